@@ -1,0 +1,1 @@
+"""From a device to evidence files: latency measured in the running loop, and acceptance traces."""

@@ -1,0 +1,1 @@
+"""The runtime: nested-exit drafts, verification, generation and sorted fine-tuning on torch."""

@@ -1,0 +1,75 @@
+import pytest
+
+from perfmodel import errors
+from perfmodel.errors import (
+    BadFile,
+    BadPolicy,
+    Interrupted,
+    Mismatch,
+    MissingExtra,
+    OutOfDomain,
+    OutOfSpace,
+    S2DError,
+    UnknownName,
+    UserInputError,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            UnknownName(
+                "target",
+                "llama-7b0",
+                ["llama-2-70b", "llama-70b", "tiny"],
+                otherwise="give a config: --target path/to/config.json",
+            ),
+            "unknown target 'llama-7b0': known are llama-2-70b, llama-70b, tiny. Did you mean 'llama-70b' or 'llama-2-70b'? "
+            "Or give a config: --target path/to/config.json.",
+        ),
+        (UnknownName("device", "TPU", ["a100", "h100"]), "unknown device 'TPU': known are a100, h100."),
+        (
+            UnknownName("device", "H-100", ["A100", "H100"]),
+            "unknown device 'H-100': known are A100, H100. Did you mean 'H100' or 'A100'?",
+        ),
+        (UnknownName("draft", "x", []), "unknown draft 'x': known are none."),
+        (
+            UnknownName("target", "q", (f"m{i}" for i in range(20))),
+            "unknown target 'q': known are m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15, … "
+            "(20 in all).",
+        ),
+        (BadFile("a.json", "the file is empty", "Make it again"), "'a.json': the file is empty. Make it again."),
+        (
+            BadPolicy("threshold 1.5 of exit 6", "a number from 0 to 1"),
+            "bad policy: threshold 1.5 of exit 6: expected a number from 0 to 1.",
+        ),
+        (
+            Mismatch("plan 'a.json'", made_for="target big", given="target small", fix="Plan again with --target small"),
+            "plan 'a.json' was made for target big, not for target small. Plan again with --target small.",
+        ),
+        (
+            OutOfDomain("context_tokens", 65536, low=1, high=4096, fix="Profile longer contexts"),
+            "context_tokens = 65536 is outside the evidence, which covers 1 to 4096. Profile longer contexts.",
+        ),
+        (MissingExtra("torch", "run"), "this needs torch, which is not installed: pip install 's2d[run]'"),
+        (
+            OutOfSpace("a.json"),
+            "no space left to write 'a.json': nothing was written and what was there is untouched. "
+            "Free some space, or give another place with -o.",
+        ),
+        (Interrupted("a.json"), "interrupted: what was measured so far is kept in 'a.json'"),
+        (Interrupted(None), "interrupted: nothing was kept"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_message_says_what_was_wrong_what_was_expected_and_how_to_fix_it(error: S2DError, message: str) -> None:
+    assert str(error) == message
+
+
+def test_the_tree_drawn_in_the_docstring_is_the_tree_and_its_exit_codes() -> None:
+    drawn = [line.lstrip("│├└─ ").split()[:2] for line in (errors.__doc__ or "").splitlines()]
+    codes = {line[0]: int(line[1]) for line in drawn if len(line) == 2 and line[1].isdigit()}
+    assert codes == {cls.__name__: cls.exit_code for cls in (S2DError, Interrupted, UserInputError)}
+    leaves = [cls.__name__ for cls in UserInputError.__subclasses__() if cls.__module__ == errors.__name__]
+    assert [line[0] for line in drawn if line and line[0] in leaves] == leaves

@@ -1,0 +1,42 @@
+from tests.check_docs import should_be_named, subcommands, tree_paths, tree_problems
+
+
+def readme(tree: str) -> str:
+    return f"text\n<!-- file-tree -->\n```text\n{tree}```\n"
+
+
+def test_a_drawn_tree_is_read_as_paths() -> None:
+    assert list(tree_paths("perfmodel/  nouns\n├── units.py  u\n│   └── x.py\n└── b/\n    └── c.json\nREADME.md\n")) == [
+        "perfmodel",
+        "perfmodel/units.py",
+        "perfmodel/units.py/x.py",
+        "perfmodel/b",
+        "perfmodel/b/c.json",
+        "README.md",
+    ]
+
+
+def test_a_tree_that_is_true_has_no_problem() -> None:
+    tree = "perfmodel/\n├── units.py\nREADME.md\n"
+    assert tree_problems(readme(tree), {"perfmodel/units.py", "perfmodel/__init__.py", "README.md", "LICENSE"}) == []
+
+
+def test_a_tree_that_names_too_much_or_too_little_is_told() -> None:
+    tree = "perfmodel/\n├── unit.py\n"
+    assert tree_problems(readme(tree), {"perfmodel/units.py"}) == [
+        "README.md: the file tree names perfmodel/unit.py, which does not exist",
+        "README.md: the file tree leaves out perfmodel/units.py",
+    ]
+    assert tree_problems("no tree", set()) == ["README.md: no fenced block after <!-- file-tree -->"]
+
+
+def test_only_modules_pages_and_notebooks_of_ours_must_be_named() -> None:
+    named = [
+        name for name in ("s2d/a.py", "s2d/__init__.py", "s2d/family/x.py", "docs/a.md", "tests/b.py") if should_be_named(name)
+    ]
+    assert named == ["s2d/a.py", "docs/a.md"]
+
+
+def test_subcommands_are_read_from_the_usage() -> None:
+    assert subcommands("usage: s2d-profile [-h] {latency,acceptance} ...\n\ntext {a,b} ...") == ["latency", "acceptance"]
+    assert subcommands("usage: s2d-plan [-h] [--rule {greedy,ratio}]\n\ntext") == []
