@@ -1,0 +1,69 @@
+"""A pass: one call of the runtime whose seconds can be measured and predicted.
+
+A round is cut into consecutive laps without gaps, so that the seconds of its passes add up to its wall time:
+
+    segment  one block of draft layers over `rows` tokens (backlog and new), the embedding included in the first
+    exit     norm, LM head, softmax, and the host's reading of token and confidence, at one looked-at exit
+    verify   the target's forward over `rows` = drafted + 1 positions, its head, and the decision
+    round    what is left: rollback, bookkeeping, streaming; `rows` = tokens drafted in the round
+    prefill  the prompt's pass, before the first round; stage 0 is the target, stage 1 the draft
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perfmodel.units import Seconds
+
+PassKind = Literal["segment", "exit", "verify", "round", "prefill"]
+PASS_KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round", "prefill")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassShape:
+    """What one pass is, as far as its seconds care."""
+
+    kind: PassKind
+    stage: int
+    """Zero-based segment or exit of the draft (among all its exits, looked at or not); 0 for verify and round."""
+    rows: int
+    """Tokens in the pass."""
+    cached_tokens: float
+    """Tokens in the KV cache before it; 0 for exit and round. A mean is allowed where many passes are summed up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassCount:
+    """Many passes of one kind, stage and number of rows, and the cached tokens they saw in sum."""
+
+    kind: PassKind
+    stage: int
+    rows: int
+    num_passes: int
+    cached_tokens_sum: int
+
+    @property
+    def mean_shape(self) -> PassShape:
+        """The shape whose seconds, times `num_passes`, are these passes' seconds (latency is linear in cached tokens)."""
+        mean = self.cached_tokens_sum / self.num_passes
+        return PassShape(kind=self.kind, stage=self.stage, rows=self.rows, cached_tokens=mean)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSamples:
+    """Measured passes, column by column, in the order they ran: the one door of calibration."""
+
+    kind: tuple[PassKind, ...]
+    stage: tuple[int, ...]
+    rows: tuple[int, ...]
+    cached_tokens: tuple[int, ...]
+    seconds: tuple[Seconds, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {len(column) for column in (self.kind, self.stage, self.rows, self.cached_tokens, self.seconds)}
+        if len(lengths) != 1:
+            raise ValueError(f"pass samples: columns of unequal lengths {sorted(lengths)}")
+        if any(value <= 0 for value in self.seconds):
+            raise ValueError("pass samples: every pass takes more than 0 s")
+
+    def __len__(self) -> int:
+        return len(self.seconds)

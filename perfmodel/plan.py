@@ -1,0 +1,106 @@
+"""A plan: the configuration to run, what it is expected to do, and on what evidence."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perfmodel.artifact import Stored, read_record, record_text, write_record
+from perfmodel.disk import PathLike
+from perfmodel.estimate import Speedup
+from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.policy import ExitPolicy
+from perfmodel.profile import DeviceKey
+from perfmodel.provenance import Provenance
+from perfmodel.rounds import RoundStats
+from perfmodel.sampling import Sampling
+from perfmodel.units import Bytes, Tokens
+
+PLAN_SCHEMA = "s2d/plan"
+PLAN_VERSION = 1
+
+EvidenceRole = Literal["draft latency", "target latency", "acceptance"]
+EvidenceLevel = Literal["roofline", "fitted", "measured", "assumed", "published", "traced"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is asked of the target."""
+
+    batch: int
+    prompt_tokens: Tokens
+    output_tokens: Tokens
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on all devices together, at the end of the output."""
+
+    target_weight_bytes: Bytes
+    draft_weight_bytes: Bytes
+    target_kv_bytes: Bytes
+    draft_kv_bytes: Bytes
+    capacity_bytes: Bytes | None
+    """None when the device's memory is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One thing a plan rests on: named by hash where it is a file, never copied."""
+
+    role: EvidenceRole
+    level: EvidenceLevel
+    description: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One configuration and what is predicted of it."""
+
+    name: str
+    """`plan`, `plain decoding`, `exit 6`, `paper thresholds` …"""
+    policy: ExitPolicy | None
+    """None: do not speculate."""
+    rounds: RoundStats
+    """Over all prompts of the acceptance evidence."""
+    speedup: Speedup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run. `chosen.policy` is None when not speculating is best."""
+
+    target: ModelGeometry
+    target_sha256: str | None
+    """Hash of the target's weights where they were profiled; None where only the geometry is known."""
+    draft: DraftGeometry
+    draft_name: str
+    draft_sha256: str | None
+    tokenizer_sha256: str | None
+    device: DeviceKey
+    workload: Workload
+    chosen: Candidate
+    runners_up: tuple[Candidate, ...]
+    memory: Memory
+    evidence: tuple[Evidence, ...]
+    next_command: str
+    """The command that would replace the weakest evidence by a measurement."""
+
+
+def plan_file_text(plan: Plan, provenance: Provenance) -> str:
+    """The file as text: what `--json` prints."""
+    return record_text(plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
+
+
+def write_plan(path: PathLike, plan: Plan, provenance: Provenance) -> None:
+    """Write a plan, whole or not at all."""
+    write_record(path, plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
+
+
+def read_plan(path: PathLike) -> Stored[Plan]:
+    """Read a plan back.
+
+    Raises:
+        BadFile: anything but a whole plan; says what it is and what to do.
+    """
+    return read_record(path, Plan, schema=PLAN_SCHEMA, version=PLAN_VERSION)

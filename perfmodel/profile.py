@@ -1,0 +1,46 @@
+"""What a device did: raw times of one model's passes, as measured."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perfmodel.geometry import ModelGeometry
+from perfmodel.passes import PassSamples
+
+LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
+LATENCY_PROFILE_VERSION = 1
+
+Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
+EngineMode = Literal["eager", "graph"]
+DTYPE_BYTES: dict[str, float] = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceKey:
+    """Where seconds were measured: seconds taken under one key say nothing certain about another."""
+
+    device: str
+    """`NVIDIA H200`, or for a CPU its model name."""
+    num_devices: int
+    num_threads: int | None
+    """Threads of a CPU run; None on a GPU."""
+    dtype: Dtype
+    engine: EngineMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyProfile:
+    """Raw pass times of one model on one device, taken while it ran beside another.
+
+    A draft's profile holds its segment, exit and prefill passes; a target's its verify, round and prefill passes. A
+    self-draft's profile is the target's, with both.
+    """
+
+    model: ModelGeometry
+    model_sha256: str
+    """Hash of the weights, so that a profile of other weights of the same shape is told apart."""
+    exit_layers: tuple[int, ...]
+    """The exits that cut the model into segments; empty for a target that does not draft."""
+    beside: str | None
+    """Name of the model it shared caches with in the measured loop; None when it was timed alone."""
+    device: DeviceKey
+    samples: PassSamples

@@ -1,0 +1,102 @@
+"""A run report: what executing a plan really did."""
+
+from dataclasses import dataclass
+
+from perfmodel.artifact import Stored, read_record, record_text, write_record
+from perfmodel.disk import PathLike
+from perfmodel.estimate import Speedup
+from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.passes import PassSamples
+from perfmodel.policy import ExitPolicy
+from perfmodel.profile import DeviceKey
+from perfmodel.provenance import Provenance
+from perfmodel.rounds import RoundStats
+from perfmodel.sampling import Sampling
+from perfmodel.units import Seconds, Tokens
+
+REPORT_SCHEMA = "s2d/run-report"
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRun:
+    """One prompt under one arm."""
+
+    name: str
+    category: str
+    prompt_tokens: Tokens
+    rounds: RoundStats
+    prefill_s: Seconds
+    decode_s: Seconds
+    """Wall time of the rounds."""
+    distinct_6gram_frac: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One configuration over all prompts."""
+
+    policy: ExitPolicy | None
+    runs: tuple[PromptRun, ...]
+    samples: PassSamples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """The first token at which the plan's output differs from the plain target's."""
+
+    prompt: str
+    position: int
+    """Zero-based among the emitted tokens."""
+    gap: float
+    """Target logit of its own choice minus that of the emitted token, teacher-forced; near 0 is a near-tie."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """The comparison with the plain target, token by token."""
+
+    num_prompts: int
+    num_equal: int
+    worst_gap: float
+    """Largest gap over every emitted token: 0 when each is the argmax of the target's teacher-forced logits."""
+    divergences: tuple[Divergence, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """A plan's execution beside plain decoding of the same prompts."""
+
+    plan_sha256: str | None
+    target: ModelGeometry
+    target_sha256: str
+    draft: DraftGeometry
+    draft_sha256: str
+    device: DeviceKey
+    sampling: Sampling
+    max_new_tokens: Tokens
+    plan_arm: Arm
+    plain_arm: Arm | None
+    """None when plain decoding was not run."""
+    measured: Speedup | None
+    """None without the plain arm."""
+    check: Check | None
+
+
+def report_file_text(report: RunReport, provenance: Provenance) -> str:
+    """The file as text: what `--json` prints."""
+    return record_text(report, schema=REPORT_SCHEMA, version=REPORT_VERSION, provenance=provenance)
+
+
+def write_report(path: PathLike, report: RunReport, provenance: Provenance) -> None:
+    """Write a report, whole or not at all."""
+    write_record(path, report, schema=REPORT_SCHEMA, version=REPORT_VERSION, provenance=provenance)
+
+
+def read_report(path: PathLike) -> Stored[RunReport]:
+    """Read a report back.
+
+    Raises:
+        BadFile: anything but a whole report; says what it is and what to do.
+    """
+    return read_record(path, RunReport, schema=REPORT_SCHEMA, version=REPORT_VERSION)
