@@ -1,0 +1,125 @@
+"""From a target's first layers to a nested draft: `s2d-train draft` for any Llama-format folder.
+
+S2D §3.1: the draft starts as the target's first layers, embedding, norm and head, and every exit is trained by SoFT.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from perfmodel.errors import BadFile, UserInputError
+from s2d.load import write_sidecar
+from s2d.train import Batch, TrainSettings, train_sorted, windows
+
+
+def read_texts(paths: Sequence[Path]) -> list[str]:
+    """Training texts from `.txt` files (one text each) and `.jsonl` files (`text`, `turns` or ShareGPT `conversations`).
+
+    Raises:
+        BadFile: a line that is no JSON object or holds none of the known keys.
+    """
+    texts: list[str] = []
+    for path in paths:
+        if not path.is_file():
+            raise BadFile(path, "no such file", "Give .txt or .jsonl files with --text")
+        if path.suffix != ".jsonl":
+            texts.append(path.read_text("utf-8"))
+            continue
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+            texts.append(_text_of(path, number, line))
+    return texts
+
+
+def _text_of(path: Path, number: int, line: str) -> str:
+    """The text of one JSONL line."""
+    expected = 'Expected {"text": …}, {"turns": […]} or {"conversations": [{"value" or "content": …}]} on every line'
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as err:
+        raise BadFile(path, f"line {number} is not JSON ({err.msg})", expected) from err
+    if isinstance(record, dict) and isinstance(record.get("text"), str):
+        return str(record["text"])
+    if isinstance(record, dict) and isinstance(record.get("turns"), list):
+        return "\n".join(map(str, record["turns"]))
+    if isinstance(record, dict) and isinstance(record.get("conversations"), list):
+        return "\n".join(str(turn.get("content", turn.get("value", ""))) for turn in record["conversations"])
+    raise BadFile(path, f"line {number} has no text", expected)
+
+
+def first_layers(target: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
+    """A model of its own that starts as the target's first layers, embedding, norm and head, in float32.
+
+    Raises:
+        UserInputError: the target is not that deep.
+    """
+    depth = target.config.num_hidden_layers
+    if not 1 <= num_layers <= depth:
+        raise UserInputError(f"a draft of {num_layers} layers from a target of {depth}: give --exits up to {depth}")
+    config = LlamaConfig.from_dict({**target.config.to_dict(), "num_hidden_layers": num_layers})
+    draft = LlamaForCausalLM(config).float()
+    kept = {name: value for name, value in target.state_dict().items() if not _is_deeper(name, num_layers)}
+    draft.load_state_dict(kept)
+    return draft
+
+
+def _is_deeper(name: str, num_layers: int) -> bool:
+    """Whether a weight belongs to a layer the draft does not have: `model.layers.<i>.…` with i >= num_layers."""
+    parts = name.split(".")
+    return parts[1] == "layers" and int(parts[2]) >= num_layers
+
+
+def train_draft(
+    target_folder: Path,
+    exit_layers: Sequence[int],
+    texts: Sequence[str],
+    settings: TrainSettings,
+    output: Path,
+    *,
+    teacher_folders: Sequence[Path],
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train a nested draft on texts and save it, with its tokenizer and sidecar, as a Hugging Face folder.
+
+    Args:
+        exit_layers: rising layer counts; the last is the draft's depth.
+        teacher_folders: targets whose distributions the draft is distilled from, in turns; none trains on the text alone.
+
+    Raises:
+        UserInputError: fewer tokens than one training sequence.
+        KeyboardInterrupt: after the state so far was written to `<output>.partial`; run again to go on.
+    """
+    torch.manual_seed(settings.seed)
+    tokenizer = AutoTokenizer.from_pretrained(target_folder)
+    tokens = _joined_tokens(tokenizer, texts)
+    if len(tokens) < settings.sequence_tokens + 2:
+        raise UserInputError(
+            f"the texts hold {len(tokens)} tokens and one training sequence takes {settings.sequence_tokens + 1}: "
+            "give more text with --text, or a smaller --sequence-tokens"
+        )
+    draft = first_layers(LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.float32), exit_layers[-1])
+    teachers = [LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in teacher_folders]
+    partial = output.with_name(output.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    batches = _batches(tokens, settings, len(teachers))
+    train_sorted(draft, exit_layers, batches, settings, teachers=teachers, folder=partial, on_step=on_step)
+    draft.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    write_sidecar(partial, exit_layers=tuple(exit_layers))
+    partial.replace(output)
+
+
+def _joined_tokens(tokenizer: AutoTokenizer, texts: Sequence[str]) -> np.ndarray:
+    """All texts in one sequence, an end-of-text token after each: int32 [num_tokens]."""
+    ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    pieces = [ids + ends for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+    return np.asarray([token for piece in pieces for token in piece], dtype=np.int32)
+
+
+def _batches(tokens: np.ndarray, settings: TrainSettings, num_teachers: int) -> Iterator[Batch]:
+    """Random windows of the text, the teachers taking turns."""
+    for number, ids in enumerate(windows(tokens, settings, 1)):
+        yield Batch(token_ids=ids, teacher=number % num_teachers if num_teachers else None)
