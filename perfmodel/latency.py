@@ -7,26 +7,24 @@
 Every level is linear in the cached tokens of a pass, so that the seconds of many passes are those of their mean shape.
 """
 
-from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 from perfmodel.errors import OutOfDomain
 from perfmodel.geometry import ModelGeometry
 from perfmodel.hardware import Hardware
-from perfmodel.pass_table import PassTable
+from perfmodel.law import LatencyFit, Law, roofline_law
+from perfmodel.pass_times import PassTimes
 from perfmodel.passes import PassKind, PassShape
-from perfmodel.profile import DeviceKey, Dtype, EngineMode, LatencyProfile
+from perfmodel.profile import Dtype, EngineMode, LatencyProfile
 from perfmodel.units import Frac, Seconds
 from perfmodel.work import PassSetting, PassWork
-
-LATENCY_FIT_SCHEMA = "s2d/latency-fit"
-LATENCY_FIT_VERSION = 1
 
 LatencyLevel = Literal["roofline", "fitted", "measured"]
 Line: TypeAlias = tuple[Seconds, Seconds]
 """Seconds with nothing cached, and seconds per cached token."""
 
 _DOMAIN_SLACK = 2.0
+"""How far beyond what a fit has seen, as a factor, it is still asked."""
 
 
 class LatencyModel(Protocol):
@@ -55,89 +53,8 @@ class LatencyModel(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Law:
-    """The coefficients of the latency law, the one formula behind roofline and fit.
-
-        fixed   = pass + sync + round + round_row * drafted
-        kernels = layers * (layer + row_layer * rows + [rows > 1] many_rows_layer)
-                  + max(weight_byte * bytes (+ [rows > 1] many_rows_byte * bytes), flop * FLOP)
-                  + all_reduce * count + link_byte * bytes sent
-                  + cached tokens * max(kv_byte * bytes, attn_flop * FLOP)
-        seconds = fixed + max(host_layer * layers, kernels)
-
-    `[rows > 1]` is the step from a matrix-vector to a matrix-matrix kernel, seen on CPUs. Launches hide behind kernels: the
-    slower of the two is paid.
-    """
-
-    pass_s: Seconds
-    sync_s: Seconds
-    round_s: Seconds
-    round_row_s: Seconds
-    layer_s: Seconds
-    row_layer_s: Seconds
-    many_rows_layer_s: Seconds
-    host_layer_s: Seconds
-    weight_byte_s: Seconds
-    many_rows_byte_s: Seconds
-    flop_s: Seconds
-    kv_byte_s: Seconds
-    attn_flop_s: Seconds
-    all_reduce_s: Seconds
-    link_byte_s: Seconds
-
-    def line(self, work: PassWork, *, max_cached_tokens: int) -> Line:
-        """Seconds of some work with nothing cached, and per cached token.
-
-        A pass that waits for its launches even with `max_cached_tokens` hides its KV reads; any other pays them in full.
-        """
-        per_token_s = max(
-            self.kv_byte_s * work.kv_bytes_per_cached_token, self.attn_flop_s * work.attn_flops_per_cached_token
-        )
-        kernels_s = self._kernels_s(work)
-        host_s = self.host_layer_s * work.num_layers
-        if host_s >= kernels_s + max_cached_tokens * per_token_s:
-            per_token_s = 0.0
-        return self._fixed_s(work) + max(host_s, kernels_s), per_token_s
-
-    def _fixed_s(self, work: PassWork) -> Seconds:
-        round_s = self.round_s * work.num_rounds + self.round_row_s * work.drafted_rows
-        return self.pass_s * work.num_passes + self.sync_s * work.num_syncs + round_s
-
-    def _kernels_s(self, work: PassWork) -> Seconds:
-        many = work.rows > 1
-        layer_s = self.layer_s + self.row_layer_s * work.rows + self.many_rows_layer_s * many
-        reading_s = (self.weight_byte_s + self.many_rows_byte_s * many) * work.weight_bytes
-        reducing_s = self.all_reduce_s * work.num_all_reduces + self.link_byte_s * work.link_bytes
-        return layer_s * work.num_layers + max(reading_s, self.flop_s * work.flops) + reducing_s
-
-
-def roofline_law(hardware: Hardware, dtype: Dtype, engine: EngineMode) -> Law:
-    """The law's coefficients from a hardware row alone."""
-    host = hardware.engines[engine]
-    flop_s = 1 / (hardware.peak_flops_per_s[dtype] * hardware.flops_frac)
-    cache_dtype: Dtype = "fp32" if dtype == "fp32" else "bf16"
-    return Law(
-        pass_s=host.pass_s,
-        sync_s=host.sync_s,
-        round_s=host.round_s,
-        round_row_s=0.0,
-        layer_s=hardware.layer_floor_s + hardware.attn_floor_s,
-        row_layer_s=0.0,
-        many_rows_layer_s=0.0,
-        host_layer_s=host.host_layer_s,
-        weight_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[dtype]),
-        many_rows_byte_s=0.0,
-        flop_s=flop_s,
-        kv_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[cache_dtype]),
-        attn_flop_s=1 / (hardware.peak_flops_per_s[cache_dtype] * hardware.flops_frac),
-        all_reduce_s=hardware.all_reduce_s,
-        link_byte_s=1 / hardware.link_bytes_per_s,
-    )
-
-
 class _LawLatency:
-    """Passes of one model priced by a law; the common part of roofline and fit."""
+    """Passes of one model priced by a law: roofline and fit."""
 
     __slots__ = ("_law", "_lines", "_setting")
 
@@ -184,9 +101,7 @@ class RooflineLatency(_LawLatency):
         num_devices: int = 1,
         batch: int = 1,
     ) -> None:
-        setting = PassSetting(
-            model=geometry, exit_layers=exit_layers, dtype=dtype, batch=batch, num_devices=num_devices
-        )
+        setting = PassSetting(model=geometry, exit_layers=exit_layers, dtype=dtype, batch=batch, num_devices=num_devices)
         super().__init__(roofline_law(hardware, dtype, engine), setting)
         self.error_frac: Frac = hardware.error_frac
 
@@ -196,48 +111,15 @@ class RooflineLatency(_LawLatency):
         return "roofline"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitDomain:
-    """The passes a fit has seen: outside it a prediction is a guess."""
-
-    min_layer_weight_bytes: float
-    max_layer_weight_bytes: float
-    """Bytes of one layer's weights."""
-    max_layers: int
-    """Of one pass."""
-    max_rows: int
-    max_cached_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyFit:
-    """The law's coefficients fitted to profiles taken on one device."""
-
-    device: DeviceKey
-    models: tuple[str, ...]
-    law: Law
-    standard_error: Law
-    """Of each coefficient; 0 for those held at 0."""
-    domain: FitDomain
-    num_samples: int
-    residual_frac: Frac
-    """Mean absolute error over the passes it was fitted to."""
-    held_out_error_frac: Frac | None
-    """Mean absolute error over the passes of a model left out of the fit; None with a single model."""
-
-
 class FittedLatency(_LawLatency):
     """A model that was not run, on a device where others were."""
 
     __slots__ = ("error_frac", "fit")
 
     def __init__(self, fit: LatencyFit, geometry: ModelGeometry, exit_layers: tuple[int, ...]) -> None:
+        key = fit.device
         setting = PassSetting(
-            model=geometry,
-            exit_layers=exit_layers,
-            dtype=fit.device.dtype,
-            batch=1,
-            num_devices=fit.device.num_devices,
+            model=geometry, exit_layers=exit_layers, dtype=key.dtype, batch=1, num_devices=key.num_devices
         )
         super().__init__(fit.law, setting)
         self.fit = fit
@@ -279,7 +161,7 @@ class MeasuredLatency:
 
     def __init__(self, profile: LatencyProfile) -> None:
         self.profile = profile
-        self._table = PassTable(profile.samples, name=profile.model.name)
+        self._table = PassTimes(profile.samples, name=profile.model.name)
         self.error_frac: Frac = self._table.error_frac
 
     @property

@@ -1,0 +1,92 @@
+"""What every benchmark shares: its flags, the table first, and the JSON object that ends it.
+
+A benchmark is `python benchmarks/NAME.py [--quick]`. Its last line of stdout is one JSON object, which is also kept with
+its provenance in benchmarks/results/NAME.json. Importing this module makes the checkout importable without installing it.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parent
+ROOT = BENCHMARKS.parent
+RESULTS = BENCHMARKS / "results"
+DATA = BENCHMARKS / "data"
+SHARED_DATA = ROOT.parent / "shared" / "data"
+"""Public tables that are read in place and not shipped; --data names another folder."""
+QUICK_S = 50.0
+"""`--quick` ends within this many seconds on two cores."""
+
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser that has `--quick`; pass the module's docstring."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"a smaller run that ends within {QUICK_S:.0f} s")
+    return parser
+
+
+def finish(
+    name: str,
+    result: Mapping[str, Any],
+    *,
+    libraries: Iterable[str] = (),
+    device: str | None = None,
+    driver: str | None = None,
+    seed: int | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> None:
+    """End a benchmark: keep the result with its provenance, then print it as the last line of stdout.
+
+    Args:
+        name: the script's name without `.py`.
+        result: the keys of DESIGN §9 and any others; NaN and infinity are refused, None means not measured.
+        libraries: distributions whose versions could change the numbers, such as `torch`.
+        device: what ran, such as `NVIDIA H200`.
+        driver: its driver's version.
+        seed: the seed of everything random.
+        inputs: SHA-256 of what went in, by role.
+    """
+    from perfmodel.disk import write_atomically
+    from perfmodel.provenance import make_provenance
+
+    provenance = make_provenance(libraries=libraries, device=device, driver=driver, seed=seed, inputs=inputs)
+    kept = {"benchmark": name, "provenance": asdict(provenance), "result": dict(result)}
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(kept, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_atomically(RESULTS / f"{name}.json", text.encode("utf-8"))
+    print(json.dumps(dict(result), allow_nan=False), flush=True)
+
+
+def one_thread() -> None:
+    """Run torch on one CPU thread: at these sizes two are no faster and far noisier."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def mape_frac(predicted: Iterable[float], measured: Iterable[float]) -> float:
+    """Mean absolute error as a fraction of what was measured."""
+    errors = [abs(guess / truth - 1) for guess, truth in zip(predicted, measured, strict=True)]
+    return math.fsum(errors) / len(errors)
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """The value below which a share of the values lies, interpolated between neighbours."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle value."""
+    return quantile(values, 0.5)

@@ -1,0 +1,146 @@
+"""The latency law: seconds of a pass as a sum of few physical terms, and its coefficients from a datasheet or a fit."""
+
+from dataclasses import dataclass
+
+from perfmodel.artifact import Stored, read_record, write_record
+from perfmodel.disk import PathLike
+from perfmodel.hardware import Hardware
+from perfmodel.profile import DeviceKey, Dtype, EngineMode
+from perfmodel.provenance import Provenance
+from perfmodel.units import Frac, Seconds
+from perfmodel.work import PassWork
+
+LATENCY_FIT_SCHEMA = "s2d/latency-fit"
+LATENCY_FIT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """The coefficients of the latency law, the one formula behind roofline and fit.
+
+        fixed   = pass + sync + round + round_row * drafted
+        kernels = layers * (layer + row_layer * rows + [rows > 1] many_rows_layer)
+                  + overlap(weight_byte * bytes + [rows > 1] many_rows_byte * bytes, flop * FLOP)
+                  + all_reduce * count + link_byte * bytes sent
+                  + cached tokens * overlap(kv_byte * bytes, attn_flop * FLOP)
+        seconds = fixed + max(host_layer * layers, kernels)
+
+    `[rows > 1]` is the step from a matrix-vector to a matrix-matrix kernel, seen on CPUs. Launches hide behind kernels: the
+    slower of the two is paid. Reading and computing overlap nearly as well: overlap(a, b) = (a³ + b³)^(1/3), which is at
+    least the larger and rounds the knee as the A100's kernel tables do (64, 128, 256 rows of a Llama-2-7B layer).
+    """
+
+    pass_s: Seconds
+    sync_s: Seconds
+    round_s: Seconds
+    round_row_s: Seconds
+    layer_s: Seconds
+    row_layer_s: Seconds
+    many_rows_layer_s: Seconds
+    host_layer_s: Seconds
+    weight_byte_s: Seconds
+    many_rows_byte_s: Seconds
+    flop_s: Seconds
+    kv_byte_s: Seconds
+    attn_flop_s: Seconds
+    all_reduce_s: Seconds
+    link_byte_s: Seconds
+
+    def line(self, work: PassWork, *, max_cached_tokens: int) -> tuple[Seconds, Seconds]:
+        """Seconds of some work with nothing cached, and per cached token.
+
+        A pass that waits for its launches even with `max_cached_tokens` hides its KV reads; any other pays them in full.
+        """
+        kv_s, attn_s = self.kv_byte_s * work.kv_bytes_per_cached_token, self.attn_flop_s * work.attn_flops_per_cached_token
+        per_token_s = _overlap_s(kv_s, attn_s)
+        kernels_s = self._kernels_s(work)
+        host_s = self.host_layer_s * work.num_layers
+        if host_s >= kernels_s + max_cached_tokens * per_token_s:
+            per_token_s = 0.0
+        return self._fixed_s(work) + max(host_s, kernels_s), per_token_s
+
+    def _fixed_s(self, work: PassWork) -> Seconds:
+        round_s = self.round_s * work.num_rounds + self.round_row_s * work.drafted_rows
+        return self.pass_s * work.num_passes + self.sync_s * work.num_syncs + round_s
+
+    def _kernels_s(self, work: PassWork) -> Seconds:
+        many = work.rows > 1
+        layer_s = self.layer_s + self.row_layer_s * work.rows + self.many_rows_layer_s * many
+        reading_s = (self.weight_byte_s + self.many_rows_byte_s * many) * work.weight_bytes
+        reducing_s = self.all_reduce_s * work.num_all_reduces + self.link_byte_s * work.link_bytes
+        return layer_s * work.num_layers + _overlap_s(reading_s, self.flop_s * work.flops) + reducing_s
+
+
+def _overlap_s(one_s: Seconds, other_s: Seconds) -> Seconds:
+    """Seconds of two things that overlap, but not perfectly."""
+    longer, shorter = max(one_s, other_s), min(one_s, other_s)
+    return longer * (1 + (shorter / longer) ** 3) ** (1 / 3) if longer else 0.0
+
+
+def roofline_law(hardware: Hardware, dtype: Dtype, engine: EngineMode) -> Law:
+    """The law's coefficients from a hardware row alone."""
+    host = hardware.engines[engine]
+    flop_s = 1 / (hardware.peak_flops_per_s[dtype] * hardware.flops_frac)
+    cache_dtype: Dtype = "fp32" if dtype == "fp32" else "bf16"
+    return Law(
+        pass_s=host.pass_s,
+        sync_s=host.sync_s,
+        round_s=host.round_s,
+        round_row_s=0.0,
+        layer_s=hardware.layer_floor_s + hardware.attn_floor_s,
+        row_layer_s=0.0,
+        many_rows_layer_s=0.0,
+        host_layer_s=host.host_layer_s,
+        weight_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[dtype]),
+        many_rows_byte_s=0.0,
+        flop_s=flop_s,
+        kv_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[cache_dtype]),
+        attn_flop_s=1 / (hardware.peak_flops_per_s[cache_dtype] * hardware.flops_frac),
+        all_reduce_s=hardware.all_reduce_s,
+        link_byte_s=1 / hardware.link_bytes_per_s,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitDomain:
+    """The passes a fit has seen: outside it a prediction is a guess."""
+
+    min_layer_weight_bytes: float
+    max_layer_weight_bytes: float
+    """Bytes of one layer's weights."""
+    max_layers: int
+    """Of one pass."""
+    max_rows: int
+    """Of a pass that is no prefill."""
+    max_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyFit:
+    """The law's coefficients fitted to profiles taken on one device."""
+
+    device: DeviceKey
+    models: tuple[str, ...]
+    law: Law
+    standard_error: Law
+    """Of each coefficient; 0 for those held at 0."""
+    domain: FitDomain
+    num_samples: int
+    residual_frac: Frac
+    """Mean absolute error over the passes it was fitted to."""
+    held_out_error_frac: Frac | None
+    """Mean absolute error over the passes of a model left out of the fit; None with a single model."""
+
+
+def write_latency_fit(path: PathLike, fit: LatencyFit, provenance: Provenance) -> None:
+    """Write a fit, whole or not at all."""
+    write_record(path, fit, schema=LATENCY_FIT_SCHEMA, version=LATENCY_FIT_VERSION, provenance=provenance)
+
+
+def read_latency_fit(path: PathLike) -> Stored[LatencyFit]:
+    """Read a fit back.
+
+    Raises:
+        BadFile: anything but a whole fit; says what it is and what to do.
+    """
+    return read_record(path, LatencyFit, schema=LATENCY_FIT_SCHEMA, version=LATENCY_FIT_VERSION)

@@ -1,0 +1,218 @@
+"""Mean seconds of every pass that was measured, as straight lines in the cached tokens.
+
+Totals are what is predicted, so a cell keeps its mean and not its median; only the most extreme 2 % on each side are
+pulled in to the edge, so that one preempted pass does not speak for a thousand.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from perfmodel.errors import OutOfDomain
+from perfmodel.passes import PassKind, PassSamples
+from perfmodel.units import Frac, Seconds
+
+CLAMPED_FRAC = 0.02
+"""Share of the samples on each side that is pulled in to the edge of the rest."""
+MIN_SAMPLES = 12
+"""A knot of fewer samples (and fewer than the commonest width has) is merged with the next wider pass."""
+MIN_CLAMPED_SAMPLES = 8
+EXTRAPOLATED_RATIO = 1.25
+MIN_SLOPE_SAMPLES = 48
+MIN_CACHED_SPREAD = 32.0
+"""Tokens of standard deviation times two: below it a cell takes the slope of its kind and stage."""
+NUM_BLOCKS = 12
+"""Consecutive stretches of the profile whose totals tell how steady the device was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knot:
+    """Measured passes of one width, or of a few neighbouring ones that are rare."""
+
+    rows: float
+    """Their mean number of rows."""
+    num_passes: int
+    mean_s: Seconds
+    mean_cached_tokens: float
+    per_token_s: Seconds
+
+    @property
+    def base_s(self) -> Seconds:
+        """Seconds with nothing cached, never below 0."""
+        return max(0.0, self.mean_s - self.per_token_s * self.mean_cached_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """The passes of one kind, stage and width."""
+
+    cached: list[float]
+    seconds: list[Seconds]
+
+
+class PassTimes:
+    """Every measured pass, priced by kind, stage and rows.
+
+    Widths between two measured ones are interpolated; beyond the widest at most one row, or a quarter of it, is
+    extrapolated: a backlog of 40 rows tells one of 50.
+
+    Args:
+        name: the model's, for messages.
+    """
+
+    __slots__ = ("_knots", "_lines", "_max_rows", "_name", "error_frac")
+
+    def __init__(self, samples: PassSamples, *, name: str) -> None:
+        cells = _cells_of(samples)
+        self._name = name
+        self._max_rows = {key: max(by_rows) for key, by_rows in cells.items()}
+        self._knots = {key: _knots_of(by_rows) for key, by_rows in cells.items()}
+        self._lines: dict[tuple[str, int, int], tuple[Seconds, Seconds]] = {}
+        self.error_frac: Frac = self._block_error_frac(samples)
+
+    def line(self, kind: PassKind, stage: int, rows: int) -> tuple[Seconds, Seconds]:
+        """Seconds with nothing cached, and per cached token.
+
+        Raises:
+            OutOfDomain: such a pass was not measured.
+        """
+        key = (kind, stage, rows)
+        if key not in self._lines:
+            self._check(kind, stage, rows)
+            self._lines[key] = _line_at(self._knots[kind, stage], rows)
+        return self._lines[key]
+
+    def _check(self, kind: PassKind, stage: int, rows: int) -> None:
+        measured = self._max_rows.get((kind, stage), 0)
+        is_known = measured > 0 or (kind == "round" and (kind, stage) in self._max_rows)
+        if is_known and (kind == "prefill" or rows <= max(measured + 1, EXTRAPOLATED_RATIO * measured)):
+            return
+        raise OutOfDomain(
+            f"rows of a {kind} pass (stage {stage}) of {self._name!r}",
+            rows,
+            low=0,
+            high=measured,
+            fix="Profile again with longer drafts and all the exits you want priced: s2d-profile latency",
+        )
+
+    def _block_error_frac(self, samples: PassSamples) -> Frac:
+        """Standard error of the profile's total, from how its consecutive stretches differ from the table."""
+        measured, predicted = [0.0] * NUM_BLOCKS, [0.0] * NUM_BLOCKS
+        columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
+        rounds = [column for column in columns if column[0] != "prefill"]
+        for number, (kind, stage, rows, cached, seconds) in enumerate(rounds):
+            block = number * NUM_BLOCKS // len(rounds)
+            base_s, per_token_s = self.line(kind, stage, rows)
+            measured[block] += seconds
+            predicted[block] += base_s + per_token_s * cached
+        ratios = [m / p for m, p in zip(measured, predicted, strict=True) if p > 0]
+        return _standard_error(ratios)
+
+
+def _cells_of(samples: PassSamples) -> dict[tuple[str, int], dict[int, _Cell]]:
+    """Clamped samples by (kind, stage), then by rows."""
+    cells: dict[tuple[str, int], dict[int, _Cell]] = defaultdict(dict)
+    columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
+    for kind, stage, rows, cached, seconds in columns:
+        cell = cells[kind, stage].setdefault(rows, _Cell([], []))
+        cell.cached.append(cached)
+        cell.seconds.append(seconds)
+    return {
+        key: {rows: _Cell(cell.cached, clamped(cell.seconds)) for rows, cell in sorted(by_rows.items())}
+        for key, by_rows in cells.items()
+    }
+
+
+def clamped(values: Sequence[Seconds]) -> list[Seconds]:
+    """The values with the most extreme `CLAMPED_FRAC` on each side pulled in to the edge of the rest."""
+    ordered = sorted(values)
+    outside = math.ceil(CLAMPED_FRAC * len(ordered)) if len(ordered) >= MIN_CLAMPED_SAMPLES else 0
+    low, high = ordered[outside], ordered[-1 - outside]
+    return [min(max(value, low), high) for value in values]
+
+
+def _knots_of(by_rows: dict[int, _Cell]) -> tuple[Knot, ...]:
+    pooled_s = _slope_s(by_rows.values())
+    most = max(len(cell.seconds) for cell in by_rows.values())
+    knots = [_knot(rows, cell, pooled_s) for rows, cell in by_rows.items()]
+    return tuple(_merged(knots, min_samples=min(MIN_SAMPLES, most)))
+
+
+def _knot(rows: int, cell: _Cell, pooled_s: Seconds) -> Knot:
+    number = len(cell.seconds)
+    mean_cached = math.fsum(cell.cached) / number
+    spread = 2 * math.sqrt(math.fsum((x - mean_cached) ** 2 for x in cell.cached) / number)
+    own_slope = number >= MIN_SLOPE_SAMPLES and spread >= MIN_CACHED_SPREAD
+    return Knot(
+        rows=rows,
+        num_passes=number,
+        mean_s=math.fsum(cell.seconds) / number,
+        mean_cached_tokens=mean_cached,
+        per_token_s=_slope_s([cell]) if own_slope else pooled_s,
+    )
+
+
+def _slope_s(cells: Iterable[_Cell]) -> Seconds:
+    """Seconds per cached token by least squares inside each cell, pooled over the cells; never negative."""
+    num_samples, over, under = 0, 0.0, 0.0
+    for cell in cells:
+        number = len(cell.seconds)
+        mean_x, mean_y = math.fsum(cell.cached) / number, math.fsum(cell.seconds) / number
+        over += math.fsum((x - mean_x) * (y - mean_y) for x, y in zip(cell.cached, cell.seconds, strict=True))
+        under += math.fsum((x - mean_x) ** 2 for x in cell.cached)
+        num_samples += number
+    is_wide = num_samples and 2 * math.sqrt(under / num_samples) >= MIN_CACHED_SPREAD
+    return max(0.0, over / under) if is_wide else 0.0
+
+
+def _merged(knots: Sequence[Knot], *, min_samples: int) -> Iterable[Knot]:
+    """Knots in order of rows, rare ones joined with their wider neighbours; the last joins the one before it."""
+    done: list[Knot] = []
+    pending: Knot | None = None
+    for knot in knots:
+        pending = knot if pending is None else _join(pending, knot)
+        if pending.num_passes >= min_samples:
+            done.append(pending)
+            pending = None
+    if pending is not None:
+        done.append(_join(done.pop(), pending) if done and pending.num_passes * 2 < min_samples else pending)
+    return done
+
+
+def _join(one: Knot, other: Knot) -> Knot:
+    number = one.num_passes + other.num_passes
+
+    def mean(a: float, b: float) -> float:
+        return (a * one.num_passes + b * other.num_passes) / number
+
+    return replace(
+        one,
+        rows=mean(one.rows, other.rows),
+        num_passes=number,
+        mean_s=mean(one.mean_s, other.mean_s),
+        mean_cached_tokens=mean(one.mean_cached_tokens, other.mean_cached_tokens),
+        per_token_s=mean(one.per_token_s, other.per_token_s),
+    )
+
+
+def _line_at(knots: Sequence[Knot], rows: int) -> tuple[Seconds, Seconds]:
+    """Base and slope at a width: between two knots, or along the last two beyond them; never falling below the last knot."""
+    if rows <= knots[0].rows or len(knots) == 1:
+        return knots[0].base_s, knots[0].per_token_s
+    right = next((i for i, knot in enumerate(knots) if knot.rows >= rows), len(knots) - 1)
+    low, high = knots[right - 1], knots[right]
+    share = (rows - low.rows) / (high.rows - low.rows)
+    if share > 1 and high.base_s < low.base_s:
+        return high.base_s, high.per_token_s
+    slope_s = low.per_token_s + share * (high.per_token_s - low.per_token_s)
+    return low.base_s + share * (high.base_s - low.base_s), max(0.0, slope_s)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of the mean; 0 where fewer than two values tell nothing."""
+    if len(values) < 2:
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return math.sqrt(variance / len(values))

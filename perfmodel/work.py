@@ -1,0 +1,173 @@
+"""Bytes and FLOP of one pass: pure functions, one formula each, and the record that sums them up.
+
+Symbols: T rows (tokens in the pass, all sequences together), S cached tokens, L layers, D hidden, F mlp, N heads, K kv
+heads, H head dim, V vocab. A multiply and an add are two FLOP. Norms, activations and rotations move few bytes and are
+part of the floor per layer.
+"""
+
+from dataclasses import dataclass
+
+from perfmodel.errors import BadPolicy
+from perfmodel.geometry import ModelGeometry
+from perfmodel.passes import PassKind
+from perfmodel.profile import DTYPE_BYTES, Dtype
+from perfmodel.units import Bytes, Flops
+
+_ALL_REDUCES_PER_LAYER = 2
+_ACTIVATION_BYTES = 2.0
+
+
+def weight_bytes(num_weights: float, dtype: Dtype) -> float:
+    """Bytes that hold some weights; the scales of int8 and int4 are left to the bandwidth they reach."""
+    return num_weights * DTYPE_BYTES[dtype]
+
+
+def model_weight_bytes(model: ModelGeometry, dtype: Dtype) -> Bytes:
+    """Bytes of a whole model's weights."""
+    return round(weight_bytes(model.num_params, dtype))
+
+
+def kv_dtype_bytes(dtype: Dtype) -> float:
+    """Bytes of one number in the KV cache: that of the weights, but at least two (quantised weights keep a 16-bit cache)."""
+    return max(_ACTIVATION_BYTES, DTYPE_BYTES[dtype])
+
+
+def kv_bytes_per_token(model: ModelGeometry, dtype: Dtype) -> float:
+    """Bytes of KV cache per token and sequence: 2 L K H times the bytes of a number."""
+    return model.kv_values_per_token * kv_dtype_bytes(dtype)
+
+
+def layers_weights(model: ModelGeometry, num_layers: int) -> int:
+    """Weights read by a pass over some layers, whatever its rows."""
+    return num_layers * model.layer_params
+
+
+def matrix_flops(num_weights: float, rows: float) -> Flops:
+    """2 T per weight."""
+    return 2.0 * rows * num_weights
+
+
+def attn_flops(model: ModelGeometry, num_layers: int, rows: float, keys: float) -> Flops:
+    """Scores and mixing of T queries over S keys: 4 L T S N H."""
+    return 4.0 * num_layers * rows * keys * model.num_heads * model.head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassWork:
+    """What one pass does on each device: one quantity per term of the latency law (`perfmodel.law.Law`)."""
+
+    num_passes: int
+    """1 where layers run; 0 for an exit check and for a round's bookkeeping."""
+    num_syncs: int
+    """Times the host waits for a result."""
+    num_rounds: int
+    drafted_rows: int
+    num_layers: int
+    rows: int
+    """Rows through those layers or the head, all sequences together."""
+    weight_bytes: float
+    flops: float
+    kv_bytes_per_cached_token: float
+    attn_flops_per_cached_token: float
+    num_all_reduces: int
+    link_bytes: float
+    """Bytes each device sends in all those all-reduces: 2 (n - 1) / n of what is reduced."""
+
+
+def round_work(drafted_rows: int) -> PassWork:
+    """A round's bookkeeping on the host."""
+    return PassWork(
+        num_passes=0,
+        num_syncs=0,
+        num_rounds=1,
+        drafted_rows=drafted_rows,
+        num_layers=0,
+        rows=0,
+        weight_bytes=0.0,
+        flops=0.0,
+        kv_bytes_per_cached_token=0.0,
+        attn_flops_per_cached_token=0.0,
+        num_all_reduces=0,
+        link_bytes=0.0,
+    )
+
+
+def layers_work(
+    model: ModelGeometry, *, num_layers: int, head_rows: int, rows: int, batch: int, num_devices: int, dtype: Dtype
+) -> PassWork:
+    """Some layers over `rows` tokens of each of `batch` sequences, then the LM head over `head_rows` of them.
+
+    The rows of one sequence attend to half of each other on average, and share one read of its cache.
+    """
+    weights = layers_weights(model, num_layers)
+    head = model.head_params if head_rows else 0
+    flops = matrix_flops(weights, rows * batch) + matrix_flops(head, head_rows * batch)
+    flops += attn_flops(model, num_layers, rows * batch, (rows + 1) / 2)
+    all_reduces = _ALL_REDUCES_PER_LAYER * num_layers if num_devices > 1 else 0
+    reduced_bytes = all_reduces * rows * batch * model.hidden_size * _ACTIVATION_BYTES
+    layer_share = num_layers / model.num_layers
+    return PassWork(
+        num_passes=1 if num_layers else 0,
+        num_syncs=1 if head_rows else 0,
+        num_rounds=0,
+        drafted_rows=0,
+        num_layers=num_layers,
+        rows=max(rows, head_rows) * batch,
+        weight_bytes=weight_bytes(weights + head, dtype) / num_devices,
+        flops=flops / num_devices,
+        kv_bytes_per_cached_token=layer_share * batch * kv_bytes_per_token(model, dtype) / num_devices,
+        attn_flops_per_cached_token=attn_flops(model, num_layers, rows * batch, 1) / num_devices,
+        num_all_reduces=all_reduces,
+        link_bytes=2 * (num_devices - 1) / num_devices * reduced_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassSetting:
+    """Which model runs its passes, cut where, and how: what turns a pass shape into work."""
+
+    model: ModelGeometry
+    exit_layers: tuple[int, ...]
+    """The exits that cut the model into segments; empty for a target that does not draft."""
+    dtype: Dtype
+    batch: int
+    num_devices: int
+
+    def work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
+        """The work of one pass.
+
+        A self-draft's verify covers the layers above its last exit, but with one row it is the plain loop's and covers all.
+        A prefill asks no head: the prompt's last token leads the first round.
+        """
+        match kind:
+            case "segment":
+                return self._layers(self._segment_layers(stage), head_rows=0, rows=rows)
+            case "exit":
+                self._segment_layers(stage)
+                return self._layers(0, head_rows=rows, rows=0)
+            case "verify":
+                return self._layers(self._verify_layers(rows), head_rows=rows, rows=rows)
+            case "prefill":
+                return self._layers(self.exit_layers[-1] if stage else self.model.num_layers, head_rows=0, rows=rows)
+            case "round":
+                return round_work(rows)
+
+    def _verify_layers(self, rows: int) -> int:
+        depth = self.model.num_layers
+        return depth - self.exit_layers[-1] if self.exit_layers and rows > 1 else depth
+
+    def _segment_layers(self, stage: int) -> int:
+        if not 0 <= stage < len(self.exit_layers):
+            raise BadPolicy(f"exit number {stage} of {self.model.name!r}", f"one of its {len(self.exit_layers)} exits")
+        return self.exit_layers[stage] - (self.exit_layers[stage - 1] if stage else 0)
+
+    def _layers(self, num_layers: int, *, head_rows: int, rows: int) -> PassWork:
+        return layers_work(
+            self.model,
+            num_layers=num_layers,
+            head_rows=head_rows,
+            rows=rows,
+            batch=self.batch,
+            num_devices=self.num_devices,
+            dtype=self.dtype,
+        )

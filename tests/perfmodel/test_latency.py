@@ -1,0 +1,215 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfmodel.errors import OutOfDomain
+from perfmodel.geometry import find_draft, find_model
+from perfmodel.hardware import KNOWN_HARDWARE, find_hardware
+from perfmodel.latency import FittedLatency, MeasuredLatency, RooflineLatency
+from perfmodel.law import FitDomain, LatencyFit, Law, read_latency_fit, roofline_law, write_latency_fit
+from perfmodel.pass_times import clamped
+from perfmodel.passes import PassKind, PassSamples, PassShape
+from perfmodel.profile import DeviceKey, LatencyProfile
+from perfmodel.provenance import make_provenance
+from perfmodel.work import PassSetting
+
+A100 = find_hardware("a100")
+LLAMA_7B, LLAMA_70B = find_model("llama-2-7b"), find_model("llama-2-70b")
+DEVICE = DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", engine="eager")
+KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round")
+
+Row = tuple[PassKind, int, int, int, float]
+
+
+def shape(kind: PassKind, rows: int, cached_tokens: float = 0, stage: int = 0) -> PassShape:
+    return PassShape(kind=kind, stage=stage, rows=rows, cached_tokens=cached_tokens)
+
+
+def step_s(latency: RooflineLatency, cached_tokens: float = 100) -> float:
+    return latency.pass_s(shape("verify", 1, cached_tokens)) + latency.pass_s(shape("round", 0))
+
+
+def profile_of(rows: list[Row]) -> LatencyProfile:
+    kind, stage, width, cached, seconds = zip(*rows, strict=True)
+    samples = PassSamples(kind=kind, stage=stage, rows=width, cached_tokens=cached, seconds=seconds)
+    return LatencyProfile(
+        model=LLAMA_7B, model_sha256="0", exit_layers=(), beside=None, device=DEVICE, samples=samples
+    )
+
+
+def measured(rows: list[Row]) -> MeasuredLatency:
+    return MeasuredLatency(profile_of(rows))
+
+
+@pytest.mark.parametrize(
+    ("model", "num_devices", "dtype", "published_s"),
+    [
+        (LLAMA_7B, 1, "bf16", 1 / 104.9),
+        (LLAMA_70B, 2, "bf16", 1 / 21.32),
+        (LLAMA_70B, 4, "bf16", 1 / 38.01),
+        (LLAMA_70B, 8, "bf16", 1 / 62.50),
+        (LLAMA_70B, 1, "int8", 1 / 19.13),
+        (LLAMA_70B, 1, "int4", 1 / 25.25),
+    ],
+)
+def test_gpt_fast_on_a100_is_priced_within_7_percent(model, num_devices: int, dtype, published_s: float) -> None:
+    """README of meta-pytorch/gpt-fast; none of these points gave the A100's row a number."""
+    assert step_s(RooflineLatency(model, (), A100, dtype, "graph", num_devices)) == pytest.approx(published_s, rel=0.07)
+
+
+def test_in_eager_mode_a_small_model_costs_its_launches_and_a_large_one_its_bytes() -> None:
+    assert step_s(RooflineLatency(LLAMA_7B, (), A100, "fp16", "eager"), 500) == pytest.approx(1 / 40.24, rel=0.05)
+    eager, graph = (RooflineLatency(LLAMA_70B, (), A100, "fp16", engine) for engine in ("eager", "graph"))
+    verify = shape("verify", 1)
+    assert eager.pass_s(verify) == pytest.approx(graph.pass_s(verify), rel=1e-3)
+
+
+def test_verifying_64_rows_on_a100_costs_about_what_one_does_and_256_about_twice() -> None:
+    """Vidur's kernel tables, all operators but attention: 1.05 and 1.92."""
+    latency = RooflineLatency(LLAMA_7B, (), A100, "bf16", "graph")
+    one_s = latency.pass_s(shape("verify", 1))
+    assert latency.pass_s(shape("verify", 64)) / one_s == pytest.approx(1.05, abs=0.03)
+    assert latency.pass_s(shape("verify", 256)) / one_s == pytest.approx(1.92, abs=0.15)
+
+
+@given(
+    st.sampled_from(KNOWN_HARDWARE),
+    st.sampled_from(["eager", "graph"]),
+    st.sampled_from([1, 2, 8]),
+    st.integers(1, 512),
+    st.integers(0, 4096),
+)
+def test_a_pass_is_never_faster_than_its_bytes_or_its_flop(hardware, engine, num_devices, rows, cached) -> None:
+    setting = PassSetting(model=LLAMA_7B, exit_layers=(), dtype="bf16", batch=1, num_devices=num_devices)
+    work = setting.work("verify", 0, rows)
+    seconds = RooflineLatency(LLAMA_7B, (), hardware, "bf16", engine, num_devices).pass_s(shape("verify", rows, cached))
+    moved_bytes = work.weight_bytes + cached * work.kv_bytes_per_cached_token
+    assert seconds >= moved_bytes / hardware.memory_bytes_per_s
+    assert seconds >= work.flops / hardware.peak_flops_per_s["bf16"]
+    assert seconds >= work.num_layers * hardware.layer_floor_s
+
+
+@given(st.floats(1.0, 10.0), st.integers(1, 64), st.integers(0, 2048))
+def test_more_bandwidth_is_never_slower(factor: float, rows: int, cached: int) -> None:
+    faster = replace(A100, memory_bytes_per_s=A100.memory_bytes_per_s * factor)
+    now, then = (RooflineLatency(LLAMA_7B, (), one, "bf16", "graph") for one in (A100, faster))
+    assert then.pass_s(shape("verify", rows, cached)) <= now.pass_s(shape("verify", rows, cached))
+
+
+@given(st.sampled_from(KINDS), st.integers(1, 32), st.floats(0, 4000))
+def test_seconds_are_a_straight_line_in_cached_tokens(kind: PassKind, rows: int, cached: float) -> None:
+    draft = find_draft("s2d")
+    latency = RooflineLatency(draft.model, draft.exit_layers, A100, "bf16", "graph")
+    base_s, per_token_s = latency.affine(kind, 0, rows)
+    assert latency.pass_s(shape(kind, rows, cached)) == pytest.approx(base_s + per_token_s * cached)
+    assert base_s > 0
+    assert per_token_s >= 0
+
+
+def test_the_head_at_every_exit_makes_falling_through_cost_more_than_the_last_exit_alone() -> None:
+    draft = find_draft("s2d")
+    latency = RooflineLatency(draft.model, draft.exit_layers, A100, "bf16", "graph")
+    segments_s = sum(latency.pass_s(shape("segment", 1, stage=stage)) for stage in range(3))
+    exit_s = latency.pass_s(shape("exit", 1))
+    in_bytes = 13.9 / 12.65  # layer-equivalents by bytes alone: a layer's floor makes the heads a little cheaper
+    assert (segments_s + 3 * exit_s) / (segments_s + exit_s) == pytest.approx(in_bytes, rel=0.01)
+
+
+def test_a_measured_pass_costs_its_mean_and_grows_with_the_cache() -> None:
+    rows: list[Row] = [("verify", 0, 1, cached, 1e-3 + 1e-6 * cached) for cached in range(0, 400, 4)]
+    latency = measured(rows)
+    assert latency.affine("verify", 0, 1) == pytest.approx((1e-3, 1e-6), rel=0.02)
+    assert latency.pass_s(shape("verify", 1, 200)) == pytest.approx(1.2e-3, rel=0.01)
+
+
+def test_a_pass_that_gets_cheaper_with_the_cache_is_flat_instead() -> None:
+    latency = measured([("verify", 0, 1, cached, 1e-3 - 1e-6 * cached) for cached in range(0, 400, 4)])
+    base_s, per_token_s = latency.affine("verify", 0, 1)
+    assert per_token_s == 0
+    assert base_s == pytest.approx(1e-3 - 1e-6 * 198, rel=0.01)
+
+
+def test_a_width_between_two_measured_ones_lies_between_them() -> None:
+    rows: list[Row] = [("verify", 0, width, 50, width * 1e-3) for width in (1, 2, 4, 8) for _ in range(20)]
+    latency = measured(rows)
+    assert latency.pass_s(shape("verify", 3, 50)) == pytest.approx(3e-3)
+    assert latency.pass_s(shape("verify", 6, 50)) == pytest.approx(6e-3)
+
+
+def test_one_row_beyond_the_widest_is_told_and_more_is_refused() -> None:
+    latency = measured([("verify", 0, width, 50, width * 1e-3) for width in (2, 3) for _ in range(20)])
+    assert latency.pass_s(shape("verify", 4, 50)) == pytest.approx(4e-3)
+    with pytest.raises(OutOfDomain) as caught:
+        latency.pass_s(shape("verify", 5, 50))
+    message = "rows of a verify pass (stage 0) of 'llama-2-7b' = 5 is outside the evidence, which covers 0 to 3. Profile again"
+    assert str(caught.value).startswith(message)
+
+
+def test_a_pass_of_a_kind_or_stage_that_was_not_measured_is_refused() -> None:
+    latency = measured([("segment", 0, 1, 50, 1e-3)] * 20)
+    for kind, stage in (("segment", 1), ("exit", 0), ("round", 0)):
+        with pytest.raises(OutOfDomain):
+            latency.affine(kind, stage, 1)
+
+
+def test_rare_widths_share_a_knot_but_common_ones_keep_their_own() -> None:
+    common: list[Row] = [("segment", 0, width, 50, width * 1e-3) for width in (1, 2) for _ in range(100)]
+    rare: list[Row] = [("segment", 0, width, 50, 0.01 + (-1) ** width * 1e-3) for width in (10, 11, 12, 13) for _ in range(4)]
+    latency = measured(common + rare)
+    assert latency.pass_s(shape("segment", 1, 50)) == pytest.approx(1e-3)
+    assert latency.pass_s(shape("segment", 2, 50)) == pytest.approx(2e-3)
+    assert latency.pass_s(shape("segment", 11, 50)) == pytest.approx(0.01, rel=0.05)
+
+
+def test_one_preempted_pass_does_not_speak_for_all() -> None:
+    assert measured([("exit", 0, 1, 0, 1e-4)] * 99 + [("exit", 0, 1, 0, 1.0)]).pass_s(shape("exit", 1)) == 1e-4
+
+
+def test_clamping_pulls_in_the_extremes_and_keeps_the_number() -> None:
+    assert clamped([5.0, *[1.0] * 98, 0.1]) == [1.0] * 100
+    assert clamped([1.0, 9.0]) == [1.0, 9.0]
+
+
+def test_a_steady_device_has_no_error_and_a_drifting_one_has() -> None:
+    steady = measured([("verify", 0, 1, 50, 1e-3)] * 240)
+    drifting = measured([("verify", 0, 1, 50, 1e-3 * (1 + i / 240)) for i in range(240)])
+    assert steady.error_frac == 0
+    assert 0.03 < drifting.error_frac < 0.1
+
+
+LAW = roofline_law(A100, "fp32", "graph")
+NO_ERROR = Law(**dict.fromkeys(Law.__dataclass_fields__, 0.0))
+FIT = LatencyFit(
+    device=DEVICE,
+    models=("llama-2-7b",),
+    law=LAW,
+    standard_error=NO_ERROR,
+    domain=FitDomain(
+        min_layer_weight_bytes=6e8, max_layer_weight_bytes=9e8, max_layers=32, max_rows=8, max_cached_tokens=500
+    ),
+    num_samples=100,
+    residual_frac=0.02,
+    held_out_error_frac=0.05,
+)
+
+
+def test_a_fit_prices_a_model_nobody_ran_by_the_same_law_as_the_roofline() -> None:
+    fitted, roofline = FittedLatency(FIT, LLAMA_7B, ()), RooflineLatency(LLAMA_7B, (), A100, "fp32", "graph")
+    assert fitted.pass_s(shape("verify", 4, 100)) == roofline.pass_s(shape("verify", 4, 100))
+    assert (fitted.level, fitted.error_frac) == ("fitted", 0.05)
+
+
+def test_a_fit_does_not_price_what_is_far_from_what_it_saw() -> None:
+    fitted = FittedLatency(FIT, LLAMA_7B, ())
+    with pytest.raises(OutOfDomain, match="rows of a verify pass = 17 is outside the evidence"):
+        fitted.pass_s(shape("verify", 17))
+    with pytest.raises(OutOfDomain, match="bytes per layer"):
+        FittedLatency(FIT, LLAMA_70B, ()).pass_s(shape("verify", 1))
+
+
+def test_a_fit_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+    write_latency_fit(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
+    assert read_latency_fit(tmp_path / "fit.json").record == FIT
