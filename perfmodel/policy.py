@@ -30,6 +30,8 @@ class CalibrationCurve:
         rising = list(self.confidence) == sorted(set(self.confidence)) and list(self.agreement) == sorted(self.agreement)
         if not self.confidence or len(self.confidence) != len(self.agreement) or not rising:
             raise BadPolicy("calibration curve", "as many agreements as rising confidences, never falling")
+        if not 0 <= self.agreement[0] <= self.agreement[-1] <= 1:
+            raise BadPolicy(f"calibration curve from {self.agreement[0]!r} to {self.agreement[-1]!r}", "agreements from 0 to 1")
 
     def __call__(self, confidence: float) -> float:
         """Agreement at one confidence."""
@@ -104,9 +106,8 @@ class ExitPolicy:
         if not layers or list(layers) != sorted(set(layers)):
             raise BadPolicy(f"exits {layers!r}", "at least one exit, rising layer counts")
         if len(self.thresholds) != len(layers) - 1:
-            raise BadPolicy(
-                f"{len(self.thresholds)} thresholds for {len(layers)} exits", "one for every exit but the last, which always answers"
-            )
+            given = f"{len(self.thresholds)} thresholds for {len(layers)} exits"
+            raise BadPolicy(given, "one for every exit but the last, which always answers")
         for layer, threshold in zip(layers, self.thresholds, strict=False):
             if not 0 <= threshold <= 1:
                 raise BadPolicy(f"threshold {threshold!r} of exit {layer}", "a number from 0 to 1")
@@ -128,7 +129,7 @@ class ExitPolicy:
     @property
     def label(self) -> str:
         """`exits 2/4/6 at .30/.45, up to 8 tokens, stop below .20`: one line for tables."""
-        exits = "exit " + str(self.exit_layers[0]) if len(self.exit_layers) == 1 else "exits " + "/".join(map(str, self.exit_layers))
+        exits = ("exit " if len(self.exit_layers) == 1 else "exits ") + "/".join(map(str, self.exit_layers))
         gates = " at " + "/".join(f"{t:.2f}".removeprefix("0") for t in self.thresholds) if self.thresholds else ""
         return f"{exits}{gates}, {length_label(self.length)}"
 

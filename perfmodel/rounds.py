@@ -25,9 +25,9 @@ class RoundStats:
     num_accepted: float
     """Drafted and kept, bonus not counted; a float because the ratio test is replayed in expectation."""
     drafted_by_position: tuple[int, ...]
-    """Entry i: rounds that drafted at least i + 1 tokens."""
+    """Entry i: rounds that drafted at least i + 1 tokens; as long as the longest draft."""
     accepted_by_position: tuple[float, ...]
-    """Entry i: rounds that accepted at least i + 1 tokens."""
+    """Entry i: rounds that accepted at least i + 1 tokens; as long as the longest draft."""
     exits_taken: tuple[int, ...]
     """Drafted tokens by the exit they left at, over all the draft's exits."""
     passes: tuple[PassCount, ...]

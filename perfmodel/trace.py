@@ -13,12 +13,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.artifact import Stored, read_arrays, write_arrays
+from perfmodel.disk import PathLike
+from perfmodel.errors import BadFile
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.policy import Confidence
+from perfmodel.provenance import Provenance
 from perfmodel.sampling import Sampling
 
 TRACE_SCHEMA = "s2d/acceptance-trace"
 TRACE_VERSION = 1
+
+_COLUMN_DTYPES = {"confidence": np.float32, "draft_token": np.int32, "target_token": np.int32, "accept_prob": np.float32}
+_REMAKE = "Record the trace again with s2d-profile acceptance"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,10 @@ class TracedPrompt:
     distinct_6gram_frac: float
     """Distinct 6-grams over all 6-grams of the emitted text: below about 0.5 the text loops, which flatters acceptance."""
 
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 1 or self.num_positions < 1:
+            raise ValueError(f"prompt {self.name!r}: at least one token before and one emitted, got {self!r}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceHeader:
@@ -40,7 +51,7 @@ class TraceHeader:
 
     draft: DraftGeometry
     draft_sha256: str | None
-    """Hash of the weights; None, like the two below, where agreement was derived from a publication, with no weights at hand."""
+    """Hash of the weights; None, like the two below, where agreement was derived from a publication."""
     target: ModelGeometry
     target_sha256: str | None
     tokenizer_sha256: str | None
@@ -63,9 +74,9 @@ class AcceptanceTrace:
 
     def __post_init__(self) -> None:
         positions = sum(prompt.num_positions for prompt in self.header.prompts)
-        exits = len(self.header.draft.exit_layers)
-        expected = {"confidence": (positions, exits), "draft_token": (positions, exits), "accept_prob": (positions, exits)}
-        for name, shape in (expected | {"target_token": (positions,)}).items():
+        by_exit = (positions, len(self.header.draft.exit_layers))
+        expected = {"confidence": by_exit, "draft_token": by_exit, "target_token": (positions,), "accept_prob": by_exit}
+        for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"trace column {name}: shape {getattr(self, name).shape}, expected {shape}")
 
@@ -80,3 +91,39 @@ class AcceptanceTrace:
             target_token=self.target_token[kept],
             accept_prob=self.accept_prob[kept],
         )
+
+
+def write_trace(path: PathLike, trace: AcceptanceTrace, provenance: Provenance) -> None:
+    """Write a trace as `.npz`, whole or not at all."""
+    columns = {name: getattr(trace, name).astype(dtype) for name, dtype in _COLUMN_DTYPES.items()}
+    write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=TRACE_VERSION, provenance=provenance)
+
+
+def read_trace(path: PathLike) -> Stored[AcceptanceTrace]:
+    """Read a trace back.
+
+    Raises:
+        BadFile: not a whole trace, columns of other types or lengths than its header says, or no probabilities.
+    """
+    stored = read_arrays(path, TraceHeader, schema=TRACE_SCHEMA, version=TRACE_VERSION, names=_COLUMN_DTYPES)
+    for name, dtype in _COLUMN_DTYPES.items():
+        if stored.arrays[name].dtype != dtype:
+            raise BadFile(path, f"trace column {name}: of {stored.arrays[name].dtype}, expected {np.dtype(dtype)}", _REMAKE)
+    try:
+        trace = AcceptanceTrace(header=stored.record, **stored.arrays)
+        _check_values(trace)
+    except ValueError as err:
+        raise BadFile(path, str(err), _REMAKE) from err
+    return Stored(record=trace, provenance=stored.provenance, sha256=stored.sha256)
+
+
+def _check_values(trace: AcceptanceTrace) -> None:
+    """Fractions are fractions, and under the exact rules a token is accepted if and only if it is the target's own."""
+    for name in ("confidence", "accept_prob"):
+        column = getattr(trace, name)
+        if ((column < 0) | (column > 1)).any():
+            raise ValueError(f"trace column {name}: values from {column.min()} to {column.max()}, expected 0 to 1")
+    is_equal = trace.draft_token == trace.target_token[:, None]
+    if trace.header.sampling.rule != "ratio" and (trace.accept_prob != is_equal).any():
+        rule = trace.header.sampling.rule
+        raise ValueError(f"trace column accept_prob: under rule {rule!r} expected 1 where draft_token is target_token, else 0")

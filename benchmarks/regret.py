@@ -1,0 +1,266 @@
+"""Is the plan the best one could have run?
+
+For each target, a plan is made from calibration prompts alone: pass times taken in situ, a trace, and the search. On the
+evaluation prompts it is then measured beside other configurations, each interleaved with plain decoding (A B B A): every
+exit alone at its best predicted length, the best of each family of policies, the published thresholds and length rule, and
+a spread of others.
+
+    regret             best measured over the plan's, less one; the best of many noisy measurements flatters itself, so
+                       that some of it is luck
+    regret, honest     the best is named by the first visits and both are compared on the second
+    rank correlation   Spearman's, predicted against measured speedups
+
+Example: python benchmarks/regret.py --quick
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from common import finish, make_parser, one_thread
+from configurations import configurations
+from prediction import Arm, Size, measure, record
+
+from calibrate.search import MAX_DRAFT_TOKENS, SearchResult, price_of, search_families
+from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
+from perfmodel.halves import Half
+from perfmodel.latency import MeasuredLatency
+from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
+from perfmodel.replay import Price, replay_many
+from perfmodel.rounds import sum_rounds
+from perfmodel.sampling import GREEDY
+from perfmodel.trace import AcceptanceTrace
+from perfmodel.units import format_signed_frac, format_speedup
+from profiler.device import device_facts, device_key
+from profiler.job import Job, fill_log
+from profiler.latency_files import profiles_of
+from profiler.measure_latency import Budget
+from profiler.pair import Pair, encode_prompts, load_pair
+from profiler.pass_log import PassLog
+from profiler.prompts import chosen_prompts, read_prompts
+from s2d.load import FAMILY_FOLDER
+
+NAME = "regret"
+SEED = 20260709
+
+FULL = Size(
+    targets=("ref-target-16", "ref-target-32"),
+    samplings=(GREEDY,),
+    configs_per_pair=12,
+    num_prompts=8,
+    num_repeats=6,
+    max_new_tokens=96,
+    budget_s=60.0,
+)
+QUICK = Size(
+    targets=("ref-target-16",),
+    samplings=(GREEDY,),
+    configs_per_pair=3,
+    num_prompts=4,
+    num_repeats=1,
+    max_new_tokens=48,
+    budget_s=12.0,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One configuration, predicted from calibration prompts."""
+
+    name: str
+    policy: ExitPolicy
+    predicted: float | None
+    """Speedup over plain decoding; None where a pass it needs was not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A contender and its speedups over plain decoding on the evaluation prompts."""
+
+    name: str
+    policy: ExitPolicy | None
+    predicted: float | None
+    speedup: float
+    by_visit: tuple[float, float]
+
+
+PLAIN = Measured(name="plain decoding", policy=None, predicted=1.0, speedup=1.0, by_visit=(1.0, 1.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairResult:
+    """What was measured of one target."""
+
+    target: str
+    plan: Measured
+    arms: tuple[Measured, ...]
+    """Every configuration, the plan and plain decoding among them."""
+
+    @property
+    def regret_frac(self) -> float:
+        """Best measured over the plan's, less one."""
+        return max(one.speedup for one in self.arms) / self.plan.speedup - 1
+
+    @property
+    def honest_regret_frac(self) -> float:
+        """The same, the best named by one visit and compared on the other."""
+        best = max(self.arms, key=lambda one: one.by_visit[0])
+        return best.by_visit[1] / self.plan.by_visit[1] - 1
+
+    def plan_over(self, name: str) -> float:
+        """The plan's speedup over the best one of a name."""
+        return self.plan.speedup / max(one.speedup for one in self.arms if one.name == name)
+
+    def rank_correlation(self) -> float:
+        """Spearman's, predicted against measured."""
+        from scipy.stats import spearmanr
+
+        priced = [one for one in self.arms if one.predicted is not None]
+        return float(spearmanr([one.predicted for one in priced], [one.speedup for one in priced]).statistic)
+
+
+def job_of(pair: Pair, size: Size, prompts_path: Path, half: Half) -> Job:
+    """Half of the prompts, decoded greedily."""
+    prompts = chosen_prompts(read_prompts(prompts_path), half, size.num_prompts)
+    return Job(
+        pair=pair,
+        prompts=encode_prompts(pair, prompts, max_new_tokens=size.max_new_tokens),
+        sampling=size.samplings[0],
+        confidence="max-prob",
+        max_new_tokens=size.max_new_tokens,
+        draft_cap=MAX_DRAFT_TOKENS,
+        seed=SEED,
+    )
+
+
+def best_fixed_lengths(trace: AcceptanceTrace, price: Price) -> list[ExitPolicy]:
+    """Every exit alone at its best predicted length."""
+    best = []
+    for layer in trace.header.draft.exit_layers:
+        lengths = [FixedLength(draft_cap=cap) for cap in range(1, MAX_DRAFT_TOKENS + 1)]
+        alone = [ExitPolicy(exit_layers=(layer,), thresholds=(), confidence="max-prob", length=one) for one in lengths]
+        batch = replay_many(trace, alone)
+        best.append(alone[int((batch.num_tokens / batch.seconds(price)).argmax())])
+    return best
+
+
+def published_thresholds(trace: AcceptanceTrace) -> ExitPolicy:
+    """All exits at .5 and +2/-1 from 5, as published but for the cap: passes of longer drafts are not measured."""
+    layers = trace.header.draft.exit_layers
+    rule = HeuristicLength(start=5, draft_cap=MAX_DRAFT_TOKENS)
+    return ExitPolicy(exit_layers=layers, thresholds=(0.5,) * (len(layers) - 1), confidence="max-prob", length=rule)
+
+
+def contenders(
+    trace: AcceptanceTrace, models: tuple[MeasuredLatency, MeasuredLatency], size: Size
+) -> tuple[SearchResult, list[Contender]]:
+    """What the search found, and every configuration to measure, each once."""
+    price = price_of(*models)
+    found = search_families(trace, *models)
+    named = [("searched", one.policy) for one in found.families]
+    named.append(("published thresholds", published_thresholds(trace)))
+    named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, price)]
+    named += [("other", policy) for policy in islice(configurations(trace, SEED), size.configs_per_pair)]
+    batch = replay_many(trace, [policy for _, policy in named])
+    rates = batch.num_tokens / batch.seconds(price)
+    listed = [
+        Contender(name=name, policy=policy, predicted=rate / found.families[0].tokens_per_s if rate else None)
+        for (name, policy), rate in zip(named, rates.tolist(), strict=True)
+        if policy is not None
+    ]
+    return found, list({one.policy: one for one in listed}.values())
+
+
+def measured_of(contender: Contender, plain: Arm, speculative: Arm) -> Measured:
+    """Ratios of tokens per second, over both visits and by visit."""
+    tokens = sum_rounds(speculative.rounds.values()).num_tokens / sum_rounds(plain.rounds.values()).num_tokens
+    first, second = (p / s * tokens for p, s in zip(plain.visits_s, speculative.visits_s, strict=True))
+    return Measured(
+        name=contender.name,
+        policy=contender.policy,
+        predicted=contender.predicted,
+        speedup=tokens * sum(plain.visits_s) / sum(speculative.visits_s),
+        by_visit=(first, second),
+    )
+
+
+def result_of_pair(pair: Pair, size: Size, prompts_path: Path) -> PairResult:
+    """Plan on the calibration prompts, measure on the evaluation prompts."""
+    calibration, evaluation = (job_of(pair, size, prompts_path, half) for half in ("calibration", "evaluation"))
+    print_err(f"{pair.label}: pass times on {len(calibration.prompts)} calibration prompts, about {size.budget_s:.0f} s")
+    log = PassLog()
+    fill_log(calibration, log, Budget(seconds=size.budget_s))
+    profiles = profiles_of(log, pair, device_key(pair.device, pair.target.dtype))
+    models = (MeasuredLatency(profiles["draft"]), MeasuredLatency(profiles["target"]))
+    found, listed = contenders(record(calibration, calibration.session()), models, size)
+    print_err(f"{pair.label}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
+    pairs_of_arms = measure(evaluation, evaluation.session(), [one.policy for one in listed], size, SEED)
+    arms = [measured_of(one, plain, arm) for one, (plain, arm) in zip(listed, pairs_of_arms, strict=True)]
+    arms.append(PLAIN)
+    plan = next(one for one in arms if one.policy == found.chosen.policy)
+    return PairResult(target=pair.target.geometry.name, plan=plan, arms=tuple(arms))
+
+
+def result_table(results: Sequence[PairResult]) -> str:
+    """A line per configuration, fastest first; the plan is marked."""
+    rows = [
+        (
+            found.target,
+            "plan" if one is found.plan else one.name,
+            one.policy.label if one.policy else "",
+            format_speedup(one.predicted) if one.predicted else "",
+            format_speedup(one.speedup),
+            format_signed_frac(one.predicted / one.speedup - 1) if one.predicted else "",
+        )
+        for found in results
+        for one in sorted(found.arms, key=lambda one: -one.speedup)
+    ]
+    return table(rows, headers=("target", "arm", "configuration", "predicted", "measured", "error"), align="lllrrr")
+
+
+def summary(results: Sequence[PairResult]) -> dict[str, float | int]:
+    """The figures of DESIGN §9, as means over targets."""
+
+    def mean(values: Sequence[float]) -> float:
+        return math.fsum(values) / len(values)
+
+    return {
+        "regret_frac": mean([one.regret_frac for one in results]),
+        "worst_regret_frac": max(one.regret_frac for one in results),
+        "honest_regret_frac": mean([one.honest_regret_frac for one in results]),
+        "plan_over_paper_thresholds": mean([one.plan_over("published thresholds") for one in results]),
+        "plan_over_best_fixed": mean([one.plan_over("one exit, fixed length") for one in results]),
+        "plan_speedup": mean([one.plan.speedup for one in results]),
+        "rank_correlation": mean([one.rank_correlation() for one in results]),
+        "num_configs": sum(len(one.arms) for one in results),
+        "noise_frac": mean([abs(arm.by_visit[0] / arm.by_visit[1] - 1) for one in results for arm in one.arms if arm.policy]),
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """The benchmark, its arguments parsed."""
+    one_thread()
+    size = QUICK if args.quick else FULL
+    prompts = args.prompts or FAMILY_FOLDER / "prompts.jsonl"
+    pairs = [load_pair(target, args.draft, "fp32", "cpu") for target in args.target or size.targets]
+    results = [result_of_pair(pair, size, prompts) for pair in pairs]
+    print_out(result_table(results))
+    finish(NAME, summary(results), libraries=("torch", "numpy"), device=device_facts(pairs[0].device).label, seed=SEED)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
+    parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
+    add_verbose_flag(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(_parser(), None, run))

@@ -1,0 +1,293 @@
+"""Evidence -> the fastest policy, or none: candidates are replayed and priced, never guessed.
+
+Four families, each simpler than the next: plain decoding, one exit at a fixed length, one exit with a stop rule, several
+exits with thresholds. One exit is searched exhaustively; the others climb from the best of a coarse grid, one setting at
+a time. A family is preferred to a simpler one only where a paired bootstrap over prompts says that its gain is more than
+noise: thresholds have many settings, and the best of many is always a little too good.
+
+Thresholds and floors lie in the middle of a wide gap between neighbouring confidences near a quantile, so that rounding
+between a pass of one row and one of many cannot flip a decision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations, pairwise
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.fit_acceptance import fit_curve
+from perfmodel.errors import OutOfDomain
+from perfmodel.estimate import Speedup, estimate
+from perfmodel.latency import LatencyModel, Line
+from perfmodel.passes import PassKind
+from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.replay import Price, replay, replay_by_prompt, replay_many
+from perfmodel.trace import AcceptanceTrace
+from perfmodel.units import Tokens, TokensPerS
+
+Floats = NDArray[np.float64]
+T = TypeVar("T", int, float)
+
+MAX_DRAFT_TOKENS: Tokens = 12
+NUM_CUTS = 32
+"""Places a threshold can take, by quantile of its exit's confidence."""
+NUM_CURVE_BINS = 8
+SURVIVAL_FLOORS = tuple(number / 20 + 0.003 for number in range(1, 19))
+COARSE_STRIDE = 4
+"""Of the places on a grid, a climb starts from every fourth."""
+STRIDES = (1, 3)
+MAX_STEPS = 6
+NUM_STARTS = 2
+CONFIDENT_FRAC = 0.9
+"""Share of bootstrap resamples in which a more complex policy must be faster."""
+NUM_RESAMPLES = 400
+SEED = 20260701
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A policy and the rate predicted of it."""
+
+    policy: ExitPolicy | None
+    tokens_per_s: TokensPerS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """The best of each family, and the one to run."""
+
+    chosen: Scored
+    families: tuple[Scored, ...]
+    """From simple to complex, plain decoding first; a family is left out when nothing in it can be priced."""
+    num_policies: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """A policy chosen on every other prompt, and what is predicted of it there and on the rest."""
+
+    policy: ExitPolicy | None
+    searched: Speedup
+    held_out: Speedup
+
+
+def search(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> ExitPolicy | None:
+    """The policy to run; None when not speculating is best."""
+    return search_families(trace, draft, target).chosen.policy
+
+
+def search_held_out(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> HeldOut:
+    """Search on every other prompt and score on the rest: how much of the gain is luck.
+
+    Raises:
+        ValueError: the trace has fewer than two prompts.
+    """
+    number = len(trace.header.prompts)
+    if number < 2:
+        raise ValueError("a trace of one prompt cannot be split in two")
+    halves = (trace.subset(range(0, number, 2)), trace.subset(range(1, number, 2)))
+    policy = search(halves[0], draft, target)
+    searched, held_out = (estimate(draft, target, replay(half, policy), replay(half, None)) for half in halves)
+    return HeldOut(policy=policy, searched=searched, held_out=held_out)
+
+
+def search_families(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> SearchResult:
+    """The best of each family of policies, and the simplest that no other clearly beats."""
+    space = _Space(trace, price_of(draft, target))
+    [plain] = space.score([None])
+    fixed = space.score(_fixed_lengths(trace))
+    stops = space.climb(space.score(_stop_rules(space, fixed)))
+    gated = space.climb(space.score(_gates(space, fixed, stops)))
+    best = [max(family, key=_rate) for family in (fixed, stops, gated) if family]
+    families = (plain, *(one for one in best if one.tokens_per_s > 0))
+    return SearchResult(chosen=_simplest(space, families), families=families, num_policies=space.num_scored)
+
+
+def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
+    """Prices of both models' passes; a pass without evidence costs for ever, so that no policy needing it is chosen."""
+
+    @cache
+    def price(kind: PassKind, stage: int, rows: int) -> Line:
+        try:
+            return (draft if kind in ("segment", "exit") else target).affine(kind, stage, rows)
+        except OutOfDomain:
+            return math.inf, 0.0
+
+    return price
+
+
+class _Space:
+    """What a search looks at: a trace, its prices, its grids, and the policies it has scored."""
+
+    def __init__(self, trace: AcceptanceTrace, price: Price) -> None:
+        self.trace = trace
+        self.price = price
+        self.exit_layers = trace.header.draft.exit_layers
+        self.cuts = {layer: place_cuts(trace.confidence[:, e]) for e, layer in enumerate(self.exit_layers)}
+        self._known: dict[ExitPolicy | None, Scored] = {}
+
+    @property
+    def num_scored(self) -> int:
+        return len(self._known)
+
+    def curve(self, layer: int) -> CalibrationCurve:
+        """Agreement of one exit by its confidence."""
+        e = self.exit_layers.index(layer)
+        confidence, agreement = (self.trace.confidence[:, e], self.trace.accept_prob[:, e])
+        return fit_curve(confidence.astype(np.float64), agreement.astype(np.float64), num_bins=NUM_CURVE_BINS)
+
+    def policy(self, layers: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:
+        confidence = self.trace.header.confidence
+        return ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence=confidence, length=length)
+
+    def score(self, policies: Iterable[ExitPolicy | None]) -> list[Scored]:
+        """The rate of each policy, in the order given, each replayed once in a search."""
+        asked = list(dict.fromkeys(policies))
+        new = [policy for policy in asked if policy not in self._known]
+        if new:
+            batch = replay_many(self.trace, new)
+            rates = batch.num_tokens / batch.seconds(self.price)
+            for policy, rate in zip(new, rates.tolist(), strict=True):
+                self._known[policy] = Scored(policy=policy, tokens_per_s=rate)
+        return [self._known[policy] for policy in asked]
+
+    def climb(self, found: Sequence[Scored]) -> list[Scored]:
+        """Everything found, and what was met on the way up from the best of it, one setting at a time."""
+        best, met = _best_apart(found, NUM_STARTS), list(found)
+        for _ in range(MAX_STEPS):
+            near = [self.score(_neighbours(self, one.policy)) for one in best if one.policy]
+            met += [one for group in near for one in group]
+            higher = [max([one, *group], key=_rate) for one, group in zip(best, near, strict=True)]
+            if higher == best:
+                break
+            best = higher
+        return met
+
+
+def place_cuts(confidence: NDArray[np.floating], *, num_cuts: int = NUM_CUTS) -> tuple[float, ...]:
+    """Rising values that split confidences evenly, each in the widest gap between two neighbours near its quantile."""
+    ordered = np.sort(confidence.astype(np.float64))
+    edges = np.linspace(0, len(ordered) - 1, num_cuts + 1).astype(int)
+    cuts = set()
+    for low, high in pairwise(edges.tolist()):
+        gaps = np.diff(ordered[low : high + 1])
+        if len(gaps) and gaps.max() > 0:
+            place = low + int(gaps.argmax())
+            cuts.add(float((ordered[place] + ordered[place + 1]) / 2))
+    return tuple(sorted(cuts))
+
+
+def _fixed_lengths(trace: AcceptanceTrace) -> list[ExitPolicy]:
+    """Every exit alone at every length."""
+    return [
+        ExitPolicy(exit_layers=(layer,), thresholds=(), confidence=trace.header.confidence, length=FixedLength(draft_cap=cap))
+        for layer in trace.header.draft.exit_layers
+        for cap in range(1, MAX_DRAFT_TOKENS + 1)
+    ]
+
+
+def _stop_rules(space: _Space, fixed: Sequence[Scored]) -> list[ExitPolicy]:
+    """The best exits alone with every kind of stop rule, on a coarse grid."""
+    policies = []
+    for best in _best_apart(fixed, NUM_STARTS):
+        assert best.policy is not None
+        (layer,) = best.policy.exit_layers
+        curve = (space.curve(layer),)
+        for cap in {min(best.policy.length.draft_cap + 2, MAX_DRAFT_TOKENS), MAX_DRAFT_TOKENS}:
+            rules: list[LengthRule] = [HeuristicLength(start=min(5, cap), draft_cap=cap)]
+            rules += [FloorStop(draft_cap=cap, floor=floor) for floor in space.cuts[layer][::COARSE_STRIDE]]
+            rules += [SurvivalStop(draft_cap=cap, floor=f, calibration=curve) for f in SURVIVAL_FLOORS[::COARSE_STRIDE]]
+            policies += [space.policy((layer,), (), rule) for rule in rules]
+    return policies
+
+
+def _gates(space: _Space, fixed: Sequence[Scored], stops: Sequence[Scored]) -> list[ExitPolicy]:
+    """Subsets of two, three and all exits, at the best lengths found for one, thresholds at equal quantiles."""
+    lengths = [max(family, key=_rate).policy for family in (fixed, stops)]
+    policies = []
+    for layers in _subsets(space.exit_layers):
+        grids = [space.cuts[layer] for layer in layers[:-1]]
+        for place in range(COARSE_STRIDE, NUM_CUTS, 2 * COARSE_STRIDE):
+            thresholds = tuple(grid[place * len(grid) // NUM_CUTS] for grid in grids if grid)
+            if len(thresholds) == len(grids):
+                policies += [space.policy(layers, thresholds, _fitted_to(space, layers, one.length)) for one in lengths if one]
+    return policies
+
+
+def _subsets(exit_layers: tuple[int, ...]) -> list[tuple[int, ...]]:
+    sizes = sorted({2, 3, len(exit_layers)} & set(range(2, len(exit_layers) + 1)))
+    return [layers for size in sizes for layers in combinations(exit_layers, size)]
+
+
+def _fitted_to(space: _Space, layers: tuple[int, ...], rule: LengthRule) -> LengthRule:
+    """The rule with the curves of these exits."""
+    if isinstance(rule, SurvivalStop):
+        return replace(rule, calibration=tuple(space.curve(layer) for layer in layers))
+    return rule
+
+
+def _neighbours(space: _Space, policy: ExitPolicy) -> list[ExitPolicy]:
+    """The policy with one setting moved by a step or by a stride."""
+    moved = [replace(policy, length=length) for length in _other_lengths(space, policy)]
+    for i, (layer, threshold) in enumerate(zip(policy.exit_layers, policy.thresholds, strict=False)):
+        for other in _moves(space.cuts[layer], threshold):
+            moved.append(replace(policy, thresholds=(*policy.thresholds[:i], other, *policy.thresholds[i + 1 :])))
+    return moved
+
+
+def _other_lengths(space: _Space, policy: ExitPolicy) -> list[LengthRule]:
+    rule = policy.length
+    caps = _moves(range(1, MAX_DRAFT_TOKENS + 1), rule.draft_cap)
+    if isinstance(rule, HeuristicLength):
+        return [replace(rule, draft_cap=cap, start=min(rule.start, cap)) for cap in caps]
+    others: list[LengthRule] = [replace(rule, draft_cap=cap) for cap in caps]
+    if isinstance(rule, FloorStop):
+        others += [replace(rule, floor=floor) for floor in _moves(space.cuts[policy.exit_layers[-1]], rule.floor)]
+    if isinstance(rule, SurvivalStop):
+        others += [replace(rule, floor=floor) for floor in _moves(SURVIVAL_FLOORS, rule.floor)]
+    return others
+
+
+def _moves(grid: Sequence[T], value: T) -> list[T]:
+    """Values on a rising grid a step or a stride away."""
+    place = sum(one < value for one in grid)
+    places = [place + way * stride for stride in STRIDES for way in (-1, 1)]
+    return [grid[i] for i in places if 0 <= i < len(grid)]
+
+
+def _best_apart(found: Sequence[Scored], number: int) -> list[Scored]:
+    """The best few that differ in their exits."""
+    best: dict[tuple[int, ...], Scored] = {}
+    for one in sorted(found, key=_rate, reverse=True):
+        if one.policy:
+            best.setdefault(one.policy.exit_layers, one)
+    return list(best.values())[:number]
+
+
+def _simplest(space: _Space, families: Sequence[Scored]) -> Scored:
+    """The last family, from simple to complex, that clearly beats the one preferred before it."""
+    chosen = families[0]
+    for one in families[1:]:
+        if beats_share(space.trace, space.price, one.policy, chosen.policy) >= CONFIDENT_FRAC:
+            chosen = one
+    return chosen
+
+
+def beats_share(trace: AcceptanceTrace, price: Price, policy: ExitPolicy | None, other: ExitPolicy | None) -> float:
+    """Share of bootstrap resamples over prompts, the same for both, in which a policy is faster than another.
+
+    Both emit the same tokens, so that the faster is the one of fewer seconds.
+    """
+    seconds, other_s = (replay_by_prompt(trace, one).seconds(price) for one in (policy, other))
+    drawn = np.random.default_rng(SEED).integers(0, len(seconds), (NUM_RESAMPLES, len(seconds)))
+    return float(np.mean(seconds[drawn].sum(axis=1) < other_s[drawn].sum(axis=1)))
+
+
+def _rate(one: Scored) -> TokensPerS:
+    return one.tokens_per_s

@@ -1,0 +1,167 @@
+"""What a policy would have done along a target's own text: AcceptanceTrace + ExitPolicy -> RoundStats.
+
+Under one policy a round is a jump from one column of the tape to a later one. Replay follows the jumps, all prompts and
+policies in step, and then counts the passes of the rounds it visited; no token is looked at one by one.
+
+Exact rules are replayed exactly. Under the ratio test acceptance is drawn once per position and shared by all policies:
+right in expectation, and differences between policies are not drowned in noise. After a block's first mismatch the true
+prefix's confidences stand in for the draft's own, which changes the draft's cost only.
+
+Letters: G replays (policies, or the prompts of one policy), E exits or segments, K tokens drafted, R rows of a pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from perfmodel.courses import run_courses
+from perfmodel.passes import PassKind
+from perfmodel.policy import ExitPolicy
+from perfmodel.rounds import RoundStats, pass_counts
+from perfmodel.tally import Grouping, PassTable, count_passes
+from perfmodel.tape import Counts, Floats, make_tape
+from perfmodel.trace import AcceptanceTrace
+from perfmodel.units import Seconds
+
+Price: TypeAlias = Callable[[PassKind, int, int], tuple[Seconds, Seconds]]
+"""(kind, stage, rows) -> (seconds with an empty cache, seconds per cached token)."""
+
+_POLICIES_IN_STEP = 32
+"""Their columns fit in a core's cache; more are replayed in turns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReplayBatch:
+    """Counts of G replays: of G policies over all prompts together, or of one policy over G prompts."""
+
+    num_prompts: int
+    """Prompts in each of the G."""
+    num_tokens: Counts  # [G]
+    drafted: Counts  # [G, K]; rounds that drafted k tokens
+    accepted: Counts  # [G, K]; rounds that accepted k tokens
+    verify_cached: Counts  # [G, K]; cached tokens before the verify passes of k + 1 rows, in sum
+    exit_checks: Counts  # [G, E]
+    exits_taken: Counts  # [G, E]
+    segments: Counts  # [G, E, R]; passes of a segment over r rows
+    segments_cached: Counts  # [G, E, R]; cached tokens before them, in sum
+
+    def stats(self, group: int) -> RoundStats:
+        """The record of one of the G."""
+        drafted, accepted = _at_least(self.drafted[group]), _at_least(self.accepted[group])
+        longest = int(np.count_nonzero(drafted)) - 1
+        return RoundStats(
+            num_prompts=self.num_prompts,
+            num_rounds=int(drafted[0]),
+            num_tokens=int(self.num_tokens[group]),
+            num_drafted=int(drafted[1:].sum()),
+            num_accepted=float(accepted[1:].sum()),
+            drafted_by_position=tuple(map(int, drafted[1 : longest + 1])),
+            accepted_by_position=tuple(map(float, accepted[1 : longest + 1])),
+            exits_taken=tuple(map(int, self.exits_taken[group])),
+            passes=pass_counts(*self._passes(group)),
+        )
+
+    def seconds(self, price: Price) -> Floats:
+        """Predicted seconds of each of the G, prefill not included: counts times base plus cached tokens times slope."""
+        total = np.zeros(len(self.num_tokens))
+        for kind, stage, rows, number, cached in self._shapes():
+            base_s, per_cached_token_s = price(kind, stage, rows)
+            ran = number > 0
+            total[ran] += number[ran] * base_s + cached[ran] * per_cached_token_s
+        return total
+
+    def _passes(self, group: int) -> tuple[Counter[tuple[str, int, int]], Counter[tuple[str, int, int]]]:
+        counts: Counter[tuple[str, int, int]] = Counter()
+        cached: Counter[tuple[str, int, int]] = Counter()
+        for kind, stage, rows, number, seen in self._shapes():
+            if number[group]:
+                counts[kind, stage, rows], cached[kind, stage, rows] = int(number[group]), int(seen[group])
+        return counts, cached
+
+    def _shapes(self) -> Iterator[tuple[PassKind, int, int, Counts, Counts]]:
+        """Kind, stage and rows of each pass that occurs, with its number of passes [G] and their cached tokens [G]."""
+        nothing = np.zeros_like(self.num_tokens)
+        for drafted in np.flatnonzero(self.drafted.any(axis=0)).tolist():
+            yield "verify", 0, drafted + 1, self.drafted[:, drafted], self.verify_cached[:, drafted]
+            yield "round", 0, drafted, self.drafted[:, drafted], nothing
+        for stage in np.flatnonzero(self.exit_checks.any(axis=0)).tolist():
+            yield "exit", stage, 1, self.exit_checks[:, stage], nothing
+        for stage, rows in np.argwhere(self.segments.any(axis=0)).tolist():
+            yield "segment", stage, rows, self.segments[:, stage, rows], self.segments_cached[:, stage, rows]
+
+
+def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStats, ...]:
+    """What the policy would have done, one record per prompt. `None` is plain decoding.
+
+    Raises:
+        BadPolicy: the policy looks at an exit that the traced draft does not have, or at another confidence.
+    """
+    batch = replay_by_prompt(trace, policy)
+    return tuple(batch.stats(prompt) for prompt in range(len(trace.header.prompts)))
+
+
+def replay_by_prompt(trace: AcceptanceTrace, policy: ExitPolicy | None) -> ReplayBatch:
+    """What the policy would have done, prompt by prompt and ready to be priced."""
+    tape = make_tape(trace, [policy])
+    by_prompt = Grouping(num_groups=len(tape.begin), of_column=tape.prompt)
+    return _stack([count_passes(tape, course, by_prompt) for course in run_courses(tape, [policy])], num_prompts=1)
+
+
+def replay_many(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
+    """What each policy would have done over all prompts together."""
+    tape = make_tape(trace, policies)
+    together = Grouping(num_groups=1, of_column=None)
+    counts: list[PassTable] = []
+    for start in range(0, len(policies), _POLICIES_IN_STEP):
+        courses = run_courses(tape, policies[start : start + _POLICIES_IN_STEP])
+        counts.extend(count_passes(tape, course, together) for course in courses)
+    return _stack(counts, num_prompts=len(tape.begin))
+
+
+def block_lengths(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Drafted and accepted tokens of every round, by prompt: what a run must reproduce block by block."""
+    tape = make_tape(trace, [policy])
+    (course,) = run_courses(tape, [policy])
+    blocks = zip(course.drafted.tolist(), course.accepted.tolist(), strict=True)
+    by_prompt: list[list[tuple[int, int]]] = [[] for _ in tape.begin]
+    for prompt, block in zip(tape.prompt[course.start].tolist(), blocks, strict=True):
+        by_prompt[prompt].append(block)
+    return tuple(tuple(rounds) for rounds in by_prompt)
+
+
+def _at_least(counts: Counts) -> Counts:
+    """Entry i: how many are at least i."""
+    return np.cumsum(counts[::-1])[::-1]
+
+
+def _stack(tables: Sequence[PassTable], *, num_prompts: int) -> ReplayBatch:
+    """One batch of many tables, each padded to the widest."""
+    return ReplayBatch(
+        num_prompts=num_prompts,
+        num_tokens=_join([table.num_tokens for table in tables]),
+        drafted=_join([table.drafted for table in tables]),
+        accepted=_join([table.accepted for table in tables]),
+        verify_cached=_join([table.verify_cached for table in tables]),
+        exit_checks=_join([table.exit_checks for table in tables]),
+        exits_taken=_join([table.exits_taken for table in tables]),
+        segments=_join([table.segments for table in tables]),
+        segments_cached=_join([table.segments_cached for table in tables]),
+    )
+
+
+def _join(parts: Sequence[Counts]) -> Counts:
+    """Concatenated along the first axis, the last axis padded with zeros."""
+    width = max(part.shape[-1] for part in parts)
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:-1], width)
+    if parts[0].ndim == 1:
+        return np.concatenate(parts)
+    joined, start = np.zeros(shape, np.int64), 0
+    for part in parts:
+        joined[start : start + len(part), ..., : part.shape[-1]] = part
+        start += len(part)
+    return joined

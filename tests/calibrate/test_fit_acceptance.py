@@ -1,0 +1,84 @@
+"""Confidence calibration: known curves are found, and the scores mean what they say."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibrate.fit_acceptance import (
+    accepted_at_lengths,
+    area_under_curve,
+    bootstrap_ratio,
+    calibrate_exits,
+    expected_calibration_error,
+    fit_curve,
+)
+from perfmodel.trace import AcceptanceTrace
+from tests.strategies import TraceSpec, make_trace, traces
+
+
+@settings(max_examples=60, deadline=None)
+@given(traces(), st.integers(1, 24))
+def test_a_fitted_curve_rises_and_keeps_the_mean_of_the_data(trace: AcceptanceTrace, num_bins: int) -> None:
+    confidence, agreement = trace.confidence[:, 0].astype(np.float64), trace.accept_prob[:, 0].astype(np.float64)
+    curve = fit_curve(confidence, agreement, num_bins=num_bins)
+    assert len(curve.confidence) <= num_bins
+    assert agreement.min() - 1e-9 <= curve.agreement[0] <= agreement.mean() + 1e-9
+    assert agreement.mean() - 1e-9 <= curve.agreement[-1] <= agreement.max() + 1e-9
+
+
+def test_the_pools_are_those_of_isotonic_regression() -> None:
+    from scipy.optimize import isotonic_regression
+
+    agreement = np.random.default_rng(3).random(24)
+    curve = fit_curve(np.arange(24.0), agreement, num_bins=24)
+    assert np.array(curve.agreement) == pytest.approx(np.unique(isotonic_regression(agreement).x))
+
+
+def test_a_biased_confidence_is_put_right_out_of_sample() -> None:
+    """Exits that agree with probability 0.55 + 0.4 c - 0.2 at confidence c: see `make_trace`."""
+    trace = make_trace(TraceSpec(num_positions=[250] * 40, max_new_tokens=250))
+    for exit_id, calibration in enumerate(calibrate_exits(trace)):
+        assert calibration.ece_before_frac > 0.1
+        assert calibration.ece_after_frac < 0.03
+        truth = (0.55, 0.65, 0.75, 0.85)[exit_id]
+        assert calibration.agreement_frac == pytest.approx(truth, abs=0.02)
+        assert calibration.curve(0.5) == pytest.approx(truth, abs=0.04)
+        assert calibration.curve(0.9) > calibration.curve(0.1) + 0.2
+
+
+def test_one_prompt_is_calibrated_too() -> None:
+    (calibration,) = calibrate_exits(make_trace(TraceSpec(num_positions=[50], exit_layers=(3,), agreement=(0.5,))))
+    assert calibration.exit_layer == 3
+
+
+@pytest.mark.parametrize(
+    ("confidence", "agreement", "expected"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], 1.0),
+        ([0.1, 0.2, 0.3, 0.4], [1, 1, 0, 0], 0.0),
+        ([0.1, 0.1, 0.1, 0.1], [1, 0, 1, 0], 0.5),
+        ([0.1, 0.2], [0.5, 0.5], 0.5),
+        ([0.1, 0.2], [1, 1], None),
+    ],
+)
+def test_area_under_the_curve_of_known_cases(confidence: list[float], agreement: list[float], expected: float | None) -> None:
+    assert area_under_curve(np.array(confidence), np.array(agreement, np.float64)) == expected
+
+
+def test_calibration_error_is_zero_for_the_truth_and_the_bias_for_a_biased_one() -> None:
+    agreement = np.tile([0.0, 1.0], 500)
+    assert expected_calibration_error(np.full(1000, 0.5), agreement, num_bins=1) == pytest.approx(0)
+    assert expected_calibration_error(np.full(1000, 0.9), agreement, num_bins=1) == pytest.approx(0.4)
+
+
+def test_accepted_tokens_grow_with_the_length_and_lie_in_their_intervals() -> None:
+    trace = make_trace(TraceSpec(num_positions=[60] * 10, max_new_tokens=60))
+    found = accepted_at_lengths(trace, 6, (1, 3, 6))
+    assert [one.value for one in found] == sorted(one.value for one in found)
+    assert all(one.low < one.value < one.high for one in found)
+
+
+def test_a_bootstrap_of_equal_prompts_has_no_width() -> None:
+    interval = bootstrap_ratio(np.full(8, 6.0), np.full(8, 2.0))
+    assert (interval.low, interval.value, interval.high) == (3.0, 3.0, 3.0)

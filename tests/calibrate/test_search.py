@@ -1,0 +1,169 @@
+"""Search: never loses to what it could have chosen, and prefers the simple where the rest is noise."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from calibrate.search import beats_share, place_cuts, price_of, search, search_families, search_held_out
+from perfmodel.errors import OutOfDomain
+from perfmodel.latency import LatencyLevel, Line
+from perfmodel.passes import PassKind, PassShape
+from perfmodel.policy import ExitPolicy, FixedLength
+from perfmodel.replay import replay, replay_many
+from perfmodel.rounds import sum_rounds
+from perfmodel.trace import AcceptanceTrace
+from tests.strategies import TraceSpec, make_trace, policies, traces
+
+EXITS = (1, 2, 4, 6)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """A latency model of constants; a segment costs its own each."""
+
+    segment_s: float = 0.0
+    exit_s: float = 0.0
+    verify_s: float = 0.0
+    verify_row_s: float = 0.0
+    most_rows: int = 1000
+    level: LatencyLevel = "measured"
+    error_frac: float = 0.01
+
+    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
+        if rows > self.most_rows:
+            raise OutOfDomain("rows", rows, low=1, high=self.most_rows, fix="Profile more")
+        base = {"segment": self.segment_s, "exit": self.exit_s, "round": 1e-6}
+        return base.get(kind, self.verify_s + self.verify_row_s * rows), 1e-9
+
+    def pass_s(self, shape: PassShape) -> float:
+        base_s, per_cached_token_s = self.affine(shape.kind, shape.stage, shape.rows)
+        return base_s + per_cached_token_s * shape.cached_tokens
+
+
+CHEAP = Prices(segment_s=2e-4, exit_s=1e-4)
+TARGET = Prices(verify_s=4e-3, verify_row_s=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trace() -> AcceptanceTrace:
+    return make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80))
+
+
+def test_a_draft_as_slow_as_its_target_is_not_used(trace: AcceptanceTrace) -> None:
+    slow = Prices(segment_s=4e-3, exit_s=1e-3)
+    assert search(trace, slow, TARGET) is None
+
+
+def test_a_draft_that_never_agrees_is_not_used() -> None:
+    trace = make_trace(TraceSpec(num_positions=[40] * 4, agreement=(0.0,) * 4, max_new_tokens=40))
+    trace.accept_prob[:] = 0
+    assert search(trace, CHEAP, TARGET) is None
+
+
+def test_a_free_draft_uses_its_best_exit_at_the_longest_length() -> None:
+    trace = make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80, agreement=(0.3, 0.4, 0.5, 0.95)))
+    policy = search(trace, Prices(), Prices(verify_s=4e-3))
+    assert policy is not None
+    assert policy.exit_layers[-1] == 6
+    assert sum_rounds(replay(trace, policy)).tokens_per_round > 5
+
+
+def test_exits_that_agree_alike_are_not_gated() -> None:
+    """All exits say the same: the deeper ones only cost."""
+    trace = make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80))
+    same = {name: np.repeat(getattr(trace, name)[:, 3:], 4, axis=1) for name in ("confidence", "draft_token", "accept_prob")}
+    policy = search(replace(trace, **same), CHEAP, TARGET)
+    assert policy is not None
+    assert policy.exit_layers == (1,)
+
+
+def test_the_best_found_is_not_beaten_by_many_random_policies(trace: AcceptanceTrace) -> None:
+    result = search_families(trace, CHEAP, TARGET)
+    best = max(one.tokens_per_s for one in result.families)
+    rng = np.random.default_rng(0)
+    others = [random_policy(rng, trace) for _ in range(1500)]
+    batch = replay_many(trace, others)
+    rates = batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET))
+    assert rates.max() <= 1.01 * best
+
+
+def random_policy(rng: np.random.Generator, trace: AcceptanceTrace) -> ExitPolicy:
+    layers = tuple(sorted(rng.choice(EXITS, rng.integers(1, 5), replace=False).tolist()))
+    rule = FixedLength(draft_cap=int(rng.integers(1, 13)))
+    return ExitPolicy(exit_layers=layers, thresholds=tuple(rng.random(len(layers) - 1)), confidence="max-prob", length=rule)
+
+
+def test_each_family_is_at_least_as_fast_as_what_it_contains(trace: AcceptanceTrace) -> None:
+    plain, fixed, stops, gated = search_families(trace, CHEAP, TARGET).families
+    assert plain.policy is None
+    assert fixed.policy is not None
+    assert stops.policy is not None
+    assert gated.policy is not None
+    assert isinstance(fixed.policy.length, FixedLength)
+    assert not isinstance(stops.policy.length, FixedLength)
+    assert len(fixed.policy.exit_layers) == len(stops.policy.exit_layers) == 1 < len(gated.policy.exit_layers)
+    for one in (plain, fixed, stops, gated):
+        batch = replay_many(trace, [one.policy])
+        assert one.tokens_per_s == pytest.approx((batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0])
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(traces())
+def test_any_trace_has_an_answer_no_slower_than_plain_decoding(trace: AcceptanceTrace) -> None:
+    price = price_of(CHEAP, TARGET)
+    chosen = replay_many(trace, [search(trace, CHEAP, TARGET), None])
+    seconds = chosen.seconds(price)
+    assert seconds[0] <= seconds[1]
+
+
+def test_a_policy_without_evidence_for_its_passes_is_never_chosen(trace: AcceptanceTrace) -> None:
+    policy = search(trace, replace(CHEAP, most_rows=2), replace(TARGET, most_rows=4))
+    assert policy is not None
+    passes = sum_rounds(replay(trace, policy)).passes
+    assert max(p.rows for p in passes if p.kind == "segment") <= 2
+    assert max(p.rows for p in passes if p.kind == "verify") <= 4
+
+
+def test_a_policy_beats_another_in_all_resamples_or_none_when_every_prompt_says_so(trace: AcceptanceTrace) -> None:
+    price = price_of(CHEAP, TARGET)
+    fast = ExitPolicy(exit_layers=(6,), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=3))
+    assert beats_share(trace, price, fast, None) == 1.0
+    assert beats_share(trace, price, None, fast) == 0.0
+    assert beats_share(trace, price, fast, fast) == 0.0
+
+
+def test_a_held_out_score_is_of_the_other_prompts(trace: AcceptanceTrace) -> None:
+    found = search_held_out(trace, CHEAP, TARGET)
+    assert found.policy is not None
+    assert found.searched.speedup.value > 1.2
+    assert found.held_out.speedup.value == pytest.approx(found.searched.speedup.value, rel=0.1)
+    assert found.held_out.speedup.value != found.searched.speedup.value
+
+
+def test_cuts_lie_strictly_between_confidences(trace: AcceptanceTrace) -> None:
+    confidence = trace.confidence[:, 0]
+    cuts = place_cuts(confidence)
+    assert len(cuts) == 32
+    assert list(cuts) == sorted(set(cuts))
+    assert min(np.abs(confidence - cut).min() for cut in cuts) > 1e-5
+
+
+def test_a_constant_confidence_has_no_cuts_and_can_still_be_searched() -> None:
+    assert place_cuts(np.full(50, 0.5, np.float32)) == ()
+    trace = make_trace(TraceSpec(num_positions=[40] * 4, max_new_tokens=40))
+    flat = replace(trace, confidence=np.full_like(trace.confidence, 0.5))
+    policy = search(flat, CHEAP, TARGET)
+    assert policy is not None
+    assert isinstance(policy.length, FixedLength)
+
+
+@settings(max_examples=20, deadline=None)
+@given(policies(EXITS))
+def test_no_single_fixed_length_or_stop_is_missed_by_more_than_noise(policy: ExitPolicy) -> None:
+    trace = make_trace(TraceSpec(num_positions=[60] * 8, max_new_tokens=60))
+    result = search_families(trace, CHEAP, TARGET)
+    batch = replay_many(trace, [policy])
+    rate = (batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0]
+    assert rate <= 1.02 * max(one.tokens_per_s for one in result.families)

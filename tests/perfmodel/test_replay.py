@@ -1,0 +1,204 @@
+"""Replay: equal to the slow telling, to known answers, and to the words of the algorithm."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from perfmodel.errors import BadPolicy
+from perfmodel.passes import PassKind
+from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.replay import block_lengths, replay, replay_many
+from perfmodel.rounds import RoundStats, sum_rounds
+from perfmodel.trace import AcceptanceTrace
+from tests.perfmodel.reference_replay import replay_prompt
+from tests.strategies import EOS, TraceSpec, make_trace, traces_with_policies
+
+Case = tuple[AcceptanceTrace, list[ExitPolicy | None]]
+
+
+def policy_of(length: LengthRule, *exit_layers: int, thresholds: tuple[float, ...] = ()) -> ExitPolicy:
+    return ExitPolicy(exit_layers=exit_layers, thresholds=thresholds, confidence="max-prob", length=length)
+
+
+def passes_of(stats: RoundStats, kind: str, stage: int = 0) -> dict[int, tuple[int, int]]:
+    return {p.rows: (p.num_passes, p.cached_tokens_sum) for p in stats.passes if (p.kind, p.stage) == (kind, stage)}
+
+
+@settings(max_examples=400, deadline=None)
+@given(traces_with_policies(most=1))
+def test_replay_equals_the_token_by_token_telling_in_every_field(case: Case) -> None:
+    trace, [policy] = case
+    expected = [replay_prompt(trace, number, policy) for number in range(len(trace.header.prompts))]
+    assert replay(trace, policy) == tuple(stats for stats, _ in expected)
+    assert block_lengths(trace, policy) == tuple(tuple(blocks) for _, blocks in expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(traces_with_policies())
+def test_many_policies_at_once_are_each_replayed_as_if_alone(case: Case) -> None:
+    trace, policies = case
+    batch = replay_many(trace, policies)
+    for row, policy in enumerate(policies):
+        assert batch.stats(row) == sum_rounds(replay(trace, policy))
+
+
+@settings(max_examples=100, deadline=None)
+@given(traces_with_policies())
+def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
+    trace, policies = case
+
+    def price(kind: PassKind, stage: int, rows: int) -> tuple[float, float]:
+        return 1.0 + len(kind) + 0.1 * stage + 0.01 * rows, 0.001 * rows
+
+    batch = replay_many(trace, policies)
+    for seconds, row in zip(batch.seconds(price), range(len(policies)), strict=True):
+        expected = 0.0
+        for p in batch.stats(row).passes:
+            base_s, per_cached_token_s = price(p.kind, p.stage, p.rows)
+            expected += p.num_passes * base_s + p.cached_tokens_sum * per_cached_token_s
+        assert seconds == pytest.approx(expected, rel=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(traces_with_policies(most=1))
+def test_every_policy_emits_the_whole_text_and_no_more(case: Case) -> None:
+    trace, [policy] = case
+    for stats, prompt in zip(replay(trace, policy), trace.header.prompts, strict=True):
+        assert stats.num_tokens == prompt.num_positions
+        assert stats.num_rounds <= stats.num_tokens <= stats.num_accepted + stats.num_rounds
+
+
+@pytest.mark.parametrize(("agreement", "length"), [(0.3, 2), (0.6, 4), (0.8, 6), (0.9, 10)])
+def test_tokens_per_round_match_leviathan_for_independent_agreement(agreement: float, length: int) -> None:
+    """(1 - a^(g+1)) / (1 - a): Leviathan et al. 2023, eq. 1. About 40,000 positions: 1.5 % is beyond four standard errors."""
+    rng = np.random.default_rng(1)
+    trace = make_trace(TraceSpec(num_positions=[40_000], exit_layers=(4,), agreement=(0.5,), max_new_tokens=40_000))
+    agrees = rng.random((40_000, 1)) < agreement
+    trace = replace(trace, accept_prob=agrees.astype(np.float32))
+    [stats] = replay(trace, policy_of(FixedLength(draft_cap=length), 4))
+    expected = (1 - agreement ** (length + 1)) / (1 - agreement)
+    assert stats.tokens_per_round == pytest.approx(expected, rel=0.015)
+
+
+def test_the_ratio_test_accepts_as_often_as_its_probabilities_say() -> None:
+    spec = TraceSpec(num_positions=[5000] * 4, exit_layers=(4,), agreement=(0.5,), max_new_tokens=5000, rule="ratio")
+    trace = make_trace(spec)
+    total = sum_rounds(replay(trace, policy_of(FixedLength(draft_cap=1), 4)))
+    assert total.accepted_frac == pytest.approx(float(trace.accept_prob.mean()), abs=0.02)
+
+
+def test_the_ratio_test_draws_the_same_numbers_whatever_other_prompts_there_are() -> None:
+    trace = make_trace(TraceSpec(num_positions=[60, 50, 40], rule="ratio"))
+    policy = policy_of(FloorStop(draft_cap=5, floor=0.2), 1, 4, thresholds=(0.5,))
+    assert replay(trace.subset([2, 0]), policy) == (replay(trace, policy)[2], replay(trace, policy)[0])
+
+
+def always_agreeing(**spec: object) -> AcceptanceTrace:
+    return make_trace(TraceSpec(agreement=(1.0,) * 4, **spec))  # type: ignore[arg-type]
+
+
+def test_plain_decoding_is_one_verify_of_one_row_per_token() -> None:
+    trace = make_trace(TraceSpec(num_positions=[10]))
+    [stats] = replay(trace, None)
+    prompt_tokens = trace.header.prompts[0].prompt_tokens
+    assert passes_of(stats, "verify") == {1: (10, sum(prompt_tokens - 1 + i for i in range(10)))}
+    assert passes_of(stats, "round") == {0: (10, 0)}
+    assert len(stats.passes) == 2
+    assert stats.exits_taken == (0, 0, 0, 0)
+
+
+def test_a_fully_accepted_round_leaves_two_rows_to_the_first_pass_of_the_next() -> None:
+    trace = always_agreeing(num_positions=[12], max_new_tokens=12)
+    [stats] = replay(trace, policy_of(FixedLength(draft_cap=3), 2))
+    first = trace.header.prompts[0].prompt_tokens
+    assert block_lengths(trace, policy_of(FixedLength(draft_cap=3), 2))[0] == ((3, 3),) * 3
+    ones = [first - 1, first, first + 1, first + 4, first + 5, first + 8, first + 9]
+    expected = {1: (7, sum(ones)), 2: (2, first + 2 + first + 6)}
+    assert passes_of(stats, "segment", 0) == passes_of(stats, "segment", 1) == expected
+    assert not passes_of(stats, "segment", 2)
+
+
+def test_a_deep_segment_catches_up_on_everything_that_left_before_it() -> None:
+    trace = always_agreeing(num_positions=[8], max_new_tokens=8)
+    confidence = np.full((8, 4), 0.9, np.float32)
+    confidence[5, 0] = 0.1  # only the sixth token needs the second segment
+    policy = policy_of(FixedLength(draft_cap=7), 1, 2, thresholds=(0.5,))
+    [stats] = replay(replace(trace, confidence=confidence), policy)
+    first = trace.header.prompts[0].prompt_tokens
+    assert passes_of(stats, "segment", 1) == {6: (1, first - 1)}
+    assert passes_of(stats, "exit", 0) == {1: (7, 0)}
+    assert passes_of(stats, "exit", 1) == {1: (1, 0)}
+    assert stats.exits_taken == (6, 1, 0, 0)
+
+
+def test_a_token_leaves_when_its_confidence_equals_the_threshold() -> None:
+    trace = replace(always_agreeing(num_positions=[4], max_new_tokens=4), confidence=np.full((4, 4), 0.5, np.float32))
+    at = replay(trace, policy_of(FixedLength(draft_cap=3), 1, 6, thresholds=(0.5,)))[0]
+    above = replay(trace, policy_of(FixedLength(draft_cap=3), 1, 6, thresholds=(float(np.nextafter(0.5, 1)),)))[0]
+    assert (at.exits_taken, above.exits_taken) == ((3, 0, 0, 0), (0, 0, 0, 3))
+
+
+def test_a_floor_keeps_the_token_that_fell_below_it_and_equality_goes_on() -> None:
+    trace = always_agreeing(num_positions=[20], max_new_tokens=20)
+    confidence = np.tile(np.array([0.9, 0.5, 0.4, 0.9, 0.9], np.float32), 4)[:, None].repeat(4, axis=1)
+    trace = replace(trace, confidence=confidence)
+    blocks = block_lengths(trace, policy_of(FloorStop(draft_cap=9, floor=0.5), 6))[0]
+    assert blocks[0] == (3, 3)
+
+
+def test_a_survival_stop_multiplies_calibrated_confidences() -> None:
+    trace = always_agreeing(num_positions=[20], max_new_tokens=20)
+    trace = replace(trace, confidence=np.full((20, 4), 0.25, np.float32))
+    curve = CalibrationCurve(confidence=(0.0, 0.5), agreement=(0.6, 1.0))  # 0.8 at 0.25
+    for floor, expected in {0.7: (2, 2), 0.5: (4, 4), 0.0: (9, 9)}.items():
+        rule = SurvivalStop(draft_cap=9, floor=floor, calibration=(curve,))
+        assert block_lengths(trace, policy_of(rule, 6))[0][0] == expected
+
+
+def test_the_heuristic_adds_two_after_full_acceptance_and_takes_one_off_otherwise() -> None:
+    trace = always_agreeing(num_positions=[40], max_new_tokens=40)
+    agrees = np.ones((40, 4), np.float32)
+    agrees[9] = agrees[10] = agrees[11] = 0
+    blocks = block_lengths(replace(trace, accept_prob=agrees), policy_of(HeuristicLength(start=2, draft_cap=5), 6))[0]
+    assert blocks[:6] == ((2, 2), (4, 4), (5, 1), (4, 0), (3, 0), (2, 2))
+
+
+def test_the_last_tokens_leave_no_room_to_draft() -> None:
+    trace = always_agreeing(num_positions=[5], max_new_tokens=5)
+    assert block_lengths(trace, policy_of(FixedLength(draft_cap=3), 6))[0] == ((3, 3), (0, 0))
+
+
+def test_an_accepted_end_of_text_counts_and_has_no_bonus() -> None:
+    trace = always_agreeing(num_positions=[4], max_new_tokens=30, eos_token_id=EOS)
+    assert block_lengths(trace, policy_of(FixedLength(draft_cap=8), 6))[0] == ((4, 4),)
+    assert replay(trace, policy_of(FixedLength(draft_cap=8), 6))[0].num_tokens == 4
+
+
+def test_a_missed_end_of_text_is_drafted_past_and_emitted_as_the_bonus() -> None:
+    trace = always_agreeing(num_positions=[4], max_new_tokens=30, eos_token_id=EOS)
+    trace.draft_token[3], trace.accept_prob[3] = 5, 0
+    assert block_lengths(trace, policy_of(FixedLength(draft_cap=8), 6))[0] == ((8, 3),)
+
+
+def test_a_self_draft_hands_every_token_to_the_verification_through_all_its_segments() -> None:
+    trace = make_trace(TraceSpec(num_positions=[10], max_new_tokens=10, agreement=(0.0,) * 4, kind="self"))
+    trace.accept_prob[:] = 0
+    [stats] = replay(trace, policy_of(FixedLength(draft_cap=2), 1))
+    assert passes_of(stats, "segment", 0).keys() == {1}
+    assert passes_of(stats, "segment", 0)[1][0] == 3 * 8 + 2 + 1
+    assert {rows: number for rows, (number, _) in passes_of(stats, "segment", 3).items()} == {3: 8, 2: 1, 1: 1}
+
+
+def test_an_exit_that_was_not_traced_is_refused() -> None:
+    trace = make_trace(TraceSpec(num_positions=[5]))
+    with pytest.raises(BadPolicy, match=r"exit 5 is none of the traced draft's: expected exits among \(1, 2, 4, 6\)"):
+        replay(trace, policy_of(FixedLength(draft_cap=2), 2, 5, thresholds=(0.5,)))
+
+
+def test_a_confidence_that_was_not_traced_is_refused() -> None:
+    trace = make_trace(TraceSpec(num_positions=[5]))
+    policy = replace(policy_of(FixedLength(draft_cap=2), 2), confidence="margin")
+    with pytest.raises(BadPolicy, match="confidence 'margin': expected 'max-prob', which the trace holds"):
+        replay(trace, policy)

@@ -1,0 +1,109 @@
+"""Trace files: what is read is what was written, and anything else is refused with a way out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from perfmodel.artifact import write_arrays
+from perfmodel.errors import BadFile
+from perfmodel.provenance import Provenance
+from perfmodel.trace import TRACE_SCHEMA, TRACE_VERSION, AcceptanceTrace, TracedPrompt, read_trace, write_trace
+from tests.strategies import TraceSpec, make_trace, traces
+
+COLUMNS = ("confidence", "draft_token", "target_token", "accept_prob")
+PROVENANCE = Provenance(
+    utc_time="2026-01-01T00:00:00Z",
+    tool_version="0.1.0",
+    git_commit=None,
+    command="pytest",
+    host="here",
+    device=None,
+    driver=None,
+    libraries={},
+    seed=None,
+    inputs={},
+)
+
+
+def columns_of(trace: AcceptanceTrace) -> dict[str, np.ndarray]:
+    return {name: getattr(trace, name) for name in COLUMNS}
+
+
+def write_columns(path: Path, trace: AcceptanceTrace, columns: dict[str, np.ndarray]) -> None:
+    write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=TRACE_VERSION, provenance=PROVENANCE)
+
+
+@settings(max_examples=25, deadline=None)
+@given(trace=traces())
+def test_a_trace_is_read_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, trace: AcceptanceTrace) -> None:
+    path = tmp_path_factory.mktemp("trace") / "trace.npz"
+    write_trace(path, trace, PROVENANCE)
+    stored = read_trace(path)
+    assert stored.record.header == trace.header
+    assert stored.provenance == PROVENANCE
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(stored.record, name), getattr(trace, name))
+
+
+def test_writing_what_was_read_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_trace(tmp_path / "a.npz", make_trace(TraceSpec(num_positions=[9, 4])), PROVENANCE)
+    write_trace(tmp_path / "b.npz", read_trace(tmp_path / "a.npz").record, PROVENANCE)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_a_truncated_trace_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.npz"
+    write_trace(path, make_trace(TraceSpec(num_positions=[9])), PROVENANCE)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(BadFile, match="truncated or damaged"):
+        read_trace(path)
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9]))
+    write_arrays(path, trace.header, columns_of(trace), schema="s2d/plan", version=1, provenance=PROVENANCE)
+    with pytest.raises(BadFile, match="this is an s2d/plan, expected s2d/acceptance-trace"):
+        read_trace(path)
+
+
+def test_a_missing_column_is_refused(tmp_path: Path) -> None:
+    path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9]))
+    columns = columns_of(trace)
+    del columns["accept_prob"]
+    write_columns(path, trace, columns)
+    with pytest.raises(BadFile, match="expected the arrays accept_prob, confidence"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "message"),
+    [
+        ("confidence", np.zeros((9, 3), np.float32), r"trace column confidence: shape \(9, 3\), expected \(9, 4\)"),
+        ("target_token", np.zeros(8, np.int32), r"trace column target_token: shape \(8,\), expected \(9,\)"),
+        ("draft_token", np.zeros((9, 4), np.int64), "trace column draft_token: of int64, expected int32"),
+        ("confidence", np.full((9, 4), 1.5, np.float32), "trace column confidence: values from 1.5 to 1.5, expected 0 to 1"),
+        ("accept_prob", np.full((9, 4), 0.5, np.float32), "trace column accept_prob: under rule 'greedy' expected 1 where"),
+    ],
+)
+def test_a_wrong_column_is_refused(tmp_path: Path, name: str, column: np.ndarray, message: str) -> None:
+    path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9]))
+    write_columns(path, trace, columns_of(trace) | {name: column})
+    with pytest.raises(BadFile, match=message) as caught:
+        read_trace(path)
+    assert "s2d-profile acceptance" in str(caught.value)
+
+
+def test_a_subset_keeps_each_prompts_own_positions() -> None:
+    trace = make_trace(TraceSpec(num_positions=[3, 5, 2]))
+    some = trace.subset([2, 0])
+    assert [prompt.name for prompt in some.header.prompts] == ["prompt-2", "prompt-0"]
+    np.testing.assert_array_equal(some.target_token, trace.target_token[[8, 9, 0, 1, 2]])
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    prompt = TracedPrompt(name="p", category="code", prompt_tokens=3, num_positions=4, distinct_6gram_frac=1.0)
+    with pytest.raises(ValueError, match="at least one token before and one emitted"):
+        replace(prompt, num_positions=0)

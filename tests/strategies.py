@@ -1,0 +1,177 @@
+"""Hypothesis strategies and makers for traces and policies, shared by all test folders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+
+from perfmodel.geometry import DraftGeometry, DraftKind, ModelGeometry
+from perfmodel.policy import (
+    CalibrationCurve,
+    Confidence,
+    ExitPolicy,
+    FixedLength,
+    FloorStop,
+    HeuristicLength,
+    LengthRule,
+    SurvivalStop,
+)
+from perfmodel.sampling import GREEDY, AcceptanceRule, Sampling
+from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+
+EOS = 0
+
+
+def tiny_geometry(num_layers: int, name: str = "tiny") -> ModelGeometry:
+    return ModelGeometry(
+        name=name,
+        num_layers=num_layers,
+        hidden_size=8,
+        intermediate_size=16,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        vocab_size=8,
+        tied_embeddings=True,
+        max_context_tokens=512,
+        source="made for a test",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceSpec:
+    """What a made-up trace is like; its numbers follow from the seed."""
+
+    num_positions: Sequence[int]
+    exit_layers: tuple[int, ...] = (1, 2, 4, 6)
+    agreement: tuple[float, ...] = (0.55, 0.65, 0.75, 0.85)
+    """By exit: how often it says the target's token."""
+    max_new_tokens: int = 64
+    kind: DraftKind = "separate"
+    rule: AcceptanceRule = "greedy"
+    eos_token_id: int | None = None
+    seed: int = 0
+    num_confidences: int = 1000
+    """Distinct confidences: few of them make ties with thresholds."""
+
+
+def make_trace(spec: TraceSpec) -> AcceptanceTrace:
+    """A trace whose confidences are informative: an exit agrees more often where it is surer."""
+    rng = np.random.default_rng(spec.seed)
+    shape = (sum(spec.num_positions), len(spec.exit_layers))
+    target = rng.integers(1, 8, shape[0])
+    sure = rng.random(shape)
+    agrees = rng.random(shape) < np.clip(np.array(spec.agreement) + 0.4 * (sure - 0.5), 0, 1)
+    if spec.agreement == (1.0,) * shape[1]:
+        agrees[:] = True
+    ends = np.cumsum(spec.num_positions) - 1
+    cut_short = np.array(spec.num_positions) < spec.max_new_tokens
+    if spec.eos_token_id is not None:
+        target[ends[cut_short]] = spec.eos_token_id
+    other = (target[:, None] + rng.integers(1, 8, shape)) % 8
+    draft = np.where(agrees, target[:, None], other)
+    accept = agrees.astype(np.float32) if spec.rule != "ratio" else rng.random(shape, np.float32)
+    return AcceptanceTrace(
+        header=_header(spec),
+        confidence=(np.round(sure * spec.num_confidences) / spec.num_confidences).astype(np.float32),
+        draft_token=draft.astype(np.int32),
+        target_token=target.astype(np.int32),
+        accept_prob=accept,
+    )
+
+
+def _header(spec: TraceSpec) -> TraceHeader:
+    target = tiny_geometry(16, "tiny-target")
+    model = target if spec.kind == "self" else tiny_geometry(spec.exit_layers[-1], "tiny-draft")
+    noisy = Sampling(rule=spec.rule, temperature=0.8, top_k=None, top_p=None, seed=7) if spec.rule != "greedy" else GREEDY
+    return TraceHeader(
+        draft=DraftGeometry(kind=spec.kind, model=model, exit_layers=spec.exit_layers),
+        draft_sha256="d" * 64,
+        target=target,
+        target_sha256="e" * 64,
+        tokenizer_sha256="f" * 64,
+        sampling=noisy,
+        confidence="max-prob",
+        max_new_tokens=spec.max_new_tokens,
+        eos_token_id=spec.eos_token_id,
+        prompts=tuple(
+            TracedPrompt(
+                name=f"prompt-{i}",
+                category=("code", "prose")[i % 2],
+                prompt_tokens=1 + (7 * i + spec.seed) % 11,
+                num_positions=number,
+                distinct_6gram_frac=1.0,
+            )
+            for i, number in enumerate(spec.num_positions)
+        ),
+    )
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> AcceptanceTrace:
+    """Small traces of both kinds of draft and all acceptance rules; texts cut short end in EOS, longer ones at the limit."""
+    num_exits = draw(st.integers(1, 4))
+    max_new_tokens = draw(st.integers(1, 30))
+    num_positions = draw(st.lists(st.integers(1, max_new_tokens), min_size=1, max_size=4))
+    spec = TraceSpec(
+        num_positions=num_positions,
+        exit_layers=tuple(sorted(draw(st.sets(st.integers(1, 8), min_size=num_exits, max_size=num_exits)))),
+        agreement=tuple(draw(st.lists(st.floats(0, 1), min_size=num_exits, max_size=num_exits))),
+        max_new_tokens=max_new_tokens,
+        kind=draw(st.sampled_from(("separate", "self"))),
+        rule=draw(st.sampled_from(("greedy", "ratio", "shared-noise"))),
+        eos_token_id=EOS,
+        seed=draw(st.integers(0, 1000)),
+        num_confidences=draw(st.sampled_from((4, 1000))),
+    )
+    return make_trace(spec)
+
+
+fractions = st.integers(0, 20).map(lambda twentieths: twentieths / 20)
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> CalibrationCurve:
+    knots = sorted(draw(st.sets(fractions, min_size=1, max_size=5)))
+    return CalibrationCurve(
+        confidence=tuple(knots), agreement=tuple(sorted(draw(st.lists(fractions, min_size=len(knots), max_size=len(knots)))))
+    )
+
+
+@st.composite
+def length_rules(draw: st.DrawFn, num_looked: int, *, largest_cap: int = 9) -> LengthRule:
+    """Any length rule for a policy that looks at `num_looked` exits."""
+    cap = draw(st.integers(1, largest_cap))
+    match draw(st.sampled_from(("fixed", "floor", "survival", "heuristic"))):
+        case "fixed":
+            return FixedLength(draft_cap=cap)
+        case "floor":
+            return FloorStop(draft_cap=cap, floor=draw(fractions))
+        case "survival":
+            calibration = tuple(draw(curves()) for _ in range(num_looked))
+            return SurvivalStop(draft_cap=cap, floor=draw(fractions), calibration=calibration)
+        case _:
+            return HeuristicLength(start=draw(st.integers(1, cap)), draft_cap=cap)
+
+
+@st.composite
+def policies(
+    draw: st.DrawFn, exit_layers: tuple[int, ...], *, confidence: Confidence = "max-prob", largest_cap: int = 9
+) -> ExitPolicy:
+    """Any policy over some of these exits."""
+    looked = tuple(sorted(draw(st.sets(st.sampled_from(exit_layers), min_size=1))))
+    return ExitPolicy(
+        exit_layers=looked,
+        thresholds=tuple(draw(fractions) for _ in looked[1:]),
+        confidence=confidence,
+        length=draw(length_rules(len(looked), largest_cap=largest_cap)),
+    )
+
+
+@st.composite
+def traces_with_policies(draw: st.DrawFn, *, most: int = 4) -> tuple[AcceptanceTrace, list[ExitPolicy | None]]:
+    """A trace and some policies for it, plain decoding among them."""
+    trace = draw(traces())
+    exit_layers = trace.header.draft.exit_layers
+    return trace, draw(st.lists(st.none() | policies(exit_layers), min_size=1, max_size=most))
