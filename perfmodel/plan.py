@@ -42,6 +42,11 @@ class Memory:
     capacity_bytes: Bytes | None
     """None when the device's memory is not known."""
 
+    @property
+    def total_bytes(self) -> Bytes:
+        """All of it."""
+        return self.target_weight_bytes + self.draft_weight_bytes + self.target_kv_bytes + self.draft_kv_bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:

@@ -1,0 +1,68 @@
+"""How long a person waits for an answer that needs no GPU: `s2d-plan --help` and `s2d-plan --target llama-70b`.
+
+Each command runs in a fresh interpreter, from the command line to the exit of the process, several times; the median counts.
+Heavy imports are those found loaded after a plan: an answer from shipped evidence must need none of them.
+
+    python benchmarks/startup.py [--quick]
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from common import ROOT, finish, make_parser
+
+from perfmodel.console import print_out, table
+from perfmodel.units import Seconds, format_seconds
+
+HELP_BUDGET_S: Seconds = 0.15
+PLAN_BUDGET_S: Seconds = 0.5
+HEAVY = ("torch", "transformers", "scipy", "pandas", "matplotlib")
+HELP = ("--help",)
+PLAN = ("--target", "llama-70b")
+_RUN = "import sys; from calibrate.cli import main_plan; code = main_plan(sys.argv[1:]); "
+_EXIT = "sys.exit(code)"
+_LIST_MODULES = "print(*sys.modules, file=sys.stderr); sys.exit(code)"
+
+
+def main() -> None:
+    num_runs = 5 if make_parser(__doc__).parse_args().quick else 15
+    seconds_of(PLAN)  # the first run reads everything from disk
+    help_s, plan_s = ([seconds_of(arguments) for _ in range(num_runs)] for arguments in (HELP, PLAN))
+    heavy = sorted(modules_after(PLAN) & set(HEAVY))
+    rows = [row("s2d-plan --help", help_s, HELP_BUDGET_S), row("s2d-plan --target llama-70b", plan_s, PLAN_BUDGET_S)]
+    print_out(table(rows, headers=["command", "median", "fastest", "slowest", "budget"]))
+    print_out(f"\nheavy imports after a plan: {', '.join(heavy) or 'none'}")
+    result = {
+        "help_s": statistics.median(help_s),
+        "plan_s": statistics.median(plan_s),
+        "heavy_imports": heavy,
+        "help_loads_numpy": "numpy" in modules_after(HELP),
+        "fastest_help_s": min(help_s),
+        "fastest_plan_s": min(plan_s),
+        "num_runs": num_runs,
+    }
+    finish("startup", result, libraries=("numpy",))
+
+
+def seconds_of(arguments: Sequence[str]) -> Seconds:
+    """Wall time of one run in a fresh interpreter, start and exit included."""
+    start_s = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _RUN + _EXIT, *arguments], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start_s
+
+
+def modules_after(arguments: Sequence[str]) -> set[str]:
+    """Modules loaded when the command has answered."""
+    command = [sys.executable, "-c", _RUN + _LIST_MODULES, *arguments]
+    return set(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stderr.split())
+
+
+def row(name: str, seconds: Sequence[Seconds], budget_s: Seconds) -> list[str]:
+    return [name, *map(format_seconds, (statistics.median(seconds), min(seconds), max(seconds), budget_s))]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The acceptance a plan rests on: the user's own trace, or the evidence in the box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import perfmodel
+from perfmodel.errors import Mismatch, UnknownName, UserInputError
+from perfmodel.geometry import ModelGeometry
+from perfmodel.halves import Split, half_of
+from perfmodel.plan import Evidence, EvidenceLevel
+from perfmodel.trace import AcceptanceTrace, read_trace
+from perfmodel.units import Tokens
+
+EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
+"""Traces in the box, named DRAFT--TARGET.npz."""
+
+DEFAULT_PROMPT_TOKENS: Tokens = 512
+DEFAULT_OUTPUT_TOKENS: Tokens = 256
+
+_SEPARATOR = "--"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Acceptance:
+    """A trace, what it is worth, and the prompt and output lengths it stands for."""
+
+    trace: AcceptanceTrace
+    evidence: Evidence
+    prompt_tokens: Tokens
+    """The mean over its prompts."""
+    output_tokens: Tokens
+
+
+def shipped_pairs() -> list[tuple[str, str]]:
+    """Draft and target of every trace in the box."""
+    stems = sorted(path.stem for path in EVIDENCE_FOLDER.glob(f"*{_SEPARATOR}*.npz"))
+    return [(draft, target) for draft, _, target in (stem.partition(_SEPARATOR) for stem in stems)]
+
+
+def shipped_path(draft: str, target: str) -> Path:
+    """Where the trace of a draft and a target is in the box."""
+    return EVIDENCE_FOLDER / f"{draft}{_SEPARATOR}{target}.npz"
+
+
+def find_shipped_path(target: ModelGeometry, draft: str | None) -> Path:
+    """The trace in the box for a target.
+
+    Raises:
+        UserInputError: there is none, and what to do.
+        UnknownName: there is, but not with this draft.
+    """
+    drafts = [shipped for shipped, answered in shipped_pairs() if answered == target.name]
+    if not drafts:
+        answered = ", ".join(sorted({name for _, name in shipped_pairs()}))
+        raise UserInputError(
+            f"no acceptance evidence for target {target.name!r}: in the box are {answered}. How often a draft agrees "
+            f"depends on the weights and cannot be guessed from shapes. Record it: {record_command('TARGET', 'DRAFT')}, then "
+            "s2d-plan --trace profile/trace.npz"
+        )
+    if draft is not None and draft not in drafts:
+        raise UnknownName("draft", draft, drafts, otherwise=f"record its acceptance: {record_command('TARGET', 'DRAFT')}")
+    return shipped_path(draft or drafts[0], target.name)
+
+
+def record_command(target: str, draft: str) -> str:
+    """The command that records acceptance on the user's own prompts."""
+    return f"s2d-profile acceptance --target {target} --draft {draft} --prompts PROMPTS.jsonl -o profile"
+
+
+def load_acceptance(path: Path, split: Split) -> Acceptance:
+    """A trace from a file, or one half of its prompts, so that the other can test the plan.
+
+    Raises:
+        UserInputError: no prompt is in that half.
+    """
+    stored = read_trace(path)
+    trace = stored.record
+    if split != "all":
+        prompts = trace.header.prompts
+        kept = [number for number, prompt in enumerate(prompts) if half_of(prompt.name) == split]
+        if not kept:
+            raise UserInputError(
+                f"--prompts-split {split}: none of the {len(prompts)} prompts of {path.name!r} is in that half. "
+                "Use all of them, or record a trace of more prompts."
+            )
+        trace = trace.subset(kept)
+    lengths = [prompt.prompt_tokens for prompt in trace.header.prompts]
+    return Acceptance(
+        trace=trace,
+        evidence=_evidence(trace, stored.sha256, split),
+        prompt_tokens=round(sum(lengths) / len(lengths)),
+        output_tokens=trace.header.max_new_tokens,
+    )
+
+
+def _evidence(trace: AcceptanceTrace, sha256: str, split: Split) -> Evidence:
+    header = trace.header
+    positions, prompts = len(trace.target_token), len(header.prompts)
+    of_split = "" if split == "all" else f" (the {split} half)"
+    level: EvidenceLevel = "traced"
+    description = f"{positions} positions of {prompts} prompts{of_split}, {header.sampling.label}"
+    if header.target_sha256 is None:
+        level = "published"
+        description = (
+            f"mean accepted tokens of arXiv 2407.01955, MT-Bench, {header.sampling.label}, behind {positions} synthetic "
+            "positions; confidences assumed (docs/published-acceptance.md)"
+        )
+    return Evidence(role="acceptance", level=level, description=description, sha256=sha256)
+
+
+def same_shape(one: ModelGeometry, other: ModelGeometry) -> bool:
+    """Equal but for name and source: as far as speed and memory care, the same model."""
+    return replace(one, name="", source="") == replace(other, name="", source="")
+
+
+def check_target(acceptance: Acceptance, target: ModelGeometry) -> None:
+    """The trace is of this target, as far as its shapes tell.
+
+    Raises:
+        Mismatch: it is of another.
+    """
+    traced = acceptance.trace.header.target
+    if not same_shape(traced, target):
+        raise Mismatch(
+            "the trace",
+            made_for=f"target {traced.name} ({_shape_text(traced)})",
+            given=f"target {target.name} ({_shape_text(target)})",
+            fix=f"Leave --target out, or record a trace of it: {record_command('TARGET', 'DRAFT')}",
+        )
+
+
+def check_draft(acceptance: Acceptance, draft: str | None) -> None:
+    """The trace is of the draft asked for.
+
+    Raises:
+        Mismatch: it is of another.
+    """
+    traced = acceptance.trace.header.draft.model.name
+    if draft is not None and draft != traced:
+        fix = f"Leave --draft out, or record a trace of it: {record_command('TARGET', draft)}"
+        raise Mismatch("the trace", made_for=f"draft {traced}", given=f"draft {draft}", fix=fix)
+
+
+def _shape_text(model: ModelGeometry) -> str:
+    return f"{model.num_layers} layers of {model.hidden_size}, vocabulary {model.vocab_size}"
+
+
+def at_lengths(acceptance: Acceptance, *, prompt_tokens: Tokens | None, output_tokens: Tokens | None) -> Acceptance:
+    """The same agreement at other prompt and output lengths.
+
+    Text is not made up: agreement is that of the traced positions. Every prompt is moved so that the mean number of cached
+    tokens is that of the lengths asked for, which prices it exactly, as seconds are linear in cached tokens.
+    """
+    if prompt_tokens is None and output_tokens is None:
+        return acceptance
+    prompt = acceptance.prompt_tokens if prompt_tokens is None else prompt_tokens
+    output = acceptance.output_tokens if output_tokens is None else output_tokens
+    trace = acceptance.trace
+    moved = tuple(
+        replace(one, prompt_tokens=max(1, round(prompt + (output - one.num_positions) / 2))) for one in trace.header.prompts
+    )
+    return replace(
+        acceptance,
+        trace=replace(trace, header=replace(trace.header, prompts=moved)),
+        prompt_tokens=prompt,
+        output_tokens=output,
+    )

@@ -1,0 +1,189 @@
+"""A plan held against a run: Plan + RunReport -> Residuals, acceptance error and latency error apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from calibrate.pricing import DeviceRequest, Pricing, key_text, price_by_datasheet, price_by_profiles, same_device
+from perfmodel.artifact import Stored
+from perfmodel.errors import Mismatch, UserInputError
+from perfmodel.estimate import pass_seconds
+from perfmodel.passes import PassKind
+from perfmodel.plan import Candidate, Evidence, Plan
+from perfmodel.report import Arm, RunReport
+from perfmodel.residuals import PassResidual, Residuals
+from perfmodel.rounds import RoundStats, sum_rounds
+from perfmodel.units import Frac, Seconds, format_signed_frac
+
+GOOD_ERROR_FRAC: Frac = 0.02
+"""The aim of this project: below it there is nothing to measure again."""
+
+_ROUND_KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round")
+
+
+def load_pricing(plan: Plan, profiles: Sequence[Path]) -> Pricing | None:
+    """The prices a plan was made with: a datasheet's from the plan alone, measured ones from its profiles.
+
+    Returns None where the plan's profiles were not given: its mean seconds per pass have to do.
+
+    Raises:
+        Mismatch: the profiles are not those of the plan.
+    """
+    latency: dict[str, Evidence] = {part.role: part for part in plan.evidence if part.role != "acceptance"}
+    key, context_tokens = plan.device, plan.workload.prompt_tokens + plan.workload.output_tokens
+    request = DeviceRequest(device=key.device, num_devices=key.num_devices, dtype=key.dtype, engine=key.engine)
+    if all(part.level == "roofline" for part in latency.values()) and not profiles:
+        return price_by_datasheet(plan, request, context_tokens=context_tokens)
+    if not profiles:
+        return None
+    pricing = price_by_profiles(plan, profiles, request, context_tokens=context_tokens, fit=False)
+    for part in pricing.evidence:
+        if part.sha256 != latency[part.role].sha256:
+            made_for, given = _evidence_text(latency[part.role]), _evidence_text(part)
+            fix = "Give the profiles the plan was made with, or plan again with these: s2d-plan --profile"
+            raise Mismatch("the plan", made_for=made_for, given=given, fix=fix)
+    return pricing
+
+
+def _evidence_text(part: Evidence) -> str:
+    return f"{part.role} {part.level}" + (f" {part.sha256[:12]}" if part.sha256 else "")
+
+
+def compare(plan: Stored[Plan], report: Stored[RunReport], pricing: Pricing | None) -> Residuals:
+    """Split the error of a plan's speedup.
+
+    Args:
+        plan: as it was written.
+        report: what running it measured, plain decoding included.
+        pricing: prices each measured pass; when None, the plan's own mean seconds per pass of a kind do.
+
+    Raises:
+        Mismatch: the report is of another plan or device.
+        UserInputError: the report has no plain arm.
+    """
+    plain_arm = _check(plan, report)
+    measured, chosen = report.record.measured, plan.record.chosen
+    assert measured is not None
+    rounds, plain = _arm_rounds(report.record.plan_arm), _arm_rounds(plain_arm)
+    priced, plain_priced = _price(plan.record, rounds, pricing), _price_plain(plan.record, plain, pricing)
+    total_s, plain_total_s = math.fsum(priced.values()), math.fsum(plain_priced.values())
+    passes = (
+        *_pass_residuals("plan", report.record.plan_arm, rounds, priced),
+        *_pass_residuals("plain", plain_arm, plain, plain_priced),
+    )
+    predicted, repriced = chosen.speedup.speedup.value, rounds.num_tokens / total_s * plain_total_s / plain.num_tokens
+    acceptance_error = (predicted - repriced) / measured.speedup.value
+    latency_error = (repriced - measured.speedup.value) / measured.speedup.value
+    return Residuals(
+        plan_sha256=plan.sha256,
+        report_sha256=report.sha256,
+        device=report.record.device,
+        pricing="plan" if pricing is None else "evidence",
+        predicted_prompts=chosen.rounds.num_prompts,
+        measured_prompts=rounds.num_prompts,
+        predicted_speedup=predicted,
+        repriced_speedup=repriced,
+        measured_speedup=measured.speedup,
+        predicted_tokens_per_round=chosen.rounds.tokens_per_round,
+        measured_tokens_per_round=rounds.tokens_per_round,
+        repriced_round_s=total_s / rounds.num_rounds,
+        measured_round_s=math.fsum(run.decode_s for run in report.record.plan_arm.runs) / rounds.num_rounds,
+        passes=passes,
+        next_step=next_step(acceptance_error, latency_error, passes),
+    )
+
+
+def _check(plan: Stored[Plan], report: Stored[RunReport]) -> Arm:
+    """The report is of this plan on its device, and has a plain arm, which is returned."""
+    ran, device = report.record.plan_sha256, report.record.device
+    if ran != plan.sha256:
+        made_for = "no plan" if ran is None else f"plan {ran[:12]}"
+        fix = "Give the plan that was run, or run this one: s2d-run --plan PLAN -o REPORT"
+        raise Mismatch("the report", made_for=made_for, given=f"plan {plan.sha256[:12]}", fix=fix)
+    planned = plan.record.device
+    if replace(device, device="") != replace(planned, device="") or not same_device(device.device, planned.device):
+        fix = "Profile the device of the run and plan again: a plan's seconds hold on its own device only"
+        raise Mismatch("the plan", made_for=key_text(planned), given=f"the run's {key_text(device)}", fix=fix)
+    if report.record.plain_arm is None or report.record.measured is None:
+        raise UserInputError(
+            "the report has no plain decoding, expected both arms: a speedup is a ratio to plain decoding. "
+            "Run the plan again with plain decoding beside it."
+        )
+    return report.record.plain_arm
+
+
+def _arm_rounds(arm: Arm) -> RoundStats:
+    return sum_rounds(run.rounds for run in arm.runs)
+
+
+def _price(plan: Plan, rounds: RoundStats, pricing: Pricing | None) -> dict[PassKind, Seconds]:
+    """Seconds of the measured rounds as the plan would have them."""
+    if pricing is not None:
+        return pass_seconds(pricing.draft, pricing.target, rounds)
+    return _price_by_means(plan.chosen, rounds)
+
+
+def _price_plain(plan: Plan, plain: RoundStats, pricing: Pricing | None) -> dict[PassKind, Seconds]:
+    """Seconds of measured plain decoding as the plan would have them."""
+    if pricing is not None:
+        return pass_seconds(None, pricing.target, plain)
+    for candidate in (plan.chosen, *plan.runners_up):
+        if candidate.policy is None:
+            return _price_by_means(candidate, plain)
+    return {"verify": plain.num_tokens / plan.chosen.speedup.plain_tokens_per_s}
+
+
+def _price_by_means(candidate: Candidate, rounds: RoundStats) -> dict[PassKind, Seconds]:
+    """Measured passes of each kind times the predicted mean seconds of a pass of that kind."""
+    cost, predicted = candidate.speedup.round_cost, candidate.rounds
+    round_seconds = {"segment": cost.segment_s, "exit": cost.exit_s, "verify": cost.verify_s, "round": cost.round_s}
+    priced: dict[PassKind, Seconds] = {}
+    for kind in _ROUND_KINDS:
+        measured_passes, predicted_passes = num_passes(rounds, kind), num_passes(predicted, kind)
+        if measured_passes and predicted_passes:
+            priced[kind] = measured_passes * round_seconds[kind] * predicted.num_rounds / predicted_passes
+    return priced
+
+
+def num_passes(rounds: RoundStats, kind: PassKind) -> int:
+    """Passes of a kind, of all stages and widths."""
+    return sum(count.num_passes for count in rounds.passes if count.kind == kind)
+
+
+def _pass_residuals(
+    name: Literal["plan", "plain"], arm: Arm, rounds: RoundStats, priced: Mapping[PassKind, Seconds]
+) -> list[PassResidual]:
+    """One line per kind that was both measured and priced, in the order of a round.
+
+    The arm may have been repeated: its samples are scaled to one repetition by their number.
+    """
+    residuals = []
+    for kind in _ROUND_KINDS:
+        measured = [seconds for sample, seconds in zip(arm.samples.kind, arm.samples.seconds, strict=True) if sample == kind]
+        passes = num_passes(rounds, kind)
+        if measured and kind in priced:
+            measured_s = math.fsum(measured) / len(measured) * passes
+            part = PassResidual(arm=name, kind=kind, num_passes=passes, predicted_s=priced[kind], measured_s=measured_s)
+            residuals.append(part)
+    return residuals
+
+
+def worst_pass(passes: tuple[PassResidual, ...]) -> PassResidual | None:
+    """The kind whose predicted seconds are furthest from the measured ones, as a share of its arm's seconds."""
+    arm_s = {arm: math.fsum(part.measured_s for part in passes if part.arm == arm) for arm in ("plan", "plain")}
+    return max(passes, key=lambda part: abs(part.predicted_s - part.measured_s) / arm_s[part.arm], default=None)
+
+
+def next_step(acceptance_error_frac: Frac, latency_error_frac: Frac, passes: tuple[PassResidual, ...]) -> str:
+    """What to measure again, the larger error first."""
+    if max(abs(acceptance_error_frac), abs(latency_error_frac)) <= GOOD_ERROR_FRAC:
+        return "nothing: both errors are within 2 %"
+    if abs(acceptance_error_frac) >= abs(latency_error_frac):
+        return "s2d-profile acceptance, on prompts like those that were run: most of the error is in the acceptance"
+    worst = worst_pass(passes)
+    kind = "" if worst is None else f", {worst.arm} {worst.kind} passes most of all ({format_signed_frac(worst.error_frac)})"
+    return f"s2d-profile latency, on the device as it is when running: most of the error is in the seconds{kind}"

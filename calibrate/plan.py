@@ -1,0 +1,280 @@
+"""Evidence -> Plan: what was asked, on what it rests, what to run, and what else was considered."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from calibrate.acceptance import (
+    Acceptance,
+    at_lengths,
+    check_draft,
+    check_target,
+    find_shipped_path,
+    load_acceptance,
+    record_command,
+    same_shape,
+    shipped_pairs,
+)
+from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet, price_by_profiles
+from calibrate.search import MAX_DRAFT_TOKENS, price_of, search
+from perfmodel.errors import BadFile, OutOfDomain, UserInputError
+from perfmodel.estimate import estimate
+from perfmodel.geometry import KNOWN_MODELS, ModelGeometry, find_draft, find_model, geometry_from_config
+from perfmodel.halves import Split
+from perfmodel.plan import Candidate, Plan, Workload
+from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
+from perfmodel.profile import DeviceKey
+from perfmodel.replay import replay, replay_many
+from perfmodel.rounds import sum_rounds
+from perfmodel.trace import AcceptanceTrace
+from perfmodel.units import Tokens
+
+_LOG = logging.getLogger(__name__)
+
+PLAIN_NAME = "plain decoding"
+PLAN_NAME = "plan"
+PAPER_NAME = "paper thresholds"
+REFERENCE_PREFIX = "ref-"
+PROFILED_DTYPES = ("fp32", "bf16", "fp16")
+"""Those `s2d-profile` can run."""
+
+PAPER_THRESHOLD = 0.5
+PAPER_LENGTH = HeuristicLength(start=5, draft_cap=64)
+"""transformers' schedule, as the published S2D runs it; it has no cap, and no accepted run reported is longer than this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What was asked; None is left open."""
+
+    target: str | None
+    draft: str | None
+    trace: Path | None
+    prompts_split: Split
+    profiles: tuple[Path, ...]
+    fit: bool
+    device: DeviceRequest
+    batch: int
+    prompt_tokens: Tokens | None
+    output_tokens: Tokens | None
+
+
+def make_plan(request: PlanRequest) -> Plan:
+    """Answer a request from the evidence it names, or from the evidence in the box.
+
+    Raises:
+        UserInputError: something asked for is unknown, does not fit together or is not covered by the evidence.
+    """
+    _check_counts(request)
+    acceptance = _acceptance(request)
+    header = acceptance.trace.header
+    context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
+    _check_context(header.target, acceptance)
+    if request.profiles:
+        pricing = price_by_profiles(header, request.profiles, request.device, context_tokens=context_tokens, fit=request.fit)
+    else:
+        pricing = price_by_datasheet(header, request.device, context_tokens=context_tokens)
+    chosen, runners_up = decide(acceptance.trace, pricing)
+    evidence = (*pricing.evidence, acceptance.evidence)
+    workload = Workload(
+        batch=request.batch,
+        prompt_tokens=acceptance.prompt_tokens,
+        output_tokens=acceptance.output_tokens,
+        sampling=header.sampling,
+    )
+    return Plan(
+        target=header.target,
+        target_sha256=header.target_sha256,
+        draft=header.draft,
+        draft_name=header.draft.model.name,
+        draft_sha256=header.draft_sha256,
+        tokenizer_sha256=header.tokenizer_sha256,
+        device=pricing.device,
+        workload=workload,
+        chosen=chosen,
+        runners_up=runners_up,
+        memory=pricing.memory,
+        evidence=evidence,
+        next_command=next_command(acceptance, pricing.device, measured=bool(request.profiles)),
+    )
+
+
+def _check_counts(request: PlanRequest) -> None:
+    counts = {
+        "--batch": request.batch,
+        "--prompt-tokens": request.prompt_tokens,
+        "--output-tokens": request.output_tokens,
+        "--num-devices": request.device.num_devices,
+    }
+    for flag, count in counts.items():
+        if count is not None and count < 1:
+            raise UserInputError(f"{flag} {count}: expected at least 1.")
+    if request.batch != 1:
+        raise UserInputError(
+            f"--batch {request.batch}: only --batch 1 is predicted. In a batch every sequence leaves and is accepted at its "
+            "own length, which neither replay nor the latency evidence covers yet."
+        )
+    if request.fit and not request.profiles:
+        raise UserInputError("--fit needs latency profiles to fit to: give at least one --profile FILE.")
+
+
+def _acceptance(request: PlanRequest) -> Acceptance:
+    """The trace of the request, at its lengths, checked against its target and draft."""
+    if request.trace is not None:
+        acceptance = load_acceptance(request.trace, request.prompts_split)
+        check_draft(acceptance, request.draft)
+        if request.target is not None:
+            check_target(acceptance, find_target(request.target))
+    elif request.target is not None:
+        path = find_shipped_path(_named_target(request.target), request.draft and find_draft(request.draft).model.name)
+        acceptance = load_acceptance(path, request.prompts_split)
+    else:
+        raise UserInputError("nothing to plan for: give --target NAME, or --trace FILE recorded by s2d-profile.")
+    return at_lengths(acceptance, prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens)
+
+
+def find_target(text: str) -> ModelGeometry:
+    """A target by name, or by a folder with a `config.json`, or by that file.
+
+    Raises:
+        UnknownName: no such model, and no such file.
+        BadFile: the file is no model's config.
+    """
+    path = Path(text)
+    if path.is_dir():
+        path /= "config.json"
+    if not path.is_file() and path.suffix != ".json":
+        return find_model(text)
+    return geometry_from_config(_read_config(path), path.resolve().parent.name)
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    fix = "Give a model's config.json, or the folder it is in"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise BadFile(path, f"cannot be read ({err.strerror})", fix) from err
+    except ValueError as err:
+        raise BadFile(path, f"this is not JSON ({err})", fix) from err
+    if not isinstance(config, dict):
+        raise BadFile(path, f"this is a JSON {type(config).__name__}, expected an object", fix)
+    return config
+
+
+def _named_target(text: str) -> ModelGeometry:
+    """A target whose acceptance may be in the box: one known by name, not by its shapes alone.
+
+    Raises:
+        UserInputError: a config was given; says which names have its shapes.
+    """
+    target = find_target(text)
+    if target in KNOWN_MODELS:
+        return target
+    answered = {name for _, name in shipped_pairs()}
+    alike = [known.name for known in KNOWN_MODELS if known.name in answered and same_shape(known, target)]
+    hint = f" If its weights are those of {alike[0]}, say --target {alike[0]}." if alike else ""
+    raise UserInputError(
+        f"no acceptance evidence for target {text!r}: a config tells shapes, and how often a draft agrees depends on the "
+        f"weights.{hint} Or record it: {record_command(text, 'DRAFT')}, then s2d-plan --target {text} --trace profile/trace.npz"
+    )
+
+
+def _check_context(target: ModelGeometry, acceptance: Acceptance) -> None:
+    needed = acceptance.prompt_tokens + acceptance.output_tokens
+    if needed > target.max_context_tokens:
+        raise OutOfDomain(
+            f"prompt and output tokens of {target.name}",
+            needed,
+            low=1,
+            high=target.max_context_tokens,
+            fix="Give a smaller --prompt-tokens or --output-tokens",
+        )
+
+
+def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
+    """The best configuration, and what it was held against, fastest first."""
+    chosen = price_candidate(PLAN_NAME, search(trace, pricing.draft, pricing.target), trace, pricing)
+    found = [price_candidate(PLAIN_NAME, None, trace, pricing)]
+    for policy in best_single_exits(trace, pricing):
+        found.append(price_candidate(f"exit {policy.exit_layers[0]}", policy, trace, pricing))
+    found += price_paper(trace, pricing)
+    return chosen, tuple(sorted(found, key=lambda one: one.speedup.tokens_per_s, reverse=True))
+
+
+def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> list[Candidate]:
+    """The paper's policy, with the longest drafts that the latency evidence covers; a warning says so if it covers none."""
+    uncovered = None
+    for policy in paper_policies(trace):
+        try:
+            return [price_candidate(PAPER_NAME, policy, trace, pricing)]
+        except OutOfDomain as err:
+            uncovered = err
+    if uncovered is not None:
+        _LOG.warning("%s left out of the comparison: %s", PAPER_NAME, uncovered)
+    return []
+
+
+def price_candidate(name: str, policy: ExitPolicy | None, trace: AcceptanceTrace, pricing: Pricing) -> Candidate:
+    """One configuration, replayed and priced.
+
+    Raises:
+        OutOfDomain: it needs a pass that the latency evidence does not cover.
+    """
+    rounds, plain = replay(trace, policy), replay(trace, None)
+    speedup = estimate(pricing.draft, pricing.target, rounds, plain)
+    return Candidate(name=name, policy=policy, rounds=sum_rounds(rounds), speedup=speedup)
+
+
+def best_single_exits(trace: AcceptanceTrace, pricing: Pricing) -> list[ExitPolicy]:
+    """Each exit alone, always answering, at its fastest fixed draft length; none for an exit that cannot be priced."""
+    lengths = range(1, MAX_DRAFT_TOKENS + 1)
+    policies = [
+        single_exit(trace, layer, FixedLength(draft_cap=length))
+        for layer in trace.header.draft.exit_layers
+        for length in lengths
+    ]
+    batch = replay_many(trace, policies)
+    rates = (batch.num_tokens / batch.seconds(price_of(pricing.draft, pricing.target))).reshape(-1, len(lengths))
+    fastest = [row * len(lengths) + int(column) for row, column in enumerate(rates.argmax(axis=1)) if rates[row, column] > 0]
+    return [policies[place] for place in fastest]
+
+
+def single_exit(trace: AcceptanceTrace, layer: int, length: FixedLength) -> ExitPolicy:
+    """One exit that always answers."""
+    return ExitPolicy(exit_layers=(layer,), thresholds=(), confidence=trace.header.confidence, length=length)
+
+
+def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:
+    """All exits at .5 with the +2/-1 length, as published and with the cap of the search, for profiles of short drafts.
+
+    None where there is one exit only, or another confidence.
+    """
+    layers = trace.header.draft.exit_layers
+    if len(layers) < 2 or trace.header.confidence != "max-prob":
+        return []
+    thresholds = (PAPER_THRESHOLD,) * (len(layers) - 1)
+    caps = (PAPER_LENGTH.draft_cap, MAX_DRAFT_TOKENS)
+    lengths = [replace(PAPER_LENGTH, draft_cap=cap) for cap in caps]
+    return [ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length) for length in lengths]
+
+
+def next_command(acceptance: Acceptance, device: DeviceKey, *, measured: bool) -> str:
+    """The command that replaces the weakest evidence by a measurement, or runs the plan when all is measured."""
+    header = acceptance.trace.header
+    traced = acceptance.evidence.level == "traced"
+    if measured and traced:
+        return "s2d-run --plan PLAN.json --check -o REPORT.json"
+    what = "latency " if traced else "acceptance " if measured else ""
+    draft = "self" if header.draft.kind == "self" else _model_folder(header.draft.model.name)
+    where = " --device cuda" if device.num_threads is None else ""
+    if device.dtype in PROFILED_DTYPES:
+        where += f" --dtype {device.dtype}"
+    return f"s2d-profile {what}--target {_model_folder(header.target.name)} --draft {draft}{where} -o profile"
+
+
+def _model_folder(name: str) -> str:
+    """How a command finds a model: the reference family by name, any other by its folder."""
+    return name if name.startswith(REFERENCE_PREFIX) else f"path/to/{name}"

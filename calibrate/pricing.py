@@ -1,0 +1,297 @@
+"""The seconds a plan rests on: latency profiles of draft and target, or a device's datasheet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from calibrate.acceptance import same_shape
+from perfmodel.artifact import Stored, read_record
+from perfmodel.errors import Mismatch, UnknownName, UserInputError
+from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.hardware import DEFAULT_ENGINE, Hardware, find_hardware, num_devices_to_fit
+from perfmodel.latency import FittedLatency, LatencyModel, MeasuredLatency, RooflineLatency
+from perfmodel.plan import Evidence, EvidenceRole, Memory
+from perfmodel.profile import (
+    LATENCY_PROFILE_SCHEMA,
+    LATENCY_PROFILE_VERSION,
+    DeviceKey,
+    Dtype,
+    EngineMode,
+    LatencyProfile,
+)
+from perfmodel.units import Tokens, format_bytes, format_frac
+from perfmodel.work import kv_bytes_per_token, model_weight_bytes
+
+DEFAULT_DEVICE = "a100-80gb"
+DEFAULT_DTYPE: Dtype = "bf16"
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRequest:
+    """What was asked of the device; None is left open."""
+
+    device: str | None
+    num_devices: int | None
+    dtype: Dtype | None
+    engine: EngineMode | None
+
+
+class Pair(Protocol):
+    """A draft and its target, as a trace's header and a plan name them: shapes, and weights where they are known."""
+
+    @property
+    def draft(self) -> DraftGeometry:
+        """Its shapes and exits."""
+        ...
+
+    @property
+    def draft_sha256(self) -> str | None:
+        """Its weights."""
+        ...
+
+    @property
+    def target(self) -> ModelGeometry:
+        """Its shapes."""
+        ...
+
+    @property
+    def target_sha256(self) -> str | None:
+        """Its weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pricing:
+    """Latency models of a draft and its target on one device, and what they rest on."""
+
+    draft: LatencyModel
+    target: LatencyModel
+    device: DeviceKey
+    memory: Memory
+    evidence: tuple[Evidence, ...]
+
+
+def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: Tokens) -> Pricing:
+    """Roofline prices on a known device, on as few of them as hold both models unless their number was asked for.
+
+    Raises:
+        UnknownName: the device is in no table.
+        UserInputError: the models do not fit on the devices asked for.
+    """
+    hardware = find_hardware(request.device or DEFAULT_DEVICE)
+    dtype, engine = request.dtype or DEFAULT_DTYPE, request.engine or DEFAULT_ENGINE
+    needed = memory_needed(pair.draft, pair.target, dtype, context_tokens=context_tokens, capacity_bytes=None)
+    num_devices = request.num_devices or num_devices_to_fit(hardware, needed.total_bytes)
+    memory = memory_needed(
+        pair.draft, pair.target, dtype, context_tokens=context_tokens, capacity_bytes=num_devices * hardware.memory_bytes
+    )
+    _check_fit(memory, hardware, num_devices, dtype)
+    return Pricing(
+        draft=RooflineLatency(pair.draft.model, pair.draft.exit_layers, hardware, dtype, engine, num_devices),
+        target=RooflineLatency(pair.target, _target_exits(pair.draft), hardware, dtype, engine, num_devices),
+        device=DeviceKey(device=hardware.name, num_devices=num_devices, num_threads=None, dtype=dtype, engine=engine),
+        memory=memory,
+        evidence=(
+            Evidence(role="draft latency", level="roofline", description=_datasheet_text(hardware), sha256=None),
+            Evidence(role="target latency", level="roofline", description=_datasheet_text(hardware), sha256=None),
+        ),
+    )
+
+
+def _datasheet_text(hardware: Hardware) -> str:
+    return f"{hardware.name} datasheet and published kernel times, ± {format_frac(hardware.error_frac)} (one sigma)"
+
+
+def _target_exits(draft: DraftGeometry) -> tuple[int, ...]:
+    """A self-draft's target starts to verify above its last exit."""
+    return draft.exit_layers if draft.kind == "self" else ()
+
+
+def memory_needed(
+    draft: DraftGeometry, target: ModelGeometry, dtype: Dtype, *, context_tokens: Tokens, capacity_bytes: int | None
+) -> Memory:
+    """Bytes of weights and caches at a context; a self-draft shares its target's."""
+    alone = draft.kind == "separate"
+    return Memory(
+        target_weight_bytes=model_weight_bytes(target, dtype),
+        draft_weight_bytes=model_weight_bytes(draft.model, dtype) if alone else 0,
+        target_kv_bytes=round(context_tokens * kv_bytes_per_token(target, dtype)),
+        draft_kv_bytes=round(context_tokens * kv_bytes_per_token(draft.model, dtype)) if alone else 0,
+        capacity_bytes=capacity_bytes,
+    )
+
+
+def _check_fit(memory: Memory, hardware: Hardware, num_devices: int, dtype: Dtype) -> None:
+    capacity = num_devices * hardware.memory_bytes
+    if memory.total_bytes > capacity:
+        enough = num_devices_to_fit(hardware, memory.total_bytes)
+        raise UserInputError(
+            f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {dtype}, and {num_devices} x "
+            f"{hardware.name} hold {format_bytes(capacity)}. Give --num-devices {enough}, a larger --device or a smaller "
+            "--dtype."
+        )
+
+
+def price_by_profiles(
+    pair: Pair, paths: Sequence[Path], request: DeviceRequest, *, context_tokens: Tokens, fit: bool
+) -> Pricing:
+    """Measured prices: one profile of the target and one of the draft, or a self-draft's one, from the same device.
+
+    Args:
+        fit: price a model that was not profiled by the law fitted to all the profiles.
+
+    Raises:
+        Mismatch: a profile is of another model, weights or device than the trace, the other profile or the request.
+        UserInputError: a profile is missing or given twice.
+    """
+    profiles = {path.name: _read_profile(path) for path in paths}
+    device = _common_device(profiles, request)
+    roles = {name: _role(name, stored.record, pair, fit=fit) for name, stored in profiles.items()}
+    target, target_evidence = _priced("target", pair, profiles, roles, fit=fit)
+    draft, draft_evidence = _priced("draft", pair, profiles, roles, fit=fit)
+    capacity_bytes = _capacity_bytes(device)
+    memory = memory_needed(pair.draft, pair.target, device.dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
+    return Pricing(draft=draft, target=target, device=device, memory=memory, evidence=(draft_evidence, target_evidence))
+
+
+Role = Literal["target", "draft"]
+
+
+def _priced(
+    role: Role, pair: Pair, profiles: dict[str, Stored[LatencyProfile]], roles: dict[str, Role | None], *, fit: bool
+) -> tuple[LatencyModel, Evidence]:
+    """The latency model of a role and what it rests on: its own profile, or a fit to all of them."""
+    model, _, exit_layers = _known(pair)[role]
+    wanted: Role = "target" if pair.draft.kind == "self" else role
+    names = [name for name, found in roles.items() if found == wanted]
+    evidence_role: EvidenceRole = "target latency" if role == "target" else "draft latency"
+    if fit and not names:
+        from calibrate.fit_latency import fit_latency
+
+        fitted = fit_latency([stored.record for stored in profiles.values()])
+        priced = FittedLatency(fitted, model, exit_layers)
+        text = f"{fitted.num_samples} passes of {', '.join(fitted.models)}, ± {format_frac(priced.error_frac)} (one sigma)"
+        return priced, Evidence(role=evidence_role, level="fitted", description=text, sha256=None)
+    stored = profiles[_only(names, f"{role} {model.name}")]
+    _warn_unless_beside(stored.record, pair)
+    text = _profile_text(stored.record)
+    evidence = Evidence(role=evidence_role, level="measured", description=text, sha256=stored.sha256)
+    return MeasuredLatency(stored.record), evidence
+
+
+def _known(pair: Pair) -> dict[Role, tuple[ModelGeometry, str | None, tuple[int, ...]]]:
+    """Shapes, weights and cuts of the traced models by role; a self-draft is its target."""
+    return {
+        "target": (pair.target, pair.target_sha256, _target_exits(pair.draft)),
+        "draft": (pair.draft.model, pair.draft_sha256, pair.draft.exit_layers),
+    }
+
+
+def _read_profile(path: Path) -> Stored[LatencyProfile]:
+    return read_record(path, LatencyProfile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION)
+
+
+def _profile_text(profile: LatencyProfile) -> str:
+    beside = "alone" if profile.beside is None else f"beside {profile.beside}"
+    return f"{len(profile.samples)} passes of {profile.model.name}, timed {beside}"
+
+
+def _capacity_bytes(device: DeviceKey) -> int | None:
+    """Memory of the devices; None when they are in no table."""
+    try:
+        return device.num_devices * find_hardware(device.device).memory_bytes
+    except UnknownName:
+        return None
+
+
+def _role(name: str, profile: LatencyProfile, pair: Pair, *, fit: bool) -> Role | None:
+    """Whether a profile is the target's or the draft's, by shape and, where both are known, by weights.
+
+    Raises:
+        Mismatch: it is neither's, and there is no fit for it to help.
+    """
+    fix = "Give profiles of the models that were traced"
+    for role, (model, sha256, exit_layers) in _known(pair).items():
+        if not same_shape(profile.model, model) or profile.exit_layers != exit_layers:
+            continue
+        if sha256 is not None and profile.model_sha256 != sha256:
+            made_for, given = f"{role} weights {profile.model_sha256[:12]}", f"the traced {sha256[:12]}"
+            raise Mismatch(f"profile {name!r}", made_for=made_for, given=given, fix=fix)
+        return role
+    if fit:
+        return None
+    raise Mismatch(
+        f"profile {name!r}",
+        made_for=_cut_text(profile.model, profile.exit_layers),
+        given=" or ".join(f"{role} {_cut_text(model, exits)}" for role, (model, _, exits) in _known(pair).items()),
+        fix=f"{fix}, or add --fit to price these by a fit to other models on the same device",
+    )
+
+
+def _cut_text(model: ModelGeometry, exit_layers: tuple[int, ...]) -> str:
+    """`ref-draft with exits 1/2/4/6`."""
+    return f"{model.name} with exits {'/'.join(map(str, exit_layers))}" if exit_layers else model.name
+
+
+def _only(names: list[str], label: str) -> str:
+    """The one profile of a role."""
+    if len(names) != 1:
+        found = "none was given" if not names else f"{len(names)} were given ({', '.join(names)})"
+        raise UserInputError(
+            f"expected one latency profile of the {label}, {found}. Give --profile once for the target and once for the "
+            "draft (s2d-profile latency writes both), or add --fit to price it by a fit to the others."
+        )
+    return names[0]
+
+
+def _common_device(profiles: dict[str, Stored[LatencyProfile]], request: DeviceRequest) -> DeviceKey:
+    """The device of all profiles, which is the one asked for."""
+    (first_name, first), *others = profiles.items()
+    key = first.record.device
+    for name, stored in others:
+        if stored.record.device != key:
+            made_for, given = key_text(stored.record.device), f"{key_text(key)} as {first_name!r}"
+            fix = "Seconds of two devices cannot be added: profile both models on the same device, dtype and engine"
+            raise Mismatch(f"profile {name!r}", made_for=made_for, given=given, fix=fix)
+    asked: dict[str, tuple[object, object]] = {
+        "--num-devices": (request.num_devices, key.num_devices),
+        "--dtype": (request.dtype, key.dtype),
+        "--engine": (request.engine, key.engine),
+    }
+    if request.device is not None and not same_device(request.device, key.device):
+        asked["--device"] = (request.device, key.device)
+    for flag, (wanted, profiled) in asked.items():
+        if wanted is not None and wanted != profiled:
+            fix = f"Leave {flag} out, or profile there"
+            raise Mismatch(f"profile {first_name!r}", made_for=f"{flag} {profiled}", given=f"{flag} {wanted}", fix=fix)
+    return key
+
+
+def same_device(one: str, other: str) -> bool:
+    """Two names of one kind of device, by their letters or by the table."""
+    if one.casefold() == other.casefold():
+        return True
+    try:
+        return find_hardware(one) == find_hardware(other)
+    except UnknownName:
+        return False
+
+
+def key_text(key: DeviceKey) -> str:
+    """`2 x A100-80GB-SXM, bf16, graph`."""
+    threads = "" if key.num_threads is None else f", {key.num_threads} thread{'s' if key.num_threads > 1 else ''}"
+    return f"{key.num_devices} x {key.device}{threads}, {key.dtype}, {key.engine}"
+
+
+def _warn_unless_beside(profile: LatencyProfile, pair: Pair) -> None:
+    """Say so when a model was not timed beside its partner: caches shared with another model change the seconds."""
+    names = {pair.target.name, pair.draft.model.name}
+    if pair.draft.kind == "separate" and profile.beside not in names:
+        where = "alone" if profile.beside is None else f"beside {profile.beside}"
+        _LOG.warning("%s was timed %s, not beside its partner: its seconds may differ there", profile.model.name, where)

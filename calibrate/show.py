@@ -1,0 +1,274 @@
+"""Plans and residuals as text for people: what was understood, what to do, why, what else, and what next."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from calibrate.pricing import key_text
+from perfmodel.console import table
+from perfmodel.estimate import Interval
+from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.passes import PassKind
+from perfmodel.plan import Candidate, Evidence, Memory, Plan
+from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.residuals import PassResidual, Residuals
+from perfmodel.rounds import RoundStats
+from perfmodel.units import (
+    GIGA,
+    MEGA,
+    Frac,
+    format_bytes,
+    format_frac,
+    format_interval,
+    format_number,
+    format_rate,
+    format_seconds,
+    format_signed_frac,
+    format_speedup,
+)
+
+PAGE_CHARS = 100
+
+_PASS_NAMES: dict[PassKind, str] = {
+    "segment": "draft segments",
+    "exit": "exit checks",
+    "verify": "verification",
+    "round": "host",
+    "prefill": "prefill",
+}
+
+
+def plan_text(plan: Plan, *, asked_target: str) -> str:
+    """The whole answer of `s2d-plan`.
+
+    Args:
+        plan: what was found.
+        asked_target: the target as it was asked for, an alias perhaps.
+    """
+    blocks = [_understood(plan, asked_target), _answer(plan), _one_round(plan.chosen), _memory(plan.memory)]
+    blocks += [_alternatives((plan.chosen, *plan.runners_up)), f"next: {plan.next_command}"]
+    return "\n\n".join(blocks)
+
+
+def residuals_text(residuals: Residuals) -> str:
+    """The whole answer of `s2d-compare`."""
+    return "\n\n".join([_compared(residuals), _errors(residuals), _pass_errors(residuals), f"next: {residuals.next_step}"])
+
+
+def _facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """Labelled lines, their texts under one another and folded at the width of a page."""
+    width = max(len(label) for label, _ in pairs)
+    indent = " " * (width + 2)
+    folded = (textwrap.fill(text, PAGE_CHARS, initial_indent=indent, subsequent_indent=indent) for _, text in pairs)
+    return "\n".join(label.ljust(width) + text[width:] for (label, _), text in zip(pairs, folded, strict=True))
+
+
+def _understood(plan: Plan, asked_target: str) -> str:
+    work = plan.workload
+    alias = "" if asked_target == plan.target.name else f" (asked for as {asked_target!r})"
+    asked = f"batch {work.batch}, {work.prompt_tokens} prompt tokens, {work.output_tokens} output tokens, {work.sampling.label}"
+    facts = [
+        ("target", model_label(plan.target) + alias),
+        ("draft", draft_label(plan.draft)),
+        ("device", key_text(plan.device)),
+        ("asked", asked),
+    ]
+    return _facts(facts + _evidence_facts(plan.evidence))
+
+
+def _evidence_facts(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
+    """What each thing rests on; draft and target latency in one line where they rest on the same."""
+    texts: dict[str, str] = {part.role: f"{part.level}: {part.description}" for part in evidence}
+    draft, target = texts.get("draft latency"), texts.get("target latency")
+    if draft is not None and draft == target:
+        texts = {"latency": draft} | {role: text for role, text in texts.items() if not role.endswith(" latency")}
+    return list(texts.items())
+
+
+def model_label(model: ModelGeometry) -> str:
+    """`llama-2-70b, 80 layers, 69.0 billion weights`."""
+    return f"{model.name}, {model.num_layers} layers, {_weights_text(model.num_params)}"
+
+
+def draft_label(draft: DraftGeometry) -> str:
+    """The draft with its exits; a self-draft says whose layers it uses."""
+    exits = f"exits at {'/'.join(map(str, draft.exit_layers))}"
+    if draft.kind == "self":
+        return f"{draft.model.name}'s own first {draft.exit_layers[-1]} layers, {exits}"
+    return f"{model_label(draft.model)}, {exits}"
+
+
+def _weights_text(count: int) -> str:
+    if count >= GIGA:
+        return f"{format_number(count / GIGA)} billion weights"
+    return f"{format_number(count / MEGA)} million weights"
+
+
+def _answer(plan: Plan) -> str:
+    chosen = plan.chosen
+    plain = format_rate(chosen.speedup.plain_tokens_per_s)
+    if chosen.policy is None:
+        return f"plan: do not speculate. No configuration is predicted to beat plain decoding's {plain}."
+    rate, speedup = format_rate(chosen.speedup.tokens_per_s), format_speedup(chosen.speedup.speedup.value)
+    predicted = f"{rate}, {speedup} plain decoding's {plain} (90 % interval {_interval(chosen.speedup.speedup)})"
+    lines = ["plan: speculate", "", _facts([*policy_facts(chosen.policy), ("predicted", predicted)])]
+    return "\n".join(lines + [f"\n{textwrap.fill(caution, PAGE_CHARS)}" for caution in cautions(plan)])
+
+
+def cautions(plan: Plan) -> list[str]:
+    """What a reader should not take the predicted speedup for."""
+    found = []
+    if plan.chosen.speedup.speedup.low < 1:
+        found.append("The interval reaches below 1.00x: speculation may not pay here. Measure before relying on it.")
+    single = next((one for one in plan.runners_up if one.policy is not None and len(one.policy.exit_layers) == 1), None)
+    assumed = any(part.role == "acceptance" and part.level == "published" for part in plan.evidence)
+    if assumed and single is not None and single.speedup.tokens_per_s < plan.chosen.speedup.tokens_per_s:
+        found.append(
+            f"{_capitalised(single.name)} alone, which needs no confidence, is predicted to give "
+            f"{format_speedup(single.speedup.speedup.value)}: so much rests on published "
+            "agreement. What the plan adds to it rests on assumed confidences."
+        )
+    return found
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def policy_facts(policy: ExitPolicy) -> list[tuple[str, str]]:
+    """What to set, field by field."""
+    gates = [f"{layer} at confidence >= {gate:.3f}" for layer, gate in zip(policy.exit_layers, policy.thresholds, strict=False)]
+    exits = ", ".join([*gates, f"{policy.exit_layers[-1]} always" if gates else f"{policy.exit_layers[-1]} alone"])
+    return [("exits", exits), ("draft length", _length_text(policy.length)), ("stop rule", _stop_text(policy.length))]
+
+
+def _length_text(rule: LengthRule) -> str:
+    match rule:
+        case FixedLength():
+            return _tokens_text(rule.draft_cap)
+        case HeuristicLength():
+            return f"{rule.start} at first, +2 when all were accepted, else -1, from 1 to {rule.draft_cap}"
+        case _:
+            return f"at most {_tokens_text(rule.draft_cap)}"
+
+
+def _stop_text(rule: LengthRule) -> str:
+    match rule:
+        case FloorStop():
+            return f"after a token of confidence below {rule.floor:.3f}"
+        case SurvivalStop():
+            return f"when the chance that the whole block survives falls below {rule.floor:.3f}"
+        case _:
+            return "none"
+
+
+def _tokens_text(count: int) -> str:
+    return f"{count} token{'' if count == 1 else 's'}"
+
+
+def _one_round(chosen: Candidate) -> str:
+    cost, rounds = chosen.speedup.round_cost, chosen.rounds
+    parts: list[tuple[PassKind, float]] = [
+        ("segment", cost.segment_s),
+        ("exit", cost.exit_s),
+        ("verify", cost.verify_s),
+        ("round", cost.round_s),
+    ]
+    rows = [
+        [_PASS_NAMES[kind], format_seconds(seconds), format_frac(seconds / cost.total_s), _passes_text(rounds, kind)]
+        for kind, seconds in parts
+    ]
+    rows.append(["one round", format_seconds(cost.total_s), format_frac(1.0), ""])
+    title = f"One round gives {rounds.tokens_per_round:.2f} tokens" + _drafted_text(rounds)
+    return f"{title}\n\n{table(rows, headers=['part', 'time', 'share', 'passes per round'])}"
+
+
+def _drafted_text(rounds: RoundStats) -> str:
+    """What was drafted and where it left, in half a sentence."""
+    if rounds.accepted_frac is None:
+        return "."
+    drafted = f"{rounds.num_drafted / rounds.num_rounds:.2f}"
+    return f": {drafted} drafted, {format_frac(rounds.accepted_frac)} of them accepted, and the target's own."
+
+
+def _passes_text(rounds: RoundStats, kind: PassKind) -> str:
+    passes = sum(count.num_passes for count in rounds.passes if count.kind == kind)
+    return f"{passes / rounds.num_rounds:.2f}"
+
+
+def _memory(memory: Memory) -> str:
+    parts = [
+        ("target weights", memory.target_weight_bytes),
+        ("draft weights", memory.draft_weight_bytes),
+        ("target KV cache", memory.target_kv_bytes),
+        ("draft KV cache", memory.draft_kv_bytes),
+    ]
+    capacity = memory.capacity_bytes
+    parts.append(("in all", memory.total_bytes))
+    if capacity is None:
+        return table([[name, format_bytes(size)] for name, size in parts], headers=["memory", "size"])
+    rows = [[name, format_bytes(size), format_frac(size / capacity)] for name, size in parts]
+    return table(rows, headers=["memory", "size", f"of {format_bytes(capacity)}"])
+
+
+def _alternatives(candidates: Sequence[Candidate]) -> str:
+    rows = [
+        [
+            candidate.name,
+            "" if candidate.policy is None else candidate.policy.label,
+            format_number(candidate.speedup.tokens_per_s),
+            format_speedup(candidate.speedup.speedup.value),
+            "" if candidate.policy is None else _interval(candidate.speedup.speedup),
+            f"{candidate.rounds.tokens_per_round:.2f}",
+        ]
+        for candidate in candidates
+    ]
+    headers = ["configuration", "policy", "tokens/s", "speedup", "90 % interval", "tokens per round"]
+    return table(rows, headers=headers, align="llrrrr")
+
+
+def _interval(interval: Interval) -> str:
+    return format_interval(interval.low, interval.high, format_speedup)
+
+
+def _compared(residuals: Residuals) -> str:
+    pricing = {
+        "evidence": "measured rounds, pass by pass, by the latency evidence of the plan",
+        "plan": "measured rounds, by the plan's mean seconds per pass (give its --profile files to price each shape)",
+    }
+    return _facts(
+        [
+            ("device", key_text(residuals.device)),
+            ("prompts", f"{residuals.predicted_prompts} behind the prediction, {residuals.measured_prompts} measured"),
+            ("priced", pricing[residuals.pricing]),
+        ]
+    )
+
+
+def _errors(residuals: Residuals) -> str:
+    measured = residuals.measured_speedup
+    because = [
+        ("tokens per round", f"{residuals.predicted_tokens_per_round:.3f}", f"{residuals.measured_tokens_per_round:.3f}"),
+        ("measured rounds", format_seconds(residuals.repriced_round_s), format_seconds(residuals.measured_round_s)),
+        ("speedup", format_speedup(residuals.predicted_speedup), f"{format_speedup(measured.value)} ({_interval(measured)})"),
+    ]
+    errors = (residuals.acceptance_error_frac, residuals.latency_error_frac, residuals.total_error_frac)
+    names = ("acceptance", "latency", "in all")
+    rows = [[name, _signed(error), *texts] for name, error, texts in zip(names, errors, because, strict=True)]
+    return table(rows, headers=["error by", "of speedup", "seen in", "predicted", "measured"], align="lrlrr")
+
+
+def _signed(frac: Frac) -> str:
+    """A difference as a percentage; one that is nothing but rounding is `+0.0 %`, not `-0.0 %`."""
+    return format_signed_frac(round(frac, 6) + 0.0)
+
+
+def _pass_errors(residuals: Residuals) -> str:
+    return table([_pass_row(part) for part in residuals.passes], headers=["passes", "number", "predicted", "measured", "error"])
+
+
+def _pass_row(part: PassResidual) -> list[str]:
+    arm = "" if part.arm == "plan" else "plain decoding: "
+    predicted, measured = format_seconds(part.predicted_s), format_seconds(part.measured_s)
+    return [arm + _PASS_NAMES[part.kind], str(part.num_passes), predicted, measured, _signed(part.error_frac)]

@@ -1,0 +1,165 @@
+"""Evidence made up for tests: a trace, latency profiles and reports whose every number is known beforehand."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from perfmodel.artifact import write_record
+from perfmodel.estimate import Decoded, mean_round_cost, measured_speedup
+from perfmodel.geometry import ModelGeometry, find_draft, find_model
+from perfmodel.passes import PASS_KINDS, PassKind, PassSamples
+from perfmodel.plan import Plan
+from perfmodel.policy import ExitPolicy
+from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, DeviceKey, LatencyProfile
+from perfmodel.provenance import Provenance, make_provenance
+from perfmodel.replay import replay
+from perfmodel.report import Arm, PromptRun, RunReport
+from perfmodel.rounds import RoundStats
+from perfmodel.sampling import GREEDY
+from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader, write_trace
+
+TARGET, DRAFT = find_model("ref-target-16"), find_draft("ref-draft")
+TARGET_SHA256, DRAFT_SHA256 = "a" * 64, "b" * 64
+CPU = DeviceKey(device="a CPU", num_devices=1, num_threads=1, dtype="fp32", engine="eager")
+SECONDS: dict[PassKind, float] = {"segment": 1e-4, "exit": 5e-5, "verify": 4e-3, "round": 2e-5, "prefill": 1e-3}
+NUM_PROMPTS, NUM_POSITIONS = 6, 64
+
+
+def provenance() -> Provenance:
+    return make_provenance(argv=("test",))
+
+
+def make_trace(seed: int = 0) -> AcceptanceTrace:
+    """Deeper exits agree more often; confidence tells agreement, not without error."""
+    rng = np.random.default_rng(seed)
+    exits, positions = len(DRAFT.exit_layers), NUM_PROMPTS * NUM_POSITIONS
+    agreed = rng.random((positions, 1)) < np.linspace(0.5, 0.85, exits)
+    confidence = np.clip(np.where(agreed, 0.8, 0.4) + 0.2 * rng.standard_normal((positions, exits)), 0.01, 0.99)
+    prompts = tuple(
+        TracedPrompt(name=f"{n}.py:1", category="code", prompt_tokens=40, num_positions=NUM_POSITIONS, distinct_6gram_frac=0.9)
+        for n in range(NUM_PROMPTS)
+    )
+    header = TraceHeader(
+        draft=DRAFT,
+        draft_sha256=DRAFT_SHA256,
+        target=TARGET,
+        target_sha256=TARGET_SHA256,
+        tokenizer_sha256="c" * 64,
+        sampling=GREEDY,
+        confidence="max-prob",
+        max_new_tokens=NUM_POSITIONS,
+        eos_token_id=None,
+        prompts=prompts,
+    )
+    return AcceptanceTrace(
+        header=header,
+        confidence=confidence.astype(np.float32),
+        draft_token=agreed.astype(np.int32),
+        target_token=np.ones(positions, dtype=np.int32),
+        accept_prob=agreed.astype(np.float32),
+    )
+
+
+def make_profile(
+    model: ModelGeometry, exit_layers: Sequence[int], sha256: str, beside: str | None, *, is_self_draft: bool = False
+) -> LatencyProfile:
+    """Every pass of a kind takes the same time, whatever its rows and cached tokens."""
+    shapes: list[tuple[PassKind, int, int]] = [("prefill", 0, 39)]
+    if exit_layers:
+        shapes += [("exit", stage, 1) for stage in range(len(exit_layers))]
+        shapes += [("segment", stage, rows) for stage in range(len(exit_layers)) for rows in range(1, 15)]
+    if not exit_layers or is_self_draft:
+        shapes += [("verify", 0, rows) for rows in range(1, 14)] + [("round", 0, rows) for rows in range(14)]
+    passes = [(*shape, cached) for shape, cached in itertools.product(shapes, range(0, 120, 4))]
+    kind, stage, rows, cached = zip(*passes, strict=True)
+    seconds = tuple(SECONDS[one] for one in kind)
+    samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, seconds=seconds)
+    return LatencyProfile(
+        model=model, model_sha256=sha256, exit_layers=tuple(exit_layers), beside=beside, device=CPU, samples=samples
+    )
+
+
+def target_profile() -> LatencyProfile:
+    return make_profile(TARGET, (), TARGET_SHA256, DRAFT.model.name)
+
+
+def draft_profile() -> LatencyProfile:
+    return make_profile(DRAFT.model, DRAFT.exit_layers, DRAFT_SHA256, TARGET.name)
+
+
+def write_profile(path: Path, profile: LatencyProfile) -> Path:
+    write_record(path, profile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION, provenance=provenance())
+    return path
+
+
+def write_evidence(folder: Path) -> list[str]:
+    """The three files of `s2d-profile`, and the flags that name them."""
+    write_trace(folder / "trace.npz", make_trace(), provenance())
+    write_profile(folder / "target.latency.json", target_profile())
+    write_profile(folder / "draft.latency.json", draft_profile())
+    profiles = [flag for name in ("target", "draft") for flag in ("--profile", str(folder / f"{name}.latency.json"))]
+    return ["--trace", str(folder / "trace.npz"), *profiles]
+
+
+def make_report(
+    plan: Plan, plan_sha256: str, trace: AcceptanceTrace, *, slower: dict[PassKind, float] | None = None
+) -> RunReport:
+    """A run of a plan over a trace's prompts whose passes take SECONDS, some kinds slower by a factor."""
+    factors = slower or {}
+    seconds = {kind: SECONDS[kind] * factors.get(kind, 1.0) for kind in PASS_KINDS}
+    plan_arm, plain_arm = (make_arm(policy, trace, seconds) for policy in (plan.chosen.policy, None))
+    decoded = [
+        [Decoded(num_tokens=run.rounds.num_tokens, decode_s=run.decode_s) for run in arm.runs] for arm in (plan_arm, plain_arm)
+    ]
+    return RunReport(
+        plan_sha256=plan_sha256,
+        target=TARGET,
+        target_sha256=TARGET_SHA256,
+        draft=DRAFT,
+        draft_sha256=DRAFT_SHA256,
+        device=plan.device,
+        sampling=GREEDY,
+        max_new_tokens=NUM_POSITIONS,
+        plan_arm=plan_arm,
+        plain_arm=plain_arm,
+        measured=measured_speedup(*decoded, mean_round_cost({"verify": 1.0}, num_rounds=1)),
+        check=None,
+    )
+
+
+def make_arm(policy: ExitPolicy | None, trace: AcceptanceTrace, seconds: dict[PassKind, float]) -> Arm:
+    rounds = replay(trace, policy)
+    runs = tuple(
+        PromptRun(
+            name=prompt.name,
+            category=prompt.category,
+            prompt_tokens=prompt.prompt_tokens,
+            rounds=one,
+            prefill_s=seconds["prefill"],
+            decode_s=math.fsum(count.num_passes * seconds[count.kind] for count in one.passes),
+            distinct_6gram_frac=0.9,
+        )
+        for prompt, one in zip(trace.header.prompts, rounds, strict=True)
+    )
+    return Arm(policy=policy, runs=runs, samples=samples_of(rounds, seconds))
+
+
+def samples_of(rounds: Sequence[RoundStats], seconds: dict[PassKind, float]) -> PassSamples:
+    """Every pass of the rounds as a sample of its own."""
+    shapes = [
+        (count.kind, count.stage, count.rows, round(count.mean_shape.cached_tokens), seconds[count.kind])
+        for one in rounds
+        for count in one.passes
+        for _ in range(count.num_passes)
+    ]
+    kind, stage, rows, cached, taken = zip(*shapes, strict=True)
+    return PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, seconds=taken)
+
+
+def at_device(profile: LatencyProfile, **changes: object) -> LatencyProfile:
+    """The same profile from another device."""
+    return replace(profile, device=replace(profile.device, **changes))  # type: ignore[arg-type]

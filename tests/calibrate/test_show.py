@@ -1,0 +1,173 @@
+"""What a person reads: every line of a plan, for plans whose numbers are known."""
+
+from dataclasses import replace
+
+import pytest
+
+from calibrate.show import cautions, plan_text, policy_facts
+from perfmodel.estimate import Interval, RoundCost, Speedup
+from perfmodel.geometry import find_draft, find_model
+from perfmodel.passes import PassCount, PassKind
+from perfmodel.plan import Candidate, Evidence, EvidenceLevel, Memory, Plan, Workload
+from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.profile import DeviceKey
+from perfmodel.rounds import RoundStats
+from perfmodel.sampling import GREEDY
+
+
+def policy(exits: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:
+    return ExitPolicy(exit_layers=exits, thresholds=thresholds, confidence="max-prob", length=length)
+
+
+def passes(kind: PassKind, number: int) -> PassCount:
+    return PassCount(kind=kind, stage=0, rows=1, num_passes=number, cached_tokens_sum=0)
+
+
+def candidate(name: str, what: ExitPolicy | None, speedup: float) -> Candidate:
+    drafted = 0 if what is None else 400
+    rounds = RoundStats(
+        num_prompts=4,
+        num_rounds=100,
+        num_tokens=100 + drafted // 2,
+        num_drafted=drafted,
+        num_accepted=drafted / 2,
+        drafted_by_position=(),
+        accepted_by_position=(),
+        exits_taken=(drafted, 0, 0),
+        passes=(passes("segment", drafted), passes("exit", drafted), passes("verify", 100), passes("round", 100)),
+    )
+    return Candidate(
+        name=name,
+        policy=what,
+        rounds=rounds,
+        speedup=Speedup(
+            tokens_per_s=20.0 * speedup,
+            plain_tokens_per_s=20.0,
+            speedup=Interval(value=speedup, low=0.9 * speedup, high=1.1 * speedup),
+            round_cost=RoundCost(segment_s=8e-3, exit_s=2e-3, verify_s=39e-3, round_s=1e-3),
+        ),
+    )
+
+
+def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = "traced") -> Plan:
+    sheet = "a datasheet"
+    return Plan(
+        target=find_model("llama-2-70b"),
+        target_sha256=None,
+        draft=find_draft("s2d"),
+        draft_name="s2d-vicuna-12",
+        draft_sha256=None,
+        tokenizer_sha256=None,
+        device=DeviceKey(device="H200-SXM", num_devices=2, num_threads=None, dtype="bf16", engine="graph"),
+        workload=Workload(batch=1, prompt_tokens=512, output_tokens=256, sampling=GREEDY),
+        chosen=chosen,
+        runners_up=runners_up,
+        memory=Memory(
+            target_weight_bytes=138 * 10**9,
+            draft_weight_bytes=5 * 10**9,
+            target_kv_bytes=10**9,
+            draft_kv_bytes=5 * 10**8,
+            capacity_bytes=282 * 10**9,
+        ),
+        evidence=(
+            Evidence(role="draft latency", level="roofline", description=sheet, sha256=None),
+            Evidence(role="target latency", level="roofline", description=sheet, sha256=None),
+            Evidence(role="acceptance", level=level, description="4 prompts", sha256=None),
+        ),
+        next_command="s2d-profile …",
+    )
+
+
+GATED = candidate("plan", policy((6, 12), (0.6,), FloorStop(draft_cap=6, floor=0.3)), 2.0)
+SINGLE = candidate("exit 9", policy((9,), (), FixedLength(draft_cap=5)), 1.8)
+PLAIN = candidate("plain decoding", None, 1.0)
+
+EXPECTED = """\
+target      llama-2-70b, 80 layers, 69.0 billion weights (asked for as 'llama-70b')
+draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12
+device      2 x H200-SXM, bf16, graph
+asked       batch 1, 512 prompt tokens, 256 output tokens, greedy
+latency     roofline: a datasheet
+acceptance  traced: 4 prompts
+
+plan: speculate
+
+exits         6 at confidence >= 0.600, 12 always
+draft length  at most 6 tokens
+stop rule     after a token of confidence below 0.300
+predicted     40.0 tokens/s, 2.00x plain decoding's 20.0 tokens/s (90 % interval 1.80x to 2.20x)
+
+One round gives 3.00 tokens: 4.00 drafted, 50.0 % of them accepted, and the target's own.
+
+part               time    share  passes per round
+--------------  -------  -------  ----------------
+draft segments  8.00 ms   16.0 %              4.00
+exit checks     2.00 ms    4.0 %              4.00
+verification    39.0 ms   78.0 %              1.00
+host            1.00 ms    2.0 %              1.00
+one round       50.0 ms  100.0 %
+
+memory              size  of 282 GB
+---------------  -------  ---------
+target weights    138 GB     48.9 %
+draft weights    5.00 GB      1.8 %
+target KV cache  1.00 GB      0.4 %
+draft KV cache    500 MB      0.2 %
+in all            144 GB     51.2 %
+
+configuration   policy                                          tokens/s  speedup   90 % interval  tokens per round
+--------------  ----------------------------------------------  --------  -------  --------------  ----------------
+plan            exits 6/12 at .60, up to 6 tokens, stop below 0.30      40.0    2.00x  1.80x to 2.20x              3.00
+exit 9          exit 9, 5 tokens                                36.0    1.80x  1.62x to 1.98x              3.00
+plain decoding                                                  20.0    1.00x                              1.00
+
+next: s2d-profile …"""
+
+
+def squeezed(text: str) -> list[str]:
+    """Lines with runs of blanks and rules made one, for tables whose widths follow their cells."""
+    return [" ".join("-" if set(word) == {"-"} else word for word in line.split()) for line in text.splitlines()]
+
+
+def test_a_plan_reads_as_expected_line_by_line() -> None:
+    shown = plan_text(make_plan(GATED, SINGLE, PLAIN), asked_target="llama-70b")
+    assert squeezed(shown) == squeezed(EXPECTED)
+    assert max(map(len, shown.splitlines())) <= 128
+
+
+def test_not_to_speculate_is_said_in_so_many_words() -> None:
+    shown = plan_text(make_plan(replace(PLAIN, name="plan"), SINGLE), asked_target="llama-2-70b").splitlines()
+    assert "plan: do not speculate. No configuration is predicted to beat plain decoding's 20.0 tokens/s." in shown
+    assert "One round gives 1.00 tokens." in shown
+    assert shown[0] == "target      llama-2-70b, 80 layers, 69.0 billion weights"
+
+
+def test_an_interval_below_one_is_a_caution() -> None:
+    near_one = replace(GATED.speedup, speedup=Interval(value=1.05, low=0.9, high=1.2))
+    [caution] = cautions(make_plan(replace(GATED, speedup=near_one)))
+    assert caution.startswith("The interval reaches below 1.00x: speculation may not pay here.")
+
+
+def test_published_acceptance_says_how_much_rests_on_assumed_confidences() -> None:
+    [caution] = cautions(make_plan(GATED, SINGLE, PLAIN, level="published"))
+    assert caution.startswith("Exit 9 alone, which needs no confidence, is predicted to give 1.80x")
+    assert cautions(make_plan(GATED, SINGLE, PLAIN, level="traced")) == []
+
+
+@pytest.mark.parametrize(
+    ("length", "draft_length", "stop"),
+    [
+        (FixedLength(draft_cap=1), "1 token", "none"),
+        (HeuristicLength(start=5, draft_cap=64), "5 at first, +2 when all were accepted, else -1, from 1 to 64", "none"),
+        (FloorStop(draft_cap=6, floor=0.25), "at most 6 tokens", "after a token of confidence below 0.250"),
+    ],
+)
+def test_every_length_rule_is_put_in_words(length: LengthRule, draft_length: str, stop: str) -> None:
+    facts = dict(policy_facts(policy((12,), (), length)))
+    assert facts == {"exits": "12 alone", "draft length": draft_length, "stop rule": stop}
+
+
+def test_survival_is_put_in_words() -> None:
+    curve = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.1, 0.9))
+    facts = dict(policy_facts(policy((6,), (), SurvivalStop(draft_cap=8, floor=0.2, calibration=(curve,)))))
+    assert facts["stop rule"] == "when the chance that the whole block survives falls below 0.200"
