@@ -76,19 +76,21 @@ def held_out_prompts(num_per_category: int) -> list[Prompt]:
     files = [file for file in held_out_files() if len(file.text) > 4 * PROMPT_CHARS]
     by_category: dict[str, list[Prompt]] = {category: [] for category in PROMPT_CATEGORIES}
     for number, file in enumerate(sorted(files, key=lambda file: hashlib.sha256(file.path.encode()).hexdigest())):
+        lines = file.text.splitlines(keepends=True)
+        used: set[int] = set()
         for category, prompts in by_category.items():
-            end = _cut_line(file.text.splitlines(keepends=True), category, number)
-            if end is not None and len(prompts) < num_per_category:
-                text = _lines_up_to(file.text.splitlines(keepends=True), end)
-                prompts.append(Prompt(name=f"{file.path}:{end + 1}", category=category, text=text))
+            end = _cut_line(lines, category, number)
+            if end is not None and end not in used and len(prompts) < num_per_category:
+                used.add(end)
+                prompts.append(Prompt(name=f"{file.path}:{end + 1}", category=category, text=_lines_up_to(lines, end)))
     return [prompt for turn in zip(*by_category.values(), strict=True) for prompt in turn]
 
 
 def _cut_line(lines: list[str], category: str, number: int) -> int | None:
     """Zero-based line at which a prompt of a category ends; a different one of the candidates for each file number."""
-    if category == "module":
-        return _first_lines(lines)
     earliest = _first_lines(lines)
+    if category == "module":
+        return earliest
     starts = {
         "class": ("class ",),
         "function": ("def ", "async def "),

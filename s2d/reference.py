@@ -10,10 +10,9 @@ more room. The draft starts as the first layers of target-16 (as S2D's draft sta
 and is trained by SoFT with distillation on standard-library text and on text both targets wrote.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from s2d.corpus import corpus_sha256, held_out_files, held_out_prompts, training_texts
-from s2d.load import write_sidecar
-from s2d.train import Batch, TrainSettings, exit_logits, exit_losses, train_sorted, windows
+from perfmodel.errors import UnknownName, UserInputError
+from s2d.corpus import training_texts
+from s2d.train import Batch, TrainSettings, train_sorted, windows
 
 VOCAB_SIZE = 2048
 END_OF_TEXT = "<|endoftext|>"
@@ -38,8 +37,9 @@ TEXT_PROMPT_TOKENS = 64
 TEXT_NEW_TOKENS = 192
 TEXT_BATCHES = 4  # of 64 texts, for greedy and for sampled decoding each
 TEXT_TEMPERATURE = 0.8
-PROMPTS_PER_CATEGORY = 24
 TARGETS = ("target-16", "target-32")
+
+StageProgress = Callable[[str, int], AbstractContextManager[Callable[[int, float], None]]]
 
 STABLE = TrainSettings(
     steps=1000,
@@ -92,8 +92,8 @@ STAGES = (
         num_layers=6,
         settings=replace(
             STABLE,
-            steps=800,
-            cooldown_steps=600,
+            steps=600,
+            cooldown_steps=450,
             distill_frac=0.9,
             all_exits=True,
             matrix_lr=0.01,
@@ -241,69 +241,36 @@ def train_stage(
     partial.replace(work / stage.name)
 
 
-def run_recipe(
-    work: Path,
-    family: Path,
-    *,
-    max_steps: int | None = None,
-    on_stage: Callable[[str, int], AbstractContextManager[Callable[[int, float], None]]],
-) -> None:
-    """Every stage that is not finished yet, in order, then the family itself.
+def run_stages(work: Path, *, max_steps: int | None, progress: StageProgress) -> None:
+    """Every stage that is not finished yet, in order: run again after an interruption to go on.
 
     Args:
-        work: one folder per stage; run again after an interruption to go on.
-        family: where the finished family goes: `draft`, `target-16`, `target-32`, `prompts.jsonl`, `recipe.json`.
-        on_stage: given a stage's name and its number of steps, a context that hands out the per-step callback.
+        work: one folder per stage.
+        max_steps: as for `train_stage`.
+        progress: given a stage's name and number of steps, a context that hands out the per-step callback.
     """
+    for stage in STAGES:
+        if not (work / stage.name).exists():
+            run_stage(work, stage.name, max_steps=max_steps, progress=progress)
+
+
+def run_stage(work: Path, name: str, *, max_steps: int | None, progress: StageProgress) -> None:
+    """One stage and whatever of tokenizer and written texts it needs and is not there.
+
+    Raises:
+        UnknownName: no stage of the recipe has that name.
+        UserInputError: the stage it starts from, or a teacher, is not finished.
+    """
+    stage = next((stage for stage in STAGES if stage.name == name), None)
+    if stage is None:
+        raise UnknownName("stage", name, [stage.name for stage in STAGES])
+    for needed in (*filter(None, [stage.start]), *stage.teachers):
+        if not (work / needed).exists():
+            raise UserInputError(f"stage {name!r} needs stage {needed!r}, which is not in {str(work)!r}: train it first")
     if not (work / "tokenizer").exists():
         train_tokenizer(work / "tokenizer")
-    for stage in STAGES:
-        for name in stage.teachers:
-            if not (work / f"text-{name}" / "texts.npy").exists():
-                write_texts(work, name)
-        if not (work / stage.name).exists():
-            steps = min(stage.settings.steps, max_steps or stage.settings.steps)
-            with on_stage(stage.name, steps) as on_step:
-                train_stage(work, stage, max_steps=max_steps, on_step=on_step)
-    install_family(work, family)
-
-
-def install_family(work: Path, family: Path) -> None:
-    """The finished models in bf16 with their tokenizer and exits, the held-out prompts, and what they were made from."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    for name in ("draft", *TARGETS):
-        stage = next(stage for stage in STAGES if stage.name == name)
-        early = stage.exit_layers if name == "draft" else stage.exit_layers[:-1]
-        load_model(work / name).to(torch.bfloat16).save_pretrained(family / name)
-        tokenizer.save_pretrained(family / name)
-        write_sidecar(family / name, exit_layers=early)
-    lines = [json.dumps(asdict(prompt)) for prompt in held_out_prompts(PROMPTS_PER_CATEGORY)]
-    (family / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (family / "recipe.json").write_text(json.dumps(recipe_record(work), indent=2) + "\n", encoding="utf-8")
-
-
-def recipe_record(work: Path) -> dict[str, object]:
-    """What the family was made from: the corpus by hash, and per stage its steps and held-out loss by exit."""
-    texts = training_texts()
-    tokens = corpus_tokens(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"))
-    stages = {
-        stage.name: {
-            "steps": stage.settings.steps,
-            "tokens": stage.settings.steps * stage.settings.batch_sequences * stage.settings.sequence_tokens,
-            "held_out_loss_by_exit": held_out_losses(work, stage),
-        }
-        for stage in STAGES
-    }
-    return {"corpus_files": len(texts), "corpus_sha256": corpus_sha256(texts), "corpus_tokens": len(tokens), "stages": stages}
-
-
-@torch.inference_mode()
-def held_out_losses(work: Path, stage: Stage, num_windows: int = 32) -> dict[str, float]:
-    """Cross-entropy with held-out text, in nats per token, of every exit: the same windows for every model."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    ids = tokenizer("".join(file.text for file in held_out_files()), add_special_tokens=False, verbose=False)["input_ids"]
-    settings = replace(STABLE, batch_sequences=num_windows, seed=0)
-    chosen = next(windows(np.asarray(ids, dtype=np.int32), settings, 0))
-    logits = exit_logits(load_model(work / stage.name), chosen[:, :-1], stage.exit_layers)
-    losses = exit_losses(logits, chosen[:, 1:], None, 0.0)
-    return {str(layers): round(loss.item(), 4) for layers, loss in zip(stage.exit_layers, losses, strict=True)}
+    for teacher in stage.teachers:
+        if not (work / f"text-{teacher}" / "texts.npy").exists():
+            write_texts(work, teacher)
+    with progress(name, min(stage.settings.steps, max_steps or stage.settings.steps)) as on_step:
+        train_stage(work, stage, max_steps=max_steps, on_step=on_step)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from perfmodel.errors import BadFile, UserInputError
-from s2d.load import write_sidecar
+from s2d.sidecar import Sidecar, write_sidecar
 from s2d.train import Batch, TrainSettings, train_sorted, windows
 
 
@@ -108,7 +108,7 @@ def train_draft(
     train_sorted(draft, exit_layers, batches, settings, teachers=teachers, folder=partial, on_step=on_step)
     draft.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    write_sidecar(partial, exit_layers=tuple(exit_layers))
+    write_sidecar(partial, Sidecar(exit_layers=tuple(exit_layers), norm="shared-final-norm", calibration=None))
     partial.replace(output)
 
 

@@ -1,0 +1,178 @@
+"""Does speculation ever write anything but the target's own text?
+
+Random tiny networks and, where it is installed, the reference family, under random exits, thresholds, stop rules, lengths
+and prompts, separate and self drafts: the plain target's tokens against the speculative ones, greedily and with shared
+noise, in fp32. Prints one row per kind of model, then the JSON line with `num_cases`, `num_mismatches` (greedy),
+`sampling_cases` and `sampling_mismatches` (shared noise).
+
+    python benchmarks/lossless.py [--quick]
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+
+import common
+
+from perfmodel.console import table
+from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.sampling import GREEDY, Sampling
+from perfmodel.units import Seconds
+from s2d.generate import Session, Settings
+from s2d.load import FAMILY_FOLDER, load_model, load_tokenizer
+from s2d.prompts import FAMILY_PROMPTS, read_prompts
+from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
+
+SEED = 20260801
+FULL_CASES = 800
+"""Of each rule, over all kinds of models."""
+QUICK_S: Seconds = 30.0
+TINY_EXITS = (1, 2, 4)
+MAX_CAP = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A pair under test, with prompts it may be given and the end-of-text token."""
+
+    name: str
+    session: Session
+    prompts: tuple[tuple[int, ...], ...]
+    max_new_tokens: int
+    eos_token_id: int | None
+
+
+def main() -> None:
+    args = common.make_parser(__doc__ or "").parse_args()
+    common.one_thread()
+    rng = random.Random(SEED)
+    cases: Counter[tuple[str, str]] = Counter()
+    mismatches: Counter[tuple[str, str]] = Counter()
+    accepted: Counter[str] = Counter()
+    drafted: Counter[str] = Counter()
+    start_s = time.perf_counter()
+    subjects = [*tiny_subjects(rng), *family_subjects()]
+    for subject in cycle(subjects):
+        for sampling in (GREEDY, random_noise(rng)):
+            equal, blocks = one_case(subject, sampling, rng)
+            cases[subject.name, sampling.rule] += 1
+            mismatches[subject.name, sampling.rule] += not equal
+            drafted[subject.name] += sum(block[0] for block in blocks)
+            accepted[subject.name] += sum(block[1] for block in blocks)
+        if enough(sum(cases.values()) // 2, time.perf_counter() - start_s, quick=args.quick):
+            break
+    rules = ("greedy", "shared-noise")
+    rows = [
+        [name, *(f"{mismatches[name, rule]} of {cases[name, rule]}" for rule in rules), f"{accepted[name] / drafted[name]:.2f}"]
+        for name in sorted({subject.name for subject in subjects})
+    ]
+    print(table(rows, headers=["mismatches", *rules, "accepted share"]))
+    result = {
+        "num_cases": of_rule(cases, "greedy"),
+        "num_mismatches": of_rule(mismatches, "greedy"),
+        "sampling_cases": of_rule(cases, "shared-noise"),
+        "sampling_mismatches": of_rule(mismatches, "shared-noise"),
+    }
+    common.finish("lossless", result, libraries=("torch", "transformers"), seed=SEED)
+
+
+def of_rule(counts: Counter[tuple[str, str]], rule: str) -> int:
+    """Over all kinds of models."""
+    return sum(number for (_, found), number in counts.items() if found == rule)
+
+
+def enough(num_cases: int, spent_s: Seconds, *, quick: bool) -> bool:
+    """A full run counts cases; a quick one looks at the time."""
+    return spent_s > QUICK_S if quick else num_cases >= FULL_CASES
+
+
+def tiny_subjects(rng: random.Random) -> Iterator[Subject]:
+    """Random networks of several shapes: own drafts, unlike drafts, self drafts."""
+    shapes = (
+        TinySpec(),
+        TinySpec(num_kv_heads=2, tied=True, seed=1),
+        TinySpec(num_heads=4, num_kv_heads=2, head_dim=24, update_scale=0.25, seed=2),
+    )
+    for spec in shapes:
+        target = tiny_model(spec, TINY_EXITS)
+        drafts = {
+            "tiny, draft of the first layers": tiny_model(TinySpec(**{**fields_of(spec), "num_layers": 4}), TINY_EXITS),
+            "tiny, unlike draft": tiny_model(TinySpec(num_layers=4, seed=spec.seed + 10), TINY_EXITS),
+            "tiny, self draft": None,
+        }
+        for name, draft in drafts.items():
+            prompts = tuple(tuple(rng.choices(range(VOCAB_SIZE), k=rng.randint(1, 20))) for _ in range(20))
+            session = Session(target, draft, 20 + 40)
+            yield Subject(name=name, session=session, prompts=prompts, max_new_tokens=40, eos_token_id=EOS)
+
+
+def fields_of(spec: TinySpec) -> dict[str, object]:
+    return {name: getattr(spec, name) for name in TinySpec.__dataclass_fields__}
+
+
+def family_subjects() -> Iterator[Subject]:
+    """The reference family, both targets, with its draft and by themselves."""
+    if not FAMILY_PROMPTS.is_file():
+        return
+    draft = load_model(FAMILY_FOLDER / "draft", "fp32")
+    tokenizer = load_tokenizer(FAMILY_FOLDER / "draft")
+    texts = [prompt.text for prompt in read_prompts(FAMILY_PROMPTS)]
+    prompts = tuple(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    longest = max(map(len, prompts))
+    for name in ("target-16", "target-32"):
+        target = load_model(FAMILY_FOLDER / name, "fp32")
+        for drafter in (draft, None):
+            label = f"ref-{name}, {'its own layers' if drafter is None else 'ref-draft'}"
+            session = Session(target, drafter, longest + 64)
+            eos = tokenizer.eos_token_id
+            yield Subject(name=label, session=session, prompts=prompts, max_new_tokens=64, eos_token_id=eos)
+
+
+def random_noise(rng: random.Random) -> Sampling:
+    return Sampling(
+        rule="shared-noise",
+        temperature=rng.choice([0.5, 0.8, 1.0, 1.5]),
+        top_k=rng.choice([None, None, 5, 50]),
+        top_p=rng.choice([None, None, 0.7, 0.95]),
+        seed=rng.randrange(4),
+    )
+
+
+def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> ExitPolicy:
+    looked = tuple(sorted(rng.sample(exit_layers, rng.randint(1, len(exit_layers)))))
+    cap = rng.randint(1, MAX_CAP)
+    curve = CalibrationCurve(confidence=(0.0, 0.5, 1.0), agreement=(0.2, 0.8, 1.0))
+    rules: list[LengthRule] = [
+        FixedLength(draft_cap=cap),
+        FloorStop(draft_cap=cap, floor=rng.random()),
+        SurvivalStop(draft_cap=cap, floor=rng.random(), calibration=(curve,) * len(looked)),
+        HeuristicLength(start=rng.randint(1, cap), draft_cap=cap),
+    ]
+    return ExitPolicy(
+        exit_layers=looked,
+        thresholds=tuple(rng.random() for _ in looked[:-1]),
+        confidence=rng.choice(["max-prob", "margin", "entropy"]),
+        length=rng.choice(rules),
+    )
+
+
+def one_case(subject: Subject, sampling: Sampling, rng: random.Random) -> tuple[bool, tuple[tuple[int, int], ...]]:
+    """Whether one prompt under one random policy gives the plain target's tokens, and the blocks it took."""
+    prompt = rng.choice(subject.prompts)
+    eos = rng.choice([None, subject.eos_token_id])
+    new_tokens = rng.randint(1, subject.max_new_tokens)
+    policy = random_policy(subject.session.exit_layers, rng)
+    plain, found = (
+        subject.session.generate(
+            prompt, Settings(policy=one, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos)
+        )
+        for one in (None, policy)
+    )
+    return plain.tokens == found.tokens, found.blocks
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Prompts and a plan to a run report: arms interleaved over the prompts, and the proof that the text is the target's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+
+from perfmodel.errors import UserInputError
+from perfmodel.estimate import Decoded, Speedup, mean_round_cost, measured_speedup
+from perfmodel.passes import PASS_KINDS, PassKind, PassSamples
+from perfmodel.policy import ExitPolicy
+from perfmodel.report import Arm, Check, Divergence, PromptRun, RunReport
+from perfmodel.rounds import sum_rounds
+from perfmodel.sampling import Sampling
+from perfmodel.units import Seconds, Tokens
+from s2d.generate import Generation, OnTokens, Session, Settings
+from s2d.pair import EncodedPrompt, Pair
+from s2d.prompts import distinct_ngram_frac
+from s2d.sampling import gumbel_table, processed
+from s2d.text import Stop
+
+WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What to run, besides the models and the prompts."""
+
+    plan_sha256: str | None
+    policy: ExitPolicy | None
+    sampling: Sampling
+    max_new_tokens: Tokens
+    stop: Stop | None
+    check: bool
+    """Also decode plainly, compare token by token, and measure the speedup."""
+
+    def settings(self, policy: ExitPolicy | None, eos_token_id: int | None) -> Settings:
+        """How one arm decodes."""
+        return Settings(
+            policy=policy,
+            sampling=self.sampling,
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=eos_token_id,
+            stop=self.stop,
+        )
+
+
+def run_report(
+    pair: Pair,
+    prompts: Sequence[EncodedPrompt],
+    request: RunRequest,
+    *,
+    on_prompt: Callable[[EncodedPrompt], OnTokens] | None = None,
+) -> RunReport:
+    """Run a plan's policy over prompts.
+
+    Args:
+        pair: the models.
+        prompts: at least one.
+        request: the policy and how to decode.
+        on_prompt: told of each prompt before the plan's arm decodes it; what it returns gets the tokens.
+
+    Raises:
+        UserInputError: a check is asked for where output depends on more than seed and target.
+    """
+    if request.check and request.sampling.rule == "ratio":
+        raise UserInputError(
+            "--check compares token by token, and under the ratio test the same seed gives other tokens of the same "
+            "distribution: expected a plan with greedy or shared-noise sampling. Leave --check out."
+        )
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    session = pair.session(longest + request.max_new_tokens)
+    policies = (request.policy, None) if request.check else (request.policy,)
+    arms = [request.settings(policy, pair.eos_token_id) for policy in policies]
+    found = run_arms(session, prompts, arms, on_prompt=on_prompt)
+    recorded = [_arm(arm.policy, prompts, runs) for arm, runs in zip(arms, found, strict=True)]
+    plan_arm, plain_arm = recorded[0], recorded[1] if request.check else None
+    return RunReport(
+        plan_sha256=request.plan_sha256,
+        target=pair.target.geometry,
+        target_sha256=pair.target.sha256,
+        draft=pair.geometry,
+        draft_sha256=pair.draft.sha256,
+        device=pair.device_key,
+        sampling=request.sampling,
+        max_new_tokens=request.max_new_tokens,
+        plan_arm=plan_arm,
+        plain_arm=plain_arm,
+        measured=speedup_of(plan_arm, plain_arm) if plain_arm else None,
+        check=check_equal(pair, prompts, request.sampling, found[0], found[1]) if request.check else None,
+    )
+
+
+def run_arms(
+    session: Session,
+    prompts: Sequence[EncodedPrompt],
+    arms: Sequence[Settings],
+    *,
+    on_prompt: Callable[[EncodedPrompt], OnTokens] | None = None,
+) -> list[list[Generation]]:
+    """Decode every prompt under every arm; the arms' order turns round from prompt to prompt (A B, B A, …).
+
+    Each arm warms up on the first prompt, unmeasured.
+
+    Args:
+        session: its caches hold the longest text.
+        prompts: at least one.
+        arms: how to decode.
+        on_prompt: as in `run_report`, for the first arm.
+
+    Returns:
+        by arm, one generation per prompt.
+    """
+    for arm in arms:
+        short = replace(arm, max_new_tokens=min(WARM_UP_TOKENS, arm.max_new_tokens))
+        session.generate(prompts[0].token_ids, short)
+    found: list[list[Generation]] = [[] for _ in arms]
+    for number, prompt in enumerate(prompts):
+        order = range(len(arms)) if number % 2 == 0 else reversed(range(len(arms)))
+        for place in order:
+            on_tokens = on_prompt(prompt) if on_prompt is not None and place == 0 else None
+            found[place].append(session.generate(prompt.token_ids, arms[place], on_tokens=on_tokens))
+    return found
+
+
+def speedup_of(arm: Arm, plain: Arm) -> Speedup:
+    """The measured speedup of one arm over plain decoding of the same prompts."""
+    cost = mean_round_cost(kind_seconds(arm.samples), num_rounds=sum_rounds(run.rounds for run in arm.runs).num_rounds)
+    return measured_speedup(_decoded(arm), _decoded(plain), cost)
+
+
+def kind_seconds(samples: PassSamples) -> dict[PassKind, Seconds]:
+    """Seconds of all passes of a kind."""
+    totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
+    for kind, seconds in zip(samples.kind, samples.seconds, strict=True):
+        totals[kind] += seconds
+    return totals
+
+
+def check_equal(
+    pair: Pair,
+    prompts: Sequence[EncodedPrompt],
+    sampling: Sampling,
+    found: Sequence[Generation],
+    plain: Sequence[Generation],
+) -> Check:
+    """Hold one arm's tokens against the plain target's, and every token against the teacher-forced target.
+
+    A gap is the target's logit (with the position's noise, where noise is shared) of its own choice minus that of the
+    emitted token: 0 when they are the same, near 0 for a near-tie that another kernel decides otherwise.
+    """
+    divergences, worst, num_equal = [], 0.0, 0
+    for prompt, mine, its_own in zip(prompts, found, plain, strict=True):
+        gaps = token_gaps(pair, prompt.token_ids, mine.tokens, sampling)
+        worst = max(worst, *gaps)
+        if mine.tokens == its_own.tokens:
+            num_equal += 1
+            continue
+        place = first_difference(mine.tokens, its_own.tokens)
+        gap = gaps[place] if place < len(gaps) else 0.0
+        divergences.append(Divergence(prompt=prompt.name, position=place, gap=gap))
+    return Check(num_prompts=len(prompts), num_equal=num_equal, worst_gap=worst, divergences=tuple(divergences))
+
+
+@torch.inference_mode()
+def token_gaps(pair: Pair, prompt_ids: Sequence[int], tokens: Sequence[int], sampling: Sampling) -> list[float]:
+    """The gap of every emitted token: see `check_equal`."""
+    text = [*prompt_ids, *tokens]
+    depth = pair.target.geometry.num_layers
+    logits = pair.target.decoder.all_exit_logits(text[:-1], (depth,))[0][len(prompt_ids) - 1 :]
+    logits = processed(logits, sampling).float()
+    if sampling.rule == "shared-noise":
+        assert sampling.seed is not None
+        logits = logits + gumbel_table(sampling.seed, len(text), logits.shape[-1])[len(prompt_ids) :].to(logits.device)
+    emitted = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+    # A token that top-k or top-p forbids lies infinitely far off; a file holds finite numbers only.
+    return (logits.amax(-1) - emitted).clamp(max=torch.finfo(torch.float32).max).tolist()
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
+    """The first place at which two different texts differ, one being longer included."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
+
+
+def joined_samples(parts: Sequence[PassSamples]) -> PassSamples:
+    """Several runs' passes, one after another."""
+    return PassSamples(
+        kind=tuple(chain.from_iterable(part.kind for part in parts)),
+        stage=tuple(chain.from_iterable(part.stage for part in parts)),
+        rows=tuple(chain.from_iterable(part.rows for part in parts)),
+        cached_tokens=tuple(chain.from_iterable(part.cached_tokens for part in parts)),
+        seconds=tuple(chain.from_iterable(part.seconds for part in parts)),
+    )
+
+
+def _arm(policy: ExitPolicy | None, prompts: Sequence[EncodedPrompt], found: Sequence[Generation]) -> Arm:
+    runs = tuple(
+        PromptRun(
+            name=prompt.name,
+            category=prompt.category,
+            prompt_tokens=len(prompt.token_ids),
+            rounds=one.rounds,
+            prefill_s=one.prefill_s,
+            decode_s=one.decode_s,
+            distinct_6gram_frac=distinct_ngram_frac(one.tokens),
+        )
+        for prompt, one in zip(prompts, found, strict=True)
+    )
+    return Arm(policy=policy, runs=runs, samples=joined_samples([one.samples for one in found]))
+
+
+def _decoded(arm: Arm) -> list[Decoded]:
+    return [Decoded(num_tokens=run.rounds.num_tokens, decode_s=run.decode_s) for run in arm.runs]

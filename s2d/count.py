@@ -1,0 +1,37 @@
+"""From a run's blocks and laps to the record that replay predicts."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from perfmodel.rounds import RoundStats, pass_counts
+from s2d.clock import LapTag
+
+
+def count_rounds(
+    blocks: Sequence[tuple[int, int]], tags: Sequence[LapTag], *, num_tokens: int, exits_taken: Sequence[int]
+) -> RoundStats:
+    """What happened in the rounds of one prompt.
+
+    Args:
+        blocks: drafted and accepted tokens of every round.
+        tags: kind, stage, rows and cached tokens of every lap of those rounds.
+        num_tokens: emitted in all.
+        exits_taken: drafted tokens by exit; empty for plain decoding.
+    """
+    counts: Counter[tuple[str, int, int]] = Counter()
+    cached: Counter[tuple[str, int, int]] = Counter()
+    for kind, stage, rows, cached_tokens in tags:
+        counts[kind, stage, rows] += 1
+        cached[kind, stage, rows] += cached_tokens
+    places = range(1, max(drafted for drafted, _ in blocks) + 1)
+    return RoundStats(
+        num_prompts=1,
+        num_rounds=len(blocks),
+        num_tokens=num_tokens,
+        num_drafted=sum(drafted for drafted, _ in blocks),
+        num_accepted=float(sum(accepted for _, accepted in blocks)),
+        drafted_by_position=tuple(sum(drafted >= place for drafted, _ in blocks) for place in places),
+        accepted_by_position=tuple(float(sum(accepted >= place for _, accepted in blocks)) for place in places),
+        exits_taken=tuple(exits_taken),
+        passes=pass_counts(counts, cached),
+    )

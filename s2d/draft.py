@@ -1,0 +1,156 @@
+"""One drafted block under an exit policy: the ladder of segments, the gates, the stop rule."""
+
+from dataclasses import dataclass
+
+from perfmodel.errors import BadPolicy
+from perfmodel.policy import CalibrationCurve, ExitPolicy, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from s2d.cache import Cache, Segment
+from s2d.clock import Clock
+from s2d.nested import Decoder
+from s2d.verify import Judge
+
+_ALWAYS = -1.0
+"""The threshold of the last looked-at exit: no confidence lies below it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One segment of the ladder, and what happens after it."""
+
+    segment: Segment
+    threshold: float | None
+    """None: the exit is disabled, not looked at and not paid for."""
+    calibration: CalibrationCurve | None
+
+
+class Drafter:
+    """Drafts blocks with one decoder and cache under one policy.
+
+    Args:
+        decoder: the draft, or the target of a self draft.
+        cache: its segments end at the draft's exits.
+        exit_layers: all of the draft's exits.
+        policy: which of them are looked at.
+        judge: how an exit answers.
+        eos_token_id: ends a block.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: Cache,
+        exit_layers: tuple[int, ...],
+        policy: ExitPolicy,
+        judge: Judge,
+        eos_token_id: int | None,
+    ) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._judge = judge
+        self._eos_token_id = eos_token_id
+        self._rule = policy.length
+        self.steps = ladder(cache, exit_layers, policy)
+        self.exits_taken = [0] * len(exit_layers)
+        self.cap = first_cap(policy.length)
+
+    def draft(self, tokens: list[int], cap: int, clock: Clock) -> list[int]:
+        """Draft at most `cap` tokens, appending them to the text so far.
+
+        Args:
+            tokens: everything known, the lead last; grows by what is drafted.
+            cap: the most that may be drafted now.
+            clock: gets a lap per segment pass and per exit check.
+        """
+        start = len(tokens)
+        survival = 1.0
+        for index in range(cap):
+            token, confidence, step = self._next(tokens, index, clock)
+            tokens.append(token)
+            self.exits_taken[step.segment.number] += 1
+            if step.calibration is not None:
+                survival *= step.calibration(confidence)
+            if token == self._eos_token_id or _stops(self._rule, confidence, survival):
+                break
+        return tokens[start:]
+
+    def push(self, tokens: list[int], steps_end: int, clock: Clock) -> None:
+        """Run all known tokens through the first segments, backlogs and all; nothing is asked of the exits."""
+        for number in range(steps_end):
+            self._run(self._cache.segments[number], tokens, clock)
+
+    def observe(self, num_drafted: int, num_accepted: int) -> None:
+        """Let the length rule learn from a round."""
+        self.cap = next_cap(self._rule, self.cap, num_drafted, num_accepted)
+
+    def _next(self, tokens: list[int], index: int, clock: Clock) -> tuple[int, float, Step]:
+        """Climb until an exit is sure enough: the token, its confidence and the step it left at."""
+        for step in self.steps:
+            segment = step.segment
+            self._run(segment, tokens, clock)
+            if step.threshold is None:
+                continue
+            last = self._cache.states[segment.number][len(tokens) - 1 : len(tokens)]
+            token, confidence = self._judge.answer(self._decoder.exit_logits(last), len(tokens), index)
+            clock.lap("exit", segment.number, 1, 0)
+            if confidence >= step.threshold:
+                return token, confidence, step
+        raise AssertionError("the last looked-at exit always answers")
+
+    def _run(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
+        """Push everything a segment has not seen through it, in one causal pass."""
+        cached = self._cache.lengths[segment.number]
+        if segment.number == 0:
+            states = self._decoder.embed(tokens[cached:])
+        else:
+            states = self._cache.backlog(segment.number, len(tokens))
+        self._decoder.forward_segment(states, segment, self._cache)
+        clock.lap("segment", segment.number, len(tokens) - cached, cached)
+
+
+def ladder(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> tuple[Step, ...]:
+    """The segments up to the deepest looked-at exit, each with its gate.
+
+    Raises:
+        BadPolicy: the draft has no such exit.
+    """
+    check_exits(exit_layers, policy)
+    gates = dict(zip(policy.exit_layers, (*policy.thresholds, _ALWAYS), strict=True))
+    rule = policy.length
+    curves = dict(zip(policy.exit_layers, rule.calibration, strict=True)) if isinstance(rule, SurvivalStop) else {}
+    return tuple(
+        Step(segment=segment, threshold=gates.get(segment.end), calibration=curves.get(segment.end))
+        for segment in cache.segments
+        if segment.end <= policy.exit_layers[-1]
+    )
+
+
+def check_exits(exit_layers: tuple[int, ...], policy: ExitPolicy) -> None:
+    """Refuse a policy that looks at exits the draft does not have.
+
+    Raises:
+        BadPolicy: says which, and which there are.
+    """
+    for layer in policy.exit_layers:
+        if layer not in exit_layers:
+            deeper = exit_layers and layer > exit_layers[-1]
+            problem = f"exit {layer} {'lies deeper than the draft' if deeper else 'is none of the draft’s'}"
+            raise BadPolicy(problem, f"exits among {', '.join(map(str, exit_layers)) or 'none'}")
+
+
+def first_cap(rule: LengthRule) -> int:
+    """Most tokens to draft in a prompt's first round."""
+    return rule.start if isinstance(rule, HeuristicLength) else rule.draft_cap
+
+
+def next_cap(rule: LengthRule, cap: int, num_drafted: int, num_accepted: int) -> int:
+    """Most tokens to draft after a round: +2 when all of it was accepted, else -1, where the rule adapts."""
+    if not isinstance(rule, HeuristicLength) or not num_drafted:
+        return cap
+    return min(cap + 2, rule.draft_cap) if num_accepted == num_drafted else max(cap - 1, 1)
+
+
+def _stops(rule: LengthRule, confidence: float, survival: float) -> bool:
+    """Whether the block ends after a token, which is kept."""
+    if isinstance(rule, FloorStop):
+        return confidence < rule.floor
+    return isinstance(rule, SurvivalStop) and survival < rule.floor

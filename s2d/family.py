@@ -1,0 +1,61 @@
+"""The finished reference family: what goes into the package, and what is said of it.
+
+Each model in bf16 with its tokenizer and exits, prompts cut from files that none of them was trained on, and a record of
+what they were made from.
+"""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from s2d.corpus import corpus_sha256, held_out_files, held_out_prompts, training_texts
+from s2d.reference import STABLE, STAGES, TARGETS, Stage, corpus_tokens, load_model
+from s2d.sidecar import Sidecar, write_sidecar
+from s2d.train import exit_logits, exit_losses, windows
+
+PROMPTS_PER_CATEGORY = 24
+
+
+def install_family(work: Path, family: Path) -> None:
+    """The finished models in bf16 with their tokenizer and exits, the held-out prompts, and what they were made from."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    for name in ("draft", *TARGETS):
+        stage = next(stage for stage in STAGES if stage.name == name)
+        early = stage.exit_layers if name == "draft" else stage.exit_layers[:-1]
+        load_model(work / name).to(torch.bfloat16).save_pretrained(family / name)
+        tokenizer.save_pretrained(family / name)
+        write_sidecar(family / name, Sidecar(exit_layers=early, norm="shared-final-norm", calibration=None))
+    lines = [json.dumps(asdict(prompt)) for prompt in held_out_prompts(PROMPTS_PER_CATEGORY)]
+    (family / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (family / "recipe.json").write_text(json.dumps(recipe_record(work), indent=2) + "\n", encoding="utf-8")
+
+
+def recipe_record(work: Path) -> dict[str, object]:
+    """What the family was made from: the corpus by hash, and per stage its steps and held-out loss by exit."""
+    texts = training_texts()
+    tokens = corpus_tokens(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"))
+    stages = {
+        stage.name: {
+            "steps": stage.settings.steps,
+            "tokens": stage.settings.steps * stage.settings.batch_sequences * stage.settings.sequence_tokens,
+            "held_out_loss_by_exit": held_out_losses(work, stage),
+        }
+        for stage in STAGES
+    }
+    return {"corpus_files": len(texts), "corpus_sha256": corpus_sha256(texts), "corpus_tokens": len(tokens), "stages": stages}
+
+
+@torch.inference_mode()
+def held_out_losses(work: Path, stage: Stage, num_windows: int = 32) -> dict[str, float]:
+    """Cross-entropy with held-out text, in nats per token, of every exit: the same windows for every model."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    ids = tokenizer("".join(file.text for file in held_out_files()), add_special_tokens=False, verbose=False)["input_ids"]
+    settings = replace(STABLE, batch_sequences=num_windows, seed=0)
+    chosen = next(windows(np.asarray(ids, dtype=np.int32), settings, 0))
+    logits = exit_logits(load_model(work / stage.name), chosen[:, :-1], stage.exit_layers)
+    losses = exit_losses(logits, chosen[:, 1:], None, 0.0)
+    return {str(layers): round(loss.item(), 4) for layers, loss in zip(stage.exit_layers, losses, strict=True)}

@@ -1,0 +1,300 @@
+"""The loop, plain and speculative: rounds of drafting and verifying until the text ends.
+
+Plain decoding is the same loop with nothing drafted. Tokens known so far are x[0..t); the lead is x[t-1]; the target's
+cache holds x[0..t-1) when a round begins.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perfmodel.errors import BadPolicy, Mismatch, UserInputError
+from perfmodel.passes import PassSamples
+from perfmodel.policy import ExitPolicy
+from perfmodel.rounds import RoundStats
+from perfmodel.sampling import Sampling
+from perfmodel.units import Seconds
+from s2d.cache import Cache
+from s2d.clock import Clock
+from s2d.count import count_rounds
+from s2d.draft import Drafter, check_exits
+from s2d.load import LoadedModel
+from s2d.nested import Decoder
+from s2d.text import Stop
+from s2d.verify import Judge, make_judge
+
+OnTokens = Callable[[list[int]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to decode, whatever the prompt."""
+
+    policy: ExitPolicy | None
+    """None: plain decoding."""
+    sampling: Sampling
+    max_new_tokens: int
+    eos_token_id: int | None
+    stop: Stop | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What was written, and every pass it took."""
+
+    tokens: tuple[int, ...]
+    """The new tokens, without the prompt."""
+    rounds: RoundStats
+    blocks: tuple[tuple[int, int], ...]
+    """Drafted and accepted tokens of every round."""
+    prefill_s: Seconds
+    decode_s: Seconds
+    """Of the rounds; what the caller does with the tokens it is given is not counted."""
+    samples: PassSamples
+
+
+def generate(
+    target: LoadedModel,
+    draft: LoadedModel | None,
+    prompt_ids: list[int],
+    *,
+    policy: ExitPolicy | None,
+    sampling: Sampling,
+    max_new_tokens: int,
+    eos_token_id: int | None,
+    stop: Stop | None = None,
+    clock: Clock | None = None,
+    on_tokens: OnTokens | None = None,
+) -> Generation:
+    """Write after one prompt; for several, keep a `Session`.
+
+    Without a draft and with a policy the target drafts for itself, from its own early exits.
+
+    Raises:
+        UserInputError: a prompt that is empty or does not fit, exits that the draft does not have, other vocabularies.
+    """
+    settings = Settings(
+        policy=policy, sampling=sampling, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, stop=stop
+    )
+    session = Session(target, draft, len(prompt_ids) + max_new_tokens)
+    return session.generate(prompt_ids, settings, clock=clock, on_tokens=on_tokens)
+
+
+class Session:
+    """Caches of a target and its draft, reused from prompt to prompt.
+
+    Args:
+        target: decides.
+        draft: proposes; None leaves plain decoding and, where the target has early exits, self-drafting.
+        max_tokens: the longest text, prompt included.
+    """
+
+    def __init__(self, target: LoadedModel, draft: LoadedModel | None, max_tokens: int) -> None:
+        check_pair(target, draft)
+        self.target = target
+        self.draft = draft
+        self.exit_layers = draft.exit_layers if draft else target.exit_layers
+        self._max_tokens = min(max_tokens, context_tokens(target, draft))
+        self._caches: dict[tuple[str, tuple[int, ...]], Cache] = {}
+        self._judges: dict[tuple[Sampling, str], Judge] = {}
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        on_tokens: OnTokens | None = None,
+    ) -> Generation:
+        """Write after one prompt.
+
+        Args:
+            prompt_ids: at least one token.
+            settings: how.
+            clock: measures the passes; a new one when None.
+            on_tokens: gets the tokens of every round as soon as they are certain.
+
+        Raises:
+            UserInputError: the prompt is empty or does not fit, or the policy asks for exits that are not there.
+        """
+        self._check(len(prompt_ids), settings)
+        clock = clock or Clock(self.target.decoder.device)
+        judge = self._judge(settings)
+        judge.start(self._max_tokens)
+        run = _Run(self, settings, judge, clock, on_tokens)
+        return run.generate(list(prompt_ids))
+
+    def cache(self, role: str, segment_ends: tuple[int, ...]) -> Cache:
+        """An empty cache for the target or the draft, kept from earlier calls where there is one."""
+        found = self._caches.get((role, segment_ends))
+        if found is None:
+            model = self.draft if role == "draft" and self.draft else self.target
+            found = self._caches[role, segment_ends] = model.decoder.new_cache(segment_ends, self._max_tokens)
+        found.reset()
+        return found
+
+    def _judge(self, settings: Settings) -> Judge:
+        confidence = settings.policy.confidence if settings.policy else "max-prob"
+        key = (settings.sampling, confidence)
+        if key not in self._judges:
+            # One run's noise at a time: another seed's table would only fill the memory.
+            self._judges = {key: make_judge(settings.sampling, confidence, self.target.decoder.device)}
+        return self._judges[key]
+
+    def _check(self, prompt_tokens: int, settings: Settings) -> None:
+        if settings.policy is not None:
+            if not self.exit_layers:
+                raise BadPolicy(f"a policy for {self.target.geometry.name}, which has no early exits", "a draft, or no policy")
+            check_exits(self.exit_layers, settings.policy)
+        if prompt_tokens < 1:
+            raise UserInputError("the prompt is empty: expected at least one token. Give some text, or an end-of-text token.")
+        if settings.max_new_tokens < 1:
+            raise UserInputError(f"max_new_tokens {settings.max_new_tokens}: expected at least 1.")
+        if prompt_tokens + settings.max_new_tokens > self._max_tokens:
+            raise UserInputError(
+                f"a prompt of {prompt_tokens} tokens and {settings.max_new_tokens} new ones do not fit a context of "
+                f"{self._max_tokens} tokens: expected at most {self._max_tokens} together. Shorten the prompt, or ask for "
+                f"fewer new tokens."
+            )
+
+
+class _Run:
+    """One text: its tokens, the caches it fills, and what its rounds counted."""
+
+    def __init__(
+        self, session: Session, settings: Settings, judge: Judge, clock: Clock, on_tokens: OnTokens | None
+    ) -> None:
+        self._settings = settings
+        self._judge = judge
+        self._clock = clock
+        self._on_tokens = on_tokens
+        self._target = session.target.decoder
+        self._is_self_draft = settings.policy is not None and session.draft is None
+        depth = session.target.geometry.num_layers
+        self._cache = session.cache("target", (*session.exit_layers, depth) if self._is_self_draft else (depth,))
+        self._drafter = None
+        if settings.policy is not None:
+            decoder = session.draft.decoder if session.draft else self._target
+            cache = session.cache("draft", session.exit_layers) if session.draft else self._cache
+            eos = settings.eos_token_id
+            self._drafter = Drafter(decoder, cache, session.exit_layers, settings.policy, judge, eos)
+            self._draft_decoder, self._draft_cache = decoder, cache
+        self._blocks: list[tuple[int, int]] = []
+
+    def generate(self, tokens: list[int]) -> Generation:
+        prompt_tokens = len(tokens)
+        self._clock.start()
+        self._prefill(tokens)
+        num_prefills = len(self._clock.tags)
+        limit = prompt_tokens + self._settings.max_new_tokens
+        while not self._round(tokens, prompt_tokens, limit):
+            pass
+        samples = self._clock.samples()
+        return Generation(
+            tokens=tuple(tokens[prompt_tokens:]),
+            rounds=count_rounds(
+                self._blocks,
+                self._clock.tags[num_prefills:],
+                num_tokens=len(tokens) - prompt_tokens,
+                exits_taken=self._drafter.exits_taken if self._drafter is not None else (),
+            ),
+            blocks=tuple(self._blocks),
+            prefill_s=sum(samples.seconds[:num_prefills]),
+            decode_s=sum(samples.seconds[num_prefills:]),
+            samples=samples,
+        )
+
+    def _prefill(self, tokens: list[int]) -> None:
+        """Process all of the prompt but its last token, which leads the first round."""
+        rows = len(tokens) - 1
+        if not rows:
+            return
+        _push_all(self._target.embed(tokens[:-1]), self._target, self._cache, len(self._cache.segments))
+        self._clock.lap("prefill", 0, rows, 0)
+        if self._drafter is not None and not self._is_self_draft:
+            states = self._draft_decoder.embed(tokens[:-1])
+            _push_all(states, self._draft_decoder, self._draft_cache, len(self._drafter.steps))
+            self._clock.lap("prefill", 1, rows, 0)
+
+    def _round(self, tokens: list[int], prompt_tokens: int, limit: int) -> bool:
+        """Draft, verify, roll back; returns whether the text has ended."""
+        known, drafter = len(tokens), self._drafter
+        drafted: list[int] = []
+        if drafter is not None:
+            drafted = drafter.draft(tokens, min(drafter.cap, limit - known - 1), self._clock)
+        logits = self._verify(tokens, known)
+        verdict = self._judge.verdict(logits, drafted, known)
+        self._clock.lap("verify", 0, len(drafted) + 1, known - 1)
+        emitted, ended = self._emitted([*drafted[: verdict.num_accepted], verdict.bonus], tokens[prompt_tokens:known])
+        accepted = min(verdict.num_accepted, len(emitted))
+        tokens[known:] = emitted
+        self._cache.crop(known + accepted)
+        if drafter is not None:
+            self._draft_cache.crop(known + accepted)
+            drafter.observe(len(drafted), accepted)
+        self._blocks.append((len(drafted), accepted))
+        self._clock.lap("round", 0, len(drafted), 0)
+        if self._on_tokens is not None:
+            self._on_tokens(emitted)
+            self._clock.skip()
+        return ended or len(tokens) >= limit
+
+    def _verify(self, tokens: list[int], known: int) -> Tensor:
+        """The target's logits after the lead and each drafted token: [G + 1, V].
+
+        A self draft's deepest states are taken over: what is left to run are the layers after its last exit.
+        """
+        cache, last = self._cache, self._cache.segments[-1]
+        if self._is_self_draft:
+            assert self._drafter is not None
+            self._drafter.push(tokens, last.number, self._clock)
+            states = cache.backlog(last.number, len(tokens))
+        else:
+            states = self._target.embed(tokens[known - 1 :])
+        return self._target.exit_logits(self._target.forward_segment(states, last, cache))
+
+    def _emitted(self, certain: list[int], before: list[int]) -> tuple[list[int], bool]:
+        """The round's certain tokens, cut where the text ends, and whether it does."""
+        emitted, ended = certain, False
+        if self._settings.eos_token_id in emitted:
+            emitted = emitted[: emitted.index(self._settings.eos_token_id) + 1]
+            ended = True
+        if self._settings.stop is not None:
+            kept = self._settings.stop.kept(before, emitted)
+            if kept is not None:
+                return emitted[:kept], True
+        return emitted, ended
+
+
+def context_tokens(target: LoadedModel, draft: LoadedModel | None) -> int:
+    """The longest text that both can hold."""
+    models = (target, draft) if draft else (target,)
+    return min(model.geometry.max_context_tokens for model in models)
+
+
+def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:
+    """Refuse a draft that cannot speak for a target; whether tokens mean the same is `check_same_vocabulary`'s to say.
+
+    Raises:
+        Mismatch: vocabularies of different sizes, or other devices.
+        BadPolicy: a draft without exits.
+    """
+    if draft is None:
+        return
+    if draft.geometry.vocab_size != target.geometry.vocab_size:
+        raise Mismatch(
+            f"draft {draft.geometry.name}",
+            made_for=f"a vocabulary of {draft.geometry.vocab_size} tokens",
+            given=f"{target.geometry.name} with {target.geometry.vocab_size}",
+            fix="Use a draft that shares the target's tokenizer",
+        )
+    if not draft.exit_layers:
+        raise BadPolicy(f"draft {draft.geometry.name} without exits", "exit layers in its sidecar s2d.json")
+
+
+def _push_all(states: Tensor, decoder: Decoder, cache: Cache, num_segments: int) -> None:
+    for segment in cache.segments[:num_segments]:
+        states = decoder.forward_segment(states, segment, cache)

@@ -1,0 +1,291 @@
+"""The decoder, stripped to what its arithmetic needs: as few tensor operations per layer as are exact.
+
+At hidden size 128 a layer costs its operations, not its bytes, so each one removed is time won:
+
+    norm     the residual row carries one more component, sqrt(D eps), so that its length is sqrt(D) times its RMS; two
+             operations, and sqrt(D) and the norm's gain are folded into the matrix that follows
+    rotary   the two halves of a head are interleaved in the weights, so that rotating is one complex product, which writes
+             K (turned) and V (times 1) straight into the cache
+    residual added by the matrix product itself
+
+Symbols: T new tokens, S cached and new, L layers, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from perfmodel.geometry import ModelGeometry
+from s2d.cache import Cache, Segment, segments_of
+
+PAD = 16
+"""Components appended to a residual row: sqrt(D eps) and zeros, so that rows stay aligned."""
+MANY_ROWS = 64
+"""From here on the fused attention kernel is faster than three small products, and keeps no [T, S] scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """One layer: matrices applied from the right, gains and scales folded in."""
+
+    qkv: Tensor  # [D, (N + 2K) H]; Q scaled by 1 / sqrt(H); Q and K interleaved for the complex rotation
+    attn_out: Tensor  # [N H, D]
+    gate_up: Tensor  # [D, 2F]
+    down: Tensor  # [F, D]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderWeights:
+    """All of a decoder's numbers."""
+
+    embedding: Tensor  # [V, D + PAD], the components after D already set
+    layers: tuple[LayerWeights, ...]
+    head: Tensor  # [D, V], the final norm's gain folded in; shared by every exit
+    rotary: Tensor  # complex64 [S, H / 2]
+    norm_eps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scratch:
+    """Buffers for passes of one number of rows, and the views of them that a layer needs."""
+
+    norm: Tensor  # [T, 1]
+    normed: Tensor  # [T, D]
+    qkv: Tensor  # [T, (N + 2K) H]
+    heads: Tensor  # [T, N + 2K, H], the same memory
+    gate_up: Tensor  # [T, 2F]
+    gate: Tensor  # [T, F]
+    up: Tensor  # [T, F]
+    q_turn: Tensor  # what is rotated in place: complex [T, N, H / 2], or [T, N, H] in half precision
+    kv_turn: Tensor  # complex [T, 2, K, H / 2], or [T, 2, K, H]
+    q: Tensor  # [K, N / K, T, H], the same memory as heads
+    q_flat: Tensor | None  # [K, (N / K) T, H], the same memory; None where the strides do not allow it
+    mixed: Tensor  # [K, (N / K) T, H], attention's output by head
+    mixed_by_row: Tensor  # [T, N, H], the same memory
+    attn: Tensor  # [T, N H]; for one row the same memory as mixed
+
+
+class Decoder:
+    """A Llama-family decoder over a static cache. Every exit uses the same final norm and head.
+
+    Args:
+        geometry: its shapes.
+        weights: folded as `s2d.load` does.
+    """
+
+    def __init__(self, geometry: ModelGeometry, weights: DecoderWeights) -> None:
+        self.geometry = geometry
+        self.weights = weights
+        self.dtype = weights.head.dtype
+        self.device = weights.head.device
+        self._scratch: dict[int, _Scratch] = {}
+        self._masks = torch.empty(0)
+        self._complex = self.dtype == torch.float32
+        turn = weights.rotary
+        still = torch.ones_like(turn)
+        # V rides along unturned, so that one product fills both halves of a cache row.
+        self._q_turn = turn[:, None] if self._complex else _real_turn(turn, self.dtype)[:, :, None]
+        kv_turn = torch.stack((turn, still), dim=1)
+        self._kv_turn = kv_turn[:, :, None] if self._complex else _real_turn(kv_turn, self.dtype)[:, :, :, None]
+
+    def new_cache(self, segment_ends: tuple[int, ...], max_tokens: int) -> Cache:
+        """An empty cache whose segments end after the given layer counts."""
+        return Cache(
+            self.geometry,
+            segments_of(segment_ends),
+            max_tokens,
+            padding=self.padding(max_tokens),
+        )
+
+    def padding(self, rows: int) -> Tensor:
+        """What follows the D components of a residual row: [rows, PAD]."""
+        tail = torch.zeros(rows, PAD, dtype=self.dtype, device=self.device)
+        tail[:, 0] = math.sqrt(self.geometry.hidden_size * self.weights.norm_eps)
+        return tail
+
+    def embed(self, token_ids: list[int]) -> Tensor:
+        """Residual rows of tokens: [T, D + PAD]; of one token a view, not to be written to."""
+        table = self.weights.embedding
+        if len(token_ids) == 1:
+            return table[token_ids[0] : token_ids[0] + 1]
+        return table[torch.tensor(token_ids, device=self.device)]
+
+    def forward_segment(self, states: Tensor, segment: Segment, cache: Cache) -> Tensor:
+        """Push rows through one segment, append their KV, keep what comes out as the next segment's backlog.
+
+        Args:
+            states: [T, D + PAD], the rows at the segment's next T positions; left as they are.
+            segment: one of the cache's.
+            cache: of this decoder.
+
+        Returns:
+            [T, D + PAD], a view of the cache's own states.
+        """
+        start = cache.lengths[segment.number]
+        end = start + states.shape[0]
+        out = cache.states[segment.number][start:end]
+        self._run_layers(states, out, segment, cache, start)
+        cache.lengths[segment.number] = end
+        return out
+
+    def exit_logits(self, states: Tensor) -> Tensor:
+        """What an exit says after these rows: [T, D + PAD] -> [T, V]."""
+        scratch = self._scratch_for(states.shape[0])
+        torch.linalg.vector_norm(states, 2, -1, True, dtype=torch.float32, out=scratch.norm)
+        torch.div(states[:, : self.geometry.hidden_size], scratch.norm, out=scratch.normed)
+        return torch.mm(scratch.normed, self.weights.head)
+
+    @torch.inference_mode()
+    def all_exit_logits(self, token_ids: list[int], exit_layers: tuple[int, ...]) -> list[Tensor]:
+        """One teacher-forced pass: what each exit says after every token, a [T, V] per exit.
+
+        Args:
+            token_ids: the text.
+            exit_layers: rising layer counts; the decoder's own depth is its last exit.
+        """
+        cache = self.new_cache(exit_layers, len(token_ids))
+        states = self.embed(token_ids)
+        logits = []
+        for segment in cache.segments:
+            states = self.forward_segment(states, segment, cache)
+            logits.append(self.exit_logits(states))
+        return logits
+
+    def _run_layers(self, x: Tensor, out: Tensor, segment: Segment, cache: Cache, start: int) -> None:
+        rows = x.shape[0]
+        b = self._scratch_for(rows)
+        written, keys, values = cache.views(segment, start, rows)
+        q_turn, kv_turn = self._q_turn[start : start + rows], self._kv_turn[start : start + rows]
+        mask = self._mask(rows, start) if rows > 1 else None
+        rotate = _rotate_complex if self._complex else _rotate_real
+        vector_norm, div, mm, addmm = torch.linalg.vector_norm, torch.div, torch.mm, torch.addmm
+        norm, normed, gate, up = b.norm, b.normed, b.gate, b.up
+        width = self.geometry.hidden_size
+        values_in, values_out = x[:, :width], out[:, :width]
+        layers = self.weights.layers[segment.start : segment.end]
+        for layer, write, key, value in zip(layers, written, keys, values, strict=True):
+            vector_norm(x, 2, -1, True, dtype=torch.float32, out=norm)
+            div(values_in, norm, out=normed)
+            mm(normed, layer.qkv, out=b.qkv)
+            rotate(b, write, q_turn, kv_turn)
+            addmm(values_in, _attend(b, key, value, mask), layer.attn_out, out=values_out)
+            x, values_in = out, values_out
+            vector_norm(x, 2, -1, True, dtype=torch.float32, out=norm)
+            div(values_in, norm, out=normed)
+            mm(normed, layer.gate_up, out=b.gate_up)
+            silu(gate, inplace=True)
+            gate.mul_(up)
+            values_in.addmm_(gate, layer.down)
+
+    def _scratch_for(self, rows: int) -> _Scratch:
+        found = self._scratch.get(rows)
+        if found is None:
+            found = self._new_scratch(rows)
+            if rows < MANY_ROWS:
+                self._scratch[rows] = found
+        return found
+
+    def _new_scratch(self, rows: int) -> _Scratch:
+        g = self.geometry
+        group = g.num_heads // g.num_kv_heads
+        heads = self._empty(rows, g.num_heads + 2 * g.num_kv_heads, g.head_dim)
+        kv = heads[:, g.num_heads :].unflatten(1, (2, g.num_kv_heads))
+        q = heads[:, : g.num_heads].unflatten(1, (g.num_kv_heads, group)).permute(1, 2, 0, 3)
+        mixed = self._empty(g.num_kv_heads, group * rows, g.head_dim)
+        gate_up = self._empty(rows, 2 * g.intermediate_size)
+        return _Scratch(
+            norm=torch.empty(rows, 1, dtype=torch.float32, device=self.device),
+            normed=self._empty(rows, g.hidden_size),
+            qkv=heads.flatten(1),
+            heads=heads,
+            gate_up=gate_up,
+            gate=gate_up[:, : g.intermediate_size],
+            up=gate_up[:, g.intermediate_size :],
+            q_turn=_as_complex(heads[:, : g.num_heads]) if self._complex else heads[:, : g.num_heads],
+            kv_turn=_as_complex(kv) if self._complex else kv,
+            q=q,
+            q_flat=q.flatten(1, 2) if rows == 1 or group == 1 else None,
+            mixed=mixed,
+            mixed_by_row=mixed.view(g.num_heads, rows, g.head_dim).transpose(0, 1),
+            attn=mixed.view(1, -1) if rows == 1 else self._empty(rows, g.num_heads * g.head_dim),
+        )
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+
+    def _mask(self, rows: int, start: int) -> Tensor:
+        """Additive causal mask [T, S]: row i sees the cached tokens and the first i + 1 new ones."""
+        if rows >= MANY_ROWS:
+            return self._new_mask(rows, start)
+        if not len(self._masks):
+            # Row i, column j of the widest case; every other case is a slice of it.
+            self._masks = self._new_mask(MANY_ROWS, len(self.weights.rotary))
+        skipped = len(self.weights.rotary) - start
+        return self._masks[:rows, skipped : skipped + start + rows]
+
+    def _new_mask(self, rows: int, start: int) -> Tensor:
+        mask = torch.full((rows, start + rows), -torch.inf, dtype=self.dtype, device=self.device)
+        return mask.triu_(start + 1)
+
+
+def _as_complex(x: Tensor) -> Tensor:
+    """[..., H] -> complex [..., H / 2], the same memory."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _real_turn(turn: Tensor, dtype: torch.dtype) -> Tensor:
+    """Factors for the two products of a real rotation: complex [..., H / 2] -> [2, ..., H] moved to [S, 2, ..., H]."""
+    cos = turn.real.repeat_interleave(2, -1)
+    sin = torch.stack((-turn.imag, turn.imag), dim=-1).flatten(-2)
+    return torch.stack((cos, sin), dim=1).to(dtype)
+
+
+def _rotate_complex(b: _Scratch, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
+    b.q_turn.mul_(q_turn)
+    torch.mul(b.kv_turn, kv_turn, out=write)
+
+
+def _rotate_real(b: _Scratch, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
+    """The same in half precision, which has no complex numbers: (a, b) cos + (b, a) (-sin, sin)."""
+    flipped = b.heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    num_heads = b.q_turn.shape[1]
+    b.q_turn.mul_(q_turn[:, 0]).addcmul_(flipped[:, :num_heads], q_turn[:, 1])
+    flipped_kv = flipped[:, num_heads:].view_as(b.kv_turn)
+    torch.mul(b.kv_turn, kv_turn[:, 0], out=write)
+    write.addcmul_(flipped_kv, kv_turn[:, 1])
+
+
+def _attend(b: _Scratch, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Causal attention of the scratch's new rows over cached ones: [T, N H].
+
+    Args:
+        b: holds Q, scaled already.
+        key: [K, H, S].
+        value: [K, S, H].
+        mask: [T, S] additive, None for one row.
+    """
+    if mask is None:
+        torch.bmm(torch.softmax(torch.bmm(b.q_flat, key), -1), value, out=b.mixed)  # type: ignore[arg-type]
+        return b.attn
+    if len(mask) >= MANY_ROWS:
+        return _attend_many(b, key, value, mask)
+    if b.q_flat is not None:
+        scores = torch.baddbmm(mask, b.q_flat, key)
+    else:
+        scores = torch.bmm(b.q.flatten(1, 2), key)
+        scores.unflatten(1, (-1, len(mask))).add_(mask)
+    torch.bmm(torch.softmax(scores, -1), value, out=b.mixed)
+    b.attn.view_as(b.mixed_by_row).copy_(b.mixed_by_row)
+    return b.attn
+
+
+def _attend_many(b: _Scratch, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """The same by the fused kernel, which keeps no scores."""
+    q = b.q.flatten(0, 1)[None]
+    mixed = scaled_dot_product_attention(
+        q, key.mT[None], value[None], mask, scale=1.0, enable_gqa=q.shape[1] != len(key)
+    )
+    return mixed[0].transpose(0, 1).flatten(1)

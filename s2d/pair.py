@@ -1,0 +1,110 @@
+"""A target and its draft, loaded together, and prompts as both see them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from perfmodel.errors import BadPolicy, UserInputError
+from perfmodel.geometry import DraftGeometry
+from perfmodel.profile import DeviceKey, Dtype
+from perfmodel.units import Tokens
+from s2d.corpus import Prompt
+from s2d.device import device_key
+from s2d.generate import Session, context_tokens
+from s2d.load import LoadedModel, check_same_vocabulary, find_model, load_model, load_tokenizer, tokenizer_sha256
+
+SELF_DRAFT = "self"
+"""What to give as the draft for the target's own early exits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPrompt:
+    """A prompt as the models see it."""
+
+    name: str
+    category: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A target and its draft, ready to run. A self-draft is the target itself."""
+
+    target: LoadedModel
+    draft: LoadedModel
+    geometry: DraftGeometry
+    tokenizer: PreTrainedTokenizerFast
+    tokenizer_sha256: str
+    eos_token_id: int | None
+    device: torch.device
+
+    @property
+    def label(self) -> str:
+        """`ref-target-16 with ref-draft, exits 1/2/4/6`."""
+        who = "its own layers" if self.geometry.kind == "self" else self.geometry.model.name
+        return f"{self.target.geometry.name} with {who}, exits {'/'.join(map(str, self.geometry.exit_layers))}"
+
+    @property
+    def device_key(self) -> DeviceKey:
+        """The key of seconds measured with this pair."""
+        return device_key(self.device, self.target.dtype)
+
+    def session(self, max_tokens: Tokens) -> Session:
+        """Caches for texts of at most so many tokens."""
+        return Session(self.target, None if self.geometry.kind == "self" else self.draft, max_tokens)
+
+
+def load_pair(target_name: str, draft_name: str, dtype: Dtype, device: str) -> Pair:
+    """Load a target and a draft that share a vocabulary.
+
+    Args:
+        target_name: a folder, or a model of the reference family.
+        draft_name: the same, or `SELF_DRAFT`.
+        dtype: to compute in.
+        device: torch's name for it.
+
+    Raises:
+        Mismatch: their tokenizers differ.
+        BadPolicy: the draft names no exits, or ones it does not have.
+    """
+    target_folder = find_model(target_name)
+    target = load_model(target_folder, dtype, device)
+    tokenizer = load_tokenizer(target_folder)
+    draft = target
+    if draft_name != SELF_DRAFT:
+        draft_folder = find_model(draft_name)
+        check_same_vocabulary(load_tokenizer(draft_folder), tokenizer)
+        draft = load_model(draft_folder, dtype, device)
+    if not draft.exit_layers:
+        raise BadPolicy(f"draft {draft_name!r} names no exits", "an s2d.json with exit_layers beside its config.json")
+    kind = "self" if draft is target else "separate"
+    return Pair(
+        target=target,
+        draft=draft,
+        geometry=DraftGeometry(kind=kind, model=draft.geometry, exit_layers=draft.exit_layers),  # type: ignore[arg-type]
+        tokenizer=tokenizer,
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        device=torch.device(device),
+    )
+
+
+def encode_prompts(pair: Pair, prompts: Sequence[Prompt], *, max_new_tokens: Tokens) -> tuple[EncodedPrompt, ...]:
+    """Prompts as token ids.
+
+    Raises:
+        UserInputError: one is empty, or leaves no room for the tokens to write.
+    """
+    longest = context_tokens(pair.target, pair.draft) - max_new_tokens
+    encoded = []
+    for prompt in prompts:
+        ids = tuple(pair.tokenizer(prompt.text, add_special_tokens=False)["input_ids"])
+        if not 1 <= len(ids) <= longest:
+            raise UserInputError(
+                f"prompt {prompt.name!r} has {len(ids)} tokens: expected 1 to {longest}, which with {max_new_tokens} new ones "
+                "fill the context. Leave it out, or give a lower --max-new-tokens."
+            )
+        encoded.append(EncodedPrompt(name=prompt.name, category=prompt.category, token_ids=ids))
+    return tuple(encoded)

@@ -1,0 +1,47 @@
+"""Prompts from a file, and how much a text repeats itself."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from perfmodel.disk import PathLike, read_whole
+from perfmodel.errors import BadFile
+from s2d.corpus import Prompt
+from s2d.load import FAMILY_FOLDER
+
+FAMILY_PROMPTS: Path = FAMILY_FOLDER / "prompts.jsonl"
+_KEYS = {"name", "category", "text"}
+_FIX = 'Write one {"name": …, "category": …, "text": …} a line'
+
+
+def read_prompts(path: PathLike) -> list[Prompt]:
+    """Prompts from a JSONL file: an object with the texts name, category and text on every line.
+
+    Raises:
+        BadFile: a line that is none, or a name that comes twice; says which.
+    """
+    lines = read_whole(path).decode("utf-8", errors="replace").splitlines()
+    prompts = [_prompt(path, number, line) for number, line in enumerate(lines, start=1)]
+    if not prompts:
+        raise BadFile(path, "there is no prompt in it", _FIX)
+    name, count = Counter(prompt.name for prompt in prompts).most_common(1)[0]
+    if count > 1:
+        raise BadFile(path, f"the name {name!r} comes {count} times", "Give every prompt its own name")
+    return prompts
+
+
+def distinct_ngram_frac(tokens: Sequence[int], size: int = 6) -> float:
+    """Distinct n-grams over all of them: 1 when nothing repeats, or when the text is shorter than one."""
+    grams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def _prompt(path: PathLike, number: int, line: str) -> Prompt:
+    try:
+        found = json.loads(line)
+    except ValueError as err:
+        raise BadFile(path, f"line {number} is not JSON ({err})", _FIX) from err
+    if not isinstance(found, dict) or set(found) != _KEYS or not all(isinstance(text, str) for text in found.values()):
+        raise BadFile(path, f"line {number}: expected an object with the texts {', '.join(sorted(_KEYS))}", _FIX)
+    return Prompt(**found)

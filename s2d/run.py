@@ -1,0 +1,193 @@
+"""A plan file to a run: the models it was made for, the prompts, the checks that both belong together."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from perfmodel.artifact import Stored, read_record, record_text
+from perfmodel.console import print_err, print_out
+from perfmodel.disk import write_atomically
+from perfmodel.errors import BadFile, Mismatch, UserInputError
+from perfmodel.geometry import ModelGeometry
+from perfmodel.halves import half_of
+from perfmodel.plan import PLAN_SCHEMA, PLAN_VERSION, Plan
+from perfmodel.profile import DeviceKey
+from perfmodel.provenance import make_provenance
+from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport
+from s2d.bench import RunRequest, run_report
+from s2d.corpus import Prompt
+from s2d.generate import OnTokens
+from s2d.load import TORCH_DTYPES, export_exit, find_model
+from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.prompts import FAMILY_PROMPTS, read_prompts
+from s2d.show import report_text, understood_text
+from s2d.text import Stop, TextStream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Everything a run needs."""
+
+    plan: Stored[Plan]
+    pair: Pair
+    prompts: tuple[EncodedPrompt, ...]
+    request: RunRequest
+
+
+def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
+    """Do what `s2d-run` was asked."""
+    if args.export_exit is not None:
+        export_from_flags(args)
+        return
+    loaded = load_from_flags(args)
+    plan = loaded.plan.record
+    if not args.json:
+        print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request.max_new_tokens))
+    report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=None if args.json else _streamer(loaded.pair))
+    text = record_text(
+        report,
+        schema=REPORT_SCHEMA,
+        version=REPORT_VERSION,
+        provenance=make_provenance(
+            argv=command,
+            device=report.device.device,
+            libraries=("torch", "transformers"),
+            seed=report.sampling.seed,
+            inputs={"plan": loaded.plan.sha256, "target": report.target_sha256, "draft": report.draft_sha256},
+        ),
+    )
+    if args.output is not None:
+        write_atomically(args.output, text.encode())
+        print_err(f"wrote {args.output}; next: s2d-compare {args.plan} {args.output}")
+    if args.json:
+        print_out(text, end="")
+    else:
+        print_out("\n\n" + report_text(report, plan.chosen))
+    _refuse_unequal(report)
+
+
+def export_from_flags(args: argparse.Namespace) -> None:
+    """Write one exit of the draft as an ordinary checkpoint."""
+    layer, folder = args.export_exit
+    if not layer.isdigit():
+        raise UserInputError(f"--export-exit {layer!r}: expected a layer count and a folder, as in --export-exit 4 exit-4")
+    name = args.draft or (_read_plan(args.plan).record.draft_name if args.plan else None)
+    if name is None:
+        raise UserInputError("--export-exit needs a model: give --draft DIR, or a plan")
+    export_exit(find_model(name), int(layer), Path(folder))
+    print_out(f"wrote exit {layer} of {name} to {folder}: an ordinary checkpoint with {layer} layers")
+
+
+def load_from_flags(args: argparse.Namespace) -> Loaded:
+    """Read the plan, its models and the prompts, and refuse what was not made for each other.
+
+    Raises:
+        UserInputError: something is missing, cannot be read, or does not fit.
+    """
+    if args.plan is None:
+        raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan makes one")
+    plan = _read_plan(args.plan)
+    pair = _load_pair(args, plan.record)
+    check_made_for(args.plan, plan.record, pair)
+    max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
+    prompts = encode_prompts(pair, chosen_prompts(args), max_new_tokens=max_new_tokens)
+    request = RunRequest(
+        plan_sha256=plan.sha256,
+        policy=plan.record.chosen.policy,
+        sampling=plan.record.workload.sampling,
+        max_new_tokens=max_new_tokens,
+        stop=Stop(args.stop, pair.tokenizer) if args.stop else None,
+        check=args.check,
+    )
+    return Loaded(plan=plan, pair=pair, prompts=prompts, request=request)
+
+
+def chosen_prompts(args: argparse.Namespace) -> list[Prompt]:
+    """The one prompt given, or the first of a file's half.
+
+    Raises:
+        BadFile: no file can be read, or none of its prompts is in that half.
+    """
+    if args.prompt is not None:
+        return [Prompt(name="--prompt", category="given", text=args.prompt)]
+    path = args.prompts or FAMILY_PROMPTS
+    kept = [prompt for prompt in read_prompts(path) if args.split == "all" or half_of(prompt.name) == args.split]
+    if not kept:
+        raise BadFile(path, f"none of its prompts is in the {args.split} half", "Give more prompts, or --split all")
+    return kept[: args.num_prompts]
+
+
+def check_made_for(path: Path, plan: Plan, pair: Pair) -> None:
+    """Refuse a plan that was made for other weights, another tokenizer or another device.
+
+    Raises:
+        Mismatch: says which.
+    """
+    what, fix = f"plan {str(path)!r}", "Give the models it was made for, or plan again for these"
+    for role, known, found in (("target", plan.target, pair.target.geometry), ("draft", plan.draft.model, pair.draft.geometry)):
+        if _shape(known) != _shape(found):
+            raise Mismatch(what, made_for=f"{role} {known.name}", given=f"{found.name}, which has another shape", fix=fix)
+    if plan.draft.exit_layers != pair.geometry.exit_layers:
+        made_for, given = (f"exits {one.exit_layers}" for one in (plan.draft, pair.geometry))
+        raise Mismatch(what, made_for=made_for, given=given, fix=fix)
+    hashes = (
+        ("target weights", plan.target_sha256, pair.target.sha256),
+        ("draft weights", plan.draft_sha256, pair.draft.sha256),
+        ("tokenizer", plan.tokenizer_sha256, pair.tokenizer_sha256),
+    )
+    for role, known_hash, found_hash in hashes:
+        if known_hash is not None and known_hash != found_hash:
+            raise Mismatch(what, made_for=f"{role} {known_hash[:12]}", given=f"{role} {found_hash[:12]}", fix=fix)
+    if plan.device != pair.device_key:
+        fix = "Profile this device with s2d-profile and plan again with --profile"
+        raise Mismatch(what, made_for=_device_label(plan.device), given=_device_label(pair.device_key), fix=fix)
+
+
+def _read_plan(path: Path) -> Stored[Plan]:
+    return read_record(path, Plan, schema=PLAN_SCHEMA, version=PLAN_VERSION)
+
+
+def _load_pair(args: argparse.Namespace, plan: Plan) -> Pair:
+    """The plan's models on the plan's kind of device, or those named instead."""
+    if plan.device.dtype not in TORCH_DTYPES:
+        made_for, given = f"dtype {plan.device.dtype}", f"this runtime, which computes in {', '.join(TORCH_DTYPES)}"
+        raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix="Plan again with one of these")
+    is_gpu = plan.device.num_threads is None
+    if is_gpu and not torch.cuda.is_available():
+        made_for, given = _device_label(plan.device), "this machine, which has no CUDA device"
+        fix = "Profile this device with s2d-profile and plan again with --profile"
+        raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix=fix)
+    if plan.device.num_threads is not None:
+        torch.set_num_threads(plan.device.num_threads)
+    draft = args.draft or (SELF_DRAFT if plan.draft.kind == "self" else plan.draft_name)
+    return load_pair(args.target or plan.target.name, draft, plan.device.dtype, "cuda" if is_gpu else "cpu")
+
+
+def _streamer(pair: Pair) -> Callable[[EncodedPrompt], OnTokens]:
+    """Shows every prompt's name and, as it is accepted, its text."""
+
+    def on_prompt(prompt: EncodedPrompt) -> OnTokens:
+        print_out(f"\n\n=== {prompt.name} ({prompt.category})")
+        stream = TextStream(pair.tokenizer, lambda piece: print_out(piece, end=""))
+        return stream.add
+
+    return on_prompt
+
+
+def _refuse_unequal(report: RunReport) -> None:
+    """In full precision another output is a fault of ours, and no figure of such a run should be believed."""
+    check = report.check
+    if check is not None and report.device.dtype == "fp32" and check.num_equal != check.num_prompts:
+        raise RuntimeError(f"{check.num_prompts - check.num_equal} outputs differ from the plain target's in fp32")
+
+
+def _shape(model: ModelGeometry) -> ModelGeometry:
+    return replace(model, name="", source="")
+
+
+def _device_label(key: DeviceKey) -> str:
+    threads = f", {key.num_threads} threads" if key.num_threads is not None else ""
+    return f"{key.num_devices} x {key.device}, {key.dtype}, {key.engine}{threads}"

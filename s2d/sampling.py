@@ -1,0 +1,68 @@
+"""Logits to distributions, tokens and confidence; the noise that target and draft share.
+
+Confidence is a function of an exit's distribution alone, never of the token sampled from it: testing the sampled token's
+own probability would change the output's distribution.
+
+Symbols: T rows, V vocab.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from perfmodel.policy import Confidence
+from perfmodel.sampling import Sampling
+
+
+def processed(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits after temperature, top-k and top-p, in this order: [T, V]; greedy leaves them as they are."""
+    if sampling.rule == "greedy":
+        return logits
+    logits = logits.float() / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        weakest_kept = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < weakest_kept, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probs = ordered.softmax(-1)
+        # A token goes when those before it already hold top_p; the likeliest always stays.
+        beyond = probs.cumsum(-1) - probs >= sampling.top_p
+        beyond[:, 0] = False
+        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    return logits
+
+
+def confidence_of(probs: Tensor, kind: Confidence) -> Tensor:
+    """How sure a distribution is, from 0 to 1: [T, V] -> [T]."""
+    if kind == "max-prob":
+        return probs.amax(-1)
+    if kind == "margin":
+        largest = probs.topk(2, dim=-1).values
+        return largest[:, 0] - largest[:, 1]
+    return (1 - torch.special.entr(probs).sum(-1) / math.log(probs.shape[-1])).clamp(0, 1)
+
+
+def gumbel_table(seed: int, num_positions: int, vocab_size: int) -> Tensor:
+    """Gumbel noise for the first absolute positions of a text: float32 [positions, V].
+
+    Drawn row by row, so that a position's noise depends on the seed and the vocabulary's size alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.empty(num_positions, vocab_size)
+    for row in table:
+        row.exponential_(generator=generator)
+    return table.log_().neg_()
+
+
+def choose(logits: Tensor, noise: Tensor | None) -> Tensor:
+    """The token of each row: the argmax of processed logits, plus the positions' noise where it is shared.
+
+    Args:
+        logits: processed, [T, V].
+        noise: rows of `gumbel_table` for the positions of the tokens to choose, [T, V]; None is greedy.
+
+    Returns:
+        int64 [T].
+    """
+    return (logits if noise is None else logits.float() + noise).argmax(-1)

@@ -1,0 +1,129 @@
+"""A run report as plain text: what was run, how fast, and predicted beside measured."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from perfmodel.console import table
+from perfmodel.passes import PASS_KINDS
+from perfmodel.plan import Candidate, Plan
+from perfmodel.report import Arm, Check, RunReport
+from perfmodel.rounds import RoundStats, sum_rounds
+from perfmodel.units import (
+    format_frac,
+    format_interval,
+    format_number,
+    format_rate,
+    format_seconds,
+    format_signed_frac,
+    format_speedup,
+)
+from s2d.bench import kind_seconds
+from s2d.pair import Pair
+
+_UNKNOWN = "-"
+
+
+def understood_text(pair: Pair, plan: Plan, num_prompts: int, max_new_tokens: int) -> str:
+    """What is about to be run."""
+    key = pair.device_key
+    where = f"{key.device}, {key.dtype}" + (f", {key.num_threads} CPU thread" if key.num_threads else "")
+    where += "s" if key.num_threads and key.num_threads > 1 else ""
+    policy = plan.chosen.policy
+    return "\n".join(
+        [
+            f"models    {pair.label}",
+            f"device    {where}",
+            f"policy    {policy.label if policy else 'do not speculate: plain decoding'}",
+            f"sampling  {plan.workload.sampling.label}",
+            f"prompts   {num_prompts}, at most {max_new_tokens} new tokens each",
+        ]
+    )
+
+
+def report_text(report: RunReport, chosen: Candidate) -> str:
+    """Tokens/s, where the rounds' time went, acceptance by position and exits taken, each beside the prediction."""
+    rounds = sum_rounds(run.rounds for run in report.plan_arm.runs)
+    parts = [_rates(report, chosen), _costs(report.plan_arm, rounds, chosen)]
+    if rounds.num_drafted:
+        parts += [_positions(rounds, chosen.rounds), _exits(report.draft.exit_layers, rounds, chosen.rounds)]
+    if report.check is not None:
+        parts.append(check_text(report.check))
+    return "\n\n".join(parts)
+
+
+def check_text(check: Check) -> str:
+    """Whether the output is the target's own, with the first divergences and their gaps."""
+    lines = [
+        f"check: {check.num_equal} of {check.num_prompts} outputs equal the plain target's, token by token; "
+        f"largest gap to the target's own choice {format_number(check.worst_gap)}"
+    ]
+    lines += [
+        f"  {one.prompt}: first differs at new token {one.position}, gap {format_number(one.gap)}" for one in check.divergences
+    ]
+    return "\n".join(lines)
+
+
+def _rates(report: RunReport, chosen: Candidate) -> str:
+    rounds = sum_rounds(run.rounds for run in report.plan_arm.runs)
+    measured = rounds.num_tokens / sum(run.decode_s for run in report.plan_arm.runs)
+    predicted = chosen.speedup.tokens_per_s
+    rows = [
+        ["speed", format_rate(measured), format_rate(predicted), format_signed_frac(predicted / measured - 1)],
+        _row("tokens per round", rounds.tokens_per_round, chosen.rounds.tokens_per_round),
+    ]
+    if report.measured is not None:
+        found, said = report.measured.speedup, chosen.speedup.speedup
+        error = format_signed_frac(said.value / found.value - 1)
+        rows.insert(1, ["speedup", format_speedup(found.value), format_speedup(said.value), error])
+        rows.insert(2, ["  90 % interval", _interval(found.low, found.high), _interval(said.low, said.high), ""])
+    distinct = sum(run.distinct_6gram_frac for run in report.plan_arm.runs) / len(report.plan_arm.runs)
+    accepted = rounds.accepted_frac
+    drafted = "nothing drafted" if accepted is None else f"{format_frac(accepted)} of drafted tokens accepted"
+    text = table(rows, headers=["", "measured", "predicted", "error"])
+    return f"{text}\n{drafted}; distinct 6-grams {format_frac(distinct)} (text that repeats itself is accepted more easily)"
+
+
+def _costs(arm: Arm, rounds: RoundStats, chosen: Candidate) -> str:
+    seconds, cost = kind_seconds(arm.samples), chosen.speedup.round_cost
+    said = {"segment": cost.segment_s, "exit": cost.exit_s, "verify": cost.verify_s, "round": cost.round_s}
+    rows = [
+        [kind, format_seconds(seconds[kind] / rounds.num_rounds), format_seconds(said[kind])]
+        for kind in PASS_KINDS
+        if kind in said and (seconds[kind] or said[kind])
+    ]
+    return table(rows, headers=["seconds a round", "measured", "predicted"])
+
+
+def _positions(rounds: RoundStats, predicted: RoundStats) -> str:
+    columns = zip_longest(_kept(rounds), _kept(predicted), fillvalue=None)
+    rows = [[str(place), _share(mine), _share(said)] for place, (mine, said) in enumerate(columns, start=1)]
+    return table(rows, headers=["accepted at position", "measured", "predicted"])
+
+
+def _kept(rounds: RoundStats) -> list[float]:
+    """Of the rounds that drafted a position, the share that accepted it."""
+    return [a / d for a, d in zip(rounds.accepted_by_position, rounds.drafted_by_position, strict=False) if d]
+
+
+def _exits(exit_layers: Sequence[int], rounds: RoundStats, predicted: RoundStats) -> str:
+    columns = zip_longest(exit_layers, _shares(rounds.exits_taken), _shares(predicted.exits_taken), fillvalue=None)
+    rows = [[str(layer), _share(mine), _share(said)] for layer, mine, said in columns]
+    return table(rows, headers=["left at exit", "measured", "predicted"])
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    total = sum(counts)
+    return [count / total for count in counts] if total else []
+
+
+def _share(value: float | None) -> str:
+    return _UNKNOWN if value is None else format_frac(value)
+
+
+def _row(label: str, measured: float, predicted: float) -> list[str]:
+    error = format_signed_frac(predicted / measured - 1)
+    return [label, format_number(measured), format_number(predicted), error]
+
+
+def _interval(low: float, high: float) -> str:
+    return format_interval(low, high, format_speedup)

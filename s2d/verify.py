@@ -1,0 +1,149 @@
+"""Accept or correct: what the target makes of a drafted block, under each acceptance rule.
+
+Symbols: G drafted, V vocab.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from perfmodel.policy import Confidence
+from perfmodel.sampling import Sampling
+from s2d.sampling import choose, confidence_of, gumbel_table, processed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """How much of a drafted block is the target's own, and the token the target adds."""
+
+    num_accepted: int
+    bonus: int
+
+
+class Judge(Protocol):
+    """One acceptance rule: how an exit answers, and how the target decides on a block of such answers."""
+
+    def start(self, max_tokens: int) -> None:
+        """A text begins that will hold at most so many tokens."""
+        ...
+
+    def answer(self, logits: Tensor, position: int, index: int) -> tuple[int, float]:
+        """Token and confidence of an exit: logits [1, V], absolute position, zero-based place in the block."""
+        ...
+
+    def verdict(self, logits: Tensor, drafted: Sequence[int], position: int) -> Verdict:
+        """Decide on a block: the target's logits [G + 1, V], the first of them for the token at `position`."""
+        ...
+
+
+def make_judge(sampling: Sampling, confidence: Confidence, device: torch.device) -> Judge:
+    """The judge for an acceptance rule."""
+    if sampling.rule == "ratio":
+        return RatioJudge(sampling, confidence, device)
+    return ExactJudge(sampling, confidence, device)
+
+
+class ExactJudge:
+    """Greedy and shared noise: an accepted token equals the target's own choice for its position."""
+
+    def __init__(self, sampling: Sampling, confidence: Confidence, device: torch.device) -> None:
+        self._sampling = sampling
+        self._confidence = confidence
+        self._device = device
+        self._noise: Tensor | None = None  # [positions, V]
+        self._max_tokens = 0
+
+    def start(self, max_tokens: int) -> None:
+        """See `Judge`. The noise itself is drawn when the vocabulary's size is first seen."""
+        self._max_tokens = max_tokens
+
+    def answer(self, logits: Tensor, position: int, index: int) -> tuple[int, float]:
+        """See `Judge`."""
+        logits = processed(logits, self._sampling)
+        token = int(choose(logits, self._rows(logits, position)))
+        return token, float(confidence_of(logits.softmax(-1), self._confidence))
+
+    def verdict(self, logits: Tensor, drafted: Sequence[int], position: int) -> Verdict:
+        """See `Judge`."""
+        logits = processed(logits, self._sampling)
+        return longest_agreement(choose(logits, self._rows(logits, position)).tolist(), drafted)
+
+    def _rows(self, logits: Tensor, position: int) -> Tensor | None:
+        if self._sampling.rule == "greedy":
+            return None
+        assert self._sampling.seed is not None
+        if self._noise is None or len(self._noise) < self._max_tokens:
+            self._noise = gumbel_table(self._sampling.seed, self._max_tokens, logits.shape[-1]).to(self._device)
+        return self._noise[position : position + len(logits)]
+
+
+class RatioJudge:
+    """Leviathan et al. 2023, Alg. 1: accept x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0)."""
+
+    def __init__(self, sampling: Sampling, confidence: Confidence, device: torch.device) -> None:
+        self._sampling = sampling
+        self._confidence = confidence
+        self._device = device
+        self._random = torch.Generator()
+        self._draft_probs: list[Tensor] = []  # a [V] per drafted token
+
+    def start(self, max_tokens: int) -> None:
+        """See `Judge`."""
+        assert self._sampling.seed is not None
+        self._random.manual_seed(self._sampling.seed)
+        self._draft_probs = []
+
+    def answer(self, logits: Tensor, position: int, index: int) -> tuple[int, float]:
+        """See `Judge`. The distribution of the exit that answers last for an index is the one that counts."""
+        probs = processed(logits, self._sampling).float().softmax(-1)
+        self._draft_probs[index:] = [probs[0]]
+        return sample(probs[0], self._random), float(confidence_of(probs, self._confidence))
+
+    def verdict(self, logits: Tensor, drafted: Sequence[int], position: int) -> Verdict:
+        """See `Judge`."""
+        target_probs = processed(logits, self._sampling).float().softmax(-1)
+        return ratio_test(target_probs, self._draft_probs, drafted, self._random)
+
+
+def longest_agreement(chosen: Sequence[int], drafted: Sequence[int]) -> Verdict:
+    """The longest prefix of a block that the target would have chosen itself, and its choice after that.
+
+    Args:
+        chosen: the target's token for each of the block's positions and the one after: G + 1.
+        drafted: G tokens.
+    """
+    accepted = 0
+    for token in drafted:
+        if token != chosen[accepted]:
+            break
+        accepted += 1
+    return Verdict(num_accepted=accepted, bonus=chosen[accepted])
+
+
+def ratio_test(
+    target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Sequence[int], random: torch.Generator
+) -> Verdict:
+    """Leviathan et al. 2023, Alg. 1.
+
+    Args:
+        target_probs: p, [G + 1, V].
+        draft_probs: q, a [V] per drafted token.
+        drafted: G tokens, each sampled from its q.
+        random: where the draws come from.
+    """
+    draws = torch.rand(len(drafted), generator=random).tolist()
+    for index, (token, draw) in enumerate(zip(drafted, draws, strict=True)):
+        p, q = target_probs[index], draft_probs[index]
+        if draw * float(q[token]) >= float(p[token]):
+            residual = (p - q).clamp_(min=0)
+            return Verdict(num_accepted=index, bonus=sample(residual, random))
+    return Verdict(num_accepted=len(drafted), bonus=sample(target_probs[-1], random))
+
+
+def sample(weights: Tensor, random: torch.Generator) -> int:
+    """One index drawn with probability proportional to its weight: an exponential race, [V]."""
+    race = torch.empty(weights.shape).exponential_(generator=random).to(weights.device)
+    return int((weights / race).argmax())

@@ -1,0 +1,208 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from perfmodel.artifact import read_record, write_record
+from perfmodel.estimate import Interval, RoundCost, Speedup
+from perfmodel.geometry import DraftGeometry
+from perfmodel.plan import PLAN_SCHEMA, PLAN_VERSION, Candidate, Memory, Plan, Workload
+from perfmodel.policy import ExitPolicy, FixedLength
+from perfmodel.provenance import make_provenance
+from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport
+from perfmodel.rounds import RoundStats
+from perfmodel.sampling import GREEDY, Sampling
+from s2d.cli import main_run
+from s2d.load import export_exit, load_model
+from s2d.pair import load_pair
+from s2d.sidecar import Sidecar, write_sidecar
+from tests.s2d.test_load import byte_tokenizer
+from tests.stubs import TinySpec, tiny_llama
+
+ROOT = Path(__file__).parents[2]
+POLICY = ExitPolicy(exit_layers=(2, 4), thresholds=(0.3,), confidence="max-prob", length=FixedLength(draft_cap=4))
+ROUNDS = RoundStats(
+    num_prompts=1,
+    num_rounds=10,
+    num_tokens=20,
+    num_drafted=40,
+    num_accepted=10.0,
+    drafted_by_position=(10, 10, 10, 10),
+    accepted_by_position=(6.0, 3.0, 1.0, 0.0),
+    exits_taken=(30, 10),
+    passes=(),
+)
+SPEEDUP = Speedup(
+    tokens_per_s=100.0,
+    plain_tokens_per_s=80.0,
+    speedup=Interval(value=1.25, low=1.1, high=1.4),
+    round_cost=RoundCost(segment_s=0.01, exit_s=0.002, verify_s=0.007, round_s=0.001),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    tokenizer = byte_tokenizer()
+    spec = TinySpec(vocab_size=len(tokenizer))
+    tiny_llama(spec).save_pretrained(tmp_path / "target")
+    export_exit(tmp_path / "target", 4, tmp_path / "draft")
+    for name, exits in (("target", (2, 4)), ("draft", (2, 4))):
+        tokenizer.save_pretrained(tmp_path / name)
+        write_sidecar(tmp_path / name, Sidecar(exit_layers=exits, norm="shared-final-norm", calibration=None))
+    return tmp_path
+
+
+@pytest.fixture
+def plan_file(folders: Path) -> Callable[..., Path]:
+    def write(
+        kind: str = "separate", sampling: Sampling = GREEDY, policy: ExitPolicy | None = POLICY, **changes: object
+    ) -> Path:
+        draft = "self" if kind == "self" else str(folders / "draft")
+        pair = load_pair(str(folders / "target"), draft, "fp32", "cpu")
+        plan = Plan(
+            target=pair.target.geometry,
+            target_sha256=pair.target.sha256,
+            draft=pair.geometry,
+            draft_name=draft,
+            draft_sha256=pair.draft.sha256,
+            tokenizer_sha256=pair.tokenizer_sha256,
+            device=pair.device_key,
+            workload=Workload(batch=1, prompt_tokens=8, output_tokens=24, sampling=sampling),
+            chosen=Candidate(name="plan", policy=policy, rounds=ROUNDS, speedup=SPEEDUP),
+            runners_up=(),
+            memory=Memory(
+                target_weight_bytes=1, draft_weight_bytes=1, target_kv_bytes=1, draft_kv_bytes=1, capacity_bytes=None
+            ),
+            evidence=(),
+            next_command="",
+        )
+        path = folders / "plan.json"
+        provenance = make_provenance(argv=("test",))
+        write_record(path, replace(plan, **changes), schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
+        return path
+
+    return write
+
+
+def run(folders: Path, plan: Path, *more: str) -> int:
+    common = ["--target", str(folders / "target"), "--plan", str(plan)]
+    own_draft = "self" in json.loads(plan.read_text())["body"]["draft"]["kind"]
+    return main_run([*common, *([] if own_draft else ["--draft", str(folders / "draft")]), *more])
+
+
+@pytest.mark.parametrize("kind", ["separate", "self"])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=0.9, seed=4)], ids=lambda s: s.rule
+)
+def test_a_checked_run_is_equal_and_says_so(folders, plan_file, capsys, kind: str, sampling: Sampling) -> None:
+    report_file = folders / "report.json"
+    assert run(folders, plan_file(kind, sampling), "--prompt", "the cat", "--check", "-o", str(report_file)) == 0
+    shown = capsys.readouterr().out
+    assert "1 of 1 outputs equal the plain target's" in shown
+    assert all(word in shown for word in ("measured", "predicted", "speedup", "accepted at position", "left at exit"))
+    report = read_record(report_file, RunReport, schema=REPORT_SCHEMA, version=REPORT_VERSION).record
+    assert report.check is not None
+    assert (report.check.num_equal, report.check.divergences) == (1, ())
+    assert report.check.worst_gap < 1e-3
+    assert report.plain_arm is not None
+    assert report.plan_arm.runs[0].rounds.num_tokens == report.plain_arm.runs[0].rounds.num_tokens == 24
+    assert report.measured is not None
+
+
+def test_json_prints_the_report_alone_and_streams_nothing(folders, plan_file, capsys) -> None:
+    assert run(folders, plan_file(), "--prompt", "the cat", "--json", "--max-new-tokens", "9") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["schema"] == REPORT_SCHEMA
+    assert printed["body"]["plain_arm"] is None
+    assert printed["body"]["max_new_tokens"] == 9
+
+
+def test_a_plan_not_to_speculate_decodes_plainly(folders, plan_file, capsys) -> None:
+    assert run(folders, plan_file(policy=None), "--prompt", "the cat") == 0
+    shown = capsys.readouterr().out
+    assert "do not speculate" in shown
+    assert "nothing drafted" in shown
+
+
+def test_the_text_is_streamed_as_a_run_goes(folders, plan_file, capsys) -> None:
+    prompts = folders / "prompts.jsonl"
+    lines = [{"name": f"p{number}", "category": "c", "text": "dog and"} for number in range(3)]
+    prompts.write_text("\n".join(json.dumps(line) for line in lines))
+    assert run(folders, plan_file(), "--prompts", str(prompts), "--split", "all", "--num-prompts", "2") == 0
+    shown = capsys.readouterr().out
+    assert "=== p0 (c)" in shown
+    assert "=== p1 (c)" in shown
+    assert "=== p2 (c)" not in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_sha256": "0" * 64}, "was made for target weights 000000000000"),
+        ({"draft_sha256": "0" * 64}, "was made for draft weights 000000000000"),
+        ({"tokenizer_sha256": "0" * 64}, "was made for tokenizer 000000000000"),
+    ],
+)
+def test_a_plan_made_for_something_else_is_refused(folders, plan_file, capsys, changes: dict, message: str) -> None:
+    assert run(folders, plan_file(**changes), "--prompt", "the") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_for_another_shape_exit_device_or_dtype_is_refused(folders, plan_file, capsys) -> None:
+    target, draft = (load_model(folders / name, "fp32") for name in ("target", "draft"))
+    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    cases = (
+        ({"target": replace(target.geometry, num_layers=7)}, "another shape"),
+        ({"draft": DraftGeometry(kind="separate", model=draft.geometry, exit_layers=(1, 4))}, "was made for exits (1, 4)"),
+        ({"device": replace(pair.device_key, device="Abacus")}, "was made for 1 x Abacus, fp32"),
+        ({"device": replace(pair.device_key, dtype="int4")}, "was made for dtype int4"),
+        ({"device": replace(pair.device_key, num_threads=None)}, "no CUDA device"),
+    )
+    for changes, message in cases[: 4 if torch.cuda.is_available() else 5]:
+        assert run(folders, plan_file(**changes), "--prompt", "the") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_bad_requests_end_with_code_2_and_what_was_expected(folders, plan_file, capsys) -> None:
+    plan = plan_file()
+    for flags, message in (
+        (["--prompt", "the cat " * 200], "expected 1 to 136"),
+        (["--prompt", ""], "has 0 tokens"),
+        (["--prompts", str(folders / "none.jsonl")], "none.jsonl"),
+    ):
+        assert run(folders, plan, *flags) == 2
+        assert message in capsys.readouterr().err
+    assert main_run([]) == 2
+    assert "give a plan with --plan FILE" in capsys.readouterr().err
+    ratio = Sampling(rule="ratio", temperature=1.0, top_k=None, top_p=None, seed=1)
+    assert run(folders, plan_file(sampling=ratio), "--prompt", "the", "--check") == 2
+    assert "Leave --check out" in capsys.readouterr().err
+
+
+def test_an_exit_is_exported_from_the_command_line(folders, plan_file, capsys) -> None:
+    out = folders / "exit-2"
+    assert main_run(["--draft", str(folders / "draft"), "--export-exit", "2", str(out)]) == 0
+    assert load_model(out, "fp32").geometry.num_layers == 2
+    assert main_run(["--draft", str(folders / "draft"), "--export-exit", "9", str(out)]) == 2
+    assert "from 1 to the model's 4" in capsys.readouterr().err
+    assert main_run(["--export-exit", "2", str(out)]) == 2
+
+
+def test_help_names_every_flag_and_loads_no_torch() -> None:
+    code = "import sys; from s2d.cli import main_run; main_run(['--help']); print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert all(flag in done.stdout for flag in ("--plan", "--prompts", "--check", "--export-exit", "--json", "--split"))
+    assert done.stderr.strip() == "False"

@@ -1,0 +1,191 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfmodel.errors import BadPolicy, Mismatch, UserInputError
+from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.sampling import GREEDY, Sampling
+from s2d.clock import Clock
+from s2d.generate import Session, Settings, generate
+from tests.stubs import EOS, VOCAB_SIZE, TinySpec, contrary, tiny_llama, tiny_model
+
+TARGET = tiny_model(TinySpec(), (1, 2, 4))
+DRAFTS = {
+    "separate": tiny_model(TinySpec(num_layers=4), (1, 2, 4)),
+    "unlike": tiny_model(TinySpec(num_layers=3, seed=9), (1, 3)),
+    "self": None,
+}
+CURVE = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.2, 1.0))
+
+
+def fixed(layers: tuple[int, ...], cap: int) -> ExitPolicy:
+    thresholds = (0.2,) * (len(layers) - 1)
+    return ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=FixedLength(draft_cap=cap))
+
+
+@st.composite
+def policies(draw: st.DrawFn, exit_layers: tuple[int, ...]) -> ExitPolicy:
+    looked = tuple(sorted(draw(st.sets(st.sampled_from(exit_layers), min_size=1))))
+    share = st.floats(0, 1)
+    cap = draw(st.integers(1, 8))
+    rules: list[st.SearchStrategy[LengthRule]] = [
+        st.just(FixedLength(draft_cap=cap)),
+        st.builds(FloorStop, draft_cap=st.just(cap), floor=share),
+        st.builds(SurvivalStop, draft_cap=st.just(cap), floor=share, calibration=st.just((CURVE,) * len(looked))),
+        st.builds(HeuristicLength, start=st.integers(1, cap), draft_cap=st.just(cap)),
+    ]
+    return ExitPolicy(
+        exit_layers=looked,
+        thresholds=tuple(draw(share) for _ in looked[:-1]),
+        confidence=draw(st.sampled_from(["max-prob", "margin", "entropy"])),
+        length=draw(st.one_of(rules)),
+    )
+
+
+samplings = st.one_of(
+    st.just(GREEDY),
+    st.builds(
+        Sampling,
+        rule=st.just("shared-noise"),
+        temperature=st.sampled_from([0.5, 1.0, 1.7]),
+        top_k=st.sampled_from([None, 1, 7]),
+        top_p=st.sampled_from([None, 0.6, 0.95]),
+        seed=st.integers(0, 3),
+    ),
+)
+
+
+@pytest.mark.parametrize("name", DRAFTS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data(), prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12), sampling=samplings)
+def test_speculation_writes_what_the_plain_target_writes(
+    name: str, data: st.DataObject, prompt: list[int], sampling: Sampling
+) -> None:
+    draft = DRAFTS[name]
+    policy = data.draw(policies((draft or TARGET).exit_layers))
+    new_tokens, eos = data.draw(st.integers(1, 24)), data.draw(st.sampled_from([None, EOS]))
+    common = {"sampling": sampling, "max_new_tokens": new_tokens, "eos_token_id": eos}
+    plain = generate(TARGET, None, prompt, policy=None, **common)
+    streamed: list[int] = []
+    found = generate(TARGET, draft, prompt, policy=policy, on_tokens=streamed.extend, **common)
+    assert found.tokens == plain.tokens == tuple(streamed)
+    assert len(found.tokens) <= new_tokens
+    assert eos is None or eos not in found.tokens[:-1]
+    assert sum(accepted + 1 for _, accepted in found.blocks) - len(found.tokens) in (0, 1)  # 1: an accepted end of text
+    assert found.rounds.num_drafted == sum(found.rounds.exits_taken)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5, 6], [22, 0, 22]])
+def test_plain_decoding_equals_generate_of_transformers(prompt: list[int]) -> None:
+    ids = torch.tensor([prompt])
+    options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": EOS}
+    written = tiny_llama(TinySpec()).generate(ids, attention_mask=torch.ones_like(ids), **options)
+    found = generate(TARGET, None, prompt, policy=None, sampling=GREEDY, max_new_tokens=60, eos_token_id=EOS)
+    assert found.tokens == tuple(written[0, len(prompt) :].tolist())
+
+
+def test_a_draft_that_always_agrees_is_accepted_whole() -> None:
+    draft = tiny_model(TinySpec(), (6,))
+    found = generate(TARGET, draft, [1, 2], policy=fixed((6,), 4), sampling=GREEDY, max_new_tokens=23, eos_token_id=None)
+    # 4 rounds of 4 + bonus make 20; three more are allowed, so two are drafted.
+    assert found.blocks == ((4, 4), (4, 4), (4, 4), (4, 4), (2, 2))
+    first_segment = [(p.rows, p.num_passes) for p in found.rounds.passes if p.kind == "segment"]
+    assert first_segment == [(1, 4 + 3 * 3 + 1), (2, 4)]  # after a full round the draft owes one token more
+
+
+def test_a_draft_that_never_agrees_costs_a_round_a_token() -> None:
+    draft = contrary(tiny_model(TinySpec(), (6,)))
+    found = generate(TARGET, draft, [1, 2], policy=fixed((6,), 3), sampling=GREEDY, max_new_tokens=10, eos_token_id=None)
+    assert found.blocks == ((3, 0),) * 7 + ((2, 0), (1, 0), (0, 0))
+    assert found.rounds.tokens_per_round == 1
+
+
+def test_the_published_length_rule_adds_two_or_takes_one() -> None:
+    rule = HeuristicLength(start=2, draft_cap=5)
+    policy = ExitPolicy(exit_layers=(6,), thresholds=(), confidence="max-prob", length=rule)
+    common = {"sampling": GREEDY, "max_new_tokens": 24, "eos_token_id": None}
+    agreeing = tiny_model(TinySpec(), (6,))
+    assert [b[0] for b in generate(TARGET, agreeing, [1], policy=policy, **common).blocks] == [2, 4, 5, 5, 3]
+    drafted = [b[0] for b in generate(TARGET, contrary(agreeing), [1], policy=policy, **common).blocks]
+    assert drafted == [2, *(1 for _ in range(22)), 0]
+
+
+def test_a_block_ends_at_a_drafted_end_of_text() -> None:
+    draft = tiny_model(TinySpec(), (6,))
+    plain = generate(TARGET, None, [1, 2], policy=None, sampling=GREEDY, max_new_tokens=30, eos_token_id=None)
+    eos = plain.tokens[6]
+    end = plain.tokens.index(eos)
+    found = generate(TARGET, draft, [1, 2], policy=fixed((6,), 8), sampling=GREEDY, max_new_tokens=30, eos_token_id=eos)
+    assert found.tokens == plain.tokens[: end + 1]
+    assert found.blocks[-1][0] == found.blocks[-1][1]  # the end of text was drafted last, accepted, and has no bonus
+    assert sum(found.rounds.exits_taken) == found.rounds.num_drafted == end + 1 - (len(found.blocks) - 1)
+
+
+def test_laps_fill_the_decoding_time_and_name_every_pass() -> None:
+    clock = Clock()
+    draft = DRAFTS["separate"]
+    common = {"sampling": GREEDY, "max_new_tokens": 20, "eos_token_id": None}
+    found = generate(TARGET, draft, [1, 2, 3], policy=fixed((1, 4), 3), clock=clock, **common)
+    kinds = set(found.samples.kind)
+    assert kinds == {"prefill", "segment", "exit", "verify", "round"}
+    assert found.prefill_s + found.decode_s == pytest.approx(sum(found.samples.seconds))
+    assert found.samples.kind.count("verify") == found.samples.kind.count("round") == found.rounds.num_rounds
+    assert found.samples.cached_tokens[found.samples.kind.index("verify")] == 2
+    assert sum(p.num_passes for p in found.rounds.passes) == len(found.samples) - found.samples.kind.count("prefill")
+
+
+def test_a_clock_leaves_nothing_out_but_what_is_the_callers() -> None:
+    clock = Clock()
+    clock.lap("verify", 0, 1, 0)
+    clock.lap("round", 0, 0, 0)
+    clock.skip()
+    clock.lap("verify", 0, 1, 1)
+    (begin, second, third), ends = clock._begins, clock._ends
+    assert begin < ends[0] == second < ends[1] < third < ends[2]
+    assert clock.samples().kind == ("verify", "round", "verify")
+
+
+def test_a_session_writes_the_same_again_after_another_text() -> None:
+    session = Session(TARGET, DRAFTS["separate"], 60)
+    speculating = Settings(policy=fixed((1, 4), 5), sampling=GREEDY, max_new_tokens=30, eos_token_id=None)
+    first = session.generate([1, 2, 3], speculating)
+    session.generate([7] * 20, speculating)
+    again = session.generate([1, 2, 3], speculating)
+    assert (again.tokens, again.blocks, again.rounds) == (first.tokens, first.blocks, first.rounds)
+
+
+def test_the_same_seed_repeats_a_ratio_test_run_and_another_does_not() -> None:
+    def run(seed: int) -> tuple[int, ...]:
+        sampling = Sampling(rule="ratio", temperature=1.0, top_k=None, top_p=None, seed=seed)
+        return generate(
+            TARGET, DRAFTS["separate"], [1], policy=fixed((1, 4), 3), sampling=sampling, max_new_tokens=40, eos_token_id=None
+        ).tokens
+
+    assert run(1) == run(1) != run(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_ids": []}, "prompt is empty"),
+        ({"prompt_ids": [1] * 150, "max_new_tokens": 11}, "do not fit a context of 160 tokens"),
+        ({"max_new_tokens": 0}, "expected at least 1"),
+        ({"policy": fixed((1, 5), 3)}, "exit 5 lies deeper than the draft"),
+        ({"policy": fixed((3,), 3)}, "exit 3 is none of the draft"),
+    ],
+)
+def test_bad_requests_are_refused_with_what_was_expected(change: dict, message: str) -> None:
+    request = {"prompt_ids": [1], "policy": fixed((1,), 3), "sampling": GREEDY, "max_new_tokens": 5} | change
+    with pytest.raises(UserInputError, match=message):
+        generate(TARGET, DRAFTS["separate"], eos_token_id=None, **request)
+
+
+def test_a_draft_of_another_vocabulary_or_without_exits_is_refused() -> None:
+    with pytest.raises(Mismatch, match="vocabulary of 19 tokens"):
+        Session(TARGET, tiny_model(TinySpec(vocab_size=19), (2,)), 20)
+    with pytest.raises(BadPolicy, match="without exits"):
+        Session(TARGET, tiny_model(TinySpec(num_layers=4)), 20)
+    with pytest.raises(BadPolicy, match="no early exits"):
+        generate(tiny_model(TinySpec()), None, [1], policy=fixed((1,), 3), sampling=GREEDY, max_new_tokens=5, eos_token_id=None)
