@@ -1,0 +1,74 @@
+"""Plain and speculative decoding of the same prompts, interleaved: what predictions are held against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfmodel.policy import ExitPolicy
+from perfmodel.rounds import RoundStats
+from perfmodel.trace import AcceptanceTrace
+from perfmodel.units import Seconds
+from profiler.job import Job
+from profiler.record_acceptance import empty_trace, record_acceptance
+from s2d.generate import Generation, Session
+
+
+@dataclass(slots=True, kw_only=True)
+class Arm:
+    """One configuration's runs, summed up: seconds by visit, and what its rounds were."""
+
+    visits_s: list[Seconds]
+    rounds: dict[int, RoundStats]
+    """By prompt; every repeat gives the same."""
+    blocks: dict[int, tuple[tuple[int, int], ...]]
+    num_runs: int
+
+    @classmethod
+    def empty(cls) -> "Arm":
+        """Nothing measured yet."""
+        return cls(visits_s=[0.0, 0.0], rounds={}, blocks={}, num_runs=0)
+
+    def add(self, visit: int, prompt: int, generation: Generation) -> None:
+        """One run of one prompt, of the first or second visit."""
+        self.visits_s[visit] += generation.decode_s
+        self.rounds[prompt] = generation.rounds
+        self.blocks[prompt] = generation.blocks
+        self.num_runs += 1
+
+
+def record(job: Job, session: Session) -> AcceptanceTrace:
+    """The trace of a job's prompts."""
+    asker = job.asker(session)
+    return record_acceptance(
+        lambda number: asker.trace(job.prompts[number]),
+        len(job.prompts),
+        empty_trace(asker.header),
+        save=lambda trace: None,
+    )
+
+
+def empty_arms(num_policies: int) -> list[tuple[Arm, Arm]]:
+    """A plain and a speculative arm per policy, nothing in them yet."""
+    return [(Arm.empty(), Arm.empty()) for _ in range(num_policies)]
+
+
+def warm_up(job: Job, session: Session, policies: Sequence[ExitPolicy]) -> None:
+    """Run everything once, unmeasured."""
+    for policy in (None, *policies):
+        _run(session, job, policy, 0)
+
+
+def measure_once(
+    job: Job, session: Session, policies: Sequence[ExitPolicy], arms: Sequence[tuple[Arm, Arm]], rng: np.random.Generator
+) -> None:
+    """Plain, speculative, speculative, plain for every policy and prompt, policies in random order, into their arms."""
+    for place in rng.permutation(len(policies)):
+        plain, speculative = arms[place]
+        for prompt in range(len(job.prompts)):
+            for arm, visit in ((plain, 0), (speculative, 0), (speculative, 1), (plain, 1)):
+                arm.add(visit, prompt, _run(session, job, None if arm is plain else policies[place], prompt))
+
+
+def _run(session: Session, job: Job, policy: ExitPolicy | None, prompt: int) -> Generation:
+    return session.generate(job.prompts[prompt].token_ids, job.settings(policy, job.max_new_tokens))

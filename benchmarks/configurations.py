@@ -1,0 +1,50 @@
+"""Configurations to judge predictions on: spread over exit subsets, lengths, thresholds and stop rules."""
+
+from collections.abc import Iterator
+from itertools import cycle
+
+import numpy as np
+
+from calibrate.fit_acceptance import calibrate_exits
+from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.trace import AcceptanceTrace
+from profiler.grid import exit_subsets, threshold_leaving
+
+CAPS = (2, 3, 4, 5, 6, 8, 10, 12)
+LEAVE_FRACS = (0.2, 0.35, 0.5, 0.65, 0.8)
+STOP_FRACS = (0.1, 0.2, 0.35)
+SURVIVAL_FLOORS = (0.3, 0.5, 0.7)
+
+
+def configurations(trace: AcceptanceTrace, seed: int) -> Iterator[ExitPolicy]:
+    """Policies without end, spread over exit subsets, lengths, thresholds and stop rules, thresholds on quantiles of a trace.
+
+    Args:
+        trace: of calibration prompts.
+        seed: of the spread.
+    """
+    rng = np.random.default_rng(seed)
+    curves = {found.exit_layer: found.curve for found in calibrate_exits(trace)}
+    columns = dict(zip(trace.header.draft.exit_layers, trace.confidence.T, strict=True))
+    subsets = exit_subsets(trace.header.draft.exit_layers)
+    for kind, place in zip(cycle(range(4)), _spread(rng, len(subsets)), strict=False):
+        subset, cap = subsets[place], int(rng.choice(CAPS))
+        last = columns[subset[-1]]
+        rules: tuple[LengthRule, ...] = (
+            FixedLength(draft_cap=cap),
+            FloorStop(draft_cap=cap, floor=threshold_leaving(last, 1 - float(rng.choice(STOP_FRACS)))),
+            SurvivalStop(
+                draft_cap=cap,
+                floor=float(rng.choice(SURVIVAL_FLOORS)),
+                calibration=tuple(curves[layer] for layer in subset),
+            ),
+            HeuristicLength(start=min(5, cap), draft_cap=cap),
+        )
+        gates = tuple(threshold_leaving(columns[layer], float(rng.choice(LEAVE_FRACS))) for layer in subset[:-1])
+        yield ExitPolicy(exit_layers=subset, thresholds=gates, confidence=trace.header.confidence, length=rules[kind])
+
+
+def _spread(rng: np.random.Generator, number: int) -> Iterator[int]:
+    """Every number in turn for ever, each time in another order."""
+    while True:
+        yield from (int(place) for place in rng.permutation(number))

@@ -1,0 +1,95 @@
+"""`s2d-profile`: what every pass costs on this machine, and what every exit says on these prompts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from perfmodel.console import add_verbose_flag, make_parser, run_command
+
+PROG = "s2d-profile"
+
+
+def main_profile(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `s2d-profile`."""
+
+    def command(args: argparse.Namespace) -> int:
+        from profiler.command import profile
+
+        return profile(args, argv=None if argv is None else (PROG, *argv))
+
+    return run_command(_parser(), argv, command)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        PROG,
+        "Measure, on this machine, what every pass of draft and target costs inside the running loop, and record what every\n"
+        "exit of the draft would have said along the target's own text. Interrupted, it goes on where it was.",
+        f"{PROG} --target ref-target-16 --draft ref-draft -o profile",
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("all", "latency", "acceptance"),
+        default="all",
+        help="only the seconds, only the trace, or both, one after the other (default: all)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("profile"), metavar="FOLDER", help="where the files go (default: profile)"
+    )
+    _add_models(parser.add_argument_group("models"))
+    _add_text(parser.add_argument_group("text"))
+    _add_device(parser.add_argument_group("device"))
+    add_verbose_flag(parser)
+    return parser
+
+
+def _add_models(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--target", required=True, metavar="NAME", help="ref-target-16, ref-target-32, or a model folder")
+    group.add_argument(
+        "--draft", required=True, metavar="NAME", help="ref-draft, a folder with s2d.json, or self: the target's own exits"
+    )
+    group.add_argument(
+        "--confidence",
+        choices=("max-prob", "margin", "entropy"),
+        default="max-prob",
+        help="what exits are judged by (default: max-prob)",
+    )
+    group.add_argument(
+        "--rule",
+        choices=("greedy", "shared-noise", "ratio"),
+        help="when a drafted token is accepted (default: greedy at temperature 0, else shared-noise)",
+    )
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
+    group.add_argument("--top-k", type=int, metavar="TOKENS", help="sample from the likeliest so many (default: all)")
+    group.add_argument("--top-p", type=float, metavar="FRAC", help="sample from the likeliest that hold so much (default: 1)")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of sampling and of the order of measuring (default: 0)"
+    )
+
+
+def _add_text(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='one {"name", "category", "text"} a line (default: those of the reference family)',
+    )
+    group.add_argument(
+        "--split",
+        choices=("calibration", "evaluation", "all"),
+        default="calibration",
+        help="half of the prompts, by hash of their names: no plan is judged on what it was fitted to (default: calibration)",
+    )
+    group.add_argument("--num-prompts", type=int, default=24, metavar="N", help="at most so many (default: 24)")
+    group.add_argument("--max-new-tokens", type=int, default=128, metavar="TOKENS", help="written after each (default: 128)")
+
+
+def _add_device(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
+    group.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in (default: fp32)")
+    group.add_argument("--threads", type=int, default=1, metavar="N", help="of a CPU run (default: 1)")
+    group.add_argument("--draft-cap", type=int, default=12, metavar="TOKENS", help="longest draft to cover (default: 12)")
+    group.add_argument("--budget", type=float, default=90.0, metavar="SECONDS", help="most time for latency (default: 90)")

@@ -1,0 +1,180 @@
+"""What `s2d-profile` does, in order: load, say what was understood, measure, trace, name the next command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from perfmodel.console import Progress, keeping, print_err, print_out
+from perfmodel.errors import UserInputError
+from perfmodel.provenance import Provenance, make_provenance
+from perfmodel.sampling import AcceptanceRule, Sampling
+from perfmodel.trace import AcceptanceTrace, read_trace, write_trace
+from perfmodel.units import Seconds
+from profiler.device import DeviceFacts, device_facts
+from profiler.grid import needed_passes
+from profiler.job import Job, fill_log
+from profiler.latency_files import LatencyFiles
+from profiler.measure_energy import measure_energy, nvml_sensor
+from profiler.measure_latency import Budget
+from profiler.pass_log import lacking_passes
+from profiler.prompts import chosen_prompts
+from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
+from profiler.show import acceptance_table, distinct_line, energy_line, latency_table, understood, warnings_of
+from s2d.pair import encode_prompts, load_pair
+from s2d.prompts import FAMILY_PROMPTS, read_prompts
+
+TRACE_NAME = "trace.npz"
+PARTIAL_TRACE_NAME = "trace.partial.npz"
+
+
+def profile(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
+    """The command, its arguments parsed."""
+    _check_arguments(args)
+    torch.set_num_threads(args.threads)
+    job = job_of(args)
+    facts = device_facts(job.pair.device)
+    provenance = make_provenance(
+        argv=argv, device=facts.label, driver=facts.driver, libraries=("torch", "transformers", "numpy"), seed=args.seed
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    print_out(understood(job, facts, args.split))
+    if args.what == "latency" or (args.what == "all" and not _was_interrupted_later(args.output)):
+        _latency(job, args, facts, provenance)
+    if args.what in ("all", "acceptance"):
+        _acceptance(job, args.output, provenance)
+    print_out(f"\nnext: {next_command(args.output)}")
+    return 0
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """Load what the arguments name."""
+    sampling = sampling_of(args.rule, args.temperature, args.top_k, args.top_p, args.seed)
+    pair = load_pair(args.target, args.draft, args.dtype, args.device)
+    prompts = chosen_prompts(read_prompts(args.prompts or _family_prompts(args.target)), args.split, args.num_prompts)
+    return Job(
+        pair=pair,
+        prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens),
+        sampling=sampling,
+        confidence=args.confidence,
+        max_new_tokens=args.max_new_tokens,
+        draft_cap=args.draft_cap,
+        seed=args.seed,
+    )
+
+
+def sampling_of(rule: AcceptanceRule | None, temperature: float, top_k: int | None, top_p: float | None, seed: int) -> Sampling:
+    """The sampling that the flags ask for; without a rule, shared noise above temperature 0.
+
+    Raises:
+        UserInputError: flags that contradict each other.
+    """
+    chosen = rule or ("greedy" if temperature == 0 else "shared-noise")
+    try:
+        return Sampling(
+            rule=chosen, temperature=temperature, top_k=top_k, top_p=top_p, seed=None if chosen == "greedy" else seed
+        )
+    except ValueError as err:
+        raise UserInputError(f"--rule, --temperature, --top-k, --top-p: {err}") from err
+
+
+def next_command(folder: Path) -> str:
+    """How to turn what is in a folder into a plan."""
+    profiles = " ".join(f"--profile {path}" for path in sorted(folder.glob("*.latency.json")))
+    traced = folder / TRACE_NAME
+    if not profiles:
+        return f"s2d-profile latency … -o {folder}"
+    if not traced.exists():
+        return f"s2d-profile acceptance … -o {folder}"
+    return f"s2d-plan {profiles} --trace {traced} -o {folder / 'plan.json'}"
+
+
+def _was_interrupted_later(folder: Path) -> bool:
+    """Whether an earlier command had finished latency and stopped inside acceptance."""
+    if not (folder / PARTIAL_TRACE_NAME).exists() or not any(folder.glob("*.latency.json")):
+        return False
+    print_err(f"latency was measured before the interruption and is in {folder}")
+    return True
+
+
+def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance: Provenance) -> None:
+    files = LatencyFiles(args.output, job.pair, provenance)
+    log = files.resumed()
+    if len(log):
+        print_err(f"going on with the {len(log)} passes kept in {args.output}")
+    progress = Progress("latency", max(1, round(args.budget)))
+    shown_s = 0
+
+    def on_turn(spent_s: Seconds, num_lacking: int) -> None:
+        nonlocal shown_s
+        if (whole := min(round(spent_s), round(args.budget))) > shown_s:
+            progress.step(f"{num_lacking} shapes need more samples", units=whole - shown_s)
+            shown_s = whole
+
+    with keeping(files.partial_paths[0]), progress, measure_energy(nvml_sensor(job.pair.device)) as meter:
+        fill_log(job, log, Budget(seconds=args.budget), save=files.write_partial, on_turn=on_turn)
+    print_out("\n" + latency_table(log))
+    if meter is not None:
+        print_out(energy_line(meter, facts))
+    never = lacking_passes(log, needed_passes(len(job.pair.geometry.exit_layers), job.draft_cap), 1)
+    for warning in warnings_of(log, never):
+        print_err(f"warning: {warning}")
+    print_out("wrote " + ", ".join(map(str, files.write(log))))
+
+
+def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
+    path, partial = folder / TRACE_NAME, folder / PARTIAL_TRACE_NAME
+    asker = job.asker(job.session())
+    trace = empty_trace(asker.header)
+    if partial.exists():
+        trace = read_trace(partial).record
+        check_resumable(partial, trace.header, asker.header, [prompt.name for prompt in job.prompts])
+        print_err(f"going on after the {len(trace.header.prompts)} prompts kept in {partial}")
+
+    def save(unfinished: AcceptanceTrace) -> None:
+        write_trace(partial, unfinished, provenance)
+
+    num_left = len(job.prompts) - len(trace.header.prompts)
+    with keeping(partial), Progress("acceptance", num_left) as progress:
+        trace = record_acceptance(
+            lambda number: asker.trace(job.prompts[number]),
+            len(job.prompts),
+            trace,
+            save=save,
+            on_prompt=lambda prompt: progress.step(prompt.name),
+        )
+    write_trace(path, trace, provenance)
+    partial.unlink(missing_ok=True)
+    print_out("\n" + acceptance_table(trace))
+    print_out(distinct_line(trace))
+    print_out(f"wrote {path}")
+
+
+def _family_prompts(target: str) -> Path:
+    """The prompts in the box, for the models in the box."""
+    if target.startswith("ref-"):
+        return FAMILY_PROMPTS
+    raise UserInputError(
+        f"target {target!r} is not of the reference family, so its prompts must be given: --prompts FILE.jsonl"
+    )
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    counts = {
+        "--num-prompts": args.num_prompts,
+        "--max-new-tokens": args.max_new_tokens,
+        "--draft-cap": args.draft_cap,
+        "--threads": args.threads,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise UserInputError(f"{name} {value}: expected at least 1")
+    if args.budget < 0:
+        raise UserInputError(f"--budget {args.budget:g}: expected 0 seconds or more")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserInputError(
+            f"--device {args.device}: torch finds no CUDA device here. Give --device cpu, or install its CUDA build"
+        )

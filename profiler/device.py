@@ -1,0 +1,121 @@
+"""What machine this is: its processor, driver, clocks and power limit. Never its name.
+
+A GPU is asked through NVML (`nvidia-ml-py`) where that is installed, and through torch where it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from perfmodel.units import GIGA, MEGA, MILLI, Bytes, Watts, format_bytes, format_number
+from s2d.device import device_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What a reader of a profile wants to know about the machine it was taken on."""
+
+    name: str
+    """`NVIDIA H200`, or for a CPU its model name."""
+    num_threads: int | None
+    """Threads torch computes with; None on a GPU."""
+    driver: str | None
+    clock_hz: float | None
+    """Of the SMs, now; None where nobody says."""
+    max_clock_hz: float | None
+    power_limit_w: Watts | None
+    memory_bytes: Bytes | None
+
+    @property
+    def label(self) -> str:
+        """`NVIDIA H200, 1.98 of 1.98 GHz, 700 W, 151 GB`: one line, unknown facts left out."""
+        clocks = (self.clock_hz, self.max_clock_hz)
+        parts = [
+            self.name,
+            f"{self.num_threads} thread{'s' if self.num_threads != 1 else ''}" if self.num_threads else "",
+            " of ".join(format_number(hz / GIGA) for hz in clocks if hz) + " GHz" if any(clocks) else "",
+            f"{self.power_limit_w:.0f} W" if self.power_limit_w else "",
+            format_bytes(self.memory_bytes) if self.memory_bytes else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def device_facts(device: torch.device) -> DeviceFacts:
+    """Ask the machine about the device that torch computes on."""
+    if device.type != "cuda":
+        return _cpu_facts()
+    with_nvml = _gpu_facts_from_nvml(device)
+    return with_nvml or _gpu_facts_from_torch(device)
+
+
+def nvml_handle(device: torch.device) -> Any | None:
+    """NVML's handle of a torch CUDA device, found by UUID because the two number devices differently.
+
+    None without `nvidia-ml-py` or without its driver.
+    """
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return None
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    except pynvml.NVMLError:
+        return None
+
+
+def _cpu_facts() -> DeviceFacts:
+    key = device_key(torch.device("cpu"), "fp32")
+    return DeviceFacts(
+        name=key.device,
+        num_threads=key.num_threads,
+        driver=None,
+        clock_hz=None,
+        max_clock_hz=None,
+        power_limit_w=None,
+        memory_bytes=None,
+    )
+
+
+def _gpu_facts_from_torch(device: torch.device) -> DeviceFacts:
+    found = torch.cuda.get_device_properties(device)
+    return DeviceFacts(
+        name=found.name,
+        num_threads=None,
+        driver=None,
+        clock_hz=None,
+        max_clock_hz=None,
+        power_limit_w=None,
+        memory_bytes=found.total_memory,
+    )
+
+
+def _gpu_facts_from_nvml(device: torch.device) -> DeviceFacts | None:
+    handle = nvml_handle(device)
+    if handle is None:
+        return None
+    import pynvml
+
+    return DeviceFacts(
+        name=pynvml.nvmlDeviceGetName(handle),
+        num_threads=None,
+        driver=pynvml.nvmlSystemGetDriverVersion(),
+        clock_hz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * MEGA,  # NVML: MHz
+        max_clock_hz=pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM) * MEGA,  # NVML: MHz
+        power_limit_w=_or_none(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle, MILLI),  # NVML: mW
+        memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+    )
+
+
+def _or_none(ask: Any, handle: Any, unit: float) -> float | None:
+    """A reading that some cards do not support."""
+    import pynvml
+
+    try:
+        return float(ask(handle) * unit)
+    except pynvml.NVMLError:
+        return None

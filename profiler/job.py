@@ -1,0 +1,107 @@
+"""One measurement: which models, which prompts, how decoded, and the two things that can be measured of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfmodel.passes import PassSamples
+from perfmodel.policy import Confidence, ExitPolicy
+from perfmodel.sampling import Sampling
+from perfmodel.units import Seconds, Tokens
+from profiler.grid import needed_passes, turn_grid
+from profiler.measure_latency import Budget, Text, measure_latency
+from profiler.pass_log import PassLog
+from profiler.record_acceptance import Asker, empty_trace, extended
+from s2d.generate import Session, Settings
+from s2d.pair import EncodedPrompt, Pair
+
+MAX_LATENCY_PROMPTS = 8
+"""Prompts that latency is measured on: enough texts to start anywhere in."""
+SAVE_EVERY_S: Seconds = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything a measurement needs to know."""
+
+    pair: Pair
+    prompts: tuple[EncodedPrompt, ...]
+    sampling: Sampling
+    confidence: Confidence
+    max_new_tokens: Tokens
+    draft_cap: Tokens
+    """The longest draft that latency covers."""
+    seed: int
+    """Of the order of measuring."""
+
+    def session(self) -> Session:
+        """Caches for the longest of these texts."""
+        longest = max(len(prompt.token_ids) for prompt in self.prompts)
+        return self.pair.session(longest + self.max_new_tokens)
+
+    def settings(self, policy: ExitPolicy | None, max_new_tokens: Tokens) -> Settings:
+        """How the runtime is to decode."""
+        return Settings(
+            policy=policy, sampling=self.sampling, max_new_tokens=max_new_tokens, eos_token_id=self.pair.eos_token_id
+        )
+
+    def asker(self, session: Session) -> Asker:
+        """Asks the draft's exits about the target's text."""
+        return Asker(self.pair, session, self.sampling, self.confidence, self.max_new_tokens)
+
+
+def fill_log(
+    job: Job,
+    log: PassLog,
+    budget: Budget,
+    *,
+    save: Callable[[PassLog], None] = lambda log: None,
+    on_turn: Callable[[Seconds, int], None] = lambda spent_s, num_lacking: None,
+) -> None:
+    """Measure passes over the grid, on the first prompts, into a log.
+
+    The target writes after each of these prompts first: turns start anywhere in that text, and the grid's thresholds are
+    quantiles of what the exits say about it. Turns of one text, which are long, are taken only for an empty log.
+
+    Args:
+        job: what to measure.
+        log: may hold passes measured before.
+        budget: how long.
+        save: called with the log every `SAVE_EVERY_S`, between two turns, and once before Ctrl-C goes on its way.
+        on_turn: told of progress.
+    """
+    session = job.session()
+    asker = job.asker(session)
+    first = job.prompts[:MAX_LATENCY_PROMPTS]
+    traces = [extended(empty_trace(asker.header), [asker.trace(prompt)]) for prompt in first]
+    texts = [
+        Text(token_ids=(*prompt.token_ids, *trace.target_token.tolist()), prompt_tokens=len(prompt.token_ids))
+        for prompt, trace in zip(first, traces, strict=True)
+    ]
+    grid = turn_grid(traces, draft_cap=job.draft_cap, seed=job.seed)
+    if len(log):
+        grid = tuple(turn for turn in grid if turn.text is None)
+
+    def decode(policy: ExitPolicy | None, prompt_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
+        return session.generate(prompt_ids, job.settings(policy, new_tokens)).samples
+
+    saved_s = time.perf_counter()
+
+    def tell(spent_s: Seconds, num_lacking: int) -> None:
+        nonlocal saved_s
+        on_turn(spent_s, num_lacking)
+        if time.perf_counter() - saved_s >= SAVE_EVERY_S:
+            save(log)
+            saved_s = time.perf_counter()
+
+    needed = needed_passes(len(job.pair.geometry.exit_layers), job.draft_cap)
+    rng = np.random.default_rng([job.seed, len(log)])
+    try:
+        measure_latency(decode, grid, texts, needed=needed, budget=budget, log=log, rng=rng, on_turn=tell)
+    except KeyboardInterrupt:
+        save(log)
+        raise

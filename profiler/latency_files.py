@@ -1,0 +1,127 @@
+"""The latency profiles of a pair: one file for the draft, one for the target, and their unfinished forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from perfmodel.artifact import read_record, write_record
+from perfmodel.errors import Mismatch
+from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
+from perfmodel.provenance import Provenance
+from profiler.grid import PassKey
+from profiler.pass_log import PassLog
+from s2d.load import LoadedModel
+from s2d.pair import Pair
+
+DRAFT_PREFILL_STAGE = 1
+
+
+def profiles_of(log: PassLog, pair: Pair) -> dict[str, LatencyProfile]:
+    """The draft's and the target's profile by role; a self-draft has the target's alone, with everything in it."""
+    draft, target = pair.draft, pair.target
+    if pair.geometry.kind == "self":
+        exit_layers = pair.geometry.exit_layers
+        return {
+            "target": LatencyProfile(
+                model=target.geometry,
+                model_sha256=target.sha256,
+                exit_layers=exit_layers,
+                beside=None,
+                device=pair.device_key,
+                samples=log.samples(),
+            )
+        }
+
+    def profile(model: LoadedModel, exit_layers: tuple[int, ...], beside: LoadedModel, *, is_draft: bool) -> LatencyProfile:
+        return LatencyProfile(
+            model=model.geometry,
+            model_sha256=model.sha256,
+            exit_layers=exit_layers,
+            beside=beside.geometry.name,
+            device=pair.device_key,
+            samples=log.samples(lambda key: is_draft_pass(key) == is_draft),
+        )
+
+    return {
+        "draft": profile(draft, pair.geometry.exit_layers, target, is_draft=True),
+        "target": profile(target, (), draft, is_draft=False),
+    }
+
+
+def is_draft_pass(key: PassKey) -> bool:
+    """Whether a pass is the draft's: its segments, its exits, its prompt."""
+    return key.kind in ("segment", "exit") or (key.kind == "prefill" and key.stage == DRAFT_PREFILL_STAGE)
+
+
+class LatencyFiles:
+    """Where the profiles of one pair are kept.
+
+    Args:
+        folder: holds `draft.latency.json` and `target.latency.json`, and while they grow `….latency.partial.json`.
+        pair: the models.
+        provenance: of the files.
+    """
+
+    def __init__(self, folder: Path, pair: Pair, provenance: Provenance) -> None:
+        self._folder = folder
+        self._pair = pair
+        self._provenance = provenance
+        self._roles = tuple(profiles_of(PassLog(), pair))
+
+    @property
+    def partial_paths(self) -> tuple[Path, ...]:
+        """Unfinished files."""
+        return tuple(self._folder / f"{role}.latency.partial.json" for role in self._roles)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Finished files."""
+        return tuple(self._folder / f"{role}.latency.json" for role in self._roles)
+
+    def resumed(self) -> PassLog:
+        """The passes of an unfinished measurement; an empty log where there is none.
+
+        Raises:
+            Mismatch: it was of other models or another device.
+        """
+        log = PassLog()
+        expected = profiles_of(log, self._pair)
+        for path, wanted in zip(self.partial_paths, expected.values(), strict=True):
+            if not path.exists():
+                continue
+            found = read_record(path, LatencyProfile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION).record
+            if _identity(found) != _identity(wanted):
+                raise Mismatch(
+                    f"the unfinished profile {str(path)!r}",
+                    made_for=_identity(found),
+                    given=_identity(wanted),
+                    fix="Repeat the command that began it to go on, or delete it, or give another folder with -o",
+                )
+            log.add(found.samples)
+        return log
+
+    def write_partial(self, log: PassLog) -> None:
+        """Keep what was measured so far."""
+        self._write(log, self.partial_paths)
+
+    def write(self, log: PassLog) -> tuple[Path, ...]:
+        """Write the finished profiles; the unfinished ones go."""
+        self._write(log, self.paths)
+        for path in self.partial_paths:
+            path.unlink(missing_ok=True)
+        return self.paths
+
+    def _write(self, log: PassLog, paths: tuple[Path, ...]) -> None:
+        profiles = profiles_of(log, self._pair).values()
+        for path, record in zip(paths, profiles, strict=True):
+            write_record(
+                path, record, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION, provenance=self._provenance
+            )
+
+
+def _identity(profile: LatencyProfile) -> str:
+    """What a profile is of, in words that differ where it matters."""
+    key = profile.device
+    threads = f", {key.num_threads} threads" if key.num_threads else ""
+    beside = f" beside {profile.beside}" if profile.beside else ""
+    return f"{profile.model.name} (weights {profile.model_sha256[:12]}){beside} in {key.dtype} on {key.device}{threads}"

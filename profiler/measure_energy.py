@@ -1,0 +1,101 @@
+"""Energy of a stretch of work: a power sensor read in a thread that can be stopped, summed by the trapezoid rule."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from perfmodel.units import MILLI, Joules, Seconds, Watts
+from profiler.device import nvml_handle
+
+PowerSensor = Callable[[], Watts]
+"""Reads the power drawn now."""
+
+READ_EVERY_S: Seconds = 0.05
+"""NVML refreshes its reading 10 to 50 times a second: reading faster adds nothing."""
+
+
+class EnergyMeter:
+    """Power integrated over time, while and after it runs.
+
+    Args:
+        sensor: read from another thread.
+        clock: a monotonic clock in seconds.
+    """
+
+    def __init__(self, sensor: PowerSensor, *, clock: Callable[[], Seconds] = time.perf_counter) -> None:
+        self._sensor = sensor
+        self._clock = clock
+        self._start_s = self._last_s = clock()
+        self._last_w = sensor()
+        self.energy_j: Joules = 0.0
+
+    @property
+    def seconds(self) -> Seconds:
+        """Time covered so far."""
+        return self._last_s - self._start_s
+
+    @property
+    def mean_w(self) -> Watts | None:
+        """Mean power; None before any time has passed."""
+        return self.energy_j / self.seconds if self.seconds else None
+
+    def read(self) -> None:
+        """Add the energy since the last reading: the mean of both powers times the time between them."""
+        now_s, now_w = self._clock(), self._sensor()
+        self.energy_j += (now_w + self._last_w) / 2 * (now_s - self._last_s)
+        self._last_s, self._last_w = now_s, now_w
+
+
+@contextmanager
+def measure_energy(sensor: PowerSensor | None, *, read_every_s: Seconds = READ_EVERY_S) -> Iterator[EnergyMeter | None]:
+    """Meter the energy of the body; None where there is no sensor.
+
+    The thread ends with the body, however it ends. An error of the sensor is raised there, after the body.
+    """
+    if sensor is None:
+        yield None
+        return
+    meter = EnergyMeter(sensor)
+    stop = threading.Event()
+    failures: list[Exception] = []
+    thread = threading.Thread(target=_read_until, args=(meter, stop, read_every_s, failures), daemon=True)
+    thread.start()
+    try:
+        yield meter
+    finally:
+        stop.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+    meter.read()
+
+
+def nvml_sensor(device: torch.device) -> PowerSensor | None:
+    """The power sensor of a GPU; None on a CPU, without `nvidia-ml-py`, or where the card has no sensor."""
+    handle = nvml_handle(device) if device.type == "cuda" else None
+    if handle is None:
+        return None
+    import pynvml
+
+    def power_w() -> Watts:
+        return float(pynvml.nvmlDeviceGetPowerUsage(handle) * MILLI)  # NVML: mW
+
+    try:
+        power_w()
+    except pynvml.NVMLError:
+        return None
+    return power_w
+
+
+def _read_until(meter: EnergyMeter, stop: threading.Event, read_every_s: Seconds, failures: list[Exception]) -> None:
+    while not stop.wait(read_every_s):
+        try:
+            meter.read()
+        except Exception as err:  # the thread's only way to say so
+            failures.append(err)
+            return

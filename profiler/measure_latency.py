@@ -1,0 +1,138 @@
+"""Seconds of every pass, taken inside the running loop: real rounds over a grid of policies, plain decoding between them.
+
+Each turn takes one policy and one place in one text, and decodes the same few tokens twice from there: speculating and
+plainly, in random order. So both kinds of passes are spread over the same stretch of time, and a clock that drifts
+divides out of the speedup. The rounds right after a prompt's pass are warm-up and dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perfmodel.passes import PassSamples
+from perfmodel.policy import ExitPolicy
+from perfmodel.units import Seconds, Tokens
+from profiler.grid import TURN_TOKENS, PassKey, Turn
+from profiler.pass_log import PassLog, lacking_passes, without_warm_up
+
+Decode = Callable[[ExitPolicy | None, Sequence[int], Tokens], PassSamples]
+"""Runs the runtime on token ids for so many new tokens, under a policy or plainly, and returns every pass it made."""
+
+ENOUGH_SAMPLES = 60
+"""Samples after which a pass needs no more turns; common passes get hundreds."""
+WARM_UP_ROUNDS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A prompt and what the target wrote after it: turns start anywhere between, so that the context varies."""
+
+    token_ids: tuple[int, ...]
+    prompt_tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """When to stop: as soon as every turn was taken and every needed pass has enough samples, or when time is up."""
+
+    seconds: Seconds
+    enough_samples: int = ENOUGH_SAMPLES
+
+
+class Turns:
+    """Chooses the next turn of the grid: each once, then whichever adds most to what is still lacking.
+
+    The first time those of one text come first, as they alone make long backlogs, the others in random order.
+    """
+
+    def __init__(self, grid: Sequence[Turn], rng: np.random.Generator) -> None:
+        self._rng = rng
+        shuffled = [int(place) for place in rng.permutation(len(grid))]
+        self._unseen = sorted(shuffled, key=lambda place: grid[place].text is not None)
+        self._made: defaultdict[int, Counter[PassKey]] = defaultdict(Counter)
+        self._num_runs = Counter(range(len(grid)))
+
+    @property
+    def all_seen(self) -> bool:
+        """Whether every turn was taken."""
+        return not self._unseen
+
+    def next(self, lacking: Collection[PassKey]) -> int:
+        """The place in the grid of the turn to take now."""
+        if self._unseen:
+            return self._unseen.pop()
+        gains = {place: sum(self._made[place][key] for key in lacking) / runs for place, runs in self._num_runs.items()}
+        best = [place for place, gain in gains.items() if gain == max(gains.values())]
+        return int(self._rng.choice(best))
+
+    def made(self, place: int, passes: Counter[PassKey]) -> None:
+        """Note which passes a turn made."""
+        self._made[place].update(passes)
+        self._num_runs[place] += 1
+
+
+def measure_latency(
+    decode: Decode,
+    grid: Sequence[Turn],
+    texts: Sequence[Text],
+    *,
+    needed: Collection[PassKey],
+    budget: Budget,
+    log: PassLog,
+    rng: np.random.Generator,
+    on_turn: Callable[[Seconds, int], None] = lambda spent_s, num_lacking: None,
+    clock: Callable[[], Seconds] = time.perf_counter,
+) -> None:
+    """Add passes to a log until every needed one has enough samples, or the budget is spent.
+
+    Args:
+        decode: the runtime.
+        grid: the turns to take.
+        texts: what to decode.
+        needed: the passes that must be covered.
+        budget: how long, and how much is enough.
+        log: may hold passes measured before; it is complete after every turn, so that Ctrl-C loses one turn at most.
+        rng: of order and places.
+        on_turn: told before every turn how long this has taken and how many needed passes still lack samples.
+        clock: a monotonic clock in seconds.
+    """
+    turns = Turns(grid, rng)
+    start_s = clock()
+    while True:
+        lacking = lacking_passes(log, needed, budget.enough_samples)
+        spent_s = clock() - start_s
+        on_turn(spent_s, len(lacking))
+        if spent_s >= budget.seconds or (turns.all_seen and not lacking):
+            return
+        place = turns.next(lacking)
+        turns.made(place, _take_turn(decode, grid[place], texts, log, rng))
+
+
+def _take_turn(decode: Decode, turn: Turn, texts: Sequence[Text], log: PassLog, rng: np.random.Generator) -> Counter[PassKey]:
+    """Decode twice from one place, speculating and plainly in random order; returns the passes of the former.
+
+    Plainly never more than a usual turn: a long one is there for its backlogs.
+    """
+    prompt_ids = _start(texts, turn, rng)
+    made: Counter[PassKey] = Counter()
+    for is_plain in rng.permutation([True, False]):
+        if is_plain:
+            log.add(without_warm_up(decode(None, prompt_ids, min(turn.new_tokens, TURN_TOKENS)), WARM_UP_ROUNDS))
+        else:
+            made = log.add(without_warm_up(decode(turn.policy, prompt_ids, turn.new_tokens), WARM_UP_ROUNDS))
+    return made
+
+
+def _start(texts: Sequence[Text], turn: Turn, rng: np.random.Generator) -> Sequence[int]:
+    """The prompt of the turn's own text, or any text cut somewhere after its prompt, with room before its end."""
+    if turn.text is not None:
+        text = texts[turn.text]
+        return text.token_ids[: text.prompt_tokens]
+    text = texts[int(rng.integers(len(texts)))]
+    last = max(text.prompt_tokens, len(text.token_ids) - turn.new_tokens)
+    return text.token_ids[: int(rng.integers(text.prompt_tokens, last + 1))]

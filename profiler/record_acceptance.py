@@ -1,0 +1,206 @@
+"""Walk the target's own text and ask every exit of the draft what it would have said: prompts in, AcceptanceTrace out.
+
+The plain target writes; one teacher-forced pass of the draft over prompt and text answers for every position at once.
+Position t of the sequence is said by the logits after token t - 1, with the noise of position t.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from perfmodel.disk import PathLike
+from perfmodel.errors import Mismatch
+from perfmodel.policy import Confidence
+from perfmodel.sampling import Sampling
+from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+from perfmodel.units import Seconds, Tokens
+from s2d.generate import Session, Settings
+from s2d.pair import EncodedPrompt, Pair
+from s2d.prompts import distinct_ngram_frac
+from s2d.sampling import choose, confidence_of, gumbel_table, processed
+
+_COLUMNS = ("accept_prob", "confidence", "draft_token", "target_token")
+SAVE_EVERY_S: Seconds = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptTrace:
+    """One prompt's positions: N emitted tokens, E exits."""
+
+    prompt: TracedPrompt
+    confidence: NDArray[np.float32]  # [N, E]
+    draft_token: NDArray[np.int32]  # [N, E]
+    target_token: NDArray[np.int32]  # [N]
+    accept_prob: NDArray[np.float32]  # [N, E]
+
+
+class Asker:
+    """Asks every exit of a pair's draft about the target's own text.
+
+    Args:
+        pair: target and draft.
+        session: of the pair, for the plain target's text.
+        sampling: how the target picks its tokens, and the draft with it.
+        confidence: the kind of confidence to record.
+        max_new_tokens: to write after every prompt.
+    """
+
+    def __init__(
+        self, pair: Pair, session: Session, sampling: Sampling, confidence: Confidence, max_new_tokens: Tokens
+    ) -> None:
+        self._pair = pair
+        self._session = session
+        self._sampling = sampling
+        self._confidence = confidence
+        self._max_new_tokens = max_new_tokens
+        self._noise: Tensor | None = None  # [positions, V]
+
+    @property
+    def header(self) -> TraceHeader:
+        """What the trace is of, its prompts still missing."""
+        pair = self._pair
+        return TraceHeader(
+            draft=pair.geometry,
+            draft_sha256=pair.draft.sha256,
+            target=pair.target.geometry,
+            target_sha256=pair.target.sha256,
+            tokenizer_sha256=pair.tokenizer_sha256,
+            sampling=self._sampling,
+            confidence=self._confidence,
+            max_new_tokens=self._max_new_tokens,
+            eos_token_id=pair.eos_token_id,
+            prompts=(),
+        )
+
+    @torch.inference_mode()
+    def trace(self, prompt: EncodedPrompt) -> PromptTrace:
+        """Let the target write after one prompt, then ask."""
+        settings = Settings(
+            policy=None,
+            sampling=self._sampling,
+            max_new_tokens=self._max_new_tokens,
+            eos_token_id=self._pair.eos_token_id,
+        )
+        written = self._session.generate(prompt.token_ids, settings).tokens
+        text, first = [*prompt.token_ids, *written], len(prompt.token_ids)
+        said = self._pair.draft.decoder.all_exit_logits(text[:-1], self._pair.geometry.exit_layers)
+        exits = [processed(logits[first - 1 :], self._sampling) for logits in said]  # E of [N, V]
+        tokens = torch.stack([choose(logits, self._noise_of(first, logits)) for logits in exits], dim=1)  # [N, E]
+        probs = [logits.softmax(-1) for logits in exits]
+        confidence = torch.stack([confidence_of(one, self._confidence) for one in probs], dim=1)  # [N, E]
+        target_token = torch.tensor(written)
+        accepted = (tokens.cpu() == target_token[:, None]).float()  # [N, E]
+        if self._sampling.rule == "ratio":
+            accepted = self._overlap(text, first, probs)
+        return PromptTrace(
+            prompt=TracedPrompt(
+                name=prompt.name,
+                category=prompt.category,
+                prompt_tokens=first,
+                num_positions=len(written),
+                distinct_6gram_frac=distinct_ngram_frac(written),
+            ),
+            confidence=confidence.float().clamp(0, 1).cpu().numpy(),
+            draft_token=tokens.cpu().numpy().astype(np.int32),
+            target_token=target_token.numpy().astype(np.int32),
+            accept_prob=accepted.numpy(),
+        )
+
+    def _noise_of(self, first: int, logits: Tensor) -> Tensor | None:
+        """The shared noise of the positions from `first` on: [N, V]; None under the other rules."""
+        if self._sampling.rule != "shared-noise" or self._sampling.seed is None:
+            return None
+        end = first + len(logits)
+        if self._noise is None or len(self._noise) < end:
+            self._noise = gumbel_table(self._sampling.seed, end, logits.shape[-1]).to(logits.device)
+        return self._noise[first:end]
+
+    def _overlap(self, text: list[int], first: int, probs: list[Tensor]) -> Tensor:
+        """Probability that each exit's sample is accepted, sum(min(p, q)): [N, E]."""
+        target = self._pair.target
+        (said,) = target.decoder.all_exit_logits(text[:-1], (target.geometry.num_layers,))
+        p = processed(said[first - 1 :], self._sampling).softmax(-1)
+        overlaps = [torch.minimum(p, q).sum(-1).clamp(0, 1) for q in probs]
+        return torch.stack(overlaps, dim=1).float().cpu()
+
+
+def empty_trace(header: TraceHeader) -> AcceptanceTrace:
+    """A trace of no prompts."""
+    exits = len(header.draft.exit_layers)
+    return AcceptanceTrace(
+        header=replace(header, prompts=()),
+        confidence=np.zeros((0, exits), np.float32),
+        draft_token=np.zeros((0, exits), np.int32),
+        target_token=np.zeros(0, np.int32),
+        accept_prob=np.zeros((0, exits), np.float32),
+    )
+
+
+def extended(trace: AcceptanceTrace, traced: Sequence[PromptTrace]) -> AcceptanceTrace:
+    """A trace with more prompts at its end."""
+    columns = {name: np.concatenate([getattr(trace, name), *(getattr(one, name) for one in traced)]) for name in _COLUMNS}
+    prompts = (*trace.header.prompts, *(one.prompt for one in traced))
+    return AcceptanceTrace(header=replace(trace.header, prompts=prompts), **columns)
+
+
+def check_resumable(path: PathLike, kept: TraceHeader, wanted: TraceHeader, names: Sequence[str]) -> None:
+    """Refuse to go on with a trace of other models, settings or prompts.
+
+    Args:
+        path: where the kept trace is.
+        kept: its header.
+        wanted: the header of what is being recorded; its prompts do not matter.
+        names: of the prompts to record, in order; the kept ones must be the first of them.
+    """
+    done = [prompt.name for prompt in kept.prompts]
+    if replace(kept, prompts=()) == replace(wanted, prompts=()) and done == list(names[: len(done)]):
+        return
+    raise Mismatch(
+        f"the unfinished trace {str(path)!r}",
+        made_for=f"{kept.target.name} with {kept.sampling.label}, {len(done)} prompts",
+        given=f"this run ({wanted.target.name} with {wanted.sampling.label}, {len(names)} prompts)",
+        fix="Repeat the command that began it to go on, or delete it, or give another folder with -o",
+    )
+
+
+def record_acceptance(
+    trace_one: Callable[[int], PromptTrace],
+    num_prompts: int,
+    trace: AcceptanceTrace,
+    *,
+    save: Callable[[AcceptanceTrace], None],
+    on_prompt: Callable[[TracedPrompt], None] = lambda prompt: None,
+    clock: Callable[[], Seconds] = time.perf_counter,
+) -> AcceptanceTrace:
+    """Trace prompt after prompt, saving now and then, and before Ctrl-C goes on its way.
+
+    Args:
+        trace_one: traces the prompt of a zero-based number.
+        num_prompts: how many there are.
+        trace: what was traced before: its prompts are not traced again.
+        save: keeps a trace that is not finished.
+        on_prompt: told of every prompt when it is done.
+        clock: a monotonic clock in seconds.
+    """
+    fresh: list[PromptTrace] = []
+    first = len(trace.header.prompts)
+    saved_s = clock()
+    try:
+        for number in range(first, num_prompts):
+            fresh.append(trace_one(number))
+            on_prompt(fresh[-1].prompt)
+            if clock() - saved_s >= SAVE_EVERY_S:
+                save(extended(trace, fresh))
+                saved_s = clock()
+    except KeyboardInterrupt:
+        if fresh:
+            save(extended(trace, fresh))
+        raise
+    return extended(trace, fresh)

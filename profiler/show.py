@@ -1,0 +1,85 @@
+"""What was measured, as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from perfmodel.console import table
+from perfmodel.passes import PASS_KINDS
+from perfmodel.trace import AcceptanceTrace
+from perfmodel.units import format_frac, format_joules, format_number, format_seconds
+from profiler.device import DeviceFacts
+from profiler.grid import PassKey
+from profiler.job import Job
+from profiler.measure_energy import EnergyMeter
+from profiler.pass_log import PassLog, keys_label, unsteady_passes
+
+SHOWN_ROWS = {"segment": (1, 2, 4, 8), "exit": (1,), "verify": (1, 2, 4, 6, 8, 12), "round": (0, 4, 8)}
+"""Numbers of rows worth a line; the files hold all."""
+MAX_WARNINGS = 4
+
+
+def understood(job: Job, facts: DeviceFacts, split: str) -> str:
+    """The first lines: what is about to be measured, and where."""
+    dtype, sampling = job.pair.target.dtype, job.sampling.label
+    lengths = [len(prompt.token_ids) for prompt in job.prompts]
+    return "\n".join(
+        [
+            f"models   {job.pair.label}, {dtype}, batch 1, eager",
+            f"device   {facts.label}",
+            f"prompts  {len(job.prompts)} of the {split} half, {min(lengths)} to {max(lengths)} tokens, "
+            f"{job.max_new_tokens} more after each, {sampling}",
+        ]
+    )
+
+
+def latency_table(log: PassLog) -> str:
+    """Median and quartiles of the passes that say most."""
+    rows = []
+    for key, values in sorted(log.seconds_by_key().items(), key=lambda item: (PASS_KINDS.index(item[0].kind), item[0])):
+        if key.rows in SHOWN_ROWS.get(key.kind, ()):
+            low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+            spread = format_frac(float((high - low) / median))
+            rows.append((key.label, str(len(values)), format_seconds(float(median)), spread))
+    return table(rows, headers=("pass", "samples", "median", "quartiles apart"))
+
+
+def acceptance_table(trace: AcceptanceTrace) -> str:
+    """Acceptance and confidence of every exit over all positions."""
+    columns = zip(trace.header.draft.exit_layers, trace.accept_prob.mean(axis=0), trace.confidence.mean(axis=0), strict=True)
+    rows = [(f"exit {layer}", format_frac(float(accepted)), format_number(float(sure))) for layer, accepted, sure in columns]
+    return table(rows, headers=("exit", "accepted", "mean confidence"))
+
+
+def distinct_line(trace: AcceptanceTrace) -> str:
+    """How much of the text repeats itself, without which an acceptance means little."""
+    prompts = trace.header.prompts
+    mean = float(np.mean([prompt.distinct_6gram_frac for prompt in prompts]))
+    looping = sum(prompt.distinct_6gram_frac < 0.5 for prompt in prompts)
+    return (
+        f"{len(trace.target_token)} positions; distinct 6-grams {format_frac(mean)}, "
+        f"{looping} of {len(prompts)} texts loop (below 50 %), which flatters acceptance"
+    )
+
+
+def energy_line(meter: EnergyMeter, facts: DeviceFacts) -> str:
+    """Energy of the whole measurement."""
+    limit = f" of {facts.power_limit_w:.0f} W allowed" if facts.power_limit_w else ""
+    mean = f", {meter.mean_w:.0f} W on average{limit}" if meter.mean_w is not None else ""
+    return f"energy {format_joules(meter.energy_j)}{mean}"
+
+
+def warnings_of(log: PassLog, never: Collection[PassKey]) -> list[str]:
+    """What a reader of the profile must know about its weak places."""
+    unsteady = unsteady_passes(log)
+    warnings = [
+        f"{one.key.label}: quartiles {format_frac(one.iqr_frac)} of the median apart over {one.num_samples} samples"
+        for one in unsteady[:MAX_WARNINGS]
+    ]
+    if len(unsteady) > MAX_WARNINGS:
+        warnings.append(f"{len(unsteady) - MAX_WARNINGS} more passes are as unsteady: leave the machine alone and repeat")
+    if never:
+        warnings.append(f"never met: {keys_label(never)}; a longer --budget may meet them")
+    return warnings

@@ -1,0 +1,41 @@
+"""A runtime of known costs: rounds of a fixed shape per policy, seconds by formula."""
+
+from collections.abc import Sequence
+
+from perfmodel.passes import PassSamples
+from perfmodel.policy import ExitPolicy
+from profiler.pass_log import Row, samples_of
+
+SEGMENT_S, EXIT_S, VERIFY_S, VERIFY_ROW_S, ROUND_S = 1e-3, 0.2e-3, 8e-3, 0.1e-3, 0.05e-3
+
+
+class FakeRuntime:
+    """Accepts everything; the first looked-at exit keeps all tokens, so later segments never run, unless `deepens`."""
+
+    def __init__(self, *, deepens_every: int | None = None) -> None:
+        self.calls: list[tuple[ExitPolicy | None, tuple[int, ...], int]] = []
+        self.deepens_every = deepens_every
+        self.now_s = 0.0
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def decode(self, policy: ExitPolicy | None, prompt_ids: Sequence[int], new_tokens: int) -> PassSamples:
+        self.calls.append((policy, tuple(prompt_ids), new_tokens))
+        rows: list[Row] = [("prefill", 0, len(prompt_ids) - 1, 0, 5e-3)]
+        emitted = 0
+        while emitted < new_tokens:
+            cap = min(policy.length.draft_cap, new_tokens - emitted - 1) if policy else 0
+            rows += self._round(cap, len(prompt_ids) + emitted)
+            emitted += cap + 1
+        self.now_s += sum(row[-1] for row in rows)
+        return samples_of(rows)
+
+    def _round(self, cap: int, known: int) -> list[Row]:
+        rows: list[Row] = []
+        for number in range(cap):
+            rows += [("segment", 0, 1, known + number, SEGMENT_S), ("exit", 0, 1, 0, EXIT_S)]
+        if cap and self.deepens_every and len(self.calls) % self.deepens_every == 0:
+            rows += [("segment", 1, cap, known, SEGMENT_S), ("exit", 1, 1, 0, EXIT_S)]
+        rows.append(("verify", 0, cap + 1, known, VERIFY_S + VERIFY_ROW_S * cap))
+        return [*rows, ("round", 0, cap, 0, ROUND_S)]

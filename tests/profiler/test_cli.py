@@ -1,0 +1,148 @@
+"""`s2d-profile`, from its arguments to its files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perfmodel.artifact import read_record
+from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
+from perfmodel.trace import read_trace
+from profiler import job as job_module
+from profiler.cli import main_profile
+from profiler.measure_latency import measure_latency
+from profiler.pass_log import PassLog
+from profiler.record_acceptance import Asker, PromptTrace
+from s2d.pair import EncodedPrompt
+from tests.profiler.conftest import EXITS, Folders
+
+
+def arguments(folders: Folders, out: Path, *extra: str) -> list[str]:
+    models = ["--target", str(folders.target), "--draft", str(folders.draft), "--prompts", str(folders.prompts)]
+    sizes = ["--split", "all", "--num-prompts", "3", "--max-new-tokens", "24", "--draft-cap", "3", "--budget", "0.6"]
+    return [*models, *sizes, "-o", str(out), *extra]
+
+
+def read_profile(path: Path) -> LatencyProfile:
+    return read_record(path, LatencyProfile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION).record
+
+
+def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evidence"
+    assert main_profile(arguments(folders, out)) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["draft.latency.json", "target.latency.json", "trace.npz"]
+    draft, target = read_profile(out / "draft.latency.json"), read_profile(out / "target.latency.json")
+    assert set(draft.samples.kind) == {"segment", "exit", "prefill"}
+    assert set(target.samples.kind) == {"verify", "round", "prefill"}
+    assert (draft.exit_layers, draft.beside) == (EXITS, target.model.name)
+    assert (target.exit_layers, target.beside) == ((), draft.model.name)
+    trace = read_trace(out / "trace.npz").record
+    assert trace.header.draft_sha256 == draft.model_sha256
+    assert len(trace.header.prompts) == 3
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].startswith("models   target with draft, exits 1/2/4, fp32")
+    assert f"next: s2d-plan --profile {out / 'draft.latency.json'}" in shown
+    assert str(tmp_path.parent) not in (out / "draft.latency.json").read_text()
+
+
+def test_a_self_draft_has_one_profile_with_every_pass_in_it(folders: Folders, tmp_path: Path) -> None:
+    argv = arguments(folders, tmp_path, "latency")
+    argv[argv.index("--draft") + 1] = "self"
+    assert main_profile(argv) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["target.latency.json"]
+    profile = read_profile(tmp_path / "target.latency.json")
+    assert profile.exit_layers == (1, 3)
+    assert set(profile.samples.kind) == {"segment", "exit", "verify", "round", "prefill"}
+
+
+def test_ctrl_c_keeps_the_passes_and_the_same_command_goes_on(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args, log: PassLog, **settings) -> None:
+        measure_latency(*args, log=log, **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_module, "measure_latency", interrupted)
+    assert main_profile(arguments(folders, tmp_path, "latency")) == 130
+    kept = tmp_path / "draft.latency.partial.json"
+    assert f"what was measured so far is kept in {str(kept)!r}" in capsys.readouterr().err
+    num_kept = len(read_profile(kept).samples)
+    assert num_kept > 0
+    monkeypatch.undo()
+    argv = arguments(folders, tmp_path, "latency")
+    argv[argv.index("--budget") + 1] = "0"
+    assert main_profile(argv) == 0
+    assert "going on with the" in capsys.readouterr().err
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["draft.latency.json", "target.latency.json"]
+    assert len(read_profile(tmp_path / "draft.latency.json").samples) == num_kept
+
+
+def test_an_interrupted_trace_goes_on_and_latency_is_not_measured_twice(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[str] = []
+    ask = Asker.trace
+
+    def second_interrupted(self: Asker, prompt: EncodedPrompt) -> PromptTrace:
+        if traced.count(prompt.name) == 1 and prompt.name == "p2.txt:1":
+            raise KeyboardInterrupt
+        traced.append(prompt.name)
+        return ask(self, prompt)
+
+    monkeypatch.setattr(Asker, "trace", second_interrupted)
+    assert main_profile(arguments(folders, tmp_path)) == 130
+    kept = tmp_path / "trace.partial.npz"
+    assert f"what was measured so far is kept in {str(kept)!r}" in capsys.readouterr().err
+    assert len(read_trace(kept).record.header.prompts) == len(traced) - 3
+    measured = (tmp_path / "draft.latency.json").read_bytes()
+    monkeypatch.undo()
+    assert main_profile(arguments(folders, tmp_path)) == 0
+    assert "latency was measured before the interruption" in capsys.readouterr().err
+    assert (tmp_path / "draft.latency.json").read_bytes() == measured
+    assert len(read_trace(tmp_path / "trace.npz").record.header.prompts) == 3
+    assert not kept.exists()
+
+
+def test_a_kept_profile_of_another_pair_is_refused(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_profile(arguments(folders, tmp_path, "latency")) == 0
+    (tmp_path / "target.latency.json").rename(tmp_path / "target.latency.partial.json")
+    assert main_profile(arguments(folders, tmp_path, "latency", "--dtype", "bf16")) == 2
+    assert "in bf16" in (message := capsys.readouterr().err)
+    assert "delete it, or give another folder with -o" in message
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--temperature", "0.8", "--rule", "greedy"], "greedy is temperature 0, and only it"),
+        (["--top-k", "5"], "greedy decoding takes no top_k"),
+        (["--num-prompts", "0"], "--num-prompts 0: expected at least 1"),
+        (["--budget", "-1"], "--budget -1: expected 0 seconds or more"),
+        (["--max-new-tokens", "155"], "expected 1 to 5, which with 155 new ones fill the context"),
+        (["--device", "cuda:7"], "--device cuda:7: torch finds no CUDA device here"),
+        (["--target", "ref-target-99"], "unknown model 'ref-target-99'"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], message: str
+) -> None:
+    assert main_profile([*arguments(folders, tmp_path / "out"), *extra]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_models_outside_the_box_need_prompts(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--target", str(folders.target), "--draft", str(folders.draft), "-o", str(tmp_path)]
+    assert main_profile(argv) == 2
+    assert "its prompts must be given: --prompts FILE.jsonl" in capsys.readouterr().err
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from profiler.cli import main_profile; main_profile(['--help']); print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "False"
+    assert "s2d-profile --target ref-target-16 --draft ref-draft" in shown

@@ -1,0 +1,115 @@
+"""Which passes are needed, and that the grid is spread over all it should be."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfmodel.policy import FloorStop
+from profiler.grid import (
+    BACKLOG_FRACS,
+    LEAVE_FRACS,
+    PassKey,
+    Turn,
+    exit_subsets,
+    longest_backlog,
+    needed_passes,
+    threshold_leaving,
+    turn_grid,
+)
+from tests.strategies import TraceSpec, make_trace
+
+EXITS = (1, 2, 4, 6)
+TEXTS = make_trace(TraceSpec(num_positions=(120,) * 4, max_new_tokens=120, num_confidences=10**6))
+CONFIDENCE = TEXTS.confidence
+
+
+def grid_of(seed: int, exits: tuple[int, ...] = EXITS) -> tuple[Turn, ...]:
+    spec = TraceSpec(num_positions=(120,) * 4, exit_layers=exits, agreement=(0.8,) * len(exits), max_new_tokens=120)
+    trace = TEXTS if exits == EXITS else make_trace(spec)
+    return turn_grid([trace.subset([text]) for text in range(4)], draft_cap=12, seed=seed)
+
+
+def test_the_needed_passes_are_the_shapes_a_round_can_ask_for() -> None:
+    needed = needed_passes(num_exits=2, draft_cap=3)
+    by_kind = {
+        kind: sorted((key.stage, key.rows) for key in needed if key.kind == kind) for kind in ("verify", "exit", "segment")
+    }
+    assert by_kind["verify"] == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert by_kind["exit"] == [(0, 1), (1, 1)]
+    assert by_kind["segment"] == [(0, 1), (0, 2), *((1, rows) for rows in range(1, 6))]
+    assert {key.rows for key in needed if key.kind == "round"} == {0, 1, 2, 3}
+
+
+def test_every_set_of_four_exits_is_run_and_of_many_exits_every_run_of_neighbours() -> None:
+    assert len(set(exit_subsets(EXITS))) == 15
+    many = exit_subsets(tuple(range(1, 9)))
+    assert len(set(many)) == 36
+    assert all(later - earlier == 1 for subset in many for earlier, later in pairwise(subset))
+
+
+def test_a_grid_covers_every_subset_every_length_and_every_gate() -> None:
+    policies = [turn.policy for turn in grid_of(3) if turn.text is None]
+    assert {policy.exit_layers for policy in policies} == set(exit_subsets(EXITS))
+    assert {policy.length.draft_cap for policy in policies} == set(range(1, 13))
+    assert any(isinstance(policy.length, FloorStop) for policy in policies)
+    first = [policy.thresholds[0] for policy in policies if policy.thresholds and policy.exit_layers[0] == 1]
+    gates = {round(float((CONFIDENCE[:, 0] >= threshold).mean()), 2) for threshold in first}
+    assert gates == set(LEAVE_FRACS)
+
+
+def test_long_turns_push_backlogs_nearly_as_long_as_a_text_through_every_later_segment() -> None:
+    long = [turn for turn in grid_of(0) if turn.text is not None]
+    longest = {turn.policy.exit_layers: 0 for turn in long}
+    for turn in long:
+        backlog = longest_backlog(TEXTS.subset([turn.text or 0]), turn.policy)
+        longest[turn.policy.exit_layers] = max(longest[turn.policy.exit_layers], backlog)
+    assert set(longest) == {(1, 6), (2, 6), (4, 6)}
+    assert min(longest.values()) > 80
+
+
+def test_long_turns_push_shorter_backlogs_too() -> None:
+    first = [turn for turn in grid_of(0) if turn.text is not None and turn.policy.exit_layers == (1, 6)]
+    backlogs = [longest_backlog(TEXTS.subset([turn.text or 0]), turn.policy) for turn in first]
+    assert len(first) == len(BACKLOG_FRACS)
+    for backlog, frac in zip(backlogs, BACKLOG_FRACS, strict=True):
+        assert backlog == pytest.approx(frac * max(backlogs), abs=8)
+
+
+def test_a_draft_of_one_exit_has_no_backlog_to_make() -> None:
+    assert {turn.policy.exit_layers for turn in grid_of(0, (6,))} == {(6,)}
+    assert {turn.new_tokens for turn in grid_of(0, (6,))} == {32}
+
+
+def test_a_grid_is_the_same_for_the_same_seed() -> None:
+    grids = [grid_of(seed) for seed in (1, 1, 2)]
+    assert grids[0] == grids[1] != grids[2]
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=50), st.sampled_from(LEAVE_FRACS))
+def test_a_threshold_lies_strictly_between_confidences(values: list[float], leave_frac: float) -> None:
+    confidence = np.array(values, dtype=np.float32)
+    threshold = threshold_leaving(confidence, leave_frac)
+    assert 0 <= threshold <= 1
+    if len(set(values)) > 1:
+        assert threshold not in set(map(float, values))
+        assert min(values) < threshold < max(values)
+
+
+def test_a_threshold_lets_the_share_asked_for_leave() -> None:
+    confidence = (np.arange(100, dtype=np.float32) + 1) / 101
+    for leave_frac in LEAVE_FRACS:
+        assert (confidence >= threshold_leaving(confidence, leave_frac)).mean() == pytest.approx(leave_frac, abs=0.011)
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [
+        (PassKey(kind="segment", stage=1, rows=5), "segment 2 of 5 rows"),
+        (PassKey(kind="verify", stage=0, rows=1), "verify of 1 row"),
+    ],
+)
+def test_a_pass_is_named_as_people_count(key: PassKey, label: str) -> None:
+    assert key.label == label

@@ -1,0 +1,63 @@
+"""Power to joules, with a sensor that is not there."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from profiler.measure_energy import EnergyMeter, measure_energy, nvml_sensor
+
+
+def clock_of(*seconds: float) -> Iterator[float]:
+    return iter(seconds)
+
+
+def test_a_ramp_of_power_is_summed_by_the_trapezoid_rule() -> None:
+    times, powers = clock_of(0.0, 2.0, 3.0), iter((10.0, 20.0, 40.0))
+    meter = EnergyMeter(lambda: next(powers), clock=lambda: next(times))
+    meter.read()
+    meter.read()
+    assert meter.energy_j == pytest.approx(15 * 2 + 30 * 1)
+    assert meter.seconds == 3.0
+    assert meter.mean_w == pytest.approx(20.0)
+
+
+def test_a_meter_that_has_seen_no_time_pass_knows_no_mean_power() -> None:
+    assert EnergyMeter(lambda: 5.0, clock=lambda: 1.0).mean_w is None
+
+
+def test_constant_power_over_the_body_is_power_times_time_and_the_thread_ends() -> None:
+    before = threading.active_count()
+    with measure_energy(lambda: 100.0, read_every_s=0.002) as meter:
+        time.sleep(0.03)
+    assert meter is not None
+    assert threading.active_count() == before
+    assert meter.seconds >= 0.03
+    assert meter.energy_j == pytest.approx(100.0 * meter.seconds)
+
+
+def test_the_thread_ends_when_the_body_fails() -> None:
+    before = threading.active_count()
+    with pytest.raises(KeyError), measure_energy(lambda: 1.0, read_every_s=0.001):
+        raise KeyError
+    assert threading.active_count() == before
+
+
+def test_an_error_of_the_sensor_is_not_swallowed() -> None:
+    readings = iter((1.0,))
+
+    def failing() -> float:
+        for reading in readings:
+            return reading
+        raise OSError("the card fell off the bus")
+
+    with pytest.raises(OSError, match="fell off"), measure_energy(failing, read_every_s=0.001):
+        time.sleep(0.02)
+
+
+def test_without_a_sensor_nothing_is_metered() -> None:
+    assert nvml_sensor(torch.device("cpu")) is None
+    with measure_energy(None) as meter:
+        assert meter is None

@@ -1,0 +1,104 @@
+"""Traces against the runtime they stand for, on tiny real models."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from perfmodel.errors import Mismatch
+from perfmodel.policy import ExitPolicy, FixedLength
+from perfmodel.replay import block_lengths
+from perfmodel.sampling import GREEDY, Sampling
+from perfmodel.trace import AcceptanceTrace
+from profiler.job import Job
+from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
+from s2d.pair import encode_prompts, load_pair
+from s2d.prompts import read_prompts
+from tests.profiler.conftest import EXITS, Folders
+
+SAMPLED = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=None, seed=3)
+RATIO = Sampling(rule="ratio", temperature=0.9, top_k=8, top_p=0.95, seed=3)
+
+
+def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> Job:
+    pair = load_pair(str(folders.target), draft or str(folders.draft), "fp32", "cpu")
+    prompts = encode_prompts(pair, read_prompts(folders.prompts)[:3], max_new_tokens=40)
+    return Job(pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=40, draft_cap=4, seed=0)
+
+
+def trace_of(job: Job) -> AcceptanceTrace:
+    asker = job.asker(job.session())
+    return record_acceptance(
+        lambda number: asker.trace(job.prompts[number]), len(job.prompts), empty_trace(asker.header), save=lambda trace: None
+    )
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=lambda sampling: sampling.rule)
+@pytest.mark.parametrize("draft", [None, "self"])
+def test_every_block_of_the_runtime_accepts_as_many_tokens_as_the_trace_says(
+    folders: Folders, sampling: Sampling, draft: str | None
+) -> None:
+    job = job_of(folders, sampling, draft)
+    trace, session = trace_of(job), job.session()
+    layers = job.pair.geometry.exit_layers
+    threshold = float(np.median(trace.confidence[:, 0])) + 1e-4
+    for subset, gates in (((layers[0],), ()), ((layers[-1],), ()), ((layers[0], layers[-1]), (threshold,))):
+        policy = ExitPolicy(exit_layers=subset, thresholds=gates, confidence="max-prob", length=FixedLength(draft_cap=4))
+        for prompt, expected in zip(job.prompts, block_lengths(trace, policy), strict=True):
+            found = session.generate(prompt.token_ids, job.settings(policy, 40)).blocks
+            assert [accepted for _, accepted in found] == [accepted for _, accepted in expected]
+
+
+def test_a_trace_holds_the_text_of_the_plain_target(folders: Folders) -> None:
+    job = job_of(folders, SAMPLED)
+    trace, session = trace_of(job), job.session()
+    written = [session.generate(prompt.token_ids, job.settings(None, 40)).tokens for prompt in job.prompts]
+    assert [tuple(trace.subset([i]).target_token) for i in range(3)] == written
+    assert trace.header.draft.exit_layers == EXITS
+    assert [prompt.prompt_tokens for prompt in trace.header.prompts] == [len(prompt.token_ids) for prompt in job.prompts]
+
+
+def test_under_the_ratio_rule_acceptance_is_a_probability_and_sure_for_a_draft_that_is_the_target(folders: Folders) -> None:
+    trace = trace_of(job_of(folders, RATIO))
+    assert 0 <= trace.accept_prob.min() < trace.accept_prob.max() <= 1
+    assert ((trace.accept_prob != 0) & (trace.accept_prob != 1)).any()
+    job = job_of(folders, RATIO)
+    twin = replace(job.pair.target, exit_layers=(job.pair.target.geometry.num_layers,))
+    geometry = replace(job.pair.geometry, model=twin.geometry, exit_layers=twin.exit_layers)
+    same = trace_of(replace(job, pair=replace(job.pair, draft=twin, geometry=geometry)))
+    assert same.accept_prob == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_interrupted_trace_goes_on_where_it_was_and_ends_the_same(folders: Folders) -> None:
+    job = job_of(folders, GREEDY)
+    asker, kept = job.asker(job.session()), []
+
+    def interrupted(number: int):
+        if number == 2:
+            raise KeyboardInterrupt
+        return asker.trace(job.prompts[number])
+
+    with pytest.raises(KeyboardInterrupt):
+        record_acceptance(interrupted, 3, empty_trace(asker.header), save=kept.append)
+    (partial,) = kept
+    assert len(partial.header.prompts) == 2
+    asked: list[int] = []
+
+    def rest(number: int):
+        asked.append(number)
+        return asker.trace(job.prompts[number])
+
+    whole, expected = record_acceptance(rest, 3, partial, save=lambda trace: None), trace_of(job)
+    assert asked == [2]
+    assert whole.header == expected.header
+    assert (whole.confidence == expected.confidence).all()
+
+
+def test_a_trace_of_other_settings_or_prompts_is_not_gone_on_with(folders: Folders) -> None:
+    header = trace_of(job_of(folders, GREEDY)).header
+    names = [prompt.name for prompt in header.prompts]
+    check_resumable("kept", replace(header, prompts=header.prompts[:2]), replace(header, prompts=()), names)
+    with pytest.raises(Mismatch, match="unfinished trace 'kept' was made for"):
+        check_resumable("kept", header, replace(header, sampling=SAMPLED), names)
+    with pytest.raises(Mismatch, match="3 prompts"):
+        check_resumable("kept", header, header, names[::-1])
