@@ -1,17 +1,29 @@
-"""`s2d-run`: parse first, import what does the work after."""
+"""`s2d-run` and `s2d-train`: parse first, import what does the work after."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from perfmodel.console import EXIT_ANSWERED, add_common_flags, make_parser, run_command
+from perfmodel.console import (
+    EXIT_ANSWERED,
+    Progress,
+    add_common_flags,
+    add_verbose_flag,
+    keeping,
+    make_parser,
+    print_out,
+    run_command,
+)
+from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS
 
 RUN = "s2d-run"
+TRAIN = "s2d-train"
 DEFAULT_NUM_PROMPTS = 4
 
 
@@ -52,8 +64,113 @@ def _run(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     return EXIT_ANSWERED
 
 
+def main_train(argv: Sequence[str] | None = None) -> int:
+    """`s2d-train`: train a nested draft, or make the reference family again."""
+    parser = make_parser(
+        TRAIN,
+        "Sorted fine-tuning: train a draft whose every exit can answer, or make the reference family again.",
+        "s2d-train draft --target path/to/llama --exits 6,9,12 --text chats.jsonl --teacher path/to/llama -o my-draft",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_draft_command(commands.add_parser("draft", help="from a target's first layers to a nested draft", allow_abbrev=False))
+    _add_reference_command(commands.add_parser("reference", help="the recipe of the shipped family", allow_abbrev=False))
+    return run_command(parser, argv, lambda args: _train_reference(args) if args.command == "reference" else _train_draft(args))
+
+
+def _add_draft_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", required=True, metavar="DIR", help="Hugging Face folder of a Llama-format model")
+    parser.add_argument(
+        "--exits", type=_layers, required=True, metavar="LAYERS", help="rising layer counts, e.g. 6,9,12; the last is the depth"
+    )
+    parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=".txt or .jsonl to train on")
+    parser.add_argument(
+        "--teacher", action="append", default=[], metavar="DIR", help="distil from this target; may be repeated"
+    )
+    parser.add_argument("--distill-frac", type=float, default=0.9, metavar="FRAC", help="share of distillation (default 0.9)")
+    parser.add_argument("--steps", type=_positive, default=1000, metavar="STEPS", help="optimizer steps (default 1000)")
+    parser.add_argument("--batch-sequences", type=_positive, default=8, metavar="SEQUENCES", help="per step (default 8)")
+    parser.add_argument("--sequence-tokens", type=_positive, default=512, metavar="TOKENS", help="per sequence (default 512)")
+    parser.add_argument("--matrix-lr", type=float, default=0.01, metavar="RATE", help="Muon's, for matrices (default 0.01)")
+    parser.add_argument("--vector-lr", type=float, default=1e-3, metavar="RATE", help="AdamW's, for the rest (default 0.001)")
+    parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of batches (default 0)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the draft goes; must not exist")
+    add_verbose_flag(parser)
+
+
+def _add_reference_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the family goes")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="stages so far (default: the output's name + .work)")
+    parser.add_argument("--stage", metavar="NAME", help="train this stage alone, e.g. in two processes at once")
+    parser.add_argument("--max-steps", type=_positive, metavar="STEPS", help="cut every stage short, to try the recipe out")
+    add_verbose_flag(parser)
+
+
+def _train_reference(args: argparse.Namespace) -> int:
+    from s2d.family import install_family
+    from s2d.reference import run_stage, run_stages
+
+    work = args.work or args.output.with_name(args.output.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    with keeping(work):
+        if args.stage:
+            run_stage(work, args.stage, max_steps=args.max_steps, progress=_progress)
+        else:
+            run_stages(work, max_steps=args.max_steps, progress=_progress)
+            install_family(work, args.output)
+    print_out(f"finished: {args.output if not args.stage else work / args.stage}")
+    return EXIT_ANSWERED
+
+
+def _train_draft(args: argparse.Namespace) -> int:
+    from s2d.train import TrainSettings
+    from s2d.train_draft import read_texts, train_draft
+
+    if args.output.exists():
+        raise UserInputError(f"{str(args.output)!r} exists already: give a new folder with -o, or move it away")
+    settings = TrainSettings(
+        steps=args.steps,
+        warmup_steps=max(1, args.steps // 50),
+        cooldown_steps=args.steps // 2,
+        batch_sequences=args.batch_sequences,
+        sequence_tokens=args.sequence_tokens,
+        matrix_lr=args.matrix_lr,
+        vector_lr=args.vector_lr,
+        distill_frac=args.distill_frac,
+        all_exits=True,
+        seed=args.seed,
+    )
+    partial = args.output.with_name(args.output.name + ".partial")
+    with keeping(partial), _progress("draft", args.steps) as on_step:
+        train_draft(
+            args.target,
+            args.exits,
+            read_texts(args.text),
+            settings,
+            args.output,
+            teacher_names=args.teacher,
+            on_step=on_step,
+        )
+    exits = "/".join(map(str, args.exits))
+    print_out(f"wrote {args.output}, exits {exits}; next: s2d-profile --target {args.target} --draft {args.output}")
+    return EXIT_ANSWERED
+
+
+@contextlib.contextmanager
+def _progress(label: str, num_steps: int) -> Iterator[Callable[[int, float], None]]:
+    """A progress line fed with the loss of every step."""
+    with Progress(label, num_steps) as progress:
+        yield lambda step, loss: progress.step(f"loss {loss:.3f}")
+
+
 def _positive(text: str) -> int:
     value = int(text) if text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return value
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    layers = tuple(int(part) for part in text.split(",") if part.strip().isdigit())
+    if not layers or len(layers) != len(text.split(",")) or list(layers) != sorted({*layers}) or layers[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rising list of layer counts such as 6,9,12")
+    return layers

@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from s2d.corpus import corpus_sha256, held_out_files, held_out_prompts, training_texts
-from s2d.reference import STABLE, STAGES, TARGETS, Stage, corpus_tokens, load_model
+from s2d.reference import STABLE, STAGES, TARGETS, Stage, corpus_tokens
 from s2d.sidecar import Sidecar, write_sidecar
-from s2d.train import exit_logits, exit_losses, windows
+from s2d.train import exit_logits, exit_losses, load_trainable, windows
 
 PROMPTS_PER_CATEGORY = 24
 
@@ -26,7 +26,7 @@ def install_family(work: Path, family: Path) -> None:
     for name in ("draft", *TARGETS):
         stage = next(stage for stage in STAGES if stage.name == name)
         early = stage.exit_layers if name == "draft" else stage.exit_layers[:-1]
-        load_model(work / name).to(torch.bfloat16).save_pretrained(family / name)
+        load_trainable(str(work / name)).to(torch.bfloat16).save_pretrained(family / name)
         tokenizer.save_pretrained(family / name)
         write_sidecar(family / name, Sidecar(exit_layers=early, norm="shared-final-norm", calibration=None))
     lines = [json.dumps(asdict(prompt)) for prompt in held_out_prompts(PROMPTS_PER_CATEGORY)]
@@ -56,6 +56,6 @@ def held_out_losses(work: Path, stage: Stage, num_windows: int = 32) -> dict[str
     ids = tokenizer("".join(file.text for file in held_out_files()), add_special_tokens=False, verbose=False)["input_ids"]
     settings = replace(STABLE, batch_sequences=num_windows, seed=0)
     chosen = next(windows(np.asarray(ids, dtype=np.int32), settings, 0))
-    logits = exit_logits(load_model(work / stage.name), chosen[:, :-1], stage.exit_layers)
+    logits = exit_logits(load_trainable(str(work / stage.name)), chosen[:, :-1], stage.exit_layers)
     losses = exit_losses(logits, chosen[:, 1:], None, 0.0)
     return {str(layers): round(loss.item(), 4) for layers, loss in zip(stage.exit_layers, losses, strict=True)}

@@ -75,9 +75,7 @@ def generate(
     Raises:
         UserInputError: a prompt that is empty or does not fit, exits that the draft does not have, other vocabularies.
     """
-    settings = Settings(
-        policy=policy, sampling=sampling, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, stop=stop
-    )
+    settings = Settings(policy=policy, sampling=sampling, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, stop=stop)
     session = Session(target, draft, len(prompt_ids) + max_new_tokens)
     return session.generate(prompt_ids, settings, clock=clock, on_tokens=on_tokens)
 
@@ -164,9 +162,7 @@ class Session:
 class _Run:
     """One text: its tokens, the caches it fills, and what its rounds counted."""
 
-    def __init__(
-        self, session: Session, settings: Settings, judge: Judge, clock: Clock, on_tokens: OnTokens | None
-    ) -> None:
+    def __init__(self, session: Session, settings: Settings, judge: Judge, clock: Clock, on_tokens: OnTokens | None) -> None:
         self._settings = settings
         self._judge = judge
         self._clock = clock

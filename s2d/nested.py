@@ -285,7 +285,5 @@ def _attend(b: _Scratch, key: Tensor, value: Tensor, mask: Tensor | None) -> Ten
 def _attend_many(b: _Scratch, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """The same by the fused kernel, which keeps no scores."""
     q = b.q.flatten(0, 1)[None]
-    mixed = scaled_dot_product_attention(
-        q, key.mT[None], value[None], mask, scale=1.0, enable_gqa=q.shape[1] != len(key)
-    )
+    mixed = scaled_dot_product_attention(q, key.mT[None], value[None], mask, scale=1.0, enable_gqa=q.shape[1] != len(key))
     return mixed[0].transpose(0, 1).flatten(1)

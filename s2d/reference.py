@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from perfmodel.errors import UnknownName, UserInputError
 from s2d.corpus import training_texts
-from s2d.train import Batch, TrainSettings, train_sorted, windows
+from s2d.train import Batch, TrainSettings, load_trainable, train_sorted, windows
 
 VOCAB_SIZE = 2048
 END_OF_TEXT = "<|endoftext|>"
@@ -171,15 +171,10 @@ def resized(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
     return grown
 
 
-def load_model(folder: Path) -> LlamaForCausalLM:
-    """A stage's model, in float32."""
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 def write_texts(work: Path, target: str) -> None:
     """Let one target write, greedily and sampled, after prompts from the training files: int32 [num_texts, tokens]."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    model = load_model(work / target)
+    model = load_trainable(str(work / target))
     tokens = corpus_tokens(tokenizer)
     rng = np.random.default_rng([STABLE.seed, model.config.num_hidden_layers])
     torch.manual_seed(STABLE.seed)
@@ -228,8 +223,12 @@ def train_stage(
     settings = stage.settings if max_steps is None else stage.settings.shortened(max_steps)
     torch.manual_seed(settings.seed)
     tokens = corpus_tokens(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"))
-    model = new_model(stage.num_layers) if stage.start is None else resized(load_model(work / stage.start), stage.num_layers)
-    teachers = [load_model(work / name) for name in stage.teachers]
+    model = (
+        new_model(stage.num_layers)
+        if stage.start is None
+        else resized(load_trainable(str(work / stage.start)), stage.num_layers)
+    )
+    teachers = [load_trainable(str(work / name)) for name in stage.teachers]
     if teachers:
         batches = draft_batches(work, tokens, stage)
     else:

@@ -23,6 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from s2d.load import find_model, read_config
 
 LOG_EVERY_STEPS = 25
 
@@ -70,6 +73,18 @@ class Batch:
 
     token_ids: Tensor
     teacher: int | None
+
+
+def load_trainable(name: str) -> LlamaForCausalLM:
+    """A model of the Llama family, by folder or name, in float32 and ready to be asked or trained.
+
+    Raises:
+        UserInputError: no such model, or not one of an architecture that the runtime runs.
+    """
+    folder = find_model(name)
+    read_config(folder)
+    transformers_logging.disable_progress_bar()
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
 
 def windows(tokens: np.ndarray, settings: TrainSettings, stream: int) -> Iterator[Tensor]:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from perfmodel.errors import BadFile, UserInputError
+from s2d.checkpoint import layer_of
+from s2d.load import check_same_vocabulary, find_model, load_tokenizer
 from s2d.sidecar import Sidecar, write_sidecar
-from s2d.train import Batch, TrainSettings, train_sorted, windows
+from s2d.train import Batch, TrainSettings, load_trainable, train_sorted, windows
 
 
 def read_texts(paths: Sequence[Path]) -> list[str]:
@@ -61,47 +63,47 @@ def first_layers(target: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
         raise UserInputError(f"a draft of {num_layers} layers from a target of {depth}: give --exits up to {depth}")
     config = LlamaConfig.from_dict({**target.config.to_dict(), "num_hidden_layers": num_layers})
     draft = LlamaForCausalLM(config).float()
-    kept = {name: value for name, value in target.state_dict().items() if not _is_deeper(name, num_layers)}
+    kept = {name: value for name, value in target.state_dict().items() if layer_of(name) < num_layers}
     draft.load_state_dict(kept)
     return draft
 
 
-def _is_deeper(name: str, num_layers: int) -> bool:
-    """Whether a weight belongs to a layer the draft does not have: `model.layers.<i>.…` with i >= num_layers."""
-    parts = name.split(".")
-    return parts[1] == "layers" and int(parts[2]) >= num_layers
-
-
 def train_draft(
-    target_folder: Path,
+    target_name: str,
     exit_layers: Sequence[int],
     texts: Sequence[str],
     settings: TrainSettings,
     output: Path,
     *,
-    teacher_folders: Sequence[Path],
+    teacher_names: Sequence[str],
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Train a nested draft on texts and save it, with its tokenizer and sidecar, as a Hugging Face folder.
 
     Args:
+        target_name: a folder, or a model of the reference family.
         exit_layers: rising layer counts; the last is the draft's depth.
-        teacher_folders: targets whose distributions the draft is distilled from, in turns; none trains on the text alone.
+        texts: what to train on.
+        settings: how long and how fast.
+        output: the folder to make.
+        teacher_names: targets whose distributions the draft is distilled from, in turns; none trains on the text alone.
 
     Raises:
         UserInputError: fewer tokens than one training sequence.
         KeyboardInterrupt: after the state so far was written to `<output>.partial`; run again to go on.
     """
     torch.manual_seed(settings.seed)
-    tokenizer = AutoTokenizer.from_pretrained(target_folder)
+    tokenizer = load_tokenizer(find_model(target_name))
     tokens = _joined_tokens(tokenizer, texts)
     if len(tokens) < settings.sequence_tokens + 2:
         raise UserInputError(
             f"the texts hold {len(tokens)} tokens and one training sequence takes {settings.sequence_tokens + 1}: "
             "give more text with --text, or a smaller --sequence-tokens"
         )
-    draft = first_layers(LlamaForCausalLM.from_pretrained(target_folder, dtype=torch.float32), exit_layers[-1])
-    teachers = [LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in teacher_folders]
+    draft = first_layers(load_trainable(target_name), exit_layers[-1])
+    teachers = [load_trainable(name) for name in teacher_names]
+    for name in teacher_names:
+        check_same_vocabulary(tokenizer, load_tokenizer(find_model(name)))
     partial = output.with_name(output.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     batches = _batches(tokens, settings, len(teachers))
@@ -112,7 +114,7 @@ def train_draft(
     partial.replace(output)
 
 
-def _joined_tokens(tokenizer: AutoTokenizer, texts: Sequence[str]) -> np.ndarray:
+def _joined_tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> np.ndarray:
     """All texts in one sequence, an end-of-text token after each: int32 [num_tokens]."""
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     pieces = [ids + ends for ids in tokenizer(list(texts), verbose=False)["input_ids"]]

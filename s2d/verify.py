@@ -123,9 +123,7 @@ def longest_agreement(chosen: Sequence[int], drafted: Sequence[int]) -> Verdict:
     return Verdict(num_accepted=accepted, bonus=chosen[accepted])
 
 
-def ratio_test(
-    target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Sequence[int], random: torch.Generator
-) -> Verdict:
+def ratio_test(target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Sequence[int], random: torch.Generator) -> Verdict:
     """Leviathan et al. 2023, Alg. 1.
 
     Args:
