@@ -2,16 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from perfmodel.halves import Half
+from perfmodel.latency import LatencyModel, MeasuredLatency
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats
+from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds
 from profiler.job import Job
+from profiler.latency_files import profiles_of
+from profiler.pass_log import PassLog
+from profiler.prompts import chosen_prompts
 from profiler.record_acceptance import empty_trace, record_acceptance
 from s2d.generate import Generation, Session
+from s2d.pair import Pair, encode_prompts
+from s2d.prompts import read_prompts
+
+Models = tuple[LatencyModel, LatencyModel]
+"""Seconds of the draft and of the target."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +47,36 @@ class Arm:
         self.rounds[prompt] = generation.rounds
         self.blocks[prompt] = generation.blocks
         self.num_runs += 1
+
+
+def job_of(
+    pair: Pair,
+    sampling: Sampling,
+    half: Half,
+    prompts_path: Path,
+    *,
+    num_prompts: int,
+    max_new_tokens: int,
+    draft_cap: int,
+    seed: int,
+) -> Job:
+    """Some prompts of one half, to be profiled, traced or decoded."""
+    prompts = chosen_prompts(read_prompts(prompts_path), half, num_prompts)
+    return Job(
+        pair=pair,
+        prompts=encode_prompts(pair, prompts, max_new_tokens=max_new_tokens),
+        sampling=sampling,
+        confidence="max-prob",
+        max_new_tokens=max_new_tokens,
+        draft_cap=draft_cap,
+        seed=seed,
+    )
+
+
+def models_of(log: PassLog, job: Job) -> Models:
+    """Seconds of the draft and of the target as a profile of these passes says."""
+    profiles = profiles_of(log, job.pair, job.sampling.rule)
+    return MeasuredLatency(profiles["draft"]), MeasuredLatency(profiles["target"])
 
 
 def record(job: Job, session: Session) -> AcceptanceTrace:

@@ -104,9 +104,7 @@ def gpu_tables(path: Path) -> dict[str, float]:
             bandwidth = f"{1 / law.weight_byte_s / 1e9:.0f} GB/s"
             mape = sum(sizes) / len(sizes)
             result[f"{gpu}_{'one_row' if max_rows == 1 else 'rows'}_mape_frac"] = mape
-            lines.append(
-                [gpu, label, format_seconds(law.layer_s), bandwidth, format_frac(mape), format_frac(max(sizes))]
-            )
+            lines.append([gpu, label, format_seconds(law.layer_s), bandwidth, format_frac(mape), format_frac(max(sizes))])
     print(table(lines, headers=["GPU", "rows", "floor", "bandwidth", "mean error", "worst"]))
     return {"gpu_tables_mape_frac": sum(every) / len(every)} | result
 
@@ -200,6 +198,7 @@ def cpu_profiles(dtype: Dtype, seconds: Seconds) -> list[LatencyProfile]:
             exit_layers=(model.geometry.num_layers // 2,),
             beside=None,
             device=device,
+            rule="greedy",
             samples=PassSamples(**dict(zip(SAMPLE_COLUMNS, map(tuple, zip(*found, strict=True)), strict=True))),
         )
         for model, found in zip(models, samples, strict=True)

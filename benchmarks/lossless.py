@@ -166,9 +166,7 @@ def one_case(subject: Subject, sampling: Sampling, rng: random.Random) -> tuple[
     new_tokens = rng.randint(1, subject.max_new_tokens)
     policy = random_policy(subject.session.exit_layers, rng)
     plain, found = (
-        subject.session.generate(
-            prompt, Settings(policy=one, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos)
-        )
+        subject.session.generate(prompt, Settings(policy=one, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos))
         for one in (None, policy)
     )
     return plain.tokens == found.tokens, found.blocks

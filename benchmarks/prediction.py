@@ -19,19 +19,18 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import Arm, empty_arms, measure_once, record, warm_up
+from arms import Arm, Models, empty_arms, job_of, measure_once, models_of, record, warm_up
 from common import finish, make_parser, median, one_thread, quantile
 from configurations import CAPS, configurations
 
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.errors import OutOfDomain
 from perfmodel.estimate import Speedup, estimate, pass_seconds
-from perfmodel.halves import Half
-from perfmodel.latency import LatencyModel, MeasuredLatency
 from perfmodel.policy import ExitPolicy
 from perfmodel.replay import block_lengths, replay
 from perfmodel.rounds import RoundStats, sum_rounds
@@ -39,13 +38,11 @@ from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds, format_signed_frac, format_speedup
 from profiler.device import device_facts
-from profiler.job import Job, fill_log
-from profiler.latency_files import profiles_of
+from profiler.job import fill_log
 from profiler.measure_latency import Budget
 from profiler.pass_log import PassLog
-from profiler.prompts import chosen_prompts
-from s2d.pair import Pair, encode_prompts, load_pair
-from s2d.prompts import FAMILY_PROMPTS, read_prompts
+from s2d.pair import Pair, load_pair
+from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "prediction"
 SEED = 20260706
@@ -54,9 +51,6 @@ CALIBRATION_TOKENS = 144
 FIRST_SLICES = 4
 """Slices of pass times before the first repeat, so that every turn of the grid was taken before policies are priced."""
 SAMPLED = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=7)
-
-Models = tuple[LatencyModel, LatencyModel]
-"""Seconds of the draft and of the target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +176,9 @@ def outcomes_of_pair(
 ) -> list[Outcome]:
     """Profile and measure one pair under one sampling, in turns, and predict what was measured."""
     name = f"{pair.target.geometry.name} {sampling.label}"
-    calibration = _job(pair, sampling, size.num_prompts, CALIBRATION_TOKENS, prompts_path, "calibration")
-    evaluation = _job(pair, sampling, size.num_prompts, size.max_new_tokens, prompts_path, "evaluation")
+    job = partial(job_of, pair, sampling, num_prompts=size.num_prompts, draft_cap=max(CAPS), seed=SEED)
+    calibration = job("calibration", prompts_path, max_new_tokens=CALIBRATION_TOKENS)
+    evaluation = job("evaluation", prompts_path, max_new_tokens=size.max_new_tokens)
     session, rng, log = evaluation.session(), np.random.default_rng(seed), PassLog()
     traces = (record(calibration, calibration.session()), record(evaluation, session))
     policies: list[ExitPolicy] = []
@@ -193,33 +188,14 @@ def outcomes_of_pair(
         if slices:
             fill_log(calibration, log, Budget(seconds=size.slice_s * slices))
         if not policies:
-            models = models_of(log, pair)
+            models = models_of(log, calibration)
             priced = (policy for policy in configurations(traces[0], seed) if is_priced(policy, traces, models))
             policies = list(islice(priced, size.configs_per_pair))
             arms = empty_arms(len(policies))
             warm_up(evaluation, session, policies)
         measure_once(evaluation, session, policies, arms, rng)
-    models = models_of(log, pair)
+    models = models_of(log, calibration)
     return [outcome(name, policy, pair_of_arms, traces, models) for policy, pair_of_arms in zip(policies, arms, strict=True)]
-
-
-def models_of(log: PassLog, pair: Pair) -> Models:
-    """Seconds of the draft and of the target as a profile of these passes says."""
-    profiles = profiles_of(log, pair)
-    return MeasuredLatency(profiles["draft"]), MeasuredLatency(profiles["target"])
-
-
-def _job(pair: Pair, sampling: Sampling, num_prompts: int, max_new_tokens: int, path: Path, half: Half) -> Job:
-    prompts = chosen_prompts(read_prompts(path), half, num_prompts)
-    return Job(
-        pair=pair,
-        prompts=encode_prompts(pair, prompts, max_new_tokens=max_new_tokens),
-        sampling=sampling,
-        confidence="max-prob",
-        max_new_tokens=max_new_tokens,
-        draft_cap=max(CAPS),
-        seed=SEED,
-    )
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> str:

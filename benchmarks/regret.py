@@ -18,49 +18,62 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+from arms import Arm, Models, empty_arms, job_of, measure_once, models_of, record, warm_up
 from common import finish, make_parser, one_thread
 from configurations import configurations
-from prediction import Arm, Size, measure, record
 
 from calibrate.search import MAX_DRAFT_TOKENS, SearchResult, price_of, search_families
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
-from perfmodel.halves import Half
-from perfmodel.latency import MeasuredLatency
 from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
 from perfmodel.replay import Price, replay_many
 from perfmodel.rounds import sum_rounds
 from perfmodel.sampling import GREEDY
 from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import format_signed_frac, format_speedup
-from profiler.device import device_facts, device_key
+from perfmodel.units import Seconds, format_signed_frac, format_speedup
+from profiler.device import device_facts
 from profiler.job import Job, fill_log
-from profiler.latency_files import profiles_of
 from profiler.measure_latency import Budget
-from profiler.pair import Pair, encode_prompts, load_pair
 from profiler.pass_log import PassLog
-from profiler.prompts import chosen_prompts, read_prompts
-from s2d.load import FAMILY_FOLDER
+from s2d.pair import Pair, load_pair
+from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "regret"
 SEED = 20260709
 
+CALIBRATION_TOKENS = 144
+"""More than is written in any evaluation, so that no backlog is longer than those profiled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much to measure."""
+
+    targets: tuple[str, ...]
+    num_others: int
+    num_prompts: int
+    num_repeats: int
+    max_new_tokens: int
+    budget_s: Seconds
+    """For the pass times of one target."""
+
+
 FULL = Size(
     targets=("ref-target-16", "ref-target-32"),
-    samplings=(GREEDY,),
-    configs_per_pair=12,
-    num_prompts=8,
-    num_repeats=6,
+    num_others=36,
+    num_prompts=6,
+    num_repeats=4,
     max_new_tokens=96,
     budget_s=60.0,
 )
 QUICK = Size(
     targets=("ref-target-16",),
-    samplings=(GREEDY,),
-    configs_per_pair=3,
-    num_prompts=4,
+    num_others=3,
+    num_prompts=3,
     num_repeats=1,
     max_new_tokens=48,
     budget_s=12.0,
@@ -123,20 +136,6 @@ class PairResult:
         return float(spearmanr([one.predicted for one in priced], [one.speedup for one in priced]).statistic)
 
 
-def job_of(pair: Pair, size: Size, prompts_path: Path, half: Half) -> Job:
-    """Half of the prompts, decoded greedily."""
-    prompts = chosen_prompts(read_prompts(prompts_path), half, size.num_prompts)
-    return Job(
-        pair=pair,
-        prompts=encode_prompts(pair, prompts, max_new_tokens=size.max_new_tokens),
-        sampling=size.samplings[0],
-        confidence="max-prob",
-        max_new_tokens=size.max_new_tokens,
-        draft_cap=MAX_DRAFT_TOKENS,
-        seed=SEED,
-    )
-
-
 def best_fixed_lengths(trace: AcceptanceTrace, price: Price) -> list[ExitPolicy]:
     """Every exit alone at its best predicted length."""
     best = []
@@ -155,16 +154,14 @@ def published_thresholds(trace: AcceptanceTrace) -> ExitPolicy:
     return ExitPolicy(exit_layers=layers, thresholds=(0.5,) * (len(layers) - 1), confidence="max-prob", length=rule)
 
 
-def contenders(
-    trace: AcceptanceTrace, models: tuple[MeasuredLatency, MeasuredLatency], size: Size
-) -> tuple[SearchResult, list[Contender]]:
+def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
     """What the search found, and every configuration to measure, each once."""
     price = price_of(*models)
     found = search_families(trace, *models)
     named = [("searched", one.policy) for one in found.families]
     named.append(("published thresholds", published_thresholds(trace)))
     named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, price)]
-    named += [("other", policy) for policy in islice(configurations(trace, SEED), size.configs_per_pair)]
+    named += [("other", policy) for policy in islice(configurations(trace, SEED), size.num_others)]
     batch = replay_many(trace, [policy for _, policy in named])
     rates = batch.num_tokens / batch.seconds(price)
     listed = [
@@ -188,17 +185,26 @@ def measured_of(contender: Contender, plain: Arm, speculative: Arm) -> Measured:
     )
 
 
+def measured_arms(job: Job, policies: Sequence[ExitPolicy], num_repeats: int) -> list[tuple[Arm, Arm]]:
+    """Plain and speculative arms of every policy."""
+    session, rng, arms = job.session(), np.random.default_rng(SEED), empty_arms(len(policies))
+    warm_up(job, session, policies)
+    for _ in range(num_repeats):
+        measure_once(job, session, policies, arms, rng)
+    return arms
+
+
 def result_of_pair(pair: Pair, size: Size, prompts_path: Path) -> PairResult:
     """Plan on the calibration prompts, measure on the evaluation prompts."""
-    calibration, evaluation = (job_of(pair, size, prompts_path, half) for half in ("calibration", "evaluation"))
+    job = partial(job_of, pair, GREEDY, num_prompts=size.num_prompts, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
+    calibration = job("calibration", prompts_path, max_new_tokens=CALIBRATION_TOKENS)
+    evaluation = job("evaluation", prompts_path, max_new_tokens=size.max_new_tokens)
     print_err(f"{pair.label}: pass times on {len(calibration.prompts)} calibration prompts, about {size.budget_s:.0f} s")
     log = PassLog()
     fill_log(calibration, log, Budget(seconds=size.budget_s))
-    profiles = profiles_of(log, pair, device_key(pair.device, pair.target.dtype))
-    models = (MeasuredLatency(profiles["draft"]), MeasuredLatency(profiles["target"]))
-    found, listed = contenders(record(calibration, calibration.session()), models, size)
+    found, listed = contenders(record(calibration, calibration.session()), models_of(log, calibration), size)
     print_err(f"{pair.label}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
-    pairs_of_arms = measure(evaluation, evaluation.session(), [one.policy for one in listed], size, SEED)
+    pairs_of_arms = measured_arms(evaluation, [one.policy for one in listed], size.num_repeats)
     arms = [measured_of(one, plain, arm) for one, (plain, arm) in zip(listed, pairs_of_arms, strict=True)]
     arms.append(PLAIN)
     plan = next(one for one in arms if one.policy == found.chosen.policy)
@@ -245,7 +251,7 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
-    prompts = args.prompts or FAMILY_FOLDER / "prompts.jsonl"
+    prompts = args.prompts or FAMILY_PROMPTS
     pairs = [load_pair(target, args.draft, "fp32", "cpu") for target in args.target or size.targets]
     results = [result_of_pair(pair, size, prompts) for pair in pairs]
     print_out(result_table(results))

@@ -21,20 +21,18 @@ from pathlib import Path
 
 import common
 import torch
-from prediction import record
+from arms import job_of, models_of, record
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from calibrate.search import MAX_DRAFT_TOKENS, search
 from perfmodel.artifact import read_record
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.halves import Half
-from perfmodel.latency import MeasuredLatency
 from perfmodel.plan import PLAN_SCHEMA, PLAN_VERSION, Plan
 from perfmodel.policy import ExitPolicy
 from perfmodel.sampling import GREEDY
 from perfmodel.units import Seconds, format_number, format_speedup
-from profiler.job import Job, fill_log
-from profiler.latency_files import profiles_of
+from profiler.job import fill_log
 from profiler.measure_latency import Budget
 from profiler.pass_log import PassLog
 from profiler.prompts import chosen_prompts
@@ -186,21 +184,19 @@ def measure(arms: dict[str, Write], prompts: Sequence[EncodedPrompt], num_repeat
 
 def plan_policy(pair: Pair, size: Size, prompts_path: Path) -> ExitPolicy | None:
     """The policy that profiling and searching on the calibration prompts choose."""
-    prompts = encoded(pair, "calibration", 8, size.max_new_tokens, prompts_path)
-    job = Job(
-        pair=pair,
-        prompts=prompts,
-        sampling=GREEDY,
-        confidence="max-prob",
+    job = job_of(
+        pair,
+        GREEDY,
+        "calibration",
+        prompts_path,
+        num_prompts=8,
         max_new_tokens=size.max_new_tokens,
         draft_cap=MAX_DRAFT_TOKENS,
         seed=SEED,
     )
     log = PassLog()
     fill_log(job, log, Budget(seconds=size.budget_s))
-    profiles = profiles_of(log, pair)
-    trace = record(job, job.session())
-    return search(trace, MeasuredLatency(profiles["draft"]), MeasuredLatency(profiles["target"]))
+    return search(record(job, job.session()), *models_of(log, job))
 
 
 def encoded(pair: Pair, half: Half, number: int, max_new_tokens: int, path: Path) -> tuple[EncodedPrompt, ...]:

@@ -40,7 +40,9 @@ def load_pricing(plan: Plan, profiles: Sequence[Path]) -> Pricing | None:
         return price_by_datasheet(plan, request, context_tokens=context_tokens)
     if not profiles:
         return None
-    pricing = price_by_profiles(plan, profiles, request, context_tokens=context_tokens, fit=False)
+    pricing = price_by_profiles(
+        plan, profiles, request, rule=plan.workload.sampling.rule, context_tokens=context_tokens, fit=False
+    )
     for part in pricing.evidence:
         if part.sha256 != latency[part.role].sha256:
             made_for, given = _evidence_text(latency[part.role]), _evidence_text(part)

@@ -74,7 +74,14 @@ def make_plan(request: PlanRequest) -> Plan:
     context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
     _check_context(header.target, acceptance)
     if request.profiles:
-        pricing = price_by_profiles(header, request.profiles, request.device, context_tokens=context_tokens, fit=request.fit)
+        pricing = price_by_profiles(
+            header,
+            request.profiles,
+            request.device,
+            rule=header.sampling.rule,
+            context_tokens=context_tokens,
+            fit=request.fit,
+        )
     else:
         pricing = price_by_datasheet(header, request.device, context_tokens=context_tokens)
     chosen, runners_up = decide(acceptance.trace, pricing)

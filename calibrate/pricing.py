@@ -23,6 +23,7 @@ from perfmodel.profile import (
     EngineMode,
     LatencyProfile,
 )
+from perfmodel.sampling import AcceptanceRule
 from perfmodel.units import Tokens, format_bytes, format_frac
 from perfmodel.work import kv_bytes_per_token, model_weight_bytes
 
@@ -139,11 +140,12 @@ def _check_fit(memory: Memory, hardware: Hardware, num_devices: int, dtype: Dtyp
 
 
 def price_by_profiles(
-    pair: Pair, paths: Sequence[Path], request: DeviceRequest, *, context_tokens: Tokens, fit: bool
+    pair: Pair, paths: Sequence[Path], request: DeviceRequest, *, rule: AcceptanceRule, context_tokens: Tokens, fit: bool
 ) -> Pricing:
     """Measured prices: one profile of the target and one of the draft, or a self-draft's one, from the same device.
 
     Args:
+        rule: the acceptance rule to be priced.
         fit: price a model that was not profiled by the law fitted to all the profiles.
 
     Raises:
@@ -151,6 +153,10 @@ def price_by_profiles(
         UserInputError: a profile is missing or given twice.
     """
     profiles = {path.name: _read_profile(path) for path in paths}
+    for name, stored in profiles.items():
+        if stored.record.rule != rule:
+            fix = "Exit checks and verifies cost otherwise there: profile with the sampling that is planned for"
+            raise Mismatch(f"profile {name!r}", made_for=f"{stored.record.rule} decoding", given=f"{rule} decoding", fix=fix)
     device = _common_device(profiles, request)
     roles = {name: _role(name, stored.record, pair, fit=fit) for name, stored in profiles.items()}
     target, target_evidence = _priced("target", pair, profiles, roles, fit=fit)

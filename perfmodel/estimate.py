@@ -131,9 +131,7 @@ def _decoded(rounds: RoundStats, seconds: Mapping[PassKind, Seconds]) -> Decoded
     return Decoded(num_tokens=rounds.num_tokens, decode_s=math.fsum(seconds.values()))
 
 
-def _speedup_error_frac(
-    draft: LatencyModel | None, target: LatencyModel, seconds: Mapping[PassKind, Seconds]
-) -> Frac:
+def _speedup_error_frac(draft: LatencyModel | None, target: LatencyModel, seconds: Mapping[PassKind, Seconds]) -> Frac:
     """Relative error of the speedup that the seconds bring in.
 
     Draft, target and the plain target's one-row passes are taken to err independently: wide, since what draft and target

@@ -118,9 +118,7 @@ class FittedLatency(_LawLatency):
 
     def __init__(self, fit: LatencyFit, geometry: ModelGeometry, exit_layers: tuple[int, ...]) -> None:
         key = fit.device
-        setting = PassSetting(
-            model=geometry, exit_layers=exit_layers, dtype=key.dtype, batch=1, num_devices=key.num_devices
-        )
+        setting = PassSetting(model=geometry, exit_layers=exit_layers, dtype=key.dtype, batch=1, num_devices=key.num_devices)
         super().__init__(fit.law, setting)
         self.fit = fit
         held_out = fit.held_out_error_frac

@@ -5,7 +5,8 @@ A round is cut into consecutive laps without gaps, so that the seconds of its pa
     segment  one block of draft layers over `rows` tokens (backlog and new), the embedding included in the first
     exit     norm, LM head, softmax, and the host's reading of token and confidence, at one looked-at exit
     verify   the target's forward over `rows` = drafted + 1 positions, its head, and the decision
-    round    what is left: rollback, bookkeeping, streaming; `rows` = tokens drafted in the round
+    round    what is left: rollback and bookkeeping; `rows` = tokens drafted in the round (handing text to a reader is
+             the reader's time, and in no pass)
     prefill  the prompt's pass, before the first round; stage 0 is the target, stage 1 the draft
 """
 

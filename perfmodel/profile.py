@@ -5,6 +5,7 @@ from typing import Literal
 
 from perfmodel.geometry import ModelGeometry
 from perfmodel.passes import PassSamples
+from perfmodel.sampling import AcceptanceRule
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
 LATENCY_PROFILE_VERSION = 1
@@ -43,4 +44,6 @@ class LatencyProfile:
     beside: str | None
     """Name of the model it shared caches with in the measured loop; None when it was timed alone."""
     device: DeviceKey
+    rule: AcceptanceRule
+    """How tokens were chosen and judged in the measured loop: exit checks and verifies cost otherwise under another rule."""
     samples: PassSamples

@@ -101,7 +101,7 @@ def _was_interrupted_later(folder: Path) -> bool:
 
 
 def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance: Provenance) -> None:
-    files = LatencyFiles(args.output, job.pair, provenance)
+    files = LatencyFiles(args.output, job.pair, job.sampling.rule, provenance)
     log = files.resumed()
     if len(log):
         print_err(f"going on with the {len(log)} passes kept in {args.output}")

@@ -8,6 +8,7 @@ from perfmodel.artifact import read_record, write_record
 from perfmodel.errors import Mismatch
 from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
 from perfmodel.provenance import Provenance
+from perfmodel.sampling import AcceptanceRule
 from profiler.grid import PassKey
 from profiler.pass_log import PassLog
 from s2d.load import LoadedModel
@@ -16,7 +17,7 @@ from s2d.pair import Pair
 DRAFT_PREFILL_STAGE = 1
 
 
-def profiles_of(log: PassLog, pair: Pair) -> dict[str, LatencyProfile]:
+def profiles_of(log: PassLog, pair: Pair, rule: AcceptanceRule) -> dict[str, LatencyProfile]:
     """The draft's and the target's profile by role; a self-draft has the target's alone, with everything in it."""
     draft, target = pair.draft, pair.target
     if pair.geometry.kind == "self":
@@ -28,6 +29,7 @@ def profiles_of(log: PassLog, pair: Pair) -> dict[str, LatencyProfile]:
                 exit_layers=exit_layers,
                 beside=None,
                 device=pair.device_key,
+                rule=rule,
                 samples=log.samples(),
             )
         }
@@ -39,6 +41,7 @@ def profiles_of(log: PassLog, pair: Pair) -> dict[str, LatencyProfile]:
             exit_layers=exit_layers,
             beside=beside.geometry.name,
             device=pair.device_key,
+            rule=rule,
             samples=log.samples(lambda key: is_draft_pass(key) == is_draft),
         )
 
@@ -59,14 +62,16 @@ class LatencyFiles:
     Args:
         folder: holds `draft.latency.json` and `target.latency.json`, and while they grow `….latency.partial.json`.
         pair: the models.
+        rule: how tokens are chosen and judged.
         provenance: of the files.
     """
 
-    def __init__(self, folder: Path, pair: Pair, provenance: Provenance) -> None:
+    def __init__(self, folder: Path, pair: Pair, rule: AcceptanceRule, provenance: Provenance) -> None:
         self._folder = folder
         self._pair = pair
+        self._rule = rule
         self._provenance = provenance
-        self._roles = tuple(profiles_of(PassLog(), pair))
+        self._roles = tuple(profiles_of(PassLog(), pair, rule))
 
     @property
     def partial_paths(self) -> tuple[Path, ...]:
@@ -85,7 +90,7 @@ class LatencyFiles:
             Mismatch: it was of other models or another device.
         """
         log = PassLog()
-        expected = profiles_of(log, self._pair)
+        expected = profiles_of(log, self._pair, self._rule)
         for path, wanted in zip(self.partial_paths, expected.values(), strict=True):
             if not path.exists():
                 continue
@@ -112,7 +117,7 @@ class LatencyFiles:
         return self.paths
 
     def _write(self, log: PassLog, paths: tuple[Path, ...]) -> None:
-        profiles = profiles_of(log, self._pair).values()
+        profiles = profiles_of(log, self._pair, self._rule).values()
         for path, record in zip(paths, profiles, strict=True):
             write_record(
                 path, record, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION, provenance=self._provenance
@@ -124,4 +129,6 @@ def _identity(profile: LatencyProfile) -> str:
     key = profile.device
     threads = f", {key.num_threads} threads" if key.num_threads else ""
     beside = f" beside {profile.beside}" if profile.beside else ""
-    return f"{profile.model.name} (weights {profile.model_sha256[:12]}){beside} in {key.dtype} on {key.device}{threads}"
+    weights = f"weights {profile.model_sha256[:12]}"
+    where = f"{profile.rule} decoding in {key.dtype} on {key.device}{threads}"
+    return f"{profile.model.name} ({weights}){beside}, {where}"

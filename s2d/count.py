@@ -16,7 +16,7 @@ def count_rounds(
         blocks: drafted and accepted tokens of every round.
         tags: kind, stage, rows and cached tokens of every lap of those rounds.
         num_tokens: emitted in all.
-        exits_taken: drafted tokens by exit; empty for plain decoding.
+        exits_taken: drafted tokens by exit, over all exits there are.
     """
     counts: Counter[tuple[str, int, int]] = Counter()
     cached: Counter[tuple[str, int, int]] = Counter()

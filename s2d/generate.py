@@ -139,7 +139,8 @@ class Session:
         key = (settings.sampling, confidence)
         if key not in self._judges:
             # One run's noise at a time: another seed's table would only fill the memory.
-            self._judges = {key: make_judge(settings.sampling, confidence, self.target.decoder.device)}
+            self._judges = {known: judge for known, judge in self._judges.items() if known[0] == settings.sampling}
+            self._judges[key] = make_judge(settings.sampling, confidence, self.target.decoder.device)
         return self._judges[key]
 
     def _check(self, prompt_tokens: int, settings: Settings) -> None:
@@ -164,6 +165,7 @@ class _Run:
 
     def __init__(self, session: Session, settings: Settings, judge: Judge, clock: Clock, on_tokens: OnTokens | None) -> None:
         self._settings = settings
+        self._num_exits = len(session.exit_layers)
         self._judge = judge
         self._clock = clock
         self._on_tokens = on_tokens
@@ -195,7 +197,7 @@ class _Run:
                 self._blocks,
                 self._clock.tags[num_prefills:],
                 num_tokens=len(tokens) - prompt_tokens,
-                exits_taken=self._drafter.exits_taken if self._drafter is not None else (),
+                exits_taken=self._drafter.exits_taken if self._drafter is not None else (0,) * self._num_exits,
             ),
             blocks=tuple(self._blocks),
             prefill_s=sum(samples.seconds[:num_prefills]),

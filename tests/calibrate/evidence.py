@@ -79,7 +79,13 @@ def make_profile(
     seconds = tuple(SECONDS[one] for one in kind)
     samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, seconds=seconds)
     return LatencyProfile(
-        model=model, model_sha256=sha256, exit_layers=tuple(exit_layers), beside=beside, device=CPU, samples=samples
+        model=model,
+        model_sha256=sha256,
+        exit_layers=tuple(exit_layers),
+        beside=beside,
+        device=CPU,
+        rule="greedy",
+        samples=samples,
     )
 
 

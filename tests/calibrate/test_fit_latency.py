@@ -63,7 +63,9 @@ def made_profile(model: ModelGeometry, law: Law = TRUE_LAW, *, noise_frac: float
                     columns.append((kind, 0, rows, cached, seconds))
     kind, stage, rows, cached, seconds = zip(*columns, strict=True)
     samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, seconds=seconds)
-    return LatencyProfile(model=model, model_sha256="0", exit_layers=exits, beside=None, device=DEVICE, samples=samples)
+    return LatencyProfile(
+        model=model, model_sha256="0", exit_layers=exits, beside=None, device=DEVICE, rule="greedy", samples=samples
+    )
 
 
 @pytest.fixture(scope="module")

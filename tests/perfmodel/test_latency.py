@@ -36,7 +36,7 @@ def profile_of(rows: list[Row]) -> LatencyProfile:
     kind, stage, width, cached, seconds = zip(*rows, strict=True)
     samples = PassSamples(kind=kind, stage=stage, rows=width, cached_tokens=cached, seconds=seconds)
     return LatencyProfile(
-        model=LLAMA_7B, model_sha256="0", exit_layers=(), beside=None, device=DEVICE, samples=samples
+        model=LLAMA_7B, model_sha256="0", exit_layers=(), beside=None, device=DEVICE, rule="greedy", samples=samples
     )
 
 
@@ -187,9 +187,7 @@ FIT = LatencyFit(
     models=("llama-2-7b",),
     law=LAW,
     standard_error=NO_ERROR,
-    domain=FitDomain(
-        min_layer_weight_bytes=6e8, max_layer_weight_bytes=9e8, max_layers=32, max_rows=8, max_cached_tokens=500
-    ),
+    domain=FitDomain(min_layer_weight_bytes=6e8, max_layer_weight_bytes=9e8, max_layers=32, max_rows=8, max_cached_tokens=500),
     num_samples=100,
     residual_frac=0.02,
     held_out_error_frac=0.05,

@@ -69,9 +69,7 @@ def trace_of(
         )
     confidence, token, written = (np.concatenate(column) for column in zip(*columns, strict=True))
     header = TraceHeader(
-        draft=DraftGeometry(
-            kind="separate" if draft else "self", model=drafter.geometry, exit_layers=drafter.exit_layers
-        ),
+        draft=DraftGeometry(kind="separate" if draft else "self", model=drafter.geometry, exit_layers=drafter.exit_layers),
         draft_sha256=None,
         target=target.geometry,
         target_sha256=None,
@@ -137,9 +135,7 @@ def run_blocks(target, draft, prompts, sampling, new_tokens, eos, policy):
 @pytest.mark.parametrize("sampling", [GREEDY, SHARED_NOISE], ids=lambda s: s.rule)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(data=st.data(), seed=st.integers(0, 3))
-def test_accepted_counts_of_every_block_equal_replay(
-    kind: str, sampling: Sampling, data: st.DataObject, seed: int
-) -> None:
+def test_accepted_counts_of_every_block_equal_replay(kind: str, sampling: Sampling, data: st.DataObject, seed: int) -> None:
     (target, draft), prompts = PAIRS[kind], some_prompts(seed)
     trace = traced_once(kind, seed, sampling, EOS)
     policy = data.draw(policies(trace))
