@@ -1,8 +1,12 @@
 """How many policies a second can be replayed and priced on a trace of 10,000 positions and 4 exits?
 
-One core, no two policies with the same thresholds, every subset of the exits, all four length rules in equal parts. Replay
-counts every pass with its rows and cached tokens, backlog included, and pricing is part of the time. The trace is made up
-from a fixed seed: replay's speed does not depend on where a trace comes from.
+One core. What is timed is what a search does with its candidates: `replay_many`, which counts every pass with its rows and
+cached tokens, backlog included, and `seconds`, which prices them; the replayed trace is laid out anew in every repetition.
+
+The mixture: all 15 subsets of the exits equally often, 4 of them of a single exit; all four length rules in equal parts, caps
+from 1 to 12; thresholds and floors drawn from the grids of `calibrate/search.py`, survival curves fitted as there. Two
+policies in a row differ in their length rule alone: on a climb a search moves lengths about as often as thresholds. The
+trace is made up from a fixed seed, some texts ending by themselves and some at the limit.
 
 Example: python benchmarks/replay.py --quick
 """
@@ -15,6 +19,8 @@ from time import perf_counter
 import numpy as np
 from common import finish, make_parser, median, quantile
 
+from calibrate.fit_acceptance import fit_curve
+from calibrate.search import MAX_DRAFT_TOKENS, NUM_CURVE_BINS, SURVIVAL_FLOORS, place_cuts
 from perfmodel.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes import PassKind
@@ -31,17 +37,20 @@ AGREEMENT = (0.55, 0.65, 0.75, 0.85)
 NUM_PROMPTS = 64
 NUM_POSITIONS = 10_000
 NUM_POLICIES = 512
-CURVE = CalibrationCurve(confidence=(0.0, 0.5, 1.0), agreement=(0.4, 0.8, 0.95))
+EOS = 0
 
 
 def synthetic_trace(rng: np.random.Generator) -> AcceptanceTrace:
-    """Prompts of equal length whose exits agree the more often the surer they are."""
+    """Texts of nearly equal length whose exits agree the more often the surer they are."""
     shape = (NUM_POSITIONS, len(EXIT_LAYERS))
     confidence = rng.random(shape, np.float32)
     agrees = rng.random(shape) < np.array(AGREEMENT) + 0.4 * (confidence - 0.5)
-    target = rng.integers(0, 1000, NUM_POSITIONS, np.int32)
+    target = rng.integers(EOS + 1, 1000, NUM_POSITIONS, np.int32)
+    ends = np.linspace(0, NUM_POSITIONS, NUM_PROMPTS + 1).astype(int)
+    num_positions = np.diff(ends)
+    target[ends[1:][num_positions < num_positions.max()] - 1] = EOS
     return AcceptanceTrace(
-        header=_header(np.diff(np.linspace(0, NUM_POSITIONS, NUM_PROMPTS + 1).astype(int)).tolist()),
+        header=_header(num_positions.tolist()),
         confidence=confidence,
         draft_token=np.where(agrees, target[:, None], target[:, None] + 1).astype(np.int32),
         target_token=target,
@@ -72,7 +81,7 @@ def _header(num_positions: list[int]) -> TraceHeader:
         sampling=GREEDY,
         confidence="max-prob",
         max_new_tokens=max(num_positions),
-        eos_token_id=None,
+        eos_token_id=EOS,
         prompts=tuple(
             TracedPrompt(name=f"{i}", category="made up", prompt_tokens=64, num_positions=number, distinct_6gram_frac=1.0)
             for i, number in enumerate(num_positions)
@@ -80,21 +89,37 @@ def _header(num_positions: list[int]) -> TraceHeader:
     )
 
 
-def mixed_policies(rng: np.random.Generator, number: int) -> list[ExitPolicy]:
-    """Policies over every exit subset in turn, thresholds, floors and caps drawn at random."""
+def mixed_policies(rng: np.random.Generator, trace: AcceptanceTrace, number: int) -> list[ExitPolicy]:
+    """Policies over every exit subset in turn; thresholds, floors and caps drawn at random from a search's grids."""
     subsets = [subset for size in range(1, 5) for subset in combinations(EXIT_LAYERS, size)]
-    policies = []
-    for i in range(number):
-        layers, cap = subsets[i % len(subsets)], int(rng.integers(1, 13))
-        rules: tuple[LengthRule, ...] = (
-            FixedLength(draft_cap=cap),
-            FloorStop(draft_cap=cap, floor=float(rng.uniform(0, 0.5))),
-            SurvivalStop(draft_cap=cap, floor=float(rng.uniform(0, 0.6)), calibration=(CURVE,) * len(layers)),
-            HeuristicLength(start=min(5, cap), draft_cap=cap),
-        )
-        thresholds = tuple(rng.random(len(layers) - 1).tolist())
-        policies.append(ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=rules[i % 4]))
+    confidence, agreement = trace.confidence.T.astype(np.float64), trace.accept_prob.T.astype(np.float64)
+    cuts = {layer: place_cuts(of_exit) for layer, of_exit in zip(EXIT_LAYERS, confidence, strict=True)}
+    curves = {
+        layer: fit_curve(*evidence, num_bins=NUM_CURVE_BINS)
+        for layer, *evidence in zip(EXIT_LAYERS, confidence, agreement, strict=True)
+    }
+    policies: list[ExitPolicy] = []
+    while len(policies) < number:
+        pair = len(policies) // 2
+        layers = subsets[pair % len(subsets)]
+        thresholds = tuple(float(rng.choice(cuts[layer])) for layer in layers[:-1])
+        for kind in ((0, 1), (2, 3))[pair % 2]:
+            length = _length(rng, kind, cuts[layers[-1]], tuple(curves[layer] for layer in layers))
+            policies.append(ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length))
     return policies
+
+
+def _length(
+    rng: np.random.Generator, kind: int, floors: tuple[float, ...], calibration: tuple[CalibrationCurve, ...]
+) -> LengthRule:
+    cap = int(rng.integers(1, MAX_DRAFT_TOKENS + 1))
+    rules: tuple[LengthRule, ...] = (
+        FixedLength(draft_cap=cap),
+        FloorStop(draft_cap=cap, floor=float(rng.choice(floors))),
+        SurvivalStop(draft_cap=cap, floor=float(rng.choice(SURVIVAL_FLOORS)), calibration=calibration),
+        HeuristicLength(start=min(5, cap), draft_cap=cap),
+    )
+    return rules[kind]
 
 
 def price(kind: PassKind, stage: int, rows: int) -> tuple[float, float]:
@@ -114,7 +139,8 @@ def replay_and_price_s(trace: AcceptanceTrace, policies: list[ExitPolicy]) -> fl
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     rng = np.random.default_rng(SEED)
-    trace, policies = synthetic_trace(rng), mixed_policies(rng, NUM_POLICIES)
+    trace = synthetic_trace(rng)
+    policies = mixed_policies(rng, trace, NUM_POLICIES)
     single = [policy for policy in policies if len(policy.exit_layers) == 1]
     replay_and_price_s(trace, policies[:64])
     rates = {

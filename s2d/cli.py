@@ -106,7 +106,7 @@ def _add_reference_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_reference(args: argparse.Namespace) -> int:
-    from s2d.family import install_family
+    from s2d.package_family import install_family
     from s2d.reference import run_stage, run_stages
 
     work = args.work or args.output.with_name(args.output.name + ".work")

@@ -44,6 +44,17 @@ def test_many_policies_at_once_are_each_replayed_as_if_alone(case: Case) -> None
         assert batch.stats(row) == sum_rounds(replay(trace, policy))
 
 
+def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> None:
+    trace = make_trace(TraceSpec(num_positions=[40, 25], eos_token_id=EOS))
+    rules: list[LengthRule] = [FixedLength(draft_cap=cap) for cap in range(9, 0, -1)]
+    rules += [HeuristicLength(start=1, draft_cap=cap) for cap in range(9, 0, -1)]
+    gates = [((6,), ()), ((1, 4), (0.7,)), ((1, 4), (0.3,)), ((2,), ())]
+    policies = [None, *(policy_of(rule, *layers, thresholds=cuts) for rule in rules for layers, cuts in gates), None]
+    batch = replay_many(trace, policies)
+    for row, policy in enumerate(policies):
+        assert batch.stats(row) == sum_rounds(replay(trace, policy))
+
+
 @settings(max_examples=100, deadline=None)
 @given(traces_with_policies())
 def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
@@ -180,6 +191,14 @@ def test_a_missed_end_of_text_is_drafted_past_and_emitted_as_the_bonus() -> None
     trace = always_agreeing(num_positions=[4], max_new_tokens=30, eos_token_id=EOS)
     trace.draft_token[3], trace.accept_prob[3] = 5, 0
     assert block_lengths(trace, policy_of(FixedLength(draft_cap=8), 6))[0] == ((8, 3),)
+
+
+@pytest.mark.parametrize("max_new_tokens", range(3, 9))
+def test_a_block_past_a_missed_end_of_text_leaves_the_next_prompt_alone(max_new_tokens: int) -> None:
+    trace = always_agreeing(num_positions=[1, 2], max_new_tokens=max_new_tokens, eos_token_id=EOS)
+    trace.draft_token[0], trace.accept_prob[0] = 5, 0
+    policy = policy_of(FixedLength(draft_cap=4), 6)
+    assert replay(trace, policy)[1] == replay(trace.subset([1]), policy)[0]
 
 
 def test_a_self_draft_hands_every_token_to_the_verification_through_all_its_segments() -> None:
