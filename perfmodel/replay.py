@@ -13,7 +13,7 @@ Letters: G replays (policies, or the prompts of one policy), E exits or segments
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -30,9 +30,6 @@ from perfmodel.units import Seconds
 
 Price: TypeAlias = Callable[[PassKind, int, int], tuple[Seconds, Seconds]]
 """(kind, stage, rows) -> (seconds with an empty cache, seconds per cached token)."""
-
-_POLICIES_IN_STEP = 32
-"""Their columns fit in a core's cache; more are replayed in turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,31 +65,36 @@ class ReplayBatch:
 
     def seconds(self, price: Price) -> Floats:
         """Predicted seconds of each of the G, prefill not included: counts times base plus cached tokens times slope."""
-        total = np.zeros(len(self.num_tokens))
-        for kind, stage, rows, number, cached in self._shapes():
-            base_s, per_cached_token_s = price(kind, stage, rows)
-            ran = number > 0
-            total[ran] += number[ran] * base_s + cached[ran] * per_cached_token_s
+        shapes, number, cached = self._shapes(slice(None))
+        base_s, per_cached_token_s = np.array([price(*shape) for shape in shapes]).T
+        ran, seconds = number > 0, np.zeros(number.shape)
+        np.multiply(number, base_s, out=seconds, where=ran)
+        np.add(seconds, cached * per_cached_token_s, out=seconds, where=ran)
+        total: Floats = seconds.sum(axis=1)
         return total
 
     def _passes(self, group: int) -> tuple[Counter[tuple[str, int, int]], Counter[tuple[str, int, int]]]:
-        counts: Counter[tuple[str, int, int]] = Counter()
-        cached: Counter[tuple[str, int, int]] = Counter()
-        for kind, stage, rows, number, seen in self._shapes():
-            if number[group]:
-                counts[kind, stage, rows], cached[kind, stage, rows] = int(number[group]), int(seen[group])
-        return counts, cached
+        shapes, [number], [cached] = self._shapes(slice(group, group + 1))
+        return Counter(dict(zip(shapes, number.tolist(), strict=True))), Counter(
+            dict(zip(shapes, cached.tolist(), strict=True))
+        )
 
-    def _shapes(self) -> Iterator[tuple[PassKind, int, int, Counts, Counts]]:
-        """Kind, stage and rows of each pass that occurs, with its number of passes [G] and their cached tokens [G]."""
-        nothing = np.zeros_like(self.num_tokens)
-        for drafted in np.flatnonzero(self.drafted.any(axis=0)).tolist():
-            yield "verify", 0, drafted + 1, self.drafted[:, drafted], self.verify_cached[:, drafted]
-            yield "round", 0, drafted, self.drafted[:, drafted], nothing
-        for stage in np.flatnonzero(self.exit_checks.any(axis=0)).tolist():
-            yield "exit", stage, 1, self.exit_checks[:, stage], nothing
-        for stage, rows in np.argwhere(self.segments.any(axis=0)).tolist():
-            yield "segment", stage, rows, self.segments[:, stage, rows], self.segments_cached[:, stage, rows]
+    def _shapes(self, groups: slice) -> tuple[list[tuple[PassKind, int, int]], Counts, Counts]:
+        """Kind, stage and rows of each pass that occurs in some of the G, with their numbers and their cached tokens.
+
+        Of S shapes: [G, S] each.
+        """
+        drafted, checks, segments = self.drafted[groups], self.exit_checks[groups], self.segments[groups]
+        lengths, stages = np.flatnonzero(drafted.any(axis=0)), np.flatnonzero(checks.any(axis=0))
+        segment_stages, segment_rows = np.nonzero(segments.any(axis=0))
+        shapes: list[tuple[PassKind, int, int]] = [("verify", 0, length + 1) for length in lengths.tolist()]
+        shapes += [("segment", *one) for one in zip(segment_stages.tolist(), segment_rows.tolist(), strict=True)]
+        shapes += [("round", 0, length) for length in lengths.tolist()]
+        shapes += [("exit", stage, 1) for stage in stages.tolist()]
+        rounds, reads = drafted[:, lengths], segments[:, segment_stages, segment_rows]
+        seen = (self.verify_cached[groups][:, lengths], self.segments_cached[groups][:, segment_stages, segment_rows])
+        nothing = np.zeros((len(drafted), len(lengths) + len(stages)), np.int64)
+        return shapes, np.hstack([rounds, reads, rounds, checks[:, stages]]), np.hstack([*seen, nothing])
 
 
 def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStats, ...]:
@@ -109,24 +111,21 @@ def replay_by_prompt(trace: AcceptanceTrace, policy: ExitPolicy | None) -> Repla
     """What the policy would have done, prompt by prompt and ready to be priced."""
     tape = make_tape(trace, [policy])
     by_prompt = Grouping(num_groups=len(tape.begin), of_column=tape.prompt)
-    return _stack([count_passes(tape, course, by_prompt) for course in run_courses(tape, [policy])], num_prompts=1)
+    return _stack([count_passes(tape, course, by_prompt) for _, course in run_courses(tape, [policy])], num_prompts=1)
 
 
 def replay_many(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
     """What each policy would have done over all prompts together."""
     tape = make_tape(trace, policies)
     together = Grouping(num_groups=1, of_column=None)
-    counts: list[PassTable] = []
-    for start in range(0, len(policies), _POLICIES_IN_STEP):
-        courses = run_courses(tape, policies[start : start + _POLICIES_IN_STEP])
-        counts.extend(count_passes(tape, course, together) for course in courses)
-    return _stack(counts, num_prompts=len(tape.begin))
+    counts = {place: count_passes(tape, course, together) for place, course in run_courses(tape, policies)}
+    return _stack([counts[place] for place in range(len(policies))], num_prompts=len(tape.begin))
 
 
 def block_lengths(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Drafted and accepted tokens of every round, by prompt: what a run must reproduce block by block."""
     tape = make_tape(trace, [policy])
-    (course,) = run_courses(tape, [policy])
+    [(_, course)] = run_courses(tape, [policy])
     blocks = zip(course.drafted.tolist(), course.accepted.tolist(), strict=True)
     by_prompt: list[list[tuple[int, int]]] = [[] for _ in tape.begin]
     for prompt, block in zip(tape.prompt[course.start].tolist(), blocks, strict=True):
@@ -156,11 +155,11 @@ def _stack(tables: Sequence[PassTable], *, num_prompts: int) -> ReplayBatch:
 
 def _join(parts: Sequence[Counts]) -> Counts:
     """Concatenated along the first axis, the last axis padded with zeros."""
-    width = max(part.shape[-1] for part in parts)
-    shape = (sum(len(part) for part in parts), *parts[0].shape[1:-1], width)
-    if parts[0].ndim == 1:
+    widths = {part.shape[-1] for part in parts}
+    if parts[0].ndim == 1 or len(widths) == 1:
         return np.concatenate(parts)
-    joined, start = np.zeros(shape, np.int64), 0
+    joined = np.zeros((sum(map(len, parts)), *parts[0].shape[1:-1], max(widths)), np.int64)
+    start = 0
     for part in parts:
         joined[start : start + len(part), ..., : part.shape[-1]] = part
         start += len(part)

@@ -2,20 +2,27 @@
 
 A segment has processed n tokens. To draft the token of a column it runs over everything known before that column, and n
 becomes that; after a round, n is at most what was known before the new lead. So the rows of its passes follow from the
-columns at which it ran, and from where the next round began.
+columns at which it ran, and from where the next round began:
 
-Letters: C columns, N rounds, T drafted tokens, G groups, E exits or segments, K tokens drafted, R rows.
+- A segment that every token runs through has passes of one row, but for the first after a block accepted in full.
+- A segment that some tokens never reach catches up. The further passes of a block have as many rows as there are columns
+  from one token that reaches it to the next, whatever the block, so blocks are only counted; the first pass of each block
+  is worked out.
+- A self draft hands the block's last token to the verification: it runs through all segments, and answers nothing.
+
+Letters: C columns, N rounds, S of which come to a segment, G groups, E exits or segments, K tokens drafted, R rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perfmodel.courses import Course
-from perfmodel.tape import Counts, Gate, Tape
+from perfmodel.tape import Counts, Depth, Gate, Tape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,151 +46,164 @@ class Grouping:
     num_groups: int
     of_column: Counts | None  # [C]
 
-    def at(self, column: Counts) -> Counts | None:
-        """The groups of some columns; None where there is only one."""
-        return None if self.of_column is None else self.of_column[column]
+    def sums(self, column: Counts, value: Counts) -> Counts:
+        """The values at some columns summed by group. [G]."""
+        if self.of_column is None:
+            return np.array([value.sum()])
+        return np.bincount(self.of_column[column], value, minlength=self.num_groups).astype(np.int64)
+
+    def histogram(self, column: Counts, value: Counts, width: int, weight: Counts | None = None) -> Counts:
+        """How often each value below `width` occurs at some columns, or the sum of its weights, by group. [G, width]."""
+        place = value if self.of_column is None else self.of_column[column] * width + value
+        counts: Counts = np.bincount(place, weight, minlength=self.num_groups * width).astype(np.int64, copy=False)
+        by_group: Counts = counts.reshape(self.num_groups, width)
+        return by_group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Tokens:
-    """What a draft processed, token by token in the order it ran.
+class _Passes:
+    """Passes of a segment by their rows, and the cached tokens before them."""
 
-    A self draft hands the block's last token to the verification: it runs through all segments, and answers nothing.
-    """
+    number: Counts  # [G, R]
+    cached: Counts  # [G, R]
 
-    round: Counts  # [T]
-    column: Counts  # [T]
-    depth: NDArray[np.uint8]  # [T]; the deepest segment it ran through
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Span:
+    """The rounds that come as deep as some exit, and their tokens that do: first, ..., past - 1 of that depth."""
+
+    depth: Depth
+    came: Counts  # [S]; rounds
+    start: Counts  # [S]; their first columns
+    first: Counts  # [S]
+    past: Counts  # [S]
 
 
 def count_passes(tape: Tape, course: Course, grouping: Grouping) -> PassTable:
     """Count the passes of a policy's rounds."""
-    num_groups, group = grouping.num_groups, grouping.at(course.start)
-    drafted, verify_cached = _histogram(group, course.drafted, tape.known[course.start] - 1, num_groups)
-    accepted = _frequencies(group, course.accepted, num_groups, width=drafted.shape[1])
-    exits_taken = exit_checks = np.zeros((num_groups, len(tape.exit_layers)), np.int64)
-    segments = segments_cached = exit_checks[:, :, None]
+    start, drafted = course.start, course.drafted
+    width = int(drafted.max()) + 1
+    rounds = _Passes(
+        number=grouping.histogram(start, drafted, width),
+        cached=grouping.histogram(start, drafted, width, tape.known.take(start) - 1),
+    )
+    segments = segments_cached = np.zeros((grouping.num_groups, len(tape.exit_layers), 1), np.int64)
+    checks = segments[:, :, 0]
     if course.gate:
-        tokens = _tokens(tape, course, course.gate)
-        exits_taken = _exits_taken(tape, course, course.gate, tokens, grouping)
-        exit_checks = _exit_checks(course.gate, exits_taken)
-        segments, segments_cached = _segment_passes(tape, course, course.gate, tokens, grouping)
+        spans = [_span(course, depth) for depth in course.gate.depths]
+        checks = _exit_checks(tape, course.gate, spans, rounds, grouping)
+        segments, segments_cached = _join(
+            list(_segments(tape, course, course.gate, spans, rounds, grouping)), len(tape.exit_layers)
+        )
     return PassTable(
-        num_tokens=_sums(grouping.at(tape.begin), tape.end - tape.begin, num_groups),
-        drafted=drafted,
-        accepted=accepted,
-        verify_cached=verify_cached,
-        exit_checks=exit_checks,
-        exits_taken=exits_taken,
+        num_tokens=grouping.sums(tape.begin, tape.end - tape.begin),
+        drafted=rounds.number,
+        accepted=grouping.histogram(start, course.accepted, width),
+        verify_cached=rounds.cached,
+        exit_checks=checks,
+        exits_taken=_exits_taken(checks, course.gate),
         segments=segments,
         segments_cached=segments_cached,
     )
 
 
-def _tokens(tape: Tape, course: Course, gate: Gate) -> _Tokens:
-    """The drafted tokens, and for a self draft each round's pushed one; none where every token does the same."""
-    per_round = course.drafted + 1 if tape.is_self_draft else course.drafted
-    if not tape.is_self_draft and len(gate.looked) == 1:
-        per_round = np.zeros_like(per_round)
-    past = np.cumsum(per_round)
-    column = np.arange(past[-1]) + np.repeat(course.start - past + per_round, per_round)
-    depth = gate.left_at[column]
-    if tape.is_self_draft:
-        depth[past - 1] = len(tape.exit_layers) - 1
-    return _Tokens(round=np.repeat(np.arange(len(past)), per_round), column=column, depth=depth)
+def _span(course: Course, depth: Depth) -> _Span:
+    first, past = depth.before.take(course.start), depth.before.take(course.past)
+    came = np.flatnonzero(past > first)
+    return _Span(depth=depth, came=came, start=course.start.take(came), first=first.take(came), past=past.take(came))
 
 
-def _exits_taken(tape: Tape, course: Course, gate: Gate, tokens: _Tokens, grouping: Grouping) -> Counts:
-    """Drafted tokens by the exit they left at. [G, E]."""
-    num_groups, group = grouping.num_groups, grouping.at(course.start)
-    if len(gate.looked) == 1:
-        taken = np.zeros((num_groups, len(tape.exit_layers)), np.int64)
-        taken[:, gate.looked[0]] = _sums(group, course.drafted, num_groups)
-        return taken
-    taken = _frequencies(grouping.at(tokens.column), tokens.depth, num_groups, width=len(tape.exit_layers))
-    if tape.is_self_draft:
-        taken[:, -1] -= _sums(group, np.ones_like(course.start), num_groups)
-    return taken
-
-
-def _exit_checks(gate: Gate, exits_taken: Counts) -> Counts:
-    """A token checks every looked-at exit up to the one it leaves at. [G, E]."""
-    checks = np.zeros_like(exits_taken)
-    for exit_id in gate.looked:
-        checks[:, exit_id] = exits_taken[:, exit_id:].sum(axis=1)
+def _exit_checks(tape: Tape, gate: Gate, spans: Sequence[_Span], rounds: _Passes, grouping: Grouping) -> Counts:
+    """Drafted tokens that came to each looked-at exit. [G, E]."""
+    checks = np.zeros((grouping.num_groups, len(tape.exit_layers)), np.int64)
+    checks[:, gate.looked[0]] = rounds.number @ np.arange(rounds.number.shape[1])
+    for exit_id, span in zip(gate.looked[1:], spans, strict=True):
+        checks[:, exit_id] = grouping.sums(span.start, span.past - span.first)
     return checks
 
 
-def _segment_passes(tape: Tape, course: Course, gate: Gate, tokens: _Tokens, grouping: Grouping) -> tuple[Counts, Counts]:
-    """Passes by segment and rows, and the cached tokens before them. [G, E, R]."""
-    num_groups, num_exits = grouping.num_groups, len(tape.exit_layers)
-    always = _passes_of_every_token(tape, course, grouping)
-    tables = [always] * (gate.looked[0] + 1)
-    deepest = num_exits - 1 if tape.is_self_draft else gate.looked[-1]
-    tables += [_passes_at_depth(tape, course, tokens, stage, grouping) for stage in range(gate.looked[0] + 1, deepest + 1)]
-    width = max(passes.shape[1] for passes, _ in tables)
-    segments, cached = np.zeros((2, num_groups, num_exits, width), np.int64)
-    for stage, (passes, seen) in enumerate(tables):
-        segments[:, stage, : passes.shape[1]] = passes
-        cached[:, stage, : passes.shape[1]] = seen
-    return segments, cached
+def _exits_taken(checks: Counts, gate: Gate | None) -> Counts:
+    """A token leaves at the exit after which it comes to no other. [G, E]."""
+    taken = checks.copy()
+    for exit_id, deeper in pairwise(gate.looked if gate else ()):
+        taken[:, exit_id] -= checks[:, deeper]
+    return taken
 
 
-def _passes_of_every_token(tape: Tape, course: Course, grouping: Grouping) -> tuple[Counts, Counts]:
-    """Passes of a segment that every token runs through. [G, R].
+def _segments(
+    tape: Tape, course: Course, gate: Gate, spans: Sequence[_Span], rounds: _Passes, grouping: Grouping
+) -> Iterator[_Passes]:
+    """The passes of each segment, as far down as any token goes."""
+    yield from [_passes_of_every_token(tape, course, rounds, grouping)] * (gate.looked[0] + 1)
+    for (above, exit_id), span in zip(pairwise(gate.looked), spans, strict=True):
+        yield from [_passes_of_some_tokens(tape, course, span, grouping)] * (exit_id - above)
+    if tape.is_self_draft:  # one pass a round over its block and lead, as in the verification
+        wider = ((0, 0), (1, 0))
+        pushed = _Passes(number=np.pad(rounds.number, wider), cached=np.pad(rounds.cached, wider))
+        yield from [pushed] * (len(tape.exit_layers) - 1 - gate.looked[-1])
 
-    A round begins with one row, or with two when the round before it was accepted in full and so left its last drafted
-    token unprocessed (a self draft has pushed it in the verification). Every further token is one row.
+
+def _passes_of_every_token(tape: Tape, course: Course, rounds: _Passes, grouping: Grouping) -> _Passes:
+    """Passes of a segment that every token runs through: one row each, k tokens in a round that drafted k. [G, 3].
+
+    A block accepted in full leaves its last token unprocessed, so that the next one's first pass has two rows, the first
+    of which is no longer cached. A self draft has pushed that token in the verification, as one more token of the round.
     """
-    num_groups, per_round = grouping.num_groups, course.drafted + 1 if tape.is_self_draft else course.drafted
-    first_rows = np.ones_like(per_round)
+    tokens = np.arange(rounds.number.shape[1]) + tape.is_self_draft
+    number, cached = np.zeros((2, grouping.num_groups, 3), np.int64)
+    number[:, 1] = rounds.number @ tokens
+    cached[:, 1] = rounds.cached @ tokens + rounds.number @ (tokens * (tokens - 1) // 2)
     if not tape.is_self_draft:
-        is_full = (course.drafted == course.accepted)[:-1] & (np.diff(tape.prompt[course.start]) == 0)
-        first_rows[1:] += is_full
-    ran = per_round > 0
-    group, further = grouping.at(course.start[ran]), per_round[ran] - 1
-    lead = tape.known[course.start[ran]] - 1
-    passes, cached = _histogram(group, first_rows[ran], lead + 1 - first_rows[ran], num_groups, least_width=2)
-    passes[:, 1] += _sums(group, further, num_groups)
-    cached[:, 1] += _sums(group, further * lead + further * (further + 1) // 2, num_groups)
-    return passes, cached
+        is_after_full = (course.start[1:] == course.past[:-1] + 1) & (course.drafted[1:] > 0)
+        after_full = course.start.take(np.flatnonzero(is_after_full) + 1)
+        number[:, 2] = grouping.sums(after_full, np.ones_like(after_full))
+        one_row = grouping.sums(after_full, tape.known[after_full] - 1)
+        cached[:, 2] = one_row - number[:, 2]
+        number[:, 1] -= number[:, 2]
+        cached[:, 1] -= one_row
+    return _Passes(number=number, cached=cached)
 
 
-def _passes_at_depth(tape: Tape, course: Course, tokens: _Tokens, stage: int, grouping: Grouping) -> tuple[Counts, Counts]:
-    """Passes of a segment that only the tokens that did not leave before it run through. [G, R]."""
-    here = np.flatnonzero(tokens.depth >= stage)
-    column, of_round = tokens.column[here], tokens.round[here]
-    kept = np.append(course.start[1:], 0)[of_round] - 1  # what a rollback after the round leaves, at most
-    same_round = of_round[1:] == of_round[:-1]
-    processed = np.empty_like(column)
-    processed[1:] = np.where(same_round, column[:-1], np.minimum(column[:-1], kept[:-1]))
-    first_round = np.searchsorted(course.start, tape.begin)
-    first_token = np.searchsorted(of_round, first_round)
-    is_found = first_token < len(column)
-    # A prompt that never came here points at the next one's first token, whose own entry is written after it.
-    processed[first_token[is_found]] = tape.begin[is_found] - 1
-    rows = column - processed
-    return _histogram(grouping.at(column), rows, tape.known[column] - rows, grouping.num_groups)
+def _passes_of_some_tokens(tape: Tape, course: Course, span: _Span, grouping: Grouping) -> _Passes:
+    """Passes of a segment that only the tokens of this depth run through. [G, R]."""
+    column, last = span.depth.column.take(span.first), span.depth.column.take(span.past - 1)
+    parts = [(column, column - _processed(tape, course, span, last), np.ones_like(column)), _further_passes(span)]
+    if tape.is_self_draft:
+        done = course.start - 1
+        done[span.came] = last
+        parts.append((course.past, course.past - done, np.ones_like(done)))
+    column, rows, times = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    width = int(rows.max(initial=0)) + 1
+    return _Passes(
+        number=grouping.histogram(column, rows, width, times),
+        cached=grouping.histogram(column, rows, width, times * (tape.known.take(column) - rows)),
+    )
 
 
-def _histogram(
-    group: Counts | None, value: Counts, weight: Counts, num_groups: int, *, least_width: int = 1
-) -> tuple[Counts, Counts]:
-    """How often each value occurs in each group, and the sum of its weights. [G, values]."""
-    width = max(int(value.max(initial=0)) + 1, least_width)
-    place, size = value if group is None else group * width + value, num_groups * width
-    number = np.bincount(place, minlength=size).reshape(num_groups, width)
-    return number, np.bincount(place, weight, minlength=size).astype(np.int64).reshape(num_groups, width)
+def _processed(tape: Tape, course: Course, span: _Span, last: Counts) -> Counts:
+    """Last column that the segment had processed when each round of the span began; `last`: of its own tokens. [S]."""
+    if tape.is_self_draft:
+        return span.start - 1
+    left = np.minimum(last, span.start + course.accepted.take(span.came))  # by the rollback after each round
+    processed = tape.first.take(span.start) - 1
+    np.maximum(processed[1:], left[:-1], out=processed[1:])
+    return processed
 
 
-def _frequencies(group: Counts | None, value: Counts | NDArray[np.uint8], num_groups: int, *, width: int) -> Counts:
-    """How often each value below `width` occurs in each group. [G, values]."""
-    place = value if group is None else group * width + value
-    return np.bincount(place, minlength=num_groups * width).reshape(num_groups, width)
+def _further_passes(span: _Span) -> tuple[Counts, Counts, Counts]:
+    """Column, rows and number of all passes but the first of each block: those after token `first` and before `past`."""
+    size = len(span.depth.column) + 1
+    times = (np.bincount(span.first + 1, minlength=size) - np.bincount(span.past, minlength=size)).cumsum()[:-1]
+    ran = np.flatnonzero(times > 0)
+    column = span.depth.column.take(ran)
+    return column, column - span.depth.column.take(ran - 1), times.take(ran)
 
 
-def _sums(group: Counts | None, value: Counts, num_groups: int) -> Counts:
-    """The sum of the values in each group. [G]."""
-    if group is None:
-        return np.array([value.sum()])
-    return np.bincount(group, value, minlength=num_groups).astype(np.int64)
+def _join(segments: list[_Passes], num_segments: int) -> tuple[Counts, Counts]:
+    """All segments as one array of their numbers and one of their cached tokens. [G, E, R]."""
+    width = max(passes.number.shape[1] for passes in segments)
+    number, cached = np.zeros((2, len(segments[0].number), num_segments, width), np.int64)
+    for stage, passes in enumerate(segments):
+        number[:, stage, : passes.number.shape[1]] = passes.number
+        cached[:, stage, : passes.number.shape[1]] = passes.cached
+    return number, cached
