@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import common  # noqa: F401 makes the checkout importable
 import numpy as np
 
 from perfmodel.halves import Half

@@ -46,7 +46,7 @@ from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "prediction"
 SEED = 20260706
-CALIBRATION_TOKENS = 144
+CALIBRATION_TOKENS = 128
 """More than is written in any evaluation, so that no backlog is longer than those profiled."""
 FIRST_SLICES = 4
 """Slices of pass times before the first repeat, so that every turn of the grid was taken before policies are priced."""
@@ -70,20 +70,20 @@ class Size:
 FULL = Size(
     targets=("ref-target-16", "ref-target-32"),
     samplings=(GREEDY, SAMPLED),
-    configs_per_pair=12,
+    configs_per_pair=11,
     num_prompts=6,
-    num_repeats=6,
+    num_repeats=5,
     max_new_tokens=96,
-    slice_s=8.0,
+    slice_s=12.0,
 )
 QUICK = Size(
     targets=("ref-target-16",),
     samplings=(GREEDY,),
     configs_per_pair=6,
     num_prompts=3,
-    num_repeats=4,
-    max_new_tokens=48,
-    slice_s=2.5,
+    num_repeats=3,
+    max_new_tokens=64,
+    slice_s=3.0,
 )
 
 

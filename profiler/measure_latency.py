@@ -1,8 +1,9 @@
 """Seconds of every pass, taken inside the running loop: real rounds over a grid of policies, plain decoding between them.
 
-Each turn takes one policy and one place in one text, and decodes the same few tokens twice from there: speculating and
+Each turn takes one policy and one place in one text, and decodes an output's length twice from there: speculating and
 plainly, in random order. So both kinds of passes are spread over the same stretch of time, and a clock that drifts
-divides out of the speedup. The rounds right after a prompt's pass are warm-up and dropped.
+divides out of the speedup. The first turn of all is warm-up and dropped; the cold rounds after each prompt are kept, as
+every real output has them too.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from perfmodel.passes import PassSamples
 from perfmodel.policy import ExitPolicy
 from perfmodel.units import Seconds, Tokens
 from profiler.grid import TURN_TOKENS, PassKey, Turn
-from profiler.pass_log import PassLog, lacking_passes, without_warm_up
+from profiler.pass_log import PassLog, lacking_passes
 
 Decode = Callable[[ExitPolicy | None, Sequence[int], Tokens], PassSamples]
 """Runs the runtime on token ids for so many new tokens, under a policy or plainly, and returns every pass it made."""
 
-ENOUGH_SAMPLES = 60
+ENOUGH_SAMPLES = 200
 """Samples after which a pass needs no more turns; common passes get hundreds."""
-WARM_UP_ROUNDS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +101,7 @@ def measure_latency(
         on_turn: told before every turn how long this has taken and how many needed passes still lack samples.
         clock: a monotonic clock in seconds.
     """
+    _take_turn(decode, grid[-1], texts, PassLog(), rng)
     turns = Turns(grid, rng)
     start_s = clock()
     while True:
@@ -122,9 +123,9 @@ def _take_turn(decode: Decode, turn: Turn, texts: Sequence[Text], log: PassLog, 
     made: Counter[PassKey] = Counter()
     for is_plain in rng.permutation([True, False]):
         if is_plain:
-            log.add(without_warm_up(decode(None, prompt_ids, min(turn.new_tokens, TURN_TOKENS)), WARM_UP_ROUNDS))
+            log.add(decode(None, prompt_ids, min(turn.new_tokens, TURN_TOKENS)))
         else:
-            made = log.add(without_warm_up(decode(turn.policy, prompt_ids, turn.new_tokens), WARM_UP_ROUNDS))
+            made = log.add(decode(turn.policy, prompt_ids, turn.new_tokens))
     return made
 
 

@@ -100,17 +100,6 @@ def keys_label(keys: Iterable[PassKey]) -> str:
     return ", ".join(parts)
 
 
-def without_warm_up(samples: PassSamples, num_rounds: int) -> PassSamples:
-    """The passes after the first rounds of one generation; prefill passes stay. A round ends with its `round` pass."""
-    ended = 0
-    kept = []
-    for row in rows_of(samples):
-        if row[0] == "prefill" or ended >= num_rounds:
-            kept.append(row)
-        ended += row[0] == "round"
-    return samples_of(kept)
-
-
 def thinned(items: Sequence[int], most: int) -> list[int]:
     """At most so many of the items, evenly spread over them."""
     if len(items) <= most:

@@ -80,7 +80,7 @@ def test_long_turns_push_shorter_backlogs_too() -> None:
 
 def test_a_draft_of_one_exit_has_no_backlog_to_make() -> None:
     assert {turn.policy.exit_layers for turn in grid_of(0, (6,))} == {(6,)}
-    assert {turn.new_tokens for turn in grid_of(0, (6,))} == {32}
+    assert {turn.new_tokens for turn in grid_of(0, (6,))} == {120}
 
 
 def test_a_grid_is_the_same_for_the_same_seed() -> None:

@@ -16,7 +16,6 @@ from profiler.pass_log import (
     samples_of,
     thinned,
     unsteady_passes,
-    without_warm_up,
 )
 from tests.profiler.fake_runtime import VERIFY_ROW_S, VERIFY_S, FakeRuntime
 
@@ -77,7 +76,7 @@ def test_each_turn_decodes_from_one_place_with_and_without_a_draft_in_both_order
     runtime = FakeRuntime()
     run(runtime, turns_of(*range(1, 13)), set(), Budget(seconds=1e9), PassLog())
     turns = list(zip(runtime.calls[::2], runtime.calls[1::2], strict=True))
-    assert len(turns) == 12
+    assert len(turns) == 1 + 12  # the first is warm-up
     assert all(first[1:] == second[1:] for first, second in turns)
     assert {first[0] is None for first, _ in turns} == {True, False}
     assert all((first[0] is None) != (second[0] is None) for first, second in turns)
@@ -96,8 +95,8 @@ def test_a_turn_of_one_text_comes_first_and_starts_at_the_end_of_its_prompt() ->
     runtime = FakeRuntime()
     grid = [*turns_of(1, 2, 3), Turn(policy=fixed(1), new_tokens=60, text=1)]
     run(runtime, grid, set(), Budget(seconds=1e9), PassLog())
-    assert {prompt for _, prompt, _ in runtime.calls[:2]} == {tuple(range(30))}
-    assert {(policy is None, new_tokens) for policy, _, new_tokens in runtime.calls[:2]} == {(True, 32), (False, 60)}
+    assert {prompt for _, prompt, _ in runtime.calls[2:4]} == {tuple(range(30))}
+    assert {(policy is None, new_tokens) for policy, _, new_tokens in runtime.calls[2:4]} == {(True, 60), (False, 60)}
 
 
 def test_after_the_first_time_the_policy_that_makes_what_is_lacking_is_chosen() -> None:
@@ -110,12 +109,11 @@ def test_after_the_first_time_the_policy_that_makes_what_is_lacking_is_chosen() 
     assert [turns.next({rare}) for _ in range(5)] == [1] * 5
 
 
-def test_warm_up_rounds_are_dropped_and_the_prompt_s_pass_is_kept() -> None:
-    samples = FakeRuntime().decode(fixed(2), range(10), 9)
-    kept = without_warm_up(samples, 1)
-    assert kept.kind[0] == "prefill"
-    assert kept.kind.count("round") == samples.kind.count("round") - 1
-    assert kept.kind.count("verify") == samples.kind.count("verify") - 1
+def test_the_first_turn_is_warm_up_and_not_kept() -> None:
+    runtime, log = FakeRuntime(), PassLog()
+    run(runtime, turns_of(2), set(), Budget(seconds=1e9), log)
+    assert len(runtime.calls) == 4
+    assert sum(number for key, number in log.counts.items() if key.kind == "prefill") == 2
 
 
 def test_thinning_keeps_both_ends_and_spreads_evenly() -> None:
