@@ -7,7 +7,7 @@ from pathlib import Path
 import common  # noqa: F401 makes the checkout importable
 import numpy as np
 
-from perfmodel.halves import Half
+from perfmodel.halves import Split
 from perfmodel.latency import LatencyModel, MeasuredLatency
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats
@@ -53,7 +53,7 @@ class Arm:
 def job_of(
     pair: Pair,
     sampling: Sampling,
-    half: Half,
+    split: Split,
     prompts_path: Path,
     *,
     num_prompts: int,
@@ -61,8 +61,8 @@ def job_of(
     draft_cap: int,
     seed: int,
 ) -> Job:
-    """Some prompts of one half, to be profiled, traced or decoded."""
-    prompts = chosen_prompts(read_prompts(prompts_path), half, num_prompts)
+    """Some prompts of a split, to be profiled, traced or decoded."""
+    prompts = chosen_prompts(read_prompts(prompts_path), split, num_prompts)
     return Job(
         pair=pair,
         prompts=encode_prompts(pair, prompts, max_new_tokens=max_new_tokens),

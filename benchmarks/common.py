@@ -42,6 +42,7 @@ def finish(
     driver: str | None = None,
     seed: int | None = None,
     inputs: Mapping[str, str] | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> None:
     """End a benchmark: keep the result with its provenance, then print it as the last line of stdout.
 
@@ -53,12 +54,13 @@ def finish(
         driver: its driver's version.
         seed: the seed of everything random.
         inputs: SHA-256 of what went in, by role.
+        details: what the result was summed up from; kept in the file only.
     """
     from perfmodel.disk import write_atomically
     from perfmodel.provenance import make_provenance
 
     provenance = make_provenance(libraries=libraries, device=device, driver=driver, seed=seed, inputs=inputs)
-    kept = {"benchmark": name, "provenance": asdict(provenance), "result": dict(result)}
+    kept = {"benchmark": name, "provenance": asdict(provenance), "result": dict(result), "details": dict(details or {})}
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(kept, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(RESULTS / f"{name}.json", text.encode("utf-8"))

@@ -28,6 +28,7 @@ from arms import Arm, Models, empty_arms, job_of, measure_once, models_of, recor
 from common import finish, make_parser, median, one_thread, quantile
 from configurations import CAPS, configurations
 
+from calibrate.plots import PredictedPoint, predicted_against_measured
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.errors import OutOfDomain
 from perfmodel.estimate import Speedup, estimate, pass_seconds
@@ -118,6 +119,23 @@ class Outcome:
     def latency_error_frac(self) -> float:
         """The same, acceptance known."""
         return self.from_measured_rounds / self.measured - 1
+
+    @property
+    def as_json(self) -> dict[str, str | float]:
+        """What was said and what was found."""
+        said = self.predicted.speedup
+        return {
+            "pair": self.pair,
+            "policy": self.policy.label,
+            "predicted_speedup": said.value,
+            "predicted_low": said.low,
+            "predicted_high": said.high,
+            "planned_speedup": self.planned.speedup.value,
+            "measured_speedup": self.measured,
+            "speedup_noise_frac": abs(self.half_frac) / 2,
+            "latency_error_frac": self.latency_error_frac,
+            "acceptance_error_frac": self.acceptance_error_frac,
+        }
 
 
 def outcome(
@@ -237,6 +255,27 @@ def result_of(outcomes: Sequence[Outcome]) -> dict[str, float | int]:
     }
 
 
+def draw(outcomes: Sequence[Outcome], path: Path) -> None:
+    """The figure of README.md."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 5), layout="constrained")
+    points = [
+        PredictedPoint(
+            pair=one.pair,
+            predicted=one.predicted.speedup.value,
+            measured=one.measured,
+            measured_noise_frac=abs(one.half_frac) / 2,
+        )
+        for one in outcomes
+    ]
+    predicted_against_measured(points, axis, median_error_frac=median(abs(one.error_frac) for one in outcomes))
+    figure.savefig(path, dpi=120)
+
+
 def _coverage(said: Sequence[Speedup], outcomes: Sequence[Outcome]) -> float:
     """Share of the configurations whose measured speedup lies in the interval that was said."""
     inside = [one.speedup.low <= found.measured <= one.speedup.high for one, found in zip(said, outcomes, strict=True)]
@@ -256,7 +295,10 @@ def run(args: argparse.Namespace) -> int:
             outcomes += outcomes_of_pair(pair, sampling, size, prompts, profile_first=args.profile_first, seed=seed)
     facts = device_facts(pair.device)
     print_out(outcome_table(outcomes))
-    finish(NAME, result_of(outcomes), libraries=("torch", "numpy"), device=facts.label, seed=SEED)
+    if args.figure is not None:
+        draw(outcomes, args.figure)
+    details = {"configs": [one.as_json for one in outcomes]}
+    finish(NAME, result_of(outcomes), libraries=("torch", "numpy"), device=facts.label, seed=SEED, details=details)
     return 0
 
 
@@ -264,6 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
     parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw measured over predicted speedups here")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
     parser.add_argument("--profile-first", action="store_true", help="take all pass times before anything is measured")
     add_verbose_flag(parser)

@@ -64,9 +64,9 @@ class Size:
 
 FULL = Size(
     targets=("ref-target-16", "ref-target-32"),
-    num_others=36,
+    num_others=24,
     num_prompts=6,
-    num_repeats=4,
+    num_repeats=2,
     max_new_tokens=96,
     budget_s=60.0,
 )

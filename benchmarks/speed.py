@@ -64,7 +64,7 @@ class Size:
     """For the pass times the plan rests on."""
 
 
-FULL = Size(targets=("ref-target-16", "ref-target-32"), num_prompts=8, num_repeats=2, max_new_tokens=96, budget_s=60.0)
+FULL = Size(targets=("ref-target-16", "ref-target-32"), num_prompts=8, num_repeats=1, max_new_tokens=96, budget_s=60.0)
 QUICK = Size(targets=("ref-target-16",), num_prompts=2, num_repeats=1, max_new_tokens=48, budget_s=8.0)
 
 

@@ -24,6 +24,7 @@ from profiler.pass_log import lacking_passes
 from profiler.prompts import chosen_prompts
 from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
 from profiler.show import acceptance_table, distinct_line, energy_line, latency_table, understood, warnings_of
+from s2d.device import check_device
 from s2d.pair import encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, read_prompts
 
@@ -174,7 +175,4 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise UserInputError(f"{name} {value}: expected at least 1")
     if args.budget < 0:
         raise UserInputError(f"--budget {args.budget:g}: expected 0 seconds or more")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserInputError(
-            f"--device {args.device}: torch finds no CUDA device here. Give --device cpu, or install its CUDA build"
-        )
+    check_device(args.device)

@@ -86,13 +86,14 @@ def _add_draft_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", action="append", default=[], metavar="DIR", help="distil from this target; may be repeated"
     )
-    parser.add_argument("--distill-frac", type=float, default=0.9, metavar="FRAC", help="share of distillation (default 0.9)")
+    parser.add_argument("--distill-frac", type=_frac, default=0.9, metavar="FRAC", help="share of distillation (default 0.9)")
     parser.add_argument("--steps", type=_positive, default=1000, metavar="STEPS", help="optimizer steps (default 1000)")
     parser.add_argument("--batch-sequences", type=_positive, default=8, metavar="SEQUENCES", help="per step (default 8)")
     parser.add_argument("--sequence-tokens", type=_positive, default=512, metavar="TOKENS", help="per sequence (default 512)")
     parser.add_argument("--matrix-lr", type=float, default=0.01, metavar="RATE", help="Muon's, for matrices (default 0.01)")
     parser.add_argument("--vector-lr", type=float, default=1e-3, metavar="RATE", help="AdamW's, for the rest (default 0.001)")
     parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of batches (default 0)")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the draft goes; must not exist")
     add_verbose_flag(parser)
 
@@ -148,6 +149,7 @@ def _train_draft(args: argparse.Namespace) -> int:
             settings,
             args.output,
             teacher_names=args.teacher,
+            device=args.device,
             on_step=on_step,
         )
     exits = "/".join(map(str, args.exits))
@@ -166,6 +168,16 @@ def _positive(text: str) -> int:
     value = int(text) if text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return value
+
+
+def _frac(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 

@@ -5,9 +5,20 @@ from pathlib import Path
 
 import torch
 
+from perfmodel.errors import UserInputError
 from perfmodel.profile import DeviceKey, Dtype
 
 _CPU_INFO = Path("/proc/cpuinfo")
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        UserInputError: a CUDA device, and there is none.
+    """
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserInputError(f"--device {name}: torch finds no CUDA device here. Give --device cpu, or install its CUDA build")
 
 
 def device_key(device: torch.device, dtype: Dtype) -> DeviceKey:

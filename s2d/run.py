@@ -61,7 +61,7 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
     )
     if args.output is not None:
         write_atomically(args.output, text.encode())
-        print_err(f"wrote {args.output}; next: s2d-compare {args.plan} {args.output}")
+        print_err(f"wrote {args.output}; next: s2d-compare --plan {args.plan} --report {args.output}")
     if args.json:
         print_out(text, end="")
     else:

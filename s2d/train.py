@@ -215,9 +215,9 @@ def train_step(
     distill_frac: float,
 ) -> list[float]:
     """One optimizer step on the mean loss over the exits; returns the loss of each, in nats per token."""
-    inputs, labels = batch.token_ids[:, :-1], batch.token_ids[:, 1:]
-    device = model.device.type
-    with torch.autocast(device, dtype=torch.bfloat16):
+    token_ids = batch.token_ids.to(model.device)
+    inputs, labels = token_ids[:, :-1], token_ids[:, 1:]
+    with torch.autocast(model.device.type, dtype=torch.bfloat16):
         teacher_logits = None
         if batch.teacher is not None:
             with torch.no_grad():

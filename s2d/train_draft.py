@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from perfmodel.errors import BadFile, UserInputError
 from s2d.checkpoint import layer_of
+from s2d.device import check_device
 from s2d.load import check_same_vocabulary, find_model, load_tokenizer
 from s2d.sidecar import Sidecar, write_sidecar
 from s2d.train import Batch, TrainSettings, load_trainable, train_sorted, windows
@@ -76,6 +77,7 @@ def train_draft(
     output: Path,
     *,
     teacher_names: Sequence[str],
+    device: str,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
     """Train a nested draft on texts and save it, with its tokenizer and sidecar, as a Hugging Face folder.
@@ -87,11 +89,14 @@ def train_draft(
         settings: how long and how fast.
         output: the folder to make.
         teacher_names: targets whose distributions the draft is distilled from, in turns; none trains on the text alone.
+        device: torch's name for where to train.
+        on_step: told every finished step and its loss.
 
     Raises:
         UserInputError: fewer tokens than one training sequence.
         KeyboardInterrupt: after the state so far was written to `<output>.partial`; run again to go on.
     """
+    check_device(device)
     torch.manual_seed(settings.seed)
     tokenizer = load_tokenizer(find_model(target_name))
     tokens = _joined_tokens(tokenizer, texts)
@@ -100,8 +105,8 @@ def train_draft(
             f"the texts hold {len(tokens)} tokens and one training sequence takes {settings.sequence_tokens + 1}: "
             "give more text with --text, or a smaller --sequence-tokens"
         )
-    draft = first_layers(load_trainable(target_name), exit_layers[-1])
-    teachers = [load_trainable(name) for name in teacher_names]
+    draft = first_layers(load_trainable(target_name), exit_layers[-1]).to(device)
+    teachers = [load_trainable(name).to(device) for name in teacher_names]
     for name in teacher_names:
         check_same_vocabulary(tokenizer, load_tokenizer(find_model(name)))
     partial = output.with_name(output.name + ".partial")
