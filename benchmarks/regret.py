@@ -45,6 +45,8 @@ from s2d.prompts import FAMILY_PROMPTS
 NAME = "regret"
 SEED = 20260709
 
+CALIBRATION_PROMPTS = 24
+"""What `s2d-profile` takes by default."""
 CALIBRATION_TOKENS = 144
 """More than is written in any evaluation, so that no backlog is longer than those profiled."""
 
@@ -64,9 +66,9 @@ class Size:
 
 FULL = Size(
     targets=("ref-target-16", "ref-target-32"),
-    num_others=24,
-    num_prompts=6,
-    num_repeats=2,
+    num_others=20,
+    num_prompts=8,
+    num_repeats=1,
     max_new_tokens=96,
     budget_s=60.0,
 )
@@ -196,9 +198,9 @@ def measured_arms(job: Job, policies: Sequence[ExitPolicy], num_repeats: int) ->
 
 def result_of_pair(pair: Pair, size: Size, prompts_path: Path) -> PairResult:
     """Plan on the calibration prompts, measure on the evaluation prompts."""
-    job = partial(job_of, pair, GREEDY, num_prompts=size.num_prompts, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
-    calibration = job("calibration", prompts_path, max_new_tokens=CALIBRATION_TOKENS)
-    evaluation = job("evaluation", prompts_path, max_new_tokens=size.max_new_tokens)
+    job = partial(job_of, pair, GREEDY, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
+    calibration = job("calibration", prompts_path, num_prompts=CALIBRATION_PROMPTS, max_new_tokens=CALIBRATION_TOKENS)
+    evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts, max_new_tokens=size.max_new_tokens)
     print_err(f"{pair.label}: pass times on {len(calibration.prompts)} calibration prompts, about {size.budget_s:.0f} s")
     log = PassLog()
     fill_log(calibration, log, Budget(seconds=size.budget_s))

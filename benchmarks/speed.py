@@ -41,6 +41,7 @@ from s2d.load import export_exit, find_model
 from s2d.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, read_prompts
 from s2d.run import check_made_for
+from s2d.train import load_trainable
 
 NAME = "speed"
 SEED = 20260811
@@ -113,12 +114,12 @@ def lean_arms(pair: Pair, policy: ExitPolicy | None, prompts: Sequence[EncodedPr
 
 def transformers_arms(pair: Pair, exits_folder: Path, max_new_tokens: int) -> dict[str, Write]:
     """`generate`, and assisted generation over the grid of exits and settings."""
-    target = LlamaForCausalLM.from_pretrained(pair.target.folder, dtype=torch.float32).eval()
+    target = load_trainable(pair.target.folder)
     arms = {HF_GENERATE: transformers_arm(target, pair, max_new_tokens)}
     for layer in pair.geometry.exit_layers:
         folder = exits_folder / f"{pair.target.geometry.name}-{layer}"
         export_exit(pair.draft.folder, layer, folder)
-        assistant = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        assistant = load_trainable(str(folder))
         for setting in ASSISTED_SETTINGS:
             write = transformers_arm(target, pair, max_new_tokens, assistant=assistant, setting=setting)
             arms[f"{HF_ASSISTED}, exit {layer}, {setting.name}"] = write
@@ -189,7 +190,7 @@ def plan_policy(pair: Pair, size: Size, prompts_path: Path) -> ExitPolicy | None
         GREEDY,
         "calibration",
         prompts_path,
-        num_prompts=8,
+        num_prompts=24,
         max_new_tokens=size.max_new_tokens,
         draft_cap=MAX_DRAFT_TOKENS,
         seed=SEED,
