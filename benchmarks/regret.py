@@ -46,7 +46,6 @@ NAME = "regret"
 SEED = 20260709
 
 CALIBRATION_PROMPTS = 24
-"""What `s2d-profile` takes by default."""
 CALIBRATION_TOKENS = 144
 """More than is written in any evaluation, so that no backlog is longer than those profiled."""
 

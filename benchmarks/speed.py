@@ -65,6 +65,9 @@ class Size:
     """For the pass times the plan rests on."""
 
 
+CALIBRATION_PROMPTS = 60
+"""The whole calibration half: prompts of few documents would make a plan for those documents."""
+
 FULL = Size(targets=("ref-target-16", "ref-target-32"), num_prompts=8, num_repeats=1, max_new_tokens=96, budget_s=60.0)
 QUICK = Size(targets=("ref-target-16",), num_prompts=2, num_repeats=1, max_new_tokens=48, budget_s=8.0)
 
@@ -190,7 +193,7 @@ def plan_policy(pair: Pair, size: Size, prompts_path: Path) -> ExitPolicy | None
         GREEDY,
         "calibration",
         prompts_path,
-        num_prompts=24,
+        num_prompts=CALIBRATION_PROMPTS,
         max_new_tokens=size.max_new_tokens,
         draft_cap=MAX_DRAFT_TOKENS,
         seed=SEED,

@@ -23,12 +23,12 @@ from calibrate.search import MAX_DRAFT_TOKENS, price_of, search
 from perfmodel.errors import BadFile, OutOfDomain, UserInputError
 from perfmodel.estimate import estimate
 from perfmodel.geometry import KNOWN_MODELS, ModelGeometry, find_draft, find_model, geometry_from_config
-from perfmodel.halves import Split
+from perfmodel.halves import Split, document_of
 from perfmodel.plan import Candidate, Plan, Workload
 from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
 from perfmodel.profile import DeviceKey
 from perfmodel.replay import replay, replay_many
-from perfmodel.rounds import sum_rounds
+from perfmodel.rounds import RoundStats, sum_rounds
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Tokens
 
@@ -230,9 +230,20 @@ def price_candidate(name: str, policy: ExitPolicy | None, trace: AcceptanceTrace
     Raises:
         OutOfDomain: it needs a pass that the latency evidence does not cover.
     """
-    rounds, plain = replay(trace, policy), replay(trace, None)
+    rounds, plain = (rounds_by_document(trace, one) for one in (policy, None))
     speedup = estimate(pricing.draft, pricing.target, rounds, plain)
     return Candidate(name=name, policy=policy, rounds=sum_rounds(rounds), speedup=speedup)
+
+
+def rounds_by_document(trace: AcceptanceTrace, policy: ExitPolicy | None) -> list[RoundStats]:
+    """The replayed rounds of every document that prompts were cut from.
+
+    What an interval draws must be independent, and prompts of one document are not: they are accepted alike.
+    """
+    grouped: dict[str, list[RoundStats]] = {}
+    for prompt, rounds in zip(trace.header.prompts, replay(trace, policy), strict=True):
+        grouped.setdefault(document_of(prompt.name), []).append(rounds)
+    return [sum_rounds(group) for group in grouped.values()]
 
 
 def best_single_exits(trace: AcceptanceTrace, pricing: Pricing) -> list[ExitPolicy]:

@@ -83,7 +83,7 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
         default="calibration",
         help="half of the prompts, by hash of their names: no plan is judged on what it was fitted to (default: calibration)",
     )
-    group.add_argument("--num-prompts", type=int, default=24, metavar="N", help="at most so many (default: 24)")
+    group.add_argument("--num-prompts", type=int, default=60, metavar="N", help="at most so many (default: 60)")
     group.add_argument("--max-new-tokens", type=int, default=128, metavar="TOKENS", help="written after each (default: 128)")
 
 

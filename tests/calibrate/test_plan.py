@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from calibrate.acceptance import at_lengths, load_acceptance
-from calibrate.plan import PAPER_NAME, PLAIN_NAME, PlanRequest, find_target, make_plan
+from calibrate.plan import PAPER_NAME, PLAIN_NAME, PlanRequest, find_target, make_plan, rounds_by_document
 from calibrate.pricing import DeviceRequest
 from perfmodel.errors import BadFile, Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.geometry import DraftGeometry, find_model
@@ -243,3 +243,12 @@ def test_a_self_draft_needs_its_targets_profile_alone_and_no_memory_of_its_own(t
 
 def test_the_draft_of_the_trace_is_the_draft_of_the_plan(measured: PlanRequest) -> None:
     assert make_plan(replace(measured, draft=DRAFT.model.name, target=TARGET.name)).draft == DRAFT
+
+
+def test_prompts_of_one_document_are_drawn_together() -> None:
+    trace = make_trace()
+    first, second, *others = trace.header.prompts
+    renamed = (replace(first, name="a.py:10"), replace(second, name="a.py:99"), *others)
+    rounds = rounds_by_document(replace(trace, header=replace(trace.header, prompts=renamed)), None)
+    assert [one.num_prompts for one in rounds] == [2] + [1] * len(others)
+    assert rounds[0].num_tokens == first.num_positions + second.num_positions
