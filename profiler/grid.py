@@ -35,8 +35,8 @@ FLOOR_FRACS = (0.05, 0.15, 0.3)
 """Shares of tokens after which a stop rule ends the block."""
 TURNS_PER_SUBSET = 5
 TURN_TOKENS: Tokens = 128
-"""As long as a real output: the first rounds after a prompt run with cold caches, a third slower on a CPU, and must weigh
-in the mean as much as they do in use."""
+"""As long as a real output: the first rounds after a prompt run with cold caches, and must weigh in the mean as much as they do
+in use."""
 BACKLOG_FRACS = (1.0, 0.7, 0.5, 0.35, 0.25)
 """Backlogs that long turns aim at, as shares of the longest: nothing forbids a plan that leaves early for a whole page."""
 MAX_PUSHED = 8
