@@ -1,6 +1,6 @@
-"""Plain and speculative decoding of the same prompts, interleaved: what predictions are held against."""
+"""What predictions are made from, and plain and speculative decoding, interleaved, that they are held against."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +10,21 @@ import numpy as np
 from perfmodel.halves import Split
 from perfmodel.latency import LatencyModel, MeasuredLatency
 from perfmodel.policy import ExitPolicy
-from perfmodel.rounds import RoundStats
-from perfmodel.sampling import Sampling
+from perfmodel.rounds import RoundStats, sum_rounds
+from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds
-from profiler.job import Job
+from profiler.job import Job, fill_log
 from profiler.latency_files import profiles_of
 from profiler.pass_log import PassLog
-from profiler.prompts import chosen_prompts
 from profiler.record_acceptance import empty_trace, record_acceptance
 from s2d.generate import Generation, Session
 from s2d.pair import Pair, encode_prompts
-from s2d.prompts import read_prompts
+from s2d.prompts import chosen_prompts, read_prompts
+
+SAMPLED = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
+"""The seed is of the text: every benchmark samples the same after the same prompt."""
+SAMPLINGS = (GREEDY, SAMPLED)
 
 Models = tuple[LatencyModel, LatencyModel]
 """Seconds of the draft and of the target."""
@@ -42,12 +45,22 @@ class Arm:
         """Nothing measured yet."""
         return cls(visits_s=[0.0, 0.0], rounds={}, blocks={}, num_runs=0)
 
+    @property
+    def all_rounds(self) -> RoundStats:
+        """Of every prompt once."""
+        return sum_rounds(self.rounds.values())
+
     def add(self, visit: int, prompt: int, generation: Generation) -> None:
         """One run of one prompt, of the first or second visit."""
         self.visits_s[visit] += generation.decode_s
         self.rounds[prompt] = generation.rounds
         self.blocks[prompt] = generation.blocks
         self.num_runs += 1
+
+
+def workload_of(sampling: Sampling) -> str:
+    """The key of a sampling's figures in a result."""
+    return "greedy" if sampling.rule == "greedy" else "sampled"
 
 
 def job_of(
@@ -91,26 +104,45 @@ def record(job: Job, session: Session) -> AcceptanceTrace:
     )
 
 
-def empty_arms(num_policies: int) -> list[tuple[Arm, Arm]]:
-    """A plain and a speculative arm per policy, nothing in them yet."""
-    return [(Arm.empty(), Arm.empty()) for _ in range(num_policies)]
+def evidence_of(job: Job, budget_s: Seconds) -> tuple[AcceptanceTrace, Models]:
+    """All that a plan is made from: the trace of a job's prompts, and pass times taken on them."""
+    log = PassLog()
+    fill_log(job, log, budget_s)
+    return record(job, job.session()), models_of(log, job)
 
 
-def warm_up(job: Job, session: Session, policies: Sequence[ExitPolicy]) -> None:
-    """Run everything once, unmeasured."""
+def warmed_up(job: Job, session: Session, policies: Sequence[ExitPolicy]) -> list[tuple[Arm, Arm]]:
+    """Run everything once, unmeasured: a plain and a speculative arm per policy, nothing in them yet."""
     for policy in (None, *policies):
         _run(session, job, policy, 0)
+    return [(Arm.empty(), Arm.empty()) for _ in policies]
 
 
 def measure_once(
-    job: Job, session: Session, policies: Sequence[ExitPolicy], arms: Sequence[tuple[Arm, Arm]], rng: np.random.Generator
+    job: Job,
+    session: Session,
+    policies: Sequence[ExitPolicy],
+    arms: Sequence[tuple[Arm, Arm]],
+    rng: np.random.Generator,
+    between: Callable[[], object] = lambda: None,
 ) -> None:
-    """Plain, speculative, speculative, plain for every policy and prompt, policies in random order, into their arms."""
-    for place in rng.permutation(len(policies)):
-        plain, speculative = arms[place]
-        for prompt in range(len(job.prompts)):
+    """Plain, speculative, speculative, plain for every prompt and policy, policies in random order, into their arms.
+
+    Args:
+        between: called before each such four.
+    """
+    for prompt in range(len(job.prompts)):
+        for place in rng.permutation(len(policies)):
+            between()
+            plain, speculative = arms[place]
             for arm, visit in ((plain, 0), (speculative, 0), (speculative, 1), (plain, 1)):
                 arm.add(visit, prompt, _run(session, job, None if arm is plain else policies[place], prompt))
+
+
+def speedup_of(plain: Arm, speculative: Arm, visits: Sequence[int] = (0, 1)) -> float:
+    """Ratio of tokens per second, over both visits or some."""
+    plain_s, speculative_s = (sum(arm.visits_s[visit] for visit in visits) for arm in (plain, speculative))
+    return speculative.all_rounds.num_tokens / plain.all_rounds.num_tokens * plain_s / speculative_s
 
 
 def _run(session: Session, job: Job, policy: ExitPolicy | None, prompt: int) -> Generation:

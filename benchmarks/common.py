@@ -1,7 +1,8 @@
 """What every benchmark shares: its flags, the table first, and the JSON object that ends it.
 
 A benchmark is `python benchmarks/NAME.py [--quick]`. Its last line of stdout is one JSON object, which is also kept with
-its provenance in benchmarks/results/NAME.json. Importing this module makes the checkout importable without installing it.
+its provenance in benchmarks/results/NAME.json, or NAME.quick.json. Importing this module makes the checkout importable
+without installing it.
 """
 
 import argparse
@@ -35,8 +36,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 def finish(
     name: str,
-    result: Mapping[str, Any],
     *,
+    result: Mapping[str, Any],
+    quick: bool,
     libraries: Iterable[str] = (),
     device: str | None = None,
     driver: str | None = None,
@@ -49,6 +51,7 @@ def finish(
     Args:
         name: the script's name without `.py`.
         result: the keys of DESIGN §9 and any others; NaN and infinity are refused, None means not measured.
+        quick: keeps the result apart from that of a full run.
         libraries: distributions whose versions could change the numbers, such as `torch`.
         device: what ran, such as `NVIDIA H200`.
         driver: its driver's version.
@@ -63,7 +66,7 @@ def finish(
     kept = {"benchmark": name, "provenance": asdict(provenance), "result": dict(result), "details": dict(details or {})}
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(kept, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_atomically(RESULTS / f"{name}.json", text.encode("utf-8"))
+    write_atomically(RESULTS / f"{name}{'.quick' if quick else ''}.json", text.encode("utf-8"))
     print(json.dumps(dict(result), allow_nan=False), flush=True)
 
 

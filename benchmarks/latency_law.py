@@ -172,7 +172,7 @@ def small_geometry(num_layers: int, hidden_size: int) -> ModelGeometry:
     )
 
 
-Sample = tuple[PassKind, int, int, int, Seconds]
+Sample = tuple[PassKind, int, int, int, int, Seconds]
 
 
 def cpu_profiles(dtype: Dtype, seconds: Seconds) -> list[LatencyProfile]:
@@ -205,7 +205,7 @@ def cpu_profiles(dtype: Dtype, seconds: Seconds) -> list[LatencyProfile]:
     ]
 
 
-SAMPLE_COLUMNS = ("kind", "stage", "rows", "cached_tokens", "seconds")
+SAMPLE_COLUMNS = ("kind", "stage", "rows", "cached_tokens", "place", "seconds")
 
 
 def timed_turns(model, rng: random.Random) -> Iterator[list[Sample]]:
@@ -230,9 +230,9 @@ def timed_turns(model, rng: random.Random) -> Iterator[list[Sample]]:
         # One row's verify is the plain loop's, through all layers: see perfmodel.work.PassSetting.
         verify_s = end_s - exit_s + (half_s - start_s if rows == 1 else 0.0)
         yield [
-            ("segment", 0, rows, cached, half_s - start_s),
-            ("exit", 0, 1, 0, exit_s - half_s),
-            ("verify", 0, rows, cached, verify_s),
+            ("segment", 0, rows, cached, 1, half_s - start_s),
+            ("exit", 0, 1, 0, 1, exit_s - half_s),
+            ("verify", 0, rows, cached, 1, verify_s),
         ]
 
 
@@ -289,7 +289,7 @@ def main() -> int:
         dtypes: tuple[Dtype, ...] = ("fp32",) if args.quick else ("fp32", "bf16")
         result |= cpu(dtypes, CPU_QUICK_SECONDS if args.quick else CPU_SECONDS)
         device = device_facts(torch.device("cpu")).label
-        finish(NAME, result, libraries=("numpy", "scipy", "torch"), device=device, seed=SEED)
+        finish(NAME, quick=args.quick, result=result, libraries=("numpy", "scipy", "torch"), device=device, seed=SEED)
         return 0
 
     return run_command(parser, None, run)

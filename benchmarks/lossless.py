@@ -76,7 +76,7 @@ def main() -> None:
         "sampling_cases": of_rule(cases, "shared-noise"),
         "sampling_mismatches": of_rule(mismatches, "shared-noise"),
     }
-    common.finish("lossless", result, libraries=("torch", "transformers"), seed=SEED)
+    common.finish("lossless", quick=args.quick, result=result, libraries=("torch", "transformers"), seed=SEED)
 
 
 def of_rule(counts: Counter[tuple[str, str]], rule: str) -> int:

@@ -1,9 +1,10 @@
 """Is the predicted speedup the measured one?
 
-For every pair of target and sampling: pass times are taken in situ on calibration prompts, in slices between which
-configurations (exit subsets, thresholds on quantiles of confidence, lengths, stop rules) are measured on evaluation prompts,
-each interleaved with plain decoding (A B B A), and predicted from the replay of a trace and the pass times. So the error is
-the model's and not that of a machine that changed meanwhile; with --profile-first all pass times are taken before.
+For every pair of target and sampling, configurations (exit subsets, thresholds on quantiles of confidence, lengths, stop
+rules) are measured on evaluation prompts, each interleaved with plain decoding (A B B A), and predicted from the replay of a
+trace and from pass times. These are taken in situ on calibration prompts: the profiler's first round over its grid before,
+then one of its turns before every measurement, so that the error is the model's and not that of a machine that changed
+meanwhile; with --profile-first as many turns are taken before anything is measured.
 
     error        predicted over measured speedup, less one
     acceptance   replayed over measured tokens per round, less one: 0 when every block is the same
@@ -17,6 +18,7 @@ Example: python benchmarks/prediction.py --quick
 import argparse
 import math
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import Arm, Models, empty_arms, job_of, measure_once, models_of, record, warm_up
+from arms import SAMPLINGS, Arm, Models, job_of, measure_once, models_of, record, speedup_of, warmed_up
 from common import finish, make_parser, median, one_thread, quantile
 from configurations import CAPS, configurations
 
@@ -39,8 +41,7 @@ from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds, format_signed_frac, format_speedup
 from profiler.device import device_facts
-from profiler.job import fill_log
-from profiler.measure_latency import Budget
+from profiler.job import turns_of
 from profiler.pass_log import PassLog
 from s2d.pair import Pair, load_pair
 from s2d.prompts import FAMILY_PROMPTS
@@ -49,9 +50,6 @@ NAME = "prediction"
 SEED = 20260706
 CALIBRATION_TOKENS = 128
 """More than is written in any evaluation, so that no backlog is longer than those profiled."""
-FIRST_SLICES = 4
-"""Slices of pass times before the first repeat, so that every turn of the grid was taken before policies are priced."""
-SAMPLED = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,30 +59,38 @@ class Size:
     targets: tuple[str, ...]
     samplings: tuple[Sampling, ...]
     configs_per_pair: int
+    calibration_prompts: int
     num_prompts: int
     num_repeats: int
     max_new_tokens: int
-    slice_s: Seconds
-    """Of taking pass times before a repeat."""
+    first_turns: int | None
+    """Of the profiler, before anything is measured; None is its grid once."""
+
+    @property
+    def num_measurements(self) -> int:
+        """Of one pair: each configuration and prompt as often as is repeated."""
+        return self.num_repeats * self.num_prompts * self.configs_per_pair
 
 
 FULL = Size(
     targets=("ref-target-16", "ref-target-32"),
-    samplings=(GREEDY, SAMPLED),
-    configs_per_pair=11,
+    samplings=SAMPLINGS,
+    configs_per_pair=10,
+    calibration_prompts=60,
     num_prompts=6,
-    num_repeats=5,
+    num_repeats=3,
     max_new_tokens=96,
-    slice_s=12.0,
+    first_turns=None,
 )
 QUICK = Size(
     targets=("ref-target-16",),
     samplings=(GREEDY,),
     configs_per_pair=6,
+    calibration_prompts=6,
     num_prompts=3,
-    num_repeats=3,
+    num_repeats=2,
     max_new_tokens=64,
-    slice_s=3.0,
+    first_turns=40,
 )
 
 
@@ -153,20 +159,20 @@ def outcome(
     plain, speculative = arms
     planned, predicted = (estimate(*models, replay(trace, policy), replay(trace, None)) for trace in traces)
     replayed = sum_rounds(replay(traces[1], policy))
-    ran, ran_plain = sum_rounds(speculative.rounds.values()), sum_rounds(plain.rounds.values())
+    ran, ran_plain = speculative.all_rounds, plain.all_rounds
     expected = block_lengths(traces[1], policy)
     return Outcome(
         pair=pair,
         policy=policy,
         predicted=predicted,
         planned=planned,
-        measured=ran.num_tokens / sum(speculative.visits_s) / (ran_plain.num_tokens / sum(plain.visits_s)),
+        measured=speedup_of(plain, speculative),
         from_measured_rounds=ran.num_tokens / _priced_s(ran, models) / (ran_plain.num_tokens / _priced_s(ran_plain, models)),
         acceptance_error_frac=replayed.tokens_per_round / ran.tokens_per_round - 1,
         num_other_blocks=sum(_accepted(blocks) != _accepted(expected[i]) for i, blocks in speculative.blocks.items()),
         noise_frac=plain.visits_s[0] / plain.visits_s[1] - 1,
         plain_change_frac=sum(plain.visits_s) / plain.num_runs * len(plain.rounds) / _priced_s(ran_plain, models) - 1,
-        half_frac=plain.visits_s[0] / speculative.visits_s[0] * speculative.visits_s[1] / plain.visits_s[1] - 1,
+        half_frac=speedup_of(plain, speculative, [0]) / speedup_of(plain, speculative, [1]) - 1,
     )
 
 
@@ -194,24 +200,25 @@ def outcomes_of_pair(
 ) -> list[Outcome]:
     """Profile and measure one pair under one sampling, in turns, and predict what was measured."""
     name = f"{pair.target.geometry.name} {sampling.label}"
-    job = partial(job_of, pair, sampling, num_prompts=size.num_prompts, draft_cap=max(CAPS), seed=SEED)
-    calibration = job("calibration", prompts_path, max_new_tokens=CALIBRATION_TOKENS)
-    evaluation = job("evaluation", prompts_path, max_new_tokens=size.max_new_tokens)
+    job = partial(job_of, pair, sampling, draft_cap=max(CAPS), seed=SEED)
+    calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts, max_new_tokens=CALIBRATION_TOKENS)
+    evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts, max_new_tokens=size.max_new_tokens)
     session, rng, log = evaluation.session(), np.random.default_rng(seed), PassLog()
     traces = (record(calibration, calibration.session()), record(evaluation, session))
-    policies: list[ExitPolicy] = []
+    print_err(f"{name}: first pass times")
+    turns = turns_of(calibration, log)
+    for number, coverage in enumerate(turns):
+        if coverage.all_seen or number == size.first_turns:
+            break
+    if profile_first:
+        deque(islice(turns, size.num_measurements), maxlen=0)
+    models = models_of(log, calibration)
+    priced = (policy for policy in configurations(traces[0], seed) if is_priced(policy, traces, models))
+    policies = list(islice(priced, size.configs_per_pair))
+    arms = warmed_up(evaluation, session, policies)
     for repeat in range(size.num_repeats):
         print_err(f"{name}: repeat {repeat + 1} of {size.num_repeats}")
-        slices = (size.num_repeats if profile_first else FIRST_SLICES) if not repeat else int(not profile_first)
-        if slices:
-            fill_log(calibration, log, Budget(seconds=size.slice_s * slices))
-        if not policies:
-            models = models_of(log, calibration)
-            priced = (policy for policy in configurations(traces[0], seed) if is_priced(policy, traces, models))
-            policies = list(islice(priced, size.configs_per_pair))
-            arms = empty_arms(len(policies))
-            warm_up(evaluation, session, policies)
-        measure_once(evaluation, session, policies, arms, rng)
+        measure_once(evaluation, session, policies, arms, rng, between=(lambda: None) if profile_first else turns.__next__)
     models = models_of(log, calibration)
     return [outcome(name, policy, pair_of_arms, traces, models) for policy, pair_of_arms in zip(policies, arms, strict=True)]
 
@@ -298,7 +305,15 @@ def run(args: argparse.Namespace) -> int:
     if args.figure is not None:
         draw(outcomes, args.figure)
     details = {"configs": [one.as_json for one in outcomes]}
-    finish(NAME, result_of(outcomes), libraries=("torch", "numpy"), device=facts.label, seed=SEED, details=details)
+    finish(
+        NAME,
+        quick=args.quick,
+        result=result_of(outcomes),
+        libraries=("torch", "numpy"),
+        device=facts.label,
+        seed=SEED,
+        details=details,
+    )
     return 0
 
 

@@ -17,12 +17,11 @@ import math
 import sys
 from dataclasses import dataclass
 
-from arms import job_of, record
+from arms import SAMPLINGS, job_of, record
 from common import finish, make_parser, one_thread
 
 from calibrate.fit_acceptance import ExitCalibration, accepted_at_lengths, calibrate_exits
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
-from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import format_frac
 from s2d.pair import load_pair
@@ -31,7 +30,6 @@ from s2d.prompts import FAMILY_PROMPTS
 NAME = "reference_family"
 SEED = 20260712
 TARGETS = ("ref-target-16", "ref-target-32")
-SAMPLINGS = (GREEDY, Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=SEED))
 MAX_NEW_TOKENS = 128
 DRAFT_TOKENS = 6
 
@@ -118,7 +116,13 @@ def run(args: argparse.Namespace) -> int:
             )
             figures += figures_of(record(job, job.session()))
     print_out(figures_table(figures))
-    finish(NAME, {"num_prompts": len(job.prompts), "exits": [one.as_json for one in figures]}, libraries=("torch",), seed=SEED)
+    finish(
+        NAME,
+        quick=args.quick,
+        result={"num_prompts": len(job.prompts), "exits": [one.as_json for one in figures]},
+        libraries=("torch",),
+        seed=SEED,
+    )
     return 0
 
 

@@ -1,9 +1,10 @@
 """Is the plan the best one could have run?
 
-For each target, a plan is made from calibration prompts alone: pass times taken in situ, a trace, and the search. On the
-evaluation prompts it is then measured beside other configurations, each interleaved with plain decoding (A B B A): every
-exit alone at its best predicted length, the best of each family of policies, the published thresholds and length rule, and
-a spread of others.
+For each target and each workload, greedy and sampled with shared noise, a plan is made from calibration prompts alone: pass
+times taken in situ and a trace, both decoded as the workload is, and the search. On the evaluation prompts it is then
+measured beside other configurations, each interleaved with plain decoding (A B B A): every exit alone at its best predicted
+length, the best of each family of policies, the published thresholds and length rule, and a spread of others. Figures are
+means over all targets and workloads, and under `by_workload` over the targets of one.
 
     regret             best measured over the plan's, less one; the best of many noisy measurements flatters itself, so
                        that some of it is luck
@@ -23,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import Arm, Models, empty_arms, job_of, measure_once, models_of, record, warm_up
+from arms import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, speedup_of, warmed_up, workload_of
 from common import finish, make_parser, one_thread
 from configurations import configurations
 
@@ -31,21 +32,17 @@ from calibrate.search import MAX_DRAFT_TOKENS, SearchResult, price_of, search_fa
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
 from perfmodel.replay import Price, replay_many
-from perfmodel.rounds import sum_rounds
-from perfmodel.sampling import GREEDY
+from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds, format_signed_frac, format_speedup
 from profiler.device import device_facts
-from profiler.job import Job, fill_log
-from profiler.measure_latency import Budget
-from profiler.pass_log import PassLog
+from profiler.job import Job
 from s2d.pair import Pair, load_pair
 from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "regret"
 SEED = 20260709
 
-CALIBRATION_PROMPTS = 24
 CALIBRATION_TOKENS = 144
 """More than is written in any evaluation, so that no backlog is longer than those profiled."""
 
@@ -55,16 +52,20 @@ class Size:
     """How much to measure."""
 
     targets: tuple[str, ...]
+    samplings: tuple[Sampling, ...]
+    calibration_prompts: int
     num_others: int
     num_prompts: int
     num_repeats: int
     max_new_tokens: int
     budget_s: Seconds
-    """For the pass times of one target."""
+    """For the pass times of one target and workload."""
 
 
 FULL = Size(
     targets=("ref-target-16", "ref-target-32"),
+    samplings=SAMPLINGS,
+    calibration_prompts=60,
     num_others=20,
     num_prompts=8,
     num_repeats=1,
@@ -73,11 +74,13 @@ FULL = Size(
 )
 QUICK = Size(
     targets=("ref-target-16",),
-    num_others=3,
-    num_prompts=3,
+    samplings=SAMPLINGS,
+    calibration_prompts=12,
+    num_others=2,
+    num_prompts=2,
     num_repeats=1,
     max_new_tokens=48,
-    budget_s=12.0,
+    budget_s=8.0,
 )
 
 
@@ -107,9 +110,10 @@ PLAIN = Measured(name="plain decoding", policy=None, predicted=1.0, speedup=1.0,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairResult:
-    """What was measured of one target."""
+    """What was measured of one target under one sampling."""
 
     target: str
+    sampling: Sampling
     plan: Measured
     arms: tuple[Measured, ...]
     """Every configuration, the plan and plain decoding among them."""
@@ -175,41 +179,38 @@ def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[Sear
 
 def measured_of(contender: Contender, plain: Arm, speculative: Arm) -> Measured:
     """Ratios of tokens per second, over both visits and by visit."""
-    tokens = sum_rounds(speculative.rounds.values()).num_tokens / sum_rounds(plain.rounds.values()).num_tokens
-    first, second = (p / s * tokens for p, s in zip(plain.visits_s, speculative.visits_s, strict=True))
     return Measured(
         name=contender.name,
         policy=contender.policy,
         predicted=contender.predicted,
-        speedup=tokens * sum(plain.visits_s) / sum(speculative.visits_s),
-        by_visit=(first, second),
+        speedup=speedup_of(plain, speculative),
+        by_visit=(speedup_of(plain, speculative, [0]), speedup_of(plain, speculative, [1])),
     )
 
 
 def measured_arms(job: Job, policies: Sequence[ExitPolicy], num_repeats: int) -> list[tuple[Arm, Arm]]:
     """Plain and speculative arms of every policy."""
-    session, rng, arms = job.session(), np.random.default_rng(SEED), empty_arms(len(policies))
-    warm_up(job, session, policies)
+    session, rng = job.session(), np.random.default_rng(SEED)
+    arms = warmed_up(job, session, policies)
     for _ in range(num_repeats):
         measure_once(job, session, policies, arms, rng)
     return arms
 
 
-def result_of_pair(pair: Pair, size: Size, prompts_path: Path) -> PairResult:
+def result_of_pair(pair: Pair, sampling: Sampling, size: Size, prompts_path: Path) -> PairResult:
     """Plan on the calibration prompts, measure on the evaluation prompts."""
-    job = partial(job_of, pair, GREEDY, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
-    calibration = job("calibration", prompts_path, num_prompts=CALIBRATION_PROMPTS, max_new_tokens=CALIBRATION_TOKENS)
+    name = f"{pair.target.geometry.name} {sampling.label}"
+    job = partial(job_of, pair, sampling, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
+    calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts, max_new_tokens=CALIBRATION_TOKENS)
     evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts, max_new_tokens=size.max_new_tokens)
-    print_err(f"{pair.label}: pass times on {len(calibration.prompts)} calibration prompts, about {size.budget_s:.0f} s")
-    log = PassLog()
-    fill_log(calibration, log, Budget(seconds=size.budget_s))
-    found, listed = contenders(record(calibration, calibration.session()), models_of(log, calibration), size)
-    print_err(f"{pair.label}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
+    print_err(f"{name}: pass times on {len(calibration.prompts)} calibration prompts, about {size.budget_s:.0f} s")
+    found, listed = contenders(*evidence_of(calibration, size.budget_s), size)
+    print_err(f"{name}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
     pairs_of_arms = measured_arms(evaluation, [one.policy for one in listed], size.num_repeats)
     arms = [measured_of(one, plain, arm) for one, (plain, arm) in zip(listed, pairs_of_arms, strict=True)]
     arms.append(PLAIN)
     plan = next(one for one in arms if one.policy == found.chosen.policy)
-    return PairResult(target=pair.target.geometry.name, plan=plan, arms=tuple(arms))
+    return PairResult(target=pair.target.geometry.name, sampling=sampling, plan=plan, arms=tuple(arms))
 
 
 def result_table(results: Sequence[PairResult]) -> str:
@@ -217,6 +218,7 @@ def result_table(results: Sequence[PairResult]) -> str:
     rows = [
         (
             found.target,
+            workload_of(found.sampling),
             "plan" if one is found.plan else one.name,
             one.policy.label if one.policy else "",
             format_speedup(one.predicted) if one.predicted else "",
@@ -226,11 +228,12 @@ def result_table(results: Sequence[PairResult]) -> str:
         for found in results
         for one in sorted(found.arms, key=lambda one: -one.speedup)
     ]
-    return table(rows, headers=("target", "arm", "configuration", "predicted", "measured", "error"), align="lllrrr")
+    headers = ("target", "workload", "arm", "configuration", "predicted", "measured", "error")
+    return table(rows, headers=headers, align="llllrrr")
 
 
 def summary(results: Sequence[PairResult]) -> dict[str, float | int]:
-    """The figures of DESIGN §9, as means over targets."""
+    """The figures of DESIGN §9, as means over targets and workloads."""
 
     def mean(values: Sequence[float]) -> float:
         return math.fsum(values) / len(values)
@@ -248,15 +251,30 @@ def summary(results: Sequence[PairResult]) -> dict[str, float | int]:
     }
 
 
+def result_of(results: Sequence[PairResult]) -> dict[str, object]:
+    """The figures of all, and of each workload alone."""
+    by_workload: dict[str, list[PairResult]] = {}
+    for one in results:
+        by_workload.setdefault(workload_of(one.sampling), []).append(one)
+    return {**summary(results), "by_workload": {workload: summary(some) for workload, some in by_workload.items()}}
+
+
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
     pairs = [load_pair(target, args.draft, "fp32", "cpu") for target in args.target or size.targets]
-    results = [result_of_pair(pair, size, prompts) for pair in pairs]
+    results = [result_of_pair(pair, sampling, size, prompts) for pair in pairs for sampling in size.samplings]
     print_out(result_table(results))
-    finish(NAME, summary(results), libraries=("torch", "numpy"), device=device_facts(pairs[0].device).label, seed=SEED)
+    finish(
+        NAME,
+        quick=args.quick,
+        result=result_of(results),
+        libraries=("torch", "numpy"),
+        device=device_facts(pairs[0].device).label,
+        seed=SEED,
+    )
     return 0
 
 

@@ -23,9 +23,8 @@ from calibrate.fit_acceptance import fit_curve
 from calibrate.search import MAX_DRAFT_TOKENS, NUM_CURVE_BINS, SURVIVAL_FLOORS, place_cuts
 from perfmodel.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.geometry import DraftGeometry, ModelGeometry
-from perfmodel.passes import PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.replay import replay_many
+from perfmodel.replay import Price, replay_many
 from perfmodel.sampling import GREEDY
 from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
 
@@ -122,15 +121,17 @@ def _length(
     return rules[kind]
 
 
-def price(kind: PassKind, stage: int, rows: int) -> tuple[float, float]:
-    """Any price will do."""
-    return 1e-4 * (1 + rows) + 1e-5 * stage, 1e-7 * len(kind)
+PRICE = Price(
+    line=lambda kind, stage, rows: (1e-4 * (1 + rows) + 1e-5 * stage, 1e-7 * len(kind)),
+    cold_s=lambda kind, stage, place: 1e-5 / place,
+)
+"""Any price will do."""
 
 
 def replay_and_price_s(trace: AcceptanceTrace, policies: list[ExitPolicy]) -> float:
     """Seconds to replay and price all the policies once."""
     begin = perf_counter()
-    seconds = replay_many(trace, policies).seconds(price)
+    seconds = replay_many(trace, policies).seconds(PRICE)
     elapsed_s = perf_counter() - begin
     assert np.isfinite(seconds).all()
     return elapsed_s
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
         "num_exits": len(EXIT_LAYERS),
         "num_prompts": NUM_PROMPTS,
     }
-    finish(NAME, result, libraries=("numpy",), seed=SEED)
+    finish(NAME, quick=args.quick, result=result, libraries=("numpy",), seed=SEED)
     return 0
 
 

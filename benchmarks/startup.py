@@ -28,7 +28,8 @@ _LIST_MODULES = "print(*sys.modules, file=sys.stderr); sys.exit(code)"
 
 
 def main() -> None:
-    num_runs = 5 if make_parser(__doc__).parse_args().quick else 15
+    quick = make_parser(__doc__).parse_args().quick
+    num_runs = 5 if quick else 15
     seconds_of(PLAN)  # the first run reads everything from disk
     help_s, plan_s = ([seconds_of(arguments) for _ in range(num_runs)] for arguments in (HELP, PLAN))
     heavy = sorted(modules_after(PLAN) & set(HEAVY))
@@ -44,7 +45,7 @@ def main() -> None:
         "fastest_plan_s": min(plan_s),
         "num_runs": num_runs,
     }
-    finish("startup", result, libraries=("numpy",))
+    finish("startup", quick=quick, result=result, libraries=("numpy",))
 
 
 def seconds_of(arguments: Sequence[str]) -> Seconds:

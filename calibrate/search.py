@@ -25,7 +25,7 @@ from calibrate.fit_acceptance import fit_curve
 from perfmodel.errors import OutOfDomain
 from perfmodel.estimate import Speedup, estimate
 from perfmodel.latency import LatencyModel, Line
-from perfmodel.passes import PassKind
+from perfmodel.passes import DRAFT_KINDS, PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import Price, replay, replay_by_prompt, replay_many
 from perfmodel.trace import AcceptanceTrace
@@ -113,13 +113,13 @@ def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
     """Prices of both models' passes; a pass without evidence costs for ever, so that no policy needing it is chosen."""
 
     @cache
-    def price(kind: PassKind, stage: int, rows: int) -> Line:
+    def line(kind: PassKind, stage: int, rows: int) -> Line:
         try:
-            return (draft if kind in ("segment", "exit") else target).affine(kind, stage, rows)
+            return (draft if kind in DRAFT_KINDS else target).affine(kind, stage, rows)
         except OutOfDomain:
             return math.inf, 0.0
 
-    return price
+    return Price(line=line, cold_s=cache(draft.cold_s))
 
 
 class _Space:

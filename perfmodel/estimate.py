@@ -7,7 +7,7 @@ from functools import lru_cache
 from operator import mul
 
 from perfmodel.latency import LatencyModel
-from perfmodel.passes import PASS_KINDS, PassKind
+from perfmodel.passes import DRAFT_KINDS, PASS_KINDS, PassKind
 from perfmodel.rounds import RoundStats
 from perfmodel.units import Frac, Seconds, TokensPerS
 
@@ -16,7 +16,6 @@ INTERVAL_FRAC: Frac = 0.9
 
 _NUM_RESAMPLES = 200
 _SEED = 20260701
-_DRAFT_KINDS: tuple[PassKind, ...] = ("segment", "exit")
 _NORMAL_QUANTILE = 1.6449
 """Standard deviations on each side of a central 90 % interval."""
 
@@ -107,13 +106,19 @@ def measured_speedup(runs: Sequence[Decoded], plain: Sequence[Decoded], round_co
 def pass_seconds(draft: LatencyModel | None, target: LatencyModel, rounds: RoundStats) -> dict[PassKind, Seconds]:
     """Predicted seconds of all passes of a kind; the prefill is left out, as everywhere in a speedup."""
     seconds: dict[PassKind, Seconds] = {}
+
+    def model_of(kind: PassKind) -> LatencyModel:
+        return draft if draft is not None and kind in DRAFT_KINDS else target
+
     for count in rounds.passes:
         if count.kind == "prefill":
             continue
-        model = draft if draft is not None and count.kind in _DRAFT_KINDS else target
+        model = model_of(count.kind)
         base_s, per_token_s = model.affine(count.kind, count.stage, count.rows)
         cost_s = base_s * count.num_passes + per_token_s * count.cached_tokens_sum
         seconds[count.kind] = seconds.get(count.kind, 0.0) + cost_s
+    for early in rounds.cold_passes:
+        seconds[early.kind] += early.num_passes * model_of(early.kind).cold_s(early.kind, early.stage, early.place)
     return seconds
 
 
@@ -137,7 +142,7 @@ def _speedup_error_frac(draft: LatencyModel | None, target: LatencyModel, second
     Draft, target and the plain target's one-row passes are taken to err independently: wide, since what draft and target
     share would cancel.
     """
-    draft_share = math.fsum(seconds[kind] for kind in _DRAFT_KINDS) / math.fsum(seconds.values())
+    draft_share = math.fsum(seconds[kind] for kind in DRAFT_KINDS) / math.fsum(seconds.values())
     draft_error = draft.error_frac if draft is not None else target.error_frac
     return math.hypot(draft_share * draft_error, (1 - draft_share) * target.error_frac, target.error_frac)
 

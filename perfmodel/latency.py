@@ -4,7 +4,8 @@
     fitted    the same terms with coefficients fitted to a profile of any model on that device
     measured  this very model on this device
 
-Every level is linear in the cached tokens of a pass, so that the seconds of many passes are those of their mean shape.
+Every level is linear in the cached tokens of a pass, so that the seconds of many passes are those of their mean shape. What
+the first passes of a round take on top of a warm pass is measured, or not known and 0.
 """
 
 from typing import Literal, Protocol, TypeAlias
@@ -41,7 +42,7 @@ class LatencyModel(Protocol):
         ...
 
     def pass_s(self, shape: PassShape) -> Seconds:
-        """Seconds of one pass.
+        """Seconds of one warm pass.
 
         Raises:
             OutOfDomain: a measured or fitted model has no evidence near this shape.
@@ -50,6 +51,10 @@ class LatencyModel(Protocol):
 
     def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
         """The same for any number of cached tokens: seconds with none, and seconds for each."""
+        ...
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
+        """What a pass at a place of its round takes on top."""
         ...
 
 
@@ -75,6 +80,10 @@ class _LawLatency:
             work = self._work(kind, stage, rows)
             self._lines[key] = self._law.line(work, max_cached_tokens=self._setting.model.max_context_tokens)
         return self._lines[key]
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
+        """Nothing: a law tells mean passes."""
+        return 0.0
 
     def _work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         return self._setting.work(kind, stage, rows)
@@ -168,14 +177,18 @@ class MeasuredLatency:
         return "measured"
 
     def pass_s(self, shape: PassShape) -> Seconds:
-        """Seconds of one pass."""
+        """Seconds of one warm pass."""
         base_s, per_token_s = self.affine(shape.kind, shape.stage, shape.rows)
         return base_s + per_token_s * shape.cached_tokens
 
     def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
-        """Seconds with nothing cached, and per cached token.
+        """Seconds of a warm pass with nothing cached, and per cached token.
 
         Raises:
             OutOfDomain: such a pass was not measured.
         """
         return self._table.line(kind, stage, rows)
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
+        """Measured; 0 from the place on at which passes are warm."""
+        return self._table.cold_s(kind, stage, place)

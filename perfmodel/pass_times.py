@@ -9,15 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from perfmodel.cold_starts import ColdExtras, cold_extras
 from perfmodel.errors import OutOfDomain
-from perfmodel.passes import PassKind, PassSamples
+from perfmodel.passes import COLD_PLACES, PassKind, PassSamples, weights_of
+from perfmodel.robust import clamped
 from perfmodel.units import Frac, Seconds
 
-CLAMPED_FRAC = 0.02
-"""Share of the samples on each side that is pulled in to the edge of the rest."""
 MIN_SAMPLES = 12
 """A knot of fewer samples (and fewer than the commonest width has) is merged with the next wider pass."""
-MIN_CLAMPED_SAMPLES = 8
 EXTRAPOLATED_RATIO = 1.25
 MIN_SLOPE_SAMPLES = 48
 MIN_CACHED_SPREAD = 32.0
@@ -61,10 +60,11 @@ class PassTimes:
         name: the model's, for messages.
     """
 
-    __slots__ = ("_knots", "_lines", "_max_rows", "_name", "error_frac")
+    __slots__ = ("_cold", "_knots", "_lines", "_max_rows", "_name", "error_frac")
 
     def __init__(self, samples: PassSamples, *, name: str) -> None:
-        cells = _cells_of(samples)
+        self._cold = cold_extras(samples)
+        cells = _cells_of(samples, self._cold)
         self._name = name
         self._max_rows = {key: max(by_rows) for key, by_rows in cells.items()}
         self._knots = {key: _knots_of(by_rows) for key, by_rows in cells.items()}
@@ -72,7 +72,7 @@ class PassTimes:
         self.error_frac: Frac = self._block_error_frac(samples)
 
     def line(self, kind: PassKind, stage: int, rows: int) -> tuple[Seconds, Seconds]:
-        """Seconds with nothing cached, and per cached token.
+        """Seconds of a warm pass with nothing cached, and per cached token.
 
         Raises:
             OutOfDomain: such a pass was not measured.
@@ -82,6 +82,10 @@ class PassTimes:
             self._check(kind, stage, rows)
             self._lines[key] = _line_at(self._knots[kind, stage], rows)
         return self._lines[key]
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
+        """Extra seconds of a pass at a place of its round; 0 where none was measured."""
+        return _extra_s(self._cold, kind, stage, place)
 
     def _check(self, kind: PassKind, stage: int, rows: int) -> None:
         measured = self._max_rows.get((kind, stage), 0)
@@ -99,37 +103,37 @@ class PassTimes:
     def _block_error_frac(self, samples: PassSamples) -> Frac:
         """Standard error of the profile's total, from how its consecutive stretches differ from the table."""
         measured, predicted = [0.0] * NUM_BLOCKS, [0.0] * NUM_BLOCKS
-        columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
-        rounds = [column for column in columns if column[0] != "prefill"]
-        for number, (kind, stage, rows, cached, seconds) in enumerate(rounds):
+        rounds = [one for one in _passes(samples) if one[0] != "prefill"]
+        for number, (kind, stage, rows, cached, place, seconds) in enumerate(rounds):
             block = number * NUM_BLOCKS // len(rounds)
             base_s, per_token_s = self.line(kind, stage, rows)
             measured[block] += seconds
-            predicted[block] += base_s + per_token_s * cached
+            predicted[block] += base_s + per_token_s * cached + self.cold_s(kind, stage, place)
         ratios = [m / p for m, p in zip(measured, predicted, strict=True) if p > 0]
         return _standard_error(ratios)
 
 
-def _cells_of(samples: PassSamples) -> dict[tuple[str, int], dict[int, _Cell]]:
-    """Clamped samples by (kind, stage), then by rows."""
-    cells: dict[tuple[str, int], dict[int, _Cell]] = defaultdict(dict)
-    columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
-    for kind, stage, rows, cached, seconds in columns:
+def _passes(samples: PassSamples) -> Iterable[tuple[PassKind, int, int, int, int, Seconds]]:
+    columns = (samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.place, samples.seconds)
+    return zip(*columns, strict=True)
+
+
+def _extra_s(cold: ColdExtras, kind: PassKind, stage: int, place: int) -> Seconds:
+    extras = cold.get(weights_of(kind, stage))
+    return extras[place - 1] if extras and place <= COLD_PLACES else 0.0
+
+
+def _cells_of(samples: PassSamples, cold: ColdExtras) -> dict[tuple[PassKind, int], dict[int, _Cell]]:
+    """Clamped samples by (kind, stage), then by rows, as they would have been had all passes been warm."""
+    cells: dict[tuple[PassKind, int], dict[int, _Cell]] = defaultdict(dict)
+    for kind, stage, rows, cached, place, seconds in _passes(samples):
         cell = cells[kind, stage].setdefault(rows, _Cell([], []))
         cell.cached.append(cached)
-        cell.seconds.append(seconds)
+        cell.seconds.append(seconds - _extra_s(cold, kind, stage, place))
     return {
         key: {rows: _Cell(cell.cached, clamped(cell.seconds)) for rows, cell in sorted(by_rows.items())}
         for key, by_rows in cells.items()
     }
-
-
-def clamped(values: Sequence[Seconds]) -> list[Seconds]:
-    """The values with the most extreme `CLAMPED_FRAC` on each side pulled in to the edge of the rest."""
-    ordered = sorted(values)
-    outside = math.ceil(CLAMPED_FRAC * len(ordered)) if len(ordered) >= MIN_CLAMPED_SAMPLES else 0
-    low, high = ordered[outside], ordered[-1 - outside]
-    return [min(max(value, low), high) for value in values]
 
 
 def _knots_of(by_rows: dict[int, _Cell]) -> tuple[Knot, ...]:

@@ -8,8 +8,14 @@ A round is cut into consecutive laps without gaps, so that the seconds of its pa
     round    what is left: rollback and bookkeeping; `rows` = tokens drafted in the round (handing text to a reader is
              the reader's time, and in no pass)
     prefill  the prompt's pass, before the first round; stage 0 is the target, stage 1 the draft
+
+The verification pushes the draft's weights out of the caches, so that the first passes of the next round fetch them anew
+and take longer than later ones of the same shape. A pass therefore has a *place*: the how-manieth of its round it is
+through its weights. Segments have weights of their own, all exits share one norm and head.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +23,10 @@ from perfmodel.units import Seconds
 
 PassKind = Literal["segment", "exit", "verify", "round", "prefill"]
 PASS_KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round", "prefill")
+DRAFT_KINDS: tuple[PassKind, ...] = ("segment", "exit")
+"""Of the draft's weights; the others are the target's or nobody's."""
+COLD_PLACES = 3
+"""Places that are told apart; from the next one on a pass counts as warm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +60,18 @@ class PassCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColdCount:
+    """Passes at one of the first `COLD_PLACES` places of their rounds."""
+
+    kind: PassKind
+    stage: int
+    """Zero-based segment; 0 for exits, which share their weights."""
+    place: int
+    """One-based."""
+    num_passes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassSamples:
     """Measured passes, column by column, in the order they ran: the one door of calibration."""
 
@@ -57,10 +79,13 @@ class PassSamples:
     stage: tuple[int, ...]
     rows: tuple[int, ...]
     cached_tokens: tuple[int, ...]
+    place: tuple[int, ...]
+    """One-based."""
     seconds: tuple[Seconds, ...]
 
     def __post_init__(self) -> None:
-        lengths = {len(column) for column in (self.kind, self.stage, self.rows, self.cached_tokens, self.seconds)}
+        columns = (self.kind, self.stage, self.rows, self.cached_tokens, self.place, self.seconds)
+        lengths = {len(column) for column in columns}
         if len(lengths) != 1:
             raise ValueError(f"pass samples: columns of unequal lengths {sorted(lengths)}")
         if any(value <= 0 for value in self.seconds):
@@ -68,3 +93,19 @@ class PassSamples:
 
     def __len__(self) -> int:
         return len(self.seconds)
+
+
+def weights_of(kind: PassKind, stage: int) -> tuple[PassKind, int]:
+    """The weights a pass runs through, by kind and stage: all exits share one norm and head."""
+    return kind, 0 if kind == "exit" else stage
+
+
+def places(passes: Iterable[tuple[PassKind, int]]) -> Iterator[int]:
+    """The place of every pass, given kind and stage in the order they ran: each `round` or `prefill` pass ends a round."""
+    so_far: Counter[tuple[PassKind, int]] = Counter()
+    for kind, stage in passes:
+        weights = weights_of(kind, stage)
+        so_far[weights] += 1
+        yield so_far[weights]
+        if kind in ("round", "prefill"):
+            so_far.clear()

@@ -15,7 +15,7 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Bytes, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 EvidenceRole = Literal["draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "fitted", "measured", "assumed", "published", "traced"]

@@ -7,7 +7,7 @@ Exact rules are replayed exactly. Under the ratio test acceptance is drawn once 
 right in expectation, and differences between policies are not drowned in noise. After a block's first mismatch the true
 prefix's confidences stand in for the draft's own, which changes the draft's cost only.
 
-Letters: G replays (policies, or the prompts of one policy), E exits or segments, K tokens drafted, R rows of a pass.
+Letters: G replays (policies, or the prompts of one policy), E exits or segments, K tokens drafted, R rows of a pass, P places.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
 from perfmodel.courses import run_courses
-from perfmodel.passes import PassKind
+from perfmodel.passes import COLD_PLACES, ColdCount, PassKind
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats, pass_counts
 from perfmodel.tally import Grouping, PassTable, count_passes
@@ -28,8 +27,15 @@ from perfmodel.tape import Counts, Floats, make_tape
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds
 
-Price: TypeAlias = Callable[[PassKind, int, int], tuple[Seconds, Seconds]]
-"""(kind, stage, rows) -> (seconds with an empty cache, seconds per cached token)."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What passes cost."""
+
+    line: Callable[[PassKind, int, int], tuple[Seconds, Seconds]]
+    """(kind, stage, rows) -> (seconds of a warm pass with an empty cache, seconds per cached token)."""
+    cold_s: Callable[[PassKind, int, int], Seconds]
+    """(kind, stage, place) -> seconds that come on top early in a round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,6 +52,8 @@ class ReplayBatch:
     exits_taken: Counts  # [G, E]
     segments: Counts  # [G, E, R]; passes of a segment over r rows
     segments_cached: Counts  # [G, E, R]; cached tokens before them, in sum
+    cold_segments: Counts  # [G, E, P]; passes of a segment at the first places of their rounds
+    cold_checks: Counts  # [G, P]; exit checks there
 
     def stats(self, group: int) -> RoundStats:
         """The record of one of the G."""
@@ -61,17 +69,35 @@ class ReplayBatch:
             accepted_by_position=tuple(map(float, accepted[1 : longest + 1])),
             exits_taken=tuple(map(int, self.exits_taken[group])),
             passes=pass_counts(*self._passes(group)),
+            cold_passes=self._cold_counts(group),
         )
 
     def seconds(self, price: Price) -> Floats:
         """Predicted seconds of each of the G, prefill not included: counts times base plus cached tokens times slope."""
         shapes, number, cached = self._shapes(slice(None))
-        base_s, per_cached_token_s = np.array([price(*shape) for shape in shapes]).T
+        base_s, per_cached_token_s = np.array([price.line(*shape) for shape in shapes]).T
         ran, seconds = number > 0, np.zeros(number.shape)
         np.multiply(number, base_s, out=seconds, where=ran)
         np.add(seconds, cached * per_cached_token_s, out=seconds, where=ran)
         total: Floats = seconds.sum(axis=1)
+        num_segments, places = self.cold_segments.shape[1], range(1, COLD_PLACES + 1)
+        segment_s = [[price.cold_s("segment", stage, place) for place in places] for stage in range(num_segments)]
+        exit_s = [price.cold_s("exit", 0, place) for place in places]
+        total += self.cold_segments.reshape(len(total), -1) @ np.ravel(segment_s) + self.cold_checks @ np.array(exit_s)
         return total
+
+    def _cold_counts(self, group: int) -> tuple[ColdCount, ...]:
+        checks = [("exit", 0, place, number) for place, number in enumerate(self.cold_checks[group].tolist(), 1)]
+        segments = [
+            ("segment", stage, place, number)
+            for stage, numbers in enumerate(self.cold_segments[group].tolist())
+            for place, number in enumerate(numbers, 1)
+        ]
+        return tuple(
+            ColdCount(kind=kind, stage=stage, place=place, num_passes=number)  # type: ignore[arg-type]
+            for kind, stage, place, number in (*checks, *segments)
+            if number
+        )
 
     def _passes(self, group: int) -> tuple[Counter[tuple[str, int, int]], Counter[tuple[str, int, int]]]:
         shapes, [number], [cached] = self._shapes(slice(group, group + 1))
@@ -150,6 +176,8 @@ def _stack(tables: Sequence[PassTable], *, num_prompts: int) -> ReplayBatch:
         exits_taken=_join([table.exits_taken for table in tables]),
         segments=_join([table.segments for table in tables]),
         segments_cached=_join([table.segments_cached for table in tables]),
+        cold_segments=_join([table.cold_segments for table in tables]),
+        cold_checks=_join([table.cold_checks for table in tables]),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from perfmodel.passes import PassCount
+from perfmodel.passes import ColdCount, PassCount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,8 @@ class RoundStats:
     exits_taken: tuple[int, ...]
     """Drafted tokens by the exit they left at, over all the draft's exits."""
     passes: tuple[PassCount, ...]
+    cold_passes: tuple[ColdCount, ...]
+    """Those of the draft's passes that came early in their rounds."""
 
     @property
     def tokens_per_round(self) -> float:
@@ -53,11 +55,14 @@ def sum_rounds(stats: Iterable[RoundStats]) -> RoundStats:
     parts = list(stats)
     counts: Counter[tuple[str, int, int]] = Counter()
     cached: Counter[tuple[str, int, int]] = Counter()
+    cold: Counter[tuple[str, int, int]] = Counter()
     for part in parts:
         for passes in part.passes:
             key = (passes.kind, passes.stage, passes.rows)
             counts[key] += passes.num_passes
             cached[key] += passes.cached_tokens_sum
+        for early in part.cold_passes:
+            cold[early.kind, early.stage, early.place] += early.num_passes
     return RoundStats(
         num_prompts=sum(part.num_prompts for part in parts),
         num_rounds=sum(part.num_rounds for part in parts),
@@ -68,6 +73,7 @@ def sum_rounds(stats: Iterable[RoundStats]) -> RoundStats:
         accepted_by_position=_sum_columns(part.accepted_by_position for part in parts),
         exits_taken=_sum_columns(part.exits_taken for part in parts),
         passes=pass_counts(counts, cached),
+        cold_passes=cold_counts(cold),
     )
 
 
@@ -76,6 +82,14 @@ def pass_counts(counts: Counter[tuple[str, int, int]], cached: Counter[tuple[str
     return tuple(
         PassCount(kind=kind, stage=stage, rows=rows, num_passes=number, cached_tokens_sum=cached[kind, stage, rows])  # type: ignore[arg-type]
         for (kind, stage, rows), number in sorted(counts.items())
+    )
+
+
+def cold_counts(counts: Counter[tuple[str, int, int]]) -> tuple[ColdCount, ...]:
+    """Sorted records from a counter keyed by (kind, stage, place)."""
+    return tuple(
+        ColdCount(kind=kind, stage=stage, place=place, num_passes=number)  # type: ignore[arg-type]
+        for (kind, stage, place), number in sorted(counts.items())
     )
 
 

@@ -10,7 +10,9 @@ columns at which it ran, and from where the next round began:
   is worked out.
 - A self draft hands the block's last token to the verification: it runs through all segments, and answers nothing.
 
-Letters: C columns, N rounds, S of which come to a segment, G groups, E exits or segments, K tokens drafted, R rows.
+How many passes of a round are cold follows from how many there are: of n, the first is at place 1, the second at place 2.
+
+Letters: C columns, N rounds, S of which come to a segment, G groups, E exits or segments, K tokens drafted, R rows, P places.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from itertools import pairwise
 import numpy as np
 
 from perfmodel.courses import Course
+from perfmodel.passes import COLD_PLACES
 from perfmodel.tape import Counts, Depth, Gate, Tape
 
 
@@ -37,6 +40,8 @@ class PassTable:
     exits_taken: Counts  # [G, E]
     segments: Counts  # [G, E, R]
     segments_cached: Counts  # [G, E, R]
+    cold_segments: Counts  # [G, E, P]
+    cold_checks: Counts  # [G, P]; of exit checks, whichever the exit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,13 +64,18 @@ class Grouping:
         by_group: Counts = counts.reshape(self.num_groups, width)
         return by_group
 
+    def cold(self, column: Counts, number: Counts) -> Counts:
+        """Passes at the first places, where rounds that begin at some columns have so many passes each. [G, P]."""
+        return _cold(self.histogram(column, np.minimum(number, COLD_PLACES), COLD_PLACES + 1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Passes:
-    """Passes of a segment by their rows, and the cached tokens before them."""
+    """Passes of a segment by their rows, or rounds by their drafted tokens; the cached tokens before them; the cold ones."""
 
     number: Counts  # [G, R]
     cached: Counts  # [G, R]
+    cold: Counts  # [G, P]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,18 +93,23 @@ def count_passes(tape: Tape, course: Course, grouping: Grouping) -> PassTable:
     """Count the passes of a policy's rounds."""
     start, drafted = course.start, course.drafted
     width = int(drafted.max()) + 1
+    by_length = grouping.histogram(start, drafted, width)
     rounds = _Passes(
-        number=grouping.histogram(start, drafted, width),
+        number=by_length,
         cached=grouping.histogram(start, drafted, width, tape.known.take(start) - 1),
+        cold=_cold(by_length),
     )
-    segments = segments_cached = np.zeros((grouping.num_groups, len(tape.exit_layers), 1), np.int64)
-    checks = segments[:, :, 0]
+    num_segments = len(tape.exit_layers)
+    segments = segments_cached = np.zeros((grouping.num_groups, num_segments, 1), np.int64)
+    cold_segments = np.zeros((grouping.num_groups, num_segments, COLD_PLACES), np.int64)
+    checks, cold_checks = segments[:, :, 0], cold_segments[:, 0]
     if course.gate:
         spans = [_span(course, depth) for depth in course.gate.depths]
         checks = _exit_checks(tape, course.gate, spans, rounds, grouping)
-        segments, segments_cached = _join(
-            list(_segments(tape, course, course.gate, spans, rounds, grouping)), len(tape.exit_layers)
-        )
+        cold_checks = _cold_checks(course, spans, rounds, grouping)
+        each = list(_segments(tape, course, course.gate, spans, rounds, grouping))
+        segments, segments_cached = _join(each, num_segments)
+        cold_segments[:, : len(each)] = np.stack([passes.cold for passes in each], axis=1)
     return PassTable(
         num_tokens=grouping.sums(tape.begin, tape.end - tape.begin),
         drafted=rounds.number,
@@ -104,7 +119,17 @@ def count_passes(tape: Tape, course: Course, grouping: Grouping) -> PassTable:
         exits_taken=_exits_taken(checks, course.gate),
         segments=segments,
         segments_cached=segments_cached,
+        cold_segments=cold_segments,
+        cold_checks=cold_checks,
     )
+
+
+def _cold(by_number: Counts) -> Counts:
+    """Passes at places 1, 2, ... of their rounds, from the rounds by their number of passes: [G, any] -> [G, P]."""
+    at_least = by_number[:, :0:-1].cumsum(axis=1)[:, ::-1][:, :COLD_PLACES]
+    cold = np.zeros((len(by_number), COLD_PLACES), np.int64)
+    cold[:, : at_least.shape[1]] = at_least
+    return cold
 
 
 def _span(course: Course, depth: Depth) -> _Span:
@@ -120,6 +145,16 @@ def _exit_checks(tape: Tape, gate: Gate, spans: Sequence[_Span], rounds: _Passes
     for exit_id, span in zip(gate.looked[1:], spans, strict=True):
         checks[:, exit_id] = grouping.sums(span.start, span.past - span.first)
     return checks
+
+
+def _cold_checks(course: Course, spans: Sequence[_Span], rounds: _Passes, grouping: Grouping) -> Counts:
+    """Exit checks at the first places of their rounds. [G, P]."""
+    if not spans:
+        return rounds.cold
+    number = course.drafted.copy()
+    for span in spans:
+        number[span.came] += span.past - span.first
+    return grouping.cold(course.start, number)
 
 
 def _exits_taken(checks: Counts, gate: Gate | None) -> Counts:
@@ -139,7 +174,9 @@ def _segments(
         yield from [_passes_of_some_tokens(tape, course, span, grouping)] * (exit_id - above)
     if tape.is_self_draft:  # one pass a round over its block and lead, as in the verification
         wider = ((0, 0), (1, 0))
-        pushed = _Passes(number=np.pad(rounds.number, wider), cached=np.pad(rounds.cached, wider))
+        once = np.zeros_like(rounds.cold)
+        once[:, 0] = rounds.number.sum(axis=1)
+        pushed = _Passes(number=np.pad(rounds.number, wider), cached=np.pad(rounds.cached, wider), cold=once)
         yield from [pushed] * (len(tape.exit_layers) - 1 - gate.looked[-1])
 
 
@@ -161,22 +198,26 @@ def _passes_of_every_token(tape: Tape, course: Course, rounds: _Passes, grouping
         cached[:, 2] = one_row - number[:, 2]
         number[:, 1] -= number[:, 2]
         cached[:, 1] -= one_row
-    return _Passes(number=number, cached=cached)
+    cold = _cold(np.pad(rounds.number, ((0, 0), (1, 0)))) if tape.is_self_draft else rounds.cold
+    return _Passes(number=number, cached=cached, cold=cold)
 
 
 def _passes_of_some_tokens(tape: Tape, course: Course, span: _Span, grouping: Grouping) -> _Passes:
     """Passes of a segment that only the tokens of this depth run through. [G, R]."""
     column, last = span.depth.column.take(span.first), span.depth.column.take(span.past - 1)
+    start, each = span.start, span.past - span.first
     parts = [(column, column - _processed(tape, course, span, last), np.ones_like(column)), _further_passes(span)]
     if tape.is_self_draft:
         done = course.start - 1
         done[span.came] = last
         parts.append((course.past, course.past - done, np.ones_like(done)))
+        start, each = course.start, np.bincount(span.came, each, len(done)).astype(np.int64) + 1
     column, rows, times = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     width = int(rows.max(initial=0)) + 1
     return _Passes(
         number=grouping.histogram(column, rows, width, times),
         cached=grouping.histogram(column, rows, width, times * (tape.known.take(column) - rows)),
+        cold=grouping.cold(start, each),
     )
 
 

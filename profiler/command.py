@@ -19,14 +19,12 @@ from profiler.grid import needed_passes
 from profiler.job import Job, fill_log
 from profiler.latency_files import LatencyFiles
 from profiler.measure_energy import measure_energy, nvml_sensor
-from profiler.measure_latency import Budget
 from profiler.pass_log import lacking_passes
-from profiler.prompts import chosen_prompts
 from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
 from profiler.show import acceptance_table, distinct_line, energy_line, latency_table, understood, warnings_of
 from s2d.device import check_device
 from s2d.pair import encode_prompts, load_pair
-from s2d.prompts import FAMILY_PROMPTS, read_prompts
+from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 
 TRACE_NAME = "trace.npz"
 PARTIAL_TRACE_NAME = "trace.partial.npz"
@@ -116,7 +114,7 @@ def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance:
             shown_s = whole
 
     with keeping(files.partial_paths[0]), progress, measure_energy(nvml_sensor(job.pair.device)) as meter:
-        fill_log(job, log, Budget(seconds=args.budget), save=files.write_partial, on_turn=on_turn)
+        fill_log(job, log, args.budget, save=files.write_partial, on_turn=on_turn)
     print_out("\n" + latency_table(log))
     if meter is not None:
         print_out(energy_line(meter, facts))

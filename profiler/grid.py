@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.passes import PassKind
+from perfmodel.passes import DRAFT_KINDS, PassKind
 from perfmodel.policy import Confidence, ExitPolicy, FixedLength, FloorStop, LengthRule
 from perfmodel.replay import replay
 from perfmodel.trace import AcceptanceTrace
@@ -64,7 +64,7 @@ class PassKey:
     @property
     def label(self) -> str:
         """`segment 2 of 5 rows`, `verify of 4 rows`: as messages name it."""
-        stage = f" {self.stage + 1}" if self.kind in ("segment", "exit") else ""
+        stage = f" {self.stage + 1}" if self.kind in DRAFT_KINDS else ""
         return f"{self.kind}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
 
 

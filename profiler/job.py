@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from perfmodel.policy import Confidence, ExitPolicy
 from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
 from profiler.grid import needed_passes, turn_grid
-from profiler.measure_latency import Budget, Text, measure_latency
+from profiler.measure_latency import Coverage, Text, measure_latency, take_turns
 from profiler.pass_log import PassLog
 from profiler.record_acceptance import Asker, empty_trace, extended
 from s2d.generate import Session, Settings
@@ -54,15 +54,8 @@ class Job:
         return Asker(self.pair, session, self.sampling, self.confidence, self.max_new_tokens)
 
 
-def fill_log(
-    job: Job,
-    log: PassLog,
-    budget: Budget,
-    *,
-    save: Callable[[PassLog], None] = lambda log: None,
-    on_turn: Callable[[Seconds, int], None] = lambda spent_s, num_lacking: None,
-) -> None:
-    """Measure passes over the grid, on the first prompts, into a log.
+def turns_of(job: Job, log: PassLog) -> Iterator[Coverage]:
+    """Measure passes over the grid, on the first prompts, into a log: a turn at a time, without end.
 
     The target writes after each of these prompts first: turns start anywhere in that text, and the grid's thresholds are
     quantiles of what the exits say about it. Turns of one text, which are long, are taken only for an empty log.
@@ -70,9 +63,6 @@ def fill_log(
     Args:
         job: what to measure.
         log: may hold passes measured before.
-        budget: how long.
-        save: called with the log every `SAVE_EVERY_S`, between two turns, and once before Ctrl-C goes on its way.
-        on_turn: told of progress.
     """
     session = job.session()
     asker = job.asker(session)
@@ -89,6 +79,28 @@ def fill_log(
     def decode(policy: ExitPolicy | None, prompt_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
         return session.generate(prompt_ids, job.settings(policy, new_tokens)).samples
 
+    needed = needed_passes(len(job.pair.geometry.exit_layers), job.draft_cap)
+    rng = np.random.default_rng([job.seed, len(log)])
+    return take_turns(decode, grid, texts, needed=needed, log=log, rng=rng)
+
+
+def fill_log(
+    job: Job,
+    log: PassLog,
+    budget_s: Seconds,
+    *,
+    save: Callable[[PassLog], None] = lambda log: None,
+    on_turn: Callable[[Seconds, int], None] = lambda spent_s, num_lacking: None,
+) -> None:
+    """Measure passes until all that a plan needs are covered, or the budget is spent.
+
+    Args:
+        job: what to measure.
+        log: may hold passes measured before.
+        budget_s: how long.
+        save: called with the log every `SAVE_EVERY_S`, between two turns, and once before Ctrl-C goes on its way.
+        on_turn: told of progress.
+    """
     saved_s = time.perf_counter()
 
     def tell(spent_s: Seconds, num_lacking: int) -> None:
@@ -98,10 +110,8 @@ def fill_log(
             save(log)
             saved_s = time.perf_counter()
 
-    needed = needed_passes(len(job.pair.geometry.exit_layers), job.draft_cap)
-    rng = np.random.default_rng([job.seed, len(log)])
     try:
-        measure_latency(decode, grid, texts, needed=needed, budget=budget, log=log, rng=rng, on_turn=tell)
+        measure_latency(turns_of(job, log), budget_s, on_turn=tell)
     except KeyboardInterrupt:
         save(log)
         raise

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from perfmodel.artifact import read_record, write_record
 from perfmodel.errors import Mismatch
+from perfmodel.passes import DRAFT_KINDS
 from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
@@ -53,7 +54,7 @@ def profiles_of(log: PassLog, pair: Pair, rule: AcceptanceRule) -> dict[str, Lat
 
 def is_draft_pass(key: PassKey) -> bool:
     """Whether a pass is the draft's: its segments, its exits, its prompt."""
-    return key.kind in ("segment", "exit") or (key.kind == "prefill" and key.stage == DRAFT_PREFILL_STAGE)
+    return key.kind in DRAFT_KINDS or (key.kind == "prefill" and key.stage == DRAFT_PREFILL_STAGE)
 
 
 class LatencyFiles:

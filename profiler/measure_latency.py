@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +37,18 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """When to stop: as soon as every turn was taken and every needed pass has enough samples, or when time is up."""
+class Coverage:
+    """How much of what a plan needs was measured."""
 
-    seconds: Seconds
-    enough_samples: int = ENOUGH_SAMPLES
+    all_seen: bool
+    """Whether every turn of the grid was taken."""
+    num_lacking: int
+    """Needed passes that have too few samples."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to measure but more of the same."""
+        return self.all_seen and not self.num_lacking
 
 
 class Turns:
@@ -76,42 +83,58 @@ class Turns:
         self._num_runs[place] += 1
 
 
-def measure_latency(
+def take_turns(
     decode: Decode,
     grid: Sequence[Turn],
     texts: Sequence[Text],
     *,
     needed: Collection[PassKey],
-    budget: Budget,
+    enough_samples: int = ENOUGH_SAMPLES,
     log: PassLog,
     rng: np.random.Generator,
-    on_turn: Callable[[Seconds, int], None] = lambda spent_s, num_lacking: None,
-    clock: Callable[[], Seconds] = time.perf_counter,
-) -> None:
-    """Add passes to a log until every needed one has enough samples, or the budget is spent.
+) -> Iterator[Coverage]:
+    """Without end, say what the log covers and add a turn's passes to it; a warm-up turn, not kept, comes before.
 
     Args:
         decode: the runtime.
         grid: the turns to take.
         texts: what to decode.
         needed: the passes that must be covered.
-        budget: how long, and how much is enough.
+        enough_samples: of each.
         log: may hold passes measured before; it is complete after every turn, so that Ctrl-C loses one turn at most.
         rng: of order and places.
-        on_turn: told before every turn how long this has taken and how many needed passes still lack samples.
-        clock: a monotonic clock in seconds.
     """
     _take_turn(decode, grid[-1], texts, PassLog(), rng)
     turns = Turns(grid, rng)
-    start_s = clock()
     while True:
-        lacking = lacking_passes(log, needed, budget.enough_samples)
-        spent_s = clock() - start_s
-        on_turn(spent_s, len(lacking))
-        if spent_s >= budget.seconds or (turns.all_seen and not lacking):
-            return
+        lacking = lacking_passes(log, needed, enough_samples)
+        yield Coverage(all_seen=turns.all_seen, num_lacking=len(lacking))
         place = turns.next(lacking)
         turns.made(place, _take_turn(decode, grid[place], texts, log, rng))
+
+
+def measure_latency(
+    turns: Iterator[Coverage],
+    budget_s: Seconds,
+    *,
+    on_turn: Callable[[Seconds, int], None] = lambda spent_s, num_lacking: None,
+    clock: Callable[[], Seconds] = time.perf_counter,
+) -> None:
+    """Take turns until everything is covered, or the budget is spent.
+
+    Args:
+        turns: of `take_turns`.
+        budget_s: how long; the warm-up is not counted.
+        on_turn: told before every turn how long this has taken and how many needed passes still lack samples.
+        clock: a monotonic clock in seconds.
+    """
+    start_s: Seconds | None = None
+    for coverage in turns:
+        start_s = clock() if start_s is None else start_s
+        spent_s = clock() - start_s
+        on_turn(spent_s, coverage.num_lacking)
+        if spent_s >= budget_s or coverage.is_complete:
+            return
 
 
 def _take_turn(decode: Decode, turn: Turn, texts: Sequence[Text], log: PassLog, rng: np.random.Generator) -> Counter[PassKey]:

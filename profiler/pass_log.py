@@ -20,8 +20,8 @@ MIN_SAMPLES_FOR_IQR = 8
 MIN_SHARE_TO_WARN: Frac = 0.005
 """A pass that takes less of the measured time than this is not worth a warning."""
 
-Row = tuple[PassKind, int, int, int, Seconds]
-"""Kind, stage, rows, cached tokens, seconds: one pass."""
+Row = tuple[PassKind, int, int, int, int, Seconds]
+"""Kind, stage, rows, cached tokens, place, seconds: one pass."""
 
 
 class PassLog:
@@ -109,15 +109,15 @@ def thinned(items: Sequence[int], most: int) -> list[int]:
 
 def rows_of(samples: PassSamples) -> list[Row]:
     """Columns to rows."""
-    columns = (samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds)
+    columns = (samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.place, samples.seconds)
     return list(zip(*columns, strict=True))
 
 
 def samples_of(rows: Iterable[Row]) -> PassSamples:
     """Rows to columns."""
-    columns = tuple(zip(*rows, strict=True)) or ((),) * 5
-    kind, stage, num_rows, cached, seconds = columns
-    return PassSamples(kind=kind, stage=stage, rows=num_rows, cached_tokens=cached, seconds=seconds)
+    columns = tuple(zip(*rows, strict=True)) or ((),) * 6
+    kind, stage, num_rows, cached, place, seconds = columns
+    return PassSamples(kind=kind, stage=stage, rows=num_rows, cached_tokens=cached, place=place, seconds=seconds)
 
 
 def _key(row: Row) -> PassKey:

@@ -193,6 +193,7 @@ def joined_samples(parts: Sequence[PassSamples]) -> PassSamples:
         stage=tuple(chain.from_iterable(part.stage for part in parts)),
         rows=tuple(chain.from_iterable(part.rows for part in parts)),
         cached_tokens=tuple(chain.from_iterable(part.cached_tokens for part in parts)),
+        place=tuple(chain.from_iterable(part.place for part in parts)),
         seconds=tuple(chain.from_iterable(part.seconds for part in parts)),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from perfmodel.passes import PassKind, PassSamples
+from perfmodel.passes import PassKind, PassSamples, places
 from perfmodel.units import MILLI, NANO, Seconds
 
 LapTag = tuple[PassKind, int, int, int]
@@ -58,7 +58,14 @@ class Clock:
     def samples(self) -> PassSamples:
         """Every lap as a measured pass."""
         kind, stage, rows, cached = zip(*self.tags, strict=True) if self.tags else ((), (), (), ())
-        return PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, seconds=tuple(self.lap_seconds()))
+        return PassSamples(
+            kind=kind,
+            stage=stage,
+            rows=rows,
+            cached_tokens=cached,
+            place=tuple(places(zip(kind, stage, strict=True))),
+            seconds=tuple(self.lap_seconds()),
+        )
 
 
 def _record_event() -> torch.cuda.Event:

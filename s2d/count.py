@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from perfmodel.rounds import RoundStats, pass_counts
+from perfmodel.passes import COLD_PLACES, DRAFT_KINDS, places, weights_of
+from perfmodel.rounds import RoundStats, cold_counts, pass_counts
 from s2d.clock import LapTag
 
 
@@ -20,18 +21,22 @@ def count_rounds(
     """
     counts: Counter[tuple[str, int, int]] = Counter()
     cached: Counter[tuple[str, int, int]] = Counter()
-    for kind, stage, rows, cached_tokens in tags:
+    cold: Counter[tuple[str, int, int]] = Counter()
+    for (kind, stage, rows, cached_tokens), place in zip(tags, places(tag[:2] for tag in tags), strict=True):
         counts[kind, stage, rows] += 1
         cached[kind, stage, rows] += cached_tokens
-    places = range(1, max(drafted for drafted, _ in blocks) + 1)
+        if kind in DRAFT_KINDS and place <= COLD_PLACES:
+            cold[*weights_of(kind, stage), place] += 1
+    positions = range(1, max(drafted for drafted, _ in blocks) + 1)
     return RoundStats(
         num_prompts=1,
         num_rounds=len(blocks),
         num_tokens=num_tokens,
         num_drafted=sum(drafted for drafted, _ in blocks),
         num_accepted=float(sum(accepted for _, accepted in blocks)),
-        drafted_by_position=tuple(sum(drafted >= place for drafted, _ in blocks) for place in places),
-        accepted_by_position=tuple(float(sum(accepted >= place for _, accepted in blocks)) for place in places),
+        drafted_by_position=tuple(sum(drafted >= place for drafted, _ in blocks) for place in positions),
+        accepted_by_position=tuple(float(sum(accepted >= place for _, accepted in blocks)) for place in positions),
         exits_taken=tuple(exits_taken),
         passes=pass_counts(counts, cached),
+        cold_passes=cold_counts(cold),
     )

@@ -1,4 +1,4 @@
-"""Prompts from a file, and how much a text repeats itself."""
+"""Prompts from a file, which of them are used, and how much a text repeats itself."""
 
 import json
 from collections import Counter
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perfmodel.disk import PathLike, read_whole
-from perfmodel.errors import BadFile
+from perfmodel.errors import BadFile, UserInputError
+from perfmodel.halves import Split, document_of, half_of
 from s2d.corpus import Prompt
 from s2d.load import FAMILY_FOLDER
 
@@ -29,6 +30,29 @@ def read_prompts(path: PathLike) -> list[Prompt]:
     if count > 1:
         raise BadFile(path, f"the name {name!r} comes {count} times", "Give every prompt its own name")
     return prompts
+
+
+def chosen_prompts(prompts: Sequence[Prompt], split: Split, most: int) -> list[Prompt]:
+    """Prompts of a half, so ordered that a few of them are a mixture too: of categories, then of documents.
+
+    Each is of the category taken least before it, of those of the document taken least, of those the first in the file.
+
+    Raises:
+        UserInputError: no prompt is in that half.
+    """
+    left = [prompt for prompt in prompts if split in ("all", half_of(prompt.name))]
+    if not left:
+        raise UserInputError(f"none of the {len(prompts)} prompts is in the {split} half: give more prompts, or --split all")
+    categories: Counter[str] = Counter()
+    documents: Counter[str] = Counter()
+    chosen: list[Prompt] = []
+    while left and len(chosen) < most:
+        prompt = min(left, key=lambda one: (categories[one.category], documents[document_of(one.name)]))
+        left.remove(prompt)
+        chosen.append(prompt)
+        categories[prompt.category] += 1
+        documents[document_of(prompt.name)] += 1
+    return chosen
 
 
 def distinct_ngram_frac(tokens: Sequence[int], size: int = 6) -> float:

@@ -10,9 +10,8 @@ import torch
 from perfmodel.artifact import Stored, read_record, record_text
 from perfmodel.console import print_err, print_out
 from perfmodel.disk import write_atomically
-from perfmodel.errors import BadFile, Mismatch, UserInputError
+from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.geometry import ModelGeometry
-from perfmodel.halves import half_of
 from perfmodel.plan import PLAN_SCHEMA, PLAN_VERSION, Plan
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import make_provenance
@@ -22,7 +21,7 @@ from s2d.corpus import Prompt
 from s2d.generate import OnTokens
 from s2d.load import TORCH_DTYPES, export_exit, find_model
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
-from s2d.prompts import FAMILY_PROMPTS, read_prompts
+from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.show import report_text, understood_text
 from s2d.text import Stop, TextStream
 
@@ -93,7 +92,7 @@ def load_from_flags(args: argparse.Namespace) -> Loaded:
     pair = _load_pair(args, plan.record)
     check_made_for(args.plan, plan.record, pair)
     max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
-    prompts = encode_prompts(pair, chosen_prompts(args), max_new_tokens=max_new_tokens)
+    prompts = encode_prompts(pair, _prompts(args), max_new_tokens=max_new_tokens)
     request = RunRequest(
         plan_sha256=plan.sha256,
         policy=plan.record.chosen.policy,
@@ -105,19 +104,11 @@ def load_from_flags(args: argparse.Namespace) -> Loaded:
     return Loaded(plan=plan, pair=pair, prompts=prompts, request=request)
 
 
-def chosen_prompts(args: argparse.Namespace) -> list[Prompt]:
-    """The one prompt given, or the first of a file's half.
-
-    Raises:
-        BadFile: no file can be read, or none of its prompts is in that half.
-    """
+def _prompts(args: argparse.Namespace) -> list[Prompt]:
+    """The one prompt given, or some of a file's."""
     if args.prompt is not None:
         return [Prompt(name="--prompt", category="given", text=args.prompt)]
-    path = args.prompts or FAMILY_PROMPTS
-    kept = [prompt for prompt in read_prompts(path) if args.split == "all" or half_of(prompt.name) == args.split]
-    if not kept:
-        raise BadFile(path, f"none of its prompts is in the {args.split} half", "Give more prompts, or --split all")
-    return kept[: args.num_prompts]
+    return chosen_prompts(read_prompts(args.prompts or FAMILY_PROMPTS), args.split, args.num_prompts)
 
 
 def check_made_for(path: Path, plan: Plan, pair: Pair) -> None:

@@ -76,8 +76,8 @@ def make_profile(
         shapes += [("verify", 0, rows) for rows in range(1, 14)] + [("round", 0, rows) for rows in range(14)]
     passes = [(*shape, cached) for shape, cached in itertools.product(shapes, range(0, 120, 4))]
     kind, stage, rows, cached = zip(*passes, strict=True)
-    seconds = tuple(SECONDS[one] for one in kind)
-    samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, seconds=seconds)
+    seconds, place = tuple(SECONDS[one] for one in kind), (1,) * len(kind)
+    samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, place=place, seconds=seconds)
     return LatencyProfile(
         model=model,
         model_sha256=sha256,
@@ -163,7 +163,8 @@ def samples_of(rounds: Sequence[RoundStats], seconds: dict[PassKind, float]) -> 
         for _ in range(count.num_passes)
     ]
     kind, stage, rows, cached, taken = zip(*shapes, strict=True)
-    return PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, seconds=taken)
+    place = (1,) * len(kind)
+    return PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, place=place, seconds=taken)
 
 
 def at_device(profile: LatencyProfile, **changes: object) -> LatencyProfile:

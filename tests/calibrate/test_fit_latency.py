@@ -62,7 +62,8 @@ def made_profile(model: ModelGeometry, law: Law = TRUE_LAW, *, noise_frac: float
                     seconds = (base_s + per_token_s * cached) * (1 + noise_frac * rng.standard_normal())
                     columns.append((kind, 0, rows, cached, seconds))
     kind, stage, rows, cached, seconds = zip(*columns, strict=True)
-    samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, seconds=seconds)
+    place = (1,) * len(kind)
+    samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, place=place, seconds=seconds)
     return LatencyProfile(
         model=model, model_sha256="0", exit_layers=exits, beside=None, device=DEVICE, rule="greedy", samples=samples
     )

@@ -37,6 +37,9 @@ class Prices:
         base = {"segment": self.segment_s, "exit": self.exit_s, "round": 1e-6}
         return base.get(kind, self.verify_s + self.verify_row_s * rows), 1e-9
 
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
+        return 0.0
+
     def pass_s(self, shape: PassShape) -> float:
         base_s, per_cached_token_s = self.affine(shape.kind, shape.stage, shape.rows)
         return base_s + per_cached_token_s * shape.cached_tokens

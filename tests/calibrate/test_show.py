@@ -35,6 +35,7 @@ def candidate(name: str, what: ExitPolicy | None, speedup: float) -> Candidate:
         accepted_by_position=(),
         exits_taken=(drafted, 0, 0),
         passes=(passes("segment", drafted), passes("exit", drafted), passes("verify", 100), passes("round", 100)),
+        cold_passes=(),
     )
     return Candidate(
         name=name,

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from perfmodel.passes import COLD_PLACES
 from perfmodel.policy import ExitPolicy, FloorStop, HeuristicLength, SurvivalStop
-from perfmodel.rounds import RoundStats, pass_counts
+from perfmodel.rounds import RoundStats, cold_counts, pass_counts
 from perfmodel.trace import AcceptanceTrace
 
 
@@ -18,10 +19,19 @@ class Draft:
     processed: list[int]
     counts: Counter = field(default_factory=Counter)
     cached: Counter = field(default_factory=Counter)
+    cold: Counter = field(default_factory=Counter)
+    in_round: Counter = field(default_factory=Counter)
 
     def log(self, kind: str, stage: int, rows: int, cached_tokens: int) -> None:
         self.counts[kind, stage, rows] += 1
         self.cached[kind, stage, rows] += cached_tokens
+        if kind in ("segment", "exit"):
+            weights = (kind, stage if kind == "segment" else 0)
+            self.in_round[weights] += 1
+            if self.in_round[weights] <= COLD_PLACES:
+                self.cold[*weights, self.in_round[weights]] += 1
+        if kind == "round":
+            self.in_round.clear()
 
     def run_segment(self, segment: int, known: int) -> None:
         """Run a segment over everything known that it has not processed."""
@@ -136,4 +146,5 @@ def record(blocks: list[tuple[int, int]], exits_taken: list[int], emitted: int, 
         accepted_by_position=tuple(float(sum(accepted > i for _, accepted in blocks)) for i in range(longest)),
         exits_taken=tuple(exits_taken),
         passes=pass_counts(draft.counts, draft.cached),
+        cold_passes=cold_counts(draft.cold),
     )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel.estimate import Decoded, RoundCost, estimate, mean_round_cost, measured_speedup, pass_seconds
-from perfmodel.passes import PassCount, PassKind, PassShape
+from perfmodel.passes import ColdCount, PassCount, PassKind, PassShape
 from perfmodel.rounds import RoundStats
 
 COST = RoundCost(segment_s=0.0, exit_s=0.0, verify_s=1.0, round_s=0.0)
@@ -17,11 +17,16 @@ class Prices:
 
     level = "measured"
 
-    def __init__(self, seconds: dict[str, float], *, per_token_s: float = 0.0, error_frac: float = 0.0) -> None:
-        self.seconds, self.per_token_s, self.error_frac = seconds, per_token_s, error_frac
+    def __init__(
+        self, seconds: dict[str, float], *, per_token_s: float = 0.0, first_s: float = 0.0, error_frac: float = 0.0
+    ) -> None:
+        self.seconds, self.per_token_s, self.first_s, self.error_frac = seconds, per_token_s, first_s, error_frac
 
     def affine(self, kind: PassKind, stage: int, rows: int) -> tuple[float, float]:
         return self.seconds[kind], self.per_token_s
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
+        return self.first_s if place == 1 else 0.0
 
     def pass_s(self, shape: PassShape) -> float:
         return self.seconds[shape.kind] + self.per_token_s * shape.cached_tokens
@@ -35,7 +40,7 @@ def count(kind: PassKind, num_passes: int, rows: int = 1, cached: int = 0) -> Pa
     return PassCount(kind=kind, stage=0, rows=rows, num_passes=num_passes, cached_tokens_sum=cached)
 
 
-def rounds_of(num_tokens: int, num_rounds: int, *passes: PassCount) -> RoundStats:
+def rounds_of(num_tokens: int, num_rounds: int, *passes: PassCount, cold_passes: tuple[ColdCount, ...] = ()) -> RoundStats:
     return RoundStats(
         num_prompts=1,
         num_rounds=num_rounds,
@@ -46,6 +51,7 @@ def rounds_of(num_tokens: int, num_rounds: int, *passes: PassCount) -> RoundStat
         accepted_by_position=(),
         exits_taken=(),
         passes=passes,
+        cold_passes=cold_passes,
     )
 
 
@@ -72,6 +78,13 @@ def test_cached_tokens_are_paid_and_the_prefill_is_not() -> None:
     target = Prices({"verify": 1.0, "prefill": 99.0}, per_token_s=0.01)
     stats = rounds_of(2, 2, count("verify", 2, cached=300), count("prefill", 1, rows=100))
     assert pass_seconds(None, target, stats) == {"verify": pytest.approx(5.0)}
+
+
+def test_the_first_passes_of_a_round_are_paid_on_top() -> None:
+    draft = Prices({"segment": 1.0, "exit": 0.5}, first_s=0.25)
+    cold = [ColdCount(kind="segment", stage=0, place=place, num_passes=3) for place in (1, 2)]
+    stats = rounds_of(9, 3, count("segment", 6), count("verify", 3), cold_passes=tuple(cold))
+    assert pass_seconds(draft, TARGET, stats) == {"segment": 6 * 1.0 + 3 * 0.25, "verify": 30.0}
 
 
 def test_totals_weigh_a_long_prompt_more_than_a_short_one() -> None:

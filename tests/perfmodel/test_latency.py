@@ -10,10 +10,10 @@ from perfmodel.geometry import find_draft, find_model
 from perfmodel.hardware import KNOWN_HARDWARE, find_hardware
 from perfmodel.latency import FittedLatency, MeasuredLatency, RooflineLatency
 from perfmodel.law import FitDomain, LatencyFit, Law, read_latency_fit, roofline_law, write_latency_fit
-from perfmodel.pass_times import clamped
 from perfmodel.passes import PassKind, PassSamples, PassShape
 from perfmodel.profile import DeviceKey, LatencyProfile
 from perfmodel.provenance import make_provenance
+from perfmodel.robust import clamped
 from perfmodel.work import PassSetting
 
 A100 = find_hardware("a100")
@@ -22,6 +22,9 @@ DEVICE = DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32",
 KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round")
 
 Row = tuple[PassKind, int, int, int, float]
+"""Kind, stage, rows, cached tokens, seconds."""
+PlacedRow = tuple[PassKind, int, int, int, int, float]
+"""The same with the place before the seconds."""
 
 
 def shape(kind: PassKind, rows: int, cached_tokens: float = 0, stage: int = 0) -> PassShape:
@@ -32,9 +35,11 @@ def step_s(latency: RooflineLatency, cached_tokens: float = 100) -> float:
     return latency.pass_s(shape("verify", 1, cached_tokens)) + latency.pass_s(shape("round", 0))
 
 
-def profile_of(rows: list[Row]) -> LatencyProfile:
-    kind, stage, width, cached, seconds = zip(*rows, strict=True)
-    samples = PassSamples(kind=kind, stage=stage, rows=width, cached_tokens=cached, seconds=seconds)
+def profile_of(rows: list[Row] | list[PlacedRow]) -> LatencyProfile:
+    kind, stage, width, cached, place, seconds = zip(
+        *(row if len(row) == 6 else (*row[:4], 1, row[4]) for row in rows), strict=True
+    )
+    samples = PassSamples(kind=kind, stage=stage, rows=width, cached_tokens=cached, place=place, seconds=seconds)
     return LatencyProfile(
         model=LLAMA_7B, model_sha256="0", exit_layers=(), beside=None, device=DEVICE, rule="greedy", samples=samples
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from perfmodel.errors import BadPolicy
 from perfmodel.passes import PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.replay import block_lengths, replay, replay_many
+from perfmodel.replay import Price, block_lengths, replay, replay_many
 from perfmodel.rounds import RoundStats, sum_rounds
 from perfmodel.trace import AcceptanceTrace
 from tests.perfmodel.reference_replay import replay_prompt
@@ -60,15 +60,20 @@ def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> 
 def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
     trace, policies = case
 
-    def price(kind: PassKind, stage: int, rows: int) -> tuple[float, float]:
+    def line(kind: PassKind, stage: int, rows: int) -> tuple[float, float]:
         return 1.0 + len(kind) + 0.1 * stage + 0.01 * rows, 0.001 * rows
 
+    def cold_s(kind: PassKind, stage: int, place: int) -> float:
+        return (0.1 * len(kind) + 0.01 * stage) / place
+
     batch = replay_many(trace, policies)
-    for seconds, row in zip(batch.seconds(price), range(len(policies)), strict=True):
+    for seconds, row in zip(batch.seconds(Price(line=line, cold_s=cold_s)), range(len(policies)), strict=True):
         expected = 0.0
         for p in batch.stats(row).passes:
-            base_s, per_cached_token_s = price(p.kind, p.stage, p.rows)
+            base_s, per_cached_token_s = line(p.kind, p.stage, p.rows)
             expected += p.num_passes * base_s + p.cached_tokens_sum * per_cached_token_s
+        for early in batch.stats(row).cold_passes:
+            expected += early.num_passes * cold_s(early.kind, early.stage, early.place)
         assert seconds == pytest.approx(expected, rel=1e-12)
 
 

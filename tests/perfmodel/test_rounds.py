@@ -2,7 +2,7 @@
 
 from hypothesis import given, settings
 
-from perfmodel.passes import PassCount
+from perfmodel.passes import ColdCount, PassCount
 from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.replay import replay
 from perfmodel.rounds import RoundStats, sum_rounds
@@ -21,6 +21,7 @@ def stats(**changes: object) -> RoundStats:
         "accepted_by_position": (4.0, 2.0),
         "exits_taken": (5, 3),
         "passes": (PassCount(kind="verify", stage=0, rows=3, num_passes=4, cached_tokens_sum=40),),
+        "cold_passes": (ColdCount(kind="segment", stage=0, place=1, num_passes=4),),
     }
     return RoundStats(**(values | changes))  # type: ignore[arg-type]
 
@@ -39,6 +40,7 @@ def test_a_sum_joins_equal_passes_and_pads_shorter_columns() -> None:
     assert total.drafted_by_position == (8, 7, 1)
     assert total.accepted_by_position == (6.0, 3.0, 1.0)
     assert total.passes == (other, PassCount(kind="verify", stage=0, rows=3, num_passes=8, cached_tokens_sum=80))
+    assert total.cold_passes == (ColdCount(kind="segment", stage=0, place=1, num_passes=8),)
 
 
 def test_the_mean_shape_of_passes_has_their_mean_cached_tokens() -> None:

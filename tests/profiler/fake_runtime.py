@@ -22,7 +22,7 @@ class FakeRuntime:
 
     def decode(self, policy: ExitPolicy | None, prompt_ids: Sequence[int], new_tokens: int) -> PassSamples:
         self.calls.append((policy, tuple(prompt_ids), new_tokens))
-        rows: list[Row] = [("prefill", 0, len(prompt_ids) - 1, 0, 5e-3)]
+        rows: list[Row] = [("prefill", 0, len(prompt_ids) - 1, 0, 1, 5e-3)]
         emitted = 0
         while emitted < new_tokens:
             cap = min(policy.length.draft_cap, new_tokens - emitted - 1) if policy else 0
@@ -34,8 +34,8 @@ class FakeRuntime:
     def _round(self, cap: int, known: int) -> list[Row]:
         rows: list[Row] = []
         for number in range(cap):
-            rows += [("segment", 0, 1, known + number, SEGMENT_S), ("exit", 0, 1, 0, EXIT_S)]
+            rows += [("segment", 0, 1, known + number, number + 1, SEGMENT_S), ("exit", 0, 1, 0, number + 1, EXIT_S)]
         if cap and self.deepens_every and len(self.calls) % self.deepens_every == 0:
-            rows += [("segment", 1, cap, known, SEGMENT_S), ("exit", 1, 1, 0, EXIT_S)]
-        rows.append(("verify", 0, cap + 1, known, VERIFY_S + VERIFY_ROW_S * cap))
-        return [*rows, ("round", 0, cap, 0, ROUND_S)]
+            rows += [("segment", 1, cap, known, 1, SEGMENT_S), ("exit", 1, 1, 0, cap + 1, EXIT_S)]
+        rows.append(("verify", 0, cap + 1, known, 1, VERIFY_S + VERIFY_ROW_S * cap))
+        return [*rows, ("round", 0, cap, 0, 1, ROUND_S)]

@@ -12,7 +12,6 @@ from perfmodel.trace import read_trace
 from profiler import job as job_module
 from profiler.cli import main_profile
 from profiler.measure_latency import measure_latency
-from profiler.pass_log import PassLog
 from profiler.record_acceptance import Asker, PromptTrace
 from s2d.pair import EncodedPrompt
 from tests.profiler.conftest import EXITS, Folders
@@ -61,8 +60,8 @@ def test_a_self_draft_has_one_profile_with_every_pass_in_it(folders: Folders, tm
 def test_ctrl_c_keeps_the_passes_and_the_same_command_goes_on(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*args, log: PassLog, **settings) -> None:
-        measure_latency(*args, log=log, **settings)
+    def interrupted(*args, **settings) -> None:
+        measure_latency(*args, **settings)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job_module, "measure_latency", interrupted)

@@ -7,7 +7,7 @@ import pytest
 
 from perfmodel.policy import ExitPolicy, FixedLength
 from profiler.grid import PassKey, Turn
-from profiler.measure_latency import Budget, Text, Turns, measure_latency
+from profiler.measure_latency import ENOUGH_SAMPLES, Text, Turns, measure_latency, take_turns
 from profiler.pass_log import (
     PassLog,
     keys_label,
@@ -34,26 +34,26 @@ def verify_key(rows: int) -> PassKey:
     return PassKey(kind="verify", stage=0, rows=rows)
 
 
-def run(runtime: FakeRuntime, grid: list[Turn], needed: set[PassKey], budget: Budget, log: PassLog) -> list[tuple]:
+def run(
+    runtime: FakeRuntime,
+    grid: list[Turn],
+    needed: set[PassKey],
+    log: PassLog,
+    *,
+    budget_s: float = 1e9,
+    enough_samples: int = ENOUGH_SAMPLES,
+) -> list[tuple]:
     told: list[tuple] = []
-    measure_latency(
-        runtime.decode,
-        grid,
-        TEXTS,
-        needed=needed,
-        budget=budget,
-        log=log,
-        rng=np.random.default_rng(0),
-        on_turn=lambda *event: told.append(event),
-        clock=runtime.clock,
-    )
+    rng = np.random.default_rng(0)
+    turns = take_turns(runtime.decode, grid, TEXTS, needed=needed, enough_samples=enough_samples, log=log, rng=rng)
+    measure_latency(turns, budget_s, on_turn=lambda *event: told.append(event), clock=runtime.clock)
     return told
 
 
 def test_measuring_ends_when_every_policy_had_its_turn_and_every_pass_has_enough() -> None:
     runtime, log = FakeRuntime(), PassLog()
     needed = {verify_key(rows) for rows in (1, 2, 4, 6)}
-    told = run(runtime, turns_of(1, 3, 5), needed, Budget(seconds=1e9, enough_samples=30), log)
+    told = run(runtime, turns_of(1, 3, 5), needed, log, enough_samples=30)
     assert not lacking_passes(log, needed, 30)
     assert {policy for policy, _, _ in runtime.calls} == {fixed(1), fixed(3), fixed(5), None}
     assert told[-1][1] == 0
@@ -61,20 +61,20 @@ def test_measuring_ends_when_every_policy_had_its_turn_and_every_pass_has_enough
 
 def test_measuring_ends_when_the_budget_is_spent_though_a_pass_never_comes() -> None:
     runtime, log = FakeRuntime(), PassLog()
-    run(runtime, turns_of(2), {verify_key(9)}, Budget(seconds=2.0), log)
+    run(runtime, turns_of(2), {verify_key(9)}, log, budget_s=2.0)
     assert 2.0 <= runtime.now_s < 3.0
     assert len(log) > 0
 
 
 def test_the_seconds_kept_are_the_runtime_s_own() -> None:
     runtime, log = FakeRuntime(), PassLog()
-    run(runtime, turns_of(3), {verify_key(4)}, Budget(seconds=1e9, enough_samples=5), log)
+    run(runtime, turns_of(3), {verify_key(4)}, log, enough_samples=5)
     assert set(log.seconds_by_key()[verify_key(4)]) == {VERIFY_S + 3 * VERIFY_ROW_S}
 
 
 def test_each_turn_decodes_from_one_place_with_and_without_a_draft_in_both_orders() -> None:
     runtime = FakeRuntime()
-    run(runtime, turns_of(*range(1, 13)), set(), Budget(seconds=1e9), PassLog())
+    run(runtime, turns_of(*range(1, 13)), set(), PassLog())
     turns = list(zip(runtime.calls[::2], runtime.calls[1::2], strict=True))
     assert len(turns) == 1 + 12  # the first is warm-up
     assert all(first[1:] == second[1:] for first, second in turns)
@@ -84,7 +84,7 @@ def test_each_turn_decodes_from_one_place_with_and_without_a_draft_in_both_order
 
 def test_a_turn_starts_after_the_prompt_and_leaves_room_for_itself() -> None:
     runtime = FakeRuntime()
-    run(runtime, turns_of(*[4] * 60, new_tokens=16), set(), Budget(seconds=1e9), PassLog())
+    run(runtime, turns_of(*[4] * 60, new_tokens=16), set(), PassLog())
     lengths = {len(prompt) for _, prompt, _ in runtime.calls}
     assert min(lengths) >= 20
     assert max(lengths) <= 84
@@ -94,7 +94,7 @@ def test_a_turn_starts_after_the_prompt_and_leaves_room_for_itself() -> None:
 def test_a_turn_of_one_text_comes_first_and_starts_at_the_end_of_its_prompt() -> None:
     runtime = FakeRuntime()
     grid = [*turns_of(1, 2, 3), Turn(policy=fixed(1), new_tokens=60, text=1)]
-    run(runtime, grid, set(), Budget(seconds=1e9), PassLog())
+    run(runtime, grid, set(), PassLog())
     assert {prompt for _, prompt, _ in runtime.calls[2:4]} == {tuple(range(30))}
     assert {(policy is None, new_tokens) for policy, _, new_tokens in runtime.calls[2:4]} == {(True, 60), (False, 60)}
 
@@ -111,7 +111,7 @@ def test_after_the_first_time_the_policy_that_makes_what_is_lacking_is_chosen() 
 
 def test_the_first_turn_is_warm_up_and_not_kept() -> None:
     runtime, log = FakeRuntime(), PassLog()
-    run(runtime, turns_of(2), set(), Budget(seconds=1e9), log)
+    run(runtime, turns_of(2), set(), log)
     assert len(runtime.calls) == 4
     assert sum(number for key, number in log.counts.items() if key.kind == "prefill") == 2
 
@@ -125,7 +125,7 @@ def test_thinning_keeps_both_ends_and_spreads_evenly() -> None:
 
 def test_a_profile_keeps_passes_in_the_order_they_ran() -> None:
     log = PassLog()
-    samples = samples_of(("verify", 0, 1 + number % 3, number, 1e-3) for number in range(50))
+    samples = samples_of(("verify", 0, 1 + number % 3, number, 1, 1e-3) for number in range(50))
     log.add(samples)
     assert log.samples() == samples
     assert log.samples(lambda key: key.rows == 2).cached_tokens == tuple(range(1, 50, 3))
@@ -139,8 +139,8 @@ def test_rows_and_columns_are_the_same_passes() -> None:
 
 def test_a_pass_with_wide_quartiles_is_named_and_a_steady_one_is_not() -> None:
     log = PassLog()
-    log.add(samples_of(("verify", 0, 1, 0, 1e-3 * (1 + number % 2)) for number in range(40)))
-    log.add(samples_of(("verify", 0, 2, 0, 1e-3) for _ in range(40)))
+    log.add(samples_of(("verify", 0, 1, 0, 1, 1e-3 * (1 + number % 2)) for number in range(40)))
+    log.add(samples_of(("verify", 0, 2, 0, 1, 1e-3) for _ in range(40)))
     (unsteady,) = unsteady_passes(log)
     assert unsteady.key == verify_key(1)
     assert unsteady.iqr_frac == pytest.approx(1 / 1.5)

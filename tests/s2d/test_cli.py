@@ -36,6 +36,7 @@ ROUNDS = RoundStats(
     accepted_by_position=(6.0, 3.0, 1.0, 0.0),
     exits_taken=(30, 10),
     passes=(),
+    cold_passes=(),
 )
 SPEEDUP = Speedup(
     tokens_per_s=100.0,
