@@ -4,9 +4,9 @@ For each target and each workload, greedy and sampled at temperature 0.8, a plan
 from a file, whose sampling is then the only workload); then every arm writes after the same evaluation prompts, in fp32, on
 one thread, in one process: the lean plain loop, the plan, transformers' `generate`, and its assisted generation with every
 exit as the assistant (an exported checkpoint), at constant lengths 3, 5 and 8 with threshold 0, with its defaults, and with
-its heuristic. Arms take turns forwards and backwards on every prompt (A B … B A). Seconds are of whole calls, the prompt's
-pass included; speeds are total tokens over total seconds. `noise_frac` is the plain loop against itself, its forward against
-its backward turns.
+its heuristic. On every prompt the arms are called in a random order and then backwards (A B … B A), our own several times, as
+their calls are short. Seconds are of whole calls, the prompt's pass included; speeds are total tokens over total seconds.
+`noise_frac` is the plain loop against itself, its forward against its backward turns.
 
 Greedily all arms must write the same text. Sampled, the plan must write the plain loop's, as both share their noise (nothing
 is compared for a plan of the ratio test). transformers draws other random numbers and so writes other texts, perhaps shorter
@@ -23,15 +23,14 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import common
-import torch
 from arms import SAMPLINGS, evidence_of, job_of, workload_of
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
 from calibrate.search import MAX_DRAFT_TOKENS, search
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
@@ -40,20 +39,16 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, format_number, format_speedup
 from profiler.job import Job
-from s2d.load import export_exit, find_model
-from s2d.pair import EncodedPrompt, Pair, load_pair
+from s2d.load import find_model
+from s2d.pair import Pair, load_pair
 from s2d.prompts import FAMILY_PROMPTS
 from s2d.run import check_made_for
-from s2d.train import load_trainable
 
 NAME = "speed"
 SEED = 20260811
-CONSTANT_LENGTHS = (3, 5, 8)
-HEURISTIC_START = 5
-PLAIN, PLAN, HF_GENERATE, HF_ASSISTED = "plain", "plan", "hf generate", "hf assisted"
-
-Write = Callable[[EncodedPrompt], list[int]]
-"""One arm: the new tokens after a prompt."""
+PLAIN, PLAN = "plain", "plan"
+LEAN_CALLS = 4
+"""Of our own arms in every turn: they are many times shorter than transformers'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,26 +79,6 @@ QUICK = Size(
     num_repeats=1,
     max_new_tokens=24,
     budget_s=4.0,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AssistedSetting:
-    """What an assistant's generation_config is given; None leaves transformers' default."""
-
-    name: str
-    num_assistant_tokens: int | None
-    schedule: str | None
-    threshold: float | None
-
-
-ASSISTED_SETTINGS = (
-    *(
-        AssistedSetting(name=f"constant {length}", num_assistant_tokens=length, schedule="constant", threshold=0.0)
-        for length in CONSTANT_LENGTHS
-    ),
-    AssistedSetting(name="defaults", num_assistant_tokens=None, schedule=None, threshold=None),
-    AssistedSetting(name="heuristic", num_assistant_tokens=HEURISTIC_START, schedule="heuristic", threshold=0.0),
 )
 
 
@@ -163,65 +138,6 @@ def lean_arms(job: Job, policy: ExitPolicy | None) -> dict[str, Write]:
     return {PLAIN: arm(None), PLAN: arm(policy)}
 
 
-def transformers_arms(job: Job, exits_folder: Path) -> dict[str, Write]:
-    """`generate`, and assisted generation over the grid of exits and settings."""
-    target = load_trainable(job.pair.target.folder)
-    arms = {HF_GENERATE: transformers_arm(job, target)}
-    for layer in job.pair.geometry.exit_layers:
-        folder = exits_folder / str(layer)
-        export_exit(job.pair.draft.folder, layer, folder)
-        assistant = load_trainable(str(folder))
-        for setting in ASSISTED_SETTINGS:
-            write = transformers_arm(job, target, assistant=assistant, setting=setting)
-            arms[f"{HF_ASSISTED}, exit {layer}, {setting.name}"] = write
-    return arms
-
-
-def transformers_arm(
-    job: Job,
-    target: LlamaForCausalLM,
-    *,
-    assistant: LlamaForCausalLM | None = None,
-    setting: AssistedSetting | None = None,
-) -> Write:
-    """One way to call `generate`. An assistant's settings are read from its own generation_config, and some are changed
-    by a call, so they are set anew before each."""
-    options = {"max_new_tokens": job.max_new_tokens, **special_tokens(job.pair), **sampling_options(job.sampling)}
-    options |= {"assistant_model": assistant} if assistant is not None else {}
-
-    def write(prompt: EncodedPrompt) -> list[int]:
-        if assistant is not None and setting is not None:
-            assistant.generation_config = assistant_config(job.pair, setting)
-        if job.sampling.seed is not None:
-            torch.manual_seed(job.sampling.seed)
-        ids = torch.tensor([prompt.token_ids])
-        written = target.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        return written[0, len(prompt.token_ids) :].tolist()
-
-    return write
-
-
-def sampling_options(sampling: Sampling) -> dict[str, bool | float]:
-    """What `generate` is told, its own defaults for top-k and top-p switched off."""
-    if sampling.rule == "greedy":
-        return {"do_sample": False}
-    top_p = 1.0 if sampling.top_p is None else sampling.top_p
-    return {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k or 0, "top_p": top_p}
-
-
-def special_tokens(pair: Pair) -> dict[str, int | None]:
-    return {"eos_token_id": pair.eos_token_id, "pad_token_id": pair.eos_token_id}
-
-
-def assistant_config(pair: Pair, setting: AssistedSetting) -> GenerationConfig:
-    given = {
-        "num_assistant_tokens": setting.num_assistant_tokens,
-        "num_assistant_tokens_schedule": setting.schedule,
-        "assistant_confidence_threshold": setting.threshold,
-    }
-    return GenerationConfig(**special_tokens(pair), **{name: value for name, value in given.items() if value is not None})
-
-
 def must_be_plain_text(name: str, sampling: Sampling) -> bool:
     """Whether an arm has to write what the plain loop writes."""
     return sampling.rule == "greedy" or (sampling.rule == "shared-noise" and name in (PLAIN, PLAN))
@@ -237,10 +153,10 @@ def measure(arms: dict[str, Write], job: Job, num_repeats: int) -> dict[str, Tal
     expected = [arms[PLAIN](prompt) for prompt in job.prompts]
     for write in arms.values():
         write(job.prompts[0])
-    order, rng = list(arms), random.Random(SEED)
+    order, rng = [*arms, *[PLAIN, PLAN] * (LEAN_CALLS - 1)], random.Random(SEED)
     for prompt, tokens in [*zip(job.prompts, expected, strict=True)] * num_repeats:
-        rng.shuffle(order)  # no arm follows itself more often than another
-        for turn, names in enumerate((list(order), list(reversed(order)))):
+        rng.shuffle(order)
+        for turn, names in enumerate((tuple(order), tuple(reversed(order)))):
             for name in names:
                 start_s = time.perf_counter()
                 written = arms[name](prompt)

@@ -1,0 +1,101 @@
+"""transformers as an arm of a benchmark: `generate`, and its assisted generation over a grid of settings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import common  # noqa: F401 makes the checkout importable
+import torch
+from transformers import GenerationConfig, LlamaForCausalLM
+
+from perfmodel.sampling import Sampling
+from profiler.job import Job
+from s2d.load import export_exit
+from s2d.pair import EncodedPrompt, Pair
+from s2d.train import load_trainable
+
+HF_GENERATE, HF_ASSISTED = "hf generate", "hf assisted"
+CONSTANT_LENGTHS = (3, 5, 8)
+HEURISTIC_START = 5
+
+Write = Callable[[EncodedPrompt], list[int]]
+"""One arm: the new tokens after a prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssistedSetting:
+    """What an assistant's generation_config is given; None leaves transformers' default."""
+
+    name: str
+    num_assistant_tokens: int | None
+    schedule: str | None
+    threshold: float | None
+
+
+ASSISTED_SETTINGS = (
+    *(
+        AssistedSetting(name=f"constant {length}", num_assistant_tokens=length, schedule="constant", threshold=0.0)
+        for length in CONSTANT_LENGTHS
+    ),
+    AssistedSetting(name="defaults", num_assistant_tokens=None, schedule=None, threshold=None),
+    AssistedSetting(name="heuristic", num_assistant_tokens=HEURISTIC_START, schedule="heuristic", threshold=0.0),
+)
+
+
+def transformers_arms(job: Job, exits_folder: Path) -> dict[str, Write]:
+    """`generate`, and assisted generation over the grid of exits and settings."""
+    target = load_trainable(job.pair.target.folder)
+    arms = {HF_GENERATE: transformers_arm(job, target)}
+    for layer in job.pair.geometry.exit_layers:
+        folder = exits_folder / str(layer)
+        export_exit(job.pair.draft.folder, layer, folder)
+        assistant = load_trainable(str(folder))
+        for setting in ASSISTED_SETTINGS:
+            write = transformers_arm(job, target, assistant=assistant, setting=setting)
+            arms[f"{HF_ASSISTED}, exit {layer}, {setting.name}"] = write
+    return arms
+
+
+def transformers_arm(
+    job: Job,
+    target: LlamaForCausalLM,
+    *,
+    assistant: LlamaForCausalLM | None = None,
+    setting: AssistedSetting | None = None,
+) -> Write:
+    """One way to call `generate`. An assistant's settings are read from its own generation_config, and some are changed
+    by a call, so they are set anew before each."""
+    options = {"max_new_tokens": job.max_new_tokens, **special_tokens(job.pair), **sampling_options(job.sampling)}
+    options |= {"assistant_model": assistant} if assistant is not None else {}
+
+    def write(prompt: EncodedPrompt) -> list[int]:
+        if assistant is not None and setting is not None:
+            assistant.generation_config = assistant_config(job.pair, setting)
+        if job.sampling.seed is not None:
+            torch.manual_seed(job.sampling.seed)
+        ids = torch.tensor([prompt.token_ids])
+        written = target.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        return written[0, len(prompt.token_ids) :].tolist()
+
+    return write
+
+
+def sampling_options(sampling: Sampling) -> dict[str, bool | float]:
+    """What `generate` is told, its own defaults for top-k and top-p switched off."""
+    if sampling.rule == "greedy":
+        return {"do_sample": False}
+    top_p = 1.0 if sampling.top_p is None else sampling.top_p
+    return {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k or 0, "top_p": top_p}
+
+
+def special_tokens(pair: Pair) -> dict[str, int | None]:
+    return {"eos_token_id": pair.eos_token_id, "pad_token_id": pair.eos_token_id}
+
+
+def assistant_config(pair: Pair, setting: AssistedSetting) -> GenerationConfig:
+    given = {
+        "num_assistant_tokens": setting.num_assistant_tokens,
+        "num_assistant_tokens_schedule": setting.schedule,
+        "assistant_confidence_threshold": setting.threshold,
+    }
+    return GenerationConfig(**special_tokens(pair), **{name: value for name, value in given.items() if value is not None})
