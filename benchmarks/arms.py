@@ -1,5 +1,6 @@
 """What predictions are made from, and plain and speculative decoding, interleaved, that they are held against."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from perfmodel.halves import Split
 from perfmodel.latency import LatencyModel, MeasuredLatency
+from perfmodel.passes import PassKind
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats, sum_rounds
 from perfmodel.sampling import GREEDY, Sampling
@@ -39,11 +41,13 @@ class Arm:
     """By prompt; every repeat gives the same."""
     blocks: dict[int, tuple[tuple[int, int], ...]]
     num_runs: int
+    kinds_s: Counter[PassKind]
+    """Seconds of all runs, by kind of pass."""
 
     @classmethod
     def empty(cls) -> "Arm":
         """Nothing measured yet."""
-        return cls(visits_s=[0.0, 0.0], rounds={}, blocks={}, num_runs=0)
+        return cls(visits_s=[0.0, 0.0], rounds={}, blocks={}, num_runs=0, kinds_s=Counter())
 
     @property
     def all_rounds(self) -> RoundStats:
@@ -56,6 +60,8 @@ class Arm:
         self.rounds[prompt] = generation.rounds
         self.blocks[prompt] = generation.blocks
         self.num_runs += 1
+        for kind, seconds in zip(generation.samples.kind, generation.samples.seconds, strict=True):
+            self.kinds_s[kind] += seconds
 
 
 def workload_of(sampling: Sampling) -> str:

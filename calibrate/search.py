@@ -112,14 +112,17 @@ def search_families(trace: AcceptanceTrace, draft: LatencyModel, target: Latency
 def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
     """Prices of both models' passes; a pass without evidence costs for ever, so that no policy needing it is chosen."""
 
+    def model_of(kind: PassKind) -> LatencyModel:
+        return draft if kind in DRAFT_KINDS else target
+
     @cache
     def line(kind: PassKind, stage: int, rows: int) -> Line:
         try:
-            return (draft if kind in DRAFT_KINDS else target).affine(kind, stage, rows)
+            return model_of(kind).affine(kind, stage, rows)
         except OutOfDomain:
             return math.inf, 0.0
 
-    return Price(line=line, cold_s=cache(draft.cold_s))
+    return Price(line=line, cold_s=lambda kind, stage, place: model_of(kind).cold_s(kind, stage, place))
 
 
 class _Space:

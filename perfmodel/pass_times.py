@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from perfmodel.cold_starts import ColdExtras, cold_extras
 from perfmodel.errors import OutOfDomain
-from perfmodel.passes import COLD_PLACES, PassKind, PassSamples, weights_of
+from perfmodel.passes import PassKind, PassSamples, weights_of
 from perfmodel.robust import clamped
 from perfmodel.units import Frac, Seconds
 
@@ -84,7 +84,7 @@ class PassTimes:
         return self._lines[key]
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
-        """Extra seconds of a pass at a place of its round; 0 where none was measured."""
+        """Extra seconds of a pass at a place; 0 where none was measured."""
         return _extra_s(self._cold, kind, stage, place)
 
     def _check(self, kind: PassKind, stage: int, rows: int) -> None:
@@ -119,8 +119,7 @@ def _passes(samples: PassSamples) -> Iterable[tuple[PassKind, int, int, int, int
 
 
 def _extra_s(cold: ColdExtras, kind: PassKind, stage: int, place: int) -> Seconds:
-    extras = cold.get(weights_of(kind, stage))
-    return extras[place - 1] if extras and place <= COLD_PLACES else 0.0
+    return cold.get(weights_of(kind, stage), {}).get(place, 0.0)
 
 
 def _cells_of(samples: PassSamples, cold: ColdExtras) -> dict[tuple[PassKind, int], dict[int, _Cell]]:

@@ -9,9 +9,10 @@ A round is cut into consecutive laps without gaps, so that the seconds of its pa
              the reader's time, and in no pass)
     prefill  the prompt's pass, before the first round; stage 0 is the target, stage 1 the draft
 
-The verification pushes the draft's weights out of the caches, so that the first passes of the next round fetch them anew
-and take longer than later ones of the same shape. A pass therefore has a *place*: the how-manieth of its round it is
-through its weights. Segments have weights of their own, all exits share one norm and head.
+Draft and target push each other out of the caches: the first passes after a verification fetch the draft's weights anew, and
+a verification takes the longer, the more of the draft ran before it. A pass therefore has a *place*. That of a segment or
+exit pass is the how-manieth of its round it is through its weights (segments have their own, all exits share one norm and
+head); that of a verification is the number of segments that ran in its round.
 """
 
 from collections import Counter
@@ -26,7 +27,7 @@ PASS_KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round", "prefi
 DRAFT_KINDS: tuple[PassKind, ...] = ("segment", "exit")
 """Of the draft's weights; the others are the target's or nobody's."""
 COLD_PLACES = 3
-"""Places that are told apart; from the next one on a pass counts as warm."""
+"""Places of a segment's or exit's passes that are told apart; from the next one on they count as warm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +62,12 @@ class PassCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdCount:
-    """Passes at one of the first `COLD_PLACES` places of their rounds."""
+    """Passes at one place that is cold (`is_cold`)."""
 
     kind: PassKind
     stage: int
-    """Zero-based segment; 0 for exits, which share their weights."""
+    """Zero-based segment; 0 for exits, which share their weights, and for verifications."""
     place: int
-    """One-based."""
     num_passes: int
 
 
@@ -80,7 +80,6 @@ class PassSamples:
     rows: tuple[int, ...]
     cached_tokens: tuple[int, ...]
     place: tuple[int, ...]
-    """One-based."""
     seconds: tuple[Seconds, ...]
 
     def __post_init__(self) -> None:
@@ -100,10 +99,20 @@ def weights_of(kind: PassKind, stage: int) -> tuple[PassKind, int]:
     return kind, 0 if kind == "exit" else stage
 
 
+def is_cold(kind: PassKind, place: int) -> bool:
+    """Whether a pass finds less of its weights in the caches than others: early in a round, or after more than one segment."""
+    if kind == "verify":
+        return place > 1
+    return kind in DRAFT_KINDS and place <= COLD_PLACES
+
+
 def places(passes: Iterable[tuple[PassKind, int]]) -> Iterator[int]:
     """The place of every pass, given kind and stage in the order they ran: each `round` or `prefill` pass ends a round."""
     so_far: Counter[tuple[PassKind, int]] = Counter()
     for kind, stage in passes:
+        if kind == "verify":
+            yield sum(ran == "segment" for ran, _ in so_far)
+            continue
         weights = weights_of(kind, stage)
         so_far[weights] += 1
         yield so_far[weights]

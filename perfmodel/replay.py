@@ -35,7 +35,7 @@ class Price:
     line: Callable[[PassKind, int, int], tuple[Seconds, Seconds]]
     """(kind, stage, rows) -> (seconds of a warm pass with an empty cache, seconds per cached token)."""
     cold_s: Callable[[PassKind, int, int], Seconds]
-    """(kind, stage, place) -> seconds that come on top early in a round."""
+    """(kind, stage, place) -> seconds that come on top at a cold place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,6 +54,7 @@ class ReplayBatch:
     segments_cached: Counts  # [G, E, R]; cached tokens before them, in sum
     cold_segments: Counts  # [G, E, P]; passes of a segment at the first places of their rounds
     cold_checks: Counts  # [G, P]; exit checks there
+    verify_depths: Counts  # [G, E]; rounds in which so many segments ran, one or more
 
     def stats(self, group: int) -> RoundStats:
         """The record of one of the G."""
@@ -80,22 +81,25 @@ class ReplayBatch:
         np.multiply(number, base_s, out=seconds, where=ran)
         np.add(seconds, cached * per_cached_token_s, out=seconds, where=ran)
         total: Floats = seconds.sum(axis=1)
-        num_segments, places = self.cold_segments.shape[1], range(1, COLD_PLACES + 1)
-        segment_s = [[price.cold_s("segment", stage, place) for place in places] for stage in range(num_segments)]
-        exit_s = [price.cold_s("exit", 0, place) for place in places]
-        total += self.cold_segments.reshape(len(total), -1) @ np.ravel(segment_s) + self.cold_checks @ np.array(exit_s)
+        places, number = self._cold(slice(None))
+        total += number @ np.array([price.cold_s(*place) for place in places])
         return total
 
+    def _cold(self, groups: slice) -> tuple[list[tuple[PassKind, int, int]], Counts]:
+        """Kind, stage and place of each pass that may be cold, and their numbers in some of the G. Of S: [G, S]."""
+        num_segments, first = self.cold_segments.shape[1], range(1, COLD_PLACES + 1)
+        places: list[tuple[PassKind, int, int]] = [("exit", 0, place) for place in first]
+        places += [("segment", stage, place) for stage in range(num_segments) for place in first]
+        places += [("verify", 0, depth) for depth in range(2, num_segments + 1)]
+        segments = self.cold_segments[groups]
+        verifies = self.verify_depths[groups, 1:]
+        return places, np.hstack([self.cold_checks[groups], segments.reshape(len(segments), -1), verifies])
+
     def _cold_counts(self, group: int) -> tuple[ColdCount, ...]:
-        checks = [("exit", 0, place, number) for place, number in enumerate(self.cold_checks[group].tolist(), 1)]
-        segments = [
-            ("segment", stage, place, number)
-            for stage, numbers in enumerate(self.cold_segments[group].tolist())
-            for place, number in enumerate(numbers, 1)
-        ]
+        places, [numbers] = self._cold(slice(group, group + 1))
         return tuple(
-            ColdCount(kind=kind, stage=stage, place=place, num_passes=number)  # type: ignore[arg-type]
-            for kind, stage, place, number in (*checks, *segments)
+            ColdCount(kind=kind, stage=stage, place=place, num_passes=number)
+            for (kind, stage, place), number in zip(places, numbers.tolist(), strict=True)
             if number
         )
 
@@ -178,6 +182,7 @@ def _stack(tables: Sequence[PassTable], *, num_prompts: int) -> ReplayBatch:
         segments_cached=_join([table.segments_cached for table in tables]),
         cold_segments=_join([table.cold_segments for table in tables]),
         cold_checks=_join([table.cold_checks for table in tables]),
+        verify_depths=_join([table.verify_depths for table in tables]),
     )
 
 

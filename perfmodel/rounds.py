@@ -32,7 +32,7 @@ class RoundStats:
     """Drafted tokens by the exit they left at, over all the draft's exits."""
     passes: tuple[PassCount, ...]
     cold_passes: tuple[ColdCount, ...]
-    """Those of the draft's passes that came early in their rounds."""
+    """Those of them that found little of their weights in the caches."""
 
     @property
     def tokens_per_round(self) -> float:

@@ -10,7 +10,8 @@ columns at which it ran, and from where the next round began:
   is worked out.
 - A self draft hands the block's last token to the verification: it runs through all segments, and answers nothing.
 
-How many passes of a round are cold follows from how many there are: of n, the first is at place 1, the second at place 2.
+How many passes of a round are cold follows from how many there are: of n, the first is at place 1, the second at place 2. How
+cold its verification is follows from the deepest exit that a token of it came to.
 
 Letters: C columns, N rounds, S of which come to a segment, G groups, E exits or segments, K tokens drafted, R rows, P places.
 """
@@ -42,6 +43,7 @@ class PassTable:
     segments_cached: Counts  # [G, E, R]
     cold_segments: Counts  # [G, E, P]
     cold_checks: Counts  # [G, P]; of exit checks, whichever the exit
+    verify_depths: Counts  # [G, E]; rounds by the segments that ran in them, one or more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,11 +104,12 @@ def count_passes(tape: Tape, course: Course, grouping: Grouping) -> PassTable:
     num_segments = len(tape.exit_layers)
     segments = segments_cached = np.zeros((grouping.num_groups, num_segments, 1), np.int64)
     cold_segments = np.zeros((grouping.num_groups, num_segments, COLD_PLACES), np.int64)
-    checks, cold_checks = segments[:, :, 0], cold_segments[:, 0]
+    checks, cold_checks, depths = segments[:, :, 0], cold_segments[:, 0], segments[:, :, 0]
     if course.gate:
         spans = [_span(course, depth) for depth in course.gate.depths]
         checks = _exit_checks(tape, course.gate, spans, rounds, grouping)
         cold_checks = _cold_checks(course, spans, rounds, grouping)
+        depths = _verify_depths(tape, course.gate, spans, rounds, grouping)
         each = list(_segments(tape, course, course.gate, spans, rounds, grouping))
         segments, segments_cached = _join(each, num_segments)
         cold_segments[:, : len(each)] = np.stack([passes.cold for passes in each], axis=1)
@@ -121,6 +124,7 @@ def count_passes(tape: Tape, course: Course, grouping: Grouping) -> PassTable:
         segments_cached=segments_cached,
         cold_segments=cold_segments,
         cold_checks=cold_checks,
+        verify_depths=depths,
     )
 
 
@@ -155,6 +159,18 @@ def _cold_checks(course: Course, spans: Sequence[_Span], rounds: _Passes, groupi
     for span in spans:
         number[span.came] += span.past - span.first
     return grouping.cold(course.start, number)
+
+
+def _verify_depths(tape: Tape, gate: Gate, spans: Sequence[_Span], rounds: _Passes, grouping: Grouping) -> Counts:
+    """Rounds by the segments that ran in them; a self draft runs all of them before it verifies. [G, E]."""
+    depths = np.zeros((grouping.num_groups, len(tape.exit_layers)), np.int64)
+    if tape.is_self_draft:
+        depths[:, -1] = rounds.number.sum(axis=1)
+        return depths
+    came = [rounds.number[:, 1:].sum(axis=1), *(grouping.sums(span.start, np.ones_like(span.start)) for span in spans)]
+    for exit_id, number, deeper in zip(gate.looked, came, [*came[1:], 0], strict=True):
+        depths[:, exit_id] = number - deeper
+    return depths
 
 
 def _exits_taken(checks: Counts, gate: Gate | None) -> Counts:

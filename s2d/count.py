@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from perfmodel.passes import COLD_PLACES, DRAFT_KINDS, places, weights_of
+from perfmodel.passes import is_cold, places, weights_of
 from perfmodel.rounds import RoundStats, cold_counts, pass_counts
 from s2d.clock import LapTag
 
@@ -25,7 +25,7 @@ def count_rounds(
     for (kind, stage, rows, cached_tokens), place in zip(tags, places(tag[:2] for tag in tags), strict=True):
         counts[kind, stage, rows] += 1
         cached[kind, stage, rows] += cached_tokens
-        if kind in DRAFT_KINDS and place <= COLD_PLACES:
+        if is_cold(kind, place):
             cold[*weights_of(kind, stage), place] += 1
     positions = range(1, max(drafted for drafted, _ in blocks) + 1)
     return RoundStats(

@@ -25,6 +25,10 @@ class Draft:
     def log(self, kind: str, stage: int, rows: int, cached_tokens: int) -> None:
         self.counts[kind, stage, rows] += 1
         self.cached[kind, stage, rows] += cached_tokens
+        if kind == "verify":
+            depth = sum(ran == "segment" for ran, _ in self.in_round)
+            if depth > 1:
+                self.cold["verify", 0, depth] += 1
         if kind in ("segment", "exit"):
             weights = (kind, stage if kind == "segment" else 0)
             self.in_round[weights] += 1
