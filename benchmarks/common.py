@@ -17,7 +17,6 @@ from typing import Any
 BENCHMARKS = Path(__file__).resolve().parent
 ROOT = BENCHMARKS.parent
 RESULTS = BENCHMARKS / "results"
-DATA = BENCHMARKS / "data"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 """Public tables that are read in place and not shipped; --data names another folder."""
 QUICK_S = 50.0
@@ -75,12 +74,6 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def mape_frac(predicted: Iterable[float], measured: Iterable[float]) -> float:
-    """Mean absolute error as a fraction of what was measured."""
-    errors = [abs(guess / truth - 1) for guess, truth in zip(predicted, measured, strict=True)]
-    return math.fsum(errors) / len(errors)
 
 
 def quantile(values: Iterable[float], share: float) -> float:

@@ -14,20 +14,21 @@ import csv
 import math
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from common import DATA, SHARED_DATA, finish, make_parser, mape_frac, one_thread
+from common import SHARED_DATA, finish, make_parser, one_thread
 
 from calibrate.fit_latency import Observation, fit_law, held_out_errors, observe
+from calibrate.show_law import validation_text
+from calibrate.validate import validate
 from perfmodel.console import run_command, table
 from perfmodel.errors import BadFile
 from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.hardware import find_hardware
-from perfmodel.latency import RooflineLatency
-from perfmodel.passes import PassKind, PassSamples, PassShape
+from perfmodel.passes import PassKind, PassSamples
 from perfmodel.profile import DeviceKey, Dtype, LatencyProfile
 from perfmodel.units import Seconds, format_frac, format_seconds, format_signed_frac
 from perfmodel.work import layers_work
@@ -48,17 +49,6 @@ CPU_ROWS = (1, 2, 3, 5, 8)
 CPU_CONTEXTS = (50, 150, 300)
 CPU_SECONDS, CPU_QUICK_SECONDS = 90.0, 25.0
 CPU_TURNS_PER_VISIT = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """A published speed and what the roofline says of it."""
-
-    label: str
-    role: str
-    device: str
-    measured_s: Seconds
-    predicted_s: Seconds
 
 
 def gpu_observations(path: Path, gpu: str, max_rows: int) -> list[Observation]:
@@ -109,50 +99,15 @@ def gpu_tables(path: Path) -> dict[str, float]:
     return {"gpu_tables_mape_frac": sum(every) / len(every)} | result
 
 
-def published_points(path: Path) -> list[Point]:
-    """One row and the round's bookkeeping, by the roofline."""
-    points = []
-    for row in read_csv(path):
-        degree = int(row["num_devices"])
-        model = find_model(row["model"])
-        latency = RooflineLatency(model, (), find_hardware(row["device"]), row["dtype"], row["engine"], degree)
-        verify = PassShape(kind="verify", stage=0, rows=1, cached_tokens=int(row["context_tokens"]))
-        bookkeeping = PassShape(kind="round", stage=0, rows=0, cached_tokens=0)
-        points.append(
-            Point(
-                label=f"{model.name} {row['dtype']} on {degree} x {row['device']}, {row['source'].split()[0]}",
-                role=row["role"],
-                device=row["device"],
-                measured_s=1 / float(row["tokens_per_s"]),
-                predicted_s=latency.pass_s(verify) + latency.pass_s(bookkeeping),
-            )
-        )
-    return points
-
-
-def published(path: Path) -> dict[str, float]:
-    """Errors on published speeds, printed."""
-    points = published_points(path)
-    lines = [
-        [
-            point.label,
-            format_seconds(point.measured_s),
-            format_seconds(point.predicted_s),
-            format_signed_frac(point.predicted_s / point.measured_s - 1),
-            point.role,
-        ]
-        for point in points
-    ]
-    print(table(lines, headers=["published", "measured", "predicted", "error", "role"]))
+def published() -> dict[str, float]:
+    """Errors on published speeds, printed as `s2d-plan validate` does."""
+    validation = validate()
+    print(validation_text(validation))
+    errors = {one.device: one.mape_frac for one in validation.devices}
     return {
-        "published_mape_frac": _points_mape_frac(points, "a100"),
-        "published_4090_mape_frac": _points_mape_frac(points, "rtx-4090"),
+        "published_mape_frac": errors[find_hardware("a100").name],
+        "published_4090_mape_frac": errors[find_hardware("rtx-4090").name],
     }
-
-
-def _points_mape_frac(points: Iterable[Point], device: str) -> float:
-    counted = [point for point in points if point.device == device and point.role == "held-out"]
-    return mape_frac([point.predicted_s for point in counted], [point.measured_s for point in counted])
 
 
 def small_geometry(num_layers: int, hidden_size: int) -> ModelGeometry:
@@ -284,7 +239,7 @@ def main() -> int:
 
         result = gpu_tables(args.data / "gpu_layer_times.csv")
         print()
-        result |= published(DATA / "published_points.csv")
+        result |= published()
         print()
         dtypes: tuple[Dtype, ...] = ("fp32",) if args.quick else ("fp32", "bf16")
         result |= cpu(dtypes, CPU_QUICK_SECONDS if args.quick else CPU_SECONDS)

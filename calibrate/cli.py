@@ -8,15 +8,29 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from perfmodel.console import EXIT_ANSWERED, add_common_flags, make_parser, print_err, print_out, run_command
+from perfmodel.console import (
+    EXIT_ANSWERED,
+    add_common_flags,
+    add_verbose_flag,
+    make_parser,
+    print_err,
+    print_out,
+    run_command,
+)
+from perfmodel.errors import UserInputError
 
 PLAN = "s2d-plan"
 COMPARE = "s2d-compare"
 
 
 def main_plan(argv: Sequence[str] | None = None) -> int:
-    """`s2d-plan`: the configuration to run, and what it is predicted to do."""
-    return run_command(_plan_parser(), argv, partial(_plan, command=_command_line(PLAN, argv)))
+    """`s2d-plan`: the configuration to run, and what it is predicted to do; `validate` and `design` ask the law alone."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["validate"]:
+        return run_command(_validate_parser(), given[1:], partial(_validate, command=(PLAN, *given)))
+    if given[:1] == ["design"]:
+        return run_command(_design_parser(), given[1:], _design)
+    return run_command(_plan_parser(), given, partial(_plan, command=(PLAN, *given)))
 
 
 def main_compare(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +44,9 @@ def _command_line(prog: str, argv: Sequence[str] | None) -> tuple[str, ...]:
 
 def _plan_parser() -> argparse.ArgumentParser:
     description = (
-        "Predict how fast a nested draft makes a target, and choose its exits, thresholds and draft length.\nNeeds no GPU."
+        "Predict how fast a nested draft makes a target, and choose its exits, thresholds and draft length.\nNeeds no GPU.\n\n"
+        "s2d-plan validate  holds the latency law against published speeds\n"
+        "s2d-plan design    draft shapes of one size, and the acceptance that each needs"
     )
     parser = make_parser(PLAN, description, "s2d-plan --target llama-70b --device h100 -o plan.json")
     _add_evidence_flags(parser.add_argument_group("models and evidence"))
@@ -42,7 +58,11 @@ def _plan_parser() -> argparse.ArgumentParser:
 
 def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--target", metavar="NAME", help="a known model, or a folder with a config.json, or that file")
+    add(
+        "--target",
+        metavar="NAME",
+        help="a known model (docs/models.md), a config.json or its folder, or org/name on the Hugging Face hub",
+    )
     add("--draft", metavar="NAME", help="a nested draft (default: the one whose acceptance is known)")
     trace_help = "acceptance recorded by s2d-profile (default: published evidence in the box)"
     add("--trace", type=Path, metavar="FILE", help=trace_help)
@@ -53,12 +73,23 @@ def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
     add("--fit", action="store_true", help="price a model that was not profiled by a fit to the profiles given")
 
 
-def _add_device_flags(group: argparse._ArgumentGroup) -> None:
+def _add_device_flags(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
-    add("--device", metavar="NAME", help="a known device (default: a100-80gb)")
+    device_help = (
+        "a known device, cpu, or a .toml or .json file (docs/hardware.md; default: the GPU found here, else a100-80gb)"
+    )
+    add("--device", metavar="NAME", help=device_help)
     add("--num-devices", type=int, metavar="DEVICES", help="tensor-parallel degree (default: as few as hold the models)")
-    add("--dtype", choices=("fp32", "fp16", "bf16", "fp8", "int8", "int4"), help="of the weights (default: bf16)")
-    add("--engine", choices=("eager", "graph"), help="launch kernels one by one, or as CUDA graphs (default: graph)")
+    add(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16", "fp8", "int8", "int4"),
+        help="of the weights (default: bf16, or what the device has)",
+    )
+    add(
+        "--engine",
+        choices=("eager", "graph"),
+        help="launch kernels one by one, or as CUDA graphs (default: graph, on a CPU eager)",
+    )
 
 
 def _add_workload_flags(group: argparse._ArgumentGroup) -> None:
@@ -99,6 +130,81 @@ def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     else:
         print_out(plan_text(plan, asked_target=args.target or plan.target.name))
     return EXIT_ANSWERED
+
+
+def _validate_parser() -> argparse.ArgumentParser:
+    description = (
+        "Hold the latency law against speeds that others published, and against S2D's own table, whose hardware and\n"
+        "engine are not known. Points that a device's row was made from are marked and not counted."
+    )
+    parser = make_parser(f"{PLAN} validate", description, "s2d-plan validate --json -o validation.json")
+    add_common_flags(parser, result="validation")
+    return parser
+
+
+def _validate(args: argparse.Namespace, *, command: Sequence[str]) -> int:
+    from calibrate.show_law import validation_text
+    from calibrate.validate import validate
+    from perfmodel.provenance import make_provenance
+    from perfmodel.validation import validation_file_text, write_validation
+
+    validation, provenance = validate(), make_provenance(argv=command)
+    if args.output is not None:
+        write_validation(args.output, validation, provenance)
+        print_err(f"wrote {args.output}")
+    if args.json:
+        print_out(validation_file_text(validation, provenance), end="")
+    else:
+        print_out(validation_text(validation))
+    return EXIT_ANSWERED
+
+
+def _design_parser() -> argparse.ArgumentParser:
+    description = (
+        "Drafts of one size in other shapes: what depth costs, and how often a deeper draft must be accepted to be worth\n"
+        "it. Which shape is accepted how often, only training tells."
+    )
+    parser = make_parser(f"{PLAN} design", description, "s2d-plan design --target llama-2-70b --params 1.3e9 --engine eager")
+    add = parser.add_argument
+    add("--target", metavar="NAME", required=True, help="as for s2d-plan")
+    add("--params", type=float, metavar="WEIGHTS", required=True, help="size of the draft, embeddings included")
+    add("--draft-tokens", type=int, default=5, metavar="TOKENS", help="drafted a round (default: 5)")
+    add("--context-tokens", type=int, default=768, metavar="TOKENS", help="in the caches (default: 768)")
+    _add_device_flags(parser)
+    add_verbose_flag(parser)
+    return parser
+
+
+def _design(args: argparse.Namespace) -> int:
+    from calibrate.design import DesignRequest, designs
+    from calibrate.find_target import find_target
+    from calibrate.pricing import DeviceRequest, target_device
+    from calibrate.show_law import design_text
+
+    target = find_target(args.target)
+    asked = DeviceRequest(device=args.device, num_devices=args.num_devices, dtype=args.dtype, engine=args.engine)
+    for flag, count in (("--draft-tokens", args.draft_tokens), ("--context-tokens", args.context_tokens)):
+        if count < 1:
+            raise UserInputError(f"{flag} {count}: expected at least 1.")
+    device = target_device(target, asked, context_tokens=args.context_tokens)
+    request = DesignRequest(
+        target=target,
+        num_params=_whole(args.params),
+        hardware=device.hardware,
+        num_devices=device.num_devices,
+        dtype=device.dtype,
+        engine=device.engine,
+        context_tokens=args.context_tokens,
+        draft_tokens=args.draft_tokens,
+    )
+    print_out(design_text(request, designs(request)))
+    return EXIT_ANSWERED
+
+
+def _whole(params: float) -> int:
+    if not 1 <= params < 1e15:
+        raise UserInputError(f"--params {params:g}: expected a number of weights, such as 350e6.")
+    return round(params)
 
 
 def _compare_parser() -> argparse.ArgumentParser:

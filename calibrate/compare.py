@@ -10,14 +10,14 @@ from typing import Literal
 
 from calibrate.pricing import DeviceRequest, Pricing, key_text, price_by_datasheet, price_by_profiles, same_device
 from perfmodel.artifact import Stored
-from perfmodel.errors import Mismatch, UserInputError
+from perfmodel.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.estimate import pass_seconds
 from perfmodel.passes import PassKind
 from perfmodel.plan import Candidate, Evidence, Plan
 from perfmodel.report import Arm, RunReport
 from perfmodel.residuals import PassResidual, Residuals
 from perfmodel.rounds import RoundStats, sum_rounds
-from perfmodel.units import Frac, Seconds, format_signed_frac
+from perfmodel.units import Frac, Seconds, Tokens, format_signed_frac
 
 GOOD_ERROR_FRAC: Frac = 0.02
 """The aim of this project: below it there is nothing to measure again."""
@@ -33,11 +33,11 @@ def load_pricing(plan: Plan, profiles: Sequence[Path]) -> Pricing | None:
     Raises:
         Mismatch: the profiles are not those of the plan.
     """
-    latency: dict[str, Evidence] = {part.role: part for part in plan.evidence if part.role != "acceptance"}
+    latency: dict[str, Evidence] = {part.role: part for part in plan.evidence if part.role.endswith(" latency")}
     key, context_tokens = plan.device, plan.workload.prompt_tokens + plan.workload.output_tokens
     request = DeviceRequest(device=key.device, num_devices=key.num_devices, dtype=key.dtype, engine=key.engine)
     if all(part.level == "roofline" for part in latency.values()) and not profiles:
-        return price_by_datasheet(plan, request, context_tokens=context_tokens)
+        return _price_by_its_name(plan, request, context_tokens=context_tokens)
     if not profiles:
         return None
     pricing = price_by_profiles(
@@ -49,6 +49,14 @@ def load_pricing(plan: Plan, profiles: Sequence[Path]) -> Pricing | None:
             fix = "Give the profiles the plan was made with, or plan again with these: s2d-plan --profile"
             raise Mismatch("the plan", made_for=made_for, given=given, fix=fix)
     return pricing
+
+
+def _price_by_its_name(plan: Plan, request: DeviceRequest, *, context_tokens: Tokens) -> Pricing | None:
+    """The prices of the plan's device; None where that was described in a file, which the plan only names."""
+    try:
+        return price_by_datasheet(plan, request, context_tokens=context_tokens)
+    except UnknownName:
+        return None
 
 
 def _evidence_text(part: Evidence) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +17,15 @@ from calibrate.acceptance import (
     same_shape,
     shipped_pairs,
 )
+from calibrate.batching import batch_schedules
+from calibrate.find_target import find_target
 from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet, price_by_profiles
 from calibrate.search import MAX_DRAFT_TOKENS, price_of, search
-from perfmodel.errors import BadFile, OutOfDomain, UserInputError
+from perfmodel.errors import OutOfDomain, UserInputError
 from perfmodel.estimate import estimate
-from perfmodel.geometry import KNOWN_MODELS, ModelGeometry, find_draft, find_model, geometry_from_config
+from perfmodel.geometry import ModelGeometry, find_draft
 from perfmodel.halves import Split, document_of
+from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.plan import Candidate, Plan, Workload
 from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
 from perfmodel.profile import DeviceKey
@@ -85,6 +87,7 @@ def make_plan(request: PlanRequest) -> Plan:
     else:
         pricing = price_by_datasheet(header, request.device, context_tokens=context_tokens)
     chosen, runners_up = decide(acceptance.trace, pricing)
+    schedules = batch_schedules(acceptance.trace, pricing, context_tokens=context_tokens)
     evidence = (*pricing.evidence, acceptance.evidence)
     workload = Workload(
         batch=request.batch,
@@ -103,6 +106,7 @@ def make_plan(request: PlanRequest) -> Plan:
         workload=workload,
         chosen=chosen,
         runners_up=runners_up,
+        batch_schedules=schedules,
         memory=pricing.memory,
         evidence=evidence,
         next_command=next_command(acceptance, pricing.device, measured=bool(request.profiles)),
@@ -141,34 +145,6 @@ def _acceptance(request: PlanRequest) -> Acceptance:
     else:
         raise UserInputError("nothing to plan for: give --target NAME, or --trace FILE recorded by s2d-profile.")
     return at_lengths(acceptance, prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens)
-
-
-def find_target(text: str) -> ModelGeometry:
-    """A target by name, or by a folder with a `config.json`, or by that file.
-
-    Raises:
-        UnknownName: no such model, and no such file.
-        BadFile: the file is no model's config.
-    """
-    path = Path(text)
-    if path.is_dir():
-        path /= "config.json"
-    if not path.is_file() and path.suffix != ".json":
-        return find_model(text)
-    return geometry_from_config(_read_config(path), path.resolve().parent.name)
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    fix = "Give a model's config.json, or the folder it is in"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise BadFile(path, f"cannot be read ({err.strerror})", fix) from err
-    except ValueError as err:
-        raise BadFile(path, f"this is not JSON ({err})", fix) from err
-    if not isinstance(config, dict):
-        raise BadFile(path, f"this is a JSON {type(config).__name__}, expected an object", fix)
-    return config
 
 
 def _named_target(text: str) -> ModelGeometry:

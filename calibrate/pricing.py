@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from calibrate.acceptance import same_shape
+from calibrate.choose_device import choose_device, datasheet_evidence, named_device
 from perfmodel.artifact import Stored, read_record
 from perfmodel.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
-from perfmodel.hardware import DEFAULT_ENGINE, Hardware, find_hardware, num_devices_to_fit
+from perfmodel.hardware import Hardware, find_hardware, num_devices_to_fit
 from perfmodel.latency import FittedLatency, LatencyModel, MeasuredLatency, RooflineLatency
 from perfmodel.plan import Evidence, EvidenceRole, Memory
 from perfmodel.profile import (
     LATENCY_PROFILE_SCHEMA,
+    LATENCY_PROFILE_UPGRADES,
     LATENCY_PROFILE_VERSION,
     DeviceKey,
     Dtype,
@@ -25,10 +27,7 @@ from perfmodel.profile import (
 )
 from perfmodel.sampling import AcceptanceRule
 from perfmodel.units import Tokens, format_bytes, format_frac
-from perfmodel.work import kv_bytes_per_token, model_weight_bytes
-
-DEFAULT_DEVICE = "a100-80gb"
-DEFAULT_DTYPE: Dtype = "bf16"
+from perfmodel.work import kv_cache_bytes, model_weight_bytes
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,6 +75,8 @@ class Pricing:
     device: DeviceKey
     memory: Memory
     evidence: tuple[Evidence, ...]
+    at_batch: Callable[[int, Tokens], tuple[LatencyModel, LatencyModel]] | None = None
+    """Both with so many sequences in every pass, at a context; None where only single sequences were measured."""
 
 
 def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: Tokens) -> Pricing:
@@ -83,30 +84,67 @@ def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: To
 
     Raises:
         UnknownName: the device is in no table.
-        UserInputError: the models do not fit on the devices asked for.
+        UserInputError: the device lacks the dtype or engine mode, or the models do not fit on the devices asked for.
     """
-    hardware = find_hardware(request.device or DEFAULT_DEVICE)
-    dtype, engine = request.dtype or DEFAULT_DTYPE, request.engine or DEFAULT_ENGINE
+    chosen = choose_device(request.device)
+    hardware, dtype, engine = chosen.hardware, *_modes(chosen.hardware, request)
     needed = memory_needed(pair.draft, pair.target, dtype, context_tokens=context_tokens, capacity_bytes=None)
     num_devices = request.num_devices or num_devices_to_fit(hardware, needed.total_bytes)
     memory = memory_needed(
         pair.draft, pair.target, dtype, context_tokens=context_tokens, capacity_bytes=num_devices * hardware.memory_bytes
     )
     _check_fit(memory, hardware, num_devices, dtype)
+
+    def at_batch(batch: int, context_tokens: Tokens) -> tuple[LatencyModel, LatencyModel]:
+        draft, target = (
+            RooflineLatency(model, exits, hardware, dtype, engine, num_devices, batch, context_tokens=context_tokens)
+            for model, exits in ((pair.draft.model, pair.draft.exit_layers), (pair.target, _target_exits(pair.draft)))
+        )
+        return draft, target
+
+    draft, target = at_batch(1, context_tokens)
     return Pricing(
-        draft=RooflineLatency(pair.draft.model, pair.draft.exit_layers, hardware, dtype, engine, num_devices),
-        target=RooflineLatency(pair.target, _target_exits(pair.draft), hardware, dtype, engine, num_devices),
-        device=DeviceKey(device=hardware.name, num_devices=num_devices, num_threads=None, dtype=dtype, engine=engine),
-        memory=memory,
-        evidence=(
-            Evidence(role="draft latency", level="roofline", description=_datasheet_text(hardware), sha256=None),
-            Evidence(role="target latency", level="roofline", description=_datasheet_text(hardware), sha256=None),
+        draft=draft,
+        target=target,
+        device=DeviceKey(
+            device=hardware.name, num_devices=num_devices, num_threads=hardware.num_threads, dtype=dtype, engine=engine
         ),
+        memory=memory,
+        evidence=datasheet_evidence(chosen, num_devices),
+        at_batch=at_batch,
     )
 
 
-def _datasheet_text(hardware: Hardware) -> str:
-    return f"{hardware.name} datasheet and published kernel times, ± {format_frac(hardware.error_frac)} (one sigma)"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetDevice:
+    """Where a target alone is priced."""
+
+    hardware: Hardware
+    num_devices: int
+    dtype: Dtype
+    engine: EngineMode
+
+
+def target_device(target: ModelGeometry, request: DeviceRequest, *, context_tokens: Tokens) -> TargetDevice:
+    """The device asked for or found, and as few of it as hold a target, unless their number was asked for.
+
+    Raises:
+        UnknownName: the device is in no table.
+        UserInputError: it lacks the dtype or engine mode, or no number of it holds the target.
+    """
+    hardware = choose_device(request.device).hardware
+    dtype, engine = _modes(hardware, request)
+    needed_bytes = model_weight_bytes(target, dtype) + kv_cache_bytes(target, dtype, context_tokens)
+    num_devices = request.num_devices or num_devices_to_fit(hardware, needed_bytes)
+    return TargetDevice(hardware=hardware, num_devices=num_devices, dtype=dtype, engine=engine)
+
+
+def _modes(hardware: Hardware, request: DeviceRequest) -> tuple[Dtype, EngineMode]:
+    """The dtype and engine mode asked for, or the device's own; refused where it has none such."""
+    dtype, engine = request.dtype or hardware.default_dtype, request.engine or hardware.default_engine
+    hardware.compute_dtype(dtype)
+    hardware.engine_costs(engine)
+    return dtype, engine
 
 
 def _target_exits(draft: DraftGeometry) -> tuple[int, ...]:
@@ -122,8 +160,8 @@ def memory_needed(
     return Memory(
         target_weight_bytes=model_weight_bytes(target, dtype),
         draft_weight_bytes=model_weight_bytes(draft.model, dtype) if alone else 0,
-        target_kv_bytes=round(context_tokens * kv_bytes_per_token(target, dtype)),
-        draft_kv_bytes=round(context_tokens * kv_bytes_per_token(draft.model, dtype)) if alone else 0,
+        target_kv_bytes=kv_cache_bytes(target, dtype, context_tokens),
+        draft_kv_bytes=kv_cache_bytes(draft.model, dtype, context_tokens) if alone else 0,
         capacity_bytes=capacity_bytes,
     )
 
@@ -159,8 +197,9 @@ def price_by_profiles(
             raise Mismatch(f"profile {name!r}", made_for=f"{stored.record.rule} decoding", given=f"{rule} decoding", fix=fix)
     device = _common_device(profiles, request)
     roles = {name: _role(name, stored.record, pair, fit=fit) for name, stored in profiles.items()}
-    target, target_evidence = _priced("target", pair, profiles, roles, fit=fit)
-    draft, draft_evidence = _priced("draft", pair, profiles, roles, fit=fit)
+    fit_context_tokens = context_tokens if fit else None
+    target, target_evidence = _priced("target", pair, profiles, roles, fit_context_tokens)
+    draft, draft_evidence = _priced("draft", pair, profiles, roles, fit_context_tokens)
     capacity_bytes = _capacity_bytes(device)
     memory = memory_needed(pair.draft, pair.target, device.dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     return Pricing(draft=draft, target=target, device=device, memory=memory, evidence=(draft_evidence, target_evidence))
@@ -170,18 +209,26 @@ Role = Literal["target", "draft"]
 
 
 def _priced(
-    role: Role, pair: Pair, profiles: dict[str, Stored[LatencyProfile]], roles: dict[str, Role | None], *, fit: bool
+    role: Role,
+    pair: Pair,
+    profiles: dict[str, Stored[LatencyProfile]],
+    roles: dict[str, Role | None],
+    fit_context_tokens: Tokens | None,
 ) -> tuple[LatencyModel, Evidence]:
-    """The latency model of a role and what it rests on: its own profile, or a fit to all of them."""
+    """The latency model of a role and what it rests on: its own profile, or a fit to all of them.
+
+    Args:
+        fit_context_tokens: where a fit is asked; None where none is wanted.
+    """
     model, _, exit_layers = _known(pair)[role]
     wanted: Role = "target" if pair.draft.kind == "self" else role
     names = [name for name, found in roles.items() if found == wanted]
     evidence_role: EvidenceRole = "target latency" if role == "target" else "draft latency"
-    if fit and not names:
+    if fit_context_tokens is not None and not names:
         from calibrate.fit_latency import fit_latency
 
         fitted = fit_latency([stored.record for stored in profiles.values()])
-        priced = FittedLatency(fitted, model, exit_layers)
+        priced = FittedLatency(fitted, model, exit_layers, context_tokens=fit_context_tokens)
         text = f"{fitted.num_samples} passes of {', '.join(fitted.models)}, ± {format_frac(priced.error_frac)} (one sigma)"
         return priced, Evidence(role=evidence_role, level="fitted", description=text, sha256=None)
     stored = profiles[_only(names, f"{role} {model.name}")]
@@ -200,7 +247,8 @@ def _known(pair: Pair) -> dict[Role, tuple[ModelGeometry, str | None, tuple[int,
 
 
 def _read_profile(path: Path) -> Stored[LatencyProfile]:
-    return read_record(path, LatencyProfile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION)
+    schema, version, upgrades = LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LATENCY_PROFILE_UPGRADES
+    return read_record(path, LatencyProfile, schema=schema, version=version, upgrades=upgrades)
 
 
 def _profile_text(profile: LatencyProfile) -> str:
@@ -280,13 +328,14 @@ def _common_device(profiles: dict[str, Stored[LatencyProfile]], request: DeviceR
 
 
 def same_device(one: str, other: str) -> bool:
-    """Two names of one kind of device, by their letters or by the table."""
+    """Two names of one kind of device, by their letters, by the table, by a file or as this machine's CPU."""
     if one.casefold() == other.casefold():
         return True
     try:
-        return find_hardware(one) == find_hardware(other)
+        hardware, _ = named_device(one)
     except UnknownName:
         return False
+    return other.casefold() in hardware.names
 
 
 def key_text(key: DeviceKey) -> str:

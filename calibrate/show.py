@@ -10,7 +10,7 @@ from perfmodel.console import table
 from perfmodel.estimate import Interval
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes import PassKind
-from perfmodel.plan import Candidate, Evidence, Memory, Plan
+from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Plan
 from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.residuals import PassResidual, Residuals
 from perfmodel.rounds import RoundStats
@@ -47,7 +47,10 @@ def plan_text(plan: Plan, *, asked_target: str) -> str:
         asked_target: the target as it was asked for, an alias perhaps.
     """
     blocks = [_understood(plan, asked_target), _answer(plan), _one_round(plan.chosen), _memory(plan.memory)]
-    blocks += [_alternatives((plan.chosen, *plan.runners_up)), f"next: {plan.next_command}"]
+    blocks.append(_alternatives((plan.chosen, *plan.runners_up)))
+    if plan.batch_schedules:
+        blocks.append(_batches(plan.batch_schedules))
+    blocks.append(f"next: {plan.next_command}")
     return "\n\n".join(blocks)
 
 
@@ -71,7 +74,7 @@ def _understood(plan: Plan, asked_target: str) -> str:
     facts = [
         ("target", model_label(plan.target) + alias),
         ("draft", draft_label(plan.draft)),
-        ("device", key_text(plan.device)),
+        ("device", key_text(plan.device) + _origin_text(plan.evidence)),
         ("asked", asked),
     ]
     return _facts(facts + _evidence_facts(plan.evidence))
@@ -79,11 +82,20 @@ def _understood(plan: Plan, asked_target: str) -> str:
 
 def _evidence_facts(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
     """What each thing rests on; draft and target latency in one line where they rest on the same."""
-    texts: dict[str, str] = {part.role: f"{part.level}: {part.description}" for part in evidence}
+    texts: dict[str, str] = {part.role: _evidence_text(part) for part in evidence if part.role != "device"}
     draft, target = texts.get("draft latency"), texts.get("target latency")
     if draft is not None and draft == target:
         texts = {"latency": draft} | {role: text for role, text in texts.items() if not role.endswith(" latency")}
     return list(texts.items())
+
+
+def _origin_text(evidence: Sequence[Evidence]) -> str:
+    """How the device was chosen, where it was not named."""
+    return "".join(f" ({_evidence_text(part)})" for part in evidence if part.role == "device")
+
+
+def _evidence_text(part: Evidence) -> str:
+    return f"{part.level}: {part.description}"
 
 
 def model_label(model: ModelGeometry) -> str:
@@ -226,6 +238,33 @@ def _alternatives(candidates: Sequence[Candidate]) -> str:
     ]
     headers = ["configuration", "policy", "tokens/s", "speedup", "90 % interval", "tokens per round"]
     return table(rows, headers=headers, align="llrrrr")
+
+
+def _batches(schedules: Sequence[BatchSchedule]) -> str:
+    """What to draft by batch, a column per context, and where it stops paying."""
+    columns = [{point.batch: point for point in schedule.points} for schedule in schedules]
+    rows = [
+        [str(batch), *(_point_text(column.get(batch)) for column in columns)]
+        for batch in sorted({batch for column in columns for batch in column})
+    ]
+    headers = ["batch", *(f"at {schedule.context_tokens} tokens of context" for schedule in schedules)]
+    stops = "; ".join(f"{_stop_batch_text(schedule)} at {schedule.context_tokens} tokens of context" for schedule in schedules)
+    title = textwrap.fill(f"In a batch, one exit at a fixed length: speculation {stops}.", PAGE_CHARS)
+    return f"{title}\n\n{table(rows, headers=headers, align='r' + 'l' * len(columns))}"
+
+
+def _stop_batch_text(schedule: BatchSchedule) -> str:
+    stops = schedule.stops_at_batch
+    text = f"pays up to {schedule.max_batch} sequences at least" if stops is None else f"stops paying at {stops} sequences"
+    return text if schedule.fitting_batch is None else f"{text} ({schedule.fitting_batch} fit)"
+
+
+def _point_text(point: BatchPoint | None) -> str:
+    if point is None:
+        return ""
+    if point.exit_layer is None:
+        return "do not speculate"
+    return f"exit {point.exit_layer}, {_tokens_text(point.draft_tokens)}, {format_speedup(point.speedup)}"
 
 
 def _interval(interval: Interval) -> str:

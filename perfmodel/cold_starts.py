@@ -7,7 +7,7 @@ to warm passes of a segment or of the exits' shared head, and to verifications a
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from perfmodel.passes import DRAFT_KINDS, PassKind, PassSamples, is_cold, weights_of
 from perfmodel.robust import clamped
@@ -39,7 +39,7 @@ def cold_extras(samples: PassSamples) -> ColdExtras:
     }
 
 
-def _extras(cells: Collection[Mapping[int, list[Seconds]]], *, nearest: type[min] | type[max]) -> dict[int, Seconds]:
+def _extras(cells: Collection[Mapping[int, list[Seconds]]], *, nearest: Callable[[Collection[int]], int]) -> dict[int, Seconds]:
     """Place effects beside cell effects by least squares: the cells eliminated, projected Gauss-Seidel on what is left."""
     met = sorted({place for cell in cells for place in cell})
     reference = _NOT_COLD if _NOT_COLD in met else nearest(met)

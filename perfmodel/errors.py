@@ -58,15 +58,18 @@ class UnknownName(UserInputError):
         kind: what the name should be: `target`, `device` …
         given: what was written.
         known: the names that would have worked.
+        aliases: further names that would have worked, not listed but offered as near misses.
         otherwise: another way to say what was meant, such as `give a config: --target path/to/config.json`.
     """
 
-    def __init__(self, kind: str, given: str, known: Iterable[str], *, otherwise: str | None = None) -> None:
+    def __init__(
+        self, kind: str, given: str, known: Iterable[str], *, aliases: Iterable[str] = (), otherwise: str | None = None
+    ) -> None:
         names = tuple(known)
         listed = ", ".join(names[:_MAX_LISTED])
         if len(names) > _MAX_LISTED:
             listed += f", … ({len(names)} in all)"
-        near = near_misses(given, names)
+        near = near_misses(given, (*names, *aliases))
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         other = f" Or {otherwise}." if otherwise else ""
         super().__init__(f"unknown {kind} {given!r}: known are {listed or 'none'}.{hint}{other}")

@@ -1,16 +1,37 @@
-"""Devices we know, each number with its source.
+"""Devices: what their vendors print, and what kernels are taken to reach of it.
 
-`spec_source` names the vendor's datasheet. What a device really reaches (floor per layer, share of the bandwidth) is
-published for the A100 and the H100 only; the other rows are scaled from the nearest relative, say so, and carry a wider
-error. A floor and a share below 1 are fitted together: they are one reading of one set of kernel times, not two charges.
+A row (the table is `perfmodel.known_hardware`, a user's own comes from a file) holds a datasheet's numbers and names its
+*relative*: the device whose kernel costs stand in for its own (`perfmodel.kernel_costs`). How the costs carry over:
+
+    floors, host costs, share of the peak    the relative's, unchanged
+    share of the bandwidth, 16 and 32 bit    the relative's, unchanged
+    share of the bandwidth, int8 and int4    the relative's, but on a slower memory the relative's bytes per second, up to
+                                             the 16-bit share: unpacking is arithmetic, and a slower memory hides it
+    error                                    by kinship: `KINSHIP_ERROR_FRAC`
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from perfmodel.errors import OutOfDomain, UnknownName
+from perfmodel.errors import OutOfDomain, UnknownName, UserInputError
+from perfmodel.kernel_costs import KERNEL_COSTS, WIDEST_ERROR_FRAC, EngineCosts, KernelCosts
 from perfmodel.profile import Dtype, EngineMode
-from perfmodel.units import GB, MICRO, TERA, Bytes, BytesPerS, FlopsPerS, Frac, Seconds
+from perfmodel.units import (
+    GB,
+    GIGA,
+    MICRO,
+    TB,
+    TERA,
+    Bytes,
+    BytesPerS,
+    FlopsPerS,
+    Frac,
+    Seconds,
+    format_bytes,
+    format_bytes_per_s,
+    format_flops_per_s,
+)
 
 DEFAULT_ENGINE: EngineMode = "graph"
 """On a GPU: captured graphs are what a decoding loop uses when speed is the point."""
@@ -21,20 +42,55 @@ MEMORY_HEADROOM_FRAC: Frac = 0.1
 MAX_DEVICES = 8
 """One node: beyond it the all-reduce constants do not hold."""
 
+LinkKind = Literal["nvlink", "infinity-fabric", "pcie"]
+ALL_REDUCE_S: dict[LinkKind, Seconds] = {"nvlink": 6.6 * MICRO, "infinity-fabric": 25 * MICRO, "pcie": 25 * MICRO}
+"""One small all-reduce. NVLink: from gpt-fast's Llama-2-7B rows on 2, 4 and 8 A100; the others assumed."""
+
+Kinship = Literal["itself", "same-chip", "neighbour", "distant", "stranger"]
+KINSHIP_ERROR_FRAC: dict[Kinship, Frac] = {
+    "same-chip": 0.15,
+    "neighbour": 0.20,
+    "distant": 0.30,
+    "stranger": WIDEST_ERROR_FRAC,
+}
+"""One standard deviation of a predicted pass, assumed.
+
+same-chip  the relative's chip with other memory, clock or package
+neighbour  the vendor's next generation, or another chip of the same one
+distant    further away, or held back by a small power limit
+stranger   another vendor or kind of device: the costs are borrowed, not scaled
+"""
+
+COMPUTE_DTYPES: tuple[Dtype, ...] = ("bf16", "fp16", "fp32")
+"""What activations are held in; the first that a device has is its default."""
+WEIGHT_ONLY_DTYPES: tuple[Dtype, ...] = ("int8", "int4")
+"""Weights of these are unpacked to the device's default and multiplied there, whatever its integer peak."""
+
+_BYTES_RANGE = (GB // 10, 100 * TB)
+_BYTES_PER_S_RANGE = (GB, 100 * TB)
+_LINK_RANGE = (GB // 10, 10 * TB)
+_FLOPS_RANGE = (GIGA, 100_000 * TERA)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineCosts:
-    """What the host adds when it drives a device in one engine mode."""
+class Link:
+    """What joins devices of a kind."""
 
-    host_layer_s: Seconds
-    """Launching one layer's kernels, hidden where the kernels take longer; 0 where a graph is replayed."""
-    pass_s: Seconds
-    """Starting one pass."""
-    sync_s: Seconds
-    """Waiting for a token or a confidence, and reading it."""
-    round_s: Seconds
-    """A round's bookkeeping."""
-    source: str
+    kind: LinkKind
+    bytes_per_s: BytesPerS
+    """Between two devices, one direction: half of what datasheets print for both."""
+    max_devices: int
+    """It joins as many: 2 for a bridge, a whole node for a switch."""
+
+    def __post_init__(self) -> None:
+        _check_range("bytes_per_s", self.bytes_per_s, _LINK_RANGE, format_bytes_per_s, "bytes per second and direction")
+        if not 2 <= self.max_devices <= MAX_DEVICES:
+            raise ValueError(f"max_devices is {self.max_devices}, expected 2 to {MAX_DEVICES}")
+
+    @property
+    def all_reduce_s(self) -> Seconds:
+        """One small all-reduce."""
+        return ALL_REDUCE_S[self.kind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,177 +99,198 @@ class Hardware:
 
     name: str
     aliases: tuple[str, ...]
+    """In lower case; among them what NVML and torch call it."""
     peak_flops_per_s: Mapping[Dtype, FlopsPerS]
-    """Dense, 32-bit accumulation where the datasheet tells."""
+    """Dense, with 32-bit accumulation where the datasheet tells; a dtype is absent where the device does not compute in it.
+
+    fp32 is the plain path that torch takes unless it is allowed TF32, never TF32. int8 and int4 are recorded, and not what
+    weight-only kernels compute in.
+    """
     memory_bytes_per_s: BytesPerS
     memory_bytes: Bytes
-    link_bytes_per_s: BytesPerS
-    """Between two devices, one direction."""
-    weight_bandwidth_frac: Mapping[Dtype, Frac]
-    """Share of the memory bandwidth at which weights are read, scales of int8 and int4 included."""
-    flops_frac: Frac
-    """Share of the peak that large matrix products reach."""
-    layer_floor_s: Seconds
-    """Kernel time of one layer whose weights are nothing, attention apart."""
-    attn_floor_s: Seconds
-    """The same of one layer's attention."""
-    all_reduce_s: Seconds
-    """One small all-reduce."""
-    engines: Mapping[EngineMode, EngineCosts]
-    error_frac: Frac
-    """One standard deviation of the relative error of a predicted pass."""
+    links: tuple[Link, ...]
+    """Fastest first; none where it stands alone."""
+    relative: str
+    """Whose kernel costs are taken: a key of `KERNEL_COSTS`."""
+    kinship: Kinship
+    num_threads: int | None
+    """Of a CPU; None for an accelerator."""
     spec_source: str
-    floor_source: str
 
+    def __post_init__(self) -> None:
+        if self.relative not in KERNEL_COSTS:
+            raise UnknownName("relative", self.relative, KERNEL_COSTS)
+        if not self.name.strip() or not self.spec_source.strip():
+            raise ValueError("name or spec_source is empty, expected a name and where the numbers are from")
+        if not set(COMPUTE_DTYPES) & set(self.peak_flops_per_s):
+            raise ValueError(f"peak_flops_per_s has none of {', '.join(COMPUTE_DTYPES)}, expected at least one")
+        for dtype, flops_per_s in self.peak_flops_per_s.items():
+            _check_range(f"peak_flops_per_s of {dtype}", flops_per_s, _FLOPS_RANGE, format_flops_per_s, "FLOP per second")
+        _check_range("memory_bytes", self.memory_bytes, _BYTES_RANGE, format_bytes, "bytes")
+        _check_range("memory_bytes_per_s", self.memory_bytes_per_s, _BYTES_PER_S_RANGE, format_bytes_per_s, "bytes per second")
 
-_ENGINES: dict[EngineMode, EngineCosts] = {
-    "graph": EngineCosts(
-        host_layer_s=0.0,
-        pass_s=10 * MICRO,
-        sync_s=20 * MICRO,
-        round_s=50 * MICRO,
-        source="assumed: one graph launch, one small copy to the host, a lean loop",
-    ),
-    "eager": EngineCosts(
-        host_layer_s=780 * MICRO,
-        pass_s=0.0,
-        sync_s=20 * MICRO,
-        round_s=500 * MICRO,
-        source="780 µs per layer: Vicuna-7B, transformers eager, A100, 24.9 ms / 32 layers (hemingkx/Spec-Bench#4); "
-        "the head's launches are within it; sync and round assumed",
-    ),
-}
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name it is found by, in lower case."""
+        return (self.name.casefold(), *self.aliases)
 
-_A100 = Hardware(
-    name="A100-80GB-SXM",
-    aliases=("a100", "a100-80", "a100-80gb", "a100-sxm", "nvidia a100-sxm4-80gb"),
-    peak_flops_per_s={
-        "fp32": 19.5 * TERA,
-        "bf16": 312 * TERA,
-        "fp16": 312 * TERA,
-        "fp8": 312 * TERA,
-        "int8": 312 * TERA,
-        "int4": 312 * TERA,
-    },
-    memory_bytes_per_s=2039 * GB,
-    memory_bytes=80 * GB,
-    link_bytes_per_s=300 * GB,
-    weight_bandwidth_frac={"fp32": 0.774, "bf16": 0.774, "fp16": 0.774, "fp8": 0.65, "int8": 0.65, "int4": 0.44},
-    flops_frac=0.65,
-    layer_floor_s=34.5 * MICRO,
-    attn_floor_s=10 * MICRO,
-    all_reduce_s=6.6 * MICRO,
-    engines=_ENGINES,
-    error_frac=0.08,
-    spec_source="NVIDIA A100 80GB datasheet (SXM): 2,039 GB/s, 312 TFLOP/s bf16, NVLink 600 GB/s both ways; "
-    "weight-only fp8, int8 and int4 compute in 16 bit",
-    floor_source="floor and 1,578 GB/s fitted to the kernel tables of microsoft/vidur (16 shapes, MAPE 2.4 %); int8 and int4 "
-    "shares and the all-reduce from gpt-fast's Llama-2-7B rows; attention floor assumed",
-)
+    @property
+    def costs(self) -> KernelCosts:
+        """Its relative's, as they were seen there."""
+        return KERNEL_COSTS[self.relative]
 
-_H100 = Hardware(
-    name="H100-SXM",
-    aliases=("h100", "h100-80gb", "nvidia h100 80gb hbm3"),
-    peak_flops_per_s={
-        "fp32": 67 * TERA,
-        "bf16": 989 * TERA,
-        "fp16": 989 * TERA,
-        "fp8": 1979 * TERA,
-        "int8": 989 * TERA,
-        "int4": 989 * TERA,
-    },
-    memory_bytes_per_s=3350 * GB,
-    memory_bytes=80 * GB,
-    link_bytes_per_s=450 * GB,
-    weight_bandwidth_frac={"fp32": 0.838, "bf16": 0.838, "fp16": 0.838, "fp8": 0.838, "int8": 0.70, "int4": 0.48},
-    flops_frac=0.68,
-    layer_floor_s=25.4 * MICRO,
-    attn_floor_s=7.4 * MICRO,
-    all_reduce_s=6.6 * MICRO,
-    engines=_ENGINES,
-    error_frac=0.10,
-    spec_source="NVIDIA H100 datasheet (SXM): 3.35 TB/s, 989 TFLOP/s bf16 and 1,979 fp8 dense, NVLink 900 GB/s both ways",
-    floor_source="floor and 2,807 GB/s fitted to the kernel tables of microsoft/vidur (12 shapes, MAPE 2.7 %); int8 and int4 "
-    "shares, attention floor (by ratio of the floors) and all-reduce scaled from the A100: assumed",
-)
+    @property
+    def engines(self) -> Mapping[EngineMode, EngineCosts]:
+        """What the host adds, by engine mode."""
+        return self.costs.engines
 
-_H200 = Hardware(
-    name="H200-SXM",
-    aliases=("h200", "h200-141gb", "nvidia h200"),
-    peak_flops_per_s=_H100.peak_flops_per_s,
-    memory_bytes_per_s=4800 * GB,
-    memory_bytes=141 * GB,
-    link_bytes_per_s=450 * GB,
-    weight_bandwidth_frac=_H100.weight_bandwidth_frac,
-    flops_frac=_H100.flops_frac,
-    layer_floor_s=_H100.layer_floor_s,
-    attn_floor_s=_H100.attn_floor_s,
-    all_reduce_s=_H100.all_reduce_s,
-    engines=_ENGINES,
-    error_frac=0.15,
-    spec_source="NVIDIA H200 datasheet (SXM): 141 GB at 4.8 TB/s, compute and NVLink of the H100",
-    floor_source="assumed: the H100's floor and share of the bandwidth; none is published for the H200",
-)
+    @property
+    def weight_bandwidth_frac(self) -> dict[Dtype, Frac]:
+        """Share of its memory bandwidth at which weights are read, scales and unpacking of int8 and int4 included."""
+        costs = self.costs
+        shares = dict(costs.weight_bandwidth_frac)
+        slower = max(1.0, costs.memory_bytes_per_s / self.memory_bytes_per_s)
+        for dtype in WEIGHT_ONLY_DTYPES:
+            shares[dtype] = min(shares[self.default_dtype], shares[dtype] * slower)
+        return shares
 
-_RTX_4090 = Hardware(
-    name="RTX-4090",
-    aliases=("4090", "rtx4090", "nvidia geforce rtx 4090"),
-    peak_flops_per_s={
-        "fp32": 82.6 * TERA,
-        "bf16": 165.2 * TERA,
-        "fp16": 165.2 * TERA,
-        "fp8": 330.3 * TERA,
-        "int8": 165.2 * TERA,
-        "int4": 165.2 * TERA,
-    },
-    memory_bytes_per_s=1008 * GB,
-    memory_bytes=24 * GB,
-    link_bytes_per_s=32 * GB,
-    weight_bandwidth_frac={"fp32": 0.84, "bf16": 0.84, "fp16": 0.84, "fp8": 0.84, "int8": 0.84, "int4": 0.84},
-    flops_frac=_A100.flops_frac,
-    layer_floor_s=_H100.layer_floor_s,
-    attn_floor_s=_H100.attn_floor_s,
-    all_reduce_s=25 * MICRO,
-    engines=_ENGINES,
-    error_frac=0.20,
-    spec_source="NVIDIA Ada GPU architecture whitepaper (GeForce RTX 4090): 1,008 GB/s, 165.2 TFLOP/s bf16 with 32-bit "
-    "accumulation; PCIe 4.0 x16",
-    floor_source="assumed: the H100's floor and share of the bandwidth (exllamav2's TinyLlama at 4 bit, 65 µs per layer with "
-    "its weights, leaves 33 to 40 µs); all-reduce over PCIe assumed",
-)
+    @property
+    def flops_frac(self) -> Frac:
+        """Share of the peak that large matrix products reach."""
+        return self.costs.flops_frac
 
-KNOWN_HARDWARE: tuple[Hardware, ...] = (_A100, _H100, _H200, _RTX_4090)
+    @property
+    def layer_floor_s(self) -> Seconds:
+        """Kernel time of one layer whose weights are nothing, attention apart."""
+        return self.costs.layer_floor_s
+
+    @property
+    def attn_floor_s(self) -> Seconds:
+        """The same of one layer's attention."""
+        return self.costs.attn_floor_s
+
+    @property
+    def error_frac(self) -> Frac:
+        """One standard deviation of the relative error of a predicted pass."""
+        return self.costs.error_frac if self.kinship == "itself" else KINSHIP_ERROR_FRAC[self.kinship]
+
+    @property
+    def kernels_label(self) -> str:
+        """Where its kernel costs are from, in half a sentence."""
+        if self.num_threads is not None:
+            return "nothing measured: s2d-profile latency gives real numbers"
+        if self.kinship == "itself":
+            return "published kernel times"
+        if self.kinship == "stranger":
+            return f"no kernel times of its kind known, borrowed from {self.relative}"
+        return f"kernel times scaled from {self.relative} ({self.kinship})"
+
+    @property
+    def default_dtype(self) -> Dtype:
+        """bf16 where it has it, else fp16, else fp32."""
+        return next(dtype for dtype in COMPUTE_DTYPES if dtype in self.peak_flops_per_s)
+
+    @property
+    def default_engine(self) -> EngineMode:
+        """Graphs where it has them."""
+        return DEFAULT_ENGINE if DEFAULT_ENGINE in self.engines else next(iter(self.engines))
+
+    @property
+    def max_devices(self) -> int:
+        """As many as its links join."""
+        return max((link.max_devices for link in self.links), default=1)
+
+    def compute_dtype(self, weights: Dtype) -> Dtype:
+        """What weights of a dtype are multiplied in.
+
+        Raises:
+            UserInputError: the device does not compute in it; names those it does.
+        """
+        if weights in WEIGHT_ONLY_DTYPES:
+            return self.default_dtype
+        if weights not in self.peak_flops_per_s:
+            floats = [dtype for dtype in self.peak_flops_per_s if dtype not in WEIGHT_ONLY_DTYPES]
+            raise UserInputError(
+                f"{self.name} does not compute in {weights}: it computes in {', '.join(floats)}, and int8 and int4 weights "
+                f"are unpacked to {self.default_dtype}. Give --dtype {self.default_dtype}, or another --device."
+            )
+        return weights
+
+    def cache_dtype(self, weights: Dtype) -> Dtype:
+        """What keys and values are held in beside weights of a dtype."""
+        computed = self.compute_dtype(weights)
+        return computed if computed in COMPUTE_DTYPES else self.default_dtype
+
+    def engine_costs(self, engine: EngineMode) -> EngineCosts:
+        """What the host adds in an engine mode.
+
+        Raises:
+            UserInputError: the device has no such mode.
+        """
+        if engine not in self.engines:
+            had = ", ".join(self.engines)
+            raise UserInputError(f"{self.name} has no {engine} mode: it has {had}. Give --engine {self.default_engine}.")
+        return self.engines[engine]
+
+    def link_between(self, num_devices: int) -> Link | None:
+        """The fastest link that joins as many devices; None for a single one.
+
+        Raises:
+            OutOfDomain: no link joins as many.
+        """
+        if num_devices == 1:
+            return None
+        for link in self.links:
+            if num_devices <= link.max_devices:
+                return link
+        fix = f"{_devices_text(self.max_devices)} priced: take fewer, or another --device"
+        raise OutOfDomain(f"num_devices of {self.name}", num_devices, low=1, high=self.max_devices, fix=fix)
 
 
 def find_hardware(name: str) -> Hardware:
-    """A device by name or alias, whatever the case.
+    """A device of the table by name or alias, whatever the case.
 
     Raises:
-        UnknownName: with the devices we know.
+        UnknownName: with the devices we know and the near misses.
     """
+    from perfmodel.known_hardware import KNOWN_HARDWARE
+
     for hardware in KNOWN_HARDWARE:
-        if name.casefold() in (hardware.name.casefold(), *hardware.aliases):
+        if name.casefold() in hardware.names:
             return hardware
     known = [hardware.name.casefold() for hardware in KNOWN_HARDWARE]
-    raise UnknownName("device", name, known, otherwise="measure this machine: s2d-profile latency")
+    aliases = [alias for hardware in KNOWN_HARDWARE for alias in hardware.aliases]
+    otherwise = "describe it in a file: --device my-gpu.toml (docs/hardware.md), or plan for this machine's cpu: --device cpu"
+    raise UnknownName("device", name, known, aliases=aliases, otherwise=otherwise)
 
 
 def num_devices_to_fit(hardware: Hardware, needed_bytes: float, *, headroom_frac: Frac = MEMORY_HEADROOM_FRAC) -> int:
     """The fewest devices, a power of two, whose memory less headroom holds some bytes.
 
     Raises:
-        OutOfDomain: more than one node would be needed.
+        OutOfDomain: more than its links join would be needed.
     """
     usable_bytes = hardware.memory_bytes * (1 - headroom_frac)
     num_devices = 1
     while num_devices * usable_bytes < needed_bytes:
         num_devices *= 2
-    if num_devices > MAX_DEVICES:
+    if num_devices > hardware.max_devices:
         raise OutOfDomain(
             f"memory_bytes on {hardware.name}",
             round(needed_bytes),
             low=0,
-            high=round(MAX_DEVICES * usable_bytes),
-            fix=f"Up to {MAX_DEVICES} devices are priced: take a larger device, a smaller dtype or a shorter output",
+            high=round(hardware.max_devices * usable_bytes),
+            fix=f"{_devices_text(hardware.max_devices)} priced: take a larger device, a smaller dtype or a shorter output",
         )
     return num_devices
+
+
+def _devices_text(max_devices: int) -> str:
+    return "One device is" if max_devices == 1 else f"Up to {max_devices} devices are"
+
+
+def _check_range(name: str, value: float, allowed: tuple[float, float], format_one: Callable[[float], str], unit: str) -> None:
+    """Refuse what no device has: mostly a number in another unit."""
+    low, high = allowed
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value:g}, expected {format_one(low)} to {format_one(high)}, given in {unit}")

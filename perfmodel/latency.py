@@ -17,7 +17,7 @@ from perfmodel.law import LatencyFit, Law, roofline_law
 from perfmodel.pass_times import PassTimes
 from perfmodel.passes import PassKind, PassShape
 from perfmodel.profile import Dtype, EngineMode, LatencyProfile
-from perfmodel.units import Frac, Seconds
+from perfmodel.units import Frac, Seconds, Tokens
 from perfmodel.work import PassSetting, PassWork
 
 LatencyLevel = Literal["roofline", "fitted", "measured"]
@@ -96,6 +96,7 @@ class RooflineLatency(_LawLatency):
         exit_layers: the exits that cut the model into segments; empty for a target that does not draft.
         num_devices: tensor-parallel degree, inside one node.
         batch: sequences in every pass.
+        context_tokens: where a model that has layers with a window is priced (`perfmodel.work`); others need none.
     """
 
     __slots__ = ("error_frac",)
@@ -109,9 +110,18 @@ class RooflineLatency(_LawLatency):
         engine: EngineMode,
         num_devices: int = 1,
         batch: int = 1,
+        *,
+        context_tokens: Tokens | None = None,
     ) -> None:
-        setting = PassSetting(model=geometry, exit_layers=exit_layers, dtype=dtype, batch=batch, num_devices=num_devices)
-        super().__init__(roofline_law(hardware, dtype, engine), setting)
+        setting = PassSetting(
+            model=geometry,
+            exit_layers=exit_layers,
+            dtype=dtype,
+            batch=batch,
+            num_devices=num_devices,
+            context_tokens=context_tokens,
+        )
+        super().__init__(roofline_law(hardware, dtype, engine, num_devices), setting)
         self.error_frac: Frac = hardware.error_frac
 
     @property
@@ -121,13 +131,26 @@ class RooflineLatency(_LawLatency):
 
 
 class FittedLatency(_LawLatency):
-    """A model that was not run, on a device where others were."""
+    """A model that was not run, on a device where others were.
+
+    Args:
+        context_tokens: where a model that has layers with a window is priced; others need none.
+    """
 
     __slots__ = ("error_frac", "fit")
 
-    def __init__(self, fit: LatencyFit, geometry: ModelGeometry, exit_layers: tuple[int, ...]) -> None:
+    def __init__(
+        self, fit: LatencyFit, geometry: ModelGeometry, exit_layers: tuple[int, ...], *, context_tokens: Tokens | None = None
+    ) -> None:
         key = fit.device
-        setting = PassSetting(model=geometry, exit_layers=exit_layers, dtype=key.dtype, batch=1, num_devices=key.num_devices)
+        setting = PassSetting(
+            model=geometry,
+            exit_layers=exit_layers,
+            dtype=key.dtype,
+            batch=1,
+            num_devices=key.num_devices,
+            context_tokens=context_tokens,
+        )
         super().__init__(fit.law, setting)
         self.fit = fit
         held_out = fit.held_out_error_frac

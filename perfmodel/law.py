@@ -22,6 +22,7 @@ class Law:
         kernels = layers * (layer + row_layer * rows + [rows > 1] many_rows_layer)
                   + overlap(weight_byte * bytes + [rows > 1] many_rows_byte * bytes, flop * FLOP)
                   + all_reduce * count + link_byte * bytes sent
+                  + overlap(kv_byte * bytes of full windows, attn_flop * FLOP on them)
                   + cached tokens * overlap(kv_byte * bytes, attn_flop * FLOP)
         seconds = fixed + max(host_layer * layers, kernels)
 
@@ -68,7 +69,8 @@ class Law:
         layer_s = self.layer_s + self.row_layer_s * work.rows + self.many_rows_layer_s * many
         reading_s = (self.weight_byte_s + self.many_rows_byte_s * many) * work.weight_bytes
         reducing_s = self.all_reduce_s * work.num_all_reduces + self.link_byte_s * work.link_bytes
-        return layer_s * work.num_layers + _overlap_s(reading_s, self.flop_s * work.flops) + reducing_s
+        windows_s = _overlap_s(self.kv_byte_s * work.window_kv_bytes, self.attn_flop_s * work.window_attn_flops)
+        return layer_s * work.num_layers + _overlap_s(reading_s, self.flop_s * work.flops) + reducing_s + windows_s
 
 
 def _overlap_s(one_s: Seconds, other_s: Seconds) -> Seconds:
@@ -77,11 +79,15 @@ def _overlap_s(one_s: Seconds, other_s: Seconds) -> Seconds:
     return longer * (1 + (shorter / longer) ** 3) ** (1 / 3) if longer else 0.0
 
 
-def roofline_law(hardware: Hardware, dtype: Dtype, engine: EngineMode) -> Law:
-    """The law's coefficients from a hardware row alone."""
-    host = hardware.engines[engine]
-    flop_s = 1 / (hardware.peak_flops_per_s[dtype] * hardware.flops_frac)
-    cache_dtype: Dtype = "fp32" if dtype == "fp32" else "bf16"
+def roofline_law(hardware: Hardware, dtype: Dtype, engine: EngineMode, num_devices: int) -> Law:
+    """The law's coefficients from a hardware row alone.
+
+    Raises:
+        UserInputError: the device does not compute in the dtype, or has no such engine mode.
+        OutOfDomain: no link joins as many devices.
+    """
+    host, link = hardware.engine_costs(engine), hardware.link_between(num_devices)
+    compute_dtype, cache_dtype = hardware.compute_dtype(dtype), hardware.cache_dtype(dtype)
     return Law(
         pass_s=host.pass_s,
         sync_s=host.sync_s,
@@ -93,11 +99,11 @@ def roofline_law(hardware: Hardware, dtype: Dtype, engine: EngineMode) -> Law:
         host_layer_s=host.host_layer_s,
         weight_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[dtype]),
         many_rows_byte_s=0.0,
-        flop_s=flop_s,
+        flop_s=1 / (hardware.peak_flops_per_s[compute_dtype] * hardware.flops_frac),
         kv_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[cache_dtype]),
         attn_flop_s=1 / (hardware.peak_flops_per_s[cache_dtype] * hardware.flops_frac),
-        all_reduce_s=hardware.all_reduce_s,
-        link_byte_s=1 / hardware.link_bytes_per_s,
+        all_reduce_s=link.all_reduce_s if link else 0.0,
+        link_byte_s=1 / link.bytes_per_s if link else 0.0,
     )
 
 

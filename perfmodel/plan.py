@@ -1,12 +1,12 @@
 """A plan: the configuration to run, what it is expected to do, and on what evidence."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from perfmodel.artifact import Stored, read_record, record_text, write_record
+from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup
-from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers
 from perfmodel.policy import ExitPolicy
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
@@ -15,10 +15,10 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Bytes, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
-EvidenceRole = Literal["draft latency", "target latency", "acceptance"]
-EvidenceLevel = Literal["roofline", "fitted", "measured", "assumed", "published", "traced"]
+EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
+EvidenceLevel = Literal["roofline", "fitted", "measured", "assumed", "published", "traced", "found"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +72,35 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPoint:
+    """What to draft with so many sequences at a time."""
+
+    batch: int
+    exit_layer: int | None
+    """The one exit that always answers; None where speculation does not pay."""
+    draft_tokens: Tokens
+    """0 where speculation does not pay."""
+    speedup: float
+    """Over plain decoding of the same batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSchedule:
+    """How long to draft by batch size, at one context: what serving engines take."""
+
+    context_tokens: Tokens
+    """In every sequence's cache."""
+    points: tuple[BatchPoint, ...]
+    """Batches of 1, 2, 4, ..., up to the first at which speculation does not pay."""
+    max_batch: int
+    """The most sequences that were looked at."""
+    stops_at_batch: int | None
+    """The smallest batch at which speculation does not pay; None where it pays up to `max_batch`."""
+    fitting_batch: int | None
+    """The most sequences whose caches fit beside the weights; None where the memory is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to run. `chosen.policy` is None when not speculating is best."""
 
@@ -86,10 +115,19 @@ class Plan:
     workload: Workload
     chosen: Candidate
     runners_up: tuple[Candidate, ...]
+    batch_schedules: tuple[BatchSchedule, ...]
+    """At two contexts; none where only single sequences were measured."""
     memory: Memory
     evidence: tuple[Evidence, ...]
     next_command: str
     """The command that would replace the weakest evidence by a measurement."""
+
+
+def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    return {**with_llama_layers(body), "batch_schedules": []}
+
+
+_UPGRADES: Upgrades = {2: _from_version_2}
 
 
 def plan_file_text(plan: Plan, provenance: Provenance) -> str:
@@ -108,4 +146,4 @@ def read_plan(path: PathLike) -> Stored[Plan]:
     Raises:
         BadFile: anything but a whole plan; says what it is and what to do.
     """
-    return read_record(path, Plan, schema=PLAN_SCHEMA, version=PLAN_VERSION)
+    return read_record(path, Plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, upgrades=_UPGRADES)

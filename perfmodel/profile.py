@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from perfmodel.geometry import ModelGeometry
+from perfmodel.artifact import Upgrades
+from perfmodel.geometry import ModelGeometry, with_llama_layers
 from perfmodel.passes import PassSamples
 from perfmodel.sampling import AcceptanceRule
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 2
+LATENCY_PROFILE_VERSION = 3
+LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers}
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 EngineMode = Literal["eager", "graph"]

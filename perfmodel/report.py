@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from perfmodel.artifact import Stored, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup
-from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers
 from perfmodel.passes import PassSamples
 from perfmodel.policy import ExitPolicy
 from perfmodel.profile import DeviceKey
@@ -15,7 +15,8 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
 
 REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 2
+REPORT_VERSION = 3
+_UPGRADES = {2: with_llama_layers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,4 +100,4 @@ def read_report(path: PathLike) -> Stored[RunReport]:
     Raises:
         BadFile: anything but a whole report; says what it is and what to do.
     """
-    return read_record(path, RunReport, schema=REPORT_SCHEMA, version=REPORT_VERSION)
+    return read_record(path, RunReport, schema=REPORT_SCHEMA, version=REPORT_VERSION, upgrades=_UPGRADES)

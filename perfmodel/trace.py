@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from perfmodel.artifact import Stored, read_arrays, write_arrays
 from perfmodel.disk import PathLike
 from perfmodel.errors import BadFile
-from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers
 from perfmodel.policy import Confidence
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import Sampling
 
 TRACE_SCHEMA = "s2d/acceptance-trace"
-TRACE_VERSION = 1
+TRACE_VERSION = 2
 
 _COLUMN_DTYPES = {"confidence": np.float32, "draft_token": np.int32, "target_token": np.int32, "accept_prob": np.float32}
+_UPGRADES = {1: with_llama_layers}
 _REMAKE = "Record the trace again with s2d-profile acceptance"
 
 
@@ -105,7 +106,9 @@ def read_trace(path: PathLike) -> Stored[AcceptanceTrace]:
     Raises:
         BadFile: not a whole trace, columns of other types or lengths than its header says, or no probabilities.
     """
-    stored = read_arrays(path, TraceHeader, schema=TRACE_SCHEMA, version=TRACE_VERSION, names=_COLUMN_DTYPES)
+    stored = read_arrays(
+        path, TraceHeader, schema=TRACE_SCHEMA, version=TRACE_VERSION, names=_COLUMN_DTYPES, upgrades=_UPGRADES
+    )
     for name, dtype in _COLUMN_DTYPES.items():
         if stored.arrays[name].dtype != dtype:
             raise BadFile(path, f"trace column {name}: of {stored.arrays[name].dtype}, expected {np.dtype(dtype)}", _REMAKE)

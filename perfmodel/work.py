@@ -1,8 +1,12 @@
 """Bytes and FLOP of one pass: pure functions, one formula each, and the record that sums them up.
 
 Symbols: T rows (tokens in the pass, all sequences together), S cached tokens, L layers, D hidden, F mlp, N heads, K kv
-heads, H head dim, V vocab. A multiply and an add are two FLOP. Norms, activations and rotations move few bytes and are
+heads, H head dim, V vocab, W window. A multiply and an add are two FLOP. Activations and rotations move few bytes and are
 part of the floor per layer.
+
+A layer with a window reads min(S, W) cached tokens, while every price is a straight line in S. So a model with such layers is
+priced at a context: up to its window they read every further token, beyond it W tokens whatever S is. The line is exact at
+that context and on its side of the window, and never too low.
 """
 
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ from perfmodel.errors import BadPolicy
 from perfmodel.geometry import ModelGeometry
 from perfmodel.passes import PassKind
 from perfmodel.profile import DTYPE_BYTES, Dtype
-from perfmodel.units import Bytes, Flops
+from perfmodel.units import Bytes, Flops, Frac, Tokens
 
 _ALL_REDUCES_PER_LAYER = 2
 _ACTIVATION_BYTES = 2.0
@@ -35,6 +39,11 @@ def kv_dtype_bytes(dtype: Dtype) -> float:
 def kv_bytes_per_token(model: ModelGeometry, dtype: Dtype) -> float:
     """Bytes of KV cache per token and sequence: 2 L K H times the bytes of a number."""
     return model.kv_values_per_token * kv_dtype_bytes(dtype)
+
+
+def kv_cache_bytes(model: ModelGeometry, dtype: Dtype, context_tokens: Tokens) -> Bytes:
+    """Bytes of one sequence's cache at a context; a layer with a window keeps no more than that."""
+    return round(model.seen_tokens(context_tokens) * kv_bytes_per_token(model, dtype))
 
 
 def layers_weights(model: ModelGeometry, num_layers: int) -> int:
@@ -69,6 +78,9 @@ class PassWork:
     flops: float
     kv_bytes_per_cached_token: float
     attn_flops_per_cached_token: float
+    window_kv_bytes: float
+    """Read whatever is cached, by layers whose window the context exceeds."""
+    window_attn_flops: float
     num_all_reduces: int
     link_bytes: float
     """Bytes each device sends in all those all-reduces: 2 (n - 1) / n of what is reduced."""
@@ -87,25 +99,40 @@ def round_work(drafted_rows: int) -> PassWork:
         flops=0.0,
         kv_bytes_per_cached_token=0.0,
         attn_flops_per_cached_token=0.0,
+        window_kv_bytes=0.0,
+        window_attn_flops=0.0,
         num_all_reduces=0,
         link_bytes=0.0,
     )
 
 
 def layers_work(
-    model: ModelGeometry, *, num_layers: int, head_rows: int, rows: int, batch: int, num_devices: int, dtype: Dtype
+    model: ModelGeometry,
+    *,
+    num_layers: int,
+    head_rows: int,
+    rows: int,
+    batch: int,
+    num_devices: int,
+    dtype: Dtype,
+    context_tokens: Tokens | None = None,
 ) -> PassWork:
     """Some layers over `rows` tokens of each of `batch` sequences, then the LM head over `head_rows` of them.
 
     The rows of one sequence attend to half of each other on average, and share one read of its cache.
+
+    Args:
+        context_tokens: where a model that has layers with a window is priced; others need none.
     """
+    share, tokens = _cache_reads(model, context_tokens)
+    kv_bytes = num_layers / model.num_layers * batch * kv_bytes_per_token(model, dtype) / num_devices
+    token_flops = attn_flops(model, num_layers, rows * batch, 1) / num_devices
     weights = layers_weights(model, num_layers)
     head = model.head_params if head_rows else 0
     flops = matrix_flops(weights, rows * batch) + matrix_flops(head, head_rows * batch)
-    flops += attn_flops(model, num_layers, rows * batch, (rows + 1) / 2)
+    flops += attn_flops(model, num_layers, rows * batch, model.seen_tokens((rows + 1) / 2))
     all_reduces = _ALL_REDUCES_PER_LAYER * num_layers if num_devices > 1 else 0
     reduced_bytes = all_reduces * rows * batch * model.hidden_size * _ACTIVATION_BYTES
-    layer_share = num_layers / model.num_layers
     return PassWork(
         num_passes=1 if num_layers else 0,
         num_syncs=1 if head_rows else 0,
@@ -115,11 +142,24 @@ def layers_work(
         rows=max(rows, head_rows) * batch,
         weight_bytes=weight_bytes(weights + head, dtype) / num_devices,
         flops=flops / num_devices,
-        kv_bytes_per_cached_token=layer_share * batch * kv_bytes_per_token(model, dtype) / num_devices,
-        attn_flops_per_cached_token=attn_flops(model, num_layers, rows * batch, 1) / num_devices,
+        kv_bytes_per_cached_token=share * kv_bytes,
+        attn_flops_per_cached_token=share * token_flops,
+        window_kv_bytes=tokens * kv_bytes,
+        window_attn_flops=tokens * token_flops,
         num_all_reduces=all_reduces,
         link_bytes=2 * (num_devices - 1) / num_devices * reduced_bytes,
     )
+
+
+def _cache_reads(model: ModelGeometry, context_tokens: Tokens | None) -> tuple[Frac, float]:
+    """What a mean layer reads of its cache, near a context: a share of the cached tokens, and so many tokens in any case."""
+    if model.window_tokens is None:
+        return 1.0, 0.0
+    if context_tokens is None:
+        raise ValueError(f"{model.name!r} has layers with a window, which have no price without a context")
+    if context_tokens <= model.window_tokens:
+        return 1.0, 0.0
+    return 1 - model.windowed_frac, model.windowed_frac * model.window_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +172,8 @@ class PassSetting:
     dtype: Dtype
     batch: int
     num_devices: int
+    context_tokens: Tokens | None = None
+    """Where a model that has layers with a window is priced; others need none."""
 
     def work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         """The work of one pass.
@@ -170,4 +212,5 @@ class PassSetting:
             batch=self.batch,
             num_devices=self.num_devices,
             dtype=self.dtype,
+            context_tokens=self.context_tokens,
         )

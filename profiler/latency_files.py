@@ -7,7 +7,7 @@ from pathlib import Path
 from perfmodel.artifact import read_record, write_record
 from perfmodel.errors import Mismatch
 from perfmodel.passes import DRAFT_KINDS
-from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
+from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_UPGRADES, LATENCY_PROFILE_VERSION, LatencyProfile
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
 from profiler.grid import PassKey
@@ -95,7 +95,13 @@ class LatencyFiles:
         for path, wanted in zip(self.partial_paths, expected.values(), strict=True):
             if not path.exists():
                 continue
-            found = read_record(path, LatencyProfile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION).record
+            found = read_record(
+                path,
+                LatencyProfile,
+                schema=LATENCY_PROFILE_SCHEMA,
+                version=LATENCY_PROFILE_VERSION,
+                upgrades=LATENCY_PROFILE_UPGRADES,
+            ).record
             if _identity(found) != _identity(wanted):
                 raise Mismatch(
                     f"the unfinished profile {str(path)!r}",

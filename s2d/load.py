@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from perfmodel.disk import PathLike
-from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName
+from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry
 from perfmodel.profile import Dtype
 from s2d.checkpoint import layer_of, open_weights, tensor_names, weights_sha256
@@ -90,7 +90,16 @@ def load_model(folder: PathLike, dtype: Dtype, device: str = "cpu") -> LoadedMod
 def random_model(
     geometry: ModelGeometry, exit_layers: tuple[int, ...], dtype: Dtype, device: str = "cpu", *, seed: int
 ) -> LoadedModel:
-    """A model of a given shape with random weights, to time shapes for which there is no checkpoint."""
+    """A model of a given shape with random weights, to time shapes for which there is no checkpoint.
+
+    Raises:
+        UserInputError: the shape is not a Llama's.
+    """
+    if geometry.departures:
+        what = ", ".join(geometry.departures)
+        raise UserInputError(
+            f"model {geometry.name!r} has {what}, which this runtime does not run. Give one of a Llama's shape."
+        )
     return LoadedModel(
         decoder=Decoder(geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed)),
         geometry=geometry,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from perfmodel.artifact import Stored, read_record, record_text
+from perfmodel.artifact import Stored, record_text
 from perfmodel.console import print_err, print_out
 from perfmodel.disk import write_atomically
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.geometry import ModelGeometry
-from perfmodel.plan import PLAN_SCHEMA, PLAN_VERSION, Plan
+from perfmodel.plan import Plan, read_plan
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import make_provenance
 from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport
@@ -73,7 +73,7 @@ def export_from_flags(args: argparse.Namespace) -> None:
     layer, folder = args.export_exit
     if not layer.isdigit():
         raise UserInputError(f"--export-exit {layer!r}: expected a layer count and a folder, as in --export-exit 4 exit-4")
-    name = args.draft or (_read_plan(args.plan).record.draft_name if args.plan else None)
+    name = args.draft or (read_plan(args.plan).record.draft_name if args.plan else None)
     if name is None:
         raise UserInputError("--export-exit needs a model: give --draft DIR, or a plan")
     export_exit(find_model(name), int(layer), Path(folder))
@@ -88,7 +88,7 @@ def load_from_flags(args: argparse.Namespace) -> Loaded:
     """
     if args.plan is None:
         raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan makes one")
-    plan = _read_plan(args.plan)
+    plan = read_plan(args.plan)
     pair = _load_pair(args, plan.record)
     check_made_for(args.plan, plan.record, pair)
     max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
@@ -135,10 +135,6 @@ def check_made_for(path: Path, plan: Plan, pair: Pair) -> None:
     if plan.device != pair.device_key:
         fix = "Profile this device with s2d-profile and plan again with --profile"
         raise Mismatch(what, made_for=_device_label(plan.device), given=_device_label(pair.device_key), fix=fix)
-
-
-def _read_plan(path: Path) -> Stored[Plan]:
-    return read_record(path, Plan, schema=PLAN_SCHEMA, version=PLAN_VERSION)
 
 
 def _load_pair(args: argparse.Namespace, plan: Plan) -> Pair:

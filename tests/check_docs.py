@@ -1,7 +1,8 @@
 """Check what the documentation says of the code: `python tests/check_docs.py [--write]`.
 
-The file tree in README.md names only what exists and leaves out no module; docs/cli.md is the commands' own help.
-With --write, docs/cli.md is made anew.
+The file tree in README.md names only what exists and leaves out no module; docs/cli.md is the commands' own help; the tables of
+docs/hardware.md are those of `perfmodel.known_hardware`, those of docs/models.md those of `perfmodel.known_models`. With
+--write, docs/cli.md and these tables are made anew.
 """
 
 import argparse
@@ -15,9 +16,16 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from perfmodel.hardware import Hardware
 
 ROOT = Path(__file__).parent.parent
 CLI_PAGE = ROOT / "docs" / "cli.md"
+HARDWARE_PAGE = ROOT / "docs" / "hardware.md"
+HARDWARE_TABLES = re.compile(r"(?<=<!-- hardware-tables -->\n).*?(?=<!-- /hardware-tables -->)", re.DOTALL)
+PEAK_COLUMNS = ("fp32", "fp16", "bf16", "fp8", "int8", "int4")
 HELP_COLUMNS = "100"
 TREE_BLOCK = re.compile(r"<!-- file-tree -->\s*```[a-z]*\n(.*?)```", re.DOTALL)
 TREE_LINE = re.compile(r"^(?P<indent>(?:[│ ]   |[├└]── )*)(?P<name>[^\s#]+)")
@@ -27,13 +35,19 @@ LISTED_IN_FULL = ("perfmodel", "calibrate", "s2d", "profiler", "benchmarks", "no
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="make docs/cli.md anew")
+    parser.add_argument("--write", action="store_true", help="make docs/cli.md and the tables of the other pages anew")
     args = parser.parse_args(argv)
+    from tests.models_page import MODELS_PAGE, models_problems, with_model_tables
+
     page = cli_page()
     if args.write:
         CLI_PAGE.parent.mkdir(exist_ok=True)
         CLI_PAGE.write_text(page, encoding="utf-8")
+        HARDWARE_PAGE.write_text(with_hardware_tables(HARDWARE_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        MODELS_PAGE.write_text(with_model_tables(MODELS_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     problems = [*tree_problems((ROOT / "README.md").read_text(encoding="utf-8"), tracked_files()), *cli_problems(page)]
+    problems += hardware_problems(HARDWARE_PAGE.read_text(encoding="utf-8"))
+    problems += models_problems(MODELS_PAGE.read_text(encoding="utf-8"))
     for problem in problems:
         print(problem, file=sys.stderr)
     print("documentation and code disagree" if problems else "documentation and code agree")
@@ -98,10 +112,10 @@ def section(title: str, text: str) -> str:
 
 
 def subcommands(text: str) -> list[str]:
-    """The choices of a positional `{a,b}` in the usage lines."""
+    """The choices of a positional `{a,b}` in the usage lines, and those with a line of their own, `s2d-plan design  …`."""
     usage = text.partition("\n\n")[0]
     found = re.search(r"(?<!\S)\{([a-z,-]+)\} \.\.\.", usage)
-    return found[1].split(",") if found else []
+    return [*(found[1].split(",") if found else []), *re.findall(r"^s2d-[a-z]+ ([a-z]+)  ", text, re.MULTILINE)]
 
 
 def help_text(entry: str, subcommand: tuple[str, ...]) -> str:
@@ -119,6 +133,46 @@ def cli_problems(page: str) -> list[str]:
     if CLI_PAGE.exists() and CLI_PAGE.read_text(encoding="utf-8") == page:
         return []
     return ["docs/cli.md is not what the commands' --help says: run python tests/check_docs.py --write"]
+
+
+def hardware_problems(page: str) -> list[str]:
+    if with_hardware_tables(page) == page and HARDWARE_TABLES.search(page):
+        return []
+    return ["docs/hardware.md: its tables are not those of perfmodel.known_hardware: run python tests/check_docs.py --write"]
+
+
+def with_hardware_tables(page: str) -> str:
+    """The page with its tables made anew between their two marks."""
+    return HARDWARE_TABLES.sub(lambda _: hardware_tables(), page)
+
+
+def hardware_tables() -> str:
+    """Every known device: its figures, then its names and sources."""
+    from perfmodel.known_hardware import KNOWN_HARDWARE
+
+    peaks = " | ".join(PEAK_COLUMNS)
+    figures = [f"| device | {peaks} | GB/s | GB | links, GB/s in one direction | kernel costs | error |"]
+    figures += ["|---|" + "---:|" * (len(PEAK_COLUMNS) + 2) + "---|---|---:|"]
+    figures += [figures_row(hardware) for hardware in KNOWN_HARDWARE]
+    sources = ["| device | also found as | source |", "|---|---|---|"]
+    sources += [f"| {one.name} | {', '.join(one.aliases)} | {one.spec_source} |" for one in KNOWN_HARDWARE]
+    return "\n" + "\n".join([*figures, "", *sources]) + "\n\n"
+
+
+def figures_row(hardware: "Hardware") -> str:
+    peaks = [hardware.peak_flops_per_s.get(dtype) for dtype in PEAK_COLUMNS]
+    links = ", ".join(f"{link.kind} {link.bytes_per_s / 1e9:g} ({link.max_devices})" for link in hardware.links)
+    costs = "its own" if hardware.kinship == "itself" else f"{hardware.relative}, {hardware.kinship}"
+    cells = [
+        hardware.name,
+        *("" if peak is None else f"{peak / 1e12:g}" for peak in peaks),
+        f"{hardware.memory_bytes_per_s / 1e9:g}",
+        f"{hardware.memory_bytes / 1e9:g}",
+        links,
+        costs,
+        f"{100 * hardware.error_frac:.0f} %",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,16 @@
-from tests.check_docs import should_be_named, subcommands, tree_paths, tree_problems
+import tomllib
+
+from perfmodel.hardware_file import hardware_from
+from perfmodel.known_hardware import KNOWN_HARDWARE
+from tests.check_docs import (
+    HARDWARE_PAGE,
+    hardware_problems,
+    should_be_named,
+    subcommands,
+    tree_paths,
+    tree_problems,
+    with_hardware_tables,
+)
 
 
 def readme(tree: str) -> str:
@@ -40,3 +52,21 @@ def test_only_modules_pages_and_notebooks_of_ours_must_be_named() -> None:
 def test_subcommands_are_read_from_the_usage() -> None:
     assert subcommands("usage: s2d-profile [-h] {latency,acceptance} ...\n\ntext {a,b} ...") == ["latency", "acceptance"]
     assert subcommands("usage: s2d-plan [-h] [--rule {greedy,ratio}]\n\ntext") == []
+    assert subcommands("usage: s2d-plan [-h]\n\ntext\n\ns2d-plan validate  holds\ns2d-plan design    shapes\n") == [
+        "validate",
+        "design",
+    ]
+
+
+def test_the_hardware_page_shows_every_device_as_the_code_has_it() -> None:
+    page = HARDWARE_PAGE.read_text(encoding="utf-8")
+    assert hardware_problems(page) == []
+    assert all(page.count(f"| {hardware.name} |") == 2 for hardware in KNOWN_HARDWARE)
+    assert hardware_problems(page.replace("| 3350 |", "| 3000 |")) != []
+    assert hardware_problems("a page without tables") != []
+    assert with_hardware_tables(page.replace("| 3350 |", "| 3000 |")) == page
+
+
+def test_the_example_of_the_hardware_page_is_a_device() -> None:
+    example = HARDWARE_PAGE.read_text(encoding="utf-8").partition("```toml\n")[2].partition("```")[0]
+    assert hardware_from(tomllib.loads(example)).name == "NVIDIA RTX A6000"

@@ -37,7 +37,7 @@ def test_the_answer_goes_to_stdout_and_nothing_to_stderr(capsys: pytest.CaptureF
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert lines[0] == "target      llama-2-70b, 80 layers, 69.0 billion weights (asked for as 'llama-70b')"
-    assert lines[2] == "device      2 x A100-80GB-SXM, bf16, graph"
+    assert lines[2] == "device      2 x A100-80GB-SXM, bf16, graph (assumed: no --device given, no GPU found here)"
     assert lines[3] == "asked       batch 1, 512 prompt tokens, 256 output tokens, greedy"
     assert lines[4].startswith("latency     roofline: A100-80GB-SXM datasheet")
     assert lines[5].startswith("acceptance  published: mean accepted tokens of arXiv 2407.01955")
@@ -84,6 +84,8 @@ def test_evidence_of_ones_own_is_planned_on_and_named(tmp_path: Path, capsys: py
     [
         (["--target", "llama-7b0"], "s2d-plan: unknown target 'llama-7b0': known are llama-2-7b,"),
         (["--target", "vicuna-7b", "--device", "a1000"], "s2d-plan: unknown device 'a1000': known are a100-80gb-sxm"),
+        (["--target", "vicuna-7b", "--device", "v100", "--dtype", "bf16"], "s2d-plan: V100-32GB-SXM2 does not compute in bf16"),
+        (["--target", "vicuna-7b", "--device", "no-such.toml"], "s2d-plan: 'no-such.toml': no such file."),
         (["--target", "llama-2-13b"], "s2d-plan: no acceptance evidence for target 'llama-2-13b': in the box are"),
         (["--target", "vicuna-7b", "--batch", "8"], "s2d-plan: --batch 8: only --batch 1 is predicted."),
         (["--trace", "no-such.npz"], "s2d-plan: 'no-such.npz': "),

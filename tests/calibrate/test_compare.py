@@ -104,6 +104,12 @@ def test_without_profiles_a_datasheet_plan_is_priced_by_its_datasheet(tmp_path: 
     assert pricing.device == plan.device
 
 
+def test_a_plan_for_a_device_from_a_file_is_priced_by_its_own_means(tmp_path: Path) -> None:
+    assert main_plan(["--target", "vicuna-7b", "--json", "-o", str(tmp_path / "plan.json")]) == 0
+    plan = read_plan(tmp_path / "plan.json").record
+    assert load_pricing(replace(plan, device=replace(plan.device, device="my gpu")), []) is None
+
+
 def test_profiles_that_the_plan_does_not_rest_on_are_refused(tmp_path: Path, planned: Path) -> None:
     assert main_plan(["--trace", str(planned / "trace.npz"), "--json", "-o", str(tmp_path / "plan.json")]) == 0
     with pytest.raises(Mismatch, match="was made for"):

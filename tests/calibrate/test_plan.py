@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from calibrate.acceptance import at_lengths, load_acceptance
-from calibrate.plan import PAPER_NAME, PLAIN_NAME, PlanRequest, find_target, make_plan, rounds_by_document
+from calibrate.find_target import find_target
+from calibrate.plan import PAPER_NAME, PLAIN_NAME, PlanRequest, make_plan, rounds_by_document
 from calibrate.pricing import DeviceRequest
 from perfmodel.errors import BadFile, Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.geometry import DraftGeometry, find_model
@@ -61,6 +62,7 @@ def test_llama_70b_is_answered_from_the_box_and_says_on_what_it_rests(llama_70b:
     assert llama_70b.target == find_model("llama-2-70b")
     assert (llama_70b.device.device, llama_70b.device.num_devices) == ("A100-80GB-SXM", 2)
     assert [(part.role, part.level) for part in llama_70b.evidence] == [
+        ("device", "assumed"),
         ("draft latency", "roofline"),
         ("target latency", "roofline"),
         ("acceptance", "published"),

@@ -8,7 +8,7 @@ from calibrate.show import cautions, plan_text, policy_facts
 from perfmodel.estimate import Interval, RoundCost, Speedup
 from perfmodel.geometry import find_draft, find_model
 from perfmodel.passes import PassCount, PassKind
-from perfmodel.plan import Candidate, Evidence, EvidenceLevel, Memory, Plan, Workload
+from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, EvidenceLevel, Memory, Plan, Workload
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.profile import DeviceKey
 from perfmodel.rounds import RoundStats
@@ -63,6 +63,7 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
         workload=Workload(batch=1, prompt_tokens=512, output_tokens=256, sampling=GREEDY),
         chosen=chosen,
         runners_up=runners_up,
+        batch_schedules=SCHEDULES,
         memory=Memory(
             target_weight_bytes=138 * 10**9,
             draft_weight_bytes=5 * 10**9,
@@ -79,6 +80,25 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
     )
 
 
+SCHEDULES = (
+    BatchSchedule(
+        context_tokens=768,
+        points=(
+            BatchPoint(batch=1, exit_layer=9, draft_tokens=5, speedup=1.8),
+            BatchPoint(batch=2, exit_layer=None, draft_tokens=0, speedup=1.0),
+        ),
+        max_batch=1024,
+        stops_at_batch=2,
+        fitting_batch=40,
+    ),
+    BatchSchedule(
+        context_tokens=4096,
+        points=(BatchPoint(batch=1, exit_layer=6, draft_tokens=1, speedup=1.5),),
+        max_batch=1,
+        stops_at_batch=None,
+        fitting_batch=None,
+    ),
+)
 GATED = candidate("plan", policy((6, 12), (0.6,), FloorStop(draft_cap=6, floor=0.3)), 2.0)
 SINGLE = candidate("exit 9", policy((9,), (), FixedLength(draft_cap=5)), 1.8)
 PLAIN = candidate("plain decoding", None, 1.0)
@@ -121,6 +141,14 @@ configuration   policy                                          tokens/s  speedu
 plan            exits 6/12 at .60, up to 6 tokens, stop below 0.30      40.0    2.00x  1.80x to 2.20x              3.00
 exit 9          exit 9, 5 tokens                                36.0    1.80x  1.62x to 1.98x              3.00
 plain decoding                                                  20.0    1.00x                              1.00
+
+In a batch, one exit at a fixed length: speculation stops paying at 2 sequences (40 fit) at 768
+tokens of context; pays up to 1 sequences at least at 4096 tokens of context.
+
+batch  at 768 tokens of context  at 4096 tokens of context
+-----  ------------------------  -------------------------
+    1  exit 9, 5 tokens, 1.80x   exit 6, 1 token, 1.50x
+    2  do not speculate
 
 next: s2d-profile …"""
 

@@ -1,30 +1,8 @@
 import pytest
 
-from perfmodel.errors import BadPolicy, UnknownName, UserInputError
-from perfmodel.geometry import (
-    ALIASES,
-    KNOWN_DRAFTS,
-    KNOWN_MODELS,
-    DraftGeometry,
-    find_draft,
-    find_model,
-    geometry_from_config,
-)
-
-LLAMA_CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "num_hidden_layers": 32,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 131072,
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
-}
+from perfmodel.errors import BadPolicy, UnknownName
+from perfmodel.geometry import DraftGeometry, find_draft, find_model, with_llama_layers
+from perfmodel.profile import LATENCY_PROFILE_UPGRADES, LATENCY_PROFILE_VERSION
 
 
 @pytest.mark.parametrize(
@@ -52,23 +30,20 @@ def test_a_name_is_found_by_alias_repository_and_any_case() -> None:
     assert find_model("LLAMA-2-70B") == expected
 
 
-def test_every_alias_leads_to_something_known() -> None:
-    known = {model.name for model in KNOWN_MODELS} | {draft.model.name for draft in KNOWN_DRAFTS}
-    assert set(ALIASES.values()) <= known
-    assert not set(ALIASES) & known
-
-
-def test_every_known_model_names_its_source() -> None:
-    assert all(model.source for model in (*KNOWN_MODELS, *(draft.model for draft in KNOWN_DRAFTS)))
-
-
 def test_an_unknown_target_is_answered_with_near_misses_and_a_way_out() -> None:
     with pytest.raises(UnknownName) as caught:
         find_model("llama-2-71b")
     message = str(caught.value)
     assert message.startswith("unknown target 'llama-2-71b': known are llama-2-7b, llama-2-13b")
     assert "Did you mean 'llama-2-7" in message
-    assert message.endswith("Or give a config: --target path/to/config.json.")
+    assert message.endswith("Or give a config: --target path/to/config.json, or org/name on the Hugging Face hub.")
+
+
+def test_a_misspelt_alias_is_a_near_miss_too() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'tinyllama'"):
+        find_model("tinylama")
+    with pytest.raises(UnknownName, match=r"Did you mean .*'qwen3-32b'"):
+        find_model("qwen-3-32b")
 
 
 def test_the_s2d_draft_is_12_vicuna_layers_in_three_segments() -> None:
@@ -88,36 +63,20 @@ def test_a_self_draft_may_not_exit_at_its_last_layer() -> None:
         DraftGeometry(kind="self", model=find_model("llama-2-7b"), exit_layers=(8, 32))
 
 
-def test_a_config_gives_the_geometry_of_the_table() -> None:
-    known, read = find_model("llama-3.1-8b"), geometry_from_config(LLAMA_CONFIG, "mine")
-    assert read.num_params == known.num_params
-    assert read.kv_values_per_token == known.kv_values_per_token
-    assert (read.name, read.max_context_tokens) == ("mine", 131072)
+def test_a_layer_with_a_window_sees_no_more_of_a_context_than_that() -> None:
+    every_other = find_model("gemma-2-2b")
+    assert every_other.seen_tokens(4096) == 4096
+    assert every_other.seen_tokens(8192) == (8192 + 4096) / 2
+    assert find_model("mistral-7b-v0.1").seen_tokens(32768) == 4096
+    assert find_model("llama-2-7b").seen_tokens(4000) == 4000
 
 
-def test_what_an_old_config_leaves_out_has_the_meaning_of_transformers() -> None:
-    left_out = {"num_key_value_heads", "head_dim", "tie_word_embeddings", "max_position_embeddings", "rope_scaling"}
-    read = geometry_from_config({key: value for key, value in LLAMA_CONFIG.items() if key not in left_out}, "old")
-    assert (read.num_kv_heads, read.head_dim, read.tied_embeddings, read.max_context_tokens) == (32, 128, False, 2048)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"architectures": ["Qwen2ForCausalLM"]}, "architecture 'Qwen2ForCausalLM', expected 'LlamaForCausalLM'"),
-        ({"attention_bias": True}, "attention_bias is true, expected false"),
-        ({"hidden_size": None}, "hidden_size is None, expected a count of at least 1"),
-        ({"vocab_size": "32000"}, "vocab_size is '32000', expected a count"),
-        ({"num_hidden_layers": True}, "num_hidden_layers is True, expected a count"),
-    ],
-)
-def test_a_config_of_something_else_is_refused_by_name(change: dict[str, object], message: str) -> None:
-    with pytest.raises(UserInputError, match=message):
-        geometry_from_config(LLAMA_CONFIG | change, "mine")
-
-
-def test_a_config_without_architectures_goes_by_its_model_type() -> None:
-    config = {key: value for key, value in LLAMA_CONFIG.items() if key != "architectures"}
-    assert geometry_from_config(config, "mine").num_layers == 32
-    with pytest.raises(UserInputError, match="architecture 'mistral'"):
-        geometry_from_config(config | {"model_type": "mistral"}, "mine")
+def test_files_from_before_other_layers_were_known_are_read_as_llamas() -> None:
+    old = {"num_kv_heads": 8, "name": "x"}
+    body = {"target": old, "draft": {"kind": "self", "model": old, "exit_layers": [1]}, "rounds": [1, 2]}
+    upgraded = with_llama_layers(body)
+    told = {"gated_mlp": True, "extra_layer_params": 0, "embedding_size": None, "learned_positions": 0}
+    assert upgraded["target"] == upgraded["draft"]["model"] == {**old, **told, "window_tokens": None, "windowed_layers": 0}
+    assert upgraded["rounds"] == [1, 2]
+    assert "windowed_layers" not in upgraded["draft"]
+    assert set(LATENCY_PROFILE_UPGRADES) == {LATENCY_PROFILE_VERSION - 1}

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfmodel.errors import OutOfDomain
+from perfmodel.errors import OutOfDomain, UserInputError
 from perfmodel.geometry import find_draft, find_model
-from perfmodel.hardware import KNOWN_HARDWARE, find_hardware
+from perfmodel.hardware import find_hardware
+from perfmodel.known_hardware import KNOWN_HARDWARE
 from perfmodel.latency import FittedLatency, MeasuredLatency, RooflineLatency
 from perfmodel.law import FitDomain, LatencyFit, Law, read_latency_fit, roofline_law, write_latency_fit
 from perfmodel.passes import PassKind, PassSamples, PassShape
@@ -88,13 +89,30 @@ def test_verifying_64_rows_on_a100_costs_about_what_one_does_and_256_about_twice
     st.integers(0, 4096),
 )
 def test_a_pass_is_never_faster_than_its_bytes_or_its_flop(hardware, engine, num_devices, rows, cached) -> None:
-    setting = PassSetting(model=LLAMA_7B, exit_layers=(), dtype="bf16", batch=1, num_devices=num_devices)
+    num_devices, dtype = min(num_devices, hardware.max_devices), hardware.default_dtype
+    setting = PassSetting(model=LLAMA_7B, exit_layers=(), dtype=dtype, batch=1, num_devices=num_devices)
     work = setting.work("verify", 0, rows)
-    seconds = RooflineLatency(LLAMA_7B, (), hardware, "bf16", engine, num_devices).pass_s(shape("verify", rows, cached))
+    seconds = RooflineLatency(LLAMA_7B, (), hardware, dtype, engine, num_devices).pass_s(shape("verify", rows, cached))
     moved_bytes = work.weight_bytes + cached * work.kv_bytes_per_cached_token
     assert seconds >= moved_bytes / hardware.memory_bytes_per_s
-    assert seconds >= work.flops / hardware.peak_flops_per_s["bf16"]
+    assert seconds >= work.flops / hardware.peak_flops_per_s[dtype]
     assert seconds >= work.num_layers * hardware.layer_floor_s
+
+
+@pytest.mark.parametrize("published_tokens_per_s", [191.0, 211.0])
+def test_4_bit_on_a_4090_is_priced_within_its_error(published_tokens_per_s: float) -> None:
+    """Llama-2-7B by mlc-ai/llm-perf-bench#1 and by exllamav2's README: two engines, a row scaled from the H100."""
+    rtx_4090 = find_hardware("4090")
+    predicted_s = step_s(RooflineLatency(LLAMA_7B, (), rtx_4090, "int4", "graph"))
+    assert predicted_s * published_tokens_per_s == pytest.approx(1, abs=rtx_4090.error_frac)
+
+
+def test_a_bridge_joins_two_devices_and_more_of_them_pay_for_the_slower_bus() -> None:
+    pair, four = (roofline_law(find_hardware("h100-nvl"), "bf16", "graph", num_devices) for num_devices in (2, 4))
+    assert (pair.link_byte_s, four.link_byte_s) == (1 / 300e9, 1 / 64e9)
+    assert pair.all_reduce_s < four.all_reduce_s
+    with pytest.raises(UserInputError, match="T4 does not compute in bf16"):
+        roofline_law(find_hardware("t4"), "bf16", "graph", num_devices=1)
 
 
 @given(st.floats(1.0, 10.0), st.integers(1, 64), st.integers(0, 2048))
@@ -185,7 +203,7 @@ def test_a_steady_device_has_no_error_and_a_drifting_one_has() -> None:
     assert 0.03 < drifting.error_frac < 0.1
 
 
-LAW = roofline_law(A100, "fp32", "graph")
+LAW = roofline_law(A100, "fp32", "graph", num_devices=1)
 NO_ERROR = Law(**dict.fromkeys(Law.__dataclass_fields__, 0.0))
 FIT = LatencyFit(
     device=DEVICE,

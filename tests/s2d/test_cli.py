@@ -84,6 +84,7 @@ def plan_file(folders: Path) -> Callable[..., Path]:
             workload=Workload(batch=1, prompt_tokens=8, output_tokens=24, sampling=sampling),
             chosen=Candidate(name="plan", policy=policy, rounds=ROUNDS, speedup=SPEEDUP),
             runners_up=(),
+            batch_schedules=(),
             memory=Memory(
                 target_weight_bytes=1, draft_weight_bytes=1, target_kv_bytes=1, draft_kv_bytes=1, capacity_bytes=None
             ),

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName
+from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry
 from perfmodel.policy import CalibrationCurve
 from s2d.load import (
@@ -25,6 +26,7 @@ from s2d.load import (
     tokenizer_sha256,
 )
 from s2d.sidecar import Sidecar, read_sidecar
+from tests.strategies import tiny_geometry
 from tests.stubs import TinySpec, tiny_llama
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -168,3 +170,9 @@ def test_a_random_model_of_any_shape_runs(dtype: str) -> None:
     logits = random_model(geometry, (1, 3), dtype, seed=0).decoder.all_exit_logits(TOKENS, (1, 3))
     assert [tuple(one.shape) for one in logits] == [(8, 31), (8, 31)]
     assert all(torch.isfinite(one).all() for one in logits)
+
+
+def test_a_shape_that_is_not_a_llamas_is_refused_by_what_it_has() -> None:
+    windowed = replace(tiny_geometry(4, "gemma"), window_tokens=8, windowed_layers=2, gated_mlp=False)
+    with pytest.raises(UserInputError, match="'gemma' has a plain MLP, layers with a window, which this runtime does not run"):
+        random_model(windowed, (), "fp32", seed=0)

@@ -1,0 +1,172 @@
+"""Depth for width: drafts of one size in other shapes, and how often each must be accepted to be worth its latency.
+
+A draft's latency, and so its depth, decides how much speculation gives ("Decoding Speculative Decoding", arXiv 2402.01528): a
+layer costs its launches or its floor whatever its width, so of two drafts with as many weights the shallower is the faster.
+What a shallower one loses in agreement no law tells. So every design comes with its break-even: the tokens per round it
+needs to beat plain decoding, and to keep up with the fastest design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from perfmodel.errors import UserInputError
+from perfmodel.geometry import ModelGeometry
+from perfmodel.hardware import Hardware
+from perfmodel.latency import LatencyModel, RooflineLatency
+from perfmodel.passes import PassKind
+from perfmodel.profile import Dtype, EngineMode
+from perfmodel.units import Bytes, Seconds, Tokens, format_number
+from perfmodel.work import kv_bytes_per_token
+
+DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40)
+FFN_RATIOS = (Fraction(2), Fraction(8, 3), Fraction(29, 8), Fraction(5))
+"""MLP over hidden size; 8/3 is Llama's, 29/8 that of the wide draft of arXiv 2402.01528."""
+HEAD_DIMS = (64, 128)
+MIN_WIDTH_OF_LARGE_HEADS = 2048
+"""Llama's own narrow drafts have heads of 64."""
+FFN_MULTIPLE = 64
+PARAMS_TOLERANCE = 0.02
+"""Relative difference up to which two designs count as of one size."""
+DEFAULT_DRAFT_TOKENS: Tokens = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesignRequest:
+    """What is to be designed, and what for."""
+
+    target: ModelGeometry
+    num_params: int
+    """Weights of the draft, embeddings included."""
+    hardware: Hardware
+    num_devices: int
+    """Of the target; the draft runs on one."""
+    dtype: Dtype
+    engine: EngineMode
+    context_tokens: Tokens
+    draft_tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """One shape of a draft."""
+
+    geometry: ModelGeometry
+    token_s: Seconds
+    """To draft one token: all layers and the head."""
+    kv_bytes_per_token: Bytes
+    break_even_tokens: float
+    """Tokens per round, the target's own counted, at which it is as fast as plain decoding."""
+    over_fastest: float
+    """Tokens per round it needs for each that the fastest design gets."""
+    is_frontier: bool
+    """No design at least as deep is faster: what depth costs at its cheapest."""
+
+
+def designs(request: DesignRequest) -> tuple[Design, ...]:
+    """Every shape of the size asked for, fastest first.
+
+    Raises:
+        UserInputError: no shape has that size.
+    """
+    geometries = list(geometries_of(request.target, request.num_params))
+    if not geometries:
+        raise UserInputError(
+            f"--params {format_number(request.num_params)}: no draft with {request.target.name}'s {request.target.vocab_size} "
+            "tokens has so few or so many weights. Give a size between its embeddings and the target."
+        )
+    context_tokens = request.context_tokens
+    target = RooflineLatency(
+        request.target,
+        (),
+        request.hardware,
+        request.dtype,
+        request.engine,
+        request.num_devices,
+        context_tokens=context_tokens,
+    )
+
+    def target_s(kind: PassKind, rows: int) -> Seconds:
+        return _pass_s(target, kind, rows, context_tokens)
+
+    plain_s = target_s("verify", 1) + target_s("round", 0)
+    rest_s = target_s("verify", request.draft_tokens + 1) + target_s("round", request.draft_tokens)
+    token_s = [draft_token_s(geometry, request) for geometry in geometries]
+    round_s = [request.draft_tokens * one + rest_s for one in token_s]
+    found = [
+        Design(
+            geometry=geometry,
+            token_s=each_s,
+            kv_bytes_per_token=round(kv_bytes_per_token(geometry, request.dtype)),
+            break_even_tokens=whole_s / plain_s,
+            over_fastest=whole_s / min(round_s),
+            is_frontier=all(
+                other_s >= each_s
+                for other, other_s in zip(geometries, token_s, strict=True)
+                if other.num_layers >= geometry.num_layers
+            ),
+        )
+        for geometry, each_s, whole_s in zip(geometries, token_s, round_s, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda one: one.token_s))
+
+
+def draft_token_s(geometry: ModelGeometry, request: DesignRequest) -> Seconds:
+    """Seconds to draft one token on one device: one segment of all layers, and one exit."""
+    exits = (geometry.num_layers,)
+    latency = RooflineLatency(geometry, exits, request.hardware, request.dtype, request.engine)
+    return _pass_s(latency, "segment", 1, request.context_tokens) + _pass_s(latency, "exit", 1, request.context_tokens)
+
+
+def _pass_s(latency: LatencyModel, kind: PassKind, rows: int, context_tokens: Tokens) -> Seconds:
+    base_s, per_token_s = latency.affine(kind, 0, rows)
+    return base_s + per_token_s * context_tokens
+
+
+def geometries_of(target: ModelGeometry, num_params: int) -> Iterator[ModelGeometry]:
+    """Llama-like drafts with the target's vocabulary and about so many weights, over depths, widths and MLP sizes.
+
+    Depth and the MLP's ratio leave one width, rounded to whole heads; the MLP then takes up what the rounding left.
+    """
+    seen = set()
+    for depth in DEPTHS:
+        for ratio in FFN_RATIOS:
+            found = _geometry(target, num_params, depth, ratio)
+            if found is not None and (depth, found.hidden_size) not in seen:
+                seen.add((depth, found.hidden_size))
+                yield found
+
+
+def _geometry(target: ModelGeometry, num_params: int, depth: int, ratio: Fraction) -> ModelGeometry | None:
+    def shaped(width: int, mlp: int) -> ModelGeometry:
+        head_dim = HEAD_DIMS[width >= MIN_WIDTH_OF_LARGE_HEADS]
+        heads = width // head_dim
+        return ModelGeometry(
+            name=f"{depth} x {width}",
+            num_layers=depth,
+            hidden_size=width,
+            intermediate_size=mlp,
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=head_dim,
+            vocab_size=target.vocab_size,
+            tied_embeddings=False,
+            max_context_tokens=target.max_context_tokens,
+            source="designed",
+        )
+
+    def rounded_mlp(width: int) -> int:
+        return max(FFN_MULTIPLE, round(ratio * width / FFN_MULTIPLE) * FFN_MULTIPLE)
+
+    small, large = HEAD_DIMS
+    widths = (
+        *range(small, MIN_WIDTH_OF_LARGE_HEADS, small),
+        *range(MIN_WIDTH_OF_LARGE_HEADS, 4 * target.hidden_size + 1, large),
+    )
+    width = min(widths, key=lambda one: abs(shaped(one, rounded_mlp(one)).num_params - num_params))
+    at_rounded = shaped(width, rounded_mlp(width))
+    lacking = (num_params - at_rounded.num_params) / (3 * width * depth)  # gate, up and down
+    fitted = shaped(width, max(FFN_MULTIPLE, at_rounded.intermediate_size + round(lacking / FFN_MULTIPLE) * FFN_MULTIPLE))
+    return fitted if abs(fitted.num_params / num_params - 1) <= PARAMS_TOLERANCE else None

@@ -1,0 +1,114 @@
+"""Published speeds -> Validation: what the law says of points that it was not made from, and of S2D's own table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import perfmodel
+from calibrate.acceptance import load_acceptance, shipped_path
+from calibrate.plan import price_candidate
+from calibrate.pricing import DeviceRequest, price_by_datasheet
+from calibrate.published import DRAFT, HEURISTIC
+from perfmodel.geometry import find_model
+from perfmodel.hardware import find_hardware
+from perfmodel.latency import RooflineLatency
+from perfmodel.passes import PassKind
+from perfmodel.policy import ExitPolicy
+from perfmodel.profile import EngineMode
+from perfmodel.units import Seconds
+from perfmodel.validation import DeviceError, Explanation, PublishedPoint, PublishedSpeedup, Validation
+
+EVIDENCE = Path(perfmodel.__file__).parent / "evidence"
+POINTS = EVIDENCE / "published_points.csv"
+SPEEDUPS = EVIDENCE / "published_speedups.csv"
+
+EXPLAINED_DEVICES = ("a100-80gb", "h100", "v100", "rtx-4090")
+"""Where S2D's table may have been taken: its authors name no GPU. V100s served in their earlier work."""
+ENGINES: tuple[EngineMode, ...] = ("eager", "graph")
+
+
+def validate() -> Validation:
+    """Predict everything published that ships with the package."""
+    points = tuple(published_points())
+    explanations = [explained(device, engine) for device in EXPLAINED_DEVICES for engine in ENGINES]
+    return Validation(
+        points=points,
+        devices=tuple(_device_errors(points)),
+        explanations=tuple(sorted(explanations, key=lambda one: one.mean_abs_error_frac)),
+    )
+
+
+def published_points() -> Iterator[PublishedPoint]:
+    """Every published speed of plain decoding beside what the roofline of the device's row says."""
+    for row in _rows(POINTS):
+        role, _, note = row["role"].partition(": ")
+        hardware, num_devices = find_hardware(row["device"]), int(row["num_devices"])
+        model, context_tokens = find_model(row["model"]), int(row["context_tokens"])
+        latency = RooflineLatency(model, (), hardware, row["dtype"], row["engine"], num_devices, context_tokens=context_tokens)
+        yield PublishedPoint(
+            model=model.name,
+            device=hardware.name,
+            num_devices=num_devices,
+            dtype=row["dtype"],
+            engine=row["engine"],
+            context_tokens=context_tokens,
+            role="used" if role == "used" else "held-out",
+            note=note,
+            source=row["source"],
+            published_tokens_per_s=float(row["tokens_per_s"]),
+            predicted_tokens_per_s=1 / _step_s(latency, context_tokens),
+        )
+
+
+def _step_s(latency: RooflineLatency, context_tokens: int) -> Seconds:
+    """One token of plain decoding: a verify of one row and a round."""
+    shapes: tuple[tuple[PassKind, int], ...] = (("verify", 1), ("round", 0))
+    lines = [latency.affine(kind, 0, rows) for kind, rows in shapes]
+    return sum(base_s + per_token_s * context_tokens for base_s, per_token_s in lines)
+
+
+def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
+    for device in dict.fromkeys(point.device for point in points):
+        errors = [point.error_frac for point in points if point.device == device and point.role == "held-out"]
+        if errors:
+            yield DeviceError(
+                device=device,
+                num_points=len(errors),
+                mape_frac=sum(map(abs, errors)) / len(errors),
+                mean_error_frac=sum(errors) / len(errors),
+            )
+
+
+def explained(device: str, engine: EngineMode) -> Explanation:
+    """S2D's table by the datasheet of a device, fp16, on as few of them as hold the models."""
+    request = DeviceRequest(device=device, num_devices=None, dtype="fp16", engine=engine)
+    speedups = []
+    for row in _rows(SPEEDUPS):
+        acceptance = load_acceptance(shipped_path(DRAFT, row["target"]), "all")
+        context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
+        pricing = price_by_datasheet(acceptance.trace.header, request, context_tokens=context_tokens)
+        policy = ExitPolicy(
+            exit_layers=tuple(map(int, row["exit_layers"].split("/"))),
+            thresholds=tuple(map(float, filter(None, row["thresholds"].split("/")))),
+            confidence="max-prob",
+            length=HEURISTIC,
+        )
+        predicted = price_candidate("published", policy, acceptance.trace, pricing).speedup.speedup.value
+        speedups.append(
+            PublishedSpeedup(
+                target=row["target"],
+                policy=policy.label,
+                source=row["source"],
+                published=float(row["speedup"]),
+                predicted=predicted,
+            )
+        )
+    return Explanation(device=find_hardware(device).name, engine=engine, speedups=tuple(speedups))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
