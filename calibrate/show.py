@@ -256,7 +256,7 @@ def _batches(schedules: Sequence[BatchSchedule]) -> str:
 def _stop_batch_text(schedule: BatchSchedule) -> str:
     stops = schedule.stops_at_batch
     text = f"pays up to {schedule.max_batch} sequences at least" if stops is None else f"stops paying at {stops} sequences"
-    return text if schedule.fitting_batch is None else f"{text} ({schedule.fitting_batch} fit)"
+    return text if schedule.fitting_batch is None else f"{text} (memory holds {schedule.fitting_batch})"
 
 
 def _point_text(point: BatchPoint | None) -> str:

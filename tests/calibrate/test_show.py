@@ -142,8 +142,8 @@ plan            exits 6/12 at .60, up to 6 tokens, stop below 0.30      40.0    
 exit 9          exit 9, 5 tokens                                36.0    1.80x  1.62x to 1.98x              3.00
 plain decoding                                                  20.0    1.00x                              1.00
 
-In a batch, one exit at a fixed length: speculation stops paying at 2 sequences (40 fit) at 768
-tokens of context; pays up to 1 sequences at least at 4096 tokens of context.
+In a batch, one exit at a fixed length: speculation stops paying at 2 sequences (memory holds 40) at
+768 tokens of context; pays up to 1 sequences at least at 4096 tokens of context.
 
 batch  at 768 tokens of context  at 4096 tokens of context
 -----  ------------------------  -------------------------
