@@ -9,6 +9,7 @@ A roofline of this is right to a factor of about 1.6; `s2d-profile latency` give
 
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,9 +74,14 @@ def read_cpu() -> Cpu:
     Raises:
         UserInputError: it does not say how much memory it has.
     """
-    cpu_info = _CPU_INFO.read_text(encoding="utf-8") if _CPU_INFO.exists() else ""
+    cpu_info = _cpu_info()
     max_clock_khz = _MAX_CLOCK_KHZ.read_text(encoding="ascii") if _MAX_CLOCK_KHZ.exists() else None
     return parse_cpu(cpu_info, max_clock_khz=max_clock_khz, num_usable=_num_usable(), memory_bytes=_memory_bytes())
+
+
+def this_cpu_name() -> str:
+    """The name that profiles, plans and reports of this machine file seconds by."""
+    return _name(next(_blocks(_cpu_info()), {}))
 
 
 def parse_cpu(cpu_info: str, *, max_clock_khz: str | None, num_usable: int, memory_bytes: Bytes) -> Cpu:
@@ -87,11 +93,11 @@ def parse_cpu(cpu_info: str, *, max_clock_khz: str | None, num_usable: int, memo
         num_usable: logical processors this process may use.
         memory_bytes: of the machine.
     """
-    blocks = [_fields(block) for block in cpu_info.split("\n\n") if block.strip()]
+    blocks = list(_blocks(cpu_info))
     first = blocks[0] if blocks else {}
     cores = {(block["physical id"], block["core id"]) for block in blocks if {"physical id", "core id"} <= block.keys()}
     return Cpu(
-        name=" ".join(first.get("model name", "").split()) or platform.processor() or platform.machine() or "CPU",
+        name=_name(first),
         vendor=first.get("vendor_id", ""),
         family=first.get("cpu family", ""),
         num_cores=min(len(cores) or len(blocks) or num_usable, num_usable),
@@ -123,6 +129,19 @@ def cpu_hardware(cpu: Cpu) -> Hardware:
         spec_source=f"estimated from {cpu.num_cores} cores at {clock} GHz, {per_cycle} fp32 FLOP per core and cycle, bandwidth "
         "assumed",
     )
+
+
+def _cpu_info() -> str:
+    return _CPU_INFO.read_text(encoding="utf-8") if _CPU_INFO.exists() else ""
+
+
+def _name(fields: dict[str, str]) -> str:
+    return " ".join(fields.get("model name", "").split()) or platform.processor() or platform.machine() or "CPU"
+
+
+def _blocks(cpu_info: str) -> Iterator[dict[str, str]]:
+    """The fields of every logical processor."""
+    return (_fields(block) for block in cpu_info.split("\n\n") if block.strip())
 
 
 def _fields(block: str) -> dict[str, str]:
