@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -122,13 +122,25 @@ def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     plan = make_plan(request)
     inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
     provenance = make_provenance(argv=command, inputs=inputs)
+    return _answer(
+        args,
+        write=lambda path: write_plan(path, plan, provenance),
+        file_text=lambda: plan_file_text(plan, provenance),
+        text=lambda: plan_text(plan, asked_target=args.target or plan.target.name),
+    )
+
+
+def _answer(
+    args: argparse.Namespace, *, write: Callable[[Path], None], file_text: Callable[[], str], text: Callable[[], str]
+) -> int:
+    """Give a result where it was asked for: into a file, as that file on stdout, or as text for people."""
     if args.output is not None:
-        write_plan(args.output, plan, provenance)
+        write(args.output)
         print_err(f"wrote {args.output}")
     if args.json:
-        print_out(plan_file_text(plan, provenance), end="")
+        print_out(file_text(), end="")
     else:
-        print_out(plan_text(plan, asked_target=args.target or plan.target.name))
+        print_out(text())
     return EXIT_ANSWERED
 
 
@@ -149,14 +161,12 @@ def _validate(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     from perfmodel.validation import validation_file_text, write_validation
 
     validation, provenance = validate(), make_provenance(argv=command)
-    if args.output is not None:
-        write_validation(args.output, validation, provenance)
-        print_err(f"wrote {args.output}")
-    if args.json:
-        print_out(validation_file_text(validation, provenance), end="")
-    else:
-        print_out(validation_text(validation))
-    return EXIT_ANSWERED
+    return _answer(
+        args,
+        write=lambda path: write_validation(path, validation, provenance),
+        file_text=lambda: validation_file_text(validation, provenance),
+        text=lambda: validation_text(validation),
+    )
 
 
 def _design_parser() -> argparse.ArgumentParser:
@@ -232,11 +242,9 @@ def _compare(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     plan, report = read_plan(args.plan), read_report(args.report)
     residuals = compare(plan, report, load_pricing(plan.record, args.profile))
     provenance = make_provenance(argv=command, inputs={"plan": plan.sha256, "report": report.sha256})
-    if args.output is not None:
-        write_residuals(args.output, residuals, provenance)
-        print_err(f"wrote {args.output}")
-    if args.json:
-        print_out(residuals_file_text(residuals, provenance), end="")
-    else:
-        print_out(residuals_text(residuals))
-    return EXIT_ANSWERED
+    return _answer(
+        args,
+        write=lambda path: write_residuals(path, residuals, provenance),
+        file_text=lambda: residuals_file_text(residuals, provenance),
+        text=lambda: residuals_text(residuals),
+    )
