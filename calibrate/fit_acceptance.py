@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.estimate import INTERVAL_FRAC, Interval
+from perfmodel.interval import INTERVAL_FRAC, Interval
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength
 from perfmodel.replay import replay
 from perfmodel.tape import agreement_at

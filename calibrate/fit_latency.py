@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.errors import Mismatch, UserInputError
+from perfmodel.interval import INTERVAL_FRAC
 from perfmodel.law import FitDomain, LatencyFit, Law
 from perfmodel.passes import PassKind
 from perfmodel.profile import DeviceKey, LatencyProfile
@@ -64,15 +65,18 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
     observations = [one for profile in profiles for one in observe(profile)]
     launch_bound = device.engine == "eager" and device.num_threads is None
     fitted = fit_law(observations, launch_bound=launch_bound)
+    errors = pooled(held_out_errors(observations, launch_bound=launch_bound))
     return LatencyFit(
         device=device,
         models=tuple(sorted({profile.model.name for profile in profiles})),
+        source="s2d-profile on this device",
         law=fitted.law,
         standard_error=fitted.standard_error,
         domain=_domain(profiles, observations),
         num_samples=sum(len(profile.samples) for profile in profiles),
         residual_frac=fitted.residual_frac,
-        held_out_error_frac=held_out_error_frac(observations, launch_bound=launch_bound),
+        held_out_error_frac=None if errors is None else float(np.mean(errors)),
+        held_out_90_frac=None if errors is None else float(np.quantile(errors, INTERVAL_FRAC)),
     )
 
 
@@ -158,10 +162,9 @@ def predict(law: Law, observations: Sequence[Observation]) -> Array:
     return np.array([base_s + per_token_s * tokens for (base_s, per_token_s), tokens in zip(lines, cached, strict=True)])
 
 
-def held_out_error_frac(observations: Sequence[Observation], *, launch_bound: bool) -> Frac | None:
-    """Mean absolute error on each group, predicted from the others; None where there is only one."""
-    by_group = held_out_errors(observations, launch_bound=launch_bound)
-    return float(np.mean(np.abs(np.concatenate(list(by_group.values()))))) if by_group else None
+def pooled(errors: dict[str, Array]) -> Array | None:
+    """Sizes of all held-out errors; None where nothing could be held out."""
+    return np.abs(np.concatenate(list(errors.values()))) if errors else None
 
 
 def held_out_errors(observations: Sequence[Observation], *, launch_bound: bool) -> dict[str, Array]:

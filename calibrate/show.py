@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from calibrate.pricing import key_text
 from perfmodel.console import table
-from perfmodel.estimate import Interval
 from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.interval import Interval
 from perfmodel.passes import PassKind
 from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Plan
 from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop

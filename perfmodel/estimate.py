@@ -6,27 +6,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from operator import mul
 
+from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval
 from perfmodel.latency import LatencyModel
 from perfmodel.passes import DRAFT_KINDS, PASS_KINDS, PassKind
 from perfmodel.rounds import RoundStats
 from perfmodel.units import Frac, Seconds, TokensPerS
 
-INTERVAL_FRAC: Frac = 0.9
-"""Every interval in plans and reports is a central 90 % one."""
-
 _NUM_RESAMPLES = 200
 _SEED = 20260701
-_NORMAL_QUANTILE = 1.6449
-"""Standard deviations on each side of a central 90 % interval."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A value and the central 90 % interval around it."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +157,7 @@ def _interval(runs: Sequence[Decoded], plain: Sequence[Decoded], error_frac: Fra
     value = _rate(runs, (1,) * len(runs)) / _rate(plain, (1,) * len(plain))
     resampled = sorted(_resampled_ratios(runs, plain))
     outside = round((1 - INTERVAL_FRAC) / 2 * (len(resampled) - 1))
-    error = _NORMAL_QUANTILE * error_frac
+    error = NORMAL_QUANTILE * error_frac
     below = math.hypot(min(0.0, math.log(resampled[outside] / value)), error)
     above = math.hypot(max(0.0, math.log(resampled[-1 - outside] / value)), error)
     return Interval(value=value, low=value * math.exp(-below), high=value * math.exp(above))

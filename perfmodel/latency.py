@@ -1,7 +1,8 @@
 """Seconds of a pass, at three levels of evidence behind one interface.
 
     roofline  bytes over bandwidth, FLOP over peak, plus a floor per layer: from a hardware row with a source
-    fitted    the same terms with coefficients fitted to a profile of any model on that device
+    fitted    the same terms with coefficients fitted to profiles of any models on that device (beyond what those covered:
+              *extrapolated*)
     measured  this very model on this device
 
 Every level is linear in the cached tokens of a pass, so that the seconds of many passes are those of their mean shape. What
@@ -18,14 +19,14 @@ from perfmodel.pass_times import PassTimes
 from perfmodel.passes import PassKind, PassShape
 from perfmodel.profile import Dtype, EngineMode, LatencyProfile
 from perfmodel.units import Frac, Seconds, Tokens
-from perfmodel.work import PassSetting, PassWork
+from perfmodel.work import PassSetting, PassWork, weight_bytes
 
-LatencyLevel = Literal["roofline", "fitted", "measured"]
+LatencyLevel = Literal["roofline", "extrapolated", "fitted", "measured"]
 Line: TypeAlias = tuple[Seconds, Seconds]
 """Seconds with nothing cached, and seconds per cached token."""
 
-_DOMAIN_SLACK = 2.0
-"""How far beyond what a fit has seen, as a factor, it is still asked."""
+_ROWS_SLACK = 2
+"""How far beyond the widest pass that a fit has seen, as a factor, it is still asked: kernels change with the rows."""
 
 
 class LatencyModel(Protocol):
@@ -133,14 +134,17 @@ class RooflineLatency(_LawLatency):
 class FittedLatency(_LawLatency):
     """A model that was not run, on a device where others were.
 
+    A model outside what the fit has seen is priced all the same, and said to be extrapolated: its error grows by the fit's
+    own with every doubling outside, which is assumed.
+
     Args:
-        context_tokens: where a model that has layers with a window is priced; others need none.
+        context_tokens: where the model is priced: the caches hold so many tokens.
     """
 
-    __slots__ = ("error_frac", "fit")
+    __slots__ = ("error_frac", "extrapolations", "fit")
 
     def __init__(
-        self, fit: LatencyFit, geometry: ModelGeometry, exit_layers: tuple[int, ...], *, context_tokens: Tokens | None = None
+        self, fit: LatencyFit, geometry: ModelGeometry, exit_layers: tuple[int, ...], *, context_tokens: Tokens
     ) -> None:
         key = fit.device
         setting = PassSetting(
@@ -153,31 +157,25 @@ class FittedLatency(_LawLatency):
         )
         super().__init__(fit.law, setting)
         self.fit = fit
-        held_out = fit.held_out_error_frac
-        self.error_frac: Frac = fit.residual_frac if held_out is None else held_out
+        self.extrapolations = fit.domain.beyond(
+            layer_weight_bytes=weight_bytes(geometry.layer_params, key.dtype) / key.num_devices,
+            num_layers=geometry.num_layers,
+            cached_tokens=context_tokens,
+        )
+        self.error_frac: Frac = fit.error_frac * (1 + sum(one.doublings for one in self.extrapolations))
 
     @property
     def level(self) -> LatencyLevel:
         """Coefficients measured, model not."""
-        return "fitted"
+        return "extrapolated" if self.extrapolations else "fitted"
 
     def _work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         work = self._setting.work(kind, stage, rows)
-        domain = self.fit.domain
-        if work.num_layers:
-            layer_bytes = work.weight_bytes / work.num_layers
-            low, high = domain.min_layer_weight_bytes / _DOMAIN_SLACK, domain.max_layer_weight_bytes * _DOMAIN_SLACK
-            _check("bytes per layer", layer_bytes, low, high)
-            _check(f"layers of a {kind} pass", work.num_layers, 0, domain.max_layers * _DOMAIN_SLACK)
-        if kind != "prefill":
-            _check(f"rows of a {kind} pass", work.rows, 0, domain.max_rows * _DOMAIN_SLACK)
+        high = self.fit.domain.max_rows * _ROWS_SLACK
+        if kind != "prefill" and work.rows > high:
+            fix = "Profile wider passes and fit again: s2d-profile law --rows"
+            raise OutOfDomain(f"rows of a {kind} pass", work.rows, low=0, high=high, fix=fix)
         return work
-
-
-def _check(quantity: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        fix = "Profile a model nearer to this one with s2d-profile latency and fit again"
-        raise OutOfDomain(quantity, value, low=low, high=high, fix=fix)
 
 
 class MeasuredLatency:

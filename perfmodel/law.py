@@ -1,17 +1,22 @@
 """The latency law: seconds of a pass as a sum of few physical terms, and its coefficients from a datasheet or a fit."""
 
+import math
 from dataclasses import dataclass
 
 from perfmodel.artifact import Stored, read_record, write_record
 from perfmodel.disk import PathLike
 from perfmodel.hardware import Hardware
+from perfmodel.interval import NORMAL_QUANTILE
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
 from perfmodel.provenance import Provenance
-from perfmodel.units import Frac, Seconds
+from perfmodel.units import Frac, Seconds, Tokens, format_bytes
 from perfmodel.work import PassWork
 
 LATENCY_FIT_SCHEMA = "s2d/latency-fit"
 LATENCY_FIT_VERSION = 1
+
+UNTESTED_ERROR_FRAC: Frac = 0.2
+"""Of a fit to one model, which tells nothing of others: assumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +114,7 @@ def roofline_law(hardware: Hardware, dtype: Dtype, engine: EngineMode, num_devic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitDomain:
-    """The passes a fit has seen: outside it a prediction is a guess."""
+    """The passes a fit has seen: outside it a prediction is extrapolated."""
 
     min_layer_weight_bytes: float
     max_layer_weight_bytes: float
@@ -120,13 +125,41 @@ class FitDomain:
     """Of a pass that is no prefill."""
     max_cached_tokens: int
 
+    def beyond(self, *, layer_weight_bytes: float, num_layers: int, cached_tokens: Tokens) -> tuple["Extrapolation", ...]:
+        """In what a model lies outside what was seen; empty where it does not."""
+        seen = (
+            ("a layer of {}", format_bytes, layer_weight_bytes, self.min_layer_weight_bytes, self.max_layer_weight_bytes),
+            ("{} layers", str, num_layers, 1, self.max_layers),
+            ("{} cached tokens", str, cached_tokens, 0, self.max_cached_tokens),
+        )
+        return tuple(
+            Extrapolation(
+                label=f"{what.format(text(value))} (seen: {text(low)} to {text(high)})",
+                doublings=math.log2(value / high if value > high else low / value),
+            )
+            for what, text, value, low, high in seen
+            if not low <= value <= high
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extrapolation:
+    """A quantity outside what a fit has seen."""
+
+    label: str
+    """`80 layers (seen: 1 to 24)`."""
+    doublings: float
+    """How far outside: 1 for twice the highest seen, or half the lowest."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyFit:
-    """The law's coefficients fitted to profiles taken on one device."""
+    """The law's coefficients fitted to passes of some models on one device."""
 
     device: DeviceKey
     models: tuple[str, ...]
+    source: str
+    """Who timed the passes, and with what."""
     law: Law
     standard_error: Law
     """Of each coefficient; 0 for those held at 0."""
@@ -136,6 +169,16 @@ class LatencyFit:
     """Mean absolute error over the passes it was fitted to."""
     held_out_error_frac: Frac | None
     """Mean absolute error over the passes of a model left out of the fit; None with a single model."""
+    held_out_90_frac: Frac | None
+    """Nine in ten passes of a model left out of the fit were off by less; None with a single model."""
+
+    @property
+    def error_frac(self) -> Frac:
+        """One standard deviation of the relative error on a model nobody ran.
+
+        That of the normal law whose 90 % interval is as wide as `held_out_90_frac`; assumed where a single model was fitted.
+        """
+        return UNTESTED_ERROR_FRAC if self.held_out_90_frac is None else self.held_out_90_frac / NORMAL_QUANTILE
 
 
 def write_latency_fit(path: PathLike, fit: LatencyFit, provenance: Provenance) -> None:

@@ -18,7 +18,7 @@ PLAN_SCHEMA = "s2d/plan"
 PLAN_VERSION = 3
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
-EvidenceLevel = Literal["roofline", "fitted", "measured", "assumed", "published", "traced", "found"]
+EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from perfmodel.artifact import Stored, read_record, record_text, write_record
 from perfmodel.disk import PathLike
-from perfmodel.estimate import Interval
+from perfmodel.interval import Interval
 from perfmodel.passes import PassKind
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance

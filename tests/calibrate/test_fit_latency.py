@@ -84,7 +84,7 @@ def test_a_law_that_holds_exactly_is_found_again(exact_fit: LatencyFit) -> None:
 
 def test_a_model_nobody_ran_is_priced_from_the_others(exact_fit: LatencyFit) -> None:
     unseen = geometry(20, 128)
-    fitted = FittedLatency(exact_fit, unseen, ())
+    fitted = FittedLatency(exact_fit, unseen, (), context_tokens=300)
     setting = PassSetting(model=unseen, exit_layers=(), dtype="fp32", batch=1, num_devices=1)
     for rows in (1, 3, 8):
         base_s, per_token_s = TRUE_LAW.line(setting.work("verify", 0, rows), max_cached_tokens=512)

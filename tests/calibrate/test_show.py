@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from calibrate.show import cautions, plan_text, policy_facts
-from perfmodel.estimate import Interval, RoundCost, Speedup
+from perfmodel.estimate import RoundCost, Speedup
 from perfmodel.geometry import find_draft, find_model
+from perfmodel.interval import Interval
 from perfmodel.passes import PassCount, PassKind
 from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, EvidenceLevel, Memory, Plan, Workload
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from perfmodel.geometry import find_draft, find_model
 from perfmodel.hardware import find_hardware
 from perfmodel.known_hardware import KNOWN_HARDWARE
 from perfmodel.latency import FittedLatency, MeasuredLatency, RooflineLatency
-from perfmodel.law import FitDomain, LatencyFit, Law, read_latency_fit, roofline_law, write_latency_fit
+from perfmodel.law import UNTESTED_ERROR_FRAC, FitDomain, LatencyFit, Law, read_latency_fit, roofline_law, write_latency_fit
 from perfmodel.passes import PassKind, PassSamples, PassShape
 from perfmodel.profile import DeviceKey, LatencyProfile
 from perfmodel.provenance import make_provenance
@@ -208,27 +209,49 @@ NO_ERROR = Law(**dict.fromkeys(Law.__dataclass_fields__, 0.0))
 FIT = LatencyFit(
     device=DEVICE,
     models=("llama-2-7b",),
+    source="made for this test",
     law=LAW,
     standard_error=NO_ERROR,
     domain=FitDomain(min_layer_weight_bytes=6e8, max_layer_weight_bytes=9e8, max_layers=32, max_rows=8, max_cached_tokens=500),
     num_samples=100,
     residual_frac=0.02,
     held_out_error_frac=0.05,
+    held_out_90_frac=0.16449,
 )
 
 
 def test_a_fit_prices_a_model_nobody_ran_by_the_same_law_as_the_roofline() -> None:
-    fitted, roofline = FittedLatency(FIT, LLAMA_7B, ()), RooflineLatency(LLAMA_7B, (), A100, "fp32", "graph")
+    fitted = FittedLatency(FIT, LLAMA_7B, (), context_tokens=500)
+    roofline = RooflineLatency(LLAMA_7B, (), A100, "fp32", "graph")
     assert fitted.pass_s(shape("verify", 4, 100)) == roofline.pass_s(shape("verify", 4, 100))
-    assert (fitted.level, fitted.error_frac) == ("fitted", 0.05)
+    assert (fitted.level, fitted.error_frac) == ("fitted", pytest.approx(0.1))
 
 
-def test_a_fit_does_not_price_what_is_far_from_what_it_saw() -> None:
-    fitted = FittedLatency(FIT, LLAMA_7B, ())
+def test_a_fit_asked_for_what_it_has_not_seen_says_so_and_is_less_sure_by_its_distance() -> None:
+    deeper = replace(LLAMA_7B, num_layers=64)
+    fitted = FittedLatency(FIT, deeper, (), context_tokens=1000)
+    assert fitted.level == "extrapolated"
+    assert [one.label for one in fitted.extrapolations] == ["64 layers (seen: 1 to 32)", "1000 cached tokens (seen: 0 to 500)"]
+    assert [one.doublings for one in fitted.extrapolations] == [1, 1]
+    assert fitted.error_frac == pytest.approx(3 * 0.1)
+    assert fitted.pass_s(shape("verify", 1)) > FittedLatency(FIT, LLAMA_7B, (), context_tokens=500).pass_s(shape("verify", 1))
+
+
+def test_a_fit_asked_for_a_lighter_layer_extrapolates_too() -> None:
+    lighter = replace(LLAMA_7B, hidden_size=1024, intermediate_size=2752, num_heads=8, num_kv_heads=8)
+    (found,) = FittedLatency(FIT, lighter, (), context_tokens=500).extrapolations
+    assert found.label == "a layer of 50.6 MB (seen: 600 MB to 900 MB)"
+    assert found.doublings == pytest.approx(math.log2(6e8 / (4 * lighter.layer_params)))
+
+
+def test_a_fit_to_one_model_does_not_claim_to_know_others() -> None:
+    assert replace(FIT, held_out_error_frac=None, held_out_90_frac=None).error_frac == UNTESTED_ERROR_FRAC
+
+
+def test_a_fit_does_not_price_passes_far_wider_than_it_saw() -> None:
+    fitted = FittedLatency(FIT, LLAMA_7B, (), context_tokens=500)
     with pytest.raises(OutOfDomain, match="rows of a verify pass = 17 is outside the evidence"):
         fitted.pass_s(shape("verify", 17))
-    with pytest.raises(OutOfDomain, match="bytes per layer"):
-        FittedLatency(FIT, LLAMA_70B, ()).pass_s(shape("verify", 1))
 
 
 def test_a_fit_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:

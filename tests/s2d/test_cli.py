@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from perfmodel.artifact import read_record, write_record
-from perfmodel.estimate import Interval, RoundCost, Speedup
+from perfmodel.estimate import RoundCost, Speedup
 from perfmodel.geometry import DraftGeometry
+from perfmodel.interval import Interval
 from perfmodel.plan import PLAN_SCHEMA, PLAN_VERSION, Candidate, Memory, Plan, Workload
 from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.provenance import make_provenance
