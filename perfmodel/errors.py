@@ -8,6 +8,7 @@ S2DError                  1    our own fault, or the base of what follows
     ├── BadPolicy              exits, thresholds or stop rule that no draft could follow
     ├── Mismatch               made for another model, device or tokenizer
     ├── OutOfDomain            a shape the evidence does not cover
+    ├── FasterThanLight        seconds that no device could have taken, measured or predicted
     ├── MissingExtra           an optional dependency that is not installed
     └── OutOfSpace             the disk is full
 
@@ -18,7 +19,7 @@ A message says what was wrong, what was expected and how to fix it. Context is a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _MAX_LISTED = 16
 
@@ -123,10 +124,35 @@ class OutOfDomain(UserInputError):
         low: the smallest value covered.
         high: the largest value covered.
         fix: what to do now, a whole sentence without its full stop.
+        as_text: puts the three values in words, with their unit where `quantity` names none.
     """
 
-    def __init__(self, quantity: str, given: float, *, low: float, high: float, fix: str) -> None:
-        super().__init__(f"{quantity} = {given!r} is outside the evidence, which covers {low!r} to {high!r}. {fix}.")
+    def __init__(
+        self,
+        quantity: str,
+        given: float,
+        *,
+        low: float,
+        high: float,
+        fix: str,
+        as_text: Callable[[float], str] = repr,
+    ) -> None:
+        given_text, low_text, high_text = map(as_text, (given, low, high))
+        super().__init__(f"{quantity} = {given_text} is outside the evidence, which covers {low_text} to {high_text}. {fix}.")
+
+
+class FasterThanLight(UserInputError):
+    """Seconds shorter than bytes over bandwidth or FLOP over peak: an error of whoever measured or predicted them.
+
+    Args:
+        what: the pass and whose it is.
+        given: its seconds, as text.
+        least: what it takes at least and why, such as `reading 13.2 GB at 2.04 TB/s takes at least 6.48 ms`.
+        fix: what to do now, a whole sentence without its full stop.
+    """
+
+    def __init__(self, what: str, *, given: str, least: str, fix: str) -> None:
+        super().__init__(f"{what} takes {given}, which is faster than light: {least}. {fix}.")
 
 
 class MissingExtra(UserInputError):

@@ -4,6 +4,7 @@ from perfmodel import errors
 from perfmodel.errors import (
     BadFile,
     BadPolicy,
+    FasterThanLight,
     Interrupted,
     Mismatch,
     MissingExtra,
@@ -51,6 +52,16 @@ from perfmodel.errors import (
         (
             OutOfDomain("context_tokens", 65536, low=1, high=4096, fix="Profile longer contexts"),
             "context_tokens = 65536 is outside the evidence, which covers 1 to 4096. Profile longer contexts.",
+        ),
+        (
+            FasterThanLight(
+                "a verify pass",
+                given="3.00 ms",
+                least="reading 13.2 GB at 2.04 TB/s takes at least 6.48 ms",
+                fix="Profile again",
+            ),
+            "a verify pass takes 3.00 ms, which is faster than light: reading 13.2 GB at 2.04 TB/s takes at least 6.48 ms. "
+            "Profile again.",
         ),
         (MissingExtra("torch", "run"), "this needs torch, which is not installed: pip install 's2d[run]'"),
         (
