@@ -1,57 +1,40 @@
-"""LatencyProfile -> LatencyFit: the coefficients of the latency law (`perfmodel.law.Law`) from measured passes.
-
-Errors are relative, so that a draft's segment counts as much as a target's verify, and robust (soft L1), so that a
-preempted pass does not bend the law. How good the law is on a model it has not seen is told by leaving each model out.
-"""
+"""LatencyProfile -> LatencyFit: the coefficients of the latency law (`perfmodel.law.Law`) from measured passes."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibrate.fit_law import Observation, fit_law, held_out_errors, pooled
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.interval import INTERVAL_FRAC
-from perfmodel.law import FitDomain, LatencyFit, Law
+from perfmodel.law import FitDomain, LatencyFit
 from perfmodel.passes import PassKind
-from perfmodel.profile import DeviceKey, LatencyProfile
-from perfmodel.units import Frac, Seconds
-from perfmodel.work import PassSetting, PassWork
+from perfmodel.profile import DeviceKey, LatencyProfile, read_latency_profile
+from perfmodel.speed_of_light import check_profile
+from perfmodel.units import Seconds
+from perfmodel.work import PassSetting
 
-Array: TypeAlias = NDArray[np.float64]
 _Sample: TypeAlias = tuple[int, int, Seconds]  # cached tokens, rows, seconds
 
-LAW_TERMS: tuple[str, ...] = tuple(field.name for field in fields(Law))
-_TOLD_BY_ROWS = {"row_layer_s", "many_rows_layer_s", "many_rows_byte_s", "flop_s", "attn_flop_s"}
-"""Terms that only passes of different widths tell from the others."""
-ROBUST_SCALE: Frac = 0.05
-"""Relative error beyond which an observation's pull grows linearly and no longer with the square."""
 CONTEXT_BINS = 3
 """Parts into which the passes of one shape are cut by cached tokens, so that the cache's cost shows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """Passes of one shape: what they did and the mean seconds of their middle half."""
+def fit_profiles(paths: Sequence[Path]) -> tuple[LatencyFit, dict[str, str]]:
+    """Fit the law to profiles read from files; and what was read: the hash of each file's body, by name.
 
-    group: str
-    """What is left out together: the model."""
-    work: PassWork
-    cached_tokens: float
-    max_cached_tokens: int
-    seconds: Seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FittedLaw:
-    """A law, its standard errors, and its mean absolute error on what it was fitted to."""
-
-    law: Law
-    standard_error: Law
-    residual_frac: Frac
+    Raises:
+        BadFile: one is no latency profile.
+        Mismatch: they are of different devices, dtypes or engines.
+        UserInputError: hardly any passes.
+    """
+    stored = {path.name: read_latency_profile(path) for path in paths}
+    return fit_latency([one.record for one in stored.values()]), {name: one.sha256 for name, one in stored.items()}
 
 
 def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
@@ -59,9 +42,12 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
 
     Raises:
         Mismatch: the profiles are of different devices, dtypes or engines.
+        FasterThanLight: one is faster than its device can be.
         UserInputError: no profile, or hardly any passes.
     """
     device = _common_device(profiles)
+    for profile in profiles:
+        check_profile(profile)
     observations = [one for profile in profiles for one in observe(profile)]
     launch_bound = device.engine == "eager" and device.num_threads is None
     fitted = fit_law(observations, launch_bound=launch_bound)
@@ -97,11 +83,13 @@ def observe(profile: LatencyProfile) -> Iterator[Observation]:
         shapes[kind, stage, width].append((cached, rows, seconds))
     for (kind, stage, _), passes in sorted(shapes.items()):
         for part in _bins(passes):
-            cached_tokens, rows_of, seconds_of = zip(*part, strict=True)
+            cached_of, rows_of, seconds_of = zip(*part, strict=True)
+            cached_tokens = float(np.mean(cached_of))
+            at = setting if profile.model.window_tokens is None else replace(setting, context_tokens=round(cached_tokens))
             yield Observation(
                 group=profile.model.name,
-                work=setting.work(kind, stage, round(np.mean(rows_of))),
-                cached_tokens=float(np.mean(cached_tokens)),
+                work=at.work(kind, stage, round(np.mean(rows_of))),
+                cached_tokens=cached_tokens,
                 max_cached_tokens=profile.model.max_context_tokens,
                 seconds=_middle_mean(seconds_of),
             )
@@ -119,92 +107,6 @@ def _bins(passes: list[_Sample]) -> Iterator[list[_Sample]]:
     size = -(-len(ordered) // CONTEXT_BINS)
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
-
-
-def fit_law(observations: Sequence[Observation], *, launch_bound: bool) -> FittedLaw:
-    """The law nearest to some observations; terms that no observation shows are held at 0.
-
-    Args:
-        launch_bound: whether launches can take longer than kernels: on a GPU without graphs. Elsewhere that term is 0.
-
-    Raises:
-        UserInputError: fewer observations than terms.
-    """
-    measured = np.array([one.seconds for one in observations])
-    scales = _scales(observations, measured, launch_bound=launch_bound)
-    terms = list(scales)
-    if len(observations) < len(terms) or not terms:
-        raise UserInputError(
-            f"a latency fit of {len(terms)} terms needs at least as many different passes, got {len(observations)}. "
-            "Profile more rows and exits with s2d-profile latency."
-        )
-    scale = np.array([scales[term] for term in terms])
-
-    def errors(values: Array) -> Array:
-        ratios: Array = predict(_law(terms, values * scale), observations) / measured
-        return ratios - 1
-
-    from scipy.optimize import least_squares
-
-    start = np.full(len(terms), 0.5)
-    found = least_squares(errors, start, bounds=(0, np.inf), loss="soft_l1", f_scale=ROBUST_SCALE, x_scale="jac")
-    return FittedLaw(
-        law=_law(terms, found.x * scale),
-        standard_error=_law(terms, _standard_errors(found.jac, errors(found.x)) * scale),
-        residual_frac=float(np.mean(np.abs(errors(found.x)))),
-    )
-
-
-def predict(law: Law, observations: Sequence[Observation]) -> Array:
-    """Seconds of each observation's passes by a law; [observations]."""
-    lines = [law.line(one.work, max_cached_tokens=one.max_cached_tokens) for one in observations]
-    cached = [one.cached_tokens for one in observations]
-    return np.array([base_s + per_token_s * tokens for (base_s, per_token_s), tokens in zip(lines, cached, strict=True)])
-
-
-def pooled(errors: dict[str, Array]) -> Array | None:
-    """Sizes of all held-out errors; None where nothing could be held out."""
-    return np.abs(np.concatenate(list(errors.values()))) if errors else None
-
-
-def held_out_errors(observations: Sequence[Observation], *, launch_bound: bool) -> dict[str, Array]:
-    """Signed relative errors on each group's observations, predicted from the others; empty with a single group."""
-    groups = sorted({one.group for one in observations})
-    if len(groups) < 2:
-        return {}
-    errors = {}
-    for group in groups:
-        law = fit_law([one for one in observations if one.group != group], launch_bound=launch_bound).law
-        unseen = [one for one in observations if one.group == group]
-        errors[group] = predict(law, unseen) / np.array([one.seconds for one in unseen]) - 1
-    return errors
-
-
-def _scales(observations: Sequence[Observation], measured: Array, *, launch_bound: bool) -> dict[str, float]:
-    """For each term that shows, the coefficient at which it alone would explain a typical pass."""
-    told = set(LAW_TERMS) - (set() if launch_bound else {"host_layer_s"})
-    if len({one.work.rows for one in observations if one.work.num_layers}) < 2:
-        told -= _TOLD_BY_ROWS
-    scales = {}
-    for term in LAW_TERMS:
-        alone = predict(_law([term], np.ones(1)), observations)
-        shown = alone > 0
-        if term in told and shown.any():
-            scales[term] = float(np.median(measured[shown] / alone[shown]))
-    return scales
-
-
-def _law(terms: Sequence[str], values: Array) -> Law:
-    """A law with some of its terms, the others 0."""
-    return Law(**(dict.fromkeys(LAW_TERMS, 0.0) | {term: float(value) for term, value in zip(terms, values, strict=True)}))
-
-
-def _standard_errors(jac: Array, errors: Array) -> Array:
-    """Square root of the diagonal of s² (JᵀJ)⁻¹, with s² the residual variance."""
-    freedom = max(1, len(errors) - jac.shape[1])
-    variance = float(errors @ errors) / freedom
-    variances: Array = variance * np.diag(np.linalg.pinv(jac.T @ jac))
-    return np.sqrt(np.maximum(0.0, variances))
 
 
 def _common_device(profiles: Sequence[LatencyProfile]) -> DeviceKey:

@@ -165,6 +165,11 @@ class Hardware:
         return self.costs.layer_floor_s
 
     @property
+    def row_layer_s(self) -> Seconds:
+        """Kernel time of one layer for each row, besides its matrix products."""
+        return self.costs.row_layer_s
+
+    @property
     def attn_floor_s(self) -> Seconds:
         """The same of one layer's attention."""
         return self.costs.attn_floor_s
@@ -276,10 +281,11 @@ def num_devices_to_fit(hardware: Hardware, needed_bytes: float, *, headroom_frac
         num_devices *= 2
     if num_devices > hardware.max_devices:
         raise OutOfDomain(
-            f"memory_bytes on {hardware.name}",
-            round(needed_bytes),
+            f"memory on {hardware.name}",
+            needed_bytes,
             low=0,
-            high=round(hardware.max_devices * usable_bytes),
+            high=hardware.max_devices * usable_bytes,
+            as_text=format_bytes,
             fix=f"{_devices_text(hardware.max_devices)} priced: take a larger device, a smaller dtype or a shorter output",
         )
     return num_devices

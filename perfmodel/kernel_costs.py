@@ -1,14 +1,34 @@
 """What kernels reach of a datasheet, and what the host adds: fitted to measured kernel times, or said to be assumed.
 
 A floor and a rate below the datasheet's are fitted together: they are one reading of one set of kernel times, not two
-charges. A device that nobody measured borrows the costs of a relative (`perfmodel.hardware.Hardware`).
+charges. Those of the A100 and the H100 are read from the fits in the box (`calibrate.fit_tables` makes them), not typed. A
+device that nobody measured borrows the costs of a relative (`perfmodel.hardware.Hardware`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfmodel.profile import Dtype, EngineMode
-from perfmodel.units import GB, MICRO, BytesPerS, Frac, Seconds
+from perfmodel.units import (
+    GB,
+    MICRO,
+    BytesPerS,
+    Frac,
+    Seconds,
+    format_bytes_per_s,
+    format_flops_per_s,
+    format_frac,
+    format_seconds,
+)
+
+if TYPE_CHECKING:
+    from perfmodel.hardware import Hardware
+    from perfmodel.law import LatencyFit
+
+EVIDENCE = Path(__file__).parent / "evidence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +58,10 @@ class KernelCosts:
     """Share of the peak that large matrix products reach."""
     layer_floor_s: Seconds
     """Kernel time of one layer whose weights are nothing, attention apart."""
+    row_layer_s: Seconds
+    """The same for each row, besides its matrix products."""
     attn_floor_s: Seconds
-    """The same of one layer's attention."""
+    """Kernel time of one layer's attention whose cache is empty."""
     engines: Mapping[EngineMode, EngineCosts]
     error_frac: Frac
     """One standard deviation of the relative error of a predicted pass on that device."""
@@ -77,39 +99,114 @@ _CPU_ENGINES: dict[EngineMode, EngineCosts] = {
 WIDEST_ERROR_FRAC: Frac = 0.5
 """Where nothing of the kind was measured: a factor of 1.6 either way is one standard deviation."""
 
-KERNEL_COSTS: dict[str, KernelCosts] = {
-    "A100-80GB-SXM": KernelCosts(
-        memory_bytes_per_s=2039 * GB,
-        weight_bandwidth_frac={"fp32": 0.774, "bf16": 0.774, "fp16": 0.774, "fp8": 0.65, "int8": 0.65, "int4": 0.44},
-        flops_frac=0.65,
-        layer_floor_s=34.5 * MICRO,
+_CPU_COSTS = KernelCosts(
+    memory_bytes_per_s=24 * GB,
+    weight_bandwidth_frac={"fp32": 1.0, "bf16": 1.0, "fp16": 1.0, "fp8": 1.0, "int8": 0.84, "int4": 0.57},
+    flops_frac=0.35,
+    layer_floor_s=50 * MICRO,
+    row_layer_s=0.0,
+    attn_floor_s=10 * MICRO,
+    engines=_CPU_ENGINES,
+    error_frac=WIDEST_ERROR_FRAC,
+    source="assumed after this project's runtime on two Zen 4 cores: a small layer in cache takes 60 to 75 µs, six rows "
+    "reach a third of the peak; the bandwidth is already what is reached; int8 and int4 shares as on the A100",
+)
+
+
+@cache
+def shipped_fit(name: str) -> "LatencyFit":
+    """The latency law fitted to the public kernel tables of a device, by the device's name.
+
+    Raises:
+        BadFile: it is not in the box, or no longer whole.
+    """
+    from perfmodel.law import read_latency_fit
+
+    return read_latency_fit(EVIDENCE / f"{name.casefold()}.latency-fit.json").record
+
+
+@cache
+def _a100_costs() -> KernelCosts:
+    hardware, fit = _device("A100-80GB-SXM")
+    share = _bandwidth_frac(hardware, fit)
+    return KernelCosts(
+        memory_bytes_per_s=hardware.memory_bytes_per_s,
+        weight_bandwidth_frac={"fp32": share, "bf16": share, "fp16": share, "fp8": 0.65, "int8": 0.65, "int4": 0.44},
+        flops_frac=1 / (fit.law.flop_s * hardware.peak_flops_per_s[fit.device.dtype]),
+        layer_floor_s=fit.law.layer_s,
+        row_layer_s=fit.law.row_layer_s,
         attn_floor_s=10 * MICRO,
         engines=_GPU_ENGINES,
         error_frac=0.08,
-        source="floor and 1,578 GB/s fitted to the kernel tables of microsoft/vidur (16 shapes, MAPE 2.4 %); int8 and int4 "
-        "shares from gpt-fast's Llama-2-7B rows; attention floor assumed",
-    ),
-    "H100-SXM": KernelCosts(
-        memory_bytes_per_s=3350 * GB,
-        weight_bandwidth_frac={"fp32": 0.838, "bf16": 0.838, "fp16": 0.838, "fp8": 0.838, "int8": 0.70, "int4": 0.48},
+        source=f"{_fitted_text(fit)}; int8 and int4 shares from gpt-fast's Llama-2-7B rows; attention floor assumed",
+    )
+
+
+@cache
+def _h100_costs() -> KernelCosts:
+    hardware, fit = _device("H100-SXM")
+    share = _bandwidth_frac(hardware, fit)
+    return KernelCosts(
+        memory_bytes_per_s=hardware.memory_bytes_per_s,
+        weight_bandwidth_frac={"fp32": share, "bf16": share, "fp16": share, "fp8": share, "int8": 0.70, "int4": 0.48},
         flops_frac=0.68,
-        layer_floor_s=25.4 * MICRO,
+        layer_floor_s=fit.law.layer_s,
+        row_layer_s=fit.law.row_layer_s,
         attn_floor_s=7.4 * MICRO,
         engines=_GPU_ENGINES,
         error_frac=0.10,
-        source="floor and 2,807 GB/s fitted to the kernel tables of microsoft/vidur (12 shapes, MAPE 2.7 %); int8 and int4 "
-        "shares and attention floor (by ratio of the floors) scaled from the A100: assumed",
-    ),
-    "cpu": KernelCosts(
-        memory_bytes_per_s=24 * GB,
-        weight_bandwidth_frac={"fp32": 1.0, "bf16": 1.0, "fp16": 1.0, "fp8": 1.0, "int8": 0.84, "int4": 0.57},
-        flops_frac=0.35,
-        layer_floor_s=50 * MICRO,
-        attn_floor_s=10 * MICRO,
-        engines=_CPU_ENGINES,
-        error_frac=WIDEST_ERROR_FRAC,
-        source="assumed after this project's runtime on two Zen 4 cores: a small layer in cache takes 60 to 75 µs, six rows "
-        "reach a third of the peak; the bandwidth is already what is reached; int8 and int4 shares as on the A100",
-    ),
-}
+        source=f"{_fitted_text(fit)}; that compute rate is too loose and 0.68 of the peak assumed, as are int8 and int4 shares "
+        "and attention floor, after the A100's",
+    )
+
+
+def _device(name: str) -> tuple["Hardware", "LatencyFit"]:
+    from perfmodel.hardware import find_hardware
+
+    return find_hardware(name), shipped_fit(name)
+
+
+def _bandwidth_frac(hardware: "Hardware", fit: "LatencyFit") -> Frac:
+    return 1 / (fit.law.weight_byte_s * hardware.memory_bytes_per_s)
+
+
+def _fitted_text(fit: "LatencyFit") -> str:
+    """What a fit says of layers, each number with its standard error, and what it is off by."""
+    law, error = fit.law, fit.standard_error
+    found = ", ".join(
+        f"{text} ± {format_frac(error_of / value)}"
+        for text, value, error_of in (
+            (f"floor {format_seconds(law.layer_s)}", law.layer_s, error.layer_s),
+            (format_bytes_per_s(1 / law.weight_byte_s), law.weight_byte_s, error.weight_byte_s),
+            (format_flops_per_s(1 / law.flop_s), law.flop_s, error.flop_s),
+        )
+    )
+    off = f"mean error {format_frac(fit.residual_frac)}"
+    if fit.held_out_error_frac is not None:
+        off += f", on a shape left out {format_frac(fit.held_out_error_frac)}"
+    return f"{found}: fitted to kernel tables of microsoft/vidur ({off})"
+
+
+class _ByName(Mapping[str, KernelCosts]):
+    """Costs made when they are asked for: to name a relative opens no file."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], KernelCosts]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> KernelCosts:
+        return self._makers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+KERNEL_COSTS: Mapping[str, KernelCosts] = _ByName(
+    {"A100-80GB-SXM": _a100_costs, "H100-SXM": _h100_costs, "cpu": lambda: _CPU_COSTS}
+)
 """By the name of the device they were seen on; those of a CPU are nobody's measurement."""

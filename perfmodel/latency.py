@@ -14,10 +14,12 @@ from typing import Literal, Protocol, TypeAlias
 from perfmodel.errors import OutOfDomain
 from perfmodel.geometry import ModelGeometry
 from perfmodel.hardware import Hardware
+from perfmodel.kernel_costs import WIDEST_ERROR_FRAC
 from perfmodel.law import LatencyFit, Law, roofline_law
 from perfmodel.pass_times import PassTimes
 from perfmodel.passes import PassKind, PassShape
 from perfmodel.profile import Dtype, EngineMode, LatencyProfile
+from perfmodel.speed_of_light import check_line, gated_hardware
 from perfmodel.units import Frac, Seconds, Tokens
 from perfmodel.work import PassSetting, PassWork, weight_bytes
 
@@ -78,13 +80,16 @@ class _LawLatency:
         """Seconds with nothing cached, and per cached token."""
         key = (kind, stage, rows)
         if key not in self._lines:
-            work = self._work(kind, stage, rows)
-            self._lines[key] = self._law.line(work, max_cached_tokens=self._setting.model.max_context_tokens)
+            self._lines[key] = self._line(kind, stage, rows)
         return self._lines[key]
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
         """Nothing: a law tells mean passes."""
         return 0.0
+
+    def _line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        work = self._work(kind, stage, rows)
+        return self._law.line(work, max_cached_tokens=self._setting.model.max_context_tokens)
 
     def _work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         return self._setting.work(kind, stage, rows)
@@ -135,13 +140,14 @@ class FittedLatency(_LawLatency):
     """A model that was not run, on a device where others were.
 
     A model outside what the fit has seen is priced all the same, and said to be extrapolated: its error grows by the fit's
-    own with every doubling outside, which is assumed.
+    own with every doubling outside, up to that of a device nobody measured; both are assumed. A pass that the fit would have
+    faster than light is refused.
 
     Args:
         context_tokens: where the model is priced: the caches hold so many tokens.
     """
 
-    __slots__ = ("error_frac", "extrapolations", "fit")
+    __slots__ = ("_hardware", "error_frac", "extrapolations", "fit")
 
     def __init__(
         self, fit: LatencyFit, geometry: ModelGeometry, exit_layers: tuple[int, ...], *, context_tokens: Tokens
@@ -156,18 +162,26 @@ class FittedLatency(_LawLatency):
             context_tokens=context_tokens,
         )
         super().__init__(fit.law, setting)
+        self._hardware = gated_hardware(key)
         self.fit = fit
         self.extrapolations = fit.domain.beyond(
             layer_weight_bytes=weight_bytes(geometry.layer_params, key.dtype) / key.num_devices,
             num_layers=geometry.num_layers,
             cached_tokens=context_tokens,
         )
-        self.error_frac: Frac = fit.error_frac * (1 + sum(one.doublings for one in self.extrapolations))
+        grown_frac = fit.error_frac * (1 + sum(one.doublings for one in self.extrapolations))
+        self.error_frac: Frac = max(fit.error_frac, min(grown_frac, WIDEST_ERROR_FRAC))
 
     @property
     def level(self) -> LatencyLevel:
         """Coefficients measured, model not."""
         return "extrapolated" if self.extrapolations else "fitted"
+
+    def _line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        line = super()._line(kind, stage, rows)
+        if self._hardware is not None:
+            check_line(line, self._setting, kind, stage, rows, self._hardware)
+        return line
 
     def _work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         work = self._setting.work(kind, stage, rows)

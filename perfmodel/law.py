@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from perfmodel.artifact import Stored, read_record, write_record
+from perfmodel.artifact import Stored, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.hardware import Hardware
 from perfmodel.interval import NORMAL_QUANTILE
@@ -99,7 +99,7 @@ def roofline_law(hardware: Hardware, dtype: Dtype, engine: EngineMode, num_devic
         round_s=host.round_s,
         round_row_s=0.0,
         layer_s=hardware.layer_floor_s + hardware.attn_floor_s,
-        row_layer_s=0.0,
+        row_layer_s=hardware.row_layer_s,
         many_rows_layer_s=0.0,
         host_layer_s=host.host_layer_s,
         weight_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[dtype]),
@@ -179,6 +179,11 @@ class LatencyFit:
         That of the normal law whose 90 % interval is as wide as `held_out_90_frac`; assumed where a single model was fitted.
         """
         return UNTESTED_ERROR_FRAC if self.held_out_90_frac is None else self.held_out_90_frac / NORMAL_QUANTILE
+
+
+def latency_fit_file_text(fit: LatencyFit, provenance: Provenance) -> str:
+    """The file as text: what `--json` prints."""
+    return record_text(fit, schema=LATENCY_FIT_SCHEMA, version=LATENCY_FIT_VERSION, provenance=provenance)
 
 
 def write_latency_fit(path: PathLike, fit: LatencyFit, provenance: Provenance) -> None:

@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.fit_latency import fit_latency, fit_law, held_out_errors, observe
+from calibrate.fit_latency import fit_latency, observe
+from calibrate.fit_law import fit_law, held_out_errors
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.latency import FittedLatency
@@ -139,3 +140,13 @@ def test_profiles_of_two_devices_are_not_fitted_together() -> None:
 def test_nothing_to_fit_is_said_so() -> None:
     with pytest.raises(UserInputError, match="needs at least one profile, got none"):
         fit_latency([])
+
+
+def test_layers_with_a_window_are_observed_at_the_context_they_ran_at() -> None:
+    windowed = replace(MODELS[1], window_tokens=100, windowed_layers=8)
+    whole = made_profile(MODELS[1])
+    seen = {
+        one.cached_tokens: one.work for one in observe(replace(whole, model=windowed)) if one.work.kv_bytes_per_cached_token
+    }
+    for cached_tokens, work in seen.items():
+        assert (work.window_kv_bytes > 0) == (round(cached_tokens) > 100)
