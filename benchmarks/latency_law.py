@@ -1,105 +1,108 @@
 """How well does the latency law price a model that nobody timed?
 
     gpu tables  kernel times of one Llama-2 layer on A100 and H100 (Vidur's public tables): each model and tensor-parallel
-                degree is predicted by a law fitted to the others, for one row and for 1 to 16 rows
+                degree is predicted at every number of rows by a law fitted to the others as the shipped one was; up to 64
+                rows are counted, beyond them kernels go in steps of 64 or 128 rows that the law does not have
     published   tokens/s that others published, predicted by the roofline of the device's row alone; points from which a
                 number of that row was taken are shown and not counted
-    cpu         passes of small random models on this machine, timed now: each model is predicted by a law fitted to the
-                others; the models take turns, so that each finds the caches as the others left them
+    cpu         passes of small random models on this machine, timed now as `s2d-profile law` does: each model is predicted
+                by a law fitted to the others
 
 Example: python benchmarks/latency_law.py --quick --data ../shared/data
 """
 
-import csv
-import math
-import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from typing import TypeAlias
 
+import numpy as np
 from common import SHARED_DATA, finish, make_parser, one_thread
 
-from calibrate.fit_latency import Observation, fit_law, held_out_errors, observe
+from calibrate.fit_latency import observe
+from calibrate.fit_law import (
+    Array,
+    Observation,
+    errors_without,
+    held_out_coverage,
+    held_out_errors,
+    laws_without_each,
+    pooled,
+)
+from calibrate.fit_tables import FITTED_ROWS, LAYER_TABLE, LAYER_TERMS, TABLE_GPUS, layer_observations, table_hardware
 from calibrate.show_law import validation_text
 from calibrate.validate import validate
 from perfmodel.console import run_command, table
-from perfmodel.errors import BadFile
-from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.hardware import find_hardware
-from perfmodel.passes import PassKind, PassSamples
-from perfmodel.profile import DeviceKey, Dtype, LatencyProfile
-from perfmodel.units import Seconds, format_frac, format_seconds, format_signed_frac
-from perfmodel.work import layers_work
+from perfmodel.passes import PassKind
+from perfmodel.profile import Dtype, LatencyProfile
+from perfmodel.units import Frac, Seconds, format_frac, format_signed_frac
+from perfmodel.work import PassWork
+from profiler.measure_law import LawGrid, law_models, law_profiles, measure_law
+from profiler.pass_log import PassLog
+from s2d.load import LoadedModel
+
+Result: TypeAlias = dict[str, float | None]
 
 NAME = "latency_law"
 SEED = 20260701
 
-GPU_MODELS = {"Llama-2-7b-hf": "llama-2-7b", "Llama-2-70b-hf": "llama-2-70b"}
-LAYER_OPERATORS = (
-    "input_layernorm", "attn_pre_proj", "attn_rope", "attn_post_proj", "add",
-    "post_attention_layernorm", "mlp_up_proj", "mlp_act", "mlp_down_proj", "add",
-)  # fmt: skip
-MAX_TABLE_ROWS = 16
+GPU_BANDS = {"one_row": (1, 1), "rows": (1, 16), "batch": (17, 64), "wide": (65, 256)}
+"""Ranges of rows, by what they are called in the result."""
+MAX_COUNTED_ROWS = 64
 
-CPU_SHAPES = ((4, 128), (8, 128), (16, 128), (32, 128), (4, 256), (12, 256), (8, 192), (20, 192), (24, 64))
-"""Layers and hidden size."""
-CPU_ROWS = (1, 2, 3, 5, 8)
-CPU_CONTEXTS = (50, 150, 300)
-CPU_SECONDS, CPU_QUICK_SECONDS = 90.0, 25.0
-CPU_TURNS_PER_VISIT = 3
-
-
-def gpu_observations(path: Path, gpu: str, max_rows: int) -> list[Observation]:
-    """Kernel seconds of one decoder layer, attention over the cache apart."""
-    found = []
-    for row in read_csv(path):
-        rows, degree = int(row["rows"]), int(row["tensor_parallel"])
-        if row["gpu"] != gpu or rows > max_rows:
-            continue
-        model = find_model(GPU_MODELS[row["model"]])
-        work = layers_work(model, num_layers=1, head_rows=0, rows=rows, batch=1, num_devices=degree, dtype="fp16")
-        found.append(
-            Observation(
-                group=f"{model.name} / {degree}",
-                work=replace(work, num_passes=0, num_all_reduces=0, link_bytes=0.0),
-                cached_tokens=0.0,
-                max_cached_tokens=model.max_context_tokens,
-                seconds=sum(float(row[f"{operator}_s"]) for operator in LAYER_OPERATORS),
-            )
-        )
-    return found
+WIDE_SHAPES = ((2, 256), (12, 256), (6, 384), (20, 384), (2, 512), (8, 512), (24, 512))
+CPU_GRID = LawGrid(
+    shapes=((2, 64), (8, 64), (24, 64), (4, 128), (16, 128), (8, 192), (24, 192), *WIDE_SHAPES),
+    rows=(1, 2, 3, 4, 6, 8, 12, 16),
+    cached_tokens=(64, 192, 320),
+    vocab_size=2048,
+)
+CPU_QUICK_GRID = replace(CPU_GRID, shapes=((2, 64), (24, 64), (8, 128), (4, 192), (16, 192), (8, 256)))
+CPU_SECONDS, CPU_QUICK_SECONDS = 240.0, 20.0
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a table with a header."""
-    if not path.is_file():
-        raise BadFile(path, "there is no such table", "Give the folder of the public tables: --data DIR")
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def gpu_tables(folder: Path) -> tuple[Result, list[dict[str, float | str]]]:
+    """Errors by GPU and range of rows, printed; and every counted pass."""
+    if not (folder / LAYER_TABLE).is_file():
+        print(f"GPU tables not measured: there is no {LAYER_TABLE} in {folder}. Give its folder: --data DIR")
+        return {"gpu_tables_mape_frac": None, "gpu_tables_coverage_frac": None}, []
+    result: Result = {}
+    lines, points, covered = [], [], []
+    for gpu in TABLE_GPUS:
+        observations = list(layer_observations(folder / LAYER_TABLE, gpu))
+        fitted = [one for one in observations if one.work.rows in FITTED_ROWS]
+        laws = laws_without_each(fitted, launch_bound=False, among=LAYER_TERMS)
+        for name, (low, high) in GPU_BANDS.items():
+            part = [one for one in observations if low <= one.work.rows <= high]
+            signed = np.concatenate(list(errors_without(laws, part).values()))
+            result[f"{gpu}_{name}_mape_frac"] = mape = float(np.abs(signed).mean())
+            bias, worst = format_signed_frac(signed.mean()), format_frac(np.abs(signed).max())
+            lines.append([gpu, f"{low} to {high}", str(len(signed)), format_frac(mape), bias, worst])
+        counted = [one for one in observations if one.work.rows <= MAX_COUNTED_ROWS]
+        points.extend(shape_errors(table_hardware(gpu).name, counted, errors_without(laws, counted)))
+        covered.append(held_out_coverage(fitted, launch_bound=False, among=LAYER_TERMS))
+    print(table(lines, headers=["GPU", "rows", "passes", "mean error", "bias", "worst"]))
+    mape_frac = float(np.mean([abs(point["error_frac"]) for point in points]))
+    coverage_frac = float(np.mean(np.concatenate(covered)))
+    return {"gpu_tables_mape_frac": mape_frac, "gpu_tables_coverage_frac": coverage_frac} | result, points
 
 
-def gpu_tables(path: Path) -> dict[str, float]:
-    """Errors by GPU and range of rows, printed."""
-    result: dict[str, float] = {}
-    lines, every = [], []
-    for gpu in ("a100", "h100"):
-        for max_rows, label in ((1, "1 row"), (MAX_TABLE_ROWS, f"1 to {MAX_TABLE_ROWS} rows")):
-            observations = gpu_observations(path, gpu, max_rows)
-            errors = held_out_errors(observations, launch_bound=False)
-            law = fit_law(observations, launch_bound=False).law
-            sizes = [abs(error) for group in errors.values() for error in group]
-            every.extend(sizes)
-            bandwidth = f"{1 / law.weight_byte_s / 1e9:.0f} GB/s"
-            mape = sum(sizes) / len(sizes)
-            result[f"{gpu}_{'one_row' if max_rows == 1 else 'rows'}_mape_frac"] = mape
-            lines.append([gpu, label, format_seconds(law.layer_s), bandwidth, format_frac(mape), format_frac(max(sizes))])
-    print(table(lines, headers=["GPU", "rows", "floor", "bandwidth", "mean error", "worst"]))
-    return {"gpu_tables_mape_frac": sum(every) / len(every)} | result
+def shape_errors(
+    device: str, observations: Sequence[Observation], errors: Mapping[str, Array]
+) -> Iterator[dict[str, float | str]]:
+    """The held-out error of every pass through layers, and how heavy its layers are."""
+    left = {group: iter(signed) for group, signed in errors.items()}
+    for one in observations:
+        error_frac = float(next(left[one.group]))
+        if one.work.num_layers:
+            layer_bytes = one.work.weight_bytes / one.work.num_layers
+            yield {"device": device, "layer_weight_bytes": layer_bytes, "error_frac": error_frac}
 
 
-def published() -> dict[str, float]:
+def published() -> Result:
     """Errors on published speeds, printed as `s2d-plan validate` does."""
     validation = validate()
     print(validation_text(validation))
@@ -107,122 +110,81 @@ def published() -> dict[str, float]:
     return {
         "published_mape_frac": errors[find_hardware("a100").name],
         "published_4090_mape_frac": errors[find_hardware("rtx-4090").name],
+        "published_coverage_frac": float(np.mean([one.is_covered for one in validation.points if one.role == "held-out"])),
     }
 
 
-def small_geometry(num_layers: int, hidden_size: int) -> ModelGeometry:
-    """A model of the reference family's kind, of another depth and width."""
-    return ModelGeometry(
-        name=f"{num_layers} layers of {hidden_size}",
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        intermediate_size=5 * hidden_size // 2,
-        num_heads=hidden_size // 64,
-        num_kv_heads=hidden_size // 64,
-        head_dim=64,
-        vocab_size=2048,
-        tied_embeddings=True,
-        max_context_tokens=512,
-        source="made for this benchmark",
+def cpu_profiles(grid: LawGrid, dtype: Dtype, seconds: Seconds) -> tuple[list[LatencyProfile], Frac]:
+    """Profiles of the grid's models, and the noise of this machine: the passes of one half of the time against the other's."""
+    models = law_models(grid, dtype, "cpu", seed=SEED)
+    halves = []
+    for half in range(2):
+        logs = [PassLog() for _ in models]
+        measure_law(models, grid, logs, seconds / 2, rng=np.random.default_rng([SEED, half]))
+        halves.append(logs)
+    noise = noise_frac(*([observations_of(models, logs) for logs in halves]))
+    for early, late in zip(*halves, strict=True):
+        early.add(late.samples())
+    return profiles_of(models, halves[0]), noise
+
+
+def profiles_of(models: Sequence[LoadedModel], logs: Sequence[PassLog]) -> list[LatencyProfile]:
+    """Every model's passes as a draft and as a target."""
+    return [profile for model, log in zip(models, logs, strict=True) for profile in law_profiles(log, model).values()]
+
+
+def observations_of(models: Sequence[LoadedModel], logs: Sequence[PassLog]) -> list[Observation]:
+    """Typical seconds of every shape."""
+    return [one for profile in profiles_of(models, logs) for one in observe(profile)]
+
+
+def noise_frac(early: Sequence[Observation], late: Sequence[Observation]) -> Frac:
+    """Mean difference of two halves of the time, shape by shape, as the error of their mean."""
+    first, second = (
+        {(one.group, one.work, round(one.cached_tokens, -2)): one.seconds for one in half} for half in (early, late)
     )
+    differences = [abs(first[key] / second[key] - 1) for key in first.keys() & second.keys()]
+    return sum(differences) / len(differences) / 2
 
 
-Sample = tuple[PassKind, int, int, int, int, Seconds]
+def kind_errors(observations: Sequence[Observation], errors: dict[str, Array]) -> dict[str, float]:
+    """Mean held-out error of every kind of pass."""
+    sizes: dict[str, list[float]] = defaultdict(list)
+    left = {group: iter(signed) for group, signed in errors.items()}
+    for one in observations:
+        sizes[kind_of(one.work)].append(abs(float(next(left[one.group]))))
+    return {f"cpu_{kind}_mape_frac": sum(found) / len(found) for kind, found in sizes.items()}
 
 
-def cpu_profiles(dtype: Dtype, seconds: Seconds) -> list[LatencyProfile]:
-    """Profiles of every small model, halved by one exit, the models taking turns for so many seconds."""
-    from s2d.load import random_model
-
-    models = [random_model(small_geometry(*shape), (shape[0] // 2, shape[0]), dtype, seed=SEED) for shape in CPU_SHAPES]
-    samples: list[list[Sample]] = [[] for _ in models]
-    rng = random.Random(SEED)
-    turns = [timed_turns(model, rng) for model in models]
-    for warm_up in turns:
-        next(warm_up)
-    end_s = perf_counter() + seconds
-    while perf_counter() < end_s:
-        for number in rng.sample(range(len(models)), len(models)):
-            for _ in range(CPU_TURNS_PER_VISIT):
-                samples[number].extend(next(turns[number]))
-    device = DeviceKey(device="this CPU", num_devices=1, num_threads=1, dtype=dtype, engine="eager")
-    return [
-        LatencyProfile(
-            model=model.geometry,
-            model_sha256=model.sha256,
-            exit_layers=(model.geometry.num_layers // 2,),
-            beside=None,
-            device=device,
-            rule="greedy",
-            samples=PassSamples(**dict(zip(SAMPLE_COLUMNS, map(tuple, zip(*found, strict=True)), strict=True))),
-        )
-        for model, found in zip(models, samples, strict=True)
-    ]
+def kind_of(work: PassWork) -> PassKind:
+    """Which kind of pass some work is."""
+    if work.num_rounds:
+        return "round"
+    if not work.num_layers:
+        return "exit"
+    return "verify" if work.num_syncs else "segment"
 
 
-SAMPLE_COLUMNS = ("kind", "stage", "rows", "cached_tokens", "place", "seconds")
-
-
-def timed_turns(model, rng: random.Random) -> Iterator[list[Sample]]:
-    """Forever: the first half over some rows, an exit check, the second half with its head; seconds of each."""
-    import torch
-
-    decoder = model.decoder
-    cache = decoder.new_cache(model.exit_layers, model.geometry.max_context_tokens)
-    first, second = cache.segments
-    while True:
-        rows, cached = rng.choice(CPU_ROWS), rng.choice(CPU_CONTEXTS)
-        cache.lengths = [cached, cached]
-        token_ids = [rng.randrange(model.geometry.vocab_size) for _ in range(rows)]
-        with torch.inference_mode():
-            start_s = perf_counter()
-            states = decoder.forward_segment(decoder.embed(token_ids), first, cache)
-            half_s = perf_counter()
-            decoder.exit_logits(states[-1:]).argmax(-1).item()
-            exit_s = perf_counter()
-            decoder.exit_logits(decoder.forward_segment(states, second, cache)).argmax(-1).tolist()
-            end_s = perf_counter()
-        # One row's verify is the plain loop's, through all layers: see perfmodel.work.PassSetting.
-        verify_s = end_s - exit_s + (half_s - start_s if rows == 1 else 0.0)
-        yield [
-            ("segment", 0, rows, cached, 1, half_s - start_s),
-            ("exit", 0, 1, 0, 1, exit_s - half_s),
-            ("verify", 0, rows, cached, 1, verify_s),
-        ]
-
-
-def noise_frac(profiles: Sequence[LatencyProfile]) -> float:
-    """Mean difference between the first and the second half of the time, shape by shape, as the error of one of them."""
-    differences = []
-    for profile in profiles:
-        middle = len(profile.samples) // 2
-        halves = [replace(profile, samples=_part(profile.samples, part)) for part in (slice(middle), slice(middle, None))]
-        early, late = ({(one.work, one.cached_tokens): one.seconds for one in observe(half)} for half in halves)
-        differences.extend(abs(early[key] / late[key] - 1) for key in early.keys() & late.keys())
-    return sum(differences) / len(differences) / math.sqrt(2)
-
-
-def _part(samples: PassSamples, part: slice) -> PassSamples:
-    return PassSamples(**{column: getattr(samples, column)[part] for column in SAMPLE_COLUMNS})
-
-
-def cpu(dtypes: Sequence[Dtype], seconds: Seconds) -> dict[str, float]:
+def cpu(grid: LawGrid, dtypes: Sequence[Dtype], seconds: Seconds) -> Result:
     """Errors on this machine, printed."""
     one_thread()
-    result: dict[str, float] = {}
+    result: Result = {}
     lines = []
     for dtype in dtypes:
-        profiles = cpu_profiles(dtype, seconds)
+        profiles, noise = cpu_profiles(grid, dtype, seconds)
         observations = [one for profile in profiles for one in observe(profile)]
         errors = held_out_errors(observations, launch_bound=False)
-        means = {group: sum(map(abs, error)) / len(error) for group, error in errors.items()}
-        result[f"cpu_{dtype}_mape_frac"] = sum(abs(e) for error in errors.values() for e in error) / len(observations)
-        result[f"cpu_{dtype}_noise_frac"] = noise_frac(profiles)
+        sizes = pooled(errors)
+        result[f"cpu_{dtype}_mape_frac"] = float(sizes.mean())
+        result[f"cpu_{dtype}_noise_frac"] = noise
         lines.extend(
-            [dtype, group, format_frac(mean), format_signed_frac(sum(errors[group]) / len(errors[group]))]
-            for group, mean in means.items()
+            [dtype, group, str(len(signed)), format_frac(np.abs(signed).mean()), format_signed_frac(signed.mean())]
+            for group, signed in errors.items()
         )
-    print(table(lines, headers=["dtype", "left out", "mean error", "bias"], align="llrr"))
+        if dtype == dtypes[0]:
+            result |= kind_errors(observations, errors)
+            result["cpu_coverage_frac"] = float(np.mean(held_out_coverage(observations, launch_bound=False)))
+    print(table(lines, headers=["dtype", "left out", "passes", "mean error", "bias"], align="llrrr"))
     print(f"\nthis machine against itself: {format_frac(result[f'cpu_{dtypes[0]}_noise_frac'])}")
     return {"cpu_mape_frac": result[f"cpu_{dtypes[0]}_mape_frac"]} | result
 
@@ -237,14 +199,23 @@ def main() -> int:
 
         from profiler.device import device_facts
 
-        result = gpu_tables(args.data / "gpu_layer_times.csv")
+        result, gpu_errors = gpu_tables(args.data)
         print()
         result |= published()
         print()
         dtypes: tuple[Dtype, ...] = ("fp32",) if args.quick else ("fp32", "bf16")
-        result |= cpu(dtypes, CPU_QUICK_SECONDS if args.quick else CPU_SECONDS)
+        grid, seconds = (CPU_QUICK_GRID, CPU_QUICK_SECONDS) if args.quick else (CPU_GRID, CPU_SECONDS)
+        result |= cpu(grid, dtypes, seconds)
         device = device_facts(torch.device("cpu")).label
-        finish(NAME, quick=args.quick, result=result, libraries=("numpy", "scipy", "torch"), device=device, seed=SEED)
+        finish(
+            NAME,
+            quick=args.quick,
+            result=result,
+            libraries=("numpy", "scipy", "torch"),
+            device=device,
+            seed=SEED,
+            details={"gpu_errors": gpu_errors},
+        )
         return 0
 
     return run_command(parser, None, run)

@@ -10,22 +10,16 @@ from typing import Literal, Protocol
 
 from calibrate.acceptance import same_shape
 from calibrate.choose_device import choose_device, datasheet_evidence, named_device
-from perfmodel.artifact import Stored, read_record
-from perfmodel.errors import Mismatch, UnknownName, UserInputError
+from perfmodel.artifact import Stored
+from perfmodel.errors import BadFile, Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.hardware import Hardware, find_hardware, num_devices_to_fit
 from perfmodel.latency import FittedLatency, LatencyModel, MeasuredLatency, RooflineLatency
+from perfmodel.law import LatencyFit, read_latency_fit
 from perfmodel.plan import Evidence, EvidenceRole, Memory
-from perfmodel.profile import (
-    LATENCY_PROFILE_SCHEMA,
-    LATENCY_PROFILE_UPGRADES,
-    LATENCY_PROFILE_VERSION,
-    DeviceKey,
-    Dtype,
-    EngineMode,
-    LatencyProfile,
-)
+from perfmodel.profile import DeviceKey, Dtype, EngineMode, LatencyProfile, read_latency_profile
 from perfmodel.sampling import AcceptanceRule
+from perfmodel.speed_of_light import check_profile
 from perfmodel.units import Tokens, format_bytes, format_frac
 from perfmodel.work import kv_cache_bytes, model_weight_bytes
 
@@ -178,30 +172,47 @@ def _check_fit(memory: Memory, hardware: Hardware, num_devices: int, dtype: Dtyp
 
 
 def price_by_profiles(
-    pair: Pair, paths: Sequence[Path], request: DeviceRequest, *, rule: AcceptanceRule, context_tokens: Tokens, fit: bool
+    pair: Pair,
+    paths: Sequence[Path],
+    request: DeviceRequest,
+    *,
+    rule: AcceptanceRule,
+    context_tokens: Tokens,
+    fit_path: Path | None,
 ) -> Pricing:
     """Measured prices: one profile of the target and one of the draft, or a self-draft's one, from the same device.
 
     Args:
         rule: the acceptance rule to be priced.
-        fit: price a model that was not profiled by the law fitted to all the profiles.
+        fit_path: a fit of the law on that device, which prices a model that was not profiled; None where all were.
 
     Raises:
+        FasterThanLight: a profile, or what a fit makes of a model, is faster than the device can be.
         Mismatch: a profile is of another model, weights or device than the trace, the other profile or the request.
         UserInputError: a profile is missing or given twice.
     """
-    profiles = {path.name: _read_profile(path) for path in paths}
+    profiles = {path.name: read_latency_profile(path) for path in paths}
     for name, stored in profiles.items():
+        check_profile(stored.record)
         if stored.record.rule != rule:
             fix = "Exit checks and verifies cost otherwise there: profile with the sampling that is planned for"
             raise Mismatch(f"profile {name!r}", made_for=f"{stored.record.rule} decoding", given=f"{rule} decoding", fix=fix)
-    device = _common_device(profiles, request)
-    roles = {name: _role(name, stored.record, pair, fit=fit) for name, stored in profiles.items()}
-    fit_context_tokens = context_tokens if fit else None
-    target, target_evidence = _priced("target", pair, profiles, roles, fit_context_tokens)
-    draft, draft_evidence = _priced("draft", pair, profiles, roles, fit_context_tokens)
+    fit = None if fit_path is None else _read_fit(fit_path)
+    keys = {name: stored.record.device for name, stored in profiles.items()}
+    if fit_path is not None and fit is not None:
+        keys[fit_path.name] = fit.record.device
+    device = _common_device(keys, request)
+    roles = {name: _role(name, stored.record, pair) for name, stored in profiles.items()}
+    target, target_evidence = _priced("target", pair, profiles, roles, fit, context_tokens)
+    draft, draft_evidence = _priced("draft", pair, profiles, roles, fit, context_tokens)
     capacity_bytes = _capacity_bytes(device)
     memory = memory_needed(pair.draft, pair.target, device.dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
+    if capacity_bytes is not None and memory.total_bytes > capacity_bytes:
+        raise UserInputError(
+            f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {device.dtype}, and {key_text(device)} "
+            f"holds {format_bytes(capacity_bytes)}: what was timed there prices no models that do not fit. Plan by datasheet, "
+            "without --fit, on several devices."
+        )
     return Pricing(draft=draft, target=target, device=device, memory=memory, evidence=(draft_evidence, target_evidence))
 
 
@@ -212,25 +223,18 @@ def _priced(
     role: Role,
     pair: Pair,
     profiles: dict[str, Stored[LatencyProfile]],
-    roles: dict[str, Role | None],
-    fit_context_tokens: Tokens | None,
+    roles: dict[str, Role],
+    fit: Stored[LatencyFit] | None,
+    context_tokens: Tokens,
 ) -> tuple[LatencyModel, Evidence]:
-    """The latency model of a role and what it rests on: its own profile, or a fit to all of them.
-
-    Args:
-        fit_context_tokens: where a fit is asked; None where none is wanted.
-    """
+    """The latency model of a role and what it rests on: its own profile, or a fit where there is none."""
     model, _, exit_layers = _known(pair)[role]
     wanted: Role = "target" if pair.draft.kind == "self" else role
     names = [name for name, found in roles.items() if found == wanted]
     evidence_role: EvidenceRole = "target latency" if role == "target" else "draft latency"
-    if fit_context_tokens is not None and not names:
-        from calibrate.fit_latency import fit_latency
-
-        fitted = fit_latency([stored.record for stored in profiles.values()])
-        priced = FittedLatency(fitted, model, exit_layers, context_tokens=fit_context_tokens)
-        text = f"{fitted.num_samples} passes of {', '.join(fitted.models)}, ± {format_frac(priced.error_frac)} (one sigma)"
-        return priced, Evidence(role=evidence_role, level="fitted", description=text, sha256=None)
+    if fit is not None and not names:
+        priced = FittedLatency(fit.record, model, exit_layers, context_tokens=context_tokens)
+        return priced, Evidence(role=evidence_role, level=priced.level, description=_fit_text(priced), sha256=fit.sha256)
     stored = profiles[_only(names, f"{role} {model.name}")]
     _warn_unless_beside(stored.record, pair)
     text = _profile_text(stored.record)
@@ -246,9 +250,19 @@ def _known(pair: Pair) -> dict[Role, tuple[ModelGeometry, str | None, tuple[int,
     }
 
 
-def _read_profile(path: Path) -> Stored[LatencyProfile]:
-    schema, version, upgrades = LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LATENCY_PROFILE_UPGRADES
-    return read_record(path, LatencyProfile, schema=schema, version=version, upgrades=upgrades)
+def _read_fit(path: Path) -> Stored[LatencyFit]:
+    fit = read_latency_fit(path)
+    if not fit.record.domain.max_cached_tokens:
+        problem = "fitted to kernels without a cache, which leaves attention and the host unpriced"
+        raise BadFile(path, problem, "Fit whole passes: s2d-profile law, then s2d-plan fit")
+    return fit
+
+
+def _fit_text(priced: FittedLatency) -> str:
+    fit = priced.fit
+    beyond = "; beyond it: " + ", ".join(one.label for one in priced.extrapolations) if priced.extrapolations else ""
+    passes = f"law of {fit.num_samples} passes of {len(fit.models)} models"
+    return f"{passes}, ± {format_frac(priced.error_frac)} (one sigma){beyond}"
 
 
 def _profile_text(profile: LatencyProfile) -> str:
@@ -264,11 +278,11 @@ def _capacity_bytes(device: DeviceKey) -> int | None:
         return None
 
 
-def _role(name: str, profile: LatencyProfile, pair: Pair, *, fit: bool) -> Role | None:
+def _role(name: str, profile: LatencyProfile, pair: Pair) -> Role:
     """Whether a profile is the target's or the draft's, by shape and, where both are known, by weights.
 
     Raises:
-        Mismatch: it is neither's, and there is no fit for it to help.
+        Mismatch: it is neither's.
     """
     fix = "Give profiles of the models that were traced"
     for role, (model, sha256, exit_layers) in _known(pair).items():
@@ -278,19 +292,18 @@ def _role(name: str, profile: LatencyProfile, pair: Pair, *, fit: bool) -> Role 
             made_for, given = f"{role} weights {profile.model_sha256[:12]}", f"the traced {sha256[:12]}"
             raise Mismatch(f"profile {name!r}", made_for=made_for, given=given, fix=fix)
         return role
-    if fit:
-        return None
     raise Mismatch(
         f"profile {name!r}",
         made_for=_cut_text(profile.model, profile.exit_layers),
         given=" or ".join(f"{role} {_cut_text(model, exits)}" for role, (model, _, exits) in _known(pair).items()),
-        fix=f"{fix}, or add --fit to price these by a fit to other models on the same device",
+        fix=f"{fix}, or fit the law to profiles of others and give it: s2d-plan fit, then --fit FILE",
     )
 
 
 def _cut_text(model: ModelGeometry, exit_layers: tuple[int, ...]) -> str:
-    """`ref-draft with exits 1/2/4/6`."""
-    return f"{model.name} with exits {'/'.join(map(str, exit_layers))}" if exit_layers else model.name
+    """`ref-draft with exits 1/2/4/6`, and with its head where that is reduced."""
+    head = f", {model.head_label}" if model.has_reduced_head else ""
+    return f"{model.name} with exits {'/'.join(map(str, exit_layers))}{head}" if exit_layers else model.name
 
 
 def _only(names: list[str], label: str) -> str:
@@ -299,20 +312,19 @@ def _only(names: list[str], label: str) -> str:
         found = "none was given" if not names else f"{len(names)} were given ({', '.join(names)})"
         raise UserInputError(
             f"expected one latency profile of the {label}, {found}. Give --profile once for the target and once for the "
-            "draft (s2d-profile latency writes both), or add --fit to price it by a fit to the others."
+            "draft (s2d-profile latency writes both), or a fit that prices it: --fit FILE (s2d-plan fit)."
         )
     return names[0]
 
 
-def _common_device(profiles: dict[str, Stored[LatencyProfile]], request: DeviceRequest) -> DeviceKey:
-    """The device of all profiles, which is the one asked for."""
-    (first_name, first), *others = profiles.items()
-    key = first.record.device
-    for name, stored in others:
-        if stored.record.device != key:
-            made_for, given = key_text(stored.record.device), f"{key_text(key)} as {first_name!r}"
+def _common_device(keys: dict[str, DeviceKey], request: DeviceRequest) -> DeviceKey:
+    """The device of all profiles and fits, by file, which is the one asked for."""
+    (first_name, key), *others = keys.items()
+    for name, other in others:
+        if other != key:
+            made_for, given = key_text(other), f"{key_text(key)} as {first_name!r}"
             fix = "Seconds of two devices cannot be added: profile both models on the same device, dtype and engine"
-            raise Mismatch(f"profile {name!r}", made_for=made_for, given=given, fix=fix)
+            raise Mismatch(repr(name), made_for=made_for, given=given, fix=fix)
     asked: dict[str, tuple[object, object]] = {
         "--num-devices": (request.num_devices, key.num_devices),
         "--dtype": (request.dtype, key.dtype),
@@ -323,7 +335,7 @@ def _common_device(profiles: dict[str, Stored[LatencyProfile]], request: DeviceR
     for flag, (wanted, profiled) in asked.items():
         if wanted is not None and wanted != profiled:
             fix = f"Leave {flag} out, or profile there"
-            raise Mismatch(f"profile {first_name!r}", made_for=f"{flag} {profiled}", given=f"{flag} {wanted}", fix=fix)
+            raise Mismatch(repr(first_name), made_for=f"{flag} {profiled}", given=f"{flag} {wanted}", fix=fix)
     return key
 
 

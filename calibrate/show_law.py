@@ -36,10 +36,27 @@ def _points(validation: Validation) -> str:
 
 def _devices(validation: Validation) -> str:
     rows = [
-        [one.device, str(one.num_points), format_frac(one.mape_frac), format_signed_frac(one.mean_error_frac)]
+        [
+            one.device,
+            str(one.num_points),
+            format_frac(one.mape_frac),
+            format_signed_frac(one.mean_error_frac),
+            format_frac(one.covered_frac),
+            format_signed_frac(one.light_mean_error_frac),
+        ]
         for one in validation.devices
     ]
-    return table(rows, headers=["held-out points of", "number", "mean absolute error", "mean error"])
+    return table(
+        rows,
+        headers=[
+            "held-out points of",
+            "number",
+            "mean absolute error",
+            "mean error",
+            "in 90 % interval",
+            "bytes over bandwidth alone",
+        ],
+    )
 
 
 def _explanations(explanations: Sequence[Explanation]) -> str:
@@ -65,9 +82,12 @@ def design_text(request: DesignRequest, found: Sequence[Design]) -> str:
     """The whole answer of `s2d-plan design`."""
     where = f"{request.num_devices} x {request.hardware.name}, {request.dtype}, {request.engine}"
     size = f"{format_number(request.num_params / MEGA)} million weights"
+    said = found[0].geometry.said_tokens
+    is_reduced = said < request.target.vocab_size
     head = [
         f"target  {model_label(request.target)}, on {where}",
         f"draft   {size} on one device, {request.draft_tokens} tokens a round, {request.context_tokens} tokens of context",
+        *([f"head    {said} of {request.target.vocab_size} tokens"] if is_reduced else []),
     ]
     frontier = sorted((one for one in found if one.is_frontier), key=lambda one: one.geometry.num_layers)
     fastest, deepest = frontier[0], frontier[-1]
@@ -76,7 +96,7 @@ def design_text(request: DesignRequest, found: Sequence[Design]) -> str:
         f"token takes {format_seconds(fastest.token_s)} to {format_seconds(deepest.token_s)}, and the deepest needs "
         f"{deepest.over_fastest:.2f} times the tokens per round to keep up. Choose the shallowest shape whose training reaches "
         "its break-even."
-    )
+    ) + (" What the head saves went into the layers: give a smaller --params to be faster instead." if is_reduced else "")
     title = f"the fastest of {len(found)} shapes at each depth, and the tokens per round that each needs"
     return "\n\n".join(["\n".join(head), f"{title}\n\n{_designs(frontier)}", textwrap.fill(advice, PAGE_CHARS)])
 

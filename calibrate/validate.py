@@ -13,13 +13,16 @@ from calibrate.plan import price_candidate
 from calibrate.pricing import DeviceRequest, price_by_datasheet
 from calibrate.published import DRAFT, HEURISTIC
 from perfmodel.geometry import find_model
-from perfmodel.hardware import find_hardware
+from perfmodel.hardware import Hardware, find_hardware
+from perfmodel.interval import NORMAL_QUANTILE
 from perfmodel.latency import RooflineLatency
-from perfmodel.passes import PassKind
+from perfmodel.passes import PassKind, PassShape
 from perfmodel.policy import ExitPolicy
 from perfmodel.profile import EngineMode
-from perfmodel.units import Seconds
+from perfmodel.speed_of_light import check_pass, pass_light
+from perfmodel.units import Seconds, Tokens, TokensPerS
 from perfmodel.validation import DeviceError, Explanation, PublishedPoint, PublishedSpeedup, Validation
+from perfmodel.work import PassSetting
 
 EVIDENCE = Path(perfmodel.__file__).parent / "evidence"
 POINTS = EVIDENCE / "published_points.csv"
@@ -42,12 +45,18 @@ def validate() -> Validation:
 
 
 def published_points() -> Iterator[PublishedPoint]:
-    """Every published speed of plain decoding beside what the roofline of the device's row says."""
-    for row in _rows(POINTS):
+    """Every published speed of plain decoding beside what the roofline of the device's row says.
+
+    Raises:
+        FasterThanLight: a row is faster than its device can be; names its line.
+    """
+    for number, row in enumerate(_rows(POINTS), start=2):
         role, _, note = row["role"].partition(": ")
         hardware, num_devices = find_hardware(row["device"]), int(row["num_devices"])
         model, context_tokens = find_model(row["model"]), int(row["context_tokens"])
         latency = RooflineLatency(model, (), hardware, row["dtype"], row["engine"], num_devices, context_tokens=context_tokens)
+        setting = PassSetting(model=model, exit_layers=(), dtype=row["dtype"], batch=1, num_devices=num_devices)
+        least_s = _check_light(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
         yield PublishedPoint(
             model=model.name,
             device=hardware.name,
@@ -60,7 +69,21 @@ def published_points() -> Iterator[PublishedPoint]:
             source=row["source"],
             published_tokens_per_s=float(row["tokens_per_s"]),
             predicted_tokens_per_s=1 / _step_s(latency, context_tokens),
+            interval_frac=NORMAL_QUANTILE * latency.error_frac,
+            light_tokens_per_s=1 / least_s,
         )
+
+
+def _check_light(
+    number: int, tokens_per_s: TokensPerS, setting: PassSetting, context_tokens: Tokens, hardware: Hardware
+) -> Seconds:
+    """Refuse a line of the points whose step is faster than light; returns the least a step can take, no caches allowed for."""
+    what = f"line {number} of {POINTS.name}, {setting.model.name} on {setting.num_devices} x {hardware.name}"
+    step = PassShape(kind="verify", stage=0, rows=1, cached_tokens=context_tokens)
+    fix = "Hold model, device, number of devices and dtype against the source, or leave the point out"
+    check_pass(what, 1 / tokens_per_s, setting, step, hardware, fix=fix)
+    bound = pass_light(setting, step, hardware)
+    return max(bound.read_bytes / bound.bytes_per_s, bound.compute_s)
 
 
 def _step_s(latency: RooflineLatency, context_tokens: int) -> Seconds:
@@ -72,13 +95,16 @@ def _step_s(latency: RooflineLatency, context_tokens: int) -> Seconds:
 
 def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
     for device in dict.fromkeys(point.device for point in points):
-        errors = [point.error_frac for point in points if point.device == device and point.role == "held-out"]
-        if errors:
+        held_out = [point for point in points if point.device == device and point.role == "held-out"]
+        if held_out:
+            errors = [point.error_frac for point in held_out]
             yield DeviceError(
                 device=device,
                 num_points=len(errors),
                 mape_frac=sum(map(abs, errors)) / len(errors),
                 mean_error_frac=sum(errors) / len(errors),
+                covered_frac=sum(point.is_covered for point in held_out) / len(held_out),
+                light_mean_error_frac=sum(point.light_error_frac for point in held_out) / len(held_out),
             )
 
 

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from perfmodel.artifact import Upgrades
-from perfmodel.geometry import ModelGeometry, with_llama_layers
+from perfmodel.artifact import Stored, Upgrades, read_record, write_record
+from perfmodel.disk import PathLike
+from perfmodel.geometry import ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.passes import PassSamples
+from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 3
-LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers}
+LATENCY_PROFILE_VERSION = 4
+LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads}
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 EngineMode = Literal["eager", "graph"]
@@ -49,3 +51,18 @@ class LatencyProfile:
     rule: AcceptanceRule
     """How tokens were chosen and judged in the measured loop: exit checks and verifies cost otherwise under another rule."""
     samples: PassSamples
+
+
+def write_latency_profile(path: PathLike, profile: LatencyProfile, provenance: Provenance) -> None:
+    """Write a profile, whole or not at all."""
+    write_record(path, profile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION, provenance=provenance)
+
+
+def read_latency_profile(path: PathLike) -> Stored[LatencyProfile]:
+    """Read a profile back.
+
+    Raises:
+        BadFile: anything but a whole profile; says what it is and what to do.
+    """
+    schema, version, upgrades = LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LATENCY_PROFILE_UPGRADES
+    return read_record(path, LatencyProfile, schema=schema, version=version, upgrades=upgrades)

@@ -10,7 +10,7 @@ from perfmodel.provenance import Provenance
 from perfmodel.units import Frac, Tokens, TokensPerS
 
 VALIDATION_SCHEMA = "s2d/validation"
-VALIDATION_VERSION = 1
+VALIDATION_VERSION = 2
 
 PointRole = Literal["held-out", "used"]
 
@@ -31,6 +31,20 @@ class PublishedPoint:
     source: str
     published_tokens_per_s: TokensPerS
     predicted_tokens_per_s: TokensPerS
+    interval_frac: Frac
+    """Half the 90 % interval of the predicted seconds, over them."""
+    light_tokens_per_s: TokensPerS
+    """At the speed of light: bytes over the datasheet's bandwidth and nothing else, as a pure roofline has it."""
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether the published seconds lie within the interval of the predicted ones."""
+        return abs(self.predicted_tokens_per_s / self.published_tokens_per_s - 1) <= self.interval_frac
+
+    @property
+    def light_error_frac(self) -> Frac:
+        """Of the seconds at the speed of light over the published ones, less one."""
+        return self.published_tokens_per_s / self.light_tokens_per_s - 1
 
     @property
     def error_frac(self) -> Frac:
@@ -77,6 +91,10 @@ class DeviceError:
     mape_frac: Frac
     mean_error_frac: Frac
     """Signed: below 0, predictions are too fast."""
+    covered_frac: Frac
+    """Share of the points within their 90 % interval."""
+    light_mean_error_frac: Frac
+    """What a pure roofline errs by, signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,21 +13,31 @@ PROG = "s2d-profile"
 
 
 def main_profile(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `s2d-profile`."""
+    """Entry point of `s2d-profile`; `law` times shapes for the latency law alone."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    command = (PROG, *given)
 
-    def command(args: argparse.Namespace) -> int:
+    def models(args: argparse.Namespace) -> int:
         from profiler.command import profile
 
-        return profile(args, argv=None if argv is None else (PROG, *argv))
+        return profile(args, argv=command)
 
-    return run_command(_parser(), argv, command)
+    def law(args: argparse.Namespace) -> int:
+        from profiler.law_command import profile_law
+
+        return profile_law(args, argv=command)
+
+    if given[:1] == ["law"]:
+        return run_command(_law_parser(), given[1:], law)
+    return run_command(_parser(), given, models)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         PROG,
         "Measure, on this machine, what every pass of draft and target costs inside the running loop, and record what every\n"
-        "exit of the draft would have said along the target's own text. Interrupted, it goes on where it was.",
+        "exit of the draft would have said along the target's own text. Interrupted, it goes on where it was.\n\n"
+        "s2d-profile law  times small models of many shapes, to price models that nobody ran here",
         f"{PROG} --target ref-target-16 --draft ref-draft -o profile",
     )
     parser.add_argument(
@@ -42,6 +53,29 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(parser.add_argument_group("models"))
     _add_text(parser.add_argument_group("text"))
     _add_device(parser.add_argument_group("device"))
+    add_verbose_flag(parser)
+    return parser
+
+
+def _law_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        f"{PROG} law",
+        "Time passes of small models with random weights, so that s2d-plan fit finds this device's latency law, which prices\n"
+        "models nobody ran here. Interrupted, it goes on where it was.",
+        f"{PROG} law --device cuda --dtype bf16 -o law",
+    )
+    add = parser.add_argument
+    add("-o", "--output", type=Path, default=Path("law"), metavar="FOLDER", help="where the profiles go (default: law)")
+    add("--depths", type=int, nargs="+", default=[1, 2, 4, 8], metavar="LAYERS", help="of the models (default: 1 2 4 8)")
+    sizes_help = "multiples of 64 (default: on a CPU 128 256 512, else 1024 2048 4096)"
+    add("--hidden-sizes", type=int, nargs="+", metavar="SIZE", help=sizes_help)
+    rows_help = "tokens of a pass (default: 1 2 3 4 6 8 12 16)"
+    add("--rows", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8, 12, 16], metavar="TOKENS", help=rows_help)
+    context_help = "in the cache before it (default: 64 192 320)"
+    add("--context-tokens", type=int, nargs="+", default=[64, 192, 320], metavar="TOKENS", help=context_help)
+    add("--seed", type=int, default=0, metavar="N", help="of weights and order (default: 0)")
+    _add_place(parser)
+    add("--budget", type=float, default=120.0, metavar="SECONDS", help="how long, warm-up apart (default: 120)")
     add_verbose_flag(parser)
     return parser
 
@@ -88,8 +122,13 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_device(group: argparse._ArgumentGroup) -> None:
+    _add_place(group)
+    group.add_argument("--draft-cap", type=int, default=12, metavar="TOKENS", help="longest draft to cover (default: 12)")
+    group.add_argument("--budget", type=float, default=90.0, metavar="SECONDS", help="most time for latency (default: 90)")
+
+
+def _add_place(group: argparse._ActionsContainer) -> None:
+    """Where and in what to compute."""
     group.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     group.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in (default: fp32)")
     group.add_argument("--threads", type=int, default=1, metavar="N", help="of a CPU run (default: 1)")
-    group.add_argument("--draft-cap", type=int, default=12, metavar="TOKENS", help="longest draft to cover (default: 12)")
-    group.add_argument("--budget", type=float, default=90.0, metavar="SECONDS", help="most time for latency (default: 90)")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from perfmodel.artifact import read_record, write_record
 from perfmodel.errors import Mismatch
 from perfmodel.passes import DRAFT_KINDS
-from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_UPGRADES, LATENCY_PROFILE_VERSION, LatencyProfile
+from perfmodel.profile import LatencyProfile, read_latency_profile, write_latency_profile
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
 from profiler.grid import PassKey
@@ -18,7 +18,7 @@ from s2d.pair import Pair
 DRAFT_PREFILL_STAGE = 1
 
 
-def profiles_of(log: PassLog, pair: Pair, rule: AcceptanceRule) -> dict[str, LatencyProfile]:
+def pair_profiles(log: PassLog, pair: Pair, rule: AcceptanceRule) -> dict[str, LatencyProfile]:
     """The draft's and the target's profile by role; a self-draft has the target's alone, with everything in it."""
     draft, target = pair.draft, pair.target
     if pair.geometry.kind == "self":
@@ -58,31 +58,31 @@ def is_draft_pass(key: PassKey) -> bool:
 
 
 class LatencyFiles:
-    """Where the profiles of one pair are kept.
+    """Where the profiles made of one log are kept.
 
     Args:
-        folder: holds `draft.latency.json` and `target.latency.json`, and while they grow `….latency.partial.json`.
-        pair: the models.
-        rule: how tokens are chosen and judged.
+        folder: holds `NAME.latency.json` of every profile, and while they grow `NAME.latency.partial.json`.
+        profiles_of: a log as profiles, by name.
         provenance: of the files.
     """
 
-    def __init__(self, folder: Path, pair: Pair, rule: AcceptanceRule, provenance: Provenance) -> None:
+    def __init__(
+        self, folder: Path, profiles_of: Callable[[PassLog], dict[str, LatencyProfile]], provenance: Provenance
+    ) -> None:
         self._folder = folder
-        self._pair = pair
-        self._rule = rule
+        self._profiles_of = profiles_of
         self._provenance = provenance
-        self._roles = tuple(profiles_of(PassLog(), pair, rule))
+        self._names = tuple(profiles_of(PassLog()))
 
     @property
     def partial_paths(self) -> tuple[Path, ...]:
         """Unfinished files."""
-        return tuple(self._folder / f"{role}.latency.partial.json" for role in self._roles)
+        return tuple(self._folder / f"{name}.latency.partial.json" for name in self._names)
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Finished files."""
-        return tuple(self._folder / f"{role}.latency.json" for role in self._roles)
+        return tuple(self._folder / f"{name}.latency.json" for name in self._names)
 
     def resumed(self) -> PassLog:
         """The passes of an unfinished measurement; an empty log where there is none.
@@ -91,17 +91,11 @@ class LatencyFiles:
             Mismatch: it was of other models or another device.
         """
         log = PassLog()
-        expected = profiles_of(log, self._pair, self._rule)
+        expected = self._profiles_of(log)
         for path, wanted in zip(self.partial_paths, expected.values(), strict=True):
             if not path.exists():
                 continue
-            found = read_record(
-                path,
-                LatencyProfile,
-                schema=LATENCY_PROFILE_SCHEMA,
-                version=LATENCY_PROFILE_VERSION,
-                upgrades=LATENCY_PROFILE_UPGRADES,
-            ).record
+            found = read_latency_profile(path).record
             if _identity(found) != _identity(wanted):
                 raise Mismatch(
                     f"the unfinished profile {str(path)!r}",
@@ -124,15 +118,17 @@ class LatencyFiles:
         return self.paths
 
     def _write(self, log: PassLog, paths: tuple[Path, ...]) -> None:
-        profiles = profiles_of(log, self._pair, self._rule).values()
+        profiles = self._profiles_of(log).values()
         for path, record in zip(paths, profiles, strict=True):
-            write_record(
-                path, record, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION, provenance=self._provenance
-            )
+            write_latency_profile(path, record, self._provenance)
 
 
 def _identity(profile: LatencyProfile) -> str:
-    """What a profile is of, in words that differ where it matters."""
+    """What a profile is of, in words that differ where it matters.
+
+    Prompts, the longest draft and new tokens do not: they decide which passes are met, and every pass is kept with the rows,
+    the cached tokens and the place in its round that it had, by which it is priced.
+    """
     key = profile.device
     threads = f", {key.num_threads} threads" if key.num_threads else ""
     beside = f" beside {profile.beside}" if profile.beside else ""

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from calibrate import validate as validate_module
 from calibrate.cli import main_plan
-from calibrate.validate import validate
+from calibrate.validate import POINTS, published_points, validate
 from perfmodel.artifact import read_record
+from perfmodel.errors import FasterThanLight
 from perfmodel.validation import VALIDATION_SCHEMA, VALIDATION_VERSION, Validation
 
 
@@ -30,6 +32,25 @@ def test_held_out_points_are_within_7_percent_on_the_a100(validation: Validation
     assert a100.mape_frac <= 0.07
 
 
+def test_intervals_are_honest_where_points_were_held_out(validation: Validation) -> None:
+    [a100] = [one for one in validation.devices if one.device == "A100-80GB-SXM"]
+    assert 0.85 <= a100.covered_frac <= 0.97
+    for device in validation.devices:
+        held_out = [one for one in validation.points if one.device == device.device and one.role == "held-out"]
+        off = [abs(one.predicted_tokens_per_s / one.published_tokens_per_s - 1) for one in held_out]
+        within = [size <= one.interval_frac for size, one in zip(off, held_out, strict=True)]
+        assert device.covered_frac == sum(within) / len(within)
+
+
+def test_bytes_over_bandwidth_alone_are_far_too_fast(validation: Validation) -> None:
+    """About 40 % on these points: reference/planners.md, section 1."""
+    for device in validation.devices:
+        assert -0.55 < device.light_mean_error_frac < -0.3
+    first = validation.points[0]
+    seven_billion_bf16_bytes = 2 * 6.61e9 + 105 * 524_288
+    assert first.light_tokens_per_s == pytest.approx(2.039e12 / seven_billion_bf16_bytes, rel=0.01)
+
+
 def test_s2d_s_table_is_explained_by_bytes_better_than_by_launches(validation: Validation) -> None:
     errors = {(one.device, one.engine): one.mean_abs_error_frac for one in validation.explanations}
     for device in {device for device, _ in errors}:
@@ -48,3 +69,19 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert main_plan(["validate", "-o", str(path)]) == 0
     assert "Best explained by" in capsys.readouterr().out
     assert read_record(path, Validation, schema=VALIDATION_SCHEMA, version=VALIDATION_VERSION).record == validation
+
+
+def test_a_published_point_faster_than_light_is_refused_naming_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Llama-2-70B at five times what an H200 can read, as one list of records has it (reference/planners.md, section 6)."""
+    points = tmp_path / "points.csv"
+    header, first = POINTS.read_text(encoding="utf-8").splitlines()[:2]
+    points.write_text(
+        f"{header}\n{first}\nllama-2-70b,h200,1,fp16,graph,105,175,held-out,a list of records\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(validate_module, "POINTS", points)
+    with pytest.raises(
+        FasterThanLight, match=r"line 3 of points.csv, llama-2-70b on 1 x H200-SXM: a verify pass of 1 row over"
+    ):
+        list(published_points())

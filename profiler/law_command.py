@@ -1,0 +1,119 @@
+"""What `s2d-profile law` does: time small models in turns, keep their profiles, name the next command."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+
+import numpy as np
+import torch
+
+from perfmodel.console import Progress, keeping, print_err, print_out, save_or_warn, table
+from perfmodel.disk import make_folder
+from perfmodel.errors import UserInputError
+from perfmodel.provenance import make_provenance
+from perfmodel.units import Seconds, format_seconds
+from profiler.device import device_facts
+from profiler.job import SAVE_EVERY_S
+from profiler.latency_files import LatencyFiles
+from profiler.measure_law import LawGrid, law_models, law_profiles, measure_law
+from profiler.pass_log import PassLog
+from s2d.device import check_device
+from s2d.load import LoadedModel
+
+CPU_HIDDEN_SIZES, CPU_VOCAB_SIZE = (128, 256, 512), 2048
+CUDA_HIDDEN_SIZES, CUDA_VOCAB_SIZE = (1024, 2048, 4096), 32_000
+"""Narrower models do not keep a GPU busy, and a wider vocabulary would be most of a CPU's small ones."""
+
+
+def profile_law(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
+    """The command, its arguments parsed."""
+    check_device(args.device)
+    if args.threads < 1 or args.budget < 0:
+        raise UserInputError(f"--threads {args.threads}, --budget {args.budget:g}: expected at least 1 and at least 0 seconds")
+    torch.set_num_threads(args.threads)
+    grid = grid_of(args)
+    make_folder(args.output)
+    models = law_models(grid, args.dtype, args.device, seed=args.seed)
+    facts = device_facts(models[0].decoder.device)
+    provenance = make_provenance(
+        argv=argv, device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=args.seed
+    )
+    files = [LatencyFiles(args.output, partial(law_profiles, model=model), provenance) for model in models]
+    logs = [one.resumed() for one in files]
+    print_out(f"{len(models)} models of {min(args.depths)} to {max(args.depths)} layers on {facts.label}, {args.dtype}")
+    if kept := sum(map(len, logs)):
+        print_err(f"going on with the {kept} passes kept in {args.output}")
+    try:
+        _measure(models, grid, logs, files, args)
+    finally:  # whatever ended it, a disk that is full included
+        if any(map(len, logs)):
+            print_out("\n" + _medians(models, logs, grid))
+    print_out(f"wrote {sum(len(one.write(log)) for one, log in zip(files, logs, strict=True))} profiles in {args.output}")
+    print_out(f"\nnext: s2d-plan fit {args.output / '*.latency.json'} -o {args.output / 'law.fit.json'}")
+    return 0
+
+
+def grid_of(args: argparse.Namespace) -> LawGrid:
+    """The shapes that the arguments ask for.
+
+    Raises:
+        UserInputError: a shape that cannot be made.
+    """
+    is_cuda = args.device.startswith("cuda")
+    try:
+        return LawGrid(
+            shapes=tuple(product(args.depths, args.hidden_sizes or (CUDA_HIDDEN_SIZES if is_cuda else CPU_HIDDEN_SIZES))),
+            rows=tuple(args.rows),
+            cached_tokens=tuple(args.context_tokens),
+            vocab_size=CUDA_VOCAB_SIZE if is_cuda else CPU_VOCAB_SIZE,
+        )
+    except ValueError as err:
+        raise UserInputError(f"--depths, --hidden-sizes, --rows, --context-tokens: {err}") from err
+
+
+def _measure(
+    models: Sequence[LoadedModel],
+    grid: LawGrid,
+    logs: Sequence[PassLog],
+    files: Sequence[LatencyFiles],
+    args: argparse.Namespace,
+) -> None:
+    """Fill the logs; kept every `SAVE_EVERY_S` and at Ctrl-C."""
+    progress = Progress("law", max(1, round(args.budget)))
+    shown_s, saved_s = 0, time.perf_counter()
+
+    def save() -> None:
+        for one, log in zip(files, logs, strict=True):
+            one.write_partial(log)
+
+    def on_sweep(spent_s: Seconds) -> None:
+        nonlocal shown_s, saved_s
+        if (whole := min(round(spent_s), round(args.budget))) > shown_s:
+            progress.step(f"{sum(map(len, logs))} passes", units=whole - shown_s)
+            shown_s = whole
+        if time.perf_counter() - saved_s >= SAVE_EVERY_S:
+            save_or_warn(save)
+            saved_s = time.perf_counter()
+
+    rng = np.random.default_rng([args.seed, *map(len, logs)])
+    with keeping(files[0].partial_paths[0]), progress:
+        try:
+            measure_law(models, grid, logs, args.budget, rng=rng, on_sweep=on_sweep)
+        except KeyboardInterrupt:
+            save()
+            raise
+
+
+def _medians(models: Sequence[LoadedModel], logs: Sequence[PassLog], grid: LawGrid) -> str:
+    """A line per model: what one row and the widest pass take through all its layers."""
+    rows = []
+    for model, log in zip(models, logs, strict=True):
+        seconds = {key.rows: np.median(found) for key, found in log.seconds_by_key().items() if key.kind == "verify"}
+        widths = [width for width in (1, max(grid.rows)) if width in seconds]
+        rows.append([model.geometry.name, str(len(log)), *(format_seconds(float(seconds[width])) for width in widths)])
+        rows[-1].extend([""] * (4 - len(rows[-1])))
+    return table(rows, headers=["model", "passes", "1 row", f"{max(grid.rows)} rows"])
