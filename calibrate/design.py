@@ -8,12 +8,12 @@ needs to beat plain decoding, and to keep up with the fastest design.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
 from perfmodel.errors import UserInputError
-from perfmodel.geometry import ModelGeometry
+from perfmodel.geometry import ModelGeometry, with_reduced_head
 from perfmodel.hardware import Hardware
 from perfmodel.latency import LatencyModel, RooflineLatency
 from perfmodel.passes import PassKind
@@ -30,7 +30,6 @@ MIN_WIDTH_OF_LARGE_HEADS = 2048
 FFN_MULTIPLE = 64
 PARAMS_TOLERANCE = 0.02
 """Relative difference up to which two designs count as of one size."""
-DEFAULT_DRAFT_TOKENS: Tokens = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +38,9 @@ class DesignRequest:
 
     target: ModelGeometry
     num_params: int
-    """Weights of the draft, embeddings included."""
+    """Weights of the draft, embeddings and head included."""
+    draft_vocab: Tokens | None
+    """Tokens its LM head covers; None for the whole vocabulary."""
     hardware: Hardware
     num_devices: int
     """Of the target; the draft runs on one."""
@@ -69,9 +70,10 @@ def designs(request: DesignRequest) -> tuple[Design, ...]:
     """Every shape of the size asked for, fastest first.
 
     Raises:
-        UserInputError: no shape has that size.
+        UserInputError: no shape has that size, or no head so few or so many tokens.
     """
-    geometries = list(geometries_of(request.target, request.num_params))
+    head_vocab_size = with_reduced_head(request.target, request.draft_vocab).head_vocab_size
+    geometries = list(geometries_of(request.target, request.num_params, head_vocab_size))
     if not geometries:
         raise UserInputError(
             f"--params {format_number(request.num_params)}: no draft with {request.target.name}'s {request.target.vocab_size} "
@@ -113,6 +115,15 @@ def designs(request: DesignRequest) -> tuple[Design, ...]:
     return tuple(sorted(found, key=lambda one: one.token_s))
 
 
+def token_s_by_depth(found: Iterable[Design]) -> dict[int, Seconds]:
+    """Seconds of a drafted token of the fastest design at every depth."""
+    fastest: dict[int, Seconds] = {}
+    for one in found:
+        depth = one.geometry.num_layers
+        fastest[depth] = min(one.token_s, fastest.get(depth, one.token_s))
+    return fastest
+
+
 def draft_token_s(geometry: ModelGeometry, request: DesignRequest) -> Seconds:
     """Seconds to draft one token on one device: one segment of all layers, and one exit."""
     exits = (geometry.num_layers,)
@@ -125,21 +136,24 @@ def _pass_s(latency: LatencyModel, kind: PassKind, rows: int, context_tokens: To
     return base_s + per_token_s * context_tokens
 
 
-def geometries_of(target: ModelGeometry, num_params: int) -> Iterator[ModelGeometry]:
+def geometries_of(target: ModelGeometry, num_params: int, head_vocab_size: int | None) -> Iterator[ModelGeometry]:
     """Llama-like drafts with the target's vocabulary and about so many weights, over depths, widths and MLP sizes.
 
-    Depth and the MLP's ratio leave one width, rounded to whole heads; the MLP then takes up what the rounding left.
+    Depth and the MLP's ratio leave one width, rounded to whole heads; the MLP then takes up what the rounding left. What a
+    reduced head saves goes into layers: drafts of one size keep it.
     """
     seen = set()
     for depth in DEPTHS:
         for ratio in FFN_RATIOS:
-            found = _geometry(target, num_params, depth, ratio)
+            found = _geometry(target, num_params, head_vocab_size, depth, ratio)
             if found is not None and (depth, found.hidden_size) not in seen:
                 seen.add((depth, found.hidden_size))
                 yield found
 
 
-def _geometry(target: ModelGeometry, num_params: int, depth: int, ratio: Fraction) -> ModelGeometry | None:
+def _geometry(
+    target: ModelGeometry, num_params: int, head_vocab_size: int | None, depth: int, ratio: Fraction
+) -> ModelGeometry | None:
     def shaped(width: int, mlp: int) -> ModelGeometry:
         head_dim = HEAD_DIMS[width >= MIN_WIDTH_OF_LARGE_HEADS]
         heads = width // head_dim
@@ -155,6 +169,7 @@ def _geometry(target: ModelGeometry, num_params: int, depth: int, ratio: Fractio
             tied_embeddings=False,
             max_context_tokens=target.max_context_tokens,
             source="designed",
+            head_vocab_size=head_vocab_size,
         )
 
     def rounded_mlp(width: int) -> int:

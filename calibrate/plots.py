@@ -5,14 +5,18 @@ matplotlib is asked for by whoever makes the axis: `pip install 's2d[notebooks]'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from perfmodel.units import Frac
+from calibrate.floor import ExitCost
+from perfmodel.units import MEGA, MILLI, Bytes, Frac, Seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +28,63 @@ class PredictedPoint:
     measured: float
     measured_noise_frac: Frac
     """Relative error of the measurement, seen between its own repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeError:
+    """A pass of a model that was left out of a fit."""
+
+    device: str
+    layer_weight_bytes: Bytes
+    """On each device."""
+    error_frac: Frac
+    """Predicted over measured seconds, less one."""
+
+
+def held_out_errors(points: Sequence[ShapeError], axis: Axes, *, interval_frac: Mapping[str, Frac]) -> Axes:
+    """Held-out errors by the size of a layer, a colour per device; bands hold nine in ten, as the fits say."""
+    for color, device in zip(COLORS, dict.fromkeys(point.device for point in points), strict=False):
+        group = [point for point in points if point.device == device]
+        sizes = [point.layer_weight_bytes / MEGA for point in group]
+        axis.scatter(sizes, [100 * point.error_frac for point in group], s=12, color=color, label=device)
+        if device in interval_frac:
+            half = 100 * interval_frac[device]
+            axis.fill_between([min(sizes), max(sizes)], -half, half, color=color, alpha=0.12, linewidth=0)
+    axis.axhline(0.0, color="0.3", linewidth=1)
+    axis.set(xscale="log", xlabel="weights of a layer on one device (MB)", ylabel="predicted over measured time (%)")
+    mean = sum(abs(point.error_frac) for point in points) / len(points)
+    axis.set_title(f"{len(points)} passes of models left out of the fit: mean error {100 * mean:.1f} %")
+    axis.legend(frameon=False, fontsize=8)
+    return axis
+
+
+def depth_effect(token_s: Mapping[str, Mapping[int, Seconds]], axis: Axes) -> Axes:
+    """Seconds of a drafted token by depth at one size, a line per engine mode."""
+    for color, (engine, by_depth) in zip(COLORS, token_s.items(), strict=False):
+        depths = sorted(by_depth)
+        axis.plot(depths, [by_depth[depth] / MILLI for depth in depths], marker="o", markersize=4, color=color, label=engine)
+    axis.set(xlabel="layers, at one number of weights", ylabel="time of a drafted token (ms)", ylim=(0, None))
+    ratios = {engine: by_depth[max(by_depth)] / by_depth[min(by_depth)] for engine, by_depth in token_s.items()}
+    told = ", ".join(f"{ratio:.1f}x {engine}" for engine, ratio in ratios.items())
+    axis.set_title(f"The deepest over the shallowest: {told}")
+    axis.legend(frameon=False, fontsize=8)
+    return axis
+
+
+def exit_costs(costs: Sequence[ExitCost], axis: Axes) -> Axes:
+    """Where the time of a drafted token goes, by the exit it leaves at."""
+    labels = [f"exit {cost.exit_layer}" for cost in costs]
+    below = [0.0] * len(costs)
+    parts = {"layers": "layers_s", "floors and launches": "floor_s", "LM head at each exit": "checks_s"}
+    for color, (label, field) in zip(COLORS, parts.items(), strict=False):
+        sizes = [getattr(cost, field) / MILLI for cost in costs]
+        axis.bar(labels, sizes, bottom=below, color=color, label=label, width=0.6)
+        below = [low + size for low, size in zip(below, sizes, strict=True)]
+    shares = " / ".join(f"{100 * cost.floor_frac:.0f} %" for cost in costs)
+    axis.set(ylabel="time of a drafted token (ms)")
+    axis.set_title(f"Floors take {shares}")
+    axis.legend(frameon=False, fontsize=8)
+    return axis
 
 
 def predicted_against_measured(points: Sequence[PredictedPoint], axis: Axes, *, median_error_frac: Frac) -> Axes:
