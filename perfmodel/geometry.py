@@ -1,15 +1,15 @@
 """What a model is, as far as speed and memory care: its shapes.
 
-Symbols: L layers, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, E exits, W window. The table of models is
-`perfmodel.known_models`, what a Hugging Face config.json says is read by `perfmodel.model_config`.
+Symbols: L layers, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens the LM head can say, E exits, W window.
+The table of models is `perfmodel.known_models`, what a Hugging Face config.json says is read by `perfmodel.model_config`.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from perfmodel.errors import BadPolicy, UnknownName
+from perfmodel.errors import BadPolicy, UnknownName, UserInputError
 from perfmodel.units import Frac, Tokens
 
 DraftKind = Literal["separate", "self"]
@@ -45,6 +45,8 @@ class ModelGeometry:
     """What the windowed layers see of the context, W; None where there are none."""
     windowed_layers: int = 0
     """Layers that see a window only, spread evenly."""
+    head_vocab_size: int | None = None
+    """Tokens the LM head can say, U; None where it is the whole vocabulary."""
 
     def __post_init__(self) -> None:
         counts = (self.num_layers, self.hidden_size, self.intermediate_size, self.num_heads, self.num_kv_heads)
@@ -56,6 +58,9 @@ class ModelGeometry:
         if not 0 <= self.windowed_layers <= self.num_layers or bool(self.windowed_layers) != (self.window_tokens is not None):
             problem = f"{self.windowed_layers} of {self.num_layers} layers with a window of {self.window_tokens} tokens"
             raise ValueError(f"geometry {self.name!r}: {problem}, expected both or neither")
+        if not 1 <= self.said_tokens <= self.vocab_size:
+            problem = f"an LM head of {self.head_vocab_size} tokens, expected 1 to the {self.vocab_size} of its vocabulary"
+            raise ValueError(f"geometry {self.name!r}: {problem}")
 
     @property
     def layer_params(self) -> int:
@@ -65,17 +70,37 @@ class ModelGeometry:
         return attn + mlp + 2 * self.hidden_size + self.extra_layer_params
 
     @property
+    def said_tokens(self) -> Tokens:
+        """Tokens the LM head can say: U."""
+        return self.vocab_size if self.head_vocab_size is None else self.head_vocab_size
+
+    @property
+    def has_reduced_head(self) -> bool:
+        """Whether there are tokens that the LM head cannot say."""
+        return self.said_tokens < self.vocab_size
+
+    @property
+    def head_label(self) -> str:
+        """`a head of 8192 of 32000 tokens`."""
+        return f"a head of {self.said_tokens} of {self.vocab_size} tokens"
+
+    @property
     def head_params(self) -> int:
-        """Weights read by one LM head call: V D, or where the embedding is narrower V times its width and the way there."""
+        """Weights read by one LM head call: U D, or where the embedding is narrower U times its width and the way there."""
         if self.embedding_size is None:
-            return self.vocab_size * self.hidden_size
-        return (self.vocab_size + self.hidden_size) * self.embedding_size
+            return self.said_tokens * self.hidden_size
+        return (self.said_tokens + self.hidden_size) * self.embedding_size
 
     @property
     def num_params(self) -> int:
-        """All weights; a tied head is counted once."""
+        """All weights; a tied head is counted once.
+
+        A reduced head is never tied: the rows it reads are scattered over the embedding and are copied out of it, so both are
+        kept. The table that maps its tokens to the vocabulary's holds no weights.
+        """
         embedding_size = self.embedding_size or self.hidden_size
-        tables = self.vocab_size * embedding_size * (1 if self.tied_embeddings else 2)
+        shared = self.tied_embeddings and not self.has_reduced_head
+        tables = (self.vocab_size + (0 if shared else self.said_tokens)) * embedding_size
         projections = 2 * embedding_size * self.hidden_size if self.embedding_size else 0
         positions = self.learned_positions * self.hidden_size
         return self.num_layers * self.layer_params + tables + projections + positions + self.hidden_size
@@ -99,13 +124,14 @@ class ModelGeometry:
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """What sets its layers apart from a Llama's, in words."""
+        """What sets it apart from a Llama, in words."""
         found = {
             "a plain MLP": not self.gated_mlp,
             "further norms or biases": self.extra_layer_params > 0,
             "projected embeddings": self.embedding_size is not None,
             "learned positions": self.learned_positions > 0,
             "layers with a window": self.windowed_layers > 0,
+            "a reduced head": self.has_reduced_head,
         }
         return tuple(what for what, is_so in found.items() if is_so)
 
@@ -138,10 +164,39 @@ class DraftGeometry:
         return tuple(end - start for start, end in zip(starts, self.exit_layers, strict=True))
 
 
+def with_reduced_head(model: ModelGeometry, draft_vocab: Tokens | None) -> ModelGeometry:
+    """A model whose LM head covers only its most frequent tokens.
+
+    Args:
+        model: with its own head.
+        draft_vocab: so many, as `--draft-vocab` gives them; None, or all of them, where the head is to be whole.
+
+    Raises:
+        UserInputError: fewer than one, or more than there are.
+    """
+    if draft_vocab is None:
+        return model
+    if not 1 <= draft_vocab <= model.vocab_size:
+        raise UserInputError(
+            f"--draft-vocab {draft_vocab}: expected from 1 to {model.vocab_size} tokens, the vocabulary of {model.name}."
+        )
+    return replace(model, head_vocab_size=None if draft_vocab == model.vocab_size else draft_vocab)
+
+
 def with_llama_layers(body: dict[str, Any]) -> dict[str, Any]:
     """A file's body from before geometries told more than a Llama's: every geometry in it gets what was understood."""
-    upgraded = {key: with_llama_layers(value) if isinstance(value, dict) else value for key, value in body.items()}
-    return {**_LLAMA_LAYERS, **upgraded} if "num_kv_heads" in body else upgraded
+    return _with_keys(_LLAMA_LAYERS, body)
+
+
+def with_whole_heads(body: dict[str, Any]) -> dict[str, Any]:
+    """A file's body from before geometries told of reduced heads: every head in it is whole."""
+    return _with_keys(_WHOLE_HEAD, body)
+
+
+def _with_keys(told: Mapping[str, object], body: dict[str, Any]) -> dict[str, Any]:
+    """A file's body with some keys for every geometry in it that lacks them."""
+    upgraded = {key: _with_keys(told, value) if isinstance(value, dict) else value for key, value in body.items()}
+    return {**told, **upgraded} if "num_kv_heads" in body else upgraded
 
 
 _LLAMA_LAYERS: Mapping[str, object] = {
@@ -152,6 +207,7 @@ _LLAMA_LAYERS: Mapping[str, object] = {
     "window_tokens": None,
     "windowed_layers": 0,
 }
+_WHOLE_HEAD: Mapping[str, object] = {"head_vocab_size": None}
 
 
 def find_model(name: str) -> ModelGeometry:

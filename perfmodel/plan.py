@@ -6,7 +6,7 @@ from typing import Any, Literal
 from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup
-from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers
+from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.policy import ExitPolicy
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
@@ -15,7 +15,7 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Bytes, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -127,7 +127,7 @@ def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
     return {**with_llama_layers(body), "batch_schedules": []}
 
 
-_UPGRADES: Upgrades = {2: _from_version_2}
+_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads}
 
 
 def plan_file_text(plan: Plan, provenance: Provenance) -> str:

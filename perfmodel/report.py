@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from perfmodel.artifact import Stored, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup
-from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers
+from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.passes import PassSamples
 from perfmodel.policy import ExitPolicy
 from perfmodel.profile import DeviceKey
@@ -15,8 +15,8 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
 
 REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 3
-_UPGRADES = {2: with_llama_layers}
+REPORT_VERSION = 4
+_UPGRADES = {2: with_llama_layers, 3: with_whole_heads}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

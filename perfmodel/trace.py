@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from perfmodel.artifact import Stored, read_arrays, write_arrays
 from perfmodel.disk import PathLike
 from perfmodel.errors import BadFile
-from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers
+from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.policy import Confidence
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import Sampling
 
 TRACE_SCHEMA = "s2d/acceptance-trace"
-TRACE_VERSION = 2
+TRACE_VERSION = 3
 
 _COLUMN_DTYPES = {"confidence": np.float32, "draft_token": np.int32, "target_token": np.int32, "accept_prob": np.float32}
-_UPGRADES = {1: with_llama_layers}
+_UPGRADES = {1: with_llama_layers, 2: with_whole_heads}
 _REMAKE = "Record the trace again with s2d-profile acceptance"
 
 

@@ -15,6 +15,7 @@ from perfmodel.work import kv_bytes_per_token
 REQUEST = DesignRequest(
     target=find_model("llama-2-70b"),
     num_params=350_000_000,
+    draft_vocab=None,
     hardware=find_hardware("a100-80gb"),
     num_devices=2,
     dtype="fp16",

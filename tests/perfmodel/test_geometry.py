@@ -1,7 +1,7 @@
 import pytest
 
 from perfmodel.errors import BadPolicy, UnknownName
-from perfmodel.geometry import DraftGeometry, find_draft, find_model, with_llama_layers
+from perfmodel.geometry import DraftGeometry, find_draft, find_model, with_llama_layers, with_whole_heads
 from perfmodel.profile import LATENCY_PROFILE_UPGRADES, LATENCY_PROFILE_VERSION
 
 
@@ -79,4 +79,12 @@ def test_files_from_before_other_layers_were_known_are_read_as_llamas() -> None:
     assert upgraded["target"] == upgraded["draft"]["model"] == {**old, **told, "window_tokens": None, "windowed_layers": 0}
     assert upgraded["rounds"] == [1, 2]
     assert "windowed_layers" not in upgraded["draft"]
-    assert set(LATENCY_PROFILE_UPGRADES) == {LATENCY_PROFILE_VERSION - 1}
+    assert "head_vocab_size" not in upgraded["target"]
+
+
+def test_files_from_before_reduced_heads_are_read_as_whole_ones_and_no_version_is_left_out() -> None:
+    body = {"draft": {"kind": "self", "model": {"num_kv_heads": 8, "name": "x"}, "exit_layers": [1]}}
+    upgraded = with_whole_heads(body)
+    assert upgraded["draft"]["model"] == {"num_kv_heads": 8, "name": "x", "head_vocab_size": None}
+    assert "head_vocab_size" not in upgraded["draft"]
+    assert set(LATENCY_PROFILE_UPGRADES) == set(range(2, LATENCY_PROFILE_VERSION))
