@@ -64,9 +64,16 @@ def open_weights(folder: Path) -> Iterator[ReadTensor]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """One hash for the bytes of all weight files, in the order of their names."""
+    """One hash for the bytes of all weight files, in the order of their names.
+
+    Raises:
+        BadFile: one of them is missing or cannot be read.
+    """
     digest = hashlib.sha256()
     for path in weight_files(folder):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as err:
+            raise BadFile(path, f"cannot be read: {err.strerror}", "Fetch or make the model again") from err
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from perfmodel.console import (
     print_out,
     run_command,
 )
+from perfmodel.disk import check_new, saving
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS
 
@@ -65,16 +67,19 @@ def _run(args: argparse.Namespace, *, command: Sequence[str]) -> int:
 
 
 def main_train(argv: Sequence[str] | None = None) -> int:
-    """`s2d-train`: train a nested draft, or make the reference family again."""
+    """`s2d-train`: train a nested draft, calibrate one, or make the reference family again."""
     parser = make_parser(
         TRAIN,
         "Sorted fine-tuning: train a draft whose every exit can answer, or make the reference family again.",
         "s2d-train draft --target path/to/llama --exits 6,9,12 --text chats.jsonl --teacher path/to/llama -o my-draft",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True)
     _add_draft_command(commands.add_parser("draft", help="from a target's first layers to a nested draft", allow_abbrev=False))
+    calibrate_help = "fit what the confidence of a draft's exits is worth, into its sidecar"
+    _add_calibrate_command(commands.add_parser("calibrate", help=calibrate_help, allow_abbrev=False))
     _add_reference_command(commands.add_parser("reference", help="the recipe of the shipped family", allow_abbrev=False))
-    return run_command(parser, argv, lambda args: _train_reference(args) if args.command == "reference" else _train_draft(args))
+    run = {"draft": _train_draft, "calibrate": _calibrate, "reference": _train_reference}
+    return run_command(parser, argv, lambda args: run[args.command](args))
 
 
 def _add_draft_command(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +87,8 @@ def _add_draft_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exits", type=_layers, required=True, metavar="LAYERS", help="rising layer counts, e.g. 6,9,12; the last is the depth"
     )
-    parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=".txt or .jsonl to train on")
+    text_help = ".txt or .jsonl to train on; a twentieth is left out to calibrate on"
+    parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
     parser.add_argument(
         "--teacher", action="append", default=[], metavar="DIR", help="distil from this target; may be repeated"
     )
@@ -90,16 +96,32 @@ def _add_draft_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_positive, default=1000, metavar="STEPS", help="optimizer steps (default 1000)")
     parser.add_argument("--batch-sequences", type=_positive, default=8, metavar="SEQUENCES", help="per step (default 8)")
     parser.add_argument("--sequence-tokens", type=_positive, default=512, metavar="TOKENS", help="per sequence (default 512)")
-    parser.add_argument("--matrix-lr", type=float, default=0.01, metavar="RATE", help="Muon's, for matrices (default 0.01)")
-    parser.add_argument("--vector-lr", type=float, default=1e-3, metavar="RATE", help="AdamW's, for the rest (default 0.001)")
-    parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of batches (default 0)")
+    parser.add_argument("--matrix-lr", type=_rate, default=0.01, metavar="RATE", help="Muon's, for matrices (default 0.01)")
+    parser.add_argument("--vector-lr", type=_rate, default=1e-3, metavar="RATE", help="AdamW's, for the rest (default 0.001)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="SEED", help="of batches (default 0)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the draft goes; must not exist")
     add_verbose_flag(parser)
 
 
+def _add_calibrate_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--draft", required=True, metavar="DIR", help="the draft whose sidecar is written")
+    parser.add_argument(
+        "--target", action="append", required=True, metavar="DIR", help="a target it drafts for; may be repeated"
+    )
+    prompts_help = (
+        'one {"name", "category", "text"} a line, none that the draft was trained on; the calibration half is taken '
+        "(default, for the reference family: its held-out prompts)"
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
+    new_help = "written by each target after each prompt (default 128)"
+    parser.add_argument("--max-new-tokens", type=_positive, default=128, metavar="TOKENS", help=new_help)
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
+    add_verbose_flag(parser)
+
+
 def _add_reference_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the family goes")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the family goes; must not exist")
     parser.add_argument("--work", type=Path, metavar="DIR", help="stages so far (default: the output's name + .work)")
     parser.add_argument("--stage", metavar="NAME", help="train this stage alone, e.g. in two processes at once")
     parser.add_argument("--max-steps", type=_positive, metavar="STEPS", help="cut every stage short, to try the recipe out")
@@ -107,12 +129,17 @@ def _add_reference_command(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_reference(args: argparse.Namespace) -> int:
-    from s2d.package_family import install_family
-    from s2d.reference import run_stage, run_stages
-
     work = args.work or args.output.with_name(args.output.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
-    with keeping(work):
+    if not args.stage:
+        check_new(args.output)
+    if work.resolve() == args.output.resolve():
+        raise UserInputError(f"--work and --output are both {str(work)!r}: give two folders")
+    with saving(work):
+        work.mkdir(exist_ok=True)
+    from s2d.package_family import install_family
+    from s2d.train_reference import run_stage, run_stages
+
+    with keeping(work, holding=("*/checkpoint.safetensors", "*/training.json")):
         if args.stage:
             run_stage(work, args.stage, max_steps=args.max_steps, progress=_progress)
         else:
@@ -123,11 +150,10 @@ def _train_reference(args: argparse.Namespace) -> int:
 
 
 def _train_draft(args: argparse.Namespace) -> int:
-    from s2d.train import TrainSettings
+    check_new(args.output)
     from s2d.train_draft import read_texts, train_draft
+    from s2d.training import TrainSettings
 
-    if args.output.exists():
-        raise UserInputError(f"{str(args.output)!r} exists already: give a new folder with -o, or move it away")
     settings = TrainSettings(
         steps=args.steps,
         warmup_steps=max(1, args.steps // 50),
@@ -140,8 +166,8 @@ def _train_draft(args: argparse.Namespace) -> int:
         all_exits=True,
         seed=args.seed,
     )
-    partial = args.output.with_name(args.output.name + ".partial")
-    with keeping(partial), _progress("draft", args.steps) as on_step:
+    unfinished = args.output.with_name(args.output.name + ".partial")
+    with keeping(unfinished, holding=("checkpoint.safetensors",)), _progress("draft", args.steps) as on_step:
         train_draft(
             args.target,
             args.exits,
@@ -154,6 +180,35 @@ def _train_draft(args: argparse.Namespace) -> int:
         )
     exits = "/".join(map(str, args.exits))
     print_out(f"wrote {args.output}, exits {exits}; next: s2d-profile --target {args.target} --draft {args.output}")
+    return EXIT_ANSWERED
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from s2d.device import check_device
+    from s2d.fit_confidence import calibrate_on_prompts, calibration_half
+    from s2d.load import FAMILY_FOLDER, find_model
+    from s2d.prompts import FAMILY_PROMPTS, read_prompts
+    from s2d.show import calibration_text
+    from s2d.sidecar import SIDECAR_NAME
+
+    check_device(args.device)
+    folder = find_model(args.draft)
+    strangers = [name for name in args.target if find_model(name).resolve().parent != FAMILY_FOLDER.resolve()]
+    if args.prompts is None and strangers:
+        raise UserInputError(f"target {strangers[0]!r} is not of the reference family: give its prompts with --prompts FILE")
+    prompts = read_prompts(args.prompts or FAMILY_PROMPTS)
+    total = len(calibration_half(prompts)) * len(args.target)
+    with Progress("calibrate", total) as progress:
+        sidecar = calibrate_on_prompts(
+            folder,
+            args.target,
+            prompts,
+            max_new_tokens=args.max_new_tokens,
+            device=args.device,
+            on_prompt=lambda prompt: progress.step(prompt.name),
+        )
+    print_out(calibration_text(sidecar))
+    print_out(f"wrote {folder / SIDECAR_NAME}")
     return EXIT_ANSWERED
 
 
@@ -178,6 +233,23 @@ def _frac(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
     return value
 
 

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from perfmodel.disk import PathLike
+from perfmodel.disk import PathLike, check_new, whole_folder
 from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry
 from perfmodel.profile import Dtype
 from s2d.checkpoint import layer_of, open_weights, tensor_names, weights_sha256
 from s2d.fold import fold_weights, random_weights
 from s2d.nested import Decoder
-from s2d.sidecar import Sidecar, read_sidecar, write_sidecar
+from s2d.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 
 TORCH_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SUPPORTED_ROPE = ("default", "linear", "llama3")
@@ -37,6 +37,8 @@ class LoadedModel:
     geometry: ModelGeometry
     exit_layers: tuple[int, ...]
     """From the sidecar; empty for a model that has no trained early exits."""
+    calibration: Calibration | None
+    """From the sidecar; None where it has none."""
     sha256: str
     """Hash of the weight files."""
     folder: str
@@ -81,6 +83,7 @@ def load_model(folder: PathLike, dtype: Dtype, device: str = "cpu") -> LoadedMod
         decoder=Decoder(geometry, weights),
         geometry=geometry,
         exit_layers=exit_layers,
+        calibration=sidecar.calibration if sidecar else None,
         sha256=weights_sha256(path),
         folder=str(folder),
         dtype=dtype,
@@ -104,6 +107,7 @@ def random_model(
         decoder=Decoder(geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed)),
         geometry=geometry,
         exit_layers=exit_layers,
+        calibration=None,
         sha256=hashlib.sha256(f"random {geometry!r} {exit_layers} {dtype} {seed}".encode()).hexdigest(),
         folder="",
         dtype=dtype,
@@ -202,14 +206,17 @@ def check_same_vocabulary(draft: PreTrainedTokenizerFast, target: PreTrainedToke
 
 
 def save_draft(source: PathLike, out: PathLike, sidecar: Sidecar) -> None:
-    """Copy a model folder as a draft: the checkpoint as it is, the sidecar beside it.
+    """Copy a model folder as a draft, whole or not at all: the checkpoint as it is, the sidecar beside it.
 
     Raises:
         BadPolicy: exits deeper than the model.
+        BadFile: there is something at `out` already, or it cannot be made.
+        OutOfSpace: the disk is full.
     """
     _check_exit_layers(sidecar.exit_layers, read_config(Path(source)).num_hidden_layers)
-    shutil.copytree(source, out, dirs_exist_ok=True)
-    write_sidecar(Path(out), sidecar)
+    with whole_folder(out) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        write_sidecar(folder, sidecar)
 
 
 def _check_exit_layers(exit_layers: tuple[int, ...], num_layers: int) -> None:
@@ -218,21 +225,24 @@ def _check_exit_layers(exit_layers: tuple[int, ...], num_layers: int) -> None:
 
 
 def export_exit(folder: PathLike, exit_layer: int, out: PathLike) -> None:
-    """Write one exit as an ordinary checkpoint with fewer layers, which any engine can load.
+    """Write one exit as an ordinary checkpoint with fewer layers, which any engine can load, whole or not at all.
 
     Raises:
         BadPolicy: the model has fewer layers.
+        BadFile: there is something at `out` already, or it cannot be made.
+        OutOfSpace: the disk is full.
     """
-    source, destination = Path(folder), Path(out)
+    source = Path(folder)
     config = read_config(source)
     if not 1 <= exit_layer <= config.num_hidden_layers:
         raise BadPolicy(f"exit layer {exit_layer}", f"from 1 to the model's {config.num_hidden_layers} layers")
+    check_new(out)
     with open_weights(source) as read:
         kept = {name: read(name).contiguous() for name in tensor_names(source) if layer_of(name) < exit_layer}
-    destination.mkdir(parents=True, exist_ok=True)
-    save_file(kept, destination / "model.safetensors", metadata={"format": "pt"})
-    raw = json.loads((source / "config.json").read_text("utf-8")) | {"num_hidden_layers": exit_layer}
-    (destination / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for extra in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if (source / extra).is_file():
-            shutil.copyfile(source / extra, destination / extra)
+    with whole_folder(out) as destination:
+        save_file(kept, destination / "model.safetensors", metadata={"format": "pt"})
+        raw = json.loads((source / "config.json").read_text("utf-8")) | {"num_hidden_layers": exit_layer}
+        (destination / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for extra in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (source / extra).is_file():
+                shutil.copyfile(source / extra, destination / extra)

@@ -12,41 +12,64 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from perfmodel.disk import whole_folder
 from s2d.corpus import corpus_sha256, held_out_files, held_out_prompts, training_texts
-from s2d.reference import STABLE, STAGES, TARGETS, Stage, corpus_tokens
+from s2d.fit_confidence import calibrate_on_prompts
+from s2d.reference import STABLE, STAGES, TARGETS, Stage, corpus_tokens, stage_named
 from s2d.sidecar import Sidecar, write_sidecar
 from s2d.train import exit_logits, exit_losses, load_trainable, windows
+from s2d.training import read_training
 
 PROMPTS_PER_CATEGORY = 24
+CALIBRATION_NEW_TOKENS = 128
 
 
 def install_family(work: Path, family: Path) -> None:
-    """The finished models in bf16 with their tokenizer and exits, the held-out prompts, and what they were made from."""
+    """The finished models in bf16, the held-out prompts, and what all was made from: a new folder, whole or not at all.
+
+    The draft is calibrated on the calibration half of the prompts.
+
+    Raises:
+        BadFile: there is something at `family` already, or it cannot be made.
+        OutOfSpace: the disk is full.
+    """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    for name in ("draft", *TARGETS):
-        stage = next(stage for stage in STAGES if stage.name == name)
-        early = stage.exit_layers if name == "draft" else stage.exit_layers[:-1]
-        load_trainable(str(work / name)).to(torch.bfloat16).save_pretrained(family / name)
-        tokenizer.save_pretrained(family / name)
-        write_sidecar(family / name, Sidecar(exit_layers=early, norm="shared-final-norm", calibration=None))
-    lines = [json.dumps(asdict(prompt)) for prompt in held_out_prompts(PROMPTS_PER_CATEGORY)]
-    (family / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (family / "recipe.json").write_text(json.dumps(recipe_record(work), indent=2) + "\n", encoding="utf-8")
+    prompts = held_out_prompts(PROMPTS_PER_CATEGORY)
+    with whole_folder(family) as folder:
+        for name in ("draft", *TARGETS):
+            stage = stage_named(name)
+            early = stage.exit_layers if name == "draft" else stage.exit_layers[:-1]
+            load_trainable(str(work / name)).to(torch.bfloat16).save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+            write_sidecar(folder / name, Sidecar(exit_layers=early, norm="shared-final-norm", calibration=None))
+        calibrate_on_prompts(
+            folder / "draft",
+            [str(folder / name) for name in TARGETS],
+            prompts,
+            max_new_tokens=CALIBRATION_NEW_TOKENS,
+            device="cpu",
+        )
+        lines = [json.dumps(asdict(prompt)) for prompt in prompts]
+        (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "recipe.json").write_text(json.dumps(recipe_record(work), indent=2) + "\n", encoding="utf-8")
 
 
 def recipe_record(work: Path) -> dict[str, object]:
-    """What the family was made from: the corpus by hash, and per stage its steps and held-out loss by exit."""
+    """What the family was made from: the corpus by hash, and per stage the steps it really took and held-out loss by exit."""
     texts = training_texts()
     tokens = corpus_tokens(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"))
-    stages = {
-        stage.name: {
-            "steps": stage.settings.steps,
-            "tokens": stage.settings.steps * stage.settings.batch_sequences * stage.settings.sequence_tokens,
-            "held_out_loss_by_exit": held_out_losses(work, stage),
-        }
-        for stage in STAGES
-    }
+    stages = {stage.name: stage_record(work, stage) for stage in STAGES}
     return {"corpus_files": len(texts), "corpus_sha256": corpus_sha256(texts), "corpus_tokens": len(tokens), "stages": stages}
+
+
+def stage_record(work: Path, stage: Stage) -> dict[str, object]:
+    """What one stage took, as its folder says, and what it came to."""
+    settings = read_training(work / stage.name).settings
+    return {
+        "steps": settings.steps,
+        "tokens": settings.steps * settings.batch_sequences * settings.sequence_tokens,
+        "held_out_loss_by_exit": held_out_losses(work, stage),
+    }
 
 
 @torch.inference_mode()

@@ -95,12 +95,19 @@ def encode_prompts(pair: Pair, prompts: Sequence[Prompt], *, max_new_tokens: Tok
     """Prompts as token ids.
 
     Raises:
-        UserInputError: one is empty, or leaves no room for the tokens to write.
+        UserInputError: one is empty, or leaves no room for the tokens to write, which may leave none for any.
     """
-    longest = context_tokens(pair.target, pair.draft) - max_new_tokens
+    context = context_tokens(pair.target, pair.draft)
+    longest = context - max_new_tokens
+    if longest < 1:
+        raise UserInputError(
+            f"--max-new-tokens {max_new_tokens}: expected at most {context - 1}, as these models hold {context} tokens, prompt "
+            "included. Give fewer."
+        )
     encoded = []
     for prompt in prompts:
-        ids = tuple(pair.tokenizer(prompt.text, add_special_tokens=False)["input_ids"])
+        # Not verbose: the tokenizer would warn of a length that is refused here in our own words.
+        ids = tuple(pair.tokenizer(prompt.text, add_special_tokens=False, verbose=False)["input_ids"])
         if not 1 <= len(ids) <= longest:
             raise UserInputError(
                 f"prompt {prompt.name!r} has {len(ids)} tokens: expected 1 to {longest}, which with {max_new_tokens} new ones "

@@ -10,8 +10,6 @@ more room. The draft starts as the first layers of target-16 (as S2D's draft sta
 and is trained by SoFT with distillation on standard-library text and on text both targets wrote.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,9 +18,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from perfmodel.errors import UnknownName, UserInputError
+from perfmodel.disk import whole_folder
+from perfmodel.errors import UnknownName
 from s2d.corpus import training_texts
-from s2d.train import Batch, TrainSettings, load_trainable, train_sorted, windows
+from s2d.training import TrainSettings
 
 VOCAB_SIZE = 2048
 END_OF_TEXT = "<|endoftext|>"
@@ -33,13 +32,7 @@ HEAD_DIM = 64
 CONTEXT_TOKENS = 512
 DRAFT_EXITS = (1, 2, 4, 6)
 TARGET_EXITS = (2, 4, 6, 8)
-TEXT_PROMPT_TOKENS = 64
-TEXT_NEW_TOKENS = 192
-TEXT_BATCHES = 4  # of 64 texts, for greedy and for sampled decoding each
-TEXT_TEMPERATURE = 0.8
 TARGETS = ("target-16", "target-32")
-
-StageProgress = Callable[[str, int], AbstractContextManager[Callable[[int, float], None]]]
 
 STABLE = TrainSettings(
     steps=1000,
@@ -105,8 +98,26 @@ STAGES = (
 )
 
 
+def stage_named(name: str) -> Stage:
+    """A stage of the recipe.
+
+    Raises:
+        UnknownName: there is none of that name.
+    """
+    stage = next((stage for stage in STAGES if stage.name == name), None)
+    if stage is None:
+        raise UnknownName("stage", name, [stage.name for stage in STAGES])
+    return stage
+
+
+def stages_before(stage: Stage) -> list[Stage]:
+    """The stages that must be finished before one, the first ones first."""
+    direct = [stage_named(name) for name in (*filter(None, [stage.start]), *stage.teachers)]
+    return list(dict.fromkeys(found for one in direct for found in (*stages_before(one), one)))
+
+
 def train_tokenizer(folder: Path) -> None:
-    """Byte-level BPE of `VOCAB_SIZE` entries over the training files, saved as a Hugging Face tokenizer."""
+    """Byte-level BPE of `VOCAB_SIZE` entries over the training files, saved whole as a Hugging Face tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -125,7 +136,8 @@ def train_tokenizer(folder: Path) -> None:
         model_max_length=CONTEXT_TOKENS,
         clean_up_tokenization_spaces=False,
     )
-    wrapped.save_pretrained(folder)
+    with whole_folder(folder) as whole:
+        wrapped.save_pretrained(whole)
 
 
 def corpus_tokens(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
@@ -169,107 +181,3 @@ def resized(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
             torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
             torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     return grown
-
-
-def write_texts(work: Path, target: str) -> None:
-    """Let one target write, greedily and sampled, after prompts from the training files: int32 [num_texts, tokens]."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    model = load_trainable(str(work / target))
-    tokens = corpus_tokens(tokenizer)
-    rng = np.random.default_rng([STABLE.seed, model.config.num_hidden_layers])
-    torch.manual_seed(STABLE.seed)
-    texts = []
-    for sampled in (False, True):
-        for _ in range(TEXT_BATCHES):
-            starts = rng.integers(0, len(tokens) - TEXT_PROMPT_TOKENS, 64)
-            prompts = torch.from_numpy(tokens[starts[:, None] + np.arange(TEXT_PROMPT_TOKENS)].astype(np.int64))
-            options = {"do_sample": sampled} | ({"temperature": TEXT_TEMPERATURE, "top_k": 0} if sampled else {})
-            with torch.inference_mode():
-                written = model.generate(
-                    prompts,
-                    attention_mask=torch.ones_like(prompts),
-                    min_new_tokens=TEXT_NEW_TOKENS,
-                    max_new_tokens=TEXT_NEW_TOKENS,
-                    **options,
-                )
-            texts.append(written.numpy().astype(np.int32))
-    folder = work / f"text-{target}"
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "partial.npy", np.concatenate(texts))
-    (folder / "partial.npy").replace(folder / "texts.npy")
-
-
-def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batch]:
-    """Half standard-library text, half text the targets wrote; the teachers take turns."""
-    written = [np.load(work / f"text-{name}" / "texts.npy") for name in stage.teachers]
-    rng = np.random.default_rng([stage.settings.seed, 5])
-    human = windows(tokens, stage.settings, 3)
-    rows = stage.settings.batch_sequences * stage.settings.sequence_tokens // written[0].shape[1]
-    while True:
-        for teacher, texts in enumerate(written):
-            yield Batch(token_ids=next(human), teacher=teacher)
-            chosen = texts[rng.integers(0, len(texts), rows)].astype(np.int64)
-            yield Batch(token_ids=torch.from_numpy(chosen), teacher=teacher)
-
-
-def train_stage(
-    work: Path, stage: Stage, *, max_steps: int | None = None, on_step: Callable[[int, float], None] = lambda step, loss: None
-) -> None:
-    """Train one stage of the recipe into `work/<name>`; its inputs must be there.
-
-    Args:
-        max_steps: cuts the stage short, to try the recipe out; the shipped family was made without.
-    """
-    settings = stage.settings if max_steps is None else stage.settings.shortened(max_steps)
-    torch.manual_seed(settings.seed)
-    tokens = corpus_tokens(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"))
-    model = (
-        new_model(stage.num_layers)
-        if stage.start is None
-        else resized(load_trainable(str(work / stage.start)), stage.num_layers)
-    )
-    teachers = [load_trainable(str(work / name)) for name in stage.teachers]
-    if teachers:
-        batches = draft_batches(work, tokens, stage)
-    else:
-        batches = (Batch(token_ids=ids, teacher=None) for ids in windows(tokens, settings, 1))
-    partial = work / f"{stage.name}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    train_sorted(model, stage.exit_layers, batches, settings, teachers=teachers, folder=partial, on_step=on_step)
-    model.save_pretrained(partial)
-    partial.replace(work / stage.name)
-
-
-def run_stages(work: Path, *, max_steps: int | None, progress: StageProgress) -> None:
-    """Every stage that is not finished yet, in order: run again after an interruption to go on.
-
-    Args:
-        work: one folder per stage.
-        max_steps: as for `train_stage`.
-        progress: given a stage's name and number of steps, a context that hands out the per-step callback.
-    """
-    for stage in STAGES:
-        if not (work / stage.name).exists():
-            run_stage(work, stage.name, max_steps=max_steps, progress=progress)
-
-
-def run_stage(work: Path, name: str, *, max_steps: int | None, progress: StageProgress) -> None:
-    """One stage and whatever of tokenizer and written texts it needs and is not there.
-
-    Raises:
-        UnknownName: no stage of the recipe has that name.
-        UserInputError: the stage it starts from, or a teacher, is not finished.
-    """
-    stage = next((stage for stage in STAGES if stage.name == name), None)
-    if stage is None:
-        raise UnknownName("stage", name, [stage.name for stage in STAGES])
-    for needed in (*filter(None, [stage.start]), *stage.teachers):
-        if not (work / needed).exists():
-            raise UserInputError(f"stage {name!r} needs stage {needed!r}, which is not in {str(work)!r}: train it first")
-    if not (work / "tokenizer").exists():
-        train_tokenizer(work / "tokenizer")
-    for teacher in stage.teachers:
-        if not (work / f"text-{teacher}" / "texts.npy").exists():
-            write_texts(work, teacher)
-    with progress(name, min(stage.settings.steps, max_steps or stage.settings.steps)) as on_step:
-        train_stage(work, stage, max_steps=max_steps, on_step=on_step)

@@ -1,21 +1,24 @@
 """A plan file to a run: the models it was made for, the prompts, the checks that both belong together."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from perfmodel.artifact import Stored, record_text
-from perfmodel.console import print_err, print_out
-from perfmodel.disk import write_atomically
+from perfmodel.artifact import Stored
+from perfmodel.console import print_answer, print_out
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.geometry import ModelGeometry
 from perfmodel.plan import Plan, read_plan
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import make_provenance
-from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport
+from perfmodel.report import RunReport, report_file_text, write_report
+from perfmodel.sampling import Sampling
 from s2d.bench import RunRequest, run_report
 from s2d.corpus import Prompt
 from s2d.generate import OnTokens
@@ -43,29 +46,64 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
         return
     loaded = load_from_flags(args)
     plan = loaded.plan.record
-    if not args.json:
-        print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request.max_new_tokens))
-    report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=None if args.json else _streamer(loaded.pair))
-    text = record_text(
-        report,
-        schema=REPORT_SCHEMA,
-        version=REPORT_VERSION,
-        provenance=make_provenance(
-            argv=command,
-            device=report.device.device,
-            libraries=("torch", "transformers"),
-            seed=report.sampling.seed,
-            inputs={"plan": loaded.plan.sha256, "target": report.target_sha256, "draft": report.draft_sha256},
-        ),
-    )
-    if args.output is not None:
-        write_atomically(args.output, text.encode())
-        print_err(f"wrote {args.output}; next: s2d-compare --plan {args.plan} --report {args.output}")
     if args.json:
-        print_out(text, end="")
+        report = run_report(loaded.pair, loaded.prompts, loaded.request)
     else:
-        print_out("\n\n" + report_text(report, plan.chosen))
+        print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request.max_new_tokens))
+        with PromptStreams(loaded.pair.tokenizer) as streams:
+            report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=streams.on_prompt)
+    provenance = make_provenance(
+        argv=command,
+        device=report.device.device,
+        libraries=("torch", "transformers"),
+        seed=report.sampling.seed,
+        inputs={"plan": loaded.plan.sha256, "target": report.target_sha256, "draft": report.draft_sha256},
+    )
+    print_answer(
+        args,
+        text=lambda: "\n" + report_text(report, plan.chosen),
+        file_text=lambda: report_file_text(report, provenance),
+        write=lambda path: write_report(path, report, provenance),
+        done=next_text(args, command, report.sampling),
+    )
     _refuse_unequal(report)
+
+
+def next_text(args: argparse.Namespace, command: Sequence[str], sampling: Sampling) -> str:
+    """What to do with the report: without plain decoding in it there is nothing to compare, so run with it first."""
+    if args.check:
+        return f"; next: {shlex.join(['s2d-compare', '--plan', str(args.plan), '--report', str(args.output)])}"
+    if sampling.rule == "ratio":  # of which --check has nothing to compare
+        return ""
+    return f"; next, to measure the speedup: {shlex.join([*command, '--check'])}"
+
+
+class PromptStreams:
+    """Shows every prompt's name and, as it is accepted, its text; whatever ends the run, the text ends with its line."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._stream: TextStream | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def on_prompt(self, prompt: EncodedPrompt) -> OnTokens:
+        """What takes the tokens that follow a prompt."""
+        self._end()
+        print_out(f"\n=== {prompt.name} ({prompt.category})")
+        self._stream = TextStream(self._tokenizer, lambda piece: print_out(piece, end=""))
+        return self._stream.add
+
+    def _end(self) -> None:
+        """Show what the last text still holds back, half a character perhaps."""
+        if self._stream is not None:
+            self._stream.flush()
+            self._stream = None
+            print_out()
 
 
 def export_from_flags(args: argparse.Namespace) -> None:
@@ -89,6 +127,7 @@ def load_from_flags(args: argparse.Namespace) -> Loaded:
     if args.plan is None:
         raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan makes one")
     plan = read_plan(args.plan)
+    _check_head(args.plan, plan.record)
     pair = _load_pair(args, plan.record)
     check_made_for(args.plan, plan.record, pair)
     max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
@@ -137,6 +176,14 @@ def check_made_for(path: Path, plan: Plan, pair: Pair) -> None:
         raise Mismatch(what, made_for=_device_label(plan.device), given=_device_label(pair.device_key), fix=fix)
 
 
+def _check_head(path: Path, plan: Plan) -> None:
+    """Refuse what no draft loaded here can be; its models may not even exist."""
+    if plan.draft.model.has_reduced_head:
+        made_for = f"a draft with {plan.draft.model.head_label}"
+        given = "this runtime's drafts, which answer with the whole vocabulary"
+        raise Mismatch(f"plan {str(path)!r}", made_for=made_for, given=given, fix="Plan again without --draft-vocab")
+
+
 def _load_pair(args: argparse.Namespace, plan: Plan) -> Pair:
     """The plan's models on the plan's kind of device, or those named instead."""
     if plan.device.dtype not in TORCH_DTYPES:
@@ -151,17 +198,6 @@ def _load_pair(args: argparse.Namespace, plan: Plan) -> Pair:
         torch.set_num_threads(plan.device.num_threads)
     draft = args.draft or (SELF_DRAFT if plan.draft.kind == "self" else plan.draft_name)
     return load_pair(args.target or plan.target.name, draft, plan.device.dtype, "cuda" if is_gpu else "cpu")
-
-
-def _streamer(pair: Pair) -> Callable[[EncodedPrompt], OnTokens]:
-    """Shows every prompt's name and, as it is accepted, its text."""
-
-    def on_prompt(prompt: EncodedPrompt) -> OnTokens:
-        print_out(f"\n\n=== {prompt.name} ({prompt.category})")
-        stream = TextStream(pair.tokenizer, lambda piece: print_out(piece, end=""))
-        return stream.add
-
-    return on_prompt
 
 
 def _refuse_unequal(report: RunReport) -> None:

@@ -19,8 +19,10 @@ from perfmodel.units import (
 )
 from s2d.bench import kind_seconds
 from s2d.pair import Pair
+from s2d.sidecar import Sidecar
 
 _UNKNOWN = "-"
+SHOWN_CONFIDENCES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def understood_text(pair: Pair, plan: Plan, num_prompts: int, max_new_tokens: int) -> str:
@@ -103,6 +105,20 @@ def _positions(rounds: RoundStats, predicted: RoundStats) -> str:
 def _kept(rounds: RoundStats) -> list[float]:
     """Of the rounds that drafted a position, the share that accepted it."""
     return [a / d for a, d in zip(rounds.accepted_by_position, rounds.drafted_by_position, strict=False) if d]
+
+
+def calibration_text(sidecar: Sidecar) -> str:
+    """What each exit's curve makes of a low, a middling and a high confidence."""
+    fitted = sidecar.calibration
+    if fitted is None:
+        return "no calibration"
+    rows = [
+        (f"exit {layer}", *(format_frac(curve(said)) for said in SHOWN_CONFIDENCES))
+        for layer, curve in zip(sidecar.exit_layers, fitted.curves, strict=True)
+    ]
+    headers = ("agreement", *(f"at {said:.1f}" for said in SHOWN_CONFIDENCES))
+    lines = table(rows, headers=headers)
+    return f"{lines}\n{fitted.confidence}, {fitted.num_positions} positions of text by {', '.join(fitted.targets)}"
 
 
 def _exits(exit_layers: Sequence[int], rounds: RoundStats, predicted: RoundStats) -> str:

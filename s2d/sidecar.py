@@ -4,14 +4,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from perfmodel.artifact import read_record, write_record
+from perfmodel.artifact import Body, read_record, write_record
 from perfmodel.errors import BadPolicy
-from perfmodel.policy import CalibrationCurve
-from perfmodel.provenance import make_provenance
+from perfmodel.policy import CalibrationCurve, Confidence
+from perfmodel.provenance import Provenance, make_provenance
 
 SIDECAR_NAME = "s2d.json"
 SIDECAR_SCHEMA = "s2d/sidecar"
-SIDECAR_VERSION = 1
+SIDECAR_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What each exit's confidence is worth, as fitted on greedy text of these targets that the draft was not trained on."""
+
+    confidence: Confidence
+    """The kind of confidence that the curves start from."""
+    curves: tuple[CalibrationCurve, ...]
+    """One per exit, in order: from confidence to the probability that the target agrees."""
+    targets: tuple[str, ...]
+    num_positions: int | None
+    """Positions that every curve was fitted to; None in files that did not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,15 +35,26 @@ class Sidecar:
     """Rising layer counts; a draft's last is its depth."""
     norm: Literal["shared-final-norm"]
     """Every exit goes through the model's final norm and head."""
-    calibration: tuple[CalibrationCurve, ...] | None
-    """One curve per exit, in order; None when none was fitted."""
+    calibration: Calibration | None
+    """None when none was fitted."""
 
     def __post_init__(self) -> None:
         layers = self.exit_layers
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1:
             raise BadPolicy(f"exit layers {layers!r}", "rising layer counts, the first at least 1")
-        if self.calibration is not None and len(self.calibration) != len(layers):
-            raise BadPolicy(f"{len(self.calibration)} calibration curves for {len(layers)} exits", "one for every exit")
+        if self.calibration is not None and len(self.calibration.curves) != len(layers):
+            raise BadPolicy(f"{len(self.calibration.curves)} calibration curves for {len(layers)} exits", "one for every exit")
+
+
+def _with_whole_calibration(body: Body) -> Body:
+    """Version 1 had bare curves, of the largest probability."""
+    curves = body.get("calibration")
+    if curves is None:
+        return body
+    return body | {"calibration": {"confidence": "max-prob", "curves": curves, "targets": [], "num_positions": None}}
+
+
+_UPGRADES = {1: _with_whole_calibration}
 
 
 def read_sidecar(folder: Path) -> Sidecar | None:
@@ -42,10 +66,10 @@ def read_sidecar(folder: Path) -> Sidecar | None:
     path = folder / SIDECAR_NAME
     if not path.is_file():
         return None
-    return read_record(path, Sidecar, schema=SIDECAR_SCHEMA, version=SIDECAR_VERSION).record
+    return read_record(path, Sidecar, schema=SIDECAR_SCHEMA, version=SIDECAR_VERSION, upgrades=_UPGRADES).record
 
 
-def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
-    """Write the sidecar of a model folder, whole or not at all."""
-    provenance = make_provenance()
+def write_sidecar(folder: Path, sidecar: Sidecar, provenance: Provenance | None = None) -> None:
+    """Write the sidecar of a model folder, whole or not at all; without a provenance, with that of this process."""
+    provenance = provenance or make_provenance()
     write_record(folder / SIDECAR_NAME, sidecar, schema=SIDECAR_SCHEMA, version=SIDECAR_VERSION, provenance=provenance)

@@ -7,59 +7,32 @@ being right.
 Shapes: B sequences, T tokens, V vocabulary.
 """
 
-import json
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from perfmodel.console import save_or_warn
+from perfmodel.errors import UserInputError
+from perfmodel.units import Seconds
 from s2d.load import find_model, read_config
+from s2d.resume import keep_losses_before, load_checkpoint, log_loss, save_checkpoint
+from s2d.training import Training, TrainSettings
 
 LOG_EVERY_STEPS = 25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSettings:
-    """How long, how fast and on what share of the teacher one training stage runs.
-
-    The learning rate warms up, stays, and falls linearly to zero over the last `cooldown_steps`, so that a stage
-    without a cooldown can be grown or forked (warm-up, stable, decay).
-    """
-
-    steps: int
-    warmup_steps: int
-    cooldown_steps: int
-    batch_sequences: int
-    sequence_tokens: int
-    matrix_lr: float
-    vector_lr: float
-    distill_frac: float
-    all_exits: bool
-    seed: int
-
-    def shortened(self, max_steps: int) -> "TrainSettings":
-        """The same settings over at most `max_steps` steps, the cooldown in proportion."""
-        steps = min(self.steps, max_steps)
-        return replace(self, steps=steps, cooldown_steps=self.cooldown_steps * steps // self.steps)
-
-    def lr_frac(self, step: int) -> float:
-        """Share of the peak learning rate at a zero-based step."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        remaining = self.steps - step
-        return min(1.0, remaining / self.cooldown_steps) if self.cooldown_steps else 1.0
+SAVE_EVERY_S: Seconds = 300.0
+"""A training that is killed loses at most so much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,46 +119,64 @@ def make_optimizers(model: LlamaForCausalLM, settings: TrainSettings) -> list[to
 
 def train_sorted(
     model: LlamaForCausalLM,
-    exit_layers: Sequence[int],
     batches: Iterator[Batch],
-    settings: TrainSettings,
+    training: Training,
     *,
     teachers: Sequence[LlamaForCausalLM] = (),
     folder: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    clock: Callable[[], Seconds] = time.perf_counter,
 ) -> None:
-    """Train in place, logging the loss of every exit to `folder/loss.jsonl`; resumes from a checkpoint found there.
+    """Train in place, logging the loss of every exit to `folder/loss.jsonl`; goes on from a checkpoint found there.
 
+    The state is saved now and then and at the end, and stays: the caller removes it once the model is where it belongs.
     With `all_exits` every exit is in every loss, as published; without, the last one and one other drawn at random,
     which costs less and leaves a target most of its strength (LayerSkip's rotational curriculum, drawn).
 
+    Args:
+        model: at its start weights.
+        batches: from the first on, also when the training is gone on with.
+        training: what this is; a checkpoint of anything else is refused.
+        teachers: what the batches' numbers stand for.
+        folder: exists.
+        on_step: told every finished step and the last exit's loss.
+        clock: a monotonic clock in seconds.
+
     Raises:
-        KeyboardInterrupt: after the step was finished and the state written; run again to go on from there.
+        KeyboardInterrupt: after the step was finished and the state saved; run again to go on from there.
+        Mismatch: the checkpoint is of another training.
+        OutOfSpace: no room for the state, on Ctrl-C; now and then and at the end that is a warning.
+        UserInputError: the loss is not a number any more.
     """
+    settings, exit_layers = training.settings, training.exit_layers
     optimizers = make_optimizers(model, settings)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    first_step = load_checkpoint(model, optimizers, folder) if (folder / "checkpoint.safetensors").exists() else 0
+    first_step = load_checkpoint(model, optimizers, training, folder)
+    keep_losses_before(first_step, folder)
     rng = np.random.default_rng([settings.seed, 97])
     drawn = rng.integers(0, max(1, len(exit_layers) - 1), settings.steps).tolist()
     for _ in range(first_step):  # a resumed run sees the batches the first one would have seen
         next(batches)
     model.train()
-    start_s = time.perf_counter()
-    with (folder / "loss.jsonl").open("a", encoding="utf-8") as log, steps_finished_first() as interrupted:
+    start_s = saved_s = clock()
+    with steps_finished_first() as interrupted:
         for step in range(first_step, settings.steps):
             chosen = exit_layers if settings.all_exits else sorted({exit_layers[drawn[step]], exit_layers[-1]})
             for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
                 group["lr"] = peak * settings.lr_frac(step)
             losses = train_step(model, chosen, next(batches), optimizers, teachers, settings.distill_frac)
             on_step(step, losses[-1])
-            if step % LOG_EVERY_STEPS == 0 or step == settings.steps - 1:
-                record = {"step": step, "loss_by_exit": dict(zip(map(str, chosen), losses, strict=True))}
-                log.write(json.dumps(record | {"elapsed_s": round(time.perf_counter() - start_s, 1)}) + "\n")
-                log.flush()
+            is_last, save = step == settings.steps - 1, partial(save_checkpoint, model, optimizers, step + 1, training, folder)
+            if step % LOG_EVERY_STEPS == 0 or is_last:
+                by_exit = dict(zip(map(str, chosen), losses, strict=True))
+                record = {"step": step, "loss_by_exit": by_exit, "elapsed_s": round(clock() - start_s, 1)}
+                save_or_warn(partial(log_loss, record, folder))
             if interrupted():
-                save_checkpoint(model, optimizers, step + 1, folder)
+                save()
                 raise KeyboardInterrupt
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            if is_last or clock() - saved_s >= SAVE_EVERY_S:
+                save_or_warn(save)  # at the end too: the model itself is smaller and may still find room
+                saved_s = clock()
     model.eval()
 
 
@@ -225,40 +216,10 @@ def train_step(
         losses = exit_losses(exit_logits(model, inputs, exit_layers), labels, teacher_logits, distill_frac)
     loss = torch.stack(losses).mean()
     if not math.isfinite(loss.item()):
-        raise FloatingPointError(f"the training loss became {loss.item()!r}: lower the learning rate")
+        raise UserInputError(f"the training loss became {loss.item()!r}: give lower learning rates (--matrix-lr, --vector-lr)")
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return [value.item() for value in losses]
-
-
-def save_checkpoint(model: LlamaForCausalLM, optimizers: Sequence[torch.optim.Optimizer], step: int, folder: Path) -> None:
-    """Weights and optimizer state as safetensors: written whole, then renamed."""
-    tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.named_parameters()}
-    for number, optimizer in enumerate(optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    partial = folder / "checkpoint.partial"
-    save_file(tensors, partial, metadata={"step": str(step)})
-    partial.replace(folder / "checkpoint.safetensors")
-
-
-def load_checkpoint(model: LlamaForCausalLM, optimizers: Sequence[torch.optim.Optimizer], folder: Path) -> int:
-    """Restore what `save_checkpoint` wrote; returns the step to go on with."""
-    path = folder / "checkpoint.safetensors"
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            value.copy_(tensors[f"model.{name}"])
-    for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            kind, *rest = key.split(".")
-            if kind == "optimizer" and int(rest[0]) == number:
-                state.setdefault(int(rest[1]), {})[rest[2]] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step

@@ -3,37 +3,56 @@
 S2D §3.1: the draft starts as the target's first layers, embedding, norm and head, and every exit is trained by SoFT.
 """
 
+import hashlib
 import json
+import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from perfmodel.disk import check_new, read_whole, whole_folder
 from perfmodel.errors import BadFile, UserInputError
-from s2d.checkpoint import layer_of
+from s2d.checkpoint import layer_of, weights_sha256
 from s2d.device import check_device
-from s2d.load import check_same_vocabulary, find_model, load_tokenizer
+from s2d.fit_confidence import calibrate_draft
+from s2d.load import check_same_vocabulary, find_model, load_tokenizer, read_config
+from s2d.pair import EncodedPrompt
+from s2d.resume import LOSS_NAME, remove_training, training_folder
 from s2d.sidecar import Sidecar, write_sidecar
-from s2d.train import Batch, TrainSettings, load_trainable, train_sorted, windows
+from s2d.train import Batch, load_trainable, train_sorted, windows
+from s2d.training import Training, TrainSettings, write_training
+
+HELD_OUT_ONE_IN = 20
+PROMPT_TOKENS = 64
+NEW_TOKENS = 64
+MAX_PROMPTS = 32
+"""What a draft is calibrated on: so many tokens that each target writes after so many prompts of so many tokens."""
 
 
 def read_texts(paths: Sequence[Path]) -> list[str]:
     """Training texts from `.txt` files (one text each) and `.jsonl` files (`text`, `turns` or ShareGPT `conversations`).
 
     Raises:
-        BadFile: a line that is no JSON object or holds none of the known keys.
+        BadFile: not UTF-8, or a line that is no JSON object or holds none of the known keys.
     """
     texts: list[str] = []
     for path in paths:
         if not path.is_file():
             raise BadFile(path, "no such file", "Give .txt or .jsonl files with --text")
-        if path.suffix != ".jsonl":
-            texts.append(path.read_text("utf-8"))
-            continue
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-            texts.append(_text_of(path, number, line))
+        try:
+            content = read_whole(path).decode("utf-8")
+        except UnicodeDecodeError as err:
+            fix = "Give .txt or .jsonl files in UTF-8 with --text"
+            raise BadFile(path, f"this is not a text file (byte {err.start} is not UTF-8)", fix) from err
+        if path.suffix == ".jsonl":
+            texts += [_text_of(path, number, line) for number, line in enumerate(content.splitlines(), start=1)]
+        else:
+            texts.append(content)
     return texts
 
 
@@ -80,12 +99,12 @@ def train_draft(
     device: str,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Train a nested draft on texts and save it, with its tokenizer and sidecar, as a Hugging Face folder.
+    """Train a nested draft on texts, calibrate it on those left out, and save it as a Hugging Face folder, whole or not at all.
 
     Args:
         target_name: a folder, or a model of the reference family.
         exit_layers: rising layer counts; the last is the draft's depth.
-        texts: what to train on.
+        texts: what to train on; about a twentieth is left out for calibration.
         settings: how long and how fast.
         output: the folder to make.
         teacher_names: targets whose distributions the draft is distilled from, in turns; none trains on the text alone.
@@ -93,37 +112,89 @@ def train_draft(
         on_step: told every finished step and its loss.
 
     Raises:
-        UserInputError: fewer tokens than one training sequence.
+        UserInputError: fewer tokens than one training sequence, or a longer sequence than the target's context.
+        Mismatch: `<output>.partial` holds another training, or a teacher has another tokenizer.
+        OutOfSpace: the disk is full; the state so far is kept.
         KeyboardInterrupt: after the state so far was written to `<output>.partial`; run again to go on.
     """
     check_device(device)
+    check_new(output)
+    target_folder, teacher_folders = find_model(target_name), [find_model(name) for name in teacher_names]
+    tokenizer = load_tokenizer(target_folder)
+    for folder in teacher_folders:
+        check_same_vocabulary(tokenizer, load_tokenizer(folder))
+    tokens, held_out = _split_tokens(_token_lists(tokenizer, texts))
+    _check_sequence_tokens(settings.sequence_tokens, len(tokens), target_folder)
+    training = Training(
+        start_sha256=weights_sha256(target_folder),
+        exit_layers=tuple(exit_layers),
+        text_sha256=hashlib.sha256(tokens.tobytes()).hexdigest(),
+        teacher_sha256s=tuple(weights_sha256(folder) for folder in teacher_folders),
+        settings=settings,
+    )
     torch.manual_seed(settings.seed)
-    tokenizer = load_tokenizer(find_model(target_name))
-    tokens = _joined_tokens(tokenizer, texts)
-    if len(tokens) < settings.sequence_tokens + 2:
+    partial = output.with_name(output.name + ".partial")
+    with training_folder(partial):
+        draft = first_layers(load_trainable(target_name), exit_layers[-1]).to(device)
+        teachers = [load_trainable(name).to(device) for name in teacher_names]
+        batches = _batches(tokens, settings, len(teachers))
+        train_sorted(draft, batches, training, teachers=teachers, folder=partial, on_step=on_step)
+        del teachers  # calibration loads what it needs
+        with whole_folder(output) as folder:
+            draft.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            write_training(folder, training)
+            shutil.copyfile(partial / LOSS_NAME, folder / LOSS_NAME)
+            write_sidecar(folder, Sidecar(exit_layers=tuple(exit_layers), norm="shared-final-norm", calibration=None))
+            _calibrate(folder, list(dict.fromkeys([target_name, *teacher_names])), held_out, device)
+    remove_training(partial)
+
+
+def _check_sequence_tokens(sequence_tokens: int, num_tokens: int, target_folder: Path) -> None:
+    """Refuse sequences that the text or the target's context is too short for."""
+    if num_tokens < sequence_tokens + 2:
         raise UserInputError(
-            f"the texts hold {len(tokens)} tokens and one training sequence takes {settings.sequence_tokens + 1}: "
+            f"the texts hold {num_tokens} tokens to train on and one training sequence takes {sequence_tokens + 1}: "
             "give more text with --text, or a smaller --sequence-tokens"
         )
-    draft = first_layers(load_trainable(target_name), exit_layers[-1]).to(device)
-    teachers = [load_trainable(name).to(device) for name in teacher_names]
-    for name in teacher_names:
-        check_same_vocabulary(tokenizer, load_tokenizer(find_model(name)))
-    partial = output.with_name(output.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    batches = _batches(tokens, settings, len(teachers))
-    train_sorted(draft, exit_layers, batches, settings, teachers=teachers, folder=partial, on_step=on_step)
-    draft.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    write_sidecar(partial, Sidecar(exit_layers=tuple(exit_layers), norm="shared-final-norm", calibration=None))
-    partial.replace(output)
+    longest = read_config(target_folder).max_position_embeddings
+    if sequence_tokens > longest:
+        raise UserInputError(
+            f"--sequence-tokens {sequence_tokens} is longer than the target's context of {longest} tokens: "
+            f"give at most {longest}"
+        )
 
 
-def _joined_tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> np.ndarray:
-    """All texts in one sequence, an end-of-text token after each: int32 [num_tokens]."""
+def _token_lists(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Every text as tokens, an end-of-text token after each."""
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    pieces = [ids + ends for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
-    return np.asarray([token for piece in pieces for token in piece], dtype=np.int32)
+    return [ids + ends for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if texts else []
+
+
+def _split_tokens(texts: Sequence[list[int]]) -> tuple[np.ndarray, list[int]]:
+    """All but a twentieth in one sequence to train on, int32 [num_tokens], and the rest in another to calibrate on.
+
+    Left out is every twentieth text; of fewer texts than twenty, the last twentieth of each.
+    """
+    if len(texts) >= HELD_OUT_ONE_IN:
+        kept = [ids for number, ids in enumerate(texts, start=1) if number % HELD_OUT_ONE_IN]
+        held_out = list(texts[HELD_OUT_ONE_IN - 1 :: HELD_OUT_ONE_IN])
+    else:
+        cuts = [len(ids) - math.ceil(len(ids) / HELD_OUT_ONE_IN) for ids in texts]
+        kept = [ids[:cut] for ids, cut in zip(texts, cuts, strict=True)]
+        held_out = [ids[cut:] for ids, cut in zip(texts, cuts, strict=True)]
+    return np.asarray([*chain(*kept)], dtype=np.int32), [*chain(*held_out)]
+
+
+def _calibrate(draft: Path, target_names: Sequence[str], held_out: list[int], device: str) -> None:
+    """Calibrate on prompts cut from the tokens left out, evenly over all of them."""
+    shortest = min(read_config(find_model(name)).max_position_embeddings for name in (str(draft), *target_names))
+    size = max(1, min(PROMPT_TOKENS, len(held_out), shortest // 2))
+    number = max(1, min(MAX_PROMPTS, len(held_out) // size))
+    starts = np.linspace(0, len(held_out) - size, number).astype(int).tolist()
+    prompts = [EncodedPrompt(name=f"{at}", category="", token_ids=tuple(held_out[at : at + size])) for at in starts]
+    new_tokens = min(NEW_TOKENS, shortest - size)
+    calibrate_draft(draft, target_names, lambda pair: prompts, max_new_tokens=new_tokens, device=device)
 
 
 def _batches(tokens: np.ndarray, settings: TrainSettings, num_teachers: int) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from perfmodel.artifact import read_record, write_record
+from perfmodel.errors import OutOfSpace
 from perfmodel.estimate import RoundCost, Speedup
 from perfmodel.geometry import DraftGeometry
 from perfmodel.interval import Interval
@@ -20,7 +21,8 @@ from perfmodel.rounds import RoundStats
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.cli import main_run
 from s2d.load import export_exit, load_model
-from s2d.pair import load_pair
+from s2d.pair import EncodedPrompt, load_pair
+from s2d.run import PromptStreams
 from s2d.sidecar import Sidecar, write_sidecar
 from tests.s2d.test_load import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
@@ -179,11 +181,69 @@ def test_a_plan_for_another_shape_exit_device_or_dtype_is_refused(folders, plan_
         assert message in capsys.readouterr().err
 
 
+def test_a_plan_for_a_reduced_head_is_refused_before_any_model_is_looked_for(folders, plan_file, capsys) -> None:
+    draft = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu").geometry
+    reduced = replace(draft, model=replace(draft.model, head_vocab_size=9))
+    plan = plan_file(draft=reduced)
+    assert run(folders, plan, "--prompt", "the") == 2
+    made_for = f"was made for a draft with a head of 9 of {draft.model.vocab_size} tokens"
+    given = "this runtime's drafts, which answer with the whole vocabulary"
+    assert f"{made_for}, not for {given}. Plan again without --draft-vocab." in capsys.readouterr().err
+    assert main_run(["--plan", str(plan), "--draft", "no-such-folder"]) == 2
+    assert "answer with the whole vocabulary" in capsys.readouterr().err
+
+
+def test_text_ends_with_its_line_before_anything_else_is_said(folders, plan_file, capfd) -> None:
+    assert run(folders, plan_file(), "--prompt", "the cat", "-o", str(folders / "report.json")) == 0
+    shown, talk = capfd.readouterr()
+    text, _, table = shown.partition("=== --prompt (given)\n")[2].partition("\n\n")
+    assert table.splitlines()[0].split() == ["measured", "predicted", "error"]
+    assert text
+    assert talk.startswith(f"wrote {folders / 'report.json'}; next, to measure the speedup: s2d-run --target ")
+    assert talk.endswith(" --check\n")
+
+
+def test_half_a_character_at_the_end_of_a_round_is_shown(capsys) -> None:
+    tokenizer = byte_tokenizer()
+    with PromptStreams(tokenizer) as streams:
+        for name in ("a", "b"):
+            add = streams.on_prompt(EncodedPrompt(name=name, category="c", token_ids=(1,)))
+            add(tokenizer("so \N{CAT FACE}")["input_ids"][:-1])
+        assert capsys.readouterr().out == "\n=== a (c)\nso \N{REPLACEMENT CHARACTER}\n\n=== b (c)\n"
+    assert capsys.readouterr().out == "so \N{REPLACEMENT CHARACTER}\n"
+
+
+def test_a_checked_report_is_to_be_compared(folders, plan_file, capsys) -> None:
+    plan, report = plan_file(), folders / "report.json"
+    assert run(folders, plan, "--prompt", "the cat", "--check", "-o", str(report)) == 0
+    assert capsys.readouterr().err == f"wrote {report}; next: s2d-compare --plan {plan} --report {report}\n"
+
+
+def test_a_full_disk_takes_no_table(folders, plan_file, capsys, monkeypatch) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OutOfSpace(path)
+
+    monkeypatch.setattr("s2d.run.write_report", full)
+    assert run(folders, plan_file(), "--prompt", "the cat", "-o", str(folders / "report.json")) == 2
+    shown = capsys.readouterr()
+    assert "accepted at position" in shown.out
+    assert "no space left to write" in shown.err
+
+
+def test_a_report_that_could_not_be_written_is_not_run_for(folders, plan_file, capsys) -> None:
+    assert run(folders, plan_file(), "--prompt", "the cat", "-o", str(folders / "none" / "report.json")) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_bad_requests_end_with_code_2_and_what_was_expected(folders, plan_file, capsys) -> None:
     plan = plan_file()
     for flags, message in (
         (["--prompt", "the cat " * 200], "expected 1 to 136"),
         (["--prompt", ""], "has 0 tokens"),
+        (
+            ["--prompt", "the", "--max-new-tokens", "5000"],
+            "--max-new-tokens 5000: expected at most 159, as these models hold 160",
+        ),
         (["--prompts", str(folders / "none.jsonl")], "none.jsonl"),
     ):
         assert run(folders, plan, *flags) == 2
@@ -201,6 +261,8 @@ def test_an_exit_is_exported_from_the_command_line(folders, plan_file, capsys) -
     assert load_model(out, "fp32").geometry.num_layers == 2
     assert main_run(["--draft", str(folders / "draft"), "--export-exit", "9", str(out)]) == 2
     assert "from 1 to the model's 4" in capsys.readouterr().err
+    assert main_run(["--draft", str(folders / "draft"), "--export-exit", "2", str(out)]) == 2
+    assert "exit-2': exists already" in capsys.readouterr().err
     assert main_run(["--export-exit", "2", str(out)]) == 2
 
 

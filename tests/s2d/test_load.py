@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -12,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName, UserInputError
+from perfmodel.errors import BadFile, BadPolicy, Mismatch, OutOfSpace, UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry
 from perfmodel.policy import CalibrationCurve
 from s2d.load import (
@@ -25,7 +26,7 @@ from s2d.load import (
     save_draft,
     tokenizer_sha256,
 )
-from s2d.sidecar import Sidecar, read_sidecar
+from s2d.sidecar import Calibration, Sidecar, read_sidecar
 from tests.strategies import tiny_geometry
 from tests.stubs import TinySpec, tiny_llama
 
@@ -34,7 +35,8 @@ TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 
 def sidecar(*exit_layers: int) -> Sidecar:
     curve = CalibrationCurve(confidence=(0.1, 0.9), agreement=(0.3, 0.8))
-    return Sidecar(exit_layers=exit_layers, norm="shared-final-norm", calibration=(curve,) * len(exit_layers))
+    calibration = Calibration(confidence="max-prob", curves=(curve,) * len(exit_layers), targets=("any",), num_positions=64)
+    return Sidecar(exit_layers=exit_layers, norm="shared-final-norm", calibration=calibration)
 
 
 def byte_tokenizer(vocab_size: int = 270, *, swap: bool = False) -> PreTrainedTokenizerFast:
@@ -82,8 +84,9 @@ def test_weights_stored_in_bf16_are_computed_in_the_dtype_asked_for(tmp_path: Pa
 def test_a_draft_keeps_its_exits_and_calibration_in_its_sidecar(tmp_path: Path, folder: Path) -> None:
     save_draft(folder, tmp_path / "draft", sidecar(2, 4, 6))
     assert read_sidecar(tmp_path / "draft") == sidecar(2, 4, 6)
-    assert load_model(tmp_path / "draft", "fp32").exit_layers == (2, 4, 6)
-    assert load_model(folder, "fp32").exit_layers == ()
+    draft, plain = load_model(tmp_path / "draft", "fp32"), load_model(folder, "fp32")
+    assert (draft.exit_layers, draft.calibration) == ((2, 4, 6), sidecar(2, 4, 6).calibration)
+    assert (plain.exit_layers, plain.calibration) == ((), None)
 
 
 def test_exits_deeper_than_the_model_are_refused(tmp_path: Path, folder: Path) -> None:
@@ -99,6 +102,26 @@ def test_an_exported_exit_is_an_ordinary_checkpoint_that_says_the_same(tmp_path:
     export_exit(tmp_path / "model", 4, tmp_path / "exit")
     expected = load_model(tmp_path / "model", "fp32").decoder.all_exit_logits(TOKENS, (4, 6))[0]
     torch.testing.assert_close(logits_of(tmp_path / "exit"), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_folders_are_written_whole_and_never_over_something(tmp_path: Path, folder: Path, monkeypatch) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine").write_text("mine")
+    for write in (lambda out: export_exit(folder, 4, out), lambda out: save_draft(folder, out, sidecar(2, 6))):
+        with pytest.raises(BadFile, match="taken': exists already"):
+            write(taken)
+        with pytest.raises(BadFile, match="its folder does not exist"):
+            write(tmp_path / "nowhere" / "out")
+
+    def no_space(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("s2d.load.save_file", no_space)
+    with pytest.raises(OutOfSpace, match=r"no space left to write '.*exit-4'"):
+        export_exit(folder, 4, tmp_path / "exit-4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "taken"]
+    assert [path.name for path in taken.iterdir()] == ["mine"]
 
 
 def test_other_architectures_are_refused_by_name(folder: Path) -> None:
@@ -176,3 +199,5 @@ def test_a_shape_that_is_not_a_llamas_is_refused_by_what_it_has() -> None:
     windowed = replace(tiny_geometry(4, "gemma"), window_tokens=8, windowed_layers=2, gated_mlp=False)
     with pytest.raises(UserInputError, match="'gemma' has a plain MLP, layers with a window, which this runtime does not run"):
         random_model(windowed, (), "fp32", seed=0)
+    with pytest.raises(UserInputError, match="'eagle' has a reduced head, which this runtime does not run"):
+        random_model(replace(tiny_geometry(4, "eagle"), head_vocab_size=4), (), "fp32", seed=0)

@@ -1,208 +1,226 @@
 """Every block is what replay says it is: output equality does not test a drafter.
 
-Accepted counts are equal, always. What is drafted after a block's first mismatch follows a path that no trace holds, so
-there a stop rule or a drafted end of text may end the block elsewhere: drafted counts are equal up to the mismatch under
-every rule, and wholly where nothing but the cap ends a block.
+The trace is the profiler's own. Accepted counts are equal, always. What is drafted after a block's first mismatch follows a
+path that no trace holds, so there a stop rule or a drafted end of text may end the block elsewhere, and other exits may be
+taken: drafted counts are equal up to the mismatch under every rule, and wholly where nothing but the cap ends a block. Where
+no block of a text goes on after a mismatch, everything is equal: exits taken, passes, rows, cached tokens, cold passes.
 """
 
 import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle, product
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from perfmodel.geometry import DraftGeometry
 from perfmodel.passes import PassCount
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import block_lengths, replay
 from perfmodel.sampling import GREEDY, Sampling
-from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
-from s2d.generate import Session, Settings
-from s2d.load import FAMILY_FOLDER, LoadedModel, load_model, load_tokenizer
-from s2d.prompts import read_prompts
-from s2d.sampling import choose, confidence_of, gumbel_table, processed
+from perfmodel.trace import AcceptanceTrace
+from profiler.job import Job
+from profiler.record_acceptance import empty_trace, extended
+from s2d.generate import Generation, Session
+from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
 SHARED_NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=12, top_p=0.95, seed=11)
-PAIRS = {
-    "separate": (tiny_model(TinySpec()), tiny_model(TinySpec(num_layers=4, seed=0), (1, 2, 4))),
-    "self": (tiny_model(TinySpec(), (1, 2, 4)), None),
-}
-NEW_TOKENS = 32
+FAMILY_NOISE = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
+DRAFTS = ("separate", "self")
+NEW_TOKENS = 24
+NUM_FAMILY_PROMPTS = 2
+FAMILY_PROMPT_TOKENS, FAMILY_NEW_TOKENS = 48, 20
+FAMILY_CAPS = (1, 3, 5, 8, 2)
+FAMILY_SHARES = (0.2, 0.5, 0.35, 0.65, 0.5, 0.8, 0.35)
+"""Quantiles of confidence, for thresholds and floors."""
+RULE_KINDS = (FixedLength, HeuristicLength, FloorStop, SurvivalStop)
+LEAST_GAP = 1e-4
+"""Between two confidences that a threshold may lie between: far more than a pass of one row and one of many differ by."""
 
 
-def trace_of(
-    target: LoadedModel,
-    draft: LoadedModel | None,
-    prompts: list[list[int]],
-    sampling: Sampling,
-    new_tokens: int,
-    eos: int | None,
-) -> AcceptanceTrace:
-    """What the plain target writes, and what every exit says about it in one teacher-forced pass."""
-    drafter = draft or target
-    session = Session(target, draft, max(map(len, prompts)) + new_tokens)
-    plain = Settings(policy=None, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos)
-    columns, traced = [], []
-    for number, prompt in enumerate(prompts):
-        written = list(session.generate(prompt, plain).tokens)
-        text = [*prompt, *written]
-        noise = None
-        if sampling.rule == "shared-noise":
-            noise = gumbel_table(sampling.seed, len(text), target.geometry.vocab_size)[len(prompt) :]
-        by_exit = []
-        for logits in drafter.decoder.all_exit_logits(text[:-1], drafter.exit_layers):
-            logits = processed(logits[len(prompt) - 1 :], sampling)
-            by_exit.append((confidence_of(logits.softmax(-1), "max-prob").numpy(), choose(logits, noise).numpy()))
-        confidence, token = (np.stack(column, axis=1) for column in zip(*by_exit, strict=True))
-        columns.append((confidence, token, np.array(written)))
-        traced.append(
-            TracedPrompt(
-                name=str(number),
-                category="test",
-                prompt_tokens=len(prompt),
-                num_positions=len(written),
-                distinct_6gram_frac=1.0,
-            )
-        )
-    confidence, token, written = (np.concatenate(column) for column in zip(*columns, strict=True))
-    header = TraceHeader(
-        draft=DraftGeometry(kind="separate" if draft else "self", model=drafter.geometry, exit_layers=drafter.exit_layers),
-        draft_sha256=None,
-        target=target.geometry,
-        target_sha256=None,
-        tokenizer_sha256=None,
-        sampling=sampling,
-        confidence="max-prob",
-        max_new_tokens=new_tokens,
-        eos_token_id=eos,
-        prompts=tuple(traced),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """What was decoded, and what the profiler recorded of it."""
+
+    job: Job
+    session: Session
+    trace: AcceptanceTrace
+
+
+def traced(pair: Pair, prompts: tuple[EncodedPrompt, ...], sampling: Sampling, new_tokens: int) -> Traced:
+    job = Job(
+        pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=new_tokens, draft_cap=9, seed=0
     )
-    return AcceptanceTrace(
-        header=header,
-        confidence=confidence.astype(np.float32),
-        draft_token=token.astype(np.int32),
-        target_token=written.astype(np.int32),
-        accept_prob=(token == written[:, None]).astype(np.float32),
-    )
-
-
-def some_prompts(seed: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(0, VOCAB_SIZE, (size,), generator=generator).tolist() for size in (1, 4, 9)]
+    session = job.session()
+    asker = job.asker(session)
+    trace = extended(empty_trace(asker.header), [asker.trace(prompt) for prompt in prompts])
+    return Traced(job=job, session=session, trace=trace)
 
 
 @functools.cache
-def traced_once(kind: str, seed: int, sampling: Sampling, eos: int | None) -> AcceptanceTrace:
-    target, draft = PAIRS[kind]
-    return trace_of(target, draft, some_prompts(seed), sampling, NEW_TOKENS, eos)
+def tiny_pair(kind: str) -> Pair:
+    target = tiny_model(TinySpec(), (1, 2, 4) if kind == "self" else ())
+    draft = target if kind == "self" else tiny_model(TinySpec(num_layers=4), (1, 2, 4))
+    return Pair(
+        target=target,
+        draft=draft,
+        geometry=DraftGeometry(kind=kind, model=draft.geometry, exit_layers=draft.exit_layers),
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"w": 0}, unk_token="w"))),
+        tokenizer_sha256="0" * 64,
+        eos_token_id=EOS,
+        device=torch.device("cpu"),
+    )
 
 
-def midpoints(values: np.ndarray) -> list[float]:
+@functools.cache
+def tiny_traced(kind: str, seed: int, sampling: Sampling, eos: int | None) -> Traced:
+    generator = torch.Generator().manual_seed(seed)
+    prompts = tuple(
+        EncodedPrompt(
+            name=str(size),
+            category="random",
+            token_ids=tuple(torch.randint(0, VOCAB_SIZE, (size,), generator=generator).tolist()),
+        )
+        for size in (1, 4, 9)
+    )
+    return traced(replace(tiny_pair(kind), eos_token_id=eos), prompts, sampling, NEW_TOKENS)
+
+
+def midpoints(confidence: np.ndarray) -> list[float]:
     """Halfway between neighbouring distinct confidences: no rounding in the last bit can cross them."""
-    distinct = np.unique(values.astype(np.float64))
-    gaps = np.flatnonzero(np.diff(distinct) > 1e-5)
+    distinct = np.unique(confidence.astype(np.float64))
+    gaps = np.flatnonzero(np.diff(distinct) > LEAST_GAP)
     return [0.0, *((distinct[gaps] + distinct[gaps + 1]) / 2).tolist(), 1.0]
 
 
+def threshold_at(confidence: np.ndarray, share: float) -> float:
+    """The midpoint nearest to a quantile."""
+    quantile = float(np.quantile(confidence.astype(np.float64), share))
+    return min(midpoints(confidence), key=lambda midpoint: abs(midpoint - quantile))
+
+
+def rules(num_exits: int, cap: int, floor: float, survival: float) -> tuple[LengthRule, ...]:
+    """One of every kind."""
+    curve = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.31, 0.97))
+    return (
+        FixedLength(draft_cap=cap),
+        HeuristicLength(start=(cap + 1) // 2, draft_cap=cap),
+        FloorStop(draft_cap=cap, floor=floor),
+        SurvivalStop(draft_cap=cap, floor=survival, calibration=(curve,) * num_exits),
+    )
+
+
 @st.composite
-def policies(draw: st.DrawFn, trace: AcceptanceTrace, *, stops: bool = True) -> ExitPolicy:
+def policies(draw: st.DrawFn, trace: AcceptanceTrace) -> ExitPolicy:
     layers = trace.header.draft.exit_layers
     looked = tuple(sorted(draw(st.sets(st.sampled_from(layers), min_size=1))))
     thresholds = tuple(draw(st.sampled_from(midpoints(trace.confidence[:, layers.index(e)]))) for e in looked[:-1])
     floor = draw(st.sampled_from(midpoints(trace.confidence)))
-    cap = draw(st.integers(1, 9))
-    curves = tuple(CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.31, 0.97)) for _ in looked)
-    rules: list[LengthRule] = [FixedLength(draft_cap=cap), HeuristicLength(start=(cap + 1) // 2, draft_cap=cap)]
-    if stops:
-        rules += [
-            FloorStop(draft_cap=cap, floor=floor),
-            SurvivalStop(draft_cap=cap, floor=floor / 2, calibration=curves),
-        ]
-    length = draw(st.sampled_from(rules))
+    length = draw(st.sampled_from(rules(len(looked), draw(st.integers(1, 9)), floor, floor / 2)))
     return ExitPolicy(exit_layers=looked, thresholds=thresholds, confidence="max-prob", length=length)
 
 
-def run_blocks(target, draft, prompts, sampling, new_tokens, eos, policy):
-    session = Session(target, draft, max(map(len, prompts)) + new_tokens)
-    settings_ = Settings(policy=policy, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos)
-    return [session.generate(prompt, settings_) for prompt in prompts]
+def family_policies(trace: AcceptanceTrace) -> Iterator[ExitPolicy]:
+    """Several sets of exits with every length rule, and of each rule one with drafts of one token, which stay on the path."""
+    layers = trace.header.draft.exit_layers
+    column = dict(zip(layers, trace.confidence.T, strict=True))
+    subsets = ((layers[0], layers[2]), (layers[1], layers[3]), layers, (layers[3],))
+    for (subset, kind), cap, share in zip(product(subsets, range(4)), cycle(FAMILY_CAPS), cycle(FAMILY_SHARES), strict=False):
+        yield ExitPolicy(
+            exit_layers=subset,
+            thresholds=tuple(threshold_at(column[layer], share) for layer in subset[:-1]),
+            confidence="max-prob",
+            length=rules(len(subset), cap, threshold_at(column[subset[-1]], share), 0.62)[kind],
+        )
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-@pytest.mark.parametrize("sampling", [GREEDY, SHARED_NOISE], ids=lambda s: s.rule)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(data=st.data(), seed=st.integers(0, 3))
-def test_accepted_counts_of_every_block_equal_replay(kind: str, sampling: Sampling, data: st.DataObject, seed: int) -> None:
-    (target, draft), prompts = PAIRS[kind], some_prompts(seed)
-    trace = traced_once(kind, seed, sampling, EOS)
-    policy = data.draw(policies(trace))
-    generations = run_blocks(target, draft, prompts, sampling, NEW_TOKENS, EOS, policy)
-    predicted = block_lengths(trace, policy)
-    assert [on_path(g.blocks) for g in generations] == [on_path(blocks) for blocks in predicted]
-    for found, expected in zip(generations, replay(trace, policy), strict=True):
-        assert (found.rounds.num_rounds, found.rounds.num_tokens) == (expected.num_rounds, expected.num_tokens)
-        assert found.rounds.num_accepted == expected.num_accepted
+def assert_replayed(found: Traced, policy: ExitPolicy) -> int:
+    """Run a policy and hold every block against replay; returns the number of texts that were equal in everything."""
+    job, num_whole = found.job, 0
+    expected = zip(job.prompts, block_lengths(found.trace, policy), replay(found.trace, policy), strict=True)
+    for prompt, blocks, rounds in expected:
+        ran = found.session.generate(prompt.token_ids, job.settings(policy, job.max_new_tokens))
+        said = f"{policy.label}, prompt {prompt.name}"
+        assert on_path(ran.blocks) == on_path(blocks), said
+        assert (ran.rounds.num_tokens, ran.rounds.num_accepted) == (rounds.num_tokens, rounds.num_accepted), said
+        only_the_cap = isinstance(policy.length, FixedLength | HeuristicLength) and job.pair.eos_token_id is None
+        if only_the_cap:
+            assert ran.blocks == blocks, said
+            assert target_passes(ran.rounds.passes) == target_passes(rounds.passes), said
+        if stays_on_path(ran) or (only_the_cap and len(policy.exit_layers) == 1):
+            assert ran.rounds == rounds, said
+            num_whole += 1
+    return num_whole
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-@pytest.mark.parametrize("sampling", [GREEDY, SHARED_NOISE], ids=lambda s: s.rule)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(data=st.data(), seed=st.integers(0, 3))
-def test_where_only_the_cap_ends_a_block_drafted_counts_equal_replay_too(
-    kind: str, sampling: Sampling, data: st.DataObject, seed: int
-) -> None:
-    (target, draft), prompts = PAIRS[kind], some_prompts(seed)
-    trace = traced_once(kind, seed, sampling, None)
-    policy = data.draw(policies(trace, stops=False))
-    generations = run_blocks(target, draft, prompts, sampling, NEW_TOKENS, None, policy)
-    assert [g.blocks for g in generations] == list(block_lengths(trace, policy))
-    for found, expected in zip(generations, replay(trace, policy), strict=True):
-        for kind_of_pass in ("verify", "round"):
-            assert passes_of(found.rounds.passes, kind_of_pass) == passes_of(expected.passes, kind_of_pass)
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-@pytest.mark.parametrize("exits", [(1,), (2,), (4,)])
-def test_where_every_token_takes_one_exit_all_passes_equal_replay(kind: str, exits: tuple[int, ...]) -> None:
-    target, draft = PAIRS[kind]
-    prompts = [[3, 1, 4], [1, 5, 9, 2, 6]]
-    policy = ExitPolicy(exit_layers=exits, thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=5))
-    trace = trace_of(target, draft, prompts, GREEDY, NEW_TOKENS, None)
-    found = [g.rounds for g in run_blocks(target, draft, prompts, GREEDY, NEW_TOKENS, None, policy)]
-    assert found == list(replay(trace, policy))
-
-
-@pytest.mark.parametrize("name", ["target-16", "target-32"])
-def test_replay_equals_the_runtime_on_the_reference_family(name: str) -> None:
-    if not (FAMILY_FOLDER / name).is_dir():
-        pytest.skip("the reference family is not installed")
-    target, draft = load_model(FAMILY_FOLDER / name, "fp32"), load_model(FAMILY_FOLDER / "draft", "fp32")
-    tokenizer = load_tokenizer(FAMILY_FOLDER / name)
-    texts = [prompt.text for prompt in read_prompts(FAMILY_FOLDER / "prompts.jsonl")[:2]]
-    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    for drafter in (draft, None):
-        trace = trace_of(target, drafter, prompts, GREEDY, 64, tokenizer.eos_token_id)
-        layers = trace.header.draft.exit_layers
-        middle = midpoints(trace.confidence[:, 0])
-        for threshold, cap in ((middle[len(middle) // 3], 5), (middle[2 * len(middle) // 3], 8)):
-            policy = ExitPolicy(
-                exit_layers=(layers[0], layers[2]),
-                thresholds=(threshold,),
-                confidence="max-prob",
-                length=FloorStop(draft_cap=cap, floor=threshold / 2),
-            )
-            runs = run_blocks(target, drafter, prompts, GREEDY, 64, tokenizer.eos_token_id, policy)
-            predicted = block_lengths(trace, policy)
-            assert [on_path(g.blocks) for g in runs] == [on_path(blocks) for blocks in predicted]
-
-
-def on_path(blocks) -> list[tuple[int, int]]:
+def on_path(blocks: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     """Tokens drafted up to and including the first mismatch, and tokens accepted."""
     return [(min(drafted, accepted + 1), accepted) for drafted, accepted in blocks]
 
 
-def passes_of(passes: tuple[PassCount, ...], kind: str) -> list[PassCount]:
-    return [one for one in passes if one.kind == kind]
+def stays_on_path(ran: Generation) -> bool:
+    """Whether no block went on after a mismatch."""
+    return all(drafted <= accepted + 1 for drafted, accepted in ran.blocks)
+
+
+def target_passes(passes: tuple[PassCount, ...]) -> list[PassCount]:
+    return [one for one in passes if one.kind in ("verify", "round")]
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("sampling", [GREEDY, SHARED_NOISE], ids=lambda sampling: sampling.rule)
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 3), eos=st.sampled_from([EOS, None]))
+def test_every_block_of_a_tiny_pair_is_the_replayed_one(
+    kind: str, sampling: Sampling, data: st.DataObject, seed: int, eos: int | None
+) -> None:
+    found = tiny_traced(kind, seed, sampling, eos)
+    assert_replayed(found, data.draw(policies(found.trace)))
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("exits", [(1,), (2,), (4,)])
+def test_where_every_token_takes_one_exit_all_passes_equal_replay(kind: str, exits: tuple[int, ...]) -> None:
+    found = tiny_traced(kind, 0, GREEDY, None)
+    policy = ExitPolicy(exit_layers=exits, thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=5))
+    assert assert_replayed(found, policy) == len(found.job.prompts)
+
+
+@functools.cache
+def family_pair(target: str, draft: str) -> Pair:
+    """Without an end of text, so that nothing but the length rule ends a block."""
+    return replace(load_pair(target, draft, "fp32", "cpu"), eos_token_id=None)
+
+
+@pytest.fixture(scope="session", params=[GREEDY, FAMILY_NOISE], ids=lambda sampling: sampling.rule)
+def family_sampling(request: pytest.FixtureRequest) -> Sampling:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["ref-draft", SELF_DRAFT])
+def family_draft(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["ref-target-16", "ref-target-32"])
+def family(request: pytest.FixtureRequest, family_draft: str, family_sampling: Sampling) -> Traced:
+    pair = family_pair(request.param, family_draft)
+    chosen = chosen_prompts(read_prompts(FAMILY_PROMPTS), "all", NUM_FAMILY_PROMPTS)
+    whole = encode_prompts(pair, chosen, max_new_tokens=FAMILY_NEW_TOKENS)
+    prompts = tuple(replace(prompt, token_ids=prompt.token_ids[:FAMILY_PROMPT_TOKENS]) for prompt in whole)
+    return traced(pair, prompts, family_sampling, FAMILY_NEW_TOKENS)
+
+
+def test_every_block_of_the_reference_family_is_the_replayed_one(family: Traced) -> None:
+    num_whole = dict.fromkeys(RULE_KINDS, 0)
+    for policy in family_policies(family.trace):
+        num_whole[type(policy.length)] += assert_replayed(family, policy)
+    assert min(num_whole.values()) >= NUM_FAMILY_PROMPTS  # or passes would not have been compared under every rule

@@ -1,4 +1,5 @@
 import itertools
+import json
 import signal
 from dataclasses import replace
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from s2d.train import Batch, TrainSettings, exit_logits, exit_losses, train_sorted, windows
+from perfmodel.errors import BadFile, Mismatch, UserInputError
+from s2d.resume import CHECKPOINT_NAME, LOSS_NAME
+from s2d.train import Batch, exit_logits, exit_losses, train_sorted, windows
 from s2d.train_draft import first_layers
+from s2d.training import Training, TrainSettings
 
 SETTINGS = TrainSettings(
     steps=12,
@@ -23,6 +27,7 @@ SETTINGS = TrainSettings(
     seed=3,
 )
 EXITS = (1, 2, 4)
+TRAINING = Training(start_sha256="a" * 64, exit_layers=EXITS, text_sha256="b" * 64, teacher_sha256s=(), settings=SETTINGS)
 
 
 def tiny_model(num_layers=4, seed=0):
@@ -63,7 +68,7 @@ def test_the_loss_of_every_exit_falls(tmp_path):
             return exit_losses(exit_logits(model, batch.token_ids[:, :-1], EXITS), batch.token_ids[:, 1:], None, 0.0)
 
     before = losses()
-    train_sorted(model, EXITS, counting_batches(), SETTINGS, folder=tmp_path)
+    train_sorted(model, counting_batches(), TRAINING, folder=tmp_path)
     assert all(after < 0.7 * start for after, start in zip(losses(), before, strict=True))
 
 
@@ -77,31 +82,94 @@ def test_distillation_alone_is_zero_at_the_teacher():
 @pytest.mark.parametrize("all_exits", [True, False])
 def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, all_exits):
     settings = replace(SETTINGS, all_exits=all_exits)
+    training = replace(TRAINING, settings=settings)
     teacher = tiny_model(seed=9).eval()
     whole, stopped = tiny_model(), tiny_model()
     (tmp_path / "whole").mkdir()
-    (tmp_path / "stopped").mkdir()
-    train_sorted(whole, EXITS, counting_batches(settings, 0), settings, teachers=[teacher], folder=tmp_path / "whole")
-
-    def press_ctrl_c(step, loss):
-        if step == 6:
-            signal.raise_signal(signal.SIGINT)
-
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    train_sorted(whole, counting_batches(settings, 0), training, teachers=[teacher], folder=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_sorted(
-            stopped,
-            EXITS,
-            counting_batches(settings, 0),
-            settings,
-            teachers=[teacher],
-            folder=tmp_path / "stopped",
-            on_step=press_ctrl_c,
-        )
+        train_sorted(stopped, counting_batches(settings, 0), training, teachers=[teacher], folder=folder, on_step=ctrl_c_at(6))
     resumed = tiny_model(seed=5)
-    train_sorted(resumed, EXITS, counting_batches(settings, 0), settings, teachers=[teacher], folder=tmp_path / "stopped")
+    train_sorted(resumed, counting_batches(settings, 0), training, teachers=[teacher], folder=folder)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    assert not (tmp_path / "stopped" / "checkpoint.safetensors").exists()
+
+
+def ctrl_c_at(last_step):
+    def on_step(step, loss):
+        if step == last_step:
+            signal.raise_signal(signal.SIGINT)
+
+    return on_step
+
+
+def interrupted_training(folder):
+    with pytest.raises(KeyboardInterrupt):
+        train_sorted(tiny_model(), counting_batches(), TRAINING, folder=folder, on_step=ctrl_c_at(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start_sha256": "c" * 64}, "was made for start weights aaaaaaaaaaaa, not for start weights cccccccccccc"),
+        ({"exit_layers": (1, 4)}, "was made for exits 1/2/4, not for exits 1/4"),
+        ({"text_sha256": "d" * 64}, "was made for text bbbbbbbbbbbb, not for text dddddddddddd"),
+        ({"teacher_sha256s": ("e" * 64,)}, "was made for teachers none, not for teachers eeeeeeeeeeee"),
+        ({"settings": replace(SETTINGS, steps=20, seed=9)}, "was made for steps 12, seed 3, not for steps 20, seed 9"),
+    ],
+)
+def test_the_checkpoint_of_another_training_is_refused_by_what_differs(tmp_path, change, message):
+    interrupted_training(tmp_path)
+    with pytest.raises(Mismatch, match=message) as caught:
+        train_sorted(tiny_model(), counting_batches(), replace(TRAINING, **change), folder=tmp_path)
+    assert "Repeat the command that began it to go on, delete" in str(caught.value)
+    assert (tmp_path / CHECKPOINT_NAME).exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    interrupted_training(tmp_path)
+    path = tmp_path / CHECKPOINT_NAME
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadFile, match="this checkpoint is damaged"):
+        train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path)
+
+
+def test_a_killed_training_goes_on_from_its_last_save_and_logs_no_step_twice(tmp_path):
+    """As after a kill: what an error that nothing handles leaves behind."""
+    seconds = itertools.count(step=40.0)
+
+    def killed(step, loss):
+        if step == 8:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path, on_step=killed, clock=lambda: next(seconds))
+    (tmp_path / LOSS_NAME).write_text('{"step": 0}\n{"step": 7}\n{"st', encoding="utf-8")
+    steps = []
+    resumed, whole = tiny_model(seed=5), tiny_model()
+    train_sorted(resumed, counting_batches(), TRAINING, folder=tmp_path, on_step=lambda step, loss: steps.append(step))
+    assert 0 < steps[0] < 8
+    assert [json.loads(line)["step"] for line in (tmp_path / LOSS_NAME).read_text().splitlines()] in ([0, 11], [0, 7, 11])
+    (tmp_path / "whole").mkdir()
+    train_sorted(whole, counting_batches(), TRAINING, folder=tmp_path / "whole")
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_finished_training_keeps_its_state_for_whoever_saves_the_model(tmp_path):
+    train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path)
+    steps = []
+    train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path, on_step=lambda step, loss: steps.append(step))
+    assert steps == []
+
+
+def test_a_loss_that_is_no_number_says_what_to_change(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("inf"))
+    with pytest.raises(UserInputError, match="give lower learning rates"):
+        train_sorted(model, counting_batches(), TRAINING, folder=tmp_path)
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
