@@ -15,9 +15,9 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats, sum_rounds
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import Seconds
+from perfmodel.units import Seconds, TokensPerS
 from profiler.job import Job, fill_log
-from profiler.latency_files import profiles_of
+from profiler.latency_files import pair_profiles
 from profiler.pass_log import PassLog
 from profiler.record_acceptance import empty_trace, record_acceptance
 from s2d.generate import Generation, Session
@@ -95,7 +95,7 @@ def job_of(
 
 def models_of(log: PassLog, job: Job) -> Models:
     """Seconds of the draft and of the target as a profile of these passes says."""
-    profiles = profiles_of(log, job.pair, job.sampling.rule)
+    profiles = pair_profiles(log, job.pair, job.sampling.rule)
     return MeasuredLatency(profiles["draft"]), MeasuredLatency(profiles["target"])
 
 
@@ -143,6 +143,12 @@ def measure_once(
             plain, speculative = arms[place]
             for arm, visit in ((plain, 0), (speculative, 0), (speculative, 1), (plain, 1)):
                 arm.add(visit, prompt, _run(session, job, None if arm is plain else policies[place], prompt))
+
+
+def tokens_per_s_of(arms: Sequence[Arm]) -> TokensPerS:
+    """Of all their runs."""
+    tokens = sum(arm.all_rounds.num_tokens * arm.num_runs / len(arm.rounds) for arm in arms)
+    return tokens / sum(sum(arm.visits_s) for arm in arms)
 
 
 def speedup_of(plain: Arm, speculative: Arm, visits: Sequence[int] = (0, 1)) -> float:

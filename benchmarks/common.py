@@ -3,14 +3,19 @@
 A benchmark is `python benchmarks/NAME.py [--quick]`. Its last line of stdout is one JSON object, which is also kept with
 its provenance in benchmarks/results/NAME.json, or NAME.quick.json. Importing this module makes the checkout importable
 without installing it.
+
+Provenance names the commit that ran, with `-dirty` when tracked files differed from it. What lies under benchmarks/results/
+is not looked at, since no benchmark reads it: benchmarks that run one after another would each see the results of those
+before as changes. Nothing else is left out, README's figure included: draw it last.
 """
 
 import argparse
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +67,30 @@ def finish(
     from perfmodel.provenance import make_provenance
 
     provenance = make_provenance(libraries=libraries, device=device, driver=driver, seed=seed, inputs=inputs)
+    provenance = replace(provenance, git_commit=commit_but_for_results(ROOT))
     kept = {"benchmark": name, "provenance": asdict(provenance), "result": dict(result), "details": dict(details or {})}
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(kept, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(RESULTS / f"{name}{'.quick' if quick else ''}.json", text.encode("utf-8"))
     print(json.dumps(dict(result), allow_nan=False), flush=True)
+
+
+def commit_but_for_results(root: Path) -> str | None:
+    """A checkout's commit, with `-dirty` when a tracked file outside benchmarks/results/ differs; None where there is none."""
+
+    def git(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = git("rev-parse", "HEAD").stdout.strip()
+        changed = git("diff", "--name-only", "HEAD", "--", ".", ":(exclude)benchmarks/results")
+    except OSError:
+        return None
+    if not commit or changed.returncode:
+        return None
+    return f"{commit}-dirty" if changed.stdout else commit
 
 
 def one_thread() -> None:

@@ -71,6 +71,22 @@ class Outcome:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpriced:
+    """A configuration that needs a pass nobody profiled."""
+
+    pair: str
+    policy: ExitPolicy
+    was_measured: bool
+    """Whether only the measurement, or the evaluated prompts' trace, showed it; else it was passed over."""
+    reason: str
+
+    @property
+    def as_json(self) -> dict[str, object]:
+        """What could not be priced, and why."""
+        return {"pair": self.pair, "policy": self.policy.label, "was_measured": self.was_measured, "reason": self.reason}
+
+
 def outcome(
     pair: str, policy: ExitPolicy, arms: tuple[Arm, Arm], traces: tuple[AcceptanceTrace, AcceptanceTrace], models: Models
 ) -> Outcome:
@@ -82,6 +98,9 @@ def outcome(
         arms: plain and speculative, as measured on the evaluation prompts.
         traces: of the calibration and of the evaluation prompts.
         models: seconds of the draft and of the target, from the calibration prompts.
+
+    Raises:
+        OutOfDomain: a pass that ran, or that a replay needs, was not profiled.
     """
     plain, speculative = arms
     planned = estimate(*models, *(rounds_by_document(traces[0], one) for one in (policy, None)))
@@ -126,8 +145,8 @@ def priced_s(rounds: RoundStats, models: Models) -> Seconds:
     return math.fsum(pass_seconds(*models, rounds).values())
 
 
-def outcome_table(outcomes: Sequence[Outcome]) -> str:
-    """A line per configuration."""
+def outcome_table(outcomes: Sequence[Outcome], unpriced: Sequence[Unpriced]) -> str:
+    """A line per configuration, and one on those that have no prediction."""
     rows = [
         (
             one.pair,
@@ -142,14 +161,18 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
         for one in outcomes
     ]
     headers = ("pair", "configuration", "predicted", "measured", "error", "acceptance", "latency", "noise")
-    return table(rows, headers=headers, align="llrrrrrr")
+    measured = sum(one.was_measured for one in unpriced)
+    last = f"{len(unpriced)} configurations need a pass nobody profiled: {len(unpriced) - measured} passed over, {measured}"
+    return f"{table(rows, headers=headers, align='llrrrrrr')}\n\n{last} measured and not scored"
 
 
-def result_of(outcomes: Sequence[Outcome]) -> dict[str, object]:
+def result_of(outcomes: Sequence[Outcome], unpriced: Sequence[Unpriced]) -> dict[str, object]:
     """The figures of DESIGN §9, and what explains them."""
     errors = [abs(one.error_frac) for one in outcomes]
     return {
         "num_configs": len(outcomes),
+        "num_unpriced": len(unpriced),
+        "num_unpriced_after_measuring": sum(one.was_measured for one in unpriced),
         "median_abs_error_frac": median(errors),
         "p95_abs_error_frac": quantile(errors, 0.95),
         "worst_abs_error_frac": max(errors),

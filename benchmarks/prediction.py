@@ -6,6 +6,10 @@ trace and from pass times. These are taken in situ on calibration prompts: the p
 then one of its turns before every measurement, so that the error is the model's and not that of a machine that changed
 meanwhile; with --profile-first as many turns are taken before anything is measured.
 
+Configurations are chosen on calibration evidence alone. One that needs a pass nobody profiled cannot be priced: it is passed
+over where the calibration prompts show it, and left unscored where only the measurement does. Both are `num_unpriced`, and
+are named in the results file.
+
     error        predicted over measured speedup, less one
     acceptance   replayed over measured tokens per round, less one: 0 when every block is the same
     latency      the same speedup priced from the passes that really ran: what is left when acceptance is known
@@ -28,7 +32,7 @@ import numpy as np
 from arms import SAMPLINGS, Models, job_of, measure_once, models_of, record, warmed_up
 from common import finish, make_parser, median, one_thread
 from configurations import CAPS, configurations
-from outcomes import Outcome, outcome, outcome_table, priced_s, result_of
+from outcomes import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
 
 from calibrate.plots import PredictedPoint, predicted_against_measured
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
@@ -73,7 +77,7 @@ class Size:
 FULL = Size(
     targets=("ref-target-16", "ref-target-32"),
     samplings=SAMPLINGS,
-    configs_per_pair=10,
+    configs_per_pair=12,
     calibration_prompts=60,
     num_prompts=6,
     num_repeats=3,
@@ -92,19 +96,27 @@ QUICK = Size(
 )
 
 
-def is_priced(policy: ExitPolicy, traces: Sequence[AcceptanceTrace], models: Models) -> bool:
-    """Whether the profile has met every pass that the policy needs; a plan leaves out what it cannot price."""
-    try:
-        for trace in traces:
+def chosen_configurations(
+    pair: str, trace: AcceptanceTrace, models: Models, *, number: int, seed: int
+) -> tuple[list[ExitPolicy], list[Unpriced]]:
+    """Configurations to measure, and those passed over on the way because the calibration evidence cannot price them."""
+    policies: list[ExitPolicy] = []
+    unpriced: list[Unpriced] = []
+    for policy in configurations(trace, seed):
+        if len(policies) == number:
+            break
+        try:
             priced_s(sum_rounds(replay(trace, policy)), models)
-    except OutOfDomain:
-        return False
-    return True
+        except OutOfDomain as err:
+            unpriced.append(Unpriced(pair=pair, policy=policy, was_measured=False, reason=str(err)))
+        else:
+            policies.append(policy)
+    return policies, unpriced
 
 
 def outcomes_of_pair(
     pair: Pair, sampling: Sampling, size: Size, prompts_path: Path, *, profile_first: bool, seed: int
-) -> list[Outcome]:
+) -> tuple[list[Outcome], list[Unpriced]]:
     """Profile and measure one pair under one sampling, in turns, and predict what was measured."""
     name = f"{pair.target.geometry.name} {sampling.label}"
     job = partial(job_of, pair, sampling, draft_cap=max(CAPS), seed=SEED)
@@ -119,15 +131,20 @@ def outcomes_of_pair(
             break
     if profile_first:
         deque(islice(turns, size.num_measurements), maxlen=0)
-    models = models_of(log, calibration)
-    priced = (policy for policy in configurations(traces[0], seed) if is_priced(policy, traces, models))
-    policies = list(islice(priced, size.configs_per_pair))
+    profiled = models_of(log, calibration)
+    policies, unpriced = chosen_configurations(name, traces[0], profiled, number=size.configs_per_pair, seed=seed)
     arms = warmed_up(evaluation, session, policies)
     for repeat in range(size.num_repeats):
         print_err(f"{name}: repeat {repeat + 1} of {size.num_repeats}")
         measure_once(evaluation, session, policies, arms, rng, between=(lambda: None) if profile_first else turns.__next__)
     models = models_of(log, calibration)
-    return [outcome(name, policy, pair_of_arms, traces, models) for policy, pair_of_arms in zip(policies, arms, strict=True)]
+    outcomes: list[Outcome] = []
+    for policy, pair_of_arms in zip(policies, arms, strict=True):
+        try:
+            outcomes.append(outcome(name, policy, pair_of_arms, traces, models))
+        except OutOfDomain as err:
+            unpriced.append(Unpriced(pair=name, policy=policy, was_measured=True, reason=str(err)))
+    return outcomes, unpriced
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -157,25 +174,27 @@ def run(args: argparse.Namespace) -> int:
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
     outcomes: list[Outcome] = []
+    unpriced: list[Unpriced] = []
     for number, target in enumerate(args.target or size.targets):
         pair = load_pair(target, args.draft, "fp32", "cpu")
         for sampling in size.samplings:
             seed = SEED + 10 * number + (sampling.rule != "greedy")
-            outcomes += outcomes_of_pair(pair, sampling, size, prompts, profile_first=args.profile_first, seed=seed)
+            found = outcomes_of_pair(pair, sampling, size, prompts, profile_first=args.profile_first, seed=seed)
+            outcomes, unpriced = outcomes + found[0], unpriced + found[1]
     facts = device_facts(pair.device)
-    print_out(outcome_table(outcomes))
-    if args.figure is not None:
-        draw(outcomes, args.figure)
-    details = {"configs": [one.as_json for one in outcomes]}
+    print_out(outcome_table(outcomes, unpriced))
+    details = {"configs": [one.as_json for one in outcomes], "unpriced": [one.as_json for one in unpriced]}
     finish(
         NAME,
         quick=args.quick,
-        result=result_of(outcomes),
+        result=result_of(outcomes, unpriced),
         libraries=("torch", "numpy"),
         device=facts.label,
         seed=SEED,
         details=details,
     )
+    if args.figure is not None:  # last: a figure that has changed makes the checkout dirty
+        draw(outcomes, args.figure)
     return 0
 
 

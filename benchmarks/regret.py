@@ -11,11 +11,12 @@ means over all targets and workloads, and under `by_workload` over the targets o
     regret, honest     the best is named by the first visits and both are compared on the second
     rank correlation   Spearman's, predicted against measured speedups
 
+The results file has what was predicted and measured of every configuration.
+
 Example: python benchmarks/regret.py --quick
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,17 +25,18 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, speedup_of, warmed_up, workload_of
+from arms import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
 from common import finish, make_parser, one_thread
 from configurations import configurations
+from contenders import Contender, PairResult, measured_of, measured_plain, result_of, result_table
 
 from calibrate.search import MAX_DRAFT_TOKENS, SearchResult, price_of, search_families
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
+from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
 from perfmodel.replay import Price, replay_many
 from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import Seconds, format_signed_frac, format_speedup
+from perfmodel.units import Seconds
 from profiler.device import device_facts
 from profiler.job import Job
 from s2d.pair import Pair, load_pair
@@ -84,63 +86,6 @@ QUICK = Size(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    """One configuration, predicted from calibration prompts."""
-
-    name: str
-    policy: ExitPolicy
-    predicted: float | None
-    """Speedup over plain decoding; None where a pass it needs was not measured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """A contender and its speedups over plain decoding on the evaluation prompts."""
-
-    name: str
-    policy: ExitPolicy | None
-    predicted: float | None
-    speedup: float
-    by_visit: tuple[float, float]
-
-
-PLAIN = Measured(name="plain decoding", policy=None, predicted=1.0, speedup=1.0, by_visit=(1.0, 1.0))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairResult:
-    """What was measured of one target under one sampling."""
-
-    target: str
-    sampling: Sampling
-    plan: Measured
-    arms: tuple[Measured, ...]
-    """Every configuration, the plan and plain decoding among them."""
-
-    @property
-    def regret_frac(self) -> float:
-        """Best measured over the plan's, less one."""
-        return max(one.speedup for one in self.arms) / self.plan.speedup - 1
-
-    @property
-    def honest_regret_frac(self) -> float:
-        """The same, the best named by one visit and compared on the other."""
-        best = max(self.arms, key=lambda one: one.by_visit[0])
-        return best.by_visit[1] / self.plan.by_visit[1] - 1
-
-    def plan_over(self, name: str) -> float:
-        """The plan's speedup over the best one of a name."""
-        return self.plan.speedup / max(one.speedup for one in self.arms if one.name == name)
-
-    def rank_correlation(self) -> float:
-        """Spearman's, predicted against measured."""
-        from scipy.stats import spearmanr
-
-        priced = [one for one in self.arms if one.predicted is not None]
-        return float(spearmanr([one.predicted for one in priced], [one.speedup for one in priced]).statistic)
-
-
 def best_fixed_lengths(trace: AcceptanceTrace, price: Price) -> list[ExitPolicy]:
     """Every exit alone at its best predicted length."""
     best = []
@@ -169,23 +114,13 @@ def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[Sear
     named += [("other", policy) for policy in islice(configurations(trace, SEED), size.num_others)]
     batch = replay_many(trace, [policy for _, policy in named])
     rates = batch.num_tokens / batch.seconds(price)
+    plain_rate = found.families[0].tokens_per_s
     listed = [
-        Contender(name=name, policy=policy, predicted=rate / found.families[0].tokens_per_s if rate else None)
+        Contender(name=name, policy=policy, predicted_tokens_per_s=rate or None, predicted=rate / plain_rate if rate else None)
         for (name, policy), rate in zip(named, rates.tolist(), strict=True)
         if policy is not None
     ]
     return found, list({one.policy: one for one in listed}.values())
-
-
-def measured_of(contender: Contender, plain: Arm, speculative: Arm) -> Measured:
-    """Ratios of tokens per second, over both visits and by visit."""
-    return Measured(
-        name=contender.name,
-        policy=contender.policy,
-        predicted=contender.predicted,
-        speedup=speedup_of(plain, speculative),
-        by_visit=(speedup_of(plain, speculative, [0]), speedup_of(plain, speculative, [1])),
-    )
 
 
 def measured_arms(job: Job, policies: Sequence[ExitPolicy], num_repeats: int) -> list[tuple[Arm, Arm]]:
@@ -208,55 +143,9 @@ def result_of_pair(pair: Pair, sampling: Sampling, size: Size, prompts_path: Pat
     print_err(f"{name}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
     pairs_of_arms = measured_arms(evaluation, [one.policy for one in listed], size.num_repeats)
     arms = [measured_of(one, plain, arm) for one, (plain, arm) in zip(listed, pairs_of_arms, strict=True)]
-    arms.append(PLAIN)
+    arms.append(measured_plain([plain for plain, _ in pairs_of_arms], found.families[0].tokens_per_s))
     plan = next(one for one in arms if one.policy == found.chosen.policy)
     return PairResult(target=pair.target.geometry.name, sampling=sampling, plan=plan, arms=tuple(arms))
-
-
-def result_table(results: Sequence[PairResult]) -> str:
-    """A line per configuration, fastest first; the plan is marked."""
-    rows = [
-        (
-            found.target,
-            workload_of(found.sampling),
-            "plan" if one is found.plan else one.name,
-            one.policy.label if one.policy else "",
-            format_speedup(one.predicted) if one.predicted else "",
-            format_speedup(one.speedup),
-            format_signed_frac(one.predicted / one.speedup - 1) if one.predicted else "",
-        )
-        for found in results
-        for one in sorted(found.arms, key=lambda one: -one.speedup)
-    ]
-    headers = ("target", "workload", "arm", "configuration", "predicted", "measured", "error")
-    return table(rows, headers=headers, align="llllrrr")
-
-
-def summary(results: Sequence[PairResult]) -> dict[str, float | int]:
-    """The figures of DESIGN §9, as means over targets and workloads."""
-
-    def mean(values: Sequence[float]) -> float:
-        return math.fsum(values) / len(values)
-
-    return {
-        "regret_frac": mean([one.regret_frac for one in results]),
-        "worst_regret_frac": max(one.regret_frac for one in results),
-        "honest_regret_frac": mean([one.honest_regret_frac for one in results]),
-        "plan_over_paper_thresholds": mean([one.plan_over("published thresholds") for one in results]),
-        "plan_over_best_fixed": mean([one.plan_over("one exit, fixed length") for one in results]),
-        "plan_speedup": mean([one.plan.speedup for one in results]),
-        "rank_correlation": mean([one.rank_correlation() for one in results]),
-        "num_configs": sum(len(one.arms) for one in results),
-        "noise_frac": mean([abs(arm.by_visit[0] / arm.by_visit[1] - 1) for one in results for arm in one.arms if arm.policy]),
-    }
-
-
-def result_of(results: Sequence[PairResult]) -> dict[str, object]:
-    """The figures of all, and of each workload alone."""
-    by_workload: dict[str, list[PairResult]] = {}
-    for one in results:
-        by_workload.setdefault(workload_of(one.sampling), []).append(one)
-    return {**summary(results), "by_workload": {workload: summary(some) for workload, some in by_workload.items()}}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -274,6 +163,7 @@ def run(args: argparse.Namespace) -> int:
         libraries=("torch", "numpy"),
         device=device_facts(pairs[0].device).label,
         seed=SEED,
+        details={"measured": [one.as_json for one in results]},
     )
     return 0
 

@@ -19,8 +19,8 @@ from time import perf_counter
 import numpy as np
 from common import finish, make_parser, median, quantile
 
-from calibrate.fit_acceptance import fit_curve
 from calibrate.search import MAX_DRAFT_TOKENS, NUM_CURVE_BINS, SURVIVAL_FLOORS, place_cuts
+from perfmodel.calibration import fit_curve
 from perfmodel.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop

@@ -13,7 +13,7 @@ is compared for a plan of the ratio test). transformers draws other random numbe
 ones; it is seeded anew before every call, so that a run can be repeated.
 
 The last line gives the greedy workload's figures (a given plan's, if there is one) and, under `by_workload`, those of each
-alone; each ratio is the smallest over the targets.
+alone; each ratio is the smallest over the targets. The results file has every arm's tokens/s and the plan's predicted ones.
 
     python benchmarks/speed.py [--quick] [--plan FILE]
 """
@@ -32,12 +32,12 @@ import common
 from arms import SAMPLINGS, evidence_of, job_of, workload_of
 from transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
-from calibrate.search import MAX_DRAFT_TOKENS, search
+from calibrate.search import MAX_DRAFT_TOKENS, search_families
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.plan import Plan, read_plan
 from perfmodel.policy import ExitPolicy
 from perfmodel.sampling import Sampling
-from perfmodel.units import Seconds, format_number, format_speedup
+from perfmodel.units import Seconds, TokensPerS, format_number, format_speedup
 from profiler.job import Job
 from s2d.load import find_model
 from s2d.pair import Pair, load_pair
@@ -90,8 +90,22 @@ class Tally:
     seconds: list[Seconds]
 
     @property
-    def tokens_per_s(self) -> float:
+    def tokens_per_s(self) -> TokensPerS:
         return self.num_tokens / sum(self.seconds)
+
+    @property
+    def by_turn(self) -> list[TokensPerS]:
+        """Forwards and backwards: both write the same."""
+        return [self.num_tokens / 2 / seconds for seconds in self.seconds]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The plan, and what was predicted of it and of plain decoding, both without the prompt's pass."""
+
+    policy: ExitPolicy | None
+    tokens_per_s: TokensPerS
+    plain_tokens_per_s: TokensPerS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +114,12 @@ class Found:
 
     target: str
     sampling: Sampling
-    policy: ExitPolicy | None
+    chosen: Chosen
     tallies: dict[str, Tally]
 
     @property
     def plan_label(self) -> str:
-        return self.policy.label if self.policy else "do not speculate"
+        return self.chosen.policy.label if self.chosen.policy else "do not speculate"
 
     @property
     def best_assisted(self) -> str:
@@ -125,6 +139,22 @@ class Found:
             "plain_over_hf_generate": speed[PLAIN] / speed[HF_GENERATE],
             "noise_frac": abs(forwards / backwards - 1),
         }
+
+    @property
+    def as_json(self) -> dict[str, object]:
+        """Every arm, fastest first."""
+        predicted = {PLAIN: self.chosen.plain_tokens_per_s, PLAN: self.chosen.tokens_per_s}
+        arms = [
+            {
+                "arm": name,
+                "tokens_per_s": tally.tokens_per_s,
+                "tokens_per_s_by_turn": tally.by_turn,
+                "num_tokens": tally.num_tokens,
+                "predicted_decode_tokens_per_s": predicted.get(name),
+            }
+            for name, tally in sorted(self.tallies.items(), key=lambda item: -item[1].tokens_per_s)
+        ]
+        return {"target": self.target, "workload": self.sampling.label, "plan": self.plan_label, "arms": arms, **self.ratios}
 
 
 def lean_arms(job: Job, policy: ExitPolicy | None) -> dict[str, Write]:
@@ -173,14 +203,18 @@ def found_of(pair: Pair, sampling: Sampling, size: Size, plan: Plan | None, prom
     if plan is None:
         calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
         trace, models = evidence_of(calibration, size.budget_s)
-        policy = search(trace, *models)
+        found = search_families(trace, *models)
+        rates = found.chosen.tokens_per_s, found.families[0].tokens_per_s
+        chosen = Chosen(policy=found.chosen.policy, tokens_per_s=rates[0], plain_tokens_per_s=rates[1])
     else:
-        policy = plan.chosen.policy
+        said = plan.chosen.speedup
+        rates = said.tokens_per_s, said.plain_tokens_per_s
+        chosen = Chosen(policy=plan.chosen.policy, tokens_per_s=rates[0], plain_tokens_per_s=rates[1])
     evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts)
     with tempfile.TemporaryDirectory() as folder:
-        arms = lean_arms(evaluation, policy) | transformers_arms(evaluation, Path(folder))
+        arms = lean_arms(evaluation, chosen.policy) | transformers_arms(evaluation, Path(folder))
         tallies = measure(arms, evaluation, size.num_repeats)
-    return Found(target=pair.target.geometry.name, sampling=sampling, policy=policy, tallies=tallies)
+    return Found(target=pair.target.geometry.name, sampling=sampling, chosen=chosen, tallies=tallies)
 
 
 def speed_table(found: Found) -> str:
@@ -210,7 +244,14 @@ def run(args: argparse.Namespace) -> int:
             one = found_of(pair, sampling, size, plan, args.prompts or FAMILY_PROMPTS)
             print_out(f"{pair.label}, {sampling.label}\nplan: {one.plan_label}\n\n{speed_table(one)}\n")
             found.append(one)
-    common.finish(NAME, quick=args.quick, result=result_of(found), libraries=("torch", "transformers"), seed=SEED)
+    common.finish(
+        NAME,
+        quick=args.quick,
+        result=result_of(found),
+        libraries=("torch", "transformers"),
+        seed=SEED,
+        details={"measured": [one.as_json for one in found]},
+    )
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
 DEFAULT_PROMPT_TOKENS: Tokens = 512
 DEFAULT_OUTPUT_TOKENS: Tokens = 256
 
+REFERENCE_PREFIX = "ref-"
 _SEPARATOR = "--"
 
 
@@ -56,17 +58,24 @@ def find_shipped_path(target: ModelGeometry, draft: str | None) -> Path:
         answered = ", ".join(sorted({name for _, name in shipped_pairs()}))
         raise UserInputError(
             f"no acceptance evidence for target {target.name!r}: in the box are {answered}. How often a draft agrees "
-            f"depends on the weights and cannot be guessed from shapes. Record it: {record_command('TARGET', 'DRAFT')}, then "
+            f"depends on the weights and cannot be guessed from shapes. Record it: {record_command(target.name, draft)}, then "
             "s2d-plan --trace profile/trace.npz"
         )
     if draft is not None and draft not in drafts:
-        raise UnknownName("draft", draft, drafts, otherwise=f"record its acceptance: {record_command('TARGET', 'DRAFT')}")
+        raise UnknownName("draft", draft, drafts, otherwise=f"record its acceptance: {record_command(target.name, draft)}")
     return shipped_path(draft or drafts[0], target.name)
 
 
-def record_command(target: str, draft: str) -> str:
-    """The command that records acceptance on the user's own prompts."""
-    return f"s2d-profile acceptance --target {target} --draft {draft} --prompts PROMPTS.jsonl -o profile"
+def record_command(target: str, draft: str | None) -> str:
+    """The command that records acceptance on the user's own prompts, for models by name or by folder."""
+    words = ["s2d-profile", "acceptance", "--target", model_folder(target), "--draft", model_folder(draft or "your-draft")]
+    prompts = [] if target.startswith(REFERENCE_PREFIX) else ["--prompts", "path/to/prompts.jsonl"]
+    return shlex.join([*words, *prompts, "-o", "profile"])
+
+
+def model_folder(name: str) -> str:
+    """How a command finds a model: the reference family by name, a path as it is, any other name by its folder."""
+    return name if name.startswith(REFERENCE_PREFIX) or "/" in name else f"path/to/{name}"
 
 
 def load_acceptance(path: Path, split: Split) -> Acceptance:
@@ -121,13 +130,14 @@ def check_target(acceptance: Acceptance, target: ModelGeometry) -> None:
     Raises:
         Mismatch: it is of another.
     """
-    traced = acceptance.trace.header.target
+    header = acceptance.trace.header
+    traced = header.target
     if not same_shape(traced, target):
         raise Mismatch(
             "the trace",
             made_for=f"target {traced.name} ({_shape_text(traced)})",
             given=f"target {target.name} ({_shape_text(target)})",
-            fix=f"Leave --target out, or record a trace of it: {record_command('TARGET', 'DRAFT')}",
+            fix=f"Leave --target out, or record a trace of it: {record_command(target.name, header.draft.model.name)}",
         )
 
 
@@ -137,9 +147,10 @@ def check_draft(acceptance: Acceptance, draft: str | None) -> None:
     Raises:
         Mismatch: it is of another.
     """
-    traced = acceptance.trace.header.draft.model.name
+    header = acceptance.trace.header
+    traced = header.draft.model.name
     if draft is not None and draft != traced:
-        fix = f"Leave --draft out, or record a trace of it: {record_command('TARGET', draft)}"
+        fix = f"Leave --draft out, or record a trace of it: {record_command(header.target.name, draft)}"
         raise Mismatch("the trace", made_for=f"draft {traced}", given=f"draft {draft}", fix=fix)
 
 

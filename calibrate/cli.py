@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from perfmodel.console import (
     add_common_flags,
     add_verbose_flag,
     make_parser,
-    print_err,
+    print_answer,
     print_out,
     run_command,
 )
@@ -24,12 +25,14 @@ COMPARE = "s2d-compare"
 
 
 def main_plan(argv: Sequence[str] | None = None) -> int:
-    """`s2d-plan`: the configuration to run, and what it is predicted to do; `validate` and `design` ask the law alone."""
+    """`s2d-plan`: the configuration to run, and what it is predicted to do; its verbs are about the latency law alone."""
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["validate"]:
         return run_command(_validate_parser(), given[1:], partial(_validate, command=(PLAN, *given)))
     if given[:1] == ["design"]:
         return run_command(_design_parser(), given[1:], _design)
+    if given[:1] == ["fit"]:
+        return run_command(_fit_parser(), given[1:], partial(_fit, command=(PLAN, *given)))
     return run_command(_plan_parser(), given, partial(_plan, command=(PLAN, *given)))
 
 
@@ -46,7 +49,8 @@ def _plan_parser() -> argparse.ArgumentParser:
     description = (
         "Predict how fast a nested draft makes a target, and choose its exits, thresholds and draft length.\nNeeds no GPU.\n\n"
         "s2d-plan validate  holds the latency law against published speeds\n"
-        "s2d-plan design    draft shapes of one size, and the acceptance that each needs"
+        "s2d-plan design    draft shapes of one size, and the acceptance that each needs\n"
+        "s2d-plan fit       the law's coefficients from profiles, to price models nobody ran"
     )
     parser = make_parser(PLAN, description, "s2d-plan --target llama-70b --device h100 -o plan.json")
     _add_evidence_flags(parser.add_argument_group("models and evidence"))
@@ -64,13 +68,14 @@ def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
         help="a known model (docs/models.md), a config.json or its folder, or org/name on the Hugging Face hub",
     )
     add("--draft", metavar="NAME", help="a nested draft (default: the one whose acceptance is known)")
+    add("--draft-vocab", type=int, metavar="TOKENS", help="what if its LM head covered only the most frequent (default: all)")
     trace_help = "acceptance recorded by s2d-profile (default: published evidence in the box)"
     add("--trace", type=Path, metavar="FILE", help=trace_help)
     split_help = "plan on one half of the trace's prompts, and leave the other to test it (default: all)"
     add("--prompts-split", choices=("all", "calibration", "evaluation"), default="all", help=split_help)
     profile_help = "latency measured by s2d-profile; once for the target, once for the draft (default: a datasheet)"
     add("--profile", type=Path, metavar="FILE", action="append", default=[], help=profile_help)
-    add("--fit", action="store_true", help="price a model that was not profiled by a fit to the profiles given")
+    add("--fit", type=Path, metavar="FILE", help="written by s2d-plan fit: prices a model that was not profiled")
 
 
 def _add_device_flags(group: argparse._ActionsContainer) -> None:
@@ -100,6 +105,7 @@ def _add_workload_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:
+    from calibrate.next_command import next_command
     from calibrate.plan import PlanRequest, make_plan
     from calibrate.pricing import DeviceRequest
     from calibrate.show import plan_text
@@ -110,6 +116,7 @@ def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     request = PlanRequest(
         target=args.target,
         draft=args.draft,
+        draft_vocab=args.draft_vocab,
         trace=args.trace,
         prompts_split=args.prompts_split,
         profiles=tuple(args.profile),
@@ -122,25 +129,13 @@ def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     plan = make_plan(request)
     inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
     provenance = make_provenance(argv=command, inputs=inputs)
-    return _answer(
+    here = replace(plan, next_command=next_command(plan, command=command, output=args.output))
+    print_answer(
         args,
         write=lambda path: write_plan(path, plan, provenance),
         file_text=lambda: plan_file_text(plan, provenance),
-        text=lambda: plan_text(plan, asked_target=args.target or plan.target.name),
+        text=lambda: plan_text(here, asked_target=args.target or plan.target.name),
     )
-
-
-def _answer(
-    args: argparse.Namespace, *, write: Callable[[Path], None], file_text: Callable[[], str], text: Callable[[], str]
-) -> int:
-    """Give a result where it was asked for: into a file, as that file on stdout, or as text for people."""
-    if args.output is not None:
-        write(args.output)
-        print_err(f"wrote {args.output}")
-    if args.json:
-        print_out(file_text(), end="")
-    else:
-        print_out(text())
     return EXIT_ANSWERED
 
 
@@ -161,12 +156,13 @@ def _validate(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     from perfmodel.validation import validation_file_text, write_validation
 
     validation, provenance = validate(), make_provenance(argv=command)
-    return _answer(
+    print_answer(
         args,
         write=lambda path: write_validation(path, validation, provenance),
         file_text=lambda: validation_file_text(validation, provenance),
         text=lambda: validation_text(validation),
     )
+    return EXIT_ANSWERED
 
 
 def _design_parser() -> argparse.ArgumentParser:
@@ -177,7 +173,8 @@ def _design_parser() -> argparse.ArgumentParser:
     parser = make_parser(f"{PLAN} design", description, "s2d-plan design --target llama-2-70b --params 1.3e9 --engine eager")
     add = parser.add_argument
     add("--target", metavar="NAME", required=True, help="as for s2d-plan")
-    add("--params", type=float, metavar="WEIGHTS", required=True, help="size of the draft, embeddings included")
+    add("--params", type=float, metavar="WEIGHTS", required=True, help="size of the draft, embeddings and head included")
+    add("--draft-vocab", type=int, metavar="TOKENS", help="most frequent tokens its LM head covers (default: all)")
     add("--draft-tokens", type=int, default=5, metavar="TOKENS", help="drafted a round (default: 5)")
     add("--context-tokens", type=int, default=768, metavar="TOKENS", help="in the caches (default: 768)")
     _add_device_flags(parser)
@@ -200,6 +197,7 @@ def _design(args: argparse.Namespace) -> int:
     request = DesignRequest(
         target=target,
         num_params=_whole(args.params),
+        draft_vocab=args.draft_vocab,
         hardware=device.hardware,
         num_devices=device.num_devices,
         dtype=device.dtype,
@@ -208,6 +206,44 @@ def _design(args: argparse.Namespace) -> int:
         draft_tokens=args.draft_tokens,
     )
     print_out(design_text(request, designs(request)))
+    return EXIT_ANSWERED
+
+
+def _fit_parser() -> argparse.ArgumentParser:
+    description = (
+        "Fit the latency law to measured passes of some models on one device, so that it prices models nobody ran there.\n"
+        "Says how far it is off on a model that was left out."
+    )
+    parser = make_parser(f"{PLAN} fit", description, "s2d-plan fit law/*.latency.json -o my-device.fit.json")
+    add = parser.add_argument
+    add("profiles", type=Path, metavar="FILE", nargs="*", help="written by s2d-profile, best by s2d-profile law")
+    tables_help = "instead of profiles: the folder of the public kernel tables gpu_layer_times.csv and gpu_all_reduce.csv"
+    add("--tables", type=Path, metavar="DIR", help=tables_help)
+    add("--device", metavar="NAME", help="the GPU of those tables: a100 or h100")
+    add_common_flags(parser, result="fit")
+    return parser
+
+
+def _fit(args: argparse.Namespace, *, command: Sequence[str]) -> int:
+    from calibrate.fit_latency import fit_profiles
+    from calibrate.fit_tables import fit_tables
+    from calibrate.show_fit import fit_text
+    from perfmodel.law import latency_fit_file_text, write_latency_fit
+    from perfmodel.provenance import make_provenance
+
+    if bool(args.profiles) == (args.tables is not None) or (args.tables is None) != (args.device is None):
+        raise UserInputError("s2d-plan fit needs profiles, or --tables DIR with --device NAME: give one of the two.")
+    if args.tables is not None:
+        fit, inputs = fit_tables(args.tables, args.device)
+    else:
+        fit, inputs = fit_profiles(args.profiles)
+    provenance = make_provenance(argv=command, libraries=("numpy", "scipy"), inputs=inputs)
+    print_answer(
+        args,
+        write=lambda path: write_latency_fit(path, fit, provenance),
+        file_text=lambda: latency_fit_file_text(fit, provenance),
+        text=lambda: fit_text(fit),
+    )
     return EXIT_ANSWERED
 
 
@@ -227,24 +263,27 @@ def _compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", type=Path, required=True, metavar="FILE", help="written by s2d-run")
     profile_help = "a profile the plan was made with; give them all to price each measured pass by its shape"
     parser.add_argument("--profile", type=Path, metavar="FILE", action="append", default=[], help=profile_help)
+    fit_help = "the fit it was made with, where it priced a model by one"
+    parser.add_argument("--fit", type=Path, metavar="FILE", help=fit_help)
     add_common_flags(parser, result="residuals")
     return parser
 
 
 def _compare(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     from calibrate.compare import compare, load_pricing
-    from calibrate.show import residuals_text
+    from calibrate.show_residuals import residuals_text
     from perfmodel.plan import read_plan
     from perfmodel.provenance import make_provenance
     from perfmodel.report import read_report
     from perfmodel.residuals import residuals_file_text, write_residuals
 
     plan, report = read_plan(args.plan), read_report(args.report)
-    residuals = compare(plan, report, load_pricing(plan.record, args.profile))
+    residuals = compare(plan, report, load_pricing(plan.record, args.profile, args.fit))
     provenance = make_provenance(argv=command, inputs={"plan": plan.sha256, "report": report.sha256})
-    return _answer(
+    print_answer(
         args,
         write=lambda path: write_residuals(path, residuals, provenance),
         file_text=lambda: residuals_file_text(residuals, provenance),
         text=lambda: residuals_text(residuals),
     )
+    return EXIT_ANSWERED

@@ -12,41 +12,42 @@ from calibrate.pricing import DeviceRequest, Pricing, key_text, price_by_datashe
 from perfmodel.artifact import Stored
 from perfmodel.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.estimate import pass_seconds
+from perfmodel.interval import Interval
 from perfmodel.passes import PassKind
 from perfmodel.plan import Candidate, Evidence, Plan
 from perfmodel.report import Arm, RunReport
 from perfmodel.residuals import PassResidual, Residuals
 from perfmodel.rounds import RoundStats, sum_rounds
-from perfmodel.units import Frac, Seconds, Tokens, format_signed_frac
+from perfmodel.units import Frac, Seconds, Tokens, format_frac, format_signed_frac
 
 GOOD_ERROR_FRAC: Frac = 0.02
-"""The aim of this project: below it there is nothing to measure again."""
+"""The aim of this project: below it there is nothing to measure again, however narrow the intervals."""
 
 _ROUND_KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round")
 
 
-def load_pricing(plan: Plan, profiles: Sequence[Path]) -> Pricing | None:
-    """The prices a plan was made with: a datasheet's from the plan alone, measured ones from its profiles.
+def load_pricing(plan: Plan, profiles: Sequence[Path], fit_path: Path | None) -> Pricing | None:
+    """The prices a plan was made with: a datasheet's from the plan alone, measured and fitted ones from its files.
 
-    Returns None where the plan's profiles were not given: its mean seconds per pass have to do.
+    Returns None where the plan's files were not given: its mean seconds per pass have to do.
 
     Raises:
-        Mismatch: the profiles are not those of the plan.
+        Mismatch: the profiles or the fit are not those of the plan.
     """
     latency: dict[str, Evidence] = {part.role: part for part in plan.evidence if part.role.endswith(" latency")}
     key, context_tokens = plan.device, plan.workload.prompt_tokens + plan.workload.output_tokens
     request = DeviceRequest(device=key.device, num_devices=key.num_devices, dtype=key.dtype, engine=key.engine)
-    if all(part.level == "roofline" for part in latency.values()) and not profiles:
+    has_files = bool(profiles) or fit_path is not None
+    if all(part.level == "roofline" for part in latency.values()) and not has_files:
         return _price_by_its_name(plan, request, context_tokens=context_tokens)
-    if not profiles:
+    if not has_files:
         return None
-    pricing = price_by_profiles(
-        plan, profiles, request, rule=plan.workload.sampling.rule, context_tokens=context_tokens, fit=False
-    )
+    rule = plan.workload.sampling.rule
+    pricing = price_by_profiles(plan, profiles, request, rule=rule, context_tokens=context_tokens, fit_path=fit_path)
     for part in pricing.evidence:
         if part.sha256 != latency[part.role].sha256:
             made_for, given = _evidence_text(latency[part.role]), _evidence_text(part)
-            fix = "Give the profiles the plan was made with, or plan again with these: s2d-plan --profile"
+            fix = "Give the profiles and the fit the plan was made with, or plan again with these: s2d-plan --profile, --fit"
             raise Mismatch("the plan", made_for=made_for, given=given, fix=fix)
     return pricing
 
@@ -103,7 +104,7 @@ def compare(plan: Stored[Plan], report: Stored[RunReport], pricing: Pricing | No
         repriced_round_s=total_s / rounds.num_rounds,
         measured_round_s=math.fsum(run.decode_s for run in report.record.plan_arm.runs) / rounds.num_rounds,
         passes=passes,
-        next_step=next_step(acceptance_error, latency_error, passes),
+        next_step=next_step(acceptance_error, latency_error, passes, explained_frac(chosen.speedup.speedup, measured.speedup)),
     )
 
 
@@ -112,16 +113,18 @@ def _check(plan: Stored[Plan], report: Stored[RunReport]) -> Arm:
     ran, device = report.record.plan_sha256, report.record.device
     if ran != plan.sha256:
         made_for = "no plan" if ran is None else f"plan {ran[:12]}"
-        fix = "Give the plan that was run, or run this one: s2d-run --plan PLAN -o REPORT"
+        fix = "Give the plan that was run, or run this one: s2d-run --plan PLAN --check -o REPORT"
         raise Mismatch("the report", made_for=made_for, given=f"plan {plan.sha256[:12]}", fix=fix)
     planned = plan.record.device
     if replace(device, device="") != replace(planned, device="") or not same_device(device.device, planned.device):
         fix = "Profile the device of the run and plan again: a plan's seconds hold on its own device only"
         raise Mismatch("the plan", made_for=key_text(planned), given=f"the run's {key_text(device)}", fix=fix)
     if report.record.plain_arm is None or report.record.measured is None:
+        fix = "Run the plan again with s2d-run --check, which decodes plainly beside it"
+        if report.record.sampling.rule == "ratio":
+            fix = "s2d-run measures none under the ratio test: plan and run with greedy or shared-noise sampling"
         raise UserInputError(
-            "the report has no plain decoding, expected both arms: a speedup is a ratio to plain decoding. "
-            "Run the plan again with plain decoding beside it."
+            f"the report has no plain decoding, expected both arms: a speedup is a ratio to plain decoding. {fix}."
         )
     return report.record.plain_arm
 
@@ -188,10 +191,20 @@ def worst_pass(passes: tuple[PassResidual, ...]) -> PassResidual | None:
     return max(passes, key=lambda part: abs(part.predicted_s - part.measured_s) / arm_s[part.arm], default=None)
 
 
-def next_step(acceptance_error_frac: Frac, latency_error_frac: Frac, passes: tuple[PassResidual, ...]) -> str:
-    """What to measure again, the larger error first."""
-    if max(abs(acceptance_error_frac), abs(latency_error_frac)) <= GOOD_ERROR_FRAC:
-        return "nothing: both errors are within 2 %"
+def explained_frac(predicted: Interval, measured: Interval) -> Frac:
+    """How far a predicted speedup may be off the measured one for no other reason than their intervals.
+
+    Half of each, added in quadrature, as a fraction of the measured speedup: the two err apart from one another.
+    """
+    return math.hypot(predicted.high - predicted.low, measured.high - measured.low) / 2 / measured.value
+
+
+def next_step(acceptance_error_frac: Frac, latency_error_frac: Frac, passes: tuple[PassResidual, ...], explained: Frac) -> str:
+    """What to measure again, the larger error first; nothing while both are what the intervals explain."""
+    allowed = max(GOOD_ERROR_FRAC, explained)
+    if max(abs(acceptance_error_frac), abs(latency_error_frac)) <= allowed:
+        why = "" if allowed == GOOD_ERROR_FRAC else ", which the intervals of plan and run explain"
+        return f"nothing: both errors are within {format_frac(allowed)}{why}"
     if abs(acceptance_error_frac) >= abs(latency_error_frac):
         return "s2d-profile acceptance, on prompts like those that were run: most of the error is in the acceptance"
     worst = worst_pass(passes)

@@ -1,8 +1,7 @@
 """AcceptanceTrace -> how far an exit's confidence tells whether the target agrees.
 
 A weak draft agrees with its target far more often than its own largest probability says, so a confidence becomes a
-probability only through a curve fitted to a trace: isotonic over bins of equal mass, with as many bins as serve prompts
-that the curve has not seen.
+probability only through a curve fitted to a trace (`perfmodel/calibration.py`).
 
 Shapes: P positions, E exits.
 """
@@ -15,19 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.calibration import choose_curve, expected_calibration_error
 from perfmodel.interval import INTERVAL_FRAC, Interval
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength
 from perfmodel.replay import replay
-from perfmodel.tape import agreement_at
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Frac, Tokens
 
 Floats = NDArray[np.float64]
 
-NUM_BINS = (3, 6, 12, 24)
-"""Bins to choose from; a curve has at most as many knots."""
 NUM_FOLDS = 4
-NUM_ECE_BINS = 15
 NUM_RESAMPLES = 1000
 SEED = 20260701
 
@@ -57,13 +53,12 @@ def calibrate_exits(trace: AcceptanceTrace) -> tuple[ExitCalibration, ...]:
 
 
 def _calibrate(exit_layer: int, confidence: Floats, agreement: Floats, fold: NDArray[np.int64]) -> ExitCalibration:
-    unseen = {bins: _out_of_sample(confidence, agreement, fold, bins) for bins in NUM_BINS}
-    best = min(NUM_BINS, key=lambda bins: float(np.mean((unseen[bins] - agreement) ** 2)))
+    curve, unseen = choose_curve(confidence, agreement, fold)
     return ExitCalibration(
         exit_layer=exit_layer,
-        curve=fit_curve(confidence, agreement, num_bins=best),
+        curve=curve,
         ece_before_frac=expected_calibration_error(confidence, agreement),
-        ece_after_frac=expected_calibration_error(unseen[best], agreement),
+        ece_after_frac=expected_calibration_error(unseen, agreement),
         auc=area_under_curve(confidence, agreement),
         agreement_frac=float(agreement.mean()),
     )
@@ -75,48 +70,6 @@ def _folds(trace: AcceptanceTrace) -> NDArray[np.int64]:
     if len(prompts) == 1:
         return np.arange(prompts[0].num_positions) * NUM_FOLDS // prompts[0].num_positions
     return np.repeat(np.arange(len(prompts)) % NUM_FOLDS, [prompt.num_positions for prompt in prompts])
-
-
-def _out_of_sample(confidence: Floats, agreement: Floats, fold: NDArray[np.int64], num_bins: int) -> Floats:
-    """What a curve fitted to the other folds says of each position. [P]."""
-    said = confidence.copy()
-    for number in np.unique(fold).tolist():
-        here = fold == number
-        if not here.all():
-            said[here] = agreement_at(fit_curve(confidence[~here], agreement[~here], num_bins=num_bins), confidence[here])
-    return said
-
-
-def fit_curve(confidence: Floats, agreement: Floats, *, num_bins: int) -> CalibrationCurve:
-    """Isotonic regression over bins of equal mass: neighbours that fall, or do not rise in confidence, are pooled.
-
-    Args:
-        confidence: of each position. [P].
-        agreement: 1 where the target agreed, else 0; under the ratio test its acceptance probability. [P].
-        num_bins: at most this many knots.
-    """
-    order = np.argsort(confidence, kind="stable")
-    pooled: list[tuple[int, float, float]] = []  # positions, mean confidence, mean agreement
-    for part in np.array_split(order, min(num_bins, len(order))):
-        block = (len(part), float(confidence[part].mean()), float(agreement[part].mean()))
-        while pooled and (block[1] <= pooled[-1][1] or block[2] < pooled[-1][2]):
-            block = _pool(pooled.pop(), block)
-        pooled.append(block)
-    return CalibrationCurve(
-        confidence=tuple(mean for _, mean, _ in pooled), agreement=tuple(min(1.0, agreed) for _, _, agreed in pooled)
-    )
-
-
-def _pool(one: tuple[int, float, float], other: tuple[int, float, float]) -> tuple[int, float, float]:
-    number = one[0] + other[0]
-    mean_confidence, mean_agreement = ((one[i] * one[0] + other[i] * other[0]) / number for i in (1, 2))
-    return number, mean_confidence, mean_agreement
-
-
-def expected_calibration_error(said: Floats, agreement: Floats, *, num_bins: int = NUM_ECE_BINS) -> Frac:
-    """Mean distance between said and seen agreement over bins of equal mass (ECE)."""
-    parts = np.array_split(np.argsort(said, kind="stable"), min(num_bins, len(said)))
-    return float(sum(abs(said[part].sum() - agreement[part].sum()) for part in parts) / len(said))
 
 
 def area_under_curve(confidence: Floats, agreement: Floats) -> float | None:

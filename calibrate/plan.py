@@ -19,16 +19,16 @@ from calibrate.acceptance import (
 )
 from calibrate.batching import batch_schedules
 from calibrate.find_target import find_target
+from calibrate.next_command import next_command
 from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet, price_by_profiles
 from calibrate.search import MAX_DRAFT_TOKENS, price_of, search
 from perfmodel.errors import OutOfDomain, UserInputError
 from perfmodel.estimate import estimate
-from perfmodel.geometry import ModelGeometry, find_draft
+from perfmodel.geometry import ModelGeometry, find_draft, with_reduced_head
 from perfmodel.halves import Split, document_of
 from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.plan import Candidate, Plan, Workload
 from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
-from perfmodel.profile import DeviceKey
 from perfmodel.replay import replay, replay_many
 from perfmodel.rounds import RoundStats, sum_rounds
 from perfmodel.trace import AcceptanceTrace
@@ -39,9 +39,6 @@ _LOG = logging.getLogger(__name__)
 PLAIN_NAME = "plain decoding"
 PLAN_NAME = "plan"
 PAPER_NAME = "paper thresholds"
-REFERENCE_PREFIX = "ref-"
-PROFILED_DTYPES = ("fp32", "bf16", "fp16")
-"""Those `s2d-profile` can run."""
 
 PAPER_THRESHOLD = 0.5
 PAPER_LENGTH = HeuristicLength(start=5, draft_cap=64)
@@ -54,10 +51,12 @@ class PlanRequest:
 
     target: str | None
     draft: str | None
+    draft_vocab: Tokens | None
+    """Tokens the draft's LM head covers, where it is not the head that was trained."""
     trace: Path | None
     prompts_split: Split
     profiles: tuple[Path, ...]
-    fit: bool
+    fit: Path | None
     device: DeviceRequest
     batch: int
     prompt_tokens: Tokens | None
@@ -71,18 +70,18 @@ def make_plan(request: PlanRequest) -> Plan:
         UserInputError: something asked for is unknown, does not fit together or is not covered by the evidence.
     """
     _check_counts(request)
-    acceptance = _acceptance(request)
+    acceptance = with_draft_vocab(_acceptance(request), request.draft_vocab)
     header = acceptance.trace.header
     context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
     _check_context(header.target, acceptance)
-    if request.profiles:
+    if request.profiles or request.fit is not None:
         pricing = price_by_profiles(
             header,
             request.profiles,
             request.device,
             rule=header.sampling.rule,
             context_tokens=context_tokens,
-            fit=request.fit,
+            fit_path=request.fit,
         )
     else:
         pricing = price_by_datasheet(header, request.device, context_tokens=context_tokens)
@@ -95,7 +94,7 @@ def make_plan(request: PlanRequest) -> Plan:
         output_tokens=acceptance.output_tokens,
         sampling=header.sampling,
     )
-    return Plan(
+    plan = Plan(
         target=header.target,
         target_sha256=header.target_sha256,
         draft=header.draft,
@@ -109,8 +108,9 @@ def make_plan(request: PlanRequest) -> Plan:
         batch_schedules=schedules,
         memory=pricing.memory,
         evidence=evidence,
-        next_command=next_command(acceptance, pricing.device, measured=bool(request.profiles)),
+        next_command="",
     )
+    return replace(plan, next_command=next_command(plan))
 
 
 def _check_counts(request: PlanRequest) -> None:
@@ -128,8 +128,12 @@ def _check_counts(request: PlanRequest) -> None:
             f"--batch {request.batch}: only --batch 1 is predicted. In a batch every sequence leaves and is accepted at its "
             "own length, which neither replay nor the latency evidence covers yet."
         )
-    if request.fit and not request.profiles:
-        raise UserInputError("--fit needs latency profiles to fit to: give at least one --profile FILE.")
+    if request.draft_vocab is not None and request.profiles and request.fit is None:
+        raise UserInputError(
+            f"--draft-vocab {request.draft_vocab}: profiles hold exit checks of a head that says every token, and what fewer "
+            "tokens would take was not measured. Leave --profile out to price them by a datasheet, or give --fit FILE "
+            "(s2d-plan fit) instead of the draft's profile."
+        )
 
 
 def _acceptance(request: PlanRequest) -> Acceptance:
@@ -147,6 +151,32 @@ def _acceptance(request: PlanRequest) -> Acceptance:
     return at_lengths(acceptance, prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens)
 
 
+def with_draft_vocab(acceptance: Acceptance, draft_vocab: Tokens | None) -> Acceptance:
+    """The same agreement with a draft whose LM head covers its most frequent tokens only: assumed, and said to be.
+
+    Such a draft has weights that nobody has seen.
+
+    Raises:
+        UserInputError: so many tokens are no part of its vocabulary, or the head is the target's own.
+    """
+    header = acceptance.trace.header
+    if draft_vocab is not None and header.draft.kind == "self":
+        raise UserInputError(
+            f"--draft-vocab {draft_vocab}: a self-draft answers through the head of its target, which has to say every token. "
+            "Leave --draft-vocab out, or plan for a draft with weights of its own."
+        )
+    model = with_reduced_head(header.draft.model, draft_vocab)
+    if not model.has_reduced_head:
+        return acceptance
+    assumed = f"; assumed to be that of the whole vocabulary, though a head of {model.said_tokens} tokens cannot say the rest"
+    reduced = replace(header, draft=replace(header.draft, model=model), draft_sha256=None)
+    return replace(
+        acceptance,
+        trace=replace(acceptance.trace, header=reduced),
+        evidence=replace(acceptance.evidence, description=acceptance.evidence.description + assumed),
+    )
+
+
 def _named_target(text: str) -> ModelGeometry:
     """A target whose acceptance may be in the box: one known by name, not by its shapes alone.
 
@@ -156,13 +186,21 @@ def _named_target(text: str) -> ModelGeometry:
     target = find_target(text)
     if target in KNOWN_MODELS:
         return target
-    answered = {name for _, name in shipped_pairs()}
+    answered, record = {name for _, name in shipped_pairs()}, record_command(_folder_of(text), None)
     alike = [known.name for known in KNOWN_MODELS if known.name in answered and same_shape(known, target)]
     hint = f" If its weights are those of {alike[0]}, say --target {alike[0]}." if alike else ""
     raise UserInputError(
         f"no acceptance evidence for target {text!r}: a config tells shapes, and how often a draft agrees depends on the "
-        f"weights.{hint} Or record it: {record_command(text, 'DRAFT')}, then s2d-plan --target {text} --trace profile/trace.npz"
+        f"weights.{hint} Or record it: {record}, then s2d-plan --target {text} --trace profile/trace.npz"
     )
+
+
+def _folder_of(config: str) -> str:
+    """Where the model of a config.json is, if the config is on this machine; else its name."""
+    folder = Path(config).parent if config.endswith(".json") else Path(config)
+    if not folder.is_dir():
+        return folder.name
+    return str(folder) if folder.is_absolute() else f"./{folder}"
 
 
 def _check_context(target: ModelGeometry, acceptance: Acceptance) -> None:
@@ -253,22 +291,3 @@ def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:
     caps = (PAPER_LENGTH.draft_cap, MAX_DRAFT_TOKENS)
     lengths = [replace(PAPER_LENGTH, draft_cap=cap) for cap in caps]
     return [ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length) for length in lengths]
-
-
-def next_command(acceptance: Acceptance, device: DeviceKey, *, measured: bool) -> str:
-    """The command that replaces the weakest evidence by a measurement, or runs the plan when all is measured."""
-    header = acceptance.trace.header
-    traced = acceptance.evidence.level == "traced"
-    if measured and traced:
-        return "s2d-run --plan PLAN.json --check -o REPORT.json"
-    what = "latency " if traced else "acceptance " if measured else ""
-    draft = "self" if header.draft.kind == "self" else _model_folder(header.draft.model.name)
-    where = " --device cuda" if device.num_threads is None else ""
-    if device.dtype in PROFILED_DTYPES:
-        where += f" --dtype {device.dtype}"
-    return f"s2d-profile {what}--target {_model_folder(header.target.name)} --draft {draft}{where} -o profile"
-
-
-def _model_folder(name: str) -> str:
-    """How a command finds a model: the reference family by name, any other by its folder."""
-    return name if name.startswith(REFERENCE_PREFIX) else f"path/to/{name}"

@@ -21,13 +21,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.fit_acceptance import fit_curve
+from perfmodel.calibration import fit_curve
 from perfmodel.errors import OutOfDomain
-from perfmodel.estimate import Speedup, estimate
 from perfmodel.latency import LatencyModel, Line
 from perfmodel.passes import DRAFT_KINDS, PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.replay import Price, replay, replay_by_prompt, replay_many
+from perfmodel.replay import Price, replay_by_prompt, replay_many
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Tokens, TokensPerS
 
@@ -68,33 +67,9 @@ class SearchResult:
     num_policies: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
-    """A policy chosen on every other prompt, and what is predicted of it there and on the rest."""
-
-    policy: ExitPolicy | None
-    searched: Speedup
-    held_out: Speedup
-
-
 def search(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> ExitPolicy | None:
     """The policy to run; None when not speculating is best."""
     return search_families(trace, draft, target).chosen.policy
-
-
-def search_held_out(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> HeldOut:
-    """Search on every other prompt and score on the rest: how much of the gain is luck.
-
-    Raises:
-        ValueError: the trace has fewer than two prompts.
-    """
-    number = len(trace.header.prompts)
-    if number < 2:
-        raise ValueError("a trace of one prompt cannot be split in two")
-    halves = (trace.subset(range(0, number, 2)), trace.subset(range(1, number, 2)))
-    policy = search(halves[0], draft, target)
-    searched, held_out = (estimate(draft, target, replay(half, policy), replay(half, None)) for half in halves)
-    return HeldOut(policy=policy, searched=searched, held_out=held_out)
 
 
 def search_families(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> SearchResult:

@@ -1,10 +1,11 @@
-"""Plans and residuals as text for people: what was understood, what to do, why, what else, and what next."""
+"""A plan as text for people: what was understood, what to do, why, what else, and what next."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 
+from calibrate.next_command import next_note
 from calibrate.pricing import key_text
 from perfmodel.console import table
 from perfmodel.geometry import DraftGeometry, ModelGeometry
@@ -12,25 +13,22 @@ from perfmodel.interval import Interval
 from perfmodel.passes import PassKind
 from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Plan
 from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.residuals import PassResidual, Residuals
 from perfmodel.rounds import RoundStats
 from perfmodel.units import (
     GIGA,
     MEGA,
-    Frac,
     format_bytes,
     format_frac,
     format_interval,
     format_number,
     format_rate,
     format_seconds,
-    format_signed_frac,
     format_speedup,
 )
 
 PAGE_CHARS = 100
 
-_PASS_NAMES: dict[PassKind, str] = {
+PASS_NAMES: dict[PassKind, str] = {
     "segment": "draft segments",
     "exit": "exit checks",
     "verify": "verification",
@@ -50,16 +48,13 @@ def plan_text(plan: Plan, *, asked_target: str) -> str:
     blocks.append(_alternatives((plan.chosen, *plan.runners_up)))
     if plan.batch_schedules:
         blocks.append(_batches(plan.batch_schedules))
-    blocks.append(f"next: {plan.next_command}")
+    note = next_note(plan)
+    blocks += [] if note is None else [textwrap.fill(note, PAGE_CHARS)]
+    blocks += [f"next: {plan.next_command}"] if plan.next_command else []
     return "\n\n".join(blocks)
 
 
-def residuals_text(residuals: Residuals) -> str:
-    """The whole answer of `s2d-compare`."""
-    return "\n\n".join([_compared(residuals), _errors(residuals), _pass_errors(residuals), f"next: {residuals.next_step}"])
-
-
-def _facts(pairs: Sequence[tuple[str, str]]) -> str:
+def facts_text(pairs: Sequence[tuple[str, str]]) -> str:
     """Labelled lines, their texts under one another and folded at the width of a page."""
     width = max(len(label) for label, _ in pairs)
     indent = " " * (width + 2)
@@ -77,7 +72,7 @@ def _understood(plan: Plan, asked_target: str) -> str:
         ("device", key_text(plan.device) + _origin_text(plan.evidence)),
         ("asked", asked),
     ]
-    return _facts(facts + _evidence_facts(plan.evidence))
+    return facts_text(facts + _evidence_facts(plan.evidence))
 
 
 def _evidence_facts(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
@@ -104,11 +99,12 @@ def model_label(model: ModelGeometry) -> str:
 
 
 def draft_label(draft: DraftGeometry) -> str:
-    """The draft with its exits; a self-draft says whose layers it uses."""
+    """The draft with its exits, and its head where that is reduced; a self-draft says whose layers it uses."""
     exits = f"exits at {'/'.join(map(str, draft.exit_layers))}"
     if draft.kind == "self":
         return f"{draft.model.name}'s own first {draft.exit_layers[-1]} layers, {exits}"
-    return f"{model_label(draft.model)}, {exits}"
+    head = f", {draft.model.head_label}" if draft.model.has_reduced_head else ""
+    return f"{model_label(draft.model)}, {exits}{head}"
 
 
 def _weights_text(count: int) -> str:
@@ -123,8 +119,8 @@ def _answer(plan: Plan) -> str:
     if chosen.policy is None:
         return f"plan: do not speculate. No configuration is predicted to beat plain decoding's {plain}."
     rate, speedup = format_rate(chosen.speedup.tokens_per_s), format_speedup(chosen.speedup.speedup.value)
-    predicted = f"{rate}, {speedup} plain decoding's {plain} (90 % interval {_interval(chosen.speedup.speedup)})"
-    lines = ["plan: speculate", "", _facts([*policy_facts(chosen.policy), ("predicted", predicted)])]
+    predicted = f"{rate}, {speedup} plain decoding's {plain} (90 % interval {interval_text(chosen.speedup.speedup)})"
+    lines = ["plan: speculate", "", facts_text([*policy_facts(chosen.policy), ("predicted", predicted)])]
     return "\n".join(lines + [f"\n{textwrap.fill(caution, PAGE_CHARS)}" for caution in cautions(plan)])
 
 
@@ -188,7 +184,7 @@ def _one_round(chosen: Candidate) -> str:
         ("round", cost.round_s),
     ]
     rows = [
-        [_PASS_NAMES[kind], format_seconds(seconds), format_frac(seconds / cost.total_s), _passes_text(rounds, kind)]
+        [PASS_NAMES[kind], format_seconds(seconds), format_frac(seconds / cost.total_s), _passes_text(rounds, kind)]
         for kind, seconds in parts
     ]
     rows.append(["one round", format_seconds(cost.total_s), format_frac(1.0), ""])
@@ -231,7 +227,7 @@ def _alternatives(candidates: Sequence[Candidate]) -> str:
             "" if candidate.policy is None else candidate.policy.label,
             format_number(candidate.speedup.tokens_per_s),
             format_speedup(candidate.speedup.speedup.value),
-            "" if candidate.policy is None else _interval(candidate.speedup.speedup),
+            "" if candidate.policy is None else interval_text(candidate.speedup.speedup),
             f"{candidate.rounds.tokens_per_round:.2f}",
         ]
         for candidate in candidates
@@ -267,47 +263,6 @@ def _point_text(point: BatchPoint | None) -> str:
     return f"exit {point.exit_layer}, {_tokens_text(point.draft_tokens)}, {format_speedup(point.speedup)}"
 
 
-def _interval(interval: Interval) -> str:
+def interval_text(interval: Interval) -> str:
+    """`1.91x to 2.82x`."""
     return format_interval(interval.low, interval.high, format_speedup)
-
-
-def _compared(residuals: Residuals) -> str:
-    pricing = {
-        "evidence": "measured rounds, pass by pass, by the latency evidence of the plan",
-        "plan": "measured rounds, by the plan's mean seconds per pass (give its --profile files to price each shape)",
-    }
-    return _facts(
-        [
-            ("device", key_text(residuals.device)),
-            ("prompts", f"{residuals.predicted_prompts} behind the prediction, {residuals.measured_prompts} measured"),
-            ("priced", pricing[residuals.pricing]),
-        ]
-    )
-
-
-def _errors(residuals: Residuals) -> str:
-    measured = residuals.measured_speedup
-    because = [
-        ("tokens per round", f"{residuals.predicted_tokens_per_round:.3f}", f"{residuals.measured_tokens_per_round:.3f}"),
-        ("measured rounds", format_seconds(residuals.repriced_round_s), format_seconds(residuals.measured_round_s)),
-        ("speedup", format_speedup(residuals.predicted_speedup), f"{format_speedup(measured.value)} ({_interval(measured)})"),
-    ]
-    errors = (residuals.acceptance_error_frac, residuals.latency_error_frac, residuals.total_error_frac)
-    names = ("acceptance", "latency", "in all")
-    rows = [[name, _signed(error), *texts] for name, error, texts in zip(names, errors, because, strict=True)]
-    return table(rows, headers=["error by", "of speedup", "seen in", "predicted", "measured"], align="lrlrr")
-
-
-def _signed(frac: Frac) -> str:
-    """A difference as a percentage; one that is nothing but rounding is `+0.0 %`, not `-0.0 %`."""
-    return format_signed_frac(round(frac, 6) + 0.0)
-
-
-def _pass_errors(residuals: Residuals) -> str:
-    return table([_pass_row(part) for part in residuals.passes], headers=["passes", "number", "predicted", "measured", "error"])
-
-
-def _pass_row(part: PassResidual) -> list[str]:
-    arm = "" if part.arm == "plan" else "plain decoding: "
-    predicted, measured = format_seconds(part.predicted_s), format_seconds(part.measured_s)
-    return [arm + _PASS_NAMES[part.kind], str(part.num_passes), predicted, measured, _signed(part.error_frac)]

@@ -66,11 +66,6 @@ def record_text(record: object, *, schema: str, version: int, provenance: Proven
     return json.dumps(envelope, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def record_sha256(record: object) -> str:
-    """The hash that names a record: of its body, whatever its provenance."""
-    return _body_sha256(encode_record(record))
-
-
 def write_record(path: PathLike, record: object, *, schema: str, version: int, provenance: Provenance) -> None:
     """Write a record as JSON, whole or not at all.
 
@@ -156,11 +151,6 @@ def read_arrays(
     arrays = {name: _array_from_bytes(path, name, found[name]) for name in sorted(found)}
     digest = _arrays_sha256(envelope["body"], found)
     return StoredArrays(record=record, arrays=arrays, provenance=provenance, sha256=digest)
-
-
-def arrays_sha256(record: object, arrays: Mapping[str, np.ndarray]) -> str:
-    """The hash that names a header record with its arrays, whatever their provenance."""
-    return _arrays_sha256(encode_record(record), {name: _array_bytes(name, array) for name, array in arrays.items()})
 
 
 def _read_envelope(path: PathLike, *, schema: str, version: int) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from perfmodel.disk import NO_SPACE_ERRNOS
-from perfmodel.errors import Interrupted, MissingExtra, OutOfSpace, S2DError
+from perfmodel.disk import NO_SPACE_ERRNOS, check_writable, os_error_in
+from perfmodel.errors import Interrupted, MissingExtra, OutOfSpace, S2DError, UserInputError
 from perfmodel.units import Seconds, format_duration, format_frac
 
 EXIT_ANSWERED = 0
@@ -48,7 +48,7 @@ def run_command(
     Args:
         parser: with `add_common_flags` or `add_verbose_flag` applied.
         argv: the arguments without the program's name; those of the process when None.
-        command: does the work and returns its exit code.
+        command: does the work and returns its exit code; not called when the file of `add_common_flags` cannot be written.
     """
     try:
         args = parser.parse_args(argv)
@@ -57,6 +57,8 @@ def run_command(
     verbose = getattr(args, "verbose", False)
     _configure_logging(verbose)
     try:
+        if getattr(args, "writes_file", False) and args.output is not None:
+            check_writable(args.output)
         code = command(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -76,6 +78,7 @@ def add_common_flags(parser: argparse.ArgumentParser, *, result: str) -> None:
     """
     parser.add_argument("--json", action="store_true", help=f"print the {result} file itself on stdout, and nothing else")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"write the {result} to FILE")
+    parser.set_defaults(writes_file=True)
     add_verbose_flag(parser)
 
 
@@ -96,13 +99,46 @@ def make_parser(prog: str, description: str, example: str) -> argparse.ArgumentP
 
 
 def print_out(text: str = "", *, end: str = "\n") -> None:
-    """Part of the result."""
-    print(text, end=end)
+    """Part of the result, shown at once: a pipe gets streamed text as it comes."""
+    print(text, end=end, flush=True)
+
+
+def print_answer(
+    args: argparse.Namespace,
+    *,
+    text: Callable[[], str],
+    file_text: Callable[[], str],
+    write: Callable[[Path], None],
+    done: str = "",
+) -> None:
+    """Give a result where it was asked for: as text for people or as its file on stdout, and into a file.
+
+    It is written whatever becomes of showing it, whose reader may have left, and shown whatever becomes of writing it.
+
+    Args:
+        args: of a parser with `add_common_flags`.
+        text: the result for people.
+        file_text: what `--json` prints.
+        write: makes the file.
+        done: what to say after the name of the file that was written.
+    """
+    try:
+        if args.json:
+            print_out(file_text(), end="")
+        else:
+            print_out(text())
+    finally:
+        if args.output is not None:
+            write(args.output)
+            print_err(f"wrote {args.output}{done}")
 
 
 def print_err(text: str = "") -> None:
-    """Part of the talk; whatever of the result came before is shown first."""
-    sys.stdout.flush()
+    """Part of the talk; whatever of the result came before is shown first, where it can be shown."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
     print(text, file=sys.stderr, flush=True)
 
 
@@ -128,12 +164,33 @@ def _aligned(cells: Sequence[str], widths: Sequence[int], sides: str) -> str:
 
 
 @contextlib.contextmanager
-def keeping(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Long work whose results are saved to the path as they come: Ctrl-C inside says that they are kept there."""
+def keeping(path: str | os.PathLike[str], *, holding: Sequence[str] = ()) -> Iterator[None]:
+    """Long work whose results are saved to the path as they come: Ctrl-C, or a full disk, says that they are kept there.
+
+    Args:
+        path: a file, or a folder.
+        holding: glob patterns of what can be gone on from; a folder without any of it keeps nothing.
+    """
     try:
         yield
     except KeyboardInterrupt as err:
-        raise Interrupted(path if Path(path).exists() else None) from err
+        raise Interrupted(path if _keeps(Path(path), holding) else None) from err
+    except OutOfSpace as err:
+        if _keeps(Path(path), holding):
+            err.add_note(f"What was done so far is kept in {os.fspath(path)!r}: make room and repeat the command to go on.")
+        raise
+
+
+def _keeps(path: Path, holding: Sequence[str]) -> bool:
+    return path.is_file() or any(any(path.glob(pattern)) for pattern in holding)
+
+
+def save_or_warn(save: Callable[[], object]) -> None:
+    """Save what there is so far; a disk that is full is no reason to end long work, whose next save may succeed."""
+    try:
+        save()
+    except UserInputError as err:
+        print_err(f"warning: {err} Going on meanwhile.")
 
 
 class Progress:
@@ -211,8 +268,9 @@ def _ours(err: BaseException) -> BaseException:
     """The error as one of our own, where another library's means the same."""
     if isinstance(err, ModuleNotFoundError) and (package := (err.name or "").partition(".")[0]) in _EXTRA_OF:
         return MissingExtra(package, _EXTRA_OF[package]).with_traceback(err.__traceback__)
-    if isinstance(err, OSError) and err.errno in NO_SPACE_ERRNOS:
-        return OutOfSpace(err.filename or "the output").with_traceback(err.__traceback__)
+    found = os_error_in(err)
+    if found is not None and found.errno in NO_SPACE_ERRNOS:
+        return OutOfSpace(found.filename or "the output").with_traceback(err.__traceback__)
     return err
 
 
@@ -234,6 +292,6 @@ def _report(prog: str, err: BaseException, *, verbose: bool) -> int:
 
 
 def _discard_stdout() -> None:
-    """The reader of our output has gone: let the interpreter's last flush go nowhere instead of failing."""
+    """Nobody can read our output, or no disk can hold it: let the interpreter's last flush go nowhere instead of failing."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

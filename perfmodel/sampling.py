@@ -1,5 +1,6 @@
 """How the target picks tokens, and when a drafted token counts as the target's own."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,14 +21,16 @@ class Sampling:
     seed: int | None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature {self.temperature!r}: expected a number of at least 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k {self.top_k!r}: expected at least 1 token")
         if (self.rule == "greedy") != (self.temperature == 0):
             raise ValueError(f"rule {self.rule!r} with temperature {self.temperature!r}: greedy is temperature 0, and only it")
         if self.rule == "greedy" and (self.top_k, self.top_p, self.seed) != (None, None, None):
             raise ValueError("greedy decoding takes no top_k, top_p or seed")
         if self.rule != "greedy" and self.seed is None:
             raise ValueError(f"rule {self.rule!r} needs a seed, so that a run can be repeated")
-        if self.temperature < 0 or (self.top_k is not None and self.top_k < 1):
-            raise ValueError(f"temperature is at least 0 and top_k at least 1, got {self!r}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p!r}: expected above 0 and at most 1")
 

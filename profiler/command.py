@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from perfmodel.console import Progress, keeping, print_err, print_out
+from perfmodel.disk import make_folder
 from perfmodel.errors import UserInputError
 from perfmodel.provenance import Provenance, make_provenance
 from perfmodel.sampling import AcceptanceRule, Sampling
@@ -17,12 +21,13 @@ from perfmodel.units import Seconds
 from profiler.device import DeviceFacts, device_facts
 from profiler.grid import needed_passes
 from profiler.job import Job, fill_log
-from profiler.latency_files import LatencyFiles
+from profiler.latency_files import LatencyFiles, pair_profiles
 from profiler.measure_energy import measure_energy, nvml_sensor
 from profiler.pass_log import lacking_passes
 from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
 from profiler.show import acceptance_table, distinct_line, energy_line, latency_table, understood, warnings_of
 from s2d.device import check_device
+from s2d.load import FAMILY_FOLDER, find_model
 from s2d.pair import encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 
@@ -33,27 +38,27 @@ PARTIAL_TRACE_NAME = "trace.partial.npz"
 def profile(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
     """The command, its arguments parsed."""
     _check_arguments(args)
+    make_folder(args.output)
     torch.set_num_threads(args.threads)
     job = job_of(args)
     facts = device_facts(job.pair.device)
     provenance = make_provenance(
         argv=argv, device=facts.label, driver=facts.driver, libraries=("torch", "transformers", "numpy"), seed=args.seed
     )
-    args.output.mkdir(parents=True, exist_ok=True)
     print_out(understood(job, facts, args.split))
     if args.what == "latency" or (args.what == "all" and not _was_interrupted_later(args.output)):
         _latency(job, args, facts, provenance)
     if args.what in ("all", "acceptance"):
         _acceptance(job, args.output, provenance)
-    print_out(f"\nnext: {next_command(args.output)}")
+    print_out(f"\nnext: {next_command(args.output, sys.argv if argv is None else argv, args.what)}")
     return 0
 
 
 def job_of(args: argparse.Namespace) -> Job:
     """Load what the arguments name."""
     sampling = sampling_of(args.rule, args.temperature, args.top_k, args.top_p, args.seed)
+    prompts = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
     pair = load_pair(args.target, args.draft, args.dtype, args.device)
-    prompts = chosen_prompts(read_prompts(args.prompts or _family_prompts(args.target)), args.split, args.num_prompts)
     return Job(
         pair=pair,
         prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens),
@@ -80,15 +85,29 @@ def sampling_of(rule: AcceptanceRule | None, temperature: float, top_k: int | No
         raise UserInputError(f"--rule, --temperature, --top-k, --top-p: {err}") from err
 
 
-def next_command(folder: Path) -> str:
-    """How to turn what is in a folder into a plan."""
-    profiles = " ".join(f"--profile {path}" for path in sorted(folder.glob("*.latency.json")))
+def next_command(folder: Path, command: Sequence[str], what: str) -> str:
+    """How to turn what is in a folder into a plan.
+
+    Args:
+        folder: holds what was measured.
+        command: the one that measured it, its program first.
+        what: of `all`, `latency` and `acceptance` it measured.
+    """
+    profiles = [word for path in sorted(folder.glob("*.latency.json")) for word in ("--profile", str(path))]
     traced = folder / TRACE_NAME
-    if not profiles:
-        return f"s2d-profile latency … -o {folder}"
-    if not traced.exists():
-        return f"s2d-profile acceptance … -o {folder}"
-    return f"s2d-plan {profiles} --trace {traced} -o {folder / 'plan.json'}"
+    if not profiles or not traced.exists():
+        return shlex.join(_measuring(command, what, "acceptance" if profiles else "latency"))
+    return shlex.join(["s2d-plan", *profiles, "--trace", str(traced), "-o", str(folder / "plan.json")])
+
+
+def _measuring(command: Sequence[str], what: str, other: str) -> list[str]:
+    """The same command, measuring the other thing: `what` is its one word that is no flag and follows none that takes one."""
+    words, before = list(command), ""
+    for place, word in enumerate(words):
+        if word == what and (not before.startswith("-") or "=" in before or before in ("-v", "--verbose")):
+            words[place] = other
+        before = word
+    return words
 
 
 def _was_interrupted_later(folder: Path) -> bool:
@@ -100,7 +119,7 @@ def _was_interrupted_later(folder: Path) -> bool:
 
 
 def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance: Provenance) -> None:
-    files = LatencyFiles(args.output, job.pair, job.sampling.rule, provenance)
+    files = LatencyFiles(args.output, partial(pair_profiles, pair=job.pair, rule=job.sampling.rule), provenance)
     log = files.resumed()
     if len(log):
         print_err(f"going on with the {len(log)} passes kept in {args.output}")
@@ -113,9 +132,12 @@ def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance:
             progress.step(f"{num_lacking} shapes need more samples", units=whole - shown_s)
             shown_s = whole
 
-    with keeping(files.partial_paths[0]), progress, measure_energy(nvml_sensor(job.pair.device)) as meter:
-        fill_log(job, log, args.budget, save=files.write_partial, on_turn=on_turn)
-    print_out("\n" + latency_table(log))
+    try:
+        with keeping(files.partial_paths[0]), progress, measure_energy(nvml_sensor(job.pair.device)) as meter:
+            fill_log(job, log, args.budget, save=files.write_partial, on_turn=on_turn)
+    finally:  # whatever ended it, a disk that is full included
+        if len(log):
+            print_out("\n" + latency_table(log))
     if meter is not None:
         print_out(energy_line(meter, facts))
     never = lacking_passes(log, needed_passes(len(job.pair.geometry.exit_layers), job.draft_cap), 1)
@@ -134,27 +156,31 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
         print_err(f"going on after the {len(trace.header.prompts)} prompts kept in {partial}")
 
     def save(unfinished: AcceptanceTrace) -> None:
+        nonlocal trace
+        trace = unfinished
         write_trace(partial, unfinished, provenance)
 
     num_left = len(job.prompts) - len(trace.header.prompts)
-    with keeping(partial), Progress("acceptance", num_left) as progress:
-        trace = record_acceptance(
-            lambda number: asker.trace(job.prompts[number]),
-            len(job.prompts),
-            trace,
-            save=save,
-            on_prompt=lambda prompt: progress.step(prompt.name),
-        )
+    try:
+        with keeping(partial), Progress("acceptance", num_left) as progress:
+            trace = record_acceptance(
+                lambda number: asker.trace(job.prompts[number]),
+                len(job.prompts),
+                trace,
+                save=save,
+                on_prompt=lambda prompt: progress.step(prompt.name),
+            )
+    finally:  # whatever ended it, a disk that is full included
+        if trace.header.prompts:
+            print_out(f"\n{acceptance_table(trace, job.pair.draft.calibration)}\n{distinct_line(trace)}")
     write_trace(path, trace, provenance)
     partial.unlink(missing_ok=True)
-    print_out("\n" + acceptance_table(trace))
-    print_out(distinct_line(trace))
     print_out(f"wrote {path}")
 
 
-def _family_prompts(target: str) -> Path:
-    """The prompts in the box, for the models in the box."""
-    if target.startswith("ref-"):
+def family_prompts(target: str) -> Path:
+    """The prompts in the box, for the models in the box, by name or by folder."""
+    if find_model(target).resolve().parent == FAMILY_FOLDER.resolve():
         return FAMILY_PROMPTS
     raise UserInputError(
         f"target {target!r} is not of the reference family, so its prompts must be given: --prompts FILE.jsonl"

@@ -23,8 +23,6 @@ from perfmodel.units import Tokens
 
 T = TypeVar("T")
 
-MAX_DRAFT_CAP = 12
-"""The longest draft that a profile covers."""
 BACKLOG_MARGIN = 2
 """A deeper segment meets up to draft_cap tokens of this round and the two that a fully accepted round leaves."""
 MAX_SUBSETS = 31

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from perfmodel.console import save_or_warn
 from perfmodel.passes import PassSamples
 from perfmodel.policy import Confidence, ExitPolicy
 from perfmodel.sampling import Sampling
@@ -107,7 +109,7 @@ def fill_log(
         nonlocal saved_s
         on_turn(spent_s, num_lacking)
         if time.perf_counter() - saved_s >= SAVE_EVERY_S:
-            save(log)
+            save_or_warn(partial(save, log))
             saved_s = time.perf_counter()
 
     try:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from perfmodel.console import save_or_warn
 from perfmodel.disk import PathLike
 from perfmodel.errors import Mismatch
+from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.policy import Confidence
 from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
@@ -160,14 +163,42 @@ def check_resumable(path: PathLike, kept: TraceHeader, wanted: TraceHeader, name
         names: of the prompts to record, in order; the kept ones must be the first of them.
     """
     done = [prompt.name for prompt in kept.prompts]
-    if replace(kept, prompts=()) == replace(wanted, prompts=()) and done == list(names[: len(done)]):
-        return
-    raise Mismatch(
-        f"the unfinished trace {str(path)!r}",
-        made_for=f"{kept.target.name} with {kept.sampling.label}, {len(done)} prompts",
-        given=f"this run ({wanted.target.name} with {wanted.sampling.label}, {len(names)} prompts)",
-        fix="Repeat the command that began it to go on, or delete it, or give another folder with -o",
-    )
+    was, now = _differing(kept, wanted)
+    if done != list(names[: len(done)]):
+        was.append(f"{len(done)} other prompts")
+        now.append(f"the {len(names)} of this run")
+    if was:
+        raise Mismatch(
+            f"the unfinished trace {str(path)!r}",
+            made_for=", ".join(was),
+            given=", ".join(now),
+            fix="Repeat the command that began it to go on, or delete it, or give another folder with -o",
+        )
+
+
+def _differing(kept: TraceHeader, wanted: TraceHeader) -> tuple[list[str], list[str]]:
+    """What two headers differ in besides their prompts: as it is in the one, and as it is in the other."""
+    different = [
+        field.name
+        for field in fields(TraceHeader)
+        if field.name != "prompts" and getattr(kept, field.name) != getattr(wanted, field.name)
+    ]
+    return [_named(kept, name) for name in different], [_named(wanted, name) for name in different]
+
+
+def _named(header: TraceHeader, name: str) -> str:
+    """One field of a header in words."""
+    value = getattr(header, name)
+    match value:
+        case DraftGeometry():
+            value = f"{value.model.name} with exits {'/'.join(map(str, value.exit_layers))}"
+        case ModelGeometry():
+            value = value.name
+        case Sampling():
+            value = value.label if value.seed is None else f"{value.label} seed {value.seed}"
+        case str() if name.endswith("sha256"):
+            value = value[:12]
+    return f"{name} {value}"
 
 
 def record_acceptance(
@@ -197,7 +228,7 @@ def record_acceptance(
             fresh.append(trace_one(number))
             on_prompt(fresh[-1].prompt)
             if clock() - saved_s >= SAVE_EVERY_S:
-                save(extended(trace, fresh))
+                save_or_warn(partial(save, extended(trace, fresh)))
                 saved_s = clock()
     except KeyboardInterrupt:
         if fresh:

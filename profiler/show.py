@@ -6,15 +6,19 @@ from collections.abc import Collection
 
 import numpy as np
 
+from perfmodel.calibration import expected_calibration_error
 from perfmodel.console import table
 from perfmodel.passes import PASS_KINDS
+from perfmodel.policy import CalibrationCurve
+from perfmodel.tape import agreement_at
 from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import format_frac, format_joules, format_number, format_seconds
+from perfmodel.units import Frac, format_frac, format_joules, format_number, format_seconds
 from profiler.device import DeviceFacts
 from profiler.grid import PassKey
 from profiler.job import Job
 from profiler.measure_energy import EnergyMeter
 from profiler.pass_log import PassLog, keys_label, unsteady_passes
+from s2d.sidecar import Calibration
 
 SHOWN_ROWS = {"segment": (1, 2, 4, 8), "exit": (1,), "verify": (1, 2, 4, 6, 8, 12), "round": (0, 4, 8)}
 """Numbers of rows worth a line; the files hold all."""
@@ -46,11 +50,29 @@ def latency_table(log: PassLog) -> str:
     return table(rows, headers=("pass", "samples", "median", "quartiles apart"))
 
 
-def acceptance_table(trace: AcceptanceTrace) -> str:
-    """Acceptance and confidence of every exit over all positions."""
+def acceptance_table(trace: AcceptanceTrace, calibration: Calibration | None) -> str:
+    """Acceptance and confidence of every exit over all positions.
+
+    Where the draft came with a calibration of this kind of confidence: how far (ECE) the bare confidence is off on this
+    trace, and how far what the calibration makes of it is. A calibration that holds here has an error near zero.
+    """
     columns = zip(trace.header.draft.exit_layers, trace.accept_prob.mean(axis=0), trace.confidence.mean(axis=0), strict=True)
     rows = [(f"exit {layer}", format_frac(float(accepted)), format_number(float(sure))) for layer, accepted, sure in columns]
-    return table(rows, headers=("exit", "accepted", "mean confidence"))
+    headers = ("exit", "accepted", "mean confidence")
+    if calibration is None or calibration.confidence != trace.header.confidence:
+        return table(rows, headers=headers)
+    errors = [_calibration_errors(trace, exit_id, curve) for exit_id, curve in enumerate(calibration.curves)]
+    return table(
+        [(*row, *map(format_frac, pair)) for row, pair in zip(rows, errors, strict=True)],
+        headers=(*headers, "ECE bare", "ECE of the draft's calibration"),
+    )
+
+
+def _calibration_errors(trace: AcceptanceTrace, exit_id: int, curve: CalibrationCurve) -> tuple[Frac, Frac]:
+    """Expected calibration error of an exit's confidence, bare and through a curve."""
+    confidence, accepted = (column[:, exit_id].astype(np.float64) for column in (trace.confidence, trace.accept_prob))
+    said = agreement_at(curve, confidence)
+    return expected_calibration_error(confidence, accepted), expected_calibration_error(said, accepted)
 
 
 def distinct_line(trace: AcceptanceTrace) -> str:

@@ -87,6 +87,7 @@ def loaded(model: LlamaForCausalLM, exit_layers: tuple[int, ...] = (), dtype: Dt
         decoder=Decoder(geometry, weights),
         geometry=geometry,
         exit_layers=exit_layers,
+        calibration=None,
         sha256=f"{hash(geometry):x}",
         folder="",
         dtype=dtype,

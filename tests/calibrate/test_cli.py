@@ -1,6 +1,7 @@
 """The commands as a shell sees them: what comes out where, with which exit code, and what is loaded for it."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +43,7 @@ def test_the_answer_goes_to_stdout_and_nothing_to_stderr(capsys: pytest.CaptureF
     assert lines[4].startswith("latency     roofline: A100-80GB-SXM datasheet")
     assert lines[5].startswith("acceptance  published: mean accepted tokens of arXiv 2407.01955")
     assert "plan: speculate" in lines
-    models = "--target path/to/llama-2-70b --draft path/to/s2d-vicuna-12"
-    assert lines[-1] == f"next: s2d-profile {models} --device cuda --dtype bf16 -o profile"
+    assert lines[-1] == "next: s2d-profile law --device cuda --dtype bf16 -o law"
     assert captured.err == ""
 
 
@@ -70,13 +70,23 @@ def test_the_same_question_has_the_same_answer(capsys: pytest.CaptureFixture[str
 
 
 def test_evidence_of_ones_own_is_planned_on_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main_plan(write_evidence(tmp_path)) == 0
+    plan = tmp_path / "my plan.json"
+    assert main_plan([*write_evidence(tmp_path), "-o", str(plan)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "device          1 x a CPU, 1 thread, fp32, eager"
     assert lines[4].startswith("draft latency   measured: ")
     assert lines[5].startswith("target latency  measured: ")
     assert lines[6] == "acceptance      traced: 384 positions of 6 prompts, greedy"
-    assert lines[-1] == "next: s2d-run --plan PLAN.json --check -o REPORT.json"
+    assert lines[-1] == f"next: s2d-run --plan '{plan}' --check -o {tmp_path / 'report.json'}"
+    assert str(tmp_path) not in plan.read_text(encoding="utf-8")
+
+
+def test_a_plan_that_was_not_written_is_written_by_the_next_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = write_evidence(tmp_path)
+    assert main_plan(arguments) == 0
+    again, run = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ").split(" && ")
+    assert shlex.split(again) == ["s2d-plan", *arguments, "-o", "plan.json"]
+    assert run == "s2d-run --plan plan.json --check -o report.json"
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from calibrate.cli import main_compare, main_plan
-from calibrate.compare import compare, load_pricing, next_step, worst_pass
+from calibrate.compare import compare, explained_frac, load_pricing, next_step, worst_pass
 from perfmodel.artifact import Stored
 from perfmodel.errors import Mismatch, UserInputError
+from perfmodel.interval import Interval
 from perfmodel.plan import Plan, read_plan
 from perfmodel.report import RunReport, write_report
 from perfmodel.residuals import PassResidual, Residuals, read_residuals
+from perfmodel.sampling import Sampling
 from tests.calibrate.evidence import make_report, make_trace, provenance, write_evidence
 
 
@@ -38,7 +40,7 @@ def stored(report: RunReport) -> Stored[RunReport]:
 
 def both_ways(plan: Stored[Plan], report: RunReport, folder: Path) -> list[Residuals]:
     """Priced by the profiles, and by the plan alone."""
-    return [compare(plan, stored(report), load_pricing(plan.record, given)) for given in (profiles(folder), [])]
+    return [compare(plan, stored(report), load_pricing(plan.record, given, None)) for given in (profiles(folder), [])]
 
 
 def test_a_run_just_as_predicted_has_no_error(plan: Stored[Plan], planned: Path) -> None:
@@ -46,7 +48,7 @@ def test_a_run_just_as_predicted_has_no_error(plan: Stored[Plan], planned: Path)
     for residuals in both_ways(plan, report, planned):
         assert residuals.acceptance_error_frac == pytest.approx(0, abs=1e-9)
         assert residuals.latency_error_frac == pytest.approx(0, abs=1e-9)
-        assert residuals.next_step == "nothing: both errors are within 2 %"
+        assert residuals.next_step.startswith("nothing: both errors are within ")
 
 
 def test_slower_segments_are_latency_error_alone_and_is_named(plan: Stored[Plan], planned: Path) -> None:
@@ -92,14 +94,17 @@ def test_a_report_from_another_device_is_refused_naming_both(plan: Stored[Plan])
 
 def test_a_report_without_plain_decoding_is_refused(plan: Stored[Plan]) -> None:
     report = replace(make_report(plan.record, plan.sha256, make_trace()), plain_arm=None, measured=None)
-    with pytest.raises(UserInputError, match="the report has no plain decoding, expected both arms"):
+    with pytest.raises(UserInputError, match=r"no plain decoding, expected both arms: .* again with s2d-run --check"):
         compare(plan, stored(report), None)
+    ratio = replace(report, sampling=Sampling(rule="ratio", temperature=1.0, top_k=None, top_p=None, seed=0))
+    with pytest.raises(UserInputError, match="s2d-run measures none under the ratio test"):
+        compare(plan, stored(ratio), None)
 
 
 def test_without_profiles_a_datasheet_plan_is_priced_by_its_datasheet(tmp_path: Path) -> None:
     assert main_plan(["--target", "vicuna-7b", "--json", "-o", str(tmp_path / "plan.json")]) == 0
     plan = read_plan(tmp_path / "plan.json").record
-    pricing = load_pricing(plan, [])
+    pricing = load_pricing(plan, [], None)
     assert pricing is not None
     assert pricing.device == plan.device
 
@@ -107,13 +112,13 @@ def test_without_profiles_a_datasheet_plan_is_priced_by_its_datasheet(tmp_path: 
 def test_a_plan_for_a_device_from_a_file_is_priced_by_its_own_means(tmp_path: Path) -> None:
     assert main_plan(["--target", "vicuna-7b", "--json", "-o", str(tmp_path / "plan.json")]) == 0
     plan = read_plan(tmp_path / "plan.json").record
-    assert load_pricing(replace(plan, device=replace(plan.device, device="my gpu")), []) is None
+    assert load_pricing(replace(plan, device=replace(plan.device, device="my gpu")), [], None) is None
 
 
 def test_profiles_that_the_plan_does_not_rest_on_are_refused(tmp_path: Path, planned: Path) -> None:
     assert main_plan(["--trace", str(planned / "trace.npz"), "--json", "-o", str(tmp_path / "plan.json")]) == 0
     with pytest.raises(Mismatch, match="was made for"):
-        load_pricing(read_plan(tmp_path / "plan.json").record, profiles(planned))
+        load_pricing(read_plan(tmp_path / "plan.json").record, profiles(planned), None)
 
 
 def test_the_next_step_follows_the_larger_error() -> None:
@@ -121,8 +126,18 @@ def test_the_next_step_follows_the_larger_error() -> None:
         PassResidual(arm="plan", kind="verify", num_passes=1, predicted_s=1.0, measured_s=2.0),
         PassResidual(arm="plan", kind="exit", num_passes=1, predicted_s=0.1, measured_s=0.3),
     )
-    assert next_step(0.1, 0.05, passes).startswith("s2d-profile acceptance")
-    assert "plan verify passes most of all (-50.0 %)" in next_step(0.01, -0.2, passes)
+    assert next_step(0.1, 0.05, passes, 0.01).startswith("s2d-profile acceptance")
+    assert "plan verify passes most of all (-50.0 %)" in next_step(0.01, -0.2, passes, 0.01)
+
+
+def test_nothing_is_measured_again_for_errors_that_the_intervals_explain() -> None:
+    predicted, measured = Interval(value=1.46, low=1.40, high=1.52), Interval(value=1.50, low=1.42, high=1.58)
+    explained = explained_frac(predicted, measured)
+    assert explained == pytest.approx(0.1 / 1.5)
+    said = "nothing: both errors are within 6.7 %, which the intervals of plan and run explain"
+    assert next_step(-0.014, -0.021, (), explained) == said
+    assert next_step(0.0, -0.07, (), explained).startswith("s2d-profile latency")
+    assert next_step(0.015, -0.019, (), 0.001) == "nothing: both errors are within 2.0 %"
 
 
 def test_the_command_prints_both_errors_and_writes_what_it_prints(

@@ -10,9 +10,8 @@ from calibrate.fit_acceptance import (
     area_under_curve,
     bootstrap_ratio,
     calibrate_exits,
-    expected_calibration_error,
-    fit_curve,
 )
+from perfmodel.calibration import expected_calibration_error, fit_curve
 from perfmodel.trace import AcceptanceTrace
 from tests.strategies import TraceSpec, make_trace, traces
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from calibrate.search import beats_share, place_cuts, price_of, search, search_families, search_held_out
+from calibrate.search import beats_share, place_cuts, price_of, search, search_families
 from perfmodel.errors import OutOfDomain
 from perfmodel.latency import LatencyLevel, Line
 from perfmodel.passes import PassKind, PassShape
@@ -135,14 +135,6 @@ def test_a_policy_beats_another_in_all_resamples_or_none_when_every_prompt_says_
     assert beats_share(trace, price, fast, None) == 1.0
     assert beats_share(trace, price, None, fast) == 0.0
     assert beats_share(trace, price, fast, fast) == 0.0
-
-
-def test_a_held_out_score_is_of_the_other_prompts(trace: AcceptanceTrace) -> None:
-    found = search_held_out(trace, CHEAP, TARGET)
-    assert found.policy is not None
-    assert found.searched.speedup.value > 1.2
-    assert found.held_out.speedup.value == pytest.approx(found.searched.speedup.value, rel=0.1)
-    assert found.held_out.speedup.value != found.searched.speedup.value
 
 
 def test_cuts_lie_strictly_between_confidences(trace: AcceptanceTrace) -> None:

@@ -246,6 +246,8 @@ def test_exactly_what_is_usable_fits_and_a_byte_more_does_not() -> None:
 
 
 def test_more_than_a_node_is_refused_with_a_way_out() -> None:
+    with pytest.raises(OutOfDomain, match="memory on RTX-4090 = 500 GB is outside the evidence, which covers 0 B to 173 GB"):
+        num_devices_to_fit(find_hardware("4090"), 500 * GB)
     with pytest.raises(OutOfDomain, match="Up to 8 devices are priced: take a larger device, a smaller dtype or a shorter"):
         num_devices_to_fit(find_hardware("4090"), 500 * GB)
     with pytest.raises(OutOfDomain, match="One device is priced"):

@@ -1,19 +1,28 @@
 """`s2d-profile`, from its arguments to its files."""
 
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perfmodel.artifact import read_record
-from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
-from perfmodel.trace import read_trace
+from perfmodel.errors import OutOfSpace
+from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile, write_latency_profile
+from perfmodel.trace import AcceptanceTrace, read_trace, write_trace
+from profiler import command as command_module
 from profiler import job as job_module
+from profiler import latency_files
 from profiler.cli import main_profile
+from profiler.command import family_prompts
 from profiler.measure_latency import measure_latency
 from profiler.record_acceptance import Asker, PromptTrace
+from s2d.load import FAMILY_FOLDER
 from s2d.pair import EncodedPrompt
+from s2d.prompts import FAMILY_PROMPTS
 from tests.profiler.conftest import EXITS, Folders
 
 
@@ -115,11 +124,111 @@ def test_a_kept_profile_of_another_pair_is_refused(
     assert "delete it, or give another folder with -o" in message
 
 
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Fills the disk for files whose name has a word in it."""
+
+    def fill(word: str) -> None:
+        def write(path: Path, *record: Any) -> None:
+            if word in Path(path).name:
+                raise OutOfSpace(path)
+            kept[type(record[0])](path, *record)
+
+        monkeypatch.setattr(latency_files, "write_latency_profile", write)
+        monkeypatch.setattr(command_module, "write_trace", write)
+
+    kept = {LatencyProfile: write_latency_profile, AcceptanceTrace: write_trace}
+    return fill
+
+
+@pytest.mark.parametrize(
+    ("what", "full", "table", "file"),
+    [
+        ("latency", "latency", "quartiles apart", "draft.latency.json"),
+        ("acceptance", "trace", "mean confidence", "trace.npz"),
+    ],
+)
+def test_a_full_disk_takes_the_file_and_not_the_table(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], full_disk: Callable[[str], None], what: str,
+    full: str, table: str, file: str,
+) -> None:  # fmt: skip
+    full_disk(full)
+    assert main_profile(arguments(folders, tmp_path, what)) == 2
+    shown = capsys.readouterr()
+    assert table in shown.out
+    assert "next:" not in shown.out
+    assert f"no space left to write {str(tmp_path / file)!r}" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["latency", "acceptance"])
+def test_ctrl_c_on_a_full_disk_shows_what_was_measured_and_keeps_what_was_kept(
+    folders: Folders,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    full_disk: Callable[[str], None],
+    what: str,
+) -> None:
+    ask = Asker.trace
+
+    def interrupted(*args, **settings) -> None:
+        measure_latency(*args, **settings)
+        raise KeyboardInterrupt
+
+    def ask_once_more(self: Asker, prompt: EncodedPrompt) -> PromptTrace:
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        asked.append(prompt.name)
+        return ask(self, prompt)
+
+    monkeypatch.setattr(job_module, "measure_latency", interrupted)
+    if what == "acceptance":
+        monkeypatch.setattr(Asker, "trace", ask_once_more)
+    asked: list[str] = []
+    assert main_profile(arguments(folders, tmp_path, what)) == 130
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert kept
+    capsys.readouterr()
+    full_disk("partial")
+    asked.clear()
+    assert main_profile(arguments(folders, tmp_path, what)) == 2
+    shown = capsys.readouterr()
+    assert ("quartiles apart" if what == "latency" else "mean confidence") in shown.out
+    assert "no space left to write" in shown.err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_model_is_loaded(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_module, "load_pair", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "file").write_text("")
+    assert main_profile(arguments(folders, tmp_path / "file")) == 2
+    assert "this is a file, expected a folder" in capsys.readouterr().err
+
+
+def test_half_a_measurement_names_the_command_for_the_other_half(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "acceptance"
+    argv = ["-v", "acceptance", *arguments(folders, out)]
+    assert main_profile(argv) == 0
+    following = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    assert following == ["s2d-profile", "-v", "latency", *arguments(folders, out)]
+    assert main_profile(following[1:]) == 0
+    following = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    profiles = ["--profile", str(out / "draft.latency.json"), "--profile", str(out / "target.latency.json")]
+    assert following == ["s2d-plan", *profiles, "--trace", str(out / "trace.npz"), "-o", str(out / "plan.json")]
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--temperature", "0.8", "--rule", "greedy"], "greedy is temperature 0, and only it"),
         (["--top-k", "5"], "greedy decoding takes no top_k"),
+        (["--temperature", "-1"], "--top-p: temperature -1.0: expected a number of at least 0"),
+        (["--max-new-tokens", "5000"], "--max-new-tokens 5000: expected at most 159"),
         (["--num-prompts", "0"], "--num-prompts 0: expected at least 1"),
         (["--budget", "-1"], "--budget -1: expected 0 seconds or more"),
         (["--max-new-tokens", "155"], "expected 1 to 5, which with 155 new ones fill the context"),
@@ -138,6 +247,12 @@ def test_models_outside_the_box_need_prompts(folders: Folders, tmp_path: Path, c
     argv = ["--target", str(folders.target), "--draft", str(folders.draft), "-o", str(tmp_path)]
     assert main_profile(argv) == 2
     assert "its prompts must be given: --prompts FILE.jsonl" in capsys.readouterr().err
+
+
+def test_a_model_of_the_box_given_by_its_folder_has_the_prompts_of_the_box(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(FAMILY_FOLDER / "target-16")
+    for target in ("ref-target-16", str(FAMILY_FOLDER / "target-16"), str(tmp_path / "link")):
+        assert family_prompts(target) == FAMILY_PROMPTS
 
 
 def test_help_loads_no_torch() -> None:

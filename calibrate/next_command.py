@@ -1,0 +1,159 @@
+"""The command after a plan: what replaces its weakest evidence by a measurement, or runs it when all is measured.
+
+Only commands that work: profiling and running take one device and compute eagerly in a few dtypes, so that some plans can be
+measured in part, and some only by the law of their device.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from calibrate.acceptance import REFERENCE_PREFIX, model_folder
+from calibrate.pricing import key_text, memory_needed
+from perfmodel.geometry import DraftGeometry
+from perfmodel.hardware import MEMORY_HEADROOM_FRAC
+from perfmodel.plan import Plan
+from perfmodel.profile import DeviceKey, Dtype
+from perfmodel.sampling import Sampling
+
+PROFILED_DTYPES = ("fp32", "bf16", "fp16")
+"""Those `s2d-profile` can run, and `s2d-run` after it."""
+PLAN_FILE = Path("plan.json")
+"""Where a plan is taken to be as long as nobody said."""
+
+
+def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Path | None = None) -> str:
+    """The command to run after planning; empty where nothing of ours could measure more.
+
+    Args:
+        plan: all but its own `next_command`.
+        command: the one that made it, program first; None for a command that names no file of this machine.
+        output: where the plan was written.
+    """
+    if plan.draft.model.has_reduced_head:  # of which there are no weights to measure or run
+        return _plan_whole_head(plan, command)
+    is_measured = _latency_levels(plan) == {"measured"}
+    if is_measured and _is_traced(plan):
+        return _run(plan, command, output)
+    if not is_measured and not _fits(plan):
+        return "" if _is_fitted(plan) else _profile_law(plan)
+    return _profile(plan, latency=not is_measured, acceptance=not _is_traced(plan))
+
+
+def next_note(plan: Plan) -> str | None:
+    """What the next command cannot do; None where it measures or runs what was planned."""
+    if plan.draft.model.has_reduced_head:
+        return "No draft here has such a head: what can be measured and run is the one that says every token."
+    measured = measured_key(plan.device)
+    if _fits(plan):
+        again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."
+        return None if measured == plan.device else again
+    where = f"s2d-profile and s2d-run work on {key_text(measured)}, which does not hold these models"
+    if _is_fitted(plan):
+        return f"{where}: more than the device's law cannot be measured."
+    return f"{where}. What they can measure is the device's law: s2d-plan --fit prices models by it that nobody ran."
+
+
+def measured_key(planned: DeviceKey) -> DeviceKey:
+    """What is measured of a device: one of it, eagerly, in a dtype that the runtime computes in."""
+    usual: Dtype = "bf16" if planned.num_threads is None else "fp32"
+    dtype = planned.dtype if planned.dtype in PROFILED_DTYPES else usual
+    return replace(planned, num_devices=1, engine="eager", dtype=dtype)
+
+
+def draft_folder(draft: DraftGeometry) -> str:
+    """How a command finds a draft."""
+    return "self" if draft.kind == "self" else model_folder(draft.model.name)
+
+
+def _latency_levels(plan: Plan) -> set[str]:
+    return {part.level for part in plan.evidence if part.role.endswith(" latency")}
+
+
+def _is_fitted(plan: Plan) -> bool:
+    return bool(_latency_levels(plan) & {"fitted", "extrapolated"})
+
+
+def _is_traced(plan: Plan) -> bool:
+    return any(part.role == "acceptance" and part.level == "traced" for part in plan.evidence)
+
+
+def _fits(plan: Plan) -> bool:
+    """Whether one device holds draft and target, in a dtype that they can be run in."""
+    capacity_bytes = plan.memory.capacity_bytes
+    if capacity_bytes is None:
+        return True
+    context_tokens = plan.workload.prompt_tokens + plan.workload.output_tokens
+    dtype = measured_key(plan.device).dtype
+    needed = memory_needed(plan.draft, plan.target, dtype, context_tokens=context_tokens, capacity_bytes=None)
+    return needed.total_bytes <= capacity_bytes / plan.device.num_devices * (1 - MEMORY_HEADROOM_FRAC)
+
+
+def _plan_whole_head(plan: Plan, command: Sequence[str] | None) -> str:
+    if command is not None:
+        return shlex.join(_without(command, "--draft-vocab"))
+    return "s2d-plan --trace path/to/trace.npz" if _is_traced(plan) else f"s2d-plan --target {plan.target.name}"
+
+
+def _without(command: Sequence[str], flag: str) -> list[str]:
+    """A command without one of its flags and the value after it."""
+    kept = [word for word in command if not word.startswith(f"{flag}=")]
+    if flag in kept:
+        place = kept.index(flag)
+        del kept[place : place + 2]
+    return kept
+
+
+def _run(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:
+    """Run it, after writing it where that was not asked for."""
+    path = output or PLAN_FILE
+    check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # which compares token by token
+    words = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *check, "-o", str(path.with_name("report.json"))]
+    first = [] if command is None or output is not None else [shlex.join([*command, "-o", str(path)])]
+    return " && ".join([*first, shlex.join(words)])
+
+
+def _models_of_a_run(plan: Plan) -> list[str]:
+    """Where models and prompts are, unless they are in the box."""
+    folders = {"--target": model_folder(plan.target.name), "--draft": draft_folder(plan.draft)}
+    named = plan.target.name, plan.draft.model.name, "self"  # which s2d-run finds by the plan alone
+    return [word for flag, folder in folders.items() if folder not in named for word in (flag, folder)] + _prompts(plan)
+
+
+def _prompts(plan: Plan) -> list[str]:
+    """The prompts in the box are for the models in the box."""
+    return [] if plan.target.name.startswith(REFERENCE_PREFIX) else ["--prompts", "path/to/prompts.jsonl"]
+
+
+def _profile(plan: Plan, *, latency: bool, acceptance: bool) -> str:
+    what = [] if latency and acceptance else ["latency"] if latency else ["acceptance"]
+    models = ["--target", model_folder(plan.target.name), "--draft", draft_folder(plan.draft)]
+    decoding = _decoding(plan.workload.sampling)
+    policy = plan.chosen.policy
+    if policy is not None and policy.confidence != "max-prob":
+        decoding += ["--confidence", policy.confidence]
+    return shlex.join(["s2d-profile", *what, *models, *_prompts(plan), *decoding, *_place(plan.device), "-o", "profile"])
+
+
+def _profile_law(plan: Plan) -> str:
+    return shlex.join(["s2d-profile", "law", *_place(plan.device), "-o", "law"])
+
+
+def _decoding(sampling: Sampling) -> list[str]:
+    """The flags of `s2d-profile` that decode so; greedily without any."""
+    if sampling.rule == "greedy":
+        return []
+    words = ["--rule", sampling.rule, "--temperature", str(sampling.temperature)]
+    for flag, value in (("--top-k", sampling.top_k), ("--top-p", sampling.top_p), ("--seed", sampling.seed)):
+        words += [] if value is None else [flag, str(value)]
+    return words
+
+
+def _place(planned: DeviceKey) -> list[str]:
+    """The flags of `s2d-profile` for a device."""
+    threads = planned.num_threads
+    where = ["--device", "cuda"] if threads is None else ["--threads", str(threads)] if threads > 1 else []
+    return [*where, "--dtype", measured_key(planned).dtype]

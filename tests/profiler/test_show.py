@@ -1,0 +1,35 @@
+from perfmodel.policy import CalibrationCurve
+from profiler.show import acceptance_table
+from s2d.sidecar import Calibration
+from tests.strategies import TraceSpec, make_trace
+
+TRACE = make_trace(TraceSpec(num_positions=[250] * 20, max_new_tokens=250))
+FLAT = CalibrationCurve(confidence=(0.5,), agreement=(0.5,))
+
+
+def calibration(kind: str) -> Calibration:
+    """Exits agree with probability 0.55 + 0.4 c - 0.2 at confidence c, and 0.1 more with each exit: see `make_trace`."""
+    agreements = [0.35 + 0.1 * exit_id for exit_id in range(len(TRACE.header.draft.exit_layers))]
+    curves = tuple(CalibrationCurve(confidence=(0.0, 1.0), agreement=(low, min(1.0, low + 0.4))) for low in agreements)
+    return Calibration(confidence=kind, curves=curves, targets=("any",), num_positions=100)
+
+
+def test_a_calibration_that_came_with_the_draft_is_held_against_the_trace() -> None:
+    header, _, *lines = acceptance_table(TRACE, calibration("max-prob")).splitlines()
+    assert header.endswith("ECE bare  ECE of the draft's calibration")
+    for line in lines:
+        *_, bare, _, calibrated, _ = line.split()
+        assert float(bare) > 8.0
+        assert float(calibrated) < 5.0
+
+
+def test_one_that_does_not_hold_shows_it() -> None:
+    (wrong,) = (Calibration(confidence="max-prob", curves=(FLAT,) * 4, targets=("any",), num_positions=1),)
+    last = acceptance_table(TRACE, wrong).splitlines()[-1]
+    assert float(last.split()[-2]) > 20.0
+
+
+def test_nothing_is_shown_where_none_came_or_one_of_another_confidence() -> None:
+    plain = acceptance_table(TRACE, None)
+    assert "ECE" not in plain
+    assert acceptance_table(TRACE, calibration("margin")) == plain
