@@ -83,7 +83,7 @@ def observe(profile: LatencyProfile) -> Iterator[Observation]:
         shapes[kind, stage, width].append((cached, rows, seconds))
     for (kind, stage, _), passes in sorted(shapes.items()):
         for part in _bins(passes):
-            cached_of, rows_of, seconds_of = zip(*part, strict=True)
+            cached_of, rows_of, seconds_of = zip(*_undisturbed(part), strict=True)
             cached_tokens = float(np.mean(cached_of))
             at = setting if profile.model.window_tokens is None else replace(setting, context_tokens=round(cached_tokens))
             yield Observation(
@@ -91,15 +91,14 @@ def observe(profile: LatencyProfile) -> Iterator[Observation]:
                 work=at.work(kind, stage, round(np.mean(rows_of))),
                 cached_tokens=cached_tokens,
                 max_cached_tokens=profile.model.max_context_tokens,
-                seconds=_middle_mean(seconds_of),
+                seconds=float(np.mean(seconds_of)),
             )
 
 
-def _middle_mean(values: Sequence[Seconds]) -> Seconds:
-    """Mean of the middle half: a law tells what a pass takes, not how often something else got in its way."""
-    ordered = np.sort(values)
-    outside = len(ordered) // 4
-    return float(np.mean(ordered[outside : len(ordered) - outside]))
+def _undisturbed(passes: Sequence[_Sample]) -> list[_Sample]:
+    """The second quarter by seconds: a law tells what a pass takes, not how often something else got in its way."""
+    ordered = sorted(passes, key=lambda sample: sample[-1])
+    return ordered[len(ordered) // 4 : len(ordered) // 2 + 1]
 
 
 def _bins(passes: list[_Sample]) -> Iterator[list[_Sample]]:

@@ -4,7 +4,7 @@ Errors are relative, so that a draft's segment counts as much as a target's veri
 preempted pass does not bend the law. How good the law is on a model it has not seen is told by leaving each model out.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
@@ -22,13 +22,20 @@ Array: TypeAlias = NDArray[np.float64]
 LAW_TERMS: tuple[str, ...] = tuple(field.name for field in fields(Law))
 _TOLD_BY_ROWS = {"row_layer_s", "many_rows_layer_s", "many_rows_byte_s", "flop_s", "attn_flop_s"}
 """Terms that only passes of different widths tell from the others."""
+CACHE_TERM = "cache_bytes"
+TOLERANCE, GUESS_TOLERANCE = 1e-8, 1e-3
+"""Of the sum of squares, when it no longer falls: of a fit, and of the guess it starts from."""
+CACHE_STARTS = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2, 0.4)
+"""Caches to start from, as shares of the largest model."""
+TOLD_BY_SIZES = 4
+"""Models must differ by so much in size before what lies beyond the caches is told from what lies in them."""
 ROBUST_SCALE: Frac = 0.05
 """Relative error beyond which an observation's pull grows linearly and no longer with the square."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """Passes of one shape: what they did and the mean seconds of their middle half."""
+    """Passes of one shape: what they did and what they take undisturbed."""
 
     group: str
     """What is left out together: the model."""
@@ -47,12 +54,21 @@ class FittedLaw:
     residual_frac: Frac
 
 
-def fit_law(observations: Sequence[Observation], *, launch_bound: bool, among: Collection[str] = LAW_TERMS) -> FittedLaw:
+def fit_law(
+    observations: Sequence[Observation],
+    *,
+    launch_bound: bool,
+    among: Collection[str] = LAW_TERMS,
+    near: Law | None = None,
+) -> FittedLaw:
     """The law nearest to some observations; terms that no observation shows are held at 0.
+
+    What the caches keep has no gradient where it is far off, so the search starts at several sizes of caches.
 
     Args:
         launch_bound: whether launches can take longer than kernels: on a GPU without graphs. Elsewhere that term is 0.
         among: the terms that may differ from 0.
+        near: start from this law alone.
 
     Raises:
         UserInputError: fewer observations than terms.
@@ -66,21 +82,60 @@ def fit_law(observations: Sequence[Observation], *, launch_bound: bool, among: C
             "Profile more rows and exits with s2d-profile latency."
         )
     scale = np.array([scales[term] for term in terms])
+    is_free = np.array([term != CACHE_TERM for term in terms])
     shapes = _Shapes(observations)
 
     def errors(values: Array) -> Array:
         ratios: Array = shapes.seconds(_law(terms, values * scale)) / measured
         return ratios - 1
 
-    from scipy.optimize import least_squares
-
-    start = np.full(len(terms), 0.5)
-    found = least_squares(errors, start, bounds=(0, np.inf), loss="soft_l1", f_scale=ROBUST_SCALE, x_scale="jac")
+    if near is None:
+        guesses = [_least(errors, start, is_free, tolerance=GUESS_TOLERANCE) for start in _starts(terms)]
+        start = min(guesses, key=lambda one: one.cost).x
+    else:
+        start = np.array([getattr(near, term) for term in terms]) / scale
+    found = _least(errors, start, np.full(len(terms), True), tolerance=TOLERANCE)
     return FittedLaw(
         law=_law(terms, found.x * scale),
         standard_error=_law(terms, _standard_errors(found.jac, errors(found.x)) * scale),
         residual_frac=float(np.mean(np.abs(errors(found.x)))),
     )
+
+
+def _starts(terms: Sequence[str]) -> Iterator[Array]:
+    """Where the search begins: every term at half of what it alone would be, caches of every size."""
+    for share in CACHE_STARTS if CACHE_TERM in terms else (0.0,):
+        yield np.array([share if term == CACHE_TERM else 0.5 for term in terms])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Least:
+    """Where the robust sum of squares is least."""
+
+    x: Array
+    cost: float
+    jac: Array
+
+
+def _least(errors: Callable[[Array], Array], start: Array, is_free: NDArray[np.bool_], *, tolerance: float) -> _Least:
+    """The least robust sum of squares with some values free and the others as they are, up to a relative tolerance."""
+    from scipy.optimize import least_squares
+
+    def whole(free: Array) -> Array:
+        values = start.copy()
+        values[is_free] = free
+        return values
+
+    found = least_squares(
+        lambda free: errors(whole(free)),
+        start[is_free],
+        bounds=(0, np.inf),
+        loss="soft_l1",
+        f_scale=ROBUST_SCALE,
+        x_scale="jac",
+        ftol=tolerance,
+    )
+    return _Least(x=whole(found.x), cost=float(found.cost), jac=found.jac)
 
 
 class _Shapes:
@@ -118,12 +173,16 @@ def held_out_errors(observations: Sequence[Observation], *, launch_bound: bool) 
 
 
 def laws_without_each(
-    observations: Sequence[Observation], *, launch_bound: bool, among: Collection[str] = LAW_TERMS
+    observations: Sequence[Observation],
+    *,
+    launch_bound: bool,
+    among: Collection[str] = LAW_TERMS,
+    near: Law | None = None,
 ) -> dict[str, Law]:
     """For each group, the law fitted to the others; arguments as of `fit_law`."""
     groups = sorted({one.group for one in observations})
     others = {group: [one for one in observations if one.group != group] for group in groups}
-    return {group: fit_law(rest, launch_bound=launch_bound, among=among).law for group, rest in others.items()}
+    return {group: fit_law(rest, launch_bound=launch_bound, among=among, near=near).law for group, rest in others.items()}
 
 
 def errors_without(laws: Mapping[str, Law], observations: Sequence[Observation]) -> dict[str, Array]:
@@ -145,7 +204,8 @@ def held_out_coverage(
     covered = []
     for group, law in laws_without_each(observations, launch_bound=launch_bound, among=among).items():
         others = [one for one in observations if one.group != group]
-        told = pooled(errors_without(laws_without_each(others, launch_bound=launch_bound, among=among), others))
+        inner = laws_without_each(others, launch_bound=launch_bound, among=among, near=law)
+        told = pooled(errors_without(inner, others))
         assert told is not None, "an interval is told by groups left out: it takes two besides the one it is held against"
         signed = errors_without({group: law}, observations)[group]
         covered.append(np.abs(signed) <= np.quantile(told, INTERVAL_FRAC))
@@ -157,12 +217,17 @@ def _scales(observations: Sequence[Observation], measured: Array, *, launch_boun
     told = set(LAW_TERMS) - (set() if launch_bound else {"host_layer_s"})
     if len({one.work.rows for one in observations if one.work.num_layers}) < 2:
         told -= _TOLD_BY_ROWS
+    sizes = [one.work.model_bytes for one in observations if one.work.model_bytes]
+    if not sizes or max(sizes) < TOLD_BY_SIZES * min(sizes):
+        told -= {"far_byte_s", CACHE_TERM}
     scales = {}
     for term in LAW_TERMS:
         alone = predict(_law([term], np.ones(1)), observations)
         shown = alone > 0
         if term in told and shown.any():
             scales[term] = float(np.median(measured[shown] / alone[shown]))
+    if "far_byte_s" in scales:
+        scales[CACHE_TERM] = max(sizes)
     return scales
 
 

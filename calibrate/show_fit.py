@@ -37,6 +37,7 @@ _TIMES: dict[str, str] = {
 _RATES: dict[str, tuple[str, _Format]] = {
     "weight_byte_s": ("reading weights", format_bytes_per_s),
     "many_rows_byte_s": ("reading them again, with several rows", format_bytes_per_s),
+    "far_byte_s": ("fetching them from beyond the caches", format_bytes_per_s),
     "flop_s": ("matrix products", format_flops_per_s),
     "kv_byte_s": ("reading the KV cache", format_bytes_per_s),
     "attn_flop_s": ("attention over it", format_flops_per_s),
@@ -79,6 +80,9 @@ def _coefficients(fit: LatencyFit) -> str:
         value, error = getattr(fit.law, term), getattr(fit.standard_error, term)
         if error and value:
             rows.append([label, text(1 / value), text(error / value**2)])
+    if fit.standard_error.cache_bytes:
+        sizes = (fit.law.cache_bytes, fit.standard_error.cache_bytes)
+        rows.append(["weights that the caches keep", *map(format_bytes, sizes)])
     return table(rows, headers=["term", "fitted", "standard error"])
 
 

@@ -25,13 +25,15 @@ class Law:
 
         fixed   = pass + sync + round + round_row * drafted
         kernels = layers * (layer + row_layer * rows + [rows > 1] many_rows_layer)
-                  + overlap(weight_byte * bytes + [rows > 1] many_rows_byte * bytes, flop * FLOP)
+                  + overlap((weight_byte + [rows > 1] many_rows_byte + far_byte * far) * bytes, flop * FLOP)
                   + all_reduce * count + link_byte * bytes sent
                   + overlap(kv_byte * bytes of full windows, attn_flop * FLOP on them)
                   + cached tokens * overlap(kv_byte * bytes, attn_flop * FLOP)
+        far     = max(0, 1 - cache_bytes / bytes of the whole model)
         seconds = fixed + max(host_layer * layers, kernels)
 
-    `[rows > 1]` is the step from a matrix-vector to a matrix-matrix kernel, seen on CPUs. Launches hide behind kernels: the
+    `[rows > 1]` is the step from a matrix-vector to a matrix-matrix kernel, seen on CPUs. Of a model that does not fit the
+    caches the share `far` of its weights is no longer there when a pass comes back to them. Launches hide behind kernels: the
     slower of the two is paid. Reading and computing overlap nearly as well: overlap(a, b) = (a³ + b³)^(1/3), which is at
     least the larger and rounds the knee as the A100's kernel tables do (64, 128, 256 rows of a Llama-2-7B layer).
     """
@@ -46,6 +48,8 @@ class Law:
     host_layer_s: Seconds
     weight_byte_s: Seconds
     many_rows_byte_s: Seconds
+    far_byte_s: Seconds
+    cache_bytes: float
     flop_s: Seconds
     kv_byte_s: Seconds
     attn_flop_s: Seconds
@@ -72,7 +76,8 @@ class Law:
     def _kernels_s(self, work: PassWork) -> Seconds:
         many = work.rows > 1
         layer_s = self.layer_s + self.row_layer_s * work.rows + self.many_rows_layer_s * many
-        reading_s = (self.weight_byte_s + self.many_rows_byte_s * many) * work.weight_bytes
+        far = max(0.0, 1 - self.cache_bytes / work.model_bytes) if work.model_bytes else 0.0
+        reading_s = (self.weight_byte_s + self.many_rows_byte_s * many + self.far_byte_s * far) * work.weight_bytes
         reducing_s = self.all_reduce_s * work.num_all_reduces + self.link_byte_s * work.link_bytes
         windows_s = _overlap_s(self.kv_byte_s * work.window_kv_bytes, self.attn_flop_s * work.window_attn_flops)
         return layer_s * work.num_layers + _overlap_s(reading_s, self.flop_s * work.flops) + reducing_s + windows_s
@@ -104,6 +109,8 @@ def roofline_law(hardware: Hardware, dtype: Dtype, engine: EngineMode, num_devic
         host_layer_s=host.host_layer_s,
         weight_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[dtype]),
         many_rows_byte_s=0.0,
+        far_byte_s=0.0,
+        cache_bytes=0.0,
         flop_s=1 / (hardware.peak_flops_per_s[compute_dtype] * hardware.flops_frac),
         kv_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[cache_dtype]),
         attn_flop_s=1 / (hardware.peak_flops_per_s[cache_dtype] * hardware.flops_frac),

@@ -75,6 +75,8 @@ class PassWork:
     rows: int
     """Rows through those layers or the head, all sequences together."""
     weight_bytes: float
+    model_bytes: float
+    """Of all the model's weights but its embedding: what the caches see before these weights come again."""
     flops: float
     kv_bytes_per_cached_token: float
     attn_flops_per_cached_token: float
@@ -96,6 +98,7 @@ def round_work(drafted_rows: int) -> PassWork:
         num_layers=0,
         rows=0,
         weight_bytes=0.0,
+        model_bytes=0.0,
         flops=0.0,
         kv_bytes_per_cached_token=0.0,
         attn_flops_per_cached_token=0.0,
@@ -141,6 +144,7 @@ def layers_work(
         num_layers=num_layers,
         rows=max(rows, head_rows) * batch,
         weight_bytes=weight_bytes(weights + head, dtype) / num_devices,
+        model_bytes=weight_bytes(layers_weights(model, model.num_layers) + model.head_params, dtype) / num_devices,
         flops=flops / num_devices,
         kv_bytes_per_cached_token=share * kv_bytes,
         attn_flops_per_cached_token=share * token_flops,

@@ -25,6 +25,8 @@ TRUE_LAW = Law(
     host_layer_s=0.0,
     weight_byte_s=5e-11,
     many_rows_byte_s=2e-11,
+    far_byte_s=4e-11,
+    cache_bytes=6e6,
     flop_s=3e-11,
     kv_byte_s=2e-10,
     attn_flop_s=1e-11,
@@ -80,6 +82,7 @@ def test_a_law_that_holds_exactly_is_found_again(exact_fit: LatencyFit) -> None:
     assert exact_fit.held_out_error_frac is not None
     assert exact_fit.held_out_error_frac < 0.01
     assert exact_fit.law.layer_s == pytest.approx(TRUE_LAW.layer_s, rel=0.1)
+    assert exact_fit.law.cache_bytes == pytest.approx(TRUE_LAW.cache_bytes, rel=0.1)
     assert exact_fit.law.round_s == pytest.approx(TRUE_LAW.round_s, rel=0.05)
 
 
@@ -105,8 +108,8 @@ def test_a_model_that_breaks_the_law_shows_when_it_is_left_out() -> None:
     profiles = [made_profile(model) for model in MODELS[:-1]] + [made_profile(MODELS[-1], slow)]
     errors = held_out_errors([one for profile in profiles for one in observe(profile)], launch_bound=False)
     means = {group: abs(np.mean(error)) for group, error in errors.items()}
-    assert max(means, key=means.__getitem__) == MODELS[-1].name
-    assert means[MODELS[-1].name] > 0.2
+    assert means[MODELS[-1].name] > 0.15
+    assert means[MODELS[-1].name] > 5 * max(means[model.name] for model in MODELS if model.hidden_size <= 128)
 
 
 def test_terms_that_no_pass_shows_are_held_at_0(exact_fit: LatencyFit) -> None:

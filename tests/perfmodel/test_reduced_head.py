@@ -29,7 +29,9 @@ def test_an_exit_check_reads_and_computes_in_proportion_to_the_tokens_it_can_say
     whole, reduced = exit_work(None, rows), exit_work(tokens, rows)
     assert reduced.weight_bytes * VOCAB == whole.weight_bytes * tokens == 2 * VOCAB * WIDTH * tokens
     assert reduced.flops * VOCAB == pytest.approx(whole.flops * tokens)
-    assert replace(reduced, weight_bytes=whole.weight_bytes, flops=whole.flops) == whole
+    assert whole.model_bytes - reduced.model_bytes == 2 * (VOCAB - tokens) * WIDTH
+    as_whole = {"weight_bytes": whole.weight_bytes, "model_bytes": whole.model_bytes, "flops": whole.flops}
+    assert replace(reduced, **as_whole) == whole
 
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
