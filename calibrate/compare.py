@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from calibrate.pricing import DeviceRequest, Pricing, key_text, price_by_datasheet, price_by_profiles, same_device
+from calibrate.price_profiles import price_by_profiles
+from calibrate.pricing import DeviceRequest, Pricing, key_text, price_by_datasheet, same_device
 from perfmodel.artifact import Stored
 from perfmodel.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.estimate import pass_seconds

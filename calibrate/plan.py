@@ -20,7 +20,8 @@ from calibrate.acceptance import (
 from calibrate.batching import batch_schedules
 from calibrate.find_target import find_target
 from calibrate.next_command import next_command
-from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet, price_by_profiles
+from calibrate.price_profiles import price_by_profiles
+from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet
 from calibrate.search import MAX_DRAFT_TOKENS, price_of, search
 from perfmodel.errors import OutOfDomain, UserInputError
 from perfmodel.estimate import estimate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -151,6 +152,7 @@ def _train_reference(args: argparse.Namespace) -> int:
 
 def _train_draft(args: argparse.Namespace) -> int:
     check_new(args.output)
+    from s2d.load import FAMILY_FOLDER, find_model
     from s2d.train_draft import read_texts, train_draft
     from s2d.training import TrainSettings
 
@@ -179,7 +181,10 @@ def _train_draft(args: argparse.Namespace) -> int:
             on_step=on_step,
         )
     exits = "/".join(map(str, args.exits))
-    print_out(f"wrote {args.output}, exits {exits}; next: s2d-profile --target {args.target} --draft {args.output}")
+    in_the_box = find_model(args.target).resolve().parent == FAMILY_FOLDER.resolve()
+    command = ["s2d-profile", "--target", args.target, "--draft", str(args.output)]
+    command += [] if in_the_box else ["--prompts", "path/to/prompts.jsonl"]
+    print_out(f"wrote {args.output}, exits {exits}; next: {shlex.join(command)}")
     return EXIT_ANSWERED
 
 

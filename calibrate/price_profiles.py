@@ -1,0 +1,199 @@
+"""Prices of a pair by what was measured: latency profiles of its models, and a fit of the law for one that was not run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from calibrate.acceptance import same_shape
+from calibrate.pricing import DeviceRequest, Pair, Pricing, key_text, memory_needed, same_device, target_exits
+from perfmodel.artifact import Stored
+from perfmodel.errors import BadFile, Mismatch, UnknownName, UserInputError
+from perfmodel.geometry import ModelGeometry
+from perfmodel.hardware import find_hardware
+from perfmodel.latency import FittedLatency, LatencyModel, MeasuredLatency
+from perfmodel.law import LatencyFit, read_latency_fit
+from perfmodel.plan import Evidence, EvidenceRole
+from perfmodel.profile import DeviceKey, LatencyProfile, read_latency_profile
+from perfmodel.sampling import AcceptanceRule
+from perfmodel.speed_of_light import check_profile
+from perfmodel.units import Tokens, format_bytes, format_frac
+
+_LOG = logging.getLogger(__name__)
+
+Role = Literal["target", "draft"]
+
+
+def price_by_profiles(
+    pair: Pair,
+    paths: Sequence[Path],
+    request: DeviceRequest,
+    *,
+    rule: AcceptanceRule,
+    context_tokens: Tokens,
+    fit_path: Path | None,
+) -> Pricing:
+    """Measured prices: one profile of the target and one of the draft, or a self-draft's one, from the same device.
+
+    Args:
+        rule: the acceptance rule to be priced.
+        fit_path: a fit of the law on that device, which prices a model that was not profiled; None where all were.
+
+    Raises:
+        FasterThanLight: a profile, or what a fit makes of a model, is faster than the device can be.
+        Mismatch: a profile is of another model, weights or device than the trace, the other profile or the request.
+        UserInputError: a profile is missing or given twice.
+    """
+    profiles = {path.name: read_latency_profile(path) for path in paths}
+    for name, stored in profiles.items():
+        check_profile(stored.record)
+        if stored.record.rule != rule:
+            fix = "Exit checks and verifies cost otherwise there: profile with the sampling that is planned for"
+            raise Mismatch(f"profile {name!r}", made_for=f"{stored.record.rule} decoding", given=f"{rule} decoding", fix=fix)
+    fit = None if fit_path is None else _read_fit(fit_path)
+    keys = {name: stored.record.device for name, stored in profiles.items()}
+    if fit_path is not None and fit is not None:
+        keys[fit_path.name] = fit.record.device
+    device = _common_device(keys, request)
+    roles = {name: _role(name, stored.record, pair) for name, stored in profiles.items()}
+    target, target_evidence = _priced("target", pair, profiles, roles, fit, context_tokens)
+    draft, draft_evidence = _priced("draft", pair, profiles, roles, fit, context_tokens)
+    capacity_bytes = _capacity_bytes(device)
+    memory = memory_needed(pair.draft, pair.target, device.dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
+    if capacity_bytes is not None and memory.total_bytes > capacity_bytes:
+        raise UserInputError(
+            f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {device.dtype}, and {key_text(device)} "
+            f"holds {format_bytes(capacity_bytes)}: what was timed there prices no models that do not fit. Plan by datasheet, "
+            "without --fit, on several devices."
+        )
+    return Pricing(draft=draft, target=target, device=device, memory=memory, evidence=(draft_evidence, target_evidence))
+
+
+def _priced(
+    role: Role,
+    pair: Pair,
+    profiles: dict[str, Stored[LatencyProfile]],
+    roles: dict[str, Role],
+    fit: Stored[LatencyFit] | None,
+    context_tokens: Tokens,
+) -> tuple[LatencyModel, Evidence]:
+    """The latency model of a role and what it rests on: its own profile, or a fit where there is none."""
+    model, _, exit_layers = _known(pair)[role]
+    wanted: Role = "target" if pair.draft.kind == "self" else role
+    names = [name for name, found in roles.items() if found == wanted]
+    evidence_role: EvidenceRole = "target latency" if role == "target" else "draft latency"
+    if fit is not None and not names:
+        priced = FittedLatency(fit.record, model, exit_layers, context_tokens=context_tokens)
+        return priced, Evidence(role=evidence_role, level=priced.level, description=_fit_text(priced), sha256=fit.sha256)
+    stored = profiles[_only(names, f"{role} {model.name}")]
+    _warn_unless_beside(stored.record, pair)
+    text = _profile_text(stored.record)
+    evidence = Evidence(role=evidence_role, level="measured", description=text, sha256=stored.sha256)
+    return MeasuredLatency(stored.record), evidence
+
+
+def _known(pair: Pair) -> dict[Role, tuple[ModelGeometry, str | None, tuple[int, ...]]]:
+    """Shapes, weights and cuts of the traced models by role; a self-draft is its target."""
+    return {
+        "target": (pair.target, pair.target_sha256, target_exits(pair.draft)),
+        "draft": (pair.draft.model, pair.draft_sha256, pair.draft.exit_layers),
+    }
+
+
+def _read_fit(path: Path) -> Stored[LatencyFit]:
+    fit = read_latency_fit(path)
+    if not fit.record.domain.max_cached_tokens:
+        problem = "fitted to kernels without a cache, which leaves attention and the host unpriced"
+        raise BadFile(path, problem, "Fit whole passes: s2d-profile law, then s2d-plan fit")
+    return fit
+
+
+def _fit_text(priced: FittedLatency) -> str:
+    fit = priced.fit
+    beyond = "; beyond it: " + ", ".join(one.label for one in priced.extrapolations) if priced.extrapolations else ""
+    passes = f"law of {fit.num_samples} passes of {len(fit.models)} models"
+    return f"{passes}, ± {format_frac(priced.error_frac)} (one sigma){beyond}"
+
+
+def _profile_text(profile: LatencyProfile) -> str:
+    beside = "alone" if profile.beside is None else f"beside {profile.beside}"
+    return f"{len(profile.samples)} passes of {profile.model.name}, timed {beside}"
+
+
+def _capacity_bytes(device: DeviceKey) -> int | None:
+    """Memory of the devices; None when they are in no table."""
+    try:
+        return device.num_devices * find_hardware(device.device).memory_bytes
+    except UnknownName:
+        return None
+
+
+def _role(name: str, profile: LatencyProfile, pair: Pair) -> Role:
+    """Whether a profile is the target's or the draft's, by shape and, where both are known, by weights.
+
+    Raises:
+        Mismatch: it is neither's.
+    """
+    fix = "Give profiles of the models that were traced"
+    for role, (model, sha256, exit_layers) in _known(pair).items():
+        if not same_shape(profile.model, model) or profile.exit_layers != exit_layers:
+            continue
+        if sha256 is not None and profile.model_sha256 != sha256:
+            made_for, given = f"{role} weights {profile.model_sha256[:12]}", f"the traced {sha256[:12]}"
+            raise Mismatch(f"profile {name!r}", made_for=made_for, given=given, fix=fix)
+        return role
+    raise Mismatch(
+        f"profile {name!r}",
+        made_for=_cut_text(profile.model, profile.exit_layers),
+        given=" or ".join(f"{role} {_cut_text(model, exits)}" for role, (model, _, exits) in _known(pair).items()),
+        fix=f"{fix}, or fit the law to profiles of others and give it: s2d-plan fit, then --fit FILE",
+    )
+
+
+def _cut_text(model: ModelGeometry, exit_layers: tuple[int, ...]) -> str:
+    """`ref-draft with exits 1/2/4/6`, and with its head where that is reduced."""
+    head = f", {model.head_label}" if model.has_reduced_head else ""
+    return f"{model.name} with exits {'/'.join(map(str, exit_layers))}{head}" if exit_layers else model.name
+
+
+def _only(names: list[str], label: str) -> str:
+    """The one profile of a role."""
+    if len(names) != 1:
+        found = "none was given" if not names else f"{len(names)} were given ({', '.join(names)})"
+        raise UserInputError(
+            f"expected one latency profile of the {label}, {found}. Give --profile once for the target and once for the "
+            "draft (s2d-profile latency writes both), or a fit that prices it: --fit FILE (s2d-plan fit)."
+        )
+    return names[0]
+
+
+def _common_device(keys: dict[str, DeviceKey], request: DeviceRequest) -> DeviceKey:
+    """The device of all profiles and fits, by file, which is the one asked for."""
+    (first_name, key), *others = keys.items()
+    for name, other in others:
+        if other != key:
+            made_for, given = key_text(other), f"{key_text(key)} as {first_name!r}"
+            fix = "Seconds of two devices cannot be added: profile both models on the same device, dtype and engine"
+            raise Mismatch(repr(name), made_for=made_for, given=given, fix=fix)
+    asked: dict[str, tuple[object, object]] = {
+        "--num-devices": (request.num_devices, key.num_devices),
+        "--dtype": (request.dtype, key.dtype),
+        "--engine": (request.engine, key.engine),
+    }
+    if request.device is not None and not same_device(request.device, key.device):
+        asked["--device"] = (request.device, key.device)
+    for flag, (wanted, profiled) in asked.items():
+        if wanted is not None and wanted != profiled:
+            fix = f"Leave {flag} out, or profile there"
+            raise Mismatch(repr(first_name), made_for=f"{flag} {profiled}", given=f"{flag} {wanted}", fix=fix)
+    return key
+
+
+def _warn_unless_beside(profile: LatencyProfile, pair: Pair) -> None:
+    """Say so when a model was not timed beside its partner: caches shared with another model change the seconds."""
+    names = {pair.target.name, pair.draft.model.name}
+    if pair.draft.kind == "separate" and profile.beside not in names:
+        where = "alone" if profile.beside is None else f"beside {profile.beside}"
+        _LOG.warning("%s was timed %s, not beside its partner: its seconds may differ there", profile.model.name, where)
