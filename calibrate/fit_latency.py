@@ -17,7 +17,7 @@ from perfmodel.passes import PassKind
 from perfmodel.profile import DeviceKey, LatencyProfile, read_latency_profile
 from perfmodel.speed_of_light import check_profile
 from perfmodel.units import Seconds
-from perfmodel.work import PassSetting
+from perfmodel.work import setting_of
 
 _Sample: TypeAlias = tuple[int, int, Seconds]  # cached tokens, rows, seconds
 
@@ -68,13 +68,7 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
 
 def observe(profile: LatencyProfile) -> Iterator[Observation]:
     """Typical seconds of every shape in a profile, in a few bins of cached tokens."""
-    setting = PassSetting(
-        model=profile.model,
-        exit_layers=profile.exit_layers,
-        dtype=profile.device.dtype,
-        batch=1,
-        num_devices=profile.device.num_devices,
-    )
+    setting = setting_of(profile)
     shapes: dict[tuple[PassKind, int, int], list[_Sample]] = defaultdict(list)
     samples = profile.samples
     columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)

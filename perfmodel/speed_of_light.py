@@ -32,7 +32,7 @@ from perfmodel.units import (
     format_number,
     format_seconds,
 )
-from perfmodel.work import PassSetting, PassWork
+from perfmodel.work import PassSetting, PassWork, setting_of
 
 MAX_CACHE_BYTES = 288 * MIB
 """No device of the table keeps more between two passes.
@@ -149,13 +149,7 @@ def check_profile(profile: LatencyProfile) -> None:
     hardware = gated_hardware(profile.device)
     if hardware is None:
         return
-    setting = PassSetting(
-        model=profile.model,
-        exit_layers=profile.exit_layers,
-        dtype=profile.device.dtype,
-        batch=1,
-        num_devices=profile.device.num_devices,
-    )
+    setting = setting_of(profile)
     what = f"the profile of {profile.model.name} on {profile.device.num_devices} x {profile.device.device}"
     fix = "Check the dtype and that the clock waits for the device, then profile again: s2d-profile latency"
     for (kind, stage, rows), passes in _by_shape(profile.samples).items():

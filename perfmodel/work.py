@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from perfmodel.errors import BadPolicy
 from perfmodel.geometry import ModelGeometry
 from perfmodel.passes import PassKind
-from perfmodel.profile import DTYPE_BYTES, Dtype
+from perfmodel.profile import DTYPE_BYTES, Dtype, LatencyProfile
 from perfmodel.units import Bytes, Flops, Frac, Tokens
 
 _ALL_REDUCES_PER_LAYER = 2
@@ -218,3 +218,14 @@ class PassSetting:
             dtype=self.dtype,
             context_tokens=self.context_tokens,
         )
+
+
+def setting_of(profile: LatencyProfile) -> PassSetting:
+    """How the passes of a profile ran; for layers with a window the context is still to be told."""
+    return PassSetting(
+        model=profile.model,
+        exit_layers=profile.exit_layers,
+        dtype=profile.device.dtype,
+        batch=1,
+        num_devices=profile.device.num_devices,
+    )
