@@ -79,7 +79,7 @@ def fit_law(
     if len(observations) < len(terms) or not terms:
         raise UserInputError(
             f"a latency fit of {len(terms)} terms needs at least as many different passes, got {len(observations)}. "
-            "Profile more rows and exits with s2d-profile latency."
+            "Profile more shapes with s2d-profile law."
         )
     scale = np.array([scales[term] for term in terms])
     is_free = np.array([term != CACHE_TERM for term in terms])
