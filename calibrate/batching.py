@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from calibrate.pricing import Pricing, memory_needed
 from calibrate.search import MAX_DRAFT_TOKENS
@@ -143,13 +143,18 @@ def _best(options: Sequence[Option], at_batch: AtBatch, batch: int, context_toke
         base_s, per_token_s = model.affine(kind, stage, rows)
         return base_s + per_token_s * context_tokens
 
-    def round_s(option: Option) -> Seconds:
-        token_s = sum(pass_s(draft, "segment", stage, 1) for stage in range(option.stage + 1))
-        token_s += pass_s(draft, "exit", option.stage, 1)
-        verify_s = pass_s(target, "verify", 0, option.draft_tokens + 1)
-        return option.draft_tokens * token_s + verify_s + pass_s(target, "round", 0, option.draft_tokens)
+    last = max(one.stage for one in options)
+    segment_s = [pass_s(draft, "segment", stage, 1) for stage in range(last + 1)]
+    token_s = [sum(segment_s[: stage + 1]) + pass_s(draft, "exit", stage, 1) for stage in range(last + 1)]
 
-    plain_s = pass_s(target, "verify", 0, 1) + pass_s(target, "round", 0, 0)
+    @cache
+    def verify_s(draft_tokens: Tokens) -> Seconds:
+        return pass_s(target, "verify", 0, draft_tokens + 1) + pass_s(target, "round", 0, draft_tokens)
+
+    def round_s(option: Option) -> Seconds:
+        return option.draft_tokens * token_s[option.stage] + verify_s(option.draft_tokens)
+
+    plain_s = verify_s(0)
     speedup, best = max(((one.tokens_per_round * plain_s / round_s(one), one) for one in options), key=lambda pair: pair[0])
     if speedup <= 1:
         return BatchPoint(batch=batch, exit_layer=None, draft_tokens=0, speedup=1.0)

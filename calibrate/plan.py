@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -218,20 +219,21 @@ def _check_context(target: ModelGeometry, acceptance: Acceptance) -> None:
 
 def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
     """The best configuration, and what it was held against, fastest first."""
-    chosen = price_candidate(PLAN_NAME, search(trace, pricing.draft, pricing.target), trace, pricing)
-    found = [price_candidate(PLAIN_NAME, None, trace, pricing)]
+    plain = rounds_by_document(trace, None)
+    chosen = price_candidate(PLAN_NAME, search(trace, pricing.draft, pricing.target), trace, pricing, plain)
+    found = [price_candidate(PLAIN_NAME, None, trace, pricing, plain)]
     for policy in best_single_exits(trace, pricing):
-        found.append(price_candidate(f"exit {policy.exit_layers[0]}", policy, trace, pricing))
-    found += price_paper(trace, pricing)
+        found.append(price_candidate(f"exit {policy.exit_layers[0]}", policy, trace, pricing, plain))
+    found += price_paper(trace, pricing, plain)
     return chosen, tuple(sorted(found, key=lambda one: one.speedup.tokens_per_s, reverse=True))
 
 
-def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> list[Candidate]:
+def price_paper(trace: AcceptanceTrace, pricing: Pricing, plain: Sequence[RoundStats]) -> list[Candidate]:
     """The paper's policy, with the longest drafts that the latency evidence covers; a warning says so if it covers none."""
     uncovered = None
     for policy in paper_policies(trace):
         try:
-            return [price_candidate(PAPER_NAME, policy, trace, pricing)]
+            return [price_candidate(PAPER_NAME, policy, trace, pricing, plain)]
         except OutOfDomain as err:
             uncovered = err
     if uncovered is not None:
@@ -239,13 +241,22 @@ def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> list[Candidate]:
     return []
 
 
-def price_candidate(name: str, policy: ExitPolicy | None, trace: AcceptanceTrace, pricing: Pricing) -> Candidate:
+def price_candidate(
+    name: str, policy: ExitPolicy | None, trace: AcceptanceTrace, pricing: Pricing, plain: Sequence[RoundStats]
+) -> Candidate:
     """One configuration, replayed and priced.
+
+    Args:
+        name: how tables call it.
+        policy: None is plain decoding.
+        trace: to replay.
+        pricing: of its passes.
+        plain: the rounds of plain decoding, by document.
 
     Raises:
         OutOfDomain: it needs a pass that the latency evidence does not cover.
     """
-    rounds, plain = (rounds_by_document(trace, one) for one in (policy, None))
+    rounds = rounds_by_document(trace, policy) if policy else plain
     speedup = estimate(pricing.draft, pricing.target, rounds, plain)
     return Candidate(name=name, policy=policy, rounds=sum_rounds(rounds), speedup=speedup)
 

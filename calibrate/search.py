@@ -2,7 +2,7 @@
 
 Four families, each simpler than the next: plain decoding, one exit at a fixed length, one exit with a stop rule, several
 exits with thresholds. One exit is searched exhaustively; the others climb from the best of a coarse grid, one setting at
-a time. A family is preferred to a simpler one only where a paired bootstrap over prompts says that its gain is more than
+a time. A family is preferred to a simpler one only where a paired bootstrap over documents says that its gain is more than
 noise: thresholds have many settings, and the best of many is always a little too good.
 
 Thresholds and floors lie in the middle of a wide gap between neighbouring confidences near a quantile, so that rounding
@@ -15,14 +15,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations, pairwise
+from itertools import chain, combinations, pairwise
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.bootstrap import resamples
 from perfmodel.calibration import fit_curve
 from perfmodel.errors import OutOfDomain
+from perfmodel.halves import document_of
 from perfmodel.latency import LatencyModel, Line
 from perfmodel.passes import DRAFT_KINDS, PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
@@ -45,8 +47,6 @@ MAX_STEPS = 6
 NUM_STARTS = 2
 CONFIDENT_FRAC = 0.9
 """Share of bootstrap resamples in which a more complex policy must be faster."""
-NUM_RESAMPLES = 400
-SEED = 20260701
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,8 @@ def search_families(trace: AcceptanceTrace, draft: LatencyModel, target: Latency
     gated = space.climb(space.score(_gates(space, fixed, stops)))
     best = [max(family, key=_rate) for family in (fixed, stops, gated) if family]
     families = (plain, *(one for one in best if one.tokens_per_s > 0))
-    return SearchResult(chosen=_simplest(space, families), families=families, num_policies=space.num_scored)
+    priced = [one for one in families if one.tokens_per_s > 0] or [plain]
+    return SearchResult(chosen=_simplest(space, priced), families=families, num_policies=space.num_scored)
 
 
 def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
@@ -139,9 +140,10 @@ class _Space:
         """Everything found, and what was met on the way up from the best of it, one setting at a time."""
         best, met = _best_apart(found, NUM_STARTS), list(found)
         for _ in range(MAX_STEPS):
-            near = [self.score(_neighbours(self, one.policy)) for one in best if one.policy]
-            met += [one for group in near for one in group]
-            higher = [max([one, *group], key=_rate) for one, group in zip(best, near, strict=True)]
+            near = [_neighbours(self, one.policy) for one in best if one.policy]
+            scored = dict(zip(chain(*near), self.score(chain(*near)), strict=True))
+            met += scored.values()
+            higher = [max([one, *(scored[p] for p in group)], key=_rate) for one, group in zip(best, near, strict=True)]
             if higher == best:
                 break
             best = higher
@@ -250,21 +252,27 @@ def _best_apart(found: Sequence[Scored], number: int) -> list[Scored]:
 
 def _simplest(space: _Space, families: Sequence[Scored]) -> Scored:
     """The last family, from simple to complex, that clearly beats the one preferred before it."""
+    batch = replay_by_prompt(space.trace, [one.policy for one in families])
+    by_prompt = batch.seconds(space.price).reshape(len(families), -1)
+    documents = [document_of(prompt.name) for prompt in space.trace.header.prompts]
+    of_document = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
+    seconds = dict(zip(families, by_prompt @ of_document.T, strict=True))
     chosen = families[0]
     for one in families[1:]:
-        if beats_share(space.trace, space.price, one.policy, chosen.policy) >= CONFIDENT_FRAC:
+        if faster_share(seconds[one], seconds[chosen]) >= CONFIDENT_FRAC:
             chosen = one
     return chosen
 
 
-def beats_share(trace: AcceptanceTrace, price: Price, policy: ExitPolicy | None, other: ExitPolicy | None) -> float:
-    """Share of bootstrap resamples over prompts, the same for both, in which a policy is faster than another.
+def faster_share(seconds: Floats, other_s: Floats) -> float:
+    """Share of bootstrap resamples in which one policy takes fewer seconds than another. Both emit the same tokens.
 
-    Both emit the same tokens, so that the faster is the one of fewer seconds.
+    Args:
+        seconds: of one policy, by document. [D].
+        other_s: of the other. [D].
     """
-    seconds, other_s = (replay_by_prompt(trace, one).seconds(price) for one in (policy, other))
-    drawn = np.random.default_rng(SEED).integers(0, len(seconds), (NUM_RESAMPLES, len(seconds)))
-    return float(np.mean(seconds[drawn].sum(axis=1) < other_s[drawn].sum(axis=1)))
+    drawn = np.array(resamples(len(seconds)))
+    return float(np.mean(drawn @ seconds < drawn @ other_s))
 
 
 def _rate(one: Scored) -> TokensPerS:

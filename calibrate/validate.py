@@ -9,7 +9,7 @@ from typing import Any
 
 import perfmodel
 from calibrate.acceptance import load_acceptance, shipped_path
-from calibrate.plan import price_candidate
+from calibrate.plan import price_candidate, rounds_by_document
 from calibrate.pricing import DeviceRequest, price_by_datasheet
 from calibrate.published import DRAFT, HEURISTIC
 from perfmodel.geometry import find_model
@@ -122,7 +122,8 @@ def explained(device: str, engine: EngineMode) -> Explanation:
             confidence="max-prob",
             length=HEURISTIC,
         )
-        predicted = price_candidate("published", policy, acceptance.trace, pricing).speedup.speedup.value
+        plain = rounds_by_document(acceptance.trace, None)
+        predicted = price_candidate("published", policy, acceptance.trace, pricing, plain).speedup.speedup.value
         speedups.append(
             PublishedSpeedup(
                 target=row["target"],

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.policy import CalibrationCurve
-from perfmodel.tape import agreement_at
 from perfmodel.units import Frac
 
 Floats = NDArray[np.float64]
@@ -78,3 +77,16 @@ def expected_calibration_error(said: Floats, agreement: Floats, *, num_bins: int
     """Mean distance between said and seen agreement over bins of equal mass (ECE)."""
     parts = np.array_split(np.argsort(said, kind="stable"), min(num_bins, len(said)))
     return float(sum(abs(said[part].sum() - agreement[part].sum()) for part in parts) / len(said))
+
+
+def agreement_at(curve: CalibrationCurve, confidence: Floats) -> Floats:
+    """The curve at many confidences, equal to the last bit to what it says of each alone."""
+    x, y = np.array(curve.confidence), np.array(curve.agreement)
+    if len(x) == 1:
+        return np.full(len(confidence), y[0])
+    right = np.searchsorted(x, confidence, side="right")
+    inner = np.clip(right, 1, len(x) - 1)
+    x0, y0 = x[inner - 1], y[inner - 1]
+    line = y0 + (y[inner] - y0) * (confidence - x0) / (x[inner] - x0)
+    found: Floats = np.where(right == 0, y[0], np.where(right == len(x), y[-1], line))
+    return found

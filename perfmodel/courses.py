@@ -1,6 +1,6 @@
-"""The rounds a policy would have run: jumps from one column of a tape to a later one, followed for many policies in step.
+"""The rounds that policies would have run: jumps from one column of a tape to a later one, followed for many in step.
 
-Letters: Q policies, C columns, N rounds of one policy.
+Letters: Q policies, C columns, M prompts, N rounds of all Q.
 """
 
 from __future__ import annotations
@@ -8,121 +8,122 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TypeAlias
+from itertools import groupby
 
 import numpy as np
 
+from perfmodel.blocks import Agreement, Blocks, agreement_on, draft_blocks, no_blocks
 from perfmodel.policy import ExitPolicy, HeuristicLength
-from perfmodel.tape import Agreement, Bools, Counts, Gate, Tape, agreement_on, block_ends, make_gate
+from perfmodel.tape import Bools, Counts, Lengths, Tape, spread
 
-_POLICIES_IN_STEP = 16
-"""Many, so that a jump costs more than the call that makes it; few, so that their columns stay in a core's cache."""
+_PLACES_IN_STEP = 2**18
+"""Columns of policies that are run together. Many, so that an array operation costs more than the call that makes it; few, so
+that they stay in a core's cache."""
 _JUMPS_BETWEEN_CHECKS = 8
-
-_GateKey: TypeAlias = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Course:
-    """The rounds of one policy, prompt after prompt."""
+class Courses:
+    """The rounds of Q policies that look at the same exits, policy after policy and prompt after prompt.
 
-    gate: Gate | None
-    start: Counts  # [N]; column at which the round begins
-    past: Counts  # [N]; first column past its block
-    drafted: Counts  # [N]
-    accepted: Counts  # [N]
+    A place is a column of one of the policies: its columns follow those of the one before.
+    """
+
+    blocks: Blocks
+    started: Lengths  # [Q * C]; tokens drafted by the round that starts at a place, 0 where none does
+    start: Counts  # [N]; rising places at which rounds begin
+    known: Counts  # [N]; tokens known at the start
+    drafted: Lengths  # [N]
+    accepted: Lengths  # [N]
+
+    @property
+    def num_policies(self) -> int:
+        """Q."""
+        return len(self.blocks.drafted)
 
 
-def run_courses(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Iterator[tuple[int, Course]]:
-    """Each policy's place in the sequence and its rounds; policies with the same exits and thresholds come together."""
+def run_courses(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Iterator[tuple[tuple[int, ...], Courses]]:
+    """Some of the policies, by their places in the sequence, and their rounds; until every policy came."""
     agreement = cache(partial(agreement_on, tape))
-    by_gate = sorted(range(len(policies)), key=lambda place: _gate_key(policies[place]))
-    adapting = [place for place in by_gate if _adapting(policies[place])]
-    others = [place for place in by_gate if not _adapting(policies[place])]
-    for places in (others, adapting):
-        for first in range(0, len(places), _POLICIES_IN_STEP):
-            together = places[first : first + _POLICIES_IN_STEP]
-            yield from zip(together, _run_in_step(tape, [policies[place] for place in together], agreement), strict=True)
+    order = sorted(range(len(policies)), key=lambda place: _kinship(policies[place]))
+    most = max(1, _PLACES_IN_STEP // tape.num_columns)
+    for _, kin in groupby(order, key=lambda place: _kinship(policies[place])[:2]):
+        places = tuple(kin)
+        for some in np.array_split(places, -(-len(places) // most)):
+            together = tuple(some.tolist())
+            yield together, _run_in_step(tape, [policies[place] for place in together], agreement)
 
 
-def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None], agreement: Agreement) -> Iterator[Course]:
+def _kinship(policy: ExitPolicy | None) -> tuple[bool, tuple[int, ...], tuple[float, ...], int]:
+    """Policies run together that look at the same exits, and whose length adapts, or does not.
+
+    The more alike neighbours are, the less there is to do: they share thresholds and the length of the longest block.
+    """
+    if policy is None:
+        return False, (), (), 0
+    rule = policy.length
+    return isinstance(rule, HeuristicLength), policy.exit_layers, policy.thresholds, rule.draft_cap
+
+
+def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None], agreement: Agreement) -> Courses:
     """The rounds of policies whose length adapts, or of policies none of whose does."""
-    gates = {_gate_key(policy): make_gate(tape, policy) for policy in policies if policy}
-    chosen = [gates[_gate_key(policy)] if policy else None for policy in policies]
-    past = [
-        block_ends(tape, gate, policy, agreement) if policy and gate else tape.column
-        for policy, gate in zip(policies, chosen, strict=True)
-    ]
-    refusal = [gate.refusal if gate else tape.column for gate in chosen]
-    rules = [rule for rule in map(_adapting, policies) if rule]
+    drafting = [policy for policy in policies if policy]
+    blocks = draft_blocks(tape, drafting, agreement) if drafting else no_blocks(tape, len(policies))
+    rules = [policy.length for policy in drafting if isinstance(policy.length, HeuristicLength)]
     if rules:
-        visited, past = _visit_adapting(tape, rules, past, refusal)
+        visited, started = _visit_adapting(tape, blocks, rules)
     else:
-        visited = _visit(tape, past, refusal)
-    yield from map(_course, chosen, visited, past, refusal)
-
-
-def _course(gate: Gate | None, visited: Bools, past: Counts, refusal: Counts) -> Course:
+        visited = _visit(tape, blocks)
+        started = (blocks.drafted * visited.view(np.uint8)).ravel()
     start = np.flatnonzero(visited)
-    ends = past.take(start)
-    accepted = np.minimum(ends, refusal.take(start)) - start
-    return Course(gate=gate, start=start, past=ends, drafted=ends - start, accepted=accepted)
+    drafted = started.take(start)
+    bounds = tape.policy_bounds(len(policies))
+    column = start - spread(start, bounds, bounds[:-1])
+    return Courses(
+        blocks=blocks,
+        started=started,
+        start=start,
+        known=tape.known.take(column),
+        drafted=drafted,
+        accepted=np.minimum(drafted, blocks.right.ravel().take(start)),
+    )
 
 
-def _visit(tape: Tape, past: Sequence[Counts], refusal: Sequence[Counts]) -> Bools:
-    """Columns at which a round begins, where a block depends on its column alone. [Q, C]. A text's end leads to itself."""
-    offset = _offsets(tape, len(past))
-    jump = np.empty((len(past), len(tape.column)), np.int64)
-    for row, ends, refused, first_place in zip(jump, past, refusal, offset, strict=True):
-        np.minimum(ends, refused, out=row)
-        np.minimum(row, tape.last, out=row)
-        row += first_place + 1
-    visited = np.zeros(jump.shape, np.bool_)
-    to, is_start = jump.ravel(), visited.ravel()
-    at, end = (offset + tape.begin).ravel(), (offset + tape.end).ravel()
+def _visit(tape: Tape, blocks: Blocks) -> Bools:
+    """Columns at which a round begins, where a block depends on its column alone. [Q, C]."""
+    step = np.minimum(blocks.drafted, blocks.right)
+    step += 1
+    np.minimum(step, tape.left, out=step)  # no step leads on from a text's end
+    jump, visited = step.ravel(), np.zeros(step.shape, np.bool_)
+    is_start = visited.ravel()
+    at = tape.prompt_bounds(len(step))[:-1]
     while len(at):
         for _ in range(_JUMPS_BETWEEN_CHECKS):
             is_start[at] = True
-            at = to.take(at)
-        going = at != end
-        at, end = at[going], end[going]
+            at = at + jump.take(at)
+        at = at[jump.take(at) > 0]
     visited[:, tape.end] = False
     return visited
 
 
-def _visit_adapting(
-    tape: Tape, rules: Sequence[HeuristicLength], past: Sequence[Counts], refusal: Sequence[Counts]
-) -> tuple[Bools, list[Counts]]:
-    """The same where the cap moves, +2 after a fully accepted round, otherwise -1; and where the blocks then end. [Q, C]."""
-    block_end, refused_at = np.concatenate(past), np.concatenate(refusal)
-    is_start = np.zeros(len(block_end), np.bool_)
-    offset = np.repeat(_offsets(tape, len(rules)), len(tape.begin))
+def _visit_adapting(tape: Tape, blocks: Blocks, rules: Sequence[HeuristicLength]) -> tuple[Bools, Lengths]:
+    """The same where the cap moves, +2 after a fully accepted round, otherwise -1; and what the rounds drafted. [Q * C]."""
+    longest, right = blocks.drafted.ravel(), blocks.right.ravel()
+    started, visited = np.zeros_like(longest), np.zeros(blocks.drafted.shape, np.bool_)
+    is_start = visited.ravel()
+    at = tape.prompt_bounds(len(rules))[:-1]
+    end = at + np.tile(tape.end - tape.begin, len(rules))
     cap = np.repeat([rule.start for rule in rules], len(tape.begin))
     most = np.repeat([rule.draft_cap for rule in rules], len(tape.begin))
-    at, last = np.tile(tape.begin, len(rules)), np.tile(tape.end - 1, len(rules))
     while len(at):
         for _ in range(_JUMPS_BETWEEN_CHECKS):
-            place = offset + at
-            ends = np.minimum(block_end.take(place), at + cap)
-            refused = refused_at.take(place)
-            block_end[place], is_start[place] = ends, True
-            cap = np.where(refused >= ends, np.minimum(cap + 2, most), np.maximum(cap - 1, 1))
-            at = np.minimum(np.minimum(ends, refused), last) + 1
-        going = at <= last
-        offset, cap, most, at, last = (lane[going] for lane in (offset, cap, most, at, last))
-    visited = is_start.reshape(len(rules), -1)
+            drafted, correct = np.minimum(longest.take(at), cap), right.take(at)
+            started[at], is_start[at] = drafted, True
+            cap += 3 * (correct >= drafted)
+            cap -= 1
+            np.minimum(np.maximum(cap, 1, out=cap), most, out=cap)
+            at = np.minimum(at + np.minimum(drafted, correct) + 1, end)
+        going = at < end
+        at, end, cap, most = (lane[going] for lane in (at, end, cap, most))
     visited[:, tape.end] = False
-    return visited, list(block_end.reshape(visited.shape))
-
-
-def _offsets(tape: Tape, num_policies: int) -> Counts:
-    """The flat place in [Q, C] at which each policy's columns begin. [Q, 1]."""
-    return (np.arange(num_policies) * len(tape.column))[:, None]
-
-
-def _adapting(policy: ExitPolicy | None) -> HeuristicLength | None:
-    return policy.length if policy and isinstance(policy.length, HeuristicLength) else None
-
-
-def _gate_key(policy: ExitPolicy | None) -> _GateKey:
-    return (policy.exit_layers, policy.thresholds) if policy else ((), ())
+    return visited, started

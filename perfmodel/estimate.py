@@ -3,17 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from operator import mul
 
+from perfmodel.bootstrap import resamples
 from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval
 from perfmodel.latency import LatencyModel
 from perfmodel.passes import DRAFT_KINDS, PASS_KINDS, PassKind
 from perfmodel.rounds import RoundStats
 from perfmodel.units import Frac, Seconds, TokensPerS
-
-_NUM_RESAMPLES = 200
-_SEED = 20260701
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,17 +169,7 @@ def _resampled_ratios(runs: Sequence[Decoded], plain: Sequence[Decoded]) -> list
         [run.decode_s for run in plain],
     )
     ratios = []
-    for weights in _resamples(len(runs)):
+    for weights in resamples(len(runs)):
         tokens, seconds, plain_tokens, plain_s = (sum(map(mul, weights, column)) for column in columns)
         ratios.append(tokens / seconds * plain_s / plain_tokens)
     return ratios
-
-
-@lru_cache(maxsize=16)
-def _resamples(num_prompts: int) -> tuple[tuple[int, ...], ...]:
-    """How often each prompt is drawn in each resample; the same for every configuration, so that ranks are paired."""
-    import random
-
-    rng = random.Random(_SEED)
-    drawn = (rng.choices(range(num_prompts), k=num_prompts) for _ in range(_NUM_RESAMPLES))
-    return tuple(tuple(numbers.count(i) for i in range(num_prompts)) for numbers in drawn)

@@ -18,12 +18,14 @@ head); that of a verification is the number of segments that ran in its round.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from perfmodel.units import Seconds
 
 PassKind = Literal["segment", "exit", "verify", "round", "prefill"]
 PASS_KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round", "prefill")
+PassName: TypeAlias = tuple[PassKind, int, int]
+"""Kind, stage, and rows or place."""
 DRAFT_KINDS: tuple[PassKind, ...] = ("segment", "exit")
 """Of the draft's weights; the others are the target's or nobody's."""
 COLD_PLACES = 3

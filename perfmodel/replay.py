@@ -15,17 +15,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from perfmodel.courses import run_courses
-from perfmodel.passes import COLD_PLACES, ColdCount, PassKind
+from perfmodel.passes import COLD_PLACES, PassKind, PassName
 from perfmodel.policy import ExitPolicy
-from perfmodel.rounds import RoundStats, pass_counts
+from perfmodel.rounds import RoundStats, cold_counts, pass_counts
 from perfmodel.tally import Grouping, PassTable, count_passes
-from perfmodel.tape import Counts, Floats, make_tape
+from perfmodel.tape import Counts, Floats, Tape, make_tape
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds
+
+_LONGEST_STEP = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,75 +59,65 @@ class ReplayBatch:
     cold_checks: Counts  # [G, P]; exit checks there
     verify_depths: Counts  # [G, E]; rounds in which so many segments ran, one or more
 
-    def stats(self, group: int) -> RoundStats:
-        """The record of one of the G."""
-        drafted, accepted = _at_least(self.drafted[group]), _at_least(self.accepted[group])
-        longest = int(np.count_nonzero(drafted)) - 1
-        return RoundStats(
-            num_prompts=self.num_prompts,
-            num_rounds=int(drafted[0]),
-            num_tokens=int(self.num_tokens[group]),
-            num_drafted=int(drafted[1:].sum()),
-            num_accepted=float(accepted[1:].sum()),
-            drafted_by_position=tuple(map(int, drafted[1 : longest + 1])),
-            accepted_by_position=tuple(map(float, accepted[1 : longest + 1])),
-            exits_taken=tuple(map(int, self.exits_taken[group])),
-            passes=pass_counts(*self._passes(group)),
-            cold_passes=self._cold_counts(group),
+    def stats(self) -> tuple[RoundStats, ...]:
+        """The record of each of the G."""
+        shapes, *counts = self._shapes()
+        places, cold = self._cold()
+        passes = zip(*(numbers.tolist() for numbers in counts), cold.tolist(), strict=True)
+        drafted, accepted = _at_least(self.drafted), _at_least(self.accepted)
+        longest = (np.count_nonzero(drafted, axis=1) - 1).tolist()
+        return tuple(
+            RoundStats(
+                num_prompts=self.num_prompts,
+                num_rounds=int(drafted[group, 0]),
+                num_tokens=int(self.num_tokens[group]),
+                num_drafted=int(drafted[group, 1:].sum()),
+                num_accepted=float(accepted[group, 1:].sum()),
+                drafted_by_position=tuple(drafted[group, 1 : longest[group] + 1].tolist()),
+                accepted_by_position=tuple(accepted[group, 1 : longest[group] + 1].astype(float).tolist()),
+                exits_taken=tuple(self.exits_taken[group].tolist()),
+                passes=pass_counts(_occurring(shapes, number), Counter(dict(zip(shapes, cached, strict=True)))),
+                cold_passes=cold_counts(_occurring(places, early)),
+            )
+            for group, (number, cached, early) in enumerate(passes)
         )
 
     def seconds(self, price: Price) -> Floats:
         """Predicted seconds of each of the G, prefill not included: counts times base plus cached tokens times slope."""
-        shapes, number, cached = self._shapes(slice(None))
+        shapes, number, cached = self._shapes()
         base_s, per_cached_token_s = np.array([price.line(*shape) for shape in shapes]).T
         ran, seconds = number > 0, np.zeros(number.shape)
         np.multiply(number, base_s, out=seconds, where=ran)
         np.add(seconds, cached * per_cached_token_s, out=seconds, where=ran)
         total: Floats = seconds.sum(axis=1)
-        places, number = self._cold(slice(None))
+        places, number = self._cold()
         total += number @ np.array([price.cold_s(*place) for place in places])
         return total
 
-    def _cold(self, groups: slice) -> tuple[list[tuple[PassKind, int, int]], Counts]:
-        """Kind, stage and place of each pass that may be cold, and their numbers in some of the G. Of S: [G, S]."""
+    def _cold(self) -> tuple[list[PassName], Counts]:
+        """Kind, stage and place of each pass that may be cold, and their numbers in each of the G. Of S: [G, S]."""
         num_segments, first = self.cold_segments.shape[1], range(1, COLD_PLACES + 1)
-        places: list[tuple[PassKind, int, int]] = [("exit", 0, place) for place in first]
+        places: list[PassName] = [("exit", 0, place) for place in first]
         places += [("segment", stage, place) for stage in range(num_segments) for place in first]
         places += [("verify", 0, depth) for depth in range(2, num_segments + 1)]
-        segments = self.cold_segments[groups]
-        verifies = self.verify_depths[groups, 1:]
-        return places, np.hstack([self.cold_checks[groups], segments.reshape(len(segments), -1), verifies])
+        segments = self.cold_segments.reshape(len(self.cold_segments), -1)
+        return places, np.hstack([self.cold_checks, segments, self.verify_depths[:, 1:]])
 
-    def _cold_counts(self, group: int) -> tuple[ColdCount, ...]:
-        places, [numbers] = self._cold(slice(group, group + 1))
-        return tuple(
-            ColdCount(kind=kind, stage=stage, place=place, num_passes=number)
-            for (kind, stage, place), number in zip(places, numbers.tolist(), strict=True)
-            if number
-        )
-
-    def _passes(self, group: int) -> tuple[Counter[tuple[str, int, int]], Counter[tuple[str, int, int]]]:
-        shapes, [number], [cached] = self._shapes(slice(group, group + 1))
-        return Counter(dict(zip(shapes, number.tolist(), strict=True))), Counter(
-            dict(zip(shapes, cached.tolist(), strict=True))
-        )
-
-    def _shapes(self, groups: slice) -> tuple[list[tuple[PassKind, int, int]], Counts, Counts]:
-        """Kind, stage and rows of each pass that occurs in some of the G, with their numbers and their cached tokens.
+    def _shapes(self) -> tuple[list[PassName], Counts, Counts]:
+        """Kind, stage and rows of each pass that occurs in any of the G, with their numbers and their cached tokens.
 
         Of S shapes: [G, S] each.
         """
-        drafted, checks, segments = self.drafted[groups], self.exit_checks[groups], self.segments[groups]
-        lengths, stages = np.flatnonzero(drafted.any(axis=0)), np.flatnonzero(checks.any(axis=0))
-        segment_stages, segment_rows = np.nonzero(segments.any(axis=0))
-        shapes: list[tuple[PassKind, int, int]] = [("verify", 0, length + 1) for length in lengths.tolist()]
+        lengths, stages = np.flatnonzero(self.drafted.any(axis=0)), np.flatnonzero(self.exit_checks.any(axis=0))
+        segment_stages, segment_rows = np.nonzero(self.segments.any(axis=0))
+        shapes: list[PassName] = [("verify", 0, length + 1) for length in lengths.tolist()]
         shapes += [("segment", *one) for one in zip(segment_stages.tolist(), segment_rows.tolist(), strict=True)]
         shapes += [("round", 0, length) for length in lengths.tolist()]
         shapes += [("exit", stage, 1) for stage in stages.tolist()]
-        rounds, reads = drafted[:, lengths], segments[:, segment_stages, segment_rows]
-        seen = (self.verify_cached[groups][:, lengths], self.segments_cached[groups][:, segment_stages, segment_rows])
-        nothing = np.zeros((len(drafted), len(lengths) + len(stages)), np.int64)
-        return shapes, np.hstack([rounds, reads, rounds, checks[:, stages]]), np.hstack([*seen, nothing])
+        rounds, reads = self.drafted[:, lengths], self.segments[:, segment_stages, segment_rows]
+        seen = (self.verify_cached[:, lengths], self.segments_cached[:, segment_stages, segment_rows])
+        nothing = np.zeros((len(rounds), len(lengths) + len(stages)), np.int64)
+        return shapes, np.hstack([rounds, reads, rounds, self.exit_checks[:, stages]]), np.hstack([*seen, nothing])
 
 
 def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStats, ...]:
@@ -133,56 +126,77 @@ def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStat
     Raises:
         BadPolicy: the policy looks at an exit that the traced draft does not have, or at another confidence.
     """
-    batch = replay_by_prompt(trace, policy)
-    return tuple(batch.stats(prompt) for prompt in range(len(trace.header.prompts)))
+    return replay_by_prompt(trace, [policy]).stats()
 
 
-def replay_by_prompt(trace: AcceptanceTrace, policy: ExitPolicy | None) -> ReplayBatch:
-    """What the policy would have done, prompt by prompt and ready to be priced."""
-    tape = make_tape(trace, [policy])
-    by_prompt = Grouping(num_groups=len(tape.begin), of_column=tape.prompt)
-    return _stack([count_passes(tape, course, by_prompt) for _, course in run_courses(tape, [policy])], num_prompts=1)
+def replay_by_prompt(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
+    """What each policy would have done, prompt by prompt: as many replays as policies times prompts, policy after policy."""
+    return _replay(trace, policies, Tape.prompt_bounds, num_prompts=1)
 
 
 def replay_many(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
     """What each policy would have done over all prompts together."""
-    tape = make_tape(trace, policies)
-    together = Grouping(num_groups=1, of_column=None)
-    counts = {place: count_passes(tape, course, together) for place, course in run_courses(tape, policies)}
-    return _stack([counts[place] for place in range(len(policies))], num_prompts=len(tape.begin))
+    return _replay(trace, policies, Tape.policy_bounds, num_prompts=len(trace.header.prompts))
+
+
+def _replay(
+    trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None], bounds: Callable[[Tape, int], Counts], *, num_prompts: int
+) -> ReplayBatch:
+    tape = _tape_for(trace, policies)
+    order: list[int] = []
+    tables = []
+    for places, courses in run_courses(tape, policies):
+        order += places
+        tables.append(count_passes(tape, courses, Grouping(bounds=bounds(tape, len(places)))))
+    return _stack(tables, np.argsort(order), num_prompts=num_prompts)
+
+
+def _tape_for(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> Tape:
+    """Laid out for blocks a little longer than needed, so that one layout serves many searches' steps."""
+    longest = max((policy.length.draft_cap for policy in policies if policy), default=1)
+    return make_tape(trace, -(-longest // _LONGEST_STEP) * _LONGEST_STEP)
 
 
 def block_lengths(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Drafted and accepted tokens of every round, by prompt: what a run must reproduce block by block."""
-    tape = make_tape(trace, [policy])
-    [(_, course)] = run_courses(tape, [policy])
-    blocks = zip(course.drafted.tolist(), course.accepted.tolist(), strict=True)
-    by_prompt: list[list[tuple[int, int]]] = [[] for _ in tape.begin]
-    for prompt, block in zip(tape.prompt[course.start].tolist(), blocks, strict=True):
-        by_prompt[prompt].append(block)
-    return tuple(tuple(rounds) for rounds in by_prompt)
+    tape = _tape_for(trace, [policy])
+    [(_, courses)] = run_courses(tape, [policy])
+    blocks = list(zip(courses.drafted.tolist(), courses.accepted.tolist(), strict=True))
+    bounds = np.searchsorted(courses.start, tape.prompt_bounds(1)).tolist()
+    return tuple(tuple(blocks[first:past]) for first, past in pairwise(bounds))
 
 
 def _at_least(counts: Counts) -> Counts:
-    """Entry i: how many are at least i."""
-    return np.cumsum(counts[::-1])[::-1]
+    """Entry i of each row: how many are at least i."""
+    at_least: Counts = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+    return at_least
 
 
-def _stack(tables: Sequence[PassTable], *, num_prompts: int) -> ReplayBatch:
-    """One batch of many tables, each padded to the widest."""
+def _occurring(names: Sequence[PassName], number: Sequence[int]) -> Counter[PassName]:
+    return Counter({name: count for name, count in zip(names, number, strict=True) if count})
+
+
+def _stack(tables: Sequence[PassTable], order: Counts, *, num_prompts: int) -> ReplayBatch:
+    """One batch of many tables, each padded to the widest; their policies in an order."""
+
+    def joined(of_table: Callable[[PassTable], Counts]) -> Counts:
+        rows = _join([of_table(table) for table in tables])
+        by_policy: Counts = rows.reshape(len(order), -1, *rows.shape[1:])[order]
+        return by_policy.reshape(rows.shape)
+
     return ReplayBatch(
         num_prompts=num_prompts,
-        num_tokens=_join([table.num_tokens for table in tables]),
-        drafted=_join([table.drafted for table in tables]),
-        accepted=_join([table.accepted for table in tables]),
-        verify_cached=_join([table.verify_cached for table in tables]),
-        exit_checks=_join([table.exit_checks for table in tables]),
-        exits_taken=_join([table.exits_taken for table in tables]),
-        segments=_join([table.segments for table in tables]),
-        segments_cached=_join([table.segments_cached for table in tables]),
-        cold_segments=_join([table.cold_segments for table in tables]),
-        cold_checks=_join([table.cold_checks for table in tables]),
-        verify_depths=_join([table.verify_depths for table in tables]),
+        num_tokens=joined(lambda table: table.num_tokens),
+        drafted=joined(lambda table: table.drafted),
+        accepted=joined(lambda table: table.accepted),
+        verify_cached=joined(lambda table: table.verify_cached),
+        exit_checks=joined(lambda table: table.exit_checks),
+        exits_taken=joined(lambda table: table.exits_taken),
+        segments=joined(lambda table: table.segments),
+        segments_cached=joined(lambda table: table.segments_cached),
+        cold_segments=joined(lambda table: table.cold_segments),
+        cold_checks=joined(lambda table: table.cold_checks),
+        verify_depths=joined(lambda table: table.verify_depths),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from perfmodel.passes import ColdCount, PassCount
+from perfmodel.passes import ColdCount, PassCount, PassName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +53,11 @@ class RoundStats:
 def sum_rounds(stats: Iterable[RoundStats]) -> RoundStats:
     """Several prompts' rounds as one record."""
     parts = list(stats)
-    counts: Counter[tuple[str, int, int]] = Counter()
-    cached: Counter[tuple[str, int, int]] = Counter()
-    cold: Counter[tuple[str, int, int]] = Counter()
+    if len(parts) == 1:
+        return parts[0]
+    counts: Counter[PassName] = Counter()
+    cached: Counter[PassName] = Counter()
+    cold: Counter[PassName] = Counter()
     for part in parts:
         for passes in part.passes:
             key = (passes.kind, passes.stage, passes.rows)
@@ -77,18 +79,18 @@ def sum_rounds(stats: Iterable[RoundStats]) -> RoundStats:
     )
 
 
-def pass_counts(counts: Counter[tuple[str, int, int]], cached: Counter[tuple[str, int, int]]) -> tuple[PassCount, ...]:
+def pass_counts(counts: Counter[PassName], cached: Counter[PassName]) -> tuple[PassCount, ...]:
     """Sorted records from counters keyed by (kind, stage, rows)."""
     return tuple(
-        PassCount(kind=kind, stage=stage, rows=rows, num_passes=number, cached_tokens_sum=cached[kind, stage, rows])  # type: ignore[arg-type]
+        PassCount(kind=kind, stage=stage, rows=rows, num_passes=number, cached_tokens_sum=cached[kind, stage, rows])
         for (kind, stage, rows), number in sorted(counts.items())
     )
 
 
-def cold_counts(counts: Counter[tuple[str, int, int]]) -> tuple[ColdCount, ...]:
+def cold_counts(counts: Counter[PassName]) -> tuple[ColdCount, ...]:
     """Sorted records from a counter keyed by (kind, stage, place)."""
     return tuple(
-        ColdCount(kind=kind, stage=stage, place=place, num_passes=number)  # type: ignore[arg-type]
+        ColdCount(kind=kind, stage=stage, place=place, num_passes=number)
         for (kind, stage, place), number in sorted(counts.items())
     )
 

@@ -6,11 +6,10 @@ from collections.abc import Collection
 
 import numpy as np
 
-from perfmodel.calibration import expected_calibration_error
+from perfmodel.calibration import agreement_at, expected_calibration_error
 from perfmodel.console import table
 from perfmodel.passes import PASS_KINDS
 from perfmodel.policy import CalibrationCurve
-from perfmodel.tape import agreement_at
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Frac, format_frac, format_joules, format_number, format_seconds
 from profiler.device import DeviceFacts

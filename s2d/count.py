@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from perfmodel.passes import is_cold, places, weights_of
+from perfmodel.passes import PassName, is_cold, places, weights_of
 from perfmodel.rounds import RoundStats, cold_counts, pass_counts
 from s2d.clock import LapTag
 
@@ -19,9 +19,9 @@ def count_rounds(
         num_tokens: emitted in all.
         exits_taken: drafted tokens by exit, over all exits there are.
     """
-    counts: Counter[tuple[str, int, int]] = Counter()
-    cached: Counter[tuple[str, int, int]] = Counter()
-    cold: Counter[tuple[str, int, int]] = Counter()
+    counts: Counter[PassName] = Counter()
+    cached: Counter[PassName] = Counter()
+    cold: Counter[PassName] = Counter()
     for (kind, stage, rows, cached_tokens), place in zip(tags, places(tag[:2] for tag in tags), strict=True):
         counts[kind, stage, rows] += 1
         cached[kind, stage, rows] += cached_tokens

@@ -20,7 +20,9 @@ MAY_IMPORT_AT_THE_TOP = {
     "s2d": {"numpy", "torch", "transformers", "tokenizers", "safetensors"},
     "profiler": {"numpy", "torch", "pynvml"},
 }
-NUMPY_AT_THE_TOP = {f"perfmodel/{noun}.py" for noun in ("trace", "tape", "courses", "tally", "replay", "calibration")}
+NUMPY_AT_THE_TOP = {
+    f"perfmodel/{noun}.py" for noun in ("trace", "tape", "blocks", "courses", "backlog", "tally", "replay", "calibration")
+}
 MODULES = [path for package in MAY_IMPORT_OF_OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perfmodel.calibration import agreement_at
 from perfmodel.errors import BadPolicy
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.tape import agreement_at
 from tests.strategies import curves
 
 CURVE = CalibrationCurve(confidence=(0.2, 0.6), agreement=(0.5, 0.9))

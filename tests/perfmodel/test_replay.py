@@ -39,9 +39,8 @@ def test_replay_equals_the_token_by_token_telling_in_every_field(case: Case) -> 
 @given(traces_with_policies())
 def test_many_policies_at_once_are_each_replayed_as_if_alone(case: Case) -> None:
     trace, policies = case
-    batch = replay_many(trace, policies)
-    for row, policy in enumerate(policies):
-        assert batch.stats(row) == sum_rounds(replay(trace, policy))
+    for stats, policy in zip(replay_many(trace, policies).stats(), policies, strict=True):
+        assert stats == sum_rounds(replay(trace, policy))
 
 
 def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> None:
@@ -50,9 +49,8 @@ def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> 
     rules += [HeuristicLength(start=1, draft_cap=cap) for cap in range(9, 0, -1)]
     gates = [((6,), ()), ((1, 4), (0.7,)), ((1, 4), (0.3,)), ((2,), ())]
     policies = [None, *(policy_of(rule, *layers, thresholds=cuts) for rule in rules for layers, cuts in gates), None]
-    batch = replay_many(trace, policies)
-    for row, policy in enumerate(policies):
-        assert batch.stats(row) == sum_rounds(replay(trace, policy))
+    for stats, policy in zip(replay_many(trace, policies).stats(), policies, strict=True):
+        assert stats == sum_rounds(replay(trace, policy))
 
 
 @settings(max_examples=100, deadline=None)
@@ -67,12 +65,12 @@ def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
         return (0.1 * len(kind) + 0.01 * stage) / place
 
     batch = replay_many(trace, policies)
-    for seconds, row in zip(batch.seconds(Price(line=line, cold_s=cold_s)), range(len(policies)), strict=True):
+    for seconds, stats in zip(batch.seconds(Price(line=line, cold_s=cold_s)), batch.stats(), strict=True):
         expected = 0.0
-        for p in batch.stats(row).passes:
+        for p in stats.passes:
             base_s, per_cached_token_s = line(p.kind, p.stage, p.rows)
             expected += p.num_passes * base_s + p.cached_tokens_sum * per_cached_token_s
-        for early in batch.stats(row).cold_passes:
+        for early in stats.cold_passes:
             expected += early.num_passes * cold_s(early.kind, early.stage, early.place)
         assert seconds == pytest.approx(expected, rel=1e-12)
 
@@ -179,6 +177,24 @@ def test_the_heuristic_adds_two_after_full_acceptance_and_takes_one_off_otherwis
     agrees[9] = agrees[10] = agrees[11] = 0
     blocks = block_lengths(replace(trace, accept_prob=agrees), policy_of(HeuristicLength(start=2, draft_cap=5), 6))[0]
     assert blocks[:6] == ((2, 2), (4, 4), (5, 1), (4, 0), (3, 0), (2, 2))
+
+
+@pytest.mark.parametrize("kind", ["separate", "self"])
+@pytest.mark.parametrize("cap", [60, 253, 254, 255, 256, 700])
+def test_blocks_of_any_length_are_replayed_as_told(cap: int, kind: str) -> None:
+    trace = make_trace(TraceSpec(num_positions=[600, 601], max_new_tokens=601, agreement=(0.9, 0.95, 1.0, 1.0), kind=kind))
+    curves = (CalibrationCurve(confidence=(0.0,), agreement=(0.999,)),) * 2
+    rules = (
+        FixedLength(draft_cap=cap),
+        FloorStop(draft_cap=cap, floor=0.02),
+        HeuristicLength(start=1, draft_cap=cap),
+        SurvivalStop(draft_cap=cap, floor=0.5, calibration=curves),
+    )
+    for rule in rules:
+        policy = policy_of(rule, 2, 6, thresholds=(0.9,))
+        expected = [replay_prompt(trace, number, policy) for number in range(2)]
+        assert replay(trace, policy) == tuple(stats for stats, _ in expected)
+        assert block_lengths(trace, policy) == tuple(tuple(blocks) for _, blocks in expected)
 
 
 def test_the_last_tokens_leave_no_room_to_draft() -> None:
