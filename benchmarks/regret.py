@@ -30,7 +30,8 @@ from common import finish, make_parser, one_thread
 from configurations import configurations
 from contenders import Contender, PairResult, measured_of, measured_plain, result_of, result_table
 
-from calibrate.search import MAX_DRAFT_TOKENS, SearchResult, price_of, search_families
+from calibrate.grids import MAX_DRAFT_TOKENS
+from calibrate.search import SearchResult, price_of, search
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
 from perfmodel.replay import Price, replay_many
@@ -107,7 +108,7 @@ def published_thresholds(trace: AcceptanceTrace) -> ExitPolicy:
 def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
     """What the search found, and every configuration to measure, each once."""
     price = price_of(*models)
-    found = search_families(trace, *models)
+    found = search(trace, *models)
     named = [("searched", one.policy) for one in found.families]
     named.append(("published thresholds", published_thresholds(trace)))
     named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, price)]

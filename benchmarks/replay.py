@@ -4,7 +4,7 @@ One core. What is timed is what a search does with its candidates: `replay_many`
 cached tokens, backlog included, and `seconds`, which prices them; the replayed trace is laid out anew in every repetition.
 
 The mixture: all 15 subsets of the exits equally often, 4 of them of a single exit; all four length rules in equal parts, caps
-from 1 to 12; thresholds and floors drawn from the grids of `calibrate/search.py`, survival curves fitted as there. Two
+from 1 to 12; thresholds and floors drawn from `calibrate/grids.py`, survival curves fitted as in a search. Two
 policies in a row differ in their length rule alone: on a climb a search moves lengths about as often as thresholds. The
 trace is made up from a fixed seed, some texts ending by themselves and some at the limit.
 
@@ -19,7 +19,8 @@ from time import perf_counter
 import numpy as np
 from common import finish, make_parser, median, quantile
 
-from calibrate.search import MAX_DRAFT_TOKENS, NUM_CURVE_BINS, SURVIVAL_FLOORS, place_cuts
+from calibrate.grids import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, place_cuts
+from calibrate.search import NUM_CURVE_BINS
 from perfmodel.calibration import fit_curve
 from perfmodel.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.geometry import DraftGeometry, ModelGeometry

@@ -32,7 +32,8 @@ import common
 from arms import SAMPLINGS, evidence_of, job_of, workload_of
 from transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
-from calibrate.search import MAX_DRAFT_TOKENS, search_families
+from calibrate.grids import MAX_DRAFT_TOKENS
+from calibrate.search import search
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.plan import Plan, read_plan
 from perfmodel.policy import ExitPolicy
@@ -203,7 +204,7 @@ def found_of(pair: Pair, sampling: Sampling, size: Size, plan: Plan | None, prom
     if plan is None:
         calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
         trace, models = evidence_of(calibration, size.budget_s)
-        found = search_families(trace, *models)
+        found = search(trace, *models)
         rates = found.chosen.tokens_per_s, found.families[0].tokens_per_s
         chosen = Chosen(policy=found.chosen.policy, tokens_per_s=rates[0], plain_tokens_per_s=rates[1])
     else:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
+from calibrate.grids import MAX_DRAFT_TOKENS
 from calibrate.pricing import Pricing, memory_needed
-from calibrate.search import MAX_DRAFT_TOKENS
 from perfmodel.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.latency import LatencyModel
 from perfmodel.passes import PassKind

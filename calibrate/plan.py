@@ -20,18 +20,19 @@ from calibrate.acceptance import (
 )
 from calibrate.batching import batch_schedules
 from calibrate.find_target import find_target
+from calibrate.grids import MAX_DRAFT_TOKENS
 from calibrate.next_command import next_command
 from calibrate.price_profiles import price_by_profiles
 from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet
-from calibrate.search import MAX_DRAFT_TOKENS, price_of, search
+from calibrate.search import search
 from perfmodel.errors import OutOfDomain, UserInputError
 from perfmodel.estimate import estimate
 from perfmodel.geometry import ModelGeometry, find_draft, with_reduced_head
 from perfmodel.halves import Split, document_of
 from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.plan import Candidate, Plan, Workload
-from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
-from perfmodel.replay import replay, replay_many
+from perfmodel.policy import ExitPolicy, HeuristicLength
+from perfmodel.replay import replay
 from perfmodel.rounds import RoundStats, sum_rounds
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Tokens
@@ -220,9 +221,10 @@ def _check_context(target: ModelGeometry, acceptance: Acceptance) -> None:
 def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
     """The best configuration, and what it was held against, fastest first."""
     plain = rounds_by_document(trace, None)
-    chosen = price_candidate(PLAN_NAME, search(trace, pricing.draft, pricing.target), trace, pricing, plain)
+    searched = search(trace, pricing.draft, pricing.target)
+    chosen = price_candidate(PLAN_NAME, searched.chosen.policy, trace, pricing, plain)
     found = [price_candidate(PLAIN_NAME, None, trace, pricing, plain)]
-    for policy in best_single_exits(trace, pricing):
+    for policy in searched.single_exits:
         found.append(price_candidate(f"exit {policy.exit_layers[0]}", policy, trace, pricing, plain))
     found += price_paper(trace, pricing, plain)
     return chosen, tuple(sorted(found, key=lambda one: one.speedup.tokens_per_s, reverse=True))
@@ -270,25 +272,6 @@ def rounds_by_document(trace: AcceptanceTrace, policy: ExitPolicy | None) -> lis
     for prompt, rounds in zip(trace.header.prompts, replay(trace, policy), strict=True):
         grouped.setdefault(document_of(prompt.name), []).append(rounds)
     return [sum_rounds(group) for group in grouped.values()]
-
-
-def best_single_exits(trace: AcceptanceTrace, pricing: Pricing) -> list[ExitPolicy]:
-    """Each exit alone, always answering, at its fastest fixed draft length; none for an exit that cannot be priced."""
-    lengths = range(1, MAX_DRAFT_TOKENS + 1)
-    policies = [
-        single_exit(trace, layer, FixedLength(draft_cap=length))
-        for layer in trace.header.draft.exit_layers
-        for length in lengths
-    ]
-    batch = replay_many(trace, policies)
-    rates = (batch.num_tokens / batch.seconds(price_of(pricing.draft, pricing.target))).reshape(-1, len(lengths))
-    fastest = [row * len(lengths) + int(column) for row, column in enumerate(rates.argmax(axis=1)) if rates[row, column] > 0]
-    return [policies[place] for place in fastest]
-
-
-def single_exit(trace: AcceptanceTrace, layer: int, length: FixedLength) -> ExitPolicy:
-    """One exit that always answers."""
-    return ExitPolicy(exit_layers=(layer,), thresholds=(), confidence=trace.header.confidence, length=length)
 
 
 def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:

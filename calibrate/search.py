@@ -1,12 +1,9 @@
 """Evidence -> the fastest policy, or none: candidates are replayed and priced, never guessed.
 
 Four families, each simpler than the next: plain decoding, one exit at a fixed length, one exit with a stop rule, several
-exits with thresholds. One exit is searched exhaustively; the others climb from the best of a coarse grid, one setting at
-a time. A family is preferred to a simpler one only where a paired bootstrap over documents says that its gain is more than
+exits with thresholds. One exit is searched exhaustively; the others climb from the best of a coarse grid, one setting
+at a time. A family is preferred to a simpler one only where a paired bootstrap over documents says that its gain is more than
 noise: thresholds have many settings, and the best of many is always a little too good.
-
-Thresholds and floors lie in the middle of a wide gap between neighbouring confidences near a quantile, so that rounding
-between a pass of one row and one of many cannot flip a decision.
 """
 
 from __future__ import annotations
@@ -15,12 +12,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, combinations, pairwise
-from typing import TypeVar
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.grids import MAX_DRAFT_TOKENS, NUM_CUTS, SURVIVAL_FLOORS, neighbours, place_cuts
 from perfmodel.bootstrap import resamples
 from perfmodel.calibration import fit_curve
 from perfmodel.errors import OutOfDomain
@@ -30,20 +27,18 @@ from perfmodel.passes import DRAFT_KINDS, PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import Price, replay_by_prompt, replay_many
 from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import Tokens, TokensPerS
+from perfmodel.units import TokensPerS
 
 Floats = NDArray[np.float64]
-T = TypeVar("T", int, float)
 
-MAX_DRAFT_TOKENS: Tokens = 12
-NUM_CUTS = 32
-"""Places a threshold can take, by quantile of its exit's confidence."""
 NUM_CURVE_BINS = 8
-SURVIVAL_FLOORS = tuple(number / 20 + 0.003 for number in range(1, 19))
 COARSE_STRIDE = 4
 """Of the places on a grid, a climb starts from every fourth."""
-STRIDES = (1, 3)
-MAX_STEPS = 6
+MAX_STEPS = 8
+MIN_GAIN_FRAC = 0.001
+"""A climb ends with a step that gains less: prompts scatter by far more."""
+MAX_LAG_FRAC = 0.01
+"""A climb that is behind another by more gives up: no climb gains much more in all."""
 NUM_STARTS = 2
 CONFIDENT_FRAC = 0.9
 """Share of bootstrap resamples in which a more complex policy must be faster."""
@@ -64,16 +59,16 @@ class SearchResult:
     chosen: Scored
     families: tuple[Scored, ...]
     """From simple to complex, plain decoding first; a family is left out when nothing in it can be priced."""
+    single_exits: tuple[ExitPolicy, ...]
+    """Each exit alone, always answering, at its fastest fixed length; none of an exit that cannot be priced."""
     num_policies: int
 
 
-def search(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> ExitPolicy | None:
-    """The policy to run; None when not speculating is best."""
-    return search_families(trace, draft, target).chosen.policy
+def search(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> SearchResult:
+    """The best of each family of policies, and the simplest that no other clearly beats: the one to run.
 
-
-def search_families(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> SearchResult:
-    """The best of each family of policies, and the simplest that no other clearly beats."""
+    `None` is not to speculate.
+    """
     space = _Space(trace, price_of(draft, target))
     [plain] = space.score([None])
     fixed = space.score(_fixed_lengths(trace))
@@ -82,7 +77,12 @@ def search_families(trace: AcceptanceTrace, draft: LatencyModel, target: Latency
     best = [max(family, key=_rate) for family in (fixed, stops, gated) if family]
     families = (plain, *(one for one in best if one.tokens_per_s > 0))
     priced = [one for one in families if one.tokens_per_s > 0] or [plain]
-    return SearchResult(chosen=_simplest(space, priced), families=families, num_policies=space.num_scored)
+    return SearchResult(
+        chosen=_simplest(space, priced),
+        families=families,
+        single_exits=tuple(_best_apart([one for one in fixed if one.tokens_per_s > 0], len(space.exit_layers))),
+        num_policies=space.num_scored,
+    )
 
 
 def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
@@ -136,31 +136,26 @@ class _Space:
                 self._known[policy] = Scored(policy=policy, tokens_per_s=rate)
         return [self._known[policy] for policy in asked]
 
+    def rate(self, policy: ExitPolicy | None) -> TokensPerS:
+        """Of a policy that was scored."""
+        return self._known[policy].tokens_per_s
+
     def climb(self, found: Sequence[Scored]) -> list[Scored]:
         """Everything found, and what was met on the way up from the best of it, one setting at a time."""
-        best, met = _best_apart(found, NUM_STARTS), list(found)
+        climbing, met = _best_apart(found, NUM_STARTS), list(found)
         for _ in range(MAX_STEPS):
-            near = [_neighbours(self, one.policy) for one in best if one.policy]
-            scored = dict(zip(chain(*near), self.score(chain(*near)), strict=True))
-            met += scored.values()
-            higher = [max([one, *(scored[p] for p in group)], key=_rate) for one, group in zip(best, near, strict=True)]
-            if higher == best:
+            near = [neighbours(policy, self.cuts) for policy in climbing]
+            met += self.score(moved for group in near for moved in group)
+            higher = [max([policy, *group], key=self.rate) for policy, group in zip(climbing, near, strict=True)]
+            best = max(map(self.rate, higher), default=0.0)
+            climbing = [
+                new
+                for old, new in zip(climbing, higher, strict=True)
+                if self.rate(new) > max(self.rate(old) * (1 + MIN_GAIN_FRAC), best * (1 - MAX_LAG_FRAC))
+            ]
+            if not climbing:
                 break
-            best = higher
         return met
-
-
-def place_cuts(confidence: NDArray[np.floating], *, num_cuts: int = NUM_CUTS) -> tuple[float, ...]:
-    """Rising values that split confidences evenly, each in the widest gap between two neighbours near its quantile."""
-    ordered = np.sort(confidence.astype(np.float64))
-    edges = np.linspace(0, len(ordered) - 1, num_cuts + 1).astype(int)
-    cuts = set()
-    for low, high in pairwise(edges.tolist()):
-        gaps = np.diff(ordered[low : high + 1])
-        if len(gaps) and gaps.max() > 0:
-            place = low + int(gaps.argmax())
-            cuts.add(float((ordered[place] + ordered[place + 1]) / 2))
-    return tuple(sorted(cuts))
 
 
 def _fixed_lengths(trace: AcceptanceTrace) -> list[ExitPolicy]:
@@ -176,10 +171,9 @@ def _stop_rules(space: _Space, fixed: Sequence[Scored]) -> list[ExitPolicy]:
     """The best exits alone with every kind of stop rule, on a coarse grid."""
     policies = []
     for best in _best_apart(fixed, NUM_STARTS):
-        assert best.policy is not None
-        (layer,) = best.policy.exit_layers
+        (layer,) = best.exit_layers
         curve = (space.curve(layer),)
-        for cap in {min(best.policy.length.draft_cap + 2, MAX_DRAFT_TOKENS), MAX_DRAFT_TOKENS}:
+        for cap in {min(best.length.draft_cap + 2, MAX_DRAFT_TOKENS), MAX_DRAFT_TOKENS}:
             rules: list[LengthRule] = [HeuristicLength(start=min(5, cap), draft_cap=cap)]
             rules += [FloorStop(draft_cap=cap, floor=floor) for floor in space.cuts[layer][::COARSE_STRIDE]]
             rules += [SurvivalStop(draft_cap=cap, floor=f, calibration=curve) for f in SURVIVAL_FLOORS[::COARSE_STRIDE]]
@@ -212,41 +206,12 @@ def _fitted_to(space: _Space, layers: tuple[int, ...], rule: LengthRule) -> Leng
     return rule
 
 
-def _neighbours(space: _Space, policy: ExitPolicy) -> list[ExitPolicy]:
-    """The policy with one setting moved by a step or by a stride."""
-    moved = [replace(policy, length=length) for length in _other_lengths(space, policy)]
-    for i, (layer, threshold) in enumerate(zip(policy.exit_layers, policy.thresholds, strict=False)):
-        for other in _moves(space.cuts[layer], threshold):
-            moved.append(replace(policy, thresholds=(*policy.thresholds[:i], other, *policy.thresholds[i + 1 :])))
-    return moved
-
-
-def _other_lengths(space: _Space, policy: ExitPolicy) -> list[LengthRule]:
-    rule = policy.length
-    caps = _moves(range(1, MAX_DRAFT_TOKENS + 1), rule.draft_cap)
-    if isinstance(rule, HeuristicLength):
-        return [replace(rule, draft_cap=cap, start=min(rule.start, cap)) for cap in caps]
-    others: list[LengthRule] = [replace(rule, draft_cap=cap) for cap in caps]
-    if isinstance(rule, FloorStop):
-        others += [replace(rule, floor=floor) for floor in _moves(space.cuts[policy.exit_layers[-1]], rule.floor)]
-    if isinstance(rule, SurvivalStop):
-        others += [replace(rule, floor=floor) for floor in _moves(SURVIVAL_FLOORS, rule.floor)]
-    return others
-
-
-def _moves(grid: Sequence[T], value: T) -> list[T]:
-    """Values on a rising grid a step or a stride away."""
-    place = sum(one < value for one in grid)
-    places = [place + way * stride for stride in STRIDES for way in (-1, 1)]
-    return [grid[i] for i in places if 0 <= i < len(grid)]
-
-
-def _best_apart(found: Sequence[Scored], number: int) -> list[Scored]:
-    """The best few that differ in their exits."""
-    best: dict[tuple[int, ...], Scored] = {}
+def _best_apart(found: Sequence[Scored], number: int) -> list[ExitPolicy]:
+    """The best few that differ in their exits, fastest first."""
+    best: dict[tuple[int, ...], ExitPolicy] = {}
     for one in sorted(found, key=_rate, reverse=True):
         if one.policy:
-            best.setdefault(one.policy.exit_layers, one)
+            best.setdefault(one.policy.exit_layers, one.policy)
     return list(best.values())[:number]
 
 

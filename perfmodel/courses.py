@@ -94,14 +94,15 @@ def _visit(tape: Tape, blocks: Blocks) -> Bools:
     step = np.minimum(blocks.drafted, blocks.right)
     step += 1
     np.minimum(step, tape.left, out=step)  # no step leads on from a text's end
-    jump, visited = step.ravel(), np.zeros(step.shape, np.bool_)
-    is_start = visited.ravel()
-    at = tape.prompt_bounds(len(step))[:-1]
+    jump, at = step.ravel(), tape.prompt_bounds(len(step))[:-1]
+    been = []
     while len(at):
         for _ in range(_JUMPS_BETWEEN_CHECKS):
-            is_start[at] = True
+            been.append(at)
             at = at + jump.take(at)
         at = at[jump.take(at) > 0]
+    visited = np.zeros(step.shape, np.bool_)
+    visited.ravel()[np.concatenate(been)] = True
     visited[:, tape.end] = False
     return visited
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from calibrate.search import faster_share, place_cuts, price_of, search, search_families
+from calibrate.grids import place_cuts
+from calibrate.search import faster_share, price_of, search
 from perfmodel.errors import OutOfDomain
 from perfmodel.latency import LatencyLevel, Line
 from perfmodel.passes import PassKind, PassShape
@@ -56,18 +57,18 @@ def trace() -> AcceptanceTrace:
 
 def test_a_draft_as_slow_as_its_target_is_not_used(trace: AcceptanceTrace) -> None:
     slow = Prices(segment_s=4e-3, exit_s=1e-3)
-    assert search(trace, slow, TARGET) is None
+    assert search(trace, slow, TARGET).chosen.policy is None
 
 
 def test_a_draft_that_never_agrees_is_not_used() -> None:
     trace = make_trace(TraceSpec(num_positions=[40] * 4, agreement=(0.0,) * 4, max_new_tokens=40))
     trace.accept_prob[:] = 0
-    assert search(trace, CHEAP, TARGET) is None
+    assert search(trace, CHEAP, TARGET).chosen.policy is None
 
 
 def test_a_free_draft_uses_its_best_exit_at_the_longest_length() -> None:
     trace = make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80, agreement=(0.3, 0.4, 0.5, 0.95)))
-    policy = search(trace, Prices(), Prices(verify_s=4e-3))
+    policy = search(trace, Prices(), Prices(verify_s=4e-3)).chosen.policy
     assert policy is not None
     assert policy.exit_layers[-1] == 6
     assert sum_rounds(replay(trace, policy)).tokens_per_round > 5
@@ -77,13 +78,13 @@ def test_exits_that_agree_alike_are_not_gated() -> None:
     """All exits say the same: the deeper ones only cost."""
     trace = make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80))
     same = {name: np.repeat(getattr(trace, name)[:, 3:], 4, axis=1) for name in ("confidence", "draft_token", "accept_prob")}
-    policy = search(replace(trace, **same), CHEAP, TARGET)
+    policy = search(replace(trace, **same), CHEAP, TARGET).chosen.policy
     assert policy is not None
     assert policy.exit_layers == (1,)
 
 
 def test_the_best_found_is_not_beaten_by_many_random_policies(trace: AcceptanceTrace) -> None:
-    result = search_families(trace, CHEAP, TARGET)
+    result = search(trace, CHEAP, TARGET)
     best = max(one.tokens_per_s for one in result.families)
     rng = np.random.default_rng(0)
     others = [random_policy(rng, trace) for _ in range(1500)]
@@ -99,7 +100,7 @@ def random_policy(rng: np.random.Generator, trace: AcceptanceTrace) -> ExitPolic
 
 
 def test_each_family_is_at_least_as_fast_as_what_it_contains(trace: AcceptanceTrace) -> None:
-    plain, fixed, stops, gated = search_families(trace, CHEAP, TARGET).families
+    plain, fixed, stops, gated = search(trace, CHEAP, TARGET).families
     assert plain.policy is None
     assert fixed.policy is not None
     assert stops.policy is not None
@@ -116,13 +117,13 @@ def test_each_family_is_at_least_as_fast_as_what_it_contains(trace: AcceptanceTr
 @given(traces())
 def test_any_trace_has_an_answer_no_slower_than_plain_decoding(trace: AcceptanceTrace) -> None:
     price = price_of(CHEAP, TARGET)
-    chosen = replay_many(trace, [search(trace, CHEAP, TARGET), None])
+    chosen = replay_many(trace, [search(trace, CHEAP, TARGET).chosen.policy, None])
     seconds = chosen.seconds(price)
     assert seconds[0] <= seconds[1]
 
 
 def test_a_policy_without_evidence_for_its_passes_is_never_chosen(trace: AcceptanceTrace) -> None:
-    policy = search(trace, replace(CHEAP, most_rows=2), replace(TARGET, most_rows=4))
+    policy = search(trace, replace(CHEAP, most_rows=2), replace(TARGET, most_rows=4)).chosen.policy
     assert policy is not None
     passes = sum_rounds(replay(trace, policy)).passes
     assert max(p.rows for p in passes if p.kind == "segment") <= 2
@@ -153,7 +154,7 @@ def test_a_constant_confidence_has_no_cuts_and_can_still_be_searched() -> None:
     assert place_cuts(np.full(50, 0.5, np.float32)) == ()
     trace = make_trace(TraceSpec(num_positions=[40] * 4, max_new_tokens=40))
     flat = replace(trace, confidence=np.full_like(trace.confidence, 0.5))
-    policy = search(flat, CHEAP, TARGET)
+    policy = search(flat, CHEAP, TARGET).chosen.policy
     assert policy is not None
     assert isinstance(policy.length, FixedLength)
 
@@ -162,7 +163,7 @@ def test_a_constant_confidence_has_no_cuts_and_can_still_be_searched() -> None:
 @given(policies(EXITS))
 def test_no_single_fixed_length_or_stop_is_missed_by_more_than_noise(policy: ExitPolicy) -> None:
     trace = make_trace(TraceSpec(num_positions=[60] * 8, max_new_tokens=60))
-    result = search_families(trace, CHEAP, TARGET)
+    result = search(trace, CHEAP, TARGET)
     batch = replay_many(trace, [policy])
     rate = (batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0]
     assert rate <= 1.02 * max(one.tokens_per_s for one in result.families)
