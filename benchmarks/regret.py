@@ -30,8 +30,9 @@ from common import finish, make_parser, one_thread
 from configurations import configurations
 from contenders import Contender, PairResult, measured_of, measured_plain, result_of, result_table
 
+from calibrate.cases import case_of, price_of
 from calibrate.grids import MAX_DRAFT_TOKENS
-from calibrate.search import SearchResult, price_of, search
+from calibrate.search import SearchResult, search
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
 from perfmodel.replay import Price, replay_many
@@ -108,14 +109,14 @@ def published_thresholds(trace: AcceptanceTrace) -> ExitPolicy:
 def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
     """What the search found, and every configuration to measure, each once."""
     price = price_of(*models)
-    found = search(trace, *models)
+    found = search([case_of(trace, *models)])
     named = [("searched", one.policy) for one in found.families]
     named.append(("published thresholds", published_thresholds(trace)))
     named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, price)]
     named += [("other", policy) for policy in islice(configurations(trace, SEED), size.num_others)]
     batch = replay_many(trace, [policy for _, policy in named])
     rates = batch.num_tokens / batch.seconds(price)
-    plain_rate = found.families[0].tokens_per_s
+    plain_rate = found.families[0].merit
     listed = [
         Contender(name=name, policy=policy, predicted_tokens_per_s=rate or None, predicted=rate / plain_rate if rate else None)
         for (name, policy), rate in zip(named, rates.tolist(), strict=True)
@@ -144,7 +145,7 @@ def result_of_pair(pair: Pair, sampling: Sampling, size: Size, prompts_path: Pat
     print_err(f"{name}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
     pairs_of_arms = measured_arms(evaluation, [one.policy for one in listed], size.num_repeats)
     arms = [measured_of(one, plain, arm) for one, (plain, arm) in zip(listed, pairs_of_arms, strict=True)]
-    arms.append(measured_plain([plain for plain, _ in pairs_of_arms], found.families[0].tokens_per_s))
+    arms.append(measured_plain([plain for plain, _ in pairs_of_arms], found.families[0].merit))
     plan = next(one for one in arms if one.policy == found.chosen.policy)
     return PairResult(target=pair.target.geometry.name, sampling=sampling, plan=plan, arms=tuple(arms))
 

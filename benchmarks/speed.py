@@ -32,6 +32,7 @@ import common
 from arms import SAMPLINGS, evidence_of, job_of, workload_of
 from transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
+from calibrate.cases import case_of
 from calibrate.grids import MAX_DRAFT_TOKENS
 from calibrate.search import search
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
@@ -204,8 +205,8 @@ def found_of(pair: Pair, sampling: Sampling, size: Size, plan: Plan | None, prom
     if plan is None:
         calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
         trace, models = evidence_of(calibration, size.budget_s)
-        found = search(trace, *models)
-        rates = found.chosen.tokens_per_s, found.families[0].tokens_per_s
+        found = search([case_of(trace, *models)])
+        rates = found.chosen.merit, found.families[0].merit
         chosen = Chosen(policy=found.chosen.policy, tokens_per_s=rates[0], plain_tokens_per_s=rates[1])
     else:
         said = plan.chosen.speedup

@@ -78,38 +78,44 @@ def model_folder(name: str) -> str:
     return name if name.startswith(REFERENCE_PREFIX) or "/" in name else f"path/to/{name}"
 
 
-def load_acceptance(path: Path, split: Split) -> Acceptance:
-    """A trace from a file, or one half of its prompts, so that the other can test the plan.
+def load_acceptance(path: Path, split: Split, category: str | None = None) -> Acceptance:
+    """A trace from a file, or some of its prompts: one half, so that the other can test the plan, or one category.
 
     Raises:
+        UnknownName: no prompt is of that category.
         UserInputError: no prompt is in that half.
     """
     stored = read_trace(path)
     trace = stored.record
-    if split != "all":
-        prompts = trace.header.prompts
-        kept = [number for number, prompt in enumerate(prompts) if half_of(prompt.name) == split]
+    prompts = trace.header.prompts
+    if category is not None and all(prompt.category != category for prompt in prompts):
+        raise UnknownName("category", category, sorted({prompt.category for prompt in prompts}))
+    if split != "all" or category is not None:
+        kept = [number for number, prompt in enumerate(prompts) if category in (None, prompt.category)]
+        kept = [number for number in kept if split in ("all", half_of(prompts[number].name))]
         if not kept:
+            of_category = "" if category is None else f" of category {category!r}"
             raise UserInputError(
-                f"--prompts-split {split}: none of the {len(prompts)} prompts of {path.name!r} is in that half. "
+                f"--prompts-split {split}: none of the {len(prompts)} prompts{of_category} of {path.name!r} is in that half. "
                 "Use all of them, or record a trace of more prompts."
             )
         trace = trace.subset(kept)
     lengths = [prompt.prompt_tokens for prompt in trace.header.prompts]
+    which = ", ".join([*([f"the {split} half"] if split != "all" else []), *([f"{category} only"] if category else [])])
     return Acceptance(
         trace=trace,
-        evidence=_evidence(trace, stored.sha256, split),
+        evidence=_evidence(trace, stored.sha256, which),
         prompt_tokens=round(sum(lengths) / len(lengths)),
         output_tokens=trace.header.max_new_tokens,
     )
 
 
-def _evidence(trace: AcceptanceTrace, sha256: str, split: Split) -> Evidence:
+def _evidence(trace: AcceptanceTrace, sha256: str, which: str) -> Evidence:
     header = trace.header
     positions, prompts = len(trace.target_token), len(header.prompts)
-    of_split = "" if split == "all" else f" (the {split} half)"
+    of_all = f" ({which})" if which else ""
     level: EvidenceLevel = "traced"
-    description = f"{positions} positions of {prompts} prompts{of_split}, {header.sampling.label}"
+    description = f"{positions} positions of {prompts} prompts{of_all}, {header.sampling.label}"
     if header.target_sha256 is None:
         level = "published"
         description = (

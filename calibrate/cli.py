@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from calibrate.flags import add_device_flags, device_request
+from calibrate.law_verbs import PLAN, design_parser, fit_parser, run_design, run_fit, run_validate, validate_parser
 from perfmodel.console import (
     EXIT_ANSWERED,
     add_common_flags,
-    add_verbose_flag,
     make_parser,
     print_answer,
-    print_out,
     run_command,
 )
 from perfmodel.errors import UserInputError
 
-PLAN = "s2d-plan"
+if TYPE_CHECKING:
+    from calibrate.evidence import PlanRequest
+
 COMPARE = "s2d-compare"
 
 
@@ -28,11 +32,11 @@ def main_plan(argv: Sequence[str] | None = None) -> int:
     """`s2d-plan`: the configuration to run, and what it is predicted to do; its verbs are about the latency law alone."""
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["validate"]:
-        return run_command(_validate_parser(), given[1:], partial(_validate, command=(PLAN, *given)))
+        return run_command(validate_parser(), given[1:], partial(run_validate, command=(PLAN, *given)))
     if given[:1] == ["design"]:
-        return run_command(_design_parser(), given[1:], _design)
+        return run_command(design_parser(), given[1:], run_design)
     if given[:1] == ["fit"]:
-        return run_command(_fit_parser(), given[1:], partial(_fit, command=(PLAN, *given)))
+        return run_command(fit_parser(), given[1:], partial(run_fit, command=(PLAN, *given)))
     return run_command(_plan_parser(), given, partial(_plan, command=(PLAN, *given)))
 
 
@@ -54,7 +58,7 @@ def _plan_parser() -> argparse.ArgumentParser:
     )
     parser = make_parser(PLAN, description, "s2d-plan --target llama-70b --device h100 -o plan.json")
     _add_evidence_flags(parser.add_argument_group("models and evidence"))
-    _add_device_flags(parser.add_argument_group("device (with --profile: the profile's)"))
+    add_device_flags(parser.add_argument_group("device (with --profile: the profile's)"))
     _add_workload_flags(parser.add_argument_group("workload"))
     add_common_flags(parser, result="plan")
     return parser
@@ -67,34 +71,20 @@ def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="a known model (docs/models.md), a config.json or its folder, or org/name on the Hugging Face hub",
     )
+    add(
+        "--targets", metavar="NAMES", help="several, with commas between: one draft with a policy for each, against one for all"
+    )
     add("--draft", metavar="NAME", help="a nested draft (default: the one whose acceptance is known)")
     add("--draft-vocab", type=int, metavar="TOKENS", help="what if its LM head covered only the most frequent (default: all)")
-    trace_help = "acceptance recorded by s2d-profile (default: published evidence in the box)"
-    add("--trace", type=Path, metavar="FILE", help=trace_help)
+    trace_help = "acceptance recorded by s2d-profile, once for every target (default: published evidence in the box)"
+    add("--trace", type=Path, metavar="FILE", action="append", default=[], help=trace_help)
     split_help = "plan on one half of the trace's prompts, and leave the other to test it (default: all)"
     add("--prompts-split", choices=("all", "calibration", "evaluation"), default="all", help=split_help)
-    profile_help = "latency measured by s2d-profile; once for the target, once for the draft (default: a datasheet)"
+    add("--category", metavar="NAME", help="plan for the trace's prompts of one category only (default: all)")
+    add("--by-category", action="store_true", help="a policy for every category of the trace's prompts, against one for all")
+    profile_help = "latency measured by s2d-profile; once for every target, once for the draft (default: a datasheet)"
     add("--profile", type=Path, metavar="FILE", action="append", default=[], help=profile_help)
     add("--fit", type=Path, metavar="FILE", help="written by s2d-plan fit: prices a model that was not profiled")
-
-
-def _add_device_flags(group: argparse._ActionsContainer) -> None:
-    add = group.add_argument
-    device_help = (
-        "a known device, cpu, or a .toml or .json file (docs/hardware.md; default: the GPU found here, else a100-80gb)"
-    )
-    add("--device", metavar="NAME", help=device_help)
-    add("--num-devices", type=int, metavar="DEVICES", help="tensor-parallel degree (default: as few as hold the models)")
-    add(
-        "--dtype",
-        choices=("fp32", "fp16", "bf16", "fp8", "int8", "int4"),
-        help="of the weights (default: bf16, or what the device has)",
-    )
-    add(
-        "--engine",
-        choices=("eager", "graph"),
-        help="launch kernels one by one, or as CUDA graphs (default: graph, on a CPU eager)",
-    )
 
 
 def _add_workload_flags(group: argparse._ArgumentGroup) -> None:
@@ -105,27 +95,34 @@ def _add_workload_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:
-    from calibrate.next_command import next_command
-    from calibrate.plan import PlanRequest, make_plan
-    from calibrate.pricing import DeviceRequest
-    from calibrate.show import plan_text
-    from perfmodel.plan import plan_file_text, write_plan
-    from perfmodel.provenance import make_provenance
+    from calibrate.evidence import PlanRequest
 
-    device = DeviceRequest(device=args.device, num_devices=args.num_devices, dtype=args.dtype, engine=args.engine)
     request = PlanRequest(
         target=args.target,
         draft=args.draft,
         draft_vocab=args.draft_vocab,
-        trace=args.trace,
+        trace=args.trace[0] if args.trace else None,
         prompts_split=args.prompts_split,
+        category=args.category,
         profiles=tuple(args.profile),
         fit=args.fit,
-        device=device,
+        device=device_request(args),
         batch=args.batch,
         prompt_tokens=args.prompt_tokens,
         output_tokens=args.output_tokens,
     )
+    if args.targets is not None or args.by_category or len(args.trace) > 1:
+        return _answer_for_many(args, request, command)
+    return _answer_for_one(args, request, command)
+
+
+def _answer_for_one(args: argparse.Namespace, request: PlanRequest, command: Sequence[str]) -> int:
+    from calibrate.next_command import next_command
+    from calibrate.plan import make_plan
+    from calibrate.show import plan_text
+    from perfmodel.plan import plan_file_text, write_plan
+    from perfmodel.provenance import make_provenance
+
     plan = make_plan(request)
     inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
     provenance = make_provenance(argv=command, inputs=inputs)
@@ -139,118 +136,54 @@ def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     return EXIT_ANSWERED
 
 
-def _validate_parser() -> argparse.ArgumentParser:
-    description = (
-        "Hold the latency law against speeds that others published, and against S2D's own table, whose hardware and\n"
-        "engine are not known. Points that a device's row was made from are marked and not counted."
-    )
-    parser = make_parser(f"{PLAN} validate", description, "s2d-plan validate --json -o validation.json")
-    add_common_flags(parser, result="validation")
-    return parser
-
-
-def _validate(args: argparse.Namespace, *, command: Sequence[str]) -> int:
-    from calibrate.show_law import validation_text
-    from calibrate.validate import validate
-    from perfmodel.provenance import make_provenance
-    from perfmodel.validation import validation_file_text, write_validation
-
-    validation, provenance = validate(), make_provenance(argv=command)
-    print_answer(
-        args,
-        write=lambda path: write_validation(path, validation, provenance),
-        file_text=lambda: validation_file_text(validation, provenance),
-        text=lambda: validation_text(validation),
-    )
-    return EXIT_ANSWERED
-
-
-def _design_parser() -> argparse.ArgumentParser:
-    description = (
-        "Drafts of one size in other shapes: what depth costs, and how often a deeper draft must be accepted to be worth\n"
-        "it. Which shape is accepted how often, only training tells."
-    )
-    parser = make_parser(f"{PLAN} design", description, "s2d-plan design --target llama-2-70b --params 1.3e9 --engine eager")
-    add = parser.add_argument
-    add("--target", metavar="NAME", required=True, help="as for s2d-plan")
-    add("--params", type=float, metavar="WEIGHTS", required=True, help="size of the draft, embeddings and head included")
-    add("--draft-vocab", type=int, metavar="TOKENS", help="most frequent tokens its LM head covers (default: all)")
-    add("--draft-tokens", type=int, default=5, metavar="TOKENS", help="drafted a round (default: 5)")
-    add("--context-tokens", type=int, default=768, metavar="TOKENS", help="in the caches (default: 768)")
-    _add_device_flags(parser)
-    add_verbose_flag(parser)
-    return parser
-
-
-def _design(args: argparse.Namespace) -> int:
-    from calibrate.design import DesignRequest, designs
-    from calibrate.find_target import find_target
-    from calibrate.pricing import DeviceRequest, target_device
-    from calibrate.show_law import design_text
-
-    target = find_target(args.target)
-    asked = DeviceRequest(device=args.device, num_devices=args.num_devices, dtype=args.dtype, engine=args.engine)
-    for flag, count in (("--draft-tokens", args.draft_tokens), ("--context-tokens", args.context_tokens)):
-        if count < 1:
-            raise UserInputError(f"{flag} {count}: expected at least 1.")
-    device = target_device(target, asked, context_tokens=args.context_tokens)
-    request = DesignRequest(
-        target=target,
-        num_params=_whole(args.params),
-        draft_vocab=args.draft_vocab,
-        hardware=device.hardware,
-        num_devices=device.num_devices,
-        dtype=device.dtype,
-        engine=device.engine,
-        context_tokens=args.context_tokens,
-        draft_tokens=args.draft_tokens,
-    )
-    print_out(design_text(request, designs(request)))
-    return EXIT_ANSWERED
-
-
-def _fit_parser() -> argparse.ArgumentParser:
-    description = (
-        "Fit the latency law to measured passes of some models on one device, so that it prices models nobody ran there.\n"
-        "Says how far it is off on a model that was left out."
-    )
-    parser = make_parser(f"{PLAN} fit", description, "s2d-plan fit law/*.latency.json -o my-device.fit.json")
-    add = parser.add_argument
-    add("profiles", type=Path, metavar="FILE", nargs="*", help="written by s2d-profile, best by s2d-profile law")
-    tables_help = "instead of profiles: the folder of the public kernel tables gpu_layer_times.csv and gpu_all_reduce.csv"
-    add("--tables", type=Path, metavar="DIR", help=tables_help)
-    add("--device", metavar="NAME", help="the GPU of those tables: a100 or h100")
-    add_common_flags(parser, result="fit")
-    return parser
-
-
-def _fit(args: argparse.Namespace, *, command: Sequence[str]) -> int:
-    from calibrate.fit_latency import fit_profiles
-    from calibrate.fit_tables import fit_tables
-    from calibrate.show_fit import fit_text
-    from perfmodel.law import latency_fit_file_text, write_latency_fit
+def _answer_for_many(args: argparse.Namespace, request: PlanRequest, command: Sequence[str]) -> int:
+    from calibrate.next_command import without
+    from calibrate.portfolio import by_category, by_target, with_their_profiles
+    from calibrate.show_portfolio import portfolio_text
+    from perfmodel.portfolio import portfolio_file_text, write_portfolio
     from perfmodel.provenance import make_provenance
 
-    if bool(args.profiles) == (args.tables is not None) or (args.tables is None) != (args.device is None):
-        raise UserInputError("s2d-plan fit needs profiles, or --tables DIR with --device NAME: give one of the two.")
-    if args.tables is not None:
-        fit, inputs = fit_tables(args.tables, args.device)
+    _check_many(args)
+    if args.by_category:
+        portfolio = by_category(request)
+        following = [*(word for word in command if word != "--by-category"), "--category", portfolio.parts[0].name]
+    elif args.trace:
+        requests = with_their_profiles([replace(request, trace=path) for path in args.trace])
+        portfolio, first = by_target(requests), requests[0]
+        evidence = [("--trace", first.trace), *(("--profile", path) for path in first.profiles), ("--fit", first.fit)]
+        following = [PLAN, *(str(word) for flag, path in evidence if path is not None for word in (flag, path))]
     else:
-        fit, inputs = fit_profiles(args.profiles)
-    provenance = make_provenance(argv=command, libraries=("numpy", "scipy"), inputs=inputs)
+        portfolio = by_target([replace(request, target=name.strip()) for name in args.targets.split(",")])
+        following = [*without(command, "--targets"), "--target", portfolio.parts[0].target]
+    if args.output is not None:
+        following = without(without(following, "--output"), "-o")
+    inputs = {
+        f"{evidence.role} of {part.name}": evidence.sha256
+        for part in portfolio.parts
+        for evidence in part.evidence
+        if evidence.sha256 is not None
+    }
+    provenance = make_provenance(argv=command, inputs=inputs)
     print_answer(
         args,
-        write=lambda path: write_latency_fit(path, fit, provenance),
-        file_text=lambda: latency_fit_file_text(fit, provenance),
-        text=lambda: fit_text(fit),
+        write=lambda path: write_portfolio(path, portfolio, provenance),
+        file_text=lambda: portfolio_file_text(portfolio, provenance),
+        text=lambda: portfolio_text(portfolio, next_command=shlex.join([*following, "-o", "plan.json"])),
     )
     return EXIT_ANSWERED
 
 
-def _whole(params: float) -> int:
-    if not 1 <= params < 1e15:
-        raise UserInputError(f"--params {params:g}: expected a number of weights, such as 350e6.")
-    return round(params)
+def _check_many(args: argparse.Namespace) -> None:
+    """Flags that say two different things of what to plan for."""
+    if args.by_category and (args.targets is not None or len(args.trace) > 1):
+        raise UserInputError("--by-category splits the prompts of one target: leave --targets and further --trace out.")
+    if args.by_category and args.category is not None:
+        raise UserInputError("--by-category plans for every category, --category for one: give one of the two.")
+    if args.targets is not None and args.trace:
+        raise UserInputError("a trace knows its target: leave --targets out, and give --trace once for every target.")
+    if args.target is not None and not args.by_category:
+        given = "--targets" if args.targets is not None else "several traces"
+        raise UserInputError(f"--target names one target, {given} several: leave --target out.")
 
 
 def _compare_parser() -> argparse.ArgumentParser:

@@ -76,10 +76,12 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
         fetch: gets a repository's config.
 
     Raises:
-        UnknownName: no such model, and no such file.
+        UnknownName: no such model, and no such file; or no name at all.
         BadFile: the file is no model's config.
         UserInputError: a kind of model that the latency law does not cover, or a repository whose config cannot be had.
     """
+    if not text.strip():
+        raise UnknownName("target", text, [model.name for model in KNOWN_MODELS])
     path = Path(text)
     if path.is_dir():
         path /= _CONFIG

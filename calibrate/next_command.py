@@ -94,11 +94,11 @@ def _fits(plan: Plan) -> bool:
 
 def _plan_whole_head(plan: Plan, command: Sequence[str] | None) -> str:
     if command is not None:
-        return shlex.join(_without(command, "--draft-vocab"))
+        return shlex.join(without(command, "--draft-vocab"))
     return "s2d-plan --trace path/to/trace.npz" if _is_traced(plan) else f"s2d-plan --target {plan.target.name}"
 
 
-def _without(command: Sequence[str], flag: str) -> list[str]:
+def without(command: Sequence[str], flag: str) -> list[str]:
     """A command without one of its flags and the value after it."""
     kept = [word for word in command if not word.startswith(f"{flag}=")]
     if flag in kept:

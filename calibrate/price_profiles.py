@@ -71,6 +71,19 @@ def price_by_profiles(
     return Pricing(draft=draft, target=target, device=device, memory=memory, evidence=(draft_evidence, target_evidence))
 
 
+def profiles_of(pair: Pair, paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Of profiles of many models, those of a pair's: of its draft's, the one timed beside this target, if there is one."""
+    found: dict[Role, dict[Path, LatencyProfile]] = {"target": {}, "draft": {}}
+    for path in paths:
+        profile = read_latency_profile(path).record
+        try:
+            found[_role(path.name, profile, pair)][path] = profile
+        except Mismatch:
+            continue
+    beside = [path for path, profile in found["draft"].items() if profile.beside == pair.target.name]
+    return (*found["target"], *(beside or found["draft"]))
+
+
 def _priced(
     role: Role,
     pair: Pair,

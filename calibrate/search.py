@@ -8,28 +8,18 @@ noise: thresholds have many settings, and the best of many is always a little to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibrate.cases import Case, Floats, Objective, merit_of, rates_at, resampled_rates
 from calibrate.grids import MAX_DRAFT_TOKENS, NUM_CUTS, SURVIVAL_FLOORS, neighbours, place_cuts
-from perfmodel.bootstrap import resamples
 from perfmodel.calibration import fit_curve
-from perfmodel.errors import OutOfDomain
-from perfmodel.halves import document_of
-from perfmodel.latency import LatencyModel, Line
-from perfmodel.passes import DRAFT_KINDS, PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.replay import Price, replay_by_prompt, replay_many
-from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import TokensPerS
-
-Floats = NDArray[np.float64]
 
 NUM_CURVE_BINS = 8
 COARSE_STRIDE = 4
@@ -46,10 +36,13 @@ CONFIDENT_FRAC = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """A policy and the rate predicted of it."""
+    """A policy and what is predicted of it."""
 
     policy: ExitPolicy | None
-    tokens_per_s: TokensPerS
+    tokens_per_s: tuple[TokensPerS, ...]
+    """By case."""
+    merit: float
+    """What the objective makes of them: of a single case, its tokens per second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,85 +53,77 @@ class SearchResult:
     families: tuple[Scored, ...]
     """From simple to complex, plain decoding first; a family is left out when nothing in it can be priced."""
     single_exits: tuple[ExitPolicy, ...]
-    """Each exit alone, always answering, at its fastest fixed length; none of an exit that cannot be priced."""
+    """Each exit alone, always answering, at its best fixed length; none of an exit that cannot be priced."""
     num_policies: int
 
 
-def search(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> SearchResult:
+def search(cases: Sequence[Case], objective: Objective = "mean") -> SearchResult:
     """The best of each family of policies, and the simplest that no other clearly beats: the one to run.
 
-    `None` is not to speculate.
+    Args:
+        cases: where the policy is to run, all with the same draft's exits.
+        objective: what to make of several cases.
     """
-    space = _Space(trace, price_of(draft, target))
+    space = _Space(cases, objective)
     [plain] = space.score([None])
-    fixed = space.score(_fixed_lengths(trace))
+    fixed = space.score(_fixed_lengths(space))
     stops = space.climb(space.score(_stop_rules(space, fixed)))
     gated = space.climb(space.score(_gates(space, fixed, stops)))
-    best = [max(family, key=_rate) for family in (fixed, stops, gated) if family]
-    families = (plain, *(one for one in best if one.tokens_per_s > 0))
-    priced = [one for one in families if one.tokens_per_s > 0] or [plain]
+    best = [max(family, key=_merit) for family in (fixed, stops, gated) if family]
+    families = (plain, *(one for one in best if one.merit > 0))
     return SearchResult(
-        chosen=_simplest(space, priced),
+        chosen=_simplest(space, [one for one in families if one.merit > 0] or [plain]),
         families=families,
-        single_exits=tuple(_best_apart([one for one in fixed if one.tokens_per_s > 0], len(space.exit_layers))),
+        single_exits=tuple(_best_apart([one for one in fixed if one.merit > 0], len(space.exit_layers))),
         num_policies=space.num_scored,
     )
 
 
-def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
-    """Prices of both models' passes; a pass without evidence costs for ever, so that no policy needing it is chosen."""
-
-    def model_of(kind: PassKind) -> LatencyModel:
-        return draft if kind in DRAFT_KINDS else target
-
-    @cache
-    def line(kind: PassKind, stage: int, rows: int) -> Line:
-        try:
-            return model_of(kind).affine(kind, stage, rows)
-        except OutOfDomain:
-            return math.inf, 0.0
-
-    return Price(line=line, cold_s=lambda kind, stage, place: model_of(kind).cold_s(kind, stage, place))
-
-
 class _Space:
-    """What a search looks at: a trace, its prices, its grids, and the policies it has scored."""
+    """What a search looks at: cases, grids of settings, and the policies it has scored."""
 
-    def __init__(self, trace: AcceptanceTrace, price: Price) -> None:
-        self.trace = trace
-        self.price = price
-        self.exit_layers = trace.header.draft.exit_layers
-        self.cuts = {layer: place_cuts(trace.confidence[:, e]) for e, layer in enumerate(self.exit_layers)}
+    def __init__(self, cases: Sequence[Case], objective: Objective) -> None:
+        self.cases, self.objective = cases, objective
+        self.header = cases[0].trace.header
+        self.exit_layers = self.header.draft.exit_layers
+        self.confidence, self.agreement = (
+            np.concatenate([getattr(case.trace, column) for case in cases]).astype(np.float64)
+            for column in ("confidence", "accept_prob")
+        )
+        self.cuts = {layer: place_cuts(self.confidence[:, e]) for e, layer in enumerate(self.exit_layers)}
+        self.curve = cache(self._curve)
         self._known: dict[ExitPolicy | None, Scored] = {}
+        self._plain = rates_at(cases, [None])[0]
+        self._keep([None], self._plain[None])
 
     @property
     def num_scored(self) -> int:
         return len(self._known)
 
-    def curve(self, layer: int) -> CalibrationCurve:
+    def _curve(self, layer: int) -> CalibrationCurve:
         """Agreement of one exit by its confidence."""
         e = self.exit_layers.index(layer)
-        confidence, agreement = (self.trace.confidence[:, e], self.trace.accept_prob[:, e])
-        return fit_curve(confidence.astype(np.float64), agreement.astype(np.float64), num_bins=NUM_CURVE_BINS)
+        return fit_curve(self.confidence[:, e], self.agreement[:, e], num_bins=NUM_CURVE_BINS)
 
     def policy(self, layers: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:
-        confidence = self.trace.header.confidence
-        return ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence=confidence, length=length)
+        return ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence=self.header.confidence, length=length)
 
     def score(self, policies: Iterable[ExitPolicy | None]) -> list[Scored]:
-        """The rate of each policy, in the order given, each replayed once in a search."""
+        """What each policy is worth, in the order given, each replayed once in a search."""
         asked = list(dict.fromkeys(policies))
         new = [policy for policy in asked if policy not in self._known]
         if new:
-            batch = replay_many(self.trace, new)
-            rates = batch.num_tokens / batch.seconds(self.price)
-            for policy, rate in zip(new, rates.tolist(), strict=True):
-                self._known[policy] = Scored(policy=policy, tokens_per_s=rate)
+            self._keep(new, rates_at(self.cases, new))
         return [self._known[policy] for policy in asked]
 
-    def rate(self, policy: ExitPolicy | None) -> TokensPerS:
+    def _keep(self, policies: Sequence[ExitPolicy | None], rates: Floats) -> None:
+        merits = merit_of(rates, self._plain, self.objective)
+        for policy, by_case, merit in zip(policies, rates.tolist(), merits.tolist(), strict=True):
+            self._known[policy] = Scored(policy=policy, tokens_per_s=tuple(by_case), merit=merit)
+
+    def merit(self, policy: ExitPolicy | None) -> float:
         """Of a policy that was scored."""
-        return self._known[policy].tokens_per_s
+        return self._known[policy].merit
 
     def climb(self, found: Sequence[Scored]) -> list[Scored]:
         """Everything found, and what was met on the way up from the best of it, one setting at a time."""
@@ -146,25 +131,22 @@ class _Space:
         for _ in range(MAX_STEPS):
             near = [neighbours(policy, self.cuts) for policy in climbing]
             met += self.score(moved for group in near for moved in group)
-            higher = [max([policy, *group], key=self.rate) for policy, group in zip(climbing, near, strict=True)]
-            best = max(map(self.rate, higher), default=0.0)
+            higher = [max([policy, *group], key=self.merit) for policy, group in zip(climbing, near, strict=True)]
+            best = max(map(self.merit, higher), default=0.0)
             climbing = [
                 new
                 for old, new in zip(climbing, higher, strict=True)
-                if self.rate(new) > max(self.rate(old) * (1 + MIN_GAIN_FRAC), best * (1 - MAX_LAG_FRAC))
+                if self.merit(new) > max(self.merit(old) * (1 + MIN_GAIN_FRAC), best * (1 - MAX_LAG_FRAC))
             ]
             if not climbing:
                 break
         return met
 
 
-def _fixed_lengths(trace: AcceptanceTrace) -> list[ExitPolicy]:
+def _fixed_lengths(space: _Space) -> list[ExitPolicy]:
     """Every exit alone at every length."""
-    return [
-        ExitPolicy(exit_layers=(layer,), thresholds=(), confidence=trace.header.confidence, length=FixedLength(draft_cap=cap))
-        for layer in trace.header.draft.exit_layers
-        for cap in range(1, MAX_DRAFT_TOKENS + 1)
-    ]
+    lengths = range(1, MAX_DRAFT_TOKENS + 1)
+    return [space.policy((layer,), (), FixedLength(draft_cap=cap)) for layer in space.exit_layers for cap in lengths]
 
 
 def _stop_rules(space: _Space, fixed: Sequence[Scored]) -> list[ExitPolicy]:
@@ -183,7 +165,7 @@ def _stop_rules(space: _Space, fixed: Sequence[Scored]) -> list[ExitPolicy]:
 
 def _gates(space: _Space, fixed: Sequence[Scored], stops: Sequence[Scored]) -> list[ExitPolicy]:
     """Subsets of two, three and all exits, at the best lengths found for one, thresholds at equal quantiles."""
-    lengths = [max(family, key=_rate).policy for family in (fixed, stops)]
+    lengths = [max(family, key=_merit).policy for family in (fixed, stops)]
     policies = []
     for layers in _subsets(space.exit_layers):
         grids = [space.cuts[layer] for layer in layers[:-1]]
@@ -209,7 +191,7 @@ def _fitted_to(space: _Space, layers: tuple[int, ...], rule: LengthRule) -> Leng
 def _best_apart(found: Sequence[Scored], number: int) -> list[ExitPolicy]:
     """The best few that differ in their exits, fastest first."""
     best: dict[tuple[int, ...], ExitPolicy] = {}
-    for one in sorted(found, key=_rate, reverse=True):
+    for one in sorted(found, key=_merit, reverse=True):
         if one.policy:
             best.setdefault(one.policy.exit_layers, one.policy)
     return list(best.values())[:number]
@@ -217,28 +199,15 @@ def _best_apart(found: Sequence[Scored], number: int) -> list[ExitPolicy]:
 
 def _simplest(space: _Space, families: Sequence[Scored]) -> Scored:
     """The last family, from simple to complex, that clearly beats the one preferred before it."""
-    batch = replay_by_prompt(space.trace, [one.policy for one in families])
-    by_prompt = batch.seconds(space.price).reshape(len(families), -1)
-    documents = [document_of(prompt.name) for prompt in space.trace.header.prompts]
-    of_document = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
-    seconds = dict(zip(families, by_prompt @ of_document.T, strict=True))
+    rates = resampled_rates(space.cases, [one.policy for one in families])
+    plain = resampled_rates(space.cases, [None])[0]
+    merits = dict(zip(families, merit_of(rates, plain, space.objective), strict=True))
     chosen = families[0]
     for one in families[1:]:
-        if faster_share(seconds[one], seconds[chosen]) >= CONFIDENT_FRAC:
+        if np.mean(merits[one] > merits[chosen]) >= CONFIDENT_FRAC:
             chosen = one
     return chosen
 
 
-def faster_share(seconds: Floats, other_s: Floats) -> float:
-    """Share of bootstrap resamples in which one policy takes fewer seconds than another. Both emit the same tokens.
-
-    Args:
-        seconds: of one policy, by document. [D].
-        other_s: of the other. [D].
-    """
-    drawn = np.array(resamples(len(seconds)))
-    return float(np.mean(drawn @ seconds < drawn @ other_s))
-
-
-def _rate(one: Scored) -> TokensPerS:
-    return one.tokens_per_s
+def _merit(one: Scored) -> float:
+    return one.merit

@@ -11,7 +11,7 @@ from perfmodel.console import table
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.interval import Interval
 from perfmodel.passes import PassKind
-from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Plan
+from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Overfitting, Plan
 from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.rounds import RoundStats
 from perfmodel.units import (
@@ -69,14 +69,14 @@ def _understood(plan: Plan, asked_target: str) -> str:
     facts = [
         ("target", model_label(plan.target) + alias),
         ("draft", draft_label(plan.draft)),
-        ("device", key_text(plan.device) + _origin_text(plan.evidence)),
+        ("device", key_text(plan.device) + origin_text(plan.evidence)),
         ("asked", asked),
     ]
-    return facts_text(facts + _evidence_facts(plan.evidence))
+    return facts_text(facts + evidence_facts(plan.evidence))
 
 
-def _evidence_facts(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
-    """What each thing rests on; draft and target latency in one line where they rest on the same."""
+def evidence_facts(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
+    """What each thing but the device rests on; draft and target latency in one line where they rest on the same."""
     texts: dict[str, str] = {part.role: _evidence_text(part) for part in evidence if part.role != "device"}
     draft, target = texts.get("draft latency"), texts.get("target latency")
     if draft is not None and draft == target:
@@ -84,7 +84,7 @@ def _evidence_facts(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
     return list(texts.items())
 
 
-def _origin_text(evidence: Sequence[Evidence]) -> str:
+def origin_text(evidence: Sequence[Evidence]) -> str:
     """How the device was chosen, where it was not named."""
     return "".join(f" ({_evidence_text(part)})" for part in evidence if part.role == "device")
 
@@ -121,7 +121,15 @@ def _answer(plan: Plan) -> str:
     rate, speedup = format_rate(chosen.speedup.tokens_per_s), format_speedup(chosen.speedup.speedup.value)
     predicted = f"{rate}, {speedup} plain decoding's {plain} (90 % interval {interval_text(chosen.speedup.speedup)})"
     lines = ["plan: speculate", "", facts_text([*policy_facts(chosen.policy), ("predicted", predicted)])]
+    lines += [f"\n{textwrap.fill(_overfitting_text(plan.overfitting), PAGE_CHARS)}"] if plan.overfitting else []
     return "\n".join(lines + [f"\n{textwrap.fill(caution, PAGE_CHARS)}" for caution in cautions(plan)])
+
+
+def _overfitting_text(found: Overfitting) -> str:
+    """What a plan of this kind is worth on prompts that it was not made for."""
+    seen, unseen = (format_speedup(speedup) for speedup in (found.seen_speedup, found.unseen_speedup))
+    lost = f"{format_frac(abs(found.lost_frac))} {'less' if found.lost_frac >= 0 else 'more'}"
+    return f"Searched on one half of the prompts, a plan gives {seen} there and {unseen} on the other half: {lost}."
 
 
 def cautions(plan: Plan) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 from typing import Literal
 
 Half = Literal["calibration", "evaluation"]
+HALVES: tuple[Half, ...] = ("calibration", "evaluation")
 Split = Literal["calibration", "evaluation", "all"]
 SPLITS: tuple[Split, ...] = ("calibration", "evaluation", "all")
 

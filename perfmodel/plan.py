@@ -12,10 +12,10 @@ from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import Sampling
-from perfmodel.units import Bytes, Tokens
+from perfmodel.units import Bytes, Frac, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -101,6 +101,19 @@ class BatchSchedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Overfitting:
+    """The speedup of a search on prompts it has seen and on others: geometric means of two halves, each searched in turn."""
+
+    seen_speedup: float
+    unseen_speedup: float
+
+    @property
+    def lost_frac(self) -> Frac:
+        """How much less the same policies give on other prompts."""
+        return 1 - self.unseen_speedup / self.seen_speedup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to run. `chosen.policy` is None when not speculating is best."""
 
@@ -117,6 +130,8 @@ class Plan:
     runners_up: tuple[Candidate, ...]
     batch_schedules: tuple[BatchSchedule, ...]
     """At two contexts; none where only single sequences were measured."""
+    overfitting: Overfitting | None
+    """None where acceptance is not traced, or the prompts have no two halves."""
     memory: Memory
     evidence: tuple[Evidence, ...]
     next_command: str
@@ -127,7 +142,11 @@ def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
     return {**with_llama_layers(body), "batch_schedules": []}
 
 
-_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads}
+def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
+    return {**body, "overfitting": None}
+
+
+_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads, 4: _from_version_4}
 
 
 def plan_file_text(plan: Plan, provenance: Provenance) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from calibrate.acceptance import at_lengths, load_acceptance
+from calibrate.evidence import PlanRequest
 from calibrate.find_target import find_target
-from calibrate.plan import PAPER_NAME, PLAIN_NAME, PlanRequest, make_plan, rounds_by_document
+from calibrate.plan import PAPER_NAME, PLAIN_NAME, make_plan, rounds_by_document
 from calibrate.pricing import DeviceRequest
 from perfmodel.errors import BadFile, Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.geometry import DraftGeometry, find_model
@@ -36,6 +37,7 @@ NOTHING_ASKED = PlanRequest(
     draft_vocab=None,
     trace=None,
     prompts_split="all",
+    category=None,
     profiles=(),
     fit=None,
     device=ANY_DEVICE,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from calibrate.cases import case_of, price_of
 from calibrate.grids import place_cuts
-from calibrate.search import faster_share, price_of, search
+from calibrate.search import search
 from perfmodel.errors import OutOfDomain
 from perfmodel.latency import LatencyLevel, Line
 from perfmodel.passes import PassKind, PassShape
@@ -57,18 +58,18 @@ def trace() -> AcceptanceTrace:
 
 def test_a_draft_as_slow_as_its_target_is_not_used(trace: AcceptanceTrace) -> None:
     slow = Prices(segment_s=4e-3, exit_s=1e-3)
-    assert search(trace, slow, TARGET).chosen.policy is None
+    assert search([case_of(trace, slow, TARGET)]).chosen.policy is None
 
 
 def test_a_draft_that_never_agrees_is_not_used() -> None:
     trace = make_trace(TraceSpec(num_positions=[40] * 4, agreement=(0.0,) * 4, max_new_tokens=40))
     trace.accept_prob[:] = 0
-    assert search(trace, CHEAP, TARGET).chosen.policy is None
+    assert search([case_of(trace, CHEAP, TARGET)]).chosen.policy is None
 
 
 def test_a_free_draft_uses_its_best_exit_at_the_longest_length() -> None:
     trace = make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80, agreement=(0.3, 0.4, 0.5, 0.95)))
-    policy = search(trace, Prices(), Prices(verify_s=4e-3)).chosen.policy
+    policy = search([case_of(trace, Prices(), Prices(verify_s=4e-3))]).chosen.policy
     assert policy is not None
     assert policy.exit_layers[-1] == 6
     assert sum_rounds(replay(trace, policy)).tokens_per_round > 5
@@ -78,14 +79,14 @@ def test_exits_that_agree_alike_are_not_gated() -> None:
     """All exits say the same: the deeper ones only cost."""
     trace = make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80))
     same = {name: np.repeat(getattr(trace, name)[:, 3:], 4, axis=1) for name in ("confidence", "draft_token", "accept_prob")}
-    policy = search(replace(trace, **same), CHEAP, TARGET).chosen.policy
+    policy = search([case_of(replace(trace, **same), CHEAP, TARGET)]).chosen.policy
     assert policy is not None
     assert policy.exit_layers == (1,)
 
 
 def test_the_best_found_is_not_beaten_by_many_random_policies(trace: AcceptanceTrace) -> None:
-    result = search(trace, CHEAP, TARGET)
-    best = max(one.tokens_per_s for one in result.families)
+    result = search([case_of(trace, CHEAP, TARGET)])
+    best = max(one.merit for one in result.families)
     rng = np.random.default_rng(0)
     others = [random_policy(rng, trace) for _ in range(1500)]
     batch = replay_many(trace, others)
@@ -100,7 +101,7 @@ def random_policy(rng: np.random.Generator, trace: AcceptanceTrace) -> ExitPolic
 
 
 def test_each_family_is_at_least_as_fast_as_what_it_contains(trace: AcceptanceTrace) -> None:
-    plain, fixed, stops, gated = search(trace, CHEAP, TARGET).families
+    plain, fixed, stops, gated = search([case_of(trace, CHEAP, TARGET)]).families
     assert plain.policy is None
     assert fixed.policy is not None
     assert stops.policy is not None
@@ -110,36 +111,24 @@ def test_each_family_is_at_least_as_fast_as_what_it_contains(trace: AcceptanceTr
     assert len(fixed.policy.exit_layers) == len(stops.policy.exit_layers) == 1 < len(gated.policy.exit_layers)
     for one in (plain, fixed, stops, gated):
         batch = replay_many(trace, [one.policy])
-        assert one.tokens_per_s == pytest.approx((batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0])
+        assert one.merit == pytest.approx((batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(traces())
 def test_any_trace_has_an_answer_no_slower_than_plain_decoding(trace: AcceptanceTrace) -> None:
     price = price_of(CHEAP, TARGET)
-    chosen = replay_many(trace, [search(trace, CHEAP, TARGET).chosen.policy, None])
+    chosen = replay_many(trace, [search([case_of(trace, CHEAP, TARGET)]).chosen.policy, None])
     seconds = chosen.seconds(price)
     assert seconds[0] <= seconds[1]
 
 
 def test_a_policy_without_evidence_for_its_passes_is_never_chosen(trace: AcceptanceTrace) -> None:
-    policy = search(trace, replace(CHEAP, most_rows=2), replace(TARGET, most_rows=4)).chosen.policy
+    policy = search([case_of(trace, replace(CHEAP, most_rows=2), replace(TARGET, most_rows=4))]).chosen.policy
     assert policy is not None
     passes = sum_rounds(replay(trace, policy)).passes
     assert max(p.rows for p in passes if p.kind == "segment") <= 2
     assert max(p.rows for p in passes if p.kind == "verify") <= 4
-
-
-def test_a_policy_is_faster_in_all_resamples_or_in_none_when_every_document_says_so() -> None:
-    seconds = np.array([1.0, 2.0, 3.0])
-    assert faster_share(seconds * 0.9, seconds) == 1.0
-    assert faster_share(seconds, seconds * 0.9) == 0.0
-    assert faster_share(seconds, seconds) == 0.0
-
-
-def test_a_policy_is_faster_in_some_resamples_when_documents_disagree() -> None:
-    ways = [faster_share(np.array(pair), np.array(pair[::-1])) for pair in ([1.0, 2.0], [2.0, 1.0])]
-    assert all(0.15 < way < 0.35 for way in ways)  # both drawn twice: a quarter of the time each
 
 
 def test_cuts_lie_strictly_between_confidences(trace: AcceptanceTrace) -> None:
@@ -154,7 +143,7 @@ def test_a_constant_confidence_has_no_cuts_and_can_still_be_searched() -> None:
     assert place_cuts(np.full(50, 0.5, np.float32)) == ()
     trace = make_trace(TraceSpec(num_positions=[40] * 4, max_new_tokens=40))
     flat = replace(trace, confidence=np.full_like(trace.confidence, 0.5))
-    policy = search(flat, CHEAP, TARGET).chosen.policy
+    policy = search([case_of(flat, CHEAP, TARGET)]).chosen.policy
     assert policy is not None
     assert isinstance(policy.length, FixedLength)
 
@@ -163,7 +152,7 @@ def test_a_constant_confidence_has_no_cuts_and_can_still_be_searched() -> None:
 @given(policies(EXITS))
 def test_no_single_fixed_length_or_stop_is_missed_by_more_than_noise(policy: ExitPolicy) -> None:
     trace = make_trace(TraceSpec(num_positions=[60] * 8, max_new_tokens=60))
-    result = search(trace, CHEAP, TARGET)
+    result = search([case_of(trace, CHEAP, TARGET)])
     batch = replay_many(trace, [policy])
     rate = (batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0]
-    assert rate <= 1.02 * max(one.tokens_per_s for one in result.families)
+    assert rate <= 1.02 * max(one.merit for one in result.families)

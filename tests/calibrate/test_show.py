@@ -65,6 +65,7 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
         chosen=chosen,
         runners_up=runners_up,
         batch_schedules=SCHEDULES,
+        overfitting=None,
         memory=Memory(
             target_weight_bytes=138 * 10**9,
             draft_weight_bytes=5 * 10**9,

@@ -88,6 +88,7 @@ def plan_file(folders: Path) -> Callable[..., Path]:
             chosen=Candidate(name="plan", policy=policy, rounds=ROUNDS, speedup=SPEEDUP),
             runners_up=(),
             batch_schedules=(),
+            overfitting=None,
             memory=Memory(
                 target_weight_bytes=1, draft_weight_bytes=1, target_kv_bytes=1, draft_kv_bytes=1, capacity_bytes=None
             ),

@@ -1,0 +1,89 @@
+"""Where a policy is to run: one target on one workload, or several of them, and what it is worth there.
+
+Letters: A policies, B cases, D documents of a case, R resamples of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfmodel.bootstrap import resamples
+from perfmodel.errors import OutOfDomain
+from perfmodel.halves import document_of
+from perfmodel.latency import LatencyModel, Line
+from perfmodel.passes import DRAFT_KINDS, PassKind
+from perfmodel.policy import ExitPolicy
+from perfmodel.replay import Price, replay_by_prompt, replay_many
+from perfmodel.trace import AcceptanceTrace
+
+Floats: TypeAlias = NDArray[np.float64]
+
+Objective = Literal["mean", "worst"]
+"""Over cases: the geometric mean of their rates in tokens/s, or the smallest of their speedups over plain decoding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Case:
+    """A target and a workload: what the draft's exits said there, and what passes cost."""
+
+    trace: AcceptanceTrace
+    price: Price
+
+
+def case_of(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> Case:
+    """A trace priced by latency models of its draft and its target."""
+    return Case(trace=trace, price=price_of(draft, target))
+
+
+def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
+    """Prices of both models' passes; a pass without evidence costs for ever, so that no policy needing it is chosen."""
+
+    def model_of(kind: PassKind) -> LatencyModel:
+        return draft if kind in DRAFT_KINDS else target
+
+    @cache
+    def line(kind: PassKind, stage: int, rows: int) -> Line:
+        try:
+            return model_of(kind).affine(kind, stage, rows)
+        except OutOfDomain:
+            return math.inf, 0.0
+
+    return Price(line=line, cold_s=lambda kind, stage, place: model_of(kind).cold_s(kind, stage, place))
+
+
+def rates_at(cases: Sequence[Case], policies: Sequence[ExitPolicy | None]) -> Floats:
+    """Predicted tokens per second, 0 where a pass has no price. [A, B]."""
+    batches = [replay_many(case.trace, policies) for case in cases]
+    return np.stack([batch.num_tokens / batch.seconds(case.price) for batch, case in zip(batches, cases, strict=True)], axis=1)
+
+
+def merit_of(rates: Floats, plain: Floats, objective: Objective) -> Floats:
+    """What an objective makes of rates by case, given plain decoding's. The last axis, [..., B], is used up."""
+    if objective == "worst":
+        worst: Floats = (rates / plain).min(axis=-1)
+        return worst
+    with np.errstate(divide="ignore"):
+        mean: Floats = np.exp(np.log(rates).mean(axis=-1))
+    return mean
+
+
+def resampled_rates(cases: Sequence[Case], policies: Sequence[ExitPolicy | None]) -> Floats:
+    """Rates over documents drawn anew, up to a factor by case and resample that all policies share. [A, R, B].
+
+    All policies must have a price.
+    """
+    by_case = []
+    for case in cases:
+        by_prompt = replay_by_prompt(case.trace, policies).seconds(case.price).reshape(len(policies), -1)
+        documents = [document_of(prompt.name) for prompt in case.trace.header.prompts]
+        is_of = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
+        drawn = np.array(resamples(len(is_of)))  # [R, D]
+        by_case.append(1 / (by_prompt @ is_of.T @ drawn.T))
+    return np.stack(by_case, axis=2)

@@ -1,0 +1,172 @@
+"""What was asked -> what a plan rests on: how often the draft agrees with its target, and what their passes cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from calibrate.acceptance import (
+    Acceptance,
+    at_lengths,
+    check_draft,
+    check_target,
+    find_shipped_path,
+    load_acceptance,
+    record_command,
+    same_shape,
+    shipped_pairs,
+)
+from calibrate.find_target import find_target
+from calibrate.price_profiles import price_by_profiles
+from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet
+from perfmodel.errors import OutOfDomain, UserInputError
+from perfmodel.geometry import ModelGeometry, find_draft, with_reduced_head
+from perfmodel.halves import Split
+from perfmodel.known_models import KNOWN_MODELS
+from perfmodel.units import Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What was asked; None is left open."""
+
+    target: str | None
+    draft: str | None
+    draft_vocab: Tokens | None
+    """Tokens the draft's LM head covers, where it is not the head that was trained."""
+    trace: Path | None
+    prompts_split: Split
+    category: str | None
+    """Plan for prompts of this category only."""
+    profiles: tuple[Path, ...]
+    fit: Path | None
+    device: DeviceRequest
+    batch: int
+    prompt_tokens: Tokens | None
+    output_tokens: Tokens | None
+
+
+def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:
+    """What a plan rests on: how often the draft agrees, and what passes cost.
+
+    Raises:
+        UserInputError: something asked for is unknown, does not fit together or is not covered by the evidence.
+    """
+    _check_counts(request)
+    acceptance = with_draft_vocab(gather_acceptance(request), request.draft_vocab)
+    header = acceptance.trace.header
+    context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
+    _check_context(header.target, acceptance)
+    if not request.profiles and request.fit is None:
+        return acceptance, price_by_datasheet(header, request.device, context_tokens=context_tokens)
+    pricing = price_by_profiles(
+        header,
+        request.profiles,
+        request.device,
+        rule=header.sampling.rule,
+        context_tokens=context_tokens,
+        fit_path=request.fit,
+    )
+    return acceptance, pricing
+
+
+def _check_counts(request: PlanRequest) -> None:
+    counts = {
+        "--batch": request.batch,
+        "--prompt-tokens": request.prompt_tokens,
+        "--output-tokens": request.output_tokens,
+        "--num-devices": request.device.num_devices,
+    }
+    for flag, count in counts.items():
+        if count is not None and count < 1:
+            raise UserInputError(f"{flag} {count}: expected at least 1.")
+    if request.batch != 1:
+        raise UserInputError(
+            f"--batch {request.batch}: only --batch 1 is predicted. In a batch every sequence leaves and is accepted at its "
+            "own length, which neither replay nor the latency evidence covers yet."
+        )
+    if request.draft_vocab is not None and request.profiles and request.fit is None:
+        raise UserInputError(
+            f"--draft-vocab {request.draft_vocab}: profiles hold exit checks of a head that says every token, and what fewer "
+            "tokens would take was not measured. Leave --profile out to price them by a datasheet, or give --fit FILE "
+            "(s2d-plan fit) instead of the draft's profile."
+        )
+
+
+def gather_acceptance(request: PlanRequest) -> Acceptance:
+    """The trace of the request, at its lengths, checked against its target and draft."""
+    if request.trace is not None:
+        acceptance = load_acceptance(request.trace, request.prompts_split, request.category)
+        check_draft(acceptance, request.draft)
+        if request.target is not None:
+            check_target(acceptance, find_target(request.target))
+    elif request.target is not None:
+        path = find_shipped_path(_named_target(request.target), request.draft and find_draft(request.draft).model.name)
+        acceptance = load_acceptance(path, request.prompts_split, request.category)
+    else:
+        raise UserInputError("nothing to plan for: give --target NAME, or --trace FILE recorded by s2d-profile.")
+    return at_lengths(acceptance, prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens)
+
+
+def with_draft_vocab(acceptance: Acceptance, draft_vocab: Tokens | None) -> Acceptance:
+    """The same agreement with a draft whose LM head covers its most frequent tokens only: assumed, and said to be.
+
+    Such a draft has weights that nobody has seen.
+
+    Raises:
+        UserInputError: so many tokens are no part of its vocabulary, or the head is the target's own.
+    """
+    header = acceptance.trace.header
+    if draft_vocab is not None and header.draft.kind == "self":
+        raise UserInputError(
+            f"--draft-vocab {draft_vocab}: a self-draft answers through the head of its target, which has to say every token. "
+            "Leave --draft-vocab out, or plan for a draft with weights of its own."
+        )
+    model = with_reduced_head(header.draft.model, draft_vocab)
+    if not model.has_reduced_head:
+        return acceptance
+    assumed = f"; assumed to be that of the whole vocabulary, though a head of {model.said_tokens} tokens cannot say the rest"
+    reduced = replace(header, draft=replace(header.draft, model=model), draft_sha256=None)
+    return replace(
+        acceptance,
+        trace=replace(acceptance.trace, header=reduced),
+        evidence=replace(acceptance.evidence, description=acceptance.evidence.description + assumed),
+    )
+
+
+def _named_target(text: str) -> ModelGeometry:
+    """A target whose acceptance may be in the box: one known by name, not by its shapes alone.
+
+    Raises:
+        UserInputError: a config was given; says which names have its shapes.
+    """
+    target = find_target(text)
+    if target in KNOWN_MODELS:
+        return target
+    answered, record = {name for _, name in shipped_pairs()}, record_command(_folder_of(text), None)
+    alike = [known.name for known in KNOWN_MODELS if known.name in answered and same_shape(known, target)]
+    hint = f" If its weights are those of {alike[0]}, say --target {alike[0]}." if alike else ""
+    raise UserInputError(
+        f"no acceptance evidence for target {text!r}: a config tells shapes, and how often a draft agrees depends on the "
+        f"weights.{hint} Or record it: {record}, then s2d-plan --target {text} --trace profile/trace.npz"
+    )
+
+
+def _folder_of(config: str) -> str:
+    """Where the model of a config.json is, if the config is on this machine; else its name."""
+    folder = Path(config).parent if config.endswith(".json") else Path(config)
+    if not folder.is_dir():
+        return folder.name
+    return str(folder) if folder.is_absolute() else f"./{folder}"
+
+
+def _check_context(target: ModelGeometry, acceptance: Acceptance) -> None:
+    needed = acceptance.prompt_tokens + acceptance.output_tokens
+    if needed > target.max_context_tokens:
+        raise OutOfDomain(
+            f"prompt and output tokens of {target.name}",
+            needed,
+            low=1,
+            high=target.max_context_tokens,
+            fix="Give a smaller --prompt-tokens or --output-tokens",
+        )

@@ -1,0 +1,132 @@
+"""`s2d-plan validate`, `design` and `fit`: the verbs about the latency law alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from calibrate.flags import add_device_flags, device_request
+from perfmodel.console import EXIT_ANSWERED, add_common_flags, add_verbose_flag, make_parser, print_answer, print_out
+from perfmodel.errors import UserInputError
+
+PLAN = "s2d-plan"
+
+
+def validate_parser() -> argparse.ArgumentParser:
+    """Of `s2d-plan validate`."""
+    description = (
+        "Hold the latency law against speeds that others published, and against S2D's own table, whose hardware and\n"
+        "engine are not known. Points that a device's row was made from are marked and not counted."
+    )
+    parser = make_parser(f"{PLAN} validate", description, "s2d-plan validate --json -o validation.json")
+    add_common_flags(parser, result="validation")
+    return parser
+
+
+def run_validate(args: argparse.Namespace, *, command: Sequence[str]) -> int:
+    """The law against what others published."""
+    from calibrate.show_law import validation_text
+    from calibrate.validate import validate
+    from perfmodel.provenance import make_provenance
+    from perfmodel.validation import validation_file_text, write_validation
+
+    validation, provenance = validate(), make_provenance(argv=command)
+    print_answer(
+        args,
+        write=lambda path: write_validation(path, validation, provenance),
+        file_text=lambda: validation_file_text(validation, provenance),
+        text=lambda: validation_text(validation),
+    )
+    return EXIT_ANSWERED
+
+
+def design_parser() -> argparse.ArgumentParser:
+    """Of `s2d-plan design`."""
+    description = (
+        "Drafts of one size in other shapes: what depth costs, and how often a deeper draft must be accepted to be worth\n"
+        "it. Which shape is accepted how often, only training tells."
+    )
+    parser = make_parser(f"{PLAN} design", description, "s2d-plan design --target llama-2-70b --params 1.3e9 --engine eager")
+    add = parser.add_argument
+    add("--target", metavar="NAME", required=True, help="as for s2d-plan")
+    add("--params", type=float, metavar="WEIGHTS", required=True, help="size of the draft, embeddings and head included")
+    add("--draft-vocab", type=int, metavar="TOKENS", help="most frequent tokens its LM head covers (default: all)")
+    add("--draft-tokens", type=int, default=5, metavar="TOKENS", help="drafted a round (default: 5)")
+    add("--context-tokens", type=int, default=768, metavar="TOKENS", help="in the caches (default: 768)")
+    add_device_flags(parser)
+    add_verbose_flag(parser)
+    return parser
+
+
+def run_design(args: argparse.Namespace) -> int:
+    """Draft shapes of one size."""
+    from calibrate.design import DesignRequest, designs
+    from calibrate.find_target import find_target
+    from calibrate.pricing import target_device
+    from calibrate.show_law import design_text
+
+    target = find_target(args.target)
+    for flag, count in (("--draft-tokens", args.draft_tokens), ("--context-tokens", args.context_tokens)):
+        if count < 1:
+            raise UserInputError(f"{flag} {count}: expected at least 1.")
+    device = target_device(target, device_request(args), context_tokens=args.context_tokens)
+    request = DesignRequest(
+        target=target,
+        num_params=_whole(args.params),
+        draft_vocab=args.draft_vocab,
+        hardware=device.hardware,
+        num_devices=device.num_devices,
+        dtype=device.dtype,
+        engine=device.engine,
+        context_tokens=args.context_tokens,
+        draft_tokens=args.draft_tokens,
+    )
+    print_out(design_text(request, designs(request)))
+    return EXIT_ANSWERED
+
+
+def fit_parser() -> argparse.ArgumentParser:
+    """Of `s2d-plan fit`."""
+    description = (
+        "Fit the latency law to measured passes of some models on one device, so that it prices models nobody ran there.\n"
+        "Says how far it is off on a model that was left out."
+    )
+    parser = make_parser(f"{PLAN} fit", description, "s2d-plan fit law/*.latency.json -o my-device.fit.json")
+    add = parser.add_argument
+    add("profiles", type=Path, metavar="FILE", nargs="*", help="written by s2d-profile, best by s2d-profile law")
+    tables_help = "instead of profiles: the folder of the public kernel tables gpu_layer_times.csv and gpu_all_reduce.csv"
+    add("--tables", type=Path, metavar="DIR", help=tables_help)
+    add("--device", metavar="NAME", help="the GPU of those tables: a100 or h100")
+    add_common_flags(parser, result="fit")
+    return parser
+
+
+def run_fit(args: argparse.Namespace, *, command: Sequence[str]) -> int:
+    """A law from measured passes."""
+    from calibrate.fit_latency import fit_profiles
+    from calibrate.fit_tables import fit_tables
+    from calibrate.show_fit import fit_text
+    from perfmodel.law import latency_fit_file_text, write_latency_fit
+    from perfmodel.provenance import make_provenance
+
+    if bool(args.profiles) == (args.tables is not None) or (args.tables is None) != (args.device is None):
+        raise UserInputError("s2d-plan fit needs profiles, or --tables DIR with --device NAME: give one of the two.")
+    if args.tables is not None:
+        fit, inputs = fit_tables(args.tables, args.device)
+    else:
+        fit, inputs = fit_profiles(args.profiles)
+    provenance = make_provenance(argv=command, libraries=("numpy", "scipy"), inputs=inputs)
+    print_answer(
+        args,
+        write=lambda path: write_latency_fit(path, fit, provenance),
+        file_text=lambda: latency_fit_file_text(fit, provenance),
+        text=lambda: fit_text(fit),
+    )
+    return EXIT_ANSWERED
+
+
+def _whole(params: float) -> int:
+    if not 1 <= params < 1e15:
+        raise UserInputError(f"--params {params:g}: expected a number of weights, such as 350e6.")
+    return round(params)
