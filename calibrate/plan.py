@@ -28,6 +28,8 @@ _LOG = logging.getLogger(__name__)
 PLAIN_NAME = "plain decoding"
 PLAN_NAME = "plan"
 PAPER_NAME = "paper thresholds"
+DERIVED_NAME = "costs alone"
+"""No threshold of it was searched."""
 
 PAPER_THRESHOLD = 0.5
 PAPER_LENGTH = HeuristicLength(start=5, draft_cap=64)
@@ -81,6 +83,8 @@ def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[C
     found = [price_candidate(PLAIN_NAME, None, trace, pricing, plain)]
     for policy in searched.single_exits:
         found.append(price_candidate(f"exit {policy.exit_layers[0]}", policy, trace, pricing, plain))
+    if searched.derived is not None:
+        found.append(price_candidate(DERIVED_NAME, searched.derived, trace, pricing, plain))
     found += price_paper(trace, pricing, plain)
     return chosen, tuple(sorted(found, key=lambda one: one.speedup.tokens_per_s, reverse=True))
 

@@ -1,9 +1,10 @@
 """Evidence -> the fastest policy, or none: candidates are replayed and priced, never guessed.
 
-Four families, each simpler than the next: plain decoding, one exit at a fixed length, one exit with a stop rule, several
-exits with thresholds. One exit is searched exhaustively; the others climb from the best of a coarse grid, one setting
-at a time. A family is preferred to a simpler one only where a paired bootstrap over documents says that its gain is more than
-noise: thresholds have many settings, and the best of many is always a little too good.
+Five families, each simpler than the next: plain decoding, one exit at a fixed length, one exit with a stop rule, what costs
+imply without a free threshold (`calibrate.derive`), several exits with thresholds. Fixed lengths are searched exhaustively;
+stop rules climb from the best of a coarse grid, and thresholds from what costs imply, one setting at a time. A family is
+preferred to a simpler one only where a paired bootstrap over documents says that its gain is more than noise: thresholds have
+many settings, and the best of many is always a little too good.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from itertools import combinations
 import numpy as np
 
 from calibrate.cases import Case, Floats, Objective, merit_of, rates_at, resampled_rates
-from calibrate.grids import MAX_DRAFT_TOKENS, NUM_CUTS, SURVIVAL_FLOORS, neighbours, place_cuts
+from calibrate.derive import costs_of, derive
+from calibrate.grids import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, neighbours, place_cuts
 from perfmodel.calibration import fit_curve
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.units import TokensPerS
@@ -52,6 +54,8 @@ class SearchResult:
     chosen: Scored
     families: tuple[Scored, ...]
     """From simple to complex, plain decoding first; a family is left out when nothing in it can be priced."""
+    derived: ExitPolicy | None
+    """The best that costs imply without a free threshold; None where they imply nothing."""
     single_exits: tuple[ExitPolicy, ...]
     """Each exit alone, always answering, at its best fixed length; none of an exit that cannot be priced."""
     num_policies: int
@@ -67,13 +71,15 @@ def search(cases: Sequence[Case], objective: Objective = "mean") -> SearchResult
     space = _Space(cases, objective)
     [plain] = space.score([None])
     fixed = space.score(_fixed_lengths(space))
-    stops = space.climb(space.score(_stop_rules(space, fixed)))
-    gated = space.climb(space.score(_gates(space, fixed, stops)))
-    best = [max(family, key=_merit) for family in (fixed, stops, gated) if family]
+    derived = space.score(_derived(space, max([plain, *fixed], key=_merit)))
+    stops = space.climb([*space.score(_stop_rules(space, fixed)), *_of_one_exit(derived)])
+    gated = space.climb(space.score(_gates(fixed, stops, derived)))
+    best = [max(family, key=_merit) for family in (fixed, stops, derived, gated) if family]
     families = (plain, *(one for one in best if one.merit > 0))
     return SearchResult(
         chosen=_simplest(space, [one for one in families if one.merit > 0] or [plain]),
         families=families,
+        derived=max(derived, key=_merit).policy if derived else None,
         single_exits=tuple(_best_apart([one for one in fixed if one.merit > 0], len(space.exit_layers))),
         num_policies=space.num_scored,
     )
@@ -163,28 +169,37 @@ def _stop_rules(space: _Space, fixed: Sequence[Scored]) -> list[ExitPolicy]:
     return policies
 
 
-def _gates(space: _Space, fixed: Sequence[Scored], stops: Sequence[Scored]) -> list[ExitPolicy]:
-    """Subsets of two, three and all exits, at the best lengths found for one, thresholds at equal quantiles."""
-    lengths = [max(family, key=_merit).policy for family in (fixed, stops)]
-    policies = []
-    for layers in _subsets(space.exit_layers):
-        grids = [space.cuts[layer] for layer in layers[:-1]]
-        for place in range(COARSE_STRIDE, NUM_CUTS, 2 * COARSE_STRIDE):
-            thresholds = tuple(grid[place * len(grid) // NUM_CUTS] for grid in grids if grid)
-            if len(thresholds) == len(grids):
-                policies += [space.policy(layers, thresholds, _fitted_to(space, layers, one.length)) for one in lengths if one]
-    return policies
+def _derived(space: _Space, best: Scored) -> list[ExitPolicy]:
+    """What the rates at hand imply in every case for one, two, three and all exits."""
+    found: list[ExitPolicy] = []
+    for case, rate in zip(space.cases, best.tokens_per_s, strict=True):
+        costs = costs_of(case)
+        for layers in _subsets(space.exit_layers):
+            found += derive(case, costs, layers, [space.curve(layer) for layer in layers], rate)
+    return found
 
 
 def _subsets(exit_layers: tuple[int, ...]) -> list[tuple[int, ...]]:
-    sizes = sorted({2, 3, len(exit_layers)} & set(range(2, len(exit_layers) + 1)))
+    sizes = sorted({1, 2, 3, len(exit_layers)} & set(range(1, len(exit_layers) + 1)))
     return [layers for size in sizes for layers in combinations(exit_layers, size)]
 
 
-def _fitted_to(space: _Space, layers: tuple[int, ...], rule: LengthRule) -> LengthRule:
-    """The rule with the curves of these exits."""
+def _of_one_exit(found: Sequence[Scored]) -> list[Scored]:
+    return [one for one in found if one.policy and len(one.policy.exit_layers) == 1]
+
+
+def _gates(fixed: Sequence[Scored], stops: Sequence[Scored], derived: Sequence[Scored]) -> list[ExitPolicy]:
+    """Every derived policy of several exits, and with the best length rules found for one exit."""
+    rules = [best.length for best in (max(family, key=_merit).policy for family in (fixed, stops)) if best]
+    gates = [one.policy for one in derived if one.policy and len(one.policy.exit_layers) > 1]
+    return gates + [replace(gate, length=_fitted_to(gate, rule)) for gate in gates for rule in rules]
+
+
+def _fitted_to(gate: ExitPolicy, rule: LengthRule) -> LengthRule:
+    """The rule with the curves of a derived policy's exits."""
     if isinstance(rule, SurvivalStop):
-        return replace(rule, calibration=tuple(space.curve(layer) for layer in layers))
+        assert isinstance(gate.length, SurvivalStop)
+        return replace(rule, calibration=gate.length.calibration)
     return rule
 
 

@@ -12,7 +12,7 @@ from calibrate.search import search
 from perfmodel.errors import OutOfDomain
 from perfmodel.latency import LatencyLevel, Line
 from perfmodel.passes import PassKind, PassShape
-from perfmodel.policy import ExitPolicy, FixedLength
+from perfmodel.policy import ExitPolicy, FixedLength, SurvivalStop
 from perfmodel.replay import replay, replay_many
 from perfmodel.rounds import sum_rounds
 from perfmodel.trace import AcceptanceTrace
@@ -101,15 +101,17 @@ def random_policy(rng: np.random.Generator, trace: AcceptanceTrace) -> ExitPolic
 
 
 def test_each_family_is_at_least_as_fast_as_what_it_contains(trace: AcceptanceTrace) -> None:
-    plain, fixed, stops, gated = search([case_of(trace, CHEAP, TARGET)]).families
+    plain, fixed, stops, derived, gated = search([case_of(trace, CHEAP, TARGET)]).families
     assert plain.policy is None
     assert fixed.policy is not None
     assert stops.policy is not None
+    assert derived.policy is not None
     assert gated.policy is not None
+    assert isinstance(derived.policy.length, SurvivalStop)
     assert isinstance(fixed.policy.length, FixedLength)
     assert not isinstance(stops.policy.length, FixedLength)
     assert len(fixed.policy.exit_layers) == len(stops.policy.exit_layers) == 1 < len(gated.policy.exit_layers)
-    for one in (plain, fixed, stops, gated):
+    for one in (plain, fixed, stops, derived, gated):
         batch = replay_many(trace, [one.policy])
         assert one.merit == pytest.approx((batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0])
 
