@@ -1,4 +1,4 @@
-"""Search on one half of the prompts, score on the other: how much of a found speedup is fitted to the prompts.
+"""Search on some prompts, score on others: how much of a found speedup is fitted to the prompts, and how many it takes.
 
 Halves are by document, as everywhere (`perfmodel/halves.py`).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from calibrate.cases import Case, rates_at
 from calibrate.search import search
@@ -47,3 +47,50 @@ def overfitting(case: Case) -> Overfitting | None:
         seen += log_speedups(searched, [policy])
         unseen += log_speedups(left_out, [policy])
     return Overfitting(seen_speedup=math.exp(sum(seen) / 2), unseen_speedup=math.exp(sum(unseen) / 2))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What a search makes of so many prompts."""
+
+    num_prompts: int
+    said_speedup: float
+    """Of its policy, on the prompts it was searched on."""
+    unseen_speedup: float
+    """Of the same policy on the other half."""
+    best_speedup: float
+    """Of a policy searched on that other half: what could have been had there."""
+
+
+def learning_curve(case: Case, numbers: Sequence[int]) -> list[Learned]:
+    """Searches on the first few prompts of one half, scored on the other; geometric means of both ways.
+
+    Args:
+        case: a trace and its prices.
+        numbers: of prompts; more than a half holds count as all of it.
+
+    Raises:
+        ValueError: the prompts have no two halves.
+    """
+    halves = halves_of([case])
+    if halves is None:
+        raise ValueError("a learning curve needs prompts of both halves")
+    (one,), (other,) = halves
+    ways = [(seen, unseen, search([unseen]).chosen.policy) for seen, unseen in ((one, other), (other, one))]
+    return [_learned(number, ways) for number in numbers]
+
+
+def _learned(number: int, ways: Sequence[tuple[Case, Case, ExitPolicy | None]]) -> Learned:
+    said, unseen_found, best_found = 0.0, 0.0, 0.0
+    for seen, unseen, best in ways:
+        few = replace(seen, trace=seen.trace.subset(range(min(number, len(seen.trace.header.prompts)))))
+        policy = search([few]).chosen.policy
+        [on_few] = log_speedups(few, [policy])
+        on_unseen, on_best = log_speedups(unseen, [policy, best])
+        said, unseen_found, best_found = said + on_few, unseen_found + on_unseen, best_found + on_best
+    return Learned(
+        num_prompts=number,
+        said_speedup=math.exp(said / len(ways)),
+        unseen_speedup=math.exp(unseen_found / len(ways)),
+        best_speedup=math.exp(best_found / len(ways)),
+    )

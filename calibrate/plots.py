@@ -15,6 +15,10 @@ from perfmodel.units import MEGA, MILLI, Bytes, Frac, Seconds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from calibrate.cases import Floats
+    from calibrate.held_out import Learned
+    from perfmodel.policy import CalibrationCurve
+
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
@@ -83,6 +87,69 @@ def exit_costs(costs: Sequence[ExitCost], axis: Axes) -> Axes:
     shares = " / ".join(f"{100 * cost.floor_frac:.0f} %" for cost in costs)
     axis.set(ylabel="time of a drafted token (ms)")
     axis.set_title(f"Floors take {shares}")
+    axis.legend(frameon=False, fontsize=8)
+    return axis
+
+
+def reliability(said: Floats, agreed: Floats, axis: Axes, *, curve: CalibrationCurve, num_bins: int = 10) -> Axes:
+    """How often the target agrees, by an exit's confidence: bins of equal mass as points, the fitted curve as a line.
+
+    Args:
+        said: confidences. [P].
+        agreed: agreement of the same positions. [P].
+        axis: where to draw.
+        curve: what was fitted.
+        num_bins: points.
+    """
+    order = said.argsort(kind="stable")
+    parts = [order[len(order) * i // num_bins : len(order) * (i + 1) // num_bins] for i in range(num_bins)]
+    axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as said")
+    grid = [i / 100 for i in range(101)]
+    axis.plot(grid, [curve(confidence) for confidence in grid], color="tab:orange", label="fitted")
+    axis.scatter([said[part].mean() for part in parts], [agreed[part].mean() for part in parts], s=18, label="seen", zorder=3)
+    axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="agreement")
+    return axis
+
+
+def accepted_by_position(shares: Mapping[str, Sequence[Frac]], axis: Axes) -> Axes:
+    """Share of rounds that accept the first, second, ... drafted token, a line per exit; dashed: were each independent."""
+    for color, (label, by_position) in zip(COLORS, shares.items(), strict=False):
+        positions = range(1, len(by_position) + 1)
+        axis.plot(positions, by_position, marker="o", markersize=4, color=color, label=label)
+        axis.plot(positions, [by_position[0] ** position for position in positions], color=color, linewidth=1, linestyle="--")
+    axis.set(xlabel="position in the block", ylabel="rounds that accept it (share)", ylim=(0, 1))
+    axis.legend(frameon=False, fontsize=8)
+    return axis
+
+
+def landscape(speedups: Sequence[Sequence[float]], rows: Sequence[float], columns: Sequence[float], axis: Axes) -> Axes:
+    """Predicted speedup over two settings; the cross is the best. `speedups[i][j]` is that of rows[i] and columns[j]."""
+    flat = [(value, i, j) for i, line in enumerate(speedups) for j, value in enumerate(line)]
+    best, i, j = max(flat)
+    filled = axis.contourf(columns, rows, speedups, levels=14, cmap="viridis")
+    axis.figure.colorbar(filled, ax=axis, label="predicted speedup (ratio)")
+    axis.plot([columns[j]], [rows[i]], marker="x", color="white", markersize=8)
+    axis.set_title(f"best {best:.2f}x")
+    return axis
+
+
+def worth_of_exits(speedups: Mapping[str, float], axis: Axes) -> Axes:
+    """The best predicted speedup with each set of looked-at exits, best on top."""
+    ordered = sorted(speedups.items(), key=lambda one: one[1])
+    axis.barh([name for name, _ in ordered], [speedup for _, speedup in ordered], color=COLORS[0], height=0.6)
+    axis.axvline(1.0, color="0.3", linewidth=1)
+    axis.set(xlabel="predicted speedup (ratio)")
+    return axis
+
+
+def learning(curve: Sequence[Learned], axis: Axes) -> Axes:
+    """What a search says, and what its policy then gives on other prompts, by the number of prompts searched on."""
+    numbers = [one.num_prompts for one in curve]
+    axis.plot(numbers, [one.best_speedup for one in curve], color="0.3", linewidth=1, label="best on the other prompts")
+    axis.plot(numbers, [one.said_speedup for one in curve], marker="o", markersize=4, label="said of the prompts seen")
+    axis.plot(numbers, [one.unseen_speedup for one in curve], marker="o", markersize=4, label="given on other prompts")
+    axis.set(xscale="log", xlabel="prompts searched on", ylabel="speedup (ratio)")
+    axis.set_xticks(numbers, [str(number) for number in numbers], minor=False)
     axis.legend(frameon=False, fontsize=8)
     return axis
 

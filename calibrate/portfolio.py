@@ -148,7 +148,7 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
         parts=parts,
         common=found["common"][0],
         robust=found["robust"][0],
-        held_out=_held_out(cases),
+        held_out=held_out_choices(cases),
         nested_draft_bytes=_weights_bytes(draft, draft.exit_layers[-1], dtype),
         single_drafts_bytes=sum(_weights_bytes(draft, layer, dtype) for layer in exits),
     )
@@ -166,8 +166,8 @@ def _choose(cases: Sequence[Case]) -> dict[Choice, list[ExitPolicy | None]]:
     }
 
 
-def _held_out(cases: Sequence[Case]) -> HeldOut | None:
-    """What the choices come to on the half of the prompts that they were not made on."""
+def held_out_choices(cases: Sequence[Case]) -> HeldOut | None:
+    """What the choices come to on the half of the prompts that they were not made on; None where a half would be empty."""
     halves = halves_of(cases)
     if halves is None:
         return None

@@ -58,6 +58,8 @@ class SearchResult:
     """The best that costs imply without a free threshold; None where they imply nothing."""
     single_exits: tuple[ExitPolicy, ...]
     """Each exit alone, always answering, at its best fixed length; none of an exit that cannot be priced."""
+    by_exits: tuple[Scored, ...]
+    """The best that was met with each set of looked-at exits, best first."""
     num_policies: int
 
 
@@ -81,7 +83,8 @@ def search(cases: Sequence[Case], objective: Objective = "mean") -> SearchResult
         families=families,
         derived=max(derived, key=_merit).policy if derived else None,
         single_exits=tuple(_best_apart([one for one in fixed if one.merit > 0], len(space.exit_layers))),
-        num_policies=space.num_scored,
+        by_exits=tuple(space.score(_best_apart(space.met, len(space.met)))),
+        num_policies=len(space.met),
     )
 
 
@@ -103,8 +106,8 @@ class _Space:
         self._keep([None], self._plain[None])
 
     @property
-    def num_scored(self) -> int:
-        return len(self._known)
+    def met(self) -> list[Scored]:
+        return list(self._known.values())
 
     def _curve(self, layer: int) -> CalibrationCurve:
         """Agreement of one exit by its confidence."""
@@ -215,7 +218,7 @@ def _best_apart(found: Sequence[Scored], number: int) -> list[ExitPolicy]:
 def _simplest(space: _Space, families: Sequence[Scored]) -> Scored:
     """The last family, from simple to complex, that clearly beats the one preferred before it."""
     rates = resampled_rates(space.cases, [one.policy for one in families])
-    plain = resampled_rates(space.cases, [None])[0]
+    plain = resampled_rates(space.cases, [None])[0] if space.objective == "worst" else np.ones(len(space.cases))
     merits = dict(zip(families, merit_of(rates, plain, space.objective), strict=True))
     chosen = families[0]
     for one in families[1:]:

@@ -8,21 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.cases import Case
 from calibrate.cli import main_plan
 from calibrate.evidence import PlanRequest
-from calibrate.held_out import halves_of, log_speedups, overfitting
 from calibrate.plan import make_plan
 from calibrate.portfolio import by_category, by_target, with_their_profiles
-from perfmodel.errors import BadPolicy, Mismatch, UnknownName, UserInputError
+from perfmodel.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import find_model
-from perfmodel.halves import half_of
-from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.portfolio import CHOICES, Portfolio, portfolio_file_text, read_portfolio, write_portfolio
 from perfmodel.trace import AcceptanceTrace, write_trace
 from perfmodel.units import format_speedup
 from tests.calibrate.evidence import DRAFT, DRAFT_SHA256, TARGET, make_profile, make_trace, provenance, write_profile
-from tests.calibrate.test_cases import case
 from tests.calibrate.test_plan import NOTHING_ASKED
 
 OTHER, OTHER_SHA256 = find_model("ref-target-32"), "9" * 64
@@ -117,43 +112,6 @@ def test_a_profile_of_no_use_is_named(measured: list[PlanRequest], tmp_path: Pat
     stray = write_profile(tmp_path / "stray.json", make_profile(find_model("vicuna-7b"), (), "7" * 64, None))
     with pytest.raises(UserInputError, match=r"'stray\.json' is of none of the traced models"):
         with_their_profiles([replace(one, profiles=(*one.profiles, stray)) for one in measured])
-
-
-def test_held_out_policies_have_not_seen_the_prompts_they_are_scored_on() -> None:
-    one = case(0.8, num_documents=12)
-    halves = halves_of([one])
-    assert halves is not None
-    names = [{prompt.name for prompt in half[0].trace.header.prompts} for half in halves]
-    assert not names[0] & names[1]
-    assert [half_of(name) for name in sorted(names[0])] == ["calibration"] * len(names[0])
-    assert sum(map(len, names)) == 12
-
-
-def test_overfitting_is_the_difference_between_seen_and_unseen_prompts() -> None:
-    found = overfitting(case(0.6, num_documents=12))
-    assert found is not None
-    assert found.seen_speedup >= found.unseen_speedup > 0.9
-    assert found.lost_frac == pytest.approx(1 - found.unseen_speedup / found.seen_speedup)
-
-
-def test_prompts_of_one_document_cannot_be_held_out() -> None:
-    one = case(0.8, num_documents=4)
-    renamed = tuple(replace(prompt, name=f"a.py:{number}") for number, prompt in enumerate(one.trace.header.prompts))
-    one = replace(one, trace=replace(one.trace, header=replace(one.trace.header, prompts=renamed)))
-    assert halves_of([one]) is None
-    assert overfitting(one) is None
-
-
-def test_plain_decoding_is_its_own_measure() -> None:
-    one = case(0.8)
-    with pytest.raises(BadPolicy):
-        log_speedups(one, [replace(last_exit(one), confidence="margin")])
-    assert log_speedups(one, [None, last_exit(one)])[0] == 0.0
-
-
-def last_exit(one: Case) -> ExitPolicy:
-    layer = one.trace.header.draft.exit_layers[-1]
-    return ExitPolicy(exit_layers=(layer,), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=2))
 
 
 def test_categories_split_the_prompts_and_keep_the_target(tmp_path: Path) -> None:
