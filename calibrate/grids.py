@@ -21,7 +21,7 @@ MAX_DRAFT_TOKENS: Tokens = 12
 NUM_CUTS = 32
 """Places a threshold can take, by quantile of its exit's confidence."""
 SURVIVAL_FLOORS = tuple(number / 20 + 0.003 for number in range(1, 19))
-STRIDES = (1, 3)
+STRIDES = (1, 4)
 
 Setting: TypeAlias = int | Literal["draft_cap", "floor"]
 """A threshold, by its place among the policy's, or what its length rule is made of."""

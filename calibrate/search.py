@@ -27,7 +27,7 @@ NUM_CURVE_BINS = 8
 COARSE_STRIDE = 4
 """Of the places on a grid, a climb starts from every fourth."""
 MAX_STEPS = 8
-MIN_GAIN_FRAC = 0.001
+MIN_GAIN_FRAC = 0.0005
 """A climb ends with a step that gains less: prompts scatter by far more."""
 MAX_LAG_FRAC = 0.01
 """A climb that is behind another by more gives up: no climb gains much more in all."""

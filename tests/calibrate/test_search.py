@@ -1,18 +1,20 @@
 """Search: never loses to what it could have chosen, and prefers the simple where the rest is noise."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from calibrate.cases import case_of, price_of
-from calibrate.grids import place_cuts
-from calibrate.search import search
+from calibrate.cases import case_of, price_of, rates_at
+from calibrate.grids import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, place_cuts
+from calibrate.search import NUM_CURVE_BINS, search
+from perfmodel.calibration import fit_curve
 from perfmodel.errors import OutOfDomain
 from perfmodel.latency import LatencyLevel, Line
 from perfmodel.passes import PassKind, PassShape
-from perfmodel.policy import ExitPolicy, FixedLength, SurvivalStop
+from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import replay, replay_many
 from perfmodel.rounds import sum_rounds
 from perfmodel.trace import AcceptanceTrace
@@ -158,3 +160,31 @@ def test_no_single_fixed_length_or_stop_is_missed_by_more_than_noise(policy: Exi
     batch = replay_many(trace, [policy])
     rate = (batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0]
     assert rate <= 1.02 * max(one.merit for one in result.families)
+
+
+def every_policy_of_two_exits(space: AcceptanceTrace) -> Iterator[ExitPolicy]:
+    """Each exit alone and both, at every second threshold and floor, every survival, length and rule."""
+    shallow, deep = space.header.draft.exit_layers
+    confidence, agreement = space.confidence.astype(float), space.accept_prob.astype(float)
+    curves = [fit_curve(confidence[:, e], agreement[:, e], num_bins=NUM_CURVE_BINS) for e in (0, 1)]
+    cuts = [place_cuts(confidence[:, e])[::2] for e in (0, 1)]
+    gates = [((shallow,), (), curves[:1], cuts[0]), ((deep,), (), curves[1:], cuts[1])]
+    gates += [((shallow, deep), (cut,), curves, cuts[1]) for cut in cuts[0]]
+    for exits, thresholds, calibration, floors in gates:
+        for cap in range(1, MAX_DRAFT_TOKENS + 1):
+            rules: list[LengthRule] = [FixedLength(draft_cap=cap), HeuristicLength(start=min(5, cap), draft_cap=cap)]
+            rules += [FloorStop(draft_cap=cap, floor=floor) for floor in floors]
+            rules += [SurvivalStop(draft_cap=cap, floor=f, calibration=tuple(calibration)) for f in SURVIVAL_FLOORS]
+            for rule in rules:
+                yield ExitPolicy(exit_layers=exits, thresholds=thresholds, confidence="max-prob", length=rule)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 4, 7])
+def test_in_a_small_space_nothing_beats_what_the_search_found_by_more_than_a_hundredth(seed: int) -> None:
+    exits = {"exit_layers": (2, 6), "agreement": (0.6, 0.85), "num_confidences": 1000}
+    trace = make_trace(TraceSpec(num_positions=[60] * 12, max_new_tokens=60, seed=seed, **exits))  # type: ignore[arg-type]
+    one = case_of(trace, Prices(segment_s=3e-4, exit_s=5e-5), TARGET)
+    policies = list(every_policy_of_two_exits(trace))
+    result = search([one])
+    assert len(policies) > 7000 > 30 * result.num_policies
+    assert max(found.merit for found in result.families) >= 0.99 * rates_at([one], policies).max()
