@@ -40,6 +40,8 @@ class Costs:
     exit_s: tuple[Seconds, ...]
     row_s: Seconds
     """One more row of a verification, and what it brings for the host."""
+    longest: Tokens
+    """The most tokens of a round that has a price."""
 
     def down_to(self, exit_id: int, above: int = -1) -> Seconds:
         """From below one exit, zero-based, to the answer of a deeper one."""
@@ -65,6 +67,7 @@ def costs_of(case: Case) -> Costs:
         segment_s=tuple(pass_s("segment", stage, 1) for stage in stages),
         exit_s=tuple(pass_s("exit", stage, 1) for stage in stages),
         row_s=(round_s(priced[-1]) - round_s(1)) / (priced[-1] - 1) if priced else math.inf,
+        longest=priced[-1] if priced else 1,
     )
 
 
@@ -105,7 +108,7 @@ def derive(
     if not value.any():
         return
     floor = float(SURVIVALS[np.argmax(value > 0)])
-    rule = SurvivalStop(draft_cap=MAX_DRAFT_TOKENS, floor=floor, calibration=tuple(curves))
+    rule = SurvivalStop(draft_cap=costs.longest, floor=floor, calibration=tuple(curves))
     places = [int(np.abs(SURVIVALS - survival).argmin()) for survival in THRESHOLDS_AT]
     for thresholds in dict.fromkeys(tuple(_thresholds(bins, value, rate, place)) for place in places):
         if all(0 < threshold < 1 for threshold in thresholds):

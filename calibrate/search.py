@@ -55,7 +55,7 @@ class SearchResult:
     families: tuple[Scored, ...]
     """From simple to complex, plain decoding first; a family is left out when nothing in it can be priced."""
     derived: ExitPolicy | None
-    """The best that costs imply without a free threshold; None where they imply nothing."""
+    """The best that costs imply without a free threshold; None where they imply nothing that has a price."""
     single_exits: tuple[ExitPolicy, ...]
     """Each exit alone, always answering, at its best fixed length; none of an exit that cannot be priced."""
     by_exits: tuple[Scored, ...]
@@ -76,12 +76,13 @@ def search(cases: Sequence[Case], objective: Objective = "mean") -> SearchResult
     derived = space.score(_derived(space, max([plain, *fixed], key=_merit)))
     stops = space.climb([*space.score(_stop_rules(space, fixed)), *_of_one_exit(derived)])
     gated = space.climb(space.score(_gates(fixed, stops, derived)))
+    implied = max(derived, key=_merit, default=None)
     best = [max(family, key=_merit) for family in (fixed, stops, derived, gated) if family]
     families = (plain, *(one for one in best if one.merit > 0))
     return SearchResult(
         chosen=_simplest(space, [one for one in families if one.merit > 0] or [plain]),
         families=families,
-        derived=max(derived, key=_merit).policy if derived else None,
+        derived=implied.policy if implied and implied.merit > 0 else None,
         single_exits=tuple(_best_apart([one for one in fixed if one.merit > 0], len(space.exit_layers))),
         by_exits=tuple(space.score(_best_apart(space.met, len(space.met)))),
         num_policies=len(space.met),

@@ -44,6 +44,20 @@ def test_rows_that_were_not_profiled_are_left_out_of_the_cost_of_a_row() -> None
     assert math.isinf(costs_of(case(target=replace(TARGET, most_rows=1))).row_s)
 
 
+def test_no_block_is_longer_than_what_was_priced() -> None:
+    one = case(target=replace(TARGET, most_rows=6))
+    assert costs_of(one).longest == 5
+    assert {policy.length.draft_cap for policy in derived(one, (6,), 100.0)} == {5}
+    result = search([one])
+    assert result.derived is not None
+    assert rates_at([one], [result.derived])[0, 0] > 0
+
+
+def test_what_costs_imply_without_a_price_is_not_told() -> None:
+    shallow = case(Prices(segment_s=2e-4, exit_s=1e-4, most_rows=0), TARGET)
+    assert search([shallow]).derived is None
+
+
 def test_a_dearer_second_stops_drafting_sooner() -> None:
     floors = []
     for rate in (50.0, 300.0, 600.0):
@@ -94,7 +108,7 @@ def test_without_a_free_threshold_the_plan_is_nearly_as_fast_as_a_searched_one(s
 
 def test_exits_without_a_price_imply_nothing() -> None:
     costs = costs_of(case())
-    unpriced = Costs(segment_s=(*costs.segment_s[:3], math.inf), exit_s=costs.exit_s, row_s=costs.row_s)
+    unpriced = Costs(segment_s=(*costs.segment_s[:3], math.inf), exit_s=costs.exit_s, row_s=costs.row_s, longest=12)
     one = case()
     assert list(derive(one, unpriced, (1, 6), [], 100.0)) == []
 
