@@ -14,7 +14,7 @@ import numpy as np
 
 from perfmodel.blocks import Agreement, Blocks, agreement_on, draft_blocks, no_blocks
 from perfmodel.policy import ExitPolicy, HeuristicLength
-from perfmodel.tape import Bools, Counts, Lengths, Tape, spread
+from perfmodel.tape import Bools, Counts, Lengths, Tape
 
 _PLACES_IN_STEP = 2**18
 """Columns of policies that are run together. Many, so that an array operation costs more than the call that makes it; few, so
@@ -30,7 +30,6 @@ class Courses:
     """
 
     blocks: Blocks
-    started: Lengths  # [Q * C]; tokens drafted by the round that starts at a place, 0 where none does
     start: Counts  # [N]; rising places at which rounds begin
     known: Counts  # [N]; tokens known at the start
     drafted: Lengths  # [N]
@@ -71,19 +70,15 @@ def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None], agreement: A
     blocks = draft_blocks(tape, drafting, agreement) if drafting else no_blocks(tape, len(policies))
     rules = [policy.length for policy in drafting if isinstance(policy.length, HeuristicLength)]
     if rules:
-        visited, started = _visit_adapting(tape, blocks, rules)
+        visited, in_block = _visit_adapting(tape, blocks, rules)
     else:
-        visited = _visit(tape, blocks)
-        started = (blocks.drafted * visited.view(np.uint8)).ravel()
+        visited, in_block = _visit(tape, blocks), blocks.drafted.ravel()
     start = np.flatnonzero(visited)
-    drafted = started.take(start)
-    bounds = tape.policy_bounds(len(policies))
-    column = start - spread(start, bounds, bounds[:-1])
+    drafted = in_block.take(start)
     return Courses(
         blocks=blocks,
-        started=started,
         start=start,
-        known=tape.known.take(column),
+        known=tape.known_at(start, len(policies)),
         drafted=drafted,
         accepted=np.minimum(drafted, blocks.right.ravel().take(start)),
     )
