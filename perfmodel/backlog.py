@@ -60,7 +60,8 @@ def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
         comes: the tokens that run through the segment. [Q * C].
     """
     came = np.flatnonzero(comes)  # [T]
-    before = np.append(0, np.cumsum(comes))  # [Q * C + 1]; tokens that come before a place: the number in `came` of the next
+    before = np.zeros(len(comes) + 1, np.int32)  # tokens that come before a place: the number in `came` of the next
+    np.cumsum(comes, out=before[1:])
     begin, end = before.take(courses.start), before.take(courses.start + courses.drafted)
     round_ = np.flatnonzero(begin < end)
     begin, end = begin.take(round_), end.take(round_)
