@@ -103,7 +103,8 @@ def outcome(
         OutOfDomain: a pass that ran, or that a replay needs, was not profiled.
     """
     plain, speculative = arms
-    planned = estimate(*models, *(rounds_by_document(traces[0], one) for one in (policy, None)))
+    seen = rounds_by_document(traces[0], [policy, None])
+    planned = estimate(*models, seen[policy], seen[None])
     predicted = estimate(*models, *(replay(traces[1], one) for one in (policy, None)))
     replayed = sum_rounds(replay(traces[1], policy))
     ran, ran_plain = speculative.all_rounds, plain.all_rounds

@@ -62,9 +62,9 @@ def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
     came = np.flatnonzero(comes)  # [T]
     before = np.zeros(len(comes) + 1, np.int32)  # tokens that come before a place: the number in `came` of the next
     np.cumsum(comes, out=before[1:])
-    begin, end = before.take(courses.start), before.take(courses.start + courses.drafted)
-    round_ = np.flatnonzero(begin < end)
-    begin, end = begin.take(round_), end.take(round_)
+    until_start, until_end = before.take(courses.start), before.take(courses.start + courses.drafted)
+    round_ = np.flatnonzero(until_start < until_end)
+    begin, end = until_start.take(round_).astype(np.int64), until_end.take(round_).astype(np.int64)
     start, first, last = courses.start.take(round_), came.take(begin), came.take(end - 1)
     return Depth(
         round_=round_,
