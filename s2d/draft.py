@@ -90,7 +90,7 @@ class Drafter:
             if step.threshold is None:
                 continue
             last = self._cache.states[segment.number][len(tokens) - 1 : len(tokens)]
-            token, confidence = self._judge.answer(self._decoder.exit_logits(last), len(tokens), index)
+            token, confidence = self._judge.answer(self._decoder.exit_logits(last), len(tokens), index, segment.number)
             clock.lap("exit", segment.number, 1, 0)
             if confidence >= step.threshold:
                 return token, confidence, step

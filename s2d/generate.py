@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perfmodel.errors import BadPolicy, Mismatch, UserInputError
+from perfmodel.errors import BadPolicy, UserInputError
 from perfmodel.passes import PassSamples
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats
@@ -20,8 +20,9 @@ from s2d.cache import Cache
 from s2d.clock import Clock
 from s2d.count import count_rounds
 from s2d.draft import Drafter, check_exits
-from s2d.load import LoadedModel
+from s2d.load import LoadedModel, check_pair
 from s2d.nested import Decoder
+from s2d.script import Script, ScriptedJudge
 from s2d.text import Stop
 from s2d.verify import Judge, make_judge
 
@@ -38,6 +39,8 @@ class Settings:
     max_new_tokens: int
     eos_token_id: int | None
     stop: Stop | None = None
+    script: Script | None = None
+    """What exits and target are made to say; None leaves it to the models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +144,21 @@ class Session:
             # One run's noise at a time: another seed's table would only fill the memory.
             self._judges = {known: judge for known, judge in self._judges.items() if known[0] == settings.sampling}
             self._judges[key] = make_judge(settings.sampling, confidence, self.target.decoder.device)
-        return self._judges[key]
+        judge = self._judges[key]
+        return ScriptedJudge(judge, settings.script) if settings.script else judge
 
     def _check(self, prompt_tokens: int, settings: Settings) -> None:
         if settings.policy is not None:
             if not self.exit_layers:
                 raise BadPolicy(f"a policy for {self.target.geometry.name}, which has no early exits", "a draft, or no policy")
             check_exits(self.exit_layers, settings.policy)
+        if settings.script is not None:
+            settings.script.check(
+                known_tokens=prompt_tokens,
+                new_tokens=settings.max_new_tokens,
+                exit_layers=self.exit_layers,
+                eos_token_id=settings.eos_token_id,
+            )
         if prompt_tokens < 1:
             raise UserInputError("the prompt is empty: expected at least one token. Give some text, or an end-of-text token.")
         if settings.max_new_tokens < 1:
@@ -271,26 +282,6 @@ def context_tokens(target: LoadedModel, draft: LoadedModel | None) -> int:
     """The longest text that both can hold."""
     models = (target, draft) if draft else (target,)
     return min(model.geometry.max_context_tokens for model in models)
-
-
-def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:
-    """Refuse a draft that cannot speak for a target; whether tokens mean the same is `check_same_vocabulary`'s to say.
-
-    Raises:
-        Mismatch: vocabularies of different sizes, or other devices.
-        BadPolicy: a draft without exits.
-    """
-    if draft is None:
-        return
-    if draft.geometry.vocab_size != target.geometry.vocab_size:
-        raise Mismatch(
-            f"draft {draft.geometry.name}",
-            made_for=f"a vocabulary of {draft.geometry.vocab_size} tokens",
-            given=f"{target.geometry.name} with {target.geometry.vocab_size}",
-            fix="Use a draft that shares the target's tokenizer",
-        )
-    if not draft.exit_layers:
-        raise BadPolicy(f"draft {draft.geometry.name} without exits", "exit layers in its sidecar s2d.json")
 
 
 def _push_all(states: Tensor, decoder: Decoder, cache: Cache, num_segments: int) -> None:

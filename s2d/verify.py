@@ -30,8 +30,8 @@ class Judge(Protocol):
         """A text begins that will hold at most so many tokens."""
         ...
 
-    def answer(self, logits: Tensor, position: int, index: int) -> tuple[int, float]:
-        """Token and confidence of an exit: logits [1, V], absolute position, zero-based place in the block."""
+    def answer(self, logits: Tensor, position: int, index: int, exit_number: int) -> tuple[int, float]:
+        """Token and confidence of an exit: logits [1, V], absolute position, place in the block and exit, both zero-based."""
         ...
 
     def verdict(self, logits: Tensor, drafted: Sequence[int], position: int) -> Verdict:
@@ -60,7 +60,7 @@ class ExactJudge:
         """See `Judge`. The noise itself is drawn when the vocabulary's size is first seen."""
         self._max_tokens = max_tokens
 
-    def answer(self, logits: Tensor, position: int, index: int) -> tuple[int, float]:
+    def answer(self, logits: Tensor, position: int, index: int, exit_number: int) -> tuple[int, float]:
         """See `Judge`."""
         logits = processed(logits, self._sampling)
         token = int(choose(logits, self._rows(logits, position)))
@@ -96,7 +96,7 @@ class RatioJudge:
         self._random.manual_seed(self._sampling.seed)
         self._draft_probs = []
 
-    def answer(self, logits: Tensor, position: int, index: int) -> tuple[int, float]:
+    def answer(self, logits: Tensor, position: int, index: int, exit_number: int) -> tuple[int, float]:
         """See `Judge`. The distribution of the exit that answers last for an index is the one that counts."""
         probs = processed(logits, self._sampling).float().softmax(-1)
         self._draft_probs[index:] = [probs[0]]
