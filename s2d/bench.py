@@ -15,7 +15,7 @@ from perfmodel.rounds import sum_rounds
 from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
 from s2d.generate import Generation, OnTokens, Session, Settings
-from s2d.pair import EncodedPrompt, Pair
+from s2d.pair import EncodedPrompt, ModelPair, Pair
 from s2d.prompts import distinct_ngram_frac
 from s2d.sampling import gumbel_table, processed
 from s2d.text import Stop
@@ -164,7 +164,7 @@ def check_equal(
 
 
 @torch.inference_mode()
-def token_gaps(pair: Pair, prompt_ids: Sequence[int], tokens: Sequence[int], sampling: Sampling) -> list[float]:
+def token_gaps(pair: ModelPair, prompt_ids: Sequence[int], tokens: Sequence[int], sampling: Sampling) -> list[float]:
     """The gap of every emitted token: see `check_equal`."""
     text = [*prompt_ids, *tokens]
     depth = pair.target.geometry.num_layers

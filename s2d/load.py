@@ -214,15 +214,24 @@ def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:
     """
     if draft is None:
         return
-    if draft.geometry.vocab_size != target.geometry.vocab_size:
-        raise Mismatch(
-            f"draft {draft.geometry.name}",
-            made_for=f"a vocabulary of {draft.geometry.vocab_size} tokens",
-            given=f"{target.geometry.name} with {target.geometry.vocab_size}",
-            fix="Use a draft that shares the target's tokenizer",
-        )
+    check_vocab_sizes(target.geometry, draft.geometry)
     if not draft.exit_layers:
         raise BadPolicy(f"draft {draft.geometry.name} without exits", "exit layers in its sidecar s2d.json")
+
+
+def check_vocab_sizes(target: ModelGeometry, draft: ModelGeometry) -> None:
+    """Refuse a draft that has not as many tokens as its target.
+
+    Raises:
+        Mismatch: says how many both have.
+    """
+    if draft.vocab_size != target.vocab_size:
+        raise Mismatch(
+            f"draft {draft.name}",
+            made_for=f"a vocabulary of {draft.vocab_size} tokens",
+            given=f"{target.name} with {target.vocab_size}",
+            fix="Use a draft that shares the target's tokenizer",
+        )
 
 
 def save_draft(source: PathLike, out: PathLike, sidecar: Sidecar) -> None:

@@ -12,7 +12,7 @@ from perfmodel.errors import UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.profile import DTYPE_BYTES, Dtype
 from perfmodel.units import GIB, Bytes, Tokens, format_bytes
-from s2d.load import check_pair, random_model
+from s2d.load import check_vocab_sizes, random_model
 from s2d.nested import PAD
 from s2d.pair import ModelPair
 
@@ -47,13 +47,13 @@ def random_pair(
         Mismatch: the two do not share a vocabulary.
     """
     place = torch.device(device)
+    check_vocab_sizes(target, draft.model)
     check_memory(target, draft, dtype, max_tokens, (free_bytes or free_bytes_of)(place), place)
     exit_layers = draft.exit_layers if draft.kind == "self" else ()
     model = random_model(target, exit_layers, dtype, device, seed=seed)
     drafter = model
     if draft.kind == "separate":
         drafter = random_model(draft.model, draft.exit_layers, dtype, device, seed=seed + 1)
-        check_pair(model, drafter)
     return ModelPair(target=model, draft=drafter, geometry=draft, device=place)
 
 

@@ -66,7 +66,9 @@ def tiny_llama(spec: TinySpec) -> LlamaForCausalLM:
     return model
 
 
-def loaded(model: LlamaForCausalLM, exit_layers: tuple[int, ...] = (), dtype: Dtype = "fp32") -> LoadedModel:
+def loaded(
+    model: LlamaForCausalLM, exit_layers: tuple[int, ...] = (), dtype: Dtype = "fp32", device: str = "cpu"
+) -> LoadedModel:
     """A transformers model as our runtime runs it, without a file between."""
     config, state = model.config, model.state_dict()
     geometry = ModelGeometry(
@@ -82,7 +84,7 @@ def loaded(model: LlamaForCausalLM, exit_layers: tuple[int, ...] = (), dtype: Dt
         max_context_tokens=config.max_position_embeddings,
         source="made for a test",
     )
-    weights = fold_weights(state.__getitem__, config, geometry, torch_dtype(dtype), "cpu")
+    weights = fold_weights(state.__getitem__, config, geometry, torch_dtype(dtype), device)
     return LoadedModel(
         decoder=Decoder(geometry, weights),
         geometry=geometry,
