@@ -1,8 +1,8 @@
-"""config.json of a model folder: the families that the decoder computes exactly; every other one is refused by name.
+"""config.json of a model folder: the families that are computed exactly, and the refusal of every other by name.
 
 Rotary positions are of any type that transformers turns alike within a model's context: `dynamic` ones change beyond
-`max_position_embeddings` only, where contexts end. A family's windows are not computed: texts end where the first one would
-be full, up to where every layer sees everything (`ModelGeometry.fully_seen_tokens`).
+`max_position_embeddings` only, where contexts end. Windows are not computed: where layers have one, a text may be as long as
+it, which is how far every layer sees everything (`ModelGeometry.fully_seen_tokens`).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""From a target's first layers to a nested draft: `s2d-train draft` for any folder that the runtime runs.
+"""From a target's first layers to a nested draft: `s2d-train draft` for any folder that s2d-run runs.
 
 S2D §3.1: the draft starts as the target's first layers, embedding, norm and head, and every exit is trained by SoFT.
 """
