@@ -53,6 +53,24 @@ class Outcome:
         return self.from_measured_rounds / self.measured - 1
 
     @property
+    def off_path_error_frac(self) -> float:
+        """What is lost by replaying the text's own confidences where a draft went on after its first mistake."""
+        return self.predicted.speedup.value / self.from_measured_rounds - 1
+
+    @property
+    def is_predicted_right(self) -> bool:
+        """Whether the measured speedup lies in the interval predicted for the very prompts it is over."""
+        return self.predicted.speedup.low <= self.measured <= self.predicted.speedup.high
+
+    @property
+    def is_planned_right(self) -> bool:
+        """Whether the measured speedup lies in the plan's interval, widened by the scatter of the few prompts it is over."""
+        planned, here = self.planned.speedup, self.predicted.speedup
+        below = math.hypot(math.log(planned.value / planned.low), math.log(here.value / here.low))
+        above = math.hypot(math.log(planned.high / planned.value), math.log(here.high / here.value))
+        return -below <= math.log(self.measured / planned.value) <= above
+
+    @property
     def as_json(self) -> dict[str, object]:
         """What was said and what was found."""
         said = self.predicted.speedup
@@ -66,6 +84,7 @@ class Outcome:
             "measured_speedup": self.measured,
             "speedup_noise_frac": abs(self.half_frac) / 2,
             "latency_error_frac": self.latency_error_frac,
+            "off_path_error_frac": self.off_path_error_frac,
             "acceptance_error_frac": self.acceptance_error_frac,
             "kind_errors_frac": dict(self.kind_errors_frac),
         }
@@ -103,7 +122,8 @@ def outcome(
         OutOfDomain: a pass that ran, or that a replay needs, was not profiled.
     """
     plain, speculative = arms
-    planned = estimate(*models, *(rounds_by_document(traces[0], one) for one in (policy, None)))
+    seen = rounds_by_document(traces[0], [policy, None])
+    planned = estimate(*models, seen[policy], seen[None])
     predicted = estimate(*models, *(replay(traces[1], one) for one in (policy, None)))
     replayed = sum_rounds(replay(traces[1], policy))
     ran, ran_plain = speculative.all_rounds, plain.all_rounds
@@ -180,8 +200,10 @@ def result_of(outcomes: Sequence[Outcome], unpriced: Sequence[Unpriced]) -> dict
         "acceptance_error_frac": max(abs(one.acceptance_error_frac) for one in outcomes),
         "num_prompts_with_other_blocks": sum(one.num_other_blocks for one in outcomes),
         "latency_error_frac": median(abs(one.latency_error_frac) for one in outcomes),
-        "interval_coverage_frac": _coverage([one.predicted for one in outcomes], outcomes),
-        "planned_interval_coverage_frac": _coverage([one.planned for one in outcomes], outcomes),
+        "off_path_error_frac": median(abs(one.off_path_error_frac) for one in outcomes),
+        "worst_off_path_error_frac": max(abs(one.off_path_error_frac) for one in outcomes),
+        "interval_coverage_frac": sum(one.is_predicted_right for one in outcomes) / len(outcomes),
+        "planned_interval_coverage_frac": sum(one.is_planned_right for one in outcomes) / len(outcomes),
         "kind_errors_frac": _mean_kind_errors(outcomes),
         "plain_change_frac": median(abs(one.plain_change_frac) for one in outcomes),
         "noise_frac": median(abs(one.noise_frac) for one in outcomes),
@@ -196,9 +218,3 @@ def _mean_kind_errors(outcomes: Sequence[Outcome]) -> dict[PassKind, float]:
         for kind in kinds
         for found in [[one.kind_errors_frac[kind] for one in outcomes if kind in one.kind_errors_frac]]
     }
-
-
-def _coverage(said: Sequence[Speedup], outcomes: Sequence[Outcome]) -> float:
-    """Share of the configurations whose measured speedup lies in the interval that was said."""
-    inside = [one.speedup.low <= found.measured <= one.speedup.high for one, found in zip(said, outcomes, strict=True)]
-    return sum(inside) / len(inside)

@@ -135,39 +135,46 @@ def _doublings(most: int) -> Iterator[int]:
         batch *= 2
 
 
-def _best(options: Sequence[Option], at_batch: AtBatch, batch: int, context_tokens: Tokens) -> BatchPoint:
-    """The fastest option at a batch, or none of them."""
+def _speedups(at_batch: AtBatch, batch: int, context_tokens: Tokens) -> Callable[[Option], float]:
+    """What an option gives at a batch, over plain decoding."""
     draft, target = at_batch(batch)
 
     def pass_s(model: LatencyModel, kind: PassKind, stage: int, rows: int) -> Seconds:
         base_s, per_token_s = model.affine(kind, stage, rows)
         return base_s + per_token_s * context_tokens
 
-    last = max(one.stage for one in options)
-    segment_s = [pass_s(draft, "segment", stage, 1) for stage in range(last + 1)]
-    token_s = [sum(segment_s[: stage + 1]) + pass_s(draft, "exit", stage, 1) for stage in range(last + 1)]
+    @cache
+    def token_s(last: int) -> Seconds:
+        return sum(pass_s(draft, "segment", stage, 1) for stage in range(last + 1)) + pass_s(draft, "exit", last, 1)
 
     @cache
     def verify_s(draft_tokens: Tokens) -> Seconds:
         return pass_s(target, "verify", 0, draft_tokens + 1) + pass_s(target, "round", 0, draft_tokens)
 
-    def round_s(option: Option) -> Seconds:
-        return option.draft_tokens * token_s[option.stage] + verify_s(option.draft_tokens)
+    def speedup(option: Option) -> float:
+        round_s = option.draft_tokens * token_s(option.stage) + verify_s(option.draft_tokens)
+        return option.tokens_per_round * verify_s(0) / round_s
 
-    plain_s = verify_s(0)
-    speedup, best = max(((one.tokens_per_round * plain_s / round_s(one), one) for one in options), key=lambda pair: pair[0])
-    if speedup <= 1:
+    return speedup
+
+
+def _best(options: Sequence[Option], at_batch: AtBatch, batch: int, context_tokens: Tokens) -> BatchPoint:
+    """The fastest option at a batch, or none of them."""
+    gain = _speedups(at_batch, batch, context_tokens)
+    best = max(options, key=gain)
+    if gain(best) <= 1:
         return BatchPoint(batch=batch, exit_layer=None, draft_tokens=0, speedup=1.0)
-    return BatchPoint(batch=batch, exit_layer=best.exit_layer, draft_tokens=best.draft_tokens, speedup=speedup)
+    return BatchPoint(batch=batch, exit_layer=best.exit_layer, draft_tokens=best.draft_tokens, speedup=gain(best))
 
 
 def _first_without(options: Sequence[Option], at_batch: AtBatch, points: list[BatchPoint], context_tokens: Tokens) -> int:
     """The smallest batch at which nothing pays, between the last two points, by bisection."""
-    high = points[-1].batch
-    low = points[-2].batch if len(points) > 1 else 0
+    high, (low, last) = points[-1].batch, (points[-2].batch, points[-2].draft_tokens) if len(points) > 1 else (0, 0)
+    likely = sorted(options, key=lambda one: abs(one.draft_tokens - last))
     while high - low > 1:
         middle = (low + high) // 2
-        if _best(options, at_batch, middle, context_tokens).draft_tokens:
+        gain = _speedups(at_batch, middle, context_tokens)
+        if any(gain(option) > 1 for option in likely):
             low = middle
         else:
             high = middle

@@ -84,6 +84,5 @@ def resampled_rates(cases: Sequence[Case], policies: Sequence[ExitPolicy | None]
         by_prompt = replay_by_prompt(case.trace, policies).seconds(case.price).reshape(len(policies), -1)
         documents = [document_of(prompt.name) for prompt in case.trace.header.prompts]
         is_of = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
-        drawn = np.array(resamples(len(is_of)))  # [R, D]
-        by_case.append(1 / (by_prompt @ is_of.T @ drawn.T))
+        by_case.append(1 / (by_prompt @ is_of.T @ resamples(len(is_of)).T))
     return np.stack(by_case, axis=2)

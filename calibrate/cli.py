@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,12 +125,12 @@ def _answer_for_one(args: argparse.Namespace, request: PlanRequest, command: Seq
 
     plan = make_plan(request)
     inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
-    provenance = make_provenance(argv=command, inputs=inputs)
+    provenance = cache(partial(make_provenance, argv=command, inputs=inputs))  # asks git, which takes time that text need not
     here = replace(plan, next_command=next_command(plan, command=command, output=args.output))
     print_answer(
         args,
-        write=lambda path: write_plan(path, plan, provenance),
-        file_text=lambda: plan_file_text(plan, provenance),
+        write=lambda path: write_plan(path, plan, provenance()),
+        file_text=lambda: plan_file_text(plan, provenance()),
         text=lambda: plan_text(here, asked_target=args.target or plan.target.name),
     )
     return EXIT_ANSWERED

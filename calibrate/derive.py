@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibrate.cases import Case, Floats
 from calibrate.grids import MAX_DRAFT_TOKENS
@@ -117,7 +118,7 @@ def derive(
 
 def _exits(case: Case, costs: Costs, exits: Sequence[int]) -> list[_Exit]:
     confidence, agreement = case.trace.confidence[:, exits], case.trace.accept_prob[:, exits]
-    edges = np.quantile(confidence, np.linspace(0, 1, NUM_BINS + 1)[1:-1], axis=0).T.astype(np.float64)
+    edges = _even_edges(confidence)
     bins = [np.searchsorted(edge, column, side="right") for edge, column in zip(edges, confidence.T, strict=True)]
     found = []
     for number, here in enumerate(bins):
@@ -135,6 +136,14 @@ def _exits(case: Case, costs: Costs, exits: Sequence[int]) -> list[_Exit]:
             )
         )
     return found
+
+
+def _even_edges(confidence: NDArray[np.floating]) -> Floats:
+    """Between neighbours, so that rounding cannot flip a decision: [P, L] -> [L, B - 1]."""
+    ordered = np.sort(confidence.astype(np.float64), axis=0)
+    places = np.arange(1, NUM_BINS) * len(ordered) // NUM_BINS
+    edges: Floats = (ordered[np.maximum(places - 1, 0)] + ordered[places]).T / 2
+    return edges
 
 
 def _value(exits: Sequence[_Exit], rate: TokensPerS, token_s: Seconds) -> Floats:

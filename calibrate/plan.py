@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from calibrate.batching import batch_schedules
@@ -19,7 +19,7 @@ from perfmodel.estimate import estimate
 from perfmodel.halves import document_of
 from perfmodel.plan import Candidate, Plan, Workload
 from perfmodel.policy import ExitPolicy, HeuristicLength
-from perfmodel.replay import replay
+from perfmodel.replay import replay_by_prompt
 from perfmodel.rounds import RoundStats, sum_rounds
 from perfmodel.trace import AcceptanceTrace
 
@@ -77,60 +77,71 @@ def make_plan(request: PlanRequest) -> Plan:
 
 def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
     """The best configuration, and what it was held against, fastest first."""
-    plain = rounds_by_document(trace, None)
     searched = search([case_of(trace, pricing.draft, pricing.target)])
-    chosen = price_candidate(PLAN_NAME, searched.chosen.policy, trace, pricing, plain)
-    found = [price_candidate(PLAIN_NAME, None, trace, pricing, plain)]
-    for policy in searched.single_exits:
-        found.append(price_candidate(f"exit {policy.exit_layers[0]}", policy, trace, pricing, plain))
+    policies = {PLAN_NAME: searched.chosen.policy, PLAIN_NAME: None}
+    policies |= {f"exit {policy.exit_layers[0]}": policy for policy in searched.single_exits}
     if searched.derived is not None:
-        found.append(price_candidate(DERIVED_NAME, searched.derived, trace, pricing, plain))
-    found += price_paper(trace, pricing, plain)
+        policies[DERIVED_NAME] = searched.derived
+    chosen, *found = price_candidates(policies, trace, pricing)
+    found += price_paper(trace, pricing)
     return chosen, tuple(sorted(found, key=lambda one: one.speedup.tokens_per_s, reverse=True))
 
 
-def price_paper(trace: AcceptanceTrace, pricing: Pricing, plain: Sequence[RoundStats]) -> list[Candidate]:
+def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> Sequence[Candidate]:
     """The paper's policy, with the longest drafts that the latency evidence covers; a warning says so if it covers none."""
     uncovered = None
     for policy in paper_policies(trace):
         try:
-            return [price_candidate(PAPER_NAME, policy, trace, pricing, plain)]
+            return price_candidates({PAPER_NAME: policy}, trace, pricing)
         except OutOfDomain as err:
             uncovered = err
     if uncovered is not None:
         _LOG.warning("%s left out of the comparison: %s", PAPER_NAME, uncovered)
-    return []
+    return ()
 
 
-def price_candidate(
-    name: str, policy: ExitPolicy | None, trace: AcceptanceTrace, pricing: Pricing, plain: Sequence[RoundStats]
-) -> Candidate:
-    """One configuration, replayed and priced.
+def price_candidates(
+    policies: Mapping[str, ExitPolicy | None], trace: AcceptanceTrace, pricing: Pricing
+) -> tuple[Candidate, ...]:
+    """Configurations, replayed and priced.
 
     Args:
-        name: how tables call it.
-        policy: None is plain decoding.
+        policies: by what tables call them; None is plain decoding.
         trace: to replay.
-        pricing: of its passes.
-        plain: the rounds of plain decoding, by document.
+        pricing: of their passes.
 
     Raises:
-        OutOfDomain: it needs a pass that the latency evidence does not cover.
+        OutOfDomain: one needs a pass that the latency evidence does not cover.
     """
-    rounds = rounds_by_document(trace, policy) if policy else plain
-    speedup = estimate(pricing.draft, pricing.target, rounds, plain)
-    return Candidate(name=name, policy=policy, rounds=sum_rounds(rounds), speedup=speedup)
+    rounds = rounds_by_document(trace, [None, *policies.values()])
+    return tuple(
+        Candidate(
+            name=name,
+            policy=policy,
+            rounds=sum_rounds(rounds[policy]),
+            speedup=estimate(pricing.draft, pricing.target, rounds[policy], rounds[None]),
+        )
+        for name, policy in policies.items()
+    )
 
 
-def rounds_by_document(trace: AcceptanceTrace, policy: ExitPolicy | None) -> list[RoundStats]:
-    """The replayed rounds of every document that prompts were cut from.
+def rounds_by_document(
+    trace: AcceptanceTrace, policies: Iterable[ExitPolicy | None]
+) -> dict[ExitPolicy | None, list[RoundStats]]:
+    """The replayed rounds of every document that prompts were cut from, by policy.
 
     What an interval draws must be independent, and prompts of one document are not: they are accepted alike.
     """
-    grouped: dict[str, list[RoundStats]] = {}
-    for prompt, rounds in zip(trace.header.prompts, replay(trace, policy), strict=True):
-        grouped.setdefault(document_of(prompt.name), []).append(rounds)
-    return [sum_rounds(group) for group in grouped.values()]
+    different = list(dict.fromkeys(policies))
+    names = [document_of(prompt.name) for prompt in trace.header.prompts]
+    replayed = iter(replay_by_prompt(trace, different).stats())
+    found = {}
+    for policy in different:
+        grouped: dict[str, list[RoundStats]] = {}
+        for name, rounds in zip(names, replayed, strict=False):
+            grouped.setdefault(name, []).append(rounds)
+        found[policy] = [sum_rounds(group) for group in grouped.values()]
+    return found
 
 
 def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:

@@ -15,13 +15,12 @@ from calibrate.acceptance import Acceptance
 from calibrate.cases import Case, case_of
 from calibrate.evidence import PlanRequest, gather_acceptance, gather_evidence
 from calibrate.held_out import halves_of, log_speedups
-from calibrate.plan import price_candidate, rounds_by_document
+from calibrate.plan import price_candidates
 from calibrate.price_profiles import profiles_of
 from calibrate.pricing import Pricing
 from calibrate.search import search
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.geometry import DraftGeometry
-from perfmodel.plan import Candidate
 from perfmodel.policy import ExitPolicy
 from perfmodel.portfolio import CHOICES, Choice, HeldOut, Part, Portfolio
 from perfmodel.profile import Dtype
@@ -182,20 +181,16 @@ def held_out_choices(cases: Sequence[Case]) -> HeldOut | None:
 
 def _part(place: _Place, policies: Mapping[Choice, ExitPolicy | None]) -> Part:
     trace, pricing = place.acceptance.trace, place.pricing
-    plain = rounds_by_document(trace, None)
-
-    def candidate(choice: Choice) -> Candidate:
-        return price_candidate(choice, policies[choice], trace, pricing, plain)
-
+    own, single, common, robust = price_candidates({choice: policies[choice] for choice in CHOICES}, trace, pricing)
     return Part(
         name=place.name,
         target=trace.header.target.name,
         device=pricing.device,
         num_prompts=len(trace.header.prompts),
-        own=candidate("own"),
-        single=candidate("single"),
-        common=candidate("common"),
-        robust=candidate("robust"),
+        own=own,
+        single=single,
+        common=common,
+        robust=robust,
         evidence=(*pricing.evidence, place.acceptance.evidence),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import perfmodel
 from calibrate.acceptance import load_acceptance, shipped_path
-from calibrate.plan import price_candidate, rounds_by_document
+from calibrate.plan import price_candidates
 from calibrate.pricing import DeviceRequest, price_by_datasheet
 from calibrate.published import DRAFT, HEURISTIC
 from perfmodel.geometry import find_model
@@ -122,15 +122,14 @@ def explained(device: str, engine: EngineMode) -> Explanation:
             confidence="max-prob",
             length=HEURISTIC,
         )
-        plain = rounds_by_document(acceptance.trace, None)
-        predicted = price_candidate("published", policy, acceptance.trace, pricing, plain).speedup.speedup.value
+        [predicted] = price_candidates({"published": policy}, acceptance.trace, pricing)
         speedups.append(
             PublishedSpeedup(
                 target=row["target"],
                 policy=policy.label,
                 source=row["source"],
                 published=float(row["speedup"]),
-                predicted=predicted,
+                predicted=predicted.speedup.speedup.value,
             )
         )
     return Explanation(device=find_hardware(device).name, engine=engine, speedups=tuple(speedups))

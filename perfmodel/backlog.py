@@ -2,12 +2,12 @@
 
 A segment has processed n tokens. To draft the token of a column it runs over everything known before that column, and n
 becomes that; after a round, n is at most what was known before the new lead. So the further passes of a block have as many
-rows as there are columns from one token that reaches it to the next, whatever the block, and blocks are only counted; the
-rows of a block's first pass follow from where the segment was left by the last block that came to it.
+rows as there are columns from one token that comes to the next, whatever the block, and blocks are only counted; the rows of
+a block's first pass follow from where the segment was left by the last block that came to it.
 
 A self draft hands the block's last token to the verification: it runs through all segments, and answers nothing.
 
-Letters: Q policies, C columns, N rounds, S of which come to a segment, P places (`perfmodel.passes`).
+Letters: Q policies, C columns, N rounds, S of which come to a segment, T places whose token comes, P (`perfmodel.passes`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from perfmodel.courses import Courses
 from perfmodel.passes import COLD_PLACES
-from perfmodel.tape import Bools, Counts, Integers, Lengths, Tape, run_lengths, spread
+from perfmodel.tape import Bools, Counts, Tape, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,10 +27,10 @@ class Passed:
 
     at: Counts
     """Rising places, of the same prompts as the passes."""
-    rows: Integers
+    rows: Counts
     known: Counts
     """Tokens known to each after its rows."""
-    times: Lengths | None
+    times: Counts | None
     """How many passes are alike; one where it is None."""
 
     @property
@@ -59,33 +59,25 @@ def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
         courses: rounds.
         comes: the tokens that run through the segment. [Q * C].
     """
-    longest = int(courses.drafted.max())
-    ahead = run_lengths(~comes, longest)  # from each place on, tokens before one that comes
-    behind = run_lengths(~comes[::-1], longest)[::-1]  # from each place back
-    round_ = np.flatnonzero(ahead.take(courses.start) < courses.drafted)
-    start = courses.start.take(round_)
-    end = start + courses.drafted.take(round_) - 1
-    first = start + ahead.take(start)
-    last = end - behind.take(end)
-    rows = first - _processed(tape, courses, round_, last)
-    known = courses.known.take(round_) + (first - start)
+    came = np.flatnonzero(comes)  # [T]
+    before = np.zeros(len(comes) + 1, np.int32)  # tokens that come before a place: the number in `came` of the next
+    np.cumsum(comes, out=before[1:])
+    until_start, until_end = before.take(courses.start), before.take(courses.start + courses.drafted)
+    round_ = np.flatnonzero(until_start < until_end)
+    begin, end = until_start.take(round_).astype(np.int64), until_end.take(round_).astype(np.int64)
+    start, first, last = courses.start.take(round_), came.take(begin), came.take(end - 1)
     return Depth(
         round_=round_,
-        num_came=_num_came(ahead, first, end),
-        first=Passed(at=start, rows=rows, known=known, times=None),
-        further=_further(tape, courses, comes, ahead, behind),
+        num_came=np.minimum(end - begin, COLD_PLACES),
+        first=Passed(
+            at=start,
+            rows=first - _processed(tape, courses, round_, last),
+            known=courses.known.take(round_) + (first - start),
+            times=None,
+        ),
+        further=_further(tape, courses, came, begin, end),
         pushed=_pushed(courses, round_, last) if tape.is_self_draft else None,
     )
-
-
-def _num_came(ahead: Lengths, first: Counts, end: Counts) -> Counts:
-    """Tokens that come, from the first of each block to its end, told up to P. [S]."""
-    number, at = np.ones_like(first), first
-    for _ in range(COLD_PLACES - 1):
-        at = at + 1
-        at += ahead.take(at, mode="clip")
-        number += at <= end
-    return number
 
 
 def _processed(tape: Tape, courses: Courses, round_: Counts, last: Counts) -> Counts:
@@ -100,19 +92,26 @@ def _processed(tape: Tape, courses: Courses, round_: Counts, last: Counts) -> Co
     return processed
 
 
-def _further(tape: Tape, courses: Courses, comes: Bools, ahead: Lengths, behind: Lengths) -> Passed:
-    """All passes but the first of each block: over as many blocks as hold a token that comes, but not as the first."""
-    times = np.zeros_like(courses.started)
-    for step in range(1, int(courses.drafted.max())):
-        holds = courses.started[:-step] > step
-        holds &= ahead[:-step] < step
-        times[step:] += holds.view(np.uint8)
-    times *= comes.view(np.uint8)
-    ran = np.flatnonzero(times > 0)
-    bounds = tape.policy_bounds(courses.num_policies)
-    column = ran - spread(ran, bounds, bounds[:-1])
-    rows: Integers = behind.take(ran - 1) + 1
-    return Passed(at=ran, rows=rows, known=tape.known.take(column), times=times.take(ran))
+def _further(tape: Tape, courses: Courses, came: Counts, begin: Counts, end: Counts) -> Passed:
+    """All passes but the first of each block: over as many blocks as hold a token that comes, but not as the first.
+
+    Args:
+        tape: the trace.
+        courses: rounds.
+        came: places. [T].
+        begin: where in `came` the tokens of each block begin. [S].
+        end: where they end. [S].
+    """
+    width = len(came) + 1
+    times = np.cumsum(np.bincount(begin + 1, minlength=width) - np.bincount(end, minlength=width))
+    ran = np.flatnonzero(times)
+    at = came.take(ran)
+    return Passed(
+        at=at,
+        rows=at - came.take(ran - 1),
+        known=tape.known_at(at, courses.num_policies),
+        times=times.take(ran),
+    )
 
 
 def _pushed(courses: Courses, round_: Counts, last: Counts) -> Passed:

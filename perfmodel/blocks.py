@@ -1,31 +1,28 @@
-"""The block that would start at each column: policies that look at the same exits, many at a time.
+"""The block that would start at each column: policies that look at as many exits, many at a time.
 
-Letters: Q policies, F of which have a floor, C columns.
+Letters: Q policies, U different ladders of theirs, L exits that each looks at, F policies with a floor, C columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import lru_cache
 
 import numpy as np
 
 from perfmodel.calibration import agreement_at
 from perfmodel.errors import BadPolicy
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FloorStop, LengthRule, SurvivalStop
-from perfmodel.tape import Bools, Floats, Lengths, Tape, run_lengths
-
-Agreement: TypeAlias = Callable[[int, CalibrationCurve], Floats]
-"""(zero-based exit, its curve) -> calibrated confidence at every column. [C]."""
+from perfmodel.tape import Bools, Counts, Floats, Lengths, Tape, run_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blocks:
-    """What policies that look at the same exits do at every column."""
+    """What policies that look at as many exits do at every column."""
 
-    looked: tuple[int, ...]
-    """Zero-based exits that are looked at; none in plain decoding."""
+    looked: Counts  # [Q, L]; zero-based exits that are looked at; L is 0 in plain decoding
     comes: tuple[Bools, ...]
     """By looked-at exit but the first: the tokens that left at none before it. Each [Q, C]."""
     drafted: Lengths  # [Q, C]; tokens of a block that starts here, under the rule's largest cap
@@ -35,56 +32,83 @@ class Blocks:
 def no_blocks(tape: Tape, num_policies: int) -> Blocks:
     """Plain decoding: rounds that draft nothing."""
     nothing = np.zeros((num_policies, tape.num_columns), tape.room.dtype)
-    return Blocks(looked=(), comes=(), drafted=nothing, right=nothing)
+    return Blocks(looked=np.zeros((num_policies, 0), np.int64), comes=(), drafted=nothing, right=nothing)
 
 
-def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy], agreement: Agreement) -> Blocks:
-    """The blocks of policies.
-
-    Args:
-        tape: the trace.
-        policies: what to draft, all looking at the same exits. [Q].
-        agreement: see `agreement_on`.
+def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy]) -> Blocks:
+    """The blocks of policies that look at as many exits. [Q].
 
     Raises:
         BadPolicy: a policy looks at an exit that the traced draft does not have, or at another confidence.
     """
-    looked = _looked_exits(tape, policies)
-    thresholds = [policy.thresholds for policy in policies]
-    different = list(dict.fromkeys(thresholds))
-    row = np.array([different.index(cuts) for cuts in thresholds])
-    cuts_by_exit = zip(*different, strict=True)
-    leaves = [tape.confidence[exit_id] >= _upright(cuts) for exit_id, cuts in zip(looked, cuts_by_exit, strict=False)]
-    accepted = _pick(leaves, [tape.accepted[exit_id] for exit_id in looked])
+    ladders = _Ladders(tape, policies)
     longest = min(max(policy.length.draft_cap for policy in policies), tape.longest)
-    right = run_lengths(accepted.ravel(), longest).reshape(len(different), -1)
-    by_policy = [here[row] for here in leaves]
+    right = run_lengths(ladders.said(tape.accepted).ravel(), longest).reshape(ladders.shape)
     return Blocks(
-        looked=looked,
-        comes=tuple(_comes(by_policy)),
-        drafted=_drafted(tape, policies, looked, by_policy, agreement),
-        right=right[row],
+        looked=ladders.looked.take(ladders.row, axis=0),
+        comes=tuple(comes.take(ladders.row, axis=0) for comes in ladders.comes()),
+        drafted=_drafted(ladders, [policy.length for policy in policies]),
+        right=right.take(ladders.row, axis=0),
     )
 
 
-def _looked_exits(tape: Tape, policies: Sequence[ExitPolicy]) -> tuple[int, ...]:
-    unknown = [layer for layer in policies[0].exit_layers if layer not in tape.exit_layers]
+class _Ladders:
+    """At which exit each column's token leaves, for every different choice of exits and thresholds among policies."""
+
+    def __init__(self, tape: Tape, policies: Sequence[ExitPolicy]) -> None:
+        choices = [(_looked_exits(tape, policy), policy.thresholds) for policy in policies]
+        different = list(dict.fromkeys(choices))
+        self.tape = tape
+        self.row = np.array([different.index(choice) for choice in choices])  # [Q]; of U
+        self.looked = np.array([looked for looked, _ in different])  # [U, L]
+        self.shape = len(different), tape.num_columns
+        self.leaves = [  # by looked-at exit but the last: tokens that are confident enough; [U, C] each
+            _each(self.shape, [tape.confidence[looked[place]] >= cuts[place] for looked, cuts in different])
+            for place in range(self.looked.shape[1] - 1)
+        ]
+
+    def said(self, of_exit: Bools) -> Bools:
+        """What the exit says at which each column's token leaves, from what every exit says: [E, C] -> [U, C]."""
+        return _pick(self.leaves, [of_exit.take(exits, axis=0) for exits in self.looked.T])
+
+    def comes(self) -> Iterator[Bools]:
+        """The tokens that left at none of the exits so far, exit by exit. [U, C] each."""
+        stays: Bools | None = None
+        for here in self.leaves:
+            stays = ~here if stays is None else stays & ~here
+            yield stays
+
+    def unsure(self, row: int, floor: float) -> Bools:
+        """Tokens of one ladder that leave with a confidence below a floor. [C]."""
+        confidence = self.tape.confidence
+        return _pick([here[row] for here in self.leaves], [confidence[exit_id] < floor for exit_id in self.looked[row]])
+
+    def agreement(self, row: int, curves: Sequence[CalibrationCurve]) -> Floats:
+        """Calibrated confidence with which the tokens of one ladder leave. [C]."""
+        calibrated = [_calibrated(self.tape, exit_id, curve) for exit_id, curve in zip(self.looked[row], curves, strict=True)]
+        agreement = calibrated[-1]
+        for here, said in zip(self.leaves[::-1], calibrated[-2::-1], strict=True):
+            agreement = here[row] * said + ~here[row] * agreement
+        return agreement
+
+
+def _looked_exits(tape: Tape, policy: ExitPolicy) -> tuple[int, ...]:
+    unknown = [layer for layer in policy.exit_layers if layer not in tape.exit_layers]
     if unknown:
         raise BadPolicy(f"exit {unknown[0]} is none of the traced draft's", f"exits among {tape.exit_layers!r}")
-    for policy in policies:
-        if policy.confidence != tape.confidence_kind:
-            raise BadPolicy(f"confidence {policy.confidence!r}", f"{tape.confidence_kind!r}, which the trace holds")
-    return tuple(tape.exit_layers.index(layer) for layer in policies[0].exit_layers)
+    if policy.confidence != tape.confidence_kind:
+        raise BadPolicy(f"confidence {policy.confidence!r}", f"{tape.confidence_kind!r}, which the trace holds")
+    return tuple(map(tape.exit_layers.index, policy.exit_layers))
 
 
-def _upright(numbers: Sequence[float]) -> Floats:
-    return np.array(numbers)[:, None]
+def _each(shape: tuple[int, int], rows: Sequence[Bools]) -> Bools:
+    return np.concatenate(rows).reshape(shape)
 
 
 def _pick(leaves: Sequence[Bools], of_exit: Sequence[Bools]) -> Bools:
     """From one array per looked-at exit, what is said by the exit at which each column's token leaves.
 
-    In logic, and for floats in `_surviving` in arithmetic: `np.where` takes a branch per column, ten times slower.
+    In logic, and for floats in `_Ladders.agreement` in arithmetic: `np.where` takes a branch per column, ten times slower.
     """
     picked = of_exit[-1]
     for here, said in zip(leaves[::-1], of_exit[-2::-1], strict=True):
@@ -92,63 +116,52 @@ def _pick(leaves: Sequence[Bools], of_exit: Sequence[Bools]) -> Bools:
     return picked
 
 
-def _comes(leaves: Sequence[Bools]) -> Iterator[Bools]:
-    """The tokens that left at none of the exits so far, exit by exit."""
-    stays: Bools | None = None
-    for here in leaves:
-        stays = ~here if stays is None else stays & ~here
-        yield stays
+@lru_cache(maxsize=64)
+def _calibrated(tape: Tape, exit_id: int, curve: CalibrationCurve) -> Floats:
+    """The curve at every confidence of an exit. [C]."""
+    return agreement_at(curve, tape.confidence[exit_id])
 
 
-def _drafted(
-    tape: Tape, policies: Sequence[ExitPolicy], looked: Sequence[int], leaves: Sequence[Bools], agreement: Agreement
-) -> Lengths:
+def _drafted(ladders: _Ladders, rules: Sequence[LengthRule]) -> Lengths:
     """Tokens of a block that starts at each column. [Q, C]."""
-    rules = [policy.length for policy in policies]
+    tape, row = ladders.tape, ladders.row
     caps = np.array([[min(rule.draft_cap, tape.longest)] for rule in rules], tape.room.dtype)
+    longest = int(caps.max())
     drafted: Lengths = np.minimum(tape.room, caps)
-    places, stops = _stops(tape, rules, looked, leaves)
-    if places:
-        until = run_lengths(~stops.ravel(), int(caps.max())).reshape(stops.shape)
-        until += 1  # the token that stops a block is its last
-        drafted[places] = np.minimum(drafted[places], until)
+    if tape.may_end:
+        until = _up_to(ladders.said(tape.ends_text), longest)
+        np.minimum(drafted, until.take(row, axis=0), out=drafted)
+    floors = {place: rule.floor for place, rule in enumerate(rules) if isinstance(rule, FloorStop)}
+    if floors:
+        unsure = [ladders.unsure(row[place], floor) for place, floor in floors.items()]
+        drafted[list(floors)] = np.minimum(
+            drafted[list(floors)], _up_to(_each((len(floors), tape.num_columns), unsure), longest)
+        )
+    alike: dict[tuple[int, tuple[CalibrationCurve, ...]], dict[int, SurvivalStop]] = defaultdict(dict)
     for place, rule in enumerate(rules):
         if isinstance(rule, SurvivalStop):
-            calibrated = [agreement(exit_id, curve) for exit_id, curve in zip(looked, rule.calibration, strict=True)]
-            surviving = _surviving([here[place] for here in leaves], calibrated, rule, tape.longest)
-            np.minimum(drafted[place], surviving, out=drafted[place])
+            alike[row[place], rule.calibration][place] = rule
+    for (ladder, curves), stops in alike.items():
+        surviving = _surviving(ladders.agreement(ladder, curves), list(stops.values()), tape.longest)
+        drafted[list(stops)] = np.minimum(drafted[list(stops)], surviving)
     return drafted
 
 
-def _stops(tape: Tape, rules: Sequence[LengthRule], looked: Sequence[int], leaves: Sequence[Bools]) -> tuple[list[int], Bools]:
-    """The policies whose blocks a token may stop, by what it is or by its confidence, and the tokens that do. [F, C]."""
-    floors = {place: rule.floor for place, rule in enumerate(rules) if isinstance(rule, FloorStop)}
-    is_low = [tape.confidence[exit_id] < _upright(list(floors.values())) for exit_id in looked]
-    low = _pick([here[list(floors)] for here in leaves], is_low)
-    if not tape.may_end:
-        return list(floors), low
-    ends = np.array(
-        np.broadcast_to(_pick(leaves, [tape.ends_text[exit_id] for exit_id in looked]), (len(rules), tape.num_columns))
-    )
-    ends[list(floors)] |= low
-    return list(range(len(rules))), ends
+def _up_to(stops: Bools, longest: int) -> Lengths:
+    """Tokens from each column on up to one that stops a block, which is its last. [any, C]."""
+    until = run_lengths(~stops.ravel(), longest).reshape(stops.shape)
+    until += 1
+    return until
 
 
-def _surviving(leaves: Sequence[Bools], calibrated: Sequence[Floats], rule: SurvivalStop, longest: int) -> Lengths:
-    """Tokens until the product of their agreements is below the floor: as no agreement exceeds 1, it stays below. [C]."""
-    agreement = calibrated[-1]
-    for here, said in zip(leaves[::-1], calibrated[-2::-1], strict=True):
-        agreement = here * said + ~here * agreement
-    product, length = agreement.copy(), np.ones(len(agreement), np.min_scalar_type(longest + 2))
-    for step in range(1, min(rule.draft_cap, longest, len(agreement))):
-        going = product >= rule.floor
+def _surviving(agreement: Floats, rules: Sequence[SurvivalStop], longest: int) -> Lengths:
+    """Tokens until the product of their agreements is below each rule's floor: none exceeds 1, so it stays below. [any, C]."""
+    floors = np.array([[rule.floor] for rule in rules])
+    product, length = agreement.copy(), np.ones((len(rules), len(agreement)), np.min_scalar_type(longest + 2))
+    for step in range(1, min(max(rule.draft_cap for rule in rules), longest, len(agreement))):
+        going = product >= floors
         if not going.any():
             break
         length += going.view(np.uint8)
         product[:-step] *= agreement[step:]
     return length
-
-
-def agreement_on(tape: Tape, exit_id: int, curve: CalibrationCurve) -> Floats:
-    """The curve at every confidence of an exit. [C]."""
-    return agreement_at(curve, tape.confidence[exit_id])

@@ -2,20 +2,18 @@
 
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 NUM_RESAMPLES = 200
 _SEED = 20260701
 
 
 @lru_cache(maxsize=16)
-def resamples(number: int) -> tuple[tuple[int, ...], ...]:
-    """How often each of so many pieces of evidence is drawn, resample by resample."""
+def resamples(number: int) -> NDArray[np.int64]:
+    """How often each of so many pieces of evidence is drawn, by resample: [resamples, number]; not to be written to."""
     import random
 
-    rng = random.Random(_SEED)
-    drawn = []
-    for _ in range(NUM_RESAMPLES):
-        times = [0] * number
-        for one in rng.choices(range(number), k=number):
-            times[one] += 1
-        drawn.append(tuple(times))
-    return tuple(drawn)
+    drawn = random.Random(_SEED).choices(range(number), k=NUM_RESAMPLES * number)
+    offset = np.repeat(np.arange(NUM_RESAMPLES) * number, number)
+    return np.bincount(offset + drawn, minlength=NUM_RESAMPLES * number).reshape(NUM_RESAMPLES, number)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from itertools import groupby
 
 import numpy as np
 
-from perfmodel.blocks import Agreement, Blocks, agreement_on, draft_blocks, no_blocks
+from perfmodel.blocks import Blocks, draft_blocks, no_blocks
 from perfmodel.policy import ExitPolicy, HeuristicLength
-from perfmodel.tape import Bools, Counts, Lengths, Tape, spread
+from perfmodel.tape import Bools, Counts, Lengths, Tape
 
 _PLACES_IN_STEP = 2**18
 """Columns of policies that are run together. Many, so that an array operation costs more than the call that makes it; few, so
@@ -24,13 +23,12 @@ _JUMPS_BETWEEN_CHECKS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Courses:
-    """The rounds of Q policies that look at the same exits, policy after policy and prompt after prompt.
+    """The rounds of Q policies that look at as many exits, policy after policy and prompt after prompt.
 
     A place is a column of one of the policies: its columns follow those of the one before.
     """
 
     blocks: Blocks
-    started: Lengths  # [Q * C]; tokens drafted by the round that starts at a place, 0 where none does
     start: Counts  # [N]; rising places at which rounds begin
     known: Counts  # [N]; tokens known at the start
     drafted: Lengths  # [N]
@@ -44,46 +42,41 @@ class Courses:
 
 def run_courses(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Iterator[tuple[tuple[int, ...], Courses]]:
     """Some of the policies, by their places in the sequence, and their rounds; until every policy came."""
-    agreement = cache(partial(agreement_on, tape))
     order = sorted(range(len(policies)), key=lambda place: _kinship(policies[place]))
     most = max(1, _PLACES_IN_STEP // tape.num_columns)
     for _, kin in groupby(order, key=lambda place: _kinship(policies[place])[:2]):
         places = tuple(kin)
         for some in np.array_split(places, -(-len(places) // most)):
             together = tuple(some.tolist())
-            yield together, _run_in_step(tape, [policies[place] for place in together], agreement)
+            yield together, _run_in_step(tape, [policies[place] for place in together])
 
 
-def _kinship(policy: ExitPolicy | None) -> tuple[bool, tuple[int, ...], tuple[float, ...], int]:
-    """Policies run together that look at the same exits, and whose length adapts, or does not.
+def _kinship(policy: ExitPolicy | None) -> tuple[bool, int, tuple[int, ...], tuple[float, ...], int]:
+    """Policies run together that look at as many exits, and whose length adapts, or does not.
 
     The more alike neighbours are, the less there is to do: they share thresholds and the length of the longest block.
     """
     if policy is None:
-        return False, (), (), 0
-    rule = policy.length
-    return isinstance(rule, HeuristicLength), policy.exit_layers, policy.thresholds, rule.draft_cap
+        return False, 0, (), (), 0
+    rule, layers = policy.length, policy.exit_layers
+    return isinstance(rule, HeuristicLength), len(layers), layers, policy.thresholds, rule.draft_cap
 
 
-def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None], agreement: Agreement) -> Courses:
+def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Courses:
     """The rounds of policies whose length adapts, or of policies none of whose does."""
     drafting = [policy for policy in policies if policy]
-    blocks = draft_blocks(tape, drafting, agreement) if drafting else no_blocks(tape, len(policies))
+    blocks = draft_blocks(tape, drafting) if drafting else no_blocks(tape, len(policies))
     rules = [policy.length for policy in drafting if isinstance(policy.length, HeuristicLength)]
     if rules:
-        visited, started = _visit_adapting(tape, blocks, rules)
+        visited, in_block = _visit_adapting(tape, blocks, rules)
     else:
-        visited = _visit(tape, blocks)
-        started = (blocks.drafted * visited.view(np.uint8)).ravel()
+        visited, in_block = _visit(tape, blocks), blocks.drafted.ravel()
     start = np.flatnonzero(visited)
-    drafted = started.take(start)
-    bounds = tape.policy_bounds(len(policies))
-    column = start - spread(start, bounds, bounds[:-1])
+    drafted = in_block.take(start)
     return Courses(
         blocks=blocks,
-        started=started,
         start=start,
-        known=tape.known.take(column),
+        known=tape.known_at(start, len(policies)),
         drafted=drafted,
         accepted=np.minimum(drafted, blocks.right.ravel().take(start)),
     )

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import mul
+
+import numpy as np
 
 from perfmodel.bootstrap import resamples
 from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval
@@ -152,7 +153,7 @@ def _rate(runs: Sequence[Decoded], weights: Sequence[int]) -> TokensPerS:
 def _interval(runs: Sequence[Decoded], plain: Sequence[Decoded], error_frac: Frac) -> Interval:
     """The ratio of totals; a bootstrap over prompts and a lognormal error, joined in quadrature on each side."""
     value = _rate(runs, (1,) * len(runs)) / _rate(plain, (1,) * len(plain))
-    resampled = sorted(_resampled_ratios(runs, plain))
+    resampled = _resampled_ratios(runs, plain)
     outside = round((1 - INTERVAL_FRAC) / 2 * (len(resampled) - 1))
     error = NORMAL_QUANTILE * error_frac
     below = math.hypot(min(0.0, math.log(resampled[outside] / value)), error)
@@ -161,15 +162,8 @@ def _interval(runs: Sequence[Decoded], plain: Sequence[Decoded], error_frac: Fra
 
 
 def _resampled_ratios(runs: Sequence[Decoded], plain: Sequence[Decoded]) -> list[float]:
-    """Ratios of totals over prompts drawn with replacement, both arms of a prompt together."""
-    columns = (
-        [run.num_tokens for run in runs],
-        [run.decode_s for run in runs],
-        [run.num_tokens for run in plain],
-        [run.decode_s for run in plain],
-    )
-    ratios = []
-    for weights in resamples(len(runs)):
-        tokens, seconds, plain_tokens, plain_s = (sum(map(mul, weights, column)) for column in columns)
-        ratios.append(tokens / seconds * plain_s / plain_tokens)
+    """Rising ratios of totals over prompts drawn with replacement, both arms of a prompt together."""
+    columns = [(one.num_tokens, one.decode_s, other.num_tokens, other.decode_s) for one, other in zip(runs, plain, strict=True)]
+    tokens, seconds, plain_tokens, plain_s = (resamples(len(runs)) @ np.array(columns)).T
+    ratios: list[float] = np.sort(tokens / seconds * plain_s / plain_tokens).tolist()
     return ratios

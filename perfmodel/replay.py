@@ -12,7 +12,6 @@ Letters: G replays (policies, or the prompts of one policy), E exits or segments
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,9 +19,9 @@ from itertools import pairwise
 import numpy as np
 
 from perfmodel.courses import run_courses
-from perfmodel.passes import COLD_PLACES, PassKind, PassName
+from perfmodel.passes import COLD_PLACES, ColdCount, PassCount, PassKind, PassName
 from perfmodel.policy import ExitPolicy
-from perfmodel.rounds import RoundStats, cold_counts, pass_counts
+from perfmodel.rounds import RoundStats
 from perfmodel.tally import Grouping, PassTable, count_passes
 from perfmodel.tape import Counts, Floats, Tape, make_tape
 from perfmodel.trace import AcceptanceTrace
@@ -63,6 +62,7 @@ class ReplayBatch:
         """The record of each of the G."""
         shapes, *counts = self._shapes()
         places, cold = self._cold()
+        by_shape, by_place = (sorted(range(len(names)), key=names.__getitem__) for names in (shapes, places))
         passes = zip(*(numbers.tolist() for numbers in counts), cold.tolist(), strict=True)
         drafted, accepted = _at_least(self.drafted), _at_least(self.accepted)
         longest = (np.count_nonzero(drafted, axis=1) - 1).tolist()
@@ -76,8 +76,8 @@ class ReplayBatch:
                 drafted_by_position=tuple(drafted[group, 1 : longest[group] + 1].tolist()),
                 accepted_by_position=tuple(accepted[group, 1 : longest[group] + 1].astype(float).tolist()),
                 exits_taken=tuple(self.exits_taken[group].tolist()),
-                passes=pass_counts(_occurring(shapes, number), Counter(dict(zip(shapes, cached, strict=True)))),
-                cold_passes=cold_counts(_occurring(places, early)),
+                passes=tuple(_pass_count(shapes[i], number[i], cached[i]) for i in by_shape if number[i]),
+                cold_passes=tuple(_cold_count(places[i], early[i]) for i in by_place if early[i]),
             )
             for group, (number, cached, early) in enumerate(passes)
         )
@@ -172,8 +172,14 @@ def _at_least(counts: Counts) -> Counts:
     return at_least
 
 
-def _occurring(names: Sequence[PassName], number: Sequence[int]) -> Counter[PassName]:
-    return Counter({name: count for name, count in zip(names, number, strict=True) if count})
+def _pass_count(name: PassName, number: int, cached: int) -> PassCount:
+    kind, stage, rows = name
+    return PassCount(kind=kind, stage=stage, rows=rows, num_passes=number, cached_tokens_sum=cached)
+
+
+def _cold_count(name: PassName, number: int) -> ColdCount:
+    kind, stage, place = name
+    return ColdCount(kind=kind, stage=stage, place=place, num_passes=number)
 
 
 def _stack(tables: Sequence[PassTable], order: Counts, *, num_prompts: int) -> ReplayBatch:

@@ -12,8 +12,7 @@ Letters: Q policies, N rounds, G groups, E exits or segments, L exits that are l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,9 +54,13 @@ class Grouping:
         """The group of each of some rising places."""
         return spread(places, self.bounds, np.arange(self.num_groups))
 
-    def count(self, group: Counts, weight: Integers | None = None) -> Counts:
-        """How many there are of each group, or the sum of their weights. [G]."""
-        return np.bincount(group, weight, minlength=self.num_groups).astype(np.int64, copy=False)
+    def number(self, places: Counts) -> Counts:
+        """How many of some rising places are of each group. [G]."""
+        return np.diff(np.searchsorted(places, self.bounds))
+
+    def total(self, group: Counts, weight: Integers) -> Counts:
+        """Sum of the weights of each group. [G]."""
+        return np.bincount(group, weight, minlength=self.num_groups).astype(np.int64)
 
     def histograms(self, group: Counts, value: Integers, width: int, weights: Sequence[Integers | None]) -> list[Counts]:
         """How often each value below `width` occurs in each group (a weight of None), or the sum of a weight. [G, width]."""
@@ -69,11 +72,13 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Passes:
-    """Passes of a segment by their rows, or rounds by their drafted tokens; the cached tokens before them; the cold ones."""
+    """Passes of a segment."""
 
-    number: Counts  # [G, R]
-    cached: Counts  # [G, R]
+    number: Counts  # [G, R]; by their rows
+    cached: Counts  # [G, R]; cached tokens before them
     cold: Counts  # [G, P]
+    rounds: Counts  # [G]; in which a drafted token came to the segment
+    tokens: Counts  # [G]; that came
 
 
 def count_passes(tape: Tape, courses: Courses, grouping: Grouping) -> PassTable:
@@ -86,58 +91,66 @@ class _Tally:
 
     def __init__(self, tape: Tape, courses: Courses, grouping: Grouping) -> None:
         self.tape, self.courses, self.grouping = tape, courses, grouping
-        self.looked = courses.blocks.looked
         self.group = grouping.of(courses.start)  # [N]
         width = int(courses.drafted.max()) + 1
-        number, cached = grouping.histograms(self.group, courses.drafted, width, (None, courses.known - 1))
-        self.rounds = _Passes(number=number, cached=cached, cold=_cold(number))
+        self.drafted, self.verify_cached = grouping.histograms(  # [G, K] each
+            self.group, courses.drafted, width, (None, courses.known - 1)
+        )
         self.depths = [depth_of(tape, courses, comes.ravel()) for comes in courses.blocks.comes]
+        looked = np.repeat(courses.blocks.looked, grouping.num_groups // courses.num_policies, axis=0)
+        self.looked = looked  # [G, L]
 
     def table(self) -> PassTable:
         """All counts."""
-        rounds, num_segments = self.rounds, len(self.tape.exit_layers)
+        looked, num_segments = self.looked, len(self.tape.exit_layers)
         checks, taken, depths = np.zeros((3, self.grouping.num_groups, num_segments), np.int64)
-        segments = segments_cached = checks[:, :, None]
-        cold_segments = np.zeros((self.grouping.num_groups, num_segments, COLD_PLACES), np.int64)
-        cold_checks = cold_segments[:, 0]
-        if self.looked:
-            each = list(self._segments())
-            segments, segments_cached = _join(each, num_segments)
-            cold_segments[:, : len(each)] = np.stack([passes.cold for passes in each], axis=1)
-            checks[:, self.looked] = came = self._exit_checks()
-            taken[:, self.looked] = _but_deeper(came)
-            cold_checks = self._cold_checks()
-            depths[:, self.looked] = _but_deeper(self._rounds_that_came())
+        levels = list(self._levels())
+        came, rounds = ([getattr(level, name) for level in levels[:-1]] for name in ("tokens", "rounds"))
+        if came:
+            np.put_along_axis(checks, looked, np.stack(came, axis=1), axis=1)
+            np.put_along_axis(taken, looked, _but_deeper(np.stack(came, axis=1)), axis=1)
+            np.put_along_axis(depths, looked, _but_deeper(np.stack(rounds, axis=1)), axis=1)
             if self.tape.is_self_draft:  # all segments run before its verification
                 depths[:] = 0
-                depths[:, -1] = rounds.number.sum(axis=1)
+                depths[:, -1] = self.drafted.sum(axis=1)
+        level_of = (looked[:, :, None] < np.arange(num_segments)).sum(axis=1)  # [G, E]
+        group = np.arange(len(looked))[:, None]
+        number, cached, cold = (_stack([getattr(level, name) for level in levels]) for name in ("number", "cached", "cold"))
         num_policies = self.courses.num_policies
         texts = self.grouping.of(self.tape.prompt_bounds(num_policies)[:-1])
         return PassTable(
-            num_tokens=self.grouping.count(texts, np.tile(self.tape.end - self.tape.begin, num_policies)),
-            drafted=rounds.number,
-            accepted=self.grouping.histograms(self.group, self.courses.accepted, rounds.number.shape[1], [None])[0],
-            verify_cached=rounds.cached,
+            num_tokens=self.grouping.total(texts, np.tile(self.tape.end - self.tape.begin, num_policies)),
+            drafted=self.drafted,
+            accepted=self.grouping.histograms(self.group, self.courses.accepted, self.drafted.shape[1], [None])[0],
+            verify_cached=self.verify_cached,
             exit_checks=checks,
             exits_taken=taken,
-            segments=segments,
-            segments_cached=segments_cached,
-            cold_segments=cold_segments,
-            cold_checks=cold_checks,
+            segments=number[level_of, group],
+            segments_cached=cached[level_of, group],
+            cold_segments=cold[level_of, group],
+            cold_checks=self._cold_checks(),
             verify_depths=depths,
         )
 
-    def _segments(self) -> Iterator[_Passes]:
-        """The passes of each segment, as far down as any token goes."""
-        yield from [self._passes_of_every_token()] * (self.looked[0] + 1)
-        for (above, exit_id), depth in zip(pairwise(self.looked), self.depths, strict=True):
-            yield from [self._passes_of_some_tokens(depth)] * (exit_id - above)
-        if self.tape.is_self_draft:  # one pass a round over its block and lead, as in the verification
-            rounds, wider = self.rounds, ((0, 0), (1, 0))
-            once = np.zeros_like(rounds.cold)
-            once[:, 0] = rounds.number.sum(axis=1)
-            pushed = _Passes(number=np.pad(rounds.number, wider), cached=np.pad(rounds.cached, wider), cold=once)
-            yield from [pushed] * (len(self.tape.exit_layers) - 1 - self.looked[-1])
+    def _levels(self) -> Iterator[_Passes]:
+        """The passes of the segments down to each looked-at exit, and last of those below them all."""
+        if not self.looked.shape[1]:
+            yield self._passes_of_no_token()
+            return
+        yield self._passes_of_every_token()
+        yield from map(self._passes_of_some_tokens, self.depths)
+        yield self._pushed() if self.tape.is_self_draft else self._passes_of_no_token()
+
+    def _passes_of_no_token(self) -> _Passes:
+        nothing = np.zeros((self.grouping.num_groups, COLD_PLACES), np.int64)
+        return _Passes(number=nothing, cached=nothing, cold=nothing, rounds=nothing[:, 0], tokens=nothing[:, 0])
+
+    def _pushed(self) -> _Passes:
+        """Passes of a self draft's verification below its last exit: one a round over its block and lead."""
+        wider, nothing = ((0, 0), (1, 0)), self._passes_of_no_token()
+        cold = nothing.cold.copy()
+        cold[:, 0] = self.drafted.sum(axis=1)
+        return replace(nothing, number=np.pad(self.drafted, wider), cached=np.pad(self.verify_cached, wider), cold=cold)
 
     def _passes_of_every_token(self) -> _Passes:
         """Passes of a segment that every token runs through: one row each, k tokens in a round that drafted k. [G, 3].
@@ -145,21 +158,26 @@ class _Tally:
         A block accepted in full leaves its last token unprocessed, so that the next one's first pass has two rows, the first
         of which is no longer cached. A self draft has pushed that token in the verification, as one more token of the round.
         """
-        rounds, is_self_draft = self.rounds, self.tape.is_self_draft
-        tokens = np.arange(rounds.number.shape[1]) + is_self_draft
+        rounds, reads, is_self_draft = self.drafted, self.verify_cached, self.tape.is_self_draft
+        tokens = np.arange(rounds.shape[1]) + is_self_draft
         number, cached = np.zeros((2, self.grouping.num_groups, 3), np.int64)
-        number[:, 1] = rounds.number @ tokens
-        cached[:, 1] = rounds.cached @ tokens + rounds.number @ (tokens * (tokens - 1) // 2)
+        number[:, 1] = rounds @ tokens
+        cached[:, 1] = reads @ tokens + rounds @ (tokens * (tokens - 1) // 2)
         if not is_self_draft:
             after_full = self._after_full()
             group, known = self.group.take(after_full), self.courses.known.take(after_full)
-            number[:, 2] = self.grouping.count(group)
-            one_row = self.grouping.count(group, known - 1)
+            number[:, 2] = self.grouping.number(self.courses.start.take(after_full))
+            one_row = self.grouping.total(group, known - 1)
             cached[:, 2] = one_row - number[:, 2]
             number[:, 1] -= number[:, 2]
             cached[:, 1] -= one_row
-        cold = _cold(np.pad(rounds.number, ((0, 0), (1, 0)))) if is_self_draft else rounds.cold
-        return _Passes(number=number, cached=cached, cold=cold)
+        return _Passes(
+            number=number,
+            cached=cached,
+            cold=_cold(np.pad(rounds, ((0, 0), (1, 0))) if is_self_draft else rounds),
+            rounds=rounds[:, 1:].sum(axis=1),
+            tokens=rounds @ np.arange(rounds.shape[1]),
+        )
 
     def _after_full(self) -> Counts:
         """The rounds that draft anything and follow on a block accepted in full."""
@@ -168,7 +186,7 @@ class _Tally:
         return np.flatnonzero(is_next & (courses.drafted[1:] > 0)) + 1
 
     def _passes_of_some_tokens(self, depth: Depth) -> _Passes:
-        """Passes of a segment that some tokens never reach. [G, R]."""
+        """Passes of a segment that some tokens never reach."""
         passed, group, num_passes = [depth.first, depth.further], self.group.take(depth.round_), depth.num_came
         if depth.pushed is not None:
             passed, group, num_passes = [*passed, depth.pushed], self.group, np.ones_like(self.group)
@@ -177,21 +195,14 @@ class _Tally:
         each = [
             self.grouping.histograms(self.grouping.of(some.at), some.rows, width, (some.times, some.cached)) for some in passed
         ]
+        rounds, further = (number.sum(axis=1) for number, _ in each[:2])
         number, cached = (np.sum(counts, axis=0) for counts in zip(*each, strict=True))
-        return _Passes(number=number, cached=cached, cold=self._cold(group, num_passes))
-
-    def _exit_checks(self) -> Counts:
-        """Drafted tokens that came to each looked-at exit. [G, L]."""
-        came = [self.rounds.number @ np.arange(self.rounds.number.shape[1])]
-        for depth in self.depths:
-            further = self.grouping.count(self.grouping.of(depth.further.at), depth.further.times)
-            came.append(self.grouping.count(self.group.take(depth.round_)) + further)
-        return np.stack(came, axis=1)
+        return _Passes(number=number, cached=cached, cold=self._cold(group, num_passes), rounds=rounds, tokens=rounds + further)
 
     def _cold_checks(self) -> Counts:
         """Exit checks at the first places of their rounds. [G, P]."""
         if not self.depths:
-            return self.rounds.cold
+            return _cold(self.drafted)
         number = self.courses.drafted.astype(np.int64)
         for depth in self.depths:
             number[depth.round_] += depth.num_came
@@ -201,12 +212,6 @@ class _Tally:
         """Passes at the first places, where rounds have so many passes each. [G, P]."""
         most = np.minimum(number, COLD_PLACES)
         return _cold(*self.grouping.histograms(group, most, COLD_PLACES + 1, [None]))
-
-    def _rounds_that_came(self) -> Counts:
-        """Rounds of which some token ran through the segment of each looked-at exit. [G, L]."""
-        came = [self.rounds.number[:, 1:].sum(axis=1)]
-        came += [self.grouping.count(self.group.take(depth.round_)) for depth in self.depths]
-        return np.stack(came, axis=1)
 
 
 def _cold(by_number: Counts) -> Counts:
@@ -224,11 +229,9 @@ def _but_deeper(came: Counts) -> Counts:
     return stayed
 
 
-def _join(segments: list[_Passes], num_segments: int) -> tuple[Counts, Counts]:
-    """All segments as one array of their numbers and one of their cached tokens. [G, E, R]."""
-    width = max(passes.number.shape[1] for passes in segments)
-    number, cached = np.zeros((2, len(segments[0].number), num_segments, width), np.int64)
-    for stage, passes in enumerate(segments):
-        number[:, stage, : passes.number.shape[1]] = passes.number
-        cached[:, stage, : passes.number.shape[1]] = passes.cached
-    return number, cached
+def _stack(tables: Sequence[Counts]) -> Counts:
+    """Tables of several levels as one, each padded to the widest: [G, any] each -> [levels, G, any]."""
+    stacked = np.zeros((len(tables), len(tables[0]), max(table.shape[1] for table in tables)), np.int64)
+    for level, table in enumerate(tables):
+        stacked[level, :, : table.shape[1]] = table
+    return stacked

@@ -47,14 +47,14 @@ class Tape:
     """Whether any exit does anywhere."""
     room: Lengths  # [C]; tokens that a block starting here may draft: one fewer than may still be emitted
     left: Lengths  # [C]; tokens of the text from here on, or `longest` + 1 if there are more
-    known: Counts  # [C]; tokens known before the column's own
+    known: Counts  # [M]; tokens known before the first column of each prompt
     begin: Counts  # [M]; first column of each prompt
     end: Counts  # [M]; first column past each prompt's text
 
     @property
     def num_columns(self) -> int:
         """C."""
-        return len(self.known)
+        return len(self.room)
 
     def policy_bounds(self, num_policies: int) -> Counts:
         """The place at which the columns of each policy begin, and the end, where they follow each other. [Q + 1]."""
@@ -64,6 +64,11 @@ class Tape:
         """The place at which each prompt of each policy begins, and the end. [Q * M + 1]."""
         starts = self.policy_bounds(num_policies)
         return np.append(np.add.outer(starts[:-1], self.begin).ravel(), starts[-1])
+
+    def known_at(self, places: Counts, num_policies: int) -> Counts:
+        """Tokens known before some rising places of so many policies."""
+        bounds = self.prompt_bounds(num_policies)
+        return places + spread(places, bounds, np.tile(self.known, num_policies) - bounds[:-1])
 
 
 @lru_cache(maxsize=4)
@@ -91,7 +96,7 @@ def make_tape(trace: AcceptanceTrace, longest: int) -> Tape:
         may_end=bool(ends_text.any()),
         room=np.where(is_text, header.max_new_tokens - 1 - step, 0).clip(0, longest).astype(_small(longest)),
         left=(positions[prompt] - step).clip(0, longest + 1).astype(_small(longest)),
-        known=np.array([prompt.prompt_tokens for prompt in header.prompts])[prompt] + step,
+        known=np.array([prompt.prompt_tokens for prompt in header.prompts]),
         begin=begin,
         end=begin + positions,
     )

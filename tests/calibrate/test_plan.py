@@ -253,6 +253,6 @@ def test_prompts_of_one_document_are_drawn_together() -> None:
     trace = make_trace()
     first, second, *others = trace.header.prompts
     renamed = (replace(first, name="a.py:10"), replace(second, name="a.py:99"), *others)
-    rounds = rounds_by_document(replace(trace, header=replace(trace.header, prompts=renamed)), None)
+    rounds = rounds_by_document(replace(trace, header=replace(trace.header, prompts=renamed)), [None])[None]
     assert [one.num_prompts for one in rounds] == [2] + [1] * len(others)
     assert rounds[0].num_tokens == first.num_positions + second.num_positions
