@@ -84,7 +84,7 @@ def main_train(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_draft_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", required=True, metavar="DIR", help="Hugging Face folder of a Llama-format model")
+    parser.add_argument("--target", required=True, metavar="DIR", help="Hugging Face folder of a Llama, Mistral or Qwen2/3")
     parser.add_argument(
         "--exits", type=_layers, required=True, metavar="LAYERS", help="rising layer counts, e.g. 6,9,12; the last is the depth"
     )
@@ -152,7 +152,8 @@ def _train_reference(args: argparse.Namespace) -> int:
 
 def _train_draft(args: argparse.Namespace) -> int:
     check_new(args.output)
-    from s2d.load import FAMILY_FOLDER, find_model
+    from s2d.config import FAMILY_FOLDER
+    from s2d.load import find_model
     from s2d.train_draft import read_texts, train_draft
     from s2d.training import TrainSettings
 
@@ -189,9 +190,10 @@ def _train_draft(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
+    from s2d.config import FAMILY_FOLDER
     from s2d.device import check_device
     from s2d.fit_confidence import calibrate_on_prompts, calibration_half
-    from s2d.load import FAMILY_FOLDER, find_model
+    from s2d.load import find_model
     from s2d.prompts import FAMILY_PROMPTS, read_prompts
     from s2d.show import calibration_text
     from s2d.sidecar import SIDECAR_NAME

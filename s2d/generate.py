@@ -268,9 +268,9 @@ class _Run:
 
 
 def context_tokens(target: LoadedModel, draft: LoadedModel | None) -> int:
-    """The longest text that both can hold."""
+    """The longest text that both can hold, and see whole."""
     models = (target, draft) if draft else (target,)
-    return min(model.geometry.max_context_tokens for model in models)
+    return min(model.geometry.fully_seen_tokens for model in models)
 
 
 def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:
@@ -282,12 +282,12 @@ def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:
     """
     if draft is None:
         return
-    if draft.geometry.vocab_size != target.geometry.vocab_size:
+    if draft.decoder.vocab_size != target.decoder.vocab_size:
         raise Mismatch(
             f"draft {draft.geometry.name}",
-            made_for=f"a vocabulary of {draft.geometry.vocab_size} tokens",
-            given=f"{target.geometry.name} with {target.geometry.vocab_size}",
-            fix="Use a draft that shares the target's tokenizer",
+            made_for=f"a vocabulary of {draft.decoder.vocab_size} tokens",
+            given=f"{target.geometry.name} with {target.decoder.vocab_size}",
+            fix="Use a draft that shares the target's tokenizer; `load_pair` evens out their padding",
         )
     if not draft.exit_layers:
         raise BadPolicy(f"draft {draft.geometry.name} without exits", "exit layers in its sidecar s2d.json")

@@ -28,13 +28,14 @@ from perfmodel.trace import AcceptanceTrace
 from profiler.job import Job
 from profiler.record_acceptance import empty_trace, extended
 from s2d.generate import Generation, Session
+from s2d.load import with_vocabulary_of
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
 SHARED_NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=12, top_p=0.95, seed=11)
 FAMILY_NOISE = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
-DRAFTS = ("separate", "self")
+DRAFTS = ("separate", "self", "padded otherwise")
 NEW_TOKENS = 24
 NUM_FAMILY_PROMPTS = 2
 FAMILY_PROMPT_TOKENS, FAMILY_NEW_TOKENS = 48, 20
@@ -68,11 +69,14 @@ def traced(pair: Pair, prompts: tuple[EncodedPrompt, ...], sampling: Sampling, n
 @functools.cache
 def tiny_pair(kind: str) -> Pair:
     target = tiny_model(TinySpec(), (1, 2, 4) if kind == "self" else ())
-    draft = target if kind == "self" else tiny_model(TinySpec(num_layers=4), (1, 2, 4))
+    vocab_size = VOCAB_SIZE - (3 if kind == "padded otherwise" else 0)
+    is_self = kind == "self"
+    draft = target if is_self else tiny_model(TinySpec(num_layers=4, vocab_size=vocab_size), (1, 2, 4))
+    draft = with_vocabulary_of(draft, target)
     return Pair(
         target=target,
         draft=draft,
-        geometry=DraftGeometry(kind=kind, model=draft.geometry, exit_layers=draft.exit_layers),
+        geometry=DraftGeometry(kind="self" if is_self else "separate", model=draft.geometry, exit_layers=draft.exit_layers),
         tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"w": 0}, unk_token="w"))),
         tokenizer_sha256="0" * 64,
         eos_token_id=EOS,
