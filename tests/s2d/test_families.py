@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from perfmodel.errors import UserInputError
@@ -47,6 +48,37 @@ def test_logits_equal_those_of_transformers_in_every_family(tmp_path: Path, name
     expected = reference_logits(model, tokens)
     found = logits_in_pieces(load_model(tmp_path, "fp32"), PIECES, tokens, (2, 6))
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to do."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("spec", "operations"),
+    [
+        (TinySpec(), 15),
+        (TinySpec(family="mistral", settings=(("sliding_window", None),)), 15),
+        (TinySpec(family="qwen2"), 15),
+        (TinySpec(family="qwen3"), 19),
+        (TinySpec(settings=(("attention_bias", True), ("mlp_bias", True))), 17),
+    ],
+)
+@torch.inference_mode()
+def test_a_family_pays_for_what_it_has_beyond_a_llama_and_no_other_does(spec: TinySpec, operations: int) -> None:
+    decoder, cache = tiny_model(spec).decoder, tiny_model(spec).decoder.new_cache((2, 6), 4)
+    counts = []
+    for segment in (*cache.segments, *cache.segments):  # the first pass makes its buffers
+        with Operations() as counted:
+            decoder.forward_segment(decoder.embed([3]), segment, cache)
+        counts.append(counted.count)
+    assert counts[3] - counts[2] == operations * (4 - 2)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
