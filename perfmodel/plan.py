@@ -137,6 +137,11 @@ class Plan:
     next_command: str
     """The command that would replace the weakest evidence by a measurement."""
 
+    @property
+    def has_assumed_head(self) -> bool:
+        """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
+        return self.draft.model.has_reduced_head and self.draft_sha256 is None
+
 
 def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
     return {**with_llama_layers(body), "batch_schedules": []}

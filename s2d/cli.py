@@ -24,6 +24,7 @@ from perfmodel.console import (
 from perfmodel.disk import check_new, saving
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS
+from perfmodel.units import format_frac
 
 RUN = "s2d-run"
 TRAIN = "s2d-train"
@@ -78,8 +79,10 @@ def main_train(argv: Sequence[str] | None = None) -> int:
     _add_draft_command(commands.add_parser("draft", help="from a target's first layers to a nested draft", allow_abbrev=False))
     calibrate_help = "fit what the confidence of a draft's exits is worth, into its sidecar"
     _add_calibrate_command(commands.add_parser("calibrate", help=calibrate_help, allow_abbrev=False))
+    trim_help = "a copy of a draft whose LM head says only the most frequent tokens"
+    _add_trim_command(commands.add_parser("trim", help=trim_help, allow_abbrev=False))
     _add_reference_command(commands.add_parser("reference", help="the recipe of the shipped family", allow_abbrev=False))
-    run = {"draft": _train_draft, "calibrate": _calibrate, "reference": _train_reference}
+    run = {"draft": _train_draft, "calibrate": _calibrate, "trim": _trim, "reference": _train_reference}
     return run_command(parser, argv, lambda args: run[args.command](args))
 
 
@@ -118,6 +121,15 @@ def _add_calibrate_command(parser: argparse.ArgumentParser) -> None:
     new_help = "written by each target after each prompt (default 128)"
     parser.add_argument("--max-new-tokens", type=_positive, default=128, metavar="TOKENS", help=new_help)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
+    add_verbose_flag(parser)
+
+
+def _add_trim_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--draft", required=True, metavar="DIR", help="the draft to copy")
+    parser.add_argument("--tokens", type=_positive, required=True, metavar="TOKENS", help="that its LM head is to say")
+    text_help = ".txt or .jsonl to count tokens in, like what its targets will write"
+    parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where it goes; must not exist")
     add_verbose_flag(parser)
 
 
@@ -216,6 +228,19 @@ def _calibrate(args: argparse.Namespace) -> int:
         )
     print_out(calibration_text(sidecar))
     print_out(f"wrote {folder / SIDECAR_NAME}")
+    return EXIT_ANSWERED
+
+
+def _trim(args: argparse.Namespace) -> int:
+    check_new(args.output)
+    from s2d.load import find_model
+    from s2d.train_draft import read_texts
+    from s2d.trim import trim_head
+
+    said_frac = trim_head(find_model(args.draft), read_texts(args.text), args.tokens, args.output)
+    print_out(f"wrote {args.output}, whose head says {args.tokens} tokens: {format_frac(said_frac)} of the text's")
+    command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", str(args.output)])
+    print_out(f"no curves are fitted to its confidence yet (s2d-train calibrate); next: {command}")
     return EXIT_ANSWERED
 
 

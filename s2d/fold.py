@@ -5,6 +5,7 @@ Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, S positions.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -113,22 +114,31 @@ class _Folder:
         return _paired(torch.cat((q, k))).to(self._dtype)
 
 
+def with_reduced_head(weights: DecoderWeights, said: Sequence[int]) -> DecoderWeights:
+    """The same decoder with a head that says some of the vocabulary's tokens only: reads are in proportion.
+
+    Args:
+        weights: with the whole head.
+        said: rising token ids.
+    """
+    tokens = torch.tensor(said, device=weights.head.device)
+    return replace(weights, head=_unaliased(weights.head.index_select(1, tokens)), said=tokens)
+
+
 def with_vocabulary(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeights:
     """The same decoder for a vocabulary that is padded otherwise.
 
     Tokens that it lacks embed as nothing and are never said; those beyond the vocabulary are not said any more.
     """
-    head, missing = weights.head[:, :num_tokens], num_tokens - weights.head.shape[1]
-    if missing <= 0:
-        return replace(weights, head=_unaliased(head))
-    lacking = weights.embedding.new_zeros(missing, len(head))
-    bias = head.new_zeros(num_tokens)
-    bias[-missing:] = -torch.inf
+    known = len(weights.embedding)
+    said = torch.arange(known, device=weights.head.device) if weights.said is None else weights.said
+    lacking = weights.embedding.new_zeros(max(0, num_tokens - known), len(weights.head))
+    kept = said < num_tokens
     return replace(
         weights,
-        embedding=torch.cat((weights.embedding, _padded(lacking, weights.norm_eps))),
-        head=_unaliased(torch.cat((head, lacking.t()), dim=1)),
-        head_bias=bias,
+        embedding=torch.cat((weights.embedding[:num_tokens], _padded(lacking, weights.norm_eps))),
+        head=_unaliased(weights.head[:, kept]),
+        said=said[kept],
     )
 
 

@@ -277,9 +277,14 @@ def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:
     """Refuse a draft that cannot speak for a target; whether tokens mean the same is `check_same_vocabulary`'s to say.
 
     Raises:
+        UserInputError: a target that cannot say every token.
         Mismatch: vocabularies of different sizes, or other devices.
         BadPolicy: a draft without exits.
     """
+    if target.geometry.has_reduced_head:
+        raise UserInputError(
+            f"target {target.geometry.name} has {target.geometry.head_label}: a target says every token. Give the whole model."
+        )
     if draft is None:
         return
     if draft.decoder.vocab_size != target.decoder.vocab_size:

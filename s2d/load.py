@@ -19,7 +19,7 @@ from perfmodel.geometry import ModelGeometry
 from perfmodel.profile import Dtype
 from s2d.checkpoint import layer_of, open_weights, tensor_names, weights_sha256
 from s2d.config import FAMILY_FOLDER, FAMILY_PREFIX, geometry_of, read_config, read_geometry, read_raw_config, shallower
-from s2d.fold import fold_weights, random_weights, with_vocabulary
+from s2d.fold import fold_weights, random_weights, with_reduced_head, with_vocabulary
 from s2d.nested import Decoder
 from s2d.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 
@@ -37,7 +37,7 @@ class LoadedModel:
     calibration: Calibration | None
     """From the sidecar; None where it has none."""
     sha256: str
-    """Hash of the weight files."""
+    """Hash of the weight files, and of the tokens of a reduced head."""
     folder: str
     dtype: Dtype
 
@@ -77,15 +77,26 @@ def load_model(folder: PathLike, dtype: Dtype, device: str = "cpu") -> LoadedMod
     _check_exit_layers(exit_layers, geometry.num_layers)
     with open_weights(path) as read:
         weights = fold_weights(read, config, geometry, torch_dtype(dtype), device)
+    sha256 = weights_sha256(path)
+    if sidecar and sidecar.said_tokens:
+        geometry, said = _reduced(geometry, sidecar.said_tokens), sidecar.said_tokens
+        weights = with_reduced_head(weights, said)
+        sha256 = hashlib.sha256(f"{sha256} saying {said!r}".encode()).hexdigest()
     return LoadedModel(
         decoder=Decoder(geometry, weights),
         geometry=geometry,
         exit_layers=exit_layers,
         calibration=sidecar.calibration if sidecar else None,
-        sha256=weights_sha256(path),
+        sha256=sha256,
         folder=str(folder),
         dtype=dtype,
     )
+
+
+def _reduced(geometry: ModelGeometry, said: tuple[int, ...]) -> ModelGeometry:
+    if said[-1] >= geometry.vocab_size:
+        raise BadPolicy(f"token {said[-1]} for the reduced head of {geometry.name}", f"ids below {geometry.vocab_size}")
+    return replace(geometry, head_vocab_size=None if len(said) == geometry.vocab_size else len(said))
 
 
 def with_vocabulary_of(draft: LoadedModel, target: LoadedModel) -> LoadedModel:

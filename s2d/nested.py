@@ -56,7 +56,7 @@ class Decoder:
     @property
     def vocab_size(self) -> int:
         """Tokens that it takes and gives logits of: V."""
-        return self.weights.head.shape[1]
+        return len(self.weights.embedding)
 
     def new_cache(self, segment_ends: tuple[int, ...], max_tokens: int) -> Cache:
         """An empty cache whose segments end after the given layer counts."""
@@ -99,13 +99,14 @@ class Decoder:
         return out
 
     def exit_logits(self, states: Tensor) -> Tensor:
-        """What an exit says after these rows: [T, D + PAD] -> [T, V]."""
+        """What an exit says after these rows, -inf for tokens that the head cannot say: [T, D + PAD] -> [T, V]."""
         scratch = self._scratch_for(states.shape[0])
         torch.linalg.vector_norm(states, 2, -1, True, dtype=torch.float32, out=scratch.norm)
         torch.div(states[:, : self.geometry.hidden_size], scratch.norm, out=scratch.normed)
-        if self.weights.head_bias is None:
-            return torch.mm(scratch.normed, self.weights.head)
-        return torch.addmm(self.weights.head_bias, scratch.normed, self.weights.head)
+        logits = torch.mm(scratch.normed, self.weights.head)
+        if self.weights.said is None:
+            return logits
+        return logits.new_full((len(logits), self.vocab_size), -torch.inf).index_copy_(1, self.weights.said, logits)
 
     @torch.inference_mode()
     def all_exit_logits(self, token_ids: list[int], exit_layers: tuple[int, ...]) -> list[Tensor]:

@@ -178,10 +178,10 @@ def check_made_for(path: Path, plan: Plan, pair: Pair) -> None:
 
 def _check_head(path: Path, plan: Plan) -> None:
     """Refuse what no draft loaded here can be; its models may not even exist."""
-    if plan.draft.model.has_reduced_head:
-        made_for = f"a draft with {plan.draft.model.head_label}"
-        given = "this runtime's drafts, which answer with the whole vocabulary"
-        raise Mismatch(f"plan {str(path)!r}", made_for=made_for, given=given, fix="Plan again without --draft-vocab")
+    if plan.has_assumed_head:
+        made_for, given = f"a draft with {plan.draft.model.head_label}, assumed", "one that there is"
+        fix = "Plan again without --draft-vocab, or from a trace of a draft that s2d-train trim made"
+        raise Mismatch(f"plan {str(path)!r}", made_for=made_for, given=given, fix=fix)
 
 
 def _load_pair(args: argparse.Namespace, plan: Plan) -> Pair:

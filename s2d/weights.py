@@ -1,6 +1,6 @@
 """A decoder's numbers as its arithmetic wants them: gains, scales and the rotation's interleaving folded in.
 
-Symbols: S positions, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab.
+Symbols: S positions, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens the head can say.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class DecoderWeights:
 
     embedding: Tensor  # [V, D + PAD], the components after D already set
     layers: tuple[LayerWeights, ...]
-    head: Tensor  # [D, V], the final norm's gain folded in; shared by every exit
-    head_bias: Tensor | None = None  # [V], -inf for tokens that are in the vocabulary and not in the checkpoint
+    head: Tensor  # [D, U], the final norm's gain folded in; shared by every exit
+    said: Tensor | None = None  # int64 [U], the tokens of the head's columns; None where they are the vocabulary's, in order
     rotary: Tensor  # complex64 [S, H / 2]
     norm_eps: float

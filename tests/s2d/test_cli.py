@@ -182,16 +182,15 @@ def test_a_plan_for_another_shape_exit_device_or_dtype_is_refused(folders, plan_
         assert message in capsys.readouterr().err
 
 
-def test_a_plan_for_a_reduced_head_is_refused_before_any_model_is_looked_for(folders, plan_file, capsys) -> None:
+def test_a_plan_for_an_assumed_head_is_refused_before_any_model_is_looked_for(folders, plan_file, capsys) -> None:
     draft = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu").geometry
     reduced = replace(draft, model=replace(draft.model, head_vocab_size=9))
-    plan = plan_file(draft=reduced)
+    plan = plan_file(draft=reduced, draft_sha256=None)
     assert run(folders, plan, "--prompt", "the") == 2
-    made_for = f"was made for a draft with a head of 9 of {draft.model.vocab_size} tokens"
-    given = "this runtime's drafts, which answer with the whole vocabulary"
-    assert f"{made_for}, not for {given}. Plan again without --draft-vocab." in capsys.readouterr().err
+    made_for = f"was made for a draft with a head of 9 of {draft.model.vocab_size} tokens, assumed"
+    assert f"{made_for}, not for one that there is. Plan again without --draft-vocab" in capsys.readouterr().err
     assert main_run(["--plan", str(plan), "--draft", "no-such-folder"]) == 2
-    assert "answer with the whole vocabulary" in capsys.readouterr().err
+    assert "not for one that there is" in capsys.readouterr().err
 
 
 def test_text_ends_with_its_line_before_anything_else_is_said(folders, plan_file, capfd) -> None:
