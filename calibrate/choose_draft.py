@@ -1,4 +1,8 @@
-"""Several drafts of one target -> the plan of each, the fastest first: which draft to run, and with how large a head."""
+"""Several drafts of one target -> the plan of each, the fastest first: which draft to run, and with how large a head.
+
+Drafts are compared by their speedups. Each was profiled beside the target in a session of its own, and plain decoding, the same
+for all, tells how fast the machine was in each.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ def of_one_target(requests: Sequence[PlanRequest]) -> bool:
 
 
 def plan_drafts(requests: Sequence[PlanRequest]) -> tuple[PlannedDraft, ...]:
-    """Every draft at its best, by predicted tokens per second.
+    """Every draft at its best, by predicted speedup.
 
     Args:
         requests: one for each draft, with its own profiles, all of one target.
@@ -48,4 +52,4 @@ def plan_drafts(requests: Sequence[PlanRequest]) -> tuple[PlannedDraft, ...]:
     samplings = list(dict.fromkeys(one.plan.workload.sampling.label for one in planned))
     if len(samplings) > 1:
         raise UserInputError(f"the drafts were traced on {samplings[0]} and on {samplings[1]} text: record all of them alike.")
-    return tuple(sorted(planned, key=lambda one: one.plan.chosen.speedup.tokens_per_s, reverse=True))
+    return tuple(sorted(planned, key=lambda one: one.plan.chosen.speedup.speedup.value, reverse=True))

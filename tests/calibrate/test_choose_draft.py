@@ -55,8 +55,11 @@ def test_every_draft_is_planned_with_the_profiles_taken_beside_it(requests: list
     assert {one.plan.draft.model.name for one in planned} == {DRAFT.model.name, "trimmed"}
     for one in planned:
         assert one.plan == make_plan(one.request)
-    rates = [one.plan.chosen.speedup.tokens_per_s for one in planned]
-    assert rates == sorted(rates, reverse=True)
+    speedups = [one.plan.chosen.speedup.speedup.value for one in planned]
+    assert speedups == sorted(speedups, reverse=True)
+    trimmed = next(one.plan for one in planned if one.plan.draft.model == TRIMMED)
+    assert (trimmed.draft_sha256, trimmed.has_assumed_head) == (TRIMMED_SHA256, False)
+    assert "assumed" not in " ".join(part.description for part in trimmed.evidence)
 
 
 def test_the_fastest_drafts_plan_is_the_answer_and_the_next_command_finds_its_files(requests, tmp_path, capsys) -> None:
