@@ -12,6 +12,7 @@ Whatever it decodes, every policy of the frontier decodes right before or after,
 
     regret        1 - controller / best fixed, in tokens/s over an order, the best of the frontier named in hindsight; below 0
                   the controller beats them all. The interval is a bootstrap over texts, all arms of a text drawn together
+    priced        the same regret with the passes that really ran priced by the profile, which leaves the machine's noise out
     over phases   controller / the best fixed policy of each kind of text: an oracle, which no fixed policy can be
 
 Example: python benchmarks/adapting.py --quick
@@ -32,12 +33,14 @@ from arms import evidence_of, job_of
 from common import finish, make_parser, one_thread
 
 from calibrate.cases import case_of, price_of
-from calibrate.frontier import frontier_of
+from calibrate.frontier import frontier_of, with_long_backlogs
 from calibrate.grids import MAX_DRAFT_TOKENS
 from calibrate.search import search
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.frontier import FrontierPoint
 from perfmodel.policy import ExitPolicy
+from perfmodel.replay import Price
+from perfmodel.rounds import RoundStats
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.units import Seconds
 from profiler.device import device_facts
@@ -75,12 +78,23 @@ FULL = Size(targets=("ref-target-16", "ref-target-32"), calibration_prompts=30, 
 QUICK = Size(targets=("ref-target-16",), calibration_prompts=8, num_prompts=2, max_new_tokens=64, budget_s=8.0)
 
 
-def planned(job: Job, budget_s: Seconds) -> tuple[ExitPolicy | None, tuple[FrontierPoint, ...]]:
-    """What a plan made from a job's prompts would run, and its frontier."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Planned:
+    """What a plan made from calibration prompts would run, and may move along."""
+
+    policy: ExitPolicy | None
+    frontier: tuple[FrontierPoint, ...]
+    price: Price
+
+
+def planned(job: Job, budget_s: Seconds) -> Planned:
+    """The plan of a job's prompts."""
     trace, models = evidence_of(job, budget_s)
     found = search([case_of(trace, *models)])
     others = [*(one.policy for one in found.families), found.derived, *found.single_exits]
-    return found.chosen.policy, frontier_of(trace, price_of(*models), found.chosen.policy, others)
+    price = with_long_backlogs(price_of(*models))
+    frontier = frontier_of(trace, price, found.chosen.policy, others)
+    return Planned(policy=found.chosen.policy, frontier=frontier, price=price)
 
 
 def orders_of(easy: Job, hard: Job) -> dict[str, list[Text]]:
@@ -91,13 +105,10 @@ def orders_of(easy: Job, hard: Job) -> dict[str, list[Text]]:
     return {"blocks": first[:half] + second + first[half:], "alternating": alternating, "as planned": first}
 
 
-def measured(
-    name: str, texts: Sequence[Text], session: Session, plan: ExitPolicy | None, frontier: Sequence[FrontierPoint]
-) -> Order:
+def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) -> Order:
     """Decode an order under a new controller and, text by text, under every policy of its frontier; the plan's comes twice."""
-    controller, rng = Controller(frontier), np.random.default_rng(SEED)
-    fixed = [point.policy for point in frontier]
-    pilots: list[Pilot] = [controller, *map(Steady, fixed), Steady(plan)]
+    fixed, rng = [point.policy for point in plan.frontier], np.random.default_rng(SEED)
+    pilots: list[Pilot] = [Controller(plan.frontier), *map(Steady, fixed), Steady(plan.policy)]
     runs: list[list[Generation]] = [[] for _ in pilots]
     for text in texts:
         for arm in rng.permutation(len(pilots)):
@@ -108,13 +119,14 @@ def measured(
     return Order(
         target=session.target.geometry.name,
         name=name,
-        plan=fixed.index(plan),
+        plan=fixed.index(plan.policy),
         policies=tuple(policy.label if policy else "plain decoding" for policy in fixed),
         is_hard=np.array([job.sampling == HARD for job, _ in texts]),
         num_tokens=sum(len(one.tokens) for one in runs[0]),
         controller_s=np.array([one.decode_s for one in runs[0]]),
         fixed_s=np.array([[one.decode_s for one in run] for run in runs[1:-1]]),
         plan_again_s=np.array([one.decode_s for one in runs[-1]]),
+        priced_s=np.array([[priced_s(one.rounds, plan.price) for one in run] for run in runs[:-1]]),
         adaptation=adaptation_of(fixed, runs[0]),
     )
 
@@ -125,7 +137,16 @@ def decoded(session: Session, text: Text, pilot: Pilot) -> Generation:
     return session.generate(job.prompts[number].token_ids, job.settings(None, job.max_new_tokens), pilot=pilot)
 
 
-def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[Order], tuple[FrontierPoint, ...]]:
+def priced_s(rounds: RoundStats, price: Price) -> Seconds:
+    """What the passes of some rounds cost by a profile."""
+    seconds = 0.0
+    for one in rounds.passes:
+        base_s, per_token_s = price.line(one.kind, one.stage, one.rows)
+        seconds += one.num_passes * base_s + one.cached_tokens_sum * per_token_s
+    return seconds + sum(one.num_passes * price.cold_s(one.kind, one.stage, one.place) for one in rounds.cold_passes)
+
+
+def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[Order], Planned]:
     """Plan on the calibration prompts, measure every order on the evaluation prompts."""
     job = partial(job_of, pair, prompts_path=prompts_path, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
     evaluation = {"num_prompts": size.num_prompts, "max_new_tokens": size.max_new_tokens}
@@ -133,14 +154,13 @@ def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[O
     print_err(
         f"{pair.target.geometry.name}: plan on {len(calibration.prompts)} prompts, about {size.budget_s:.0f} s and a trace"
     )
-    plan, frontier = planned(calibration, size.budget_s)
+    plan = planned(calibration, size.budget_s)
     easy, hard = job(GREEDY, "evaluation", **evaluation), job(HARD, "evaluation", **evaluation)
     session = easy.session()
-    for point in frontier:
+    for point in plan.frontier:
         decoded(session, (easy, 0), Steady(point.policy))
-    print_err(f"{pair.target.geometry.name}: {len(frontier)} policies and a controller on three orders of texts")
-    found = [measured(name, texts, session, plan, frontier) for name, texts in orders_of(easy, hard).items()]
-    return found, frontier
+    print_err(f"{pair.target.geometry.name}: {len(plan.frontier)} policies and a controller on three orders of texts")
+    return [measured(name, texts, session, plan) for name, texts in orders_of(easy, hard).items()], plan
 
 
 def overhead_s(frontier: Sequence[FrontierPoint]) -> Seconds:
@@ -149,7 +169,8 @@ def overhead_s(frontier: Sequence[FrontierPoint]) -> Seconds:
     kept = rng.geometric(0.3, number).tolist()
     start = time.perf_counter()
     for accepted in kept:
-        cap = controller.policy.length.draft_cap if controller.policy else 0
+        policy = controller.policies[controller.at]
+        cap = policy.length.draft_cap if policy else 0
         controller.observe(cap, min(accepted - 1, cap))
     return (time.perf_counter() - start) / number
 
@@ -162,9 +183,9 @@ def run(args: argparse.Namespace) -> int:
     orders: list[Order] = []
     costs: list[Seconds] = []
     for pair in pairs:
-        found, frontier = orders_of_target(pair, size, args.prompts or FAMILY_PROMPTS)
+        found, plan = orders_of_target(pair, size, args.prompts or FAMILY_PROMPTS)
         orders += found
-        costs.append(overhead_s(frontier))
+        costs.append(overhead_s(plan.frontier))
     print_out(order_table(orders))
     finish(
         NAME,

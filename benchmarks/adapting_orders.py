@@ -18,6 +18,8 @@ from perfmodel.units import format_frac, format_signed_frac, format_speedup
 
 Floats = NDArray[np.float64]
 
+MEANS = ("regret_frac", "priced_regret_frac", "over_plan", "over_phases", "over_plain")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Order:
@@ -34,6 +36,7 @@ class Order:
     controller_s: Floats  # [T]
     fixed_s: Floats  # [A, T]
     plan_again_s: Floats  # [T]; the plan's policy measured a second time
+    priced_s: Floats  # [1 + A, T]; by the profile, the controller first
     adaptation: Adaptation
 
     @property
@@ -45,6 +48,12 @@ class Order:
     def regret_frac(self) -> float:
         """1 - controller / best fixed, in tokens/s."""
         return float(1 - self.fixed_s[self.best].sum() / self.controller_s.sum())
+
+    @property
+    def priced_regret_frac(self) -> float:
+        """The same of the passes that ran, priced by the profile; the best policy is that of these seconds."""
+        controller_s, *fixed_s = self.priced_s.sum(axis=1).tolist()
+        return 1 - min(fixed_s) / controller_s
 
     @property
     def regret_interval(self) -> tuple[float, float]:
@@ -98,6 +107,7 @@ def figures(order: Order) -> dict[str, float]:
         "regret_frac": order.regret_frac,
         "regret_low_frac": low,
         "regret_high_frac": high,
+        "priced_regret_frac": order.priced_regret_frac,
         "over_plan": order.over_plan,
         "over_phases": order.over_phases,
         "over_plain": float(order.fixed_s[0].sum() / order.controller_s.sum()),
@@ -117,14 +127,26 @@ def order_table(orders: Sequence[Order]) -> str:
                 one.policies[one.best],
                 format_signed_frac(one.regret_frac),
                 f"{format_signed_frac(low)} to {format_signed_frac(high)}",
+                format_signed_frac(one.priced_regret_frac),
                 format_speedup(one.over_plan),
                 format_speedup(one.over_phases),
                 str(one.adaptation.num_switches),
                 format_frac(off),
             )
         )
-    headers = ("target", "order", "best fixed", "regret", "90 % interval", "over plan", "over phases", "switches", "plain")
-    return table(rows, headers=headers, align="lllrrrrrr")
+    headers = (
+        "target",
+        "order",
+        "best fixed",
+        "regret",
+        "90 % interval",
+        "priced",
+        "over plan",
+        "over phases",
+        "switches",
+        "plain",
+    )
+    return table(rows, headers=headers, align="lllrrrrrrr")
 
 
 def summary(orders: Sequence[Order]) -> dict[str, object]:
@@ -132,7 +154,7 @@ def summary(orders: Sequence[Order]) -> dict[str, object]:
 
     def mean(some: Sequence[Order]) -> dict[str, float]:
         found = [figures(one) for one in some]
-        return {key: math.fsum(one[key] for one in found) / len(found) for key in ("regret_frac", "over_plan", "over_phases")}
+        return {key: math.fsum(one[key] for one in found) / len(found) for key in MEANS}
 
     shifting = [one for one in orders if one.is_hard.any()]
     return {

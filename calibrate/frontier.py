@@ -30,7 +30,7 @@ def frontier_of(
     """
     considered = dict.fromkeys((None, chosen, *others, *_short_drafts(trace)))
     short = [one for one in considered if one is None or one.length.draft_cap <= MAX_DRAFT_TOKENS]
-    at_any_backlog = _with_long_backlogs(price)
+    at_any_backlog = with_long_backlogs(price)
     points = [_point(trace, at_any_backlog, policy) for policy in short]
     priced = [point for point in points if math.isfinite(math.fsum((*point.round_s, point.catch_up_s)))]
     return leaders(priced, always=(None, chosen))
@@ -45,7 +45,7 @@ def _short_drafts(trace: AcceptanceTrace) -> list[ExitPolicy]:
     ]
 
 
-def _with_long_backlogs(price: Price) -> Price:
+def with_long_backlogs(price: Price) -> Price:
     """The price, with segments of more rows than have one priced as the widest that has: a few rounds of a text at most."""
 
     @cache

@@ -19,12 +19,12 @@ class Pilot(Protocol):
 
     @property
     def policies(self) -> Sequence[ExitPolicy | None]:
-        """All that may come."""
+        """All that may come, with one kind of confidence; None is plain decoding."""
         ...
 
     @property
-    def policy(self) -> ExitPolicy | None:
-        """Of the next round; None is plain decoding."""
+    def at(self) -> int:
+        """The place among them of the next round's."""
         ...
 
     def begin(self) -> None:
@@ -32,7 +32,7 @@ class Pilot(Protocol):
         ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        """A round under `policy` drafted and accepted so many tokens."""
+        """The round drafted and accepted so many tokens."""
         ...
 
 
@@ -41,7 +41,7 @@ class Steady:
 
     def __init__(self, policy: ExitPolicy | None) -> None:
         self.policies = (policy,)
-        self.policy = policy
+        self.at = 0
 
     def begin(self) -> None:
         """Nothing changes."""
@@ -69,12 +69,7 @@ class Controller:
         self._seconds = [[point.seconds(drift) for drift in DRIFTS] for point in frontier]
         self._acceptance, self._drafting = DriftFilter(), DriftFilter()
         self._undrafted = 0
-        self._at = self._fastest()
-
-    @property
-    def policy(self) -> ExitPolicy | None:
-        """See `Pilot`."""
-        return self.policies[self._at]
+        self.at = self._fastest()
 
     def begin(self) -> None:
         """See `Pilot`."""
@@ -82,14 +77,14 @@ class Controller:
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
         """See `Pilot`. A round that could draft nothing, at the end of a text, counts as plain."""
-        point, emitted = self._points[self._at], num_accepted + 1
+        point, emitted = self._points[self.at], num_accepted + 1
         if num_drafted:
             self._acceptance.learn(point.kept_frac, num_accepted)
             self._drafting.learn(point.drafted_frac, num_drafted)
         self._undrafted = 0 if num_drafted else self._undrafted + emitted
         self._acceptance.forget(emitted)
         self._drafting.forget(emitted)
-        self._at = self._fastest()
+        self.at = self._fastest()
 
     def _fastest(self) -> int:
         """The place of the policy with most tokens per second, what the draft must catch up on spread over the memory."""

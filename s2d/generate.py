@@ -181,15 +181,17 @@ class _Run:
         self._clock = clock
         self._on_tokens = on_tokens
         self._target = session.target.decoder
-        drafting = list(filter(None, pilot.policies))
-        self._is_self_draft = bool(drafting) and session.draft is None
+        is_drafting = any(pilot.policies)
+        self._is_self_draft = is_drafting and session.draft is None
         depth = session.target.geometry.num_layers
         self._cache = session.cache("target", (*session.exit_layers, depth) if self._is_self_draft else (depth,))
         self._ladder = Ladder(self._target, self._cache)
-        if drafting and session.draft:
+        if is_drafting and session.draft:
             self._ladder = Ladder(session.draft.decoder, session.cache("draft", session.exit_layers))
         eos = settings.eos_token_id
-        self._drafters = {policy: Drafter(self._ladder, session.exit_layers, policy, judge, eos) for policy in drafting}
+        self._drafters = [
+            Drafter(self._ladder, session.exit_layers, policy, judge, eos) if policy else None for policy in pilot.policies
+        ]
         self._blocks: list[tuple[int, int]] = []
         self._policies: list[ExitPolicy | None] = []
 
@@ -224,15 +226,16 @@ class _Run:
             return
         _push_all(self._target.embed(tokens[:-1]), self._target, self._cache, len(self._cache.segments))
         self._clock.lap("prefill", 0, rows, 0)
-        if self._drafters and not self._is_self_draft:
-            decoder, deepest = self._ladder.decoder, max(len(drafter.steps) for drafter in self._drafters.values())
+        deepest = max(len(drafter.steps) if drafter else 0 for drafter in self._drafters)
+        if deepest and not self._is_self_draft:
+            decoder = self._ladder.decoder
             _push_all(decoder.embed(tokens[:-1]), decoder, self._ladder.cache, deepest)
             self._clock.lap("prefill", 1, rows, 0)
 
     def _round(self, tokens: list[int], prompt_tokens: int, limit: int) -> bool:
         """Draft, verify, roll back; returns whether the text has ended."""
-        known, policy = len(tokens), self._pilot.policy
-        drafter = self._drafters[policy] if policy else None
+        known, at = len(tokens), self._pilot.at
+        drafter = self._drafters[at]
         drafted: list[int] = []
         if drafter is not None:
             drafted = drafter.draft(tokens, min(drafter.cap, limit - known - 1), self._clock)
@@ -247,7 +250,7 @@ class _Run:
             self._ladder.cache.crop(known + accepted)
             drafter.observe(len(drafted), accepted)
         self._blocks.append((len(drafted), accepted))
-        self._policies.append(policy)
+        self._policies.append(self._pilot.policies[at])
         self._pilot.observe(len(drafted), accepted)
         self._clock.lap("round", 0, len(drafted), 0)
         if self._on_tokens is not None:
@@ -271,7 +274,7 @@ class _Run:
 
     def _exits_taken(self) -> tuple[int, ...]:
         """Drafted tokens by exit, whatever the policy."""
-        by_policy = [drafter.exits_taken for drafter in self._drafters.values()]
+        by_policy = [drafter.exits_taken for drafter in self._drafters if drafter]
         return tuple(map(sum, zip(*by_policy, strict=True))) if by_policy else (0,) * self._num_exits
 
     def _emitted(self, certain: list[int], before: list[int]) -> tuple[list[int], bool]:

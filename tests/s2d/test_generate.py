@@ -85,12 +85,12 @@ class Whim:
     def __init__(self, policies: list[ExitPolicy | None], seed: int) -> None:
         self.policies = policies
         self._random = random.Random(seed)
-        self.policy = self._random.choice(policies)
+        self.observe(0, 0)
 
     def begin(self) -> None: ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        self.policy = self._random.choice(self.policies)
+        self.at = self._random.randrange(len(self.policies))
 
 
 @pytest.mark.parametrize("name", DRAFTS)
@@ -116,14 +116,14 @@ class Script:
     """Policies in a given order."""
 
     def __init__(self, policies: list[ExitPolicy | None]) -> None:
-        self.policies = tuple(dict.fromkeys(policies))
+        self.policies = (None, *filter(None, dict.fromkeys(policies)))
         self._left = iter(policies)
-        self.policy = next(self._left)
+        self.observe(0, 0)
 
     def begin(self) -> None: ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        self.policy = next(self._left, None)
+        self.at = self.policies.index(next(self._left, None))
 
 
 def test_a_draft_that_comes_back_catches_up_on_all_that_was_decoded_without_it_in_one_pass() -> None:
