@@ -94,6 +94,7 @@ class Order:
             "controller_s": self.controller_s.tolist(),
             "fixed_s": self.fixed_s.tolist(),
             "plan_again_s": self.plan_again_s.tolist(),
+            "priced_s": self.priced_s.tolist(),
             "num_switches": self.adaptation.num_switches,
             "controller_share_of_time": [one.decode_s / float(self.controller_s.sum()) for one in self.adaptation.shares],
             **figures(self),
