@@ -35,9 +35,7 @@ def drafts_text(plans: Sequence[Plan]) -> str:
     plain = [plan.chosen.speedup.plain_tokens_per_s for plan in plans]
     if max(plain) > PLAIN_TOLERANCE * min(plain):
         rates = format_rate(min(plain)), format_rate(max(plain))
-        verdict += (
-            f" Plain decoding ran at {rates[0]} to {rates[1]} beside them: tokens/s of different rows tell of the machine too."
-        )
+        verdict += f" Plain decoding ran at {rates[0]} to {rates[1]} beside them, so that tokens/s tell of the machine too."
     if second.speedup.high > first.speedup.low:
         verdict += " Their intervals overlap: what is left of the lead on other prompts, s2d-run --check of both plans shows."
     return f"{table(rows, headers=headers, align='lrrlrrr')}\n\n{textwrap.fill(verdict, PAGE_CHARS)}"

@@ -55,6 +55,8 @@ def _run_parser() -> argparse.ArgumentParser:
     add("--max-new-tokens", type=_positive, metavar="TOKENS", help="most tokens to write per prompt (default: the plan's)")
     add("--stop", metavar="TEXT", action="append", default=[], help="end a text where this appears; may be repeated")
     add("--check", action="store_true", help="decode plainly too, prove the output equal, and measure the speedup")
+    adapt_help = "change policy while running, along the plan's frontier, as acceptance shifts (default: the plan's throughout)"
+    add("--adapt", action="store_true", help=adapt_help)
     export_help = "write the draft's exit after LAYERS layers to DIR as an ordinary checkpoint, and run nothing"
     add("--export-exit", nargs=2, metavar=("LAYERS", "DIR"), help=export_help)
     add_common_flags(parser, result="report")

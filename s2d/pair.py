@@ -10,9 +10,10 @@ from perfmodel.errors import BadPolicy, UserInputError
 from perfmodel.geometry import DraftGeometry
 from perfmodel.profile import DeviceKey, Dtype
 from perfmodel.units import Tokens
+from s2d.compatible import context_tokens
 from s2d.corpus import Prompt
 from s2d.device import device_key
-from s2d.generate import Session, context_tokens
+from s2d.generate import Session
 from s2d.load import (
     LoadedModel,
     check_same_vocabulary,

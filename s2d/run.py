@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.artifact import Stored
 from perfmodel.console import print_answer, print_out
 from perfmodel.errors import Mismatch, UserInputError
+from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import ModelGeometry
 from perfmodel.plan import Plan, read_plan
 from perfmodel.profile import DeviceKey
@@ -49,7 +50,7 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
     if args.json:
         report = run_report(loaded.pair, loaded.prompts, loaded.request)
     else:
-        print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request.max_new_tokens))
+        print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request))
         with PromptStreams(loaded.pair.tokenizer) as streams:
             report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=streams.on_prompt)
     provenance = make_provenance(
@@ -71,6 +72,8 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
 
 def next_text(args: argparse.Namespace, command: Sequence[str], sampling: Sampling) -> str:
     """What to do with the report: without plain decoding in it there is nothing to compare, so run with it first."""
+    if args.adapt and args.check:  # a plan tells of one policy throughout
+        return ""
     if args.check:
         return f"; next: {shlex.join(['s2d-compare', '--plan', str(args.plan), '--report', str(args.output)])}"
     if sampling.rule == "ratio":  # of which --check has nothing to compare
@@ -139,8 +142,23 @@ def load_from_flags(args: argparse.Namespace) -> Loaded:
         max_new_tokens=max_new_tokens,
         stop=Stop(args.stop, pair.tokenizer) if args.stop else None,
         check=args.check,
+        frontier=_frontier(args.plan, plan.record) if args.adapt else (),
     )
     return Loaded(plan=plan, pair=pair, prompts=prompts, request=request)
+
+
+def _frontier(path: Path, plan: Plan) -> tuple[FrontierPoint, ...]:
+    """What a run may move along.
+
+    Raises:
+        UserInputError: the plan has none.
+    """
+    if not plan.frontier:
+        raise UserInputError(
+            f"--adapt: plan {str(path)!r} has no frontier, expected one made from a trace by this version or a later one. "
+            "Record a trace with s2d-profile and plan again with --trace, or leave --adapt out."
+        )
+    return plan.frontier
 
 
 def _prompts(args: argparse.Namespace) -> list[Prompt]:
