@@ -21,8 +21,9 @@ from perfmodel.console import table
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.units import Seconds
+from s2d.config import FAMILY_FOLDER
 from s2d.generate import Session, Settings
-from s2d.load import FAMILY_FOLDER, load_model, load_tokenizer
+from s2d.load import load_model, load_tokenizer
 from s2d.prompts import FAMILY_PROMPTS, read_prompts
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 

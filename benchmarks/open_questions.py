@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 
 from arms import SAMPLINGS, evidence_of, job_of, workload_of
 from common import finish, make_parser, one_thread, quantile
@@ -33,6 +34,7 @@ from s2d.pair import load_pair
 from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "open_questions"
+FAMILY_DRAFT = "ref-draft"
 SEED = 20260721
 NEAR_FRAC = 0.01
 """Settings this near to the best are as good as it."""
@@ -152,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [load_pair(target, "ref-draft", "fp32", "cpu") for target in size.targets]
+    pairs = [load_pair(target, args.draft, "fp32", "cpu") for target in size.targets]
     cases: dict[str, list[Case]] = {}
     answers = []
     for sampling in SAMPLINGS:
@@ -185,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
         "held_out_speedup_by_choice": {workload: one and asdict(one) for workload, one in shared.items()},
     }
     finish(
-        NAME,
+        NAME if args.draft == FAMILY_DRAFT else f"{NAME}_{Path(args.draft).name}",
         quick=args.quick,
         result=result,
         libraries=("torch", "numpy"),
@@ -226,6 +228,8 @@ def choices_table(shared: Mapping[str, HeldOut | None]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
+    draft_help = f"whose exits are asked about; the results of another have its name in theirs (default: {FAMILY_DRAFT})"
+    parser.add_argument("--draft", default=FAMILY_DRAFT, metavar="NAME", help=draft_help)
     add_verbose_flag(parser)
     return parser
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import common  # noqa: F401 makes the checkout importable
 import torch
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import GenerationConfig, PreTrainedModel
 
 from perfmodel.sampling import Sampling
 from profiler.job import Job
@@ -58,9 +58,9 @@ def transformers_arms(job: Job, exits_folder: Path) -> dict[str, Write]:
 
 def transformers_arm(
     job: Job,
-    target: LlamaForCausalLM,
+    target: PreTrainedModel,
     *,
-    assistant: LlamaForCausalLM | None = None,
+    assistant: PreTrainedModel | None = None,
     setting: AssistedSetting | None = None,
 ) -> Write:
     """One way to call `generate`. An assistant's settings are read from its own generation_config, and some are changed

@@ -24,6 +24,7 @@ from perfmodel.errors import UserInputError
 
 if TYPE_CHECKING:
     from calibrate.evidence import PlanRequest
+    from perfmodel.plan import Plan
 
 COMPARE = "s2d-compare"
 
@@ -76,13 +77,16 @@ def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
     )
     add("--draft", metavar="NAME", help="a nested draft (default: the one whose acceptance is known)")
     add("--draft-vocab", type=int, metavar="TOKENS", help="what if its LM head covered only the most frequent (default: all)")
-    trace_help = "acceptance recorded by s2d-profile, once for every target (default: published evidence in the box)"
+    trace_help = (
+        "acceptance recorded by s2d-profile; once for every target of one draft, or for every draft of one target (default: "
+        "published evidence in the box)"
+    )
     add("--trace", type=Path, metavar="FILE", action="append", default=[], help=trace_help)
     split_help = "plan on one half of the trace's prompts, and leave the other to test it (default: all)"
     add("--prompts-split", choices=("all", "calibration", "evaluation"), default="all", help=split_help)
     add("--category", metavar="NAME", help="plan for the trace's prompts of one category only (default: all)")
     add("--by-category", action="store_true", help="a policy for every category of the trace's prompts, against one for all")
-    profile_help = "latency measured by s2d-profile; once for every target, once for the draft (default: a datasheet)"
+    profile_help = "latency measured by s2d-profile; once for every model (default: a datasheet)"
     add("--profile", type=Path, metavar="FILE", action="append", default=[], help=profile_help)
     add("--fit", type=Path, metavar="FILE", help="written by s2d-plan fit: prices a model that was not profiled")
 
@@ -111,19 +115,46 @@ def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:
         prompt_tokens=args.prompt_tokens,
         output_tokens=args.output_tokens,
     )
-    if args.targets is not None or args.by_category or len(args.trace) > 1:
-        return _answer_for_many(args, request, command)
-    return _answer_for_one(args, request, command)
+    if args.targets is None and not args.by_category and len(args.trace) <= 1:
+        return _answer_for_one(args, request, command)
+    _check_many(args)
+    if len(args.trace) > 1:
+        from calibrate.choose_draft import of_one_target
+        from calibrate.portfolio import with_their_profiles
+
+        requests = with_their_profiles([replace(request, trace=path) for path in args.trace])
+        return _answer_for_drafts(args, requests) if of_one_target(requests) else _answer_for_many(args, requests, command)
+    return _answer_for_many(args, [request], command)
 
 
 def _answer_for_one(args: argparse.Namespace, request: PlanRequest, command: Sequence[str]) -> int:
-    from calibrate.next_command import next_command
     from calibrate.plan import make_plan
+
+    return _tell(args, make_plan(request), command)
+
+
+def _answer_for_drafts(args: argparse.Namespace, requests: Sequence[PlanRequest]) -> int:
+    from calibrate.choose_draft import plan_drafts
+    from calibrate.show_drafts import drafts_text
+
+    planned = plan_drafts(requests)
+    fastest = planned[0]
+    table = drafts_text([one.plan for one in planned])
+    return _tell(args, fastest.plan, [PLAN, *_evidence_flags(fastest.request)], before=f"{table}\n\n")
+
+
+def _evidence_flags(request: PlanRequest) -> list[str]:
+    """What to say for the evidence of one of several requests."""
+    evidence = [("--trace", request.trace), *(("--profile", path) for path in request.profiles), ("--fit", request.fit)]
+    return [str(word) for flag, path in evidence if path is not None for word in (flag, path)]
+
+
+def _tell(args: argparse.Namespace, plan: Plan, command: Sequence[str], before: str = "") -> int:
+    from calibrate.next_command import next_command
     from calibrate.show import plan_text
     from perfmodel.plan import plan_file_text, write_plan
     from perfmodel.provenance import make_provenance
 
-    plan = make_plan(request)
     inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
     provenance = cache(partial(make_provenance, argv=command, inputs=inputs))  # asks git, which takes time that text need not
     here = replace(plan, next_command=next_command(plan, command=command, output=args.output))
@@ -131,29 +162,27 @@ def _answer_for_one(args: argparse.Namespace, request: PlanRequest, command: Seq
         args,
         write=lambda path: write_plan(path, plan, provenance()),
         file_text=lambda: plan_file_text(plan, provenance()),
-        text=lambda: plan_text(here, asked_target=args.target or plan.target.name),
+        text=lambda: before + plan_text(here, asked_target=args.target or plan.target.name),
     )
     return EXIT_ANSWERED
 
 
-def _answer_for_many(args: argparse.Namespace, request: PlanRequest, command: Sequence[str]) -> int:
+def _answer_for_many(args: argparse.Namespace, requests: Sequence[PlanRequest], command: Sequence[str]) -> int:
     from calibrate.next_command import without
-    from calibrate.portfolio import by_category, by_target, with_their_profiles
+    from calibrate.portfolio import by_category, by_target
     from calibrate.show_portfolio import portfolio_text
     from perfmodel.portfolio import portfolio_file_text, write_portfolio
     from perfmodel.provenance import make_provenance
 
-    _check_many(args)
+    first = requests[0]
     if args.by_category:
-        portfolio = by_category(request)
+        portfolio = by_category(first)
         following = [*(word for word in command if word != "--by-category"), "--category", portfolio.parts[0].name]
     elif args.trace:
-        requests = with_their_profiles([replace(request, trace=path) for path in args.trace])
-        portfolio, first = by_target(requests), requests[0]
-        evidence = [("--trace", first.trace), *(("--profile", path) for path in first.profiles), ("--fit", first.fit)]
-        following = [PLAN, *(str(word) for flag, path in evidence if path is not None for word in (flag, path))]
+        portfolio = by_target(requests)
+        following = [PLAN, *_evidence_flags(first)]
     else:
-        portfolio = by_target([replace(request, target=name.strip()) for name in args.targets.split(",")])
+        portfolio = by_target([replace(first, target=name.strip()) for name in args.targets.split(",")])
         following = [*without(command, "--targets"), "--target", portfolio.parts[0].target]
     if args.output is not None:
         following = without(without(following, "--output"), "-o")

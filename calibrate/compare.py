@@ -116,6 +116,9 @@ def _check(plan: Stored[Plan], report: Stored[RunReport]) -> Arm:
         made_for = "no plan" if ran is None else f"plan {ran[:12]}"
         fix = "Give the plan that was run, or run this one: s2d-run --plan PLAN --check -o REPORT"
         raise Mismatch("the report", made_for=made_for, given=f"plan {plan.sha256[:12]}", fix=fix)
+    if report.record.adaptation is not None:
+        fix = "Run the plan again without --adapt"
+        raise Mismatch("the plan", made_for="one policy throughout", given="a run that moved along its frontier", fix=fix)
     planned = plan.record.device
     if replace(device, device="") != replace(planned, device="") or not same_device(device.device, planned.device):
         fix = "Profile the device of the run and plan again: a plan's seconds hold on its own device only"

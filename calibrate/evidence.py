@@ -117,7 +117,9 @@ def with_draft_vocab(acceptance: Acceptance, draft_vocab: Tokens | None) -> Acce
         UserInputError: so many tokens are no part of its vocabulary, or the head is the target's own.
     """
     header = acceptance.trace.header
-    if draft_vocab is not None and header.draft.kind == "self":
+    if draft_vocab is None:
+        return acceptance
+    if header.draft.kind == "self":
         raise UserInputError(
             f"--draft-vocab {draft_vocab}: a self-draft answers through the head of its target, which has to say every token. "
             "Leave --draft-vocab out, or plan for a draft with weights of its own."

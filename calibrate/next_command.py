@@ -33,7 +33,7 @@ def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Pa
         command: the one that made it, program first; None for a command that names no file of this machine.
         output: where the plan was written.
     """
-    if plan.draft.model.has_reduced_head:  # of which there are no weights to measure or run
+    if plan.has_assumed_head:
         return _plan_whole_head(plan, command)
     is_measured = _latency_levels(plan) == {"measured"}
     if is_measured and _is_traced(plan):
@@ -45,8 +45,11 @@ def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Pa
 
 def next_note(plan: Plan) -> str | None:
     """What the next command cannot do; None where it measures or runs what was planned."""
-    if plan.draft.model.has_reduced_head:
-        return "No draft here has such a head: what can be measured and run is the one that says every token."
+    if plan.has_assumed_head:
+        return (
+            "No draft here has such a head: what can be measured and run is the one that says every token, or one that "
+            "s2d-train trim makes of it."
+        )
     measured = measured_key(plan.device)
     if _fits(plan):
         again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from calibrate.batching import batch_schedules
-from calibrate.cases import case_of
+from calibrate.cases import case_of, price_of
 from calibrate.evidence import PlanRequest, gather_evidence
+from calibrate.frontier import frontier_of
 from calibrate.grids import MAX_DRAFT_TOKENS
 from calibrate.held_out import overfitting
 from calibrate.next_command import next_command
@@ -47,6 +48,7 @@ def make_plan(request: PlanRequest) -> Plan:
     context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
     chosen, runners_up = decide(acceptance.trace, pricing)
     is_traced = acceptance.evidence.level == "traced"
+    price, others = price_of(pricing.draft, pricing.target), [one.policy for one in runners_up]
     schedules = batch_schedules(acceptance.trace, pricing, context_tokens=context_tokens)
     evidence = (*pricing.evidence, acceptance.evidence)
     workload = Workload(
@@ -66,6 +68,7 @@ def make_plan(request: PlanRequest) -> Plan:
         workload=workload,
         chosen=chosen,
         runners_up=runners_up,
+        frontier=frontier_of(acceptance.trace, price, chosen.policy, others) if is_traced else (),
         batch_schedules=schedules,
         overfitting=overfitting(case_of(acceptance.trace, pricing.draft, pricing.target)) if is_traced else None,
         memory=pricing.memory,

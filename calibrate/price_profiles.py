@@ -72,7 +72,7 @@ def price_by_profiles(
 
 
 def profiles_of(pair: Pair, paths: Sequence[Path]) -> tuple[Path, ...]:
-    """Of profiles of many models, those of a pair's: of its draft's, the one timed beside this target, if there is one."""
+    """Of profiles of many models, those of a pair's: of each model's, those timed beside the other, if there are any."""
     found: dict[Role, dict[Path, LatencyProfile]] = {"target": {}, "draft": {}}
     for path in paths:
         profile = read_latency_profile(path).record
@@ -80,8 +80,12 @@ def profiles_of(pair: Pair, paths: Sequence[Path]) -> tuple[Path, ...]:
             found[_role(path.name, profile, pair)][path] = profile
         except Mismatch:
             continue
-    beside = [path for path, profile in found["draft"].items() if profile.beside == pair.target.name]
-    return (*found["target"], *(beside or found["draft"]))
+    partners = {"target": pair.draft.model.name, "draft": pair.target.name}
+    chosen: list[Path] = []
+    for role, profiles in found.items():
+        beside = [path for path, profile in profiles.items() if profile.beside == partners[role]]
+        chosen += beside or profiles
+    return tuple(chosen)
 
 
 def _priced(

@@ -195,7 +195,7 @@ def find_architecture(config: Config, name: str) -> Architecture:
         UnknownName: it goes by a name that is not in the table.
     """
     found = architecture_name(config)
-    uncovered = "; ".join(_uncovered_traits(config))
+    uncovered = "; ".join(uncovered_traits(config))
     if uncovered:
         raise UserInputError(
             f"model {name!r}: the latency law does not cover {found!r}, which has {uncovered}. Give a dense decoder: "
@@ -214,7 +214,7 @@ def architecture_name(config: Config) -> str:
     return str(names[0])
 
 
-def _uncovered_traits(config: Config) -> Iterator[str]:
+def uncovered_traits(config: Config) -> Iterator[str]:
     """`a mixture of experts (num_experts = 128): which weights …`, for every kind that a config is of."""
     names = [*(config.get("architectures") or ()), config.get("model_type") or ""]
     plain = [re.sub(r"[^a-z0-9]", "", str(name).lower()) for name in names]

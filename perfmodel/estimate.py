@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from perfmodel.bootstrap import resamples
 from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval
 from perfmodel.latency import LatencyModel
@@ -163,6 +161,8 @@ def _interval(runs: Sequence[Decoded], plain: Sequence[Decoded], error_frac: Fra
 
 def _resampled_ratios(runs: Sequence[Decoded], plain: Sequence[Decoded]) -> list[float]:
     """Rising ratios of totals over prompts drawn with replacement, both arms of a prompt together."""
+    import numpy as np
+
     columns = [(one.num_tokens, one.decode_s, other.num_tokens, other.decode_s) for one, other in zip(runs, plain, strict=True)]
     tokens, seconds, plain_tokens, plain_s = (resamples(len(runs)) @ np.array(columns)).T
     ratios: list[float] = np.sort(tokens / seconds * plain_s / plain_tokens).tolist()

@@ -115,6 +115,11 @@ class ModelGeometry:
         """Share of the layers that see a window only."""
         return self.windowed_layers / self.num_layers
 
+    @property
+    def fully_seen_tokens(self) -> Tokens:
+        """The longest text of which every layer sees all: the context, or the window where that is shorter."""
+        return self.max_context_tokens if self.window_tokens is None else min(self.window_tokens, self.max_context_tokens)
+
     def seen_tokens(self, context_tokens: float) -> float:
         """Of the tokens in a context, how many a layer sees, in the mean over layers."""
         if self.window_tokens is None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup
+from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.policy import ExitPolicy
 from perfmodel.profile import DeviceKey
@@ -15,7 +16,7 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Bytes, Frac, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 5
+PLAN_VERSION = 6
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -128,6 +129,8 @@ class Plan:
     workload: Workload
     chosen: Candidate
     runners_up: tuple[Candidate, ...]
+    frontier: tuple[FrontierPoint, ...]
+    """What a run may move along, from cautious to bold; none where acceptance is not traced."""
     batch_schedules: tuple[BatchSchedule, ...]
     """At two contexts; none where only single sequences were measured."""
     overfitting: Overfitting | None
@@ -136,6 +139,11 @@ class Plan:
     evidence: tuple[Evidence, ...]
     next_command: str
     """The command that would replace the weakest evidence by a measurement."""
+
+    @property
+    def has_assumed_head(self) -> bool:
+        """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
+        return self.draft.model.has_reduced_head and self.draft_sha256 is None
 
 
 def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +154,11 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "overfitting": None}
 
 
-_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads, 4: _from_version_4}
+def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
+    return {**body, "frontier": []}
+
+
+_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads, 4: _from_version_4, 5: _from_version_5}
 
 
 def plan_file_text(plan: Plan, provenance: Provenance) -> str:

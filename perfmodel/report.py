@@ -1,8 +1,9 @@
 """A run report: what executing a plan really did."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from perfmodel.artifact import Stored, read_record, record_text, write_record
+from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
@@ -15,8 +16,7 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
 
 REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 4
-_UPGRADES = {2: with_llama_layers, 3: with_whole_heads}
+REPORT_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,7 @@ class Arm:
     """One configuration over all prompts."""
 
     policy: ExitPolicy | None
+    """The plan's, where the run moved along its frontier."""
     runs: tuple[PromptRun, ...]
     samples: PassSamples
 
@@ -65,6 +66,26 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyShare:
+    """What one policy did of a run that moved along its plan's frontier."""
+
+    policy: ExitPolicy | None
+    num_rounds: int
+    num_tokens: int
+    decode_s: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adaptation:
+    """How a run moved along its plan's frontier."""
+
+    num_switches: int
+    """Rounds that followed another policy than the round before, of the text before where it was a text's first."""
+    shares: tuple[PolicyShare, ...]
+    """By policy, from cautious to bold; those that never ran too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A plan's execution beside plain decoding of the same prompts."""
 
@@ -82,6 +103,15 @@ class RunReport:
     measured: Speedup | None
     """None without the plain arm."""
     check: Check | None
+    adaptation: Adaptation | None
+    """None when the plan's policy ran throughout."""
+
+
+def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
+    return {**body, "adaptation": None}
+
+
+_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4}
 
 
 def report_file_text(report: RunReport, provenance: Provenance) -> str:

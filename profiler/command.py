@@ -26,8 +26,9 @@ from profiler.measure_energy import measure_energy, nvml_sensor
 from profiler.pass_log import lacking_passes
 from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
 from profiler.show import acceptance_table, distinct_line, energy_line, latency_table, understood, warnings_of
+from s2d.config import FAMILY_FOLDER
 from s2d.device import check_device
-from s2d.load import FAMILY_FOLDER, find_model
+from s2d.load import find_model
 from s2d.pair import encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 

@@ -1,19 +1,21 @@
 """Prompts and a plan to a run report: arms interleaved over the prompts, and the proof that the text is the target's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 
 import torch
 
 from perfmodel.errors import UserInputError
 from perfmodel.estimate import Decoded, Speedup, mean_round_cost, measured_speedup
+from perfmodel.frontier import FrontierPoint
 from perfmodel.passes import PASS_KINDS, PassKind, PassSamples
 from perfmodel.policy import ExitPolicy
-from perfmodel.report import Arm, Check, Divergence, PromptRun, RunReport
+from perfmodel.report import Adaptation, Arm, Check, Divergence, PolicyShare, PromptRun, RunReport
 from perfmodel.rounds import sum_rounds
 from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
+from s2d.controller import Controller, Pilot
 from s2d.generate import Generation, OnTokens, Session, Settings
 from s2d.pair import EncodedPrompt, ModelPair, Pair
 from s2d.prompts import distinct_ngram_frac
@@ -34,6 +36,8 @@ class RunRequest:
     stop: Stop | None
     check: bool
     """Also decode plainly, compare token by token, and measure the speedup."""
+    frontier: tuple[FrontierPoint, ...]
+    """What to move along while running; empty where `policy` is to run throughout."""
 
     def settings(self, policy: ExitPolicy | None, eos_token_id: int | None) -> Settings:
         """How one arm decodes."""
@@ -73,7 +77,8 @@ def run_report(
     session = pair.session(longest + request.max_new_tokens)
     policies = (request.policy, None) if request.check else (request.policy,)
     arms = [request.settings(policy, pair.eos_token_id) for policy in policies]
-    found = run_arms(session, prompts, arms, on_prompt=on_prompt)
+    controller = Controller(request.frontier) if request.frontier else None
+    found = run_arms(session, prompts, arms, pilot=controller, on_prompt=on_prompt)
     recorded = [_arm(arm.policy, prompts, runs) for arm, runs in zip(arms, found, strict=True)]
     plan_arm, plain_arm = recorded[0], recorded[1] if request.check else None
     return RunReport(
@@ -89,6 +94,7 @@ def run_report(
         plain_arm=plain_arm,
         measured=speedup_of(plan_arm, plain_arm) if plain_arm else None,
         check=check_equal(pair, prompts, request.sampling, found[0], found[1]) if request.check else None,
+        adaptation=adaptation_of(controller.policies, found[0]) if controller else None,
     )
 
 
@@ -97,6 +103,7 @@ def run_arms(
     prompts: Sequence[EncodedPrompt],
     arms: Sequence[Settings],
     *,
+    pilot: Pilot | None = None,
     on_prompt: Callable[[EncodedPrompt], OnTokens] | None = None,
 ) -> list[list[Generation]]:
     """Decode every prompt under every arm; the arms' order turns round from prompt to prompt (A B, B A, …).
@@ -107,6 +114,7 @@ def run_arms(
         session: its caches hold the longest text.
         prompts: at least one.
         arms: how to decode.
+        pilot: flies the first arm, from text to text; its settings' policy throughout when None.
         on_prompt: as in `run_report`, for the first arm.
 
     Returns:
@@ -119,8 +127,10 @@ def run_arms(
     for number, prompt in enumerate(prompts):
         order = range(len(arms)) if number % 2 == 0 else reversed(range(len(arms)))
         for place in order:
-            on_tokens = on_prompt(prompt) if on_prompt is not None and place == 0 else None
-            found[place].append(session.generate(prompt.token_ids, arms[place], on_tokens=on_tokens))
+            is_first = place == 0
+            on_tokens = on_prompt(prompt) if on_prompt is not None and is_first else None
+            by = pilot if is_first else None
+            found[place].append(session.generate(prompt.token_ids, arms[place], pilot=by, on_tokens=on_tokens))
     return found
 
 
@@ -128,6 +138,32 @@ def speedup_of(arm: Arm, plain: Arm) -> Speedup:
     """The measured speedup of one arm over plain decoding of the same prompts."""
     cost = mean_round_cost(kind_seconds(arm.samples), num_rounds=sum_rounds(run.rounds for run in arm.runs).num_rounds)
     return measured_speedup(_decoded(arm), _decoded(plain), cost)
+
+
+def adaptation_of(policies: Sequence[ExitPolicy | None], found: Sequence[Generation]) -> Adaptation:
+    """How rounds, tokens and seconds were shared out among the policies of a frontier, over texts in order."""
+    rounds = [one for generation in found for one in _policy_rounds(generation)]
+    shares = []
+    for policy in policies:
+        mine = [(tokens, seconds) for followed, tokens, seconds in rounds if followed == policy]
+        tokens, seconds = (sum(column) for column in zip((0, 0.0), *mine, strict=True))
+        shares.append(PolicyShare(policy=policy, num_rounds=len(mine), num_tokens=int(tokens), decode_s=float(seconds)))
+    switches = sum(one[0] != other[0] for one, other in pairwise(rounds))
+    return Adaptation(num_switches=switches, shares=tuple(shares))
+
+
+def _policy_rounds(generation: Generation) -> Iterator[tuple[ExitPolicy | None, Tokens, Seconds]]:
+    """Policy, emitted tokens and seconds of every round."""
+    samples, left, policies = generation.samples, len(generation.tokens), iter(generation.policies)
+    blocks, seconds = iter(generation.blocks), 0.0
+    for kind, lap_s in zip(samples.kind, samples.seconds, strict=True):
+        if kind == "prefill":
+            continue
+        seconds += lap_s
+        if kind == "round":
+            tokens = min(next(blocks)[1] + 1, left)  # an accepted end of text has no bonus
+            yield next(policies), tokens, seconds
+            left, seconds = left - tokens, 0.0
 
 
 def kind_seconds(samples: PassSamples) -> dict[PassKind, Seconds]:

@@ -24,6 +24,7 @@ from perfmodel.console import (
 from perfmodel.disk import check_new, saving
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS
+from perfmodel.units import format_frac
 
 RUN = "s2d-run"
 TRAIN = "s2d-train"
@@ -54,6 +55,8 @@ def _run_parser() -> argparse.ArgumentParser:
     add("--max-new-tokens", type=_positive, metavar="TOKENS", help="most tokens to write per prompt (default: the plan's)")
     add("--stop", metavar="TEXT", action="append", default=[], help="end a text where this appears; may be repeated")
     add("--check", action="store_true", help="decode plainly too, prove the output equal, and measure the speedup")
+    adapt_help = "change policy while running, along the plan's frontier, as acceptance shifts (default: the plan's throughout)"
+    add("--adapt", action="store_true", help=adapt_help)
     export_help = "write the draft's exit after LAYERS layers to DIR as an ordinary checkpoint, and run nothing"
     add("--export-exit", nargs=2, metavar=("LAYERS", "DIR"), help=export_help)
     add_common_flags(parser, result="report")
@@ -78,13 +81,15 @@ def main_train(argv: Sequence[str] | None = None) -> int:
     _add_draft_command(commands.add_parser("draft", help="from a target's first layers to a nested draft", allow_abbrev=False))
     calibrate_help = "fit what the confidence of a draft's exits is worth, into its sidecar"
     _add_calibrate_command(commands.add_parser("calibrate", help=calibrate_help, allow_abbrev=False))
+    trim_help = "a copy of a draft whose LM head says only the most frequent tokens"
+    _add_trim_command(commands.add_parser("trim", help=trim_help, allow_abbrev=False))
     _add_reference_command(commands.add_parser("reference", help="the recipe of the shipped family", allow_abbrev=False))
-    run = {"draft": _train_draft, "calibrate": _calibrate, "reference": _train_reference}
+    run = {"draft": _train_draft, "calibrate": _calibrate, "trim": _trim, "reference": _train_reference}
     return run_command(parser, argv, lambda args: run[args.command](args))
 
 
 def _add_draft_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", required=True, metavar="DIR", help="Hugging Face folder of a Llama-format model")
+    parser.add_argument("--target", required=True, metavar="DIR", help="Hugging Face folder of a Llama, Mistral or Qwen2/3")
     parser.add_argument(
         "--exits", type=_layers, required=True, metavar="LAYERS", help="rising layer counts, e.g. 6,9,12; the last is the depth"
     )
@@ -121,6 +126,15 @@ def _add_calibrate_command(parser: argparse.ArgumentParser) -> None:
     add_verbose_flag(parser)
 
 
+def _add_trim_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--draft", required=True, metavar="DIR", help="the draft to copy")
+    parser.add_argument("--tokens", type=_positive, required=True, metavar="TOKENS", help="that its LM head is to say")
+    text_help = ".txt or .jsonl to count tokens in, like what its targets will write"
+    parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where it goes; must not exist")
+    add_verbose_flag(parser)
+
+
 def _add_reference_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the family goes; must not exist")
     parser.add_argument("--work", type=Path, metavar="DIR", help="stages so far (default: the output's name + .work)")
@@ -152,7 +166,8 @@ def _train_reference(args: argparse.Namespace) -> int:
 
 def _train_draft(args: argparse.Namespace) -> int:
     check_new(args.output)
-    from s2d.load import FAMILY_FOLDER, find_model
+    from s2d.config import FAMILY_FOLDER
+    from s2d.load import find_model
     from s2d.train_draft import read_texts, train_draft
     from s2d.training import TrainSettings
 
@@ -189,9 +204,10 @@ def _train_draft(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
+    from s2d.config import FAMILY_FOLDER
     from s2d.device import check_device
     from s2d.fit_confidence import calibrate_on_prompts, calibration_half
-    from s2d.load import FAMILY_FOLDER, find_model
+    from s2d.load import find_model
     from s2d.prompts import FAMILY_PROMPTS, read_prompts
     from s2d.show import calibration_text
     from s2d.sidecar import SIDECAR_NAME
@@ -214,6 +230,19 @@ def _calibrate(args: argparse.Namespace) -> int:
         )
     print_out(calibration_text(sidecar))
     print_out(f"wrote {folder / SIDECAR_NAME}")
+    return EXIT_ANSWERED
+
+
+def _trim(args: argparse.Namespace) -> int:
+    check_new(args.output)
+    from s2d.load import find_model
+    from s2d.train_draft import read_texts
+    from s2d.trim import trim_head
+
+    said_frac = trim_head(find_model(args.draft), read_texts(args.text), args.tokens, args.output)
+    print_out(f"wrote {args.output}, whose head says {args.tokens} tokens: {format_frac(said_frac)} of the text's")
+    command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", str(args.output)])
+    print_out(f"no curves are fitted to its confidence yet (s2d-train calibrate); next: {command}")
     return EXIT_ANSWERED
 
 

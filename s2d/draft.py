@@ -23,12 +23,32 @@ class Step:
     calibration: CalibrationCurve | None
 
 
-class Drafter:
-    """Drafts blocks with one decoder and cache under one policy.
+class Ladder:
+    """A decoder and its cache, segment by segment; policies may take turns on it, as no segment forgets what it has not seen.
 
     Args:
         decoder: the draft, or the target of a self draft.
         cache: its segments end at the draft's exits.
+    """
+
+    def __init__(self, decoder: Decoder, cache: Cache) -> None:
+        self.decoder = decoder
+        self.cache = cache
+
+    def run(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
+        """Push everything a segment has not seen through it, in one causal pass."""
+        cached = self.cache.lengths[segment.number]
+        is_first = segment.number == 0
+        states = self.decoder.embed(tokens[cached:]) if is_first else self.cache.backlog(segment.number, len(tokens))
+        self.decoder.forward_segment(states, segment, self.cache)
+        clock.lap("segment", segment.number, len(tokens) - cached, cached)
+
+
+class Drafter:
+    """Drafts blocks under one policy.
+
+    Args:
+        ladder: what drafts.
         exit_layers: all of the draft's exits.
         policy: which of them are looked at.
         judge: how an exit answers.
@@ -37,19 +57,17 @@ class Drafter:
 
     def __init__(
         self,
-        decoder: Decoder,
-        cache: Cache,
+        ladder: Ladder,
         exit_layers: tuple[int, ...],
         policy: ExitPolicy,
         judge: Judge,
         eos_token_id: int | None,
     ) -> None:
-        self._decoder = decoder
-        self._cache = cache
+        self._ladder = ladder
         self._judge = judge
         self._eos_token_id = eos_token_id
         self._rule = policy.length
-        self.steps = ladder(cache, exit_layers, policy)
+        self.steps = steps_of(ladder.cache, exit_layers, policy)
         self.exits_taken = [0] * len(exit_layers)
         self.cap = first_cap(policy.length)
 
@@ -73,11 +91,6 @@ class Drafter:
                 break
         return tokens[start:]
 
-    def push(self, tokens: list[int], steps_end: int, clock: Clock) -> None:
-        """Run all known tokens through the first segments, backlogs and all; nothing is asked of the exits."""
-        for number in range(steps_end):
-            self._run(self._cache.segments[number], tokens, clock)
-
     def observe(self, num_drafted: int, num_accepted: int) -> None:
         """Let the length rule learn from a round."""
         self.cap = next_cap(self._rule, self.cap, num_drafted, num_accepted)
@@ -86,28 +99,18 @@ class Drafter:
         """Climb until an exit is sure enough: the token, its confidence and the step it left at."""
         for step in self.steps:
             segment = step.segment
-            self._run(segment, tokens, clock)
+            self._ladder.run(segment, tokens, clock)
             if step.threshold is None:
                 continue
-            last = self._cache.states[segment.number][len(tokens) - 1 : len(tokens)]
-            token, confidence = self._judge.answer(self._decoder.exit_logits(last), len(tokens), index, segment.number)
+            last = self._ladder.cache.states[segment.number][len(tokens) - 1 : len(tokens)]
+            token, confidence = self._judge.answer(self._ladder.decoder.exit_logits(last), len(tokens), index, segment.number)
             clock.lap("exit", segment.number, 1, 0)
             if confidence >= step.threshold:
                 return token, confidence, step
         raise AssertionError("the last looked-at exit always answers")
 
-    def _run(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
-        """Push everything a segment has not seen through it, in one causal pass."""
-        cached = self._cache.lengths[segment.number]
-        if segment.number == 0:
-            states = self._decoder.embed(tokens[cached:])
-        else:
-            states = self._cache.backlog(segment.number, len(tokens))
-        self._decoder.forward_segment(states, segment, self._cache)
-        clock.lap("segment", segment.number, len(tokens) - cached, cached)
 
-
-def ladder(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> tuple[Step, ...]:
+def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> tuple[Step, ...]:
     """The segments up to the deepest looked-at exit, each with its gate.
 
     Raises:

@@ -18,11 +18,13 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds
 from s2d.cache import Cache
 from s2d.clock import Clock
+from s2d.compatible import check_pair, context_tokens
+from s2d.controller import Pilot, Steady
 from s2d.count import count_rounds
-from s2d.draft import Drafter, check_exits
-from s2d.load import LoadedModel, check_pair
+from s2d.draft import Drafter, Ladder, check_exits
+from s2d.load import LoadedModel
 from s2d.nested import Decoder
-from s2d.script import Script, ScriptedJudge
+from s2d.script import Script, overruled
 from s2d.text import Stop
 from s2d.verify import Judge, make_judge
 
@@ -52,6 +54,8 @@ class Generation:
     rounds: RoundStats
     blocks: tuple[tuple[int, int], ...]
     """Drafted and accepted tokens of every round."""
+    policies: tuple[ExitPolicy | None, ...]
+    """What every round followed."""
     prefill_s: Seconds
     decode_s: Seconds
     """Of the rounds; what the caller does with the tokens it is given is not counted."""
@@ -107,6 +111,7 @@ class Session:
         prompt_ids: Sequence[int],
         settings: Settings,
         *,
+        pilot: Pilot | None = None,
         clock: Clock | None = None,
         on_tokens: OnTokens | None = None,
     ) -> Generation:
@@ -115,18 +120,23 @@ class Session:
         Args:
             prompt_ids: at least one token.
             settings: how.
+            pilot: says round by round which policy to follow; the settings' throughout when None.
             clock: measures the passes; a new one when None.
             on_tokens: gets the tokens of every round as soon as they are certain.
 
         Raises:
             UserInputError: the prompt is empty or does not fit, or the policy asks for exits that are not there.
         """
-        self._check(len(prompt_ids), settings)
+        pilot = pilot or Steady(settings.policy)
+        self._check(len(prompt_ids), settings, pilot.policies)
         clock = clock or Clock(self.target.decoder.device)
-        judge = self._judge(settings)
+        judge = self._judge(settings.sampling, pilot.policies)
+        if settings.script:
+            known, new, eos = len(prompt_ids), settings.max_new_tokens, settings.eos_token_id
+            judge = overruled(judge, settings.script, known, new, eos, self.exit_layers)
         judge.start(self._max_tokens)
-        run = _Run(self, settings, judge, clock, on_tokens)
-        return run.generate(list(prompt_ids))
+        pilot.begin()
+        return _Run(self, settings, pilot, judge, clock, on_tokens).generate(list(prompt_ids))
 
     def cache(self, role: str, segment_ends: tuple[int, ...]) -> Cache:
         """An empty cache for the target or the draft, kept from earlier calls where there is one."""
@@ -137,28 +147,20 @@ class Session:
         found.reset()
         return found
 
-    def _judge(self, settings: Settings) -> Judge:
-        confidence = settings.policy.confidence if settings.policy else "max-prob"
-        key = (settings.sampling, confidence)
+    def _judge(self, sampling: Sampling, policies: Sequence[ExitPolicy | None]) -> Judge:
+        [confidence] = {policy.confidence for policy in policies if policy} or {"max-prob"}
+        key = (sampling, confidence)
         if key not in self._judges:
             # One run's noise at a time: another seed's table would only fill the memory.
-            self._judges = {known: judge for known, judge in self._judges.items() if known[0] == settings.sampling}
-            self._judges[key] = make_judge(settings.sampling, confidence, self.target.decoder.device)
-        judge = self._judges[key]
-        return ScriptedJudge(judge, settings.script) if settings.script else judge
+            self._judges = {known: judge for known, judge in self._judges.items() if known[0] == sampling}
+            self._judges[key] = make_judge(sampling, confidence, self.target.decoder.device)
+        return self._judges[key]
 
-    def _check(self, prompt_tokens: int, settings: Settings) -> None:
-        if settings.policy is not None:
+    def _check(self, prompt_tokens: int, settings: Settings, policies: Sequence[ExitPolicy | None]) -> None:
+        for policy in filter(None, policies):
             if not self.exit_layers:
                 raise BadPolicy(f"a policy for {self.target.geometry.name}, which has no early exits", "a draft, or no policy")
-            check_exits(self.exit_layers, settings.policy)
-        if settings.script is not None:
-            settings.script.check(
-                known_tokens=prompt_tokens,
-                new_tokens=settings.max_new_tokens,
-                exit_layers=self.exit_layers,
-                eos_token_id=settings.eos_token_id,
-            )
+            check_exits(self.exit_layers, policy)
         if prompt_tokens < 1:
             raise UserInputError("the prompt is empty: expected at least one token. Give some text, or an end-of-text token.")
         if settings.max_new_tokens < 1:
@@ -174,24 +176,29 @@ class Session:
 class _Run:
     """One text: its tokens, the caches it fills, and what its rounds counted."""
 
-    def __init__(self, session: Session, settings: Settings, judge: Judge, clock: Clock, on_tokens: OnTokens | None) -> None:
+    def __init__(
+        self, session: Session, settings: Settings, pilot: Pilot, judge: Judge, clock: Clock, on_tokens: OnTokens | None
+    ) -> None:
         self._settings = settings
+        self._pilot = pilot
         self._num_exits = len(session.exit_layers)
         self._judge = judge
         self._clock = clock
         self._on_tokens = on_tokens
         self._target = session.target.decoder
-        self._is_self_draft = settings.policy is not None and session.draft is None
+        is_drafting = any(pilot.policies)
+        self._is_self_draft = is_drafting and session.draft is None
         depth = session.target.geometry.num_layers
         self._cache = session.cache("target", (*session.exit_layers, depth) if self._is_self_draft else (depth,))
-        self._drafter = None
-        if settings.policy is not None:
-            decoder = session.draft.decoder if session.draft else self._target
-            cache = session.cache("draft", session.exit_layers) if session.draft else self._cache
-            eos = settings.eos_token_id
-            self._drafter = Drafter(decoder, cache, session.exit_layers, settings.policy, judge, eos)
-            self._draft_decoder, self._draft_cache = decoder, cache
+        self._ladder = Ladder(self._target, self._cache)
+        if is_drafting and session.draft:
+            self._ladder = Ladder(session.draft.decoder, session.cache("draft", session.exit_layers))
+        eos = settings.eos_token_id
+        self._drafters = [
+            Drafter(self._ladder, session.exit_layers, policy, judge, eos) if policy else None for policy in pilot.policies
+        ]
         self._blocks: list[tuple[int, int]] = []
+        self._policies: list[ExitPolicy | None] = []
 
     def generate(self, tokens: list[int]) -> Generation:
         prompt_tokens = len(tokens)
@@ -208,9 +215,10 @@ class _Run:
                 self._blocks,
                 self._clock.tags[num_prefills:],
                 num_tokens=len(tokens) - prompt_tokens,
-                exits_taken=self._drafter.exits_taken if self._drafter is not None else (0,) * self._num_exits,
+                exits_taken=self._exits_taken(),
             ),
             blocks=tuple(self._blocks),
+            policies=tuple(self._policies),
             prefill_s=sum(samples.seconds[:num_prefills]),
             decode_s=sum(samples.seconds[num_prefills:]),
             samples=samples,
@@ -223,14 +231,16 @@ class _Run:
             return
         _push_all(self._target.embed(tokens[:-1]), self._target, self._cache, len(self._cache.segments))
         self._clock.lap("prefill", 0, rows, 0)
-        if self._drafter is not None and not self._is_self_draft:
-            states = self._draft_decoder.embed(tokens[:-1])
-            _push_all(states, self._draft_decoder, self._draft_cache, len(self._drafter.steps))
+        deepest = max(len(drafter.steps) if drafter else 0 for drafter in self._drafters)
+        if deepest and not self._is_self_draft:
+            decoder = self._ladder.decoder
+            _push_all(decoder.embed(tokens[:-1]), decoder, self._ladder.cache, deepest)
             self._clock.lap("prefill", 1, rows, 0)
 
     def _round(self, tokens: list[int], prompt_tokens: int, limit: int) -> bool:
         """Draft, verify, roll back; returns whether the text has ended."""
-        known, drafter = len(tokens), self._drafter
+        known, at = len(tokens), self._pilot.at
+        drafter = self._drafters[at]
         drafted: list[int] = []
         if drafter is not None:
             drafted = drafter.draft(tokens, min(drafter.cap, limit - known - 1), self._clock)
@@ -242,9 +252,11 @@ class _Run:
         tokens[known:] = emitted
         self._cache.crop(known + accepted)
         if drafter is not None:
-            self._draft_cache.crop(known + accepted)
+            self._ladder.cache.crop(known + accepted)
             drafter.observe(len(drafted), accepted)
         self._blocks.append((len(drafted), accepted))
+        self._policies.append(self._pilot.policies[at])
+        self._pilot.observe(len(drafted), accepted)
         self._clock.lap("round", 0, len(drafted), 0)
         if self._on_tokens is not None:
             self._on_tokens(emitted)
@@ -258,12 +270,17 @@ class _Run:
         """
         cache, last = self._cache, self._cache.segments[-1]
         if self._is_self_draft:
-            assert self._drafter is not None
-            self._drafter.push(tokens, last.number, self._clock)
+            for segment in cache.segments[:-1]:
+                self._ladder.run(segment, tokens, self._clock)
             states = cache.backlog(last.number, len(tokens))
         else:
             states = self._target.embed(tokens[known - 1 :])
         return self._target.exit_logits(self._target.forward_segment(states, last, cache))
+
+    def _exits_taken(self) -> tuple[int, ...]:
+        """Drafted tokens by exit, whatever the policy."""
+        by_policy = [drafter.exits_taken for drafter in self._drafters if drafter]
+        return tuple(map(sum, zip(*by_policy, strict=True))) if by_policy else (0,) * self._num_exits
 
     def _emitted(self, certain: list[int], before: list[int]) -> tuple[list[int], bool]:
         """The round's certain tokens, cut where the text ends, and whether it does."""
@@ -276,12 +293,6 @@ class _Run:
             if kept is not None:
                 return emitted[:kept], True
         return emitted, ended
-
-
-def context_tokens(target: LoadedModel, draft: LoadedModel | None) -> int:
-    """The longest text that both can hold."""
-    models = (target, draft) if draft else (target,)
-    return min(model.geometry.max_context_tokens for model in models)
 
 
 def _push_all(states: Tensor, decoder: Decoder, cache: Cache, num_segments: int) -> None:

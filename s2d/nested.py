@@ -7,12 +7,13 @@ At hidden size 128 a layer costs its operations, not its bytes, so each one remo
     rotary   the two halves of a head are interleaved in the weights, so that rotating is one complex product, which writes
              K (turned) and V (times 1) straight into the cache
     residual added by the matrix product itself
+    biases   of Q, K, V and of the MLP's first half added by the matrix product too, where a family has them
+    Q, K     normed by head where a family does that, the score's scale folded into the gain
 
 Symbols: T new tokens, S cached and new, L layers, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,52 +21,11 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from perfmodel.geometry import ModelGeometry
 from s2d.cache import Cache, Segment, segments_of
+from s2d.scratch import Scratch, new_scratch
+from s2d.weights import PAD, DecoderWeights
 
-PAD = 16
-"""Components appended to a residual row: sqrt(D eps) and zeros, so that rows stay aligned."""
 MANY_ROWS = 64
 """From here on the fused attention kernel is faster than three small products, and keeps no [T, S] scores."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerWeights:
-    """One layer: matrices applied from the right, gains and scales folded in."""
-
-    qkv: Tensor  # [D, (N + 2K) H]; Q scaled by 1 / sqrt(H); Q and K interleaved for the complex rotation
-    attn_out: Tensor  # [N H, D]
-    gate_up: Tensor  # [D, 2F]
-    down: Tensor  # [F, D]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderWeights:
-    """All of a decoder's numbers."""
-
-    embedding: Tensor  # [V, D + PAD], the components after D already set
-    layers: tuple[LayerWeights, ...]
-    head: Tensor  # [D, V], the final norm's gain folded in; shared by every exit
-    rotary: Tensor  # complex64 [S, H / 2]
-    norm_eps: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scratch:
-    """Buffers for passes of one number of rows, and the views of them that a layer needs."""
-
-    norm: Tensor  # [T, 1]
-    normed: Tensor  # [T, D]
-    qkv: Tensor  # [T, (N + 2K) H]
-    heads: Tensor  # [T, N + 2K, H], the same memory
-    gate_up: Tensor  # [T, 2F]
-    gate: Tensor  # [T, F]
-    up: Tensor  # [T, F]
-    q_turn: Tensor  # what is rotated in place: complex [T, N, H / 2], or [T, N, H] in half precision
-    kv_turn: Tensor  # complex [T, 2, K, H / 2], or [T, 2, K, H]
-    q: Tensor  # [K, N / K, T, H], the same memory as heads
-    q_flat: Tensor | None  # [K, (N / K) T, H], the same memory; None where the strides do not allow it
-    mixed: Tensor  # [K, (N / K) T, H], attention's output by head
-    mixed_by_row: Tensor  # [T, N, H], the same memory
-    attn: Tensor  # [T, N H]; for one row the same memory as mixed
 
 
 class Decoder:
@@ -81,15 +41,22 @@ class Decoder:
         self.weights = weights
         self.dtype = weights.head.dtype
         self.device = weights.head.device
-        self._scratch: dict[int, _Scratch] = {}
+        self._scratch: dict[int, Scratch] = {}
         self._masks = torch.empty(0)
         self._complex = self.dtype == torch.float32
+        # A head's length is sqrt(H) times its RMS with this as one more component.
+        self._head_floor = torch.tensor(math.sqrt(geometry.head_dim * weights.norm_eps), device=self.device)
         turn = weights.rotary
         still = torch.ones_like(turn)
         # V rides along unturned, so that one product fills both halves of a cache row.
         self._q_turn = turn[:, None] if self._complex else _real_turn(turn, self.dtype)[:, :, None]
         kv_turn = torch.stack((turn, still), dim=1)
         self._kv_turn = kv_turn[:, :, None] if self._complex else _real_turn(kv_turn, self.dtype)[:, :, :, None]
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it takes and gives logits of: V."""
+        return len(self.weights.embedding)
 
     def new_cache(self, segment_ends: tuple[int, ...], max_tokens: int) -> Cache:
         """An empty cache whose segments end after the given layer counts."""
@@ -132,11 +99,14 @@ class Decoder:
         return out
 
     def exit_logits(self, states: Tensor) -> Tensor:
-        """What an exit says after these rows: [T, D + PAD] -> [T, V]."""
+        """What an exit says after these rows, -inf for tokens that the head cannot say: [T, D + PAD] -> [T, V]."""
         scratch = self._scratch_for(states.shape[0])
         torch.linalg.vector_norm(states, 2, -1, True, dtype=torch.float32, out=scratch.norm)
         torch.div(states[:, : self.geometry.hidden_size], scratch.norm, out=scratch.normed)
-        return torch.mm(scratch.normed, self.weights.head)
+        logits = torch.mm(scratch.normed, self.weights.head)
+        if self.weights.said is None:
+            return logits
+        return logits.new_full((len(logits), self.vocab_size), -torch.inf).index_copy_(1, self.weights.said, logits)
 
     @torch.inference_mode()
     def all_exit_logits(self, token_ids: list[int], exit_layers: tuple[int, ...]) -> list[Tensor]:
@@ -169,52 +139,36 @@ class Decoder:
         for layer, write, key, value in zip(layers, written, keys, values, strict=True):
             vector_norm(x, 2, -1, True, dtype=torch.float32, out=norm)
             div(values_in, norm, out=normed)
-            mm(normed, layer.qkv, out=b.qkv)
+            if layer.qkv_bias is None:
+                mm(normed, layer.qkv, out=b.qkv)
+            else:
+                addmm(layer.qkv_bias, normed, layer.qkv, out=b.qkv)
+            if layer.qk_gain is not None:
+                _norm_heads(b, layer.qk_gain, self._head_floor)
             rotate(b, write, q_turn, kv_turn)
             addmm(values_in, _attend(b, key, value, mask), layer.attn_out, out=values_out)
+            if layer.attn_out_bias is not None:
+                values_out.add_(layer.attn_out_bias)
             x, values_in = out, values_out
             vector_norm(x, 2, -1, True, dtype=torch.float32, out=norm)
             div(values_in, norm, out=normed)
-            mm(normed, layer.gate_up, out=b.gate_up)
+            if layer.gate_up_bias is None:
+                mm(normed, layer.gate_up, out=b.gate_up)
+            else:
+                addmm(layer.gate_up_bias, normed, layer.gate_up, out=b.gate_up)
             silu(gate, inplace=True)
             gate.mul_(up)
             values_in.addmm_(gate, layer.down)
+            if layer.down_bias is not None:
+                values_in.add_(layer.down_bias)
 
-    def _scratch_for(self, rows: int) -> _Scratch:
+    def _scratch_for(self, rows: int) -> Scratch:
         found = self._scratch.get(rows)
         if found is None:
-            found = self._new_scratch(rows)
+            found = new_scratch(self.geometry, rows, self.dtype, self.device)
             if rows < MANY_ROWS:
                 self._scratch[rows] = found
         return found
-
-    def _new_scratch(self, rows: int) -> _Scratch:
-        g = self.geometry
-        group = g.num_heads // g.num_kv_heads
-        heads = self._empty(rows, g.num_heads + 2 * g.num_kv_heads, g.head_dim)
-        kv = heads[:, g.num_heads :].unflatten(1, (2, g.num_kv_heads))
-        q = heads[:, : g.num_heads].unflatten(1, (g.num_kv_heads, group)).permute(1, 2, 0, 3)
-        mixed = self._empty(g.num_kv_heads, group * rows, g.head_dim)
-        gate_up = self._empty(rows, 2 * g.intermediate_size)
-        return _Scratch(
-            norm=torch.empty(rows, 1, dtype=torch.float32, device=self.device),
-            normed=self._empty(rows, g.hidden_size),
-            qkv=heads.flatten(1),
-            heads=heads,
-            gate_up=gate_up,
-            gate=gate_up[:, : g.intermediate_size],
-            up=gate_up[:, g.intermediate_size :],
-            q_turn=_as_complex(heads[:, : g.num_heads]) if self._complex else heads[:, : g.num_heads],
-            kv_turn=_as_complex(kv) if self._complex else kv,
-            q=q,
-            q_flat=q.flatten(1, 2) if rows == 1 or group == 1 else None,
-            mixed=mixed,
-            mixed_by_row=mixed.view(g.num_heads, rows, g.head_dim).transpose(0, 1),
-            attn=mixed.view(1, -1) if rows == 1 else self._empty(rows, g.num_heads * g.head_dim),
-        )
-
-    def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=self.dtype, device=self.device)
 
     def _mask(self, rows: int, start: int) -> Tensor:
         """Additive causal mask [T, S]: row i sees the cached tokens and the first i + 1 new ones."""
@@ -231,11 +185,6 @@ class Decoder:
         return mask.triu_(start + 1)
 
 
-def _as_complex(x: Tensor) -> Tensor:
-    """[..., H] -> complex [..., H / 2], the same memory."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-
-
 def _real_turn(turn: Tensor, dtype: torch.dtype) -> Tensor:
     """Factors for the two products of a real rotation: complex [..., H / 2] -> [2, ..., H] moved to [S, 2, ..., H]."""
     cos = turn.real.repeat_interleave(2, -1)
@@ -243,12 +192,25 @@ def _real_turn(turn: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack((cos, sin), dim=1).to(dtype)
 
 
-def _rotate_complex(b: _Scratch, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
+def _norm_heads(b: Scratch, gain: Tensor, floor: Tensor) -> None:
+    """Every head's Q and K over their RMS, times their gain, in place.
+
+    Args:
+        b: holds them, unscaled.
+        gain: [N + K, H].
+        floor: sqrt(H eps), a scalar.
+    """
+    torch.linalg.vector_norm(b.qk, 2, -1, True, dtype=torch.float32, out=b.qk_norm)
+    torch.hypot(b.qk_norm, floor, out=b.qk_norm)
+    b.qk.div_(b.qk_norm).mul_(gain)
+
+
+def _rotate_complex(b: Scratch, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
     b.q_turn.mul_(q_turn)
     torch.mul(b.kv_turn, kv_turn, out=write)
 
 
-def _rotate_real(b: _Scratch, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
+def _rotate_real(b: Scratch, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
     """The same in half precision, which has no complex numbers: (a, b) cos + (b, a) (-sin, sin)."""
     flipped = b.heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     num_heads = b.q_turn.shape[1]
@@ -258,7 +220,7 @@ def _rotate_real(b: _Scratch, write: Tensor, q_turn: Tensor, kv_turn: Tensor) ->
     write.addcmul_(flipped_kv, kv_turn[:, 1])
 
 
-def _attend(b: _Scratch, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(b: Scratch, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Causal attention of the scratch's new rows over cached ones: [T, N H].
 
     Args:
@@ -282,7 +244,7 @@ def _attend(b: _Scratch, key: Tensor, value: Tensor, mask: Tensor | None) -> Ten
     return b.attn
 
 
-def _attend_many(b: _Scratch, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def _attend_many(b: Scratch, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """The same by the fused kernel, which keeps no scores."""
     q = b.q.flatten(0, 1)[None]
     mixed = scaled_dot_product_attention(q, key.mT[None], value[None], mask, scale=1.0, enable_gqa=q.shape[1] != len(key))

@@ -10,10 +10,19 @@ from perfmodel.errors import BadPolicy, UserInputError
 from perfmodel.geometry import DraftGeometry
 from perfmodel.profile import DeviceKey, Dtype
 from perfmodel.units import Tokens
+from s2d.compatible import context_tokens
 from s2d.corpus import Prompt
 from s2d.device import device_key
-from s2d.generate import Session, context_tokens
-from s2d.load import LoadedModel, check_same_vocabulary, find_model, load_model, load_tokenizer, tokenizer_sha256
+from s2d.generate import Session
+from s2d.load import (
+    LoadedModel,
+    check_same_vocabulary,
+    find_model,
+    load_model,
+    load_tokenizer,
+    tokenizer_sha256,
+    with_vocabulary_of,
+)
 
 SELF_DRAFT = "self"
 """What to give as the draft for the target's own early exits."""
@@ -63,7 +72,7 @@ class Pair(ModelPair):
 
 
 def load_pair(target_name: str, draft_name: str, dtype: Dtype, device: str) -> Pair:
-    """Load a target and a draft that share a vocabulary.
+    """Load a target and a draft that share a tokenizer; their heads may be padded differently.
 
     Args:
         target_name: a folder, or a model of the reference family.
@@ -82,7 +91,7 @@ def load_pair(target_name: str, draft_name: str, dtype: Dtype, device: str) -> P
     if draft_name != SELF_DRAFT:
         draft_folder = find_model(draft_name)
         check_same_vocabulary(load_tokenizer(draft_folder), tokenizer)
-        draft = load_model(draft_folder, dtype, device)
+        draft = with_vocabulary_of(load_model(draft_folder, dtype, device), target)
     if not draft.exit_layers:
         raise BadPolicy(f"draft {draft_name!r} names no exits", "an s2d.json with exit_layers beside its config.json")
     kind = "self" if draft is target else "separate"

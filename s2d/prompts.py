@@ -8,8 +8,8 @@ from pathlib import Path
 from perfmodel.disk import PathLike, read_whole
 from perfmodel.errors import BadFile, UserInputError
 from perfmodel.halves import Split, document_of, half_of
+from s2d.config import FAMILY_FOLDER
 from s2d.corpus import Prompt
-from s2d.load import FAMILY_FOLDER
 
 FAMILY_PROMPTS: Path = FAMILY_FOLDER / "prompts.jsonl"
 _KEYS = {"name", "category", "text"}

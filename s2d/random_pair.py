@@ -12,9 +12,10 @@ from perfmodel.errors import UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.profile import DTYPE_BYTES, Dtype
 from perfmodel.units import GIB, Bytes, Tokens, format_bytes
-from s2d.load import check_vocab_sizes, random_model
-from s2d.nested import PAD
+from s2d.compatible import check_vocab_sizes
+from s2d.load import random_model
 from s2d.pair import ModelPair
+from s2d.weights import PAD
 
 WORKSPACE_BYTES = GIB
 """Kept free beside weights and caches: scratch rows of a prompt, what libraries take, tables of positions."""
@@ -47,7 +48,7 @@ def random_pair(
         Mismatch: the two do not share a vocabulary.
     """
     place = torch.device(device)
-    check_vocab_sizes(target, draft.model)
+    check_vocab_sizes(target.name, target.vocab_size, draft.model.name, draft.model.vocab_size)
     check_memory(target, draft, dtype, max_tokens, (free_bytes or free_bytes_of)(place), place)
     exit_layers = draft.exit_layers if draft.kind == "self" else ()
     model = random_model(target, exit_layers, dtype, device, seed=seed)

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from perfmodel.codec import decode_record, encode_record
 from perfmodel.disk import saving, sync, write_atomically
@@ -47,7 +47,7 @@ def remove_training(folder: Path) -> None:
 
 
 def save_checkpoint(
-    model: LlamaForCausalLM, optimizers: Sequence[torch.optim.Optimizer], step: int, training: Training, folder: Path
+    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], step: int, training: Training, folder: Path
 ) -> None:
     """Weights and optimizer state as safetensors, and whose they are: written whole, then renamed.
 
@@ -70,7 +70,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    model: LlamaForCausalLM, optimizers: Sequence[torch.optim.Optimizer], training: Training, folder: Path
+    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], training: Training, folder: Path
 ) -> int:
     """Restore what `save_checkpoint` wrote, if anything; returns the step to go on with, 0 without a checkpoint.
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.artifact import Stored
 from perfmodel.console import print_answer, print_out
 from perfmodel.errors import Mismatch, UserInputError
+from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import ModelGeometry
 from perfmodel.plan import Plan, read_plan
 from perfmodel.profile import DeviceKey
@@ -49,7 +50,7 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
     if args.json:
         report = run_report(loaded.pair, loaded.prompts, loaded.request)
     else:
-        print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request.max_new_tokens))
+        print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request))
         with PromptStreams(loaded.pair.tokenizer) as streams:
             report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=streams.on_prompt)
     provenance = make_provenance(
@@ -71,6 +72,8 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
 
 def next_text(args: argparse.Namespace, command: Sequence[str], sampling: Sampling) -> str:
     """What to do with the report: without plain decoding in it there is nothing to compare, so run with it first."""
+    if args.adapt and args.check:  # a plan tells of one policy throughout
+        return ""
     if args.check:
         return f"; next: {shlex.join(['s2d-compare', '--plan', str(args.plan), '--report', str(args.output)])}"
     if sampling.rule == "ratio":  # of which --check has nothing to compare
@@ -139,8 +142,23 @@ def load_from_flags(args: argparse.Namespace) -> Loaded:
         max_new_tokens=max_new_tokens,
         stop=Stop(args.stop, pair.tokenizer) if args.stop else None,
         check=args.check,
+        frontier=_frontier(args.plan, plan.record) if args.adapt else (),
     )
     return Loaded(plan=plan, pair=pair, prompts=prompts, request=request)
+
+
+def _frontier(path: Path, plan: Plan) -> tuple[FrontierPoint, ...]:
+    """What a run may move along.
+
+    Raises:
+        UserInputError: the plan has none.
+    """
+    if not plan.frontier:
+        raise UserInputError(
+            f"--adapt: plan {str(path)!r} has no frontier, expected one made from a trace by this version or a later one. "
+            "Record a trace with s2d-profile and plan again with --trace, or leave --adapt out."
+        )
+    return plan.frontier
 
 
 def _prompts(args: argparse.Namespace) -> list[Prompt]:
@@ -178,10 +196,10 @@ def check_made_for(path: Path, plan: Plan, pair: Pair) -> None:
 
 def _check_head(path: Path, plan: Plan) -> None:
     """Refuse what no draft loaded here can be; its models may not even exist."""
-    if plan.draft.model.has_reduced_head:
-        made_for = f"a draft with {plan.draft.model.head_label}"
-        given = "this runtime's drafts, which answer with the whole vocabulary"
-        raise Mismatch(f"plan {str(path)!r}", made_for=made_for, given=given, fix="Plan again without --draft-vocab")
+    if plan.has_assumed_head:
+        made_for, given = f"a draft with {plan.draft.model.head_label}, assumed", "one that there is"
+        fix = "Plan again without --draft-vocab, or from a trace of a draft that s2d-train trim made"
+        raise Mismatch(f"plan {str(path)!r}", made_for=made_for, given=given, fix=fix)
 
 
 def _load_pair(args: argparse.Namespace, plan: Plan) -> Pair:

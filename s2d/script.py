@@ -39,29 +39,6 @@ class Script:
         """The target's tokens for so many absolute positions."""
         return [self.chosen[self._row(position + place)] for place in range(number)]
 
-    def check(
-        self, *, known_tokens: Tokens, new_tokens: Tokens, exit_layers: tuple[int, ...], eos_token_id: int | None
-    ) -> None:
-        """Refuse to be followed where replay would count another run.
-
-        Raises:
-            Mismatch: other exits, another end of text, or a text that begins before or may go on after the traced one.
-        """
-        first, last = self.prompt_tokens, self.prompt_tokens + self.max_new_tokens
-        facts = (
-            (f"exits {self.exit_layers}", f"exits {exit_layers}", exit_layers == self.exit_layers),
-            (f"end-of-text token {self.eos_token_id}", f"{eos_token_id}", eos_token_id == self.eos_token_id),
-            (
-                f"tokens {first} to {last}",
-                f"{new_tokens} new tokens after {known_tokens}",
-                first <= known_tokens and known_tokens + new_tokens <= last,
-            ),
-        )
-        for made_for, given, fits in facts:
-            if not fits:
-                fix = "Decode what was traced, or take another trace"
-                raise Mismatch("the script of a traced prompt", made_for=made_for, given=given, fix=fix)
-
     def _row(self, position: Tokens) -> int:
         return min(position - self.prompt_tokens, len(self.chosen) - 1)
 
@@ -127,3 +104,33 @@ class ScriptedJudge:
         """See `Judge`."""
         self._judge.verdict(logits, drafted, position)
         return longest_agreement(self._script.choices(position, len(drafted) + 1), drafted)
+
+
+def overruled(
+    judge: Judge,
+    script: Script,
+    known_tokens: Tokens,
+    new_tokens: Tokens,
+    eos_token_id: int | None,
+    exit_layers: tuple[int, ...],
+) -> ScriptedJudge:
+    """A judge that says what a script says; refused where replay would count another run.
+
+    Raises:
+        Mismatch: other exits, another end of text, or a text that begins before or may go on after the traced one.
+    """
+    first, last = script.prompt_tokens, script.prompt_tokens + script.max_new_tokens
+    facts = (
+        (f"exits {script.exit_layers}", f"exits {exit_layers}", exit_layers == script.exit_layers),
+        (f"end-of-text token {script.eos_token_id}", f"{eos_token_id}", eos_token_id == script.eos_token_id),
+        (
+            f"tokens {first} to {last}",
+            f"{new_tokens} new tokens after {known_tokens}",
+            first <= known_tokens and known_tokens + new_tokens <= last,
+        ),
+    )
+    for made_for, given, fits in facts:
+        if not fits:
+            fix = "Decode what was traced, or take another trace"
+            raise Mismatch("the script of a traced prompt", made_for=made_for, given=given, fix=fix)
+    return ScriptedJudge(judge, script)

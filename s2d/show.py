@@ -6,7 +6,7 @@ from itertools import zip_longest
 from perfmodel.console import table
 from perfmodel.passes import PASS_KINDS
 from perfmodel.plan import Candidate, Plan
-from perfmodel.report import Arm, Check, RunReport
+from perfmodel.report import Adaptation, Arm, Check, RunReport
 from perfmodel.rounds import RoundStats, sum_rounds
 from perfmodel.units import (
     format_frac,
@@ -17,7 +17,7 @@ from perfmodel.units import (
     format_signed_frac,
     format_speedup,
 )
-from s2d.bench import kind_seconds
+from s2d.bench import RunRequest, kind_seconds
 from s2d.pair import Pair
 from s2d.sidecar import Sidecar
 
@@ -25,19 +25,22 @@ _UNKNOWN = "-"
 SHOWN_CONFIDENCES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def understood_text(pair: Pair, plan: Plan, num_prompts: int, max_new_tokens: int) -> str:
+def understood_text(pair: Pair, plan: Plan, num_prompts: int, request: RunRequest) -> str:
     """What is about to be run."""
     key = pair.device_key
     where = f"{key.device}, {key.dtype}" + (f", {key.num_threads} CPU thread" if key.num_threads else "")
     where += "s" if key.num_threads and key.num_threads > 1 else ""
     policy = plan.chosen.policy
+    policy_text = policy.label if policy else "do not speculate: plain decoding"
+    if request.frontier:
+        policy_text = f"adapting, along the {len(request.frontier)} policies of the plan's frontier"
     return "\n".join(
         [
             f"models    {pair.label}",
             f"device    {where}",
-            f"policy    {policy.label if policy else 'do not speculate: plain decoding'}",
+            f"policy    {policy_text}",
             f"sampling  {plan.workload.sampling.label}",
-            f"prompts   {num_prompts}, at most {max_new_tokens} new tokens each",
+            f"prompts   {num_prompts}, at most {request.max_new_tokens} new tokens each",
         ]
     )
 
@@ -48,9 +51,28 @@ def report_text(report: RunReport, chosen: Candidate) -> str:
     parts = [_rates(report, chosen), _costs(report.plan_arm, rounds, chosen)]
     if rounds.num_drafted:
         parts += [_positions(rounds, chosen.rounds), _exits(report.draft.exit_layers, rounds, chosen.rounds)]
+    if report.adaptation is not None:
+        parts.append(adaptation_text(report.adaptation))
     if report.check is not None:
         parts.append(check_text(report.check))
     return "\n\n".join(parts)
+
+
+def adaptation_text(adaptation: Adaptation) -> str:
+    """How often the policy changed, and how the time was shared out."""
+    total_s = sum(one.decode_s for one in adaptation.shares)
+    rows = [
+        [
+            one.policy.label if one.policy else "plain decoding",
+            str(one.num_rounds),
+            format_seconds(one.decode_s),
+            format_frac(one.decode_s / total_s),
+            format_rate(one.num_tokens / one.decode_s) if one.num_rounds else _UNKNOWN,
+        ]
+        for one in adaptation.shares
+    ]
+    text = table(rows, headers=["frontier, from cautious to bold", "rounds", "time", "share", "speed"])
+    return f"{text}\nthe policy changed {adaptation.num_switches} times; what is predicted above is of the plan's throughout"
 
 
 def check_text(check: Check) -> str:

@@ -11,7 +11,7 @@ from perfmodel.provenance import Provenance, make_provenance
 
 SIDECAR_NAME = "s2d.json"
 SIDECAR_SCHEMA = "s2d/sidecar"
-SIDECAR_VERSION = 2
+SIDECAR_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class Sidecar:
     """Every exit goes through the model's final norm and head."""
     calibration: Calibration | None
     """None when none was fitted."""
+    said_tokens: tuple[int, ...] | None = None
+    """Rising ids of the tokens that its LM head is to say; None for all."""
 
     def __post_init__(self) -> None:
         layers = self.exit_layers
@@ -44,6 +46,9 @@ class Sidecar:
             raise BadPolicy(f"exit layers {layers!r}", "rising layer counts, the first at least 1")
         if self.calibration is not None and len(self.calibration.curves) != len(layers):
             raise BadPolicy(f"{len(self.calibration.curves)} calibration curves for {len(layers)} exits", "one for every exit")
+        said = self.said_tokens
+        if said is not None and (not said or said[0] < 0 or list(said) != sorted(set(said))):
+            raise BadPolicy(f"{len(said)} tokens for a reduced head", "rising token ids, at least one")
 
 
 def _with_whole_calibration(body: Body) -> Body:
@@ -54,7 +59,12 @@ def _with_whole_calibration(body: Body) -> Body:
     return body | {"calibration": {"confidence": "max-prob", "curves": curves, "targets": [], "num_positions": None}}
 
 
-_UPGRADES = {1: _with_whole_calibration}
+def _with_whole_head(body: Body) -> Body:
+    """Version 2 knew of no reduced heads."""
+    return body | {"said_tokens": None}
+
+
+_UPGRADES = {1: _with_whole_calibration, 2: _with_whole_head}
 
 
 def read_sidecar(folder: Path) -> Sidecar | None:

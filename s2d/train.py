@@ -20,13 +20,14 @@ from types import FrameType
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from perfmodel.console import save_or_warn
 from perfmodel.errors import UserInputError
 from perfmodel.units import Seconds
-from s2d.load import find_model, read_config
+from s2d.config import read_config
+from s2d.load import find_model
 from s2d.resume import keep_losses_before, load_checkpoint, log_loss, save_checkpoint
 from s2d.training import Training, TrainSettings
 
@@ -48,8 +49,8 @@ class Batch:
     teacher: int | None
 
 
-def load_trainable(name: str) -> LlamaForCausalLM:
-    """A model of the Llama family, by folder or name, in float32 and ready to be asked or trained.
+def load_trainable(name: str) -> PreTrainedModel:
+    """A model that the runtime runs, by folder or name, in float32 and ready to be asked or trained.
 
     Raises:
         UserInputError: no such model, or not one of an architecture that the runtime runs.
@@ -57,7 +58,7 @@ def load_trainable(name: str) -> LlamaForCausalLM:
     folder = find_model(name)
     read_config(folder)
     transformers_logging.disable_progress_bar()
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
 
 def windows(tokens: np.ndarray, settings: TrainSettings, stream: int) -> Iterator[Tensor]:
@@ -69,7 +70,7 @@ def windows(tokens: np.ndarray, settings: TrainSettings, stream: int) -> Iterato
         yield torch.from_numpy(tokens[starts[:, None] + offsets].astype(np.int64))
 
 
-def exit_logits(model: LlamaForCausalLM, token_ids: Tensor, exit_layers: Sequence[int]) -> list[Tensor]:
+def exit_logits(model: PreTrainedModel, token_ids: Tensor, exit_layers: Sequence[int]) -> list[Tensor]:
     """What every exit says after every token: a [B, T, V] per exit, the shared norm and head applied at each.
 
     Args:
@@ -100,14 +101,17 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor, teacher: Tensor | None
         log_probs = nn.functional.log_softmax(exit_logit.float(), dim=-1)
         loss = nn.functional.nll_loss(log_probs.flatten(0, 1), labels.flatten())
         if teacher is not None:
-            teacher_log_probs = nn.functional.log_softmax(teacher.float(), dim=-1)
-            divergence = nn.functional.kl_div(log_probs, teacher_log_probs, log_target=True, reduction="none").sum(-1).mean()
+            # One tokenizer may be padded to two sizes: what only one of them can say is no token.
+            shared = min(teacher.shape[-1], log_probs.shape[-1])
+            teacher_log_probs = nn.functional.log_softmax(teacher[..., :shared].float(), dim=-1)
+            divergence = nn.functional.kl_div(log_probs[..., :shared], teacher_log_probs, log_target=True, reduction="none")
+            divergence = divergence.sum(-1).mean()
             loss = (1 - distill_frac) * loss + distill_frac * divergence
         losses.append(loss)
     return losses
 
 
-def make_optimizers(model: LlamaForCausalLM, settings: TrainSettings) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: PreTrainedModel, settings: TrainSettings) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embedding and norms (as in nanochat)."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     vectors = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -118,11 +122,11 @@ def make_optimizers(model: LlamaForCausalLM, settings: TrainSettings) -> list[to
 
 
 def train_sorted(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     batches: Iterator[Batch],
     training: Training,
     *,
-    teachers: Sequence[LlamaForCausalLM] = (),
+    teachers: Sequence[PreTrainedModel] = (),
     folder: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     clock: Callable[[], Seconds] = time.perf_counter,
@@ -198,11 +202,11 @@ def steps_finished_first() -> Iterator[Callable[[], bool]]:
 
 
 def train_step(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     exit_layers: Sequence[int],
     batch: Batch,
     optimizers: Sequence[torch.optim.Optimizer],
-    teachers: Sequence[LlamaForCausalLM],
+    teachers: Sequence[PreTrainedModel],
     distill_frac: float,
 ) -> list[float]:
     """One optimizer step on the mean loss over the exits; returns the loss of each, in nats per token."""

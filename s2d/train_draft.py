@@ -1,4 +1,4 @@
-"""From a target's first layers to a nested draft: `s2d-train draft` for any Llama-format folder.
+"""From a target's first layers to a nested draft: `s2d-train draft` for any folder that s2d-run runs.
 
 S2D §3.1: the draft starts as the target's first layers, embedding, norm and head, and every exit is trained by SoFT.
 """
@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from perfmodel.disk import check_new, read_whole, whole_folder
 from perfmodel.errors import BadFile, UserInputError
 from s2d.checkpoint import layer_of, weights_sha256
+from s2d.config import read_geometry, shallower
 from s2d.device import check_device
 from s2d.fit_confidence import calibrate_draft
-from s2d.load import check_same_vocabulary, find_model, load_tokenizer, read_config
+from s2d.load import check_same_vocabulary, find_model, load_tokenizer
 from s2d.pair import EncodedPrompt
 from s2d.resume import LOSS_NAME, remove_training, training_folder
 from s2d.sidecar import Sidecar, write_sidecar
@@ -72,7 +73,7 @@ def _text_of(path: Path, number: int, line: str) -> str:
     raise BadFile(path, f"line {number} has no text", expected)
 
 
-def first_layers(target: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
+def first_layers(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     """A model of its own that starts as the target's first layers, embedding, norm and head, in float32.
 
     Raises:
@@ -81,8 +82,8 @@ def first_layers(target: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
     depth = target.config.num_hidden_layers
     if not 1 <= num_layers <= depth:
         raise UserInputError(f"a draft of {num_layers} layers from a target of {depth}: give --exits up to {depth}")
-    config = LlamaConfig.from_dict({**target.config.to_dict(), "num_hidden_layers": num_layers})
-    draft = LlamaForCausalLM(config).float()
+    config = type(target.config).from_dict(shallower(target.config.to_dict(), num_layers))
+    draft = type(target)(config).float()
     kept = {name: value for name, value in target.state_dict().items() if layer_of(name) < num_layers}
     draft.load_state_dict(kept)
     return draft
@@ -157,7 +158,7 @@ def _check_sequence_tokens(sequence_tokens: int, num_tokens: int, target_folder:
             f"the texts hold {num_tokens} tokens to train on and one training sequence takes {sequence_tokens + 1}: "
             "give more text with --text, or a smaller --sequence-tokens"
         )
-    longest = read_config(target_folder).max_position_embeddings
+    longest = read_geometry(target_folder).fully_seen_tokens
     if sequence_tokens > longest:
         raise UserInputError(
             f"--sequence-tokens {sequence_tokens} is longer than the target's context of {longest} tokens: "
@@ -188,7 +189,7 @@ def _split_tokens(texts: Sequence[list[int]]) -> tuple[np.ndarray, list[int]]:
 
 def _calibrate(draft: Path, target_names: Sequence[str], held_out: list[int], device: str) -> None:
     """Calibrate on prompts cut from the tokens left out, evenly over all of them."""
-    shortest = min(read_config(find_model(name)).max_position_embeddings for name in (str(draft), *target_names))
+    shortest = min(read_geometry(find_model(name)).fully_seen_tokens for name in (str(draft), *target_names))
     size = max(1, min(PROMPT_TOKENS, len(held_out), shortest // 2))
     number = max(1, min(MAX_PROMPTS, len(held_out) // size))
     starts = np.linspace(0, len(held_out) - size, number).astype(int).tolist()

@@ -2,23 +2,50 @@
 
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from perfmodel.geometry import ModelGeometry
 from perfmodel.profile import Dtype
+from s2d.config import FAMILIES, geometry_of
 from s2d.fold import fold_weights
 from s2d.load import LoadedModel, torch_dtype
 from s2d.nested import Decoder
 
 VOCAB_SIZE = 23
 EOS = 5
+ROPES: dict[str, dict[str, object]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40},
+    "yarn, mscale": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 40,
+        "mscale": 1.5,
+        "mscale_all_dim": 0.5,
+        "beta_fast": 16.0,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinySpec:
-    """A tiny Llama; the same spec is the same model, and a shallower one is its first layers."""
+    """A tiny Llama or one of its relatives; the same spec is the same model, and a shallower one is its first layers."""
+
+    family: str = "llama"
+    """A `model_type` that the runtime runs."""
+    settings: tuple[tuple[str, object], ...] = ()
+    """Further keys of the family's config."""
 
     num_layers: int = 6
     hidden_size: int = 32
@@ -28,20 +55,17 @@ class TinySpec:
     head_dim: int = 16
     vocab_size: int = VOCAB_SIZE
     tied: bool = False
-    llama3_rope: bool = False
+    rope: str = "default"
+    """A key of `ROPES`."""
     context_tokens: int = 160
     update_scale: float = 0.12
     """Size of a layer's update: small ones leave shallow exits agreeing with the last."""
     seed: int = 0
 
 
-def tiny_llama(spec: TinySpec) -> LlamaForCausalLM:
+def tiny_llama(spec: TinySpec) -> PreTrainedModel:
     """The model as transformers runs it."""
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    if spec.llama3_rope:
-        rope |= {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        rope |= {"original_max_position_embeddings": 32}
-    config = LlamaConfig(
+    config = FAMILIES[spec.family](
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
@@ -51,40 +75,28 @@ def tiny_llama(spec: TinySpec) -> LlamaForCausalLM:
         head_dim=spec.head_dim,
         max_position_embeddings=spec.context_tokens,
         tie_word_embeddings=spec.tied,
-        rope_parameters=rope,
+        rope_parameters={"rope_theta": 10000.0, **ROPES[spec.rope]},
         bos_token_id=0,
         eos_token_id=EOS,
+        **dict(spec.settings),
     )
-    model = LlamaForCausalLM(config).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # Seeded by name, so that the first layers do not depend on how many follow.
             generator = torch.Generator().manual_seed(spec.seed * 1000 + sum(name.encode()) + 7 * len(name))
             noise = torch.randn(weight.shape, generator=generator)
-            is_gain, is_layer = weight.ndim == 1, ".layers." in name
+            is_gain, is_layer = weight.ndim == 1 and "norm" in name, ".layers." in name
             weight.copy_(1 + 0.2 * noise if is_gain else noise * (spec.update_scale if is_layer else 0.7))
     return model
 
 
 def loaded(
-    model: LlamaForCausalLM, exit_layers: tuple[int, ...] = (), dtype: Dtype = "fp32", device: str = "cpu"
+    model: PreTrainedModel, exit_layers: tuple[int, ...] = (), dtype: Dtype = "fp32", device: str = "cpu"
 ) -> LoadedModel:
     """A transformers model as our runtime runs it, without a file between."""
-    config, state = model.config, model.state_dict()
-    geometry = ModelGeometry(
-        name="tiny",
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        vocab_size=config.vocab_size,
-        tied_embeddings=config.tie_word_embeddings,
-        max_context_tokens=config.max_position_embeddings,
-        source="made for a test",
-    )
-    weights = fold_weights(state.__getitem__, config, geometry, torch_dtype(dtype), device)
+    geometry = geometry_of(model.config, Path("tiny"))
+    weights = fold_weights(model.state_dict().__getitem__, model.config, geometry, torch_dtype(dtype), device)
     return LoadedModel(
         decoder=Decoder(geometry, weights),
         geometry=geometry,

@@ -134,6 +134,7 @@ def make_report(
         plain_arm=plain_arm,
         measured=measured_speedup(*decoded, mean_round_cost({"verify": 1.0}, num_rounds=1)),
         check=None,
+        adaptation=None,
     )
 
 

@@ -11,7 +11,7 @@ from perfmodel.artifact import Stored
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.interval import Interval
 from perfmodel.plan import Plan, read_plan
-from perfmodel.report import RunReport, write_report
+from perfmodel.report import Adaptation, RunReport, write_report
 from perfmodel.residuals import PassResidual, Residuals, read_residuals
 from perfmodel.sampling import Sampling
 from tests.calibrate.evidence import make_report, make_trace, provenance, write_evidence
@@ -49,6 +49,13 @@ def test_a_run_just_as_predicted_has_no_error(plan: Stored[Plan], planned: Path)
         assert residuals.acceptance_error_frac == pytest.approx(0, abs=1e-9)
         assert residuals.latency_error_frac == pytest.approx(0, abs=1e-9)
         assert residuals.next_step.startswith("nothing: both errors are within ")
+
+
+def test_a_run_that_moved_along_the_frontier_is_refused(plan: Stored[Plan]) -> None:
+    report = make_report(plan.record, plan.sha256, make_trace())
+    adapted = replace(report, adaptation=Adaptation(num_switches=0, shares=()))
+    with pytest.raises(Mismatch, match=r"one policy throughout.*Run the plan again without --adapt"):
+        compare(plan, stored(adapted), None)
 
 
 def test_slower_segments_are_latency_error_alone_and_is_named(plan: Stored[Plan], planned: Path) -> None:

@@ -64,6 +64,7 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
         workload=Workload(batch=1, prompt_tokens=512, output_tokens=256, sampling=GREEDY),
         chosen=chosen,
         runners_up=runners_up,
+        frontier=(),
         batch_schedules=SCHEDULES,
         overfitting=None,
         memory=Memory(

@@ -20,7 +20,7 @@ from profiler.cli import main_profile
 from profiler.command import family_prompts
 from profiler.measure_latency import measure_latency
 from profiler.record_acceptance import Asker, PromptTrace
-from s2d.load import FAMILY_FOLDER
+from s2d.config import FAMILY_FOLDER
 from s2d.pair import EncodedPrompt
 from s2d.prompts import FAMILY_PROMPTS
 from tests.profiler.conftest import EXITS, Folders

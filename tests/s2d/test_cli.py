@@ -11,12 +11,13 @@ import torch
 from perfmodel.artifact import read_record, write_record
 from perfmodel.errors import OutOfSpace
 from perfmodel.estimate import RoundCost, Speedup
+from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import DraftGeometry
 from perfmodel.interval import Interval
 from perfmodel.plan import PLAN_SCHEMA, PLAN_VERSION, Candidate, Memory, Plan, Workload
 from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.provenance import make_provenance
-from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport
+from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport, read_report
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.cli import main_run
@@ -87,6 +88,7 @@ def plan_file(folders: Path) -> Callable[..., Path]:
             workload=Workload(batch=1, prompt_tokens=8, output_tokens=24, sampling=sampling),
             chosen=Candidate(name="plan", policy=policy, rounds=ROUNDS, speedup=SPEEDUP),
             runners_up=(),
+            frontier=(),
             batch_schedules=(),
             overfitting=None,
             memory=Memory(
@@ -126,6 +128,45 @@ def test_a_checked_run_is_equal_and_says_so(folders, plan_file, capsys, kind: st
     assert report.plain_arm is not None
     assert report.plan_arm.runs[0].rounds.num_tokens == report.plain_arm.runs[0].rounds.num_tokens == 24
     assert report.measured is not None
+
+
+def frontier_point(policy: ExitPolicy | None) -> FrontierPoint:
+    cap = policy.length.draft_cap if policy else 0
+    shares = {"kept_frac": (0.7,) * cap, "drafted_frac": (1.0,) * cap}
+    return FrontierPoint(policy=policy, **shares, round_s=(0.01, *(0.011 + 0.001 * n for n in range(cap))), catch_up_s=0.0)
+
+
+@pytest.mark.parametrize("kind", ["separate", "self"])
+def test_an_adapting_run_is_equal_and_says_what_it_followed(folders, plan_file, capsys, kind: str) -> None:
+    short = replace(POLICY, length=FixedLength(draft_cap=1))
+    frontier = tuple(map(frontier_point, (None, short, POLICY)))
+    report_file = folders / "report.json"
+    plan = plan_file(kind, frontier=frontier)
+    assert run(folders, plan, "--adapt", "--prompt", "the cat", "--check", "-o", str(report_file)) == 0
+    shown = capsys.readouterr()
+    assert "adapting, along the 3 policies of the plan's frontier" in shown.out
+    assert "the policy changed" in shown.out
+    assert "s2d-compare" not in shown.err  # a plan tells of one policy throughout
+    report = read_report(report_file).record
+    assert report.check is not None
+    assert report.check.num_equal == 1
+    adaptation = report.adaptation
+    assert adaptation is not None
+    [one] = report.plan_arm.runs
+    assert [share.policy for share in adaptation.shares] == [None, short, POLICY]
+    assert sum(share.num_tokens for share in adaptation.shares) == one.rounds.num_tokens
+    assert sum(share.num_rounds for share in adaptation.shares) == one.rounds.num_rounds
+    assert sum(share.decode_s for share in adaptation.shares) == pytest.approx(one.decode_s)
+    old = json.loads(report_file.read_text())
+    del old["body"]["adaptation"]
+    report_file.write_text(json.dumps(old | {"version": 4}))
+    assert read_report(report_file).record == replace(report, adaptation=None)
+
+
+def test_adapting_needs_a_frontier(folders, plan_file, capsys) -> None:
+    assert run(folders, plan_file(), "--adapt", "--prompt", "the cat") == 2
+    said = capsys.readouterr().err
+    assert "has no frontier, expected one made from a trace by this version or a later one. Record a trace with" in said
 
 
 def test_json_prints_the_report_alone_and_streams_nothing(folders, plan_file, capsys) -> None:
@@ -182,16 +223,15 @@ def test_a_plan_for_another_shape_exit_device_or_dtype_is_refused(folders, plan_
         assert message in capsys.readouterr().err
 
 
-def test_a_plan_for_a_reduced_head_is_refused_before_any_model_is_looked_for(folders, plan_file, capsys) -> None:
+def test_a_plan_for_an_assumed_head_is_refused_before_any_model_is_looked_for(folders, plan_file, capsys) -> None:
     draft = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu").geometry
     reduced = replace(draft, model=replace(draft.model, head_vocab_size=9))
-    plan = plan_file(draft=reduced)
+    plan = plan_file(draft=reduced, draft_sha256=None)
     assert run(folders, plan, "--prompt", "the") == 2
-    made_for = f"was made for a draft with a head of 9 of {draft.model.vocab_size} tokens"
-    given = "this runtime's drafts, which answer with the whole vocabulary"
-    assert f"{made_for}, not for {given}. Plan again without --draft-vocab." in capsys.readouterr().err
+    made_for = f"was made for a draft with a head of 9 of {draft.model.vocab_size} tokens, assumed"
+    assert f"{made_for}, not for one that there is. Plan again without --draft-vocab" in capsys.readouterr().err
     assert main_run(["--plan", str(plan), "--draft", "no-such-folder"]) == 2
-    assert "answer with the whole vocabulary" in capsys.readouterr().err
+    assert "not for one that there is" in capsys.readouterr().err
 
 
 def test_text_ends_with_its_line_before_anything_else_is_said(folders, plan_file, capfd) -> None:

@@ -1,3 +1,6 @@
+import random
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +77,64 @@ def test_speculation_writes_what_the_plain_target_writes(
     assert eos is None or eos not in found.tokens[:-1]
     assert sum(accepted + 1 for _, accepted in found.blocks) - len(found.tokens) in (0, 1)  # 1: an accepted end of text
     assert found.rounds.num_drafted == sum(found.rounds.exits_taken)
+
+
+class Whim:
+    """Another policy before every round, for no reason."""
+
+    def __init__(self, policies: list[ExitPolicy | None], seed: int) -> None:
+        self.policies = policies
+        self._random = random.Random(seed)
+        self.observe(0, 0)
+
+    def begin(self) -> None: ...
+
+    def observe(self, num_drafted: int, num_accepted: int) -> None:
+        self.at = self._random.randrange(len(self.policies))
+
+
+@pytest.mark.parametrize("name", DRAFTS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data(), prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12), sampling=samplings)
+def test_a_policy_that_changes_before_every_round_writes_what_the_plain_target_writes(
+    name: str, data: st.DataObject, prompt: list[int], sampling: Sampling
+) -> None:
+    draft = DRAFTS[name]
+    some = st.lists(policies((draft or TARGET).exit_layers), min_size=1, max_size=3)
+    whims = [None, *(replace(policy, confidence="max-prob") for policy in data.draw(some))]
+    decoding = Settings(policy=None, sampling=sampling, max_new_tokens=30, eos_token_id=data.draw(st.sampled_from([None, EOS])))
+    session = Session(TARGET, draft, len(prompt) + 30)
+    plain = session.generate(prompt, decoding)
+    found = session.generate(prompt, decoding, pilot=Whim(whims, data.draw(st.integers(0, 99))))
+    assert found.tokens == plain.tokens
+    assert set(found.policies) <= set(whims)
+    assert all(not drafted for policy, (drafted, _) in zip(found.policies, found.blocks, strict=True) if policy is None)
+    assert found.rounds.num_drafted == sum(found.rounds.exits_taken)
+
+
+class Script:
+    """Policies in a given order."""
+
+    def __init__(self, policies: list[ExitPolicy | None]) -> None:
+        self.policies = (None, *filter(None, dict.fromkeys(policies)))
+        self._left = iter(policies)
+        self.observe(0, 0)
+
+    def begin(self) -> None: ...
+
+    def observe(self, num_drafted: int, num_accepted: int) -> None:
+        self.at = self.policies.index(next(self._left, None))
+
+
+def test_a_draft_that_comes_back_catches_up_on_all_that_was_decoded_without_it_in_one_pass() -> None:
+    one = fixed((4,), 1)
+    session = Session(TARGET, DRAFTS["separate"], 40)
+    decoding = Settings(policy=None, sampling=GREEDY, max_new_tokens=20, eos_token_id=None)
+    found = session.generate([1, 2, 3], decoding, pilot=Script([one, None, None, None, one]))
+    draft_passes = [rows for kind, rows in zip(found.samples.kind, found.samples.rows, strict=True) if kind == "segment"]
+    accepted = found.blocks[0][1]
+    assert draft_passes == [1] * 3 + [1 + accepted + 3] * 3  # three segments: the first lead, then all up to the new one
+    assert found.policies[:5] == (one, None, None, None, one)
 
 
 @torch.no_grad()

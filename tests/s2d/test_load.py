@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +63,7 @@ def our_logits(folder: Path, layers: int) -> torch.Tensor:
     return load_model(folder, "fp32").decoder.all_exit_logits(TOKENS, (layers,))[0]
 
 
-@pytest.mark.parametrize("spec", [TinySpec(), TinySpec(tied=True), TinySpec(llama3_rope=True)])
+@pytest.mark.parametrize("spec", [TinySpec(), TinySpec(tied=True), TinySpec(rope="llama3")])
 def test_a_folder_of_transformers_is_read_as_transformers_reads_it(tmp_path: Path, spec: TinySpec) -> None:
     tiny_llama(spec).save_pretrained(tmp_path)
     torch.testing.assert_close(our_logits(tmp_path, 6), logits_of(tmp_path), atol=2e-4, rtol=1e-4)
@@ -122,21 +121,6 @@ def test_folders_are_written_whole_and_never_over_something(tmp_path: Path, fold
         export_exit(folder, 4, tmp_path / "exit-4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "taken"]
     assert [path.name for path in taken.iterdir()] == ["mine"]
-
-
-def test_other_architectures_are_refused_by_name(folder: Path) -> None:
-    for change, message in (
-        ({"model_type": "mistral"}, "model_type 'mistral', expected 'llama'"),
-        ({"attention_bias": True}, "biases"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type 'dynamic'"),
-    ):
-        path = folder / "config.json"
-        kept = path.read_text()
-        path.write_text(json.dumps(json.loads(kept) | change))
-        with pytest.raises(BadFile, match=message):
-            load_model(folder, "fp32")
-        path.write_text(kept)
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path, folder: Path) -> None:
@@ -197,7 +181,7 @@ def test_a_random_model_of_any_shape_runs(dtype: str) -> None:
 
 def test_a_shape_that_is_not_a_llamas_is_refused_by_what_it_has() -> None:
     windowed = replace(tiny_geometry(4, "gemma"), window_tokens=8, windowed_layers=2, gated_mlp=False)
-    with pytest.raises(UserInputError, match="'gemma' has a plain MLP, layers with a window, which this runtime does not run"):
+    with pytest.raises(UserInputError, match="'gemma' has a plain MLP, layers with a window, and weights are drawn"):
         random_model(windowed, (), "fp32", seed=0)
-    with pytest.raises(UserInputError, match="'eagle' has a reduced head, which this runtime does not run"):
+    with pytest.raises(UserInputError, match="'eagle' has a reduced head, and weights are drawn"):
         random_model(replace(tiny_geometry(4, "eagle"), head_vocab_size=4), (), "fp32", seed=0)

@@ -8,7 +8,7 @@ SPECS = {
     "one kv head for two": TinySpec(),
     "a kv head each, tied": TinySpec(num_kv_heads=2, tied=True),
     "two kv heads for four, heads wider than hidden": TinySpec(num_heads=4, num_kv_heads=2, head_dim=24),
-    "llama3 positions": TinySpec(llama3_rope=True),
+    "llama3 positions": TinySpec(rope="llama3"),
 }
 
 

@@ -27,14 +27,17 @@ from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
 from profiler.job import Job
 from profiler.record_acceptance import empty_trace, extended
+from s2d.fold import with_reduced_head
 from s2d.generate import Generation, Session
+from s2d.load import with_vocabulary_of
+from s2d.nested import Decoder
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
 SHARED_NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=12, top_p=0.95, seed=11)
 FAMILY_NOISE = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
-DRAFTS = ("separate", "self")
+DRAFTS = ("separate", "self", "padded otherwise", "reduced head")
 NEW_TOKENS = 24
 NUM_FAMILY_PROMPTS = 2
 FAMILY_PROMPT_TOKENS, FAMILY_NEW_TOKENS = 48, 20
@@ -42,6 +45,8 @@ FAMILY_CAPS = (1, 3, 5, 8, 2)
 FAMILY_SHARES = (0.2, 0.5, 0.35, 0.65, 0.5, 0.8, 0.35)
 """Quantiles of confidence, for thresholds and floors."""
 RULE_KINDS = (FixedLength, HeuristicLength, FloorStop, SurvivalStop)
+SAID = tuple(range(1, VOCAB_SIZE, 2))
+"""Tokens of a reduced head, the one that ends a text among them."""
 LEAST_GAP = 1e-4
 """Between two confidences that a threshold may lie between: far more than a pass of one row and one of many differ by."""
 
@@ -68,11 +73,16 @@ def traced(pair: Pair, prompts: tuple[EncodedPrompt, ...], sampling: Sampling, n
 @functools.cache
 def tiny_pair(kind: str) -> Pair:
     target = tiny_model(TinySpec(), (1, 2, 4) if kind == "self" else ())
-    draft = target if kind == "self" else tiny_model(TinySpec(num_layers=4), (1, 2, 4))
+    vocab_size = VOCAB_SIZE - (3 if kind == "padded otherwise" else 0)
+    is_self = kind == "self"
+    draft = target if is_self else tiny_model(TinySpec(num_layers=4, vocab_size=vocab_size), (1, 2, 4))
+    draft = with_vocabulary_of(draft, target)
+    if kind == "reduced head":
+        draft = replace(draft, decoder=Decoder(draft.geometry, with_reduced_head(draft.decoder.weights, SAID)))
     return Pair(
         target=target,
         draft=draft,
-        geometry=DraftGeometry(kind=kind, model=draft.geometry, exit_layers=draft.exit_layers),
+        geometry=DraftGeometry(kind="self" if is_self else "separate", model=draft.geometry, exit_layers=draft.exit_layers),
         tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"w": 0}, unk_token="w"))),
         tokenizer_sha256="0" * 64,
         eos_token_id=EOS,

@@ -13,6 +13,7 @@ from s2d.resume import CHECKPOINT_NAME, LOSS_NAME
 from s2d.train import Batch, exit_logits, exit_losses, train_sorted, windows
 from s2d.train_draft import first_layers
 from s2d.training import Training, TrainSettings
+from tests.stubs import TinySpec, tiny_llama
 
 SETTINGS = TrainSettings(
     steps=12,
@@ -57,6 +58,30 @@ def test_an_exit_says_what_the_model_cut_off_there_says():
     with torch.inference_mode():
         for layers, logits in zip(EXITS, exit_logits(model, token_ids, EXITS), strict=True):
             torch.testing.assert_close(logits, first_layers(model, layers).eval()(token_ids).logits)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+def test_first_layers_are_of_their_own_family_and_know_how_many_they_are(family):
+    model = tiny_llama(TinySpec(family=family, settings=(("sliding_window", None),)))
+    shallow, token_ids = first_layers(model, 4).eval(), torch.randint(0, 23, (2, 9))
+    assert type(shallow) is type(model)
+    assert len(getattr(shallow.config, "layer_types", None) or range(4)) == shallow.config.num_hidden_layers == 4
+    with torch.inference_mode():
+        torch.testing.assert_close(exit_logits(model, token_ids, (4, 6))[0], shallow(token_ids).logits)
+
+
+def test_a_teacher_padded_otherwise_distils_over_what_both_can_say():
+    logits, labels = torch.randn(2, 5, 8), torch.randint(0, 6, (2, 5))
+    never = torch.full((2, 5, 3), -40.0)
+
+    def divergence(exit_logit, teacher):
+        return exit_losses([exit_logit], labels, teacher, 1.0)[0]
+
+    padded = torch.cat((logits, never), -1)
+    for exit_logit, teacher in ((padded, logits), (logits, padded)):
+        torch.testing.assert_close(divergence(exit_logit, teacher), torch.tensor(0.0), atol=1e-5, rtol=0)
+        expected = divergence(logits.roll(1, 0), logits)
+        torch.testing.assert_close(divergence(exit_logit.roll(1, 0), teacher), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_loss_of_every_exit_falls(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -49,6 +50,22 @@ def test_a_trained_draft_is_a_folder_that_the_runtime_loads_with_its_exits(targe
     draft = load_model(out, "fp32")
     assert (draft.geometry.num_layers, draft.exit_layers) == (3, (1, 3))
     assert not (tmp_path / "draft.partial").exists()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_a_draft_is_of_its_targets_family_also_from_a_teacher_padded_otherwise(family, target, text, tmp_path):
+    settings = (("use_sliding_window", True), ("sliding_window", 64), ("max_window_layers", 2))
+    tiny_llama(TinySpec(family=family, vocab_size=len(WORDS), settings=settings)).save_pretrained(target)
+    teacher = tmp_path / "teacher"
+    shutil.copytree(target, teacher)
+    tiny_llama(TinySpec(vocab_size=len(WORDS) + 5, num_layers=2)).save_pretrained(teacher)
+    out = tmp_path / "draft"
+    flags = ["--target", str(target), "--teacher", str(teacher), "--exits", "1,3", "--text", str(text), "-o", str(out)]
+    assert main_train(["draft", *flags, *FEW_STEPS]) == 0
+    draft = load_model(out, "fp32")
+    assert (draft.geometry.num_layers, draft.geometry.windowed_layers, draft.exit_layers) == (3, 1, (1, 3))
+    assert json.loads((out / "config.json").read_text())["model_type"] == family
+    assert draft.calibration is not None
 
 
 @pytest.mark.parametrize(
