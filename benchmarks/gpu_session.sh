@@ -84,7 +84,7 @@ check() {
 }
 
 transformers() {
-    step transformers 90 "$python" benchmarks/transformers_at_scale.py --target llama-2-7b \
+    step transformers 90 "$python" benchmarks/generate_at_scale.py --target llama-2-7b \
         $([[ $tiny ]] && echo --quick || echo --device cuda --dtype bf16) -o "$folder"
 }
 

@@ -7,7 +7,7 @@ the prompt's pass, which is what `at_scale.py` calls plain decoding.
 Assisted generation is not measured. Models with random weights never agree, `generate` takes no acceptance from outside, and
 a speed at an acceptance of 0 says nothing; `speed.py` measures it on real models.
 
-Example: python benchmarks/transformers_at_scale.py --target llama-2-7b --device cuda
+Example: python benchmarks/generate_at_scale.py --target llama-2-7b --device cuda
 """
 
 import argparse
@@ -31,7 +31,7 @@ from s2d.device import check_device, device_key
 from s2d.load import torch_dtype
 from s2d.random_pair import WORKSPACE_BYTES, free_bytes_of, with_layers
 
-NAME = "transformers_at_scale"
+NAME = "generate_at_scale"
 SEED = 20261123
 FULL_PROMPT_TOKENS, FULL_NEW_TOKENS, FULL_REPEATS = 512, 128, 5
 QUICK_PROMPT_TOKENS, QUICK_NEW_TOKENS, QUICK_REPEATS = 32, 24, 2
