@@ -41,7 +41,7 @@ from perfmodel.console import add_verbose_flag, print_err, print_out, run_comman
 from perfmodel.errors import Mismatch, OutOfDomain
 from perfmodel.estimate import Speedup
 from perfmodel.geometry import ModelGeometry, find_model
-from perfmodel.plan import read_plan
+from perfmodel.plan import Plan, read_plan
 from perfmodel.policy import ExitPolicy
 from perfmodel.units import Seconds
 from profiler.device import device_facts
@@ -70,39 +70,39 @@ FULL = Size(prompt_tokens=512, max_new_tokens=128, num_prompts=6, num_repeats=1,
 QUICK = Size(prompt_tokens=32, max_new_tokens=32, num_prompts=6, num_repeats=1, budget_s=15.0)
 
 
-def policies_of(args: argparse.Namespace, texts: Texts, models: Models, target: ModelGeometry) -> dict[str, ExitPolicy | None]:
-    """What is measured beside plain decoding: policies searched on some texts; one that comes twice is measured once."""
+def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
+    """A plan file, where one is given.
+
+    Raises:
+        Mismatch: it was made for another target.
+    """
+    if path is None:
+        return None
+    plan = read_plan(path).record
+    if plan.target.name != target.name:
+        fix = "Give the target it was made for, or another plan"
+        raise Mismatch(f"plan {str(path)!r}", made_for=plan.target.name, given=target.name, fix=fix)
+    return plan
+
+
+def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, ExitPolicy | None]:
+    """What is measured: policies searched on some texts beside plain decoding; one that comes twice is measured once."""
     found = search([case_of(texts.trace, *models)])
-    chosen = found.chosen.policy
-    if args.plan is not None:
-        plan = read_plan(args.plan).record
-        if plan.target.name != target.name:
-            fix = "Give the target it was made for, or another plan"
-            raise Mismatch(f"plan {str(args.plan)!r}", made_for=plan.target.name, given=target.name, fix=fix)
-        chosen = plan.chosen.policy
-    wanted: dict[str, ExitPolicy | None] = {PLAIN: None, PLAN: chosen, PAPER: _first_priced(texts, models)}
-    wanted[SINGLE] = found.single_exits[0] if found.single_exits else None
+    wanted = {
+        PLAIN: None,
+        PLAN: plan.chosen.policy if plan else found.chosen.policy,
+        PAPER: next(iter(paper_policies(texts.trace)), None),
+        SINGLE: next(iter(found.single_exits), None),
+    }
     by_policy = {policy: name for name, policy in reversed(wanted.items())}
     return {name: policy for name, policy in wanted.items() if by_policy[policy] == name}
-
-
-def _first_priced(texts: Texts, models: Models) -> ExitPolicy | None:
-    """The published policy with the longest drafts that the pass times cover."""
-    for policy in paper_policies(texts.trace):
-        try:
-            predict(policy, texts, models)
-        except OutOfDomain as err:
-            print_err(f"{PAPER}, at most {policy.length.draft_cap} tokens: {err}")
-        else:
-            return policy
-    return None
 
 
 def found_of(args: argparse.Namespace) -> Found:
     """Build, profile, search and measure."""
     model = find_model(args.target)
     target = with_layers(tiny(model) if args.quick else model, args.layers)
-    acceptance = acceptance_of(args.acceptance, model)
+    acceptance, plan = acceptance_of(args.acceptance, model), plan_for(args.plan, model)
     trace = shortened(acceptance.trace, prompt_tokens=args.prompt_tokens, new_tokens=args.max_new_tokens)
     draft = draft_of(args.draft, target, trace.header.draft, is_tiny=args.quick)
     calibration, evaluation = (
@@ -119,7 +119,7 @@ def found_of(args: argparse.Namespace) -> Found:
     if not args.plain_only:
         print_err(f"pass times, {args.budget:g} s")
         measure_latency(turns, args.budget)
-        policies = policies_of(args, calibration, models_of(log, pair, sampling), model)
+        policies = policies_of(plan, calibration, models_of(log, pair, sampling))
     print_err(f"measuring {', '.join(policies)}")
     between = turns.__next__ if len(log) else lambda: None
     arms = measure(session, evaluation, policies, num_repeats=args.repeats, rng=rng, between=between)
