@@ -11,11 +11,11 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
-from perfmodel.sampling import Sampling
+from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Bytes, Frac, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 5
+PLAN_VERSION = 6
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -146,7 +146,7 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "overfitting": None}
 
 
-_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads, 4: _from_version_4}
+_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads, 4: _from_version_4, 5: with_sampling_unpenalised}
 
 
 def plan_file_text(plan: Plan, provenance: Provenance) -> str:

@@ -11,12 +11,12 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
-from perfmodel.sampling import Sampling
+from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Seconds, Tokens
 
 REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 4
-_UPGRADES = {2: with_llama_layers, 3: with_whole_heads}
+REPORT_VERSION = 5
+_UPGRADES = {2: with_llama_layers, 3: with_whole_heads, 4: with_sampling_unpenalised}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

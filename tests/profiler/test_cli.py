@@ -227,7 +227,10 @@ def test_half_a_measurement_names_the_command_for_the_other_half(
     [
         (["--temperature", "0.8", "--rule", "greedy"], "greedy is temperature 0, and only it"),
         (["--top-k", "5"], "greedy decoding takes no top_k"),
-        (["--temperature", "-1"], "--top-p: temperature -1.0: expected a number of at least 0"),
+        (["--temperature", "-1"], "sampling flags: temperature -1.0: expected a number of at least 0"),
+        (["--min-p", "0.1"], "greedy decoding takes no top_k, top_p, min_p or seed: expected a temperature above 0"),
+        (["--repetition-penalty", "0"], "repetition_penalty 0.0: expected a number above 0, where 1 is none"),
+        (["--presence-penalty", "-2.5"], "presence_penalty -2.5: expected from -2 to 2, where 0 is none"),
         (["--max-new-tokens", "5000"], "--max-new-tokens 5000: expected at most 159"),
         (["--num-prompts", "0"], "--num-prompts 0: expected at least 1"),
         (["--budget", "-1"], "--budget -1: expected 0 seconds or more"),
