@@ -127,7 +127,7 @@ def _was_interrupted_later(folder: Path) -> bool:
 
 
 def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance: Provenance) -> None:
-    files = LatencyFiles(args.output, partial(pair_profiles, pair=job.pair, rule=job.sampling.rule), provenance)
+    files = LatencyFiles(args.output, partial(pair_profiles, pair=job.pair, sampling=job.sampling), provenance)
     log = files.resumed()
     if len(log):
         print_err(f"going on with the {len(log)} passes kept in {args.output}")

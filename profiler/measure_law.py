@@ -220,7 +220,8 @@ def law_profiles(log: PassLog, model: LoadedModel) -> dict[str, LatencyProfile]:
         exit_layers=model.exit_layers,
         beside=None,
         device=device_key(model.decoder.device, model.dtype),
-        rule="greedy",
+        rule=GREEDY.rule,
+        processing=GREEDY.processing,
         samples=log.samples(is_draft_pass),
     )
     target = replace(profile, exit_layers=(), samples=log.samples(lambda key: not is_draft_pass(key)))
