@@ -1,9 +1,10 @@
 """Logits as tokens are chosen by them: penalties on what the text holds already, then temperature and what is dropped.
 
-Symbols: T rows, V vocab.
+Symbols: T rows, V vocab, U distinct tokens met so far, K tokens that are not certain.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from s2d.sampling import penalised, processed
 class Processing:
     """Processes logits along one text, every row by the tokens before its own position.
 
-    Certain tokens are counted on the device, once each and for good. Drafted ones count in the rows that see them and are
-    kept nowhere, so that rolling a block back takes nothing.
+    Penalties look at the U tokens that were met alone, not at the vocabulary. Certain tokens are counted on the device, once
+    each and for good. Drafted ones count in the rows that see them and in no later call: a block is rolled back by itself.
 
     Args:
         sampling: what to do.
@@ -27,10 +28,10 @@ class Processing:
     def __init__(self, sampling: Sampling, prompt_tokens: Tokens) -> None:
         self._sampling = sampling
         self._prompt_tokens = self._num_counted = prompt_tokens
-        self._in_prompt: Tensor | None = None  # bool [V], made when the vocabulary's size is first seen
-        self._num_written: Tensor | None = None  # int32 [V]
+        self._columns: dict[int, int] = {}  # of tokens, in the order they were met
+        self._ids = self._in_prompt = self._num_written = torch.empty(0)  # [V], the first U in use, made with the first logits
 
-    def __call__(self, logits: Tensor, text: Sequence[int], known: int) -> Tensor:
+    def __call__(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Tensor:
         """Logits to choose by: [T, V]; greedily and without penalties they stay as they are.
 
         Args:
@@ -39,23 +40,47 @@ class Processing:
             known: tokens of it that are certain; every row comes after all of these.
         """
         if self._sampling.has_penalties:
-            in_prompt, num_written = self._counts(logits, text, known)
-            logits = penalised(logits, self._sampling, in_prompt, num_written)
+            logits = self._penalised(logits.float(), text, known)
         return processed(logits, self._sampling)
 
-    def _counts(self, logits: Tensor, text: Sequence[int], known: int) -> tuple[Tensor, Tensor]:
-        """Which tokens the prompt holds, bool [V], and how often each was written before a row, int32 [T, V]."""
-        num_rows, vocab_size = logits.shape
-        if self._in_prompt is None or self._num_written is None:
-            prompt = torch.tensor(text[: self._prompt_tokens], device=logits.device)
-            self._in_prompt = torch.zeros(vocab_size, dtype=torch.bool, device=logits.device).index_fill_(0, prompt, True)
-            self._num_written = torch.zeros(vocab_size, dtype=torch.int32, device=logits.device)
-        fresh = torch.tensor(text[self._num_counted : known], dtype=torch.int64, device=logits.device)
-        self._num_written.index_add_(0, fresh, torch.ones_like(fresh, dtype=torch.int32))
-        self._num_counted = known
-        block = torch.tensor(text[known:], dtype=torch.int64, device=logits.device)
-        places = torch.arange(len(block), device=logits.device)
-        num_seen = torch.arange(num_rows, device=logits.device) + len(block) - num_rows + 1  # of the block, by row
-        is_seen = (places < num_seen[:, None]).int()  # [T, block]
-        counts = self._num_written.repeat(num_rows, 1)
-        return self._in_prompt, counts.scatter_add_(1, block.expand(num_rows, -1), is_seen)
+    def _penalised(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Tensor:
+        if not self._columns:
+            self._begin(text[: self._prompt_tokens], logits)
+        if known > self._num_counted:
+            fresh = torch.tensor(self._columns_of(text[self._num_counted : known]), device=logits.device)
+            self._num_written.index_add_(0, fresh, torch.ones_like(fresh))
+            self._num_counted = known
+        num_written = self._counts(self._columns_of(text[known:]), len(logits))
+        num_met = len(self._columns)
+        ids = self._ids[:num_met]
+        changed = penalised(logits.index_select(1, ids), self._sampling, self._in_prompt[:num_met], num_written)
+        return logits.index_copy(1, ids, changed)
+
+    def _begin(self, prompt: Sequence[int], logits: Tensor) -> None:
+        """Make room for all tokens there are, and meet the prompt's."""
+        self._ids, self._num_written = logits.new_zeros((2, logits.shape[-1]), dtype=torch.int64)
+        self._in_prompt = torch.zeros_like(self._ids, dtype=torch.bool)
+        self._columns_of(prompt)
+        self._in_prompt[: len(self._columns)] = True
+
+    def _columns_of(self, tokens: Sequence[int]) -> list[int]:
+        """The column of every token; one that was not met before gets the next."""
+        num_met = len(self._columns)
+        columns = [self._columns.setdefault(token, len(self._columns)) for token in tokens]
+        if len(self._columns) > num_met:
+            new = list(islice(self._columns, num_met, None))
+            self._ids[num_met : len(self._columns)] = torch.tensor(new, device=self._ids.device)
+        return columns
+
+    def _counts(self, block: list[int], num_rows: int) -> Tensor:
+        """How often each token was written before each row: [T, U].
+
+        Args:
+            block: columns of the K tokens after the certain ones; the last row sees all, the one before it one less, and so on.
+            num_rows: T, at most K + 1.
+        """
+        counts = self._num_written[: len(self._columns)].expand(num_rows, -1)
+        if not block:
+            return counts
+        is_seen = counts.new_ones(num_rows, len(block)).tril_(len(block) - num_rows)  # [T, K]
+        return counts.scatter_add(1, torch.tensor(block, device=counts.device).expand(num_rows, -1), is_seen)

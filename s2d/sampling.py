@@ -3,7 +3,7 @@
 Confidence is a function of an exit's distribution alone, never of the token sampled from it: testing the sampled token's
 own probability would change the output's distribution.
 
-Symbols: T rows, V vocab.
+Symbols: T rows, V vocab, U of its tokens.
 """
 
 import math
@@ -16,15 +16,15 @@ from perfmodel.sampling import Sampling
 
 
 def penalised(logits: Tensor, sampling: Sampling, in_prompt: Tensor, num_written: Tensor) -> Tensor:
-    """Raw logits after repetition, frequency and presence penalty, in vLLM's order: float32 [T, V].
+    """Raw logits of some tokens after repetition, frequency and presence penalty, in vLLM's order: [T, U].
 
     Args:
-        logits: [T, V].
+        logits: of U tokens, [T, U].
         sampling: says how much.
-        in_prompt: whether the prompt holds a token, bool [V].
-        num_written: how often a token was written before each row, [T, V].
+        in_prompt: whether the prompt holds a token, bool [U].
+        num_written: how often a token was written before each row, [T, U].
     """
-    logits, is_written = logits.float(), num_written > 0
+    is_written = num_written > 0
     if sampling.repetition_penalty is not None:
         lowered = torch.where(logits < 0, logits * sampling.repetition_penalty, logits / sampling.repetition_penalty)
         logits = torch.where(is_written | in_prompt, lowered, logits)
