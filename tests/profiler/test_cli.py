@@ -12,6 +12,7 @@ import pytest
 from perfmodel.artifact import read_record
 from perfmodel.errors import OutOfSpace
 from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile, write_latency_profile
+from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace, read_trace, write_trace
 from profiler import command as command_module
 from profiler import job as job_module
@@ -220,6 +221,26 @@ def test_half_a_measurement_names_the_command_for_the_other_half(
     following = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
     profiles = ["--profile", str(out / "draft.latency.json"), "--profile", str(out / "target.latency.json")]
     assert following == ["s2d-plan", *profiles, "--trace", str(out / "trace.npz"), "-o", str(out / "plan.json")]
+
+
+def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders, tmp_path: Path) -> None:
+    flags = ["--temperature", "0.8", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.05", "--seed", "3"]
+    flags += ["--repetition-penalty", "1.2", "--presence-penalty", "-0.5", "--frequency-penalty", "0.25"]
+    assert main_profile(arguments(folders, tmp_path, *flags)) == 0
+    sampling = read_trace(tmp_path / "trace.npz").record.header.sampling
+    assert sampling == Sampling(
+        rule="shared-noise",
+        temperature=0.8,
+        top_k=9,
+        top_p=0.9,
+        seed=3,
+        min_p=0.05,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+    )
+    for name in ("draft", "target"):
+        assert read_profile(tmp_path / f"{name}.latency.json").processing == sampling.processing
 
 
 @pytest.mark.parametrize(
