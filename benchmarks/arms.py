@@ -95,7 +95,7 @@ def job_of(
 
 def models_of(log: PassLog, job: Job) -> Models:
     """Seconds of the draft and of the target as a profile of these passes says."""
-    profiles = pair_profiles(log, job.pair, job.sampling.rule)
+    profiles = pair_profiles(log, job.pair, job.sampling)
     return MeasuredLatency(profiles["draft"]), MeasuredLatency(profiles["target"])
 
 

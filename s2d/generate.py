@@ -128,7 +128,7 @@ class Session:
         self._check(len(prompt_ids), settings, pilot.policies)
         clock = clock or Clock(self.target.decoder.device)
         judge = self._judge(settings.sampling, pilot.policies)
-        judge.start(self._max_tokens)
+        judge.start(len(prompt_ids), self._max_tokens)
         pilot.begin()
         run = _Run(self, settings, pilot, judge, clock, on_tokens)
         return run.generate(list(prompt_ids))
@@ -240,7 +240,7 @@ class _Run:
         if drafter is not None:
             drafted = drafter.draft(tokens, min(drafter.cap, limit - known - 1), self._clock)
         logits = self._verify(tokens, known)
-        verdict = self._judge.verdict(logits, drafted, known)
+        verdict = self._judge.verdict(logits, tokens, known)
         self._clock.lap("verify", 0, len(drafted) + 1, known - 1)
         emitted, ended = self._emitted([*drafted[: verdict.num_accepted], verdict.bonus], tokens[prompt_tokens:known])
         accepted = min(verdict.num_accepted, len(emitted))
