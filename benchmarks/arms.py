@@ -95,7 +95,7 @@ def job_of(
 
 def models_of(log: PassLog, pair: ModelPair, sampling: Sampling) -> Models:
     """Seconds of the draft and of the target as a profile of these passes says."""
-    profiles = pair_profiles(log, pair, sampling.rule)
+    profiles = pair_profiles(log, pair, sampling)
     target = MeasuredLatency(profiles["target"])
     return MeasuredLatency(profiles["draft"]) if "draft" in profiles else target, target
 

@@ -2,8 +2,8 @@
 
 Random tiny networks and, where it is installed, the reference family, under random exits, thresholds, stop rules, lengths
 and prompts, separate and self drafts: the plain target's tokens against the speculative ones, greedily and with shared
-noise, in fp32. Prints one row per kind of model, then the JSON line with `num_cases`, `num_mismatches` (greedy),
-`sampling_cases` and `sampling_mismatches` (shared noise).
+noise, half of the cases with penalties, in fp32. Prints one row per kind of model, then the JSON line with `num_cases`,
+`num_mismatches` (greedy), `sampling_cases` and `sampling_mismatches` (shared noise).
 
     python benchmarks/lossless.py [--quick]
 """
@@ -12,7 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import common
@@ -57,7 +57,7 @@ def main() -> None:
     start_s = time.perf_counter()
     subjects = [*tiny_subjects(rng), *family_subjects()]
     for subject in cycle(subjects):
-        for sampling in (GREEDY, random_noise(rng)):
+        for sampling in (penalised(GREEDY, rng), penalised(random_noise(rng), rng)):
             equal, blocks = one_case(subject, sampling, rng)
             cases[subject.name, sampling.rule] += 1
             mismatches[subject.name, sampling.rule] += not equal
@@ -138,7 +138,20 @@ def random_noise(rng: random.Random) -> Sampling:
         temperature=rng.choice([0.5, 0.8, 1.0, 1.5]),
         top_k=rng.choice([None, None, 5, 50]),
         top_p=rng.choice([None, None, 0.7, 0.95]),
+        min_p=rng.choice([None, None, 0.05]),
         seed=rng.randrange(4),
+    )
+
+
+def penalised(sampling: Sampling, rng: random.Random) -> Sampling:
+    """Half of the time as it is."""
+    if rng.random() < 0.5:
+        return sampling
+    return replace(
+        sampling,
+        repetition_penalty=rng.choice([None, 0.9, 1.2, 1.5]),
+        presence_penalty=rng.choice([None, 0.5]),
+        frequency_penalty=rng.choice([None, 0.3]),
     )
 
 

@@ -84,10 +84,10 @@ def exit_check_of(pair: ModelPair) -> ExitCheck:
     """Medians of many checks of the draft's first exit, with and without the reading in turns."""
     decoder = pair.draft.decoder
     judge, states = make_judge(GREEDY, "max-prob", decoder.device), decoder.embed([1])
-    judge.start(1)
+    judge.start(1, 2)
 
     def check() -> None:
-        judge.answer(decoder.exit_logits(states), 0, 0, 0)
+        judge.answer(decoder.exit_logits(states), [1], 1, 0)
 
     def head() -> None:
         decoder.exit_logits(states)

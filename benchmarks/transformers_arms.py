@@ -8,6 +8,7 @@ import common  # noqa: F401 makes the checkout importable
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from perfmodel.errors import UserInputError
 from perfmodel.sampling import Sampling
 from profiler.job import Job
 from s2d.load import export_exit
@@ -80,12 +81,27 @@ def transformers_arm(
     return write
 
 
-def sampling_options(sampling: Sampling) -> dict[str, bool | float]:
-    """What `generate` is told, its own defaults for top-k and top-p switched off."""
+def sampling_options(sampling: Sampling) -> dict[str, bool | float | None]:
+    """What `generate` is told, its own defaults for top-k and top-p switched off.
+
+    Raises:
+        UserInputError: a penalty that it does not have.
+    """
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        raise UserInputError(
+            f"{sampling.label}: generate of transformers has no such penalty. Give a plan with repetition alone."
+        )
+    penalty = sampling.repetition_penalty
     if sampling.rule == "greedy":
-        return {"do_sample": False}
-    top_p = 1.0 if sampling.top_p is None else sampling.top_p
-    return {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k or 0, "top_p": top_p}
+        return {"do_sample": False, "repetition_penalty": penalty}
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k or 0,
+        "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
+        "min_p": sampling.min_p,
+        "repetition_penalty": penalty,
+    }
 
 
 def special_tokens(pair: Pair) -> dict[str, int | None]:

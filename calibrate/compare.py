@@ -43,8 +43,8 @@ def load_pricing(plan: Plan, profiles: Sequence[Path], fit_path: Path | None) ->
         return _price_by_its_name(plan, request, context_tokens=context_tokens)
     if not has_files:
         return None
-    rule = plan.workload.sampling.rule
-    pricing = price_by_profiles(plan, profiles, request, rule=rule, context_tokens=context_tokens, fit_path=fit_path)
+    sampling = plan.workload.sampling
+    pricing = price_by_profiles(plan, profiles, request, sampling=sampling, context_tokens=context_tokens, fit_path=fit_path)
     for part in pricing.evidence:
         if part.sha256 != latency[part.role].sha256:
             made_for, given = _evidence_text(latency[part.role]), _evidence_text(part)

@@ -63,7 +63,7 @@ def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:
         header,
         request.profiles,
         request.device,
-        rule=header.sampling.rule,
+        sampling=header.sampling,
         context_tokens=context_tokens,
         fit_path=request.fit,
     )

@@ -146,13 +146,19 @@ def _profile_law(plan: Plan) -> str:
 
 
 def _decoding(sampling: Sampling) -> list[str]:
-    """The flags of `s2d-profile` that decode so; greedily without any."""
-    if sampling.rule == "greedy":
-        return []
-    words = ["--rule", sampling.rule, "--temperature", str(sampling.temperature)]
-    for flag, value in (("--top-k", sampling.top_k), ("--top-p", sampling.top_p), ("--seed", sampling.seed)):
-        words += [] if value is None else [flag, str(value)]
-    return words
+    """The flags of `s2d-profile` that decode so; plain greedy decoding needs none."""
+    is_greedy = sampling.rule == "greedy"
+    words = [] if is_greedy else ["--rule", sampling.rule, "--temperature", str(sampling.temperature)]
+    flags: dict[str, float | None] = {
+        "--top-k": sampling.top_k,
+        "--top-p": sampling.top_p,
+        "--min-p": sampling.min_p,
+        "--repetition-penalty": sampling.repetition_penalty,
+        "--presence-penalty": sampling.presence_penalty,
+        "--frequency-penalty": sampling.frequency_penalty,
+        "--seed": sampling.seed,
+    }
+    return words + [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
 
 
 def _place(planned: DeviceKey) -> list[str]:

@@ -17,7 +17,7 @@ from perfmodel.latency import FittedLatency, LatencyModel, MeasuredLatency
 from perfmodel.law import LatencyFit, read_latency_fit
 from perfmodel.plan import Evidence, EvidenceRole
 from perfmodel.profile import DeviceKey, LatencyProfile, read_latency_profile
-from perfmodel.sampling import AcceptanceRule
+from perfmodel.sampling import Sampling
 from perfmodel.speed_of_light import check_profile
 from perfmodel.units import Tokens, format_bytes, format_frac
 
@@ -31,14 +31,14 @@ def price_by_profiles(
     paths: Sequence[Path],
     request: DeviceRequest,
     *,
-    rule: AcceptanceRule,
+    sampling: Sampling,
     context_tokens: Tokens,
     fit_path: Path | None,
 ) -> Pricing:
     """Measured prices: one profile of the target and one of the draft, or a self-draft's one, from the same device.
 
     Args:
-        rule: the acceptance rule to be priced.
+        sampling: what is to be priced.
         fit_path: a fit of the law on that device, which prices a model that was not profiled; None where all were.
 
     Raises:
@@ -49,9 +49,7 @@ def price_by_profiles(
     profiles = {path.name: read_latency_profile(path) for path in paths}
     for name, stored in profiles.items():
         check_profile(stored.record)
-        if stored.record.rule != rule:
-            fix = "Exit checks and verifies cost otherwise there: profile with the sampling that is planned for"
-            raise Mismatch(f"profile {name!r}", made_for=f"{stored.record.rule} decoding", given=f"{rule} decoding", fix=fix)
+        _check_sampling(name, stored.record, sampling)
     fit = None if fit_path is None else _read_fit(fit_path)
     keys = {name: stored.record.device for name, stored in profiles.items()}
     if fit_path is not None and fit is not None:
@@ -206,6 +204,26 @@ def _common_device(keys: dict[str, DeviceKey], request: DeviceRequest) -> Device
             fix = f"Leave {flag} out, or profile there"
             raise Mismatch(repr(first_name), made_for=f"{flag} {profiled}", given=f"{flag} {wanted}", fix=fix)
     return key
+
+
+def _check_sampling(name: str, profile: LatencyProfile, sampling: Sampling) -> None:
+    """Refuse a profile of another rule, and say so of one whose logits were processed otherwise, as the seconds may tell.
+
+    Raises:
+        Mismatch: tokens were accepted by another rule.
+    """
+    if profile.rule != sampling.rule:
+        fix = "Exit checks and verifies cost otherwise there: profile with the sampling that is planned for"
+        made_for, given = f"{profile.rule} decoding", f"{sampling.rule} decoding"
+        raise Mismatch(f"profile {name!r}", made_for=made_for, given=given, fix=fix)
+    if profile.processing is not None and profile.processing != sampling.processing:
+        done, planned = (", ".join(one) or "no penalty or cut" for one in (profile.processing, sampling.processing))
+        _LOG.warning(
+            "profile %r was taken with %s, and %s is planned: exit checks and verifies may take other times",
+            name,
+            done,
+            planned,
+        )
 
 
 def _warn_unless_beside(profile: LatencyProfile, pair: Pair) -> None:

@@ -153,6 +153,18 @@ def read_arrays(
     return StoredArrays(record=record, arrays=arrays, provenance=provenance, sha256=digest)
 
 
+def with_keys(told: Mapping[str, object], body: Body, *, beside: str) -> Body:
+    """An older file's body with some keys for every record in it that lacks them.
+
+    Args:
+        told: the keys, and what was understood where they were not told.
+        body: of the file.
+        beside: a key by which such records are known.
+    """
+    upgraded = {key: with_keys(told, value, beside=beside) if isinstance(value, dict) else value for key, value in body.items()}
+    return {**told, **upgraded} if beside in body else upgraded
+
+
 def _read_envelope(path: PathLike, *, schema: str, version: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The envelope of a file of either form, with the other members when it is an archive."""
     data = read_whole(path)

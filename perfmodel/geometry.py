@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from perfmodel.artifact import with_keys
 from perfmodel.errors import BadPolicy, UnknownName, UserInputError
 from perfmodel.units import Frac, Tokens
 
@@ -190,18 +191,12 @@ def with_reduced_head(model: ModelGeometry, draft_vocab: Tokens | None) -> Model
 
 def with_llama_layers(body: dict[str, Any]) -> dict[str, Any]:
     """A file's body from before geometries told more than a Llama's: every geometry in it gets what was understood."""
-    return _with_keys(_LLAMA_LAYERS, body)
+    return with_keys(_LLAMA_LAYERS, body, beside="num_kv_heads")
 
 
 def with_whole_heads(body: dict[str, Any]) -> dict[str, Any]:
     """A file's body from before geometries told of reduced heads: every head in it is whole."""
-    return _with_keys(_WHOLE_HEAD, body)
-
-
-def _with_keys(told: Mapping[str, object], body: dict[str, Any]) -> dict[str, Any]:
-    """A file's body with some keys for every geometry in it that lacks them."""
-    upgraded = {key: _with_keys(told, value) if isinstance(value, dict) else value for key, value in body.items()}
-    return {**told, **upgraded} if "num_kv_heads" in body else upgraded
+    return with_keys(_WHOLE_HEAD, body, beside="num_kv_heads")
 
 
 _LLAMA_LAYERS: Mapping[str, object] = {

@@ -12,7 +12,7 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
-from perfmodel.sampling import Sampling
+from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Bytes, Frac, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
@@ -155,7 +155,7 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "frontier": []}
+    return {**with_sampling_unpenalised(body), "frontier": []}
 
 
 _UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads, 4: _from_version_4, 5: _from_version_5}

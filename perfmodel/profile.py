@@ -1,7 +1,7 @@
 """What a device did: raw times of one model's passes, as measured."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from perfmodel.artifact import Stored, Upgrades, read_record, write_record
 from perfmodel.disk import PathLike
@@ -11,8 +11,7 @@ from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 4
-LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads}
+LATENCY_PROFILE_VERSION = 5
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 EngineMode = Literal["eager", "graph"]
@@ -50,7 +49,16 @@ class LatencyProfile:
     device: DeviceKey
     rule: AcceptanceRule
     """How tokens were chosen and judged in the measured loop: exit checks and verifies cost otherwise under another rule."""
+    processing: tuple[str, ...] | None
+    """What was done to logits there, as `Sampling.processing` names it; None in files from before it was kept."""
     samples: PassSamples
+
+
+def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
+    return {**body, "processing": None}
+
+
+LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4}
 
 
 def write_latency_profile(path: PathLike, profile: LatencyProfile, provenance: Provenance) -> None:

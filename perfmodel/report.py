@@ -12,7 +12,7 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
-from perfmodel.sampling import Sampling
+from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Seconds, Tokens
 
 REPORT_SCHEMA = "s2d/run-report"
@@ -108,7 +108,7 @@ class RunReport:
 
 
 def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "adaptation": None}
+    return {**with_sampling_unpenalised(body), "adaptation": None}
 
 
 _UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4}

@@ -19,13 +19,13 @@ from perfmodel.errors import BadFile
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.policy import Confidence
 from perfmodel.provenance import Provenance
-from perfmodel.sampling import Sampling
+from perfmodel.sampling import Sampling, with_sampling_unpenalised
 
 TRACE_SCHEMA = "s2d/acceptance-trace"
-TRACE_VERSION = 3
+TRACE_VERSION = 4
 
 _COLUMN_DTYPES = {"confidence": np.float32, "draft_token": np.int32, "target_token": np.int32, "accept_prob": np.float32}
-_UPGRADES = {1: with_llama_layers, 2: with_whole_heads}
+_UPGRADES = {1: with_llama_layers, 2: with_whole_heads, 3: with_sampling_unpenalised}
 _REMAKE = "Record the trace again with s2d-profile acceptance"
 
 

@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("profile"), metavar="FOLDER", help="where the files go (default: profile)"
     )
     _add_models(parser.add_argument_group("models"))
+    _add_sampling(parser.add_argument_group("sampling"))
     _add_text(parser.add_argument_group("text"))
     _add_device(parser.add_argument_group("device"))
     add_verbose_flag(parser)
@@ -91,17 +92,24 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         default="max-prob",
         help="what exits are judged by (default: max-prob)",
     )
-    group.add_argument(
-        "--rule",
-        choices=("greedy", "shared-noise", "ratio"),
-        help="when a drafted token is accepted (default: greedy at temperature 0, else shared-noise)",
-    )
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
-    group.add_argument("--top-k", type=int, metavar="TOKENS", help="sample from the likeliest so many (default: all)")
-    group.add_argument("--top-p", type=float, metavar="FRAC", help="sample from the likeliest that hold so much (default: 1)")
-    group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of sampling and of the order of measuring (default: 0)"
-    )
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    """How tokens are picked, by target and draft alike."""
+    add = group.add_argument
+    rule_help = "when a drafted token is accepted (default: greedy at temperature 0, else shared-noise)"
+    add("--rule", choices=("greedy", "shared-noise", "ratio"), help=rule_help)
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: 0)")
+    add("--top-k", type=int, metavar="TOKENS", help="sample from the likeliest so many (default: all)")
+    add("--top-p", type=float, metavar="FRAC", help="sample from the likeliest that hold so much (default: 1)")
+    add("--min-p", type=float, metavar="FRAC", help="drop tokens below this share of the likeliest (default: 0)")
+    repetition_help = "divides positive logits of tokens in prompt or output, multiplies negative ones (default: 1, none)"
+    add("--repetition-penalty", type=float, metavar="FACTOR", help=repetition_help)
+    presence_help = "taken once from logits of tokens in the output, -2 to 2 (default: 0, none)"
+    add("--presence-penalty", type=float, metavar="LOGITS", help=presence_help)
+    frequency_help = "taken as often as a token is in the output, -2 to 2 (default: 0, none)"
+    add("--frequency-penalty", type=float, metavar="LOGITS", help=frequency_help)
+    add("--seed", type=int, default=0, metavar="N", help="of sampling and of the order of measuring (default: 0)")
 
 
 def _add_text(group: argparse._ArgumentGroup) -> None:

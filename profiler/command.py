@@ -57,7 +57,7 @@ def profile(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
 
 def job_of(args: argparse.Namespace) -> Job:
     """Load what the arguments name."""
-    sampling = sampling_of(args.rule, args.temperature, args.top_k, args.top_p, args.seed)
+    sampling = sampling_of(args)
     prompts = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
     pair = load_pair(args.target, args.draft, args.dtype, args.device)
     return Job(
@@ -71,19 +71,27 @@ def job_of(args: argparse.Namespace) -> Job:
     )
 
 
-def sampling_of(rule: AcceptanceRule | None, temperature: float, top_k: int | None, top_p: float | None, seed: int) -> Sampling:
+def sampling_of(args: argparse.Namespace) -> Sampling:
     """The sampling that the flags ask for; without a rule, shared noise above temperature 0.
 
     Raises:
         UserInputError: flags that contradict each other.
     """
-    chosen = rule or ("greedy" if temperature == 0 else "shared-noise")
+    rule: AcceptanceRule = args.rule or ("greedy" if args.temperature == 0 else "shared-noise")
     try:
         return Sampling(
-            rule=chosen, temperature=temperature, top_k=top_k, top_p=top_p, seed=None if chosen == "greedy" else seed
+            rule=rule,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            seed=None if rule == "greedy" else args.seed,
+            min_p=args.min_p,
+            repetition_penalty=args.repetition_penalty,
+            presence_penalty=args.presence_penalty,
+            frequency_penalty=args.frequency_penalty,
         )
     except ValueError as err:
-        raise UserInputError(f"--rule, --temperature, --top-k, --top-p: {err}") from err
+        raise UserInputError(f"sampling flags: {err}") from err
 
 
 def next_command(folder: Path, command: Sequence[str], what: str) -> str:
@@ -120,7 +128,7 @@ def _was_interrupted_later(folder: Path) -> bool:
 
 
 def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance: Provenance) -> None:
-    files = LatencyFiles(args.output, partial(pair_profiles, pair=job.pair, rule=job.sampling.rule), provenance)
+    files = LatencyFiles(args.output, partial(pair_profiles, pair=job.pair, sampling=job.sampling), provenance)
     log = files.resumed()
     if len(log):
         print_err(f"going on with the {len(log)} passes kept in {args.output}")

@@ -9,7 +9,7 @@ from perfmodel.errors import Mismatch
 from perfmodel.passes import DRAFT_KINDS
 from perfmodel.profile import LatencyProfile, read_latency_profile, write_latency_profile
 from perfmodel.provenance import Provenance
-from perfmodel.sampling import AcceptanceRule
+from perfmodel.sampling import Sampling
 from profiler.grid import PassKey
 from profiler.pass_log import PassLog
 from s2d.load import LoadedModel
@@ -18,7 +18,7 @@ from s2d.pair import ModelPair
 DRAFT_PREFILL_STAGE = 1
 
 
-def pair_profiles(log: PassLog, pair: ModelPair, rule: AcceptanceRule) -> dict[str, LatencyProfile]:
+def pair_profiles(log: PassLog, pair: ModelPair, sampling: Sampling) -> dict[str, LatencyProfile]:
     """The draft's and the target's profile by role; a self-draft has the target's alone, with everything in it."""
     draft, target = pair.draft, pair.target
     if pair.geometry.kind == "self":
@@ -30,7 +30,8 @@ def pair_profiles(log: PassLog, pair: ModelPair, rule: AcceptanceRule) -> dict[s
                 exit_layers=exit_layers,
                 beside=None,
                 device=pair.device_key,
-                rule=rule,
+                rule=sampling.rule,
+                processing=sampling.processing,
                 samples=log.samples(),
             )
         }
@@ -42,7 +43,8 @@ def pair_profiles(log: PassLog, pair: ModelPair, rule: AcceptanceRule) -> dict[s
             exit_layers=exit_layers,
             beside=beside.geometry.name,
             device=pair.device_key,
-            rule=rule,
+            rule=sampling.rule,
+            processing=sampling.processing,
             samples=log.samples(lambda key: is_draft_pass(key) == is_draft),
         )
 
@@ -133,5 +135,6 @@ def _identity(profile: LatencyProfile) -> str:
     threads = f", {key.num_threads} threads" if key.num_threads else ""
     beside = f" beside {profile.beside}" if profile.beside else ""
     weights = f"weights {profile.model_sha256[:12]}"
-    where = f"{profile.rule} decoding in {key.dtype} on {key.device}{threads}"
+    processing = f" with {', '.join(profile.processing)}" if profile.processing else ""
+    where = f"{profile.rule} decoding{processing} in {key.dtype} on {key.device}{threads}"
     return f"{profile.model.name} ({weights}){beside}, {where}"

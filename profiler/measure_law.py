@@ -157,7 +157,7 @@ class _TimedModel:
         self._whole = model.decoder.new_cache((model.geometry.num_layers,), grid.max_tokens)
         self._halves = model.decoder.new_cache(model.exit_layers, grid.max_tokens)
         self._judge = make_judge(GREEDY, "max-prob", model.decoder.device)
-        self._judge.start(grid.max_tokens)
+        self._judge.start(1, grid.max_tokens)
         self._clock = Clock(model.decoder.device)
 
     def warm_up(self) -> None:
@@ -180,14 +180,14 @@ class _TimedModel:
         token_ids = self._rng.integers(self._vocab_size, size=rows).tolist()
         clock.start()
         states = decoder.forward_segment(decoder.embed(token_ids), self._whole.segments[0], self._whole)
-        judge.verdict(decoder.exit_logits(states), token_ids[1:], cached + 1)
+        judge.verdict(decoder.exit_logits(states), token_ids, 1)
         clock.lap("verify", 0, rows, cached)
         states = decoder.embed(token_ids)
         for segment in self._halves.segments:
             states = decoder.forward_segment(states, segment, self._halves)
             clock.lap("segment", segment.number, rows, cached)
             if not segment.number:
-                judge.answer(decoder.exit_logits(states[-1:]), cached + rows, 0, segment.number)
+                judge.answer(decoder.exit_logits(states[-1:]), token_ids, 1, segment.number)
                 clock.lap("exit", 0, 1, 0)
         return clock.samples()
 
@@ -220,7 +220,8 @@ def law_profiles(log: PassLog, model: LoadedModel) -> dict[str, LatencyProfile]:
         exit_layers=model.exit_layers,
         beside=None,
         device=device_key(model.decoder.device, model.dtype),
-        rule="greedy",
+        rule=GREEDY.rule,
+        processing=GREEDY.processing,
         samples=log.samples(is_draft_pass),
     )
     target = replace(profile, exit_layers=(), samples=log.samples(lambda key: not is_draft_pass(key)))

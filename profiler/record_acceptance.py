@@ -26,8 +26,9 @@ from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
 from perfmodel.units import Seconds, Tokens
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair
+from s2d.processing import Processing
 from s2d.prompts import distinct_ngram_frac
-from s2d.sampling import choose, confidence_of, gumbel_table, processed
+from s2d.sampling import choose, confidence_of, gumbel_table
 
 _COLUMNS = ("accept_prob", "confidence", "draft_token", "target_token")
 SAVE_EVERY_S: Seconds = 10.0
@@ -94,7 +95,7 @@ class Asker:
         written = self._session.generate(prompt.token_ids, settings).tokens
         text, first = [*prompt.token_ids, *written], len(prompt.token_ids)
         said = self._pair.draft.decoder.all_exit_logits(text[:-1], self._pair.geometry.exit_layers)
-        exits = [processed(logits[first - 1 :], self._sampling) for logits in said]  # E of [N, V]
+        exits = [self._processed(logits, text, first) for logits in said]  # E of [N, V]
         tokens = torch.stack([choose(logits, self._noise_of(first, logits)) for logits in exits], dim=1)  # [N, E]
         probs = [logits.softmax(-1) for logits in exits]
         confidence = torch.stack([confidence_of(one, self._confidence) for one in probs], dim=1)  # [N, E]
@@ -116,6 +117,10 @@ class Asker:
             accept_prob=accepted.numpy(),
         )
 
+    def _processed(self, logits: Tensor, text: list[int], first: int) -> Tensor:
+        """What tokens from `first` on are chosen by, each with the true tokens before it: [N, V]."""
+        return Processing(self._sampling, first)(logits[first - 1 :], text[:-1], first)
+
     def _noise_of(self, first: int, logits: Tensor) -> Tensor | None:
         """The shared noise of the positions from `first` on: [N, V]; None under the other rules."""
         if self._sampling.rule != "shared-noise" or self._sampling.seed is None:
@@ -129,7 +134,7 @@ class Asker:
         """Probability that each exit's sample is accepted, sum(min(p, q)): [N, E]."""
         target = self._pair.target
         (said,) = target.decoder.all_exit_logits(text[:-1], (target.geometry.num_layers,))
-        p = processed(said[first - 1 :], self._sampling).softmax(-1)
+        p = self._processed(said, text, first).softmax(-1)
         overlaps = [torch.minimum(p, q).sum(-1).clamp(0, 1) for q in probs]
         return torch.stack(overlaps, dim=1).float().cpu()
 

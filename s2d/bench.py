@@ -18,8 +18,9 @@ from perfmodel.units import Seconds, Tokens
 from s2d.controller import Controller, Pilot
 from s2d.generate import Generation, OnTokens, Session, Settings
 from s2d.pair import EncodedPrompt, ModelPair, Pair
+from s2d.processing import Processing
 from s2d.prompts import distinct_ngram_frac
-from s2d.sampling import gumbel_table, processed
+from s2d.sampling import gumbel_table
 from s2d.text import Stop
 
 WARM_UP_TOKENS = 16
@@ -205,7 +206,7 @@ def token_gaps(pair: ModelPair, prompt_ids: Sequence[int], tokens: Sequence[int]
     text = [*prompt_ids, *tokens]
     depth = pair.target.geometry.num_layers
     logits = pair.target.decoder.all_exit_logits(text[:-1], (depth,))[0][len(prompt_ids) - 1 :]
-    logits = processed(logits, sampling).float()
+    logits = Processing(sampling, len(prompt_ids))(logits, text[:-1], len(prompt_ids)).float()
     if sampling.rule == "shared-noise":
         assert sampling.seed is not None
         logits = logits + gumbel_table(sampling.seed, len(text), logits.shape[-1])[len(prompt_ids) :].to(logits.device)

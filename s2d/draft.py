@@ -79,31 +79,31 @@ class Drafter:
             cap: the most that may be drafted now.
             clock: gets a lap per segment pass and per exit check.
         """
-        start = len(tokens)
+        known = len(tokens)
         survival = 1.0
-        for index in range(cap):
-            token, confidence, step = self._next(tokens, index, clock)
+        for _ in range(cap):
+            token, confidence, step = self._next(tokens, known, clock)
             tokens.append(token)
             self.exits_taken[step.segment.number] += 1
             if step.calibration is not None:
                 survival *= step.calibration(confidence)
             if token == self._eos_token_id or _stops(self._rule, confidence, survival):
                 break
-        return tokens[start:]
+        return tokens[known:]
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
         """Let the length rule learn from a round."""
         self.cap = next_cap(self._rule, self.cap, num_drafted, num_accepted)
 
-    def _next(self, tokens: list[int], index: int, clock: Clock) -> tuple[int, float, Step]:
-        """Climb until an exit is sure enough: the token, its confidence and the step it left at."""
+    def _next(self, tokens: list[int], known: int, clock: Clock) -> tuple[int, float, Step]:
+        """Climb until an exit is sure enough: the token, its confidence and the step it left at; `known` tokens are certain."""
         for step in self.steps:
             segment = step.segment
             self._ladder.run(segment, tokens, clock)
             if step.threshold is None:
                 continue
             last = self._ladder.cache.states[segment.number][len(tokens) - 1 : len(tokens)]
-            token, confidence = self._judge.answer(self._ladder.decoder.exit_logits(last), len(tokens), index, segment.number)
+            token, confidence = self._judge.answer(self._ladder.decoder.exit_logits(last), tokens, known, segment.number)
             clock.lap("exit", segment.number, 1, 0)
             if confidence >= step.threshold:
                 return token, confidence, step

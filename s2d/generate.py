@@ -134,7 +134,7 @@ class Session:
         if settings.script:
             known, new, eos = len(prompt_ids), settings.max_new_tokens, settings.eos_token_id
             judge = overruled(judge, settings.script, known, new, eos, self.exit_layers)
-        judge.start(self._max_tokens)
+        judge.start(len(prompt_ids), self._max_tokens)
         pilot.begin()
         return _Run(self, settings, pilot, judge, clock, on_tokens).generate(list(prompt_ids))
 
@@ -245,7 +245,7 @@ class _Run:
         if drafter is not None:
             drafted = drafter.draft(tokens, min(drafter.cap, limit - known - 1), self._clock)
         logits = self._verify(tokens, known)
-        verdict = self._judge.verdict(logits, drafted, known)
+        verdict = self._judge.verdict(logits, tokens, known)
         self._clock.lap("verify", 0, len(drafted) + 1, known - 1)
         emitted, ended = self._emitted([*drafted[: verdict.num_accepted], verdict.bonus], tokens[prompt_tokens:known])
         accepted = min(verdict.num_accepted, len(emitted))

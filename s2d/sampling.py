@@ -3,7 +3,7 @@
 Confidence is a function of an exit's distribution alone, never of the token sampled from it: testing the sampled token's
 own probability would change the output's distribution.
 
-Symbols: T rows, V vocab.
+Symbols: T rows, V vocab, U of its tokens.
 """
 
 import math
@@ -15,8 +15,28 @@ from perfmodel.policy import Confidence
 from perfmodel.sampling import Sampling
 
 
+def penalised(logits: Tensor, sampling: Sampling, in_prompt: Tensor, num_written: Tensor) -> Tensor:
+    """Raw logits of some tokens after repetition, frequency and presence penalty, in vLLM's order: [T, U].
+
+    Args:
+        logits: of U tokens, [T, U].
+        sampling: says how much.
+        in_prompt: whether the prompt holds a token, bool [U].
+        num_written: how often a token was written before each row, [T, U].
+    """
+    is_written = num_written > 0
+    if sampling.repetition_penalty is not None:
+        lowered = torch.where(logits < 0, logits * sampling.repetition_penalty, logits / sampling.repetition_penalty)
+        logits = torch.where(is_written | in_prompt, lowered, logits)
+    if sampling.frequency_penalty:
+        logits = logits - sampling.frequency_penalty * num_written
+    if sampling.presence_penalty:
+        logits = logits - sampling.presence_penalty * is_written
+    return logits
+
+
 def processed(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits after temperature, top-k and top-p, in this order: [T, V]; greedy leaves them as they are."""
+    """Logits after temperature, top-k, top-p and min-p, in this order: [T, V]; greedy leaves them as they are."""
     if sampling.rule == "greedy":
         return logits
     logits = logits.float() / sampling.temperature
@@ -30,6 +50,9 @@ def processed(logits: Tensor, sampling: Sampling) -> Tensor:
         beyond = probs.cumsum(-1) - probs >= sampling.top_p
         beyond[:, 0] = False
         logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+    if sampling.min_p:
+        probs = logits.softmax(-1)
+        logits = logits.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), -torch.inf)
     return logits
 
 

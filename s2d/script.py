@@ -91,19 +91,20 @@ class ScriptedJudge:
         self._judge = judge
         self._script = script
 
-    def start(self, max_tokens: int) -> None:
+    def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Judge`."""
-        self._judge.start(max_tokens)
+        self._judge.start(prompt_tokens, max_tokens)
 
-    def answer(self, logits: Tensor, position: int, index: int, exit_number: int) -> tuple[int, float]:
+    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
         """See `Judge`."""
-        self._judge.answer(logits, position, index, exit_number)
-        return self._script.answer(position, exit_number)
+        self._judge.answer(logits, text, known, exit_number)
+        return self._script.answer(len(text), exit_number)
 
-    def verdict(self, logits: Tensor, drafted: Sequence[int], position: int) -> Verdict:
+    def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""
-        self._judge.verdict(logits, drafted, position)
-        return longest_agreement(self._script.choices(position, len(drafted) + 1), drafted)
+        self._judge.verdict(logits, text, known)
+        drafted = text[known:]
+        return longest_agreement(self._script.choices(known, len(drafted) + 1), drafted)
 
 
 def overruled(

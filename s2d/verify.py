@@ -12,7 +12,9 @@ from torch import Tensor
 
 from perfmodel.policy import Confidence
 from perfmodel.sampling import Sampling
-from s2d.sampling import choose, confidence_of, gumbel_table, processed
+from perfmodel.units import Tokens
+from s2d.processing import Processing
+from s2d.sampling import choose, confidence_of, gumbel_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,16 +28,23 @@ class Verdict:
 class Judge(Protocol):
     """One acceptance rule: how an exit answers, and how the target decides on a block of such answers."""
 
-    def start(self, max_tokens: int) -> None:
-        """A text begins that will hold at most so many tokens."""
+    def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
+        """A text begins, with so many tokens of a prompt; it will hold at most so many."""
         ...
 
-    def answer(self, logits: Tensor, position: int, index: int, exit_number: int) -> tuple[int, float]:
-        """Token and confidence of an exit: logits [1, V], absolute position, place in the block and exit, both zero-based."""
+    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
+        """Token and confidence of an exit, logits [1, V].
+
+        Args:
+            logits: what it said.
+            text: certain tokens, `known` of them, and drafted ones.
+            known: where in it the block begins.
+            exit_number: which exit, zero-based.
+        """
         ...
 
-    def verdict(self, logits: Tensor, drafted: Sequence[int], position: int) -> Verdict:
-        """Decide on a block: the target's logits [G + 1, V], the first of them for the token at `position`."""
+    def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
+        """Decide on the drafted tokens of a text, `text[known:]`: the target's logits [G + 1, V]."""
         ...
 
 
@@ -56,20 +65,21 @@ class ExactJudge:
         self._noise: Tensor | None = None  # [positions, V]
         self._max_tokens = 0
 
-    def start(self, max_tokens: int) -> None:
+    def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Judge`. The noise itself is drawn when the vocabulary's size is first seen."""
+        self._processing = Processing(self._sampling, prompt_tokens)
         self._max_tokens = max_tokens
 
-    def answer(self, logits: Tensor, position: int, index: int, exit_number: int) -> tuple[int, float]:
+    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
         """See `Judge`."""
-        logits = processed(logits, self._sampling)
-        token = int(choose(logits, self._rows(logits, position)))
+        logits = self._processing(logits, text, known)
+        token = int(choose(logits, self._rows(logits, len(text))))
         return token, float(confidence_of(logits.softmax(-1), self._confidence))
 
-    def verdict(self, logits: Tensor, drafted: Sequence[int], position: int) -> Verdict:
+    def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""
-        logits = processed(logits, self._sampling)
-        return longest_agreement(choose(logits, self._rows(logits, position)).tolist(), drafted)
+        logits = self._processing(logits, text, known)
+        return longest_agreement(choose(logits, self._rows(logits, known)).tolist(), text[known:])
 
     def _rows(self, logits: Tensor, position: int) -> Tensor | None:
         if self._sampling.rule == "greedy":
@@ -90,22 +100,23 @@ class RatioJudge:
         self._random = torch.Generator()
         self._draft_probs: list[Tensor] = []  # a [V] per drafted token
 
-    def start(self, max_tokens: int) -> None:
+    def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Judge`."""
         assert self._sampling.seed is not None
+        self._processing = Processing(self._sampling, prompt_tokens)
         self._random.manual_seed(self._sampling.seed)
         self._draft_probs = []
 
-    def answer(self, logits: Tensor, position: int, index: int, exit_number: int) -> tuple[int, float]:
-        """See `Judge`. The distribution of the exit that answers last for an index is the one that counts."""
-        probs = processed(logits, self._sampling).float().softmax(-1)
-        self._draft_probs[index:] = [probs[0]]
+    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
+        """See `Judge`. The distribution of the exit that answers last for a place in the block is the one that counts."""
+        probs = self._processing(logits, text, known).float().softmax(-1)
+        self._draft_probs[len(text) - known :] = [probs[0]]
         return sample(probs[0], self._random), float(confidence_of(probs, self._confidence))
 
-    def verdict(self, logits: Tensor, drafted: Sequence[int], position: int) -> Verdict:
+    def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""
-        target_probs = processed(logits, self._sampling).float().softmax(-1)
-        return ratio_test(target_probs, self._draft_probs, drafted, self._random)
+        target_probs = self._processing(logits, text, known).float().softmax(-1)
+        return ratio_test(target_probs, self._draft_probs, text[known:], self._random)
 
 
 def longest_agreement(chosen: Sequence[int], drafted: Sequence[int]) -> Verdict:

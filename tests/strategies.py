@@ -128,6 +128,15 @@ def traces(draw: st.DrawFn) -> AcceptanceTrace:
     return make_trace(spec)
 
 
+penalties = st.fixed_dictionaries(
+    {
+        "repetition_penalty": st.sampled_from([None, 0.8, 1.3]),
+        "presence_penalty": st.sampled_from([None, -0.5, 0.7]),
+        "frequency_penalty": st.sampled_from([None, 0.4]),
+    }
+)
+"""Of a `Sampling`, by field."""
+
 fractions = st.integers(0, 20).map(lambda twentieths: twentieths / 20)
 
 

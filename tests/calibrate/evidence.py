@@ -85,6 +85,7 @@ def make_profile(
         beside=beside,
         device=CPU,
         rule="greedy",
+        processing=(),
         samples=samples,
     )
 

@@ -68,7 +68,14 @@ def made_profile(model: ModelGeometry, law: Law = TRUE_LAW, *, noise_frac: float
     place = (1,) * len(kind)
     samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, place=place, seconds=seconds)
     return LatencyProfile(
-        model=model, model_sha256="0", exit_layers=exits, beside=None, device=DEVICE, rule="greedy", samples=samples
+        model=model,
+        model_sha256="0",
+        exit_layers=exits,
+        beside=None,
+        device=DEVICE,
+        rule="greedy",
+        processing=(),
+        samples=samples,
     )
 
 

@@ -10,7 +10,7 @@ from calibrate.next_command import next_command, next_note
 from calibrate.plan import make_plan
 from perfmodel.geometry import find_model
 from perfmodel.plan import EvidenceLevel, Plan
-from perfmodel.sampling import Sampling
+from perfmodel.sampling import GREEDY, Sampling
 from profiler.cli import _law_parser as law_parser
 from profiler.cli import _parser as profile_parser
 from s2d.cli import _run_parser as run_parser
@@ -59,6 +59,10 @@ def test_only_what_is_not_measured_yet_is_measured(vicuna: Plan) -> None:
     command = next_command(traced)
     assert command.startswith("s2d-profile latency --target")
     assert " --rule shared-noise --temperature 0.8 --top-p 0.95 --seed 3 " in command
+    understood(command)
+    penalised = replace(GREEDY, repetition_penalty=1.1, presence_penalty=-0.5)
+    command = next_command(replace(traced, workload=replace(vicuna.workload, sampling=penalised)))
+    assert " --repetition-penalty 1.1 --presence-penalty -0.5 " in command
     understood(command)
 
 

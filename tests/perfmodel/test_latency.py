@@ -44,7 +44,14 @@ def profile_of(rows: list[Row] | list[PlacedRow]) -> LatencyProfile:
     )
     samples = PassSamples(kind=kind, stage=stage, rows=width, cached_tokens=cached, place=place, seconds=seconds)
     return LatencyProfile(
-        model=LLAMA_7B, model_sha256="0", exit_layers=(), beside=None, device=DEVICE, rule="greedy", samples=samples
+        model=LLAMA_7B,
+        model_sha256="0",
+        exit_layers=(),
+        beside=None,
+        device=DEVICE,
+        rule="greedy",
+        processing=(),
+        samples=samples,
     )
 
 

@@ -55,7 +55,7 @@ def profile_of(
         seconds=seconds,
     )
     return LatencyProfile(
-        model=model, model_sha256="0", exit_layers=(), beside=None, device=device, rule="greedy", samples=samples
+        model=model, model_sha256="0", exit_layers=(), beside=None, device=device, rule="greedy", processing=(), samples=samples
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from perfmodel.artifact import read_record
 from perfmodel.errors import OutOfSpace
 from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile, write_latency_profile
+from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace, read_trace, write_trace
 from profiler import command as command_module
 from profiler import job as job_module
@@ -222,12 +223,35 @@ def test_half_a_measurement_names_the_command_for_the_other_half(
     assert following == ["s2d-plan", *profiles, "--trace", str(out / "trace.npz"), "-o", str(out / "plan.json")]
 
 
+def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders, tmp_path: Path) -> None:
+    flags = ["--temperature", "0.8", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.05", "--seed", "3"]
+    flags += ["--repetition-penalty", "1.2", "--presence-penalty", "-0.5", "--frequency-penalty", "0.25"]
+    assert main_profile(arguments(folders, tmp_path, *flags)) == 0
+    sampling = read_trace(tmp_path / "trace.npz").record.header.sampling
+    assert sampling == Sampling(
+        rule="shared-noise",
+        temperature=0.8,
+        top_k=9,
+        top_p=0.9,
+        seed=3,
+        min_p=0.05,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+    )
+    for name in ("draft", "target"):
+        assert read_profile(tmp_path / f"{name}.latency.json").processing == sampling.processing
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--temperature", "0.8", "--rule", "greedy"], "greedy is temperature 0, and only it"),
         (["--top-k", "5"], "greedy decoding takes no top_k"),
-        (["--temperature", "-1"], "--top-p: temperature -1.0: expected a number of at least 0"),
+        (["--temperature", "-1"], "sampling flags: temperature -1.0: expected a number of at least 0"),
+        (["--min-p", "0.1"], "greedy decoding takes no top_k, top_p, min_p or seed: expected a temperature above 0"),
+        (["--repetition-penalty", "0"], "repetition_penalty 0.0: expected a number above 0, where 1 is none"),
+        (["--presence-penalty", "-2.5"], "presence_penalty -2.5: expected from -2 to 2, where 0 is none"),
         (["--max-new-tokens", "5000"], "--max-new-tokens 5000: expected at most 159"),
         (["--num-prompts", "0"], "--num-prompts 0: expected at least 1"),
         (["--budget", "-1"], "--budget -1: expected 0 seconds or more"),

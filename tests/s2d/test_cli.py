@@ -113,7 +113,13 @@ def run(folders: Path, plan: Path, *more: str) -> int:
 
 @pytest.mark.parametrize("kind", ["separate", "self"])
 @pytest.mark.parametrize(
-    "sampling", [GREEDY, Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=0.9, seed=4)], ids=lambda s: s.rule
+    "sampling",
+    [
+        GREEDY,
+        Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=0.9, seed=4),
+        replace(GREEDY, repetition_penalty=1.2, presence_penalty=0.5),
+    ],
+    ids=lambda s: s.label,
 )
 def test_a_checked_run_is_equal_and_says_so(folders, plan_file, capsys, kind: str, sampling: Sampling) -> None:
     report_file = folders / "report.json"

@@ -11,12 +11,14 @@ from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorSto
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.clock import Clock
 from s2d.generate import Session, Settings, generate
+from tests.strategies import penalties
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, contrary, tiny_llama, tiny_model
 
 TARGET = tiny_model(TinySpec(), (1, 2, 4))
 DRAFTS = {
     "separate": tiny_model(TinySpec(num_layers=4), (1, 2, 4)),
     "unlike": tiny_model(TinySpec(num_layers=3, seed=9), (1, 3)),
+    "twin": tiny_model(TinySpec(), (2, 6)),
     "self": None,
 }
 CURVE = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.2, 1.0))
@@ -46,21 +48,26 @@ def policies(draw: st.DrawFn, exit_layers: tuple[int, ...]) -> ExitPolicy:
     )
 
 
-samplings = st.one_of(
-    st.just(GREEDY),
-    st.builds(
-        Sampling,
-        rule=st.just("shared-noise"),
-        temperature=st.sampled_from([0.5, 1.0, 1.7]),
-        top_k=st.sampled_from([None, 1, 7]),
-        top_p=st.sampled_from([None, 0.6, 0.95]),
-        seed=st.integers(0, 3),
-    ),
+PENALISED = replace(GREEDY, repetition_penalty=1.5, presence_penalty=1.0, frequency_penalty=0.5)
+PENALISED_NOISE = replace(PENALISED, rule="shared-noise", temperature=0.8, min_p=0.05, seed=2)
+shared_noise = st.builds(
+    Sampling,
+    rule=st.just("shared-noise"),
+    temperature=st.sampled_from([0.5, 1.0, 1.7]),
+    top_k=st.sampled_from([None, 1, 7]),
+    top_p=st.sampled_from([None, 0.6, 0.95]),
+    min_p=st.sampled_from([None, 0.05, 0.3]),
+    seed=st.integers(0, 3),
+)
+samplings = st.builds(
+    lambda sampling, penalty: replace(sampling, **penalty),
+    st.just(GREEDY) | shared_noise,
+    st.just({}) | penalties,
 )
 
 
 @pytest.mark.parametrize("name", DRAFTS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data(), prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12), sampling=samplings)
 def test_speculation_writes_what_the_plain_target_writes(
     name: str, data: st.DataObject, prompt: list[int], sampling: Sampling
@@ -138,18 +145,23 @@ def test_a_draft_that_comes_back_catches_up_on_all_that_was_decoded_without_it_i
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5, 6], [22, 0, 22]])
-def test_plain_decoding_equals_generate_of_transformers(prompt: list[int]) -> None:
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5, 6], [22, 8, 16]])
+def test_plain_decoding_equals_generate_of_transformers(prompt: list[int], penalty: float) -> None:
     ids = torch.tensor([prompt])
-    options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": EOS}
+    options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": EOS, "repetition_penalty": penalty}
     written = tiny_llama(TinySpec()).generate(ids, attention_mask=torch.ones_like(ids), **options)
-    found = generate(TARGET, None, prompt, policy=None, sampling=GREEDY, max_new_tokens=60, eos_token_id=EOS)
+    sampling = replace(GREEDY, repetition_penalty=penalty)
+    found = generate(TARGET, None, prompt, policy=None, sampling=sampling, max_new_tokens=60, eos_token_id=EOS)
     assert found.tokens == tuple(written[0, len(prompt) :].tolist())
 
 
-def test_a_draft_that_always_agrees_is_accepted_whole() -> None:
-    draft = tiny_model(TinySpec(), (6,))
-    found = generate(TARGET, draft, [1, 2], policy=fixed((6,), 4), sampling=GREEDY, max_new_tokens=23, eos_token_id=None)
+@pytest.mark.parametrize("sampling", [GREEDY, PENALISED, PENALISED_NOISE], ids=lambda sampling: sampling.label)
+def test_a_draft_that_always_agrees_is_accepted_whole(sampling: Sampling) -> None:
+    """With penalties only if exits and target count the drafted tokens before each of a block's positions alike."""
+    draft, common = tiny_model(TinySpec(), (6,)), {"sampling": sampling, "max_new_tokens": 23, "eos_token_id": None}
+    found = generate(TARGET, draft, [1, 2], policy=fixed((6,), 4), **common)
+    assert found.tokens == generate(TARGET, None, [1, 2], policy=None, **common).tokens
     # 4 rounds of 4 + bonus make 20; three more are allowed, so two are drafted.
     assert found.blocks == ((4, 4), (4, 4), (4, 4), (4, 4), (2, 2))
     first_segment = [(p.rows, p.num_passes) for p in found.rounds.passes if p.kind == "segment"]
@@ -225,6 +237,14 @@ def test_the_same_seed_repeats_a_ratio_test_run_and_another_does_not() -> None:
         ).tokens
 
     assert run(1) == run(1) != run(2)
+
+
+def test_every_penalty_changes_what_is_written() -> None:
+    common = {"policy": fixed((1, 4), 3), "max_new_tokens": 60, "eos_token_id": None}
+    changes = ({}, {"repetition_penalty": 1.5}, {"presence_penalty": 1.0}, {"frequency_penalty": 0.5})
+    samplings = [replace(GREEDY, **change) for change in changes]
+    texts = [generate(TARGET, DRAFTS["separate"], [1], sampling=sampling, **common).tokens for sampling in samplings]
+    assert len(set(texts)) == len(texts)
 
 
 @pytest.mark.parametrize(

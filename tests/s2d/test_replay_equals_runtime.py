@@ -36,6 +36,8 @@ from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
 SHARED_NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=12, top_p=0.95, seed=11)
+PENALISED = replace(SHARED_NOISE, min_p=0.02, repetition_penalty=1.2, presence_penalty=0.3)
+PENALISED_GREEDY = replace(GREEDY, repetition_penalty=1.2, frequency_penalty=0.2)
 FAMILY_NOISE = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
 DRAFTS = ("separate", "self", "padded otherwise", "reduced head")
 NEW_TOKENS = 24
@@ -186,7 +188,7 @@ def target_passes(passes: tuple[PassCount, ...]) -> list[PassCount]:
 
 
 @pytest.mark.parametrize("kind", DRAFTS)
-@pytest.mark.parametrize("sampling", [GREEDY, SHARED_NOISE], ids=lambda sampling: sampling.rule)
+@pytest.mark.parametrize("sampling", [GREEDY, SHARED_NOISE, PENALISED_GREEDY, PENALISED], ids=lambda sampling: sampling.label)
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(data=st.data(), seed=st.integers(0, 3), eos=st.sampled_from([EOS, None]))
 def test_every_block_of_a_tiny_pair_is_the_replayed_one(
@@ -210,7 +212,7 @@ def family_pair(target: str, draft: str) -> Pair:
     return replace(load_pair(target, draft, "fp32", "cpu"), eos_token_id=None)
 
 
-@pytest.fixture(scope="session", params=[GREEDY, FAMILY_NOISE], ids=lambda sampling: sampling.rule)
+@pytest.fixture(scope="session", params=[GREEDY, FAMILY_NOISE, PENALISED_GREEDY], ids=lambda sampling: sampling.label)
 def family_sampling(request: pytest.FixtureRequest) -> Sampling:
     return request.param
 

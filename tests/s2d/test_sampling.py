@@ -8,12 +8,16 @@ from scipy import stats
 from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.generate import Session, Settings
+from s2d.processing import Processing
 from s2d.sampling import choose, confidence_of, gumbel_table, processed
 from s2d.verify import longest_agreement, ratio_test
 from tests.stubs import TinySpec, tiny_model
 
 CHANCE_OF_FAILURE = 1e-4
-"""Of each chi-square test below, were the seeds not fixed; there are seven, so 0.07 % in all."""
+"""Of each chi-square test below, were the seeds not fixed; there are nine, so 0.09 % in all."""
+
+
+PENALTY = {"min_p": 0.02, "repetition_penalty": 1.2, "frequency_penalty": 0.02}
 
 
 def sampling(**changes: object) -> Sampling:
@@ -78,8 +82,9 @@ def test_the_ratio_test_accepts_the_overlap_and_corrects_by_the_residual() -> No
     assert_distributed(bonus[True], after)
 
 
+@pytest.mark.parametrize("penalty", [{}, PENALTY], ids=["bare", "penalised"])
 @pytest.mark.parametrize("kind", ["separate", "self"])
-def test_ratio_sampling_through_the_whole_loop_keeps_the_targets_distribution(kind: str) -> None:
+def test_ratio_sampling_through_the_whole_loop_keeps_the_targets_distribution(kind: str, penalty: dict[str, float]) -> None:
     """Every token of long texts, against the target's distribution after the text before it."""
     spec, num_texts, num_tokens = TinySpec(vocab_size=5), 24, 150
     target = tiny_model(spec, (1, 2))
@@ -89,10 +94,12 @@ def test_ratio_sampling_through_the_whole_loop_keeps_the_targets_distribution(ki
     found, exits = [], []
     num_accepted = num_rejected = 0
     for number in range(num_texts):
-        rule = Sampling(rule="ratio", temperature=5.0, top_k=4, top_p=0.97, seed=number + 100 * (kind == "self"))
+        rule = Sampling(rule="ratio", temperature=5.0, top_k=4, top_p=0.97, seed=number + 100 * (kind == "self"), **penalty)
         done = session.generate([1, 3], Settings(policy=policy, sampling=rule, max_new_tokens=num_tokens, eos_token_id=None))
-        logits = target.decoder.all_exit_logits([1, 3, *done.tokens[:-1]], (1, 2, spec.num_layers))
-        exits.append(torch.stack([processed(one[1:], rule).softmax(-1).double() for one in logits], dim=-1))
+        text = [1, 3, *done.tokens[:-1]]
+        said = target.decoder.all_exit_logits(text, (1, 2, spec.num_layers))
+        logits = [Processing(rule, 2)(one[1:], text, 2) for one in said]
+        exits.append(torch.stack([one.softmax(-1).double() for one in logits], dim=-1))
         found += done.tokens
         num_accepted += sum(accepted for _, accepted in done.blocks)
         num_rejected += sum(accepted < drafted for drafted, accepted in done.blocks)
