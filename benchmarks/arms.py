@@ -21,7 +21,7 @@ from profiler.latency_files import pair_profiles
 from profiler.pass_log import PassLog
 from profiler.record_acceptance import empty_trace, record_acceptance
 from s2d.generate import Generation, Session
-from s2d.pair import Pair, encode_prompts
+from s2d.pair import ModelPair, Pair, encode_prompts
 from s2d.prompts import chosen_prompts, read_prompts
 
 SAMPLED = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
@@ -93,10 +93,11 @@ def job_of(
     )
 
 
-def models_of(log: PassLog, job: Job) -> Models:
+def models_of(log: PassLog, pair: ModelPair, sampling: Sampling) -> Models:
     """Seconds of the draft and of the target as a profile of these passes says."""
-    profiles = pair_profiles(log, job.pair, job.sampling)
-    return MeasuredLatency(profiles["draft"]), MeasuredLatency(profiles["target"])
+    profiles = pair_profiles(log, pair, sampling)
+    target = MeasuredLatency(profiles["target"])
+    return MeasuredLatency(profiles["draft"]) if "draft" in profiles else target, target
 
 
 def record(job: Job, session: Session) -> AcceptanceTrace:
@@ -114,7 +115,7 @@ def evidence_of(job: Job, budget_s: Seconds) -> tuple[AcceptanceTrace, Models]:
     """All that a plan is made from: the trace of a job's prompts, and pass times taken on them."""
     log = PassLog()
     fill_log(job, log, budget_s)
-    return record(job, job.session()), models_of(log, job)
+    return record(job, job.session()), models_of(log, job.pair, job.sampling)
 
 
 def warmed_up(job: Job, session: Session, policies: Sequence[ExitPolicy]) -> list[tuple[Arm, Arm]]:

@@ -49,6 +49,7 @@ def finish(
     seed: int | None = None,
     inputs: Mapping[str, str] | None = None,
     details: Mapping[str, Any] | None = None,
+    folder: Path = RESULTS,
 ) -> None:
     """End a benchmark: keep the result with its provenance, then print it as the last line of stdout.
 
@@ -62,6 +63,7 @@ def finish(
         seed: the seed of everything random.
         inputs: SHA-256 of what went in, by role.
         details: what the result was summed up from; kept in the file only.
+        folder: where the file goes.
     """
     from perfmodel.disk import write_atomically
     from perfmodel.provenance import make_provenance
@@ -69,9 +71,9 @@ def finish(
     provenance = make_provenance(libraries=libraries, device=device, driver=driver, seed=seed, inputs=inputs)
     provenance = replace(provenance, git_commit=commit_but_for_results(ROOT))
     kept = {"benchmark": name, "provenance": asdict(provenance), "result": dict(result), "details": dict(details or {})}
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(kept, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_atomically(RESULTS / f"{name}{'.quick' if quick else ''}.json", text.encode("utf-8"))
+    write_atomically(folder / f"{name}{'.quick' if quick else ''}.json", text.encode("utf-8"))
     print(json.dumps(dict(result), allow_nan=False), flush=True)
 
 

@@ -131,13 +131,13 @@ def outcomes_of_pair(
             break
     if profile_first:
         deque(islice(turns, size.num_measurements), maxlen=0)
-    profiled = models_of(log, calibration)
+    profiled = models_of(log, pair, sampling)
     policies, unpriced = chosen_configurations(name, traces[0], profiled, number=size.configs_per_pair, seed=seed)
     arms = warmed_up(evaluation, session, policies)
     for repeat in range(size.num_repeats):
         print_err(f"{name}: repeat {repeat + 1} of {size.num_repeats}")
         measure_once(evaluation, session, policies, arms, rng, between=(lambda: None) if profile_first else turns.__next__)
-    models = models_of(log, calibration)
+    models = models_of(log, pair, sampling)
     outcomes: list[Outcome] = []
     for policy, pair_of_arms in zip(policies, arms, strict=True):
         try:

@@ -13,12 +13,12 @@ from perfmodel.sampling import Sampling
 from profiler.grid import PassKey
 from profiler.pass_log import PassLog
 from s2d.load import LoadedModel
-from s2d.pair import Pair
+from s2d.pair import ModelPair
 
 DRAFT_PREFILL_STAGE = 1
 
 
-def pair_profiles(log: PassLog, pair: Pair, sampling: Sampling) -> dict[str, LatencyProfile]:
+def pair_profiles(log: PassLog, pair: ModelPair, sampling: Sampling) -> dict[str, LatencyProfile]:
     """The draft's and the target's profile by role; a self-draft has the target's alone, with everything in it."""
     draft, target = pair.draft, pair.target
     if pair.geometry.kind == "self":

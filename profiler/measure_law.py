@@ -187,7 +187,7 @@ class _TimedModel:
             states = decoder.forward_segment(states, segment, self._halves)
             clock.lap("segment", segment.number, rows, cached)
             if not segment.number:
-                judge.answer(decoder.exit_logits(states[-1:]), token_ids, 1)
+                judge.answer(decoder.exit_logits(states[-1:]), token_ids, 1, segment.number)
                 clock.lap("exit", 0, 1, 0)
         return clock.samples()
 

@@ -17,7 +17,7 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
 from s2d.controller import Controller, Pilot
 from s2d.generate import Generation, OnTokens, Session, Settings
-from s2d.pair import EncodedPrompt, Pair
+from s2d.pair import EncodedPrompt, ModelPair, Pair
 from s2d.processing import Processing
 from s2d.prompts import distinct_ngram_frac
 from s2d.sampling import gumbel_table
@@ -201,7 +201,7 @@ def check_equal(
 
 
 @torch.inference_mode()
-def token_gaps(pair: Pair, prompt_ids: Sequence[int], tokens: Sequence[int], sampling: Sampling) -> list[float]:
+def token_gaps(pair: ModelPair, prompt_ids: Sequence[int], tokens: Sequence[int], sampling: Sampling) -> list[float]:
     """The gap of every emitted token: see `check_equal`."""
     text = [*prompt_ids, *tokens]
     depth = pair.target.geometry.num_layers

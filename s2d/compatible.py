@@ -1,6 +1,7 @@
 """What a target and its draft must share to run together, and the longest text that both can hold."""
 
 from perfmodel.errors import BadPolicy, Mismatch, UserInputError
+from perfmodel.units import Tokens
 from s2d.load import LoadedModel
 
 
@@ -24,12 +25,21 @@ def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:
         )
     if draft is None:
         return
-    if draft.decoder.vocab_size != target.decoder.vocab_size:
-        raise Mismatch(
-            f"draft {draft.geometry.name}",
-            made_for=f"a vocabulary of {draft.decoder.vocab_size} tokens",
-            given=f"{target.geometry.name} with {target.decoder.vocab_size}",
-            fix="Use a draft that shares the target's tokenizer; `load_pair` evens out their padding",
-        )
+    check_vocab_sizes(target.geometry.name, target.decoder.vocab_size, draft.geometry.name, draft.decoder.vocab_size)
     if not draft.exit_layers:
         raise BadPolicy(f"draft {draft.geometry.name} without exits", "exit layers in its sidecar s2d.json")
+
+
+def check_vocab_sizes(target: str, target_tokens: Tokens, draft: str, draft_tokens: Tokens) -> None:
+    """Refuse a draft whose logits are of more or fewer tokens than its target's.
+
+    Raises:
+        Mismatch: says how many each has.
+    """
+    if draft_tokens != target_tokens:
+        raise Mismatch(
+            f"draft {draft}",
+            made_for=f"a vocabulary of {draft_tokens} tokens",
+            given=f"{target} with {target_tokens}",
+            fix="Use a draft that shares the target's tokenizer; `load_pair` evens out their padding",
+        )

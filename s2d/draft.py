@@ -103,7 +103,7 @@ class Drafter:
             if step.threshold is None:
                 continue
             last = self._ladder.cache.states[segment.number][len(tokens) - 1 : len(tokens)]
-            token, confidence = self._judge.answer(self._ladder.decoder.exit_logits(last), tokens, known)
+            token, confidence = self._judge.answer(self._ladder.decoder.exit_logits(last), tokens, known, segment.number)
             clock.lap("exit", segment.number, 1, 0)
             if confidence >= step.threshold:
                 return token, confidence, step

@@ -143,26 +143,37 @@ def with_vocabulary(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeigh
 
 
 def random_weights(geometry: ModelGeometry, dtype: torch.dtype, device: str, *, seed: int) -> DecoderWeights:
-    """Weights of a given shape drawn at random, to time shapes for which there is no checkpoint."""
+    """Weights of a given shape drawn at random, to time shapes for which there is no checkpoint.
+
+    Every matrix is drawn where and in the dtype it stays. Numbers are as large as in trained models: rows are normed to an RMS
+    of 1, and what a layer adds to the residual is scaled by 1 / sqrt(2 L), as GPT-2's are, so that no depth overflows.
+    """
     g = geometry
     generator = torch.Generator(device).manual_seed(seed)
+    added = (2 * g.num_layers) ** -0.5
 
-    def matrix(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator, dtype=dtype, device=device).mul_(rows**-0.5)
+    def matrix(rows: int, columns: int, scale: float) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=dtype, device=device).mul_(scale)
 
     def layer() -> LayerWeights:
+        # The scale of what follows a norm is sqrt(D) / sqrt(D): a row that comes out of one has the length 1.
+        qkv = matrix(g.hidden_size, (g.num_heads + 2 * g.num_kv_heads) * g.head_dim, 1.0)
+        qkv[:, : g.num_heads * g.head_dim] /= math.sqrt(g.head_dim)
         return LayerWeights(
-            qkv=matrix(g.hidden_size, (g.num_heads + 2 * g.num_kv_heads) * g.head_dim),
-            attn_out=matrix(g.num_heads * g.head_dim, g.hidden_size),
-            gate_up=matrix(g.hidden_size, 2 * g.intermediate_size),
-            down=matrix(g.intermediate_size, g.hidden_size),
+            qkv=qkv,
+            attn_out=matrix(g.num_heads * g.head_dim, g.hidden_size, added * (g.num_heads * g.head_dim) ** -0.5),
+            gate_up=matrix(g.hidden_size, 2 * g.intermediate_size, 1.0),
+            down=matrix(g.intermediate_size, g.hidden_size, added * g.intermediate_size**-0.5),
         )
 
     frequencies = RANDOM_ROPE_THETA ** (-torch.arange(0, g.head_dim, 2) / g.head_dim)
+    # Both are copied once: before there are layers, so that it adds nothing to the most memory ever held.
+    embedding = _padded(matrix(g.vocab_size, g.hidden_size, 1.0), RANDOM_NORM_EPS)
+    head = _unaliased(matrix(g.hidden_size, g.vocab_size, 1.0))
     return DecoderWeights(
-        embedding=_padded(matrix(g.vocab_size, g.hidden_size), RANDOM_NORM_EPS),
+        embedding=embedding,
         layers=tuple(layer() for _ in range(g.num_layers)),
-        head=_unaliased(matrix(g.hidden_size, g.vocab_size)),
+        head=head,
         rotary=_turns(frequencies, g.fully_seen_tokens, 1.0, device),
         norm_eps=RANDOM_NORM_EPS,
     )

@@ -24,6 +24,7 @@ from s2d.count import count_rounds
 from s2d.draft import Drafter, Ladder, check_exits
 from s2d.load import LoadedModel
 from s2d.nested import Decoder
+from s2d.script import Script, overruled
 from s2d.text import Stop
 from s2d.verify import Judge, make_judge
 
@@ -40,6 +41,8 @@ class Settings:
     max_new_tokens: int
     eos_token_id: int | None
     stop: Stop | None = None
+    script: Script | None = None
+    """What exits and target are made to say; None leaves it to the models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +131,12 @@ class Session:
         self._check(len(prompt_ids), settings, pilot.policies)
         clock = clock or Clock(self.target.decoder.device)
         judge = self._judge(settings.sampling, pilot.policies)
+        if settings.script:
+            known, new, eos = len(prompt_ids), settings.max_new_tokens, settings.eos_token_id
+            judge = overruled(judge, settings.script, known, new, eos, self.exit_layers)
         judge.start(len(prompt_ids), self._max_tokens)
         pilot.begin()
-        run = _Run(self, settings, pilot, judge, clock, on_tokens)
-        return run.generate(list(prompt_ids))
+        return _Run(self, settings, pilot, judge, clock, on_tokens).generate(list(prompt_ids))
 
     def cache(self, role: str, segment_ends: tuple[int, ...]) -> Cache:
         """An empty cache for the target or the draft, kept from earlier calls where there is one."""

@@ -38,15 +38,12 @@ class EncodedPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """A target and its draft, ready to run. A self-draft is the target itself."""
+class ModelPair:
+    """A target and its draft, ready to run on token ids. A self-draft is the target itself."""
 
     target: LoadedModel
     draft: LoadedModel
     geometry: DraftGeometry
-    tokenizer: PreTrainedTokenizerFast
-    tokenizer_sha256: str
-    eos_token_id: int | None
     device: torch.device
 
     @property
@@ -63,6 +60,15 @@ class Pair:
     def session(self, max_tokens: Tokens) -> Session:
         """Caches for texts of at most so many tokens."""
         return Session(self.target, None if self.geometry.kind == "self" else self.draft, max_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(ModelPair):
+    """Both with the tokenizer that they share."""
+
+    tokenizer: PreTrainedTokenizerFast
+    tokenizer_sha256: str
+    eos_token_id: int | None
 
 
 def load_pair(target_name: str, draft_name: str, dtype: Dtype, device: str) -> Pair:

@@ -32,8 +32,15 @@ class Judge(Protocol):
         """A text begins, with so many tokens of a prompt; it will hold at most so many."""
         ...
 
-    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens) -> tuple[int, float]:
-        """Token and confidence of an exit after a text of certain tokens, `known` of them, and drafted ones: logits [1, V]."""
+    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
+        """Token and confidence of an exit, logits [1, V].
+
+        Args:
+            logits: what it said.
+            text: certain tokens, `known` of them, and drafted ones.
+            known: where in it the block begins.
+            exit_number: which exit, zero-based.
+        """
         ...
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
@@ -63,7 +70,7 @@ class ExactJudge:
         self._processing = Processing(self._sampling, prompt_tokens)
         self._max_tokens = max_tokens
 
-    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens) -> tuple[int, float]:
+    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
         """See `Judge`."""
         logits = self._processing(logits, text, known)
         token = int(choose(logits, self._rows(logits, len(text))))
@@ -100,7 +107,7 @@ class RatioJudge:
         self._random.manual_seed(self._sampling.seed)
         self._draft_probs = []
 
-    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens) -> tuple[int, float]:
+    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
         """See `Judge`. The distribution of the exit that answers last for a place in the block is the one that counts."""
         probs = self._processing(logits, text, known).float().softmax(-1)
         self._draft_probs[len(text) - known :] = [probs[0]]

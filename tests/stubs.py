@@ -91,10 +91,12 @@ def tiny_llama(spec: TinySpec) -> PreTrainedModel:
     return model
 
 
-def loaded(model: PreTrainedModel, exit_layers: tuple[int, ...] = (), dtype: Dtype = "fp32") -> LoadedModel:
+def loaded(
+    model: PreTrainedModel, exit_layers: tuple[int, ...] = (), dtype: Dtype = "fp32", device: str = "cpu"
+) -> LoadedModel:
     """A transformers model as our runtime runs it, without a file between."""
     geometry = geometry_of(model.config, Path("tiny"))
-    weights = fold_weights(model.state_dict().__getitem__, model.config, geometry, torch_dtype(dtype), "cpu")
+    weights = fold_weights(model.state_dict().__getitem__, model.config, geometry, torch_dtype(dtype), device)
     return LoadedModel(
         decoder=Decoder(geometry, weights),
         geometry=geometry,
