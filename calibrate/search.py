@@ -27,7 +27,7 @@ NUM_CURVE_BINS = 8
 COARSE_STRIDE = 4
 """Of the places on a grid, a climb starts from every fourth."""
 MAX_STEPS = 8
-MIN_GAIN_FRAC = 0.0005
+MIN_GAIN_FRAC = 0.002
 """A climb ends with a step that gains less: prompts scatter by far more."""
 MAX_LAG_FRAC = 0.01
 """A climb that is behind another by more gives up: no climb gains much more in all."""
@@ -160,16 +160,15 @@ def _fixed_lengths(space: _Space) -> list[ExitPolicy]:
 
 
 def _stop_rules(space: _Space, fixed: Sequence[Scored]) -> list[ExitPolicy]:
-    """The best exits alone with every kind of stop rule, on a coarse grid."""
+    """The best exits alone with every kind of stop rule, on a coarse grid; how long at most is left to the climb."""
     policies = []
     for best in _best_apart(fixed, NUM_STARTS):
         (layer,) = best.exit_layers
-        curve = (space.curve(layer),)
-        for cap in {min(best.length.draft_cap + 2, MAX_DRAFT_TOKENS), MAX_DRAFT_TOKENS}:
-            rules: list[LengthRule] = [HeuristicLength(start=min(5, cap), draft_cap=cap)]
-            rules += [FloorStop(draft_cap=cap, floor=floor) for floor in space.cuts[layer][::COARSE_STRIDE]]
-            rules += [SurvivalStop(draft_cap=cap, floor=f, calibration=curve) for f in SURVIVAL_FLOORS[::COARSE_STRIDE]]
-            policies += [space.policy((layer,), (), rule) for rule in rules]
+        cap, curve = MAX_DRAFT_TOKENS, (space.curve(layer),)
+        rules: list[LengthRule] = [HeuristicLength(start=min(5, cap), draft_cap=cap)]
+        rules += [FloorStop(draft_cap=cap, floor=floor) for floor in space.cuts[layer][::COARSE_STRIDE]]
+        rules += [SurvivalStop(draft_cap=cap, floor=f, calibration=curve) for f in SURVIVAL_FLOORS[::COARSE_STRIDE]]
+        policies += [space.policy((layer,), (), rule) for rule in rules]
     return policies
 
 
