@@ -2,7 +2,8 @@
 
 Each command runs in a fresh interpreter, from the command line to the exit of the process, several times; the median counts.
 A first run is dropped: Python keeps the bytecode it compiles then, unless it is told not to.
-Heavy imports are those found loaded after a plan: an answer from shipped evidence must need none of them.
+Heavy imports are those found loaded after a plan: an answer from shipped evidence must need none of them. Taking turns with
+plans, Python starts and imports numpy and does nothing else: the part that is not ours, and how fast the machine was.
 
     python benchmarks/startup.py [--quick]
 """
@@ -28,6 +29,7 @@ PLAN = ("--target", "llama-70b")
 _RUN = "import sys; from calibrate.cli import main_plan; code = main_plan(sys.argv[1:]); "
 _EXIT = "sys.exit(code)"
 _LIST_MODULES = "print(*sys.modules, file=sys.stderr); sys.exit(code)"
+_IMPORT_NUMPY = "import numpy"
 
 
 def main() -> None:
@@ -36,10 +38,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as bytecode:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment["PYTHONPYCACHEPREFIX"] = bytecode
-        seconds_of(PLAN, environment)  # the first run reads everything from disk and keeps its bytecode
-        help_s, plan_s = ([seconds_of(arguments, environment) for _ in range(num_runs)] for arguments in (HELP, PLAN))
+        codes = {"s2d-plan --help": (_RUN + _EXIT, *HELP), "s2d-plan --target llama-70b": (_RUN + _EXIT, *PLAN)}
+        codes["import numpy"] = (_IMPORT_NUMPY,)
+        for code in codes.values():
+            seconds_of(code, environment)  # the first run reads everything from disk and keeps its bytecode
+        runs = [[seconds_of(code, environment) for code in codes.values()] for _ in range(num_runs)]
+        help_s, plan_s, numpy_s = map(list, zip(*runs, strict=True))
     heavy = sorted(modules_after(PLAN) & set(HEAVY))
-    rows = [row("s2d-plan --help", help_s, HELP_BUDGET_S), row("s2d-plan --target llama-70b", plan_s, PLAN_BUDGET_S)]
+    budgets = (HELP_BUDGET_S, PLAN_BUDGET_S, None)
+    rows = [row(*one) for one in zip(codes, (help_s, plan_s, numpy_s), budgets, strict=True)]
     print_out(table(rows, headers=["command", "median", "fastest", "slowest", "budget"]))
     print_out(f"\nheavy imports after a plan: {', '.join(heavy) or 'none'}")
     result = {
@@ -49,15 +56,17 @@ def main() -> None:
         "help_loads_numpy": "numpy" in modules_after(HELP),
         "fastest_help_s": min(help_s),
         "fastest_plan_s": min(plan_s),
+        "numpy_s": statistics.median(numpy_s),
+        "fastest_numpy_s": min(numpy_s),
         "num_runs": num_runs,
     }
     finish("startup", quick=quick, result=result, libraries=("numpy",))
 
 
-def seconds_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Seconds:
-    """Wall time of one run in a fresh interpreter, start and exit included."""
+def seconds_of(code: Sequence[str], environment: Mapping[str, str]) -> Seconds:
+    """Wall time of some code and its arguments in a fresh interpreter, start and exit included."""
     start_s = time.perf_counter()
-    command = [sys.executable, "-c", _RUN + _EXIT, *arguments]
+    command = [sys.executable, "-c", *code]
     subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start_s
 
@@ -68,8 +77,9 @@ def modules_after(arguments: Sequence[str]) -> set[str]:
     return set(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stderr.split())
 
 
-def row(name: str, seconds: Sequence[Seconds], budget_s: Seconds) -> list[str]:
-    return [name, *map(format_seconds, (statistics.median(seconds), min(seconds), max(seconds), budget_s))]
+def row(name: str, seconds: Sequence[Seconds], budget_s: Seconds | None) -> list[str]:
+    told = map(format_seconds, (statistics.median(seconds), min(seconds), max(seconds)))
+    return [name, *told, "" if budget_s is None else format_seconds(budget_s)]
 
 
 if __name__ == "__main__":
