@@ -117,8 +117,9 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help='one {"name", "category", "text"} a line (default: those of the reference family)',
+        help='one {"name", "category", "text"} a line, or Spec-Bench\'s questions (default: those of the reference family)',
     )
+    group.add_argument("--chat", action="store_true", help="put every prompt into the tokenizer's chat template")
     group.add_argument(
         "--split",
         choices=("calibration", "evaluation", "all"),

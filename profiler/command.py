@@ -62,7 +62,7 @@ def job_of(args: argparse.Namespace) -> Job:
     pair = load_pair(args.target, args.draft, args.dtype, args.device)
     return Job(
         pair=pair,
-        prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens),
+        prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens, is_chat=args.chat),
         sampling=sampling,
         confidence=args.confidence,
         max_new_tokens=args.max_new_tokens,

@@ -25,6 +25,8 @@ from s2d.text import Stop
 
 WARM_UP_TOKENS = 16
 
+OnText = Callable[[EncodedPrompt, Generation], None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
@@ -57,6 +59,7 @@ def run_report(
     request: RunRequest,
     *,
     on_prompt: Callable[[EncodedPrompt], OnTokens] | None = None,
+    on_text: OnText = lambda prompt, generation: None,
 ) -> RunReport:
     """Run a plan's policy over prompts.
 
@@ -65,6 +68,7 @@ def run_report(
         prompts: at least one.
         request: the policy and how to decode.
         on_prompt: told of each prompt before the plan's arm decodes it; what it returns gets the tokens.
+        on_text: told of each text that the plan's arm has finished.
 
     Raises:
         UserInputError: a check is asked for where output depends on more than seed and target.
@@ -79,7 +83,7 @@ def run_report(
     policies = (request.policy, None) if request.check else (request.policy,)
     arms = [request.settings(policy, pair.eos_token_id) for policy in policies]
     controller = Controller(request.frontier) if request.frontier else None
-    found = run_arms(session, prompts, arms, pilot=controller, on_prompt=on_prompt)
+    found = run_arms(session, prompts, arms, pilot=controller, on_prompt=on_prompt, on_text=on_text)
     recorded = [_arm(arm.policy, prompts, runs) for arm, runs in zip(arms, found, strict=True)]
     plan_arm, plain_arm = recorded[0], recorded[1] if request.check else None
     return RunReport(
@@ -106,6 +110,7 @@ def run_arms(
     *,
     pilot: Pilot | None = None,
     on_prompt: Callable[[EncodedPrompt], OnTokens] | None = None,
+    on_text: OnText = lambda prompt, generation: None,
 ) -> list[list[Generation]]:
     """Decode every prompt under every arm; the arms' order turns round from prompt to prompt (A B, B A, …).
 
@@ -117,6 +122,7 @@ def run_arms(
         arms: how to decode.
         pilot: flies the first arm, from text to text; its settings' policy throughout when None.
         on_prompt: as in `run_report`, for the first arm.
+        on_text: likewise.
 
     Returns:
         by arm, one generation per prompt.
@@ -132,6 +138,8 @@ def run_arms(
             on_tokens = on_prompt(prompt) if on_prompt is not None and is_first else None
             by = pilot if is_first else None
             found[place].append(session.generate(prompt.token_ids, arms[place], pilot=by, on_tokens=on_tokens))
+            if is_first:
+                on_text(prompt, found[place][-1])
     return found
 
 

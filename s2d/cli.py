@@ -46,13 +46,19 @@ def _run_parser() -> argparse.ArgumentParser:
     add("--draft", metavar="DIR", help="folder of the draft (default: the plan's, from the reference family)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT", help="go on from this text")
-    prompts_help = 'one {"name", "category", "text"} a line (default: the reference family\'s held-out prompts)'
+    prompts_help = (
+        'one {"name", "category", "text"} a line, or the questions of Spec-Bench as they are (default: the reference family\'s '
+        "held-out prompts)"
+    )
     source.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
+    add("--chat", action="store_true", help="put every prompt into the tokenizer's chat template, as what a user says")
     split_help = "half of the prompts to take, so that none is judged that a plan was fitted to (default: evaluation)"
     add("--split", choices=SPLITS, default="evaluation", help=split_help)
     number_help = f"prompts to run (default: {DEFAULT_NUM_PROMPTS})"
     add("--num-prompts", type=_positive, metavar="PROMPTS", default=DEFAULT_NUM_PROMPTS, help=number_help)
     add("--max-new-tokens", type=_positive, metavar="TOKENS", help="most tokens to write per prompt (default: the plan's)")
+    outputs_help = "keep every finished text with its figures, one JSON object a line; repeat the command to go on after a stop"
+    add("--outputs", type=Path, metavar="FILE", help=outputs_help)
     add("--stop", metavar="TEXT", action="append", default=[], help="end a text where this appears; may be repeated")
     add("--check", action="store_true", help="decode plainly too, prove the output equal, and measure the speedup")
     adapt_help = "change policy while running, along the plan's frontier, as acceptance shifts (default: the plan's throughout)"

@@ -106,12 +106,26 @@ def load_pair(target_name: str, draft_name: str, dtype: Dtype, device: str) -> P
     )
 
 
-def encode_prompts(pair: Pair, prompts: Sequence[Prompt], *, max_new_tokens: Tokens) -> tuple[EncodedPrompt, ...]:
-    """Prompts as token ids.
+def encode_prompts(
+    pair: Pair, prompts: Sequence[Prompt], *, max_new_tokens: Tokens, is_chat: bool = False
+) -> tuple[EncodedPrompt, ...]:
+    """Prompts as token ids, with the tokens that the tokenizer begins a text with.
+
+    Args:
+        pair: whose tokenizer.
+        prompts: their texts are gone on from.
+        max_new_tokens: to write after each.
+        is_chat: each text is what a user says, put into the tokenizer's chat template; what is written is the answer.
 
     Raises:
-        UserInputError: one is empty, or leaves no room for the tokens to write, which may leave none for any.
+        UserInputError: one is empty, or leaves no room for the tokens to write, which may leave none for any; or the tokenizer
+            has no chat template.
     """
+    if is_chat and not pair.tokenizer.chat_template:
+        raise UserInputError(
+            f"--chat: the tokenizer of {pair.target.geometry.name} has no chat template, expected one in its "
+            "tokenizer_config.json. Leave --chat out, or give prompts with the template's text in them."
+        )
     context = context_tokens(pair.target, pair.draft)
     longest = context - max_new_tokens
     if longest < 1:
@@ -121,8 +135,9 @@ def encode_prompts(pair: Pair, prompts: Sequence[Prompt], *, max_new_tokens: Tok
         )
     encoded = []
     for prompt in prompts:
+        text = _as_user(pair.tokenizer, prompt.text) if is_chat else prompt.text
         # Not verbose: the tokenizer would warn of a length that is refused here in our own words.
-        ids = tuple(pair.tokenizer(prompt.text, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = tuple(pair.tokenizer(text, add_special_tokens=not is_chat, verbose=False)["input_ids"])
         if not 1 <= len(ids) <= longest:
             raise UserInputError(
                 f"prompt {prompt.name!r} has {len(ids)} tokens: expected 1 to {longest}, which with {max_new_tokens} new ones "
@@ -130,3 +145,9 @@ def encode_prompts(pair: Pair, prompts: Sequence[Prompt], *, max_new_tokens: Tok
             )
         encoded.append(EncodedPrompt(name=prompt.name, category=prompt.category, token_ids=ids))
     return tuple(encoded)
+
+
+def _as_user(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
+    """A chat in which a user has said this, up to where the answer begins; its special tokens are in the template."""
+    said = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))

@@ -19,6 +19,9 @@ _FIX = 'Write one {"name": …, "category": …, "text": …} a line'
 def read_prompts(path: PathLike) -> list[Prompt]:
     """Prompts from a JSONL file: an object with the texts name, category and text on every line.
 
+    Questions of Spec-Bench and MT-Bench are read as they are: `question_id` names them, and of their `turns` the first is
+    taken, since later ones wait for answers.
+
     Raises:
         BadFile: a line that is none, or a name that comes twice; says which.
     """
@@ -66,6 +69,8 @@ def _prompt(path: PathLike, number: int, line: str) -> Prompt:
         found = json.loads(line)
     except ValueError as err:
         raise BadFile(path, f"line {number} is not JSON ({err})", _FIX) from err
+    if isinstance(found, dict) and isinstance(found.get("turns"), list) and found["turns"]:
+        found = {"name": str(found.get("question_id")), "category": found.get("category"), "text": found["turns"][0]}
     if not isinstance(found, dict) or set(found) != _KEYS or not all(isinstance(text, str) for text in found.values()):
         raise BadFile(path, f"line {number}: expected an object with the texts {', '.join(sorted(_KEYS))}", _FIX)
     return Prompt(**found)

@@ -1,8 +1,10 @@
 """A plan file to a run: the models it was made for, the prompts, the checks that both belong together."""
 
 import argparse
+import hashlib
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -11,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.artifact import Stored
-from perfmodel.console import print_answer, print_out
+from perfmodel.console import keeping, print_answer, print_err, print_out
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import ModelGeometry
@@ -20,10 +22,12 @@ from perfmodel.profile import DeviceKey
 from perfmodel.provenance import make_provenance
 from perfmodel.report import RunReport, report_file_text, write_report
 from perfmodel.sampling import Sampling
-from s2d.bench import RunRequest, run_report
+from perfmodel.units import Tokens
+from s2d.bench import OnText, RunRequest, run_report
 from s2d.corpus import Prompt
-from s2d.generate import OnTokens
+from s2d.generate import Generation, OnTokens
 from s2d.load import TORCH_DTYPES, export_exit, find_model
+from s2d.outputs import Outputs
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.show import report_text, understood_text
@@ -37,7 +41,9 @@ class Loaded:
     plan: Stored[Plan]
     pair: Pair
     prompts: tuple[EncodedPrompt, ...]
+    """Those that --outputs has no text of."""
     request: RunRequest
+    on_text: OnText
 
 
 def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
@@ -47,12 +53,17 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
         return
     loaded = load_from_flags(args)
     plan = loaded.plan.record
-    if args.json:
-        report = run_report(loaded.pair, loaded.prompts, loaded.request)
-    else:
-        print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request))
-        with PromptStreams(loaded.pair.tokenizer) as streams:
-            report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=streams.on_prompt)
+    if not loaded.prompts:
+        print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run")
+        return
+    with keeping(args.outputs) if args.outputs else nullcontext():
+        if args.json:
+            report = run_report(loaded.pair, loaded.prompts, loaded.request, on_text=loaded.on_text)
+        else:
+            print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request))
+            with PromptStreams(loaded.pair.tokenizer) as streams:
+                on_prompt = streams.on_prompt
+                report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=on_prompt, on_text=loaded.on_text)
     provenance = make_provenance(
         argv=command,
         device=report.device.device,
@@ -134,7 +145,7 @@ def load_from_flags(args: argparse.Namespace) -> Loaded:
     pair = _load_pair(args, plan.record)
     check_made_for(args.plan, plan.record, pair)
     max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
-    prompts = encode_prompts(pair, _prompts(args), max_new_tokens=max_new_tokens)
+    prompts = encode_prompts(pair, _prompts(args), max_new_tokens=max_new_tokens, is_chat=args.chat)
     request = RunRequest(
         plan_sha256=plan.sha256,
         policy=plan.record.chosen.policy,
@@ -144,7 +155,30 @@ def load_from_flags(args: argparse.Namespace) -> Loaded:
         check=args.check,
         frontier=_frontier(args.plan, plan.record) if args.adapt else (),
     )
-    return Loaded(plan=plan, pair=pair, prompts=prompts, request=request)
+    if args.outputs is None:
+        return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, on_text=lambda prompt, generation: None)
+    outputs = Outputs(args.outputs, _run_name(args, pair, request), pair.tokenizer, pair.geometry.exit_layers)
+    missing = outputs.missing(prompts)
+    if missing and len(missing) < len(prompts):
+        print_err(f"going on after {len(prompts) - len(missing)} texts in {args.outputs}")
+
+    def keep(prompt: EncodedPrompt, generation: Generation) -> None:
+        outputs.add(prompt, generation, _ending(generation, max_new_tokens, pair.eos_token_id))
+
+    return Loaded(plan=plan, pair=pair, prompts=missing, request=request, on_text=keep)
+
+
+def _run_name(args: argparse.Namespace, pair: Pair, request: RunRequest) -> str:
+    """Twelve digits that differ where anything does that texts or their figures depend on."""
+    models = (pair.target.sha256, pair.draft.sha256, pair.target.dtype)
+    how = (request.plan_sha256, request.sampling, request.max_new_tokens, tuple(args.stop), args.chat, args.adapt)
+    return hashlib.sha256(repr((models, how)).encode()).hexdigest()[:12]
+
+
+def _ending(generation: Generation, max_new_tokens: Tokens, eos_token_id: int | None) -> str:
+    if eos_token_id is not None and generation.tokens[-1:] == (eos_token_id,):
+        return "end of text"
+    return "length" if len(generation.tokens) == max_new_tokens else "stop string"
 
 
 def _frontier(path: Path, plan: Plan) -> tuple[FrontierPoint, ...]:

@@ -1,0 +1,108 @@
+"""Texts as they are finished, an object a line: a run that was interrupted goes on with the prompts that are missing.
+
+Every line tells the run it is of, so that texts of two plans, or of two ways to decode, never end up in one file. A line that a
+killed run left unfinished is dropped, and its prompt decoded again.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from perfmodel.disk import read_whole, saving
+from perfmodel.errors import BadFile, Mismatch
+from s2d.generate import Generation
+from s2d.pair import EncodedPrompt
+
+_FIX = "Give a file that s2d-run --outputs wrote, or a new name"
+
+
+class Outputs:
+    """A JSONL file of finished texts.
+
+    Args:
+        path: of the file, made when the first text is finished.
+        run: names what is run and how.
+        tokenizer: of target and draft.
+        exit_layers: all of the draft's exits.
+
+    Raises:
+        BadFile: the file holds something else, or cannot be read.
+        Mismatch: it holds texts of another run.
+    """
+
+    def __init__(self, path: Path, run: str, tokenizer: PreTrainedTokenizerFast, exit_layers: Sequence[int]) -> None:
+        self._path = path
+        self._run = run
+        self._tokenizer = tokenizer
+        self._exit_layers = tuple(exit_layers)
+        self.names = self._finished()
+
+    def missing(self, prompts: Sequence[EncodedPrompt]) -> tuple[EncodedPrompt, ...]:
+        """The prompts that the file has no text of."""
+        return tuple(prompt for prompt in prompts if prompt.name not in self.names)
+
+    def add(self, prompt: EncodedPrompt, generation: Generation, ending: str) -> None:
+        """Keep a finished text, on the disk before anything else is decoded.
+
+        Args:
+            prompt: what it follows.
+            generation: how it came about.
+            ending: `end of text`, `stop string` or `length`.
+
+        Raises:
+            OutOfSpace: the disk is full; the texts before are kept.
+        """
+        line = json.dumps(self._record(prompt, generation, ending), ensure_ascii=False)
+        with saving(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.names.add(prompt.name)
+
+    def _record(self, prompt: EncodedPrompt, generation: Generation, ending: str) -> dict[str, Any]:
+        rounds = generation.rounds
+        return {
+            "name": prompt.name,
+            "category": prompt.category,
+            "run": self._run,
+            "text": self._tokenizer.decode(generation.tokens, skip_special_tokens=True),
+            "ending": ending,
+            "prompt_tokens": len(prompt.token_ids),
+            "num_tokens": len(generation.tokens),
+            "num_rounds": rounds.num_rounds,
+            "tokens_per_round": rounds.tokens_per_round,
+            "accepted_per_round": rounds.accepted_per_round,
+            "accepted_by_position": [count / rounds.num_rounds for count in rounds.accepted_by_position],
+            "exits_taken": {str(layer): taken for layer, taken in zip(self._exit_layers, rounds.exits_taken, strict=True)},
+            "prefill_s": generation.prefill_s,
+            "decode_s": generation.decode_s,
+            "tokens_per_s": len(generation.tokens) / generation.decode_s,
+        }
+
+    def _finished(self) -> set[str]:
+        """Names of the prompts whose text is there."""
+        if not self._path.exists():
+            return set()
+        data = read_whole(self._path)
+        whole = data[: data.rfind(b"\n") + 1]
+        names = {self._name(number, line) for number, line in enumerate(whole.splitlines(), start=1)}
+        if len(whole) < len(data):
+            with saving(self._path):
+                os.truncate(self._path, len(whole))
+        return names
+
+    def _name(self, number: int, line: bytes) -> str:
+        try:
+            found = json.loads(line)
+            name, run = str(found["name"]), str(found["run"])
+        except (ValueError, KeyError, TypeError) as err:
+            raise BadFile(self._path, f"line {number} is not the text of a run", _FIX) from err
+        if run != self._run:
+            what = f"{str(self._path)!r}, line {number},"
+            fix = "Give another --outputs, or repeat the command that began this one"
+            raise Mismatch(what, made_for=f"run {run}", given=f"run {self._run} (plan, models, sampling or lengths)", fix=fix)
+        return name

@@ -1,0 +1,105 @@
+"""Tiny models in folders, plans for them, and the command that runs these."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from perfmodel.artifact import write_record
+from perfmodel.estimate import RoundCost, Speedup
+from perfmodel.interval import Interval
+from perfmodel.plan import PLAN_SCHEMA, PLAN_VERSION, Candidate, Memory, Plan, Workload
+from perfmodel.policy import ExitPolicy, FixedLength
+from perfmodel.provenance import make_provenance
+from perfmodel.rounds import RoundStats
+from perfmodel.sampling import GREEDY, Sampling
+from s2d.cli import main_run
+from s2d.load import export_exit
+from s2d.pair import load_pair
+from s2d.sidecar import Sidecar, write_sidecar
+from tests.s2d.test_load import byte_tokenizer
+from tests.stubs import TinySpec, tiny_llama
+
+POLICY = ExitPolicy(exit_layers=(2, 4), thresholds=(0.3,), confidence="max-prob", length=FixedLength(draft_cap=4))
+ROUNDS = RoundStats(
+    num_prompts=1,
+    num_rounds=10,
+    num_tokens=20,
+    num_drafted=40,
+    num_accepted=10.0,
+    drafted_by_position=(10, 10, 10, 10),
+    accepted_by_position=(6.0, 3.0, 1.0, 0.0),
+    exits_taken=(30, 10),
+    passes=(),
+    cold_passes=(),
+)
+SPEEDUP = Speedup(
+    tokens_per_s=100.0,
+    plain_tokens_per_s=80.0,
+    speedup=Interval(value=1.25, low=1.1, high=1.4),
+    round_cost=RoundCost(segment_s=0.01, exit_s=0.002, verify_s=0.007, round_s=0.001),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    tokenizer = byte_tokenizer()
+    spec = TinySpec(vocab_size=len(tokenizer))
+    tiny_llama(spec).save_pretrained(tmp_path / "target")
+    export_exit(tmp_path / "target", 4, tmp_path / "draft")
+    for name, exits in (("target", (2, 4)), ("draft", (2, 4))):
+        tokenizer.save_pretrained(tmp_path / name)
+        write_sidecar(tmp_path / name, Sidecar(exit_layers=exits, norm="shared-final-norm", calibration=None))
+    return tmp_path
+
+
+@pytest.fixture
+def plan_file(folders: Path) -> Callable[..., Path]:
+    def write(
+        kind: str = "separate", sampling: Sampling = GREEDY, policy: ExitPolicy | None = POLICY, **changes: object
+    ) -> Path:
+        draft = "self" if kind == "self" else str(folders / "draft")
+        pair = load_pair(str(folders / "target"), draft, "fp32", "cpu")
+        plan = Plan(
+            target=pair.target.geometry,
+            target_sha256=pair.target.sha256,
+            draft=pair.geometry,
+            draft_name=draft,
+            draft_sha256=pair.draft.sha256,
+            tokenizer_sha256=pair.tokenizer_sha256,
+            device=pair.device_key,
+            workload=Workload(batch=1, prompt_tokens=8, output_tokens=24, sampling=sampling),
+            chosen=Candidate(name="plan", policy=policy, rounds=ROUNDS, speedup=SPEEDUP),
+            runners_up=(),
+            frontier=(),
+            batch_schedules=(),
+            overfitting=None,
+            memory=Memory(
+                target_weight_bytes=1, draft_weight_bytes=1, target_kv_bytes=1, draft_kv_bytes=1, capacity_bytes=None
+            ),
+            evidence=(),
+            next_command="",
+        )
+        path = folders / "plan.json"
+        provenance = make_provenance(argv=("test",))
+        write_record(path, replace(plan, **changes), schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
+        return path
+
+    return write
+
+
+def run(folders: Path, plan: Path, *more: str) -> int:
+    common = ["--target", str(folders / "target"), "--plan", str(plan)]
+    own_draft = "self" in json.loads(plan.read_text())["body"]["draft"]["kind"]
+    return main_run([*common, *([] if own_draft else ["--draft", str(folders / "draft")]), *more])
