@@ -1,9 +1,10 @@
 """Does speculation ever write anything but the target's own text?
 
-Random tiny networks and, where it is installed, the reference family, under random exits, thresholds, stop rules, lengths
-and prompts, separate and self drafts: the plain target's tokens against the speculative ones, greedily and with shared
-noise, half of the cases with penalties, in fp32. Prints one row per kind of model, then the JSON line with `num_cases`,
-`num_mismatches` (greedy), `sampling_cases` and `sampling_mismatches` (shared noise).
+Random tiny networks of every architecture that the runtime runs and, where it is installed, the reference family, under
+random exits, thresholds, stop rules, lengths and prompts, with drafts of their own, alike, unlike and with a reduced head: the
+plain target's tokens against the speculative ones, greedily and with shared noise, half of the cases with penalties, in fp32.
+Prints one row per kind of model, then the JSON line with `num_cases`, `num_mismatches` (greedy), `sampling_cases` and
+`sampling_mismatches` (shared noise). What bf16 does to near-ties, `device_check.py` says.
 
     python benchmarks/lossless.py [--quick]
 """
@@ -22,13 +23,15 @@ from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorSto
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.units import Seconds
 from s2d.config import FAMILY_FOLDER
+from s2d.fold import with_reduced_head
 from s2d.generate import Session, Settings
 from s2d.load import load_model, load_tokenizer
+from s2d.nested import Decoder
 from s2d.prompts import FAMILY_PROMPTS, read_prompts
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
 SEED = 20260801
-FULL_CASES = 800
+FULL_CASES = 2000
 """Of each rule, over all kinds of models."""
 QUICK_S: Seconds = 30.0
 TINY_EXITS = (1, 2, 4)
@@ -91,27 +94,30 @@ def enough(num_cases: int, spent_s: Seconds, *, quick: bool) -> bool:
 
 
 def tiny_subjects(rng: random.Random) -> Iterator[Subject]:
-    """Random networks of several shapes: own drafts, unlike drafts, self drafts."""
+    """Random networks of several shapes and families, with every kind of draft."""
     shapes = (
         TinySpec(),
         TinySpec(num_kv_heads=2, tied=True, seed=1),
         TinySpec(num_heads=4, num_kv_heads=2, head_dim=24, update_scale=0.25, seed=2),
+        TinySpec(family="mistral", rope="yarn", seed=3),
+        TinySpec(family="qwen2", tied=True, seed=4),
+        TinySpec(family="qwen3", rope="llama3", head_dim=24, seed=5),
     )
     for spec in shapes:
-        target = tiny_model(spec, TINY_EXITS)
+        target, alike = tiny_model(spec, TINY_EXITS), tiny_model(replace(spec, num_layers=4), TINY_EXITS)
+        said = sorted(rng.sample(range(VOCAB_SIZE), VOCAB_SIZE // 2))
+        reduced = Decoder(alike.geometry, with_reduced_head(alike.decoder.weights, said))
         drafts = {
-            "tiny, draft of the first layers": tiny_model(TinySpec(**{**fields_of(spec), "num_layers": 4}), TINY_EXITS),
-            "tiny, unlike draft": tiny_model(TinySpec(num_layers=4, seed=spec.seed + 10), TINY_EXITS),
-            "tiny, self draft": None,
+            "draft of the first layers": alike,
+            "the same with a reduced head": replace(alike, decoder=reduced),
+            "unlike draft": tiny_model(TinySpec(num_layers=4, seed=spec.seed + 10), TINY_EXITS),
+            "its own layers": None,
         }
-        for name, draft in drafts.items():
+        for kind, draft in drafts.items():
+            name = f"tiny {spec.family}, {kind}"
             prompts = tuple(tuple(rng.choices(range(VOCAB_SIZE), k=rng.randint(1, 20))) for _ in range(20))
             session = Session(target, draft, 20 + 40)
             yield Subject(name=name, session=session, prompts=prompts, max_new_tokens=40, eos_token_id=EOS)
-
-
-def fields_of(spec: TinySpec) -> dict[str, object]:
-    return {name: getattr(spec, name) for name in TinySpec.__dataclass_fields__}
 
 
 def family_subjects() -> Iterator[Subject]:
