@@ -161,7 +161,7 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
     trace = empty_trace(asker.header)
     if partial.exists():
         trace = read_trace(partial).record
-        check_resumable(partial, trace.header, asker.header, [prompt.name for prompt in job.prompts])
+        check_resumable(partial, trace.header, asker.header, job.prompts)
         print_err(f"going on after the {len(trace.header.prompts)} prompts kept in {partial}")
 
     def save(unfinished: AcceptanceTrace) -> None:

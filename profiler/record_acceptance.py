@@ -158,20 +158,20 @@ def extended(trace: AcceptanceTrace, traced: Sequence[PromptTrace]) -> Acceptanc
     return AcceptanceTrace(header=replace(trace.header, prompts=prompts), **columns)
 
 
-def check_resumable(path: PathLike, kept: TraceHeader, wanted: TraceHeader, names: Sequence[str]) -> None:
+def check_resumable(path: PathLike, kept: TraceHeader, wanted: TraceHeader, prompts: Sequence[EncodedPrompt]) -> None:
     """Refuse to go on with a trace of other models, settings or prompts.
 
     Args:
         path: where the kept trace is.
         kept: its header.
         wanted: the header of what is being recorded; its prompts do not matter.
-        names: of the prompts to record, in order; the kept ones must be the first of them.
+        prompts: to record, in order; the kept ones must be the first of them, as long as they were (a chat is longer).
     """
-    done = [prompt.name for prompt in kept.prompts]
+    done = [(prompt.name, prompt.prompt_tokens) for prompt in kept.prompts]
     was, now = _differing(kept, wanted)
-    if done != list(names[: len(done)]):
+    if done != [(prompt.name, len(prompt.token_ids)) for prompt in prompts[: len(done)]]:
         was.append(f"{len(done)} other prompts")
-        now.append(f"the {len(names)} of this run")
+        now.append(f"the {len(prompts)} of this run")
     if was:
         raise Mismatch(
             f"the unfinished trace {str(path)!r}",

@@ -77,9 +77,9 @@ def test_an_interrupted_trace_goes_on_where_it_was_and_ends_the_same(folders: Fo
 
 
 def test_a_trace_of_other_settings_or_prompts_is_not_gone_on_with(folders: Folders) -> None:
-    header = trace_of(job_of(folders, GREEDY)).header
-    names = [prompt.name for prompt in header.prompts]
-    check_resumable("kept", replace(header, prompts=header.prompts[:2]), replace(header, prompts=()), names)
+    job = job_of(folders, GREEDY)
+    header, prompts = trace_of(job).header, job.prompts
+    check_resumable("kept", replace(header, prompts=header.prompts[:2]), replace(header, prompts=()), prompts)
     for changes, said in (
         ({"sampling": SAMPLED}, "made for sampling greedy, not for sampling shared-noise T=0.9 seed 3"),
         ({"max_new_tokens": 41}, "made for max_new_tokens 40, not for max_new_tokens 41"),
@@ -93,9 +93,12 @@ def test_a_trace_of_other_settings_or_prompts_is_not_gone_on_with(folders: Folde
         ),
     ):
         with pytest.raises(Mismatch, match=f"unfinished trace 'kept' was .*{said}"):
-            check_resumable("kept", header, replace(header, **changes), names)
+            check_resumable("kept", header, replace(header, **changes), prompts)
     with pytest.raises(Mismatch, match="made for 3 other prompts, not for the 3 of this run"):
-        check_resumable("kept", header, header, names[::-1])
+        check_resumable("kept", header, header, prompts[::-1])
+    in_a_chat = [replace(prompt, token_ids=(1, *prompt.token_ids)) for prompt in prompts]
+    with pytest.raises(Mismatch, match="made for 3 other prompts, not for the 3 of this run"):
+        check_resumable("kept", header, header, in_a_chat)
 
 
 def test_a_disk_that_is_full_for_a_while_loses_no_prompt(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
