@@ -15,6 +15,7 @@ from calibrate.acceptance import REFERENCE_PREFIX, model_folder
 from calibrate.pricing import key_text, memory_needed
 from perfmodel.geometry import DraftGeometry
 from perfmodel.hardware import MEMORY_HEADROOM_FRAC
+from perfmodel.launch import launched
 from perfmodel.plan import Plan
 from perfmodel.profile import DeviceKey, Dtype
 from perfmodel.sampling import Sampling
@@ -114,7 +115,8 @@ def _run(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:
     """Run it, after writing it where that was not asked for."""
     path = output or PLAN_FILE
     check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # which compares token by token
-    words = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *check, "-o", str(path.with_name("report.json"))]
+    run = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *check, "-o", str(path.with_name("report.json"))]
+    words = launched(run, plan.device.num_devices)
     first = [] if command is None or output is not None else [shlex.join([*command, "-o", str(path)])]
     return " && ".join([*first, shlex.join(words)])
 
