@@ -71,7 +71,8 @@ def test_models_that_one_device_does_not_hold_leave_its_law_to_be_measured() -> 
     assert plan.device.num_devices == 2
     assert plan.next_command == "s2d-profile law --device cuda --dtype bf16 -o law"
     understood(plan.next_command)
-    assert "which does not hold these models, dealt out evenly with the draft on the first. What they can" in (next_note(plan) or "")
+    said = "which does not hold these models, dealt out evenly with the draft on the first. What they can"
+    assert said in (next_note(plan) or "")
     fitted = resting_on(plan, "extrapolated", "published")
     assert next_command(fitted) == ""
     assert "more than the device's law cannot be measured" in (next_note(fitted) or "")
