@@ -1,7 +1,7 @@
 """The command after a plan: what replaces its weakest evidence by a measurement, or runs it when all is measured.
 
-Only commands that work: profiling and running take one device and compute eagerly in a few dtypes, so that some plans can be
-measured in part, and some only by the law of their device.
+Only commands that work: profiling and running compute eagerly in a few dtypes, and deal a target out to several devices only
+evenly, its draft on the first; so some plans can be measured in part, and some only by the law of their device.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from calibrate.acceptance import REFERENCE_PREFIX, model_folder
 from calibrate.pricing import key_text, memory_needed
 from perfmodel.geometry import DraftGeometry
 from perfmodel.hardware import MEMORY_HEADROOM_FRAC
+from perfmodel.launch import launched
 from perfmodel.plan import Plan
 from perfmodel.profile import DeviceKey, Dtype
 from perfmodel.sampling import Sampling
@@ -54,17 +55,18 @@ def next_note(plan: Plan) -> str | None:
     if _fits(plan):
         again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."
         return None if measured == plan.device else again
-    where = f"s2d-profile and s2d-run work on {key_text(measured)}, which does not hold these models"
+    dealt = ", dealt out evenly with the draft on the first" if measured.num_devices > 1 else ""
+    where = f"s2d-profile and s2d-run work on {key_text(measured)}, which does not hold these models{dealt}"
     if _is_fitted(plan):
         return f"{where}: more than the device's law cannot be measured."
     return f"{where}. What they can measure is the device's law: s2d-plan --fit prices models by it that nobody ran."
 
 
 def measured_key(planned: DeviceKey) -> DeviceKey:
-    """What is measured of a device: one of it, eagerly, in a dtype that the runtime computes in."""
+    """What is measured of a device: eagerly, in a dtype that the runtime computes in."""
     usual: Dtype = "bf16" if planned.num_threads is None else "fp32"
     dtype = planned.dtype if planned.dtype in PROFILED_DTYPES else usual
-    return replace(planned, num_devices=1, engine="eager", dtype=dtype)
+    return replace(planned, engine="eager", dtype=dtype)
 
 
 def draft_folder(draft: DraftGeometry) -> str:
@@ -85,14 +87,17 @@ def _is_traced(plan: Plan) -> bool:
 
 
 def _fits(plan: Plan) -> bool:
-    """Whether one device holds draft and target, in a dtype that they can be run in."""
-    capacity_bytes = plan.memory.capacity_bytes
+    """Whether the first device holds the draft and its share of the target, in a dtype that they can be run in."""
+    capacity_bytes, num_devices = plan.memory.capacity_bytes, plan.device.num_devices
+    if plan.target.num_kv_heads % num_devices or plan.target.intermediate_size % num_devices:
+        return False
     if capacity_bytes is None:
         return True
     context_tokens = plan.workload.prompt_tokens + plan.workload.output_tokens
     dtype = measured_key(plan.device).dtype
     needed = memory_needed(plan.draft, plan.target, dtype, context_tokens=context_tokens, capacity_bytes=None)
-    return needed.total_bytes <= capacity_bytes / plan.device.num_devices * (1 - MEMORY_HEADROOM_FRAC)
+    of_target, of_draft = needed.target_weight_bytes + needed.target_kv_bytes, needed.draft_weight_bytes + needed.draft_kv_bytes
+    return of_target / num_devices + of_draft <= capacity_bytes / num_devices * (1 - MEMORY_HEADROOM_FRAC)
 
 
 def _plan_whole_head(plan: Plan, command: Sequence[str] | None) -> str:
@@ -114,7 +119,8 @@ def _run(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:
     """Run it, after writing it where that was not asked for."""
     path = output or PLAN_FILE
     check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # which compares token by token
-    words = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *check, "-o", str(path.with_name("report.json"))]
+    run = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *check, "-o", str(path.with_name("report.json"))]
+    words = launched(run, plan.device.num_devices)
     first = [] if command is None or output is not None else [shlex.join([*command, "-o", str(path)])]
     return " && ".join([*first, shlex.join(words)])
 
@@ -138,7 +144,8 @@ def _profile(plan: Plan, *, latency: bool, acceptance: bool) -> str:
     policy = plan.chosen.policy
     if policy is not None and policy.confidence != "max-prob":
         decoding += ["--confidence", policy.confidence]
-    return shlex.join(["s2d-profile", *what, *models, *_prompts(plan), *decoding, *_place(plan.device), "-o", "profile"])
+    words = ["s2d-profile", *what, *models, *_prompts(plan), *decoding, *_place(plan.device), "-o", "profile"]
+    return shlex.join(launched(words, plan.device.num_devices))
 
 
 def _profile_law(plan: Plan) -> str:

@@ -6,8 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from perfmodel.console import add_verbose_flag, make_parser, run_command
+from perfmodel.console import add_verbose_flag, make_parser
+from perfmodel.errors import UserInputError
+from perfmodel.launch import launched, num_processes
+from s2d.launch import run_shared
+
+if TYPE_CHECKING:
+    from s2d.ranks import Ranks
 
 PROG = "s2d-profile"
 
@@ -15,21 +22,23 @@ PROG = "s2d-profile"
 def main_profile(argv: Sequence[str] | None = None) -> int:
     """Entry point of `s2d-profile`; `law` times shapes for the latency law alone."""
     given = sys.argv[1:] if argv is None else list(argv)
-    command = (PROG, *given)
+    command = launched((PROG, *given), num_processes())
 
-    def models(args: argparse.Namespace) -> int:
+    def models(args: argparse.Namespace, *, ranks: Ranks | None) -> int:
         from profiler.command import profile
 
-        return profile(args, argv=command)
+        return profile(args, argv=command, ranks=ranks)
 
-    def law(args: argparse.Namespace) -> int:
+    def law(args: argparse.Namespace, *, ranks: Ranks | None) -> int:
         from profiler.law_command import profile_law
 
+        if ranks:
+            raise UserInputError(f"{PROG} law times one device, expected one process: leave torchrun out.")
         return profile_law(args, argv=command)
 
     if given[:1] == ["law"]:
-        return run_command(_law_parser(), given[1:], law)
-    return run_command(_parser(), given, models)
+        return run_shared(_law_parser(), given[1:], law)
+    return run_shared(_parser(), given, models)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,17 +31,18 @@ from s2d.device import check_device
 from s2d.load import find_model
 from s2d.pair import encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
+from s2d.ranks import Ranks
 
 TRACE_NAME = "trace.npz"
 PARTIAL_TRACE_NAME = "trace.partial.npz"
 
 
-def profile(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
-    """The command, its arguments parsed."""
+def profile(args: argparse.Namespace, *, argv: Sequence[str] | None, ranks: Ranks | None = None) -> int:
+    """The command, its arguments parsed, with the processes that torchrun started, if it did."""
     _check_arguments(args)
     make_folder(args.output)
     torch.set_num_threads(args.threads)
-    job = job_of(args)
+    job = job_of(args, ranks)
     facts = device_facts(job.pair.device)
     provenance = make_provenance(
         argv=argv, device=facts.label, driver=facts.driver, libraries=("torch", "transformers", "numpy"), seed=args.seed
@@ -55,11 +56,11 @@ def profile(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
     return 0
 
 
-def job_of(args: argparse.Namespace) -> Job:
+def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
     """Load what the arguments name."""
     sampling = sampling_of(args)
     prompts = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
-    pair = load_pair(args.target, args.draft, args.dtype, args.device)
+    pair = load_pair(args.target, args.draft, args.dtype, args.device, ranks)
     return Job(
         pair=pair,
         prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens, is_chat=args.chat),

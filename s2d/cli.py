@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfmodel.console import (
     EXIT_ANSWERED,
@@ -24,7 +24,13 @@ from perfmodel.console import (
 from perfmodel.disk import check_new, saving
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS
+from perfmodel.launch import launched, num_processes
 from perfmodel.units import format_frac
+from s2d.arguments import frac, layers, positive, rate, seed
+from s2d.launch import run_shared
+
+if TYPE_CHECKING:
+    from s2d.ranks import Ranks
 
 RUN = "s2d-run"
 TRAIN = "s2d-train"
@@ -33,8 +39,8 @@ DEFAULT_NUM_PROMPTS = 4
 
 def main_run(argv: Sequence[str] | None = None) -> int:
     """`s2d-run`: execute a plan, stream its text, and put measured beside predicted."""
-    command = (RUN, *(sys.argv[1:] if argv is None else argv))
-    return run_command(_run_parser(), argv, partial(_run, command=command))
+    command = launched((RUN, *(sys.argv[1:] if argv is None else argv)), num_processes())
+    return run_shared(_run_parser(), argv, partial(_run, command=command))
 
 
 def _run_parser() -> argparse.ArgumentParser:
@@ -55,8 +61,8 @@ def _run_parser() -> argparse.ArgumentParser:
     split_help = "half of the prompts to take, so that none is judged that a plan was fitted to (default: evaluation)"
     add("--split", choices=SPLITS, default="evaluation", help=split_help)
     number_help = f"prompts to run (default: {DEFAULT_NUM_PROMPTS})"
-    add("--num-prompts", type=_positive, metavar="PROMPTS", default=DEFAULT_NUM_PROMPTS, help=number_help)
-    add("--max-new-tokens", type=_positive, metavar="TOKENS", help="most tokens to write per prompt (default: the plan's)")
+    add("--num-prompts", type=positive, metavar="PROMPTS", default=DEFAULT_NUM_PROMPTS, help=number_help)
+    add("--max-new-tokens", type=positive, metavar="TOKENS", help="most tokens to write per prompt (default: the plan's)")
     outputs_help = "keep every finished text with its figures, one JSON object a line; repeat the command to go on after a stop"
     add("--outputs", type=Path, metavar="FILE", help=outputs_help)
     add("--stop", metavar="TEXT", action="append", default=[], help="end a text where this appears; may be repeated")
@@ -69,10 +75,10 @@ def _run_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(args: argparse.Namespace, *, command: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, *, command: Sequence[str], ranks: Ranks | None) -> int:
     from s2d.run import run_from_flags
 
-    run_from_flags(args, command)
+    run_from_flags(args, command, ranks)
     return EXIT_ANSWERED
 
 
@@ -97,20 +103,20 @@ def main_train(argv: Sequence[str] | None = None) -> int:
 def _add_draft_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, metavar="DIR", help="Hugging Face folder of a Llama, Mistral or Qwen2/3")
     parser.add_argument(
-        "--exits", type=_layers, required=True, metavar="LAYERS", help="rising layer counts, e.g. 6,9,12; the last is the depth"
+        "--exits", type=layers, required=True, metavar="LAYERS", help="rising layer counts, e.g. 6,9,12; the last is the depth"
     )
     text_help = ".txt or .jsonl to train on; a twentieth is left out to calibrate on"
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
     parser.add_argument(
         "--teacher", action="append", default=[], metavar="DIR", help="distil from this target; may be repeated"
     )
-    parser.add_argument("--distill-frac", type=_frac, default=0.9, metavar="FRAC", help="share of distillation (default 0.9)")
-    parser.add_argument("--steps", type=_positive, default=1000, metavar="STEPS", help="optimizer steps (default 1000)")
-    parser.add_argument("--batch-sequences", type=_positive, default=8, metavar="SEQUENCES", help="per step (default 8)")
-    parser.add_argument("--sequence-tokens", type=_positive, default=512, metavar="TOKENS", help="per sequence (default 512)")
-    parser.add_argument("--matrix-lr", type=_rate, default=0.01, metavar="RATE", help="Muon's, for matrices (default 0.01)")
-    parser.add_argument("--vector-lr", type=_rate, default=1e-3, metavar="RATE", help="AdamW's, for the rest (default 0.001)")
-    parser.add_argument("--seed", type=_seed, default=0, metavar="SEED", help="of batches (default 0)")
+    parser.add_argument("--distill-frac", type=frac, default=0.9, metavar="FRAC", help="share of distillation (default 0.9)")
+    parser.add_argument("--steps", type=positive, default=1000, metavar="STEPS", help="optimizer steps (default 1000)")
+    parser.add_argument("--batch-sequences", type=positive, default=8, metavar="SEQUENCES", help="per step (default 8)")
+    parser.add_argument("--sequence-tokens", type=positive, default=512, metavar="TOKENS", help="per sequence (default 512)")
+    parser.add_argument("--matrix-lr", type=rate, default=0.01, metavar="RATE", help="Muon's, for matrices (default 0.01)")
+    parser.add_argument("--vector-lr", type=rate, default=1e-3, metavar="RATE", help="AdamW's, for the rest (default 0.001)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="SEED", help="of batches (default 0)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the draft goes; must not exist")
     add_verbose_flag(parser)
@@ -127,14 +133,14 @@ def _add_calibrate_command(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
     new_help = "written by each target after each prompt (default 128)"
-    parser.add_argument("--max-new-tokens", type=_positive, default=128, metavar="TOKENS", help=new_help)
+    parser.add_argument("--max-new-tokens", type=positive, default=128, metavar="TOKENS", help=new_help)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     add_verbose_flag(parser)
 
 
 def _add_trim_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", required=True, metavar="DIR", help="the draft to copy")
-    parser.add_argument("--tokens", type=_positive, required=True, metavar="TOKENS", help="that its LM head is to say")
+    parser.add_argument("--tokens", type=positive, required=True, metavar="TOKENS", help="that its LM head is to say")
     text_help = ".txt or .jsonl to count tokens in, like what its targets will write"
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where it goes; must not exist")
@@ -145,7 +151,7 @@ def _add_reference_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the family goes; must not exist")
     parser.add_argument("--work", type=Path, metavar="DIR", help="stages so far (default: the output's name + .work)")
     parser.add_argument("--stage", metavar="NAME", help="train this stage alone, e.g. in two processes at once")
-    parser.add_argument("--max-steps", type=_positive, metavar="STEPS", help="cut every stage short, to try the recipe out")
+    parser.add_argument("--max-steps", type=positive, metavar="STEPS", help="cut every stage short, to try the recipe out")
     add_verbose_flag(parser)
 
 
@@ -257,44 +263,3 @@ def _progress(label: str, num_steps: int) -> Iterator[Callable[[int, float], Non
     """A progress line fed with the loss of every step."""
     with Progress(label, num_steps) as progress:
         yield lambda step, loss: progress.step(f"loss {loss:.3f}")
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return value
-
-
-def _frac(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text) if text.isdecimal() else -1
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
-    return value
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    layers = tuple(int(part) for part in text.split(",") if part.strip().isdigit())
-    if not layers or len(layers) != len(text.split(",")) or list(layers) != sorted({*layers}) or layers[0] < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rising list of layer counts such as 6,9,12")
-    return layers

@@ -5,7 +5,7 @@ Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, S positions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,14 +19,29 @@ from s2d.checkpoint import ReadTensor
 from s2d.config import DecoderConfig, LayerExtras, layer_extras
 from s2d.weights import PAD, DecoderWeights, LayerWeights
 
+KeepLayer = Callable[[LayerWeights, ModelGeometry], LayerWeights]
+"""What is kept of a layer of a model of this geometry."""
 RANDOM_NORM_EPS = 1e-5
 RANDOM_ROPE_THETA = 10000.0
 
 
 def fold_weights(
-    read: ReadTensor, config: DecoderConfig, geometry: ModelGeometry, dtype: torch.dtype, device: str
+    read: ReadTensor,
+    config: DecoderConfig,
+    geometry: ModelGeometry,
+    dtype: torch.dtype,
+    device: str,
+    kept: KeepLayer = lambda layer, geometry: layer,
 ) -> DecoderWeights:
     """Weights as the decoder wants them: each norm's gain times sqrt(D) in the matrix after it.
+
+    Args:
+        read: reads a tensor of the checkpoint.
+        config: of the checkpoint.
+        geometry: the shapes it gives.
+        dtype: of the result.
+        device: torch's name for it.
+        kept: of every layer, as soon as it is folded.
 
     Raises:
         UserInputError: a tensor has another shape than the config gives it.
@@ -37,7 +52,7 @@ def fold_weights(
     head = folder.normed("model.norm", {table if config.tie_word_embeddings else "lm_head": geometry.vocab_size})
     return DecoderWeights(
         embedding=_padded(embedding, config.rms_norm_eps),
-        layers=tuple(folder.layer(f"model.layers.{number}", extras) for number in range(geometry.num_layers)),
+        layers=tuple(kept(folder.layer(f"model.layers.{n}", extras), geometry) for n in range(geometry.num_layers)),
         head=_unaliased(head.to(dtype).t()),
         rotary=_rotary(config, geometry.fully_seen_tokens, device),
         norm_eps=config.rms_norm_eps,

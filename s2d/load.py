@@ -19,7 +19,7 @@ from perfmodel.geometry import ModelGeometry
 from perfmodel.profile import Dtype
 from s2d.checkpoint import layer_of, open_weights, tensor_names, weights_sha256
 from s2d.config import FAMILY_FOLDER, FAMILY_PREFIX, geometry_of, read_config, read_geometry, read_raw_config, shallower
-from s2d.fold import fold_weights, random_weights, with_reduced_head, with_vocabulary
+from s2d.fold import KeepLayer, fold_weights, random_weights, with_reduced_head, with_vocabulary
 from s2d.nested import Decoder
 from s2d.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 
@@ -56,13 +56,16 @@ def find_model(name: str) -> Path:
     raise UnknownName("model", name, known, otherwise="give a folder with config.json and model.safetensors")
 
 
-def load_model(folder: PathLike, dtype: Dtype, device: str = "cpu") -> LoadedModel:
+def load_model(
+    folder: PathLike, dtype: Dtype, device: str = "cpu", *, kept: KeepLayer = lambda layer, geometry: layer
+) -> LoadedModel:
     """Read a Hugging Face folder of the Llama, Mistral, Qwen2 or Qwen3 family.
 
     Args:
         folder: holds config.json and model.safetensors, or shards with their index.
         dtype: the numbers to compute in, whatever is stored.
         device: torch's name for it.
+        kept: of every layer; the geometry stays that of the whole.
 
     Raises:
         BadFile: something is missing, damaged, or of another architecture.
@@ -76,7 +79,7 @@ def load_model(folder: PathLike, dtype: Dtype, device: str = "cpu") -> LoadedMod
     exit_layers = sidecar.exit_layers if sidecar else ()
     _check_exit_layers(exit_layers, geometry.num_layers)
     with open_weights(path) as read:
-        weights = fold_weights(read, config, geometry, torch_dtype(dtype), device)
+        weights = fold_weights(read, config, geometry, torch_dtype(dtype), device, kept)
     sha256 = weights_sha256(path)
     if sidecar and sidecar.said_tokens:
         geometry, said = _reduced(geometry, sidecar.said_tokens), sidecar.said_tokens

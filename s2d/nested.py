@@ -36,6 +36,9 @@ class Decoder:
         weights: folded as `s2d.load` does.
     """
 
+    _sums_whole_rows = False
+    """Whether products before the residual are as wide as its rows, padding included."""
+
     def __init__(self, geometry: ModelGeometry, weights: DecoderWeights) -> None:
         self.geometry = geometry
         self.weights = weights
@@ -57,6 +60,11 @@ class Decoder:
     def vocab_size(self) -> int:
         """Tokens that it takes and gives logits of: V."""
         return len(self.weights.embedding)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that compute it together."""
+        return 1
 
     def new_cache(self, segment_ends: tuple[int, ...], max_tokens: int) -> Cache:
         """An empty cache whose segments end after the given layer counts."""
@@ -131,10 +139,11 @@ class Decoder:
         q_turn, kv_turn = self._q_turn[start : start + rows], self._kv_turn[start : start + rows]
         mask = self._mask(rows, start) if rows > 1 else None
         rotate = _rotate_complex if self._complex else _rotate_real
-        vector_norm, div, mm, addmm = torch.linalg.vector_norm, torch.div, torch.mm, torch.addmm
+        vector_norm, div, mm, addmm, add = torch.linalg.vector_norm, torch.div, torch.mm, torch.addmm, self._add
         norm, normed, gate, up = b.norm, b.normed, b.gate, b.up
         width = self.geometry.hidden_size
         values_in, values_out = x[:, :width], out[:, :width]
+        sum_in, sum_out = (x, out) if self._sums_whole_rows else (values_in, values_out)
         layers = self.weights.layers[segment.start : segment.end]
         for layer, write, key, value in zip(layers, written, keys, values, strict=True):
             vector_norm(x, 2, -1, True, dtype=torch.float32, out=norm)
@@ -146,10 +155,8 @@ class Decoder:
             if layer.qk_gain is not None:
                 _norm_heads(b, layer.qk_gain, self._head_floor)
             rotate(b, write, q_turn, kv_turn)
-            addmm(values_in, _attend(b, key, value, mask), layer.attn_out, out=values_out)
-            if layer.attn_out_bias is not None:
-                values_out.add_(layer.attn_out_bias)
-            x, values_in = out, values_out
+            add(_attend(b, key, value, mask), layer.attn_out, layer.attn_out_bias, sum_in, sum_out)
+            x, values_in, sum_in = out, values_out, sum_out
             vector_norm(x, 2, -1, True, dtype=torch.float32, out=norm)
             div(values_in, norm, out=normed)
             if layer.gate_up_bias is None:
@@ -158,9 +165,13 @@ class Decoder:
                 addmm(layer.gate_up_bias, normed, layer.gate_up, out=b.gate_up)
             silu(gate, inplace=True)
             gate.mul_(up)
-            values_in.addmm_(gate, layer.down)
-            if layer.down_bias is not None:
-                values_in.add_(layer.down_bias)
+            add(gate, layer.down, layer.down_bias, sum_in, sum_out)
+
+    def _add(self, mixed: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor, out: Tensor) -> None:
+        """Add a product to the residual."""
+        torch.addmm(residual, mixed, matrix, out=out)
+        if bias is not None:
+            out.add_(bias)
 
     def _scratch_for(self, rows: int) -> Scratch:
         found = self._scratch.get(rows)

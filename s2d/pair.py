@@ -23,6 +23,8 @@ from s2d.load import (
     tokenizer_sha256,
     with_vocabulary_of,
 )
+from s2d.parallel import load_shared
+from s2d.ranks import Ranks
 
 SELF_DRAFT = "self"
 """What to give as the draft for the target's own early exits."""
@@ -55,7 +57,7 @@ class ModelPair:
     @property
     def device_key(self) -> DeviceKey:
         """The key of seconds measured with this pair."""
-        return device_key(self.device, self.target.dtype)
+        return device_key(self.device, self.target.dtype, self.target.decoder.num_devices)
 
     def session(self, max_tokens: Tokens) -> Session:
         """Caches for texts of at most so many tokens."""
@@ -71,21 +73,24 @@ class Pair(ModelPair):
     eos_token_id: int | None
 
 
-def load_pair(target_name: str, draft_name: str, dtype: Dtype, device: str) -> Pair:
+def load_pair(target_name: str, draft_name: str, dtype: Dtype, device: str, ranks: Ranks | None = None) -> Pair:
     """Load a target and a draft that share a tokenizer; their heads may be padded differently.
+
+    Several processes share the target; a draft of its own is rank 0's alone.
 
     Args:
         target_name: a folder, or a model of the reference family.
         draft_name: the same, or `SELF_DRAFT`.
         dtype: to compute in.
         device: torch's name for it.
+        ranks: the processes that torchrun started, if it did.
 
     Raises:
         Mismatch: their tokenizers differ.
         BadPolicy: the draft names no exits, or ones it does not have.
     """
     target_folder = find_model(target_name)
-    target = load_model(target_folder, dtype, device)
+    target = load_shared(target_folder, dtype, device, ranks) if ranks else load_model(target_folder, dtype, device)
     tokenizer = load_tokenizer(target_folder)
     draft = target
     if draft_name != SELF_DRAFT:

@@ -17,6 +17,7 @@ from perfmodel.console import keeping, print_answer, print_err, print_out
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import ModelGeometry
+from perfmodel.launch import launched, num_processes
 from perfmodel.plan import Plan, read_plan
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import make_provenance
@@ -30,6 +31,7 @@ from s2d.load import TORCH_DTYPES, export_exit, find_model
 from s2d.outputs import Outputs
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
+from s2d.ranks import Ranks
 from s2d.show import report_text, understood_text
 from s2d.text import Stop, TextStream
 
@@ -46,12 +48,12 @@ class Loaded:
     on_text: OnText
 
 
-def run_from_flags(args: argparse.Namespace, command: Sequence[str]) -> None:
-    """Do what `s2d-run` was asked."""
+def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Ranks | None) -> None:
+    """Do what `s2d-run` was asked, with the processes that torchrun started, if it did."""
     if args.export_exit is not None:
         export_from_flags(args)
         return
-    loaded = load_from_flags(args)
+    loaded = load_from_flags(args, ranks)
     plan = loaded.plan.record
     if not loaded.prompts:
         print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run")
@@ -132,7 +134,7 @@ def export_from_flags(args: argparse.Namespace) -> None:
     print_out(f"wrote exit {layer} of {name} to {folder}: an ordinary checkpoint with {layer} layers")
 
 
-def load_from_flags(args: argparse.Namespace) -> Loaded:
+def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
     """Read the plan, its models and the prompts, and refuse what was not made for each other.
 
     Raises:
@@ -142,7 +144,8 @@ def load_from_flags(args: argparse.Namespace) -> Loaded:
         raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan makes one")
     plan = read_plan(args.plan)
     _check_head(args.plan, plan.record)
-    pair = _load_pair(args, plan.record)
+    _check_num_devices(args.plan, plan.record)
+    pair = _load_pair(args, plan.record, ranks)
     check_made_for(args.plan, plan.record, pair)
     max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
     prompts = encode_prompts(pair, _prompts(args), max_new_tokens=max_new_tokens, is_chat=args.chat)
@@ -236,7 +239,20 @@ def _check_head(path: Path, plan: Plan) -> None:
         raise Mismatch(f"plan {str(path)!r}", made_for=made_for, given=given, fix=fix)
 
 
-def _load_pair(args: argparse.Namespace, plan: Plan) -> Pair:
+def _check_num_devices(path: Path, plan: Plan) -> None:
+    """Refuse, before anything is loaded, a plan for more or fewer devices than there are processes."""
+    planned, given = plan.device.num_devices, num_processes()
+    if planned != given:
+        again = f"to plan for {given}, profile with {' '.join(launched(['s2d-profile'], given))}"
+        raise Mismatch(
+            f"plan {str(path)!r}",
+            made_for=f"{planned} x {plan.device.device}",
+            given=f"{given}, a process for each",
+            fix=f"Run it with {' '.join(launched(['s2d-run'], planned))}; {again}",
+        )
+
+
+def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pair:
     """The plan's models on the plan's kind of device, or those named instead."""
     if plan.device.dtype not in TORCH_DTYPES:
         made_for, given = f"dtype {plan.device.dtype}", f"this runtime, which computes in {', '.join(TORCH_DTYPES)}"
@@ -249,7 +265,7 @@ def _load_pair(args: argparse.Namespace, plan: Plan) -> Pair:
     if plan.device.num_threads is not None:
         torch.set_num_threads(plan.device.num_threads)
     draft = args.draft or (SELF_DRAFT if plan.draft.kind == "self" else plan.draft_name)
-    return load_pair(args.target or plan.target.name, draft, plan.device.dtype, "cuda" if is_gpu else "cpu")
+    return load_pair(args.target or plan.target.name, draft, plan.device.dtype, "cuda" if is_gpu else "cpu", ranks)
 
 
 def _refuse_unequal(report: RunReport) -> None:

@@ -1,4 +1,4 @@
-"""The command after a plan works when it is pasted: it names what is there, and asks of one device what one can do."""
+"""The command after a plan works when it is pasted: it names what is there, and asks of devices what they can do."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,16 +71,21 @@ def test_models_that_one_device_does_not_hold_leave_its_law_to_be_measured() -> 
     assert plan.device.num_devices == 2
     assert plan.next_command == "s2d-profile law --device cuda --dtype bf16 -o law"
     understood(plan.next_command)
-    assert "which does not hold these models. What they can measure is the device's law" in (next_note(plan) or "")
+    said = "which does not hold these models, dealt out evenly with the draft on the first. What they can"
+    assert said in (next_note(plan) or "")
     fitted = resting_on(plan, "extrapolated", "published")
     assert next_command(fitted) == ""
     assert "more than the device's law cannot be measured" in (next_note(fitted) or "")
 
 
-def test_several_devices_are_not_asked_of_a_command_that_takes_one() -> None:
+def test_several_devices_are_measured_and_run_under_torchrun_where_they_can_share() -> None:
     plan = plan_of("vicuna-7b", num_devices=2)
-    assert plan.next_command.startswith("s2d-profile --target path/to/vicuna-7b")
-    assert "1 x H100-SXM, bf16, eager" in (next_note(plan) or "")
+    assert plan.next_command.startswith("torchrun --nproc-per-node 2 --no-python s2d-profile --target path/to/vicuna-7b")
+    assert "2 x H100-SXM, bf16, eager" in (next_note(plan) or "")
+    measured = resting_on(replace(plan, device=replace(plan.device, engine="eager")), "measured", "traced")
+    assert next_note(measured) is None
+    assert next_command(measured).startswith("torchrun --nproc-per-node 2 --no-python s2d-run --plan plan.json")
+    assert plan_of("vicuna-7b", num_devices=3).next_command == "s2d-profile law --device cuda --dtype bf16 -o law"
 
 
 def test_weights_that_the_runtime_does_not_compute_in_are_measured_in_those_it_does() -> None:

@@ -153,8 +153,7 @@ batch  at 768 tokens of context  at 4096 tokens of context
     1  exit 9, 5 tokens, 1.80x   exit 6, 1 token, 1.50x
     2  do not speculate
 
-s2d-profile and s2d-run work on 1 x H200-SXM, bf16, eager, which does not hold these models. What
-they can measure is the device's law: s2d-plan --fit prices models by it that nobody ran.
+What s2d-profile measures and s2d-run runs is 2 x H200-SXM, bf16, eager: plan again from its files.
 
 next: s2d-profile …"""
 

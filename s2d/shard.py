@@ -1,0 +1,92 @@
+"""One rank's share of a decoder: whole groups of heads, a stretch of the MLP, and rows as wide as the residual's.
+
+What a layer adds to the residual is the sum of what the ranks' shares add: each has the columns of its heads and of its part of
+the MLP in the matrices after a norm, and the same rows of the matrices before the residual. These get columns of zeros for the
+rows' padding, so that a whole row is what is summed: it lies in one piece in memory.
+
+Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, R ranks.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from perfmodel.errors import UserInputError
+from perfmodel.geometry import ModelGeometry
+from s2d.weights import PAD, LayerWeights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which part of every layer a rank holds.
+
+    Args:
+        rank: zero-based; the first also adds the biases that follow the sum.
+        num_ranks: R.
+    """
+
+    rank: int
+    num_ranks: int
+
+    def check(self, geometry: ModelGeometry) -> None:
+        """Refuse a model that cannot be dealt out evenly.
+
+        Raises:
+            UserInputError: says which number of processes could.
+        """
+        counts = {"KV heads": geometry.num_kv_heads, "MLP units": geometry.intermediate_size}
+        for what, count in counts.items():
+            if count % self.num_ranks:
+                fits = [n for n in range(1, geometry.num_kv_heads + 1) if not any(each % n for each in counts.values())]
+                raise UserInputError(
+                    f"model {geometry.name} has {count} {what}, which {self.num_ranks} processes cannot share evenly: expected "
+                    f"{' or '.join(map(str, fits))}. Give torchrun another --nproc-per-node."
+                )
+
+    def geometry(self, whole: ModelGeometry) -> ModelGeometry:
+        """The shapes of the share."""
+        return replace(
+            whole,
+            num_heads=whole.num_heads // self.num_ranks,
+            num_kv_heads=whole.num_kv_heads // self.num_ranks,
+            intermediate_size=whole.intermediate_size // self.num_ranks,
+        )
+
+    def layer(self, whole: LayerWeights, geometry: ModelGeometry) -> LayerWeights:
+        """The share of one layer, in memory of its own.
+
+        Args:
+            whole: as it was folded.
+            geometry: of the whole model.
+        """
+        g = geometry
+        heads = (g.num_heads, g.num_kv_heads)
+        qkv = [count * g.head_dim for count in (*heads, g.num_kv_heads)]
+        halves = [g.intermediate_size] * 2
+        is_first = self.rank == 0
+        return LayerWeights(
+            qkv=self._columns(whole.qkv, qkv),
+            qkv_bias=None if whole.qkv_bias is None else self._columns(whole.qkv_bias, qkv),
+            qk_gain=None if whole.qk_gain is None else self._columns(whole.qk_gain.t(), heads).t().contiguous(),
+            attn_out=self._rows(whole.attn_out),
+            attn_out_bias=_widened(whole.attn_out_bias) if is_first and whole.attn_out_bias is not None else None,
+            gate_up=self._columns(whole.gate_up, halves),
+            gate_up_bias=None if whole.gate_up_bias is None else self._columns(whole.gate_up_bias, halves),
+            down=self._rows(whole.down),
+            down_bias=_widened(whole.down_bias) if is_first and whole.down_bias is not None else None,
+        )
+
+    def _columns(self, whole: Tensor, blocks: list[int] | tuple[int, ...]) -> Tensor:
+        """This rank's stretch of every block of columns, one after the other."""
+        return torch.cat([block.chunk(self.num_ranks, -1)[self.rank] for block in whole.split(list(blocks), -1)], -1)
+
+    def _rows(self, whole: Tensor) -> Tensor:
+        """This rank's rows, widened: [rows / R, D + PAD]."""
+        return _widened(whole.chunk(self.num_ranks)[self.rank])
+
+
+def _widened(x: Tensor) -> Tensor:
+    """Zeros for the padding of a residual row: [..., D] -> [..., D + PAD]."""
+    return pad(x, (0, PAD))
