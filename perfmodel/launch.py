@@ -3,10 +3,13 @@
 import os
 from collections.abc import Sequence
 
+_TOLD_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""All of them: schedulers of clusters set a size alone, for programs of their own."""
+
 
 def num_processes() -> int:
     """Processes that torchrun started together, this one included; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _TOLD_BY_TORCHRUN) else 1
 
 
 def launched(command: Sequence[str], num_devices: int) -> tuple[str, ...]:
