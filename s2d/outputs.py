@@ -4,6 +4,7 @@ Every line tells the run it is of, so that texts of two plans, or of two ways to
 killed run left unfinished is dropped, and its prompt decoded again.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.disk import read_whole, saving
+from perfmodel.disk import check_writable, read_whole, saving
 from perfmodel.errors import BadFile, Mismatch
 from s2d.generate import Generation
 from s2d.pair import EncodedPrompt
@@ -30,20 +31,22 @@ class Outputs:
         exit_layers: all of the draft's exits.
 
     Raises:
-        BadFile: the file holds something else, or cannot be read.
+        BadFile: the file holds something else, or cannot be read or written.
+        OutOfSpace: the disk is full.
         Mismatch: it holds texts of another run.
     """
 
     def __init__(self, path: Path, run: str, tokenizer: PreTrainedTokenizerFast, exit_layers: Sequence[int]) -> None:
+        check_writable(path)
         self._path = path
         self._run = run
         self._tokenizer = tokenizer
         self._exit_layers = tuple(exit_layers)
-        self.names = self._finished()
+        self._kept = self._finished()
 
     def missing(self, prompts: Sequence[EncodedPrompt]) -> tuple[EncodedPrompt, ...]:
-        """The prompts that the file has no text of."""
-        return tuple(prompt for prompt in prompts if prompt.name not in self.names)
+        """The prompts that the file has no text of: another prompt of the same name is another prompt."""
+        return tuple(prompt for prompt in prompts if (prompt.name, _sha256(prompt)) not in self._kept)
 
     def add(self, prompt: EncodedPrompt, generation: Generation, ending: str) -> None:
         """Keep a finished text, on the disk before anything else is decoded.
@@ -61,7 +64,7 @@ class Outputs:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.names.add(prompt.name)
+        self._kept.add((prompt.name, _sha256(prompt)))
 
     def _record(self, prompt: EncodedPrompt, generation: Generation, ending: str) -> dict[str, Any]:
         rounds = generation.rounds
@@ -69,6 +72,7 @@ class Outputs:
             "name": prompt.name,
             "category": prompt.category,
             "run": self._run,
+            "prompt_sha256": _sha256(prompt),
             "text": self._tokenizer.decode(generation.tokens, skip_special_tokens=True),
             "ending": ending,
             "prompt_tokens": len(prompt.token_ids),
@@ -83,26 +87,31 @@ class Outputs:
             "tokens_per_s": len(generation.tokens) / generation.decode_s,
         }
 
-    def _finished(self) -> set[str]:
-        """Names of the prompts whose text is there."""
+    def _finished(self) -> set[tuple[str, str]]:
+        """Names and hashes of the prompts whose text is there."""
         if not self._path.exists():
             return set()
         data = read_whole(self._path)
         whole = data[: data.rfind(b"\n") + 1]
-        names = {self._name(number, line) for number, line in enumerate(whole.splitlines(), start=1)}
+        kept = {self._prompt_of(number, line) for number, line in enumerate(whole.splitlines(), start=1)}
         if len(whole) < len(data):
             with saving(self._path):
                 os.truncate(self._path, len(whole))
-        return names
+        return kept
 
-    def _name(self, number: int, line: bytes) -> str:
+    def _prompt_of(self, number: int, line: bytes) -> tuple[str, str]:
         try:
             found = json.loads(line)
-            name, run = str(found["name"]), str(found["run"])
+            name, run, sha256 = str(found["name"]), str(found["run"]), str(found["prompt_sha256"])
         except (ValueError, KeyError, TypeError) as err:
             raise BadFile(self._path, f"line {number} is not the text of a run", _FIX) from err
         if run != self._run:
             what = f"{str(self._path)!r}, line {number},"
             fix = "Give another --outputs, or repeat the command that began this one"
             raise Mismatch(what, made_for=f"run {run}", given=f"run {self._run} (plan, models, sampling or lengths)", fix=fix)
-        return name
+        return name, sha256
+
+
+def _sha256(prompt: EncodedPrompt) -> str:
+    """Of the prompt's token ids."""
+    return hashlib.sha256(repr(prompt.token_ids).encode()).hexdigest()

@@ -70,7 +70,8 @@ def _prompt(path: PathLike, number: int, line: str) -> Prompt:
     except ValueError as err:
         raise BadFile(path, f"line {number} is not JSON ({err})", _FIX) from err
     if isinstance(found, dict) and isinstance(found.get("turns"), list) and found["turns"]:
-        found = {"name": str(found.get("question_id")), "category": found.get("category"), "text": found["turns"][0]}
+        named = {"name": str(found["question_id"])} if "question_id" in found else {}
+        found = named | {"category": found.get("category"), "text": found["turns"][0]}
     if not isinstance(found, dict) or set(found) != _KEYS or not all(isinstance(text, str) for text in found.values()):
         raise BadFile(path, f"line {number}: expected an object with the texts {', '.join(sorted(_KEYS))}", _FIX)
     return Prompt(**found)

@@ -95,6 +95,21 @@ def test_texts_of_another_run_are_not_mixed_in(decode, capsys, changed: tuple[st
     assert outputs.read_bytes() == before
 
 
+def test_another_prompt_of_the_same_name_is_not_taken_for_finished(folders: Path, plan_file, capsys) -> None:
+    plan, outputs = plan_file(), folders / "texts.jsonl"
+    for number, prompt in enumerate(("the cat", "the dog", "the cat"), start=1):
+        assert run(folders, plan, "--prompt", prompt, "--max-new-tokens", "4", "--outputs", str(outputs)) == 0
+        assert len(lines_of(outputs)) == min(number, 2)
+    assert "nothing is left to run" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_decoded(decode, folders: Path, capsys) -> None:
+    code, _ = decode("--outputs", str(folders / "nowhere" / "texts.jsonl"))
+    shown, talk = capsys.readouterr()
+    assert (code, shown) == (2, "")
+    assert "its folder does not exist" in talk
+
+
 def test_a_file_of_something_else_is_refused_and_left_alone(decode, folders: Path, capsys) -> None:
     (folders / "texts.jsonl").write_text('{"name": "mine"}\n', encoding="utf-8")
     code, outputs = decode()
@@ -150,9 +165,10 @@ def test_questions_of_spec_bench_are_prompts(tmp_path: Path) -> None:
     path = tmp_path / "question.jsonl"
     path.write_text('{"question_id": 81, "category": "writing", "turns": ["first", "second"]}\n', encoding="utf-8")
     assert read_prompts(path) == [Prompt(name="81", category="writing", text="first")]
-    path.write_text('{"question_id": 81, "turns": ["first"]}\n', encoding="utf-8")
-    with pytest.raises(BadFile, match="line 1: expected an object with the texts category, name, text"):
-        read_prompts(path)
+    for lacking in ('{"question_id": 81, "turns": ["first"]}\n', '{"category": "writing", "turns": ["first"]}\n'):
+        path.write_text(lacking, encoding="utf-8")
+        with pytest.raises(BadFile, match="line 1: expected an object with the texts category, name, text"):
+            read_prompts(path)
 
 
 def test_a_tokenizer_is_read_with_its_template(folders: Path) -> None:
