@@ -1,6 +1,6 @@
 """The block that would start at each column: policies that look at as many exits, many at a time.
 
-Letters: Q policies, U different ladders of theirs, L exits that each looks at, F policies with a floor, C columns.
+Letters: Q policies, U different ladders of theirs, L exits that each looks at, E exits, C columns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from perfmodel.calibration import agreement_at
 from perfmodel.errors import BadPolicy
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FloorStop, LengthRule, SurvivalStop
-from perfmodel.tape import Bools, Counts, Floats, Lengths, Tape, run_lengths
+from perfmodel.tape import Bools, Counts, Floats, Lengths, Tape, run_lengths, small_integer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -157,7 +157,7 @@ def _up_to(stops: Bools, longest: int) -> Lengths:
 def _surviving(agreement: Floats, rules: Sequence[SurvivalStop], longest: int) -> Lengths:
     """Tokens until the product of their agreements is below each rule's floor: none exceeds 1, so it stays below. [any, C]."""
     floors = np.array([[rule.floor] for rule in rules])
-    product, length = agreement.copy(), np.ones((len(rules), len(agreement)), np.min_scalar_type(longest + 2))
+    product, length = agreement.copy(), np.ones((len(rules), len(agreement)), small_integer(longest))
     for step in range(1, min(max(rule.draft_cap for rule in rules), longest, len(agreement))):
         going = product >= floors
         if not going.any():

@@ -94,8 +94,8 @@ def make_tape(trace: AcceptanceTrace, longest: int) -> Tape:
         accepted=accepted.take(row, axis=1) & is_text,
         ends_text=ends_text,
         may_end=bool(ends_text.any()),
-        room=np.where(is_text, header.max_new_tokens - 1 - step, 0).clip(0, longest).astype(_small(longest)),
-        left=(positions[prompt] - step).clip(0, longest + 1).astype(_small(longest)),
+        room=np.where(is_text, header.max_new_tokens - 1 - step, 0).clip(0, longest).astype(small_integer(longest)),
+        left=(positions[prompt] - step).clip(0, longest + 1).astype(small_integer(longest)),
         known=np.array([prompt.prompt_tokens for prompt in header.prompts]),
         begin=begin,
         end=begin + positions,
@@ -107,7 +107,7 @@ def run_lengths(goes_on: Bools, longest: int) -> Lengths:
 
     Of one row, [C], or of several one after another, [Q * C]. Nothing past the end is flagged.
     """
-    run = goes_on.astype(_small(longest))
+    run = goes_on.astype(small_integer(longest))
     still = goes_on.copy()
     for step in range(1, min(longest, len(run))):
         still[:-step] &= goes_on[step:]
@@ -123,7 +123,7 @@ def spread(places: Counts, bounds: Counts, values: Counts) -> Counts:
     return np.repeat(values, np.diff(np.searchsorted(places, bounds)))
 
 
-def _small(longest: int) -> np.dtype[Any]:
+def small_integer(longest: int) -> np.dtype[Any]:
     """An integer that holds the longest block, its bonus and one more."""
     return np.min_scalar_type(longest + 2)
 
