@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from adapting_orders import Order, order_table, summary
-from arms import evidence_of, job_of
+from arms import CALIBRATION_TOKENS, evidence_of, job_of
 from common import finish, make_parser, one_thread
 
 from calibrate.cases import case_of, price_of
@@ -54,9 +54,6 @@ from s2d.prompts import FAMILY_PROMPTS
 NAME = "adapting"
 SEED = 20261121
 HARD = Sampling(rule="shared-noise", temperature=1.5, top_k=None, top_p=None, seed=SEED)
-CALIBRATION_TOKENS = 144
-"""More than is written in any evaluation, so that no backlog is longer than those profiled."""
-
 Text = tuple[Job, int]
 """A prompt of a job, by number; the job's sampling is the text's kind."""
 

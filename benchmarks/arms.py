@@ -28,6 +28,9 @@ SAMPLED = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None,
 """The seed is of the text: every benchmark samples the same after the same prompt."""
 SAMPLINGS = (GREEDY, SAMPLED)
 
+CALIBRATION_TOKENS = 144
+"""Written after each calibration prompt: more than in any evaluation, so that no backlog is longer than those profiled."""
+
 Models = tuple[LatencyModel, LatencyModel]
 """Seconds of the draft and of the target."""
 

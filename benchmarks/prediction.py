@@ -29,7 +29,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import SAMPLINGS, Models, job_of, measure_once, models_of, record, warmed_up
+from arms import CALIBRATION_TOKENS, SAMPLINGS, Models, job_of, measure_once, models_of, record, warmed_up
 from common import finish, make_parser, median, one_thread
 from configurations import CAPS, configurations
 from outcomes import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
@@ -50,8 +50,6 @@ from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "prediction"
 SEED = 20260706
-CALIBRATION_TOKENS = 128
-"""More than is written in any evaluation, so that no backlog is longer than those profiled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

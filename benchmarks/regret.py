@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
+from arms import CALIBRATION_TOKENS, SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
 from common import finish, make_parser, one_thread
 from configurations import configurations
 from contenders import Contender, PairResult, measured_of, measured_plain, result_of, result_table
@@ -46,9 +46,6 @@ from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "regret"
 SEED = 20260709
-
-CALIBRATION_TOKENS = 144
-"""More than is written in any evaluation, so that no backlog is longer than those profiled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
