@@ -4,68 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-from perfmodel.errors import BadFile, MissingExtra, UnknownName, UserInputError, near_misses
+from perfmodel.errors import BadFile, UnknownName, UserInputError, near_misses
 from perfmodel.geometry import ModelGeometry, find_model
+from perfmodel.hub import REPOSITORY, fetch_config
 from perfmodel.known_models import ALIASES, KNOWN_MODELS
 from perfmodel.model_config import geometry_from_config, quantisation_note
-from perfmodel.units import Seconds
-
-HUB_TIMEOUT_S: Seconds = 3.0
-"""For the hub's first answer; it is asked once."""
 
 _CONFIG = "config.json"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_BY_PATH = "give its config.json by path: --target path/to/config.json"
 
 _LOG = logging.getLogger(__name__)
 
 Fetch = Callable[[str], Path]
 """A repository's name -> its config.json on disk."""
-
-
-def fetch_config(repository: str) -> Path:
-    """The config.json of a hub repository, and nothing else of it: from the local cache, else from the hub.
-
-    Raises:
-        MissingExtra: the hub's client is not installed.
-        UserInputError: it is in neither, or the hub cannot be reached or does not give it.
-    """
-    try:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-        from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-    except ModuleNotFoundError as err:
-        missing = MissingExtra("huggingface_hub", "run")
-        missing.add_note(f"Or {_BY_PATH}.")
-        raise missing from err
-    try:
-        cached = try_to_load_from_cache(repository, _CONFIG)
-        if isinstance(cached, str):
-            return Path(cached)
-        get_hf_file_metadata(hf_hub_url(repository, _CONFIG), timeout=HUB_TIMEOUT_S)  # asks once; a download asks six times
-        return Path(hf_hub_download(repository, _CONFIG, etag_timeout=HUB_TIMEOUT_S))
-    except GatedRepoError as err:
-        raise _not_given(repository, "the hub gives it to those only who accepted its terms and are logged in") from err
-    except RepositoryNotFoundError as err:
-        raise _not_given(repository, "the hub knows no such repository, or it is private") from err
-    except EntryNotFoundError as err:
-        raise _not_given(repository, f"its repository has no {_CONFIG}") from err
-    except HfHubHTTPError as err:
-        raise _not_given(repository, f"the hub answered with an error ({err.response.status_code})") from err
-    except ValueError as err:
-        raise _not_given(repository, "the hub has no repositories of such names") from err
-    except Exception as err:  # no network: the client's transport has raised other types with every release
-        raise _not_given(repository, f"the hub cannot be reached ({type(err).__name__})") from err
-
-
-def _not_given(repository: str, why: str) -> UserInputError:
-    return UserInputError(
-        f"no config of {repository!r}: it is no known model, no folder here and not in the local hub cache, and {why}. "
-        f"Download it where you can, and {_BY_PATH}."
-    )
 
 
 def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
@@ -91,7 +44,7 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
     try:
         return find_model(text)
     except UnknownName:
-        if not _REPOSITORY.fullmatch(text):
+        if not REPOSITORY.fullmatch(text):
             raise
     name = text.rpartition("/")[2]
     try:

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from perfmodel.architectures import ARCHITECTURES, architecture_name, find_architecture, uncovered_traits
 from perfmodel.errors import BadFile, BadPolicy
 from perfmodel.geometry import ModelGeometry
+from perfmodel.hub import name_of_folder
 from perfmodel.model_config import geometry_from_config
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
@@ -96,7 +97,7 @@ def _check_family(path: Path, raw: dict[str, Any]) -> None:
 
 def geometry_of(config: DecoderConfig, folder: Path) -> ModelGeometry:
     """The shapes that a config declares, as a plan reads them."""
-    name = folder.resolve().name
+    name = name_of_folder(folder)
     if folder.resolve().parent == FAMILY_FOLDER:
         name = FAMILY_PREFIX + name
     return geometry_from_config(config.to_dict(), name, "its config.json")

@@ -2,19 +2,17 @@
 
 import json
 import logging
-import sys
-import types
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from calibrate.cli import main_plan
-from calibrate.find_target import fetch_config, find_target
-from perfmodel.errors import MissingExtra, UnknownName, UserInputError
+from calibrate.find_target import find_target
+from perfmodel.errors import UnknownName, UserInputError
 from perfmodel.geometry import find_model
 from perfmodel.trace import write_trace
 from tests.calibrate.evidence import make_trace, provenance
+from tests.fake_hub import Offline, fake_client
 
 QWEN = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -87,89 +85,6 @@ def test_a_quantised_file_is_said_to_be_one(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         find_target(str(tmp_path), no_hub)
     assert "is stored quantised (awq, 4 bits), and priced in the dtype asked for: give --dtype int4" in caplog.text
-
-
-class Offline(ConnectionError):
-    """What the fake's transport raises."""
-
-
-class _HttpError(OSError):
-    """As the client's: it carries the hub's answer."""
-
-    response = types.SimpleNamespace(status_code=503)
-
-
-def fake_client(
-    monkeypatch: pytest.MonkeyPatch, *, cached: str | None = None, error: Callable[[types.ModuleType], Exception] | None = None
-) -> list[str]:
-    """The hub's client as far as it is used; what it was asked, in order."""
-    asked: list[str] = []
-    errors = types.ModuleType("huggingface_hub.errors")
-    errors.EntryNotFoundError = type("EntryNotFoundError", (Exception,), {})  # type: ignore[attr-defined]
-    errors.HfHubHTTPError = _HttpError  # type: ignore[attr-defined]
-    errors.RepositoryNotFoundError = type("RepositoryNotFoundError", (_HttpError,), {})  # type: ignore[attr-defined]
-    errors.GatedRepoError = type("GatedRepoError", (errors.RepositoryNotFoundError,), {})  # type: ignore[attr-defined]
-
-    def look(repository: str, file: str) -> str | None:
-        asked.append(f"cache {repository} {file}")
-        return cached
-
-    def head(url: str, timeout: float) -> None:
-        asked.append(f"head {url}")
-        assert timeout <= 5
-        if error is not None:
-            raise error(errors)
-
-    def download(repository: str, file: str, etag_timeout: float) -> str:
-        asked.append(f"download {repository} {file}")
-        return "/downloaded/config.json"
-
-    hub = types.ModuleType("huggingface_hub")
-    hub.try_to_load_from_cache = look  # type: ignore[attr-defined]
-    hub.hf_hub_url = "{}/{}".format  # type: ignore[attr-defined]
-    hub.get_hf_file_metadata = head  # type: ignore[attr-defined]
-    hub.hf_hub_download = download  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
-    return asked
-
-
-def test_the_local_cache_comes_first_and_the_hub_gives_the_config_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = fake_client(monkeypatch, cached="/cache/config.json")
-    assert fetch_config("org/name") == Path("/cache/config.json")
-    assert asked == ["cache org/name config.json"]
-    asked = fake_client(monkeypatch)
-    assert fetch_config("org/name") == Path("/downloaded/config.json")
-    assert asked == ["cache org/name config.json", "head org/name/config.json", "download org/name config.json"]
-
-
-@pytest.mark.parametrize(
-    ("error", "why"),
-    [
-        (lambda _: Offline("no network"), r"the hub cannot be reached \(Offline\)"),
-        (lambda errors: errors.GatedRepoError(), "gives it to those only who accepted its terms and are logged in"),
-        (lambda errors: errors.RepositoryNotFoundError(), "knows no such repository, or it is private"),
-        (lambda errors: errors.EntryNotFoundError(), "its repository has no config.json"),
-        (lambda _: ValueError("-- in a name"), "the hub has no repositories of such names"),
-        (lambda errors: errors.HfHubHTTPError(), r"answered with an error \(503\)"),
-    ],
-)
-def test_a_hub_that_gives_nothing_is_asked_once_and_the_answer_says_what_was_tried(
-    monkeypatch: pytest.MonkeyPatch, error: Callable[[types.ModuleType], Exception], why: str
-) -> None:
-    asked = fake_client(monkeypatch, error=error)
-    with pytest.raises(UserInputError, match=why) as caught:
-        fetch_config("org/name")
-    assert "no config of 'org/name': it is no known model, no folder here and not in the local hub cache" in str(caught.value)
-    assert str(caught.value).endswith("give its config.json by path: --target path/to/config.json.")
-    assert asked == ["cache org/name config.json", "head org/name/config.json"]
-
-
-def test_without_the_client_it_is_named_with_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtra, match=r"needs huggingface_hub, .*: pip install 's2d\[run\]'") as caught:
-        fetch_config("org/name")
-    assert caught.value.__notes__ == ["Or give its config.json by path: --target path/to/config.json."]
 
 
 def test_offline_the_command_ends_with_2_and_one_sentence(

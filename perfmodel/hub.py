@@ -1,0 +1,113 @@
+"""What the Hugging Face hub has of a model: its config alone, or the folder that the runtime loads."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from perfmodel.errors import MissingExtra, OutOfSpace, UserInputError
+from perfmodel.units import Seconds
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+"""What `org/name` looks like."""
+TIMEOUT_S: Seconds = 3.0
+"""For the hub's first answer."""
+
+_CONFIG = "config.json"
+_FOLDER_FILES = (
+    _CONFIG,
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "s2d.json",
+)
+"""All that the runtime reads: no code, no pickles, no second copy of the weights."""
+
+
+def fetch_config(repository: str) -> Path:
+    """The config.json of a hub repository, and nothing else of it: from the local cache, else from the hub, asked once.
+
+    Raises:
+        MissingExtra: the hub's client is not installed.
+        UserInputError: it is in neither, or the hub cannot be reached or does not give it.
+    """
+    known = f"no config of {repository!r}: it is no known model, no folder here and not in the local hub cache"
+    with _asking(known, otherwise="give its config.json by path: --target path/to/config.json"):
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(repository, _CONFIG)
+        if isinstance(cached, str):
+            return Path(cached)
+        get_hf_file_metadata(hf_hub_url(repository, _CONFIG), timeout=TIMEOUT_S)  # asks once; a download asks six times
+        return Path(hf_hub_download(repository, _CONFIG, etag_timeout=TIMEOUT_S))
+
+
+@cache
+def fetch_folder(repository: str) -> Path:
+    """A folder with a hub repository's config, tokenizer and safetensors, in the local cache; fetched where it is not there.
+
+    Raises:
+        MissingExtra: the hub's client is not installed.
+        UserInputError: it is not there, and the hub cannot be reached or does not give it.
+        OutOfSpace: the disk is full.
+    """
+    known = f"no model {repository!r}: it is none of the box, no folder here and not in the local hub cache"
+    with _asking(known, otherwise="give the folder it is in"):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(repository, allow_patterns=list(_FOLDER_FILES), etag_timeout=TIMEOUT_S))
+
+
+def name_of_folder(folder: Path) -> str:
+    """What the model in a folder is called: as the folder, or in the hub's cache as its repository."""
+    path = folder.resolve()
+    if path.parent.name == "snapshots":  # models--ORG--NAME/snapshots/COMMIT
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.name
+
+
+@contextmanager
+def _asking(known: str, otherwise: str) -> Iterator[None]:
+    """Ask the hub's client; what it raises is told in one sentence.
+
+    Args:
+        known: what was looked for in vain before the hub was asked.
+        otherwise: another way to say what was meant.
+    """
+    try:
+        from huggingface_hub import errors
+    except ModuleNotFoundError as err:
+        missing = MissingExtra("huggingface_hub", "run")
+        missing.add_note(f"Or {otherwise}.")
+        raise missing from err
+    try:
+        yield
+    except errors.GatedRepoError as err:
+        why = "the hub gives it to those only who accepted its terms and are logged in"
+        raise _not_given(known, why, otherwise) from err
+    except errors.RepositoryNotFoundError as err:
+        raise _not_given(known, "the hub knows no such repository, or it is private", otherwise) from err
+    except errors.LocalEntryNotFoundError as err:
+        raise _not_given(known, "the hub cannot be reached", otherwise) from err
+    except errors.EntryNotFoundError as err:
+        raise _not_given(known, f"its repository has no {_CONFIG}", otherwise) from err
+    except errors.HfHubHTTPError as err:
+        raise _not_given(known, f"the hub answered with an error ({err.response.status_code})", otherwise) from err
+    except ValueError as err:
+        raise _not_given(known, "the hub has no repositories of such names", otherwise) from err
+    except Exception as err:  # no network: the client's transport has raised other types with every release
+        if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+            raise OutOfSpace(err.filename or "the hub's local cache") from err
+        raise _not_given(known, f"the hub cannot be reached ({type(err).__name__})", otherwise) from err
+
+
+def _not_given(known: str, why: str, otherwise: str) -> UserInputError:
+    return UserInputError(f"{known}, and {why}. Download it where you can, and {otherwise}.")
