@@ -47,7 +47,7 @@ from perfmodel.units import Seconds
 from profiler.device import device_facts
 from profiler.measure_latency import measure_latency
 from profiler.pass_log import PassLog
-from s2d.device import check_device
+from s2d.device import check_device, engine_for
 from s2d.random_pair import random_pair, with_layers
 
 NAME = "at_scale"
@@ -110,8 +110,9 @@ def found_of(args: argparse.Namespace) -> Found:
         for half, most in (("calibration", None), ("evaluation", args.num_prompts))
     )
     max_tokens = max(prompt.prompt_tokens for prompt in trace.header.prompts) + trace.header.max_new_tokens
-    pair = random_pair(target, draft, args.dtype, args.device, max_tokens=max_tokens, seed=SEED)
-    print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}")
+    engine = engine_for(args.engine, args.device, 1)
+    pair = random_pair(target, draft, args.dtype, args.device, engine=engine, max_tokens=max_tokens, seed=SEED)
+    print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}, {engine}")
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling
     turns = turns_of(session, calibration, log, seed=SEED)
@@ -188,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plain-only", action="store_true", help="measure plain decoding alone")
     add("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="to compute in (default: bf16 on a GPU, else fp32)")
+    add("--engine", choices=("eager", "graph"), help="kernels one by one, or as CUDA graphs (default: graph on a GPU)")
     add("--prompt-tokens", type=int, metavar="TOKENS", help=f"default: {FULL.prompt_tokens}")
     add("--max-new-tokens", type=int, metavar="TOKENS", help=f"default: {FULL.max_new_tokens}")
     add("--num-prompts", type=int, metavar="N", help=f"to measure on, at most (default: {FULL.num_prompts})")

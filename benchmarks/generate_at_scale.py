@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     print_out(table([row], headers=["arm", "tokens/s of the rounds", "1 token", f"{new_tokens} tokens"]))
     result = {
         "target": target.name,
-        "device": device_key(device, dtype).device,
+        "device": device_key(device, dtype, "eager").device,
         "dtype": dtype,
         "hf_generate_tokens_per_s": tokens_per_s,
         "one_token_s": prompt_s,

@@ -63,10 +63,10 @@ def next_note(plan: Plan) -> str | None:
 
 
 def measured_key(planned: DeviceKey) -> DeviceKey:
-    """What is measured of a device: eagerly, in a dtype that the runtime computes in."""
+    """What is measured of a device: in a dtype that the runtime computes in, several devices eagerly."""
     usual: Dtype = "bf16" if planned.num_threads is None else "fp32"
     dtype = planned.dtype if planned.dtype in PROFILED_DTYPES else usual
-    return replace(planned, engine="eager", dtype=dtype)
+    return replace(planned, engine=planned.engine if planned.num_devices == 1 else "eager", dtype=dtype)
 
 
 def draft_folder(draft: DraftGeometry) -> str:
@@ -172,4 +172,6 @@ def _place(planned: DeviceKey) -> list[str]:
     """The flags of `s2d-profile` for a device."""
     threads = planned.num_threads
     where = ["--device", "cuda"] if threads is None else ["--threads", str(threads)] if threads > 1 else []
-    return [*where, "--dtype", measured_key(planned).dtype]
+    measured = measured_key(planned)
+    by_kernel = threads is None and measured.num_devices == 1 and measured.engine == "eager"
+    return [*where, "--dtype", measured.dtype, *(["--engine", "eager"] if by_kernel else [])]

@@ -7,7 +7,8 @@ A round is cut into consecutive laps without gaps, so that the seconds of its pa
     verify   the target's forward over `rows` = drafted + 1 positions, its head, and the decision
     round    what is left: rollback and bookkeeping; `rows` = tokens drafted in the round (handing text to a reader is
              the reader's time, and in no pass)
-    prefill  the prompt's pass, before the first round; stage 0 is the target, stage 1 the draft
+    prefill  a pass over the prompt, in no round's time; stage 0 is the target's, before the first round, stage n that of the
+             draft's n-th segment, before the first pass that needs it, if there ever is one
 
 Draft and target push each other out of the caches: the first passes after a verification fetch the draft's weights anew, and
 a verification takes the longer, the more of the draft ran before it. A pass therefore has a *place*. That of a segment or
@@ -38,7 +39,8 @@ class PassShape:
 
     kind: PassKind
     stage: int
-    """Zero-based segment or exit of the draft (among all its exits, looked at or not); 0 for verify and round."""
+    """Zero-based segment or exit of the draft (among all its exits, looked at or not); 0 for verify and round; of a prefill,
+    0 is the target's and n that of the draft's n-th segment."""
     rows: int
     """Tokens in the pass."""
     cached_tokens: float
@@ -109,7 +111,7 @@ def is_cold(kind: PassKind, place: int) -> bool:
 
 
 def places(passes: Iterable[tuple[PassKind, int]]) -> Iterator[int]:
-    """The place of every pass, given kind and stage in the order they ran: each `round` or `prefill` pass ends a round."""
+    """The place of every pass, given kind and stage in the order they ran: each `round` pass ends a round."""
     so_far: Counter[tuple[PassKind, int]] = Counter()
     for kind, stage in passes:
         if kind == "verify":
@@ -118,5 +120,5 @@ def places(passes: Iterable[tuple[PassKind, int]]) -> Iterator[int]:
         weights = weights_of(kind, stage)
         so_far[weights] += 1
         yield so_far[weights]
-        if kind in ("round", "prefill"):
+        if kind == "round":
             so_far.clear()

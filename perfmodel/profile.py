@@ -1,6 +1,7 @@
 """What a device did: raw times of one model's passes, as measured."""
 
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Literal
 
 from perfmodel.artifact import Stored, Upgrades, read_record, write_record
@@ -11,7 +12,7 @@ from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 5
+LATENCY_PROFILE_VERSION = 6
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 EngineMode = Literal["eager", "graph"]
@@ -58,7 +59,14 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "processing": None}
 
 
-LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4}
+def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
+    """A draft's prompt was one pass through all segments, which no prefill of today is."""
+    samples = body["samples"]
+    is_kept = [kind != "prefill" or not stage for kind, stage in zip(samples["kind"], samples["stage"], strict=True)]
+    return {**body, "samples": {name: list(compress(column, is_kept)) for name, column in samples.items()}}
+
+
+LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4, 5: _from_version_5}
 
 
 def write_latency_profile(path: PathLike, profile: LatencyProfile, provenance: Provenance) -> None:

@@ -183,7 +183,7 @@ class PassSetting:
         """The work of one pass.
 
         A self-draft's verify covers the layers above its last exit, but with one row it is the plain loop's and covers all.
-        A prefill asks no head: the prompt's last token leads the first round.
+        A prefill asks no head: the prompt's last token leads the first round. The draft's are by segment, from stage 1 on.
         """
         match kind:
             case "segment":
@@ -194,7 +194,8 @@ class PassSetting:
             case "verify":
                 return self._layers(self._verify_layers(rows), head_rows=rows, rows=rows)
             case "prefill":
-                return self._layers(self.exit_layers[-1] if stage else self.model.num_layers, head_rows=0, rows=rows)
+                num_layers = self._segment_layers(stage - 1) if stage else self.model.num_layers
+                return self._layers(num_layers, head_rows=0, rows=rows)
             case "round":
                 return round_work(rows)
 

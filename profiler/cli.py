@@ -149,4 +149,9 @@ def _add_place(group: argparse._ActionsContainer) -> None:
     """Where and in what to compute."""
     group.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     group.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="to compute in (default: fp32)")
+    group.add_argument(
+        "--engine",
+        choices=("eager", "graph"),
+        help="launch kernels one by one, or as CUDA graphs (default: graph on one GPU, else eager)",
+    )
     group.add_argument("--threads", type=int, default=1, metavar="N", help="of a CPU run (default: 1)")

@@ -27,7 +27,7 @@ from profiler.pass_log import lacking_passes
 from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
 from profiler.show import acceptance_table, distinct_line, energy_line, latency_table, understood, warnings_of
 from s2d.config import FAMILY_FOLDER
-from s2d.device import check_device
+from s2d.device import check_device, engine_for
 from s2d.load import find_model
 from s2d.pair import encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
@@ -60,7 +60,8 @@ def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
     """Load what the arguments name."""
     sampling = sampling_of(args)
     prompts = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
-    pair = load_pair(args.target, args.draft, args.dtype, args.device, ranks)
+    engine = engine_for(args.engine, args.device, ranks.size if ranks else 1)
+    pair = load_pair(args.target, args.draft, args.dtype, args.device, ranks, engine=engine)
     return Job(
         pair=pair,
         prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens, is_chat=args.chat),

@@ -69,7 +69,7 @@ def nvml_handle(device: torch.device) -> Any | None:
 
 
 def _cpu_facts() -> DeviceFacts:
-    key = device_key(torch.device("cpu"), "fp32")
+    key = device_key(torch.device("cpu"), "fp32", "eager")
     return DeviceFacts(
         name=key.device,
         num_threads=key.num_threads,

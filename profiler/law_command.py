@@ -21,7 +21,7 @@ from profiler.job import SAVE_EVERY_S
 from profiler.latency_files import LatencyFiles
 from profiler.measure_law import LawGrid, law_models, law_profiles, measure_law
 from profiler.pass_log import PassLog
-from s2d.device import check_device
+from s2d.device import check_device, engine_for
 from s2d.load import LoadedModel
 
 CPU_HIDDEN_SIZES, CPU_VOCAB_SIZE = (128, 256, 512), 2048
@@ -34,17 +34,20 @@ def profile_law(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
     check_device(args.device)
     if args.threads < 1 or args.budget < 0:
         raise UserInputError(f"--threads {args.threads}, --budget {args.budget:g}: expected at least 1 and at least 0 seconds")
+    engine = engine_for(args.engine, args.device, 1)
     torch.set_num_threads(args.threads)
     grid = grid_of(args)
     make_folder(args.output)
-    models = law_models(grid, args.dtype, args.device, seed=args.seed)
+    models = law_models(grid, args.dtype, args.device, engine=engine, seed=args.seed)
     facts = device_facts(models[0].decoder.device)
     provenance = make_provenance(
         argv=argv, device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=args.seed
     )
     files = [LatencyFiles(args.output, partial(law_profiles, model=model), provenance) for model in models]
     logs = [one.resumed() for one in files]
-    print_out(f"{len(models)} models of {min(args.depths)} to {max(args.depths)} layers on {facts.label}, {args.dtype}")
+    print_out(
+        f"{len(models)} models of {min(args.depths)} to {max(args.depths)} layers on {facts.label}, {args.dtype}, {engine}"
+    )
     if kept := sum(map(len, logs)):
         print_err(f"going on with the {kept} passes kept in {args.output}")
     try:

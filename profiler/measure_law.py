@@ -19,7 +19,7 @@ import torch
 from perfmodel.geometry import ModelGeometry
 from perfmodel.passes import PassSamples
 from perfmodel.policy import ExitPolicy, FixedLength
-from perfmodel.profile import Dtype, LatencyProfile
+from perfmodel.profile import Dtype, EngineMode, LatencyProfile
 from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
 from profiler.latency_files import is_draft_pass
@@ -95,9 +95,9 @@ def small_geometry(num_layers: int, hidden_size: int, vocab_size: int, max_conte
     )
 
 
-def law_models(grid: LawGrid, dtype: Dtype, device: str, *, seed: int) -> tuple[LoadedModel, ...]:
+def law_models(grid: LawGrid, dtype: Dtype, device: str, *, engine: EngineMode = "eager", seed: int) -> tuple[LoadedModel, ...]:
     """The grid's models, cut in the middle where they can be."""
-    return tuple(random_model(one, halves(one), dtype, device, seed=seed) for one in grid.geometries)
+    return tuple(random_model(one, halves(one), dtype, device, engine=engine, seed=seed) for one in grid.geometries)
 
 
 def halves(geometry: ModelGeometry) -> tuple[int, ...]:
@@ -156,6 +156,8 @@ class _TimedModel:
         self._rng = rng
         self._whole = model.decoder.new_cache((model.geometry.num_layers,), grid.max_tokens)
         self._halves = model.decoder.new_cache(model.exit_layers, grid.max_tokens)
+        for cache in (self._whole, self._halves):
+            model.decoder.prepare(cache, 0, grid.max_tokens)
         self._judge = make_judge(GREEDY, "max-prob", model.decoder.device)
         self._judge.start(1, grid.max_tokens)
         self._clock = Clock(model.decoder.device)
@@ -187,7 +189,7 @@ class _TimedModel:
             states = decoder.forward_segment(states, segment, self._halves)
             clock.lap("segment", segment.number, rows, cached)
             if not segment.number:
-                judge.answer(decoder.exit_logits(states[-1:]), token_ids, 1, segment.number)
+                judge.answer(decoder, states[-1:], token_ids, 1, segment.number)
                 clock.lap("exit", 0, 1, 0)
         return clock.samples()
 
@@ -219,7 +221,7 @@ def law_profiles(log: PassLog, model: LoadedModel) -> dict[str, LatencyProfile]:
         model_sha256=model.sha256,
         exit_layers=model.exit_layers,
         beside=None,
-        device=device_key(model.decoder.device, model.dtype),
+        device=device_key(model.decoder.device, model.dtype, model.decoder.engine),
         rule=GREEDY.rule,
         processing=GREEDY.processing,
         samples=log.samples(is_draft_pass),

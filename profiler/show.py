@@ -30,7 +30,7 @@ def understood(job: Job, facts: DeviceFacts, split: str) -> str:
     lengths = [len(prompt.token_ids) for prompt in job.prompts]
     return "\n".join(
         [
-            f"models   {job.pair.label}, {dtype}, batch 1, eager",
+            f"models   {job.pair.label}, {dtype}, batch 1, {job.pair.device_key.engine}",
             f"device   {facts.label}",
             f"prompts  {len(job.prompts)} of the {split} half, {min(lengths)} to {max(lengths)} tokens, "
             f"{job.max_new_tokens} more after each, {sampling}",

@@ -7,6 +7,7 @@ causal pass. So lengths never increase with depth, and rollback only shortens th
 Symbols: S tokens, L layers, D hidden, K kv heads, H head dim.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from perfmodel.geometry import ModelGeometry
 
 LayerViews = tuple[Tensor, ...]
 """One view of the cache per layer of a segment."""
+PreparedPass = Callable[[Tensor, int], None]
+"""A pass of rows [T, D + PAD] that begin at a place, through a segment of this cache: see `s2d.graphs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +49,10 @@ class Cache:
     def __init__(self, geometry: ModelGeometry, segments: tuple[Segment, ...], max_tokens: int, *, padding: Tensor) -> None:
         self.segments = segments
         self.max_tokens = max_tokens
+        self.prepared: dict[tuple[int, int, int], PreparedPass] = {}
         self.lengths = [0] * len(segments)
         shape = (segments[-1].end, max_tokens, 2, geometry.num_kv_heads, geometry.head_dim)
-        self._kv = padding.new_zeros(shape)  # [L, S, 2, K, H]
+        self._kv = padding.new_zeros(shape)  # [L, S, 2, K, H], finite wherever it is read, masked or not
         # Rows are written by a complex product where there are complex numbers: see s2d.nested.
         written = self._kv.unflatten(-1, (-1, 2))
         self._written = torch.view_as_complex(written) if padding.dtype == torch.float32 else self._kv
@@ -70,6 +74,10 @@ class Cache:
     def backlog(self, number: int, end: int) -> Tensor:
         """States that a segment (not the first) has not seen yet, up to position `end`: [T, D + PAD]."""
         return self.states[number - 1][self.lengths[number] : end]
+
+    def rows(self, segment: Segment) -> LayerViews:
+        """Per layer of a segment: all of its rows, a [S, 2, K, H]."""
+        return self._kv[segment.start : segment.end].unbind(0)
 
     def views(self, segment: Segment, start: int, rows: int) -> tuple[LayerViews, LayerViews, LayerViews]:
         """Per layer of a segment: where new rows are written, and the keys and values to attend to, those included.

@@ -15,7 +15,7 @@ def count_rounds(
 
     Args:
         blocks: drafted and accepted tokens of every round.
-        tags: kind, stage, rows and cached tokens of every lap of those rounds.
+        tags: kind, stage, rows and cached tokens of every lap; those over the prompt are in no round.
         num_tokens: emitted in all.
         exits_taken: drafted tokens by exit, over all exits there are.
     """
@@ -23,6 +23,8 @@ def count_rounds(
     cached: Counter[PassName] = Counter()
     cold: Counter[PassName] = Counter()
     for (kind, stage, rows, cached_tokens), place in zip(tags, places(tag[:2] for tag in tags), strict=True):
+        if kind == "prefill":
+            continue
         counts[kind, stage, rows] += 1
         cached[kind, stage, rows] += cached_tokens
         if is_cold(kind, place):

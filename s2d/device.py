@@ -4,7 +4,7 @@ import torch
 
 from perfmodel.cpu import this_cpu_name
 from perfmodel.errors import UserInputError
-from perfmodel.profile import DeviceKey, Dtype
+from perfmodel.profile import DeviceKey, Dtype, EngineMode
 
 
 def check_device(name: str) -> None:
@@ -17,13 +17,28 @@ def check_device(name: str) -> None:
         raise UserInputError(f"--device {name}: torch finds no CUDA device here. Give --device cpu, or install its CUDA build")
 
 
-def device_key(device: torch.device, dtype: Dtype, num_devices: int = 1) -> DeviceKey:
-    """The key of seconds measured here and now, on so many devices alike. The runtime is eager on every device."""
+def engine_for(asked: EngineMode | None, device: str, num_devices: int) -> EngineMode:
+    """How passes are launched on so many devices alike; where nothing is asked, as graphs on a single GPU.
+
+    Raises:
+        UserInputError: graphs on a CPU, which has none, or on several devices, whose passes are ordered one by one.
+    """
+    has_graphs = torch.device(device).type == "cuda" and num_devices == 1
+    if asked == "graph" and not has_graphs:
+        where = "a CPU" if num_devices == 1 else f"{num_devices} devices"
+        raise UserInputError(
+            f"engine graph on {where}: expected eager there, as CUDA graphs are for one GPU. Give --engine eager."
+        )
+    return asked or ("graph" if has_graphs else "eager")
+
+
+def device_key(device: torch.device, dtype: Dtype, engine: EngineMode, num_devices: int = 1) -> DeviceKey:
+    """The key of seconds measured here and now, on so many devices alike."""
     is_cuda = device.type == "cuda"
     return DeviceKey(
         device=torch.cuda.get_device_name(device) if is_cuda else this_cpu_name(),
         num_devices=num_devices,
         num_threads=None if is_cuda else torch.get_num_threads(),
         dtype=dtype,
-        engine="eager",
+        engine=engine,
     )

@@ -29,19 +29,28 @@ class Ladder:
     Args:
         decoder: the draft, or the target of a self draft.
         cache: its segments end at the draft's exits.
+        prompt_rows: tokens of the prompt but its last, which leads the first round.
     """
 
-    def __init__(self, decoder: Decoder, cache: Cache) -> None:
+    def __init__(self, decoder: Decoder, cache: Cache, prompt_rows: int) -> None:
         self.decoder = decoder
         self.cache = cache
+        self._prompt_rows = prompt_rows
 
     def run(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
-        """Push everything a segment has not seen through it, in one causal pass."""
+        """Push everything a segment has not seen through it: the prompt in a pass of its own, the backlog in another."""
+        if self.cache.lengths[segment.number] < self._prompt_rows:
+            self._push(segment, tokens, self._prompt_rows)
+            clock.lap("prefill", 1 + segment.number, self._prompt_rows, 0)
         cached = self.cache.lengths[segment.number]
-        is_first = segment.number == 0
-        states = self.decoder.embed(tokens[cached:]) if is_first else self.cache.backlog(segment.number, len(tokens))
-        self.decoder.forward_segment(states, segment, self.cache)
+        self._push(segment, tokens, len(tokens))
         clock.lap("segment", segment.number, len(tokens) - cached, cached)
+
+    def _push(self, segment: Segment, tokens: list[int], end: int) -> None:
+        """One causal pass over what a segment has not seen of the first `end` tokens."""
+        is_first, seen = segment.number == 0, self.cache.lengths[segment.number]
+        states = self.decoder.embed(tokens[seen:end]) if is_first else self.cache.backlog(segment.number, end)
+        self.decoder.forward_segment(states, segment, self.cache)
 
 
 class Drafter:
@@ -67,7 +76,7 @@ class Drafter:
         self._judge = judge
         self._eos_token_id = eos_token_id
         self._rule = policy.length
-        self.steps = steps_of(ladder.cache, exit_layers, policy)
+        self._steps = steps_of(ladder.cache, exit_layers, policy)
         self.exits_taken = [0] * len(exit_layers)
         self.cap = first_cap(policy.length)
 
@@ -97,13 +106,13 @@ class Drafter:
 
     def _next(self, tokens: list[int], known: int, clock: Clock) -> tuple[int, float, Step]:
         """Climb until an exit is sure enough: the token, its confidence and the step it left at; `known` tokens are certain."""
-        for step in self.steps:
+        for step in self._steps:
             segment = step.segment
             self._ladder.run(segment, tokens, clock)
             if step.threshold is None:
                 continue
             last = self._ladder.cache.states[segment.number][len(tokens) - 1 : len(tokens)]
-            token, confidence = self._judge.answer(self._ladder.decoder.exit_logits(last), tokens, known, segment.number)
+            token, confidence = self._judge.answer(self._ladder.decoder, last, tokens, known, segment.number)
             clock.lap("exit", segment.number, 1, 0)
             if confidence >= step.threshold:
                 return token, confidence, step

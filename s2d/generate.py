@@ -23,7 +23,6 @@ from s2d.controller import Pilot, Steady
 from s2d.count import count_rounds
 from s2d.draft import Drafter, Ladder, check_exits
 from s2d.load import LoadedModel
-from s2d.nested import Decoder
 from s2d.script import Script, overruled
 from s2d.text import Stop
 from s2d.verify import Judge, make_judge
@@ -57,6 +56,7 @@ class Generation:
     policies: tuple[ExitPolicy | None, ...]
     """What every round followed."""
     prefill_s: Seconds
+    """Of the passes over the prompt: the target's, and those of the draft's segments that were ever needed."""
     decode_s: Seconds
     """Of the rounds; what the caller does with the tokens it is given is not counted."""
     samples: PassSamples
@@ -136,7 +136,7 @@ class Session:
             judge = overruled(judge, settings.script, known, new, eos, self.exit_layers)
         judge.start(len(prompt_ids), self._max_tokens)
         pilot.begin()
-        return _Run(self, settings, pilot, judge, clock, on_tokens).generate(list(prompt_ids))
+        return _Run(self, list(prompt_ids), settings, pilot, judge, clock, on_tokens).generate()
 
     def cache(self, role: str, segment_ends: tuple[int, ...]) -> Cache:
         """An empty cache for the target or the draft, kept from earlier calls where there is one."""
@@ -177,8 +177,17 @@ class _Run:
     """One text: its tokens, the caches it fills, and what its rounds counted."""
 
     def __init__(
-        self, session: Session, settings: Settings, pilot: Pilot, judge: Judge, clock: Clock, on_tokens: OnTokens | None
+        self,
+        session: Session,
+        prompt_ids: list[int],
+        settings: Settings,
+        pilot: Pilot,
+        judge: Judge,
+        clock: Clock,
+        on_tokens: OnTokens | None,
     ) -> None:
+        self._tokens = prompt_ids
+        self._prompt_tokens = len(prompt_ids)
         self._settings = settings
         self._pilot = pilot
         self._num_exits = len(session.exit_layers)
@@ -190,9 +199,13 @@ class _Run:
         self._is_self_draft = is_drafting and session.draft is None
         depth = session.target.geometry.num_layers
         self._cache = session.cache("target", (*session.exit_layers, depth) if self._is_self_draft else (depth,))
-        self._ladder = Ladder(self._target, self._cache)
+        prompt_rows = self._prompt_tokens - 1
+        self._ladder = Ladder(self._target, self._cache, prompt_rows)
         if is_drafting and session.draft:
-            self._ladder = Ladder(session.draft.decoder, session.cache("draft", session.exit_layers))
+            self._ladder = Ladder(session.draft.decoder, session.cache("draft", session.exit_layers), prompt_rows)
+        self._limit = self._prompt_tokens + settings.max_new_tokens
+        for decoder, cache in ((self._target, self._cache), (self._ladder.decoder, self._ladder.cache)):
+            decoder.prepare(cache, self._prompt_tokens, self._limit)
         eos = settings.eos_token_id
         self._drafters = [
             Drafter(self._ladder, session.exit_layers, policy, judge, eos) if policy else None for policy in pilot.policies
@@ -200,50 +213,42 @@ class _Run:
         self._blocks: list[tuple[int, int]] = []
         self._policies: list[ExitPolicy | None] = []
 
-    def generate(self, tokens: list[int]) -> Generation:
-        prompt_tokens = len(tokens)
+    def generate(self) -> Generation:
         self._clock.start()
-        self._prefill(tokens)
-        num_prefills = len(self._clock.tags)
-        limit = prompt_tokens + self._settings.max_new_tokens
-        while not self._round(tokens, prompt_tokens, limit):
+        self._prefill()
+        while not self._round():
             pass
         samples = self._clock.samples()
+        prefill_s = sum(s for kind, s in zip(samples.kind, samples.seconds, strict=True) if kind == "prefill")
+        written = self._tokens[self._prompt_tokens :]
         return Generation(
-            tokens=tuple(tokens[prompt_tokens:]),
-            rounds=count_rounds(
-                self._blocks,
-                self._clock.tags[num_prefills:],
-                num_tokens=len(tokens) - prompt_tokens,
-                exits_taken=self._exits_taken(),
-            ),
+            tokens=tuple(written),
+            rounds=count_rounds(self._blocks, self._clock.tags, num_tokens=len(written), exits_taken=self._exits_taken()),
             blocks=tuple(self._blocks),
             policies=tuple(self._policies),
-            prefill_s=sum(samples.seconds[:num_prefills]),
-            decode_s=sum(samples.seconds[num_prefills:]),
+            prefill_s=prefill_s,
+            decode_s=sum(samples.seconds) - prefill_s,
             samples=samples,
         )
 
-    def _prefill(self, tokens: list[int]) -> None:
-        """Process all of the prompt but its last token, which leads the first round."""
-        rows = len(tokens) - 1
+    def _prefill(self) -> None:
+        """The target's pass over all of the prompt but its last token, which leads the first round."""
+        rows = self._prompt_tokens - 1
         if not rows:
             return
-        _push_all(self._target.embed(tokens[:-1]), self._target, self._cache, len(self._cache.segments))
+        states = self._target.embed(self._tokens[:-1])
+        for segment in self._cache.segments:
+            states = self._target.forward_segment(states, segment, self._cache)
         self._clock.lap("prefill", 0, rows, 0)
-        deepest = max(len(drafter.steps) if drafter else 0 for drafter in self._drafters)
-        if deepest and not self._is_self_draft:
-            decoder = self._ladder.decoder
-            _push_all(decoder.embed(tokens[:-1]), decoder, self._ladder.cache, deepest)
-            self._clock.lap("prefill", 1, rows, 0)
 
-    def _round(self, tokens: list[int], prompt_tokens: int, limit: int) -> bool:
+    def _round(self) -> bool:
         """Draft, verify, roll back; returns whether the text has ended."""
+        tokens, prompt_tokens = self._tokens, self._prompt_tokens
         known, at = len(tokens), self._pilot.at
         drafter = self._drafters[at]
         drafted: list[int] = []
         if drafter is not None:
-            drafted = drafter.draft(tokens, min(drafter.cap, limit - known - 1), self._clock)
+            drafted = drafter.draft(tokens, min(drafter.cap, self._limit - known - 1), self._clock)
         logits = self._verify(tokens, known)
         verdict = self._judge.verdict(logits, tokens, known)
         self._clock.lap("verify", 0, len(drafted) + 1, known - 1)
@@ -261,7 +266,7 @@ class _Run:
         if self._on_tokens is not None:
             self._on_tokens(emitted)
             self._clock.skip()
-        return ended or len(tokens) >= limit
+        return ended or len(tokens) >= self._limit
 
     def _verify(self, tokens: list[int], known: int) -> Tensor:
         """The target's logits after the lead and each drafted token: [G + 1, V].
@@ -293,8 +298,3 @@ class _Run:
             if kept is not None:
                 return emitted[:kept], True
         return emitted, ended
-
-
-def _push_all(states: Tensor, decoder: Decoder, cache: Cache, num_segments: int) -> None:
-    for segment in cache.segments[:num_segments]:
-        states = decoder.forward_segment(states, segment, cache)

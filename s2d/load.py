@@ -16,14 +16,17 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.disk import PathLike, check_new, whole_folder
 from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry
-from perfmodel.profile import Dtype
+from perfmodel.hub import REPOSITORY, fetch_folder
+from perfmodel.profile import Dtype, EngineMode
 from s2d.checkpoint import layer_of, open_weights, tensor_names, weights_sha256
 from s2d.config import FAMILY_FOLDER, FAMILY_PREFIX, geometry_of, read_config, read_geometry, read_raw_config, shallower
 from s2d.fold import KeepLayer, fold_weights, random_weights, with_reduced_head, with_vocabulary
+from s2d.graphs import GraphDecoder
 from s2d.nested import Decoder
 from s2d.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 
 TORCH_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DECODERS: dict[EngineMode, type[Decoder]] = {"eager": Decoder, "graph": GraphDecoder}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +46,29 @@ class LoadedModel:
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model: a path, or a name of the reference family.
+    """The folder of a model: a name of the reference family, a path, or `org/name` on the Hugging Face hub.
 
     Raises:
-        UnknownName: neither.
+        UnknownName: none of these.
+        UserInputError: it is to come from the hub, which cannot be reached or does not give it.
     """
     known = {FAMILY_PREFIX + path.parent.name: path.parent for path in sorted(FAMILY_FOLDER.glob("*/config.json"))}
     if name in known:
         return known[name]
     if Path(name).is_dir():
         return Path(name)
-    raise UnknownName("model", name, known, otherwise="give a folder with config.json and model.safetensors")
+    if REPOSITORY.fullmatch(name):
+        return fetch_folder(name)
+    raise UnknownName("model", name, known, otherwise="give a folder with config.json and model.safetensors, or org/name")
 
 
 def load_model(
-    folder: PathLike, dtype: Dtype, device: str = "cpu", *, kept: KeepLayer = lambda layer, geometry: layer
+    folder: PathLike,
+    dtype: Dtype,
+    device: str = "cpu",
+    *,
+    engine: EngineMode = "eager",
+    kept: KeepLayer = lambda layer, geometry: layer,
 ) -> LoadedModel:
     """Read a Hugging Face folder of the Llama, Mistral, Qwen2 or Qwen3 family.
 
@@ -65,6 +76,7 @@ def load_model(
         folder: holds config.json and model.safetensors, or shards with their index.
         dtype: the numbers to compute in, whatever is stored.
         device: torch's name for it.
+        engine: how passes are launched.
         kept: of every layer; the geometry stays that of the whole.
 
     Raises:
@@ -86,7 +98,7 @@ def load_model(
         weights = with_reduced_head(weights, said)
         sha256 = hashlib.sha256(f"{sha256} saying {said!r}".encode()).hexdigest()
     return LoadedModel(
-        decoder=Decoder(geometry, weights),
+        decoder=DECODERS[engine](geometry, weights),
         geometry=geometry,
         exit_layers=exit_layers,
         calibration=sidecar.calibration if sidecar else None,
@@ -110,11 +122,18 @@ def with_vocabulary_of(draft: LoadedModel, target: LoadedModel) -> LoadedModel:
     num_tokens = target.decoder.vocab_size
     if draft.decoder.vocab_size == num_tokens:
         return draft
-    return replace(draft, decoder=Decoder(draft.geometry, with_vocabulary(draft.decoder.weights, num_tokens)))
+    weights = with_vocabulary(draft.decoder.weights, num_tokens)
+    return replace(draft, decoder=DECODERS[draft.decoder.engine](draft.geometry, weights))
 
 
 def random_model(
-    geometry: ModelGeometry, exit_layers: tuple[int, ...], dtype: Dtype, device: str = "cpu", *, seed: int
+    geometry: ModelGeometry,
+    exit_layers: tuple[int, ...],
+    dtype: Dtype,
+    device: str = "cpu",
+    *,
+    engine: EngineMode = "eager",
+    seed: int,
 ) -> LoadedModel:
     """A model of a given shape with random weights, to time shapes for which there is no checkpoint.
 
@@ -127,7 +146,7 @@ def random_model(
             f"model {geometry.name!r} has {what}, and weights are drawn for a Llama's layers only. Give one of a Llama's shape."
         )
     return LoadedModel(
-        decoder=Decoder(geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed)),
+        decoder=DECODERS[engine](geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed)),
         geometry=geometry,
         exit_layers=exit_layers,
         calibration=None,

@@ -14,18 +14,33 @@ Symbols: T new tokens, S cached and new, L layers, D hidden, F mlp, N heads, K k
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
 
 from perfmodel.geometry import ModelGeometry
-from s2d.cache import Cache, Segment, segments_of
+from perfmodel.profile import EngineMode
+from perfmodel.units import Tokens
+from s2d.cache import Cache, LayerViews, Segment, segments_of
+from s2d.heads import MANY_ROWS, Rotate, Slots, attend, norm_heads, real_turn, rotate_complex, rotate_real
+from s2d.sampling import Choice, read_answer
 from s2d.scratch import Scratch, new_scratch
 from s2d.weights import PAD, DecoderWeights
 
-MANY_ROWS = 64
-"""From here on the fused attention kernel is faster than three small products, and keeps no [T, S] scores."""
+
+class Span(NamedTuple):
+    """Where the rows of a pass stand in their text: what its layers take from the cache, and the factors of the positions."""
+
+    written: LayerViews | tuple[Slots, ...]
+    keys: LayerViews
+    values: LayerViews
+    q_turn: Tensor
+    kv_turn: Tensor
+    mask: Tensor | None
+    """Additive, [T, S]; None where one row sees all."""
+    rotate: Rotate
 
 
 class Decoder:
@@ -36,6 +51,8 @@ class Decoder:
         weights: folded as `s2d.load` does.
     """
 
+    engine: EngineMode = "eager"
+    """How its passes are launched."""
     _sums_whole_rows = False
     """Whether products before the residual are as wide as its rows, padding included."""
 
@@ -51,10 +68,11 @@ class Decoder:
         self._head_floor = torch.tensor(math.sqrt(geometry.head_dim * weights.norm_eps), device=self.device)
         turn = weights.rotary
         still = torch.ones_like(turn)
+        self._rotate: Rotate = rotate_complex if self._complex else rotate_real
         # V rides along unturned, so that one product fills both halves of a cache row.
-        self._q_turn = turn[:, None] if self._complex else _real_turn(turn, self.dtype)[:, :, None]
+        self._q_turn = turn[:, None] if self._complex else real_turn(turn, self.dtype)[:, :, None]
         kv_turn = torch.stack((turn, still), dim=1)
-        self._kv_turn = kv_turn[:, :, None] if self._complex else _real_turn(kv_turn, self.dtype)[:, :, :, None]
+        self._kv_turn = kv_turn[:, :, None] if self._complex else real_turn(kv_turn, self.dtype)[:, :, :, None]
 
     @property
     def vocab_size(self) -> int:
@@ -74,6 +92,15 @@ class Decoder:
             max_tokens,
             padding=self.padding(max_tokens),
         )
+
+    def prepare(self, cache: Cache, begin_tokens: Tokens, end_tokens: Tokens) -> None:
+        """Make ready, before anything is timed, for the short passes of a text that is to grow between these lengths.
+
+        Args:
+            cache: of this decoder, without a text.
+            begin_tokens: before the first pass.
+            end_tokens: after the last.
+        """
 
     def padding(self, rows: int) -> Tensor:
         """What follows the D components of a residual row: [rows, PAD]."""
@@ -116,6 +143,16 @@ class Decoder:
             return logits
         return logits.new_full((len(logits), self.vocab_size), -torch.inf).index_copy_(1, self.weights.said, logits)
 
+    def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> tuple[int, float]:
+        """What an exit answers after a row, read by the host: a token and the confidence in it.
+
+        Args:
+            states: [1, D + PAD].
+            choice: how logits become an answer.
+            noise: of the position, [1, V], where it is shared.
+        """
+        return read_answer(*choice(self.exit_logits(states), noise))
+
     @torch.inference_mode()
     def all_exit_logits(self, token_ids: list[int], exit_layers: tuple[int, ...]) -> list[Tensor]:
         """One teacher-forced pass: what each exit says after every token, a [T, V] per exit.
@@ -134,11 +171,14 @@ class Decoder:
 
     def _run_layers(self, x: Tensor, out: Tensor, segment: Segment, cache: Cache, start: int) -> None:
         rows = x.shape[0]
-        b = self._scratch_for(rows)
-        written, keys, values = cache.views(segment, start, rows)
-        q_turn, kv_turn = self._q_turn[start : start + rows], self._kv_turn[start : start + rows]
+        end = start + rows
         mask = self._mask(rows, start) if rows > 1 else None
-        rotate = _rotate_complex if self._complex else _rotate_real
+        views = cache.views(segment, start, rows)
+        self._run_span(x, out, segment, Span(*views, self._q_turn[start:end], self._kv_turn[start:end], mask, self._rotate))
+
+    def _run_span(self, x: Tensor, out: Tensor, segment: Segment, span: Span) -> None:
+        b = self._scratch_for(x.shape[0])
+        written, keys, values, q_turn, kv_turn, mask, rotate = span
         vector_norm, div, mm, addmm, add = torch.linalg.vector_norm, torch.div, torch.mm, torch.addmm, self._add
         norm, normed, gate, up = b.norm, b.normed, b.gate, b.up
         width = self.geometry.hidden_size
@@ -153,9 +193,9 @@ class Decoder:
             else:
                 addmm(layer.qkv_bias, normed, layer.qkv, out=b.qkv)
             if layer.qk_gain is not None:
-                _norm_heads(b, layer.qk_gain, self._head_floor)
+                norm_heads(b, layer.qk_gain, self._head_floor)
             rotate(b, write, q_turn, kv_turn)
-            add(_attend(b, key, value, mask), layer.attn_out, layer.attn_out_bias, sum_in, sum_out)
+            add(attend(b, key, value, mask), layer.attn_out, layer.attn_out_bias, sum_in, sum_out)
             x, values_in, sum_in = out, values_out, sum_out
             vector_norm(x, 2, -1, True, dtype=torch.float32, out=norm)
             div(values_in, norm, out=normed)
@@ -194,69 +234,3 @@ class Decoder:
     def _new_mask(self, rows: int, start: int) -> Tensor:
         mask = torch.full((rows, start + rows), -torch.inf, dtype=self.dtype, device=self.device)
         return mask.triu_(start + 1)
-
-
-def _real_turn(turn: Tensor, dtype: torch.dtype) -> Tensor:
-    """Factors for the two products of a real rotation: complex [..., H / 2] -> [2, ..., H] moved to [S, 2, ..., H]."""
-    cos = turn.real.repeat_interleave(2, -1)
-    sin = torch.stack((-turn.imag, turn.imag), dim=-1).flatten(-2)
-    return torch.stack((cos, sin), dim=1).to(dtype)
-
-
-def _norm_heads(b: Scratch, gain: Tensor, floor: Tensor) -> None:
-    """Every head's Q and K over their RMS, times their gain, in place.
-
-    Args:
-        b: holds them, unscaled.
-        gain: [N + K, H].
-        floor: sqrt(H eps), a scalar.
-    """
-    torch.linalg.vector_norm(b.qk, 2, -1, True, dtype=torch.float32, out=b.qk_norm)
-    torch.hypot(b.qk_norm, floor, out=b.qk_norm)
-    b.qk.div_(b.qk_norm).mul_(gain)
-
-
-def _rotate_complex(b: Scratch, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
-    b.q_turn.mul_(q_turn)
-    torch.mul(b.kv_turn, kv_turn, out=write)
-
-
-def _rotate_real(b: Scratch, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
-    """The same in half precision, which has no complex numbers: (a, b) cos + (b, a) (-sin, sin)."""
-    flipped = b.heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    num_heads = b.q_turn.shape[1]
-    b.q_turn.mul_(q_turn[:, 0]).addcmul_(flipped[:, :num_heads], q_turn[:, 1])
-    flipped_kv = flipped[:, num_heads:].view_as(b.kv_turn)
-    torch.mul(b.kv_turn, kv_turn[:, 0], out=write)
-    write.addcmul_(flipped_kv, kv_turn[:, 1])
-
-
-def _attend(b: Scratch, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Causal attention of the scratch's new rows over cached ones: [T, N H].
-
-    Args:
-        b: holds Q, scaled already.
-        key: [K, H, S].
-        value: [K, S, H].
-        mask: [T, S] additive, None for one row.
-    """
-    if mask is None:
-        torch.bmm(torch.softmax(torch.bmm(b.q_flat, key), -1), value, out=b.mixed)  # type: ignore[arg-type]
-        return b.attn
-    if len(mask) >= MANY_ROWS:
-        return _attend_many(b, key, value, mask)
-    if b.q_flat is not None:
-        scores = torch.baddbmm(mask, b.q_flat, key)
-    else:
-        scores = torch.bmm(b.q.flatten(1, 2), key)
-        scores.unflatten(1, (-1, len(mask))).add_(mask)
-    torch.bmm(torch.softmax(scores, -1), value, out=b.mixed)
-    b.attn.view_as(b.mixed_by_row).copy_(b.mixed_by_row)
-    return b.attn
-
-
-def _attend_many(b: Scratch, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """The same by the fused kernel, which keeps no scores."""
-    q = b.q.flatten(0, 1)[None]
-    mixed = scaled_dot_product_attention(q, key.mT[None], value[None], mask, scale=1.0, enable_gqa=q.shape[1] != len(key))
-    return mixed[0].transpose(0, 1).flatten(1)

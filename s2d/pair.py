@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.errors import BadPolicy, UserInputError
 from perfmodel.geometry import DraftGeometry
-from perfmodel.profile import DeviceKey, Dtype
+from perfmodel.profile import DeviceKey, Dtype, EngineMode
 from perfmodel.units import Tokens
 from s2d.compatible import context_tokens
 from s2d.corpus import Prompt
@@ -57,7 +58,8 @@ class ModelPair:
     @property
     def device_key(self) -> DeviceKey:
         """The key of seconds measured with this pair."""
-        return device_key(self.device, self.target.dtype, self.target.decoder.num_devices)
+        decoder = self.target.decoder
+        return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices)
 
     def session(self, max_tokens: Tokens) -> Session:
         """Caches for texts of at most so many tokens."""
@@ -73,7 +75,15 @@ class Pair(ModelPair):
     eos_token_id: int | None
 
 
-def load_pair(target_name: str, draft_name: str, dtype: Dtype, device: str, ranks: Ranks | None = None) -> Pair:
+def load_pair(
+    target_name: str,
+    draft_name: str,
+    dtype: Dtype,
+    device: str,
+    ranks: Ranks | None = None,
+    *,
+    engine: EngineMode = "eager",
+) -> Pair:
     """Load a target and a draft that share a tokenizer; their heads may be padded differently.
 
     Several processes share the target; a draft of its own is rank 0's alone.
@@ -84,19 +94,21 @@ def load_pair(target_name: str, draft_name: str, dtype: Dtype, device: str, rank
         dtype: to compute in.
         device: torch's name for it.
         ranks: the processes that torchrun started, if it did.
+        engine: how passes are launched; of several processes, eagerly.
 
     Raises:
         Mismatch: their tokenizers differ.
         BadPolicy: the draft names no exits, or ones it does not have.
     """
     target_folder = find_model(target_name)
-    target = load_shared(target_folder, dtype, device, ranks) if ranks else load_model(target_folder, dtype, device)
+    load = partial(load_model, dtype=dtype, device=device, engine=engine)
+    target = load_shared(target_folder, dtype, device, ranks) if ranks else load(target_folder)
     tokenizer = load_tokenizer(target_folder)
     draft = target
     if draft_name != SELF_DRAFT:
         draft_folder = find_model(draft_name)
         check_same_vocabulary(load_tokenizer(draft_folder), tokenizer)
-        draft = with_vocabulary_of(load_model(draft_folder, dtype, device), target)
+        draft = with_vocabulary_of(load(draft_folder), target)
     if not draft.exit_layers:
         raise BadPolicy(f"draft {draft_name!r} names no exits", "an s2d.json with exit_layers beside its config.json")
     kind = "self" if draft is target else "separate"

@@ -39,11 +39,13 @@ class Processing:
             text: prompt, what was written after it, and what is drafted.
             known: tokens of it that are certain; every row comes after all of these.
         """
-        if self._sampling.has_penalties:
-            logits = self._penalised(logits.float(), text, known)
-        return processed(logits, self._sampling)
+        return processed(self.penalised(logits, text, known), self._sampling)
 
-    def _penalised(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Tensor:
+    def penalised(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Tensor:
+        """Logits after penalties alone, with the same arguments."""
+        if not self._sampling.has_penalties:
+            return logits
+        logits = logits.float()
         if not self._columns:
             self._begin(text[: self._prompt_tokens], logits)
         if known > self._num_counted:

@@ -10,7 +10,7 @@ import torch
 from perfmodel.cpu import read_cpu
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
-from perfmodel.profile import DTYPE_BYTES, Dtype
+from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode
 from perfmodel.units import GIB, Bytes, Tokens, format_bytes
 from s2d.compatible import check_vocab_sizes
 from s2d.load import random_model
@@ -28,6 +28,7 @@ def random_pair(
     dtype: Dtype,
     device: str,
     *,
+    engine: EngineMode = "eager",
     max_tokens: Tokens,
     seed: int,
     free_bytes: Callable[[torch.device], Bytes] | None = None,
@@ -39,6 +40,7 @@ def random_pair(
         draft: with weights of its own, or the target's first layers.
         dtype: of weights and caches.
         device: torch's name for it.
+        engine: how passes are launched.
         max_tokens: the longest text that is to be decoded.
         seed: of the weights.
         free_bytes: says how much memory is left; the device itself when None.
@@ -51,10 +53,10 @@ def random_pair(
     check_vocab_sizes(target.name, target.vocab_size, draft.model.name, draft.model.vocab_size)
     check_memory(target, draft, dtype, max_tokens, (free_bytes or free_bytes_of)(place), place)
     exit_layers = draft.exit_layers if draft.kind == "self" else ()
-    model = random_model(target, exit_layers, dtype, device, seed=seed)
+    model = random_model(target, exit_layers, dtype, device, engine=engine, seed=seed)
     drafter = model
     if draft.kind == "separate":
-        drafter = random_model(draft.model, draft.exit_layers, dtype, device, seed=seed + 1)
+        drafter = random_model(draft.model, draft.exit_layers, dtype, device, engine=engine, seed=seed + 1)
     return ModelPair(target=model, draft=drafter, geometry=draft, device=place)
 
 

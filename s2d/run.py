@@ -26,6 +26,7 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Tokens
 from s2d.bench import OnText, RunRequest, run_report
 from s2d.corpus import Prompt
+from s2d.device import engine_for
 from s2d.generate import Generation, OnTokens
 from s2d.load import TORCH_DTYPES, export_exit, find_model
 from s2d.outputs import Outputs
@@ -265,7 +266,9 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
     if plan.device.num_threads is not None:
         torch.set_num_threads(plan.device.num_threads)
     draft = args.draft or (SELF_DRAFT if plan.draft.kind == "self" else plan.draft_name)
-    return load_pair(args.target or plan.target.name, draft, plan.device.dtype, "cuda" if is_gpu else "cpu", ranks)
+    device = "cuda" if is_gpu else "cpu"
+    engine = engine_for(plan.device.engine, device, plan.device.num_devices)
+    return load_pair(args.target or plan.target.name, draft, plan.device.dtype, device, ranks, engine=engine)
 
 
 def _refuse_unequal(report: RunReport) -> None:

@@ -7,6 +7,7 @@ Symbols: T rows, V vocab, U of its tokens.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -89,3 +90,24 @@ def choose(logits: Tensor, noise: Tensor | None) -> Tensor:
         int64 [T].
     """
     return (logits if noise is None else logits.float() + noise).argmax(-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How an exit's logits become its answer, where nothing counts but them and the position's noise."""
+
+    sampling: Sampling
+    confidence: Confidence
+
+    def __call__(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The token, int64 [T], and the confidence, [T], of logits [T, V] that penalties have changed already."""
+        logits = processed(logits, self.sampling)
+        return choose(logits, noise), confidence_of(logits.softmax(-1), self.confidence)
+
+
+def read_answer(token: Tensor, confidence: Tensor) -> tuple[int, float]:
+    """One answer on the host, which waits for the device once: [1] and [1]."""
+    if token.device.type == "cpu":
+        return int(token), float(confidence)
+    both: list[float] = torch.cat((token.double(), confidence.double())).tolist()
+    return int(both[0]), both[1]

@@ -15,6 +15,7 @@ from torch import Tensor
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Tokens
+from s2d.nested import Decoder
 from s2d.verify import Judge, Verdict, longest_agreement
 
 
@@ -95,9 +96,11 @@ class ScriptedJudge:
         """See `Judge`."""
         self._judge.start(prompt_tokens, max_tokens)
 
-    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
+    def answer(
+        self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
+    ) -> tuple[int, float]:
         """See `Judge`."""
-        self._judge.answer(logits, text, known, exit_number)
+        self._judge.answer(decoder, states, text, known, exit_number)
         return self._script.answer(len(text), exit_number)
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:

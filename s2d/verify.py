@@ -13,8 +13,9 @@ from torch import Tensor
 from perfmodel.policy import Confidence
 from perfmodel.sampling import Sampling
 from perfmodel.units import Tokens
+from s2d.nested import Decoder
 from s2d.processing import Processing
-from s2d.sampling import choose, confidence_of, gumbel_table
+from s2d.sampling import Choice, choose, confidence_of, gumbel_table, read_answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +33,14 @@ class Judge(Protocol):
         """A text begins, with so many tokens of a prompt; it will hold at most so many."""
         ...
 
-    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
-        """Token and confidence of an exit, logits [1, V].
+    def answer(
+        self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
+    ) -> tuple[int, float]:
+        """Token and confidence of an exit.
 
         Args:
-            logits: what it said.
+            decoder: the draft.
+            states: its row at that exit, [1, D + PAD].
             text: certain tokens, `known` of them, and drafted ones.
             known: where in it the block begins.
             exit_number: which exit, zero-based.
@@ -60,7 +64,7 @@ class ExactJudge:
 
     def __init__(self, sampling: Sampling, confidence: Confidence, device: torch.device) -> None:
         self._sampling = sampling
-        self._confidence = confidence
+        self._choice = Choice(sampling=sampling, confidence=confidence)
         self._device = device
         self._noise: Tensor | None = None  # [positions, V]
         self._max_tokens = 0
@@ -70,24 +74,27 @@ class ExactJudge:
         self._processing = Processing(self._sampling, prompt_tokens)
         self._max_tokens = max_tokens
 
-    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
+    def answer(
+        self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
+    ) -> tuple[int, float]:
         """See `Judge`."""
-        logits = self._processing(logits, text, known)
-        token = int(choose(logits, self._rows(logits, len(text))))
-        return token, float(confidence_of(logits.softmax(-1), self._confidence))
+        noise = self._noise_of(len(text), 1, decoder.vocab_size)
+        if not self._sampling.has_penalties:
+            return decoder.ask(states, self._choice, noise)
+        return read_answer(*self._choice(self._processing.penalised(decoder.exit_logits(states), text, known), noise))
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""
         logits = self._processing(logits, text, known)
-        return longest_agreement(choose(logits, self._rows(logits, known)).tolist(), text[known:])
+        return longest_agreement(choose(logits, self._noise_of(known, *logits.shape)).tolist(), text[known:])
 
-    def _rows(self, logits: Tensor, position: int) -> Tensor | None:
+    def _noise_of(self, position: int, num_rows: int, vocab_size: int) -> Tensor | None:
         if self._sampling.rule == "greedy":
             return None
         assert self._sampling.seed is not None
         if self._noise is None or len(self._noise) < self._max_tokens:
-            self._noise = gumbel_table(self._sampling.seed, self._max_tokens, logits.shape[-1]).to(self._device)
-        return self._noise[position : position + len(logits)]
+            self._noise = gumbel_table(self._sampling.seed, self._max_tokens, vocab_size).to(self._device)
+        return self._noise[position : position + num_rows]
 
 
 class RatioJudge:
@@ -107,9 +114,11 @@ class RatioJudge:
         self._random.manual_seed(self._sampling.seed)
         self._draft_probs = []
 
-    def answer(self, logits: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
+    def answer(
+        self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
+    ) -> tuple[int, float]:
         """See `Judge`. The distribution of the exit that answers last for a place in the block is the one that counts."""
-        probs = self._processing(logits, text, known).float().softmax(-1)
+        probs = self._processing(decoder.exit_logits(states), text, known).float().softmax(-1)
         self._draft_probs[len(text) - known :] = [probs[0]]
         return sample(probs[0], self._random), float(confidence_of(probs, self._confidence))
 

@@ -47,9 +47,11 @@ def test_models_outside_the_box_are_profiled_on_prompts_that_must_be_given(vicun
     models = "--target path/to/vicuna-7b --draft path/to/s2d-vicuna-12 --prompts path/to/prompts.jsonl"
     assert vicuna.next_command == f"s2d-profile {models} --device cuda --dtype bf16 -o profile"
     understood(vicuna.next_command)
-    said = "What s2d-profile measures and s2d-run runs is 1 x H100-SXM, bf16, eager: plan again from its files."
-    assert next_note(vicuna) == said
-    assert next_note(replace(vicuna, device=replace(vicuna.device, engine="eager"))) is None
+    assert next_note(vicuna) is None
+    eager = replace(vicuna, device=replace(vicuna.device, engine="eager"))
+    assert next_note(eager) is None
+    assert next_command(eager) == f"s2d-profile {models} --device cuda --dtype bf16 --engine eager -o profile"
+    understood(next_command(eager))
 
 
 def test_only_what_is_not_measured_yet_is_measured(vicuna: Plan) -> None:
@@ -91,7 +93,8 @@ def test_several_devices_are_measured_and_run_under_torchrun_where_they_can_shar
 def test_weights_that_the_runtime_does_not_compute_in_are_measured_in_those_it_does() -> None:
     plan = plan_of("vicuna-7b", dtype="int4")
     assert " --dtype bf16 " in plan.next_command
-    assert "1 x H100-SXM, bf16, eager" in (next_note(plan) or "")
+    said = "What s2d-profile measures and s2d-run runs is 1 x H100-SXM, bf16, graph: plan again from its files."
+    assert next_note(plan) == said
 
 
 def test_a_cpu_is_measured_with_its_threads(vicuna: Plan) -> None:

@@ -10,12 +10,14 @@ from calibrate.evidence import PlanRequest
 from calibrate.plan import make_plan
 from perfmodel.errors import Mismatch
 from perfmodel.plan import PLAN_VERSION, plan_file_text, read_plan
-from perfmodel.profile import LATENCY_PROFILE_VERSION, read_latency_profile
+from perfmodel.profile import read_latency_profile
 from perfmodel.report import REPORT_VERSION, read_report, report_file_text
 from tests.calibrate.evidence import draft_profile, make_report, make_trace, provenance, write_evidence, write_profile
 from tests.calibrate.test_plan import NOTHING_ASKED
 
 ADDED = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+FIRST_PROFILE_WITH_PROCESSING = 5
 
 
 def write_old(path: Path, text: str, version: int) -> Path:
@@ -63,5 +65,5 @@ def test_files_from_before_penalties_are_read_as_without_any(measured: PlanReque
     old_report = write_old(tmp_path / "report.json", report_file_text(report, provenance()), REPORT_VERSION)
     assert read_report(old_report).record == report
     text = measured.profiles[1].read_text(encoding="utf-8")
-    old_profile = write_old(tmp_path / "old.json", text, LATENCY_PROFILE_VERSION)
+    old_profile = write_old(tmp_path / "old.json", text, FIRST_PROFILE_WITH_PROCESSING)
     assert read_latency_profile(old_profile).record == replace(draft_profile(), processing=None)

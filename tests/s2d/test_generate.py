@@ -10,7 +10,7 @@ from perfmodel.errors import BadPolicy, Mismatch, UserInputError
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.clock import Clock
-from s2d.generate import Session, Settings, generate
+from s2d.generate import Generation, Session, Settings, generate
 from tests.strategies import penalties
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, contrary, tiny_llama, tiny_model
 
@@ -207,6 +207,34 @@ def test_laps_fill_the_decoding_time_and_name_every_pass() -> None:
     assert found.samples.kind.count("verify") == found.samples.kind.count("round") == found.rounds.num_rounds
     assert found.samples.cached_tokens[found.samples.kind.index("verify")] == 2
     assert sum(p.num_passes for p in found.rounds.passes) == len(found.samples) - found.samples.kind.count("prefill")
+
+
+def prefills(found: Generation) -> list[tuple[int, int, int]]:
+    """Stage, rows, and where among the laps, of every pass over the prompt."""
+    samples = found.samples
+    laps = zip(samples.kind, samples.stage, samples.rows, range(len(samples)), strict=True)
+    return [(stage, rows, place) for kind, stage, rows, place in laps if kind == "prefill"]
+
+
+def test_a_segment_sees_the_prompt_before_its_first_pass_and_only_if_there_is_one() -> None:
+    session = Session(TARGET, DRAFTS["separate"], 60)
+    common = {"sampling": GREEDY, "max_new_tokens": 30, "eos_token_id": None}
+
+    def run(policy: ExitPolicy | None) -> Generation:
+        return session.generate([1, 2, 3, 4, 5], Settings(policy=policy, **common))
+
+    assert prefills(run(None)) == [(0, 4, 0)]
+    shallow = run(replace(fixed((1, 4), 3), thresholds=(0.0,)))
+    assert prefills(shallow) == [(0, 4, 0), (1, 4, 1)]
+    rarely = replace(fixed((1, 4), 3), thresholds=(0.6,))
+    found = run(rarely)
+    places = {stage: place for stage, _, place in prefills(found)}
+    assert sorted(places) == [0, 1, 2, 3]  # exits 2 and 4 end the second and the third segment
+    assert places[2] > 2  # not before the first round's first token has left
+    kinds = list(zip(found.samples.kind, found.samples.stage, found.samples.cached_tokens, strict=True))
+    for stage in (1, 2, 3):
+        assert kinds[places[stage] + 1] == ("segment", stage - 1, 4)
+        assert ("segment", stage - 1) not in [lap[:2] for lap in kinds[: places[stage]]]
 
 
 def test_a_clock_leaves_nothing_out_but_what_is_the_callers() -> None:
