@@ -22,7 +22,7 @@ from perfmodel.report import RunReport, report_file_text, write_report
 from perfmodel.sampling import Sampling
 from perfmodel.units import Tokens
 from s2d.bench import OnText, RunRequest, run_report
-from s2d.corpus import Prompt
+from s2d.conversation import Prompt
 from s2d.generate import Generation, OnTokens
 from s2d.load import TORCH_DTYPES, export_exit, find_model
 from s2d.made_for import check_head, check_made_for, check_num_devices, device_label
@@ -32,6 +32,7 @@ from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
 from s2d.show import report_text, understood_text
 from s2d.text import Stop, TextStream
+from s2d.turns import Turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,9 @@ class Loaded:
     plan: Stored[Plan]
     pair: Pair
     prompts: tuple[EncodedPrompt, ...]
-    """Those that --outputs has no text of."""
+    """Those that --outputs has no text of, a conversation at its first turn without one."""
     request: RunRequest
+    turns: Turns
     on_text: OnText
 
 
@@ -54,16 +56,18 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Rank
     loaded = load_from_flags(args, ranks)
     plan = loaded.plan.record
     if not loaded.prompts:
+        _say_cut_short(loaded.turns)
         print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run")
         return
     with keeping(args.outputs) if args.outputs else nullcontext():
         if args.json:
             report = run_report(loaded.pair, loaded.prompts, loaded.request, on_text=loaded.on_text)
         else:
-            print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request))
+            print_out(understood_text(loaded.pair, plan, loaded.prompts, loaded.request))
             with PromptStreams(loaded.pair.tokenizer) as streams:
                 on_prompt = streams.on_prompt
                 report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=on_prompt, on_text=loaded.on_text)
+    _say_cut_short(loaded.turns)
     provenance = make_provenance(
         argv=command,
         device=report.device.device,
@@ -156,17 +160,24 @@ def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
         check=args.check,
         frontier=_frontier(args.plan, plan.record) if args.adapt else (),
     )
+    turns = Turns(pair, request)
     if args.outputs is None:
-        return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, on_text=lambda prompt, generation: None)
+        return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, turns=turns, on_text=turns.on_text)
     outputs = Outputs(args.outputs, _run_name(args, pair, request), pair.tokenizer, pair.geometry.exit_layers)
-    missing = outputs.missing(prompts)
-    if missing and len(missing) < len(prompts):
-        print_err(f"going on after {len(prompts) - len(missing)} texts in {args.outputs}")
+    missing, num_kept = outputs.missing(prompts, turns.after)
+    if missing and num_kept:
+        print_err(f"going on after {num_kept} texts in {args.outputs}")
 
-    def keep(prompt: EncodedPrompt, generation: Generation) -> None:
+    def keep(prompt: EncodedPrompt, generation: Generation) -> EncodedPrompt | None:
         outputs.add(prompt, generation, _ending(generation, max_new_tokens, pair.eos_token_id))
+        return turns.on_text(prompt, generation)
 
-    return Loaded(plan=plan, pair=pair, prompts=missing, request=request, on_text=keep)
+    return Loaded(plan=plan, pair=pair, prompts=missing, request=request, turns=turns, on_text=keep)
+
+
+def _say_cut_short(turns: Turns) -> None:
+    for why in turns.cut_short:
+        print_err(why)
 
 
 def _run_name(args: argparse.Namespace, pair: Pair, request: RunRequest) -> str:
