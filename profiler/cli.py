@@ -122,13 +122,16 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_text(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help='one {"name", "category", "text"} a line, or Spec-Bench\'s questions (default: those of the reference family)',
+    prompts_help = (
+        'one {"name", "category", "text"} a line, or "messages", [{"role", "content"}], in the place of the text '
+        "(with --chat), or the questions of Spec-Bench and MT-Bench as they are (default: those of the reference family)"
     )
-    group.add_argument("--chat", action="store_true", help="put every prompt into the tokenizer's chat template")
+    group.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
+    chat_help = (
+        "put every prompt into the tokenizer's chat template, as what a user says; of a question of several turns the first is "
+        "taken, with --chat or without"
+    )
+    group.add_argument("--chat", action="store_true", help=chat_help)
     group.add_argument(
         "--split",
         choices=("calibration", "evaluation", "all"),

@@ -59,7 +59,8 @@ def profile(args: argparse.Namespace, *, argv: Sequence[str] | None, ranks: Rank
 def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
     """Load what the arguments name."""
     sampling = sampling_of(args)
-    prompts = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
+    chosen = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
+    prompts = [prompt.first_turn for prompt in chosen]  # later ones would wait for answers
     engine = engine_for(args.engine, args.device, ranks.size if ranks else 1)
     pair = load_pair(args.target, args.draft, args.dtype, args.device, ranks, engine=engine)
     return Job(

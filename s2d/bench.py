@@ -1,5 +1,6 @@
 """Prompts and a plan to a run report: arms interleaved over the prompts, and the proof that the text is the target's."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -25,7 +26,7 @@ from s2d.text import Stop
 
 WARM_UP_TOKENS = 16
 
-OnText = Callable[[EncodedPrompt, Generation], None]
+OnText = Callable[[EncodedPrompt, Generation], EncodedPrompt | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def run_report(
         prompts: at least one.
         request: the policy and how to decode.
         on_prompt: told of each prompt before the plan's arm decodes it; what it returns gets the tokens.
-        on_text: told of each text that the plan's arm has finished.
+        on_text: told of each text that the plan's arm has finished; returns the turn of its conversation that is next, if any.
 
     Raises:
         UserInputError: a check is asked for where output depends on more than seed and target.
@@ -78,13 +79,11 @@ def run_report(
             "--check compares token by token, and under the ratio test the same seed gives other tokens of the same "
             "distribution: expected a plan with greedy or shared-noise sampling. Leave --check out."
         )
-    longest = max(len(prompt.token_ids) for prompt in prompts)
-    session = pair.session(longest + request.max_new_tokens)
     policies = (request.policy, None) if request.check else (request.policy,)
     arms = [request.settings(policy, pair.eos_token_id) for policy in policies]
     controller = Controller(request.frontier) if request.frontier else None
-    found = run_arms(session, prompts, arms, pilot=controller, on_prompt=on_prompt, on_text=on_text)
-    recorded = [_arm(arm.policy, prompts, runs) for arm, runs in zip(arms, found, strict=True)]
+    decoded, found = run_arms(pair, prompts, arms, pilot=controller, on_prompt=on_prompt, on_text=on_text)
+    recorded = [_arm(arm.policy, decoded, runs) for arm, runs in zip(arms, found, strict=True)]
     plan_arm, plain_arm = recorded[0], recorded[1] if request.check else None
     return RunReport(
         plan_sha256=request.plan_sha256,
@@ -98,26 +97,27 @@ def run_report(
         plan_arm=plan_arm,
         plain_arm=plain_arm,
         measured=speedup_of(plan_arm, plain_arm) if plain_arm else None,
-        check=check_equal(pair, prompts, request.sampling, found[0], found[1]) if request.check else None,
+        check=check_equal(pair, decoded, request.sampling, found[0], found[1]) if request.check else None,
         adaptation=adaptation_of(controller.policies, found[0]) if controller else None,
     )
 
 
 def run_arms(
-    session: Session,
+    pair: ModelPair,
     prompts: Sequence[EncodedPrompt],
     arms: Sequence[Settings],
     *,
     pilot: Pilot | None = None,
     on_prompt: Callable[[EncodedPrompt], OnTokens] | None = None,
     on_text: OnText = lambda prompt, generation: None,
-) -> list[list[Generation]]:
-    """Decode every prompt under every arm; the arms' order turns round from prompt to prompt (A B, B A, …).
+) -> tuple[list[EncodedPrompt], list[list[Generation]]]:
+    """Decode every prompt under every arm; the arms' order turns round from text to text (A B, B A, …).
 
-    Each arm warms up on the first prompt, unmeasured.
+    A conversation's turns follow one another, and every arm decodes each after the first arm's answers. The arms warm up on
+    the first prompt, unmeasured, and again where a conversation outgrows the caches.
 
     Args:
-        session: its caches hold the longest text.
+        pair: the models.
         prompts: at least one.
         arms: how to decode.
         pilot: flies the first arm, from text to text; its settings' policy throughout when None.
@@ -125,22 +125,39 @@ def run_arms(
         on_text: likewise.
 
     Returns:
-        by arm, one generation per prompt.
+        what was decoded, later turns included, and by arm one generation of each.
     """
-    for arm in arms:
-        short = replace(arm, max_new_tokens=min(WARM_UP_TOKENS, arm.max_new_tokens))
-        session.generate(prompts[0].token_ids, short)
+    new_tokens = max(arm.max_new_tokens for arm in arms)
+    room = max(len(prompt.token_ids) for prompt in prompts) + new_tokens
+    session = _warm_session(pair, room, prompts[0], arms)
+    decoded: list[EncodedPrompt] = []
     found: list[list[Generation]] = [[] for _ in arms]
-    for number, prompt in enumerate(prompts):
-        order = range(len(arms)) if number % 2 == 0 else reversed(range(len(arms)))
+    waiting = deque(prompts)
+    while waiting:
+        prompt = waiting.popleft()
+        needed = len(prompt.token_ids) + new_tokens
+        if needed > room:
+            room = needed + needed // 2
+            del session  # before the larger caches are made
+            session = _warm_session(pair, room, prompt, arms)
+        order = range(len(arms)) if len(decoded) % 2 == 0 else reversed(range(len(arms)))
         for place in order:
             is_first = place == 0
             on_tokens = on_prompt(prompt) if on_prompt is not None and is_first else None
             by = pilot if is_first else None
             found[place].append(session.generate(prompt.token_ids, arms[place], pilot=by, on_tokens=on_tokens))
-            if is_first:
-                on_text(prompt, found[place][-1])
-    return found
+            if is_first and (following := on_text(prompt, found[place][-1])) is not None:
+                waiting.appendleft(following)
+        decoded.append(prompt)
+    return decoded, found
+
+
+def _warm_session(pair: ModelPair, max_tokens: Tokens, prompt: EncodedPrompt, arms: Sequence[Settings]) -> Session:
+    """Caches for texts of at most so many tokens, in which every arm has gone on from a prompt."""
+    session = pair.session(max_tokens)
+    for arm in arms:
+        session.generate(prompt.token_ids, replace(arm, max_new_tokens=min(WARM_UP_TOKENS, arm.max_new_tokens)))
+    return session
 
 
 def speedup_of(arm: Arm, plain: Arm) -> Speedup:

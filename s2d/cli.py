@@ -53,11 +53,16 @@ def _run_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT", help="go on from this text")
     prompts_help = (
-        'one {"name", "category", "text"} a line, or the questions of Spec-Bench as they are (default: the reference family\'s '
-        "held-out prompts)"
+        'one {"name", "category", "text"} a line, or "messages", [{"role", "content"}], in the place of the text '
+        "(with --chat), or the questions of Spec-Bench and MT-Bench as they are (default: the reference family's held-out "
+        "prompts)"
     )
     source.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
-    add("--chat", action="store_true", help="put every prompt into the tokenizer's chat template, as what a user says")
+    chat_help = (
+        "put every prompt into the tokenizer's chat template, as what a user says; a question of several turns is answered "
+        "turn by turn (without --chat: its first alone is gone on from)"
+    )
+    add("--chat", action="store_true", help=chat_help)
     split_help = "half of the prompts to take, so that none is judged that a plan was fitted to (default: evaluation)"
     add("--split", choices=SPLITS, default="evaluation", help=split_help)
     number_help = f"prompts to run (default: {DEFAULT_NUM_PROMPTS})"

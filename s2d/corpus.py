@@ -5,6 +5,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from s2d.conversation import Prompt
+
 # Test packages, bundled third-party code and generated tables teach a model nothing that a prompt would ask of it.
 EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "lib2to3", "encodings", "pydoc_data", "__pycache__"}
@@ -57,15 +59,6 @@ def corpus_sha256(texts: list[str]) -> str:
 
 PROMPT_CHARS = 240
 PROMPT_CATEGORIES = ("module", "class", "function", "docstring", "body")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """One text to go on from, and what kind of place in a file it ends at."""
-
-    name: str
-    category: str
-    text: str
 
 
 def held_out_prompts(num_per_category: int) -> list[Prompt]:

@@ -20,7 +20,7 @@ from perfmodel.policy import Confidence
 from perfmodel.provenance import make_provenance
 from perfmodel.sampling import GREEDY
 from perfmodel.units import Tokens
-from s2d.corpus import Prompt
+from s2d.conversation import Prompt
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import chosen_prompts

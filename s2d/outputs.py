@@ -7,7 +7,7 @@ killed run left unfinished is dropped, and its prompt decoded again.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,15 @@ from perfmodel.disk import check_writable, read_whole, saving
 from perfmodel.errors import BadFile, Mismatch
 from s2d.generate import Generation
 from s2d.pair import EncodedPrompt
+from s2d.text import readable
 
 _FIX = "Give a file that s2d-run --outputs wrote, or a new name"
+
+Key = tuple[str, str]
+"""Of a text: its prompt's name, and the hash of the prompt's token ids."""
+
+After = Callable[[EncodedPrompt, str], EncodedPrompt | None]
+"""From a prompt and the text that follows it to the next turn of its conversation, if there is one."""
 
 
 class Outputs:
@@ -42,11 +49,26 @@ class Outputs:
         self._run = run
         self._tokenizer = tokenizer
         self._exit_layers = tuple(exit_layers)
-        self._kept = self._finished()
+        self._texts = self._finished()
 
-    def missing(self, prompts: Sequence[EncodedPrompt]) -> tuple[EncodedPrompt, ...]:
-        """The prompts that the file has no text of: another prompt of the same name is another prompt."""
-        return tuple(prompt for prompt in prompts if (prompt.name, _sha256(prompt)) not in self._kept)
+    def missing(self, prompts: Sequence[EncodedPrompt], after: After) -> tuple[tuple[EncodedPrompt, ...], int]:
+        """The prompts that the file has no text of: another prompt of the same name is another prompt.
+
+        Args:
+            prompts: to be decoded.
+            after: with it a conversation goes on from the answers that are kept.
+
+        Returns:
+            of every prompt its first turn without a text, where there is one, and how many texts were kept.
+        """
+        missing, num_kept = [], 0
+        for prompt in prompts:
+            turn: EncodedPrompt | None = prompt
+            while turn is not None and (text := self._texts.get(_key(turn))) is not None:
+                turn, num_kept = after(turn, text), num_kept + 1
+            if turn is not None:
+                missing.append(turn)
+        return tuple(missing), num_kept
 
     def add(self, prompt: EncodedPrompt, generation: Generation, ending: str) -> None:
         """Keep a finished text, on the disk before anything else is decoded.
@@ -59,21 +81,22 @@ class Outputs:
         Raises:
             OutOfSpace: the disk is full; the texts before are kept.
         """
-        line = json.dumps(self._record(prompt, generation, ending), ensure_ascii=False)
+        record = self._record(prompt, generation, ending)
+        line = json.dumps(record, ensure_ascii=False)
         with saving(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._kept.add((prompt.name, _sha256(prompt)))
+        self._texts[_key(prompt)] = record["text"]
 
     def _record(self, prompt: EncodedPrompt, generation: Generation, ending: str) -> dict[str, Any]:
-        rounds = generation.rounds
+        (name, sha256), rounds = _key(prompt), generation.rounds
         return {
-            "name": prompt.name,
+            "name": name,
             "category": prompt.category,
             "run": self._run,
-            "prompt_sha256": _sha256(prompt),
-            "text": self._tokenizer.decode(generation.tokens, skip_special_tokens=True),
+            "prompt_sha256": sha256,
+            "text": readable(self._tokenizer, generation.tokens),
             "ending": ending,
             "prompt_tokens": len(prompt.token_ids),
             "num_tokens": len(generation.tokens),
@@ -87,31 +110,30 @@ class Outputs:
             "tokens_per_s": len(generation.tokens) / generation.decode_s,
         }
 
-    def _finished(self) -> set[tuple[str, str]]:
-        """Names and hashes of the prompts whose text is there."""
+    def _finished(self) -> dict[Key, str]:
+        """The texts that are there, by prompt."""
         if not self._path.exists():
-            return set()
+            return {}
         data = read_whole(self._path)
         whole = data[: data.rfind(b"\n") + 1]
-        kept = {self._prompt_of(number, line) for number, line in enumerate(whole.splitlines(), start=1)}
+        texts = dict(self._text_of(number, line) for number, line in enumerate(whole.splitlines(), start=1))
         if len(whole) < len(data):
             with saving(self._path):
                 os.truncate(self._path, len(whole))
-        return kept
+        return texts
 
-    def _prompt_of(self, number: int, line: bytes) -> tuple[str, str]:
+    def _text_of(self, number: int, line: bytes) -> tuple[Key, str]:
         try:
             found = json.loads(line)
-            name, run, sha256 = str(found["name"]), str(found["run"]), str(found["prompt_sha256"])
+            name, run, sha256, text = (str(found[key]) for key in ("name", "run", "prompt_sha256", "text"))
         except (ValueError, KeyError, TypeError) as err:
             raise BadFile(self._path, f"line {number} is not the text of a run", _FIX) from err
         if run != self._run:
             what = f"{str(self._path)!r}, line {number},"
             fix = "Give another --outputs, or repeat the command that began this one"
             raise Mismatch(what, made_for=f"run {run}", given=f"run {self._run} (plan, models, sampling or lengths)", fix=fix)
-        return name, sha256
+        return (name, sha256), text
 
 
-def _sha256(prompt: EncodedPrompt) -> str:
-    """Of the prompt's token ids."""
-    return hashlib.sha256(repr(prompt.token_ids).encode()).hexdigest()
+def _key(prompt: EncodedPrompt) -> Key:
+    return prompt.name, hashlib.sha256(repr(prompt.token_ids).encode()).hexdigest()

@@ -5,7 +5,7 @@ what they were made from.
 """
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ def install_family(work: Path, family: Path) -> None:
             max_new_tokens=CALIBRATION_NEW_TOKENS,
             device="cpu",
         )
-        lines = [json.dumps(asdict(prompt)) for prompt in prompts]
+        lines = [json.dumps({"name": one.name, "category": one.category, "text": one.text}) for one in prompts]
         (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (folder / "recipe.json").write_text(json.dumps(recipe_record(work), indent=2) + "\n", encoding="utf-8")
 

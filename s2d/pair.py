@@ -1,4 +1,4 @@
-"""A target and its draft, loaded together, and prompts as both see them."""
+"""A target and its draft, loaded together, and prompts and conversations as both see them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from perfmodel.geometry import DraftGeometry
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
 from perfmodel.units import Tokens
 from s2d.compatible import context_tokens
-from s2d.corpus import Prompt
+from s2d.conversation import Conversation, Prompt
 from s2d.device import device_key
 from s2d.generate import Session
 from s2d.load import (
@@ -38,6 +38,13 @@ class EncodedPrompt:
     name: str
     category: str
     token_ids: tuple[int, ...]
+    conversation: Conversation | None = None
+    """Where this is its user's turn; None without a chat."""
+
+    @property
+    def num_turns(self) -> int:
+        """This one and those that wait for the answer to it."""
+        return 1 + (self.conversation.num_later if self.conversation else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,17 +139,59 @@ def encode_prompts(
         pair: whose tokenizer.
         prompts: their texts are gone on from.
         max_new_tokens: to write after each.
-        is_chat: each text is what a user says, put into the tokenizer's chat template; what is written is the answer.
+        is_chat: each text is what a user says, put into the tokenizer's chat template after what was said before; what is
+            written is the answer, and later turns wait for it.
 
     Raises:
         UserInputError: one is empty, or leaves no room for the tokens to write, which may leave none for any; or the tokenizer
-            has no chat template.
+            has no chat template, or one that refuses a conversation; or one is a conversation, and this is no chat.
     """
     if is_chat and not pair.tokenizer.chat_template:
         raise UserInputError(
             f"--chat: the tokenizer of {pair.target.geometry.name} has no chat template, expected one in its "
             "tokenizer_config.json. Leave --chat out, or give prompts with the template's text in them."
         )
+    if is_chat:
+        return tuple(encode_turn(pair, Conversation(prompt=prompt), max_new_tokens) for prompt in prompts)
+    return tuple(_encode_text(pair, prompt, max_new_tokens) for prompt in prompts)
+
+
+def encode_turn(pair: Pair, conversation: Conversation, max_new_tokens: Tokens) -> EncodedPrompt:
+    """A conversation up to where the answer to its user's present turn begins; special tokens are in the template.
+
+    Raises:
+        UserInputError: it leaves no room for the answer, or the template refuses it.
+    """
+    from jinja2 import TemplateError
+
+    said = [{"role": message.role, "content": message.content} for message in conversation.messages]
+    try:
+        text = str(pair.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+    except TemplateError as err:
+        raise UserInputError(
+            f"prompt {conversation.name!r}: the chat template of {pair.target.geometry.name} refuses it ({err}): expected "
+            "roles in an order that it takes. Write its messages so, or leave it out."
+        ) from err
+    return EncodedPrompt(
+        name=conversation.name,
+        category=conversation.prompt.category,
+        token_ids=_token_ids(pair, conversation.name, text, max_new_tokens, is_begun=True),
+        conversation=conversation,
+    )
+
+
+def _encode_text(pair: Pair, prompt: Prompt, max_new_tokens: Tokens) -> EncodedPrompt:
+    if prompt.before is not None:
+        raise UserInputError(
+            f"prompt {prompt.name!r} is a conversation: expected a text to go on from. Give --chat, with which s2d-run and "
+            "s2d-profile put conversations into the tokenizer's chat template."
+        )
+    ids = _token_ids(pair, prompt.name, prompt.text, max_new_tokens, is_begun=False)
+    return EncodedPrompt(name=prompt.name, category=prompt.category, token_ids=ids)
+
+
+def _token_ids(pair: Pair, name: str, text: str, max_new_tokens: Tokens, *, is_begun: bool) -> tuple[int, ...]:
+    """A text's tokens, which with those to write fit the context; one that is begun has the tokens that begin a text."""
     context = context_tokens(pair.target, pair.draft)
     longest = context - max_new_tokens
     if longest < 1:
@@ -150,21 +199,11 @@ def encode_prompts(
             f"--max-new-tokens {max_new_tokens}: expected at most {context - 1}, as these models hold {context} tokens, prompt "
             "included. Give fewer."
         )
-    encoded = []
-    for prompt in prompts:
-        text = _as_user(pair.tokenizer, prompt.text) if is_chat else prompt.text
-        # Not verbose: the tokenizer would warn of a length that is refused here in our own words.
-        ids = tuple(pair.tokenizer(text, add_special_tokens=not is_chat, verbose=False)["input_ids"])
-        if not 1 <= len(ids) <= longest:
-            raise UserInputError(
-                f"prompt {prompt.name!r} has {len(ids)} tokens: expected 1 to {longest}, which with {max_new_tokens} new ones "
-                "fill the context. Leave it out, or give a lower --max-new-tokens."
-            )
-        encoded.append(EncodedPrompt(name=prompt.name, category=prompt.category, token_ids=ids))
-    return tuple(encoded)
-
-
-def _as_user(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
-    """A chat in which a user has said this, up to where the answer begins; its special tokens are in the template."""
-    said = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+    # Not verbose: the tokenizer would warn of a length that is refused here in our own words.
+    ids = tuple(pair.tokenizer(text, add_special_tokens=not is_begun, verbose=False)["input_ids"])
+    if not 1 <= len(ids) <= longest:
+        raise UserInputError(
+            f"prompt {name!r} has {len(ids)} tokens: expected 1 to {longest}, which with {max_new_tokens} new ones "
+            "fill the context. Leave it out, or give a lower --max-new-tokens."
+        )
+    return ids

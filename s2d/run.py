@@ -1,11 +1,11 @@
-"""A plan file to a run: the models it was made for, the prompts, the checks that both belong together."""
+"""A plan file to a run: models and prompts loaded, texts shown and kept, and the report at the end."""
 
 import argparse
 import hashlib
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -16,25 +16,24 @@ from perfmodel.artifact import Stored
 from perfmodel.console import keeping, print_answer, print_err, print_out
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
-from perfmodel.geometry import ModelGeometry
-from perfmodel.launch import launched, num_processes
 from perfmodel.plan import Plan, read_plan
-from perfmodel.profile import DeviceKey
 from perfmodel.provenance import make_provenance
 from perfmodel.report import RunReport, report_file_text, write_report
 from perfmodel.sampling import Sampling
 from perfmodel.units import Tokens
 from s2d.bench import OnText, RunRequest, run_report
-from s2d.corpus import Prompt
+from s2d.conversation import Prompt
 from s2d.device import engine_for
 from s2d.generate import Generation, OnTokens
 from s2d.load import TORCH_DTYPES, export_exit, find_model
+from s2d.made_for import check_head, check_made_for, check_num_devices, device_label
 from s2d.outputs import Outputs
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
 from s2d.show import report_text, understood_text
 from s2d.text import Stop, TextStream
+from s2d.turns import Turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +43,9 @@ class Loaded:
     plan: Stored[Plan]
     pair: Pair
     prompts: tuple[EncodedPrompt, ...]
-    """Those that --outputs has no text of."""
+    """Those that --outputs has no text of, a conversation at its first turn without one."""
     request: RunRequest
+    turns: Turns
     on_text: OnText
 
 
@@ -57,16 +57,18 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Rank
     loaded = load_from_flags(args, ranks)
     plan = loaded.plan.record
     if not loaded.prompts:
+        _say_cut_short(loaded.turns)
         print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run")
         return
     with keeping(args.outputs) if args.outputs else nullcontext():
         if args.json:
             report = run_report(loaded.pair, loaded.prompts, loaded.request, on_text=loaded.on_text)
         else:
-            print_out(understood_text(loaded.pair, plan, len(loaded.prompts), loaded.request))
+            print_out(understood_text(loaded.pair, plan, loaded.prompts, loaded.request))
             with PromptStreams(loaded.pair.tokenizer) as streams:
                 on_prompt = streams.on_prompt
                 report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=on_prompt, on_text=loaded.on_text)
+    _say_cut_short(loaded.turns)
     provenance = make_provenance(
         argv=command,
         device=report.device.device,
@@ -144,8 +146,8 @@ def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
     if args.plan is None:
         raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan makes one")
     plan = read_plan(args.plan)
-    _check_head(args.plan, plan.record)
-    _check_num_devices(args.plan, plan.record)
+    check_head(args.plan, plan.record)
+    check_num_devices(args.plan, plan.record)
     pair = _load_pair(args, plan.record, ranks)
     check_made_for(args.plan, plan.record, pair)
     max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
@@ -159,17 +161,24 @@ def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
         check=args.check,
         frontier=_frontier(args.plan, plan.record) if args.adapt else (),
     )
+    turns = Turns(pair, request)
     if args.outputs is None:
-        return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, on_text=lambda prompt, generation: None)
+        return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, turns=turns, on_text=turns.on_text)
     outputs = Outputs(args.outputs, _run_name(args, pair, request), pair.tokenizer, pair.geometry.exit_layers)
-    missing = outputs.missing(prompts)
-    if missing and len(missing) < len(prompts):
-        print_err(f"going on after {len(prompts) - len(missing)} texts in {args.outputs}")
+    missing, num_kept = outputs.missing(prompts, turns.after)
+    if missing and num_kept:
+        print_err(f"going on after {num_kept} texts in {args.outputs}")
 
-    def keep(prompt: EncodedPrompt, generation: Generation) -> None:
+    def keep(prompt: EncodedPrompt, generation: Generation) -> EncodedPrompt | None:
         outputs.add(prompt, generation, _ending(generation, max_new_tokens, pair.eos_token_id))
+        return turns.on_text(prompt, generation)
 
-    return Loaded(plan=plan, pair=pair, prompts=missing, request=request, on_text=keep)
+    return Loaded(plan=plan, pair=pair, prompts=missing, request=request, turns=turns, on_text=keep)
+
+
+def _say_cut_short(turns: Turns) -> None:
+    for why in turns.cut_short:
+        print_err(why)
 
 
 def _run_name(args: argparse.Namespace, pair: Pair, request: RunRequest) -> str:
@@ -206,53 +215,6 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
     return chosen_prompts(read_prompts(args.prompts or FAMILY_PROMPTS), args.split, args.num_prompts)
 
 
-def check_made_for(path: Path, plan: Plan, pair: Pair) -> None:
-    """Refuse a plan that was made for other weights, another tokenizer or another device.
-
-    Raises:
-        Mismatch: says which.
-    """
-    what, fix = f"plan {str(path)!r}", "Give the models it was made for, or plan again for these"
-    for role, known, found in (("target", plan.target, pair.target.geometry), ("draft", plan.draft.model, pair.draft.geometry)):
-        if _shape(known) != _shape(found):
-            raise Mismatch(what, made_for=f"{role} {known.name}", given=f"{found.name}, which has another shape", fix=fix)
-    if plan.draft.exit_layers != pair.geometry.exit_layers:
-        made_for, given = (f"exits {one.exit_layers}" for one in (plan.draft, pair.geometry))
-        raise Mismatch(what, made_for=made_for, given=given, fix=fix)
-    hashes = (
-        ("target weights", plan.target_sha256, pair.target.sha256),
-        ("draft weights", plan.draft_sha256, pair.draft.sha256),
-        ("tokenizer", plan.tokenizer_sha256, pair.tokenizer_sha256),
-    )
-    for role, known_hash, found_hash in hashes:
-        if known_hash is not None and known_hash != found_hash:
-            raise Mismatch(what, made_for=f"{role} {known_hash[:12]}", given=f"{role} {found_hash[:12]}", fix=fix)
-    if plan.device != pair.device_key:
-        fix = "Profile this device with s2d-profile and plan again with --profile"
-        raise Mismatch(what, made_for=_device_label(plan.device), given=_device_label(pair.device_key), fix=fix)
-
-
-def _check_head(path: Path, plan: Plan) -> None:
-    """Refuse what no draft loaded here can be; its models may not even exist."""
-    if plan.has_assumed_head:
-        made_for, given = f"a draft with {plan.draft.model.head_label}, assumed", "one that there is"
-        fix = "Plan again without --draft-vocab, or from a trace of a draft that s2d-train trim made"
-        raise Mismatch(f"plan {str(path)!r}", made_for=made_for, given=given, fix=fix)
-
-
-def _check_num_devices(path: Path, plan: Plan) -> None:
-    """Refuse, before anything is loaded, a plan for more or fewer devices than there are processes."""
-    planned, given = plan.device.num_devices, num_processes()
-    if planned != given:
-        again = f"to plan for {given}, profile with {' '.join(launched(['s2d-profile'], given))}"
-        raise Mismatch(
-            f"plan {str(path)!r}",
-            made_for=f"{planned} x {plan.device.device}",
-            given=f"{given}, a process for each",
-            fix=f"Run it with {' '.join(launched(['s2d-run'], planned))}; {again}",
-        )
-
-
 def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pair:
     """The plan's models on the plan's kind of device, or those named instead."""
     if plan.device.dtype not in TORCH_DTYPES:
@@ -260,7 +222,7 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
         raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix="Plan again with one of these")
     is_gpu = plan.device.num_threads is None
     if is_gpu and not torch.cuda.is_available():
-        made_for, given = _device_label(plan.device), "this machine, which has no CUDA device"
+        made_for, given = device_label(plan.device), "this machine, which has no CUDA device"
         fix = "Profile this device with s2d-profile and plan again with --profile"
         raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix=fix)
     if plan.device.num_threads is not None:
@@ -276,12 +238,3 @@ def _refuse_unequal(report: RunReport) -> None:
     check = report.check
     if check is not None and report.device.dtype == "fp32" and check.num_equal != check.num_prompts:
         raise RuntimeError(f"{check.num_prompts - check.num_equal} outputs differ from the plain target's in fp32")
-
-
-def _shape(model: ModelGeometry) -> ModelGeometry:
-    return replace(model, name="", source="")
-
-
-def _device_label(key: DeviceKey) -> str:
-    threads = f", {key.num_threads} threads" if key.num_threads is not None else ""
-    return f"{key.num_devices} x {key.device}, {key.dtype}, {key.engine}{threads}"

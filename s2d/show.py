@@ -18,14 +18,14 @@ from perfmodel.units import (
     format_speedup,
 )
 from s2d.bench import RunRequest, kind_seconds
-from s2d.pair import Pair
+from s2d.pair import EncodedPrompt, Pair
 from s2d.sidecar import Sidecar
 
 _UNKNOWN = "-"
 SHOWN_CONFIDENCES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def understood_text(pair: Pair, plan: Plan, num_prompts: int, request: RunRequest) -> str:
+def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], request: RunRequest) -> str:
     """What is about to be run."""
     key = pair.device_key
     where = f"{key.device}, {key.dtype}" + (f", {key.num_threads} CPU thread" if key.num_threads else "")
@@ -34,13 +34,15 @@ def understood_text(pair: Pair, plan: Plan, num_prompts: int, request: RunReques
     policy_text = policy.label if policy else "do not speculate: plain decoding"
     if request.frontier:
         policy_text = f"adapting, along the {len(request.frontier)} policies of the plan's frontier"
+    num_turns = sum(prompt.num_turns for prompt in prompts)
+    texts = f"{len(prompts)}" + (f" in {num_turns} turns" if num_turns > len(prompts) else "")
     return "\n".join(
         [
             f"models    {pair.label}",
             f"device    {where}",
             f"policy    {policy_text}",
             f"sampling  {plan.workload.sampling.label}",
-            f"prompts   {num_prompts}, at most {request.max_new_tokens} new tokens each",
+            f"prompts   {texts}, at most {request.max_new_tokens} new tokens each",
         ]
     )
 

@@ -38,6 +38,10 @@ class Stop:
             return None
         return next(count for count in range(1, len(emitted) + 1) if self._found([*before, *emitted[:count]]))
 
+    def before(self, text: str) -> str:
+        """What a text holds before its first stop string: all of it where there is none."""
+        return text[: min((text.index(string) for string in self._strings if string in text), default=len(text))]
+
     def _found(self, tokens: list[int]) -> bool:
         text = self._tokenizer.decode(tokens)
         return any(string in text for string in self._strings)
@@ -74,3 +78,8 @@ class TextStream:
     def _piece(self) -> str:
         before = self._tokenizer.decode(self._tokens[self._begin : self._written])
         return self._tokenizer.decode(self._tokens[self._begin :])[len(before) :]
+
+
+def readable(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> str:
+    """The text of tokens without the special ones, the end of the text among them."""
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))

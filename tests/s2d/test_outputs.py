@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from perfmodel.errors import BadFile, OutOfSpace, UserInputError
-from s2d.corpus import Prompt
+from s2d.conversation import Prompt
 from s2d.load import load_tokenizer
 from s2d.outputs import Outputs
 from s2d.pair import encode_prompts, load_pair
@@ -164,7 +164,7 @@ def test_a_text_begins_as_its_tokenizer_begins_texts_and_a_chat_as_its_template(
 def test_questions_of_spec_bench_are_prompts(tmp_path: Path) -> None:
     path = tmp_path / "question.jsonl"
     path.write_text('{"question_id": 81, "category": "writing", "turns": ["first", "second"]}\n', encoding="utf-8")
-    assert read_prompts(path) == [Prompt(name="81", category="writing", text="first")]
+    assert read_prompts(path) == [Prompt(name="81", category="writing", text="first", later=("second",))]
     for lacking in ('{"question_id": 81, "turns": ["first"]}\n', '{"category": "writing", "turns": ["first"]}\n'):
         path.write_text(lacking, encoding="utf-8")
         with pytest.raises(BadFile, match="line 1: expected an object with the texts category, name, text"):

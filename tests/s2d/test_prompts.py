@@ -6,7 +6,7 @@ import pytest
 
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS, Split, document_of
-from s2d.corpus import Prompt
+from s2d.conversation import Prompt
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 
 

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.errors import BadFile, Mismatch, OutOfSpace, UserInputError
 from s2d import corpus, package_family, reference, train_reference
 from s2d.cli import main_train
+from s2d.conversation import Prompt
 from s2d.corpus import (
     HELD_OUT_ONE_IN,
-    Prompt,
     SourceFile,
     held_out_files,
     held_out_prompts,
