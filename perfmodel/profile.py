@@ -11,7 +11,7 @@ from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 5
+LATENCY_PROFILE_VERSION = 6
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 EngineMode = Literal["eager", "graph"]
@@ -47,6 +47,7 @@ class LatencyProfile:
     beside: str | None
     """Name of the model it shared caches with in the measured loop; None when it was timed alone."""
     device: DeviceKey
+    """Of this model: one device where the first of several had the draft whole."""
     rule: AcceptanceRule
     """How tokens were chosen and judged in the measured loop: exit checks and verifies cost otherwise under another rule."""
     processing: tuple[str, ...] | None
@@ -58,7 +59,13 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "processing": None}
 
 
-LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4}
+def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
+    """A draft with weights of its own was always whole on the first device, whose key told those of the target."""
+    is_of_draft = bool(body["exit_layers"]) and body["beside"] is not None
+    return {**body, "device": {**body["device"], "num_devices": 1}} if is_of_draft else body
+
+
+LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4, 5: _from_version_5}
 
 
 def write_latency_profile(path: PathLike, profile: LatencyProfile, provenance: Provenance) -> None:

@@ -265,7 +265,8 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
     if plan.device.num_threads is not None:
         torch.set_num_threads(plan.device.num_threads)
     draft = args.draft or (SELF_DRAFT if plan.draft.kind == "self" else plan.draft_name)
-    return load_pair(args.target or plan.target.name, draft, plan.device.dtype, "cuda" if is_gpu else "cpu", ranks)
+    target, device = args.target or plan.target.name, "cuda" if is_gpu else "cpu"
+    return load_pair(target, draft, plan.device.dtype, device, ranks, shares_draft=plan.draft_num_devices > 1)
 
 
 def _refuse_unequal(report: RunReport) -> None:
