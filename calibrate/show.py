@@ -79,7 +79,7 @@ def _placement_text(plan: Plan) -> str:
     """Which of several devices have a draft with weights of its own."""
     if plan.draft.kind == "self" or plan.device.num_devices == 1:
         return ""
-    return ", shared like the target" if plan.draft_num_devices > 1 else ", whole on the first device"
+    return "; shared like the target" if plan.draft_num_devices > 1 else "; whole on the first device"
 
 
 def evidence_facts(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:

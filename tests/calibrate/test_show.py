@@ -109,7 +109,7 @@ PLAIN = candidate("plain decoding", None, 1.0)
 
 EXPECTED = """\
 target      llama-2-70b, 80 layers, 69.0 billion weights (asked for as 'llama-70b')
-draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12, shared like the target
+draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12; shared like the target
 device      2 x H200-SXM, bf16, graph
 asked       batch 1, 512 prompt tokens, 256 output tokens, greedy
 latency     roofline: a datasheet
