@@ -37,7 +37,13 @@ def load_pricing(plan: Plan, profiles: Sequence[Path], fit_path: Path | None) ->
     """
     latency: dict[str, Evidence] = {part.role: part for part in plan.evidence if part.role.endswith(" latency")}
     key, context_tokens = plan.device, plan.workload.prompt_tokens + plan.workload.output_tokens
-    request = DeviceRequest(device=key.device, num_devices=key.num_devices, dtype=key.dtype, engine=key.engine)
+    request = DeviceRequest(
+        device=key.device,
+        num_devices=key.num_devices,
+        draft_num_devices=plan.draft_num_devices,
+        dtype=key.dtype,
+        engine=key.engine,
+    )
     has_files = bool(profiles) or fit_path is not None
     if all(part.level == "roofline" for part in latency.values()) and not has_files:
         return _price_by_its_name(plan, request, context_tokens=context_tokens)

@@ -33,4 +33,6 @@ def device_request(args: argparse.Namespace) -> DeviceRequest:
     """What was asked of the device."""
     from calibrate.pricing import DeviceRequest
 
-    return DeviceRequest(device=args.device, num_devices=args.num_devices, dtype=args.dtype, engine=args.engine)
+    return DeviceRequest(
+        device=args.device, num_devices=args.num_devices, draft_num_devices=None, dtype=args.dtype, engine=args.engine
+    )

@@ -1,7 +1,7 @@
 """The command after a plan: what replaces its weakest evidence by a measurement, or runs it when all is measured.
 
-Only commands that work: profiling and running compute eagerly in a few dtypes, and deal a target out to several devices only
-evenly, its draft on the first; so some plans can be measured in part, and some only by the law of their device.
+Only commands that work: profiling and running compute eagerly in a few dtypes, and deal models out to several devices only
+evenly; so some plans can be measured in part, and some only by the law of their device.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from calibrate.acceptance import REFERENCE_PREFIX, model_folder
+from calibrate.placement import Placement
 from calibrate.pricing import key_text, memory_needed
 from perfmodel.geometry import DraftGeometry
-from perfmodel.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.launch import launched
 from perfmodel.plan import Plan
 from perfmodel.profile import DeviceKey, Dtype
@@ -55,11 +55,16 @@ def next_note(plan: Plan) -> str | None:
     if _fits(plan):
         again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."
         return None if measured == plan.device else again
-    dealt = ", dealt out evenly with the draft on the first" if measured.num_devices > 1 else ""
-    where = f"s2d-profile and s2d-run work on {key_text(measured)}, which does not hold these models{dealt}"
+    where = f"s2d-profile and s2d-run work on {key_text(measured)}, which does not hold these models{_dealt_text(plan)}"
     if _is_fitted(plan):
         return f"{where}: more than the device's law cannot be measured."
     return f"{where}. What they can measure is the device's law: s2d-plan --fit prices models by it that nobody ran."
+
+
+def _dealt_text(plan: Plan) -> str:
+    if plan.device.num_devices == 1:
+        return ""
+    return ", dealt out evenly" if plan.draft_num_devices > 1 else ", dealt out evenly with the draft on the first"
 
 
 def measured_key(planned: DeviceKey) -> DeviceKey:
@@ -87,17 +92,18 @@ def _is_traced(plan: Plan) -> bool:
 
 
 def _fits(plan: Plan) -> bool:
-    """Whether the first device holds the draft and its share of the target, in a dtype that they can be run in."""
-    capacity_bytes, num_devices = plan.memory.capacity_bytes, plan.device.num_devices
-    if plan.target.num_kv_heads % num_devices or plan.target.intermediate_size % num_devices:
-        return False
-    if capacity_bytes is None:
-        return True
+    """Whether the devices hold the models as they are dealt out, in a dtype that they can be run in."""
     context_tokens = plan.workload.prompt_tokens + plan.workload.output_tokens
-    dtype = measured_key(plan.device).dtype
-    needed = memory_needed(plan.draft, plan.target, dtype, context_tokens=context_tokens, capacity_bytes=None)
-    of_target, of_draft = needed.target_weight_bytes + needed.target_kv_bytes, needed.draft_weight_bytes + needed.draft_kv_bytes
-    return of_target / num_devices + of_draft <= capacity_bytes / num_devices * (1 - MEMORY_HEADROOM_FRAC)
+    dtype, capacity_bytes = measured_key(plan.device).dtype, plan.memory.capacity_bytes
+    placement = Placement(
+        draft=plan.draft,
+        target=plan.target,
+        dtype=dtype,
+        num_devices=plan.device.num_devices,
+        draft_num_devices=plan.draft_num_devices,
+    )
+    needed = memory_needed(plan.draft, plan.target, dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
+    return placement.fits(needed)
 
 
 def _plan_whole_head(plan: Plan, command: Sequence[str] | None) -> str:
@@ -144,7 +150,8 @@ def _profile(plan: Plan, *, latency: bool, acceptance: bool) -> str:
     policy = plan.chosen.policy
     if policy is not None and policy.confidence != "max-prob":
         decoding += ["--confidence", policy.confidence]
-    words = ["s2d-profile", *what, *models, *_prompts(plan), *decoding, *_place(plan.device), "-o", "profile"]
+    shared = ["--share-draft"] if plan.draft.kind == "separate" and plan.draft_num_devices > 1 else []
+    words = ["s2d-profile", *what, *models, *shared, *_prompts(plan), *decoding, *_place(plan.device), "-o", "profile"]
     return shlex.join(launched(words, plan.device.num_devices))
 
 

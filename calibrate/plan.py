@@ -65,6 +65,7 @@ def make_plan(request: PlanRequest) -> Plan:
         draft_sha256=header.draft_sha256,
         tokenizer_sha256=header.tokenizer_sha256,
         device=pricing.device,
+        draft_num_devices=pricing.draft_num_devices,
         workload=workload,
         chosen=chosen,
         runners_up=runners_up,

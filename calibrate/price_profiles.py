@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -56,8 +57,9 @@ def price_by_profiles(
         keys[fit_path.name] = fit.record.device
     device = _common_device(keys, request)
     roles = {name: _role(name, stored.record, pair) for name, stored in profiles.items()}
-    target, target_evidence = _priced("target", pair, profiles, roles, fit, context_tokens)
-    draft, draft_evidence = _priced("draft", pair, profiles, roles, fit, context_tokens)
+    target = _priced("target", pair, profiles, roles, fit, context_tokens)
+    draft = _priced("draft", pair, profiles, roles, fit, context_tokens)
+    _check_numbers(target.device, draft.device, device)
     capacity_bytes = _capacity_bytes(device)
     memory = memory_needed(pair.draft, pair.target, device.dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     if capacity_bytes is not None and memory.total_bytes > capacity_bytes:
@@ -66,7 +68,23 @@ def price_by_profiles(
             f"holds {format_bytes(capacity_bytes)}: what was timed there prices no models that do not fit. Plan by datasheet, "
             "without --fit, on several devices."
         )
-    return Pricing(draft=draft, target=target, device=device, memory=memory, evidence=(draft_evidence, target_evidence))
+    return Pricing(
+        draft=draft.latency,
+        target=target.latency,
+        device=device,
+        draft_num_devices=draft.device.num_devices,
+        memory=memory,
+        evidence=(draft.evidence, target.evidence),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Priced:
+    """What one model's passes cost, on what that rests, and where they ran."""
+
+    latency: LatencyModel
+    evidence: Evidence
+    device: DeviceKey
 
 
 def profiles_of(pair: Pair, paths: Sequence[Path]) -> tuple[Path, ...]:
@@ -93,7 +111,7 @@ def _priced(
     roles: dict[str, Role],
     fit: Stored[LatencyFit] | None,
     context_tokens: Tokens,
-) -> tuple[LatencyModel, Evidence]:
+) -> _Priced:
     """The latency model of a role and what it rests on: its own profile, or a fit where there is none."""
     model, _, exit_layers = _known(pair)[role]
     wanted: Role = "target" if pair.draft.kind == "self" else role
@@ -101,12 +119,13 @@ def _priced(
     evidence_role: EvidenceRole = "target latency" if role == "target" else "draft latency"
     if fit is not None and not names:
         priced = FittedLatency(fit.record, model, exit_layers, context_tokens=context_tokens)
-        return priced, Evidence(role=evidence_role, level=priced.level, description=_fit_text(priced), sha256=fit.sha256)
+        evidence = Evidence(role=evidence_role, level=priced.level, description=_fit_text(priced), sha256=fit.sha256)
+        return _Priced(latency=priced, evidence=evidence, device=fit.record.device)
     stored = profiles[_only(names, f"{role} {model.name}")]
     _warn_unless_beside(stored.record, pair)
     text = _profile_text(stored.record)
     evidence = Evidence(role=evidence_role, level="measured", description=text, sha256=stored.sha256)
-    return MeasuredLatency(stored.record), evidence
+    return _Priced(latency=MeasuredLatency(stored.record), evidence=evidence, device=stored.record.device)
 
 
 def _known(pair: Pair) -> dict[Role, tuple[ModelGeometry, str | None, tuple[int, ...]]]:
@@ -185,10 +204,10 @@ def _only(names: list[str], label: str) -> str:
 
 
 def _common_device(keys: dict[str, DeviceKey], request: DeviceRequest) -> DeviceKey:
-    """The device of all profiles and fits, by file, which is the one asked for."""
-    (first_name, key), *others = keys.items()
+    """The device of all profiles and fits, by file, which is the one asked for; a draft may be whole on one of several."""
+    (first_name, key), *others = sorted(keys.items(), key=lambda item: -item[1].num_devices)
     for name, other in others:
-        if other != key:
+        if replace(other, num_devices=key.num_devices) != key:
             made_for, given = key_text(other), f"{key_text(key)} as {first_name!r}"
             fix = "Seconds of two devices cannot be added: profile both models on the same device, dtype and engine"
             raise Mismatch(repr(name), made_for=made_for, given=given, fix=fix)
@@ -204,6 +223,16 @@ def _common_device(keys: dict[str, DeviceKey], request: DeviceRequest) -> Device
             fix = f"Leave {flag} out, or profile there"
             raise Mismatch(repr(first_name), made_for=f"{flag} {profiled}", given=f"{flag} {wanted}", fix=fix)
     return key
+
+
+def _check_numbers(target: DeviceKey, draft: DeviceKey, device: DeviceKey) -> None:
+    """Refuse a target that was not on all devices, and a draft that was on some of them: neither is how they run together."""
+    fix = "Profile both models together: s2d-profile, with as many processes as devices"
+    if target != device:
+        raise Mismatch("the target's latency", made_for=key_text(target), given=key_text(device), fix=fix)
+    if draft.num_devices not in (1, device.num_devices):
+        given = f"{key_text(device)}, all of them or one"
+        raise Mismatch("the draft's latency", made_for=key_text(draft), given=given, fix=fix)
 
 
 def _check_sampling(name: str, profile: LatencyProfile, sampling: Sampling) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from calibrate.choose_device import choose_device, datasheet_evidence, named_device
+from calibrate.placement import Placement, choose_draft_devices
 from perfmodel.errors import UnknownName, UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.hardware import Hardware, num_devices_to_fit
@@ -23,6 +24,8 @@ class DeviceRequest:
 
     device: str | None
     num_devices: int | None
+    draft_num_devices: int | None
+    """As in a plan; None for whatever drafts sooner."""
     dtype: Dtype | None
     engine: EngineMode | None
 
@@ -58,6 +61,8 @@ class Pricing:
     draft: LatencyModel
     target: LatencyModel
     device: DeviceKey
+    draft_num_devices: int
+    """See `Plan`."""
     memory: Memory
     evidence: tuple[Evidence, ...]
     at_batch: Callable[[int, Tokens], tuple[LatencyModel, LatencyModel]] | None = None
@@ -80,12 +85,21 @@ def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: To
     )
     _check_fit(memory, hardware, num_devices, dtype)
 
+    def priced(model: ModelGeometry, exits: tuple[int, ...], number: int, batch: int, context: Tokens) -> LatencyModel:
+        return RooflineLatency(model, exits, hardware, dtype, engine, number, batch, context_tokens=context)
+
+    draft_num_devices = request.draft_num_devices or choose_draft_devices(
+        Placement(draft=pair.draft, target=pair.target, dtype=dtype, num_devices=num_devices, draft_num_devices=1),
+        memory,
+        lambda number: priced(pair.draft.model, pair.draft.exit_layers, number, 1, context_tokens),
+        context_tokens,
+    )
+
     def at_batch(batch: int, context_tokens: Tokens) -> tuple[LatencyModel, LatencyModel]:
-        draft, target = (
-            RooflineLatency(model, exits, hardware, dtype, engine, num_devices, batch, context_tokens=context_tokens)
-            for model, exits in ((pair.draft.model, pair.draft.exit_layers), (pair.target, target_exits(pair.draft)))
+        return (
+            priced(pair.draft.model, pair.draft.exit_layers, draft_num_devices, batch, context_tokens),
+            priced(pair.target, target_exits(pair.draft), num_devices, batch, context_tokens),
         )
-        return draft, target
 
     draft, target = at_batch(1, context_tokens)
     return Pricing(
@@ -94,6 +108,7 @@ def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: To
         device=DeviceKey(
             device=hardware.name, num_devices=num_devices, num_threads=hardware.num_threads, dtype=dtype, engine=engine
         ),
+        draft_num_devices=draft_num_devices,
         memory=memory,
         evidence=datasheet_evidence(chosen, num_devices),
         at_batch=at_batch,

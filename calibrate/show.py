@@ -68,11 +68,18 @@ def _understood(plan: Plan, asked_target: str) -> str:
     asked = f"batch {work.batch}, {work.prompt_tokens} prompt tokens, {work.output_tokens} output tokens, {work.sampling.label}"
     facts = [
         ("target", model_label(plan.target) + alias),
-        ("draft", draft_label(plan.draft)),
+        ("draft", draft_label(plan.draft) + _placement_text(plan)),
         ("device", key_text(plan.device) + origin_text(plan.evidence)),
         ("asked", asked),
     ]
     return facts_text(facts + evidence_facts(plan.evidence))
+
+
+def _placement_text(plan: Plan) -> str:
+    """Which of several devices have a draft with weights of its own."""
+    if plan.draft.kind == "self" or plan.device.num_devices == 1:
+        return ""
+    return "; shared like the target" if plan.draft_num_devices > 1 else "; whole on the first device"
 
 
 def evidence_facts(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:

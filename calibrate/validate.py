@@ -110,7 +110,7 @@ def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
 
 def explained(device: str, engine: EngineMode) -> Explanation:
     """S2D's table by the datasheet of a device, fp16, on as few of them as hold the models."""
-    request = DeviceRequest(device=device, num_devices=None, dtype="fp16", engine=engine)
+    request = DeviceRequest(device=device, num_devices=None, draft_num_devices=None, dtype="fp16", engine=engine)
     speedups = []
     for row in _rows(SPEEDUPS):
         acceptance = load_acceptance(shipped_path(DRAFT, row["target"]), "all")

@@ -227,7 +227,10 @@ def _decode_envelope(
     for step in range(envelope["version"], version):
         if step not in upgrades:
             raise BadFile(path, f"{envelope['schema']} version {step} is too old to be read", _REMAKE)
-        body = upgrades[step](body)
+        try:
+            body = upgrades[step](body)
+        except (KeyError, TypeError) as err:
+            raise BadFile(path, f"no whole {envelope['schema']} of version {step} ({err!r})", _REMAKE) from err
     try:
         return decode_record(body, cls), decode_record(envelope["provenance"], Provenance, "provenance")
     except DecodeError as err:

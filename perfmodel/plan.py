@@ -16,7 +16,7 @@ from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Bytes, Frac, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 6
+PLAN_VERSION = 7
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -126,6 +126,8 @@ class Plan:
     draft_sha256: str | None
     tokenizer_sha256: str | None
     device: DeviceKey
+    draft_num_devices: int
+    """All of the devices where they share the draft, as they do a self-draft; 1 where the first has it whole."""
     workload: Workload
     chosen: Candidate
     runners_up: tuple[Candidate, ...]
@@ -158,7 +160,14 @@ def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
     return {**with_sampling_unpenalised(body), "frontier": []}
 
 
-_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads, 4: _from_version_4, 5: _from_version_5}
+def _from_version_6(body: dict[str, Any]) -> dict[str, Any]:
+    """A draft with weights of its own was measured whole on the first device, and priced by any law as shared by all."""
+    levels = {part["role"]: part["level"] for part in body["evidence"]}
+    is_whole = body["draft"]["kind"] == "separate" and levels.get("draft latency") == "measured"
+    return {**body, "draft_num_devices": 1 if is_whole else body["device"]["num_devices"]}
+
+
+_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads, 4: _from_version_4, 5: _from_version_5, 6: _from_version_6}
 
 
 def plan_file_text(plan: Plan, provenance: Provenance) -> str:

@@ -48,6 +48,7 @@ class LatencyProfile:
     beside: str | None
     """Name of the model it shared caches with in the measured loop; None when it was timed alone."""
     device: DeviceKey
+    """Of this model: one device where the first of several had the draft whole."""
     rule: AcceptanceRule
     """How tokens were chosen and judged in the measured loop: exit checks and verifies cost otherwise under another rule."""
     processing: tuple[str, ...] | None
@@ -60,10 +61,15 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
-    """A draft's prompt was one pass through all segments, which no prefill of today is."""
-    samples = body["samples"]
+    """A draft with weights of its own was always whole on the first device, whose key told those of the target.
+
+    Its prompt was one pass through all segments, which no prefill of today is.
+    """
+    samples, device = body["samples"], body["device"]
     is_kept = [kind != "prefill" or not stage for kind, stage in zip(samples["kind"], samples["stage"], strict=True)]
-    return {**body, "samples": {name: list(compress(column, is_kept)) for name, column in samples.items()}}
+    kept = {name: list(compress(column, is_kept)) for name, column in samples.items()}
+    is_of_draft = bool(body["exit_layers"]) and body["beside"] is not None
+    return {**body, "samples": kept, "device": {**device, "num_devices": 1} if is_of_draft else device}
 
 
 LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4, 5: _from_version_5}

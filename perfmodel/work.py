@@ -84,8 +84,9 @@ class PassWork:
     """Read whatever is cached, by layers whose window the context exceeds."""
     window_attn_flops: float
     num_all_reduces: int
+    """Two a layer; the rows that go out and the logits that come in take as long as one each."""
     link_bytes: float
-    """Bytes each device sends in all those all-reduces: 2 (n - 1) / n of what is reduced."""
+    """Bytes a device sends or receives in all of those."""
 
 
 def round_work(drafted_rows: int) -> PassWork:
@@ -134,8 +135,7 @@ def layers_work(
     head = model.head_params if head_rows else 0
     flops = matrix_flops(weights, rows * batch) + matrix_flops(head, head_rows * batch)
     flops += attn_flops(model, num_layers, rows * batch, model.seen_tokens((rows + 1) / 2))
-    all_reduces = _ALL_REDUCES_PER_LAYER * num_layers if num_devices > 1 else 0
-    reduced_bytes = all_reduces * rows * batch * model.hidden_size * _ACTIVATION_BYTES
+    all_reduces, link_bytes = _exchanges(model, num_layers, head_rows * batch, rows * batch, num_devices)
     return PassWork(
         num_passes=1 if num_layers else 0,
         num_syncs=1 if head_rows else 0,
@@ -151,8 +151,21 @@ def layers_work(
         window_kv_bytes=tokens * kv_bytes,
         window_attn_flops=tokens * token_flops,
         num_all_reduces=all_reduces,
-        link_bytes=2 * (num_devices - 1) / num_devices * reduced_bytes,
+        link_bytes=link_bytes,
     )
+
+
+def _exchanges(model: ModelGeometry, num_layers: int, head_rows: int, rows: int, num_devices: int) -> tuple[int, float]:
+    """How often several devices wait for each other, and the bytes that one of them sends or receives then.
+
+    The first sends the rows to all; each sum takes 2 (n - 1) / n of its rows; the first receives (n - 1) / n of the logits.
+    """
+    if num_devices == 1:
+        return 0, 0.0
+    row_bytes, logit_bytes = rows * model.hidden_size * _ACTIVATION_BYTES, head_rows * model.said_tokens * _ACTIVATION_BYTES
+    sums, others = _ALL_REDUCES_PER_LAYER * num_layers, (num_devices - 1) / num_devices
+    number = sums + (1 if num_layers else 0) + (1 if head_rows else 0)
+    return number, row_bytes + others * (2 * sums * row_bytes + logit_bytes)
 
 
 def _cache_reads(model: ModelGeometry, context_tokens: Tokens | None) -> tuple[Frac, float]:

@@ -101,6 +101,8 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         default="max-prob",
         help="what exits are judged by (default: max-prob)",
     )
+    share_help = "under torchrun, deal out a draft with weights of its own too (default: the first process has it whole)"
+    group.add_argument("--share-draft", action="store_true", help=share_help)
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:

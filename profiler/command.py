@@ -29,7 +29,7 @@ from profiler.show import acceptance_table, distinct_line, energy_line, latency_
 from s2d.config import FAMILY_FOLDER
 from s2d.device import check_device, engine_for
 from s2d.load import find_model
-from s2d.pair import encode_prompts, load_pair
+from s2d.pair import SELF_DRAFT, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
 
@@ -40,6 +40,7 @@ PARTIAL_TRACE_NAME = "trace.partial.npz"
 def profile(args: argparse.Namespace, *, argv: Sequence[str] | None, ranks: Ranks | None = None) -> int:
     """The command, its arguments parsed, with the processes that torchrun started, if it did."""
     _check_arguments(args)
+    _check_sharing(args, ranks)
     make_folder(args.output)
     torch.set_num_threads(args.threads)
     job = job_of(args, ranks)
@@ -62,7 +63,7 @@ def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
     chosen = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
     prompts = [prompt.first_turn for prompt in chosen]  # later ones would wait for answers
     engine = engine_for(args.engine, args.device, ranks.size if ranks else 1)
-    pair = load_pair(args.target, args.draft, args.dtype, args.device, ranks, engine=engine)
+    pair = load_pair(args.target, args.draft, args.dtype, args.device, ranks, engine=engine, shares_draft=args.share_draft)
     return Job(
         pair=pair,
         prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens, is_chat=args.chat),
@@ -212,3 +213,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.budget < 0:
         raise UserInputError(f"--budget {args.budget:g}: expected 0 seconds or more")
     check_device(args.device)
+
+
+def _check_sharing(args: argparse.Namespace, ranks: Ranks | None) -> None:
+    if args.share_draft and ranks is None:
+        raise UserInputError("--share-draft: expected several processes to share it. Start s2d-profile with torchrun.")
+    if args.share_draft and args.draft == SELF_DRAFT:
+        raise UserInputError("--share-draft: a self-draft is shared with its target in any case. Leave it out.")

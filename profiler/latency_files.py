@@ -42,7 +42,7 @@ def pair_profiles(log: PassLog, pair: ModelPair, sampling: Sampling) -> dict[str
             model_sha256=model.sha256,
             exit_layers=exit_layers,
             beside=beside.geometry.name,
-            device=pair.device_key,
+            device=pair.draft_device_key if is_draft else pair.device_key,
             rule=sampling.rule,
             processing=sampling.processing,
             samples=log.samples(lambda key: is_draft_pass(key) == is_draft),
@@ -136,5 +136,5 @@ def _identity(profile: LatencyProfile) -> str:
     beside = f" beside {profile.beside}" if profile.beside else ""
     weights = f"weights {profile.model_sha256[:12]}"
     processing = f" with {', '.join(profile.processing)}" if profile.processing else ""
-    where = f"{profile.rule} decoding{processing} in {key.dtype} on {key.device}{threads}"
+    where = f"{profile.rule} decoding{processing} in {key.dtype} on {key.num_devices} x {key.device}{threads}"
     return f"{profile.model.name} ({weights}){beside}, {where}"

@@ -18,6 +18,7 @@ from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName, UserInpu
 from perfmodel.geometry import ModelGeometry
 from perfmodel.hub import REPOSITORY, fetch_folder
 from perfmodel.profile import Dtype, EngineMode
+from perfmodel.units import Tokens
 from s2d.checkpoint import layer_of, open_weights, tensor_names, weights_sha256
 from s2d.config import FAMILY_FOLDER, FAMILY_PREFIX, geometry_of, read_config, read_geometry, read_raw_config, shallower
 from s2d.fold import KeepLayer, fold_weights, random_weights, with_reduced_head, with_vocabulary
@@ -114,12 +115,15 @@ def _reduced(geometry: ModelGeometry, said: tuple[int, ...]) -> ModelGeometry:
     return replace(geometry, head_vocab_size=None if len(said) == geometry.vocab_size else len(said))
 
 
-def with_vocabulary_of(draft: LoadedModel, target: LoadedModel) -> LoadedModel:
+def with_vocabulary_of(draft: LoadedModel, num_tokens: Tokens) -> LoadedModel:
     """A draft that gives logits of its target's tokens, where one tokenizer was padded to two sizes (Qwen2.5 7B and 0.5B).
 
     Padding that only the target has is embedded as nothing and never drafted; what only the draft has is not drafted either.
+
+    Args:
+        draft: with a vocabulary of its own.
+        num_tokens: of the target's vocabulary.
     """
-    num_tokens = target.decoder.vocab_size
     if draft.decoder.vocab_size == num_tokens:
         return draft
     weights = with_vocabulary(draft.decoder.weights, num_tokens)

@@ -135,13 +135,17 @@ class Decoder:
 
     def exit_logits(self, states: Tensor) -> Tensor:
         """What an exit says after these rows, -inf for tokens that the head cannot say: [T, D + PAD] -> [T, V]."""
-        scratch = self._scratch_for(states.shape[0])
-        torch.linalg.vector_norm(states, 2, -1, True, dtype=torch.float32, out=scratch.norm)
-        torch.div(states[:, : self.geometry.hidden_size], scratch.norm, out=scratch.normed)
-        logits = torch.mm(scratch.normed, self.weights.head)
+        logits = self._head_logits(states)
         if self.weights.said is None:
             return logits
         return logits.new_full((len(logits), self.vocab_size), -torch.inf).index_copy_(1, self.weights.said, logits)
+
+    def _head_logits(self, states: Tensor) -> Tensor:
+        """The final norm and the head: [T, D + PAD] -> [T, U], tokens as in its columns."""
+        scratch = self._scratch_for(states.shape[0])
+        torch.linalg.vector_norm(states, 2, -1, True, dtype=torch.float32, out=scratch.norm)
+        torch.div(states[:, : self.geometry.hidden_size], scratch.norm, out=scratch.normed)
+        return torch.mm(scratch.normed, self.weights.head)
 
     def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> tuple[int, float]:
         """What an exit answers after a row, read by the host: a token and the confidence in it.

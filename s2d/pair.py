@@ -25,7 +25,7 @@ from s2d.load import (
     with_vocabulary_of,
 )
 from s2d.parallel import load_shared
-from s2d.ranks import Ranks
+from s2d.ranks import DRAFT, Ranks
 
 SELF_DRAFT = "self"
 """What to give as the draft for the target's own early exits."""
@@ -58,14 +58,25 @@ class ModelPair:
 
     @property
     def label(self) -> str:
-        """`ref-target-16 with ref-draft, exits 1/2/4/6`."""
+        """`ref-target-16 with ref-draft, exits 1/2/4/6`, and who shares what where there are several processes."""
         who = "its own layers" if self.geometry.kind == "self" else self.geometry.model.name
-        return f"{self.target.geometry.name} with {who}, exits {'/'.join(map(str, self.geometry.exit_layers))}"
+        models = f"{self.target.geometry.name} with {who}, exits {'/'.join(map(str, self.geometry.exit_layers))}"
+        num_devices = self.device_key.num_devices
+        if num_devices == 1:
+            return models
+        what = "" if self.draft_device_key.num_devices > 1 else "the target "
+        return f"{models}, {what}shared by {num_devices} processes"
 
     @property
     def device_key(self) -> DeviceKey:
         """The key of seconds measured with this pair."""
         decoder = self.target.decoder
+        return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices)
+
+    @property
+    def draft_device_key(self) -> DeviceKey:
+        """The key of the draft's: one device where the first of several processes has it whole."""
+        decoder = self.draft.decoder
         return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices)
 
     def session(self, max_tokens: Tokens) -> Session:
@@ -90,10 +101,11 @@ def load_pair(
     ranks: Ranks | None = None,
     *,
     engine: EngineMode = "eager",
+    shares_draft: bool = False,
 ) -> Pair:
     """Load a target and a draft that share a tokenizer; their heads may be padded differently.
 
-    Several processes share the target; a draft of its own is rank 0's alone.
+    Several processes share the target.
 
     Args:
         target_name: a folder, or a model of the reference family.
@@ -102,10 +114,12 @@ def load_pair(
         device: torch's name for it.
         ranks: the processes that torchrun started, if it did.
         engine: how passes are launched; of several processes, eagerly.
+        shares_draft: whether they share a draft with weights of its own too; rank 0 has it whole otherwise.
 
     Raises:
         Mismatch: their tokenizers differ.
         BadPolicy: the draft names no exits, or ones it does not have.
+        UserInputError: the processes cannot share what they are to share.
     """
     target_folder = find_model(target_name)
     load = partial(load_model, dtype=dtype, device=device, engine=engine)
@@ -115,7 +129,11 @@ def load_pair(
     if draft_name != SELF_DRAFT:
         draft_folder = find_model(draft_name)
         check_same_vocabulary(load_tokenizer(draft_folder), tokenizer)
-        draft = with_vocabulary_of(load(draft_folder), target)
+        num_tokens = target.decoder.vocab_size
+        if ranks and shares_draft:
+            draft = load_shared(draft_folder, dtype, device, ranks, number=DRAFT, num_tokens=num_tokens)
+        else:
+            draft = with_vocabulary_of(load(draft_folder), num_tokens)
     if not draft.exit_layers:
         raise BadPolicy(f"draft {draft_name!r} names no exits", "an s2d.json with exit_layers beside its config.json")
     kind = "self" if draft is target else "separate"

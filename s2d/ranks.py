@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,40 +24,57 @@ from perfmodel.errors import S2DError, UserInputError
 from perfmodel.profile import Dtype
 from perfmodel.units import Tokens
 
-_TEXT = -1
-"""First number of an order that is not a pass but a text, whose bytes follow."""
+PASS, HEAD, _TEXT = range(3)
+"""First number of an order: a pass, whose rows follow; the head, of rows that all have; a text, whose bytes follow."""
+TARGET, DRAFT = range(2)
+"""Numbers of the models that the ranks may share."""
 _PATIENCE = timedelta(days=1)
 """How long a follower waits for orders."""
 _HEARD_WITHIN = timedelta(seconds=10)
 """How long a failed follower waits for rank 0 to speak for it; on a GPU rank 0 may hang in the sum that lacks a summand."""
 
-PassOrder = tuple[int, int, int, int]
-"""A pass: number of the cache and of its segment, tokens before it, rows."""
+
+class RowsOrder(NamedTuple):
+    """Do your share for some rows of a text; numbers alone, as one goes before every pass."""
+
+    what: int
+    """`PASS`, or `HEAD` of what such a pass left."""
+    model: int
+    cache: int
+    segment: int
+    start: int
+    """Tokens before the first row."""
+    num_rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOrder:
     """Read your share of a model folder."""
 
+    model: int
+    """Its number."""
     folder: str
     dtype: Dtype
     device: str
     """`cpu` or `cuda`."""
     num_threads: int
+    num_tokens: Tokens | None
+    """Of the vocabulary that it is to have; None for its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheOrder:
     """Make a cache of your share."""
 
+    model: int
     number: int
     segment_ends: Sequence[int]
     max_tokens: Tokens
     kept: Sequence[int]
-    """Numbers of the others that are still in use."""
+    """Numbers of the model's others that are still in use."""
 
 
-Order = PassOrder | LoadOrder | CacheOrder
+Order = RowsOrder | LoadOrder | CacheOrder
 _NAMED_ORDERS: dict[str, type[LoadOrder] | type[CacheOrder]] = {"load": LoadOrder, "cache": CacheOrder}
 
 
@@ -74,26 +92,30 @@ class Ranks:
         self.size = size
         self._store = store
 
-    def order_pass(self, order: PassOrder, rows: Tensor) -> None:
+    def order_pass(self, order: RowsOrder, rows: Tensor) -> None:
         """Rank 0: the others are to run a pass over these rows."""
         dist.broadcast(torch.tensor(order), 0)
         dist.broadcast(rows, 0)
+
+    def order_head(self, order: RowsOrder) -> None:
+        """Rank 0: the others are to ask their columns of the head about rows that a pass left with them."""
+        dist.broadcast(torch.tensor(order), 0)
 
     def order(self, order: LoadOrder | CacheOrder | None) -> None:
         """Rank 0: the others are to do something else; None lets them go."""
         name = next((name for name, kind in _NAMED_ORDERS.items() if isinstance(order, kind)), "stop")
         text = json.dumps((name, asdict(order) if order else {})).encode()
-        dist.broadcast(torch.tensor((_TEXT, len(text), 0, 0)), 0)
+        dist.broadcast(torch.tensor(RowsOrder(_TEXT, len(text), 0, 0, 0, 0)), 0)
         dist.broadcast(torch.frombuffer(bytearray(text), dtype=torch.uint8), 0)
 
     def next_order(self) -> Order | None:
         """Another rank: wait for what is to be done. The rows of a pass are still to be received."""
-        numbers = torch.empty(4, dtype=torch.int64)
+        numbers = torch.empty(len(RowsOrder._fields), dtype=torch.int64)
         dist.broadcast(numbers, 0)
-        first, second, third, fourth = numbers.tolist()
-        if first != _TEXT:
-            return first, second, third, fourth
-        text = torch.empty(second, dtype=torch.uint8)
+        what, num_bytes, *_ = numbers.tolist()
+        if what != _TEXT:
+            return RowsOrder(*numbers.tolist())
+        text = torch.empty(num_bytes, dtype=torch.uint8)
         dist.broadcast(text, 0)
         name, fields = json.loads(bytes(text.tolist()))
         return _NAMED_ORDERS[name](**fields) if name in _NAMED_ORDERS else None
@@ -101,6 +123,16 @@ class Ranks:
     def receive(self, rows: Tensor) -> None:
         """Another rank: the rows of the pass."""
         dist.broadcast(rows, 0)
+
+    def gather(self, columns: Tensor) -> Tensor:
+        """Rank 0: every rank's columns beside its own, all as many: [T, columns] -> [T, R columns]."""
+        parts = [torch.empty_like(columns) for _ in range(self.size)]
+        dist.gather(columns, parts, dst=0)
+        return torch.cat(parts, 1)
+
+    def give(self, columns: Tensor) -> None:
+        """Another rank: columns for rank 0 to gather."""
+        dist.gather(columns, dst=0)
 
     def meet(self) -> None:
         """Wait until every rank is here."""

@@ -228,9 +228,9 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
     if plan.device.num_threads is not None:
         torch.set_num_threads(plan.device.num_threads)
     draft = args.draft or (SELF_DRAFT if plan.draft.kind == "self" else plan.draft_name)
-    device = "cuda" if is_gpu else "cpu"
-    engine = engine_for(plan.device.engine, device, plan.device.num_devices)
-    return load_pair(args.target or plan.target.name, draft, plan.device.dtype, device, ranks, engine=engine)
+    target, device = args.target or plan.target.name, "cuda" if is_gpu else "cpu"
+    engine, is_shared = engine_for(plan.device.engine, device, plan.device.num_devices), plan.draft_num_devices > 1
+    return load_pair(target, draft, plan.device.dtype, device, ranks, engine=engine, shares_draft=is_shared)
 
 
 def _refuse_unequal(report: RunReport) -> None:

@@ -1,10 +1,13 @@
-"""One rank's share of a decoder: whole groups of heads, a stretch of the MLP, and rows as wide as the residual's.
+"""One rank's share of a decoder: groups of heads, a stretch of the MLP and of the head, and rows as wide as the residual's.
 
 What a layer adds to the residual is the sum of what the ranks' shares add: each has the columns of its heads and of its part of
 the MLP in the matrices after a norm, and the same rows of the matrices before the residual. These get columns of zeros for the
 rows' padding, so that a whole row is what is summed: it lies in one piece in memory.
 
-Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, R ranks.
+The LM head is dealt out by its columns, as many to every rank, so that what they say can be gathered: where that leaves a
+remainder, the last ranks' are filled up with zeros, and rank 0 cuts off what these say.
+
+Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, U tokens the head can say, R ranks.
 """
 
 from dataclasses import dataclass, replace
@@ -30,8 +33,12 @@ class Share:
     rank: int
     num_ranks: int
 
-    def check(self, geometry: ModelGeometry) -> None:
-        """Refuse a model that cannot be dealt out evenly.
+    def check(self, geometry: ModelGeometry, *, otherwise: str) -> None:
+        """Refuse a model whose layers cannot be dealt out evenly.
+
+        Args:
+            geometry: of the whole model.
+            otherwise: what to do then.
 
         Raises:
             UserInputError: says which number of processes could.
@@ -42,7 +49,7 @@ class Share:
                 fits = [n for n in range(1, geometry.num_kv_heads + 1) if not any(each % n for each in counts.values())]
                 raise UserInputError(
                     f"model {geometry.name} has {count} {what}, which {self.num_ranks} processes cannot share evenly: expected "
-                    f"{' or '.join(map(str, fits))}. Give torchrun another --nproc-per-node."
+                    f"{' or '.join(map(str, fits))}. {otherwise}"
                 )
 
     def geometry(self, whole: ModelGeometry) -> ModelGeometry:
@@ -77,6 +84,18 @@ class Share:
             down=self._rows(whole.down),
             down_bias=_widened(whole.down_bias) if is_first and whole.down_bias is not None else None,
         )
+
+    def head(self, whole: Tensor) -> Tensor:
+        """The share of the head, in memory of its own: [D, U] -> [D, ceil(U / R)].
+
+        Args:
+            whole: as it was folded.
+        """
+        num_columns = -(-whole.shape[1] // self.num_ranks)
+        first = self.rank * num_columns
+        own = whole[:, first : first + num_columns]
+        # Rows are kept apart in memory, as those of the whole head are (`s2d.fold`).
+        return pad(own, (0, num_columns - own.shape[1] + PAD))[:, :num_columns]
 
     def _columns(self, whole: Tensor, blocks: list[int] | tuple[int, ...]) -> Tensor:
         """This rank's stretch of every block of columns, one after the other."""

@@ -69,7 +69,7 @@ def test_a_schedule_that_pays_to_the_end_has_no_such_batch() -> None:
 
 def shipped_schedules(target: str) -> tuple[BatchSchedule, ...]:
     acceptance = load_acceptance(shipped_path(DRAFT, target), "all")
-    request = DeviceRequest(device="a100-80gb", num_devices=None, dtype=None, engine=None)
+    request = DeviceRequest(device="a100-80gb", num_devices=None, draft_num_devices=None, dtype=None, engine=None)
     pricing = price_by_datasheet(acceptance.trace.header, request, context_tokens=768)
     return batch_schedules(acceptance.trace, pricing, context_tokens=768)
 

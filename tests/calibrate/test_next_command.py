@@ -73,7 +73,7 @@ def test_models_that_one_device_does_not_hold_leave_its_law_to_be_measured() -> 
     assert plan.device.num_devices == 2
     assert plan.next_command == "s2d-profile law --device cuda --dtype bf16 -o law"
     understood(plan.next_command)
-    said = "which does not hold these models, dealt out evenly with the draft on the first. What they can"
+    said = "which does not hold these models, dealt out evenly. What they can"
     assert said in (next_note(plan) or "")
     fitted = resting_on(plan, "extrapolated", "published")
     assert next_command(fitted) == ""
@@ -81,8 +81,13 @@ def test_models_that_one_device_does_not_hold_leave_its_law_to_be_measured() -> 
 
 
 def test_several_devices_are_measured_and_run_under_torchrun_where_they_can_share() -> None:
-    plan = plan_of("vicuna-7b", num_devices=2)
-    assert plan.next_command.startswith("torchrun --nproc-per-node 2 --no-python s2d-profile --target path/to/vicuna-7b")
+    plan = replace(plan_of("vicuna-7b", num_devices=2), draft_num_devices=1)
+    models = "--target path/to/vicuna-7b --draft path/to/s2d-vicuna-12"
+    profile = f"torchrun --nproc-per-node 2 --no-python s2d-profile {models}"
+    assert next_command(plan).startswith(f"{profile} --prompts")
+    shared = next_command(replace(plan, draft_num_devices=2))
+    assert shared.startswith(f"{profile} --share-draft --prompts")
+    understood(shared.partition("--no-python ")[2])
     assert "2 x H100-SXM, bf16, eager" in (next_note(plan) or "")
     measured = resting_on(replace(plan, device=replace(plan.device, engine="eager")), "measured", "traced")
     assert next_note(measured) is None

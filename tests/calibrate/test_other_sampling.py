@@ -9,26 +9,25 @@ import pytest
 from calibrate.evidence import PlanRequest
 from calibrate.plan import make_plan
 from perfmodel.errors import Mismatch
-from perfmodel.plan import PLAN_VERSION, plan_file_text, read_plan
+from perfmodel.plan import plan_file_text, read_plan
 from perfmodel.profile import read_latency_profile
-from perfmodel.report import REPORT_VERSION, read_report, report_file_text
+from perfmodel.report import read_report, report_file_text
 from tests.calibrate.evidence import draft_profile, make_report, make_trace, provenance, write_evidence, write_profile
 from tests.calibrate.test_plan import NOTHING_ASKED
 
 ADDED = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
-FIRST_PROFILE_WITH_PROCESSING = 5
-
 
 def write_old(path: Path, text: str, version: int) -> Path:
-    """A file as the version before this one wrote it."""
+    """A file as a version without penalties wrote it."""
     envelope = json.loads(text)
     body = envelope["body"]
-    body.pop("processing", None)
+    for name in ("processing", "frontier", "draft_num_devices"):
+        body.pop(name, None)
     for name in ADDED:
         for record in (body, body.get("workload", {})):
             record.get("sampling", {}).pop(name, None)
-    path.write_text(json.dumps(envelope | {"version": version - 1}), encoding="utf-8")
+    path.write_text(json.dumps(envelope | {"version": version}), encoding="utf-8")
     return path
 
 
@@ -60,10 +59,10 @@ def test_a_profile_of_another_rule_is_refused(measured: PlanRequest) -> None:
 def test_files_from_before_penalties_are_read_as_without_any(measured: PlanRequest, tmp_path: Path) -> None:
     plan = make_plan(measured)
     report = make_report(plan, "e" * 64, make_trace())
-    old_plan = write_old(tmp_path / "plan.json", plan_file_text(plan, provenance()), PLAN_VERSION)
+    old_plan = write_old(tmp_path / "plan.json", plan_file_text(plan, provenance()), 5)
     assert read_plan(old_plan).record == replace(plan, frontier=())
-    old_report = write_old(tmp_path / "report.json", report_file_text(report, provenance()), REPORT_VERSION)
+    old_report = write_old(tmp_path / "report.json", report_file_text(report, provenance()), 4)
     assert read_report(old_report).record == report
     text = measured.profiles[1].read_text(encoding="utf-8")
-    old_profile = write_old(tmp_path / "old.json", text, FIRST_PROFILE_WITH_PROCESSING)
+    old_profile = write_old(tmp_path / "old.json", text, 4)
     assert read_latency_profile(old_profile).record == replace(draft_profile(), processing=None)

@@ -30,7 +30,7 @@ from tests.calibrate.evidence import (
     write_profile,
 )
 
-ANY_DEVICE = DeviceRequest(device=None, num_devices=None, dtype=None, engine=None)
+ANY_DEVICE = DeviceRequest(device=None, num_devices=None, draft_num_devices=None, dtype=None, engine=None)
 NOTHING_ASKED = PlanRequest(
     target=None,
     draft=None,

@@ -54,7 +54,7 @@ def test_the_plan_carries_the_head_and_says_what_it_assumes_of_acceptance(whole:
     assert reduced.evidence[-1].description == whole.evidence[-1].description + said
     assert reduced.evidence[-1].sha256 == whole.evidence[-1].sha256
     shown = " ".join(plan_text(reduced, asked_target="llama-70b").split())
-    assert "2.59 billion weights, exits at 6/9/12, a head of 8192 of 32000 tokens device" in shown
+    assert "2.59 billion weights, exits at 6/9/12, a head of 8192 of 32000 tokens; shared like the target device" in shown
     assert "a head of" not in plan_text(whole, asked_target="llama-70b")
 
 

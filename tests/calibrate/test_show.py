@@ -61,6 +61,7 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
         draft_sha256=None,
         tokenizer_sha256=None,
         device=DeviceKey(device="H200-SXM", num_devices=2, num_threads=None, dtype="bf16", engine="graph"),
+        draft_num_devices=2,
         workload=Workload(batch=1, prompt_tokens=512, output_tokens=256, sampling=GREEDY),
         chosen=chosen,
         runners_up=runners_up,
@@ -108,7 +109,7 @@ PLAIN = candidate("plain decoding", None, 1.0)
 
 EXPECTED = """\
 target      llama-2-70b, 80 layers, 69.0 billion weights (asked for as 'llama-70b')
-draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12
+draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12; shared like the target
 device      2 x H200-SXM, bf16, graph
 asked       batch 1, 512 prompt tokens, 256 output tokens, greedy
 latency     roofline: a datasheet

@@ -153,6 +153,8 @@ def test_an_older_file_is_upgraded_step_by_step_and_keeps_its_hash(tmp_path: Pat
     assert stored.record == Note(name="old", passes=(Pass(cost_s=2.0),))
     assert stored.sha256 == as_written.sha256
     assert refusal(path, version=3) == f"'a.json': s2d/test version 1 is too old to be read. {REMAKE}"
+    said = f"'a.json': no whole s2d/test of version 1 (KeyError('cost_s')). {REMAKE}"
+    assert refusal(edited(path, body={}), version=3, upgrades=upgrades) == said
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

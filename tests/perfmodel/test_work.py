@@ -80,7 +80,15 @@ def test_devices_share_work_and_pay_two_all_reduces_per_layer(num_devices: int, 
     shared = setting_of(num_devices=num_devices, batch=batch).work("verify", 0, rows)
     assert shared.weight_bytes * num_devices == pytest.approx(alone.weight_bytes)
     assert shared.flops * num_devices == pytest.approx(alone.flops)
-    assert shared.num_all_reduces == (64 if num_devices > 1 else 0)
+    rows_out_and_logits_in = 2
+    assert shared.num_all_reduces == (64 + rows_out_and_logits_in if num_devices > 1 else 0)
+
+
+def test_devices_share_the_head_and_one_gathers_its_logits() -> None:
+    alone, shared = (setting_of((6, 12), num_devices=number).work("exit", 0, 1) for number in (1, 4))
+    assert (alone.num_all_reduces, alone.link_bytes) == (0, 0.0)
+    assert shared.weight_bytes == alone.weight_bytes / 4
+    assert (shared.num_all_reduces, shared.link_bytes) == (1, 2 * 32000 * 3 / 4)
 
 
 @given(st.integers(1, 16), st.integers(1, 8))

@@ -27,11 +27,14 @@ class Folders:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    root = tmp_path_factory.mktemp("pair")
+    return write_pair(tmp_path_factory.mktemp("pair"), TARGET)
+
+
+def write_pair(root: Path, target: TinySpec) -> Folders:
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=WORDS[EOS])
-    for name, spec in (("target", TARGET), ("draft", replace(TARGET, num_layers=EXITS[-1]))):
+    for name, spec in (("target", target), ("draft", replace(target, num_layers=EXITS[-1]))):
         tiny_llama(spec).save_pretrained(root / name)
         wrapped.save_pretrained(root / name)
     for name, exit_layers in (("draft", EXITS), ("target", (1, 3))):

@@ -79,6 +79,7 @@ def plan_file(folders: Path) -> Callable[..., Path]:
             draft_sha256=pair.draft.sha256,
             tokenizer_sha256=pair.tokenizer_sha256,
             device=pair.device_key,
+            draft_num_devices=1,
             workload=Workload(batch=1, prompt_tokens=8, output_tokens=24, sampling=sampling),
             chosen=Candidate(name="plan", policy=policy, rounds=ROUNDS, speedup=SPEEDUP),
             runners_up=(),

@@ -74,23 +74,31 @@ def ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="module", params=SPECS)
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target with exits of its own, a draft, and a draft with a reduced head."""
-    folder, spec = tmp_path_factory.mktemp("models"), replace(SPECS[request.param], vocab_size=len(TOKENIZER))
-    said = tuple(range(0, len(TOKENIZER), 2))
-    for name, layers, said_tokens in (("target", 5, None), ("draft", 4, None), ("reduced", 4, said)):
-        tiny_llama(replace(spec, num_layers=layers)).save_pretrained(folder / name)
+    """A target with exits of its own, drafts of fewer and of more tokens than it has, and one with a reduced head.
+
+    No head has columns that two processes could share evenly.
+    """
+    folder, spec, num_tokens = tmp_path_factory.mktemp("models"), SPECS[request.param], len(TOKENIZER)
+    sizes = {"target": num_tokens + 3, "draft": num_tokens, "padded": num_tokens + 7, "reduced": num_tokens}
+    for name, vocab_size in sizes.items():
+        layers, said = 5 if name == "target" else 4, tuple(range(0, 150, 2)) if name == "reduced" else None
+        tiny_llama(replace(spec, num_layers=layers, vocab_size=vocab_size | 1)).save_pretrained(folder / name)
         TOKENIZER.save_pretrained(folder / name)
-        sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, said_tokens=said_tokens)
+        sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, said_tokens=said)
         write_sidecar(folder / name, sidecar)
     return folder
 
 
 def test_two_processes_write_what_one_writes(ranks: Ranks, models: Path) -> None:
     exits_taken = torch.zeros(2)
-    for draft in ("draft", "reduced", "self"):
-        name = draft if draft == "self" else str(models / draft)
-        one, two = (load_pair(str(models / "target"), name, "fp32", "cpu", among) for among in (None, ranks))
+    for draft, num_devices in (("draft", 1), ("draft", 2), ("padded", 2), ("reduced", 2), ("self", 2)):
+        name, shares = draft if draft == "self" else str(models / draft), draft != "self" and num_devices == 2
+        one, two = (
+            load_pair(str(models / "target"), name, "fp32", "cpu", among, shares_draft=shares) for among in (None, ranks)
+        )
         assert two.device_key == replace(one.device_key, num_devices=2)
+        assert two.draft_device_key == replace(one.device_key, num_devices=num_devices)
+        assert two.draft.geometry == one.draft.geometry
         assert two.target.geometry == one.target.geometry
         sessions = one.session(40), two.session(40)
         for sampling, threshold in ((GREEDY, 0.3), (SHARED_NOISE, 0.99), (RATIO, 0.7), (GREEDY, None)):
@@ -112,6 +120,17 @@ def test_logits_of_two_processes_are_those_of_one_in_any_cut_of_the_text(ranks: 
     half = load_shared(models / "target", "bf16", "cpu", ranks)
     found = logits_in_pieces(half, (70, 1, 5, 34), tokens, (2, 5))
     assert float((found.float() - expected).abs().max() / expected.abs().max()) < 0.03
+    with pytest.raises(AssertionError, match="rows that a pass left in a cache"):
+        half.decoder.exit_logits(half.decoder.embed(tokens))
+
+
+def test_a_draft_that_cannot_be_shared_is_refused_before_the_others_hear_of_it(ranks: Ranks, folders: Path) -> None:
+    tiny_llama(TinySpec(num_kv_heads=2, vocab_size=len(TOKENIZER))).save_pretrained(folders / "target")
+    names = str(folders / "target"), str(folders / "draft")
+    said = r"2 processes cannot share evenly: expected 1. .* or profile without --share-draft and plan again"
+    with pytest.raises(UserInputError, match=said):
+        load_pair(*names, "fp32", "cpu", ranks, shares_draft=True)
+    assert load_pair(*names, "fp32", "cpu", ranks).draft_device_key.num_devices == 1
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
@@ -129,8 +148,18 @@ def test_shares_are_the_whole_and_nothing_twice(num_ranks: int) -> None:
         assert not rows[:, geometry.hidden_size :].any()
 
 
+@pytest.mark.parametrize(("num_columns", "num_ranks"), [(24, 2), (23, 2), (23, 4), (5, 4), (1, 3)])
+def test_shares_of_a_head_are_its_columns_in_order_and_zeros_after_the_last(num_columns: int, num_ranks: int) -> None:
+    whole = torch.arange(1.0, 1 + 8 * num_columns).view(8, num_columns)
+    shares = [Share(rank=rank, num_ranks=num_ranks).head(whole) for rank in range(num_ranks)]
+    assert len({share.shape for share in shares}) == 1
+    together = torch.cat(shares, 1)
+    assert torch.equal(together[:, :num_columns], whole)
+    assert not together[:, num_columns:].any()
+
+
 @pytest.mark.parametrize(("num_kv_heads", "intermediate_size"), [(1, 48), (2, 47)])
 def test_a_model_that_cannot_be_shared_evenly_is_refused(num_kv_heads: int, intermediate_size: int) -> None:
     spec = TinySpec(num_kv_heads=num_kv_heads, intermediate_size=intermediate_size)
-    with pytest.raises(UserInputError, match=r"which 2 processes cannot share evenly: expected 1[.] Give torchrun another"):
-        Share(rank=0, num_ranks=2).check(loaded(tiny_llama(spec)).geometry)
+    with pytest.raises(UserInputError, match=r"which 2 processes cannot share evenly: expected 1[.] Take fewer[.]"):
+        Share(rank=0, num_ranks=2).check(loaded(tiny_llama(spec)).geometry, otherwise="Take fewer.")

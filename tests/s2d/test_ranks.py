@@ -13,7 +13,7 @@ from perfmodel.launch import launched
 from perfmodel.report import read_report
 from s2d.cli import main_run
 from s2d.pair import load_pair
-from s2d.ranks import Ranks, joined
+from s2d.ranks import PASS, Ranks, RowsOrder, joined
 from tests.s2d.test_parallel import ROOT, TOKENIZER, torchrun_environment
 from tests.stubs import TinySpec, tiny_llama
 
@@ -29,7 +29,7 @@ def test_an_error_of_another_rank_is_told_by_the_first() -> None:
 
 
 def _order_what_nobody_knows(ranks: Ranks) -> None:
-    ranks.order_pass((99, 0, 0, 1), torch.zeros(1, 8))
+    ranks.order_pass(RowsOrder(PASS, 99, 0, 0, 0, 1), torch.zeros(1, 8))
     ranks.meet()
 
 
@@ -38,14 +38,20 @@ def shared_folders(folders: Path) -> None:
         tiny_llama(TinySpec(num_kv_heads=2, num_layers=layers, vocab_size=len(TOKENIZER))).save_pretrained(folders / name)
 
 
-def test_a_checked_run_of_two_processes_is_equal(folders: Path, plan_file, capsys) -> None:
+@pytest.mark.parametrize(("draft_num_devices", "shared"), [(1, "the target shared"), (2, "shared")])
+def test_a_checked_run_of_two_processes_is_equal_and_places_the_draft_as_the_plan_says(
+    folders: Path, plan_file, capsys, draft_num_devices: int, shared: str
+) -> None:
     shared_folders(folders)
     one = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu").device_key
-    plan, report_file = plan_file(device=replace(one, num_devices=2)), folders / "report.json"
+    plan = plan_file(device=replace(one, num_devices=2), draft_num_devices=draft_num_devices)
+    report_file = folders / "report.json"
     flags = ["--target", folders / "target", "--draft", folders / "draft", "--plan", plan, "--prompt", "the cat", "--check"]
     with torchrun_environment():
         assert main_run([*map(str, flags), "-o", str(report_file)]) == 0
-    assert "1 of 1 outputs equal the plain target's" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"target with draft, exits 2/4, {shared} by 2 processes" in said
+    assert "1 of 1 outputs equal the plain target's" in said
     report = read_report(report_file).record
     assert report.device.num_devices == 2
 

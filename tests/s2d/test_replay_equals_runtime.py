@@ -78,7 +78,7 @@ def tiny_pair(kind: str) -> Pair:
     vocab_size = VOCAB_SIZE - (3 if kind == "padded otherwise" else 0)
     is_self = kind == "self"
     draft = target if is_self else tiny_model(TinySpec(num_layers=4, vocab_size=vocab_size), (1, 2, 4))
-    draft = with_vocabulary_of(draft, target)
+    draft = with_vocabulary_of(draft, target.decoder.vocab_size)
     if kind == "reduced head":
         draft = replace(draft, decoder=Decoder(draft.geometry, with_reduced_head(draft.decoder.weights, SAID)))
     return Pair(

@@ -1,0 +1,89 @@
+"""Where a draft runs beside a target on several devices: shared by all of them, or whole on the first.
+
+Shared, it reads a part of its weights on each device and pays for the sums; whole, it reads all of them, and the others wait.
+What is drafted and accepted is the same, so the faster draft is the better one, whatever the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.hardware import MEMORY_HEADROOM_FRAC
+from perfmodel.latency import LatencyModel
+from perfmodel.passes import PassShape
+from perfmodel.plan import Memory
+from perfmodel.profile import Dtype
+from perfmodel.units import Bytes, Seconds, Tokens
+from perfmodel.work import weight_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A pair on some devices, as the runtime would deal it out."""
+
+    draft: DraftGeometry
+    target: ModelGeometry
+    dtype: Dtype
+    num_devices: int
+    draft_num_devices: int
+    """All of them, or 1."""
+
+    def fits(self, memory: Memory) -> bool:
+        """Whether all layers can be dealt out in equal shares, and the first device holds its part with some headroom.
+
+        Args:
+            memory: of the pair in this dtype, all devices together.
+        """
+        dealt = ((self.target, self.num_devices), (self.draft.model, self.draft_num_devices))
+        if any(model.num_kv_heads % shares or model.intermediate_size % shares for model, shares in dealt):
+            return False
+        if memory.capacity_bytes is None:
+            return True
+        usable_bytes = memory.capacity_bytes / self.num_devices * (1 - MEMORY_HEADROOM_FRAC)
+        return self._first_device_bytes(memory) <= usable_bytes
+
+    def _first_device_bytes(self, memory: Memory) -> float:
+        of_target = memory.target_weight_bytes + memory.target_kv_bytes
+        needed_bytes = self._share_bytes(self.target, of_target, self.num_devices)
+        if self.draft.kind == "separate":
+            of_draft = memory.draft_weight_bytes + memory.draft_kv_bytes
+            needed_bytes += self._share_bytes(self.draft.model, of_draft, self.draft_num_devices)
+        return needed_bytes
+
+    def _share_bytes(self, model: ModelGeometry, model_bytes: Bytes, num_shares: int) -> float:
+        """The first share of a model, with the embedding, which is not dealt out."""
+        embedding_bytes = weight_bytes(model.vocab_size * (model.embedding_size or model.hidden_size), self.dtype)
+        return embedding_bytes + (model_bytes - embedding_bytes) / num_shares
+
+
+def choose_draft_devices(
+    whole: Placement, memory: Memory, latency_on: Callable[[int], LatencyModel], context_tokens: Tokens
+) -> int:
+    """How many devices a draft is to run on: of one and all, those that fit and draft a token sooner.
+
+    Where neither fits, nothing can be run, and the draft is priced as shared.
+
+    Args:
+        whole: the pair, its draft whole on the first device.
+        memory: of the pair, all devices together.
+        latency_on: the draft's passes on so many devices.
+        context_tokens: at which the token is drafted.
+    """
+    if whole.draft.kind == "self" or whole.num_devices == 1:
+        return whole.num_devices
+    fitting = [number for number in (1, whole.num_devices) if replace(whole, draft_num_devices=number).fits(memory)]
+    exits = len(whole.draft.exit_layers)
+    return min(
+        fitting,
+        key=lambda number: drafted_token_s(latency_on(number), exits, context_tokens),
+        default=whole.num_devices,
+    )
+
+
+def drafted_token_s(draft: LatencyModel, num_exits: int, context_tokens: Tokens) -> Seconds:
+    """Seconds of a token that passes all segments and is answered by the last exit alone."""
+    segments = (PassShape(kind="segment", stage=stage, rows=1, cached_tokens=context_tokens) for stage in range(num_exits))
+    last_exit = PassShape(kind="exit", stage=num_exits - 1, rows=1, cached_tokens=0)
+    return sum(map(draft.pass_s, segments)) + draft.pass_s(last_exit)
