@@ -15,12 +15,14 @@ GAP_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, STATED_GAP)
 GAP_LABELS = ("0", *(f"<={edge:g}" for edge in GAP_EDGES[1:]), f">{STATED_GAP:g}")
 GAP_HEADERS = ("pair", "dtype", "other texts", "accepted", *(f"gap {label}" for label in GAP_LABELS), "worst")
 
+
 def gap_histogram(gaps: Sequence[float]) -> dict[str, int]:
     """Tokens by gap: 0, then up to each edge, then beyond the stated gap, where what is no number belongs too."""
     counts = [0] * len(GAP_LABELS)
     for gap in gaps:
         counts[next((place for place, edge in enumerate(GAP_EDGES) if gap <= edge), len(GAP_EDGES))] += 1
     return dict(zip(GAP_LABELS, counts, strict=True))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lossless:
@@ -61,6 +63,7 @@ class Lossless:
             *map(str, gap_histogram(self.gaps).values()),
             f"{max(self.gaps):.2g}",
         ]
+
 
 def gap_result(texts: Sequence[Lossless], dtypes: Sequence[Dtype]) -> dict[str, dict[str, object]]:
     """By dtype, over all pairs: what was written otherwise, and how far off it was."""
