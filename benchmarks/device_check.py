@@ -55,7 +55,7 @@ SPECS = (
     TinySpec(num_layers=8, hidden_size=256, intermediate_size=704, num_heads=4, num_kv_heads=2, head_dim=64, vocab_size=512),
 )
 TARGETS = ("ref-target-16", "ref-target-32")
-FULL_CASES, QUICK_CASES = 40, 2
+FULL_CASES, QUICK_CASES = 16, 1
 """Of each pair and dtype."""
 TEXT_TOKENS, PROMPT_TOKENS, NEW_TOKENS = 96, 48, 48
 RANDOM_TARGET = ModelGeometry(
