@@ -82,7 +82,7 @@ print(device_facts(device).label)" "$([[ $tiny ]] && echo cpu || echo cuda)"
 }
 
 check() {
-    step check 120 "$python" benchmarks/device_check.py $([[ $tiny ]] && echo --quick || echo --device cuda) -o "$folder"
+    step check 120 "$python" benchmarks/device_check.py $([[ $tiny ]] && echo --quick || echo --device cuda --cases 12) -o "$folder"
 }
 
 transformers() {
