@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import common  # noqa: F401 makes the checkout importable
 
-from perfmodel.profile import Dtype
+from perfmodel.profile import Dtype, EngineMode
 from perfmodel.report import Divergence
 
 STATED_GAP = 0.5
@@ -13,7 +13,7 @@ STATED_GAP = 0.5
 it was measured."""
 GAP_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, STATED_GAP)
 GAP_LABELS = ("0", *(f"<={edge:g}" for edge in GAP_EDGES[1:]), f">{STATED_GAP:g}")
-GAP_HEADERS = ("pair", "dtype", "other texts", "accepted", *(f"gap {label}" for label in GAP_LABELS), "worst")
+GAP_HEADERS = ("pair", "dtype", "engine", "other texts", "accepted", *(f"gap {label}" for label in GAP_LABELS), "worst")
 
 
 def gap_histogram(gaps: Sequence[float]) -> dict[str, int]:
@@ -26,10 +26,11 @@ def gap_histogram(gaps: Sequence[float]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lossless:
-    """Texts of one pair in one dtype, written plainly and speculatively."""
+    """Texts of one pair in one dtype under one engine, written plainly and speculatively."""
 
     pair: str
     dtype: Dtype
+    engine: EngineMode
     num_cases: int
     num_drafted: int
     num_accepted: int
@@ -44,6 +45,7 @@ class Lossless:
         return {
             "pair": self.pair,
             "dtype": self.dtype,
+            "engine": self.engine,
             "num_cases": self.num_cases,
             "num_drafted": self.num_drafted,
             "num_accepted": self.num_accepted,
@@ -58,6 +60,7 @@ class Lossless:
         return [
             self.pair,
             self.dtype,
+            self.engine,
             f"{len(self.divergences)} of {self.num_cases}",
             f"{self.num_accepted} of {self.num_drafted}",
             *map(str, gap_histogram(self.gaps).values()),
@@ -66,7 +69,7 @@ class Lossless:
 
 
 def gap_result(texts: Sequence[Lossless], dtypes: Sequence[Dtype]) -> dict[str, dict[str, object]]:
-    """By dtype, over all pairs: what was written otherwise, and how far off it was."""
+    """By dtype, over all pairs and engines: what was written otherwise, and how far off it was."""
     found: dict[str, dict[str, object]] = {}
     for dtype in dtypes:
         some = [one for one in texts if one.dtype == dtype]

@@ -14,6 +14,7 @@ from perfmodel.report import Divergence
 TEXTS = Lossless(
     pair="target with draft",
     dtype="bf16",
+    engine="graph",
     num_cases=3,
     num_drafted=9,
     num_accepted=6,
@@ -57,6 +58,7 @@ def test_pairs_are_summed_up_by_dtype() -> None:
         ((IN_FP32, TEXTS), True),
         ((IN_FP32, replace(TEXTS, gaps=(0.51,))), False),
         ((replace(IN_FP32, divergences=TEXTS.divergences), TEXTS), False),
+        ((replace(IN_FP32, gaps=(0.01,)), TEXTS), False),
     ],
 )
 def test_another_text_is_wrong_in_fp32_and_a_token_beyond_the_stated_gap_in_bf16(texts, is_correct: bool) -> None:
