@@ -114,7 +114,7 @@ def check_compiler() -> None:
 
 @contextmanager
 def kernels_in_a_temporary_folder() -> Iterator[None]:
-    """Inductor's files are gone afterwards, and g++ runs one at a time."""
+    """Kernels are gone afterwards; headers compiled once stay in inductor's shared folder. One g++ runs at a time."""
     variable = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(variable)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, inductor_config.patch(compile_threads=1):

@@ -186,7 +186,7 @@ class Arm:
         except Exception as err:  # a compiler gives up in whatever way it likes, and that is a finding
             if not self.setting.is_compiled:
                 raise
-            self.failure = f"{type(err).__name__}: {err}".strip().splitlines()[0]
+            self.failure = " ".join(f"{type(err).__name__}: {err}".splitlines()[:2])
         self.num_graphs = counters["stats"]["unique_graphs"] - graphs
 
     def _first_pass(self, rows: int, context_tokens: Tokens) -> None:
