@@ -1,16 +1,12 @@
 """What an exit's confidence is worth: isotonic curves from confidence to agreement, and how far what was said is off.
 
-Two kinds compete on texts that the curve has not seen: isotonic over bins of equal mass, with several numbers of bins, and
-scaling, whose two numbers need fewer positions. Measuring and deciding both fit such curves: a draft brings its own
-(`s2d/fit_confidence.py`), a trace gives others (`calibrate/fit_acceptance.py`).
+Isotonic over bins of equal mass, with as many bins as serve texts that the curve has not seen. Measuring and deciding both
+fit such curves: a draft brings its own (`s2d/fit_confidence.py`), a trace gives others (`calibrate/fit_acceptance.py`).
 
 Shapes: P positions.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +19,10 @@ Floats = NDArray[np.float64]
 NUM_BINS = (3, 6, 12, 24)
 """Bins to choose from; a curve has at most as many knots."""
 NUM_ECE_BINS = 15
-NUM_SCALED_KNOTS = 33
-_NUM_STEPS = 200
-_RIDGE = 1e-3
-_LEAST_ODDS = 1e-6
-"""Confidences are kept so far from 0 and 1 that their logarithms of odds are finite."""
-
-Fit = Callable[[Floats, Floats], CalibrationCurve]
-"""Confidence and agreement of positions, [P] each, to a curve."""
 
 
 def choose_curve(confidence: Floats, agreement: Floats, fold: NDArray[np.int64]) -> tuple[CalibrationCurve, Floats]:
-    """The curve of the kind that serves unseen folds best, by Brier score, and what such curves say of the folds not seen.
+    """The curve of as many bins as serve unseen folds best, and what such curves say of the folds they have not seen.
 
     Args:
         confidence: of each position. [P].
@@ -44,19 +32,18 @@ def choose_curve(confidence: Floats, agreement: Floats, fold: NDArray[np.int64])
     Returns:
         The curve, fitted to all positions, and an agreement said out of sample per position, [P].
     """
-    fits: list[Fit] = [*(partial(fit_curve, num_bins=bins) for bins in NUM_BINS), fit_scaling]
-    unseen = [_out_of_sample(confidence, agreement, fold, fit) for fit in fits]
-    best = min(range(len(fits)), key=lambda number: float(np.mean((unseen[number] - agreement) ** 2)))
-    return fits[best](confidence, agreement), unseen[best]
+    unseen = {bins: _out_of_sample(confidence, agreement, fold, bins) for bins in NUM_BINS}
+    best = min(NUM_BINS, key=lambda bins: float(np.mean((unseen[bins] - agreement) ** 2)))
+    return fit_curve(confidence, agreement, num_bins=best), unseen[best]
 
 
-def _out_of_sample(confidence: Floats, agreement: Floats, fold: NDArray[np.int64], fit: Fit) -> Floats:
+def _out_of_sample(confidence: Floats, agreement: Floats, fold: NDArray[np.int64], num_bins: int) -> Floats:
     """What a curve fitted to the other folds says of each position. [P]."""
     said = confidence.copy()
     for number in np.unique(fold).tolist():
         here = fold == number
         if not here.all():
-            said[here] = agreement_at(fit(confidence[~here], agreement[~here]), confidence[here])
+            said[here] = agreement_at(fit_curve(confidence[~here], agreement[~here], num_bins=num_bins), confidence[here])
     return said
 
 
@@ -78,39 +65,6 @@ def fit_curve(confidence: Floats, agreement: Floats, *, num_bins: int) -> Calibr
     return CalibrationCurve(
         confidence=tuple(mean for _, mean, _ in pooled), agreement=tuple(min(1.0, agreed) for _, _, agreed in pooled)
     )
-
-
-def fit_scaling(confidence: Floats, agreement: Floats) -> CalibrationCurve:
-    """Temperature scaling of a confidence, with a shift: log odds of agreement linear in those of the confidence (Platt 1999).
-
-    A temperature alone would need the logits, of which a trace keeps the confidence. Told at quantiles of the confidence.
-
-    Args:
-        confidence: of each position. [P].
-        agreement: as for `fit_curve`. [P].
-    """
-    design = np.stack((np.ones_like(confidence), _log_odds(confidence)), axis=1)  # [P, 2]
-    # The curvature is at most this, so that no step goes too far (Böhning and Lindsay 1988); the ridge keeps a trace that
-    # always agrees, or never, from an infinite shift.
-    step = np.linalg.inv(design.T @ design / 4 + _RIDGE * np.eye(2))
-    weights = np.zeros(2)
-    for _ in range(_NUM_STEPS):
-        weights += step @ (design.T @ (agreement - _chance(design @ weights)) - _RIDGE * weights)
-    weights[1] = max(0.0, weights[1])
-    knots = np.unique(np.quantile(confidence, np.linspace(0, 1, NUM_SCALED_KNOTS)))
-    said = _chance(weights[0] + weights[1] * _log_odds(knots))
-    return CalibrationCurve(confidence=tuple(knots.tolist()), agreement=tuple(said.tolist()))
-
-
-def _log_odds(chance: Floats) -> Floats:
-    inner = np.clip(chance, _LEAST_ODDS, 1 - _LEAST_ODDS)
-    odds: Floats = np.log(inner / (1 - inner))
-    return odds
-
-
-def _chance(log_odds: Floats) -> Floats:
-    chance: Floats = 1 / (1 + np.exp(-log_odds))
-    return chance
 
 
 def _pool(one: tuple[int, float, float], other: tuple[int, float, float]) -> tuple[int, float, float]:

@@ -11,7 +11,7 @@ from calibrate.fit_acceptance import (
     bootstrap_ratio,
     calibrate_exits,
 )
-from perfmodel.calibration import choose_curve, expected_calibration_error, fit_curve, fit_scaling
+from perfmodel.calibration import expected_calibration_error, fit_curve
 from perfmodel.trace import AcceptanceTrace
 from tests.strategies import TraceSpec, make_trace, traces
 
@@ -32,41 +32,6 @@ def test_the_pools_are_those_of_isotonic_regression() -> None:
     agreement = np.random.default_rng(3).random(24)
     curve = fit_curve(np.arange(24.0), agreement, num_bins=24)
     assert np.array(curve.agreement) == pytest.approx(np.unique(isotonic_regression(agreement).x))
-
-
-def scaled(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences, and agreements whose log odds are 1 + half of theirs."""
-    rng = np.random.default_rng(seed)
-    confidence = rng.uniform(0.02, 0.98, number)
-    odds = np.exp(1 + 0.5 * np.log(confidence / (1 - confidence)))
-    return confidence, (rng.random(number) < odds / (1 + odds)).astype(float)
-
-
-def test_scaling_finds_temperature_and_shift() -> None:
-    curve = fit_scaling(*scaled(40_000, seed=1))
-    assert curve(0.5) == pytest.approx(1 / (1 + np.exp(-1)), abs=0.01)
-    assert curve(0.9) == pytest.approx(1 / (1 + np.exp(-1 - 0.5 * np.log(9))), abs=0.01)
-
-
-@settings(max_examples=60, deadline=None)
-@given(traces())
-def test_scaling_gives_a_rising_curve_of_chances_whatever_the_trace(trace: AcceptanceTrace) -> None:
-    for exit_id in range(trace.confidence.shape[1]):
-        confidence, agreement = (table[:, exit_id].astype(np.float64) for table in (trace.confidence, trace.accept_prob))
-        curve = fit_scaling(confidence, agreement)
-        assert list(curve.agreement) == sorted(curve.agreement)
-        assert 0 < curve.agreement[0] <= curve.agreement[-1] < 1
-
-
-def test_the_kind_of_curve_is_the_one_that_serves_what_it_has_not_seen() -> None:
-    few = scaled(60, seed=2)
-    curve, _ = choose_curve(*few, np.arange(60) % 4)
-    assert curve == fit_scaling(*few)  # two numbers from sixty positions, where bins of them are noise
-    rng = np.random.default_rng(0)
-    confidence = rng.random(4000)
-    steps = (confidence, (rng.random(4000) < np.where(confidence < 0.7, 0.5, 0.95)).astype(float))
-    curve, _ = choose_curve(*steps, np.arange(4000) % 4)
-    assert curve != fit_scaling(*steps)
 
 
 def test_a_biased_confidence_is_put_right_out_of_sample() -> None:
