@@ -117,7 +117,7 @@ class GraphDecoder(Decoder):
         mask = torch.zeros(is_later.shape, dtype=self.dtype, device=self.device).masked_fill_(is_later, -torch.inf)
         turned = places.clamp(max=len(self._q_turn) - 1)  # the context ends before the padding may
         q_turn, kv_turn = self._q_turn.index_select(0, turned), self._kv_turn.index_select(0, turned)
-        span = Span(slots, keys, values, q_turn, kv_turn, mask, into_slots(self._rotate))
+        span: Span = (slots, keys, values, q_turn, kv_turn, mask, into_slots(self._rotate))
         self._run_span(states, out, segment, span)
         cache.states[segment.number].index_copy_(0, places, out)
 

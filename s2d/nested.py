@@ -14,7 +14,7 @@ Symbols: T new tokens, S cached and new, L layers, D hidden, F mlp, N heads, K k
 """
 
 import math
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,18 +29,10 @@ from s2d.sampling import Choice, read_answer
 from s2d.scratch import Scratch, new_scratch
 from s2d.weights import PAD, DecoderWeights
 
-
-class Span(NamedTuple):
-    """Where the rows of a pass stand in their text: what its layers take from the cache, and the factors of the positions."""
-
-    written: LayerViews | tuple[Slots, ...]
-    keys: LayerViews
-    values: LayerViews
-    q_turn: Tensor
-    kv_turn: Tensor
-    mask: Tensor | None
-    """Additive, [T, S]; None where one row sees all."""
-    rotate: Rotate
+Span: TypeAlias = tuple[LayerViews | tuple[Slots, ...], LayerViews, LayerViews, Tensor, Tensor, Tensor | None, Rotate]
+"""Where the rows of a pass stand in their text: by layer, where keys and values are written, and which are attended to; the
+factors of the positions for Q, and for K and V; an additive mask, [T, S], None where one row sees all; and what rotates. A
+plain tuple: one is made for every pass, and its names would cost as much as a tensor operation."""
 
 
 class Decoder:
@@ -61,6 +53,7 @@ class Decoder:
         self.weights = weights
         self.dtype = weights.head.dtype
         self.device = weights.head.device
+        self._is_on_host = self.device.type == "cpu"
         self._scratch: dict[int, Scratch] = {}
         self._masks = torch.empty(0)
         self._complex = self.dtype == torch.float32
@@ -155,7 +148,10 @@ class Decoder:
             choice: how logits become an answer.
             noise: of the position, [1, V], where it is shared.
         """
-        return read_answer(*choice(self.exit_logits(states), noise))
+        token, confidence = choice(self.exit_logits(states), noise)
+        if self._is_on_host:
+            return int(token), float(confidence)
+        return read_answer(token, confidence)
 
     @torch.inference_mode()
     def all_exit_logits(self, token_ids: list[int], exit_layers: tuple[int, ...]) -> list[Tensor]:
@@ -178,7 +174,7 @@ class Decoder:
         end = start + rows
         mask = self._mask(rows, start) if rows > 1 else None
         views = cache.views(segment, start, rows)
-        self._run_span(x, out, segment, Span(*views, self._q_turn[start:end], self._kv_turn[start:end], mask, self._rotate))
+        self._run_span(x, out, segment, (*views, self._q_turn[start:end], self._kv_turn[start:end], mask, self._rotate))
 
     def _run_span(self, x: Tensor, out: Tensor, segment: Segment, span: Span) -> None:
         b = self._scratch_for(x.shape[0])

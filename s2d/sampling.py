@@ -107,7 +107,5 @@ class Choice:
 
 def read_answer(token: Tensor, confidence: Tensor) -> tuple[int, float]:
     """One answer on the host, which waits for the device once: [1] and [1]."""
-    if token.device.type == "cpu":
-        return int(token), float(confidence)
     both: list[float] = torch.cat((token.double(), confidence.double())).tolist()
     return int(both[0]), both[1]

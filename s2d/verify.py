@@ -64,6 +64,7 @@ class ExactJudge:
 
     def __init__(self, sampling: Sampling, confidence: Confidence, device: torch.device) -> None:
         self._sampling = sampling
+        self._is_greedy, self._has_penalties = sampling.rule == "greedy", sampling.has_penalties
         self._choice = Choice(sampling=sampling, confidence=confidence)
         self._device = device
         self._noise: Tensor | None = None  # [positions, V]
@@ -78,19 +79,18 @@ class ExactJudge:
         self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
     ) -> tuple[int, float]:
         """See `Judge`."""
-        noise = self._noise_of(len(text), 1, decoder.vocab_size)
-        if not self._sampling.has_penalties:
+        noise = None if self._is_greedy else self._noise_of(len(text), 1, decoder.vocab_size)
+        if not self._has_penalties:
             return decoder.ask(states, self._choice, noise)
         return read_answer(*self._choice(self._processing.penalised(decoder.exit_logits(states), text, known), noise))
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""
         logits = self._processing(logits, text, known)
-        return longest_agreement(choose(logits, self._noise_of(known, *logits.shape)).tolist(), text[known:])
+        noise = None if self._is_greedy else self._noise_of(known, *logits.shape)
+        return longest_agreement(choose(logits, noise).tolist(), text[known:])
 
-    def _noise_of(self, position: int, num_rows: int, vocab_size: int) -> Tensor | None:
-        if self._sampling.rule == "greedy":
-            return None
+    def _noise_of(self, position: int, num_rows: int, vocab_size: int) -> Tensor:
         assert self._sampling.seed is not None
         if self._noise is None or len(self._noise) < self._max_tokens:
             self._noise = gumbel_table(self._sampling.seed, self._max_tokens, vocab_size).to(self._device)
