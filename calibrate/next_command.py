@@ -1,6 +1,6 @@
 """The command after a plan: what replaces its weakest evidence by a measurement, or runs it when all is measured.
 
-Only commands that work: profiling and running compute eagerly in a few dtypes, and deal models out to several devices only
+Only commands that work: profiling and running compute in a few dtypes, and on several devices eagerly, with models dealt out
 evenly; so some plans can be measured in part, and some only by the law of their device.
 """
 
