@@ -6,9 +6,9 @@ the published S2D draft (docs/published-acceptance.md); one of another target st
 
 The trace's prompts are halved. On the calibration half pass times are taken inside the running loop, and a policy is searched
 with them (or read: --plan); one more turn of them comes before every prompt that is measured, as a machine may change. On the
-evaluation half the arms are measured: plain decoding, the plan, the published thresholds and the best single exit, on every
-prompt in a random order and then backwards. A run whose rounds are not the replayed ones ends the benchmark, so that
-acceptance has no error and a prediction's error is one of seconds.
+evaluation half the arms are measured: plain decoding, the plan, the published thresholds, the same running ahead, and the best
+single exit, on every prompt in a random order and then backwards. A run whose rounds are not the replayed ones ends the
+benchmark, so that acceptance has no error and a prediction's error is one of seconds.
 
     bandwidth   bytes of weights and cache that plain decoding reads a second, against the device's datasheet
     exit check  seconds of one check on an idle device, and what of it is choosing and reading on the host
@@ -23,7 +23,7 @@ Example: python benchmarks/at_scale.py --target llama-2-7b --acceptance vicuna-7
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from arms import Models, models_of
 from common import RESULTS, finish, make_parser, one_thread
 from readings import bandwidth_of, datasheet_models, exit_check_of
 from scale_models import acceptance_of, draft_of, tiny
-from scale_result import PAPER, PLAN, SINGLE, Found, arms_table, readings_text
+from scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
 from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
 from calibrate.cases import case_of
@@ -87,11 +87,12 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
 
 def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, ExitPolicy | None]:
     """What is measured: policies searched on some texts beside plain decoding; one that comes twice is measured once."""
-    found = search([case_of(texts.trace, *models)])
+    found, paper = search([case_of(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
     wanted = {
         PLAIN: None,
         PLAN: plan.chosen.policy if plan else found.chosen.policy,
-        PAPER: next(iter(paper_policies(texts.trace)), None),
+        PAPER: paper,
+        AHEAD: paper and replace(paper, runs_ahead=True),
         SINGLE: next(iter(found.single_exits), None),
     }
     by_policy = {policy: name for name, policy in reversed(wanted.items())}

@@ -176,6 +176,7 @@ def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> ExitPolic
         thresholds=tuple(rng.random() for _ in looked[:-1]),
         confidence=rng.choice(["max-prob", "margin", "entropy"]),
         length=rng.choice(rules),
+        runs_ahead=len(looked) > 1 and rng.random() < 0.5,
     )
 
 

@@ -87,7 +87,7 @@ def exit_check_of(pair: ModelPair) -> ExitCheck:
     judge.start(1, 2)
 
     def check() -> None:
-        judge.answer(decoder, states, [1], 1, 0)
+        judge.ask(decoder, states, [1], 1, 0)()
 
     def head() -> None:
         decoder.exit_logits(states)

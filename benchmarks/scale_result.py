@@ -21,7 +21,7 @@ from perfmodel.units import (
 )
 from s2d.pair import ModelPair
 
-PLAN, PAPER, SINGLE = "plan", "published thresholds", "best single exit"
+PLAN, PAPER, AHEAD, SINGLE = "plan", "published thresholds", "published, running ahead", "best single exit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,7 @@ class Found:
             "plan_over_plain_low": plan.low if plan else None,
             "plan_over_plain_high": plan.high if plan else None,
             "plan_over_paper_thresholds": plan.value / ratios[PAPER].value if plan and PAPER in ratios else None,
+            "running_ahead_over_waiting": ratios[AHEAD].value / ratios[PAPER].value if {AHEAD, PAPER} <= set(ratios) else None,
             "plan_over_best_single_exit": plan.value / ratios[SINGLE].value if plan and SINGLE in ratios else None,
             "worst_abs_error_frac": max(map(abs, errors.values()), default=None),
             "plain_read_bytes_per_token": self.bandwidth.bytes_per_token,

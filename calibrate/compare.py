@@ -14,7 +14,7 @@ from perfmodel.artifact import Stored
 from perfmodel.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.estimate import pass_seconds
 from perfmodel.interval import Interval
-from perfmodel.passes import PassKind
+from perfmodel.passes import PASS_KINDS, PassKind
 from perfmodel.plan import Candidate, Evidence, Plan
 from perfmodel.report import Arm, RunReport
 from perfmodel.residuals import PassResidual, Residuals
@@ -23,8 +23,6 @@ from perfmodel.units import Frac, Seconds, Tokens, format_frac, format_signed_fr
 
 GOOD_ERROR_FRAC: Frac = 0.02
 """The aim of this project: below it there is nothing to measure again, however narrow the intervals."""
-
-_ROUND_KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round")
 
 
 def load_pricing(plan: Plan, profiles: Sequence[Path], fit_path: Path | None) -> Pricing | None:
@@ -162,13 +160,12 @@ def _price_plain(plan: Plan, plain: RoundStats, pricing: Pricing | None) -> dict
 
 def _price_by_means(candidate: Candidate, rounds: RoundStats) -> dict[PassKind, Seconds]:
     """Measured passes of each kind times the predicted mean seconds of a pass of that kind."""
-    cost, predicted = candidate.speedup.round_cost, candidate.rounds
-    round_seconds = {"segment": cost.segment_s, "exit": cost.exit_s, "verify": cost.verify_s, "round": cost.round_s}
+    predicted = candidate.rounds
     priced: dict[PassKind, Seconds] = {}
-    for kind in _ROUND_KINDS:
+    for kind, round_s in candidate.speedup.round_cost.by_kind.items():
         measured_passes, predicted_passes = num_passes(rounds, kind), num_passes(predicted, kind)
         if measured_passes and predicted_passes:
-            priced[kind] = measured_passes * round_seconds[kind] * predicted.num_rounds / predicted_passes
+            priced[kind] = measured_passes * round_s * predicted.num_rounds / predicted_passes
     return priced
 
 
@@ -185,7 +182,7 @@ def _pass_residuals(
     The arm may have been repeated: its samples are scaled to one repetition by their number.
     """
     residuals = []
-    for kind in _ROUND_KINDS:
+    for kind in PASS_KINDS:
         measured = [seconds for sample, seconds in zip(arm.samples.kind, arm.samples.seconds, strict=True) if sample == kind]
         passes = num_passes(rounds, kind)
         if measured and kind in priced:

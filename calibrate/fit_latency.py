@@ -67,12 +67,17 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
 
 
 def observe(profile: LatencyProfile) -> Iterator[Observation]:
-    """Typical seconds of every shape in a profile, in a few bins of cached tokens."""
+    """Typical seconds of every shape in a profile, in a few bins of cached tokens.
+
+    But for passes that ran ahead: how much of a wait they hide, no term of a law says.
+    """
     setting = setting_of(profile)
     shapes: dict[tuple[PassKind, int, int], list[_Sample]] = defaultdict(list)
     samples = profile.samples
     columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
     for kind, stage, rows, cached, seconds in columns:
+        if kind == "ahead":
+            continue
         width = 2 ** round(math.log2(rows)) if kind == "prefill" else rows
         shapes[kind, stage, width].append((cached, rows, seconds))
     for (kind, stage, _), passes in sorted(shapes.items()):

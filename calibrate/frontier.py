@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from calibrate.grids import MAX_DRAFT_TOKENS
 from perfmodel.frontier import FrontierPoint, leaders
-from perfmodel.passes import PassKind
+from perfmodel.passes import SEGMENT_KINDS, PassKind
 from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.replay import Price, replay_many
 from perfmodel.trace import AcceptanceTrace
@@ -51,7 +51,7 @@ def with_long_backlogs(price: Price) -> Price:
     @cache
     def line(kind: PassKind, stage: int, rows: int) -> tuple[Seconds, Seconds]:
         found = price.line(kind, stage, rows)
-        if kind == "segment" and rows > 1 and not math.isfinite(found[0]):
+        if kind in SEGMENT_KINDS and rows > 1 and not math.isfinite(found[0]):
             return line(kind, stage, rows - 1)
         return found
 

@@ -2,7 +2,8 @@
 
 Five families, each simpler than the next: plain decoding, one exit at a fixed length, one exit with a stop rule, what costs
 imply without a free threshold (`calibrate.derive`), several exits with thresholds. Fixed lengths are searched exhaustively;
-stop rules climb from the best of a coarse grid, and thresholds from what costs imply, one setting at a time. A family is
+stop rules climb from the best of a coarse grid, and thresholds from what costs imply, one setting at a time; where prices say
+that running ahead hides something, the best of several exits are tried so too. A family is
 preferred to a simpler one only where a paired bootstrap over documents says that its gain is more than noise: thresholds have
 many settings, and the best of many is always a little too good.
 """
@@ -76,6 +77,8 @@ def search(cases: Sequence[Case], objective: Objective = "mean") -> SearchResult
     derived = space.score(_derived(space, max([plain, *fixed], key=_merit)))
     stops = space.climb([*space.score(_stop_rules(space, fixed)), *_of_one_exit(derived)])
     gated = space.climb(space.score(_gates(fixed, stops, derived)))
+    if space.hides_waits:
+        gated += space.climb(space.score(replace(policy, runs_ahead=True) for policy in _best_apart(gated, NUM_STARTS)))
     implied = max(derived, key=_merit, default=None)
     best = [max(family, key=_merit) for family in (fixed, stops, derived, gated) if family]
     families = (plain, *(one for one in best if one.merit > 0))
@@ -105,6 +108,16 @@ class _Space:
         self._known: dict[ExitPolicy | None, Scored] = {}
         self._plain = rates_at(cases, [None])[0]
         self._keep([None], self._plain[None])
+
+    @property
+    def hides_waits(self) -> bool:
+        """Whether a segment that runs ahead of an exit's answer takes less than waiting for it first."""
+        return any(
+            case.price.line("ahead", stage, 1)[0]
+            < (1 - MIN_GAIN_FRAC) * (case.price.line("exit", stage - 1, 1)[0] + case.price.line("segment", stage, 1)[0])
+            for case in self.cases
+            for stage in range(1, len(self.exit_layers))
+        )
 
     @property
     def met(self) -> list[Scored]:

@@ -31,6 +31,7 @@ PAGE_CHARS = 100
 PASS_NAMES: dict[PassKind, str] = {
     "segment": "draft segments",
     "exit": "exit checks",
+    "ahead": "segments run ahead",
     "verify": "verification",
     "round": "host",
     "prefill": "prefill",
@@ -163,7 +164,8 @@ def policy_facts(policy: ExitPolicy) -> list[tuple[str, str]]:
     """What to set, field by field."""
     gates = [f"{layer} at confidence >= {gate:.3f}" for layer, gate in zip(policy.exit_layers, policy.thresholds, strict=False)]
     exits = ", ".join([*gates, f"{policy.exit_layers[-1]} always" if gates else f"{policy.exit_layers[-1]} alone"])
-    return [("exits", exits), ("draft length", _length_text(policy.length)), ("stop rule", _stop_text(policy.length))]
+    ahead = [("running ahead", "the next segment starts before an exit's answer is read")] if policy.runs_ahead else []
+    return [("exits", exits), *ahead, ("draft length", _length_text(policy.length)), ("stop rule", _stop_text(policy.length))]
 
 
 def _length_text(rule: LengthRule) -> str:
@@ -192,15 +194,10 @@ def _tokens_text(count: int) -> str:
 
 def _one_round(chosen: Candidate) -> str:
     cost, rounds = chosen.speedup.round_cost, chosen.rounds
-    parts: list[tuple[PassKind, float]] = [
-        ("segment", cost.segment_s),
-        ("exit", cost.exit_s),
-        ("verify", cost.verify_s),
-        ("round", cost.round_s),
-    ]
     rows = [
         [PASS_NAMES[kind], format_seconds(seconds), format_frac(seconds / cost.total_s), _passes_text(rounds, kind)]
-        for kind, seconds in parts
+        for kind, seconds in cost.by_kind.items()
+        if kind != "ahead" or seconds
     ]
     rows.append(["one round", format_seconds(cost.total_s), format_frac(1.0), ""])
     title = f"One round gives {rounds.tokens_per_round:.2f} tokens" + _drafted_text(rounds)

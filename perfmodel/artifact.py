@@ -161,7 +161,13 @@ def with_keys(told: Mapping[str, object], body: Body, *, beside: str) -> Body:
         body: of the file.
         beside: a key by which such records are known.
     """
-    upgraded = {key: with_keys(told, value, beside=beside) if isinstance(value, dict) else value for key, value in body.items()}
+
+    def with_told(value: Any) -> Any:
+        if isinstance(value, list):
+            return [with_told(one) for one in value]
+        return with_keys(told, value, beside=beside) if isinstance(value, dict) else value
+
+    upgraded = {key: with_told(value) for key, value in body.items()}
     return {**told, **upgraded} if beside in body else upgraded
 
 

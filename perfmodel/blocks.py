@@ -20,9 +20,10 @@ from perfmodel.tape import Bools, Counts, Floats, Lengths, Tape, run_lengths, sm
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blocks:
-    """What policies that look at as many exits do at every column."""
+    """What policies that look at as many exits, and run ahead or do not, do at every column."""
 
     looked: Counts  # [Q, L]; zero-based exits that are looked at; L is 0 in plain decoding
+    runs_ahead: bool
     comes: tuple[Bools, ...]
     """By looked-at exit but the first: the tokens that left at none before it. Each [Q, C]."""
     drafted: Lengths  # [Q, C]; tokens of a block that starts here, under the rule's largest cap
@@ -32,11 +33,11 @@ class Blocks:
 def no_blocks(tape: Tape, num_policies: int) -> Blocks:
     """Plain decoding: rounds that draft nothing."""
     nothing = np.zeros((num_policies, tape.num_columns), tape.room.dtype)
-    return Blocks(looked=np.zeros((num_policies, 0), np.int64), comes=(), drafted=nothing, right=nothing)
+    return Blocks(looked=np.zeros((num_policies, 0), np.int64), runs_ahead=False, comes=(), drafted=nothing, right=nothing)
 
 
 def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy]) -> Blocks:
-    """The blocks of policies that look at as many exits. [Q].
+    """The blocks of policies that look at as many exits, and run ahead or do not. [Q].
 
     Raises:
         BadPolicy: a policy looks at an exit that the traced draft does not have, or at another confidence.
@@ -46,6 +47,7 @@ def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy]) -> Blocks:
     right = run_lengths(ladders.said(tape.accepted).ravel(), longest).reshape(ladders.shape)
     return Blocks(
         looked=ladders.looked.take(ladders.row, axis=0),
+        runs_ahead=policies[0].runs_ahead,
         comes=tuple(comes.take(ladders.row, axis=0) for comes in ladders.comes()),
         drafted=_drafted(ladders, [policy.length for policy in policies]),
         right=right.take(ladders.row, axis=0),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from perfmodel.artifact import Body, with_keys
 from perfmodel.bootstrap import resamples
 from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval
 from perfmodel.latency import LatencyModel
@@ -18,13 +19,32 @@ class RoundCost:
 
     segment_s: Seconds
     exit_s: Seconds
+    ahead_s: Seconds
+    """Exit checks together with what ran ahead of their answers."""
     verify_s: Seconds
     round_s: Seconds
 
     @property
     def total_s(self) -> Seconds:
         """One round."""
-        return self.segment_s + self.exit_s + self.verify_s + self.round_s
+        return math.fsum(self.by_kind.values())
+
+    @property
+    def by_kind(self) -> dict[PassKind, Seconds]:
+        """The parts, in the order of a round."""
+        return {
+            "segment": self.segment_s,
+            "exit": self.exit_s,
+            "ahead": self.ahead_s,
+            "verify": self.verify_s,
+            "round": self.round_s,
+        }
+
+
+def with_nothing_ahead(body: Body) -> Body:
+    """An older file's body: every answer was waited for."""
+    policies_told = with_keys({"runs_ahead": False}, body, beside="thresholds")
+    return with_keys({"ahead_s": 0.0}, policies_told, beside="exit_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +130,7 @@ def mean_round_cost(seconds: Mapping[PassKind, Seconds], *, num_rounds: int) -> 
     return RoundCost(
         segment_s=seconds.get("segment", 0.0) / num_rounds,
         exit_s=seconds.get("exit", 0.0) / num_rounds,
+        ahead_s=seconds.get("ahead", 0.0) / num_rounds,
         verify_s=seconds.get("verify", 0.0) / num_rounds,
         round_s=seconds.get("round", 0.0) / num_rounds,
     )

@@ -4,6 +4,8 @@ A round is cut into consecutive laps without gaps, so that the seconds of its pa
 
     segment  one block of draft layers over `rows` tokens (backlog and new), the embedding included in the first
     exit     norm, LM head, softmax, and the host's reading of token and confidence, at one looked-at exit
+    ahead    an exit check, and a pass of the segment after it that was launched before its answer was read; the rows are those
+             of the segment
     verify   the target's forward over `rows` = drafted + 1 positions, its head, and the decision
     round    what is left: rollback and bookkeeping; `rows` = tokens drafted in the round (handing text to a reader is
              the reader's time, and in no pass)
@@ -11,8 +13,8 @@ A round is cut into consecutive laps without gaps, so that the seconds of its pa
              draft's n-th segment, before the first pass that needs it, if there ever is one
 
 Draft and target push each other out of the caches: the first passes after a verification fetch the draft's weights anew, and
-a verification takes the longer, the more of the draft ran before it. A pass therefore has a *place*. That of a segment or
-exit pass is the how-manieth of its round it is through its weights (segments have their own, all exits share one norm and
+a verification takes the longer, the more of the draft ran before it. A pass therefore has a *place*. That of a draft's pass
+is the how-manieth of its kind it is in its round through its weights (segments have their own, all exits share one norm and
 head); that of a verification is the number of segments that ran in its round.
 """
 
@@ -23,12 +25,14 @@ from typing import Literal, TypeAlias
 
 from perfmodel.units import Seconds
 
-PassKind = Literal["segment", "exit", "verify", "round", "prefill"]
-PASS_KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round", "prefill")
+PassKind = Literal["segment", "exit", "ahead", "verify", "round", "prefill"]
+PASS_KINDS: tuple[PassKind, ...] = ("segment", "exit", "ahead", "verify", "round", "prefill")
 PassName: TypeAlias = tuple[PassKind, int, int]
 """Kind, stage, and rows or place."""
-DRAFT_KINDS: tuple[PassKind, ...] = ("segment", "exit")
+DRAFT_KINDS: tuple[PassKind, ...] = ("segment", "exit", "ahead")
 """Of the draft's weights; the others are the target's or nobody's."""
+SEGMENT_KINDS: tuple[PassKind, ...] = ("segment", "ahead")
+"""In which a segment of the draft runs."""
 COLD_PLACES = 3
 """Places of a segment's or exit's passes that are told apart; from the next one on they count as warm."""
 
@@ -39,8 +43,8 @@ class PassShape:
 
     kind: PassKind
     stage: int
-    """Zero-based segment or exit of the draft (among all its exits, looked at or not); 0 for verify and round; of a prefill,
-    0 is the target's and n that of the draft's n-th segment."""
+    """Zero-based segment or exit of the draft (among all its exits, looked at or not), of an ahead pass the segment; 0 for
+    verify and round; of a prefill, 0 is the target's and n that of the draft's n-th segment."""
     rows: int
     """Tokens in the pass."""
     cached_tokens: float
@@ -115,7 +119,7 @@ def places(passes: Iterable[tuple[PassKind, int]]) -> Iterator[int]:
     so_far: Counter[tuple[PassKind, int]] = Counter()
     for kind, stage in passes:
         if kind == "verify":
-            yield sum(ran == "segment" for ran, _ in so_far)
+            yield len({segment for ran, segment in so_far if ran in SEGMENT_KINDS})
             continue
         weights = weights_of(kind, stage)
         so_far[weights] += 1

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.disk import PathLike
-from perfmodel.estimate import Speedup
+from perfmodel.estimate import Speedup, with_nothing_ahead
 from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.policy import ExitPolicy
@@ -16,7 +16,7 @@ from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Bytes, Frac, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 7
+PLAN_VERSION = 8
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -167,7 +167,14 @@ def _from_version_6(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "draft_num_devices": 1 if is_whole else body["device"]["num_devices"]}
 
 
-_UPGRADES: Upgrades = {2: _from_version_2, 3: with_whole_heads, 4: _from_version_4, 5: _from_version_5, 6: _from_version_6}
+_UPGRADES: Upgrades = {
+    2: _from_version_2,
+    3: with_whole_heads,
+    4: _from_version_4,
+    5: _from_version_5,
+    6: _from_version_6,
+    7: with_nothing_ahead,
+}
 
 
 def plan_file_text(plan: Plan, provenance: Provenance) -> str:

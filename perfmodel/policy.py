@@ -93,6 +93,9 @@ class ExitPolicy:
 
     A token leaves at the first looked-at exit whose confidence is at least its threshold (`>=`: the paper's text); the
     last looked-at exit always answers. Exits that are not named are disabled: not looked at, not paid for.
+
+    Running ahead, the segment after a looked-at exit is launched before the exit's answer is read: the wait for the answer is
+    hidden where the token goes on, and a segment's pass is spent on one that leaves. The tokens are the same.
     """
 
     exit_layers: tuple[int, ...]
@@ -100,6 +103,7 @@ class ExitPolicy:
     """One per looked-at exit but the last."""
     confidence: Confidence
     length: LengthRule
+    runs_ahead: bool = False
 
     def __post_init__(self) -> None:
         layers = self.exit_layers
@@ -111,6 +115,8 @@ class ExitPolicy:
         for layer, threshold in zip(layers, self.thresholds, strict=False):
             if not 0 <= threshold <= 1:
                 raise BadPolicy(f"threshold {threshold!r} of exit {layer}", "a number from 0 to 1")
+        if self.runs_ahead and len(layers) == 1:
+            raise BadPolicy(f"running ahead of exit {layers[0]} alone", "two exits at least: the last one always answers")
         self._check_length()
 
     def _check_length(self) -> None:
@@ -128,10 +134,11 @@ class ExitPolicy:
 
     @property
     def label(self) -> str:
-        """`exits 2/4/6 at .30/.45, up to 8 tokens, stop below .20`: one line for tables."""
+        """`exits 2/4/6 at .30/.45, running ahead, up to 8 tokens, stop below .20`: one line for tables."""
         exits = ("exit " if len(self.exit_layers) == 1 else "exits ") + "/".join(map(str, self.exit_layers))
         gates = " at " + "/".join(f"{t:.2f}".removeprefix("0") for t in self.thresholds) if self.thresholds else ""
-        return f"{exits}{gates}, {length_label(self.length)}"
+        ahead = ", running ahead" if self.runs_ahead else ""
+        return f"{exits}{gates}{ahead}, {length_label(self.length)}"
 
 
 def length_label(rule: LengthRule) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from perfmodel.artifact import Stored, read_record, record_text, write_record
 from perfmodel.disk import PathLike
+from perfmodel.estimate import with_nothing_ahead
 from perfmodel.geometry import DraftGeometry
 from perfmodel.plan import Candidate, Evidence
 from perfmodel.policy import ExitPolicy
@@ -17,7 +18,7 @@ from perfmodel.provenance import Provenance
 from perfmodel.units import Bytes
 
 PORTFOLIO_SCHEMA = "s2d/portfolio"
-PORTFOLIO_VERSION = 1
+PORTFOLIO_VERSION = 2
 
 Choice = Literal["own", "single", "common", "robust"]
 CHOICES: tuple[Choice, ...] = ("own", "single", "common", "robust")
@@ -103,4 +104,5 @@ def read_portfolio(path: PathLike) -> Stored[Portfolio]:
     Raises:
         BadFile: anything but a whole portfolio; says what it is and what to do.
     """
-    return read_record(path, Portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION)
+    upgrades = {1: with_nothing_ahead}
+    return read_record(path, Portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, upgrades=upgrades)

@@ -12,7 +12,7 @@ from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 6
+LATENCY_PROFILE_VERSION = 7
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 EngineMode = Literal["eager", "graph"]
@@ -72,7 +72,18 @@ def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "samples": kept, "device": {**device, "num_devices": 1} if is_of_draft else device}
 
 
-LATENCY_PROFILE_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4, 5: _from_version_5}
+def _from_version_6(body: dict[str, Any]) -> dict[str, Any]:
+    """No pass ran ahead of an exit's answer."""
+    return body
+
+
+LATENCY_PROFILE_UPGRADES: Upgrades = {
+    2: with_llama_layers,
+    3: with_whole_heads,
+    4: _from_version_4,
+    5: _from_version_5,
+    6: _from_version_6,
+}
 
 
 def write_latency_profile(path: PathLike, profile: LatencyProfile, provenance: Provenance) -> None:

@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 
 from perfmodel.courses import run_courses
-from perfmodel.passes import COLD_PLACES, ColdCount, PassCount, PassKind, PassName
+from perfmodel.passes import COLD_PLACES, SEGMENT_KINDS, ColdCount, PassCount, PassKind, PassName
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats
 from perfmodel.tally import Grouping, PassTable, count_passes
@@ -50,11 +50,14 @@ class ReplayBatch:
     drafted: Counts  # [G, K]; rounds that drafted k tokens
     accepted: Counts  # [G, K]; rounds that accepted k tokens
     verify_cached: Counts  # [G, K]; cached tokens before the verify passes of k + 1 rows, in sum
-    exit_checks: Counts  # [G, E]
+    exit_checks: Counts  # [G, E]; but those that are waited for while a segment runs ahead
     exits_taken: Counts  # [G, E]
     segments: Counts  # [G, E, R]; passes of a segment over r rows
     segments_cached: Counts  # [G, E, R]; cached tokens before them, in sum
     cold_segments: Counts  # [G, E, P]; passes of a segment at the first places of their rounds
+    aheads: Counts  # [G, E, R]; passes of a segment over r rows, ahead of the answer of the exit before it
+    aheads_cached: Counts  # [G, E, R]
+    cold_aheads: Counts  # [G, E, P]
     cold_checks: Counts  # [G, P]; exit checks there
     verify_depths: Counts  # [G, E]; rounds in which so many segments ran, one or more
 
@@ -98,10 +101,12 @@ class ReplayBatch:
         """Kind, stage and place of each pass that may be cold, and their numbers in each of the G. Of S: [G, S]."""
         num_segments, first = self.cold_segments.shape[1], range(1, COLD_PLACES + 1)
         places: list[PassName] = [("exit", 0, place) for place in first]
-        places += [("segment", stage, place) for stage in range(num_segments) for place in first]
         places += [("verify", 0, depth) for depth in range(2, num_segments + 1)]
-        segments = self.cold_segments.reshape(len(self.cold_segments), -1)
-        return places, np.hstack([self.cold_checks, segments, self.verify_depths[:, 1:]])
+        number = [self.cold_checks, self.verify_depths[:, 1:]]
+        for kind, cold in zip(SEGMENT_KINDS, (self.cold_segments, self.cold_aheads), strict=True):
+            places += [(kind, stage, 1 + place) for stage in range(num_segments) for place in range(cold.shape[2])]
+            number.append(cold.reshape(len(cold), -1))
+        return places, np.hstack(number)
 
     def _shapes(self) -> tuple[list[PassName], Counts, Counts]:
         """Kind, stage and rows of each pass that occurs in any of the G, with their numbers and their cached tokens.
@@ -109,15 +114,18 @@ class ReplayBatch:
         Of S shapes: [G, S] each.
         """
         lengths, stages = np.flatnonzero(self.drafted.any(axis=0)), np.flatnonzero(self.exit_checks.any(axis=0))
-        segment_stages, segment_rows = np.nonzero(self.segments.any(axis=0))
-        shapes: list[PassName] = [("verify", 0, length + 1) for length in lengths.tolist()]
-        shapes += [("segment", *one) for one in zip(segment_stages.tolist(), segment_rows.tolist(), strict=True)]
-        shapes += [("round", 0, length) for length in lengths.tolist()]
+        rounds, nothing = self.drafted[:, lengths], np.zeros((len(self.drafted), len(lengths) + len(stages)), np.int64)
+        shapes: list[PassName] = [("round", 0, length) for length in lengths.tolist()]
         shapes += [("exit", stage, 1) for stage in stages.tolist()]
-        rounds, reads = self.drafted[:, lengths], self.segments[:, segment_stages, segment_rows]
-        seen = (self.verify_cached[:, lengths], self.segments_cached[:, segment_stages, segment_rows])
-        nothing = np.zeros((len(rounds), len(lengths) + len(stages)), np.int64)
-        return shapes, np.hstack([rounds, reads, rounds, self.exit_checks[:, stages]]), np.hstack([*seen, nothing])
+        shapes += [("verify", 0, length + 1) for length in lengths.tolist()]
+        number, cached = [rounds, self.exit_checks[:, stages], rounds], [nothing, self.verify_cached[:, lengths]]
+        passes = ((self.segments, self.segments_cached), (self.aheads, self.aheads_cached))
+        for kind, (ran, seen) in zip(SEGMENT_KINDS, passes, strict=True):
+            at, rows = np.nonzero(ran.any(axis=0))
+            shapes += [(kind, *one) for one in zip(at.tolist(), rows.tolist(), strict=True)]
+            number.append(ran[:, at, rows])
+            cached.append(seen[:, at, rows])
+        return shapes, np.hstack(number), np.hstack(cached)
 
 
 def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStats, ...]:
@@ -187,7 +195,7 @@ def _stack(tables: Sequence[PassTable], order: Counts, *, num_prompts: int) -> R
 
     def joined(of_table: Callable[[PassTable], Counts]) -> Counts:
         rows = _join([of_table(table) for table in tables])
-        by_policy: Counts = rows.reshape(len(order), -1, *rows.shape[1:])[order]
+        by_policy: Counts = rows.reshape(len(order), len(rows) // len(order), *rows.shape[1:])[order]
         return by_policy.reshape(rows.shape)
 
     return ReplayBatch(
@@ -201,6 +209,9 @@ def _stack(tables: Sequence[PassTable], order: Counts, *, num_prompts: int) -> R
         segments=joined(lambda table: table.segments),
         segments_cached=joined(lambda table: table.segments_cached),
         cold_segments=joined(lambda table: table.cold_segments),
+        aheads=joined(lambda table: table.aheads),
+        aheads_cached=joined(lambda table: table.aheads_cached),
+        cold_aheads=joined(lambda table: table.cold_aheads),
         cold_checks=joined(lambda table: table.cold_checks),
         verify_depths=joined(lambda table: table.verify_depths),
     )

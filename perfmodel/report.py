@@ -5,7 +5,7 @@ from typing import Any
 
 from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.disk import PathLike
-from perfmodel.estimate import Speedup
+from perfmodel.estimate import Speedup, with_nothing_ahead
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.passes import PassSamples
 from perfmodel.policy import ExitPolicy
@@ -16,7 +16,7 @@ from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Seconds, Tokens
 
 REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 5
+REPORT_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
     return {**with_sampling_unpenalised(body), "adaptation": None}
 
 
-_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4}
+_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4, 5: with_nothing_ahead}
 
 
 def report_file_text(report: RunReport, provenance: Provenance) -> str:

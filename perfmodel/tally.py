@@ -12,12 +12,14 @@ Letters: Q policies, N rounds, G groups, E exits or segments, L exits that are l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
-from perfmodel.backlog import Depth, depth_of
+from perfmodel.backlog import Depth, Passed, depth_of
 from perfmodel.courses import Courses
+from perfmodel.levels import Level, Passes, chosen_passes, cold_of
 from perfmodel.passes import COLD_PLACES
 from perfmodel.tape import Counts, Integers, Tape, spread
 
@@ -30,11 +32,14 @@ class PassTable:
     drafted: Counts  # [G, K]
     accepted: Counts  # [G, K]
     verify_cached: Counts  # [G, K]
-    exit_checks: Counts  # [G, E]
+    exit_checks: Counts  # [G, E]; but those that are waited for while a segment runs ahead
     exits_taken: Counts  # [G, E]
     segments: Counts  # [G, E, R]
     segments_cached: Counts  # [G, E, R]
     cold_segments: Counts  # [G, E, P]
+    aheads: Counts  # [G, E, R]; by the segment that runs ahead
+    aheads_cached: Counts  # [G, E, R]
+    cold_aheads: Counts  # [G, E, P]
     cold_checks: Counts  # [G, P]; of exit checks, whichever the exit
     verify_depths: Counts  # [G, E]; rounds by the segments that ran in them, one or more
 
@@ -70,17 +75,6 @@ class Grouping:
         return [counts.astype(np.int64, copy=False).reshape(self.num_groups, width) for counts in found]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Passes:
-    """Passes of a segment."""
-
-    number: Counts  # [G, R]; by their rows
-    cached: Counts  # [G, R]; cached tokens before them
-    cold: Counts  # [G, P]
-    rounds: Counts  # [G]; in which a drafted token came to the segment
-    tokens: Counts  # [G]; that came
-
-
 def count_passes(tape: Tape, courses: Courses, grouping: Grouping) -> PassTable:
     """Count the passes of the rounds."""
     return _Tally(tape, courses, grouping).table()
@@ -102,21 +96,9 @@ class _Tally:
 
     def table(self) -> PassTable:
         """All counts."""
-        looked, num_segments = self.looked, len(self.tape.exit_layers)
-        checks, taken, depths = np.zeros((3, self.grouping.num_groups, num_segments), np.int64)
-        levels = list(self._levels())
-        came, rounds = ([getattr(level, name) for level in levels[:-1]] for name in ("tokens", "rounds"))
-        if came:
-            np.put_along_axis(checks, looked, np.stack(came, axis=1), axis=1)
-            np.put_along_axis(taken, looked, _but_deeper(np.stack(came, axis=1)), axis=1)
-            np.put_along_axis(depths, looked, _but_deeper(np.stack(rounds, axis=1)), axis=1)
-            if self.tape.is_self_draft:  # all segments run before its verification
-                depths[:] = 0
-                depths[:, -1] = self.drafted.sum(axis=1)
-        level_of = (looked[:, :, None] < np.arange(num_segments)).sum(axis=1)  # [G, E]
-        group = np.arange(len(looked))[:, None]
-        number, cached, cold = (_stack([getattr(level, name) for level in levels]) for name in ("number", "cached", "cold"))
-        num_policies = self.courses.num_policies
+        levels, num_policies = list(self._levels()), self.courses.num_policies
+        checks, taken, depths = self._exits([level.tokens for level in levels[:-1]], [level.rounds for level in levels[:-1]])
+        segments, aheads = self._segments(levels)
         texts = self.grouping.of(self.tape.prompt_bounds(num_policies)[:-1])
         return PassTable(
             num_tokens=self.grouping.total(texts, np.tile(self.tape.end - self.tape.begin, num_policies)),
@@ -125,45 +107,88 @@ class _Tally:
             verify_cached=self.verify_cached,
             exit_checks=checks,
             exits_taken=taken,
-            segments=number[level_of, group],
-            segments_cached=cached[level_of, group],
-            cold_segments=cold[level_of, group],
+            segments=segments.number,
+            segments_cached=segments.cached,
+            cold_segments=segments.cold,
+            aheads=aheads.number,
+            aheads_cached=aheads.cached,
+            cold_aheads=aheads.cold,
             cold_checks=self._cold_checks(),
             verify_depths=depths,
         )
 
-    def _levels(self) -> Iterator[_Passes]:
-        """The passes of the segments down to each looked-at exit, and last of those below them all."""
-        if not self.looked.shape[1]:
-            yield self._passes_of_no_token()
-            return
-        yield self._passes_of_every_token()
-        yield from map(self._passes_of_some_tokens, self.depths)
-        yield self._pushed() if self.tape.is_self_draft else self._passes_of_no_token()
+    def _exits(self, tokens: Sequence[Counts], rounds: Sequence[Counts]) -> tuple[Counts, Counts, Counts]:
+        """Exit checks that were waited for, exits taken, rounds by depth, from what came to each looked-at exit. [G, E] each.
 
-    def _passes_of_no_token(self) -> _Passes:
-        nothing = np.zeros((self.grouping.num_groups, COLD_PLACES), np.int64)
-        return _Passes(number=nothing, cached=nothing, cold=nothing, rounds=nothing[:, 0], tokens=nothing[:, 0])
+        Running ahead, only the last one's checks are waited for, and a segment more runs than a token comes to.
+        """
+        looked, runs_ahead, group = self.looked, self.courses.blocks.runs_ahead, np.arange(self.grouping.num_groups)
+        checks, taken, depths = np.zeros((3, len(looked), len(self.tape.exit_layers)), np.int64)
+        left_in, ended_in = _but_deeper(tokens), _but_deeper(rounds)
+        for level, exits in enumerate(looked.T):
+            is_ahead = runs_ahead and level < looked.shape[1] - 1
+            checks[group, exits] = 0 if is_ahead else tokens[level]
+            taken[group, exits] = left_in[level]
+            depths[group, exits + is_ahead] += ended_in[level]
+        if self.tape.is_self_draft and len(tokens):  # all segments run before its verification
+            depths[:] = 0
+            depths[:, -1] = self.drafted.sum(axis=1)
+        return checks, taken, depths
 
-    def _pushed(self) -> _Passes:
+    def _segments(self, levels: Sequence[Level]) -> tuple[Passes, Passes]:
+        """By segment, the passes that run when a token comes there, and those that run ahead of it. [G, E, any] each."""
+        num_exits, group = self.looked.shape[1], np.arange(len(self.looked))[:, None]
+        level_of = (self.looked[:, :, None] < np.arange(len(self.tape.exit_layers))).sum(axis=1)  # [G, E]
+        usual, nothing = [level.passes for level in levels], self._no_passes()
+        if not self.courses.blocks.runs_ahead:
+            return chosen_passes(usual, level_of, group), chosen_passes([nothing], np.zeros_like(level_of), group)
+        # The first segment below a looked-at exit but the last runs for every token that comes to this exit.
+        is_ahead = (np.diff(level_of, axis=1, prepend=0) > 0) & (level_of < num_exits)
+        pushed = [level.pushed or nothing for level in levels]
+        return (
+            chosen_passes([*usual, *pushed], np.where(is_ahead, len(levels) + level_of - 1, level_of), group),
+            chosen_passes([nothing, *(level.drafting for level in levels)], np.where(is_ahead, level_of, 0), group),
+        )
+
+    def _levels(self) -> Iterator[Level]:
+        """The segments down to each looked-at exit, and last those below them all."""
+        if self.looked.shape[1]:
+            yield self._level_of_every_token()
+            yield from map(self._level_of_some_tokens, self.depths)
+        none, is_pushed = np.zeros(self.grouping.num_groups, np.int64), self.tape.is_self_draft and self.looked.shape[1]
+        pushed = self._pushed_through() if is_pushed else None
+        yield Level(drafting=self._no_passes(), pushed=pushed, rounds=none, tokens=none)
+
+    def _no_passes(self) -> Passes:
+        nothing = np.zeros((self.grouping.num_groups, 0), np.int64)
+        return Passes(number=nothing, cached=nothing, cold=nothing)
+
+    def _pushed_through(self) -> Passes:
         """Passes of a self draft's verification below its last exit: one a round over its block and lead."""
-        wider, nothing = ((0, 0), (1, 0)), self._passes_of_no_token()
-        cold = nothing.cold.copy()
-        cold[:, 0] = self.drafted.sum(axis=1)
-        return replace(nothing, number=np.pad(self.drafted, wider), cached=np.pad(self.verify_cached, wider), cold=cold)
+        wider = ((0, 0), (1, 0))
+        return self._one_a_round(np.pad(self.drafted, wider), np.pad(self.verify_cached, wider))
 
-    def _passes_of_every_token(self) -> _Passes:
-        """Passes of a segment that every token runs through: one row each, k tokens in a round that drafted k. [G, 3].
+    def _one_a_round(self, number: Counts, cached: Counts) -> Passes:
+        """The passes of a self draft's verification."""
+        cold = np.zeros((self.grouping.num_groups, COLD_PLACES), np.int64)
+        cold[:, 0] = self.drafted.sum(axis=1)
+        return Passes(number=number, cached=cached, cold=cold)
+
+    def _level_of_every_token(self) -> Level:
+        """A segment that every token runs through: passes of one row each, k in a round that drafted k tokens.
 
         A block accepted in full leaves its last token unprocessed, so that the next one's first pass has two rows, the first
-        of which is no longer cached. A self draft has pushed that token in the verification, as one more token of the round.
+        of which is no longer cached. A self draft pushes that token in the verification.
         """
-        rounds, reads, is_self_draft = self.drafted, self.verify_cached, self.tape.is_self_draft
-        tokens = np.arange(rounds.shape[1]) + is_self_draft
+        rounds, reads, tokens = self.drafted, self.verify_cached, np.arange(self.drafted.shape[1])
         number, cached = np.zeros((2, self.grouping.num_groups, 3), np.int64)
         number[:, 1] = rounds @ tokens
         cached[:, 1] = reads @ tokens + rounds @ (tokens * (tokens - 1) // 2)
-        if not is_self_draft:
+        pushed = None
+        if self.tape.is_self_draft:
+            last_reads = reads.sum(axis=1) + rounds @ tokens
+            pushed = self._one_a_round(*(np.pad(once[:, None], ((0, 0), (1, 0))) for once in (rounds.sum(axis=1), last_reads)))
+        else:
             after_full = self._after_full()
             group, known = self.group.take(after_full), self.courses.known.take(after_full)
             number[:, 2] = self.grouping.number(self.courses.start.take(after_full))
@@ -171,12 +196,11 @@ class _Tally:
             cached[:, 2] = one_row - number[:, 2]
             number[:, 1] -= number[:, 2]
             cached[:, 1] -= one_row
-        return _Passes(
-            number=number,
-            cached=cached,
-            cold=_cold(np.pad(rounds, ((0, 0), (1, 0))) if is_self_draft else rounds),
+        return Level(
+            drafting=Passes(number=number, cached=cached, cold=cold_of(rounds)),
+            pushed=pushed,
             rounds=rounds[:, 1:].sum(axis=1),
-            tokens=rounds @ np.arange(rounds.shape[1]),
+            tokens=rounds @ tokens,
         )
 
     def _after_full(self) -> Counts:
@@ -185,53 +209,43 @@ class _Tally:
         is_next = np.diff(courses.start) == courses.drafted[:-1] + 1  # a rejection comes sooner, another prompt later
         return np.flatnonzero(is_next & (courses.drafted[1:] > 0)) + 1
 
-    def _passes_of_some_tokens(self, depth: Depth) -> _Passes:
-        """Passes of a segment that some tokens never reach."""
-        passed, group, num_passes = [depth.first, depth.further], self.group.take(depth.round_), depth.num_came
-        if depth.pushed is not None:
-            passed, group, num_passes = [*passed, depth.pushed], self.group, np.ones_like(self.group)
-            num_passes[depth.round_] += depth.num_came
-        width = 1 + max(int(some.rows.max(initial=0)) for some in passed)
-        each = [
-            self.grouping.histograms(self.grouping.of(some.at), some.rows, width, (some.times, some.cached)) for some in passed
-        ]
-        rounds, further = (number.sum(axis=1) for number, _ in each[:2])
-        number, cached = (np.sum(counts, axis=0) for counts in zip(*each, strict=True))
-        return _Passes(number=number, cached=cached, cold=self._cold(group, num_passes), rounds=rounds, tokens=rounds + further)
+    def _level_of_some_tokens(self, depth: Depth) -> Level:
+        """A segment that some tokens never reach."""
+        width = 1 + max(int(some.rows.max(initial=0)) for some in (depth.first, depth.further))
+        first, further = (self._counted(some, width) for some in (depth.first, depth.further))
+        rounds = first[0].sum(axis=1)
+        pushed = depth.pushed
+        return Level(
+            drafting=Passes(
+                number=first[0] + further[0],
+                cached=first[1] + further[1],
+                cold=self._cold(self.group.take(depth.round_), depth.num_came),
+            ),
+            pushed=None if pushed is None else self._one_a_round(*self._counted(pushed, 1 + int(pushed.rows.max()))),
+            rounds=rounds,
+            tokens=rounds + further[0].sum(axis=1),
+        )
+
+    def _counted(self, passed: Passed, width: int) -> list[Counts]:
+        """Passes by their rows, and their cached tokens. [G, width] each."""
+        return self.grouping.histograms(self.grouping.of(passed.at), passed.rows, width, (passed.times, passed.cached))
 
     def _cold_checks(self) -> Counts:
-        """Exit checks at the first places of their rounds. [G, P]."""
+        """Exit checks that are waited for at the first places of their rounds. [G, P]."""
         if not self.depths:
-            return _cold(self.drafted)
-        number = self.courses.drafted.astype(np.int64)
-        for depth in self.depths:
+            return cold_of(self.drafted)
+        runs_ahead = self.courses.blocks.runs_ahead
+        number = np.zeros(len(self.group), np.int64) if runs_ahead else self.courses.drafted.astype(np.int64)
+        for depth in self.depths[-1:] if runs_ahead else self.depths:
             number[depth.round_] += depth.num_came
         return self._cold(self.group, number)
 
     def _cold(self, group: Counts, number: Counts) -> Counts:
         """Passes at the first places, where rounds have so many passes each. [G, P]."""
         most = np.minimum(number, COLD_PLACES)
-        return _cold(*self.grouping.histograms(group, most, COLD_PLACES + 1, [None]))
+        return cold_of(*self.grouping.histograms(group, most, COLD_PLACES + 1, [None]))
 
 
-def _cold(by_number: Counts) -> Counts:
-    """Passes at places 1, 2, ... of their rounds, from the rounds by their number of passes: [G, any] -> [G, P]."""
-    at_least = by_number[:, :0:-1].cumsum(axis=1)[:, ::-1][:, :COLD_PLACES]
-    cold = np.zeros((len(by_number), COLD_PLACES), np.int64)
-    cold[:, : at_least.shape[1]] = at_least
-    return cold
-
-
-def _but_deeper(came: Counts) -> Counts:
-    """Of what came to each exit, that which came to no deeper one. [G, L]."""
-    stayed = came.copy()
-    stayed[:, :-1] -= came[:, 1:]
-    return stayed
-
-
-def _stack(tables: Sequence[Counts]) -> Counts:
-    """Tables of several levels as one, each padded to the widest: [G, any] each -> [levels, G, any]."""
-    stacked = np.zeros((len(tables), len(tables[0]), max(table.shape[1] for table in tables)), np.int64)
-    for level, table in enumerate(tables):
-        stacked[level, :, : table.shape[1]] = table
-    return stacked
+def _but_deeper(came: Sequence[Counts]) -> list[Counts]:
+    """Of what came to each exit, that which came to no deeper one."""
+    return [here if deeper is None else here - deeper for here, deeper in zip_longest(came, came[1:])]

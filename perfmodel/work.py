@@ -197,6 +197,7 @@ class PassSetting:
 
         A self-draft's verify covers the layers above its last exit, but with one row it is the plain loop's and covers all.
         A prefill asks no head: the prompt's last token leads the first round. The draft's are by segment, from stage 1 on.
+        An ahead pass is told with its wait, as nothing but a measurement tells how much of it is hidden.
         """
         match kind:
             case "segment":
@@ -204,6 +205,9 @@ class PassSetting:
             case "exit":
                 self._segment_layers(stage)
                 return self._layers(0, head_rows=rows, rows=0)
+            case "ahead":
+                self._segment_layers(stage - 1)
+                return self._layers(self._segment_layers(stage), head_rows=1, rows=rows)
             case "verify":
                 return self._layers(self._verify_layers(rows), head_rows=rows, rows=rows)
             case "prefill":

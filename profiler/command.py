@@ -19,7 +19,6 @@ from perfmodel.sampling import AcceptanceRule, Sampling
 from perfmodel.trace import AcceptanceTrace, read_trace, write_trace
 from perfmodel.units import Seconds
 from profiler.device import DeviceFacts, device_facts
-from profiler.grid import needed_passes
 from profiler.job import Job, fill_log
 from profiler.latency_files import LatencyFiles, pair_profiles
 from profiler.measure_energy import measure_energy, nvml_sensor
@@ -153,7 +152,7 @@ def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance:
             print_out("\n" + latency_table(log))
     if meter is not None:
         print_out(energy_line(meter, facts))
-    never = lacking_passes(log, needed_passes(len(job.pair.geometry.exit_layers), job.draft_cap), 1)
+    never = lacking_passes(log, job.needed_passes(), 1)
     for warning in warnings_of(log, never):
         print_err(f"warning: {warning}")
     print_out("wrote " + ", ".join(map(str, files.write(log))))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.passes import DRAFT_KINDS, PassKind
+from perfmodel.passes import DRAFT_KINDS, SEGMENT_KINDS, PassKind
 from perfmodel.policy import Confidence, ExitPolicy, FixedLength, FloorStop, LengthRule
 from perfmodel.replay import replay
 from perfmodel.trace import AcceptanceTrace
@@ -66,14 +66,24 @@ class PassKey:
         return f"{self.kind}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
 
 
-def needed_passes(num_exits: int, draft_cap: int) -> frozenset[PassKey]:
+def needed_passes(num_exits: int, draft_cap: int, *, runs_ahead: bool) -> frozenset[PassKey]:
     """Every pass that a plan of at most `draft_cap` drafted tokens is priced from.
 
-    Verify rows run to draft_cap + 1 (the lead comes first), segment 1 has one or two rows, later segments a backlog.
+    Verify rows run to draft_cap + 1 (the lead comes first), segment 1 has one or two rows, later segments a backlog. What runs
+    ahead of an exit that every token comes to has one or two rows too.
+
+    Args:
+        num_exits: of the draft.
+        draft_cap: the longest draft to cover.
+        runs_ahead: whether plans may run ahead.
     """
     deepest = draft_cap + BACKLOG_MARGIN
-    segments = {PassKey(kind="segment", stage=0, rows=rows) for rows in (1, 2)} | {
-        PassKey(kind="segment", stage=stage, rows=rows) for stage in range(1, num_exits) for rows in range(1, deepest + 1)
+    kinds: tuple[PassKind, ...] = SEGMENT_KINDS if runs_ahead else ("segment",)
+    segments = {
+        PassKey(kind=kind, stage=stage, rows=rows)
+        for first, kind in enumerate(kinds)
+        for stage in range(first, num_exits)
+        for rows in range(1, 1 + (2 if stage == first else deepest))
     }
     exits = {PassKey(kind="exit", stage=stage, rows=1) for stage in range(num_exits)}
     verifies = {PassKey(kind="verify", stage=0, rows=rows) for rows in range(1, draft_cap + 2)}
@@ -89,48 +99,58 @@ def exit_subsets(exit_layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(layers[start:end] for start, end in itertools.combinations(range(len(layers) + 1), 2))
 
 
-def turn_grid(traces: Sequence[AcceptanceTrace], *, draft_cap: int, seed: int) -> tuple[Turn, ...]:
+def turn_grid(traces: Sequence[AcceptanceTrace], *, draft_cap: int, seed: int, runs_ahead: bool) -> tuple[Turn, ...]:
     """The turns to take: one per text for long backlogs, then short ones spread over all a plan may ask for.
 
     Args:
         traces: one per text, of that text alone; thresholds lie on the quantiles of their confidences.
         draft_cap: the longest draft to cover.
         seed: of the spread.
+        runs_ahead: whether every other policy of several exits is to run ahead.
     """
     header = traces[0].header
     turn_tokens = min(TURN_TOKENS, header.max_new_tokens)
     confidence = np.concatenate([trace.confidence for trace in traces])
-    policies = _short_policies(header.draft.exit_layers, confidence, draft_cap, header.confidence, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    policies = list(_short_policies(header.draft.exit_layers, confidence, draft_cap, header.confidence, rng))
+    if runs_ahead:
+        policies[1::2] = [replace(policy, runs_ahead=bool(policy.thresholds)) for policy in policies[1::2]]
     short = [Turn(policy=policy, new_tokens=turn_tokens, text=None) for policy in policies]
-    return (*_long_turns(traces), *short)
+    return (*_long_turns(traces, runs_ahead=runs_ahead), *short)
 
 
-def _long_turns(traces: Sequence[AcceptanceTrace]) -> list[Turn]:
+def _long_turns(traces: Sequence[AcceptanceTrace], *, runs_ahead: bool) -> list[Turn]:
     """Turns in which all but a few tokens leave at one exit, so that these few push long backlogs through the later ones.
 
     Where the few lie decides how long a backlog grows, so candidates are replayed: for every exit but the last the one of
-    the longest backlog is taken, and for the first exit also those that come nearest to `BACKLOG_FRACS` of it.
+    the longest backlog is taken, and for the first exit also those that come nearest to `BACKLOG_FRACS` of it. Running ahead,
+    the segment with the backlog is the one below the next exit, at which the few leave.
     """
     chosen: list[Turn] = []
     exit_layers = traces[0].header.draft.exit_layers
-    for gate in range(len(exit_layers) - 1):
-        turns = [turn for text, trace in enumerate(traces) for turn in _gated_turns(trace, text, gate)]
+    gates: list[tuple[tuple[int, ...], bool]] = [((gate, -1), False) for gate in range(len(exit_layers) - 1)]
+    if runs_ahead:
+        gates += [((gate, gate + 1, -1), True) for gate in range(len(exit_layers) - 2)]
+    for exits, is_ahead in gates:
+        layers, gate = tuple(exit_layers[place] for place in exits), exits[0]
+        turns = [turn for text, trace in enumerate(traces) for turn in _gated_turns(trace, text, layers, runs_ahead=is_ahead)]
         backlogs = np.array([longest_backlog(traces[turn.text or 0], turn.policy) for turn in turns])
-        for frac in BACKLOG_FRACS if gate == 0 else (1.0,):
+        for frac in BACKLOG_FRACS if gate == 0 and not is_ahead else (1.0,):
             chosen.append(turns[int(np.abs(backlogs - frac * backlogs.max()).argmin())])
     return chosen
 
 
-def _gated_turns(trace: AcceptanceTrace, text: int, gate: int) -> Iterator[Turn]:
-    """Candidates: of the text's tokens, one to `MAX_PUSHED` do not leave at an exit."""
-    num_tokens, exit_layers = len(trace.target_token), trace.header.draft.exit_layers
+def _gated_turns(trace: AcceptanceTrace, text: int, layers: tuple[int, ...], *, runs_ahead: bool) -> Iterator[Turn]:
+    """Candidates: of the text's tokens, one to `MAX_PUSHED` do not leave at the first of some exits."""
+    num_tokens, gate = len(trace.target_token), trace.header.draft.exit_layers.index(layers[0])
     for num_pushed in range(1, min(MAX_PUSHED, num_tokens) + 1):
         for draft_cap in (1, 2, 4):
             policy = ExitPolicy(
-                exit_layers=(exit_layers[gate], exit_layers[-1]),
-                thresholds=(threshold_leaving(trace.confidence[:, gate], 1 - num_pushed / num_tokens),),
+                exit_layers=layers,
+                thresholds=(threshold_leaving(trace.confidence[:, gate], 1 - num_pushed / num_tokens), 0.0)[: len(layers) - 1],
                 confidence=trace.header.confidence,
                 length=FixedLength(draft_cap=draft_cap),
+                runs_ahead=runs_ahead,
             )
             yield Turn(policy=policy, new_tokens=num_tokens, text=text)
 
@@ -138,7 +158,7 @@ def _gated_turns(trace: AcceptanceTrace, text: int, gate: int) -> Iterator[Turn]
 def longest_backlog(trace: AcceptanceTrace, policy: ExitPolicy) -> Tokens:
     """Rows of the widest pass through a later segment, by replay; 0 where there is none."""
     passes = itertools.chain.from_iterable(rounds.passes for rounds in replay(trace, policy))
-    return max((count.rows for count in passes if count.kind == "segment" and count.stage > 0), default=0)
+    return max((count.rows for count in passes if count.kind in SEGMENT_KINDS and count.stage > 0), default=0)
 
 
 def _short_policies(

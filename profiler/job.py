@@ -14,7 +14,7 @@ from perfmodel.passes import PassSamples
 from perfmodel.policy import Confidence, ExitPolicy
 from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
-from profiler.grid import needed_passes, turn_grid
+from profiler.grid import PassKey, needed_passes, turn_grid
 from profiler.measure_latency import Coverage, Text, measure_latency, take_turns
 from profiler.pass_log import PassLog
 from profiler.record_acceptance import Asker, empty_trace, extended
@@ -51,6 +51,15 @@ class Job:
             policy=policy, sampling=self.sampling, max_new_tokens=max_new_tokens, eos_token_id=self.pair.eos_token_id
         )
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether running ahead is measured: it hides a wait where passes are launched at once, and only costs elsewhere."""
+        return self.pair.device_key.engine == "graph"
+
+    def needed_passes(self) -> frozenset[PassKey]:
+        """What a plan is priced from."""
+        return needed_passes(len(self.pair.geometry.exit_layers), self.draft_cap, runs_ahead=self.runs_ahead)
+
     def asker(self, session: Session) -> Asker:
         """Asks the draft's exits about the target's text."""
         return Asker(self.pair, session, self.sampling, self.confidence, self.max_new_tokens)
@@ -74,16 +83,15 @@ def turns_of(job: Job, log: PassLog) -> Iterator[Coverage]:
         Text(token_ids=(*prompt.token_ids, *trace.target_token.tolist()), prompt_tokens=len(prompt.token_ids))
         for prompt, trace in zip(first, traces, strict=True)
     ]
-    grid = turn_grid(traces, draft_cap=job.draft_cap, seed=job.seed)
+    grid = turn_grid(traces, draft_cap=job.draft_cap, seed=job.seed, runs_ahead=job.runs_ahead)
     if len(log):
         grid = tuple(turn for turn in grid if turn.text is None)
 
     def decode(policy: ExitPolicy | None, prompt_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
         return session.generate(prompt_ids, job.settings(policy, new_tokens)).samples
 
-    needed = needed_passes(len(job.pair.geometry.exit_layers), job.draft_cap)
     rng = np.random.default_rng([job.seed, len(log)])
-    return take_turns(decode, grid, texts, needed=needed, log=log, rng=rng)
+    return take_turns(decode, grid, texts, needed=job.needed_passes(), log=log, rng=rng)
 
 
 def fill_log(

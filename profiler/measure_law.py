@@ -189,7 +189,7 @@ class _TimedModel:
             states = decoder.forward_segment(states, segment, self._halves)
             clock.lap("segment", segment.number, rows, cached)
             if not segment.number:
-                judge.answer(decoder, states[-1:], token_ids, 1, segment.number)
+                judge.ask(decoder, states[-1:], token_ids, 1, segment.number)()
                 clock.lap("exit", 0, 1, 0)
         return clock.samples()
 

@@ -19,7 +19,7 @@ from profiler.measure_energy import EnergyMeter
 from profiler.pass_log import PassLog, keys_label, unsteady_passes
 from s2d.sidecar import Calibration
 
-SHOWN_ROWS = {"segment": (1, 2, 4, 8), "exit": (1,), "verify": (1, 2, 4, 6, 8, 12), "round": (0, 4, 8)}
+SHOWN_ROWS = {"segment": (1, 2, 4, 8), "exit": (1,), "ahead": (1, 2), "verify": (1, 2, 4, 6, 8, 12), "round": (0, 4, 8)}
 """Numbers of rows worth a line; the files hold all."""
 MAX_WARNINGS = 4
 

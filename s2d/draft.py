@@ -21,6 +21,10 @@ class Step:
     threshold: float | None
     """None: the exit is disabled, not looked at and not paid for."""
     calibration: CalibrationCurve | None
+    ahead: Segment | None
+    """What is launched before the exit's answer is read."""
+    is_ahead: bool
+    """Whether the segment was launched so."""
 
 
 class Ladder:
@@ -39,18 +43,22 @@ class Ladder:
 
     def run(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
         """Push everything a segment has not seen through it: the prompt in a pass of its own, the backlog in another."""
-        if self.cache.lengths[segment.number] < self._prompt_rows:
-            self._push(segment, tokens, self._prompt_rows)
-            clock.lap("prefill", 1 + segment.number, self._prompt_rows, 0)
-        cached = self.cache.lengths[segment.number]
-        self._push(segment, tokens, len(tokens))
+        self.take_prompt(segment, tokens, clock)
+        cached = self.push(segment, tokens, len(tokens))
         clock.lap("segment", segment.number, len(tokens) - cached, cached)
 
-    def _push(self, segment: Segment, tokens: list[int], end: int) -> None:
-        """One causal pass over what a segment has not seen of the first `end` tokens."""
+    def take_prompt(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
+        """Push the prompt through a segment that has not seen it yet."""
+        if self.cache.lengths[segment.number] < self._prompt_rows:
+            self.push(segment, tokens, self._prompt_rows)
+            clock.lap("prefill", 1 + segment.number, self._prompt_rows, 0)
+
+    def push(self, segment: Segment, tokens: list[int], end: int) -> int:
+        """One causal pass over what a segment has not seen of the first `end` tokens; returns how many it had seen."""
         is_first, seen = segment.number == 0, self.cache.lengths[segment.number]
         states = self.decoder.embed(tokens[seen:end]) if is_first else self.cache.backlog(segment.number, end)
         self.decoder.forward_segment(states, segment, self.cache)
+        return seen
 
 
 class Drafter:
@@ -107,16 +115,29 @@ class Drafter:
     def _next(self, tokens: list[int], known: int, clock: Clock) -> tuple[int, float, Step]:
         """Climb until an exit is sure enough: the token, its confidence and the step it left at; `known` tokens are certain."""
         for step in self._steps:
-            segment = step.segment
-            self._ladder.run(segment, tokens, clock)
+            if not step.is_ahead:
+                self._ladder.run(step.segment, tokens, clock)
             if step.threshold is None:
                 continue
-            last = self._ladder.cache.states[segment.number][len(tokens) - 1 : len(tokens)]
-            token, confidence = self._judge.answer(self._ladder.decoder, last, tokens, known, segment.number)
-            clock.lap("exit", segment.number, 1, 0)
+            token, confidence = self._answer(step, tokens, known, clock)
             if confidence >= step.threshold:
                 return token, confidence, step
         raise AssertionError("the last looked-at exit always answers")
+
+    def _answer(self, step: Step, tokens: list[int], known: int, clock: Clock) -> tuple[int, float]:
+        """What the exit after a step says, the segment that runs ahead of it launched in between."""
+        ladder, number, ahead, end = self._ladder, step.segment.number, step.ahead, len(tokens)
+        if ahead is not None:
+            ladder.take_prompt(ahead, tokens, clock)
+        read = self._judge.ask(ladder.decoder, ladder.cache.states[number][end - 1 : end], tokens, known, number)
+        if ahead is None:
+            answer = read()
+            clock.lap("exit", number, 1, 0)
+        else:
+            cached = ladder.push(ahead, tokens, end)
+            answer = read()
+            clock.lap("ahead", ahead.number, end - cached, cached)
+        return answer
 
 
 def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> tuple[Step, ...]:
@@ -129,10 +150,17 @@ def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> 
     gates = dict(zip(policy.exit_layers, (*policy.thresholds, _ALWAYS), strict=True))
     rule = policy.length
     curves = dict(zip(policy.exit_layers, rule.calibration, strict=True)) if isinstance(rule, SurvivalStop) else {}
+    segments = [segment for segment in cache.segments if segment.end <= policy.exit_layers[-1]]
+    has_ahead = [policy.runs_ahead and segment.end in policy.exit_layers[:-1] for segment in segments]
     return tuple(
-        Step(segment=segment, threshold=gates.get(segment.end), calibration=curves.get(segment.end))
-        for segment in cache.segments
-        if segment.end <= policy.exit_layers[-1]
+        Step(
+            segment=segment,
+            threshold=gates.get(segment.end),
+            calibration=curves.get(segment.end),
+            ahead=segments[place + 1] if has_ahead[place] else None,
+            is_ahead=place > 0 and has_ahead[place - 1],
+        )
+        for place, segment in enumerate(segments)
     )
 
 

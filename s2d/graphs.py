@@ -11,7 +11,6 @@ Symbols: T tokens of a pass, R rows of its bucket, S positions of its context, D
 
 from bisect import bisect_left
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 
 import torch
@@ -23,7 +22,7 @@ from perfmodel.units import Tokens
 from s2d.cache import Cache, Segment
 from s2d.heads import Slots, into_slots
 from s2d.nested import Decoder, Span
-from s2d.sampling import Choice
+from s2d.sampling import Answer, Choice, Post
 from s2d.weights import DecoderWeights
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -75,7 +74,7 @@ class GraphDecoder(Decoder):
         cache.lengths[segment.number] = end
         return cache.states[segment.number][start:end]
 
-    def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> tuple[int, float]:
+    def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> Answer:
         """See `Decoder`."""
         if choice not in self._checks:
             self._checks[choice] = _ExitCheck(self, choice, has_noise=noise is not None)
@@ -141,15 +140,13 @@ class _Pass:
 
 
 class _ExitCheck:
-    """Norm, head and choice after one row, and the answer's way to the host, which waits for it once."""
+    """Norm, head and choice after one row, and the answer's way to the host."""
 
     def __init__(self, decoder: GraphDecoder, choice: Choice, *, has_noise: bool) -> None:
-        is_cuda = decoder.device.type == "cuda"
-        self._stream = partial(torch.cuda.current_stream, decoder.device) if is_cuda else None
         self._row = decoder.embed([0]).clone()  # [1, D + PAD]
         self._noise = torch.zeros(1, decoder.vocab_size, device=decoder.device) if has_noise else None
         self._answer = torch.zeros(2, dtype=torch.float64, device=decoder.device)
-        self._read = torch.zeros(2, dtype=torch.float64, pin_memory=is_cuda)
+        self._post = Post(decoder.device)
 
         def compute() -> None:
             token, confidence = choice(decoder.exit_logits(self._row), self._noise)
@@ -157,16 +154,13 @@ class _ExitCheck:
 
         self._launch = decoder.launch_of(compute)
 
-    def __call__(self, states: Tensor, noise: Tensor | None) -> tuple[int, float]:
+    def __call__(self, states: Tensor, noise: Tensor | None) -> Answer:
         self._row.copy_(states)
         if self._noise is not None and noise is not None:
             self._noise.copy_(noise)
         self._launch()
-        self._read.copy_(self._answer, non_blocking=True)
-        if self._stream is not None:
-            self._stream().synchronize()
-        token, confidence = self._read.tolist()
-        return int(token), confidence
+        self._post.send(self._answer)
+        return self._post
 
 
 def _bucket(rows: int) -> int:

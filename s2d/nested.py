@@ -25,7 +25,7 @@ from perfmodel.profile import EngineMode
 from perfmodel.units import Tokens
 from s2d.cache import Cache, LayerViews, Segment, segments_of
 from s2d.heads import MANY_ROWS, Rotate, Slots, attend, norm_heads, real_turn, rotate_complex, rotate_real
-from s2d.sampling import Choice, read_answer
+from s2d.sampling import Answer, Choice, Post
 from s2d.scratch import Scratch, new_scratch
 from s2d.weights import PAD, DecoderWeights
 
@@ -53,7 +53,7 @@ class Decoder:
         self.weights = weights
         self.dtype = weights.head.dtype
         self.device = weights.head.device
-        self._is_on_host = self.device.type == "cpu"
+        self._post = None if self.device.type == "cpu" else Post(self.device)
         self._scratch: dict[int, Scratch] = {}
         self._masks = torch.empty(0)
         self._complex = self.dtype == torch.float32
@@ -140,18 +140,22 @@ class Decoder:
         torch.div(states[:, : self.geometry.hidden_size], scratch.norm, out=scratch.normed)
         return torch.mm(scratch.normed, self.weights.head)
 
-    def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> tuple[int, float]:
-        """What an exit answers after a row, read by the host: a token and the confidence in it.
+    def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> Answer:
+        """What an exit answers after a row. An answer is read before another is asked for.
 
         Args:
             states: [1, D + PAD].
             choice: how logits become an answer.
             noise: of the position, [1, V], where it is shared.
         """
-        token, confidence = choice(self.exit_logits(states), noise)
-        if self._is_on_host:
-            return int(token), float(confidence)
-        return read_answer(token, confidence)
+        return self.send(*choice(self.exit_logits(states), noise))
+
+    def send(self, token: Tensor, confidence: Tensor) -> Answer:
+        """The answer, for the host to read: int64 [1] and [1]."""
+        if self._post is None:
+            return lambda: (int(token), float(confidence))
+        self._post.send(torch.cat((token.double(), confidence.double())))
+        return self._post
 
     @torch.inference_mode()
     def all_exit_logits(self, token_ids: list[int], exit_layers: tuple[int, ...]) -> list[Tensor]:

@@ -7,6 +7,7 @@ Symbols: T rows, V vocab, U of its tokens.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +106,32 @@ class Choice:
         return choose(logits, noise), confidence_of(logits.softmax(-1), self.confidence)
 
 
-def read_answer(token: Tensor, confidence: Tensor) -> tuple[int, float]:
-    """One answer on the host, which waits for the device once: [1] and [1]."""
-    both: list[float] = torch.cat((token.double(), confidence.double())).tolist()
-    return int(both[0]), both[1]
+Answer = Callable[[], tuple[int, float]]
+"""Waits for what an exit said: a token, and the confidence in it."""
+
+
+class Post:
+    """An exit's answer on its way to the host, which waits for it alone and for nothing launched after it.
+
+    Args:
+        device: where exits answer.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        is_cuda = device.type == "cuda"
+        self._device = device
+        self._sent = torch.cuda.Event() if is_cuda else None
+        self._read = torch.zeros(2, dtype=torch.float64, pin_memory=is_cuda)
+
+    def send(self, answer: Tensor) -> None:
+        """Token and confidence, float64 [2]; the one sent before has been read."""
+        self._read.copy_(answer, non_blocking=self._sent is not None)
+        if self._sent is not None:
+            self._sent.record(torch.cuda.current_stream(self._device))
+
+    def __call__(self) -> tuple[int, float]:
+        """See `Answer`."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        token, confidence = self._read.tolist()
+        return int(token), confidence

@@ -16,6 +16,7 @@ from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Tokens
 from s2d.nested import Decoder
+from s2d.sampling import Answer
 from s2d.verify import Judge, Verdict, longest_agreement
 
 
@@ -96,12 +97,15 @@ class ScriptedJudge:
         """See `Judge`."""
         self._judge.start(prompt_tokens, max_tokens)
 
-    def answer(
-        self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
-    ) -> tuple[int, float]:
+    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """See `Judge`."""
-        self._judge.answer(decoder, states, text, known, exit_number)
-        return self._script.answer(len(text), exit_number)
+        read, said = self._judge.ask(decoder, states, text, known, exit_number), self._script.answer(len(text), exit_number)
+
+        def answer() -> tuple[int, float]:
+            read()
+            return said
+
+        return answer
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""

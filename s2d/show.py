@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from perfmodel.console import table
-from perfmodel.passes import PASS_KINDS
 from perfmodel.plan import Candidate, Plan
 from perfmodel.report import Adaptation, Arm, Check, RunReport
 from perfmodel.rounds import RoundStats, sum_rounds
@@ -110,12 +109,11 @@ def _rates(report: RunReport, chosen: Candidate) -> str:
 
 
 def _costs(arm: Arm, rounds: RoundStats, chosen: Candidate) -> str:
-    seconds, cost = kind_seconds(arm.samples), chosen.speedup.round_cost
-    said = {"segment": cost.segment_s, "exit": cost.exit_s, "verify": cost.verify_s, "round": cost.round_s}
+    seconds, said = kind_seconds(arm.samples), chosen.speedup.round_cost.by_kind
     rows = [
         [kind, format_seconds(seconds[kind] / rounds.num_rounds), format_seconds(said[kind])]
-        for kind in PASS_KINDS
-        if kind in said and (seconds[kind] or said[kind])
+        for kind in said
+        if seconds[kind] or said[kind]
     ]
     return table(rows, headers=["seconds a round", "measured", "predicted"])
 

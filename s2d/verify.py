@@ -15,7 +15,7 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Tokens
 from s2d.nested import Decoder
 from s2d.processing import Processing
-from s2d.sampling import Choice, choose, confidence_of, gumbel_table, read_answer
+from s2d.sampling import Answer, Choice, choose, confidence_of, gumbel_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +33,8 @@ class Judge(Protocol):
         """A text begins, with so many tokens of a prompt; it will hold at most so many."""
         ...
 
-    def answer(
-        self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
-    ) -> tuple[int, float]:
-        """Token and confidence of an exit.
+    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+        """Token and confidence of an exit, to be read before another is asked.
 
         Args:
             decoder: the draft.
@@ -75,14 +73,12 @@ class ExactJudge:
         self._processing = Processing(self._sampling, prompt_tokens)
         self._max_tokens = max_tokens
 
-    def answer(
-        self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
-    ) -> tuple[int, float]:
+    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """See `Judge`."""
         noise = None if self._is_greedy else self._noise_of(len(text), 1, decoder.vocab_size)
         if not self._has_penalties:
             return decoder.ask(states, self._choice, noise)
-        return read_answer(*self._choice(self._processing.penalised(decoder.exit_logits(states), text, known), noise))
+        return decoder.send(*self._choice(self._processing.penalised(decoder.exit_logits(states), text, known), noise))
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""
@@ -114,13 +110,11 @@ class RatioJudge:
         self._random.manual_seed(self._sampling.seed)
         self._draft_probs = []
 
-    def answer(
-        self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
-    ) -> tuple[int, float]:
+    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """See `Judge`. The distribution of the exit that answers last for a place in the block is the one that counts."""
         probs = self._processing(decoder.exit_logits(states), text, known).float().softmax(-1)
         self._draft_probs[len(text) - known :] = [probs[0]]
-        return sample(probs[0], self._random), float(confidence_of(probs, self._confidence))
+        return decoder.send(drawn(probs, self._random), confidence_of(probs, self._confidence))
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""
@@ -157,11 +151,11 @@ def ratio_test(target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Seq
         p, q = target_probs[index], draft_probs[index]
         if draw * float(q[token]) >= float(p[token]):
             residual = (p - q).clamp_(min=0)
-            return Verdict(num_accepted=index, bonus=sample(residual, random))
-    return Verdict(num_accepted=len(drafted), bonus=sample(target_probs[-1], random))
+            return Verdict(num_accepted=index, bonus=int(drawn(residual, random)))
+    return Verdict(num_accepted=len(drafted), bonus=int(drawn(target_probs[-1], random)))
 
 
-def sample(weights: Tensor, random: torch.Generator) -> int:
-    """One index drawn with probability proportional to its weight: an exponential race, [V]."""
+def drawn(weights: Tensor, random: torch.Generator) -> Tensor:
+    """An index for every row, drawn with probability proportional to its weight: an exponential race, [..., V] -> [...]."""
     race = torch.empty(weights.shape).exponential_(generator=random).to(weights.device)
-    return int((weights / race).argmax())
+    return (weights / race).argmax(-1)

@@ -175,6 +175,7 @@ def policies(
         thresholds=tuple(draw(fractions) for _ in looked[1:]),
         confidence=confidence,
         length=draw(length_rules(len(looked), largest_cap=largest_cap)),
+        runs_ahead=len(looked) > 1 and draw(st.booleans()),
     )
 
 

@@ -25,7 +25,14 @@ from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader, write_tr
 TARGET, DRAFT = find_model("ref-target-16"), find_draft("ref-draft")
 TARGET_SHA256, DRAFT_SHA256 = "a" * 64, "b" * 64
 CPU = DeviceKey(device="a CPU", num_devices=1, num_threads=1, dtype="fp32", engine="eager")
-SECONDS: dict[PassKind, float] = {"segment": 1e-4, "exit": 5e-5, "verify": 4e-3, "round": 2e-5, "prefill": 1e-3}
+SECONDS: dict[PassKind, float] = {
+    "segment": 1e-4,
+    "exit": 5e-5,
+    "ahead": 1e-4,
+    "verify": 4e-3,
+    "round": 2e-5,
+    "prefill": 1e-3,
+}
 NUM_PROMPTS, NUM_POSITIONS = 6, 64
 
 

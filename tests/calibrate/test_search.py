@@ -1,5 +1,6 @@
 """Search: never loses to what it could have chosen, and prefers the simple where the rest is noise."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,8 @@ class Prices:
 
     segment_s: float = 0.0
     exit_s: float = 0.0
+    ahead_s: float = math.inf
+    """Infinite where nobody measured it."""
     verify_s: float = 0.0
     verify_row_s: float = 0.0
     most_rows: int = 1000
@@ -38,7 +41,7 @@ class Prices:
     def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
         if rows > self.most_rows:
             raise OutOfDomain("rows", rows, low=1, high=self.most_rows, fix="Profile more")
-        base = {"segment": self.segment_s, "exit": self.exit_s, "round": 1e-6}
+        base = {"segment": self.segment_s, "exit": self.exit_s, "ahead": self.ahead_s, "round": 1e-6}
         return base.get(kind, self.verify_s + self.verify_row_s * rows), 1e-9
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
@@ -75,6 +78,19 @@ def test_a_free_draft_uses_its_best_exit_at_the_longest_length() -> None:
     assert policy is not None
     assert policy.exit_layers[-1] == 6
     assert sum_rounds(replay(trace, policy)).tokens_per_round > 5
+
+
+def test_running_ahead_is_chosen_where_it_hides_enough_and_only_there(trace: AcceptanceTrace) -> None:
+    """Waiting for an answer takes as long as a segment: hidden, or not, or so little that what is thrown away costs more."""
+    waiting, both = Prices(segment_s=2e-4, exit_s=3e-4), 5e-4
+    rates = {}
+    for ahead_s in (2.5e-4, 0.99 * both, both, math.inf):
+        found = search([case_of(trace, replace(waiting, ahead_s=ahead_s), TARGET)])
+        rates[ahead_s] = found.families[-1].merit
+        policy = found.families[-1].policy
+        assert policy is not None
+        assert policy.runs_ahead == (ahead_s == 2.5e-4)
+    assert rates[2.5e-4] > 1.02 * rates[both] == 1.02 * rates[math.inf]
 
 
 def test_exits_that_agree_alike_are_not_gated() -> None:

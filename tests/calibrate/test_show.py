@@ -46,7 +46,7 @@ def candidate(name: str, what: ExitPolicy | None, speedup: float) -> Candidate:
             tokens_per_s=20.0 * speedup,
             plain_tokens_per_s=20.0,
             speedup=Interval(value=speedup, low=0.9 * speedup, high=1.1 * speedup),
-            round_cost=RoundCost(segment_s=8e-3, exit_s=2e-3, verify_s=39e-3, round_s=1e-3),
+            round_cost=RoundCost(segment_s=8e-3, exit_s=2e-3, ahead_s=0.0, verify_s=39e-3, round_s=1e-3),
         ),
     )
 

@@ -26,21 +26,21 @@ class Draft:
         self.counts[kind, stage, rows] += 1
         self.cached[kind, stage, rows] += cached_tokens
         if kind == "verify":
-            depth = sum(ran == "segment" for ran, _ in self.in_round)
+            depth = len({stage for ran, stage in self.in_round if ran in ("segment", "ahead")})
             if depth > 1:
                 self.cold["verify", 0, depth] += 1
-        if kind in ("segment", "exit"):
-            weights = (kind, stage if kind == "segment" else 0)
+        if kind in ("segment", "exit", "ahead"):
+            weights = (kind, 0 if kind == "exit" else stage)
             self.in_round[weights] += 1
             if self.in_round[weights] <= COLD_PLACES:
                 self.cold[*weights, self.in_round[weights]] += 1
         if kind == "round":
             self.in_round.clear()
 
-    def run_segment(self, segment: int, known: int) -> None:
+    def run_segment(self, segment: int, known: int, kind: str = "segment") -> None:
         """Run a segment over everything known that it has not processed."""
         if self.processed[segment] < known:
-            self.log("segment", segment, known - self.processed[segment], self.processed[segment])
+            self.log(kind, segment, known - self.processed[segment], self.processed[segment])
             self.processed[segment] = known
 
 
@@ -91,7 +91,11 @@ def draft_block(prompt: Prompt, draft: Draft, policy: ExitPolicy, emitted: int, 
             while segment <= exit_id:
                 draft.run_segment(segment, known + i)
                 segment += 1
-            draft.log("exit", exit_id, 1, 0)
+            if policy.runs_ahead and exit_id != looked[-1]:
+                draft.run_segment(segment, known + i, "ahead")
+                segment += 1
+            else:
+                draft.log("exit", exit_id, 1, 0)
             confidence = prompt.confidence(step, exit_id)
             if exit_id == looked[-1] or confidence >= policy.thresholds[place]:
                 break

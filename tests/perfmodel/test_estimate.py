@@ -9,7 +9,7 @@ from perfmodel.estimate import Decoded, RoundCost, estimate, mean_round_cost, me
 from perfmodel.passes import ColdCount, PassCount, PassKind, PassShape
 from perfmodel.rounds import RoundStats
 
-COST = RoundCost(segment_s=0.0, exit_s=0.0, verify_s=1.0, round_s=0.0)
+COST = RoundCost(segment_s=0.0, exit_s=0.0, ahead_s=0.0, verify_s=1.0, round_s=0.0)
 
 
 class Prices:
@@ -71,7 +71,7 @@ def test_a_speedup_is_total_tokens_over_total_seconds_against_the_same_of_plain(
     assert found.tokens_per_s == 30 / (40 * 1.5 + 10 * 10.5)
     assert found.plain_tokens_per_s == 1 / 10.5
     assert found.speedup.value == pytest.approx(30 * 10.5 / 165)
-    assert found.round_cost == RoundCost(segment_s=4.0, exit_s=2.0, verify_s=10.0, round_s=0.5)
+    assert found.round_cost == RoundCost(segment_s=4.0, exit_s=2.0, ahead_s=0.0, verify_s=10.0, round_s=0.5)
 
 
 def test_cached_tokens_are_paid_and_the_prefill_is_not() -> None:

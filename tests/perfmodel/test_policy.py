@@ -14,8 +14,14 @@ CURVE = CalibrationCurve(confidence=(0.2, 0.6), agreement=(0.5, 0.9))
 FIXED = FixedLength(draft_cap=4)
 
 
-def policy(layers: tuple[int, ...] = (2, 4), thresholds: tuple[float, ...] = (0.5,), length: LengthRule = FIXED) -> ExitPolicy:
-    return ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length)
+def policy(
+    layers: tuple[int, ...] = (2, 4),
+    thresholds: tuple[float, ...] = (0.5,),
+    length: LengthRule = FIXED,
+    *,
+    runs_ahead: bool = False,
+) -> ExitPolicy:
+    return ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length, runs_ahead=runs_ahead)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,10 @@ def policy(layers: tuple[int, ...] = (2, 4), thresholds: tuple[float, ...] = (0.
         (
             {"length": SurvivalStop(draft_cap=2, floor=0.1, calibration=(CURVE,))},
             "1 calibration curves for 2 exits: expected one for every looked-at exit",
+        ),
+        (
+            {"layers": (4,), "thresholds": (), "runs_ahead": True},
+            "running ahead of exit 4 alone: expected two exits at least: the last one always answers",
         ),
         ({"length": HeuristicLength(start=6, draft_cap=5)}, "heuristic start 6: expected from 1 to its cap of 5"),
     ],
@@ -62,6 +72,7 @@ def test_a_curve_says_the_same_to_the_last_bit_of_many_as_of_one(curve: Calibrat
 
 def test_labels_name_exits_gates_and_lengths() -> None:
     assert policy().label == "exits 2/4 at .50, 4 tokens"
+    assert policy(runs_ahead=True).label == "exits 2/4 at .50, running ahead, 4 tokens"
     assert policy((6,), (), FloorStop(draft_cap=8, floor=0.2)).label == "exit 6, up to 8 tokens, stop below 0.20"
     rule = SurvivalStop(draft_cap=8, floor=0.35, calibration=(CURVE,))
     assert policy((6,), (), rule).label == "exit 6, up to 8 tokens, stop at survival 0.35"

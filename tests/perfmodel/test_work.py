@@ -47,6 +47,15 @@ def test_an_exit_check_waits_for_the_host_once_and_a_segment_never() -> None:
     assert setting.work("exit", 0, 1).num_layers == 0
 
 
+def test_what_runs_ahead_is_the_check_and_the_segment_after_it() -> None:
+    setting = setting_of((6, 9, 12))
+    ahead, check, segment = (setting.work(*one) for one in (("ahead", 1, 3), ("exit", 0, 1), ("segment", 1, 3)))
+    for name in ("num_passes", "num_syncs", "num_layers", "weight_bytes", "flops", "kv_bytes_per_cached_token"):
+        assert getattr(ahead, name) == pytest.approx(getattr(check, name) + getattr(segment, name)), name
+    with pytest.raises(BadPolicy):  # nothing comes before the first segment
+        setting.work("ahead", 0, 1)
+
+
 def test_a_self_draft_verifies_above_its_last_exit_but_decodes_plainly_through_all() -> None:
     setting = setting_of((4, 8))
     assert setting.work("verify", 0, 5).num_layers == 24

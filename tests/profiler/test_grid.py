@@ -1,5 +1,6 @@
 """Which passes are needed, and that the grid is spread over all it should be."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel.policy import FloorStop
+from perfmodel.replay import replay
+from perfmodel.sampling import GREEDY
 from profiler.grid import (
     BACKLOG_FRACS,
     LEAVE_FRACS,
@@ -19,6 +22,11 @@ from profiler.grid import (
     threshold_leaving,
     turn_grid,
 )
+from profiler.job import Job, turns_of
+from profiler.pass_log import PassLog
+from s2d.pair import EncodedPrompt
+from tests.s2d.test_graphs import graphed
+from tests.s2d.test_replay_equals_runtime import tiny_pair
 from tests.strategies import TraceSpec, make_trace
 
 EXITS = (1, 2, 4, 6)
@@ -26,14 +34,14 @@ TEXTS = make_trace(TraceSpec(num_positions=(120,) * 4, max_new_tokens=120, num_c
 CONFIDENCE = TEXTS.confidence
 
 
-def grid_of(seed: int, exits: tuple[int, ...] = EXITS) -> tuple[Turn, ...]:
+def grid_of(seed: int, exits: tuple[int, ...] = EXITS, *, runs_ahead: bool = False) -> tuple[Turn, ...]:
     spec = TraceSpec(num_positions=(120,) * 4, exit_layers=exits, agreement=(0.8,) * len(exits), max_new_tokens=120)
     trace = TEXTS if exits == EXITS else make_trace(spec)
-    return turn_grid([trace.subset([text]) for text in range(4)], draft_cap=12, seed=seed)
+    return turn_grid([trace.subset([text]) for text in range(4)], draft_cap=12, seed=seed, runs_ahead=runs_ahead)
 
 
 def test_the_needed_passes_are_the_shapes_a_round_can_ask_for() -> None:
-    needed = needed_passes(num_exits=2, draft_cap=3)
+    needed = needed_passes(num_exits=2, draft_cap=3, runs_ahead=False)
     by_kind = {
         kind: sorted((key.stage, key.rows) for key in needed if key.kind == kind) for kind in ("verify", "exit", "segment")
     }
@@ -41,6 +49,30 @@ def test_the_needed_passes_are_the_shapes_a_round_can_ask_for() -> None:
     assert by_kind["exit"] == [(0, 1), (1, 1)]
     assert by_kind["segment"] == [(0, 1), (0, 2), *((1, rows) for rows in range(1, 6))]
     assert {key.rows for key in needed if key.kind == "round"} == {0, 1, 2, 3}
+
+
+def test_running_ahead_adds_one_or_two_rows_to_the_second_segment_and_backlogs_to_later_ones() -> None:
+    waiting, running = (needed_passes(num_exits=3, draft_cap=3, runs_ahead=ahead) for ahead in (False, True))
+    assert waiting < running
+    added = sorted((key.kind, key.stage, key.rows) for key in running - waiting)
+    assert added == [("ahead", 1, 1), ("ahead", 1, 2), *(("ahead", 2, rows) for rows in range(1, 6))]
+
+
+def test_every_other_policy_of_several_exits_runs_ahead_where_it_may() -> None:
+    waiting, running = grid_of(4), grid_of(4, runs_ahead=True)
+    short, ahead = ([turn.policy for turn in grid if turn.text is None] for grid in (waiting, running))
+    assert [replace(policy, runs_ahead=False) for policy in ahead] == short
+    gated = [policy for policy in ahead if len(policy.exit_layers) > 1]
+    assert 0.4 < sum(policy.runs_ahead for policy in gated) / len(gated) < 0.6
+    assert {policy.exit_layers for policy in gated if policy.runs_ahead} == {policy.exit_layers for policy in gated}
+
+
+def test_long_turns_push_backlogs_ahead_of_exits_too() -> None:
+    long = [turn for turn in grid_of(0, runs_ahead=True) if turn.text is not None and turn.policy.runs_ahead]
+    assert [turn.policy.exit_layers for turn in long] == [(1, 2, 6), (2, 4, 6)]
+    for turn in long:
+        rounds = replay(TEXTS.subset([turn.text or 0]), turn.policy)
+        assert max(count.rows for one in rounds for count in one.passes if count.kind == "ahead") > 80
 
 
 def test_every_set_of_four_exits_is_run_and_of_many_exits_every_run_of_neighbours() -> None:
@@ -113,3 +145,17 @@ def test_a_threshold_lets_the_share_asked_for_leave() -> None:
 )
 def test_a_pass_is_named_as_people_count(key: PassKey, label: str) -> None:
     assert key.label == label
+
+
+@pytest.mark.parametrize("is_graphed", [False, True])
+def test_running_ahead_is_measured_where_passes_are_graphs(is_graphed: bool) -> None:
+    pair = tiny_pair("separate")
+    if is_graphed:
+        pair = replace(pair, target=graphed(pair.target), draft=graphed(pair.draft))
+    prompts = (EncodedPrompt(name="a", category="random", token_ids=(3, 1, 2)),)
+    common = {"sampling": GREEDY, "confidence": "max-prob", "max_new_tokens": 12, "draft_cap": 4, "seed": 0}
+    job, log = Job(pair=replace(pair, eos_token_id=None), prompts=prompts, **common), PassLog()
+    turns = turns_of(job, log)
+    while not next(turns).all_seen:
+        pass
+    assert ("ahead" in log.samples().kind) == is_graphed == any(key.kind == "ahead" for key in job.needed_passes())

@@ -40,7 +40,7 @@ SPEEDUP = Speedup(
     tokens_per_s=100.0,
     plain_tokens_per_s=80.0,
     speedup=Interval(value=1.25, low=1.1, high=1.4),
-    round_cost=RoundCost(segment_s=0.01, exit_s=0.002, verify_s=0.007, round_s=0.001),
+    round_cost=RoundCost(segment_s=0.01, exit_s=0.002, ahead_s=0.0, verify_s=0.007, round_s=0.001),
 )
 
 

@@ -45,6 +45,7 @@ def policies(draw: st.DrawFn, exit_layers: tuple[int, ...]) -> ExitPolicy:
         thresholds=tuple(draw(share) for _ in looked[:-1]),
         confidence=draw(st.sampled_from(["max-prob", "margin", "entropy"])),
         length=draw(st.one_of(rules)),
+        runs_ahead=len(looked) > 1 and draw(st.booleans()),
     )
 
 

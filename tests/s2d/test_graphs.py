@@ -126,8 +126,8 @@ def test_a_captured_exit_check_answers_as_any_other(confidence, sampling: Sampli
     for token in range(VOCAB_SIZE):
         noise = None if sampling is GREEDY else torch.randn(1, VOCAB_SIZE, generator=generator).to(device)
         row = model.decoder.embed([token])
-        expected_token, expected = model.decoder.ask(row, choice, noise)
-        found_token, found = captured.ask(row, choice, noise)
+        expected_token, expected = model.decoder.ask(row, choice, noise)()
+        found_token, found = captured.ask(row, choice, noise)()
         assert (found_token, found) == (expected_token, pytest.approx(expected, abs=1e-6))
 
 

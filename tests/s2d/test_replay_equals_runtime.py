@@ -7,6 +7,7 @@ no block of a text goes on after a mismatch, everything is equal: exits taken, p
 """
 
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle, product
@@ -137,20 +138,26 @@ def policies(draw: st.DrawFn, trace: AcceptanceTrace) -> ExitPolicy:
     thresholds = tuple(draw(st.sampled_from(midpoints(trace.confidence[:, layers.index(e)]))) for e in looked[:-1])
     floor = draw(st.sampled_from(midpoints(trace.confidence)))
     length = draw(st.sampled_from(rules(len(looked), draw(st.integers(1, 9)), floor, floor / 2)))
-    return ExitPolicy(exit_layers=looked, thresholds=thresholds, confidence="max-prob", length=length)
+    runs_ahead = len(looked) > 1 and draw(st.booleans())
+    return ExitPolicy(exit_layers=looked, thresholds=thresholds, confidence="max-prob", length=length, runs_ahead=runs_ahead)
 
 
 def family_policies(trace: AcceptanceTrace) -> Iterator[ExitPolicy]:
-    """Several sets of exits with every length rule, and of each rule one with drafts of one token, which stay on the path."""
+    """Several sets of exits with every length rule, and of each rule one with drafts of one token, which stay on the path.
+
+    Every other one of several exits runs ahead.
+    """
     layers = trace.header.draft.exit_layers
     column = dict(zip(layers, trace.confidence.T, strict=True))
     subsets = ((layers[0], layers[2]), (layers[1], layers[3]), layers, (layers[3],))
-    for (subset, kind), cap, share in zip(product(subsets, range(4)), cycle(FAMILY_CAPS), cycle(FAMILY_SHARES), strict=False):
+    sizes = zip(product(subsets, range(4)), cycle(FAMILY_CAPS), cycle(FAMILY_SHARES), strict=False)
+    for number, ((subset, kind), cap, share) in enumerate(sizes):
         yield ExitPolicy(
             exit_layers=subset,
             thresholds=tuple(threshold_at(column[layer], share) for layer in subset[:-1]),
             confidence="max-prob",
             length=rules(len(subset), cap, threshold_at(column[subset[-1]], share), 0.62)[kind],
+            runs_ahead=len(subset) > 1 and number % 2 == 1,
         )
 
 
@@ -204,6 +211,34 @@ def test_where_every_token_takes_one_exit_all_passes_equal_replay(kind: str, exi
     found = tiny_traced(kind, 0, GREEDY, None)
     policy = ExitPolicy(exit_layers=exits, thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=5))
     assert assert_replayed(found, policy) == len(found.job.prompts)
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("exits", [(1, 2), (1, 4), (2, 4), (1, 2, 4)])
+def test_running_ahead_the_tokens_are_the_same_and_every_pass_is_the_replayed_one(kind: str, exits: tuple[int, ...]) -> None:
+    found = tiny_traced(kind, 1, GREEDY, None)
+    column = dict(zip(found.trace.header.draft.exit_layers, found.trace.confidence.T, strict=True))
+    waiting = ExitPolicy(
+        exit_layers=exits,
+        thresholds=tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1]),
+        confidence="max-prob",
+        length=FixedLength(draft_cap=1),  # stays on the path, so that nothing is left out
+    )
+    running = replace(waiting, runs_ahead=True)
+    assert assert_replayed(found, running) == len(found.job.prompts)
+    stats = dict.fromkeys((waiting, running))
+    for policy in stats:
+        ran = found.session.generate(found.job.prompts[-1].token_ids, found.job.settings(policy, NEW_TOKENS))
+        stats[policy] = (ran.tokens, ran.blocks, ran.rounds.exits_taken)
+        kinds = Counter(ran.samples.kind)
+        checks, drafted, deep = kinds["exit"], sum(ran.rounds.exits_taken), sum(ran.rounds.exits_taken[1:])
+        assert deep  # or nothing went on
+        if policy.runs_ahead:
+            assert checks < drafted <= kinds["ahead"]
+        else:
+            assert checks > drafted
+            assert not kinds["ahead"]
+    assert stats[waiting] == stats[running]
 
 
 @functools.cache

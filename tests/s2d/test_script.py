@@ -90,11 +90,11 @@ def test_the_logits_are_read_though_they_are_overruled(monkeypatch: pytest.Monke
 
         monkeypatch.setattr(ExactJudge, name, spy)
 
-    spied("answer")
+    spied("ask")
     spied("verdict")
     [ran] = run_all(make_trace(TraceSpec(num_positions=[30], max_new_tokens=30)), POLICY)
     number = {kind: sum(one.num_passes for one in ran.rounds.passes if one.kind == kind) for kind in ("exit", "verify")}
-    assert (asked.count("answer"), asked.count("verdict")) == (number["exit"], number["verify"])
+    assert (asked.count("ask"), asked.count("verdict")) == (number["exit"], number["verify"])
 
 
 @pytest.mark.parametrize(
