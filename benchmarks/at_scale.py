@@ -47,7 +47,7 @@ from perfmodel.units import Seconds
 from profiler.device import device_facts
 from profiler.measure_latency import measure_latency
 from profiler.pass_log import PassLog
-from s2d.device import check_device, engine_for
+from s2d.device import engine_for, use_device
 from s2d.random_pair import random_pair, with_layers
 
 NAME = "at_scale"
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
         setattr(args, name, getattr(args, name) or getattr(size, name))
     args.repeats, args.budget = args.repeats or size.num_repeats, args.budget or size.budget_s
     args.dtype = args.dtype or ("bf16" if args.device.startswith("cuda") else "fp32")
-    check_device(args.device)
+    use_device(args.device)
     one_thread()
     found = found_of(args)
     facts = device_facts(found.pair.device)

@@ -38,7 +38,7 @@ from perfmodel.sampling import GREEDY
 from profiler.device import device_facts
 from s2d import fold
 from s2d.bench import first_difference, token_gaps
-from s2d.device import check_device
+from s2d.device import use_device
 from s2d.generate import Settings
 from s2d.load import DECODERS, torch_dtype
 from s2d.pair import SELF_DRAFT, ModelPair, load_pair
@@ -225,7 +225,7 @@ def tables(errors: Sequence[LogitsError], texts: Sequence[Lossless]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
-    check_device(args.device)
+    use_device(args.device)
     if args.cases < 1:
         raise UserInputError(f"--cases {args.cases}: expected at least 1.")
     one_thread()

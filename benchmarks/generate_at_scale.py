@@ -27,7 +27,7 @@ from perfmodel.profile import Dtype
 from perfmodel.units import Seconds, Tokens, format_bytes, format_number, format_seconds
 from perfmodel.work import kv_cache_bytes, model_weight_bytes
 from profiler.device import device_facts
-from s2d.device import check_device, device_key
+from s2d.device import device_key, use_device
 from s2d.load import torch_dtype
 from s2d.random_pair import WORKSPACE_BYTES, free_bytes_of, with_layers
 
@@ -89,7 +89,7 @@ def call_s(model: LlamaForCausalLM, ids: torch.Tensor, new_tokens: Tokens) -> Se
 
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
-    check_device(args.device)
+    use_device(args.device)
     one_thread()
     device = torch.device(args.device)
     dtype: Dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")

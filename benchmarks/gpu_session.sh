@@ -72,9 +72,9 @@ facts() {
     step facts 60 "$python" -c "
 import sys, torch, transformers
 from profiler.device import device_facts
-from s2d.device import check_device
+from s2d.device import use_device
 from s2d.random_pair import free_bytes_of
-check_device(sys.argv[1])
+use_device(sys.argv[1])
 device = torch.device(sys.argv[1])
 print('torch', torch.__version__, 'CUDA', torch.version.cuda, 'transformers', transformers.__version__)
 print('free bytes', free_bytes_of(device))

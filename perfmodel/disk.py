@@ -41,19 +41,27 @@ def check_writable(path: PathLike) -> None:
         pass
 
 
-def make_folder(path: PathLike) -> None:
-    """A folder that files can be written in, made where it is not there yet.
+@contextlib.contextmanager
+def folder_for_files(path: PathLike) -> Iterator[None]:
+    """A folder that files can be written in, made where it is not there yet; what was made and stays empty goes again.
 
     Raises:
         OutOfSpace: the disk is full.
         BadFile: it is a file, or cannot be made.
     """
     folder = Path(path)
-    with saving(path):
-        if folder.exists() and not folder.is_dir():
-            raise BadFile(path, "this is a file, expected a folder", "Give the name of a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder / str(os.getpid()))
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        with saving(path):
+            if folder.exists() and not folder.is_dir():
+                raise BadFile(path, "this is a file, expected a folder", "Give the name of a folder")
+            folder.mkdir(parents=True, exist_ok=True)
+            check_writable(folder / str(os.getpid()))
+        yield
+    finally:
+        for one in made:
+            with contextlib.suppress(OSError):
+                one.rmdir()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from perfmodel.console import Progress, keeping, print_err, print_out
-from perfmodel.disk import make_folder
+from perfmodel.disk import folder_for_files
 from perfmodel.errors import UserInputError
 from perfmodel.provenance import Provenance, make_provenance
 from perfmodel.sampling import AcceptanceRule, Sampling
@@ -26,7 +26,7 @@ from profiler.pass_log import lacking_passes
 from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
 from profiler.show import acceptance_table, distinct_line, energy_line, latency_table, understood, warnings_of
 from s2d.config import FAMILY_FOLDER
-from s2d.device import check_device, engine_for
+from s2d.device import engine_for, use_device
 from s2d.load import find_model
 from s2d.pair import SELF_DRAFT, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
@@ -40,9 +40,12 @@ def profile(args: argparse.Namespace, *, argv: Sequence[str] | None, ranks: Rank
     """The command, its arguments parsed, with the processes that torchrun started, if it did."""
     _check_arguments(args)
     _check_sharing(args, ranks)
-    make_folder(args.output)
     torch.set_num_threads(args.threads)
-    job = job_of(args, ranks)
+    with folder_for_files(args.output):
+        return _profile(job_of(args, ranks), args, argv=argv)
+
+
+def _profile(job: Job, args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
     facts = device_facts(job.pair.device)
     provenance = make_provenance(
         argv=argv, device=facts.label, driver=facts.driver, libraries=("torch", "transformers", "numpy"), seed=args.seed
@@ -211,7 +214,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise UserInputError(f"{name} {value}: expected at least 1")
     if args.budget < 0:
         raise UserInputError(f"--budget {args.budget:g}: expected 0 seconds or more")
-    check_device(args.device)
+    use_device(args.device)
 
 
 def _check_sharing(args: argparse.Namespace, ranks: Ranks | None) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from perfmodel.console import Progress, keeping, print_err, print_out, save_or_warn, table
-from perfmodel.disk import make_folder
+from perfmodel.disk import folder_for_files
 from perfmodel.errors import UserInputError
+from perfmodel.profile import EngineMode
 from perfmodel.provenance import make_provenance
 from perfmodel.units import Seconds, format_seconds
 from profiler.device import device_facts
@@ -21,7 +22,7 @@ from profiler.job import SAVE_EVERY_S
 from profiler.latency_files import LatencyFiles
 from profiler.measure_law import LawGrid, law_models, law_profiles, measure_law
 from profiler.pass_log import PassLog
-from s2d.device import check_device, engine_for
+from s2d.device import engine_for, use_device
 from s2d.load import LoadedModel
 
 CPU_HIDDEN_SIZES, CPU_VOCAB_SIZE = (128, 256, 512), 2048
@@ -31,13 +32,16 @@ CUDA_HIDDEN_SIZES, CUDA_VOCAB_SIZE = (1024, 2048, 4096), 32_000
 
 def profile_law(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
     """The command, its arguments parsed."""
-    check_device(args.device)
+    use_device(args.device)
     if args.threads < 1 or args.budget < 0:
         raise UserInputError(f"--threads {args.threads}, --budget {args.budget:g}: expected at least 1 and at least 0 seconds")
     engine = engine_for(args.engine, args.device, 1)
     torch.set_num_threads(args.threads)
-    grid = grid_of(args)
-    make_folder(args.output)
+    with folder_for_files(args.output):
+        return _profile_law(grid_of(args), args, engine, argv=argv)
+
+
+def _profile_law(grid: LawGrid, args: argparse.Namespace, engine: EngineMode, *, argv: Sequence[str] | None) -> int:
     models = law_models(grid, args.dtype, args.device, engine=engine, seed=args.seed)
     facts = device_facts(models[0].decoder.device)
     provenance = make_provenance(

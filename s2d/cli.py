@@ -222,14 +222,14 @@ def _train_draft(args: argparse.Namespace) -> int:
 
 def _calibrate(args: argparse.Namespace) -> int:
     from s2d.config import FAMILY_FOLDER
-    from s2d.device import check_device
+    from s2d.device import use_device
     from s2d.fit_confidence import calibrate_on_prompts, calibration_half
     from s2d.load import find_model
     from s2d.prompts import FAMILY_PROMPTS, read_prompts
     from s2d.show import calibration_text
     from s2d.sidecar import SIDECAR_NAME
 
-    check_device(args.device)
+    use_device(args.device)
     folder = find_model(args.draft)
     strangers = [name for name in args.target if find_model(name).resolve().parent != FAMILY_FOLDER.resolve()]
     if args.prompts is None and strangers:

@@ -1,5 +1,7 @@
 """Where torch computes, under the name that profiles, plans and reports file seconds by."""
 
+import re
+
 import torch
 
 from perfmodel.cpu import this_cpu_name
@@ -7,14 +9,26 @@ from perfmodel.errors import UserInputError
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
 
 
-def check_device(name: str) -> None:
-    """Refuse a device that torch cannot use here.
+def use_device(name: str) -> None:
+    """Make a device the one that torch times and launches on.
 
     Raises:
-        UserInputError: a CUDA device, and there is none.
+        UserInputError: it is none that this runtime computes on, or not here.
     """
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if found is None:
+        raise UserInputError(f"--device {name}: expected cpu, cuda, or cuda:N for one of several GPUs.")
+    if name == "cpu":
+        return
+    if not torch.cuda.is_available():
         raise UserInputError(f"--device {name}: torch finds no CUDA device here. Give --device cpu, or install its CUDA build")
+    if found[1] is not None:
+        number, num_devices = int(found[1]), torch.cuda.device_count()
+        if number >= num_devices:
+            raise UserInputError(
+                f"--device {name}: expected a number below {num_devices}, as there are so many CUDA devices here."
+            )
+        torch.cuda.set_device(number)
 
 
 def engine_for(asked: EngineMode | None, device: str, num_devices: int) -> EngineMode:

@@ -19,7 +19,7 @@ from perfmodel.disk import check_new, read_whole, whole_folder
 from perfmodel.errors import BadFile, UserInputError
 from s2d.checkpoint import layer_of, weights_sha256
 from s2d.config import read_geometry, shallower
-from s2d.device import check_device
+from s2d.device import use_device
 from s2d.fit_confidence import calibrate_draft
 from s2d.load import check_same_vocabulary, find_model, load_tokenizer
 from s2d.pair import EncodedPrompt
@@ -118,7 +118,7 @@ def train_draft(
         OutOfSpace: the disk is full; the state so far is kept.
         KeyboardInterrupt: after the state so far was written to `<output>.partial`; run again to go on.
     """
-    check_device(device)
+    use_device(device)
     check_new(output)
     target_folder, teacher_folders = find_model(target_name), [find_model(name) for name in teacher_names]
     tokenizer = load_tokenizer(target_folder)

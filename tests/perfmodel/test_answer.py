@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from perfmodel.console import add_common_flags, make_parser, print_answer, run_command, save_or_warn
-from perfmodel.disk import check_writable, make_folder, write_atomically
+from perfmodel.disk import check_writable, folder_for_files, write_atomically
 from perfmodel.errors import BadFile, OutOfSpace
 
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -108,18 +108,30 @@ def test_a_probe_leaves_an_old_file_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_made_and_tried(tmp_path: Path, fill: Fill) -> None:
-    make_folder(tmp_path / "a" / "b")
-    make_folder(tmp_path / "a" / "b")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+    for _ in range(2):
+        with folder_for_files(tmp_path / "a" / "b"):
+            assert list((tmp_path / "a" / "b").iterdir()) == []
+            (tmp_path / "a" / "b" / "kept").write_text("")
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadFile, match=r"file': this is a file, expected a folder\. Give the name of a folder\."):
-        make_folder(tmp_path / "file")
-    with pytest.raises(BadFile, match="Not a directory"):
-        make_folder(tmp_path / "file" / "a")
+    with (
+        pytest.raises(BadFile, match=r"file': this is a file, expected a folder\. Give the name of a folder\."),
+        folder_for_files(tmp_path / "file"),
+    ):
+        pytest.fail("made")
+    with pytest.raises(BadFile, match="Not a directory"), folder_for_files(tmp_path / "file" / "a"):
+        pytest.fail("made")
     fill()
-    with pytest.raises(OutOfSpace) as caught:
-        make_folder(tmp_path / "a")
+    with pytest.raises(OutOfSpace) as caught, folder_for_files(tmp_path / "a"):
+        pytest.fail("made")
     assert f"no space left to write {str(tmp_path / 'a')!r}" in str(caught.value)
+
+
+def test_a_folder_that_was_made_in_vain_goes_again_and_an_older_one_stays(tmp_path: Path) -> None:
+    (tmp_path / "older").mkdir()
+    for path in (tmp_path / "a" / "b", tmp_path / "older", tmp_path / "older" / "c"):
+        with pytest.raises(KeyboardInterrupt), folder_for_files(path):
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["older"]
 
 
 def test_a_save_that_fails_is_said_and_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], fill: Fill) -> None:

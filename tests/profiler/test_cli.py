@@ -256,6 +256,7 @@ def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders
         (["--num-prompts", "0"], "--num-prompts 0: expected at least 1"),
         (["--budget", "-1"], "--budget -1: expected 0 seconds or more"),
         (["--max-new-tokens", "155"], "expected 1 to 5, which with 155 new ones fill the context"),
+        (["--device", "tpu"], "--device tpu: expected cpu, cuda, or cuda:N for one of several GPUs."),
         (["--device", "cuda:7"], "--device cuda:7: torch finds no CUDA device here"),
         (["--target", "ref-target-99"], "unknown model 'ref-target-99'"),
     ],
@@ -265,6 +266,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
 ) -> None:
     assert main_profile([*arguments(folders, tmp_path / "out"), *extra]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_models_outside_the_box_need_prompts(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
