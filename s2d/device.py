@@ -25,9 +25,7 @@ def use_device(name: str) -> None:
     if found[1] is not None:
         number, num_devices = int(found[1]), torch.cuda.device_count()
         if number >= num_devices:
-            raise UserInputError(
-                f"--device {name}: expected a number below {num_devices}, as there are so many CUDA devices here."
-            )
+            raise UserInputError(f"--device {name}: this machine has {num_devices} CUDA devices. Give a number below that.")
         torch.cuda.set_device(number)
 
 

@@ -21,7 +21,8 @@ MAY_IMPORT_AT_THE_TOP = {
     "profiler": {"numpy", "torch", "pynvml"},
 }
 NUMPY_AT_THE_TOP = {
-    f"perfmodel/{noun}.py" for noun in ("trace", "tape", "blocks", "courses", "backlog", "tally", "replay", "calibration")
+    f"perfmodel/{noun}.py"
+    for noun in ("trace", "tape", "blocks", "courses", "backlog", "levels", "tally", "replay", "calibration")
 }
 MODULES = [path for package in MAY_IMPORT_OF_OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
