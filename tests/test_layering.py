@@ -20,10 +20,8 @@ MAY_IMPORT_AT_THE_TOP = {
     "s2d": {"numpy", "torch", "transformers", "tokenizers", "safetensors"},
     "profiler": {"numpy", "torch", "pynvml"},
 }
-NUMPY_AT_THE_TOP = {
-    f"perfmodel/{noun}.py"
-    for noun in ("trace", "tape", "blocks", "courses", "backlog", "levels", "tally", "replay", "calibration")
-}
+REPLAYING = ("trace", "tape", "blocks", "courses", "backlog", "levels", "tally", "replay", "calibration")
+NUMPY_AT_THE_TOP = {f"perfmodel/{noun}.py" for noun in REPLAYING}
 MODULES = [path for package in MAY_IMPORT_OF_OURS for path in sorted((ROOT / package).rglob("*.py"))]
 
 
