@@ -1,11 +1,15 @@
-"""How fast does transformers' `generate` decode at the size of real models?
+"""How fast does transformers decode at the size of real models: `generate`, and assisted generation?
 
-A Llama of a known model's shape with random weights, built on the device in the dtype it is run in, writes after random
-prompts. Calls that write one token alternate with calls that write many: their difference is what the rounds take, without
-the prompt's pass, which is what `at_scale.py` calls plain decoding.
+Target and assistants are Llamas of known shapes with random weights, built on the device in the dtype they are run in. Calls of
+one token tell the prompt's pass, and what longer calls take beyond it are rounds, which is what `at_scale.py` calls plain
+decoding; an assistant's own pass over the prompt stays in its rounds.
 
-Assisted generation is not measured. Models with random weights never agree, `generate` takes no acceptance from outside, and
-a speed at an acceptance of 0 says nothing; `speed.py` measures it on real models.
+transformers takes no acceptance from outside, so the models are made to agree: matrices that write to the residual are zero,
+which takes the same seconds, and what is left, embedding and head, makes the target count upwards. An assistant does so at
+the traced share of tokens of its exit, drawn once per token, and skips one elsewhere. So drafted tokens agree as often as in
+the trace, but independently of each other, and every arm must write the same numbers. Assistants are the first layers of the
+traced draft, one for every exit, at constant lengths: with their confidence at its highest everywhere, a threshold would
+stop nothing.
 
 Example: python benchmarks/generate_at_scale.py --target llama-2-7b --device cuda
 """
@@ -13,18 +17,25 @@ Example: python benchmarks/generate_at_scale.py --target llama-2-7b --device cud
 import argparse
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import RESULTS, finish, make_parser, median, one_thread
-from scale_models import tiny
+from scale_models import acceptance_of, draft_of, tiny
+from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers_arms import CONSTANT_SETTINGS, HF_ASSISTED, HF_GENERATE, AssistedSetting, assistant_config
 
 from perfmodel.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.errors import UserInputError
-from perfmodel.geometry import ModelGeometry, find_model
+from perfmodel.geometry import DraftGeometry, ModelGeometry, find_model
 from perfmodel.profile import Dtype
-from perfmodel.units import Seconds, Tokens, format_bytes, format_number, format_seconds
+from perfmodel.trace import AcceptanceTrace
+from perfmodel.units import Frac, Seconds, Tokens, format_bytes, format_frac, format_number, format_speedup
 from perfmodel.work import kv_cache_bytes, model_weight_bytes
 from profiler.device import device_facts
 from s2d.device import device_key, use_device
@@ -33,33 +44,71 @@ from s2d.random_pair import WORKSPACE_BYTES, free_bytes_of, with_layers
 
 NAME = "generate_at_scale"
 SEED = 20261123
-FULL_PROMPT_TOKENS, FULL_NEW_TOKENS, FULL_REPEATS = 512, 128, 5
-QUICK_PROMPT_TOKENS, QUICK_NEW_TOKENS, QUICK_REPEATS = 32, 24, 2
+FULL_PROMPT_TOKENS, FULL_NEW_TOKENS, FULL_REPEATS = 512, 128, 2
+QUICK_PROMPT_TOKENS, QUICK_NEW_TOKENS, QUICK_REPEATS = 32, 24, 1
+SPECIAL = {"eos_token_id": None, "pad_token_id": 0}
 
 
-def random_llama(target: ModelGeometry, dtype: Dtype, device: torch.device, max_tokens: Tokens) -> LlamaForCausalLM:
-    """As transformers runs it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assistant:
+    """The draft down to one exit."""
+
+    exit_layer: int
+    agreement_frac: Frac
+    """Share of tokens after which it says what the target says."""
+    model: LlamaForCausalLM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way to write, and its calls."""
+
+    assistant: Assistant | None
+    setting: AssistedSetting | None
+    seconds: list[Seconds] = field(default_factory=list)
+    target_passes: list[int] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """As `speed.py` names it."""
+        if self.assistant is None or self.setting is None:
+            return HF_GENERATE
+        return f"{HF_ASSISTED}, exit {self.assistant.exit_layer}, {self.setting.name}"
+
+
+def counting_llama(
+    geometry: ModelGeometry, dtype: Dtype, device: torch.device, max_tokens: Tokens, successor: Tensor
+) -> LlamaForCausalLM:
+    """As transformers runs it, with a head of its own; after every token it says the token's successor.
+
+    Args:
+        geometry: its shapes.
+        dtype: to build it in.
+        device: where.
+        max_tokens: of the longest text.
+        successor: int64 [V].
 
     Raises:
         UserInputError: the device does not hold it.
     """
-    needed = model_weight_bytes(target, dtype) + kv_cache_bytes(target, dtype, max_tokens) + WORKSPACE_BYTES
+    untied = replace(geometry, tied_embeddings=False)
+    needed = model_weight_bytes(untied, dtype) + kv_cache_bytes(untied, dtype, max_tokens) + WORKSPACE_BYTES
     free = free_bytes_of(device)
     if needed > free:
         raise UserInputError(
-            f"{target.name} takes {format_bytes(needed)}, and {device} has {format_bytes(free)} left. Give a larger --device, "
-            "a smaller --dtype or fewer --layers."
+            f"{geometry.name} takes {format_bytes(needed)}, and {device} has {format_bytes(free)} left. Give a larger "
+            "--device, a smaller --dtype or fewer --layers."
         )
     config = LlamaConfig(
-        vocab_size=target.vocab_size,
-        hidden_size=target.hidden_size,
-        intermediate_size=target.intermediate_size,
-        num_hidden_layers=target.num_layers,
-        num_attention_heads=target.num_heads,
-        num_key_value_heads=target.num_kv_heads,
-        head_dim=target.head_dim,
-        max_position_embeddings=target.max_context_tokens,
-        tie_word_embeddings=target.tied_embeddings,
+        vocab_size=untied.vocab_size,
+        hidden_size=untied.hidden_size,
+        intermediate_size=untied.intermediate_size,
+        num_hidden_layers=untied.num_layers,
+        num_attention_heads=untied.num_heads,
+        num_key_value_heads=untied.num_kv_heads,
+        head_dim=untied.head_dim,
+        max_position_embeddings=untied.max_context_tokens,
+        tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=None,
         pad_token_id=0,
@@ -68,23 +117,118 @@ def random_llama(target: ModelGeometry, dtype: Dtype, device: torch.device, max_
     torch.set_default_dtype(torch_dtype(dtype))
     try:
         with device:
-            return LlamaForCausalLM(config).eval()
+            model = LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.copy_(normalize(model.lm_head.weight.float(), dim=-1))
+        model.model.embed_tokens.weight.copy_(model.lm_head.weight[successor.to(device)])
+    return model
 
 
-def call_s(model: LlamaForCausalLM, ids: torch.Tensor, new_tokens: Tokens) -> Seconds:
-    """One greedy call that writes just so many tokens."""
+def successors(vocab_size: int, draws: Tensor, agreement_frac: Frac) -> Tensor:
+    """The next number where a draw lies below the agreement, else the one after it: float [V] -> int64 [V]."""
+    return (torch.arange(vocab_size) + torch.where(draws < agreement_frac, 1, 2)) % vocab_size
+
+
+def call(target: LlamaForCausalLM, ids: Tensor, new_tokens: Tokens, arm: Arm) -> tuple[Seconds, int]:
+    """One greedy call that writes just so many tokens: its seconds, and the target's passes."""
     synchronise = torch.cuda.synchronize if ids.device.type == "cuda" else lambda: None
+    options = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens, **SPECIAL}
+    if arm.assistant is not None and arm.setting is not None:
+        arm.assistant.model.generation_config = assistant_config(SPECIAL, arm.setting)
+        options["assistant_model"] = arm.assistant.model
+    num_passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal num_passes
+        num_passes += 1
+
+    hook = target.register_forward_hook(count)
     synchronise()
     start_s = time.perf_counter()
-    written = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens
-    )
+    written = target.generate(ids, attention_mask=torch.ones_like(ids), **options)
     synchronise()
     took_s = time.perf_counter() - start_s
-    assert written.shape[1] == ids.shape[1] + new_tokens
-    return took_s
+    hook.remove()
+    numbers = (int(ids[0, -1]) + 1 + torch.arange(new_tokens)) % target.config.vocab_size
+    assert written[0, ids.shape[1] :].tolist() == numbers.tolist(), f"{arm.name} does not write what the target counts"
+    return took_s, num_passes
+
+
+def measure(
+    target: LlamaForCausalLM, arms: Sequence[Arm], *, prompt_tokens: Tokens, new_tokens: Tokens, repeats: int
+) -> list[Seconds]:
+    """Fill the arms, forwards and backwards in turns; returns the seconds of calls of one token."""
+    one_token: list[Seconds] = []
+    for number in range(repeats + 1):
+        ids = torch.randint(0, target.config.vocab_size, (1, prompt_tokens), device=target.device)
+        prompt_s, _ = call(target, ids, 1, arms[0])
+        for arm in arms if number % 2 else reversed(arms):
+            took_s, num_passes = call(target, ids, new_tokens, arm)
+            if number:  # the first calls warm up
+                arm.seconds.append(took_s)
+                arm.target_passes.append(num_passes)
+        if number:
+            one_token.append(prompt_s)
+    return one_token
+
+
+def built(
+    geometry: ModelGeometry,
+    draft: DraftGeometry,
+    trace: AcceptanceTrace,
+    dtype: Dtype,
+    device: torch.device,
+    max_tokens: Tokens,
+) -> tuple[LlamaForCausalLM, list[Arm]]:
+    """The target, and every way to write with it."""
+    torch.manual_seed(SEED)
+    vocab_size = geometry.vocab_size
+    draws = torch.rand(vocab_size)
+
+    def model_of(shapes: ModelGeometry, agreement_frac: Frac) -> LlamaForCausalLM:
+        successor = successors(vocab_size, draws, agreement_frac)
+        return counting_llama(replace(shapes, vocab_size=vocab_size), dtype, device, max_tokens, successor)
+
+    target, arms = model_of(geometry, 1.0), [Arm(assistant=None, setting=None)]
+    for layer, agreement in zip(draft.exit_layers, trace.accept_prob.mean(axis=0).tolist(), strict=True):
+        model = model_of(with_layers(draft.model, layer), agreement)
+        assistant = Assistant(exit_layer=layer, agreement_frac=agreement, model=model)
+        arms += [Arm(assistant=assistant, setting=setting) for setting in CONSTANT_SETTINGS]
+    return target, arms
+
+
+def figures_of(arms: Sequence[Arm], *, prompt_s: Seconds, new_tokens: Tokens) -> list[dict[str, Any]]:
+    """By arm, what its calls come to."""
+    return [
+        {
+            "arm": arm.name,
+            "agreement_frac": arm.assistant.agreement_frac if arm.assistant else None,
+            "tokens_per_s": (new_tokens - 1) / (median(arm.seconds) - prompt_s),
+            "tokens_per_pass": new_tokens / median(arm.target_passes),
+            "call_s": arm.seconds,
+        }
+        for arm in arms
+    ]
+
+
+def figures_table(figures: Sequence[dict[str, Any]]) -> str:
+    """The figures, aligned."""
+    rows = [
+        (
+            one["arm"],
+            format_number(one["tokens_per_s"]),
+            format_speedup(one["tokens_per_s"] / figures[0]["tokens_per_s"]),
+            "" if one["agreement_frac"] is None else format_frac(one["agreement_frac"]),
+            f"{one['tokens_per_pass']:.2f}",
+        )
+        for one in figures
+    ]
+    return table(rows, headers=("arm", "tokens/s of the rounds", "over generate", "agreement", "tokens a target pass"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,31 +242,29 @@ def run(args: argparse.Namespace) -> int:
         if args.quick
         else (FULL_PROMPT_TOKENS, FULL_NEW_TOKENS, FULL_REPEATS)
     )
-    model = find_model(args.target)
-    target = with_layers(tiny(model) if args.quick else model, args.layers)
-    torch.manual_seed(SEED)
-    llama = random_llama(target, dtype, device, prompt_tokens + new_tokens)
-    found: dict[Tokens, list[Seconds]] = {1: [], new_tokens: []}
-    for number in range(repeats + 1):
-        ids = torch.randint(0, target.vocab_size, (1, prompt_tokens), device=device)
-        for many, seconds in found.items():
-            took_s = call_s(llama, ids, many)
-            if number:  # the first calls warm up
-                seconds.append(took_s)
-    prompt_s, whole_s = (median(seconds) for seconds in found.values())
-    tokens_per_s = (new_tokens - 1) / (whole_s - prompt_s)
-    facts = device_facts(device)
-    print_out(f"{target.name}, random weights, {dtype} on {facts.label}\n")
-    row = ["hf generate", format_number(tokens_per_s), format_seconds(prompt_s), format_seconds(whole_s)]
-    print_out(table([row], headers=["arm", "tokens/s of the rounds", "1 token", f"{new_tokens} tokens"]))
+    known = find_model(args.target)
+    geometry = with_layers(tiny(known) if args.quick else known, args.layers)
+    acceptance = acceptance_of(args.acceptance, known)
+    trace = acceptance.trace
+    draft = draft_of(None, geometry, trace.header.draft, is_tiny=args.quick)
+    target, arms = built(geometry, draft, trace, dtype, device, prompt_tokens + new_tokens)
+    one_token = measure(target, arms, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats)
+    figures, facts = figures_of(arms, prompt_s=median(one_token), new_tokens=new_tokens), device_facts(device)
+    print_out(f"{geometry.name}, {dtype} on {facts.label}; assistants of {draft.model.name}\n")
+    print_out(figures_table(figures))
+    plain, best = figures[0], max(figures[1:], key=lambda one: float(one["tokens_per_s"]))
     result = {
-        "target": target.name,
+        "target": geometry.name,
         "device": device_key(device, dtype, "eager").device,
         "dtype": dtype,
-        "hf_generate_tokens_per_s": tokens_per_s,
-        "one_token_s": prompt_s,
+        "acceptance_of": trace.header.target.name,
+        "hf_generate_tokens_per_s": plain["tokens_per_s"],
+        "best_hf_assisted": best["arm"],
+        "best_hf_assisted_tokens_per_s": best["tokens_per_s"],
+        "best_hf_assisted_over_generate": best["tokens_per_s"] / plain["tokens_per_s"],
+        "best_hf_assisted_tokens_per_pass": best["tokens_per_pass"],
+        "one_token_s": median(one_token),
         "new_tokens": new_tokens,
-        "new_tokens_s": whole_s,
     }
     finish(
         NAME,
@@ -132,7 +274,8 @@ def run(args: argparse.Namespace) -> int:
         device=facts.label,
         driver=facts.driver,
         seed=SEED,
-        details={"call_s": {str(many): seconds for many, seconds in found.items()}},
+        inputs={"acceptance": acceptance.evidence.sha256 or ""},
+        details={"one_token_s": one_token, "arms": figures},
         folder=args.output,
     )
     return 0
@@ -144,6 +287,8 @@ def _parser() -> argparse.ArgumentParser:
     target_help = "a known model; with --quick a tiny one of its kind (default: llama-2-7b)"
     add("--target", default="llama-2-7b", metavar="NAME", help=target_help)
     add("--layers", type=int, metavar="N", help="cut it to its first N layers")
+    acceptance_help = "a target whose trace is in the box, or trace.npz: how often exits agree (default: vicuna-7b)"
+    add("--acceptance", default="vicuna-7b", metavar="NAME", help=acceptance_help)
     add("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="to compute in (default: bf16 on a GPU, else fp32)")
     add("-o", "--output", type=Path, default=RESULTS, metavar="FOLDER", help="where the result goes")

@@ -10,7 +10,7 @@
 #           check         logits against transformers, losslessness, gaps in bf16
 #           plain         bandwidth of plain decoding, Llama-2-7B
 #           7b            the plan under traced acceptance, Vicuna-7B (the shapes of Llama-2-7B)
-#           transformers  generate at the same size; assisted generation has no acceptance to be given (see the script)
+#           transformers  generate and assisted generation at the same size, agreement by construction (see the script)
 #   part 2  law           the latency law of this device, measured on small models and fitted
 #           13b           Llama-2-13B, under the acceptance of Vicuna-7B
 #           llama-3.1-8b  with its own first 12 layers as the draft, under the acceptance of Vicuna-7B
@@ -86,7 +86,7 @@ check() {
 }
 
 transformers() {
-    step transformers 90 "$python" benchmarks/generate_at_scale.py --target llama-2-7b \
+    step transformers 120 "$python" benchmarks/generate_at_scale.py --target llama-2-7b \
         $([[ $tiny ]] && echo --quick || echo --device cuda --dtype bf16) -o "$folder"
 }
 

@@ -1,6 +1,6 @@
 """transformers as an arm of a benchmark: `generate`, and its assisted generation over a grid of settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,12 @@ class AssistedSetting:
     threshold: float | None
 
 
+CONSTANT_SETTINGS = tuple(
+    AssistedSetting(name=f"constant {length}", num_assistant_tokens=length, schedule="constant", threshold=0.0)
+    for length in CONSTANT_LENGTHS
+)
 ASSISTED_SETTINGS = (
-    *(
-        AssistedSetting(name=f"constant {length}", num_assistant_tokens=length, schedule="constant", threshold=0.0)
-        for length in CONSTANT_LENGTHS
-    ),
+    *CONSTANT_SETTINGS,
     AssistedSetting(name="defaults", num_assistant_tokens=None, schedule=None, threshold=None),
     AssistedSetting(name="heuristic", num_assistant_tokens=HEURISTIC_START, schedule="heuristic", threshold=0.0),
 )
@@ -71,7 +72,7 @@ def transformers_arm(
 
     def write(prompt: EncodedPrompt) -> list[int]:
         if assistant is not None and setting is not None:
-            assistant.generation_config = assistant_config(job.pair, setting)
+            assistant.generation_config = assistant_config(special_tokens(job.pair), setting)
         if job.sampling.seed is not None:
             torch.manual_seed(job.sampling.seed)
         ids = torch.tensor([prompt.token_ids])
@@ -108,10 +109,10 @@ def special_tokens(pair: Pair) -> dict[str, int | None]:
     return {"eos_token_id": pair.eos_token_id, "pad_token_id": pair.eos_token_id}
 
 
-def assistant_config(pair: Pair, setting: AssistedSetting) -> GenerationConfig:
+def assistant_config(special: Mapping[str, int | None], setting: AssistedSetting) -> GenerationConfig:
     given = {
         "num_assistant_tokens": setting.num_assistant_tokens,
         "num_assistant_tokens_schedule": setting.schedule,
         "assistant_confidence_threshold": setting.threshold,
     }
-    return GenerationConfig(**special_tokens(pair), **{name: value for name, value in given.items() if value is not None})
+    return GenerationConfig(**special, **{name: value for name, value in given.items() if value is not None})

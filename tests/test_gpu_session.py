@@ -31,6 +31,9 @@ def test_a_tiny_session_runs_every_kind_of_step_and_keeps_its_evidence(tmp_path:
     kept = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*.json")}
     check = json.loads(kept["device_check.quick.json"].read_text("utf-8"))
     assert check["result"]["is_correct"]
+    written = json.loads(kept["generate_at_scale.quick.json"].read_text("utf-8"))
+    assert written["result"]["best_hf_assisted_tokens_per_pass"] > 1.5
+    assert written["details"]["arms"][0]["tokens_per_pass"] == 1
     found = json.loads(kept["llama-3.1-8b/at_scale.llama-3.1-8b.quick.json"].read_text("utf-8"))
     assert found["result"]["target"] == "tiny llama-3.1-8b"
     assert found["result"]["acceptance_stands_in"]
