@@ -6,7 +6,7 @@ from pathlib import Path
 import common  # noqa: F401 makes the checkout importable
 
 from calibrate.acceptance import Acceptance, load_acceptance, shipped_pairs, shipped_path
-from perfmodel.errors import UserInputError
+from perfmodel.errors import UnknownName, UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry, find_model
 from s2d.random_pair import with_layers
 
@@ -41,7 +41,10 @@ def acceptance_of(given: str | None, target: ModelGeometry) -> Acceptance:
     """
     if given is not None and Path(given).suffix == ".npz":
         return load_acceptance(Path(given), "all")
-    wanted = find_model(given).name if given is not None else target.name
+    try:
+        wanted = find_model(given).name if given is not None else target.name
+    except UnknownName:
+        wanted = str(given)
     shipped = {name: shipped_path(draft, name) for draft, name in shipped_pairs()}
     if wanted not in shipped:
         raise UserInputError(
