@@ -2,10 +2,10 @@
 
 Five families, each simpler than the next: plain decoding, one exit at a fixed length, one exit with a stop rule, what costs
 imply without a free threshold (`calibrate.derive`), several exits with thresholds. Fixed lengths are searched exhaustively;
-stop rules climb from the best of a coarse grid, and thresholds from what costs imply, one setting at a time; where prices say
-that running ahead hides something, the best of several exits are tried so too. A family is
-preferred to a simpler one only where a paired bootstrap over documents says that its gain is more than noise: thresholds have
-many settings, and the best of many is always a little too good.
+stop rules climb from the best of a coarse grid, and thresholds from what costs imply, one setting at a time. Where prices say
+that running ahead hides something, the best of several exits are tried so too. A family is preferred to a simpler one only
+where a paired bootstrap over documents says that its gain is more than noise: thresholds have many settings, and the best of
+many is always a little too good.
 """
 
 from __future__ import annotations
