@@ -20,6 +20,7 @@ from profiler.job import Job, fill_log
 from profiler.latency_files import pair_profiles
 from profiler.pass_log import PassLog
 from profiler.record_acceptance import empty_trace, record_acceptance
+from s2d.conversation import Prompt
 from s2d.generate import Generation, Session
 from s2d.pair import ModelPair, Pair, encode_prompts
 from s2d.prompts import chosen_prompts, read_prompts
@@ -85,6 +86,11 @@ def job_of(
 ) -> Job:
     """Some prompts of a split, to be profiled, traced or decoded."""
     prompts = chosen_prompts(read_prompts(prompts_path), split, num_prompts)
+    return job_on(pair, sampling, prompts, max_new_tokens=max_new_tokens, draft_cap=draft_cap, seed=seed)
+
+
+def job_on(pair: Pair, sampling: Sampling, prompts: Sequence[Prompt], *, max_new_tokens: int, draft_cap: int, seed: int) -> Job:
+    """Prompts to be profiled, traced or decoded."""
     return Job(
         pair=pair,
         prompts=encode_prompts(pair, prompts, max_new_tokens=max_new_tokens),

@@ -1,6 +1,7 @@
 """How well does the shipped draft agree with the shipped targets, and do its confidences mean anything?
 
-For both targets, greedily and sampled, a trace is taken of the held-out prompts. Per exit:
+For both targets, greedily and sampled, a trace is taken of prompts cut from files of this Python's standard library that no
+model was trained on: the shipped ones and as many more as there are files to begin. Per exit:
 
     agreement   share of positions at which the exit names the token that the target chose
     accepted    drafted and kept tokens per round at length 6, bonus not counted, by replay
@@ -17,19 +18,20 @@ import math
 import sys
 from dataclasses import dataclass
 
-from arms import SAMPLINGS, job_of, record
+from arms import SAMPLINGS, job_on, record
 from common import finish, make_parser, one_thread
 
 from calibrate.fit_acceptance import ExitCalibration, accepted_at_lengths, calibrate_exits
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import format_frac
+from s2d.corpus import held_out_prompts
 from s2d.pair import load_pair
-from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "reference_family"
 SEED = 20260712
 TARGETS = ("ref-target-16", "ref-target-32")
+PROMPTS_PER_CATEGORY = 40
 MAX_NEW_TOKENS = 128
 DRAFT_TOKENS = 6
 
@@ -99,27 +101,19 @@ def figures_table(figures: list[ExitFigures]) -> str:
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
+    prompts = held_out_prompts(4 if args.quick else PROMPTS_PER_CATEGORY)
     figures: list[ExitFigures] = []
     for target in TARGETS:
         pair = load_pair(target, "ref-draft", "fp32", "cpu")
         for sampling in SAMPLINGS:
             print_err(f"{target}, {sampling.label}")
-            job = job_of(
-                pair,
-                sampling,
-                "all",
-                FAMILY_PROMPTS,
-                num_prompts=20 if args.quick else 120,
-                max_new_tokens=MAX_NEW_TOKENS,
-                draft_cap=DRAFT_TOKENS,
-                seed=SEED,
-            )
+            job = job_on(pair, sampling, prompts, max_new_tokens=MAX_NEW_TOKENS, draft_cap=DRAFT_TOKENS, seed=SEED)
             figures += figures_of(record(job, job.session()))
     print_out(figures_table(figures))
     finish(
         NAME,
         quick=args.quick,
-        result={"num_prompts": len(job.prompts), "exits": [one.as_json for one in figures]},
+        result={"num_prompts": len(prompts), "exits": [one.as_json for one in figures]},
         libraries=("torch",),
         seed=SEED,
     )

@@ -58,24 +58,35 @@ def corpus_sha256(texts: list[str]) -> str:
 
 
 PROMPT_CHARS = 240
+_MAX_TURNS = 4
+"""How often a file is asked for another prompt of each category."""
 PROMPT_CATEGORIES = ("module", "class", "function", "docstring", "body")
 
 
 def held_out_prompts(num_per_category: int) -> list[Prompt]:
     """Prompts cut from held-out files, the same ones on every call, their categories taking turns.
 
-    A prompt is whole lines, about `PROMPT_CHARS` characters, up to and including the line that gives it its category.
+    A prompt is whole lines, about `PROMPT_CHARS` characters, up to and including the line that gives it its category. Every
+    file gives one of each category at most before any gives a second.
+
+    Raises:
+        ValueError: the files do not hold so many; each begins once, so that of `module` there are as many as files.
     """
     files = [file for file in held_out_files() if len(file.text) > 4 * PROMPT_CHARS]
+    files.sort(key=lambda file: hashlib.sha256(file.path.encode()).hexdigest())
     by_category: dict[str, list[Prompt]] = {category: [] for category in PROMPT_CATEGORIES}
-    for number, file in enumerate(sorted(files, key=lambda file: hashlib.sha256(file.path.encode()).hexdigest())):
-        lines = file.text.splitlines(keepends=True)
-        used: set[int] = set()
-        for category, prompts in by_category.items():
-            end = _cut_line(lines, category, number)
-            if end is not None and end not in used and len(prompts) < num_per_category:
-                used.add(end)
-                prompts.append(Prompt(name=f"{file.path}:{end + 1}", category=category, text=_lines_up_to(lines, end)))
+    used: set[tuple[str, int]] = set()
+    for turn in range(_MAX_TURNS):
+        for number, file in enumerate(files, start=turn * len(files)):
+            lines = file.text.splitlines(keepends=True)
+            for category, prompts in by_category.items():
+                end = _cut_line(lines, category, number)
+                if end is not None and (file.path, end) not in used and len(prompts) < num_per_category:
+                    used.add((file.path, end))
+                    prompts.append(Prompt(name=f"{file.path}:{end + 1}", category=category, text=_lines_up_to(lines, end)))
+    fewest, category = min((len(prompts), category) for category, prompts in by_category.items())
+    if fewest < num_per_category:
+        raise ValueError(f"{num_per_category} prompts of each category: the held-out files hold {fewest} of {category!r}.")
     return [prompt for turn in zip(*by_category.values(), strict=True) for prompt in turn]
 
 

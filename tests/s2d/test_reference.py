@@ -41,6 +41,26 @@ def test_prompts_are_cut_from_held_out_files_and_the_categories_take_turns():
         assert prompt.text in texts[prompt.name.rpartition(":")[0]]
 
 
+def test_files_that_gave_a_prompt_of_each_category_give_others_until_they_hold_no_more(monkeypatch):
+    lines = ["import this\n"] * 40 + [f"def f{number}(x):\n    class C: ...\n" for number in range(10)]
+    text = "".join(lines) + '"""A docstring."""\nif True:\n    pass\nfor x in y:\n    pass\n"""Another."""\n'
+    monkeypatch.setattr(corpus, "held_out_files", lambda: [SourceFile(path=f"{name}.py", text=text * 2) for name in "abc"])
+    once, twice = held_out_prompts(2), held_out_prompts(3)
+    assert twice[: len(once)] == once
+    assert len({prompt.name for prompt in twice}) == 15
+    with pytest.raises(ValueError, match="the held-out files hold 3 of 'module'"):
+        held_out_prompts(4)
+
+
+def test_a_prompt_of_a_category_comes_from_every_file_before_a_second_from_any(monkeypatch):
+    text = "x = 1\n" * 200 + "".join(f"def f{number}():\n    return {number}\n" for number in range(9))
+    monkeypatch.setattr(corpus, "held_out_files", lambda: [SourceFile(path=f"{name}.py", text=text) for name in "abc"])
+    monkeypatch.setattr(corpus, "PROMPT_CATEGORIES", ("function",))
+    names = [prompt.name for prompt in held_out_prompts(7)]
+    assert len(set(names)) == 7
+    assert [sorted(name[0] for name in names[turn : turn + 3]) for turn in (0, 3)] == [["a", "b", "c"]] * 2
+
+
 def test_a_model_grown_by_layers_still_computes_the_same():
     torch.manual_seed(1)
     model = new_model(2).eval()
