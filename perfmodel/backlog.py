@@ -18,7 +18,7 @@ import numpy as np
 
 from perfmodel.courses import Courses
 from perfmodel.passes import COLD_PLACES
-from perfmodel.tape import Bools, Counts, Tape, spread
+from perfmodel.tape import Bools, Counts, Integers, Lengths, Tape, run_lengths, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,10 +27,10 @@ class Passed:
 
     at: Counts
     """Rising places, of the same prompts as the passes."""
-    rows: Counts
+    rows: Integers
     known: Counts
     """Tokens known to each after its rows."""
-    times: Counts | None
+    times: Lengths | None
     """How many passes are alike; one where it is None."""
 
     @property
@@ -45,7 +45,7 @@ class Depth:
     """What comes to a segment that some tokens never reach."""
 
     round_: Counts  # [S]; the rounds with a token that comes
-    num_came: Counts  # [S]; their tokens that come, told up to P
+    num_came: Lengths  # [S]; their tokens that come, told up to P
     first: Passed  # [S]; their first passes
     further: Passed
     pushed: Passed | None  # [N]; passes of a self draft's verification over what it has not processed
@@ -59,58 +59,83 @@ def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
         courses: rounds.
         comes: the tokens that run through the segment. [Q * C].
     """
-    came = np.flatnonzero(comes)  # [T]
-    before = np.zeros(len(comes) + 1, np.int32)  # tokens that come before a place: the number in `came` of the next
-    np.cumsum(comes, out=before[1:])
-    until_start, until_end = before.take(courses.start), before.take(courses.start + courses.drafted)
-    round_ = np.flatnonzero(until_start < until_end)
-    begin, end = until_start.take(round_).astype(np.int64), until_end.take(round_).astype(np.int64)
-    start, first, last = courses.start.take(round_), came.take(begin), came.take(end - 1)
+    stays_out = ~comes
+    until, since = run_lengths(stays_out, tape.longest), run_lengths(stays_out, tape.longest, back=True)
+    skipped = until.take(courses.start)
+    round_ = np.flatnonzero(skipped < courses.drafted)
+    start = courses.start.take(round_, mode="clip")
+    skipped, drafted = skipped.take(round_), courses.drafted.take(round_)
+    first, last = start + skipped, start + drafted - 1
+    last -= since.take(last)
     return Depth(
         round_=round_,
-        num_came=np.minimum(end - begin, COLD_PLACES),
+        num_came=_num_came(until, first, last),
         first=Passed(
             at=start,
-            rows=first - _processed(tape, courses, round_, last),
-            known=courses.known.take(round_) + (first - start),
+            rows=first - _processed(tape, courses, round_, start, last),
+            known=courses.known.take(round_, mode="clip") + skipped,
             times=None,
         ),
-        further=_further(tape, courses, came, begin, end),
+        further=_further(tape, courses, _times_again(comes, until, start, drafted), since),
         pushed=_pushed(courses, round_, last) if tape.is_self_draft else None,
     )
 
 
-def _processed(tape: Tape, courses: Courses, round_: Counts, last: Counts) -> Counts:
-    """Last place that the segment had processed when each of some rounds began; `last`: of their tokens that come. [S]."""
-    start = courses.start.take(round_)
-    if tape.is_self_draft:
-        return start - 1
-    left = np.minimum(last, start + courses.accepted.take(round_))  # by the rollback after each round
-    bounds = tape.prompt_bounds(courses.num_policies)
-    processed = spread(start, bounds, bounds[:-1]) - 1
-    np.maximum(processed[1:], left[:-1], out=processed[1:])
-    return processed
+def _num_came(until: Lengths, first: Counts, last: Counts) -> Lengths:
+    """Tokens that come from the first to the last one of each block, told up to P. [S]."""
+    number, at = np.ones(len(first), np.uint8), first
+    number += first < last
+    for _ in range(COLD_PLACES - 2):
+        at = at + 1
+        at += until.take(at, mode="clip")
+        number += at < last
+    return number
 
 
-def _further(tape: Tape, courses: Courses, came: Counts, begin: Counts, end: Counts) -> Passed:
-    """All passes but the first of each block: over as many blocks as hold a token that comes, but not as the first.
+def _processed(tape: Tape, courses: Courses, round_: Counts, start: Counts, last: Counts) -> Counts:
+    """Last place that the segment had processed when each of some rounds began.
 
     Args:
         tape: the trace.
         courses: rounds.
-        came: places. [T].
-        begin: where in `came` the tokens of each block begin. [S].
-        end: where they end. [S].
+        round_: those with a token that comes. [S].
+        start: where they begin. [S].
+        last: their last tokens that come. [S].
     """
-    width = len(came) + 1
-    times = np.cumsum(np.bincount(begin + 1, minlength=width) - np.bincount(end, minlength=width))
-    ran = np.flatnonzero(times)
-    at = came.take(ran)
+    if tape.is_self_draft:
+        return start - 1
+    left = np.minimum(last, start + courses.accepted.take(round_))  # by the rollback after each round
+    bounds = tape.prompt_bounds(courses.num_policies)
+    processed = spread(start, bounds, bounds[:-1] - 1)
+    np.maximum(processed[1:], left[:-1], out=processed[1:])
+    return processed
+
+
+def _times_again(comes: Bools, until: Lengths, start: Counts, drafted: Lengths) -> Lengths:
+    """How many blocks hold each token that comes, but not as the first that does. [Q * C]."""
+    length, times = np.zeros((2, len(comes)), drafted.dtype)
+    length[start] = drafted
+    for step in range(1, int(drafted.max(initial=0))):
+        times[step:] += ((length[:-step] > step) & (until[:-step] < step)).view(np.uint8)
+    times *= comes.view(np.uint8)
+    return times
+
+
+def _further(tape: Tape, courses: Courses, times: Lengths, since: Lengths) -> Passed:
+    """All passes but the first of each block.
+
+    Args:
+        tape: the trace.
+        courses: rounds.
+        times: how many of them each token has. [Q * C].
+        since: columns from the last token that came. [Q * C].
+    """
+    at = np.flatnonzero(times > 0)
     return Passed(
         at=at,
-        rows=at - came.take(ran - 1),
+        rows=since.take(at - 1) + 1,
         known=tape.known_at(at, courses.num_policies),
-        times=times.take(ran),
+        times=times.take(at),
     )
 
 

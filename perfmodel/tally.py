@@ -21,7 +21,7 @@ from perfmodel.backlog import Depth, Passed, depth_of
 from perfmodel.courses import Courses
 from perfmodel.levels import Level, Passes, chosen_passes, cold_of
 from perfmodel.passes import COLD_PLACES
-from perfmodel.tape import Counts, Integers, Tape, spread
+from perfmodel.tape import Bools, Counts, Integers, Tape, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,21 +55,12 @@ class Grouping:
         """G."""
         return len(self.bounds) - 1
 
-    def of(self, places: Counts) -> Counts:
-        """The group of each of some rising places."""
-        return spread(places, self.bounds, np.arange(self.num_groups))
+    def histograms(self, places: Counts, value: Integers, width: int, weights: Sequence[Integers | None]) -> list[Counts]:
+        """Of rising places: how often each value below `width` occurs in each group (a weight of None), or the sum of a weight.
 
-    def number(self, places: Counts) -> Counts:
-        """How many of some rising places are of each group. [G]."""
-        return np.diff(np.searchsorted(places, self.bounds))
-
-    def total(self, group: Counts, weight: Integers) -> Counts:
-        """Sum of the weights of each group. [G]."""
-        return np.bincount(group, weight, minlength=self.num_groups).astype(np.int64)
-
-    def histograms(self, group: Counts, value: Integers, width: int, weights: Sequence[Integers | None]) -> list[Counts]:
-        """How often each value below `width` occurs in each group (a weight of None), or the sum of a weight. [G, width]."""
-        key = group * width
+        [G, width] each.
+        """
+        key = spread(places, self.bounds, np.arange(self.num_groups) * width)
         key += value
         found = (np.bincount(key, weight, minlength=self.num_groups * width) for weight in weights)
         return [counts.astype(np.int64, copy=False).reshape(self.num_groups, width) for counts in found]
@@ -85,11 +76,13 @@ class _Tally:
 
     def __init__(self, tape: Tape, courses: Courses, grouping: Grouping) -> None:
         self.tape, self.courses, self.grouping = tape, courses, grouping
-        self.group = grouping.of(courses.start)  # [N]
-        width = int(courses.drafted.max()) + 1
-        self.drafted, self.verify_cached = grouping.histograms(  # [G, K] each
-            self.group, courses.drafted, width, (None, courses.known - 1)
-        )
+        self.width = int(courses.drafted.max()) + 1  # K
+        value = np.multiply(courses.drafted, 2, dtype=np.int64)
+        value += self._follows_full()
+        by_length = grouping.histograms(courses.start, value, 2 * self.width, (None, courses.known - 1))
+        rounds, reads = (counts.reshape(-1, self.width, 2) for counts in by_length)  # the last axis: whether they follow
+        self.drafted, self.verify_cached = rounds.sum(axis=2), reads.sum(axis=2)  # [G, K] each
+        self.after_full, self.after_full_cached = rounds[:, 1:, 1].sum(axis=1), reads[:, 1:, 1].sum(axis=1)  # [G] each
         self.depths = [depth_of(tape, courses, comes.ravel()) for comes in courses.blocks.comes]
         looked = np.repeat(courses.blocks.looked, grouping.num_groups // courses.num_policies, axis=0)
         self.looked = looked  # [G, L]
@@ -99,11 +92,11 @@ class _Tally:
         levels, num_policies = list(self._levels()), self.courses.num_policies
         checks, taken, depths = self._exits([level.tokens for level in levels[:-1]], [level.rounds for level in levels[:-1]])
         segments, aheads = self._segments(levels)
-        texts = self.grouping.of(self.tape.prompt_bounds(num_policies)[:-1])
+        texts, lengths = self.tape.prompt_bounds(num_policies)[:-1], np.tile(self.tape.end - self.tape.begin, num_policies)
         return PassTable(
-            num_tokens=self.grouping.total(texts, np.tile(self.tape.end - self.tape.begin, num_policies)),
+            num_tokens=self.grouping.histograms(texts, np.zeros_like(texts), 1, [lengths])[0][:, 0],
             drafted=self.drafted,
-            accepted=self.grouping.histograms(self.group, self.courses.accepted, self.drafted.shape[1], [None])[0],
+            accepted=self.grouping.histograms(self.courses.start, self.courses.accepted, self.width, [None])[0],
             verify_cached=self.verify_cached,
             exit_checks=checks,
             exits_taken=taken,
@@ -180,7 +173,7 @@ class _Tally:
         A block accepted in full leaves its last token unprocessed, so that the next one's first pass has two rows, the first
         of which is no longer cached. A self draft pushes that token in the verification.
         """
-        rounds, reads, tokens = self.drafted, self.verify_cached, np.arange(self.drafted.shape[1])
+        rounds, reads, tokens = self.drafted, self.verify_cached, np.arange(self.width)
         number, cached = np.zeros((2, self.grouping.num_groups, 3), np.int64)
         number[:, 1] = rounds @ tokens
         cached[:, 1] = reads @ tokens + rounds @ (tokens * (tokens - 1) // 2)
@@ -189,13 +182,9 @@ class _Tally:
             last_reads = reads.sum(axis=1) + rounds @ tokens
             pushed = self._one_a_round(*(np.pad(once[:, None], ((0, 0), (1, 0))) for once in (rounds.sum(axis=1), last_reads)))
         else:
-            after_full = self._after_full()
-            group, known = self.group.take(after_full), self.courses.known.take(after_full)
-            number[:, 2] = self.grouping.number(self.courses.start.take(after_full))
-            one_row = self.grouping.total(group, known - 1)
-            cached[:, 2] = one_row - number[:, 2]
-            number[:, 1] -= number[:, 2]
-            cached[:, 1] -= one_row
+            number[:, 2], cached[:, 2] = self.after_full, self.after_full_cached - self.after_full
+            number[:, 1] -= self.after_full
+            cached[:, 1] -= self.after_full_cached
         return Level(
             drafting=Passes(number=number, cached=cached, cold=cold_of(rounds)),
             pushed=pushed,
@@ -203,11 +192,13 @@ class _Tally:
             tokens=rounds @ tokens,
         )
 
-    def _after_full(self) -> Counts:
-        """The rounds that draft anything and follow on a block accepted in full."""
+    def _follows_full(self) -> Bools:
+        """Rounds that follow on one whose block was accepted in full. [N]."""
         courses = self.courses
-        is_next = np.diff(courses.start) == courses.drafted[:-1] + 1  # a rejection comes sooner, another prompt later
-        return np.flatnonzero(is_next & (courses.drafted[1:] > 0)) + 1
+        follows = np.zeros(len(courses.start), np.bool_)
+        np.equal(courses.accepted[:-1], courses.drafted[:-1], out=follows[1:])
+        follows[np.searchsorted(courses.start, self.tape.prompt_bounds(courses.num_policies)[:-1])] = False
+        return follows
 
     def _level_of_some_tokens(self, depth: Depth) -> Level:
         """A segment that some tokens never reach."""
@@ -219,7 +210,7 @@ class _Tally:
             drafting=Passes(
                 number=first[0] + further[0],
                 cached=first[1] + further[1],
-                cold=self._cold(self.group.take(depth.round_), depth.num_came),
+                cold=self._cold(depth.first.at, depth.num_came),
             ),
             pushed=None if pushed is None else self._one_a_round(*self._counted(pushed, 1 + int(pushed.rows.max()))),
             rounds=rounds,
@@ -228,22 +219,22 @@ class _Tally:
 
     def _counted(self, passed: Passed, width: int) -> list[Counts]:
         """Passes by their rows, and their cached tokens. [G, width] each."""
-        return self.grouping.histograms(self.grouping.of(passed.at), passed.rows, width, (passed.times, passed.cached))
+        return self.grouping.histograms(passed.at, passed.rows, width, (passed.times, passed.cached))
 
     def _cold_checks(self) -> Counts:
         """Exit checks that are waited for at the first places of their rounds. [G, P]."""
         if not self.depths:
             return cold_of(self.drafted)
         runs_ahead = self.courses.blocks.runs_ahead
-        number = np.zeros(len(self.group), np.int64) if runs_ahead else self.courses.drafted.astype(np.int64)
+        number = np.minimum(self.courses.drafted, 0 if runs_ahead else COLD_PLACES)  # no more count, and few add up
         for depth in self.depths[-1:] if runs_ahead else self.depths:
             number[depth.round_] += depth.num_came
-        return self._cold(self.group, number)
+        return self._cold(self.courses.start, number)
 
-    def _cold(self, group: Counts, number: Counts) -> Counts:
-        """Passes at the first places, where rounds have so many passes each. [G, P]."""
+    def _cold(self, start: Counts, number: Integers) -> Counts:
+        """Passes at the first places, where some rounds have so many passes each. [G, P]."""
         most = np.minimum(number, COLD_PLACES)
-        return cold_of(*self.grouping.histograms(group, most, COLD_PLACES + 1, [None]))
+        return cold_of(*self.grouping.histograms(start, most, COLD_PLACES + 1, [None]))
 
 
 def _but_deeper(came: Sequence[Counts]) -> list[Counts]:

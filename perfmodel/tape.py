@@ -102,19 +102,17 @@ def make_tape(trace: AcceptanceTrace, longest: int) -> Tape:
     )
 
 
-def run_lengths(goes_on: Bools, longest: int) -> Lengths:
-    """How many columns in a row are flagged, from each one on; of longer runs, the longest that counts is told.
+def run_lengths(goes_on: Bools, longest: int, *, back: bool = False) -> Lengths:
+    """How many columns in a row are flagged, from each one on, or back; of a run longer than `longest`, some length above it.
 
-    Of one row, [C], or of several one after another, [Q * C]. Nothing past the end is flagged.
+    Of one row, [C], or of several one after another, [Q * C]. Nothing past the ends is flagged.
     """
-    run = goes_on.astype(small_integer(longest))
-    still = goes_on.copy()
-    for step in range(1, min(longest, len(run))):
-        still[:-step] &= goes_on[step:]
-        still[-step:] = False
-        if not still.any():
-            break
-        run += still.view(np.uint8)
+    run = goes_on.astype(small_integer(2 * longest))
+    reach = 1  # the longest run that is told so far
+    while reach <= longest and reach < len(run):
+        here, there = (run[reach:], run[:-reach]) if back else (run[:-reach], run[reach:])
+        here += np.minimum(here & reach, there)  # a run as long goes on with what is there, a shorter one does not
+        reach *= 2
     return run
 
 
