@@ -4,6 +4,8 @@ A benchmark is `python benchmarks/NAME.py [--quick]`. Its last line of stdout is
 its provenance in benchmarks/results/NAME.json, or NAME.quick.json. Importing this module makes the checkout importable
 without installing it.
 
+`waited_frac` is the share of its time that the benchmark stood ready to run while other programs had the processors.
+
 Provenance names the commit that ran, with `-dirty` when tracked files differed from it. What lies under benchmarks/results/
 is not looked at, since no benchmark reads it: benchmarks that run one after another would each see the results of those
 before as changes. Nothing else is left out, README's figure included: draw it last.
@@ -29,6 +31,10 @@ QUICK_S = 50.0
 
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+from perfmodel.contention import Contention  # noqa: E402 importable only now
+
+_CONTENTION = Contention()
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -71,6 +77,7 @@ def finish(
     provenance = make_provenance(libraries=libraries, device=device, driver=driver, seed=seed, inputs=inputs)
     provenance = replace(provenance, git_commit=commit_but_for_results(ROOT))
     kept = {"benchmark": name, "provenance": asdict(provenance), "result": dict(result), "details": dict(details or {})}
+    kept["waited_frac"] = _CONTENTION.waited_frac
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(kept, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(folder / f"{name}{'.quick' if quick else ''}.json", text.encode("utf-8"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from perfmodel.console import Progress, keeping, print_err, print_out
+from perfmodel.contention import Contention
 from perfmodel.disk import folder_for_files
 from perfmodel.errors import UserInputError
 from perfmodel.provenance import Provenance, make_provenance
@@ -138,7 +139,7 @@ def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance:
     log = files.resumed()
     if len(log):
         print_err(f"going on with the {len(log)} passes kept in {args.output}")
-    progress = Progress("latency", max(1, round(args.budget)))
+    progress, contention = Progress("latency", max(1, round(args.budget))), Contention()
     shown_s = 0
 
     def on_turn(spent_s: Seconds, num_lacking: int) -> None:
@@ -155,8 +156,10 @@ def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance:
             print_out("\n" + latency_table(log))
     if meter is not None:
         print_out(energy_line(meter, facts))
-    never = lacking_passes(log, job.needed_passes(), 1)
-    for warning in warnings_of(log, never):
+    warnings = warnings_of(log, never=lacking_passes(log, job.needed_passes(), 1))
+    if (busy := contention.warning) is not None:
+        warnings.append(busy)
+    for warning in warnings:
         print_err(f"warning: {warning}")
     print_out("wrote " + ", ".join(map(str, files.write(log))))
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.artifact import Stored
 from perfmodel.console import keeping, print_answer, print_err, print_out
+from perfmodel.contention import Contention
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
 from perfmodel.plan import Plan, read_plan
@@ -60,6 +61,7 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Rank
         _say_cut_short(loaded.turns)
         print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run")
         return
+    contention = Contention()
     with keeping(args.outputs) if args.outputs else nullcontext():
         if args.json:
             report = run_report(loaded.pair, loaded.prompts, loaded.request, on_text=loaded.on_text)
@@ -69,6 +71,8 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Rank
                 on_prompt = streams.on_prompt
                 report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=on_prompt, on_text=loaded.on_text)
     _say_cut_short(loaded.turns)
+    if args.check and (busy := contention.warning) is not None:
+        print_err(f"warning: {busy}")
     provenance = make_provenance(
         argv=command,
         device=report.device.device,

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
 
+from perfmodel import contention
 from perfmodel.artifact import read_record
 from perfmodel.errors import OutOfSpace
 from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile, write_latency_profile
@@ -55,6 +57,14 @@ def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
     assert shown.splitlines()[0].startswith("models   target with draft, exits 1/2/4, fp32")
     assert f"next: s2d-plan --profile {out / 'draft.latency.json'}" in shown
     assert str(tmp_path.parent) not in (out / "draft.latency.json").read_text()
+
+
+def test_a_profile_of_a_busy_machine_says_so(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contention, "thread_waited_s", perf_counter)  # never let run
+    assert main_profile(["latency", *arguments(folders, tmp_path / "evidence")]) == 0
+    assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
 
 
 def test_a_self_draft_has_one_profile_with_every_pass_in_it(folders: Folders, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import torch
 
+from perfmodel import contention
 from perfmodel.artifact import read_record
 from perfmodel.errors import OutOfSpace
 from perfmodel.frontier import FrontierPoint
@@ -173,10 +175,21 @@ def test_half_a_character_at_the_end_of_a_round_is_shown(capsys) -> None:
     assert capsys.readouterr().out == "so \N{REPLACEMENT CHARACTER}\n"
 
 
-def test_a_checked_report_is_to_be_compared(folders, plan_file, capsys) -> None:
+def test_a_checked_report_is_to_be_compared(folders, plan_file, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(contention, "thread_waited_s", lambda: 0.0)  # else a busy machine is warned of
     plan, report = plan_file(), folders / "report.json"
     assert run(folders, plan, "--prompt", "the cat", "--check", "-o", str(report)) == 0
     assert capsys.readouterr().err == f"wrote {report}; next: s2d-compare --plan {plan} --report {report}\n"
+
+
+def test_what_is_measured_beside_other_programs_is_warned_of_and_what_is_only_run_is_not(
+    folders, plan_file, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(contention, "thread_waited_s", perf_counter)  # never let run
+    run(folders, plan_file(), "--prompt", "the cat", "--check")
+    assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
+    run(folders, plan_file(), "--prompt", "the cat")
+    assert "other programs" not in capsys.readouterr().err
 
 
 def test_a_full_disk_takes_no_table(folders, plan_file, capsys, monkeypatch) -> None:
