@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from adapting_orders import Order, order_table, summary
-from arms import CALIBRATION_TOKENS, evidence_of, job_of
+from arms import evidence_of, job_of
 from common import finish, make_parser, one_thread
 
 from calibrate.cases import case_of, price_of
@@ -145,14 +145,20 @@ def priced_s(rounds: RoundStats, price: Price) -> Seconds:
 
 def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[Order], Planned]:
     """Plan on the calibration prompts, measure every order on the evaluation prompts."""
-    job = partial(job_of, pair, prompts_path=prompts_path, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
-    evaluation = {"num_prompts": size.num_prompts, "max_new_tokens": size.max_new_tokens}
-    calibration = job(GREEDY, "calibration", num_prompts=size.calibration_prompts, max_new_tokens=CALIBRATION_TOKENS)
+    job = partial(
+        job_of,
+        pair,
+        prompts_path=prompts_path,
+        max_new_tokens=size.max_new_tokens,
+        draft_cap=MAX_DRAFT_TOKENS,
+        seed=SEED,
+    )
+    calibration = job(GREEDY, "calibration", num_prompts=size.calibration_prompts)
     print_err(
         f"{pair.target.geometry.name}: plan on {len(calibration.prompts)} prompts, about {size.budget_s:.0f} s and a trace"
     )
     plan = planned(calibration, size.budget_s)
-    easy, hard = job(GREEDY, "evaluation", **evaluation), job(HARD, "evaluation", **evaluation)
+    easy, hard = (job(sampling, "evaluation", num_prompts=size.num_prompts) for sampling in (GREEDY, HARD))
     session = easy.session()
     for point in plan.frontier:
         decoded(session, (easy, 0), Steady(point.policy))

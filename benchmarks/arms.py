@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import common  # noqa: F401 makes the checkout importable
@@ -15,7 +15,7 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats, sum_rounds
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import Seconds, TokensPerS
+from perfmodel.units import Seconds, Tokens, TokensPerS
 from profiler.job import Job, fill_log
 from profiler.latency_files import pair_profiles
 from profiler.pass_log import PassLog
@@ -29,8 +29,8 @@ SAMPLED = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None,
 """The seed is of the text: every benchmark samples the same after the same prompt."""
 SAMPLINGS = (GREEDY, SAMPLED)
 
-CALIBRATION_TOKENS = 144
-"""Written after each calibration prompt: more than in any evaluation, so that no backlog is longer than those profiled."""
+PASS_TIME_TOKENS: Tokens = 144
+"""Written after each prompt where pass times are taken: more than is decoded anywhere, so that no backlog is longer."""
 
 Models = tuple[LatencyModel, LatencyModel]
 """Seconds of the draft and of the target."""
@@ -120,10 +120,15 @@ def record(job: Job, session: Session) -> AcceptanceTrace:
     )
 
 
+def for_pass_times(job: Job) -> Job:
+    """The job, its texts long enough. Only its trace is as long as what is decoded: longer texts repeat themselves more."""
+    return replace(job, max_new_tokens=max(PASS_TIME_TOKENS, job.max_new_tokens))
+
+
 def evidence_of(job: Job, budget_s: Seconds) -> tuple[AcceptanceTrace, Models]:
     """All that a plan is made from: the trace of a job's prompts, and pass times taken on them."""
     log = PassLog()
-    fill_log(job, log, budget_s)
+    fill_log(for_pass_times(job), log, budget_s)
     return record(job, job.session()), models_of(log, job.pair, job.sampling)
 
 

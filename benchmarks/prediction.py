@@ -29,7 +29,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import CALIBRATION_TOKENS, SAMPLINGS, Models, job_of, measure_once, models_of, record, warmed_up
+from arms import SAMPLINGS, Models, for_pass_times, job_of, measure_once, models_of, record, warmed_up
 from common import finish, make_parser, median, one_thread
 from configurations import CAPS, configurations
 from outcomes import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
@@ -117,13 +117,13 @@ def outcomes_of_pair(
 ) -> tuple[list[Outcome], list[Unpriced]]:
     """Profile and measure one pair under one sampling, in turns, and predict what was measured."""
     name = f"{pair.target.geometry.name} {sampling.label}"
-    job = partial(job_of, pair, sampling, draft_cap=max(CAPS), seed=SEED)
-    calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts, max_new_tokens=CALIBRATION_TOKENS)
-    evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts, max_new_tokens=size.max_new_tokens)
+    job = partial(job_of, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=max(CAPS), seed=SEED)
+    calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
+    evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts)
     session, rng, log = evaluation.session(), np.random.default_rng(seed), PassLog()
     traces = (record(calibration, calibration.session()), record(evaluation, session))
     print_err(f"{name}: first pass times")
-    turns = turns_of(calibration, log)
+    turns = turns_of(for_pass_times(calibration), log)
     for number, coverage in enumerate(turns):
         if coverage.all_seen or number == size.first_turns:
             break

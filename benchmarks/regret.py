@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import CALIBRATION_TOKENS, SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
+from arms import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
 from common import finish, make_parser, one_thread
 from configurations import configurations
 from contenders import Contender, PairResult, measured_of, measured_plain, result_of, result_table
@@ -134,9 +134,9 @@ def measured_arms(job: Job, policies: Sequence[ExitPolicy], num_repeats: int) ->
 def result_of_pair(pair: Pair, sampling: Sampling, size: Size, prompts_path: Path) -> PairResult:
     """Plan on the calibration prompts, measure on the evaluation prompts."""
     name = f"{pair.target.geometry.name} {sampling.label}"
-    job = partial(job_of, pair, sampling, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
-    calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts, max_new_tokens=CALIBRATION_TOKENS)
-    evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts, max_new_tokens=size.max_new_tokens)
+    job = partial(job_of, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
+    calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
+    evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts)
     print_err(f"{name}: pass times on {len(calibration.prompts)} calibration prompts, about {size.budget_s:.0f} s")
     found, listed = contenders(*evidence_of(calibration, size.budget_s), size)
     print_err(f"{name}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
