@@ -167,20 +167,28 @@ def _shape_text(model: ModelGeometry) -> str:
 def at_lengths(acceptance: Acceptance, *, prompt_tokens: Tokens | None, output_tokens: Tokens | None) -> Acceptance:
     """The same agreement at other prompt and output lengths.
 
-    Text is not made up: agreement is that of the traced positions. Every prompt is moved so that the mean number of cached
-    tokens is that of the lengths asked for, which prices it exactly, as seconds are linear in cached tokens.
+    Text is not made up: agreement is that of the traced positions, of a shorter output that of the first ones. (Published
+    positions are drawn, and alike.) Every prompt is moved so that the mean number of cached tokens is that of the lengths asked
+    for, which prices it exactly, as seconds are linear in cached tokens.
     """
     if prompt_tokens is None and output_tokens is None:
         return acceptance
     prompt = acceptance.prompt_tokens if prompt_tokens is None else prompt_tokens
     output = acceptance.output_tokens if output_tokens is None else output_tokens
-    trace = acceptance.trace
+    trace, evidence = acceptance.trace, acceptance.evidence
+    if evidence.level == "traced" and output != acceptance.output_tokens:
+        trace = trace.shortened(output)
+        told = f"the first {output} tokens of each"
+        if output > acceptance.output_tokens:
+            told = f"of texts of at most {acceptance.output_tokens} tokens; longer ones repeat themselves more"
+        evidence = replace(evidence, description=f"{evidence.description}, {told}")
     moved = tuple(
         replace(one, prompt_tokens=max(1, round(prompt + (output - one.num_positions) / 2))) for one in trace.header.prompts
     )
     return replace(
         acceptance,
         trace=replace(trace, header=replace(trace.header, prompts=moved)),
+        evidence=evidence,
         prompt_tokens=prompt,
         output_tokens=output,
     )

@@ -109,7 +109,13 @@ def compare(plan: Stored[Plan], report: Stored[RunReport], pricing: Pricing | No
         repriced_round_s=total_s / rounds.num_rounds,
         measured_round_s=math.fsum(run.decode_s for run in report.record.plan_arm.runs) / rounds.num_rounds,
         passes=passes,
-        next_step=next_step(acceptance_error, latency_error, passes, explained_frac(chosen.speedup.speedup, measured.speedup)),
+        next_step=next_step(
+            acceptance_error,
+            latency_error,
+            passes,
+            explained_frac(chosen.speedup.speedup, measured.speedup),
+            output_tokens=(plan.record.workload.output_tokens, report.record.max_new_tokens),
+        ),
     )
 
 
@@ -206,14 +212,37 @@ def explained_frac(predicted: Interval, measured: Interval) -> Frac:
     return math.hypot(predicted.high - predicted.low, measured.high - measured.low) / 2 / measured.value
 
 
-def next_step(acceptance_error_frac: Frac, latency_error_frac: Frac, passes: tuple[PassResidual, ...], explained: Frac) -> str:
-    """What to measure again, the larger error first; nothing while both are what the intervals explain."""
+def next_step(
+    acceptance_error_frac: Frac,
+    latency_error_frac: Frac,
+    passes: tuple[PassResidual, ...],
+    explained: Frac,
+    *,
+    output_tokens: tuple[Tokens, Tokens],
+) -> str:
+    """What to measure again, the larger error first; nothing while both are what the intervals explain.
+
+    Args:
+        acceptance_error_frac: of the speedup.
+        latency_error_frac: of the speedup.
+        passes: the residuals.
+        explained: what intervals explain.
+        output_tokens: at most, as planned and as run.
+    """
     allowed = max(GOOD_ERROR_FRAC, explained)
     if max(abs(acceptance_error_frac), abs(latency_error_frac)) <= allowed:
         why = "" if allowed == GOOD_ERROR_FRAC else ", which the intervals of plan and run explain"
         return f"nothing: both errors are within {format_frac(allowed)}{why}"
     if abs(acceptance_error_frac) >= abs(latency_error_frac):
-        return "s2d-profile acceptance, on prompts like those that were run: most of the error is in the acceptance"
+        return f"{_other_acceptance(*output_tokens)}: most of the error is in the acceptance"
     worst = worst_pass(passes)
     kind = "" if worst is None else f", {worst.arm} {worst.kind} passes most of all ({format_signed_frac(worst.error_frac)})"
     return f"s2d-profile latency, on the device as it is when running: most of the error is in the seconds{kind}"
+
+
+def _other_acceptance(planned: Tokens, ran: Tokens) -> str:
+    """How to come to an acceptance that is more like the run's; the longer a text, the more it repeats itself."""
+    if ran < planned:
+        return f"s2d-plan --output-tokens {ran}, as was run"
+    longer = f" --max-new-tokens {ran}, as was run, and" if ran > planned else ","
+    return f"s2d-profile acceptance{longer} on prompts like those that were run"

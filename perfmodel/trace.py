@@ -9,6 +9,7 @@ Shapes: P positions (all prompts one after another), E exits (all of the draft's
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,9 @@ from perfmodel.errors import BadFile
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.policy import Confidence
 from perfmodel.provenance import Provenance
+from perfmodel.repetition import distinct_ngram_frac
 from perfmodel.sampling import Sampling, with_sampling_unpenalised
+from perfmodel.units import Tokens
 
 TRACE_SCHEMA = "s2d/acceptance-trace"
 TRACE_VERSION = 4
@@ -83,14 +86,40 @@ class AcceptanceTrace:
 
     def subset(self, prompts: range | list[int]) -> AcceptanceTrace:
         """The trace of some of its prompts, by zero-based number, in the order given."""
-        bounds = np.cumsum([0, *(prompt.num_positions for prompt in self.header.prompts)])
-        kept = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in prompts])
+        bounds = self._bounds
+        kept = [np.arange(bounds[i], bounds[i + 1]) for i in prompts]
+        return self._with(replace(self.header, prompts=tuple(self.header.prompts[i] for i in prompts)), kept)
+
+    def shortened(self, max_new_tokens: Tokens) -> AcceptanceTrace:
+        """What the trace would have been of so many new tokens at most: nothing that comes later changes what was before."""
+        kept = [np.arange(begin, min(begin + max_new_tokens, end)) for begin, end in pairwise(self._bounds.tolist())]
+        prompts = tuple(
+            prompt
+            if prompt.num_positions == len(places)
+            else replace(
+                prompt,
+                num_positions=len(places),
+                distinct_6gram_frac=distinct_ngram_frac(self.target_token[places].tolist()),
+            )
+            for prompt, places in zip(self.header.prompts, kept, strict=True)
+        )
+        most = min(max_new_tokens, self.header.max_new_tokens)
+        return self._with(replace(self.header, max_new_tokens=most, prompts=prompts), kept)
+
+    @property
+    def _bounds(self) -> NDArray[np.int64]:
+        """Where the positions of each prompt begin, and the end. [prompts + 1]."""
+        return np.cumsum([0, *(prompt.num_positions for prompt in self.header.prompts)])
+
+    def _with(self, header: TraceHeader, kept: list[NDArray[np.int64]]) -> AcceptanceTrace:
+        """Another header, and some positions of each of its prompts."""
+        places = np.concatenate(kept)
         return AcceptanceTrace(
-            header=replace(self.header, prompts=tuple(self.header.prompts[i] for i in prompts)),
-            confidence=self.confidence[kept],
-            draft_token=self.draft_token[kept],
-            target_token=self.target_token[kept],
-            accept_prob=self.accept_prob[kept],
+            header=header,
+            confidence=self.confidence[places],
+            draft_token=self.draft_token[places],
+            target_token=self.target_token[places],
+            accept_prob=self.accept_prob[places],
         )
 
 

@@ -21,13 +21,13 @@ from perfmodel.disk import PathLike
 from perfmodel.errors import Mismatch
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.policy import Confidence
+from perfmodel.repetition import distinct_ngram_frac
 from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
 from perfmodel.units import Seconds, Tokens
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair
 from s2d.processing import Processing
-from s2d.prompts import distinct_ngram_frac
 from s2d.sampling import choose, confidence_of, gumbel_table
 
 _COLUMNS = ("accept_prob", "confidence", "draft_token", "target_token")

@@ -12,6 +12,7 @@ from perfmodel.estimate import Decoded, Speedup, mean_round_cost, measured_speed
 from perfmodel.frontier import FrontierPoint
 from perfmodel.passes import PASS_KINDS, PassKind, PassSamples
 from perfmodel.policy import ExitPolicy
+from perfmodel.repetition import distinct_ngram_frac
 from perfmodel.report import Adaptation, Arm, Check, Divergence, PolicyShare, PromptRun, RunReport
 from perfmodel.rounds import sum_rounds
 from perfmodel.sampling import Sampling
@@ -20,7 +21,6 @@ from s2d.controller import Controller, Pilot
 from s2d.generate import Generation, OnTokens, Session, Settings
 from s2d.pair import EncodedPrompt, ModelPair, Pair
 from s2d.processing import Processing
-from s2d.prompts import distinct_ngram_frac
 from s2d.sampling import gumbel_table
 from s2d.text import Stop
 

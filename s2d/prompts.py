@@ -1,4 +1,4 @@
-"""Prompts from a file, which of them are used, and how much a text repeats itself."""
+"""Prompts from a file, and which of them are used."""
 
 import json
 from collections import Counter
@@ -61,12 +61,6 @@ def chosen_prompts(prompts: Sequence[Prompt], split: Split, most: int) -> list[P
         categories[prompt.category] += 1
         documents[document_of(prompt.name)] += 1
     return chosen
-
-
-def distinct_ngram_frac(tokens: Sequence[int], size: int = 6) -> float:
-    """Distinct n-grams over all of them: 1 when nothing repeats, or when the text is shorter than one."""
-    grams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def _prompt(path: PathLike, number: int, line: str) -> Prompt:

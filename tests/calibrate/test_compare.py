@@ -133,8 +133,20 @@ def test_the_next_step_follows_the_larger_error() -> None:
         PassResidual(arm="plan", kind="verify", num_passes=1, predicted_s=1.0, measured_s=2.0),
         PassResidual(arm="plan", kind="exit", num_passes=1, predicted_s=0.1, measured_s=0.3),
     )
-    assert next_step(0.1, 0.05, passes, 0.01).startswith("s2d-profile acceptance")
-    assert "plan verify passes most of all (-50.0 %)" in next_step(0.01, -0.2, passes, 0.01)
+    assert next_step(0.1, 0.05, passes, 0.01, output_tokens=(96, 96)).startswith("s2d-profile acceptance")
+    assert "plan verify passes most of all (-50.0 %)" in next_step(0.01, -0.2, passes, 0.01, output_tokens=(96, 96))
+
+
+@pytest.mark.parametrize(
+    ("ran", "said"),
+    [
+        (96, "s2d-profile acceptance, on prompts like those that were run: most of the error is in the acceptance"),
+        (64, "s2d-plan --output-tokens 64, as was run: most of the error is in the acceptance"),
+        (128, "s2d-profile acceptance --max-new-tokens 128, as was run, and on prompts like those that were run: most of"),
+    ],
+)
+def test_acceptance_of_texts_of_another_length_is_of_other_texts(ran: int, said: str) -> None:
+    assert next_step(0.1, 0.05, (), 0.01, output_tokens=(96, ran)).startswith(said)
 
 
 def test_nothing_is_measured_again_for_errors_that_the_intervals_explain() -> None:
@@ -142,9 +154,9 @@ def test_nothing_is_measured_again_for_errors_that_the_intervals_explain() -> No
     explained = explained_frac(predicted, measured)
     assert explained == pytest.approx(0.1 / 1.5)
     said = "nothing: both errors are within 6.7 %, which the intervals of plan and run explain"
-    assert next_step(-0.014, -0.021, (), explained) == said
-    assert next_step(0.0, -0.07, (), explained).startswith("s2d-profile latency")
-    assert next_step(0.015, -0.019, (), 0.001) == "nothing: both errors are within 2.0 %"
+    assert next_step(-0.014, -0.021, (), explained, output_tokens=(96, 96)) == said
+    assert next_step(0.0, -0.07, (), explained, output_tokens=(96, 96)).startswith("s2d-profile latency")
+    assert next_step(0.015, -0.019, (), 0.001, output_tokens=(96, 96)) == "nothing: both errors are within 2.0 %"
 
 
 def test_the_command_prints_both_errors_and_writes_what_it_prints(

@@ -135,6 +135,25 @@ def test_lengths_move_prompts_so_that_the_mean_context_is_that_asked_for() -> No
     assert (moved.prompt_tokens, moved.output_tokens) == (100, 1000)
 
 
+def test_a_shorter_output_is_planned_from_the_first_positions_of_a_recorded_trace(measured: PlanRequest) -> None:
+    assert measured.trace is not None
+    whole = load_acceptance(measured.trace, "all")
+    first = at_lengths(whole, prompt_tokens=None, output_tokens=16)
+    expected = whole.trace.shortened(16)
+    assert (first.trace.accept_prob == expected.accept_prob).all()
+    assert first.trace.header.max_new_tokens == first.output_tokens == 16
+    assert [prompt.prompt_tokens for prompt in first.trace.header.prompts] == [40] * len(expected.header.prompts)
+    assert first.evidence.description == f"{whole.evidence.description}, the first 16 tokens of each"
+    longer = at_lengths(whole, prompt_tokens=None, output_tokens=1000)
+    assert len(longer.trace.accept_prob) == len(whole.trace.accept_prob)
+    assert longer.evidence.description.endswith("greedy, of texts of at most 64 tokens; longer ones repeat themselves more")
+
+
+def test_a_published_trace_is_drawn_and_keeps_all_its_positions() -> None:
+    box = load_acceptance(Path("perfmodel/evidence") / "s2d-vicuna-12--vicuna-7b.npz", "all")
+    assert len(at_lengths(box, prompt_tokens=None, output_tokens=8).trace.accept_prob) == len(box.trace.accept_prob)
+
+
 def test_the_halves_of_a_trace_share_no_prompt_and_miss_none(measured: PlanRequest) -> None:
     assert measured.trace is not None
     parts = [load_acceptance(measured.trace, split).trace.header.prompts for split in ("calibration", "evaluation")]

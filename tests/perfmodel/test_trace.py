@@ -103,6 +103,25 @@ def test_a_subset_keeps_each_prompts_own_positions() -> None:
     np.testing.assert_array_equal(some.target_token, trace.target_token[[8, 9, 0, 1, 2]])
 
 
+def test_a_shortened_trace_keeps_the_first_positions_of_each_prompt() -> None:
+    trace = make_trace(TraceSpec(num_positions=[9, 2, 5], max_new_tokens=9))
+    short = trace.shortened(4)
+    assert [prompt.num_positions for prompt in short.header.prompts] == [4, 2, 4]
+    assert short.header.max_new_tokens == 4
+    np.testing.assert_array_equal(short.target_token, trace.target_token[[0, 1, 2, 3, 9, 10, 11, 12, 13, 14]])
+    assert trace.shortened(20).header == trace.header
+
+
+def test_how_much_a_shortened_text_repeats_itself_is_told_of_what_is_left() -> None:
+    trace = make_trace(TraceSpec(num_positions=[20, 6], max_new_tokens=20))
+    looping = replace(trace, target_token=np.array([*range(8), *[7] * 12, *range(6)], np.int32))
+    assert [prompt.distinct_6gram_frac for prompt in looping.shortened(8).header.prompts] == [
+        1.0,
+        trace.header.prompts[1].distinct_6gram_frac,
+    ]
+    assert looping.shortened(19).header.prompts[0].distinct_6gram_frac == pytest.approx(8 / 14)
+
+
 def test_a_prompt_without_tokens_is_refused() -> None:
     prompt = TracedPrompt(name="p", category="code", prompt_tokens=3, num_positions=4, distinct_6gram_frac=1.0)
     with pytest.raises(ValueError, match="at least one token before and one emitted"):

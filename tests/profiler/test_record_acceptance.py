@@ -40,6 +40,17 @@ def test_a_trace_holds_the_text_of_the_plain_target(folders: Folders) -> None:
     assert [prompt.prompt_tokens for prompt in trace.header.prompts] == [len(prompt.token_ids) for prompt in job.prompts]
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, RATIO], ids=lambda one: one.rule)
+def test_a_shortened_trace_is_the_one_of_shorter_texts(folders: Folders, sampling: Sampling) -> None:
+    job = job_of(folders, sampling)
+    short, expected = trace_of(job).shortened(9), trace_of(replace(job, max_new_tokens=9))
+    assert short.header == expected.header
+    assert (short.target_token == expected.target_token).all()
+    assert (short.draft_token == expected.draft_token).all()
+    assert short.confidence == pytest.approx(expected.confidence, rel=1e-5)
+    assert short.accept_prob == pytest.approx(expected.accept_prob, rel=1e-5)
+
+
 def test_under_the_ratio_rule_acceptance_is_a_probability_and_sure_for_a_draft_that_is_the_target(folders: Folders) -> None:
     trace = trace_of(job_of(folders, RATIO))
     assert 0 <= trace.accept_prob.min() < trace.accept_prob.max() <= 1

@@ -2,9 +2,10 @@ import pytest
 
 from perfmodel.errors import BadFile, UserInputError
 from perfmodel.policy import ExitPolicy, FixedLength
+from perfmodel.repetition import distinct_ngram_frac
 from perfmodel.sampling import GREEDY
 from s2d.generate import generate
-from s2d.prompts import distinct_ngram_frac, read_prompts
+from s2d.prompts import read_prompts
 from s2d.text import Stop, TextStream
 from tests.s2d.test_load import byte_tokenizer
 from tests.stubs import TinySpec, tiny_model
