@@ -85,12 +85,13 @@ class PairResult:
         """The plan's speedup over the best one of a name."""
         return self.plan.speedup / max(one.speedup for one in self.arms if one.name == name)
 
-    def rank_correlation(self) -> float:
-        """Spearman's, predicted against measured."""
-        from scipy.stats import spearmanr
 
-        priced = [one for one in self.arms if one.predicted is not None]
-        return float(spearmanr([one.predicted for one in priced], [one.speedup for one in priced]).statistic)
+def rank_correlation(arms: Sequence[Measured]) -> float:
+    """Spearman's, predicted against measured."""
+    from scipy.stats import spearmanr
+
+    priced = [one for one in arms if one.predicted is not None]
+    return float(spearmanr([one.predicted for one in priced], [one.speedup for one in priced]).statistic)
 
 
 def measured_of(contender: Contender, plain: Arm, speculative: Arm) -> Measured:
@@ -154,7 +155,8 @@ def summary(results: Sequence[PairResult]) -> dict[str, float | int]:
         "plan_over_paper_thresholds": mean([one.plan_over("published thresholds") for one in results]),
         "plan_over_best_fixed": mean([one.plan_over("one exit, fixed length") for one in results]),
         "plan_speedup": mean([one.plan.speedup for one in results]),
-        "rank_correlation": mean([one.rank_correlation() for one in results]),
+        "rank_correlation": mean([rank_correlation(one.arms) for one in results]),
+        "rank_correlation_of_all": rank_correlation([arm for one in results for arm in one.arms if arm.policy]),
         "num_configs": sum(len(one.arms) for one in results),
         "noise_frac": mean([abs(arm.by_visit[0] / arm.by_visit[1] - 1) for one in results for arm in one.arms if arm.policy]),
     }

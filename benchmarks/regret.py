@@ -9,7 +9,8 @@ means over all targets and workloads, and under `by_workload` over the targets o
     regret             best measured over the plan's, less one; the best of many noisy measurements flatters itself, so
                        that some of it is luck
     regret, honest     the best is named by the first visits and both are compared on the second
-    rank correlation   Spearman's, predicted against measured speedups
+    rank correlation   Spearman's, predicted against measured speedups: of one target's and workload's configurations (a
+                       mean), where many are nearly alike, and of all of them together
 
 The results file has what was predicted and measured of every configuration.
 
