@@ -81,8 +81,8 @@ QUICK = Size(
     num_others=2,
     num_prompts=2,
     num_repeats=1,
-    max_new_tokens=48,
-    budget_s=8.0,
+    max_new_tokens=32,
+    budget_s=4.0,
 )
 
 
