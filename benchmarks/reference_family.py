@@ -1,7 +1,7 @@
 """How well does the shipped draft agree with the shipped targets, and do its confidences mean anything?
 
 For both targets, greedily and sampled, a trace is taken of prompts cut from files of this Python's standard library that no
-model was trained on: the shipped ones and as many more as there are files to begin. Per exit:
+model was trained on, the shipped ones among them. Per exit:
 
     agreement   share of positions at which the exit names the token that the target chose
     accepted    drafted and kept tokens per round at length 6, bonus not counted, by replay

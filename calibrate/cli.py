@@ -95,7 +95,12 @@ def _add_workload_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--batch", type=int, default=1, metavar="SEQUENCES", help="decoded at a time (default: 1, and only 1 is predicted)")
     add("--prompt-tokens", type=int, metavar="TOKENS", help="length of a prompt (default: the evidence's)")
-    add("--output-tokens", type=int, metavar="TOKENS", help="tokens to generate (default: the evidence's)")
+    add(
+        "--output-tokens",
+        type=int,
+        metavar="TOKENS",
+        help="tokens to generate (default: the evidence's); of fewer, the first of every traced text count",
+    )
 
 
 def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:

@@ -114,7 +114,7 @@ def compare(plan: Stored[Plan], report: Stored[RunReport], pricing: Pricing | No
             latency_error,
             passes,
             explained_frac(chosen.speedup.speedup, measured.speedup),
-            output_tokens=(plan.record.workload.output_tokens, report.record.max_new_tokens),
+            _other_acceptance(plan.record, report.record.max_new_tokens),
         ),
     )
 
@@ -217,8 +217,7 @@ def next_step(
     latency_error_frac: Frac,
     passes: tuple[PassResidual, ...],
     explained: Frac,
-    *,
-    output_tokens: tuple[Tokens, Tokens],
+    other_acceptance: str,
 ) -> str:
     """What to measure again, the larger error first; nothing while both are what the intervals explain.
 
@@ -227,22 +226,26 @@ def next_step(
         latency_error_frac: of the speedup.
         passes: the residuals.
         explained: what intervals explain.
-        output_tokens: at most, as planned and as run.
+        other_acceptance: how to come to an acceptance that is more like the run's.
     """
     allowed = max(GOOD_ERROR_FRAC, explained)
     if max(abs(acceptance_error_frac), abs(latency_error_frac)) <= allowed:
         why = "" if allowed == GOOD_ERROR_FRAC else ", which the intervals of plan and run explain"
         return f"nothing: both errors are within {format_frac(allowed)}{why}"
     if abs(acceptance_error_frac) >= abs(latency_error_frac):
-        return f"{_other_acceptance(*output_tokens)}: most of the error is in the acceptance"
+        return f"{other_acceptance}: most of the error is in the acceptance"
     worst = worst_pass(passes)
     kind = "" if worst is None else f", {worst.arm} {worst.kind} passes most of all ({format_signed_frac(worst.error_frac)})"
     return f"s2d-profile latency, on the device as it is when running: most of the error is in the seconds{kind}"
 
 
-def _other_acceptance(planned: Tokens, ran: Tokens) -> str:
-    """How to come to an acceptance that is more like the run's; the longer a text, the more it repeats itself."""
-    if ran < planned:
+def _other_acceptance(plan: Plan, ran: Tokens) -> str:
+    """How to come to an acceptance like that of a run's texts: the longer they are, the more they repeat themselves.
+
+    A recorded trace holds what shorter texts would have given; published evidence does not.
+    """
+    planned, is_traced = plan.workload.output_tokens, any(part.level == "traced" for part in plan.evidence)
+    if ran < planned and is_traced:
         return f"s2d-plan --output-tokens {ran}, as was run"
-    longer = f" --max-new-tokens {ran}, as was run, and" if ran > planned else ","
-    return f"s2d-profile acceptance{longer} on prompts like those that were run"
+    length = f" --max-new-tokens {ran}, as was run, and" if ran != planned else ","
+    return f"s2d-profile acceptance{length} on prompts like those that were run"

@@ -226,7 +226,9 @@ class _Tally:
         if not self.depths:
             return cold_of(self.drafted)
         runs_ahead = self.courses.blocks.runs_ahead
-        number = np.minimum(self.courses.drafted, 0 if runs_ahead else COLD_PLACES)  # no more count, and few add up
+        number = np.minimum(
+            self.courses.drafted, 0 if runs_ahead else COLD_PLACES
+        )  # later places are not told; a byte holds these
         for depth in self.depths[-1:] if runs_ahead else self.depths:
             number[depth.round_] += depth.num_came
         return self._cold(self.courses.start, number)

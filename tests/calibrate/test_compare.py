@@ -10,7 +10,7 @@ from calibrate.compare import compare, explained_frac, load_pricing, next_step, 
 from perfmodel.artifact import Stored
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.interval import Interval
-from perfmodel.plan import Plan, read_plan
+from perfmodel.plan import EvidenceLevel, Plan, read_plan
 from perfmodel.report import Adaptation, RunReport, write_report
 from perfmodel.residuals import PassResidual, Residuals, read_residuals
 from perfmodel.sampling import Sampling
@@ -133,20 +133,36 @@ def test_the_next_step_follows_the_larger_error() -> None:
         PassResidual(arm="plan", kind="verify", num_passes=1, predicted_s=1.0, measured_s=2.0),
         PassResidual(arm="plan", kind="exit", num_passes=1, predicted_s=0.1, measured_s=0.3),
     )
-    assert next_step(0.1, 0.05, passes, 0.01, output_tokens=(96, 96)).startswith("s2d-profile acceptance")
-    assert "plan verify passes most of all (-50.0 %)" in next_step(0.01, -0.2, passes, 0.01, output_tokens=(96, 96))
+    assert next_step(0.1, 0.05, passes, 0.01, "s2d-profile acceptance").startswith("s2d-profile acceptance")
+    assert "plan verify passes most of all (-50.0 %)" in next_step(0.01, -0.2, passes, 0.01, "s2d-profile acceptance")
 
 
 @pytest.mark.parametrize(
-    ("ran", "said"),
+    ("level", "ran", "said"),
     [
-        (96, "s2d-profile acceptance, on prompts like those that were run: most of the error is in the acceptance"),
-        (64, "s2d-plan --output-tokens 64, as was run: most of the error is in the acceptance"),
-        (128, "s2d-profile acceptance --max-new-tokens 128, as was run, and on prompts like those that were run: most of"),
+        ("traced", 64, "s2d-profile acceptance, on prompts like those that were run: most of the error is in the acceptance"),
+        ("traced", 32, "s2d-plan --output-tokens 32, as was run: most of the error is in the acceptance"),
+        (
+            "traced",
+            128,
+            "s2d-profile acceptance --max-new-tokens 128, as was run, and on prompts like those that were run: most of",
+        ),
+        (
+            "published",
+            32,
+            "s2d-profile acceptance --max-new-tokens 32, as was run, and on prompts like those that were run: most of",
+        ),
     ],
 )
-def test_acceptance_of_texts_of_another_length_is_of_other_texts(ran: int, said: str) -> None:
-    assert next_step(0.1, 0.05, (), 0.01, output_tokens=(96, ran)).startswith(said)
+def test_acceptance_of_texts_of_another_length_is_of_other_texts(
+    plan: Stored[Plan], level: EvidenceLevel, ran: int, said: str
+) -> None:
+    evidence = tuple(replace(part, level=level) if part.role == "acceptance" else part for part in plan.record.evidence)
+    promised = replace(plan.record.chosen.speedup, speedup=Interval(value=9.0, low=8.9, high=9.1))
+    chosen = replace(plan.record.chosen, speedup=promised)
+    told = replace(plan, record=replace(plan.record, evidence=evidence, chosen=chosen))
+    report = replace(make_report(plan.record, plan.sha256, make_trace()), max_new_tokens=ran)
+    assert compare(told, stored(report), None).next_step.startswith(said)
 
 
 def test_nothing_is_measured_again_for_errors_that_the_intervals_explain() -> None:
@@ -154,9 +170,9 @@ def test_nothing_is_measured_again_for_errors_that_the_intervals_explain() -> No
     explained = explained_frac(predicted, measured)
     assert explained == pytest.approx(0.1 / 1.5)
     said = "nothing: both errors are within 6.7 %, which the intervals of plan and run explain"
-    assert next_step(-0.014, -0.021, (), explained, output_tokens=(96, 96)) == said
-    assert next_step(0.0, -0.07, (), explained, output_tokens=(96, 96)).startswith("s2d-profile latency")
-    assert next_step(0.015, -0.019, (), 0.001, output_tokens=(96, 96)) == "nothing: both errors are within 2.0 %"
+    assert next_step(-0.014, -0.021, (), explained, "s2d-profile acceptance") == said
+    assert next_step(0.0, -0.07, (), explained, "s2d-profile acceptance").startswith("s2d-profile latency")
+    assert next_step(0.015, -0.019, (), 0.001, "s2d-profile acceptance") == "nothing: both errors are within 2.0 %"
 
 
 def test_the_command_prints_both_errors_and_writes_what_it_prints(
