@@ -226,9 +226,8 @@ class _Tally:
         if not self.depths:
             return cold_of(self.drafted)
         runs_ahead = self.courses.blocks.runs_ahead
-        number = np.minimum(
-            self.courses.drafted, 0 if runs_ahead else COLD_PLACES
-        )  # later places are not told; a byte holds these
+        most = 0 if runs_ahead else COLD_PLACES
+        number = np.minimum(self.courses.drafted, most)  # later places are not told, and sums of these fit a byte
         for depth in self.depths[-1:] if runs_ahead else self.depths:
             number[depth.round_] += depth.num_came
         return self._cold(self.courses.start, number)
