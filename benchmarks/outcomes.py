@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arms import Arm, Models, speedup_of
 from common import median, quantile
@@ -10,6 +10,7 @@ from common import median, quantile
 from calibrate.plan import rounds_by_document
 from perfmodel.console import table
 from perfmodel.estimate import Speedup, estimate, pass_seconds
+from perfmodel.off_path import nothing_off_path
 from perfmodel.passes import PassKind
 from perfmodel.policy import ExitPolicy
 from perfmodel.replay import block_lengths, replay
@@ -25,6 +26,8 @@ class Outcome:
     pair: str
     policy: ExitPolicy
     predicted: Speedup
+    told_off_path: Speedup
+    """The same from a trace that tells what is said off the path too."""
     planned: Speedup
     """From the calibration prompts' trace: what a plan would have said."""
     measured: float
@@ -58,6 +61,11 @@ class Outcome:
         return self.predicted.speedup.value / self.from_measured_rounds - 1
 
     @property
+    def told_off_path_error_frac(self) -> float:
+        """The same where a second trace tells what is said there."""
+        return self.told_off_path.speedup.value / self.from_measured_rounds - 1
+
+    @property
     def is_predicted_right(self) -> bool:
         """Whether the measured speedup lies in the interval predicted for the very prompts it is over."""
         return self.predicted.speedup.low <= self.measured <= self.predicted.speedup.high
@@ -85,6 +93,7 @@ class Outcome:
             "speedup_noise_frac": abs(self.half_frac) / 2,
             "latency_error_frac": self.latency_error_frac,
             "off_path_error_frac": self.off_path_error_frac,
+            "told_off_path_error_frac": self.told_off_path_error_frac,
             "acceptance_error_frac": self.acceptance_error_frac,
             "kind_errors_frac": dict(self.kind_errors_frac),
         }
@@ -115,7 +124,7 @@ def outcome(
         pair: its name.
         policy: the configuration.
         arms: plain and speculative, as measured on the evaluation prompts.
-        traces: of the calibration and of the evaluation prompts.
+        traces: of the calibration and of the evaluation prompts, of these with what is said off the path.
         models: seconds of the draft and of the target, from the calibration prompts.
 
     Raises:
@@ -124,14 +133,18 @@ def outcome(
     plain, speculative = arms
     seen = rounds_by_document(traces[0], [policy, None])
     planned = estimate(*models, seen[policy], seen[None])
-    predicted = estimate(*models, *(replay(traces[1], one) for one in (policy, None)))
-    replayed = sum_rounds(replay(traces[1], policy))
+    on_path = replace(traces[1], off_path=nothing_off_path(traces[1].confidence.shape[1]))
+    predicted, told_off_path = (
+        estimate(*models, *(replay(trace, one) for one in (policy, None))) for trace in (on_path, traces[1])
+    )
+    replayed = sum_rounds(replay(on_path, policy))
     ran, ran_plain = speculative.all_rounds, plain.all_rounds
-    expected = block_lengths(traces[1], policy)
+    expected = block_lengths(on_path, policy)
     return Outcome(
         pair=pair,
         policy=policy,
         predicted=predicted,
+        told_off_path=told_off_path,
         planned=planned,
         measured=speedup_of(plain, speculative),
         from_measured_rounds=ran.num_tokens / priced_s(ran, models) / (ran_plain.num_tokens / priced_s(ran_plain, models)),
@@ -202,6 +215,8 @@ def result_of(outcomes: Sequence[Outcome], unpriced: Sequence[Unpriced]) -> dict
         "latency_error_frac": median(abs(one.latency_error_frac) for one in outcomes),
         "off_path_error_frac": median(abs(one.off_path_error_frac) for one in outcomes),
         "worst_off_path_error_frac": max(abs(one.off_path_error_frac) for one in outcomes),
+        "told_off_path_error_frac": median(abs(one.told_off_path_error_frac) for one in outcomes),
+        "worst_told_off_path_error_frac": max(abs(one.told_off_path_error_frac) for one in outcomes),
         "interval_coverage_frac": sum(one.is_predicted_right for one in outcomes) / len(outcomes),
         "planned_interval_coverage_frac": sum(one.is_planned_right for one in outcomes) / len(outcomes),
         "kind_errors_frac": _mean_kind_errors(outcomes),

@@ -12,6 +12,8 @@ are named in the results file.
 
     error        predicted over measured speedup, less one
     acceptance   replayed over measured tokens per round, less one: 0 when every block is the same
+    off path     what of it is due to the text's own confidences standing in behind a block's first mistake; "told" is the same
+                 where a second trace tells what is said there
     latency      the same speedup priced from the passes that really ran: what is left when acceptance is known
     noise        plain decoding against itself, first against second visit, over the same stretch of time
     change       plain decoding against its own pass times: far from 0, the machine was not the one profiled
@@ -23,7 +25,7 @@ import argparse
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -50,6 +52,8 @@ from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "prediction"
 SEED = 20260706
+NUM_MISTAKES = 16
+"""Of the draft in every evaluated text, behind which it is asked once more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,7 @@ def outcomes_of_pair(
     name = f"{pair.target.geometry.name} {sampling.label}"
     job = partial(job_of, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=max(CAPS), seed=SEED)
     calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
-    evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts)
+    evaluation = replace(job("evaluation", prompts_path, num_prompts=size.num_prompts), num_mistakes=NUM_MISTAKES)
     session, rng, log = evaluation.session(), np.random.default_rng(seed), PassLog()
     traces = (record(calibration, calibration.session()), record(evaluation, session))
     print_err(f"{name}: first pass times")

@@ -24,6 +24,7 @@ from calibrate.search import NUM_CURVE_BINS
 from perfmodel.calibration import fit_curve
 from perfmodel.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.off_path import nothing_off_path
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import Price, replay_many
 from perfmodel.sampling import GREEDY
@@ -55,6 +56,7 @@ def synthetic_trace(rng: np.random.Generator) -> AcceptanceTrace:
         draft_token=np.where(agrees, target[:, None], target[:, None] + 1).astype(np.int32),
         target_token=target,
         accept_prob=agrees.astype(np.float32),
+        off_path=nothing_off_path(len(EXIT_LAYERS)),
     )
 
 

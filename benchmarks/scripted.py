@@ -12,6 +12,7 @@ from calibrate.grids import MAX_DRAFT_TOKENS
 from perfmodel.errors import UserInputError
 from perfmodel.estimate import Decoded, Speedup, estimate, mean_round_cost, measured_speedup
 from perfmodel.halves import Half, half_of
+from perfmodel.off_path import nothing_off_path
 from perfmodel.passes import PassSamples
 from perfmodel.policy import ExitPolicy
 from perfmodel.replay import block_lengths, replay
@@ -93,6 +94,7 @@ def shortened(trace: AcceptanceTrace, *, prompt_tokens: Tokens | None, new_token
         draft_token=trace.draft_token[kept],
         target_token=trace.target_token[kept],
         accept_prob=trace.accept_prob[kept],
+        off_path=nothing_off_path(trace.confidence.shape[1]),  # a script says the text's own confidences after a mistake too
     )
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from calibrate.acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, shipped_path
 from perfmodel.geometry import find_draft, find_model
+from perfmodel.off_path import nothing_off_path
 from perfmodel.policy import ExitPolicy, HeuristicLength
 from perfmodel.provenance import make_provenance
 from perfmodel.replay import replay
@@ -172,6 +173,7 @@ def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[n
         draft_token=agreed.astype(np.int32),
         target_token=np.ones(len(agreed), dtype=np.int32),
         accept_prob=agreed.astype(np.float32),
+        off_path=nothing_off_path(agreed.shape[1]),
     )
 
 

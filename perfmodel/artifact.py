@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -127,7 +127,7 @@ def write_arrays(
 
 
 def read_arrays(
-    path: PathLike, cls: type[T], *, schema: str, version: int, names: Collection[str], upgrades: Upgrades | None = None
+    path: PathLike, cls: type[T], *, schema: str, version: int, since: Mapping[str, int], upgrades: Upgrades | None = None
 ) -> StoredArrays[T]:
     """Read a header record and its arrays back.
 
@@ -136,7 +136,8 @@ def read_arrays(
         cls: the record expected in the header.
         schema: the schema expected.
         version: the version this code writes; older headers are upgraded step by step.
-        names: the arrays expected, no more and no fewer. Shapes and types are for the caller to check.
+        since: the arrays expected, no more and no fewer, each with the first version that has it. Shapes and types are for
+            the caller to check.
         upgrades: see `Upgrades`.
 
     Raises:
@@ -145,8 +146,9 @@ def read_arrays(
     envelope, members = _read_envelope(path, schema=schema, version=version)
     record, provenance = _decode_envelope(path, envelope, cls, version=version, upgrades=upgrades or {})
     found = {name.removesuffix(_ARRAY_SUFFIX): data for name, data in members.items()}
-    if set(found) != set(names):
-        problem = f"expected the arrays {', '.join(sorted(names))}, found {', '.join(sorted(found)) or 'none'}"
+    expected = {name for name, first in since.items() if first <= envelope["version"]}
+    if set(found) != expected:
+        problem = f"expected the arrays {', '.join(sorted(expected))}, found {', '.join(sorted(found)) or 'none'}"
         raise BadFile(path, problem, _REMAKE)
     arrays = {name: _array_from_bytes(path, name, found[name]) for name in sorted(found)}
     digest = _arrays_sha256(envelope["body"], found)

@@ -18,6 +18,7 @@ import numpy as np
 
 from perfmodel.courses import Courses
 from perfmodel.passes import COLD_PLACES
+from perfmodel.tails import Tails
 from perfmodel.tape import Bools, Counts, Integers, Lengths, Tape, run_lengths, spread
 
 
@@ -47,8 +48,25 @@ class Depth:
     round_: Counts  # [S]; the rounds with a token that comes
     num_came: Lengths  # [S]; their tokens that come, told up to P
     first: Passed  # [S]; their first passes
+    behind: Passed | None
+    """Of blocks that went on after a mistake: the first passes behind it, where others were before it."""
     further: Passed
     pushed: Passed | None  # [N]; passes of a self draft's verification over what it has not processed
+
+    @property
+    def drafting(self) -> list[Passed]:
+        """All passes of a block's tokens."""
+        return [some for some in (self.first, self.behind, self.further) if some]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Came:
+    """Tokens that come in some rounds."""
+
+    round_: Counts  # [S]
+    first: Counts  # [S]; place of the first, as if on the text's path
+    last: Counts  # [S]
+    number: Lengths  # [S]; of them, told up to P
 
 
 def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
@@ -61,24 +79,35 @@ def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
     """
     stays_out = ~comes
     until, since = run_lengths(stays_out, tape.longest), run_lengths(stays_out, tape.longest, back=True)
-    skipped = until.take(courses.start)
-    round_ = np.flatnonzero(skipped < courses.drafted)
-    start = courses.start.take(round_, mode="clip")
-    skipped, drafted = skipped.take(round_), courses.drafted.take(round_)
-    first, last = start + skipped, start + drafted - 1
-    last -= since.take(last)
+    start, drafted, behind = courses.start, courses.drafted, None
+    if courses.tails is None:
+        came = _came(until, since, start, drafted)
+    else:
+        came, behind, start, drafted = _came_off_path(courses, courses.tails, until, since)
+    begin, known = courses.start.take(came.round_, mode="clip"), courses.known.take(came.round_, mode="clip")
     return Depth(
-        round_=round_,
-        num_came=_num_came(until, first, last),
+        round_=came.round_,
+        num_came=came.number,
         first=Passed(
-            at=start,
-            rows=first - _processed(tape, courses, round_, start, last),
-            known=courses.known.take(round_, mode="clip") + skipped,
+            at=begin,
+            rows=came.first - _processed(tape, courses, came.round_, begin, came.last),
+            known=known + (came.first - begin),
             times=None,
         ),
+        behind=behind,
         further=_further(tape, courses, _times_again(comes, until, start, drafted), since),
-        pushed=_pushed(courses, round_, last) if tape.is_self_draft else None,
+        pushed=_pushed(courses, came.round_, came.last) if tape.is_self_draft else None,
     )
+
+
+def _came(until: Lengths, since: Lengths, start: Counts, drafted: Lengths) -> _Came:
+    """The tokens that come of some runs of columns: where these start, and how many columns they are. [N]."""
+    skipped = until.take(start)
+    round_ = np.flatnonzero(skipped < drafted)
+    start = start.take(round_, mode="clip")
+    first, last = start + skipped.take(round_), start + drafted.take(round_) - 1
+    last -= since.take(last)
+    return _Came(round_=round_, first=first, last=last, number=_num_came(until, first, last))
 
 
 def _num_came(until: Lengths, first: Counts, last: Counts) -> Lengths:
@@ -90,6 +119,35 @@ def _num_came(until: Lengths, first: Counts, last: Counts) -> Lengths:
         at += until.take(at, mode="clip")
         number += at < last
     return number
+
+
+def _came_off_path(courses: Courses, tails: Tails, until: Lengths, since: Lengths) -> tuple[_Came, Passed, Counts, Lengths]:
+    """What came of blocks that go on off the path, the first passes there, and the runs of columns that blocks are made of.
+
+    Behind a mistake the first token that comes catches up on all that stayed out since the last one before the mistake.
+    """
+    before = courses.drafted.copy()
+    before[tails.round_] = tails.to_mistake
+    on, off = _came(until, since, courses.start, before), _came(until, since, tails.at, tails.drafted)
+    to_path = (courses.start.take(tails.round_) + tails.to_mistake - tails.at).take(off.round_)
+    off_round, off_first, off_last = tails.round_.take(off.round_), off.first + to_path, off.last + to_path
+    first, last, number = np.zeros((3, len(before)), np.int64)
+    number[on.round_] = on.number
+    number[off_round] += off.number
+    last[on.round_] = on.last
+    has_both = np.isin(off_round, on.round_, assume_unique=True)
+    both = off_round[has_both]
+    behind = Passed(
+        at=courses.start.take(both),
+        rows=off_first[has_both] - last.take(both),
+        known=courses.known.take(both) - courses.start.take(both) + off_first[has_both],
+        times=None,
+    )
+    first[off_round], last[off_round] = off_first, off_last
+    first[on.round_] = on.first
+    round_ = np.flatnonzero(number)
+    came = _Came(round_=round_, first=first[round_], last=last[round_], number=number[round_].astype(np.uint8))
+    return came, behind, np.append(courses.start, tails.at), np.append(before, tails.drafted)
 
 
 def _processed(tape: Tape, courses: Courses, round_: Counts, start: Counts, last: Counts) -> Counts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -16,6 +16,14 @@ from perfmodel.calibration import agreement_at
 from perfmodel.errors import BadPolicy
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FloorStop, LengthRule, SurvivalStop
 from perfmodel.tape import Bools, Counts, Floats, Lengths, Tape, run_lengths, small_integer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Survival:
+    """How a survival-product rule sees the columns."""
+
+    agreement: Floats  # [C]; calibrated confidence with which the token leaves
+    floor: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,12 +36,16 @@ class Blocks:
     """By looked-at exit but the first: the tokens that left at none before it. Each [Q, C]."""
     drafted: Lengths  # [Q, C]; tokens of a block that starts here, under the rule's largest cap
     right: Lengths  # [Q, C]; tokens from here on before the first that would be refused
+    survival: dict[int, Survival]
+    """Of the policies with such a rule, by their place."""
 
 
 def no_blocks(tape: Tape, num_policies: int) -> Blocks:
     """Plain decoding: rounds that draft nothing."""
     nothing = np.zeros((num_policies, tape.num_columns), tape.room.dtype)
-    return Blocks(looked=np.zeros((num_policies, 0), np.int64), runs_ahead=False, comes=(), drafted=nothing, right=nothing)
+    return Blocks(
+        looked=np.zeros((num_policies, 0), np.int64), runs_ahead=False, comes=(), drafted=nothing, right=nothing, survival={}
+    )
 
 
 def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy]) -> Blocks:
@@ -45,12 +57,18 @@ def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy]) -> Blocks:
     ladders = _Ladders(tape, policies)
     longest = min(max(policy.length.draft_cap for policy in policies), tape.longest)
     right = run_lengths(ladders.said(tape.accepted).ravel(), longest).reshape(ladders.shape)
+    rules = [policy.length for policy in policies]
     return Blocks(
         looked=ladders.looked.take(ladders.row, axis=0),
         runs_ahead=policies[0].runs_ahead,
         comes=tuple(comes.take(ladders.row, axis=0) for comes in ladders.comes()),
-        drafted=_drafted(ladders, [policy.length for policy in policies]),
+        drafted=_drafted(ladders, rules),
         right=right.take(ladders.row, axis=0),
+        survival={
+            place: Survival(agreement=ladders.agreement(ladders.row[place], rule.calibration), floor=rule.floor)
+            for place, rule in enumerate(rules)
+            if isinstance(rule, SurvivalStop)
+        },
     )
 
 
@@ -68,6 +86,7 @@ class _Ladders:
             _each(self.shape, [tape.confidence[looked[place]] >= cuts[place] for looked, cuts in different])
             for place in range(self.looked.shape[1] - 1)
         ]
+        self.agreement = cache(self._agreement)
 
     def said(self, of_exit: Bools) -> Bools:
         """What the exit says at which each column's token leaves, from what every exit says: [E, C] -> [U, C]."""
@@ -85,7 +104,7 @@ class _Ladders:
         confidence = self.tape.confidence
         return _pick([here[row] for here in self.leaves], [confidence[exit_id] < floor for exit_id in self.looked[row]])
 
-    def agreement(self, row: int, curves: Sequence[CalibrationCurve]) -> Floats:
+    def _agreement(self, row: int, curves: tuple[CalibrationCurve, ...]) -> Floats:
         """Calibrated confidence with which the tokens of one ladder leave. [C]."""
         calibrated = [_calibrated(self.tape, exit_id, curve) for exit_id, curve in zip(self.looked[row], curves, strict=True)]
         agreement = calibrated[-1]

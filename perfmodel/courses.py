@@ -13,7 +13,8 @@ import numpy as np
 
 from perfmodel.blocks import Blocks, draft_blocks, no_blocks
 from perfmodel.policy import ExitPolicy, HeuristicLength
-from perfmodel.tape import Bools, Counts, Lengths, Tape
+from perfmodel.tails import Tails, tails_of
+from perfmodel.tape import Bools, Counts, Lengths, Tape, spread
 
 _PLACES_IN_STEP = 2**18
 """Columns of policies that are run together. Many, so that an array operation costs more than the call that makes it; few, so
@@ -33,6 +34,8 @@ class Courses:
     known: Counts  # [N]; tokens known at the start
     drafted: Lengths  # [N]
     accepted: Lengths  # [N]
+    tails: Tails | None
+    """None where what is said off the path is not told: the text's own confidences stand in."""
 
     @property
     def num_policies(self) -> int:
@@ -68,17 +71,27 @@ def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Courses:
     blocks = draft_blocks(tape, drafting) if drafting else no_blocks(tape, len(policies))
     rules = [policy.length for policy in drafting if isinstance(policy.length, HeuristicLength)]
     if rules:
-        visited, in_block = _visit_adapting(tape, blocks, rules)
+        visited, caps = _visit_adapting(tape, blocks, rules)
     else:
-        visited, in_block = _visit(tape, blocks), blocks.drafted.ravel()
+        visited, caps = _visit(tape, blocks), None
     start = np.flatnonzero(visited)
-    drafted = in_block.take(start)
+    drafted = blocks.drafted.ravel().take(start)
+    if caps is not None:
+        np.minimum(drafted, caps.take(start), out=drafted)
+    accepted = np.minimum(drafted, blocks.right.ravel().take(start))
+    tails = None
+    if tape.to_off_path is not None:
+        fixed = np.array([policy.length.draft_cap if policy else 0 for policy in policies])
+        cap = spread(start, tape.policy_bounds(len(policies)), fixed) if caps is None else caps.take(start)
+        tails = tails_of(tape, blocks, tape.to_off_path, start, drafted, cap)
+        drafted[tails.round_] = tails.to_mistake + tails.drafted
     return Courses(
         blocks=blocks,
         start=start,
         known=tape.known_at(start, len(policies)),
         drafted=drafted,
-        accepted=np.minimum(drafted, blocks.right.ravel().take(start)),
+        accepted=accepted,
+        tails=tails,
     )
 
 
@@ -101,9 +114,9 @@ def _visit(tape: Tape, blocks: Blocks) -> Bools:
 
 
 def _visit_adapting(tape: Tape, blocks: Blocks, rules: Sequence[HeuristicLength]) -> tuple[Bools, Lengths]:
-    """The same where the cap moves, +2 after a fully accepted round, otherwise -1; and what the rounds drafted. [Q * C]."""
+    """The same where the cap moves, +2 after a fully accepted round, otherwise -1; and the caps of the rounds. [Q * C]."""
     longest, right = blocks.drafted.ravel(), blocks.right.ravel()
-    started, visited = np.zeros_like(longest), np.zeros(blocks.drafted.shape, np.bool_)
+    caps, visited = np.zeros_like(longest), np.zeros(blocks.drafted.shape, np.bool_)
     is_start = visited.ravel()
     at = tape.prompt_bounds(len(rules))[:-1]
     end = at + np.tile(tape.end - tape.begin, len(rules))
@@ -112,7 +125,7 @@ def _visit_adapting(tape: Tape, blocks: Blocks, rules: Sequence[HeuristicLength]
     while len(at):
         for _ in range(_JUMPS_BETWEEN_CHECKS):
             drafted, correct = np.minimum(longest.take(at), cap), right.take(at)
-            started[at], is_start[at] = drafted, True
+            caps[at], is_start[at] = np.minimum(cap, tape.longest), True
             cap += 3 * (correct >= drafted)
             cap -= 1
             np.minimum(np.maximum(cap, 1, out=cap), most, out=cap)
@@ -120,4 +133,4 @@ def _visit_adapting(tape: Tape, blocks: Blocks, rules: Sequence[HeuristicLength]
         going = at < end
         at, end, cap, most = (lane[going] for lane in (at, end, cap, most))
     visited[:, tape.end] = False
-    return visited, started
+    return visited, caps

@@ -202,19 +202,19 @@ class _Tally:
 
     def _level_of_some_tokens(self, depth: Depth) -> Level:
         """A segment that some tokens never reach."""
-        width = 1 + max(int(some.rows.max(initial=0)) for some in (depth.first, depth.further))
-        first, further = (self._counted(some, width) for some in (depth.first, depth.further))
-        rounds = first[0].sum(axis=1)
+        width = 1 + max(int(some.rows.max(initial=0)) for some in depth.drafting)
+        counted = [self._counted(some, width) for some in depth.drafting]
+        number, cached = (sum(tables) for tables in zip(*counted, strict=True))
         pushed = depth.pushed
         return Level(
             drafting=Passes(
-                number=first[0] + further[0],
-                cached=first[1] + further[1],
+                number=number,
+                cached=cached,
                 cold=self._cold(depth.first.at, depth.num_came),
             ),
             pushed=None if pushed is None else self._one_a_round(*self._counted(pushed, 1 + int(pushed.rows.max()))),
-            rounds=rounds,
-            tokens=rounds + further[0].sum(axis=1),
+            rounds=counted[0][0].sum(axis=1),
+            tokens=number.sum(axis=1),
         )
 
     def _counted(self, passed: Passed, width: int) -> list[Counts]:

@@ -5,7 +5,9 @@ and how many of them are accepted are functions of the position alone.
 
 Columns: C, the recorded positions of all prompts, each prompt followed by closing columns past its text. In these the last
 recorded position is repeated and nothing is accepted: only a block that already missed an end-of-text token gets there.
-There are enough that no block, its bonus included, reaches the next prompt.
+There are enough that no block, its bonus included, reaches the next prompt. Where the trace tells what is said off the path,
+the same columns follow once more, as they would be after a mistake: a block goes on there after its first mistake, and no round
+begins there.
 
 Numbers of tokens are kept in as small an integer as holds the longest block, one byte as a rule: arithmetic on whole columns
 of bytes costs a tenth of any look-up.
@@ -21,6 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from perfmodel.off_path import stand_in
 from perfmodel.trace import AcceptanceTrace
 
 Bools: TypeAlias = NDArray[np.bool_]
@@ -41,7 +44,7 @@ class Tape:
     longest: int
     """Of no block are more tokens drafted."""
     confidence: Floats  # [E, C]
-    accepted: Bools  # [E, C]
+    accepted: Bools  # [E, C]; nothing off the path
     ends_text: Bools  # [E, C]; whether the exit drafts an end-of-text token
     may_end: bool
     """Whether any exit does anywhere."""
@@ -50,6 +53,7 @@ class Tape:
     known: Counts  # [M]; tokens known before the first column of each prompt
     begin: Counts  # [M]; first column of each prompt
     end: Counts  # [M]; first column past each prompt's text
+    to_off_path: Counts | None  # [M]; from a column of each prompt to the same off the path
 
     @property
     def num_columns(self) -> int:
@@ -67,38 +71,50 @@ class Tape:
 
     def known_at(self, places: Counts, num_policies: int) -> Counts:
         """Tokens known before some rising places of so many policies."""
-        bounds = self.prompt_bounds(num_policies)
-        return places + spread(places, bounds, np.tile(self.known, num_policies) - bounds[:-1])
+        begin, known = self.begin, self.known
+        if self.to_off_path is not None:
+            begin, known = np.stack([begin, begin + self.to_off_path], axis=1).ravel(), np.repeat(known, 2)
+        starts = np.add.outer(self.policy_bounds(num_policies), begin).ravel()[: num_policies * len(begin)]
+        bounds = np.append(starts, num_policies * self.num_columns)
+        return places + spread(places, bounds, np.tile(known, num_policies) - starts)
 
 
 @lru_cache(maxsize=4)
 def make_tape(trace: AcceptanceTrace, longest: int) -> Tape:
     """The trace with room after each prompt for blocks of so many tokens."""
     header = trace.header
+    off_path = stand_in(trace.confidence, trace.off_path)
     positions = np.array([prompt.num_positions for prompt in header.prompts])
     longest = min(longest, header.max_new_tokens)
-    width = positions + np.clip(header.max_new_tokens - positions + 1, 2, longest + 2)
+    length = positions + np.clip(header.max_new_tokens - positions + 1, 2, longest + 2)
+    width = length if off_path is None else 2 * length
     begin = np.cumsum(width) - width
     prompt = np.repeat(np.arange(len(positions)), width)
-    step = np.arange(len(prompt)) - begin[prompt]  # [C]; tokens emitted before the column's own
-    is_text = step < positions[prompt]
+    column = np.arange(len(prompt)) - begin[prompt]
+    step = column % length[prompt]  # [C]; tokens emitted before the column's own
+    is_text, is_true = step < positions[prompt], column < length[prompt]
     row = (np.cumsum(positions) - positions)[prompt] + np.minimum(step, positions[prompt] - 1)
     accepted = np.ascontiguousarray((trace.accept_prob > _draws(trace)[:, None]).T)  # [E, P]
     ends_text = _draws_end(trace, accepted).take(row, axis=1) & is_text
+    room = np.where(is_true, np.where(is_text, header.max_new_tokens - 1 - step, 0), longest)
+    confidence = trace.confidence[row]
+    if off_path is not None:
+        confidence = np.where(is_true[:, None], confidence, off_path[row])
     return Tape(
         is_self_draft=header.draft.kind == "self",
         exit_layers=header.draft.exit_layers,
         confidence_kind=header.confidence,
         longest=longest,
-        confidence=np.ascontiguousarray(trace.confidence[row].T, dtype=np.float64),
-        accepted=accepted.take(row, axis=1) & is_text,
+        confidence=np.ascontiguousarray(confidence.T, dtype=np.float64),
+        accepted=accepted.take(row, axis=1) & is_text & is_true,
         ends_text=ends_text,
         may_end=bool(ends_text.any()),
-        room=np.where(is_text, header.max_new_tokens - 1 - step, 0).clip(0, longest).astype(small_integer(longest)),
+        room=room.clip(0, longest).astype(small_integer(longest)),
         left=(positions[prompt] - step).clip(0, longest + 1).astype(small_integer(longest)),
         known=np.array([prompt.prompt_tokens for prompt in header.prompts]),
         begin=begin,
         end=begin + positions,
+        to_off_path=None if off_path is None else length,
     )
 
 

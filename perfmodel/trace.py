@@ -1,7 +1,8 @@
 """What every exit of a draft would have said, at every position of the target's own text.
 
 Positions are the tokens the target emitted. For a position, each exit is asked with the true prefix before it; as the
-ladder is exact, no policy changes the answers, so any policy can be replayed on them.
+ladder is exact, no policy changes the answers, so any policy can be replayed on them. What is drafted after a mistake has no
+true prefix; a second, small trace tells of it (`perfmodel.off_path`).
 
 Shapes: P positions (all prompts one after another), E exits (all of the draft's).
 """
@@ -10,14 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.artifact import Stored, read_arrays, write_arrays
+from perfmodel.artifact import Stored, StoredArrays, read_arrays, write_arrays
 from perfmodel.disk import PathLike
 from perfmodel.errors import BadFile
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
+from perfmodel.off_path import OffPath, nothing_off_path
 from perfmodel.policy import Confidence
 from perfmodel.provenance import Provenance
 from perfmodel.repetition import distinct_ngram_frac
@@ -25,10 +28,13 @@ from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Tokens
 
 TRACE_SCHEMA = "s2d/acceptance-trace"
-TRACE_VERSION = 4
+TRACE_VERSION = 5
 
 _COLUMN_DTYPES = {"confidence": np.float32, "draft_token": np.int32, "target_token": np.int32, "accept_prob": np.float32}
-_UPGRADES = {1: with_llama_layers, 2: with_whole_heads, 3: with_sampling_unpenalised}
+_OFF_PATH_DTYPES = {"position": np.int32, "confidence": np.float32}
+_DTYPES = {**_COLUMN_DTYPES, **{f"off_path_{name}": dtype for name, dtype in _OFF_PATH_DTYPES.items()}}
+_SINCE = {name: 1 if name in _COLUMN_DTYPES else 5 for name in _DTYPES}
+_UPGRADES = {1: with_llama_layers, 2: with_whole_heads, 3: with_sampling_unpenalised, 4: lambda body: body}
 _REMAKE = "Record the trace again with s2d-profile acceptance"
 
 
@@ -75,14 +81,29 @@ class AcceptanceTrace:
     draft_token: NDArray[np.int32]  # [P, E]
     target_token: NDArray[np.int32]  # [P]
     accept_prob: NDArray[np.float32]  # [P, E]; sum(min(p, q)) under the ratio test, 0 or 1 under the exact rules
+    off_path: OffPath
 
     def __post_init__(self) -> None:
         positions = sum(prompt.num_positions for prompt in self.header.prompts)
         by_exit = (positions, len(self.header.draft.exit_layers))
-        expected = {"confidence": by_exit, "draft_token": by_exit, "target_token": (positions,), "accept_prob": by_exit}
-        for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"trace column {name}: shape {getattr(self, name).shape}, expected {shape}")
+        recorded = len(self.off_path)
+        expected = {
+            "confidence": by_exit,
+            "draft_token": by_exit,
+            "target_token": (positions,),
+            "accept_prob": by_exit,
+            "off_path_position": (recorded,),
+            "off_path_confidence": (recorded, by_exit[1]),
+        }
+        for name, column in self.columns.items():
+            if column.shape != expected[name]:
+                raise ValueError(f"trace column {name}: shape {column.shape}, expected {expected[name]}")
+
+    @property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """All columns by their names in a file."""
+        columns = {name: getattr(self, name) for name in _COLUMN_DTYPES}
+        return columns | {f"off_path_{name}": getattr(self.off_path, name) for name in _OFF_PATH_DTYPES}
 
     def subset(self, prompts: range | list[int]) -> AcceptanceTrace:
         """The trace of some of its prompts, by zero-based number, in the order given."""
@@ -120,12 +141,13 @@ class AcceptanceTrace:
             draft_token=self.draft_token[places],
             target_token=self.target_token[places],
             accept_prob=self.accept_prob[places],
+            off_path=self.off_path.taken(places, len(self.target_token)),
         )
 
 
 def write_trace(path: PathLike, trace: AcceptanceTrace, provenance: Provenance) -> None:
     """Write a trace as `.npz`, whole or not at all."""
-    columns = {name: getattr(trace, name).astype(dtype) for name, dtype in _COLUMN_DTYPES.items()}
+    columns = {name: column.astype(_DTYPES[name]) for name, column in trace.columns.items()}
     write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=TRACE_VERSION, provenance=provenance)
 
 
@@ -135,26 +157,39 @@ def read_trace(path: PathLike) -> Stored[AcceptanceTrace]:
     Raises:
         BadFile: not a whole trace, columns of other types or lengths than its header says, or no probabilities.
     """
-    stored = read_arrays(
-        path, TraceHeader, schema=TRACE_SCHEMA, version=TRACE_VERSION, names=_COLUMN_DTYPES, upgrades=_UPGRADES
-    )
-    for name, dtype in _COLUMN_DTYPES.items():
-        if stored.arrays[name].dtype != dtype:
-            raise BadFile(path, f"trace column {name}: of {stored.arrays[name].dtype}, expected {np.dtype(dtype)}", _REMAKE)
+    stored = read_arrays(path, TraceHeader, schema=TRACE_SCHEMA, version=TRACE_VERSION, since=_SINCE, upgrades=_UPGRADES)
+    for name, column in stored.arrays.items():
+        if column.dtype != _DTYPES[name]:
+            raise BadFile(path, f"trace column {name}: of {column.dtype}, expected {np.dtype(_DTYPES[name])}", _REMAKE)
     try:
-        trace = AcceptanceTrace(header=stored.record, **stored.arrays)
+        trace = AcceptanceTrace(
+            header=stored.record,
+            **{name: stored.arrays[name] for name in _COLUMN_DTYPES},
+            off_path=_off_path_of(stored),
+        )
         _check_values(trace)
     except ValueError as err:
         raise BadFile(path, str(err), _REMAKE) from err
     return Stored(record=trace, provenance=stored.provenance, sha256=stored.sha256)
 
 
+def _off_path_of(stored: StoredArrays[TraceHeader]) -> OffPath:
+    """The second trace; empty in a file that was written before there was one."""
+    names = {name: f"off_path_{name}" for name in _OFF_PATH_DTYPES}
+    if names["position"] not in stored.arrays:
+        return nothing_off_path(len(stored.record.draft.exit_layers))
+    return OffPath(**{name: stored.arrays[column] for name, column in names.items()})
+
+
 def _check_values(trace: AcceptanceTrace) -> None:
     """Fractions are fractions, and under the exact rules a token is accepted if and only if it is the target's own."""
-    for name in ("confidence", "accept_prob"):
-        column = getattr(trace, name)
+    for name in ("confidence", "accept_prob", "off_path_confidence"):
+        column = trace.columns[name]
         if ((column < 0) | (column > 1)).any():
             raise ValueError(f"trace column {name}: values from {column.min()} to {column.max()}, expected 0 to 1")
+    position, most = trace.off_path.position, len(trace.target_token) - 1
+    if ((position < 0) | (position > most)).any():
+        raise ValueError(f"trace column off_path_position: from {position.min()} to {position.max()}, expected 0 to {most}")
     is_equal = trace.draft_token == trace.target_token[:, None]
     if trace.header.sampling.rule != "ratio" and (trace.accept_prob != is_equal).any():
         rule = trace.header.sampling.rule

@@ -142,6 +142,11 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--num-prompts", type=int, default=60, metavar="N", help="at most so many (default: 60)")
     group.add_argument("--max-new-tokens", type=int, default=128, metavar="TOKENS", help="written after each (default: 128)")
+    off_path_help = (
+        "mistakes of the draft in every text behind which its exits are asked once more, for what drafting past them costs "
+        "(default: 0, the text's own confidences stand in)"
+    )
+    group.add_argument("--off-path", type=int, default=0, metavar="N", help=off_path_help)
 
 
 def _add_device(group: argparse._ArgumentGroup) -> None:

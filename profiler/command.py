@@ -75,6 +75,7 @@ def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
         max_new_tokens=args.max_new_tokens,
         draft_cap=args.draft_cap,
         seed=args.seed,
+        num_mistakes=args.off_path,
     )
 
 
@@ -215,6 +216,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for name, value in counts.items():
         if value < 1:
             raise UserInputError(f"{name} {value}: expected at least 1")
+    if args.off_path < 0:
+        raise UserInputError(f"--off-path {args.off_path}: expected 0 mistakes or more")
     if args.budget < 0:
         raise UserInputError(f"--budget {args.budget:g}: expected 0 seconds or more")
     use_device(args.device)

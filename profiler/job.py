@@ -39,6 +39,8 @@ class Job:
     """The longest draft that latency covers."""
     seed: int
     """Of the order of measuring."""
+    num_mistakes: int = 0
+    """In every text, behind which the draft is asked once more: see `perfmodel.off_path`."""
 
     def session(self) -> Session:
         """Caches for the longest of these texts."""
@@ -62,7 +64,7 @@ class Job:
 
     def asker(self, session: Session) -> Asker:
         """Asks the draft's exits about the target's text."""
-        return Asker(self.pair, session, self.sampling, self.confidence, self.max_new_tokens)
+        return Asker(self.pair, session, self.sampling, self.confidence, self.max_new_tokens, self.num_mistakes)
 
 
 def turns_of(job: Job, log: PassLog) -> Iterator[Coverage]:

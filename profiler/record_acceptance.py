@@ -1,7 +1,8 @@
 """Walk the target's own text and ask every exit of the draft what it would have said: prompts in, AcceptanceTrace out.
 
 The plain target writes; one teacher-forced pass of the draft over prompt and text answers for every position at once.
-Position t of the sequence is said by the logits after token t - 1, with the noise of position t.
+Position t of the sequence is said by the logits after token t - 1, with the noise of position t. Behind some of its own
+mistakes the draft is asked once more: `profiler.record_off_path`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from perfmodel.console import save_or_warn
 from perfmodel.disk import PathLike
 from perfmodel.errors import Mismatch
 from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.off_path import OffPath, nothing_off_path
 from perfmodel.policy import Confidence
 from perfmodel.repetition import distinct_ngram_frac
 from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
 from perfmodel.units import Seconds, Tokens
+from profiler.record_off_path import Mistake, draw_mistakes, record_off_path, seed_of
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair
 from s2d.processing import Processing
 from s2d.sampling import choose, confidence_of, gumbel_table
+from s2d.verify import drawn, make_judge
 
 _COLUMNS = ("accept_prob", "confidence", "draft_token", "target_token")
 SAVE_EVERY_S: Seconds = 10.0
@@ -43,6 +47,8 @@ class PromptTrace:
     draft_token: NDArray[np.int32]  # [N, E]
     target_token: NDArray[np.int32]  # [N]
     accept_prob: NDArray[np.float32]  # [N, E]
+    off_path: OffPath
+    """Its positions are those of this prompt."""
 
 
 class Asker:
@@ -54,16 +60,24 @@ class Asker:
         sampling: how the target picks its tokens, and the draft with it.
         confidence: the kind of confidence to record.
         max_new_tokens: to write after every prompt.
+        num_mistakes: in every text, behind which the draft is asked once more.
     """
 
     def __init__(
-        self, pair: Pair, session: Session, sampling: Sampling, confidence: Confidence, max_new_tokens: Tokens
+        self,
+        pair: Pair,
+        session: Session,
+        sampling: Sampling,
+        confidence: Confidence,
+        max_new_tokens: Tokens,
+        num_mistakes: int,
     ) -> None:
         self._pair = pair
         self._session = session
         self._sampling = sampling
         self._confidence = confidence
         self._max_new_tokens = max_new_tokens
+        self._num_mistakes = num_mistakes
         self._noise: Tensor | None = None  # [positions, V]
 
     @property
@@ -101,8 +115,12 @@ class Asker:
         confidence = torch.stack([confidence_of(one, self._confidence) for one in probs], dim=1)  # [N, E]
         target_token = torch.tensor(written)
         accepted = (tokens.cpu() == target_token[:, None]).float()  # [N, E]
+        mistaken = tokens
         if self._sampling.rule == "ratio":
-            accepted = self._overlap(text, first, probs)
+            target_probs = self._target_probs(text, first)
+            accepted = torch.stack([_overlap(target_probs, q) for q in probs], dim=1).float().cpu()
+            random = torch.Generator().manual_seed(seed_of(prompt.name))
+            mistaken = torch.stack([drawn((q - target_probs).clamp_(min=0), random) for q in probs], dim=1)
         return PromptTrace(
             prompt=TracedPrompt(
                 name=prompt.name,
@@ -115,7 +133,26 @@ class Asker:
             draft_token=tokens.cpu().numpy().astype(np.int32),
             target_token=target_token.numpy().astype(np.int32),
             accept_prob=accepted.numpy(),
+            off_path=self._off_path(prompt, text, accepted.numpy(), mistaken),
         )
+
+    def _off_path(self, prompt: EncodedPrompt, text: list[int], accept_prob: NDArray[np.float32], mistaken: Tensor) -> OffPath:
+        """What is said behind some of the mistakes in a text.
+
+        Args:
+            prompt: that it begins with.
+            text: prompt and what was written.
+            accept_prob: [N, E].
+            mistaken: tokens of the exits where they are refused, [N, E].
+        """
+        if not self._num_mistakes:
+            return nothing_off_path(accept_prob.shape[1])
+        judge = make_judge(self._sampling, self._confidence, self._pair.device)
+        mistakes = [
+            Mistake(step=step, exit=number, token=int(mistaken[step, number]))
+            for step, number in draw_mistakes(accept_prob, prompt.name, self._num_mistakes)
+        ]
+        return record_off_path(self._pair, judge, text, len(prompt.token_ids), mistakes)
 
     def _processed(self, logits: Tensor, text: list[int], first: int) -> Tensor:
         """What tokens from `first` on are chosen by, each with the true tokens before it: [N, V]."""
@@ -130,13 +167,16 @@ class Asker:
             self._noise = gumbel_table(self._sampling.seed, end, logits.shape[-1]).to(logits.device)
         return self._noise[first:end]
 
-    def _overlap(self, text: list[int], first: int, probs: list[Tensor]) -> Tensor:
-        """Probability that each exit's sample is accepted, sum(min(p, q)): [N, E]."""
+    def _target_probs(self, text: list[int], first: int) -> Tensor:
+        """What the target draws its tokens from: [N, V]."""
         target = self._pair.target
         (said,) = target.decoder.all_exit_logits(text[:-1], (target.geometry.num_layers,))
-        p = self._processed(said, text, first).softmax(-1)
-        overlaps = [torch.minimum(p, q).sum(-1).clamp(0, 1) for q in probs]
-        return torch.stack(overlaps, dim=1).float().cpu()
+        return self._processed(said, text, first).softmax(-1)
+
+
+def _overlap(p: Tensor, q: Tensor) -> Tensor:
+    """Probability that a sample of q is accepted, sum(min(p, q)): [N, V] each -> [N]."""
+    return torch.minimum(p, q).sum(-1).clamp(0, 1)
 
 
 def empty_trace(header: TraceHeader) -> AcceptanceTrace:
@@ -148,6 +188,7 @@ def empty_trace(header: TraceHeader) -> AcceptanceTrace:
         draft_token=np.zeros((0, exits), np.int32),
         target_token=np.zeros(0, np.int32),
         accept_prob=np.zeros((0, exits), np.float32),
+        off_path=nothing_off_path(exits),
     )
 
 
@@ -155,7 +196,13 @@ def extended(trace: AcceptanceTrace, traced: Sequence[PromptTrace]) -> Acceptanc
     """A trace with more prompts at its end."""
     columns = {name: np.concatenate([getattr(trace, name), *(getattr(one, name) for one in traced)]) for name in _COLUMNS}
     prompts = (*trace.header.prompts, *(one.prompt for one in traced))
-    return AcceptanceTrace(header=replace(trace.header, prompts=prompts), **columns)
+    starts = np.cumsum([len(trace.target_token), *(len(one.target_token) for one in traced)], dtype=np.int32)
+    positions = [one.off_path.position + start for one, start in zip(traced, starts[:-1], strict=True)]
+    off_path = OffPath(
+        position=np.concatenate([trace.off_path.position, *positions]),
+        confidence=np.concatenate([trace.off_path.confidence, *(one.off_path.confidence for one in traced)]),
+    )
+    return AcceptanceTrace(header=replace(trace.header, prompts=prompts), **columns, off_path=off_path)
 
 
 def check_resumable(path: PathLike, kept: TraceHeader, wanted: TraceHeader, prompts: Sequence[EncodedPrompt]) -> None:

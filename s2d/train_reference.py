@@ -87,7 +87,7 @@ def write_texts(work: Path, target: str) -> None:
 
 
 def _read_texts(path: Path) -> StoredArrays[TextOrigin]:
-    return read_arrays(path, TextOrigin, schema=TEXTS_SCHEMA, version=TEXTS_VERSION, names=("token_ids",))
+    return read_arrays(path, TextOrigin, schema=TEXTS_SCHEMA, version=TEXTS_VERSION, since={"token_ids": 1})
 
 
 def corpus_identity(work: Path) -> str:

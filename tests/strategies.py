@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from perfmodel.geometry import DraftGeometry, DraftKind, ModelGeometry
+from perfmodel.off_path import MIN_RECORDED, OffPath
 from perfmodel.policy import (
     CalibrationCurve,
     Confidence,
@@ -54,6 +55,8 @@ class TraceSpec:
     seed: int = 0
     num_confidences: int = 1000
     """Distinct confidences: few of them make ties with thresholds."""
+    num_off_path: int = 0
+    """Tokens recorded off the path, where exits are less sure."""
 
 
 def make_trace(spec: TraceSpec) -> AcceptanceTrace:
@@ -72,12 +75,16 @@ def make_trace(spec: TraceSpec) -> AcceptanceTrace:
     other = (target[:, None] + rng.integers(1, 8, shape)) % 8
     draft = np.where(agrees, target[:, None], other)
     accept = agrees.astype(np.float32) if spec.rule != "ratio" else rng.random(shape, np.float32)
+    confidence = (np.round(sure * spec.num_confidences) / spec.num_confidences).astype(np.float32)
+    position = rng.integers(0, shape[0], spec.num_off_path).astype(np.int32)
+    lower = confidence[position] * rng.random((spec.num_off_path, shape[1]))
     return AcceptanceTrace(
         header=_header(spec),
-        confidence=(np.round(sure * spec.num_confidences) / spec.num_confidences).astype(np.float32),
+        confidence=confidence,
         draft_token=draft.astype(np.int32),
         target_token=target.astype(np.int32),
         accept_prob=accept,
+        off_path=OffPath(position=position, confidence=lower.astype(np.float32)),
     )
 
 
@@ -124,6 +131,7 @@ def traces(draw: st.DrawFn) -> AcceptanceTrace:
         eos_token_id=EOS,
         seed=draw(st.integers(0, 1000)),
         num_confidences=draw(st.sampled_from((4, 1000))),
+        num_off_path=draw(st.sampled_from((0, 2 * MIN_RECORDED))),
     )
     return make_trace(spec)
 

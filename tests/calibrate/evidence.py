@@ -11,6 +11,7 @@ import numpy as np
 from perfmodel.artifact import write_record
 from perfmodel.estimate import Decoded, mean_round_cost, measured_speedup
 from perfmodel.geometry import ModelGeometry, find_draft, find_model
+from perfmodel.off_path import nothing_off_path
 from perfmodel.passes import PASS_KINDS, PassKind, PassSamples
 from perfmodel.plan import Plan
 from perfmodel.policy import ExitPolicy
@@ -68,6 +69,7 @@ def make_trace(seed: int = 0) -> AcceptanceTrace:
         draft_token=agreed.astype(np.int32),
         target_token=np.ones(positions, dtype=np.int32),
         accept_prob=agreed.astype(np.float32),
+        off_path=nothing_off_path(exits),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from perfmodel.off_path import stand_in
 from perfmodel.passes import COLD_PLACES
 from perfmodel.policy import ExitPolicy, FloorStop, HeuristicLength, SurvivalStop
 from perfmodel.rounds import RoundStats, cold_counts, pass_counts
@@ -54,12 +55,14 @@ class Prompt:
         self.trace, self.eos = trace, header.eos_token_id
         seed = (header.sampling.seed or 0, zlib.crc32(self.record.name.encode()))
         self.draws = np.random.default_rng(seed).random(self.record.num_positions)
+        self.off_path = stand_in(trace.confidence, trace.off_path)
 
     def row(self, step: int) -> int:
         return self.first_row + min(step, self.record.num_positions - 1)
 
-    def confidence(self, step: int, exit_id: int) -> float:
-        return float(self.trace.confidence[self.row(step), exit_id])
+    def confidence(self, step: int, exit_id: int, *, is_true: bool) -> float:
+        said = self.trace.confidence if is_true or self.off_path is None else self.off_path
+        return float(said[self.row(step), exit_id])
 
     def is_accepted(self, step: int, exit_id: int) -> bool:
         if step >= self.record.num_positions:
@@ -84,7 +87,7 @@ def draft_block(prompt: Prompt, draft: Draft, policy: ExitPolicy, emitted: int, 
     exits = prompt.trace.header.draft.exit_layers
     looked = [exits.index(layer) for layer in policy.exit_layers]
     known = prompt.record.prompt_tokens + emitted
-    survival, left_at = 1.0, []
+    survival, left_at, is_true = 1.0, [], True
     for i in range(cap):
         step, segment = emitted + i, 0
         for place, exit_id in enumerate(looked):
@@ -96,10 +99,11 @@ def draft_block(prompt: Prompt, draft: Draft, policy: ExitPolicy, emitted: int, 
                 segment += 1
             else:
                 draft.log("exit", exit_id, 1, 0)
-            confidence = prompt.confidence(step, exit_id)
+            confidence = prompt.confidence(step, exit_id, is_true=is_true)
             if exit_id == looked[-1] or confidence >= policy.thresholds[place]:
                 break
         left_at.append(exit_id)
+        is_true &= prompt.is_accepted(step, exit_id)
         if prompt.is_end(step, exit_id):
             break
         if isinstance(policy.length, FloorStop) and confidence < policy.length.floor:

@@ -18,7 +18,7 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray] = ARRAYS) -> Path:
 
 
 def read_npz(path: Path, names: tuple[str, ...] = tuple(ARRAYS)) -> Any:
-    return read_arrays(path, Note, schema=SCHEMA, version=1, names=names)
+    return read_arrays(path, Note, schema=SCHEMA, version=1, since=dict.fromkeys(names, 1))
 
 
 def test_an_archive_of_another_schema_is_named(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 
 from perfmodel.artifact import write_arrays
 from perfmodel.errors import BadFile
+from perfmodel.off_path import OffPath
 from perfmodel.provenance import Provenance
 from perfmodel.trace import TRACE_SCHEMA, TRACE_VERSION, AcceptanceTrace, TracedPrompt, read_trace, write_trace
 from tests.strategies import TraceSpec, make_trace, traces
 
-COLUMNS = ("confidence", "draft_token", "target_token", "accept_prob")
 PROVENANCE = Provenance(
     utc_time="2026-01-01T00:00:00Z",
     tool_version="0.1.0",
@@ -28,10 +28,6 @@ PROVENANCE = Provenance(
 )
 
 
-def columns_of(trace: AcceptanceTrace) -> dict[str, np.ndarray]:
-    return {name: getattr(trace, name) for name in COLUMNS}
-
-
 def write_columns(path: Path, trace: AcceptanceTrace, columns: dict[str, np.ndarray]) -> None:
     write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=TRACE_VERSION, provenance=PROVENANCE)
 
@@ -44,8 +40,9 @@ def test_a_trace_is_read_back_as_it_was_written(tmp_path_factory: pytest.TempPat
     stored = read_trace(path)
     assert stored.record.header == trace.header
     assert stored.provenance == PROVENANCE
-    for name in COLUMNS:
-        np.testing.assert_array_equal(getattr(stored.record, name), getattr(trace, name))
+    assert stored.record.columns.keys() == trace.columns.keys()
+    for name, column in trace.columns.items():
+        np.testing.assert_array_equal(stored.record.columns[name], column)
 
 
 def test_writing_what_was_read_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -64,14 +61,14 @@ def test_a_truncated_trace_is_refused(tmp_path: Path) -> None:
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9]))
-    write_arrays(path, trace.header, columns_of(trace), schema="s2d/plan", version=1, provenance=PROVENANCE)
+    write_arrays(path, trace.header, trace.columns, schema="s2d/plan", version=1, provenance=PROVENANCE)
     with pytest.raises(BadFile, match="this is an s2d/plan, expected s2d/acceptance-trace"):
         read_trace(path)
 
 
 def test_a_missing_column_is_refused(tmp_path: Path) -> None:
     path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9]))
-    columns = columns_of(trace)
+    columns = trace.columns
     del columns["accept_prob"]
     write_columns(path, trace, columns)
     with pytest.raises(BadFile, match="expected the arrays accept_prob, confidence"):
@@ -86,14 +83,29 @@ def test_a_missing_column_is_refused(tmp_path: Path) -> None:
         ("draft_token", np.zeros((9, 4), np.int64), "trace column draft_token: of int64, expected int32"),
         ("confidence", np.full((9, 4), 1.5, np.float32), "trace column confidence: values from 1.5 to 1.5, expected 0 to 1"),
         ("accept_prob", np.full((9, 4), 0.5, np.float32), "trace column accept_prob: under rule 'greedy' expected 1 where"),
+        ("off_path_position", np.zeros(3, np.int32), r"trace column off_path_confidence: shape \(0, 4\), expected \(3, 4\)"),
     ],
 )
 def test_a_wrong_column_is_refused(tmp_path: Path, name: str, column: np.ndarray, message: str) -> None:
     path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9]))
-    write_columns(path, trace, columns_of(trace) | {name: column})
+    write_columns(path, trace, trace.columns | {name: column})
     with pytest.raises(BadFile, match=message) as caught:
         read_trace(path)
     assert "s2d-profile acceptance" in str(caught.value)
+
+
+def test_what_is_recorded_off_the_path_is_of_positions_of_the_trace(tmp_path: Path) -> None:
+    path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9], num_off_path=1))
+    write_columns(path, trace, trace.columns | {"off_path_position": np.array([9], np.int32)})
+    with pytest.raises(BadFile, match="trace column off_path_position: from 9 to 9, expected 0 to 8"):
+        read_trace(path)
+
+
+def test_a_trace_from_before_there_was_a_second_one_is_read_with_nothing_off_the_path(tmp_path: Path) -> None:
+    path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9]))
+    columns = {name: column for name, column in trace.columns.items() if not name.startswith("off_path")}
+    write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=4, provenance=PROVENANCE)
+    assert len(read_trace(path).record.off_path) == 0
 
 
 def test_a_subset_keeps_each_prompts_own_positions() -> None:
@@ -101,6 +113,16 @@ def test_a_subset_keeps_each_prompts_own_positions() -> None:
     some = trace.subset([2, 0])
     assert [prompt.name for prompt in some.header.prompts] == ["prompt-2", "prompt-0"]
     np.testing.assert_array_equal(some.target_token, trace.target_token[[8, 9, 0, 1, 2]])
+
+
+def test_a_subset_keeps_what_was_recorded_off_the_path_of_its_positions() -> None:
+    trace = make_trace(TraceSpec(num_positions=[3, 5, 2]))
+    sure = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
+    trace = replace(trace, off_path=OffPath(position=np.array([9, 4, 1, 4], np.int32), confidence=sure))
+    some = trace.subset([2, 0])
+    assert some.off_path.position.tolist() == [1, 3]
+    np.testing.assert_array_equal(some.off_path.confidence, sure[[0, 2]])
+    assert trace.shortened(2).off_path.position.tolist() == [5, 3, 1, 3]
 
 
 def test_a_shortened_trace_keeps_the_first_positions_of_each_prompt() -> None:
