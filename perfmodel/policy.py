@@ -8,6 +8,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
+from perfmodel.artifact import Body, with_keys
 from perfmodel.errors import BadPolicy
 
 Confidence = Literal["max-prob", "margin", "entropy"]
@@ -155,6 +156,11 @@ class ExitPolicy:
         ahead = ", running ahead" if self.runs_ahead else ""
         at_once = ", catching up at once" if self.catches_up_at_once else ""
         return f"{exits}{gates}{ahead}{at_once}, {length_label(self.length)}"
+
+
+def with_catching_up_when_asked(body: Body) -> Body:
+    """A file's body from before policies told of it: segments caught up when a token came to them."""
+    return with_keys({"catches_up_at_once": False}, body, beside="thresholds")
 
 
 def length_label(rule: LengthRule) -> str:
