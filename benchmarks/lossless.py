@@ -164,6 +164,7 @@ def penalised(sampling: Sampling, rng: random.Random) -> Sampling:
 def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> ExitPolicy:
     looked = tuple(sorted(rng.sample(exit_layers, rng.randint(1, len(exit_layers)))))
     cap = rng.randint(1, MAX_CAP)
+    order = rng.choice(("when asked", "ahead", "at once")) if len(looked) > 1 else None
     curve = CalibrationCurve(confidence=(0.0, 0.5, 1.0), agreement=(0.2, 0.8, 1.0))
     rules: list[LengthRule] = [
         FixedLength(draft_cap=cap),
@@ -176,7 +177,8 @@ def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> ExitPolic
         thresholds=tuple(rng.random() for _ in looked[:-1]),
         confidence=rng.choice(["max-prob", "margin", "entropy"]),
         length=rng.choice(rules),
-        runs_ahead=len(looked) > 1 and rng.random() < 0.5,
+        runs_ahead=order == "ahead",
+        catches_up_at_once=order == "at once",
     )
 
 

@@ -139,12 +139,10 @@ def together_frac(case: Case) -> float:
 
     Below 1, catching up when a deeper layer is asked is never dearer than catching up at once.
     """
-    header = case.trace.header
-    context_tokens = sum(one.prompt_tokens + one.num_positions / 2 for one in header.prompts) / len(header.prompts)
     found = []
-    for stage in range(len(header.draft.exit_layers)):
-        lines = {rows: case.price.line("segment", stage, rows) for rows in range(1, MAX_DRAFT_TOKENS + 2)}
-        pass_s = {rows: base_s + slope_s * context_tokens for rows, (base_s, slope_s) in lines.items() if math.isfinite(base_s)}
+    for stage in range(len(case.trace.header.draft.exit_layers)):
+        by_rows = {rows: case.pass_s("segment", stage, rows) for rows in range(1, MAX_DRAFT_TOKENS + 2)}
+        pass_s = {rows: seconds for rows, seconds in by_rows.items() if math.isfinite(seconds)}
         pairs = ((a, b) for a, b in product(pass_s, repeat=2) if a + b in pass_s)
         found += [pass_s[a + b] / (pass_s[a] + pass_s[b]) for a, b in pairs]
     return quantile(found, TOGETHER_QUANTILE)

@@ -22,6 +22,7 @@ from perfmodel.passes import DRAFT_KINDS, PassKind
 from perfmodel.policy import ExitPolicy
 from perfmodel.replay import Price, replay_by_prompt, replay_many
 from perfmodel.trace import AcceptanceTrace
+from perfmodel.units import Seconds
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -35,6 +36,13 @@ class Case:
 
     trace: AcceptanceTrace
     price: Price
+
+    def pass_s(self, kind: PassKind, stage: int, rows: int) -> Seconds:
+        """Of a warm pass at the mean context, halfway through the outputs; infinite where it has no price."""
+        prompts = self.trace.header.prompts
+        context_tokens = sum(prompt.prompt_tokens + prompt.num_positions / 2 for prompt in prompts) / len(prompts)
+        base_s, per_cached_token_s = self.price.line(kind, stage, rows)
+        return base_s + per_cached_token_s * context_tokens
 
 
 def case_of(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> Case:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from calibrate.cases import Case, Floats
 from calibrate.grids import MAX_DRAFT_TOKENS
-from perfmodel.passes import PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, SurvivalStop
 from perfmodel.units import Seconds, Tokens, TokensPerS
 
@@ -51,22 +50,15 @@ class Costs:
 
 def costs_of(case: Case) -> Costs:
     """Of warm passes; infinite where a pass has no price."""
-    header = case.trace.header
-    contexts = [prompt.prompt_tokens + prompt.num_positions / 2 for prompt in header.prompts]
-    context_tokens = sum(contexts) / len(contexts)
-
-    def pass_s(kind: PassKind, stage: int, rows: int) -> Seconds:
-        base_s, per_cached_token_s = case.price.line(kind, stage, rows)
-        return base_s + per_cached_token_s * context_tokens
 
     def round_s(drafted: Tokens) -> Seconds:
-        return pass_s("verify", 0, drafted + 1) + pass_s("round", 0, drafted)
+        return case.pass_s("verify", 0, drafted + 1) + case.pass_s("round", 0, drafted)
 
-    stages = range(len(header.draft.exit_layers))
+    stages = range(len(case.trace.header.draft.exit_layers))
     priced = [length for length in range(2, MAX_DRAFT_TOKENS + 1) if math.isfinite(round_s(length))]
     return Costs(
-        segment_s=tuple(pass_s("segment", stage, 1) for stage in stages),
-        exit_s=tuple(pass_s("exit", stage, 1) for stage in stages),
+        segment_s=tuple(case.pass_s("segment", stage, 1) for stage in stages),
+        exit_s=tuple(case.pass_s("exit", stage, 1) for stage in stages),
         row_s=(round_s(priced[-1]) - round_s(1)) / (priced[-1] - 1) if priced else math.inf,
         longest=priced[-1] if priced else 1,
     )

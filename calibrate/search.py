@@ -3,13 +3,14 @@
 Five families, each simpler than the next: plain decoding, one exit at a fixed length, one exit with a stop rule, what costs
 imply without a free threshold (`calibrate.derive`), several exits with thresholds. Fixed lengths are searched exhaustively;
 stop rules climb from the best of a coarse grid, and thresholds from what costs imply, one setting at a time. Where prices say
-that running ahead hides something, the best of several exits are tried so too. A family is preferred to a simpler one only
-where a paired bootstrap over documents says that its gain is more than noise: thresholds have many settings, and the best of
-many is always a little too good.
+that running ahead hides something, or that tokens are faster one by one than in one pass, the best of several exits are tried
+running ahead, or catching up at once, too. A family is preferred to a simpler one only where a paired bootstrap over documents
+says that its gain is more than noise: thresholds have many settings, and the best of many is always a little too good.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -77,8 +78,11 @@ def search(cases: Sequence[Case], objective: Objective = "mean") -> SearchResult
     derived = space.score(_derived(space, max([plain, *fixed], key=_merit)))
     stops = space.climb([*space.score(_stop_rules(space, fixed)), *_of_one_exit(derived)])
     gated = space.climb(space.score(_gates(fixed, stops, derived)))
+    starts = _best_apart(gated, NUM_STARTS)
     if space.hides_waits:
-        gated += space.climb(space.score(replace(policy, runs_ahead=True) for policy in _best_apart(gated, NUM_STARTS)))
+        gated += space.climb(space.score(replace(policy, runs_ahead=True) for policy in starts))
+    if space.is_faster_one_by_one:
+        gated += space.climb(space.score(replace(policy, catches_up_at_once=True) for policy in starts))
     implied = max(derived, key=_merit, default=None)
     best = [max(family, key=_merit) for family in (fixed, stops, derived, gated) if family]
     families = (plain, *(one for one in best if one.merit > 0))
@@ -117,6 +121,16 @@ class _Space:
             < (1 - MIN_GAIN_FRAC) * (case.price.line("exit", stage - 1, 1)[0] + case.price.line("segment", stage, 1)[0])
             for case in self.cases
             for stage in range(1, len(self.exit_layers))
+        )
+
+    @property
+    def is_faster_one_by_one(self) -> bool:
+        """Whether tokens take longer through a segment that some never reach in one pass than in passes of their own."""
+        return any(
+            (1 + MIN_GAIN_FRAC) * rows * case.pass_s("segment", stage, 1) < case.pass_s("segment", stage, rows) < math.inf
+            for case in self.cases
+            for stage in range(1, len(self.exit_layers))
+            for rows in range(2, MAX_DRAFT_TOKENS + 1)
         )
 
     @property

@@ -164,8 +164,17 @@ def policy_facts(policy: ExitPolicy) -> list[tuple[str, str]]:
     """What to set, field by field."""
     gates = [f"{layer} at confidence >= {gate:.3f}" for layer, gate in zip(policy.exit_layers, policy.thresholds, strict=False)]
     exits = ", ".join([*gates, f"{policy.exit_layers[-1]} always" if gates else f"{policy.exit_layers[-1]} alone"])
-    ahead = [("running ahead", "the next segment starts before an exit's answer is read")] if policy.runs_ahead else []
-    return [("exits", exits), *ahead, ("draft length", _length_text(policy.length)), ("stop rule", _stop_text(policy.length))]
+    length = [("draft length", _length_text(policy.length)), ("stop rule", _stop_text(policy.length))]
+    return [("exits", exits), *_order_facts(policy), *length]
+
+
+def _order_facts(policy: ExitPolicy) -> list[tuple[str, str]]:
+    """When segments run, where that is not when a token comes to them."""
+    if policy.runs_ahead:
+        return [("running ahead", "the next segment starts before an exit's answer is read")]
+    if policy.catches_up_at_once:
+        return [("catching up", "at once: a token that left runs through the deeper segments before the next is drafted")]
+    return []
 
 
 def _length_text(rule: LengthRule) -> str:

@@ -28,10 +28,11 @@ class Survival:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blocks:
-    """What policies that look at as many exits, and run ahead or do not, do at every column."""
+    """What policies that look at as many exits, and run their segments alike, do at every column."""
 
     looked: Counts  # [Q, L]; zero-based exits that are looked at; L is 0 in plain decoding
     runs_ahead: bool
+    catches_up_at_once: bool
     comes: tuple[Bools, ...]
     """By looked-at exit but the first: the tokens that left at none before it. Each [Q, C]."""
     drafted: Lengths  # [Q, C]; tokens of a block that starts here, under the rule's largest cap
@@ -44,12 +45,18 @@ def no_blocks(tape: Tape, num_policies: int) -> Blocks:
     """Plain decoding: rounds that draft nothing."""
     nothing = np.zeros((num_policies, tape.num_columns), tape.room.dtype)
     return Blocks(
-        looked=np.zeros((num_policies, 0), np.int64), runs_ahead=False, comes=(), drafted=nothing, right=nothing, survival={}
+        looked=np.zeros((num_policies, 0), np.int64),
+        runs_ahead=False,
+        catches_up_at_once=False,
+        comes=(),
+        drafted=nothing,
+        right=nothing,
+        survival={},
     )
 
 
 def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy]) -> Blocks:
-    """The blocks of policies that look at as many exits, and run ahead or do not. [Q].
+    """The blocks of policies that look at as many exits, and run their segments alike. [Q].
 
     Raises:
         BadPolicy: a policy looks at an exit that the traced draft does not have, or at another confidence.
@@ -61,6 +68,7 @@ def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy]) -> Blocks:
     return Blocks(
         looked=ladders.looked.take(ladders.row, axis=0),
         runs_ahead=policies[0].runs_ahead,
+        catches_up_at_once=policies[0].catches_up_at_once,
         comes=tuple(comes.take(ladders.row, axis=0) for comes in ladders.comes()),
         drafted=_drafted(ladders, rules),
         right=right.take(ladders.row, axis=0),

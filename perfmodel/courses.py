@@ -24,7 +24,7 @@ _JUMPS_BETWEEN_CHECKS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Courses:
-    """The rounds of Q policies that look at as many exits, and run ahead or do not, policy after policy, prompt after prompt.
+    """The rounds of Q policies that look at as many exits and run their segments alike: policy after policy, prompt by prompt.
 
     A place is a column of one of the policies: its columns follow those of the one before.
     """
@@ -47,22 +47,23 @@ def run_courses(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Iterator[t
     """Some of the policies, by their places in the sequence, and their rounds; until every policy came."""
     order = sorted(range(len(policies)), key=lambda place: _kinship(policies[place]))
     most = max(1, _PLACES_IN_STEP // tape.num_columns)
-    for _, kin in groupby(order, key=lambda place: _kinship(policies[place])[:3]):
+    for _, kin in groupby(order, key=lambda place: _kinship(policies[place])[:4]):
         places = tuple(kin)
         for some in np.array_split(places, -(-len(places) // most)):
             together = tuple(some.tolist())
             yield together, _run_in_step(tape, [policies[place] for place in together])
 
 
-def _kinship(policy: ExitPolicy | None) -> tuple[bool, bool, int, tuple[int, ...], tuple[float, ...], int]:
-    """Policies run together that look at as many exits, whose length adapts, or does not, and that run ahead, or do not.
+def _kinship(policy: ExitPolicy | None) -> tuple[bool, bool, bool, int, tuple[int, ...], tuple[float, ...], int]:
+    """Policies run together that look at as many exits, whose length adapts, or does not, and that run their segments alike.
 
     The more alike neighbours are, the less there is to do: they share thresholds and the length of the longest block.
     """
     if policy is None:
-        return False, False, 0, (), (), 0
+        return False, False, False, 0, (), (), 0
     rule, layers = policy.length, policy.exit_layers
-    return isinstance(rule, HeuristicLength), policy.runs_ahead, len(layers), layers, policy.thresholds, rule.draft_cap
+    passes = isinstance(rule, HeuristicLength), policy.runs_ahead, policy.catches_up_at_once
+    return *passes, len(layers), layers, policy.thresholds, rule.draft_cap
 
 
 def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Courses:

@@ -35,8 +35,8 @@ class Level:
     drafting: Passes
     pushed: Passes | None
     """Of a self draft's verification."""
-    rounds: Counts  # [G]; in which a drafted token came here
-    tokens: Counts  # [G]; that came
+    rounds: Counts  # [G]; in which these segments drafted
+    tokens: Counts  # [G]; that came to the exit below them
 
     @property
     def passes(self) -> Passes:

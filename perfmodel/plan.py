@@ -8,7 +8,7 @@ from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup, with_nothing_ahead
 from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
-from perfmodel.policy import ExitPolicy
+from perfmodel.policy import ExitPolicy, with_catching_up_when_asked
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
@@ -16,7 +16,7 @@ from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Bytes, Frac, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 8
+PLAN_VERSION = 9
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -174,6 +174,7 @@ _UPGRADES: Upgrades = {
     5: _from_version_5,
     6: _from_version_6,
     7: with_nothing_ahead,
+    8: with_catching_up_when_asked,
 }
 
 

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
+from perfmodel.artifact import Body, with_keys
 from perfmodel.errors import BadPolicy
 
 Confidence = Literal["max-prob", "margin", "entropy"]
@@ -96,6 +97,10 @@ class ExitPolicy:
 
     Running ahead, the segment after a looked-at exit is launched before the exit's answer is read: the wait for the answer is
     hidden where the token goes on, and a segment's pass is spent on one that leaves. The tokens are the same.
+
+    Catching up at once, a token that leaves runs through the other segments down to the last looked-at exit before the next
+    one is drafted, so that their passes stay short; otherwise a segment catches up when a token comes to it. The tokens are
+    the same here too.
     """
 
     exit_layers: tuple[int, ...]
@@ -104,6 +109,7 @@ class ExitPolicy:
     confidence: Confidence
     length: LengthRule
     runs_ahead: bool = False
+    catches_up_at_once: bool = False
 
     def __post_init__(self) -> None:
         layers = self.exit_layers
@@ -115,9 +121,19 @@ class ExitPolicy:
         for layer, threshold in zip(layers, self.thresholds, strict=False):
             if not 0 <= threshold <= 1:
                 raise BadPolicy(f"threshold {threshold!r} of exit {layer}", "a number from 0 to 1")
-        if self.runs_ahead and len(layers) == 1:
-            raise BadPolicy(f"running ahead of exit {layers[0]} alone", "two exits at least: the last one always answers")
+        self._check_passes()
         self._check_length()
+
+    def _check_passes(self) -> None:
+        first, *others = self.exit_layers
+        if self.runs_ahead and not others:
+            raise BadPolicy(f"running ahead of exit {first} alone", "two exits at least: the last one always answers")
+        if self.catches_up_at_once and not others:
+            raise BadPolicy(
+                f"catching up at once with exit {first} alone", "two exits at least: no token leaves before the last"
+            )
+        if self.runs_ahead and self.catches_up_at_once:
+            raise BadPolicy("running ahead and catching up at once", "one of them at most")
 
     def _check_length(self) -> None:
         rule = self.length
@@ -138,7 +154,13 @@ class ExitPolicy:
         exits = ("exit " if len(self.exit_layers) == 1 else "exits ") + "/".join(map(str, self.exit_layers))
         gates = " at " + "/".join(f"{t:.2f}".removeprefix("0") for t in self.thresholds) if self.thresholds else ""
         ahead = ", running ahead" if self.runs_ahead else ""
-        return f"{exits}{gates}{ahead}, {length_label(self.length)}"
+        at_once = ", catching up at once" if self.catches_up_at_once else ""
+        return f"{exits}{gates}{ahead}{at_once}, {length_label(self.length)}"
+
+
+def with_catching_up_when_asked(body: Body) -> Body:
+    """A file's body from before policies told of it: segments caught up when a token came to them."""
+    return with_keys({"catches_up_at_once": False}, body, beside="thresholds")
 
 
 def length_label(rule: LengthRule) -> str:

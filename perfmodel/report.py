@@ -8,7 +8,7 @@ from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup, with_nothing_ahead
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.passes import PassSamples
-from perfmodel.policy import ExitPolicy
+from perfmodel.policy import ExitPolicy, with_catching_up_when_asked
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
@@ -16,7 +16,7 @@ from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Seconds, Tokens
 
 REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 6
+REPORT_VERSION = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,13 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
     return {**with_sampling_unpenalised(body), "adaptation": None}
 
 
-_UPGRADES: Upgrades = {2: with_llama_layers, 3: with_whole_heads, 4: _from_version_4, 5: with_nothing_ahead}
+_UPGRADES: Upgrades = {
+    2: with_llama_layers,
+    3: with_whole_heads,
+    4: _from_version_4,
+    5: with_nothing_ahead,
+    6: with_catching_up_when_asked,
+}
 
 
 def report_file_text(report: RunReport, provenance: Provenance) -> str:

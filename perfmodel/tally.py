@@ -1,7 +1,8 @@
 """The passes of the rounds that policies ran, counted by kind, rows and cached tokens.
 
-A segment that every token runs through has passes of one row, but for the first after a block accepted in full. One that
-some tokens never reach catches up: `perfmodel.backlog`.
+A segment that every token runs through has passes of one row, but for the first after a block accepted in full: so have all
+where a token that left catches up at once. Otherwise a segment that some tokens never reach catches up when one comes:
+`perfmodel.backlog`.
 
 How many passes of a round are cold follows from how many there are: of n, the first is at place 1, the second at place 2. How
 cold its verification is follows from the deepest exit that a token of it came to.
@@ -12,7 +13,7 @@ Letters: Q policies, N rounds, G groups, E exits or segments, L exits that are l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -146,8 +147,10 @@ class _Tally:
     def _levels(self) -> Iterator[Level]:
         """The segments down to each looked-at exit, and last those below them all."""
         if self.looked.shape[1]:
-            yield self._level_of_every_token()
-            yield from map(self._level_of_some_tokens, self.depths)
+            every = self._level_of_every_token()
+            yield every
+            for some in map(self._level_of_some_tokens, self.depths):
+                yield replace(every, tokens=some.tokens) if self.courses.blocks.catches_up_at_once else some
         none, is_pushed = np.zeros(self.grouping.num_groups, np.int64), self.tape.is_self_draft and self.looked.shape[1]
         pushed = self._pushed_through() if is_pushed else None
         yield Level(drafting=self._no_passes(), pushed=pushed, rounds=none, tokens=none)

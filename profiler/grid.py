@@ -69,8 +69,8 @@ class PassKey:
 def needed_passes(num_exits: int, draft_cap: int, *, runs_ahead: bool) -> frozenset[PassKey]:
     """Every pass that a plan of at most `draft_cap` drafted tokens is priced from.
 
-    Verify rows run to draft_cap + 1 (the lead comes first), segment 1 has one or two rows, later segments a backlog. What runs
-    ahead of an exit that every token comes to has one or two rows too.
+    Verify rows run to draft_cap + 1 (the lead comes first), segment 1 has one or two rows, later segments a backlog, or one or
+    two rows where tokens catch up at once. What runs ahead of an exit that every token comes to has one or two rows too.
 
     Args:
         num_exits: of the draft.

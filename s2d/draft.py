@@ -25,6 +25,8 @@ class Step:
     """What is launched before the exit's answer is read."""
     is_ahead: bool
     """Whether the segment was launched so."""
+    behind: tuple[Segment, ...]
+    """What catches up at once with a token that leaves here."""
 
 
 class Ladder:
@@ -100,6 +102,8 @@ class Drafter:
         survival = 1.0
         for _ in range(cap):
             token, confidence, step = self._next(tokens, known, clock)
+            for segment in step.behind:
+                self._ladder.run(segment, tokens, clock)
             tokens.append(token)
             self.exits_taken[step.segment.number] += 1
             if step.calibration is not None:
@@ -159,6 +163,7 @@ def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> 
             calibration=curves.get(segment.end),
             ahead=segments[place + 1] if has_ahead[place] else None,
             is_ahead=place > 0 and has_ahead[place - 1],
+            behind=tuple(segments[place + 1 :]) if policy.catches_up_at_once else (),
         )
         for place, segment in enumerate(segments)
     )

@@ -172,18 +172,24 @@ def length_rules(draw: st.DrawFn, num_looked: int, *, largest_cap: int = 9) -> L
             return HeuristicLength(start=draw(st.integers(1, cap)), draft_cap=cap)
 
 
+segment_orders = st.sampled_from((None, "ahead", "at once"))
+"""Of a policy of several exits: segments run when a token comes, ahead of an exit's answer, or for every token at once."""
+
+
 @st.composite
 def policies(
     draw: st.DrawFn, exit_layers: tuple[int, ...], *, confidence: Confidence = "max-prob", largest_cap: int = 9
 ) -> ExitPolicy:
     """Any policy over some of these exits."""
     looked = tuple(sorted(draw(st.sets(st.sampled_from(exit_layers), min_size=1))))
+    order = draw(segment_orders) if len(looked) > 1 else None
     return ExitPolicy(
         exit_layers=looked,
         thresholds=tuple(draw(fractions) for _ in looked[1:]),
         confidence=confidence,
         length=draw(length_rules(len(looked), largest_cap=largest_cap)),
-        runs_ahead=len(looked) > 1 and draw(st.booleans()),
+        runs_ahead=order == "ahead",
+        catches_up_at_once=order == "at once",
     )
 
 

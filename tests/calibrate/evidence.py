@@ -1,6 +1,7 @@
 """Evidence made up for tests: a trace, latency profiles and reports whose every number is known beforehand."""
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -73,6 +74,22 @@ def make_trace(seed: int = 0) -> AcceptanceTrace:
     )
 
 
+def with_sure_first_exit(trace: AcceptanceTrace) -> AcceptanceTrace:
+    """The same, but the first exit is right where it is sure, and often where no deeper one is: gating pays, whatever runs."""
+    rng, shape = np.random.default_rng(0), trace.confidence.shape
+    is_sure, is_right = rng.random(shape[0]) < 0.6, rng.random(shape) < 0.7
+    is_right[:, 0] = is_sure
+    confidence = 0.5 + 0.05 * rng.random(shape)
+    confidence[:, 0] += np.where(is_sure, 0.4, -0.4)
+    target_token = trace.target_token[:, None]
+    return replace(
+        trace,
+        confidence=confidence.astype(np.float32),
+        draft_token=np.where(is_right, target_token, target_token + 1).astype(np.int32),
+        accept_prob=is_right.astype(np.float32),
+    )
+
+
 def make_profile(
     model: ModelGeometry, exit_layers: Sequence[int], sha256: str, beside: str | None, *, is_self_draft: bool = False
 ) -> LatencyProfile:
@@ -110,6 +127,13 @@ def draft_profile() -> LatencyProfile:
 def write_profile(path: Path, profile: LatencyProfile) -> Path:
     write_record(path, profile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION, provenance=provenance())
     return path
+
+
+def as_of_before(path: Path, *, version: int, without: Sequence[str]) -> None:
+    """Rewrite a file as an older version, which knew nothing of some keys."""
+    text = path.read_text(encoding="utf-8")
+    old = json.loads(text, object_pairs_hook=lambda pairs: {key: value for key, value in pairs if key not in without})
+    path.write_text(json.dumps(old | {"version": version}), encoding="utf-8")
 
 
 def write_evidence(folder: Path) -> list[str]:

@@ -17,7 +17,16 @@ from perfmodel.geometry import find_model
 from perfmodel.portfolio import CHOICES, Portfolio, portfolio_file_text, read_portfolio, write_portfolio
 from perfmodel.trace import AcceptanceTrace, write_trace
 from perfmodel.units import format_speedup
-from tests.calibrate.evidence import DRAFT, DRAFT_SHA256, TARGET, make_profile, make_trace, provenance, write_profile
+from tests.calibrate.evidence import (
+    DRAFT,
+    DRAFT_SHA256,
+    TARGET,
+    as_of_before,
+    make_profile,
+    make_trace,
+    provenance,
+    write_profile,
+)
 from tests.calibrate.test_plan import NOTHING_ASKED
 
 OTHER, OTHER_SHA256 = find_model("ref-target-32"), "9" * 64
@@ -89,6 +98,12 @@ def test_a_portfolio_is_read_back_as_it_was_written(shipped: Portfolio, tmp_path
     stored = read_portfolio(tmp_path / "portfolio.json")
     assert stored.record == shipped
     assert portfolio_file_text(stored.record, stored.provenance) == (tmp_path / "portfolio.json").read_text(encoding="utf-8")
+
+
+def test_policies_of_an_older_portfolio_caught_up_when_asked(shipped: Portfolio, tmp_path: Path) -> None:
+    write_portfolio(tmp_path / "portfolio.json", shipped, provenance())
+    as_of_before(tmp_path / "portfolio.json", version=2, without=("catches_up_at_once",))
+    assert read_portfolio(tmp_path / "portfolio.json").record == shipped
 
 
 def test_every_target_is_priced_by_its_own_profiles(measured: list[PlanRequest]) -> None:

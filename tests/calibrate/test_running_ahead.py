@@ -1,6 +1,5 @@
 """Running ahead is chosen where a profile says that it pays, shown, kept in files, and priced by nothing but a measurement."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +14,24 @@ from perfmodel.geometry import find_draft
 from perfmodel.hardware import find_hardware
 from perfmodel.latency import RooflineLatency
 from perfmodel.passes import PassKind
-from perfmodel.plan import Plan, plan_file_text, read_plan, write_plan
+from perfmodel.plan import Plan, read_plan, write_plan
 from perfmodel.profile import LatencyProfile
 from perfmodel.trace import write_trace
-from tests.calibrate.evidence import SECONDS, draft_profile, make_report, make_trace, provenance, target_profile, write_profile
+from tests.calibrate.evidence import (
+    SECONDS,
+    as_of_before,
+    draft_profile,
+    make_report,
+    make_trace,
+    provenance,
+    target_profile,
+    write_profile,
+)
 from tests.calibrate.test_plan import NOTHING_ASKED
 
 TRACE = make_trace()
+LATER_KEYS = ("runs_ahead", "ahead_s", "catches_up_at_once")
+"""Which a plan of version 7 did not have."""
 BOTH_S = SECONDS["segment"] + SECONDS["exit"]
 HIDDEN_S, NOT_HIDDEN_S = 0.7 * BOTH_S, BOTH_S
 
@@ -80,10 +90,9 @@ def test_a_plan_that_runs_ahead_is_read_back_and_older_ones_waited(tmp_path: Pat
     write_plan(path, plan, provenance())
     assert read_plan(path).record == plan
     waiting = plan_with(tmp_path, NOT_HIDDEN_S)
-    text = plan_file_text(waiting, provenance())
-    assert text.count('"runs_ahead": false') > 2
-    old = json.loads(text, object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k not in ("runs_ahead", "ahead_s")})
-    path.write_text(json.dumps(old | {"version": 7}), encoding="utf-8")
+    write_plan(path, waiting, provenance())
+    assert path.read_text(encoding="utf-8").count('"runs_ahead": false') > 2
+    as_of_before(path, version=7, without=LATER_KEYS)
     assert read_plan(path).record == waiting
 
 

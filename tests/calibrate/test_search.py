@@ -1,16 +1,16 @@
 """Search: never loses to what it could have chosen, and prefers the simple where the rest is noise."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from calibrate.cases import case_of, price_of, rates_at
+from calibrate.cases import Case, case_of, price_of, rates_at
 from calibrate.grids import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, place_cuts
-from calibrate.search import NUM_CURVE_BINS, search
+from calibrate.search import NUM_CURVE_BINS, SearchResult, search
 from perfmodel.calibration import fit_curve
 from perfmodel.errors import OutOfDomain
 from perfmodel.latency import LatencyLevel, Line
@@ -19,6 +19,7 @@ from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength
 from perfmodel.replay import replay, replay_many
 from perfmodel.rounds import sum_rounds
 from perfmodel.trace import AcceptanceTrace
+from tests.calibrate.evidence import with_sure_first_exit
 from tests.strategies import TraceSpec, make_trace, policies, traces
 
 EXITS = (1, 2, 4, 6)
@@ -29,6 +30,8 @@ class Prices:
     """A latency model of constants; a segment costs its own each."""
 
     segment_s: float = 0.0
+    together_frac: float = 0.0
+    """Seconds of a segment over several rows, of those of as many passes of one row; never less than of one pass."""
     exit_s: float = 0.0
     ahead_s: float = math.inf
     """Infinite where nobody measured it."""
@@ -41,7 +44,8 @@ class Prices:
     def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
         if rows > self.most_rows:
             raise OutOfDomain("rows", rows, low=1, high=self.most_rows, fix="Profile more")
-        base = {"segment": self.segment_s, "exit": self.exit_s, "ahead": self.ahead_s, "round": 1e-6}
+        segment_s = self.segment_s * max(1.0, self.together_frac * rows if rows > 1 else 1.0)
+        base = {"segment": segment_s, "exit": self.exit_s, "ahead": self.ahead_s, "round": 1e-6}
         return base.get(kind, self.verify_s + self.verify_row_s * rows), 1e-9
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
@@ -91,6 +95,43 @@ def test_running_ahead_is_chosen_where_it_hides_enough_and_only_there(trace: Acc
         assert policy is not None
         assert policy.runs_ahead == (ahead_s == 2.5e-4)
     assert rates[2.5e-4] > 1.02 * rates[both] == 1.02 * rates[math.inf]
+
+
+def policies_met(monkeypatch: pytest.MonkeyPatch, one: Case) -> tuple[SearchResult, list[ExitPolicy]]:
+    """What a search finds, and the policies it replays for that."""
+    met: list[ExitPolicy | None] = []
+
+    def spy(cases: Sequence[Case], policies: Sequence[ExitPolicy | None]) -> np.ndarray:
+        met.extend(policies)
+        return rates_at(cases, policies)
+
+    monkeypatch.setattr("calibrate.search.rates_at", spy)
+    return search([one]), [policy for policy in met if policy]
+
+
+def test_catching_up_at_once_is_chosen_where_long_passes_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = with_sure_first_exit(make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80)))
+    one = case_of(trace, replace(CHEAP, together_frac=3.0), TARGET)
+    found, met = policies_met(monkeypatch, one)
+    policy = found.chosen.policy
+    assert policy is not None
+    assert policy.catches_up_at_once
+    when_asked = [one for one in met if not one.catches_up_at_once]
+    assert found.chosen.merit > 1.02 * rates_at([one], when_asked).max()
+
+
+@pytest.mark.parametrize("together_frac", [0.0, 0.5, 1.0])
+def test_it_is_not_tried_where_one_pass_takes_no_longer_than_several(
+    monkeypatch: pytest.MonkeyPatch, trace: AcceptanceTrace, together_frac: float
+) -> None:
+    _, met = policies_met(monkeypatch, case_of(trace, replace(CHEAP, together_frac=together_frac), TARGET))
+    assert any(len(policy.exit_layers) > 1 for policy in met)
+    assert not any(policy.catches_up_at_once for policy in met)
+
+
+def test_it_is_not_tried_for_want_of_a_price(monkeypatch: pytest.MonkeyPatch, trace: AcceptanceTrace) -> None:
+    _, met = policies_met(monkeypatch, case_of(trace, replace(CHEAP, most_rows=2), TARGET))
+    assert not any(policy.catches_up_at_once for policy in met)
 
 
 def test_exits_that_agree_alike_are_not_gated() -> None:

@@ -102,6 +102,9 @@ def draft_block(prompt: Prompt, draft: Draft, policy: ExitPolicy, emitted: int, 
             confidence = prompt.confidence(step, exit_id, is_true=is_true)
             if exit_id == looked[-1] or confidence >= policy.thresholds[place]:
                 break
+        if policy.catches_up_at_once:
+            for behind in range(segment, looked[-1] + 1):
+                draft.run_segment(behind, known + i)
         left_at.append(exit_id)
         is_true &= prompt.is_accepted(step, exit_id)
         if prompt.is_end(step, exit_id):

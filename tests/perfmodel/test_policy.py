@@ -20,8 +20,16 @@ def policy(
     length: LengthRule = FIXED,
     *,
     runs_ahead: bool = False,
+    catches_up_at_once: bool = False,
 ) -> ExitPolicy:
-    return ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length, runs_ahead=runs_ahead)
+    return ExitPolicy(
+        exit_layers=layers,
+        thresholds=thresholds,
+        confidence="max-prob",
+        length=length,
+        runs_ahead=runs_ahead,
+        catches_up_at_once=catches_up_at_once,
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,6 +49,14 @@ def policy(
         (
             {"layers": (4,), "thresholds": (), "runs_ahead": True},
             "running ahead of exit 4 alone: expected two exits at least: the last one always answers",
+        ),
+        (
+            {"layers": (4,), "thresholds": (), "catches_up_at_once": True},
+            "catching up at once with exit 4 alone: expected two exits at least: no token leaves before the last",
+        ),
+        (
+            {"runs_ahead": True, "catches_up_at_once": True},
+            "running ahead and catching up at once: expected one of them at most",
         ),
         ({"length": HeuristicLength(start=6, draft_cap=5)}, "heuristic start 6: expected from 1 to its cap of 5"),
     ],
@@ -73,6 +89,7 @@ def test_a_curve_says_the_same_to_the_last_bit_of_many_as_of_one(curve: Calibrat
 def test_labels_name_exits_gates_and_lengths() -> None:
     assert policy().label == "exits 2/4 at .50, 4 tokens"
     assert policy(runs_ahead=True).label == "exits 2/4 at .50, running ahead, 4 tokens"
+    assert policy(catches_up_at_once=True).label == "exits 2/4 at .50, catching up at once, 4 tokens"
     assert policy((6,), (), FloorStop(draft_cap=8, floor=0.2)).label == "exit 6, up to 8 tokens, stop below 0.20"
     rule = SurvivalStop(draft_cap=8, floor=0.35, calibration=(CURVE,))
     assert policy((6,), (), rule).label == "exit 6, up to 8 tokens, stop at survival 0.35"

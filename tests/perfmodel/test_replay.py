@@ -147,6 +147,30 @@ def test_a_deep_segment_catches_up_on_everything_that_left_before_it() -> None:
     assert stats.exits_taken == (6, 1, 0, 0)
 
 
+def test_catching_up_at_once_every_segment_has_the_passes_of_the_first() -> None:
+    trace = make_trace(TraceSpec(num_positions=[40, 25]))
+    when_asked = policy_of(FixedLength(draft_cap=4), 1, 4, thresholds=(0.5,))
+    lazy, at_once = (sum_rounds(replay(trace, one)) for one in (when_asked, replace(when_asked, catches_up_at_once=True)))
+    for name in ("num_rounds", "num_drafted", "num_accepted", "exits_taken"):
+        assert getattr(at_once, name) == getattr(lazy, name)
+    assert passes_of(at_once, "exit", 2) == passes_of(lazy, "exit", 2)
+    assert passes_of(at_once, "segment", 0) == passes_of(lazy, "segment", 0)
+    assert passes_of(at_once, "segment", 2) == passes_of(at_once, "segment", 1) == passes_of(at_once, "segment", 0)
+    assert max(passes_of(lazy, "segment", 1)) > 2
+    depths = [(one.place, one.num_passes) for one in at_once.cold_passes if one.kind == "verify"]
+    assert depths == [(3, at_once.drafted_by_position[0])]
+
+
+def test_catching_up_at_once_saves_no_pass_over_the_last_exit_alone() -> None:
+    trace, rule = always_agreeing(num_positions=[40, 25]), FixedLength(draft_cap=4)
+    at_once = replace(policy_of(rule, 1, 4, thresholds=(0.5,)), catches_up_at_once=True)
+    gated, alone = (sum_rounds(replay(trace, one)) for one in (at_once, policy_of(rule, 4)))
+    for stage in range(4):
+        assert passes_of(gated, "segment", stage) == passes_of(alone, "segment", stage)
+    checks, alone_checks = (sum(one.num_passes for one in stats.passes if one.kind == "exit") for stats in (gated, alone))
+    assert checks > alone_checks
+
+
 def test_a_token_leaves_when_its_confidence_equals_the_threshold() -> None:
     trace = replace(always_agreeing(num_positions=[4], max_new_tokens=4), confidence=np.full((4, 4), 0.5, np.float32))
     at = replay(trace, policy_of(FixedLength(draft_cap=3), 1, 6, thresholds=(0.5,)))[0]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel.policy import FloorStop
-from perfmodel.replay import replay
+from perfmodel.replay import replay, replay_many
 from perfmodel.sampling import GREEDY
 from profiler.grid import (
     BACKLOG_FRACS,
@@ -56,6 +56,14 @@ def test_running_ahead_adds_one_or_two_rows_to_the_second_segment_and_backlogs_t
     assert waiting < running
     added = sorted((key.kind, key.stage, key.rows) for key in running - waiting)
     assert added == [("ahead", 1, 1), ("ahead", 1, 2), *(("ahead", 2, rows) for rows in range(1, 6))]
+
+
+def test_catching_up_at_once_needs_no_pass_that_is_not_needed_anyway() -> None:
+    needed = needed_passes(num_exits=len(EXITS), draft_cap=12, runs_ahead=False)
+    at_once = [replace(turn.policy, catches_up_at_once=True) for turn in grid_of(4) if turn.policy.thresholds]
+    passes = [one for stats in replay_many(TEXTS, at_once).stats() for one in stats.passes]
+    assert {one.rows for one in passes if one.kind == "segment"} == {1, 2}
+    assert {PassKey(kind=one.kind, stage=one.stage, rows=one.rows) for one in passes} <= needed
 
 
 def test_every_other_policy_of_several_exits_runs_ahead_where_it_may() -> None:

@@ -11,7 +11,7 @@ from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorSto
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.clock import Clock
 from s2d.generate import Generation, Session, Settings, generate
-from tests.strategies import penalties
+from tests.strategies import penalties, segment_orders
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, contrary, tiny_llama, tiny_model
 
 TARGET = tiny_model(TinySpec(), (1, 2, 4))
@@ -32,6 +32,7 @@ def fixed(layers: tuple[int, ...], cap: int) -> ExitPolicy:
 @st.composite
 def policies(draw: st.DrawFn, exit_layers: tuple[int, ...]) -> ExitPolicy:
     looked = tuple(sorted(draw(st.sets(st.sampled_from(exit_layers), min_size=1))))
+    order = draw(segment_orders) if len(looked) > 1 else None
     share = st.floats(0, 1)
     cap = draw(st.integers(1, 8))
     rules: list[st.SearchStrategy[LengthRule]] = [
@@ -45,7 +46,8 @@ def policies(draw: st.DrawFn, exit_layers: tuple[int, ...]) -> ExitPolicy:
         thresholds=tuple(draw(share) for _ in looked[:-1]),
         confidence=draw(st.sampled_from(["max-prob", "margin", "entropy"])),
         length=draw(st.one_of(rules)),
-        runs_ahead=len(looked) > 1 and draw(st.booleans()),
+        runs_ahead=order == "ahead",
+        catches_up_at_once=order == "at once",
     )
 
 

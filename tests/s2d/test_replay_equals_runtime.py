@@ -21,9 +21,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.geometry import DraftGeometry
-from perfmodel.passes import PassCount
+from perfmodel.passes import ColdCount, PassCount
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import block_lengths, replay
+from perfmodel.rounds import RoundStats
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
 from profiler.job import Job
@@ -34,6 +35,7 @@ from s2d.load import with_vocabulary_of
 from s2d.nested import Decoder
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
+from tests.strategies import segment_orders
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
 SHARED_NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=12, top_p=0.95, seed=11)
@@ -138,14 +140,21 @@ def policies(draw: st.DrawFn, trace: AcceptanceTrace) -> ExitPolicy:
     thresholds = tuple(draw(st.sampled_from(midpoints(trace.confidence[:, layers.index(e)]))) for e in looked[:-1])
     floor = draw(st.sampled_from(midpoints(trace.confidence)))
     length = draw(st.sampled_from(rules(len(looked), draw(st.integers(1, 9)), floor, floor / 2)))
-    runs_ahead = len(looked) > 1 and draw(st.booleans())
-    return ExitPolicy(exit_layers=looked, thresholds=thresholds, confidence="max-prob", length=length, runs_ahead=runs_ahead)
+    order = draw(segment_orders) if len(looked) > 1 else None
+    return ExitPolicy(
+        exit_layers=looked,
+        thresholds=thresholds,
+        confidence="max-prob",
+        length=length,
+        runs_ahead=order == "ahead",
+        catches_up_at_once=order == "at once",
+    )
 
 
 def family_policies(trace: AcceptanceTrace) -> Iterator[ExitPolicy]:
     """Several sets of exits with every length rule, and of each rule one with drafts of one token, which stay on the path.
 
-    Every other one of several exits runs ahead.
+    Of those of several exits, one in three runs ahead, and another catches up at once.
     """
     layers = trace.header.draft.exit_layers
     column = dict(zip(layers, trace.confidence.T, strict=True))
@@ -157,7 +166,8 @@ def family_policies(trace: AcceptanceTrace) -> Iterator[ExitPolicy]:
             thresholds=tuple(threshold_at(column[layer], share) for layer in subset[:-1]),
             confidence="max-prob",
             length=rules(len(subset), cap, threshold_at(column[subset[-1]], share), 0.62)[kind],
-            runs_ahead=len(subset) > 1 and number % 2 == 1,
+            runs_ahead=len(subset) > 1 and number % 3 == 1,
+            catches_up_at_once=len(subset) > 1 and number % 3 == 2,
         )
 
 
@@ -239,6 +249,35 @@ def test_running_ahead_the_tokens_are_the_same_and_every_pass_is_the_replayed_on
             assert checks > drafted
             assert not kinds["ahead"]
     assert stats[waiting] == stats[running]
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("exits", [(1, 2), (1, 4), (2, 4), (1, 2, 4)])
+@pytest.mark.parametrize("cap", [1, 5])
+def test_catching_up_at_once_the_tokens_are_the_same_and_every_segment_has_the_replayed_passes(
+    kind: str, exits: tuple[int, ...], cap: int
+) -> None:
+    found = tiny_traced(kind, 1, GREEDY, None)
+    column = dict(zip(found.trace.header.draft.exit_layers, found.trace.confidence.T, strict=True))
+    when_asked = ExitPolicy(
+        exit_layers=exits,
+        thresholds=tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1]),
+        confidence="max-prob",
+        length=FixedLength(draft_cap=cap),
+    )
+    at_once = replace(when_asked, catches_up_at_once=True)
+    assert_replayed(found, at_once)
+    for prompt, expected in zip(found.job.prompts, replay(found.trace, at_once), strict=True):
+        lazy, ran = (
+            found.session.generate(prompt.token_ids, found.job.settings(one, NEW_TOKENS)) for one in (when_asked, at_once)
+        )
+        assert (ran.tokens, ran.blocks, ran.rounds.exits_taken) == (lazy.tokens, lazy.blocks, lazy.rounds.exits_taken)
+        # Which exits are taken off the path no trace says, and these passes do not depend on it.
+        assert without_checks(ran.rounds) == without_checks(expected)
+
+
+def without_checks(rounds: RoundStats) -> list[PassCount | ColdCount]:
+    return [one for one in (*rounds.passes, *rounds.cold_passes) if one.kind != "exit"]
 
 
 @functools.cache
