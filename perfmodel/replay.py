@@ -4,8 +4,9 @@ Under one policy a round is a jump from one column of the tape to a later one. R
 policies in step, and then counts the passes of the rounds it visited; no token is looked at one by one.
 
 Exact rules are replayed exactly. Under the ratio test acceptance is drawn once per position and shared by all policies:
-right in expectation, and differences between policies are not drowned in noise. After a block's first mismatch the true
-prefix's confidences stand in for the draft's own, which changes the draft's cost only.
+right in expectation, and differences between policies are not drowned in noise. After a block's first mistake the true
+prefix's confidences stand in for the draft's own, or what a second trace makes of them (`perfmodel.off_path`); that changes
+the draft's cost only.
 
 Letters: G replays (policies, or the prompts of one policy), E exits or segments, K tokens drafted, R rows of a pass, P places.
 """

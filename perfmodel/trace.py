@@ -31,7 +31,7 @@ TRACE_SCHEMA = "s2d/acceptance-trace"
 TRACE_VERSION = 5
 
 _COLUMN_DTYPES = {"confidence": np.float32, "draft_token": np.int32, "target_token": np.int32, "accept_prob": np.float32}
-_OFF_PATH_DTYPES = {"position": np.int32, "confidence": np.float32}
+_OFF_PATH_DTYPES = {"position": np.int32, "exit": np.int32, "confidence": np.float32}
 _DTYPES = {**_COLUMN_DTYPES, **{f"off_path_{name}": dtype for name, dtype in _OFF_PATH_DTYPES.items()}}
 _SINCE = {name: 1 if name in _COLUMN_DTYPES else 5 for name in _DTYPES}
 _UPGRADES = {1: with_llama_layers, 2: with_whole_heads, 3: with_sampling_unpenalised, 4: lambda body: body}
@@ -93,6 +93,7 @@ class AcceptanceTrace:
             "target_token": (positions,),
             "accept_prob": by_exit,
             "off_path_position": (recorded,),
+            "off_path_exit": (recorded,),
             "off_path_confidence": (recorded, by_exit[1]),
         }
         for name, column in self.columns.items():
@@ -187,9 +188,11 @@ def _check_values(trace: AcceptanceTrace) -> None:
         column = trace.columns[name]
         if ((column < 0) | (column > 1)).any():
             raise ValueError(f"trace column {name}: values from {column.min()} to {column.max()}, expected 0 to 1")
-    position, most = trace.off_path.position, len(trace.target_token) - 1
-    if ((position < 0) | (position > most)).any():
-        raise ValueError(f"trace column off_path_position: from {position.min()} to {position.max()}, expected 0 to {most}")
+    most = {"off_path_position": len(trace.target_token) - 1, "off_path_exit": trace.confidence.shape[1] - 1}
+    for name, largest in most.items():
+        column = trace.columns[name]
+        if ((column < 0) | (column > largest)).any():
+            raise ValueError(f"trace column {name}: from {column.min()} to {column.max()}, expected 0 to {largest}")
     is_equal = trace.draft_token == trace.target_token[:, None]
     if trace.header.sampling.rule != "ratio" and (trace.accept_prob != is_equal).any():
         rule = trace.header.sampling.rule

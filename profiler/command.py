@@ -25,7 +25,15 @@ from profiler.latency_files import LatencyFiles, pair_profiles
 from profiler.measure_energy import measure_energy, nvml_sensor
 from profiler.pass_log import lacking_passes
 from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
-from profiler.show import acceptance_table, distinct_line, energy_line, latency_table, understood, warnings_of
+from profiler.show import (
+    acceptance_table,
+    distinct_line,
+    energy_line,
+    latency_table,
+    off_path_lines,
+    understood,
+    warnings_of,
+)
 from s2d.config import FAMILY_FOLDER
 from s2d.device import engine_for, use_device
 from s2d.load import find_model
@@ -191,7 +199,8 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
             )
     finally:  # whatever ended it, a disk that is full included
         if trace.header.prompts:
-            print_out(f"\n{acceptance_table(trace, job.pair.draft.calibration)}\n{distinct_line(trace)}")
+            lines = [acceptance_table(trace, job.pair.draft.calibration), distinct_line(trace), *off_path_lines(trace)]
+            print_out("\n" + "\n".join(lines))
     write_trace(path, trace, provenance)
     partial.unlink(missing_ok=True)
     print_out(f"wrote {path}")

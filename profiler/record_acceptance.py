@@ -200,6 +200,7 @@ def extended(trace: AcceptanceTrace, traced: Sequence[PromptTrace]) -> Acceptanc
     positions = [one.off_path.position + start for one, start in zip(traced, starts[:-1], strict=True)]
     off_path = OffPath(
         position=np.concatenate([trace.off_path.position, *positions]),
+        exit=np.concatenate([trace.off_path.exit, *(one.off_path.exit for one in traced)]),
         confidence=np.concatenate([trace.off_path.confidence, *(one.off_path.confidence for one in traced)]),
     )
     return AcceptanceTrace(header=replace(trace.header, prompts=prompts), **columns, off_path=off_path)

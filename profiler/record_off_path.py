@@ -85,6 +85,7 @@ def record_off_path(
     for segment in cache.segments:
         ladder.push(segment, list(text), len(text) - 1)
     position: list[int] = []
+    number: list[int] = []
     confidence: list[list[float]] = []
     for mistake in reversed(mistakes):
         known = prompt_tokens + mistake.step
@@ -93,9 +94,11 @@ def record_off_path(
         while len(tokens) < min(len(text), known + 1 + TOKENS_PER_MISTAKE) and tokens[-1] != pair.eos_token_id:
             answers = list(said_after(tokens))
             position.append(len(tokens) - prompt_tokens)
+            number.append(mistake.exit)
             confidence.append([sure for _, sure in answers])
             tokens.append(answers[mistake.exit][0])
     return OffPath(
         position=np.array(position, np.int32),
+        exit=np.array(number, np.int32),
         confidence=np.array(confidence, np.float32).reshape(-1, len(cache.segments)).clip(0, 1),
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 from perfmodel.calibration import agreement_at, expected_calibration_error
 from perfmodel.console import table
+from perfmodel.off_path import MIN_RECORDED
 from perfmodel.passes import PASS_KINDS
 from perfmodel.policy import CalibrationCurve
 from perfmodel.trace import AcceptanceTrace
@@ -83,6 +84,17 @@ def distinct_line(trace: AcceptanceTrace) -> str:
         f"{len(trace.target_token)} positions; distinct 6-grams {format_frac(mean)}, "
         f"{looping} of {len(prompts)} texts loop (below 50 %), which flatters acceptance"
     )
+
+
+def off_path_lines(trace: AcceptanceTrace) -> list[str]:
+    """What was recorded off the path, if it was asked for, and whether it is enough to be used."""
+    off_path = trace.off_path
+    if not len(off_path):
+        return []
+    told = f"{len(off_path)} tokens off the path, {off_path.num_told} of them by the deepest exit"
+    if off_path.num_told < MIN_RECORDED:
+        told += f": too few, {MIN_RECORDED} are needed, so the text's own confidences stand in"
+    return [told]
 
 
 def energy_line(meter: EnergyMeter, facts: DeviceFacts) -> str:

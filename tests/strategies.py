@@ -84,7 +84,11 @@ def make_trace(spec: TraceSpec) -> AcceptanceTrace:
         draft_token=draft.astype(np.int32),
         target_token=target.astype(np.int32),
         accept_prob=accept,
-        off_path=OffPath(position=position, confidence=lower.astype(np.float32)),
+        off_path=OffPath(
+            position=position,
+            exit=rng.integers(0, shape[1], spec.num_off_path).astype(np.int32),
+            confidence=lower.astype(np.float32),
+        ),
     )
 
 
@@ -131,7 +135,7 @@ def traces(draw: st.DrawFn) -> AcceptanceTrace:
         eos_token_id=EOS,
         seed=draw(st.integers(0, 1000)),
         num_confidences=draw(st.sampled_from((4, 1000))),
-        num_off_path=draw(st.sampled_from((0, 2 * MIN_RECORDED))),
+        num_off_path=draw(st.sampled_from((0, 2 * num_exits * MIN_RECORDED))),
     )
     return make_trace(spec)
 

@@ -83,7 +83,7 @@ def test_a_missing_column_is_refused(tmp_path: Path) -> None:
         ("draft_token", np.zeros((9, 4), np.int64), "trace column draft_token: of int64, expected int32"),
         ("confidence", np.full((9, 4), 1.5, np.float32), "trace column confidence: values from 1.5 to 1.5, expected 0 to 1"),
         ("accept_prob", np.full((9, 4), 0.5, np.float32), "trace column accept_prob: under rule 'greedy' expected 1 where"),
-        ("off_path_position", np.zeros(3, np.int32), r"trace column off_path_confidence: shape \(0, 4\), expected \(3, 4\)"),
+        ("off_path_position", np.zeros(3, np.int32), r"trace column off_path_exit: shape \(0,\), expected \(3,\)"),
     ],
 )
 def test_a_wrong_column_is_refused(tmp_path: Path, name: str, column: np.ndarray, message: str) -> None:
@@ -94,11 +94,12 @@ def test_a_wrong_column_is_refused(tmp_path: Path, name: str, column: np.ndarray
     assert "s2d-profile acceptance" in str(caught.value)
 
 
-def test_what_is_recorded_off_the_path_is_of_positions_of_the_trace(tmp_path: Path) -> None:
+def test_what_is_recorded_off_the_path_is_of_positions_and_exits_of_the_trace(tmp_path: Path) -> None:
     path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9], num_off_path=1))
-    write_columns(path, trace, trace.columns | {"off_path_position": np.array([9], np.int32)})
-    with pytest.raises(BadFile, match="trace column off_path_position: from 9 to 9, expected 0 to 8"):
-        read_trace(path)
+    for name, value, largest in (("off_path_position", 9, 8), ("off_path_exit", 4, 3)):
+        write_columns(path, trace, trace.columns | {name: np.array([value], np.int32)})
+        with pytest.raises(BadFile, match=f"trace column {name}: from {value} to {value}, expected 0 to {largest}"):
+            read_trace(path)
 
 
 def test_a_trace_from_before_there_was_a_second_one_is_read_with_nothing_off_the_path(tmp_path: Path) -> None:
@@ -118,9 +119,10 @@ def test_a_subset_keeps_each_prompts_own_positions() -> None:
 def test_a_subset_keeps_what_was_recorded_off_the_path_of_its_positions() -> None:
     trace = make_trace(TraceSpec(num_positions=[3, 5, 2]))
     sure = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
-    trace = replace(trace, off_path=OffPath(position=np.array([9, 4, 1, 4], np.int32), confidence=sure))
+    trace = replace(trace, off_path=OffPath(position=np.array([9, 4, 1, 4], np.int32), exit=np.arange(4), confidence=sure))
     some = trace.subset([2, 0])
     assert some.off_path.position.tolist() == [1, 3]
+    assert some.off_path.exit.tolist() == [0, 2]
     np.testing.assert_array_equal(some.off_path.confidence, sure[[0, 2]])
     assert trace.shortened(2).off_path.position.tolist() == [5, 3, 1, 3]
 

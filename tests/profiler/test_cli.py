@@ -233,6 +233,15 @@ def test_half_a_measurement_names_the_command_for_the_other_half(
     assert following == ["s2d-plan", *profiles, "--trace", str(out / "trace.npz"), "-o", str(out / "plan.json")]
 
 
+def test_what_is_said_off_the_path_is_recorded_where_it_is_asked_for(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_profile(["acceptance", *arguments(folders, tmp_path, "--off-path", "2")]) == 0
+    recorded = len(read_trace(tmp_path / "trace.npz").record.off_path)
+    assert recorded > 0
+    assert f"{recorded} tokens off the path" in capsys.readouterr().out
+
+
 def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders, tmp_path: Path) -> None:
     flags = ["--temperature", "0.8", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.05", "--seed", "3"]
     flags += ["--repetition-penalty", "1.2", "--presence-penalty", "-0.5", "--frequency-penalty", "0.25"]
@@ -265,6 +274,7 @@ def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders
         (["--max-new-tokens", "5000"], "--max-new-tokens 5000: expected at most 159"),
         (["--num-prompts", "0"], "--num-prompts 0: expected at least 1"),
         (["--budget", "-1"], "--budget -1: expected 0 seconds or more"),
+        (["--off-path", "-1"], "--off-path -1: expected 0 mistakes or more"),
         (["--max-new-tokens", "155"], "expected 1 to 5, which with 155 new ones fill the context"),
         (["--device", "tpu"], "--device tpu: expected cpu, cuda, or cuda:N for one of several GPUs."),
         (["--device", "cuda:7"], "--device cuda:7: torch finds no CUDA device here"),

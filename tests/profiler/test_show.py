@@ -1,5 +1,5 @@
 from perfmodel.policy import CalibrationCurve
-from profiler.show import acceptance_table
+from profiler.show import acceptance_table, off_path_lines
 from s2d.sidecar import Calibration
 from tests.strategies import TraceSpec, make_trace
 
@@ -33,3 +33,13 @@ def test_nothing_is_shown_where_none_came_or_one_of_another_confidence() -> None
     plain = acceptance_table(TRACE, None)
     assert "ECE" not in plain
     assert acceptance_table(TRACE, calibration("margin")) == plain
+
+
+def test_what_was_recorded_off_the_path_is_counted_and_said_to_be_too_few_where_it_is() -> None:
+    assert off_path_lines(TRACE) == []
+    many, few = (make_trace(TraceSpec(num_positions=[250], num_off_path=number)) for number in (4000, 40))
+    [enough] = off_path_lines(many)
+    assert enough.startswith("4000 tokens off the path, ")
+    assert enough.endswith("of them by the deepest exit")
+    [lacking] = off_path_lines(few)
+    assert lacking.endswith("too few, 100 are needed, so the text's own confidences stand in")
