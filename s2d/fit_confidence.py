@@ -131,11 +131,11 @@ def calibrate_draft(
 
 
 def fit_calibration(answers: Sequence[Answers], folds: Iterable[int], targets: tuple[str, ...]) -> Calibration:
-    """One isotonic curve per exit.
+    """One curve per exit.
 
     Args:
         answers: one per text.
-        folds: the fold of each text; a curve has as many bins as serve the folds it has not seen.
+        folds: the fold of each text; a curve is the one that serves the folds it has not seen.
         targets: whose texts they are.
     """
     confidence = np.concatenate([one.confidence for one in answers])  # [P, E]

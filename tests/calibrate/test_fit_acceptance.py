@@ -1,5 +1,7 @@
 """Confidence calibration: known curves are found, and the scores mean what they say."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,15 @@ from calibrate.fit_acceptance import (
     bootstrap_ratio,
     calibrate_exits,
 )
-from perfmodel.calibration import expected_calibration_error, fit_curve
+from perfmodel.calibration import (
+    NUM_SCALED_KNOTS,
+    agreement_at,
+    choose_curve,
+    expected_calibration_error,
+    fit_curve,
+    fit_scaling,
+)
+from perfmodel.policy import CalibrationCurve
 from perfmodel.trace import AcceptanceTrace
 from tests.strategies import TraceSpec, make_trace, traces
 
@@ -32,6 +42,45 @@ def test_the_pools_are_those_of_isotonic_regression() -> None:
     agreement = np.random.default_rng(3).random(24)
     curve = fit_curve(np.arange(24.0), agreement, num_bins=24)
     assert np.array(curve.agreement) == pytest.approx(np.unique(isotonic_regression(agreement).x))
+
+
+def test_a_temperature_and_an_offset_are_found() -> None:
+    rng = np.random.default_rng(1)
+    confidence = rng.random(40_000)
+    truth = 1 / (1 + np.exp(-(0.5 * np.log(confidence / (1 - confidence)) + 0.8)))
+    curve = fit_scaling(confidence, (rng.random(40_000) < truth).astype(np.float64))
+    assert len(curve.confidence) == NUM_SCALED_KNOTS
+    inner = (confidence > 0.05) & (confidence < 0.95)  # nearer to 0 and 1 the odds bend between knots
+    assert agreement_at(curve, confidence[inner]) == pytest.approx(truth[inner], abs=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(traces())
+def test_two_numbers_are_found_whatever_the_data(trace: AcceptanceTrace) -> None:
+    """Exits that are always right included, where whole Newton steps overflow; a curve that falls would be refused."""
+    confidence, agreement = trace.confidence[:, 0].astype(np.float64), trace.accept_prob[:, 0].astype(np.float64)
+    curve = fit_scaling(confidence, agreement)
+    assert confidence.min() <= curve.confidence[0] <= curve.confidence[-1] <= confidence.max()
+
+
+def test_an_exit_that_is_the_surer_the_more_often_wrong_has_its_mean() -> None:
+    confidence = np.linspace(0, 1, 200)
+    curve = fit_scaling(confidence, (confidence < 0.25).astype(np.float64))
+    assert curve.agreement == (0.25,)
+
+
+def test_two_numbers_are_chosen_for_few_positions_and_bins_where_they_are_wrong() -> None:
+    rng = np.random.default_rng(5)
+
+    def chosen(number: int, truth: Callable[[np.ndarray], np.ndarray]) -> CalibrationCurve:
+        confidence = rng.random(number)
+        agreed = (rng.random(number) < truth(confidence)).astype(np.float64)
+        return choose_curve(confidence, agreed, np.arange(number) % 4)[0]
+
+    few = [chosen(80, lambda confidence: confidence) for _ in range(20)]
+    assert any(len(curve.confidence) == NUM_SCALED_KNOTS for curve in few)
+    steps = [chosen(4000, lambda confidence: np.where(confidence < 0.3, 0.2, 0.6)) for _ in range(5)]
+    assert all(len(curve.confidence) < NUM_SCALED_KNOTS for curve in steps)
 
 
 def test_a_biased_confidence_is_put_right_out_of_sample() -> None:
