@@ -49,7 +49,7 @@ class Depth:
     num_came: Lengths  # [S]; their tokens that come, told up to P
     first: Passed  # [S]; their first passes
     behind: Passed | None
-    """Of blocks that went on after a mistake: the first passes behind it, where others were before it."""
+    """Of blocks that went on after a mistake: the first passes behind it, where some were before it."""
     further: Passed
     pushed: Passed | None  # [N]; passes of a self draft's verification over what it has not processed
 
@@ -61,12 +61,12 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Came:
-    """Tokens that come in some rounds."""
+    """Tokens that come, by the runs of columns that hold any."""
 
-    round_: Counts  # [S]
-    first: Counts  # [S]; place of the first, as if on the text's path
-    last: Counts  # [S]
-    number: Lengths  # [S]; of them, told up to P
+    run: Counts  # [any]; of rounds where these are all that there is
+    first: Counts  # [any]; place of the first
+    last: Counts  # [any]
+    number: Lengths  # [any]; of them, told up to P
 
 
 def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
@@ -79,35 +79,64 @@ def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
     """
     stays_out = ~comes
     until, since = run_lengths(stays_out, tape.longest), run_lengths(stays_out, tape.longest, back=True)
-    start, drafted, behind = courses.start, courses.drafted, None
-    if courses.tails is None:
-        came = _came(until, since, start, drafted)
-    else:
-        came, behind, start, drafted = _came_off_path(courses, courses.tails, until, since)
-    begin, known = courses.start.take(came.round_, mode="clip"), courses.known.take(came.round_, mode="clip")
+    start, length = courses.runs
+    came, behind = _came(until, since, start, length), None
+    if courses.tails is not None:
+        came, behind = _joined(courses, courses.tails, came)
+    begin, known = courses.start.take(came.run, mode="clip"), courses.known.take(came.run, mode="clip")
     return Depth(
-        round_=came.round_,
+        round_=came.run,
         num_came=came.number,
         first=Passed(
             at=begin,
-            rows=came.first - _processed(tape, courses, came.round_, begin, came.last),
+            rows=came.first - _processed(tape, courses, came.run, begin, came.last),
             known=known + (came.first - begin),
             times=None,
         ),
         behind=behind,
-        further=_further(tape, courses, _times_again(comes, until, start, drafted), since),
-        pushed=_pushed(courses, came.round_, came.last) if tape.is_self_draft else None,
+        further=_further(tape, courses, _times_again(comes, until, start, length), since),
+        pushed=_pushed(courses, came.run, came.last) if tape.is_self_draft else None,
     )
 
 
-def _came(until: Lengths, since: Lengths, start: Counts, drafted: Lengths) -> _Came:
-    """The tokens that come of some runs of columns: where these start, and how many columns they are. [N]."""
+def _came(until: Lengths, since: Lengths, start: Counts, length: Lengths) -> _Came:
+    """The tokens that come of some runs of columns."""
     skipped = until.take(start)
-    round_ = np.flatnonzero(skipped < drafted)
-    start = start.take(round_, mode="clip")
-    first, last = start + skipped.take(round_), start + drafted.take(round_) - 1
+    run = np.flatnonzero(skipped < length)
+    start = start.take(run, mode="clip")
+    first, last = start + skipped.take(run), start + length.take(run) - 1
     last -= since.take(last)
-    return _Came(round_=round_, first=first, last=last, number=_num_came(until, first, last))
+    return _Came(run=run, first=first, last=last, number=_num_came(until, first, last))
+
+
+def _joined(courses: Courses, tails: Tails, came: _Came) -> tuple[_Came, Passed]:
+    """What came by rounds, tails' places taken back to the text's path, and the first passes behind mistakes.
+
+    Behind a mistake the first token that comes catches up on all that stayed out since the last one before the mistake. Where
+    none came before it, its pass is the block's first.
+    """
+    num_rounds = len(courses.start)
+    split = np.searchsorted(came.run, num_rounds)
+    before, tail = came.run[:split], came.run[split:] - num_rounds
+    behind = tails.round_.take(tail)
+    to_path = (courses.start.take(tails.round_) + tails.to_mistake - tails.at).take(tail)
+    first, last, number = np.zeros((3, num_rounds), np.int64)
+    first[behind] = came.first[split:] + to_path
+    last[before] = came.last[:split]
+    again = behind[np.isin(behind, before, assume_unique=True)]
+    passed = Passed(
+        at=courses.start.take(again),
+        rows=(first - last).take(again),
+        known=(courses.known - courses.start + first).take(again),
+        times=None,
+    )
+    first[before] = came.first[:split]
+    last[behind] = came.last[split:] + to_path
+    number[before] = came.number[:split]
+    number[behind] += came.number[split:]
+    round_ = np.flatnonzero(number)
+    first, last, number = (of_rounds.take(round_) for of_rounds in (first, last, number))
+    return _Came(run=round_, first=first, last=last, number=number.astype(came.number.dtype)), passed
 
 
 def _num_came(until: Lengths, first: Counts, last: Counts) -> Lengths:
@@ -119,35 +148,6 @@ def _num_came(until: Lengths, first: Counts, last: Counts) -> Lengths:
         at += until.take(at, mode="clip")
         number += at < last
     return number
-
-
-def _came_off_path(courses: Courses, tails: Tails, until: Lengths, since: Lengths) -> tuple[_Came, Passed, Counts, Lengths]:
-    """What came of blocks that go on off the path, the first passes there, and the runs of columns that blocks are made of.
-
-    Behind a mistake the first token that comes catches up on all that stayed out since the last one before the mistake.
-    """
-    before = courses.drafted.copy()
-    before[tails.round_] = tails.to_mistake
-    on, off = _came(until, since, courses.start, before), _came(until, since, tails.at, tails.drafted)
-    to_path = (courses.start.take(tails.round_) + tails.to_mistake - tails.at).take(off.round_)
-    off_round, off_first, off_last = tails.round_.take(off.round_), off.first + to_path, off.last + to_path
-    first, last, number = np.zeros((3, len(before)), np.int64)
-    number[on.round_] = on.number
-    number[off_round] += off.number
-    last[on.round_] = on.last
-    has_both = np.isin(off_round, on.round_, assume_unique=True)
-    both = off_round[has_both]
-    behind = Passed(
-        at=courses.start.take(both),
-        rows=off_first[has_both] - last.take(both),
-        known=courses.known.take(both) - courses.start.take(both) + off_first[has_both],
-        times=None,
-    )
-    first[off_round], last[off_round] = off_first, off_last
-    first[on.round_] = on.first
-    round_ = np.flatnonzero(number)
-    came = _Came(round_=round_, first=first[round_], last=last[round_], number=number[round_].astype(np.uint8))
-    return came, behind, np.append(courses.start, tails.at), np.append(before, tails.drafted)
 
 
 def _processed(tape: Tape, courses: Courses, round_: Counts, start: Counts, last: Counts) -> Counts:
@@ -169,12 +169,12 @@ def _processed(tape: Tape, courses: Courses, round_: Counts, start: Counts, last
     return processed
 
 
-def _times_again(comes: Bools, until: Lengths, start: Counts, drafted: Lengths) -> Lengths:
-    """How many blocks hold each token that comes, but not as the first that does. [Q * C]."""
-    length, times = np.zeros((2, len(comes)), drafted.dtype)
-    length[start] = drafted
-    for step in range(1, int(drafted.max(initial=0))):
-        times[step:] += ((length[:-step] > step) & (until[:-step] < step)).view(np.uint8)
+def _times_again(comes: Bools, until: Lengths, start: Counts, length: Lengths) -> Lengths:
+    """How many runs of columns hold each token that comes, but not as the first that does. [Q * C]."""
+    starting, times = np.zeros((2, len(comes)), length.dtype)
+    starting[start] = length
+    for step in range(1, int(length.max(initial=0))):
+        times[step:] += ((starting[:-step] > step) & (until[:-step] < step)).view(np.uint8)
     times *= comes.view(np.uint8)
     return times
 

@@ -38,6 +38,18 @@ class Courses:
     """None where what is said off the path is not told: the text's own confidences stand in."""
 
     @property
+    def runs(self) -> tuple[Counts, Lengths]:
+        """The runs of columns that blocks are made of: places where they start, and how many columns they are.
+
+        One a round, as far as its mistake; and behind these, [N + S], the tails.
+        """
+        if self.tails is None:
+            return self.start, self.drafted
+        before = self.drafted.copy()
+        before[self.tails.round_] = self.tails.to_mistake
+        return np.append(self.start, self.tails.at), np.append(before, self.tails.drafted)
+
+    @property
     def num_policies(self) -> int:
         """Q."""
         return len(self.blocks.drafted)
