@@ -19,7 +19,7 @@ import numpy as np
 from perfmodel.courses import Courses
 from perfmodel.passes import COLD_PLACES
 from perfmodel.tails import Tails
-from perfmodel.tape import Bools, Counts, Integers, Lengths, Tape, run_lengths, spread
+from perfmodel.tape import Bools, Counts, Integers, Lengths, Tape, places_of, run_lengths, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,13 +29,13 @@ class Passed:
     at: Counts
     """Rising places, of the same prompts as the passes."""
     rows: Integers
-    known: Counts
+    known: Integers
     """Tokens known to each after its rows."""
     times: Lengths | None
     """How many passes are alike; one where it is None."""
 
     @property
-    def cached(self) -> Counts:
+    def cached(self) -> Integers:
         """Cached tokens before them, in sum over those alike."""
         cached = self.known - self.rows
         return cached if self.times is None else cached * self.times
@@ -79,8 +79,8 @@ def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
     """
     stays_out = ~comes
     until, since = run_lengths(stays_out, tape.longest), run_lengths(stays_out, tape.longest, back=True)
-    start, length = courses.runs
-    came, behind = _came(until, since, start, length), None
+    came, behind = _came(until, since, *courses.runs), None
+    times = _times_again(tape, comes, came)
     if courses.tails is not None:
         came, behind = _joined(courses, courses.tails, came)
     begin, known = courses.start.take(came.run, mode="clip"), courses.known.take(came.run, mode="clip")
@@ -94,7 +94,7 @@ def depth_of(tape: Tape, courses: Courses, comes: Bools) -> Depth:
             times=None,
         ),
         behind=behind,
-        further=_further(tape, courses, _times_again(comes, until, start, length), since),
+        further=_further(tape, courses, times, since),
         pushed=_pushed(courses, came.run, came.last) if tape.is_self_draft else None,
     )
 
@@ -163,18 +163,20 @@ def _processed(tape: Tape, courses: Courses, round_: Counts, start: Counts, last
     if tape.is_self_draft:
         return start - 1
     left = np.minimum(last, start + courses.accepted.take(round_))  # by the rollback after each round
-    bounds = tape.prompt_bounds(courses.num_policies)
+    bounds = places_of(tape, courses.num_policies).prompts
     processed = spread(start, bounds, bounds[:-1] - 1)
     np.maximum(processed[1:], left[:-1], out=processed[1:])
     return processed
 
 
-def _times_again(comes: Bools, until: Lengths, start: Counts, length: Lengths) -> Lengths:
-    """How many runs of columns hold each token that comes, but not as the first that does. [Q * C]."""
-    starting, times = np.zeros((2, len(comes)), length.dtype)
-    starting[start] = length
-    for step in range(1, int(length.max(initial=0))):
-        times[step:] += ((starting[:-step] > step) & (until[:-step] < step)).view(np.uint8)
+def _times_again(tape: Tape, comes: Bools, came: _Came) -> Lengths:
+    """How many runs of columns hold each token that comes, but not as the first that does: up to their last. [Q * C]."""
+    times = np.zeros(len(comes) + 1, tape.room.dtype)
+    once = times.dtype.type(1)  # of another type, they take ten times as long
+    np.add.at(times, came.first + 1, once)
+    np.subtract.at(times, came.last + 1, once)
+    np.add.accumulate(times, out=times)
+    times = times[:-1]
     times *= comes.view(np.uint8)
     return times
 
@@ -192,7 +194,7 @@ def _further(tape: Tape, courses: Courses, times: Lengths, since: Lengths) -> Pa
     return Passed(
         at=at,
         rows=since.take(at - 1) + 1,
-        known=tape.known_at(at, courses.num_policies),
+        known=places_of(tape, courses.num_policies).known.take(at),
         times=times.take(at),
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from perfmodel.blocks import Blocks, draft_blocks, no_blocks
 from perfmodel.policy import ExitPolicy, HeuristicLength
 from perfmodel.tails import Tails, tails_of
-from perfmodel.tape import Bools, Counts, Lengths, Tape, spread
+from perfmodel.tape import Bools, Counts, Counts32, Lengths, Tape, places_of, small_integer, spread
 
 _PLACES_IN_STEP = 2**18
 """Columns of policies that are run together. Many, so that an array operation costs more than the call that makes it; few, so
@@ -31,7 +31,7 @@ class Courses:
 
     blocks: Blocks
     start: Counts  # [N]; rising places at which rounds begin
-    known: Counts  # [N]; tokens known at the start
+    known: Counts32  # [N]; tokens known at the start
     drafted: Lengths  # [N]
     accepted: Lengths  # [N]
     tails: Tails | None
@@ -80,6 +80,7 @@ def _kinship(policy: ExitPolicy | None) -> tuple[bool, bool, bool, int, tuple[in
 
 def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Courses:
     """The rounds of policies whose length adapts, or of policies none of whose does."""
+    places = places_of(tape, len(policies))
     drafting = [policy for policy in policies if policy]
     blocks = draft_blocks(tape, drafting) if drafting else no_blocks(tape, len(policies))
     rules = [policy.length for policy in drafting if isinstance(policy.length, HeuristicLength)]
@@ -95,13 +96,13 @@ def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Courses:
     tails = None
     if tape.to_off_path is not None:
         fixed = np.array([policy.length.draft_cap if policy else 0 for policy in policies])
-        cap = spread(start, tape.policy_bounds(len(policies)), fixed) if caps is None else caps.take(start)
+        cap = spread(start, places.policies, fixed) if caps is None else caps.take(start)
         tails = tails_of(tape, blocks, tape.to_off_path, start, drafted, cap)
         drafted[tails.round_] = tails.to_mistake + tails.drafted
     return Courses(
         blocks=blocks,
         start=start,
-        known=tape.known_at(start, len(policies)),
+        known=places.known.take(start),
         drafted=drafted,
         accepted=accepted,
         tails=tails,
@@ -113,7 +114,7 @@ def _visit(tape: Tape, blocks: Blocks) -> Bools:
     step = np.minimum(blocks.drafted, blocks.right)
     step += 1
     np.minimum(step, tape.left, out=step)  # no step leads on from a text's end
-    jump, at = step.ravel(), tape.prompt_bounds(len(step))[:-1]
+    jump, at = step.ravel(), places_of(tape, len(step)).prompts[:-1]
     been = []
     while len(at):
         for _ in range(_JUMPS_BETWEEN_CHECKS):
@@ -131,18 +132,20 @@ def _visit_adapting(tape: Tape, blocks: Blocks, rules: Sequence[HeuristicLength]
     longest, right = blocks.drafted.ravel(), blocks.right.ravel()
     caps, visited = np.zeros_like(longest), np.zeros(blocks.drafted.shape, np.bool_)
     is_start = visited.ravel()
-    at = tape.prompt_bounds(len(rules))[:-1]
+    at = places_of(tape, len(rules)).prompts[:-1]
     end = at + np.tile(tape.end - tape.begin, len(rules))
-    cap = np.repeat([rule.start for rule in rules], len(tape.begin))
-    most = np.repeat([rule.draft_cap for rule in rules], len(tape.begin))
+    largest = max(rule.draft_cap for rule in rules)
+    small, told = small_integer(largest), min(largest, tape.longest)
+    cap = np.repeat(np.array([rule.start for rule in rules], small), len(tape.begin))
+    most = np.repeat(np.array([rule.draft_cap for rule in rules], small), len(tape.begin))
     while len(at):
         for _ in range(_JUMPS_BETWEEN_CHECKS):
             drafted, correct = np.minimum(longest.take(at), cap), right.take(at)
-            caps[at], is_start[at] = np.minimum(cap, tape.longest), True
-            cap += 3 * (correct >= drafted)
+            caps[at], is_start[at] = np.minimum(cap, told), True
+            cap += (correct >= drafted) * small.type(3)
             cap -= 1
             np.minimum(np.maximum(cap, 1, out=cap), most, out=cap)
-            at = np.minimum(at + np.minimum(drafted, correct) + 1, end)
+            at = np.minimum(at + (np.minimum(drafted, correct) + 1), end)
         going = at < end
         at, end, cap, most = (lane[going] for lane in (at, end, cap, most))
     visited[:, tape.end] = False

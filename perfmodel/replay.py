@@ -24,7 +24,7 @@ from perfmodel.passes import COLD_PLACES, SEGMENT_KINDS, ColdCount, PassCount, P
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats
 from perfmodel.tally import Grouping, PassTable, count_passes
-from perfmodel.tape import Counts, Floats, Tape, make_tape
+from perfmodel.tape import Counts, Floats, Places, Tape, make_tape, places_of
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds
 
@@ -140,23 +140,23 @@ def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStat
 
 def replay_by_prompt(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
     """What each policy would have done, prompt by prompt: as many replays as policies times prompts, policy after policy."""
-    return _replay(trace, policies, Tape.prompt_bounds, num_prompts=1)
+    return _replay(trace, policies, lambda places: places.prompts, num_prompts=1)
 
 
 def replay_many(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
     """What each policy would have done over all prompts together."""
-    return _replay(trace, policies, Tape.policy_bounds, num_prompts=len(trace.header.prompts))
+    return _replay(trace, policies, lambda places: places.policies, num_prompts=len(trace.header.prompts))
 
 
 def _replay(
-    trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None], bounds: Callable[[Tape, int], Counts], *, num_prompts: int
+    trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None], bounds: Callable[[Places], Counts], *, num_prompts: int
 ) -> ReplayBatch:
     tape = _tape_for(trace, policies)
     order: list[int] = []
     tables = []
     for places, courses in run_courses(tape, policies):
         order += places
-        tables.append(count_passes(tape, courses, Grouping(bounds=bounds(tape, len(places)))))
+        tables.append(count_passes(tape, courses, Grouping(bounds=bounds(places_of(tape, len(places))))))
     return _stack(tables, np.argsort(order), num_prompts=num_prompts)
 
 
@@ -171,7 +171,7 @@ def block_lengths(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[tu
     tape = _tape_for(trace, [policy])
     [(_, courses)] = run_courses(tape, [policy])
     blocks = list(zip(courses.drafted.tolist(), courses.accepted.tolist(), strict=True))
-    bounds = np.searchsorted(courses.start, tape.prompt_bounds(1)).tolist()
+    bounds = np.searchsorted(courses.start, places_of(tape, 1).prompts).tolist()
     return tuple(tuple(blocks[first:past]) for first, past in pairwise(bounds))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from perfmodel.blocks import Blocks, Survival
-from perfmodel.tape import Counts, Integers, Lengths, Tape, spread
+from perfmodel.tape import Counts, Integers, Lengths, Tape, places_of, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,15 +42,16 @@ def tails_of(tape: Tape, blocks: Blocks, to_off_path: Counts, start: Counts, dra
     round_ = np.flatnonzero(drafted > to_mistake)
     start, to_mistake = start.take(round_), to_mistake.take(round_)
     num_policies = len(blocks.drafted)
-    policies = tape.policy_bounds(num_policies)
+    places = places_of(tape, num_policies)
     at = start + to_mistake
-    at += spread(start, tape.prompt_bounds(num_policies), np.tile(to_off_path, num_policies))
-    room = tape.room.take(start - spread(start, policies, policies[:-1]))
+    at += spread(start, places.prompts, np.tile(to_off_path, num_policies))
+    room = tape.room.take(start - spread(start, places.policies, places.policies[:-1]))
     most = np.minimum(cap.take(round_), room) - to_mistake
     length = np.minimum(blocks.drafted.ravel().take(at), most)
     for policy, survival in blocks.survival.items():
-        some = slice(*np.searchsorted(start, policies[policy : policy + 2]))
-        first, behind = start[some] - policies[policy], at[some] - policies[policy]
+        begin, end = places.policies[policy : policy + 2]
+        some = slice(*np.searchsorted(start, (begin, end)))
+        first, behind = start[some] - begin, at[some] - begin
         length[some] = np.minimum(length[some], _surviving(survival, first, to_mistake[some], behind, int(most.max(initial=0))))
     return Tails(round_=round_, to_mistake=to_mistake, at=at, drafted=length.astype(drafted.dtype))
 

@@ -22,7 +22,7 @@ from perfmodel.backlog import Depth, Passed, depth_of
 from perfmodel.courses import Courses
 from perfmodel.levels import Level, Passes, chosen_passes, cold_of
 from perfmodel.passes import COLD_PLACES
-from perfmodel.tape import Bools, Counts, Integers, Tape, spread
+from perfmodel.tape import Bools, Counts, Integers, Tape, places_of, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +93,7 @@ class _Tally:
         levels, num_policies = list(self._levels()), self.courses.num_policies
         checks, taken, depths = self._exits([level.tokens for level in levels[:-1]], [level.rounds for level in levels[:-1]])
         segments, aheads = self._segments(levels)
-        texts, lengths = self.tape.prompt_bounds(num_policies)[:-1], np.tile(self.tape.end - self.tape.begin, num_policies)
+        texts, lengths = places_of(self.tape, num_policies).prompts[:-1], np.tile(self.tape.end - self.tape.begin, num_policies)
         return PassTable(
             num_tokens=self.grouping.histograms(texts, np.zeros_like(texts), 1, [lengths])[0][:, 0],
             drafted=self.drafted,
@@ -200,7 +200,7 @@ class _Tally:
         courses = self.courses
         follows = np.zeros(len(courses.start), np.bool_)
         np.equal(courses.accepted[:-1], courses.drafted[:-1], out=follows[1:])
-        follows[np.searchsorted(courses.start, self.tape.prompt_bounds(courses.num_policies)[:-1])] = False
+        follows[np.searchsorted(courses.start, places_of(self.tape, courses.num_policies).prompts[:-1])] = False
         return follows
 
     def _level_of_some_tokens(self, depth: Depth) -> Level:

@@ -28,6 +28,7 @@ from perfmodel.trace import AcceptanceTrace
 
 Bools: TypeAlias = NDArray[np.bool_]
 Counts: TypeAlias = NDArray[np.int64]
+Counts32: TypeAlias = NDArray[np.int32]
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.integer[Any]]
 Lengths: TypeAlias = NDArray[np.unsignedinteger[Any]]
@@ -50,7 +51,7 @@ class Tape:
     """Whether any exit does anywhere."""
     room: Lengths  # [C]; tokens that a block starting here may draft: one fewer than may still be emitted
     left: Lengths  # [C]; tokens of the text from here on, or `longest` + 1 if there are more
-    known: Counts  # [M]; tokens known before the first column of each prompt
+    known: Counts32  # [C]; tokens known before each
     begin: Counts  # [M]; first column of each prompt
     end: Counts  # [M]; first column past each prompt's text
     to_off_path: Counts | None  # [M]; from a column of each prompt to the same off the path
@@ -60,23 +61,25 @@ class Tape:
         """C."""
         return len(self.room)
 
-    def policy_bounds(self, num_policies: int) -> Counts:
-        """The place at which the columns of each policy begin, and the end, where they follow each other. [Q + 1]."""
-        return np.arange(num_policies + 1) * self.num_columns
 
-    def prompt_bounds(self, num_policies: int) -> Counts:
-        """The place at which each prompt of each policy begins, and the end. [Q * M + 1]."""
-        starts = self.policy_bounds(num_policies)
-        return np.append(np.add.outer(starts[:-1], self.begin).ravel(), starts[-1])
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Places:
+    """The columns of Q policies, those of each behind those of the one before."""
 
-    def known_at(self, places: Counts, num_policies: int) -> Counts:
-        """Tokens known before some rising places of so many policies."""
-        begin, known = self.begin, self.known
-        if self.to_off_path is not None:
-            begin, known = np.stack([begin, begin + self.to_off_path], axis=1).ravel(), np.repeat(known, 2)
-        starts = np.add.outer(self.policy_bounds(num_policies), begin).ravel()[: num_policies * len(begin)]
-        bounds = np.append(starts, num_policies * self.num_columns)
-        return places + spread(places, bounds, np.tile(known, num_policies) - starts)
+    policies: Counts  # [Q + 1]; the place at which the columns of each policy begin, and the end
+    prompts: Counts  # [Q * M + 1]; the place at which each prompt of each policy begins, and the end
+    known: Counts32  # [Q * C]; tokens known before each
+
+
+@lru_cache(maxsize=16)
+def places_of(tape: Tape, num_policies: int) -> Places:
+    """So many policies' columns."""
+    policies = np.arange(num_policies + 1) * tape.num_columns
+    return Places(
+        policies=policies,
+        prompts=np.append(np.add.outer(policies[:-1], tape.begin).ravel(), policies[-1]),
+        known=np.tile(tape.known, num_policies),
+    )
 
 
 @lru_cache(maxsize=4)
@@ -111,7 +114,7 @@ def make_tape(trace: AcceptanceTrace, longest: int) -> Tape:
         may_end=bool(ends_text.any()),
         room=room.clip(0, longest).astype(small_integer(longest)),
         left=(positions[prompt] - step).clip(0, longest + 1).astype(small_integer(longest)),
-        known=np.array([prompt.prompt_tokens for prompt in header.prompts]),
+        known=(np.array([one.prompt_tokens for one in header.prompts])[prompt] + step).astype(np.int32),
         begin=begin,
         end=begin + positions,
         to_off_path=None if off_path is None else length,
@@ -138,7 +141,7 @@ def spread(places: Counts, bounds: Counts, values: Counts) -> Counts:
 
 
 def small_integer(longest: int) -> np.dtype[Any]:
-    """An integer that holds the longest block, its bonus and one more."""
+    """An integer that holds the longest block and two more."""
     return np.min_scalar_type(longest + 2)
 
 
