@@ -52,7 +52,7 @@ from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "prediction"
 SEED = 20260706
-NUM_MISTAKES = 16
+NUM_MISTAKES = 96
 """Of the draft in every evaluated text, behind which it is asked once more."""
 
 
