@@ -115,7 +115,8 @@ def _evidence(trace: AcceptanceTrace, sha256: str, which: str) -> Evidence:
     positions, prompts = len(trace.target_token), len(header.prompts)
     of_all = f" ({which})" if which else ""
     level: EvidenceLevel = "traced"
-    description = f"{positions} positions of {prompts} prompts{of_all}, {header.sampling.label}"
+    off_path = f" and {len(trace.off_path)} off the path" if trace.off_path.is_enough else ""
+    description = f"{positions} positions of {prompts} prompts{of_all}{off_path}, {header.sampling.label}"
     if header.target_sha256 is None:
         level = "published"
         description = (

@@ -44,6 +44,11 @@ class OffPath:
         """Tokens that tell of the exit of which the fewest do, the deepest."""
         return int(np.count_nonzero(self.told(self.confidence.shape[1] - 1)))
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether it tells of every exit."""
+        return self.num_told >= MIN_RECORDED
+
     def taken(self, rows: NDArray[np.int64], num_positions: int) -> OffPath:
         """What is left of it where a trace keeps only some of its rows, in a new order.
 
@@ -65,7 +70,7 @@ def nothing_off_path(num_exits: int) -> OffPath:
 
 def stand_in(confidence: NDArray[np.float32], off_path: OffPath) -> NDArray[np.float32] | None:
     """Confidences as they would be off the path, [P, E], from those on it; None where too few were recorded."""
-    if off_path.num_told < MIN_RECORDED:
+    if not off_path.is_enough:
         return None
     mapped = np.empty_like(confidence)
     for number in range(confidence.shape[1]):

@@ -92,7 +92,7 @@ def off_path_lines(trace: AcceptanceTrace) -> list[str]:
     if not len(off_path):
         return []
     told = f"{len(off_path)} tokens off the path, {off_path.num_told} of them by the deepest exit"
-    if off_path.num_told < MIN_RECORDED:
+    if not off_path.is_enough:
         told += f": too few, {MIN_RECORDED} are needed, so the text's own confidences stand in"
     return [told]
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from calibrate.acceptance import at_lengths, load_acceptance
@@ -13,6 +14,7 @@ from calibrate.plan import DERIVED_NAME, PAPER_NAME, PLAIN_NAME, make_plan, roun
 from calibrate.pricing import DeviceRequest
 from perfmodel.errors import BadFile, Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.geometry import DraftGeometry, find_model
+from perfmodel.off_path import MIN_RECORDED, OffPath
 from perfmodel.plan import Plan, plan_file_text, read_plan, write_plan
 from perfmodel.trace import write_trace
 from tests.calibrate.evidence import (
@@ -147,6 +149,19 @@ def test_a_shorter_output_is_planned_from_the_first_positions_of_a_recorded_trac
     longer = at_lengths(whole, prompt_tokens=None, output_tokens=1000)
     assert len(longer.trace.accept_prob) == len(whole.trace.accept_prob)
     assert longer.evidence.description.endswith("greedy, of texts of at most 64 tokens; longer ones repeat themselves more")
+
+
+def test_what_was_recorded_off_the_path_is_named_where_it_is_enough_to_be_used(tmp_path: Path) -> None:
+    path, trace = tmp_path / "trace.npz", make_trace()
+    for number, text in (
+        (MIN_RECORDED, "384 positions of 6 prompts and 100 off the path, greedy"),
+        (MIN_RECORDED - 1, "384 positions of 6 prompts, greedy"),
+    ):
+        rows = np.arange(number, dtype=np.int32)
+        deepest = np.full(number, trace.confidence.shape[1] - 1, np.int32)
+        off_path = OffPath(position=rows, exit=deepest, confidence=trace.confidence[rows])
+        write_trace(path, replace(trace, off_path=off_path), provenance())
+        assert load_acceptance(path, "all").evidence.description == text
 
 
 def test_a_published_trace_is_drawn_and_keeps_all_its_positions() -> None:
