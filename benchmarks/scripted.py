@@ -12,7 +12,6 @@ from calibrate.grids import MAX_DRAFT_TOKENS
 from perfmodel.errors import UserInputError
 from perfmodel.estimate import Decoded, Speedup, estimate, mean_round_cost, measured_speedup
 from perfmodel.halves import Half, half_of
-from perfmodel.off_path import nothing_off_path
 from perfmodel.passes import PassSamples
 from perfmodel.policy import ExitPolicy
 from perfmodel.replay import block_lengths, replay
@@ -94,7 +93,7 @@ def shortened(trace: AcceptanceTrace, *, prompt_tokens: Tokens | None, new_token
         draft_token=trace.draft_token[kept],
         target_token=trace.target_token[kept],
         accept_prob=trace.accept_prob[kept],
-        off_path=nothing_off_path(trace.confidence.shape[1]),  # a script says the text's own confidences after a mistake too
+        off_path=trace.off_path.taken(kept, len(trace.target_token)),
     )
 
 

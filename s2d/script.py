@@ -2,7 +2,7 @@
 
 The runtime does all that it would do: every pass runs, every exit check reads a token and a confidence back to the host,
 every verification decides. Only then are the answers overruled by the traced ones. So models with random weights can be
-timed under the acceptance of real ones, and every round is the one that replay counts, beyond a block's first mismatch too.
+timed under the acceptance of real ones, and every round is the one that replay counts, beyond a block's first mistake too.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from perfmodel.errors import Mismatch, UserInputError
+from perfmodel.off_path import stand_in
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Tokens
 from s2d.nested import Decoder
@@ -30,12 +31,23 @@ class Script:
     exit_layers: tuple[int, ...]
     answers: tuple[tuple[tuple[int, float], ...], ...]
     """Token and confidence, by position and exit."""
+    off_path: tuple[tuple[float, ...], ...] | None
+    """Confidence behind a mistake, by position and exit; None where the trace does not tell."""
     chosen: tuple[int, ...]
     """The target's token, by position."""
 
-    def answer(self, position: Tokens, exit_number: int) -> tuple[int, float]:
-        """Token and confidence of an exit (zero-based) for an absolute position."""
-        return self.answers[self._row(position)][exit_number]
+    def answer(self, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
+        """Token and confidence of an exit (zero-based) after a text of so many certain tokens, and drafted ones."""
+        row = self._row(len(text))
+        token, confidence = self.answers[row][exit_number]
+        if self.off_path is not None and self._has_mistake(text, known):
+            confidence = self.off_path[row][exit_number]
+        return token, confidence
+
+    def _has_mistake(self, text: Sequence[int], known: Tokens) -> bool:
+        """Whether a drafted token is not the target's."""
+        begin = known - self.prompt_tokens
+        return tuple(text[known:]) != self.chosen[begin : begin + len(text) - known]
 
     def choices(self, position: Tokens, number: int) -> list[int]:
         """The target's tokens for so many absolute positions."""
@@ -68,6 +80,8 @@ def scripts_of(trace: AcceptanceTrace) -> tuple[Script, ...]:
                 f"traced prompt {prompt.name!r} stops after {prompt.num_positions} of {header.max_new_tokens} tokens: expected "
                 "an end-of-text token there, or as many tokens as were asked for. Record the trace again."
             )
+    confidence = stand_in(trace.confidence, trace.off_path)
+    off_path = None if confidence is None else [tuple(row) for row in confidence.tolist()]
     return tuple(
         Script(
             prompt_tokens=prompt.prompt_tokens,
@@ -75,6 +89,7 @@ def scripts_of(trace: AcceptanceTrace) -> tuple[Script, ...]:
             eos_token_id=header.eos_token_id,
             exit_layers=header.draft.exit_layers,
             answers=tuple(answers[start:end]),
+            off_path=None if off_path is None else tuple(off_path[start:end]),
             chosen=tuple(chosen[start:end]),
         )
         for prompt, (start, end) in zip(header.prompts, pairwise(bounds), strict=True)
@@ -99,7 +114,8 @@ class ScriptedJudge:
 
     def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """See `Judge`."""
-        read, said = self._judge.ask(decoder, states, text, known, exit_number), self._script.answer(len(text), exit_number)
+        read = self._judge.ask(decoder, states, text, known, exit_number)
+        said = self._script.answer(text, known, exit_number)
 
         def answer() -> tuple[int, float]:
             read()
