@@ -26,8 +26,8 @@ class Outcome:
     pair: str
     policy: ExitPolicy
     predicted: Speedup
-    told_off_path: Speedup
-    """The same from a trace that tells what is said off the path too."""
+    told_off_path: Speedup | None
+    """The same from a trace that tells what is said off the path too; None where too little was recorded of that."""
     planned: Speedup
     """From the calibration prompts' trace: what a plan would have said."""
     measured: float
@@ -61,9 +61,9 @@ class Outcome:
         return self.predicted.speedup.value / self.from_measured_rounds - 1
 
     @property
-    def told_off_path_error_frac(self) -> float:
+    def told_off_path_error_frac(self) -> float | None:
         """The same where a second trace tells what is said there."""
-        return self.told_off_path.speedup.value / self.from_measured_rounds - 1
+        return self.told_off_path.speedup.value / self.from_measured_rounds - 1 if self.told_off_path else None
 
     @property
     def is_predicted_right(self) -> bool:
@@ -144,7 +144,7 @@ def outcome(
         pair=pair,
         policy=policy,
         predicted=predicted,
-        told_off_path=told_off_path,
+        told_off_path=told_off_path if traces[1].off_path.is_enough else None,
         planned=planned,
         measured=speedup_of(plain, speculative),
         from_measured_rounds=ran.num_tokens / priced_s(ran, models) / (ran_plain.num_tokens / priced_s(ran_plain, models)),
@@ -202,6 +202,7 @@ def outcome_table(outcomes: Sequence[Outcome], unpriced: Sequence[Unpriced]) -> 
 def result_of(outcomes: Sequence[Outcome], unpriced: Sequence[Unpriced]) -> dict[str, object]:
     """The figures of DESIGN §9, and what explains them."""
     errors = [abs(one.error_frac) for one in outcomes]
+    told = [abs(one.told_off_path_error_frac) for one in outcomes if one.told_off_path_error_frac is not None]
     return {
         "num_configs": len(outcomes),
         "num_unpriced": len(unpriced),
@@ -215,8 +216,9 @@ def result_of(outcomes: Sequence[Outcome], unpriced: Sequence[Unpriced]) -> dict
         "latency_error_frac": median(abs(one.latency_error_frac) for one in outcomes),
         "off_path_error_frac": median(abs(one.off_path_error_frac) for one in outcomes),
         "worst_off_path_error_frac": max(abs(one.off_path_error_frac) for one in outcomes),
-        "told_off_path_error_frac": median(abs(one.told_off_path_error_frac) for one in outcomes),
-        "worst_told_off_path_error_frac": max(abs(one.told_off_path_error_frac) for one in outcomes),
+        "num_told_off_path": len(told),
+        "told_off_path_error_frac": median(told) if told else None,
+        "worst_told_off_path_error_frac": max(told, default=None),
         "interval_coverage_frac": sum(one.is_predicted_right for one in outcomes) / len(outcomes),
         "planned_interval_coverage_frac": sum(one.is_planned_right for one in outcomes) / len(outcomes),
         "kind_errors_frac": _mean_kind_errors(outcomes),
