@@ -56,7 +56,7 @@ class Depth:
     @property
     def drafting(self) -> list[Passed]:
         """All passes of a block's tokens."""
-        return [some for some in (self.first, self.behind, self.further) if some]
+        return [some for some in (self.first, self.behind, self.further) if some is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,7 +1,7 @@
 """A trace laid out for replay: all prompts in a row, and what holds at a column whatever the policy.
 
 No policy changes what an exit says at a position, so the exit at which a token leaves, how many tokens a block drafts,
-and how many of them are accepted are functions of the position alone.
+and how many of them are accepted are functions of the position alone; behind a block's first mistake, `perfmodel.tails`.
 
 Columns: C, the recorded positions of all prompts, each prompt followed by closing columns past its text. In these the last
 recorded position is repeated and nothing is accepted: only a block that already missed an end-of-text token gets there.

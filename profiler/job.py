@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -78,7 +78,7 @@ def turns_of(job: Job, log: PassLog) -> Iterator[Coverage]:
         log: may hold passes measured before.
     """
     session = job.session()
-    asker = job.asker(session)
+    asker = replace(job, num_mistakes=0).asker(session)
     first = job.prompts[:MAX_LATENCY_PROMPTS]
     traces = [extended(empty_trace(asker.header), [asker.trace(prompt)]) for prompt in first]
     texts = [

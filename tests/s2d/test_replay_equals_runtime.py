@@ -223,17 +223,18 @@ def test_where_every_token_takes_one_exit_all_passes_equal_replay(kind: str, exi
     assert assert_replayed(found, policy) == len(found.job.prompts)
 
 
+def gated_at_medians(trace: AcceptanceTrace, exits: tuple[int, ...], cap: int) -> ExitPolicy:
+    """At each exit but the last, half of the tokens may leave."""
+    column = dict(zip(trace.header.draft.exit_layers, trace.confidence.T, strict=True))
+    thresholds = tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1])
+    return ExitPolicy(exit_layers=exits, thresholds=thresholds, confidence="max-prob", length=FixedLength(draft_cap=cap))
+
+
 @pytest.mark.parametrize("kind", DRAFTS)
 @pytest.mark.parametrize("exits", [(1, 2), (1, 4), (2, 4), (1, 2, 4)])
 def test_running_ahead_the_tokens_are_the_same_and_every_pass_is_the_replayed_one(kind: str, exits: tuple[int, ...]) -> None:
     found = tiny_traced(kind, 1, GREEDY, None)
-    column = dict(zip(found.trace.header.draft.exit_layers, found.trace.confidence.T, strict=True))
-    waiting = ExitPolicy(
-        exit_layers=exits,
-        thresholds=tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1]),
-        confidence="max-prob",
-        length=FixedLength(draft_cap=1),  # stays on the path, so that nothing is left out
-    )
+    waiting = gated_at_medians(found.trace, exits, cap=1)  # stays on the path, so that nothing is left out
     running = replace(waiting, runs_ahead=True)
     assert assert_replayed(found, running) == len(found.job.prompts)
     stats = dict.fromkeys((waiting, running))
@@ -258,13 +259,7 @@ def test_catching_up_at_once_the_tokens_are_the_same_and_every_segment_has_the_r
     kind: str, exits: tuple[int, ...], cap: int
 ) -> None:
     found = tiny_traced(kind, 1, GREEDY, None)
-    column = dict(zip(found.trace.header.draft.exit_layers, found.trace.confidence.T, strict=True))
-    when_asked = ExitPolicy(
-        exit_layers=exits,
-        thresholds=tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1]),
-        confidence="max-prob",
-        length=FixedLength(draft_cap=cap),
-    )
+    when_asked = gated_at_medians(found.trace, exits, cap)
     at_once = replace(when_asked, catches_up_at_once=True)
     assert_replayed(found, at_once)
     for prompt, expected in zip(found.job.prompts, replay(found.trace, at_once), strict=True):
