@@ -27,31 +27,49 @@ class Survival:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Coming:
+    """The tokens that come to a looked-at exit but the first: those that left at none before it."""
+
+    flags: Bools  # [Q, C]
+    until: Lengths  # [Q, C]; columns from each one on before the next token that comes
+    since: Lengths  # [Q, C]; columns up to each one behind the last token that came
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Said:
+    """What policies make of the columns, as the exits say them on the text's path or off it."""
+
+    coming: tuple[Coming, ...]
+    """By looked-at exit but the first."""
+    drafted: Lengths  # [Q, C]; tokens of a block that starts here, under the rule's largest cap
+    survival: dict[int, Survival]
+    """Of the policies with such a rule, by their place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blocks:
     """What policies that look at as many exits, and run their segments alike, do at every column."""
 
     looked: Counts  # [Q, L]; zero-based exits that are looked at; L is 0 in plain decoding
     runs_ahead: bool
     catches_up_at_once: bool
-    comes: tuple[Bools, ...]
-    """By looked-at exit but the first: the tokens that left at none before it. Each [Q, C]."""
-    drafted: Lengths  # [Q, C]; tokens of a block that starts here, under the rule's largest cap
     right: Lengths  # [Q, C]; tokens from here on before the first that would be refused
-    survival: dict[int, Survival]
-    """Of the policies with such a rule, by their place."""
+    on_path: Said
+    off_path: Said
+    """The same where it is not told what is said there."""
 
 
 def no_blocks(tape: Tape, num_policies: int) -> Blocks:
     """Plain decoding: rounds that draft nothing."""
     nothing = np.zeros((num_policies, tape.num_columns), tape.room.dtype)
+    said = Said(coming=(), drafted=nothing, survival={})
     return Blocks(
         looked=np.zeros((num_policies, 0), np.int64),
         runs_ahead=False,
         catches_up_at_once=False,
-        comes=(),
-        drafted=nothing,
         right=nothing,
-        survival={},
+        on_path=said,
+        off_path=said,
     )
 
 
@@ -61,17 +79,27 @@ def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy]) -> Blocks:
     Raises:
         BadPolicy: a policy looks at an exit that the traced draft does not have, or at another confidence.
     """
-    ladders = _Ladders(tape, policies)
-    longest = min(max(policy.length.draft_cap for policy in policies), tape.longest)
-    right = run_lengths(ladders.said(tape.accepted).ravel(), longest).reshape(ladders.shape)
+    ladders = _Ladders(tape, tape.confidence, policies)
     rules = [policy.length for policy in policies]
+    on_path = _said(ladders, rules, tape.room)
+    off_path = on_path
+    if tape.off_path is not None:
+        off_path = _said(_Ladders(tape, tape.off_path, policies), rules, np.full_like(tape.room, tape.longest))
+    right = run_lengths(ladders.said(tape.accepted).ravel(), _longest(tape, rules)).reshape(ladders.shape)
     return Blocks(
         looked=ladders.looked.take(ladders.row, axis=0),
         runs_ahead=policies[0].runs_ahead,
         catches_up_at_once=policies[0].catches_up_at_once,
-        comes=tuple(comes.take(ladders.row, axis=0) for comes in ladders.comes()),
-        drafted=_drafted(ladders, rules),
         right=right.take(ladders.row, axis=0),
+        on_path=on_path,
+        off_path=off_path,
+    )
+
+
+def _said(ladders: _Ladders, rules: Sequence[LengthRule], room: Lengths) -> Said:
+    return Said(
+        coming=tuple(_coming(flags, ladders, _longest(ladders.tape, rules)) for flags in ladders.comes()),
+        drafted=_drafted(ladders, rules, room),
         survival={
             place: Survival(agreement=ladders.agreement(ladders.row[place], rule.calibration), floor=rule.floor)
             for place, rule in enumerate(rules)
@@ -80,18 +108,29 @@ def draft_blocks(tape: Tape, policies: Sequence[ExitPolicy]) -> Blocks:
     )
 
 
+def _longest(tape: Tape, rules: Sequence[LengthRule]) -> int:
+    """The most tokens of a block."""
+    return min(max(rule.draft_cap for rule in rules), tape.longest)
+
+
+def _coming(flags: Bools, ladders: _Ladders, longest: int) -> Coming:
+    stays_out = ~flags.ravel()
+    until, since = (run_lengths(stays_out, longest, back=back).reshape(flags.shape) for back in (False, True))
+    return Coming(**{name: of.take(ladders.row, axis=0) for name, of in dict(flags=flags, until=until, since=since).items()})
+
+
 class _Ladders:
     """At which exit each column's token leaves, for every different choice of exits and thresholds among policies."""
 
-    def __init__(self, tape: Tape, policies: Sequence[ExitPolicy]) -> None:
+    def __init__(self, tape: Tape, confidence: Floats, policies: Sequence[ExitPolicy]) -> None:
         choices = [(_looked_exits(tape, policy), policy.thresholds) for policy in policies]
         different = list(dict.fromkeys(choices))
-        self.tape = tape
+        self.tape, self.confidence = tape, confidence  # the second on the text's path or off it
         self.row = np.array([different.index(choice) for choice in choices])  # [Q]; of U
         self.looked = np.array([looked for looked, _ in different])  # [U, L]
         self.shape = len(different), tape.num_columns
         self.leaves = [  # by looked-at exit but the last: tokens that are confident enough; [U, C] each
-            _each(self.shape, [tape.confidence[looked[place]] >= cuts[place] for looked, cuts in different])
+            _each(self.shape, [confidence[looked[place]] >= cuts[place] for looked, cuts in different])
             for place in range(self.looked.shape[1] - 1)
         ]
         self.agreement = cache(self._agreement)
@@ -109,12 +148,13 @@ class _Ladders:
 
     def unsure(self, row: int, floor: float) -> Bools:
         """Tokens of one ladder that leave with a confidence below a floor. [C]."""
-        confidence = self.tape.confidence
-        return _pick([here[row] for here in self.leaves], [confidence[exit_id] < floor for exit_id in self.looked[row]])
+        return _pick([here[row] for here in self.leaves], [self.confidence[exit_id] < floor for exit_id in self.looked[row]])
 
     def _agreement(self, row: int, curves: tuple[CalibrationCurve, ...]) -> Floats:
         """Calibrated confidence with which the tokens of one ladder leave. [C]."""
-        calibrated = [_calibrated(self.tape, exit_id, curve) for exit_id, curve in zip(self.looked[row], curves, strict=True)]
+        is_off_path = self.confidence is self.tape.off_path
+        exits = zip(self.looked[row].tolist(), curves, strict=True)
+        calibrated = [_calibrated(self.tape, is_off_path, exit_id, curve) for exit_id, curve in exits]
         agreement = calibrated[-1]
         for here, said in zip(self.leaves[::-1], calibrated[-2::-1], strict=True):
             agreement = here[row] * said + ~here[row] * agreement
@@ -146,19 +186,21 @@ def _pick(leaves: Sequence[Bools], of_exit: Sequence[Bools]) -> Bools:
 
 
 @lru_cache(maxsize=64)
-def _calibrated(tape: Tape, exit_id: int, curve: CalibrationCurve) -> Floats:
+def _calibrated(tape: Tape, is_off_path: bool, exit_id: int, curve: CalibrationCurve) -> Floats:
     """The curve at every confidence of an exit. [C]."""
-    return agreement_at(curve, tape.confidence[exit_id])
+    confidence = tape.off_path if is_off_path else tape.confidence
+    assert confidence is not None
+    return agreement_at(curve, confidence[exit_id])
 
 
-def _drafted(ladders: _Ladders, rules: Sequence[LengthRule]) -> Lengths:
-    """Tokens of a block that starts at each column. [Q, C]."""
+def _drafted(ladders: _Ladders, rules: Sequence[LengthRule], room: Lengths) -> Lengths:
+    """Tokens of a block that starts at each column, where no more than some have room. [Q, C]."""
     tape, row = ladders.tape, ladders.row
     caps = np.array([[min(rule.draft_cap, tape.longest)] for rule in rules], tape.room.dtype)
     longest = int(caps.max())
     drafted: Lengths = np.empty((len(rules), tape.num_columns), tape.room.dtype)
     drafted[:] = caps  # the smaller of whole rows: a number beside a row takes seven times as long
-    np.minimum(drafted, tape.room, out=drafted)
+    np.minimum(drafted, room, out=drafted)
     if tape.may_end:
         until = _up_to(ladders.said(tape.ends_text), longest)
         np.minimum(drafted, until.take(row, axis=0), out=drafted)

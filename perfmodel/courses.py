@@ -13,8 +13,8 @@ import numpy as np
 
 from perfmodel.blocks import Blocks, draft_blocks, no_blocks
 from perfmodel.policy import ExitPolicy, HeuristicLength
-from perfmodel.tails import Tails, tails_of
-from perfmodel.tape import Bools, Counts, Counts32, Lengths, Tape, places_of, small_integer, spread
+from perfmodel.tails import with_tails
+from perfmodel.tape import Bools, Counts, Lengths, Tape, places_of, small_integer, spread
 
 _PLACES_IN_STEP = 2**18
 """Columns of policies that are run together. Many, so that an array operation costs more than the call that makes it; few, so
@@ -31,28 +31,13 @@ class Courses:
 
     blocks: Blocks
     start: Counts  # [N]; rising places at which rounds begin
-    known: Counts32  # [N]; tokens known at the start
     drafted: Lengths  # [N]
     accepted: Lengths  # [N]
-    tails: Tails | None
-    """None where what is said off the path is not told: the text's own confidences stand in."""
-
-    @property
-    def runs(self) -> tuple[Counts, Lengths]:
-        """The runs of columns that blocks are made of: places where they start, and how many columns they are.
-
-        One a round, as far as its mistake; and behind these, [N + S], the tails.
-        """
-        if self.tails is None:
-            return self.start, self.drafted
-        before = self.drafted.copy()
-        before[self.tails.round_] = self.tails.to_mistake
-        return np.append(self.start, self.tails.at), np.append(before, self.tails.drafted)
 
     @property
     def num_policies(self) -> int:
         """Q."""
-        return len(self.blocks.drafted)
+        return len(self.blocks.right)
 
 
 def run_courses(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Iterator[tuple[tuple[int, ...], Courses]]:
@@ -80,7 +65,6 @@ def _kinship(policy: ExitPolicy | None) -> tuple[bool, bool, bool, int, tuple[in
 
 def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Courses:
     """The rounds of policies whose length adapts, or of policies none of whose does."""
-    places = places_of(tape, len(policies))
     drafting = [policy for policy in policies if policy]
     blocks = draft_blocks(tape, drafting) if drafting else no_blocks(tape, len(policies))
     rules = [policy.length for policy in drafting if isinstance(policy.length, HeuristicLength)]
@@ -89,31 +73,22 @@ def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Courses:
     else:
         visited, caps = _visit(tape, blocks), None
     start = np.flatnonzero(visited)
-    drafted = blocks.drafted.ravel().take(start)
+    drafted = blocks.on_path.drafted.ravel().take(start)
     if caps is not None:
         np.minimum(drafted, caps.take(start), out=drafted)
-    accepted = np.minimum(drafted, blocks.right.ravel().take(start))
-    tails = None
-    if tape.to_off_path is not None:
+    right = blocks.right.ravel().take(start)
+    if tape.off_path is not None:
         fixed = np.array([policy.length.draft_cap if policy else 0 for policy in policies])
-        cap = spread(start, places.policies, fixed) if caps is None else caps.take(start)
-        tails = tails_of(tape, blocks, tape.to_off_path, start, drafted, cap)
-        drafted[tails.round_] = tails.to_mistake + tails.drafted
-    return Courses(
-        blocks=blocks,
-        start=start,
-        known=places.known.take(start),
-        drafted=drafted,
-        accepted=accepted,
-        tails=tails,
-    )
+        cap = spread(start, places_of(tape, len(policies)).policies, fixed) if caps is None else caps.take(start)
+        drafted = with_tails(tape, blocks, start, drafted, right, cap)
+    return Courses(blocks=blocks, start=start, drafted=drafted, accepted=np.minimum(drafted, right))
 
 
 def _visit(tape: Tape, blocks: Blocks) -> Bools:
     """Columns at which a round begins, where a block depends on its column alone. [Q, C]."""
-    step = np.minimum(blocks.drafted, blocks.right)
+    step = np.minimum(blocks.on_path.drafted, blocks.right)
     step += 1
-    np.minimum(step, tape.left, out=step)  # no step leads on from a text's end
+    step *= tape.is_text  # none leads on from behind a text
     jump, at = step.ravel(), places_of(tape, len(step)).prompts[:-1]
     been = []
     while len(at):
@@ -123,30 +98,40 @@ def _visit(tape: Tape, blocks: Blocks) -> Bools:
         at = at[jump.take(at) > 0]
     visited = np.zeros(step.shape, np.bool_)
     visited.ravel()[np.concatenate(been)] = True
-    visited[:, tape.end] = False
+    visited &= tape.is_text
     return visited
 
 
 def _visit_adapting(tape: Tape, blocks: Blocks, rules: Sequence[HeuristicLength]) -> tuple[Bools, Lengths]:
-    """The same where the cap moves, +2 after a fully accepted round, otherwise -1; and the caps of the rounds. [Q * C]."""
-    longest, right = blocks.drafted.ravel(), blocks.right.ravel()
-    caps, visited = np.zeros_like(longest), np.zeros(blocks.drafted.shape, np.bool_)
-    is_start = visited.ravel()
-    at = places_of(tape, len(rules)).prompts[:-1]
-    end = at + np.tile(tape.end - tape.begin, len(rules))
+    """The same where the cap moves, +2 after a fully accepted round, otherwise -1; and the caps of the rounds. [Q * C].
+
+    A round leads as many columns on as it has tokens: one more than the cap at most, and one more than are right.
+    """
     largest = max(rule.draft_cap for rule in rules)
-    small, told = small_integer(largest), min(largest, tape.longest)
-    cap = np.repeat(np.array([rule.start for rule in rules], small), len(tape.begin))
-    most = np.repeat(np.array([rule.draft_cap for rule in rules], small), len(tape.begin))
+    small = small_integer(largest + 2)
+    longest, right = blocks.on_path.drafted, blocks.right
+    step = np.minimum(longest, right).astype(small)
+    step += 1
+    step *= tape.is_text
+    full = np.maximum(step, (longest <= right) * small.type(largest + 1)).ravel()  # of so many tokens, all drafted are right
+    jump, at = step.ravel(), places_of(tape, len(rules)).prompts[:-1]
+    most = np.repeat(np.array([rule.draft_cap for rule in rules], small) + small.type(1), len(tape.begin))
+    tokens = np.repeat(np.array([rule.start for rule in rules], small) + small.type(1), len(tape.begin))
+    been, had = [], []
     while len(at):
         for _ in range(_JUMPS_BETWEEN_CHECKS):
-            drafted, correct = np.minimum(longest.take(at), cap), right.take(at)
-            caps[at], is_start[at] = np.minimum(cap, told), True
-            cap += (correct >= drafted) * small.type(3)
-            cap -= 1
-            np.minimum(np.maximum(cap, 1, out=cap), most, out=cap)
-            at = np.minimum(at + (np.minimum(drafted, correct) + 1), end)
-        going = at < end
-        at, end, cap, most = (lane[going] for lane in (at, end, cap, most))
-    visited[:, tape.end] = False
+            been.append(at)
+            had.append(tokens)
+            is_full = tokens <= full.take(at)
+            at = at + np.minimum(jump.take(at), tokens)
+            tokens = tokens + is_full * small.type(3)
+            tokens -= 1
+            np.minimum(np.maximum(tokens, 2, out=tokens), most, out=tokens)
+        going = jump.take(at) > 0
+        at, tokens, most = (lane[going] for lane in (at, tokens, most))
+    places = np.concatenate(been)
+    caps, visited = np.zeros(right.size, right.dtype), np.zeros(right.shape, np.bool_)
+    caps[places] = np.minimum(np.concatenate(had) - small.type(1), min(largest, tape.longest))
+    visited.ravel()[places] = True
+    visited &= tape.is_text
     return visited, caps

@@ -15,14 +15,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from perfmodel.backlog import Depth, Passed, depth_of
+from perfmodel.backlog import Depth, Passed, depth_of, endings_of
 from perfmodel.courses import Courses
 from perfmodel.levels import Level, Passes, chosen_passes, cold_of
 from perfmodel.passes import COLD_PLACES
-from perfmodel.tape import Bools, Counts, Integers, Tape, places_of, spread
+from perfmodel.tape import Bools, Counts, Floats, Integers, Lengths, Tape, places_of, small_integer, spread
+
+_EXACT = 2.0**53
+"""Up to here a float holds every whole number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,15 +61,39 @@ class Grouping:
         """G."""
         return len(self.bounds) - 1
 
-    def histograms(self, places: Counts, value: Integers, width: int, weights: Sequence[Integers | None]) -> list[Counts]:
-        """Of rising places: how often each value below `width` occurs in each group (a weight of None), or the sum of a weight.
+    def histogram(self, places: Counts, value: Integers, width: int) -> Counts:
+        """Of places in the groups' order: how often each value below `width` occurs in each group. [G, width]."""
+        return self._sums(self._key(places, value, width), None, width)
 
-        [G, width] each.
+    def histograms(
+        self, places: Counts, value: Integers, width: int, known: Floats, times: Lengths | Bools | None = None
+    ) -> tuple[Counts, Counts]:
+        """The same, each as often as some times say, and the sum of tokens that are known at its places. [G, width] each.
+
+        Weights cost more than anything else here, so both are summed as one, the number in units that no sum of known tokens
+        reaches, wherever a float holds that exactly.
         """
+        key, weight = self._key(places, value, width), known.take(places)
+        most = len(places) * (1 if times is None else int(times.max(initial=0)))
+        unit = 2.0 ** np.ceil(np.log2(1 + most * weight.max(initial=0)))
+        if most * unit > _EXACT:
+            number, sums = self._sums(key, times, width), self._sums(key, weight if times is None else weight * times, width)
+        else:
+            weight += unit
+            if times is not None:
+                weight *= times
+            both = self._sums(key, weight, width)
+            number = both // unit
+            sums = both - number * unit
+        return number.astype(np.int64), sums.astype(np.int64)
+
+    def _sums(self, key: Counts, weight: Lengths | Bools | Floats | None, width: int) -> NDArray[Any]:
+        return np.bincount(key, weight, minlength=self.num_groups * width).reshape(self.num_groups, width)
+
+    def _key(self, places: Counts, value: Integers, width: int) -> Counts:
         key = spread(places, self.bounds, np.arange(self.num_groups) * width)
         key += value
-        found = (np.bincount(key, weight, minlength=self.num_groups * width) for weight in weights)
-        return [counts.astype(np.int64, copy=False).reshape(self.num_groups, width) for counts in found]
+        return key
 
 
 def count_passes(tape: Tape, courses: Courses, grouping: Grouping) -> PassTable:
@@ -78,13 +107,18 @@ class _Tally:
     def __init__(self, tape: Tape, courses: Courses, grouping: Grouping) -> None:
         self.tape, self.courses, self.grouping = tape, courses, grouping
         self.width = int(courses.drafted.max()) + 1  # K
-        value = np.multiply(courses.drafted, 2, dtype=np.int64)
+        self.known = places_of(tape, courses.num_policies).known
+        value = courses.drafted.astype(small_integer(2 * self.width))
+        value *= 2
         value += self._follows_full()
-        by_length = grouping.histograms(courses.start, value, 2 * self.width, (None, courses.known - 1))
-        rounds, reads = (counts.reshape(-1, self.width, 2) for counts in by_length)  # the last axis: whether they follow
+        by_length = grouping.histograms(courses.start, value, 2 * self.width, self.known)
+        rounds, known = (counts.reshape(-1, self.width, 2) for counts in by_length)  # the last axis: whether they follow
+        reads = known - rounds
         self.drafted, self.verify_cached = rounds.sum(axis=2), reads.sum(axis=2)  # [G, K] each
         self.after_full, self.after_full_cached = rounds[:, 1:, 1].sum(axis=1), reads[:, 1:, 1].sum(axis=1)  # [G] each
-        self.depths = [depth_of(tape, courses, comes.ravel()) for comes in courses.blocks.comes]
+        num_levels = len(courses.blocks.on_path.coming)
+        endings = endings_of(tape, courses) if num_levels else None
+        self.depths = [depth_of(tape, courses, endings, level) for level in range(num_levels)]
         looked = np.repeat(courses.blocks.looked, grouping.num_groups // courses.num_policies, axis=0)
         self.looked = looked  # [G, L]
 
@@ -95,9 +129,9 @@ class _Tally:
         segments, aheads = self._segments(levels)
         texts, lengths = places_of(self.tape, num_policies).prompts[:-1], np.tile(self.tape.end - self.tape.begin, num_policies)
         return PassTable(
-            num_tokens=self.grouping.histograms(texts, np.zeros_like(texts), 1, [lengths])[0][:, 0],
+            num_tokens=np.diff(np.append(0, np.cumsum(lengths))[np.searchsorted(texts, self.grouping.bounds)]),
             drafted=self.drafted,
-            accepted=self.grouping.histograms(self.courses.start, self.courses.accepted, self.width, [None])[0],
+            accepted=self.grouping.histogram(self.courses.start, self.courses.accepted, self.width),
             verify_cached=self.verify_cached,
             exit_checks=checks,
             exits_taken=taken,
@@ -206,23 +240,20 @@ class _Tally:
     def _level_of_some_tokens(self, depth: Depth) -> Level:
         """A segment that some tokens never reach."""
         width = 1 + max(int(some.rows.max(initial=0)) for some in depth.drafting)
-        counted = [self._counted(some, width) for some in depth.drafting]
-        number, cached = (sum(tables) for tables in zip(*counted, strict=True))
+        number, cached = (sum(tables) for tables in zip(*(self._counted(some, width) for some in depth.drafting), strict=True))
+        cold = self._cold(depth.num_came)
         pushed = depth.pushed
         return Level(
-            drafting=Passes(
-                number=number,
-                cached=cached,
-                cold=self._cold(depth.first.at, depth.num_came),
-            ),
+            drafting=Passes(number=number, cached=cached, cold=cold),
             pushed=None if pushed is None else self._one_a_round(*self._counted(pushed, 1 + int(pushed.rows.max()))),
-            rounds=counted[0][0].sum(axis=1),
+            rounds=cold[:, 0],
             tokens=number.sum(axis=1),
         )
 
-    def _counted(self, passed: Passed, width: int) -> list[Counts]:
+    def _counted(self, passed: Passed, width: int) -> tuple[Counts, Counts]:
         """Passes by their rows, and their cached tokens. [G, width] each."""
-        return self.grouping.histograms(passed.at, passed.rows, width, (passed.times, passed.cached))
+        number, known = self.grouping.histograms(passed.at, passed.rows, width, self.known, passed.times)
+        return number, known - number * np.arange(width)
 
     def _cold_checks(self) -> Counts:
         """Exit checks that are waited for at the first places of their rounds. [G, P]."""
@@ -230,15 +261,14 @@ class _Tally:
             return cold_of(self.drafted)
         runs_ahead = self.courses.blocks.runs_ahead
         most = 0 if runs_ahead else COLD_PLACES
-        number = np.minimum(self.courses.drafted, most)  # later places are not told, and sums of these fit a byte
+        number = np.minimum(self.courses.drafted, most).astype(np.uint8)  # later places are not told, and sums of these fit a byte
         for depth in self.depths[-1:] if runs_ahead else self.depths:
-            number[depth.round_] += depth.num_came
-        return self._cold(self.courses.start, number)
+            number += depth.num_came
+        return self._cold(number)
 
-    def _cold(self, start: Counts, number: Integers) -> Counts:
-        """Passes at the first places, where some rounds have so many passes each. [G, P]."""
-        most = np.minimum(number, COLD_PLACES)
-        return cold_of(*self.grouping.histograms(start, most, COLD_PLACES + 1, [None]))
+    def _cold(self, number: Integers) -> Counts:
+        """Passes at the first places, where every round has so many. [G, P]."""
+        return cold_of(self.grouping.histogram(self.courses.start, np.minimum(number, COLD_PLACES), COLD_PLACES + 1))
 
 
 def _but_deeper(came: Sequence[Counts]) -> list[Counts]:

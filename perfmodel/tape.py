@@ -5,9 +5,8 @@ and how many of them are accepted are functions of the position alone; behind a 
 
 Columns: C, the recorded positions of all prompts, each prompt followed by closing columns past its text. In these the last
 recorded position is repeated and nothing is accepted: only a block that already missed an end-of-text token gets there.
-There are enough that no block, its bonus included, reaches the next prompt. Where the trace tells what is said off the path,
-the same columns follow once more, as they would be after a mistake: a block goes on there after its first mistake, and no round
-begins there.
+There are enough that no block, its bonus included, reaches the last of them. Behind a block's first mistake its tokens are said
+off the path: at the same columns, by confidences of their own where the trace tells them.
 
 Numbers of tokens are kept in as small an integer as holds the longest block, one byte as a rule: arithmetic on whole columns
 of bytes costs a tenth of any look-up.
@@ -28,7 +27,6 @@ from perfmodel.trace import AcceptanceTrace
 
 Bools: TypeAlias = NDArray[np.bool_]
 Counts: TypeAlias = NDArray[np.int64]
-Counts32: TypeAlias = NDArray[np.int32]
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.integer[Any]]
 Lengths: TypeAlias = NDArray[np.unsignedinteger[Any]]
@@ -45,16 +43,17 @@ class Tape:
     longest: int
     """Of no block are more tokens drafted."""
     confidence: Floats  # [E, C]
-    accepted: Bools  # [E, C]; nothing off the path
+    off_path: Floats | None  # [E, C]; confidences off the path; None where the text's own stand in
+    accepted: Bools  # [E, C]
     ends_text: Bools  # [E, C]; whether the exit drafts an end-of-text token
     may_end: bool
     """Whether any exit does anywhere."""
     room: Lengths  # [C]; tokens that a block starting here may draft: one fewer than may still be emitted
     left: Lengths  # [C]; tokens of the text from here on, or `longest` + 1 if there are more
-    known: Counts32  # [C]; tokens known before each
+    known: Floats  # [C]; tokens known before each
+    is_text: Bools  # [C]
     begin: Counts  # [M]; first column of each prompt
     end: Counts  # [M]; first column past each prompt's text
-    to_off_path: Counts | None  # [M]; from a column of each prompt to the same off the path
 
     @property
     def num_columns(self) -> int:
@@ -68,7 +67,7 @@ class Places:
 
     policies: Counts  # [Q + 1]; the place at which the columns of each policy begin, and the end
     prompts: Counts  # [Q * M + 1]; the place at which each prompt of each policy begins, and the end
-    known: Counts32  # [Q * C]; tokens known before each
+    known: Floats  # [Q * C]; tokens known before each
 
 
 @lru_cache(maxsize=16)
@@ -86,39 +85,39 @@ def places_of(tape: Tape, num_policies: int) -> Places:
 def make_tape(trace: AcceptanceTrace, longest: int) -> Tape:
     """The trace with room after each prompt for blocks of so many tokens."""
     header = trace.header
-    off_path = stand_in(trace.confidence, trace.off_path)
     positions = np.array([prompt.num_positions for prompt in header.prompts])
     longest = min(longest, header.max_new_tokens)
-    length = positions + np.clip(header.max_new_tokens - positions + 1, 2, longest + 2)
-    width = length if off_path is None else 2 * length
+    width = positions + np.clip(header.max_new_tokens - positions + 1, 2, longest + 2)
     begin = np.cumsum(width) - width
     prompt = np.repeat(np.arange(len(positions)), width)
-    column = np.arange(len(prompt)) - begin[prompt]
-    step = column % length[prompt]  # [C]; tokens emitted before the column's own
-    is_text, is_true = step < positions[prompt], column < length[prompt]
+    step = np.arange(len(prompt)) - begin[prompt]  # [C]; tokens emitted before the column's own
+    is_text = step < positions[prompt]
     row = (np.cumsum(positions) - positions)[prompt] + np.minimum(step, positions[prompt] - 1)
     accepted = np.ascontiguousarray((trace.accept_prob > _draws(trace)[:, None]).T)  # [E, P]
     ends_text = _draws_end(trace, accepted).take(row, axis=1) & is_text
-    room = np.where(is_true, np.where(is_text, header.max_new_tokens - 1 - step, 0), longest)
-    confidence = trace.confidence[row]
-    if off_path is not None:
-        confidence = np.where(is_true[:, None], confidence, off_path[row])
+    off_path = stand_in(trace.confidence, trace.off_path)
     return Tape(
         is_self_draft=header.draft.kind == "self",
         exit_layers=header.draft.exit_layers,
         confidence_kind=header.confidence,
         longest=longest,
-        confidence=np.ascontiguousarray(confidence.T, dtype=np.float64),
-        accepted=accepted.take(row, axis=1) & is_text & is_true,
+        confidence=_along(trace.confidence, row),
+        off_path=None if off_path is None else _along(off_path, row),
+        accepted=accepted.take(row, axis=1) & is_text,
         ends_text=ends_text,
         may_end=bool(ends_text.any()),
-        room=room.clip(0, longest).astype(small_integer(longest)),
+        room=np.where(is_text, header.max_new_tokens - 1 - step, 0).clip(0, longest).astype(small_integer(longest)),
         left=(positions[prompt] - step).clip(0, longest + 1).astype(small_integer(longest)),
-        known=(np.array([one.prompt_tokens for one in header.prompts])[prompt] + step).astype(np.int32),
+        known=(np.array([one.prompt_tokens for one in header.prompts])[prompt] + step).astype(np.float64),
+        is_text=is_text,
         begin=begin,
         end=begin + positions,
-        to_off_path=None if off_path is None else length,
     )
+
+
+def _along(by_position: NDArray[np.float32], row: Counts) -> Floats:
+    """Confidences by position, [P, E], along columns of given rows, [C]: [E, C]."""
+    return np.ascontiguousarray(by_position[row].T, dtype=np.float64)
 
 
 def run_lengths(goes_on: Bools, longest: int, *, back: bool = False) -> Lengths:
