@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perfmodel.blocks import Coming
 from perfmodel.courses import Courses
 from perfmodel.passes import COLD_PLACES
 from perfmodel.tape import Bools, Counts, Integers, Lengths, Tape, places_of
@@ -28,6 +27,7 @@ from perfmodel.tape import Bools, Counts, Integers, Lengths, Tape, places_of
 class Endings:
     """Where rounds end: at their first mistake or, accepted in full, at the bonus token."""
 
+    drafted: Lengths  # [Q, C]; tokens drafted by a round that begins here
     rest: Lengths  # [Q * C]; 1 and the tokens drafted from a round's end on; 0 where none ends
     judged: Bools  # [Q, C]; columns whose token was drafted, and accepted or not: a text's, but for the bonus tokens of full blocks
     in_vain: Lengths  # [Q, C]; blocks that drafted a token of the column behind a mistake
@@ -42,7 +42,7 @@ def endings_of(tape: Tape, courses: Courses) -> Endings:
     flat = in_vain.ravel()
     for behind in range(1, int(rest.max()) - 1):
         flat[behind:] += (rest.ravel()[:-behind] > behind + 1).view(np.uint8)
-    return Endings(rest=rest.ravel(), judged=(rest != 1) & tape.is_text, in_vain=in_vain)
+    return Endings(drafted=courses.drafted_at, rest=rest.ravel(), judged=(rest != 1) & tape.is_text, in_vain=in_vain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,8 +50,8 @@ class Passed:
     """Passes of a segment."""
 
     at: Counts  # [S]; places, all of the same prompts as the passes, and in the prompts' order
-    rows: Integers  # [S]
-    times: Lengths | Bools | None  # [S]; how many passes are alike; one where it is None
+    rows: Integers  # [S]; 0 where there is no pass
+    times: Lengths | None  # [S]; how many passes are alike; one where it is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,63 +68,64 @@ def depth_of(tape: Tape, courses: Courses, endings: Endings, level: int) -> Dept
     """The passes of the segments that are reached by the tokens which leave at none of so many looked-at exits, and one."""
     blocks, rest = courses.blocks, endings.rest
     on_path, off_path = blocks.on_path.coming[level], blocks.off_path.coming[level]
-    comes, until, since = (of.ravel() for of in (off_path.flags, off_path.until, off_path.since))
+    until, since = off_path.until[0].ravel(), off_path.since.ravel()
     judged = (on_path.flags & endings.judged).ravel()
     in_vain = np.zeros_like(judged)  # mistakes behind which tokens come
     np.less(until[1:] + until.dtype.type(2), rest[:-1], out=in_vain[:-1])
-    marks = judged | (rest > 0 if tape.is_self_draft else in_vain)
-    marks[places_of(tape, courses.num_policies).prompts[1:-1] - 1] = True
-    at = np.flatnonzero(marks)
-    to_last, is_judged = np.diff(at, prepend=-1), judged.take(at)
-    behind = np.flatnonzero(in_vain.take(at))
-    skipped = until.take(at.take(behind) + 1)
-    first = at.take(behind) + 1 + skipped
+    stops = rest > 0 if tape.is_self_draft else in_vain.copy()
+    stops[places_of(tape, courses.num_policies).prompts[1:-1] - 1] = True
+    at = np.flatnonzero(judged | stops)
+    rows = at.copy()
+    rows[1:] -= at[:-1]
+    rows[:1] += 1
+    stop = np.flatnonzero(stops.take(at))
+    place = at.take(stop)
+    is_passed = judged.take(place)
+    owed = rows.take(stop) * ~is_passed  # columns from the last mark on
+    rows[stop.compress(~is_passed)] = 0
+    is_in_vain = in_vain.take(place)
+    first = place.compress(is_in_vain)
+    first += 1
+    skipped = until.take(first)
+    first += skipped
+    first_rows = owed.compress(is_in_vain)
+    first_rows += skipped
+    first_rows += 1
     times = (endings.in_vain * off_path.flags).ravel()
     np.subtract.at(times, first, times.dtype.type(1))
     again = np.flatnonzero(times > 0)
     return Depth(
-        num_came=_num_came(courses, level),
+        num_came=_num_came(courses, endings, level),
         drafting=(
-            Passed(at=at, rows=to_last, times=is_judged),
-            Passed(at=first, rows=skipped + 1 + to_last.take(behind) * ~is_judged.take(behind), times=None),
-            Passed(at=again, rows=since.take(again - 1) + 1, times=times.take(again)),
+            Passed(at=at, rows=rows, times=None),
+            Passed(at=first, rows=first_rows, times=None),
+            Passed(at=again, rows=since.take(again - 1) + since.dtype.type(1), times=times.take(again)),
         ),
-        pushed=_pushed(rest, in_vain, since, at, to_last * ~is_judged) if tape.is_self_draft else None,
+        pushed=_pushed(endings, in_vain, since, place, owed) if tape.is_self_draft else None,
     )
 
 
-def _pushed(rest: Lengths, in_vain: Bools, since: Lengths, at: Counts, to_last: Counts) -> Passed:
+def _pushed(endings: Endings, in_vain: Bools, since: Lengths, place: Counts, owed: Counts) -> Passed:
     """Over what the segment has not processed of each block and its lead."""
-    is_end = np.flatnonzero(rest.take(at) > 0)
-    end = at.take(is_end)
-    processed = end - to_last.take(is_end)
-    past = end + rest.take(end) - 1
+    rest = endings.rest.take(place)
+    is_end = rest > 0
+    end, past = place.compress(is_end), (place + rest - 1).compress(is_end)
+    processed = end - owed.compress(is_end)
     behind = np.flatnonzero(in_vain.take(end))
     processed[behind] = past.take(behind) - 1 - since.take(past.take(behind) - 1)
     return Passed(at=past, rows=past - processed, times=None)
 
 
-def _num_came(courses: Courses, level: int) -> Lengths:
+def _num_came(courses: Courses, endings: Endings, level: int) -> Lengths:
     """Tokens that come of each round, told up to P. [N]."""
     blocks = courses.blocks
     on_path, off_path = blocks.on_path.coming[level], blocks.off_path.coming[level]
     if off_path is on_path:
-        return _num_of_runs(on_path, courses.start, courses.drafted)
-    number = _num_of_runs(on_path, courses.start, np.minimum(courses.drafted, courses.accepted + 1))
+        return sum((until < endings.drafted).view(np.uint8) for until in on_path.until).ravel().take(courses.start)
+    length = np.minimum(courses.drafted, courses.accepted + 1)
+    number = sum((until.ravel().take(courses.start) < length).view(np.uint8) for until in on_path.until)
     behind = np.flatnonzero(courses.drafted > courses.accepted + 1)
     accepted = courses.accepted.take(behind)
     start, length = courses.start.take(behind) + accepted + 1, courses.drafted.take(behind) - accepted - 1
-    number[behind] += _num_of_runs(off_path, start, length)
+    number[behind] += sum((until.ravel().take(start) < length).view(np.uint8) for until in off_path.until)
     return np.minimum(number, COLD_PLACES)
-
-
-def _num_of_runs(coming: Coming, start: Counts, length: Lengths) -> Lengths:
-    """Tokens that come of each run of columns, told up to P."""
-    until, end = coming.until.ravel(), start + length
-    at = start + until.take(start)
-    number = (at < end).view(np.uint8)
-    for _ in range(COLD_PLACES - 1):
-        at += 1
-        at += until.take(at, mode="clip")
-        number += at < end
-    return number

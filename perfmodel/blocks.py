@@ -14,6 +14,7 @@ import numpy as np
 
 from perfmodel.calibration import agreement_at
 from perfmodel.errors import BadPolicy
+from perfmodel.passes import COLD_PLACES
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FloorStop, LengthRule, SurvivalStop
 from perfmodel.tape import Bools, Counts, Floats, Lengths, Tape, run_lengths, small_integer
 
@@ -31,7 +32,7 @@ class Coming:
     """The tokens that come to a looked-at exit but the first: those that left at none before it."""
 
     flags: Bools  # [Q, C]
-    until: Lengths  # [Q, C]; columns from each one on before the next token that comes
+    until: tuple[Lengths, ...]  # columns from each one on before the next token that comes, the second, ...; P of [Q, C]
     since: Lengths  # [Q, C]; columns up to each one behind the last token that came
 
 
@@ -114,9 +115,20 @@ def _longest(tape: Tape, rules: Sequence[LengthRule]) -> int:
 
 
 def _coming(flags: Bools, ladders: _Ladders, longest: int) -> Coming:
-    stays_out = ~flags.ravel()
-    until, since = (run_lengths(stays_out, longest, back=back).reshape(flags.shape) for back in (False, True))
-    return Coming(**{name: of.take(ladders.row, axis=0) for name, of in dict(flags=flags, until=until, since=since).items()})
+    stays_out, comes = ~flags.ravel(), flags.ravel().view(np.uint8)
+    until = [run_lengths(stays_out, longest)]
+    while len(until) < COLD_PLACES:
+        further = np.zeros_like(until[0])  # from the next token that comes to the one wanted
+        np.add(until[-1][1:], 1, out=further[:-1])
+        further *= comes
+        reach = 1
+        while reach <= longest:
+            further[:-reach] += further[reach:] * (further[:-reach] == 0)
+            reach *= 2
+        until.append(until[0] + further)
+    by_policy = [of.reshape(flags.shape).take(ladders.row, axis=0) for of in until]
+    since = run_lengths(stays_out, longest, back=True).reshape(flags.shape)
+    return Coming(flags=flags.take(ladders.row, axis=0), until=tuple(by_policy), since=since.take(ladders.row, axis=0))
 
 
 class _Ladders:

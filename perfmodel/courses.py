@@ -30,6 +30,7 @@ class Courses:
     """
 
     blocks: Blocks
+    drafted_at: Lengths  # [Q, C]; tokens of a block that begins here, if all tokens were said on the path
     start: Counts  # [N]; rising places at which rounds begin
     drafted: Lengths  # [N]
     accepted: Lengths  # [N]
@@ -73,37 +74,42 @@ def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Courses:
     else:
         visited, caps = _visit(tape, blocks), None
     start = np.flatnonzero(visited)
-    drafted = blocks.on_path.drafted.ravel().take(start)
-    if caps is not None:
-        np.minimum(drafted, caps.take(start), out=drafted)
+    drafted_at = blocks.on_path.drafted if caps is None else np.minimum(blocks.on_path.drafted, caps)
+    drafted = drafted_at.ravel().take(start)
     right = blocks.right.ravel().take(start)
     if tape.off_path is not None:
         fixed = np.array([policy.length.draft_cap if policy else 0 for policy in policies])
-        cap = spread(start, places_of(tape, len(policies)).policies, fixed) if caps is None else caps.take(start)
+        cap = spread(start, places_of(tape, len(policies)).policies, fixed) if caps is None else caps.ravel().take(start)
         drafted = with_tails(tape, blocks, start, drafted, right, cap)
-    return Courses(blocks=blocks, start=start, drafted=drafted, accepted=np.minimum(drafted, right))
+    return Courses(blocks=blocks, drafted_at=drafted_at, start=start, drafted=drafted, accepted=np.minimum(drafted, right))
 
 
 def _visit(tape: Tape, blocks: Blocks) -> Bools:
-    """Columns at which a round begins, where a block depends on its column alone. [Q, C]."""
-    step = np.minimum(blocks.on_path.drafted, blocks.right)
-    step += 1
-    step *= tape.is_text  # none leads on from behind a text
-    jump, at = step.ravel(), places_of(tape, len(step)).prompts[:-1]
-    been = []
+    """Columns at which a round begins, where a block depends on its column alone. [Q, C].
+
+    One does behind every mistake, whatever came before: a block ends there, or just before it so that it is the bonus token.
+    From there rounds follow on one another for as long as they are accepted in full.
+    """
+    drafted, right = blocks.on_path.drafted, blocks.right
+    visited = np.zeros(right.shape, np.bool_)
+    visited[:, 1:] = right[:, :-1] == 0
+    visited[:, 0] = True
+    visited &= tape.is_text
+    is_full = drafted <= right
+    is_full &= tape.is_text
+    leads_on, flat = is_full & ~visited, visited.ravel()
+    at, jump = np.flatnonzero(is_full & visited), drafted.ravel()
     while len(at):
-        for _ in range(_JUMPS_BETWEEN_CHECKS):
-            been.append(at)
-            at = at + jump.take(at)
-        at = at[jump.take(at) > 0]
-    visited = np.zeros(step.shape, np.bool_)
-    visited.ravel()[np.concatenate(been)] = True
+        at = at + jump.take(at)
+        at += 1
+        flat[at] = True
+        at = at.compress(leads_on.take(at))
     visited &= tape.is_text
     return visited
 
 
 def _visit_adapting(tape: Tape, blocks: Blocks, rules: Sequence[HeuristicLength]) -> tuple[Bools, Lengths]:
-    """The same where the cap moves, +2 after a fully accepted round, otherwise -1; and the caps of the rounds. [Q * C].
+    """The same where the cap moves, +2 after a fully accepted round, otherwise -1; and the caps of the rounds. [Q, C] each.
 
     A round leads as many columns on as it has tokens: one more than the cap at most, and one more than are right.
     """
@@ -130,8 +136,8 @@ def _visit_adapting(tape: Tape, blocks: Blocks, rules: Sequence[HeuristicLength]
         going = jump.take(at) > 0
         at, tokens, most = (lane[going] for lane in (at, tokens, most))
     places = np.concatenate(been)
-    caps, visited = np.zeros(right.size, right.dtype), np.zeros(right.shape, np.bool_)
-    caps[places] = np.minimum(np.concatenate(had) - small.type(1), min(largest, tape.longest))
+    caps, visited = np.zeros_like(right), np.zeros(right.shape, np.bool_)
+    caps.ravel()[places] = np.minimum(np.concatenate(had) - small.type(1), min(largest, tape.longest))
     visited.ravel()[places] = True
     visited &= tape.is_text
     return visited, caps

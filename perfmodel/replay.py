@@ -156,7 +156,7 @@ def _replay(
     tables = []
     for places, courses in run_courses(tape, policies):
         order += places
-        tables.append(count_passes(tape, courses, Grouping(bounds=bounds(places_of(tape, len(places))))))
+        tables.append(count_passes(tape, courses, Grouping(bounds=bounds(places_of(tape, len(places))), most_known=float(tape.known.max()))))
     return _stack(tables, np.argsort(order), num_prompts=num_prompts)
 
 

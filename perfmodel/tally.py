@@ -12,6 +12,7 @@ Letters: Q policies, N rounds, G groups, E exits or segments, L exits that are l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.backlog import Depth, Passed, depth_of, endings_of
+from perfmodel.backlog import Passed, depth_of, endings_of
 from perfmodel.courses import Courses
 from perfmodel.levels import Level, Passes, chosen_passes, cold_of
 from perfmodel.passes import COLD_PLACES
@@ -55,6 +56,8 @@ class Grouping:
     """What is counted together: the places from one bound to the next."""
 
     bounds: Counts  # [G + 1]; rising, from the first place to past the last
+    most_known: float
+    """Tokens known at any place."""
 
     @property
     def num_groups(self) -> int:
@@ -63,32 +66,37 @@ class Grouping:
 
     def histogram(self, places: Counts, value: Integers, width: int) -> Counts:
         """Of places in the groups' order: how often each value below `width` occurs in each group. [G, width]."""
-        return self._sums(self._key(places, value, width), None, width)
+        key = self._key(places, value, width)
+        return np.bincount(key, minlength=self.num_groups * width).reshape(self.num_groups, width)
 
-    def histograms(
-        self, places: Counts, value: Integers, width: int, known: Floats, times: Lengths | Bools | None = None
-    ) -> tuple[Counts, Counts]:
-        """The same, each as often as some times say, and the sum of tokens that are known at its places. [G, width] each.
+    def passes(self, parts: Sequence[Passed], width: int, known: Floats) -> tuple[Counts, Counts]:
+        """Passes by group and rows, and the tokens known at their places, in sum. [G, width] each.
 
         Weights cost more than anything else here, so both are summed as one, the number in units that no sum of known tokens
         reaches, wherever a float holds that exactly.
         """
-        key, weight = self._key(places, value, width), known.take(places)
-        most = len(places) * (1 if times is None else int(times.max(initial=0)))
-        unit = 2.0 ** np.ceil(np.log2(1 + most * weight.max(initial=0)))
+        most = sum(len(some.at) * (1 if some.times is None else int(some.times.max(initial=0))) for some in parts)
+        unit = 2.0 ** np.ceil(np.log2(1 + most * self.most_known))
         if most * unit > _EXACT:
-            number, sums = self._sums(key, times, width), self._sums(key, weight if times is None else weight * times, width)
+            number, sums = self._sums(parts, width, known, 0.0, 1.0), self._sums(parts, width, known, 1.0, 0.0)
         else:
-            weight += unit
-            if times is not None:
-                weight *= times
-            both = self._sums(key, weight, width)
+            both = self._sums(parts, width, known, 1.0, unit)
             number = both // unit
             sums = both - number * unit
         return number.astype(np.int64), sums.astype(np.int64)
 
-    def _sums(self, key: Counts, weight: Lengths | Bools | Floats | None, width: int) -> NDArray[Any]:
-        return np.bincount(key, weight, minlength=self.num_groups * width).reshape(self.num_groups, width)
+    def _sums(self, parts: Sequence[Passed], width: int, known: Floats, scale: float, unit: float) -> Floats:
+        """Units, and known tokens in a scale of 0 or 1, summed by group and rows. [G, width]."""
+        total = np.zeros(self.num_groups * width)
+        for some in parts:
+            weight = known.take(some.at)
+            if not scale:
+                weight[:] = 0
+            weight += unit
+            if some.times is not None:
+                weight *= some.times
+            total += np.bincount(self._key(some.at, some.rows, width), weight, minlength=len(total))
+        return total.reshape(self.num_groups, width)
 
     def _key(self, places: Counts, value: Integers, width: int) -> Counts:
         key = spread(places, self.bounds, np.arange(self.num_groups) * width)
@@ -108,17 +116,21 @@ class _Tally:
         self.tape, self.courses, self.grouping = tape, courses, grouping
         self.width = int(courses.drafted.max()) + 1  # K
         self.known = places_of(tape, courses.num_policies).known
-        value = courses.drafted.astype(small_integer(2 * self.width))
-        value *= 2
-        value += self._follows_full()
-        by_length = grouping.histograms(courses.start, value, 2 * self.width, self.known)
-        rounds, known = (counts.reshape(-1, self.width, 2) for counts in by_length)  # the last axis: whether they follow
-        reads = known - rounds
-        self.drafted, self.verify_cached = rounds.sum(axis=2), reads.sum(axis=2)  # [G, K] each
-        self.after_full, self.after_full_cached = rounds[:, 1:, 1].sum(axis=1), reads[:, 1:, 1].sum(axis=1)  # [G] each
         num_levels = len(courses.blocks.on_path.coming)
         endings = endings_of(tape, courses) if num_levels else None
         self.depths = [depth_of(tape, courses, endings, level) for level in range(num_levels)]
+        # rounds by tokens drafted, by whether they follow on a block accepted in full, and by tokens that came to each exit
+        shape = self.width, 2, *(num_levels * [COLD_PLACES + 1])
+        value = courses.drafted.astype(np.min_scalar_type(math.prod(shape)))
+        for some in (self._follows_full(), *(depth.num_came for depth in self.depths)):
+            value *= 2 if some.dtype == np.bool_ else COLD_PLACES + 1
+            value += some
+        by_kind = grouping.passes([Passed(at=courses.start, rows=value, times=None)], math.prod(shape), self.known)
+        self.rounds, known = (counts.reshape(-1, *shape) for counts in by_kind)
+        by_length, known = (counts.sum(axis=tuple(range(3, 3 + num_levels))) for counts in (self.rounds, known))
+        reads = known - by_length
+        self.drafted, self.verify_cached = by_length.sum(axis=2), reads.sum(axis=2)  # [G, K] each
+        self.after_full, self.after_full_cached = by_length[:, 1:, 1].sum(axis=1), reads[:, 1:, 1].sum(axis=1)  # [G] each
         looked = np.repeat(courses.blocks.looked, grouping.num_groups // courses.num_policies, axis=0)
         self.looked = looked  # [G, L]
 
@@ -183,7 +195,7 @@ class _Tally:
         if self.looked.shape[1]:
             every = self._level_of_every_token()
             yield every
-            for some in map(self._level_of_some_tokens, self.depths):
+            for some in map(self._level_of_some_tokens, range(len(self.depths))):
                 yield replace(every, tokens=some.tokens) if self.courses.blocks.catches_up_at_once else some
         none, is_pushed = np.zeros(self.grouping.num_groups, np.int64), self.tape.is_self_draft and self.looked.shape[1]
         pushed = self._pushed_through() if is_pushed else None
@@ -237,38 +249,34 @@ class _Tally:
         follows[np.searchsorted(courses.start, places_of(self.tape, courses.num_policies).prompts[:-1])] = False
         return follows
 
-    def _level_of_some_tokens(self, depth: Depth) -> Level:
+    def _level_of_some_tokens(self, level: int) -> Level:
         """A segment that some tokens never reach."""
-        width = 1 + max(int(some.rows.max(initial=0)) for some in depth.drafting)
-        number, cached = (sum(tables) for tables in zip(*(self._counted(some, width) for some in depth.drafting), strict=True))
-        cold = self._cold(depth.num_came)
-        pushed = depth.pushed
+        depth = self.depths[level]
+        number, cached = self._counted(depth.drafting)
+        cold = cold_of(self._rounds_by_came(level))
+        pushed = None if depth.pushed is None else self._one_a_round(*self._counted([depth.pushed]))
         return Level(
-            drafting=Passes(number=number, cached=cached, cold=cold),
-            pushed=None if pushed is None else self._one_a_round(*self._counted(pushed, 1 + int(pushed.rows.max()))),
-            rounds=cold[:, 0],
-            tokens=number.sum(axis=1),
+            drafting=Passes(number=number, cached=cached, cold=cold), pushed=pushed, rounds=cold[:, 0], tokens=number.sum(axis=1)
         )
 
-    def _counted(self, passed: Passed, width: int) -> tuple[Counts, Counts]:
-        """Passes by their rows, and their cached tokens. [G, width] each."""
-        number, known = self.grouping.histograms(passed.at, passed.rows, width, self.known, passed.times)
+    def _rounds_by_came(self, level: int) -> Counts:
+        """Rounds by the tokens that came to an exit, told up to P. [G, P + 1]."""
+        return self.rounds.sum(axis=tuple(axis for axis in range(1, self.rounds.ndim) if axis != 3 + level))
+
+    def _counted(self, parts: Sequence[Passed]) -> tuple[Counts, Counts]:
+        """Passes by their rows, and their cached tokens. [G, R] each."""
+        width = 1 + max(int(some.rows.max(initial=0)) for some in parts)
+        number, known = self.grouping.passes(parts, width, self.known)
+        number[:, 0] = known[:, 0] = 0
         return number, known - number * np.arange(width)
 
     def _cold_checks(self) -> Counts:
         """Exit checks that are waited for at the first places of their rounds. [G, P]."""
-        if not self.depths:
-            return cold_of(self.drafted)
-        runs_ahead = self.courses.blocks.runs_ahead
-        most = 0 if runs_ahead else COLD_PLACES
-        number = np.minimum(self.courses.drafted, most).astype(np.uint8)  # later places are not told, and sums of these fit a byte
-        for depth in self.depths[-1:] if runs_ahead else self.depths:
-            number += depth.num_came
-        return self._cold(number)
-
-    def _cold(self, number: Integers) -> Counts:
-        """Passes at the first places, where every round has so many. [G, P]."""
-        return cold_of(self.grouping.histogram(self.courses.start, np.minimum(number, COLD_PLACES), COLD_PLACES + 1))
+        if self.courses.blocks.runs_ahead:
+            return cold_of(self._rounds_by_came(len(self.depths) - 1))
+        drafted, _, *came = np.indices(self.rounds.shape[1:])
+        checks = np.minimum(drafted + sum(came), COLD_PLACES).ravel()
+        return cold_of(self.rounds.reshape(len(self.rounds), -1).astype(np.float64) @ np.eye(COLD_PLACES + 1)[checks])
 
 
 def _but_deeper(came: Sequence[Counts]) -> list[Counts]:
