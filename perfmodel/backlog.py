@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perfmodel.blocks import Coming
 from perfmodel.courses import Courses
+from perfmodel.grouping import Found
 from perfmodel.passes import COLD_PLACES
-from perfmodel.tape import Bools, Counts, Integers, Lengths, Tape, places_of
+from perfmodel.tape import Bools, Counts, Lengths, Tape, places_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,7 +31,7 @@ class Endings:
 
     drafted: Lengths  # [Q, C]; tokens drafted by a round that begins here
     rest: Lengths  # [Q * C]; 1 and the tokens drafted from a round's end on; 0 where none ends
-    judged: Bools  # [Q, C]; columns whose token was drafted, and accepted or not: a text's, but for the bonus tokens of full blocks
+    judged: Bools  # [Q, C]; columns whose token was drafted and judged: a text's, but for bonus tokens of full blocks
     in_vain: Lengths  # [Q, C]; blocks that drafted a token of the column behind a mistake
 
 
@@ -46,22 +48,13 @@ def endings_of(tape: Tape, courses: Courses) -> Endings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Passed:
-    """Passes of a segment."""
-
-    at: Counts  # [S]; places, all of the same prompts as the passes, and in the prompts' order
-    rows: Integers  # [S]; 0 where there is no pass
-    times: Lengths | None  # [S]; how many passes are alike; one where it is None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Depth:
     """What comes to a segment that some tokens never reach."""
 
     num_came: Lengths  # [N]; tokens of each round that come, told up to P
-    drafting: tuple[Passed, ...]
+    drafting: tuple[Found, ...]
     """All passes of blocks' tokens."""
-    pushed: Passed | None  # [N]; passes of a self draft's verification over what it has not processed
+    pushed: Found | None  # [N]; passes of a self draft's verification over what it has not processed
 
 
 def depth_of(tape: Tape, courses: Courses, endings: Endings, level: int) -> Depth:
@@ -97,15 +90,15 @@ def depth_of(tape: Tape, courses: Courses, endings: Endings, level: int) -> Dept
     return Depth(
         num_came=_num_came(courses, endings, level),
         drafting=(
-            Passed(at=at, rows=rows, times=None),
-            Passed(at=first, rows=first_rows, times=None),
-            Passed(at=again, rows=since.take(again - 1) + since.dtype.type(1), times=times.take(again)),
+            Found(at=at, value=rows, times=None),
+            Found(at=first, value=first_rows, times=None),
+            Found(at=again, value=since.take(again - 1) + since.dtype.type(1), times=times.take(again)),
         ),
         pushed=_pushed(endings, in_vain, since, place, owed) if tape.is_self_draft else None,
     )
 
 
-def _pushed(endings: Endings, in_vain: Bools, since: Lengths, place: Counts, owed: Counts) -> Passed:
+def _pushed(endings: Endings, in_vain: Bools, since: Lengths, place: Counts, owed: Counts) -> Found:
     """Over what the segment has not processed of each block and its lead."""
     rest = endings.rest.take(place)
     is_end = rest > 0
@@ -113,7 +106,7 @@ def _pushed(endings: Endings, in_vain: Bools, since: Lengths, place: Counts, owe
     processed = end - owed.compress(is_end)
     behind = np.flatnonzero(in_vain.take(end))
     processed[behind] = past.take(behind) - 1 - since.take(past.take(behind) - 1)
-    return Passed(at=past, rows=past - processed, times=None)
+    return Found(at=past, value=past - processed, times=None)
 
 
 def _num_came(courses: Courses, endings: Endings, level: int) -> Lengths:
@@ -121,11 +114,19 @@ def _num_came(courses: Courses, endings: Endings, level: int) -> Lengths:
     blocks = courses.blocks
     on_path, off_path = blocks.on_path.coming[level], blocks.off_path.coming[level]
     if off_path is on_path:
-        return sum((until < endings.drafted).view(np.uint8) for until in on_path.until).ravel().take(courses.start)
+        return _num_within(on_path, endings.drafted).ravel().take(courses.start)
     length = np.minimum(courses.drafted, courses.accepted + 1)
-    number = sum((until.ravel().take(courses.start) < length).view(np.uint8) for until in on_path.until)
+    number = _num_within(on_path, length, courses.start)
     behind = np.flatnonzero(courses.drafted > courses.accepted + 1)
     accepted = courses.accepted.take(behind)
     start, length = courses.start.take(behind) + accepted + 1, courses.drafted.take(behind) - accepted - 1
-    number[behind] += sum((until.ravel().take(start) < length).view(np.uint8) for until in off_path.until)
+    number[behind] += _num_within(off_path, length, start)
     return np.minimum(number, COLD_PLACES)
+
+
+def _num_within(coming: Coming, length: Lengths, start: Counts | None = None) -> Lengths:
+    """Tokens that come of runs of columns, told up to P: from some places on, or from every one."""
+    number = np.zeros(length.shape, np.uint8)
+    for until in coming.until:
+        number += (until if start is None else until.ravel().take(start)) < length
+    return number

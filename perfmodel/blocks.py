@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -115,20 +116,28 @@ def _longest(tape: Tape, rules: Sequence[LengthRule]) -> int:
 
 
 def _coming(flags: Bools, ladders: _Ladders, longest: int) -> Coming:
-    stays_out, comes = ~flags.ravel(), flags.ravel().view(np.uint8)
-    until = [run_lengths(stays_out, longest)]
+    def by_policy(of: Any) -> Any:
+        return of.reshape(flags.shape).take(ladders.row, axis=0)
+
+    comes = flags.ravel()
+    since = run_lengths(~comes, longest, back=True)
+    return Coming(flags=by_policy(comes), until=tuple(map(by_policy, _until(comes, longest))), since=by_policy(since))
+
+
+def _until(comes: Bools, longest: int) -> list[Lengths]:
+    """See `Coming`, told up to one more than `longest`, so that sums of two do not overflow. P of [Q * C]."""
+    past = small_integer(2 * longest).type(longest + 1)
+    until = [np.minimum(run_lengths(~comes, longest), past)]
     while len(until) < COLD_PLACES:
-        further = np.zeros_like(until[0])  # from the next token that comes to the one wanted
+        further = np.zeros_like(until[0])  # columns from the next token that comes to the one wanted
         np.add(until[-1][1:], 1, out=further[:-1])
         further *= comes
         reach = 1
         while reach <= longest:
             further[:-reach] += further[reach:] * (further[:-reach] == 0)
             reach *= 2
-        until.append(until[0] + further)
-    by_policy = [of.reshape(flags.shape).take(ladders.row, axis=0) for of in until]
-    since = run_lengths(stays_out, longest, back=True).reshape(flags.shape)
-    return Coming(flags=flags.take(ladders.row, axis=0), until=tuple(by_policy), since=since.take(ladders.row, axis=0))
+        until.append(np.minimum(until[0] + further, past))
+    return until
 
 
 class _Ladders:

@@ -16,7 +16,7 @@ from perfmodel.policy import ExitPolicy, HeuristicLength
 from perfmodel.tails import with_tails
 from perfmodel.tape import Bools, Counts, Lengths, Tape, places_of, small_integer, spread
 
-_PLACES_IN_STEP = 2**18
+_PLACES_IN_STEP = 2**19
 """Columns of policies that are run together. Many, so that an array operation costs more than the call that makes it; few, so
 that they stay in a core's cache."""
 _JUMPS_BETWEEN_CHECKS = 8

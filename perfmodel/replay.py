@@ -20,11 +20,12 @@ from itertools import pairwise
 import numpy as np
 
 from perfmodel.courses import run_courses
+from perfmodel.grouping import Grouping
 from perfmodel.passes import COLD_PLACES, SEGMENT_KINDS, ColdCount, PassCount, PassKind, PassName
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats
-from perfmodel.tally import Grouping, PassTable, count_passes
-from perfmodel.tape import Counts, Floats, Places, Tape, make_tape, places_of
+from perfmodel.tally import PassTable, count_passes
+from perfmodel.tape import Counts, Floats, Tape, make_tape, places_of
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds
 
@@ -140,24 +141,22 @@ def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStat
 
 def replay_by_prompt(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
     """What each policy would have done, prompt by prompt: as many replays as policies times prompts, policy after policy."""
-    return _replay(trace, policies, lambda places: places.prompts, num_prompts=1)
+    return _replay(trace, policies, by_prompt=True)
 
 
 def replay_many(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
     """What each policy would have done over all prompts together."""
-    return _replay(trace, policies, lambda places: places.policies, num_prompts=len(trace.header.prompts))
+    return _replay(trace, policies, by_prompt=False)
 
 
-def _replay(
-    trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None], bounds: Callable[[Places], Counts], *, num_prompts: int
-) -> ReplayBatch:
+def _replay(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None], *, by_prompt: bool) -> ReplayBatch:
     tape = _tape_for(trace, policies)
     order: list[int] = []
     tables = []
     for places, courses in run_courses(tape, policies):
         order += places
-        tables.append(count_passes(tape, courses, Grouping(bounds=bounds(places_of(tape, len(places))), most_known=float(tape.known.max()))))
-    return _stack(tables, np.argsort(order), num_prompts=num_prompts)
+        tables.append(count_passes(tape, courses, Grouping(tape, len(places), by_prompt=by_prompt)))
+    return _stack(tables, np.argsort(order), num_prompts=1 if by_prompt else len(trace.header.prompts))
 
 
 def _tape_for(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> Tape:

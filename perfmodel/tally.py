@@ -16,19 +16,20 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from perfmodel.backlog import Passed, depth_of, endings_of
+from perfmodel.backlog import Depth, depth_of, endings_of
 from perfmodel.courses import Courses
+from perfmodel.grouping import Found, Grouping
 from perfmodel.levels import Level, Passes, chosen_passes, cold_of
 from perfmodel.passes import COLD_PLACES
-from perfmodel.tape import Bools, Counts, Floats, Integers, Lengths, Tape, places_of, small_integer, spread
+from perfmodel.tape import Bools, Counts, Lengths, Tape, places_of
 
-_EXACT = 2.0**53
-"""Up to here a float holds every whole number."""
+_TOLD = COLD_PLACES + 1
+"""Numbers that are told apart, if they are told up to P."""
+_MOST_VALUES = 4096
+"""Of a histogram of several things at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,59 +52,6 @@ class PassTable:
     verify_depths: Counts  # [G, E]; rounds by the segments that ran in them, one or more
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Grouping:
-    """What is counted together: the places from one bound to the next."""
-
-    bounds: Counts  # [G + 1]; rising, from the first place to past the last
-    most_known: float
-    """Tokens known at any place."""
-
-    @property
-    def num_groups(self) -> int:
-        """G."""
-        return len(self.bounds) - 1
-
-    def histogram(self, places: Counts, value: Integers, width: int) -> Counts:
-        """Of places in the groups' order: how often each value below `width` occurs in each group. [G, width]."""
-        key = self._key(places, value, width)
-        return np.bincount(key, minlength=self.num_groups * width).reshape(self.num_groups, width)
-
-    def passes(self, parts: Sequence[Passed], width: int, known: Floats) -> tuple[Counts, Counts]:
-        """Passes by group and rows, and the tokens known at their places, in sum. [G, width] each.
-
-        Weights cost more than anything else here, so both are summed as one, the number in units that no sum of known tokens
-        reaches, wherever a float holds that exactly.
-        """
-        most = sum(len(some.at) * (1 if some.times is None else int(some.times.max(initial=0))) for some in parts)
-        unit = 2.0 ** np.ceil(np.log2(1 + most * self.most_known))
-        if most * unit > _EXACT:
-            number, sums = self._sums(parts, width, known, 0.0, 1.0), self._sums(parts, width, known, 1.0, 0.0)
-        else:
-            both = self._sums(parts, width, known, 1.0, unit)
-            number = both // unit
-            sums = both - number * unit
-        return number.astype(np.int64), sums.astype(np.int64)
-
-    def _sums(self, parts: Sequence[Passed], width: int, known: Floats, scale: float, unit: float) -> Floats:
-        """Units, and known tokens in a scale of 0 or 1, summed by group and rows. [G, width]."""
-        total = np.zeros(self.num_groups * width)
-        for some in parts:
-            weight = known.take(some.at)
-            if not scale:
-                weight[:] = 0
-            weight += unit
-            if some.times is not None:
-                weight *= some.times
-            total += np.bincount(self._key(some.at, some.rows, width), weight, minlength=len(total))
-        return total.reshape(self.num_groups, width)
-
-    def _key(self, places: Counts, value: Integers, width: int) -> Counts:
-        key = spread(places, self.bounds, np.arange(self.num_groups) * width)
-        key += value
-        return key
-
-
 def count_passes(tape: Tape, courses: Courses, grouping: Grouping) -> PassTable:
     """Count the passes of the rounds."""
     return _Tally(tape, courses, grouping).table()
@@ -115,24 +63,14 @@ class _Tally:
     def __init__(self, tape: Tape, courses: Courses, grouping: Grouping) -> None:
         self.tape, self.courses, self.grouping = tape, courses, grouping
         self.width = int(courses.drafted.max()) + 1  # K
-        self.known = places_of(tape, courses.num_policies).known
         num_levels = len(courses.blocks.on_path.coming)
         endings = endings_of(tape, courses) if num_levels else None
-        self.depths = [depth_of(tape, courses, endings, level) for level in range(num_levels)]
-        # rounds by tokens drafted, by whether they follow on a block accepted in full, and by tokens that came to each exit
-        shape = self.width, 2, *(num_levels * [COLD_PLACES + 1])
-        value = courses.drafted.astype(np.min_scalar_type(math.prod(shape)))
-        for some in (self._follows_full(), *(depth.num_came for depth in self.depths)):
-            value *= 2 if some.dtype == np.bool_ else COLD_PLACES + 1
-            value += some
-        by_kind = grouping.passes([Passed(at=courses.start, rows=value, times=None)], math.prod(shape), self.known)
-        self.rounds, known = (counts.reshape(-1, *shape) for counts in by_kind)
-        by_length, known = (counts.sum(axis=tuple(range(3, 3 + num_levels))) for counts in (self.rounds, known))
-        reads = known - by_length
-        self.drafted, self.verify_cached = by_length.sum(axis=2), reads.sum(axis=2)  # [G, K] each
-        self.after_full, self.after_full_cached = by_length[:, 1:, 1].sum(axis=1), reads[:, 1:, 1].sum(axis=1)  # [G] each
-        looked = np.repeat(courses.blocks.looked, grouping.num_groups // courses.num_policies, axis=0)
-        self.looked = looked  # [G, L]
+        self.depths = [depth_of(tape, courses, endings, level) for level in range(num_levels)] if endings else []
+        rounds, known, self.cold = self._rounds()
+        reads = known - rounds
+        self.drafted, self.verify_cached = rounds.sum(axis=2), reads.sum(axis=2)  # [G, K] each
+        self.after_full, self.after_full_cached = rounds[:, 1:, 1].sum(axis=1), reads[:, 1:, 1].sum(axis=1)  # [G] each
+        self.looked = np.repeat(courses.blocks.looked, grouping.per_policy, axis=0)  # [G, L]
 
     def table(self) -> PassTable:
         """All counts."""
@@ -153,7 +91,7 @@ class _Tally:
             aheads=aheads.number,
             aheads_cached=aheads.cached,
             cold_aheads=aheads.cold,
-            cold_checks=self._cold_checks(),
+            cold_checks=self.cold[-1],
             verify_depths=depths,
         )
 
@@ -195,7 +133,7 @@ class _Tally:
         if self.looked.shape[1]:
             every = self._level_of_every_token()
             yield every
-            for some in map(self._level_of_some_tokens, range(len(self.depths))):
+            for some in map(self._level_of_some_tokens, self.depths, self.cold):
                 yield replace(every, tokens=some.tokens) if self.courses.blocks.catches_up_at_once else some
         none, is_pushed = np.zeros(self.grouping.num_groups, np.int64), self.tape.is_self_draft and self.looked.shape[1]
         pushed = self._pushed_through() if is_pushed else None
@@ -249,34 +187,52 @@ class _Tally:
         follows[np.searchsorted(courses.start, places_of(self.tape, courses.num_policies).prompts[:-1])] = False
         return follows
 
-    def _level_of_some_tokens(self, level: int) -> Level:
+    def _level_of_some_tokens(self, depth: Depth, cold: Counts) -> Level:
         """A segment that some tokens never reach."""
-        depth = self.depths[level]
         number, cached = self._counted(depth.drafting)
-        cold = cold_of(self._rounds_by_came(level))
-        pushed = None if depth.pushed is None else self._one_a_round(*self._counted([depth.pushed]))
         return Level(
-            drafting=Passes(number=number, cached=cached, cold=cold), pushed=pushed, rounds=cold[:, 0], tokens=number.sum(axis=1)
+            drafting=Passes(number=number, cached=cached, cold=cold),
+            pushed=None if depth.pushed is None else self._one_a_round(*self._counted([depth.pushed])),
+            rounds=cold[:, 0],
+            tokens=number.sum(axis=1),
         )
 
-    def _rounds_by_came(self, level: int) -> Counts:
-        """Rounds by the tokens that came to an exit, told up to P. [G, P + 1]."""
-        return self.rounds.sum(axis=tuple(axis for axis in range(1, self.rounds.ndim) if axis != 3 + level))
-
-    def _counted(self, parts: Sequence[Passed]) -> tuple[Counts, Counts]:
+    def _counted(self, passes: Sequence[Found]) -> tuple[Counts, Counts]:
         """Passes by their rows, and their cached tokens. [G, R] each."""
-        width = 1 + max(int(some.rows.max(initial=0)) for some in parts)
-        number, known = self.grouping.passes(parts, width, self.known)
+        width = 1 + max(int(some.value.max(initial=0)) for some in passes)
+        number, known = self.grouping.totals(passes, width)
         number[:, 0] = known[:, 0] = 0
         return number, known - number * np.arange(width)
 
-    def _cold_checks(self) -> Counts:
-        """Exit checks that are waited for at the first places of their rounds. [G, P]."""
+    def _rounds(self) -> tuple[Counts, Counts, list[Counts]]:
+        """Rounds, and tokens known at their starts in sum, by drafted tokens and by whether they follow on a full block.
+
+        [G, K, 2] each. And as what rounds have so many of is counted along, the passes at the first places of their rounds: of
+        each segment that some tokens never reach, and last exit checks that are waited for. [G, P] each.
+        """
+        numbers = self._numbers()
+        together = sum(2 * self.width * _TOLD ** (1 + place) <= _MOST_VALUES for place in range(len(numbers)))
+        shape = self.width, 2, *together * [_TOLD]
+        value = self.courses.drafted.astype(np.min_scalar_type(math.prod(shape)))
+        value *= 2
+        value += self._follows_full()
+        for number in numbers[:together]:
+            value *= _TOLD
+            value += number
+        found = Found(at=self.courses.start, value=value, times=None)
+        rounds, known = (counts.reshape(-1, *shape) for counts in self.grouping.totals([found], math.prod(shape)))
+        others = tuple(range(3, rounds.ndim))
+        counted = [rounds.sum(axis=(1, 2, *(set(others) - {axis}))) for axis in others]
+        counted += [self.grouping.histogram(found.at, number, _TOLD) for number in numbers[together:]]
+        return rounds.sum(axis=others), known.sum(axis=others), [cold_of(counts) for counts in counted]
+
+    def _numbers(self) -> list[Lengths]:
+        """What rounds have several of, told up to P: tokens that come to each exit, and exit checks waited for. [N] each."""
+        came = [depth.num_came for depth in self.depths]
         if self.courses.blocks.runs_ahead:
-            return cold_of(self._rounds_by_came(len(self.depths) - 1))
-        drafted, _, *came = np.indices(self.rounds.shape[1:])
-        checks = np.minimum(drafted + sum(came), COLD_PLACES).ravel()
-        return cold_of(self.rounds.reshape(len(self.rounds), -1).astype(np.float64) @ np.eye(COLD_PLACES + 1)[checks])
+            return [*came, came[-1]]
+        drafted = np.minimum(self.courses.drafted, COLD_PLACES).astype(np.uint8)  # of these, sums fit a byte
+        return [*came, np.minimum(sum(came, drafted), COLD_PLACES)]
 
 
 def _but_deeper(came: Sequence[Counts]) -> list[Counts]:

@@ -67,7 +67,6 @@ class Places:
 
     policies: Counts  # [Q + 1]; the place at which the columns of each policy begin, and the end
     prompts: Counts  # [Q * M + 1]; the place at which each prompt of each policy begins, and the end
-    known: Floats  # [Q * C]; tokens known before each
 
 
 @lru_cache(maxsize=16)
@@ -77,7 +76,6 @@ def places_of(tape: Tape, num_policies: int) -> Places:
     return Places(
         policies=policies,
         prompts=np.append(np.add.outer(policies[:-1], tape.begin).ravel(), policies[-1]),
-        known=np.tile(tape.known, num_policies),
     )
 
 

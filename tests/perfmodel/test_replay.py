@@ -1,6 +1,7 @@
 """Replay: equal to the slow telling, to known answers, and to the words of the algorithm."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ def test_many_policies_at_once_are_each_replayed_as_if_alone(case: Case) -> None
     trace, policies = case
     for stats, policy in zip(replay_many(trace, policies).stats(), policies, strict=True):
         assert stats == sum_rounds(replay(trace, policy))
+
+
+@settings(max_examples=50, deadline=None)
+@given(traces_with_policies())
+def test_counts_are_the_same_where_they_cannot_be_summed_up_together(case: Case) -> None:
+    trace, policies = case
+    together = replay_many(trace, policies).stats()
+    with patch("perfmodel.grouping._EXACT", 0.0), patch("perfmodel.tally._MOST_VALUES", 0):
+        assert replay_many(trace, policies).stats() == together
 
 
 def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> None:
@@ -204,8 +214,9 @@ def test_the_heuristic_adds_two_after_full_acceptance_and_takes_one_off_otherwis
 
 
 @pytest.mark.parametrize("kind", ["separate", "self"])
-@pytest.mark.parametrize("cap", [60, 253, 254, 255, 256, 700])
-def test_blocks_of_any_length_are_replayed_as_told(cap: int, kind: str) -> None:
+@pytest.mark.parametrize("cap", [60, 126, 127, 253, 254, 255, 256, 700])
+@pytest.mark.parametrize("threshold", [0.9, 0.02], ids=["most go deeper", "few go deeper"])
+def test_blocks_of_any_length_are_replayed_as_told(cap: int, kind: str, threshold: float) -> None:
     trace = make_trace(TraceSpec(num_positions=[600, 601], max_new_tokens=601, agreement=(0.9, 0.95, 1.0, 1.0), kind=kind))
     curves = (CalibrationCurve(confidence=(0.0,), agreement=(0.999,)),) * 2
     rules = (
@@ -215,7 +226,7 @@ def test_blocks_of_any_length_are_replayed_as_told(cap: int, kind: str) -> None:
         SurvivalStop(draft_cap=cap, floor=0.5, calibration=curves),
     )
     for rule in rules:
-        policy = policy_of(rule, 2, 6, thresholds=(0.9,))
+        policy = policy_of(rule, 2, 6, thresholds=(threshold,))
         expected = [replay_prompt(trace, number, policy) for number in range(2)]
         assert replay(trace, policy) == tuple(stats for stats, _ in expected)
         assert block_lengths(trace, policy) == tuple(tuple(blocks) for _, blocks in expected)

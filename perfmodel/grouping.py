@@ -1,0 +1,79 @@
+"""What is counted together: the places of one policy, or of one of its prompts.
+
+Letters: Q policies, C columns, M prompts, G groups, S places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from perfmodel.tape import Counts, Floats, Integers, Lengths, Tape, places_of
+
+_EXACT = 2.0**53
+"""Up to here a float holds every whole number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """What was found at some places."""
+
+    at: Counts  # [S]; prompt after prompt, as the tape has them
+    value: Integers  # [S]
+    times: Lengths | None  # [S]; how often each was found; once where it is None
+
+    @property
+    def most(self) -> int:
+        """No fewer than were found in all."""
+        return len(self.at) * (1 if self.times is None else int(self.times.max(initial=0)))
+
+
+class Grouping:
+    """The places of Q policies by policy, G = Q, or by prompt, G = Q * M."""
+
+    def __init__(self, tape: Tape, num_policies: int, *, by_prompt: bool) -> None:
+        places = places_of(tape, num_policies)
+        self.known = tape.known
+        self.bounds = places.prompts if by_prompt else places.policies  # [G + 1]
+        self.num_groups = len(self.bounds) - 1  # G
+        self.per_policy = self.num_groups // num_policies
+        self.policy_begins = np.repeat(places.policies[:-1], self.per_policy).tolist()  # [G]
+
+    def histogram(self, at: Counts, value: Integers, width: int) -> Counts:
+        """How often each value below a width was found in each group. [G, width]."""
+        counts = np.zeros((self.num_groups, width), np.int64)
+        for group, part in self._parts(at):
+            counts[group] = np.bincount(value[part], minlength=width)
+        return counts
+
+    def totals(self, found: Sequence[Found], width: int) -> tuple[Counts, Counts]:
+        """The same, and the tokens known where it was found, in sum. [G, width] each.
+
+        Both are summed as one number, the first in units that no sum of known tokens reaches, wherever a float holds that
+        exactly: sums with weights are what replay spends most on.
+        """
+        most = sum(some.most for some in found)
+        unit = 2.0 ** np.ceil(np.log2(1 + most * self.known.max()))
+        if most * unit > _EXACT:
+            return self._sums(found, width, 0.0 * self.known + 1), self._sums(found, width, self.known)
+        both = self._sums(found, width, self.known + unit)
+        return (both >> int(np.log2(unit))), both & (int(unit) - 1)
+
+    def _sums(self, found: Sequence[Found], width: int, weight: Floats) -> Counts:
+        """Columns' weights where each value was found, in sum by group. [G, width]."""
+        total = np.zeros((self.num_groups, width))
+        for some in found:
+            for group, part in self._parts(some.at):
+                weights = weight.take(some.at[part] - self.policy_begins[group])
+                if some.times is not None:
+                    weights *= some.times[part]
+                total[group] += np.bincount(some.value[part], weights, minlength=width)
+        return total.astype(np.int64)
+
+    def _parts(self, at: Counts) -> Iterator[tuple[int, slice]]:
+        """The groups that hold any of some places, and which of them."""
+        past = np.searchsorted(at, self.bounds).tolist()
+        return ((group, slice(*part)) for group, part in enumerate(pairwise(past)) if part[0] < part[1])
