@@ -68,9 +68,9 @@ def depth_of(tape: Tape, courses: Courses, endings: Endings, level: int) -> Dept
     stops = rest > 0 if tape.is_self_draft else in_vain.copy()
     stops[places_of(tape, courses.num_policies).prompts[1:-1] - 1] = True
     at = np.flatnonzero(judged | stops)
-    rows = at.copy()
-    rows[1:] -= at[:-1]
-    rows[:1] += 1
+    rows = np.empty_like(at)
+    rows[:1] = at[:1] + 1
+    np.subtract(at[1:], at[:-1], out=rows[1:])
     stop = np.flatnonzero(stops.take(at))
     place = at.take(stop)
     is_passed = judged.take(place)

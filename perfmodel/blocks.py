@@ -126,7 +126,7 @@ def _coming(flags: Bools, ladders: _Ladders, longest: int) -> Coming:
 
 def _until(comes: Bools, longest: int) -> list[Lengths]:
     """See `Coming`, told up to one more than `longest`, so that sums of two do not overflow. P of [Q * C]."""
-    past = small_integer(2 * longest).type(longest + 1)
+    past = np.full(len(comes), longest + 1, small_integer(2 * longest))  # a number in its place takes several times as long
     until = [np.minimum(run_lengths(~comes, longest), past)]
     while len(until) < COLD_PLACES:
         further = np.zeros_like(until[0])  # columns from the next token that comes to the one wanted

@@ -44,10 +44,7 @@ class Grouping:
 
     def histogram(self, at: Counts, value: Integers, width: int) -> Counts:
         """How often each value below a width was found in each group. [G, width]."""
-        counts = np.zeros((self.num_groups, width), np.int64)
-        for group, part in self._parts(at):
-            counts[group] = np.bincount(value[part], minlength=width)
-        return counts
+        return self._sums([Found(at=at, value=value, times=None)], width, None)
 
     def totals(self, found: Sequence[Found], width: int) -> tuple[Counts, Counts]:
         """The same, and the tokens known where it was found, in sum. [G, width] each.
@@ -56,22 +53,25 @@ class Grouping:
         exactly: sums with weights are what replay spends most on.
         """
         most = sum(some.most for some in found)
-        unit = 2.0 ** np.ceil(np.log2(1 + most * self.known.max()))
-        if most * unit > _EXACT:
-            return self._sums(found, width, 0.0 * self.known + 1), self._sums(found, width, self.known)
-        both = self._sums(found, width, self.known + unit)
-        return (both >> int(np.log2(unit))), both & (int(unit) - 1)
+        digits = int(most * self.known.max()).bit_length()
+        if most * 2.0**digits > _EXACT:
+            return self._sums(found, width, np.ones_like(self.known)), self._sums(found, width, self.known)
+        both = self._sums(found, width, self.known + 2.0**digits)
+        return both >> digits, both & ((1 << digits) - 1)
 
-    def _sums(self, found: Sequence[Found], width: int, weight: Floats) -> Counts:
-        """Columns' weights where each value was found, in sum by group. [G, width]."""
+    def _sums(self, found: Sequence[Found], width: int, of_column: Floats | None) -> Counts:
+        """By group, numbers of the columns where each value was found, in sum; how many they are where there are none."""
         total = np.zeros((self.num_groups, width))
         for some in found:
             for group, part in self._parts(some.at):
-                weights = weight.take(some.at[part] - self.policy_begins[group])
-                if some.times is not None:
-                    weights *= some.times[part]
+                weights = None
+                if of_column is not None:
+                    weights = of_column.take(some.at[part] - self.policy_begins[group])
+                    if some.times is not None:
+                        weights *= some.times[part]
                 total[group] += np.bincount(some.value[part], weights, minlength=width)
-        return total.astype(np.int64)
+        sums: Counts = total.astype(np.int64)
+        return sums
 
     def _parts(self, at: Counts) -> Iterator[tuple[int, slice]]:
         """The groups that hold any of some places, and which of them."""
