@@ -35,12 +35,12 @@ class Grouping:
     """The places of Q policies by policy, G = Q, or by prompt, G = Q * M."""
 
     def __init__(self, tape: Tape, num_policies: int, *, by_prompt: bool) -> None:
-        places = places_of(tape, num_policies)
+        num_prompts, columns = len(tape.begin), np.diff([*tape.begin, tape.num_columns])
         self.known = tape.known
-        self.bounds = places.prompts if by_prompt else places.policies  # [G + 1]
-        self.num_groups = len(self.bounds) - 1  # G
-        self.per_policy = self.num_groups // num_policies
-        self.policy_begins = np.repeat(places.policies[:-1], self.per_policy).tolist()  # [G]
+        self.begins = places_of(tape, num_policies).policies  # [Q + 1]
+        self.prompt = np.repeat(np.arange(num_prompts), columns) if by_prompt else None  # [C]
+        self.per_policy = num_prompts if by_prompt else 1
+        self.num_groups = num_policies * self.per_policy  # G
 
     def histogram(self, at: Counts, value: Integers, width: int) -> Counts:
         """How often each value below a width was found in each group. [G, width]."""
@@ -61,19 +61,21 @@ class Grouping:
 
     def _sums(self, found: Sequence[Found], width: int, of_column: Floats | None) -> Counts:
         """By group, numbers of the columns where each value was found, in sum; how many they are where there are none."""
-        total = np.zeros((self.num_groups, width))
+        total = np.zeros((len(self.begins) - 1, self.per_policy * width))
         for some in found:
-            for group, part in self._parts(some.at):
-                weights = None
+            for policy, (begin, part) in enumerate(self._parts(some.at)):
+                column, value, weights = some.at[part] - begin, some.value[part], None
+                if self.prompt is not None:
+                    value = value + self.prompt.take(column) * width
                 if of_column is not None:
-                    weights = of_column.take(some.at[part] - self.policy_begins[group])
+                    weights = of_column.take(column)
                     if some.times is not None:
                         weights *= some.times[part]
-                total[group] += np.bincount(some.value[part], weights, minlength=width)
-        sums: Counts = total.astype(np.int64)
+                total[policy] += np.bincount(value, weights, minlength=total.shape[1])
+        sums: Counts = total.reshape(-1, width).astype(np.int64)
         return sums
 
     def _parts(self, at: Counts) -> Iterator[tuple[int, slice]]:
-        """The groups that hold any of some places, and which of them."""
-        past = np.searchsorted(at, self.bounds).tolist()
-        return ((group, slice(*part)) for group, part in enumerate(pairwise(past)) if part[0] < part[1])
+        """By policy, where its places begin, and which of some they are."""
+        past = np.searchsorted(at, self.begins).tolist()
+        return zip(self.begins[:-1].tolist(), (slice(*part) for part in pairwise(past)), strict=True)

@@ -77,9 +77,9 @@ class _Tally:
         levels, num_policies = list(self._levels()), self.courses.num_policies
         checks, taken, depths = self._exits([level.tokens for level in levels[:-1]], [level.rounds for level in levels[:-1]])
         segments, aheads = self._segments(levels)
-        texts, lengths = places_of(self.tape, num_policies).prompts[:-1], np.tile(self.tape.end - self.tape.begin, num_policies)
+        lengths = (self.tape.end - self.tape.begin).reshape(self.grouping.per_policy, -1).sum(axis=1)
         return PassTable(
-            num_tokens=np.diff(np.append(0, np.cumsum(lengths))[np.searchsorted(texts, self.grouping.bounds)]),
+            num_tokens=np.tile(lengths, num_policies),
             drafted=self.drafted,
             accepted=self.grouping.histogram(self.courses.start, self.courses.accepted, self.width),
             verify_cached=self.verify_cached,
