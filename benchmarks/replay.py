@@ -28,6 +28,7 @@ from perfmodel.off_path import nothing_off_path
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import Price, replay_many
 from perfmodel.sampling import GREEDY
+from perfmodel.tape import make_tape
 from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
 
 NAME = "replay"
@@ -133,6 +134,7 @@ PRICE = Price(
 
 def replay_and_price_s(trace: AcceptanceTrace, policies: list[ExitPolicy]) -> float:
     """Seconds to replay and price all the policies once."""
+    make_tape.cache_clear()
     begin = perf_counter()
     seconds = replay_many(trace, policies).seconds(PRICE)
     elapsed_s = perf_counter() - begin

@@ -1,4 +1,4 @@
-"""What is counted together: the places of one policy, or of one of its prompts.
+"""Histograms over the places of policies: by policy, or by prompt.
 
 Letters: Q policies, C columns, M prompts, G groups, S places.
 """
