@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfmodel.calibration import agreement_at
 from perfmodel.errors import BadPolicy
@@ -116,12 +117,10 @@ def _longest(tape: Tape, rules: Sequence[LengthRule]) -> int:
 
 
 def _coming(flags: Bools, ladders: _Ladders, longest: int) -> Coming:
-    def by_policy(of: Any) -> Any:
-        return of.reshape(flags.shape).take(ladders.row, axis=0)
-
     comes = flags.ravel()
-    since = run_lengths(~comes, longest, back=True)
-    return Coming(flags=by_policy(comes), until=tuple(map(by_policy, _until(comes, longest))), since=by_policy(since))
+    by_ladder: list[NDArray[Any]] = [comes, run_lengths(~comes, longest, back=True), *_until(comes, longest)]
+    comes, since, *until = (of.reshape(flags.shape).take(ladders.row, axis=0) for of in by_ladder)
+    return Coming(flags=comes, until=tuple(until), since=since)
 
 
 def _until(comes: Bools, longest: int) -> list[Lengths]:

@@ -49,7 +49,6 @@ class Tape:
     may_end: bool
     """Whether any exit does anywhere."""
     room: Lengths  # [C]; tokens that a block starting here may draft: one fewer than may still be emitted
-    left: Lengths  # [C]; tokens of the text from here on, or `longest` + 1 if there are more
     known: Floats  # [C]; tokens known before each
     is_text: Bools  # [C]
     begin: Counts  # [M]; first column of each prompt
@@ -105,7 +104,6 @@ def make_tape(trace: AcceptanceTrace, longest: int) -> Tape:
         ends_text=ends_text,
         may_end=bool(ends_text.any()),
         room=np.where(is_text, header.max_new_tokens - 1 - step, 0).clip(0, longest).astype(small_integer(longest)),
-        left=(positions[prompt] - step).clip(0, longest + 1).astype(small_integer(longest)),
         known=(np.array([one.prompt_tokens for one in header.prompts])[prompt] + step).astype(np.float64),
         is_text=is_text,
         begin=begin,
