@@ -26,7 +26,7 @@ from perfmodel.trace import AcceptanceTrace
 from tests.strategies import TraceSpec, make_trace, traces
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(traces(), st.integers(1, 24))
 def test_a_fitted_curve_rises_and_keeps_the_mean_of_the_data(trace: AcceptanceTrace, num_bins: int) -> None:
     confidence, agreement = trace.confidence[:, 0].astype(np.float64), trace.accept_prob[:, 0].astype(np.float64)
@@ -54,7 +54,7 @@ def test_a_temperature_and_an_offset_are_found() -> None:
     assert agreement_at(curve, confidence[inner]) == pytest.approx(truth[inner], abs=0.02)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(traces())
 def test_two_numbers_are_found_whatever_the_data(trace: AcceptanceTrace) -> None:
     """Exits that are always right included, where whole Newton steps overflow; a curve that falls would be refused."""

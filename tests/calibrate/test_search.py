@@ -175,7 +175,7 @@ def test_each_family_is_at_least_as_fast_as_what_it_contains(trace: AcceptanceTr
         assert one.merit == pytest.approx((batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(traces())
 def test_any_trace_has_an_answer_no_slower_than_plain_decoding(trace: AcceptanceTrace) -> None:
     price = price_of(CHEAP, TARGET)
@@ -209,7 +209,7 @@ def test_a_constant_confidence_has_no_cuts_and_can_still_be_searched() -> None:
     assert isinstance(policy.length, FixedLength)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(policies(EXITS))
 def test_no_single_fixed_length_or_stop_is_missed_by_more_than_noise(policy: ExitPolicy) -> None:
     trace = make_trace(TraceSpec(num_positions=[60] * 8, max_new_tokens=60))

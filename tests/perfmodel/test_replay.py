@@ -27,7 +27,7 @@ def passes_of(stats: RoundStats, kind: str, stage: int = 0) -> dict[int, tuple[i
     return {p.rows: (p.num_passes, p.cached_tokens_sum) for p in stats.passes if (p.kind, p.stage) == (kind, stage)}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(traces_with_policies(most=1))
 def test_replay_equals_the_token_by_token_telling_in_every_field(case: Case) -> None:
     trace, [policy] = case
@@ -36,7 +36,7 @@ def test_replay_equals_the_token_by_token_telling_in_every_field(case: Case) -> 
     assert block_lengths(trace, policy) == tuple(tuple(blocks) for _, blocks in expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(traces_with_policies())
 def test_many_policies_at_once_are_each_replayed_as_if_alone(case: Case) -> None:
     trace, policies = case
@@ -44,7 +44,7 @@ def test_many_policies_at_once_are_each_replayed_as_if_alone(case: Case) -> None
         assert stats == sum_rounds(replay(trace, policy))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(traces_with_policies())
 def test_counts_are_the_same_where_they_cannot_be_summed_up_together(case: Case) -> None:
     trace, policies = case
@@ -63,7 +63,7 @@ def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> 
         assert stats == sum_rounds(replay(trace, policy))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(traces_with_policies())
 def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
     trace, policies = case
@@ -85,7 +85,7 @@ def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
         assert seconds == pytest.approx(expected, rel=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(traces_with_policies(most=1))
 def test_every_policy_emits_the_whole_text_and_no_more(case: Case) -> None:
     trace, [policy] = case

@@ -47,7 +47,7 @@ def test_the_mean_shape_of_passes_has_their_mean_cached_tokens() -> None:
     assert stats().passes[0].mean_shape.cached_tokens == 10.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(traces_with_policies(most=1))
 def test_the_columns_of_a_record_agree_with_its_totals(case: tuple[AcceptanceTrace, list[ExitPolicy | None]]) -> None:
     trace, [policy] = case

@@ -32,7 +32,7 @@ def write_columns(path: Path, trace: AcceptanceTrace, columns: dict[str, np.ndar
     write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=TRACE_VERSION, provenance=PROVENANCE)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(trace=traces())
 def test_a_trace_is_read_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, trace: AcceptanceTrace) -> None:
     path = tmp_path_factory.mktemp("trace") / "trace.npz"

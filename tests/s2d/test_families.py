@@ -112,7 +112,7 @@ PROMPTS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12)
 
 @pytest.mark.parametrize("is_self_draft", [False, True])
 @pytest.mark.parametrize("family", FAMILY_TARGETS)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(data=st.data(), prompt=PROMPTS, sampling=samplings)
 def test_speculation_is_lossless_in_every_family(
     family: str, is_self_draft: bool, data: st.DataObject, prompt: list[int], sampling: Sampling
@@ -136,7 +136,7 @@ def test_plain_decoding_equals_generate_of_transformers_in_every_family(family: 
 
 
 @pytest.mark.parametrize("draft_vocab", [VOCAB_SIZE - 6, VOCAB_SIZE + 6])
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(data=st.data(), prompt=PROMPTS, sampling=samplings)
 def test_a_draft_padded_otherwise_is_lossless_and_says_its_targets_tokens_only(
     draft_vocab: int, data: st.DataObject, prompt: list[int], sampling: Sampling

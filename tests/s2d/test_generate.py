@@ -70,7 +70,7 @@ samplings = st.builds(
 
 
 @pytest.mark.parametrize("name", DRAFTS)
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(data=st.data(), prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12), sampling=samplings)
 def test_speculation_writes_what_the_plain_target_writes(
     name: str, data: st.DataObject, prompt: list[int], sampling: Sampling
@@ -104,7 +104,7 @@ class Whim:
 
 
 @pytest.mark.parametrize("name", DRAFTS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(data=st.data(), prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12), sampling=samplings)
 def test_a_policy_that_changes_before_every_round_writes_what_the_plain_target_writes(
     name: str, data: st.DataObject, prompt: list[int], sampling: Sampling

@@ -94,7 +94,7 @@ def test_passes_that_were_not_prepared_or_are_too_wide_are_launched_kernel_by_ke
 
 
 @pytest.mark.parametrize("kind", ["separate", "self"])
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(data=st.data(), prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12), sampling=samplings)
 def test_graphs_write_what_the_plain_target_writes(
     kind: str, data: st.DataObject, prompt: list[int], sampling: Sampling

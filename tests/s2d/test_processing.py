@@ -52,7 +52,7 @@ def of_transformers(logits: torch.Tensor, text: list[int], sampling: Sampling) -
     return found(torch.tensor([text]), logits)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(data=st.data(), rest=unpenalised, repetition=st.sampled_from([None, 0.7, 1.0, 1.3]), seed=st.integers(0, 1000))
 def test_every_row_is_processed_as_transformers_would_after_its_own_prefix(
     data: st.DataObject, rest: dict[str, object], repetition: float | None, seed: int
@@ -71,7 +71,7 @@ def test_every_row_is_processed_as_transformers_would_after_its_own_prefix(
         text += written  # whatever was drafted
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(penalty=penalties, drafted=tokens, written=tokens)
 def test_presence_counts_once_and_frequency_each_time_and_neither_counts_the_prompt(
     penalty: dict[str, float | None], drafted: list[int], written: list[int]

@@ -206,7 +206,7 @@ def target_passes(passes: tuple[PassCount, ...]) -> list[PassCount]:
 
 @pytest.mark.parametrize("kind", DRAFTS)
 @pytest.mark.parametrize("sampling", [GREEDY, SHARED_NOISE, PENALISED_GREEDY, PENALISED], ids=lambda sampling: sampling.label)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(data=st.data(), seed=st.integers(0, 3), eos=st.sampled_from([EOS, None]))
 def test_every_block_of_a_tiny_pair_is_the_replayed_one(
     kind: str, sampling: Sampling, data: st.DataObject, seed: int, eos: int | None

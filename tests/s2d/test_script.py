@@ -59,7 +59,7 @@ def is_exact(trace: AcceptanceTrace) -> bool:
     return trace.header.sampling.rule != "ratio"
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(data=st.data(), trace=traces().filter(is_exact), seed=st.integers(0, 2))
 def test_a_scripted_run_is_the_replayed_one_in_every_pass(data: st.DataObject, trace: AcceptanceTrace, seed: int) -> None:
     policy = data.draw(st.none() | policies(trace.header.draft.exit_layers))
