@@ -101,6 +101,8 @@ def _rates(report: RunReport, chosen: Candidate) -> str:
         error = format_signed_frac(said.value / found.value - 1)
         rows.insert(1, ["speedup", format_speedup(found.value), format_speedup(said.value), error])
         rows.insert(2, ["  90 % interval", _interval(found.low, found.high), _interval(said.low, said.high), ""])
+        plain, expected = report.measured.plain_tokens_per_s, chosen.speedup.plain_tokens_per_s
+        rows.insert(3, ["plain decoding", format_rate(plain), format_rate(expected), format_signed_frac(expected / plain - 1)])
     distinct = sum(run.distinct_6gram_frac for run in report.plan_arm.runs) / len(report.plan_arm.runs)
     accepted = rounds.accepted_frac
     drafted = "nothing drafted" if accepted is None else f"{format_frac(accepted)} of drafted tokens accepted"

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -42,6 +43,7 @@ def test_a_checked_run_is_equal_and_says_so(folders, plan_file, capsys, kind: st
     shown = capsys.readouterr().out
     assert "1 of 1 outputs equal the plain target's" in shown
     assert all(word in shown for word in ("measured", "predicted", "speedup", "accepted at position", "left at exit"))
+    assert re.search(r"^plain decoding +[\d,.]+ tokens/s +[\d,.]+ tokens/s +[+-]", shown, re.MULTILINE)
     report = read_record(report_file, RunReport, schema=REPORT_SCHEMA, version=REPORT_VERSION).record
     assert report.check is not None
     assert (report.check.num_equal, report.check.divergences) == (1, ())
