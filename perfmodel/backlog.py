@@ -53,8 +53,8 @@ class Depth:
 
     num_came: Lengths  # [N]; tokens of each round that come, told up to P
     drafting: tuple[Found, ...]
-    """All passes of blocks' tokens."""
-    pushed: Found | None  # [N]; passes of a self draft's verification over what it has not processed
+    """All passes of blocks' tokens, by their rows; marks of 0 rows are none."""
+    pushed: Found | None  # [N]; by their rows, passes of a self draft's verification over what it has not processed
 
 
 def depth_of(tape: Tape, courses: Courses, endings: Endings, level: int) -> Depth:
