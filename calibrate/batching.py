@@ -123,7 +123,7 @@ def _options(trace: AcceptanceTrace) -> Iterator[Option]:
             for _, layer, length in cells
         ],
     )
-    rates = batch.num_tokens / batch.drafted.sum(axis=1)
+    rates = batch.num_tokens / batch.num_rounds
     for (stage, layer, length), rate in zip(cells, rates.tolist(), strict=True):
         yield Option(stage=stage, exit_layer=layer, draft_tokens=length, tokens_per_round=rate)
 

@@ -76,7 +76,7 @@ def _point(trace: AcceptanceTrace, price: Price, policy: ExitPolicy | None) -> F
 def _seconds(trace: AcceptanceTrace, price: Price, policies: Sequence[ExitPolicy | None]) -> tuple[Seconds, ...]:
     """Of a mean round of each policy."""
     batch = replay_many(trace, policies)
-    seconds: list[Seconds] = (batch.seconds(price) / batch.drafted.sum(axis=1)).tolist()
+    seconds: list[Seconds] = (batch.seconds(price) / batch.num_rounds).tolist()
     return tuple(seconds)
 
 

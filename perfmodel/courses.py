@@ -1,143 +1,157 @@
-"""The rounds that policies would have run: jumps from one column of a tape to a later one, followed for many in step.
+"""The rounds that policies run along a trace and every pass in them, counted: AcceptanceTrace + policies -> entries.
 
-Letters: Q policies, C columns, M prompts, N rounds of all Q.
+`native/` counts them, those of a policy along ten thousand positions in about a tenth of a millisecond; where it was not
+compiled, `perfmodel.telling` says the same token by token. Here a trace and its policies become the arrays it reads.
+
+Letters: Q policies, E exits, C columns, M prompts, N entries, A curves at some exit, S sides of a text's path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import logging
+from collections.abc import Sequence
+from functools import cache, lru_cache
 
 import numpy as np
 
-from perfmodel.blocks import Blocks, draft_blocks, no_blocks
-from perfmodel.policy import ExitPolicy, HeuristicLength
-from perfmodel.tails import with_tails
-from perfmodel.tape import Bools, Counts, Lengths, Tape, places_of, small_integer, spread
+from perfmodel.calibration import agreement_at
+from perfmodel.errors import BadPolicy
+from perfmodel.policy import CalibrationCurve, ExitPolicy, FloorStop, HeuristicLength, SurvivalStop
+from perfmodel.tally import ENTRY, Entries
+from perfmodel.tape import Counts, Floats, Tape, make_tape
+from perfmodel.telling import tell
+from perfmodel.trace import AcceptanceTrace
 
-_PLACES_IN_STEP = 2**19
-"""Columns of policies that are run together. Many, so that an array operation costs more than the call that makes it; few, so
-that they stay in a core's cache."""
-_JUMPS_BETWEEN_CHECKS = 8
+try:
+    from perfmodel import _courses
+except ImportError:  # no C compiler was there when s2d was installed
+    _courses = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+RULE = np.dtype(
+    [
+        *((name, np.int64) for name in ("first_group", "num_looked", "start", "cap", "adapts", "stop")),
+        *((name, np.int64) for name in ("runs_ahead", "catches_up_at_once")),
+        ("floor", np.float64),
+    ]
+)
+"""A policy, as `native/course.h` reads it."""
+_STOPS = {FloorStop: 1, SurvivalStop: 2}
+_LONGEST_STEP = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Courses:
-    """The rounds of Q policies that look at as many exits and run their segments alike: policy after policy, prompt by prompt.
+def run_courses(
+    trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None], *, by_prompt: bool, tells_blocks: bool = False
+) -> Entries:
+    """What each policy does: a group for each, or one for each of its prompts, policy after policy.
 
-    A place is a column of one of the policies: its columns follow those of the one before.
+    Args:
+        trace: what the exits say.
+        policies: None is plain decoding.
+        by_prompt: groups are of one prompt each.
+        tells_blocks: every round is told by itself too, in its order.
+
+    Raises:
+        BadPolicy: a policy looks at an exit that the traced draft does not have, or at another confidence.
     """
+    for policy in filter(None, policies):
+        _check(trace, policy)
+    if _courses is None:
+        _warn()
+        return np.array(list(tell(trace, policies, by_prompt=by_prompt, tells_blocks=tells_blocks)), ENTRY)
+    tape = _tape_for(trace, policies)
+    order = sorted(range(len(policies)), key=lambda place: _gates(policies[place]))  # whose gates are alike share work
+    ordered = [policies[place] for place in order]
+    first_group = np.array(order, np.int64) * (len(trace.header.prompts) if by_prompt else 1)
+    rules = np.array([_rule(*one) for one in zip(first_group, ordered, strict=True)], RULE)
+    counted = _courses.run(
+        tape.is_self_draft,
+        by_prompt,
+        tells_blocks,
+        rules,
+        *_looked_exits(tape, ordered),
+        *_curves(tape, ordered),
+        tape.confidence,
+        tape.off_path,
+        tape.accepted,
+        tape.ends_text,
+        tape.room,
+        tape.begin,
+        tape.end,
+        tape.known,
+    )
+    entries = np.frombuffer(counted, ENTRY)
+    return entries[np.argsort(entries["group"], kind="stable")]
 
-    blocks: Blocks
-    drafted_at: Lengths  # [Q, C]; tokens of a block that begins here, if all tokens were said on the path
-    start: Counts  # [N]; rising places at which rounds begin
-    drafted: Lengths  # [N]
-    accepted: Lengths  # [N]
 
-    @property
-    def num_policies(self) -> int:
-        """Q."""
-        return len(self.blocks.right)
+@cache
+def _warn() -> None:
+    log.warning(
+        "replay was not compiled when s2d was installed, and takes hundreds of times as long; "
+        "with a C compiler at hand, install s2d again"
+    )
 
 
-def run_courses(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Iterator[tuple[tuple[int, ...], Courses]]:
-    """Some of the policies, by their places in the sequence, and their rounds; until every policy came."""
-    order = sorted(range(len(policies)), key=lambda place: _kinship(policies[place]))
-    most = max(1, _PLACES_IN_STEP // tape.num_columns)
-    for _, kin in groupby(order, key=lambda place: _kinship(policies[place])[:4]):
-        places = tuple(kin)
-        for some in np.array_split(places, -(-len(places) // most)):
-            together = tuple(some.tolist())
-            yield together, _run_in_step(tape, [policies[place] for place in together])
+def _check(trace: AcceptanceTrace, policy: ExitPolicy) -> None:
+    header = trace.header
+    unknown = [layer for layer in policy.exit_layers if layer not in header.draft.exit_layers]
+    if unknown:
+        raise BadPolicy(f"exit {unknown[0]} is none of the traced draft's", f"exits among {header.draft.exit_layers!r}")
+    if policy.confidence != header.confidence:
+        raise BadPolicy(f"confidence {policy.confidence!r}", f"{header.confidence!r}, which the trace holds")
 
 
-def _kinship(policy: ExitPolicy | None) -> tuple[bool, bool, bool, int, tuple[int, ...], tuple[float, ...], int]:
-    """Policies run together that look at as many exits, whose length adapts, or does not, and that run their segments alike.
+def _tape_for(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> Tape:
+    """Laid out for blocks a little longer than needed, so that one layout serves many searches' steps."""
+    longest = max((policy.length.draft_cap for policy in policies if policy), default=1)
+    return make_tape(trace, -(-longest // _LONGEST_STEP) * _LONGEST_STEP)
 
-    The more alike neighbours are, the less there is to do: they share thresholds and the length of the longest block.
-    """
+
+def _gates(policy: ExitPolicy | None) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    return (policy.exit_layers, policy.thresholds) if policy else ((), ())
+
+
+def _rule(first_group: int, policy: ExitPolicy | None) -> tuple[float, ...]:
+    """A policy as a row of `RULE`, but for the exits it looks at."""
     if policy is None:
-        return False, False, False, 0, (), (), 0
-    rule, layers = policy.length, policy.exit_layers
-    passes = isinstance(rule, HeuristicLength), policy.runs_ahead, policy.catches_up_at_once
-    return *passes, len(layers), layers, policy.thresholds, rule.draft_cap
+        return first_group, 0, 0, 0, False, 0, False, False, 0.0
+    rule, num_looked = policy.length, len(policy.exit_layers)
+    start = rule.start if isinstance(rule, HeuristicLength) else rule.draft_cap
+    floor = rule.floor if isinstance(rule, FloorStop | SurvivalStop) else 0.0
+    length = start, rule.draft_cap, isinstance(rule, HeuristicLength), _STOPS.get(type(rule), 0)
+    return first_group, num_looked, *length, policy.runs_ahead, policy.catches_up_at_once, floor
 
 
-def _run_in_step(tape: Tape, policies: Sequence[ExitPolicy | None]) -> Courses:
-    """The rounds of policies whose length adapts, or of policies none of whose does."""
-    drafting = [policy for policy in policies if policy]
-    blocks = draft_blocks(tape, drafting) if drafting else no_blocks(tape, len(policies))
-    rules = [policy.length for policy in drafting if isinstance(policy.length, HeuristicLength)]
-    if rules:
-        visited, caps = _visit_adapting(tape, blocks, rules)
-    else:
-        visited, caps = _visit(tape, blocks), None
-    start = np.flatnonzero(visited)
-    drafted_at = blocks.on_path.drafted if caps is None else np.minimum(blocks.on_path.drafted, caps)
-    drafted = drafted_at.ravel().take(start)
-    right = blocks.right.ravel().take(start)
-    if tape.off_path is not None:
-        fixed = np.array([policy.length.draft_cap if policy else 0 for policy in policies])
-        cap = spread(start, places_of(tape, len(policies)).policies, fixed) if caps is None else caps.ravel().take(start)
-        drafted = with_tails(tape, blocks, start, drafted, right, cap)
-    return Courses(blocks=blocks, drafted_at=drafted_at, start=start, drafted=drafted, accepted=np.minimum(drafted, right))
+def _looked_exits(tape: Tape, policies: Sequence[ExitPolicy | None]) -> tuple[Counts, Floats]:
+    """The exits that policies look at, zero-based, and the thresholds there. [Q, E] each, the first of them in use."""
+    looked = np.zeros((len(policies), len(tape.exit_layers)), np.int64)
+    thresholds = np.zeros(looked.shape)
+    for place, policy in enumerate(policies):
+        if policy is not None:
+            looked[place, : len(policy.exit_layers)] = [tape.exit_layers.index(layer) for layer in policy.exit_layers]
+            thresholds[place, : len(policy.thresholds)] = policy.thresholds
+    return looked, thresholds
 
 
-def _visit(tape: Tape, blocks: Blocks) -> Bools:
-    """Columns at which a round begins, where a block depends on its column alone. [Q, C].
-
-    One does behind every mistake, whatever came before: a block ends there, or just before it so that it is the bonus token.
-    From there rounds follow on one another for as long as they are accepted in full.
-    """
-    drafted, right = blocks.on_path.drafted, blocks.right
-    visited = np.zeros(right.shape, np.bool_)
-    visited[:, 1:] = right[:, :-1] == 0
-    visited[:, 0] = True
-    visited &= tape.is_text
-    is_full = drafted <= right
-    is_full &= tape.is_text
-    leads_on, flat = is_full & ~visited, visited.ravel()
-    at, jump = np.flatnonzero(is_full & visited), drafted.ravel()
-    while len(at):
-        at = at + jump.take(at)
-        at += 1
-        flat[at] = True
-        at = at.compress(leads_on.take(at))
-    visited &= tape.is_text
-    return visited
+def _curves(tape: Tape, policies: Sequence[ExitPolicy | None]) -> tuple[Counts, Floats]:
+    """The number of the curve that survival rules calibrate each looked-at exit by, [Q, E]; the curves, [A, S, C]."""
+    numbers: dict[tuple[int, CalibrationCurve], int] = {}
+    of_policy = np.zeros((len(policies), len(tape.exit_layers)), np.int64)
+    for place, policy in enumerate(policies):
+        if policy and isinstance(policy.length, SurvivalStop):
+            exits = map(tape.exit_layers.index, policy.exit_layers)
+            for looked, one in enumerate(zip(exits, policy.length.calibration, strict=True)):
+                of_policy[place, looked] = numbers.setdefault(one, len(numbers))
+    sides = 1 if tape.off_path is None else 2
+    agreement = np.empty((len(numbers), sides, tape.num_columns))
+    for number, (exit_id, curve) in enumerate(numbers):
+        agreement[number] = _along(tape, exit_id, curve)
+    return of_policy, agreement
 
 
-def _visit_adapting(tape: Tape, blocks: Blocks, rules: Sequence[HeuristicLength]) -> tuple[Bools, Lengths]:
-    """The same where the cap moves, +2 after a fully accepted round, otherwise -1; and the caps of the rounds. [Q, C] each.
-
-    A round leads as many columns on as it has tokens: one more than the cap at most, and one more than are right.
-    """
-    largest = max(rule.draft_cap for rule in rules)
-    small = small_integer(largest + 2)
-    longest, right = blocks.on_path.drafted, blocks.right
-    step = np.minimum(longest, right).astype(small)
-    step += 1
-    step *= tape.is_text
-    full = np.maximum(step, (longest <= right) * small.type(largest + 1)).ravel()  # of so many tokens, all drafted are right
-    jump, at = step.ravel(), places_of(tape, len(rules)).prompts[:-1]
-    most = np.repeat(np.array([rule.draft_cap for rule in rules], small) + small.type(1), len(tape.begin))
-    tokens = np.repeat(np.array([rule.start for rule in rules], small) + small.type(1), len(tape.begin))
-    been, had = [], []
-    while len(at):
-        for _ in range(_JUMPS_BETWEEN_CHECKS):
-            been.append(at)
-            had.append(tokens)
-            is_full = tokens <= full.take(at)
-            at = at + np.minimum(jump.take(at), tokens)
-            tokens = tokens + is_full * small.type(3)
-            tokens -= 1
-            np.minimum(np.maximum(tokens, 2, out=tokens), most, out=tokens)
-        going = jump.take(at) > 0
-        at, tokens, most = (lane[going] for lane in (at, tokens, most))
-    places = np.concatenate(been)
-    caps, visited = np.zeros_like(right), np.zeros(right.shape, np.bool_)
-    caps.ravel()[places] = np.minimum(np.concatenate(had) - small.type(1), min(largest, tape.longest))
-    visited.ravel()[places] = True
-    visited &= tape.is_text
-    return visited, caps
+@lru_cache(maxsize=64)
+def _along(tape: Tape, exit_id: int, curve: CalibrationCurve) -> Floats:
+    """The curve at every confidence of an exit. [S, C]."""
+    sides = [tape.confidence] if tape.off_path is None else [tape.confidence, tape.off_path]
+    return np.stack([agreement_at(curve, side[exit_id].astype(np.float64)) for side in sides])

@@ -30,7 +30,7 @@ HELP_COLUMNS = "100"
 TREE_BLOCK = re.compile(r"<!-- file-tree -->\s*```[a-z]*\n(.*?)```", re.DOTALL)
 TREE_LINE = re.compile(r"^(?P<indent>(?:[│ ]   |[├└]── )*)(?P<name>[^\s#]+)")
 INDENT_CHARS = 4
-LISTED_IN_FULL = ("perfmodel", "calibrate", "s2d", "profiler", "benchmarks", "notebooks", "docs")
+LISTED_IN_FULL = ("perfmodel", "perfmodel/native", "calibrate", "s2d", "profiler", "benchmarks", "notebooks", "docs")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def tree_problems(readme: str, files: set[str]) -> list[str]:
 def should_be_named(name: str) -> bool:
     """Modules, pages and notebooks directly inside a folder of ours; not the `__init__.py` files, not data."""
     folder, _, file = name.rpartition("/")
-    return folder in LISTED_IN_FULL and file != "__init__.py" and Path(file).suffix in (".py", ".md", ".ipynb")
+    return folder in LISTED_IN_FULL and file != "__init__.py" and Path(file).suffix in (".py", ".c", ".h", ".md", ".ipynb")
 
 
 def tree_paths(tree: str) -> Iterator[str]:

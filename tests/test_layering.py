@@ -20,20 +20,7 @@ MAY_IMPORT_AT_THE_TOP = {
     "s2d": {"numpy", "torch", "transformers", "tokenizers", "safetensors"},
     "profiler": {"numpy", "torch", "pynvml"},
 }
-REPLAYING = (
-    "off_path",
-    "trace",
-    "tape",
-    "blocks",
-    "tails",
-    "courses",
-    "grouping",
-    "backlog",
-    "levels",
-    "tally",
-    "replay",
-    "calibration",
-)
+REPLAYING = ("off_path", "trace", "tally", "tape", "courses", "replay", "calibration")
 NUMPY_AT_THE_TOP = {f"perfmodel/{noun}.py" for noun in REPLAYING}
 MODULES = [path for package in MAY_IMPORT_OF_OURS for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -36,7 +36,7 @@ FRONTIER = frontier_of(
 @pytest.mark.parametrize("point", FRONTIER, ids=lambda one: one.policy.label if one.policy else "plain")
 def test_without_drift_a_policy_gives_what_was_replayed(point: FrontierPoint) -> None:
     batch = replay_many(TRACE, [point.policy])
-    num_rounds = batch.drafted.sum()
+    num_rounds = batch.num_rounds.sum()
     # Half a round was added on both sides of every share.
     assert point.tokens(0.0) == pytest.approx(batch.num_tokens[0] / num_rounds, rel=0.03)
     assert point.seconds(0.0) == pytest.approx(batch.seconds(PRICE)[0] / num_rounds, rel=0.03)

@@ -1,4 +1,4 @@
-"""Replay: equal to the slow telling, to known answers, and to the words of the algorithm."""
+"""Replay: what was compiled equal to the telling token by token, and both to known answers and the words of the algorithm."""
 
 from dataclasses import replace
 from unittest.mock import patch
@@ -7,16 +7,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from perfmodel import courses
+from perfmodel.courses import run_courses
 from perfmodel.errors import BadPolicy
-from perfmodel.passes import PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import Price, block_lengths, replay, replay_many
 from perfmodel.rounds import RoundStats, sum_rounds
+from perfmodel.telling import tell
 from perfmodel.trace import AcceptanceTrace
-from tests.perfmodel.reference_replay import replay_prompt
 from tests.strategies import EOS, TraceSpec, make_trace, traces_with_policies
 
 Case = tuple[AcceptanceTrace, list[ExitPolicy | None]]
+
+ANY_PRICE = Price(
+    line=lambda kind, stage, rows: (1.0 + len(kind) + 0.1 * stage + 0.01 * rows, 0.001 * rows),
+    cold_s=lambda kind, stage, place: (0.1 * len(kind) + 0.01 * stage) / place,
+)
 
 
 def policy_of(length: LengthRule, *exit_layers: int, thresholds: tuple[float, ...] = ()) -> ExitPolicy:
@@ -27,13 +33,42 @@ def passes_of(stats: RoundStats, kind: str, stage: int = 0) -> dict[int, tuple[i
     return {p.rows: (p.num_passes, p.cached_tokens_sum) for p in stats.passes if (p.kind, p.stage) == (kind, stage)}
 
 
-@settings(max_examples=400)
-@given(traces_with_policies(most=1))
-def test_replay_equals_the_token_by_token_telling_in_every_field(case: Case) -> None:
-    trace, [policy] = case
-    expected = [replay_prompt(trace, number, policy) for number in range(len(trace.header.prompts))]
-    assert replay(trace, policy) == tuple(stats for stats, _ in expected)
-    assert block_lengths(trace, policy) == tuple(tuple(blocks) for _, blocks in expected)
+def assert_counted_as_told(trace: AcceptanceTrace, policies: list[ExitPolicy | None]) -> None:
+    for by_prompt in (True, False):
+        counted = run_courses(trace, policies, by_prompt=by_prompt, tells_blocks=by_prompt)
+        assert counted.tolist() == list(tell(trace, policies, by_prompt=by_prompt, tells_blocks=by_prompt))
+
+
+def test_replay_was_compiled() -> None:
+    assert courses._courses is not None, "no C compiler was there when s2d was installed: nothing here would be tested"
+
+
+@settings(max_examples=500)
+@given(traces_with_policies())
+def test_what_was_compiled_counts_what_is_told_token_by_token(case: Case) -> None:
+    assert_counted_as_told(*case)
+
+
+@settings(max_examples=20)
+@given(traces_with_policies())
+def test_where_nothing_was_compiled_replay_is_the_same(case: Case) -> None:
+    trace, policies = case
+    records, seconds = replay_many(trace, policies).stats(), replay_many(trace, policies).seconds(ANY_PRICE)
+    blocks = block_lengths(trace, policies[0])
+    with patch("perfmodel.courses._courses", None):
+        assert replay_many(trace, policies).stats() == records
+        assert replay_many(trace, policies).seconds(ANY_PRICE) == pytest.approx(seconds, rel=1e-12)
+        assert block_lengths(trace, policies[0]) == blocks
+
+
+def test_where_nothing_was_compiled_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    courses._warn.cache_clear()
+    trace = make_trace(TraceSpec(num_positions=[5]))
+    with patch("perfmodel.courses._courses", None):
+        replay(trace, None)
+        replay(trace, None)
+    [said] = caplog.messages
+    assert said.startswith("replay was not compiled when s2d was installed")
 
 
 @settings(max_examples=150)
@@ -42,15 +77,6 @@ def test_many_policies_at_once_are_each_replayed_as_if_alone(case: Case) -> None
     trace, policies = case
     for stats, policy in zip(replay_many(trace, policies).stats(), policies, strict=True):
         assert stats == sum_rounds(replay(trace, policy))
-
-
-@settings(max_examples=50)
-@given(traces_with_policies())
-def test_counts_are_the_same_where_they_cannot_be_summed_up_together(case: Case) -> None:
-    trace, policies = case
-    together = replay_many(trace, policies).stats()
-    with patch("perfmodel.grouping._EXACT", 0.0), patch("perfmodel.tally._MOST_VALUES", 0):
-        assert replay_many(trace, policies).stats() == together
 
 
 def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> None:
@@ -68,20 +94,14 @@ def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> 
 def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
     trace, policies = case
 
-    def line(kind: PassKind, stage: int, rows: int) -> tuple[float, float]:
-        return 1.0 + len(kind) + 0.1 * stage + 0.01 * rows, 0.001 * rows
-
-    def cold_s(kind: PassKind, stage: int, place: int) -> float:
-        return (0.1 * len(kind) + 0.01 * stage) / place
-
     batch = replay_many(trace, policies)
-    for seconds, stats in zip(batch.seconds(Price(line=line, cold_s=cold_s)), batch.stats(), strict=True):
+    for seconds, stats in zip(batch.seconds(ANY_PRICE), batch.stats(), strict=True):
         expected = 0.0
         for p in stats.passes:
-            base_s, per_cached_token_s = line(p.kind, p.stage, p.rows)
+            base_s, per_cached_token_s = ANY_PRICE.line(p.kind, p.stage, p.rows)
             expected += p.num_passes * base_s + p.cached_tokens_sum * per_cached_token_s
         for early in stats.cold_passes:
-            expected += early.num_passes * cold_s(early.kind, early.stage, early.place)
+            expected += early.num_passes * ANY_PRICE.cold_s(early.kind, early.stage, early.place)
         assert seconds == pytest.approx(expected, rel=1e-12)
 
 
@@ -225,11 +245,7 @@ def test_blocks_of_any_length_are_replayed_as_told(cap: int, kind: str, threshol
         HeuristicLength(start=1, draft_cap=cap),
         SurvivalStop(draft_cap=cap, floor=0.5, calibration=curves),
     )
-    for rule in rules:
-        policy = policy_of(rule, 2, 6, thresholds=(threshold,))
-        expected = [replay_prompt(trace, number, policy) for number in range(2)]
-        assert replay(trace, policy) == tuple(stats for stats, _ in expected)
-        assert block_lengths(trace, policy) == tuple(tuple(blocks) for _, blocks in expected)
+    assert_counted_as_told(trace, [policy_of(rule, 2, 6, thresholds=(threshold,)) for rule in rules])
 
 
 def test_the_last_tokens_leave_no_room_to_draft() -> None:
