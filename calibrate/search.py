@@ -2,10 +2,11 @@
 
 Five families, each simpler than the next: plain decoding, one exit at a fixed length, one exit with a stop rule, what costs
 imply without a free threshold (`calibrate.derive`), several exits with thresholds. Fixed lengths are searched exhaustively;
-stop rules climb from the best of a coarse grid, and thresholds from what costs imply, one setting at a time. Where prices say
-that running ahead hides something, or that tokens are faster one by one than in one pass, the best of several exits are tried
-running ahead, or catching up at once, too. A family is preferred to a simpler one only where a paired bootstrap over documents
-says that its gain is more than noise: thresholds have many settings, and the best of many is always a little too good.
+stop rules climb from the best of their grid for the longest drafts, and thresholds from what costs imply, one setting at a
+time. Where prices say that running ahead hides something, or that tokens are faster one by one than in one pass, the best of
+several exits are tried running ahead, or catching up at once, too. A family is preferred to a simpler one only where a paired
+bootstrap over documents says that its gain is more than noise: thresholds have many settings, and the best of many is always
+a little too good.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorSto
 from perfmodel.units import TokensPerS
 
 NUM_CURVE_BINS = 8
-COARSE_STRIDE = 4
-"""Of the places on a grid, a climb starts from every fourth."""
 MAX_STEPS = 8
 MIN_GAIN_FRAC = 0.002
 """A climb ends with a step that gains less: prompts scatter by far more."""
@@ -187,14 +186,14 @@ def _fixed_lengths(space: _Space) -> list[ExitPolicy]:
 
 
 def _stop_rules(space: _Space, fixed: Sequence[Scored]) -> list[ExitPolicy]:
-    """The best exits alone with every kind of stop rule, on a coarse grid; how long at most is left to the climb."""
+    """The best exits alone with every stop rule of the grid; how long at most is left to the climb."""
     policies = []
     for best in _best_apart(fixed, NUM_STARTS):
         (layer,) = best.exit_layers
         cap, curve = MAX_DRAFT_TOKENS, (space.curve(layer),)
         rules: list[LengthRule] = [HeuristicLength(start=min(5, cap), draft_cap=cap)]
-        rules += [FloorStop(draft_cap=cap, floor=floor) for floor in space.cuts[layer][::COARSE_STRIDE]]
-        rules += [SurvivalStop(draft_cap=cap, floor=f, calibration=curve) for f in SURVIVAL_FLOORS[::COARSE_STRIDE]]
+        rules += [FloorStop(draft_cap=cap, floor=floor) for floor in space.cuts[layer]]
+        rules += [SurvivalStop(draft_cap=cap, floor=f, calibration=curve) for f in SURVIVAL_FLOORS]
         policies += [space.policy((layer,), (), rule) for rule in rules]
     return policies
 
