@@ -32,7 +32,7 @@ from s2d.outputs import Outputs
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
-from s2d.show import report_text, understood_text
+from s2d.show import drift_text, report_text, understood_text
 from s2d.text import Stop, TextStream
 from s2d.turns import Turns
 
@@ -87,6 +87,8 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Rank
         write=lambda path: write_report(path, report, provenance),
         done=next_text(args, command, report.sampling),
     )
+    if (drift := drift_text(report, plan)) is not None:
+        print_err(f"warning: {drift}")
     _refuse_unequal(report)
 
 

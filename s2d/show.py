@@ -22,6 +22,8 @@ from s2d.sidecar import Sidecar
 
 _UNKNOWN = "-"
 SHOWN_CONFIDENCES = (0.1, 0.3, 0.5, 0.7, 0.9)
+DRIFT_FRAC = 0.15
+"""Plain decoding that is faster or slower than the target's profile by more ran on another machine, as it were."""
 
 
 def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], request: RunRequest) -> str:
@@ -74,6 +76,20 @@ def adaptation_text(adaptation: Adaptation) -> str:
     ]
     text = table(rows, headers=["frontier, from cautious to bold", "rounds", "time", "share", "speed"])
     return f"{text}\nthe policy changed {adaptation.num_switches} times; what is predicted above is of the plan's throughout"
+
+
+def drift_text(report: RunReport, plan: Plan) -> str | None:
+    """What to do where plain decoding is not as fast as when the target was profiled; None where it is, or nobody knows."""
+    is_profiled = any((one.role, one.level) == ("target latency", "measured") for one in plan.evidence)
+    if report.measured is None or not is_profiled:
+        return None
+    here, then = report.measured.plain_tokens_per_s, plan.chosen.speedup.plain_tokens_per_s
+    if abs(here / then - 1) <= DRIFT_FRAC:
+        return None
+    return (
+        f"plain decoding makes {format_rate(here)} here and {format_rate(then)} by the plan's profile: unless these texts are "
+        "of another length, something shared the machine then or does now, and another plan may be faster. Profile again"
+    )
 
 
 def check_text(check: Check) -> str:

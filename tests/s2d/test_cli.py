@@ -14,6 +14,7 @@ from perfmodel.artifact import read_record
 from perfmodel.errors import OutOfSpace
 from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import DraftGeometry
+from perfmodel.plan import Evidence, read_plan
 from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport, read_report
 from perfmodel.sampling import GREEDY, Sampling
@@ -21,6 +22,7 @@ from s2d.cli import main_run
 from s2d.load import load_model
 from s2d.pair import EncodedPrompt, load_pair
 from s2d.run import PromptStreams
+from s2d.show import drift_text
 from tests.s2d.conftest import POLICY, run
 from tests.s2d.test_load import byte_tokenizer
 
@@ -192,6 +194,19 @@ def test_what_is_measured_beside_other_programs_is_warned_of_and_what_is_only_ru
     assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
     run(folders, plan_file(), "--prompt", "the cat")
     assert "other programs" not in capsys.readouterr().err
+
+
+def test_plain_decoding_that_is_not_as_fast_as_it_was_profiled_is_warned_of(folders, plan_file, capsys) -> None:
+    measured = Evidence(role="target latency", level="measured", description="many passes", sha256="a" * 64)
+    plan_path, report_path = plan_file(evidence=(measured,)), folders / "report.json"
+    run(folders, plan_path, "--prompt", "the cat", "--check", "-o", str(report_path))
+    assert "warning: plain decoding makes " in capsys.readouterr().err  # of 80 tokens/s, which is made up
+    report, plan = read_report(report_path).record, read_plan(plan_path).record
+    for factor, is_warned in ((0.5, True), (0.9, False), (1.1, False), (2.0, True)):
+        then = replace(plan.chosen.speedup, plain_tokens_per_s=report.measured.plain_tokens_per_s / factor)
+        drifted = replace(plan, chosen=replace(plan.chosen, speedup=then))
+        assert (drift_text(report, drifted) is not None) == is_warned
+        assert drift_text(report, replace(drifted, evidence=())) is None
 
 
 def test_a_full_disk_takes_no_table(folders, plan_file, capsys, monkeypatch) -> None:
