@@ -23,8 +23,8 @@ static void find_levels(const Course *course, int which) {
         const float *confidence = tape->confidence[which] + course->looked[place] * tape->num_columns;
         float threshold = float_from(course->threshold[place]);
         for (int64_t column = 0; column < tape->num_columns; column++) {
-            uint8_t stays = (uint8_t)-(confidence[column] < threshold);
-            level[column] = stays & (uint8_t)(level[column] + 1);
+            uint8_t stays = confidence[column] < threshold;
+            level[column] = (uint8_t)((level[column] + 1) & -stays);
         }
     }
 }

@@ -30,9 +30,16 @@ static int is_ahead(const Course *course, int64_t segment) {
     return course->rule->runs_ahead && segment && level < course->rule->num_looked && level_of(course, segment - 1) < level;
 }
 
-/* Of up to two sorts of passes; either may be NULL. */
-static void emit_passes(Output *out, Entry entry, const Passes *some, const Passes *others) {
-    const Passes *both[] = {some, others};
+/* The level whose passes a segment has. */
+static int64_t source_of(const Course *course, int64_t segment) {
+    int64_t level = level_of(course, segment);
+    if (is_ahead(course, segment)) return level - 1; /* it runs for every token that comes to the exit above it */
+    return course->rule->catches_up_at_once && level < course->rule->num_looked ? 0 : level;
+}
+
+/* Passes by their rows, those of blocks' tokens and of verifications together; either may be NULL. */
+static void emit_passes(Output *out, Entry entry, const Passes *drafting, const Passes *pushed) {
+    const Passes *both[] = {drafting, pushed};
     int64_t longest = 0;
     for (int which = 0; which < 2; which++) {
         if (both[which] && both[which]->longest > longest) longest = both[which]->longest;
@@ -49,33 +56,35 @@ static void emit_passes(Output *out, Entry entry, const Passes *some, const Pass
     }
 }
 
-/* Passes at the first places of their rounds: of n in a round, those at places 1 to n. `others`: that come before them. */
-static void emit_cold(Output *out, Entry entry, const int64_t *rounds_with, int64_t others, int64_t num_rounds) {
+/* Passes at the first places of their rounds: of n in a round, one at each of places 1 to n.
+ *
+ * `rounds_with`: rounds by how many passes they have, told up to P; NULL where none has any. `is_pushed`: each of the rounds
+ * has one pass more.
+ */
+static void emit_cold(Output *out, Entry entry, const int64_t *rounds_with, int is_pushed, int64_t num_rounds) {
     for (int64_t place = 1; place <= COLD_PLACES; place++) {
+        int64_t least_number = place - is_pushed;
         entry.size = place;
-        entry.number = place <= others ? num_rounds : 0;
-        for (int64_t number = place - others; place > others && number <= COLD_PLACES; number++) {
+        entry.number = least_number ? 0 : num_rounds;
+        for (int64_t number = least_number; rounds_with && least_number && number <= COLD_PLACES; number++) {
             entry.number += rounds_with[number];
         }
         if (entry.number) emit(out, entry);
     }
 }
 
+/* Every segment's passes of one kind, ahead of an answer or not, or those of them at cold places. */
 static void emit_segments(const Course *course, int64_t group, Output *out, int64_t kind, int64_t num_rounds) {
-    static const int64_t never[COLD_PLACES + 1];
-    const Rule *rule = course->rule;
-    int64_t is_pushed = course->tape->is_self_draft && rule->num_looked > 0, is_told = kind % COLD == AHEAD;
+    int is_of_ahead = kind % COLD == AHEAD;
+    int is_pushed = course->tape->is_self_draft && course->rule->num_looked && !is_of_ahead;
     for (int64_t segment = 0; segment < course->tape->num_exits; segment++) {
-        int64_t level = level_of(course, segment), others = is_told ? 0 : is_pushed, runs_ahead = is_ahead(course, segment);
-        int drafts = level < rule->num_looked && runs_ahead == is_told;
+        int64_t level = source_of(course, segment);
+        int drafts = level < course->rule->num_looked && is_ahead(course, segment) == is_of_ahead;
         Entry entry = {group, kind, segment, 0, 0, 0};
-        if (is_told && !runs_ahead) continue;
-        if (rule->catches_up_at_once && level < rule->num_looked) level = 0;
-        if (runs_ahead) level--; /* it runs for the tokens that come to the exit above it */
         if (kind < COLD) {
-            emit_passes(out, entry, drafts ? &course->drafting[level] : NULL, others ? &course->pushed[level] : NULL);
+            emit_passes(out, entry, drafts ? &course->drafting[level] : NULL, is_pushed ? &course->pushed[level] : NULL);
         } else {
-            emit_cold(out, entry, drafts ? course->rounds_with[level] : never, others, num_rounds);
+            emit_cold(out, entry, drafts ? course->rounds_with[level] : NULL, is_pushed, num_rounds);
         }
     }
 }

@@ -116,12 +116,15 @@ static PyObject *run(PyObject *module, PyObject *args) {
     tape.begin = given[BEGIN].buf;
     tape.end = given[END].buf;
     tape.known = given[KNOWN].buf;
-    Py_BEGIN_ALLOW_THREADS if (make_course(&course, &tape, &memory)) { run_policies(&tape, &course, given, &out); }
-    else {
+    Py_BEGIN_ALLOW_THREADS
+    if (make_course(&course, &tape, &memory)) {
+        run_policies(&tape, &course, given, &out);
+    } else {
         out.is_out_of_memory = 1;
     }
     give_back(memory);
-    Py_END_ALLOW_THREADS for (int which = 0; which < NUM_BUFFERS; which++) PyBuffer_Release(&given[which]);
+    Py_END_ALLOW_THREADS
+    for (int which = 0; which < NUM_BUFFERS; which++) PyBuffer_Release(&given[which]);
     if (out.is_out_of_memory) {
         PyErr_NoMemory();
     } else {
