@@ -24,17 +24,14 @@ def tell(
     trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None], *, by_prompt: bool, tells_blocks: bool
 ) -> Iterator[Entry]:
     """What each policy does: see `perfmodel.courses.run_courses`."""
-    text, group = _Text(trace), 0
+    text, num_prompts, group = _Text(trace), len(trace.header.prompts), 0
     for policy in policies:
-        log = _Log()
-        for number in range(len(trace.header.prompts)):
-            blocks = _run_prompt(text, number, policy, log)
-            if by_prompt:
+        log, blocks = _Log(), []
+        for number in range(num_prompts):
+            blocks += _run_prompt(text, number, policy, log)
+            if by_prompt or number == num_prompts - 1:
                 yield from log.entries(group, blocks if tells_blocks else [])
-                log, group = _Log(), group + 1
-        if not by_prompt:
-            yield from log.entries(group, [])
-            group += 1
+                log, blocks, group = _Log(), [], group + 1
 
 
 class _Text:

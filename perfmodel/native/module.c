@@ -61,33 +61,47 @@ static int make_course(Course *course, const Tape *tape, Chunk **memory) {
 /* Buffers of the arguments, in their order. */
 enum { RULES, LOOKED, THRESHOLDS, CURVES, AGREEMENT, ON, OFF, ACCEPTED_BY, ENDS, ROOM, BEGIN, END, KNOWN, NUM_BUFFERS };
 
-static void run_policies(const Tape *tape, Course *course, const Py_buffer *given, Output *out) {
+/* Whether two policies look at the same exits and let tokens leave at the same thresholds. */
+static int are_alike(const Py_buffer *given, int64_t num_exits, int64_t one, int64_t other) {
     const Rule *rules = given[RULES].buf;
-    const int64_t *looked = given[LOOKED].buf, *curves = given[CURVES].buf;
-    const double *thresholds = given[THRESHOLDS].buf, *agreement = given[AGREEMENT].buf;
-    int64_t num_policies = given[RULES].len / (int64_t)sizeof *rules, num_exits = tape->num_exits;
+    const int64_t *looked = given[LOOKED].buf;
+    const double *thresholds = given[THRESHOLDS].buf;
+    if (rules[one].num_looked != rules[other].num_looked) return 0;
+    for (int64_t place = 0; place < rules[one].num_looked; place++) {
+        int64_t here = one * num_exits + place, there = other * num_exits + place;
+        if (looked[here] != looked[there] || thresholds[here] != thresholds[there]) return 0;
+    }
+    return 1;
+}
+
+static void begin_policy(Course *course, const Py_buffer *given, int64_t policy) {
+    const Rule *rules = given[RULES].buf;
+    int64_t num_exits = course->tape->num_exits, num_columns = course->tape->num_columns;
+    const int64_t *curve = (const int64_t *)given[CURVES].buf + policy * num_exits;
+    int is_alike = policy && are_alike(given, num_exits, policy - 1, policy);
+    int stops_alike = is_alike && rules[policy - 1].stop != FLOOR && rules[policy].stop != FLOOR;
+    course->rule = &rules[policy];
+    course->looked = (const int64_t *)given[LOOKED].buf + policy * num_exits;
+    course->threshold = (const double *)given[THRESHOLDS].buf + policy * num_exits;
+    for (int64_t place = 0; course->rule->stop == SURVIVAL && place < course->rule->num_looked; place++) {
+        for (int which = 0; which < course->num_sides; which++) {
+            int64_t row = curve[place] * course->num_sides + which;
+            course->sides[which].agreement[place] = (const double *)given[AGREEMENT].buf + row * num_columns;
+        }
+    }
+    if (course->rule->num_looked) look_along(course, is_alike, stops_alike);
+}
+
+static void run_policies(const Tape *tape, Course *course, const Py_buffer *given, Output *out) {
+    int64_t num_policies = given[RULES].len / (int64_t)sizeof(Rule);
     for (int64_t policy = 0; policy < num_policies; policy++) {
-        const Rule *rule = course->rule = &rules[policy];
-        int64_t before = (policy - 1) * num_exits, here = policy * num_exits;
-        int is_alike = policy && rule[-1].num_looked == rule->num_looked;
-        for (int64_t place = 0; is_alike && place < rule->num_looked; place++) {
-            is_alike &=
-                looked[before + place] == looked[here + place] && thresholds[before + place] == thresholds[here + place];
-        }
-        course->looked = looked + here;
-        course->threshold = thresholds + here;
-        for (int64_t place = 0; place < rule->num_looked; place++) {
-            for (int which = 0; which < course->num_sides; which++) {
-                int64_t row = (curves[here + place] * course->num_sides + which) * tape->num_columns;
-                course->sides[which].agreement[place] = rule->stop == SURVIVAL ? agreement + row : NULL;
-            }
-        }
-        if (rule->num_looked) look_along(course, is_alike, is_alike && rule[-1].stop != FLOOR && rule->stop != FLOOR);
+        begin_policy(course, given, policy);
         for (int64_t prompt = 0; prompt < tape->num_prompts; prompt++) {
-            run_prompt(course, prompt, rule->first_group + prompt, out);
-            if (tape->by_prompt) end_group(course, rule->first_group + prompt, out);
+            int64_t group = course->rule->first_group + (tape->by_prompt ? prompt : 0);
+            run_prompt(course, prompt, group, out);
+            if (tape->by_prompt) end_group(course, group, out);
         }
-        if (!tape->by_prompt) end_group(course, rule->first_group, out);
+        if (!tape->by_prompt) end_group(course, course->rule->first_group, out);
     }
 }
 

@@ -1,6 +1,7 @@
 """Replay: what was compiled equal to the telling token by token, and both to known answers and the words of the algorithm."""
 
 from dataclasses import replace
+from itertools import product
 from unittest.mock import patch
 
 import numpy as np
@@ -34,9 +35,9 @@ def passes_of(stats: RoundStats, kind: str, stage: int = 0) -> dict[int, tuple[i
 
 
 def assert_counted_as_told(trace: AcceptanceTrace, policies: list[ExitPolicy | None]) -> None:
-    for by_prompt in (True, False):
-        counted = run_courses(trace, policies, by_prompt=by_prompt, tells_blocks=by_prompt)
-        assert counted.tolist() == list(tell(trace, policies, by_prompt=by_prompt, tells_blocks=by_prompt))
+    for by_prompt, tells_blocks in product((False, True), repeat=2):
+        how = {"by_prompt": by_prompt, "tells_blocks": tells_blocks}
+        assert run_courses(trace, policies, **how).tolist() == list(tell(trace, policies, **how))
 
 
 def test_replay_was_compiled() -> None:
