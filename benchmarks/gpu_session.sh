@@ -36,9 +36,10 @@ folder=$(cd "$1" && pwd)
 shift
 python=${PYTHON:-python}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-if [[ ! -e perfmodel/_courses.abi3.so ]]; then # nothing was installed here, which compiles it
+built=perfmodel/_courses.abi3.so # installing compiles it, and nothing may have been installed here since it changed
+if [[ ! -e $built || -n $(find perfmodel/native -newer "$built") ]]; then
     headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-    cc -O3 -shared -fPIC -I"$headers" perfmodel/native/*.c -o perfmodel/_courses.abi3.so || echo "replay is not compiled" >&2
+    cc -O3 -shared -fPIC -I"$headers" perfmodel/native/*.c -o "$built" || echo "replay is not compiled" >&2
 fi
 all_ok=yes
 steps=()

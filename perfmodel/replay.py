@@ -83,10 +83,11 @@ class ReplayBatch:
     def stats(self) -> tuple[RoundStats, ...]:
         """The record of each of the G."""
         return tuple(
-            self._record(int(num_tokens), entries) for num_tokens, entries in zip(self.num_tokens, self.by_group(), strict=True)
+            self._record(int(num_tokens), entries)
+            for num_tokens, entries in zip(self.num_tokens, self._by_group(), strict=True)
         )
 
-    def by_group(self) -> Iterator[Entries]:
+    def _by_group(self) -> Iterator[Entries]:
         """The entries of each of the G."""
         bounds = np.searchsorted(self.entries["group"], np.arange(len(self.num_tokens) + 1))
         return (self.entries[first:past] for first, past in pairwise(bounds.tolist()))

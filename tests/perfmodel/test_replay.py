@@ -1,5 +1,8 @@
 """Replay: what was compiled equal to the telling token by token, and both to known answers and the words of the algorithm."""
 
+import zlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from unittest.mock import patch
@@ -13,8 +16,10 @@ from perfmodel.courses import run_courses
 from perfmodel.errors import BadPolicy
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import Price, block_lengths, replay, replay_many
-from perfmodel.rounds import RoundStats, sum_rounds
-from perfmodel.telling import tell
+from perfmodel.rounds import RoundStats, cold_counts, pass_counts, sum_rounds
+from perfmodel.tally import BLOCK, COLD, KINDS, TAKEN
+from perfmodel.tape import make_tape
+from perfmodel.telling import Entry, tell
 from perfmodel.trace import AcceptanceTrace
 from tests.strategies import EOS, TraceSpec, make_trace, traces_with_policies
 
@@ -38,6 +43,62 @@ def assert_counted_as_told(trace: AcceptanceTrace, policies: list[ExitPolicy | N
     for by_prompt, tells_blocks in product((False, True), repeat=2):
         how = {"by_prompt": by_prompt, "tells_blocks": tells_blocks}
         assert run_courses(trace, policies, **how).tolist() == list(tell(trace, policies, **how))
+
+
+def record_of(entries: Sequence[Entry], num_exits: int, num_tokens: int) -> RoundStats:
+    """The record of one prompt, from what is told of it, round by round."""
+    blocks = [(size, number) for _, what, _, size, number, _ in entries if what == BLOCK]
+    told = {(what, stage, size): (number, cached) for _, what, stage, size, number, cached in entries if what != BLOCK}
+    passes = {(KINDS[what], *where): both for (what, *where), both in told.items() if what < len(KINDS)}
+    longest = max(drafted for drafted, _ in blocks)
+    return RoundStats(
+        num_prompts=1,
+        num_rounds=len(blocks),
+        num_tokens=num_tokens,
+        num_drafted=sum(drafted for drafted, _ in blocks),
+        num_accepted=float(sum(accepted for _, accepted in blocks)),
+        drafted_by_position=tuple(sum(drafted > i for drafted, _ in blocks) for i in range(longest)),
+        accepted_by_position=tuple(float(sum(accepted > i for _, accepted in blocks)) for i in range(longest)),
+        exits_taken=tuple(told.get((TAKEN, stage, 1), (0, 0))[0] for stage in range(num_exits)),
+        passes=pass_counts(
+            Counter({name: number for name, (number, _) in passes.items()}),
+            Counter({name: cached for name, (_, cached) in passes.items()}),
+        ),
+        cold_passes=cold_counts(
+            Counter({(KINDS[what - COLD], *where): both[0] for (what, *where), both in told.items() if what >= COLD})
+        ),
+    )
+
+
+@settings(max_examples=400)
+@given(traces_with_policies(most=1))
+def test_replay_equals_the_token_by_token_telling_in_every_field(case: Case) -> None:
+    trace, [policy] = case
+    entries = list(tell(trace, [policy], by_prompt=True, tells_blocks=True))
+    of_prompt = [[entry for entry in entries if entry[0] == number] for number in range(len(trace.header.prompts))]
+    num_exits = len(trace.header.draft.exit_layers)
+    assert replay(trace, policy) == tuple(
+        record_of(told, num_exits, prompt.num_positions) for told, prompt in zip(of_prompt, trace.header.prompts, strict=True)
+    )
+    assert block_lengths(trace, policy) == tuple(
+        tuple((size, number) for _, what, _, size, number, _ in told if what == BLOCK) for told in of_prompt
+    )
+
+
+@settings(max_examples=100)
+@given(traces_with_policies(most=1))
+def test_a_token_is_accepted_by_its_rule(case: Case) -> None:
+    trace, _ = case
+    tape, row = make_tape(trace, 16), 0
+    for place, prompt in enumerate(trace.header.prompts):
+        rows = slice(row, row := row + prompt.num_positions)
+        expected = trace.draft_token[rows] == trace.target_token[rows][:, None]
+        if trace.header.sampling.rule == "ratio":
+            seed = trace.header.sampling.seed or 0, zlib.crc32(prompt.name.encode())
+            draws = np.random.default_rng(seed).random(prompt.num_positions)
+            expected = draws[:, None] < trace.accept_prob[rows]
+        text = slice(tape.begin[place], tape.end[place])
+        np.testing.assert_array_equal(tape.accepted[:, text].T, expected)
 
 
 def test_replay_was_compiled() -> None:
