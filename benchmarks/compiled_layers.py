@@ -16,6 +16,7 @@ from torch.nn.functional import silu
 from perfmodel.geometry import ModelGeometry
 from s2d.cache import Cache, Segment
 from s2d.nested import Decoder
+from s2d.rotary import rotations
 from s2d.weights import LayerWeights
 
 COMPILED_ROWS = (1, 5)
@@ -37,8 +38,9 @@ class PlainLayers(torch.nn.Module):
         assert geometry.num_heads == geometry.num_kv_heads
         layers = (_PlainLayer(layer, geometry, max_tokens, by_sums=by_sums) for layer in weights.layers)
         self.layers = torch.nn.ModuleList(layers)
-        self.register_buffer("cos", weights.rotary.real.contiguous())  # [positions, H / 2]
-        self.register_buffer("sin", weights.rotary.imag.contiguous())
+        turns = rotations(weights.rotary, max_tokens)  # [positions, H / 2]
+        self.register_buffer("cos", turns.real.contiguous())
+        self.register_buffer("sin", turns.imag.contiguous())
         self._squared_floor = geometry.hidden_size * weights.norm_eps
         self._head_dim = geometry.head_dim
         self._by_sums = by_sums

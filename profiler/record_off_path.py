@@ -78,12 +78,12 @@ def record_off_path(
 
     def said_after(tokens: list[int]) -> Iterator[tuple[int, float]]:
         for segment in cache.segments:
-            ladder.push(segment, tokens, len(tokens))
+            ladder.push((segment,), tokens, len(tokens))
             states = cache.states[segment.number][len(tokens) - 1 : len(tokens)]
             yield judge.ask(draft, states, tokens, prompt_tokens, segment.number)()
 
     for segment in cache.segments:
-        ladder.push(segment, list(text), len(text) - 1)
+        ladder.push((segment,), list(text), len(text) - 1)
     position: list[int] = []
     number: list[int] = []
     confidence: list[list[float]] = []

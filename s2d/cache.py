@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from perfmodel.geometry import ModelGeometry
+from perfmodel.units import Tokens
+from s2d.rotary import Turns
 
 LayerViews = tuple[Tensor, ...]
 """One view of the cache per layer of a segment."""
 PreparedPass = Callable[[Tensor, int], None]
-"""A pass of rows [T, D + PAD] that begin at a place, through a segment of this cache: see `s2d.graphs`."""
+"""A pass of rows [T, D + PAD] that begin at a position, through some segments of this cache: see `s2d.graphs`."""
+PassName = tuple[int, int, int, Tokens]
+"""Of a prepared pass: the numbers of its first and last segment, its rows, and the context it reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +48,27 @@ class Cache:
         segments: from its embedding to the deepest layer that will ever run.
         max_tokens: S, the longest text it can hold.
         padding: what follows the D components of a state, [S, PAD].
+        turns: rotations of S positions or more.
+        num_padding_rows: rows after the text that passes may write and read with weight 0. None of these may be infinite, as 0
+            times infinity is NaN: where there are such rows, whatever is forgotten is set to 0.
     """
 
-    def __init__(self, geometry: ModelGeometry, segments: tuple[Segment, ...], max_tokens: int, *, padding: Tensor) -> None:
+    def __init__(
+        self,
+        geometry: ModelGeometry,
+        segments: tuple[Segment, ...],
+        max_tokens: int,
+        *,
+        padding: Tensor,
+        turns: Turns,
+        num_padding_rows: int = 0,
+    ) -> None:
         self.segments = segments
         self.max_tokens = max_tokens
-        self.prepared: dict[tuple[int, int, int], PreparedPass] = {}
+        self.turns = turns
+        self.prepared: dict[PassName, PreparedPass | None] = {}
+        """None for a pass that the device has no memory for."""
+        self._num_padding_rows = num_padding_rows
         self.lengths = [0] * len(segments)
         shape = (segments[-1].end, max_tokens, 2, geometry.num_kv_heads, geometry.head_dim)
         self._kv = padding.new_zeros(shape)  # [L, S, 2, K, H], finite wherever it is read, masked or not
@@ -66,9 +85,13 @@ class Cache:
     def reset(self) -> None:
         """Forget the text; the memory stays."""
         self.lengths = [0] * len(self.segments)
+        if self._num_padding_rows:
+            self._kv.zero_()
 
     def crop(self, num_tokens: int) -> None:
         """Forget everything after the first tokens, in every segment; those that are behind stay where they are."""
+        if self._num_padding_rows and num_tokens < self.lengths[0]:
+            self._kv[:, num_tokens : self.lengths[0] + self._num_padding_rows].zero_()
         self.lengths = [min(length, num_tokens) for length in self.lengths]
 
     def backlog(self, number: int, end: int) -> Tensor:

@@ -1,12 +1,13 @@
 """One drafted block under an exit policy: the ladder of segments, the gates, the stop rule."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from perfmodel.errors import BadPolicy
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from s2d.cache import Cache, Segment
 from s2d.clock import Clock
-from s2d.nested import Decoder
+from s2d.nested import Decoder, Run
 from s2d.verify import Judge
 
 _ALWAYS = -1.0
@@ -15,17 +16,17 @@ _ALWAYS = -1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One segment of the ladder, and what happens after it."""
+    """The ladder up to one looked-at exit, and what happens there. Exits passed on the way are disabled, and cost nothing."""
 
-    segment: Segment
-    threshold: float | None
-    """None: the exit is disabled, not looked at and not paid for."""
+    run: Run
+    """Segments since the exit before, less one that was launched before the answer of that exit was read."""
+    exit_number: int
+    """Zero-based, among all exits of the draft."""
+    threshold: float
     calibration: CalibrationCurve | None
     ahead: Segment | None
     """What is launched before the exit's answer is read."""
-    is_ahead: bool
-    """Whether the segment was launched so."""
-    behind: tuple[Segment, ...]
+    behind: Run
     """What catches up at once with a token that leaves here."""
 
 
@@ -43,23 +44,33 @@ class Ladder:
         self.cache = cache
         self._prompt_rows = prompt_rows
 
-    def run(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
-        """Push everything a segment has not seen through it: the prompt in a pass of its own, the backlog in another."""
-        self.take_prompt(segment, tokens, clock)
-        cached = self.push(segment, tokens, len(tokens))
-        clock.lap("segment", segment.number, len(tokens) - cached, cached)
+    def run(self, run: Run, tokens: list[int], clock: Clock) -> None:
+        """Push everything that segments have not seen through them: the prompt in passes of its own, the backlog in others.
+
+        Where one launch goes through several segments, each has its part of the time by its number of layers.
+        """
+        for launched in self.decoder.launches(run, self.cache):
+            for segment in launched:
+                self.take_prompt(segment, tokens, clock)
+            cached = self.push(launched, tokens, len(tokens))
+            rows, depth = len(tokens) - cached, launched[-1].end - launched[0].start
+            clock.shared_lap(
+                [("segment", segment.number, rows, cached) for segment in launched],
+                [(segment.end - segment.start) / depth for segment in launched],
+            )
 
     def take_prompt(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
         """Push the prompt through a segment that has not seen it yet."""
         if self.cache.lengths[segment.number] < self._prompt_rows:
-            self.push(segment, tokens, self._prompt_rows)
+            self.push((segment,), tokens, self._prompt_rows)
             clock.lap("prefill", 1 + segment.number, self._prompt_rows, 0)
 
-    def push(self, segment: Segment, tokens: list[int], end: int) -> int:
-        """One causal pass over what a segment has not seen of the first `end` tokens; returns how many it had seen."""
-        is_first, seen = segment.number == 0, self.cache.lengths[segment.number]
-        states = self.decoder.embed(tokens[seen:end]) if is_first else self.cache.backlog(segment.number, end)
-        self.decoder.forward_segment(states, segment, self.cache)
+    def push(self, run: Run, tokens: list[int], end: int) -> int:
+        """One causal pass over what segments have not seen of the first `end` tokens; returns how many they had seen."""
+        first = run[0].number
+        seen = self.cache.lengths[first]
+        states = self.decoder.embed(tokens[seen:end]) if first == 0 else self.cache.backlog(first, end)
+        self.decoder.forward_run(states, run, self.cache)
         return seen
 
 
@@ -90,6 +101,11 @@ class Drafter:
         self.exits_taken = [0] * len(exit_layers)
         self.cap = first_cap(policy.length)
 
+    @property
+    def runs(self) -> set[Run]:
+        """All that its passes go through."""
+        return runs_of(self._steps)
+
     def draft(self, tokens: list[int], cap: int, clock: Clock) -> list[int]:
         """Draft at most `cap` tokens, appending them to the text so far.
 
@@ -102,10 +118,9 @@ class Drafter:
         survival = 1.0
         for _ in range(cap):
             token, confidence, step = self._next(tokens, known, clock)
-            for segment in step.behind:
-                self._ladder.run(segment, tokens, clock)
+            self._ladder.run(step.behind, tokens, clock)
             tokens.append(token)
-            self.exits_taken[step.segment.number] += 1
+            self.exits_taken[step.exit_number] += 1
             if step.calibration is not None:
                 survival *= step.calibration(confidence)
             if token == self._eos_token_id or _stops(self._rule, confidence, survival):
@@ -119,10 +134,7 @@ class Drafter:
     def _next(self, tokens: list[int], known: int, clock: Clock) -> tuple[int, float, Step]:
         """Climb until an exit is sure enough: the token, its confidence and the step it left at; `known` tokens are certain."""
         for step in self._steps:
-            if not step.is_ahead:
-                self._ladder.run(step.segment, tokens, clock)
-            if step.threshold is None:
-                continue
+            self._ladder.run(step.run, tokens, clock)
             token, confidence = self._answer(step, tokens, known, clock)
             if confidence >= step.threshold:
                 return token, confidence, step
@@ -130,7 +142,7 @@ class Drafter:
 
     def _answer(self, step: Step, tokens: list[int], known: int, clock: Clock) -> tuple[int, float]:
         """What the exit after a step says, the segment that runs ahead of it launched in between."""
-        ladder, number, ahead, end = self._ladder, step.segment.number, step.ahead, len(tokens)
+        ladder, number, ahead, end = self._ladder, step.exit_number, step.ahead, len(tokens)
         if ahead is not None:
             ladder.take_prompt(ahead, tokens, clock)
         read = self._judge.ask(ladder.decoder, ladder.cache.states[number][end - 1 : end], tokens, known, number)
@@ -138,35 +150,46 @@ class Drafter:
             answer = read()
             clock.lap("exit", number, 1, 0)
         else:
-            cached = ladder.push(ahead, tokens, end)
+            cached = ladder.push((ahead,), tokens, end)
             answer = read()
             clock.lap("ahead", ahead.number, end - cached, cached)
         return answer
 
 
 def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> tuple[Step, ...]:
-    """The segments up to the deepest looked-at exit, each with its gate.
+    """The ladder up to the deepest looked-at exit, a step for each of these exits.
 
     Raises:
         BadPolicy: the draft has no such exit.
     """
     check_exits(exit_layers, policy)
-    gates = dict(zip(policy.exit_layers, (*policy.thresholds, _ALWAYS), strict=True))
-    rule = policy.length
-    curves = dict(zip(policy.exit_layers, rule.calibration, strict=True)) if isinstance(rule, SurvivalStop) else {}
-    segments = [segment for segment in cache.segments if segment.end <= policy.exit_layers[-1]]
-    has_ahead = [policy.runs_ahead and segment.end in policy.exit_layers[:-1] for segment in segments]
-    return tuple(
-        Step(
-            segment=segment,
-            threshold=gates.get(segment.end),
-            calibration=curves.get(segment.end),
-            ahead=segments[place + 1] if has_ahead[place] else None,
-            is_ahead=place > 0 and has_ahead[place - 1],
-            behind=tuple(segments[place + 1 :]) if policy.catches_up_at_once else (),
+    rule, segments = policy.length, cache.segments
+    curves = rule.calibration if isinstance(rule, SurvivalStop) else (None,) * len(policy.exit_layers)
+    deepest = exit_layers.index(policy.exit_layers[-1])
+    steps: list[Step] = []
+    first = 0
+    for layer, threshold, curve in zip(policy.exit_layers, (*policy.thresholds, _ALWAYS), curves, strict=True):
+        number = exit_layers.index(layer)
+        has_ahead = policy.runs_ahead and number < deepest
+        steps.append(
+            Step(
+                run=segments[first : number + 1],
+                exit_number=number,
+                threshold=threshold,
+                calibration=curve,
+                ahead=segments[number + 1] if has_ahead else None,
+                behind=segments[number + 1 : deepest + 1] if policy.catches_up_at_once else (),
+            )
         )
-        for place, segment in enumerate(segments)
-    )
+        first = number + 1 + has_ahead
+    return tuple(steps)
+
+
+def runs_of(steps: Iterable[Step]) -> set[Run]:
+    """All that the passes of some steps go through."""
+    runs = {run for step in steps for run in (step.run, step.behind) if run}
+    # By itself: what runs ahead, and what has seen less than the segments before it, as after a turn of another policy.
+    return runs | {(segment,) for run in runs for segment in run} | {(step.ahead,) for step in steps if step.ahead}
 
 
 def check_exits(exit_layers: tuple[int, ...], policy: ExitPolicy) -> None:

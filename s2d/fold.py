@@ -17,6 +17,7 @@ from perfmodel.geometry import ModelGeometry
 from perfmodel.units import Tokens
 from s2d.checkpoint import ReadTensor
 from s2d.config import DecoderConfig, LayerExtras, layer_extras
+from s2d.rotary import Rotary
 from s2d.weights import PAD, DecoderWeights, LayerWeights
 
 KeepLayer = Callable[[LayerWeights, ModelGeometry], LayerWeights]
@@ -54,7 +55,7 @@ def fold_weights(
         embedding=_padded(embedding, config.rms_norm_eps),
         layers=tuple(kept(folder.layer(f"model.layers.{n}", extras), geometry) for n in range(geometry.num_layers)),
         head=_unaliased(head.to(dtype).t()),
-        rotary=_rotary(config, geometry.fully_seen_tokens, device),
+        rotary=_rotary(config),
         norm_eps=config.rms_norm_eps,
     )
 
@@ -189,7 +190,7 @@ def random_weights(geometry: ModelGeometry, dtype: torch.dtype, device: str, *, 
         embedding=embedding,
         layers=tuple(layer() for _ in range(g.num_layers)),
         head=head,
-        rotary=_turns(frequencies, g.fully_seen_tokens, 1.0, device),
+        rotary=Rotary(frequencies=frequencies, scale=1.0),
         norm_eps=RANDOM_NORM_EPS,
     )
 
@@ -226,16 +227,10 @@ def _unaliased(matrix: Tensor) -> Tensor:
     return spread.copy_(matrix)
 
 
-def _rotary(config: DecoderConfig, num_positions: Tokens, device: str) -> Tensor:
-    """The turns of a config's positions, scaled as it says: complex64 [S, H / 2].
+def _rotary(config: DecoderConfig) -> Rotary:
+    """The angles of a config, scaled as it says.
 
     All families turn as Llama does. Frequencies are those of the whole context: `dynamic` ones change beyond it only.
     """
     rotary = LlamaRotaryEmbedding(config)
-    return _turns(rotary.inv_freq, num_positions, rotary.attention_scaling, device)
-
-
-def _turns(frequencies: Tensor, num_positions: int, scale: float, device: str) -> Tensor:
-    """exp(i m theta) for every position m: complex64 [S, H / 2]."""
-    angles = torch.outer(torch.arange(num_positions).float(), frequencies.float())
-    return torch.polar(torch.full_like(angles, scale), angles).to(device)
+    return Rotary(frequencies=rotary.inv_freq, scale=rotary.attention_scaling)

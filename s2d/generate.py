@@ -23,6 +23,8 @@ from s2d.controller import Pilot, Steady
 from s2d.count import count_rounds
 from s2d.draft import Drafter, Ladder, check_exits
 from s2d.load import LoadedModel
+from s2d.nested import Run
+from s2d.sampling import Choice
 from s2d.script import Script, overruled
 from s2d.text import Stop
 from s2d.verify import Judge, make_judge
@@ -103,6 +105,7 @@ class Session:
         self.exit_layers = draft.exit_layers if draft else target.exit_layers
         self._max_tokens = min(max_tokens, context_tokens(target, draft))
         self._caches: dict[tuple[str, tuple[int, ...]], Cache] = {}
+        self._clock = Clock(target.decoder.device)
         self._judges: dict[tuple[Sampling, str], Judge] = {}
 
     @torch.inference_mode()
@@ -121,7 +124,7 @@ class Session:
             prompt_ids: at least one token.
             settings: how.
             pilot: says round by round which policy to follow; the settings' throughout when None.
-            clock: measures the passes; a new one when None.
+            clock: measures the passes; the session's own when None.
             on_tokens: gets the tokens of every round as soon as they are certain.
 
         Raises:
@@ -129,7 +132,7 @@ class Session:
         """
         pilot = pilot or Steady(settings.policy)
         self._check(len(prompt_ids), settings, pilot.policies)
-        clock = clock or Clock(self.target.decoder.device)
+        clock = clock or self._clock
         judge = self._judge(settings.sampling, pilot.policies)
         if settings.script:
             known, new, eos = len(prompt_ids), settings.max_new_tokens, settings.eos_token_id
@@ -204,14 +207,23 @@ class _Run:
         if is_drafting and session.draft:
             self._ladder = Ladder(session.draft.decoder, session.cache("draft", session.exit_layers), prompt_rows)
         self._limit = self._prompt_tokens + settings.max_new_tokens
-        for decoder, cache in ((self._target, self._cache), (self._ladder.decoder, self._ladder.cache)):
-            decoder.prepare(cache, self._prompt_tokens, self._limit)
         eos = settings.eos_token_id
         self._drafters = [
             Drafter(self._ladder, session.exit_layers, policy, judge, eos) if policy else None for policy in pilot.policies
         ]
+        self._prepare(judge.choice)
         self._blocks: list[tuple[int, int]] = []
         self._policies: list[ExitPolicy | None] = []
+
+    def _prepare(self, choice: Choice | None) -> None:
+        """Make ready what the rounds will launch."""
+        runs = set[Run]().union(*(drafter.runs for drafter in self._drafters if drafter))
+        if self._is_self_draft:  # verification goes on from the draft's states, segment by segment
+            self._target.prepare(self._cache, self._prompt_tokens, self._limit, list(runs | _singly(self._cache)), choice)
+            return
+        self._target.prepare(self._cache, self._prompt_tokens, self._limit)
+        if runs:
+            self._ladder.decoder.prepare(self._ladder.cache, self._prompt_tokens, self._limit, list(runs), choice)
 
     def generate(self) -> Generation:
         self._clock.start()
@@ -276,7 +288,7 @@ class _Run:
         cache, last = self._cache, self._cache.segments[-1]
         if self._is_self_draft:
             for segment in cache.segments[:-1]:
-                self._ladder.run(segment, tokens, self._clock)
+                self._ladder.run((segment,), tokens, self._clock)
             states = cache.backlog(last.number, len(tokens))
         else:
             states = self._target.embed(tokens[known - 1 :])
@@ -298,3 +310,8 @@ class _Run:
             if kept is not None:
                 return emitted[:kept], True
         return emitted, ended
+
+
+def _singly(cache: Cache) -> set[Run]:
+    """Every segment by itself."""
+    return {(segment,) for segment in cache.segments}

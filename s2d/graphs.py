@@ -1,36 +1,50 @@
 """Passes as CUDA graphs: captured once for a few widths and contexts, then launched as one, however many kernels they have.
 
-A captured pass learns from the device where its rows stand, and is as wide as the next bucket. The rows that pad it stand
-after the text's own: what they write lies where the text has not come yet, and is written anew before a row of the text looks
-there, as none looks beyond its own place. So padding cannot leak, and is rolled back as a rejected block is.
+A captured pass reads on the device where its rows stand, and is as wide as the next bucket. The rows that pad it stand after
+the text's own: what they write lies where the text has not come yet, and is written anew before a row of the text looks there,
+as none looks beyond its own place. So padding cannot leak, and is rolled back as a rejected block is.
 
-Elsewhere than on a GPU nothing is captured: the same pass is called again, which is how it is tested.
+What a graph reads and writes must outlive it. Weights, scratch and exit checks live as long as the decoder; the cache, its
+table of rotations and its passes with their buffers live and die together. A graph knows addresses, not tensors, so nothing
+else may own them, least of all a closure: it dies when the capture ends.
+
+Elsewhere than on a GPU nothing is captured: the same pass is called again, which is how its arithmetic is tested. The captures
+themselves are tested on a simulated GPU (`tests/gpu_simulator`).
 
 Symbols: T tokens of a pass, R rows of its bucket, S positions of its context, D hidden, V vocab.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from perfmodel.console import print_err
 from perfmodel.geometry import ModelGeometry
 from perfmodel.profile import EngineMode
 from perfmodel.units import Tokens
-from s2d.cache import Cache, Segment
-from s2d.heads import Slots, into_slots
-from s2d.nested import Decoder, Span
+from s2d.cache import Cache, LayerViews, PassName, Segment
+from s2d.heads import Reach, Slots, attend, attend_varlen, into_slots
+from s2d.nested import Attend, Decoder, Run, Span
 from s2d.sampling import Answer, Choice, Post
 from s2d.weights import DecoderWeights
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32)
 """Wider passes are launched kernel by kernel: their kernels take longer than their launches."""
 LEAST_CONTEXT: Tokens = 256
-"""Contexts are this times a power of two: at most half of the positions that attention reads are not there yet."""
+"""Contexts are this times 1, 1.25, 1.5 or 1.75 times a power of two: at most a fifth of the positions that attention reads are
+not there yet, but for the shortest texts."""
+CONTEXTS_PER_DOUBLING = 4
+ALIGNED_TOKENS: Tokens = 64
+"""A cache's room is a multiple of this: scores of an odd length take slow kernels."""
 NUM_WARM_UPS = 2
 """Calls before a capture, in which libraries choose kernels and take their workspace."""
+CAPTURE_OPTIONS: dict[str, bool] = {}
+"""More arguments of `torch.cuda.graph`; tests on a GPU let it check that what graphs read is alive."""
 
 Launch = Callable[[], None]
 
@@ -48,93 +62,188 @@ class GraphDecoder(Decoder):
     def __init__(self, geometry: ModelGeometry, weights: DecoderWeights) -> None:
         super().__init__(geometry, weights)
         self._checks: dict[Choice, _ExitCheck] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self._has_varlen = weights.kernels.attention == "varlen"
+        if self.dtype == torch.float16 and not self._has_varlen:  # the others have room for whatever a model computes
+            self._num_padding_rows = ROW_BUCKETS[-1]
+        is_cuda = self.device.type == "cuda"
+        # One for all warm-ups and captures: every stream that multiplies keeps a workspace of cuBLAS.
+        self._side_stream = torch.cuda.Stream(self.device) if is_cuda else None
+        self._check_pool = torch.cuda.graph_pool_handle() if is_cuda else None
+        self._pools: WeakKeyDictionary[Cache, object] = WeakKeyDictionary()
 
     def new_cache(self, segment_ends: tuple[int, ...], max_tokens: int) -> Cache:
         """See `Decoder`. There is room after the longest text for the rows that pad a pass."""
-        return super().new_cache(segment_ends, max_tokens + ROW_BUCKETS[-1])
+        return super().new_cache(segment_ends, room_tokens(max_tokens))
 
-    def prepare(self, cache: Cache, begin_tokens: Tokens, end_tokens: Tokens) -> None:
-        """See `Decoder`: capture what is missing."""
-        contexts = {_context(begin_tokens, cache)}
-        while max(contexts) < end_tokens:
-            contexts.add(_context(max(contexts) + 1, cache))
-        for context, segment, rows in product(sorted(contexts), cache.segments, ROW_BUCKETS):
-            if (segment.number, rows, context) not in cache.prepared:
-                cache.prepared[segment.number, rows, context] = _Pass(self, cache, segment, rows, context)
+    def prepare(
+        self,
+        cache: Cache,
+        begin_tokens: Tokens,
+        end_tokens: Tokens,
+        runs: Sequence[Run] | None = None,
+        choice: Choice | None = None,
+    ) -> None:
+        """See `Decoder`: capture what is missing. A pass that the device has no memory for stays eager."""
+        if choice is not None:
+            self._check_for(choice)
+        contexts = self._contexts(begin_tokens, end_tokens, cache)
+        for context, run, rows in product(contexts, runs or [(one,) for one in cache.segments], ROW_BUCKETS):
+            name = (run[0].number, run[-1].number, rows, context)
+            if name not in cache.prepared:
+                with _memory_may_run_out(f"passes of {rows} rows over {context} tokens"):
+                    cache.prepared[name] = None
+                    cache.prepared[name] = _Pass(self, cache, run, rows, context)
+
+    def launches(self, run: Run, cache: Cache) -> Sequence[Run]:
+        """See `Decoder`. Segments that have seen the same tokens are launched as one pass."""
+        lengths = {cache.lengths[segment.number] for segment in run}
+        return [run] if len(lengths) == 1 else super().launches(run, cache)
 
     def forward_segment(self, states: Tensor, segment: Segment, cache: Cache) -> Tensor:
+        """See `Decoder`."""
+        return self.forward_run(states, (segment,), cache)
+
+    def forward_run(self, states: Tensor, run: Run, cache: Cache) -> Tensor:
         """See `Decoder`. Passes that were not prepared are launched kernel by kernel."""
-        rows, start = len(states), cache.lengths[segment.number]
+        rows, start = len(states), cache.lengths[run[0].number]
         end = start + rows
-        prepared = cache.prepared.get((segment.number, _bucket(rows), _context(end, cache)))
+        name: PassName = (run[0].number, run[-1].number, _bucket(rows), self._context(end, cache))
+        prepared = cache.prepared.get(name)
         if prepared is None:
-            return super().forward_segment(states, segment, cache)
+            for segment in run:
+                states = super().forward_segment(states, segment, cache)
+            return states
         prepared(states, start)
-        cache.lengths[segment.number] = end
-        return cache.states[segment.number][start:end]
+        for segment in run:
+            cache.lengths[segment.number] = end
+        return cache.states[run[-1].number][start:end]
 
     def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> Answer:
         """See `Decoder`."""
-        if choice not in self._checks:
-            self._checks[choice] = _ExitCheck(self, choice, has_noise=noise is not None)
-        return self._checks[choice](states, noise)
+        return self._check_for(choice)(states, noise)
 
-    def launch_of(self, compute: Launch) -> Launch:
-        """How to launch on the device what a function does, all of whose tensors stay where they are."""
-        if self.device.type != "cuda":
+    def launch_of(self, compute: Launch, cache: Cache | None = None) -> Launch:
+        """How to launch on the device what a function does.
+
+        The function is called a few times, captured, and launched once: the first launch of a graph uploads it.
+
+        Args:
+            compute: all of its tensors stay where they are as long as the launch is used; it itself may be dropped.
+            cache: whose passes share memory with it; None for an exit check.
+        """
+        if self._side_stream is None:
             return compute
-        with torch.cuda.device(self.device):
-            current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        pool = self._check_pool if cache is None else self._pools.setdefault(cache, torch.cuda.graph_pool_handle())
+        current, beside = torch.cuda.current_stream(self.device), self._side_stream
+        with torch.cuda.device(self.device), torch.cuda.stream(current):  # back to it even if a capture ends in an error
             beside.wait_stream(current)
             with torch.cuda.stream(beside):
                 for _ in range(NUM_WARM_UPS):
                     compute()
             current.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=pool, stream=beside, **CAPTURE_OPTIONS):  # type: ignore[arg-type]
+                # Workspaces of cuBLAS taken here are then memory of this graph alone: they would else be freed with the graph
+                # that took them, and be used by all others (pytorch#193402).
+                torch._C._cuda_clearCublasWorkspaces()
                 compute()
+                torch._C._cuda_clearCublasWorkspaces()
+            graph.replay()
         return graph.replay
 
-    def run_at(self, places: Tensor, states: Tensor, out: Tensor, segment: Segment, cache: Cache, context: Tokens) -> None:
+    def run_at(
+        self, places: Tensor, states: Tensor, out: Tensor, run: Run, cache: Cache, context: Tokens, bounds: Tensor
+    ) -> None:
         """A pass over rows that stand at places of a text, whose keys, values and states are left in the cache.
 
         Args:
-            places: int64 [R].
+            places: int64 [R], rising by one.
             states: [R, D + PAD], left as they are.
-            out: [R, D + PAD], what leaves the segment.
-            segment: one of the cache's.
+            out: [R, D + PAD], what leaves the last segment.
+            run: segments of the cache.
             cache: of this decoder.
             context: S, beyond every place that counts.
+            bounds: int32 [2, 2], see `_Pass`.
         """
-        _, keys, values = cache.views(segment, 0, context)
-        rows = cache.rows(segment)
+        act, limit = self._limit_of(places, context, bounds)
+        q_turn, kv_turn = cache.turns.query.index_select(0, places), cache.turns.key_value.index_select(0, places)
+        for segment in run:
+            rows = cache.rows(segment)
+            keys, values = self._attended(rows, segment, cache, context)
+            span: Span = (self._slots(places, rows), keys, values, q_turn, kv_turn, into_slots(self._rotate), act, limit)
+            self._run_span(states, out, segment, span)
+            cache.states[segment.number].index_copy_(0, places, out)
+            states = out
+
+    def _limit_of(self, places: Tensor, context: Tokens, bounds: Tensor) -> tuple[Attend, Tensor | Reach]:
+        """How rows at these places attend, and how far."""
+        if self._has_varlen:
+            return attend_varlen, Reach(bounds[0], bounds[1], (places[-1:] + 1).int(), context)
+        is_later = torch.arange(context, device=self.device) > places[:, None]
+        return attend, torch.zeros(is_later.shape, dtype=self.dtype, device=self.device).masked_fill_(is_later, -torch.inf)
+
+    def _slots(self, places: Tensor, rows: LayerViews) -> tuple[Slots, ...]:
+        """Where the layers of a segment write, the same buffer before each."""
         fresh = rows[0].new_empty(len(places), *rows[0].shape[1:])
         written = torch.view_as_complex(fresh.unflatten(-1, (-1, 2))) if self._complex else fresh
-        slots = tuple(Slots(cached, places, fresh, written) for cached in rows)
-        is_later = torch.arange(context, device=self.device) > places[:, None]
-        mask = torch.zeros(is_later.shape, dtype=self.dtype, device=self.device).masked_fill_(is_later, -torch.inf)
-        turned = places.clamp(max=len(self._q_turn) - 1)  # the context ends before the padding may
-        q_turn, kv_turn = self._q_turn.index_select(0, turned), self._kv_turn.index_select(0, turned)
-        span: Span = (slots, keys, values, q_turn, kv_turn, mask, into_slots(self._rotate))
-        self._run_span(states, out, segment, span)
-        cache.states[segment.number].index_copy_(0, places, out)
+        return tuple(Slots(cached, places, fresh, written) for cached in rows)
+
+    def _attended(self, rows: LayerViews, segment: Segment, cache: Cache, context: Tokens) -> tuple[LayerViews, LayerViews]:
+        """Keys and values of the layers of a segment, as the attention kernel takes them."""
+        if self._has_varlen:
+            return tuple(one[:, 0] for one in rows), tuple(one[:, 1] for one in rows)  # [S, K, H] each
+        _, keys, values = cache.views(segment, 0, context)
+        return keys, values
+
+    def _check_for(self, choice: Choice) -> "_ExitCheck":
+        if choice not in self._checks:
+            self._checks[choice] = _ExitCheck(self, choice)
+        return self._checks[choice]
+
+    def _context(self, end: Tokens, cache: Cache) -> Tokens:
+        """The context that a pass of rows up to a place is launched with."""
+        if self._has_varlen:
+            return cache.max_tokens
+        return min(padded_context(end), cache.max_tokens)
+
+    def _contexts(self, begin: Tokens, end: Tokens, cache: Cache) -> list[Tokens]:
+        """Those of a text that grows between two lengths, rising."""
+        contexts = [self._context(begin, cache)]
+        while contexts[-1] < min(end, cache.max_tokens):
+            contexts.append(self._context(contexts[-1] + 1, cache))
+        return contexts
 
 
 class _Pass:
-    """One segment at one width over one context."""
+    """A run of segments at one width over one context, and the buffers that its graph reads and writes.
 
-    def __init__(self, decoder: GraphDecoder, cache: Cache, segment: Segment, rows: int, context: Tokens) -> None:
+    Args:
+        decoder: runs it.
+        cache: of a text, kept by whoever keeps the pass.
+        run: segments of the cache.
+        rows: R.
+        context: S.
+    """
+
+    def __init__(self, decoder: GraphDecoder, cache: Cache, run: Run, rows: int, context: Tokens) -> None:
         # Finite from the start, as whatever pads a pass later.
-        self._states, out = decoder.embed([0] * rows).clone(), decoder.embed([0] * rows).clone()  # [R, D + PAD]
+        self._states, self._out = (decoder.embed([0] * rows).clone() for _ in range(2))  # [R, D + PAD]
         self._start = torch.zeros((), dtype=torch.int64, device=decoder.device)
-        offsets = torch.arange(rows, device=decoder.device)
+        self._offsets = torch.arange(rows, device=decoder.device)
+        # The bounds of the only sequence of a batch, in rows and in the cache: int32 [2, 2].
+        self._bounds = torch.tensor(((0, rows), (0, cache.max_tokens)), dtype=torch.int32, device=decoder.device)
+        # The closure holds the buffers by local names: one over `self` would be a cycle, and keep the cache alive.
+        states, out, start, offsets, bounds = self._states, self._out, self._start, self._offsets, self._bounds
         self._launch = decoder.launch_of(
-            lambda: decoder.run_at(self._start + offsets, self._states, out, segment, cache, context)
+            lambda: decoder.run_at(start + offsets, states, out, run, cache, context, bounds), cache
         )
 
     def __call__(self, states: Tensor, start: int) -> None:
-        self._states[: len(states)].copy_(states)
+        num_rows = len(states)
+        self._states[:num_rows].copy_(states)
+        if num_rows < len(self._states):
+            # Not what an earlier pass left there: a text that overflowed would reach the next one.
+            self._states[num_rows:].copy_(states[:1].expand(len(self._states) - num_rows, -1))
         self._start.fill_(start)
         self._launch()
 
@@ -142,15 +251,17 @@ class _Pass:
 class _ExitCheck:
     """Norm, head and choice after one row, and the answer's way to the host."""
 
-    def __init__(self, decoder: GraphDecoder, choice: Choice, *, has_noise: bool) -> None:
+    def __init__(self, decoder: GraphDecoder, choice: Choice) -> None:
         self._row = decoder.embed([0]).clone()  # [1, D + PAD]
+        has_noise = choice.sampling.rule != "greedy"
         self._noise = torch.zeros(1, decoder.vocab_size, device=decoder.device) if has_noise else None
         self._answer = torch.zeros(2, dtype=torch.float64, device=decoder.device)
         self._post = Post(decoder.device)
+        row, noise, answer = self._row, self._noise, self._answer
 
         def compute() -> None:
-            token, confidence = choice(decoder.exit_logits(self._row), self._noise)
-            self._answer.copy_(torch.cat((token.double(), confidence.double())))
+            token, confidence = choice(decoder.exit_logits(row), noise)
+            answer.copy_(torch.cat((token.double(), confidence.double())))
 
         self._launch = decoder.launch_of(compute)
 
@@ -163,15 +274,32 @@ class _ExitCheck:
         return self._post
 
 
+def room_tokens(max_tokens: Tokens) -> Tokens:
+    """The room of a cache for texts of so many tokens: with the rows that pad a pass, and aligned."""
+    return -(-(max_tokens + ROW_BUCKETS[-1]) // ALIGNED_TOKENS) * ALIGNED_TOKENS
+
+
+def padded_context(end: Tokens) -> Tokens:
+    """The least context of the table that holds so many tokens."""
+    doubled = LEAST_CONTEXT
+    while 2 * doubled <= end:
+        doubled *= 2
+    step = doubled // CONTEXTS_PER_DOUBLING
+    return max(LEAST_CONTEXT, -(-end // step) * step)
+
+
+@contextmanager
+def _memory_may_run_out(what: str) -> Iterator[None]:
+    """Go on where a capture finds no memory."""
+    try:
+        yield
+    except RuntimeError as err:  # torch.OutOfMemoryError, or what ending the spoiled capture raised after it
+        if not isinstance(err, torch.OutOfMemoryError) and not isinstance(err.__context__, torch.OutOfMemoryError):
+            raise
+        print_err(f"warning: no memory to capture {what}: they are launched kernel by kernel, which is slower")
+
+
 def _bucket(rows: int) -> int:
     """The width that a pass of so many rows is launched at; 0 for those that are wider than any."""
     place = bisect_left(ROW_BUCKETS, rows)
     return ROW_BUCKETS[place] if place < len(ROW_BUCKETS) else 0
-
-
-def _context(end: Tokens, cache: Cache) -> Tokens:
-    """The context that a pass of rows up to a place is launched with."""
-    context = LEAST_CONTEXT
-    while context < end:
-        context *= 2
-    return min(context, cache.max_tokens)

@@ -4,10 +4,12 @@ Symbols: T new tokens, S cached and new, N heads, K kv heads, H head dim.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from s2d.scratch import Scratch
@@ -26,13 +28,6 @@ class Slots(NamedTuple):
     places: Tensor  # int64 [T]
     fresh: Tensor  # [T, 2, K, H]
     written: Tensor  # the same memory, as a rotation writes it
-
-
-def real_turn(turn: Tensor, dtype: torch.dtype) -> Tensor:
-    """Factors for the two products of a real rotation: complex [..., H / 2] -> [2, ..., H] moved to [S, 2, ..., H]."""
-    cos = turn.real.repeat_interleave(2, -1)
-    sin = torch.stack((-turn.imag, turn.imag), dim=-1).flatten(-2)
-    return torch.stack((cos, sin), dim=1).to(dtype)
 
 
 def norm_heads(b: Scratch, gain: Tensor, floor: Tensor) -> None:
@@ -75,7 +70,7 @@ def into_slots(rotate: Rotate) -> Rotate:
 
 
 def attend(b: Scratch, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Causal attention of the scratch's new rows over cached ones: [T, N H].
+    """Causal attention of a few new rows over cached ones, as products and a softmax: [T, N H].
 
     Args:
         b: holds Q, scaled already.
@@ -86,8 +81,6 @@ def attend(b: Scratch, key: Tensor, value: Tensor, mask: Tensor | None) -> Tenso
     if mask is None:
         torch.bmm(torch.softmax(torch.bmm(b.q_flat, key), -1), value, out=b.mixed)  # type: ignore[arg-type]
         return b.attn
-    if len(mask) >= MANY_ROWS:
-        return _attend_many(b, key, value, mask)
     if b.q_flat is not None:
         scores = torch.baddbmm(mask, b.q_flat, key)
     else:
@@ -99,8 +92,67 @@ def attend(b: Scratch, key: Tensor, value: Tensor, mask: Tensor | None) -> Tenso
     return b.attn
 
 
-def _attend_many(b: Scratch, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """The same by the fused kernel, which keeps no scores."""
-    q = b.q.flatten(0, 1)[None]
-    mixed = scaled_dot_product_attention(q, key.mT[None], value[None], mask, scale=1.0, enable_gqa=q.shape[1] != len(key))
+def attend_many(b: Scratch, key: Tensor, value: Tensor, cached_tokens: int) -> Tensor:
+    """The same of `MANY_ROWS` or more, by a fused kernel that keeps no [T, S] scores and, on a GPU, no mask.
+
+    A mask or grouped heads can send PyTorch to a kernel that does keep the scores: flash attention takes no mask, and the
+    memory-efficient kernel, the only fused one in fp32, takes no grouped heads. So causality is a flag, and in fp32 every KV head
+    is repeated for its group.
+
+    Args:
+        b: holds Q, scaled already.
+        key: [K, H, S].
+        value: [K, S, H].
+        cached_tokens: S less the new rows.
+    """
+    q, keys, values = b.q.flatten(0, 1)[None], key.mT[None], value[None]  # [1, N, T, H], and [1, K, S, H] twice
+    group = q.shape[1] // keys.shape[1]
+    if group > 1 and q.is_cuda and q.dtype == torch.float32:
+        keys, values, group = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1), 1
+    attention = partial(scaled_dot_product_attention, q, keys, values, scale=1.0, enable_gqa=group > 1)
+    if not cached_tokens:
+        mixed = attention(is_causal=True)
+    elif q.is_cuda:
+        mixed = attention(causal_lower_right(q.shape[2], keys.shape[2]))
+    else:
+        mixed = attention(q.new_ones(q.shape[2], keys.shape[2], dtype=torch.bool).tril_(cached_tokens))
     return mixed[0].transpose(0, 1).flatten(1)
+
+
+class Reach(NamedTuple):
+    """Where the rows of one captured pass stand, as `attend_varlen` reads it on the device."""
+
+    row_bounds: Tensor  # int32 [2]: 0 and T
+    token_bounds: Tensor  # int32 [2]: 0 and S
+    used_tokens: Tensor  # int32 [1]: tokens up to the last new row, that one included
+    max_tokens: int
+    """S, the room of the cache."""
+
+
+def attend_varlen(b: Scratch, key: Tensor, value: Tensor, reach: Reach) -> Tensor:
+    """The same of a few rows by flash attention over as much of the cache as is in use: [T, N H].
+
+    Args:
+        b: holds Q, scaled already.
+        key: [S, K, H].
+        value: [S, K, H].
+        reach: the last row stands at the last token in use, the others before it.
+    """
+    from torch.nn.attention.varlen import varlen_attn_out  # absent before PyTorch 2.13
+
+    queries = b.heads[:, : b.q_turn.shape[1]]  # [T, N, H]
+    varlen_attn_out(
+        b.attn.view_as(queries),
+        queries,
+        key,
+        value,
+        reach.row_bounds,
+        reach.token_bounds,
+        len(queries),
+        reach.max_tokens,
+        scale=1.0,
+        window_size=(-1, 0),
+        enable_gqa=queries.shape[1] != key.shape[1],
+        seqused_k=reach.used_tokens,
+    )
+    return b.attn

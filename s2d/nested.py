@@ -14,25 +14,34 @@ Symbols: T new tokens, S cached and new, L layers, D hidden, F mlp, N heads, K k
 """
 
 import math
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 from perfmodel.geometry import ModelGeometry
+from perfmodel.kernels import Kernels
 from perfmodel.profile import EngineMode
 from perfmodel.units import Tokens
 from s2d.cache import Cache, LayerViews, Segment, segments_of
-from s2d.heads import MANY_ROWS, Rotate, Slots, attend, norm_heads, real_turn, rotate_complex, rotate_real
+from s2d.heads import MANY_ROWS, Rotate, Slots, attend, attend_many, norm_heads, rotate_complex, rotate_real
+from s2d.rotary import Turns, new_turns
 from s2d.sampling import Answer, Choice, Post
 from s2d.scratch import Scratch, new_scratch
 from s2d.weights import PAD, DecoderWeights
 
-Span: TypeAlias = tuple[LayerViews | tuple[Slots, ...], LayerViews, LayerViews, Tensor, Tensor, Tensor | None, Rotate]
+Attend = Callable[[Scratch, Tensor, Tensor, Any], Tensor]
+"""Attention over the keys and values of a layer, within a limit that every kernel of `s2d.heads` takes in its own form."""
+Span: TypeAlias = tuple[LayerViews | tuple[Slots, ...], LayerViews, LayerViews, Tensor, Tensor, Rotate, Attend, Any]
 """Where the rows of a pass stand in their text: by layer, where keys and values are written, and which are attended to; the
-factors of the positions for Q, and for K and V; an additive mask, [T, S], None where one row sees all; and what rotates. A
-plain tuple: one is made for every pass, and its names would cost as much as a tensor operation."""
+factors of the positions for Q, and for K and V; what rotates; what attends, and within which limit. A plain tuple: one is made
+for every pass, and its names would cost as much as a tensor operation."""
+Run: TypeAlias = tuple[Segment, ...]
+"""Consecutive segments that all have seen the same tokens."""
+MASK_STEP: Tokens = 1024
+"""The table of masks grows by this many cached tokens."""
 
 
 class Decoder:
@@ -47,6 +56,8 @@ class Decoder:
     """How its passes are launched."""
     _sums_whole_rows = False
     """Whether products before the residual are as wide as its rows, padding included."""
+    _num_padding_rows = 0
+    """Rows after a text that its passes may write, and read with weight 0."""
 
     def __init__(self, geometry: ModelGeometry, weights: DecoderWeights) -> None:
         self.geometry = geometry
@@ -56,16 +67,22 @@ class Decoder:
         self._post = None if self.device.type == "cpu" else Post(self.device)
         self._scratch: dict[int, Scratch] = {}
         self._masks = torch.empty(0)
+        self._turns: Turns | None = None
         self._complex = self.dtype == torch.float32
         # A head's length is sqrt(H) times its RMS with this as one more component.
         self._head_floor = torch.tensor(math.sqrt(geometry.head_dim * weights.norm_eps), device=self.device)
-        turn = weights.rotary
-        still = torch.ones_like(turn)
         self._rotate: Rotate = rotate_complex if self._complex else rotate_real
-        # V rides along unturned, so that one product fills both halves of a cache row.
-        self._q_turn = turn[:, None] if self._complex else real_turn(turn, self.dtype)[:, :, None]
-        kv_turn = torch.stack((turn, still), dim=1)
-        self._kv_turn = kv_turn[:, :, None] if self._complex else real_turn(kv_turn, self.dtype)[:, :, :, None]
+        self._normed = self._normed_fused if weights.kernels.norm == "fused" else self._normed_in_two_steps
+        self._has_wide_products = self.device.type == "cuda" and not self._complex and "dtype" in torch.ops.aten.mm.overloads()
+        if self.device.type == "cuda":
+            # Products of 1 row and of several add up in another order: in half precision their sums would differ by more.
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+    @property
+    def kernels(self) -> Kernels:
+        """The implementations that its weights were folded for."""
+        return self.weights.kernels
 
     @property
     def vocab_size(self) -> int:
@@ -84,16 +101,31 @@ class Decoder:
             segments_of(segment_ends),
             max_tokens,
             padding=self.padding(max_tokens),
+            turns=self._turns_for(max_tokens),
+            num_padding_rows=self._num_padding_rows,
         )
 
-    def prepare(self, cache: Cache, begin_tokens: Tokens, end_tokens: Tokens) -> None:
+    def prepare(
+        self,
+        cache: Cache,
+        begin_tokens: Tokens,
+        end_tokens: Tokens,
+        runs: Sequence[Run] | None = None,
+        choice: Choice | None = None,
+    ) -> None:
         """Make ready, before anything is timed, for the short passes of a text that is to grow between these lengths.
 
         Args:
             cache: of this decoder, without a text.
             begin_tokens: before the first pass.
             end_tokens: after the last.
+            runs: the segments that passes go through; every segment by itself when None.
+            choice: how exits answer; None where they are not asked, or not in a way that can be made ready.
         """
+
+    def launches(self, run: Run, cache: Cache) -> Sequence[Run]:
+        """The runs to push rows through one after another in order to push them through all of these segments."""
+        return [(segment,) for segment in run]
 
     def padding(self, rows: int) -> Tensor:
         """What follows the D components of a residual row: [rows, PAD]."""
@@ -107,6 +139,12 @@ class Decoder:
         if len(token_ids) == 1:
             return table[token_ids[0] : token_ids[0] + 1]
         return table[torch.tensor(token_ids, device=self.device)]
+
+    def forward_run(self, states: Tensor, run: Run, cache: Cache) -> Tensor:
+        """Push rows through consecutive segments that have all seen the same tokens: see `forward_segment`."""
+        for segment in run:
+            states = self.forward_segment(states, segment, cache)
+        return states
 
     def forward_segment(self, states: Tensor, segment: Segment, cache: Cache) -> Tensor:
         """Push rows through one segment, append their KV, keep what comes out as the next segment's backlog.
@@ -127,18 +165,18 @@ class Decoder:
         return out
 
     def exit_logits(self, states: Tensor) -> Tensor:
-        """What an exit says after these rows, -inf for tokens that the head cannot say: [T, D + PAD] -> [T, V]."""
+        """Logits of an exit after these rows, -inf for tokens that the head lacks: [T, D + PAD] -> float32 [T, V]."""
         logits = self._head_logits(states)
         if self.weights.said is None:
             return logits
         return logits.new_full((len(logits), self.vocab_size), -torch.inf).index_copy_(1, self.weights.said, logits)
 
     def _head_logits(self, states: Tensor) -> Tensor:
-        """The final norm and the head: [T, D + PAD] -> [T, U], tokens as in its columns."""
-        scratch = self._scratch_for(states.shape[0])
-        torch.linalg.vector_norm(states, 2, -1, True, dtype=torch.float32, out=scratch.norm)
-        torch.div(states[:, : self.geometry.hidden_size], scratch.norm, out=scratch.normed)
-        return torch.mm(scratch.normed, self.weights.head)
+        """The final norm and the head: [T, D + PAD] -> float32 [T, U], tokens as in its columns."""
+        normed = self._normed(states, states[:, : self.geometry.hidden_size], self._scratch_for(states.shape[0]))
+        if self._has_wide_products:
+            return torch.mm(normed, self.weights.head, out_dtype=torch.float32)
+        return torch.mm(normed, self.weights.head).float()
 
     def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> Answer:
         """What an exit answers after a row. An answer is read before another is asked for.
@@ -176,40 +214,47 @@ class Decoder:
     def _run_layers(self, x: Tensor, out: Tensor, segment: Segment, cache: Cache, start: int) -> None:
         rows = x.shape[0]
         end = start + rows
-        mask = self._mask(rows, start) if rows > 1 else None
-        views = cache.views(segment, start, rows)
-        self._run_span(x, out, segment, (*views, self._q_turn[start:end], self._kv_turn[start:end], mask, self._rotate))
+        act: Attend = attend_many if rows >= MANY_ROWS else attend
+        limit = start if rows >= MANY_ROWS else self._mask(rows, start) if rows > 1 else None
+        views, turns = cache.views(segment, start, rows), cache.turns
+        self._run_span(x, out, segment, (*views, turns.query[start:end], turns.key_value[start:end], self._rotate, act, limit))
 
     def _run_span(self, x: Tensor, out: Tensor, segment: Segment, span: Span) -> None:
         b = self._scratch_for(x.shape[0])
-        written, keys, values, q_turn, kv_turn, mask, rotate = span
-        vector_norm, div, mm, addmm, add = torch.linalg.vector_norm, torch.div, torch.mm, torch.addmm, self._add
-        norm, normed, gate, up = b.norm, b.normed, b.gate, b.up
+        written, keys, values, q_turn, kv_turn, rotate, act, limit = span
+        mm, addmm, normed, add = torch.mm, torch.addmm, self._normed, self._add
+        gate, up = b.gate, b.up
         width = self.geometry.hidden_size
         values_in, values_out = x[:, :width], out[:, :width]
         sum_in, sum_out = (x, out) if self._sums_whole_rows else (values_in, values_out)
         layers = self.weights.layers[segment.start : segment.end]
         for layer, write, key, value in zip(layers, written, keys, values, strict=True):
-            vector_norm(x, 2, -1, True, dtype=torch.float32, out=norm)
-            div(values_in, norm, out=normed)
             if layer.qkv_bias is None:
-                mm(normed, layer.qkv, out=b.qkv)
+                mm(normed(x, values_in, b), layer.qkv, out=b.qkv)
             else:
-                addmm(layer.qkv_bias, normed, layer.qkv, out=b.qkv)
+                addmm(layer.qkv_bias, normed(x, values_in, b), layer.qkv, out=b.qkv)
             if layer.qk_gain is not None:
                 norm_heads(b, layer.qk_gain, self._head_floor)
             rotate(b, write, q_turn, kv_turn)
-            add(attend(b, key, value, mask), layer.attn_out, layer.attn_out_bias, sum_in, sum_out)
+            add(act(b, key, value, limit), layer.attn_out, layer.attn_out_bias, sum_in, sum_out)
             x, values_in, sum_in = out, values_out, sum_out
-            vector_norm(x, 2, -1, True, dtype=torch.float32, out=norm)
-            div(values_in, norm, out=normed)
             if layer.gate_up_bias is None:
-                mm(normed, layer.gate_up, out=b.gate_up)
+                mm(normed(x, values_in, b), layer.gate_up, out=b.gate_up)
             else:
-                addmm(layer.gate_up_bias, normed, layer.gate_up, out=b.gate_up)
+                addmm(layer.gate_up_bias, normed(x, values_in, b), layer.gate_up, out=b.gate_up)
             silu(gate, inplace=True)
             gate.mul_(up)
             add(gate, layer.down, layer.down_bias, sum_in, sum_out)
+
+    def _normed_in_two_steps(self, x: Tensor, values: Tensor, b: Scratch) -> Tensor:
+        """Rows over their length: [T, D]; sqrt(D) is in the matrix that follows."""
+        torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32, out=b.norm)
+        torch.div(values, b.norm, out=b.normed)
+        return b.normed
+
+    def _normed_fused(self, x: Tensor, values: Tensor, b: Scratch) -> Tensor:
+        """Rows over their RMS: [T, D]."""
+        return torch.rms_norm(values, values.shape[1:], None, self.weights.norm_eps)
 
     def _add(self, mixed: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor, out: Tensor) -> None:
         """Add a product to the residual."""
@@ -225,16 +270,19 @@ class Decoder:
                 self._scratch[rows] = found
         return found
 
+    def _turns_for(self, num_positions: Tokens) -> Turns:
+        """Rotations of so many positions or more. Caches keep theirs, so that a longer table leaves them as they are."""
+        if self._turns is None or self._turns.num_positions < num_positions:
+            self._turns = new_turns(self.weights.rotary, num_positions, self.dtype, self.device)
+        return self._turns
+
     def _mask(self, rows: int, start: int) -> Tensor:
         """Additive causal mask [T, S]: row i sees the cached tokens and the first i + 1 new ones."""
-        if rows >= MANY_ROWS:
-            return self._new_mask(rows, start)
-        if not len(self._masks):
+        longest = self._masks.shape[-1] - MANY_ROWS
+        if longest < start:
             # Row i, column j of the widest case; every other case is a slice of it.
-            self._masks = self._new_mask(MANY_ROWS, len(self.weights.rotary))
-        skipped = len(self.weights.rotary) - start
+            longest = -(-start // MASK_STEP) * MASK_STEP
+            mask = torch.full((MANY_ROWS, longest + MANY_ROWS), -torch.inf, dtype=self.dtype, device=self.device)
+            self._masks = mask.triu_(longest + 1)
+        skipped = longest - start
         return self._masks[:rows, skipped : skipped + start + rows]
-
-    def _new_mask(self, rows: int, start: int) -> Tensor:
-        mask = torch.full((rows, start + rows), -torch.inf, dtype=self.dtype, device=self.device)
-        return mask.triu_(start + 1)

@@ -17,7 +17,7 @@ from perfmodel.off_path import stand_in
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Tokens
 from s2d.nested import Decoder
-from s2d.sampling import Answer
+from s2d.sampling import Answer, Choice
 from s2d.verify import Judge, Verdict, longest_agreement
 
 
@@ -107,6 +107,11 @@ class ScriptedJudge:
     def __init__(self, judge: Judge, script: Script) -> None:
         self._judge = judge
         self._script = script
+
+    @property
+    def choice(self) -> Choice | None:
+        """See `Judge`."""
+        return self._judge.choice
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Judge`."""

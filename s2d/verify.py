@@ -29,6 +29,11 @@ class Verdict:
 class Judge(Protocol):
     """One acceptance rule: how an exit answers, and how the target decides on a block of such answers."""
 
+    @property
+    def choice(self) -> Choice | None:
+        """How exits answer where nothing counts but their logits and the position's noise; None where more does."""
+        ...
+
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """A text begins, with so many tokens of a prompt; it will hold at most so many."""
         ...
@@ -68,6 +73,11 @@ class ExactJudge:
         self._noise: Tensor | None = None  # [positions, V]
         self._max_tokens = 0
 
+    @property
+    def choice(self) -> Choice | None:
+        """See `Judge`. Penalties depend on the text."""
+        return None if self._has_penalties else self._choice
+
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Judge`. The noise itself is drawn when the vocabulary's size is first seen."""
         self._processing = Processing(self._sampling, prompt_tokens)
@@ -102,6 +112,11 @@ class RatioJudge:
         self._device = device
         self._random = torch.Generator()
         self._draft_probs: list[Tensor] = []  # a [V] per drafted token
+
+    @property
+    def choice(self) -> Choice | None:
+        """See `Judge`. Tokens are drawn."""
+        return None
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Judge`."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from perfmodel.kernels import STANDARD_KERNELS, Kernels
+from s2d.rotary import Rotary
+
 PAD = 16
 """Components appended to a residual row: sqrt(D eps) and zeros, so that rows stay aligned."""
 
@@ -34,5 +37,7 @@ class DecoderWeights:
     layers: tuple[LayerWeights, ...]
     head: Tensor  # [D, U], the final norm's gain folded in; shared by every exit
     said: Tensor | None = None  # int64 [U], the tokens of the head's columns; None where they are the vocabulary's, in order
-    rotary: Tensor  # complex64 [S, H / 2]
+    rotary: Rotary
     norm_eps: float
+    kernels: Kernels = STANDARD_KERNELS
+    """The implementations that the matrices are folded for."""

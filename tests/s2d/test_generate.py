@@ -240,15 +240,24 @@ def test_a_segment_sees_the_prompt_before_its_first_pass_and_only_if_there_is_on
         assert ("segment", stage - 1) not in [lap[:2] for lap in kinds[: places[stage]]]
 
 
-def test_a_clock_leaves_nothing_out_but_what_is_the_callers() -> None:
+def test_a_clock_leaves_nothing_out_but_what_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s2d.clock.perf_counter", iter([0.0, 1.0, 3.0, 7.0, 8.0]).__next__)
     clock = Clock()
     clock.lap("verify", 0, 1, 0)
     clock.lap("round", 0, 0, 0)
     clock.skip()
     clock.lap("verify", 0, 1, 1)
-    (begin, second, third), ends = clock._begins, clock._ends
-    assert begin < ends[0] == second < ends[1] < third < ends[2]
     assert clock.samples().kind == ("verify", "round", "verify")
+    assert clock.samples().seconds == (1.0, 2.0, 1.0)
+
+
+def test_passes_launched_as_one_share_its_lap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s2d.clock.perf_counter", iter([0.0, 1.0, 5.0]).__next__)
+    clock = Clock()
+    clock.lap("exit", 0, 1, 0)
+    clock.shared_lap([("segment", 1, 2, 9), ("segment", 2, 2, 9)], [0.25, 0.75])
+    samples = clock.samples()
+    assert (samples.kind, samples.stage, samples.seconds) == (("exit", "segment", "segment"), (0, 1, 2), (1.0, 1.0, 3.0))
 
 
 def test_a_session_writes_the_same_again_after_another_text() -> None:

@@ -1,0 +1,50 @@
+"""Implementations of the runtime that only a measurement on the device can choose between.
+
+Each choice gives the same numbers up to rounding. Which one is faster depends on the GPU, its libraries and the shapes of the
+model, so `s2d-profile` times them on the device and records the fastest, and a plan made from that profile runs with it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+WeightLayout = Literal["input-major", "output-major"]
+AttentionKernel = Literal["products", "varlen"]
+NormKernel = Literal["two-step", "fused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """One choice for each part of a decoder that has several implementations."""
+
+    weight_layout: WeightLayout
+    """How a matrix [in, out] lies in memory: with its rows contiguous (input-major), or its columns (output-major), as
+    `torch.nn.Linear` stores it."""
+    attention: AttentionKernel
+    """Of captured passes: batched products and a softmax over a padded context, or `torch.nn.attention.varlen`, which reads the
+    length on the device. The latter needs a GPU and half precision."""
+    norm: NormKernel
+    """A length and a division, or PyTorch's fused RMS norm."""
+
+    @property
+    def label(self) -> str:
+        """`output-major,varlen,fused`: as `--kernels` takes it."""
+        return f"{self.weight_layout},{self.attention},{self.norm}"
+
+
+STANDARD_KERNELS = Kernels(weight_layout="input-major", attention="products", norm="two-step")
+"""Used where nothing was measured; they run on every device and in every dtype."""
+
+
+def parse_kernels(label: str) -> Kernels:
+    """The kernels of a label.
+
+    Raises:
+        ValueError: it is not one name of each kind, in order.
+    """
+    kinds = (get_args(WeightLayout), get_args(AttentionKernel), get_args(NormKernel))
+    names = label.split(",")
+    if len(names) != len(kinds) or any(name not in kind for name, kind in zip(names, kinds, strict=True)):
+        expected = ", ".join(" or ".join(kind) for kind in kinds)
+        raise ValueError(f"kernels {label!r}: expected three names joined by commas: {expected}")
+    layout, attention, norm = names
+    return Kernels(weight_layout=layout, attention=attention, norm=norm)  # type: ignore[arg-type]
