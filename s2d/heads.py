@@ -96,8 +96,8 @@ def attend_many(b: Scratch, key: Tensor, value: Tensor, cached_tokens: int) -> T
     """The same of `MANY_ROWS` or more, by a fused kernel that keeps no [T, S] scores and, on a GPU, no mask.
 
     A mask or grouped heads can send PyTorch to a kernel that does keep the scores: flash attention takes no mask, and the
-    memory-efficient kernel, the only fused one in fp32, takes no grouped heads. So causality is a flag, and in fp32 every KV head
-    is repeated for its group.
+    memory-efficient kernel, the only fused one in fp32, takes no grouped heads. So causality is a flag, and in fp32 every KV
+    head is repeated for its group.
 
     Args:
         b: holds Q, scaled already.
