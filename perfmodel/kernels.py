@@ -4,8 +4,11 @@ Each choice gives the same numbers up to rounding. Which one is faster depends o
 model, so `s2d-profile` times them on the device and records the fastest, and a plan made from that profile runs with it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from perfmodel.units import Seconds, Tokens
 
 WeightLayout = Literal["input-major", "output-major"]
 AttentionKernel = Literal["products", "varlen"]
@@ -48,3 +51,28 @@ def parse_kernels(label: str) -> Kernels:
         raise ValueError(f"kernels {label!r}: expected three names joined by commas: {expected}")
     layout, attention, norm = names
     return Kernels(weight_layout=layout, attention=attention, norm=norm)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelTrial:
+    """Seconds of one layer with some kernels, measured on the device that they are chosen for."""
+
+    kernels: Kernels
+    draft_layer_s: Seconds
+    """A layer of the draft's shape, one row."""
+    target_layer_s: Seconds
+    """A layer of the target's shape, `TRIAL_ROWS` rows."""
+
+
+TRIAL_ROWS: Tokens = 5
+"""Of the verification in a trial."""
+
+
+def trial_round_s(trial: KernelTrial, *, draft_layers: int, target_layers: int) -> Seconds:
+    """The layers of one round: `TRIAL_ROWS` - 1 drafted tokens at the draft's full depth, and their verification."""
+    return (TRIAL_ROWS - 1) * draft_layers * trial.draft_layer_s + target_layers * trial.target_layer_s
+
+
+def fastest_kernels(trials: Sequence[KernelTrial], *, draft_layers: int, target_layers: int) -> Kernels:
+    """The kernels of the trial with the shortest round; of equals the first."""
+    return min(trials, key=lambda one: trial_round_s(one, draft_layers=draft_layers, target_layers=target_layers)).kernels
