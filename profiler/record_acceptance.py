@@ -31,9 +31,11 @@ from profiler.record_off_path import Mistake, draw_mistakes, record_off_path, se
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair
 from s2d.processing import Processing
-from s2d.sampling import choose, confidence_of, gumbel_table
-from s2d.verify import drawn, make_judge
+from s2d.sampling import choose, confidence_of, drawn, probabilities, shared_noise
+from s2d.verify import make_judge
 
+_Refused = Callable[[Sequence[tuple[int, int]]], list[int]]
+"""Steps and exits to the tokens that are refused there."""
 _COLUMNS = ("accept_prob", "confidence", "draft_token", "target_token")
 SAVE_EVERY_S: Seconds = 10.0
 
@@ -78,7 +80,8 @@ class Asker:
         self._confidence = confidence
         self._max_new_tokens = max_new_tokens
         self._num_mistakes = num_mistakes
-        self._noise: Tensor | None = None  # [positions, V]
+        # One table for whole texts and for what is recorded behind mistakes.
+        self._noise = shared_noise(sampling, pair.draft.decoder.vocab_size, pair.device)
 
     @property
     def header(self) -> TraceHeader:
@@ -110,17 +113,17 @@ class Asker:
         text, first = [*prompt.token_ids, *written], len(prompt.token_ids)
         said = self._pair.draft.decoder.all_exit_logits(text[:-1], self._pair.geometry.exit_layers)
         exits = [self._processed(logits, text, first) for logits in said]  # E of [N, V]
-        tokens = torch.stack([choose(logits, self._noise_of(first, logits)) for logits in exits], dim=1)  # [N, E]
-        probs = [logits.softmax(-1) for logits in exits]
+        noise = self._noise.rows(first, len(text)) if self._noise is not None else None
+        tokens = torch.stack([choose(logits, noise) for logits in exits], dim=1)  # [N, E]
+        probs = [probabilities(logits) for logits in exits]  # E of [N, V]
         confidence = torch.stack([confidence_of(one, self._confidence) for one in probs], dim=1)  # [N, E]
         target_token = torch.tensor(written)
         accepted = (tokens.cpu() == target_token[:, None]).float()  # [N, E]
-        mistaken = tokens
+        refused = partial(_refused_choices, tokens)
         if self._sampling.rule == "ratio":
             target_probs = self._target_probs(text, first)
             accepted = torch.stack([_overlap(target_probs, q) for q in probs], dim=1).float().cpu()
-            random = torch.Generator().manual_seed(seed_of(prompt.name))
-            mistaken = torch.stack([drawn((q - target_probs).clamp_(min=0), random) for q in probs], dim=1)
+            refused = partial(_refused_samples, target_probs, probs, seed_of(prompt.name))
         return PromptTrace(
             prompt=TracedPrompt(
                 name=prompt.name,
@@ -129,28 +132,29 @@ class Asker:
                 num_positions=len(written),
                 distinct_6gram_frac=distinct_ngram_frac(written),
             ),
-            confidence=confidence.float().clamp(0, 1).cpu().numpy(),
+            confidence=confidence.clamp(0, 1).cpu().numpy(),
             draft_token=tokens.cpu().numpy().astype(np.int32),
             target_token=target_token.numpy().astype(np.int32),
             accept_prob=accepted.numpy(),
-            off_path=self._off_path(prompt, text, accepted.numpy(), mistaken),
+            off_path=self._off_path(prompt, text, accepted.numpy(), refused),
         )
 
-    def _off_path(self, prompt: EncodedPrompt, text: list[int], accept_prob: NDArray[np.float32], mistaken: Tensor) -> OffPath:
+    def _off_path(self, prompt: EncodedPrompt, text: list[int], accept_prob: NDArray[np.float32], refused: _Refused) -> OffPath:
         """What is said behind some of the mistakes in a text.
 
         Args:
             prompt: that it begins with.
             text: prompt and what was written.
             accept_prob: [N, E].
-            mistaken: tokens of the exits where they are refused, [N, E].
+            refused: the refused tokens at some steps and exits.
         """
         if not self._num_mistakes:
             return nothing_off_path(accept_prob.shape[1])
-        judge = make_judge(self._sampling, self._confidence, self._pair.device)
+        judge = make_judge(self._sampling, self._confidence, self._pair.device, self._noise)
+        places = draw_mistakes(accept_prob, prompt.name, self._num_mistakes)
         mistakes = [
-            Mistake(step=step, exit=number, token=int(mistaken[step, number]))
-            for step, number in draw_mistakes(accept_prob, prompt.name, self._num_mistakes)
+            Mistake(step=step, exit=number, token=token)
+            for (step, number), token in zip(places, refused(places) if places else [], strict=True)
         ]
         return record_off_path(self._pair, judge, text, len(prompt.token_ids), mistakes)
 
@@ -158,25 +162,35 @@ class Asker:
         """What tokens from `first` on are chosen by, each with the true tokens before it: [N, V]."""
         return Processing(self._sampling, first)(logits[first - 1 :], text[:-1], first)
 
-    def _noise_of(self, first: int, logits: Tensor) -> Tensor | None:
-        """The shared noise of the positions from `first` on: [N, V]; None under the other rules."""
-        if self._sampling.rule != "shared-noise" or self._sampling.seed is None:
-            return None
-        end = first + len(logits)
-        if self._noise is None or len(self._noise) < end:
-            self._noise = gumbel_table(self._sampling.seed, end, logits.shape[-1]).to(logits.device)
-        return self._noise[first:end]
-
     def _target_probs(self, text: list[int], first: int) -> Tensor:
         """What the target draws its tokens from: [N, V]."""
         target = self._pair.target
         (said,) = target.decoder.all_exit_logits(text[:-1], (target.geometry.num_layers,))
-        return self._processed(said, text, first).softmax(-1)
+        return probabilities(self._processed(said, text, first))
 
 
 def _overlap(p: Tensor, q: Tensor) -> Tensor:
     """Probability that a sample of q is accepted, sum(min(p, q)): [N, V] each -> [N]."""
     return torch.minimum(p, q).sum(-1).clamp(0, 1)
+
+
+def _refused_choices(tokens: Tensor, places: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens that the exits choose at some steps and exits: of [N, E]."""
+    return [int(tokens[step, number]) for step, number in places]
+
+
+def _refused_samples(p: Tensor, qs: Sequence[Tensor], seed: int, places: Sequence[tuple[int, int]]) -> list[int]:
+    """Samples of exits that the ratio test refuses, drawn from max(q - p, 0).
+
+    Args:
+        p: the target's distributions, [N, V].
+        qs: those of the exits, E of [N, V].
+        seed: of the draws.
+        places: steps and exits, at least one.
+    """
+    excess = torch.stack([(qs[number][step] - p[step]).clamp_(min=0) for step, number in places])  # [places, V]
+    uniform = torch.rand(len(places), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return drawn(excess, uniform.to(excess.device)).tolist()
 
 
 def empty_trace(header: TraceHeader) -> AcceptanceTrace:

@@ -21,7 +21,7 @@ from s2d.controller import Controller, Pilot
 from s2d.generate import Generation, OnTokens, Session, Settings
 from s2d.pair import EncodedPrompt, ModelPair, Pair
 from s2d.processing import Processing
-from s2d.sampling import gumbel_table
+from s2d.sampling import NoiseTable, shared_noise
 from s2d.text import Stop
 
 WARM_UP_TOKENS = 16
@@ -212,9 +212,12 @@ def check_equal(
     A gap is the target's logit (with the position's noise, where noise is shared) of its own choice minus that of the
     emitted token: 0 when they are the same, near 0 for a near-tie that another kernel decides otherwise.
     """
+    noise = shared_noise(sampling, pair.target.decoder.vocab_size, pair.target.decoder.device)
+    if noise is not None:
+        noise.grow(max(len(prompt.token_ids) + len(mine.tokens) for prompt, mine in zip(prompts, found, strict=True)))
     divergences, worst, num_equal = [], 0.0, 0
     for prompt, mine, its_own in zip(prompts, found, plain, strict=True):
-        gaps = token_gaps(pair, prompt.token_ids, mine.tokens, sampling)
+        gaps = token_gaps(pair, prompt.token_ids, mine.tokens, sampling, noise)
         worst = max(worst, *gaps)
         if mine.tokens == its_own.tokens:
             num_equal += 1
@@ -226,15 +229,26 @@ def check_equal(
 
 
 @torch.inference_mode()
-def token_gaps(pair: ModelPair, prompt_ids: Sequence[int], tokens: Sequence[int], sampling: Sampling) -> list[float]:
-    """The gap of every emitted token: see `check_equal`."""
+def token_gaps(
+    pair: ModelPair, prompt_ids: Sequence[int], tokens: Sequence[int], sampling: Sampling, noise: NoiseTable | None = None
+) -> list[float]:
+    """The gap of every emitted token: see `check_equal`.
+
+    Args:
+        pair: whose target.
+        prompt_ids: what the text begins with.
+        tokens: what was emitted.
+        sampling: how they were chosen.
+        noise: of that sampling, to share among texts; where None, it is made for this text.
+    """
     text = [*prompt_ids, *tokens]
     depth = pair.target.geometry.num_layers
     logits = pair.target.decoder.all_exit_logits(text[:-1], (depth,))[0][len(prompt_ids) - 1 :]
     logits = Processing(sampling, len(prompt_ids))(logits, text[:-1], len(prompt_ids)).float()
-    if sampling.rule == "shared-noise":
-        assert sampling.seed is not None
-        logits = logits + gumbel_table(sampling.seed, len(text), logits.shape[-1])[len(prompt_ids) :].to(logits.device)
+    if noise is None:
+        noise = shared_noise(sampling, logits.shape[-1], logits.device)
+    if noise is not None:
+        logits = logits + noise.rows(len(prompt_ids), len(text))
     emitted = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
     # A token that top-k or top-p forbids lies infinitely far off; a file holds finite numbers only.
     return (logits.amax(-1) - emitted).clamp(max=torch.finfo(torch.float32).max).tolist()

@@ -15,7 +15,8 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Tokens
 from s2d.nested import Decoder
 from s2d.processing import Processing
-from s2d.sampling import Answer, Choice, choose, confidence_of, gumbel_table
+from s2d.sampling import Answer, Choice, NoiseTable, choose, confidence_of, drawn, probabilities, shared_noise
+from s2d.staging import HostTokens, Uniforms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,22 +56,33 @@ class Judge(Protocol):
         ...
 
 
-def make_judge(sampling: Sampling, confidence: Confidence, device: torch.device) -> Judge:
-    """The judge for an acceptance rule."""
+def make_judge(sampling: Sampling, confidence: Confidence, device: torch.device, noise: NoiseTable | None = None) -> Judge:
+    """The judge for an acceptance rule.
+
+    Args:
+        sampling: the rule and its settings.
+        confidence: the kind that exits answer with.
+        device: where the logits are.
+        noise: of the same seed and vocabulary, to share; where None a judge that needs one makes its own.
+    """
     if sampling.rule == "ratio":
         return RatioJudge(sampling, confidence, device)
-    return ExactJudge(sampling, confidence, device)
+    return ExactJudge(sampling, confidence, device, noise)
 
 
 class ExactJudge:
     """Greedy and shared noise: an accepted token equals the target's own choice for its position."""
 
-    def __init__(self, sampling: Sampling, confidence: Confidence, device: torch.device) -> None:
+    def __init__(
+        self, sampling: Sampling, confidence: Confidence, device: torch.device, noise: NoiseTable | None = None
+    ) -> None:
+        assert noise is None or noise.seed == sampling.seed
         self._sampling = sampling
         self._is_greedy, self._has_penalties = sampling.rule == "greedy", sampling.has_penalties
         self._choice = Choice(sampling=sampling, confidence=confidence)
         self._device = device
-        self._noise: Tensor | None = None  # [positions, V]
+        self._tokens = HostTokens(device)
+        self._noise = noise
         self._max_tokens = 0
 
     @property
@@ -80,12 +92,12 @@ class ExactJudge:
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Judge`. The noise itself is drawn when the vocabulary's size is first seen."""
-        self._processing = Processing(self._sampling, prompt_tokens)
+        self._processing = Processing(self._sampling, prompt_tokens, self._tokens)
         self._max_tokens = max_tokens
 
     def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """See `Judge`."""
-        noise = None if self._is_greedy else self._noise_of(len(text), 1, decoder.vocab_size)
+        noise = self._noise_of(len(text), 1, decoder.vocab_size)
         if not self._has_penalties:
             return decoder.ask(states, self._choice, noise)
         return decoder.send(*self._choice(self._processing.penalised(decoder.exit_logits(states), text, known), noise))
@@ -93,24 +105,29 @@ class ExactJudge:
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""
         logits = self._processing(logits, text, known)
-        noise = None if self._is_greedy else self._noise_of(known, *logits.shape)
+        noise = self._noise_of(known, *logits.shape)
         return longest_agreement(choose(logits, noise).tolist(), text[known:])
 
-    def _noise_of(self, position: int, num_rows: int, vocab_size: int) -> Tensor:
-        assert self._sampling.seed is not None
-        if self._noise is None or len(self._noise) < self._max_tokens:
-            self._noise = gumbel_table(self._sampling.seed, self._max_tokens, vocab_size).to(self._device)
-        return self._noise[position : position + num_rows]
+    def _noise_of(self, position: int, num_rows: int, vocab_size: int) -> Tensor | None:
+        if self._is_greedy:
+            return None
+        if self._noise is None:
+            self._noise = shared_noise(self._sampling, vocab_size, self._device)
+        assert self._noise is not None
+        self._noise.grow(self._max_tokens)
+        return self._noise.rows(position, position + num_rows)
 
 
 class RatioJudge:
     """Leviathan et al. 2023, Alg. 1: accept x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0)."""
 
     def __init__(self, sampling: Sampling, confidence: Confidence, device: torch.device) -> None:
+        assert sampling.seed is not None
         self._sampling = sampling
+        self._seed = sampling.seed
         self._confidence = confidence
-        self._device = device
-        self._random = torch.Generator()
+        self._uniforms = Uniforms(device, sampling.seed)
+        self._tokens = HostTokens(device)
         self._draft_probs: list[Tensor] = []  # a [V] per drafted token
 
     @property
@@ -120,21 +137,22 @@ class RatioJudge:
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Judge`."""
-        assert self._sampling.seed is not None
-        self._processing = Processing(self._sampling, prompt_tokens)
-        self._random.manual_seed(self._sampling.seed)
+        self._processing = Processing(self._sampling, prompt_tokens, self._tokens)
+        self._uniforms.restart(self._seed)
         self._draft_probs = []
 
     def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """See `Judge`. The distribution of the exit that answers last for a place in the block is the one that counts."""
-        probs = self._processing(decoder.exit_logits(states), text, known).float().softmax(-1)
+        probs = probabilities(self._processing(decoder.exit_logits(states), text, known))  # [1, V]
         self._draft_probs[len(text) - known :] = [probs[0]]
-        return decoder.send(drawn(probs, self._random), confidence_of(probs, self._confidence))
+        return decoder.send(drawn(probs, self._uniforms.take(1)), confidence_of(probs, self._confidence))
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Judge`."""
-        target_probs = self._processing(logits, text, known).float().softmax(-1)
-        return ratio_test(target_probs, self._draft_probs, text[known:], self._random)
+        target_probs = probabilities(self._processing(logits, text, known))  # [G + 1, V]
+        # A round that drafts nothing leaves the distributions of an earlier round in place.
+        draft_probs = self._draft_probs[: len(text) - known]
+        return ratio_test(target_probs, draft_probs, self._tokens(text[known:]), self._uniforms.take(len(logits)))
 
 
 def longest_agreement(chosen: Sequence[int], drafted: Sequence[int]) -> Verdict:
@@ -152,25 +170,31 @@ def longest_agreement(chosen: Sequence[int], drafted: Sequence[int]) -> Verdict:
     return Verdict(num_accepted=accepted, bonus=chosen[accepted])
 
 
-def ratio_test(target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Sequence[int], random: torch.Generator) -> Verdict:
-    """Leviathan et al. 2023, Alg. 1.
+def ratio_test(target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Tensor, uniform: Tensor) -> Verdict:
+    """Leviathan et al. 2023, Alg. 1, with the arguments of `ratio_decision`; waits once for the device."""
+    num_accepted, bonus = ratio_decision(target_probs, draft_probs, drafted, uniform).tolist()
+    return Verdict(num_accepted=num_accepted, bonus=bonus)
+
+
+def ratio_decision(target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Tensor, uniform: Tensor) -> Tensor:
+    """The accepted number of drafted tokens and the token after them, decided on the device: int64 [2].
+
+    Token x is accepted while u q(x) < p(x). The token after the last accepted one is drawn from max(p - q, 0). After a block
+    that is accepted whole, q counts as zero, which leaves the target's own p.
 
     Args:
         target_probs: p, [G + 1, V].
         draft_probs: q, a [V] per drafted token.
-        drafted: G tokens, each sampled from its q.
-        random: where the draws come from.
+        drafted: tokens sampled from their q, int64 [G].
+        uniform: numbers from 0 to below 1, one per drafted token and one for the token after them: float64 [G + 1].
     """
-    draws = torch.rand(len(drafted), generator=random).tolist()
-    for index, (token, draw) in enumerate(zip(drafted, draws, strict=True)):
-        p, q = target_probs[index], draft_probs[index]
-        if draw * float(q[token]) >= float(p[token]):
-            residual = (p - q).clamp_(min=0)
-            return Verdict(num_accepted=index, bonus=int(drawn(residual, random)))
-    return Verdict(num_accepted=len(drafted), bonus=int(drawn(target_probs[-1], random)))
-
-
-def drawn(weights: Tensor, random: torch.Generator) -> Tensor:
-    """An index for every row, drawn with probability proportional to its weight: an exponential race, [..., V] -> [...]."""
-    race = torch.empty(weights.shape).exponential_(generator=random).to(weights.device)
-    return (weights / race).argmax(-1)
+    q = torch.stack([*draft_probs, torch.zeros_like(target_probs[0])])  # [G + 1, V]
+    num_drafted, tokens = len(drafted), drafted[:, None]
+    p_drafted, q_drafted = (probs[:num_drafted].gather(1, tokens)[:, 0] for probs in (target_probs, q))  # [G]
+    is_accepted = uniform[:num_drafted] * q_drafted < p_drafted
+    num_accepted = is_accepted.long().cumprod(0).sum(0, keepdim=True)  # [1]
+    p = target_probs.index_select(0, num_accepted)  # [1, V]
+    residual = (p - q.index_select(0, num_accepted)).clamp_(min=0)
+    # Rounding leaves no residual where p and q are equal but for the last bit.
+    weights = torch.where(residual.any(-1, keepdim=True), residual, p)
+    return torch.cat((num_accepted, drawn(weights, uniform[num_drafted:])))

@@ -1,17 +1,25 @@
 """What a trace holds, on tiny real models; that the runtime does what it says is tests/s2d/test_replay_equals_runtime.py."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import count
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from perfmodel.errors import Mismatch, OutOfSpace
+from perfmodel.policy import Confidence
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
 from profiler.job import Job
-from profiler.record_acceptance import check_resumable, empty_trace, record_acceptance
-from s2d.pair import encode_prompts, load_pair
+from profiler.record_acceptance import Asker, check_resumable, empty_trace, record_acceptance
+from s2d.bench import check_equal
+from s2d.pair import EncodedPrompt, encode_prompts, load_pair
 from s2d.prompts import read_prompts
+from s2d.sampling import NoiseTable
+from s2d.verify import make_judge
 from tests.profiler.conftest import EXITS, Folders
 
 SAMPLED = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=None, seed=3)
@@ -124,3 +132,93 @@ def test_a_disk_that_is_full_for_a_while_loses_no_prompt(folders: Folders, capsy
     )
     assert len(whole.header.prompts) == 3
     assert capsys.readouterr().err.count("warning: no space left to write 'kept'") == 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenLogits:
+    """A decoder whose exits say what is given: [E, N, V], for the N positions after each token of a text."""
+
+    logits: torch.Tensor
+
+    @property
+    def vocab_size(self) -> int:
+        return self.logits.shape[-1]
+
+    def all_exit_logits(self, token_ids: Sequence[int], exit_layers: Sequence[int]) -> list[torch.Tensor]:
+        return [self.logits[layer][: len(token_ids)] for layer in exit_layers]
+
+    def exit_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """States hold an exit and a position: [T, 2]."""
+        return torch.stack([self.logits[layer, position] for layer, position in states.tolist()])
+
+    def ask(self, states, choice, noise):
+        return self.send(*choice(self.exit_logits(states), noise))
+
+    def send(self, token: torch.Tensor, confidence: torch.Tensor):
+        return lambda: (int(token), float(confidence))
+
+
+def bf16_near_ties(num_exits: int, num_positions: int, vocab_size: int) -> torch.Tensor:
+    """Logits whose best few lie 0 to 2 steps of bf16 apart."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(num_exits, num_positions, vocab_size, generator=generator)
+    steps = torch.randint(0, 3, (num_exits, num_positions, 4), generator=generator)
+    logits[..., 10:14] = 9 + 0.0625 * steps
+    return logits.bfloat16()
+
+
+@pytest.mark.parametrize("confidence", ["max-prob", "margin", "entropy"])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SAMPLED, RATIO, replace(GREEDY, repetition_penalty=1.2)], ids=lambda one: one.label
+)
+def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(sampling: Sampling, confidence: Confidence) -> None:
+    prompt, written, exits, vocab_size = (1, 2, 3), (10, 12, 11, 9, 10, 13), (0, 1), 50
+    logits = bf16_near_ties(len(exits), len(prompt) + len(written), vocab_size)
+    decoder = GivenLogits(logits=logits)
+    pair = SimpleNamespace(
+        target=SimpleNamespace(decoder=decoder, geometry=SimpleNamespace(num_layers=1)),
+        draft=SimpleNamespace(decoder=decoder),
+        geometry=SimpleNamespace(exit_layers=exits),
+        eos_token_id=None,
+        device=torch.device("cpu"),
+    )
+    session = SimpleNamespace(generate=lambda token_ids, settings: SimpleNamespace(tokens=written))
+    asker = Asker(pair, session, sampling, confidence, len(written), num_mistakes=0)
+    traced = asker.trace(EncodedPrompt(name="p", category="c", token_ids=prompt))
+    judge, text = make_judge(sampling, confidence, pair.device), [*prompt, *written]
+    judge.start(len(prompt), len(text))
+    for step, number in np.ndindex(traced.confidence.shape):
+        known = len(prompt) + step
+        token, sure = judge.ask(decoder, torch.tensor([[number, known - 1]]), text[:known], known, number)()
+        assert sure == traced.confidence[step, number]
+        assert sampling.rule == "ratio" or token == traced.draft_token[step, number]
+    if sampling is GREEDY and confidence == "max-prob":
+        probs = logits[:, len(prompt) - 1 : -1].float().softmax(-1)
+        expected = probs.amax(-1).T.numpy()
+        assert traced.confidence == pytest.approx(expected, abs=1e-6)
+
+
+def test_noise_is_drawn_once_for_a_recording_and_once_for_a_check(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_rows: list[int] = []
+    grow = NoiseTable.grow
+
+    def counted(table: NoiseTable, num_positions: int) -> None:
+        before = len(table)
+        grow(table, num_positions)
+        num_rows.append(len(table) - before)
+
+    monkeypatch.setattr(NoiseTable, "grow", counted)
+    job = replace(job_of(folders, SAMPLED), num_mistakes=2)
+    session = job.session()
+    plain = [session.generate(prompt.token_ids, job.settings(None, 40)) for prompt in job.prompts]
+    longest = max(len(prompt.token_ids) + 40 for prompt in job.prompts)
+    num_rows.clear()
+    asker = Asker(job.pair, session, SAMPLED, "max-prob", 40, num_mistakes=2)
+    for prompt in job.prompts:
+        asker.trace(prompt)
+    assert 0 < sum(num_rows) <= longest  # nothing is drawn again for what is behind the mistakes
+    num_rows.clear()
+    check = check_equal(job.pair, job.prompts, SAMPLED, plain, plain)
+    assert sum(num_rows) <= longest
+    assert check.num_equal == len(job.prompts)
+    assert check.worst_gap == pytest.approx(0, abs=1e-4)

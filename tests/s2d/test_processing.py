@@ -1,10 +1,12 @@
 """Processed logits are those of transformers' own processors, row by row, whatever was drafted and thrown away before."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -88,6 +90,70 @@ def test_presence_counts_once_and_frequency_each_time_and_neither_counts_the_pro
         for token, times in seen.items():
             row[token] -= (penalty["frequency_penalty"] or 0) * times + (penalty["presence_penalty"] or 0)
     torch.testing.assert_close(Processing(sampling, len(PROMPT))(logits, [*PROMPT, *written, *drafted], known), expected)
+
+
+ALL_PENALTIES = Sampling(
+    rule="greedy",
+    temperature=0.0,
+    top_k=None,
+    top_p=None,
+    seed=None,
+    repetition_penalty=1.2,
+    presence_penalty=0.3,
+    frequency_penalty=0.2,
+)
+VIEWS = {"alias", "detach", "expand", "select", "slice", "split_with_sizes", "unsqueeze", "view"}
+
+
+class SentTokens:
+    """Copies tokens to a device, and keeps a list of what was sent."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.sent: list[list[int]] = []
+
+    def __call__(self, token_ids: Sequence[int]) -> torch.Tensor:
+        self.sent.append(list(token_ids))
+        return torch.tensor(token_ids, dtype=torch.int64, device=self.device)
+
+
+class CountKernels(TorchDispatchMode):
+    """Names every operation that is not a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.partition(".")[0] not in VIEWS:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_call_sends_one_list_of_what_is_new_and_none_when_nothing_is() -> None:
+    tokens = SentTokens("cpu")
+    processing, logits = Processing(ALL_PENALTIES, len(PROMPT), tokens), torch.randn(1, VOCAB_SIZE)
+    processing(logits, PROMPT, 3)
+    assert tokens.sent == [[3, 7]]  # ids of the prompt's tokens, which get columns 0 and 1
+    processing(logits, PROMPT, 3)
+    assert len(tokens.sent) == 1
+    processing(logits, [*PROMPT, 9], 3)  # 9 is drafted
+    assert tokens.sent[1:] == [[2, 9]]  # its column, then its id
+    processing(logits, [*PROMPT, 7, 9, 5], 5)  # 7 and 9 are certain, 5 is drafted
+    assert tokens.sent[2:] == [[1, 2, 3, 5]]
+
+
+def test_penalties_do_not_wait_for_the_device_and_take_few_kernels() -> None:
+    """A tensor on the meta device holds no numbers: reading one, or a shape that depends on them, raises."""
+    processing = Processing(ALL_PENALTIES, len(PROMPT), SentTokens("meta"))
+    rows = [torch.randn(number, VOCAB_SIZE, device="meta") for number in (1, 3)]
+    processing(rows[0], [*PROMPT, 1, 2], 3)
+    with CountKernels() as check:
+        processing(rows[0], [*PROMPT, 1, 2], 3)
+    with CountKernels() as verification:
+        processing(rows[1], [*PROMPT, 4, 1, 2], 4)
+    assert len(check.names) <= 13, check.names
+    assert len(verification.names) <= 15, verification.names
 
 
 def test_without_a_penalty_nothing_is_done_for_one() -> None:
