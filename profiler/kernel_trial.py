@@ -1,8 +1,8 @@
 """Which kernels are fastest on this device for the shapes of a pair: a few layers of random weights, timed in turns.
 
-Every combination of `perfmodel.kernels` that the device can run gets a decoder of its own, launched as the pair will be. Each has
-enough layers that no cache of a GPU holds its weights between two passes. The combinations take turns in random order, so that a
-clock that drifts drifts for all of them, and a combination's time is its median.
+Every combination of `perfmodel.kernels` that the device can run gets a decoder of its own, launched as the pair will be. Each
+has enough layers that no cache of a GPU holds its weights between two passes. The combinations take turns in random order, so
+that a clock that drifts drifts for all of them, and a combination's time is its median.
 """
 
 from __future__ import annotations

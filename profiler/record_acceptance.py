@@ -31,7 +31,7 @@ from profiler.record_off_path import Mistake, draw_mistakes, record_off_path, se
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair
 from s2d.processing import Processing
-from s2d.sampling import choose, confidence_of, drawn, probabilities, shared_noise
+from s2d.sampling import choose, confidence_of, drawn, probabilities
 from s2d.verify import make_judge
 
 _Refused = Callable[[Sequence[tuple[int, int]]], list[int]]
@@ -80,8 +80,8 @@ class Asker:
         self._confidence = confidence
         self._max_new_tokens = max_new_tokens
         self._num_mistakes = num_mistakes
-        # One table for whole texts and for what is recorded behind mistakes.
-        self._noise = shared_noise(sampling, pair.draft.decoder.vocab_size, pair.device)
+        # One table for the target's text, for whole texts and for what is recorded behind mistakes.
+        self._noise = session.noise(sampling)
 
     @property
     def header(self) -> TraceHeader:

@@ -24,7 +24,7 @@ from s2d.count import count_rounds
 from s2d.draft import Drafter, Ladder, check_exits
 from s2d.load import LoadedModel
 from s2d.nested import Run
-from s2d.sampling import Choice
+from s2d.sampling import Choice, NoiseTable, shared_noise
 from s2d.script import Script, overruled
 from s2d.text import Stop
 from s2d.verify import Judge, make_judge
@@ -106,6 +106,7 @@ class Session:
         self._max_tokens = min(max_tokens, context_tokens(target, draft))
         self._caches: dict[tuple[str, tuple[int, ...]], Cache] = {}
         self._clock = Clock(target.decoder.device)
+        self._noise: NoiseTable | None = None
         self._judges: dict[tuple[Sampling, str], Judge] = {}
 
     @torch.inference_mode()
@@ -156,8 +157,15 @@ class Session:
         if key not in self._judges:
             # One run's noise at a time: another seed's table would only fill the memory.
             self._judges = {known: judge for known, judge in self._judges.items() if known[0] == sampling}
-            self._judges[key] = make_judge(sampling, confidence, self.target.decoder.device)
+            self._judges[key] = make_judge(sampling, confidence, self.target.decoder.device, self.noise(sampling))
         return self._judges[key]
+
+    def noise(self, sampling: Sampling) -> NoiseTable | None:
+        """The table that target and draft share where tokens are sampled so; None under other rules."""
+        if self._noise is None or self._noise.seed != sampling.seed:
+            decoder = self.target.decoder
+            self._noise = shared_noise(sampling, decoder.vocab_size, decoder.device)
+        return self._noise if sampling.rule == "shared-noise" else None
 
     def _check(self, prompt_tokens: int, settings: Settings, policies: Sequence[ExitPolicy | None]) -> None:
         for policy in filter(None, policies):

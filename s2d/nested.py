@@ -30,6 +30,7 @@ from s2d.heads import MANY_ROWS, Rotate, Slots, attend, attend_many, norm_heads,
 from s2d.rotary import Turns, new_turns
 from s2d.sampling import Answer, Choice, Post
 from s2d.scratch import Scratch, new_scratch
+from s2d.staging import HostTokens
 from s2d.weights import PAD, DecoderWeights
 
 Attend = Callable[[Scratch, Tensor, Tensor, Any], Tensor]
@@ -64,6 +65,7 @@ class Decoder:
         self.weights = weights
         self.dtype = weights.head.dtype
         self.device = weights.head.device
+        self._tokens = HostTokens(self.device)
         self._post = None if self.device.type == "cpu" else Post(self.device)
         self._scratch: dict[int, Scratch] = {}
         self._masks = torch.empty(0)
@@ -138,7 +140,7 @@ class Decoder:
         table = self.weights.embedding
         if len(token_ids) == 1:
             return table[token_ids[0] : token_ids[0] + 1]
-        return table[torch.tensor(token_ids, device=self.device)]
+        return table[self._tokens(token_ids)]
 
     def forward_run(self, states: Tensor, run: Run, cache: Cache) -> Tensor:
         """Push rows through consecutive segments that have all seen the same tokens: see `forward_segment`."""

@@ -18,7 +18,7 @@ from profiler.record_acceptance import Asker, check_resumable, empty_trace, reco
 from s2d.bench import check_equal
 from s2d.pair import EncodedPrompt, encode_prompts, load_pair
 from s2d.prompts import read_prompts
-from s2d.sampling import NoiseTable
+from s2d.sampling import NoiseTable, shared_noise
 from s2d.verify import make_judge
 from tests.profiler.conftest import EXITS, Folders
 
@@ -182,7 +182,10 @@ def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(samplin
         eos_token_id=None,
         device=torch.device("cpu"),
     )
-    session = SimpleNamespace(generate=lambda token_ids, settings: SimpleNamespace(tokens=written))
+    session = SimpleNamespace(
+        generate=lambda token_ids, settings: SimpleNamespace(tokens=written),
+        noise=lambda sampling: shared_noise(sampling, vocab_size, pair.device),
+    )
     asker = Asker(pair, session, sampling, confidence, len(written), num_mistakes=0)
     traced = asker.trace(EncodedPrompt(name="p", category="c", token_ids=prompt))
     judge, text = make_judge(sampling, confidence, pair.device), [*prompt, *written]
@@ -198,7 +201,7 @@ def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(samplin
         assert traced.confidence == pytest.approx(expected, abs=1e-6)
 
 
-def test_noise_is_drawn_once_for_a_recording_and_once_for_a_check(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     num_rows: list[int] = []
     grow = NoiseTable.grow
 
@@ -216,7 +219,7 @@ def test_noise_is_drawn_once_for_a_recording_and_once_for_a_check(folders: Folde
     asker = Asker(job.pair, session, SAMPLED, "max-prob", 40, num_mistakes=2)
     for prompt in job.prompts:
         asker.trace(prompt)
-    assert 0 < sum(num_rows) <= longest  # nothing is drawn again for what is behind the mistakes
+    assert sum(num_rows) == 0  # the table of the session serves the recording, and what is behind the mistakes
     num_rows.clear()
     check = check_equal(job.pair, job.prompts, SAMPLED, plain, plain)
     assert sum(num_rows) <= longest

@@ -110,7 +110,8 @@ def graphed(dtype: str, attention: str, device: str) -> Session:
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_varlen_attention_writes_what_products_write(dtype: str) -> None:
     settings = Settings(policy=None, sampling=GREEDY, max_new_tokens=40, eos_token_id=None)
-    texts = [some_tokens(length, seed=length) for length in (1, 5, 90)]
-    found = [[graphed(dtype, kind, "cuda").generate(text, settings).tokens for text in texts] for kind in ("products", "varlen")]
+    texts = [some_tokens(size, seed=size) for size in (1, 5, 90)]
+    sessions = [graphed(dtype, kind, "cuda") for kind in ("products", "varlen")]
+    found = [[session.generate(text, settings).tokens for text in texts] for session in sessions]
     # Two kernels may round a near-tie apart; what a fault of ours does is to differ from the first tokens on.
     assert all(one[:8] == other[:8] for one, other in zip(*found, strict=True))
