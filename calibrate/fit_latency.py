@@ -13,7 +13,7 @@ from calibrate.fit_law import Observation, fit_law, held_out_errors, pooled
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.interval import INTERVAL_FRAC
 from perfmodel.law import FitDomain, LatencyFit
-from perfmodel.passes import PassKind
+from perfmodel.passes import PREFILL_KINDS, PassKind
 from perfmodel.profile import DeviceKey, LatencyProfile, read_latency_profile
 from perfmodel.speed_of_light import check_profile
 from perfmodel.units import Seconds
@@ -78,7 +78,7 @@ def observe(profile: LatencyProfile) -> Iterator[Observation]:
     for kind, stage, rows, cached, seconds in columns:
         if kind == "ahead":
             continue
-        width = 2 ** round(math.log2(rows)) if kind == "prefill" else rows
+        width = 2 ** round(math.log2(rows)) if kind in PREFILL_KINDS else rows
         shapes[kind, stage, width].append((cached, rows, seconds))
     for (kind, stage, _), passes in sorted(shapes.items()):
         for part in _bins(passes):
@@ -127,7 +127,7 @@ def _domain(profiles: Sequence[LatencyProfile], observations: Sequence[Observati
     if not layered:
         raise UserInputError("a latency fit needs passes through layers, got none. Profile with s2d-profile latency.")
     samples = [profile.samples for profile in profiles]
-    widths = [rows for one in samples for kind, rows in zip(one.kind, one.rows, strict=True) if kind != "prefill"]
+    widths = [rows for one in samples for kind, rows in zip(one.kind, one.rows, strict=True) if kind not in PREFILL_KINDS]
     layer_bytes = [work.weight_bytes / work.num_layers for work in layered]
     return FitDomain(
         min_layer_weight_bytes=min(layer_bytes),

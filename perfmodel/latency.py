@@ -17,7 +17,7 @@ from perfmodel.hardware import Hardware
 from perfmodel.kernel_costs import WIDEST_ERROR_FRAC
 from perfmodel.law import LatencyFit, Law, roofline_law
 from perfmodel.pass_times import PassTimes
-from perfmodel.passes import PassKind, PassShape
+from perfmodel.passes import PREFILL_KINDS, PassKind, PassShape
 from perfmodel.profile import Dtype, EngineMode, LatencyProfile
 from perfmodel.speed_of_light import check_line, gated_hardware
 from perfmodel.units import Frac, Seconds, Tokens
@@ -186,7 +186,7 @@ class FittedLatency(_LawLatency):
     def _work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         work = self._setting.work(kind, stage, rows)
         high = self.fit.domain.max_rows * _ROWS_SLACK
-        if kind != "prefill" and work.rows > high:
+        if kind not in PREFILL_KINDS and work.rows > high:
             fix = "Profile wider passes and fit again: s2d-profile law --rows"
             raise OutOfDomain(f"rows of a {kind} pass", work.rows, low=0, high=high, fix=fix)
         return work

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from perfmodel.cold_starts import ColdExtras, cold_extras
 from perfmodel.errors import OutOfDomain
-from perfmodel.passes import PassKind, PassSamples, weights_of
+from perfmodel.passes import PREFILL_KINDS, PassKind, PassSamples, kind_label, weights_of
 from perfmodel.robust import clamped
 from perfmodel.units import Frac, Seconds
 
@@ -90,10 +90,10 @@ class PassTimes:
     def _check(self, kind: PassKind, stage: int, rows: int) -> None:
         measured = self._max_rows.get((kind, stage), 0)
         is_known = measured > 0 or (kind == "round" and (kind, stage) in self._max_rows)
-        if is_known and (kind == "prefill" or rows <= max(measured + 1, EXTRAPOLATED_RATIO * measured)):
+        if is_known and (kind in PREFILL_KINDS or rows <= max(measured + 1, EXTRAPOLATED_RATIO * measured)):
             return
         raise OutOfDomain(
-            f"rows of a {kind} pass (stage {stage}) of {self._name!r}",
+            f"rows of a {kind_label(kind)} pass (stage {stage}) of {self._name!r}",
             rows,
             low=0,
             high=measured,
@@ -103,7 +103,7 @@ class PassTimes:
     def _block_error_frac(self, samples: PassSamples) -> Frac:
         """Standard error of the profile's total, from how its consecutive stretches differ from the table."""
         measured, predicted = [0.0] * NUM_BLOCKS, [0.0] * NUM_BLOCKS
-        rounds = [one for one in _passes(samples) if one[0] != "prefill"]
+        rounds = [one for one in _passes(samples) if one[0] not in PREFILL_KINDS]
         for number, (kind, stage, rows, cached, place, seconds) in enumerate(rounds):
             block = number * NUM_BLOCKS // len(rounds)
             base_s, per_token_s = self.line(kind, stage, rows)

@@ -196,7 +196,7 @@ class PassSetting:
         """The work of one pass.
 
         A self-draft's verify covers the layers above its last exit, but with one row it is the plain loop's and covers all.
-        A prefill asks no head: the prompt's last token leads the first round. The draft's are by segment, from stage 1 on.
+        A prefill asks no head: the prompt's last token leads the first round.
         An ahead pass is told with its wait, as nothing but a measurement tells how much of it is hidden.
         """
         match kind:
@@ -210,9 +210,10 @@ class PassSetting:
                 return self._layers(self._segment_layers(stage), head_rows=1, rows=rows)
             case "verify":
                 return self._layers(self._verify_layers(rows), head_rows=rows, rows=rows)
-            case "prefill":
-                num_layers = self._segment_layers(stage - 1) if stage else self.model.num_layers
-                return self._layers(num_layers, head_rows=0, rows=rows)
+            case "draft_prefill":
+                return self._layers(self._segment_layers(stage), head_rows=0, rows=rows)
+            case "target_prefill":
+                return self._layers(self.model.num_layers, head_rows=0, rows=rows)
             case "round":
                 return round_work(rows)
 

@@ -53,7 +53,7 @@ class Ladder:
         """Push the prompt through a segment that has not seen it yet."""
         if self.cache.lengths[segment.number] < self._prompt_rows:
             self.push(segment, tokens, self._prompt_rows)
-            clock.lap("prefill", 1 + segment.number, self._prompt_rows, 0)
+            clock.lap("draft_prefill", segment.number, self._prompt_rows, 0)
 
     def push(self, segment: Segment, tokens: list[int], end: int) -> int:
         """One causal pass over what a segment has not seen of the first `end` tokens; returns how many it had seen."""

@@ -57,10 +57,10 @@ def made_profile(model: ModelGeometry, law: Law = TRUE_LAW, *, noise_frac: float
     setting = PassSetting(model=model, exit_layers=exits, dtype="fp32", batch=1, num_devices=1)
     columns: list[tuple[PassKind, int, int, int, float]] = []
     for _ in range(8):
-        for kind in ("segment", "exit", "verify", "round", "prefill"):
+        for kind in ("segment", "exit", "verify", "round", "target_prefill"):
             for rows in (1, 2, 4, 8, 100):
-                if (rows == 100) == (kind == "prefill"):
-                    cached = 0 if kind in ("exit", "round", "prefill") else int(rng.integers(20, 400))
+                if (rows == 100) == (kind == "target_prefill"):
+                    cached = 0 if kind in ("exit", "round", "target_prefill") else int(rng.integers(20, 400))
                     base_s, per_token_s = law.line(setting.work(kind, 0, rows), max_cached_tokens=512)
                     seconds = (base_s + per_token_s * cached) * (1 + noise_frac * rng.standard_normal())
                     columns.append((kind, 0, rows, cached, seconds))
