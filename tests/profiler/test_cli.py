@@ -67,6 +67,20 @@ def test_a_profile_of_a_busy_machine_says_so(
     assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
 
 
+def test_a_power_sensor_that_fails_costs_nothing_but_the_energy(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> float:
+        raise OSError("the card fell off the bus")
+
+    monkeypatch.setattr(command_module, "nvml_sensor", lambda device: failing)
+    assert main_profile(["latency", *arguments(folders, tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "warning: the power sensor failed (the card fell off the bus): energy is left out" in captured.err
+    assert "energy" not in captured.out
+    assert len(read_profile(tmp_path / "draft.latency.json").samples)
+
+
 def test_a_self_draft_has_one_profile_with_every_pass_in_it(folders: Folders, tmp_path: Path) -> None:
     argv = arguments(folders, tmp_path, "latency")
     argv[argv.index("--draft") + 1] = "self"
