@@ -200,8 +200,9 @@ def check_degree(model: ModelGeometry, degree: int, *, among: str, fix: str, max
     what, count = next((what, count) for what, count in counts.items() if degree < 1 or count % degree)
     *others, last = (str(one) for one in degrees if one <= (max_degree or one))
     expected = f"{', '.join(others)} or {last}" if others else last
+    parts = f"{count} {what}{'' if count == 1 else 's'}"
     raise UserInputError(
-        f"model {model.name} has {count} {what}{'' if count == 1 else 's'}, which {degree} {among} cannot share evenly: expected {expected}. {fix}."
+        f"model {model.name} has {parts}, which {degree} {among} cannot share evenly: expected {expected}. {fix}."
     )
 
 

@@ -52,6 +52,10 @@ DRAFTING_KINDS: tuple[PassKind, ...] = tuple(kind for kind in DRAFT_KINDS if kin
 """The draft's in rounds."""
 SEGMENT_KINDS: tuple[PassKind, ...] = ("segment", "ahead")
 """In which a segment of the draft runs."""
+LAYER_KINDS: tuple[PassKind, ...] = (*SEGMENT_KINDS, "verify", *PREFILL_KINDS)
+"""In which layers run."""
+GRAPH_ROW_WIDTHS = (1, 2, 4, 8, 16, 32)
+"""Rows of the passes through layers that the runtime captures as CUDA graphs; it pads narrower passes to the next of them."""
 COLD_PLACES = 3
 """Places of a segment's or exit's passes that are told apart; from the next one on they count as warm."""
 
@@ -129,6 +133,11 @@ def with_prefills_by_model(samples: dict[str, Any]) -> dict[str, Any]:
         kinds.append(kind if kind != "prefill" else "draft_prefill" if is_of_draft else "target_prefill")
         stages.append(stage - 1 if is_of_draft else stage)
     return {**samples, "kind": kinds, "stage": stages}
+
+
+def graph_width(rows: int) -> int | None:
+    """The width at which a pass of so many rows is captured; None for wider ones, which are launched kernel by kernel."""
+    return next((width for width in GRAPH_ROW_WIDTHS if width >= rows), None)
 
 
 def kind_label(kind: PassKind) -> str:

@@ -55,6 +55,11 @@ class LatencyProfile:
     """What was done to logits there, as `Sampling.processing` names it; None in files from before it was kept."""
     samples: PassSamples
 
+    @property
+    def pads_rows(self) -> bool:
+        """Whether passes through layers ran as wide as `graph_width`: the runtime captures passes on one GPU alone."""
+        return self.device.engine == "graph" and self.device.num_threads is None
+
 
 def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "processing": None}

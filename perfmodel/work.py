@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from perfmodel.errors import BadPolicy
 from perfmodel.geometry import ModelGeometry
-from perfmodel.passes import PassKind
+from perfmodel.passes import PassKind, graph_width
 from perfmodel.profile import DTYPE_BYTES, Dtype, LatencyProfile
 from perfmodel.units import Bytes, Flops, Frac, Tokens
 
@@ -191,6 +191,8 @@ class PassSetting:
     num_devices: int
     context_tokens: Tokens | None = None
     """Where a model that has layers with a window is priced; others need none."""
+    pads_rows: bool = False
+    """Whether layers run at `graph_width` rows, as the runtime's captured passes do. Heads run at the rows asked for."""
 
     def work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         """The work of one pass.
@@ -227,11 +229,12 @@ class PassSetting:
         return self.exit_layers[stage] - (self.exit_layers[stage - 1] if stage else 0)
 
     def _layers(self, num_layers: int, *, head_rows: int, rows: int) -> PassWork:
+        padded_rows = graph_width(rows) if self.pads_rows and num_layers else None
         return layers_work(
             self.model,
             num_layers=num_layers,
             head_rows=head_rows,
-            rows=rows,
+            rows=padded_rows or rows,
             batch=self.batch,
             num_devices=self.num_devices,
             dtype=self.dtype,

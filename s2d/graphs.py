@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from perfmodel.geometry import ModelGeometry
+from perfmodel.passes import GRAPH_ROW_WIDTHS
 from perfmodel.profile import EngineMode
 from perfmodel.units import Tokens
 from s2d.cache import Cache, Segment
@@ -25,7 +26,7 @@ from s2d.nested import Decoder, Span
 from s2d.sampling import Answer, Choice, Post
 from s2d.weights import DecoderWeights
 
-ROW_BUCKETS = (1, 2, 4, 8, 16, 32)
+ROW_BUCKETS = GRAPH_ROW_WIDTHS
 """Wider passes are launched kernel by kernel: their kernels take longer than their launches."""
 LEAST_CONTEXT: Tokens = 256
 """Contexts are this times a power of two: at most half of the positions that attention reads are not there yet."""

@@ -127,7 +127,5 @@ def test_other_numbers_of_devices_are_refused_with_those_that_work(degree: int) 
 
 def test_the_mlp_is_named_where_the_kv_heads_could_be_shared() -> None:
     narrow = replace(find_model("llama-2-70b"), intermediate_size=28671)
-    with pytest.raises(
-        UserInputError, match=r"28671 MLP units, which 2 devices cannot share evenly: expected 1[.] Take one[.]"
-    ):
+    with pytest.raises(UserInputError, match=r"28671 MLP units, which 2 devices .*: expected 1[.] Take one[.]"):
         check_degree(narrow, 2, among="devices", fix="Take one")

@@ -162,6 +162,7 @@ def fit_of(*, weight_share: float) -> LatencyFit:
         device=ON_A100,
         models=("small",),
         source="made up",
+        pads_rows=False,
         law=replace(law, weight_byte_s=law.weight_byte_s / weight_share),
         standard_error=law,
         domain=FitDomain(
