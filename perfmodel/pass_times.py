@@ -234,7 +234,7 @@ def _line_on(steps: _Steps, rows: int, width: int) -> tuple[Seconds, Seconds]:
     return _line_at([*knots, *steps.get(_AS_ASKED, ())], width or rows)
 
 
-def _line_at(knots: Sequence[Knot], rows: int) -> tuple[Seconds, Seconds]:
+def _line_at(knots: Sequence[Knot], rows: float) -> tuple[Seconds, Seconds]:
     """Base and slope at a width: between two knots, or along the last two beyond them; never falling below the last knot."""
     if rows <= knots[0].rows or len(knots) == 1:
         return knots[0].base_s, knots[0].per_token_s

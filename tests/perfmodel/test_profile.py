@@ -1,12 +1,17 @@
-"""Latency profiles of earlier versions."""
+"""Latency profiles and reports of earlier versions."""
 
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from calibrate.plan import make_plan
 from perfmodel.passes import PREFILL_KINDS, PassSamples
 from perfmodel.profile import LatencyProfile, read_latency_profile, write_latency_profile
-from tests.calibrate.evidence import draft_profile, provenance, target_profile
+from perfmodel.report import read_report, write_report
+from perfmodel.trace import write_trace
+from tests.calibrate.evidence import draft_profile, make_report, make_trace, provenance, target_profile
+from tests.calibrate.test_plan import NOTHING_ASKED
 
 SAMPLES = PassSamples(
     kind=("target_prefill", "draft_prefill", "draft_prefill", "segment", "exit"),
@@ -18,17 +23,35 @@ SAMPLES = PassSamples(
 )
 
 
+def join_prefills(samples: dict[str, Any]) -> None:
+    """Make one kind of both prefills, whose stage tells the models apart."""
+    passes = zip(samples["kind"], samples["stage"], strict=True)
+    samples["stage"] = [stage + (kind == "draft_prefill") for kind, stage in passes]
+    samples["kind"] = ["prefill" if kind in PREFILL_KINDS else kind for kind in samples["kind"]]
+
+
 def written_as(path: Path, profile: LatencyProfile, version: int) -> Path:
     """A file of a version that had one kind of prefill, whose stage told the models apart."""
     write_latency_profile(path, profile, provenance())
     envelope = json.loads(path.read_text("utf-8")) | {"version": version}
-    samples = envelope["body"]["samples"]
-    samples["stage"] = [
-        stage + (kind == "draft_prefill") for kind, stage in zip(samples["kind"], samples["stage"], strict=True)
-    ]
-    samples["kind"] = ["prefill" if kind in PREFILL_KINDS else kind for kind in samples["kind"]]
+    join_prefills(envelope["body"]["samples"])
     path.write_text(json.dumps(envelope), encoding="utf-8")
     return path
+
+
+def test_prefills_of_an_older_report_are_told_apart_by_model(tmp_path: Path) -> None:
+    trace = make_trace()
+    write_trace(tmp_path / "trace.npz", trace, provenance())
+    plan = make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz"))
+    report = make_report(plan, "0" * 64, trace)
+    report = replace(report, plan_arm=replace(report.plan_arm, samples=SAMPLES))
+    path = tmp_path / "report.json"
+    for now in (report, replace(report, plain_arm=None, measured=None)):
+        write_report(path, now, provenance())
+        envelope = json.loads(path.read_text("utf-8")) | {"version": 7}
+        join_prefills(envelope["body"]["plan_arm"]["samples"])
+        path.write_text(json.dumps(envelope), encoding="utf-8")
+        assert read_report(path).record == now
 
 
 def kept(*places: int) -> PassSamples:
