@@ -75,7 +75,6 @@ def _check_counts(request: PlanRequest) -> None:
         "--batch": request.batch,
         "--prompt-tokens": request.prompt_tokens,
         "--output-tokens": request.output_tokens,
-        "--num-devices": request.device.num_devices,
     }
     for flag, count in counts.items():
         if count is not None and count < 1:

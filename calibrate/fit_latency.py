@@ -13,7 +13,7 @@ from calibrate.fit_law import Observation, fit_law, held_out_errors, pooled
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.interval import INTERVAL_FRAC
 from perfmodel.law import FitDomain, LatencyFit
-from perfmodel.passes import PassKind
+from perfmodel.passes import PREFILL_KINDS, PassKind, graph_width
 from perfmodel.profile import DeviceKey, LatencyProfile, read_latency_profile
 from perfmodel.speed_of_light import check_profile
 from perfmodel.units import Seconds
@@ -56,6 +56,7 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
         device=device,
         models=tuple(sorted({profile.model.name for profile in profiles})),
         source="s2d-profile on this device",
+        pads_rows=profiles[0].pads_rows,
         law=fitted.law,
         standard_error=fitted.standard_error,
         domain=_domain(profiles, observations),
@@ -71,16 +72,17 @@ def observe(profile: LatencyProfile) -> Iterator[Observation]:
 
     But for passes that ran ahead: how much of a wait they hide, no term of a law says.
     """
-    setting = setting_of(profile)
-    shapes: dict[tuple[PassKind, int, int], list[_Sample]] = defaultdict(list)
+    setting = replace(setting_of(profile), pads_rows=profile.pads_rows)
+    shapes: dict[tuple[PassKind, int, bool, int], list[_Sample]] = defaultdict(list)
     samples = profile.samples
     columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
     for kind, stage, rows, cached, seconds in columns:
         if kind == "ahead":
             continue
-        width = 2 ** round(math.log2(rows)) if kind == "prefill" else rows
-        shapes[kind, stage, width].append((cached, rows, seconds))
-    for (kind, stage, _), passes in sorted(shapes.items()):
+        width = graph_width(rows) if profile.pads_rows else None
+        near_rows = (width or 2 ** round(math.log2(rows))) if kind in PREFILL_KINDS else rows
+        shapes[kind, stage, width is None, near_rows].append((cached, rows, seconds))
+    for (kind, stage, _, _), passes in sorted(shapes.items()):
         for part in _bins(passes):
             cached_of, rows_of, seconds_of = zip(*_undisturbed(part), strict=True)
             cached_tokens = float(np.mean(cached_of))
@@ -127,7 +129,7 @@ def _domain(profiles: Sequence[LatencyProfile], observations: Sequence[Observati
     if not layered:
         raise UserInputError("a latency fit needs passes through layers, got none. Profile with s2d-profile latency.")
     samples = [profile.samples for profile in profiles]
-    widths = [rows for one in samples for kind, rows in zip(one.kind, one.rows, strict=True) if kind != "prefill"]
+    widths = [rows for one in samples for kind, rows in zip(one.kind, one.rows, strict=True) if kind not in PREFILL_KINDS]
     layer_bytes = [work.weight_bytes / work.num_layers for work in layered]
     return FitDomain(
         min_layer_weight_bytes=min(layer_bytes),

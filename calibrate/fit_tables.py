@@ -129,6 +129,7 @@ def fit_tables(folder: Path, gpu: str) -> tuple[LatencyFit, dict[str, str]]:
         device=DeviceKey(device=hardware.name, num_devices=1, num_threads=None, dtype=TABLE_DTYPE, engine="graph"),
         models=tuple(sorted({one.group.partition(" / ")[0] for one in layers})),
         source=_source_text(gpu, of_reduces, len(reduces)),
+        pads_rows=False,
         law=_joined(of_layers.fitted.law, of_reduces.fitted.law),
         standard_error=_joined(of_layers.standard_error, of_reduces.standard_error),
         domain=_domain([one.work for one in layers]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.geometry import DraftGeometry, ModelGeometry, tensor_parallel_degrees
 from perfmodel.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.latency import LatencyModel
 from perfmodel.passes import PassShape
@@ -37,7 +37,7 @@ class Placement:
             memory: of the pair in this dtype, all devices together.
         """
         dealt = ((self.target, self.num_devices), (self.draft.model, self.draft_num_devices))
-        if any(model.num_kv_heads % shares or model.intermediate_size % shares for model, shares in dealt):
+        if any(shares not in tensor_parallel_degrees(model) for model, shares in dealt):
             return False
         if memory.capacity_bytes is None:
             return True
@@ -63,7 +63,7 @@ def choose_draft_devices(
 ) -> int:
     """How many devices a draft is to run on: of one and all, those that fit and draft a token sooner.
 
-    Where neither fits, nothing can be run, and the draft is priced as shared.
+    Where neither fits, nothing can be run, and the draft is priced as shared, or as whole where it cannot be shared.
 
     Args:
         whole: the pair, its draft whole on the first device.
@@ -75,10 +75,11 @@ def choose_draft_devices(
         return whole.num_devices
     fitting = [number for number in (1, whole.num_devices) if replace(whole, draft_num_devices=number).fits(memory)]
     exits = len(whole.draft.exit_layers)
+    can_share = whole.num_devices in tensor_parallel_degrees(whole.draft.model)
     return min(
         fitting,
         key=lambda number: drafted_token_s(latency_on(number), exits, context_tokens),
-        default=whole.num_devices,
+        default=whole.num_devices if can_share else 1,
     )
 
 

@@ -12,7 +12,7 @@ from calibrate.acceptance import same_shape
 from calibrate.pricing import DeviceRequest, Pair, Pricing, key_text, memory_needed, same_device, target_exits
 from perfmodel.artifact import Stored
 from perfmodel.errors import BadFile, Mismatch, UnknownName, UserInputError
-from perfmodel.geometry import ModelGeometry
+from perfmodel.geometry import ModelGeometry, check_degree
 from perfmodel.hardware import find_hardware
 from perfmodel.latency import FittedLatency, LatencyModel, MeasuredLatency
 from perfmodel.law import LatencyFit, read_latency_fit
@@ -60,6 +60,9 @@ def price_by_profiles(
     target = _priced("target", pair, profiles, roles, fit, context_tokens)
     draft = _priced("draft", pair, profiles, roles, fit, context_tokens)
     _check_numbers(target.device, draft.device, device)
+    fix = "Give profiles or a fit of as many devices, or leave both out"
+    check_degree(pair.target, device.num_devices, among="devices", fix=fix)
+    check_degree(pair.draft.model, draft.device.num_devices, among="devices", fix=fix)
     capacity_bytes = _capacity_bytes(device)
     memory = memory_needed(pair.draft, pair.target, device.dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     if capacity_bytes is not None and memory.total_bytes > capacity_bytes:

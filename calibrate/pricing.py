@@ -9,7 +9,7 @@ from typing import Protocol
 from calibrate.choose_device import choose_device, datasheet_evidence, named_device
 from calibrate.placement import Placement, choose_draft_devices
 from perfmodel.errors import UnknownName, UserInputError
-from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.geometry import DraftGeometry, ModelGeometry, check_degree, tensor_parallel_degrees
 from perfmodel.hardware import Hardware, num_devices_to_fit
 from perfmodel.latency import LatencyModel, RooflineLatency
 from perfmodel.plan import Evidence, Memory
@@ -28,6 +28,11 @@ class DeviceRequest:
     """As in a plan; None for whatever drafts sooner."""
     dtype: Dtype | None
     engine: EngineMode | None
+
+    def __post_init__(self) -> None:
+        for flag, number in (("--num-devices", self.num_devices), ("--draft-num-devices", self.draft_num_devices)):
+            if number is not None and number < 1:
+                raise UserInputError(f"{flag} {number}: expected at least 1.")
 
 
 class Pair(Protocol):
@@ -79,11 +84,12 @@ def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: To
     chosen = choose_device(request.device)
     hardware, dtype, engine = chosen.hardware, *_modes(chosen.hardware, request)
     needed = memory_needed(pair.draft, pair.target, dtype, context_tokens=context_tokens, capacity_bytes=None)
-    num_devices = request.num_devices or num_devices_to_fit(hardware, needed.total_bytes)
+    num_devices = _num_devices(pair.target, hardware, request, needed.total_bytes)
+    check_draft_degree(pair.draft, request.draft_num_devices, num_devices)
     memory = memory_needed(
         pair.draft, pair.target, dtype, context_tokens=context_tokens, capacity_bytes=num_devices * hardware.memory_bytes
     )
-    _check_fit(memory, hardware, num_devices, dtype)
+    _check_fit(pair.target, memory, hardware, num_devices, dtype)
 
     def priced(model: ModelGeometry, exits: tuple[int, ...], number: int, batch: int, context: Tokens) -> LatencyModel:
         return RooflineLatency(model, exits, hardware, dtype, engine, number, batch, context_tokens=context)
@@ -135,8 +141,45 @@ def target_device(target: ModelGeometry, request: DeviceRequest, *, context_toke
     hardware = choose_device(request.device).hardware
     dtype, engine = _modes(hardware, request)
     needed_bytes = model_weight_bytes(target, dtype) + kv_cache_bytes(target, dtype, context_tokens)
-    num_devices = request.num_devices or num_devices_to_fit(hardware, needed_bytes)
+    num_devices = _num_devices(target, hardware, request, needed_bytes)
     return TargetDevice(hardware=hardware, num_devices=num_devices, dtype=dtype, engine=engine)
+
+
+def _num_devices(target: ModelGeometry, hardware: Hardware, request: DeviceRequest, needed_bytes: float) -> int:
+    """As many as were asked for, or as few as hold some bytes, that can share the target.
+
+    Raises:
+        UserInputError: so many cannot share it.
+        OutOfDomain: none that can are enough.
+    """
+    if request.num_devices is None:
+        return num_devices_to_fit(hardware, needed_bytes, degrees=tensor_parallel_degrees(target))
+    fix = "Give one of these as --num-devices, or leave it out"
+    check_degree(target, request.num_devices, among="devices", fix=fix, max_degree=hardware.max_devices)
+    return request.num_devices
+
+
+def check_draft_degree(draft: DraftGeometry, draft_num_devices: int | None, num_devices: int) -> None:
+    """Refuse a place for a draft where the runtime cannot have it.
+
+    Args:
+        draft: a self-draft is where its target is.
+        draft_num_devices: asked for; None where that is left open.
+        num_devices: of the target.
+
+    Raises:
+        UserInputError: it is neither one device nor all of the target's, or so many cannot share the draft.
+    """
+    if draft_num_devices is None:
+        return
+    places = [num_devices] if draft.kind == "self" else sorted({1, num_devices})
+    if draft_num_devices not in places:
+        expected = " or ".join(map(str, places))
+        raise UserInputError(
+            f"draft {draft.model.name} on {draft_num_devices} of {num_devices} devices: expected {expected}. Give "
+            f"--draft-num-devices {places[0]}."
+        )
+    check_degree(draft.model, draft_num_devices, among="devices", fix="Give --draft-num-devices 1")
 
 
 def _modes(hardware: Hardware, request: DeviceRequest) -> tuple[Dtype, EngineMode]:
@@ -166,10 +209,10 @@ def memory_needed(
     )
 
 
-def _check_fit(memory: Memory, hardware: Hardware, num_devices: int, dtype: Dtype) -> None:
+def _check_fit(target: ModelGeometry, memory: Memory, hardware: Hardware, num_devices: int, dtype: Dtype) -> None:
     capacity = num_devices * hardware.memory_bytes
     if memory.total_bytes > capacity:
-        enough = num_devices_to_fit(hardware, memory.total_bytes)
+        enough = num_devices_to_fit(hardware, memory.total_bytes, degrees=tensor_parallel_degrees(target))
         raise UserInputError(
             f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {dtype}, and {num_devices} x "
             f"{hardware.name} hold {format_bytes(capacity)}. Give --num-devices {enough}, a larger --device or a smaller "

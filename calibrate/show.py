@@ -34,7 +34,8 @@ PASS_NAMES: dict[PassKind, str] = {
     "ahead": "segments run ahead",
     "verify": "verification",
     "round": "host",
-    "prefill": "prefill",
+    "draft_prefill": "draft prefill",
+    "target_prefill": "target prefill",
 }
 
 

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 
-from perfmodel.passes import DRAFT_KINDS, PassKind, PassSamples, is_cold, weights_of
+from perfmodel.passes import DRAFTING_KINDS, PassKind, PassSamples, is_cold, weights_of
 from perfmodel.robust import clamped
 from perfmodel.units import Seconds
 
@@ -30,7 +30,7 @@ def cold_extras(samples: PassSamples) -> ColdExtras:
     cells: defaultdict[tuple[PassKind, int], dict[tuple[int, int], _Cell]] = defaultdict(dict)
     columns = zip(samples.kind, samples.stage, samples.rows, samples.place, samples.seconds, strict=True)
     for kind, stage, rows, place, seconds in columns:
-        if kind in DRAFT_KINDS or kind == "verify":
+        if kind in DRAFTING_KINDS or kind == "verify":
             cell = cells[weights_of(kind, stage)].setdefault((stage, rows), defaultdict(list))
             cell[place if is_cold(kind, place) else _NOT_COLD].append(seconds)
     return {

@@ -8,7 +8,7 @@ from perfmodel.artifact import Body, with_keys
 from perfmodel.bootstrap import resamples
 from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval
 from perfmodel.latency import LatencyModel
-from perfmodel.passes import DRAFT_KINDS, PASS_KINDS, PassKind
+from perfmodel.passes import DRAFT_KINDS, PASS_KINDS, PREFILL_KINDS, PassKind
 from perfmodel.rounds import RoundStats
 from perfmodel.units import Frac, Seconds, TokensPerS
 
@@ -114,7 +114,7 @@ def pass_seconds(draft: LatencyModel | None, target: LatencyModel, rounds: Round
         return draft if draft is not None and kind in DRAFT_KINDS else target
 
     for count in rounds.passes:
-        if count.kind == "prefill":
+        if count.kind in PREFILL_KINDS:
             continue
         model = model_of(count.kind)
         base_s, per_token_s = model.affine(count.kind, count.stage, count.rows)

@@ -4,6 +4,7 @@ Symbols: L layers, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U 
 The table of models is `perfmodel.known_models`, what a Hugging Face config.json says is read by `perfmodel.model_config`.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -168,6 +169,41 @@ class DraftGeometry:
         """Number of layers of each segment: embedding to e1, e1 to e2, and so on."""
         starts = (0, *self.exit_layers[:-1])
         return tuple(end - start for start, end in zip(starts, self.exit_layers, strict=True))
+
+
+def tensor_parallel_degrees(model: ModelGeometry) -> tuple[int, ...]:
+    """The numbers of devices that can share a model's layers, rising: those that divide its KV heads and its MLP units.
+
+    They divide the heads too, of which there are as many for every KV head. No KV head is held twice.
+    """
+    shared = math.gcd(model.num_kv_heads, model.intermediate_size)
+    return tuple(degree for degree in range(1, shared + 1) if shared % degree == 0)
+
+
+def check_degree(model: ModelGeometry, degree: int, *, among: str, fix: str, max_degree: int | None = None) -> None:
+    """Refuse a number of devices that cannot share a model's layers evenly.
+
+    Args:
+        model: the whole model.
+        degree: how many are to share it.
+        among: what they are, such as `devices`.
+        fix: what to do then, a whole sentence without its full stop.
+        max_degree: the most to name; None for all that the model allows.
+
+    Raises:
+        UserInputError: says which numbers can.
+    """
+    degrees = tensor_parallel_degrees(model)
+    if degree in degrees:
+        return
+    counts = {"KV head": model.num_kv_heads, "MLP unit": model.intermediate_size}
+    what, count = next((what, count) for what, count in counts.items() if degree < 1 or count % degree)
+    *others, last = (str(one) for one in degrees if one <= (max_degree or one))
+    expected = f"{', '.join(others)} or {last}" if others else last
+    parts = f"{count} {what}{'' if count == 1 else 's'}"
+    raise UserInputError(
+        f"model {model.name} has {parts}, which {degree} {among} cannot share evenly: expected {expected}. {fix}."
+    )
 
 
 def with_reduced_head(model: ModelGeometry, draft_vocab: Tokens | None) -> ModelGeometry:

@@ -10,7 +10,7 @@ A row (the table is `perfmodel.known_hardware`, a user's own comes from a file) 
     error                                    by kinship: `KINSHIP_ERROR_FRAC`
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +41,8 @@ MEMORY_HEADROOM_FRAC: Frac = 0.1
 
 MAX_DEVICES = 8
 """One node: beyond it the all-reduce constants do not hold."""
+NODE_SIZES = (1, 2, 4, 8)
+"""Numbers of devices that nodes have."""
 
 LinkKind = Literal["nvlink", "infinity-fabric", "pcie"]
 ALL_REDUCE_S: dict[LinkKind, Seconds] = {"nvlink": 6.6 * MICRO, "infinity-fabric": 25 * MICRO, "pcie": 25 * MICRO}
@@ -269,26 +271,40 @@ def find_hardware(name: str) -> Hardware:
     raise UnknownName("device", name, known, aliases=aliases, otherwise=otherwise)
 
 
-def num_devices_to_fit(hardware: Hardware, needed_bytes: float, *, headroom_frac: Frac = MEMORY_HEADROOM_FRAC) -> int:
-    """The fewest devices, a power of two, whose memory less headroom holds some bytes.
+def num_devices_to_fit(
+    hardware: Hardware,
+    needed_bytes: float,
+    *,
+    degrees: Sequence[int] = NODE_SIZES,
+    headroom_frac: Frac = MEMORY_HEADROOM_FRAC,
+) -> int:
+    """The fewest devices whose memory less headroom holds some bytes; a power of two where one does.
+
+    Args:
+        hardware: what they are.
+        needed_bytes: of all together.
+        degrees: the numbers to choose from (`perfmodel.geometry.tensor_parallel_degrees`).
+        headroom_frac: the share of the memory to leave free.
 
     Raises:
-        OutOfDomain: more than its links join would be needed.
+        OutOfDomain: more than its links join, or than can share the models, would be needed.
     """
     usable_bytes = hardware.memory_bytes * (1 - headroom_frac)
-    num_devices = 1
-    while num_devices * usable_bytes < needed_bytes:
-        num_devices *= 2
-    if num_devices > hardware.max_devices:
+    joined = [degree for degree in degrees if degree <= hardware.max_devices]
+    fitting = [degree for degree in joined if degree * usable_bytes >= needed_bytes]
+    if not fitting:
+        most = max(joined)
+        is_linked = most == hardware.max_devices or max(degrees) > hardware.max_devices
+        limit = f"{_devices_text(most)} priced" if is_linked else f"The target can be shared by at most {most}"
         raise OutOfDomain(
             f"memory on {hardware.name}",
             needed_bytes,
             low=0,
-            high=hardware.max_devices * usable_bytes,
+            high=most * usable_bytes,
             as_text=format_bytes,
-            fix=f"{_devices_text(hardware.max_devices)} priced: take a larger device, a smaller dtype or a shorter output",
+            fix=f"{limit}: take a larger device, a smaller dtype or a shorter output",
         )
-    return num_devices
+    return min(fitting, key=lambda degree: (degree.bit_count() > 1, degree))
 
 
 def _devices_text(max_devices: int) -> str:

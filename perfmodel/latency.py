@@ -17,7 +17,7 @@ from perfmodel.hardware import Hardware
 from perfmodel.kernel_costs import WIDEST_ERROR_FRAC
 from perfmodel.law import LatencyFit, Law, roofline_law
 from perfmodel.pass_times import PassTimes
-from perfmodel.passes import PassKind, PassShape
+from perfmodel.passes import PREFILL_KINDS, PassKind, PassShape
 from perfmodel.profile import Dtype, EngineMode, LatencyProfile
 from perfmodel.speed_of_light import check_line, gated_hardware
 from perfmodel.units import Frac, Seconds, Tokens
@@ -160,6 +160,7 @@ class FittedLatency(_LawLatency):
             batch=1,
             num_devices=key.num_devices,
             context_tokens=context_tokens,
+            pads_rows=fit.pads_rows,
         )
         super().__init__(fit.law, setting)
         self._hardware = gated_hardware(key)
@@ -186,9 +187,10 @@ class FittedLatency(_LawLatency):
     def _work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         work = self._setting.work(kind, stage, rows)
         high = self.fit.domain.max_rows * _ROWS_SLACK
-        if kind != "prefill" and work.rows > high:
+        asked_rows = min(rows, work.rows)  # the bookkeeping of a round has none
+        if kind not in PREFILL_KINDS and asked_rows > high:
             fix = "Profile wider passes and fit again: s2d-profile law --rows"
-            raise OutOfDomain(f"rows of a {kind} pass", work.rows, low=0, high=high, fix=fix)
+            raise OutOfDomain(f"rows of a {kind} pass", asked_rows, low=0, high=high, fix=fix)
         return work
 
 
@@ -203,7 +205,7 @@ class MeasuredLatency:
 
     def __init__(self, profile: LatencyProfile) -> None:
         self.profile = profile
-        self._table = PassTimes(profile.samples, name=profile.model.name)
+        self._table = PassTimes(profile.samples, name=profile.model.name, pads_rows=profile.pads_rows)
         self.error_frac: Frac = self._table.error_frac
 
     @property

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from perfmodel.artifact import Stored, read_record, record_text, write_record
+from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.hardware import Hardware
 from perfmodel.interval import NORMAL_QUANTILE
@@ -13,7 +14,7 @@ from perfmodel.units import Frac, Seconds, Tokens, format_bytes
 from perfmodel.work import PassWork
 
 LATENCY_FIT_SCHEMA = "s2d/latency-fit"
-LATENCY_FIT_VERSION = 1
+LATENCY_FIT_VERSION = 2
 
 UNTESTED_ERROR_FRAC: Frac = 0.2
 """Of a fit to one model, which tells nothing of others: assumed."""
@@ -167,6 +168,8 @@ class LatencyFit:
     models: tuple[str, ...]
     source: str
     """Who timed the passes, and with what."""
+    pads_rows: bool
+    """Whether passes ran as wide as `perfmodel.passes.graph_width`, and are priced so: our runtime's under engine graph."""
     law: Law
     standard_error: Law
     """Of each coefficient; 0 for those held at 0."""
@@ -188,6 +191,14 @@ class LatencyFit:
         return UNTESTED_ERROR_FRAC if self.held_out_90_frac is None else self.held_out_90_frac / NORMAL_QUANTILE
 
 
+def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
+    """Laws were fitted to the rows that were asked for."""
+    return {**body, "pads_rows": False}
+
+
+_UPGRADES: Upgrades = {1: _from_version_1}
+
+
 def latency_fit_file_text(fit: LatencyFit, provenance: Provenance) -> str:
     """The file as text: what `--json` prints."""
     return record_text(fit, schema=LATENCY_FIT_SCHEMA, version=LATENCY_FIT_VERSION, provenance=provenance)
@@ -204,4 +215,4 @@ def read_latency_fit(path: PathLike) -> Stored[LatencyFit]:
     Raises:
         BadFile: anything but a whole fit; says what it is and what to do.
     """
-    return read_record(path, LatencyFit, schema=LATENCY_FIT_SCHEMA, version=LATENCY_FIT_VERSION)
+    return read_record(path, LatencyFit, schema=LATENCY_FIT_SCHEMA, version=LATENCY_FIT_VERSION, upgrades=_UPGRADES)

@@ -2,16 +2,21 @@
 
 Totals are what is predicted, so a cell keeps its mean and not its median; only the most extreme 2 % on each side are
 pulled in to the edge, so that one preempted pass does not speak for a thousand.
+
+Captured passes are padded to a few widths (`perfmodel.passes.graph_width`), so that their seconds are steps in the rows. Each
+step is a table of its own: rows of one are neither merged nor interpolated with rows of another.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TypeAlias
 
 from perfmodel.cold_starts import ColdExtras, cold_extras
 from perfmodel.errors import OutOfDomain
-from perfmodel.passes import PassKind, PassSamples, weights_of
+from perfmodel.passes import LAYER_KINDS, PREFILL_KINDS, PassKind, PassSamples, graph_width, kind_label, weights_of
 from perfmodel.robust import clamped
 from perfmodel.units import Frac, Seconds
 
@@ -50,6 +55,12 @@ class _Cell:
     seconds: list[Seconds]
 
 
+_AS_ASKED = 0
+"""The width of passes that are not padded."""
+_Steps: TypeAlias = dict[int, tuple[Knot, ...]]
+"""Knots in order of rows, by the width that they were padded to."""
+
+
 class PassTimes:
     """Every measured pass, priced by kind, stage and rows.
 
@@ -58,16 +69,18 @@ class PassTimes:
 
     Args:
         name: the model's, for messages.
+        pads_rows: whether passes through layers were padded.
     """
 
-    __slots__ = ("_cold", "_knots", "_lines", "_max_rows", "_name", "error_frac")
+    __slots__ = ("_cold", "_lines", "_max_rows", "_name", "_pads_rows", "_steps", "error_frac")
 
-    def __init__(self, samples: PassSamples, *, name: str) -> None:
+    def __init__(self, samples: PassSamples, *, name: str, pads_rows: bool) -> None:
         self._cold = cold_extras(samples)
         cells = _cells_of(samples, self._cold)
         self._name = name
+        self._pads_rows = pads_rows
         self._max_rows = {key: max(by_rows) for key, by_rows in cells.items()}
-        self._knots = {key: _knots_of(by_rows) for key, by_rows in cells.items()}
+        self._steps = {(kind, stage): self._steps_of(kind, by_rows) for (kind, stage), by_rows in cells.items()}
         self._lines: dict[tuple[str, int, int], tuple[Seconds, Seconds]] = {}
         self.error_frac: Frac = self._block_error_frac(samples)
 
@@ -80,20 +93,32 @@ class PassTimes:
         key = (kind, stage, rows)
         if key not in self._lines:
             self._check(kind, stage, rows)
-            self._lines[key] = _line_at(self._knots[kind, stage], rows)
+            self._lines[key] = _line_on(self._steps[kind, stage], rows, self._width(kind, rows))
         return self._lines[key]
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
         """Extra seconds of a pass at a place; 0 where none was measured."""
         return _extra_s(self._cold, kind, stage, place)
 
+    def _width(self, kind: PassKind, rows: int) -> int:
+        """The width that a pass was padded to; `_AS_ASKED` where it was not."""
+        is_padded = self._pads_rows and kind in LAYER_KINDS
+        return (graph_width(rows) if is_padded else None) or _AS_ASKED
+
+    def _steps_of(self, kind: PassKind, by_rows: dict[int, _Cell]) -> _Steps:
+        pooled_s = _slope_s(by_rows.values())
+        steps: dict[int, dict[int, _Cell]] = defaultdict(dict)
+        for rows, cell in by_rows.items():
+            steps[self._width(kind, rows)][rows] = cell
+        return {width: _knots_of(cells, pooled_s) for width, cells in steps.items()}
+
     def _check(self, kind: PassKind, stage: int, rows: int) -> None:
         measured = self._max_rows.get((kind, stage), 0)
         is_known = measured > 0 or (kind == "round" and (kind, stage) in self._max_rows)
-        if is_known and (kind == "prefill" or rows <= max(measured + 1, EXTRAPOLATED_RATIO * measured)):
+        if is_known and (kind in PREFILL_KINDS or rows <= max(measured + 1, EXTRAPOLATED_RATIO * measured)):
             return
         raise OutOfDomain(
-            f"rows of a {kind} pass (stage {stage}) of {self._name!r}",
+            f"rows of a {kind_label(kind)} pass (stage {stage}) of {self._name!r}",
             rows,
             low=0,
             high=measured,
@@ -103,7 +128,7 @@ class PassTimes:
     def _block_error_frac(self, samples: PassSamples) -> Frac:
         """Standard error of the profile's total, from how its consecutive stretches differ from the table."""
         measured, predicted = [0.0] * NUM_BLOCKS, [0.0] * NUM_BLOCKS
-        rounds = [one for one in _passes(samples) if one[0] != "prefill"]
+        rounds = [one for one in _passes(samples) if one[0] not in PREFILL_KINDS]
         for number, (kind, stage, rows, cached, place, seconds) in enumerate(rounds):
             block = number * NUM_BLOCKS // len(rounds)
             base_s, per_token_s = self.line(kind, stage, rows)
@@ -135,8 +160,7 @@ def _cells_of(samples: PassSamples, cold: ColdExtras) -> dict[tuple[PassKind, in
     }
 
 
-def _knots_of(by_rows: dict[int, _Cell]) -> tuple[Knot, ...]:
-    pooled_s = _slope_s(by_rows.values())
+def _knots_of(by_rows: dict[int, _Cell], pooled_s: Seconds) -> tuple[Knot, ...]:
     most = max(len(cell.seconds) for cell in by_rows.values())
     knots = [_knot(rows, cell, pooled_s) for rows, cell in by_rows.items()]
     return tuple(_merged(knots, min_samples=min(MIN_SAMPLES, most)))
@@ -199,7 +223,18 @@ def _join(one: Knot, other: Knot) -> Knot:
     )
 
 
-def _line_at(knots: Sequence[Knot], rows: int) -> tuple[Seconds, Seconds]:
+def _line_on(steps: _Steps, rows: int, width: int) -> tuple[Seconds, Seconds]:
+    """Base and slope of a pass of some rows: from its step, or where that was not met as of a pass as wide as its step."""
+    if width == _AS_ASKED and width in steps:
+        return _line_at(steps[width], rows)
+    if width in steps:
+        return _line_at(steps[width], min(rows, steps[width][-1].rows))
+    widths = sorted(set(steps) - {_AS_ASKED})
+    knots = [replace(reduce(_join, steps[one]), rows=one) for one in widths]
+    return _line_at([*knots, *steps.get(_AS_ASKED, ())], width or rows)
+
+
+def _line_at(knots: Sequence[Knot], rows: float) -> tuple[Seconds, Seconds]:
     """Base and slope at a width: between two knots, or along the last two beyond them; never falling below the last knot."""
     if rows <= knots[0].rows or len(knots) == 1:
         return knots[0].base_s, knots[0].per_token_s

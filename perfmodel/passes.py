@@ -9,8 +9,12 @@ A round is cut into consecutive laps without gaps, so that the seconds of its pa
     verify   the target's forward over `rows` = drafted + 1 positions, its head, and the decision
     round    what is left: rollback and bookkeeping; `rows` = tokens drafted in the round (handing text to a reader is
              the reader's time, and in no pass)
-    prefill  a pass over the prompt, in no round's time; stage 0 is the target's, before the first round, stage n that of the
-             draft's n-th segment, before the first pass that needs it, if there ever is one
+
+Passes over the prompt are in no round's time:
+
+    draft_prefill   through one segment of a draft with weights of its own, before the first pass that needs the segment; none
+                    where no pass does
+    target_prefill  through all layers of the target, before the first round
 
 Draft and target push each other out of the caches: the first passes after a verification fetch the draft's weights anew, and
 a verification takes the longer, the more of the draft ran before it. A pass therefore has a *place*. That of a draft's pass
@@ -21,18 +25,37 @@ head); that of a verification is the number of segments that ran in its round.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from perfmodel.units import Seconds
 
-PassKind = Literal["segment", "exit", "ahead", "verify", "round", "prefill"]
-PASS_KINDS: tuple[PassKind, ...] = ("segment", "exit", "ahead", "verify", "round", "prefill")
+PassKind = Literal["segment", "exit", "ahead", "verify", "round", "draft_prefill", "target_prefill"]
+PassModel = Literal["draft", "target"]
+PASS_MODEL: dict[PassKind, PassModel] = {
+    "segment": "draft",
+    "exit": "draft",
+    "ahead": "draft",
+    "verify": "target",
+    "round": "target",
+    "draft_prefill": "draft",
+    "target_prefill": "target",
+}
+"""The model whose profile holds the passes of a kind and whose latency prices them. A self-draft is both."""
+PASS_KINDS: tuple[PassKind, ...] = tuple(PASS_MODEL)
 PassName: TypeAlias = tuple[PassKind, int, int]
 """Kind, stage, and rows or place."""
-DRAFT_KINDS: tuple[PassKind, ...] = ("segment", "exit", "ahead")
-"""Of the draft's weights; the others are the target's or nobody's."""
+DRAFT_KINDS: tuple[PassKind, ...] = tuple(kind for kind, model in PASS_MODEL.items() if model == "draft")
+"""The draft's; the others are the target's."""
+PREFILL_KINDS: tuple[PassKind, ...] = ("draft_prefill", "target_prefill")
+"""Over the prompt, and in no round."""
+DRAFTING_KINDS: tuple[PassKind, ...] = tuple(kind for kind in DRAFT_KINDS if kind not in PREFILL_KINDS)
+"""The draft's in rounds."""
 SEGMENT_KINDS: tuple[PassKind, ...] = ("segment", "ahead")
 """In which a segment of the draft runs."""
+LAYER_KINDS: tuple[PassKind, ...] = (*SEGMENT_KINDS, "verify", *PREFILL_KINDS)
+"""In which layers run."""
+GRAPH_ROW_WIDTHS = (1, 2, 4, 8, 16, 32)
+"""Rows of the passes through layers that the runtime captures as CUDA graphs; it pads narrower passes to the next of them."""
 COLD_PLACES = 3
 """Places of a segment's or exit's passes that are told apart; from the next one on they count as warm."""
 
@@ -43,8 +66,8 @@ class PassShape:
 
     kind: PassKind
     stage: int
-    """Zero-based segment or exit of the draft (among all its exits, looked at or not), of an ahead pass the segment; 0 for
-    verify and round; of a prefill, 0 is the target's and n that of the draft's n-th segment."""
+    """Zero-based segment or exit of the draft (among all its exits, looked at or not), of an ahead pass the segment; 0 for the
+    target's passes."""
     rows: int
     """Tokens in the pass."""
     cached_tokens: float
@@ -102,6 +125,26 @@ class PassSamples:
         return len(self.seconds)
 
 
+def with_prefills_by_model(samples: dict[str, Any]) -> dict[str, Any]:
+    """The columns of an older file's samples, which had one kind of prefill: stage 0 was the target's, n the draft's n-th."""
+    kinds, stages = [], []
+    for kind, stage in zip(samples["kind"], samples["stage"], strict=True):
+        is_of_draft = kind == "prefill" and stage > 0
+        kinds.append(kind if kind != "prefill" else "draft_prefill" if is_of_draft else "target_prefill")
+        stages.append(stage - 1 if is_of_draft else stage)
+    return {**samples, "kind": kinds, "stage": stages}
+
+
+def graph_width(rows: int) -> int | None:
+    """The width at which a pass of so many rows is captured; None for wider ones, which are launched kernel by kernel."""
+    return next((width for width in GRAPH_ROW_WIDTHS if width >= rows), None)
+
+
+def kind_label(kind: PassKind) -> str:
+    """A kind as messages name it: `target prefill`."""
+    return kind.replace("_", " ")
+
+
 def weights_of(kind: PassKind, stage: int) -> tuple[PassKind, int]:
     """The weights a pass runs through, by kind and stage: all exits share one norm and head."""
     return kind, 0 if kind == "exit" else stage
@@ -111,7 +154,7 @@ def is_cold(kind: PassKind, place: int) -> bool:
     """Whether a pass finds less of its weights in the caches than others: early in a round, or after more than one segment."""
     if kind == "verify":
         return place > 1
-    return kind in DRAFT_KINDS and place <= COLD_PLACES
+    return kind in DRAFTING_KINDS and place <= COLD_PLACES
 
 
 def places(passes: Iterable[tuple[PassKind, int]]) -> Iterator[int]:

@@ -7,12 +7,12 @@ from typing import Any, Literal
 from perfmodel.artifact import Stored, Upgrades, read_record, write_record
 from perfmodel.disk import PathLike
 from perfmodel.geometry import ModelGeometry, with_llama_layers, with_whole_heads
-from perfmodel.passes import PassSamples
+from perfmodel.passes import PassSamples, with_prefills_by_model
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 7
+LATENCY_PROFILE_VERSION = 8
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 EngineMode = Literal["eager", "graph"]
@@ -36,8 +36,8 @@ class DeviceKey:
 class LatencyProfile:
     """Raw pass times of one model on one device, taken while it ran beside another.
 
-    A draft's profile holds its segment, exit and prefill passes; a target's its verify, round and prefill passes. A
-    self-draft's profile is the target's, with both.
+    A draft's profile holds the passes whose `PASS_MODEL` is the draft, a target's the others. A self-draft's profile is the
+    target's, with both.
     """
 
     model: ModelGeometry
@@ -54,6 +54,11 @@ class LatencyProfile:
     processing: tuple[str, ...] | None
     """What was done to logits there, as `Sampling.processing` names it; None in files from before it was kept."""
     samples: PassSamples
+
+    @property
+    def pads_rows(self) -> bool:
+        """Whether passes through layers ran as wide as `graph_width`: the runtime captures passes on one GPU alone."""
+        return self.device.engine == "graph" and self.device.num_threads is None
 
 
 def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
@@ -77,12 +82,22 @@ def _from_version_6(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
+def _from_version_7(body: dict[str, Any]) -> dict[str, Any]:
+    """A draft's profile held the prompt's passes of its first segment alone; those of the others were in the target's."""
+    samples = with_prefills_by_model(body["samples"])
+    if not body["exit_layers"]:
+        is_kept = [kind != "draft_prefill" for kind in samples["kind"]]
+        samples = {name: list(compress(column, is_kept)) for name, column in samples.items()}
+    return {**body, "samples": samples}
+
+
 LATENCY_PROFILE_UPGRADES: Upgrades = {
     2: with_llama_layers,
     3: with_whole_heads,
     4: _from_version_4,
     5: _from_version_5,
     6: _from_version_6,
+    7: _from_version_7,
 }
 
 

@@ -7,7 +7,7 @@ from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write
 from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup, with_nothing_ahead
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
-from perfmodel.passes import PassSamples
+from perfmodel.passes import PassSamples, with_prefills_by_model
 from perfmodel.policy import ExitPolicy, with_catching_up_when_asked
 from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
@@ -16,7 +16,7 @@ from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Seconds, Tokens
 
 REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 7
+REPORT_VERSION = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +111,18 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
     return {**with_sampling_unpenalised(body), "adaptation": None}
 
 
+def _from_version_7(body: dict[str, Any]) -> dict[str, Any]:
+    arms = {name: body[name] for name in ("plan_arm", "plain_arm") if body[name] is not None}
+    return body | {name: {**arm, "samples": with_prefills_by_model(arm["samples"])} for name, arm in arms.items()}
+
+
 _UPGRADES: Upgrades = {
     2: with_llama_layers,
     3: with_whole_heads,
     4: _from_version_4,
     5: with_nothing_ahead,
     6: with_catching_up_when_asked,
+    7: _from_version_7,
 }
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from perfmodel.errors import FasterThanLight, UnknownName
 from perfmodel.hardware import Hardware, find_hardware
-from perfmodel.passes import PassKind, PassSamples, PassShape
+from perfmodel.passes import PassKind, PassSamples, PassShape, kind_label
 from perfmodel.profile import DeviceKey, Dtype, LatencyProfile
 from perfmodel.units import (
     MIB,
@@ -132,7 +132,7 @@ def check_pass(what: str, seconds: Seconds, setting: PassSetting, shape: PassSha
     limit = pass_light(setting, shape, hardware)
     if seconds < limit.refused_below_s:
         rows = f"{shape.rows} row{'' if shape.rows == 1 else 's'}"
-        one = f"a {shape.kind} pass of {rows} over {round(shape.cached_tokens)} cached tokens in {setting.dtype}"
+        one = f"a {kind_label(shape.kind)} pass of {rows} over {round(shape.cached_tokens)} cached tokens in {setting.dtype}"
         raise FasterThanLight(
             f"{what}: {one}", given=format_seconds(seconds), least=f"on {hardware.name} {limit.text}", fix=fix
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from perfmodel.errors import BadPolicy
 from perfmodel.geometry import ModelGeometry
-from perfmodel.passes import PassKind
+from perfmodel.passes import PassKind, graph_width
 from perfmodel.profile import DTYPE_BYTES, Dtype, LatencyProfile
 from perfmodel.units import Bytes, Flops, Frac, Tokens
 
@@ -191,12 +191,14 @@ class PassSetting:
     num_devices: int
     context_tokens: Tokens | None = None
     """Where a model that has layers with a window is priced; others need none."""
+    pads_rows: bool = False
+    """Whether layers run at `graph_width` rows, as the runtime's captured passes do. Heads run at the rows asked for."""
 
     def work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         """The work of one pass.
 
         A self-draft's verify covers the layers above its last exit, but with one row it is the plain loop's and covers all.
-        A prefill asks no head: the prompt's last token leads the first round. The draft's are by segment, from stage 1 on.
+        A prefill asks no head: the prompt's last token leads the first round.
         An ahead pass is told with its wait, as nothing but a measurement tells how much of it is hidden.
         """
         match kind:
@@ -210,9 +212,10 @@ class PassSetting:
                 return self._layers(self._segment_layers(stage), head_rows=1, rows=rows)
             case "verify":
                 return self._layers(self._verify_layers(rows), head_rows=rows, rows=rows)
-            case "prefill":
-                num_layers = self._segment_layers(stage - 1) if stage else self.model.num_layers
-                return self._layers(num_layers, head_rows=0, rows=rows)
+            case "draft_prefill":
+                return self._layers(self._segment_layers(stage), head_rows=0, rows=rows)
+            case "target_prefill":
+                return self._layers(self.model.num_layers, head_rows=0, rows=rows)
             case "round":
                 return round_work(rows)
 
@@ -226,11 +229,12 @@ class PassSetting:
         return self.exit_layers[stage] - (self.exit_layers[stage - 1] if stage else 0)
 
     def _layers(self, num_layers: int, *, head_rows: int, rows: int) -> PassWork:
+        padded_rows = graph_width(rows) if self.pads_rows and num_layers else None
         return layers_work(
             self.model,
             num_layers=num_layers,
             head_rows=head_rows,
-            rows=rows,
+            rows=padded_rows or rows,
             batch=self.batch,
             num_devices=self.num_devices,
             dtype=self.dtype,

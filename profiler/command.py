@@ -163,11 +163,13 @@ def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance:
     finally:  # whatever ended it, a disk that is full included
         if len(log):
             print_out("\n" + latency_table(log))
-    if meter is not None:
+    if meter is not None and meter.failure is None:
         print_out(energy_line(meter, facts))
     warnings = warnings_of(log, never=lacking_passes(log, job.needed_passes(), 1))
     if (busy := contention.warning) is not None:
         warnings.append(busy)
+    if meter is not None and meter.failure is not None:
+        warnings.append(f"the power sensor failed ({meter.failure}): energy is left out, and everything else was measured")
     for warning in warnings:
         print_err(f"warning: {warning}")
     print_out("wrote " + ", ".join(map(str, files.write(log))))

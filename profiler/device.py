@@ -5,13 +5,16 @@ A GPU is asked through NVML (`nvidia-ml-py`) where that is installed, and throug
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from perfmodel.units import GIGA, MEGA, MILLI, Bytes, Watts, format_bytes, format_number
 from s2d.device import device_key
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
 def nvml_handle(device: torch.device) -> Any | None:
     """NVML's handle of a torch CUDA device, found by UUID because the two number devices differently.
 
-    None without `nvidia-ml-py` or without its driver.
+    None without `nvidia-ml-py`, without its driver, or where NVML does not list the device (a MIG slice).
     """
     try:
         import pynvml
@@ -100,22 +103,29 @@ def _gpu_facts_from_nvml(device: torch.device) -> DeviceFacts | None:
         return None
     import pynvml
 
+    of_torch = _gpu_facts_from_torch(device)
+    sm = pynvml.NVML_CLOCK_SM
     return DeviceFacts(
-        name=pynvml.nvmlDeviceGetName(handle),
+        name=_or_none(lambda: _text(pynvml.nvmlDeviceGetName(handle))) or of_torch.name,
         num_threads=None,
-        driver=pynvml.nvmlSystemGetDriverVersion(),
-        clock_hz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * MEGA,  # NVML: MHz
-        max_clock_hz=pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM) * MEGA,  # NVML: MHz
-        power_limit_w=_or_none(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle, MILLI),  # NVML: mW
-        memory_bytes=pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+        driver=_or_none(lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
+        clock_hz=_or_none(lambda: float(pynvml.nvmlDeviceGetClockInfo(handle, sm) * MEGA)),  # NVML: MHz
+        max_clock_hz=_or_none(lambda: float(pynvml.nvmlDeviceGetMaxClockInfo(handle, sm) * MEGA)),  # NVML: MHz
+        power_limit_w=_or_none(lambda: float(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) * MILLI)),  # NVML: mW
+        memory_bytes=_or_none(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)) or of_torch.memory_bytes,
     )
 
 
-def _or_none(ask: Any, handle: Any, unit: float) -> float | None:
-    """A reading that some cards do not support."""
+def _or_none(read: Callable[[], T]) -> T | None:
+    """A reading, or None: virtual GPUs and some boards do not support all of them."""
     import pynvml
 
     try:
-        return float(ask(handle) * unit)
+        return read()
     except pynvml.NVMLError:
         return None
+
+
+def _text(said: str | bytes) -> str:
+    """Older versions of `nvidia-ml-py` answer in bytes."""
+    return said.decode(errors="replace") if isinstance(said, bytes) else said

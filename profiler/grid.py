@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.passes import DRAFT_KINDS, SEGMENT_KINDS, PassKind
+from perfmodel.passes import DRAFT_KINDS, SEGMENT_KINDS, PassKind, kind_label
 from perfmodel.policy import Confidence, ExitPolicy, FixedLength, FloorStop, LengthRule
 from perfmodel.replay import replay
 from perfmodel.trace import AcceptanceTrace
@@ -63,7 +63,7 @@ class PassKey:
     def label(self) -> str:
         """`segment 2 of 5 rows`, `verify of 4 rows`: as messages name it."""
         stage = f" {self.stage + 1}" if self.kind in DRAFT_KINDS else ""
-        return f"{self.kind}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
+        return f"{kind_label(self.kind)}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
 
 
 def needed_passes(num_exits: int, draft_cap: int, *, runs_ahead: bool) -> frozenset[PassKey]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perfmodel.errors import Mismatch
-from perfmodel.passes import DRAFT_KINDS
+from perfmodel.passes import PASS_MODEL
 from perfmodel.profile import LatencyProfile, read_latency_profile, write_latency_profile
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import Sampling
@@ -14,8 +14,6 @@ from profiler.grid import PassKey
 from profiler.pass_log import PassLog
 from s2d.load import LoadedModel
 from s2d.pair import ModelPair
-
-DRAFT_PREFILL_STAGE = 1
 
 
 def pair_profiles(log: PassLog, pair: ModelPair, sampling: Sampling) -> dict[str, LatencyProfile]:
@@ -55,8 +53,8 @@ def pair_profiles(log: PassLog, pair: ModelPair, sampling: Sampling) -> dict[str
 
 
 def is_draft_pass(key: PassKey) -> bool:
-    """Whether a pass is the draft's: its segments, its exits, its prompt."""
-    return key.kind in DRAFT_KINDS or (key.kind == "prefill" and key.stage == DRAFT_PREFILL_STAGE)
+    """Whether a pass is the draft's."""
+    return PASS_MODEL[key.kind] == "draft"
 
 
 class LatencyFiles:

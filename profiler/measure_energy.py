@@ -22,6 +22,8 @@ READ_EVERY_S: Seconds = 0.05
 class EnergyMeter:
     """Power integrated over time, while and after it runs.
 
+    A sensor that fails ends the readings and nothing else: what is measured beside it counts without its energy.
+
     Args:
         sensor: read from another thread.
         clock: a monotonic clock in seconds.
@@ -30,9 +32,16 @@ class EnergyMeter:
     def __init__(self, sensor: PowerSensor, *, clock: Callable[[], Seconds] = time.perf_counter) -> None:
         self._sensor = sensor
         self._clock = clock
-        self._start_s = self._last_s = clock()
-        self._last_w = sensor()
         self.energy_j: Joules = 0.0
+        """Up to the last reading: of no use once the sensor has failed."""
+        self.failure: Exception | None = None
+        """What the sensor raised; None while it answers."""
+        self._start_s = self._last_s = clock()
+        self._last_w: Watts = 0.0
+        try:
+            self._last_w = sensor()
+        except Exception as err:
+            self.failure = err
 
     @property
     def seconds(self) -> Seconds:
@@ -46,7 +55,13 @@ class EnergyMeter:
 
     def read(self) -> None:
         """Add the energy since the last reading: the mean of both powers times the time between them."""
-        now_s, now_w = self._clock(), self._sensor()
+        if self.failure is not None:
+            return
+        try:
+            now_s, now_w = self._clock(), self._sensor()
+        except Exception as err:  # whatever a driver raises: the measurement goes on
+            self.failure = err
+            return
         self.energy_j += (now_w + self._last_w) / 2 * (now_s - self._last_s)
         self._last_s, self._last_w = now_s, now_w
 
@@ -55,23 +70,20 @@ class EnergyMeter:
 def measure_energy(sensor: PowerSensor | None, *, read_every_s: Seconds = READ_EVERY_S) -> Iterator[EnergyMeter | None]:
     """Meter the energy of the body; None where there is no sensor.
 
-    The thread ends with the body, however it ends. An error of the sensor is raised there, after the body.
+    The thread ends with the body, however it ends, or with a sensor that fails (`EnergyMeter.failure`).
     """
     if sensor is None:
         yield None
         return
     meter = EnergyMeter(sensor)
     stop = threading.Event()
-    failures: list[Exception] = []
-    thread = threading.Thread(target=_read_until, args=(meter, stop, read_every_s, failures), daemon=True)
+    thread = threading.Thread(target=_read_until, args=(meter, stop, read_every_s), daemon=True)
     thread.start()
     try:
         yield meter
     finally:
         stop.set()
         thread.join()
-    if failures:
-        raise failures[0]
     meter.read()
 
 
@@ -92,10 +104,6 @@ def nvml_sensor(device: torch.device) -> PowerSensor | None:
     return power_w
 
 
-def _read_until(meter: EnergyMeter, stop: threading.Event, read_every_s: Seconds, failures: list[Exception]) -> None:
-    while not stop.wait(read_every_s):
-        try:
-            meter.read()
-        except Exception as err:  # the thread's only way to say so
-            failures.append(err)
-            return
+def _read_until(meter: EnergyMeter, stop: threading.Event, read_every_s: Seconds) -> None:
+    while meter.failure is None and not stop.wait(read_every_s):
+        meter.read()

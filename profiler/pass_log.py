@@ -9,7 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from perfmodel.passes import PassKind, PassSamples
+from perfmodel.passes import PREFILL_KINDS, PassKind, PassSamples
 from perfmodel.units import Frac, Seconds
 from profiler.grid import PassKey
 
@@ -75,7 +75,7 @@ def unsteady_passes(log: PassLog) -> list[UnsteadyPass]:
     total_s = sum(map(sum, seconds.values()))
     found = []
     for key, values in sorted(seconds.items(), key=lambda item: -sum(item[1])):
-        if key.kind == "prefill" or len(values) < MIN_SAMPLES_FOR_IQR or sum(values) < MIN_SHARE_TO_WARN * total_s:
+        if key.kind in PREFILL_KINDS or len(values) < MIN_SAMPLES_FOR_IQR or sum(values) < MIN_SHARE_TO_WARN * total_s:
             continue
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
         if high - low > WIDE_IQR_FRAC * median:

@@ -10,7 +10,7 @@ import torch
 from perfmodel.errors import UserInputError
 from perfmodel.estimate import Decoded, Speedup, mean_round_cost, measured_speedup
 from perfmodel.frontier import FrontierPoint
-from perfmodel.passes import PASS_KINDS, PassKind, PassSamples
+from perfmodel.passes import PASS_KINDS, PREFILL_KINDS, PassKind, PassSamples
 from perfmodel.policy import ExitPolicy
 from perfmodel.repetition import distinct_ngram_frac
 from perfmodel.report import Adaptation, Arm, Check, Divergence, PolicyShare, PromptRun, RunReport
@@ -183,7 +183,7 @@ def _policy_rounds(generation: Generation) -> Iterator[tuple[ExitPolicy | None, 
     samples, left, policies = generation.samples, len(generation.tokens), iter(generation.policies)
     blocks, seconds = iter(generation.blocks), 0.0
     for kind, lap_s in zip(samples.kind, samples.seconds, strict=True):
-        if kind == "prefill":
+        if kind in PREFILL_KINDS:
             continue
         seconds += lap_s
         if kind == "round":

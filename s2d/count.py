@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from perfmodel.passes import PassName, is_cold, places, weights_of
+from perfmodel.passes import PREFILL_KINDS, PassName, is_cold, places, weights_of
 from perfmodel.rounds import RoundStats, cold_counts, pass_counts
 from s2d.clock import LapTag
 
@@ -23,7 +23,7 @@ def count_rounds(
     cached: Counter[PassName] = Counter()
     cold: Counter[PassName] = Counter()
     for (kind, stage, rows, cached_tokens), place in zip(tags, places(tag[:2] for tag in tags), strict=True):
-        if kind == "prefill":
+        if kind in PREFILL_KINDS:
             continue
         counts[kind, stage, rows] += 1
         cached[kind, stage, rows] += cached_tokens

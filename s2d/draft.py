@@ -63,7 +63,7 @@ class Ladder:
         """Push the prompt through a segment that has not seen it yet."""
         if self.cache.lengths[segment.number] < self._prompt_rows:
             self.push((segment,), tokens, self._prompt_rows)
-            clock.lap("prefill", 1 + segment.number, self._prompt_rows, 0)
+            clock.lap("draft_prefill", segment.number, self._prompt_rows, 0)
 
     def push(self, run: Run, tokens: list[int], end: int) -> int:
         """One causal pass over what segments have not seen of the first `end` tokens; returns how many they had seen."""

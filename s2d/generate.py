@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from perfmodel.errors import BadPolicy, UserInputError
-from perfmodel.passes import PassSamples
+from perfmodel.passes import PREFILL_KINDS, PassSamples
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import Sampling
@@ -239,7 +239,7 @@ class _Run:
         while not self._round():
             pass
         samples = self._clock.samples()
-        prefill_s = sum(s for kind, s in zip(samples.kind, samples.seconds, strict=True) if kind == "prefill")
+        prefill_s = sum(s for kind, s in zip(samples.kind, samples.seconds, strict=True) if kind in PREFILL_KINDS)
         written = self._tokens[self._prompt_tokens :]
         return Generation(
             tokens=tuple(written),
@@ -259,7 +259,7 @@ class _Run:
         states = self._target.embed(self._tokens[:-1])
         for segment in self._cache.segments:
             states = self._target.forward_segment(states, segment, self._cache)
-        self._clock.lap("prefill", 0, rows, 0)
+        self._clock.lap("target_prefill", 0, rows, 0)
 
     def _round(self) -> bool:
         """Draft, verify, roll back; returns whether the text has ended."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from perfmodel.console import print_err
 from perfmodel.geometry import ModelGeometry
+from perfmodel.passes import GRAPH_ROW_WIDTHS
 from perfmodel.profile import EngineMode
 from perfmodel.units import Tokens
 from s2d.cache import Cache, LayerViews, PassName, Segment
@@ -33,7 +34,7 @@ from s2d.nested import Attend, Decoder, Run, Span
 from s2d.sampling import Answer, Choice, Post
 from s2d.weights import DecoderWeights
 
-ROW_BUCKETS = (1, 2, 4, 8, 16, 32)
+ROW_BUCKETS = GRAPH_ROW_WIDTHS
 """Wider passes are launched kernel by kernel: their kernels take longer than their launches."""
 LEAST_CONTEXT: Tokens = 256
 """Contexts are this times 1, 1.25, 1.5 or 1.75 times a power of two: at most a fifth of the positions that attention reads are

@@ -29,9 +29,9 @@ from s2d.shard import Share
 from s2d.weights import DecoderWeights
 
 _OTHERWISE = {
-    TARGET: "Give torchrun another --nproc-per-node.",
+    TARGET: "Give torchrun another --nproc-per-node",
     DRAFT: "Give torchrun another --nproc-per-node, or profile without --share-draft and plan again: the first process has a "
-    "draft whole then.",
+    "draft whole then",
 }
 """What to do about a model that cannot be shared."""
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from perfmodel.errors import UserInputError
-from perfmodel.geometry import ModelGeometry
+from perfmodel.geometry import ModelGeometry, check_degree
 from s2d.weights import PAD, LayerWeights
 
 
@@ -38,19 +37,12 @@ class Share:
 
         Args:
             geometry: of the whole model.
-            otherwise: what to do then.
+            otherwise: what to do then, a whole sentence without its full stop.
 
         Raises:
             UserInputError: says which number of processes could.
         """
-        counts = {"KV heads": geometry.num_kv_heads, "MLP units": geometry.intermediate_size}
-        for what, count in counts.items():
-            if count % self.num_ranks:
-                fits = [n for n in range(1, geometry.num_kv_heads + 1) if not any(each % n for each in counts.values())]
-                raise UserInputError(
-                    f"model {geometry.name} has {count} {what}, which {self.num_ranks} processes cannot share evenly: expected "
-                    f"{' or '.join(map(str, fits))}. {otherwise}"
-                )
+        check_degree(geometry, self.num_ranks, among="processes", fix=otherwise)
 
     def geometry(self, whole: ModelGeometry) -> ModelGeometry:
         """The shapes of the share."""

@@ -33,7 +33,8 @@ SECONDS: dict[PassKind, float] = {
     "ahead": 1e-4,
     "verify": 4e-3,
     "round": 2e-5,
-    "prefill": 1e-3,
+    "draft_prefill": 1e-3,
+    "target_prefill": 1e-3,
 }
 NUM_PROMPTS, NUM_POSITIONS = 6, 64
 
@@ -94,7 +95,9 @@ def make_profile(
     model: ModelGeometry, exit_layers: Sequence[int], sha256: str, beside: str | None, *, is_self_draft: bool = False
 ) -> LatencyProfile:
     """Every pass of a kind takes the same time, whatever its rows and cached tokens."""
-    shapes: list[tuple[PassKind, int, int]] = [("prefill", 0, 39)]
+    shapes: list[tuple[PassKind, int, int]] = [
+        ("draft_prefill" if exit_layers and not is_self_draft else "target_prefill", 0, 39)
+    ]
     if exit_layers:
         shapes += [("exit", stage, 1) for stage in range(len(exit_layers))]
         shapes += [("segment", stage, rows) for stage in range(len(exit_layers)) for rows in range(1, 15)]
@@ -180,7 +183,7 @@ def make_arm(policy: ExitPolicy | None, trace: AcceptanceTrace, seconds: dict[Pa
             category=prompt.category,
             prompt_tokens=prompt.prompt_tokens,
             rounds=one,
-            prefill_s=seconds["prefill"],
+            prefill_s=seconds["target_prefill"],
             decode_s=math.fsum(count.num_passes * seconds[count.kind] for count in one.passes),
             distinct_6gram_frac=0.9,
         )

@@ -50,17 +50,26 @@ def geometry(num_layers: int, hidden_size: int) -> ModelGeometry:
 MODELS = [geometry(4, 128), geometry(16, 128), geometry(8, 256), geometry(24, 64), geometry(12, 192)]
 
 
-def made_profile(model: ModelGeometry, law: Law = TRUE_LAW, *, noise_frac: float = 0.0, seed: int = 0) -> LatencyProfile:
-    """Passes that take what the law says, up to noise."""
+def made_profile(
+    model: ModelGeometry,
+    law: Law = TRUE_LAW,
+    *,
+    noise_frac: float = 0.0,
+    seed: int = 0,
+    device: DeviceKey = DEVICE,
+    widths: tuple[int, ...] = (1, 2, 4, 8, 100),
+) -> LatencyProfile:
+    """Passes that take what the law says, up to noise; of rows padded to the next of some widths on a GPU with graphs."""
     rng = np.random.default_rng(seed)
     exits = (model.num_layers // 2,)
-    setting = PassSetting(model=model, exit_layers=exits, dtype="fp32", batch=1, num_devices=1)
+    is_padded = device.engine == "graph"
+    setting = PassSetting(model=model, exit_layers=exits, dtype="fp32", batch=1, num_devices=1, pads_rows=is_padded)
     columns: list[tuple[PassKind, int, int, int, float]] = []
     for _ in range(8):
-        for kind in ("segment", "exit", "verify", "round", "prefill"):
-            for rows in (1, 2, 4, 8, 100):
-                if (rows == 100) == (kind == "prefill"):
-                    cached = 0 if kind in ("exit", "round", "prefill") else int(rng.integers(20, 400))
+        for kind in ("segment", "exit", "verify", "round", "target_prefill"):
+            for rows in widths:
+                if (rows == 100) == (kind == "target_prefill"):
+                    cached = 0 if kind in ("exit", "round", "target_prefill") else int(rng.integers(20, 400))
                     base_s, per_token_s = law.line(setting.work(kind, 0, rows), max_cached_tokens=512)
                     seconds = (base_s + per_token_s * cached) * (1 + noise_frac * rng.standard_normal())
                     columns.append((kind, 0, rows, cached, seconds))
@@ -72,7 +81,7 @@ def made_profile(model: ModelGeometry, law: Law = TRUE_LAW, *, noise_frac: float
         model_sha256="0",
         exit_layers=exits,
         beside=None,
-        device=DEVICE,
+        device=device,
         rule="greedy",
         processing=(),
         samples=samples,
@@ -160,3 +169,29 @@ def test_layers_with_a_window_are_observed_at_the_context_they_ran_at() -> None:
     }
     for cached_tokens, work in seen.items():
         assert (work.window_kv_bytes > 0) == (round(cached_tokens) > 100)
+
+
+GPU = DeviceKey(device="a made up GPU", num_devices=1, num_threads=None, dtype="fp32", engine="graph")
+PER_ROW_LAW = replace(TRUE_LAW, row_layer_s=20e-6, cache_bytes=0.0, far_byte_s=0.0)
+"""Rows cost much, so that padding shows."""
+
+
+def test_steps_of_padded_passes_are_fitted_and_priced_at_the_width_that_is_launched() -> None:
+    profiles = [made_profile(model, PER_ROW_LAW, device=GPU, widths=(1, 2, 3, 5, 6, 9, 12, 100)) for model in MODELS]
+    fit = fit_latency(profiles)
+    assert fit.pads_rows
+    assert fit.residual_frac < 2e-3
+    unseen = geometry(20, 128)
+    fitted = FittedLatency(fit, unseen, (), context_tokens=300)
+    setting = PassSetting(model=unseen, exit_layers=(), dtype="fp32", batch=1, num_devices=1)
+    for rows, width in ((1, 1), (3, 4), (4, 4), (5, 8), (9, 16), (16, 16)):
+        base_s, per_token_s = PER_ROW_LAW.line(setting.work("verify", 0, width), max_cached_tokens=512)
+        shape = PassShape(kind="verify", stage=0, rows=rows, cached_tokens=100)
+        assert fitted.pass_s(shape) == pytest.approx(base_s + 100 * per_token_s, rel=0.02)
+
+
+@pytest.mark.parametrize("device", [DEVICE, replace(GPU, engine="eager")])
+def test_passes_that_are_not_captured_are_not_padded(device: DeviceKey) -> None:
+    assert not fit_latency([made_profile(MODELS[0], device=device)]).pads_rows
+    observed = {one.work.rows for one in observe(made_profile(MODELS[0], device=device, widths=(1, 3, 5, 100)))}
+    assert observed == {0, 1, 3, 5, 100}

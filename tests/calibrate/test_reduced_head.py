@@ -135,6 +135,7 @@ def made_up_fit() -> LatencyFit:
         device=CPU,
         models=("some",),
         source="made for this test",
+        pads_rows=False,
         law=roofline_law(find_hardware("a100"), "fp32", "graph", num_devices=1),
         standard_error=Law(**dict.fromkeys(Law.__dataclass_fields__, 0.0)),
         domain=FitDomain(

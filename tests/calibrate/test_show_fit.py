@@ -9,6 +9,7 @@ FIT = LatencyFit(
     device=DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", engine="eager"),
     models=("law-1x64", "law-2x64"),
     source="s2d-profile on this device",
+    pads_rows=False,
     law=replace(NOTHING, layer_s=60e-6, weight_byte_s=1e-10, flop_s=2e-11),
     standard_error=replace(NOTHING, layer_s=2e-6, weight_byte_s=1e-11, flop_s=1e-12),
     domain=FitDomain(min_layer_weight_bytes=2e5, max_layer_weight_bytes=2e6, max_layers=2, max_rows=16, max_cached_tokens=320),

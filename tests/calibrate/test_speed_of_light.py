@@ -32,7 +32,10 @@ def test_a_plan_refuses_a_profile_that_is_faster_than_light(tmp_path: Path, caps
     capsys.readouterr()
     assert plan(tmp_path, faster=1e6) == 2
     said = capsys.readouterr().err
-    assert "the profile of ref-target-16 on 1 x NVIDIA A100-SXM4-80GB: a prefill pass of 39 rows over 0 cached tokens" in said
+    assert (
+        "the profile of ref-target-16 on 1 x NVIDIA A100-SXM4-80GB: a target prefill pass of 39 rows over 0 cached tokens"
+        in said
+    )
     assert "faster than light: on A100-80GB-SXM computing" in said
 
 

@@ -31,7 +31,7 @@ def block(length: int, *, first_rows: int = 1) -> list[Pass]:
 
 
 def test_places_count_the_passes_of_a_round_through_the_same_weights() -> None:
-    passes = [("prefill", 0), ("segment", 0), ("exit", 0), ("segment", 1), ("exit", 1), ("segment", 0), ("exit", 0)]
+    passes = [("target_prefill", 0), ("segment", 0), ("exit", 0), ("segment", 1), ("exit", 1), ("segment", 0), ("exit", 0)]
     passes += [("verify", 0), ("round", 0), ("segment", 0), ("exit", 0), ("verify", 0), ("round", 0), ("verify", 0)]
     assert list(places(passes)) == [1, 1, 1, 1, 2, 2, 3, 2, 1, 1, 1, 1, 1, 0]
 

@@ -75,8 +75,8 @@ def test_a_speedup_is_total_tokens_over_total_seconds_against_the_same_of_plain(
 
 
 def test_cached_tokens_are_paid_and_the_prefill_is_not() -> None:
-    target = Prices({"verify": 1.0, "prefill": 99.0}, per_token_s=0.01)
-    stats = rounds_of(2, 2, count("verify", 2, cached=300), count("prefill", 1, rows=100))
+    target = Prices({"verify": 1.0, "target_prefill": 99.0}, per_token_s=0.01)
+    stats = rounds_of(2, 2, count("verify", 2, cached=300), count("target_prefill", 1, rows=100))
     assert pass_seconds(None, target, stats) == {"verify": pytest.approx(5.0)}
 
 

@@ -1,7 +1,17 @@
+from dataclasses import replace
+
 import pytest
 
-from perfmodel.errors import BadPolicy, UnknownName
-from perfmodel.geometry import DraftGeometry, find_draft, find_model, with_llama_layers, with_whole_heads
+from perfmodel.errors import BadPolicy, UnknownName, UserInputError
+from perfmodel.geometry import (
+    DraftGeometry,
+    check_degree,
+    find_draft,
+    find_model,
+    tensor_parallel_degrees,
+    with_llama_layers,
+    with_whole_heads,
+)
 from perfmodel.profile import LATENCY_PROFILE_UPGRADES, LATENCY_PROFILE_VERSION
 
 
@@ -88,3 +98,34 @@ def test_files_from_before_reduced_heads_are_read_as_whole_ones_and_no_version_i
     assert upgraded["draft"]["model"] == {"num_kv_heads": 8, "name": "x", "head_vocab_size": None}
     assert "head_vocab_size" not in upgraded["draft"]
     assert set(LATENCY_PROFILE_UPGRADES) == set(range(2, LATENCY_PROFILE_VERSION))
+
+
+@pytest.mark.parametrize(
+    ("name", "degrees"),
+    [
+        ("llama-2-70b", (1, 2, 4, 8)),
+        ("llama-2-13b", (1, 2, 4, 8)),  # 40 KV heads, of which 5 devices could have 8 each, but not of 13824 MLP units
+        ("phi-4", (1, 2, 5, 10)),
+        ("gemma-2b", (1,)),
+    ],
+)
+def test_a_model_is_shared_by_what_divides_its_kv_heads_and_its_mlp(name: str, degrees: tuple[int, ...]) -> None:
+    model = find_model(name)
+    assert tensor_parallel_degrees(model) == degrees
+    assert all(model.num_heads % degree == 0 for degree in degrees)
+    for degree in degrees:
+        check_degree(model, degree, among="devices", fix="Never said")
+
+
+@pytest.mark.parametrize("degree", [-1, 0, 3, 16])
+def test_other_numbers_of_devices_are_refused_with_those_that_work(degree: int) -> None:
+    said = f"model llama-2-70b has 8 KV heads, which {degree} devices cannot share evenly: expected 1, 2, 4 or 8. Take fewer."
+    with pytest.raises(UserInputError) as refused:
+        check_degree(find_model("llama-2-70b"), degree, among="devices", fix="Take fewer")
+    assert str(refused.value) == said
+
+
+def test_the_mlp_is_named_where_the_kv_heads_could_be_shared() -> None:
+    narrow = replace(find_model("llama-2-70b"), intermediate_size=28671)
+    with pytest.raises(UserInputError, match=r"28671 MLP units, which 2 devices .*: expected 1[.] Take one[.]"):
+        check_degree(narrow, 2, among="devices", fix="Take one")

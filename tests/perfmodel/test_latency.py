@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +220,7 @@ FIT = LatencyFit(
     device=DEVICE,
     models=("llama-2-7b",),
     source="made for this test",
+    pads_rows=False,
     law=LAW,
     standard_error=NO_ERROR,
     domain=FitDomain(min_layer_weight_bytes=6e8, max_layer_weight_bytes=9e8, max_layers=32, max_rows=8, max_cached_tokens=500),
@@ -266,6 +268,56 @@ def test_a_fit_does_not_price_passes_far_wider_than_it_saw() -> None:
     fitted = FittedLatency(FIT, LLAMA_7B, (), context_tokens=500)
     with pytest.raises(OutOfDomain, match="rows of a verify pass = 17 is outside the evidence"):
         fitted.pass_s(shape("verify", 17))
+
+
+def test_a_fit_from_before_passes_were_padded_prices_the_rows_asked_for(tmp_path: Path) -> None:
+    write_latency_fit(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
+    envelope = json.loads((tmp_path / "fit.json").read_text("utf-8"))
+    del envelope["body"]["pads_rows"]
+    (tmp_path / "fit.json").write_text(json.dumps(envelope | {"version": 1}), encoding="utf-8")
+    assert read_latency_fit(tmp_path / "fit.json").record == FIT
+
+
+GPU = DeviceKey(device="a made up GPU", num_devices=1, num_threads=None, dtype="bf16", engine="graph")
+STEPS_S = {1: 1e-3, 2: 1.1e-3, 4: 2e-3, 8: 4e-3, 16: 5e-3, 32: 9e-3}
+
+
+def step_rows(kind: PassKind, numbers: dict[int, int]) -> list[Row]:
+    """So many passes of each number of rows, whose seconds are steps; wider ones take 2 ms a row."""
+    widths = {rows: next((width for width in STEPS_S if width >= rows), None) for rows in numbers}
+    seconds = {rows: 2e-3 * rows if width is None else STEPS_S[width] for rows, width in widths.items()}
+    return [(kind, 0, rows, 50, seconds[rows]) for rows, number in numbers.items() for _ in range(number)]
+
+
+def graphed(rows: list[Row]) -> MeasuredLatency:
+    return MeasuredLatency(replace(profile_of(rows), device=GPU))
+
+
+@pytest.mark.parametrize("kind", ["segment", "ahead", "verify"])
+def test_measured_steps_are_neither_merged_nor_interpolated_with_one_another(kind: PassKind) -> None:
+    numbers = {1: 90, 2: 90, 3: 90, 4: 2, 5: 1, 7: 90, 9: 3, 16: 2, 18: 1, 40: 90}  # rare ones would join wider neighbours
+    found = graphed(step_rows(kind, numbers))
+    expected = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 8: 8, 9: 16, 10: 16, 16: 16, 17: 32, 32: 32}
+    for rows, width in expected.items():
+        assert found.pass_s(shape(kind, rows, 50)) == pytest.approx(STEPS_S[width])
+    assert [found.pass_s(shape(kind, rows, 50)) for rows in (33, 40)] == pytest.approx([80e-3] * 2)
+
+
+def test_a_step_that_was_not_met_is_priced_between_its_neighbours_and_one_beyond_all_as_before() -> None:
+    found = graphed(step_rows("segment", {1: 90, 2: 90, 5: 90}))
+    for rows in (3, 4):
+        assert STEPS_S[2] < found.pass_s(shape("segment", rows, 50)) < STEPS_S[8]
+    deep = graphed(step_rows("segment", {4: 90, 8: 90}))
+    assert deep.pass_s(shape("segment", 9, 50)) == pytest.approx(8e-3)  # of 16 rows, by the line through 4 and 8
+    with pytest.raises(OutOfDomain):
+        deep.pass_s(shape("segment", 11, 50))
+
+
+def test_rows_of_a_rounds_bookkeeping_are_not_padded() -> None:
+    rounds: list[Row] = [("round", 0, rows, 0, 1e-5 * (1 + rows)) for rows in (0, 2, 3, 6) for _ in range(90)]
+    found = graphed(rounds)
+    for rows in range(7):
+        assert found.pass_s(shape("round", rows)) == pytest.approx(1e-5 * (1 + rows))
 
 
 def test_a_fit_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:

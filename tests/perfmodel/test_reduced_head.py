@@ -45,7 +45,7 @@ def test_only_exit_checks_become_faster_and_their_wait_for_the_host_stays(engine
         (reduced_s, _), (whole_s, _) = (one.affine("exit", stage, 1) for one in (reduced, whole))
         sync_s = A100.engine_costs(engine).sync_s
         assert reduced_s - sync_s == pytest.approx((whole_s - sync_s) * tokens / VOCAB)
-    assert reduced.affine("prefill", 1, 64) == whole.affine("prefill", 1, 64)
+    assert reduced.affine("draft_prefill", 0, 64) == whole.affine("draft_prefill", 0, 64)
 
 
 def test_a_reduced_head_is_a_copy_and_so_counted_besides_a_tied_embedding() -> None:

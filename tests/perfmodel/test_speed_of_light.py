@@ -68,7 +68,7 @@ def test_a_step_of_llama_2_7b_reads_13_2_gb_less_what_caches_may_keep() -> None:
 
 
 def test_a_long_prompt_is_bound_by_its_arithmetic() -> None:
-    limit = pass_light(setting_of(), PassShape(kind="prefill", stage=0, rows=4096, cached_tokens=0), A100)
+    limit = pass_light(setting_of(), PassShape(kind="target_prefill", stage=0, rows=4096, cached_tokens=0), A100)
     layer_flops = 2 * 4096 * LLAMA_7B.num_layers * LLAMA_7B.layer_params
     assert limit.seconds == limit.compute_s == pytest.approx(layer_flops / (312 * TERA), rel=0.1)
     assert limit.compute_s > 10 * limit.read_s
@@ -162,6 +162,7 @@ def fit_of(*, weight_share: float) -> LatencyFit:
         device=ON_A100,
         models=("small",),
         source="made up",
+        pads_rows=False,
         law=replace(law, weight_byte_s=law.weight_byte_s / weight_share),
         standard_error=law,
         domain=FitDomain(
@@ -210,7 +211,7 @@ def test_no_row_claims_more_than_its_datasheet(hardware: Hardware) -> None:
     model=st.sampled_from(KNOWN_MODELS),
     dtype=st.sampled_from(sorted(DTYPE_BYTES)),
     engine=st.sampled_from(("eager", "graph")),
-    kind=st.sampled_from(("segment", "exit", "verify", "prefill", "round")),
+    kind=st.sampled_from(("segment", "exit", "verify", "target_prefill", "round")),
     rows=st.integers(1, 4096),
     num_devices=st.sampled_from((1, 2, 4, 8)),
     batch=st.sampled_from((1, 16, 256)),

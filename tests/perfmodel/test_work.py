@@ -68,9 +68,9 @@ def test_a_round_is_bookkeeping_alone() -> None:
 
 
 def test_a_prefill_asks_no_head() -> None:
-    assert [setting_of((6, 9)).work("prefill", stage, 100).num_layers for stage in (1, 2)] == [6, 3]
-    assert setting_of((6, 12)).work("prefill", 0, 100).num_layers == 32
-    assert setting_of().work("prefill", 0, 100).num_syncs == 0
+    assert [setting_of((6, 9)).work("draft_prefill", stage, 100).num_layers for stage in (0, 1)] == [6, 3]
+    assert setting_of((6, 12)).work("target_prefill", 0, 100).num_layers == 32
+    assert setting_of().work("target_prefill", 0, 100).num_syncs == 0
 
 
 def test_an_exit_that_is_not_there_is_refused() -> None:

@@ -22,7 +22,7 @@ class FakeRuntime:
 
     def decode(self, policy: ExitPolicy | None, prompt_ids: Sequence[int], new_tokens: int) -> PassSamples:
         self.calls.append((policy, tuple(prompt_ids), new_tokens))
-        rows: list[Row] = [("prefill", 0, len(prompt_ids) - 1, 0, 1, 5e-3)]
+        rows: list[Row] = [("target_prefill", 0, len(prompt_ids) - 1, 0, 1, 5e-3)]
         emitted = 0
         while emitted < new_tokens:
             cap = min(policy.length.draft_cap, new_tokens - emitted - 1) if policy else 0

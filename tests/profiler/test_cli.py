@@ -46,8 +46,8 @@ def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
     assert main_profile(arguments(folders, out)) == 0
     assert sorted(path.name for path in out.iterdir()) == ["draft.latency.json", "target.latency.json", "trace.npz"]
     draft, target = read_profile(out / "draft.latency.json"), read_profile(out / "target.latency.json")
-    assert set(draft.samples.kind) == {"segment", "exit", "prefill"}
-    assert set(target.samples.kind) == {"verify", "round", "prefill"}
+    assert set(draft.samples.kind) == {"segment", "exit", "draft_prefill"}
+    assert set(target.samples.kind) == {"verify", "round", "target_prefill"}
     assert (draft.exit_layers, draft.beside) == (EXITS, target.model.name)
     assert (target.exit_layers, target.beside) == ((), draft.model.name)
     trace = read_trace(out / "trace.npz").record
@@ -67,6 +67,20 @@ def test_a_profile_of_a_busy_machine_says_so(
     assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
 
 
+def test_a_power_sensor_that_fails_costs_nothing_but_the_energy(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> float:
+        raise OSError("the card fell off the bus")
+
+    monkeypatch.setattr(command_module, "nvml_sensor", lambda device: failing)
+    assert main_profile(["latency", *arguments(folders, tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "warning: the power sensor failed (the card fell off the bus): energy is left out" in captured.err
+    assert "energy" not in captured.out
+    assert len(read_profile(tmp_path / "draft.latency.json").samples)
+
+
 def test_a_self_draft_has_one_profile_with_every_pass_in_it(folders: Folders, tmp_path: Path) -> None:
     argv = arguments(folders, tmp_path, "latency")
     argv[argv.index("--draft") + 1] = "self"
@@ -74,7 +88,7 @@ def test_a_self_draft_has_one_profile_with_every_pass_in_it(folders: Folders, tm
     assert [path.name for path in tmp_path.iterdir()] == ["target.latency.json"]
     profile = read_profile(tmp_path / "target.latency.json")
     assert profile.exit_layers == (1, 3)
-    assert set(profile.samples.kind) == {"segment", "exit", "verify", "round", "prefill"}
+    assert set(profile.samples.kind) == {"segment", "exit", "verify", "round", "target_prefill"}
 
 
 def test_ctrl_c_keeps_the_passes_and_the_same_command_goes_on(

@@ -149,6 +149,8 @@ def test_a_threshold_lets_the_share_asked_for_leave() -> None:
     [
         (PassKey(kind="segment", stage=1, rows=5), "segment 2 of 5 rows"),
         (PassKey(kind="verify", stage=0, rows=1), "verify of 1 row"),
+        (PassKey(kind="draft_prefill", stage=1, rows=9), "draft prefill 2 of 9 rows"),
+        (PassKey(kind="target_prefill", stage=0, rows=9), "target prefill of 9 rows"),
     ],
 )
 def test_a_pass_is_named_as_people_count(key: PassKey, label: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from profiler.measure_energy import EnergyMeter, measure_energy, nvml_sensor
+from profiler.measure_energy import EnergyMeter, PowerSensor, measure_energy, nvml_sensor
 
 
 def clock_of(*seconds: float) -> Iterator[float]:
@@ -45,16 +45,34 @@ def test_the_thread_ends_when_the_body_fails() -> None:
     assert threading.active_count() == before
 
 
-def test_an_error_of_the_sensor_is_not_swallowed() -> None:
-    readings = iter((1.0,))
+def failing_after(num_readings: int) -> PowerSensor:
+    readings = iter((1.0,) * num_readings)
 
-    def failing() -> float:
+    def read() -> float:
         for reading in readings:
             return reading
         raise OSError("the card fell off the bus")
 
-    with pytest.raises(OSError, match="fell off"), measure_energy(failing, read_every_s=0.001):
+    return read
+
+
+@pytest.mark.parametrize("num_readings", [0, 1, 3])
+def test_a_sensor_that_fails_ends_the_readings_and_not_the_body(num_readings: int) -> None:
+    before, is_done = threading.active_count(), False
+    with measure_energy(failing_after(num_readings), read_every_s=0.001) as meter:
         time.sleep(0.02)
+        is_done = True
+    assert is_done
+    assert threading.active_count() == before
+    assert meter is not None
+    assert str(meter.failure) == "the card fell off the bus"
+
+
+def test_a_sensor_that_fails_at_the_last_reading_is_known() -> None:
+    with measure_energy(failing_after(1), read_every_s=60) as meter:
+        assert meter is not None
+        assert meter.failure is None
+    assert meter.failure is not None
 
 
 def test_without_a_sensor_nothing_is_metered() -> None:

@@ -113,7 +113,7 @@ def test_the_first_turn_is_warm_up_and_not_kept() -> None:
     runtime, log = FakeRuntime(), PassLog()
     run(runtime, turns_of(2), set(), log)
     assert len(runtime.calls) == 4
-    assert sum(number for key, number in log.counts.items() if key.kind == "prefill") == 2
+    assert sum(number for key, number in log.counts.items() if key.kind == "target_prefill") == 2
 
 
 def test_thinning_keeps_both_ends_and_spreads_evenly() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfmodel.errors import BadPolicy, Mismatch, UserInputError
+from perfmodel.passes import PREFILL_KINDS, PassKind
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.clock import Clock
@@ -205,18 +206,20 @@ def test_laps_fill_the_decoding_time_and_name_every_pass() -> None:
     common = {"sampling": GREEDY, "max_new_tokens": 20, "eos_token_id": None}
     found = generate(TARGET, draft, [1, 2, 3], policy=fixed((1, 4), 3), clock=clock, **common)
     kinds = set(found.samples.kind)
-    assert kinds == {"prefill", "segment", "exit", "verify", "round"}
+    assert kinds == {"draft_prefill", "target_prefill", "segment", "exit", "verify", "round"}
     assert found.prefill_s + found.decode_s == pytest.approx(sum(found.samples.seconds))
     assert found.samples.kind.count("verify") == found.samples.kind.count("round") == found.rounds.num_rounds
     assert found.samples.cached_tokens[found.samples.kind.index("verify")] == 2
-    assert sum(p.num_passes for p in found.rounds.passes) == len(found.samples) - found.samples.kind.count("prefill")
+    assert {p.kind for p in found.rounds.passes} == kinds - set(PREFILL_KINDS)
+    num_prefills = sum(kind in PREFILL_KINDS for kind in found.samples.kind)
+    assert sum(p.num_passes for p in found.rounds.passes) == len(found.samples) - num_prefills
 
 
-def prefills(found: Generation) -> list[tuple[int, int, int]]:
-    """Stage, rows, and where among the laps, of every pass over the prompt."""
+def prefills(found: Generation) -> list[tuple[PassKind, int, int, int]]:
+    """Kind, stage, rows, and where among the laps, of every pass over the prompt."""
     samples = found.samples
     laps = zip(samples.kind, samples.stage, samples.rows, range(len(samples)), strict=True)
-    return [(stage, rows, place) for kind, stage, rows, place in laps if kind == "prefill"]
+    return [lap for lap in laps if lap[0] in PREFILL_KINDS]
 
 
 def test_a_segment_sees_the_prompt_before_its_first_pass_and_only_if_there_is_one() -> None:
@@ -226,18 +229,19 @@ def test_a_segment_sees_the_prompt_before_its_first_pass_and_only_if_there_is_on
     def run(policy: ExitPolicy | None) -> Generation:
         return session.generate([1, 2, 3, 4, 5], Settings(policy=policy, **common))
 
-    assert prefills(run(None)) == [(0, 4, 0)]
+    of_target = ("target_prefill", 0, 4, 0)
+    assert prefills(run(None)) == [of_target]
     shallow = run(replace(fixed((1, 4), 3), thresholds=(0.0,)))
-    assert prefills(shallow) == [(0, 4, 0), (1, 4, 1)]
+    assert prefills(shallow) == [of_target, ("draft_prefill", 0, 4, 1)]
     rarely = replace(fixed((1, 4), 3), thresholds=(0.6,))
     found = run(rarely)
-    places = {stage: place for stage, _, place in prefills(found)}
-    assert sorted(places) == [0, 1, 2, 3]  # exits 2 and 4 end the second and the third segment
-    assert places[2] > 2  # not before the first round's first token has left
+    places = {stage: place for kind, stage, _, place in prefills(found) if kind == "draft_prefill"}
+    assert sorted(places) == [0, 1, 2]  # exits 2 and 4 end the second and the third segment
+    assert places[1] > 2  # not before the first round's first token has left
     kinds = list(zip(found.samples.kind, found.samples.stage, found.samples.cached_tokens, strict=True))
-    for stage in (1, 2, 3):
-        assert kinds[places[stage] + 1] == ("segment", stage - 1, 4)
-        assert ("segment", stage - 1) not in [lap[:2] for lap in kinds[: places[stage]]]
+    for stage in (0, 1, 2):
+        assert kinds[places[stage] + 1] == ("segment", stage, 4)
+        assert ("segment", stage) not in [lap[:2] for lap in kinds[: places[stage]]]
 
 
 def test_a_clock_leaves_nothing_out_but_what_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,4 +162,4 @@ def test_shares_of_a_head_are_its_columns_in_order_and_zeros_after_the_last(num_
 def test_a_model_that_cannot_be_shared_evenly_is_refused(num_kv_heads: int, intermediate_size: int) -> None:
     spec = TinySpec(num_kv_heads=num_kv_heads, intermediate_size=intermediate_size)
     with pytest.raises(UserInputError, match=r"which 2 processes cannot share evenly: expected 1[.] Take fewer[.]"):
-        Share(rank=0, num_ranks=2).check(loaded(tiny_llama(spec)).geometry, otherwise="Take fewer.")
+        Share(rank=0, num_ranks=2).check(loaded(tiny_llama(spec)).geometry, otherwise="Take fewer")
