@@ -112,7 +112,16 @@ def found_of(args: argparse.Namespace) -> Found:
     )
     max_tokens = max(prompt.prompt_tokens for prompt in trace.header.prompts) + trace.header.max_new_tokens
     engine = engine_for(args.engine, args.device, 1)
-    pair = random_pair(target, draft, args.dtype, args.device, engine=engine, max_tokens=max_tokens, seed=SEED)
+    pair = random_pair(
+        target,
+        draft,
+        args.dtype,
+        args.device,
+        engine=engine,
+        max_tokens=max_tokens,
+        seed=SEED,
+        num_noise_tables=int(trace.header.sampling.rule == "shared-noise"),
+    )
     print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}, {engine}")
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling

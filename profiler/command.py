@@ -69,13 +69,17 @@ def _profile(job: Job, args: argparse.Namespace, *, argv: Sequence[str] | None) 
 
 
 def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
-    """Load what the arguments name."""
+    """Load what the arguments name.
+
+    Raises:
+        UserInputError: the models, or the caches of their longest text, do not fit in the device's memory.
+    """
     sampling = sampling_of(args)
     chosen = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
     prompts = [prompt.first_turn for prompt in chosen]  # later ones would wait for answers
     engine = engine_for(args.engine, args.device, ranks.size if ranks else 1)
     pair = load_pair(args.target, args.draft, args.dtype, args.device, ranks, engine=engine, shares_draft=args.share_draft)
-    return Job(
+    job = Job(
         pair=pair,
         prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens, is_chat=args.chat),
         sampling=sampling,
@@ -85,6 +89,8 @@ def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
         seed=args.seed,
         num_mistakes=args.off_path,
     )
+    pair.check_memory(job.text_limits)
+    return job
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:

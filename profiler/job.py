@@ -19,6 +19,7 @@ from profiler.measure_latency import Coverage, Text, measure_latency, take_turns
 from profiler.pass_log import PassLog
 from profiler.record_acceptance import Asker, empty_trace, extended
 from s2d.generate import Session, Settings
+from s2d.memory import TextLimits
 from s2d.pair import EncodedPrompt, Pair
 
 MAX_LATENCY_PROMPTS = 8
@@ -44,8 +45,18 @@ class Job:
 
     def session(self) -> Session:
         """Caches for the longest of these texts."""
+        return self.pair.session(self.text_limits.max_tokens)
+
+    @property
+    def text_limits(self) -> TextLimits:
+        """The longest of these texts. Recording a trace asks models about whole texts, and has a noise table of its own."""
         longest = max(len(prompt.token_ids) for prompt in self.prompts)
-        return self.pair.session(longest + self.max_new_tokens)
+        return TextLimits(
+            max_tokens=longest + self.max_new_tokens,
+            prompt_tokens=longest,
+            num_noise_tables=2 if self.sampling.rule == "shared-noise" else 0,
+            teacher_forced=("draft", "target") if self.sampling.rule == "ratio" else ("draft",),
+        )
 
     def settings(self, policy: ExitPolicy | None, max_new_tokens: Tokens) -> Settings:
         """How the runtime is to decode."""

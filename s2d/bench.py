@@ -19,6 +19,7 @@ from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
 from s2d.controller import Controller, Pilot
 from s2d.generate import Generation, OnTokens, Session, Settings
+from s2d.memory import TextLimits
 from s2d.pair import EncodedPrompt, ModelPair, Pair
 from s2d.processing import Processing
 from s2d.sampling import NoiseTable, shared_noise
@@ -42,6 +43,16 @@ class RunRequest:
     """Also decode plainly, compare token by token, and measure the speedup."""
     frontier: tuple[FrontierPoint, ...]
     """What to move along while running; empty where `policy` is to run throughout."""
+
+    def text_limits(self, prompts: Sequence[EncodedPrompt]) -> TextLimits:
+        """The longest text that goes on from these prompts. A check asks the target about whole texts, with their noise."""
+        longest, num_tables = max(len(prompt.token_ids) for prompt in prompts), 2 if self.check else 1
+        return TextLimits(
+            max_tokens=longest + self.max_new_tokens,
+            prompt_tokens=longest,
+            num_noise_tables=num_tables if self.sampling.rule == "shared-noise" else 0,
+            teacher_forced=("target",) if self.check else (),
+        )
 
     def settings(self, policy: ExitPolicy | None, eos_token_id: int | None) -> Settings:
         """How one arm decodes."""

@@ -1,12 +1,12 @@
 """A checkpoint's weights as the lean decoder wants them: gains, scales and the rotation's interleaving folded in, once.
 
-Everything is folded in float32 and rounded once to the dtype that is computed in.
+Everything is folded in float32, slice by slice, and rounded once to the dtype of the result.
 Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, S positions.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,16 +14,34 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import ModelGeometry
-from perfmodel.units import Tokens
+from perfmodel.units import MIB, Tokens
 from s2d.checkpoint import ReadTensor
 from s2d.config import DecoderConfig, LayerExtras, layer_extras
 from s2d.rotary import Rotary
-from s2d.weights import PAD, DecoderWeights, LayerWeights
+from s2d.weights import DecoderWeights, LayerWeights, new_embedding, new_head, new_matrix
 
 KeepLayer = Callable[[LayerWeights, ModelGeometry], LayerWeights]
 """What is kept of a layer of a model of this geometry."""
+NewMatrix = Callable[[int, int, torch.dtype, torch.device | str], Tensor]
+"""Makes the memory of a matrix: see `s2d.weights.new_matrix`."""
 RANDOM_NORM_EPS = 1e-5
 RANDOM_ROPE_THETA = 10000.0
+
+
+FOLD_BYTES = 64 * MIB
+"""Float32 numbers that folding holds at a time: a matrix is folded in slices, so that a large one adds little to the peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Rows of a stored matrix or bias, and what is done to them."""
+
+    name: str
+    rows: int
+    scale: float = 1.0
+    """Factor of its rows."""
+    is_rotated: bool = False
+    """Whether the rows of every head are paired for the rotation."""
 
 
 def fold_weights(
@@ -49,19 +67,18 @@ def fold_weights(
     """
     folder = _Folder(read, geometry, dtype, device)
     extras, table = layer_extras(config), "model.embed_tokens"
-    embedding = folder.tensor(f"{table}.weight", geometry.vocab_size, geometry.hidden_size).to(dtype)
-    head = folder.normed("model.norm", {table if config.tie_word_embeddings else "lm_head": geometry.vocab_size})
+    head = [_Part(name=table if config.tie_word_embeddings else "lm_head", rows=geometry.vocab_size)]
     return DecoderWeights(
-        embedding=_padded(embedding, config.rms_norm_eps),
+        embedding=folder.embedding(table, config.rms_norm_eps),
         layers=tuple(kept(folder.layer(f"model.layers.{n}", extras), geometry) for n in range(geometry.num_layers)),
-        head=_unaliased(head.to(dtype).t()),
+        head=folder.matrix(head, geometry.hidden_size, norm="model.norm", new=new_head),
         rotary=_rotary(config),
         norm_eps=config.rms_norm_eps,
     )
 
 
 class _Folder:
-    """Folds a checkpoint's tensors, which it holds to their shapes.
+    """Folds a checkpoint's tensors and checks their shapes.
 
     Args:
         read: reads one.
@@ -76,58 +93,99 @@ class _Folder:
         self._dtype = dtype
         self._device = device
 
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        """One tensor as it is stored."""
+    def matrix(self, parts: Sequence[_Part], inputs: int, *, norm: str | None = None, new: NewMatrix = new_matrix) -> Tensor:
+        """Stored matrices side by side, to be applied from the right: [inputs, all rows].
+
+        Args:
+            parts: stored as [rows, inputs] each.
+            inputs: width of the rows.
+            norm: the norm before them, whose gain and sqrt(D) are folded in; None where there is none.
+            new: makes the memory.
+        """
+        gain = None if norm is None else math.sqrt(inputs) * self._stored(f"{norm}.weight", inputs).to(self._device).float()
+        out = new(inputs, sum(part.rows for part in parts), self._dtype, self._device)
+        end = 0
+        for part in parts:
+            stored = self._stored(f"{part.name}.weight", part.rows, inputs)
+            for rows in stored.split(self._slice_rows(inputs)):
+                begin, end = end, end + len(rows)
+                folded = rows.to(self._device)
+                if gain is not None:
+                    folded = self._rearranged(folded.to(torch.float32, copy=True).mul_(gain), part)
+                # Transposed in a copy first: two contiguous copies are twice as fast as a strided one.
+                out[:, begin:end] = folded.to(self._dtype).t().contiguous()
+        return out
+
+    def embedding(self, name: str, norm_eps: float) -> Tensor:
+        """Residual rows of all tokens: [V, D + PAD]."""
+        width = self._geometry.hidden_size
+        stored = self._stored(f"{name}.weight", self._geometry.vocab_size, width)
+        out = new_embedding(len(stored), width, norm_eps, self._dtype, self._device)
+        end = 0
+        for rows in stored.split(self._slice_rows(width)):
+            begin, end = end, end + len(rows)
+            out[begin:end, :width] = rows.to(self._device)
+        return out
+
+    def layer(self, prefix: str, extras: LayerExtras) -> LayerWeights:
+        """One layer."""
+        g, attn, mlp = self._geometry, f"{prefix}.self_attn", f"{prefix}.mlp"
+        query, key = g.num_heads * g.head_dim, g.num_kv_heads * g.head_dim
+        q_scale = 1.0 if extras.normed_heads else g.head_dim**-0.5
+        qkv = [
+            _Part(name=f"{attn}.q_proj", rows=query, scale=q_scale, is_rotated=True),
+            _Part(name=f"{attn}.k_proj", rows=key, is_rotated=True),
+            _Part(name=f"{attn}.v_proj", rows=key),
+        ]
+        gate_up = [_Part(name=f"{mlp}.{name}_proj", rows=g.intermediate_size) for name in ("gate", "up")]
+        attn_out, down = (_Part(name=name, rows=g.hidden_size) for name in (f"{attn}.o_proj", f"{mlp}.down_proj"))
+        return LayerWeights(
+            qkv=self.matrix(qkv, g.hidden_size, norm=f"{prefix}.input_layernorm"),
+            qkv_bias=self._bias(qkv) if extras.qkv_bias else None,
+            qk_gain=self._head_gain(attn) if extras.normed_heads else None,
+            attn_out=self.matrix([attn_out], query),
+            attn_out_bias=self._bias([attn_out]) if extras.attn_out_bias else None,
+            gate_up=self.matrix(gate_up, g.hidden_size, norm=f"{prefix}.post_attention_layernorm"),
+            gate_up_bias=self._bias(gate_up) if extras.mlp_bias else None,
+            down=self.matrix([down], g.intermediate_size),
+            down_bias=self._bias([down]) if extras.mlp_bias else None,
+        )
+
+    def _stored(self, name: str, *shape: int) -> Tensor:
+        """One tensor as it is stored, and where: slices of it are moved to the device."""
         found = self._read(name)
         if found.shape != shape:
             raise UserInputError(
                 f"model {self._geometry.name!r}: its weights have {name!r} of shape {list(found.shape)}, its config.json "
                 f"gives it {list(shape)}. Fetch the model again."
             )
-        return found.to(self._device)
+        return found
 
-    def normed(self, norm: str, rows_of: dict[str, int]) -> Tensor:
-        """Matrices that follow a norm, one below the other, its gain and sqrt(D) folded in: float32 [rows, D]."""
-        width = self._geometry.hidden_size
-        stacked = torch.cat([self.tensor(f"{name}.weight", rows, width).float() for name, rows in rows_of.items()])
-        return stacked * (math.sqrt(width) * self.tensor(f"{norm}.weight", width).float())
+    def _slice_rows(self, inputs: int) -> int:
+        """Rows that are folded at a time, whole heads: two slices in float32 take `FOLD_BYTES`."""
+        head_dim = self._geometry.head_dim
+        return max(1, FOLD_BYTES // (2 * 4 * inputs * head_dim)) * head_dim
 
-    def layer(self, prefix: str, extras: LayerExtras) -> LayerWeights:
-        """One layer."""
-        g, attn, mlp = self._geometry, f"{prefix}.self_attn", f"{prefix}.mlp"
-        query, key = g.num_heads * g.head_dim, g.num_kv_heads * g.head_dim
-        qkv_rows = {f"{attn}.q_proj": query, f"{attn}.k_proj": key, f"{attn}.v_proj": key}
-        gate_up_rows = {f"{mlp}.gate_proj": g.intermediate_size, f"{mlp}.up_proj": g.intermediate_size}
-        out_rows, down_rows = {f"{attn}.o_proj": g.hidden_size}, {f"{mlp}.down_proj": g.hidden_size}
-        q_scale = 1.0 if extras.normed_heads else g.head_dim**-0.5
-        qkv = self.normed(f"{prefix}.input_layernorm", qkv_rows)
-        return LayerWeights(
-            qkv=self._matrix(_interleaved(qkv, g, q_scale)),
-            qkv_bias=_interleaved(self._bias(qkv_rows), g, q_scale).to(self._dtype) if extras.qkv_bias else None,
-            qk_gain=self._head_gain(attn) if extras.normed_heads else None,
-            attn_out=self._matrix(self.tensor(f"{attn}.o_proj.weight", g.hidden_size, query)),
-            attn_out_bias=self._bias(out_rows).to(self._dtype) if extras.attn_out_bias else None,
-            gate_up=self._matrix(self.normed(f"{prefix}.post_attention_layernorm", gate_up_rows)),
-            gate_up_bias=self._bias(gate_up_rows).to(self._dtype) if extras.mlp_bias else None,
-            down=self._matrix(self.tensor(f"{mlp}.down_proj.weight", g.hidden_size, g.intermediate_size)),
-            down_bias=self._bias(down_rows).to(self._dtype) if extras.mlp_bias else None,
-        )
+    def _rearranged(self, rows: Tensor, part: _Part) -> Tensor:
+        """A part's rows as the decoder wants them, scaled in place: [rows, ...], whole heads."""
+        rows.mul_(part.scale)
+        if not part.is_rotated:
+            return rows
+        return _paired(rows.unflatten(0, (-1, self._geometry.head_dim))).flatten(0, 1)
 
-    def _matrix(self, stored: Tensor) -> Tensor:
-        """To be applied from the right."""
-        return stored.to(self._dtype).t().contiguous()
-
-    def _bias(self, rows_of: dict[str, int]) -> Tensor:
-        """Biases one after the other: float32 [rows]."""
-        return torch.cat([self.tensor(f"{name}.bias", rows).float() for name, rows in rows_of.items()])
+    def _bias(self, parts: Sequence[_Part]) -> Tensor:
+        """Biases one after the other: [all rows]."""
+        stored = [self._stored(f"{part.name}.bias", part.rows).to(self._device) for part in parts]
+        copies = [one.to(torch.float32, copy=True) for one in stored]
+        return torch.cat([self._rearranged(one, part) for one, part in zip(copies, parts, strict=True)]).to(self._dtype)
 
     def _head_gain(self, attn: str) -> Tensor:
         """Gains of every head's Q and K over their length instead of their RMS, Q's scale in its own: [N + K, H]."""
         g, width = self._geometry, self._geometry.head_dim
+        q, k = (self._stored(f"{attn}.{name}_norm.weight", width).to(self._device).float() for name in ("q", "k"))
         # Q's sqrt(H) and its scale 1 / sqrt(H) are one.
-        q = self.tensor(f"{attn}.q_norm.weight", width).float().expand(g.num_heads, width)
-        k = math.sqrt(width) * self.tensor(f"{attn}.k_norm.weight", width).float().expand(g.num_kv_heads, width)
-        return _paired(torch.cat((q, k))).to(self._dtype)
+        gains = torch.cat((q.expand(g.num_heads, width), math.sqrt(width) * k.expand(g.num_kv_heads, width)))
+        return _paired(gains).to(self._dtype)
 
 
 def with_reduced_head(weights: DecoderWeights, said: Sequence[int]) -> DecoderWeights:
@@ -138,7 +196,7 @@ def with_reduced_head(weights: DecoderWeights, said: Sequence[int]) -> DecoderWe
         said: rising token ids.
     """
     tokens = torch.tensor(said, device=weights.head.device)
-    return replace(weights, head=_unaliased(weights.head.index_select(1, tokens)), said=tokens)
+    return replace(weights, head=_columns_of(weights.head, tokens), said=tokens)
 
 
 def with_vocabulary(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeights:
@@ -146,16 +204,13 @@ def with_vocabulary(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeigh
 
     Tokens that it lacks embed as nothing and are never said; those beyond the vocabulary are not said any more.
     """
-    known = len(weights.embedding)
-    said = torch.arange(known, device=weights.head.device) if weights.said is None else weights.said
-    lacking = weights.embedding.new_zeros(max(0, num_tokens - known), len(weights.head))
+    shared, width, head = min(len(weights.embedding), num_tokens), len(weights.head), weights.head
+    said = torch.arange(len(weights.embedding), device=head.device) if weights.said is None else weights.said
     kept = said < num_tokens
-    return replace(
-        weights,
-        embedding=torch.cat((weights.embedding[:num_tokens], _padded(lacking, weights.norm_eps))),
-        head=_unaliased(weights.head[:, kept]),
-        said=said[kept],
-    )
+    embedding = new_embedding(num_tokens, width, weights.norm_eps, head.dtype, head.device)
+    embedding[:shared] = weights.embedding[:shared]
+    embedding[shared:, :width] = 0
+    return replace(weights, embedding=embedding, head=_columns_of(head, kept.nonzero()[:, 0]), said=said[kept])
 
 
 def random_weights(geometry: ModelGeometry, dtype: torch.dtype, device: str, *, seed: int) -> DecoderWeights:
@@ -168,8 +223,8 @@ def random_weights(geometry: ModelGeometry, dtype: torch.dtype, device: str, *, 
     generator = torch.Generator(device).manual_seed(seed)
     added = (2 * g.num_layers) ** -0.5
 
-    def matrix(rows: int, columns: int, scale: float) -> Tensor:
-        return torch.randn(rows, columns, generator=generator, dtype=dtype, device=device).mul_(scale)
+    def matrix(inputs: int, outputs: int, scale: float) -> Tensor:
+        return new_matrix(inputs, outputs, dtype, device).normal_(generator=generator).mul_(scale)
 
     def layer() -> LayerWeights:
         # The scale of what follows a norm is sqrt(D) / sqrt(D): a row that comes out of one has the length 1.
@@ -183,9 +238,9 @@ def random_weights(geometry: ModelGeometry, dtype: torch.dtype, device: str, *, 
         )
 
     frequencies = RANDOM_ROPE_THETA ** (-torch.arange(0, g.head_dim, 2) / g.head_dim)
-    # Both are copied once: before there are layers, so that it adds nothing to the most memory ever held.
-    embedding = _padded(matrix(g.vocab_size, g.hidden_size, 1.0), RANDOM_NORM_EPS)
-    head = _unaliased(matrix(g.hidden_size, g.vocab_size, 1.0))
+    embedding = new_embedding(g.vocab_size, g.hidden_size, RANDOM_NORM_EPS, dtype, device)
+    embedding[:, : g.hidden_size].normal_(generator=generator)
+    head = new_head(g.hidden_size, g.vocab_size, dtype, device).normal_(generator=generator)
     return DecoderWeights(
         embedding=embedding,
         layers=tuple(layer() for _ in range(g.num_layers)),
@@ -195,36 +250,18 @@ def random_weights(geometry: ModelGeometry, dtype: torch.dtype, device: str, *, 
     )
 
 
-def _interleaved(qkv: Tensor, geometry: ModelGeometry, q_scale: float) -> Tensor:
-    """Rows of Q and K paired for the rotation, Q scaled: [(N + 2K) H, ...], the rows of all heads."""
-    heads = qkv.unflatten(0, (-1, geometry.head_dim)).clone()
-    heads[: geometry.num_heads] *= q_scale
-    turned = heads[: geometry.num_heads + geometry.num_kv_heads]
-    turned.copy_(_paired(turned))
-    return heads.flatten(0, 1)
-
-
 def _paired(heads: Tensor) -> Tensor:
     """Components (i, i + H / 2) of every head next to each other, as one complex number: [heads, H, ...]."""
     return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _padded(embedding: Tensor, norm_eps: float) -> Tensor:
-    """Residual rows of all tokens: [V, D + PAD]."""
-    tail = torch.zeros(len(embedding), PAD, dtype=embedding.dtype, device=embedding.device)
-    tail[:, 0] = math.sqrt(embedding.shape[1] * norm_eps)
-    return torch.cat((embedding, tail), dim=1)
-
-
-def _unaliased(matrix: Tensor) -> Tensor:
-    """The same matrix with rows further apart in memory, [D, V].
-
-    Rows a power of two apart fall into the same few cache sets: at [128, 2048] a product with 5 rows takes 82 µs, and
-    53 µs with this gap.
-    """
-    rows, columns = matrix.shape
-    spread = matrix.new_empty(rows, columns + PAD)[:, :columns]
-    return spread.copy_(matrix)
+def _columns_of(head: Tensor, columns: Tensor) -> Tensor:
+    """Some columns of a head, in memory of their own: [D, V] -> [D, U]."""
+    chosen = new_head(len(head), len(columns), head.dtype, head.device)
+    num_rows = max(1, FOLD_BYTES // (head.element_size() * max(1, len(columns))))
+    for target, source in zip(chosen.split(num_rows), head.split(num_rows), strict=True):
+        target.copy_(source.index_select(1, columns))
+    return chosen
 
 
 def _rotary(config: DecoderConfig) -> Rotary:

@@ -63,6 +63,21 @@ def find_model(name: str) -> Path:
     raise UnknownName("model", name, known, otherwise="give a folder with config.json and model.safetensors, or org/name")
 
 
+def read_shapes(folder: PathLike) -> tuple[ModelGeometry, tuple[int, ...]]:
+    """The geometry of a model folder, a reduced head included, and its exits: what can be known without its weights.
+
+    Raises:
+        BadFile: config.json or the sidecar is missing, damaged, or of another architecture.
+        BadPolicy: exits or tokens of the sidecar that the model does not have.
+    """
+    path = Path(folder)
+    geometry, sidecar = read_geometry(path), read_sidecar(path)
+    if sidecar is None:
+        return geometry, ()
+    _check_exit_layers(sidecar.exit_layers, geometry.num_layers)
+    return _reduced(geometry, sidecar.said_tokens) if sidecar.said_tokens else geometry, sidecar.exit_layers
+
+
 def load_model(
     folder: PathLike,
     dtype: Dtype,

@@ -1,8 +1,9 @@
 """A target and its draft, loaded together, and prompts and conversations as both see them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -21,9 +22,11 @@ from s2d.load import (
     find_model,
     load_model,
     load_tokenizer,
+    read_shapes,
     tokenizer_sha256,
     with_vocabulary_of,
 )
+from s2d.memory import FreeBytes, PairPlacement, TextLimits, check_memory, memory_need
 from s2d.parallel import load_shared
 from s2d.ranks import DRAFT, Ranks
 
@@ -79,6 +82,30 @@ class ModelPair:
         decoder = self.draft.decoder
         return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices)
 
+    def check_memory(self, text: TextLimits, free_bytes: FreeBytes | None = None) -> None:
+        """Refuse texts whose caches, tables and buffers do not fit beside the weights.
+
+        Args:
+            text: the longest; one that is longer than the context is counted as long as that.
+            free_bytes: memory that is free on a device; the device is asked when None.
+
+        Raises:
+            UserInputError: says how much is needed, for what, and how much is free.
+        """
+        target, draft = self.target.decoder, self.draft.decoder
+        models = PairPlacement(
+            target=self.target.geometry,
+            draft=self.geometry,
+            dtype=self.target.dtype,
+            device=self.device,
+            engine=target.engine,
+            target_ranks=target.num_devices,
+            draft_ranks=draft.num_devices,
+        )
+        held = replace(text, max_tokens=min(text.max_tokens, context_tokens(self.target, self.draft)))
+        fix = "Give fewer --max-new-tokens or shorter prompts, or use a device with more memory."
+        check_memory(memory_need(models, held, reads_files=False).without_weights, models, free_bytes, fix=fix)
+
     def session(self, max_tokens: Tokens) -> Session:
         """Caches for texts of at most so many tokens."""
         return Session(self.target, None if self.geometry.kind == "self" else self.draft, max_tokens)
@@ -102,6 +129,7 @@ def load_pair(
     *,
     engine: EngineMode = "eager",
     shares_draft: bool = False,
+    free_bytes: FreeBytes | None = None,
 ) -> Pair:
     """Load a target and a draft that share a tokenizer; their heads may be padded differently.
 
@@ -115,13 +143,18 @@ def load_pair(
         ranks: the processes that torchrun started, if it did.
         engine: how passes are launched; of several processes, eagerly.
         shares_draft: whether they share a draft with weights of its own too; rank 0 has it whole otherwise.
+        free_bytes: memory that is free on a device; the device is asked when None.
 
     Raises:
         Mismatch: their tokenizers differ.
         BadPolicy: the draft names no exits, or ones it does not have.
-        UserInputError: the processes cannot share what they are to share.
+        UserInputError: the weights do not fit in memory, or the processes cannot share what they are to share.
     """
     target_folder = find_model(target_name)
+    models = _placement(target_folder, draft_name, dtype, device, ranks, engine=engine, shares_draft=shares_draft)
+    dtype_hint = "--dtype bf16, " if dtype == "fp32" else ""
+    fix = f"Use a device with more memory, {dtype_hint}a smaller model, or more processes that share the target (torchrun)."
+    check_memory(memory_need(models, None, reads_files=True), models, free_bytes, fix=fix)
     load = partial(load_model, dtype=dtype, device=device, engine=engine)
     target = load_shared(target_folder, dtype, device, ranks) if ranks else load(target_folder)
     tokenizer = load_tokenizer(target_folder)
@@ -134,17 +167,42 @@ def load_pair(
             draft = load_shared(draft_folder, dtype, device, ranks, number=DRAFT, num_tokens=num_tokens)
         else:
             draft = with_vocabulary_of(load(draft_folder), num_tokens)
-    if not draft.exit_layers:
-        raise BadPolicy(f"draft {draft_name!r} names no exits", "an s2d.json with exit_layers beside its config.json")
-    kind = "self" if draft is target else "separate"
     return Pair(
         target=target,
         draft=draft,
-        geometry=DraftGeometry(kind=kind, model=draft.geometry, exit_layers=draft.exit_layers),  # type: ignore[arg-type]
+        geometry=replace(models.draft, model=draft.geometry),
         tokenizer=tokenizer,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         device=torch.device(device),
+    )
+
+
+def _placement(
+    target_folder: Path,
+    draft_name: str,
+    dtype: Dtype,
+    device: str,
+    ranks: Ranks | None,
+    *,
+    engine: EngineMode,
+    shares_draft: bool,
+) -> PairPlacement:
+    """What a pair is known by before its weights are read."""
+    is_self = draft_name == SELF_DRAFT
+    target, target_exits = read_shapes(target_folder)
+    model, exits = (target, target_exits) if is_self else read_shapes(find_model(draft_name))
+    if not exits:
+        raise BadPolicy(f"draft {draft_name!r} names no exits", "an s2d.json with exit_layers beside its config.json")
+    num_ranks = ranks.size if ranks else 1
+    return PairPlacement(
+        target=target,
+        draft=DraftGeometry(kind="self" if is_self else "separate", model=model, exit_layers=exits),
+        dtype=dtype,
+        device=torch.device(device),
+        engine=engine,
+        target_ranks=num_ranks,
+        draft_ranks=num_ranks if is_self or shares_draft else 1,
     )
 
 

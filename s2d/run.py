@@ -167,6 +167,7 @@ def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
         check=args.check,
         frontier=_frontier(args.plan, plan.record) if args.adapt else (),
     )
+    pair.check_memory(request.text_limits(prompts))
     turns = Turns(pair, request)
     if args.outputs is None:
         return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, turns=turns, on_text=turns.on_text)

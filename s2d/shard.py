@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from perfmodel.geometry import ModelGeometry, check_degree
-from s2d.weights import PAD, LayerWeights
+from s2d.weights import PAD, LayerWeights, new_head, new_matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +66,12 @@ class Share:
         halves = [g.intermediate_size] * 2
         is_first = self.rank == 0
         return LayerWeights(
-            qkv=self._columns(whole.qkv, qkv),
+            qkv=self._matrix_columns(whole.qkv, qkv),
             qkv_bias=None if whole.qkv_bias is None else self._columns(whole.qkv_bias, qkv),
             qk_gain=None if whole.qk_gain is None else self._columns(whole.qk_gain.t(), heads).t().contiguous(),
             attn_out=self._rows(whole.attn_out),
             attn_out_bias=_widened(whole.attn_out_bias) if is_first and whole.attn_out_bias is not None else None,
-            gate_up=self._columns(whole.gate_up, halves),
+            gate_up=self._matrix_columns(whole.gate_up, halves),
             gate_up_bias=None if whole.gate_up_bias is None else self._columns(whole.gate_up_bias, halves),
             down=self._rows(whole.down),
             down_bias=_widened(whole.down_bias) if is_first and whole.down_bias is not None else None,
@@ -86,16 +86,32 @@ class Share:
         num_columns = -(-whole.shape[1] // self.num_ranks)
         first = self.rank * num_columns
         own = whole[:, first : first + num_columns]
-        # Rows are kept apart in memory, as those of the whole head are (`s2d.fold`).
-        return pad(own, (0, num_columns - own.shape[1] + PAD))[:, :num_columns]
+        head = new_head(len(whole), num_columns, whole.dtype, whole.device).zero_()
+        head[:, : own.shape[1]] = own
+        return head
+
+    def _matrix_columns(self, whole: Tensor, blocks: list[int]) -> Tensor:
+        """This rank's stretch of every block of a matrix's columns, one after the other."""
+        stretches = self._stretches(whole, blocks)
+        out = new_matrix(len(whole), sum(one.shape[1] for one in stretches), whole.dtype, whole.device)
+        for place, stretch in zip(out.split([one.shape[1] for one in stretches], 1), stretches, strict=True):
+            place.copy_(stretch)
+        return out
 
     def _columns(self, whole: Tensor, blocks: list[int] | tuple[int, ...]) -> Tensor:
-        """This rank's stretch of every block of columns, one after the other."""
-        return torch.cat([block.chunk(self.num_ranks, -1)[self.rank] for block in whole.split(list(blocks), -1)], -1)
+        """The same of a bias or a gain."""
+        return torch.cat(self._stretches(whole, blocks), -1)
+
+    def _stretches(self, whole: Tensor, blocks: list[int] | tuple[int, ...]) -> list[Tensor]:
+        return [block.chunk(self.num_ranks, -1)[self.rank] for block in whole.split(list(blocks), -1)]
 
     def _rows(self, whole: Tensor) -> Tensor:
-        """This rank's rows, widened: [rows / R, D + PAD]."""
-        return _widened(whole.chunk(self.num_ranks)[self.rank])
+        """This rank's rows, with zeros for a residual row's padding: [rows / R, D + PAD]."""
+        own = whole.chunk(self.num_ranks)[self.rank]
+        rows = new_matrix(len(own), own.shape[1] + PAD, whole.dtype, whole.device)
+        rows[:, : own.shape[1]] = own
+        rows[:, own.shape[1] :] = 0
+        return rows
 
 
 def _widened(x: Tensor) -> Tensor:

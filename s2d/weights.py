@@ -3,8 +3,10 @@
 Symbols: S positions, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens the head can say.
 """
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from perfmodel.kernels import STANDARD_KERNELS, Kernels
@@ -12,6 +14,48 @@ from s2d.rotary import Rotary
 
 PAD = 16
 """Components appended to a residual row: sqrt(D eps) and zeros, so that rows stay aligned."""
+ROW_ALIGNMENT = 16
+"""Rows of a matrix start at multiples of this many numbers: 32 bytes in half precision. Products of unaligned rows are slow."""
+_HEAD_ALIGNMENT = 64
+
+
+def row_stride(outputs: int) -> int:
+    """Distance of a matrix's rows in memory, in numbers."""
+    return _rounded_up(outputs, ROW_ALIGNMENT)
+
+
+def head_stride(outputs: int) -> int:
+    """Distance of a head's rows in memory, in numbers: aligned, and never a power of two.
+
+    Rows a power of two apart fall into the same few cache sets: at [128, 2048] a product with 5 rows takes 82 µs, and 53 µs
+    with this gap.
+    """
+    return _rounded_up(outputs, _HEAD_ALIGNMENT) + PAD
+
+
+def new_matrix(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Uninitialised memory for a matrix that is applied from the right: [inputs, outputs].
+
+    Every matrix of a decoder is made here, so that this function alone decides how they lie in memory.
+    """
+    return torch.empty(inputs, row_stride(outputs), dtype=dtype, device=device)[:, :outputs]
+
+
+def new_head(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Uninitialised memory for a head, [D, U], whose rows are `head_stride` apart."""
+    return new_matrix(inputs, head_stride(outputs), dtype, device)[:, :outputs]
+
+
+def new_embedding(tokens: int, width: int, norm_eps: float, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Memory for the residual rows of all tokens, [V, D + PAD], with the components after D set."""
+    rows = torch.empty(tokens, width + PAD, dtype=dtype, device=device)
+    rows[:, width:] = 0
+    rows[:, width] = math.sqrt(width * norm_eps)
+    return rows
+
+
+def _rounded_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

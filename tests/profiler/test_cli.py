@@ -16,6 +16,7 @@ from perfmodel.errors import OutOfSpace
 from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile, write_latency_profile
 from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace, read_trace, write_trace
+from perfmodel.units import GIB
 from profiler import command as command_module
 from profiler import job as job_module
 from profiler import latency_files
@@ -24,6 +25,8 @@ from profiler.command import family_prompts
 from profiler.measure_latency import measure_latency
 from profiler.record_acceptance import Asker, PromptTrace
 from s2d.config import FAMILY_FOLDER
+from s2d.generate import Session
+from s2d.memory import CPU_WORKSPACE_BYTES
 from s2d.pair import EncodedPrompt
 from s2d.prompts import FAMILY_PROMPTS
 from tests.profiler.conftest import EXITS, Folders
@@ -37,6 +40,18 @@ def arguments(folders: Folders, out: Path, *extra: str) -> list[str]:
 
 def read_profile(path: Path) -> LatencyProfile:
     return read_record(path, LatencyProfile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION).record
+
+
+def test_caches_that_do_not_fit_end_the_command_before_any_pass(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = iter([GIB, CPU_WORKSPACE_BYTES])  # when weights are read, and before the session
+    monkeypatch.setattr("s2d.memory.free_bytes_of", lambda _: next(free))
+    monkeypatch.setattr(Session, "generate", lambda *_, **__: pytest.fail("a pass was run"))
+    assert main_profile(arguments(folders, tmp_path / "evidence")) == 2
+    refused = capsys.readouterr().err
+    assert "target and draft need 135 MB of memory (libraries 134 MB, " in refused
+    assert "and cpu has 134 MB free. Give fewer --max-new-tokens or shorter prompts" in refused
 
 
 def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
