@@ -14,15 +14,16 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import ModelGeometry
+from perfmodel.kernels import STANDARD_KERNELS, Kernels, WeightLayout
 from perfmodel.units import MIB, Tokens
 from s2d.checkpoint import ReadTensor
 from s2d.config import DecoderConfig, LayerExtras, layer_extras
 from s2d.rotary import Rotary
-from s2d.weights import DecoderWeights, LayerWeights, new_embedding, new_head, new_matrix
+from s2d.weights import DecoderWeights, LayerWeights, layout_of, new_embedding, new_head, new_matrix
 
 KeepLayer = Callable[[LayerWeights, ModelGeometry], LayerWeights]
 """What is kept of a layer of a model of this geometry."""
-NewMatrix = Callable[[int, int, torch.dtype, torch.device | str], Tensor]
+NewMatrix = Callable[[int, int, torch.dtype, torch.device | str, WeightLayout], Tensor]
 """Makes the memory of a matrix: see `s2d.weights.new_matrix`."""
 RANDOM_NORM_EPS = 1e-5
 RANDOM_ROPE_THETA = 10000.0
@@ -51,8 +52,10 @@ def fold_weights(
     dtype: torch.dtype,
     device: str,
     kept: KeepLayer = lambda layer, geometry: layer,
+    *,
+    kernels: Kernels = STANDARD_KERNELS,
 ) -> DecoderWeights:
-    """Weights as the decoder wants them: each norm's gain times sqrt(D) in the matrix after it.
+    """Weights as the decoder wants them: each norm's gain in the matrix after it, and sqrt(D) where the norm leaves it out.
 
     Args:
         read: reads a tensor of the checkpoint.
@@ -61,11 +64,12 @@ def fold_weights(
         dtype: of the result.
         device: torch's name for it.
         kept: of every layer, as soon as it is folded.
+        kernels: that will use them.
 
     Raises:
         UserInputError: a tensor has another shape than the config gives it.
     """
-    folder = _Folder(read, geometry, dtype, device)
+    folder = _Folder(read, geometry, dtype, device, kernels)
     extras, table = layer_extras(config), "model.embed_tokens"
     head = [_Part(name=table if config.tie_word_embeddings else "lm_head", rows=geometry.vocab_size)]
     return DecoderWeights(
@@ -74,6 +78,7 @@ def fold_weights(
         head=folder.matrix(head, geometry.hidden_size, norm="model.norm", new=new_head),
         rotary=_rotary(config),
         norm_eps=config.rms_norm_eps,
+        kernels=kernels,
     )
 
 
@@ -85,13 +90,15 @@ class _Folder:
         geometry: the shapes.
         dtype: of the result.
         device: torch's name for it.
+        kernels: that will use the result.
     """
 
-    def __init__(self, read: ReadTensor, geometry: ModelGeometry, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, read: ReadTensor, geometry: ModelGeometry, dtype: torch.dtype, device: str, kernels: Kernels) -> None:
         self._read = read
         self._geometry = geometry
         self._dtype = dtype
         self._device = device
+        self._kernels = kernels
 
     def matrix(self, parts: Sequence[_Part], inputs: int, *, norm: str | None = None, new: NewMatrix = new_matrix) -> Tensor:
         """Stored matrices side by side, to be applied from the right: [inputs, all rows].
@@ -99,11 +106,12 @@ class _Folder:
         Args:
             parts: stored as [rows, inputs] each.
             inputs: width of the rows.
-            norm: the norm before them, whose gain and sqrt(D) are folded in; None where there is none.
+            norm: the norm before them, whose gain is folded in; None where there is none.
             new: makes the memory.
         """
-        gain = None if norm is None else math.sqrt(inputs) * self._stored(f"{norm}.weight", inputs).to(self._device).float()
-        out = new(inputs, sum(part.rows for part in parts), self._dtype, self._device)
+        layout = self._kernels.weight_layout
+        gain = None if norm is None else self._norm_gain(norm, inputs)
+        out = new(inputs, sum(part.rows for part in parts), self._dtype, self._device, layout)
         end = 0
         for part in parts:
             stored = self._stored(f"{part.name}.weight", part.rows, inputs)
@@ -112,9 +120,15 @@ class _Folder:
                 folded = rows.to(self._device)
                 if gain is not None:
                     folded = self._rearranged(folded.to(torch.float32, copy=True).mul_(gain), part)
+                columns = folded.to(self._dtype).t()
                 # Transposed in a copy first: two contiguous copies are twice as fast as a strided one.
-                out[:, begin:end] = folded.to(self._dtype).t().contiguous()
+                out[:, begin:end] = columns if layout == "output-major" else columns.contiguous()
         return out
+
+    def _norm_gain(self, norm: str, width: int) -> Tensor:
+        """A norm's gain, times sqrt(D) where rows are divided by their length and not by their RMS: float32 [D]."""
+        gain = self._stored(f"{norm}.weight", width).to(self._device).float()
+        return gain if self._kernels.norm == "fused" else math.sqrt(width) * gain
 
     def embedding(self, name: str, norm_eps: float) -> Tensor:
         """Residual rows of all tokens: [V, D + PAD]."""
@@ -213,7 +227,9 @@ def with_vocabulary(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeigh
     return replace(weights, embedding=embedding, head=_columns_of(head, kept.nonzero()[:, 0]), said=said[kept])
 
 
-def random_weights(geometry: ModelGeometry, dtype: torch.dtype, device: str, *, seed: int) -> DecoderWeights:
+def random_weights(
+    geometry: ModelGeometry, dtype: torch.dtype, device: str, *, seed: int, kernels: Kernels = STANDARD_KERNELS
+) -> DecoderWeights:
     """Weights of a given shape drawn at random, to time shapes for which there is no checkpoint.
 
     Every matrix is drawn where and in the dtype it stays. Numbers are as large as in trained models: rows are normed to an RMS
@@ -222,31 +238,33 @@ def random_weights(geometry: ModelGeometry, dtype: torch.dtype, device: str, *, 
     g = geometry
     generator = torch.Generator(device).manual_seed(seed)
     added = (2 * g.num_layers) ** -0.5
+    # A row that comes out of a norm has the length 1, out of the fused one sqrt(D).
+    after_norm = g.hidden_size**-0.5 if kernels.norm == "fused" else 1.0
 
-    def matrix(inputs: int, outputs: int, scale: float) -> Tensor:
-        return new_matrix(inputs, outputs, dtype, device).normal_(generator=generator).mul_(scale)
+    def matrix(inputs: int, outputs: int, scale: float, new: NewMatrix = new_matrix) -> Tensor:
+        return new(inputs, outputs, dtype, device, kernels.weight_layout).normal_(generator=generator).mul_(scale)
 
     def layer() -> LayerWeights:
-        # The scale of what follows a norm is sqrt(D) / sqrt(D): a row that comes out of one has the length 1.
-        qkv = matrix(g.hidden_size, (g.num_heads + 2 * g.num_kv_heads) * g.head_dim, 1.0)
+        qkv = matrix(g.hidden_size, (g.num_heads + 2 * g.num_kv_heads) * g.head_dim, after_norm)
         qkv[:, : g.num_heads * g.head_dim] /= math.sqrt(g.head_dim)
         return LayerWeights(
             qkv=qkv,
             attn_out=matrix(g.num_heads * g.head_dim, g.hidden_size, added * (g.num_heads * g.head_dim) ** -0.5),
-            gate_up=matrix(g.hidden_size, 2 * g.intermediate_size, 1.0),
+            gate_up=matrix(g.hidden_size, 2 * g.intermediate_size, after_norm),
             down=matrix(g.intermediate_size, g.hidden_size, added * g.intermediate_size**-0.5),
         )
 
     frequencies = RANDOM_ROPE_THETA ** (-torch.arange(0, g.head_dim, 2) / g.head_dim)
     embedding = new_embedding(g.vocab_size, g.hidden_size, RANDOM_NORM_EPS, dtype, device)
     embedding[:, : g.hidden_size].normal_(generator=generator)
-    head = new_head(g.hidden_size, g.vocab_size, dtype, device).normal_(generator=generator)
+    head = matrix(g.hidden_size, g.vocab_size, after_norm, new_head)
     return DecoderWeights(
         embedding=embedding,
         layers=tuple(layer() for _ in range(g.num_layers)),
         head=head,
         rotary=Rotary(frequencies=frequencies, scale=1.0),
         norm_eps=RANDOM_NORM_EPS,
+        kernels=kernels,
     )
 
 
@@ -257,7 +275,7 @@ def _paired(heads: Tensor) -> Tensor:
 
 def _columns_of(head: Tensor, columns: Tensor) -> Tensor:
     """Some columns of a head, in memory of their own: [D, V] -> [D, U]."""
-    chosen = new_head(len(head), len(columns), head.dtype, head.device)
+    chosen = new_head(len(head), len(columns), head.dtype, head.device, layout_of(head))
     num_rows = max(1, FOLD_BYTES // (head.element_size() * max(1, len(columns))))
     for target, source in zip(chosen.split(num_rows), head.split(num_rows), strict=True):
         target.copy_(source.index_select(1, columns))

@@ -1,6 +1,6 @@
 """Passes as CUDA graphs: captured once for a few widths and contexts, then launched as one, however many kernels they have.
 
-A captured pass reads on the device where its rows stand, and is as wide as the next bucket. The rows that pad it stand after
+A captured pass reads on the device where its rows stand, and is as wide as the next captured width. The rows that pad it stand after
 the text's own: what they write lies where the text has not come yet, and is written anew before a row of the text looks there,
 as none looks beyond its own place. So padding cannot leak, and is rolled back as a rejected block is.
 
@@ -11,10 +11,9 @@ else may own them, least of all a closure: it dies when the capture ends.
 Elsewhere than on a GPU nothing is captured: the same pass is called again, which is how its arithmetic is tested. The captures
 themselves are tested on a simulated GPU (`tests/gpu_simulator`).
 
-Symbols: T tokens of a pass, R rows of its bucket, S positions of its context, D hidden, V vocab.
+Symbols: T tokens of a pass, R rows of its width, S positions of its context, D hidden, V vocab.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -25,17 +24,15 @@ from torch import Tensor
 
 from perfmodel.console import print_err
 from perfmodel.geometry import ModelGeometry
-from perfmodel.passes import GRAPH_ROW_WIDTHS
+from perfmodel.passes import GRAPH_ROW_WIDTHS, graph_width
 from perfmodel.profile import EngineMode
 from perfmodel.units import Tokens
-from s2d.cache import Cache, LayerViews, PassName, Segment
+from s2d.cache import Cache, LayerViews, Segment
 from s2d.heads import Reach, Slots, attend, attend_varlen, into_slots
 from s2d.nested import Attend, Decoder, Run, Span
 from s2d.sampling import Answer, Choice, Post
 from s2d.weights import DecoderWeights
 
-ROW_BUCKETS = GRAPH_ROW_WIDTHS
-"""Wider passes are launched kernel by kernel: their kernels take longer than their launches."""
 LEAST_CONTEXT: Tokens = 256
 """Contexts are this times 1, 1.25, 1.5 or 1.75 times a power of two: at most a fifth of the positions that attention reads are
 not there yet, but for the shortest texts."""
@@ -65,7 +62,7 @@ class GraphDecoder(Decoder):
         self._checks: dict[Choice, _ExitCheck] = {}
         self._has_varlen = weights.kernels.attention == "varlen"
         if self.dtype == torch.float16 and not self._has_varlen:  # the others have room for whatever a model computes
-            self._num_padding_rows = ROW_BUCKETS[-1]
+            self._num_padding_rows = GRAPH_ROW_WIDTHS[-1]
         is_cuda = self.device.type == "cuda"
         # One for all warm-ups and captures: every stream that multiplies keeps a workspace of cuBLAS.
         self._side_stream = torch.cuda.Stream(self.device) if is_cuda else None
@@ -88,7 +85,7 @@ class GraphDecoder(Decoder):
         if choice is not None:
             self._check_for(choice)
         contexts = self._contexts(begin_tokens, end_tokens, cache)
-        for context, run, rows in product(contexts, runs or [(one,) for one in cache.segments], ROW_BUCKETS):
+        for context, run, rows in product(contexts, runs or [(one,) for one in cache.segments], GRAPH_ROW_WIDTHS):
             name = (run[0].number, run[-1].number, rows, context)
             if name not in cache.prepared:
                 with _memory_may_run_out(f"passes of {rows} rows over {context} tokens"):
@@ -107,10 +104,10 @@ class GraphDecoder(Decoder):
     def forward_run(self, states: Tensor, run: Run, cache: Cache) -> Tensor:
         """See `Decoder`. Passes that were not prepared are launched kernel by kernel."""
         rows, start = len(states), cache.lengths[run[0].number]
-        end = start + rows
-        name: PassName = (run[0].number, run[-1].number, _bucket(rows), self._context(end, cache))
-        prepared = cache.prepared.get(name)
-        if prepared is None:
+        end, width = start + rows, graph_width(rows)
+        context = self._context(end, cache)
+        prepared = None if width is None else cache.prepared.get((run[0].number, run[-1].number, width, context))
+        if prepared is None:  # or wide, whose kernels take longer than their launches
             for segment in run:
                 states = super().forward_segment(states, segment, cache)
             return states
@@ -277,7 +274,7 @@ class _ExitCheck:
 
 def room_tokens(max_tokens: Tokens) -> Tokens:
     """The room of a cache for texts of so many tokens: with the rows that pad a pass, and aligned."""
-    return -(-(max_tokens + ROW_BUCKETS[-1]) // ALIGNED_TOKENS) * ALIGNED_TOKENS
+    return -(-(max_tokens + GRAPH_ROW_WIDTHS[-1]) // ALIGNED_TOKENS) * ALIGNED_TOKENS
 
 
 def padded_context(end: Tokens) -> Tokens:
@@ -298,9 +295,3 @@ def _memory_may_run_out(what: str) -> Iterator[None]:
         if not isinstance(err, torch.OutOfMemoryError) and not isinstance(err.__context__, torch.OutOfMemoryError):
             raise
         print_err(f"warning: no memory to capture {what}: they are launched kernel by kernel, which is slower")
-
-
-def _bucket(rows: int) -> int:
-    """The width that a pass of so many rows is launched at; 0 for those that are wider than any."""
-    place = bisect_left(ROW_BUCKETS, rows)
-    return ROW_BUCKETS[place] if place < len(ROW_BUCKETS) else 0

@@ -18,10 +18,11 @@ import torch
 from perfmodel.cpu import read_cpu
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.passes import GRAPH_ROW_WIDTHS
 from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode
 from perfmodel.units import MIB, Bytes, Tokens, format_bytes
 from s2d.fold import FOLD_BYTES
-from s2d.graphs import LEAST_CONTEXT, ROW_BUCKETS
+from s2d.graphs import CONTEXTS_PER_DOUBLING, LEAST_CONTEXT, room_tokens
 from s2d.heads import MANY_ROWS
 from s2d.weights import PAD, head_stride, row_stride
 
@@ -35,8 +36,6 @@ CUBLAS_STREAMS = 3
 """Streams with a cuBLAS workspace each: the current one, and a side stream of each decoder."""
 CUBLAS_BYTES, OLD_CUBLAS_BYTES = 32 * MIB, 8519680
 """A cuBLAS workspace in PyTorch, from compute capability 9.0 and before it (4096 KiB x 2 + 16 KiB x 8)."""
-CACHE_ALIGNMENT: Tokens = 64
-"""On a GPU a cache holds a multiple of this many positions, and room for a padded pass after them."""
 _LOGIT_BYTES = 24
 """Beside a logit itself, what sampling holds at a time: float32 scores, probabilities and noise, sorted values and indices."""
 _ANGLES, _FACTORS_FP32, _FACTORS_HALF = 4, 8, 12
@@ -282,11 +281,7 @@ class _Share:
         rotated = 2 * rows * (self._heads + 2 * self._kv_heads) * model.head_dim
         is_grouped = self._heads != self._kv_heads
         attention = 2 * rows * width + (2 * positions * width if is_grouped else 0)
-        # Without a fused kernel the scores of all heads are made, masked and normalised. On GPUs float32 has none for
-        # grouped heads.
-        is_fused = not (self._models.device.type == "cuda" and self._models.dtype == "fp32" and is_grouped)
-        scores = 0 if is_fused else 3 * self._heads * rows * positions
-        return rows * self._row_bytes + (states + rotated + rows * positions + attention + scores) * self._bytes
+        return rows * self._row_bytes + (states + rotated + rows * positions + attention) * self._bytes
 
     def trace_bytes(self, tokens: Tokens) -> Bytes:
         """A pass over a whole text in a cache of its own: logits as computed, in float32, and as probabilities."""
@@ -295,9 +290,10 @@ class _Share:
         return self.cache_bytes(ends, positions) + self.rotary_bytes(positions) + logits
 
     def graph_bytes(self, ends: tuple[int, ...], positions: Tokens) -> Bytes:
-        """Rows that captured passes read and write, for every width, context and segment; on a GPU their scores too."""
-        rows = len(ends) * sum(ROW_BUCKETS)
-        num_contexts = 1 + max(0, math.ceil(math.log2(positions / LEAST_CONTEXT)))
+        """Rows that captured passes read and write, for every width, context and run of segments; on a GPU their scores too."""
+        num_runs = len(ends) * (len(ends) + 1) // 2
+        rows = num_runs * sum(GRAPH_ROW_WIDTHS)
+        num_contexts = 1 + CONTEXTS_PER_DOUBLING * max(0, math.ceil(math.log2(positions / LEAST_CONTEXT)))
         kept = 2 * rows * num_contexts * ((self._model.hidden_size + PAD) * self._bytes + 8)
         if self._models.device.type != "cuda":
             return kept
@@ -336,9 +332,7 @@ class _Share:
 
 def _cache_positions(models: PairPlacement, max_tokens: Tokens) -> Tokens:
     """Positions of a cache for texts of at most so many tokens."""
-    if models.device.type != "cuda" and models.engine != "graph":
-        return max_tokens
-    return -(-max_tokens // CACHE_ALIGNMENT) * CACHE_ALIGNMENT + ROW_BUCKETS[-1]
+    return room_tokens(max_tokens) if models.engine == "graph" else max_tokens
 
 
 def _workspace_bytes(device: torch.device) -> Bytes:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from perfmodel.geometry import ModelGeometry, check_degree
-from s2d.weights import PAD, LayerWeights, new_head, new_matrix
+from s2d.weights import PAD, LayerWeights, layout_of, new_head, new_matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +86,15 @@ class Share:
         num_columns = -(-whole.shape[1] // self.num_ranks)
         first = self.rank * num_columns
         own = whole[:, first : first + num_columns]
-        head = new_head(len(whole), num_columns, whole.dtype, whole.device).zero_()
+        head = new_head(len(whole), num_columns, whole.dtype, whole.device, layout_of(whole)).zero_()
         head[:, : own.shape[1]] = own
         return head
 
     def _matrix_columns(self, whole: Tensor, blocks: list[int]) -> Tensor:
         """This rank's stretch of every block of a matrix's columns, one after the other."""
         stretches = self._stretches(whole, blocks)
-        out = new_matrix(len(whole), sum(one.shape[1] for one in stretches), whole.dtype, whole.device)
+        num_columns = sum(one.shape[1] for one in stretches)
+        out = new_matrix(len(whole), num_columns, whole.dtype, whole.device, layout_of(whole))
         for place, stretch in zip(out.split([one.shape[1] for one in stretches], 1), stretches, strict=True):
             place.copy_(stretch)
         return out
@@ -108,7 +109,7 @@ class Share:
     def _rows(self, whole: Tensor) -> Tensor:
         """This rank's rows, with zeros for a residual row's padding: [rows / R, D + PAD]."""
         own = whole.chunk(self.num_ranks)[self.rank]
-        rows = new_matrix(len(own), own.shape[1] + PAD, whole.dtype, whole.device)
+        rows = new_matrix(len(own), own.shape[1] + PAD, whole.dtype, whole.device, layout_of(whole))
         rows[:, : own.shape[1]] = own
         rows[:, own.shape[1] :] = 0
         return rows

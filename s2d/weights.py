@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perfmodel.kernels import STANDARD_KERNELS, Kernels
+from perfmodel.kernels import STANDARD_KERNELS, Kernels, WeightLayout
 from s2d.rotary import Rotary
 
 PAD = 16
@@ -33,17 +33,30 @@ def head_stride(outputs: int) -> int:
     return _rounded_up(outputs, _HEAD_ALIGNMENT) + PAD
 
 
-def new_matrix(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def new_matrix(
+    inputs: int, outputs: int, dtype: torch.dtype, device: torch.device | str, layout: WeightLayout = "input-major"
+) -> Tensor:
     """Uninitialised memory for a matrix that is applied from the right: [inputs, outputs].
 
     Every matrix of a decoder is made here, so that this function alone decides how they lie in memory.
     """
+    if layout == "output-major":
+        return torch.empty(outputs, row_stride(inputs), dtype=dtype, device=device)[:, :inputs].t()
     return torch.empty(inputs, row_stride(outputs), dtype=dtype, device=device)[:, :outputs]
 
 
-def new_head(inputs: int, outputs: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Uninitialised memory for a head, [D, U], whose rows are `head_stride` apart."""
+def new_head(
+    inputs: int, outputs: int, dtype: torch.dtype, device: torch.device | str, layout: WeightLayout = "input-major"
+) -> Tensor:
+    """Uninitialised memory for a head, [D, U]; input-major rows are `head_stride` apart."""
+    if layout == "output-major":
+        return new_matrix(inputs, outputs, dtype, device, layout)
     return new_matrix(inputs, head_stride(outputs), dtype, device)[:, :outputs]
+
+
+def layout_of(matrix: Tensor) -> WeightLayout:
+    """How a matrix of `new_matrix` lies in memory."""
+    return "output-major" if matrix.stride(0) == 1 else "input-major"
 
 
 def new_embedding(tokens: int, width: int, norm_eps: float, dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -201,7 +201,9 @@ def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(samplin
         assert traced.confidence == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     num_rows: list[int] = []
     grow = NoiseTable.grow
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 import s2d.graphs
 from perfmodel.errors import UserInputError
+from perfmodel.passes import GRAPH_ROW_WIDTHS
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.device import engine_for
 from s2d.generate import Session, Settings, generate
-from s2d.graphs import ROW_BUCKETS, GraphDecoder, padded_context, room_tokens
+from s2d.graphs import GraphDecoder, padded_context, room_tokens
 from s2d.load import LoadedModel
 from s2d.sampling import Choice
 from tests.s2d.test_families import SPECS
@@ -62,7 +63,7 @@ def test_logits_equal_those_of_passes_launched_kernel_by_kernel(name: str, devic
     found, num_prepared = logits_of(graphed(model), tokens)
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
     contexts = {min(padded_context(end), room_tokens(sum(PIECES))) for end in range(sum(PIECES) + 1)}
-    assert num_prepared == 2 * len(ROW_BUCKETS) * len(contexts)  # two segments
+    assert num_prepared == 2 * len(GRAPH_ROW_WIDTHS) * len(contexts)  # two segments
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -86,7 +87,7 @@ def test_passes_that_were_not_prepared_or_are_too_wide_are_launched_kernel_by_ke
     cache = decoder.new_cache((6,), 140)
     (segment,) = cache.segments
     widths: list[int] = []
-    for rows in ROW_BUCKETS:
+    for rows in GRAPH_ROW_WIDTHS:
         cache.prepared[0, 0, rows, 16] = lambda states, start: widths.append(len(states))
     for rows in (1, 3, 12, 4, 40):  # of 16 positions, then of more
         decoder.forward_segment(decoder.embed([1] * rows), segment, cache)
