@@ -179,7 +179,8 @@ class Watch:
             trace="".join(traceback.format_exception(err)),
         )
         state.failure, state.exit_code = failure, failure.exit_code
-        _send(self._peers[0], asdict(failure))
+        for peer in tuple(self._peers):  # rank 0, unless it is lost
+            _send(peer, json.dumps(asdict(failure)))
         if not state.news.wait(_PRINTED_WITHIN_S):
             self._print(failure.message)
         self._limit_clean_up()
@@ -213,7 +214,7 @@ class Watch:
         token, port = store.get(_ADDRESS_KEY).decode().split()
         # Rank 0 runs where the ranks meet.
         peer = self._add_peer(socket.create_connection((os.environ["MASTER_ADDR"], int(port))), 0)
-        _send(peer, {"token": token, "rank": self._rank})
+        _send(peer, f"{token} {self._rank}")
 
     def _add_peer(self, connection: socket.socket, rank: int | None) -> _Peer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -239,7 +240,7 @@ class Watch:
             data = b""
         *lines, peer.unread = (peer.unread + data).split(b"\n")
         for line in lines:
-            self._on_line(peer, json.loads(line))
+            self._on_line(peer, line)
         if not data or peer not in self._peers:
             self._selector.unregister(peer.connection)
             peer.connection.close()
@@ -247,15 +248,17 @@ class Watch:
                 self._peers.remove(peer)
                 self._on_lost(peer)
 
-    def _on_line(self, peer: _Peer, fields: dict) -> None:
+    def _on_line(self, peer: _Peer, line: bytes) -> None:
         if self._rank > 0:  # rank 0 sends one line only: the job has ended
             self._on_ended()
         elif peer.rank is not None:
-            self._on_failure(Failure(**fields))
-        elif secrets.compare_digest(str(fields.get("token")), self._token):
-            peer.rank = fields["rank"]
+            self._on_failure(Failure(**json.loads(line)))
         else:
-            self._peers.remove(peer)
+            token, _, rank = line.partition(b" ")
+            if secrets.compare_digest(token, self._token.encode()):
+                peer.rank = int(rank)
+            elif peer in self._peers:  # it is no rank of this job
+                self._peers.remove(peer)
 
     def _on_lost(self, peer: _Peer) -> None:
         if peer.rank is None:
@@ -301,7 +304,7 @@ class Watch:
     def _send_ended(self) -> None:
         if self._rank == 0:
             for peer in tuple(self._peers):
-                _send(peer, {"ended": True})
+                _send(peer, "ended")
 
     def _limit_clean_up(self) -> None:
         self._after(_CLEAN_UP_WITHIN_S, lambda: os._exit(self._state.exit_code))
@@ -314,15 +317,16 @@ class Watch:
 
     def _print(self, message: str) -> None:
         """Print without touching stdout, whose lock a blocked main thread may hold."""
-        begin = "\n" if sys.stderr.isatty() else ""  # a progress line, or text, may stand there
-        sys.stderr.write(f"{begin}{self._prog}: {message}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # it is closed
+            begin = "\n" if sys.stderr.isatty() else ""  # a progress line, or text, may stand there
+            sys.stderr.write(f"{begin}{self._prog}: {message}\n")
+            sys.stderr.flush()
 
 
-def _send(peer: _Peer, fields: dict) -> None:
+def _send(peer: _Peer, line: str) -> None:
     """Send a line; a peer that has ended needs none."""
     with contextlib.suppress(OSError):
-        peer.connection.sendall(json.dumps(fields).encode() + b"\n")
+        peer.connection.sendall(line.encode() + b"\n")
 
 
 @contextlib.contextmanager

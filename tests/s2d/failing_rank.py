@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def run(rank: int, failing_rank: int, stage: str, how: str, argv: Sequence[str],
         rank: this one.
         failing_rank: the one that fails.
         stage: in which.
-        how: `raises`, `refuses` or `killed`; with `, hanging` after it the other rank hangs in its sums, as on NCCL.
+        how: `raises`, `refuses`, `killed` or `terminated`, which is a SIGTERM while the main thread is busy; with `, hanging`
+            after it the other rank hangs in its sums, as on NCCL.
         argv: of `s2d-run`.
         failed_at: where to write when the rank failed.
     """
@@ -39,14 +41,38 @@ def run(rank: int, failing_rank: int, stage: str, how: str, argv: Sequence[str],
         failed_at.write_text(str(time.monotonic()))
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+            _hang()
         raise UserInputError("a bad share") if how == "refuses" else KeyError(99)
 
+    def fail_in_sampling() -> None:
+        _await_sampling(rank, failed_at)
+        fail()
+
     if rank == failing_rank:
-        _call_in(stage, rank, fail)
+        _call_in(stage, rank, fail_in_sampling if stage == "sampling" else fail)
+    elif stage == "sampling":
+        _call_in(stage, rank, partial(_go_on_sampling, rank, failed_at))
     elif hanging:
         _call_in("verification", rank, _hang)
         s2d.ranks._abort_process_group = _hang
     return main_run(argv)
+
+
+def _await_sampling(rank: int, failed_at: Path) -> None:
+    """Let a rank fail only when the other one knows, too, that rank 0 samples."""
+    while not Path(f"{failed_at}.sampling{1 - rank}").exists():
+        time.sleep(0.01)
+
+
+def _go_on_sampling(rank: int, failed_at: Path) -> None:
+    """Rank 0 samples until the other one has failed, and a little longer."""
+    Path(f"{failed_at}.sampling{rank}").touch()
+    while rank == 0 and not failed_at.exists():
+        time.sleep(0.01)
+    if rank == 0:
+        time.sleep(1)
 
 
 def _hang() -> None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore
 
 from s2d.pair import load_pair
+from s2d.rank_failure import Watch, watching
 from tests.s2d import failing_rank
 from tests.s2d.failing_rank import NUM_LAYERS, STAGES
 from tests.s2d.test_parallel import ROOT, TOKENIZER
@@ -56,14 +58,11 @@ def run_job(failing: int, stage: str, how: str, argv: Sequence[str], folder: Pat
     fork = multiprocessing.get_context("fork")
 
     def run_rank(rank: int) -> None:
-        output = os.open(said, os.O_WRONLY | os.O_APPEND)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(output, 2)
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        code = failing_rank.run(rank, failing, stage, how, argv, failed_at)
-        sys.stderr.flush()
+        with said.open("a") as sys.stderr, Path(os.devnull).open("w") as sys.stdout:
+            os.dup2(sys.stderr.fileno(), 2)
+            code = failing_rank.run(rank, failing, stage, how, argv, failed_at)
         os._exit(code)
 
     ranks = [fork.Process(target=run_rank, args=(rank,), daemon=True) for rank in range(2)]
@@ -117,12 +116,44 @@ def test_what_another_rank_refuses_is_user_input(argv: list[str], tmp_path: Path
     job = run_job(1, "loading", "refuses", argv, tmp_path)
     assert job.messages == ("s2d-run: rank 1 failed during loading: a bad share",)
     assert job.exit_codes == (2, 2)
+    assert "Traceback" not in job.stderr
 
 
-@pytest.mark.parametrize(
-    ("rank", "stage", "how"),
-    [(1, "verification", "killed, hanging"), (0, "sampling", "killed"), (1, "loading", "raises")],
-)
+def test_the_traceback_of_another_rank_is_shown_on_request(argv: list[str], tmp_path: Path) -> None:
+    job = run_job(1, "verification", "raises", [*argv, "-v"], tmp_path)
+    assert job.messages == (message_about(1, "verification", "raises"),)
+    assert "parallel.py" in job.stderr
+    assert "in fail\n" in job.stderr
+
+
+def test_sigterm_ends_a_job_whose_main_thread_is_busy(argv: list[str], tmp_path: Path) -> None:
+    job = run_job(0, "verification", "terminated", argv, tmp_path)
+    said = "s2d-run: ended by SIGTERM during verification; torchrun sends it when another process has failed"
+    assert job.messages == (said,)
+    assert job.exit_codes == (128 + signal.SIGTERM, 0)
+    assert job.after_s < ENDS_WITHIN_S
+
+
+def test_rank_0_listens_to_ranks_of_its_job_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    store = HashStore()
+    with watching(0, store, "s2d-run") as watch:
+        port = int(store.get("watch").split()[1])
+        with socket.create_connection(("localhost", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert stranger.recv(1) == b""
+        assert watch.failure_of_others() is None
+        other = Watch(1, "s2d-run")
+        other.start(store)
+        other.close()  # without a word
+        failure = watch.failure_of_others()
+    assert failure is not None
+    said = "rank 1 ended without a message during start: it was killed, or its machine was lost"
+    assert (failure.message, capsys.readouterr().err) == (said, f"s2d-run: {said}\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "stage", "how"), [(1, "verification", "killed, hanging"), (0, "sampling", "killed")])
 def test_under_torchrun_nothing_is_left_running_when_a_rank(
     rank: int, stage: str, how: str, argv: list[str], tmp_path: Path
 ) -> None:
