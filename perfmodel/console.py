@@ -280,14 +280,15 @@ def _report(prog: str, err: BaseException, *, verbose: bool) -> int:
         import traceback
 
         traceback.print_exception(err)
+    notes = getattr(err, "__notes__", [])
     if isinstance(err, S2DError):
-        notes = getattr(err, "__notes__", [])
         print_err("\n".join([f"{prog}: {err}", *notes]))
         return err.exit_code
     if isinstance(err, KeyboardInterrupt):
         print_err(f"{prog}: interrupted")
         return EXIT_INTERRUPTED
-    print_err(f"{prog}: {type(err).__name__}: {err}\nThis is a fault of s2d, not yours: run again with -v and report it.")
+    fault = "This is a fault of s2d, not yours: run again with -v and report it."
+    print_err("\n".join([f"{prog}: {type(err).__name__}: {err}", *notes, fault]))
     return EXIT_OUR_FAULT
 
 

@@ -31,10 +31,10 @@ def run_shared(parser: argparse.ArgumentParser, argv: Sequence[str] | None, comm
 
     def program(ranks: Ranks) -> int:
         def speak(args: argparse.Namespace) -> int:
-            with ranks.speaking_for_all():
+            with ranks.naming_errors():
                 return command(args, ranks=ranks)
 
         return run_command(parser, argv, speak)
 
-    with joined() as ranks:
+    with joined(parser.prog) as ranks:
         return ranks.follow(follow_orders) if ranks.number else ranks.lead(program)

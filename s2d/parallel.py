@@ -12,7 +12,6 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from perfmodel.disk import PathLike
@@ -24,6 +23,7 @@ from s2d.cache import Cache, Segment
 from s2d.config import read_geometry
 from s2d.load import LoadedModel, load_model, with_vocabulary_of
 from s2d.nested import Decoder
+from s2d.rank_failure import Stage
 from s2d.ranks import DRAFT, HEAD, PASS, TARGET, CacheOrder, LoadOrder, Ranks, RowsOrder, local_device
 from s2d.shard import Share
 from s2d.weights import DecoderWeights
@@ -56,6 +56,7 @@ class LeadingDecoder(Decoder):
         self._ranks = ranks
         self._number = number
         self._num_said = num_said
+        self._stage = Stage.PREFILL
         self._new_numbers = count()
         self._numbers: WeakKeyDictionary[Cache, int] = WeakKeyDictionary()
 
@@ -75,7 +76,7 @@ class LeadingDecoder(Decoder):
 
     def _head_logits(self, states: Tensor) -> Tensor:
         """See `Decoder`. The rows are ones that a pass left, which every rank has."""
-        self._ranks.order_head(RowsOrder(HEAD, self._number, *self._place_of(states), len(states)))
+        self._ranks.order_head(RowsOrder(HEAD, self._number, *self._place_of(states), len(states), self._stage))
         return self._ranks.gather(super()._head_logits(states))[:, : self._num_said]
 
     def _place_of(self, states: Tensor) -> tuple[int, int, int]:
@@ -88,23 +89,42 @@ class LeadingDecoder(Decoder):
         raise AssertionError("an exit answers after rows that a pass left in a cache: other ranks have no others")
 
     def _run_layers(self, x: Tensor, out: Tensor, segment: Segment, cache: Cache, start: int) -> None:
-        self._ranks.order_pass(RowsOrder(PASS, self._number, self._numbers[cache], segment.number, start, len(x)), x)
+        self._stage = self._stage_of(segment, cache, start)
+        order = RowsOrder(PASS, self._number, self._numbers[cache], segment.number, start, len(x), self._stage)
+        self._ranks.order_pass(order, x)
         super()._run_layers(x, out, segment, cache, start)
 
     def _add(self, mixed: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor, out: Tensor) -> None:
         super()._add(mixed, matrix, bias, residual, out)
-        dist.all_reduce(out)
+        self._ranks.add_up(out)
+
+    def _stage_of(self, segment: Segment, cache: Cache, start: int) -> Stage:
+        """What a pass is for; of a target that drafts for itself all segments but the last draft."""
+        if start == 0:
+            return Stage.PREFILL
+        drafts = self._number == DRAFT or segment is not cache.segments[-1]
+        return Stage.DRAFTING if drafts else Stage.VERIFICATION
 
 
 class FollowingDecoder(Decoder):
-    """Another rank's share: layers, no embedding, and columns of the head, whose tokens only rank 0 knows."""
+    """Another rank's share: layers, no embedding, and columns of the head, whose tokens only rank 0 knows.
+
+    Args:
+        geometry: of the share.
+        weights: of the share.
+        ranks: with whom to add up rows.
+    """
 
     _sums_whole_rows = True
+
+    def __init__(self, geometry: ModelGeometry, weights: DecoderWeights, ranks: Ranks) -> None:
+        super().__init__(geometry, weights)
+        self._ranks = ranks
 
     def _add(self, mixed: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor, out: Tensor) -> None:
         """The share alone: the residual and biases are rank 0's to add."""
         torch.mm(mixed, matrix, out=out)
-        dist.all_reduce(out)
+        self._ranks.add_up(out)
 
 
 def load_shared(
@@ -178,7 +198,7 @@ class _Followed:
         model = _load(order, share)
         whole = model.decoder.weights
         weights = replace(whole, embedding=whole.embedding[:0].clone(), head=share.head(whole.head), said=None)
-        self._decoder = FollowingDecoder(share.geometry(model.geometry), weights)
+        self._decoder = FollowingDecoder(share.geometry(model.geometry), weights, ranks)
         self._ranks = ranks
         self._caches: dict[int, Cache] = {}
         ranks.meet()

@@ -1,7 +1,8 @@
-"""Processes that torchrun started together: what rank 0 tells the others, and how an error of any of them ends them all.
+"""Processes that torchrun started together: rank 0 runs the program and orders what the others do (`s2d.parallel`).
 
-Rank 0 runs the program and is the only one to speak. The others follow its orders (`s2d.parallel`), and what fails there is
-said by rank 0. Orders are small and go from host to host by gloo, rows stay on the devices.
+Orders are small and go from host to host by gloo, where a rank may wait for hours. Rows stay on the devices and go by a group
+of their own (NCCL on GPUs), where all ranks work at the same time and a wait of minutes is an error. How a failure of any rank
+ends all of them is in `s2d.rank_failure`.
 """
 
 import contextlib
@@ -16,22 +17,23 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, _abort_process_group
 from torch.distributed.rendezvous import rendezvous
 
-from perfmodel.console import EXIT_ANSWERED, EXIT_OUR_FAULT, print_err
+from perfmodel.console import EXIT_ANSWERED, EXIT_OUR_FAULT
 from perfmodel.errors import S2DError, UserInputError
 from perfmodel.profile import Dtype
 from perfmodel.units import Tokens
+from s2d.rank_failure import Stage, Watch, watching
 
 PASS, HEAD, _TEXT = range(3)
 """First number of an order: a pass, whose rows follow; the head, of rows that all have; a text, whose bytes follow."""
 TARGET, DRAFT = range(2)
 """Numbers of the models that the ranks may share."""
-_PATIENCE = timedelta(days=1)
-"""How long a follower waits for orders."""
-_HEARD_WITHIN = timedelta(seconds=10)
-"""How long a failed follower waits for rank 0 to speak for it; on a GPU rank 0 may hang in the sum that lacks a summand."""
+_ORDER_WITHIN = timedelta(days=1)
+"""How long a rank waits for an order, or for another rank to load its share."""
+_ROWS_WITHIN = timedelta(minutes=10)
+"""How long a rank waits for another one in a pass that all of them run."""
 
 
 class RowsOrder(NamedTuple):
@@ -45,6 +47,8 @@ class RowsOrder(NamedTuple):
     start: int
     """Tokens before the first row."""
     num_rows: int
+    stage: int
+    """What the job is doing: a `Stage`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,70 +88,98 @@ class Ranks:
     Args:
         number: its own; 0 leads.
         size: how many there are.
-        store: what they say outside of orders.
+        rows: the group by which rows go.
+        watch: of the other ranks.
     """
 
-    def __init__(self, number: int, size: int, store: Store) -> None:
+    def __init__(self, number: int, size: int, rows: dist.ProcessGroup, watch: Watch) -> None:
         self.number = number
         self.size = size
-        self._store = store
+        self.has_stopped = False
+        """Whether the order to stop was given, and nothing is left to wait for."""
+        self._rows = rows
+        self._watch = watch
 
     def order_pass(self, order: RowsOrder, rows: Tensor) -> None:
         """Rank 0: the others are to run a pass over these rows."""
+        self._watch.stage = Stage(order.stage)
         dist.broadcast(torch.tensor(order), 0)
-        dist.broadcast(rows, 0)
+        dist.broadcast(rows, 0, self._rows)
 
     def order_head(self, order: RowsOrder) -> None:
         """Rank 0: the others are to ask their columns of the head about rows that a pass left with them."""
+        self._watch.stage = Stage(order.stage)
         dist.broadcast(torch.tensor(order), 0)
 
     def order(self, order: LoadOrder | CacheOrder | None) -> None:
         """Rank 0: the others are to do something else; None lets them go."""
+        if isinstance(order, LoadOrder):
+            self._watch.stage = Stage.LOADING
+        if order is None:
+            self._watch.end(EXIT_ANSWERED)
         name = next((name for name, kind in _NAMED_ORDERS.items() if isinstance(order, kind)), "stop")
         text = json.dumps((name, asdict(order) if order else {})).encode()
-        dist.broadcast(torch.tensor(RowsOrder(_TEXT, len(text), 0, 0, 0, 0)), 0)
+        dist.broadcast(torch.tensor(RowsOrder(_TEXT, len(text), 0, 0, 0, 0, self._watch.stage)), 0)
         dist.broadcast(torch.frombuffer(bytearray(text), dtype=torch.uint8), 0)
+        self.has_stopped = order is None
 
     def next_order(self) -> Order | None:
         """Another rank: wait for what is to be done. The rows of a pass are still to be received."""
         numbers = torch.empty(len(RowsOrder._fields), dtype=torch.int64)
         dist.broadcast(numbers, 0)
-        what, num_bytes, *_ = numbers.tolist()
-        if what != _TEXT:
-            return RowsOrder(*numbers.tolist())
-        text = torch.empty(num_bytes, dtype=torch.uint8)
+        order = RowsOrder(*numbers.tolist())
+        self._watch.stage = Stage(order.stage)
+        if order.what != _TEXT:
+            return order
+        text = torch.empty(order.model, dtype=torch.uint8)
         dist.broadcast(text, 0)
         name, fields = json.loads(bytes(text.tolist()))
-        return _NAMED_ORDERS[name](**fields) if name in _NAMED_ORDERS else None
+        self.has_stopped = name not in _NAMED_ORDERS
+        return None if self.has_stopped else _NAMED_ORDERS[name](**fields)
 
     def receive(self, rows: Tensor) -> None:
         """Another rank: the rows of the pass."""
-        dist.broadcast(rows, 0)
+        dist.broadcast(rows, 0, self._rows)
+
+    def add_up(self, rows: Tensor) -> None:
+        """Replace every rank's rows by their sum over the ranks."""
+        dist.all_reduce(rows, group=self._rows)
 
     def gather(self, columns: Tensor) -> Tensor:
         """Rank 0: every rank's columns beside its own, all as many: [T, columns] -> [T, R columns]."""
         parts = [torch.empty_like(columns) for _ in range(self.size)]
-        dist.gather(columns, parts, dst=0)
+        dist.gather(columns, parts, dst=0, group=self._rows)
+        self._end_pass()
         return torch.cat(parts, 1)
 
     def give(self, columns: Tensor) -> None:
         """Another rank: columns for rank 0 to gather."""
-        dist.gather(columns, dst=0)
+        dist.gather(columns, dst=0, group=self._rows)
+        self._end_pass()
+
+    def _end_pass(self) -> None:
+        if self._watch.stage != Stage.DRAFTING:
+            self._watch.stage = Stage.SAMPLING
 
     def meet(self) -> None:
         """Wait until every rank is here."""
         dist.all_reduce(torch.zeros(1))
 
     @contextlib.contextmanager
-    def speaking_for_all(self) -> Iterator[None]:
-        """Rank 0: an error here that another rank caused is told as that rank's."""
+    def naming_errors(self) -> Iterator[None]:
+        """Rank 0: add rank and stage to an error.
+
+        Raises:
+            SystemExit: the error is the consequence of another rank's, which has been printed.
+        """
         try:
             yield
         except S2DError:
             raise
         except Exception as err:
-            if self._store.check(["failed"]):
-                raise S2DError(self._store.get("failed").decode()) from err
+            if (failure := self._watch.failure_of_others()) is not None:
+                raise SystemExit(failure.exit_code) from err
+            err.add_note(f"Rank 0 failed during {self._watch.stage}.")
             raise
 
     def lead(self, program: Callable[["Ranks"], int]) -> int:
@@ -156,33 +188,22 @@ class Ranks:
         try:
             code = program(self)
             if code == EXIT_ANSWERED:
-                self.order(None)
+                with contextlib.suppress(RuntimeError):  # a rank that is lost now changes no result
+                    self.order(None)
+        except SystemExit as stop:
+            code = int(stop.code or EXIT_OUR_FAULT)
         finally:
-            self._store.set("ended", "")
+            self._watch.end(code)
         return code
 
     def follow(self, orders: Callable[["Ranks"], None]) -> int:
-        """Another rank: carry out orders until there are no more. Ctrl-C is rank 0's to hear."""
+        """Another rank: carry out orders until there are no more. Rank 0 handles Ctrl-C."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             orders(self)
         except Exception as err:
-            return self._failed(f"rank {self.number}: {err if isinstance(err, S2DError) else f'{type(err).__name__}: {err}'}")
+            return self._watch.fail(err)
         return EXIT_ANSWERED
-
-    def _failed(self, message: str) -> int:
-        """Leave it to rank 0 to say so, which may have ended before: then this is a consequence, and no news."""
-        try:
-            if self._store.check(["ended"]):
-                return EXIT_ANSWERED
-            self._store.set("failed", message)
-            dist.destroy_process_group()
-            self._store.wait(["ended"], _HEARD_WITHIN)
-        except dist.DistStoreError:
-            print_err(message)
-        except dist.DistError:  # the store went with rank 0
-            return EXIT_ANSWERED
-        return EXIT_OUR_FAULT
 
 
 def local_device(kind: str) -> str:
@@ -204,14 +225,23 @@ def local_device(kind: str) -> str:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """This process, among those that torchrun started, from when all are here."""
+def joined(prog: str) -> Iterator[Ranks]:
+    """This process, among those that torchrun started, from when all are here.
+
+    Args:
+        prog: the command's name, which begins its messages.
+    """
     store, number, size = next(rendezvous("env://"))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     shared = PrefixStore("s2d", store)
-    dist.init_process_group(backend, store=shared, rank=number, world_size=size, timeout=_PATIENCE)
-    try:
-        yield Ranks(number, size, shared)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with watching(number, shared, prog) as watch:
+        dist.init_process_group("gloo", store=shared, rank=number, world_size=size, timeout=_ORDER_WITHIN)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        ranks = Ranks(number, size, dist.new_group(backend=backend, timeout=_ROWS_WITHIN), watch)
+        try:
+            yield ranks
+        finally:
+            if ranks.has_stopped:
+                dist.destroy_process_group()
+            else:  # destroying waits for operations that may never end
+                with contextlib.suppress(RuntimeError):
+                    _abort_process_group()

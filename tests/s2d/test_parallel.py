@@ -61,13 +61,13 @@ def _follow(said: int) -> None:
     os.environ |= {"RANK": "1", "LOCAL_RANK": "1"}
     for stream in (1, 2):
         os.dup2(said, stream)
-    with open(2, "w", closefd=False) as sys.stderr, joined() as ranks:
+    with open(2, "w", closefd=False) as sys.stderr, joined("s2d-run") as ranks:
         ranks.follow(follow_orders)
 
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
-    with torchrun_environment(), joined() as ranks:
+    with torchrun_environment(), joined("s2d-run") as ranks:
         yield ranks
         ranks.order(None)
 

@@ -8,29 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from perfmodel.errors import S2DError
 from perfmodel.launch import launched
 from perfmodel.report import read_report
 from s2d.cli import main_run
 from s2d.pair import load_pair
+from s2d.rank_failure import Stage
 from s2d.ranks import PASS, Ranks, RowsOrder, joined
 from tests.s2d.test_parallel import ROOT, TOKENIZER, torchrun_environment
 from tests.stubs import TinySpec, tiny_llama
 
 
-def test_an_error_of_another_rank_is_told_by_the_first() -> None:
+def test_rank_0_prints_the_error_of_another_rank(capsys: pytest.CaptureFixture[str]) -> None:
     def disorder(ranks: Ranks) -> int:
-        with pytest.raises(S2DError, match=r"^rank 1: KeyError: 99$"), ranks.speaking_for_all():
-            _order_what_nobody_knows(ranks)
-        return 1
+        with ranks.naming_errors():
+            ranks.order_pass(RowsOrder(PASS, 99, 0, 0, 0, 1, Stage.VERIFICATION), torch.zeros(1, 8))
+            ranks.meet()
+        return 0
 
-    with torchrun_environment(), joined() as ranks:
+    with torchrun_environment(), joined("s2d-run") as ranks:
         assert ranks.lead(disorder) == 1
-
-
-def _order_what_nobody_knows(ranks: Ranks) -> None:
-    ranks.order_pass(RowsOrder(PASS, 99, 0, 0, 0, 1), torch.zeros(1, 8))
-    ranks.meet()
+    assert capsys.readouterr().err == "s2d-run: rank 1 failed during verification: KeyError: 99\n"
 
 
 def shared_folders(folders: Path) -> None:
