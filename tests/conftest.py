@@ -1,6 +1,38 @@
-"""What holds for all tests: none is a matter of time."""
+"""What all tests share: no time limits in hypothesis, and a GPU for those that are marked so."""
 
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.gpu_simulator import Simulator
 
 settings.register_profile("without a clock", deadline=None)
 settings.load_profile("without a clock")
+
+
+@pytest.fixture(autouse=True)
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator | None]:
+    """The device of a test marked `gpu`: a real one with None, else the simulator, whose list of problems must stay empty."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield None
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        import s2d.graphs
+
+        if "check_input_liveness" in inspect.signature(torch.cuda.graph).parameters:
+            monkeypatch.setattr(s2d.graphs, "CAPTURE_OPTIONS", {"check_input_liveness": True}, raising=False)
+        yield None
+        return
+    from tests.gpu_simulator import simulated_gpu
+
+    with simulated_gpu() as simulator:
+        yield simulator
+    assert not simulator.problems
