@@ -192,8 +192,8 @@ class LatencyFit:
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
-    """Laws were fitted to the rows that were asked for."""
-    return {**body, "pads_rows": False}
+    """Laws were fitted to the rows that were asked for, of passes whose kernels were not kept."""
+    return {**body, "pads_rows": False, "device": {**body["device"], "kernels": None}}
 
 
 _UPGRADES: Upgrades = {1: _from_version_1}

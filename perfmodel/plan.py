@@ -9,14 +9,14 @@ from perfmodel.estimate import Speedup, with_nothing_ahead
 from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.policy import ExitPolicy, with_catching_up_when_asked
-from perfmodel.profile import DeviceKey
+from perfmodel.profile import DeviceKey, with_standard_kernels
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Bytes, Frac, Tokens
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 9
+PLAN_VERSION = 10
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -175,6 +175,7 @@ _UPGRADES: Upgrades = {
     6: _from_version_6,
     7: with_nothing_ahead,
     8: with_catching_up_when_asked,
+    9: with_standard_kernels,
 }
 
 

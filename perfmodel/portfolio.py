@@ -13,12 +13,12 @@ from perfmodel.estimate import with_nothing_ahead
 from perfmodel.geometry import DraftGeometry
 from perfmodel.plan import Candidate, Evidence
 from perfmodel.policy import ExitPolicy, with_catching_up_when_asked
-from perfmodel.profile import DeviceKey
+from perfmodel.profile import DeviceKey, with_standard_kernels
 from perfmodel.provenance import Provenance
 from perfmodel.units import Bytes
 
 PORTFOLIO_SCHEMA = "s2d/portfolio"
-PORTFOLIO_VERSION = 3
+PORTFOLIO_VERSION = 4
 
 Choice = Literal["own", "single", "common", "robust"]
 CHOICES: tuple[Choice, ...] = ("own", "single", "common", "robust")
@@ -104,5 +104,5 @@ def read_portfolio(path: PathLike) -> Stored[Portfolio]:
     Raises:
         BadFile: anything but a whole portfolio; says what it is and what to do.
     """
-    upgrades = {1: with_nothing_ahead, 2: with_catching_up_when_asked}
+    upgrades = {1: with_nothing_ahead, 2: with_catching_up_when_asked, 3: with_standard_kernels}
     return read_record(path, Portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, upgrades=upgrades)

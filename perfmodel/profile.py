@@ -1,12 +1,13 @@
 """What a device did: raw times of one model's passes, as measured."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import compress
 from typing import Any, Literal
 
 from perfmodel.artifact import Stored, Upgrades, read_record, write_record
 from perfmodel.disk import PathLike
 from perfmodel.geometry import ModelGeometry, with_llama_layers, with_whole_heads
+from perfmodel.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes import PassSamples, with_prefills_by_model
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
@@ -30,6 +31,20 @@ class DeviceKey:
     """Threads of a CPU run; None on a GPU."""
     dtype: Dtype
     engine: EngineMode
+    kernels: Kernels | None = None
+    """What the runtime computed with; None for seconds that this runtime did not measure."""
+
+    @property
+    def launching(self) -> str:
+        """`graph`, and the kernels where they are not the standard ones: `graph, output-major,varlen,fused`."""
+        if self.kernels is None or self.kernels == STANDARD_KERNELS:
+            return self.engine
+        return f"{self.engine}, {self.kernels.label}"
+
+
+def with_standard_kernels(body: dict[str, Any]) -> dict[str, Any]:
+    """An older file's body, when there was one choice of kernels."""
+    return {**body, "device": {**body["device"], "kernels": asdict(STANDARD_KERNELS)}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +69,8 @@ class LatencyProfile:
     processing: tuple[str, ...] | None
     """What was done to logits there, as `Sampling.processing` names it; None in files from before it was kept."""
     samples: PassSamples
+    kernel_trials: tuple[KernelTrial, ...] = ()
+    """What the device's kernels were chosen by; empty where they were not measured."""
 
     @property
     def pads_rows(self) -> bool:
@@ -88,7 +105,7 @@ def _from_version_7(body: dict[str, Any]) -> dict[str, Any]:
     if not body["exit_layers"]:
         is_kept = [kind != "draft_prefill" for kind in samples["kind"]]
         samples = {name: list(compress(column, is_kept)) for name, column in samples.items()}
-    return {**body, "samples": samples}
+    return {**with_standard_kernels(body), "samples": samples, "kernel_trials": []}
 
 
 LATENCY_PROFILE_UPGRADES: Upgrades = {

@@ -9,7 +9,7 @@ from perfmodel.estimate import Speedup, with_nothing_ahead
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.passes import PassSamples, with_prefills_by_model
 from perfmodel.policy import ExitPolicy, with_catching_up_when_asked
-from perfmodel.profile import DeviceKey
+from perfmodel.profile import DeviceKey, with_standard_kernels
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import Sampling, with_sampling_unpenalised
@@ -113,7 +113,9 @@ def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
 
 def _from_version_7(body: dict[str, Any]) -> dict[str, Any]:
     arms = {name: body[name] for name in ("plan_arm", "plain_arm") if body[name] is not None}
-    return body | {name: {**arm, "samples": with_prefills_by_model(arm["samples"])} for name, arm in arms.items()}
+    return with_standard_kernels(body) | {
+        name: {**arm, "samples": with_prefills_by_model(arm["samples"])} for name, arm in arms.items()
+    }
 
 
 _UPGRADES: Upgrades = {

@@ -7,12 +7,12 @@ from perfmodel.artifact import Stored, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.interval import Interval
 from perfmodel.passes import PassKind
-from perfmodel.profile import DeviceKey
+from perfmodel.profile import DeviceKey, with_standard_kernels
 from perfmodel.provenance import Provenance
 from perfmodel.units import Frac, Seconds
 
 RESIDUALS_SCHEMA = "s2d/residuals"
-RESIDUALS_VERSION = 1
+RESIDUALS_VERSION = 2
 
 Pricing = Literal["evidence", "plan"]
 """How measured rounds were priced: shape by shape by the plan's latency evidence, or by its mean seconds per pass of a kind."""
@@ -96,4 +96,5 @@ def read_residuals(path: PathLike) -> Stored[Residuals]:
     Raises:
         BadFile: anything but a whole residuals file; says what it is and what to do.
     """
-    return read_record(path, Residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION)
+    upgrades = {1: with_standard_kernels}
+    return read_record(path, Residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, upgrades=upgrades)

@@ -164,4 +164,9 @@ def _add_place(group: argparse._ActionsContainer) -> None:
         choices=("eager", "graph"),
         help="launch kernels one by one, or as CUDA graphs (default: graph on one GPU, else eager)",
     )
+    kernels_help = (
+        "what to compute with: measured, which times all that can run and takes the fastest; standard; or three names, as in "
+        "output-major,varlen,fused (default: measured on a GPU, else standard)"
+    )
+    group.add_argument("--kernels", metavar="NAMES", help=kernels_help)
     group.add_argument("--threads", type=int, default=1, metavar="N", help="of a CPU run (default: 1)")

@@ -15,12 +15,15 @@ from perfmodel.console import Progress, keeping, print_err, print_out
 from perfmodel.contention import Contention
 from perfmodel.disk import folder_for_files
 from perfmodel.errors import UserInputError
+from perfmodel.geometry import tensor_parallel_degrees
+from perfmodel.profile import EngineMode
 from perfmodel.provenance import Provenance, make_provenance
 from perfmodel.sampling import AcceptanceRule, Sampling
 from perfmodel.trace import AcceptanceTrace, read_trace, write_trace
 from perfmodel.units import Seconds
 from profiler.device import DeviceFacts, device_facts
 from profiler.job import Job, fill_log
+from profiler.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels
 from profiler.latency_files import LatencyFiles, pair_profiles
 from profiler.measure_energy import measure_energy, nvml_sensor
 from profiler.pass_log import lacking_passes
@@ -35,11 +38,12 @@ from profiler.show import (
     warnings_of,
 )
 from s2d.config import FAMILY_FOLDER
-from s2d.device import engine_for, use_device
+from s2d.device import device_key, engine_for, use_device
 from s2d.load import find_model
-from s2d.pair import SELF_DRAFT, encode_prompts, load_pair
+from s2d.pair import SELF_DRAFT, encode_prompts, load_pair, placement_of
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
+from s2d.shard import Share
 
 TRACE_NAME = "trace.npz"
 PARTIAL_TRACE_NAME = "trace.partial.npz"
@@ -78,7 +82,17 @@ def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
     chosen = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
     prompts = [prompt.first_turn for prompt in chosen]  # later ones would wait for answers
     engine = engine_for(args.engine, args.device, ranks.size if ranks else 1)
-    pair = load_pair(args.target, args.draft, args.dtype, args.device, ranks, engine=engine, shares_draft=args.share_draft)
+    choice = _kernels(args, ranks, engine)
+    pair = load_pair(
+        args.target,
+        args.draft,
+        args.dtype,
+        args.device,
+        ranks,
+        engine=engine,
+        kernels=choice.kernels,
+        shares_draft=args.share_draft,
+    )
     job = Job(
         pair=pair,
         prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens, is_chat=args.chat),
@@ -87,10 +101,30 @@ def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
         max_new_tokens=args.max_new_tokens,
         draft_cap=args.draft_cap,
         seed=args.seed,
+        kernel_trials=choice.trials,
         num_mistakes=args.off_path,
     )
     pair.check_memory(job.text_limits)
     return job
+
+
+def _kernels(args: argparse.Namespace, ranks: Ranks | None, engine: EngineMode) -> ChosenKernels:
+    """What the pair is to compute with; of several processes the first one times its share."""
+    models = placement_of(
+        find_model(args.target), args.draft, args.dtype, args.device, ranks, engine=engine, shares_draft=args.share_draft
+    )
+    here = device_key(torch.device(args.device), args.dtype, engine, models.target_ranks)
+    # A number of processes that cannot share the target is refused when it is loaded.
+    num_ranks = models.target_ranks if models.target_ranks in tensor_parallel_degrees(models.target) else 1
+    return choose_kernels(
+        args.kernels,
+        Share(rank=0, num_ranks=num_ranks).geometry(models.target),
+        models.draft,
+        args.dtype,
+        args.device,
+        engine=engine,
+        recorded=recorded_kernels(args.output, here),
+    )
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
@@ -150,7 +184,9 @@ def _was_interrupted_later(folder: Path) -> bool:
 
 
 def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance: Provenance) -> None:
-    files = LatencyFiles(args.output, partial(pair_profiles, pair=job.pair, sampling=job.sampling), provenance)
+    files = LatencyFiles(
+        args.output, partial(pair_profiles, pair=job.pair, sampling=job.sampling, kernel_trials=job.kernel_trials), provenance
+    )
     log = files.resumed()
     if len(log):
         print_err(f"going on with the {len(log)} passes kept in {args.output}")

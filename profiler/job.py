@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from perfmodel.console import save_or_warn
+from perfmodel.kernels import KernelTrial
 from perfmodel.passes import PassSamples
 from perfmodel.policy import Confidence, ExitPolicy
 from perfmodel.sampling import Sampling
@@ -40,6 +41,8 @@ class Job:
     """The longest draft that latency covers."""
     seed: int
     """Of the order of measuring."""
+    kernel_trials: tuple[KernelTrial, ...] = ()
+    """What the pair's kernels were chosen by; empty where nothing was timed."""
     num_mistakes: int = 0
     """In every text, behind which the draft is asked once more: see `perfmodel.off_path`."""
 

@@ -1,6 +1,6 @@
 """Which kernels are fastest on this device for the shapes of a pair: a few layers of random weights, timed in turns.
 
-Every combination of `perfmodel.kernels` that the device can run gets a decoder of its own, launched as the pair will be. Each
+Every combination of `perfmodel.kernels` that can run there gets a decoder of its own, launched as the pair will be. Each
 has enough layers that no cache of a GPU holds its weights between two passes. The combinations take turns in random order, so
 that a clock that drifts drifts for all of them, and a combination's time is its median.
 """
@@ -8,28 +8,21 @@ that a clock that drifts drifts for all of them, and a combination's time is its
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import product
-from typing import get_args
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from perfmodel.errors import BadFile, UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
-from perfmodel.kernels import (
-    STANDARD_KERNELS,
-    TRIAL_ROWS,
-    AttentionKernel,
-    Kernels,
-    KernelTrial,
-    NormKernel,
-    WeightLayout,
-)
-from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode
+from perfmodel.kernels import STANDARD_KERNELS, TRIAL_ROWS, Kernels, KernelTrial, fastest_kernels, parse_kernels
+from perfmodel.profile import DTYPE_BYTES, DeviceKey, Dtype, EngineMode, read_latency_profile
 from perfmodel.speed_of_light import MAX_CACHE_BYTES
 from perfmodel.units import Bytes, Seconds, Tokens
 from s2d.clock import Clock
 from s2d.fold import random_weights
+from s2d.kernels import check_kernels, runnable_kernels
 from s2d.load import DECODERS, torch_dtype
 from s2d.nested import Decoder
 
@@ -39,21 +32,71 @@ NUM_WARM_UPS = 3
 SEED = 0
 
 
-def candidates(device: str, dtype: Dtype, engine: EngineMode) -> tuple[Kernels, ...]:
-    """All kernels that can run there, the standard ones first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenKernels:
+    """What to compute with, and why."""
+
+    kernels: Kernels
+    trials: tuple[KernelTrial, ...]
+    """Empty where nothing was timed."""
+
+
+def choose_kernels(
+    asked: str | None,
+    target: ModelGeometry,
+    draft: DraftGeometry,
+    dtype: Dtype,
+    device: str,
+    *,
+    engine: EngineMode,
+    recorded: ChosenKernels | None,
+) -> ChosenKernels:
+    """The kernels to profile with.
 
     Args:
-        device: torch's name for it.
+        asked: `measured`, `standard`, or a label; None is `measured` on a GPU and `standard` on a CPU.
+        target: its shape.
+        draft: its shape.
         dtype: to compute in.
+        device: torch's name for it.
         engine: how passes are launched.
+        recorded: what an earlier profile chose, which is measured once.
+
+    Raises:
+        UserInputError: a label of kernels that there are not, or that do not run there.
     """
-    has_varlen = torch.device(device).type == "cuda" and dtype != "fp32" and engine == "graph" and _knows_varlen()
-    attentions: tuple[AttentionKernel, ...] = ("products", "varlen") if has_varlen else ("products",)
-    found = [
-        Kernels(weight_layout=layout, attention=attention, norm=norm)
-        for layout, norm, attention in product(get_args(WeightLayout), get_args(NormKernel), attentions)
-    ]
-    return tuple(sorted(found, key=lambda one: one != STANDARD_KERNELS))
+    how = asked or ("measured" if torch.device(device).type == "cuda" else "standard")
+    if how == "measured":
+        if recorded is not None:
+            return recorded
+        trials = try_kernels(target, draft, dtype, device, engine=engine)
+        layers = {"draft_layers": draft.exit_layers[-1], "target_layers": target.num_layers}
+        return ChosenKernels(kernels=fastest_kernels(trials, **layers), trials=trials)
+    if how == "standard":
+        return ChosenKernels(kernels=STANDARD_KERNELS, trials=())
+    try:
+        kernels = parse_kernels(how)
+    except ValueError as err:
+        raise UserInputError(f"--kernels: {err}; or measured, or standard.") from err
+    check_kernels(kernels, device, dtype, engine, fix="Give one of these with --kernels, or leave it out.")
+    return ChosenKernels(kernels=kernels, trials=())
+
+
+def recorded_kernels(folder: Path, here: DeviceKey) -> ChosenKernels | None:
+    """What the profiles of a folder were measured with, finished or not; None where there are none of this device.
+
+    Args:
+        folder: holds what `s2d-profile` wrote.
+        here: the device now, whatever its kernels.
+    """
+    for path in sorted(folder.glob("*.latency*.json")):
+        try:
+            profile = read_latency_profile(path).record
+        except BadFile:  # reported where the file is needed
+            continue
+        if profile.device.kernels is not None and replace(profile.device, kernels=here.kernels) == here:
+            return ChosenKernels(kernels=profile.device.kernels, trials=profile.kernel_trials)
+    return None
 
 
 def try_kernels(
@@ -77,7 +120,7 @@ def try_kernels(
         least_bytes: weights of the layers of a trial.
         num_turns: timed passes of each candidate.
     """
-    kernels = candidates(device, dtype, engine)
+    kernels = runnable_kernels(device, dtype, engine)
     draft_s, target_s = (
         _layer_seconds(model, rows, kernels, dtype, device, engine, least_bytes, num_turns)
         for model, rows in ((draft.model, 1), (target, TRIAL_ROWS))
@@ -162,12 +205,3 @@ class _TimedPass:
         self._clock.lap("verify", 0, self._rows, CACHED_TOKENS)
         (seconds,) = self._clock.lap_seconds()
         return seconds
-
-
-def _knows_varlen() -> bool:
-    """Whether this PyTorch has the attention that reads lengths on the device."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn_out  # noqa: F401
-    except ImportError:
-        return False
-    return True

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perfmodel.errors import Mismatch
+from perfmodel.kernels import KernelTrial
 from perfmodel.passes import PASS_MODEL
 from perfmodel.profile import LatencyProfile, read_latency_profile, write_latency_profile
 from perfmodel.provenance import Provenance
@@ -16,8 +17,17 @@ from s2d.load import LoadedModel
 from s2d.pair import ModelPair
 
 
-def pair_profiles(log: PassLog, pair: ModelPair, sampling: Sampling) -> dict[str, LatencyProfile]:
-    """The draft's and the target's profile by role; a self-draft has the target's alone, with everything in it."""
+def pair_profiles(
+    log: PassLog, pair: ModelPair, sampling: Sampling, kernel_trials: tuple[KernelTrial, ...] = ()
+) -> dict[str, LatencyProfile]:
+    """The draft's and the target's profile by role; a self-draft has the target's alone, with everything in it.
+
+    Args:
+        log: their passes.
+        pair: whose passes they are.
+        sampling: how they decoded.
+        kernel_trials: what the pair's kernels were chosen by.
+    """
     draft, target = pair.draft, pair.target
     if pair.geometry.kind == "self":
         exit_layers = pair.geometry.exit_layers
@@ -31,6 +41,7 @@ def pair_profiles(log: PassLog, pair: ModelPair, sampling: Sampling) -> dict[str
                 rule=sampling.rule,
                 processing=sampling.processing,
                 samples=log.samples(),
+                kernel_trials=kernel_trials,
             )
         }
 
@@ -44,6 +55,7 @@ def pair_profiles(log: PassLog, pair: ModelPair, sampling: Sampling) -> dict[str
             rule=sampling.rule,
             processing=sampling.processing,
             samples=log.samples(lambda key: is_draft_pass(key) == is_draft),
+            kernel_trials=kernel_trials,
         )
 
     return {
@@ -134,5 +146,5 @@ def _identity(profile: LatencyProfile) -> str:
     beside = f" beside {profile.beside}" if profile.beside else ""
     weights = f"weights {profile.model_sha256[:12]}"
     processing = f" with {', '.join(profile.processing)}" if profile.processing else ""
-    where = f"{profile.rule} decoding{processing} in {key.dtype} on {key.num_devices} x {key.device}{threads}"
+    where = f"{profile.rule} decoding{processing} in {key.dtype}, {key.launching}, on {key.num_devices} x {key.device}{threads}"
     return f"{profile.model.name} ({weights}){beside}, {where}"

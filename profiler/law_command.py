@@ -14,15 +14,17 @@ import torch
 from perfmodel.console import Progress, keeping, print_err, print_out, save_or_warn, table
 from perfmodel.disk import folder_for_files
 from perfmodel.errors import UserInputError
+from perfmodel.geometry import DraftGeometry
 from perfmodel.profile import EngineMode
 from perfmodel.provenance import make_provenance
 from perfmodel.units import Seconds, format_seconds
 from profiler.device import device_facts
 from profiler.job import SAVE_EVERY_S
+from profiler.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels
 from profiler.latency_files import LatencyFiles
 from profiler.measure_law import LawGrid, law_models, law_profiles, measure_law
 from profiler.pass_log import PassLog
-from s2d.device import engine_for, use_device
+from s2d.device import device_key, engine_for, use_device
 from s2d.load import LoadedModel
 
 CPU_HIDDEN_SIZES, CPU_VOCAB_SIZE = (128, 256, 512), 2048
@@ -42,12 +44,16 @@ def profile_law(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
 
 
 def _profile_law(grid: LawGrid, args: argparse.Namespace, engine: EngineMode, *, argv: Sequence[str] | None) -> int:
-    models = law_models(grid, args.dtype, args.device, engine=engine, seed=args.seed)
+    chosen = _kernels(grid, args, engine)
+    models = law_models(grid, args.dtype, args.device, engine=engine, kernels=chosen.kernels, seed=args.seed)
     facts = device_facts(models[0].decoder.device)
     provenance = make_provenance(
         argv=argv, device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=args.seed
     )
-    files = [LatencyFiles(args.output, partial(law_profiles, model=model), provenance) for model in models]
+    files = [
+        LatencyFiles(args.output, partial(law_profiles, model=model, kernel_trials=chosen.trials), provenance)
+        for model in models
+    ]
     logs = [one.resumed() for one in files]
     print_out(
         f"{len(models)} models of {min(args.depths)} to {max(args.depths)} layers on {facts.label}, {args.dtype}, {engine}"
@@ -62,6 +68,20 @@ def _profile_law(grid: LawGrid, args: argparse.Namespace, engine: EngineMode, *,
     print_out(f"wrote {sum(len(one.write(log)) for one, log in zip(files, logs, strict=True))} profiles in {args.output}")
     print_out(f"\nnext: s2d-plan fit {args.output / '*.latency.json'} -o {args.output / 'law.fit.json'}")
     return 0
+
+
+def _kernels(grid: LawGrid, args: argparse.Namespace, engine: EngineMode) -> ChosenKernels:
+    """What all models compute with: timed on the largest."""
+    largest = grid.geometries[-1]
+    return choose_kernels(
+        args.kernels,
+        largest,
+        DraftGeometry(kind="separate", model=largest, exit_layers=(largest.num_layers,)),
+        args.dtype,
+        args.device,
+        engine=engine,
+        recorded=recorded_kernels(args.output, device_key(torch.device(args.device), args.dtype, engine)),
+    )
 
 
 def grid_of(args: argparse.Namespace) -> LawGrid:

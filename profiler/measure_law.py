@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from perfmodel.geometry import ModelGeometry
+from perfmodel.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes import PassSamples
 from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.profile import Dtype, EngineMode, LatencyProfile
@@ -95,9 +96,19 @@ def small_geometry(num_layers: int, hidden_size: int, vocab_size: int, max_conte
     )
 
 
-def law_models(grid: LawGrid, dtype: Dtype, device: str, *, engine: EngineMode = "eager", seed: int) -> tuple[LoadedModel, ...]:
+def law_models(
+    grid: LawGrid,
+    dtype: Dtype,
+    device: str,
+    *,
+    engine: EngineMode = "eager",
+    kernels: Kernels = STANDARD_KERNELS,
+    seed: int,
+) -> tuple[LoadedModel, ...]:
     """The grid's models, cut in the middle where they can be."""
-    return tuple(random_model(one, halves(one), dtype, device, engine=engine, seed=seed) for one in grid.geometries)
+    return tuple(
+        random_model(one, halves(one), dtype, device, engine=engine, kernels=kernels, seed=seed) for one in grid.geometries
+    )
 
 
 def halves(geometry: ModelGeometry) -> tuple[int, ...]:
@@ -214,17 +225,18 @@ class _Loop:
             yield samples_of(one for one in passes if one[0] == "round")
 
 
-def law_profiles(log: PassLog, model: LoadedModel) -> dict[str, LatencyProfile]:
+def law_profiles(log: PassLog, model: LoadedModel, kernel_trials: tuple[KernelTrial, ...] = ()) -> dict[str, LatencyProfile]:
     """One model's passes as a draft's and a target's profile, by the names of their files."""
     profile = LatencyProfile(
         model=model.geometry,
         model_sha256=model.sha256,
         exit_layers=model.exit_layers,
         beside=None,
-        device=device_key(model.decoder.device, model.dtype, model.decoder.engine),
+        device=device_key(model.decoder.device, model.dtype, model.decoder.engine, kernels=model.decoder.kernels),
         rule=GREEDY.rule,
         processing=GREEDY.processing,
         samples=log.samples(is_draft_pass),
+        kernel_trials=kernel_trials,
     )
     target = replace(profile, exit_layers=(), samples=log.samples(lambda key: not is_draft_pass(key)))
     return {f"{model.geometry.name}.draft": profile, f"{model.geometry.name}.target": target}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from perfmodel.calibration import agreement_at, expected_calibration_error
 from perfmodel.console import table
+from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.kernels import STANDARD_KERNELS, Kernels, KernelTrial, trial_round_s
 from perfmodel.off_path import MIN_RECORDED
 from perfmodel.passes import PASS_KINDS
 from perfmodel.policy import CalibrationCurve
@@ -33,10 +35,23 @@ def understood(job: Job, facts: DeviceFacts, split: str) -> str:
         [
             f"models   {job.pair.label}, {dtype}, batch 1, {job.pair.device_key.engine}",
             f"device   {facts.label}",
+            kernels_line(job.pair.target.decoder.kernels, job.kernel_trials, job.pair.geometry, job.pair.target.geometry),
             f"prompts  {len(job.prompts)} of the {split} half, {min(lengths)} to {max(lengths)} tokens, "
             f"{job.max_new_tokens} more after each, {sampling}",
         ]
     )
+
+
+def kernels_line(kernels: Kernels, trials: Sequence[KernelTrial], draft: DraftGeometry, target: ModelGeometry) -> str:
+    """What is computed with, and what it was chosen by."""
+    if not trials:
+        return f"kernels  {kernels.label}"
+    seconds = {
+        one.kernels: trial_round_s(one, draft_layers=draft.exit_layers[-1], target_layers=target.num_layers) for one in trials
+    }
+    gain = 1 - seconds[kernels] / seconds[STANDARD_KERNELS]
+    fastest = f"{kernels.label}, the fastest of {len(trials)}"
+    return f"kernels  {fastest}: a round takes {format_frac(gain)} less than with {STANDARD_KERNELS.label}"
 
 
 def latency_table(log: PassLog) -> str:

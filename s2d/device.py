@@ -6,6 +6,7 @@ import torch
 
 from perfmodel.cpu import this_cpu_name
 from perfmodel.errors import UserInputError
+from perfmodel.kernels import Kernels
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
 
 
@@ -44,7 +45,9 @@ def engine_for(asked: EngineMode | None, device: str, num_devices: int) -> Engin
     return asked or ("graph" if has_graphs else "eager")
 
 
-def device_key(device: torch.device, dtype: Dtype, engine: EngineMode, num_devices: int = 1) -> DeviceKey:
+def device_key(
+    device: torch.device, dtype: Dtype, engine: EngineMode, num_devices: int = 1, *, kernels: Kernels | None = None
+) -> DeviceKey:
     """The key of seconds measured here and now, on so many devices alike."""
     is_cuda = device.type == "cuda"
     return DeviceKey(
@@ -53,4 +56,5 @@ def device_key(device: torch.device, dtype: Dtype, engine: EngineMode, num_devic
         num_threads=None if is_cuda else torch.get_num_threads(),
         dtype=dtype,
         engine=engine,
+        kernels=kernels,
     )

@@ -1,7 +1,7 @@
 """Passes as CUDA graphs: captured once for a few widths and contexts, then launched as one, however many kernels they have.
 
-A captured pass reads on the device where its rows stand, and is as wide as the next captured width. The rows that pad it stand after
-the text's own: what they write lies where the text has not come yet, and is written anew before a row of the text looks there,
+A captured pass reads on the device where its rows stand, and is padded to the next captured width. The padding rows stand after
+the text's own. What they write lies where the text has not come yet, and is written anew before a row of the text looks there,
 as none looks beyond its own place. So padding cannot leak, and is rolled back as a rejected block is.
 
 What a graph reads and writes must outlive it. Weights, scratch and exit checks live as long as the decoder; the cache, its

@@ -17,6 +17,7 @@ from perfmodel.disk import PathLike, check_new, whole_folder
 from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry
 from perfmodel.hub import REPOSITORY, fetch_folder
+from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.units import Tokens
 from s2d.checkpoint import layer_of, open_weights, tensor_names, weights_sha256
@@ -84,6 +85,7 @@ def load_model(
     device: str = "cpu",
     *,
     engine: EngineMode = "eager",
+    kernels: Kernels = STANDARD_KERNELS,
     kept: KeepLayer = lambda layer, geometry: layer,
 ) -> LoadedModel:
     """Read a Hugging Face folder of the Llama, Mistral, Qwen2 or Qwen3 family.
@@ -93,6 +95,7 @@ def load_model(
         dtype: the numbers to compute in, whatever is stored.
         device: torch's name for it.
         engine: how passes are launched.
+        kernels: what it computes with.
         kept: of every layer; the geometry stays that of the whole.
 
     Raises:
@@ -107,7 +110,7 @@ def load_model(
     exit_layers = sidecar.exit_layers if sidecar else ()
     _check_exit_layers(exit_layers, geometry.num_layers)
     with open_weights(path) as read:
-        weights = fold_weights(read, config, geometry, torch_dtype(dtype), device, kept)
+        weights = fold_weights(read, config, geometry, torch_dtype(dtype), device, kept, kernels=kernels)
     sha256 = weights_sha256(path)
     if sidecar and sidecar.said_tokens:
         geometry, said = _reduced(geometry, sidecar.said_tokens), sidecar.said_tokens
@@ -152,6 +155,7 @@ def random_model(
     device: str = "cpu",
     *,
     engine: EngineMode = "eager",
+    kernels: Kernels = STANDARD_KERNELS,
     seed: int,
 ) -> LoadedModel:
     """A model of a given shape with random weights, to time shapes for which there is no checkpoint.
@@ -165,7 +169,7 @@ def random_model(
             f"model {geometry.name!r} has {what}, and weights are drawn for a Llama's layers only. Give one of a Llama's shape."
         )
     return LoadedModel(
-        decoder=DECODERS[engine](geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed)),
+        decoder=DECODERS[engine](geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed, kernels=kernels)),
         geometry=geometry,
         exit_layers=exit_layers,
         calibration=None,

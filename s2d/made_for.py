@@ -61,7 +61,7 @@ def check_num_devices(path: Path, plan: Plan) -> None:
 def device_label(key: DeviceKey) -> str:
     """`1 x H100-SXM, bf16, eager`."""
     threads = f", {key.num_threads} threads" if key.num_threads is not None else ""
-    return f"{key.num_devices} x {key.device}, {key.dtype}, {key.engine}{threads}"
+    return f"{key.num_devices} x {key.device}, {key.dtype}, {key.launching}{threads}"
 
 
 def _shape(model: ModelGeometry) -> ModelGeometry:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.errors import BadPolicy, UserInputError
 from perfmodel.geometry import DraftGeometry
+from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
 from perfmodel.units import Tokens
 from s2d.compatible import context_tokens
@@ -74,13 +75,13 @@ class ModelPair:
     def device_key(self) -> DeviceKey:
         """The key of seconds measured with this pair."""
         decoder = self.target.decoder
-        return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices)
+        return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices, kernels=decoder.kernels)
 
     @property
     def draft_device_key(self) -> DeviceKey:
         """The key of the draft's: one device where the first of several processes has it whole."""
         decoder = self.draft.decoder
-        return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices)
+        return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices, kernels=decoder.kernels)
 
     def check_memory(self, text: TextLimits, free_bytes: FreeBytes | None = None) -> None:
         """Refuse texts whose caches, tables and buffers do not fit beside the weights.
@@ -128,6 +129,7 @@ def load_pair(
     ranks: Ranks | None = None,
     *,
     engine: EngineMode = "eager",
+    kernels: Kernels = STANDARD_KERNELS,
     shares_draft: bool = False,
     free_bytes: FreeBytes | None = None,
 ) -> Pair:
@@ -142,6 +144,7 @@ def load_pair(
         device: torch's name for it.
         ranks: the processes that torchrun started, if it did.
         engine: how passes are launched; of several processes, eagerly.
+        kernels: what both compute with.
         shares_draft: whether they share a draft with weights of its own too; rank 0 has it whole otherwise.
         free_bytes: memory that is free on a device; the device is asked when None.
 
@@ -151,12 +154,12 @@ def load_pair(
         UserInputError: the weights do not fit in memory, or the processes cannot share what they are to share.
     """
     target_folder = find_model(target_name)
-    models = _placement(target_folder, draft_name, dtype, device, ranks, engine=engine, shares_draft=shares_draft)
+    models = placement_of(target_folder, draft_name, dtype, device, ranks, engine=engine, shares_draft=shares_draft)
     dtype_hint = "--dtype bf16, " if dtype == "fp32" else ""
     fix = f"Use a device with more memory, {dtype_hint}a smaller model, or more processes that share the target (torchrun)."
     check_memory(memory_need(models, None, reads_files=True), models, free_bytes, fix=fix)
-    load = partial(load_model, dtype=dtype, device=device, engine=engine)
-    target = load_shared(target_folder, dtype, device, ranks) if ranks else load(target_folder)
+    load = partial(load_model, dtype=dtype, device=device, engine=engine, kernels=kernels)
+    target = load_shared(target_folder, dtype, device, ranks, kernels=kernels) if ranks else load(target_folder)
     tokenizer = load_tokenizer(target_folder)
     draft = target
     if draft_name != SELF_DRAFT:
@@ -164,7 +167,7 @@ def load_pair(
         check_same_vocabulary(load_tokenizer(draft_folder), tokenizer)
         num_tokens = target.decoder.vocab_size
         if ranks and shares_draft:
-            draft = load_shared(draft_folder, dtype, device, ranks, number=DRAFT, num_tokens=num_tokens)
+            draft = load_shared(draft_folder, dtype, device, ranks, kernels=kernels, number=DRAFT, num_tokens=num_tokens)
         else:
             draft = with_vocabulary_of(load(draft_folder), num_tokens)
     return Pair(
@@ -178,7 +181,7 @@ def load_pair(
     )
 
 
-def _placement(
+def placement_of(
     target_folder: Path,
     draft_name: str,
     dtype: Dtype,

@@ -17,6 +17,7 @@ from torch import Tensor
 from perfmodel.disk import PathLike
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import ModelGeometry
+from perfmodel.kernels import STANDARD_KERNELS, Kernels, parse_kernels
 from perfmodel.profile import Dtype
 from perfmodel.units import Tokens
 from s2d.cache import Cache, Segment
@@ -128,7 +129,14 @@ class FollowingDecoder(Decoder):
 
 
 def load_shared(
-    folder: PathLike, dtype: Dtype, device: str, ranks: Ranks, *, number: int = TARGET, num_tokens: Tokens | None = None
+    folder: PathLike,
+    dtype: Dtype,
+    device: str,
+    ranks: Ranks,
+    *,
+    kernels: Kernels = STANDARD_KERNELS,
+    number: int = TARGET,
+    num_tokens: Tokens | None = None,
 ) -> LoadedModel:
     """Rank 0: read a model folder, every rank its share; none keeps more than that, and rank 0 the embedding.
 
@@ -137,6 +145,7 @@ def load_shared(
         dtype: to compute in.
         device: `cpu`, or `cuda` for the GPU of every rank's own.
         ranks: who shares.
+        kernels: what all compute with.
         number: `TARGET` or `DRAFT`.
         num_tokens: of the vocabulary that it is to have; its own when None.
 
@@ -152,6 +161,7 @@ def load_shared(
         folder=str(folder),
         dtype=dtype,
         device=device,
+        kernels=kernels.label,
         num_threads=torch.get_num_threads(),
         num_tokens=num_tokens,
     )
@@ -166,7 +176,9 @@ def load_shared(
 
 def _load(order: LoadOrder, share: Share) -> LoadedModel:
     """A model of which a rank has read its share of every layer, and for now all of the embedding and the head."""
-    model = load_model(order.folder, order.dtype, local_device(order.device), kept=share.layer)
+    model = load_model(
+        order.folder, order.dtype, local_device(order.device), kernels=parse_kernels(order.kernels), kept=share.layer
+    )
     return model if order.num_tokens is None else with_vocabulary_of(model, order.num_tokens)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
+from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.units import Bytes, Tokens
 from s2d.compatible import check_vocab_sizes
@@ -21,6 +22,7 @@ def random_pair(
     device: str,
     *,
     engine: EngineMode = "eager",
+    kernels: Kernels = STANDARD_KERNELS,
     max_tokens: Tokens,
     seed: int,
     num_noise_tables: int = 0,
@@ -34,6 +36,7 @@ def random_pair(
         dtype: of weights and caches.
         device: torch's name for it.
         engine: how passes are launched.
+        kernels: what both compute with.
         max_tokens: the longest text that is to be decoded.
         seed: of the weights.
         num_noise_tables: tables of shared noise that decoding holds: 1 under that rule.
@@ -49,10 +52,10 @@ def random_pair(
     text = TextLimits(max_tokens=max_tokens, prompt_tokens=max_tokens, num_noise_tables=num_noise_tables)
     _check_fits(models, text, free_bytes or free_bytes_of)
     exit_layers = draft.exit_layers if draft.kind == "self" else ()
-    model = random_model(target, exit_layers, dtype, device, engine=engine, seed=seed)
+    model = random_model(target, exit_layers, dtype, device, engine=engine, kernels=kernels, seed=seed)
     drafter = model
     if draft.kind == "separate":
-        drafter = random_model(draft.model, draft.exit_layers, dtype, device, engine=engine, seed=seed + 1)
+        drafter = random_model(draft.model, draft.exit_layers, dtype, device, engine=engine, kernels=kernels, seed=seed + 1)
     return ModelPair(target=model, draft=drafter, geometry=draft, device=place)
 
 

@@ -61,6 +61,8 @@ class LoadOrder:
     dtype: Dtype
     device: str
     """`cpu` or `cuda`."""
+    kernels: str
+    """Their label."""
     num_threads: int
     num_tokens: Tokens | None
     """Of the vocabulary that it is to have; None for its own."""

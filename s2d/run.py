@@ -17,6 +17,7 @@ from perfmodel.console import keeping, print_answer, print_err, print_out
 from perfmodel.contention import Contention
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
+from perfmodel.kernels import STANDARD_KERNELS
 from perfmodel.plan import Plan, read_plan
 from perfmodel.provenance import make_provenance
 from perfmodel.report import RunReport, report_file_text, write_report
@@ -26,6 +27,7 @@ from s2d.bench import OnText, RunRequest, run_report
 from s2d.conversation import Prompt
 from s2d.device import engine_for
 from s2d.generate import Generation, OnTokens
+from s2d.kernels import check_kernels
 from s2d.load import TORCH_DTYPES, export_exit, find_model
 from s2d.made_for import check_head, check_made_for, check_num_devices, device_label
 from s2d.outputs import Outputs
@@ -237,7 +239,11 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
     draft = args.draft or (SELF_DRAFT if plan.draft.kind == "self" else plan.draft_name)
     target, device = args.target or plan.target.name, "cuda" if is_gpu else "cpu"
     engine, is_shared = engine_for(plan.device.engine, device, plan.device.num_devices), plan.draft_num_devices > 1
-    return load_pair(target, draft, plan.device.dtype, device, ranks, engine=engine, shares_draft=is_shared)
+    kernels = plan.device.kernels or STANDARD_KERNELS
+    fix = "Install the PyTorch that the plan's profile was taken with, or profile and plan again here."
+    check_kernels(kernels, device, plan.device.dtype, engine, fix=fix)
+    dtype = plan.device.dtype
+    return load_pair(target, draft, dtype, device, ranks, engine=engine, kernels=kernels, shares_draft=is_shared)
 
 
 def _refuse_unequal(report: RunReport) -> None:
