@@ -174,3 +174,8 @@ def typed(raw: Tensor, dtype: torch.dtype) -> Tensor:
     real = _FLOAT_OF_COMPLEX.get(dtype, dtype)
     count = raw.numel() // torch.empty(0, dtype=real).element_size()
     return torch.empty(0, dtype=real).set_(raw.untyped_storage(), 0, (count,), (1,))
+
+
+def poison_allocation(allocation: Allocation) -> None:
+    """Fill a live allocation with the pattern of unwritten memory."""
+    poison(typed(bytes_at(allocation.address, allocation.nbytes), allocation.dtype))

@@ -25,7 +25,7 @@ _OF_BOTH_SIDES = {"set_", "_has_compatible_shallow_copy_type"}
 class Operation:
     """What the simulator needs to know about one overload of an operation."""
 
-    __slots__ = ("is_empty", "is_mutable", "is_product", "is_random", "name", "run", "written")
+    __slots__ = ("is_empty", "is_mutable", "is_product", "name", "run", "written")
 
     def __init__(self, overload: Any, run: Any) -> None:
         schema = overload._schema
@@ -34,7 +34,6 @@ class Operation:
         self.is_mutable = schema.is_mutable
         self.is_empty = self.name in _EMPTY
         self.is_product = self.name in _PRODUCTS
-        self.is_random = torch.Tag.nondeterministic_seeded in overload.tags
         self.written = [
             (number, argument.name)
             for number, argument in enumerate(schema.arguments)
@@ -55,6 +54,11 @@ class OperationMode(TorchDispatchMode):
         self._simulator = simulator
         self._emulated = emulations()
         self._operations: dict[Any, Operation] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Without this torch imports all of its compiler at the first operation."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():
@@ -78,7 +82,7 @@ class OperationMode(TorchDispatchMode):
         index = self._device_of_result(devices)
         if index is None:
             return func(*args, **kwargs)
-        self._check(operation, leaves, devices, kwargs)
+        self._check(operation, leaves, devices)
         if operation.is_product:
             self._simulator.use_cublas(index)
         self._prepare(operation, args, kwargs)
@@ -95,23 +99,20 @@ class OperationMode(TorchDispatchMode):
             return None if placing == HOST else placing
         return next((device for device in devices if device is not None), None)
 
-    def _check(self, operation: Operation, leaves: list[Tensor], devices: list[int | None], kwargs: Any) -> None:
+    def _check(self, operation: Operation, leaves: list[Tensor], devices: list[int | None]) -> None:
         """Whether the device would take the operation, and whether the host waits for it."""
         simulator, name = self._simulator, operation.name
         on_device = {device for device in devices if device is not None}
         if len(on_device) > 1 or (on_device and None in devices and name not in _OF_BOTH_SIDES):
             self._check_sides(name, leaves, devices)
         if name in _HOST_READS:
+            name = "item" if name == "_local_scalar_dense" else name
             for x in leaves:
                 simulator.check_written(f"{name}()", x)
             simulator.wait(f"{name}()")
         is_masked = name == "index" and any(x.dtype in (torch.bool, torch.uint8) for x in leaves[1:])
         if name in _DATA_SHAPED or is_masked:
             simulator.wait(f"{name}, whose shape depends on data")
-        if operation.is_random:
-            generator = kwargs.get("generator")
-            if generator is not None and generator.device.type != "cuda":
-                simulator.report(f"{name} on the device with a generator of the host, at {place()}", DeviceMismatch)
 
     def _check_sides(self, name: str, leaves: list[Tensor], devices: list[int | None]) -> None:
         for number, (x, device) in enumerate(zip(leaves, devices, strict=True)):
