@@ -37,8 +37,8 @@ SEED = 20260801
 FULL_CASES = 2000
 """Of each rule, over all kinds of models."""
 SIMULATED_CASES = 300
-QUICK_SIMULATED_CASES = 9
-QUICK_S: Seconds = 20.0
+QUICK_SIMULATED_CASES = 6
+QUICK_S: Seconds = 18.0
 TINY_EXITS = (1, 2, 4)
 TINY_SHAPES = (
     TinySpec(),

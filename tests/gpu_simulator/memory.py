@@ -67,10 +67,11 @@ class Memory:
 
     def find(self, tensor: Tensor) -> Allocation | None:
         """The allocation of a tensor's storage; None for ordinary host memory, and for tensors without a storage."""
-        try:
-            return self._by_storage.get(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):
-            return None
+        return self._by_storage.get(key_of(tensor))
+
+    def at(self, key: int) -> Allocation | None:
+        """The same by the storage's key."""
+        return self._by_storage.get(key)
 
     def device_of(self, tensor: Tensor) -> int | None:
         """Index of the device that a tensor lies on; None for the host."""
@@ -126,6 +127,14 @@ class Memory:
         allocation = self._by_storage.pop(key, None)
         if allocation is not None and allocation.device is not None:
             self.allocated_bytes[allocation.device] -= allocation.nbytes
+
+
+def key_of(tensor: Tensor) -> int:
+    """Address of a tensor's storage object, which is its key while it lives; 0 for tensors without a storage."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 def poison(tensor: Tensor) -> None:

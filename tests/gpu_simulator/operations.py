@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.gpu_simulator.emulated import emulations
 from tests.gpu_simulator.errors import DeviceMismatch
-from tests.gpu_simulator.memory import Allocation, poison
+from tests.gpu_simulator.memory import Allocation, key_of, poison
 from tests.gpu_simulator.simulator import HOST, Simulator, place, plainly
 
 _EMPTY = {"empty", "empty_strided", "new_empty", "empty_like", "new_empty_strided", "empty_permuted"}
@@ -73,7 +73,8 @@ class OperationMode(TorchDispatchMode):
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         operation, memory = self._operation(func), self._simulator.memory
         leaves = tensors_in(args, kwargs)
-        allocations = [memory.find(x) for x in leaves]
+        keys = [key_of(x) for x in leaves]
+        allocations = [memory.at(key) for key in keys]
         devices = [None if one is None else one.device for one in allocations]
         if not self._simulator.timeline.is_idle:
             self._check_pinned(operation, args, kwargs, allocations)
@@ -87,7 +88,7 @@ class OperationMode(TorchDispatchMode):
             self._simulator.use_cublas(index)
         self._prepare(operation, args, kwargs)
         found = operation.run(*args, **kwargs)
-        fresh = self._register(operation, index, leaves, found)
+        fresh = self._register(operation, index, set(keys), found)
         if operation.is_empty or not (operation.is_mutable or fresh):
             return found  # a view, or memory without contents
         self._launched(operation, args, kwargs, fresh, index)
@@ -97,7 +98,10 @@ class OperationMode(TorchDispatchMode):
         placing = self._simulator.placing
         if placing is not None:
             return None if placing == HOST else placing
-        return next((device for device in devices if device is not None), None)
+        for device in devices:
+            if device is not None:
+                return device
+        return None
 
     def _check(self, operation: Operation, leaves: list[Tensor], devices: list[int | None]) -> None:
         """Whether the device would take the operation, and whether the host waits for it."""
@@ -141,11 +145,10 @@ class OperationMode(TorchDispatchMode):
                 if allocation is not None:
                     capturing.save(x, allocation)
 
-    def _register(self, operation: Operation, index: int, leaves: list[Tensor], found: Any) -> list[Tensor]:
+    def _register(self, operation: Operation, index: int, given: set[int], found: Any) -> list[Tensor]:
         """Label new storages as the device's; returns the tensors that lie in them."""
-        given = {_key(x) for x in leaves}
         memory = self._simulator.memory
-        fresh = [x for x in tensors_in((found,), {}) if _key(x) not in given]
+        fresh = [x for x in tensors_in((found,), {}) if key_of(x) not in given]
         for x in fresh:
             is_new = memory.find(x) is None
             allocation = memory.add(x, index)
@@ -271,7 +274,3 @@ def tensors_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
         elif isinstance(x, (list, tuple)):
             found += tensors_in(x, {})
     return found
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0

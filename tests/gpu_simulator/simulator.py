@@ -150,6 +150,9 @@ class Simulator:
         self.counters[counter] += 1
         if counter == "waits":
             self.wait_places[f"{what} at {place()}"] += 1
+        if self.timeline.is_idle:
+            self.timeline.complete(vector)
+            return
         with plainly():
             self.timeline.complete(vector)
 
