@@ -3,8 +3,11 @@
 Random tiny networks of every architecture that the runtime runs and, where it is installed, the reference family, under
 random exits, thresholds, stop rules, lengths and prompts, with drafts of their own, alike, unlike and with a reduced head: the
 plain target's tokens against the speculative ones, greedily and with shared noise, half of the cases with penalties, in fp32.
-Prints one row per kind of model, then the JSON line with `num_cases`, `num_mismatches` (greedy), `sampling_cases` and
-`sampling_mismatches` (shared noise). What bf16 does to near-ties, `device_check.py` says.
+Captured CUDA graphs are compared too: on a simulated GPU (tests/gpu_simulator), against the plain text of the CPU.
+
+Prints one row per kind of model, then the JSON line with `num_cases`, `num_mismatches` (greedy), `sampling_cases`,
+`sampling_mismatches` (shared noise), `simulated_cases` and `simulated_mismatches` (both rules, on the simulated GPU).
+`device_check.py` shows what bf16 does to near-ties.
 
     python benchmarks/lossless.py [--quick]
 """
@@ -33,8 +36,18 @@ from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 SEED = 20260801
 FULL_CASES = 2000
 """Of each rule, over all kinds of models."""
-QUICK_S: Seconds = 30.0
+SIMULATED_CASES = 300
+QUICK_SIMULATED_CASES = 6
+QUICK_S: Seconds = 18.0
 TINY_EXITS = (1, 2, 4)
+TINY_SHAPES = (
+    TinySpec(),
+    TinySpec(num_kv_heads=2, tied=True, seed=1),
+    TinySpec(num_heads=4, num_kv_heads=2, head_dim=24, update_scale=0.25, seed=2),
+    TinySpec(family="mistral", rope="yarn", seed=3),
+    TinySpec(family="qwen2", tied=True, seed=4),
+    TinySpec(family="qwen3", rope="llama3", head_dim=24, seed=5),
+)
 MAX_CAP = 10
 
 
@@ -50,6 +63,8 @@ class Subject:
 
 
 def main() -> None:
+    from lossless_simulated import simulated_cases  # which imports this module
+
     args = common.make_parser(__doc__ or "").parse_args()
     common.one_thread()
     rng = random.Random(SEED)
@@ -74,11 +89,16 @@ def main() -> None:
         for name in sorted({subject.name for subject in subjects})
     ]
     print(table(rows, headers=["mismatches", *rules, "accepted share"]))
+    simulated, different = simulated_cases(rng, QUICK_SIMULATED_CASES if args.quick else SIMULATED_CASES)
+    simulated_rows = [[name, f"{different[name]} of {number}"] for name, number in sorted(simulated.items())]
+    print(table(simulated_rows, headers=["on the simulated GPU", "mismatches"]))
     result = {
         "num_cases": of_rule(cases, "greedy"),
         "num_mismatches": of_rule(mismatches, "greedy"),
         "sampling_cases": of_rule(cases, "shared-noise"),
         "sampling_mismatches": of_rule(mismatches, "shared-noise"),
+        "simulated_cases": simulated.total(),
+        "simulated_mismatches": different.total(),
     }
     common.finish("lossless", quick=args.quick, result=result, libraries=("torch", "transformers"), seed=SEED)
 
@@ -95,15 +115,7 @@ def enough(num_cases: int, spent_s: Seconds, *, quick: bool) -> bool:
 
 def tiny_subjects(rng: random.Random) -> Iterator[Subject]:
     """Random networks of several shapes and families, with every kind of draft."""
-    shapes = (
-        TinySpec(),
-        TinySpec(num_kv_heads=2, tied=True, seed=1),
-        TinySpec(num_heads=4, num_kv_heads=2, head_dim=24, update_scale=0.25, seed=2),
-        TinySpec(family="mistral", rope="yarn", seed=3),
-        TinySpec(family="qwen2", tied=True, seed=4),
-        TinySpec(family="qwen3", rope="llama3", head_dim=24, seed=5),
-    )
-    for spec in shapes:
+    for spec in TINY_SHAPES:
         target, alike = tiny_model(spec, TINY_EXITS), tiny_model(replace(spec, num_layers=4), TINY_EXITS)
         said = sorted(rng.sample(range(VOCAB_SIZE), VOCAB_SIZE // 2))
         reduced = Decoder(alike.geometry, with_reduced_head(alike.decoder.weights, said))

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 from torch.overrides import TorchFunctionMode
 
-from tests.gpu_simulator.simulator import HOST, Simulator, plainly
+from tests.gpu_simulator.errors import DeviceMismatch
+from tests.gpu_simulator.simulator import HOST, Simulator, place, plainly
 
 _MAKERS = {"tensor", "as_tensor", "asarray"}
 _SHOWN = {"__repr__", "__str__", "__format__"}
@@ -56,6 +57,7 @@ class CallMode(TorchFunctionMode):
 
     def _make(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """A call that may name a device or pinned memory."""
+        self._check_generator(args, kwargs)
         is_pinned, device = kwargs.pop("pin_memory", False), kwargs.pop("device", None)
         if is_pinned:
             with self._placing(HOST):
@@ -80,6 +82,18 @@ class CallMode(TorchFunctionMode):
         with self._placing(HOST):
             made = func(*args, **kwargs)
         return made if index is None else self._moved(made, index, is_blocking=True)
+
+    def _check_generator(self, args: Any, kwargs: dict[str, Any]) -> None:
+        """Whether random numbers come from a generator of the device that they are drawn for."""
+        generator, device = kwargs.get("generator"), kwargs.get("device")
+        if generator is None:
+            return
+        is_method = device is None and args and isinstance(args[0], Tensor)
+        index = self._index(args[0]) if is_method else None if device is None else self._index_named(device)
+        kind = "cpu" if index is None else "cuda"
+        if generator.device.type != kind:
+            text = f"Expected a {kind!r} device type for generator but found {generator.device.type!r}, at {place()}"
+            self._simulator.report(text, DeviceMismatch)
 
     def _index_named(self, device: Any) -> int | None:
         """Index of a CUDA device that a caller named, None for another kind of device."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.gpu_simulator import active
 from tests.gpu_simulator.errors import CaptureError, PoolError, UseAfterFree
-from tests.gpu_simulator.memory import Allocation, bytes_at, poison, typed
+from tests.gpu_simulator.memory import Allocation, bytes_at, poison, poison_allocation, typed
 from tests.gpu_simulator.simulator import place, plainly
 from tests.gpu_simulator.streams import Stream, StreamContext
 from tests.gpu_simulator.workspaces import PoolId, Workspace
@@ -113,11 +113,12 @@ class CUDAGraph:
         self._end()
         self._is_captured = True
         self._simulator.counters["captures"] += 1
+        self._kept = [one for one in self._own.values() if one.is_live]
+        if self._kept:
+            self._simulator.graphs_with_results.add(self)
         with plainly():
-            self._build()
-            for number in self._own:
-                self._poison(number)
-        self._simulator.timeline.launch(self.stream)
+            for one in self._kept:
+                poison_allocation(one)
 
     def abort(self) -> None:
         """End a capture in which an error was raised."""
@@ -167,8 +168,6 @@ class CUDAGraph:
     def _build(self) -> None:
         """Tensors over the graph's memory for every call. None of them keeps memory of the program alive."""
         self._kept = [one for one in self._own.values() if one.is_live]
-        if self._kept:
-            self._simulator.graphs_with_results.add(self)
         self._memory = {
             one.number: bytes_at(one.address, one.nbytes) if one.is_live else torch.empty(one.nbytes, dtype=torch.uint8)
             for one in (*self._own.values(), *self._external.values())
@@ -199,7 +198,7 @@ class CUDAGraph:
         simulator.counters["graph_nodes_launched"] += len(self.nodes)
         simulator.timeline.launch(simulator.stream_key(self.stream[0]))
         with plainly():
-            if not all(one.is_live for one in self._kept):
+            if not self._calls or not all(one.is_live for one in self._kept):
                 self._build()
             for number in self._own:
                 self._poison(number)
@@ -218,7 +217,7 @@ class CUDAGraph:
         """An earlier graph of the pool is replayed: its temporaries may lie where this graph's results are."""
         for one in self._kept:
             if one.is_live:
-                self._poison(one.number)
+                poison_allocation(one)
 
     def _check_memory(self) -> None:
         for workspace in self.workspaces:

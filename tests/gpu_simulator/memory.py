@@ -67,10 +67,11 @@ class Memory:
 
     def find(self, tensor: Tensor) -> Allocation | None:
         """The allocation of a tensor's storage; None for ordinary host memory, and for tensors without a storage."""
-        try:
-            return self._by_storage.get(tensor.untyped_storage()._cdata)
-        except (NotImplementedError, RuntimeError):
-            return None
+        return self._by_storage.get(key_of(tensor))
+
+    def at(self, key: int) -> Allocation | None:
+        """The same by the storage's key."""
+        return self._by_storage.get(key)
 
     def device_of(self, tensor: Tensor) -> int | None:
         """Index of the device that a tensor lies on; None for the host."""
@@ -128,6 +129,14 @@ class Memory:
             self.allocated_bytes[allocation.device] -= allocation.nbytes
 
 
+def key_of(tensor: Tensor) -> int:
+    """Address of a tensor's storage object, which is its key while it lives; 0 for tensors without a storage."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
 def poison(tensor: Tensor) -> None:
     """Fill a tensor with the pattern of unwritten memory."""
     if not tensor.numel():
@@ -174,3 +183,8 @@ def typed(raw: Tensor, dtype: torch.dtype) -> Tensor:
     real = _FLOAT_OF_COMPLEX.get(dtype, dtype)
     count = raw.numel() // torch.empty(0, dtype=real).element_size()
     return torch.empty(0, dtype=real).set_(raw.untyped_storage(), 0, (count,), (1,))
+
+
+def poison_allocation(allocation: Allocation) -> None:
+    """Fill a live allocation with the pattern of unwritten memory."""
+    poison(typed(bytes_at(allocation.address, allocation.nbytes), allocation.dtype))

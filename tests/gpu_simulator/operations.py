@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.gpu_simulator.emulated import emulations
 from tests.gpu_simulator.errors import DeviceMismatch
-from tests.gpu_simulator.memory import Allocation, poison
+from tests.gpu_simulator.memory import Allocation, key_of, poison
 from tests.gpu_simulator.simulator import HOST, Simulator, place, plainly
 
 _EMPTY = {"empty", "empty_strided", "new_empty", "empty_like", "new_empty_strided", "empty_permuted"}
@@ -25,7 +25,7 @@ _OF_BOTH_SIDES = {"set_", "_has_compatible_shallow_copy_type"}
 class Operation:
     """What the simulator needs to know about one overload of an operation."""
 
-    __slots__ = ("is_empty", "is_mutable", "is_product", "is_random", "name", "run", "written")
+    __slots__ = ("is_empty", "is_mutable", "is_product", "name", "run", "written")
 
     def __init__(self, overload: Any, run: Any) -> None:
         schema = overload._schema
@@ -34,7 +34,6 @@ class Operation:
         self.is_mutable = schema.is_mutable
         self.is_empty = self.name in _EMPTY
         self.is_product = self.name in _PRODUCTS
-        self.is_random = torch.Tag.nondeterministic_seeded in overload.tags
         self.written = [
             (number, argument.name)
             for number, argument in enumerate(schema.arguments)
@@ -56,6 +55,11 @@ class OperationMode(TorchDispatchMode):
         self._emulated = emulations()
         self._operations: dict[Any, Operation] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Without this torch imports all of its compiler at the first operation."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():
             return self._run(func, args, kwargs or {})
@@ -69,7 +73,8 @@ class OperationMode(TorchDispatchMode):
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         operation, memory = self._operation(func), self._simulator.memory
         leaves = tensors_in(args, kwargs)
-        allocations = [memory.find(x) for x in leaves]
+        keys = [key_of(x) for x in leaves]
+        allocations = [memory.at(key) for key in keys]
         devices = [None if one is None else one.device for one in allocations]
         if not self._simulator.timeline.is_idle:
             self._check_pinned(operation, args, kwargs, allocations)
@@ -78,12 +83,12 @@ class OperationMode(TorchDispatchMode):
         index = self._device_of_result(devices)
         if index is None:
             return func(*args, **kwargs)
-        self._check(operation, leaves, devices, kwargs)
+        self._check(operation, leaves, devices)
         if operation.is_product:
             self._simulator.use_cublas(index)
         self._prepare(operation, args, kwargs)
         found = operation.run(*args, **kwargs)
-        fresh = self._register(operation, index, leaves, found)
+        fresh = self._register(operation, index, set(keys), found)
         if operation.is_empty or not (operation.is_mutable or fresh):
             return found  # a view, or memory without contents
         self._launched(operation, args, kwargs, fresh, index)
@@ -93,25 +98,25 @@ class OperationMode(TorchDispatchMode):
         placing = self._simulator.placing
         if placing is not None:
             return None if placing == HOST else placing
-        return next((device for device in devices if device is not None), None)
+        for device in devices:
+            if device is not None:
+                return device
+        return None
 
-    def _check(self, operation: Operation, leaves: list[Tensor], devices: list[int | None], kwargs: Any) -> None:
+    def _check(self, operation: Operation, leaves: list[Tensor], devices: list[int | None]) -> None:
         """Whether the device would take the operation, and whether the host waits for it."""
         simulator, name = self._simulator, operation.name
         on_device = {device for device in devices if device is not None}
         if len(on_device) > 1 or (on_device and None in devices and name not in _OF_BOTH_SIDES):
             self._check_sides(name, leaves, devices)
         if name in _HOST_READS:
+            name = "item" if name == "_local_scalar_dense" else name
             for x in leaves:
                 simulator.check_written(f"{name}()", x)
             simulator.wait(f"{name}()")
         is_masked = name == "index" and any(x.dtype in (torch.bool, torch.uint8) for x in leaves[1:])
         if name in _DATA_SHAPED or is_masked:
             simulator.wait(f"{name}, whose shape depends on data")
-        if operation.is_random:
-            generator = kwargs.get("generator")
-            if generator is not None and generator.device.type != "cuda":
-                simulator.report(f"{name} on the device with a generator of the host, at {place()}", DeviceMismatch)
 
     def _check_sides(self, name: str, leaves: list[Tensor], devices: list[int | None]) -> None:
         for number, (x, device) in enumerate(zip(leaves, devices, strict=True)):
@@ -140,11 +145,10 @@ class OperationMode(TorchDispatchMode):
                 if allocation is not None:
                     capturing.save(x, allocation)
 
-    def _register(self, operation: Operation, index: int, leaves: list[Tensor], found: Any) -> list[Tensor]:
+    def _register(self, operation: Operation, index: int, given: set[int], found: Any) -> list[Tensor]:
         """Label new storages as the device's; returns the tensors that lie in them."""
-        given = {_key(x) for x in leaves}
         memory = self._simulator.memory
-        fresh = [x for x in tensors_in((found,), {}) if _key(x) not in given]
+        fresh = [x for x in tensors_in((found,), {}) if key_of(x) not in given]
         for x in fresh:
             is_new = memory.find(x) is None
             allocation = memory.add(x, index)
@@ -270,7 +274,3 @@ def tensors_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
         elif isinstance(x, (list, tuple)):
             found += tensors_in(x, {})
     return found
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0

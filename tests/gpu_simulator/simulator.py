@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import sys
 import weakref
@@ -149,6 +150,9 @@ class Simulator:
         self.counters[counter] += 1
         if counter == "waits":
             self.wait_places[f"{what} at {place()}"] += 1
+        if self.timeline.is_idle:
+            self.timeline.complete(vector)
+            return
         with plainly():
             self.timeline.complete(vector)
 
@@ -195,10 +199,17 @@ def place() -> str:
     """File and line of the innermost frame that belongs neither to the simulator nor to torch."""
     frame = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        is_library = name.startswith((_TORCH, "<")) or name.endswith("contextlib.py")
-        is_ours = name.startswith(_OURS) and not Path(name).name.startswith("test_")
-        if not is_library and not is_ours:
-            return f"{Path(name).name}:{frame.f_lineno}"
+        name = _name_of(frame.f_code.co_filename)
+        if name is not None:
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
+
+
+@functools.cache
+def _name_of(path: str) -> str | None:
+    """A file's name, None for torch's and the simulator's own."""
+    name = Path(path).name
+    is_library = path.startswith((_TORCH, "<")) or name == "contextlib.py"
+    is_ours = path.startswith(_OURS) and not name.startswith("test_")
+    return None if is_library or is_ours else name

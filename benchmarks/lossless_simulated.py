@@ -1,0 +1,89 @@
+"""The part of lossless.py that runs captured CUDA graphs: on the simulated GPU, against the plain text of the CPU.
+
+Both sides have the same random weights. The CPU writes the target's text token by token, kernel by kernel. The simulated GPU
+replays exactly what its captures recorded, in memory that the simulator poisons: see tests/gpu_simulator.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle, product
+from unittest import mock
+
+from lossless import TINY_EXITS, TINY_SHAPES, penalised, random_noise, random_policy
+
+import s2d.graphs
+from perfmodel.sampling import GREEDY
+from s2d.fold import with_reduced_head
+from s2d.generate import Session, Settings
+from s2d.graphs import GraphDecoder
+from s2d.load import LoadedModel
+from tests.gpu_simulator import simulated_gpu
+from tests.stubs import EOS, VOCAB_SIZE, TinySpec, loaded, tiny_llama, tiny_model
+
+KINDS = ("its own layers", "separate draft", "reduced head")
+CASES_PER_SESSION = 17
+"""Cases that share captured passes: captures cost most of the time."""
+SHORTEST_CONTEXT = 16
+"""Of a captured pass, so that short texts grow through several."""
+MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 20, 40
+
+Case = tuple[list[int], Settings]
+"""A prompt, and how to decode it plainly."""
+
+
+def simulated_cases(rng: random.Random, num_cases: int) -> tuple[Counter[str], Counter[str]]:
+    """Cases, and mismatches with whatever else the simulator found, by kind of draft."""
+    cases: Counter[str] = Counter()
+    mismatches: Counter[str] = Counter()
+    per_session = min(CASES_PER_SESSION, -(-num_cases // len(KINDS)))
+    with mock.patch.object(s2d.graphs, "LEAST_CONTEXT", SHORTEST_CONTEXT, create=True):
+        for spec, kind in cycle(product(TINY_SHAPES, KINDS)):
+            if cases.total() >= num_cases:
+                break
+            cases[kind] += per_session
+            mismatches[kind] += num_mismatches(spec, kind, list(random_cases(rng, per_session)), rng)
+    return cases, mismatches
+
+
+def random_cases(rng: random.Random, number: int) -> Iterator[Case]:
+    """Prompts, lengths and sampling, greedy and with shared noise in turn."""
+    for place in range(number):
+        sampling = penalised(random_noise(rng) if place % 2 else GREEDY, rng)
+        prompt = rng.choices(range(VOCAB_SIZE), k=rng.randint(1, MAX_PROMPT_TOKENS))
+        new_tokens = rng.randint(1, MAX_NEW_TOKENS)
+        eos = rng.choice([None, EOS])
+        yield prompt, Settings(policy=None, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos)
+
+
+def num_mismatches(spec: TinySpec, kind: str, cases: list[Case], rng: random.Random) -> int:
+    """Cases whose text differs between the simulated GPU and the CPU, and problems that the simulator listed."""
+    plain = Session(tiny_model(spec, TINY_EXITS), None, MAX_PROMPT_TOKENS + MAX_NEW_TOKENS)
+    expected = [plain.generate(prompt, settings).tokens for prompt, settings in cases]
+    with simulated_gpu() as simulator:
+        session = graph_session(spec, kind, rng)
+        policies = [random_policy(session.exit_layers, rng) for _ in cases]
+        found = [
+            session.generate(prompt, replace(settings, policy=policy)).tokens
+            for (prompt, settings), policy in zip(cases, policies, strict=True)
+        ]
+    return sum(a != b for a, b in zip(found, expected, strict=True)) + len(simulator.problems)
+
+
+def graph_session(spec: TinySpec, kind: str, rng: random.Random) -> Session:
+    """A session on the simulated GPU whose passes are captured graphs."""
+    target = graphed(loaded(tiny_llama(spec), TINY_EXITS, "fp32", "cuda"))
+    draft = None
+    if kind != "its own layers":
+        draft = graphed(loaded(tiny_llama(replace(spec, num_layers=4)), TINY_EXITS, "fp32", "cuda"))
+    if draft and kind == "reduced head":
+        kept = sorted(rng.sample(range(VOCAB_SIZE), VOCAB_SIZE // 2))
+        weights = with_reduced_head(draft.decoder.weights, kept)
+        draft = replace(draft, decoder=GraphDecoder(draft.geometry, weights))
+    return Session(target, draft, MAX_PROMPT_TOKENS + MAX_NEW_TOKENS)
+
+
+def graphed(model: LoadedModel) -> LoadedModel:
+    """The same model with captured passes."""
+    return replace(model, decoder=GraphDecoder(model.geometry, model.decoder.weights))
