@@ -44,6 +44,7 @@ _KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Socket options (seconds, seconds, probes): a machine that is lost is noticed after 20 s. Not every system has them all."""
 _EXIT_TERMINATED = 128 + signal.SIGTERM
 _ADDRESS_KEY = "watch"
+_WELCOME = "welcome"
 
 _log = logging.getLogger(__name__)
 
@@ -202,6 +203,7 @@ class Watch:
         has_both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if has_both else socket.AF_INET
         listener = socket.create_server(("", 0), family=family, dualstack_ipv6=has_both)
+        listener.setblocking(False)
         self._token = secrets.token_hex(16)
         store.set(_ADDRESS_KEY, f"{self._token} {listener.getsockname()[1]}")
         self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
@@ -215,6 +217,10 @@ class Watch:
         # Rank 0 runs where the ranks meet.
         peer = self._add_peer(socket.create_connection((os.environ["MASTER_ADDR"], int(port))), 0)
         _send(peer, f"{token} {self._rank}")
+        # From here on rank 0 knows whom to tell of its end.
+        answer = peer.connection.recv(len(_WELCOME) + 1, socket.MSG_WAITALL)
+        if answer.decode() != f"{_WELCOME}\n":
+            raise ConnectionError("rank 0 ended before the ranks had met")
 
     def _add_peer(self, connection: socket.socket, rank: int | None) -> _Peer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -257,6 +263,7 @@ class Watch:
             token, _, rank = line.partition(b" ")
             if secrets.compare_digest(token, self._token.encode()):
                 peer.rank = int(rank)
+                _send(peer, _WELCOME)
             elif peer in self._peers:  # it is no rank of this job
                 self._peers.remove(peer)
 
@@ -299,7 +306,7 @@ class Watch:
         if self._rank == 0 and not self._state.is_over:
             self._print(f"ended by SIGTERM during {self.stage}; torchrun sends it when another process has failed")
             self._send_ended()
-        os._exit(_EXIT_TERMINATED)
+        os._exit(self._state.exit_code or _EXIT_TERMINATED)
 
     def _send_ended(self) -> None:
         if self._rank == 0:
