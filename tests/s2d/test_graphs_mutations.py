@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import perfmodel.passes
 import s2d.graphs
 from perfmodel.sampling import GREEDY
 from s2d.generate import Session, Settings
@@ -24,7 +25,8 @@ CHOICE = Choice(sampling=GREEDY, confidence="max-prob")
 @pytest.fixture(autouse=True)
 def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captures of a tiny model take time too."""
-    monkeypatch.setattr(s2d.graphs, "ROW_BUCKETS", (1, 4))
+    for module in (s2d.graphs, perfmodel.passes):
+        monkeypatch.setattr(module, "GRAPH_ROW_WIDTHS", (1, 4))
 
 
 def text_on_the_simulated_device() -> tuple[int, ...]:
