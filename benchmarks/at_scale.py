@@ -52,8 +52,9 @@ from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.plan import Plan, read_plan
 from perfmodel.policy import ExitPolicy
 from perfmodel.provenance import make_provenance
+from perfmodel.speed_of_light import MAX_CACHE_BYTES
 from perfmodel.trace import AcceptanceTrace, write_trace
-from perfmodel.units import Seconds
+from perfmodel.units import MIB, Seconds
 from profiler.command import TRACE_NAME
 from profiler.device import DeviceFacts, device_facts
 from profiler.kernel_trial import choose_kernels, recorded_kernels
@@ -67,6 +68,8 @@ from s2d.random_pair import fitting_layers, random_pair, with_layers
 
 NAME = "at_scale"
 SEED = 20261121
+QUICK_TRIAL_BYTES = MIB // 16
+"""Of the layers that kernels are timed on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +172,10 @@ def found_of(args: argparse.Namespace) -> Found:
     max_tokens = max(prompt.prompt_tokens for prompt in trace.header.prompts) + trace.header.max_new_tokens
     engine, device = engine_for(args.engine, args.device, 1), torch.device(args.device)
     recorded = recorded_kernels(args.output, device_key(device, args.dtype, engine))
-    chosen = choose_kernels(args.kernels, target, draft, args.dtype, args.device, engine=engine, recorded=recorded)
+    least_bytes = QUICK_TRIAL_BYTES if args.quick else 2 * MAX_CACHE_BYTES
+    chosen = choose_kernels(
+        args.kernels, target, draft, args.dtype, args.device, engine=engine, recorded=recorded, least_bytes=least_bytes
+    )
     print_err(f"kernels {chosen.kernels.label}, {'measured' if chosen.trials else 'not measured'}")
     release_memory(device)
     text = TextLimits(

@@ -14,8 +14,18 @@ from unittest import mock
 import numpy as np
 import torch
 from common import median
-from device_check import DTYPES, MAX_BF16_OVER_TRANSFORMERS, MAX_FP32_ERROR_FRAC, MAX_FP32_GAP, RANDOM_TARGET
-from device_check import error_frac, logits_errors, lossless, random_subject, subjects
+from device_check import (
+    DTYPES,
+    MAX_BF16_OVER_TRANSFORMERS,
+    MAX_FP32_ERROR_FRAC,
+    MAX_FP32_GAP,
+    RANDOM_TARGET,
+    error_frac,
+    logits_errors,
+    lossless,
+    random_subject,
+    subjects,
+)
 from gaps import Lossless, gap_result
 from lossless import random_policy
 from readings import bandwidth_of, datasheet_models, exit_check_of
@@ -374,7 +384,8 @@ class Checks:
         expected = speed.tokens_per_s if (speed := self._by_datasheet(0)) else None
         return Outcome(
             verdict=_pace(1 / tokens_per_s, 1 / expected if expected else None),
-            measured=f"{format_number(tokens_per_s)} tokens/s, {_rate_text(bandwidth.bytes_per_s, bandwidth.datasheet_bytes_per_s)}",
+            measured=f"{format_number(tokens_per_s)} tokens/s, "
+            + _rate_text(bandwidth.bytes_per_s, bandwidth.datasheet_bytes_per_s),
             expected=f"{format_number(expected)} tokens/s" if expected else "",
             figures={
                 "plain_tokens_per_s": tokens_per_s,
@@ -467,7 +478,7 @@ def block_logits(decoder: Decoder, ids: Sequence[int]) -> Tensor:
 
 
 def converted(weights: DecoderWeights, dtype: Dtype, kernels: Kernels) -> DecoderWeights:
-    """Weights made for the standard kernels, as others want them. The hidden size is a power of 4, so scaling rounds nothing."""
+    """Weights made for the standard kernels, as others want them. Exact where the hidden size is a power of 4."""
     scale = weights.head.shape[0] ** -0.5 if kernels.norm == "fused" else 1.0
 
     def laid(matrix: Tensor, scale: float = 1.0, new: Callable[..., Tensor] = new_matrix) -> Tensor:
