@@ -36,9 +36,10 @@ from first_checks import OK, SEED, SLOW, UNMEASURED, Checks, Outcome
 
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.errors import UnknownName
-from perfmodel.units import Seconds
+from perfmodel.units import Seconds, format_bytes
 from profiler.device import device_facts
 from s2d.device import use_device
+from s2d.memory import free_bytes_of
 
 NAME = "first_minutes"
 LIMIT_S: Seconds = 180.0
@@ -160,7 +161,8 @@ def run(args: argparse.Namespace) -> int:
         if name not in known:
             raise UnknownName("check", name, known, otherwise="leave --checks out to run all")
     shapes = "tiny shapes: this shows that the checks run, and nothing else" if args.quick else "shapes of Llama-2-7B"
-    print_out(f"{facts.label}, {checks.dtype}, {checks.engine}, {shapes}\n")
+    print_out(f"{facts.label}, {checks.dtype}, {checks.engine}, {shapes}")
+    print_out(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {format_bytes(free_bytes_of(checks.device))} free\n")
     lines = lines_of(checks, args.checks or list(known), lambda names: lines_in_new_process(args, names))
     took_s = time.perf_counter() - start_s
     for line in lines:
