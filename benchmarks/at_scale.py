@@ -26,7 +26,6 @@ Example: python benchmarks/at_scale.py --target llama-2-7b --acceptance vicuna-7
 """
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +36,7 @@ import numpy as np
 import torch
 from arms import Models, models_of
 from common import RESULTS, finish, make_parser, one_thread
-from readings import bandwidth_of, datasheet_models, exit_check_of
+from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
 from scale_models import acceptance_of, draft_of, tiny
 from scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
 from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
@@ -224,13 +223,6 @@ def found_of(args: argparse.Namespace) -> Found:
         bandwidth=bandwidth_of(pair, [run.rounds for run in arms[0].all_runs], arms[0].decode_s),
         exit_check=exit_check_of(pair),
     )
-
-
-def release_memory(device: torch.device) -> None:
-    """Give the device what nothing uses any more: at the edge, fragments are missed."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def predictions(arms: Sequence[ScriptedArm], texts: Texts, models: Models) -> dict[str, Speedup]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from typing import Any, get_args
 from unittest import mock
 
 import numpy as np
@@ -28,7 +29,7 @@ from device_check import (
 )
 from gaps import Lossless, gap_result
 from lossless import random_policy
-from readings import bandwidth_of, datasheet_models, exit_check_of
+from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
 from scale_models import acceptance_of, draft_of, tiny
 from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 from torch import Tensor
@@ -38,7 +39,7 @@ from calibrate.plan import paper_policies
 from perfmodel.estimate import Speedup
 from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.hardware import Hardware
-from perfmodel.kernels import STANDARD_KERNELS, Kernels, fastest_kernels
+from perfmodel.kernels import STANDARD_KERNELS, Kernels, WeightLayout, fastest_kernels
 from perfmodel.latency import RooflineLatency
 from perfmodel.passes import PassShape
 from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode
@@ -150,7 +151,7 @@ class Checks:
         num_cases = 1 if self.is_quick else 4
         with _live_inputs():
             texts = [text for dtype in DTYPES for text in self._lossless_texts(dtype, num_cases)]
-        found = gap_result(texts, DTYPES)
+        found: dict[str, Any] = {**gap_result(texts, DTYPES)}
         mismatches, worst, beyond = (found[name] for name in ("num_mismatches", "worst_gap", "num_beyond_stated_gap"))
         is_right = not mismatches["fp32"] and worst["fp32"] <= MAX_FP32_GAP and not any(beyond.values())
         return Outcome(
@@ -233,7 +234,7 @@ class Checks:
     def memory_used(self) -> tuple[Bytes, Bytes]:
         """What the pair and its session took at most, and what cuBLAS keeps of it; asked once, before anything else of it."""
         torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()
+        release_memory(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         reserved, (free, _) = torch.cuda.memory_reserved(self.device), torch.cuda.mem_get_info(self.device)
         assert self.arms
@@ -334,13 +335,11 @@ class Checks:
         timed = {
             (shape, layout): _product_seconds(self.device, self.dtype, shape, layout, least_bytes)
             for shape in shapes
-            for layout in ("input-major", "output-major")
+            for layout in get_args(WeightLayout)
         }
         size = DTYPE_BYTES[self.dtype]
         total_bytes = sum(inputs * outputs * size for inputs, outputs in shapes)
-        rates = {
-            layout: total_bytes / sum(timed[shape, layout][0] for shape in shapes) for layout in ("input-major", "output-major")
-        }
+        rates = {layout: total_bytes / sum(timed[shape, layout][0] for shape in shapes) for layout in get_args(WeightLayout)}
         best = max(rates, key=lambda layout: rates[layout])
         sheet = self.hardware.memory_bytes_per_s if self.hardware else None
         expected = sheet * self.hardware.weight_bandwidth_frac[self.dtype] if sheet and self.hardware else None
@@ -530,7 +529,7 @@ def _captured_texts(device: torch.device, *, num_texts: int) -> tuple[int, int]:
 
 @torch.inference_mode()
 def _product_seconds(
-    device: torch.device, dtype: Dtype, shape: tuple[int, int], layout: str, least_bytes: Bytes
+    device: torch.device, dtype: Dtype, shape: tuple[int, int], layout: WeightLayout, least_bytes: Bytes
 ) -> list[Seconds]:
     """Median seconds of one product, for each of `GEMV_ROWS`; matrices in turn, launched as the runtime does."""
     inputs, outputs = shape
