@@ -24,7 +24,7 @@ CHOICE = Choice(sampling=GREEDY, confidence="max-prob")
 @pytest.fixture(autouse=True)
 def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captures of a tiny model take time too."""
-    monkeypatch.setattr(s2d.graphs, "ROW_BUCKETS", (1, 4))
+    monkeypatch.setattr(s2d.graphs, "GRAPH_ROW_WIDTHS", (1, 4))
 
 
 def text_on_the_simulated_device() -> tuple[int, ...]:
