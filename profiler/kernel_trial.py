@@ -17,6 +17,7 @@ import torch
 from perfmodel.errors import BadFile, UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.kernels import STANDARD_KERNELS, TRIAL_ROWS, Kernels, KernelTrial, fastest_kernels, parse_kernels
+from perfmodel.passes import graph_width
 from perfmodel.profile import DTYPE_BYTES, DeviceKey, Dtype, EngineMode, read_latency_profile
 from perfmodel.speed_of_light import MAX_CACHE_BYTES
 from perfmodel.units import Bytes, Seconds, Tokens
@@ -191,7 +192,8 @@ class _TimedPass:
     def __init__(self, decoder: Decoder, rows: Tokens) -> None:
         self._decoder = decoder
         self._cache = decoder.new_cache((decoder.geometry.num_layers,), CACHED_TOKENS + rows)
-        decoder.prepare(self._cache, CACHED_TOKENS, CACHED_TOKENS + rows)
+        end, width = CACHED_TOKENS + rows, graph_width(rows)
+        decoder.prepare(self._cache, end, end, widths=width and (width,))
         self._states = decoder.embed(list(range(rows)))
         self._rows = rows
         self._clock = Clock(decoder.device)

@@ -80,12 +80,13 @@ class GraphDecoder(Decoder):
         end_tokens: Tokens,
         runs: Sequence[Run] | None = None,
         choice: Choice | None = None,
+        widths: Sequence[Tokens] | None = None,
     ) -> None:
         """See `Decoder`: capture what is missing. A pass that the device has no memory for stays eager."""
         if choice is not None:
             self._check_for(choice)
-        contexts = self._contexts(begin_tokens, end_tokens, cache)
-        for context, run, rows in product(contexts, runs or [(one,) for one in cache.segments], GRAPH_ROW_WIDTHS):
+        contexts, runs = self._contexts(begin_tokens, end_tokens, cache), runs or [(one,) for one in cache.segments]
+        for context, run, rows in product(contexts, runs, widths or GRAPH_ROW_WIDTHS):
             name = (run[0].number, run[-1].number, rows, context)
             if name not in cache.prepared:
                 with _memory_may_run_out(f"passes of {rows} rows over {context} tokens"):
