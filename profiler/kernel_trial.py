@@ -56,6 +56,7 @@ def choose_kernels(
     *,
     engine: EngineMode,
     recorded: ChosenKernels | None,
+    least_bytes: Bytes = 2 * MAX_CACHE_BYTES,
 ) -> ChosenKernels:
     """The kernels to profile with.
 
@@ -67,6 +68,7 @@ def choose_kernels(
         device: torch's name for it.
         engine: how passes are launched.
         recorded: what an earlier profile chose, which is measured once.
+        least_bytes: see `try_kernels`.
 
     Raises:
         UserInputError: a label of kernels that there are not, or that do not run there.
@@ -75,7 +77,7 @@ def choose_kernels(
     if how == "measured":
         if recorded is not None:
             return recorded
-        trials = try_kernels(target, draft, dtype, device, engine=engine)
+        trials = try_kernels(target, draft, dtype, device, engine=engine, least_bytes=least_bytes)
         layers = {"draft_layers": draft.exit_layers[-1], "target_layers": target.num_layers}
         return ChosenKernels(kernels=fastest_kernels(trials, **layers), trials=trials)
     if how == "standard":

@@ -339,5 +339,10 @@ def _cache_positions(models: PairPlacement, max_tokens: Tokens) -> Tokens:
 def _workspace_bytes(device: torch.device) -> Bytes:
     if device.type != "cuda":
         return CPU_WORKSPACE_BYTES
+    return GPU_WORKSPACE_BYTES + cublas_bytes(device)
+
+
+def cublas_bytes(device: torch.device) -> Bytes:
+    """Workspaces of cuBLAS on a GPU, for all streams of a pair."""
     is_new = not torch.cuda.is_available() or torch.cuda.get_device_capability(device)[0] >= 9
-    return GPU_WORKSPACE_BYTES + CUBLAS_STREAMS * (CUBLAS_BYTES if is_new else OLD_CUBLAS_BYTES)
+    return CUBLAS_STREAMS * (CUBLAS_BYTES if is_new else OLD_CUBLAS_BYTES)
