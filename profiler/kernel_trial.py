@@ -193,7 +193,7 @@ class _TimedPass:
         self._decoder = decoder
         self._cache = decoder.new_cache((decoder.geometry.num_layers,), CACHED_TOKENS + rows)
         end, width = CACHED_TOKENS + rows, graph_width(rows)
-        decoder.prepare(self._cache, end, end, widths=width and (width,))
+        decoder.prepare(self._cache, end, end, widths=(width,) if width else None)
         self._states = decoder.embed(list(range(rows)))
         self._rows = rows
         self._clock = Clock(decoder.device)
