@@ -167,6 +167,12 @@ def _from_version_6(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "draft_num_devices": 1 if is_whole else body["device"]["num_devices"]}
 
 
+def with_kernels_of_profiles(body: dict[str, Any]) -> dict[str, Any]:
+    """An older file's body: seconds that were measured here were the standard kernels'."""
+    levels = {part["level"] for part in body["evidence"] if part["role"].endswith("latency")}
+    return with_standard_kernels(body) if "measured" in levels else {**body, "device": {**body["device"], "kernels": None}}
+
+
 _UPGRADES: Upgrades = {
     2: _from_version_2,
     3: with_whole_heads,
@@ -175,7 +181,7 @@ _UPGRADES: Upgrades = {
     6: _from_version_6,
     7: with_nothing_ahead,
     8: with_catching_up_when_asked,
-    9: with_standard_kernels,
+    9: with_kernels_of_profiles,
 }
 
 

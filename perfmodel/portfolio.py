@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from perfmodel.artifact import Stored, read_record, record_text, write_record
 from perfmodel.disk import PathLike
 from perfmodel.estimate import with_nothing_ahead
 from perfmodel.geometry import DraftGeometry
-from perfmodel.plan import Candidate, Evidence
+from perfmodel.plan import Candidate, Evidence, with_kernels_of_profiles
 from perfmodel.policy import ExitPolicy, with_catching_up_when_asked
-from perfmodel.profile import DeviceKey, with_standard_kernels
+from perfmodel.profile import DeviceKey
 from perfmodel.provenance import Provenance
 from perfmodel.units import Bytes
 
@@ -88,6 +88,10 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(found) / len(found)
 
 
+def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
+    return {**body, "parts": [with_kernels_of_profiles(part) for part in body["parts"]]}
+
+
 def portfolio_file_text(portfolio: Portfolio, provenance: Provenance) -> str:
     """The file as text: what `--json` prints."""
     return record_text(portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, provenance=provenance)
@@ -104,5 +108,5 @@ def read_portfolio(path: PathLike) -> Stored[Portfolio]:
     Raises:
         BadFile: anything but a whole portfolio; says what it is and what to do.
     """
-    upgrades = {1: with_nothing_ahead, 2: with_catching_up_when_asked, 3: with_standard_kernels}
+    upgrades = {1: with_nothing_ahead, 2: with_catching_up_when_asked, 3: _from_version_3}
     return read_record(path, Portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, upgrades=upgrades)

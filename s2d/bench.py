@@ -150,6 +150,8 @@ def run_arms(
         if needed > room:
             room = needed + needed // 2
             del session  # before the larger caches are made
+            num_tables = int(any(arm.sampling.rule == "shared-noise" for arm in arms))
+            pair.check_memory(TextLimits(max_tokens=room, prompt_tokens=len(prompt.token_ids), num_noise_tables=num_tables))
             session = _warm_session(pair, room, prompt, arms)
         order = range(len(arms)) if len(decoded) % 2 == 0 else reversed(range(len(arms)))
         for place in order:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from s2d.scratch import Scratch
@@ -113,6 +112,8 @@ def attend_many(b: Scratch, key: Tensor, value: Tensor, cached_tokens: int) -> T
     if not cached_tokens:
         mixed = attention(is_causal=True)
     elif q.is_cuda:
+        from torch.nn.attention.bias import causal_lower_right  # imports torch's compiler, which takes seconds
+
         mixed = attention(causal_lower_right(q.shape[2], keys.shape[2]))
     else:
         mixed = attention(q.new_ones(q.shape[2], keys.shape[2], dtype=torch.bool).tril_(cached_tokens))

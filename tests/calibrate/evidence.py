@@ -12,6 +12,7 @@ import numpy as np
 from perfmodel.artifact import write_record
 from perfmodel.estimate import Decoded, mean_round_cost, measured_speedup
 from perfmodel.geometry import ModelGeometry, find_draft, find_model
+from perfmodel.kernels import STANDARD_KERNELS
 from perfmodel.off_path import nothing_off_path
 from perfmodel.passes import PASS_KINDS, PassKind, PassSamples
 from perfmodel.plan import Plan
@@ -26,7 +27,7 @@ from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader, write_tr
 
 TARGET, DRAFT = find_model("ref-target-16"), find_draft("ref-draft")
 TARGET_SHA256, DRAFT_SHA256 = "a" * 64, "b" * 64
-CPU = DeviceKey(device="a CPU", num_devices=1, num_threads=1, dtype="fp32", engine="eager")
+CPU = DeviceKey(device="a CPU", num_devices=1, num_threads=1, dtype="fp32", engine="eager", kernels=STANDARD_KERNELS)
 SECONDS: dict[PassKind, float] = {
     "segment": 1e-4,
     "exit": 5e-5,

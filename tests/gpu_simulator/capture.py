@@ -45,7 +45,7 @@ class Node:
 
     __slots__ = ("args", "at", "function", "kwargs", "name", "outs")
 
-    def __init__(self, name: str, function: Function, args: Any, kwargs: Any, outs: list[Place]) -> None:
+    def __init__(self, name: str, function: Function, args: Any, kwargs: Any, outs: list[Any]) -> None:
         self.name, self.function, self.args, self.kwargs, self.outs = name, function, args, kwargs, outs
         self.at = place()
 

@@ -10,6 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -197,7 +198,7 @@ def plainly() -> Iterator[None]:
 
 def place() -> str:
     """File and line of the innermost frame that belongs neither to the simulator nor to torch."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = _name_of(frame.f_code.co_filename)
         if name is not None:

@@ -247,3 +247,38 @@ def test_all_options_of_torch_are_taken() -> None:
     assert not torch.cuda.is_current_stream_capturing()
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         assert torch.cuda.is_current_stream_capturing()
+
+
+def test_a_graph_goes_on_when_the_program_drops_its_results() -> None:
+    x, y, kept = ones(4), ones(4), []
+
+    def compute() -> None:
+        kept.append(x * 2)
+        y.copy_(kept[0] + 1)
+
+    graph = captured(compute)
+    graph.replay()
+    kept.clear()  # the memory returns to the graph's pool, which the graph keeps
+    x.fill_(5)
+    graph.replay()
+    assert y.tolist() == [11.0] * 4
+
+
+def test_an_error_inside_a_capture_undoes_it() -> None:
+    x = torch.zeros(4, device="cuda")
+
+    def compute() -> None:
+        x.add_(1)
+        raise KeyError("of the program")
+
+    with pytest.raises(KeyError, match="of the program"):
+        captured(compute)
+    assert x.tolist() == [0.0] * 4
+    assert not torch.cuda.is_current_stream_capturing()
+
+
+def test_problems_can_be_listed_without_raising(simulator: Simulator) -> None:
+    simulator.raises = False
+    x, y = ones(2), ones(2)
+    captured(lambda: y.copy_(x * x.sum().item())).replay()
+    assert "item() inside a capture" in simulator.problems[0]

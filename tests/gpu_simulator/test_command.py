@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,39 +10,53 @@ import pytest
 from tests.gpu_simulator.__main__ import main
 
 SHOWS = "import sys, torch; print(sys.argv, __name__, torch.ones(1, device='cuda').device, torch.cuda.get_device_name())"
-
-
-def simulated(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.gpu_simulator", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-
-
-def test_code_a_module_and_a_script_run_as_python_runs_them(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(f"import beside\n{SHOWS}\nraise SystemExit(beside.CODE)\n", encoding="utf-8")
-    (tmp_path / "beside.py").write_text("CODE = 3\n", encoding="utf-8")
-    code = simulated("--gpu", "NVIDIA L4", "-c", SHOWS, "--flag")
-    assert (code.returncode, code.stdout) == (0, "['-c', '--flag'] __main__ cuda:0 NVIDIA L4\n"), code.stderr
-    ran = simulated(str(script), "a", "-b")
-    assert (ran.returncode, ran.stdout) == (3, f"{[str(script), 'a', '-b']} __main__ cuda:0 NVIDIA H200\n"), ran.stderr
-    module = simulated("-m", "s2d.cli", "--help")
-    assert module.returncode == 0, module.stderr
-
-
-def test_problems_are_printed_and_fail_the_command() -> None:
-    reads_early = """
+READS_EARLY = """
 import torch
 pinned = torch.zeros(1, pin_memory=True)
 pinned.copy_(torch.ones(1, device="cuda"), non_blocking=True)
 pinned.tolist()
 """
-    found = simulated("-c", reads_early)
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs the command in this process; returns its exit code."""
+
+    def run(*args: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["python -m tests.gpu_simulator", *args])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+        return main()
+
+    return run
+
+
+def test_code_runs_as_python_runs_it(simulated: Callable[..., int], capsys) -> None:
+    assert simulated("--gpu", "NVIDIA L4", "-c", SHOWS, "--flag") == 0
+    assert capsys.readouterr().out == "['-c', '--flag'] __main__ cuda:0 NVIDIA L4\n"
+
+
+def test_a_script_finds_the_modules_beside_it_and_ends_with_its_own_code(simulated, tmp_path: Path, capsys) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import beside_the_script\n{SHOWS}\nraise SystemExit(beside_the_script.CODE)\n", encoding="utf-8")
+    (tmp_path / "beside_the_script.py").write_text("CODE = 3\n", encoding="utf-8")
+    assert simulated(str(script), "a", "-b") == 3
+    assert capsys.readouterr().out == f"{[str(script), 'a', '-b']} __main__ cuda:0 NVIDIA H200\n"
+
+
+def test_a_module_runs_as_main(simulated: Callable[..., int], capsys) -> None:
+    assert simulated("-m", "json.tool", "--help") == 0
+    assert capsys.readouterr().out.startswith("usage:")
+
+
+def test_problems_are_printed_and_fail_the_command() -> None:
+    command = [sys.executable, "-m", "tests.gpu_simulator", "-c", READS_EARLY]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert found.returncode == 1
     assert "simulated GPU: tolist() reads pinned memory" in found.stderr
 
 
 @pytest.mark.parametrize("args", [(), ("-c",), ("--gpu",), ("-x",)])
-def test_anything_else_shows_the_usage(args: tuple[str, ...], monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["python -m tests.gpu_simulator", *args])
-    assert main() == 2
+def test_anything_else_shows_the_usage(args: tuple[str, ...], simulated: Callable[..., int], capsys) -> None:
+    assert simulated(*args) == 2
     assert capsys.readouterr().err.startswith("usage: python -m tests.gpu_simulator")

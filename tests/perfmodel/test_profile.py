@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.plan import make_plan
+from perfmodel.kernels import STANDARD_KERNELS
 from perfmodel.passes import PREFILL_KINDS, PassSamples
 from perfmodel.profile import LatencyProfile, read_latency_profile, write_latency_profile
 from perfmodel.report import read_report, write_report
@@ -44,7 +45,8 @@ def test_prefills_of_an_older_report_are_told_apart_by_model(tmp_path: Path) -> 
     write_trace(tmp_path / "trace.npz", trace, provenance())
     plan = make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz"))
     report = make_report(plan, "0" * 64, trace)
-    report = replace(report, plan_arm=replace(report.plan_arm, samples=SAMPLES))
+    device = replace(report.device, kernels=STANDARD_KERNELS)
+    report = replace(report, device=device, plan_arm=replace(report.plan_arm, samples=SAMPLES))
     path = tmp_path / "report.json"
     for now in (report, replace(report, plain_arm=None, measured=None)):
         write_report(path, now, provenance())

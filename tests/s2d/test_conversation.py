@@ -12,7 +12,8 @@ from perfmodel.sampling import GREEDY, Sampling
 from s2d.bench import RunRequest
 from s2d.conversation import Conversation, Message, Prompt
 from s2d.load import load_tokenizer
-from s2d.pair import Pair, encode_prompts, encode_turn, load_pair
+from s2d.memory import TextLimits
+from s2d.pair import ModelPair, Pair, encode_prompts, encode_turn, load_pair
 from s2d.prompts import read_prompts
 from s2d.text import Stop, readable
 from s2d.turns import Turns
@@ -160,6 +161,17 @@ def test_a_conversation_that_outgrows_the_context_is_cut_short_and_all_else_is_f
         assert "a conversation is cut short: prompt '81/2' has " in talk
         assert "tokens: expected 1 to 154, which with 6 new ones fill the context" in talk
     assert "nothing is left to run" in talk
+
+
+def test_caches_of_a_conversation_that_outgrows_them_are_checked_before_they_are_made(chat, folders: Path, monkeypatch) -> None:
+    checked: list[TextLimits] = []
+    monkeypatch.setattr(ModelPair, "check_memory", lambda pair, text, free_bytes=None: checked.append(text))
+    assert chat([QUESTION]) == 0
+    assert len(checked) > 1
+    sizes = [text.max_tokens for text in checked]
+    assert sizes == sorted(set(sizes))
+    lines = texts_of(folders)
+    assert sizes[-1] >= max(line["prompt_tokens"] for line in lines) + NEW_TOKENS
 
 
 def test_without_a_chat_the_first_turn_is_gone_on_from_and_messages_are_refused(chat, folders: Path, capsys) -> None:

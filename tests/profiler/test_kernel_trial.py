@@ -1,0 +1,105 @@
+"""Kernels timed in turns, chosen once, and kept in the profiles."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import profiler.kernel_trial
+from perfmodel.errors import UserInputError
+from perfmodel.geometry import DraftGeometry
+from perfmodel.kernels import STANDARD_KERNELS, Kernels, KernelTrial
+from perfmodel.profile import LatencyProfile, write_latency_profile
+from perfmodel.units import MIB
+from profiler.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels, trial_model, try_kernels
+from s2d.device import device_key
+from s2d.kernels import runnable_kernels
+from tests.calibrate.evidence import CPU, DRAFT, TARGET, make_profile, provenance
+
+FUSED = replace(STANDARD_KERNELS, norm="fused")
+TRIALS = (
+    KernelTrial(kernels=STANDARD_KERNELS, draft_layer_s=2e-5, target_layer_s=2e-5),
+    KernelTrial(kernels=FUSED, draft_layer_s=1e-5, target_layer_s=1e-5),
+)
+HERE = replace(CPU, kernels=None)
+
+
+def chosen(asked: str | None, device: str = "cpu", recorded: ChosenKernels | None = None) -> ChosenKernels:
+    return choose_kernels(asked, TARGET, DRAFT, "fp32", device, engine="eager", recorded=recorded)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Trials without any timing; the devices on which there were some."""
+    devices: list[str] = []
+
+    def trials(target, draft, dtype, device, **how) -> tuple[KernelTrial, ...]:
+        devices.append(device)
+        return TRIALS
+
+    monkeypatch.setattr(profiler.kernel_trial, "try_kernels", trials)
+    return devices
+
+
+def test_a_gpu_measures_and_a_cpu_does_so_on_request(timed: list[str]) -> None:
+    assert chosen(None) == ChosenKernels(kernels=STANDARD_KERNELS, trials=())
+    assert chosen("standard", "cuda") == ChosenKernels(kernels=STANDARD_KERNELS, trials=())
+    assert not timed
+    assert chosen("measured") == chosen(None, "cuda") == ChosenKernels(kernels=FUSED, trials=TRIALS)
+    assert timed == ["cpu", "cuda"]
+
+
+def test_kernels_named_are_taken_unmeasured(timed: list[str]) -> None:
+    assert chosen("input-major,products,fused") == ChosenKernels(kernels=FUSED, trials=())
+    assert not timed
+    with pytest.raises(UserInputError, match=r"--kernels: kernels 'fast': expected three names .*; or measured, or standard"):
+        chosen("fast")
+    with pytest.raises(UserInputError, match="do not run on cpu in fp32 with engine eager"):
+        chosen("input-major,varlen,fused")
+
+
+def test_what_an_earlier_profile_chose_is_not_measured_again(timed: list[str]) -> None:
+    earlier = ChosenKernels(kernels=FUSED, trials=TRIALS)
+    assert chosen("measured", recorded=earlier) == earlier
+    assert chosen("standard", recorded=earlier).kernels == STANDARD_KERNELS
+    assert not timed
+
+
+def profile_with(kernels: Kernels | None) -> LatencyProfile:
+    profile = make_profile(TARGET, (), "b" * 64, DRAFT.model.name)
+    return replace(profile, device=replace(profile.device, kernels=kernels), kernel_trials=TRIALS if kernels else ())
+
+
+def test_the_choice_is_read_from_finished_and_unfinished_profiles_of_this_device_alone(tmp_path: Path) -> None:
+    assert recorded_kernels(tmp_path, HERE) is None
+    (tmp_path / "draft.latency.json").write_text("{", encoding="utf-8")  # reported where it is needed
+    for name in ("target.latency.json", "target.latency.partial.json"):
+        write_latency_profile(tmp_path / name, profile_with(FUSED), provenance())
+        assert recorded_kernels(tmp_path, HERE) == ChosenKernels(kernels=FUSED, trials=TRIALS)
+        assert recorded_kernels(tmp_path, replace(HERE, dtype="bf16")) is None
+        (tmp_path / name).unlink()
+    write_latency_profile(tmp_path / "target.latency.json", profile_with(None), provenance())
+    assert recorded_kernels(tmp_path, HERE) is None
+
+
+def test_every_combination_that_can_run_is_timed_on_layers_of_both_shapes() -> None:
+    target = replace(TARGET, num_layers=3, hidden_size=64, intermediate_size=96, num_heads=2, num_kv_heads=1, head_dim=32)
+    draft = DraftGeometry(kind="separate", model=replace(target, num_layers=2, hidden_size=32), exit_layers=(2,))
+    trials = try_kernels(target, draft, "fp32", "cpu", engine="eager", least_bytes=1, num_turns=2)
+    assert [trial.kernels for trial in trials] == list(runnable_kernels("cpu", "fp32", "eager"))
+    assert all(trial.draft_layer_s > 0 and trial.target_layer_s > 0 for trial in trials)
+
+
+def test_a_trial_has_as_many_layers_as_no_cache_holds() -> None:
+    layer_bytes = 2 * TARGET.layer_params
+    assert trial_model(TARGET, "bf16", 2 * layer_bytes).num_layers == 2
+    assert trial_model(TARGET, "bf16", 2 * layer_bytes + 1).num_layers == 3
+    assert trial_model(TARGET, "bf16", 10**6 * MIB).num_layers == TARGET.num_layers
+
+
+def test_the_key_of_a_device_names_the_kernels() -> None:
+    import torch
+
+    key = device_key(torch.device("cpu"), "fp32", "eager", kernels=FUSED)
+    assert key.launching == "eager, input-major,products,fused"
+    assert replace(key, kernels=STANDARD_KERNELS).launching == replace(key, kernels=None).launching == "eager"
