@@ -4,16 +4,25 @@ Captured attention over a padded context reads what lies beyond the text with we
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from perfmodel.geometry import DraftGeometry
+from perfmodel.sampling import GREEDY
+from profiler import command
+from profiler.cli import main_profile
+from s2d.bench import token_gaps
 from s2d.cache import Cache
 from s2d.generate import Session
 from s2d.load import LoadedModel
 from s2d.nested import Decoder
+from s2d.pair import ModelPair, Pair, load_pair
+from tests.gpu.conftest import profile_argv
 from tests.gpu.sessions import GATED, MAX_TOKENS, draft_on, settings_of, target_on
+from tests.profiler.conftest import Folders
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BAD = 11
@@ -91,3 +100,25 @@ def test_without_zeroing_the_text_after_it_differs(device: str, monkeypatch: pyt
     monkeypatch.setattr(Cache, "reset", reset_without_zeroing)
     session.generate(BAD_TEXT, settings_of(None))
     assert session.generate(TEXT, settings_of(None)).tokens != expected
+
+
+def test_a_gap_where_logits_overflow_is_the_largest_there_is() -> None:
+    target = overflowing(target_on("cpu", "fp16"))
+    geometry = DraftGeometry(kind="self", model=target.geometry, exit_layers=target.exit_layers)
+    pair = ModelPair(target=target, draft=target, geometry=geometry, device=torch.device("cpu"))
+    assert max(token_gaps(pair, TEXT, [1, 2], GREEDY)) < 100
+    assert token_gaps(pair, BAD_TEXT, [1, 2], GREEDY) == [torch.finfo(torch.float32).max] * 2
+
+
+def test_a_trace_of_a_draft_that_overflows_is_refused(
+    models: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "load_pair", lambda *args, **how: _with_overflowing_draft(load_pair(*args, **how)))
+    argv = ["acceptance", *profile_argv(models, tmp_path / "out", "fp16"), "--device", "cpu"]
+    assert main_profile(argv) == 2
+    assert "the draft's numbers overflow in fp16 on prompt 'p0.txt:1': its exits have no" in capsys.readouterr().err
+
+
+def _with_overflowing_draft(pair: Pair) -> Pair:
+    overflowing(pair.draft)
+    return pair

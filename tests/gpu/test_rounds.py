@@ -6,8 +6,8 @@ The simulator counts launches, captures and waits; where there is a real GPU, on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -42,11 +42,11 @@ def counted_rounds(
     session.generate(prompt, settings)
     marks: list[Counter[str]] = []
     found = session.generate(prompt, settings, on_tokens=lambda tokens: marks.append(simulator.counters.copy()))
-    return found, [after - before for before, after in zip(marks, marks[1:], strict=False)]
+    return found, [after - before for before, after in pairwise(marks)]
 
 
 @pytest.fixture
-def fences_are_passed(gpu: Simulator | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fences_are_passed(gpu: Simulator | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pinned buffer is free again before it is used again, so that its fence is no wait; the simulator checks that."""
     if gpu is None:
         pytest.skip("the simulator alone counts")
@@ -55,7 +55,6 @@ def fences_are_passed(gpu: Simulator | None, monkeypatch: pytest.MonkeyPatch) ->
         assert gpu.timeline.is_complete(fence._event.vector)
 
     monkeypatch.setattr(CudaFence, "wait", wait)
-    yield
 
 
 @pytest.mark.usefixtures("fences_are_passed")
