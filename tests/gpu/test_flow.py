@@ -11,6 +11,7 @@ import pytest
 import torch
 from gaps import STATED_GAP
 
+import s2d.graphs
 import s2d.kernels
 from calibrate.cli import main_compare, main_plan
 from perfmodel.kernels import STANDARD_KERNELS, parse_kernels
@@ -231,6 +232,7 @@ def test_the_device_check_finds_the_device_correct(
     monkeypatch.setattr(device_check, "TARGETS", device_check.TARGETS[:1])  # in full it takes minutes in the simulator
     monkeypatch.setattr(device_check, "SPECS", device_check.SPECS[:1])
     monkeypatch.setattr(device_check, "NEW_TOKENS", 8)
+    monkeypatch.setattr(s2d.graphs, "GRAPH_ROW_WIDTHS", (1, 2, 4, 8))
     monkeypatch.setattr(sys, "argv", ["device_check.py", "--device", "cuda", "--quick", "-o", str(tmp_path)])
     assert device_check.run(device_check._parser().parse_args()) == 0
     assert '"is_correct": true' in capsys.readouterr().out.splitlines()[-1]
