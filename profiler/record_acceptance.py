@@ -19,7 +19,7 @@ from torch import Tensor
 
 from perfmodel.console import save_or_warn
 from perfmodel.disk import PathLike
-from perfmodel.errors import Mismatch
+from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.off_path import OffPath, nothing_off_path
 from perfmodel.policy import Confidence
@@ -117,6 +117,11 @@ class Asker:
         tokens = torch.stack([choose(logits, noise) for logits in exits], dim=1)  # [N, E]
         probs = [probabilities(logits) for logits in exits]  # E of [N, V]
         confidence = torch.stack([confidence_of(one, self._confidence) for one in probs], dim=1)  # [N, E]
+        if not confidence.isfinite().all():
+            raise UserInputError(
+                f"the draft's numbers overflow in {self._pair.draft.dtype} on prompt {prompt.name!r}: its exits have no "
+                "confidence. Give --dtype bf16 or fp32, or leave the prompt out."
+            )
         target_token = torch.tensor(written)
         accepted = (tokens.cpu() == target_token[:, None]).float()  # [N, E]
         refused = partial(_refused_choices, tokens)

@@ -14,9 +14,10 @@ themselves are tested on a simulated GPU (`tests/gpu_simulator`).
 Symbols: T tokens of a pass, R rows of its width, S positions of its context, D hidden, V vocab.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -45,6 +46,7 @@ CAPTURE_OPTIONS: dict[str, bool] = {}
 """More arguments of `torch.cuda.graph`; tests on a GPU let it check that what graphs read is alive."""
 
 Launch = Callable[[], None]
+T = TypeVar("T")
 
 
 class GraphDecoder(Decoder):
@@ -59,7 +61,7 @@ class GraphDecoder(Decoder):
 
     def __init__(self, geometry: ModelGeometry, weights: DecoderWeights) -> None:
         super().__init__(geometry, weights)
-        self._checks: dict[Choice, _ExitCheck] = {}
+        self._checks: dict[Choice, _ExitCheck | None] = {}
         self._has_varlen = weights.kernels.attention == "varlen"
         if self.dtype == torch.float16 and not self._has_varlen:  # the others have room for whatever a model computes
             self._num_padding_rows = GRAPH_ROW_WIDTHS[-1]
@@ -80,17 +82,20 @@ class GraphDecoder(Decoder):
         end_tokens: Tokens,
         runs: Sequence[Run] | None = None,
         choice: Choice | None = None,
+        widths: Sequence[Tokens] | None = None,
     ) -> None:
-        """See `Decoder`: capture what is missing. A pass that the device has no memory for stays eager."""
+        """See `Decoder`: capture what is missing. What the device has no memory for is launched kernel by kernel."""
         if choice is not None:
             self._check_for(choice)
-        contexts = self._contexts(begin_tokens, end_tokens, cache)
-        for context, run, rows in product(contexts, runs or [(one,) for one in cache.segments], GRAPH_ROW_WIDTHS):
+        contexts, runs = self._contexts(begin_tokens, end_tokens, cache), runs or [(one,) for one in cache.segments]
+        num_failed = 0
+        for context, run, rows in product(contexts, runs, widths or GRAPH_ROW_WIDTHS):
             name = (run[0].number, run[-1].number, rows, context)
             if name not in cache.prepared:
-                with _memory_may_run_out(f"passes of {rows} rows over {context} tokens"):
-                    cache.prepared[name] = None
-                    cache.prepared[name] = _Pass(self, cache, run, rows, context)
+                cache.prepared[name] = _unless_memory_runs_out(partial(_Pass, self, cache, run, rows, context))
+                num_failed += cache.prepared[name] is None
+        if num_failed:
+            _warn_of_memory(f"{num_failed} kinds of passes over {begin_tokens} to {end_tokens} tokens")
 
     def launches(self, run: Run, cache: Cache) -> Sequence[Run]:
         """See `Decoder`. Segments that have seen the same tokens are launched as one pass."""
@@ -118,7 +123,8 @@ class GraphDecoder(Decoder):
 
     def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> Answer:
         """See `Decoder`."""
-        return self._check_for(choice)(states, noise)
+        check = self._check_for(choice)
+        return super().ask(states, choice, noise) if check is None else check(states, noise)
 
     def launch_of(self, compute: Launch, cache: Cache | None = None) -> Launch:
         """How to launch on the device what a function does.
@@ -193,9 +199,11 @@ class GraphDecoder(Decoder):
         _, keys, values = cache.views(segment, 0, context)
         return keys, values
 
-    def _check_for(self, choice: Choice) -> "_ExitCheck":
+    def _check_for(self, choice: Choice) -> "_ExitCheck | None":
         if choice not in self._checks:
-            self._checks[choice] = _ExitCheck(self, choice)
+            self._checks[choice] = _unless_memory_runs_out(partial(_ExitCheck, self, choice))
+            if self._checks[choice] is None:
+                _warn_of_memory("exit checks")
         return self._checks[choice]
 
     def _context(self, end: Tokens, cache: Cache) -> Tokens:
@@ -286,12 +294,15 @@ def padded_context(end: Tokens) -> Tokens:
     return max(LEAST_CONTEXT, -(-end // step) * step)
 
 
-@contextmanager
-def _memory_may_run_out(what: str) -> Iterator[None]:
-    """Go on where a capture finds no memory."""
+def _unless_memory_runs_out(make: Callable[[], T]) -> T | None:
+    """What is made, or None where the device has no memory for it."""
     try:
-        yield
+        return make()
     except RuntimeError as err:  # torch.OutOfMemoryError, or what ending the spoiled capture raised after it
         if not isinstance(err, torch.OutOfMemoryError) and not isinstance(err.__context__, torch.OutOfMemoryError):
             raise
-        print_err(f"warning: no memory to capture {what}: they are launched kernel by kernel, which is slower")
+        return None
+
+
+def _warn_of_memory(what: str) -> None:
+    print_err(f"warning: no memory to capture {what}: they are launched kernel by kernel, which is slower")

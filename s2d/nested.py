@@ -114,6 +114,7 @@ class Decoder:
         end_tokens: Tokens,
         runs: Sequence[Run] | None = None,
         choice: Choice | None = None,
+        widths: Sequence[Tokens] | None = None,
     ) -> None:
         """Make ready, before anything is timed, for the short passes of a text that is to grow between these lengths.
 
@@ -123,6 +124,7 @@ class Decoder:
             end_tokens: after the last.
             runs: the segments that passes go through; every segment by itself when None.
             choice: how exits answer; None where they are not asked, or not in a way that can be made ready.
+            widths: those of `perfmodel.passes.GRAPH_ROW_WIDTHS` that passes will have; all when None.
         """
 
     def launches(self, run: Run, cache: Cache) -> Sequence[Run]:

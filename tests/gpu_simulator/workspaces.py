@@ -53,6 +53,8 @@ class Workspaces:
         self.live: dict[StreamKey, Workspace] = {}
         self.streams_ever: set[StreamKey] = set()
         """Streams on which a product has run."""
+        self.most_live = 0
+        """Workspaces that were held at a time."""
         self._kept: dict[StreamKey, Workspace] = {}  # as torch before #175276 keeps them
 
     def use(self, stream: StreamKey, graph: CUDAGraph | None) -> Workspace:
@@ -63,6 +65,7 @@ class Workspaces:
             owner, pool = (graph.number, graph.pool_id) if graph else (None, None)
             self._charge(stream[0], self._nbytes)
             found = self.live[stream] = Workspace(owner, pool)
+            self.most_live = max(self.most_live, len(self.live))
         self._kept.setdefault(stream, found)
         return found
 

@@ -1,0 +1,123 @@
+"""Tiny models on disk, and what `s2d-profile` measures of them on a GPU: a real one, or the simulator's where there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from perfmodel.plan import read_plan, write_plan
+from perfmodel.policy import ExitPolicy, FixedLength
+from perfmodel.profile import Dtype, LatencyProfile, read_latency_profile
+from perfmodel.provenance import make_provenance
+from profiler import job, kernel_trial
+from profiler.cli import main_profile
+from profiler.measure_latency import measure_latency
+from s2d.load import load_tokenizer
+from tests.gpu_simulator import Simulator, simulated_gpu
+from tests.profiler.conftest import TARGET, Folders, write_pair
+
+TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}w20"
+POLICY = ExitPolicy(exit_layers=(1, 4), thresholds=(0.6,), confidence="max-prob", length=FixedLength(draft_cap=2))
+NUM_TURNS = 14
+ROLES = ("draft", "target")
+
+
+@contextlib.contextmanager
+def a_gpu() -> Iterator[Simulator | None]:
+    """A real GPU, with None, or the simulator, whose list of problems must stay empty."""
+    if torch.cuda.is_available():
+        yield None
+        return
+    with simulated_gpu() as simulator:
+        yield simulator
+    assert not simulator.problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What one `s2d-profile` wrote and showed."""
+
+    models: Folders
+    folder: Path
+    dtype: Dtype
+    shown: str
+    most_workspaces: int | None
+    """That cuBLAS held at a time; None on a real GPU."""
+
+    @property
+    def profile_flags(self) -> list[str]:
+        return [word for path in self.profile_paths for word in ("--profile", str(path))]
+
+    @property
+    def profile_paths(self) -> list[Path]:
+        return [self.folder / f"{role}.latency.json" for role in ROLES]
+
+    @property
+    def profiles(self) -> list[LatencyProfile]:
+        return [read_latency_profile(path).record for path in self.profile_paths]
+
+
+def profile_argv(models: Folders, folder: Path, dtype: Dtype, *more: str) -> list[str]:
+    """A short measurement on the GPU."""
+    what = ["--target", str(models.target), "--draft", str(models.draft), "--prompts", str(models.prompts), "--split", "all"]
+    sizes = ["--num-prompts", "3", "--max-new-tokens", "20", "--draft-cap", "2", "--budget", str(NUM_TURNS)]
+    return [*what, *sizes, "--device", "cuda", "--dtype", dtype, "-o", str(folder), *more]
+
+
+def run_argv(models: Folders, plan: Path, *more: str) -> list[str]:
+    """Two short texts under a plan."""
+    what = ["--plan", str(plan), "--target", str(models.target), "--draft", str(models.draft)]
+    return [*what, "--prompts", str(models.prompts), "--split", "all", "--num-prompts", "2", "--max-new-tokens", "16", *more]
+
+
+def speculating(plan: Path, to: Path) -> Path:
+    """The same plan with a policy that drafts: by the simulator's seconds none pays."""
+    stored = read_plan(plan).record
+    changed = replace(stored, chosen=replace(stored.chosen, policy=POLICY))
+    write_plan(to, changed, make_provenance(argv=("test",)))
+    return to
+
+
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time kernels on one layer, twice, and take a turn for every second of a budget: the simulator's seconds mean nothing."""
+    monkeypatch.setattr(kernel_trial, "try_kernels", partial(kernel_trial.try_kernels, least_bytes=1, num_turns=2))
+    monkeypatch.setattr(job, "measure_latency", lambda *args, **told: measure_latency(*args, **told, clock=count().__next__))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    written = write_pair(tmp_path_factory.mktemp("pair"), TARGET)
+    tokenizer = load_tokenizer(written.target)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(written.target)
+    return written
+
+
+@pytest.fixture(scope="session", params=["bf16", "fp16"])
+def evidence(request: pytest.FixtureRequest, models: Folders, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    """Both profiles and the trace of the tiny pair, with the kernels that were measured to be the fastest."""
+    folder, shown = tmp_path_factory.mktemp(f"profile-{request.param}"), io.StringIO()
+    with a_gpu() as simulator, pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(shown):
+        short_measurements(monkeypatch)
+        assert main_profile(profile_argv(models, folder, request.param, "--off-path", "1")) == 0
+    most = simulator.workspaces.most_live if simulator else None
+    return Evidence(models=models, folder=folder, dtype=request.param, shown=shown.getvalue(), most_workspaces=most)
+
+
+@pytest.fixture(scope="session")
+def plan(evidence: Evidence) -> Path:
+    """Made from that evidence; planning itself needs no GPU."""
+    from calibrate.cli import main_plan
+
+    path = evidence.folder / "plan.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main_plan([*evidence.profile_flags, "--trace", str(evidence.folder / "trace.npz"), "-o", str(path)]) == 0
+    return path

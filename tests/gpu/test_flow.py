@@ -1,0 +1,238 @@
+"""Every command of the loop on a GPU, one after another: profile, plan, run, compare, and the law."""
+
+import json
+import sys
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import device_check
+import pytest
+import torch
+from gaps import STATED_GAP
+
+import s2d.graphs
+import s2d.kernels
+from calibrate.cli import main_compare, main_plan
+from perfmodel.kernels import STANDARD_KERNELS, parse_kernels
+from perfmodel.law import read_latency_fit
+from perfmodel.plan import read_plan, write_plan
+from perfmodel.profile import DeviceKey, read_latency_profile
+from perfmodel.provenance import make_provenance
+from perfmodel.report import RunReport, read_report
+from perfmodel.trace import read_trace
+from profiler import job, kernel_trial
+from profiler.cli import main_profile
+from profiler.measure_latency import measure_latency
+from s2d.cli import main_run
+from s2d.kernels import runnable_kernels
+from s2d.pair import ModelPair
+from tests.gpu.conftest import POLICY, ROLES, Evidence, profile_argv, run_argv, short_measurements, speculating
+from tests.profiler.conftest import Folders
+
+pytestmark = pytest.mark.gpu
+
+
+def here(dtype: str, **changes: object) -> DeviceKey:
+    facts = {"num_devices": 1, "num_threads": None, "engine": "graph", "kernels": STANDARD_KERNELS}
+    return DeviceKey(device=torch.cuda.get_device_name(), dtype=dtype, **facts | changes)
+
+
+def test_a_profile_measures_captured_passes_with_the_fastest_kernels(evidence: Evidence) -> None:
+    runnable = runnable_kernels("cuda", evidence.dtype, "graph")
+    assert len(runnable) == 8
+    for profile in evidence.profiles:
+        assert tuple(trial.kernels for trial in profile.kernel_trials) == runnable
+        assert profile.device == here(evidence.dtype, kernels=profile.device.kernels)
+        assert profile.device.kernels in runnable
+        assert len(profile.samples)
+    assert {"ahead", "segment", "exit"} < set(evidence.profiles[0].samples.kind)
+    assert f"the fastest of {len(runnable)}" in evidence.shown
+    assert torch.cuda.get_device_name() in evidence.shown
+    trace = read_trace(evidence.folder / "trace.npz").record
+    assert len(trace.header.prompts) == 3
+    assert len(trace.off_path)
+
+
+def test_a_plan_is_for_the_device_and_the_kernels_of_its_profiles(evidence: Evidence, plan: Path) -> None:
+    planned = read_plan(plan).record
+    assert planned.device == evidence.profiles[1].device
+    assert planned.device.kernels is not None
+    assert {part.role: part.level for part in planned.evidence} == {
+        "draft latency": "measured",
+        "target latency": "measured",
+        "acceptance": "traced",
+    }
+    hashes = [read_latency_profile(path).sha256 for path in evidence.profile_paths]
+    text = plan.read_text("utf-8")
+    assert all(one in text for one in hashes)
+
+
+def test_a_run_is_checked_and_compared_with_its_plan(
+    evidence: Evidence, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drafting, report_file = speculating(plan, tmp_path / "plan.json"), tmp_path / "report.json"
+    assert main_run(run_argv(evidence.models, drafting, "--check", "-o", str(report_file))) == 0
+    report = read_report(report_file).record
+    assert report.device == read_plan(plan).record.device
+    assert report.plan_arm.policy == POLICY
+    assert sum(run.rounds.num_drafted for run in report.plan_arm.runs) > 0
+    _assert_checked(report, num_prompts=2)
+    capsys.readouterr()
+    files = ["--plan", str(drafting), "--report", str(report_file)]
+    assert main_compare([*files, *evidence.profile_flags]) == 0
+    assert "priced   measured rounds" in capsys.readouterr().out
+
+
+def _assert_checked(report: RunReport, num_prompts: int) -> None:
+    assert report.check is not None
+    assert report.check.num_prompts == num_prompts
+    assert report.check.worst_gap <= STATED_GAP
+    assert report.check.num_equal + len(report.check.divergences) == num_prompts
+
+
+def test_a_plan_made_on_the_spot_runs_as_it_is(evidence: Evidence, plan: Path, tmp_path: Path) -> None:
+    report_file = tmp_path / "report.json"
+    assert main_run(run_argv(evidence.models, plan, "--check", "-o", str(report_file))) == 0
+    assert read_report(report_file).record.plan_arm.policy == read_plan(plan).record.chosen.policy
+    _assert_checked(read_report(report_file).record, num_prompts=2)
+
+
+def test_a_conversation_outgrows_its_caches(
+    evidence: Evidence, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, report_file = tmp_path / "prompts.jsonl", tmp_path / "report.json"
+    turns = ["w6 w7", " ".join(["w8 w9 w10"] * 10), "w11"]
+    prompts.write_text(json.dumps({"question_id": 81, "category": "a", "turns": turns}) + "\n", encoding="utf-8")
+    made = _counted_sessions(monkeypatch)
+    argv = run_argv(evidence.models, speculating(plan, tmp_path / "plan.json"), "--chat", "--check", "-o", str(report_file))
+    argv[argv.index("--prompts") + 1] = str(prompts)
+    assert main_run(argv) == 0
+    assert len(made) == 2  # the later turns' does for both
+    report = read_report(report_file).record
+    assert [run.name for run in report.plan_arm.runs] == ["81/1", "81/2", "81/3"]
+    _assert_checked(report, num_prompts=3)
+
+
+def _counted_sessions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    made: list[int] = []
+    session = ModelPair.session
+
+    def counted(self: ModelPair, max_tokens: int) -> object:
+        made.append(max_tokens)
+        return session(self, max_tokens)
+
+    monkeypatch.setattr(ModelPair, "session", counted)
+    return made
+
+
+def test_a_law_is_fitted_to_both_files_of_a_pair(evidence: Evidence, tmp_path: Path) -> None:
+    fit = tmp_path / "pair.fit.json"
+    assert main_plan(["fit", *map(str, evidence.profile_paths), "-o", str(fit)]) == 0
+    assert read_latency_fit(fit).record.device == evidence.profiles[1].device
+
+
+def test_the_devices_law_is_profiled_fitted_and_prices_a_model_that_nobody_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short_measurements(monkeypatch)
+    shapes = ["--depths", "1", "2", "--hidden-sizes", "64", "128", "--rows", "1", "2", "4", "--context-tokens", "16", "48"]
+    folder, fit, plan = tmp_path / "law", tmp_path / "law.fit.json", tmp_path / "plan.json"
+    argv = ["law", *shapes, "--device", "cuda", "--dtype", "bf16", "--budget", "2", "-o", str(folder)]
+    assert main_profile(argv) == 0
+    profiles = sorted(folder.glob("*.latency.json"))
+    keys = {read_latency_profile(path).record.device for path in profiles}
+    assert len(keys) == 1
+    assert main_plan(["fit", *map(str, profiles), "-o", str(fit)]) == 0
+    assert main_plan(["--fit", str(fit), "--target", "vicuna-7b", "-o", str(plan)]) == 0
+    assert read_plan(plan).record.device == keys.pop()
+
+
+def test_an_interrupted_profile_goes_on_with_the_kernels_it_recorded(
+    models: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["latency", *profile_argv(models, tmp_path, "fp32")]
+
+    def interrupted(*args, **told) -> None:
+        measure_latency(*args, **told, clock=count().__next__)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        short_measurements(patched)
+        patched.setattr(job, "measure_latency", interrupted)
+        assert main_profile([*argv, "--budget", "3"]) == 130
+    kept = read_latency_profile(tmp_path / "draft.latency.partial.json").record
+    assert len(kept.kernel_trials) == 4
+    short_measurements(monkeypatch)
+    monkeypatch.setattr(kernel_trial, "try_kernels", lambda *_, **__: pytest.fail("kernels were timed again"))
+    assert main_profile([*argv, "--budget", "3"]) == 0
+    assert "going on with the" in capsys.readouterr().err
+    for role in ROLES:
+        profile = read_latency_profile(tmp_path / f"{role}.latency.json").record
+        assert (profile.device, profile.kernel_trials) == (kept.device, kept.kernel_trials)
+    assert len(read_latency_profile(tmp_path / "draft.latency.json").record.samples) > len(kept.samples)
+
+
+def test_kernels_that_were_named_are_those_of_profile_plan_and_run(
+    models: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_measurements(monkeypatch)
+    monkeypatch.setattr(kernel_trial, "try_kernels", lambda *_, **__: pytest.fail("kernels were timed"))
+    label, evidence = "output-major,varlen,fused", tmp_path / "profile"
+    assert main_profile([*profile_argv(models, evidence, "bf16"), "--budget", "6", "--kernels", label]) == 0
+    profiles = [evidence / f"{role}.latency.json" for role in ROLES]
+    flags = [word for path in profiles for word in ("--profile", str(path))]
+    plan, report_file = tmp_path / "plan.json", tmp_path / "report.json"
+    assert main_plan([*flags, "--trace", str(evidence / "trace.npz"), "-o", str(plan)]) == 0
+    assert main_run(run_argv(models, speculating(plan, plan), "--check", "-o", str(report_file))) == 0
+    expected = here("bf16", kernels=parse_kernels(label))
+    found = [read_latency_profile(path).record.device for path in profiles]
+    assert [*found, read_plan(plan).record.device, read_report(report_file).record.device] == [expected] * 4
+    assert not read_latency_profile(profiles[0]).record.kernel_trials
+    _assert_checked(read_report(report_file).record, num_prompts=2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "label", "message"),
+    [
+        ("bf16", "output-major,flash,fused", "expected three names joined by commas: input-major or output-major, products or"),
+        ("bf16", "fastest", "; or measured, or standard."),
+        ("fp32", "output-major,varlen,fused", "kernels output-major,varlen,fused do not run on cuda in fp32 with engine graph"),
+    ],
+)
+def test_kernels_that_cannot_run_are_one_message_and_exit_code_2(
+    models: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str, label: str, message: str
+) -> None:
+    out = tmp_path / "out"
+    assert main_profile([*profile_argv(models, out, dtype), "--kernels", label]) == 2
+    refused = capsys.readouterr().err
+    assert message in refused
+    assert len(refused.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_plan_is_refused_where_its_kernels_cannot_run(
+    evidence: Evidence, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored, path = read_plan(plan).record, tmp_path / "plan.json"
+    kernels = parse_kernels("output-major,varlen,fused")
+    changed = replace(stored, device=replace(stored.device, kernels=kernels))
+    write_plan(path, changed, make_provenance(argv=("test",)))
+    monkeypatch.setattr(s2d.kernels, "_torch_has_varlen", lambda: False)
+    assert main_run(run_argv(evidence.models, path)) == 2
+    refused = capsys.readouterr().err
+    assert f"kernels {kernels.label} do not run on cuda in {evidence.dtype} with engine graph" in refused
+    assert "Install the PyTorch that the plan's profile was taken with" in refused
+    assert len(refused.splitlines()) == 1
+
+
+def test_the_device_check_finds_the_device_correct(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(device_check, "TARGETS", device_check.TARGETS[:1])  # in full it takes minutes in the simulator
+    monkeypatch.setattr(device_check, "SPECS", device_check.SPECS[:1])
+    monkeypatch.setattr(device_check, "NEW_TOKENS", 8)
+    monkeypatch.setattr(s2d.graphs, "GRAPH_ROW_WIDTHS", (1, 2, 4, 8))
+    monkeypatch.setattr(sys, "argv", ["device_check.py", "--device", "cuda", "--quick", "-o", str(tmp_path)])
+    assert device_check.run(device_check._parser().parse_args()) == 0
+    assert '"is_correct": true' in capsys.readouterr().out.splitlines()[-1]

@@ -1,0 +1,124 @@
+"""A text whose numbers overflow in fp16 leaves nothing behind that a later one meets.
+
+Captured attention over a padded context reads what lies beyond the text with weight 0, and 0 times infinity is NaN.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from perfmodel.geometry import DraftGeometry
+from perfmodel.sampling import GREEDY
+from profiler import command
+from profiler.cli import main_profile
+from s2d.bench import token_gaps
+from s2d.cache import Cache
+from s2d.generate import Session
+from s2d.load import LoadedModel
+from s2d.nested import Decoder
+from s2d.pair import ModelPair, Pair, load_pair
+from tests.gpu.conftest import profile_argv
+from tests.gpu.sessions import GATED, MAX_TOKENS, draft_on, settings_of, target_on
+from tests.profiler.conftest import Folders
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+BAD = 11
+"""A token whose state is infinite, as that of a text that overflows."""
+TEXT, BAD_TEXT = (1, 2, 3, 4, 5), (1, BAD, BAD, 2, 3, BAD, 9)
+
+
+def overflowing(model: LoadedModel) -> LoadedModel:
+    with torch.inference_mode():
+        model.decoder.weights.embedding[BAD] = torch.inf
+    return model
+
+
+@torch.inference_mode()
+def logits_after(decoder: Decoder, cache: Cache, token_ids: list[int]) -> Tensor:
+    states = decoder.forward_segment(decoder.embed(token_ids), cache.segments[0], cache)
+    return decoder.exit_logits(states).clone().cpu()
+
+
+def after_a_text(decoder: Decoder, cache: Cache) -> list[Tensor]:
+    """A text that overflowed is forgotten whole."""
+    logits_after(decoder, cache, list(BAD_TEXT))
+    cache.reset()
+    return [logits_after(decoder, cache, [1, 2, 3]), logits_after(decoder, cache, [4])]
+
+
+def after_a_block(decoder: Decoder, cache: Cache) -> list[Tensor]:
+    """A block that overflowed is rejected."""
+    found = logits_after(decoder, cache, [1, 2, 3])
+    logits_after(decoder, cache, [BAD, BAD, BAD])
+    cache.crop(3)
+    return [found, logits_after(decoder, cache, [4])]
+
+
+def after_nothing(decoder: Decoder, cache: Cache) -> list[Tensor]:
+    return [logits_after(decoder, cache, [1, 2, 3]), logits_after(decoder, cache, [4])]
+
+
+def found_with(device: str, steps: Callable[[Decoder, Cache], list[Tensor]], *, zeroes: bool = True) -> Tensor:
+    decoder = overflowing(target_on(device, "fp16")).decoder
+    cache = decoder.new_cache((decoder.geometry.num_layers,), MAX_TOKENS)
+    with torch.inference_mode():
+        decoder.prepare(cache, 1, MAX_TOKENS, widths=(1, 4, 8))
+    if not zeroes:
+        cache._num_padding_rows = 0
+    return torch.cat(steps(decoder, cache))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("steps", [after_a_text, after_a_block])
+def test_what_is_forgotten_is_as_if_it_had_never_been(device: str, steps: Callable[..., list[Tensor]]) -> None:
+    expected = found_with(device, after_nothing)
+    assert expected.isfinite().all()
+    assert torch.equal(found_with(device, steps), expected)
+    assert found_with(device, steps, zeroes=False)[-1].isnan().all()  # which is why forgetting sets to 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("policy", [None, GATED], ids=["plain", "drafting"])
+def test_a_session_writes_the_same_after_a_text_that_overflowed(device: str, policy) -> None:
+    session = Session(overflowing(target_on(device, "fp16")), overflowing(draft_on(device, "fp16")), MAX_TOKENS)
+    written = [session.generate(text, settings_of(policy)).tokens for text in (TEXT, BAD_TEXT, TEXT)]
+    assert written[0] == written[2]
+    assert len(set(written[0])) > 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_without_zeroing_the_text_after_it_differs(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(overflowing(target_on(device, "fp16")), None, MAX_TOKENS)
+    expected = session.generate(TEXT, settings_of(None)).tokens
+
+    def reset_without_zeroing(cache: Cache) -> None:
+        cache.lengths = [0] * len(cache.segments)
+
+    monkeypatch.setattr(Cache, "reset", reset_without_zeroing)
+    session.generate(BAD_TEXT, settings_of(None))
+    assert session.generate(TEXT, settings_of(None)).tokens != expected
+
+
+def test_a_gap_where_logits_overflow_is_the_largest_there_is() -> None:
+    target = overflowing(target_on("cpu", "fp16"))
+    geometry = DraftGeometry(kind="self", model=target.geometry, exit_layers=target.exit_layers)
+    pair = ModelPair(target=target, draft=target, geometry=geometry, device=torch.device("cpu"))
+    assert max(token_gaps(pair, TEXT, [1, 2], GREEDY)) < 100
+    assert token_gaps(pair, BAD_TEXT, [1, 2], GREEDY) == [torch.finfo(torch.float32).max] * 2
+
+
+def test_a_trace_of_a_draft_that_overflows_is_refused(
+    models: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "load_pair", lambda *args, **how: _with_overflowing_draft(load_pair(*args, **how)))
+    argv = ["acceptance", *profile_argv(models, tmp_path / "out", "fp16"), "--device", "cpu"]
+    assert main_profile(argv) == 2
+    assert "the draft's numbers overflow in fp16 on prompt 'p0.txt:1': its exits have no" in capsys.readouterr().err
+
+
+def _with_overflowing_draft(pair: Pair) -> Pair:
+    overflowing(pair.draft)
+    return pair

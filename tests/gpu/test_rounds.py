@@ -1,0 +1,144 @@
+"""What a round launches and waits for: captured passes alone, and the host waits for answers alone.
+
+The simulator counts launches, captures and waits; where there is a real GPU, only the texts are held against the CPU's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from perfmodel.policy import ExitPolicy
+from perfmodel.sampling import GREEDY, Sampling
+from s2d.clock import Clock
+from s2d.generate import Generation, Session
+from s2d.graphs import ALIGNED_TOKENS, padded_context, room_tokens
+from s2d.staging import CudaFence
+from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, PROMPTS, draft_on, settings_of, target_on, texts_on_the_cpu
+from tests.gpu_simulator import Simulator
+
+pytestmark = pytest.mark.gpu
+PENALISED = replace(GREEDY, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.2)
+NOISE = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=0.95, seed=3)
+RATIO = replace(NOISE, rule="ratio")
+SAMPLINGS = [GREEDY, PENALISED, NOISE, replace(PENALISED, rule="shared-noise", temperature=0.8, seed=3)]
+AHEAD = replace(GATED, runs_ahead=True)
+AT_ONCE = replace(GATED, catches_up_at_once=True)
+
+
+def session_here() -> Session:
+    return Session(target_on(), draft_on(), MAX_TOKENS)
+
+
+def counted_rounds(
+    session: Session, policy: ExitPolicy | None, sampling: Sampling, simulator: Simulator
+) -> tuple[Generation, list[Counter[str]]]:
+    """A text that was written before, and what the simulator counted in each of its rounds but the first."""
+    prompt, settings = PROMPTS[0], settings_of(policy, sampling)
+    session.generate(prompt, settings)
+    marks: list[Counter[str]] = []
+    found = session.generate(prompt, settings, on_tokens=lambda tokens: marks.append(simulator.counters.copy()))
+    return found, [after - before for before, after in pairwise(marks)]
+
+
+@pytest.fixture
+def fences_are_passed(gpu: Simulator | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pinned buffer is free again before it is used again, so that its fence is no wait; the simulator checks that."""
+    if gpu is None:
+        pytest.skip("the simulator alone counts")
+
+    def wait(fence: CudaFence) -> None:
+        assert gpu.timeline.is_complete(fence._event.vector)
+
+    monkeypatch.setattr(CudaFence, "wait", wait)
+
+
+@pytest.mark.usefixtures("fences_are_passed")
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda one: one.label)
+def test_a_plain_round_waits_once(gpu: Simulator, sampling: Sampling) -> None:
+    found, rounds = counted_rounds(session_here(), None, sampling, gpu)
+    assert found.tokens == texts_on_the_cpu(None, sampling)[0]
+    assert len(rounds) == len(found.tokens) - 1
+    for counted in rounds:
+        assert (counted["waits"], counted["event_waits"]) == (1, 0), gpu.wait_places
+
+
+@pytest.mark.usefixtures("fences_are_passed")
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, RATIO], ids=lambda one: one.label)
+@pytest.mark.parametrize("policy", [GATED, AHEAD, AT_ONCE, DEEPEST], ids=["gated", "ahead", "at once", "deepest"])
+def test_a_drafting_round_waits_for_each_exit_check_and_for_the_verdict(
+    gpu: Simulator, policy: ExitPolicy, sampling: Sampling
+) -> None:
+    found, rounds = counted_rounds(session_here(), policy, sampling, gpu)
+    if sampling is not RATIO:
+        assert found.tokens == texts_on_the_cpu(None, sampling)[0]
+    for counted, num_checks in zip(rounds, checks_by_round(found)[1:], strict=True):
+        assert (counted["waits"], counted["event_waits"]) == (1, num_checks), gpu.wait_places
+
+
+def checks_by_round(found: Generation) -> list[int]:
+    """Exits that were asked in each round."""
+    checks = [0]
+    for kind in found.samples.kind:
+        checks[-1] += kind in ("exit", "ahead")
+        if kind == "round":
+            checks.append(0)
+    return checks[:-1]
+
+
+@pytest.mark.usefixtures("fences_are_passed")
+def test_the_deepest_exit_alone_takes_one_launch_a_token_and_one_for_its_check(gpu: Simulator) -> None:
+    found, rounds = counted_rounds(session_here(), DEEPEST, GREEDY, gpu)
+    assert any(accepted < drafted for drafted, accepted in found.blocks)
+    assert any(accepted == drafted > 0 for drafted, accepted in found.blocks)
+    for counted, (num_drafted, _) in zip(rounds, found.blocks[1:], strict=True):
+        assert counted["graph_launches"] == 2 * num_drafted + 1  # and the verification
+    segments = Counter(stage for kind, stage in zip(found.samples.kind, found.samples.stage, strict=True) if kind == "segment")
+    assert segments == dict.fromkeys(range(3), found.rounds.num_drafted)  # each has its part of the launch
+
+
+def test_rooms_and_contexts_are_multiples_of_what_products_like() -> None:
+    assert all(room_tokens(tokens) % ALIGNED_TOKENS == 0 for tokens in range(1, 600))
+    assert all(padded_context(end) % ALIGNED_TOKENS == 0 for end in range(1, 20_000, 7))
+    session = session_here()
+    session.generate(PROMPTS[0], settings_of(GATED))
+    for role, ends in (("target", (6,)), ("draft", (1, 2, 4))):
+        cache = session.cache(role, ends)
+        assert cache.max_tokens % ALIGNED_TOKENS == 0
+        assert cache.prepared
+        assert all(context % ALIGNED_TOKENS == 0 for *_, context in cache.prepared)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, NOISE], ids=lambda one: one.label)
+def test_everything_is_captured_and_launched_once_before_the_clock_starts(
+    gpu: Simulator | None, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[object] = []
+    launched: set[int] = set()
+    before_rounds: list[int] = []
+
+    class Graph(torch.cuda.CUDAGraph):
+        def capture_end(self) -> None:
+            super().capture_end()
+            captured.append(self)
+
+        def replay(self) -> None:
+            launched.add(id(self))
+            super().replay()
+
+    def start(clock: Clock) -> None:
+        begin(clock)
+        before_rounds.append(len(captured))
+        assert {id(one) for one in captured} <= launched
+
+    session, begin = session_here(), Clock.start
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(Clock, "start", start)
+    for policy in (None, GATED, DEEPEST, AHEAD, AT_ONCE):
+        session.generate(PROMPTS[0], settings_of(policy, sampling))
+        assert len(captured) == before_rounds[-1] > 0
+    assert before_rounds[0] < before_rounds[-1]
