@@ -4,6 +4,7 @@ The pair of 7B is built once, by the first check that asks for it.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from torch import Tensor
 
 import s2d.graphs
 from calibrate.plan import paper_policies
+from perfmodel.console import print_err
 from perfmodel.estimate import Speedup
 from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.hardware import Hardware
@@ -455,12 +457,16 @@ def _captured_error(device: torch.device, dtype: Dtype, *, is_quick: bool) -> _C
     limit = MAX_FP32_ERROR_FRAC
     if dtype != "fp32":
         limit = MAX_BF16_OVER_TRANSFORMERS * error_frac(block_logits(Decoder(geometry, weights), ids), reference)
-    errors = {}
+    errors: dict[Kernels, Frac] = {}
     with _live_inputs():
         for kernels in runnable_kernels(device, dtype, "graph"):
             decoder = GraphDecoder(geometry, converted(weights, dtype, kernels))
-            errors[kernels] = error_frac(block_logits(decoder, ids), reference)
-    worst = max(errors, key=lambda one: errors[one] if errors[one] == errors[one] else np.inf)
+            try:
+                errors[kernels] = error_frac(block_logits(decoder, ids), reference)
+            except (RuntimeError, NotImplementedError) as err:  # the other kernels are worth knowing of
+                print_err(f"kernels {kernels.label} in {dtype}: {err}")
+                errors[kernels] = math.inf
+    worst = max(errors, key=lambda one: errors[one] if errors[one] == errors[one] else math.inf)
     return _Captured(kernels=worst, error_frac=errors[worst], limit_frac=limit)
 
 

@@ -22,11 +22,12 @@ Example: python benchmarks/first_minutes.py --device cuda
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,18 @@ def line_after(name: str, check: Callable[[], Outcome]) -> Line:
     """Run one check; an error is its verdict."""
     start_s = time.perf_counter()
     try:
-        outcome = check()
+        found = check()
+        outcome = replace(found, figures={key: finite_or_none(figure) for key, figure in found.figures.items()})
     except Exception as err:  # whatever it is, the other checks are worth their time
         first = (str(err).strip() or "no message").splitlines()[0]
         outcome = Outcome(verdict=f"failed: {type(err).__name__}: {first}", measured="nothing", figures={})
         print_err(f"{name}: {err!r}")
     return Line(check=name, took_s=time.perf_counter() - start_s, outcome=outcome)
+
+
+def finite_or_none(figure: float | str | None) -> float | str | None:
+    """A figure as a result may hold it: what a fault made infinite or no number is left out there, and stands in the line."""
+    return None if isinstance(figure, float) and not math.isfinite(figure) else figure
 
 
 def is_lost(device: torch.device) -> bool:

@@ -69,6 +69,26 @@ def test_another_process_gives_its_lines_or_failed_ones(tmp_path) -> None:
     assert lost.outcome.verdict == "failed: exit code 2"
 
 
+def test_figures_that_are_no_numbers_are_left_out_of_the_result() -> None:
+    line = first_minutes.line_after("a", lambda: replace(good(), figures={"error_frac": float("nan"), "kernels": "x"}))
+    assert line.outcome.figures == {"error_frac": None, "kernels": "x"}
+
+
+def test_kernels_that_fail_do_not_hide_the_others(monkeypatch) -> None:
+    logits = first_checks.block_logits
+
+    def refuses(decoder, ids):
+        if decoder.kernels.norm == "fused":
+            raise RuntimeError("no such kernel")
+        return logits(decoder, ids)
+
+    monkeypatch.setattr(first_checks, "block_logits", refuses)
+    monkeypatch.setattr(first_checks, "_captured_texts", lambda device, num_texts: (0, 0))
+    found = Checks("cpu", is_quick=True).captures()
+    assert found.verdict == first_checks.WRONG
+    assert "inf in fp32 (input-major,products,fused)" in found.measured
+
+
 @pytest.mark.parametrize(("verdict", "is_failed"), [(OK, False), (SLOW, False), (UNMEASURED, False), ("failed: x", True)])
 def test_only_failures_count_as_failed(verdict: str, is_failed: bool) -> None:
     outcome = Outcome(verdict=verdict, measured="", figures={})
