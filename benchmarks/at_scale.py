@@ -14,8 +14,13 @@ benchmark, so that acceptance has no error and a prediction's error is one of se
     exit check  seconds of one check on an idle device, and what of it is choosing and reading on the host
     noise       plain decoding against itself, forward against backward turns
 
-A target that the device does not hold is refused, or cut by --layers, which the result names. With --quick both models keep
-their kind and lose their size, so that any CPU shows that everything runs, and nothing else.
+Both models compute with the kernels that are fastest on the device (`profiler.kernel_trial`), or with those of --kernels.
+
+A target that the device does not hold is refused, or cut by --layers, which the result names; `--layers fit` keeps as many as
+fit. With --quick both models keep their kind and lose their size, so that any CPU shows that everything runs, and nothing else.
+
+With -o, FOLDER also gets the evidence: draft.latency.json and target.latency.json, the pass times in the form of s2d-profile,
+and trace.npz, the acceptance that was used, as of these models. s2d-plan makes a plan of them.
 
 Example: python benchmarks/at_scale.py --target llama-2-7b --acceptance vicuna-7b --device cuda
 """
@@ -23,13 +28,15 @@ Example: python benchmarks/at_scale.py --target llama-2-7b --acceptance vicuna-7
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from arms import Models, models_of
 from common import RESULTS, finish, make_parser, one_thread
-from readings import bandwidth_of, datasheet_models, exit_check_of
+from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
 from scale_models import acceptance_of, draft_of, tiny
 from scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
 from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
@@ -38,20 +45,30 @@ from calibrate.cases import case_of
 from calibrate.plan import paper_policies
 from calibrate.search import search
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
-from perfmodel.errors import Mismatch, OutOfDomain
+from perfmodel.errors import Mismatch, OutOfDomain, UserInputError
 from perfmodel.estimate import Speedup
 from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.plan import Plan, read_plan
 from perfmodel.policy import ExitPolicy
-from perfmodel.units import Seconds
-from profiler.device import device_facts
+from perfmodel.provenance import make_provenance
+from perfmodel.speed_of_light import MAX_CACHE_BYTES
+from perfmodel.trace import AcceptanceTrace, write_trace
+from perfmodel.units import MIB, Seconds
+from profiler.command import TRACE_NAME
+from profiler.device import DeviceFacts, device_facts
+from profiler.kernel_trial import choose_kernels, recorded_kernels
+from profiler.latency_files import LatencyFiles, pair_profiles
 from profiler.measure_latency import measure_latency
 from profiler.pass_log import PassLog
-from s2d.device import engine_for, use_device
-from s2d.random_pair import random_pair, with_layers
+from s2d.device import device_key, engine_for, use_device
+from s2d.memory import PairPlacement, TextLimits, free_bytes_of
+from s2d.pair import ModelPair
+from s2d.random_pair import fitting_layers, random_pair, with_layers
 
 NAME = "at_scale"
 SEED = 20261121
+QUICK_TRIAL_BYTES = MIB // 16
+"""Of the layers that kernels are timed on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +116,51 @@ def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Ex
     return {name: policy for name, policy in wanted.items() if by_policy[policy] == name}
 
 
+def trace_for(trace: AcceptanceTrace, pair: ModelPair) -> AcceptanceTrace:
+    """The acceptance that a pair was run with, as a trace of that pair.
+
+    A published trace is of nobody's weights, and stays so: plans tell it from a recorded one by that.
+    """
+    header = replace(trace.header, target=pair.target.geometry, draft=pair.geometry)
+    if header.target_sha256 is not None:
+        header = replace(header, target_sha256=pair.target.sha256, draft_sha256=pair.draft.sha256)
+    return replace(trace, header=header)
+
+
+def write_evidence(found: Found, folder: Path, facts: DeviceFacts) -> tuple[Path, ...]:
+    """What a plan is made from: pass times, where they were taken, and acceptance. Returns the files."""
+    inputs = {"acceptance": found.acceptance.evidence.sha256 or ""}
+    provenance = make_provenance(
+        device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=SEED, inputs=inputs
+    )
+    write_trace(folder / TRACE_NAME, trace_for(found.trace, found.pair), provenance)
+    if not len(found.log):
+        return (folder / TRACE_NAME,)
+    sampling = found.trace.header.sampling
+    profiles_of = partial(pair_profiles, pair=found.pair, sampling=sampling, kernel_trials=found.kernel_trials)
+    return (*LatencyFiles(folder, profiles_of, provenance).write(found.log), folder / TRACE_NAME)
+
+
+def layers_of(asked: str | None, models: PairPlacement, text: TextLimits) -> int | None:
+    """How many layers the target keeps; None for all.
+
+    Raises:
+        UserInputError: not a number of layers.
+    """
+    if asked is None:
+        return None
+    if asked != "fit":
+        if not asked.isdecimal():
+            raise UserInputError(f"--layers {asked}: expected a number of layers, or fit: as many as the device holds.")
+        return int(asked)
+    # Where not one layer fits, the whole target is refused with its reasons.
+    return fitting_layers(models, text, free_bytes_of(models.device)) or None
+
+
 def found_of(args: argparse.Namespace) -> Found:
     """Build, profile, search and measure."""
     model = find_model(args.target)
-    target = with_layers(tiny(model) if args.quick else model, args.layers)
+    target = tiny(model) if args.quick else model
     acceptance, plan = acceptance_of(args.acceptance, model), plan_for(args.plan, model)
     trace = shortened(acceptance.trace, prompt_tokens=args.prompt_tokens, new_tokens=args.max_new_tokens)
     draft = draft_of(args.draft, target, trace.header.draft, is_tiny=args.quick)
@@ -111,16 +169,32 @@ def found_of(args: argparse.Namespace) -> Found:
         for half, most in (("calibration", None), ("evaluation", args.num_prompts))
     )
     max_tokens = max(prompt.prompt_tokens for prompt in trace.header.prompts) + trace.header.max_new_tokens
-    engine = engine_for(args.engine, args.device, 1)
+    engine, device = engine_for(args.engine, args.device, 1), torch.device(args.device)
+    recorded = recorded_kernels(args.output, device_key(device, args.dtype, engine))
+    least_bytes = QUICK_TRIAL_BYTES if args.quick else 2 * MAX_CACHE_BYTES
+    chosen = choose_kernels(
+        args.kernels, target, draft, args.dtype, args.device, engine=engine, recorded=recorded, least_bytes=least_bytes
+    )
+    print_err(f"kernels {chosen.kernels.label}, {'measured' if chosen.trials else 'not measured'}")
+    release_memory(device)
+    text = TextLimits(
+        max_tokens=max_tokens,
+        prompt_tokens=max_tokens,
+        num_noise_tables=int(trace.header.sampling.rule == "shared-noise"),
+    )
+    models = PairPlacement(target=target, draft=draft, dtype=args.dtype, device=device, engine=engine)
+    cut = with_layers(target, layers_of(args.layers, models, text))
+    draft = replace(draft, model=cut) if draft.kind == "self" else draft
     pair = random_pair(
-        target,
+        cut,
         draft,
         args.dtype,
         args.device,
         engine=engine,
+        kernels=chosen.kernels,
         max_tokens=max_tokens,
         seed=SEED,
-        num_noise_tables=int(trace.header.sampling.rule == "shared-noise"),
+        num_noise_tables=text.num_noise_tables,
     )
     print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}, {engine}")
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
@@ -138,7 +212,10 @@ def found_of(args: argparse.Namespace) -> Found:
         pair=pair,
         acceptance=acceptance,
         stands_in=acceptance.trace.header.target.name != model.name or args.draft is not None,
-        is_whole=target is model,
+        is_whole=cut is model,
+        trace=trace,
+        log=log,
+        kernel_trials=chosen.trials,
         arms=arms,
         measured={arm.name: arm.measured(arms[0]) for arm in arms},
         predicted=predictions(arms, evaluation, models_of(log, pair, sampling)) if len(log) else {},
@@ -181,9 +258,11 @@ def run(args: argparse.Namespace) -> int:
         driver=facts.driver,
         seed=SEED,
         inputs={"acceptance": found.acceptance.evidence.sha256 or ""},
-        details={"arms": found.details()},
+        details={"arms": found.details(), "kernel_trials": [asdict(trial) for trial in found.kernel_trials]},
         folder=args.output,
     )
+    if args.output != RESULTS:  # after the result, which no fault of a file may cost
+        print_err("wrote " + ", ".join(map(str, write_evidence(found, args.output, facts))))
     return 0
 
 
@@ -194,18 +273,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--target", default="vicuna-7b", metavar="NAME", help=target_help)
     add("--draft", metavar="NAME", help="its first layers draft, with the traced exits (default: the traced draft)")
     add("--acceptance", metavar="NAME", help="a target whose trace is in the box, or trace.npz (default: the target's own)")
-    add("--layers", type=int, metavar="N", help="cut the target to its first N layers")
+    add("--layers", metavar="N", help="cut the target to its first N layers; fit: to as many as the device holds")
     add("--plan", type=Path, metavar="FILE", help="of s2d-plan: its policy is the plan (default: one searched here)")
     add("--plain-only", action="store_true", help="measure plain decoding alone")
     add("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="to compute in (default: bf16 on a GPU, else fp32)")
     add("--engine", choices=("eager", "graph"), help="kernels one by one, or as CUDA graphs (default: graph on a GPU)")
+    kernels_help = "measured, standard, or names as s2d-profile takes them (default: measured on a GPU, else standard)"
+    add("--kernels", metavar="NAMES", help=kernels_help)
     add("--prompt-tokens", type=int, metavar="TOKENS", help=f"default: {FULL.prompt_tokens}")
     add("--max-new-tokens", type=int, metavar="TOKENS", help=f"default: {FULL.max_new_tokens}")
     add("--num-prompts", type=int, metavar="N", help=f"to measure on, at most (default: {FULL.num_prompts})")
     add("--repeats", type=int, metavar="N", help="of every prompt, forwards and backwards (default: 1)")
     add("--budget", type=float, metavar="SECONDS", help=f"for pass times (default: {FULL.budget_s:g})")
-    add("-o", "--output", type=Path, default=RESULTS, metavar="FOLDER", help="where the result goes")
+    add("-o", "--output", type=Path, default=RESULTS, metavar="FOLDER", help="where result and evidence go")
     add_verbose_flag(parser)
     return parser
 

@@ -110,14 +110,15 @@ def logits_errors(device: str) -> list[LogitsError]:
             decoder = loaded(model, (), dtype, device).decoder
             ours = decoder.all_exit_logits(ids[0].tolist(), (spec.num_layers,))[0]
             theirs = tiny_llama(spec).to(device, torch_dtype(dtype))(ids.to(device)).logits[0]
-            errors = [_error_frac(one, reference) for one in (ours, theirs)]
+            errors = [error_frac(one, reference) for one in (ours, theirs)]
             found.append(
                 LogitsError(hidden_size=spec.hidden_size, dtype=dtype, ours_frac=errors[0], transformers_frac=errors[1])
             )
     return found
 
 
-def _error_frac(logits: torch.Tensor, reference: torch.Tensor) -> float:
+def error_frac(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """The RMS of the difference, over that of the reference."""
     difference = logits.float().cpu() - reference
     return float(difference.square().mean().sqrt() / reference.square().mean().sqrt())
 
@@ -160,11 +161,16 @@ def subjects(dtype: Dtype, device: str, engine: EngineMode, num_prompts: int) ->
         prompts = [whole.tokenizer(text, add_special_tokens=False)["input_ids"][:PROMPT_TOKENS] for text in texts]
         for pair in (whole, with_half_a_head(whole), load_pair(target, SELF_DRAFT, dtype, device, engine=engine)):
             yield pair, prompts
+    yield random_subject(dtype, device, engine, num_prompts)
+
+
+def random_subject(dtype: Dtype, device: str, engine: EngineMode, num_prompts: int) -> Subject:
+    """A random model that drafts for itself."""
     rng = random.Random(SEED)
     drawn = [[rng.randrange(RANDOM_TARGET.vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(num_prompts)]
     itself = DraftGeometry(kind="self", model=RANDOM_TARGET, exit_layers=(4, 6, 7))
     max_tokens = PROMPT_TOKENS + NEW_TOKENS
-    yield random_pair(RANDOM_TARGET, itself, dtype, device, engine=engine, max_tokens=max_tokens, seed=SEED), drawn
+    return random_pair(RANDOM_TARGET, itself, dtype, device, engine=engine, max_tokens=max_tokens, seed=SEED), drawn
 
 
 def with_half_a_head(pair: ModelPair) -> ModelPair:

@@ -245,6 +245,11 @@ def run(args: argparse.Namespace) -> int:
         if args.quick
         else (FULL_PROMPT_TOKENS, FULL_NEW_TOKENS, FULL_REPEATS)
     )
+    new_tokens, repeats = args.max_new_tokens or new_tokens, args.repeats or repeats
+    if new_tokens < 2 or repeats < 1:
+        raise UserInputError(
+            f"--max-new-tokens {new_tokens}, --repeats {repeats}: expected at least 2, as the first is the prompt's, and 1."
+        )
     known = find_model(args.target)
     geometry = with_layers(tiny(known) if args.quick else known, args.layers)
     acceptance = acceptance_of(args.acceptance, known)
@@ -294,6 +299,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--acceptance", default="vicuna-7b", metavar="NAME", help=acceptance_help)
     add("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="to compute in (default: bf16 on a GPU, else fp32)")
+    add("--max-new-tokens", type=int, metavar="TOKENS", help=f"of every call (default: {FULL_NEW_TOKENS})")
+    add("--repeats", type=int, metavar="N", help=f"of every call, measured (default: {FULL_REPEATS})")
     add("-o", "--output", type=Path, default=RESULTS, metavar="FOLDER", help="where the result goes")
     add_verbose_flag(parser)
     return parser

@@ -3,22 +3,29 @@
 #
 #   benchmarks/gpu_session.sh [--tiny] FOLDER [PART|STEP...]
 #
-# A part fits a call of ten minutes; without any, all three run. A step that fails or runs over its limit does not stop the
-# others. FOLDER gets the result, the log and the evidence files of every step, and summary.txt, which is also printed last.
+# Both parts together take less than 15 minutes of device time, and each less than the ten minutes of one call. Without a part
+# both run. A step that fails or runs over its limit does not stop the others. FOLDER gets the result, the log and the evidence
+# files of every step, and summary.txt, which is also printed last.
 #
-#   part 1  facts         what machine this is
-#           check         logits against transformers, losslessness, gaps in bf16
-#           plain         bandwidth of plain decoding, Llama-2-7B
-#           7b            the plan under traced acceptance, Vicuna-7B (the shapes of Llama-2-7B)
-#           transformers  generate and assisted generation at the same size, agreement by construction (see the script)
-#   part 2  law           the latency law of this device, measured on small models and fitted
-#           13b           Llama-2-13B, under the acceptance of Vicuna-7B
-#           llama-3.1-8b  with its own first 12 layers as the draft, under the acceptance of Vicuna-7B
-#   part 3  70b           Llama-2-70B, refused where the device does not hold it
-#   by name llama-3.1-70b with the first 12 layers of Llama-3.1-8B as the draft, under the acceptance of Llama-2-70B
+#   part 1          s     what
+#     first       160     correctness, memory, and the speed of every part of a 7B pass: a verdict a line
+#     7b          155     the plan under traced acceptance, Vicuna-7B (the shapes of Llama-2-7B), beside its prediction
+#     13b         140     Llama-2-13B, under the acceptance of Vicuna-7B
+#   part 2
+#     law          90     the latency law of this device, measured on small models
+#     law-fit      10     fitted to them
+#     70b         165     Llama-2-70B, cut to as many layers as the device holds, which the result names
+#     transformers 65     generate and assisted generation of 7B, agreement by construction (see the script)
+#     check        60     logits against transformers, losslessness and gaps in bf16 of all pairs under both engines
+#   by name
+#     plain        60     plain decoding of 7B alone
+#     llama-3.1-8b 170    with its own first 12 layers as the draft, under the acceptance of Vicuna-7B
+#     llama-3.1-70b 300   with the first 12 layers of Llama-3.1-8B as the draft, under the acceptance of Llama-2-70B
 #
-# --tiny runs the same commands with tiny models on a CPU, which shows that they run and nothing else.
-# PYTHON names the interpreter (default: python).
+# s is the limit in seconds, after which a step is stopped: 455 s for part 1, 390 s for part 2, 845 s in all.
+#
+# --tiny runs the same commands with tiny models, which shows that they run and nothing else. DEVICE is torch's name of the
+# device (default: cuda, with --tiny cpu), PYTHON the interpreter (default: python).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -35,6 +42,8 @@ mkdir -p "$1" || exit 2
 folder=$(cd "$1" && pwd)
 shift
 python=${PYTHON:-python}
+device=${DEVICE:-$([[ $tiny ]] && echo cpu || echo cuda)}
+dtype=$([[ $device == cpu ]] && echo fp32 || echo bf16)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 built=perfmodel/_courses.abi3.so # installing compiles it, and nothing may have been installed here since it changed
 if [[ ! -e $built || -n $(find perfmodel/native -newer "$built") ]]; then
@@ -48,6 +57,7 @@ steps=()
 step() {
     local name=$1 limit_s=$2 started=$SECONDS status outcome
     shift 2
+    if [[ $tiny ]]; then limit_s=600; fi # whatever runs it is slow
     echo "--- $name" >&2
     timeout -k 10 "$limit_s" "$@" >"$folder/$name.txt" 2>"$folder/$name.log"
     status=$?
@@ -67,61 +77,58 @@ command_of() { echo "import sys; from $1 import $2; sys.exit($2(sys.argv[1:]))";
 
 # at_scale NAME LIMIT_S BUDGET_S FLAGS...
 at_scale() {
-    local name=$1 limit_s=$2 place=(--device cuda --dtype bf16 --budget "$3")
+    local name=$1 limit_s=$2 size=(--budget "$3")
     shift 3
-    if [[ $tiny ]]; then place=(--quick --budget 2 --num-prompts 2 --max-new-tokens 16); fi
-    step "$name" "$limit_s" "$python" benchmarks/at_scale.py "$@" "${place[@]}" -o "$folder/$name"
+    if [[ $tiny ]]; then size=(--quick --budget 2 --num-prompts 2 --max-new-tokens 16); fi
+    step "$name" "$limit_s" "$python" benchmarks/at_scale.py "$@" --device "$device" --dtype "$dtype" "${size[@]}" \
+        -o "$folder/$name"
 }
 
-facts() {
-    step facts 60 "$python" -c "
-import sys, torch, transformers
-from profiler.device import device_facts
-from s2d.device import use_device
-from s2d.random_pair import free_bytes_of
-use_device(sys.argv[1])
-device = torch.device(sys.argv[1])
-print('torch', torch.__version__, 'CUDA', torch.version.cuda, 'transformers', transformers.__version__)
-print('free bytes', free_bytes_of(device))
-print(device_facts(device).label)" "$([[ $tiny ]] && echo cpu || echo cuda)"
+first() {
+    step first 160 "$python" benchmarks/first_minutes.py $([[ $tiny ]] && echo --quick) --device "$device" -o "$folder"
 }
 
 check() {
-    step check 120 "$python" benchmarks/device_check.py $([[ $tiny ]] && echo --quick || echo --device cuda --cases 12) -o "$folder"
+    step check 60 "$python" benchmarks/device_check.py $([[ $tiny ]] && echo --quick || echo --cases 2) --device "$device" \
+        -o "$folder"
 }
 
 transformers() {
-    step transformers 120 "$python" benchmarks/generate_at_scale.py --target llama-2-7b \
-        $([[ $tiny ]] && echo --quick || echo --device cuda --dtype bf16) -o "$folder"
+    local size=(--max-new-tokens 64 --repeats 1)
+    if [[ $tiny ]]; then size=(--quick --max-new-tokens 8); fi
+    step transformers 65 "$python" benchmarks/generate_at_scale.py --target llama-2-7b --device "$device" --dtype "$dtype" \
+        "${size[@]}" -o "$folder"
 }
 
 law() {
-    local flags=(--device cuda --dtype bf16 --budget 100)
-    if [[ $tiny ]]; then flags=(--depths 1 2 --hidden-sizes 64 128 --rows 1 2 3 --context-tokens 4 8 --budget 1); fi
-    step law 180 "$python" -c "$(command_of profiler.cli main_profile)" law "${flags[@]}" -o "$folder/law"
-    step law-fit 30 "$python" -c "$(command_of calibrate.cli main_plan)" fit "$folder"/law/*.latency.json -o "$folder/law/law.fit.json"
+    local size=(--depths 1 4 8 --rows 1 2 4 8 16 --budget 40)
+    if [[ $tiny ]]; then size=(--depths 1 2 --hidden-sizes 64 128 --rows 1 2 3 --context-tokens 4 8 --budget 1); fi
+    step law 90 "$python" -c "$(command_of profiler.cli main_profile)" law --device "$device" --dtype "$dtype" "${size[@]}" \
+        -o "$folder/law"
+    step law-fit 10 "$python" -c "$(command_of calibrate.cli main_plan)" fit "$folder"/law/*.latency.json -o "$folder/law/law.fit.json"
 }
 
 run() {
     case $1 in
-        1) for one in facts check plain 7b transformers; do run "$one"; done ;;
-        2) for one in law 13b llama-3.1-8b; do run "$one"; done ;;
-        3) run 70b ;;
-        facts | check | transformers | law) "$1" ;;
+        1) for one in first 7b 13b; do run "$one"; done ;;
+        2) for one in law 70b transformers check; do run "$one"; done ;;
+        first | check | transformers | law) "$1" ;;
+        7b) at_scale 7b 155 45 --target vicuna-7b --num-prompts 4 ;;
+        13b) at_scale 13b 140 35 --target llama-2-13b --acceptance vicuna-7b --num-prompts 3 ;;
+        70b) at_scale 70b 165 40 --target llama-2-70b --layers fit --num-prompts 2 --max-new-tokens 64 ;;
         plain) at_scale plain 60 0 --target llama-2-7b --acceptance vicuna-7b --num-prompts 2 --plain-only ;;
-        7b) at_scale 7b 240 100 --target vicuna-7b ;;
-        13b) at_scale 13b 200 70 --target llama-2-13b --acceptance vicuna-7b --num-prompts 4 ;;
         llama-3.1-8b) at_scale llama-3.1-8b 170 50 --target llama-3.1-8b --draft llama-3.1-8b --acceptance vicuna-7b --num-prompts 4 ;;
-        70b) at_scale 70b 570 200 --target llama-2-70b ;;
-        llama-3.1-70b) at_scale llama-3.1-70b 570 200 --target llama-3.1-70b --draft llama-3.1-8b --acceptance llama-2-70b ;;
+        llama-3.1-70b)
+            at_scale llama-3.1-70b 300 100 --target llama-3.1-70b --draft llama-3.1-8b --acceptance llama-2-70b --layers fit
+            ;;
         *)
-            echo "unknown part or step '$1': expected 1, 2, 3 or a step; benchmarks/gpu_session.sh alone lists them." >&2
+            echo "unknown part or step '$1': expected 1, 2 or a step; benchmarks/gpu_session.sh alone lists them." >&2
             exit 2
             ;;
     esac
 }
 
-for one in "${@:-1 2 3}"; do
+for one in "${@:-1 2}"; do
     for each in $one; do run "$each"; done
 done
 for name in "${steps[@]}"; do

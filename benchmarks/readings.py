@@ -1,5 +1,6 @@
 """What is to be told of a device: its bandwidth in plain decoding, its exit checks, and what its datasheet would predict."""
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -109,3 +110,10 @@ def _seconds_of(act: Callable[[], None], device: torch.device) -> Seconds:
     act()
     synchronise()
     return perf_counter() - start_s
+
+
+def release_memory(device: torch.device) -> None:
+    """Give the device what nothing uses any more: at the edge, fragments are missed."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -9,7 +9,9 @@ from scripted import PLAIN, ScriptedArm
 from calibrate.acceptance import Acceptance
 from perfmodel.console import table
 from perfmodel.estimate import Speedup
+from perfmodel.kernels import KernelTrial
 from perfmodel.rounds import sum_rounds
+from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import (
     format_bytes_per_s,
     format_frac,
@@ -19,6 +21,7 @@ from perfmodel.units import (
     format_signed_frac,
     format_speedup,
 )
+from profiler.pass_log import PassLog
 from s2d.pair import ModelPair
 
 PLAN, PAPER, AHEAD, SINGLE = "plan", "published thresholds", "published, running ahead", "best single exit"
@@ -34,6 +37,12 @@ class Found:
     """Whether the trace is of another target or draft."""
     is_whole: bool
     """Whether the target was built in its full size."""
+    trace: AcceptanceTrace
+    """What exits and target said, in the lengths that were decoded."""
+    log: PassLog
+    """Pass times; empty where plain decoding alone was measured."""
+    kernel_trials: tuple[KernelTrial, ...]
+    """What the kernels were chosen by; empty where they were given."""
     arms: Sequence[ScriptedArm]
     measured: dict[str, Speedup]
     predicted: dict[str, Speedup]
@@ -64,6 +73,7 @@ class Found:
             "acceptance_stands_in": self.stands_in,
             "device": self.pair.device_key.device,
             "dtype": self.pair.device_key.dtype,
+            "kernels": self.pair.target.decoder.kernels.label,
             "plain_tokens_per_s": self.measured[PLAIN].tokens_per_s,
             "plan_tokens_per_s": self.measured[PLAN].tokens_per_s if plan else None,
             "plan_over_plain": plan.value if plan else None,
@@ -145,6 +155,7 @@ def readings_text(found: Found) -> str:
         [
             f"plain decoding reads {format_bytes_per_s(bandwidth.bytes_per_s)}{of_sheet}",
             f"exit check {format_seconds(check.check_s)}, of which choosing and reading {format_seconds(check.reading_s)}",
+            f"kernels {found.pair.target.decoder.kernels.label}",
             f"noise {format_frac(found.noise_frac)}: plain decoding against itself",
             f"acceptance{stands_in}: {found.acceptance.evidence.description}",
         ]

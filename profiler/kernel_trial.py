@@ -2,18 +2,21 @@
 
 Every combination of `perfmodel.kernels` that can run there gets a decoder of its own, launched as the pair will be. Each
 has enough layers that no cache of a GPU holds its weights between two passes. The combinations take turns in random order, so
-that a clock that drifts drifts for all of them, and a combination's time is its median.
+that a clock that drifts drifts for all of them, and a combination's time is its median. All have the same numbers, so that what
+they compute is compared too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from perfmodel.console import print_err
 from perfmodel.errors import BadFile, UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.kernels import STANDARD_KERNELS, TRIAL_ROWS, Kernels, KernelTrial, fastest_kernels, parse_kernels
@@ -22,7 +25,7 @@ from perfmodel.profile import DTYPE_BYTES, DeviceKey, Dtype, EngineMode, read_la
 from perfmodel.speed_of_light import MAX_CACHE_BYTES
 from perfmodel.units import Bytes, Seconds, Tokens
 from s2d.clock import Clock
-from s2d.fold import random_weights
+from s2d.fold import random_weights, with_kernels
 from s2d.kernels import check_kernels, runnable_kernels
 from s2d.load import DECODERS, torch_dtype
 from s2d.nested import Decoder
@@ -31,6 +34,8 @@ CACHED_TOKENS: Tokens = 512
 NUM_TURNS = 20
 NUM_WARM_UPS = 3
 SEED = 0
+MAX_ERROR_FRAC = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02}
+"""What rounding may make of a few layers, in another order of sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,7 @@ def choose_kernels(
     *,
     engine: EngineMode,
     recorded: ChosenKernels | None,
+    least_bytes: Bytes = 2 * MAX_CACHE_BYTES,
 ) -> ChosenKernels:
     """The kernels to profile with.
 
@@ -62,6 +68,7 @@ def choose_kernels(
         device: torch's name for it.
         engine: how passes are launched.
         recorded: what an earlier profile chose, which is measured once.
+        least_bytes: see `try_kernels`.
 
     Raises:
         UserInputError: a label of kernels that there are not, or that do not run there.
@@ -70,7 +77,7 @@ def choose_kernels(
     if how == "measured":
         if recorded is not None:
             return recorded
-        trials = try_kernels(target, draft, dtype, device, engine=engine)
+        trials = try_kernels(target, draft, dtype, device, engine=engine, least_bytes=least_bytes)
         layers = {"draft_layers": draft.exit_layers[-1], "target_layers": target.num_layers}
         return ChosenKernels(kernels=fastest_kernels(trials, **layers), trials=trials)
     if how == "standard":
@@ -127,8 +134,9 @@ def try_kernels(
         for model, rows in ((draft.model, 1), (target, TRIAL_ROWS))
     )
     return tuple(
-        KernelTrial(kernels=one, draft_layer_s=drafting_s, target_layer_s=verifying_s)
-        for one, drafting_s, verifying_s in zip(kernels, draft_s, target_s, strict=True)
+        KernelTrial(kernels=one, draft_layer_s=draft_s[one], target_layer_s=target_s[one])
+        for one in kernels
+        if one in draft_s and one in target_s
     )
 
 
@@ -159,31 +167,49 @@ def _layer_seconds(
     engine: EngineMode,
     least_bytes: Bytes,
     num_turns: int,
-) -> list[Seconds]:
-    """Median seconds of one layer, for each of the kernels."""
+) -> dict[Kernels, Seconds]:
+    """Median seconds of one layer with each of the kernels that run and compute what the standard ones do."""
     cut = trial_model(model, dtype, least_bytes)
-    timed = list(_timed_passes(cut, rows, kernels, dtype, device, engine))
+    timed = _timed_passes(cut, rows, kernels, dtype, device, engine)
     rng = np.random.default_rng(SEED)
-    found: list[list[Seconds]] = [[] for _ in timed]
+    found: dict[Kernels, list[Seconds]] = {one: [] for one in timed}
+    order = list(timed)
     for turn in range(NUM_WARM_UPS + num_turns):
-        for place in rng.permutation(len(timed)):
-            took_s = timed[place].seconds()
+        for place in rng.permutation(len(order)):
+            took_s = timed[order[place]].seconds()
             if turn >= NUM_WARM_UPS:
-                found[place].append(took_s)
-    return [float(np.median(seconds)) / cut.num_layers for seconds in found]
+                found[order[place]].append(took_s)
+    return {one: float(np.median(seconds)) / cut.num_layers for one, seconds in found.items()}
 
 
 def _timed_passes(
     model: ModelGeometry, rows: Tokens, kernels: Sequence[Kernels], dtype: Dtype, device: str, engine: EngineMode
-) -> Iterator[_TimedPass]:
-    """A pass for each of the kernels. Those that differ in attention alone share their weights."""
-    weights = {
-        one: random_weights(model, torch_dtype(dtype), device, seed=SEED, kernels=one)
-        for one in dict.fromkeys(replace(each, attention="products") for each in kernels)
-    }
+) -> dict[Kernels, _TimedPass]:
+    """A pass for each of the kernels, the first of which are the standard ones. All compute with the same numbers.
+
+    Kernels that PyTorch refuses here, or that compute something else, are left out with a warning.
+    """
+    standard = random_weights(model, torch_dtype(dtype), device, seed=SEED)
+    folded = {STANDARD_KERNELS: standard}
+    timed: dict[Kernels, _TimedPass] = {}
     for one in kernels:
-        of_kernels = replace(weights[replace(one, attention="products")], kernels=one)
-        yield _TimedPass(DECODERS[engine](model, of_kernels), rows)
+        # Weights do not depend on the attention kernel.
+        unattended = replace(one, attention=STANDARD_KERNELS.attention)
+        if unattended not in folded:
+            folded[unattended] = with_kernels(standard, unattended)
+        try:
+            candidate = _TimedPass(DECODERS[engine](model, replace(folded[unattended], kernels=one)), rows)
+            error_frac = candidate.error_frac(timed[STANDARD_KERNELS]) if timed else 0.0
+        except RuntimeError as err:
+            if one == STANDARD_KERNELS:
+                raise
+            print_err(f"warning: kernels {one.label} do not run here ({str(err).splitlines()[0]}): they are not tried")
+            continue
+        if not error_frac <= MAX_ERROR_FRAC[dtype]:
+            print_err(f"warning: kernels {one.label} are off by {error_frac:.1%} of the standard ones: they are not tried")
+            continue
+        timed[one] = candidate
+    return timed
 
 
 class _TimedPass:
@@ -199,11 +225,20 @@ class _TimedPass:
         self._clock = Clock(decoder.device)
 
     @torch.inference_mode()
+    def error_frac(self, standard: _TimedPass) -> float:
+        """How far the rows that come out differ from those of another pass: RMS of the difference over their own."""
+        found, expected = (one._run().float()[:, : one._decoder.geometry.hidden_size] for one in (self, standard))
+        return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+    def _run(self) -> Tensor:
+        self._cache.lengths = [CACHED_TOKENS]
+        return self._decoder.forward_segment(self._states, self._cache.segments[0], self._cache)
+
+    @torch.inference_mode()
     def seconds(self) -> Seconds:
         """Of one pass."""
-        self._cache.lengths = [CACHED_TOKENS]
         self._clock.start()
-        self._decoder.forward_segment(self._states, self._cache.segments[0], self._cache)
+        self._run()
         self._clock.lap("verify", 0, self._rows, CACHED_TOKENS)
         (seconds,) = self._clock.lap_seconds()
         return seconds

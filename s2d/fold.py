@@ -268,6 +268,34 @@ def random_weights(
     )
 
 
+def with_kernels(weights: DecoderWeights, kernels: Kernels) -> DecoderWeights:
+    """The same decoder, its matrices copied into what other kernels want.
+
+    Args:
+        weights: folded for any kernels.
+        kernels: that will use the copy.
+    """
+    width = len(weights.head)
+    scales = {"fused": 1.0, "two-step": math.sqrt(width)}
+    after_norm = scales[kernels.norm] / scales[weights.kernels.norm]
+
+    def copied(matrix: Tensor, scale: float = 1.0, new: NewMatrix = new_matrix) -> Tensor:
+        inputs, outputs = matrix.shape
+        return new(inputs, outputs, matrix.dtype, matrix.device, kernels.weight_layout).copy_(matrix).mul_(scale)
+
+    def layer(one: LayerWeights) -> LayerWeights:
+        return replace(
+            one,
+            qkv=copied(one.qkv, after_norm),
+            attn_out=copied(one.attn_out),
+            gate_up=copied(one.gate_up, after_norm),
+            down=copied(one.down),
+        )
+
+    head = copied(weights.head, after_norm, new_head)
+    return replace(weights, layers=tuple(map(layer, weights.layers)), head=head, kernels=kernels)
+
+
 def _paired(heads: Tensor) -> Tensor:
     """Components (i, i + H / 2) of every head next to each other, as one complex number: [heads, H, ...]."""
     return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)

@@ -281,7 +281,8 @@ class _Share:
         rotated = 2 * rows * (self._heads + 2 * self._kv_heads) * model.head_dim
         is_grouped = self._heads != self._kv_heads
         attention = 2 * rows * width + (2 * positions * width if is_grouped else 0)
-        return rows * self._row_bytes + (states + rotated + rows * positions + attention) * self._bytes
+        mask = 0 if self._models.device.type == "cuda" else rows * positions  # of a long backlog, a byte each
+        return rows * self._row_bytes + (states + rotated + attention) * self._bytes + mask
 
     def trace_bytes(self, tokens: Tokens) -> Bytes:
         """A pass over a whole text in a cache of its own: logits as computed, in float32, and as probabilities."""
@@ -338,5 +339,10 @@ def _cache_positions(models: PairPlacement, max_tokens: Tokens) -> Tokens:
 def _workspace_bytes(device: torch.device) -> Bytes:
     if device.type != "cuda":
         return CPU_WORKSPACE_BYTES
+    return GPU_WORKSPACE_BYTES + cublas_bytes(device)
+
+
+def cublas_bytes(device: torch.device) -> Bytes:
+    """Workspaces of cuBLAS on a GPU, for all streams of a pair."""
     is_new = not torch.cuda.is_available() or torch.cuda.get_device_capability(device)[0] >= 9
-    return GPU_WORKSPACE_BYTES + CUBLAS_STREAMS * (CUBLAS_BYTES if is_new else OLD_CUBLAS_BYTES)
+    return CUBLAS_STREAMS * (CUBLAS_BYTES if is_new else OLD_CUBLAS_BYTES)

@@ -75,16 +75,16 @@ def with_layers(model: ModelGeometry, num_layers: int | None) -> ModelGeometry:
 def _check_fits(models: PairPlacement, text: TextLimits, free_bytes: FreeBytes) -> None:
     """Refuse a pair that does not fit, naming how many of the target's layers would."""
     fix = "Give a larger --device, a smaller --dtype"
-    num_layers = _fitting_layers(models, text, free_bytes(models.device))
+    num_layers = fitting_layers(models, text, free_bytes(models.device))
     fix += f", or fewer of the target's layers: --layers {num_layers}." if num_layers else "."
     check_memory(memory_need(models, text, reads_files=False), models, free_bytes, fix=fix)
 
 
-def _fitting_layers(models: PairPlacement, text: TextLimits, free: Bytes) -> int:
-    """The most layers of the target, below all of them, with which a pair fits; 0 where there are none."""
+def fitting_layers(models: PairPlacement, text: TextLimits, free: Bytes) -> int:
+    """The most layers of the target with which a pair fits into so much memory; 0 where there are none."""
     is_self = models.draft.kind == "self"
     fewest = models.draft.exit_layers[-1] + 1 if is_self else 1
-    for num_layers in range(models.target.num_layers - 1, fewest - 1, -1):
+    for num_layers in range(models.target.num_layers, fewest - 1, -1):
         target = replace(models.target, num_layers=num_layers)
         draft = replace(models.draft, model=target) if is_self else models.draft
         if memory_need(replace(models, target=target, draft=draft), text, reads_files=False).total_bytes <= free:

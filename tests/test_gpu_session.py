@@ -1,64 +1,128 @@
-"""The GPU session's commands run: on a CPU, with tiny models of the same kinds."""
+"""The GPU session's commands run, with tiny models of the same kinds: on a CPU, and on a simulated GPU."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from calibrate.cli import main_plan
+from perfmodel.profile import read_latency_profile
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_session.sh"
-STEPS = ("facts", "check", "plain", "transformers", "law", "llama-3.1-8b")
+STEPS = ("first", "check", "plain", "transformers", "law", "llama-3.1-8b")
 """Every kind of step; the others are at_scale.py with other names."""
+SIMULATED_STEPS = ("first", "13b", "law")
+"""Every kind of step that captures passes, but `check`: `first` calls its functions on fewer pairs."""
+MAX_CALL_S, MAX_SESSION_S = 600, 850
 
 
-def session(*args: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHON": sys.executable}
-    return subprocess.run(["bash", str(SCRIPT), *args], capture_output=True, text=True, check=False, env=environment)
+def session(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"PYTHON": sys.executable} | environment
+    return subprocess.run(["bash", str(SCRIPT), *args], capture_output=True, text=True, check=False, env=variables)
+
+
+def results(folder: Path) -> dict[str, dict]:
+    return {
+        path.relative_to(folder).as_posix(): json.loads(path.read_text("utf-8"))
+        for path in folder.rglob("*.json")
+        if "latency" not in path.name
+    }
+
+
+def all_done(folder: Path, *steps: str) -> bool:
+    ended = [line.split() for line in (folder / "summary.txt").read_text("utf-8").splitlines()]
+    return [(words[0], words[-1]) for words in ended] == [(step, "done") for step in steps]
+
+
+def plan_from(folder: Path) -> dict:
+    """The plan that s2d-plan makes from a step's evidence."""
+    profiles = [word for role in ("draft", "target") for word in ("--profile", str(folder / f"{role}.latency.json"))]
+    assert main_plan([*profiles, "--trace", str(folder / "trace.npz"), "-o", str(folder / "plan.json")]) == 0
+    return json.loads((folder / "plan.json").read_text("utf-8"))["body"]
 
 
 @pytest.mark.slow
 def test_a_tiny_session_runs_every_kind_of_step_and_keeps_its_evidence(tmp_path: Path) -> None:
     ran = session("--tiny", str(tmp_path), *STEPS)
     assert ran.returncode == 0, ran.stderr + ran.stdout
-    summary = (tmp_path / "summary.txt").read_text("utf-8")
-    ended = [line.split() for line in summary.splitlines()]
-    assert {words[-1] for words in ended} == {"done"}, summary
-    assert [words[0] for words in ended] == [*STEPS[:5], "law-fit", STEPS[5]]
-    assert ran.stdout.endswith(summary)
-    kept = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*.json")}
-    check = json.loads(kept["device_check.quick.json"].read_text("utf-8"))
-    assert check["result"]["is_correct"]
-    written = json.loads(kept["generate_at_scale.quick.json"].read_text("utf-8"))
+    assert all_done(tmp_path, *STEPS[:5], "law-fit", STEPS[5]), ran.stderr
+    assert ran.stdout.endswith((tmp_path / "summary.txt").read_text("utf-8"))
+    kept = results(tmp_path)
+    first = kept["first_minutes.quick.json"]["result"]
+    assert not first["failed"]
+    assert first["num_checks"] == 10
+    assert kept["device_check.quick.json"]["result"]["is_correct"]
+    written = kept["generate_at_scale.quick.json"]
     assert written["result"]["best_hf_assisted_tokens_per_pass"] > 1.5
     assert written["details"]["arms"][0]["tokens_per_pass"] == 1
-    found = json.loads(kept["llama-3.1-8b/at_scale.llama-3.1-8b.quick.json"].read_text("utf-8"))
+    found = kept["llama-3.1-8b/at_scale.llama-3.1-8b.quick.json"]
     assert found["result"]["target"] == "tiny llama-3.1-8b"
     assert found["result"]["acceptance_stands_in"]
     assert not found["result"]["is_whole"]
     assert {arm["arm"] for arm in found["details"]["arms"]} > {"plain"}
     assert "plain/at_scale.llama-2-7b.plain.quick.json" in kept
     assert "law/law.fit.json" in kept
+    plan = plan_from(tmp_path / "llama-3.1-8b")
+    assert plan["target"]["name"] == "tiny llama-3.1-8b"
+    assert {one["level"] for one in plan["evidence"]} == {"measured", "published"}
+
+
+@pytest.mark.slow
+def test_a_tiny_session_runs_on_a_simulated_gpu_and_keeps_evidence_of_that_device(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.gpu_simulator "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    folder = tmp_path / "out"
+    ran = session("--tiny", str(folder), *SIMULATED_STEPS, PYTHON=str(python), DEVICE="cuda")
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    assert all_done(folder, *SIMULATED_STEPS, "law-fit"), ran.stderr
+    first = results(folder)["first_minutes.quick.json"]["result"]
+    assert not first["failed"]
+    assert first["memory_bytes"] <= first["predicted_memory_bytes"]
+    assert first["datasheet_bandwidth_frac"] < 1
+    profile = read_latency_profile(folder / "13b" / "target.latency.json")
+    assert profile.provenance.device.startswith("NVIDIA H200")
+    assert profile.record.device.device == "NVIDIA H200"
+    assert profile.record.device.kernels in [one.kernels for one in profile.record.kernel_trials]
+    assert plan_from(folder / "13b")["device"]["device"] == "NVIDIA H200"
+
+
+def test_the_limits_of_all_steps_fit_the_device_time_and_are_those_of_the_table() -> None:
+    text = SCRIPT.read_text("utf-8")
+    parts = [[], []]
+    place = -1
+    for line in text[: text.index("set -uo")].splitlines():
+        place = int(part[1]) - 1 if (part := re.match(r"#   part (\d)", line)) else 2 if "#   by name" in line else place
+        if place in (0, 1) and (row := re.match(r"#     (\S+) +(\d+) ", line)):
+            parts[place].append((row[1], int(row[2])))
+    sums = [sum(limit_s for _, limit_s in part) for part in parts]
+    assert max(sums) < MAX_CALL_S
+    assert sum(sums) <= MAX_SESSION_S
+    for name, limit_s in [*parts[0], *parts[1]]:
+        assert re.search(rf"(step|at_scale) {re.escape(name)} {limit_s} ", text), name
 
 
 def test_a_step_that_cannot_run_is_told_and_does_not_stop_the_others(tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho told why >&2\nexit 3\n", encoding="utf-8")
     broken.chmod(0o755)
-    command = ["bash", str(SCRIPT), "--tiny", str(tmp_path / "out"), "facts", "70b"]
+    command = ["bash", str(SCRIPT), "--tiny", str(tmp_path / "out"), "first", "70b"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHON": str(broken)})
     assert ran.returncode == 1
     lines = (tmp_path / "out" / "summary.txt").read_text("utf-8").splitlines()
-    assert [line.split()[0] for line in lines] == ["facts", "70b"]
+    assert [line.split()[0] for line in lines] == ["first", "70b"]
     assert all(line.endswith("failed (3): told why") for line in lines)
 
 
 def test_without_a_folder_or_with_an_unknown_step_it_says_what_there_is(tmp_path: Path) -> None:
     bare = session()
     assert bare.returncode == 2
-    assert "part 3  70b" in bare.stderr
+    assert "part 2\n" in bare.stderr
     unknown = session("--tiny", str(tmp_path), "71b")
     assert unknown.returncode == 2
     assert "unknown part or step '71b'" in unknown.stderr

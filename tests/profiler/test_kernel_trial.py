@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 import profiler.kernel_trial
 from perfmodel.errors import UserInputError
@@ -14,6 +16,8 @@ from perfmodel.units import MIB
 from profiler.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels, trial_model, try_kernels
 from s2d.device import device_key
 from s2d.kernels import runnable_kernels
+from s2d.nested import Decoder
+from s2d.scratch import Scratch
 from tests.calibrate.evidence import CPU, DRAFT, TARGET, make_profile, provenance
 
 FUSED = replace(STANDARD_KERNELS, norm="fused")
@@ -90,6 +94,24 @@ def test_every_combination_that_can_run_is_timed_on_layers_of_both_shapes() -> N
     assert all(trial.draft_layer_s > 0 and trial.target_layer_s > 0 for trial in trials)
 
 
+@pytest.mark.parametrize("fault", ["wrong numbers", "an error"])
+def test_kernels_that_do_not_compute_the_same_are_not_chosen(fault: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def faulty(self: Decoder, x: Tensor, values: Tensor, b: Scratch) -> Tensor:
+        if fault == "an error":
+            raise RuntimeError("no kernel for this device\nand more about it")
+        return torch.rms_norm(values, values.shape[1:], None, 1.0)
+
+    monkeypatch.setattr(Decoder, "_normed_fused", faulty)
+    target = replace(TARGET, num_layers=2, hidden_size=64, intermediate_size=96, num_heads=2, num_kv_heads=1, head_dim=32)
+    draft = DraftGeometry(kind="separate", model=target, exit_layers=(2,))
+    trials = try_kernels(target, draft, "fp32", "cpu", engine="eager", least_bytes=1, num_turns=1)
+    assert {trial.kernels.norm for trial in trials} == {"two-step"}
+    talk = capsys.readouterr().err
+    expected = "do not run here (no kernel for this device)" if fault == "an error" else "% of the standard ones"
+    assert "warning: kernels input-major,products,fused" in talk
+    assert expected in talk
+
+
 def test_a_trial_has_as_many_layers_as_no_cache_holds() -> None:
     layer_bytes = 2 * TARGET.layer_params
     assert trial_model(TARGET, "bf16", 2 * layer_bytes).num_layers == 2
@@ -98,8 +120,6 @@ def test_a_trial_has_as_many_layers_as_no_cache_holds() -> None:
 
 
 def test_the_key_of_a_device_names_the_kernels() -> None:
-    import torch
-
     key = device_key(torch.device("cpu"), "fp32", "eager", kernels=FUSED)
     assert key.launching == "eager, input-major,products,fused"
     assert replace(key, kernels=STANDARD_KERNELS).launching == replace(key, kernels=None).launching == "eager"

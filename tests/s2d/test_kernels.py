@@ -9,10 +9,12 @@ import torch
 from perfmodel.errors import UserInputError
 from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.sampling import GREEDY
+from s2d.fold import with_kernels
 from s2d.generate import Session, Settings
 from s2d.graphs import GraphDecoder
 from s2d.kernels import check_kernels, runnable_kernels
 from s2d.load import LoadedModel, load_model, with_vocabulary_of
+from s2d.nested import Decoder
 from s2d.shard import Share
 from s2d.weights import layout_of
 from tests.s2d.test_families import SPECS
@@ -44,6 +46,16 @@ def test_logits_do_not_depend_on_the_kernels(name: str, tmp_path: Path) -> None:
         model = loaded_with(folder, kernels)
         assert model.decoder.kernels == kernels
         torch.testing.assert_close(logits_of(model), expected, atol=5e-5, rtol=1e-5)
+
+
+def test_weights_are_copied_into_what_other_kernels_want(tmp_path: Path) -> None:
+    folder = saved(TinySpec(family="qwen2"), tmp_path / "model")
+    standard = loaded_with(folder, STANDARD_KERNELS)
+    for kernels in KERNELS:
+        copied = with_kernels(standard.decoder.weights, kernels)
+        assert layout_of(copied.layers[0].qkv) == layout_of(copied.head) == kernels.weight_layout
+        model = replace(standard, decoder=Decoder(standard.geometry, copied))
+        torch.testing.assert_close(logits_of(model), logits_of(loaded_with(folder, kernels)), atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.gpu

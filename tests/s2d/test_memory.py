@@ -145,7 +145,7 @@ def test_building_and_decoding_never_hold_more_than_was_counted(kind: str, dtype
     with LivePeak() as live:
         decoded(DRAFTS[kind], dtype, "eager")
     large = need.weight_bytes + need.cache_bytes + need.rotary_bytes + need.noise_bytes
-    assert large + need.prompt_bytes / 2 < live.peak_bytes <= need.total_bytes - need.workspace_bytes
+    assert large + need.prompt_bytes / 3 < live.peak_bytes <= need.total_bytes - need.workspace_bytes
 
 
 @pytest.mark.parametrize("spec", [*SPECS.values(), TinySpec(vocab_size=37, intermediate_size=44)])
@@ -194,7 +194,8 @@ def test_on_a_gpu_tables_graphs_and_workspaces_are_counted_too() -> None:
     assert need.graph_bytes > 2 * scores_of_32_rows
     assert need.prompt_bytes > 3000 * (2 * 11008 + 3 * 4096 + 4096 + positions) * 2
     grouped = replace(models, target=find_model("llama-3.1-8b"), dtype="fp32")
-    assert memory_need(grouped, text, reads_files=False).prompt_bytes > 3 * 32 * 3000 * positions * 4  # no fused attention
+    # In fp32 too attention is fused, and keeps no scores.
+    assert memory_need(grouped, text, reads_files=False).prompt_bytes < 32 * 3000 * positions * 4
     assert next(iter(need.parts)) == "weights"
     assert need.total_bytes == sum(need.parts.values())
 

@@ -89,6 +89,7 @@ def test_a_noise_table_that_grows_holds_the_numbers_of_one_drawn_at_once(sizes: 
     assert noise_bytes(max(sizes), vocab_size) == expected.nbytes
 
 
+@torch.inference_mode()
 def test_only_shared_noise_has_a_table_and_judges_take_the_one_they_are_given() -> None:
     assert shared_noise(GREEDY, 23, CPU) is None
     assert shared_noise(sampling(rule="ratio"), 23, CPU) is None

@@ -77,10 +77,11 @@ def test_uniform_numbers_are_drawn_in_blocks(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.gpu
-def test_copies_to_a_gpu_are_what_was_sent_however_many_are_under_way() -> None:
+def test_copies_to_a_gpu_are_what_was_sent_however_many_are_under_way(gpu: object) -> None:
     device = torch.device("cuda")
     tokens, uniforms, expected = HostTokens(device), Uniforms(device, 5, block=8), Uniforms(CPU, 5, block=8)
-    busy = torch.randn(4096, 4096, device=device)
+    size = 4096 if gpu is None else 16  # on the simulated GPU copies arrive late whatever it computes
+    busy = torch.randn(size, size, device=device)
     for _ in range(50):
         busy = (busy @ busy).clamp(-1, 1)  # so that copies wait in the queue
     lists = [[number, number + 1] * (number % 7) for number in range(200)]

@@ -1,0 +1,564 @@
+"""The checks of first_minutes.py: each returns what it measured beside what was expected, and needs none of the others.
+
+The pair of 7B is built once, by the first check that asks for it.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any, get_args
+from unittest import mock
+
+import numpy as np
+import torch
+from common import median
+from device_check import (
+    DTYPES,
+    MAX_BF16_OVER_TRANSFORMERS,
+    MAX_FP32_ERROR_FRAC,
+    MAX_FP32_GAP,
+    RANDOM_TARGET,
+    error_frac,
+    logits_errors,
+    lossless,
+    random_subject,
+    subjects,
+)
+from gaps import Lossless, gap_result
+from lossless import random_policy
+from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from scale_models import acceptance_of, draft_of, tiny
+from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
+from torch import Tensor
+
+import s2d.graphs
+from calibrate.plan import paper_policies
+from perfmodel.estimate import Speedup
+from perfmodel.geometry import ModelGeometry, find_model
+from perfmodel.hardware import Hardware
+from perfmodel.kernels import STANDARD_KERNELS, Kernels, WeightLayout, fastest_kernels
+from perfmodel.latency import RooflineLatency
+from perfmodel.passes import PassShape
+from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode
+from perfmodel.sampling import GREEDY
+from perfmodel.speed_of_light import MAX_CACHE_BYTES, gated_hardware
+from perfmodel.units import MIB, Bytes, Frac, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
+from profiler.kernel_trial import CACHED_TOKENS, try_kernels
+from s2d.clock import Clock
+from s2d.device import device_key, engine_for
+from s2d.fold import random_weights
+from s2d.generate import Session, Settings
+from s2d.graphs import GraphDecoder
+from s2d.kernels import runnable_kernels
+from s2d.load import DECODERS, LoadedModel, torch_dtype
+from s2d.memory import PairPlacement, TextLimits, cublas_bytes, memory_need
+from s2d.nested import Decoder
+from s2d.pair import ModelPair
+from s2d.random_pair import random_pair
+from s2d.weights import DecoderWeights, new_head, new_matrix
+
+SEED = 20261124
+TARGET, ACCEPTANCE = "llama-2-7b", "vicuna-7b"
+OK, WRONG, SLOW, UNMEASURED = "ok", "failed: wrong result", "slower than expected", "not measured"
+SLOW_FACTOR = 1.25
+"""Times the datasheet's prediction."""
+GEMV_SHAPES = ((4096, 12288), (4096, 4096), (4096, 22016), (11008, 4096), (4096, 32000))
+"""Inputs and outputs of Llama-2-7B's matrices: QKV, attention's output, gate and up, down, head."""
+GEMV_ROWS = (1, 4, 8)
+TURNS = 10
+BLOCKS = (1, 2, 3, 5, 9, 1, 16, 7)
+"""Rows of the passes whose logits are compared: every captured width but the widest, with padding and without."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one check found."""
+
+    verdict: str
+    """One of `OK`, `WRONG`, `SLOW` and `UNMEASURED`."""
+    measured: str
+    expected: str = ""
+    figures: dict[str, float | str | None]
+    """For the result, in SI units."""
+    rows: Sequence[Sequence[str]] = ()
+    """A table that is printed at the end, its headers first."""
+
+
+class Checks:
+    """All checks on one device.
+
+    Args:
+        device: torch's name for it.
+        is_quick: tiny shapes, which show only that the checks run.
+    """
+
+    def __init__(self, device: str, *, is_quick: bool) -> None:
+        self.device = torch.device(device)
+        self.is_quick = is_quick
+        self.dtype: Dtype = "bf16" if self.device.type == "cuda" else "fp32"
+        self.engine: EngineMode = engine_for(None, device, 1)
+        self.kernels = STANDARD_KERNELS
+        """Of the pair of 7B: the fastest once `layer` has run."""
+
+    def all(self) -> dict[str, Callable[[], Outcome]]:
+        """Checks by name, in the order to run them: correctness first, but that the memory is that of the fastest kernels."""
+        return {
+            "captures": self.captures,
+            "logits": self.logits,
+            "lossless": self.lossless,
+            "layer": self.layer,
+            "memory": self.memory,
+            "workspaces": self.workspaces,
+            "gemv": self.gemv,
+            "exit-check": self.exit_check,
+            "plain-7b": self.plain,
+            "published-7b": self.published,
+        }
+
+    # Correctness.
+
+    def captures(self) -> Outcome:
+        """Logits and texts of captured passes, with all kernels, against passes launched kernel by kernel in fp32."""
+        worst = {dtype: _captured_error(self.device, dtype, is_quick=self.is_quick) for dtype in DTYPES}
+        num_texts, num_other = _captured_texts(self.device, num_texts=2 if self.is_quick else 6)
+        is_right = all(one.error_frac <= one.limit_frac for one in worst.values()) and not num_other
+        return Outcome(
+            verdict=OK if is_right else WRONG,
+            measured=f"{num_other} of {num_texts} texts differ; logits' error "
+            + ", ".join(f"{one.error_frac:.1e} in {dtype} ({one.kernels.label})" for dtype, one in worst.items()),
+            expected="0; " + ", ".join(f"{one.limit_frac:.1e}" for one in worst.values()),
+            figures={"captured_texts_that_differ": num_other}
+            | {f"captured_logits_error_frac_{dtype}": one.error_frac for dtype, one in worst.items()},
+        )
+
+    def logits(self) -> Outcome:
+        """Of random Llamas, against transformers."""
+        errors = logits_errors(str(self.device))
+        worst = {dtype: max(one.ours_frac for one in errors if one.dtype == dtype) for dtype in DTYPES}
+        theirs = max(one.transformers_frac for one in errors if one.dtype == "bf16")
+        return Outcome(
+            verdict=OK if all(one.is_right for one in errors) else WRONG,
+            measured="error " + ", ".join(f"{frac:.1e} in {dtype}" for dtype, frac in worst.items()),
+            expected=f"{MAX_FP32_ERROR_FRAC:.0e}, {MAX_BF16_OVER_TRANSFORMERS:g} x transformers' {theirs:.1e}",
+            figures={f"logits_error_frac_{dtype}": frac for dtype, frac in worst.items()},
+        )
+
+    def lossless(self) -> Outcome:
+        """Texts of captured speculation against plain ones, and against teacher-forced logits kernel by kernel."""
+        num_cases = 1 if self.is_quick else 4
+        with _live_inputs():
+            texts = [text for dtype in DTYPES for text in self._lossless_texts(dtype, num_cases)]
+        found: dict[str, Any] = {**gap_result(texts, DTYPES)}
+        mismatches, worst, beyond = (found[name] for name in ("num_mismatches", "worst_gap", "num_beyond_stated_gap"))
+        is_right = not mismatches["fp32"] and worst["fp32"] <= MAX_FP32_GAP and not any(beyond.values())
+        return Outcome(
+            verdict=OK if is_right else WRONG,
+            measured=f"{mismatches['fp32']} of {sum(one.num_cases for one in texts) // 2} texts in fp32 differ, "
+            f"{sum(beyond.values())} tokens beyond the stated gap; worst gap in bf16 {worst['bf16']:.2g}",
+            expected="0, 0",
+            figures={"lossless_mismatches_fp32": mismatches["fp32"], "lossless_worst_gap_bf16": worst["bf16"]},
+        )
+
+    def _lossless_texts(self, dtype: Dtype, num_cases: int) -> Iterator[Lossless]:
+        device = str(self.device)
+        pairs = [random_subject(dtype, device, "graph", num_cases)]
+        if not self.is_quick:
+            pairs += islice(subjects(dtype, device, "graph", num_cases), 1)
+        for pair, prompts in pairs:
+            yield lossless(pair, dtype, prompts, num_cases)
+
+    # The pair of 7B.
+
+    @cached_property
+    def target(self) -> ModelGeometry:
+        """Llama-2-7B, or a tiny one."""
+        return tiny(find_model(TARGET)) if self.is_quick else find_model(TARGET)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """Traced texts to decode."""
+        trace = acceptance_of(ACCEPTANCE, self.target).trace
+        sizes = {"prompt_tokens": 32, "new_tokens": 16} if self.is_quick else {"prompt_tokens": 512, "new_tokens": 96}
+        return texts_of(
+            shortened(trace, **sizes),
+            "evaluation",
+            vocab_size=self.target.vocab_size,
+            most=1 if self.is_quick else 2,
+            seed=SEED,
+        )
+
+    @cached_property
+    def placement(self) -> PairPlacement:
+        """The pair, before it is built."""
+        draft = draft_of(None, self.target, self.texts.trace.header.draft, is_tiny=self.is_quick)
+        return PairPlacement(target=self.target, draft=draft, dtype=self.dtype, device=self.device, engine=self.engine)
+
+    @property
+    def text_limits(self) -> TextLimits:
+        """Of the longest text."""
+        header = self.texts.trace.header
+        prompt_tokens = max(prompt.prompt_tokens for prompt in header.prompts)
+        most = prompt_tokens + header.max_new_tokens
+        noise = int(header.sampling.rule == "shared-noise")
+        return TextLimits(max_tokens=most, prompt_tokens=prompt_tokens, num_noise_tables=noise)
+
+    @cached_property
+    def pair(self) -> ModelPair:
+        """Random weights."""
+        models, text = self.placement, self.text_limits
+        return random_pair(
+            models.target,
+            models.draft,
+            models.dtype,
+            str(models.device),
+            engine=models.engine,
+            kernels=self.kernels,
+            max_tokens=text.max_tokens,
+            seed=SEED,
+            num_noise_tables=text.num_noise_tables,
+        )
+
+    @cached_property
+    def arms(self) -> list[ScriptedArm]:
+        """Plain decoding and the published thresholds, interleaved."""
+        published = next(iter(paper_policies(self.texts.trace)))
+        session = self.pair.session(self.text_limits.max_tokens)
+        policies = {PLAIN: None, "published thresholds": published}
+        rng = np.random.default_rng(SEED)
+        return measure(session, self.texts, policies, num_repeats=1, rng=rng, between=lambda: None)
+
+    @cached_property
+    def memory_used(self) -> tuple[Bytes, Bytes]:
+        """What the pair and its session took at most, and what cuBLAS keeps of it; asked once, before anything else of it."""
+        torch.cuda.synchronize(self.device)
+        release_memory(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        reserved, (free, _) = torch.cuda.memory_reserved(self.device), torch.cuda.mem_get_info(self.device)
+        assert self.arms
+        torch.cuda.synchronize(self.device)
+        by_torch = torch.cuda.max_memory_reserved(self.device) - reserved
+        by_driver = free - torch.cuda.mem_get_info(self.device)[0]
+        allocated = torch.cuda.memory_allocated(self.device)
+        torch._C._cuda_clearCublasWorkspaces()
+        return max(by_torch, by_driver), allocated - torch.cuda.memory_allocated(self.device)
+
+    def memory(self) -> Outcome:
+        """The most that the pair, its session and its graphs took, against what was counted from shapes."""
+        need = memory_need(self.placement, self.text_limits, reads_files=False)
+        expected = f"at most {format_bytes(need.total_bytes)}"
+        if self.device.type == "cpu":
+            assert self.arms
+            return Outcome(verdict=UNMEASURED, measured="a CPU counts none", expected=expected, figures={})
+        used, _ = self.memory_used
+        return Outcome(
+            verdict=OK if used <= need.total_bytes else "failed: more than predicted",
+            measured=format_bytes(used),
+            expected=expected,
+            figures={"memory_bytes": used, "predicted_memory_bytes": need.total_bytes},
+        )
+
+    def workspaces(self) -> Outcome:
+        """What cuBLAS keeps for the streams of the pair."""
+        if self.device.type == "cpu":
+            return Outcome(verdict=UNMEASURED, measured="a CPU has none", figures={})
+        (_, kept), limit = self.memory_used, cublas_bytes(self.device)
+        return Outcome(
+            verdict=OK if kept <= limit else "failed: more than predicted",
+            measured=format_bytes(kept),
+            expected=f"at most {format_bytes(limit)}",
+            figures={"workspace_bytes": kept, "predicted_workspace_bytes": limit},
+        )
+
+    # Seconds.
+
+    @property
+    def hardware(self) -> Hardware | None:
+        """The device's datasheet; None for a CPU and a device in no table."""
+        return gated_hardware(device_key(self.device, self.dtype, self.engine))
+
+    def layer(self) -> Outcome:
+        """One layer of draft and target with all kernels that run here; later checks use the fastest."""
+        models = self.placement
+        least_bytes, num_turns = (MIB // 8, 2) if self.is_quick else (2 * MAX_CACHE_BYTES, 20)
+        trials = try_kernels(
+            models.target,
+            models.draft,
+            self.dtype,
+            str(self.device),
+            engine=self.engine,
+            least_bytes=least_bytes,
+            num_turns=num_turns,
+        )
+        depths = {"draft_layers": models.draft.exit_layers[-1], "target_layers": models.target.num_layers}
+        self.kernels = fastest_kernels(trials, **depths)
+        found = next(one for one in trials if one.kernels == self.kernels)
+        standard = next(one for one in trials if one.kernels == STANDARD_KERNELS)
+        expected_s = self._layer_s()
+        rows = [
+            (
+                one.kernels.label,
+                *(f"{seconds * 1e6:.1f} µs" for seconds in (one.draft_layer_s, one.target_layer_s)),
+                "fastest" if one is found else "",
+            )
+            for one in trials
+        ]
+        return Outcome(
+            verdict=_pace(found.target_layer_s, expected_s),
+            measured=f"{format_seconds(found.target_layer_s)} with {self.kernels.label}, {STANDARD_KERNELS.label} "
+            f"{format_seconds(standard.target_layer_s)}",
+            expected=format_seconds(expected_s) if expected_s else "",
+            figures={
+                "kernels": self.kernels.label,
+                "layer_s": found.target_layer_s,
+                "standard_layer_s": standard.target_layer_s,
+                "datasheet_layer_s": expected_s,
+            },
+            rows=[("kernels", "draft layer, 1 row", "target layer, 5 rows", ""), *rows],
+        )
+
+    def _layer_s(self) -> Seconds | None:
+        """A layer of a verification by the datasheet: what one more layer adds."""
+        if self.hardware is None:
+            return None
+        deep, flat = (replace(self.target, num_layers=number) for number in (2, 1))
+        shape = PassShape(kind="verify", stage=0, rows=5, cached_tokens=CACHED_TOKENS)
+        seconds = [RooflineLatency(one, (), self.hardware, self.dtype, self.engine).pass_s(shape) for one in (deep, flat)]
+        return seconds[0] - seconds[1]
+
+    def gemv(self) -> Outcome:
+        """Products of few rows with matrices that no cache holds, in both layouts."""
+        divisor, least_bytes = (32, MIB) if self.is_quick else (1, 2 * MAX_CACHE_BYTES)
+        shapes = [(inputs // divisor, outputs // divisor) for inputs, outputs in GEMV_SHAPES]
+        timed = {
+            (shape, layout): _product_seconds(self.device, self.dtype, shape, layout, least_bytes)
+            for shape in shapes
+            for layout in get_args(WeightLayout)
+        }
+        size = DTYPE_BYTES[self.dtype]
+        total_bytes = sum(inputs * outputs * size for inputs, outputs in shapes)
+        rates = {layout: total_bytes / sum(timed[shape, layout][0] for shape in shapes) for layout in get_args(WeightLayout)}
+        best = max(rates, key=lambda layout: rates[layout])
+        sheet = self.hardware.memory_bytes_per_s if self.hardware else None
+        expected = sheet * self.hardware.weight_bandwidth_frac[self.dtype] if sheet and self.hardware else None
+        rows = [
+            (
+                f"{shape[0]} x {shape[1]}",
+                layout,
+                *(_rate_text(shape[0] * shape[1] * size / seconds, sheet) for seconds in timed[shape, layout]),
+            )
+            for shape, layout in timed
+        ]
+        return Outcome(
+            verdict=_pace(1 / rates[best], 1 / expected if expected else None),
+            measured="1 row " + ", ".join(f"{layout} {_rate_text(rate, sheet)}" for layout, rate in rates.items()),
+            expected=_rate_text(expected, sheet) if expected else "",
+            figures={f"gemv_{layout}_bytes_per_s".replace("-", "_"): rate for layout, rate in rates.items()},
+            rows=[("matrix", "layout", *(f"{count} row{'s' * (count > 1)}" for count in GEMV_ROWS)), *rows],
+        )
+
+    def exit_check(self) -> Outcome:
+        """One exit check on an idle device."""
+        found, models = exit_check_of(self.pair), datasheet_models(self.pair)
+        shape = PassShape(kind="exit", stage=0, rows=1, cached_tokens=0)
+        expected_s = models[0].pass_s(shape) if models else None
+        return Outcome(
+            verdict=_pace(found.check_s, expected_s),
+            measured=f"{format_seconds(found.check_s)}, of which choosing and reading {format_seconds(found.reading_s)}",
+            expected=format_seconds(expected_s) if expected_s else "",
+            figures={
+                "exit_check_s": found.check_s,
+                "exit_check_reading_s": found.reading_s,
+                "datasheet_exit_check_s": expected_s,
+            },
+        )
+
+    def plain(self) -> Outcome:
+        """Plain decoding: tokens a second, and the share of the device's bandwidth that it reaches."""
+        arm = self.arms[0]
+        bandwidth = bandwidth_of(self.pair, [run.rounds for run in arm.all_runs], arm.decode_s)
+        tokens_per_s = arm.measured(arm).tokens_per_s
+        expected = speed.tokens_per_s if (speed := self._by_datasheet(0)) else None
+        return Outcome(
+            verdict=_pace(1 / tokens_per_s, 1 / expected if expected else None),
+            measured=f"{format_number(tokens_per_s)} tokens/s, "
+            + _rate_text(bandwidth.bytes_per_s, bandwidth.datasheet_bytes_per_s),
+            expected=f"{format_number(expected)} tokens/s" if expected else "",
+            figures={
+                "plain_tokens_per_s": tokens_per_s,
+                "datasheet_plain_tokens_per_s": expected,
+                "plain_bytes_per_s": bandwidth.bytes_per_s,
+                "datasheet_bandwidth_frac": bandwidth.datasheet_frac,
+            },
+        )
+
+    def published(self) -> Outcome:
+        """Speculation under the published thresholds over plain decoding; its rounds are the replayed ones, or it raises."""
+        plain, arm = self.arms
+        found, expected = arm.measured(plain), self._by_datasheet(1)
+        ratio = found.speedup.value
+        return Outcome(
+            verdict=_pace(1 / ratio, 1 / expected.speedup.value if expected else None),
+            measured=f"{format_speedup(ratio)} of plain, {format_number(found.tokens_per_s)} tokens/s",
+            expected=format_speedup(expected.speedup.value) if expected else "",
+            figures={
+                "published_over_plain": ratio,
+                "datasheet_published_over_plain": expected.speedup.value if expected else None,
+            },
+        )
+
+    def _by_datasheet(self, place: int) -> Speedup | None:
+        models = datasheet_models(self.pair)
+        return predict(self.arms[place].policy, self.texts, models) if models else None
+
+
+def _pace(seconds: float, expected_s: float | None) -> str:
+    return SLOW if expected_s is not None and seconds > SLOW_FACTOR * expected_s else OK
+
+
+def _rate_text(bytes_per_s: float, sheet: float | None) -> str:
+    """`3.9 TB/s (81 %)`."""
+    share = f" ({format_frac(bytes_per_s / sheet)})" if sheet else ""
+    return f"{bytes_per_s / 1e9:,.3g} GB/s{share}"
+
+
+@contextmanager
+def _live_inputs() -> Iterator[None]:
+    """Let captures check that what graphs read is alive, where torch can."""
+    has_check = "check_input_liveness" in inspect.signature(torch.cuda.graph).parameters
+    with mock.patch.dict(s2d.graphs.CAPTURE_OPTIONS, {"check_input_liveness": True} if has_check else {}):
+        yield
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Captured:
+    """The kernels whose captured logits are the worst."""
+
+    kernels: Kernels
+    error_frac: Frac
+    limit_frac: Frac
+
+
+@torch.inference_mode()
+def _captured_error(device: torch.device, dtype: Dtype, *, is_quick: bool) -> _Captured:
+    """All kernels on the same random weights, against these weights in fp32, launched kernel by kernel."""
+    geometry = replace(RANDOM_TARGET, num_layers=2 if is_quick else RANDOM_TARGET.num_layers)
+    weights = random_weights(geometry, torch_dtype(dtype), str(device), seed=SEED)
+    ids = np.random.default_rng(SEED).integers(geometry.vocab_size, size=sum(BLOCKS)).tolist()
+    reference = block_logits(Decoder(geometry, converted(weights, "fp32", STANDARD_KERNELS)), ids)
+    limit = MAX_FP32_ERROR_FRAC
+    if dtype != "fp32":
+        limit = MAX_BF16_OVER_TRANSFORMERS * error_frac(block_logits(Decoder(geometry, weights), ids), reference)
+    errors = {}
+    with _live_inputs():
+        for kernels in runnable_kernels(device, dtype, "graph"):
+            decoder = GraphDecoder(geometry, converted(weights, dtype, kernels))
+            errors[kernels] = error_frac(block_logits(decoder, ids), reference)
+    worst = max(errors, key=lambda one: errors[one] if errors[one] == errors[one] else np.inf)
+    return _Captured(kernels=worst, error_frac=errors[worst], limit_frac=limit)
+
+
+def block_logits(decoder: Decoder, ids: Sequence[int]) -> Tensor:
+    """Logits after every token of a text that goes through two segments in `BLOCKS`: float32 [T, V], on the CPU."""
+    depth = decoder.geometry.num_layers
+    cache = decoder.new_cache((depth // 2, depth), len(ids))
+    decoder.prepare(cache, 0, len(ids))
+    assert all(cache.prepared.values()), "the device has no memory for a captured pass"
+    found, start = [], 0
+    for rows in BLOCKS:
+        states = decoder.embed(list(ids[start : start + rows]))
+        for segment in cache.segments:
+            states = decoder.forward_segment(states, segment, cache)
+        found.append(decoder.exit_logits(states).cpu())
+        start += rows
+    return torch.cat(found)
+
+
+def converted(weights: DecoderWeights, dtype: Dtype, kernels: Kernels) -> DecoderWeights:
+    """Weights made for the standard kernels, as others want them. Exact where the hidden size is a power of 4."""
+    scale = weights.head.shape[0] ** -0.5 if kernels.norm == "fused" else 1.0
+
+    def laid(matrix: Tensor, scale: float = 1.0, new: Callable[..., Tensor] = new_matrix) -> Tensor:
+        return new(*matrix.shape, torch_dtype(dtype), matrix.device, kernels.weight_layout).copy_(matrix).mul_(scale)
+
+    layers = tuple(
+        replace(
+            layer,
+            qkv=laid(layer.qkv, scale),
+            attn_out=laid(layer.attn_out),
+            gate_up=laid(layer.gate_up, scale),
+            down=laid(layer.down),
+        )
+        for layer in weights.layers
+    )
+    head = laid(weights.head, scale, new_head)
+    return replace(weights, embedding=weights.embedding.to(torch_dtype(dtype)), layers=layers, head=head, kernels=kernels)
+
+
+def _captured_texts(device: torch.device, *, num_texts: int) -> tuple[int, int]:
+    """Texts in fp32 under random policies that captured passes write otherwise than plain decoding kernel by kernel."""
+    import random
+
+    weights = random_weights(RANDOM_TARGET, torch.float32, str(device), seed=SEED)
+    rng, num_other = random.Random(SEED), 0
+
+    def session(engine: EngineMode) -> Session:
+        model = LoadedModel(
+            decoder=DECODERS[engine](RANDOM_TARGET, weights),
+            geometry=RANDOM_TARGET,
+            exit_layers=(4, 6),
+            calibration=None,
+            sha256="",
+            folder="",
+            dtype="fp32",
+        )
+        return Session(model, None, 64)
+
+    with _live_inputs():
+        eager, graph = session("eager"), session("graph")
+        for _ in range(num_texts):
+            prompt = [rng.randrange(RANDOM_TARGET.vocab_size) for _ in range(24)]
+            settings = Settings(policy=None, sampling=GREEDY, max_new_tokens=32, eos_token_id=None)
+            expected = eager.generate(prompt, settings).tokens
+            for policy in (None, random_policy(graph.exit_layers, rng)):
+                num_other += graph.generate(prompt, replace(settings, policy=policy)).tokens != expected
+    return 2 * num_texts, num_other
+
+
+@torch.inference_mode()
+def _product_seconds(
+    device: torch.device, dtype: Dtype, shape: tuple[int, int], layout: WeightLayout, least_bytes: Bytes
+) -> list[Seconds]:
+    """Median seconds of one product, for each of `GEMV_ROWS`; matrices in turn, launched as the runtime does."""
+    inputs, outputs = shape
+    size = DTYPE_BYTES[dtype]
+    number = int(-(-least_bytes // (inputs * outputs * size)))
+    generator = torch.Generator(device).manual_seed(SEED)
+    matrices = [
+        new_matrix(inputs, outputs, torch_dtype(dtype), device, layout).normal_(generator=generator) for _ in range(number)
+    ]
+    launcher, clock, found = _launcher(device, dtype), Clock(device), []
+    for rows in GEMV_ROWS:
+        x = torch.randn(rows, inputs, generator=generator, device=device, dtype=torch_dtype(dtype))
+        out = torch.empty(rows, outputs, dtype=torch_dtype(dtype), device=device)
+
+        def multiply(x: Tensor = x, out: Tensor = out) -> None:
+            for matrix in matrices:
+                torch.mm(x, matrix, out=out)
+
+        launch, taken = launcher.launch_of(multiply), []
+        for _ in range(TURNS):
+            clock.start()
+            launch()
+            clock.lap("verify", 0, rows, 0)
+            taken += clock.lap_seconds()
+        found.append(median(taken) / number)
+    return found
+
+
+def _launcher(device: torch.device, dtype: Dtype) -> GraphDecoder:
+    """A decoder of one tiny layer, for the way it captures."""
+    geometry = replace(RANDOM_TARGET, num_layers=1, vocab_size=2)
+    return GraphDecoder(geometry, random_weights(geometry, torch_dtype(dtype), str(device), seed=SEED))
