@@ -15,6 +15,7 @@ Symbols: T new tokens, S cached and new, L layers, D hidden, F mlp, N heads, K k
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -35,6 +36,8 @@ from s2d.weights import PAD, DecoderWeights
 
 Attend = Callable[[Scratch, Tensor, Tensor, Any], Tensor]
 """Attention over the keys and values of a layer, within a limit that every kernel of `s2d.heads` takes in its own form."""
+Norm = Callable[[Tensor, Tensor, Scratch], Tensor]
+"""Rows of the residual, whole and without their padding, as the next matrix takes them: [T, D]."""
 Span: TypeAlias = tuple[LayerViews | tuple[Slots, ...], LayerViews, LayerViews, Tensor, Tensor, Rotate, Attend, Any]
 """Where the rows of a pass stand in their text: by layer, where keys and values are written, and which are attended to; the
 factors of the positions for Q, and for K and V; what rotates; what attends, and within which limit. A plain tuple: one is made
@@ -74,7 +77,10 @@ class Decoder:
         # A head's length is sqrt(H) times its RMS with this as one more component.
         self._head_floor = torch.tensor(math.sqrt(geometry.head_dim * weights.norm_eps), device=self.device)
         self._rotate: Rotate = rotate_complex if self._complex else rotate_real
-        self._normed = self._normed_fused if weights.kernels.norm == "fused" else self._normed_in_two_steps
+        # No bound methods: a decoder in a cycle would keep its weights until the next collection.
+        self._normed: Norm = (
+            partial(_normed_fused, weights.norm_eps) if weights.kernels.norm == "fused" else _normed_in_two_steps
+        )
         self._has_wide_products = self.device.type == "cuda" and not self._complex and "dtype" in torch.ops.aten.mm.overloads()
         if self.device.type == "cuda":
             # Products of 1 row and of several add up in another order: in half precision their sums would differ by more.
@@ -250,16 +256,6 @@ class Decoder:
             gate.mul_(up)
             add(gate, layer.down, layer.down_bias, sum_in, sum_out)
 
-    def _normed_in_two_steps(self, x: Tensor, values: Tensor, b: Scratch) -> Tensor:
-        """Rows over their length: [T, D]; sqrt(D) is in the matrix that follows."""
-        torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32, out=b.norm)
-        torch.div(values, b.norm, out=b.normed)
-        return b.normed
-
-    def _normed_fused(self, x: Tensor, values: Tensor, b: Scratch) -> Tensor:
-        """Rows over their RMS: [T, D]."""
-        return torch.rms_norm(values, values.shape[1:], None, self.weights.norm_eps)
-
     def _add(self, mixed: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor, out: Tensor) -> None:
         """Add a product to the residual."""
         torch.addmm(residual, mixed, matrix, out=out)
@@ -290,3 +286,15 @@ class Decoder:
             self._masks = mask.triu_(longest + 1)
         skipped = longest - start
         return self._masks[:rows, skipped : skipped + start + rows]
+
+
+def _normed_in_two_steps(x: Tensor, values: Tensor, b: Scratch) -> Tensor:
+    """Rows over their length: [T, D]; sqrt(D) is in the matrix that follows."""
+    torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32, out=b.norm)
+    torch.div(values, b.norm, out=b.normed)
+    return b.normed
+
+
+def _normed_fused(eps: float, x: Tensor, values: Tensor, b: Scratch) -> Tensor:
+    """Rows over their RMS: [T, D]."""
+    return torch.rms_norm(values, values.shape[1:], None, eps)

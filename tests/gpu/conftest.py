@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -41,6 +42,23 @@ def a_gpu() -> Iterator[Simulator | None]:
     assert not simulator.problems
 
 
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """What is in no cycle dies at once."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def used_bytes() -> int:
+    """Memory of tensors: without the workspaces of cuBLAS, which are taken again when needed."""
+    torch._C._cuda_clearCublasWorkspaces()
+    return torch.cuda.memory_allocated()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What one `s2d-profile` wrote and showed."""
@@ -51,6 +69,8 @@ class Evidence:
     shown: str
     most_workspaces: int | None
     """That cuBLAS held at a time; None on a real GPU."""
+    left_bytes: int
+    """Of memory that the command held when it had ended."""
 
     @property
     def profile_flags(self) -> list[str]:
@@ -107,9 +127,14 @@ def evidence(request: pytest.FixtureRequest, models: Folders, tmp_path_factory: 
     folder, shown = tmp_path_factory.mktemp(f"profile-{request.param}"), io.StringIO()
     with a_gpu() as simulator, pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(shown):
         short_measurements(monkeypatch)
-        assert main_profile(profile_argv(models, folder, request.param, "--off-path", "1")) == 0
+        with without_collections():
+            before = used_bytes()
+            assert main_profile(profile_argv(models, folder, request.param, "--off-path", "1")) == 0
+            left = used_bytes() - before
     most = simulator.workspaces.most_live if simulator else None
-    return Evidence(models=models, folder=folder, dtype=request.param, shown=shown.getvalue(), most_workspaces=most)
+    return Evidence(
+        models=models, folder=folder, dtype=request.param, shown=shown.getvalue(), most_workspaces=most, left_bytes=left
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """What graphs, caches and workspaces of a GPU live and die with."""
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ import torch
 from perfmodel.sampling import GREEDY
 from s2d.generate import Session
 from s2d.sampling import Choice
-from tests.gpu.conftest import Evidence
+from tests.gpu.conftest import Evidence, used_bytes, without_collections
 from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, draft_on, target_on, texts_of, texts_on_the_cpu
 from tests.gpu_simulator import Simulator, simulated_gpu
 
@@ -18,28 +16,16 @@ WORKSPACE_STREAMS = 3
 """The target's, the draft's, and the default one."""
 
 
-@contextmanager
-def without_collections() -> Iterator[None]:
-    """What is in no cycle dies at once."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def used_bytes() -> int:
-    """Memory of tensors: without the workspaces of cuBLAS, which are taken again when needed."""
-    torch._C._cuda_clearCublasWorkspaces()
-    return torch.cuda.memory_allocated()
-
-
 @pytest.mark.gpu
 def test_a_whole_profile_holds_few_workspaces(evidence: Evidence) -> None:
     if evidence.most_workspaces is None:
         pytest.skip("the simulator alone counts them")
     assert evidence.most_workspaces <= WORKSPACE_STREAMS
+
+
+@pytest.mark.gpu
+def test_a_whole_profile_leaves_no_memory_behind(evidence: Evidence) -> None:
+    assert evidence.left_bytes == 0  # without a collection: nothing that holds weights or caches is in a cycle
 
 
 @pytest.mark.gpu
@@ -105,6 +91,6 @@ def test_a_session_runs_on_the_second_of_two_gpus_while_the_first_is_the_current
         assert texts_of(session, GATED) == texts_of(session, DEEPEST) == texts_of(session, None) == expected
         assert torch.cuda.current_device() == 0
         assert torch.cuda.memory_allocated(0) == 0
-        assert {device for device, _ in simulator.workspaces.streams_ever} == {1}
+        assert {device for device, _ in simulator.timeline.streams} == {1}
         assert simulator.counters["captures"]
     assert not simulator.problems

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ RATIO = replace(NOISE, rule="ratio")
 SAMPLINGS = [GREEDY, PENALISED, NOISE, replace(PENALISED, rule="shared-noise", temperature=0.8, seed=3)]
 AHEAD = replace(GATED, runs_ahead=True)
 AT_ONCE = replace(GATED, catches_up_at_once=True)
+DRAFTING = [*product((GATED,), (*SAMPLINGS, RATIO)), *product((AHEAD, AT_ONCE, DEEPEST), (GREEDY, SAMPLINGS[-1]))]
 
 
 def session_here() -> Session:
@@ -68,8 +69,7 @@ def test_a_plain_round_waits_once(gpu: Simulator, sampling: Sampling) -> None:
 
 
 @pytest.mark.usefixtures("fences_are_passed")
-@pytest.mark.parametrize("sampling", [*SAMPLINGS, RATIO], ids=lambda one: one.label)
-@pytest.mark.parametrize("policy", [GATED, AHEAD, AT_ONCE, DEEPEST], ids=["gated", "ahead", "at once", "deepest"])
+@pytest.mark.parametrize(("policy", "sampling"), DRAFTING, ids=lambda one: one.label)
 def test_a_drafting_round_waits_for_each_exit_check_and_for_the_verdict(
     gpu: Simulator, policy: ExitPolicy, sampling: Sampling
 ) -> None:

@@ -35,6 +35,11 @@ class Timeline:
         self._arrivals: list[tuple[StreamKey, int, Allocation, Callable[[], None]]] = []
         self._readers: list[tuple[StreamKey, int, int]] = []  # stream, number, storage that a copy reads
 
+    @property
+    def streams(self) -> set[StreamKey]:
+        """Streams that any work was launched on, or was to wait."""
+        return set(self._behind)
+
     def launch(self, stream: StreamKey) -> int:
         """Number of a new piece of work on a stream."""
         number = next(self._numbers)
