@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import profiler.kernel_trial
+import s2d.nested
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import DraftGeometry
 from perfmodel.kernels import STANDARD_KERNELS, Kernels, KernelTrial
@@ -16,7 +17,6 @@ from perfmodel.units import MIB
 from profiler.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels, trial_model, try_kernels
 from s2d.device import device_key
 from s2d.kernels import runnable_kernels
-from s2d.nested import Decoder
 from s2d.scratch import Scratch
 from tests.calibrate.evidence import CPU, DRAFT, TARGET, make_profile, provenance
 
@@ -96,12 +96,12 @@ def test_every_combination_that_can_run_is_timed_on_layers_of_both_shapes() -> N
 
 @pytest.mark.parametrize("fault", ["wrong numbers", "an error"])
 def test_kernels_that_do_not_compute_the_same_are_not_chosen(fault: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def faulty(self: Decoder, x: Tensor, values: Tensor, b: Scratch) -> Tensor:
+    def faulty(eps: float, x: Tensor, values: Tensor, b: Scratch) -> Tensor:
         if fault == "an error":
             raise RuntimeError("no kernel for this device\nand more about it")
         return torch.rms_norm(values, values.shape[1:], None, 1.0)
 
-    monkeypatch.setattr(Decoder, "_normed_fused", faulty)
+    monkeypatch.setattr(s2d.nested, "_normed_fused", faulty)
     target = replace(TARGET, num_layers=2, hidden_size=64, intermediate_size=96, num_heads=2, num_kv_heads=1, head_dim=32)
     draft = DraftGeometry(kind="separate", model=target, exit_layers=(2,))
     trials = try_kernels(target, draft, "fp32", "cpu", engine="eager", least_bytes=1, num_turns=1)
