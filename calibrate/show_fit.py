@@ -43,6 +43,9 @@ _RATES: dict[str, tuple[str, _Format]] = {
     "attn_flop_s": ("attention over it", format_flops_per_s),
     "link_byte_s": ("sending to other devices", format_bytes_per_s),
 }
+NEGLIGIBLE = 1e-3
+"""A coefficient that is smaller than this part of its standard error is what the solver leaves of 0."""
+UNDETERMINED = "not determined"
 
 
 def fit_text(fit: LatencyFit) -> str:
@@ -75,11 +78,13 @@ def _coefficients(fit: LatencyFit) -> str:
     for term, label in _TIMES.items():
         value_s, error_s = getattr(fit.law, term), getattr(fit.standard_error, term)
         if error_s:
-            rows.append([label, format_seconds(value_s), format_seconds(error_s)])
+            is_known = value_s >= NEGLIGIBLE * error_s
+            rows.append([label, format_seconds(value_s), format_seconds(error_s)] if is_known else [label, UNDETERMINED, ""])
     for term, (label, text) in _RATES.items():
         value, error = getattr(fit.law, term), getattr(fit.standard_error, term)
         if error and value:
-            rows.append([label, text(1 / value), text(error / value**2)])
+            is_known = value >= NEGLIGIBLE * error
+            rows.append([label, text(1 / value), text(error / value**2)] if is_known else [label, UNDETERMINED, ""])
     if fit.standard_error.cache_bytes:
         sizes = (fit.law.cache_bytes, fit.standard_error.cache_bytes)
         rows.append(["weights that the caches keep", *map(format_bytes, sizes)])

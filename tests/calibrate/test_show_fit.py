@@ -39,6 +39,15 @@ def test_a_coefficient_per_byte_is_shown_as_a_rate_with_its_error() -> None:
     assert rows["matrix products"] == ["50.0 GFLOP/s", "2.50 GFLOP/s"]
 
 
+def test_what_the_solver_leaves_of_zero_is_not_shown_as_a_number() -> None:
+    law = replace(FIT.law, pass_s=1e-30, flop_s=1e-36)
+    text = fit_text(replace(FIT, law=law, standard_error=replace(FIT.standard_error, pass_s=1e-6)))
+    rows = {
+        line[0]: [cell.strip() for cell in line if cell.strip()][1:] for line in (row.split("  ") for row in text.splitlines())
+    }
+    assert rows["starting a pass"] == rows["matrix products"] == ["not determined"]
+
+
 def test_terms_that_no_pass_showed_are_left_out() -> None:
     assert "an all-reduce" not in fit_text(FIT)
 
