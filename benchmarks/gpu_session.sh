@@ -38,9 +38,19 @@ if (($# == 0)); then
     sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
     exit 2
 fi
-mkdir -p "$1" || exit 2
-folder=$(cd "$1" && pwd)
+folder=$1
 shift
+for one in "$@"; do
+    case $one in
+        1 | 2 | first | 7b | 13b | law | 70b | transformers | check | plain | llama-3.1-8b | llama-3.1-70b) ;;
+        *)
+            echo "unknown part or step '$one': expected 1, 2 or a step; benchmarks/gpu_session.sh alone lists them." >&2
+            exit 2
+            ;;
+    esac
+done
+mkdir -p "$folder" || exit 2
+folder=$(cd "$folder" && pwd)
 python=${PYTHON:-python}
 device=${DEVICE:-$([[ $tiny ]] && echo cpu || echo cuda)}
 dtype=$([[ $device == cpu ]] && echo fp32 || echo bf16)
@@ -120,10 +130,6 @@ run() {
         llama-3.1-8b) at_scale llama-3.1-8b 170 50 --target llama-3.1-8b --draft llama-3.1-8b --acceptance vicuna-7b --num-prompts 4 ;;
         llama-3.1-70b)
             at_scale llama-3.1-70b 300 100 --target llama-3.1-70b --draft llama-3.1-8b --acceptance llama-2-70b --layers fit
-            ;;
-        *)
-            echo "unknown part or step '$1': expected 1, 2 or a step; benchmarks/gpu_session.sh alone lists them." >&2
-            exit 2
             ;;
     esac
 }

@@ -123,6 +123,7 @@ def test_without_a_folder_or_with_an_unknown_step_it_says_what_there_is(tmp_path
     bare = session()
     assert bare.returncode == 2
     assert "part 2\n" in bare.stderr
-    unknown = session("--tiny", str(tmp_path), "71b")
+    unknown = session("--tiny", str(tmp_path / "out"), "first", "71b")
     assert unknown.returncode == 2
     assert "unknown part or step '71b'" in unknown.stderr
+    assert not (tmp_path / "out").exists()  # nothing has run before it is noticed

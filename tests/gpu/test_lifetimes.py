@@ -84,6 +84,16 @@ def test_an_exit_check_without_memory_for_its_capture_answers_all_the_same(
     assert not capsys.readouterr().err
 
 
+def test_a_decoder_captures_on_one_stream_and_no_graph_leaves_a_workspace_in_its_pool() -> None:
+    with simulated_gpu() as simulator:
+        session = Session(target_on(), draft_on(), MAX_TOKENS)
+        texts_of(session, GATED)
+        assert simulator.counters["captures"] > WORKSPACE_STREAMS
+        assert len(simulator.workspaces.streams_ever) <= WORKSPACE_STREAMS
+        assert [one for one in simulator.workspaces.live.values() if one.owner is not None] == []
+    assert not simulator.problems
+
+
 def test_a_session_runs_on_the_second_of_two_gpus_while_the_first_is_the_current_one() -> None:
     expected = texts_on_the_cpu()
     with simulated_gpu(num_devices=2) as simulator:

@@ -16,7 +16,7 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.clock import Clock
 from s2d.generate import Generation, Session
-from s2d.graphs import ALIGNED_TOKENS, padded_context, room_tokens
+from s2d.graphs import padded_context, room_tokens
 from s2d.staging import CudaFence
 from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, PROMPTS, draft_on, settings_of, target_on, texts_on_the_cpu
 from tests.gpu_simulator import Simulator
@@ -102,15 +102,15 @@ def test_the_deepest_exit_alone_takes_one_launch_a_token_and_one_for_its_check(g
 
 
 def test_rooms_and_contexts_are_multiples_of_what_products_like() -> None:
-    assert all(room_tokens(tokens) % ALIGNED_TOKENS == 0 for tokens in range(1, 600))
-    assert all(padded_context(end) % ALIGNED_TOKENS == 0 for end in range(1, 20_000, 7))
+    assert all(room_tokens(tokens) % 64 == 0 for tokens in range(1, 600))
+    assert all(padded_context(end) % 64 == 0 for end in range(1, 20_000, 7))
     session = session_here()
     session.generate(PROMPTS[0], settings_of(GATED))
     for role, ends in (("target", (6,)), ("draft", (1, 2, 4))):
         cache = session.cache(role, ends)
-        assert cache.max_tokens % ALIGNED_TOKENS == 0
+        assert cache.max_tokens % 64 == 0
         assert cache.prepared
-        assert all(context % ALIGNED_TOKENS == 0 for *_, context in cache.prepared)
+        assert all(context % 64 == 0 for *_, context in cache.prepared)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, NOISE], ids=lambda one: one.label)

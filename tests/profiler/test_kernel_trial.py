@@ -13,12 +13,15 @@ from perfmodel.errors import UserInputError
 from perfmodel.geometry import DraftGeometry
 from perfmodel.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.profile import LatencyProfile, write_latency_profile
-from perfmodel.units import MIB
+from perfmodel.units import MIB, Seconds
 from profiler.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels, trial_model, try_kernels
+from s2d.clock import Clock
 from s2d.device import device_key
+from s2d.graphs import GraphDecoder
 from s2d.kernels import runnable_kernels
 from s2d.scratch import Scratch
 from tests.calibrate.evidence import CPU, DRAFT, TARGET, make_profile, provenance
+from tests.gpu_simulator import simulated_gpu
 
 FUSED = replace(STANDARD_KERNELS, norm="fused")
 TRIALS = (
@@ -58,6 +61,8 @@ def test_kernels_named_are_taken_unmeasured(timed: list[str]) -> None:
     assert not timed
     with pytest.raises(UserInputError, match=r"--kernels: kernels 'fast': expected three names .*; or measured, or standard"):
         chosen("fast")
+    with pytest.raises(UserInputError, match="--kernels: kernels '': expected three names"):
+        chosen("")
     with pytest.raises(UserInputError, match="do not run on cpu in fp32 with engine eager"):
         chosen("input-major,varlen,fused")
 
@@ -67,6 +72,13 @@ def test_what_an_earlier_profile_chose_is_not_measured_again(timed: list[str]) -
     assert chosen("measured", recorded=earlier) == earlier
     assert chosen("standard", recorded=earlier).kernels == STANDARD_KERNELS
     assert not timed
+
+
+def test_what_an_earlier_profile_was_given_is_measured_on_request_alone(timed: list[str]) -> None:
+    given = ChosenKernels(kernels=STANDARD_KERNELS, trials=())
+    assert chosen(None, "cuda", recorded=given) == given
+    assert not timed
+    assert chosen("measured", "cuda", recorded=given) == ChosenKernels(kernels=FUSED, trials=TRIALS)
 
 
 def profile_with(kernels: Kernels | None) -> LatencyProfile:
@@ -92,6 +104,29 @@ def test_every_combination_that_can_run_is_timed_on_layers_of_both_shapes() -> N
     trials = try_kernels(target, draft, "fp32", "cpu", engine="eager", least_bytes=1, num_turns=2)
     assert [trial.kernels for trial in trials] == list(runnable_kernels("cpu", "fp32", "eager"))
     assert all(trial.draft_layer_s > 0 and trial.target_layer_s > 0 for trial in trials)
+
+
+def test_on_a_gpu_every_timed_pass_is_launched_behind_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NotingClock(Clock):
+        def start(self) -> None:
+            acts.append("start")
+            super().start()
+
+        def lap_seconds(self) -> list[Seconds]:
+            acts.append("read")
+            return super().lap_seconds()
+
+    acts: list[str] = []
+    monkeypatch.setattr(profiler.kernel_trial, "Clock", NotingClock)
+    run = GraphDecoder.forward_segment
+    monkeypatch.setattr(GraphDecoder, "forward_segment", lambda *args: (acts.append("pass"), run(*args))[1])
+    target = replace(TARGET, num_layers=1, hidden_size=64, intermediate_size=96, num_heads=2, num_kv_heads=1, head_dim=32)
+    draft = DraftGeometry(kind="separate", model=target, exit_layers=(1,))
+    with simulated_gpu():
+        try_kernels(target, draft, "fp32", "cuda", engine="graph", least_bytes=1, num_turns=1)
+    reads = [place for place, act in enumerate(acts) if act == "read"]
+    assert reads
+    assert all(acts[place - 3 : place] == ["pass", "start", "pass"] for place in reads)
 
 
 @pytest.mark.parametrize("fault", ["wrong numbers", "an error"])
