@@ -3,64 +3,47 @@
 The pair of 7B is built once, by the first check that asks for it.
 """
 
-import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, get_args
-from unittest import mock
 
 import numpy as np
 import torch
-from common import median
+from captured_checks import captured_error, captured_texts, live_inputs
 from device_check import (
     DTYPES,
     MAX_BF16_OVER_TRANSFORMERS,
     MAX_FP32_ERROR_FRAC,
     MAX_FP32_GAP,
-    RANDOM_TARGET,
-    error_frac,
     logits_errors,
     lossless,
     random_subject,
     subjects,
 )
 from gaps import Lossless, gap_result
-from lossless import random_policy
+from product_times import GEMV_ROWS, product_seconds
 from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
 from scale_models import acceptance_of, draft_of, tiny
 from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
-from torch import Tensor
 
-import s2d.graphs
 from calibrate.plan import paper_policies
-from perfmodel.console import print_err
 from perfmodel.estimate import Speedup
 from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.hardware import Hardware
-from perfmodel.kernels import STANDARD_KERNELS, Kernels, WeightLayout, fastest_kernels
+from perfmodel.kernels import STANDARD_KERNELS, WeightLayout, fastest_kernels
 from perfmodel.latency import RooflineLatency
 from perfmodel.passes import PassShape
 from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode
-from perfmodel.sampling import GREEDY
 from perfmodel.speed_of_light import MAX_CACHE_BYTES, gated_hardware
-from perfmodel.units import MIB, Bytes, Frac, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
+from perfmodel.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
 from profiler.kernel_trial import CACHED_TOKENS, try_kernels
-from s2d.clock import Clock
 from s2d.device import device_key, engine_for
-from s2d.fold import random_weights
-from s2d.generate import Session, Settings
-from s2d.graphs import GraphDecoder
 from s2d.kernels import runnable_kernels
-from s2d.load import DECODERS, LoadedModel, torch_dtype
 from s2d.memory import PairPlacement, TextLimits, cublas_bytes, memory_need
-from s2d.nested import Decoder
 from s2d.pair import ModelPair
 from s2d.random_pair import random_pair
-from s2d.weights import DecoderWeights, new_head, new_matrix
 
 SEED = 20261124
 TARGET, ACCEPTANCE = "llama-2-7b", "vicuna-7b"
@@ -69,10 +52,6 @@ SLOW_FACTOR = 1.25
 """Times the datasheet's prediction."""
 GEMV_SHAPES = ((4096, 12288), (4096, 4096), (4096, 22016), (11008, 4096), (4096, 32000))
 """Inputs and outputs of Llama-2-7B's matrices: QKV, attention's output, gate and up, down, head."""
-GEMV_ROWS = (1, 4, 8)
-TURNS = 10
-BLOCKS = (1, 2, 3, 5, 9, 1, 16, 7)
-"""Rows of the passes whose logits are compared: every captured width but the widest, with padding and without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +103,8 @@ class Checks:
 
     def captures(self) -> Outcome:
         """Logits and texts of captured passes, with all kernels, against passes launched kernel by kernel in fp32."""
-        worst = {dtype: _captured_error(self.device, dtype, is_quick=self.is_quick) for dtype in DTYPES}
-        num_texts, num_other = _captured_texts(self.device, num_texts=2 if self.is_quick else 6)
+        worst = {dtype: captured_error(self.device, dtype, is_quick=self.is_quick) for dtype in DTYPES}
+        num_texts, num_other = captured_texts(self.device, num_texts=2 if self.is_quick else 6)
         is_right = all(one.error_frac <= one.limit_frac for one in worst.values()) and not num_other
         return Outcome(
             verdict=OK if is_right else WRONG,
@@ -151,7 +130,7 @@ class Checks:
     def lossless(self) -> Outcome:
         """Texts of captured speculation against plain ones, and against teacher-forced logits kernel by kernel."""
         num_cases = 1 if self.is_quick else 4
-        with _live_inputs():
+        with live_inputs():
             texts = [text for dtype in DTYPES for text in self._lossless_texts(dtype, num_cases)]
         found: dict[str, Any] = {**gap_result(texts, DTYPES)}
         mismatches, worst, beyond = (found[name] for name in ("num_mismatches", "worst_gap", "num_beyond_stated_gap"))
@@ -304,7 +283,10 @@ class Checks:
         rows = [
             (
                 one.kernels.label,
-                *(f"{seconds * 1e6:.1f} µs" for seconds in (one.draft_layer_s, one.target_layer_s)),
+                *(
+                    f"{seconds * 1e6:.1f} µs"
+                    for seconds in (one.draft_layer_s, one.draft_head_s, one.target_layer_s, one.target_head_s)
+                ),
                 "fastest" if one is found else "",
             )
             for one in trials
@@ -322,7 +304,7 @@ class Checks:
                 "datasheet_layer_s": expected_s,
                 "kernels_left_out": " ".join(left_out),
             },
-            rows=[("kernels", "draft layer, 1 row", "target layer, 5 rows", ""), *rows],
+            rows=[("kernels", "draft layer, 1 row", "draft head", "target layer, 5 rows", "target head", ""), *rows],
         )
 
     def _layer_s(self) -> Seconds | None:
@@ -339,7 +321,7 @@ class Checks:
         divisor, least_bytes = (32, MIB) if self.is_quick else (1, 2 * MAX_CACHE_BYTES)
         shapes = [(inputs // divisor, outputs // divisor) for inputs, outputs in GEMV_SHAPES]
         timed = {
-            (shape, layout): _product_seconds(self.device, self.dtype, shape, layout, least_bytes)
+            (shape, layout): product_seconds(self.device, self.dtype, shape, layout, least_bytes)
             for shape in shapes
             for layout in get_args(WeightLayout)
         }
@@ -428,148 +410,3 @@ def _rate_text(bytes_per_s: float, sheet: float | None) -> str:
     """`3.9 TB/s (81 %)`."""
     share = f" ({format_frac(bytes_per_s / sheet)})" if sheet else ""
     return f"{bytes_per_s / 1e9:,.3g} GB/s{share}"
-
-
-@contextmanager
-def _live_inputs() -> Iterator[None]:
-    """Let captures check that what graphs read is alive, where torch can."""
-    has_check = "check_input_liveness" in inspect.signature(torch.cuda.graph).parameters
-    with mock.patch.dict(s2d.graphs.CAPTURE_OPTIONS, {"check_input_liveness": True} if has_check else {}):
-        yield
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Captured:
-    """The kernels whose captured logits are the worst."""
-
-    kernels: Kernels
-    error_frac: Frac
-    limit_frac: Frac
-
-
-@torch.inference_mode()
-def _captured_error(device: torch.device, dtype: Dtype, *, is_quick: bool) -> _Captured:
-    """All kernels on the same random weights, against these weights in fp32, launched kernel by kernel."""
-    geometry = replace(RANDOM_TARGET, num_layers=2 if is_quick else RANDOM_TARGET.num_layers)
-    weights = random_weights(geometry, torch_dtype(dtype), str(device), seed=SEED)
-    ids = np.random.default_rng(SEED).integers(geometry.vocab_size, size=sum(BLOCKS)).tolist()
-    reference = block_logits(Decoder(geometry, converted(weights, "fp32", STANDARD_KERNELS)), ids)
-    limit = MAX_FP32_ERROR_FRAC
-    if dtype != "fp32":
-        limit = MAX_BF16_OVER_TRANSFORMERS * error_frac(block_logits(Decoder(geometry, weights), ids), reference)
-    errors: dict[Kernels, Frac] = {}
-    with _live_inputs():
-        for kernels in runnable_kernels(device, dtype, "graph"):
-            decoder = GraphDecoder(geometry, converted(weights, dtype, kernels))
-            try:
-                errors[kernels] = error_frac(block_logits(decoder, ids), reference)
-            except (RuntimeError, NotImplementedError) as err:  # the other kernels are worth knowing of
-                print_err(f"kernels {kernels.label} in {dtype}: {err}")
-                errors[kernels] = math.inf
-    worst = max(errors, key=lambda one: errors[one] if errors[one] == errors[one] else math.inf)
-    return _Captured(kernels=worst, error_frac=errors[worst], limit_frac=limit)
-
-
-def block_logits(decoder: Decoder, ids: Sequence[int]) -> Tensor:
-    """Logits after every token of a text that goes through two segments in `BLOCKS`: float32 [T, V], on the CPU."""
-    depth = decoder.geometry.num_layers
-    cache = decoder.new_cache((depth // 2, depth), len(ids))
-    decoder.prepare(cache, 0, len(ids))
-    assert all(cache.prepared.values()), "the device has no memory for a captured pass"
-    found, start = [], 0
-    for rows in BLOCKS:
-        states = decoder.embed(list(ids[start : start + rows]))
-        for segment in cache.segments:
-            states = decoder.forward_segment(states, segment, cache)
-        found.append(decoder.exit_logits(states).cpu())
-        start += rows
-    return torch.cat(found)
-
-
-def converted(weights: DecoderWeights, dtype: Dtype, kernels: Kernels) -> DecoderWeights:
-    """Weights made for the standard kernels, as others want them. Exact where the hidden size is a power of 4."""
-    scale = weights.head.shape[0] ** -0.5 if kernels.norm == "fused" else 1.0
-
-    def laid(matrix: Tensor, scale: float = 1.0, new: Callable[..., Tensor] = new_matrix) -> Tensor:
-        return new(*matrix.shape, torch_dtype(dtype), matrix.device, kernels.weight_layout).copy_(matrix).mul_(scale)
-
-    layers = tuple(
-        replace(
-            layer,
-            qkv=laid(layer.qkv, scale),
-            attn_out=laid(layer.attn_out),
-            gate_up=laid(layer.gate_up, scale),
-            down=laid(layer.down),
-        )
-        for layer in weights.layers
-    )
-    head = laid(weights.head, scale, new_head)
-    return replace(weights, embedding=weights.embedding.to(torch_dtype(dtype)), layers=layers, head=head, kernels=kernels)
-
-
-def _captured_texts(device: torch.device, *, num_texts: int) -> tuple[int, int]:
-    """Texts in fp32 under random policies that captured passes write otherwise than plain decoding kernel by kernel."""
-    import random
-
-    weights = random_weights(RANDOM_TARGET, torch.float32, str(device), seed=SEED)
-    rng, num_other = random.Random(SEED), 0
-
-    def session(engine: EngineMode) -> Session:
-        model = LoadedModel(
-            decoder=DECODERS[engine](RANDOM_TARGET, weights),
-            geometry=RANDOM_TARGET,
-            exit_layers=(4, 6),
-            calibration=None,
-            sha256="",
-            folder="",
-            dtype="fp32",
-        )
-        return Session(model, None, 64)
-
-    with _live_inputs():
-        eager, graph = session("eager"), session("graph")
-        for _ in range(num_texts):
-            prompt = [rng.randrange(RANDOM_TARGET.vocab_size) for _ in range(24)]
-            settings = Settings(policy=None, sampling=GREEDY, max_new_tokens=32, eos_token_id=None)
-            expected = eager.generate(prompt, settings).tokens
-            for policy in (None, random_policy(graph.exit_layers, rng)):
-                num_other += graph.generate(prompt, replace(settings, policy=policy)).tokens != expected
-    return 2 * num_texts, num_other
-
-
-@torch.inference_mode()
-def _product_seconds(
-    device: torch.device, dtype: Dtype, shape: tuple[int, int], layout: WeightLayout, least_bytes: Bytes
-) -> list[Seconds]:
-    """Median seconds of one product, for each of `GEMV_ROWS`; matrices in turn, launched as the runtime does."""
-    inputs, outputs = shape
-    size = DTYPE_BYTES[dtype]
-    number = int(-(-least_bytes // (inputs * outputs * size)))
-    generator = torch.Generator(device).manual_seed(SEED)
-    matrices = [
-        new_matrix(inputs, outputs, torch_dtype(dtype), device, layout).normal_(generator=generator) for _ in range(number)
-    ]
-    launcher, clock, found = _launcher(device, dtype), Clock(device), []
-    for rows in GEMV_ROWS:
-        x = torch.randn(rows, inputs, generator=generator, device=device, dtype=torch_dtype(dtype))
-        out = torch.empty(rows, outputs, dtype=torch_dtype(dtype), device=device)
-
-        def multiply(x: Tensor = x, out: Tensor = out) -> None:
-            for matrix in matrices:
-                torch.mm(x, matrix, out=out)
-
-        launch, taken = launcher.launch_of(multiply), []
-        for _ in range(TURNS):
-            launch()  # keeps the device busy while the host launches what is timed
-            clock.start()
-            launch()
-            clock.lap("verify", 0, rows, 0)
-            taken += clock.lap_seconds()
-        found.append(median(taken) / number)
-    return found
-
-
-def _launcher(device: torch.device, dtype: Dtype) -> GraphDecoder:
-    """A decoder of one tiny layer, for the way it captures."""
-    geometry = replace(RANDOM_TARGET, num_layers=1, vocab_size=2)
-    return GraphDecoder(geometry, random_weights(geometry, torch_dtype(dtype), str(device), seed=SEED))

@@ -40,14 +40,18 @@ if (($# == 0)); then
 fi
 folder=$1
 shift
+known="1 2 first 7b 13b law 70b transformers check plain llama-3.1-8b llama-3.1-70b"
+for one in $known; do
+    if [[ $folder == "$one" ]]; then
+        echo "'$folder' is the name of a part or a step: expected a folder first. Give ./$folder for a folder of that name." >&2
+        exit 2
+    fi
+done
 for one in "$@"; do
-    case $one in
-        1 | 2 | first | 7b | 13b | law | 70b | transformers | check | plain | llama-3.1-8b | llama-3.1-70b) ;;
-        *)
-            echo "unknown part or step '$one': expected 1, 2 or a step; benchmarks/gpu_session.sh alone lists them." >&2
-            exit 2
-            ;;
-    esac
+    if [[ " $known " != *" $one "* ]]; then
+        echo "unknown part or step '$one': expected 1, 2 or a step; benchmarks/gpu_session.sh alone lists them." >&2
+        exit 2
+    fi
 done
 mkdir -p "$folder" || exit 2
 folder=$(cd "$folder" && pwd)

@@ -14,10 +14,12 @@ from unittest import mock
 from lossless import TINY_EXITS, TINY_SHAPES, penalised, random_noise, random_policy
 
 import s2d.graphs
+from perfmodel.kernels import Kernels
 from perfmodel.sampling import GREEDY
-from s2d.fold import with_reduced_head
+from s2d.fold import with_kernels, with_reduced_head
 from s2d.generate import Session, Settings
 from s2d.graphs import GraphDecoder
+from s2d.kernels import runnable_kernels
 from s2d.load import LoadedModel
 from tests.gpu_simulator import simulated_gpu
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, loaded, tiny_llama, tiny_model
@@ -38,7 +40,7 @@ def simulated_cases(rng: random.Random, num_cases: int) -> tuple[Counter[str], C
     cases: Counter[str] = Counter()
     mismatches: Counter[str] = Counter()
     per_session = min(CASES_PER_SESSION, -(-num_cases // len(KINDS)))
-    with mock.patch.object(s2d.graphs, "LEAST_CONTEXT", SHORTEST_CONTEXT, create=True):
+    with mock.patch.object(s2d.graphs, "LEAST_CONTEXT", SHORTEST_CONTEXT):
         for spec, kind in cycle(product(TINY_SHAPES, KINDS)):
             if cases.total() >= num_cases:
                 break
@@ -72,11 +74,12 @@ def num_mismatches(spec: TinySpec, kind: str, cases: list[Case], rng: random.Ran
 
 
 def graph_session(spec: TinySpec, kind: str, rng: random.Random) -> Session:
-    """A session on the simulated GPU whose passes are captured graphs."""
-    target = graphed(loaded(tiny_llama(spec), TINY_EXITS, "fp32", "cuda"))
+    """A session on the simulated GPU whose passes are captured graphs, with any of the kernels that run in fp32."""
+    kernels = rng.choice(runnable_kernels("cuda", "fp32", "graph"))
+    target = graphed(loaded(tiny_llama(spec), TINY_EXITS, "fp32", "cuda"), kernels)
     draft = None
     if kind != "its own layers":
-        draft = graphed(loaded(tiny_llama(replace(spec, num_layers=4)), TINY_EXITS, "fp32", "cuda"))
+        draft = graphed(loaded(tiny_llama(replace(spec, num_layers=4)), TINY_EXITS, "fp32", "cuda"), kernels)
     if draft and kind == "reduced head":
         kept = sorted(rng.sample(range(VOCAB_SIZE), VOCAB_SIZE // 2))
         weights = with_reduced_head(draft.decoder.weights, kept)
@@ -84,6 +87,6 @@ def graph_session(spec: TinySpec, kind: str, rng: random.Random) -> Session:
     return Session(target, draft, MAX_PROMPT_TOKENS + MAX_NEW_TOKENS)
 
 
-def graphed(model: LoadedModel) -> LoadedModel:
-    """The same model with captured passes."""
-    return replace(model, decoder=GraphDecoder(model.geometry, model.decoder.weights))
+def graphed(model: LoadedModel, kernels: Kernels) -> LoadedModel:
+    """The same model with captured passes and some kernels."""
+    return replace(model, decoder=GraphDecoder(model.geometry, with_kernels(model.decoder.weights, kernels)))

@@ -55,13 +55,17 @@ def parse_kernels(label: str) -> Kernels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelTrial:
-    """Seconds of one layer with some kernels, measured on the device that they are chosen for."""
+    """Seconds of one layer and of the head with some kernels, measured on the device that they are chosen for."""
 
     kernels: Kernels
     draft_layer_s: Seconds
     """A layer of the draft's shape, one row."""
+    draft_head_s: Seconds
+    """The draft's final norm and head, one row."""
     target_layer_s: Seconds
     """A layer of the target's shape, `TRIAL_ROWS` rows."""
+    target_head_s: Seconds
+    """The target's final norm and head, `TRIAL_ROWS` rows."""
 
 
 TRIAL_ROWS: Tokens = 5
@@ -69,8 +73,9 @@ TRIAL_ROWS: Tokens = 5
 
 
 def trial_round_s(trial: KernelTrial, *, draft_layers: int, target_layers: int) -> Seconds:
-    """The layers of one round: `TRIAL_ROWS` - 1 drafted tokens at the draft's full depth, and their verification."""
-    return (TRIAL_ROWS - 1) * draft_layers * trial.draft_layer_s + target_layers * trial.target_layer_s
+    """The products of one round: `TRIAL_ROWS` - 1 drafted tokens at the draft's full depth, and their verification."""
+    token_s = draft_layers * trial.draft_layer_s + trial.draft_head_s
+    return (TRIAL_ROWS - 1) * token_s + target_layers * trial.target_layer_s + trial.target_head_s
 
 
 def fastest_kernels(trials: Sequence[KernelTrial], *, draft_layers: int, target_layers: int) -> Kernels:

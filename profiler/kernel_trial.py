@@ -119,7 +119,7 @@ def try_kernels(
     least_bytes: Bytes = 2 * MAX_CACHE_BYTES,
     num_turns: int = NUM_TURNS,
 ) -> tuple[KernelTrial, ...]:
-    """Time every candidate on layers of the draft's shape and of the target's.
+    """Time every candidate on layers and heads of the draft's shape and of the target's.
 
     Args:
         target: its shape.
@@ -132,18 +132,24 @@ def try_kernels(
     """
     kernels = runnable_kernels(device, dtype, engine)
     draft_s, target_s = (
-        _layer_seconds(model, rows, kernels, dtype, device, engine, least_bytes, num_turns)
+        _median_seconds(model, rows, kernels, dtype, device, engine, least_bytes, num_turns)
         for model, rows in ((draft.model, 1), (target, TRIAL_ROWS))
     )
     return tuple(
-        KernelTrial(kernels=one, draft_layer_s=draft_s[one], target_layer_s=target_s[one])
+        KernelTrial(
+            kernels=one,
+            draft_layer_s=draft_s[one][0],
+            draft_head_s=draft_s[one][1],
+            target_layer_s=target_s[one][0],
+            target_head_s=target_s[one][1],
+        )
         for one in kernels
         if one in draft_s and one in target_s
     )
 
 
 def trial_model(model: ModelGeometry, dtype: Dtype, least_bytes: Bytes) -> ModelGeometry:
-    """A Llama with layers of a model's shape, as many as hold so many bytes of weights, and no vocabulary to speak of."""
+    """A Llama with a head and layers of a model's shape, as many layers as hold so many bytes of weights."""
     layer_bytes = model.layer_params * DTYPE_BYTES[dtype]
     return ModelGeometry(
         name=f"layers of {model.name}",
@@ -153,14 +159,14 @@ def trial_model(model: ModelGeometry, dtype: Dtype, least_bytes: Bytes) -> Model
         num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
-        vocab_size=TRIAL_ROWS + 1,
+        vocab_size=max(model.said_tokens, TRIAL_ROWS),
         tied_embeddings=False,
         max_context_tokens=CACHED_TOKENS + TRIAL_ROWS,
         source="random weights, to time kernels",
     )
 
 
-def _layer_seconds(
+def _median_seconds(
     model: ModelGeometry,
     rows: Tokens,
     kernels: Sequence[Kernels],
@@ -169,19 +175,20 @@ def _layer_seconds(
     engine: EngineMode,
     least_bytes: Bytes,
     num_turns: int,
-) -> dict[Kernels, Seconds]:
-    """Median seconds of one layer with each of the kernels that run and compute what the standard ones do."""
+) -> dict[Kernels, tuple[Seconds, Seconds]]:
+    """Median seconds of one layer, and of the head, with each of the kernels that run and compute what the standard ones do."""
     cut = trial_model(model, dtype, least_bytes)
     timed = _timed_passes(cut, rows, kernels, dtype, device, engine)
     rng = np.random.default_rng(SEED)
-    found: dict[Kernels, list[Seconds]] = {one: [] for one in timed}
+    found: dict[Kernels, list[tuple[Seconds, Seconds]]] = {one: [] for one in timed}
     order = list(timed)
     for turn in range(NUM_WARM_UPS + num_turns):
         for place in rng.permutation(len(order)):
             took_s = timed[order[place]].seconds()
             if turn >= NUM_WARM_UPS:
                 found[order[place]].append(took_s)
-    return {one: float(np.median(seconds)) / cut.num_layers for one, seconds in found.items()}
+    medians = {one: np.median(seconds, axis=0).tolist() for one, seconds in found.items()}
+    return {one: (layers_s / cut.num_layers, head_s) for one, (layers_s, head_s) in medians.items()}
 
 
 def _timed_passes(
@@ -202,7 +209,7 @@ def _timed_passes(
         try:
             candidate = _TimedPass(DECODERS[engine](model, replace(folded[unattended], kernels=one)), rows)
             error_frac = candidate.error_frac(timed[STANDARD_KERNELS]) if timed else 0.0
-        except RuntimeError as err:
+        except (RuntimeError, TypeError, ValueError) as err:  # as PyTorch refuses a device, a dtype, or an argument
             if one == STANDARD_KERNELS:
                 raise
             print_err(f"warning: kernels {one.label} do not run here ({str(err).splitlines()[0]}): they are not tried")
@@ -215,7 +222,7 @@ def _timed_passes(
 
 
 class _TimedPass:
-    """A verification of some rows behind `CACHED_TOKENS`, without the head."""
+    """A verification of some rows behind `CACHED_TOKENS`, and the head after it."""
 
     def __init__(self, decoder: Decoder, rows: Tokens) -> None:
         self._decoder = decoder
@@ -237,12 +244,14 @@ class _TimedPass:
         return self._decoder.forward_segment(self._states, self._cache.segments[0], self._cache)
 
     @torch.inference_mode()
-    def seconds(self) -> Seconds:
-        """Of one pass."""
+    def seconds(self) -> tuple[Seconds, Seconds]:
+        """Of all layers, and of the head."""
         if self._decoder.device.type == "cuda":
             self._run()  # keeps the device busy while the host launches the timed pass, whose time is then the device's alone
         self._clock.start()
-        self._run()
+        states = self._run()
         self._clock.lap("verify", 0, self._rows, CACHED_TOKENS)
-        (seconds,) = self._clock.lap_seconds()
-        return seconds
+        self._decoder.exit_logits(states)
+        self._clock.lap("exit", 0, self._rows, 0)
+        layers_s, head_s = self._clock.lap_seconds()
+        return layers_s, head_s

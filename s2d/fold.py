@@ -268,24 +268,27 @@ def random_weights(
     )
 
 
-def with_kernels(weights: DecoderWeights, kernels: Kernels) -> DecoderWeights:
+def with_kernels(weights: DecoderWeights, kernels: Kernels, dtype: torch.dtype | None = None) -> DecoderWeights:
     """The same decoder, its matrices copied into what other kernels want.
 
     Args:
         weights: folded for any kernels.
         kernels: that will use the copy.
+        dtype: of the copy; that of the weights when None.
     """
-    width = len(weights.head)
-    scales = {"fused": 1.0, "two-step": math.sqrt(width)}
+    kept = dtype or weights.head.dtype
+    scales = {"fused": 1.0, "two-step": math.sqrt(len(weights.head))}
     after_norm = scales[kernels.norm] / scales[weights.kernels.norm]
 
     def copied(matrix: Tensor, scale: float = 1.0, new: NewMatrix = new_matrix) -> Tensor:
         inputs, outputs = matrix.shape
-        return new(inputs, outputs, matrix.dtype, matrix.device, kernels.weight_layout).copy_(matrix).mul_(scale)
+        return new(inputs, outputs, kept, matrix.device, kernels.weight_layout).copy_(matrix).mul_(scale)
 
     def layer(one: LayerWeights) -> LayerWeights:
+        vectors = {name: getattr(one, name) for name in ("qkv_bias", "qk_gain", "attn_out_bias", "gate_up_bias", "down_bias")}
         return replace(
             one,
+            **{name: vector.to(kept) for name, vector in vectors.items() if vector is not None},
             qkv=copied(one.qkv, after_norm),
             attn_out=copied(one.attn_out),
             gate_up=copied(one.gate_up, after_norm),
@@ -293,7 +296,8 @@ def with_kernels(weights: DecoderWeights, kernels: Kernels) -> DecoderWeights:
         )
 
     head = copied(weights.head, after_norm, new_head)
-    return replace(weights, layers=tuple(map(layer, weights.layers)), head=head, kernels=kernels)
+    layers = tuple(map(layer, weights.layers))
+    return replace(weights, embedding=weights.embedding.to(kept), layers=layers, head=head, kernels=kernels)
 
 
 def _paired(heads: Tensor) -> Tensor:

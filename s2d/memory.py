@@ -301,7 +301,8 @@ class _Share:
         heads = (self._heads + 2 * self._kv_heads) * self._model.head_dim
         # Scores before and after the softmax, the mask and what it is made of; rows before and after the rotation.
         pooled = rows * (positions * (2 * self._heads * self._bytes + self._bytes + 9) + 2 * heads * self._bytes)
-        return kept + pooled
+        # The pool of a cache keeps a workspace of cuBLAS, and so does that of the exit checks.
+        return kept + pooled + 2 * _cublas_workspace_bytes(self._models.device)
 
     @property
     def _row_bytes(self) -> Bytes:
@@ -344,5 +345,9 @@ def _workspace_bytes(device: torch.device) -> Bytes:
 
 def cublas_bytes(device: torch.device) -> Bytes:
     """Workspaces of cuBLAS on a GPU, for all streams of a pair."""
+    return CUBLAS_STREAMS * _cublas_workspace_bytes(device)
+
+
+def _cublas_workspace_bytes(device: torch.device) -> Bytes:
     is_new = not torch.cuda.is_available() or torch.cuda.get_device_capability(device)[0] >= 9
-    return CUBLAS_STREAMS * (CUBLAS_BYTES if is_new else OLD_CUBLAS_BYTES)
+    return CUBLAS_BYTES if is_new else OLD_CUBLAS_BYTES

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, _abort_process_group
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from perfmodel.console import EXIT_ANSWERED, EXIT_OUR_FAULT
@@ -245,5 +245,7 @@ def joined(prog: str) -> Iterator[Ranks]:
             if ranks.has_stopped:
                 dist.destroy_process_group()
             else:  # destroying waits for operations that may never end
-                with contextlib.suppress(RuntimeError):
+                with contextlib.suppress(ImportError, RuntimeError):  # a private name: the process ends anyway
+                    from torch.distributed.distributed_c10d import _abort_process_group
+
                     _abort_process_group()

@@ -127,3 +127,6 @@ def test_without_a_folder_or_with_an_unknown_step_it_says_what_there_is(tmp_path
     assert unknown.returncode == 2
     assert "unknown part or step '71b'" in unknown.stderr
     assert not (tmp_path / "out").exists()  # nothing has run before it is noticed
+    without_folder = session("--tiny", "7b")
+    assert without_folder.returncode == 2
+    assert "'7b' is the name of a part or a step: expected a folder first" in without_folder.stderr

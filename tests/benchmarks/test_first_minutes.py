@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import captured_checks
 import first_checks
 import first_minutes
 import pytest
@@ -75,15 +76,15 @@ def test_figures_that_are_no_numbers_are_left_out_of_the_result() -> None:
 
 
 def test_kernels_that_fail_do_not_hide_the_others(monkeypatch) -> None:
-    logits = first_checks.block_logits
+    logits = captured_checks.block_logits
 
     def refuses(decoder, ids):
         if decoder.kernels.norm == "fused":
             raise RuntimeError("no such kernel")
         return logits(decoder, ids)
 
-    monkeypatch.setattr(first_checks, "block_logits", refuses)
-    monkeypatch.setattr(first_checks, "_captured_texts", lambda device, num_texts: (0, 0))
+    monkeypatch.setattr(captured_checks, "block_logits", refuses)
+    monkeypatch.setattr(first_checks, "captured_texts", lambda device, num_texts: (0, 0))
     found = Checks("cpu", is_quick=True).captures()
     assert found.verdict == first_checks.WRONG
     assert "inf in fp32 (input-major,products,fused)" in found.measured
@@ -99,15 +100,15 @@ def test_only_failures_count_as_failed(verdict: str, is_failed: bool) -> None:
 
 def test_converted_weights_give_the_same_logits_and_wrong_ones_are_found(monkeypatch) -> None:
     checks = Checks("cpu", is_quick=True)
-    monkeypatch.setattr(first_checks, "_captured_texts", lambda device, num_texts: (0, 0))
+    monkeypatch.setattr(first_checks, "captured_texts", lambda device, num_texts: (0, 0))
     assert checks.captures().verdict == OK
-    convert = first_checks.converted
+    convert = captured_checks.with_kernels
 
-    def forgets_the_scale(weights, dtype, kernels):
-        found = convert(weights, dtype, kernels)
+    def forgets_the_scale(weights, kernels, dtype=None):
+        found = convert(weights, kernels, dtype)
         return replace(found, head=found.head * 1.05) if kernels.weight_layout == "output-major" else found
 
-    monkeypatch.setattr(first_checks, "converted", forgets_the_scale)
+    monkeypatch.setattr(captured_checks, "with_kernels", forgets_the_scale)
     found = checks.captures()
     assert found.verdict == first_checks.WRONG
     assert "output-major" in found.measured

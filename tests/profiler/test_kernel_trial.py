@@ -25,8 +25,8 @@ from tests.gpu_simulator import simulated_gpu
 
 FUSED = replace(STANDARD_KERNELS, norm="fused")
 TRIALS = (
-    KernelTrial(kernels=STANDARD_KERNELS, draft_layer_s=2e-5, target_layer_s=2e-5),
-    KernelTrial(kernels=FUSED, draft_layer_s=1e-5, target_layer_s=1e-5),
+    KernelTrial(kernels=STANDARD_KERNELS, draft_layer_s=2e-5, draft_head_s=1e-5, target_layer_s=2e-5, target_head_s=1e-5),
+    KernelTrial(kernels=FUSED, draft_layer_s=1e-5, draft_head_s=1e-5, target_layer_s=1e-5, target_head_s=1e-5),
 )
 HERE = replace(CPU, kernels=None)
 
@@ -103,7 +103,7 @@ def test_every_combination_that_can_run_is_timed_on_layers_of_both_shapes() -> N
     draft = DraftGeometry(kind="separate", model=replace(target, num_layers=2, hidden_size=32), exit_layers=(2,))
     trials = try_kernels(target, draft, "fp32", "cpu", engine="eager", least_bytes=1, num_turns=2)
     assert [trial.kernels for trial in trials] == list(runnable_kernels("cpu", "fp32", "eager"))
-    assert all(trial.draft_layer_s > 0 and trial.target_layer_s > 0 for trial in trials)
+    assert all(min(trial.draft_layer_s, trial.draft_head_s, trial.target_layer_s, trial.target_head_s) > 0 for trial in trials)
 
 
 def test_on_a_gpu_every_timed_pass_is_launched_behind_another_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,116 @@
+"""Captured passes against passes launched kernel by kernel: logits with all kernels, and texts."""
+
+import inspect
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from unittest import mock
+
+import numpy as np
+import torch
+from device_check import MAX_BF16_OVER_TRANSFORMERS, MAX_FP32_ERROR_FRAC, RANDOM_TARGET, error_frac
+from lossless import random_policy
+from torch import Tensor
+
+import s2d.graphs
+from perfmodel.console import print_err
+from perfmodel.kernels import STANDARD_KERNELS, Kernels
+from perfmodel.profile import Dtype, EngineMode
+from perfmodel.sampling import GREEDY
+from perfmodel.units import Frac
+from s2d.fold import random_weights, with_kernels
+from s2d.generate import Session, Settings
+from s2d.graphs import GraphDecoder
+from s2d.kernels import runnable_kernels
+from s2d.load import DECODERS, LoadedModel, torch_dtype
+from s2d.nested import Decoder
+
+SEED = 20261124
+BLOCKS = (1, 2, 3, 5, 9, 1, 16, 7)
+"""Rows of the passes whose logits are compared: every captured width but the widest, with padding and without."""
+
+
+@contextmanager
+def live_inputs() -> Iterator[None]:
+    """Let captures check that what graphs read is alive, where torch can."""
+    has_check = "check_input_liveness" in inspect.signature(torch.cuda.graph).parameters
+    with mock.patch.dict(s2d.graphs.CAPTURE_OPTIONS, {"check_input_liveness": True} if has_check else {}):
+        yield
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstCapture:
+    """The kernels whose captured logits are the worst."""
+
+    kernels: Kernels
+    error_frac: Frac
+    limit_frac: Frac
+
+
+@torch.inference_mode()
+def captured_error(device: torch.device, dtype: Dtype, *, is_quick: bool) -> WorstCapture:
+    """All kernels on the same random weights, against these weights in fp32, launched kernel by kernel."""
+    geometry = replace(RANDOM_TARGET, num_layers=2 if is_quick else RANDOM_TARGET.num_layers)
+    weights = random_weights(geometry, torch_dtype(dtype), str(device), seed=SEED)
+    ids = np.random.default_rng(SEED).integers(geometry.vocab_size, size=sum(BLOCKS)).tolist()
+    reference = block_logits(Decoder(geometry, with_kernels(weights, STANDARD_KERNELS, torch.float32)), ids)
+    limit = MAX_FP32_ERROR_FRAC
+    if dtype != "fp32":
+        limit = MAX_BF16_OVER_TRANSFORMERS * error_frac(block_logits(Decoder(geometry, weights), ids), reference)
+    errors: dict[Kernels, Frac] = {}
+    with live_inputs():
+        for kernels in runnable_kernels(device, dtype, "graph"):
+            decoder = GraphDecoder(geometry, with_kernels(weights, kernels))
+            try:
+                errors[kernels] = error_frac(block_logits(decoder, ids), reference)
+            except RuntimeError as err:  # the other kernels are worth knowing of
+                print_err(f"kernels {kernels.label} in {dtype}: {err}")
+                errors[kernels] = math.inf
+    worst = max(errors, key=lambda one: errors[one] if errors[one] == errors[one] else math.inf)
+    return WorstCapture(kernels=worst, error_frac=errors[worst], limit_frac=limit)
+
+
+def block_logits(decoder: Decoder, ids: Sequence[int]) -> Tensor:
+    """Logits after every token of a text that goes through two segments in `BLOCKS`: float32 [T, V], on the CPU."""
+    depth = decoder.geometry.num_layers
+    cache = decoder.new_cache((depth // 2, depth), len(ids))
+    decoder.prepare(cache, 0, len(ids))
+    assert all(cache.prepared.values()), "the device has no memory for a captured pass"
+    found, start = [], 0
+    for rows in BLOCKS:
+        states = decoder.embed(list(ids[start : start + rows]))
+        for segment in cache.segments:
+            states = decoder.forward_segment(states, segment, cache)
+        found.append(decoder.exit_logits(states).cpu())
+        start += rows
+    return torch.cat(found)
+
+
+def captured_texts(device: torch.device, *, num_texts: int) -> tuple[int, int]:
+    """Texts in fp32 under random policies that captured passes write otherwise than plain decoding kernel by kernel."""
+    weights = random_weights(RANDOM_TARGET, torch.float32, str(device), seed=SEED)
+    rng, num_other = random.Random(SEED), 0
+
+    def session(engine: EngineMode) -> Session:
+        model = LoadedModel(
+            decoder=DECODERS[engine](RANDOM_TARGET, weights),
+            geometry=RANDOM_TARGET,
+            exit_layers=(4, 6),
+            calibration=None,
+            sha256="",
+            folder="",
+            dtype="fp32",
+        )
+        return Session(model, None, 64)
+
+    with live_inputs():
+        eager, graph = session("eager"), session("graph")
+        for _ in range(num_texts):
+            prompt = [rng.randrange(RANDOM_TARGET.vocab_size) for _ in range(24)]
+            settings = Settings(policy=None, sampling=GREEDY, max_new_tokens=32, eos_token_id=None)
+            expected = eager.generate(prompt, settings).tokens
+            for policy in (None, random_policy(graph.exit_layers, rng)):
+                num_other += graph.generate(prompt, replace(settings, policy=policy)).tokens != expected
+    return 2 * num_texts, num_other
