@@ -46,12 +46,14 @@ def kernels_line(kernels: Kernels, trials: Sequence[KernelTrial], draft: DraftGe
     """What is computed with, and what it was chosen by."""
     if not trials:
         return f"kernels  {kernels.label}"
+    fastest = f"kernels  {kernels.label}, the fastest of {len(trials)}"
+    if kernels == STANDARD_KERNELS:
+        return fastest
     seconds = {
         one.kernels: trial_round_s(one, draft_layers=draft.exit_layers[-1], target_layers=target.num_layers) for one in trials
     }
     gain = 1 - seconds[kernels] / seconds[STANDARD_KERNELS]
-    fastest = f"{kernels.label}, the fastest of {len(trials)}"
-    return f"kernels  {fastest}: a round takes {format_frac(gain)} less than with {STANDARD_KERNELS.label}"
+    return f"{fastest}: a round takes {format_frac(gain)} less than with {STANDARD_KERNELS.label}"
 
 
 def latency_table(log: PassLog) -> str:

@@ -1,6 +1,10 @@
+from dataclasses import replace
+
+from perfmodel.kernels import STANDARD_KERNELS, KernelTrial
 from perfmodel.policy import CalibrationCurve
-from profiler.show import acceptance_table, off_path_lines
+from profiler.show import acceptance_table, kernels_line, off_path_lines
 from s2d.sidecar import Calibration
+from tests.calibrate.evidence import DRAFT, TARGET
 from tests.strategies import TraceSpec, make_trace
 
 TRACE = make_trace(TraceSpec(num_positions=[250] * 20, max_new_tokens=250))
@@ -43,3 +47,16 @@ def test_what_was_recorded_off_the_path_is_counted_and_said_to_be_too_few_where_
     assert enough.endswith("of them by the deepest exit")
     [lacking] = off_path_lines(few)
     assert lacking.endswith("too few, 100 are needed, so the text's own confidences stand in")
+
+
+def test_kernels_are_shown_with_what_they_gain_where_others_were_timed() -> None:
+    fused = replace(STANDARD_KERNELS, norm="fused")
+    seconds = {"draft_head_s": 0.0, "target_head_s": 0.0}
+    trials = [
+        KernelTrial(kernels=STANDARD_KERNELS, draft_layer_s=2e-5, target_layer_s=2e-5, **seconds),
+        KernelTrial(kernels=fused, draft_layer_s=1e-5, target_layer_s=1e-5, **seconds),
+    ]
+    assert kernels_line(fused, (), DRAFT, TARGET) == "kernels  input-major,products,fused"
+    assert kernels_line(STANDARD_KERNELS, trials, DRAFT, TARGET) == "kernels  input-major,products,two-step, the fastest of 2"
+    gain = "a round takes 50.0 % less than with input-major,products,two-step"
+    assert kernels_line(fused, trials, DRAFT, TARGET) == f"kernels  input-major,products,fused, the fastest of 2: {gain}"
