@@ -22,7 +22,7 @@ def use_device(name: str) -> None:
     if name == "cpu":
         return
     if not torch.cuda.is_available():
-        raise UserInputError(f"--device {name}: torch finds no CUDA device here. Give --device cpu, or install its CUDA build")
+        raise UserInputError(f"--device {name}: torch finds no CUDA device here. Give --device cpu, or install its CUDA build.")
     if found[1] is not None:
         number, num_devices = int(found[1]), torch.cuda.device_count()
         if number >= num_devices:
