@@ -119,7 +119,7 @@ def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Ex
 def trace_for(trace: AcceptanceTrace, pair: ModelPair) -> AcceptanceTrace:
     """The acceptance that a pair was run with, as a trace of that pair.
 
-    A published trace is of nobody's weights, and stays so: plans tell it from a recorded one by that.
+    A published trace names no weights. It still names none here, because a plan calls acceptance *traced* only where it does.
     """
     header = replace(trace.header, target=pair.target.geometry, draft=pair.geometry)
     if header.target_sha256 is not None:

@@ -1,6 +1,5 @@
 """Captured passes against passes launched kernel by kernel: logits with all kernels, and texts."""
 
-import inspect
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -29,20 +28,19 @@ from s2d.nested import Decoder
 
 SEED = 20261124
 BLOCKS = (1, 2, 3, 5, 9, 1, 16, 7)
-"""Rows of the passes whose logits are compared: every captured width but the widest, with padding and without."""
+"""Rows of the compared passes: all captured widths except 32, some of them padded."""
 
 
 @contextmanager
 def live_inputs() -> Iterator[None]:
-    """Let captures check that what graphs read is alive, where torch can."""
-    has_check = "check_input_liveness" in inspect.signature(torch.cuda.graph).parameters
-    with mock.patch.dict(s2d.graphs.CAPTURE_OPTIONS, {"check_input_liveness": True} if has_check else {}):
+    """Let captures check that what graphs read is alive, where PyTorch can."""
+    with mock.patch.dict(s2d.graphs.CAPTURE_OPTIONS, s2d.graphs.liveness_options()):
         yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorstCapture:
-    """The kernels whose captured logits are the worst."""
+    """The kernels with the largest error of captured logits."""
 
     kernels: Kernels
     error_frac: Frac

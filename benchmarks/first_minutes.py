@@ -97,7 +97,7 @@ def line_after(name: str, check: Callable[[], Outcome]) -> Line:
     try:
         found = check()
         outcome = replace(found, figures={key: finite_or_none(figure) for key, figure in found.figures.items()})
-    except Exception as err:  # whatever it is, the other checks are worth their time
+    except Exception as err:  # the other checks still run
         first = (str(err).strip() or "no message").splitlines()[0]
         outcome = Outcome(verdict=f"failed: {type(err).__name__}: {first}", measured="nothing", figures={})
         print_err(f"{name}: {err!r}")

@@ -36,7 +36,7 @@ Case = tuple[list[int], Settings]
 
 
 def simulated_cases(rng: random.Random, num_cases: int) -> tuple[Counter[str], Counter[str]]:
-    """Cases, and mismatches with whatever else the simulator found, by kind of draft."""
+    """By kind of draft, the cases, and the mismatches with the problems that the simulator listed."""
     cases: Counter[str] = Counter()
     mismatches: Counter[str] = Counter()
     per_session = min(CASES_PER_SESSION, -(-num_cases // len(KINDS)))
@@ -60,7 +60,7 @@ def random_cases(rng: random.Random, number: int) -> Iterator[Case]:
 
 
 def num_mismatches(spec: TinySpec, kind: str, cases: list[Case], rng: random.Random) -> int:
-    """Cases whose text differs between the simulated GPU and the CPU, and problems that the simulator listed."""
+    """Cases in which the simulated GPU and the CPU write different texts, plus the problems that the simulator listed."""
     plain = Session(tiny_model(spec, TINY_EXITS), None, MAX_PROMPT_TOKENS + MAX_NEW_TOKENS)
     expected = [plain.generate(prompt, settings).tokens for prompt, settings in cases]
     with simulated_gpu() as simulator:
@@ -74,7 +74,7 @@ def num_mismatches(spec: TinySpec, kind: str, cases: list[Case], rng: random.Ran
 
 
 def graph_session(spec: TinySpec, kind: str, rng: random.Random) -> Session:
-    """A session on the simulated GPU whose passes are captured graphs, with any of the kernels that run in fp32."""
+    """A session on the simulated GPU with captured passes, and with random kernels out of those that run in fp32."""
     kernels = rng.choice(runnable_kernels("cuda", "fp32", "graph"))
     target = graphed(loaded(tiny_llama(spec), TINY_EXITS, "fp32", "cuda"), kernels)
     draft = None

@@ -1,9 +1,9 @@
 """Which kernels are fastest on this device for the shapes of a pair: a few layers of random weights, timed in turns.
 
-Every combination of `perfmodel.kernels` that can run there gets a decoder of its own, launched as the pair will be. Each
-has enough layers that no cache of a GPU holds its weights between two passes. The combinations take turns in random order, so
-that a clock that drifts drifts for all of them, and a combination's time is its median. All have the same numbers, so that what
-they compute is compared too.
+Every combination of `perfmodel.kernels` that can run there gets a decoder of its own, launched as the pair will be. Where the
+model is large enough, it has so many layers that no cache of a GPU holds its weights between two passes. The combinations take
+turns in random order, so that a drifting clock affects all of them alike, and the time of a combination is its median. All have
+the same weights, so that their results are compared too.
 """
 
 from __future__ import annotations

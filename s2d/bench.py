@@ -264,8 +264,8 @@ def token_gaps(
         logits = logits + noise.rows(len(prompt_ids), len(text))
     emitted = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
     # A token that top-k or top-p forbids lies infinitely far off, as all do where logits overflow; files hold finite numbers.
-    most = torch.finfo(torch.float32).max
-    return (logits.amax(-1) - emitted).nan_to_num(nan=most, posinf=most).tolist()
+    largest = torch.finfo(torch.float32).max
+    return (logits.amax(-1) - emitted).nan_to_num(nan=largest, posinf=largest).tolist()
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int:

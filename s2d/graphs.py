@@ -14,6 +14,7 @@ themselves are tested on a simulated GPU (`tests/gpu_simulator`).
 Symbols: T tokens of a pass, R rows of its width, S positions of its context, D hidden, V vocab.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -278,6 +279,12 @@ class _ExitCheck:
         self._launch()
         self._post.send(self._answer)
         return self._post
+
+
+def liveness_options() -> dict[str, bool]:
+    """What to add to `CAPTURE_OPTIONS` so that a replay checks its inputs; empty where PyTorch cannot."""
+    name = "check_input_liveness"
+    return {name: True} if name in inspect.signature(torch.cuda.graph).parameters else {}
 
 
 def room_tokens(max_tokens: Tokens) -> Tokens:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -27,8 +26,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     if torch.cuda.is_available():
         import s2d.graphs
 
-        if "check_input_liveness" in inspect.signature(torch.cuda.graph).parameters:
-            monkeypatch.setattr(s2d.graphs, "CAPTURE_OPTIONS", {"check_input_liveness": True}, raising=False)
+        monkeypatch.setattr(s2d.graphs, "CAPTURE_OPTIONS", s2d.graphs.liveness_options())
         yield None
         return
     from tests.gpu_simulator import simulated_gpu

@@ -109,7 +109,9 @@ def speculating(plan: Path, to: Path) -> Path:
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time kernels on one layer, twice, and take a turn for every second of a budget: the simulator's seconds mean nothing."""
     monkeypatch.setattr(kernel_trial, "try_kernels", partial(kernel_trial.try_kernels, least_bytes=1, num_turns=2))
-    monkeypatch.setattr(job, "measure_latency", lambda *args, **told: measure_latency(*args, **told, clock=count().__next__))
+    monkeypatch.setattr(
+        job, "measure_latency", lambda *args, **options: measure_latency(*args, **options, clock=count().__next__)
+    )
 
 
 @pytest.fixture(scope="session")

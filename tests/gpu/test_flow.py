@@ -153,8 +153,8 @@ def test_an_interrupted_profile_goes_on_with_the_kernels_it_recorded(
 ) -> None:
     argv = ["latency", *profile_argv(models, tmp_path, "fp32")]
 
-    def interrupted(*args, **told) -> None:
-        measure_latency(*args, **told, clock=count().__next__)
+    def interrupted(*args, **options) -> None:
+        measure_latency(*args, **options, clock=count().__next__)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -316,7 +316,7 @@ class GraphContext:
 
 def out_of_memory() -> torch.OutOfMemoryError:
     """The error that `Simulator.fail_captures` asks for."""
-    return torch.OutOfMemoryError("CUDA out of memory (simulated: this capture was told to fail).")
+    return torch.OutOfMemoryError("CUDA out of memory (simulated: the test asked this capture to fail).")
 
 
 def _map(function: Function, x: Any, kind: type = Tensor) -> Any:

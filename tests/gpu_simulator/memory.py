@@ -2,7 +2,7 @@
 
 A device tensor is a CPU tensor whose storage is registered here. Storages are held weakly: the registry sees when the
 program drops one, and never keeps one alive. Unwritten memory is filled with poison: a NaN with a payload of its own, or
-0x5A5A5A5A. Arithmetic on the CPU keeps the payload of a NaN, so poison is told from a NaN that a program computed.
+0x5A5A5A5A. Arithmetic on the CPU keeps the payload of a NaN, so poison differs from a NaN that a program computed.
 """
 
 import ctypes
@@ -133,7 +133,7 @@ def key_of(tensor: Tensor) -> int:
     """Address of a tensor's storage object, which is its key while it lives; 0 for tensors without a storage."""
     try:
         return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:
         return 0
 
 

@@ -138,7 +138,7 @@ class OperationMode(TorchDispatchMode):
         if capturing is None:
             return
         if capturing.is_failing:
-            raise torch.OutOfMemoryError("CUDA out of memory (simulated: this capture was told to fail).")
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated: the test asked this capture to fail).")
         if operation.is_mutable:
             for x in operation.written_tensors(args, kwargs):
                 allocation = self._simulator.memory.find(x)
