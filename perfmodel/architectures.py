@@ -136,13 +136,13 @@ def find_architecture(config: Config, name: str) -> Architecture:
     uncovered = "; ".join(uncovered_traits(config))
     if uncovered:
         raise UserInputError(
-            f"model {shown(name)}: the latency law does not cover {shown(given)}, which has {uncovered}. Give a dense decoder of "
-            f"a family in {MODELS_PAGE}."
+            f"model {shown(name)}: the latency law does not cover {shown(given)}, which has {uncovered}. Give a dense "
+            f"decoder of a family in {MODELS_PAGE}."
         )
     for architecture in ARCHITECTURES:
         if given in (architecture.class_name, architecture.model_type, *architecture.other_names):
             return architecture
-    otherwise = f"plan for a model of a covered family: sizes alone do not tell what the layers of {shown(name)} compute"
+    otherwise = f"give a model of a covered family: sizes alone do not tell what the layers of {shown(name)} compute"
     known = [one.class_name for one in ARCHITECTURES]
     raise UnknownName("architecture", given, known, listed_in=MODELS_PAGE, otherwise=otherwise)
 
@@ -153,15 +153,15 @@ def architecture_name(config: Config) -> str:
     Raises:
         UserInputError: it has neither, or one that is no name.
     """
-    names = _names(config)
+    names = architecture_names(config)
     if not names:
         raise UserInputError("the config names neither architectures nor model_type. Give a model's whole config.json.")
     return names[0]
 
 
-def _names(config: Config) -> list[str]:
+def architecture_names(config: Config) -> list[str]:
     """What a config calls its model: its classes, then its type."""
-    classes, model_type = config.get("architectures") or [], config.get("model_type") or ""
+    classes, model_type = _or_nothing(config.get("architectures"), []), _or_nothing(config.get("model_type"), "")
     if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
         raise UserInputError(f"architectures is {shown(classes)}, expected a list of class names. Mend the config.json.")
     if not isinstance(model_type, str):
@@ -169,9 +169,9 @@ def _names(config: Config) -> list[str]:
     return [name for name in (*classes, model_type) if name]
 
 
-def plain_names(config: Config) -> list[str]:
-    """What a config calls its model, in lower case and without separators."""
-    return [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in _names(config)]
+def _or_nothing(value: object, nothing: object) -> Any:
+    """A value, or what stands for null."""
+    return nothing if value is None else value
 
 
 def layer_types(config: Config) -> list[str]:
@@ -180,7 +180,7 @@ def layer_types(config: Config) -> list[str]:
     Raises:
         UserInputError: it is no list of names.
     """
-    types = config.get("layer_types") or []
+    types = _or_nothing(config.get("layer_types"), [])
     if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
         raise UserInputError(f"layer_types is {shown(types)}, expected a list with one name per layer. Mend the config.json.")
     return types
@@ -188,7 +188,7 @@ def layer_types(config: Config) -> list[str]:
 
 def uncovered_traits(config: Config) -> Iterator[str]:
     """`a mixture of experts (num_experts = 128): which weights …`, for every kind that a config is of."""
-    names = plain_names(config)
+    names = [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in architecture_names(config)]
     for kind in UNCOVERED:
         by_key = [f"{key} = {shown(config[key])}" for key in kind.keys if config.get(key)]
         by_name = any(part in name for part in kind.name_parts for name in names)

@@ -25,6 +25,7 @@ from perfmodel.near_names import near_models, near_words
 
 _MAX_LISTED = 8
 _MAX_SHOWN_CHARS = 60
+_MAX_TEXT_CHARS = 160
 _MODEL_KINDS = ("target", "draft", "model", "architecture")
 """Kinds whose names have a family and a size."""
 
@@ -194,6 +195,12 @@ def shown(value: object) -> str:
     """A value from a file or a flag as a message quotes it: escaped, as JSON writes constants, and cut to a readable length."""
     text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 1]}…"
+
+
+def one_line(err: Exception) -> str:
+    """What a library says of its error, on one line and cut to a readable length."""
+    text = " ".join(str(err).split())
+    return text if len(text) <= _MAX_TEXT_CHARS else f"{text[: _MAX_TEXT_CHARS - 1]}…"
 
 
 def _near(kind: str, given: str, names: list[str], aliases: Mapping[str, str]) -> list[str]:

@@ -287,4 +287,3 @@ def _look_up(known: Mapping[str, _Known], aliases: Mapping[str, str], name: str)
     plain = _TUNING.sub("", whole)
     names = (whole, aliases.get(whole, whole), plain, aliases.get(plain, plain))
     return next((known[one] for one in names if one in known), None)
-

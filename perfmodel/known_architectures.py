@@ -123,9 +123,7 @@ def _llamas() -> Iterator[Architecture]:
         windows="all",
         defaults=_sizes(4096, 14336, 34, 32, 131072, 262144, num_key_value_heads=8, head_dim=128),
     )
-    yield Architecture(
-        model_type="granite", class_name="GraniteForCausalLM", defaults=_sizes(4096, 11008, 32, 32, 32000, 2048)
-    )
+    yield Architecture(model_type="granite", class_name="GraniteForCausalLM", defaults=_sizes(4096, 11008, 32, 32, 32000, 2048))
     yield Architecture(
         model_type="smollm3",
         class_name="SmolLM3ForCausalLM",
@@ -166,9 +164,7 @@ def _llamas() -> Iterator[Architecture]:
         qkv_bias="use_bias",
         attn_out_bias="use_bias",
         mlp_bias="use_bias",
-        defaults=_sizes(
-            1024, 3072, 18, 16, 103424, 131072, num_key_value_heads=2, head_dim=128, tie_word_embeddings=True
-        ),
+        defaults=_sizes(1024, 3072, 18, 16, 103424, 131072, num_key_value_heads=2, head_dim=128, tie_word_embeddings=True),
     )
     yield Architecture(
         model_type="internlm3",
@@ -190,9 +186,7 @@ def _qwens() -> Iterator[Architecture]:
         attn_out_bias=False,
         mlp_bias=False,
         windows="from-layer",
-        defaults=_sizes(
-            4096, 22016, 32, 32, 151936, 32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28
-        ),
+        defaults=_sizes(4096, 22016, 32, 32, 151936, 32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28),
     )
     yield Architecture(
         model_type="qwen3",
@@ -242,12 +236,11 @@ def _qwens() -> Iterator[Architecture]:
 
 
 def _gemmas() -> Iterator[Architecture]:
-    gemma: dict[str, object] = {"head_dim": 256, "tie_word_embeddings": True}
     yield Architecture(
         model_type="gemma",
         class_name="GemmaForCausalLM",
         mlp_bias=False,
-        defaults=_sizes(3072, 24576, 28, 16, 256000, 8192, num_key_value_heads=16, **gemma),
+        defaults=_sizes(3072, 24576, 28, 16, 256000, 8192, num_key_value_heads=16, head_dim=256, tie_word_embeddings=True),
     )
     yield Architecture(
         model_type="gemma2",
@@ -255,7 +248,9 @@ def _gemmas() -> Iterator[Architecture]:
         norms_per_layer=4,
         mlp_bias=False,
         windows="every-other",
-        defaults=_sizes(2304, 9216, 26, 8, 256000, 8192, num_key_value_heads=4, sliding_window=4096, **gemma),
+        defaults=_sizes(
+            2304, 9216, 26, 8, 256000, 8192, num_key_value_heads=4, sliding_window=4096, head_dim=256, tie_word_embeddings=True
+        ),
     )
     yield Architecture(
         model_type="gemma3_text",
@@ -269,7 +264,8 @@ def _gemmas() -> Iterator[Architecture]:
             num_key_value_heads=4,
             sliding_window=4096,
             sliding_window_pattern=6,
-            **gemma,
+            head_dim=256,
+            tie_word_embeddings=True,
         ),
     )
 
@@ -425,9 +421,7 @@ def _plain_mlps() -> Iterator[Architecture]:
         attn_out_bias="use_bias",
         mlp_bias="use_bias",
         windows="all",
-        defaults=_sizes(
-            3072, 12288, 30, 24, 49152, 4096, num_key_value_heads=2, tie_word_embeddings=True, use_bias=True
-        ),
+        defaults=_sizes(3072, 12288, 30, 24, 49152, 4096, num_key_value_heads=2, tie_word_embeddings=True, use_bias=True),
     )
     yield Architecture(
         model_type="nemotron",
@@ -449,7 +443,6 @@ def _plain_mlps() -> Iterator[Architecture]:
 
 def _remote() -> Iterator[Architecture]:
     """Families whose code is in their own repositories: their files give every size."""
-    no_biases: dict[str, BiasRule] = {"qkv_bias": False, "attn_out_bias": False, "mlp_bias": False}
     yield Architecture(
         model_type="qwen",
         class_name="QWenLMHeadModel",
@@ -459,7 +452,9 @@ def _remote() -> Iterator[Architecture]:
         attn_out_bias=False,
         mlp_bias=False,
     )
-    yield Architecture(model_type="baichuan", class_name="BaichuanForCausalLM", **no_biases)
+    yield Architecture(
+        model_type="baichuan", class_name="BaichuanForCausalLM", qkv_bias=False, attn_out_bias=False, mlp_bias=False
+    )
     yield Architecture(
         model_type="chatglm",
         class_name="ChatGLMModel",
@@ -473,7 +468,12 @@ def _remote() -> Iterator[Architecture]:
         model_type="internlm2", class_name="InternLM2ForCausalLM", qkv_bias="bias", attn_out_bias="bias", mlp_bias=False
     )
     yield Architecture(
-        model_type="exaone", class_name="ExaoneForCausalLM", keys={"num_hidden_layers": "num_layers"}, **no_biases
+        model_type="exaone",
+        class_name="ExaoneForCausalLM",
+        keys={"num_hidden_layers": "num_layers"},
+        qkv_bias=False,
+        attn_out_bias=False,
+        mlp_bias=False,
     )
     yield Architecture(
         model_type="mimo",

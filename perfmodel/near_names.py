@@ -17,6 +17,7 @@ _PARTS = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 _CLASS_ENDING = re.compile(r"(For[A-Z]\w*|LMHeadModel|Model)$")
 _NO_FAMILY = frozenset({"meta", "the", "my", "new", "b", "m"})
 """Words of model names that tell no family."""
+_MIN_DIGITS = 3
 _TYPO_LETTERS = ((8, 2), (4, 1))
 """From so many letters on, so many may be wrong."""
 
@@ -32,11 +33,13 @@ def near_models(given: str, known: Iterable[str]) -> tuple[str, ...]:
 
 
 def near_words(given: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Known words of the same numbers whose letters are the given ones, but for a typo; at most three.
+    """Known words with the letters of the one given before the same number, or one digit off; at most three.
 
-    A name may have further parts: `h100` is near `h100-80gb-pcie`.
+    A name may have further parts: `h100` is near `h100-80gb-pcie`. Words without numbers may hold a typo.
     """
-    return tuple(name for name in known if _is_near(given, name))[:MAX_NEAR]
+    names = list(known)
+    same = [name for name in names if _is_near(given, name, digits_off=0)]
+    return tuple((same or [name for name in names if _is_near(given, name, digits_off=1)])[:MAX_NEAR])
 
 
 def edit_distance(one: str, other: str) -> int:
@@ -92,12 +95,17 @@ def _version(name: str) -> str | None:
     return next((part for part in _PARTS.findall(plain) if not part.isalpha()), None)
 
 
-def _is_near(given: str, name: str) -> bool:
-    """Whether a name has all numbers of the one given, each after the same letters, and its words but for a typo."""
+def _is_near(given: str, name: str, *, digits_off: int) -> bool:
+    """Whether a name has every number of the one given behind the same letters; without numbers, its words but for typos."""
     mine, theirs = _PARTS.findall(given.casefold()), _PARTS.findall(name.casefold())
-    if any(part not in theirs for part in mine if not part.isalpha()):
-        return False
-    numbered = [pair for pair in pairwise(mine) if not pair[1].isalpha()]
+    numbered = [pair for pair in pairwise(["", *mine]) if not pair[1].isalpha()]
     if numbered:
-        return all(pair in list(pairwise(theirs)) for pair in numbered)
+        pairs = list(pairwise(["", *theirs]))
+        return all(any(_is_same_number(pair, other, digits_off) for other in pairs) for pair in numbered)
     return bool(mine) and all(any(_is_typo(word, other) for other in theirs if other.isalpha()) for word in mine)
+
+
+def _is_same_number(pair: tuple[str, str], other: tuple[str, str], digits_off: int) -> bool:
+    """Whether letters and the number behind them are those of another pair; short numbers may not differ at all."""
+    allowed = digits_off if min(len(pair[1]), len(other[1])) >= _MIN_DIGITS else 0
+    return pair[0] == other[0] and not other[1].isalpha() and edit_distance(pair[1], other[1]) <= allowed

@@ -59,7 +59,9 @@ def built(config: Mapping[str, Any], device: str = "meta") -> PreTrainedModel:
     with torch.device(device):
         if model_type.endswith("_vl_text"):
             whole = transformers.CONFIG_MAPPING[model_type.removesuffix("_text")](
-                text_config=dict(config), tie_word_embeddings=config.get("tie_word_embeddings", False)
+                text_config=dict(config),
+                vision_config={"depth": 1},
+                tie_word_embeddings=config.get("tie_word_embeddings", False),
             )
             return AutoModelForImageTextToText.from_config(whole)
         return AutoModelForCausalLM.from_config(transformers.CONFIG_MAPPING[model_type](**config))
@@ -68,18 +70,15 @@ def built(config: Mapping[str, Any], device: str = "meta") -> PreTrainedModel:
 def text_weights(model: PreTrainedModel) -> dict[str, int]:
     """Weights of a model by name, what is tied once, and nothing of what sees or hears."""
     others = ("vision", "visual", "audio", "multi_modal_projector", "connector", "image_newline")
-    return {
-        name: parameter.numel()
-        for name, parameter in model.named_parameters()
-        if not any(part in name for part in others)
-    }
+    return {name: parameter.numel() for name, parameter in model.named_parameters() if not any(part in name for part in others)}
 
 
 def outside_biases(weights: Mapping[str, int], model: ModelGeometry) -> int:
     """The biases of the last norm and of the head: the one thing that a geometry does not count."""
-    last_norm = [size for name, size in weights.items() if "layers." not in name and ".h." not in name and name.endswith("bias")]
-    assert sum(last_norm) <= model.hidden_size + model.vocab_size
-    return sum(last_norm)
+    outside = [name for name in weights if "layers." not in name and ".h." not in name]
+    biases = sum(weights[name] for name in outside if name.endswith("bias"))
+    assert biases <= model.hidden_size + model.vocab_size
+    return biases
 
 
 def switched(architecture: Architecture) -> Iterator[dict[str, Any]]:
@@ -116,7 +115,9 @@ def test_every_family_caches_what_transformers_caches_windows_included() -> None
         if architecture.model_type in REMOTE:
             continue
         window = {} if architecture.windows == "none" else {"sliding_window": 5, "num_hidden_layers": 6}
-        more: dict[str, Any] = {"use_sliding_window": True, "max_window_layers": 4} if architecture.windows == "from-layer" else {}
+        more: dict[str, Any] = (
+            {"use_sliding_window": True, "max_window_layers": 4} if architecture.windows == "from-layer" else {}
+        )
         if architecture.is_text_of_more:
             more["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
         config = small_config(architecture, **window, **more)
@@ -190,3 +191,54 @@ def test_a_head_is_tied_as_the_text_says_else_as_the_whole_says() -> None:
             config["text_config"]["tie_word_embeddings"] = of_text
         assert geometry_from_config(config, "mine").tied_embeddings == is_tied
     assert decoder_config({"model_type": "llava"}) == {"model_type": "llava"}
+
+
+LLAMA_7B = {"num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+GLM_4_9B: dict[str, object] = {
+    "num_layers": 40,
+    "hidden_size": 4096,
+    "ffn_hidden_size": 13696,
+    "num_attention_heads": 32,
+    "kv_channels": 128,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "padded_vocab_size": 151552,
+    "seq_length": 8192,
+    "add_qkv_bias": True,
+    "add_bias_linear": False,
+}
+GROUPED = {**LLAMA_7B, "intermediate_size": 14336, "num_key_value_heads": 8}
+PUBLISHED: list[tuple[str, dict[str, object], int]] = [
+    ("QWenLMHeadModel", {**LLAMA_7B, "intermediate_size": 22016, "vocab_size": 151936, "seq_length": 8192}, 7_721_324_544),
+    ("BaichuanForCausalLM", {**LLAMA_7B, "vocab_size": 64000}, 7_000_559_616),
+    ("ChatGLMModel", GLM_4_9B, 9_399_951_360),
+    ("ChatGLMModel", {**GLM_4_9B, "num_layers": 28, "padded_vocab_size": 65024}, 6_243_584_000),
+    ("InternLM2ForCausalLM", {**GROUPED, "vocab_size": 92544, "bias": False}, 7_737_708_544),
+]
+"""Weights that others counted: Qwen-7B, Baichuan-7B (Baichuan-13B's README), GLM-4-9B, ChatGLM3-6B and InternLM2-7B."""
+
+
+def test_families_with_code_of_their_own_count_as_many_weights_as_was_published() -> None:
+    for name, config, published_params in PUBLISHED:
+        assert geometry_from_config({"architectures": [name], **config}, "mine").num_params == published_params
+    exaone = {**GROUPED, "num_layers": 32, "vocab_size": 102400}
+    del exaone["num_hidden_layers"]
+    model = geometry_from_config({"architectures": ["ExaoneForCausalLM"], **exaone}, "mine")
+    assert model.num_params == pytest.approx(7.8e9, rel=0.01)  # EXAONE 3.0 7.8B, by its name
+    assert {*REMOTE} == {*(one.model_type for one in ARCHITECTURES if one.model_type not in transformers.CONFIG_MAPPING)}
+
+
+def test_mimo_is_qwen_2_with_heads_that_are_not_counted() -> None:
+    """Its class inherits Qwen 2's; its MTP layers are read by a head that drafts, not by plain decoding."""
+    config = {**GROUPED, "vocab_size": 151680, "max_position_embeddings": 32768, "use_sliding_window": False}
+    mimo, qwen = ({**config, "model_type": name} for name in ("mimo", "qwen2"))
+    assert shapes_of({**mimo, "num_nextn_predict_layers": 1, "attention_bias": True}) == shapes_of(qwen)
+
+
+def test_the_text_decoder_of_phi_3_vision_leaves_its_vision_tower_and_projector() -> None:
+    """4,146,621,440 weights on the hub: CLIP ViT-L/14-336, two projections, two separators, and Phi-3 mini."""
+    config = {**LLAMA_7B, "hidden_size": 3072, "intermediate_size": 8192, "vocab_size": 32064, "sliding_window": 131072}
+    model = geometry_from_config({"architectures": ["Phi3VForCausalLM"], **config}, "mine")
+    projector = 4096 * 3072 + 3072 + 3072 * 3072 + 3072 + 2 * 4096
+    assert model.num_params + 303_507_456 + projector == 4_146_621_440
+    assert "text decoder only" in model.source
