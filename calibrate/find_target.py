@@ -11,7 +11,7 @@ from perfmodel.errors import UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.hub import REPOSITORY, fetch_config
 from perfmodel.known_models import KNOWN_MODELS
-from perfmodel.model_config import geometry_from_config, quantisation_note
+from perfmodel.model_config import geometry_from_config, quantisation_note, reading_note
 from perfmodel.near_names import near_models
 
 _LOG = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _read(path: Path, repository: str | None = None) -> ModelGeometry:
     with about_file(path):
         check_is_decoder(path, config, name)
         geometry = geometry_from_config(config, name, f"{CONFIG} of {place}")
-    note = quantisation_note(config, name)
-    if note:
-        _LOG.warning(note)
+    for note in (reading_note(config, name), quantisation_note(config, name)):
+        if note:
+            _LOG.warning(note)
     return geometry

@@ -5,9 +5,10 @@ kv heads as heads, heads that share the hidden size, an untied head, 2048 tokens
 caps change neither bytes nor FLOP. The vocabulary counts its padding, which is read too.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perfmodel.architectures import Config, decoder_config, find_architecture, layer_types
+from perfmodel.architectures import Config, architecture_names, decoder_config, find_architecture, layer_types
 from perfmodel.errors import UserInputError, shown
 from perfmodel.geometry import ModelGeometry
 from perfmodel.known_architectures import Architecture, BiasRule
@@ -53,7 +54,7 @@ def geometry_from_config(config: Config, name: str, source: str | None = None) -
         vocab_size=keys.count("vocab_size"),
         tied_embeddings=keys.flag("tie_word_embeddings"),
         max_context_tokens=context_tokens,
-        source=(source or f"config.json of {name}") + _remarks(keys, is_text=decoder is not config),
+        source=", ".join([source or f"config.json of {name}", *_remarks(keys, is_text=decoder is not config)]),
         gated_mlp=architecture.gated_mlp,
         extra_layer_params=_extra_layer_params(keys),
         embedding_size=None if embedding_size == keys.hidden else embedding_size,
@@ -145,16 +146,23 @@ class _Keys:
         return UserInputError(f"model {shown(self.name)}: {written} is {value}, expected {expected}. Mend its config.json.")
 
 
-def _remarks(keys: _Keys, *, is_text: bool) -> str:
+def _remarks(keys: _Keys, *, is_text: bool) -> Iterator[str]:
     """What a reader of a geometry should know of its file: which part was read, and which sizes it leaves out."""
-    family, more = keys.architecture, ""
-    if is_text or family.is_text_of_more or set(family.other_names) & {*(keys.decoder.get("architectures") or ())}:
-        more += ", text decoder only"
+    family = keys.architecture
+    if is_text or family.is_text_of_more or set(family.other_names) & set(architecture_names(keys.decoder)):
+        yield "text decoder only"
     left_out = [key for key in _SIZES if not keys.is_given(key) and key in family.defaults]
     if left_out:
-        filled = ", ".join(f"{key} {family.defaults[key]}" for key in left_out)
-        more += f", with transformers' defaults of {family.model_type}: {filled}"
-    return more
+        filled = ", ".join(f"{key} {keys.value(key)}" for key in left_out)
+        yield f"with transformers' defaults of {family.model_type}: {filled}"
+
+
+def reading_note(config: Config, name: str) -> str | None:
+    """What to say of a config that was not read as a whole, or not from the file alone; None where there is nothing to say."""
+    decoder = decoder_config(config)
+    keys = _Keys(decoder=decoder, architecture=find_architecture(decoder, name), name=name)
+    remarks = ", ".join(_remarks(keys, is_text=decoder is not config))
+    return f"{name} is read as its {remarks}" if remarks.startswith("text") else f"{name} is read {remarks}" if remarks else None
 
 
 def _extra_layer_params(keys: _Keys) -> int:

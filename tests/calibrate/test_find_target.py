@@ -168,3 +168,17 @@ def test_a_hostile_file_ends_with_2_and_one_short_message_that_names_it(
     message = capsys.readouterr().err
     assert repr(str(path)) in message
     assert len(message) - message.count(str(path)) * len(str(path)) <= 330
+
+
+def test_a_file_that_is_read_in_part_or_filled_is_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    llava = {"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064, "num_hidden_layers": 40}}
+    write_config(tmp_path / "llava", llava)
+    write_config(tmp_path / "sparse", {**REFERENCE, "vocab_size": None} | {"model_type": "gpt2", "vocab_size": 50257})
+    write_config(tmp_path / "whole", REFERENCE)
+    with caplog.at_level(logging.WARNING):
+        for name in ("llava", "sparse", "whole"):
+            find_target(str(tmp_path / name), no_hub)
+    assert [record.getMessage() for record in caplog.records] == [
+        "llava is read as its text decoder only, with transformers' defaults of llama: hidden_size 4096, intermediate_size "
+        "11008, num_attention_heads 32"
+    ]
