@@ -56,9 +56,12 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
 def config_path(text: str) -> Path | None:
     """The config.json meant by a path: that file, or the one in that folder; None where there is no such path."""
     path = Path(text)
-    if path.is_dir():
-        return path / CONFIG
-    return path if path.suffix == ".json" or path.is_file() else None
+    try:
+        if path.is_dir():
+            return path / CONFIG
+        return path if path.suffix == ".json" or path.is_file() else None
+    except OSError:  # a name longer than any file's
+        return None
 
 
 def check_draft_is_decoder(text: str) -> None:

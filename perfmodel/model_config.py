@@ -162,7 +162,9 @@ def reading_note(config: Config, name: str) -> str | None:
     decoder = decoder_config(config)
     keys = _Keys(decoder=decoder, architecture=find_architecture(decoder, name), name=name)
     remarks = ", ".join(_remarks(keys, is_text=decoder is not config))
-    return f"{name} is read as its {remarks}" if remarks.startswith("text") else f"{name} is read {remarks}" if remarks else None
+    return (
+        f"{name} is read as its {remarks}" if remarks.startswith("text") else f"{name} is read {remarks}" if remarks else None
+    )
 
 
 def _extra_layer_params(keys: _Keys) -> int:

@@ -182,3 +182,12 @@ def test_a_file_that_is_read_in_part_or_filled_is_said_to_be(tmp_path: Path, cap
         "llava is read as its text decoder only, with transformers' defaults of llama: hidden_size 4096, intermediate_size "
         "11008, num_attention_heads 32"
     ]
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "llama\x1b[2J"])
+def test_a_text_that_can_be_no_path_is_an_unknown_name(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_plan(["--target", text]) == 2
+    message = capsys.readouterr().err.rstrip("\n")
+    assert message.startswith("s2d-plan: unknown target '")
+    assert len(message) <= 300
+    assert message.isprintable()

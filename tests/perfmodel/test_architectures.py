@@ -165,6 +165,9 @@ def test_the_text_decoder_of_every_wrapper_is_that_of_transformers() -> None:
     wrong = []
     for wrapper in WRAPPERS:
         sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+        default = transformers.CONFIG_MAPPING[wrapper.model_type]().get_text_config(decoder=True)
+        if default.model_type != wrapper.text_model_type:
+            wrong.append(f"{wrapper.model_type}: {wrapper.text_model_type}, in transformers {default.model_type}")
         family = {"model_type": wrapper.text_model_type}
         whole = transformers.CONFIG_MAPPING[wrapper.model_type](text_config=family | sizes).get_text_config(decoder=True)
         theirs = shapes_of({**whole.to_dict(), "tie_word_embeddings": getattr(whole, "tie_word_embeddings", False)})
@@ -173,6 +176,7 @@ def test_the_text_decoder_of_every_wrapper_is_that_of_transformers() -> None:
             if ours != theirs:
                 wrong.append(f"{wrapper.model_type}: {ours}, in transformers {theirs}")
     assert not wrong, "\n".join(wrong)
+    assert len({wrapper.model_type for wrapper in WRAPPERS}) == len(WRAPPERS)
 
 
 def test_a_flat_config_of_a_model_that_sees_gives_its_text_decoder() -> None:
