@@ -161,10 +161,8 @@ def reading_note(config: Config, name: str) -> str | None:
     """What to say of a config that was not read as a whole, or not from the file alone; None where there is nothing to say."""
     decoder = decoder_config(config)
     keys = _Keys(decoder=decoder, architecture=find_architecture(decoder, name), name=name)
-    remarks = ", ".join(_remarks(keys, is_text=decoder is not config))
-    return (
-        f"{name} is read as its {remarks}" if remarks.startswith("text") else f"{name} is read {remarks}" if remarks else None
-    )
+    remarks = list(_remarks(keys, is_text=decoder is not config))
+    return f"{name} is read as follows: {', '.join(remarks)}" if remarks else None
 
 
 def _extra_layer_params(keys: _Keys) -> int:

@@ -179,8 +179,8 @@ def test_a_file_that_is_read_in_part_or_filled_is_said_to_be(tmp_path: Path, cap
         for name in ("llava", "sparse", "whole"):
             find_target(str(tmp_path / name), no_hub)
     assert [record.getMessage() for record in caplog.records] == [
-        "llava is read as its text decoder only, with transformers' defaults of llama: hidden_size 4096, intermediate_size "
-        "11008, num_attention_heads 32"
+        "llava is read as follows: text decoder only, with transformers' defaults of llama: hidden_size 4096, "
+        "intermediate_size 11008, num_attention_heads 32"
     ]
 
 
