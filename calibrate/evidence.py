@@ -16,7 +16,7 @@ from calibrate.acceptance import (
     same_shape,
     shipped_pairs,
 )
-from calibrate.find_target import find_target
+from calibrate.find_target import check_draft_is_decoder, find_target
 from calibrate.price_profiles import price_by_profiles
 from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet
 from perfmodel.errors import OutOfDomain, UserInputError
@@ -94,6 +94,8 @@ def _check_counts(request: PlanRequest) -> None:
 
 def gather_acceptance(request: PlanRequest) -> Acceptance:
     """The trace of the request, at its lengths, checked against its target and draft."""
+    if request.draft is not None:
+        check_draft_is_decoder(request.draft)
     if request.trace is not None:
         acceptance = load_acceptance(request.trace, request.prompts_split, request.category)
         check_draft(acceptance, request.draft)
@@ -146,10 +148,10 @@ def _named_target(text: str) -> ModelGeometry:
         return target
     answered, record = {name for _, name in shipped_pairs()}, record_command(_folder_of(text), None)
     alike = [known.name for known in KNOWN_MODELS if known.name in answered and same_shape(known, target)]
-    hint = f" If its weights are those of {alike[0]}, say --target {alike[0]}." if alike else ""
+    hint = f"If its weights are those of {alike[0]}, give --target {alike[0]}. Or record it" if alike else "Record it"
     raise UserInputError(
-        f"no acceptance evidence for target {text!r}: a config tells shapes, and how often a draft agrees depends on the "
-        f"weights.{hint} Or record it: {record}, then s2d-plan --target {text} --trace profile/trace.npz"
+        f"no acceptance evidence for target {text!r}: a config gives shapes, and how often a draft agrees depends on the "
+        f"weights. {hint}: {record}, then s2d-plan --target {text} --trace profile/trace.npz"
     )
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from perfmodel.errors import BadFile, UnknownName, UserInputError, near_misses
+from perfmodel.config_file import CONFIG, about_file, check_is_decoder, model_name, read_config_file
+from perfmodel.errors import UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.hub import REPOSITORY, fetch_config
-from perfmodel.known_models import ALIASES, KNOWN_MODELS
-from perfmodel.model_config import geometry_from_config, quantisation_note
-
-_CONFIG = "config.json"
+from perfmodel.known_models import KNOWN_MODELS
+from perfmodel.model_config import geometry_from_config, quantisation_note, reading_note
+from perfmodel.near_names import near_models
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,13 +33,10 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
         UserInputError: a kind of model that the latency law does not cover, or a repository whose config cannot be had.
     """
     if not text.strip():
-        raise UnknownName("target", text, [model.name for model in KNOWN_MODELS])
-    path = Path(text)
-    if path.is_dir():
-        path /= _CONFIG
-    if path.is_file() or path.suffix == ".json":
-        name = path.resolve().parent.name
-        return _read(path, name, f"{_CONFIG} of {name}")
+        raise UnknownName("target", text, [model.name for model in KNOWN_MODELS], listed_in="docs/models.md")
+    path = config_path(text)
+    if path is not None:
+        return _read(path)
     try:
         return find_model(text)
     except UnknownName:
@@ -50,30 +46,47 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
     try:
         config = fetch(text)
     except UserInputError as err:
-        near = near_misses(name, [*(model.name for model in KNOWN_MODELS), *ALIASES])
+        near = near_models(name, [model.name for model in KNOWN_MODELS])
         if near:
-            err.add_note(f"Known under a like name: {', '.join(near)}.")
+            err.add_note(f"Known models of that family: {', '.join(near)}.")
         raise
-    return _read(config, name, f"{_CONFIG} of {text} on the Hugging Face hub")
+    return _read(config, repository=text)
 
 
-def _read(path: Path, name: str, source: str) -> ModelGeometry:
-    config = _read_config(path)
-    geometry = geometry_from_config(config, name, source)
-    note = quantisation_note(config, name)
-    if note:
-        _LOG.warning(note)
-    return geometry
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    fix = "Give a model's config.json, or the folder it is in"
+def config_path(text: str) -> Path | None:
+    """The config.json meant by a path: that file, or the one in that folder; None where there is no such path."""
+    path = Path(text)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise BadFile(path, f"cannot be read ({err.strerror})", fix) from err
-    except ValueError as err:
-        raise BadFile(path, f"this is not JSON ({err})", fix) from err
-    if not isinstance(config, dict):
-        raise BadFile(path, f"this is a JSON {type(config).__name__}, expected an object", fix)
-    return config
+        if path.is_dir():
+            return path / CONFIG
+        return path if path.suffix == ".json" or path.is_file() else None
+    except OSError:  # a name longer than any file's
+        return None
+
+
+def check_draft_is_decoder(text: str) -> None:
+    """Refuse a draft by a path whose model is no draft: an embedding or reward model, or a head such as EAGLE's.
+
+    Raises:
+        UserInputError: it is one.
+        BadFile: its config cannot be read.
+    """
+    path = config_path(text)
+    if path is not None and path.is_file():
+        config = read_config_file(path)
+        with about_file(path):
+            check_is_decoder(path, config, model_name(path, config))
+
+
+def _read(path: Path, repository: str | None = None) -> ModelGeometry:
+    """The geometry in a file, named by itself or by the repository it is from."""
+    config = read_config_file(path)
+    name = repository.rpartition("/")[2] if repository else model_name(path, config)
+    place = f"{repository} on the Hugging Face hub" if repository else name
+    with about_file(path):
+        check_is_decoder(path, config, name)
+        geometry = geometry_from_config(config, name, f"{CONFIG} of {place}")
+    for note in (reading_note(config, name), quantisation_note(config, name)):
+        if note:
+            _LOG.warning(note)
+    return geometry

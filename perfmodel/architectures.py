@@ -1,114 +1,23 @@
-"""Families of decoders: those the latency law covers, with what their code does that no config says, and those it refuses.
+"""The family of a decoder: the row of the table that a config.json belongs to, or why the latency law does not cover it.
 
-A config.json tells sizes, not arithmetic. That Qwen2 adds biases to Q, K and V, that Gemma 2 norms a layer four times and
-lets every other layer see a window only, stands in code. So a family is covered by its name, never by its keys: a name that
-is not in the table is refused however much its config looks like a Llama's, as its price would be a guess that looks like
-knowledge. A refusal goes by name and by telltale keys, so that a new mixture of experts is refused as one.
+A config.json gives sizes, not arithmetic. Code alone says that Qwen2 adds biases to Q, K and V, and that Gemma 2 norms a layer
+four times and limits every other layer to a window. So a family is covered by its name, never by its keys
+(`perfmodel.known_architectures`): a name that is not in the table is refused however much its config looks like a Llama's.
+What the law would misprice is refused by name and by telltale keys, so that a new mixture of experts is refused as one.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from perfmodel.errors import UnknownName, UserInputError
+from perfmodel.errors import UnknownName, UserInputError, shown
+from perfmodel.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
 
 Config: TypeAlias = Mapping[str, Any]
 """What is in a config.json."""
 
-BiasRule = Literal["as-told", "qkv", "all"]
-"""`as-told`: by the keys `attention_bias` and `mlp_bias`. `qkv`: Q, K and V always. `all`: unless `enable_bias` is false."""
-QueryKeyNorm = Literal["none", "head", "whole"]
-"""Queries and keys are normed not at all, per head with one gain for all heads, or across their heads."""
-WindowRule = Literal["none", "all", "from-layer", "every-other", "all-but-every"]
-"""Which layers see a window, where `layer_types` does not say: `from-layer` is `max_window_layers`, `all-but-every` is
-`sliding_window_pattern`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """One family; what is not said is as in a Llama."""
-
-    model_type: str
-    class_name: str
-    mlp_key: str = "intermediate_size"
-    gated_mlp: bool = True
-    norms_per_layer: int = 2
-    norms_have_biases: bool = False
-    query_key_norm: QueryKeyNorm = "none"
-    biases: BiasRule = "as-told"
-    has_learned_positions: bool = False
-    windows: WindowRule = "none"
-    defaults: Mapping[str, object] = field(default_factory=dict)
-    """What transformers (5.23) takes for keys that a file of this family leaves out."""
-
-
-ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture(model_type="llama", class_name="LlamaForCausalLM"),
-    Architecture(
-        model_type="mistral",
-        class_name="MistralForCausalLM",
-        windows="all",
-        defaults={"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
-    ),
-    Architecture(
-        model_type="qwen2",
-        class_name="Qwen2ForCausalLM",
-        biases="qkv",
-        windows="from-layer",
-        defaults={"sliding_window": 4096, "max_window_layers": 28, "max_position_embeddings": 32768},
-    ),
-    Architecture(
-        model_type="qwen3",
-        class_name="Qwen3ForCausalLM",
-        query_key_norm="head",
-        windows="from-layer",
-        defaults={"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28, "max_position_embeddings": 32768},
-    ),
-    Architecture(
-        model_type="gemma",
-        class_name="GemmaForCausalLM",
-        defaults={"head_dim": 256, "tie_word_embeddings": True, "max_position_embeddings": 8192},
-    ),
-    Architecture(
-        model_type="gemma2",
-        class_name="Gemma2ForCausalLM",
-        norms_per_layer=4,
-        windows="every-other",
-        defaults={"head_dim": 256, "tie_word_embeddings": True, "sliding_window": 4096, "max_position_embeddings": 8192},
-    ),
-    Architecture(
-        model_type="gemma3_text",
-        class_name="Gemma3ForCausalLM",
-        norms_per_layer=4,
-        query_key_norm="head",
-        windows="all-but-every",
-        defaults={
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "vocab_size": 262208,
-            "tie_word_embeddings": True,
-            "sliding_window": 4096,
-            "sliding_window_pattern": 6,
-            "max_position_embeddings": 131072,
-        },
-    ),
-    Architecture(model_type="phi3", class_name="Phi3ForCausalLM", windows="all", defaults={"max_position_embeddings": 4096}),
-    Architecture(
-        model_type="opt",
-        class_name="OPTForCausalLM",
-        mlp_key="ffn_dim",
-        gated_mlp=False,
-        norms_have_biases=True,
-        biases="all",
-        has_learned_positions=True,
-        defaults={"tie_word_embeddings": True},
-    ),
-    Architecture(model_type="granite", class_name="GraniteForCausalLM"),
-    Architecture(model_type="smollm3", class_name="SmolLM3ForCausalLM", defaults={"tie_word_embeddings": True}),
-    Architecture(model_type="olmo2", class_name="Olmo2ForCausalLM", query_key_norm="whole"),
-)
+MODELS_PAGE = "docs/models.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +80,24 @@ UNCOVERED: tuple[Uncovered, ...] = (
         keys=("num_kv_shared_layers", "attention_k_eq_v", "cla_share_factor", "use_cla"),
     ),
     Uncovered(
+        what="cross-attention layers",
+        why="they read what another encoder made, and a cache of its own",
+        name_parts=("mllama",),
+        keys=("cross_attention_layers", "cross_layer_interval", "cross_attn_every_n_layers"),
+    ),
+    Uncovered(
+        what="block-sparse attention",
+        why="how much of its cache a layer reads depends on a pattern",
+        name_parts=("phi3small",),
+        keys=("blocksparse_block_size",),
+    ),
+    Uncovered(
+        what="layers of different shapes",
+        why="one layer's price does not stand for the others",
+        name_parts=("decilm", "nemotronnas", "openelm"),
+        keys=("block_configs", "num_query_heads"),
+    ),
+    Uncovered(
         what="an encoder-decoder",
         why="its decoder also reads what an encoder made",
         name_parts=("t5", "bart", "pegasus", "whisper", "marian", "encoderdecoder"),
@@ -183,47 +110,90 @@ _TEXT_KEYS = ("text_config", "llm_config", "language_config")
 
 
 def decoder_config(config: Config) -> Config:
-    """The part of a config that describes the decoder: of a model that also sees or hears, that of its text."""
-    return next((config[key] for key in _TEXT_KEYS if isinstance(config.get(key), Mapping)), config)
+    """The part of a config that describes the decoder: of a model that also sees or hears, that of its text.
+
+    Where that part leaves out its family, or whether its head is tied, the rest of the file says so.
+    """
+    text = next((config[key] for key in _TEXT_KEYS if isinstance(config.get(key), Mapping)), None)
+    if text is None:
+        return config
+    wrapper = next((one for one in WRAPPERS if one.model_type == config.get("model_type")), None)
+    filled: dict[str, Any] = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    if wrapper is not None:
+        named = {} if text.get("architectures") or text.get("model_type") else {"model_type": wrapper.text_model_type}
+        filled |= named | dict(wrapper.defaults)
+    return {**filled, **text}
 
 
 def find_architecture(config: Config, name: str) -> Architecture:
     """The family of a decoder's config.
 
     Raises:
-        UserInputError: the law does not cover it; says what it is and by what it was told.
-        UnknownName: it goes by a name that is not in the table.
+        UserInputError: the law does not cover it; says what it is and by which keys.
+        UnknownName: it goes by a name that is not in the table, or the file has no name for it.
     """
-    found = architecture_name(config)
+    given = architecture_name(config)
     uncovered = "; ".join(uncovered_traits(config))
     if uncovered:
         raise UserInputError(
-            f"model {name!r}: the latency law does not cover {found!r}, which has {uncovered}. Give a dense decoder: "
-            f"{', '.join(one.class_name for one in ARCHITECTURES)}."
+            f"model {shown(name)}: the latency law does not cover {shown(given)}, which has {uncovered}. Give a dense "
+            f"decoder of a family in {MODELS_PAGE}."
         )
     for architecture in ARCHITECTURES:
-        if found in (architecture.class_name, architecture.model_type):
+        if given in (architecture.class_name, architecture.model_type, *architecture.other_names):
             return architecture
-    otherwise = f"plan for a model of one of these families: sizes alone do not tell what the layers of {name!r} compute"
-    raise UnknownName("architecture", found, [one.class_name for one in ARCHITECTURES], otherwise=otherwise)
+    otherwise = f"give a model of a covered family: sizes alone do not tell what the layers of {shown(name)} compute"
+    known = [one.class_name for one in ARCHITECTURES]
+    raise UnknownName("architecture", given, known, listed_in=MODELS_PAGE, otherwise=otherwise)
 
 
 def architecture_name(config: Config) -> str:
-    """The class that a config names, else its model type."""
-    names = config.get("architectures") or [config.get("model_type")]
-    return str(names[0])
+    """The class that a config names, else its model type.
+
+    Raises:
+        UserInputError: it has neither, or one that is no name.
+    """
+    names = architecture_names(config)
+    if not names:
+        raise UserInputError("the config names neither architectures nor model_type. Give a model's whole config.json.")
+    return names[0]
+
+
+def architecture_names(config: Config) -> list[str]:
+    """What a config calls its model: its classes, then its type."""
+    classes, model_type = _or_nothing(config.get("architectures"), []), _or_nothing(config.get("model_type"), "")
+    if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
+        raise UserInputError(f"architectures is {shown(classes)}, expected a list of class names. Mend the config.json.")
+    if not isinstance(model_type, str):
+        raise UserInputError(f"model_type is {shown(model_type)}, expected a name. Mend the config.json.")
+    return [name for name in (*classes, model_type) if name]
+
+
+def _or_nothing(value: object, nothing: object) -> Any:
+    """A value, or what stands for null."""
+    return nothing if value is None else value
+
+
+def layer_types(config: Config) -> list[str]:
+    """What a config says of every layer; empty where it says nothing.
+
+    Raises:
+        UserInputError: it is no list of names.
+    """
+    types = _or_nothing(config.get("layer_types"), [])
+    if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
+        raise UserInputError(f"layer_types is {shown(types)}, expected a list with one name per layer. Mend the config.json.")
+    return types
 
 
 def uncovered_traits(config: Config) -> Iterator[str]:
     """`a mixture of experts (num_experts = 128): which weights …`, for every kind that a config is of."""
-    names = [*(config.get("architectures") or ()), config.get("model_type") or ""]
-    plain = [re.sub(r"[^a-z0-9]", "", str(name).lower()) for name in names]
+    names = [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in architecture_names(config)]
     for kind in UNCOVERED:
-        by_key = [f"{key} = {config[key]!r}" for key in kind.keys if config.get(key)]
-        by_name = any(part in name for part in kind.name_parts for name in plain)
+        by_key = [f"{key} = {shown(config[key])}" for key in kind.keys if config.get(key)]
+        by_name = any(part in name for part in kind.name_parts for name in names)
         if by_key or by_name:
-            told_by = f" ({', '.join(by_key)})" if by_key else ""
-            yield f"{kind.what}{told_by}: {kind.why}"
-    unknown = sorted({str(one) for one in config.get("layer_types") or ()} - set(KNOWN_LAYER_TYPES))
+            yield f"{kind.what}{f' ({by_key[0]})' if by_key else ''}: {kind.why}"
+    unknown = sorted(set(layer_types(config)) - set(KNOWN_LAYER_TYPES))
     if unknown:
-        yield f"layers of type {', '.join(unknown)}: only full and sliding-window attention are priced"
+        yield f"layers of type {', '.join(map(shown, unknown[:3]))}: only full and sliding-window attention are priced"

@@ -18,14 +18,13 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from perfmodel.errors import S2DError, near_misses
+from perfmodel.errors import S2DError, near_misses, shown
 
 T = TypeVar("T")
 
 KIND_KEY = "kind"
 
 _SCALARS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-_MAX_SHOWN_CHARS = 60
 
 
 class DecodeError(ValueError):
@@ -144,13 +143,13 @@ def _decode_scalar(data: Any, hint: Any, where: str) -> Any:
     if hint is not float:
         return _expect(data, hint, expected, where)
     if isinstance(data, bool) or not isinstance(data, (int, float)):
-        raise DecodeError(where, f"expected {expected}, got {_shown(data)}")
+        raise DecodeError(where, f"expected {expected}, got {shown(data)}")
     try:
         number = float(data)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise DecodeError(where, f"expected a finite number, got {_shown(data)}")
+        raise DecodeError(where, f"expected a finite number, got {shown(data)}")
     return number
 
 
@@ -158,7 +157,7 @@ def _decode_literal(data: Any, choices: tuple[Any, ...], where: str) -> Any:
     for choice in choices:
         if type(choice) is type(data) and choice == data:
             return choice
-    raise DecodeError(where, f"expected one of {', '.join(map(repr, choices))}, got {_shown(data)}")
+    raise DecodeError(where, f"expected one of {', '.join(map(repr, choices))}, got {shown(data)}")
 
 
 def _decode_tuple(data: Any, hint: Any, where: str) -> tuple[Any, ...]:
@@ -208,11 +207,5 @@ def _decode_dataclass(data: Any, cls: type, where: str) -> Any:
 def _expect(data: Any, cls: type, expected: str, where: str) -> Any:
     """The data itself when it is exactly of the class (so true is no 1), an error that shows it otherwise."""
     if type(data) is not cls:
-        raise DecodeError(where, f"expected {expected}, got {_shown(data)}")
+        raise DecodeError(where, f"expected {expected}, got {shown(data)}")
     return data
-
-
-def _shown(data: object) -> str:
-    """The value as JSON writes it, cut to a readable length."""
-    text = {"None": "null", "True": "true", "False": "false"}.get(repr(data), repr(data))
-    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 1]}…"

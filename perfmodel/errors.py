@@ -19,9 +19,15 @@ A message says what was wrong, what was expected and how to fix it. Context is a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-_MAX_LISTED = 16
+from perfmodel.near_names import near_models, near_words
+
+_MAX_LISTED = 8
+_MAX_SHOWN_CHARS = 60
+_MAX_TEXT_CHARS = 160
+_MODEL_KINDS = ("target", "draft", "model", "architecture")
+"""Kinds whose names have a family and a size."""
 
 
 class S2DError(Exception):
@@ -59,21 +65,26 @@ class UnknownName(UserInputError):
         kind: what the name should be: `target`, `device` …
         given: what was written.
         known: the names that would have worked.
-        aliases: further names that would have worked, not listed but offered as near misses.
+        aliases: further names that would have worked, and the known name that each stands for.
+        listed_in: where a reader finds all known names, such as `docs/models.md`.
         otherwise: another way to say what was meant, such as `give a config: --target path/to/config.json`.
     """
 
     def __init__(
-        self, kind: str, given: str, known: Iterable[str], *, aliases: Iterable[str] = (), otherwise: str | None = None
+        self,
+        kind: str,
+        given: str,
+        known: Iterable[str],
+        *,
+        aliases: Mapping[str, str] | None = None,
+        listed_in: str | None = None,
+        otherwise: str | None = None,
     ) -> None:
-        names = tuple(known)
-        listed = ", ".join(names[:_MAX_LISTED])
-        if len(names) > _MAX_LISTED:
-            listed += f", … ({len(names)} in all)"
-        near = near_misses(given, (*names, *aliases))
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        names = list(known)
+        near = _near(kind, given, names, aliases or {})
+        hint = f"did you mean {_either(near)}?" if near else ""
         other = f" Or {otherwise}." if otherwise else ""
-        super().__init__(f"unknown {kind} {given!r}: known are {listed or 'none'}.{hint}{other}")
+        super().__init__(f"unknown {kind} {shown(given)}: {_sentences(hint, _listed(names, listed_in))}{other}")
 
 
 class BadFile(UserInputError):
@@ -173,8 +184,48 @@ class OutOfSpace(UserInputError):
 
 
 def near_misses(given: str, known: Iterable[str]) -> tuple[str, ...]:
-    """At most three known names that resemble the one given, best first; case is ignored."""
+    """At most three known keys of a file that are spelled like the one given, best first; case is ignored."""
     import difflib
 
     by_folded = {name.casefold(): name for name in known}
     return tuple(by_folded[match] for match in difflib.get_close_matches(given.casefold(), by_folded, n=3, cutoff=0.6))
+
+
+def shown(value: object) -> str:
+    """A value from a file or a flag as a message quotes it: escaped, as JSON writes constants, and cut to a readable length."""
+    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 1]}…"
+
+
+def one_line(err: Exception) -> str:
+    """What a library says of its error, on one line and cut to a readable length."""
+    text = " ".join(str(err).split())
+    return text if len(text) <= _MAX_TEXT_CHARS else f"{text[: _MAX_TEXT_CHARS - 1]}…"
+
+
+def _near(kind: str, given: str, names: list[str], aliases: Mapping[str, str]) -> list[str]:
+    """Known names that are close in meaning to the one given, each once."""
+    if kind in _MODEL_KINDS:
+        return list(near_models(given, names))
+    near = near_words(given, [*names, *aliases])
+    return list(dict.fromkeys(aliases.get(name, name) for name in near))
+
+
+def _either(names: list[str]) -> str:
+    """`'a'`, `'a' or 'b'`, `'a', 'b' or 'c'`."""
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _listed(names: list[str], listed_in: str | None) -> str:
+    """All known names where they are few, else where they stand."""
+    if len(names) <= _MAX_LISTED:
+        return f"known are {', '.join(names) or 'none'}."
+    if listed_in:
+        return f"{listed_in} lists all {len(names)}."
+    return f"known are {', '.join(names[:_MAX_LISTED])} and {len(names) - _MAX_LISTED} more."
+
+
+def _sentences(hint: str, listed: str) -> str:
+    """The hint and the list, each a sentence after the first."""
+    return f"{hint} {listed[0].upper()}{listed[1:]}" if hint and not listed.startswith("docs/") else f"{hint} {listed}".strip()

@@ -6,7 +6,7 @@ The table of models is `perfmodel.known_models`, what a Hugging Face config.json
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -38,7 +38,7 @@ class ModelGeometry:
     gated_mlp: bool = True
     """Gate, up and down; up and down only where it is false."""
     extra_layer_params: int = 0
-    """Norms and biases of one layer beyond two gains of the hidden size."""
+    """Norms and biases of one layer beyond two gains of the hidden size; below zero where it has fewer."""
     embedding_size: int | None = None
     """Width of the embedding where it is projected to the hidden size and back (OPT-350M); None where it is not."""
     learned_positions: int = 0
@@ -53,7 +53,7 @@ class ModelGeometry:
     def __post_init__(self) -> None:
         counts = (self.num_layers, self.hidden_size, self.intermediate_size, self.num_heads, self.num_kv_heads)
         sizes = (self.head_dim, self.vocab_size, self.max_context_tokens, self.embedding_size or 1, self.window_tokens or 1)
-        if min(*counts, *sizes) < 1 or min(self.extra_layer_params, self.learned_positions) < 0:
+        if min(*counts, *sizes) < 1 or self.extra_layer_params < -2 * self.hidden_size or self.learned_positions < 0:
             raise ValueError(f"geometry {self.name!r}: every size is at least 1, got {self!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"geometry {self.name!r}: {self.num_heads} heads do not share {self.num_kv_heads} kv heads")
@@ -135,6 +135,7 @@ class ModelGeometry:
         found = {
             "a plain MLP": not self.gated_mlp,
             "further norms or biases": self.extra_layer_params > 0,
+            "fewer norms": self.extra_layer_params < 0,
             "projected embeddings": self.embedding_size is not None,
             "learned positions": self.learned_positions > 0,
             "layers with a window": self.windowed_layers > 0,
@@ -258,7 +259,7 @@ def find_model(name: str) -> ModelGeometry:
     found = _look_up(by_name, ALIASES, name)
     if found is None:
         otherwise = "give a config: --target path/to/config.json, or org/name on the Hugging Face hub"
-        raise UnknownName("target", name, by_name, aliases=_leading_to(by_name, ALIASES), otherwise=otherwise)
+        raise UnknownName("target", name, by_name, listed_in="docs/models.md", otherwise=otherwise)
     return found
 
 
@@ -273,7 +274,7 @@ def find_draft(name: str) -> DraftGeometry:
     by_name = {draft.model.name: draft for draft in KNOWN_DRAFTS}
     found = _look_up(by_name, ALIASES, name)
     if found is None:
-        raise UnknownName("draft", name, by_name, aliases=_leading_to(by_name, ALIASES))
+        raise UnknownName("draft", name, by_name)
     return found
 
 
@@ -286,9 +287,3 @@ def _look_up(known: Mapping[str, _Known], aliases: Mapping[str, str], name: str)
     plain = _TUNING.sub("", whole)
     names = (whole, aliases.get(whole, whole), plain, aliases.get(plain, plain))
     return next((known[one] for one in names if one in known), None)
-
-
-def _leading_to(known: Iterable[str], aliases: Mapping[str, str]) -> list[str]:
-    """The aliases of some names."""
-    names = set(known)
-    return [alias for alias, name in aliases.items() if name in names]

@@ -266,9 +266,9 @@ def find_hardware(name: str) -> Hardware:
         if name.casefold() in hardware.names:
             return hardware
     known = [hardware.name.casefold() for hardware in KNOWN_HARDWARE]
-    aliases = [alias for hardware in KNOWN_HARDWARE for alias in hardware.aliases]
+    aliases = {alias: hardware.name.casefold() for hardware in KNOWN_HARDWARE for alias in hardware.aliases}
     otherwise = "describe it in a file: --device my-gpu.toml (docs/hardware.md), or plan for this machine's cpu: --device cpu"
-    raise UnknownName("device", name, known, aliases=aliases, otherwise=otherwise)
+    raise UnknownName("device", name, known, aliases=aliases, listed_in="docs/hardware.md", otherwise=otherwise)
 
 
 def num_devices_to_fit(

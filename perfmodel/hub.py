@@ -66,14 +66,6 @@ def fetch_folder(repository: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=list(_FOLDER_FILES), etag_timeout=TIMEOUT_S))
 
 
-def name_of_folder(folder: Path) -> str:
-    """What the model in a folder is called: as the folder, or in the hub's cache as its repository."""
-    path = folder.resolve()
-    if path.parent.name == "snapshots":  # models--ORG--NAME/snapshots/COMMIT
-        return path.parent.parent.name.rpartition("--")[2]
-    return path.name
-
-
 @contextmanager
 def _asking(known: str, otherwise: str) -> Iterator[None]:
     """Ask the hub's client; what it raises is told in one sentence.

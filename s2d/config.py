@@ -5,7 +5,6 @@ Rotary positions are of any type that transformers turns alike within a model's 
 it, which is how far every layer sees everything (`ModelGeometry.fully_seen_tokens`).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any, TypeAlias
 
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from perfmodel.architectures import ARCHITECTURES, architecture_name, find_architecture, uncovered_traits
-from perfmodel.errors import BadFile, BadPolicy
+from perfmodel.architectures import architecture_name, find_architecture, uncovered_traits
+from perfmodel.config_file import CONFIG, about_file, check_is_decoder, name_of_folder, read_config_file
+from perfmodel.errors import BadFile, BadPolicy, one_line, shown
 from perfmodel.geometry import ModelGeometry
-from perfmodel.hub import name_of_folder
+from perfmodel.known_architectures import ARCHITECTURES
 from perfmodel.model_config import geometry_from_config
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
@@ -45,13 +45,13 @@ def read_config(folder: Path) -> DecoderConfig:
     Raises:
         BadFile: there is none, or it is of a model that the decoder does not compute exactly; says by which name.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     raw = read_raw_config(folder)
     _check_family(path, raw)
     try:
         config = FAMILIES[raw["model_type"]].from_dict(raw)
     except Exception as err:  # transformers checks a config with errors of every type
-        raise BadFile(path, f"not a config that transformers accepts ({err})", "Fetch the model again") from err
+        raise BadFile(path, f"not a config that transformers accepts ({one_line(err)})", "Fetch the model again") from err
     if config.hidden_act != "silu":
         raise BadFile(path, f"hidden_act {config.hidden_act!r}, expected 'silu'", "Give a model with a gated SiLU MLP")
     rope = config.rope_parameters
@@ -67,26 +67,22 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     Raises:
         BadFile: there is none.
     """
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as err:
-        raise BadFile(path, "there is no such file", "Give a Hugging Face model folder") from err
-    except (OSError, ValueError) as err:
-        raise BadFile(path, f"not a readable config ({err})", "Fetch the model again") from err
-    if not isinstance(raw, dict):
-        raise BadFile(path, f"this is a JSON {type(raw).__name__}, expected an object", "Fetch the model again")
-    return raw
+    return read_config_file(folder / CONFIG)
 
 
 def _check_family(path: Path, raw: dict[str, Any]) -> None:
-    name, model_type = architecture_name(raw), raw.get("model_type")
+    own_name = name_of_folder(path.parent)
+    with about_file(path):
+        check_is_decoder(path, raw, own_name)
+        name, model_type = architecture_name(raw), raw.get("model_type")
+        traits = "; ".join(uncovered_traits(raw))
     fix = f"Give a dense model of {', '.join(CLASS_NAMES.values())}"
-    traits = "; ".join(uncovered_traits(raw))
     if traits:
         raise BadFile(path, f"architecture {name!r} is not run, having {traits}", fix)
     if model_type not in FAMILIES or name not in (model_type, CLASS_NAMES[model_type]):
-        raise BadFile(path, f"architecture {name!r} (model_type {model_type!r}) is not run", fix)
+        raise BadFile(path, f"architecture {shown(name)} (model_type {shown(model_type)}) is not run", fix)
+    with about_file(path):
+        geometry_from_config(raw, own_name)
     if raw.get("auto_map"):
         raise BadFile(path, f"architecture {name!r} brings code of its own (auto_map), which is never run", fix)
     stored = raw.get("quantization_config")
@@ -117,7 +113,7 @@ def layer_extras(config: DecoderConfig) -> LayerExtras:
     family = find_architecture(config.to_dict(), config.model_type)
     attention_bias = bool(getattr(config, "attention_bias", False))
     return LayerExtras(
-        qkv_bias=family.biases == "qkv" or attention_bias,
+        qkv_bias=family.qkv_bias is True or attention_bias,
         attn_out_bias=attention_bias,
         mlp_bias=bool(getattr(config, "mlp_bias", False)),
         normed_heads=family.query_key_norm == "head",
@@ -135,4 +131,5 @@ def shallower(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
         raise BadPolicy(f"exit layer {num_layers}", f"from 1 to the model's {depth} layers")
     layer_types = config.get("layer_types")
     cut = {"layer_types": layer_types[:num_layers]} if layer_types else {}
-    return {**config, "num_hidden_layers": num_layers, **cut}
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}  # it is no longer that model
+    return {**kept, "num_hidden_layers": num_layers, **cut}

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
-from perfmodel.architectures import ARCHITECTURES, UNCOVERED, Architecture
+from perfmodel.architectures import UNCOVERED
+from perfmodel.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
 from perfmodel.known_models import ALIASES, KNOWN, KNOWN_DRAFTS, KnownModel
+from perfmodel.model_roles import HEADS
 
 MODELS_PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 MODEL_TABLES = re.compile(r"(?<=<!-- model-tables -->\n).*?(?=<!-- /model-tables -->)", re.DOTALL)
@@ -67,25 +69,38 @@ def millions(num_params: int) -> str:
 
 
 def family_tables() -> str:
-    """What is covered and how it differs from a Llama; what is refused and how it is told."""
-    covered = ["| architecture | model type | beyond a Llama |", "|---|---|---|"]
-    covered += [f"| `{one.class_name}` | `{one.model_type}` | {beyond_a_llama(one)} |" for one in ARCHITECTURES]
-    refused = ["| refused | why | told by these keys |", "|---|---|---|"]
+    """What is covered and how it differs from a Llama; what is refused and how it is recognised."""
+    covered = ["| architecture | model type | beyond a Llama | text decoder of |", "|---|---|---|---|"]
+    covered += [
+        f"| `{one.class_name}` | `{one.model_type}` | {beyond_a_llama(one)} | {', '.join(wrappers_of(one))} |"
+        for one in ARCHITECTURES
+    ]
+    refused = ["| refused | why | recognised by these keys, or by name |", "|---|---|---|"]
     refused += [f"| {one.what} | {one.why} | {', '.join(f'`{key}`' for key in one.keys)} |" for one in UNCOVERED]
+    for head in HEADS:
+        marks = ", ".join(f"`{key}`" for key in head.keys)
+        refused.append(f"| {head.what} | it reads its target's hidden states | {marks} |")
     return "\n" + "\n".join([*covered, "", *refused]) + "\n\n"
 
 
+def wrappers_of(one: Architecture) -> list[str]:
+    """The model types and classes that also see or hear, whose text decoder is of a family."""
+    wrappers = [wrapper.model_type for wrapper in WRAPPERS if wrapper.text_model_type == one.model_type]
+    return [f"`{name}`" for name in dict.fromkeys([*wrappers, *one.other_names])]
+
+
 def beyond_a_llama(one: Architecture) -> str:
-    told = {
+    marks = {
         "two MLP matrices": not one.gated_mlp,
-        f"{one.norms_per_layer} norms a layer": one.norms_per_layer != 2,
+        "one norm a layer": one.norms_per_layer == 1,
+        f"{one.norms_per_layer} norms a layer": one.norms_per_layer > 2,
         "norms have biases": one.norms_have_biases,
-        "queries and keys are normed": one.query_key_norm != "none",
-        "biases on Q, K and V": one.biases == "qkv",
-        "biases everywhere": one.biases == "all",
-        "learned positions": one.has_learned_positions,
+        "queries and keys are normed": one.query_key_norm != "none" and one.query_key_norm_key is None,
+        "biases on Q, K and V": one.qkv_bias is True and one.attn_out_bias is False,
+        "biases everywhere": one.qkv_bias is True and one.mlp_bias is True,
+        "learned positions": one.learned_position_offset is not None,
         "windows where its config says": one.windows in ("all", "from-layer"),
         "a window in every other layer": one.windows == "every-other",
-        "a window in all but every sixth layer": one.windows == "all-but-every",
+        f"a window in all but every {one.defaults.get('sliding_window_pattern')}th layer": one.windows.startswith("all-but"),
     }
-    return ", ".join(what for what, is_so in told.items() if is_so)
+    return ", ".join(what for what, is_so in marks.items() if is_so)

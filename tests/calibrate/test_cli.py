@@ -92,8 +92,8 @@ def test_a_plan_that_was_not_written_is_written_by_the_next_command(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--target", "llama-7b0"], "s2d-plan: unknown target 'llama-7b0': known are llama-2-7b,"),
-        (["--target", "vicuna-7b", "--device", "a1000"], "s2d-plan: unknown device 'a1000': known are a100-80gb-sxm"),
+        (["--target", "llama-7b0"], "s2d-plan: unknown target 'llama-7b0': did you mean 'llama-2-7b',"),
+        (["--target", "vicuna-7b", "--device", "a1000"], "s2d-plan: unknown device 'a1000': did you mean 'a100-80gb-sxm'"),
         (["--target", "vicuna-7b", "--device", "v100", "--dtype", "bf16"], "s2d-plan: V100-32GB-SXM2 does not compute in bf16"),
         (["--target", "vicuna-7b", "--device", "no-such.toml"], "s2d-plan: 'no-such.toml': no such file."),
         (["--target", "llama-2-13b"], "s2d-plan: no acceptance evidence for target 'llama-2-13b': in the box are"),

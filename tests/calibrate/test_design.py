@@ -82,7 +82,7 @@ def test_the_command_prints_the_frontier(capsys: pytest.CaptureFixture[str]) -> 
         (["--params", "1000"], "no draft with llama-2-7b's 32000 tokens"),
         (["--params", "0"], "--params 0: expected a number of weights"),
         (["--params", "1e9", "--draft-tokens", "0"], "--draft-tokens 0: expected at least 1"),
-        (["--params", "1e9", "--device", "a1000"], "Did you mean"),
+        (["--params", "1e9", "--device", "a1000"], "did you mean"),
     ],
 )
 def test_a_wrong_call_gets_one_clear_error(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

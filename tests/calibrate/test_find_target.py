@@ -96,7 +96,7 @@ def test_offline_the_command_ends_with_2_and_one_sentence(
     assert captured.out == ""
     said, near = captured.err.splitlines()
     assert said.startswith("s2d-plan: no config of 'meta-llama/Llama-2-71b-hf': it is no known model, no folder here")
-    assert near.startswith("Known under a like name: llama-2-7")
+    assert near == "Known models of that family: llama-2-70b, llama-3.1-70b, llama-3.3-70b."
 
 
 @pytest.mark.parametrize("by", ["file", "folder", "hub"])
@@ -109,3 +109,85 @@ def test_a_config_plans_end_to_end_with_a_trace_of_its_shapes(
     target = {"file": str(config), "folder": str(config.parent), "hub": "org/name"}[by]
     assert main_plan(["--target", target, "--trace", str(tmp_path / "trace.npz"), "--device", "a100"]) == 0
     assert "ref-target-16, 16 layers" in capsys.readouterr().out
+
+
+EAGLE_3 = {**REFERENCE, "architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1, "draft_vocab_size": 512}
+IS_A_HEAD = "is an EAGLE-3 head ('LlamaForCausalLMEagle3'), which reads its target's hidden states: it is neither a target nor"
+
+
+@pytest.mark.parametrize("flags", [["--target", "HEAD"], ["--target", "vicuna-7b", "--draft", "HEAD"], ["--draft", "HEAD"]])
+def test_a_head_is_named_whichever_flag_gives_it(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path / "head", EAGLE_3)
+    for given in (config, config.parent):
+        assert main_plan([str(given) if flag == "HEAD" else flag for flag in flags]) == 2
+        message, place = capsys.readouterr().err.splitlines()
+        assert message.startswith(f"s2d-plan: model 'head' {IS_A_HEAD}")
+        assert place == f"Read from {str(config)!r}."
+
+
+def test_an_embedding_model_is_named_by_what_lies_beside_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_config(tmp_path / "gte", REFERENCE).parent
+    assert find_target(str(folder), no_hub).name == "gte"
+    (folder / "modules.json").write_text("[]", encoding="utf-8")
+    assert main_plan(["design", "--target", str(folder), "--params", "1e6"]) == 2
+    assert "model 'gte' is an embedding model (modules.json of sentence-transformers" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_called_config_gives_its_model_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "qwen3-8b.json"
+    path.write_text(json.dumps(QWEN), encoding="utf-8")
+    target = find_target(str(path), no_hub)
+    assert (target.name, target.source) == ("qwen3-8b", "config.json of qwen3-8b")
+
+
+HOSTILE = [
+    b'{"architectures": 3}',
+    b'{"architectures": ["LlamaForCausalLM"], "model_type": []}',
+    b'{"model_type": "llama", "layer_types": 3}',
+    b'{"model_type": "llama", "hidden_size": 1000000000000000000000000000000}',
+    b'{"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 3}',
+    b'{"model_type": "llama", "vocab_size": "' + b"9" * 20_000 + b'"}',
+    b'{"model_type": "' + b"x" * 20_000 + b'"}',
+    b'{"model_type": "llama", "model_type": "opt"}',
+    b"[" * 5000 + b"]" * 5000,
+    b'{"text_config": {"model_type": 3}}',
+    b'{"model_type": "llava", "text_config": {"hidden_size": "4096"}}',
+    b'{"model_type": "llama", "head_dim": 0}',
+    b'{"model_type": "gpt2", "n_inner": -1}',
+    b"{}",
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=[content[:40].decode() for content in HOSTILE])
+def test_a_hostile_file_ends_with_2_and_one_short_message_that_names_it(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    assert main_plan(["design", "--target", str(path), "--params", "1e6"]) == 2
+    message = capsys.readouterr().err
+    assert repr(str(path)) in message
+    assert len(message) - message.count(str(path)) * len(str(path)) <= 330
+
+
+def test_a_file_that_is_read_in_part_or_filled_is_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    llava = {"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064, "num_hidden_layers": 40}}
+    write_config(tmp_path / "llava", llava)
+    write_config(tmp_path / "sparse", {**REFERENCE, "vocab_size": None} | {"model_type": "gpt2", "vocab_size": 50257})
+    write_config(tmp_path / "whole", REFERENCE)
+    with caplog.at_level(logging.WARNING):
+        for name in ("llava", "sparse", "whole"):
+            find_target(str(tmp_path / name), no_hub)
+    assert [record.getMessage() for record in caplog.records] == [
+        "llava is read as follows: text decoder only, with transformers' defaults of llama: hidden_size 4096, "
+        "intermediate_size 11008, num_attention_heads 32"
+    ]
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "llama\x1b[2J"])
+def test_a_text_that_can_be_no_path_is_an_unknown_name(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_plan(["--target", text]) == 2
+    message = capsys.readouterr().err.rstrip("\n")
+    assert message.startswith("s2d-plan: unknown target '")
+    assert len(message) <= 300
+    assert message.isprintable()

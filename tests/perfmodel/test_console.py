@@ -56,12 +56,12 @@ def test_an_unknown_option_ends_with_two(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_bad_input_is_one_message_with_its_notes_and_code_two(capsys: pytest.CaptureFixture[str]) -> None:
-    error = UnknownName("device", "h10", ["h100"])
+    error = UnknownName("device", "h100x", ["h100"])
     error.add_note("while reading --profile cpu.json")
     assert run(raising(error)) == 2
     assert capsys.readouterr() == (
         "",
-        "s2d-test: unknown device 'h10': known are h100. Did you mean 'h100'?\nwhile reading --profile cpu.json\n",
+        "s2d-test: unknown device 'h100x': did you mean 'h100'? Known are h100.\nwhile reading --profile cpu.json\n",
     )
 
 

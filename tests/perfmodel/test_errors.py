@@ -21,25 +21,26 @@ from perfmodel.errors import (
     [
         (
             UnknownName(
-                "target",
-                "llama-7b0",
-                ["llama-2-70b", "llama-70b", "tiny"],
-                otherwise="give a config: --target path/to/config.json",
+                "target", "llama-7b0", ["llama-2-7b", "opt-7b"], otherwise="give a config: --target path/to/config.json"
             ),
-            "unknown target 'llama-7b0': known are llama-2-70b, llama-70b, tiny. Did you mean 'llama-70b' or 'llama-2-70b'? "
+            "unknown target 'llama-7b0': did you mean 'llama-2-7b'? Known are llama-2-7b, opt-7b. "
             "Or give a config: --target path/to/config.json.",
         ),
         (UnknownName("device", "TPU", ["a100", "h100"]), "unknown device 'TPU': known are a100, h100."),
         (
-            UnknownName("device", "H-100", ["A100", "H100"]),
-            "unknown device 'H-100': known are A100, H100. Did you mean 'H100' or 'A100'?",
+            UnknownName("device", "H-100", ["a100-sxm", "h100-sxm"], aliases={"h100": "h100-sxm"}),
+            "unknown device 'H-100': did you mean 'h100-sxm'? Known are a100-sxm, h100-sxm.",
         ),
         (UnknownName("draft", "x", []), "unknown draft 'x': known are none."),
         (
             UnknownName("target", "q", (f"m{i}" for i in range(20))),
-            "unknown target 'q': known are m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15, … "
-            "(20 in all).",
+            "unknown target 'q': known are m0, m1, m2, m3, m4, m5, m6, m7 and 12 more.",
         ),
+        (
+            UnknownName("target", "llama-8b", (f"llama-{i}b" for i in range(1, 20)), listed_in="docs/models.md"),
+            "unknown target 'llama-8b': did you mean 'llama-8b', 'llama-9b' or 'llama-7b'? docs/models.md lists all 19.",
+        ),
+        (UnknownName("target", "a\x1b[2J", ["b"]), "unknown target 'a\\x1b[2J': known are b."),
         (BadFile("a.json", "the file is empty", "Make it again"), "'a.json': the file is empty. Make it again."),
         (
             BadPolicy("threshold 1.5 of exit 6", "a number from 0 to 1"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perfmodel.errors import MissingExtra, OutOfSpace, UserInputError
-from perfmodel.hub import fetch_config, fetch_folder, name_of_folder
+from perfmodel.hub import fetch_config, fetch_folder
 from tests.fake_hub import Offline, fake_client
 
 
@@ -91,8 +91,3 @@ def test_a_full_disk_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_client(monkeypatch, error=lambda _: OSError(ENOSPC, "No space left on device"))
     with pytest.raises(OutOfSpace, match="the hub's local cache"):
         fetch_folder("org/name")
-
-
-def test_a_model_in_the_hubs_cache_is_called_as_its_repository() -> None:
-    assert name_of_folder(Path("/cache/models--meta-llama--Llama-2-7b-hf/snapshots/0a1b2c")) == "Llama-2-7b-hf"
-    assert name_of_folder(Path("/models/mine")) == "mine"

@@ -100,12 +100,17 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "gpt-2": ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, "'GPT2LMHeadModel'"),
     "opt": ({"architectures": ["OPTForCausalLM"], "model_type": "opt"}, "'OPTForCausalLM'"),
     "an unnamed kind": ({"architectures": None, "model_type": "brand-new"}, "'brand-new'"),
-    "of no type": ({"architectures": None, "model_type": None}, "'None'"),
+    "of no type": ({"architectures": None, "model_type": None}, "names neither architectures nor model_type"),
     "experts in a llama": (
         {"num_experts": 4},
         r"'LlamaForCausalLM' is not run, having .* experts \(num_experts = 4\)",
     ),
     "a llama of another type": ({"model_type": "mistral"}, r"'LlamaForCausalLM' \(model_type 'mistral'\) is not run"),
+    "an EAGLE-3 head": ({"draft_vocab_size": 32000}, r"is an EAGLE-3 head \(draft_vocab_size = 32000\), which reads"),
+    "kv heads that do not share": ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of the 2 heads"),
+    "layer types that are none": ({"layer_types": 3}, "layer_types is 3, expected a list"),
+    "a type that is none": ({"model_type": []}, r"model_type is \[\], expected a name"),
+    "a huge size": ({"num_hidden_layers": 10**30}, "num_hidden_layers is 10{30}, expected a count from 1"),
     "a classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification'"),
     "code of its own": (
         {"auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}},
@@ -127,8 +132,9 @@ def test_what_is_not_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
     change, message = REFUSED[name]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(BadFile, match=message):
+    with pytest.raises(UserInputError, match=message) as caught:
         load_model(tmp_path, "fp32")
+    assert str(path) in "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
 
 
 def test_a_folder_is_never_asked_to_run_code_of_its_own(tmp_path: Path) -> None:
