@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from perfmodel.errors import BadFile, UnknownName, UserInputError, near_misses
 from perfmodel.geometry import ModelGeometry, find_model
-from perfmodel.hub import REPOSITORY, fetch_config
+from perfmodel.hub import QUANTISATION_FILE, REPOSITORY, fetch_config, fetch_quantisation_file
 from perfmodel.known_models import ALIASES, KNOWN_MODELS
-from perfmodel.model_config import geometry_from_config, quantisation_note
+from perfmodel.model_config import geometry_from_config
+from perfmodel.quantised_config import find_quantisation, stored_format
+from perfmodel.weight_format import WeightFormat
 
 _CONFIG = "config.json"
 
-_LOG = logging.getLogger(__name__)
-
 Fetch = Callable[[str], Path]
 """A repository's name -> its config.json on disk."""
+FetchBeside = Callable[[str], Path | None]
+"""A repository's name -> its hf_quant_config.json on disk; None where it has none."""
 
 
 def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
@@ -59,11 +60,48 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
 
 def _read(path: Path, name: str, source: str) -> ModelGeometry:
     config = _read_config(path)
-    geometry = geometry_from_config(config, name, source)
-    note = quantisation_note(config, name)
-    if note:
-        _LOG.warning(note)
-    return geometry
+    return geometry_from_config(config, name, source)
+
+
+def find_stored_format(
+    text: str, model: ModelGeometry, fetch: Fetch = fetch_config, fetch_beside: FetchBeside = fetch_quantisation_file
+) -> WeightFormat | None:
+    """How the files of a target store its weights; None where they are plain, or the target is known by name alone.
+
+    Args:
+        text: as for `find_target`.
+        model: what `find_target` made of it.
+        fetch: gets a repository's config.
+        fetch_beside: gets a repository's hf_quant_config.json.
+
+    Raises:
+        BadFile: one of the files is no JSON object.
+        UserInputError: they are quantised in a way whose bytes are not known.
+    """
+    path = Path(text)
+    if path.is_dir():
+        path /= _CONFIG
+    if path.is_file() or path.suffix == ".json":
+        beside: Path | None = path.with_name(QUANTISATION_FILE)
+    elif _is_known(text):
+        return None
+    else:
+        path = fetch(text)
+        beside = path.with_name(QUANTISATION_FILE)
+        if not beside.is_file() and find_quantisation(_read_config(path), None, model.name) is None:
+            beside = fetch_beside(text)
+    quantisation = find_quantisation(
+        _read_config(path), _read_config(beside) if beside is not None and beside.is_file() else None, model.name
+    )
+    return None if quantisation is None else stored_format(quantisation, model)
+
+
+def _is_known(name: str) -> bool:
+    try:
+        find_model(name)
+    except UnknownName:
+        return False
+    return True
 
 
 def _read_config(path: Path) -> dict[str, object]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from calibrate.acceptance import REFERENCE_PREFIX, model_folder
 from calibrate.placement import Placement
-from calibrate.pricing import key_text, memory_needed
+from calibrate.pricing import key_text, memory_needed, pair_weights
 from perfmodel.geometry import DraftGeometry
 from perfmodel.launch import launched
 from perfmodel.plan import Plan
@@ -94,15 +94,17 @@ def _is_traced(plan: Plan) -> bool:
 def _fits(plan: Plan) -> bool:
     """Whether the devices hold the models as they are dealt out, in a dtype that they can be run in."""
     context_tokens = plan.workload.prompt_tokens + plan.workload.output_tokens
-    dtype, capacity_bytes = measured_key(plan.device).dtype, plan.memory.capacity_bytes
+    weights = pair_weights(plan.draft, plan.target, measured_key(plan.device).dtype)
+    capacity_bytes = plan.memory.capacity_bytes
     placement = Placement(
         draft=plan.draft,
         target=plan.target,
-        dtype=dtype,
+        draft_weights=weights.draft,
+        target_weights=weights.target,
         num_devices=plan.device.num_devices,
         draft_num_devices=plan.draft_num_devices,
     )
-    needed = memory_needed(plan.draft, plan.target, dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
+    needed = memory_needed(plan.draft, plan.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     return placement.fits(needed)
 
 

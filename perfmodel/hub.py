@@ -18,8 +18,11 @@ TIMEOUT_S: Seconds = 3.0
 """For the hub's first answer."""
 
 _CONFIG = "config.json"
+QUANTISATION_FILE = "hf_quant_config.json"
+"""Where NVIDIA's modelopt says how weights are stored: its older config.json does not."""
 _FOLDER_FILES = (
     _CONFIG,
+    QUANTISATION_FILE,
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -48,6 +51,29 @@ def fetch_config(repository: str) -> Path:
             return Path(cached)
         get_hf_file_metadata(hf_hub_url(repository, _CONFIG), timeout=TIMEOUT_S)  # asks once; a download asks six times
         return Path(hf_hub_download(repository, _CONFIG, etag_timeout=TIMEOUT_S))
+
+
+def fetch_quantisation_file(repository: str) -> Path | None:
+    """The hf_quant_config.json of a hub repository whose config.json is here; None where the repository has none.
+
+    Raises:
+        UserInputError: whether there is one is not in the local cache, and the hub cannot be reached.
+    """
+    known = f"{repository!r} may be quantised: whether it has a {QUANTISATION_FILE} is not in the local hub cache"
+    with _asking(known, otherwise="give --dtype, to price it in that"):
+        from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(repository, QUANTISATION_FILE)
+        if isinstance(cached, str):
+            return Path(cached)
+        if cached is not None:  # known to be missing
+            return None
+        try:
+            return Path(hf_hub_download(repository, QUANTISATION_FILE, etag_timeout=TIMEOUT_S))
+        except errors.LocalEntryNotFoundError:
+            raise
+        except errors.EntryNotFoundError:
+            return None
 
 
 @cache

@@ -10,13 +10,11 @@ from typing import Any
 from perfmodel.architectures import Architecture, Config, decoder_config, find_architecture
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import ModelGeometry
-from perfmodel.profile import Dtype
 from perfmodel.units import Tokens
 
 _DEFAULT_CONTEXT_TOKENS: Tokens = 2048
 _OPT_POSITION_OFFSET = 2
 """OPT's table of positions starts at the third row."""
-_BITS_DTYPE: dict[object, Dtype] = {4: "int4", 8: "int8"}
 
 
 def geometry_from_config(config: Config, name: str, source: str | None = None) -> ModelGeometry:
@@ -116,18 +114,3 @@ def _count(keys: dict[str, Any], key: str, name: str, *, default: int | None = N
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserInputError(f"model {name!r}: {key} is {value!r}, expected a count of at least 1. Mend its config.json.")
     return value
-
-
-def quantisation_note(config: Config, name: str) -> str | None:
-    """What to say of a config whose weights are stored quantised; None where they are not.
-
-    Shapes do not tell bytes: a model is priced in the dtype that is asked for, whatever its file holds.
-    """
-    stored = config.get("quantization_config") or decoder_config(config).get("quantization_config")
-    if not isinstance(stored, dict):
-        return None
-    method = str(stored.get("quant_method", "an unknown method"))
-    bits = stored.get("bits") or (4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else None)
-    dtype: Dtype | None = "fp8" if "fp8" in method else _BITS_DTYPE.get(bits)
-    told = f"{name} is stored quantised ({method}{f', {bits} bits' if bits else ''}), and priced in the dtype asked for: "
-    return told + (f"give --dtype {dtype} for its own" if dtype else "give the --dtype whose bytes are nearest to its own")

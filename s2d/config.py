@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from perfmodel.architectures import ARCHITECTURES, architecture_name, find_architecture, uncovered_traits
-from perfmodel.errors import BadFile, BadPolicy
+from perfmodel.errors import BadFile, BadPolicy, UserInputError
 from perfmodel.geometry import ModelGeometry
-from perfmodel.hub import name_of_folder
+from perfmodel.hub import QUANTISATION_FILE, name_of_folder
 from perfmodel.model_config import geometry_from_config
+from perfmodel.quantised_config import find_quantisation
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -47,6 +48,7 @@ def read_config(folder: Path) -> DecoderConfig:
     """
     path = folder / "config.json"
     raw = read_raw_config(folder)
+    _check_plain(path, raw)
     _check_family(path, raw)
     try:
         config = FAMILIES[raw["model_type"]].from_dict(raw)
@@ -79,6 +81,23 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
+def _check_plain(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse a model whose weights are stored quantised, which would be misread: by its config or the file beside it."""
+    beside = path.with_name(QUANTISATION_FILE)
+    fix = "Give the original model"
+    try:
+        found = find_quantisation(raw, json.loads(beside.read_text("utf-8")) if beside.is_file() else None, path.parent.name)
+    except (OSError, ValueError, RecursionError) as err:
+        raise BadFile(beside, f"not a readable description of how weights are stored ({err})", "Fetch the model again") from err
+    except UserInputError as err:
+        raise BadFile(
+            path, "it says in a way not understood that its weights are quantised, expected plain numbers", fix
+        ) from err
+    if found is not None:
+        problem = f"its weights are stored quantised ({found.label}, by {found.where}), expected plain numbers"
+        raise BadFile(path, problem, fix)
+
+
 def _check_family(path: Path, raw: dict[str, Any]) -> None:
     name, model_type = architecture_name(raw), raw.get("model_type")
     fix = f"Give a dense model of {', '.join(CLASS_NAMES.values())}"
@@ -89,10 +108,6 @@ def _check_family(path: Path, raw: dict[str, Any]) -> None:
         raise BadFile(path, f"architecture {name!r} (model_type {model_type!r}) is not run", fix)
     if raw.get("auto_map"):
         raise BadFile(path, f"architecture {name!r} brings code of its own (auto_map), which is never run", fix)
-    stored = raw.get("quantization_config")
-    if stored:
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored
-        raise BadFile(path, f"its weights are stored quantised ({method}), expected plain numbers", "Give the original model")
 
 
 def geometry_of(config: DecoderConfig, folder: Path) -> ModelGeometry:
