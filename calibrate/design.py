@@ -46,11 +46,17 @@ class DesignRequest:
     num_devices: int
     """Of the target; the draft runs on one."""
     dtype: Dtype
-    """Of the draft."""
-    target_weights: WeightFormat
+    """Of the draft, and of the target unless its files store it otherwise."""
     engine: EngineMode
     context_tokens: Tokens
     draft_tokens: Tokens
+    stored: WeightFormat | None = None
+    """How the target's files store it; None where it is priced in the dtype."""
+
+    @property
+    def target_weights(self) -> WeightFormat:
+        """How the target is stored, and priced."""
+        return self.stored or dtype_format(self.dtype, self.target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

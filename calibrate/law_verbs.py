@@ -79,10 +79,10 @@ def run_design(args: argparse.Namespace) -> int:
         hardware=device.hardware,
         num_devices=device.num_devices,
         dtype=device.dtype,
-        target_weights=device.weights,
         engine=device.engine,
         context_tokens=args.context_tokens,
         draft_tokens=args.draft_tokens,
+        stored=stored,
     )
     print_out(design_text(request, designs(request)))
     return EXIT_ANSWERED

@@ -169,8 +169,6 @@ class TargetDevice:
     num_devices: int
     dtype: Dtype
     """Asked for, or the device's own: that of a draft."""
-    weights: WeightFormat
-    """How the target is stored."""
     engine: EngineMode
 
 
@@ -194,7 +192,7 @@ def target_device(
     weights = stored or dtype_format(dtype, target)
     needed_bytes = model_weight_bytes(target, weights) + kv_cache_bytes(target, weights, context_tokens)
     num_devices = _num_devices(target, hardware, request, needed_bytes)
-    return TargetDevice(hardware=hardware, num_devices=num_devices, dtype=dtype, weights=weights, engine=engine)
+    return TargetDevice(hardware=hardware, num_devices=num_devices, dtype=dtype, engine=engine)
 
 
 def _num_devices(target: ModelGeometry, hardware: Hardware, request: DeviceRequest, needed_bytes: float) -> int:

@@ -105,6 +105,9 @@ class RooflineLatency(_LawLatency):
         num_devices: tensor-parallel degree, inside one node.
         batch: sequences in every pass.
         context_tokens: where a model that has layers with a window is priced (`perfmodel.work`); others need none.
+
+    Raises:
+        UserInputError: the device does not compute in the dtype, or has no such engine mode.
     """
 
     __slots__ = ("error_frac",)
@@ -121,16 +124,18 @@ class RooflineLatency(_LawLatency):
         *,
         context_tokens: Tokens | None = None,
     ) -> None:
-        stored = weights if isinstance(weights, WeightFormat) else dtype_format(weights, geometry)
+        if not isinstance(weights, WeightFormat):
+            hardware.compute_dtype(weights)
+            weights = dtype_format(weights, geometry)
         setting = PassSetting(
             model=geometry,
             exit_layers=exit_layers,
-            weights=stored,
+            weights=weights,
             batch=batch,
             num_devices=num_devices,
             context_tokens=context_tokens,
         )
-        super().__init__(roofline_law(hardware, stored, engine, num_devices), setting)
+        super().__init__(roofline_law(hardware, weights, engine, num_devices), setting)
         self.error_frac: Frac = hardware.error_frac
 
     @property

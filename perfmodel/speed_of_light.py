@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from perfmodel.errors import FasterThanLight, UnknownName
 from perfmodel.hardware import Hardware, find_hardware
 from perfmodel.passes import PassKind, PassSamples, PassShape, kind_label
-from perfmodel.profile import DeviceKey, LatencyProfile
+from perfmodel.profile import DeviceKey, Dtype, LatencyProfile
 from perfmodel.units import (
     MIB,
     TERA,
@@ -98,6 +98,10 @@ class Light:
         return f"computing {what} at {format_flops_per_s(self.flops_per_s)} takes at least {format_seconds(self.compute_s)}"
 
 
+_ARITHMETIC_OF_GGUF: Dtype = "int8"
+"""llama.cpp's kernels quantise activations to 8 bits and multiply integers where that is faster."""
+
+
 def light(work: PassWork, cached_tokens: float, hardware: Hardware, weights: WeightFormat) -> Light:
     """The speed of light of some work, which is per device."""
     return Light(
@@ -109,11 +113,10 @@ def light(work: PassWork, cached_tokens: float, hardware: Hardware, weights: Wei
 
 
 def _peak_flops_per_s(hardware: Hardware, weights: WeightFormat) -> FlopsPerS:
-    """The fastest that any matrix is multiplied: in its own arithmetic or unpacked, fp32 perhaps through TF32."""
-    peaks = hardware.peak_flops_per_s
-    own = {hardware.matrix_dtype(share.arithmetic) for share in weights.layers}
-    unpacked = peaks[hardware.default_dtype]
-    return max(*(peaks[dtype] for dtype in own), _TF32_FRAC * unpacked if own == {"fp32"} else unpacked)
+    """The fastest that any matrix may be multiplied: as it is stored or unpacked, fp32 perhaps through TF32."""
+    peaks, unpacked = hardware.peak_flops_per_s, hardware.peak_flops_per_s[hardware.default_dtype]
+    stored = {_ARITHMETIC_OF_GGUF if share.kernels == "gguf" else share.kernels for share in weights.layers}
+    return max(*(peaks.get(dtype, 0.0) for dtype in stored), _TF32_FRAC * unpacked if stored == {"fp32"} else unpacked)
 
 
 def pass_light(setting: PassSetting, shape: PassShape, hardware: Hardware) -> Light:

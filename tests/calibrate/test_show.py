@@ -60,6 +60,8 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
         draft_name="s2d-vicuna-12",
         draft_sha256=None,
         tokenizer_sha256=None,
+        target_weights=plain_format("bf16"),
+        draft_weights=plain_format("bf16"),
         device=DeviceKey(device="H200-SXM", num_devices=2, num_threads=None, dtype="bf16", engine="graph"),
         draft_num_devices=2,
         workload=Workload(batch=1, prompt_tokens=512, output_tokens=256, sampling=GREEDY),
