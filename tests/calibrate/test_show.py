@@ -14,6 +14,7 @@ from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorSto
 from perfmodel.profile import DeviceKey
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import GREEDY
+from perfmodel.weight_format import plain_format
 
 
 def policy(exits: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:

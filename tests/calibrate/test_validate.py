@@ -43,9 +43,9 @@ def test_intervals_are_honest_where_points_were_held_out(validation: Validation)
 
 
 def test_bytes_over_bandwidth_alone_are_far_too_fast(validation: Validation) -> None:
-    """About 40 % on these points: reference/planners.md, section 1."""
+    """About 40 % on these points: reference/planners.md, section 1; more where llama.cpp runs 14B on an A100."""
     for device in validation.devices:
-        assert -0.55 < device.light_mean_error_frac < -0.3
+        assert -0.7 < device.light_mean_error_frac < -0.25
     first = validation.points[0]
     seven_billion_bf16_bytes = 2 * 6.61e9 + 105 * 524_288
     assert first.light_tokens_per_s == pytest.approx(2.039e12 / seven_billion_bf16_bytes, rel=0.01)
