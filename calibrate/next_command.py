@@ -54,11 +54,21 @@ def next_note(plan: Plan) -> str | None:
     measured = measured_key(plan.device)
     if _fits(plan):
         again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."
-        return None if measured == plan.device else again
+        return _original_note(plan) if measured == plan.device else again
     where = f"s2d-profile and s2d-run work on {key_text(measured)}, which does not hold these models{_dealt_text(plan)}"
     if _is_fitted(plan):
         return f"{where}: more than the device's law cannot be measured."
     return f"{where}. What they can measure is the device's law: s2d-plan --fit prices models by it that nobody ran."
+
+
+def _original_note(plan: Plan) -> str | None:
+    """That the target's files, being quantised, can be priced and not run; None where they are plain."""
+    if plan.target_weights.is_plain:
+        return None
+    return (
+        f"s2d-profile and s2d-run load plain weights only: give them the model that {plan.target.name} was quantised from, and "
+        "plan again from its files."
+    )
 
 
 def _dealt_text(plan: Plan) -> str:

@@ -283,6 +283,15 @@ def test_a_fit_from_before_passes_were_padded_prices_the_rows_asked_for(tmp_path
     assert read_latency_fit(tmp_path / "fit.json").record == FIT
 
 
+def test_a_fit_from_before_heads_had_rates_of_their_own_prices_them_like_layers(tmp_path: Path) -> None:
+    write_latency_fit(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
+    envelope = json.loads((tmp_path / "fit.json").read_text("utf-8"))
+    for law in ("law", "standard_error"):
+        del envelope["body"][law]["head_byte_s"], envelope["body"][law]["head_flop_s"]
+    (tmp_path / "fit.json").write_text(json.dumps(envelope | {"version": 2}), encoding="utf-8")
+    assert read_latency_fit(tmp_path / "fit.json").record == FIT
+
+
 GPU = DeviceKey(device="a made up GPU", num_devices=1, num_threads=None, dtype="bf16", engine="graph")
 STEPS_S = {1: 1e-3, 2: 1.1e-3, 4: 2e-3, 8: 4e-3, 16: 5e-3, 32: 9e-3}
 
