@@ -16,7 +16,7 @@ from typing import Literal
 
 from perfmodel.errors import OutOfDomain, UnknownName, UserInputError
 from perfmodel.kernel_costs import KERNEL_COSTS, WIDEST_ERROR_FRAC, EngineCosts, KernelCosts
-from perfmodel.profile import Dtype, EngineMode, WeightKernels
+from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode, WeightKernels
 from perfmodel.units import (
     GB,
     GIGA,
@@ -130,6 +130,8 @@ class Hardware:
         if not set(COMPUTE_DTYPES) & set(self.peak_flops_per_s):
             raise ValueError(f"peak_flops_per_s has none of {', '.join(COMPUTE_DTYPES)}, expected at least one")
         for dtype, flops_per_s in self.peak_flops_per_s.items():
+            if dtype not in DTYPE_BYTES:
+                raise ValueError(f"peak_flops_per_s has {dtype}, expected number types: {', '.join(DTYPE_BYTES)}")
             _check_range(f"peak_flops_per_s of {dtype}", flops_per_s, _FLOPS_RANGE, format_flops_per_s, "FLOP per second")
         _check_range("memory_bytes", self.memory_bytes, _BYTES_RANGE, format_bytes, "bytes")
         _check_range("memory_bytes_per_s", self.memory_bytes_per_s, _BYTES_PER_S_RANGE, format_bytes_per_s, "bytes per second")

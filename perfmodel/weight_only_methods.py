@@ -219,7 +219,7 @@ def _exllama(name: str, default_head_bits: float) -> Read:
     def read(reader: BlockReader) -> Rules:
         scheme = fractional_scheme(name, reader.bits("bits"))
         head = fractional_scheme(name, reader.bits("head_bits", default=default_head_bits))
-        return Rules(label=f"{name} {scheme.value_bits:g} bits", scheme=scheme, head=head)
+        return Rules(label=name, scheme=scheme, head=head)
 
     return read
 
@@ -273,7 +273,7 @@ def _spqr(reader: BlockReader) -> Rules:
     bits = reader.whole_bits("bits", default=3)
     first, second = reader.group("beta1", default=16) or 16, reader.group("beta2", default=16) or 16
     scheme = fractional_scheme("SpQR", bits + 2 * bits / first + 4 * SCALE_BITS / (first * second))
-    return _weight_only("SpQR:", reader, scheme, skip=_SKIP, keeps_head=True)
+    return _weight_only("", reader, scheme, skip=_SKIP, keeps_head=True)
 
 
 def _vptq(reader: BlockReader) -> Rules:

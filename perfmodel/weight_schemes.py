@@ -70,7 +70,7 @@ def fractional_scheme(name: str, bits: float) -> Scheme:
         bits: per weight.
     """
     return Scheme(
-        label=f"{name} {bits:g} bits",
+        label=name,
         value_bits=bits,
         group_weights=1,
         scale_bits=0.0,
