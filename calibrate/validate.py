@@ -12,6 +12,7 @@ from calibrate.acceptance import load_acceptance, shipped_path
 from calibrate.plan import price_candidates
 from calibrate.pricing import DeviceRequest, price_by_datasheet
 from calibrate.published import DRAFT, HEURISTIC
+from perfmodel.errors import UserInputError
 from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.hardware import Hardware, find_hardware
 from perfmodel.interval import NORMAL_QUANTILE
@@ -96,10 +97,19 @@ def published_points() -> Iterator[PublishedPoint]:
 
 
 def published_format(name: str, model: ModelGeometry) -> WeightFormat:
-    """How a published point stored its weights: a format of `PUBLISHED_FORMATS` or a dtype of `--dtype`."""
-    if name not in PUBLISHED_FORMATS:
-        assert name in get_args(Dtype), name
+    """How a published point stored its weights.
+
+    Args:
+        name: of a format in `PUBLISHED_FORMATS`, or a dtype of `--dtype`.
+        model: whose weights they are.
+
+    Raises:
+        UserInputError: it is neither.
+    """
+    if name in get_args(Dtype):
         return dtype_format(cast(Dtype, name), model)
+    if name not in PUBLISHED_FORMATS:
+        raise UserInputError(f"weights {name!r}: expected a dtype or one of {', '.join(PUBLISHED_FORMATS)}.")
     layers, head, embedding = PUBLISHED_FORMATS[name]
     return format_by_module(name, model, lambda layer, module: layers, head=head, embedding=embedding)
 
