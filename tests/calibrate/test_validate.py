@@ -96,7 +96,7 @@ def test_the_rows_that_a_share_was_derived_from_are_exact(validation: Validation
 
 
 def test_large_vocabularies_are_held_out_in_4_and_16_bits_and_lie_in_their_intervals(validation: Validation) -> None:
-    """Llama-3-8B Q4_K_M by llama.cpp: 111.74 tokens/s on an RTX 3090 and 127.74 on an RTX 4090, which a head of 4 bits missed."""
+    """Llama-3-8B Q4_K_M by llama.cpp: 111.74 tokens/s on an RTX 3090, 127.74 on an RTX 4090, missed by a head of 4 bits."""
     held_out = [one for one in validation.points if one.role == "held-out" and find_model(one.model).vocab_size > 100_000]
     found = {(one.weights, one.device): one for one in held_out}
     assert {device for weights, device in found if weights == "q4_k_m"} == {"RTX-3090", "RTX-4090"}
