@@ -36,7 +36,8 @@ from perfmodel.geometry import DraftGeometry, ModelGeometry, find_model
 from perfmodel.profile import Dtype
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import GIB, Frac, Seconds, Tokens, format_bytes, format_frac, format_number, format_speedup
-from perfmodel.work import kv_cache_bytes, model_weight_bytes
+from perfmodel.weight_format import model_weight_bytes, plain_format
+from perfmodel.work import kv_cache_bytes
 from profiler.device import device_facts
 from s2d.device import device_key, use_device
 from s2d.load import torch_dtype
@@ -95,7 +96,11 @@ def counting_llama(
         UserInputError: the device does not hold it.
     """
     untied = replace(geometry, tied_embeddings=False)
-    needed = model_weight_bytes(untied, dtype) + kv_cache_bytes(untied, dtype, max_tokens) + GENERATE_BYTES
+    needed = (
+        model_weight_bytes(untied, plain_format(dtype))
+        + kv_cache_bytes(untied, plain_format(dtype), max_tokens)
+        + GENERATE_BYTES
+    )
     free = free_bytes_of(device)
     if needed > free:
         raise UserInputError(

@@ -15,6 +15,7 @@ from perfmodel.rounds import RoundStats
 from perfmodel.sampling import GREEDY
 from perfmodel.speed_of_light import gated_hardware
 from perfmodel.units import BytesPerS, Frac, Seconds
+from perfmodel.weight_format import plain_format
 from perfmodel.work import PassSetting
 from s2d.pair import ModelPair
 from s2d.verify import make_judge
@@ -41,7 +42,7 @@ class Bandwidth:
 def bandwidth_of(pair: ModelPair, rounds: Sequence[RoundStats], decode_s: Seconds) -> Bandwidth:
     """What plain rounds read, each all weights but the embedding and all that is cached, over the seconds they took."""
     key = pair.device_key
-    setting = PassSetting(model=pair.target.geometry, exit_layers=(), dtype=key.dtype, batch=1, num_devices=1)
+    setting = PassSetting(model=pair.target.geometry, exit_layers=(), weights=plain_format(key.dtype), batch=1, num_devices=1)
     work = setting.work("verify", 0, 1)
     passes = [one for prompt in rounds for one in prompt.passes if one.kind == "verify"]
     read = sum(one.num_passes * work.weight_bytes + one.cached_tokens_sum * work.kv_bytes_per_cached_token for one in passes)

@@ -70,8 +70,8 @@ def _fitting_batch(trace: AcceptanceTrace, pricing: Pricing, context_tokens: Tok
     header, capacity_bytes = trace.header, pricing.memory.capacity_bytes
     if capacity_bytes is None:
         return None
-    dtype = pricing.device.dtype
-    one = memory_needed(header.draft, header.target, dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
+    weights = pricing.weights
+    one = memory_needed(header.draft, header.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     left = capacity_bytes * (1 - MEMORY_HEADROOM_FRAC) - one.target_weight_bytes - one.draft_weight_bytes
     return max(1, int(left // (one.target_kv_bytes + one.draft_kv_bytes)))
 

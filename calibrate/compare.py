@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from calibrate.price_profiles import price_by_profiles
-from calibrate.pricing import DeviceRequest, Pricing, key_text, price_by_datasheet, same_device
+from calibrate.pricing import DeviceRequest, PairWeights, Pricing, key_text, price_by_datasheet, same_device
 from perfmodel.artifact import Stored
 from perfmodel.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.estimate import pass_seconds
@@ -60,7 +60,8 @@ def load_pricing(plan: Plan, profiles: Sequence[Path], fit_path: Path | None) ->
 def _price_by_its_name(plan: Plan, request: DeviceRequest, *, context_tokens: Tokens) -> Pricing | None:
     """The prices of the plan's device; None where that was described in a file, which the plan only names."""
     try:
-        return price_by_datasheet(plan, request, context_tokens=context_tokens)
+        weights = PairWeights(draft=plan.draft_weights, target=plan.target_weights)
+        return price_by_datasheet(plan, request, context_tokens=context_tokens, stored=weights)
     except UnknownName:
         return None
 

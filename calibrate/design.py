@@ -19,6 +19,7 @@ from perfmodel.latency import LatencyModel, RooflineLatency
 from perfmodel.passes import PassKind
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.units import Bytes, Seconds, Tokens, format_number
+from perfmodel.weight_format import WeightFormat, dtype_format
 from perfmodel.work import kv_bytes_per_token
 
 DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40)
@@ -45,9 +46,17 @@ class DesignRequest:
     num_devices: int
     """Of the target; the draft runs on one."""
     dtype: Dtype
+    """Of the draft, and of the target unless its files store it otherwise."""
     engine: EngineMode
     context_tokens: Tokens
     draft_tokens: Tokens
+    stored: WeightFormat | None = None
+    """How the target's files store it; None where it is priced in the dtype."""
+
+    @property
+    def target_weights(self) -> WeightFormat:
+        """How the target is stored, and priced."""
+        return self.stored or dtype_format(self.dtype, self.target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +93,7 @@ def designs(request: DesignRequest) -> tuple[Design, ...]:
         request.target,
         (),
         request.hardware,
-        request.dtype,
+        request.target_weights,
         request.engine,
         request.num_devices,
         context_tokens=context_tokens,
@@ -101,7 +110,7 @@ def designs(request: DesignRequest) -> tuple[Design, ...]:
         Design(
             geometry=geometry,
             token_s=each_s,
-            kv_bytes_per_token=round(kv_bytes_per_token(geometry, request.dtype)),
+            kv_bytes_per_token=round(kv_bytes_per_token(geometry, dtype_format(request.dtype, geometry))),
             break_even_tokens=whole_s / plain_s,
             over_fastest=whole_s / min(round_s),
             is_frontier=all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from calibrate.acceptance import (
     same_shape,
     shipped_pairs,
 )
-from calibrate.find_target import check_draft_is_decoder, find_target
+from calibrate.find_target import check_draft_is_decoder, find_stored_format, find_target
 from calibrate.price_profiles import price_by_profiles
 from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet
 from perfmodel.errors import OutOfDomain, UserInputError
@@ -24,6 +25,9 @@ from perfmodel.geometry import ModelGeometry, find_draft, with_reduced_head
 from perfmodel.halves import Split
 from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.units import Tokens
+from perfmodel.weight_format import WeightFormat
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +61,13 @@ def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:
     header = acceptance.trace.header
     context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
     _check_context(header.target, acceptance)
+    stored = _stored_format(request, header.target)
     if not request.profiles and request.fit is None:
-        return acceptance, price_by_datasheet(header, request.device, context_tokens=context_tokens)
+        return acceptance, price_by_datasheet(header, request.device, context_tokens=context_tokens, stored=stored)
+    if stored is not None:
+        _LOG.warning(
+            "%s is stored as %s; profiles and fits are of plain weights, and price it so", header.target.name, stored.text
+        )
     pricing = price_by_profiles(
         header,
         request.profiles,
@@ -68,6 +77,13 @@ def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:
         fit_path=request.fit,
     )
     return acceptance, pricing
+
+
+def _stored_format(request: PlanRequest, target: ModelGeometry) -> WeightFormat | None:
+    """How the files of the target that was asked for store it; None where a dtype was asked for."""
+    if request.target is None or request.device.dtype is not None:
+        return None
+    return find_stored_format(request.target, target)
 
 
 def _check_counts(request: PlanRequest) -> None:

@@ -9,15 +9,19 @@ from pathlib import Path
 from perfmodel.config_file import CONFIG, about_file, check_is_decoder, model_name, read_config_file
 from perfmodel.errors import UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry, find_model
-from perfmodel.hub import REPOSITORY, fetch_config
+from perfmodel.hub import QUANTISATION_FILE, REPOSITORY, fetch_config, fetch_quantisation_file
 from perfmodel.known_models import KNOWN_MODELS
-from perfmodel.model_config import geometry_from_config, quantisation_note, reading_note
+from perfmodel.model_config import geometry_from_config, reading_note
 from perfmodel.near_names import near_models
+from perfmodel.quantised_config import find_quantisation, stored_format
+from perfmodel.weight_format import WeightFormat
 
 _LOG = logging.getLogger(__name__)
 
 Fetch = Callable[[str], Path]
 """A repository's name -> its config.json on disk."""
+FetchBeside = Callable[[str], Path | None]
+"""A repository's name -> its hf_quant_config.json on disk; None where it has none."""
 
 
 def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
@@ -86,7 +90,44 @@ def _read(path: Path, repository: str | None = None) -> ModelGeometry:
     with about_file(path):
         check_is_decoder(path, config, name)
         geometry = geometry_from_config(config, name, f"{CONFIG} of {place}")
-    for note in (reading_note(config, name), quantisation_note(config, name)):
-        if note:
-            _LOG.warning(note)
+    note = reading_note(config, name)
+    if note:
+        _LOG.warning(note)
     return geometry
+
+
+def find_stored_format(
+    text: str, model: ModelGeometry, fetch: Fetch = fetch_config, fetch_beside: FetchBeside = fetch_quantisation_file
+) -> WeightFormat | None:
+    """How the files of a target store its weights; None where they are plain, or the target is known by name alone.
+
+    Args:
+        text: as for `find_target`.
+        model: what `find_target` made of it.
+        fetch: gets a repository's config.
+        fetch_beside: gets a repository's hf_quant_config.json.
+
+    Raises:
+        BadFile: one of the files is no JSON object.
+        UserInputError: they are quantised in a way whose bytes are not known.
+    """
+    path = config_path(text)
+    if path is None and _is_known(text):
+        return None
+    config_file = path or fetch(text)
+    config, beside = read_config_file(config_file), config_file.with_name(QUANTISATION_FILE)
+    if path is None and not beside.is_file() and find_quantisation(config, None, model.name) is None:
+        fetched = fetch_beside(text)
+        block = read_config_file(fetched) if fetched is not None else None
+    else:
+        block = read_config_file(beside) if beside.is_file() else None
+    quantisation = find_quantisation(config, block, model.name)
+    return None if quantisation is None else stored_format(quantisation, model)
+
+
+def _is_known(name: str) -> bool:
+    try:
+        find_model(name)
+    except UnknownName:
+        return False
+    return True

@@ -19,7 +19,9 @@ from perfmodel.work import PassWork
 
 Array: TypeAlias = NDArray[np.float64]
 
-LAW_TERMS: tuple[str, ...] = tuple(field.name for field in fields(Law))
+_TIED_TERMS = {"head_byte_s": "weight_byte_s", "head_flop_s": "flop_s"}
+"""Terms that a fit does not tell from others: plain weights are read and multiplied alike in layers and head."""
+LAW_TERMS: tuple[str, ...] = tuple(field.name for field in fields(Law) if field.name not in _TIED_TERMS)
 _TOLD_BY_ROWS = {"row_layer_s", "many_rows_layer_s", "many_rows_byte_s", "flop_s", "attn_flop_s"}
 """Terms that only passes of different widths tell from the others."""
 CACHE_TERM = "cache_bytes"
@@ -233,7 +235,13 @@ def _scales(observations: Sequence[Observation], measured: Array, *, launch_boun
 
 def _law(terms: Sequence[str], values: Array) -> Law:
     """A law with some of its terms, the others 0."""
-    return Law(**(dict.fromkeys(LAW_TERMS, 0.0) | {term: float(value) for term, value in zip(terms, values, strict=True)}))
+    return law_of_terms({term: float(value) for term, value in zip(terms, values, strict=True)})
+
+
+def law_of_terms(values: Mapping[str, float]) -> Law:
+    """A law with some of its fitted terms, the others 0; the head's rates are those of the layers."""
+    whole = dict.fromkeys(LAW_TERMS, 0.0) | dict(values)
+    return Law(**whole, **{tied: whole[term] for tied, term in _TIED_TERMS.items()})
 
 
 def _standard_errors(jac: Array, errors: Array) -> Array:

@@ -27,6 +27,7 @@ from calibrate.fit_law import (
     Observation,
     errors_without,
     fit_law,
+    law_of_terms,
     laws_without_each,
     pooled,
 )
@@ -39,6 +40,7 @@ from perfmodel.law import FitDomain, LatencyFit, Law
 from perfmodel.profile import DeviceKey, Dtype
 from perfmodel.speed_of_light import light
 from perfmodel.units import Seconds, format_frac, format_seconds
+from perfmodel.weight_format import plain_format
 from perfmodel.work import PassWork, layers_weights, layers_work, matrix_flops, round_work
 
 LAYER_TABLE, ALL_REDUCE_TABLE = "gpu_layer_times.csv", "gpu_all_reduce.csv"
@@ -164,7 +166,7 @@ def layer_observations(path: Path, gpu: str) -> Iterator[Observation]:
         model, degree = find_model(TABLE_MODELS[line.text("model")]), line.count("tensor_parallel")
         work = _kernel_work(model, rows=line.count("rows"), num_devices=degree)
         seconds = sum(line.seconds(f"{operator}_s") for operator in LAYER_OPERATORS)
-        limit = light(work, 0, hardware, TABLE_DTYPE)
+        limit = light(work, 0, hardware, plain_format(TABLE_DTYPE))
         if seconds < limit.refused_below_s:
             what = f"line {line.number} of {path.name}, a layer of {model.name}"
             raise FasterThanLight(what, given=format_seconds(seconds), least=f"on {hardware.name} {limit.text}", fix=_FIX)
@@ -193,9 +195,10 @@ def all_reduce_observations(path: Path, gpu: str) -> Iterator[Observation]:
 
 def _kernel_work(model: ModelGeometry, *, rows: int, num_devices: int) -> PassWork:
     """A layer's work on one of several devices, without all-reduces and attention, which are timed apart."""
-    work = layers_work(model, num_layers=1, head_rows=0, rows=rows, batch=1, num_devices=num_devices, dtype=TABLE_DTYPE)
+    weights = plain_format(TABLE_DTYPE)
+    work = layers_work(model, num_layers=1, head_rows=0, rows=rows, batch=1, num_devices=num_devices, weights=weights)
     flops = matrix_flops(layers_weights(model, 1), rows) / num_devices
-    return replace(work, num_passes=0, flops=flops, num_all_reduces=0, link_bytes=0.0)
+    return replace(work, num_passes=0, layer_flops=flops, num_all_reduces=0, link_bytes=0.0)
 
 
 def _fit(observations: Sequence[Observation], terms: Collection[str], path: Path) -> _Fitted:
@@ -214,7 +217,7 @@ def _jackknife(laws: Sequence[Law]) -> Law:
     """Standard errors: sqrt((n - 1) / n times the sum of squared deviations) of n fits that each leave one group out."""
     share = (len(laws) - 1) / len(laws)
     values = {term: np.array([getattr(law, term) for law in laws]) for term in LAW_TERMS}
-    return Law(**{term: float(np.sqrt(share * np.sum((found - found.mean()) ** 2))) for term, found in values.items()})
+    return law_of_terms({term: float(np.sqrt(share * np.sum((found - found.mean()) ** 2))) for term, found in values.items()})
 
 
 def _joined(of_layers: Law, of_reduces: Law) -> Law:

@@ -19,8 +19,8 @@ def add_device_flags(group: argparse._ActionsContainer) -> None:
     add("--num-devices", type=int, metavar="DEVICES", help="tensor-parallel degree (default: as few as hold the models)")
     add(
         "--dtype",
-        choices=("fp32", "fp16", "bf16", "fp8", "int8", "int4"),
-        help="of the weights (default: bf16, or what the device has)",
+        choices=("fp32", "fp16", "bf16", "fp8", "int8", "int4", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0"),
+        help="of the weights (default: a target is priced as its files store it, all else in bf16, or what the device has)",
     )
     add(
         "--engine",

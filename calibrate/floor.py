@@ -10,6 +10,7 @@ from perfmodel.hardware import Hardware
 from perfmodel.law import Law, roofline_law
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.units import Frac, Seconds, Tokens
+from perfmodel.weight_format import dtype_format
 from perfmodel.work import PassSetting, PassWork
 
 
@@ -40,11 +41,12 @@ def exit_costs(
     draft: DraftGeometry, hardware: Hardware, dtype: Dtype, engine: EngineMode, *, context_tokens: Tokens
 ) -> tuple[ExitCost, ...]:
     """What a drafted token costs at every exit of a draft on one device, by the device's row."""
-    law = roofline_law(hardware, dtype, engine, 1)
+    weights = dtype_format(dtype, draft.model)
+    law = roofline_law(hardware, weights, engine, 1)
     setting = PassSetting(
         model=draft.model,
         exit_layers=draft.exit_layers,
-        dtype=dtype,
+        weights=weights,
         batch=1,
         num_devices=1,
         context_tokens=context_tokens,

@@ -62,7 +62,7 @@ def design_parser() -> argparse.ArgumentParser:
 def run_design(args: argparse.Namespace) -> int:
     """Draft shapes of one size."""
     from calibrate.design import DesignRequest, designs
-    from calibrate.find_target import find_target
+    from calibrate.find_target import find_stored_format, find_target
     from calibrate.pricing import target_device
     from calibrate.show_law import design_text
 
@@ -70,7 +70,8 @@ def run_design(args: argparse.Namespace) -> int:
     for flag, count in (("--draft-tokens", args.draft_tokens), ("--context-tokens", args.context_tokens)):
         if count < 1:
             raise UserInputError(f"{flag} {count}: expected at least 1.")
-    device = target_device(target, device_request(args), context_tokens=args.context_tokens)
+    stored = None if args.dtype is not None else find_stored_format(args.target, target)
+    device = target_device(target, device_request(args), context_tokens=args.context_tokens, stored=stored)
     request = DesignRequest(
         target=target,
         num_params=_whole(args.params),
@@ -81,6 +82,7 @@ def run_design(args: argparse.Namespace) -> int:
         engine=device.engine,
         context_tokens=args.context_tokens,
         draft_tokens=args.draft_tokens,
+        stored=stored,
     )
     print_out(design_text(request, designs(request)))
     return EXIT_ANSWERED

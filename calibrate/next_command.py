@@ -13,7 +13,7 @@ from pathlib import Path
 
 from calibrate.acceptance import REFERENCE_PREFIX, model_folder
 from calibrate.placement import Placement
-from calibrate.pricing import key_text, memory_needed
+from calibrate.pricing import key_text, memory_needed, pair_weights
 from perfmodel.geometry import DraftGeometry
 from perfmodel.launch import launched
 from perfmodel.plan import Plan
@@ -54,11 +54,21 @@ def next_note(plan: Plan) -> str | None:
     measured = measured_key(plan.device)
     if _fits(plan):
         again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."
-        return None if measured == plan.device else again
+        return _original_note(plan) if measured == plan.device else again
     where = f"s2d-profile and s2d-run work on {key_text(measured)}, which does not hold these models{_dealt_text(plan)}"
     if _is_fitted(plan):
         return f"{where}: more than the device's law cannot be measured."
     return f"{where}. What they can measure is the device's law: s2d-plan --fit prices models by it that nobody ran."
+
+
+def _original_note(plan: Plan) -> str | None:
+    """That the target's files, being quantised, can be priced and not run; None where they are plain."""
+    if plan.target_weights.is_plain:
+        return None
+    return (
+        f"s2d-profile and s2d-run load plain weights only: give them the model that {plan.target.name} was quantised from, and "
+        "plan again from its files."
+    )
 
 
 def _dealt_text(plan: Plan) -> str:
@@ -94,15 +104,17 @@ def _is_traced(plan: Plan) -> bool:
 def _fits(plan: Plan) -> bool:
     """Whether the devices hold the models as they are dealt out, in a dtype that they can be run in."""
     context_tokens = plan.workload.prompt_tokens + plan.workload.output_tokens
-    dtype, capacity_bytes = measured_key(plan.device).dtype, plan.memory.capacity_bytes
+    weights = pair_weights(plan.draft, plan.target, measured_key(plan.device).dtype)
+    capacity_bytes = plan.memory.capacity_bytes
     placement = Placement(
         draft=plan.draft,
         target=plan.target,
-        dtype=dtype,
+        draft_weights=weights.draft,
+        target_weights=weights.target,
         num_devices=plan.device.num_devices,
         draft_num_devices=plan.draft_num_devices,
     )
-    needed = memory_needed(plan.draft, plan.target, dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
+    needed = memory_needed(plan.draft, plan.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     return placement.fits(needed)
 
 

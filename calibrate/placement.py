@@ -14,9 +14,8 @@ from perfmodel.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.latency import LatencyModel
 from perfmodel.passes import PassShape
 from perfmodel.plan import Memory
-from perfmodel.profile import Dtype
 from perfmodel.units import Bytes, Seconds, Tokens
-from perfmodel.work import weight_bytes
+from perfmodel.weight_format import WeightFormat, embedding_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +24,8 @@ class Placement:
 
     draft: DraftGeometry
     target: ModelGeometry
-    dtype: Dtype
+    draft_weights: WeightFormat
+    target_weights: WeightFormat
     num_devices: int
     draft_num_devices: int
     """All of them, or 1."""
@@ -34,7 +34,7 @@ class Placement:
         """Whether all layers can be dealt out in equal shares, and the first device holds its part with some headroom.
 
         Args:
-            memory: of the pair in this dtype, all devices together.
+            memory: of the pair with weights stored so, all devices together.
         """
         dealt = ((self.target, self.num_devices), (self.draft.model, self.draft_num_devices))
         if any(shares not in tensor_parallel_degrees(model) for model, shares in dealt):
@@ -46,16 +46,17 @@ class Placement:
 
     def _first_device_bytes(self, memory: Memory) -> float:
         of_target = memory.target_weight_bytes + memory.target_kv_bytes
-        needed_bytes = self._share_bytes(self.target, of_target, self.num_devices)
+        needed_bytes = _share_bytes(embedding_bytes(self.target, self.target_weights), of_target, self.num_devices)
         if self.draft.kind == "separate":
             of_draft = memory.draft_weight_bytes + memory.draft_kv_bytes
-            needed_bytes += self._share_bytes(self.draft.model, of_draft, self.draft_num_devices)
+            of_embedding = embedding_bytes(self.draft.model, self.draft_weights)
+            needed_bytes += _share_bytes(of_embedding, of_draft, self.draft_num_devices)
         return needed_bytes
 
-    def _share_bytes(self, model: ModelGeometry, model_bytes: Bytes, num_shares: int) -> float:
-        """The first share of a model, with the embedding, which is not dealt out."""
-        embedding_bytes = weight_bytes(model.vocab_size * (model.embedding_size or model.hidden_size), self.dtype)
-        return embedding_bytes + (model_bytes - embedding_bytes) / num_shares
+
+def _share_bytes(of_embedding: float, of_model: Bytes, num_shares: int) -> float:
+    """The first share of a model, with the embedding, which is not dealt out."""
+    return of_embedding + (of_model - of_embedding) / num_shares
 
 
 def choose_draft_devices(

@@ -64,6 +64,8 @@ def make_plan(request: PlanRequest) -> Plan:
         draft_name=header.draft.model.name,
         draft_sha256=header.draft_sha256,
         tokenizer_sha256=header.tokenizer_sha256,
+        target_weights=pricing.weights.target,
+        draft_weights=pricing.weights.draft,
         device=pricing.device,
         draft_num_devices=pricing.draft_num_devices,
         workload=workload,

@@ -23,9 +23,8 @@ from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.geometry import DraftGeometry
 from perfmodel.policy import ExitPolicy
 from perfmodel.portfolio import CHOICES, Choice, HeldOut, Part, Portfolio
-from perfmodel.profile import Dtype
 from perfmodel.units import Bytes
-from perfmodel.work import weight_bytes
+from perfmodel.weight_format import WeightFormat, layers_bytes, model_weight_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -140,7 +139,7 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
     )
     draft = places[0].acceptance.trace.header.draft
     exits = {part.single.policy.exit_layers[0] for part in parts if part.single.policy}
-    dtype = places[0].pricing.device.dtype
+    weights = places[0].pricing.weights.draft
     return Portfolio(
         of=of,
         draft=draft,
@@ -148,8 +147,8 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
         common=found["common"][0],
         robust=found["robust"][0],
         held_out=held_out_choices(cases),
-        nested_draft_bytes=_weights_bytes(draft, draft.exit_layers[-1], dtype),
-        single_drafts_bytes=sum(_weights_bytes(draft, layer, dtype) for layer in exits),
+        nested_draft_bytes=_weights_bytes(draft, draft.exit_layers[-1], weights),
+        single_drafts_bytes=sum(_weights_bytes(draft, layer, weights) for layer in exits),
     )
 
 
@@ -195,7 +194,9 @@ def _part(place: _Place, policies: Mapping[Choice, ExitPolicy | None]) -> Part:
     )
 
 
-def _weights_bytes(draft: DraftGeometry, layers: int, dtype: Dtype) -> Bytes:
+def _weights_bytes(draft: DraftGeometry, layers: int, weights: WeightFormat) -> Bytes:
     """Of the draft cut off after so many layers; nothing where its weights are the target's."""
-    cut_off = (draft.exit_layers[-1] - layers) * draft.model.layer_params
-    return round(weight_bytes(draft.model.num_params - cut_off, dtype)) if draft.kind == "separate" else 0
+    if draft.kind == "self":
+        return 0
+    cut_off = layers_bytes(draft.model, weights, draft.exit_layers[-1] - layers)
+    return round(model_weight_bytes(draft.model, weights) - cut_off)

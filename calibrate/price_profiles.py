@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from calibrate.acceptance import same_shape
-from calibrate.pricing import DeviceRequest, Pair, Pricing, key_text, memory_needed, same_device, target_exits
+from calibrate.pricing import DeviceRequest, Pair, Pricing, key_text, memory_needed, pair_weights, same_device, target_exits
 from perfmodel.artifact import Stored
 from perfmodel.errors import BadFile, Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry, check_degree
@@ -64,7 +64,8 @@ def price_by_profiles(
     check_degree(pair.target, device.num_devices, among="devices", fix=fix)
     check_degree(pair.draft.model, draft.device.num_devices, among="devices", fix=fix)
     capacity_bytes = _capacity_bytes(device)
-    memory = memory_needed(pair.draft, pair.target, device.dtype, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
+    weights = pair_weights(pair.draft, pair.target, device.dtype)
+    memory = memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     if capacity_bytes is not None and memory.total_bytes > capacity_bytes:
         raise UserInputError(
             f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {device.dtype}, and {key_text(device)} "
@@ -76,6 +77,7 @@ def price_by_profiles(
         target=target.latency,
         device=device,
         draft_num_devices=draft.device.num_devices,
+        weights=weights,
         memory=memory,
         evidence=(draft.evidence, target.evidence),
     )

@@ -15,7 +15,8 @@ from perfmodel.latency import LatencyModel, RooflineLatency
 from perfmodel.plan import Evidence, Memory
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
 from perfmodel.units import Tokens, format_bytes
-from perfmodel.work import kv_cache_bytes, model_weight_bytes
+from perfmodel.weight_format import WeightFormat, dtype_format, model_weight_bytes
+from perfmodel.work import kv_cache_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,27 @@ class Pair(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairWeights:
+    """How the weights of a draft and its target are stored."""
+
+    draft: WeightFormat
+    target: WeightFormat
+
+
+def pair_weights(draft: DraftGeometry, target: ModelGeometry, dtype: Dtype, stored: WeightFormat | None = None) -> PairWeights:
+    """Both models in a dtype, or the target as its files store it; a self-draft is the target.
+
+    Args:
+        draft: its shapes.
+        target: its shapes.
+        dtype: asked for, or the device's own.
+        stored: how the target's files store it, where they are to be priced as they are.
+    """
+    of_target = stored or dtype_format(dtype, target)
+    return PairWeights(target=of_target, draft=of_target if draft.kind == "self" else dtype_format(dtype, draft.model))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pricing:
     """Latency models of a draft and its target on one device, and what they rest on."""
 
@@ -68,14 +90,23 @@ class Pricing:
     device: DeviceKey
     draft_num_devices: int
     """See `Plan`."""
+    weights: PairWeights
     memory: Memory
     evidence: tuple[Evidence, ...]
     at_batch: Callable[[int, Tokens], tuple[LatencyModel, LatencyModel]] | None = None
     """Both with so many sequences in every pass, at a context; None where only single sequences were measured."""
 
 
-def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: Tokens) -> Pricing:
+def price_by_datasheet(
+    pair: Pair, request: DeviceRequest, *, context_tokens: Tokens, stored: PairWeights | WeightFormat | None = None
+) -> Pricing:
     """Roofline prices on a known device, on as few of them as hold both models unless their number was asked for.
+
+    Args:
+        pair: the models.
+        request: what was asked of the device.
+        context_tokens: in the caches at the end.
+        stored: how the target's files store it, or both models as they were priced before; None for the request's dtype.
 
     Raises:
         UnknownName: the device is in no table.
@@ -83,29 +114,37 @@ def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: To
     """
     chosen = choose_device(request.device)
     hardware, dtype, engine = chosen.hardware, *_modes(chosen.hardware, request)
-    needed = memory_needed(pair.draft, pair.target, dtype, context_tokens=context_tokens, capacity_bytes=None)
+    weights = stored if isinstance(stored, PairWeights) else pair_weights(pair.draft, pair.target, dtype, stored)
+    needed = memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=None)
     num_devices = _num_devices(pair.target, hardware, request, needed.total_bytes)
     check_draft_degree(pair.draft, request.draft_num_devices, num_devices)
     memory = memory_needed(
-        pair.draft, pair.target, dtype, context_tokens=context_tokens, capacity_bytes=num_devices * hardware.memory_bytes
+        pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=num_devices * hardware.memory_bytes
     )
-    _check_fit(pair.target, memory, hardware, num_devices, dtype)
+    _check_fit(pair.target, memory, hardware, num_devices, weights.target)
 
-    def priced(model: ModelGeometry, exits: tuple[int, ...], number: int, batch: int, context: Tokens) -> LatencyModel:
-        return RooflineLatency(model, exits, hardware, dtype, engine, number, batch, context_tokens=context)
+    def draft_on(number: int, batch: int, context: Tokens) -> LatencyModel:
+        model, exits = pair.draft.model, pair.draft.exit_layers
+        return RooflineLatency(model, exits, hardware, weights.draft, engine, number, batch, context_tokens=context)
 
     draft_num_devices = request.draft_num_devices or choose_draft_devices(
-        Placement(draft=pair.draft, target=pair.target, dtype=dtype, num_devices=num_devices, draft_num_devices=1),
+        Placement(
+            draft=pair.draft,
+            target=pair.target,
+            draft_weights=weights.draft,
+            target_weights=weights.target,
+            num_devices=num_devices,
+            draft_num_devices=1,
+        ),
         memory,
-        lambda number: priced(pair.draft.model, pair.draft.exit_layers, number, 1, context_tokens),
+        lambda number: draft_on(number, 1, context_tokens),
         context_tokens,
     )
 
-    def at_batch(batch: int, context_tokens: Tokens) -> tuple[LatencyModel, LatencyModel]:
-        return (
-            priced(pair.draft.model, pair.draft.exit_layers, draft_num_devices, batch, context_tokens),
-            priced(pair.target, target_exits(pair.draft), num_devices, batch, context_tokens),
-        )
+    def at_batch(batch: int, context: Tokens) -> tuple[LatencyModel, LatencyModel]:
+        exits, of_target = target_exits(pair.draft), weights.target
+        target = RooflineLatency(pair.target, exits, hardware, of_target, engine, num_devices, batch, context_tokens=context)
+        return draft_on(draft_num_devices, batch, context), target
 
     draft, target = at_batch(1, context_tokens)
     return Pricing(
@@ -115,6 +154,7 @@ def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: To
             device=hardware.name, num_devices=num_devices, num_threads=hardware.num_threads, dtype=dtype, engine=engine
         ),
         draft_num_devices=draft_num_devices,
+        weights=weights,
         memory=memory,
         evidence=datasheet_evidence(chosen, num_devices),
         at_batch=at_batch,
@@ -128,11 +168,20 @@ class TargetDevice:
     hardware: Hardware
     num_devices: int
     dtype: Dtype
+    """Asked for, or the device's own: that of a draft."""
     engine: EngineMode
 
 
-def target_device(target: ModelGeometry, request: DeviceRequest, *, context_tokens: Tokens) -> TargetDevice:
+def target_device(
+    target: ModelGeometry, request: DeviceRequest, *, context_tokens: Tokens, stored: WeightFormat | None = None
+) -> TargetDevice:
     """The device asked for or found, and as few of it as hold a target, unless their number was asked for.
+
+    Args:
+        target: its shapes.
+        request: what was asked of the device.
+        context_tokens: in its cache.
+        stored: how its files store it; None where it is priced in the request's dtype.
 
     Raises:
         UnknownName: the device is in no table.
@@ -140,7 +189,8 @@ def target_device(target: ModelGeometry, request: DeviceRequest, *, context_toke
     """
     hardware = choose_device(request.device).hardware
     dtype, engine = _modes(hardware, request)
-    needed_bytes = model_weight_bytes(target, dtype) + kv_cache_bytes(target, dtype, context_tokens)
+    weights = stored or dtype_format(dtype, target)
+    needed_bytes = model_weight_bytes(target, weights) + kv_cache_bytes(target, weights, context_tokens)
     num_devices = _num_devices(target, hardware, request, needed_bytes)
     return TargetDevice(hardware=hardware, num_devices=num_devices, dtype=dtype, engine=engine)
 
@@ -196,25 +246,25 @@ def target_exits(draft: DraftGeometry) -> tuple[int, ...]:
 
 
 def memory_needed(
-    draft: DraftGeometry, target: ModelGeometry, dtype: Dtype, *, context_tokens: Tokens, capacity_bytes: int | None
+    draft: DraftGeometry, target: ModelGeometry, weights: PairWeights, *, context_tokens: Tokens, capacity_bytes: int | None
 ) -> Memory:
     """Bytes of weights and caches at a context; a self-draft shares its target's."""
     alone = draft.kind == "separate"
     return Memory(
-        target_weight_bytes=model_weight_bytes(target, dtype),
-        draft_weight_bytes=model_weight_bytes(draft.model, dtype) if alone else 0,
-        target_kv_bytes=kv_cache_bytes(target, dtype, context_tokens),
-        draft_kv_bytes=kv_cache_bytes(draft.model, dtype, context_tokens) if alone else 0,
+        target_weight_bytes=model_weight_bytes(target, weights.target),
+        draft_weight_bytes=model_weight_bytes(draft.model, weights.draft) if alone else 0,
+        target_kv_bytes=kv_cache_bytes(target, weights.target, context_tokens),
+        draft_kv_bytes=kv_cache_bytes(draft.model, weights.draft, context_tokens) if alone else 0,
         capacity_bytes=capacity_bytes,
     )
 
 
-def _check_fit(target: ModelGeometry, memory: Memory, hardware: Hardware, num_devices: int, dtype: Dtype) -> None:
+def _check_fit(target: ModelGeometry, memory: Memory, hardware: Hardware, num_devices: int, weights: WeightFormat) -> None:
     capacity = num_devices * hardware.memory_bytes
     if memory.total_bytes > capacity:
         enough = num_devices_to_fit(hardware, memory.total_bytes, degrees=tensor_parallel_degrees(target))
         raise UserInputError(
-            f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {dtype}, and {num_devices} x "
+            f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {weights.label}, and {num_devices} x "
             f"{hardware.name} hold {format_bytes(capacity)}. Give --num-devices {enough}, a larger --device or a smaller "
             "--dtype."
         )

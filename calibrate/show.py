@@ -25,6 +25,7 @@ from perfmodel.units import (
     format_seconds,
     format_speedup,
 )
+from perfmodel.weight_format import WeightFormat
 
 PAGE_CHARS = 100
 
@@ -69,7 +70,7 @@ def _understood(plan: Plan, asked_target: str) -> str:
     alias = "" if asked_target == plan.target.name else f" (asked for as {asked_target!r})"
     asked = f"batch {work.batch}, {work.prompt_tokens} prompt tokens, {work.output_tokens} output tokens, {work.sampling.label}"
     facts = [
-        ("target", model_label(plan.target) + alias),
+        ("target", model_label(plan.target) + weights_text(plan.target_weights) + alias),
         ("draft", draft_label(plan.draft) + _placement_text(plan)),
         ("device", key_text(plan.device) + origin_text(plan.evidence)),
         ("asked", asked),
@@ -105,6 +106,11 @@ def _evidence_text(part: Evidence) -> str:
 def model_label(model: ModelGeometry) -> str:
     """`llama-2-70b, 80 layers, 69.0 billion weights`."""
     return f"{model.name}, {model.num_layers} layers, {_weights_text(model.num_params)}"
+
+
+def weights_text(weights: WeightFormat) -> str:
+    """How weights are stored, where they are quantised: `; weights AWQ int4, groups of 128, 4.16 bits; head 16 bits`."""
+    return "" if weights.is_plain else f"; weights {weights.text}"
 
 
 def draft_label(draft: DraftGeometry) -> str:

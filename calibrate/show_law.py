@@ -20,7 +20,7 @@ def validation_text(validation: Validation) -> str:
 def _points(validation: Validation) -> str:
     rows = [
         [
-            f"{point.model}, {point.dtype}, {point.engine}",
+            f"{point.model}, {point.weights}, {point.engine}",
             f"{point.num_devices} x {point.device}",
             format_number(point.published_tokens_per_s),
             format_number(point.predicted_tokens_per_s),
@@ -87,6 +87,7 @@ def design_text(request: DesignRequest, found: Sequence[Design]) -> str:
     head = [
         f"target  {model_label(request.target)}, on {where}",
         f"draft   {size} on one device, {request.draft_tokens} tokens a round, {request.context_tokens} tokens of context",
+        *([] if request.target_weights.is_plain else [f"weights {request.target_weights.text}"]),
         *([f"head    {said} of {request.target.vocab_size} tokens"] if is_reduced else []),
     ]
     frontier = sorted((one for one in found if one.is_frontier), key=lambda one: one.geometry.num_layers)

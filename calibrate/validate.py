@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import perfmodel
 from calibrate.acceptance import load_acceptance, shipped_path
 from calibrate.plan import price_candidates
 from calibrate.pricing import DeviceRequest, price_by_datasheet
 from calibrate.published import DRAFT, HEURISTIC
-from perfmodel.geometry import find_model
+from perfmodel.errors import UserInputError
+from perfmodel.geometry import ModelGeometry, find_model
 from perfmodel.hardware import Hardware, find_hardware
 from perfmodel.interval import NORMAL_QUANTILE
 from perfmodel.latency import RooflineLatency
 from perfmodel.passes import PassKind, PassShape
 from perfmodel.policy import ExitPolicy
-from perfmodel.profile import EngineMode
+from perfmodel.profile import Dtype, EngineMode
 from perfmodel.speed_of_light import check_pass, pass_light
 from perfmodel.units import Seconds, Tokens, TokensPerS
 from perfmodel.validation import DeviceError, Explanation, PublishedPoint, PublishedSpeedup, Validation
+from perfmodel.weight_format import WeightFormat, dtype_format, format_by_module
+from perfmodel.weight_schemes import PLAIN, Scheme, fractional_scheme, integer_scheme
 from perfmodel.work import PassSetting
 
 EVIDENCE = Path(perfmodel.__file__).parent / "evidence"
@@ -30,6 +33,24 @@ SPEEDUPS = EVIDENCE / "published_speedups.csv"
 
 EXPLAINED_DEVICES = ("a100-80gb", "h100", "v100", "rtx-4090")
 """Where S2D's table may have been taken: its authors name no GPU. V100s served in their earlier work."""
+_GPT_FAST_INT4 = integer_scheme(4, 32, has_zeros=False, scale_bits=32)
+_TORCHAO_INT4 = integer_scheme(4, 64, has_zeros=False, scale_bits=32)
+_INT8_PER_ROW = integer_scheme(8, None, has_zeros=False)
+_MLC_INT4 = integer_scheme(4, 32, has_zeros=False)
+PUBLISHED_FORMATS: Mapping[str, tuple[Scheme, Scheme, Scheme]] = {
+    "gpt-fast int4": (_GPT_FAST_INT4, _GPT_FAST_INT4, PLAIN),
+    "gpt-fast int8": (_INT8_PER_ROW, _INT8_PER_ROW, PLAIN),
+    "torchao int4": (_TORCHAO_INT4, _TORCHAO_INT4, PLAIN),
+    "torchao int8": (_INT8_PER_ROW, _INT8_PER_ROW, PLAIN),
+    "mlc q4f16_1": (_MLC_INT4, _MLC_INT4, _MLC_INT4),
+    "exl2 4.0": (fractional_scheme("exl2", 4.0), fractional_scheme("exl2", 6.0), PLAIN),
+}
+"""Layers, LM head and embedding of those who published speeds.
+
+gpt-fast's and torchao's int4 have a scale and a zero point in bf16 per group of 32 and 64, their int8 a scale per row; both
+quantise every linear layer, the LM head among them (quantize.py of either). MLC's q4f16_1 has a scale in fp16 per 32 weights,
+in the tables too. EXL2 states mean bits, and its LM head has 6 unless asked otherwise.
+"""
 ENGINES: tuple[EngineMode, ...] = ("eager", "graph")
 
 
@@ -54,14 +75,15 @@ def published_points() -> Iterator[PublishedPoint]:
         role, _, note = row["role"].partition(": ")
         hardware, num_devices = find_hardware(row["device"]), int(row["num_devices"])
         model, context_tokens = find_model(row["model"]), int(row["context_tokens"])
-        latency = RooflineLatency(model, (), hardware, row["dtype"], row["engine"], num_devices, context_tokens=context_tokens)
-        setting = PassSetting(model=model, exit_layers=(), dtype=row["dtype"], batch=1, num_devices=num_devices)
+        weights = published_format(row["weights"], model)
+        latency = RooflineLatency(model, (), hardware, weights, row["engine"], num_devices, context_tokens=context_tokens)
+        setting = PassSetting(model=model, exit_layers=(), weights=weights, batch=1, num_devices=num_devices)
         least_s = _check_light(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
         yield PublishedPoint(
             model=model.name,
             device=hardware.name,
             num_devices=num_devices,
-            dtype=row["dtype"],
+            weights=row["weights"],
             engine=row["engine"],
             context_tokens=context_tokens,
             role="used" if role == "used" else "held-out",
@@ -72,6 +94,24 @@ def published_points() -> Iterator[PublishedPoint]:
             interval_frac=NORMAL_QUANTILE * latency.error_frac,
             light_tokens_per_s=1 / least_s,
         )
+
+
+def published_format(name: str, model: ModelGeometry) -> WeightFormat:
+    """How a published point stored its weights.
+
+    Args:
+        name: of a format in `PUBLISHED_FORMATS`, or a dtype of `--dtype`.
+        model: whose weights they are.
+
+    Raises:
+        UserInputError: it is neither.
+    """
+    if name in get_args(Dtype):
+        return dtype_format(cast(Dtype, name), model)
+    if name not in PUBLISHED_FORMATS:
+        raise UserInputError(f"weights {name!r}: expected a dtype or one of {', '.join(PUBLISHED_FORMATS)}.")
+    layers, head, embedding = PUBLISHED_FORMATS[name]
+    return format_by_module(name, model, lambda layer, module: layers, head=head, embedding=embedding)
 
 
 def _check_light(

@@ -65,11 +65,24 @@ class ModelGeometry:
             raise ValueError(f"geometry {self.name!r}: {problem}")
 
     @property
+    def layer_matrices(self) -> dict[str, tuple[int, int]]:
+        """Rows (out) and columns (in) of the matrices of one layer, by the names that checkpoints use."""
+        hidden, mlp = self.hidden_size, self.intermediate_size
+        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attn = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
+        if self.gated_mlp:
+            return attn | {"gate_proj": (mlp, hidden), "up_proj": (mlp, hidden), "down_proj": (hidden, mlp)}
+        return attn | {"fc1": (mlp, hidden), "fc2": (hidden, mlp)}
+
+    @property
+    def layer_matrix_params(self) -> int:
+        """Weights of the matrices of one layer."""
+        return sum(rows * columns for rows, columns in self.layer_matrices.values())
+
+    @property
     def layer_params(self) -> int:
         """Weights of one layer: Q and O, K and V, up, down and perhaps gate, norms and biases."""
-        attn = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
-        mlp = (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size
-        return attn + mlp + 2 * self.hidden_size + self.extra_layer_params
+        return self.layer_matrix_params + 2 * self.hidden_size + self.extra_layer_params
 
     @property
     def said_tokens(self) -> Tokens:
@@ -100,12 +113,34 @@ class ModelGeometry:
         A reduced head is never tied: the rows it reads are scattered over the embedding and are copied out of it, so both are
         kept. The table that maps its tokens to the vocabulary's holds no weights.
         """
-        embedding_size = self.embedding_size or self.hidden_size
-        shared = self.tied_embeddings and not self.has_reduced_head
-        tables = (self.vocab_size + (0 if shared else self.said_tokens)) * embedding_size
-        projections = 2 * embedding_size * self.hidden_size if self.embedding_size else 0
-        positions = self.learned_positions * self.hidden_size
-        return self.num_layers * self.layer_params + tables + projections + positions + self.hidden_size
+        tables = self.embedding_params + (0 if self.has_tied_head else self.head_table_params)
+        return self.num_layers * self.layer_params + tables + self.outer_params
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding and of the rows of the LM head."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def has_tied_head(self) -> bool:
+        """Whether the LM head reads the rows of the embedding."""
+        return self.tied_embeddings and not self.has_reduced_head
+
+    @property
+    def embedding_params(self) -> int:
+        """Weights of the embedding."""
+        return self.vocab_size * self.embedding_width
+
+    @property
+    def head_table_params(self) -> int:
+        """Weights of the LM head's own table."""
+        return self.said_tokens * self.embedding_width
+
+    @property
+    def outer_params(self) -> int:
+        """Weights outside layers and tables: the final norm, learned positions, projections of the embedding."""
+        projections = 2 * self.embedding_size * self.hidden_size if self.embedding_size else 0
+        return projections + self.learned_positions * self.hidden_size + self.hidden_size
 
     @property
     def kv_values_per_token(self) -> int:

@@ -5,7 +5,7 @@ A row (the table is `perfmodel.known_hardware`, a user's own comes from a file) 
 
     floors, host costs, share of the peak    the relative's, unchanged
     share of the bandwidth, 16 and 32 bit    the relative's, unchanged
-    share of the bandwidth, int8 and int4    the relative's, but on a slower memory the relative's bytes per second, up to
+    share of the bandwidth, int8, int4, gguf the relative's, but on a slower memory the relative's bytes per second, up to
                                              the 16-bit share: unpacking is arithmetic, and a slower memory hides it
     error                                    by kinship: `KINSHIP_ERROR_FRAC`
 """
@@ -16,7 +16,7 @@ from typing import Literal
 
 from perfmodel.errors import OutOfDomain, UnknownName, UserInputError
 from perfmodel.kernel_costs import KERNEL_COSTS, WIDEST_ERROR_FRAC, EngineCosts, KernelCosts
-from perfmodel.profile import Dtype, EngineMode
+from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode, WeightKernels
 from perfmodel.units import (
     GB,
     GIGA,
@@ -32,6 +32,7 @@ from perfmodel.units import (
     format_bytes_per_s,
     format_flops_per_s,
 )
+from perfmodel.weight_format import WeightFormat
 
 DEFAULT_ENGINE: EngineMode = "graph"
 """On a GPU: captured graphs are what a decoding loop uses when speed is the point."""
@@ -65,8 +66,10 @@ stranger   another vendor or kind of device: the costs are borrowed, not scaled
 
 COMPUTE_DTYPES: tuple[Dtype, ...] = ("bf16", "fp16", "fp32")
 """What activations are held in; the first that a device has is its default."""
-WEIGHT_ONLY_DTYPES: tuple[Dtype, ...] = ("int8", "int4")
+WEIGHT_ONLY_DTYPES: tuple[Dtype, ...] = ("int8", "int4", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")
 """Weights of these are unpacked to the device's default and multiplied there, whatever its integer peak."""
+UNPACKING_KERNELS: tuple[WeightKernels, ...] = ("int8", "int4", "gguf")
+"""Kernels whose speed unpacking limits on a fast memory."""
 
 _BYTES_RANGE = (GB // 10, 100 * TB)
 _BYTES_PER_S_RANGE = (GB, 100 * TB)
@@ -127,6 +130,8 @@ class Hardware:
         if not set(COMPUTE_DTYPES) & set(self.peak_flops_per_s):
             raise ValueError(f"peak_flops_per_s has none of {', '.join(COMPUTE_DTYPES)}, expected at least one")
         for dtype, flops_per_s in self.peak_flops_per_s.items():
+            if dtype not in DTYPE_BYTES:
+                raise ValueError(f"peak_flops_per_s has {dtype}, expected number types: {', '.join(DTYPE_BYTES)}")
             _check_range(f"peak_flops_per_s of {dtype}", flops_per_s, _FLOPS_RANGE, format_flops_per_s, "FLOP per second")
         _check_range("memory_bytes", self.memory_bytes, _BYTES_RANGE, format_bytes, "bytes")
         _check_range("memory_bytes_per_s", self.memory_bytes_per_s, _BYTES_PER_S_RANGE, format_bytes_per_s, "bytes per second")
@@ -147,13 +152,13 @@ class Hardware:
         return self.costs.engines
 
     @property
-    def weight_bandwidth_frac(self) -> dict[Dtype, Frac]:
-        """Share of its memory bandwidth at which weights are read, scales and unpacking of int8 and int4 included."""
+    def weight_bandwidth_frac(self) -> dict[WeightKernels, Frac]:
+        """Share of its memory bandwidth at which kernels read weights and scales."""
         costs = self.costs
         shares = dict(costs.weight_bandwidth_frac)
         slower = max(1.0, costs.memory_bytes_per_s / self.memory_bytes_per_s)
-        for dtype in WEIGHT_ONLY_DTYPES:
-            shares[dtype] = min(shares[self.default_dtype], shares[dtype] * slower)
+        for kernels in UNPACKING_KERNELS:
+            shares[kernels] = min(shares["bf16"], shares[kernels] * slower)
         return shares
 
     @property
@@ -165,6 +170,11 @@ class Hardware:
     def layer_floor_s(self) -> Seconds:
         """Kernel time of one layer whose weights are nothing, attention apart."""
         return self.costs.layer_floor_s
+
+    @property
+    def gguf_layer_s(self) -> Seconds:
+        """Kernel time of one layer on top where llama.cpp's kernels read it."""
+        return self.costs.gguf_layer_s
 
     @property
     def row_layer_s(self) -> Seconds:
@@ -207,8 +217,12 @@ class Hardware:
         """As many as its links join."""
         return max((link.max_devices for link in self.links), default=1)
 
+    def matrix_dtype(self, arithmetic: Dtype | None) -> Dtype:
+        """What matrices are multiplied in: in their own arithmetic where the device has it, else unpacked."""
+        return arithmetic if arithmetic is not None and arithmetic in self.peak_flops_per_s else self.default_dtype
+
     def compute_dtype(self, weights: Dtype) -> Dtype:
-        """What weights of a dtype are multiplied in.
+        """What weights asked for in a dtype are multiplied in.
 
         Raises:
             UserInputError: the device does not compute in it; names those it does.
@@ -223,10 +237,10 @@ class Hardware:
             )
         return weights
 
-    def cache_dtype(self, weights: Dtype) -> Dtype:
-        """What keys and values are held in beside weights of a dtype."""
-        computed = self.compute_dtype(weights)
-        return computed if computed in COMPUTE_DTYPES else self.default_dtype
+    def activation_dtype(self, weights: WeightFormat) -> Dtype:
+        """What activations, keys and values are held in beside some weights."""
+        head = weights.head_kernels
+        return head if head in COMPUTE_DTYPES and head in self.peak_flops_per_s else self.default_dtype
 
     def engine_costs(self, engine: EngineMode) -> EngineCosts:
         """What the host adds in an engine mode.

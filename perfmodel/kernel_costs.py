@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfmodel.profile import Dtype, EngineMode
+from perfmodel.profile import EngineMode, WeightKernels
 from perfmodel.units import (
     GB,
     MICRO,
@@ -52,8 +52,10 @@ class KernelCosts:
 
     memory_bytes_per_s: BytesPerS
     """Of the device they were seen on, by its datasheet."""
-    weight_bandwidth_frac: Mapping[Dtype, Frac]
-    """Share of that at which weights are read, scales of int8 and int4 and their unpacking included."""
+    weight_bandwidth_frac: Mapping[WeightKernels, Frac]
+    """Share of that at which kernels read weights and scales; unpacking is in it."""
+    gguf_layer_s: Seconds
+    """Kernel time of one layer on top where llama.cpp's kernels read it: they quantise the activations before every product."""
     flops_frac: Frac
     """Share of the peak that large matrix products reach."""
     layer_floor_s: Seconds
@@ -101,7 +103,8 @@ WIDEST_ERROR_FRAC: Frac = 0.5
 
 _CPU_COSTS = KernelCosts(
     memory_bytes_per_s=24 * GB,
-    weight_bandwidth_frac={"fp32": 1.0, "bf16": 1.0, "fp16": 1.0, "fp8": 1.0, "int8": 0.84, "int4": 0.57},
+    weight_bandwidth_frac={"fp32": 1.0, "bf16": 1.0, "fp16": 1.0, "fp8": 1.0, "int8": 0.88, "int4": 0.76, "gguf": 0.60},
+    gguf_layer_s=0.0,
     flops_frac=0.35,
     layer_floor_s=50 * MICRO,
     row_layer_s=0.0,
@@ -109,7 +112,8 @@ _CPU_COSTS = KernelCosts(
     engines=_CPU_ENGINES,
     error_frac=WIDEST_ERROR_FRAC,
     source="assumed after this project's runtime on two Zen 4 cores: a small layer in cache takes 60 to 75 µs, six rows "
-    "reach a third of the peak; the bandwidth is already what is reached; int8 and int4 shares as on the A100",
+    "reach a third of the peak; the bandwidth is already what is reached; int8 and int4 shares as on the A100, of 16 bit; "
+    "gguf: llama.cpp's q4_k_m at 1.1 billion weights read 24.7 of 40.9 GB/s with one thread",
 )
 
 
@@ -125,20 +129,32 @@ def shipped_fit(name: str) -> "LatencyFit":
     return read_latency_fit(EVIDENCE / f"{name.casefold()}.latency-fit.json").record
 
 
+_A100_SHARES: Mapping[WeightKernels, Frac] = {"int8": 0.6689, "int4": 0.5786, "gguf": 0.6544}
+_A100_GGUF_LAYER_S: Seconds = 79.5 * MICRO
+"""At these, published speeds are exact, with all bytes counted: gpt-fast's Llama-2-7B on one A100 in int8 (a scale per row,
+155.58 tokens/s) and int4 (groups of 32, 5 bits a weight with the LM head, 196.80), and llama.cpp's Q4_K_M on an A100 PCIe of
+Llama-3.1-8B (132.32) and Qwen2.5-72B (22.16; ggml-org/llama.cpp#10664).
+"""
+_H100_SHARES: Mapping[WeightKernels, Frac] = {"int8": 0.72, "int4": 0.63, "gguf": 0.40}
+"""Assumed: int8 and int4 a little above the A100's, as 16 bit is; gguf as many bytes per second as there."""
+
+
 @cache
 def _a100_costs() -> KernelCosts:
     hardware, fit = _device("A100-80GB-SXM")
     share = _bandwidth_frac(hardware, fit)
     return KernelCosts(
         memory_bytes_per_s=hardware.memory_bytes_per_s,
-        weight_bandwidth_frac={"fp32": share, "bf16": share, "fp16": share, "fp8": 0.65, "int8": 0.65, "int4": 0.44},
+        weight_bandwidth_frac={"fp32": share, "bf16": share, "fp16": share, "fp8": 0.65, **_A100_SHARES},
+        gguf_layer_s=_A100_GGUF_LAYER_S,
         flops_frac=1 / (fit.law.flop_s * hardware.peak_flops_per_s[fit.device.dtype]),
         layer_floor_s=fit.law.layer_s,
         row_layer_s=fit.law.row_layer_s,
         attn_floor_s=10 * MICRO,
         engines=_GPU_ENGINES,
         error_frac=0.08,
-        source=f"{_fitted_text(fit)}; int8 and int4 shares from gpt-fast's Llama-2-7B rows; attention floor assumed",
+        source=f"{_fitted_text(fit)}; int8 and int4 shares from gpt-fast's Llama-2-7B rows, "
+        "gguf share and time per layer from llama.cpp's Llama-3.1-8B and Qwen2.5-72B; attention floor assumed",
     )
 
 
@@ -148,15 +164,16 @@ def _h100_costs() -> KernelCosts:
     share = _bandwidth_frac(hardware, fit)
     return KernelCosts(
         memory_bytes_per_s=hardware.memory_bytes_per_s,
-        weight_bandwidth_frac={"fp32": share, "bf16": share, "fp16": share, "fp8": share, "int8": 0.70, "int4": 0.48},
+        weight_bandwidth_frac={"fp32": share, "bf16": share, "fp16": share, "fp8": share, **_H100_SHARES},
+        gguf_layer_s=_A100_GGUF_LAYER_S,
         flops_frac=0.68,
         layer_floor_s=fit.law.layer_s,
         row_layer_s=fit.law.row_layer_s,
         attn_floor_s=7.4 * MICRO,
         engines=_GPU_ENGINES,
         error_frac=0.10,
-        source=f"{_fitted_text(fit)}; that compute rate is too loose and 0.68 of the peak assumed, as are int8 and int4 shares "
-        "and attention floor, after the A100's",
+        source=f"{_fitted_text(fit)}; that compute rate is too loose and 0.68 of the peak assumed, as are int8, int4 and gguf "
+        "shares and attention floor, after the A100's",
     )
 
 

@@ -21,7 +21,8 @@ from perfmodel.passes import PREFILL_KINDS, PassKind, PassShape
 from perfmodel.profile import Dtype, EngineMode, LatencyProfile
 from perfmodel.speed_of_light import check_line, gated_hardware
 from perfmodel.units import Frac, Seconds, Tokens
-from perfmodel.work import PassSetting, PassWork, weight_bytes
+from perfmodel.weight_format import WeightFormat, dtype_format, layers_bytes
+from perfmodel.work import PassSetting, PassWork
 
 LatencyLevel = Literal["roofline", "extrapolated", "fitted", "measured"]
 Line: TypeAlias = tuple[Seconds, Seconds]
@@ -100,9 +101,13 @@ class RooflineLatency(_LawLatency):
 
     Args:
         exit_layers: the exits that cut the model into segments; empty for a target that does not draft.
+        weights: how its weights are stored; a dtype stands for its format (`perfmodel.weight_format`).
         num_devices: tensor-parallel degree, inside one node.
         batch: sequences in every pass.
         context_tokens: where a model that has layers with a window is priced (`perfmodel.work`); others need none.
+
+    Raises:
+        UserInputError: the device does not compute in the dtype, or has no such engine mode.
     """
 
     __slots__ = ("error_frac",)
@@ -112,22 +117,25 @@ class RooflineLatency(_LawLatency):
         geometry: ModelGeometry,
         exit_layers: tuple[int, ...],
         hardware: Hardware,
-        dtype: Dtype,
+        weights: WeightFormat | Dtype,
         engine: EngineMode,
         num_devices: int = 1,
         batch: int = 1,
         *,
         context_tokens: Tokens | None = None,
     ) -> None:
+        if not isinstance(weights, WeightFormat):
+            hardware.compute_dtype(weights)
+            weights = dtype_format(weights, geometry)
         setting = PassSetting(
             model=geometry,
             exit_layers=exit_layers,
-            dtype=dtype,
+            weights=weights,
             batch=batch,
             num_devices=num_devices,
             context_tokens=context_tokens,
         )
-        super().__init__(roofline_law(hardware, dtype, engine, num_devices), setting)
+        super().__init__(roofline_law(hardware, weights, engine, num_devices), setting)
         self.error_frac: Frac = hardware.error_frac
 
     @property
@@ -153,10 +161,11 @@ class FittedLatency(_LawLatency):
         self, fit: LatencyFit, geometry: ModelGeometry, exit_layers: tuple[int, ...], *, context_tokens: Tokens
     ) -> None:
         key = fit.device
+        weights = dtype_format(key.dtype, geometry)
         setting = PassSetting(
             model=geometry,
             exit_layers=exit_layers,
-            dtype=key.dtype,
+            weights=weights,
             batch=1,
             num_devices=key.num_devices,
             context_tokens=context_tokens,
@@ -166,7 +175,7 @@ class FittedLatency(_LawLatency):
         self._hardware = gated_hardware(key)
         self.fit = fit
         self.extrapolations = fit.domain.beyond(
-            layer_weight_bytes=weight_bytes(geometry.layer_params, key.dtype) / key.num_devices,
+            layer_weight_bytes=layers_bytes(geometry, weights, 1) / key.num_devices,
             num_layers=geometry.num_layers,
             cached_tokens=context_tokens,
         )

@@ -8,13 +8,14 @@ from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write
 from perfmodel.disk import PathLike
 from perfmodel.hardware import Hardware
 from perfmodel.interval import NORMAL_QUANTILE
-from perfmodel.profile import DeviceKey, Dtype, EngineMode
+from perfmodel.profile import DeviceKey, Dtype, EngineMode, WeightKernels
 from perfmodel.provenance import Provenance
 from perfmodel.units import Frac, Seconds, Tokens, format_bytes
+from perfmodel.weight_format import WeightFormat
 from perfmodel.work import PassWork
 
 LATENCY_FIT_SCHEMA = "s2d/latency-fit"
-LATENCY_FIT_VERSION = 2
+LATENCY_FIT_VERSION = 3
 
 UNTESTED_ERROR_FRAC: Frac = 0.2
 """Of a fit to one model, which tells nothing of others: assumed."""
@@ -26,16 +27,20 @@ class Law:
 
         fixed   = pass + sync + round + round_row * drafted
         kernels = layers * (layer + row_layer * rows + [rows > 1] many_rows_layer)
-                  + overlap((weight_byte + [rows > 1] many_rows_byte + far_byte * far) * bytes, flop * FLOP)
+                  + overlap(reading, computing)
                   + all_reduce * count + link_byte * bytes sent
                   + overlap(kv_byte * bytes of full windows, attn_flop * FLOP on them)
                   + cached tokens * overlap(kv_byte * bytes, attn_flop * FLOP)
+        reading = weight_byte * bytes of layers + head_byte * bytes of the head
+                  + ([rows > 1] many_rows_byte + far_byte * far) * bytes of both
+        computing = flop * FLOP of layers + head_flop * FLOP of the head
         far     = max(0, 1 - cache_bytes / bytes of the whole model)
         seconds = fixed + max(host_layer * layers, kernels)
 
     `[rows > 1]` is the step from a matrix-vector to a matrix-matrix kernel, seen on CPUs. Of a model that does not fit the
     caches the share `far` of its weights is no longer there when a pass comes back to them. Launches hide behind kernels: the
-    slower of the two is paid. Reading and computing overlap nearly as well: overlap(a, b) = (a³ + b³)^(1/3), which is at
+    slower of the two is paid. Layers and head may be stored differently and read by different kernels; a fit to plain weights
+    has one rate for both. Reading and computing overlap nearly as well: overlap(a, b) = (a³ + b³)^(1/3), which is at
     least the larger and rounds the knee as the A100's kernel tables do (64, 128, 256 rows of a Llama-2-7B layer).
     """
 
@@ -48,10 +53,12 @@ class Law:
     many_rows_layer_s: Seconds
     host_layer_s: Seconds
     weight_byte_s: Seconds
+    head_byte_s: Seconds
     many_rows_byte_s: Seconds
     far_byte_s: Seconds
     cache_bytes: float
     flop_s: Seconds
+    head_flop_s: Seconds
     kv_byte_s: Seconds
     attn_flop_s: Seconds
     all_reduce_s: Seconds
@@ -78,10 +85,12 @@ class Law:
         many = work.rows > 1
         layer_s = self.layer_s + self.row_layer_s * work.rows + self.many_rows_layer_s * many
         far = max(0.0, 1 - self.cache_bytes / work.model_bytes) if work.model_bytes else 0.0
-        reading_s = (self.weight_byte_s + self.many_rows_byte_s * many + self.far_byte_s * far) * work.weight_bytes
+        reading_s = self.weight_byte_s * work.layer_bytes + self.head_byte_s * work.head_bytes
+        reading_s += (self.many_rows_byte_s * many + self.far_byte_s * far) * work.weight_bytes
+        computing_s = self.flop_s * work.layer_flops + self.head_flop_s * work.head_flops
         reducing_s = self.all_reduce_s * work.num_all_reduces + self.link_byte_s * work.link_bytes
         windows_s = _overlap_s(self.kv_byte_s * work.window_kv_bytes, self.attn_flop_s * work.window_attn_flops)
-        return layer_s * work.num_layers + _overlap_s(reading_s, self.flop_s * work.flops) + reducing_s + windows_s
+        return layer_s * work.num_layers + _overlap_s(reading_s, computing_s) + reducing_s + windows_s
 
 
 def _overlap_s(one_s: Seconds, other_s: Seconds) -> Seconds:
@@ -90,31 +99,42 @@ def _overlap_s(one_s: Seconds, other_s: Seconds) -> Seconds:
     return longer * (1 + (shorter / longer) ** 3) ** (1 / 3) if longer else 0.0
 
 
-def roofline_law(hardware: Hardware, dtype: Dtype, engine: EngineMode, num_devices: int) -> Law:
-    """The law's coefficients from a hardware row alone.
+def roofline_law(hardware: Hardware, weights: WeightFormat, engine: EngineMode, num_devices: int) -> Law:
+    """The law's coefficients from a hardware row alone, for a model whose weights are stored in some format.
 
     Raises:
-        UserInputError: the device does not compute in the dtype, or has no such engine mode.
+        UserInputError: the device has no such engine mode.
         OutOfDomain: no link joins as many devices.
     """
     host, link = hardware.engine_costs(engine), hardware.link_between(num_devices)
-    compute_dtype, cache_dtype = hardware.compute_dtype(dtype), hardware.cache_dtype(dtype)
+    activations = hardware.activation_dtype(weights)
+
+    def byte_s(kernels: WeightKernels) -> Seconds:
+        return 1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[kernels])
+
+    def flop_s(arithmetic: Dtype | None) -> Seconds:
+        return 1 / (hardware.peak_flops_per_s[hardware.matrix_dtype(arithmetic)] * hardware.flops_frac)
+
+    shares = weights.layers
+    gguf_frac = sum(one.frac for one in shares if one.kernels == "gguf")
     return Law(
         pass_s=host.pass_s,
         sync_s=host.sync_s,
         round_s=host.round_s,
         round_row_s=0.0,
-        layer_s=hardware.layer_floor_s + hardware.attn_floor_s,
+        layer_s=hardware.layer_floor_s + hardware.attn_floor_s + hardware.gguf_layer_s * gguf_frac,
         row_layer_s=hardware.row_layer_s,
         many_rows_layer_s=0.0,
         host_layer_s=host.host_layer_s,
-        weight_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[dtype]),
+        weight_byte_s=sum(one.frac * one.bits / weights.layer_bits * byte_s(one.kernels) for one in shares),
+        head_byte_s=byte_s(weights.head_kernels),
         many_rows_byte_s=0.0,
         far_byte_s=0.0,
         cache_bytes=0.0,
-        flop_s=1 / (hardware.peak_flops_per_s[compute_dtype] * hardware.flops_frac),
-        kv_byte_s=1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[cache_dtype]),
-        attn_flop_s=1 / (hardware.peak_flops_per_s[cache_dtype] * hardware.flops_frac),
+        flop_s=sum(one.frac * flop_s(one.arithmetic) for one in shares),
+        head_flop_s=flop_s(activations),
+        kv_byte_s=byte_s("bf16"),
+        attn_flop_s=flop_s(activations),
         all_reduce_s=link.all_reduce_s if link else 0.0,
         link_byte_s=1 / link.bytes_per_s if link else 0.0,
     )
@@ -196,7 +216,14 @@ def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "pads_rows": False, "device": {**body["device"], "kernels": None}}
 
 
-_UPGRADES: Upgrades = {1: _from_version_1}
+def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
+    """Bytes and FLOP of head and layers had one coefficient."""
+    laws = {name: body[name] for name in ("law", "standard_error")}
+    told = {name: {**law, "head_byte_s": law["weight_byte_s"], "head_flop_s": law["flop_s"]} for name, law in laws.items()}
+    return {**body, **told}
+
+
+_UPGRADES: Upgrades = {1: _from_version_1, 2: _from_version_2}
 
 
 def latency_fit_file_text(fit: LatencyFit, provenance: Provenance) -> str:

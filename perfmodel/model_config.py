@@ -12,7 +12,6 @@ from perfmodel.architectures import Config, architecture_names, decoder_config, 
 from perfmodel.errors import UserInputError, shown
 from perfmodel.geometry import ModelGeometry
 from perfmodel.known_architectures import Architecture, BiasRule
-from perfmodel.profile import Dtype
 from perfmodel.units import Tokens
 
 MAX_COUNT = 10**9
@@ -21,7 +20,6 @@ MAX_COUNT = 10**9
 _DEFAULT_CONTEXT_TOKENS: Tokens = 2048
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _PATTERNS = ("_sliding_window_pattern", "sliding_window_pattern")
-_BITS_DTYPE: dict[object, Dtype] = {4: "int4", 8: "int8"}
 
 
 def geometry_from_config(config: Config, name: str, source: str | None = None) -> ModelGeometry:
@@ -216,18 +214,3 @@ def _windowed_layers(keys: _Keys, context_tokens: Tokens) -> int:
 
 def _pattern(keys: _Keys) -> int:
     return keys.count(_PATTERNS[0] if keys.is_given(_PATTERNS[0]) else _PATTERNS[1])
-
-
-def quantisation_note(config: Config, name: str) -> str | None:
-    """What to say of a config whose weights are stored quantised; None where they are not.
-
-    Shapes do not tell bytes: a model is priced in the dtype that is asked for, whatever its file holds.
-    """
-    stored = config.get("quantization_config") or decoder_config(config).get("quantization_config")
-    if not isinstance(stored, dict):
-        return None
-    method = str(stored.get("quant_method", "an unknown method"))
-    bits = stored.get("bits") or (4 if stored.get("load_in_4bit") else 8 if stored.get("load_in_8bit") else None)
-    dtype: Dtype | None = "fp8" if "fp8" in method else _BITS_DTYPE.get(bits)
-    told = f"{name} is stored quantised ({method}{f', {bits} bits' if bits else ''}), and priced in the dtype asked for: "
-    return told + (f"give --dtype {dtype} for its own" if dtype else "give the --dtype whose bytes are nearest to its own")

@@ -4,19 +4,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from perfmodel.artifact import Stored, Upgrades, read_record, record_text, write_record
+from perfmodel.codec import encode_record
 from perfmodel.disk import PathLike
 from perfmodel.estimate import Speedup, with_nothing_ahead
 from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.policy import ExitPolicy, with_catching_up_when_asked
-from perfmodel.profile import DeviceKey, with_standard_kernels
+from perfmodel.profile import DTYPE_BYTES, DeviceKey, Dtype, with_standard_kernels
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.units import Bytes, Frac, Tokens
+from perfmodel.weight_format import BITS_PER_BYTE, WeightFormat, even_format
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 10
+PLAN_VERSION = 11
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -125,6 +127,9 @@ class Plan:
     draft_name: str
     draft_sha256: str | None
     tokenizer_sha256: str | None
+    target_weights: WeightFormat
+    """How they are stored, and priced."""
+    draft_weights: WeightFormat
     device: DeviceKey
     draft_num_devices: int
     """All of the devices where they share the draft, as they do a self-draft; 1 where the first has it whole."""
@@ -173,6 +178,13 @@ def with_kernels_of_profiles(body: dict[str, Any]) -> dict[str, Any]:
     return with_standard_kernels(body) if "measured" in levels else {**body, "device": {**body["device"], "kernels": None}}
 
 
+def _from_version_10(body: dict[str, Any]) -> dict[str, Any]:
+    """Every weight, the LM head among them, was priced at the bits of the dtype, without scales."""
+    dtype: Dtype = body["device"]["dtype"]
+    weights = encode_record(even_format(dtype, dtype, DTYPE_BYTES[dtype] * BITS_PER_BYTE))
+    return {**body, "target_weights": weights, "draft_weights": weights}
+
+
 _UPGRADES: Upgrades = {
     2: _from_version_2,
     3: with_whole_heads,
@@ -182,6 +194,7 @@ _UPGRADES: Upgrades = {
     7: with_nothing_ahead,
     8: with_catching_up_when_asked,
     9: with_kernels_of_profiles,
+    10: _from_version_10,
 }
 
 

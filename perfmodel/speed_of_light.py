@@ -32,6 +32,7 @@ from perfmodel.units import (
     format_number,
     format_seconds,
 )
+from perfmodel.weight_format import WeightFormat
 from perfmodel.work import PassSetting, PassWork, setting_of
 
 MAX_CACHE_BYTES = 288 * MIB
@@ -97,27 +98,31 @@ class Light:
         return f"computing {what} at {format_flops_per_s(self.flops_per_s)} takes at least {format_seconds(self.compute_s)}"
 
 
-def light(work: PassWork, cached_tokens: float, hardware: Hardware, dtype: Dtype) -> Light:
+_ARITHMETIC_OF_GGUF: Dtype = "int8"
+"""llama.cpp's kernels quantise activations to 8 bits and multiply integers where that is faster."""
+
+
+def light(work: PassWork, cached_tokens: float, hardware: Hardware, weights: WeightFormat) -> Light:
     """The speed of light of some work, which is per device."""
     return Light(
         read_bytes=work.weight_bytes + work.window_kv_bytes + cached_tokens * work.kv_bytes_per_cached_token,
         bytes_per_s=hardware.memory_bytes_per_s,
         flops=work.flops + work.window_attn_flops + cached_tokens * work.attn_flops_per_cached_token,
-        flops_per_s=_peak_flops_per_s(hardware, dtype),
+        flops_per_s=_peak_flops_per_s(hardware, weights),
     )
 
 
-def _peak_flops_per_s(hardware: Hardware, dtype: Dtype) -> FlopsPerS:
-    """The fastest that weights of a dtype are multiplied: as they are or unpacked, fp32 perhaps through TF32."""
-    peaks = hardware.peak_flops_per_s
-    unpacked = peaks[hardware.default_dtype]
-    return max(peaks.get(dtype, 0.0), _TF32_FRAC * unpacked if dtype == "fp32" else unpacked)
+def _peak_flops_per_s(hardware: Hardware, weights: WeightFormat) -> FlopsPerS:
+    """The fastest that any matrix may be multiplied: as it is stored or unpacked, fp32 perhaps through TF32."""
+    peaks, unpacked = hardware.peak_flops_per_s, hardware.peak_flops_per_s[hardware.default_dtype]
+    stored = {_ARITHMETIC_OF_GGUF if share.kernels == "gguf" else share.kernels for share in weights.layers}
+    return max(*(peaks.get(dtype, 0.0) for dtype in stored), _TF32_FRAC * unpacked if stored == {"fp32"} else unpacked)
 
 
 def pass_light(setting: PassSetting, shape: PassShape, hardware: Hardware) -> Light:
     """The speed of light of one pass; layers with a window read what is cached, up to it."""
     at = replace(setting, context_tokens=round(shape.cached_tokens))
-    return light(at.work(shape.kind, shape.stage, shape.rows), shape.cached_tokens, hardware, setting.dtype)
+    return light(at.work(shape.kind, shape.stage, shape.rows), shape.cached_tokens, hardware, setting.weights)
 
 
 def check_pass(what: str, seconds: Seconds, setting: PassSetting, shape: PassShape, hardware: Hardware, *, fix: str) -> None:
@@ -132,7 +137,8 @@ def check_pass(what: str, seconds: Seconds, setting: PassSetting, shape: PassSha
     limit = pass_light(setting, shape, hardware)
     if seconds < limit.refused_below_s:
         rows = f"{shape.rows} row{'' if shape.rows == 1 else 's'}"
-        one = f"a {kind_label(shape.kind)} pass of {rows} over {round(shape.cached_tokens)} cached tokens in {setting.dtype}"
+        over = f"{rows} over {round(shape.cached_tokens)} cached tokens in {setting.weights.label}"
+        one = f"a {kind_label(shape.kind)} pass of {over}"
         raise FasterThanLight(
             f"{what}: {one}", given=format_seconds(seconds), least=f"on {hardware.name} {limit.text}", fix=fix
         )

@@ -5,12 +5,12 @@ from typing import Literal
 
 from perfmodel.artifact import record_text, write_record
 from perfmodel.disk import PathLike
-from perfmodel.profile import Dtype, EngineMode
+from perfmodel.profile import EngineMode
 from perfmodel.provenance import Provenance
 from perfmodel.units import Frac, Tokens, TokensPerS
 
 VALIDATION_SCHEMA = "s2d/validation"
-VALIDATION_VERSION = 2
+VALIDATION_VERSION = 3
 
 PointRole = Literal["held-out", "used"]
 
@@ -22,7 +22,8 @@ class PublishedPoint:
     model: str
     device: str
     num_devices: int
-    dtype: Dtype
+    weights: str
+    """How they were stored: a dtype, or the format of whoever published it."""
     engine: EngineMode
     context_tokens: Tokens
     role: PointRole

@@ -14,36 +14,22 @@ from dataclasses import dataclass
 from perfmodel.errors import BadPolicy
 from perfmodel.geometry import ModelGeometry
 from perfmodel.passes import PassKind, graph_width
-from perfmodel.profile import DTYPE_BYTES, Dtype, LatencyProfile
+from perfmodel.profile import LatencyProfile
 from perfmodel.units import Bytes, Flops, Frac, Tokens
+from perfmodel.weight_format import WeightFormat, dtype_format, head_bytes, layers_bytes
 
 _ALL_REDUCES_PER_LAYER = 2
 _ACTIVATION_BYTES = 2.0
 
 
-def weight_bytes(num_weights: float, dtype: Dtype) -> float:
-    """Bytes that hold some weights; the scales of int8 and int4 are left to the bandwidth they reach."""
-    return num_weights * DTYPE_BYTES[dtype]
-
-
-def model_weight_bytes(model: ModelGeometry, dtype: Dtype) -> Bytes:
-    """Bytes of a whole model's weights."""
-    return round(weight_bytes(model.num_params, dtype))
-
-
-def kv_dtype_bytes(dtype: Dtype) -> float:
-    """Bytes of one number in the KV cache: that of the weights, but at least two (quantised weights keep a 16-bit cache)."""
-    return max(_ACTIVATION_BYTES, DTYPE_BYTES[dtype])
-
-
-def kv_bytes_per_token(model: ModelGeometry, dtype: Dtype) -> float:
+def kv_bytes_per_token(model: ModelGeometry, weights: WeightFormat) -> float:
     """Bytes of KV cache per token and sequence: 2 L K H times the bytes of a number."""
-    return model.kv_values_per_token * kv_dtype_bytes(dtype)
+    return model.kv_values_per_token * weights.activation_bytes
 
 
-def kv_cache_bytes(model: ModelGeometry, dtype: Dtype, context_tokens: Tokens) -> Bytes:
+def kv_cache_bytes(model: ModelGeometry, weights: WeightFormat, context_tokens: Tokens) -> Bytes:
     """Bytes of one sequence's cache at a context; a layer with a window keeps no more than that."""
-    return round(model.seen_tokens(context_tokens) * kv_bytes_per_token(model, dtype))
+    return round(model.seen_tokens(context_tokens) * kv_bytes_per_token(model, weights))
 
 
 def layers_weights(model: ModelGeometry, num_layers: int) -> int:
@@ -74,10 +60,15 @@ class PassWork:
     num_layers: int
     rows: int
     """Rows through those layers or the head, all sequences together."""
-    weight_bytes: float
+    layer_bytes: float
+    """Of the weights of those layers."""
+    head_bytes: float
+    """Of the LM head, where it is called."""
     model_bytes: float
     """Of all the model's weights but its embedding: what the caches see before these weights come again."""
-    flops: float
+    layer_flops: float
+    """Of the layers' matrices, and of attention among the rows."""
+    head_flops: float
     kv_bytes_per_cached_token: float
     attn_flops_per_cached_token: float
     window_kv_bytes: float
@@ -87,6 +78,16 @@ class PassWork:
     """Two a layer; the rows that go out and the logits that come in take as long as one each."""
     link_bytes: float
     """Bytes a device sends or receives in all of those."""
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of all weights read."""
+        return self.layer_bytes + self.head_bytes
+
+    @property
+    def flops(self) -> float:
+        """FLOP of all matrices, and of attention among the rows."""
+        return self.layer_flops + self.head_flops
 
 
 def round_work(drafted_rows: int) -> PassWork:
@@ -98,9 +99,11 @@ def round_work(drafted_rows: int) -> PassWork:
         drafted_rows=drafted_rows,
         num_layers=0,
         rows=0,
-        weight_bytes=0.0,
+        layer_bytes=0.0,
+        head_bytes=0.0,
         model_bytes=0.0,
-        flops=0.0,
+        layer_flops=0.0,
+        head_flops=0.0,
         kv_bytes_per_cached_token=0.0,
         attn_flops_per_cached_token=0.0,
         window_kv_bytes=0.0,
@@ -118,7 +121,7 @@ def layers_work(
     rows: int,
     batch: int,
     num_devices: int,
-    dtype: Dtype,
+    weights: WeightFormat,
     context_tokens: Tokens | None = None,
 ) -> PassWork:
     """Some layers over `rows` tokens of each of `batch` sequences, then the LM head over `head_rows` of them.
@@ -129,11 +132,9 @@ def layers_work(
         context_tokens: where a model that has layers with a window is priced; others need none.
     """
     share, tokens = _cache_reads(model, context_tokens)
-    kv_bytes = num_layers / model.num_layers * batch * kv_bytes_per_token(model, dtype) / num_devices
+    kv_bytes = num_layers / model.num_layers * batch * kv_bytes_per_token(model, weights) / num_devices
     token_flops = attn_flops(model, num_layers, rows * batch, 1) / num_devices
-    weights = layers_weights(model, num_layers)
-    head = model.head_params if head_rows else 0
-    flops = matrix_flops(weights, rows * batch) + matrix_flops(head, head_rows * batch)
+    flops = matrix_flops(layers_weights(model, num_layers), rows * batch)
     flops += attn_flops(model, num_layers, rows * batch, model.seen_tokens((rows + 1) / 2))
     all_reduces, link_bytes = _exchanges(model, num_layers, head_rows * batch, rows * batch, num_devices)
     return PassWork(
@@ -143,9 +144,11 @@ def layers_work(
         drafted_rows=0,
         num_layers=num_layers,
         rows=max(rows, head_rows) * batch,
-        weight_bytes=weight_bytes(weights + head, dtype) / num_devices,
-        model_bytes=weight_bytes(layers_weights(model, model.num_layers) + model.head_params, dtype) / num_devices,
-        flops=flops / num_devices,
+        layer_bytes=layers_bytes(model, weights, num_layers) / num_devices,
+        head_bytes=head_bytes(model, weights) / num_devices if head_rows else 0.0,
+        model_bytes=(layers_bytes(model, weights, model.num_layers) + head_bytes(model, weights)) / num_devices,
+        layer_flops=flops / num_devices,
+        head_flops=matrix_flops(model.head_params, head_rows * batch) / num_devices,
         kv_bytes_per_cached_token=share * kv_bytes,
         attn_flops_per_cached_token=share * token_flops,
         window_kv_bytes=tokens * kv_bytes,
@@ -186,7 +189,7 @@ class PassSetting:
     model: ModelGeometry
     exit_layers: tuple[int, ...]
     """The exits that cut the model into segments; empty for a target that does not draft."""
-    dtype: Dtype
+    weights: WeightFormat
     batch: int
     num_devices: int
     context_tokens: Tokens | None = None
@@ -237,7 +240,7 @@ class PassSetting:
             rows=padded_rows or rows,
             batch=self.batch,
             num_devices=self.num_devices,
-            dtype=self.dtype,
+            weights=self.weights,
             context_tokens=self.context_tokens,
         )
 
@@ -247,7 +250,7 @@ def setting_of(profile: LatencyProfile) -> PassSetting:
     return PassSetting(
         model=profile.model,
         exit_layers=profile.exit_layers,
-        dtype=profile.device.dtype,
+        weights=dtype_format(profile.device.dtype, profile.model),
         batch=1,
         num_devices=profile.device.num_devices,
     )

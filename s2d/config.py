@@ -14,10 +14,12 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from perfmodel.architectures import architecture_name, find_architecture, uncovered_traits
 from perfmodel.config_file import CONFIG, about_file, check_is_decoder, name_of_folder, read_config_file
-from perfmodel.errors import BadFile, BadPolicy, one_line, shown
+from perfmodel.errors import BadFile, BadPolicy, UserInputError, one_line, shown
 from perfmodel.geometry import ModelGeometry
+from perfmodel.hub import QUANTISATION_FILE
 from perfmodel.known_architectures import ARCHITECTURES
 from perfmodel.model_config import geometry_from_config
+from perfmodel.quantised_config import find_quantisation
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -47,6 +49,7 @@ def read_config(folder: Path) -> DecoderConfig:
     """
     path = folder / CONFIG
     raw = read_raw_config(folder)
+    _check_plain(path, raw)
     _check_family(path, raw)
     try:
         config = FAMILIES[raw["model_type"]].from_dict(raw)
@@ -70,6 +73,22 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     return read_config_file(folder / CONFIG)
 
 
+def _check_plain(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse a model whose weights are stored quantised, which would be misread: by its config or the file beside it."""
+    beside = path.with_name(QUANTISATION_FILE)
+    fix = "Give the original model"
+    block = read_config_file(beside) if beside.is_file() else None
+    try:
+        found = find_quantisation(raw, block, path.parent.name)
+    except UserInputError as err:
+        raise BadFile(
+            path, "it says in a way not understood that its weights are quantised, expected plain numbers", fix
+        ) from err
+    if found is not None:
+        problem = f"its weights are stored quantised ({found.label}, by {found.where}), expected plain numbers"
+        raise BadFile(path, problem, fix)
+
+
 def _check_family(path: Path, raw: dict[str, Any]) -> None:
     own_name = name_of_folder(path.parent)
     with about_file(path):
@@ -85,10 +104,6 @@ def _check_family(path: Path, raw: dict[str, Any]) -> None:
         geometry_from_config(raw, own_name)
     if raw.get("auto_map"):
         raise BadFile(path, f"architecture {name!r} brings code of its own (auto_map), which is never run", fix)
-    stored = raw.get("quantization_config")
-    if stored:
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored
-        raise BadFile(path, f"its weights are stored quantised ({method}), expected plain numbers", "Give the original model")
 
 
 def geometry_of(config: DecoderConfig, folder: Path) -> ModelGeometry:

@@ -45,6 +45,14 @@ def check_head(path: Path, plan: Plan) -> None:
         raise Mismatch(f"plan {str(path)!r}", made_for=made_for, given=given, fix=fix)
 
 
+def check_plain_weights(path: Path, plan: Plan) -> None:
+    """Refuse a plan that was priced for a quantised target, which is never loaded here: plain weights take other seconds."""
+    if not plan.target_weights.is_plain:
+        fix = "Serve it with an engine that loads such weights, or plan again for the original model"
+        made_for = f"target weights stored as {plan.target_weights.label}"
+        raise Mismatch(f"plan {str(path)!r}", made_for=made_for, given="plain weights, the only ones that are run", fix=fix)
+
+
 def check_num_devices(path: Path, plan: Plan) -> None:
     """Refuse, before anything is loaded, a plan for more or fewer devices than there are processes."""
     planned, given = plan.device.num_devices, num_processes()

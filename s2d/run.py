@@ -29,7 +29,7 @@ from s2d.device import engine_for
 from s2d.generate import Generation, OnTokens
 from s2d.kernels import check_kernels
 from s2d.load import TORCH_DTYPES, export_exit, find_model
-from s2d.made_for import check_head, check_made_for, check_num_devices, device_label
+from s2d.made_for import check_head, check_made_for, check_num_devices, check_plain_weights, device_label
 from s2d.outputs import Outputs
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
@@ -155,6 +155,7 @@ def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
         raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan makes one")
     plan = read_plan(args.plan)
     check_head(args.plan, plan.record)
+    check_plain_weights(args.plan, plan.record)
     check_num_devices(args.plan, plan.record)
     pair = _load_pair(args, plan.record, ranks)
     check_made_for(args.plan, plan.record, pair)

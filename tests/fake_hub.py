@@ -18,9 +18,20 @@ class _HttpError(OSError):
 
 
 def fake_client(
-    monkeypatch: pytest.MonkeyPatch, *, cached: str | None = None, error: Callable[[types.ModuleType], Exception] | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cached: str | None = None,
+    beside: str | None = None,
+    error: Callable[[types.ModuleType], Exception] | None = None,
 ) -> list[str]:
-    """The hub's client as far as it is used; what it was asked, in order."""
+    """The hub's client as far as it is used; what it was asked, in order.
+
+    Args:
+        monkeypatch: replaces the client.
+        cached: the config.json in the local cache.
+        beside: the repository's hf_quant_config.json, which is not in the cache; None where it has none.
+        error: what the client raises where it asks the hub.
+    """
     asked: list[str] = []
     errors = types.ModuleType("huggingface_hub.errors")
     errors.EntryNotFoundError = type("EntryNotFoundError", (Exception,), {})  # type: ignore[attr-defined]
@@ -33,7 +44,7 @@ def fake_client(
 
     def look(repository: str, file: str) -> str | None:
         asked.append(f"cache {repository} {file}")
-        return cached
+        return cached if file == "config.json" else None
 
     def head(url: str, timeout: float) -> None:
         asked.append(f"head {url}")
@@ -43,6 +54,10 @@ def fake_client(
 
     def download(repository: str, file: str, etag_timeout: float) -> str:
         asked.append(f"download {repository} {file}")
+        if file == "hf_quant_config.json":
+            if beside is not None and error is None:
+                return beside
+            raise errors.EntryNotFoundError() if error is None else error(errors)
         return "/downloaded/config.json"
 
     def snapshot(repository: str, allow_patterns: list[str], etag_timeout: float) -> str:

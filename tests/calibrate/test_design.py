@@ -10,6 +10,7 @@ from calibrate.design import PARAMS_TOLERANCE, DesignRequest, designs, draft_tok
 from perfmodel.geometry import find_model
 from perfmodel.hardware import find_hardware
 from perfmodel.profile import EngineMode
+from perfmodel.weight_format import plain_format
 from perfmodel.work import kv_bytes_per_token
 
 REQUEST = DesignRequest(
@@ -29,7 +30,9 @@ DEEP, WIDE = find_model("noft-1.3b"), find_model("noft-wide-1.3b")
 def test_the_wide_draft_keeps_37_percent_less_cache_per_token() -> None:
     assert (DEEP.num_layers, DEEP.hidden_size, DEEP.intermediate_size, DEEP.num_heads) == (24, 2048, 5504, 16)
     assert (WIDE.num_layers, WIDE.hidden_size, WIDE.intermediate_size, WIDE.num_heads) == (12, 2560, 9280, 20)
-    assert kv_bytes_per_token(WIDE, "fp16") / kv_bytes_per_token(DEEP, "fp16") == pytest.approx(0.625)
+    assert kv_bytes_per_token(WIDE, plain_format("fp16")) / kv_bytes_per_token(DEEP, plain_format("fp16")) == pytest.approx(
+        0.625
+    )
 
 
 @pytest.mark.parametrize(("engine", "low", "high"), [("eager", 1.9, 2.05), ("graph", 1.15, 1.35)])

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from calibrate.cli import main_plan
-from calibrate.find_target import find_target
-from perfmodel.errors import UnknownName, UserInputError
+from calibrate.find_target import Fetch, FetchBeside, find_stored_format, find_target
+from perfmodel.errors import BadFile, UnknownName, UserInputError
 from perfmodel.geometry import find_model
+from perfmodel.hub import fetch_quantisation_file
 from perfmodel.trace import write_trace
 from tests.calibrate.evidence import make_trace, provenance
 from tests.fake_hub import Offline, fake_client
@@ -80,11 +81,53 @@ def test_a_fetched_mixture_of_experts_is_refused(tmp_path: Path) -> None:
         find_target("mistralai/Mixtral-8x7B", lambda _: config)
 
 
-def test_a_quantised_file_is_said_to_be_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_config(tmp_path, QWEN | {"quantization_config": {"quant_method": "awq", "bits": 4}})
+AWQ = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}
+MODELOPT = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
+
+
+def stored_text(text: str, fetch: Fetch = no_hub, fetch_beside: FetchBeside = no_hub) -> str | None:
+    stored = find_stored_format(text, find_target(text, fetch), fetch, fetch_beside)
+    return None if stored is None else stored.text
+
+
+def test_a_quantised_target_is_stored_as_its_files_say(tmp_path: Path) -> None:
+    write_config(tmp_path / "awq", QWEN | AWQ)
+    write_config(tmp_path / "fp8", QWEN)
+    (tmp_path / "fp8" / "hf_quant_config.json").write_text(json.dumps(MODELOPT), encoding="utf-8")
+    write_config(tmp_path / "plain", QWEN)
+    assert stored_text(str(tmp_path / "awq")) == "AWQ int4, groups of 128, 4.16 bits; head 16 bits"
+    assert stored_text(str(tmp_path / "fp8" / "config.json")) == "ModelOpt fp8, a scale per matrix, 8 bits; head 16 bits"
+    assert stored_text(str(tmp_path / "plain")) is None
+    assert stored_text("llama-70b") is None
+
+
+def test_of_a_repository_both_files_are_asked_for_unless_the_first_tells(tmp_path: Path) -> None:
+    awq, plain = write_config(tmp_path / "awq", QWEN | AWQ), write_config(tmp_path / "plain", QWEN)
+    beside = tmp_path / "beside.json"
+    beside.write_text(json.dumps(MODELOPT), encoding="utf-8")
+    assert stored_text("org/mine-awq", lambda _: awq) == "AWQ int4, groups of 128, 4.16 bits; head 16 bits"
+    assert stored_text("org/mine", lambda _: plain, lambda _: beside) == (
+        "ModelOpt fp8, a scale per matrix, 8 bits; head 16 bits"
+    )
+    assert stored_text("org/mine", lambda _: plain, lambda _: None) is None
+
+
+def test_a_file_beside_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path, QWEN)
+    (tmp_path / "hf_quant_config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(BadFile, match=r"hf_quant_config.json': this is a JSON list, expected an object"):
+        stored_text(str(tmp_path))
+
+
+def test_a_hub_that_cannot_be_asked_for_the_file_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = write_config(tmp_path, QWEN)
+    asked = fake_client(monkeypatch, cached=str(config), error=lambda _: Offline())
     with caplog.at_level(logging.WARNING):
-        find_target(str(tmp_path), no_hub)
-    assert "is stored quantised (awq, 4 bits), and priced in the dtype asked for: give --dtype int4" in caplog.text
+        assert stored_text("org/mine", lambda _: config, fetch_quantisation_file) is None
+    assert asked == ["cache org/mine hf_quant_config.json", "download org/mine hf_quant_config.json"]
+    assert "weights of 'org/mine' are taken as not quantised, but that could not be checked" in caplog.text
 
 
 def test_offline_the_command_ends_with_2_and_one_sentence(

@@ -11,6 +11,7 @@ from perfmodel.latency import FittedLatency
 from perfmodel.law import LatencyFit, Law
 from perfmodel.passes import PassKind, PassSamples, PassShape
 from perfmodel.profile import DeviceKey, LatencyProfile
+from perfmodel.weight_format import plain_format
 from perfmodel.work import PassSetting
 
 DEVICE = DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", engine="eager")
@@ -24,10 +25,12 @@ TRUE_LAW = Law(
     many_rows_layer_s=10e-6,
     host_layer_s=0.0,
     weight_byte_s=5e-11,
+    head_byte_s=5e-11,
     many_rows_byte_s=2e-11,
     far_byte_s=4e-11,
     cache_bytes=6e6,
     flop_s=3e-11,
+    head_flop_s=3e-11,
     kv_byte_s=2e-10,
     attn_flop_s=1e-11,
     all_reduce_s=0.0,
@@ -63,7 +66,9 @@ def made_profile(
     rng = np.random.default_rng(seed)
     exits = (model.num_layers // 2,)
     is_padded = device.engine == "graph"
-    setting = PassSetting(model=model, exit_layers=exits, dtype="fp32", batch=1, num_devices=1, pads_rows=is_padded)
+    setting = PassSetting(
+        model=model, exit_layers=exits, weights=plain_format("fp32"), batch=1, num_devices=1, pads_rows=is_padded
+    )
     columns: list[tuple[PassKind, int, int, int, float]] = []
     for _ in range(8):
         for kind in ("segment", "exit", "verify", "round", "target_prefill"):
@@ -105,7 +110,7 @@ def test_a_law_that_holds_exactly_is_found_again(exact_fit: LatencyFit) -> None:
 def test_a_model_nobody_ran_is_priced_from_the_others(exact_fit: LatencyFit) -> None:
     unseen = geometry(20, 128)
     fitted = FittedLatency(exact_fit, unseen, (), context_tokens=300)
-    setting = PassSetting(model=unseen, exit_layers=(), dtype="fp32", batch=1, num_devices=1)
+    setting = PassSetting(model=unseen, exit_layers=(), weights=plain_format("fp32"), batch=1, num_devices=1)
     for rows in (1, 3, 8):
         base_s, per_token_s = TRUE_LAW.line(setting.work("verify", 0, rows), max_cached_tokens=512)
         shape = PassShape(kind="verify", stage=0, rows=rows, cached_tokens=100)
@@ -120,7 +125,9 @@ def test_noise_shows_in_the_residual_and_in_the_standard_errors(exact_fit: Laten
 
 
 def test_a_model_that_breaks_the_law_shows_when_it_is_left_out() -> None:
-    slow = replace(TRUE_LAW, layer_s=2 * TRUE_LAW.layer_s, weight_byte_s=2 * TRUE_LAW.weight_byte_s)
+    slow = replace(
+        TRUE_LAW, layer_s=2 * TRUE_LAW.layer_s, weight_byte_s=2 * TRUE_LAW.weight_byte_s, head_byte_s=2 * TRUE_LAW.head_byte_s
+    )
     profiles = [made_profile(model) for model in MODELS[:-1]] + [made_profile(MODELS[-1], slow)]
     errors = held_out_errors([one for profile in profiles for one in observe(profile)], launch_bound=False)
     means = {group: abs(np.mean(error)) for group, error in errors.items()}
@@ -183,7 +190,7 @@ def test_steps_of_padded_passes_are_fitted_and_priced_at_the_width_that_is_launc
     assert fit.residual_frac < 2e-3
     unseen = geometry(20, 128)
     fitted = FittedLatency(fit, unseen, (), context_tokens=300)
-    setting = PassSetting(model=unseen, exit_layers=(), dtype="fp32", batch=1, num_devices=1)
+    setting = PassSetting(model=unseen, exit_layers=(), weights=plain_format("fp32"), batch=1, num_devices=1)
     for rows, width in ((1, 1), (3, 4), (4, 4), (5, 8), (9, 16), (16, 16)):
         base_s, per_token_s = PER_ROW_LAW.line(setting.work("verify", 0, width), max_cached_tokens=512)
         shape = PassShape(kind="verify", stage=0, rows=rows, cached_tokens=100)

@@ -7,6 +7,7 @@ from perfmodel.latency import RooflineLatency
 from perfmodel.law import roofline_law
 from perfmodel.passes import PassKind
 from perfmodel.profile import EngineMode
+from perfmodel.weight_format import plain_format
 
 DRAFT, A100 = find_draft("s2d-vicuna-12"), find_hardware("a100")
 CONTEXT = 768
@@ -25,7 +26,7 @@ def test_the_parts_of_a_drafted_token_add_up_to_its_price(engine: EngineMode) ->
 
 
 def test_the_head_read_at_each_exit_is_bytes_over_bandwidth() -> None:
-    law = roofline_law(A100, "bf16", "graph", 1)
+    law = roofline_law(A100, plain_format("bf16"), "graph", 1)
     first, second, third = exit_costs(DRAFT, A100, "bf16", "graph", context_tokens=CONTEXT)
     head_s = 2 * DRAFT.model.head_params * law.weight_byte_s
     assert first.checks_s == pytest.approx(head_s, rel=0.01)
@@ -39,7 +40,7 @@ def test_launches_are_most_of_an_eager_draft_and_little_of_a_captured_one() -> N
 
 
 def test_without_floors_bytes_and_flop_keep_their_price() -> None:
-    law = roofline_law(A100, "bf16", "eager", 1)
+    law = roofline_law(A100, plain_format("bf16"), "eager", 1)
     bare = without_floors(law)
     assert (bare.weight_byte_s, bare.flop_s, bare.kv_byte_s) == (law.weight_byte_s, law.flop_s, law.kv_byte_s)
     assert (bare.layer_s, bare.host_layer_s, bare.pass_s, bare.sync_s) == (0, 0, 0, 0)

@@ -9,12 +9,13 @@ import pytest
 from calibrate.evidence import PlanRequest
 from calibrate.placement import Placement
 from calibrate.plan import make_plan
-from calibrate.pricing import memory_needed
+from calibrate.pricing import PairWeights, memory_needed
 from perfmodel.errors import Mismatch
 from perfmodel.geometry import DraftGeometry, find_draft, find_model
 from perfmodel.plan import Plan, plan_file_text, read_plan
 from perfmodel.profile import LatencyProfile, read_latency_profile
 from perfmodel.trace import write_trace
+from perfmodel.weight_format import plain_format
 from tests.calibrate.evidence import (
     TARGET,
     TARGET_SHA256,
@@ -28,7 +29,15 @@ from tests.calibrate.evidence import (
 )
 from tests.calibrate.test_plan import ANY_DEVICE, NOTHING_ASKED
 
-VICUNA = Placement(draft=find_draft("s2d"), target=find_model("vicuna-7b"), dtype="bf16", num_devices=2, draft_num_devices=1)
+BF16 = plain_format("bf16")
+VICUNA = Placement(
+    draft=find_draft("s2d"),
+    target=find_model("vicuna-7b"),
+    draft_weights=BF16,
+    target_weights=BF16,
+    num_devices=2,
+    draft_num_devices=1,
+)
 
 
 @pytest.fixture
@@ -55,7 +64,9 @@ def test_a_draft_is_where_the_plan_is_the_faster(trace: Path, target: str, expec
 
 def test_only_what_can_be_dealt_out_and_held_fits() -> None:
     def memory(capacity_gb: float):
-        needed = memory_needed(VICUNA.draft, VICUNA.target, "bf16", context_tokens=768, capacity_bytes=None)
+        needed = memory_needed(
+            VICUNA.draft, VICUNA.target, PairWeights(draft=BF16, target=BF16), context_tokens=768, capacity_bytes=None
+        )
         return replace(needed, capacity_bytes=round(capacity_gb * 1e9))
 
     shared = replace(VICUNA, draft_num_devices=2)

@@ -18,6 +18,7 @@ from perfmodel.law import FitDomain, LatencyFit, Law, roofline_law, write_latenc
 from perfmodel.plan import Plan, plan_file_text, read_plan, write_plan
 from perfmodel.report import read_report, report_file_text
 from perfmodel.trace import read_trace, write_trace
+from perfmodel.weight_format import plain_format
 from tests.calibrate.evidence import (
     CPU,
     TARGET,
@@ -138,7 +139,7 @@ def made_up_fit() -> LatencyFit:
         models=("some",),
         source="made for this test",
         pads_rows=False,
-        law=roofline_law(find_hardware("a100"), "fp32", "graph", num_devices=1),
+        law=roofline_law(find_hardware("a100"), plain_format("fp32"), "graph", num_devices=1),
         standard_error=Law(**dict.fromkeys(Law.__dataclass_fields__, 0.0)),
         domain=FitDomain(
             min_layer_weight_bytes=1.0, max_layer_weight_bytes=1e9, max_layers=32, max_rows=64, max_cached_tokens=4096

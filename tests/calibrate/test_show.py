@@ -14,6 +14,7 @@ from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorSto
 from perfmodel.profile import DeviceKey
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import GREEDY
+from perfmodel.weight_format import plain_format
 
 
 def policy(exits: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:
@@ -60,6 +61,8 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
         draft_name="s2d-vicuna-12",
         draft_sha256=None,
         tokenizer_sha256=None,
+        target_weights=plain_format("bf16"),
+        draft_weights=plain_format("bf16"),
         device=DeviceKey(device="H200-SXM", num_devices=2, num_threads=None, dtype="bf16", engine="graph"),
         draft_num_devices=2,
         workload=Workload(batch=1, prompt_tokens=512, output_tokens=256, sampling=GREEDY),

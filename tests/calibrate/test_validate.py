@@ -6,9 +6,10 @@ import pytest
 
 from calibrate import validate as validate_module
 from calibrate.cli import main_plan
-from calibrate.validate import POINTS, published_points, validate
+from calibrate.validate import POINTS, published_format, published_points, validate
 from perfmodel.artifact import read_record
-from perfmodel.errors import FasterThanLight
+from perfmodel.errors import FasterThanLight, UserInputError
+from perfmodel.geometry import find_model
 from perfmodel.validation import VALIDATION_SCHEMA, VALIDATION_VERSION, Validation
 
 
@@ -43,9 +44,9 @@ def test_intervals_are_honest_where_points_were_held_out(validation: Validation)
 
 
 def test_bytes_over_bandwidth_alone_are_far_too_fast(validation: Validation) -> None:
-    """About 40 % on these points: reference/planners.md, section 1."""
+    """About 40 % on these points: reference/planners.md, section 1; more where llama.cpp runs 14B on an A100."""
     for device in validation.devices:
-        assert -0.55 < device.light_mean_error_frac < -0.3
+        assert -0.7 < device.light_mean_error_frac < -0.25
     first = validation.points[0]
     seven_billion_bf16_bytes = 2 * 6.61e9 + 105 * 524_288
     assert first.light_tokens_per_s == pytest.approx(2.039e12 / seven_billion_bf16_bytes, rel=0.01)
@@ -85,3 +86,24 @@ def test_a_published_point_faster_than_light_is_refused_naming_its_line(
         FasterThanLight, match=r"line 3 of points.csv, llama-2-70b on 1 x H200-SXM: a verify pass of 1 row over"
     ):
         list(published_points())
+
+
+def test_the_rows_that_a_share_was_derived_from_are_exact(validation: Validation) -> None:
+    derived = [point for point in validation.points if "share" in point.note]
+    assert len(derived) == 4
+    for point in derived:
+        assert point.error_frac == pytest.approx(0, abs=1e-3)
+
+
+def test_large_vocabularies_are_held_out_in_4_and_16_bits_and_lie_in_their_intervals(validation: Validation) -> None:
+    """Llama-3-8B Q4_K_M by llama.cpp: 111.74 tokens/s on an RTX 3090, 127.74 on an RTX 4090, missed by a head of 4 bits."""
+    held_out = [one for one in validation.points if one.role == "held-out" and find_model(one.model).vocab_size > 100_000]
+    found = {(one.weights, one.device): one for one in held_out}
+    assert {device for weights, device in found if weights == "q4_k_m"} == {"RTX-3090", "RTX-4090"}
+    assert {device for weights, device in found if weights in ("fp16", "bf16")} == {"RTX-3090", "RTX-4090", "H100-SXM"}
+    assert all(one.is_covered for one in held_out)
+
+
+def test_a_format_that_is_neither_published_nor_a_dtype_is_refused() -> None:
+    with pytest.raises(UserInputError, match=r"weights 'awq': expected a dtype or one of gpt-fast int4, gpt-fast int8"):
+        published_format("awq", find_model("llama-3-8b"))

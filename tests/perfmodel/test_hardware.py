@@ -8,9 +8,9 @@ from perfmodel.geometry import find_model
 from perfmodel.hardware import KINSHIP_ERROR_FRAC, Hardware, Link, find_hardware, num_devices_to_fit
 from perfmodel.kernel_costs import KERNEL_COSTS
 from perfmodel.known_hardware import KNOWN_HARDWARE
-from perfmodel.profile import DTYPE_BYTES
+from perfmodel.profile import DTYPE_BYTES, Dtype
 from perfmodel.units import GB, TERA
-from perfmodel.work import model_weight_bytes
+from perfmodel.weight_format import dtype_format, model_weight_bytes, plain_format
 
 ASKED_FOR = (
     "A100-40GB-SXM",
@@ -195,7 +195,9 @@ def test_a_dtype_the_device_lacks_is_refused_naming_those_it_has() -> None:
 def test_quantised_weights_are_multiplied_in_16_bit_and_fp8_in_fp8() -> None:
     h100, t4 = find_hardware("h100"), find_hardware("t4")
     assert (h100.compute_dtype("int4"), t4.compute_dtype("int8"), h100.compute_dtype("fp8")) == ("bf16", "fp16", "fp8")
-    assert (h100.cache_dtype("fp8"), t4.cache_dtype("int4"), h100.cache_dtype("fp32")) == ("bf16", "fp16", "fp32")
+    cases: list[tuple[Hardware, Dtype]] = [(h100, "fp8"), (t4, "int4"), (h100, "fp32")]
+    held = [one.activation_dtype(dtype_format(dtype, find_model("llama-2-7b"))) for one, dtype in cases]
+    assert held == ["bf16", "fp16", "fp32"]
 
 
 def test_unpacking_int4_hides_behind_a_slow_memory_and_not_behind_a_fast_one() -> None:
@@ -236,7 +238,7 @@ def test_a_link_slower_than_any_or_wider_than_a_node_is_refused() -> None:
     [("a100", "llama-2-70b", 2), ("h200", "llama-2-70b", 2), ("a100", "llama-2-7b", 1), ("4090", "llama-2-70b", 8)],
 )
 def test_a_model_in_16_bit_takes_so_many_devices(device: str, model: str, num_devices: int) -> None:
-    assert num_devices_to_fit(find_hardware(device), model_weight_bytes(find_model(model), "bf16")) == num_devices
+    assert num_devices_to_fit(find_hardware(device), model_weight_bytes(find_model(model), plain_format("bf16"))) == num_devices
 
 
 def test_exactly_what_is_usable_fits_and_a_byte_more_does_not() -> None:

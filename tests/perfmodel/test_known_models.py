@@ -5,6 +5,7 @@ import pytest
 from perfmodel.geometry import ModelGeometry, find_draft, find_model
 from perfmodel.known_architectures import ARCHITECTURES
 from perfmodel.known_models import ALIASES, KNOWN, KNOWN_DRAFTS, KNOWN_MODELS, KnownModel
+from perfmodel.weight_format import plain_format
 from perfmodel.work import kv_bytes_per_token
 from tests.models_page import MODELS_PAGE, models_problems, with_model_tables
 
@@ -78,7 +79,9 @@ def test_the_wide_draft_has_37_percent_less_cache_than_the_deep_one() -> None:
     """Decoding Speculative Decoding (2402.01528): 24 layers of 2048 against 12 of 2560, of nearly equal size."""
     deep, wide = find_model("noft-1.3b"), find_model("noft-wide-1.3b")
     assert wide.num_params / deep.num_params == pytest.approx(0.991, abs=0.001)
-    assert 1 - kv_bytes_per_token(wide, "fp16") / kv_bytes_per_token(deep, "fp16") == pytest.approx(0.375)
+    assert 1 - kv_bytes_per_token(wide, plain_format("fp16")) / kv_bytes_per_token(deep, plain_format("fp16")) == pytest.approx(
+        0.375
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calibrate.validate import published_format
 from perfmodel.errors import OutOfDomain, UserInputError
 from perfmodel.geometry import find_draft, find_model
 from perfmodel.hardware import find_hardware
@@ -18,6 +19,7 @@ from perfmodel.passes import PassKind, PassSamples, PassShape
 from perfmodel.profile import DeviceKey, LatencyProfile
 from perfmodel.provenance import make_provenance
 from perfmodel.robust import clamped
+from perfmodel.weight_format import dtype_format, plain_format
 from perfmodel.work import PassSetting
 
 A100 = find_hardware("a100")
@@ -61,19 +63,20 @@ def measured(rows: list[Row]) -> MeasuredLatency:
 
 
 @pytest.mark.parametrize(
-    ("model", "num_devices", "dtype", "published_s"),
+    ("model", "num_devices", "weights", "published_s"),
     [
         (LLAMA_7B, 1, "bf16", 1 / 104.9),
         (LLAMA_70B, 2, "bf16", 1 / 21.32),
         (LLAMA_70B, 4, "bf16", 1 / 38.01),
         (LLAMA_70B, 8, "bf16", 1 / 62.50),
-        (LLAMA_70B, 1, "int8", 1 / 19.13),
-        (LLAMA_70B, 1, "int4", 1 / 25.25),
+        (LLAMA_70B, 1, "gpt-fast int8", 1 / 19.13),
+        (LLAMA_70B, 1, "gpt-fast int4", 1 / 25.25),
     ],
 )
-def test_gpt_fast_on_a100_is_priced_within_7_percent(model, num_devices: int, dtype, published_s: float) -> None:
+def test_gpt_fast_on_a100_is_priced_within_7_percent(model, num_devices: int, weights: str, published_s: float) -> None:
     """README of meta-pytorch/gpt-fast; none of these points gave the A100's row a number."""
-    assert step_s(RooflineLatency(model, (), A100, dtype, "graph", num_devices)) == pytest.approx(published_s, rel=0.07)
+    stored = published_format(weights, model)
+    assert step_s(RooflineLatency(model, (), A100, stored, "graph", num_devices)) == pytest.approx(published_s, rel=0.07)
 
 
 def test_in_eager_mode_a_small_model_costs_its_launches_and_a_large_one_its_bytes() -> None:
@@ -101,7 +104,9 @@ def test_verifying_64_rows_on_a100_costs_about_what_one_does_and_256_about_twice
 )
 def test_a_pass_is_never_faster_than_its_bytes_or_its_flop(hardware, engine, num_devices, rows, cached) -> None:
     num_devices, dtype = min(num_devices, hardware.max_devices), hardware.default_dtype
-    setting = PassSetting(model=LLAMA_7B, exit_layers=(), dtype=dtype, batch=1, num_devices=num_devices)
+    setting = PassSetting(
+        model=LLAMA_7B, exit_layers=(), weights=dtype_format(dtype, LLAMA_7B), batch=1, num_devices=num_devices
+    )
     work = setting.work("verify", 0, rows)
     seconds = RooflineLatency(LLAMA_7B, (), hardware, dtype, engine, num_devices).pass_s(shape("verify", rows, cached))
     moved_bytes = work.weight_bytes + cached * work.kv_bytes_per_cached_token
@@ -119,11 +124,11 @@ def test_4_bit_on_a_4090_is_priced_within_its_error(published_tokens_per_s: floa
 
 
 def test_a_bridge_joins_two_devices_and_more_of_them_pay_for_the_slower_bus() -> None:
-    pair, four = (roofline_law(find_hardware("h100-nvl"), "bf16", "graph", num_devices) for num_devices in (2, 4))
+    pair, four = (roofline_law(find_hardware("h100-nvl"), plain_format("bf16"), "graph", num_devices) for num_devices in (2, 4))
     assert (pair.link_byte_s, four.link_byte_s) == (1 / 300e9, 1 / 64e9)
     assert pair.all_reduce_s < four.all_reduce_s
     with pytest.raises(UserInputError, match="T4 does not compute in bf16"):
-        roofline_law(find_hardware("t4"), "bf16", "graph", num_devices=1)
+        RooflineLatency(LLAMA_7B, (), find_hardware("t4"), "bf16", "graph")
 
 
 @given(st.floats(1.0, 10.0), st.integers(1, 64), st.integers(0, 2048))
@@ -214,7 +219,7 @@ def test_a_steady_device_has_no_error_and_a_drifting_one_has() -> None:
     assert 0.03 < drifting.error_frac < 0.1
 
 
-LAW = roofline_law(A100, "fp32", "graph", num_devices=1)
+LAW = roofline_law(A100, plain_format("fp32"), "graph", num_devices=1)
 NO_ERROR = Law(**dict.fromkeys(Law.__dataclass_fields__, 0.0))
 FIT = LatencyFit(
     device=DEVICE,
@@ -275,6 +280,15 @@ def test_a_fit_from_before_passes_were_padded_prices_the_rows_asked_for(tmp_path
     envelope = json.loads((tmp_path / "fit.json").read_text("utf-8"))
     del envelope["body"]["pads_rows"]
     (tmp_path / "fit.json").write_text(json.dumps(envelope | {"version": 1}), encoding="utf-8")
+    assert read_latency_fit(tmp_path / "fit.json").record == FIT
+
+
+def test_a_fit_from_before_heads_had_rates_of_their_own_prices_them_like_layers(tmp_path: Path) -> None:
+    write_latency_fit(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
+    envelope = json.loads((tmp_path / "fit.json").read_text("utf-8"))
+    for law in ("law", "standard_error"):
+        del envelope["body"][law]["head_byte_s"], envelope["body"][law]["head_flop_s"]
+    (tmp_path / "fit.json").write_text(json.dumps(envelope | {"version": 2}), encoding="utf-8")
     assert read_latency_fit(tmp_path / "fit.json").record == FIT
 
 

@@ -9,7 +9,7 @@ from perfmodel.architectures import UNCOVERED, find_architecture
 from perfmodel.errors import UnknownName, UserInputError
 from perfmodel.geometry import find_model
 from perfmodel.known_architectures import ARCHITECTURES
-from perfmodel.model_config import geometry_from_config, quantisation_note
+from perfmodel.model_config import geometry_from_config
 
 LLAMA_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -229,19 +229,3 @@ def test_the_text_decoder_of_a_mixture_of_experts_is_one_too() -> None:
     text = small("", "llama4_text", num_local_experts=16) | {"architectures": None}
     with pytest.raises(UserInputError, match=r"'llama4_text', which has a mixture of experts \(num_local_experts = 16\)"):
         geometry_from_config({"architectures": ["Llama4ForConditionalGeneration"], "text_config": text}, "scout")
-
-
-@pytest.mark.parametrize(
-    ("stored", "told"),
-    [
-        ({"quant_method": "gptq", "bits": 4}, "(gptq, 4 bits), and priced in the dtype asked for: give --dtype int4"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "give --dtype int8 for its own"),
-        ({"quant_method": "fp8"}, "(fp8), and priced in the dtype asked for: give --dtype fp8"),
-        ({"quant_method": "aqlm"}, "give the --dtype whose bytes are nearest to its own"),
-    ],
-)
-def test_a_quantised_file_is_noted(stored: dict[str, object], told: str) -> None:
-    note = quantisation_note(LLAMA_CONFIG | {"quantization_config": stored}, "mine")
-    assert note is not None
-    assert told in note
-    assert quantisation_note(LLAMA_CONFIG, "mine") is None

@@ -11,6 +11,7 @@ from perfmodel.geometry import find_draft, find_model, with_reduced_head
 from perfmodel.hardware import find_hardware
 from perfmodel.latency import RooflineLatency
 from perfmodel.profile import EngineMode
+from perfmodel.weight_format import plain_format
 from perfmodel.work import PassSetting, PassWork
 
 DRAFT = find_draft("s2d")
@@ -20,7 +21,7 @@ A100 = find_hardware("a100")
 
 def exit_work(tokens: int | None, rows: int = 1) -> PassWork:
     model = with_reduced_head(WHOLE, tokens)
-    setting = PassSetting(model=model, exit_layers=DRAFT.exit_layers, dtype="bf16", batch=1, num_devices=1)
+    setting = PassSetting(model=model, exit_layers=DRAFT.exit_layers, weights=plain_format("bf16"), batch=1, num_devices=1)
     return setting.work("exit", 1, rows)
 
 
@@ -30,7 +31,7 @@ def test_an_exit_check_reads_and_computes_in_proportion_to_the_tokens_it_can_say
     assert reduced.weight_bytes * VOCAB == whole.weight_bytes * tokens == 2 * VOCAB * WIDTH * tokens
     assert reduced.flops * VOCAB == pytest.approx(whole.flops * tokens)
     assert whole.model_bytes - reduced.model_bytes == 2 * (VOCAB - tokens) * WIDTH
-    as_whole = {"weight_bytes": whole.weight_bytes, "model_bytes": whole.model_bytes, "flops": whole.flops}
+    as_whole = {"head_bytes": whole.head_bytes, "model_bytes": whole.model_bytes, "head_flops": whole.head_flops}
     assert replace(reduced, **as_whole) == whole
 
 

@@ -1,6 +1,7 @@
 """Seconds that no device could have taken are refused, whoever measured or predicted them."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import assume, given
@@ -8,13 +9,13 @@ from hypothesis import strategies as st
 
 from perfmodel.errors import FasterThanLight
 from perfmodel.geometry import ModelGeometry, find_draft, find_model
-from perfmodel.hardware import Hardware, find_hardware
+from perfmodel.hardware import WEIGHT_ONLY_DTYPES, Hardware, find_hardware
 from perfmodel.known_hardware import KNOWN_HARDWARE
 from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.latency import FittedLatency, RooflineLatency
 from perfmodel.law import FitDomain, LatencyFit, roofline_law
 from perfmodel.passes import PassKind, PassSamples, PassShape
-from perfmodel.profile import DTYPE_BYTES, DeviceKey, Dtype, EngineMode, LatencyProfile
+from perfmodel.profile import DeviceKey, Dtype, EngineMode, LatencyProfile, WeightKernels
 from perfmodel.speed_of_light import (
     CLOCK_SLACK,
     MAX_CACHE_BYTES,
@@ -25,6 +26,7 @@ from perfmodel.speed_of_light import (
     pass_light,
 )
 from perfmodel.units import GB, MIB, TERA
+from perfmodel.weight_format import dtype_format, plain_format
 from perfmodel.work import PassSetting, layers_work
 
 A100, H100 = find_hardware("a100"), find_hardware("h100")
@@ -38,7 +40,7 @@ every_row = pytest.mark.parametrize("hardware", KNOWN_HARDWARE, ids=lambda hardw
 
 
 def setting_of(model: ModelGeometry = LLAMA_7B, dtype: Dtype = "bf16", *, num_devices: int = 1) -> PassSetting:
-    return PassSetting(model=model, exit_layers=(), dtype=dtype, batch=1, num_devices=num_devices)
+    return PassSetting(model=model, exit_layers=(), weights=dtype_format(dtype, model), batch=1, num_devices=num_devices)
 
 
 def profile_of(
@@ -78,9 +80,9 @@ def test_a_long_prompt_is_bound_by_its_arithmetic() -> None:
 
 def test_a_draft_that_fits_in_the_caches_may_take_no_time_to_read() -> None:
     tiny = find_model("tinyllama-1.1b")
-    work = layers_work(tiny, num_layers=2, head_rows=0, rows=1, batch=1, num_devices=1, dtype="bf16")
+    work = layers_work(tiny, num_layers=2, head_rows=0, rows=1, batch=1, num_devices=1, weights=plain_format("bf16"))
     assert work.weight_bytes < MAX_CACHE_BYTES
-    assert light(work, 100, H100, "bf16").read_s == 0.0
+    assert light(work, 100, H100, plain_format("bf16")).read_s == 0.0
 
 
 def test_devices_share_the_bytes() -> None:
@@ -113,8 +115,9 @@ def test_a_layer_with_a_window_reads_no_more_than_it() -> None:
 )
 def test_the_peak_is_that_of_the_fastest_path_the_weights_can_take(device: str, dtype: Dtype, tera_flops: float) -> None:
     """A100: TF32 at 156 TFLOP/s, integer cores; a V100 has no bf16, whose weights it can only unpack."""
-    work = layers_work(LLAMA_7B, num_layers=1, head_rows=0, rows=1, batch=1, num_devices=1, dtype=dtype)
-    assert light(work, 0, find_hardware(device), dtype).flops_per_s == tera_flops * TERA
+    weights = dtype_format(dtype, LLAMA_7B)
+    work = layers_work(LLAMA_7B, num_layers=1, head_rows=0, rows=1, batch=1, num_devices=1, weights=weights)
+    assert light(work, 0, find_hardware(device), weights).flops_per_s == tera_flops * TERA
 
 
 def test_a_profile_twice_as_fast_as_light_is_refused_saying_what_is_possible() -> None:
@@ -157,13 +160,13 @@ def test_a_cpu_and_a_device_of_no_table_are_not_gated() -> None:
 
 def fit_of(*, weight_share: float) -> LatencyFit:
     """A fit that has the roofline's terms, its weights read so many times as fast."""
-    law = roofline_law(A100, "bf16", "graph", 1)
+    law = roofline_law(A100, plain_format("bf16"), "graph", 1)
     return LatencyFit(
         device=ON_A100,
         models=("small",),
         source="made up",
         pads_rows=False,
-        law=replace(law, weight_byte_s=law.weight_byte_s / weight_share),
+        law=replace(law, weight_byte_s=law.weight_byte_s / weight_share, head_byte_s=law.head_byte_s / weight_share),
         standard_error=law,
         domain=FitDomain(
             min_layer_weight_bytes=1e6, max_layer_weight_bytes=1e9, max_layers=80, max_rows=16, max_cached_tokens=4096
@@ -201,7 +204,7 @@ def test_a_fit_that_has_caches_read_for_nothing_is_refused_at_its_context() -> N
 def test_no_row_claims_more_than_its_datasheet(hardware: Hardware) -> None:
     """So that a roofline cannot be faster than light."""
     assert all(0 < share <= 1 for share in hardware.weight_bandwidth_frac.values())
-    assert hardware.weight_bandwidth_frac.keys() == DTYPE_BYTES.keys()
+    assert hardware.weight_bandwidth_frac.keys() == set(get_args(WeightKernels))
     assert 0 < hardware.flops_frac <= 1
     assert min(hardware.layer_floor_s, hardware.attn_floor_s) >= 0
 
@@ -209,7 +212,7 @@ def test_no_row_claims_more_than_its_datasheet(hardware: Hardware) -> None:
 @given(
     hardware=st.sampled_from(KNOWN_HARDWARE),
     model=st.sampled_from(KNOWN_MODELS),
-    dtype=st.sampled_from(sorted(DTYPE_BYTES)),
+    dtype=st.sampled_from(get_args(Dtype)),
     engine=st.sampled_from(("eager", "graph")),
     kind=st.sampled_from(("segment", "exit", "verify", "target_prefill", "round")),
     rows=st.integers(1, 4096),
@@ -229,10 +232,12 @@ def test_a_roofline_is_never_faster_than_light(
     cached_frac: float,
 ) -> None:
     assume(num_devices <= hardware.max_devices)
-    assume(dtype in hardware.peak_flops_per_s or dtype in ("int8", "int4"))
+    assume(dtype in hardware.peak_flops_per_s or dtype in WEIGHT_ONLY_DTYPES)
     context_tokens = round(cached_frac * model.max_context_tokens)
     exits = (model.num_layers // 2,)
-    setting = PassSetting(model=model, exit_layers=exits, dtype=dtype, batch=batch, num_devices=num_devices)
+    setting = PassSetting(
+        model=model, exit_layers=exits, weights=dtype_format(dtype, model), batch=batch, num_devices=num_devices
+    )
     roofline = RooflineLatency(model, exits, hardware, dtype, engine, num_devices, batch, context_tokens=context_tokens)
     for cached_tokens in (0, context_tokens // 2, context_tokens):
         shape = PassShape(kind=kind, stage=0, rows=rows, cached_tokens=cached_tokens)

@@ -10,14 +10,16 @@ from perfmodel.geometry import find_model
 from perfmodel.hardware import find_hardware
 from perfmodel.latency import RooflineLatency
 from perfmodel.passes import PassShape
+from perfmodel.weight_format import plain_format
 from perfmodel.work import PassSetting, PassWork, kv_bytes_per_token, kv_cache_bytes
 
 EVERY_OTHER, ALL, NONE = find_model("gemma-2-9b"), find_model("mistral-7b-v0.1"), find_model("mistral-7b-v0.2")
+BF16 = plain_format("bf16")
 A100 = find_hardware("a100")
 
 
 def verify_work(context_tokens: int | None, model=EVERY_OTHER, *, batch: int = 1, rows: int = 1) -> PassWork:
-    setting = PassSetting(model=model, exit_layers=(), dtype="bf16", batch=batch, num_devices=1, context_tokens=context_tokens)
+    setting = PassSetting(model=model, exit_layers=(), weights=BF16, batch=batch, num_devices=1, context_tokens=context_tokens)
     return setting.work("verify", 0, rows)
 
 
@@ -27,18 +29,18 @@ def kv_bytes_read(context_tokens: int, **more) -> float:
 
 
 def verify_s(model, context_tokens: int, *, priced_at: int) -> float:
-    latency = RooflineLatency(model, (), A100, "bf16", "graph", context_tokens=priced_at)
+    latency = RooflineLatency(model, (), A100, BF16, "graph", context_tokens=priced_at)
     return latency.pass_s(PassShape(kind="verify", stage=0, rows=1, cached_tokens=context_tokens))
 
 
 def test_up_to_the_window_every_layer_reads_every_token() -> None:
     work = verify_work(4096)
-    assert work.kv_bytes_per_cached_token == kv_bytes_per_token(EVERY_OTHER, "bf16")
+    assert work.kv_bytes_per_cached_token == kv_bytes_per_token(EVERY_OTHER, BF16)
     assert work.window_kv_bytes == work.window_attn_flops == 0
 
 
 def test_beyond_it_every_other_layer_of_gemma_2_reads_the_window_alone() -> None:
-    per_token = kv_bytes_per_token(EVERY_OTHER, "bf16")
+    per_token = kv_bytes_per_token(EVERY_OTHER, BF16)
     assert verify_work(8192).kv_bytes_per_cached_token == per_token / 2
     assert kv_bytes_read(8192) == per_token * (8192 + 4096) / 2
     assert verify_work(8192).window_attn_flops == pytest.approx(4 * 21 * 4096 * 16 * 256)
@@ -56,7 +58,7 @@ def test_what_is_read_never_shrinks_with_the_context_nor_exceeds_that_of_full_la
     windowed = kv_bytes_read(context, rows=rows, batch=batch)
     assert windowed <= kv_bytes_read(context, model=full, rows=rows, batch=batch)
     assert windowed <= kv_bytes_read(context + 1, rows=rows, batch=batch)
-    assert windowed == pytest.approx(batch * EVERY_OTHER.seen_tokens(context) * kv_bytes_per_token(EVERY_OTHER, "bf16"))
+    assert windowed == pytest.approx(batch * EVERY_OTHER.seen_tokens(context) * kv_bytes_per_token(EVERY_OTHER, BF16))
 
 
 @given(st.integers(0, 8192), st.integers(0, 8192))
@@ -74,9 +76,9 @@ def test_without_a_context_a_model_with_windows_has_no_price() -> None:
 
 
 def test_a_cache_keeps_no_more_than_the_window_of_a_layer_that_has_one() -> None:
-    assert kv_cache_bytes(ALL, "bf16", 32768) == 4096 * kv_bytes_per_token(ALL, "bf16")
-    assert kv_cache_bytes(NONE, "bf16", 32768) == 32768 * kv_bytes_per_token(NONE, "bf16")
-    assert kv_cache_bytes(EVERY_OTHER, "bf16", 1000) == 1000 * kv_bytes_per_token(EVERY_OTHER, "bf16")
+    assert kv_cache_bytes(ALL, BF16, 32768) == 4096 * kv_bytes_per_token(ALL, BF16)
+    assert kv_cache_bytes(NONE, BF16, 32768) == 32768 * kv_bytes_per_token(NONE, BF16)
+    assert kv_cache_bytes(EVERY_OTHER, BF16, 1000) == 1000 * kv_bytes_per_token(EVERY_OTHER, BF16)
 
 
 def test_a_plain_mlp_computes_two_matrices_and_not_three() -> None:

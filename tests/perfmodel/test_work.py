@@ -4,19 +4,25 @@ from hypothesis import strategies as st
 
 from perfmodel.errors import BadPolicy
 from perfmodel.geometry import find_draft, find_model
-from perfmodel.work import PassSetting, attn_flops, kv_bytes_per_token, layers_work, model_weight_bytes
+from perfmodel.weight_format import dtype_format, model_weight_bytes, plain_format
+from perfmodel.work import PassSetting, attn_flops, kv_bytes_per_token, layers_work
 
+BF16 = plain_format("bf16")
 LLAMA_7B = find_model("llama-2-7b")
 DRAFT = find_draft("s2d")
 
 
 def setting_of(exit_layers: tuple[int, ...] = (), *, num_devices: int = 1, batch: int = 1) -> PassSetting:
-    return PassSetting(model=LLAMA_7B, exit_layers=exit_layers, dtype="bf16", batch=batch, num_devices=num_devices)
+    return PassSetting(model=LLAMA_7B, exit_layers=exit_layers, weights=BF16, batch=batch, num_devices=num_devices)
 
 
 def test_a_7b_layer_is_405_mb_and_its_head_two_thirds_of_that() -> None:
-    layer = layers_work(LLAMA_7B, num_layers=1, head_rows=0, rows=1, batch=1, num_devices=1, dtype="fp16").weight_bytes
-    head = layers_work(LLAMA_7B, num_layers=0, head_rows=1, rows=0, batch=1, num_devices=1, dtype="fp16").weight_bytes
+    layer = layers_work(
+        LLAMA_7B, num_layers=1, head_rows=0, rows=1, batch=1, num_devices=1, weights=plain_format("fp16")
+    ).weight_bytes
+    head = layers_work(
+        LLAMA_7B, num_layers=0, head_rows=1, rows=0, batch=1, num_devices=1, weights=plain_format("fp16")
+    ).weight_bytes
     assert layer == pytest.approx(405e6, rel=1e-3)
     assert head / layer == pytest.approx(0.65, abs=0.005)
 
@@ -29,14 +35,14 @@ def test_a_decode_step_computes_two_flop_per_weight_it_reads() -> None:
 
 def test_a_step_reads_all_weights_but_the_embedding_and_the_final_norm() -> None:
     unread = 2 * (LLAMA_7B.head_params + LLAMA_7B.hidden_size)
-    assert setting_of().work("verify", 0, 1).weight_bytes == model_weight_bytes(LLAMA_7B, "bf16") - unread
+    assert setting_of().work("verify", 0, 1).weight_bytes == model_weight_bytes(LLAMA_7B, BF16) - unread
 
 
 def test_segments_and_the_head_make_up_the_fixed_exit() -> None:
-    draft = PassSetting(model=DRAFT.model, exit_layers=DRAFT.exit_layers, dtype="bf16", batch=1, num_devices=1)
+    draft = PassSetting(model=DRAFT.model, exit_layers=DRAFT.exit_layers, weights=BF16, batch=1, num_devices=1)
     segments = [draft.work("segment", stage, 1) for stage in range(3)]
     assert [work.num_layers for work in segments] == [6, 3, 3]
-    whole = PassSetting(model=DRAFT.model, exit_layers=(), dtype="bf16", batch=1, num_devices=1).work("verify", 0, 1)
+    whole = PassSetting(model=DRAFT.model, exit_layers=(), weights=BF16, batch=1, num_devices=1).work("verify", 0, 1)
     parts = sum(work.weight_bytes for work in segments) + draft.work("exit", 2, 1).weight_bytes
     assert parts == whole.weight_bytes
 
@@ -79,8 +85,9 @@ def test_an_exit_that_is_not_there_is_refused() -> None:
 
 
 def test_quantised_weights_keep_a_16_bit_cache() -> None:
-    assert kv_bytes_per_token(LLAMA_7B, "int4") == kv_bytes_per_token(LLAMA_7B, "bf16") == 2**19
-    assert kv_bytes_per_token(LLAMA_7B, "fp32") == 2**20
+    for dtype in ("bf16", "fp8", "int8", "int4", "q4_k_m"):
+        assert kv_bytes_per_token(LLAMA_7B, dtype_format(dtype, LLAMA_7B)) == 2**19
+    assert kv_bytes_per_token(LLAMA_7B, plain_format("fp32")) == 2**20
 
 
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(1, 64), st.integers(1, 8))

@@ -16,6 +16,7 @@ from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.provenance import make_provenance
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import GREEDY, Sampling
+from perfmodel.weight_format import plain_format
 from s2d.cli import main_run
 from s2d.load import export_exit
 from s2d.pair import load_pair
@@ -79,6 +80,8 @@ def plan_file(folders: Path) -> Callable[..., Path]:
             draft_sha256=pair.draft.sha256,
             tokenizer_sha256=pair.tokenizer_sha256,
             device=pair.device_key,
+            target_weights=plain_format("fp32"),
+            draft_weights=plain_format("fp32"),
             draft_num_devices=1,
             workload=Workload(batch=1, prompt_tokens=8, output_tokens=24, sampling=sampling),
             chosen=Candidate(name="plan", policy=policy, rounds=ROUNDS, speedup=SPEEDUP),

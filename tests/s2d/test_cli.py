@@ -18,6 +18,7 @@ from perfmodel.plan import Evidence, read_plan
 from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport, read_report
 from perfmodel.sampling import GREEDY, Sampling
+from perfmodel.weight_format import even_format
 from s2d.cli import main_run
 from s2d.load import load_model
 from s2d.pair import EncodedPrompt, load_pair
@@ -157,6 +158,15 @@ def test_a_plan_for_an_assumed_head_is_refused_before_any_model_is_looked_for(fo
     assert f"{made_for}, not for one that there is. Plan again without --draft-vocab" in capsys.readouterr().err
     assert main_run(["--plan", str(plan), "--draft", "no-such-folder"]) == 2
     assert "not for one that there is" in capsys.readouterr().err
+
+
+def test_a_plan_for_quantised_weights_is_refused_before_any_model_is_looked_for(plan_file, capsys) -> None:
+    plan = plan_file(target_weights=even_format("AWQ int4, groups of 128", "int4", 4.16))
+    assert main_run(["--plan", str(plan), "--target", "no-such-folder"]) == 2
+    made_for = (
+        "was made for target weights stored as AWQ int4, groups of 128, not for plain weights, the only ones that are run"
+    )
+    assert f"{made_for}. Serve it with an engine that loads such weights" in capsys.readouterr().err
 
 
 def test_text_ends_with_its_line_before_anything_else_is_said(folders, plan_file, capfd) -> None:

@@ -116,7 +116,16 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
         {"auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}},
         r"'LlamaForCausalLM' brings code of its own \(auto_map\), which is never run",
     ),
-    "quantised": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"stored quantised \(gptq\), expected plain"),
+    "quantised": (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        r"stored quantised \(gptq, by quantization_config of its config",
+    ),
+    "quantised by MLX": ({"quantization": {"bits": 4, "group_size": 64}}, r"stored quantised \(mlx, by quantization of its"),
+    "quantised by nobody": (
+        {"quantization_config": {"bits": 4}},
+        r"stored quantised \(an unnamed method, by quantization_config",
+    ),
+    "quantised in a text": ({"quantization_config": "int8"}, "says in a way not understood that its weights are quantised"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu', expected 'silu'"),
     "other positions": (
         {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
@@ -135,6 +144,26 @@ def test_what_is_not_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserInputError, match=message) as caught:
         load_model(tmp_path, "fp32")
     assert str(path) in "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}',
+            r"\(modelopt, by hf_quant_config.json beside",
+        ),
+        ("{", "hf_quant_config.json': not a readable description of how weights are stored"),
+    ],
+)
+def test_a_model_whose_config_does_not_say_that_it_is_quantised_is_refused_too(tmp_path: Path, text: str, message: str) -> None:
+    """And before its weights are read: here there are none."""
+    tiny_llama(TinySpec()).save_pretrained(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    (tmp_path / "hf_quant_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BadFile, match=message):
+        load_model(tmp_path, "fp32")
 
 
 def test_a_folder_is_never_asked_to_run_code_of_its_own(tmp_path: Path) -> None:

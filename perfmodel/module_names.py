@@ -1,0 +1,90 @@
+"""Which modules of a decoder the lists in a quantisation block name: by transformers' rule, by glob, by name or by regex.
+
+A module has several names: files of multimodal models, of GPT-2's kind and of fused projections call it otherwise. A list
+matches a module when it matches any of its names.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+
+Matches = Callable[[Sequence[str]], bool]
+"""Whether any of a module's names is matched."""
+
+_LAYERS = (
+    "model.layers",
+    "model.language_model.layers",
+    "language_model.model.layers",
+    "model.decoder.layers",
+    "transformer.h",
+)
+_PARTS: dict[str, tuple[str, ...]] = {
+    "q_proj": ("self_attn.q_proj", "self_attn.qkv_proj", "attn.c_attn"),
+    "k_proj": ("self_attn.k_proj", "self_attn.qkv_proj", "attn.c_attn"),
+    "v_proj": ("self_attn.v_proj", "self_attn.qkv_proj", "attn.c_attn"),
+    "o_proj": ("self_attn.o_proj", "self_attn.out_proj", "attn.c_proj"),
+    "gate_proj": ("mlp.gate_proj", "mlp.gate_up_proj"),
+    "up_proj": ("mlp.up_proj", "mlp.gate_up_proj"),
+    "down_proj": ("mlp.down_proj",),
+    "fc1": ("fc1", "mlp.fc1", "mlp.c_fc"),
+    "fc2": ("fc2", "mlp.fc2", "mlp.c_proj"),
+}
+_IS_NAME = re.compile(r"[\w.-]*")
+_BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
+
+
+def layer_names(layer: int, module: str) -> tuple[str, ...]:
+    """What files call a module of a zero-based layer (`ModelGeometry.layer_matrices` has the modules)."""
+    return tuple(f"{layers}.{layer}.{part}" for layers in _LAYERS for part in _PARTS[module])
+
+
+def by_transformers_rule(patterns: Sequence[str]) -> Matches:
+    """Names that transformers leaves unconverted: a name, regex or beginning up to a dot, or an ending.
+
+    That of `transformers.quantizers.quantizers_utils.should_convert_module`.
+    """
+    plain = frozenset(pattern.strip(".") for pattern in patterns if _IS_NAME.fullmatch(pattern))
+    regexes = [_regex(rf"(?:{pattern}){_BOUNDARY}", pattern) for pattern in patterns if not _IS_NAME.fullmatch(pattern)]
+    endings = tuple(pattern for pattern in patterns if pattern)
+
+    def matches(name: str) -> bool:
+        return name.endswith(endings) or bool(plain & _beginnings(name)) or any(regex.match(name) for regex in regexes)
+
+    return lambda names: any(map(matches, names))
+
+
+def by_glob(patterns: Sequence[str]) -> Matches:
+    """Names that a glob matches, and all modules inside a module that is named."""
+    plain = frozenset(pattern for pattern in patterns if _IS_NAME.fullmatch(pattern))
+    globs = [re.compile(fnmatch.translate(pattern)) for pattern in patterns if not _IS_NAME.fullmatch(pattern)]
+
+    def matches(name: str) -> bool:
+        return bool(plain & _beginnings(name)) or any(glob.match(name) for glob in globs)
+
+    return lambda names: any(map(matches, names))
+
+
+def by_regex_or_name(patterns: Sequence[str]) -> Matches:
+    """Names that are listed, or that a regex after `re:` matches from the start: compressed-tensors' rule.
+
+    A class (`Linear`) names no module; the reader gives it its meaning.
+    """
+    plain = frozenset(pattern for pattern in patterns if not pattern.startswith("re:"))
+    regexes = [_regex(pattern[3:], pattern[3:]) for pattern in patterns if pattern.startswith("re:")]
+    return lambda names: any(name in plain or any(regex.match(name) for regex in regexes) for name in names)
+
+
+@cache
+def _beginnings(name: str) -> frozenset[str]:
+    """A name and the modules it lies in."""
+    parts = name.split(".")
+    return frozenset(".".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _regex(pattern: str, literal: str) -> re.Pattern[str]:
+    """A compiled pattern; what is no regex is taken letter by letter."""
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return re.compile(re.escape(literal))
