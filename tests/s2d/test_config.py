@@ -153,7 +153,7 @@ def test_what_is_not_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
             '{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}',
             r"\(modelopt, by hf_quant_config.json beside",
         ),
-        ("{", "hf_quant_config.json': not a readable description of how weights are stored"),
+        ("{", "hf_quant_config.json': this is not a readable config"),
     ],
 )
 def test_a_model_whose_config_does_not_say_that_it_is_quantised_is_refused_too(tmp_path: Path, text: str, message: str) -> None:
