@@ -17,7 +17,7 @@ from perfmodel.disk import check_writable, read_whole, saving
 from perfmodel.errors import BadFile, Mismatch
 from s2d.generate import Generation
 from s2d.pair import EncodedPrompt
-from s2d.text import readable
+from s2d.text import continuation_text
 
 _FIX = "Give a file that s2d-run --outputs wrote, or a new name"
 
@@ -96,7 +96,8 @@ class Outputs:
             "category": prompt.category,
             "run": self._run,
             "prompt_sha256": sha256,
-            "text": readable(self._tokenizer, generation.tokens),
+            "text": continuation_text(self._tokenizer, prompt.token_ids, generation.tokens),
+            "token_ids": generation.tokens,
             "ending": ending,
             "prompt_tokens": len(prompt.token_ids),
             "num_tokens": len(generation.tokens),

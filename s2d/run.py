@@ -35,7 +35,7 @@ from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
 from s2d.show import drift_text, report_text, understood_text
-from s2d.text import Stop, TextStream
+from s2d.text import ContinuationText, Stop
 from s2d.turns import Turns
 
 
@@ -110,7 +110,7 @@ class PromptStreams:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._stream: TextStream | None = None
+        self._text: ContinuationText | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -122,15 +122,14 @@ class PromptStreams:
         """What takes the tokens that follow a prompt."""
         self._end()
         print_out(f"\n=== {prompt.name} ({prompt.category})")
-        self._stream = TextStream(self._tokenizer, lambda piece: print_out(piece, end=""))
-        return self._stream.add
+        self._text = text = ContinuationText(self._tokenizer, prompt.token_ids)
+        return lambda tokens: print_out(text.add(tokens), end="")
 
     def _end(self) -> None:
         """Show what the last text still holds back, half a character perhaps."""
-        if self._stream is not None:
-            self._stream.flush()
-            self._stream = None
-            print_out()
+        if self._text is not None:
+            print_out(self._text.rest)
+            self._text = None
 
 
 def export_from_flags(args: argparse.Namespace) -> None:
