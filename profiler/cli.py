@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from perfmodel.console import add_verbose_flag, make_parser
 from perfmodel.errors import UserInputError
 from perfmodel.launch import launched, num_processes
+from s2d.arguments import add_special_tokens_flag
 from s2d.launch import run_shared
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
         "taken, with --chat or without"
     )
     group.add_argument("--chat", action="store_true", help=chat_help)
+    add_special_tokens_flag(group)
     group.add_argument(
         "--split",
         choices=("calibration", "evaluation", "all"),

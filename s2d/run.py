@@ -35,6 +35,7 @@ from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
 from s2d.show import drift_text, report_text, understood_text
+from s2d.special_tokens import special_tokens_note
 from s2d.text import ContinuationText, Stop
 from s2d.turns import Turns
 
@@ -158,7 +159,10 @@ def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
     pair = _load_pair(args, plan.record, ranks)
     check_made_for(args.plan, plan.record, pair)
     max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
-    prompts = encode_prompts(pair, _prompts(args), max_new_tokens=max_new_tokens, is_chat=args.chat)
+    chosen = _prompts(args)
+    if (note := special_tokens_note(pair.tokenizer, chosen, args.special_tokens)) is not None:
+        print_err(note)
+    prompts = encode_prompts(pair, chosen, max_new_tokens=max_new_tokens, is_chat=args.chat, special_tokens=args.special_tokens)
     request = RunRequest(
         plan_sha256=plan.sha256,
         policy=plan.record.chosen.policy,
@@ -167,6 +171,7 @@ def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
         stop=Stop(args.stop, pair.tokenizer) if args.stop else None,
         check=args.check,
         frontier=_frontier(args.plan, plan.record) if args.adapt else (),
+        special_tokens=args.special_tokens,
     )
     pair.check_memory(request.text_limits(prompts))
     turns = Turns(pair, request)
@@ -192,7 +197,8 @@ def _say_cut_short(turns: Turns) -> None:
 def _run_name(args: argparse.Namespace, pair: Pair, request: RunRequest) -> str:
     """Twelve digits that differ where anything does that texts or their figures depend on."""
     models = (pair.target.sha256, pair.draft.sha256, pair.target.dtype)
-    how = (request.plan_sha256, request.sampling, request.max_new_tokens, tuple(args.stop), args.chat, args.adapt)
+    asked = (tuple(args.stop), args.chat, args.special_tokens, args.adapt)
+    how = (request.plan_sha256, request.sampling, request.max_new_tokens, asked)
     return hashlib.sha256(repr((models, how)).encode()).hexdigest()[:12]
 
 

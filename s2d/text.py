@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.errors import UserInputError
 from perfmodel.units import Tokens
+from s2d.special_tokens import special_token_ids
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a byte-level tokenizer decodes a character to whose last bytes have not arrived."""
@@ -42,7 +43,7 @@ class ContinuationText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._special_ids = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self._special_ids = frozenset(special_token_ids(tokenizer).values())
         self._cleans_up = bool(tokenizer.clean_up_tokenization_spaces)
         self._ids: list[int] = []
         self._num_last_bytes: Tokens = 0
@@ -152,8 +153,8 @@ class Stop:
             raise UserInputError(f"stop strings {tuple(strings)!r}: expected at least one, none of them empty. Leave it out.")
         self.strings = tuple(strings)
         self.tokenizer = tokenizer
-        special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.token_ids = frozenset(special[string] for string in strings if string in special)
+        special_ids = special_token_ids(tokenizer)
+        self.token_ids = frozenset(special_ids[string] for string in strings if string in special_ids)
 
     def after(self, prompt_ids: Sequence[int]) -> "StopSearch":
         """Looks for the strings in the text that follows a prompt."""

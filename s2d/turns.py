@@ -35,7 +35,7 @@ class Turns:
         if following is None:
             return None
         try:
-            return encode_turn(self._pair, following, self._request.max_new_tokens)
+            return encode_turn(self._pair, following, self._request.max_new_tokens, self._request.special_tokens)
         except UserInputError as err:
             self.cut_short.append(f"a conversation is cut short: {err}")
             return None
