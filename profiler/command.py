@@ -21,6 +21,7 @@ from perfmodel.provenance import Provenance, make_provenance
 from perfmodel.sampling import AcceptanceRule, Sampling
 from perfmodel.trace import AcceptanceTrace, read_trace, write_trace
 from perfmodel.units import Seconds
+from profiler.cli import PARTIAL_TRACE_NAME, TRACE_NAME
 from profiler.device import DeviceFacts, device_facts
 from profiler.job import Job, fill_log
 from profiler.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels
@@ -45,9 +46,6 @@ from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
 from s2d.shard import Share
 from s2d.special_tokens import special_tokens_note
-
-TRACE_NAME = "trace.npz"
-PARTIAL_TRACE_NAME = "trace.partial.npz"
 
 
 def profile(args: argparse.Namespace, *, argv: Sequence[str] | None, ranks: Ranks | None = None) -> int:

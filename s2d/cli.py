@@ -26,6 +26,7 @@ from perfmodel.disk import check_new, saving
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS
 from perfmodel.launch import launched, num_processes
+from perfmodel.overwriting import OutputFolder, output_file
 from perfmodel.units import format_frac
 from s2d.arguments import add_special_tokens_flag, frac, layers, positive, rate, seed
 from s2d.launch import run_shared
@@ -73,7 +74,7 @@ def _run_parser() -> argparse.ArgumentParser:
     outputs_help = (
         "keep every finished text, its token ids and figures, a JSON object a line; repeat the command to go on after a stop"
     )
-    add("--outputs", type=Path, metavar="FILE", help=outputs_help)
+    add("--outputs", type=output_file, metavar="FILE", help=outputs_help)
     add(
         "--stop",
         metavar="TEXT",
@@ -133,7 +134,10 @@ def _add_draft_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vector-lr", type=rate, default=1e-3, metavar="RATE", help="AdamW's, for the rest (default 0.001)")
     parser.add_argument("--seed", type=seed, default=0, metavar="SEED", help="of batches (default 0)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the draft goes; must not exist")
+    unfinished = OutputFolder(("checkpoint.safetensors", "loss.jsonl"), ".partial")
+    parser.add_argument(
+        "-o", "--output", type=unfinished, required=True, metavar="DIR", help="where the draft goes; must not exist"
+    )
     add_verbose_flag(parser)
 
 
@@ -159,13 +163,17 @@ def _add_trim_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=positive, required=True, metavar="TOKENS", help="that its LM head is to say")
     text_help = ".txt or .jsonl to count tokens in, like what its targets will write"
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where it goes; must not exist")
+    parser.add_argument(
+        "-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="where it goes; must not exist"
+    )
     add_verbose_flag(parser)
 
 
 def _add_reference_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the family goes; must not exist")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="stages so far (default: the output's name + .work)")
+    parser.add_argument(
+        "-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="where the family goes; must not exist"
+    )
+    parser.add_argument("--work", type=OutputFolder(), metavar="DIR", help="stages so far (default: the output's name + .work)")
     parser.add_argument("--stage", metavar="NAME", help="train this stage alone, e.g. in two processes at once")
     parser.add_argument("--max-steps", type=positive, metavar="STEPS", help="cut every stage short, to try the recipe out")
     add_verbose_flag(parser)
