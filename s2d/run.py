@@ -18,6 +18,7 @@ from perfmodel.contention import Contention
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
 from perfmodel.kernels import STANDARD_KERNELS
+from perfmodel.lock import locked_file
 from perfmodel.plan import Plan, read_plan
 from perfmodel.provenance import make_provenance
 from perfmodel.report import RunReport, report_file_text, write_report
@@ -58,6 +59,13 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Rank
     if args.export_exit is not None:
         export_from_flags(args)
         return
+    with locked_file(args.outputs) if args.outputs else nullcontext(True) as is_locked:
+        if not is_locked:
+            print_err(f"note: no file locks here: take care that no other s2d-run writes to {args.outputs}")
+        _run_plan(args, command, ranks)
+
+
+def _run_plan(args: argparse.Namespace, command: Sequence[str], ranks: Ranks | None) -> None:
     loaded = load_from_flags(args, ranks)
     plan = loaded.plan.record
     if not loaded.prompts:
