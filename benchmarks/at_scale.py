@@ -54,7 +54,7 @@ from perfmodel.provenance import make_provenance
 from perfmodel.speed_of_light import MAX_CACHE_BYTES
 from perfmodel.trace import AcceptanceTrace, write_trace
 from perfmodel.units import MIB, Seconds
-from profiler.command import TRACE_NAME
+from profiler.cli import TRACE_NAME
 from profiler.device import DeviceFacts, device_facts
 from profiler.kernel_trial import choose_kernels, recorded_kernels
 from profiler.latency_files import LatencyFiles, pair_profiles

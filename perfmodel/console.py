@@ -17,6 +17,7 @@ from typing import TextIO
 
 from perfmodel.disk import NO_SPACE_ERRNOS, check_writable, os_error_in
 from perfmodel.errors import Interrupted, MissingExtra, OutOfSpace, S2DError, UserInputError
+from perfmodel.overwriting import check_outputs, output_file
 from perfmodel.units import Seconds, format_duration, format_frac
 
 EXIT_ANSWERED = 0
@@ -48,7 +49,8 @@ def run_command(
     Args:
         parser: with `add_common_flags` or `add_verbose_flag` applied.
         argv: the arguments without the program's name; those of the process when None.
-        command: does the work and returns its exit code; not called when the file of `add_common_flags` cannot be written.
+        command: does the work and returns its exit code; not called when the file of `add_common_flags` cannot be written, or
+            an output is an input.
     """
     try:
         args = parser.parse_args(argv)
@@ -57,6 +59,7 @@ def run_command(
     verbose = getattr(args, "verbose", False)
     _configure_logging(verbose)
     try:
+        check_outputs(parser, args)
         if getattr(args, "writes_file", False) and args.output is not None:
             check_writable(args.output)
         code = command(args)
@@ -77,7 +80,7 @@ def add_common_flags(parser: argparse.ArgumentParser, *, result: str) -> None:
         result: what the command makes, for the help: `plan`, `report` …
     """
     parser.add_argument("--json", action="store_true", help=f"print the {result} file itself on stdout, and nothing else")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"write the {result} to FILE")
+    parser.add_argument("-o", "--output", type=output_file, metavar="FILE", help=f"write the {result} to FILE")
     parser.set_defaults(writes_file=True)
     add_verbose_flag(parser)
 
@@ -182,7 +185,7 @@ def keeping(path: str | os.PathLike[str], *, holding: Sequence[str] = ()) -> Ite
 
 
 def _keeps(path: Path, holding: Sequence[str]) -> bool:
-    return path.is_file() or any(any(path.glob(pattern)) for pattern in holding)
+    return (path.is_file() and path.stat().st_size > 0) or any(any(path.glob(pattern)) for pattern in holding)
 
 
 def save_or_warn(save: Callable[[], object]) -> None:

@@ -68,7 +68,7 @@ def folder_for_files(path: PathLike) -> Iterator[None]:
 def _written_beside(path: PathLike, data: bytes) -> Iterator[tuple[Path, Path]]:
     """The bytes in a temporary file beside a file's path, synced, and that path, links followed; the temporary one goes."""
     with saving(path):
-        final = _final_file(path)
+        final = final_file(path)
         partial = _partial_name(final)
         try:
             with partial.open("wb") as file:
@@ -174,7 +174,12 @@ def read_whole(path: PathLike) -> bytes:
         raise BadFile(path, f"cannot be read: {err.strerror}", "Check that it is a file you may read") from err
 
 
-def _final_file(path: PathLike) -> Path:
+def final_file(path: PathLike) -> Path:
+    """A file's path with links followed.
+
+    Raises:
+        BadFile: it is a folder or a device.
+    """
     final = Path(path).resolve()
     if final.exists() and not final.is_file():
         raise BadFile(path, "this is a folder or a device, expected a file", "Give the name of a file")

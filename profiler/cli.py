@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 from perfmodel.console import add_verbose_flag, make_parser
 from perfmodel.errors import UserInputError
 from perfmodel.launch import launched, num_processes
+from perfmodel.overwriting import OutputFolder
+from s2d.arguments import add_special_tokens_flag
 from s2d.launch import run_shared
 
 if TYPE_CHECKING:
     from s2d.ranks import Ranks
 
 PROG = "s2d-profile"
+PROFILE_FILES = ("*.latency.json", "*.latency.partial.json")
+TRACE_NAME, PARTIAL_TRACE_NAME = "trace.npz", "trace.partial.npz"
 
 
 def main_profile(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         help="only the seconds, only the trace, or both, one after the other (default: all)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("profile"), metavar="FOLDER", help="where the files go (default: profile)"
+        "-o",
+        "--output",
+        type=OutputFolder((*PROFILE_FILES, TRACE_NAME, PARTIAL_TRACE_NAME)),
+        default=Path("profile"),
+        metavar="FOLDER",
+        help="where the files go (default: profile)",
     )
     _add_models(parser.add_argument_group("models"))
     _add_sampling(parser.add_argument_group("sampling"))
@@ -75,7 +84,8 @@ def _law_parser() -> argparse.ArgumentParser:
         f"{PROG} law --device cuda --dtype bf16 -o law",
     )
     add = parser.add_argument
-    add("-o", "--output", type=Path, default=Path("law"), metavar="FOLDER", help="where the profiles go (default: law)")
+    place_help = "where the profiles go (default: law)"
+    add("-o", "--output", type=OutputFolder(PROFILE_FILES), default=Path("law"), metavar="FOLDER", help=place_help)
     add("--depths", type=int, nargs="+", default=[1, 2, 4, 8], metavar="LAYERS", help="of the models (default: 1 2 4 8)")
     sizes_help = "multiples of 64 (default: on a CPU 128 256 512, else 1024 2048 4096)"
     add("--hidden-sizes", type=int, nargs="+", metavar="SIZE", help=sizes_help)
@@ -134,6 +144,7 @@ def _add_text(group: argparse._ArgumentGroup) -> None:
         "taken, with --chat or without"
     )
     group.add_argument("--chat", action="store_true", help=chat_help)
+    add_special_tokens_flag(group)
     group.add_argument(
         "--split",
         choices=("calibration", "evaluation", "all"),

@@ -21,6 +21,7 @@ from perfmodel.provenance import Provenance, make_provenance
 from perfmodel.sampling import AcceptanceRule, Sampling
 from perfmodel.trace import AcceptanceTrace, read_trace, write_trace
 from perfmodel.units import Seconds
+from profiler.cli import PARTIAL_TRACE_NAME, TRACE_NAME
 from profiler.device import DeviceFacts, device_facts
 from profiler.job import Job, fill_log
 from profiler.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels
@@ -44,9 +45,7 @@ from s2d.pair import SELF_DRAFT, encode_prompts, load_pair, placement_of
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
 from s2d.shard import Share
-
-TRACE_NAME = "trace.npz"
-PARTIAL_TRACE_NAME = "trace.partial.npz"
+from s2d.special_tokens import special_tokens_note
 
 
 def profile(args: argparse.Namespace, *, argv: Sequence[str] | None, ranks: Ranks | None = None) -> int:
@@ -93,9 +92,13 @@ def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
         kernels=choice.kernels,
         shares_draft=args.share_draft,
     )
+    if (note := special_tokens_note(pair.tokenizer, prompts, args.special_tokens)) is not None:
+        print_err(note)
     job = Job(
         pair=pair,
-        prompts=encode_prompts(pair, prompts, max_new_tokens=args.max_new_tokens, is_chat=args.chat),
+        prompts=encode_prompts(
+            pair, prompts, max_new_tokens=args.max_new_tokens, is_chat=args.chat, special_tokens=args.special_tokens
+        ),
         sampling=sampling,
         confidence=args.confidence,
         max_new_tokens=args.max_new_tokens,

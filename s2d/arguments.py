@@ -3,6 +3,8 @@
 import argparse
 import math
 
+from s2d.special_tokens import SPECIAL_TOKENS
+
 
 def positive(text: str) -> int:
     """A whole number from 1."""
@@ -48,3 +50,13 @@ def layers(text: str) -> tuple[int, ...]:
     if not layers or len(layers) != len(text.split(",")) or list(layers) != sorted({*layers}) or layers[0] < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rising list of layer counts such as 6,9,12")
     return layers
+
+
+def add_special_tokens_flag(container: argparse._ActionsContainer) -> None:
+    """How the text of special tokens in a prompt is read."""
+    text = (
+        "what the text of a special token in a prompt, such as </s>, stands for: parse, the token itself, as in most engines; "
+        "text, ordinary text, so that no prompt and no user of a chat can end a turn; what a chat template adds is special in "
+        "any case (default: parse)"
+    )
+    container.add_argument("--special-tokens", choices=SPECIAL_TOKENS, default="parse", help=text)

@@ -23,6 +23,7 @@ from s2d.memory import TextLimits
 from s2d.pair import EncodedPrompt, ModelPair, Pair
 from s2d.processing import Processing
 from s2d.sampling import NoiseTable, shared_noise
+from s2d.special_tokens import SpecialTokens
 from s2d.text import Stop
 
 WARM_UP_TOKENS = 16
@@ -43,6 +44,8 @@ class RunRequest:
     """Also decode plainly, compare token by token, and measure the speedup."""
     frontier: tuple[FrontierPoint, ...]
     """What to move along while running; empty where `policy` is to run throughout."""
+    special_tokens: SpecialTokens = "parse"
+    """How a conversation's later turns are read."""
 
     def text_limits(self, prompts: Sequence[EncodedPrompt]) -> TextLimits:
         """The longest text that goes on from these prompts. A check asks the target about whole texts, with their noise."""

@@ -18,6 +18,7 @@ from perfmodel.console import (
     add_verbose_flag,
     keeping,
     make_parser,
+    print_err,
     print_out,
     run_command,
 )
@@ -25,8 +26,9 @@ from perfmodel.disk import check_new, saving
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS
 from perfmodel.launch import launched, num_processes
+from perfmodel.overwriting import OutputFolder, output_file
 from perfmodel.units import format_frac
-from s2d.arguments import frac, layers, positive, rate, seed
+from s2d.arguments import add_special_tokens_flag, frac, layers, positive, rate, seed
 from s2d.launch import run_shared
 
 if TYPE_CHECKING:
@@ -63,14 +65,23 @@ def _run_parser() -> argparse.ArgumentParser:
         "turn by turn (without --chat: its first alone is gone on from)"
     )
     add("--chat", action="store_true", help=chat_help)
+    add_special_tokens_flag(parser)
     split_help = "half of the prompts to take, so that none is judged that a plan was fitted to (default: evaluation)"
     add("--split", choices=SPLITS, default="evaluation", help=split_help)
     number_help = f"prompts to run (default: {DEFAULT_NUM_PROMPTS})"
     add("--num-prompts", type=positive, metavar="PROMPTS", default=DEFAULT_NUM_PROMPTS, help=number_help)
     add("--max-new-tokens", type=positive, metavar="TOKENS", help="most tokens to write per prompt (default: the plan's)")
-    outputs_help = "keep every finished text with its figures, one JSON object a line; repeat the command to go on after a stop"
-    add("--outputs", type=Path, metavar="FILE", help=outputs_help)
-    add("--stop", metavar="TEXT", action="append", default=[], help="end a text where this appears; may be repeated")
+    outputs_help = (
+        "keep every finished text, its token ids and figures, a JSON object a line; repeat the command to go on after a stop"
+    )
+    add("--outputs", type=output_file, metavar="FILE", help=outputs_help)
+    add(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="end a text where this, or the special token of this name, appears; may be repeated",
+    )
     add("--check", action="store_true", help="decode plainly too, prove the output equal, and measure the speedup")
     adapt_help = "change policy while running, along the plan's frontier, as acceptance shifts (default: the plan's throughout)"
     add("--adapt", action="store_true", help=adapt_help)
@@ -123,7 +134,10 @@ def _add_draft_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vector-lr", type=rate, default=1e-3, metavar="RATE", help="AdamW's, for the rest (default 0.001)")
     parser.add_argument("--seed", type=seed, default=0, metavar="SEED", help="of batches (default 0)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the draft goes; must not exist")
+    unfinished = OutputFolder(("checkpoint.safetensors", "loss.jsonl"), ".partial")
+    parser.add_argument(
+        "-o", "--output", type=unfinished, required=True, metavar="DIR", help="where the draft goes; must not exist"
+    )
     add_verbose_flag(parser)
 
 
@@ -137,6 +151,7 @@ def _add_calibrate_command(parser: argparse.ArgumentParser) -> None:
         "(default, for the reference family: its held-out prompts)"
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
+    add_special_tokens_flag(parser)
     new_help = "written by each target after each prompt (default 128)"
     parser.add_argument("--max-new-tokens", type=positive, default=128, metavar="TOKENS", help=new_help)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
@@ -148,13 +163,17 @@ def _add_trim_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=positive, required=True, metavar="TOKENS", help="that its LM head is to say")
     text_help = ".txt or .jsonl to count tokens in, like what its targets will write"
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where it goes; must not exist")
+    parser.add_argument(
+        "-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="where it goes; must not exist"
+    )
     add_verbose_flag(parser)
 
 
 def _add_reference_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the family goes; must not exist")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="stages so far (default: the output's name + .work)")
+    parser.add_argument(
+        "-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="where the family goes; must not exist"
+    )
+    parser.add_argument("--work", type=OutputFolder(), metavar="DIR", help="stages so far (default: the output's name + .work)")
     parser.add_argument("--stage", metavar="NAME", help="train this stage alone, e.g. in two processes at once")
     parser.add_argument("--max-steps", type=positive, metavar="STEPS", help="cut every stage short, to try the recipe out")
     add_verbose_flag(parser)
@@ -223,24 +242,28 @@ def _train_draft(args: argparse.Namespace) -> int:
 def _calibrate(args: argparse.Namespace) -> int:
     from s2d.config import FAMILY_FOLDER
     from s2d.device import use_device
-    from s2d.fit_confidence import calibrate_on_prompts, calibration_half
-    from s2d.load import find_model
+    from s2d.fit_confidence import calibrate_draft, calibration_half
+    from s2d.load import find_model, load_tokenizer
+    from s2d.pair import encode_prompts
     from s2d.prompts import FAMILY_PROMPTS, read_prompts
     from s2d.show import calibration_text
     from s2d.sidecar import SIDECAR_NAME
+    from s2d.special_tokens import special_tokens_note
 
     use_device(args.device)
     folder = find_model(args.draft)
     strangers = [name for name in args.target if find_model(name).resolve().parent != FAMILY_FOLDER.resolve()]
     if args.prompts is None and strangers:
         raise UserInputError(f"target {strangers[0]!r} is not of the reference family: give its prompts with --prompts FILE")
-    prompts = read_prompts(args.prompts or FAMILY_PROMPTS)
-    total = len(calibration_half(prompts)) * len(args.target)
-    with Progress("calibrate", total) as progress:
-        sidecar = calibrate_on_prompts(
+    prompts = calibration_half(read_prompts(args.prompts or FAMILY_PROMPTS))
+    if (note := special_tokens_note(load_tokenizer(folder), prompts, args.special_tokens)) is not None:
+        print_err(note)
+    encoded = partial(encode_prompts, prompts=prompts, max_new_tokens=args.max_new_tokens, special_tokens=args.special_tokens)
+    with Progress("calibrate", len(prompts) * len(args.target)) as progress:
+        sidecar = calibrate_draft(
             folder,
             args.target,
-            prompts,
+            encoded,
             max_new_tokens=args.max_new_tokens,
             device=args.device,
             on_prompt=lambda prompt: progress.step(prompt.name),

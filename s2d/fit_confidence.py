@@ -22,7 +22,7 @@ from perfmodel.sampling import GREEDY
 from perfmodel.units import Tokens
 from s2d.conversation import Prompt
 from s2d.generate import Session, Settings
-from s2d.pair import EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.pair import EncodedPrompt, Pair, load_pair
 from s2d.prompts import chosen_prompts
 from s2d.sampling import confidence_of
 from s2d.sidecar import SIDECAR_NAME, Calibration, Sidecar, read_sidecar, write_sidecar
@@ -50,28 +50,6 @@ def answers_along(pair: Pair, session: Session, prompt: EncodedPrompt, max_new_t
     confidence = torch.stack([confidence_of(logits.float().softmax(-1), CONFIDENCE) for logits in said], dim=1)
     agreement = torch.stack([logits.argmax(-1).cpu() == torch.tensor(written) for logits in said], dim=1)
     return Answers(confidence=confidence.cpu().numpy().astype(np.float64), agreement=agreement.numpy().astype(np.float64))
-
-
-def calibrate_on_prompts(
-    folder: Path,
-    target_names: Sequence[str],
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: Tokens,
-    device: str,
-    on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None,
-) -> Sidecar:
-    """Calibrate a draft on the calibration half of some prompts: the other half stays fit to judge it on.
-
-    Raises:
-        UserInputError: none is in that half, or one does not fit.
-    """
-    chosen = calibration_half(prompts)
-
-    def encoded(pair: Pair) -> tuple[EncodedPrompt, ...]:
-        return encode_prompts(pair, chosen, max_new_tokens=max_new_tokens)
-
-    return calibrate_draft(folder, target_names, encoded, max_new_tokens=max_new_tokens, device=device, on_prompt=on_prompt)
 
 
 def calibration_half(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -222,6 +222,7 @@ class _Run:
         self._prepare(judge.choice)
         self._blocks: list[tuple[int, int]] = []
         self._policies: list[ExitPolicy | None] = []
+        self._stop = settings.stop.after(prompt_ids) if settings.stop else None
 
     def _prepare(self, choice: Choice | None) -> None:
         """Make ready what the rounds will launch."""
@@ -263,7 +264,7 @@ class _Run:
 
     def _round(self) -> bool:
         """Draft, verify, roll back; returns whether the text has ended."""
-        tokens, prompt_tokens = self._tokens, self._prompt_tokens
+        tokens = self._tokens
         known, at = len(tokens), self._pilot.at
         drafter = self._drafters[at]
         drafted: list[int] = []
@@ -272,7 +273,7 @@ class _Run:
         logits = self._verify(tokens, known)
         verdict = self._judge.verdict(logits, tokens, known)
         self._clock.lap("verify", 0, len(drafted) + 1, known - 1)
-        emitted, ended = self._emitted([*drafted[: verdict.num_accepted], verdict.bonus], tokens[prompt_tokens:known])
+        emitted, ended = self._emitted([*drafted[: verdict.num_accepted], verdict.bonus])
         accepted = min(verdict.num_accepted, len(emitted))
         tokens[known:] = emitted
         self._cache.crop(known + accepted)
@@ -307,14 +308,14 @@ class _Run:
         by_policy = [drafter.exits_taken for drafter in self._drafters if drafter]
         return tuple(map(sum, zip(*by_policy, strict=True))) if by_policy else (0,) * self._num_exits
 
-    def _emitted(self, certain: list[int], before: list[int]) -> tuple[list[int], bool]:
+    def _emitted(self, certain: list[int]) -> tuple[list[int], bool]:
         """The round's certain tokens, cut where the text ends, and whether it does."""
         emitted, ended = certain, False
         if self._settings.eos_token_id in emitted:
             emitted = emitted[: emitted.index(self._settings.eos_token_id) + 1]
             ended = True
-        if self._settings.stop is not None:
-            kept = self._settings.stop.kept(before, emitted)
+        if self._stop is not None:
+            kept = self._stop.kept(emitted)
             if kept is not None:
                 return emitted[:kept], True
         return emitted, ended

@@ -1,12 +1,14 @@
 """Texts as they are finished, an object a line: a run that was interrupted goes on with the prompts that are missing.
 
-Every line tells the run it is of, so that texts of two plans, or of two ways to decode, never end up in one file. A line that a
-killed run left unfinished is dropped, and its prompt decoded again.
+Every line names the run it is of, so that texts of two plans, or of two ways to decode, never end up in one file. A line that
+a killed run left unfinished is dropped, and its prompt decoded again. A file that ends in anything else is refused and left
+as it is. The README lists what a line holds.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ from perfmodel.disk import check_writable, read_whole, saving
 from perfmodel.errors import BadFile, Mismatch
 from s2d.generate import Generation
 from s2d.pair import EncodedPrompt
-from s2d.text import readable
+from s2d.text import continuation_text
 
 _FIX = "Give a file that s2d-run --outputs wrote, or a new name"
+
+_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_CUT_OFF_STRING = re.compile(rb'(?:"(?:[^"\\]|\\.)*\\?)?')
 
 Key = tuple[str, str]
 """Of a text: its prompt's name, and the hash of the prompt's token ids."""
@@ -96,7 +101,8 @@ class Outputs:
             "category": prompt.category,
             "run": self._run,
             "prompt_sha256": sha256,
-            "text": readable(self._tokenizer, generation.tokens),
+            "text": continuation_text(self._tokenizer, prompt.token_ids, generation.tokens),
+            "token_ids": generation.tokens,
             "ending": ending,
             "prompt_tokens": len(prompt.token_ids),
             "num_tokens": len(generation.tokens),
@@ -114,25 +120,49 @@ class Outputs:
         """The texts that are there, by prompt."""
         if not self._path.exists():
             return {}
-        data = read_whole(self._path)
-        whole = data[: data.rfind(b"\n") + 1]
-        texts = dict(self._text_of(number, line) for number, line in enumerate(whole.splitlines(), start=1))
-        if len(whole) < len(data):
+        *whole, cut_off = read_whole(self._path).split(b"\n")
+        texts = dict(self._text_of(number, line) for number, line in enumerate(whole, start=1))
+        if cut_off:
+            if not _is_beginning(cut_off, self._run):
+                problem = f"line {len(whole) + 1} has no end, and it is not one that this run would write"
+                raise BadFile(self._path, problem, _FIX)
             with saving(self._path):
-                os.truncate(self._path, len(whole))
+                os.truncate(self._path, sum(len(line) + 1 for line in whole))
         return texts
 
     def _text_of(self, number: int, line: bytes) -> tuple[Key, str]:
         try:
             found = json.loads(line)
-            name, run, sha256, text = (str(found[key]) for key in ("name", "run", "prompt_sha256", "text"))
-        except (ValueError, KeyError, TypeError) as err:
-            raise BadFile(self._path, f"line {number} is not the text of a run", _FIX) from err
+            name, run, sha256, text = (found[key] for key in ("name", "run", "prompt_sha256", "text"))
+            is_text = all(isinstance(one, str) for one in (name, run, sha256, text))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            is_text = False
+        if not is_text:
+            raise BadFile(self._path, f"line {number} is not the text of a run", _FIX)
+        if "token_ids" not in found:
+            problem = f"line {number} has no token_ids: an earlier version of s2d-run wrote it"
+            raise BadFile(self._path, problem, "Give a new name with --outputs")
         if run != self._run:
             what = f"{str(self._path)!r}, line {number},"
             fix = "Give another --outputs, or repeat the command that began this one"
             raise Mismatch(what, made_for=f"run {run}", given=f"run {self._run} (plan, models, sampling or lengths)", fix=fix)
         return (name, sha256), text
+
+
+def _is_beginning(line: bytes, run: str) -> bool:
+    """Whether a line could be one of the run's that was cut off anywhere, as `Outputs` writes them."""
+    parts: tuple[bytes | None, ...] = (b'{"name": ', None, b', "category": ', None, f', "run": {json.dumps(run)}, '.encode())
+    for part in parts:
+        if part is None:
+            found = _JSON_STRING.match(line)
+            if found is None:
+                return _CUT_OFF_STRING.fullmatch(line) is not None
+            line = line[found.end() :]
+        elif not line.startswith(part):
+            return part.startswith(line)
+        else:
+            line = line[len(part) :]
+    return True
 
 
 def _key(prompt: EncodedPrompt) -> Key:

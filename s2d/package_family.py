@@ -6,6 +6,7 @@ what they were made from.
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.disk import whole_folder
 from s2d.corpus import corpus_sha256, held_out_files, held_out_prompts, training_texts
-from s2d.fit_confidence import calibrate_on_prompts
+from s2d.fit_confidence import calibrate_draft, calibration_half
+from s2d.pair import encode_prompts
 from s2d.reference import STABLE, STAGES, TARGETS, Stage, corpus_tokens, stage_named
 from s2d.sidecar import Sidecar, write_sidecar
 from s2d.train import exit_logits, exit_losses, load_trainable, windows
@@ -42,10 +44,10 @@ def install_family(work: Path, family: Path) -> None:
             load_trainable(str(work / name)).to(torch.bfloat16).save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
             write_sidecar(folder / name, Sidecar(exit_layers=early, norm="shared-final-norm", calibration=None))
-        calibrate_on_prompts(
+        calibrate_draft(
             folder / "draft",
             [str(folder / name) for name in TARGETS],
-            prompts,
+            partial(encode_prompts, prompts=calibration_half(prompts), max_new_tokens=CALIBRATION_NEW_TOKENS),
             max_new_tokens=CALIBRATION_NEW_TOKENS,
             device="cpu",
         )

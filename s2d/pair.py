@@ -30,6 +30,7 @@ from s2d.load import (
 from s2d.memory import FreeBytes, PairPlacement, TextLimits, check_memory, memory_need
 from s2d.parallel import load_shared
 from s2d.ranks import DRAFT, Ranks
+from s2d.special_tokens import SpecialTokens, cannot_be_text, special_token_ids, text_ids
 
 SELF_DRAFT = "self"
 """What to give as the draft for the target's own early exits."""
@@ -210,7 +211,12 @@ def placement_of(
 
 
 def encode_prompts(
-    pair: Pair, prompts: Sequence[Prompt], *, max_new_tokens: Tokens, is_chat: bool = False
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: Tokens,
+    is_chat: bool = False,
+    special_tokens: SpecialTokens = "parse",
 ) -> tuple[EncodedPrompt, ...]:
     """Prompts as token ids, with the tokens that the tokenizer begins a text with.
 
@@ -220,6 +226,7 @@ def encode_prompts(
         max_new_tokens: to write after each.
         is_chat: each text is what a user says, put into the tokenizer's chat template after what was said before; what is
             written is the answer, and later turns wait for it.
+        special_tokens: how the text of special tokens in a prompt is read; those of the template are special in any case.
 
     Raises:
         UserInputError: one is empty, or leaves no room for the tokens to write, which may leave none for any; or the tokenizer
@@ -231,11 +238,13 @@ def encode_prompts(
             "tokenizer_config.json. Leave --chat out, or give prompts with the template's text in them."
         )
     if is_chat:
-        return tuple(encode_turn(pair, Conversation(prompt=prompt), max_new_tokens) for prompt in prompts)
-    return tuple(_encode_text(pair, prompt, max_new_tokens) for prompt in prompts)
+        return tuple(encode_turn(pair, Conversation(prompt=prompt), max_new_tokens, special_tokens) for prompt in prompts)
+    return tuple(_encode_text(pair, prompt, max_new_tokens, special_tokens) for prompt in prompts)
 
 
-def encode_turn(pair: Pair, conversation: Conversation, max_new_tokens: Tokens) -> EncodedPrompt:
+def encode_turn(
+    pair: Pair, conversation: Conversation, max_new_tokens: Tokens, special_tokens: SpecialTokens = "parse"
+) -> EncodedPrompt:
     """A conversation up to where the answer to its user's present turn begins; special tokens are in the template.
 
     Raises:
@@ -245,7 +254,7 @@ def encode_turn(pair: Pair, conversation: Conversation, max_new_tokens: Tokens) 
 
     said = [{"role": message.role, "content": message.content} for message in conversation.messages]
     try:
-        text = str(pair.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+        ids = _chat_ids(pair.tokenizer, said, special_tokens)
     except TemplateError as err:
         raise UserInputError(
             f"prompt {conversation.name!r}: the chat template of {pair.target.geometry.name} refuses it ({err}): expected "
@@ -254,23 +263,38 @@ def encode_turn(pair: Pair, conversation: Conversation, max_new_tokens: Tokens) 
     return EncodedPrompt(
         name=conversation.name,
         category=conversation.prompt.category,
-        token_ids=_token_ids(pair, conversation.name, text, max_new_tokens, is_begun=True),
+        token_ids=_fitting(pair, conversation.name, ids, max_new_tokens),
         conversation=conversation,
     )
 
 
-def _encode_text(pair: Pair, prompt: Prompt, max_new_tokens: Tokens) -> EncodedPrompt:
+def _chat_ids(tokenizer: PreTrainedTokenizerFast, said: list[dict[str, str]], special_tokens: SpecialTokens) -> list[int]:
+    """Messages in the tokenizer's chat template, which adds all special tokens."""
+    if special_tokens == "parse":
+        text = str(tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+        return text_ids(tokenizer, text, "parse", adds_special_tokens=False)
+    options = {"add_generation_prompt": True, "return_dict": False, "verbose": False}
+    try:
+        return list(tokenizer.apply_chat_template(said, sanitize_control_tokens=True, **options))
+    except ValueError as err:
+        for name in special_token_ids(tokenizer):
+            if repr(name) in str(err):
+                raise UserInputError(cannot_be_text(name)) from err
+        raise
+
+
+def _encode_text(pair: Pair, prompt: Prompt, max_new_tokens: Tokens, special_tokens: SpecialTokens) -> EncodedPrompt:
     if prompt.before is not None:
         raise UserInputError(
             f"prompt {prompt.name!r} is a conversation: expected a text to go on from. Give --chat, with which s2d-run and "
             "s2d-profile put conversations into the tokenizer's chat template."
         )
-    ids = _token_ids(pair, prompt.name, prompt.text, max_new_tokens, is_begun=False)
-    return EncodedPrompt(name=prompt.name, category=prompt.category, token_ids=ids)
+    ids = text_ids(pair.tokenizer, prompt.text, special_tokens, adds_special_tokens=True)
+    return EncodedPrompt(name=prompt.name, category=prompt.category, token_ids=_fitting(pair, prompt.name, ids, max_new_tokens))
 
 
-def _token_ids(pair: Pair, name: str, text: str, max_new_tokens: Tokens, *, is_begun: bool) -> tuple[int, ...]:
-    """A text's tokens, which with those to write fit the context; one that is begun has the tokens that begin a text."""
+def _fitting(pair: Pair, name: str, ids: Sequence[int], max_new_tokens: Tokens) -> tuple[int, ...]:
+    """A prompt's tokens, refused where they do not fit the context together with those to write."""
     context = context_tokens(pair.target, pair.draft)
     longest = context - max_new_tokens
     if longest < 1:
@@ -278,11 +302,9 @@ def _token_ids(pair: Pair, name: str, text: str, max_new_tokens: Tokens, *, is_b
             f"--max-new-tokens {max_new_tokens}: expected at most {context - 1}, as these models hold {context} tokens, prompt "
             "included. Give fewer."
         )
-    # Not verbose: the tokenizer would warn of a length that is refused here in our own words.
-    ids = tuple(pair.tokenizer(text, add_special_tokens=not is_begun, verbose=False)["input_ids"])
     if not 1 <= len(ids) <= longest:
         raise UserInputError(
             f"prompt {name!r} has {len(ids)} tokens: expected 1 to {longest}, which with {max_new_tokens} new ones "
             "fill the context. Leave it out, or give a lower --max-new-tokens."
         )
-    return ids
+    return tuple(ids)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,30 +13,53 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from perfmodel.codec import decode_record, encode_record
-from perfmodel.disk import saving, sync, write_atomically
+from perfmodel.console import print_err
+from perfmodel.disk import read_whole, saving, sync, write_atomically
 from perfmodel.errors import BadFile
+from perfmodel.lock import locked_folder
 from s2d.training import Training, check_same_training
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 LOSS_NAME = "loss.jsonl"
 _PARTIAL_NAME = "checkpoint.partial"
+_LOSS_BEGIN = '{"step": '
 
 
 @contextlib.contextmanager
 def training_folder(folder: Path) -> Iterator[None]:
-    """A folder for an unfinished training; left without a checkpoint in it, it goes again.
+    """A folder for an unfinished training, for one process at a time; left without a checkpoint in it, it goes again.
 
     Raises:
         OutOfSpace: the disk is full.
-        BadFile: it cannot be made.
+        BadFile: it cannot be made, or has losses that no training of ours wrote.
+        UserInputError: another process trains in it.
     """
     with saving(folder):
         folder.mkdir(exist_ok=True)
-    try:
-        yield
-    finally:
-        if not (folder / CHECKPOINT_NAME).exists():
-            remove_training(folder)
+    with locked_folder(folder) as is_locked:
+        if not is_locked:
+            print_err(f"note: no file locks here: take care that no other training writes to {folder}")
+        _check_losses(folder / LOSS_NAME)
+        try:
+            yield
+        finally:
+            if not (folder / CHECKPOINT_NAME).exists():
+                remove_training(folder)
+
+
+def _check_losses(path: Path) -> None:
+    """Refuse a foreign file of the name of ours, whose lines would be dropped.
+
+    Raises:
+        BadFile: it is one.
+    """
+    if not path.exists():
+        return
+    *whole, cut_off = read_whole(path).decode("utf-8", errors="replace").split("\n")
+    is_cut_off = cut_off.startswith(_LOSS_BEGIN) or _LOSS_BEGIN.startswith(cut_off)
+    if not is_cut_off or any(_step_of(line) == math.inf for line in whole):
+        problem = "these are not the losses of an unfinished training"
+        raise BadFile(path, problem, "Move the file away, or give another place with -o")
 
 
 def remove_training(folder: Path) -> None:
@@ -132,4 +156,4 @@ def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf

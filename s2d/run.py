@@ -18,6 +18,7 @@ from perfmodel.contention import Contention
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
 from perfmodel.kernels import STANDARD_KERNELS
+from perfmodel.lock import locked_file
 from perfmodel.plan import Plan, read_plan
 from perfmodel.provenance import make_provenance
 from perfmodel.report import RunReport, report_file_text, write_report
@@ -35,7 +36,8 @@ from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
 from s2d.show import drift_text, report_text, understood_text
-from s2d.text import Stop, TextStream
+from s2d.special_tokens import special_tokens_note
+from s2d.text import ContinuationText, Stop
 from s2d.turns import Turns
 
 
@@ -57,6 +59,13 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Rank
     if args.export_exit is not None:
         export_from_flags(args)
         return
+    with locked_file(args.outputs) if args.outputs else nullcontext(True) as is_locked:
+        if not is_locked:
+            print_err(f"note: no file locks here: take care that no other s2d-run writes to {args.outputs}")
+        _run_plan(args, command, ranks)
+
+
+def _run_plan(args: argparse.Namespace, command: Sequence[str], ranks: Ranks | None) -> None:
     loaded = load_from_flags(args, ranks)
     plan = loaded.plan.record
     if not loaded.prompts:
@@ -110,7 +119,7 @@ class PromptStreams:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._stream: TextStream | None = None
+        self._text: ContinuationText | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -122,15 +131,14 @@ class PromptStreams:
         """What takes the tokens that follow a prompt."""
         self._end()
         print_out(f"\n=== {prompt.name} ({prompt.category})")
-        self._stream = TextStream(self._tokenizer, lambda piece: print_out(piece, end=""))
-        return self._stream.add
+        self._text = text = ContinuationText(self._tokenizer, prompt.token_ids)
+        return lambda tokens: print_out(text.add(tokens), end="")
 
     def _end(self) -> None:
         """Show what the last text still holds back, half a character perhaps."""
-        if self._stream is not None:
-            self._stream.flush()
-            self._stream = None
-            print_out()
+        if self._text is not None:
+            print_out(self._text.rest)
+            self._text = None
 
 
 def export_from_flags(args: argparse.Namespace) -> None:
@@ -160,7 +168,10 @@ def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
     pair = _load_pair(args, plan.record, ranks)
     check_made_for(args.plan, plan.record, pair)
     max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
-    prompts = encode_prompts(pair, _prompts(args), max_new_tokens=max_new_tokens, is_chat=args.chat)
+    chosen = _prompts(args)
+    if (note := special_tokens_note(pair.tokenizer, chosen, args.special_tokens)) is not None:
+        print_err(note)
+    prompts = encode_prompts(pair, chosen, max_new_tokens=max_new_tokens, is_chat=args.chat, special_tokens=args.special_tokens)
     request = RunRequest(
         plan_sha256=plan.sha256,
         policy=plan.record.chosen.policy,
@@ -169,6 +180,7 @@ def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
         stop=Stop(args.stop, pair.tokenizer) if args.stop else None,
         check=args.check,
         frontier=_frontier(args.plan, plan.record) if args.adapt else (),
+        special_tokens=args.special_tokens,
     )
     pair.check_memory(request.text_limits(prompts))
     turns = Turns(pair, request)
@@ -194,7 +206,8 @@ def _say_cut_short(turns: Turns) -> None:
 def _run_name(args: argparse.Namespace, pair: Pair, request: RunRequest) -> str:
     """Twelve digits that differ where anything does that texts or their figures depend on."""
     models = (pair.target.sha256, pair.draft.sha256, pair.target.dtype)
-    how = (request.plan_sha256, request.sampling, request.max_new_tokens, tuple(args.stop), args.chat, args.adapt)
+    asked = (tuple(args.stop), args.chat, args.special_tokens, args.adapt)
+    how = (request.plan_sha256, request.sampling, request.max_new_tokens, asked)
     return hashlib.sha256(repr((models, how)).encode()).hexdigest()[:12]
 
 

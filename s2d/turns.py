@@ -4,7 +4,7 @@ from perfmodel.errors import UserInputError
 from s2d.bench import RunRequest
 from s2d.generate import Generation
 from s2d.pair import EncodedPrompt, Pair, encode_turn
-from s2d.text import readable
+from s2d.text import continuation_text
 
 
 class Turns:
@@ -23,7 +23,7 @@ class Turns:
 
     def on_text(self, prompt: EncodedPrompt, generation: Generation) -> EncodedPrompt | None:
         """The turn that follows a finished text; see `after`."""
-        return self.after(prompt, readable(self._pair.tokenizer, generation.tokens))
+        return self.after(prompt, continuation_text(self._pair.tokenizer, prompt.token_ids, generation.tokens))
 
     def after(self, prompt: EncodedPrompt, text: str) -> EncodedPrompt | None:
         """The turn that follows what was written after a prompt; None where none does, or none that can be decoded.
@@ -35,7 +35,7 @@ class Turns:
         if following is None:
             return None
         try:
-            return encode_turn(self._pair, following, self._request.max_new_tokens)
+            return encode_turn(self._pair, following, self._request.max_new_tokens, self._request.special_tokens)
         except UserInputError as err:
             self.cut_short.append(f"a conversation is cut short: {err}")
             return None

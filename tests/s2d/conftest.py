@@ -1,12 +1,14 @@
 """Tiny models in folders, plans for them, and the command that runs these."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from perfmodel.artifact import write_record
 from perfmodel.estimate import RoundCost, Speedup
@@ -55,9 +57,14 @@ def one_thread():
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    tokenizer = byte_tokenizer()
+    return folders_with(tmp_path, byte_tokenizer())
+
+
+def folders_with(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A target and a draft of it, which share a tokenizer."""
     spec = TinySpec(vocab_size=len(tokenizer))
     tiny_llama(spec).save_pretrained(tmp_path / "target")
+    shutil.rmtree(tmp_path / "draft", ignore_errors=True)
     export_exit(tmp_path / "target", 4, tmp_path / "draft")
     for name, exits in (("target", (2, 4)), ("draft", (2, 4))):
         tokenizer.save_pretrained(tmp_path / name)

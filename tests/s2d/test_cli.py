@@ -185,8 +185,8 @@ def test_half_a_character_at_the_end_of_a_round_is_shown(capsys) -> None:
         for name in ("a", "b"):
             add = streams.on_prompt(EncodedPrompt(name=name, category="c", token_ids=(1,)))
             add(tokenizer("so \N{CAT FACE}")["input_ids"][:-1])
-        assert capsys.readouterr().out == "\n=== a (c)\nso \N{REPLACEMENT CHARACTER}\n\n=== b (c)\n"
-    assert capsys.readouterr().out == "so \N{REPLACEMENT CHARACTER}\n"
+        assert capsys.readouterr().out == "\n=== a (c)\nso \N{REPLACEMENT CHARACTER}\n\n=== b (c)\nso "
+    assert capsys.readouterr().out == "\N{REPLACEMENT CHARACTER}\n"
 
 
 def test_a_checked_report_is_to_be_compared(folders, plan_file, capsys, monkeypatch) -> None:

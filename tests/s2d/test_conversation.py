@@ -15,9 +15,10 @@ from s2d.load import load_tokenizer
 from s2d.memory import TextLimits
 from s2d.pair import ModelPair, Pair, encode_prompts, encode_turn, load_pair
 from s2d.prompts import read_prompts
-from s2d.text import Stop, readable
+from s2d.text import Stop, continuation_text
 from s2d.turns import Turns
-from tests.s2d.conftest import run
+from tests.s2d.conftest import folders_with, run
+from tests.s2d.kinds_of_tokenizers import KINDS
 
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 TURNS = ("the cat", "the dog then", "and the")
@@ -65,7 +66,8 @@ def plain_text(pair: Pair, prompt: str, sampling: Sampling) -> tuple[int, str]:
     """Tokens of a prompt, and what the target alone writes after it."""
     [encoded] = encode_prompts(pair, [Prompt(name="p", category="c", text=prompt)], max_new_tokens=NEW_TOKENS)
     settings = request(sampling=sampling).settings(None, pair.eos_token_id)
-    return len(encoded.token_ids), readable(pair.tokenizer, pair.session(160).generate(encoded.token_ids, settings).tokens)
+    tokens = pair.session(160).generate(encoded.token_ids, settings).tokens
+    return len(encoded.token_ids), continuation_text(pair.tokenizer, encoded.token_ids, tokens)
 
 
 def test_a_line_holds_a_text_or_messages_or_the_turns_of_a_question(tmp_path: Path) -> None:
@@ -134,6 +136,24 @@ def test_every_turn_follows_the_answers_before_it(chat, folders: Path, capsys, k
         assert runs == [(line["name"], line["prompt_tokens"], line["num_tokens"]) for line in written]
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_what_is_streamed_is_what_is_kept_and_what_the_next_turn_quotes(kind: str, chat, folders: Path, capsys) -> None:
+    tokenizer = KINDS[kind]()
+    folders_with(folders, tokenizer)
+    with_template(folders, TEMPLATE)
+    assert chat([QUESTION], "--max-new-tokens", "16") == 0
+    shown, written = capsys.readouterr().out, texts_of(folders)
+    prompt = ""
+    for line, turn in zip(written, TURNS, strict=True):
+        assert f"=== {line['name']} (writing)\n{line['text']}\n" in shown
+        prompt += f"<user>{turn}<assistant>"
+        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert line["prompt_tokens"] == len(prompt_ids)
+        assert line["text"] == continuation_text(tokenizer, prompt_ids, line["token_ids"])
+        assert len(line["token_ids"]) == line["num_tokens"]
+        prompt += line["text"]
+
+
 def test_a_conversation_goes_on_after_the_answers_that_are_kept(chat, folders: Path, capsys) -> None:
     assert chat([QUESTION, TOLD]) == 0
     path, whole = folders / "texts.jsonl", texts_of(folders)
@@ -193,7 +213,6 @@ def test_a_stop_string_and_the_end_of_text_are_no_part_of_an_answer(chat, folder
     assert unstopped is not None
     assert stopped.conversation == Conversation(prompt=question, answers=("the cat",))
     assert unstopped.conversation == Conversation(prompt=question, answers=("the catEND",))
-    assert readable(pair.tokenizer, [*pair.tokenizer("the cat")["input_ids"], pair.eos_token_id]) == "the cat"
     assert Turns(pair, request()).after(stopped, "the cat") is None
 
 

@@ -2,19 +2,35 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from perfmodel.errors import BadFile, OutOfSpace, UserInputError
+from perfmodel.lock import locked_file
+from perfmodel.passes import PassSamples
 from s2d.conversation import Prompt
+from s2d.generate import Generation
 from s2d.load import load_tokenizer
 from s2d.outputs import Outputs
-from s2d.pair import encode_prompts, load_pair
+from s2d.pair import EncodedPrompt, encode_prompts, load_pair
 from s2d.prompts import read_prompts
-from tests.s2d.conftest import run
+from tests.s2d.conftest import ROUNDS, run
+from tests.s2d.test_load import byte_tokenizer
 
 NAMES = ("a:1", "b:1", "c:1")
+RUN = "0123456789ab"
+GENERATION = Generation(
+    tokens=(74, 75),
+    rounds=replace(ROUNDS, num_tokens=2),
+    blocks=(),
+    policies=(),
+    prefill_s=0.1,
+    decode_s=0.2,
+    samples=PassSamples(kind=(), stage=(), rows=(), cached_tokens=(), place=(), seconds=()),
+)
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 
 
@@ -108,6 +124,90 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_decoded(de
     shown, talk = capsys.readouterr()
     assert (code, shown) == (2, "")
     assert "its folder does not exist" in talk
+
+
+def ours(prompt: EncodedPrompt, run: str = RUN) -> bytes:
+    """A line as `Outputs` writes it."""
+    with TemporaryDirectory() as folder:
+        outputs = Outputs(Path(folder) / "texts.jsonl", run, byte_tokenizer(), (2, 4))
+        outputs.add(prompt, GENERATION, "length")
+        return (Path(folder) / "texts.jsonl").read_bytes()
+
+
+ODD = EncodedPrompt(name='a "quoted\\" \N{CAT FACE}\n', category="c\\", token_ids=(70, 71))
+EARLIER = b'{"name": "a", "category": "c", "run": "0123456789ab", "prompt_sha256": "ab", "text": "the"}\n'
+FOREIGN = {
+    "minified JSON": b'{"a": 1}',
+    "the same keys in minified JSON": b'{"name":"a","category":"c","run":"0123456789ab"}',
+    "a name alone": b'{"name": "mine"}',
+    "a name and a category": b'{"name": "mine", "category": "c"}',
+    "another run's text": b'{"name": "a", "category": "c", "run": "ba9876543210", "prompt_sha256": "ab", "te',
+    "prose": b"the only copy of my thesis",
+    "a list": b"[1, 2]",
+    "bytes": bytes(range(11, 256)),
+    "ours, then another": ours(ODD) + b'{"a": 1}',
+    "lines of something else": b'{"name": "mine"}\n',
+    "something else, then ours": b'{"name": "mine"}\n' + ours(ODD)[:40],
+    "numbers for texts": b'{"name": 1, "run": 2, "prompt_sha256": 3, "text": 4}\n',
+    "an empty line": b"\n" + ours(ODD),
+    "brackets": b"[" * 100_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_file_is_refused_and_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match=r"is not the text of a run|has no end, and it is not one that this run would write"):
+        Outputs(path, RUN, byte_tokenizer(), (2, 4))
+    assert path.read_bytes() == content
+
+
+def test_a_file_without_a_last_newline_is_not_emptied_by_a_run(decode, folders: Path, capsys) -> None:
+    (folders / "texts.jsonl").write_bytes(b'{"a": 1}')
+    code, outputs = decode()
+    assert code == 2
+    expected = "line 1 has no end, and it is not one that this run would write. Give a file that s2d-run --outputs wrote, or a"
+    assert expected in capsys.readouterr().err
+    assert outputs.read_bytes() == b'{"a": 1}'
+
+
+def test_a_line_that_was_cut_off_anywhere_is_dropped_and_no_other(tmp_path: Path) -> None:
+    path, plain = tmp_path / "texts.jsonl", EncodedPrompt(name="b", category="c", token_ids=(70,))
+    first, second = ours(plain), ours(ODD)
+    for end in range(len(second)):
+        path.write_bytes(first + second[:end])
+        missing, num_kept = Outputs(path, RUN, byte_tokenizer(), (2, 4)).missing([plain, ODD], lambda *_: None)
+        assert (missing, num_kept) == ((ODD,), 1)
+        assert path.read_bytes() == first
+    path.write_bytes(first + second)
+    assert Outputs(path, RUN, byte_tokenizer(), (2, 4)).missing([plain, ODD], lambda *_: None) == ((), 2)
+
+
+def test_a_file_of_an_earlier_layout_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(EARLIER)
+    with pytest.raises(BadFile, match=r"line 1 has no token_ids: an earlier version of s2d-run wrote it. Give a new name with"):
+        Outputs(path, RUN, byte_tokenizer(), (2, 4))
+    assert path.read_bytes() == EARLIER
+
+
+def test_a_second_run_on_the_same_file_is_refused_until_the_first_has_ended(decode, folders: Path, capsys) -> None:
+    path = folders / "texts.jsonl"
+    with locked_file(path) as is_locked:
+        assert is_locked
+        assert decode()[0] == 2
+        assert f"{str(path)!r} is in use: another process writes there, expected one at a time. Wait" in capsys.readouterr().err
+        assert path.read_bytes() == b""
+    assert not path.exists()
+    assert decode()[0] == 0
+    assert len(lines_of(path)) == len(NAMES)
+
+
+def test_where_there_are_no_locks_a_run_says_so_and_goes_on(decode, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("perfmodel.lock.fcntl", None)
+    assert decode()[0] == 0
+    assert "note: no file locks here: take care that no other s2d-run writes to" in capsys.readouterr().err
 
 
 def test_a_file_of_something_else_is_refused_and_left_alone(decode, folders: Path, capsys) -> None:

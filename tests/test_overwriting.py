@@ -1,0 +1,228 @@
+"""No command overwrites its own input: every output of every command, held against every input that it could be."""
+
+import argparse
+import os
+import tomllib
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from perfmodel.console import add_verbose_flag, make_parser, run_command
+from perfmodel.overwriting import MODEL_FILES, OutputFolder, check_outputs, output_file
+from profiler.cli import main_profile
+from s2d.cli import main_run, main_train
+from s2d.config import FAMILY_FOLDER
+
+ROOT = Path(__file__).parent.parent
+VERBS = {
+    "s2d-plan": ((), ("validate",), ("design",), ("fit",)),
+    "s2d-compare": ((),),
+    "s2d-profile": ((), ("law",)),
+    "s2d-run": ((),),
+    "s2d-train": (("draft",), ("calibrate",), ("trim",), ("reference",)),
+}
+PATHS = {
+    "s2d-plan": "--trace --profile --fit > -o",
+    "s2d-plan validate": "> -o",
+    "s2d-plan design": ">",
+    "s2d-plan fit": "FILE --tables > -o",
+    "s2d-compare": "--plan --report --profile --fit > -o",
+    "s2d-profile": "--prompts > -o",
+    "s2d-profile law": "> -o",
+    "s2d-run": "--plan --prompts > --outputs -o",
+    "s2d-train draft": "--text > -o",
+    "s2d-train calibrate": "--prompts >",
+    "s2d-train trim": "--text > -o",
+    "s2d-train reference": "> -o --work",
+}
+"""What every command reads > writes, of the arguments that are paths and nothing else."""
+CONTENT = "worth keeping"
+Main = Callable[[Sequence[str]], int]
+
+
+def commands() -> dict[str, tuple[Main, tuple[str, ...]]]:
+    """Every command that is installed, and its verb."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    assert scripts.keys() == VERBS.keys()
+    found = {}
+    for script, place in scripts.items():
+        module, _, name = place.partition(":")
+        for verb in VERBS[script]:
+            found[" ".join((script, *verb))] = (getattr(import_module(module), name), verb)
+    return found
+
+
+def actions_of(command: str, monkeypatch: pytest.MonkeyPatch) -> list[argparse.Action]:
+    """The arguments of a command's parser."""
+    main, verb = commands()[command]
+    seen: list[argparse.ArgumentParser] = []
+    real = argparse.ArgumentParser.parse_args
+
+    def spy(parser: argparse.ArgumentParser, *args: object) -> argparse.Namespace:
+        seen.append(parser)
+        return real(parser, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", spy)
+        assert main([*verb, "--help"]) == 0
+    [parser] = seen
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            assert set(action.choices) == {one for (one,) in VERBS[parser.prog]}, "a verb is missing in VERBS"
+            return action.choices[verb[0]]._actions
+    return parser._actions
+
+
+def is_output(action: argparse.Action) -> bool:
+    return action.type is output_file or isinstance(action.type, OutputFolder)
+
+
+def could_be_a_file(action: argparse.Action) -> bool:
+    is_named = action.type in (Path, None) and action.choices is None and action.nargs != 0
+    return is_named and action.metavar != "TEXT"
+
+
+def label(action: argparse.Action) -> str:
+    return action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
+
+
+def some_value(action: argparse.Action) -> str:
+    if action.choices:
+        return str(next(iter(action.choices)))
+    for value in ("1", "1,2", "0.5"):
+        try:
+            action.type(value) if callable(action.type) else value
+        except (argparse.ArgumentTypeError, ValueError):
+            continue
+        return value
+    raise AssertionError(f"{label(action)}: give a value that it takes")
+
+
+def given(action: argparse.Action, value: str) -> list[str]:
+    values = [value] * (action.nargs if isinstance(action.nargs, int) else 1)
+    return [*action.option_strings[:1], *values]
+
+
+def argv_of(actions: Sequence[argparse.Action], chosen: dict[str, str]) -> list[str]:
+    """A command line with chosen values, and some value of whatever else is required."""
+    argv: list[str] = []
+    for action in actions:
+        if label(action) in chosen:
+            argv += given(action, chosen[label(action)])
+        elif action.required and action.option_strings:
+            argv += given(action, some_value(action))
+    return argv
+
+
+def test_every_path_of_every_command_is_known_as_read_or_written(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    found = {}
+    for command in commands():
+        actions = actions_of(command, monkeypatch)
+        written = [label(action) for action in actions if is_output(action)]
+        read = [label(action) for action in actions if action.type is Path]
+        found[command] = " ".join([*read, ">", *written])
+        stray = [label(one) for one in actions if one.dest in ("output", "outputs", "work") and not is_output(one)]
+        assert not stray, f"{command}: {stray} are written, so their type is output_file or OutputFolder"
+    assert found == PATHS
+
+
+@pytest.mark.parametrize("link", ["the file itself", "a symbolic link", "a hard link"])
+def test_no_command_overwrites_a_file_that_it_reads(link: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong, num_cases = [], 0
+    for command, (main, verb) in commands().items():
+        actions = actions_of(command, monkeypatch)
+        for output in filter(is_output, actions):
+            for read in filter(could_be_a_file, actions):
+                if output.type is not output_file and not output.type.written:
+                    continue  # a new folder
+                place = tmp_path / f"case-{num_cases}"
+                chosen, source = chosen_names(output, read, place, link)
+                before = sorted(place.rglob("*"))
+                code = main([*verb, *argv_of(actions, chosen)])
+                said = capsys.readouterr().err
+                kept = source.read_text() == CONTENT and sorted(place.rglob("*")) == before
+                num_cases += 1
+                if not (code == 2 and kept and f"would overwrite {label(read)}" in said):
+                    wrong.append(f"{command} {label(output)} = {label(read)}: {code}, {said}")
+    assert not wrong
+    assert num_cases > 20
+
+
+def chosen_names(output: argparse.Action, read: argparse.Action, place: Path, link: str) -> tuple[dict[str, str], Path]:
+    """An input, and an output under which it would be written over; the input's own file."""
+    place.mkdir()
+    source, name = place / "input.json", place / "input.json"
+    if isinstance(output.type, OutputFolder):
+        folder = place / f"out{output.type.suffix}"
+        folder.mkdir()
+        source = name = folder / output.type.written[0].replace("*", "x")
+    source.write_text(CONTENT)
+    if link != "the file itself":
+        name = place / "link.json"
+        name.symlink_to(source) if link == "a symbolic link" else os.link(source, name)
+    written = place / "out" if isinstance(output.type, OutputFolder) else source
+    return {label(output): str(written), label(read): str(name)}, source
+
+
+def folder_command(*argv: str) -> int:
+    parser = make_parser("s2d-test", "", "")
+    parser.add_argument("--target")
+    parser.add_argument("--targets")
+    parser.add_argument("--prompt", metavar="TEXT")
+    parser.add_argument("-o", type=output_file)
+    parser.add_argument("--outputs", type=output_file)
+    add_verbose_flag(parser)
+    return run_command(parser, argv, lambda args: 0)
+
+
+@pytest.mark.parametrize("name", [pattern.replace("*", "x") for pattern in MODEL_FILES])
+def test_a_file_of_a_model_folder_that_is_read_is_not_overwritten(name: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / name).write_text(CONTENT)
+    assert folder_command("--target", str(tmp_path), "-o", str(tmp_path / name)) == 2
+    assert f"s2d-test: -o {str(tmp_path / name)!r} would overwrite --target {str(tmp_path)!r}" in capsys.readouterr().err
+    (tmp_path / "report.json").touch()
+    assert folder_command("--target", str(tmp_path), "-o", str(tmp_path / "report.json")) == 0
+
+
+def test_every_file_of_the_shipped_models_counts_as_read() -> None:
+    for folder in (FAMILY_FOLDER / "draft", FAMILY_FOLDER / "target-16"):
+        assert {file for pattern in MODEL_FILES for file in folder.glob(pattern)} == set(folder.iterdir())
+
+
+def test_of_a_list_with_commas_every_part_is_read_and_prose_is_no_file(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").touch()
+    assert folder_command("--targets", "b.json,a.json", "-o", "a.json") == 2
+    assert folder_command("--prompt", "a.json", "-o", "a.json") == 0
+    assert folder_command("--target", "a.json", "-o", "b.json") == 0
+
+
+def test_two_outputs_are_two_files(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folder_command("-o", "a.json", "--outputs", "./a.json") == 2
+    assert "-o 'a.json' and --outputs 'a.json' are one file: expected two. Give another one" in capsys.readouterr().err
+    Path("a.json").touch()
+    os.link("a.json", "b.json")
+    assert folder_command("-o", "a.json", "--outputs", "b.json") == 2
+    assert folder_command("-o", "a.json", "--outputs", "c.json") == 0
+    assert main_run(["--plan", "plan.json", "--outputs", "x.json", "-o", "x.json"]) == 2
+
+
+def test_prompts_may_lie_in_the_folder_of_a_profile(tmp_path: Path, capsys) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.touch()
+    assert main_profile(["--target", "nowhere", "--draft", "nowhere", "--prompts", str(prompts), "-o", str(tmp_path)]) == 2
+    assert "would overwrite" not in capsys.readouterr().err
+    assert main_train(["trim", "--draft", "nowhere", "--text", str(prompts), "--tokens", "9", "-o", str(tmp_path / "new")]) == 2
+    assert "would overwrite" not in capsys.readouterr().err
+
+
+def test_a_value_that_cannot_be_a_path_is_none() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--target")
+    parser.add_argument("-o", type=output_file)
+    check_outputs(parser, parser.parse_args(["--target", "a\0b", "-o", "x"]))
+    check_outputs(parser, parser.parse_args(["--target", "x" * 5000, "-o", "x"]))
