@@ -3,6 +3,10 @@
 import argparse
 import math
 
+EXITS_HELP = (
+    "layers after which the draft may answer, rising, e.g. 6,9,12 (default: those of its s2d.json, else its full depth)"
+)
+
 
 def positive(text: str) -> int:
     """A whole number from 1."""

@@ -38,9 +38,9 @@ class LoadedModel:
     decoder: Decoder
     geometry: ModelGeometry
     exit_layers: tuple[int, ...]
-    """From the sidecar; empty for a model that has no trained early exits."""
+    """Of a draft, those that `s2d.exits` finds; else those of the sidecar, none where it has none."""
     calibration: Calibration | None
-    """From the sidecar; None where it has none."""
+    """Of these exits, from the sidecar; None where it has none."""
     sha256: str
     """Hash of the weight files, and of the tokens of a reduced head."""
     folder: str
@@ -64,8 +64,8 @@ def find_model(name: str) -> Path:
     raise UnknownName("model", name, known, otherwise="give a folder with config.json and model.safetensors, or org/name")
 
 
-def read_shapes(folder: PathLike) -> tuple[ModelGeometry, tuple[int, ...]]:
-    """The geometry of a model folder, a reduced head included, and its exits: what can be known without its weights.
+def read_shapes(folder: PathLike) -> ModelGeometry:
+    """The geometry of a model folder, a reduced head included.
 
     Raises:
         BadFile: config.json or the sidecar is missing, damaged, or of another architecture.
@@ -74,9 +74,9 @@ def read_shapes(folder: PathLike) -> tuple[ModelGeometry, tuple[int, ...]]:
     path = Path(folder)
     geometry, sidecar = read_geometry(path), read_sidecar(path)
     if sidecar is None:
-        return geometry, ()
+        return geometry
     _check_exit_layers(sidecar.exit_layers, geometry.num_layers)
-    return _reduced(geometry, sidecar.said_tokens) if sidecar.said_tokens else geometry, sidecar.exit_layers
+    return _reduced(geometry, sidecar.said_tokens) if sidecar.said_tokens else geometry
 
 
 def load_model(
