@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from perfmodel.errors import BadFile, BadPolicy, UserInputError
+from perfmodel.plan import Plan
 from perfmodel.policy import CalibrationCurve
 from s2d.sidecar import SIDECAR_NAME, Calibration, Sidecar, check_exit_layers, read_sidecar, write_sidecar
 
@@ -25,6 +26,11 @@ class NamedExits:
 def named_exits(layers: tuple[int, ...] | None) -> NamedExits | None:
     """What the flag --exits asks for; None where it was not given."""
     return NamedExits(layers=layers, source="--exits") if layers is not None else None
+
+
+def exits_of_plan(plan: Plan) -> NamedExits:
+    """The exits that a plan was made for."""
+    return NamedExits(layers=plan.draft.exit_layers, source="the plan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from perfmodel.units import Tokens
 from s2d.bench import OnText, RunRequest, run_report
 from s2d.conversation import Prompt
 from s2d.device import engine_for
-from s2d.exits import NamedExits
+from s2d.exits import exits_of_plan
 from s2d.generate import Generation, OnTokens
 from s2d.kernels import check_kernels
 from s2d.load import TORCH_DTYPES, export_exit, find_model
@@ -243,14 +243,13 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
     kernels = plan.device.kernels or STANDARD_KERNELS
     fix = "Install the PyTorch that the plan's profile was taken with, or profile and plan again here."
     check_kernels(kernels, device, plan.device.dtype, engine, fix=fix)
-    exits = NamedExits(layers=plan.draft.exit_layers, source="the plan")
     return load_pair(
         target,
         draft,
         plan.device.dtype,
         device,
         ranks,
-        named_exits=exits,
+        named_exits=exits_of_plan(plan),
         engine=engine,
         kernels=kernels,
         shares_draft=is_shared,
