@@ -209,14 +209,32 @@ def find_architecture(config: Config, name: str) -> Architecture:
 
 
 def architecture_name(config: Config) -> str:
-    """The class that a config names, else its model type."""
-    names = config.get("architectures") or [config.get("model_type")]
-    return str(names[0])
+    """The class that a config names, else its model type.
+
+    Raises:
+        UserInputError: one of the two is no name.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str | None):
+        raise UserInputError(f"model_type is a {type(model_type).__name__}, expected a text. Correct the config.json.")
+    return str((_names_in(config, "architectures") or (model_type,))[0])
+
+
+def _names_in(config: Config, key: str) -> tuple[str, ...]:
+    """The texts in a list of a config; none where it is missing.
+
+    Raises:
+        UserInputError: it is no list of texts.
+    """
+    names = config.get(key) or []
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserInputError(f"{key} is a {type(names).__name__}, expected a list of texts. Correct the config.json.")
+    return tuple(names)
 
 
 def uncovered_traits(config: Config) -> Iterator[str]:
     """`a mixture of experts (num_experts = 128): which weights …`, for every kind that a config is of."""
-    names = [*(config.get("architectures") or ()), config.get("model_type") or ""]
+    names = [*_names_in(config, "architectures"), config.get("model_type") or ""]
     plain = [re.sub(r"[^a-z0-9]", "", str(name).lower()) for name in names]
     for kind in UNCOVERED:
         by_key = [f"{key} = {config[key]!r}" for key in kind.keys if config.get(key)]
@@ -224,6 +242,6 @@ def uncovered_traits(config: Config) -> Iterator[str]:
         if by_key or by_name:
             told_by = f" ({', '.join(by_key)})" if by_key else ""
             yield f"{kind.what}{told_by}: {kind.why}"
-    unknown = sorted({str(one) for one in config.get("layer_types") or ()} - set(KNOWN_LAYER_TYPES))
+    unknown = sorted({*_names_in(config, "layer_types")} - set(KNOWN_LAYER_TYPES))
     if unknown:
         yield f"layers of type {', '.join(unknown)}: only full and sliding-window attention are priced"

@@ -14,6 +14,7 @@ from perfmodel.profile import Dtype
 from perfmodel.units import Tokens
 
 _DEFAULT_CONTEXT_TOKENS: Tokens = 2048
+_LARGEST_COUNT = 10**9
 _OPT_POSITION_OFFSET = 2
 """OPT's table of positions starts at the third row."""
 _BITS_DTYPE: dict[object, Dtype] = {4: "int4", 8: "int8"}
@@ -38,6 +39,12 @@ def geometry_from_config(config: Config, name: str, source: str | None = None) -
     layers = _count(keys, "num_hidden_layers", name)
     context_tokens = _count(keys, "max_position_embeddings", name, default=_DEFAULT_CONTEXT_TOKENS)
     embedding_size = _count(keys, "word_embed_proj_dim", name, default=hidden)
+    kv_heads = _count(keys, "num_key_value_heads", name, default=heads)
+    if heads % kv_heads:
+        raise UserInputError(
+            f"model {name!r}: num_key_value_heads is {kv_heads}, expected a divisor of num_attention_heads, {heads}. Mend its "
+            "config.json."
+        )
     windowed_layers = _windowed_layers(keys, architecture, layers, context_tokens, name)
     return ModelGeometry(
         name=name,
@@ -45,7 +52,7 @@ def geometry_from_config(config: Config, name: str, source: str | None = None) -
         hidden_size=hidden,
         intermediate_size=_count(keys, architecture.mlp_key, name),
         num_heads=heads,
-        num_kv_heads=_count(keys, "num_key_value_heads", name, default=heads),
+        num_kv_heads=kv_heads,
         head_dim=_count(keys, "head_dim", name, default=hidden // heads),
         vocab_size=_count(keys, "vocab_size", name),
         tied_embeddings=bool(keys.get("tie_word_embeddings", False)),
@@ -115,6 +122,8 @@ def _count(keys: dict[str, Any], key: str, name: str, *, default: int | None = N
         value = default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserInputError(f"model {name!r}: {key} is {value!r}, expected a count of at least 1. Mend its config.json.")
+    if value > _LARGEST_COUNT:
+        raise UserInputError(f"model {name!r}: {key} is above 10**9, expected a smaller count. Mend its config.json.")
     return value
 
 

@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from perfmodel.architectures import ARCHITECTURES, architecture_name, find_architecture, uncovered_traits
-from perfmodel.errors import BadFile, BadPolicy
+from perfmodel.errors import BadFile, BadPolicy, UserInputError
 from perfmodel.geometry import ModelGeometry
 from perfmodel.hub import name_of_folder
 from perfmodel.model_config import geometry_from_config
+from s2d.config_numbers import check_numbers
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -48,16 +49,20 @@ def read_config(folder: Path) -> DecoderConfig:
     path = folder / "config.json"
     raw = read_raw_config(folder)
     _check_family(path, raw)
+    check_numbers(path, raw)
     try:
         config = FAMILIES[raw["model_type"]].from_dict(raw)
     except Exception as err:  # transformers checks a config with errors of every type
-        raise BadFile(path, f"not a config that transformers accepts ({err})", "Fetch the model again") from err
+        reason = " ".join(str(err).split())
+        raise BadFile(path, f"not a config that transformers accepts ({reason})", "Fetch the model again") from err
     if config.hidden_act != "silu":
         raise BadFile(path, f"hidden_act {config.hidden_act!r}, expected 'silu'", "Give a model with a gated SiLU MLP")
     rope = config.rope_parameters
     if rope.get("rope_type") not in SUPPORTED_ROPE or rope.get("partial_rotary_factor", 1.0) != 1.0:
         expected = f"expected one of the types {', '.join(SUPPORTED_ROPE)} that turns whole heads"
         raise BadFile(path, f"rotary positions {rope!r}, {expected}", "Give a model with such positions")
+    if rope.get("rope_theta") is None:
+        raise BadFile(path, "rope_theta is null, expected a number", "Correct it, or fetch the model again")
     return config
 
 
@@ -72,7 +77,7 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as err:
         raise BadFile(path, "there is no such file", "Give a Hugging Face model folder") from err
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise BadFile(path, f"not a readable config ({err})", "Fetch the model again") from err
     if not isinstance(raw, dict):
         raise BadFile(path, f"this is a JSON {type(raw).__name__}, expected an object", "Fetch the model again")
@@ -80,9 +85,12 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_family(path: Path, raw: dict[str, Any]) -> None:
-    name, model_type = architecture_name(raw), raw.get("model_type")
+    try:
+        name, model_type, traits = architecture_name(raw), raw.get("model_type"), "; ".join(uncovered_traits(raw))
+    except UserInputError as err:
+        err.add_note(f"This is in {str(path)!r}.")
+        raise
     fix = f"Give a dense model of {', '.join(CLASS_NAMES.values())}"
-    traits = "; ".join(uncovered_traits(raw))
     if traits:
         raise BadFile(path, f"architecture {name!r} is not run, having {traits}", fix)
     if model_type not in FAMILIES or name not in (model_type, CLASS_NAMES[model_type]):

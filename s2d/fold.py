@@ -320,4 +320,8 @@ def _rotary(config: DecoderConfig) -> Rotary:
     All families turn as Llama does. Frequencies are those of the whole context: `dynamic` ones change beyond it only.
     """
     rotary = LlamaRotaryEmbedding(config)
+    if not (rotary.inv_freq.isfinite().all() and math.isfinite(rotary.attention_scaling)):
+        raise UserInputError(
+            f"rotary settings {config.rope_parameters!r} give angles that are not finite. Correct the config.json."
+        )
     return Rotary(frequencies=rotary.inv_freq, scale=rotary.attention_scaling)
