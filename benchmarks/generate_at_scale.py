@@ -39,7 +39,7 @@ from perfmodel.units import GIB, Frac, Seconds, Tokens, format_bytes, format_fra
 from perfmodel.work import kv_cache_bytes, model_weight_bytes
 from profiler.device import device_facts
 from s2d.device import device_key, use_device
-from s2d.load import torch_dtype
+from s2d.dtypes import torch_dtype
 from s2d.memory import free_bytes_of
 from s2d.random_pair import with_layers
 

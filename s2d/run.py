@@ -26,10 +26,11 @@ from perfmodel.units import Tokens
 from s2d.bench import OnText, RunRequest, run_report
 from s2d.conversation import Prompt
 from s2d.device import engine_for
+from s2d.dtypes import TORCH_DTYPES
 from s2d.exits import exits_of_plan
 from s2d.generate import Generation, OnTokens
 from s2d.kernels import check_kernels
-from s2d.load import TORCH_DTYPES, export_exit, find_model
+from s2d.load import export_exit, find_model
 from s2d.made_for import check_head, check_made_for, check_num_devices, device_label
 from s2d.outputs import Outputs
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
