@@ -7,6 +7,7 @@ knowledge. A refusal goes by name and by telltale keys, so that a new mixture of
 """
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -216,7 +217,7 @@ def architecture_name(config: Config) -> str:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str | None):
-        raise UserInputError(f"model_type is a {type(model_type).__name__}, expected a text. Correct the config.json.")
+        raise UserInputError(f"model_type is {reprlib.repr(model_type)}, expected a text. Correct the config.json.")
     return str((_names_in(config, "architectures") or (model_type,))[0])
 
 
@@ -228,7 +229,7 @@ def _names_in(config: Config, key: str) -> tuple[str, ...]:
     """
     names = config.get(key) or []
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise UserInputError(f"{key} is a {type(names).__name__}, expected a list of texts. Correct the config.json.")
+        raise UserInputError(f"{key} is {reprlib.repr(names)}, expected a list of texts. Correct the config.json.")
     return tuple(names)
 
 

@@ -76,10 +76,9 @@ class Weights:
         left = sorted(name for name in self._unread if layer_of(name) >= 0 and not name.endswith(_IGNORED_IN_LAYERS))
         if not left:
             return
-        deepest = max(map(layer_of, self._files)) + 1
         problem, fix = f"tensor {left[0]!r} has no place in a model of its config.json", REFETCH
-        if deepest > num_layers:
-            problem = f"the weights have {deepest} layers ({left[0]!r}), config.json says num_hidden_layers {num_layers}"
+        if layer_of(left[0]) >= num_layers:
+            problem = f"{problem}, which says num_hidden_layers {num_layers}"
             fix = f"Correct the config.json; s2d-run --export-exit {num_layers} then writes the first {num_layers} layers alone"
         raise BadFile(self._files[left[0]][1], problem, fix)
 

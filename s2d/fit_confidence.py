@@ -22,6 +22,7 @@ from perfmodel.units import Tokens
 from s2d.config import read_geometry
 from s2d.conversation import Prompt
 from s2d.exits import NamedExits, find_exits, with_exits
+from s2d.finite import NotFinite, is_finite, naming_prompt
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompts import chosen_prompts
@@ -49,6 +50,8 @@ def answers_along(pair: Pair, session: Session, prompt: EncodedPrompt, max_new_t
     exits = pair.draft.decoder.all_exit_logits(text[:-1], pair.geometry.exit_layers)
     said = [logits[first - 1 :] for logits in exits]  # E of [N, V]
     confidence = torch.stack([confidence_of(logits.float().softmax(-1), CONFIDENCE) for logits in said], dim=1)
+    if not is_finite(confidence):
+        raise NotFinite("draft", pair.draft.decoder)
     agreement = torch.stack([logits.argmax(-1).cpu() == torch.tensor(written) for logits in said], dim=1)
     return Answers(confidence=confidence.cpu().numpy().astype(np.float64), agreement=agreement.numpy().astype(np.float64))
 
@@ -131,7 +134,8 @@ def calibrate_draft(
         prompts = prompts_of(pair)
         session = pair.session(max(len(prompt.token_ids) for prompt in prompts) + max_new_tokens)
         for number, prompt in enumerate(prompts):
-            answers.append(answers_along(pair, session, prompt, max_new_tokens))
+            with naming_prompt(prompt.name):
+                answers.append(answers_along(pair, session, prompt, max_new_tokens))
             folds.append(number % NUM_FOLDS)
             on_prompt(prompt)
     calibration = fit_calibration(answers, folds, tuple(names))
