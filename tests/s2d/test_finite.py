@@ -15,7 +15,7 @@ from torch import Tensor
 from perfmodel.errors import BadFile
 from perfmodel.sampling import GREEDY, Sampling
 from profiler.cli import main_profile
-from s2d.bench import check_equal
+from s2d.bench import check_equal, run_arms
 from s2d.cli import main_train
 from s2d.config import FAMILY_FOLDER
 from s2d.config_numbers import NUMBER_RANGES
@@ -188,6 +188,15 @@ def test_a_model_whose_logits_overflow_is_refused_by_every_command(
     assert f"the logits of {role} '{role}' are NaN or infinite in {dtype} on prompt '{prompt}" in said
     assert fix in said
     assert not list((folders / "out").glob("*"))
+
+
+def test_the_prompt_that_overflows_is_named_and_not_the_first(folders: Path) -> None:
+    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair.target.decoder.weights.embedding[7] = INF
+    texts = [EncodedPrompt(name=name, category="c", token_ids=ids) for name, ids in (("good", (1, 2)), ("bad", (1, 7)))]
+    arm = Settings(policy=None, sampling=GREEDY, max_new_tokens=1, eos_token_id=None)
+    with pytest.raises(NotFinite, match="the logits of target 'target' are NaN or infinite in fp32 on prompt 'bad'"):
+        run_arms(pair, texts, [arm])
 
 
 def test_distributions_of_the_target_are_looked_at_by_themselves(folders: Path, capsys, monkeypatch) -> None:
