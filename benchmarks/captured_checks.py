@@ -19,11 +19,12 @@ from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.sampling import GREEDY
 from perfmodel.units import Frac
+from s2d.dtypes import torch_dtype
 from s2d.fold import random_weights, with_kernels
 from s2d.generate import Session, Settings
 from s2d.graphs import GraphDecoder
 from s2d.kernels import runnable_kernels
-from s2d.load import DECODERS, LoadedModel, torch_dtype
+from s2d.load import DECODERS, LoadedModel
 from s2d.nested import Decoder
 
 SEED = 20261124

@@ -39,8 +39,9 @@ from profiler.device import device_facts
 from s2d import fold
 from s2d.bench import first_difference, token_gaps
 from s2d.device import use_device
+from s2d.dtypes import torch_dtype
 from s2d.generate import Settings
-from s2d.load import DECODERS, torch_dtype
+from s2d.load import DECODERS
 from s2d.pair import SELF_DRAFT, ModelPair, load_pair
 from s2d.prompts import FAMILY_PROMPTS, read_prompts
 from s2d.random_pair import random_pair

@@ -40,7 +40,7 @@ from perfmodel.weight_format import model_weight_bytes, plain_format
 from perfmodel.work import kv_cache_bytes
 from profiler.device import device_facts
 from s2d.device import device_key, use_device
-from s2d.load import torch_dtype
+from s2d.dtypes import torch_dtype
 from s2d.memory import free_bytes_of
 from s2d.random_pair import with_layers
 

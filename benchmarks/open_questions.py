@@ -30,6 +30,8 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.portfolio import CHOICES, HeldOut
 from perfmodel.units import Seconds, Tokens, format_frac, format_speedup
 from profiler.device import device_facts
+from s2d.arguments import EXITS_HELP, layers
+from s2d.exits import named_exits
 from s2d.pair import load_pair
 from s2d.prompts import FAMILY_PROMPTS
 
@@ -152,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [load_pair(target, args.draft, "fp32", "cpu") for target in size.targets]
+    pairs = [load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits)) for target in size.targets]
     cases: dict[str, list[Case]] = {}
     answers = []
     for sampling in SAMPLINGS:
@@ -228,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     draft_help = f"whose exits are asked about; the results of another have its name in theirs (default: {FAMILY_DRAFT})"
     parser.add_argument("--draft", default=FAMILY_DRAFT, metavar="NAME", help=draft_help)
+    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     add_verbose_flag(parser)
     return parser
 

@@ -47,6 +47,8 @@ from perfmodel.trace import AcceptanceTrace
 from profiler.device import device_facts
 from profiler.job import turns_of
 from profiler.pass_log import PassLog
+from s2d.arguments import EXITS_HELP, layers
+from s2d.exits import named_exits
 from s2d.pair import Pair, load_pair
 from s2d.prompts import FAMILY_PROMPTS
 
@@ -178,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     unpriced: list[Unpriced] = []
     for number, target in enumerate(args.target or size.targets):
-        pair = load_pair(target, args.draft, "fp32", "cpu")
+        pair = load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits))
         for sampling in size.samplings:
             seed = SEED + 10 * number + (sampling.rule != "greedy")
             found = outcomes_of_pair(pair, sampling, size, prompts, profile_first=args.profile_first, seed=seed)
@@ -204,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
     parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
+    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw measured over predicted speedups here")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
     parser.add_argument("--profile-first", action="store_true", help="take all pass times before anything is measured")

@@ -11,9 +11,9 @@ from perfmodel.kernels import WeightLayout
 from perfmodel.profile import DTYPE_BYTES, Dtype
 from perfmodel.units import Bytes, Seconds
 from s2d.clock import Clock
+from s2d.dtypes import torch_dtype
 from s2d.fold import random_weights
 from s2d.graphs import GraphDecoder
-from s2d.load import torch_dtype
 from s2d.weights import new_matrix
 
 SEED = 20261124

@@ -42,6 +42,8 @@ from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds
 from profiler.device import device_facts
 from profiler.job import Job
+from s2d.arguments import EXITS_HELP, layers
+from s2d.exits import named_exits
 from s2d.pair import Pair, load_pair
 from s2d.prompts import FAMILY_PROMPTS
 
@@ -153,7 +155,10 @@ def run(args: argparse.Namespace) -> int:
     one_thread()
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
-    pairs = [load_pair(target, args.draft, "fp32", "cpu") for target in args.target or size.targets]
+    pairs = [
+        load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits))
+        for target in args.target or size.targets
+    ]
     results = [result_of_pair(pair, sampling, size, prompts) for pair in pairs for sampling in size.samplings]
     print_out(result_table(results))
     finish(
@@ -172,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
     parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
+    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
     add_verbose_flag(parser)
     return parser

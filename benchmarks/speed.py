@@ -41,6 +41,8 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, TokensPerS, format_number, format_speedup
 from profiler.job import Job
+from s2d.arguments import EXITS_HELP, layers
+from s2d.exits import exits_of_plan, named_exits
 from s2d.load import find_model
 from s2d.made_for import check_made_for
 from s2d.pair import Pair, load_pair
@@ -236,9 +238,11 @@ def run(args: argparse.Namespace) -> int:
     plan = read_plan(args.plan).record if args.plan else None
     targets = (plan.target.name,) if plan else tuple(args.target or size.targets)
     samplings = (plan.workload.sampling,) if plan else SAMPLINGS
+    exits = exits_of_plan(plan) if plan else named_exits(args.exits)
     found: list[Found] = []
     for name in targets:
-        pair = load_pair(find_model(name).as_posix(), find_model(args.draft).as_posix(), "fp32", "cpu")
+        draft = find_model(args.draft).as_posix()
+        pair = load_pair(find_model(name).as_posix(), draft, "fp32", "cpu", named_exits=exits)
         if plan is not None:
             check_made_for(args.plan, plan, pair)
         for sampling in samplings:
@@ -281,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plan", type=Path, metavar="FILE", help="run this plan (default: some made here)")
     parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
     parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
+    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
     add_verbose_flag(parser)
     return parser

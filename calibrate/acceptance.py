@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import perfmodel
+from perfmodel.config_file import name_of_folder
 from perfmodel.errors import Mismatch, UnknownName, UserInputError
-from perfmodel.geometry import ModelGeometry
+from perfmodel.geometry import ModelGeometry, find_draft
 from perfmodel.halves import Split, half_of
+from perfmodel.near_names import near_models
 from perfmodel.plan import Evidence, EvidenceLevel
 from perfmodel.trace import AcceptanceTrace, read_trace
 from perfmodel.units import Tokens
@@ -21,6 +23,8 @@ DEFAULT_PROMPT_TOKENS: Tokens = 512
 DEFAULT_OUTPUT_TOKENS: Tokens = 256
 
 REFERENCE_PREFIX = "ref-"
+SELF_DRAFT = "self"
+"""What s2d-profile and s2d-run take as the draft for the target's own layers."""
 _SEPARATOR = "--"
 
 
@@ -49,21 +53,42 @@ def shipped_path(draft: str, target: str) -> Path:
 def find_shipped_path(target: ModelGeometry, draft: str | None) -> Path:
     """The trace in the box for a target.
 
+    Args:
+        target: a known model.
+        draft: a known draft's name or alias, or any model's name or folder; the first one in the box when None.
+
     Raises:
-        UserInputError: there is none, and what to do.
-        UnknownName: there is, but not with this draft.
+        UserInputError: there is none of the target, or none of it with this draft; says how to record one.
     """
     drafts = [shipped for shipped, answered in shipped_pairs() if answered == target.name]
     if not drafts:
         answered = ", ".join(sorted({name for _, name in shipped_pairs()}))
         raise UserInputError(
             f"no acceptance evidence for target {target.name!r}: in the box are {answered}. How often a draft agrees "
-            f"depends on the weights and cannot be guessed from shapes. Record it: {record_command(target.name, draft)}, then "
-            "s2d-plan --trace profile/trace.npz"
+            f"depends on the weights and cannot be guessed from shapes. {record_and_plan(target.name, draft)}"
         )
-    if draft is not None and draft not in drafts:
-        raise UnknownName("draft", draft, drafts, otherwise=f"record its acceptance: {record_command(target.name, draft)}")
-    return shipped_path(draft or drafts[0], target.name)
+    name = _known_draft(draft) or draft
+    if draft is not None and name not in drafts:
+        near = near_models(draft, drafts)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise UserInputError(
+            f"no acceptance evidence for draft {draft!r} with target {target.name!r}: in the box is {', '.join(drafts)}. How "
+            f"often the target agrees depends on the weights of both.{hint} {record_and_plan(target.name, draft)}"
+        )
+    return shipped_path(name or drafts[0], target.name)
+
+
+def _known_draft(draft: str | None) -> str | None:
+    """The name of a known draft, given by name or alias; None for any other."""
+    try:
+        return find_draft(draft).model.name if draft else None
+    except UnknownName:
+        return None
+
+
+def record_and_plan(target: str, draft: str | None) -> str:
+    """The two commands that record acceptance and plan with it, as a sentence without its full stop."""
+    return f"Record it: {record_command(target, draft)}, then plan: s2d-plan --trace profile/trace.npz"
 
 
 def record_command(target: str, draft: str | None) -> str:
@@ -74,8 +99,9 @@ def record_command(target: str, draft: str | None) -> str:
 
 
 def model_folder(name: str) -> str:
-    """How a command finds a model: the reference family by name, a path as it is, any other name by its folder."""
-    return name if name.startswith(REFERENCE_PREFIX) or "/" in name else f"path/to/{name}"
+    """How a command finds a model: the reference family and a self-draft by name, a folder as it is, others by a folder."""
+    is_found = name.startswith(REFERENCE_PREFIX) or name == SELF_DRAFT or "/" in name or Path(name).is_dir()
+    return name if is_found else f"path/to/{name}"
 
 
 def load_acceptance(path: Path, split: Split, category: str | None = None) -> Acceptance:
@@ -149,16 +175,17 @@ def check_target(acceptance: Acceptance, target: ModelGeometry) -> None:
 
 
 def check_draft(acceptance: Acceptance, draft: str | None) -> None:
-    """The trace is of the draft asked for.
+    """The trace is of the draft asked for, by name, by folder, or as `self`.
 
     Raises:
         Mismatch: it is of another.
     """
     header = acceptance.trace.header
-    traced = header.draft.model.name
-    if draft is not None and draft != traced:
-        fix = f"Leave --draft out, or record a trace of it: {record_command(header.target.name, draft)}"
-        raise Mismatch("the trace", made_for=f"draft {traced}", given=f"draft {draft}", fix=fix)
+    traced = SELF_DRAFT if header.draft.kind == "self" else header.draft.model.name
+    if draft is None or traced in (draft, _known_draft(draft), name_of_folder(Path(draft))):
+        return
+    fix = f"Leave --draft out, or record a trace of it: {record_command(header.target.name, draft)}"
+    raise Mismatch("the trace", made_for=f"draft {traced}", given=f"draft {draft}", fix=fix)
 
 
 def _shape_text(model: ModelGeometry) -> str:

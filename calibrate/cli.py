@@ -75,7 +75,7 @@ def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
     add(
         "--targets", metavar="NAMES", help="several, with commas between: one draft with a policy for each, against one for all"
     )
-    add("--draft", metavar="NAME", help="a nested draft (default: the one whose acceptance is known)")
+    add("--draft", metavar="NAME", help="a draft whose acceptance is known (default: the trace's, or the one in the box)")
     add("--draft-vocab", type=int, metavar="TOKENS", help="what if its LM head covered only the most frequent (default: all)")
     trace_help = (
         "acceptance recorded by s2d-profile; once for every target of one draft, or for every draft of one target (default: "

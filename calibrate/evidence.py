@@ -13,6 +13,7 @@ from calibrate.acceptance import (
     check_target,
     find_shipped_path,
     load_acceptance,
+    record_and_plan,
     record_command,
     same_shape,
     shipped_pairs,
@@ -21,7 +22,7 @@ from calibrate.find_target import check_draft_is_decoder, find_stored_format, fi
 from calibrate.price_profiles import price_by_profiles
 from calibrate.pricing import DeviceRequest, Pricing, price_by_datasheet
 from perfmodel.errors import OutOfDomain, UserInputError
-from perfmodel.geometry import ModelGeometry, find_draft, with_reduced_head
+from perfmodel.geometry import ModelGeometry, with_reduced_head
 from perfmodel.halves import Split
 from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.units import Tokens
@@ -118,10 +119,11 @@ def gather_acceptance(request: PlanRequest) -> Acceptance:
         if request.target is not None:
             check_target(acceptance, find_target(request.target))
     elif request.target is not None:
-        path = find_shipped_path(_named_target(request.target), request.draft and find_draft(request.draft).model.name)
+        path = find_shipped_path(_named_target(request.target, request.draft), request.draft)
         acceptance = load_acceptance(path, request.prompts_split, request.category)
     else:
-        raise UserInputError("nothing to plan for: give --target NAME, or --trace FILE recorded by s2d-profile.")
+        how = "" if request.draft is None else f" No trace yet? {record_and_plan('your-target', request.draft)}"
+        raise UserInputError(f"nothing to plan for: give --target NAME, or --trace FILE recorded by s2d-profile.{how}")
     return at_lengths(acceptance, prompt_tokens=request.prompt_tokens, output_tokens=request.output_tokens)
 
 
@@ -153,7 +155,7 @@ def with_draft_vocab(acceptance: Acceptance, draft_vocab: Tokens | None) -> Acce
     )
 
 
-def _named_target(text: str) -> ModelGeometry:
+def _named_target(text: str, draft: str | None) -> ModelGeometry:
     """A target whose acceptance may be in the box: one known by name, not by its shapes alone.
 
     Raises:
@@ -162,7 +164,7 @@ def _named_target(text: str) -> ModelGeometry:
     target = find_target(text)
     if target in KNOWN_MODELS:
         return target
-    answered, record = {name for _, name in shipped_pairs()}, record_command(_folder_of(text), None)
+    answered, record = {name for _, name in shipped_pairs()}, record_command(_folder_of(text), draft)
     alike = [known.name for known in KNOWN_MODELS if known.name in answered and same_shape(known, target)]
     hint = f"If its weights are those of {alike[0]}, give --target {alike[0]}. Or record it" if alike else "Record it"
     raise UserInputError(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrate.acceptance import REFERENCE_PREFIX, model_folder
+from calibrate.acceptance import REFERENCE_PREFIX, SELF_DRAFT, model_folder
 from calibrate.placement import Placement
 from calibrate.pricing import key_text, memory_needed, pair_weights
 from perfmodel.geometry import DraftGeometry
@@ -86,7 +86,7 @@ def measured_key(planned: DeviceKey) -> DeviceKey:
 
 def draft_folder(draft: DraftGeometry) -> str:
     """How a command finds a draft."""
-    return "self" if draft.kind == "self" else model_folder(draft.model.name)
+    return SELF_DRAFT if draft.kind == "self" else model_folder(draft.model.name)
 
 
 def _latency_levels(plan: Plan) -> set[str]:

@@ -12,7 +12,7 @@ from perfmodel.console import add_verbose_flag, make_parser
 from perfmodel.errors import UserInputError
 from perfmodel.launch import launched, num_processes
 from perfmodel.overwriting import OutputFolder
-from s2d.arguments import add_special_tokens_flag
+from s2d.arguments import EXITS_HELP, add_special_tokens_flag, layers
 from s2d.launch import run_shared
 
 if TYPE_CHECKING:
@@ -103,8 +103,9 @@ def _law_parser() -> argparse.ArgumentParser:
 def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--target", required=True, metavar="NAME", help="ref-target-16, ref-target-32, or a model folder")
     group.add_argument(
-        "--draft", required=True, metavar="NAME", help="ref-draft, a folder with s2d.json, or self: the target's own exits"
+        "--draft", required=True, metavar="NAME", help="ref-draft, any model folder, or self: the target's own layers"
     )
+    group.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     group.add_argument(
         "--confidence",
         choices=("max-prob", "margin", "entropy"),

@@ -40,8 +40,9 @@ from profiler.show import (
 )
 from s2d.config import FAMILY_FOLDER
 from s2d.device import device_key, engine_for, use_device
+from s2d.exits import named_exits
 from s2d.load import find_model
-from s2d.pair import SELF_DRAFT, encode_prompts, load_pair, placement_of
+from s2d.pair import SELF_DRAFT, draft_exits, encode_prompts, load_pair, placement_of
 from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
 from s2d.ranks import Ranks
 from s2d.shard import Share
@@ -88,10 +89,13 @@ def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
         args.dtype,
         args.device,
         ranks,
+        named_exits=named_exits(args.exits),
         engine=engine,
         kernels=choice.kernels,
         shares_draft=args.share_draft,
     )
+    if (note := pair.exits.note) is not None:
+        print_err(f"note: {note}")
     if (note := special_tokens_note(pair.tokenizer, prompts, args.special_tokens)) is not None:
         print_err(note)
     job = Job(
@@ -113,8 +117,16 @@ def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
 
 def _kernels(args: argparse.Namespace, ranks: Ranks | None, engine: EngineMode) -> ChosenKernels:
     """What the pair is to compute with; of several processes the first one times its share."""
+    target, exits = find_model(args.target), named_exits(args.exits)
     models = placement_of(
-        find_model(args.target), args.draft, args.dtype, args.device, ranks, engine=engine, shares_draft=args.share_draft
+        target,
+        args.draft,
+        args.dtype,
+        args.device,
+        ranks,
+        exits=draft_exits(target, args.draft, exits),
+        engine=engine,
+        shares_draft=args.share_draft,
     )
     here = device_key(torch.device(args.device), args.dtype, engine, models.target_ranks)
     # A number of processes that cannot share the target is refused when it is loaded.

@@ -25,9 +25,10 @@ from perfmodel.profile import DTYPE_BYTES, DeviceKey, Dtype, EngineMode, read_la
 from perfmodel.speed_of_light import MAX_CACHE_BYTES
 from perfmodel.units import Bytes, Seconds, Tokens
 from s2d.clock import Clock
+from s2d.dtypes import torch_dtype
 from s2d.fold import random_weights, with_kernels
 from s2d.kernels import check_kernels, runnable_kernels
-from s2d.load import DECODERS, torch_dtype
+from s2d.load import DECODERS
 from s2d.nested import Decoder
 
 CACHED_TOKENS: Tokens = 512

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from perfmodel.console import save_or_warn
 from perfmodel.disk import PathLike
-from perfmodel.errors import Mismatch, UserInputError
+from perfmodel.errors import Mismatch
 from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.off_path import OffPath, nothing_off_path
 from perfmodel.policy import Confidence
@@ -28,6 +28,7 @@ from perfmodel.sampling import Sampling
 from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
 from perfmodel.units import Seconds, Tokens
 from profiler.record_off_path import Mistake, draw_mistakes, record_off_path, seed_of
+from s2d.finite import NotFinite, check_logits, is_finite, naming_prompt
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair
 from s2d.processing import Processing
@@ -100,9 +101,17 @@ class Asker:
             prompts=(),
         )
 
-    @torch.inference_mode()
     def trace(self, prompt: EncodedPrompt) -> PromptTrace:
-        """Let the target write after one prompt, then ask."""
+        """Let the target write after one prompt, then ask.
+
+        Raises:
+            NotFinite: logits of the target or the draft are not finite; names the prompt.
+        """
+        with naming_prompt(prompt.name):
+            return self._trace(prompt)
+
+    @torch.inference_mode()
+    def _trace(self, prompt: EncodedPrompt) -> PromptTrace:
         settings = Settings(
             policy=None,
             sampling=self._sampling,
@@ -117,11 +126,8 @@ class Asker:
         tokens = torch.stack([choose(logits, noise) for logits in exits], dim=1)  # [N, E]
         probs = [probabilities(logits) for logits in exits]  # E of [N, V]
         confidence = torch.stack([confidence_of(one, self._confidence) for one in probs], dim=1)  # [N, E]
-        if not confidence.isfinite().all():
-            raise UserInputError(
-                f"the draft's numbers overflow in {self._pair.draft.dtype} on prompt {prompt.name!r}: its exits have no "
-                "confidence. Give --dtype bf16 or fp32, or leave the prompt out."
-            )
+        if not is_finite(confidence):
+            raise NotFinite("draft", self._pair.draft.decoder)
         target_token = torch.tensor(written)
         accepted = (tokens.cpu() == target_token[:, None]).float()  # [N, E]
         refused = partial(_refused_choices, tokens)
@@ -171,6 +177,7 @@ class Asker:
         """What the target draws its tokens from: [N, V]."""
         target = self._pair.target
         (said,) = target.decoder.all_exit_logits(text[:-1], (target.geometry.num_layers,))
+        check_logits(said[first - 1 :], "target", target.decoder)
         return probabilities(self._processed(said, text, first))
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from perfmodel.off_path import OffPath
 from perfmodel.units import Tokens
 from s2d.draft import Ladder
+from s2d.finite import check_confidence
 from s2d.pair import Pair
 from s2d.verify import Judge
 
@@ -80,7 +81,8 @@ def record_off_path(
         for segment in cache.segments:
             ladder.push((segment,), tokens, len(tokens))
             states = cache.states[segment.number][len(tokens) - 1 : len(tokens)]
-            yield judge.ask(draft, states, tokens, prompt_tokens, segment.number)()
+            token, confidence = judge.ask(draft, states, tokens, prompt_tokens, segment.number)()
+            yield token, check_confidence(confidence, draft)
 
     for segment in cache.segments:
         ladder.push((segment,), list(text), len(text) - 1)

@@ -78,9 +78,12 @@ def acceptance_table(trace: AcceptanceTrace, calibration: Calibration | None) ->
     headers = ("exit", "accepted", "mean confidence")
     if calibration is None or calibration.confidence != trace.header.confidence:
         return table(rows, headers=headers)
-    errors = [_calibration_errors(trace, exit_id, curve) for exit_id, curve in enumerate(calibration.curves)]
+    cells = [
+        map(format_frac, _calibration_errors(trace, exit_id, curve)) if curve else ("-", "-")
+        for exit_id, curve in enumerate(calibration.curves)
+    ]
     return table(
-        [(*row, *map(format_frac, pair)) for row, pair in zip(rows, errors, strict=True)],
+        [(*row, *pair) for row, pair in zip(rows, cells, strict=True)],
         headers=(*headers, "ECE bare", "ECE of the draft's calibration"),
     )
 

@@ -5,6 +5,10 @@ import math
 
 from s2d.special_tokens import SPECIAL_TOKENS
 
+EXITS_HELP = (
+    "layers after which the draft may answer, rising, e.g. 6,9,12 (default: those of its s2d.json, else its full depth)"
+)
+
 
 def positive(text: str) -> int:
     """A whole number from 1."""

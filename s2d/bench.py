@@ -18,6 +18,7 @@ from perfmodel.rounds import sum_rounds
 from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, Tokens
 from s2d.controller import Controller, Pilot
+from s2d.finite import check_logits, naming_prompt
 from s2d.generate import Generation, OnTokens, Session, Settings
 from s2d.memory import TextLimits
 from s2d.pair import EncodedPrompt, ModelPair, Pair
@@ -161,7 +162,8 @@ def run_arms(
             is_first = place == 0
             on_tokens = on_prompt(prompt) if on_prompt is not None and is_first else None
             by = pilot if is_first else None
-            found[place].append(session.generate(prompt.token_ids, arms[place], pilot=by, on_tokens=on_tokens))
+            with naming_prompt(prompt.name):
+                found[place].append(session.generate(prompt.token_ids, arms[place], pilot=by, on_tokens=on_tokens))
             if is_first and (following := on_text(prompt, found[place][-1])) is not None:
                 waiting.appendleft(following)
         decoded.append(prompt)
@@ -172,7 +174,8 @@ def _warm_session(pair: ModelPair, max_tokens: Tokens, prompt: EncodedPrompt, ar
     """Caches for texts of at most so many tokens, in which every arm has gone on from a prompt."""
     session = pair.session(max_tokens)
     for arm in arms:
-        session.generate(prompt.token_ids, replace(arm, max_new_tokens=min(WARM_UP_TOKENS, arm.max_new_tokens)))
+        with naming_prompt(prompt.name):
+            session.generate(prompt.token_ids, replace(arm, max_new_tokens=min(WARM_UP_TOKENS, arm.max_new_tokens)))
     return session
 
 
@@ -233,7 +236,8 @@ def check_equal(
         noise.grow(max(len(prompt.token_ids) + len(mine.tokens) for prompt, mine in zip(prompts, found, strict=True)))
     divergences, worst, num_equal = [], 0.0, 0
     for prompt, mine, its_own in zip(prompts, found, plain, strict=True):
-        gaps = token_gaps(pair, prompt.token_ids, mine.tokens, sampling, noise)
+        with naming_prompt(prompt.name):
+            gaps = token_gaps(pair, prompt.token_ids, mine.tokens, sampling, noise)
         worst = max(worst, *gaps)
         if mine.tokens == its_own.tokens:
             num_equal += 1
@@ -256,19 +260,22 @@ def token_gaps(
         tokens: what was emitted.
         sampling: how they were chosen.
         noise: of that sampling, to share among texts; where None, it is made for this text.
+
+    Raises:
+        NotFinite: the target's logits are not finite, so that no gap means anything.
     """
     text = [*prompt_ids, *tokens]
     depth = pair.target.geometry.num_layers
     logits = pair.target.decoder.all_exit_logits(text[:-1], (depth,))[0][len(prompt_ids) - 1 :]
+    check_logits(logits, "target", pair.target.decoder)
     logits = Processing(sampling, len(prompt_ids))(logits, text[:-1], len(prompt_ids)).float()
     if noise is None:
         noise = shared_noise(sampling, logits.shape[-1], logits.device)
     if noise is not None:
         logits = logits + noise.rows(len(prompt_ids), len(text))
     emitted = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
-    # A token that top-k or top-p forbids lies infinitely far off, as all do where logits overflow; files hold finite numbers.
-    largest = torch.finfo(torch.float32).max
-    return (logits.amax(-1) - emitted).nan_to_num(nan=largest, posinf=largest).tolist()
+    # A token that top-k or top-p forbids lies infinitely far off; files hold finite numbers.
+    return (logits.amax(-1) - emitted).clamp(max=torch.finfo(torch.float32).max).tolist()
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int:

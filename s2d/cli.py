@@ -28,7 +28,7 @@ from perfmodel.halves import SPLITS
 from perfmodel.launch import launched, num_processes
 from perfmodel.overwriting import OutputFolder, output_file
 from perfmodel.units import format_frac
-from s2d.arguments import add_special_tokens_flag, frac, layers, positive, rate, seed
+from s2d.arguments import EXITS_HELP, add_special_tokens_flag, frac, layers, positive, rate, seed
 from s2d.launch import run_shared
 
 if TYPE_CHECKING:
@@ -109,10 +109,18 @@ def main_train(argv: Sequence[str] | None = None) -> int:
     _add_draft_command(commands.add_parser("draft", help="from a target's first layers to a nested draft", allow_abbrev=False))
     calibrate_help = "fit what the confidence of a draft's exits is worth, into its sidecar"
     _add_calibrate_command(commands.add_parser("calibrate", help=calibrate_help, allow_abbrev=False))
+    exits_help = "name the layers after which a draft may answer, in its sidecar s2d.json"
+    _add_exits_command(commands.add_parser("exits", help=exits_help, allow_abbrev=False))
     trim_help = "a copy of a draft whose LM head says only the most frequent tokens"
     _add_trim_command(commands.add_parser("trim", help=trim_help, allow_abbrev=False))
     _add_reference_command(commands.add_parser("reference", help="the recipe of the shipped family", allow_abbrev=False))
-    run = {"draft": _train_draft, "calibrate": _calibrate, "trim": _trim, "reference": _train_reference}
+    run = {
+        "draft": _train_draft,
+        "calibrate": _calibrate,
+        "exits": _write_exits,
+        "trim": _trim,
+        "reference": _train_reference,
+    }
     return run_command(parser, argv, lambda args: run[args.command](args))
 
 
@@ -143,6 +151,7 @@ def _add_draft_command(parser: argparse.ArgumentParser) -> None:
 
 def _add_calibrate_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", required=True, metavar="DIR", help="the draft whose sidecar is written")
+    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     parser.add_argument(
         "--target", action="append", required=True, metavar="DIR", help="a target it drafts for; may be repeated"
     )
@@ -158,8 +167,23 @@ def _add_calibrate_command(parser: argparse.ArgumentParser) -> None:
     add_verbose_flag(parser)
 
 
+def _add_exits_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--draft", required=True, metavar="DIR", help="the draft whose sidecar is written")
+    parser.add_argument(
+        "--exits",
+        type=layers,
+        required=True,
+        metavar="LAYERS",
+        help="rising layer counts, e.g. 6,9,12, up to the draft's depth",
+    )
+    overwrite_help = "replace a sidecar that cannot be read, and drop the confidence curves of exits that are not named"
+    parser.add_argument("--overwrite", action="store_true", help=overwrite_help)
+    add_verbose_flag(parser)
+
+
 def _add_trim_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", required=True, metavar="DIR", help="the draft to copy")
+    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     parser.add_argument("--tokens", type=positive, required=True, metavar="TOKENS", help="that its LM head is to say")
     text_help = ".txt or .jsonl to count tokens in, like what its targets will write"
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
@@ -240,8 +264,9 @@ def _train_draft(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from s2d.config import FAMILY_FOLDER
+    from s2d.config import FAMILY_FOLDER, read_geometry
     from s2d.device import use_device
+    from s2d.exits import find_exits, named_exits
     from s2d.fit_confidence import calibrate_draft, calibration_half
     from s2d.load import find_model, load_tokenizer
     from s2d.pair import encode_prompts
@@ -251,7 +276,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     from s2d.special_tokens import special_tokens_note
 
     use_device(args.device)
-    folder = find_model(args.draft)
+    folder, named = find_model(args.draft), named_exits(args.exits)
+    exits = find_exits(folder, read_geometry(folder).num_layers, named, is_self=False)
+    if exits.note is not None:
+        print_err(f"note: {exits.note}")
     strangers = [name for name in args.target if find_model(name).resolve().parent != FAMILY_FOLDER.resolve()]
     if args.prompts is None and strangers:
         raise UserInputError(f"target {strangers[0]!r} is not of the reference family: give its prompts with --prompts FILE")
@@ -266,20 +294,37 @@ def _calibrate(args: argparse.Namespace) -> int:
             encoded,
             max_new_tokens=args.max_new_tokens,
             device=args.device,
+            named_exits=named,
             on_prompt=lambda prompt: progress.step(prompt.name),
         )
     print_out(calibration_text(sidecar))
-    print_out(f"wrote {folder / SIDECAR_NAME}")
+    print_out(f"wrote {folder / SIDECAR_NAME}, {exits.label}")
+    return EXIT_ANSWERED
+
+
+def _write_exits(args: argparse.Namespace) -> int:
+    from s2d.config import read_geometry
+    from s2d.exits import NamedExits, write_exits
+    from s2d.load import find_model
+    from s2d.sidecar import SIDECAR_NAME
+
+    folder, named = find_model(args.draft), NamedExits(layers=args.exits, source="--exits")
+    exits = write_exits(folder, read_geometry(folder).num_layers, named, overwrite=args.overwrite)
+    if exits.note is not None:
+        print_err(f"note: {exits.note}")
+    command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", args.draft])
+    print_out(f"wrote {folder / SIDECAR_NAME}, {exits.label}; next: {command}")
     return EXIT_ANSWERED
 
 
 def _trim(args: argparse.Namespace) -> int:
     check_new(args.output)
+    from s2d.exits import named_exits
     from s2d.load import find_model
     from s2d.train_draft import read_texts
     from s2d.trim import trim_head
 
-    said_frac = trim_head(find_model(args.draft), read_texts(args.text), args.tokens, args.output)
+    said_frac = trim_head(find_model(args.draft), read_texts(args.text), args.tokens, args.output, named_exits(args.exits))
     print_out(f"wrote {args.output}, whose head says {args.tokens} tokens: {format_frac(said_frac)} of the text's")
     command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", str(args.output)])
     print_out(f"no curves are fitted to its confidence yet (s2d-train calibrate); next: {command}")

@@ -27,7 +27,7 @@ def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:
         return
     check_vocab_sizes(target.geometry.name, target.decoder.vocab_size, draft.geometry.name, draft.decoder.vocab_size)
     if not draft.exit_layers:
-        raise BadPolicy(f"draft {draft.geometry.name} without exits", "exit layers in its sidecar s2d.json")
+        raise BadPolicy(f"draft {draft.geometry.name} without exits", "its exit layers: `load_pair` finds them")
 
 
 def check_vocab_sizes(target: str, target_tokens: Tokens, draft: str, draft_tokens: Tokens) -> None:

@@ -20,6 +20,7 @@ from perfmodel.hub import QUANTISATION_FILE
 from perfmodel.known_architectures import ARCHITECTURES
 from perfmodel.model_config import geometry_from_config
 from perfmodel.quantised_config import find_quantisation
+from s2d.config_numbers import check_numbers
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -51,6 +52,7 @@ def read_config(folder: Path) -> DecoderConfig:
     raw = read_raw_config(folder)
     _check_plain(path, raw)
     _check_family(path, raw)
+    check_numbers(path, raw)
     try:
         config = FAMILIES[raw["model_type"]].from_dict(raw)
     except Exception as err:  # transformers checks a config with errors of every type
@@ -61,6 +63,8 @@ def read_config(folder: Path) -> DecoderConfig:
     if rope.get("rope_type") not in SUPPORTED_ROPE or rope.get("partial_rotary_factor", 1.0) != 1.0:
         expected = f"expected one of the types {', '.join(SUPPORTED_ROPE)} that turns whole heads"
         raise BadFile(path, f"rotary positions {rope!r}, {expected}", "Give a model with such positions")
+    if rope.get("rope_theta") is None:
+        raise BadFile(path, "rope_theta is null, expected a number", "Correct it, or fetch the model again")
     return config
 
 

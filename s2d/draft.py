@@ -7,6 +7,7 @@ from perfmodel.errors import BadPolicy
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from s2d.cache import Cache, Segment
 from s2d.clock import Clock
+from s2d.finite import check_confidence
 from s2d.nested import Decoder, Run
 from s2d.verify import Judge
 
@@ -136,8 +137,7 @@ class Drafter:
         for step in self._steps:
             self._ladder.run(step.run, tokens, clock)
             token, confidence = self._answer(step, tokens, known, clock)
-            # The last answers whatever its confidence: where numbers overflow it is NaN, which reaches no threshold.
-            if confidence >= step.threshold or step is self._steps[-1]:
+            if check_confidence(confidence, self._ladder.decoder) >= step.threshold:
                 return token, confidence, step
         raise AssertionError("the last looked-at exit always answers")
 

@@ -15,17 +15,19 @@ import torch
 from numpy.typing import NDArray
 
 from perfmodel.calibration import choose_curve
-from perfmodel.errors import BadFile
 from perfmodel.policy import Confidence
 from perfmodel.provenance import make_provenance
 from perfmodel.sampling import GREEDY
 from perfmodel.units import Tokens
+from s2d.config import read_geometry
 from s2d.conversation import Prompt
+from s2d.exits import NamedExits, find_exits, with_exits
+from s2d.finite import NotFinite, is_finite, naming_prompt
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair, load_pair
 from s2d.prompts import chosen_prompts
 from s2d.sampling import confidence_of
-from s2d.sidecar import SIDECAR_NAME, Calibration, Sidecar, read_sidecar, write_sidecar
+from s2d.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 
 CONFIDENCE: Confidence = "max-prob"
 NUM_FOLDS = 4
@@ -48,6 +50,8 @@ def answers_along(pair: Pair, session: Session, prompt: EncodedPrompt, max_new_t
     exits = pair.draft.decoder.all_exit_logits(text[:-1], pair.geometry.exit_layers)
     said = [logits[first - 1 :] for logits in exits]  # E of [N, V]
     confidence = torch.stack([confidence_of(logits.float().softmax(-1), CONFIDENCE) for logits in said], dim=1)
+    if not is_finite(confidence):
+        raise NotFinite("draft", pair.draft.decoder)
     agreement = torch.stack([logits.argmax(-1).cpu() == torch.tensor(written) for logits in said], dim=1)
     return Answers(confidence=confidence.cpu().numpy().astype(np.float64), agreement=agreement.numpy().astype(np.float64))
 
@@ -68,9 +72,10 @@ def calibrate_draft(
     *,
     max_new_tokens: Tokens,
     device: str,
+    named_exits: NamedExits | None = None,
     on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None,
 ) -> Sidecar:
-    """Fit one curve per exit, over all targets together, and write them into the draft's sidecar.
+    """Fit one curve per exit, over all targets together, and write them into the draft's sidecar, which may be new.
 
     Args:
         folder: the draft's.
@@ -78,32 +83,33 @@ def calibrate_draft(
         prompts_of: texts that the draft was not trained on, as a target and it see them.
         max_new_tokens: what each target writes after each prompt.
         device: torch's name for it.
+        named_exits: of the draft; those of its sidecar, else its full depth, when None.
         on_prompt: told of every prompt when it is done with.
 
     Raises:
-        BadFile: the draft has no sidecar, or it cannot be written.
+        BadFile: the sidecar cannot be read or written.
         Mismatch: a target has another tokenizer.
     """
     sidecar = read_sidecar(folder)
-    if sidecar is None:
-        raise BadFile(folder / SIDECAR_NAME, "there is no such file", "Give a nested draft, as s2d-train draft makes them")
+    exits = find_exits(folder, read_geometry(folder).num_layers, named_exits, is_self=False)
     answers: list[Answers] = []
     folds: list[int] = []
     names: list[str] = []
     inputs: dict[str, str] = {}
     for name in target_names:
-        pair = load_pair(name, str(folder), "fp32", device)
+        pair = load_pair(name, str(folder), "fp32", device, named_exits=named_exits)
         names.append(pair.target.geometry.name)
         inputs |= {f"target {names[-1]}": pair.target.sha256, "draft": pair.draft.sha256}
         prompts = prompts_of(pair)
         session = pair.session(max(len(prompt.token_ids) for prompt in prompts) + max_new_tokens)
         for number, prompt in enumerate(prompts):
-            answers.append(answers_along(pair, session, prompt, max_new_tokens))
+            with naming_prompt(prompt.name):
+                answers.append(answers_along(pair, session, prompt, max_new_tokens))
             folds.append(number % NUM_FOLDS)
             on_prompt(prompt)
     calibration = fit_calibration(answers, folds, tuple(names))
     provenance = make_provenance(libraries=("torch", "transformers", "numpy"), inputs=inputs)
-    calibrated = replace(sidecar, calibration=calibration)
+    calibrated = with_exits(sidecar, replace(exits, calibration=calibration))
     write_sidecar(folder, calibrated, provenance)
     return calibrated
 

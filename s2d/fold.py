@@ -16,8 +16,10 @@ from perfmodel.errors import UserInputError
 from perfmodel.geometry import ModelGeometry
 from perfmodel.kernels import STANDARD_KERNELS, Kernels, WeightLayout
 from perfmodel.units import MIB, Tokens
-from s2d.checkpoint import ReadTensor
+from s2d.checkpoint import REFETCH, BadTensor, ReadTensor
 from s2d.config import DecoderConfig, LayerExtras, layer_extras
+from s2d.dtypes import dtype_fix, dtype_label
+from s2d.finite import num_not_finite
 from s2d.rotary import Rotary
 from s2d.weights import DecoderWeights, LayerWeights, layout_of, new_embedding, new_head, new_matrix
 
@@ -27,7 +29,7 @@ NewMatrix = Callable[[int, int, torch.dtype, torch.device | str, WeightLayout], 
 """Makes the memory of a matrix: see `s2d.weights.new_matrix`."""
 RANDOM_NORM_EPS = 1e-5
 RANDOM_ROPE_THETA = 10000.0
-
+_PLAIN_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 FOLD_BYTES = 64 * MIB
 """Float32 numbers that folding holds at a time: a matrix is folded in slices, so that a large one adds little to the peak."""
@@ -67,7 +69,8 @@ def fold_weights(
         kernels: that will use them.
 
     Raises:
-        UserInputError: a tensor has another shape than the config gives it.
+        BadTensor: one has another shape than the config gives it, is no plain floats, or holds numbers that are not finite.
+        UserInputError: rotary settings that give no angles.
     """
     folder = _Folder(read, geometry, dtype, device, kernels)
     extras, table = layer_extras(config), "model.embed_tokens"
@@ -114,20 +117,24 @@ class _Folder:
         out = new(inputs, sum(part.rows for part in parts), self._dtype, self._device, layout)
         end = 0
         for part in parts:
-            stored = self._stored(f"{part.name}.weight", part.rows, inputs)
+            name, num_bad = f"{part.name}.weight", 0
+            stored = self._stored(name, part.rows, inputs)
             for rows in stored.split(self._slice_rows(inputs)):
                 begin, end = end, end + len(rows)
                 folded = rows.to(self._device)
                 if gain is not None:
                     folded = self._rearranged(folded.to(torch.float32, copy=True).mul_(gain), part)
-                columns = folded.to(self._dtype).t()
+                rounded = folded.to(self._dtype)
+                num_bad += num_not_finite(rounded)
+                columns = rounded.t()
                 # Transposed in a copy first: two contiguous copies are twice as fast as a strided one.
                 out[:, begin:end] = columns if layout == "output-major" else columns.contiguous()
+            self._check_finite(name, num_bad, stored)
         return out
 
     def _norm_gain(self, norm: str, width: int) -> Tensor:
         """A norm's gain, times sqrt(D) where rows are divided by their length and not by their RMS: float32 [D]."""
-        gain = self._stored(f"{norm}.weight", width).to(self._device).float()
+        gain = self._vector(f"{norm}.weight", width)
         return gain if self._kernels.norm == "fused" else math.sqrt(width) * gain
 
     def embedding(self, name: str, norm_eps: float) -> Tensor:
@@ -135,10 +142,13 @@ class _Folder:
         width = self._geometry.hidden_size
         stored = self._stored(f"{name}.weight", self._geometry.vocab_size, width)
         out = new_embedding(len(stored), width, norm_eps, self._dtype, self._device)
-        end = 0
+        end = num_bad = 0
         for rows in stored.split(self._slice_rows(width)):
             begin, end = end, end + len(rows)
-            out[begin:end, :width] = rows.to(self._device)
+            rounded = rows.to(self._device).to(self._dtype)
+            num_bad += num_not_finite(rounded)
+            out[begin:end, :width] = rounded
+        self._check_finite(f"{name}.weight", num_bad, stored)
         return out
 
     def layer(self, prefix: str, extras: LayerExtras) -> LayerWeights:
@@ -168,12 +178,43 @@ class _Folder:
     def _stored(self, name: str, *shape: int) -> Tensor:
         """One tensor as it is stored, and where: slices of it are moved to the device."""
         found = self._read(name)
+        if found.dtype not in _PLAIN_FLOATS:
+            expected = ", ".join(map(dtype_label, _PLAIN_FLOATS))
+            problem = f"is stored as {dtype_label(found.dtype)}, expected one of {expected}"
+            raise BadTensor(name, problem, "Give the original model, not a quantised one")
         if found.shape != shape:
-            raise UserInputError(
-                f"model {self._geometry.name!r}: its weights have {name!r} of shape {list(found.shape)}, its config.json "
-                f"gives it {list(shape)}. Fetch the model again."
+            problem = (
+                f"of model {self._geometry.name!r} is of shape {list(found.shape)}, its config.json gives it {list(shape)}"
             )
+            raise BadTensor(name, problem)
         return found
+
+    def _vector(self, name: str, width: int) -> Tensor:
+        """A gain or bias in a copy of its own: float32 [width]."""
+        stored = self._stored(name, width)
+        vector = stored.to(self._device).to(torch.float32, copy=True)
+        self._check_finite(name, num_not_finite(vector), stored)
+        return vector
+
+    def _check_finite(self, name: str, num_bad: int, stored: Tensor) -> None:
+        """Refuse a tensor of which numbers are not finite as they are computed with.
+
+        Args:
+            name: of the tensor.
+            num_bad: numbers made of it that are not finite, in the dtype that is computed in.
+            stored: the tensor as it is in the file.
+
+        Raises:
+            BadTensor: says how many there are, and whether they are so in the file.
+        """
+        if not num_bad:
+            return
+        if num_stored := num_not_finite(stored):
+            problem = f"holds {num_stored} numbers that are not finite (NaN or infinite) among {stored.numel()}"
+            raise BadTensor(name, problem)
+        dtype = dtype_label(self._dtype)
+        problem = f"holds {num_bad} numbers among {stored.numel()} that are too large for {dtype}"
+        raise BadTensor(name, problem, dtype_fix(self._dtype) or REFETCH)
 
     def _slice_rows(self, inputs: int) -> int:
         """Rows that are folded at a time, whole heads: two slices in float32 take `FOLD_BYTES`."""
@@ -189,15 +230,19 @@ class _Folder:
 
     def _bias(self, parts: Sequence[_Part]) -> Tensor:
         """Biases one after the other: [all rows]."""
-        stored = [self._stored(f"{part.name}.bias", part.rows).to(self._device) for part in parts]
-        copies = [one.to(torch.float32, copy=True) for one in stored]
-        return torch.cat([self._rearranged(one, part) for one, part in zip(copies, parts, strict=True)]).to(self._dtype)
+        copies = [self._vector(f"{part.name}.bias", part.rows) for part in parts]
+        biases = [self._rearranged(one, part).to(self._dtype) for one, part in zip(copies, parts, strict=True)]
+        for part, bias, stored in zip(parts, biases, copies, strict=True):
+            self._check_finite(f"{part.name}.bias", num_not_finite(bias), stored)
+        return torch.cat(biases)
 
     def _head_gain(self, attn: str) -> Tensor:
         """Gains of every head's Q and K over their length instead of their RMS, Q's scale in its own: [N + K, H]."""
         g, width = self._geometry, self._geometry.head_dim
-        q, k = (self._stored(f"{attn}.{name}_norm.weight", width).to(self._device).float() for name in ("q", "k"))
+        q, k = (self._vector(f"{attn}.{name}_norm.weight", width) for name in ("q", "k"))
         # Q's sqrt(H) and its scale 1 / sqrt(H) are one.
+        for name, gain, stored in (("q", q, q), ("k", math.sqrt(width) * k, k)):
+            self._check_finite(f"{attn}.{name}_norm.weight", num_not_finite(gain.to(self._dtype)), stored)
         gains = torch.cat((q.expand(g.num_heads, width), math.sqrt(width) * k.expand(g.num_kv_heads, width)))
         return _paired(gains).to(self._dtype)
 
@@ -320,4 +365,8 @@ def _rotary(config: DecoderConfig) -> Rotary:
     All families turn as Llama does. Frequencies are those of the whole context: `dynamic` ones change beyond it only.
     """
     rotary = LlamaRotaryEmbedding(config)
+    if not (rotary.inv_freq.isfinite().all() and math.isfinite(rotary.attention_scaling)):
+        raise UserInputError(
+            f"rotary settings {config.rope_parameters!r} give angles that are not finite. Correct the config.json."
+        )
     return Rotary(frequencies=rotary.inv_freq, scale=rotary.attention_scaling)

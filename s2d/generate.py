@@ -22,6 +22,7 @@ from s2d.compatible import check_pair, context_tokens
 from s2d.controller import Pilot, Steady
 from s2d.count import count_rounds
 from s2d.draft import Drafter, Ladder, check_exits
+from s2d.finite import check_logits, check_states
 from s2d.load import LoadedModel
 from s2d.nested import Run
 from s2d.sampling import Choice, NoiseTable, shared_noise
@@ -130,6 +131,7 @@ class Session:
 
         Raises:
             UserInputError: the prompt is empty or does not fit, or the policy asks for exits that are not there.
+            NotFinite: logits of a model are not finite; the target's are looked at when the text has ended.
         """
         pilot = pilot or Steady(settings.policy)
         self._check(len(prompt_ids), settings, pilot.policies)
@@ -287,7 +289,23 @@ class _Run:
         if self._on_tokens is not None:
             self._on_tokens(emitted)
             self._clock.skip()
-        return ended or len(tokens) >= self._limit
+        is_last = ended or len(tokens) >= self._limit
+        if is_last:
+            self._check_finite(logits[: accepted + 1])
+        return is_last
+
+    def _check_finite(self, logits: Tensor) -> None:
+        """Refuse a text in which the target's numbers were not finite: once, behind everything that is timed.
+
+        Args:
+            logits: of the last round, for the tokens that it kept: [kept, V].
+
+        Raises:
+            NotFinite: the states behind some token, or these logits.
+        """
+        cache = self._cache
+        check_states(cache.states[-1][: cache.lengths[-1]], "target", self._target)
+        check_logits(logits, "target", self._target)
 
     def _verify(self, tokens: list[int], known: int) -> Tensor:
         """The target's logits after the lead and each drafted token: [G + 1, V].

@@ -9,7 +9,6 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -20,14 +19,14 @@ from perfmodel.hub import REPOSITORY, fetch_folder
 from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.units import Tokens
-from s2d.checkpoint import layer_of, open_weights, tensor_names, weights_sha256
+from s2d.checkpoint import BadTensor, layer_of, open_weights, tensor_names, weights_sha256
 from s2d.config import FAMILY_FOLDER, FAMILY_PREFIX, geometry_of, read_config, read_geometry, read_raw_config, shallower
+from s2d.dtypes import torch_dtype
 from s2d.fold import KeepLayer, fold_weights, random_weights, with_reduced_head, with_vocabulary
 from s2d.graphs import GraphDecoder
 from s2d.nested import Decoder
 from s2d.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 
-TORCH_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DECODERS: dict[EngineMode, type[Decoder]] = {"eager": Decoder, "graph": GraphDecoder}
 
 
@@ -38,9 +37,9 @@ class LoadedModel:
     decoder: Decoder
     geometry: ModelGeometry
     exit_layers: tuple[int, ...]
-    """From the sidecar; empty for a model that has no trained early exits."""
+    """Of a draft, those that `s2d.exits` finds; else those of the sidecar, none where it has none."""
     calibration: Calibration | None
-    """From the sidecar; None where it has none."""
+    """Of these exits, from the sidecar; None where it has none."""
     sha256: str
     """Hash of the weight files, and of the tokens of a reduced head."""
     folder: str
@@ -64,8 +63,8 @@ def find_model(name: str) -> Path:
     raise UnknownName("model", name, known, otherwise="give a folder with config.json and model.safetensors, or org/name")
 
 
-def read_shapes(folder: PathLike) -> tuple[ModelGeometry, tuple[int, ...]]:
-    """The geometry of a model folder, a reduced head included, and its exits: what can be known without its weights.
+def read_shapes(folder: PathLike) -> ModelGeometry:
+    """The geometry of a model folder, a reduced head included.
 
     Raises:
         BadFile: config.json or the sidecar is missing, damaged, or of another architecture.
@@ -74,9 +73,9 @@ def read_shapes(folder: PathLike) -> tuple[ModelGeometry, tuple[int, ...]]:
     path = Path(folder)
     geometry, sidecar = read_geometry(path), read_sidecar(path)
     if sidecar is None:
-        return geometry, ()
+        return geometry
     _check_exit_layers(sidecar.exit_layers, geometry.num_layers)
-    return _reduced(geometry, sidecar.said_tokens) if sidecar.said_tokens else geometry, sidecar.exit_layers
+    return _reduced(geometry, sidecar.said_tokens) if sidecar.said_tokens else geometry
 
 
 def load_model(
@@ -99,8 +98,8 @@ def load_model(
         kept: of every layer; the geometry stays that of the whole.
 
     Raises:
-        BadFile: something is missing, damaged, or of another architecture.
-        UserInputError: the weights have other shapes than the config.
+        BadFile: something is missing, damaged, or of another architecture; or the weights are not those of the config, or
+            not finite in the dtype asked for.
         BadPolicy: exits of the sidecar that the model does not have.
     """
     path = Path(folder)
@@ -110,7 +109,11 @@ def load_model(
     exit_layers = sidecar.exit_layers if sidecar else ()
     _check_exit_layers(exit_layers, geometry.num_layers)
     with open_weights(path) as read:
-        weights = fold_weights(read, config, geometry, torch_dtype(dtype), device, kept, kernels=kernels)
+        try:
+            weights = fold_weights(read, config, geometry, torch_dtype(dtype), device, kept, kernels=kernels)
+        except BadTensor as err:
+            raise read.refused(err) from err
+        read.check_all_layers_read(geometry.num_layers)
     sha256 = weights_sha256(path)
     if sidecar and sidecar.said_tokens:
         geometry, said = _reduced(geometry, sidecar.said_tokens), sidecar.said_tokens
@@ -177,17 +180,6 @@ def random_model(
         folder="",
         dtype=dtype,
     )
-
-
-def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """The tensor type of a dtype's name.
-
-    Raises:
-        UnknownName: a dtype this runtime does not compute in.
-    """
-    if dtype not in TORCH_DTYPES:
-        raise UnknownName("dtype", dtype, TORCH_DTYPES)
-    return TORCH_DTYPES[dtype]
 
 
 def load_tokenizer(folder: PathLike) -> PreTrainedTokenizerFast:

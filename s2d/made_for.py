@@ -21,9 +21,6 @@ def check_made_for(path: Path, plan: Plan, pair: Pair) -> None:
     for role, known, found in (("target", plan.target, pair.target.geometry), ("draft", plan.draft.model, pair.draft.geometry)):
         if _shape(known) != _shape(found):
             raise Mismatch(what, made_for=f"{role} {known.name}", given=f"{found.name}, which has another shape", fix=fix)
-    if plan.draft.exit_layers != pair.geometry.exit_layers:
-        made_for, given = (f"exits {one.exit_layers}" for one in (plan.draft, pair.geometry))
-        raise Mismatch(what, made_for=made_for, given=given, fix=fix)
     hashes = (
         ("target weights", plan.target_sha256, pair.target.sha256),
         ("draft weights", plan.draft_sha256, pair.draft.sha256),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.errors import BadPolicy, UserInputError
+from perfmodel.errors import UserInputError
 from perfmodel.geometry import DraftGeometry
 from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
@@ -16,6 +16,7 @@ from perfmodel.units import Tokens
 from s2d.compatible import context_tokens
 from s2d.conversation import Conversation, Prompt
 from s2d.device import device_key
+from s2d.exits import DraftExits, NamedExits, exits_text, find_exits
 from s2d.generate import Session
 from s2d.load import (
     LoadedModel,
@@ -65,12 +66,17 @@ class ModelPair:
     def label(self) -> str:
         """`ref-target-16 with ref-draft, exits 1/2/4/6`, and who shares what where there are several processes."""
         who = "its own layers" if self.geometry.kind == "self" else self.geometry.model.name
-        models = f"{self.target.geometry.name} with {who}, exits {'/'.join(map(str, self.geometry.exit_layers))}"
+        models = f"{self.target.geometry.name} with {who}, {self.exits_label}"
         num_devices = self.device_key.num_devices
         if num_devices == 1:
             return models
         what = "" if self.draft_device_key.num_devices > 1 else "the target "
         return f"{models}, {what}shared by {num_devices} processes"
+
+    @property
+    def exits_label(self) -> str:
+        """`exits 1/2/4/6`."""
+        return f"exits {exits_text(self.geometry.exit_layers)}"
 
     @property
     def device_key(self) -> DeviceKey:
@@ -120,6 +126,12 @@ class Pair(ModelPair):
     tokenizer: PreTrainedTokenizerFast
     tokenizer_sha256: str
     eos_token_id: int | None
+    exits: DraftExits
+
+    @property
+    def exits_label(self) -> str:
+        """`exits 1/2/4/6 (s2d.json)`: the exits, and who named them."""
+        return self.exits.label
 
 
 def load_pair(
@@ -129,6 +141,7 @@ def load_pair(
     device: str,
     ranks: Ranks | None = None,
     *,
+    named_exits: NamedExits | None = None,
     engine: EngineMode = "eager",
     kernels: Kernels = STANDARD_KERNELS,
     shares_draft: bool = False,
@@ -144,6 +157,7 @@ def load_pair(
         dtype: to compute in.
         device: torch's name for it.
         ranks: the processes that torchrun started, if it did.
+        named_exits: of the draft; those of its folder, else its full depth, when None.
         engine: how passes are launched; of several processes, eagerly.
         kernels: what both compute with.
         shares_draft: whether they share a draft with weights of its own too; rank 0 has it whole otherwise.
@@ -151,11 +165,14 @@ def load_pair(
 
     Raises:
         Mismatch: their tokenizers differ.
-        BadPolicy: the draft names no exits, or ones it does not have.
-        UserInputError: the weights do not fit in memory, or the processes cannot share what they are to share.
+        BadPolicy: exits that the draft does not have.
+        UserInputError: a self-draft without exits, too little memory, or processes that cannot share what they are to share.
     """
     target_folder = find_model(target_name)
-    models = placement_of(target_folder, draft_name, dtype, device, ranks, engine=engine, shares_draft=shares_draft)
+    exits = draft_exits(target_folder, draft_name, named_exits)
+    models = placement_of(
+        target_folder, draft_name, dtype, device, ranks, exits=exits, engine=engine, shares_draft=shares_draft
+    )
     dtype_hint = "--dtype bf16, " if dtype == "fp32" else ""
     fix = f"Use a device with more memory, {dtype_hint}a smaller model, or more processes that share the target (torchrun)."
     check_memory(memory_need(models, None, reads_files=True), models, free_bytes, fix=fix)
@@ -171,15 +188,24 @@ def load_pair(
             draft = load_shared(draft_folder, dtype, device, ranks, kernels=kernels, number=DRAFT, num_tokens=num_tokens)
         else:
             draft = with_vocabulary_of(load(draft_folder), num_tokens)
+    draft = replace(draft, exit_layers=exits.layers, calibration=exits.calibration)
     return Pair(
-        target=target,
+        target=draft if draft_name == SELF_DRAFT else target,
         draft=draft,
         geometry=replace(models.draft, model=draft.geometry),
         tokenizer=tokenizer,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         device=torch.device(device),
+        exits=exits,
     )
+
+
+def draft_exits(target_folder: Path, draft_name: str, named: NamedExits | None) -> DraftExits:
+    """The exits of a draft by name, or of a target's own layers: see `find_exits`."""
+    is_self = draft_name == SELF_DRAFT
+    folder = target_folder if is_self else find_model(draft_name)
+    return find_exits(folder, read_shapes(folder).num_layers, named, is_self=is_self)
 
 
 def placement_of(
@@ -189,19 +215,18 @@ def placement_of(
     device: str,
     ranks: Ranks | None,
     *,
+    exits: DraftExits,
     engine: EngineMode,
     shares_draft: bool,
 ) -> PairPlacement:
     """What a pair is known by before its weights are read."""
     is_self = draft_name == SELF_DRAFT
-    target, target_exits = read_shapes(target_folder)
-    model, exits = (target, target_exits) if is_self else read_shapes(find_model(draft_name))
-    if not exits:
-        raise BadPolicy(f"draft {draft_name!r} names no exits", "an s2d.json with exit_layers beside its config.json")
+    target = read_shapes(target_folder)
+    model = target if is_self else read_shapes(find_model(draft_name))
     num_ranks = ranks.size if ranks else 1
     return PairPlacement(
         target=target,
-        draft=DraftGeometry(kind="self" if is_self else "separate", model=model, exit_layers=exits),
+        draft=DraftGeometry(kind="self" if is_self else "separate", model=model, exit_layers=exits.layers),
         dtype=dtype,
         device=torch.device(device),
         engine=engine,

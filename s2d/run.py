@@ -27,9 +27,11 @@ from perfmodel.units import Tokens
 from s2d.bench import OnText, RunRequest, run_report
 from s2d.conversation import Prompt
 from s2d.device import engine_for
+from s2d.dtypes import TORCH_DTYPES
+from s2d.exits import exits_of_plan
 from s2d.generate import Generation, OnTokens
 from s2d.kernels import check_kernels
-from s2d.load import TORCH_DTYPES, export_exit, find_model
+from s2d.load import export_exit, find_model
 from s2d.made_for import check_head, check_made_for, check_num_devices, check_plain_weights, device_label
 from s2d.outputs import Outputs
 from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
@@ -256,8 +258,17 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
     kernels = plan.device.kernels or STANDARD_KERNELS
     fix = "Install the PyTorch that the plan's profile was taken with, or profile and plan again here."
     check_kernels(kernels, device, plan.device.dtype, engine, fix=fix)
-    dtype = plan.device.dtype
-    return load_pair(target, draft, dtype, device, ranks, engine=engine, kernels=kernels, shares_draft=is_shared)
+    return load_pair(
+        target,
+        draft,
+        plan.device.dtype,
+        device,
+        ranks,
+        named_exits=exits_of_plan(plan),
+        engine=engine,
+        kernels=kernels,
+        shares_draft=is_shared,
+    )
 
 
 def _refuse_unequal(report: RunReport) -> None:

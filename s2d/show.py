@@ -153,7 +153,7 @@ def calibration_text(sidecar: Sidecar) -> str:
     if fitted is None:
         return "no calibration"
     rows = [
-        (f"exit {layer}", *(format_frac(curve(said)) for said in SHOWN_CONFIDENCES))
+        (f"exit {layer}", *(format_frac(curve(said)) if curve else _UNKNOWN for said in SHOWN_CONFIDENCES))
         for layer, curve in zip(sidecar.exit_layers, fitted.curves, strict=True)
     ]
     headers = ("agreement", *(f"at {said:.1f}" for said in SHOWN_CONFIDENCES))

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from perfmodel.artifact import Body, read_record, write_record
-from perfmodel.errors import BadPolicy
+from perfmodel.errors import BadFile, BadPolicy
 from perfmodel.policy import CalibrationCurve, Confidence
 from perfmodel.provenance import Provenance, make_provenance
 
-SIDECAR_NAME = "s2d.json"
+SIDECAR_NAME: Final = "s2d.json"
 SIDECAR_SCHEMA = "s2d/sidecar"
 SIDECAR_VERSION = 3
 
@@ -20,8 +20,8 @@ class Calibration:
 
     confidence: Confidence
     """The kind of confidence that the curves start from."""
-    curves: tuple[CalibrationCurve, ...]
-    """One per exit, in order: from confidence to the probability that the target agrees."""
+    curves: tuple[CalibrationCurve | None, ...]
+    """One per exit, in order: from confidence to the probability that the target agrees. None for an exit without one."""
     targets: tuple[str, ...]
     num_positions: int | None
     """Positions that every curve was fitted to; None in files that did not say."""
@@ -42,13 +42,22 @@ class Sidecar:
 
     def __post_init__(self) -> None:
         layers = self.exit_layers
-        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1:
-            raise BadPolicy(f"exit layers {layers!r}", "rising layer counts, the first at least 1")
+        check_exit_layers(layers)
         if self.calibration is not None and len(self.calibration.curves) != len(layers):
             raise BadPolicy(f"{len(self.calibration.curves)} calibration curves for {len(layers)} exits", "one for every exit")
         said = self.said_tokens
         if said is not None and (not said or said[0] < 0 or list(said) != sorted(set(said))):
             raise BadPolicy(f"{len(said)} tokens for a reduced head", "rising token ids, at least one")
+
+
+def check_exit_layers(layers: tuple[int, ...]) -> None:
+    """Refuse what no model has as its exits.
+
+    Raises:
+        BadPolicy: none, or layer counts that do not rise from 1 or more.
+    """
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1:
+        raise BadPolicy(f"exit layers {layers!r}", "rising layer counts, the first at least 1")
 
 
 def _with_whole_calibration(body: Body) -> Body:
@@ -76,7 +85,11 @@ def read_sidecar(folder: Path) -> Sidecar | None:
     path = folder / SIDECAR_NAME
     if not path.is_file():
         return None
-    return read_record(path, Sidecar, schema=SIDECAR_SCHEMA, version=SIDECAR_VERSION, upgrades=_UPGRADES).record
+    try:
+        return read_record(path, Sidecar, schema=SIDECAR_SCHEMA, version=SIDECAR_VERSION, upgrades=_UPGRADES).record
+    except BadFile as err:
+        err.add_note(f"This writes a right one: s2d-train exits --draft {folder} --exits LAYERS --overwrite")
+        raise
 
 
 def write_sidecar(folder: Path, sidecar: Sidecar, provenance: Provenance | None = None) -> None:

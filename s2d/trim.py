@@ -5,7 +5,6 @@ one that the draft cannot say is one that it would have missed.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,12 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.errors import UserInputError
 from perfmodel.units import Frac, Tokens
 from s2d.config import read_geometry
+from s2d.exits import NamedExits, find_exits
 from s2d.load import load_tokenizer, save_draft
-from s2d.sidecar import read_sidecar
+from s2d.sidecar import Sidecar
 
 
-def trim_head(draft: Path, texts: Sequence[str], num_tokens: Tokens, out: Path) -> Frac:
+def trim_head(draft: Path, texts: Sequence[str], num_tokens: Tokens, out: Path, named_exits: NamedExits | None = None) -> Frac:
     """Copy a draft with a reduced head, whole or not at all; returns the share of the texts' tokens that it can say.
 
     Its confidence is that of fewer tokens, so that curves fitted to the whole head's are left behind.
@@ -28,18 +28,18 @@ def trim_head(draft: Path, texts: Sequence[str], num_tokens: Tokens, out: Path) 
         texts: like those that its targets will write.
         num_tokens: that the head is to say, those that end a text among them.
         out: the folder to make.
+        named_exits: of the draft; those of its sidecar, else its full depth, when None.
 
     Raises:
-        UserInputError: no draft, no text, or more tokens than its vocabulary has.
+        UserInputError: no text, or more tokens than its vocabulary has.
         BadFile: there is something at `out` already, or it cannot be made.
         OutOfSpace: the disk is full.
     """
-    sidecar, tokenizer, vocab_size = read_sidecar(draft), load_tokenizer(draft), read_geometry(draft).vocab_size
-    if sidecar is None:
-        raise UserInputError(f"model {str(draft)!r} has no exits (s2d.json). Give a draft, as s2d-train draft makes them.")
-    counts = token_counts(tokenizer, texts, vocab_size)
+    geometry, tokenizer = read_geometry(draft), load_tokenizer(draft)
+    exits = find_exits(draft, geometry.num_layers, named_exits, is_self=False)
+    counts = token_counts(tokenizer, texts, geometry.vocab_size)
     said = frequent_tokens(counts, tokenizer.all_special_ids, num_tokens)
-    save_draft(draft, out, replace(sidecar, calibration=None, said_tokens=said))
+    save_draft(draft, out, Sidecar(exit_layers=exits.layers, norm="shared-final-norm", calibration=None, said_tokens=said))
     return float(counts[list(said)].sum() / counts.sum())
 
 

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from perfmodel.profile import Dtype
 from s2d.config import FAMILIES, geometry_of
+from s2d.dtypes import torch_dtype
 from s2d.fold import fold_weights
-from s2d.load import LoadedModel, torch_dtype
+from s2d.load import LoadedModel
 from s2d.nested import Decoder
 
 VOCAB_SIZE = 23

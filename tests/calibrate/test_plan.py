@@ -1,6 +1,7 @@
 """From evidence to a plan: what is checked, what is chosen, and what every refusal says."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,14 +198,32 @@ def test_a_config_names_a_target_by_its_shapes(tmp_path: Path) -> None:
         make_plan(replace(NOTHING_ASKED, target=str(tmp_path)))
 
 
+_PROMPTS = "--prompts path/to/prompts.jsonl -o profile, then plan: s2d-plan --trace profile/trace.npz"
+NO_EVIDENCE_FOR_THE_DRAFT = [
+    ({"target": target, "draft": draft}, UserInputError, f"{re.escape(problem)}.* {re.escape(command)} {re.escape(_PROMPTS)}")
+    for target, draft, problem, command in (
+        (
+            "vicuna-7b",
+            "ref-draft",
+            "draft 'ref-draft' with",
+            "s2d-profile acceptance --target path/to/vicuna-7b --draft ref-draft",
+        ),
+        ("vicuna-7b", "./mine", "draft './mine' with", "--target path/to/vicuna-7b --draft ./mine"),
+        ("llama-70b", "self", "draft 'self' with", "--target path/to/llama-2-70b --draft self"),
+        ("qwen3-8b", "a/b", "evidence for target 'qwen3-8b'", "--target path/to/qwen3-8b --draft a/b"),
+        (None, "a/b", "nothing to plan for", "--target path/to/your-target --draft a/b"),
+    )
+]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({}, UserInputError, "nothing to plan for: give --target NAME, or --trace FILE"),
         ({"target": "llama-7b0"}, UnknownName, r"unknown target 'llama-7b0': did you mean 'llama-2-7b'"),
         ({"target": "llama-3.1-8b"}, UserInputError, "no acceptance evidence .* --target path/to/llama-3.1-8b --draft "),
-        ({"target": "vicuna-7b", "draft": "s2d-vicuna-13"}, UnknownName, "unknown draft .* did you mean 's2d-vicuna-12'"),
-        ({"target": "vicuna-7b", "draft": "ref-draft"}, UnknownName, "unknown draft 'ref-draft': known are s2d-vicuna-12"),
+        ({"target": "vicuna-7b", "draft": "s2d-vicuna-13"}, UserInputError, "Did you mean 's2d-vicuna-12'"),
+        *NO_EVIDENCE_FOR_THE_DRAFT,
         ({"target": "vicuna-7b", "batch": 4}, UserInputError, "--batch 4: only --batch 1 is predicted"),
         ({"target": "vicuna-7b", "prompt_tokens": 0}, UserInputError, "--prompt-tokens 0: expected at least 1"),
         ({"target": "vicuna-7b", "prompt_tokens": 4000}, OutOfDomain, "output tokens of vicuna-7b = 4256 is outside"),

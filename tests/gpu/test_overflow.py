@@ -16,6 +16,7 @@ from profiler import command
 from profiler.cli import main_profile
 from s2d.bench import token_gaps
 from s2d.cache import Cache
+from s2d.finite import NotFinite
 from s2d.generate import Session
 from s2d.load import LoadedModel
 from s2d.nested import Decoder
@@ -25,7 +26,7 @@ from tests.gpu.sessions import GATED, MAX_TOKENS, draft_on, settings_of, target_
 from tests.profiler.conftest import Folders
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-BAD = 11
+BAD = 7
 """A token whose state is infinite, as that of a text that overflows."""
 TEXT, BAD_TEXT = (1, 2, 3, 4, 5), (1, BAD, BAD, 2, 3, BAD, 9)
 
@@ -84,15 +85,30 @@ def test_what_is_forgotten_is_as_if_it_had_never_been(device: str, steps: Callab
 @pytest.mark.parametrize("policy", [None, GATED], ids=["plain", "drafting"])
 def test_a_session_writes_the_same_after_a_text_that_overflowed(device: str, policy) -> None:
     session = Session(overflowing(target_on(device, "fp16")), overflowing(draft_on(device, "fp16")), MAX_TOKENS)
-    written = [session.generate(text, settings_of(policy)).tokens for text in (TEXT, BAD_TEXT, TEXT)]
-    assert written[0] == written[2]
-    assert len(set(written[0])) > 1
+    before = session.generate(TEXT, settings_of(policy)).tokens
+    who = "target" if policy is None else "draft"
+    with pytest.raises(NotFinite, match=f"the logits of {who} .* are NaN or infinite in fp16, .* with --dtype bf16 or fp32"):
+        session.generate(BAD_TEXT, settings_of(policy))
+    assert session.generate(TEXT, settings_of(policy)).tokens == before
+    assert len(set(before)) > 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("which", ["target", "draft"])
+def test_a_model_that_overflows_is_named_whichever_of_the_two_it_is(device: str, which: str) -> None:
+    models = {"target": target_on(device, "fp16"), "draft": draft_on(device, "fp16")}
+    overflowing(models[which])
+    session = Session(models["target"], models["draft"], MAX_TOKENS)
+    with pytest.raises(NotFinite, match=f"the logits of {which} "):
+        session.generate(BAD_TEXT, settings_of(GATED))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_without_zeroing_the_text_after_it_differs(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(overflowing(target_on(device, "fp16")), None, MAX_TOKENS)
     expected = session.generate(TEXT, settings_of(None)).tokens
+    monkeypatch.setattr("s2d.generate.check_states", lambda *_: None)
+    monkeypatch.setattr("s2d.generate.check_logits", lambda *_: None)
 
     def reset_without_zeroing(cache: Cache) -> None:
         cache.lengths = [0] * len(cache.segments)
@@ -102,12 +118,13 @@ def test_without_zeroing_the_text_after_it_differs(device: str, monkeypatch: pyt
     assert session.generate(TEXT, settings_of(None)).tokens != expected
 
 
-def test_a_gap_where_logits_overflow_is_the_largest_there_is() -> None:
+def test_no_text_whose_logits_overflow_is_held_against_another() -> None:
     target = overflowing(target_on("cpu", "fp16"))
     geometry = DraftGeometry(kind="self", model=target.geometry, exit_layers=target.exit_layers)
     pair = ModelPair(target=target, draft=target, geometry=geometry, device=torch.device("cpu"))
     assert max(token_gaps(pair, TEXT, [1, 2], GREEDY)) < 100
-    assert token_gaps(pair, BAD_TEXT, [1, 2], GREEDY) == [torch.finfo(torch.float32).max] * 2
+    with pytest.raises(NotFinite, match="the logits of target"):
+        token_gaps(pair, BAD_TEXT, [1, 2], GREEDY)
 
 
 def test_a_trace_of_a_draft_that_overflows_is_refused(
@@ -116,7 +133,7 @@ def test_a_trace_of_a_draft_that_overflows_is_refused(
     monkeypatch.setattr(command, "load_pair", lambda *args, **how: _with_overflowing_draft(load_pair(*args, **how)))
     argv = ["acceptance", *profile_argv(models, tmp_path / "out", "fp16"), "--device", "cpu"]
     assert main_profile(argv) == 2
-    assert "the draft's numbers overflow in fp16 on prompt 'p0.txt:1': its exits have no" in capsys.readouterr().err
+    assert "the logits of draft 'draft' are NaN or infinite in fp16 on prompt 'p0.txt:1'" in capsys.readouterr().err
 
 
 def _with_overflowing_draft(pair: Pair) -> Pair:

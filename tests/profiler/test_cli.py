@@ -69,7 +69,7 @@ def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
     assert trace.header.draft_sha256 == draft.model_sha256
     assert len(trace.header.prompts) == 3
     shown = capsys.readouterr().out
-    assert shown.splitlines()[0].startswith("models   target with draft, exits 1/2/4, fp32")
+    assert shown.splitlines()[0].startswith("models   target with draft, exits 1/2/4 (s2d.json), fp32")
     assert f"next: s2d-plan --profile {out / 'draft.latency.json'}" in shown
     assert str(tmp_path.parent) not in (out / "draft.latency.json").read_text()
 

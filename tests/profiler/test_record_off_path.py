@@ -10,6 +10,7 @@ from perfmodel.trace import AcceptanceTrace
 from profiler.job import Job
 from profiler.record_acceptance import empty_trace, extended
 from profiler.record_off_path import TOKENS_PER_MISTAKE, draw_mistakes
+from s2d.finite import NotFinite
 from s2d.pair import SELF_DRAFT, encode_prompts, load_pair
 from s2d.processing import Processing
 from s2d.prompts import read_prompts
@@ -106,3 +107,15 @@ def test_no_more_mistakes_are_drawn_than_there_are() -> None:
     assert draw_mistakes(never, "a", 4) == draw_mistakes(last, "a", 4) == []
     assert draw_mistakes(once, "a", 4) == [(4, 1)]
     assert len({step for step, _ in draw_mistakes(1 - never, "a", 4)}) == 4
+
+
+def test_a_draft_whose_logits_are_not_finite_behind_a_mistake_alone_is_refused(folders: Folders) -> None:
+    job = job_of(folders, GREEDY)
+    trace = trace_of(job, 0)
+    mistakes = draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES)
+    text = {*job.prompts[0].token_ids, *trace.target_token.tolist()}
+    wrong = {int(trace.draft_token[step, number]) for step, number in mistakes} - text
+    assert wrong
+    job.pair.draft.decoder.weights.embedding[list(wrong)] = np.inf
+    with pytest.raises(NotFinite, match=r"the logits of draft 'draft' are NaN or infinite in fp32 on prompt 'p0.txt:1'"):
+        trace_of(job, 0)

@@ -34,7 +34,7 @@ def test_a_draft_is_planned_for_and_run_where_it_was_profiled(
     with torchrun_environment():
         assert main_run(["--plan", str(plan), *models, "--split", "all", "--check"]) == 0
     said = capsys.readouterr().out
-    assert f"exits 1/2/4, {'' if num_devices == 2 else 'the target '}shared by 2 processes" in said
+    assert f"exits 1/2/4 (the plan), {'' if num_devices == 2 else 'the target '}shared by 2 processes" in said
     assert "4 of 4 outputs equal the plain target's" in said
 
 

@@ -137,9 +137,13 @@ def test_a_plan_made_for_something_else_is_refused(folders, plan_file, capsys, c
 def test_a_plan_for_another_shape_exit_device_or_dtype_is_refused(folders, plan_file, capsys) -> None:
     target, draft = (load_model(folders / name, "fp32") for name in ("target", "draft"))
     pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    deeper = replace(draft.geometry, num_layers=5)
     cases = (
         ({"target": replace(target.geometry, num_layers=7)}, "another shape"),
-        ({"draft": DraftGeometry(kind="separate", model=draft.geometry, exit_layers=(1, 4))}, "was made for exits (1, 4)"),
+        (
+            {"draft": DraftGeometry(kind="separate", model=deeper, exit_layers=(2, 5))},
+            "exit 5 (the plan) of a draft of 4 layers",
+        ),
         ({"device": replace(pair.device_key, device="Abacus")}, "was made for 1 x Abacus, fp32"),
         ({"device": replace(pair.device_key, dtype="int4")}, "was made for dtype int4"),
         ({"device": replace(pair.device_key, num_threads=None)}, "no CUDA device"),

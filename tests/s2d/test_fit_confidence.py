@@ -62,11 +62,18 @@ def test_the_command_writes_curves_into_the_sidecar_and_changes_no_weight(folder
     assert (after.sha256, after.exit_layers) == (before.sha256, before.exit_layers)
 
 
-def test_a_draft_without_a_sidecar_cannot_be_calibrated(folders: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("flags", "exits", "label"), [([], (4,), "4 (full depth"), (["--exits", "1,3"], (1, 3), "1/3 (--exits)")]
+)
+def test_a_model_without_a_sidecar_is_calibrated_and_gets_one(
+    folders: Path, capsys, flags: list[str], exits: tuple[int, ...], label: str
+) -> None:
     (folders / "draft" / "s2d.json").unlink()
-    flags = ["--draft", str(folders / "draft"), "--target", str(folders / "target")]
-    assert main_train(["calibrate", *flags, "--prompts", str(folders / "prompts.jsonl")]) == 2
-    assert "Give a nested draft, as s2d-train draft makes them" in capsys.readouterr().err
+    models = ["--draft", str(folders / "draft"), "--target", str(folders / "target"), "--max-new-tokens", "8"]
+    assert main_train(["calibrate", *models, "--prompts", str(folders / "prompts.jsonl"), *flags]) == 0
+    assert f"s2d.json, exits {label}" in capsys.readouterr().out
+    written = read_sidecar(folders / "draft")
+    assert (written.exit_layers, len(written.calibration.curves)) == (exits, len(exits))
 
 
 def test_prompts_must_be_given_for_models_that_are_not_in_the_box(folders: Path, capsys) -> None:

@@ -47,7 +47,7 @@ def test_a_checked_run_of_two_processes_is_equal_and_places_the_draft_as_the_pla
     with torchrun_environment():
         assert main_run([*map(str, flags), "-o", str(report_file)]) == 0
     said = capsys.readouterr().out
-    assert f"target with draft, exits 2/4, {shared} by 2 processes" in said
+    assert f"target with draft, exits 2/4 (the plan), {shared} by 2 processes" in said
     assert "1 of 1 outputs equal the plain target's" in said
     report = read_report(report_file).record
     assert report.device.num_devices == 2

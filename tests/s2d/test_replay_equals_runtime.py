@@ -29,6 +29,7 @@ from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
 from profiler.job import Job
 from profiler.record_acceptance import empty_trace, extended
+from s2d.exits import DraftExits
 from s2d.fold import with_reduced_head
 from s2d.generate import Generation, Session
 from s2d.load import with_vocabulary_of
@@ -92,6 +93,7 @@ def tiny_pair(kind: str) -> Pair:
         tokenizer_sha256="0" * 64,
         eos_token_id=EOS,
         device=torch.device("cpu"),
+        exits=DraftExits(layers=draft.exit_layers, source="s2d.json", calibration=None),
     )
 
 

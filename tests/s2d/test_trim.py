@@ -15,6 +15,7 @@ from perfmodel.errors import BadPolicy, UserInputError
 from perfmodel.policy import ExitPolicy, SurvivalStop
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.cli import main_train
+from s2d.exits import NamedExits
 from s2d.fold import with_reduced_head, with_vocabulary
 from s2d.generate import generate
 from s2d.load import LoadedModel, load_model, save_draft
@@ -150,9 +151,14 @@ def test_numbers_of_tokens_that_cannot_be_are_refused_and_nothing_is_written(dra
     assert not (tmp_path / "trimmed").exists()
 
 
-def test_texts_without_tokens_and_models_without_exits_are_refused(draft: Path, tmp_path: Path) -> None:
+def test_texts_without_tokens_are_refused(draft: Path, tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="no tokens to count"):
         trim_head(draft, [""], 4, tmp_path / "trimmed")
-    with pytest.raises(UserInputError, match="has no exits"):
-        trim_head(tmp_path / "model", [TEXT], 4, tmp_path / "trimmed")
     assert np.array_equal(sorted(path.name for path in tmp_path.iterdir()), ["draft", "model"])
+
+
+def test_a_model_without_a_sidecar_is_trimmed_at_its_full_depth_or_at_the_exits_named(draft: Path, tmp_path: Path) -> None:
+    named = NamedExits(layers=(1, 3), source="--exits")
+    for out, asked, expected in (("whole", None, (4,)), ("named", named, (1, 3))):
+        trim_head(tmp_path / "model", [TEXT], 4, tmp_path / out, asked)
+        assert load_model(tmp_path / out, "fp32").exit_layers == expected
