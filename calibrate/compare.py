@@ -15,6 +15,7 @@ from perfmodel.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.estimate import pass_seconds
 from perfmodel.interval import Interval
 from perfmodel.passes import PASS_KINDS, PassKind
+from perfmodel.pauses import without_pauses
 from perfmodel.plan import Candidate, Evidence, Plan
 from perfmodel.report import Arm, RunReport
 from perfmodel.residuals import PassResidual, Residuals
@@ -187,9 +188,9 @@ def _pass_residuals(
 
     The arm may have been repeated: its samples are scaled to one repetition by their number.
     """
-    residuals = []
+    residuals, samples = [], without_pauses(arm.samples)
     for kind in PASS_KINDS:
-        measured = [seconds for sample, seconds in zip(arm.samples.kind, arm.samples.seconds, strict=True) if sample == kind]
+        measured = [seconds for sample, seconds in zip(samples.kind, samples.seconds, strict=True) if sample == kind]
         passes = num_passes(rounds, kind)
         if measured and kind in priced:
             measured_s = math.fsum(measured) / len(measured) * passes

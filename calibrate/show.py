@@ -9,7 +9,7 @@ from calibrate.next_command import next_note
 from calibrate.pricing import key_text
 from perfmodel.console import table
 from perfmodel.geometry import DraftGeometry, ModelGeometry
-from perfmodel.interval import Interval
+from perfmodel.interval import WIDEST_FACTOR, Interval
 from perfmodel.passes import PassKind
 from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Overfitting, Plan
 from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
@@ -144,6 +144,11 @@ def _overfitting_text(found: Overfitting) -> str:
 def cautions(plan: Plan) -> list[str]:
     """What a reader should not take the predicted speedup for."""
     found = []
+    if plan.chosen.speedup.speedup.is_cut:
+        found.append(
+            f"The interval is cut at a factor of {WIDEST_FACTOR:.0f}: the evidence scatters so much that it does not tell how "
+            "fast the plan is. Measure again on a quiet machine."
+        )
     if plan.chosen.speedup.speedup.low < 1:
         found.append("The interval reaches below 1.00x: speculation may not pay here. Measure before relying on it.")
     single = next((one for one in plan.runners_up if one.policy is not None and len(one.policy.exit_layers) == 1), None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from perfmodel.artifact import Body, with_keys
 from perfmodel.bootstrap import resamples
-from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval
+from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval
 from perfmodel.latency import LatencyModel
 from perfmodel.passes import DRAFT_KINDS, PASS_KINDS, PREFILL_KINDS, PassKind
 from perfmodel.rounds import RoundStats
@@ -177,7 +177,7 @@ def _interval(runs: Sequence[Decoded], plain: Sequence[Decoded], error_frac: Fra
     error = NORMAL_QUANTILE * error_frac
     below = math.hypot(min(0.0, math.log(resampled[outside] / value)), error)
     above = math.hypot(max(0.0, math.log(resampled[-1 - outside] / value)), error)
-    return Interval(value=value, low=value * math.exp(-below), high=value * math.exp(above))
+    return ratio_interval(value, below=below, above=above)
 
 
 def _resampled_ratios(runs: Sequence[Decoded], plain: Sequence[Decoded]) -> list[float]:

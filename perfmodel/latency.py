@@ -206,7 +206,7 @@ class MeasuredLatency:
     def __init__(self, profile: LatencyProfile) -> None:
         self.profile = profile
         self._table = PassTimes(profile.samples, name=profile.model.name, pads_rows=profile.pads_rows)
-        self.error_frac: Frac = self._table.error_frac
+        self.error_frac: Frac = min(self._table.error_frac, WIDEST_ERROR_FRAC)
 
     @property
     def level(self) -> LatencyLevel:

@@ -57,6 +57,12 @@ class Law:
     all_reduce_s: Seconds
     link_byte_s: Seconds
 
+    def __post_init__(self) -> None:
+        for term in self.__slots__:
+            value = getattr(self, term)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{term} is {value:g}, expected a finite number that is not negative")
+
     def line(self, work: PassWork, *, max_cached_tokens: int) -> tuple[Seconds, Seconds]:
         """Seconds of some work with nothing cached, and per cached token.
 

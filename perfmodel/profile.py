@@ -72,6 +72,14 @@ class LatencyProfile:
     kernel_trials: tuple[KernelTrial, ...] = ()
     """What the device's kernels were chosen by; empty where they were not measured."""
 
+    def __post_init__(self) -> None:
+        num_stages = max(1, len(self.exit_layers))
+        beyond = max(self.samples.stage, default=0)
+        if beyond >= num_stages:
+            raise ValueError(
+                f"samples hold a pass of stage {beyond}, expected at most {num_stages - 1}: stages count the exits"
+            )
+
     @property
     def pads_rows(self) -> bool:
         """Whether passes through layers ran as wide as `graph_width`: the runtime captures passes on one GPU alone."""

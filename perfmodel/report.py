@@ -29,7 +29,7 @@ class PromptRun:
     rounds: RoundStats
     prefill_s: Seconds
     decode_s: Seconds
-    """Wall time of the rounds."""
+    """Wall time of the rounds, pauses of the process (`perfmodel.pauses`) not counted; the arm's samples hold them."""
     distinct_6gram_frac: float
 
 

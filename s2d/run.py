@@ -18,12 +18,13 @@ from perfmodel.contention import Contention
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
 from perfmodel.kernels import STANDARD_KERNELS
+from perfmodel.pauses import pauses_text
 from perfmodel.plan import Plan, read_plan
 from perfmodel.provenance import make_provenance
 from perfmodel.report import RunReport, report_file_text, write_report
 from perfmodel.sampling import Sampling
 from perfmodel.units import Tokens
-from s2d.bench import OnText, RunRequest, run_report
+from s2d.bench import OnText, RunRequest, paused_passes, run_report
 from s2d.conversation import Prompt
 from s2d.device import engine_for
 from s2d.generate import Generation, OnTokens
@@ -75,6 +76,8 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Rank
     _say_cut_short(loaded.turns)
     if args.check and (busy := contention.warning) is not None:
         print_err(f"warning: {busy}")
+    if (paused := pauses_text(paused_passes(report))) is not None:
+        print_err(f"warning: {paused}")
     provenance = make_provenance(
         argv=command,
         device=report.device.device,

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfmodel.errors import OutOfDomain, UserInputError
+from perfmodel.errors import BadFile, OutOfDomain, UserInputError
 from perfmodel.geometry import find_draft, find_model
 from perfmodel.hardware import find_hardware
 from perfmodel.kernel_costs import WIDEST_ERROR_FRAC
@@ -323,3 +324,17 @@ def test_rows_of_a_rounds_bookkeeping_are_not_padded() -> None:
 def test_a_fit_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     write_latency_fit(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
     assert read_latency_fit(tmp_path / "fit.json").record == FIT
+
+
+@pytest.mark.parametrize("value", [-1e-9, -1e308])
+@pytest.mark.parametrize("term", Law.__dataclass_fields__)
+def test_a_fit_with_a_negative_coefficient_is_refused_by_its_name(tmp_path: Path, term: str, value: float) -> None:
+    path = tmp_path / "fit.json"
+    write_latency_fit(path, FIT, make_provenance(argv=("test",)))
+    envelope = json.loads(path.read_text("utf-8"))
+    envelope["body"]["law"][term] = value
+    path.write_text(json.dumps(envelope), encoding="utf-8")
+    with pytest.raises(
+        BadFile, match=re.escape(f"body.law: {term} is {value:g}, expected a finite number that is not negative")
+    ):
+        read_latency_fit(path)

@@ -19,6 +19,7 @@ from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport, read_report
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.cli import main_run
+from s2d.clock import Clock
 from s2d.load import load_model
 from s2d.pair import EncodedPrompt, load_pair
 from s2d.run import PromptStreams
@@ -261,3 +262,34 @@ def test_help_names_every_flag_and_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert all(flag in done.stdout for flag in ("--plan", "--prompts", "--check", "--export-exit", "--json", "--split"))
     assert done.stderr.strip() == "False"
+
+
+@pytest.mark.parametrize("pause_s", [10.0, 36_000.0, 1e300])
+def test_a_pause_of_the_process_is_left_out_of_the_measured_speedup_and_named(
+    folders, plan_file, capsys, monkeypatch: pytest.MonkeyPatch, pause_s: float
+) -> None:
+    taken_s = {"segment": 1e-3, "exit": 1e-4, "verify": 5e-3, "round": 1e-5}
+    paused: list[bool] = []
+
+    def lap_seconds(clock: Clock) -> list[float]:
+        """Steady passes; the third verify of every text after the warm-up waits for the process to go on."""
+        seconds = [taken_s.get(kind, 1e-3) for kind, *_ in clock.tags]
+        verifies = [place for place, (kind, *_) in enumerate(clock.tags) if kind == "verify"]
+        if paused and len(verifies) > 2:
+            seconds[verifies[2]] = pause_s
+        return seconds
+
+    monkeypatch.setattr(Clock, "lap_seconds", lap_seconds)
+    report_file, found = folders / "report.json", []
+    for is_paused in (False, True):
+        paused[:] = [True] * is_paused
+        assert run(folders, plan_file(), "--prompt", "the cat", "--check", "-o", str(report_file)) == 0
+        found.append(read_report(report_file).record)
+        assert ("was the process stopped" in capsys.readouterr().err) == is_paused
+    steady, disturbed = (report.measured for report in found)
+    assert steady is not None
+    assert disturbed is not None
+    assert disturbed.speedup.value == pytest.approx(steady.speedup.value)
+    assert disturbed.speedup.high == pytest.approx(steady.speedup.high)
+    assert disturbed.round_cost.total_s == pytest.approx(steady.round_cost.total_s)
+    assert max(found[1].plan_arm.samples.seconds) == pause_s  # the raw times stay in the report
