@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perfmodel.errors import BadFile, UnknownName, UserInputError, near_misses
-from perfmodel.geometry import ModelGeometry, find_model
+from perfmodel.geometry import ModelGeometry, find_draft, find_model
 from perfmodel.hub import REPOSITORY, fetch_config
 from perfmodel.known_models import ALIASES, KNOWN_MODELS
 from perfmodel.model_config import geometry_from_config, quantisation_note
@@ -55,6 +55,14 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
             err.add_note(f"Known under a like name: {', '.join(near)}.")
         raise
     return _read(config, name, f"{_CONFIG} of {text} on the Hugging Face hub")
+
+
+def find_draft_model(text: str) -> ModelGeometry:
+    """A draft's shapes: a known nested draft at its full depth, or any model as `find_target` finds it."""
+    try:
+        return find_draft(text).model
+    except UnknownName:
+        return find_target(text)
 
 
 def _read(path: Path, name: str, source: str) -> ModelGeometry:

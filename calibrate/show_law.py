@@ -5,10 +5,20 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from calibrate.design import Design, DesignRequest
+from calibrate.design import Design, DesignRequest, DraftRound, draft_token_s, plain_token_s
 from calibrate.show import PAGE_CHARS, model_label
 from perfmodel.console import table
-from perfmodel.units import MEGA, format_bytes, format_frac, format_number, format_seconds, format_signed_frac, format_speedup
+from perfmodel.geometry import ModelGeometry
+from perfmodel.units import (
+    MEGA,
+    format_bytes,
+    format_frac,
+    format_number,
+    format_rate,
+    format_seconds,
+    format_signed_frac,
+    format_speedup,
+)
 from perfmodel.validation import Explanation, Validation
 
 
@@ -79,29 +89,108 @@ def _explanations(explanations: Sequence[Explanation]) -> str:
 
 
 def design_text(request: DesignRequest, found: Sequence[Design]) -> str:
-    """The whole answer of `s2d-plan design`."""
-    where = f"{request.num_devices} x {request.hardware.name}, {request.dtype}, {request.engine}"
+    """The whole answer of `s2d-plan design --params`."""
     size = f"{format_number(request.num_params / MEGA)} million weights"
     said = found[0].geometry.said_tokens
     is_reduced = said < request.target.vocab_size
     head = [
-        f"target  {model_label(request.target)}, on {where}",
+        *_target_lines(request),
         f"draft   {size} on one device, {request.draft_tokens} tokens a round, {request.context_tokens} tokens of context",
         *([f"head    {said} of {request.target.vocab_size} tokens"] if is_reduced else []),
     ]
     frontier = sorted((one for one in found if one.is_frontier), key=lambda one: one.geometry.num_layers)
+    title = f"the fastest of {len(found)} shapes at each depth, and the tokens per round that each needs"
+    advice = f"{_depth_advice(frontier)} {_shape_advice(request, frontier)}"
+    advice += " What the head saves went into the layers: give a smaller --params to be faster instead." if is_reduced else ""
+    return "\n\n".join(["\n".join(head), f"{title}\n\n{_designs(request, frontier)}", textwrap.fill(advice, PAGE_CHARS)])
+
+
+def draft_text(request: DesignRequest, draft: ModelGeometry, rounds: Sequence[DraftRound]) -> str:
+    """The whole answer of `s2d-plan design --draft`."""
+    token_s = draft_token_s(draft, request)
+    head = [
+        *_target_lines(request),
+        f"draft   {model_label(draft)}, on one device: {format_seconds(token_s)} a drafted token",
+        f"context {request.context_tokens} tokens",
+    ]
+    if draft.vocab_size != request.target.vocab_size:
+        head.append(f"note    its vocabulary has {draft.vocab_size} tokens, the target's {request.target.vocab_size}")
+    rows = [
+        [
+            str(one.draft_tokens),
+            format_seconds(one.round_s),
+            _needed_text(one.break_even_tokens, at_most=one.draft_tokens + 1),
+            str(one.draft_tokens + 1),
+        ]
+        for one in rounds
+    ]
+    headers = ["drafted tokens", "one round", "tokens to beat plain", "at most"]
+    title = "the tokens per round that each draft length needs, the target's own counted"
+    advice = textwrap.fill(_length_advice(rounds), PAGE_CHARS)
+    return "\n\n".join(["\n".join(head), f"{title}\n\n{table(rows, headers=headers, align='rrrr')}", advice])
+
+
+def _target_lines(request: DesignRequest) -> list[str]:
+    """The target, where it runs, and its plain decoding."""
+    where, plain_s = (
+        f"{request.num_devices} x {request.hardware.name}, {request.dtype}, {request.engine}",
+        plain_token_s(request),
+    )
+    return [
+        f"target  {model_label(request.target)}, on {where}",
+        f"plain   {format_rate(1 / plain_s)}, {format_seconds(plain_s)} a token",
+    ]
+
+
+def _depth_advice(frontier: Sequence[Design]) -> str:
     fastest, deepest = frontier[0], frontier[-1]
-    advice = (
+    return (
         f"A layer costs time whatever its width: from {fastest.geometry.num_layers} to {deepest.geometry.num_layers} layers a "
         f"token takes {format_seconds(fastest.token_s)} to {format_seconds(deepest.token_s)}, and the deepest needs "
-        f"{deepest.over_fastest:.2f} times the tokens per round to keep up. Choose the shallowest shape whose training reaches "
-        "its break-even."
-    ) + (" What the head saves went into the layers: give a smaller --params to be faster instead." if is_reduced else "")
-    title = f"the fastest of {len(found)} shapes at each depth, and the tokens per round that each needs"
-    return "\n\n".join(["\n".join(head), f"{title}\n\n{_designs(frontier)}", textwrap.fill(advice, PAGE_CHARS)])
+        f"{deepest.over_fastest:.2f} times the tokens per round to keep up."
+    )
 
 
-def _designs(found: Sequence[Design]) -> str:
+def _shape_advice(request: DesignRequest, frontier: Sequence[Design]) -> str:
+    """Which shapes to train, and which cannot pay."""
+    drafted, too_slow = f"at {_tokens_text(request.draft_tokens)}", [one for one in frontier if not one.can_pay]
+    limit = f"a round yields at most {request.max_round_tokens} tokens"
+    if len(too_slow) == len(frontier):
+        return f"No shape of this size can pay {drafted}: {limit}. Give a smaller --params."
+    advice = "Choose the shallowest shape whose training reaches its break-even."
+    if not too_slow:
+        return advice
+    return f"{advice} Those of {too_slow[0].geometry.num_layers} layers and more cannot pay {drafted}: {limit}."
+
+
+def _length_advice(rounds: Sequence[DraftRound]) -> str:
+    """Which draft lengths can pay."""
+    paying = [str(one.draft_tokens) for one in rounds if one.can_pay]
+    if not paying:
+        lengths = ", ".join(str(one.draft_tokens) for one in rounds)
+        return (
+            f"This draft cannot pay at {lengths} drafted tokens: a round of K drafted tokens yields at most K + 1. Take a "
+            "draft of fewer layers."
+        )
+    advice = (
+        "A draft length pays where the acceptance length that an engine reports (accepted tokens + 1) is above its break-even."
+    )
+    if len(paying) < len(rounds):
+        advice += f" Only {', '.join(paying)} can: a round of K drafted tokens yields at most K + 1."
+    return advice
+
+
+def _tokens_text(count: int) -> str:
+    return f"{count} drafted token{'' if count == 1 else 's'}"
+
+
+def _needed_text(tokens: float, *, at_most: int) -> str:
+    """Tokens per round that are needed: `2.31`, or `impossible (at most 6)`."""
+    return f"{tokens:.2f}" if tokens < at_most else f"impossible (at most {at_most})"
+
+
+def _designs(request: DesignRequest, found: Sequence[Design]) -> str:
+    at_most = request.max_round_tokens
     rows = [
         [
             str(one.geometry.num_layers),
@@ -111,8 +200,8 @@ def _designs(found: Sequence[Design]) -> str:
             format_number(one.geometry.num_params / MEGA),
             format_seconds(one.token_s),
             format_bytes(one.kv_bytes_per_token),
-            f"{one.break_even_tokens:.2f}",
-            f"{one.over_fastest:.2f}",
+            _needed_text(one.break_even_tokens, at_most=at_most),
+            _needed_text(one.over_fastest, at_most=at_most),
         ]
         for one in found
     ]
