@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perfmodel.errors import BadFile, UnknownName, UserInputError, near_misses
-from perfmodel.geometry import ModelGeometry, find_draft, find_model
+from perfmodel.geometry import DraftGeometry, ModelGeometry, find_draft, find_model
 from perfmodel.hub import REPOSITORY, fetch_config
 from perfmodel.known_models import ALIASES, KNOWN_MODELS
 from perfmodel.model_config import geometry_from_config, quantisation_note
@@ -57,12 +57,13 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
     return _read(config, name, f"{_CONFIG} of {text} on the Hugging Face hub")
 
 
-def find_draft_model(text: str) -> ModelGeometry:
-    """A draft's shapes: a known nested draft at its full depth, or any model as `find_target` finds it."""
+def find_any_draft(text: str) -> DraftGeometry:
+    """A known nested draft, or any model that `find_target` finds as a draft with one exit, at its full depth."""
     try:
-        return find_draft(text).model
+        return find_draft(text)
     except UnknownName:
-        return find_target(text)
+        model = find_target(text)
+        return DraftGeometry(kind="separate", model=model, exit_layers=(model.num_layers,))
 
 
 def _read(path: Path, name: str, source: str) -> ModelGeometry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from calibrate.flags import add_device_flags, device_request
@@ -67,7 +68,7 @@ def design_parser() -> argparse.ArgumentParser:
 def run_design(args: argparse.Namespace) -> int:
     """Draft shapes of one size, or one draft at several draft lengths."""
     from calibrate.design import DEFAULT_DRAFT_TOKENS, DRAFT_LENGTHS, DesignRequest, designs, draft_rounds
-    from calibrate.find_target import find_draft_model, find_target
+    from calibrate.find_target import find_any_draft, find_target
     from calibrate.pricing import target_device
     from calibrate.show_law import design_text, draft_text
     from perfmodel.geometry import with_reduced_head
@@ -76,11 +77,13 @@ def run_design(args: argparse.Namespace) -> int:
     for flag, count in (("--draft-tokens", args.draft_tokens), ("--context-tokens", args.context_tokens)):
         if count is not None and count < 1:
             raise UserInputError(f"{flag} {count}: expected at least 1.")
-    draft = None if args.draft is None else with_reduced_head(find_draft_model(args.draft), args.draft_vocab)
+    draft = None if args.draft is None else find_any_draft(args.draft)
+    if draft is not None:
+        draft = replace(draft, model=with_reduced_head(draft.model, args.draft_vocab))
     device = target_device(target, device_request(args), context_tokens=args.context_tokens)
     request = DesignRequest(
         target=target,
-        num_params=_whole(args.params) if draft is None else draft.num_params,
+        num_params=_whole(args.params) if draft is None else draft.model.num_params,
         draft_vocab=args.draft_vocab,
         hardware=device.hardware,
         num_devices=device.num_devices,
@@ -90,10 +93,10 @@ def run_design(args: argparse.Namespace) -> int:
         draft_tokens=args.draft_tokens or DEFAULT_DRAFT_TOKENS,
     )
     if draft is None:
-        print_out(design_text(request, designs(request)))
+        print_out(design_text(request, designs(request), asked_target=args.target))
     else:
         lengths = DRAFT_LENGTHS if args.draft_tokens is None else (args.draft_tokens,)
-        print_out(draft_text(request, draft, draft_rounds(draft, request, lengths)))
+        print_out(draft_text(request, draft, draft_rounds(draft.model, request, lengths), asked_target=args.target))
     return EXIT_ANSWERED
 
 

@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Sequence
 
 from calibrate.design import Design, DesignRequest, DraftRound, draft_token_s, plain_token_s
-from calibrate.show import PAGE_CHARS, model_label
+from calibrate.show import PAGE_CHARS, asked_text, model_label, unpublished_note
 from perfmodel.console import table
-from perfmodel.geometry import ModelGeometry
+from perfmodel.geometry import DraftGeometry
 from perfmodel.units import (
     MEGA,
     format_bytes,
@@ -88,13 +88,13 @@ def _explanations(explanations: Sequence[Explanation]) -> str:
     return f"{textwrap.fill(told, PAGE_CHARS)}\n\n{table(rows, headers=headers)}"
 
 
-def design_text(request: DesignRequest, found: Sequence[Design]) -> str:
+def design_text(request: DesignRequest, found: Sequence[Design], *, asked_target: str) -> str:
     """The whole answer of `s2d-plan design --params`."""
     size = f"{format_number(request.num_params / MEGA)} million weights"
     said = found[0].geometry.said_tokens
     is_reduced = said < request.target.vocab_size
     head = [
-        *_target_lines(request),
+        *_target_lines(request, asked_target),
         f"draft   {size} on one device, {request.draft_tokens} tokens a round, {request.context_tokens} tokens of context",
         *([f"head    {said} of {request.target.vocab_size} tokens"] if is_reduced else []),
     ]
@@ -105,16 +105,16 @@ def design_text(request: DesignRequest, found: Sequence[Design]) -> str:
     return "\n\n".join(["\n".join(head), f"{title}\n\n{_designs(request, frontier)}", textwrap.fill(advice, PAGE_CHARS)])
 
 
-def draft_text(request: DesignRequest, draft: ModelGeometry, rounds: Sequence[DraftRound]) -> str:
+def draft_text(request: DesignRequest, draft: DraftGeometry, rounds: Sequence[DraftRound], *, asked_target: str) -> str:
     """The whole answer of `s2d-plan design --draft`."""
-    token_s = draft_token_s(draft, request)
+    model, token_s = draft.model, draft_token_s(draft.model, request)
     head = [
-        *_target_lines(request),
-        f"draft   {model_label(draft)}, on one device: {format_seconds(token_s)} a drafted token",
+        *_target_lines(request, asked_target),
+        f"draft   {model_label(model)}, on one device: {format_seconds(token_s)} a drafted token",
         f"context {request.context_tokens} tokens",
     ]
-    if draft.vocab_size != request.target.vocab_size:
-        head.append(f"note    its vocabulary has {draft.vocab_size} tokens, the target's {request.target.vocab_size}")
+    if model.vocab_size != request.target.vocab_size:
+        head.append(f"note    its vocabulary has {model.vocab_size} tokens, the target's {request.target.vocab_size}")
     rows = [
         [
             str(one.draft_tokens),
@@ -127,17 +127,18 @@ def draft_text(request: DesignRequest, draft: ModelGeometry, rounds: Sequence[Dr
     headers = ["drafted tokens", "one round", "tokens to beat plain", "at most"]
     title = "the tokens per round that each draft length needs, the target's own counted"
     advice = textwrap.fill(_length_advice(rounds), PAGE_CHARS)
-    return "\n\n".join(["\n".join(head), f"{title}\n\n{table(rows, headers=headers, align='rrrr')}", advice])
+    blocks = ["\n".join(head), f"{title}\n\n{table(rows, headers=headers, align='rrrr')}", advice]
+    return "\n\n".join(blocks if (note := unpublished_note(draft)) is None else [*blocks, note])
 
 
-def _target_lines(request: DesignRequest) -> list[str]:
+def _target_lines(request: DesignRequest, asked_target: str) -> list[str]:
     """The target, where it runs, and its plain decoding."""
     where, plain_s = (
         f"{request.num_devices} x {request.hardware.name}, {request.dtype}, {request.engine}",
         plain_token_s(request),
     )
     return [
-        f"target  {model_label(request.target)}, on {where}",
+        f"target  {model_label(request.target)}{asked_text(asked_target, request.target)}, on {where}",
         f"plain   {format_rate(1 / plain_s)}, {format_seconds(plain_s)} a token",
     ]
 

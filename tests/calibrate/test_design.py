@@ -164,7 +164,7 @@ def test_what_cannot_pay_is_shown_as_impossible(
 
 def test_where_no_shape_of_a_size_can_pay_it_is_said() -> None:
     frontier = [one for one in designs(replace(LAUNCH_BOUND, num_params=300_000_000)) if one.is_frontier and not one.can_pay]
-    text = " ".join(design_text(LAUNCH_BOUND, frontier).split())
+    text = " ".join(design_text(LAUNCH_BOUND, frontier, asked_target="smollm2-1.7b").split())
     assert (
         "No shape of this size can pay at 5 drafted tokens: a round yields at most 6 tokens. Give a smaller --params." in text
     )
