@@ -116,7 +116,7 @@ def price_by_datasheet(pair: Pair, request: DeviceRequest, *, context_tokens: To
         ),
         draft_num_devices=draft_num_devices,
         memory=memory,
-        evidence=datasheet_evidence(chosen, num_devices),
+        evidence=datasheet_evidence(chosen, num_devices, engine),
         at_batch=at_batch,
     )
 

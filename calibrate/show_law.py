@@ -13,6 +13,7 @@ from perfmodel.units import (
     MEGA,
     format_bytes,
     format_frac,
+    format_interval,
     format_number,
     format_rate,
     format_seconds,
@@ -34,20 +35,30 @@ def _points(validation: Validation) -> str:
             f"{point.num_devices} x {point.device}",
             format_number(point.published_tokens_per_s),
             format_number(point.predicted_tokens_per_s),
+            format_interval(point.interval.low, point.interval.high, format_number),
             format_signed_frac(point.error_frac),
             point.role if not point.note else f"{point.role}: {point.note}",
             point.source,
         ]
         for point in validation.points
     ]
-    headers = ["plain decoding", "device", "published tokens/s", "predicted", "error of its time", "role", "source"]
-    return table(rows, headers=headers, align="llrrrll")
+    headers = [
+        "plain decoding",
+        "device",
+        "published tokens/s",
+        "predicted",
+        "90 % interval",
+        "error of its time",
+        "role",
+        "source",
+    ]
+    return table(rows, headers=headers, align="llrrrrll")
 
 
 def _devices(validation: Validation) -> str:
     rows = [
         [
-            one.device,
+            f"{one.device}, {one.engine}",
             str(one.num_points),
             format_frac(one.mape_frac),
             format_signed_frac(one.mean_error_frac),

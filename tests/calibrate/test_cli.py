@@ -36,7 +36,7 @@ def test_an_answer_from_the_box_loads_nothing_heavy() -> None:
 def test_the_answer_is_the_readme_s_on_stdout_and_nothing_is_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert main_plan(["--target", "llama-70b"]) == 0
     captured = capsys.readouterr()
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"```\n{captured.out}```\n" in readme
     assert captured.err == ""
 
