@@ -11,9 +11,10 @@ from perfmodel.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes import PassSamples, with_prefills_by_model
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
+from perfmodel.units import Frac
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 8
+LATENCY_PROFILE_VERSION = 9
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 EngineMode = Literal["eager", "graph"]
@@ -71,6 +72,8 @@ class LatencyProfile:
     samples: PassSamples
     kernel_trials: tuple[KernelTrial, ...] = ()
     """What the device's kernels were chosen by; empty where they were not measured."""
+    waited_frac: Frac | None = None
+    """Share of the measurement during which other programs had the processor (`perfmodel.contention`); None where unknown."""
 
     def __post_init__(self) -> None:
         num_stages = max(1, len(self.exit_layers))
@@ -116,6 +119,11 @@ def _from_version_7(body: dict[str, Any]) -> dict[str, Any]:
     return {**with_standard_kernels(body), "samples": samples, "kernel_trials": []}
 
 
+def with_unknown_waits(body: dict[str, Any]) -> dict[str, Any]:
+    """An older file's body: how long others had the processor was shown and not kept."""
+    return {**body, "waited_frac": None}
+
+
 LATENCY_PROFILE_UPGRADES: Upgrades = {
     2: with_llama_layers,
     3: with_whole_heads,
@@ -123,6 +131,7 @@ LATENCY_PROFILE_UPGRADES: Upgrades = {
     5: _from_version_5,
     6: _from_version_6,
     7: _from_version_7,
+    8: with_unknown_waits,
 }
 
 

@@ -5,7 +5,7 @@ import hashlib
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -73,6 +73,7 @@ def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Rank
             with PromptStreams(loaded.pair.tokenizer) as streams:
                 on_prompt = streams.on_prompt
                 report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=on_prompt, on_text=loaded.on_text)
+    report = replace(report, waited_frac=contention.waited_frac)
     _say_cut_short(loaded.turns)
     if args.check and (busy := contention.warning) is not None:
         print_err(f"warning: {busy}")

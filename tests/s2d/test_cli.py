@@ -86,7 +86,7 @@ def test_an_adapting_run_is_equal_and_says_what_it_followed(folders, plan_file, 
     old = json.loads(report_file.read_text())
     del old["body"]["adaptation"]
     report_file.write_text(json.dumps(old | {"version": 4}))
-    assert read_report(report_file).record == replace(report, adaptation=None)
+    assert read_report(report_file).record == replace(report, adaptation=None, waited_frac=None)
 
 
 def test_adapting_needs_a_frontier(folders, plan_file, capsys) -> None:
@@ -191,7 +191,8 @@ def test_what_is_measured_beside_other_programs_is_warned_of_and_what_is_only_ru
     folders, plan_file, capsys, monkeypatch
 ) -> None:
     monkeypatch.setattr(contention, "thread_waited_s", perf_counter)  # never let run
-    run(folders, plan_file(), "--prompt", "the cat", "--check")
+    run(folders, plan_file(), "--prompt", "the cat", "--check", "-o", str(folders / "report.json"))
+    assert read_report(folders / "report.json").record.waited_frac == pytest.approx(1.0, abs=0.01)
     assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
     run(folders, plan_file(), "--prompt", "the cat")
     assert "other programs" not in capsys.readouterr().err
