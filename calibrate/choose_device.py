@@ -10,6 +10,7 @@ from perfmodel.cpu import CPU_NAME, cpu_hardware, read_cpu
 from perfmodel.errors import UnknownName, UserInputError
 from perfmodel.hardware import Hardware, find_hardware
 from perfmodel.plan import Evidence, EvidenceLevel, EvidenceRole
+from perfmodel.profile import EngineMode
 from perfmodel.units import format_frac
 
 DEFAULT_DEVICE = "a100-80gb"
@@ -65,10 +66,10 @@ def named_device(asked: str) -> tuple[Hardware, str | None]:
         return cpu, None
 
 
-def datasheet_evidence(chosen: ChosenDevice, num_devices: int) -> tuple[Evidence, ...]:
+def datasheet_evidence(chosen: ChosenDevice, num_devices: int, engine: EngineMode) -> tuple[Evidence, ...]:
     """How the device was chosen, where it was not named, and what its seconds rest on."""
     roles: tuple[EvidenceRole, ...] = ("draft latency", "target latency")
-    text = _datasheet_text(chosen.hardware)
+    text = _datasheet_text(chosen.hardware, engine)
     latency = tuple(Evidence(role=role, level="roofline", description=text, sha256=chosen.sha256) for role in roles)
     if chosen.evidence is None:
         return latency
@@ -77,9 +78,11 @@ def datasheet_evidence(chosen: ChosenDevice, num_devices: int) -> tuple[Evidence
     return (replace(chosen.evidence, description=told), *latency)
 
 
-def _datasheet_text(hardware: Hardware) -> str:
+def _datasheet_text(hardware: Hardware, engine: EngineMode) -> str:
     """What a row rests on: its datasheet and the kernel times taken, or what was read of a CPU."""
+    host_error_frac = hardware.engine_costs(engine).host_error_frac
     error = f"± {format_frac(hardware.error_frac)} (one sigma)"
+    error += f"; where launches bind, the host's speed ± {format_frac(host_error_frac)}" if host_error_frac else ""
     if hardware.num_threads is not None:
         return f"{hardware.spec_source}; {hardware.kernels_label}, {error}"
     joint = " and" if hardware.kinship == "itself" else ","

@@ -238,14 +238,21 @@ def _compare_parser() -> argparse.ArgumentParser:
 
 def _compare(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     from calibrate.compare import compare, load_pricing
+    from calibrate.next_measurement import ComparedFiles
     from calibrate.show_residuals import residuals_text
     from perfmodel.plan import read_plan
+    from perfmodel.profile import read_latency_profile
     from perfmodel.provenance import make_provenance
     from perfmodel.report import read_report
     from perfmodel.residuals import residuals_file_text, write_residuals
 
     plan, report = read_plan(args.plan), read_report(args.report)
-    residuals = compare(plan, report, load_pricing(plan.record, args.profile, args.fit))
+    pricing, profiles = (
+        load_pricing(plan.record, args.profile, args.fit),
+        {path: read_latency_profile(path) for path in args.profile},
+    )
+    files = ComparedFiles(plan=args.plan, report=args.report, profiles=profiles)
+    residuals = compare(plan, report, pricing, files)
     provenance = make_provenance(argv=command, inputs={"plan": plan.sha256, "report": report.sha256})
     print_answer(
         args,

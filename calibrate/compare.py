@@ -8,21 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from calibrate.next_measurement import ComparedFiles, Errors, next_step
 from calibrate.price_profiles import price_by_profiles
 from calibrate.pricing import DeviceRequest, PairWeights, Pricing, key_text, price_by_datasheet, same_device
 from perfmodel.artifact import Stored
 from perfmodel.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.estimate import pass_seconds
-from perfmodel.interval import Interval
 from perfmodel.passes import PASS_KINDS, PassKind
+from perfmodel.pauses import without_pauses
 from perfmodel.plan import Candidate, Evidence, Plan
 from perfmodel.report import Arm, RunReport
 from perfmodel.residuals import PassResidual, Residuals
 from perfmodel.rounds import RoundStats, sum_rounds
-from perfmodel.units import Frac, Seconds, Tokens, format_frac, format_signed_frac
+from perfmodel.units import Seconds, Tokens
 
-GOOD_ERROR_FRAC: Frac = 0.02
-"""The aim of this project: below it there is nothing to measure again, however narrow the intervals."""
+FILES_UNKNOWN = ComparedFiles()
+"""Commands name the usual places."""
 
 
 def load_pricing(plan: Plan, profiles: Sequence[Path], fit_path: Path | None) -> Pricing | None:
@@ -70,13 +71,16 @@ def _evidence_text(part: Evidence) -> str:
     return f"{part.role} {part.level}" + (f" {part.sha256[:12]}" if part.sha256 else "")
 
 
-def compare(plan: Stored[Plan], report: Stored[RunReport], pricing: Pricing | None) -> Residuals:
+def compare(
+    plan: Stored[Plan], report: Stored[RunReport], pricing: Pricing | None, files: ComparedFiles = FILES_UNKNOWN
+) -> Residuals:
     """Split the error of a plan's speedup.
 
     Args:
         plan: as it was written.
         report: what running it measured, plain decoding included.
         pricing: prices each measured pass; when None, the plan's own mean seconds per pass of a kind do.
+        files: where all of these are, for the command that is next.
 
     Raises:
         Mismatch: the report is of another plan or device.
@@ -93,8 +97,13 @@ def compare(plan: Stored[Plan], report: Stored[RunReport], pricing: Pricing | No
         *_pass_residuals("plain", plain_arm, plain, plain_priced),
     )
     predicted, repriced = chosen.speedup.speedup.value, rounds.num_tokens / total_s * plain_total_s / plain.num_tokens
-    acceptance_error = (predicted - repriced) / measured.speedup.value
-    latency_error = (repriced - measured.speedup.value) / measured.speedup.value
+    errors = Errors(
+        acceptance_frac=(predicted - repriced) / measured.speedup.value,
+        latency_frac=(repriced - measured.speedup.value) / measured.speedup.value,
+        passes=passes,
+        predicted=chosen.speedup.speedup,
+        measured=measured.speedup,
+    )
     return Residuals(
         plan_sha256=plan.sha256,
         report_sha256=report.sha256,
@@ -110,13 +119,7 @@ def compare(plan: Stored[Plan], report: Stored[RunReport], pricing: Pricing | No
         repriced_round_s=total_s / rounds.num_rounds,
         measured_round_s=math.fsum(run.decode_s for run in report.record.plan_arm.runs) / rounds.num_rounds,
         passes=passes,
-        next_step=next_step(
-            acceptance_error,
-            latency_error,
-            passes,
-            explained_frac(chosen.speedup.speedup, measured.speedup),
-            _other_acceptance(plan.record, report.record.max_new_tokens),
-        ),
+        next_step=next_step(errors, plan.record, report.record, files),
     )
 
 
@@ -188,65 +191,12 @@ def _pass_residuals(
 
     The arm may have been repeated: its samples are scaled to one repetition by their number.
     """
-    residuals = []
+    residuals, samples = [], without_pauses(arm.samples)
     for kind in PASS_KINDS:
-        measured = [seconds for sample, seconds in zip(arm.samples.kind, arm.samples.seconds, strict=True) if sample == kind]
+        measured = [seconds for sample, seconds in zip(samples.kind, samples.seconds, strict=True) if sample == kind]
         passes = num_passes(rounds, kind)
         if measured and kind in priced:
             measured_s = math.fsum(measured) / len(measured) * passes
             part = PassResidual(arm=name, kind=kind, num_passes=passes, predicted_s=priced[kind], measured_s=measured_s)
             residuals.append(part)
     return residuals
-
-
-def worst_pass(passes: tuple[PassResidual, ...]) -> PassResidual | None:
-    """The kind whose predicted seconds are furthest from the measured ones, as a share of its arm's seconds."""
-    arm_s = {arm: math.fsum(part.measured_s for part in passes if part.arm == arm) for arm in ("plan", "plain")}
-    return max(passes, key=lambda part: abs(part.predicted_s - part.measured_s) / arm_s[part.arm], default=None)
-
-
-def explained_frac(predicted: Interval, measured: Interval) -> Frac:
-    """How far a predicted speedup may be off the measured one for no other reason than their intervals.
-
-    Half of each, added in quadrature, as a fraction of the measured speedup: the two err apart from one another.
-    """
-    return math.hypot(predicted.high - predicted.low, measured.high - measured.low) / 2 / measured.value
-
-
-def next_step(
-    acceptance_error_frac: Frac,
-    latency_error_frac: Frac,
-    passes: tuple[PassResidual, ...],
-    explained: Frac,
-    other_acceptance: str,
-) -> str:
-    """What to measure again, the larger error first; nothing while both are what the intervals explain.
-
-    Args:
-        acceptance_error_frac: of the speedup.
-        latency_error_frac: of the speedup.
-        passes: the residuals.
-        explained: what intervals explain.
-        other_acceptance: how to come to an acceptance that is more like the run's.
-    """
-    allowed = max(GOOD_ERROR_FRAC, explained)
-    if max(abs(acceptance_error_frac), abs(latency_error_frac)) <= allowed:
-        why = "" if allowed == GOOD_ERROR_FRAC else ", which the intervals of plan and run explain"
-        return f"nothing: both errors are within {format_frac(allowed)}{why}"
-    if abs(acceptance_error_frac) >= abs(latency_error_frac):
-        return f"{other_acceptance}: most of the error is in the acceptance"
-    worst = worst_pass(passes)
-    kind = "" if worst is None else f", {worst.arm} {worst.kind} passes most of all ({format_signed_frac(worst.error_frac)})"
-    return f"s2d-profile latency, on the device as it is when running: most of the error is in the seconds{kind}"
-
-
-def _other_acceptance(plan: Plan, ran: Tokens) -> str:
-    """How to come to an acceptance like that of a run's texts: the longer they are, the more they repeat themselves.
-
-    A recorded trace holds what shorter texts would have given; published evidence does not.
-    """
-    planned, is_traced = plan.workload.output_tokens, any(part.level == "traced" for part in plan.evidence)
-    if ran < planned and is_traced:
-        return f"s2d-plan --output-tokens {ran}, as was run"
-    length = f" --max-new-tokens {ran}, as was run, and" if ran != planned else ","
-    return f"s2d-profile acceptance{length} on prompts like those that were run"

@@ -3,13 +3,14 @@
 A draft's latency, and so its depth, decides how much speculation gives ("Decoding Speculative Decoding", arXiv 2402.01528): a
 layer costs its launches or its floor whatever its width, so of two drafts with as many weights the shallower is the faster.
 What a shallower one loses in agreement no law tells. So every design comes with its break-even: the tokens per round it
-needs to beat plain decoding, and to keep up with the fastest design.
+needs to beat plain decoding, and to keep up with the fastest design. A given draft gets its break-even for several draft
+lengths. A round of K drafted tokens yields at most K + 1 tokens: a break-even beyond that is impossible.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from perfmodel.errors import UserInputError
@@ -29,6 +30,9 @@ HEAD_DIMS = (64, 128)
 MIN_WIDTH_OF_LARGE_HEADS = 2048
 """Llama's own narrow drafts have heads of 64."""
 FFN_MULTIPLE = 64
+DEFAULT_DRAFT_TOKENS = 5
+DRAFT_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
+"""At which a given draft is shown."""
 PARAMS_TOLERANCE = 0.02
 """Relative difference up to which two designs count as of one size."""
 
@@ -50,6 +54,7 @@ class DesignRequest:
     engine: EngineMode
     context_tokens: Tokens
     draft_tokens: Tokens
+    """Drafted a round."""
     stored: WeightFormat | None = None
     """How the target's files store it; None where it is priced in the dtype."""
 
@@ -57,6 +62,11 @@ class DesignRequest:
     def target_weights(self) -> WeightFormat:
         """How the target is stored, and priced."""
         return self.stored or dtype_format(self.dtype, self.target)
+
+    @property
+    def max_round_tokens(self) -> Tokens:
+        """What a round yields at most: every drafted token, and the target's own."""
+        return self.draft_tokens + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +81,22 @@ class Design:
     """Tokens per round, the target's own counted, at which it is as fast as plain decoding."""
     over_fastest: float
     """Tokens per round it needs for each that the fastest design gets."""
+    can_pay: bool
+    """Whether a round can yield more than the break-even."""
     is_frontier: bool
     """No design at least as deep is faster: what depth costs at its cheapest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftRound:
+    """Rounds of one draft length by a given draft."""
+
+    draft_tokens: Tokens
+    round_s: Seconds
+    break_even_tokens: float
+    """Tokens per round, the target's own counted, at which it is as fast as plain decoding."""
+    can_pay: bool
+    """Whether a round can yield more than that."""
 
 
 def designs(request: DesignRequest) -> tuple[Design, ...]:
@@ -88,24 +112,9 @@ def designs(request: DesignRequest) -> tuple[Design, ...]:
             f"--params {format_number(request.num_params)}: no draft with {request.target.name}'s {request.target.vocab_size} "
             "tokens has so few or so many weights. Give a size between its embeddings and the target."
         )
-    context_tokens = request.context_tokens
-    target = RooflineLatency(
-        request.target,
-        (),
-        request.hardware,
-        request.target_weights,
-        request.engine,
-        request.num_devices,
-        context_tokens=context_tokens,
-    )
-
-    def target_s(kind: PassKind, rows: int) -> Seconds:
-        return _pass_s(target, kind, rows, context_tokens)
-
-    plain_s = target_s("verify", 1) + target_s("round", 0)
-    rest_s = target_s("verify", request.draft_tokens + 1) + target_s("round", request.draft_tokens)
+    plain_s = plain_token_s(request)
     token_s = [draft_token_s(geometry, request) for geometry in geometries]
-    round_s = [request.draft_tokens * one + rest_s for one in token_s]
+    round_s = [_round_s(one, request) for one in token_s]
     found = [
         Design(
             geometry=geometry,
@@ -113,6 +122,7 @@ def designs(request: DesignRequest) -> tuple[Design, ...]:
             kv_bytes_per_token=round(kv_bytes_per_token(geometry, dtype_format(request.dtype, geometry))),
             break_even_tokens=whole_s / plain_s,
             over_fastest=whole_s / min(round_s),
+            can_pay=whole_s / plain_s < request.max_round_tokens,
             is_frontier=all(
                 other_s >= each_s
                 for other, other_s in zip(geometries, token_s, strict=True)
@@ -122,6 +132,52 @@ def designs(request: DesignRequest) -> tuple[Design, ...]:
         for geometry, each_s, whole_s in zip(geometries, token_s, round_s, strict=True)
     ]
     return tuple(sorted(found, key=lambda one: one.token_s))
+
+
+def draft_rounds(draft: ModelGeometry, request: DesignRequest, lengths: Iterable[Tokens]) -> tuple[DraftRound, ...]:
+    """Rounds of a given draft, by draft length.
+
+    Args:
+        draft: its real shape.
+        request: all but its size and length.
+        lengths: tokens drafted a round.
+    """
+    plain_s, token_s = plain_token_s(request), draft_token_s(draft, request)
+    requests = [replace(request, draft_tokens=length) for length in lengths]
+    return tuple(
+        DraftRound(
+            draft_tokens=one.draft_tokens,
+            round_s=_round_s(token_s, one),
+            break_even_tokens=_round_s(token_s, one) / plain_s,
+            can_pay=_round_s(token_s, one) / plain_s < one.max_round_tokens,
+        )
+        for one in requests
+    )
+
+
+def plain_token_s(request: DesignRequest) -> Seconds:
+    """Seconds of one token of the target's plain decoding."""
+    return _target_s(request, drafted_tokens=0)
+
+
+def _round_s(token_s: Seconds, request: DesignRequest) -> Seconds:
+    """Seconds of a round whose drafted tokens take `token_s` each."""
+    return request.draft_tokens * token_s + _target_s(request, drafted_tokens=request.draft_tokens)
+
+
+def _target_s(request: DesignRequest, *, drafted_tokens: Tokens) -> Seconds:
+    """Seconds of a round without its drafting: verification and the host's bookkeeping."""
+    target = RooflineLatency(
+        request.target,
+        (),
+        request.hardware,
+        request.target_weights,
+        request.engine,
+        request.num_devices,
+        context_tokens=request.context_tokens,
+    )
+    passes: tuple[tuple[PassKind, int], ...] = (("verify", drafted_tokens + 1), ("round", drafted_tokens))
+    return sum(_pass_s(target, kind, rows, request.context_tokens) for kind, rows in passes)
 
 
 def token_s_by_depth(found: Iterable[Design]) -> dict[int, Seconds]:

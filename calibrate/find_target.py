@@ -8,7 +8,7 @@ from pathlib import Path
 
 from perfmodel.config_file import CONFIG, about_file, check_is_decoder, model_name, read_config_file
 from perfmodel.errors import UnknownName, UserInputError
-from perfmodel.geometry import ModelGeometry, find_model
+from perfmodel.geometry import DraftGeometry, ModelGeometry, find_draft, find_model
 from perfmodel.hub import QUANTISATION_FILE, REPOSITORY, fetch_config, fetch_quantisation_file
 from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.model_config import geometry_from_config, reading_note
@@ -55,6 +55,15 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
             err.add_note(f"Known models of that family: {', '.join(near)}.")
         raise
     return _read(config, repository=text)
+
+
+def find_any_draft(text: str) -> DraftGeometry:
+    """A known nested draft, or any model that `find_target` finds as a draft with one exit, at its full depth."""
+    try:
+        return find_draft(text)
+    except UnknownName:
+        model = find_target(text)
+        return DraftGeometry(kind="separate", model=model, exit_layers=(model.num_layers,))
 
 
 def config_path(text: str) -> Path | None:

@@ -10,10 +10,12 @@ from typing import TypeAlias
 import numpy as np
 
 from calibrate.fit_law import Observation, fit_law, held_out_errors, pooled
+from calibrate.price_profiles import warn_of_pauses
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.interval import INTERVAL_FRAC
 from perfmodel.law import FitDomain, LatencyFit
 from perfmodel.passes import PREFILL_KINDS, PassKind, graph_width
+from perfmodel.pauses import without_pauses
 from perfmodel.profile import DeviceKey, LatencyProfile, read_latency_profile
 from perfmodel.speed_of_light import check_profile
 from perfmodel.units import Seconds
@@ -34,6 +36,8 @@ def fit_profiles(paths: Sequence[Path]) -> tuple[LatencyFit, dict[str, str]]:
         UserInputError: hardly any passes.
     """
     stored = {path.name: read_latency_profile(path) for path in paths}
+    for name, one in stored.items():
+        warn_of_pauses(name, one.record)
     return fit_latency([one.record for one in stored.values()]), {name: one.sha256 for name, one in stored.items()}
 
 
@@ -74,7 +78,7 @@ def observe(profile: LatencyProfile) -> Iterator[Observation]:
     """
     setting = replace(setting_of(profile), pads_rows=profile.pads_rows)
     shapes: dict[tuple[PassKind, int, bool, int], list[_Sample]] = defaultdict(list)
-    samples = profile.samples
+    samples = without_pauses(profile.samples)
     columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
     for kind, stage, rows, cached, seconds in columns:
         if kind == "ahead":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from calibrate.flags import add_device_flags, device_request
@@ -44,15 +45,20 @@ def run_validate(args: argparse.Namespace, *, command: Sequence[str]) -> int:
 def design_parser() -> argparse.ArgumentParser:
     """Of `s2d-plan design`."""
     description = (
-        "Drafts of one size in other shapes: what depth costs, and how often a deeper draft must be accepted to be worth\n"
-        "it. Which shape is accepted how often, only training tells."
+        "Drafts of one size in other shapes, or one draft at several draft lengths: what depth costs, and the tokens per\n"
+        "round that each needs to beat plain decoding. Which shape is accepted how often, only training tells."
     )
     parser = make_parser(f"{PLAN} design", description, "s2d-plan design --target llama-2-70b --params 1.3e9 --engine eager")
     add = parser.add_argument
     add("--target", metavar="NAME", required=True, help="as for s2d-plan")
-    add("--params", type=float, metavar="WEIGHTS", required=True, help="size of the draft, embeddings and head included")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size_help = "shapes of this size, embeddings and head included"
+    size.add_argument("--params", type=float, metavar="WEIGHTS", help=size_help)
+    draft_help = "this draft's own shape: a known model or draft, a config.json or its folder, or org/name on the hub"
+    size.add_argument("--draft", metavar="NAME", help=draft_help)
     add("--draft-vocab", type=int, metavar="TOKENS", help="most frequent tokens its LM head covers (default: all)")
-    add("--draft-tokens", type=int, default=5, metavar="TOKENS", help="drafted a round (default: 5)")
+    tokens_help = "drafted a round (default: 5 with --params, several lengths with --draft)"
+    add("--draft-tokens", type=int, metavar="TOKENS", help=tokens_help)
     add("--context-tokens", type=int, default=768, metavar="TOKENS", help="in the caches (default: 768)")
     add_device_flags(parser)
     add_verbose_flag(parser)
@@ -60,31 +66,39 @@ def design_parser() -> argparse.ArgumentParser:
 
 
 def run_design(args: argparse.Namespace) -> int:
-    """Draft shapes of one size."""
-    from calibrate.design import DesignRequest, designs
-    from calibrate.find_target import find_stored_format, find_target
+    """Draft shapes of one size, or one draft at several draft lengths."""
+    from calibrate.design import DEFAULT_DRAFT_TOKENS, DRAFT_LENGTHS, DesignRequest, designs, draft_rounds
+    from calibrate.find_target import find_any_draft, find_stored_format, find_target
     from calibrate.pricing import target_device
-    from calibrate.show_law import design_text
+    from calibrate.show_law import design_text, draft_text
+    from perfmodel.geometry import with_reduced_head
 
     target = find_target(args.target)
     for flag, count in (("--draft-tokens", args.draft_tokens), ("--context-tokens", args.context_tokens)):
-        if count < 1:
+        if count is not None and count < 1:
             raise UserInputError(f"{flag} {count}: expected at least 1.")
     stored = None if args.dtype is not None else find_stored_format(args.target, target)
+    draft = None if args.draft is None else find_any_draft(args.draft)
+    if draft is not None:
+        draft = replace(draft, model=with_reduced_head(draft.model, args.draft_vocab))
     device = target_device(target, device_request(args), context_tokens=args.context_tokens, stored=stored)
     request = DesignRequest(
         target=target,
-        num_params=_whole(args.params),
+        num_params=_whole(args.params) if draft is None else draft.model.num_params,
         draft_vocab=args.draft_vocab,
         hardware=device.hardware,
         num_devices=device.num_devices,
         dtype=device.dtype,
         engine=device.engine,
         context_tokens=args.context_tokens,
-        draft_tokens=args.draft_tokens,
+        draft_tokens=args.draft_tokens or DEFAULT_DRAFT_TOKENS,
         stored=stored,
     )
-    print_out(design_text(request, designs(request)))
+    if draft is None:
+        print_out(design_text(request, designs(request), asked_target=args.target))
+    else:
+        lengths = DRAFT_LENGTHS if args.draft_tokens is None else (args.draft_tokens,)
+        print_out(draft_text(request, draft, draft_rounds(draft.model, request, lengths), asked_target=args.target))
     return EXIT_ANSWERED
 
 

@@ -24,6 +24,8 @@ PROFILED_DTYPES = ("fp32", "bf16", "fp16")
 """Those `s2d-profile` can run, and `s2d-run` after it."""
 PLAN_FILE = Path("plan.json")
 """Where a plan is taken to be as long as nobody said."""
+PROFILE_FOLDER = Path("profile")
+"""Where `s2d-profile` writes unless told otherwise."""
 
 
 def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Path | None = None) -> str:
@@ -41,7 +43,7 @@ def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Pa
         return _run(plan, command, output)
     if not is_measured and not _fits(plan):
         return "" if _is_fitted(plan) else _profile_law(plan)
-    return _profile(plan, latency=not is_measured, acceptance=not _is_traced(plan))
+    return profile_command(plan, latency=not is_measured, acceptance=not _is_traced(plan))
 
 
 def next_note(plan: Plan) -> str | None:
@@ -136,11 +138,20 @@ def without(command: Sequence[str], flag: str) -> list[str]:
 def _run(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:
     """Run it, after writing it where that was not asked for."""
     path = output or PLAN_FILE
-    check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # which compares token by token
-    run = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *check, "-o", str(path.with_name("report.json"))]
-    words = launched(run, plan.device.num_devices)
     first = [] if command is None or output is not None else [shlex.join([*command, "-o", str(path)])]
-    return " && ".join([*first, shlex.join(words)])
+    return " && ".join([*first, run_text(plan, path, path.with_name("report.json"))])
+
+
+def run_text(plan: Plan, path: Path, report: Path) -> str:
+    """The command that runs a plan.
+
+    Args:
+        path: where the plan is.
+        report: where its report goes.
+    """
+    check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # which compares token by token
+    run = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *check, "-o", str(report)]
+    return shlex.join(launched(run, plan.device.num_devices))
 
 
 def _models_of_a_run(plan: Plan) -> list[str]:
@@ -155,7 +166,17 @@ def _prompts(plan: Plan) -> list[str]:
     return [] if plan.target.name.startswith(REFERENCE_PREFIX) else ["--prompts", "path/to/prompts.jsonl"]
 
 
-def _profile(plan: Plan, *, latency: bool, acceptance: bool) -> str:
+def profile_command(
+    plan: Plan, *, latency: bool, acceptance: bool, folder: Path = PROFILE_FOLDER, more: Sequence[str] = ()
+) -> str:
+    """The command that measures a plan's pair.
+
+    Args:
+        latency: whether to measure passes.
+        acceptance: whether to record a trace.
+        folder: where the files go.
+        more: further flags.
+    """
     what = [] if latency and acceptance else ["latency"] if latency else ["acceptance"]
     models = ["--target", model_folder(plan.target.name), "--draft", draft_folder(plan.draft)]
     decoding = _decoding(plan.workload.sampling)
@@ -163,7 +184,7 @@ def _profile(plan: Plan, *, latency: bool, acceptance: bool) -> str:
     if policy is not None and policy.confidence != "max-prob":
         decoding += ["--confidence", policy.confidence]
     shared = ["--share-draft"] if plan.draft.kind == "separate" and plan.draft_num_devices > 1 else []
-    words = ["s2d-profile", *what, *models, *shared, *_prompts(plan), *decoding, *_place(plan.device), "-o", "profile"]
+    words = ["s2d-profile", *what, *models, *shared, *_prompts(plan), *decoding, *_place(plan.device), *more, "-o", str(folder)]
     return shlex.join(launched(words, plan.device.num_devices))
 
 

@@ -14,8 +14,10 @@ from perfmodel.artifact import Stored
 from perfmodel.errors import BadFile, Mismatch, UnknownName, UserInputError
 from perfmodel.geometry import ModelGeometry, check_degree
 from perfmodel.hardware import find_hardware
+from perfmodel.kernel_costs import WIDEST_ERROR_FRAC
 from perfmodel.latency import FittedLatency, LatencyModel, MeasuredLatency
 from perfmodel.law import LatencyFit, read_latency_fit
+from perfmodel.pauses import find_pauses, pauses_text
 from perfmodel.plan import Evidence, EvidenceRole
 from perfmodel.profile import DeviceKey, LatencyProfile, read_latency_profile
 from perfmodel.sampling import Sampling
@@ -50,6 +52,7 @@ def price_by_profiles(
     profiles = {path.name: read_latency_profile(path) for path in paths}
     for name, stored in profiles.items():
         check_profile(stored.record)
+        warn_of_pauses(name, stored.record)
         _check_sampling(name, stored.record, sampling)
     fit = None if fit_path is None else _read_fit(fit_path)
     keys = {name: stored.record.device for name, stored in profiles.items()}
@@ -130,7 +133,9 @@ def _priced(
     _warn_unless_beside(stored.record, pair)
     text = _profile_text(stored.record)
     evidence = Evidence(role=evidence_role, level="measured", description=text, sha256=stored.sha256)
-    return _Priced(latency=MeasuredLatency(stored.record), evidence=evidence, device=stored.record.device)
+    latency = MeasuredLatency(stored.record)
+    _warn_unless_steady(latency)
+    return _Priced(latency=latency, evidence=evidence, device=stored.record.device)
 
 
 def _known(pair: Pair) -> dict[Role, tuple[ModelGeometry, str | None, tuple[int, ...]]]:
@@ -257,6 +262,22 @@ def _check_sampling(name: str, profile: LatencyProfile, sampling: Sampling) -> N
             name,
             done,
             planned,
+        )
+
+
+def warn_of_pauses(name: str, profile: LatencyProfile) -> None:
+    """Name the passes that are left out of the prices because the process stood still."""
+    if (paused := pauses_text(find_pauses(profile.samples).values())) is not None:
+        _LOG.warning("profile %r: %s", name, paused)
+
+
+def _warn_unless_steady(latency: MeasuredLatency) -> None:
+    """Say so when a profile scatters so much that its error was cut."""
+    if latency.error_frac >= WIDEST_ERROR_FRAC:
+        _LOG.warning(
+            "the passes of %s scatter too much for a prediction (one sigma is cut at %s): profile again on a quiet machine",
+            latency.profile.model.name,
+            format_frac(WIDEST_ERROR_FRAC),
         )
 
 

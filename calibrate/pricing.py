@@ -156,7 +156,7 @@ def price_by_datasheet(
         draft_num_devices=draft_num_devices,
         weights=weights,
         memory=memory,
-        evidence=datasheet_evidence(chosen, num_devices),
+        evidence=datasheet_evidence(chosen, num_devices, engine),
         at_batch=at_batch,
     )
 

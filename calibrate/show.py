@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from calibrate.next_command import next_note
 from calibrate.pricing import key_text
 from perfmodel.console import table
-from perfmodel.geometry import DraftGeometry, ModelGeometry
-from perfmodel.interval import Interval
+from perfmodel.geometry import DraftGeometry, ModelGeometry, other_releases
+from perfmodel.interval import WIDEST_FACTOR, Interval
+from perfmodel.known_models import UNPUBLISHED_DRAFTS
 from perfmodel.passes import PassKind
 from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Overfitting, Plan
 from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
@@ -53,6 +54,8 @@ def plan_text(plan: Plan, *, asked_target: str) -> str:
         blocks.append(_batches(plan.batch_schedules))
     note = next_note(plan)
     blocks += [] if note is None else [textwrap.fill(note, PAGE_CHARS)]
+    unpublished = unpublished_note(plan.draft) if is_published(plan.evidence) else None  # a traced draft is there
+    blocks += [] if unpublished is None else [unpublished]
     blocks += [f"next: {plan.next_command}"] if plan.next_command else []
     return "\n\n".join(blocks)
 
@@ -67,10 +70,9 @@ def facts_text(pairs: Sequence[tuple[str, str]]) -> str:
 
 def _understood(plan: Plan, asked_target: str) -> str:
     work = plan.workload
-    alias = "" if asked_target == plan.target.name else f" (asked for as {asked_target!r})"
     asked = f"batch {work.batch}, {work.prompt_tokens} prompt tokens, {work.output_tokens} output tokens, {work.sampling.label}"
     facts = [
-        ("target", model_label(plan.target) + weights_text(plan.target_weights) + alias),
+        ("target", model_label(plan.target) + weights_text(plan.target_weights) + asked_text(asked_target, plan.target)),
         ("draft", draft_label(plan.draft) + _placement_text(plan)),
         ("device", key_text(plan.device) + origin_text(plan.evidence)),
         ("asked", asked),
@@ -113,6 +115,29 @@ def weights_text(weights: WeightFormat) -> str:
     return "" if weights.is_plain else f"; weights {weights.text}"
 
 
+def asked_text(asked: str, model: ModelGeometry) -> str:
+    """How a model was asked for where that is not its name, and what else the name may mean; empty where it is plain."""
+    parts = [] if asked == model.name else [f"asked for as {asked!r}"]
+    if others := other_releases(asked, model):
+        parts.append(f"other releases: --target {' or '.join(others)}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def is_published(evidence: Sequence[Evidence]) -> bool:
+    """Whether acceptance rests on a paper's figures."""
+    return any(part.role == "acceptance" and part.level == "published" for part in evidence)
+
+
+def unpublished_note(draft: DraftGeometry) -> str | None:
+    """How to make a draft of a paper whose weights are not public; None for any other. A command, so never folded."""
+    base = UNPUBLISHED_DRAFTS.get(draft.model.name)
+    if base is None:
+        return None
+    exits = ",".join(map(str, draft.exit_layers))
+    models = f"--target path/to/{base} --exits {exits} --text chats.jsonl -o path/to/{draft.model.name}"
+    return f"no S2D draft is public; to make one: s2d-train draft {models}"
+
+
 def draft_label(draft: DraftGeometry) -> str:
     """The draft with its exits, and its head where that is reduced; a self-draft says whose layers it uses."""
     exits = f"exits at {'/'.join(map(str, draft.exit_layers))}"
@@ -150,11 +175,15 @@ def _overfitting_text(found: Overfitting) -> str:
 def cautions(plan: Plan) -> list[str]:
     """What a reader should not take the predicted speedup for."""
     found = []
+    if plan.chosen.speedup.speedup.is_cut:
+        found.append(
+            f"The interval is cut at a factor of {WIDEST_FACTOR:.0f}: the evidence scatters so much that it does not tell how "
+            "fast the plan is. Measure again on a quiet machine."
+        )
     if plan.chosen.speedup.speedup.low < 1:
         found.append("The interval reaches below 1.00x: speculation may not pay here. Measure before relying on it.")
     single = next((one for one in plan.runners_up if one.policy is not None and len(one.policy.exit_layers) == 1), None)
-    assumed = any(part.role == "acceptance" and part.level == "published" for part in plan.evidence)
-    if assumed and single is not None and single.speedup.tokens_per_s < plan.chosen.speedup.tokens_per_s:
+    if is_published(plan.evidence) and single is not None and single.speedup.tokens_per_s < plan.chosen.speedup.tokens_per_s:
         found.append(
             f"{_capitalised(single.name)} alone, which needs no confidence, is predicted to give "
             f"{format_speedup(single.speedup.speedup.value)}: so much rests on published "

@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import replace
 
 from calibrate.pricing import key_text
-from calibrate.show import PAGE_CHARS, draft_label, evidence_facts, facts_text, interval_text
+from calibrate.show import PAGE_CHARS, draft_label, evidence_facts, facts_text, interval_text, is_published, unpublished_note
 from perfmodel.console import table
 from perfmodel.plan import Evidence
 from perfmodel.policy import ExitPolicy
@@ -31,6 +31,8 @@ def portfolio_text(portfolio: Portfolio, *, next_command: str) -> str:
     blocks = [_understood(portfolio), _own(portfolio), _choices(portfolio), _verdict(portfolio)]
     if portfolio.of == "targets" and portfolio.draft.kind == "separate":
         blocks.append(_memory(portfolio))
+    unpublished = unpublished_note(portfolio.draft) if is_published(portfolio.parts[0].evidence) else None
+    blocks += [] if unpublished is None else [unpublished]
     return "\n\n".join([*blocks, f"next: {next_command}"])
 
 

@@ -91,7 +91,7 @@ def published_points() -> Iterator[PublishedPoint]:
             source=row["source"],
             published_tokens_per_s=float(row["tokens_per_s"]),
             predicted_tokens_per_s=1 / _step_s(latency, context_tokens),
-            interval_frac=NORMAL_QUANTILE * latency.error_frac,
+            interval_frac=NORMAL_QUANTILE * latency.step_error_frac,
             light_tokens_per_s=1 / least_s,
         )
 
@@ -134,12 +134,13 @@ def _step_s(latency: RooflineLatency, context_tokens: int) -> Seconds:
 
 
 def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
-    for device in dict.fromkeys(point.device for point in points):
-        held_out = [point for point in points if point.device == device and point.role == "held-out"]
+    for device, engine in dict.fromkeys((point.device, point.engine) for point in points):
+        held_out = [point for point in points if (point.device, point.engine, point.role) == (device, engine, "held-out")]
         if held_out:
             errors = [point.error_frac for point in held_out]
             yield DeviceError(
                 device=device,
+                engine=engine,
                 num_points=len(errors),
                 mape_frac=sum(map(abs, errors)) / len(errors),
                 mean_error_frac=sum(errors) / len(errors),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from perfmodel.artifact import Body, with_keys
 from perfmodel.bootstrap import resamples
-from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval
+from perfmodel.interval import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval
 from perfmodel.latency import LatencyModel
 from perfmodel.passes import DRAFT_KINDS, PASS_KINDS, PREFILL_KINDS, PassKind
 from perfmodel.rounds import RoundStats
@@ -144,11 +144,12 @@ def _speedup_error_frac(draft: LatencyModel | None, target: LatencyModel, second
     """Relative error of the speedup that the seconds bring in.
 
     Draft, target and the plain target's one-row passes are taken to err independently: wide, since what draft and target
-    share would cancel.
+    share would cancel. The host's error they do share: it cancels as far as launches bind both models alike.
     """
     draft_share = math.fsum(seconds[kind] for kind in DRAFT_KINDS) / math.fsum(seconds.values())
-    draft_error = draft.error_frac if draft is not None else target.error_frac
-    return math.hypot(draft_share * draft_error, (1 - draft_share) * target.error_frac, target.error_frac)
+    drafting = draft if draft is not None else target
+    host_error = draft_share * (drafting.host_error_frac - target.host_error_frac)
+    return math.hypot(draft_share * drafting.error_frac, (1 - draft_share) * target.error_frac, target.error_frac, host_error)
 
 
 def _speedup(runs: Sequence[Decoded], plain: Sequence[Decoded], cost: RoundCost, error_frac: Frac) -> Speedup:
@@ -177,7 +178,7 @@ def _interval(runs: Sequence[Decoded], plain: Sequence[Decoded], error_frac: Fra
     error = NORMAL_QUANTILE * error_frac
     below = math.hypot(min(0.0, math.log(resampled[outside] / value)), error)
     above = math.hypot(max(0.0, math.log(resampled[-1 - outside] / value)), error)
-    return Interval(value=value, low=value * math.exp(-below), high=value * math.exp(above))
+    return ratio_interval(value, below=below, above=above)
 
 
 def _resampled_ratios(runs: Sequence[Decoded], plain: Sequence[Decoded]) -> list[float]:

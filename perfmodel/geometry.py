@@ -298,6 +298,22 @@ def find_model(name: str) -> ModelGeometry:
     return found
 
 
+def other_releases(asked: str, understood: ModelGeometry) -> list[str]:
+    """Known targets that a name without a version may mean too: `llama-3.1-70b` for `llama-70b`.
+
+    Args:
+        asked: the name as it was given.
+        understood: the target it was taken for; one that is not in the table has no others.
+    """
+    from perfmodel.known_models import ALIASES, KNOWN_MODELS
+
+    if _look_up({model.name: model for model in KNOWN_MODELS}, ALIASES, asked) != understood:
+        return []
+    plain = _TUNING.sub("", asked.casefold().rpartition("/")[2])
+    others = [model.name for model in KNOWN_MODELS if model.name != understood.name and _without_version(model.name) == plain]
+    return sorted(others)
+
+
 def find_draft(name: str) -> DraftGeometry:
     """A known nested draft by name or alias; case is ignored.
 
@@ -315,6 +331,14 @@ def find_draft(name: str) -> DraftGeometry:
 
 _TUNING = re.compile(r"-(hf|chat|instruct|it|pt|base)(?=-|$)")
 """Parts of a name that tell how a model was tuned or stored: its shapes are its base's."""
+
+
+_VERSION = re.compile(r"-v?\d+(\.\d+)*(?=-|$)")
+"""The part of a name that tells the release: `-3.1`, `-v0.3`, but not `-70b`."""
+
+
+def _without_version(name: str) -> str:
+    return _VERSION.sub("", name)
 
 
 def _look_up(known: Mapping[str, _Known], aliases: Mapping[str, str], name: str) -> _Known | None:

@@ -383,6 +383,9 @@ KNOWN_DRAFTS: tuple[DraftGeometry, ...] = (
     DraftGeometry(kind="separate", model=_reference("ref-draft", 6), exit_layers=(1, 2, 4, 6)),
 )
 
+UNPUBLISHED_DRAFTS = {"s2d-vicuna-12": "vicuna-7b"}
+"""Nested drafts whose acceptance is published and whose weights are not, and the model whose first layers they are."""
+
 ALIASES: dict[str, str] = {
     "llama-7b": "llama-2-7b",
     "llama-13b": "llama-2-13b",

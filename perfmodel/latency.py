@@ -9,6 +9,9 @@ Every level is linear in the cached tokens of a pass, so that the seconds of man
 the first passes of a round take on top of a warm pass is measured, or not known and 0.
 """
 
+import math
+from dataclasses import replace
+from statistics import NormalDist
 from typing import Literal, Protocol, TypeAlias
 
 from perfmodel.errors import OutOfDomain
@@ -43,6 +46,11 @@ class LatencyModel(Protocol):
     @property
     def error_frac(self) -> Frac:
         """One standard deviation of the relative error of a round's seconds, common to all passes of the round."""
+        ...
+
+    @property
+    def host_error_frac(self) -> Frac:
+        """One standard deviation of the error, besides, that all models on one host share: of launching, where that binds."""
         ...
 
     def pass_s(self, shape: PassShape) -> Seconds:
@@ -99,6 +107,9 @@ class _LawLatency:
 class RooflineLatency(_LawLatency):
     """A model nobody ran, on a device with a datasheet.
 
+    Launching and kernels err apart from each other, the host's error and the device's. A pass errs by that of the longer one,
+    and where both take about as long, by either.
+
     Args:
         exit_layers: the exits that cut the model into segments; empty for a target that does not draft.
         weights: how its weights are stored; a dtype stands for its format (`perfmodel.weight_format`).
@@ -110,7 +121,7 @@ class RooflineLatency(_LawLatency):
         UserInputError: the device does not compute in the dtype, or has no such engine mode.
     """
 
-    __slots__ = ("error_frac",)
+    __slots__ = ("_host_share", "error_frac", "host_error_frac")
 
     def __init__(
         self,
@@ -137,11 +148,27 @@ class RooflineLatency(_LawLatency):
         )
         super().__init__(roofline_law(hardware, weights, engine, num_devices), setting)
         self.error_frac: Frac = hardware.error_frac
+        host_error_frac = hardware.engine_costs(engine).host_error_frac
+        plain_step = replace(setting, exit_layers=()).work("verify", 0, 1)
+        host_s, kernels_s = self._law.host_and_kernels_s(plain_step, cached_tokens=context_tokens or 0)
+        self._host_share = chance_longer(host_s, kernels_s, math.hypot(host_error_frac, self.error_frac))
+        self.host_error_frac: Frac = self._host_share * host_error_frac
 
     @property
     def level(self) -> LatencyLevel:
         """Nothing was measured."""
         return "roofline"
+
+    @property
+    def step_error_frac(self) -> Frac:
+        """One standard deviation of the relative error of a step of plain decoding, on a host and a device unknown."""
+        host_error_frac = self.host_error_frac / self._host_share if self._host_share else 0.0
+        return math.sqrt(self._host_share * host_error_frac**2 + (1 - self._host_share) * self.error_frac**2)
+
+
+def chance_longer(one_s: Seconds, other_s: Seconds, error_frac: Frac) -> Frac:
+    """The chance that one time is longer than another, where their ratio has a lognormal error."""
+    return NormalDist(sigma=error_frac).cdf(math.log(one_s / other_s)) if one_s else 0.0
 
 
 class FittedLatency(_LawLatency):
@@ -187,6 +214,11 @@ class FittedLatency(_LawLatency):
         """Coefficients measured, model not."""
         return "extrapolated" if self.extrapolations else "fitted"
 
+    @property
+    def host_error_frac(self) -> Frac:
+        """None besides: the fit's error holds the host's."""
+        return 0.0
+
     def _line(self, kind: PassKind, stage: int, rows: int) -> Line:
         line = super()._line(kind, stage, rows)
         if self._hardware is not None:
@@ -215,12 +247,17 @@ class MeasuredLatency:
     def __init__(self, profile: LatencyProfile) -> None:
         self.profile = profile
         self._table = PassTimes(profile.samples, name=profile.model.name, pads_rows=profile.pads_rows)
-        self.error_frac: Frac = self._table.error_frac
+        self.error_frac: Frac = min(self._table.error_frac, WIDEST_ERROR_FRAC)
 
     @property
     def level(self) -> LatencyLevel:
         """Measured on this device."""
         return "measured"
+
+    @property
+    def host_error_frac(self) -> Frac:
+        """None: this host was measured."""
+        return 0.0
 
     def pass_s(self, shape: PassShape) -> Seconds:
         """Seconds of one warm pass."""

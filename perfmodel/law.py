@@ -64,6 +64,12 @@ class Law:
     all_reduce_s: Seconds
     link_byte_s: Seconds
 
+    def __post_init__(self) -> None:
+        for term in self.__slots__:
+            value = getattr(self, term)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{term} is {value:g}, expected a finite number that is not negative")
+
     def line(self, work: PassWork, *, max_cached_tokens: int) -> tuple[Seconds, Seconds]:
         """Seconds of some work with nothing cached, and per cached token.
 
@@ -76,6 +82,11 @@ class Law:
         if host_s >= kernels_s + max_cached_tokens * per_token_s:
             per_token_s = 0.0
         return self._fixed_s(work) + max(host_s, kernels_s), per_token_s
+
+    def host_and_kernels_s(self, work: PassWork, *, cached_tokens: float) -> tuple[Seconds, Seconds]:
+        """Seconds of launching some work and of its kernels, of which the longer is paid."""
+        kv_s, attn_s = self.kv_byte_s * work.kv_bytes_per_cached_token, self.attn_flop_s * work.attn_flops_per_cached_token
+        return self.host_layer_s * work.num_layers, self._kernels_s(work) + cached_tokens * _overlap_s(kv_s, attn_s)
 
     def _fixed_s(self, work: PassWork) -> Seconds:
         round_s = self.round_s * work.num_rounds + self.round_row_s * work.drafted_rows

@@ -1,7 +1,8 @@
 """Mean seconds of every pass that was measured, as straight lines in the cached tokens.
 
 Totals are what is predicted, so a cell keeps its mean and not its median; only the most extreme 2 % on each side are
-pulled in to the edge, so that one preempted pass does not speak for a thousand.
+pulled in to the edge, so that one preempted pass does not speak for a thousand. Passes during which the process stood still
+are left out (`perfmodel.pauses`).
 
 Captured passes are padded to a few widths (`perfmodel.passes.graph_width`), so that their seconds are steps in the rows. Each
 step is a table of its own: rows of one are neither merged nor interpolated with rows of another.
@@ -17,6 +18,7 @@ from typing import TypeAlias
 from perfmodel.cold_starts import ColdExtras, cold_extras
 from perfmodel.errors import OutOfDomain
 from perfmodel.passes import LAYER_KINDS, PREFILL_KINDS, PassKind, PassSamples, graph_width, kind_label, weights_of
+from perfmodel.pauses import without_pauses
 from perfmodel.robust import clamped
 from perfmodel.units import Frac, Seconds
 
@@ -28,6 +30,8 @@ MIN_CACHED_SPREAD = 32.0
 """Tokens of standard deviation times two: below it a cell takes the slope of its kind and stage."""
 NUM_BLOCKS = 12
 """Consecutive stretches of the profile whose totals tell how steady the device was."""
+MAX_BLOCK_RATIO = 10
+"""A pass counts in its stretch at no more than so many times its price: one preempted pass does not make a device unsteady."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,7 @@ class PassTimes:
     __slots__ = ("_cold", "_lines", "_max_rows", "_name", "_pads_rows", "_steps", "error_frac")
 
     def __init__(self, samples: PassSamples, *, name: str, pads_rows: bool) -> None:
+        samples = without_pauses(samples)
         self._cold = cold_extras(samples)
         cells = _cells_of(samples, self._cold)
         self._name = name
@@ -132,8 +137,9 @@ class PassTimes:
         for number, (kind, stage, rows, cached, place, seconds) in enumerate(rounds):
             block = number * NUM_BLOCKS // len(rounds)
             base_s, per_token_s = self.line(kind, stage, rows)
-            measured[block] += seconds
-            predicted[block] += base_s + per_token_s * cached + self.cold_s(kind, stage, place)
+            price_s = base_s + per_token_s * cached + self.cold_s(kind, stage, place)
+            measured[block] += min(seconds, MAX_BLOCK_RATIO * price_s)
+            predicted[block] += price_s
         ratios = [m / p for m, p in zip(measured, predicted, strict=True) if p > 0]
         return _standard_error(ratios)
 

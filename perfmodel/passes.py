@@ -56,6 +56,8 @@ LAYER_KINDS: tuple[PassKind, ...] = (*SEGMENT_KINDS, "verify", *PREFILL_KINDS)
 """In which layers run."""
 GRAPH_ROW_WIDTHS = (1, 2, 4, 8, 16, 32)
 """Rows of the passes through layers that the runtime captures as CUDA graphs; it pads narrower passes to the next of them."""
+MAX_COUNT = 2**31 - 1
+"""Of stage, rows and cached tokens of a pass: what a 32-bit integer holds."""
 COLD_PLACES = 3
 """Places of a segment's or exit's passes that are told apart; from the next one on they count as warm."""
 
@@ -120,6 +122,10 @@ class PassSamples:
             raise ValueError(f"pass samples: columns of unequal lengths {sorted(lengths)}")
         if any(value <= 0 for value in self.seconds):
             raise ValueError("pass samples: every pass takes more than 0 s")
+        for name, column in (("stage", self.stage), ("rows", self.rows), ("cached_tokens", self.cached_tokens)):
+            wrong = [value for value in (min(column, default=0), max(column, default=0)) if not 0 <= value <= MAX_COUNT]
+            if wrong:
+                raise ValueError(f"pass samples: {name} holds {str(wrong[0])[:20]}, expected 0 to {MAX_COUNT}")
 
     def __len__(self) -> int:
         return len(self.seconds)

@@ -11,9 +11,10 @@ from perfmodel.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes import PassSamples, with_prefills_by_model
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import AcceptanceRule
+from perfmodel.units import Frac
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 8
+LATENCY_PROFILE_VERSION = 9
 
 Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0"]
 """What weights are asked for in; the last five are llama.cpp's (`perfmodel.llama_cpp_types`)."""
@@ -75,6 +76,16 @@ class LatencyProfile:
     samples: PassSamples
     kernel_trials: tuple[KernelTrial, ...] = ()
     """What the device's kernels were chosen by; empty where they were not measured."""
+    waited_frac: Frac | None = None
+    """Share of the measurement during which other programs had the processor (`perfmodel.contention`); None where unknown."""
+
+    def __post_init__(self) -> None:
+        num_stages = max(1, len(self.exit_layers))
+        beyond = max(self.samples.stage, default=0)
+        if beyond >= num_stages:
+            raise ValueError(
+                f"samples hold a pass of stage {beyond}, expected at most {num_stages - 1}: stages count the exits"
+            )
 
     @property
     def pads_rows(self) -> bool:
@@ -112,6 +123,11 @@ def _from_version_7(body: dict[str, Any]) -> dict[str, Any]:
     return {**with_standard_kernels(body), "samples": samples, "kernel_trials": []}
 
 
+def with_unknown_waits(body: dict[str, Any]) -> dict[str, Any]:
+    """An older file's body: how long others had the processor was shown and not kept."""
+    return {**body, "waited_frac": None}
+
+
 LATENCY_PROFILE_UPGRADES: Upgrades = {
     2: with_llama_layers,
     3: with_whole_heads,
@@ -119,6 +135,7 @@ LATENCY_PROFILE_UPGRADES: Upgrades = {
     5: _from_version_5,
     6: _from_version_6,
     7: _from_version_7,
+    8: with_unknown_waits,
 }
 
 

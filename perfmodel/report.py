@@ -9,14 +9,14 @@ from perfmodel.estimate import Speedup, with_nothing_ahead
 from perfmodel.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.passes import PassSamples, with_prefills_by_model
 from perfmodel.policy import ExitPolicy, with_catching_up_when_asked
-from perfmodel.profile import DeviceKey, with_standard_kernels
+from perfmodel.profile import DeviceKey, with_standard_kernels, with_unknown_waits
 from perfmodel.provenance import Provenance
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import Sampling, with_sampling_unpenalised
-from perfmodel.units import Seconds, Tokens
+from perfmodel.units import Frac, Seconds, Tokens
 
 REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 8
+REPORT_VERSION = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class PromptRun:
     rounds: RoundStats
     prefill_s: Seconds
     decode_s: Seconds
-    """Wall time of the rounds."""
+    """Wall time of the rounds, pauses of the process (`perfmodel.pauses`) not counted; the arm's samples hold them."""
     distinct_6gram_frac: float
 
 
@@ -105,6 +105,8 @@ class RunReport:
     check: Check | None
     adaptation: Adaptation | None
     """None when the plan's policy ran throughout."""
+    waited_frac: Frac | None = None
+    """Share of the run during which other programs had the processor; None where unknown."""
 
 
 def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +127,7 @@ _UPGRADES: Upgrades = {
     5: with_nothing_ahead,
     6: with_catching_up_when_asked,
     7: _from_version_7,
+    8: with_unknown_waits,
 }
 
 

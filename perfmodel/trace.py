@@ -29,6 +29,8 @@ from perfmodel.units import Tokens
 
 TRACE_SCHEMA = "s2d/acceptance-trace"
 TRACE_VERSION = 5
+MAX_NEW_TOKENS = 2**24
+"""Longer than any context, and small enough for 32-bit arithmetic."""
 
 _COLUMN_DTYPES = {"confidence": np.float32, "draft_token": np.int32, "target_token": np.int32, "accept_prob": np.float32}
 _OFF_PATH_DTYPES = {"position": np.int32, "exit": np.int32, "confidence": np.float32}
@@ -70,6 +72,10 @@ class TraceHeader:
     max_new_tokens: int
     eos_token_id: int | None
     prompts: tuple[TracedPrompt, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected 1 to {MAX_NEW_TOKENS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

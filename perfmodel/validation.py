@@ -5,6 +5,7 @@ from typing import Literal
 
 from perfmodel.artifact import record_text, write_record
 from perfmodel.disk import PathLike
+from perfmodel.interval import Interval, ratio_interval
 from perfmodel.profile import EngineMode
 from perfmodel.provenance import Provenance
 from perfmodel.units import Frac, Tokens, TokensPerS
@@ -33,14 +34,19 @@ class PublishedPoint:
     published_tokens_per_s: TokensPerS
     predicted_tokens_per_s: TokensPerS
     interval_frac: Frac
-    """Half the 90 % interval of the predicted seconds, over them."""
+    """Half the 90 % interval of the logarithm of the predicted seconds."""
     light_tokens_per_s: TokensPerS
     """At the speed of light: bytes over the datasheet's bandwidth and nothing else, as a pure roofline has it."""
 
     @property
+    def interval(self) -> Interval:
+        """Of the predicted tokens per second."""
+        return ratio_interval(self.predicted_tokens_per_s, below=self.interval_frac, above=self.interval_frac)
+
+    @property
     def is_covered(self) -> bool:
-        """Whether the published seconds lie within the interval of the predicted ones."""
-        return abs(self.predicted_tokens_per_s / self.published_tokens_per_s - 1) <= self.interval_frac
+        """Whether the published speed lies within the interval of the predicted one."""
+        return self.interval.low <= self.published_tokens_per_s <= self.interval.high
 
     @property
     def light_error_frac(self) -> Frac:
@@ -85,9 +91,10 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceError:
-    """The held-out points of one device."""
+    """The held-out points of one device in one engine mode."""
 
     device: str
+    engine: EngineMode
     num_points: int
     mape_frac: Frac
     mean_error_frac: Frac
@@ -104,7 +111,7 @@ class Validation:
 
     points: tuple[PublishedPoint, ...]
     devices: tuple[DeviceError, ...]
-    """Devices with held-out points."""
+    """Devices and engine modes with held-out points."""
     explanations: tuple[Explanation, ...]
     """Best first."""
 

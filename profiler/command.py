@@ -199,13 +199,13 @@ def _was_interrupted_later(folder: Path) -> bool:
 
 
 def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance: Provenance) -> None:
-    files = LatencyFiles(
-        args.output, partial(pair_profiles, pair=job.pair, sampling=job.sampling, kernel_trials=job.kernel_trials), provenance
-    )
+    contention = Contention()
+    profiles_of = partial(pair_profiles, pair=job.pair, sampling=job.sampling, kernel_trials=job.kernel_trials)
+    files = LatencyFiles(args.output, profiles_of, provenance, contention)
     log = files.resumed()
     if len(log):
         print_err(f"going on with the {len(log)} passes kept in {args.output}")
-    progress, contention = Progress("latency", max(1, round(args.budget))), Contention()
+    progress = Progress("latency", max(1, round(args.budget)))
     shown_s = 0
 
     def on_turn(spent_s: Seconds, num_lacking: int) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from perfmodel.contention import Contention
 from perfmodel.errors import Mismatch
 from perfmodel.kernels import KernelTrial
 from perfmodel.passes import PASS_MODEL
 from perfmodel.profile import LatencyProfile, read_latency_profile, write_latency_profile
 from perfmodel.provenance import Provenance
 from perfmodel.sampling import Sampling
+from perfmodel.units import Frac
 from profiler.grid import PassKey
 from profiler.pass_log import PassLog
 from s2d.load import LoadedModel
@@ -76,14 +79,22 @@ class LatencyFiles:
         folder: holds `NAME.latency.json` of every profile, and while they grow `NAME.latency.partial.json`.
         profiles_of: a log as profiles, by name.
         provenance: of the files.
+        contention: of the measurement; None where nobody watched.
     """
 
     def __init__(
-        self, folder: Path, profiles_of: Callable[[PassLog], dict[str, LatencyProfile]], provenance: Provenance
+        self,
+        folder: Path,
+        profiles_of: Callable[[PassLog], dict[str, LatencyProfile]],
+        provenance: Provenance,
+        contention: Contention | None = None,
     ) -> None:
         self._folder = folder
         self._profiles_of = profiles_of
         self._provenance = provenance
+        self._contention = contention
+        self._waited_fracs: list[Frac] = []
+        """Of earlier parts of the measurement."""
         self._names = tuple(profiles_of(PassLog()))
 
     @property
@@ -116,7 +127,15 @@ class LatencyFiles:
                     fix="Repeat the command that began it to go on, or delete it, or give another folder with -o",
                 )
             log.add(found.samples)
+            if found.waited_frac is not None:
+                self._waited_fracs.append(found.waited_frac)
         return log
+
+    @property
+    def _waited_frac(self) -> Frac | None:
+        """Of the part of the measurement that was disturbed most."""
+        now = None if self._contention is None else self._contention.waited_frac
+        return max([*self._waited_fracs, *([] if now is None else [now])], default=None)
 
     def write_partial(self, log: PassLog) -> None:
         """Keep what was measured so far."""
@@ -132,7 +151,7 @@ class LatencyFiles:
     def _write(self, log: PassLog, paths: tuple[Path, ...]) -> None:
         profiles = self._profiles_of(log).values()
         for path, record in zip(paths, profiles, strict=True):
-            write_latency_profile(path, record, self._provenance)
+            write_latency_profile(path, replace(record, waited_frac=self._waited_frac), self._provenance)
 
 
 def _identity(profile: LatencyProfile) -> str:

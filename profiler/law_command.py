@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from perfmodel.console import Progress, keeping, print_err, print_out, save_or_warn, table
+from perfmodel.contention import Contention
 from perfmodel.disk import folder_for_files
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import DraftGeometry
+from perfmodel.pauses import find_pauses, pauses_text
 from perfmodel.profile import EngineMode
 from perfmodel.provenance import make_provenance
 from perfmodel.units import Seconds, format_seconds
@@ -50,8 +52,9 @@ def _profile_law(grid: LawGrid, args: argparse.Namespace, engine: EngineMode, *,
     provenance = make_provenance(
         argv=argv, device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=args.seed
     )
+    contention = Contention()
     files = [
-        LatencyFiles(args.output, partial(law_profiles, model=model, kernel_trials=chosen.trials), provenance)
+        LatencyFiles(args.output, partial(law_profiles, model=model, kernel_trials=chosen.trials), provenance, contention)
         for model in models
     ]
     logs = [one.resumed() for one in files]
@@ -65,6 +68,11 @@ def _profile_law(grid: LawGrid, args: argparse.Namespace, engine: EngineMode, *,
     finally:  # whatever ended it, a disk that is full included
         if any(map(len, logs)):
             print_out("\n" + _medians(models, logs, grid))
+    if (busy := contention.warning) is not None:
+        print_err(f"warning: {busy}")
+    for model, log in zip(models, logs, strict=True):
+        if (paused := pauses_text(find_pauses(log.samples()).values())) is not None:
+            print_err(f"warning: {model.geometry.name}: {paused}")
     print_out(f"wrote {sum(len(one.write(log)) for one, log in zip(files, logs, strict=True))} profiles in {args.output}")
     print_out(f"\nnext: s2d-plan fit {args.output / '*.latency.json'} -o {args.output / 'law.fit.json'}")
     return 0

@@ -17,6 +17,8 @@ PowerSensor = Callable[[], Watts]
 
 READ_EVERY_S: Seconds = 0.05
 """NVML refreshes its reading 10 to 50 times a second: reading faster adds nothing."""
+MAX_GAP_S: Seconds = 10.0
+"""A longer time between two readings is a pause of the process or of the machine."""
 
 
 class EnergyMeter:
@@ -54,7 +56,10 @@ class EnergyMeter:
         return self.energy_j / self.seconds if self.seconds else None
 
     def read(self) -> None:
-        """Add the energy since the last reading: the mean of both powers times the time between them."""
+        """Add the energy since the last reading: the mean of both powers times the time between them.
+
+        After more than `MAX_GAP_S` without a reading nobody knows the power in between: neither energy nor time counts.
+        """
         if self.failure is not None:
             return
         try:
@@ -62,7 +67,11 @@ class EnergyMeter:
         except Exception as err:  # whatever a driver raises: the measurement goes on
             self.failure = err
             return
-        self.energy_j += (now_w + self._last_w) / 2 * (now_s - self._last_s)
+        gap_s = now_s - self._last_s
+        if gap_s > MAX_GAP_S:
+            self._start_s += gap_s
+        else:
+            self.energy_j += (now_w + self._last_w) / 2 * gap_s
         self._last_s, self._last_w = now_s, now_w
 
 

@@ -72,10 +72,11 @@ class UnsteadyPass:
 def unsteady_passes(log: PassLog) -> list[UnsteadyPass]:
     """Passes whose quartiles are more than `WIDE_IQR_FRAC` of the median apart, those that took most time first."""
     seconds = log.seconds_by_key()
-    total_s = sum(map(sum, seconds.values()))
+    taken_s = {key: len(values) * float(np.median(values)) for key, values in seconds.items()}  # one long pause counts little
+    total_s = sum(taken_s.values())
     found = []
-    for key, values in sorted(seconds.items(), key=lambda item: -sum(item[1])):
-        if key.kind in PREFILL_KINDS or len(values) < MIN_SAMPLES_FOR_IQR or sum(values) < MIN_SHARE_TO_WARN * total_s:
+    for key, values in sorted(seconds.items(), key=lambda item: -taken_s[item[0]]):
+        if key.kind in PREFILL_KINDS or len(values) < MIN_SAMPLES_FOR_IQR or taken_s[key] < MIN_SHARE_TO_WARN * total_s:
             continue
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
         if high - low > WIDE_IQR_FRAC * median:

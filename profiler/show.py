@@ -12,6 +12,7 @@ from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.kernels import STANDARD_KERNELS, Kernels, KernelTrial, trial_round_s
 from perfmodel.off_path import MIN_RECORDED
 from perfmodel.passes import PASS_KINDS
+from perfmodel.pauses import find_pauses, pauses_text
 from perfmodel.policy import CalibrationCurve
 from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Frac, format_frac, format_joules, format_number, format_seconds
@@ -133,6 +134,8 @@ def warnings_of(log: PassLog, never: Collection[PassKey]) -> list[str]:
     ]
     if len(unsteady) > MAX_WARNINGS:
         warnings.append(f"{len(unsteady) - MAX_WARNINGS} more passes are as unsteady: leave the machine alone and repeat")
+    if (paused := pauses_text(find_pauses(log.samples()).values())) is not None:
+        warnings.append(paused)
     if never:
         warnings.append(f"never met: {keys_label(never)}; a longer --budget may meet them")
     return warnings

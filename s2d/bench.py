@@ -11,6 +11,7 @@ from perfmodel.errors import UserInputError
 from perfmodel.estimate import Decoded, Speedup, mean_round_cost, measured_speedup
 from perfmodel.frontier import FrontierPoint
 from perfmodel.passes import PASS_KINDS, PREFILL_KINDS, PassKind, PassSamples
+from perfmodel.pauses import Pause, find_pauses, seconds_without_pauses
 from perfmodel.policy import ExitPolicy
 from perfmodel.repetition import distinct_ngram_frac
 from perfmodel.report import Adaptation, Arm, Check, Divergence, PolicyShare, PromptRun, RunReport
@@ -201,7 +202,7 @@ def _policy_rounds(generation: Generation) -> Iterator[tuple[ExitPolicy | None, 
     """Policy, emitted tokens and seconds of every round."""
     samples, left, policies = generation.samples, len(generation.tokens), iter(generation.policies)
     blocks, seconds = iter(generation.blocks), 0.0
-    for kind, lap_s in zip(samples.kind, samples.seconds, strict=True):
+    for kind, lap_s in zip(samples.kind, seconds_without_pauses(samples), strict=True):
         if kind in PREFILL_KINDS:
             continue
         seconds += lap_s
@@ -211,10 +212,16 @@ def _policy_rounds(generation: Generation) -> Iterator[tuple[ExitPolicy | None, 
             left, seconds = left - tokens, 0.0
 
 
+def paused_passes(report: RunReport) -> list[Pause]:
+    """Passes of either arm that its seconds leave out."""
+    arms = [report.plan_arm, *([report.plain_arm] if report.plain_arm is not None else [])]
+    return [pause for arm in arms for pause in find_pauses(arm.samples).values()]
+
+
 def kind_seconds(samples: PassSamples) -> dict[PassKind, Seconds]:
-    """Seconds of all passes of a kind."""
+    """Seconds of all passes of a kind, pauses not counted."""
     totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
-    for kind, seconds in zip(samples.kind, samples.seconds, strict=True):
+    for kind, seconds in zip(samples.kind, seconds_without_pauses(samples), strict=True):
         totals[kind] += seconds
     return totals
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from perfmodel.errors import BadPolicy, UserInputError
 from perfmodel.passes import PREFILL_KINDS, PassSamples
+from perfmodel.pauses import seconds_without_pauses
 from perfmodel.policy import ExitPolicy
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import Sampling
@@ -61,7 +62,7 @@ class Generation:
     prefill_s: Seconds
     """Of the passes over the prompt: the target's, and those of the draft's segments that were ever needed."""
     decode_s: Seconds
-    """Of the rounds; what the caller does with the tokens it is given is not counted."""
+    """Of the rounds. Neither what the caller does with the tokens nor a pause of the process is counted."""
     samples: PassSamples
 
 
@@ -242,7 +243,8 @@ class _Run:
         while not self._round():
             pass
         samples = self._clock.samples()
-        prefill_s = sum(s for kind, s in zip(samples.kind, samples.seconds, strict=True) if kind in PREFILL_KINDS)
+        seconds = seconds_without_pauses(samples)
+        prefill_s = sum(s for kind, s in zip(samples.kind, seconds, strict=True) if kind in PREFILL_KINDS)
         written = self._tokens[self._prompt_tokens :]
         return Generation(
             tokens=tuple(written),
@@ -250,7 +252,7 @@ class _Run:
             blocks=tuple(self._blocks),
             policies=tuple(self._policies),
             prefill_s=prefill_s,
-            decode_s=sum(samples.seconds) - prefill_s,
+            decode_s=sum(seconds) - prefill_s,
             samples=samples,
         )
 

@@ -5,7 +5,7 @@ import hashlib
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -19,12 +19,13 @@ from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
 from perfmodel.kernels import STANDARD_KERNELS
 from perfmodel.lock import locked_file
+from perfmodel.pauses import pauses_text
 from perfmodel.plan import Plan, read_plan
 from perfmodel.provenance import make_provenance
 from perfmodel.report import RunReport, report_file_text, write_report
 from perfmodel.sampling import Sampling
 from perfmodel.units import Tokens
-from s2d.bench import OnText, RunRequest, run_report
+from s2d.bench import OnText, RunRequest, paused_passes, run_report
 from s2d.conversation import Prompt
 from s2d.device import engine_for
 from s2d.dtypes import TORCH_DTYPES
@@ -83,9 +84,12 @@ def _run_plan(args: argparse.Namespace, command: Sequence[str], ranks: Ranks | N
             with PromptStreams(loaded.pair.tokenizer) as streams:
                 on_prompt = streams.on_prompt
                 report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=on_prompt, on_text=loaded.on_text)
+    report = replace(report, waited_frac=contention.waited_frac)
     _say_cut_short(loaded.turns)
     if args.check and (busy := contention.warning) is not None:
         print_err(f"warning: {busy}")
+    if (paused := pauses_text(paused_passes(report))) is not None:
+        print_err(f"warning: {paused}")
     provenance = make_provenance(
         argv=command,
         device=report.device.device,

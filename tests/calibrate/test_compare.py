@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from calibrate.cli import main_compare, main_plan
-from calibrate.compare import compare, explained_frac, load_pricing, next_step, worst_pass
+from calibrate.compare import compare, load_pricing
+from calibrate.next_measurement import worst_pass
 from perfmodel.artifact import Stored
 from perfmodel.errors import Mismatch, UserInputError
-from perfmodel.interval import Interval
-from perfmodel.plan import EvidenceLevel, Plan, read_plan
+from perfmodel.plan import Plan, read_plan
 from perfmodel.report import Adaptation, RunReport, write_report
-from perfmodel.residuals import PassResidual, Residuals, read_residuals
+from perfmodel.residuals import Residuals, read_residuals
 from perfmodel.sampling import Sampling
 from tests.calibrate.evidence import make_report, make_trace, provenance, write_evidence
 
@@ -67,7 +67,7 @@ def test_slower_segments_are_latency_error_alone_and_is_named(plan: Stored[Plan]
         assert worst is not None
         assert (worst.arm, worst.kind) == ("plan", "segment")
         assert worst.error_frac == pytest.approx(1 / 3 - 1)
-        assert residuals.next_step.startswith("s2d-profile latency")
+        assert "most of the error is in the seconds, plan segment passes most of all (-66.7 %)" in residuals.next_step
 
 
 def test_other_prompts_are_acceptance_error_alone(plan: Stored[Plan], planned: Path) -> None:
@@ -128,53 +128,6 @@ def test_profiles_that_the_plan_does_not_rest_on_are_refused(tmp_path: Path, pla
         load_pricing(read_plan(tmp_path / "plan.json").record, profiles(planned), None)
 
 
-def test_the_next_step_follows_the_larger_error() -> None:
-    passes = (
-        PassResidual(arm="plan", kind="verify", num_passes=1, predicted_s=1.0, measured_s=2.0),
-        PassResidual(arm="plan", kind="exit", num_passes=1, predicted_s=0.1, measured_s=0.3),
-    )
-    assert next_step(0.1, 0.05, passes, 0.01, "s2d-profile acceptance").startswith("s2d-profile acceptance")
-    assert "plan verify passes most of all (-50.0 %)" in next_step(0.01, -0.2, passes, 0.01, "s2d-profile acceptance")
-
-
-@pytest.mark.parametrize(
-    ("level", "ran", "said"),
-    [
-        ("traced", 64, "s2d-profile acceptance, on prompts like those that were run: most of the error is in the acceptance"),
-        ("traced", 32, "s2d-plan --output-tokens 32, as was run: most of the error is in the acceptance"),
-        (
-            "traced",
-            128,
-            "s2d-profile acceptance --max-new-tokens 128, as was run, and on prompts like those that were run: most of",
-        ),
-        (
-            "published",
-            32,
-            "s2d-profile acceptance --max-new-tokens 32, as was run, and on prompts like those that were run: most of",
-        ),
-    ],
-)
-def test_acceptance_of_texts_of_another_length_is_of_other_texts(
-    plan: Stored[Plan], level: EvidenceLevel, ran: int, said: str
-) -> None:
-    evidence = tuple(replace(part, level=level) if part.role == "acceptance" else part for part in plan.record.evidence)
-    promised = replace(plan.record.chosen.speedup, speedup=Interval(value=9.0, low=8.9, high=9.1))
-    chosen = replace(plan.record.chosen, speedup=promised)
-    told = replace(plan, record=replace(plan.record, evidence=evidence, chosen=chosen))
-    report = replace(make_report(plan.record, plan.sha256, make_trace()), max_new_tokens=ran)
-    assert compare(told, stored(report), None).next_step.startswith(said)
-
-
-def test_nothing_is_measured_again_for_errors_that_the_intervals_explain() -> None:
-    predicted, measured = Interval(value=1.46, low=1.40, high=1.52), Interval(value=1.50, low=1.42, high=1.58)
-    explained = explained_frac(predicted, measured)
-    assert explained == pytest.approx(0.1 / 1.5)
-    said = "nothing: both errors are within 6.7 %, which the intervals of plan and run explain"
-    assert next_step(-0.014, -0.021, (), explained, "s2d-profile acceptance") == said
-    assert next_step(0.0, -0.07, (), explained, "s2d-profile acceptance").startswith("s2d-profile latency")
-    assert next_step(0.015, -0.019, (), 0.001, "s2d-profile acceptance") == "nothing: both errors are within 2.0 %"
-
-
 def test_the_command_prints_both_errors_and_writes_what_it_prints(
     plan: Stored[Plan], planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,7 +142,8 @@ def test_the_command_prints_both_errors_and_writes_what_it_prints(
     assert "  +0.0 %  tokens per round " in errors["acceptance"]
     shown = [line.partition(" %")[0].split()[-1] for line in (errors["latency"], errors["in all"])]
     assert shown[0] == shown[1] != "+0.0"
-    assert lines[-1].startswith("next: s2d-profile latency")
+    assert lines[-1].startswith("next: most of the error is in the seconds, plan segment passes most of all")
+    assert "(give --profile to see whether the profile was disturbed): s2d-profile latency --target" in lines[-1]
     assert main_compare([*arguments, "--json", "-o", str(output)]) == 0
     assert capsys.readouterr().out == output.read_text(encoding="utf-8")
     assert read_residuals(output).record.plan_sha256 == plan.sha256

@@ -1,14 +1,18 @@
 """Depth for width: what "Decoding Speculative Decoding" (arXiv 2402.01528) found, told by the law."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from calibrate.cli import main_plan
-from calibrate.design import PARAMS_TOLERANCE, DesignRequest, designs, draft_token_s
+from calibrate.design import PARAMS_TOLERANCE, DesignRequest, designs, draft_rounds, draft_token_s, plain_token_s
+from calibrate.show_law import design_text
 from perfmodel.geometry import find_model
 from perfmodel.hardware import find_hardware
+from perfmodel.latency import RooflineLatency
+from perfmodel.passes import PassKind, PassShape
 from perfmodel.profile import EngineMode
 from perfmodel.weight_format import plain_format
 from perfmodel.work import kv_bytes_per_token
@@ -86,8 +90,84 @@ def test_the_command_prints_the_frontier(capsys: pytest.CaptureFixture[str]) -> 
         (["--params", "0"], "--params 0: expected a number of weights"),
         (["--params", "1e9", "--draft-tokens", "0"], "--draft-tokens 0: expected at least 1"),
         (["--params", "1e9", "--device", "a1000"], "did you mean"),
+        (["--draft", "no-such-draft"], "unknown target 'no-such-draft'"),
+        (["--draft", "llama-160m", "--params", "1e9"], "not allowed with"),
+        ([], "one of the arguments --params --draft is required"),
     ],
 )
 def test_a_wrong_call_gets_one_clear_error(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main_plan(["design", "--target", "llama-2-7b", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+LAUNCH_BOUND = replace(REQUEST, target=find_model("smollm2-1.7b"), num_devices=1, engine="eager")
+"""24 layers, each as long as its launches: a draft of 30 layers takes 30 / 24 of the target's step for every token."""
+
+
+@pytest.mark.parametrize(("drafted", "by_hand"), [(1, 1 + 30 / 24), (3, 1 + 3 * 30 / 24), (5, 1 + 5 * 30 / 24)])
+def test_a_draft_deeper_than_its_target_cannot_pay_where_launches_bind(drafted: int, by_hand: float) -> None:
+    [found] = draft_rounds(find_model("smollm2-135m"), LAUNCH_BOUND, [drafted])
+    assert found.break_even_tokens == pytest.approx(by_hand, rel=0.05)
+    assert by_hand > drafted + 1
+    assert not found.can_pay
+
+
+@pytest.mark.parametrize("drafted", [1, 3, 5, 12])
+def test_a_round_takes_its_drafted_tokens_and_one_verification(drafted: int) -> None:
+    request, draft = replace(REQUEST, engine="graph", draft_tokens=drafted), find_model("llama-160m")
+    target = RooflineLatency(request.target, (), request.hardware, "fp16", "graph", 2, context_tokens=768)
+
+    def pass_s(kind: PassKind, rows: int) -> float:
+        return target.pass_s(PassShape(kind=kind, stage=0, rows=rows, cached_tokens=768))
+
+    plain_s = pass_s("verify", 1) + pass_s("round", 0)
+    whole_s = drafted * draft_token_s(draft, request) + pass_s("verify", drafted + 1) + pass_s("round", drafted)
+    [found] = draft_rounds(draft, request, [drafted])
+    assert plain_token_s(request) == pytest.approx(plain_s)
+    assert found.round_s == pytest.approx(whole_s)
+    assert found.break_even_tokens == pytest.approx(whole_s / plain_s)
+    assert found.can_pay == (whole_s / plain_s < drafted + 1)
+
+
+def test_a_shape_can_pay_where_a_round_yields_more_than_its_break_even() -> None:
+    found = designs(replace(LAUNCH_BOUND, num_params=300_000_000))
+    assert {one.can_pay for one in found} == {True, False}
+    assert all(one.can_pay == (one.break_even_tokens < 6) for one in found)
+
+
+SMOL = ("--target", "smollm2-1.7b", "--engine", "eager", "--device", "a100-80gb")
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        (
+            ("--params", "300e6"),
+            ("impossible (at most 6)", "32 layers and more cannot pay at 5 drafted tokens: a round yields"),
+        ),
+        (("--params", "300e6", "--draft-tokens", "1"), ("impossible (at most 2)", "cannot pay at 1 drafted token:")),
+        (("--params", "1.6e9", "--draft-tokens", "12"), ("impossible (at most 13)",)),
+        (
+            ("--draft", "smollm2-135m"),
+            ("impossible (at most 6)", "impossible (at most 13)", "This draft cannot pay at 1, 2, 3"),
+        ),
+        (("--draft", "smollm2-135m", "--draft-tokens", "5"), ("impossible (at most 6)", "cannot pay at 5 drafted tokens")),
+        (("--draft", "llama-68m"), ("2 layers", "its vocabulary has 32000 tokens, the target's 49152")),
+        (("--draft", "s2d-vicuna-12"), ("12 layers", "a drafted token")),
+    ],
+)
+def test_what_cannot_pay_is_shown_as_impossible(
+    flags: tuple[str, ...], shown: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_plan(["design", *SMOL, *flags]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(part in text for part in shown), text
+    assert re.search(r"plain [\d.]+ tokens/s, [\d.]+ ms a token", text)
+
+
+def test_where_no_shape_of_a_size_can_pay_it_is_said() -> None:
+    frontier = [one for one in designs(replace(LAUNCH_BOUND, num_params=300_000_000)) if one.is_frontier and not one.can_pay]
+    text = " ".join(design_text(LAUNCH_BOUND, frontier, asked_target="smollm2-1.7b").split())
+    assert (
+        "No shape of this size can pay at 5 drafted tokens: a round yields at most 6 tokens. Give a smaller --params." in text
+    )

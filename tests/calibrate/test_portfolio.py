@@ -187,6 +187,7 @@ def test_the_text_tells_every_choice_and_a_next_command_that_works(
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("a policy for each") and format_speedup(shipped.mean_speedup("own")) in line for line in lines)
     assert any(line.startswith("the best worst case") for line in lines)
+    assert any(line.startswith("no S2D draft is public; to make one: s2d-train draft ") for line in lines)
     following = shlex.split(lines[-1].removeprefix("next: "))
     assert following == ["s2d-plan", "--dtype", "fp16", "--target", "vicuna-7b", "-o", "plan.json"]
 

@@ -1,13 +1,16 @@
 """What a person reads: every line of a plan, for plans whose numbers are known."""
 
+import re
+import shlex
 from dataclasses import replace
 
 import pytest
 
-from calibrate.show import cautions, plan_text, policy_facts
+from calibrate.show import asked_text, cautions, plan_text, policy_facts, unpublished_note
 from perfmodel.estimate import RoundCost, Speedup
-from perfmodel.geometry import find_draft, find_model
+from perfmodel.geometry import find_draft, find_model, other_releases
 from perfmodel.interval import Interval
+from perfmodel.known_models import ALIASES, KNOWN_MODELS
 from perfmodel.passes import PassCount, PassKind
 from perfmodel.plan import BatchPoint, BatchSchedule, Candidate, Evidence, EvidenceLevel, Memory, Plan, Workload
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
@@ -15,6 +18,7 @@ from perfmodel.profile import DeviceKey
 from perfmodel.rounds import RoundStats
 from perfmodel.sampling import GREEDY
 from perfmodel.weight_format import plain_format
+from s2d.cli import main_train
 
 
 def policy(exits: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:
@@ -111,7 +115,8 @@ SINGLE = candidate("exit 9", policy((9,), (), FixedLength(draft_cap=5)), 1.8)
 PLAIN = candidate("plain decoding", None, 1.0)
 
 EXPECTED = """\
-target      llama-2-70b, 80 layers, 69.0 billion weights (asked for as 'llama-70b')
+target      llama-2-70b, 80 layers, 69.0 billion weights (asked for as 'llama-70b'; other releases:
+            --target llama-3-70b or llama-3.1-70b or llama-3.3-70b)
 draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12; shared like the target
 device      2 x H200-SXM, bf16, graph
 asked       batch 1, 512 prompt tokens, 256 output tokens, greedy
@@ -171,6 +176,57 @@ def test_a_plan_reads_as_expected_line_by_line() -> None:
     shown = plan_text(make_plan(GATED, SINGLE, PLAIN), asked_target="llama-70b")
     assert squeezed(shown) == squeezed(EXPECTED)
     assert max(map(len, shown.splitlines())) <= 128
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("llama-2-70b", ""),
+        ("llama-70b", " (asked for as 'llama-70b'; other releases: --target llama-3-70b or llama-3.1-70b or llama-3.3-70b)"),
+        ("llama-7b", " (asked for as 'llama-7b'; other releases: --target llama-1-7b)"),
+        ("mistral-7b", " (asked for as 'mistral-7b'; other releases: --target mistral-7b-v0.1 or mistral-7b-v0.2)"),
+        ("vicuna-13b", " (other releases: --target vicuna-13b-v1.3)"),
+        ("llama-30b", " (asked for as 'llama-30b')"),
+        ("meta-llama/Llama-2-70b-chat-hf", " (asked for as 'meta-llama/Llama-2-70b-chat-hf')"),
+    ],
+)
+def test_a_name_that_leaves_the_release_open_names_the_others(asked: str, said: str) -> None:
+    assert asked_text(asked, find_model(asked)) == said
+
+
+def test_every_name_that_several_releases_share_names_the_others() -> None:
+    names = {re.sub(r"-v?[0-9.]+(?=-|$)", "", model.name) for model in KNOWN_MODELS}
+    shared = {name for name in names if sum(re.sub(r"-v?[0-9.]+(?=-|$)", "", one.name) == name for one in KNOWN_MODELS) > 1}
+    known = {model.name for model in KNOWN_MODELS} | set(ALIASES)
+    assert {"llama-70b", "mistral-7b", "gemma-2b"} <= shared & known
+    for name in shared & known:
+        understood = find_model(name)
+        assert other_releases(name, understood), name
+        assert understood.name not in other_releases(name, understood)
+
+
+def test_a_config_s_target_has_no_other_releases() -> None:
+    mine = replace(find_model("llama-2-70b"), name="llama-70b", source="config.json of llama-70b")
+    assert asked_text("llama-70b", mine) == ""
+
+
+@pytest.mark.parametrize(("level", "is_noted"), [("published", True), ("traced", False)])
+def test_a_plan_for_a_draft_that_nobody_published_says_in_a_line_how_to_make_one(level: EvidenceLevel, is_noted: bool) -> None:
+    line = (
+        "no S2D draft is public; to make one: s2d-train draft --target path/to/vicuna-7b --exits 6,9,12 --text chats.jsonl "
+        "-o path/to/s2d-vicuna-12"
+    )
+    shown = plan_text(make_plan(GATED, SINGLE, PLAIN, level=level), asked_target="llama-2-70b").splitlines()
+    assert (line in shown) == is_noted
+    assert unpublished_note(find_draft("ref-draft")) is None
+
+
+def test_the_command_that_makes_an_unpublished_draft_is_one_that_s2d_train_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    note = unpublished_note(find_draft("s2d"))
+    assert note is not None
+    assert main_train(shlex.split(note.partition("s2d-train ")[2])) == 2
+    assert "path/to" in (said := capsys.readouterr().err)  # a folder is missing, no flag is wrong
+    assert "usage:" not in said
 
 
 def test_not_to_speculate_is_said_in_so_many_words() -> None:

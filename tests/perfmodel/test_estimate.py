@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel.estimate import Decoded, RoundCost, estimate, mean_round_cost, measured_speedup, pass_seconds
+from perfmodel.interval import NORMAL_QUANTILE
 from perfmodel.passes import ColdCount, PassCount, PassKind, PassShape
 from perfmodel.rounds import RoundStats
 
@@ -18,9 +19,16 @@ class Prices:
     level = "measured"
 
     def __init__(
-        self, seconds: dict[str, float], *, per_token_s: float = 0.0, first_s: float = 0.0, error_frac: float = 0.0
+        self,
+        seconds: dict[str, float],
+        *,
+        per_token_s: float = 0.0,
+        first_s: float = 0.0,
+        error_frac: float = 0.0,
+        host_error_frac: float = 0.0,
     ) -> None:
-        self.seconds, self.per_token_s, self.first_s, self.error_frac = seconds, per_token_s, first_s, error_frac
+        self.seconds, self.per_token_s, self.first_s = seconds, per_token_s, first_s
+        self.error_frac, self.host_error_frac = error_frac, host_error_frac
 
     def affine(self, kind: PassKind, stage: int, rows: int) -> tuple[float, float]:
         return self.seconds[kind], self.per_token_s
@@ -167,3 +175,19 @@ def test_60_prompts_are_estimated_in_milliseconds() -> None:
     for _ in range(10):
         estimate(DRAFT, TARGET, rounds, plain)
     assert (perf_counter() - start_s) / 10 < 0.05  # about 3 ms on a quiet machine
+
+
+def half_width(draft: Prices, target: Prices) -> float:
+    """Of the interval's logarithm, in standard deviations' fractions."""
+    found = estimate(draft, target, [drafted(30)] * 3, [plainly(30)] * 3).speedup
+    return math.log(found.high / found.value) / NORMAL_QUANTILE
+
+
+def test_the_host_s_error_cancels_where_launches_bind_draft_and_target_alike() -> None:
+    """A tenth of the host's speed changes both alike; where the target waits for its kernels, drafting alone changes."""
+    on_host = {"host_error_frac": 0.4}
+    draft, target = Prices(DRAFT.seconds, **on_host), Prices(TARGET.seconds, **on_host)
+    draft_share = 40 * 1.5 / (40 * 1.5 + 10 * 10.5)
+    assert half_width(draft, target) == pytest.approx(0.0, abs=1e-12)
+    assert half_width(draft, TARGET) == pytest.approx(0.4 * draft_share)
+    assert half_width(DRAFT, target) == pytest.approx(0.4 * draft_share)

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.validate import published_format
-from perfmodel.errors import OutOfDomain, UserInputError
+from perfmodel.errors import BadFile, OutOfDomain, UserInputError
 from perfmodel.geometry import find_draft, find_model
 from perfmodel.hardware import find_hardware
 from perfmodel.kernel_costs import WIDEST_ERROR_FRAC
 from perfmodel.known_hardware import KNOWN_HARDWARE
-from perfmodel.latency import FittedLatency, MeasuredLatency, RooflineLatency
+from perfmodel.latency import FittedLatency, MeasuredLatency, RooflineLatency, chance_longer
 from perfmodel.law import UNTESTED_ERROR_FRAC, FitDomain, LatencyFit, Law, read_latency_fit, roofline_law, write_latency_fit
 from perfmodel.passes import PassKind, PassSamples, PassShape
-from perfmodel.profile import DeviceKey, LatencyProfile
+from perfmodel.profile import DeviceKey, EngineMode, LatencyProfile
 from perfmodel.provenance import make_provenance
 from perfmodel.robust import clamped
 from perfmodel.weight_format import dtype_format, plain_format
@@ -80,7 +81,8 @@ def test_gpt_fast_on_a100_is_priced_within_7_percent(model, num_devices: int, we
 
 
 def test_in_eager_mode_a_small_model_costs_its_launches_and_a_large_one_its_bytes() -> None:
-    assert step_s(RooflineLatency(LLAMA_7B, (), A100, "fp16", "eager"), 500) == pytest.approx(1 / 40.24, rel=0.05)
+    launches_s = 32 * A100.engine_costs("eager").host_layer_s
+    assert step_s(RooflineLatency(LLAMA_7B, (), A100, "fp16", "eager"), 500) == pytest.approx(launches_s + 520e-6)
     eager, graph = (RooflineLatency(LLAMA_70B, (), A100, "fp16", engine) for engine in ("eager", "graph"))
     verify = shape("verify", 1)
     assert eager.pass_s(verify) == pytest.approx(graph.pass_s(verify), rel=1e-3)
@@ -337,3 +339,44 @@ def test_rows_of_a_rounds_bookkeeping_are_not_padded() -> None:
 def test_a_fit_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     write_latency_fit(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
     assert read_latency_fit(tmp_path / "fit.json").record == FIT
+
+
+@pytest.mark.parametrize("value", [-1e-9, -1e308])
+@pytest.mark.parametrize("term", Law.__dataclass_fields__)
+def test_a_fit_with_a_negative_coefficient_is_refused_by_its_name(tmp_path: Path, term: str, value: float) -> None:
+    path = tmp_path / "fit.json"
+    write_latency_fit(path, FIT, make_provenance(argv=("test",)))
+    envelope = json.loads(path.read_text("utf-8"))
+    envelope["body"]["law"][term] = value
+    path.write_text(json.dumps(envelope), encoding="utf-8")
+    with pytest.raises(
+        BadFile, match=re.escape(f"body.law: {term} is {value:g}, expected a finite number that is not negative")
+    ):
+        read_latency_fit(path)
+
+
+def priced(model: str, engine: EngineMode, device: str = "a100") -> RooflineLatency:
+    return RooflineLatency(find_model(model), (), find_hardware(device), "fp16", engine, context_tokens=500)
+
+
+def test_a_step_errs_by_the_host_where_launches_bind_and_by_the_device_where_kernels_do() -> None:
+    host_frac, device_frac = A100.engine_costs("eager").host_error_frac, A100.error_frac
+    assert priced("llama-2-7b", "graph").step_error_frac == device_frac
+    assert priced("vicuna-68m", "eager").step_error_frac == pytest.approx(host_frac, rel=0.01)
+    between = priced("llama-2-13b", "eager").step_error_frac
+    assert device_frac < between < host_frac
+    on_slower_memory = priced("llama-2-7b", "eager", "a10").step_error_frac
+    assert on_slower_memory < priced("llama-2-7b", "eager").step_error_frac
+
+
+def test_of_two_times_that_err_the_longer_one_is_likelier_to_be_the_longer() -> None:
+    assert chance_longer(0.0, 1.0, 0.4) == 0.0
+    assert chance_longer(1.0, 1.0, 0.4) == 0.5
+    assert chance_longer(2.0, 1.0, 0.4) == pytest.approx(0.958, abs=0.001)  # ln 2 is 1.73 standard deviations
+    assert chance_longer(1.0, 2.0, 0.4) == pytest.approx(1 - 0.958, abs=0.001)
+
+
+def test_nothing_is_added_for_a_host_that_was_measured_or_fitted() -> None:
+    assert measured([("verify", 0, 1, 100, 1e-3)] * 20).host_error_frac == 0.0
+    assert FittedLatency(FIT, LLAMA_7B, (), context_tokens=500).host_error_frac == 0.0
+    assert priced("llama-2-7b", "graph").host_error_frac == 0.0

@@ -5,7 +5,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from calibrate.plan import make_plan
+from perfmodel.errors import BadFile
 from perfmodel.kernels import STANDARD_KERNELS
 from perfmodel.passes import PREFILL_KINDS, PassSamples
 from perfmodel.profile import LatencyProfile, read_latency_profile, write_latency_profile
@@ -66,10 +69,34 @@ def test_prefills_of_an_older_file_are_told_apart_by_model(tmp_path: Path) -> No
 
 
 def test_prefills_of_the_draft_in_an_older_file_of_the_target_are_dropped(tmp_path: Path) -> None:
-    path = written_as(tmp_path / "target.latency.json", replace(target_profile(), samples=SAMPLES), 7)
+    path = written_as(tmp_path / "target.latency.json", replace(draft_profile(), samples=SAMPLES), 7)
+    envelope = json.loads(path.read_text("utf-8"))
+    envelope["body"]["exit_layers"] = []  # no target's profile of today could hold stages of a draft
+    path.write_text(json.dumps(envelope), encoding="utf-8")
     assert read_latency_profile(path).record.samples == kept(0, 3, 4)
 
 
 def test_a_draft_whose_prompt_was_one_pass_is_read_without_it(tmp_path: Path) -> None:
     path = written_as(tmp_path / "draft.latency.json", replace(draft_profile(), samples=SAMPLES), 5)
     assert read_latency_profile(path).record.samples == kept(0, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("rows", -5, "rows holds -5, expected 0 to 2147483647"),
+        ("rows", 10**400, "expected 0 to 2147483647"),
+        ("cached_tokens", -1, "cached_tokens holds -1, expected 0 to 2147483647"),
+        ("stage", -1, "stage holds -1, expected 0 to 2147483647"),
+        ("stage", 2**64, "expected 0 to 2147483647"),
+        ("stage", 1, "samples hold a pass of stage 1, expected at most 0: stages count the exits"),
+    ],
+)
+def test_a_pass_that_no_model_can_run_is_refused_on_reading(tmp_path: Path, column: str, value: int, problem: str) -> None:
+    path = tmp_path / "target.latency.json"
+    write_latency_profile(path, target_profile(), provenance())
+    envelope = json.loads(path.read_text("utf-8"))
+    envelope["body"]["samples"][column][3] = value
+    path.write_text(json.dumps(envelope), encoding="utf-8")
+    with pytest.raises(BadFile, match=problem):
+        read_latency_profile(path)

@@ -1,5 +1,6 @@
 """Trace files: what is read is what was written, and anything else is refused with a way out."""
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,3 +151,13 @@ def test_a_prompt_without_tokens_is_refused() -> None:
     prompt = TracedPrompt(name="p", category="code", prompt_tokens=3, num_positions=4, distinct_6gram_frac=1.0)
     with pytest.raises(ValueError, match="at least one token before and one emitted"):
         replace(prompt, num_positions=0)
+
+
+@pytest.mark.parametrize("tokens", [-1, 0, 2**24 + 1, 2**70])
+def test_a_trace_of_an_impossible_length_is_refused_on_reading(tmp_path: Path, tokens: int) -> None:
+    write_trace(tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[3], max_new_tokens=4242)), PROVENANCE)
+    with zipfile.ZipFile(tmp_path / "trace.npz") as whole, zipfile.ZipFile(tmp_path / "bad.npz", "w") as bad:
+        for name in whole.namelist():
+            bad.writestr(name, whole.read(name).replace(b"4242", str(tokens).encode()))
+    with pytest.raises(BadFile, match=f"max_new_tokens is {tokens}, expected 1 to 16777216"):
+        read_trace(tmp_path / "bad.npz")

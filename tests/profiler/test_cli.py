@@ -12,6 +12,7 @@ import pytest
 
 from perfmodel import contention
 from perfmodel.artifact import read_record
+from perfmodel.contention import Contention
 from perfmodel.errors import OutOfSpace
 from perfmodel.profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile, write_latency_profile
 from perfmodel.sampling import Sampling
@@ -22,13 +23,16 @@ from profiler import job as job_module
 from profiler import latency_files
 from profiler.cli import main_profile
 from profiler.command import family_prompts
+from profiler.latency_files import LatencyFiles
 from profiler.measure_latency import measure_latency
+from profiler.pass_log import PassLog
 from profiler.record_acceptance import Asker, PromptTrace
 from s2d.config import FAMILY_FOLDER
 from s2d.generate import Session
 from s2d.memory import CPU_WORKSPACE_BYTES
 from s2d.pair import EncodedPrompt
 from s2d.prompts import FAMILY_PROMPTS
+from tests.calibrate.evidence import provenance, target_profile
 from tests.profiler.conftest import EXITS, Folders
 
 
@@ -74,12 +78,33 @@ def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
     assert str(tmp_path.parent) not in (out / "draft.latency.json").read_text()
 
 
-def test_a_profile_of_a_busy_machine_says_so(
+def test_a_profile_of_a_busy_machine_says_so_and_keeps_it(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contention, "thread_waited_s", perf_counter)  # never let run
     assert main_profile(["latency", *arguments(folders, tmp_path / "evidence")]) == 0
     assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
+    for name in ("draft", "target"):
+        assert read_profile(tmp_path / "evidence" / f"{name}.latency.json").waited_frac == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_measurement_in_parts_keeps_the_waits_of_the_most_disturbed_one(tmp_path: Path) -> None:
+    profile = target_profile()
+
+    def profiles_of(log: PassLog) -> dict[str, LatencyProfile]:
+        return {"target": profile}
+
+    def part(waited_s: float) -> LatencyFiles:
+        """Ten seconds of measuring, of which so many were spent waiting."""
+        waits, times = iter((0.0, waited_s)), iter((0.0, 10.0))
+        watched = Contention(waited_s=lambda: next(waits), clock=lambda: next(times))
+        return LatencyFiles(tmp_path, profiles_of, provenance(), watched)
+
+    part(5.0).write_partial(PassLog())
+    second = part(1.0)
+    second.resumed()
+    [path] = second.write(PassLog())
+    assert read_profile(path).waited_frac == 0.5
 
 
 def test_a_power_sensor_that_fails_costs_nothing_but_the_energy(

@@ -79,3 +79,12 @@ def test_without_a_sensor_nothing_is_metered() -> None:
     assert nvml_sensor(torch.device("cpu")) is None
     with measure_energy(None) as meter:
         assert meter is None
+
+
+def test_a_pause_between_two_readings_counts_neither_as_energy_nor_as_time() -> None:
+    times, powers = clock_of(0.0, 1.0, 3601.0, 3602.0), iter((10.0, 10.0, 300.0, 10.0))
+    meter = EnergyMeter(lambda: next(powers), clock=lambda: next(times))
+    for _ in range(3):
+        meter.read()
+    assert meter.energy_j == pytest.approx(10.0 + 155.0)
+    assert meter.seconds == pytest.approx(2.0)

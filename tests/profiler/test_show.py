@@ -1,8 +1,12 @@
 from dataclasses import replace
 
+import pytest
+
 from perfmodel.kernels import STANDARD_KERNELS, KernelTrial
+from perfmodel.passes import PassSamples
 from perfmodel.policy import CalibrationCurve
-from profiler.show import acceptance_table, kernels_line, off_path_lines
+from profiler.pass_log import PassLog
+from profiler.show import acceptance_table, kernels_line, off_path_lines, warnings_of
 from s2d.sidecar import Calibration
 from tests.calibrate.evidence import DRAFT, TARGET
 from tests.strategies import TraceSpec, make_trace
@@ -60,3 +64,24 @@ def test_kernels_are_shown_with_what_they_gain_where_others_were_timed() -> None
     assert kernels_line(STANDARD_KERNELS, trials, DRAFT, TARGET) == "kernels  input-major,products,two-step, the fastest of 2"
     gain = "a round takes 50.0 % less than with input-major,products,two-step"
     assert kernels_line(fused, trials, DRAFT, TARGET) == f"kernels  input-major,products,fused, the fastest of 2: {gain}"
+
+
+@pytest.mark.parametrize("pause_s", [10.0, 36_000.0, 1e300])
+def test_a_paused_pass_is_warned_of_and_hides_no_other_warning(pause_s: float) -> None:
+    unsteady = (4e-3, 5e-3, 6e-3) * 20
+    places = range(len(unsteady) + 1)
+    log = PassLog()
+    log.add(
+        PassSamples(
+            kind=("verify",) * len(places),
+            stage=(0,) * len(places),
+            rows=(1,) * len(places),
+            cached_tokens=(9,) * len(places),
+            place=(1,) * len(places),
+            seconds=(*unsteady, pause_s),
+        )
+    )
+    scatter, paused = warnings_of(log, never=())
+    assert scatter.startswith("verify of 1 row: quartiles 40.0 % of the median apart over 61 samples")
+    assert paused.startswith("1 verify pass of ")
+    assert paused.endswith("was left out: was the process stopped, or the machine suspended?")

@@ -20,6 +20,7 @@ from perfmodel.report import REPORT_SCHEMA, REPORT_VERSION, RunReport, read_repo
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.weight_format import even_format
 from s2d.cli import main_run
+from s2d.clock import Clock
 from s2d.load import load_model
 from s2d.pair import EncodedPrompt, load_pair
 from s2d.run import PromptStreams
@@ -86,7 +87,7 @@ def test_an_adapting_run_is_equal_and_says_what_it_followed(folders, plan_file, 
     old = json.loads(report_file.read_text())
     del old["body"]["adaptation"]
     report_file.write_text(json.dumps(old | {"version": 4}))
-    assert read_report(report_file).record == replace(report, adaptation=None)
+    assert read_report(report_file).record == replace(report, adaptation=None, waited_frac=None)
 
 
 def test_adapting_needs_a_frontier(folders, plan_file, capsys) -> None:
@@ -204,7 +205,8 @@ def test_what_is_measured_beside_other_programs_is_warned_of_and_what_is_only_ru
     folders, plan_file, capsys, monkeypatch
 ) -> None:
     monkeypatch.setattr(contention, "thread_waited_s", perf_counter)  # never let run
-    run(folders, plan_file(), "--prompt", "the cat", "--check")
+    run(folders, plan_file(), "--prompt", "the cat", "--check", "-o", str(folders / "report.json"))
+    assert read_report(folders / "report.json").record.waited_frac == pytest.approx(1.0, abs=0.01)
     assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
     run(folders, plan_file(), "--prompt", "the cat")
     assert "other programs" not in capsys.readouterr().err
@@ -275,3 +277,34 @@ def test_help_names_every_flag_and_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert all(flag in done.stdout for flag in ("--plan", "--prompts", "--check", "--export-exit", "--json", "--split"))
     assert done.stderr.strip() == "False"
+
+
+@pytest.mark.parametrize("pause_s", [10.0, 36_000.0, 1e300])
+def test_a_pause_of_the_process_is_left_out_of_the_measured_speedup_and_named(
+    folders, plan_file, capsys, monkeypatch: pytest.MonkeyPatch, pause_s: float
+) -> None:
+    taken_s = {"segment": 1e-3, "exit": 1e-4, "verify": 5e-3, "round": 1e-5}
+    paused: list[bool] = []
+
+    def lap_seconds(clock: Clock) -> list[float]:
+        """Steady passes; the third verify of every text after the warm-up waits for the process to go on."""
+        seconds = [taken_s.get(kind, 1e-3) for kind, *_ in clock.tags]
+        verifies = [place for place, (kind, *_) in enumerate(clock.tags) if kind == "verify"]
+        if paused and len(verifies) > 2:
+            seconds[verifies[2]] = pause_s
+        return seconds
+
+    monkeypatch.setattr(Clock, "lap_seconds", lap_seconds)
+    report_file, found = folders / "report.json", []
+    for is_paused in (False, True):
+        paused[:] = [True] * is_paused
+        assert run(folders, plan_file(), "--prompt", "the cat", "--check", "-o", str(report_file)) == 0
+        found.append(read_report(report_file).record)
+        assert ("was the process stopped" in capsys.readouterr().err) == is_paused
+    steady, disturbed = (report.measured for report in found)
+    assert steady is not None
+    assert disturbed is not None
+    assert disturbed.speedup.value == pytest.approx(steady.speedup.value)
+    assert disturbed.speedup.high == pytest.approx(steady.speedup.high)
+    assert disturbed.round_cost.total_s == pytest.approx(steady.round_cost.total_s)
+    assert max(found[1].plan_arm.samples.seconds) == pause_s  # the raw times stay in the report
