@@ -47,8 +47,8 @@ from perfmodel.trace import AcceptanceTrace
 from profiler.device import device_facts
 from profiler.job import turns_of
 from profiler.pass_log import PassLog
+from s2d.model_folder import FAMILY_PROMPTS
 from s2d.pair import Pair, load_pair
-from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "prediction"
 SEED = 20260706

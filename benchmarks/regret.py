@@ -42,8 +42,8 @@ from perfmodel.trace import AcceptanceTrace
 from perfmodel.units import Seconds
 from profiler.device import device_facts
 from profiler.job import Job
+from s2d.model_folder import FAMILY_PROMPTS
 from s2d.pair import Pair, load_pair
-from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "regret"
 SEED = 20260709

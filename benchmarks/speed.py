@@ -41,10 +41,9 @@ from perfmodel.policy import ExitPolicy
 from perfmodel.sampling import Sampling
 from perfmodel.units import Seconds, TokensPerS, format_number, format_speedup
 from profiler.job import Job
-from s2d.load import find_model
 from s2d.made_for import check_made_for
+from s2d.model_folder import FAMILY_PROMPTS, find_model
 from s2d.pair import Pair, load_pair
-from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "speed"
 SEED = 20260811

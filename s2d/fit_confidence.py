@@ -23,7 +23,7 @@ from perfmodel.units import Tokens
 from s2d.conversation import Prompt
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair, encode_prompts, load_pair
-from s2d.prompts import chosen_prompts
+from s2d.prompt_files.choose import calibration_half
 from s2d.sampling import confidence_of
 from s2d.sidecar import SIDECAR_NAME, Calibration, Sidecar, read_sidecar, write_sidecar
 
@@ -72,15 +72,6 @@ def calibrate_on_prompts(
         return encode_prompts(pair, chosen, max_new_tokens=max_new_tokens)
 
     return calibrate_draft(folder, target_names, encoded, max_new_tokens=max_new_tokens, device=device, on_prompt=on_prompt)
-
-
-def calibration_half(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts that plans and curves are fitted to.
-
-    Raises:
-        UserInputError: none is.
-    """
-    return chosen_prompts(prompts, "calibration", len(prompts))
 
 
 def calibrate_draft(

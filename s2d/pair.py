@@ -20,7 +20,6 @@ from s2d.generate import Session
 from s2d.load import (
     LoadedModel,
     check_same_vocabulary,
-    find_model,
     load_model,
     load_tokenizer,
     read_shapes,
@@ -28,11 +27,9 @@ from s2d.load import (
     with_vocabulary_of,
 )
 from s2d.memory import FreeBytes, PairPlacement, TextLimits, check_memory, memory_need
+from s2d.model_folder import SELF_DRAFT, find_model
 from s2d.parallel import load_shared
 from s2d.ranks import DRAFT, Ranks
-
-SELF_DRAFT = "self"
-"""What to give as the draft for the target's own early exits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
