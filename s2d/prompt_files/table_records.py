@@ -86,9 +86,8 @@ def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             except StopIteration:
                 return
             except csv.Error as err:
-                raise BadRecord(
-                    f"not a row of a table ({err})", "Close the quotes, or double those inside", start=start
-                ) from err
+                problem = "not a row of a table, as its double quotes do not pair up"
+                raise BadRecord(problem, "Close the quotes, or double those inside", start=start) from err
             if any(cell.strip() for cell in row):
                 yield start, [cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row]
     finally:
