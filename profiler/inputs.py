@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from perfmodel.errors import UserInputError
-from s2d.conversation import Prompt
+from s2d.conversation import Prompt, check_texts
 from s2d.model_folder import FAMILY_PROMPTS, check_model_names, is_of_family
 from s2d.prompt_files.choose import chosen_prompts
 from s2d.prompt_files.given import given_prompts
+from s2d.prompt_files.read_as import read_as
 
 
 def read_inputs(args: argparse.Namespace) -> tuple[Prompt, ...]:
@@ -21,7 +22,10 @@ def read_inputs(args: argparse.Namespace) -> tuple[Prompt, ...]:
     _check_flags(args)
     check_model_names(args.target, args.draft)
     default = FAMILY_PROMPTS if args.prompts else family_prompts(args.target)
-    chosen = chosen_prompts(given_prompts(args, default, first_turns=True), args.split, args.num_prompts)
+    given = given_prompts(args.prompts, read_as(args, "prompt"), default, first_turns=True)
+    chosen = chosen_prompts(given, args.split, args.num_prompts)
+    if not args.chat:
+        check_texts(chosen)
     return tuple(prompt.first_turn for prompt in chosen)
 
 

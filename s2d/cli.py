@@ -27,11 +27,12 @@ from perfmodel.halves import SPLITS
 from perfmodel.launch import launched, num_processes
 from perfmodel.units import format_frac
 from s2d.arguments import frac, layers, positive, rate, seed
+from s2d.conversation import check_texts
 from s2d.launch import run_shared
 from s2d.model_folder import FAMILY_PROMPTS, check_model_names, find_model, is_of_family
 from s2d.prompt_files.choose import calibration_half
 from s2d.prompt_files.given import given_prompts, given_texts
-from s2d.prompt_files.read_as import add_read_flags
+from s2d.prompt_files.read_as import add_read_flags, read_as
 from s2d.run_inputs import read_run_inputs
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _train_reference(args: argparse.Namespace) -> int:
 def _train_draft(args: argparse.Namespace) -> int:
     check_new(args.output)
     check_model_names(args.target, *args.teacher)
-    texts = given_texts(args)
+    texts = given_texts(args.text, read_as(args, "text"))
     from s2d.train_draft import train_draft
     from s2d.training import TrainSettings
 
@@ -238,7 +239,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     strangers = [name for name in args.target if not is_of_family(name)]
     if args.prompts is None and strangers:
         raise UserInputError(f"target {strangers[0]!r} is not of the reference family: give its prompts with --prompts FILE")
-    prompts = calibration_half(given_prompts(args, FAMILY_PROMPTS, first_turns=True))
+    given = given_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=True)
+    prompts = calibration_half(given)
+    check_texts(prompts)
     from s2d.device import use_device
     from s2d.fit_confidence import calibrate_on_prompts
     from s2d.show import calibration_text
@@ -264,7 +267,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _trim(args: argparse.Namespace) -> int:
     check_new(args.output)
     check_model_names(args.draft)
-    texts = given_texts(args)
+    texts = given_texts(args.text, read_as(args, "text"))
     from s2d.trim import trim_head
 
     said_frac = trim_head(find_model(args.draft), texts, args.tokens, args.output)

@@ -14,7 +14,7 @@ from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
 from perfmodel.units import Tokens
 from s2d.compatible import context_tokens
-from s2d.conversation import Conversation, Prompt
+from s2d.conversation import Conversation, Prompt, check_texts
 from s2d.device import device_key
 from s2d.generate import Session
 from s2d.load import (
@@ -257,11 +257,7 @@ def encode_turn(pair: Pair, conversation: Conversation, max_new_tokens: Tokens) 
 
 
 def _encode_text(pair: Pair, prompt: Prompt, max_new_tokens: Tokens) -> EncodedPrompt:
-    if prompt.before is not None:
-        raise UserInputError(
-            f"prompt {prompt.name!r} is a conversation: expected a text to go on from. Give --chat, with which s2d-run and "
-            "s2d-profile put conversations into the tokenizer's chat template."
-        )
+    check_texts([prompt])
     ids = _token_ids(pair, prompt.name, prompt.text, max_new_tokens, is_begun=False)
     return EncodedPrompt(name=prompt.name, category=prompt.category, token_ids=ids)
 

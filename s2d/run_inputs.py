@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from perfmodel.artifact import Stored
 from perfmodel.errors import UserInputError
 from perfmodel.plan import Plan, read_plan
-from s2d.conversation import Prompt
+from s2d.conversation import Prompt, check_texts
 from s2d.made_for import check_head, check_num_devices
 from s2d.model_folder import FAMILY_PROMPTS, check_model_names
 from s2d.prompt_files.choose import chosen_prompts
 from s2d.prompt_files.given import given_prompts
+from s2d.prompt_files.read_as import read_as
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,5 +44,8 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
     """The one prompt given, or some of a file's."""
     if args.prompt is not None:
         return [Prompt(name="--prompt", category="given", text=args.prompt)]
-    given = given_prompts(args, FAMILY_PROMPTS, first_turns=not args.chat)
-    return chosen_prompts(given, args.split, args.num_prompts)
+    given = given_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=not args.chat)
+    chosen = chosen_prompts(given, args.split, args.num_prompts)
+    if not args.chat:
+        check_texts(chosen)
+    return chosen

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from perfmodel.halves import document_of, half_of
+from s2d.conversation import Prompt
+from s2d.model_folder import FAMILY_PROMPTS
 from s2d.prompt_files.choose import calibration_half
 from s2d.prompt_files.read import read_prompts
 
@@ -70,3 +72,9 @@ def test_the_calibration_half_of_a_half_is_itself(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     half = calibration_half(read_prompts(path))
     assert calibration_half(half) == half
+
+
+def test_the_familys_prompts_are_what_their_file_says() -> None:
+    lines = [json.loads(line) for line in FAMILY_PROMPTS.read_text("utf-8").splitlines()]
+    assert read_prompts(FAMILY_PROMPTS) == [Prompt(**line) for line in lines]
+    assert len(lines) > 100

@@ -92,6 +92,8 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
         messages({"role": "user", "content": "\udc00"}),
         "line 2, byte offset 17: '\\udc00' is half of a",
     ),
+    "surrogate in a name": (r'{"name": "\ud800", "text": "b"}', "is half of a surrogate pair"),
+    "surrogate in a category": (r'{"category": "\ud800", "text": "b"}', "is half of a surrogate pair"),
     "surrogate in a later turn": (r'{"turns": ["a", "\ud800"]}', "is half of a surrogate pair"),
     "number": (GOOD + "17", "line 2, byte offset 17: a record that is 17, expected an object or a text"),
     "null": (GOOD + "null", "line 2, byte offset 17: a record that is None, expected an object or a text"),
