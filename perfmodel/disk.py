@@ -182,7 +182,7 @@ def read_whole(path: PathLike, *, max_bytes: Bytes | None = None) -> bytes:
         raise BadFile(path, f"cannot be read: {err.strerror}", "Check that it is a file you may read") from err
     if max_bytes is not None and len(data) > max_bytes:
         problem = f"larger than {format_bytes(max_bytes)}, the most that is read"
-        raise BadFile(path, problem, "Give the part of it that is needed, or several files")
+        raise BadFile(path, problem, "Give the part of it that is needed")
     return data
 
 

@@ -91,7 +91,7 @@ def _unpacked(path: PathLike, data: bytes) -> bytes:
         raise BadFile(path, f"a damaged gzip file ({err})", "Fetch or pack it again") from err
     if len(unpacked) > MAX_BYTES:
         problem = f"unpacks to more than {format_bytes(MAX_BYTES)}, the most that is read"
-        raise BadFile(path, problem, "Give the part of it that is needed, or several files")
+        raise BadFile(path, problem, "Give the part of it that is needed")
     return unpacked
 
 
@@ -109,7 +109,7 @@ def _check_format(path: PathLike, data: bytes, is_packed: bool) -> None:
     byte = data.find(b"\0")
     if byte >= 0:
         problem = f"line {_line_at(data, byte)}, byte offset {byte}: a NUL byte, expected UTF-8 text without any"
-        fix = f"If it is UTF-16 without a byte order mark: {_convert(path, 'utf-16le', is_packed)}"
+        fix = f"It may be UTF-16 without a byte order mark. {_convert(path, 'utf-16le', is_packed)}"
         raise BadFile(path, problem, fix)
 
 

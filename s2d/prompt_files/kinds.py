@@ -80,28 +80,38 @@ def recognised(fields: Fields) -> Kind | None:
 
 
 def _text(fields: Fields, *, key: str, answers: Mapping[str, str]) -> Content:
-    """A text or messages, and the first answer there is, joined as the key's value tells."""
-    content = read_text_or_chat(key, fields[key])
-    answer_key = next((answer for answer in answers if isinstance(fields.get(answer), str | list)), None)
-    if answer_key is None:
-        return content
-    answer = read_text_or_chat(answer_key, fields[answer_key])
-    if isinstance(content, Text) and isinstance(answer, Text):
-        return Text(text=content.text, answer=answers[answer_key] + answer.text)
-    if isinstance(content, Chat) and isinstance(answer, Chat):
-        return Chat(messages=content.messages + answer.messages, ignored=content.ignored | answer.ignored)
-    return content
+    """A text or messages under a key, and their answer."""
+    return _answered(read_text_or_chat(key, fields[key]), fields, answers)
 
 
-def _instruction(fields: Fields) -> Content:
-    """The instruction, a blank line and the input, where there is one."""
+def _instruction(fields: Fields, *, answers: Mapping[str, str]) -> Content:
+    """The instruction, a blank line and the input, where there is one, and their answer."""
     instruction = fields["instruction"]
     context = next((fields[key] for key in ("input", "context") if fields.get(key)), "")
-    answer = next((fields[key] for key in ("output", "response") if fields.get(key)), "")
-    for key, value in (("instruction", instruction), ("input", context), ("output", answer)):
+    for key, value in (("instruction", instruction), ("input", context)):
         if not isinstance(value, str):
             raise BadRecord(f"{key}: expected a text, not {shown(value)}")
-    return Text(text="\n\n".join(filter(None, (instruction, context))), answer="\n\n" + answer if answer else "")
+    return _answered(Text(text="\n\n".join(filter(None, (instruction, context)))), fields, answers)
+
+
+def _answered(content: Text | Chat, fields: Fields, answers: Mapping[str, str]) -> Content:
+    """A text with the first answer that is a text, a conversation with the first that is messages; others are not read.
+
+    Args:
+        content: what is answered.
+        fields: the record.
+        answers: keys that an answer may have, and what separates it from the text.
+    """
+    form = str if isinstance(content, Text) else list
+    there = [key for key in answers if fields.get(key) not in (None, "")]
+    key = next((key for key in there if isinstance(fields[key], form)), None)
+    ignored = content.ignored | (set(there) - {key})
+    if key is None:
+        return replace(content, ignored=ignored)
+    if isinstance(content, Text):
+        return replace(content, answer=answers[key] + fields[key], ignored=ignored)
+    answer = read_chat(key, fields[key])
+    return replace(content, messages=content.messages + answer.messages, ignored=ignored | answer.ignored)
 
 
 def _batch_request(fields: Fields) -> Content:
@@ -124,10 +134,10 @@ def _shared_conversation(fields: Fields, *, key: str) -> Content | None:
     return chat if any(message.role == "user" for message in chat.messages) else None
 
 
-def _single(key: str, label: str = "", **answers: str) -> Kind:
+def _single(key: str, **answers: str) -> Kind:
     """Records whose text is under one key, and their answers' keys with what separates these from the text."""
     return Kind(
-        label=label or f"texts under {shown_keys([key])}",
+        label=f"texts under {shown_keys([key])}",
         keys=(key,),
         read=partial(_text, key=key, answers=answers),
         answers=frozenset(answers),
@@ -165,7 +175,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         label="Alpaca instructions",
         keys=("instruction",),
-        read=_instruction,
+        read=partial(_instruction, answers={"output": "\n\n", "response": "\n\n"}),
         also=frozenset({"input", "context"}),
         answers=frozenset({"output", "response"}),
     ),

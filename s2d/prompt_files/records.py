@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from s2d.prompt_files.kinds import TEXT_KEYS, recognised
 from s2d.prompt_files.problems import BadRecord, shown
 from s2d.prompt_files.read_as import Form, ReadAs
 from s2d.prompt_files.table_records import table_records
+
+_OBJECT_LINE = re.compile(r'^[ \t]*\{[ \t]*"', re.MULTILINE)
+_LINE = re.compile(r"^[ \t]*\S", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,9 @@ def _records_of(text: str, how: ReadAs) -> Records:
     if how.column is not None:
         problem = f"there is no column {shown(how.column)} in the first line, which is {shown(text.splitlines()[0])}"
         raise BadRecord(problem, f"Leave {how.column_flag} out")
+    if 2 * len(_OBJECT_LINE.findall(text)) > len(_LINE.findall(text)):
+        problem = f"most lines are JSON objects, but the file begins with {shown(text.splitlines()[0])}"
+        raise BadRecord(problem, "Take out what is no JSON", start=0)
     return _plain(text, how)
 
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,7 +305,7 @@ def test_kinds_with_keys_of_our_own_may_stand_in_one_file(tmp_path: Path) -> Non
             r"prompts: 1 of file.json (conversations under messages; ignored: messages.name, 'odd key\x1b[2J', prompt)",
         ),
         (
-            [{"custom_id": "a", "body": {"model": "m", "prompt": "b"}}],
+            [{"custom_id": "a", "method": "POST", "url": "/v1", "body": {"model": "m", "prompt": "b"}}],
             "prompts: 1 of file.json (OpenAI batch requests; ignored: body.model)",
         ),
         (
@@ -330,3 +331,17 @@ def test_the_list_of_ignored_keys_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "wide.jsonl"
     path.write_text(json.dumps({"text": "a"} | {f"column_{number}": number for number in range(200)}), encoding="utf-8")
     assert len(read_prompt_file(path).understood(first_turns=True)) < 160
+
+
+def test_answers_that_are_no_texts_are_not_read_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "open.jsonl"
+    for record, text in (
+        ({"question": "who?", "answer": ["she", "he"]}, "who?"),
+        ({"instruction": "Go.", "output": {"a": 1}, "response": "On."}, "Go.\n\nOn."),
+        ({"prompt": openai(ASKED), "completion": "No."}, ASKED.content),
+    ):
+        path.write_text(json.dumps(record), encoding="utf-8")
+        assert len(read_prompts(path)) == 1
+        file = read_text_file(path)
+        assert file.texts == (text,)
+        assert re.search(r"; ignored: (answer|output|completion)\)$", file.understood)

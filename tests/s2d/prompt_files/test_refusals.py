@@ -103,6 +103,11 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
         "line 2, byte offset 17: no key that holds a text is known; its keys are txt, b, expected one of body, messages, "
         "conversations, turns, instruction, prompt, question, text. Choose the one that holds the text with --prompt-column",
     ),
+    "no key behind a BOM": (b'\xef\xbb\xbf["a",\n{"txt": 1}]', "line 2, byte offset 9: no key that holds a text is known"),
+    "text before JSON lines": (
+        "# exported\n" + GOOD * 2,
+        "most lines are JSON objects, but the file begins with '# exported'. Take",
+    ),
     "no key at all": ("{}", "its keys are none, expected one of"),
     "nothing but nulls": ('{"text": null}', "no key that holds a text is known; its keys are text"),
     "several keys": (
