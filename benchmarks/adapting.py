@@ -48,8 +48,8 @@ from profiler.job import Job
 from s2d.bench import adaptation_of
 from s2d.controller import Controller, Pilot, Steady
 from s2d.generate import Generation, Session
+from s2d.model_folder import FAMILY_PROMPTS
 from s2d.pair import Pair, load_pair
-from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "adapting"
 SEED = 20261121

@@ -23,7 +23,8 @@ from profiler.record_acceptance import empty_trace, record_acceptance
 from s2d.conversation import Prompt
 from s2d.generate import Generation, Session
 from s2d.pair import ModelPair, Pair, encode_prompts
-from s2d.prompts import chosen_prompts, read_prompts
+from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.read import read_prompts
 
 SAMPLED = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
 """The seed is of the text: every benchmark samples the same after the same prompt."""

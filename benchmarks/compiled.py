@@ -40,9 +40,10 @@ from perfmodel.sampling import GREEDY
 from perfmodel.units import Seconds, format_seconds
 from profiler.device import device_facts
 from s2d.generate import Session, Settings
-from s2d.load import LoadedModel, find_model, load_model, load_tokenizer
+from s2d.load import LoadedModel, load_model, load_tokenizer
+from s2d.model_folder import FAMILY_PROMPTS, find_model
 from s2d.nested import Decoder
-from s2d.prompts import FAMILY_PROMPTS, read_prompts
+from s2d.prompt_files.read import read_prompts
 
 NAME = "compiled"
 SEED = 20261121

@@ -42,8 +42,9 @@ from s2d.device import use_device
 from s2d.dtypes import torch_dtype
 from s2d.generate import Settings
 from s2d.load import DECODERS
-from s2d.pair import SELF_DRAFT, ModelPair, load_pair
-from s2d.prompts import FAMILY_PROMPTS, read_prompts
+from s2d.model_folder import FAMILY_PROMPTS, SELF_DRAFT
+from s2d.pair import ModelPair, load_pair
+from s2d.prompt_files.read import read_prompts
 from s2d.random_pair import random_pair
 from tests.stubs import TinySpec, loaded, tiny_llama
 

@@ -25,12 +25,12 @@ from perfmodel.console import table
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.units import Seconds
-from s2d.config import FAMILY_FOLDER
 from s2d.fold import with_reduced_head
 from s2d.generate import Session, Settings
 from s2d.load import load_model, load_tokenizer
+from s2d.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
 from s2d.nested import Decoder
-from s2d.prompts import FAMILY_PROMPTS, read_prompts
+from s2d.prompt_files.read import read_prompts
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
 SEED = 20260801

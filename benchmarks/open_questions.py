@@ -32,8 +32,8 @@ from perfmodel.units import Seconds, Tokens, format_frac, format_speedup
 from profiler.device import device_facts
 from s2d.arguments import EXITS_HELP, layers
 from s2d.exits import named_exits
+from s2d.model_folder import FAMILY_PROMPTS
 from s2d.pair import load_pair
-from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "open_questions"
 FAMILY_DRAFT = "ref-draft"

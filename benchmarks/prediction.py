@@ -49,8 +49,8 @@ from profiler.job import turns_of
 from profiler.pass_log import PassLog
 from s2d.arguments import EXITS_HELP, layers
 from s2d.exits import named_exits
+from s2d.model_folder import FAMILY_PROMPTS
 from s2d.pair import Pair, load_pair
-from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "prediction"
 SEED = 20260706

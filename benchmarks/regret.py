@@ -44,8 +44,8 @@ from profiler.device import device_facts
 from profiler.job import Job
 from s2d.arguments import EXITS_HELP, layers
 from s2d.exits import named_exits
+from s2d.model_folder import FAMILY_PROMPTS
 from s2d.pair import Pair, load_pair
-from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "regret"
 SEED = 20260709

@@ -43,10 +43,9 @@ from perfmodel.units import Seconds, TokensPerS, format_number, format_speedup
 from profiler.job import Job
 from s2d.arguments import EXITS_HELP, layers
 from s2d.exits import exits_of_plan, named_exits
-from s2d.load import find_model
 from s2d.made_for import check_made_for
+from s2d.model_folder import FAMILY_PROMPTS, find_model
 from s2d.pair import Pair, load_pair
-from s2d.prompts import FAMILY_PROMPTS
 
 NAME = "speed"
 SEED = 20260811

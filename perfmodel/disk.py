@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from perfmodel.errors import BadFile, OutOfSpace, S2DError
+from perfmodel.units import Bytes, format_bytes
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -158,20 +159,31 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def read_whole(path: PathLike) -> bytes:
+def read_whole(path: PathLike, *, max_bytes: Bytes | None = None) -> bytes:
     """The bytes of a file.
 
+    Args:
+        path: of the file.
+        max_bytes: refuse a larger one, unread beyond that; None for no limit.
+
     Raises:
-        BadFile: there is no such file, it is a folder, or it may not be read.
+        BadFile: there is no such file, it is a folder, too large, or it may not be read.
     """
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read() if max_bytes is None else file.read(max_bytes + 1)
     except FileNotFoundError as err:
         raise BadFile(path, "no such file", "Check the name") from err
     except IsADirectoryError as err:
         raise BadFile(path, "this is a folder, expected a file", "Give a file inside it") from err
+    except ValueError as err:  # a NUL character in the path
+        raise BadFile(path, f"no file can have this name ({err})", "Check the name") from err
     except OSError as err:
         raise BadFile(path, f"cannot be read: {err.strerror}", "Check that it is a file you may read") from err
+    if max_bytes is not None and len(data) > max_bytes:
+        problem = f"larger than {format_bytes(max_bytes)}, the most that is read"
+        raise BadFile(path, problem, "Give the part of it that is needed")
+    return data
 
 
 def final_file(path: PathLike) -> Path:

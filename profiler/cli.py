@@ -12,8 +12,10 @@ from perfmodel.console import add_verbose_flag, make_parser
 from perfmodel.errors import UserInputError
 from perfmodel.launch import launched, num_processes
 from perfmodel.overwriting import OutputFolder
+from profiler.inputs import read_inputs
 from s2d.arguments import EXITS_HELP, add_special_tokens_flag, layers
 from s2d.launch import run_shared
+from s2d.prompt_files.read_as import add_read_flags
 
 if TYPE_CHECKING:
     from s2d.ranks import Ranks
@@ -29,9 +31,10 @@ def main_profile(argv: Sequence[str] | None = None) -> int:
     command = launched((PROG, *given), num_processes())
 
     def models(args: argparse.Namespace, *, ranks: Ranks | None) -> int:
+        prompts = read_inputs(args)
         from profiler.command import profile
 
-        return profile(args, argv=command, ranks=ranks)
+        return profile(args, prompts, argv=command, ranks=ranks)
 
     def law(args: argparse.Namespace, *, ranks: Ranks | None) -> int:
         from profiler.law_command import profile_law
@@ -136,10 +139,11 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 
 def _add_text(group: argparse._ArgumentGroup) -> None:
     prompts_help = (
-        'one {"name", "category", "text"} a line, or "messages", [{"role", "content"}], in the place of the text '
-        "(with --chat), or the questions of Spec-Bench and MT-Bench as they are (default: those of the reference family)"
+        "prompts in JSON, CSV or plain text, in any format of docs/prompt-files.md; conversations need --chat (default: those "
+        "of the reference family)"
     )
     group.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
+    add_read_flags(group, "prompt")
     chat_help = (
         "put every prompt into the tokenizer's chat template, as what a user says; of a question of several turns the first is "
         "taken, with --chat or without"

@@ -38,24 +38,25 @@ from profiler.show import (
     understood,
     warnings_of,
 )
-from s2d.config import FAMILY_FOLDER
+from s2d.conversation import Prompt
 from s2d.device import device_key, engine_for, use_device
 from s2d.exits import named_exits
-from s2d.load import find_model
-from s2d.pair import SELF_DRAFT, draft_exits, encode_prompts, load_pair, placement_of
-from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
+from s2d.model_folder import SELF_DRAFT, find_model
+from s2d.pair import draft_exits, encode_prompts, load_pair, placement_of
 from s2d.ranks import Ranks
 from s2d.shard import Share
 from s2d.special_tokens import special_tokens_note
 
 
-def profile(args: argparse.Namespace, *, argv: Sequence[str] | None, ranks: Ranks | None = None) -> int:
-    """The command, its arguments parsed, with the processes that torchrun started, if it did."""
-    _check_arguments(args)
+def profile(
+    args: argparse.Namespace, prompts: Sequence[Prompt], *, argv: Sequence[str] | None, ranks: Ranks | None = None
+) -> int:
+    """The command, its arguments parsed and its prompts read, with the processes that torchrun started, if it did."""
+    use_device(args.device)
     _check_sharing(args, ranks)
     torch.set_num_threads(args.threads)
     with folder_for_files(args.output):
-        return _profile(job_of(args, ranks), args, argv=argv)
+        return _profile(job_of(args, prompts, ranks), args, argv=argv)
 
 
 def _profile(job: Job, args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
@@ -72,15 +73,13 @@ def _profile(job: Job, args: argparse.Namespace, *, argv: Sequence[str] | None) 
     return 0
 
 
-def job_of(args: argparse.Namespace, ranks: Ranks | None = None) -> Job:
+def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | None = None) -> Job:
     """Load what the arguments name.
 
     Raises:
         UserInputError: the models, or the caches of their longest text, do not fit in the device's memory.
     """
     sampling = sampling_of(args)
-    chosen = chosen_prompts(read_prompts(args.prompts or family_prompts(args.target)), args.split, args.num_prompts)
-    prompts = [prompt.first_turn for prompt in chosen]  # later ones would wait for answers
     engine = engine_for(args.engine, args.device, ranks.size if ranks else 1)
     choice = _kernels(args, ranks, engine)
     pair = load_pair(
@@ -263,32 +262,6 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
     write_trace(path, trace, provenance)
     partial.unlink(missing_ok=True)
     print_out(f"wrote {path}")
-
-
-def family_prompts(target: str) -> Path:
-    """The prompts in the box, for the models in the box, by name or by folder."""
-    if find_model(target).resolve().parent == FAMILY_FOLDER.resolve():
-        return FAMILY_PROMPTS
-    raise UserInputError(
-        f"target {target!r} is not of the reference family, so its prompts must be given: --prompts FILE.jsonl"
-    )
-
-
-def _check_arguments(args: argparse.Namespace) -> None:
-    counts = {
-        "--num-prompts": args.num_prompts,
-        "--max-new-tokens": args.max_new_tokens,
-        "--draft-cap": args.draft_cap,
-        "--threads": args.threads,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise UserInputError(f"{name} {value}: expected at least 1")
-    if args.off_path < 0:
-        raise UserInputError(f"--off-path {args.off_path}: expected 0 mistakes or more")
-    if args.budget < 0:
-        raise UserInputError(f"--budget {args.budget:g}: expected 0 seconds or more")
-    use_device(args.device)
 
 
 def _check_sharing(args: argparse.Namespace, ranks: Ranks | None) -> None:

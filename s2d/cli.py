@@ -29,7 +29,13 @@ from perfmodel.launch import launched, num_processes
 from perfmodel.overwriting import OutputFolder, output_file
 from perfmodel.units import format_frac
 from s2d.arguments import EXITS_HELP, add_special_tokens_flag, frac, layers, positive, rate, seed
+from s2d.conversation import check_texts
 from s2d.launch import run_shared
+from s2d.model_folder import FAMILY_PROMPTS, check_model_names, find_model, is_of_family
+from s2d.prompt_files.choose import calibration_half
+from s2d.prompt_files.given import given_prompts, given_texts
+from s2d.prompt_files.read_as import add_read_flags, read_as
+from s2d.run_inputs import read_run_inputs
 
 if TYPE_CHECKING:
     from s2d.ranks import Ranks
@@ -55,11 +61,11 @@ def _run_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT", help="go on from this text")
     prompts_help = (
-        'one {"name", "category", "text"} a line, or "messages", [{"role", "content"}], in the place of the text '
-        "(with --chat), or the questions of Spec-Bench and MT-Bench as they are (default: the reference family's held-out "
-        "prompts)"
+        "prompts in JSON, CSV or plain text, in any format of docs/prompt-files.md; conversations need --chat (default: the "
+        "reference family's held-out prompts)"
     )
     source.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
+    add_read_flags(parser, "prompt")
     chat_help = (
         "put every prompt into the tokenizer's chat template, as what a user says; a question of several turns is answered "
         "turn by turn (without --chat: its first alone is gone on from)"
@@ -92,9 +98,15 @@ def _run_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace, *, command: Sequence[str], ranks: Ranks | None) -> int:
+    if args.export_exit is not None:
+        from s2d.run import export_from_flags
+
+        export_from_flags(args)
+        return EXIT_ANSWERED
+    inputs = read_run_inputs(args)
     from s2d.run import run_from_flags
 
-    run_from_flags(args, command, ranks)
+    run_from_flags(args, inputs, command, ranks)
     return EXIT_ANSWERED
 
 
@@ -129,8 +141,9 @@ def _add_draft_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exits", type=layers, required=True, metavar="LAYERS", help="rising layer counts, e.g. 6,9,12; the last is the depth"
     )
-    text_help = ".txt or .jsonl to train on; a twentieth is left out to calibrate on"
+    text_help = "text to train on, in any format of docs/prompt-files.md; a twentieth is left out to calibrate on"
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
+    add_read_flags(parser, "text")
     parser.add_argument(
         "--teacher", action="append", default=[], metavar="DIR", help="distil from this target; may be repeated"
     )
@@ -156,10 +169,11 @@ def _add_calibrate_command(parser: argparse.ArgumentParser) -> None:
         "--target", action="append", required=True, metavar="DIR", help="a target it drafts for; may be repeated"
     )
     prompts_help = (
-        'one {"name", "category", "text"} a line, none that the draft was trained on; the calibration half is taken '
+        "prompts in any format of docs/prompt-files.md, none that the draft was trained on; the calibration half is taken "
         "(default, for the reference family: its held-out prompts)"
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
+    add_read_flags(parser, "prompt")
     add_special_tokens_flag(parser)
     new_help = "written by each target after each prompt (default 128)"
     parser.add_argument("--max-new-tokens", type=positive, default=128, metavar="TOKENS", help=new_help)
@@ -185,8 +199,9 @@ def _add_trim_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", required=True, metavar="DIR", help="the draft to copy")
     parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     parser.add_argument("--tokens", type=positive, required=True, metavar="TOKENS", help="that its LM head is to say")
-    text_help = ".txt or .jsonl to count tokens in, like what its targets will write"
+    text_help = "text to count tokens in, like what its targets will write, in any format of docs/prompt-files.md"
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
+    add_read_flags(parser, "text")
     parser.add_argument(
         "-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="where it goes; must not exist"
     )
@@ -226,9 +241,9 @@ def _train_reference(args: argparse.Namespace) -> int:
 
 def _train_draft(args: argparse.Namespace) -> int:
     check_new(args.output)
-    from s2d.config import FAMILY_FOLDER
-    from s2d.load import find_model
-    from s2d.train_draft import read_texts, train_draft
+    check_model_names(args.target, *args.teacher)
+    texts = given_texts(args.text, read_as(args, "text"))
+    from s2d.train_draft import train_draft
     from s2d.training import TrainSettings
 
     settings = TrainSettings(
@@ -248,7 +263,7 @@ def _train_draft(args: argparse.Namespace) -> int:
         train_draft(
             args.target,
             args.exits,
-            read_texts(args.text),
+            texts,
             settings,
             args.output,
             teacher_names=args.teacher,
@@ -256,21 +271,26 @@ def _train_draft(args: argparse.Namespace) -> int:
             on_step=on_step,
         )
     exits = "/".join(map(str, args.exits))
-    in_the_box = find_model(args.target).resolve().parent == FAMILY_FOLDER.resolve()
     command = ["s2d-profile", "--target", args.target, "--draft", str(args.output)]
-    command += [] if in_the_box else ["--prompts", "path/to/prompts.jsonl"]
+    command += [] if is_of_family(args.target) else ["--prompts", "path/to/prompts.jsonl"]
     print_out(f"wrote {args.output}, exits {exits}; next: {shlex.join(command)}")
     return EXIT_ANSWERED
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from s2d.config import FAMILY_FOLDER, read_geometry
+    check_model_names(args.draft)
+    strangers = [name for name in args.target if not is_of_family(name)]
+    if args.prompts is None and strangers:
+        raise UserInputError(f"target {strangers[0]!r} is not of the reference family: give its prompts with --prompts FILE")
+    given = given_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=True)
+    prompts = calibration_half(given)
+    check_texts(prompts)
+    from s2d.config import read_geometry
     from s2d.device import use_device
     from s2d.exits import find_exits, named_exits
-    from s2d.fit_confidence import calibrate_draft, calibration_half
-    from s2d.load import find_model, load_tokenizer
+    from s2d.fit_confidence import calibrate_draft
+    from s2d.load import load_tokenizer
     from s2d.pair import encode_prompts
-    from s2d.prompts import FAMILY_PROMPTS, read_prompts
     from s2d.show import calibration_text
     from s2d.sidecar import SIDECAR_NAME
     from s2d.special_tokens import special_tokens_note
@@ -280,10 +300,6 @@ def _calibrate(args: argparse.Namespace) -> int:
     exits = find_exits(folder, read_geometry(folder).num_layers, named, is_self=False)
     if exits.note is not None:
         print_err(f"note: {exits.note}")
-    strangers = [name for name in args.target if find_model(name).resolve().parent != FAMILY_FOLDER.resolve()]
-    if args.prompts is None and strangers:
-        raise UserInputError(f"target {strangers[0]!r} is not of the reference family: give its prompts with --prompts FILE")
-    prompts = calibration_half(read_prompts(args.prompts or FAMILY_PROMPTS))
     if (note := special_tokens_note(load_tokenizer(folder), prompts, args.special_tokens)) is not None:
         print_err(note)
     encoded = partial(encode_prompts, prompts=prompts, max_new_tokens=args.max_new_tokens, special_tokens=args.special_tokens)
@@ -305,7 +321,6 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _write_exits(args: argparse.Namespace) -> int:
     from s2d.config import read_geometry
     from s2d.exits import NamedExits, write_exits
-    from s2d.load import find_model
     from s2d.sidecar import SIDECAR_NAME
 
     folder, named = find_model(args.draft), NamedExits(layers=args.exits, source="--exits")
@@ -319,12 +334,12 @@ def _write_exits(args: argparse.Namespace) -> int:
 
 def _trim(args: argparse.Namespace) -> int:
     check_new(args.output)
+    check_model_names(args.draft)
+    texts = given_texts(args.text, read_as(args, "text"))
     from s2d.exits import named_exits
-    from s2d.load import find_model
-    from s2d.train_draft import read_texts
     from s2d.trim import trim_head
 
-    said_frac = trim_head(find_model(args.draft), read_texts(args.text), args.tokens, args.output, named_exits(args.exits))
+    said_frac = trim_head(find_model(args.draft), texts, args.tokens, args.output, named_exits(args.exits))
     print_out(f"wrote {args.output}, whose head says {args.tokens} tokens: {format_frac(said_frac)} of the text's")
     command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", str(args.output)])
     print_out(f"no curves are fitted to its confidence yet (s2d-train calibrate); next: {command}")

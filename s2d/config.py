@@ -21,15 +21,13 @@ from perfmodel.known_architectures import ARCHITECTURES
 from perfmodel.model_config import geometry_from_config
 from perfmodel.quantised_config import find_quantisation
 from s2d.config_numbers import check_numbers
+from s2d.model_folder import FAMILY_FOLDER, FAMILY_PREFIX
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 """By `model_type`. Vicuna, TinyLlama and many others are Llamas by another name."""
 CLASS_NAMES = {one.model_type: one.class_name for one in ARCHITECTURES if one.model_type in FAMILIES}
 SUPPORTED_ROPE = ("default", "linear", "dynamic", "yarn", "llama3")
-FAMILY_FOLDER = Path(__file__).parent / "family"
-FAMILY_PREFIX = "ref-"
-"""Models of the reference family are named `ref-draft`, `ref-target-16` …: the prefix and the folder's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

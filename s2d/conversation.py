@@ -1,7 +1,10 @@
 """What a model is asked: a text to go on from, or a conversation whose later turns wait for answers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
+
+from perfmodel.errors import UserInputError
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -62,3 +65,17 @@ class Conversation:
     def answered(self, answer: str) -> "Conversation | None":
         """The conversation at its user's next turn; None where that was the last."""
         return replace(self, answers=(*self.answers, answer)) if self.num_later else None
+
+
+def check_texts(prompts: Iterable[Prompt]) -> None:
+    """Refuse conversations where prompts are texts to go on from.
+
+    Raises:
+        UserInputError: one is a conversation.
+    """
+    for prompt in prompts:
+        if prompt.before is not None:
+            raise UserInputError(
+                f"prompt {prompt.name!r} is a conversation: expected a text to go on from. Give --chat, with which s2d-run and "
+                "s2d-profile put conversations into the tokenizer's chat template."
+            )

@@ -20,12 +20,10 @@ from perfmodel.provenance import make_provenance
 from perfmodel.sampling import GREEDY
 from perfmodel.units import Tokens
 from s2d.config import read_geometry
-from s2d.conversation import Prompt
 from s2d.exits import NamedExits, find_exits, with_exits
 from s2d.finite import NotFinite, is_finite, naming_prompt
 from s2d.generate import Session, Settings
 from s2d.pair import EncodedPrompt, Pair, load_pair
-from s2d.prompts import chosen_prompts
 from s2d.sampling import confidence_of
 from s2d.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 
@@ -54,15 +52,6 @@ def answers_along(pair: Pair, session: Session, prompt: EncodedPrompt, max_new_t
         raise NotFinite("draft", pair.draft.decoder)
     agreement = torch.stack([logits.argmax(-1).cpu() == torch.tensor(written) for logits in said], dim=1)
     return Answers(confidence=confidence.cpu().numpy().astype(np.float64), agreement=agreement.numpy().astype(np.float64))
-
-
-def calibration_half(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts that plans and curves are fitted to.
-
-    Raises:
-        UserInputError: none is.
-    """
-    return chosen_prompts(prompts, "calibration", len(prompts))
 
 
 def calibrate_draft(

@@ -13,14 +13,13 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.disk import PathLike, check_new, whole_folder
-from perfmodel.errors import BadFile, BadPolicy, Mismatch, UnknownName, UserInputError
+from perfmodel.errors import BadFile, BadPolicy, Mismatch, UserInputError
 from perfmodel.geometry import ModelGeometry
-from perfmodel.hub import REPOSITORY, fetch_folder
 from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.units import Tokens
 from s2d.checkpoint import BadTensor, layer_of, open_weights, tensor_names, weights_sha256
-from s2d.config import FAMILY_FOLDER, FAMILY_PREFIX, geometry_of, read_config, read_geometry, read_raw_config, shallower
+from s2d.config import geometry_of, read_config, read_geometry, read_raw_config, shallower
 from s2d.dtypes import torch_dtype
 from s2d.fold import KeepLayer, fold_weights, random_weights, with_reduced_head, with_vocabulary
 from s2d.graphs import GraphDecoder
@@ -44,23 +43,6 @@ class LoadedModel:
     """Hash of the weight files, and of the tokens of a reduced head."""
     folder: str
     dtype: Dtype
-
-
-def find_model(name: str) -> Path:
-    """The folder of a model: a name of the reference family, a path, or `org/name` on the Hugging Face hub.
-
-    Raises:
-        UnknownName: none of these.
-        UserInputError: it is to come from the hub, which cannot be reached or does not give it.
-    """
-    known = {FAMILY_PREFIX + path.parent.name: path.parent for path in sorted(FAMILY_FOLDER.glob("*/config.json"))}
-    if name in known:
-        return known[name]
-    if Path(name).is_dir():
-        return Path(name)
-    if REPOSITORY.fullmatch(name):
-        return fetch_folder(name)
-    raise UnknownName("model", name, known, otherwise="give a folder with config.json and model.safetensors, or org/name")
 
 
 def read_shapes(folder: PathLike) -> ModelGeometry:

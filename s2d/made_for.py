@@ -1,14 +1,19 @@
 """What a plan was made for, held against the models, the processes and the device that are here."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfmodel.errors import Mismatch
 from perfmodel.geometry import ModelGeometry
 from perfmodel.launch import launched, num_processes
 from perfmodel.plan import Plan
 from perfmodel.profile import DeviceKey
-from s2d.pair import Pair
+
+if TYPE_CHECKING:
+    from s2d.pair import Pair
 
 
 def check_made_for(path: Path, plan: Plan, pair: Pair) -> None:

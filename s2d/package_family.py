@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.disk import whole_folder
 from s2d.corpus import corpus_sha256, held_out_files, held_out_prompts, training_texts
-from s2d.fit_confidence import calibrate_draft, calibration_half
+from s2d.fit_confidence import calibrate_draft
 from s2d.pair import encode_prompts
+from s2d.prompt_files.choose import calibration_half
 from s2d.reference import STABLE, STAGES, TARGETS, Stage, corpus_tokens, stage_named
 from s2d.sidecar import Sidecar, write_sidecar
 from s2d.train import exit_logits, exit_losses, load_trainable, windows

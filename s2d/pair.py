@@ -14,14 +14,13 @@ from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
 from perfmodel.units import Tokens
 from s2d.compatible import context_tokens
-from s2d.conversation import Conversation, Prompt
+from s2d.conversation import Conversation, Prompt, check_texts
 from s2d.device import device_key
 from s2d.exits import DraftExits, NamedExits, exits_text, find_exits
 from s2d.generate import Session
 from s2d.load import (
     LoadedModel,
     check_same_vocabulary,
-    find_model,
     load_model,
     load_tokenizer,
     read_shapes,
@@ -29,12 +28,10 @@ from s2d.load import (
     with_vocabulary_of,
 )
 from s2d.memory import FreeBytes, PairPlacement, TextLimits, check_memory, memory_need
+from s2d.model_folder import SELF_DRAFT, find_model
 from s2d.parallel import load_shared
 from s2d.ranks import DRAFT, Ranks
 from s2d.special_tokens import SpecialTokens, cannot_be_text, special_token_ids, text_ids
-
-SELF_DRAFT = "self"
-"""What to give as the draft for the target's own early exits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,11 +306,7 @@ def _chat_ids(tokenizer: PreTrainedTokenizerFast, said: list[dict[str, str]], sp
 
 
 def _encode_text(pair: Pair, prompt: Prompt, max_new_tokens: Tokens, special_tokens: SpecialTokens) -> EncodedPrompt:
-    if prompt.before is not None:
-        raise UserInputError(
-            f"prompt {prompt.name!r} is a conversation: expected a text to go on from. Give --chat, with which s2d-run and "
-            "s2d-profile put conversations into the tokenizer's chat template."
-        )
+    check_texts([prompt])
     ids = text_ids(pair.tokenizer, prompt.text, special_tokens, adds_special_tokens=True)
     return EncodedPrompt(name=prompt.name, category=prompt.category, token_ids=_fitting(pair, prompt.name, ids, max_new_tokens))
 

@@ -26,18 +26,18 @@ from perfmodel.report import RunReport, report_file_text, write_report
 from perfmodel.sampling import Sampling
 from perfmodel.units import Tokens
 from s2d.bench import OnText, RunRequest, paused_passes, run_report
-from s2d.conversation import Prompt
 from s2d.device import engine_for
 from s2d.dtypes import TORCH_DTYPES
 from s2d.exits import exits_of_plan
 from s2d.generate import Generation, OnTokens
 from s2d.kernels import check_kernels
-from s2d.load import export_exit, find_model
-from s2d.made_for import check_head, check_made_for, check_num_devices, check_plain_weights, device_label
+from s2d.load import export_exit
+from s2d.made_for import check_made_for, device_label
+from s2d.model_folder import SELF_DRAFT, find_model
 from s2d.outputs import Outputs
-from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
-from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
+from s2d.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.ranks import Ranks
+from s2d.run_inputs import RunInputs
 from s2d.show import drift_text, report_text, understood_text
 from s2d.special_tokens import special_tokens_note
 from s2d.text import ContinuationText, Stop
@@ -57,19 +57,16 @@ class Loaded:
     on_text: OnText
 
 
-def run_from_flags(args: argparse.Namespace, command: Sequence[str], ranks: Ranks | None) -> None:
+def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequence[str], ranks: Ranks | None) -> None:
     """Do what `s2d-run` was asked, with the processes that torchrun started, if it did."""
-    if args.export_exit is not None:
-        export_from_flags(args)
-        return
     with locked_file(args.outputs) if args.outputs else nullcontext(True) as is_locked:
         if not is_locked:
             print_err(f"note: no file locks here: take care that no other s2d-run writes to {args.outputs}")
-        _run_plan(args, command, ranks)
+        _run_plan(args, inputs, command, ranks)
 
 
-def _run_plan(args: argparse.Namespace, command: Sequence[str], ranks: Ranks | None) -> None:
-    loaded = load_from_flags(args, ranks)
+def _run_plan(args: argparse.Namespace, inputs: RunInputs, command: Sequence[str], ranks: Ranks | None) -> None:
+    loaded = load_from_flags(args, inputs, ranks)
     plan = loaded.plan.record
     if not loaded.prompts:
         _say_cut_short(loaded.turns)
@@ -159,25 +156,21 @@ def export_from_flags(args: argparse.Namespace) -> None:
     print_out(f"wrote exit {layer} of {name} to {folder}: an ordinary checkpoint with {layer} layers")
 
 
-def load_from_flags(args: argparse.Namespace, ranks: Ranks | None) -> Loaded:
-    """Read the plan, its models and the prompts, and refuse what was not made for each other.
+def load_from_flags(args: argparse.Namespace, inputs: RunInputs, ranks: Ranks | None) -> Loaded:
+    """Load the plan's models, encode the prompts, and refuse what was not made for each other.
 
     Raises:
         UserInputError: something is missing, cannot be read, or does not fit.
     """
-    if args.plan is None:
-        raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan makes one")
-    plan = read_plan(args.plan)
-    check_head(args.plan, plan.record)
-    check_plain_weights(args.plan, plan.record)
-    check_num_devices(args.plan, plan.record)
+    plan = inputs.plan
     pair = _load_pair(args, plan.record, ranks)
     check_made_for(args.plan, plan.record, pair)
     max_new_tokens = args.max_new_tokens or plan.record.workload.output_tokens
-    chosen = _prompts(args)
-    if (note := special_tokens_note(pair.tokenizer, chosen, args.special_tokens)) is not None:
+    if (note := special_tokens_note(pair.tokenizer, inputs.prompts, args.special_tokens)) is not None:
         print_err(note)
-    prompts = encode_prompts(pair, chosen, max_new_tokens=max_new_tokens, is_chat=args.chat, special_tokens=args.special_tokens)
+    prompts = encode_prompts(
+        pair, inputs.prompts, max_new_tokens=max_new_tokens, is_chat=args.chat, special_tokens=args.special_tokens
+    )
     request = RunRequest(
         plan_sha256=plan.sha256,
         policy=plan.record.chosen.policy,
@@ -235,13 +228,6 @@ def _frontier(path: Path, plan: Plan) -> tuple[FrontierPoint, ...]:
             "Record a trace with s2d-profile and plan again with --trace, or leave --adapt out."
         )
     return plan.frontier
-
-
-def _prompts(args: argparse.Namespace) -> list[Prompt]:
-    """The one prompt given, or some of a file's."""
-    if args.prompt is not None:
-        return [Prompt(name="--prompt", category="given", text=args.prompt)]
-    return chosen_prompts(read_prompts(args.prompts or FAMILY_PROMPTS), args.split, args.num_prompts)
 
 
 def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pair:

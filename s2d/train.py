@@ -27,7 +27,7 @@ from perfmodel.console import save_or_warn
 from perfmodel.errors import UserInputError
 from perfmodel.units import Seconds
 from s2d.config import read_config
-from s2d.load import find_model
+from s2d.model_folder import find_model
 from s2d.resume import keep_losses_before, load_checkpoint, log_loss, save_checkpoint
 from s2d.training import Training, TrainSettings
 

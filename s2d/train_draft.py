@@ -4,7 +4,6 @@ S2D §3.1: the draft starts as the target's first layers, embedding, norm and he
 """
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from perfmodel.disk import check_new, read_whole, whole_folder
-from perfmodel.errors import BadFile, UserInputError
+from perfmodel.disk import check_new, whole_folder
+from perfmodel.errors import UserInputError
 from s2d.checkpoint import layer_of, weights_sha256
 from s2d.config import read_geometry, shallower
 from s2d.device import use_device
 from s2d.fit_confidence import calibrate_draft
-from s2d.load import check_same_vocabulary, find_model, load_tokenizer
+from s2d.load import check_same_vocabulary, load_tokenizer
+from s2d.model_folder import find_model
 from s2d.pair import EncodedPrompt
 from s2d.resume import LOSS_NAME, remove_training, training_folder
 from s2d.sidecar import Sidecar, write_sidecar
@@ -33,44 +33,6 @@ PROMPT_TOKENS = 64
 NEW_TOKENS = 64
 MAX_PROMPTS = 32
 """What a draft is calibrated on: so many tokens that each target writes after so many prompts of so many tokens."""
-
-
-def read_texts(paths: Sequence[Path]) -> list[str]:
-    """Training texts from `.txt` files (one text each) and `.jsonl` files (`text`, `turns` or ShareGPT `conversations`).
-
-    Raises:
-        BadFile: not UTF-8, or a line that is no JSON object or holds none of the known keys.
-    """
-    texts: list[str] = []
-    for path in paths:
-        if not path.is_file():
-            raise BadFile(path, "no such file", "Give .txt or .jsonl files with --text")
-        try:
-            content = read_whole(path).decode("utf-8")
-        except UnicodeDecodeError as err:
-            fix = "Give .txt or .jsonl files in UTF-8 with --text"
-            raise BadFile(path, f"this is not a text file (byte {err.start} is not UTF-8)", fix) from err
-        if path.suffix == ".jsonl":
-            texts += [_text_of(path, number, line) for number, line in enumerate(content.splitlines(), start=1)]
-        else:
-            texts.append(content)
-    return texts
-
-
-def _text_of(path: Path, number: int, line: str) -> str:
-    """The text of one JSONL line."""
-    expected = 'Expected {"text": …}, {"turns": […]} or {"conversations": [{"value" or "content": …}]} on every line'
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as err:
-        raise BadFile(path, f"line {number} is not JSON ({err.msg})", expected) from err
-    if isinstance(record, dict) and isinstance(record.get("text"), str):
-        return str(record["text"])
-    if isinstance(record, dict) and isinstance(record.get("turns"), list):
-        return "\n".join(map(str, record["turns"]))
-    if isinstance(record, dict) and isinstance(record.get("conversations"), list):
-        return "\n".join(str(turn.get("content", turn.get("value", ""))) for turn in record["conversations"])
-    raise BadFile(path, f"line {number} has no text", expected)
 
 
 def first_layers(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:

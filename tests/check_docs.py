@@ -30,7 +30,17 @@ HELP_COLUMNS = "100"
 TREE_BLOCK = re.compile(r"<!-- file-tree -->\s*```[a-z]*\n(.*?)```", re.DOTALL)
 TREE_LINE = re.compile(r"^(?P<indent>(?:[│ ]   |[├└]── )*)(?P<name>[^\s#]+)")
 INDENT_CHARS = 4
-LISTED_IN_FULL = ("perfmodel", "perfmodel/native", "calibrate", "s2d", "profiler", "benchmarks", "notebooks", "docs")
+LISTED_IN_FULL = (
+    "perfmodel",
+    "perfmodel/native",
+    "calibrate",
+    "s2d",
+    "s2d/prompt_files",
+    "profiler",
+    "benchmarks",
+    "notebooks",
+    "docs",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from perfmodel.console import add_verbose_flag, make_parser, run_command
 from perfmodel.overwriting import MODEL_FILES, OutputFolder, check_outputs, output_file
 from profiler.cli import main_profile
 from s2d.cli import main_run, main_train
-from s2d.config import FAMILY_FOLDER
+from s2d.model_folder import FAMILY_FOLDER
 
 ROOT = Path(__file__).parent.parent
 VERBS = {

@@ -22,16 +22,15 @@ from profiler import command as command_module
 from profiler import job as job_module
 from profiler import latency_files
 from profiler.cli import main_profile
-from profiler.command import family_prompts
+from profiler.inputs import family_prompts
 from profiler.latency_files import LatencyFiles
 from profiler.measure_latency import measure_latency
 from profiler.pass_log import PassLog
 from profiler.record_acceptance import Asker, PromptTrace
-from s2d.config import FAMILY_FOLDER
 from s2d.generate import Session
 from s2d.memory import CPU_WORKSPACE_BYTES
+from s2d.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
 from s2d.pair import EncodedPrompt
-from s2d.prompts import FAMILY_PROMPTS
 from tests.calibrate.evidence import provenance, target_profile
 from tests.profiler.conftest import EXITS, Folders
 
@@ -346,7 +345,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
 def test_models_outside_the_box_need_prompts(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--target", str(folders.target), "--draft", str(folders.draft), "-o", str(tmp_path)]
     assert main_profile(argv) == 2
-    assert "its prompts must be given: --prompts FILE.jsonl" in capsys.readouterr().err
+    assert "its prompts must be given: --prompts FILE" in capsys.readouterr().err
 
 
 def test_a_model_of_the_box_given_by_its_folder_has_the_prompts_of_the_box(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from profiler.job import Job
 from profiler.record_acceptance import Asker, check_resumable, empty_trace, record_acceptance
 from s2d.bench import check_equal
 from s2d.pair import EncodedPrompt, encode_prompts, load_pair
-from s2d.prompts import read_prompts
+from s2d.prompt_files.read import read_prompts
 from s2d.sampling import NoiseTable, shared_noise
 from s2d.verify import make_judge
 from tests.profiler.conftest import EXITS, Folders

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from s2d.config import FAMILY_FOLDER
+from s2d.model_folder import FAMILY_FOLDER
 
 TEXTS = [
     "def f(x):\n    return x + 1\n\nclass A:\n    pass\n",

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.errors import BadFile, UserInputError
+from perfmodel.errors import UserInputError
 from perfmodel.report import read_report
 from perfmodel.sampling import GREEDY, Sampling
 from s2d.bench import RunRequest
-from s2d.conversation import Conversation, Message, Prompt
+from s2d.conversation import Conversation, Prompt
 from s2d.load import load_tokenizer
 from s2d.memory import TextLimits
 from s2d.pair import ModelPair, Pair, encode_prompts, encode_turn, load_pair
-from s2d.prompts import read_prompts
+from s2d.prompt_files.read import read_prompts
 from s2d.text import Stop, continuation_text
 from s2d.turns import Turns
 from tests.s2d.conftest import folders_with, run
@@ -70,45 +70,7 @@ def plain_text(pair: Pair, prompt: str, sampling: Sampling) -> tuple[int, str]:
     return len(encoded.token_ids), continuation_text(pair.tokenizer, encoded.token_ids, tokens)
 
 
-def test_a_line_holds_a_text_or_messages_or_the_turns_of_a_question(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    lines = [{"name": "a", "category": "c", "text": "one\u2028two"}, TOLD, QUESTION]
-    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
-    text, told, question = read_prompts(path)
-    assert text == Prompt(name="a", category="c", text="one\u2028two")
-    before = (Message(role="system", content="then"),)
-    assert told == Prompt(name="told", category="c", text="the cat and", before=before)
-    assert question == Prompt(name="81", category="writing", text=TURNS[0], later=TURNS[1:])
-    assert question.first_turn == Prompt(name="81", category="writing", text=TURNS[0])
-
-
 USER = {"role": "user", "content": "so"}
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"messages": []}, r"messages: expected a list of \{\"role\": …, \"content\": …\}, at least one"),
-        ({"messages": "so"}, "messages: expected a list"),
-        ({"messages": ["so"]}, "message 1: expected {"),
-        ({"messages": [{"role": "user"}]}, "message 1: expected {"),
-        ({"messages": [USER | {"name": "me"}]}, "message 1: expected {"),
-        ({"messages": [USER, {"role": "tool", "content": "so"}, USER]}, "message 2: role 'tool': expected system, user or"),
-        ({"messages": [{"role": ["user"], "content": "so"}]}, r"message 1: role \['user'\]: expected"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 1: content .*: expected a text"),
-        ({"messages": [USER, {"role": "assistant", "content": "no"}]}, "the last message is of role 'assistant': expected 'u"),
-        ({"messages": [USER], "text": "so"}, "expected an object with the texts category, name, text, or with messages in"),
-        ({"messages": [USER], "category": 1}, "expected an object with the texts"),
-        ({"turns": []}, "turns: expected a list of texts, at least one"),
-        ({"turns": ["so", 2]}, "turns: expected a list of texts, at least one"),
-    ],
-)
-def test_a_line_that_is_no_conversation_says_what_was_expected(tmp_path: Path, changed: dict, message: str) -> None:
-    path = tmp_path / "prompts.jsonl"
-    lines = [TOLD, {"name": "a", "category": "c"} | changed]
-    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    with pytest.raises(BadFile, match=f"prompts.jsonl': line 2: {message}"):
-        read_prompts(path)
 
 
 @pytest.mark.parametrize("kind", ["separate", "self"])

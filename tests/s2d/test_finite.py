@@ -17,11 +17,11 @@ from perfmodel.sampling import GREEDY, Sampling
 from profiler.cli import main_profile
 from s2d.bench import check_equal, run_arms
 from s2d.cli import main_train
-from s2d.config import FAMILY_FOLDER
 from s2d.config_numbers import NUMBER_RANGES
 from s2d.finite import NotFinite, is_finite, num_not_finite
 from s2d.generate import Settings
 from s2d.load import export_exit, load_model
+from s2d.model_folder import FAMILY_FOLDER
 from s2d.pair import EncodedPrompt, load_pair
 from tests.s2d.conftest import run
 from tests.stubs import ROPES, TinySpec, tiny_llama

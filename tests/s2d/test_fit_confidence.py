@@ -7,9 +7,11 @@ import pytest
 from perfmodel.policy import CalibrationCurve
 from s2d.cli import main_train
 from s2d.fit_confidence import Answers, answers_along, fit_calibration
-from s2d.load import export_exit, find_model, load_model
+from s2d.load import export_exit, load_model
+from s2d.model_folder import FAMILY_PROMPTS, find_model
 from s2d.pair import encode_prompts, load_pair
-from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
+from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.read import read_prompts
 from s2d.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 from tests.s2d.test_load import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama

@@ -18,13 +18,13 @@ from perfmodel.policy import CalibrationCurve
 from s2d.load import (
     check_same_vocabulary,
     export_exit,
-    find_model,
     load_model,
     load_tokenizer,
     random_model,
     save_draft,
     tokenizer_sha256,
 )
+from s2d.model_folder import find_model
 from s2d.sidecar import Calibration, Sidecar, read_sidecar
 from tests.strategies import tiny_geometry
 from tests.stubs import TinySpec, tiny_llama

@@ -16,7 +16,6 @@ from s2d.generate import Generation
 from s2d.load import load_tokenizer
 from s2d.outputs import Outputs
 from s2d.pair import EncodedPrompt, encode_prompts, load_pair
-from s2d.prompts import read_prompts
 from tests.s2d.conftest import ROUNDS, run
 from tests.s2d.test_load import byte_tokenizer
 
@@ -259,16 +258,6 @@ def test_a_text_begins_as_its_tokenizer_begins_texts_and_a_chat_as_its_template(
     pair.tokenizer.chat_template = "{{ messages[0].content }}"
     [chat] = encode_prompts(pair, [prompt], max_new_tokens=4, is_chat=True)
     assert chat.token_ids == bare.token_ids
-
-
-def test_questions_of_spec_bench_are_prompts(tmp_path: Path) -> None:
-    path = tmp_path / "question.jsonl"
-    path.write_text('{"question_id": 81, "category": "writing", "turns": ["first", "second"]}\n', encoding="utf-8")
-    assert read_prompts(path) == [Prompt(name="81", category="writing", text="first", later=("second",))]
-    for lacking in ('{"question_id": 81, "turns": ["first"]}\n', '{"category": "writing", "turns": ["first"]}\n'):
-        path.write_text(lacking, encoding="utf-8")
-        with pytest.raises(BadFile, match="line 1: expected an object with the texts category, name, text"):
-            read_prompts(path)
 
 
 def test_a_tokenizer_is_read_with_its_template(folders: Path) -> None:

@@ -5,7 +5,8 @@ import transformers.tokenization_utils_base as tokenization
 
 from perfmodel.errors import UserInputError
 from s2d.conversation import Prompt
-from s2d.pair import SELF_DRAFT, Pair, encode_prompts, load_pair
+from s2d.model_folder import SELF_DRAFT
+from s2d.pair import Pair, encode_prompts, load_pair
 from s2d.sidecar import Sidecar, write_sidecar
 from tests.s2d.test_load import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama

@@ -33,9 +33,11 @@ from s2d.exits import DraftExits
 from s2d.fold import with_reduced_head
 from s2d.generate import Generation, Session
 from s2d.load import with_vocabulary_of
+from s2d.model_folder import FAMILY_PROMPTS, SELF_DRAFT
 from s2d.nested import Decoder
-from s2d.pair import SELF_DRAFT, EncodedPrompt, Pair, encode_prompts, load_pair
-from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
+from s2d.pair import EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.read import read_prompts
 from tests.strategies import segment_orders
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.errors import BadFile, UserInputError
+from perfmodel.errors import UserInputError
 from perfmodel.policy import ExitPolicy, FixedLength
 from perfmodel.repetition import distinct_ngram_frac
 from perfmodel.sampling import GREEDY
 from s2d.generate import generate
-from s2d.prompts import read_prompts
 from s2d.text import ContinuationText, Stop, continuation_text
 from tests.s2d.kinds_of_tokenizers import KINDS, TEXTS, tokenizer_of
 from tests.s2d.test_load import byte_tokenizer
@@ -258,22 +257,6 @@ def test_a_stop_string_inside_a_block_cuts_the_block(cap: int) -> None:
     # Every token is an accepted one or a bonus; the stop string's end takes the last bonus, or tokens before it.
     assert found.rounds.num_accepted + found.rounds.num_rounds - len(found.tokens) in (0, 1)
     assert all(accepted <= drafted for drafted, accepted in found.blocks)
-
-
-def test_a_prompt_file_says_which_line_is_wrong(tmp_path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    good = '{"name": "a", "category": "c", "text": "t"}\n'
-    path.write_text(good)
-    assert [prompt.name for prompt in read_prompts(path)] == ["a"]
-    for text, message in (
-        ("", "no prompt"),
-        (good * 2, "the name 'a' comes 2 times"),
-        (good + "{", "line 2 is not JSON"),
-        (good + '{"name": "b"}', "line 2: expected an object with the texts category, name, text"),
-    ):
-        path.write_text(text)
-        with pytest.raises(BadFile, match=message):
-            read_prompts(path)
 
 
 def test_the_distinct_ngram_ratio_falls_when_a_text_loops() -> None:

@@ -10,13 +10,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from perfmodel.errors import BadFile
 from s2d import train_draft
 from s2d.cli import main_train
 from s2d.load import load_model
 from s2d.resume import CHECKPOINT_NAME
 from s2d.sidecar import read_sidecar
-from s2d.train_draft import read_texts
 from s2d.training import read_training
 from tests.stubs import TinySpec, tiny_llama
 
@@ -86,26 +84,6 @@ def test_what_cannot_be_trained_is_refused_with_what_to_do(target, text, tmp_pat
 def test_an_output_that_exists_is_not_overwritten(target, text, tmp_path, capsys):
     assert main_train(["draft", "--target", str(target), "--exits", "1,3", "--text", str(text), "-o", str(target)]) == 2
     assert "exists already" in capsys.readouterr().err
-
-
-def test_texts_come_from_the_formats_people_have(tmp_path):
-    path = tmp_path / "mixed.jsonl"
-    lines = [
-        {"text": "plain"},
-        {"turns": ["first", "second"]},
-        {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "answer"}]},
-        {"conversations": [{"role": "user", "content": "hi"}]},
-    ]
-    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    assert read_texts([path]) == ["plain", "first\nsecond", "ask\nanswer", "hi"]
-
-
-@pytest.mark.parametrize("line", ["{broken", '{"prompt": "x"}', "[1]"])
-def test_a_line_without_text_is_named(tmp_path, line):
-    path = tmp_path / "bad.jsonl"
-    path.write_text('{"text": "fine"}\n' + line, encoding="utf-8")
-    with pytest.raises(BadFile, match="line 2"):
-        read_texts([path])
 
 
 def command(target: Path, text: Path, out: Path, *more: str) -> list[str]:
@@ -256,16 +234,6 @@ def test_places_that_cannot_be_written_are_refused_before_training(target, text,
         assert message in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == (tmp_path / "d.partial").read_text() == "mine"
     assert not (tmp_path / "nowhere").exists()
-
-
-def test_a_text_that_is_no_text_is_named(target, text, tmp_path, capsys):
-    binary = tmp_path / "binary.txt"
-    binary.write_bytes(b"ab\xff\xfe")
-    assert main_train(command(target, binary, tmp_path / "draft")) == 2
-    assert "this is not a text file (byte 2 is not UTF-8)" in capsys.readouterr().err
-    (tmp_path / "none.jsonl").write_text("")
-    assert main_train(command(target, tmp_path / "none.jsonl", tmp_path / "draft")) == 2
-    assert "the texts hold 0 tokens" in capsys.readouterr().err
 
 
 def test_a_trained_draft_brings_a_curve_per_exit_fitted_to_text_it_did_not_see(target, text, tmp_path):

@@ -7,7 +7,9 @@ import pytest
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS, Split, document_of
 from s2d.conversation import Prompt
-from s2d.prompts import FAMILY_PROMPTS, chosen_prompts, read_prompts
+from s2d.model_folder import FAMILY_PROMPTS
+from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.read import read_prompts
 
 
 def prompt(number: int, category: str = "a") -> Prompt:

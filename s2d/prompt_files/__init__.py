@@ -1,0 +1,1 @@
+"""Prompt and text files: any common layout, recognised by its content, to prompts or training texts; needs no torch."""

@@ -1,0 +1,40 @@
+"""Which prompts of a file are used: those of a half, in an order in which the first few are a mixture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from perfmodel.errors import UserInputError
+from perfmodel.halves import Split, document_of, half_of
+from s2d.conversation import Prompt
+
+
+def chosen_prompts(prompts: Sequence[Prompt], split: Split, most: int) -> list[Prompt]:
+    """At most so many prompts of a half: of the least taken category, then of its least taken document, the next in the file.
+
+    Raises:
+        UserInputError: no prompt is in that half.
+    """
+    left = [prompt for prompt in prompts if split in ("all", half_of(prompt.name))]
+    if not left:
+        raise UserInputError(f"none of the {len(prompts)} prompts is in the {split} half: give more prompts, or --split all")
+    categories: Counter[str] = Counter()
+    documents: Counter[str] = Counter()
+    chosen: list[Prompt] = []
+    while left and len(chosen) < most:
+        prompt = min(left, key=lambda one: (categories[one.category], documents[document_of(one.name)]))
+        left.remove(prompt)
+        chosen.append(prompt)
+        categories[prompt.category] += 1
+        documents[document_of(prompt.name)] += 1
+    return chosen
+
+
+def calibration_half(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that plans and curves are fitted to.
+
+    Raises:
+        UserInputError: none is.
+    """
+    return chosen_prompts(prompts, "calibration", len(prompts))

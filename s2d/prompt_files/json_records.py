@@ -1,0 +1,128 @@
+"""JSON text to records: values one after the other (JSONL), the items of an array, or one object."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from s2d.prompt_files.problems import BadRecord, shown
+
+MAX_DIGITS = 40
+"""Of an integer: more than any name or number in a prompt file has."""
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_JSON_START = re.compile(r"""[ \t\r\n]*(?:\{[ \t\r\n]*["}]|\[[ \t\r\n]*[\[{"\]])""")
+_JSON_FIX = 'Write one object a line, such as {"prompt": "…"}, or one array of them'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One value of a file, not yet recognised."""
+
+    value: Any
+    """A dict, a text, or anything else that JSON can hold."""
+    start: int
+    """Offset of its first character in the file's text."""
+
+
+def is_json(text: str) -> bool:
+    """Whether a text begins as an array or object of records would."""
+    return _JSON_START.match(text) is not None
+
+
+def json_records(text: str) -> list[Record]:
+    """The items of an array, or objects one after the other, a line or more each.
+
+    Raises:
+        BadRecord: not JSON, a key twice in one object, an integer or nesting beyond any use, or text behind an array.
+    """
+    start = _end_of_space(text, 0)
+    return list(_items(text, start) if text[start] == "[" else _values(text, start))
+
+
+def string_records(text: str) -> list[Record]:
+    """The texts of a file with a JSON string on every line; none where it is any other file."""
+    if not text.lstrip().startswith('"'):
+        return []
+    try:
+        records = list(_values(text, _end_of_space(text, 0)))
+    except BadRecord:
+        return []
+    return records if all(isinstance(record.value, str) for record in records) else []
+
+
+def items_of_object(record: Record) -> tuple[list[Record], list[str]]:
+    """The items of the one array in an object such as `{"data": [...]}`, and the object's other keys.
+
+    All items have the object's place, as JSON readers do not report theirs. Without such an array, or with several, the
+    object itself is the one record.
+    """
+    value = record.value
+    arrays = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict | str)]
+    if len(arrays) != 1:
+        return [record], []
+    [key] = arrays
+    return [Record(value=item, start=record.start) for item in value[key]], [other for other in value if other != key]
+
+
+def _values(text: str, start: int) -> Iterator[Record]:
+    while start < len(text):
+        value, end = _value(text, start)
+        yield Record(value=value, start=start)
+        start = _end_of_space(text, end)
+
+
+def _items(text: str, start: int) -> Iterator[Record]:
+    """The items of the array that starts there, which must end the text."""
+    start = _end_of_space(text, start + 1)
+    if text[start : start + 1] != "]":
+        while True:
+            value, end = _value(text, start)
+            yield Record(value=value, start=start)
+            start = _end_of_space(text, end)
+            if text[start : start + 1] != ",":
+                break
+            start = _end_of_space(text, start + 1)
+    if text[start : start + 1] != "]":
+        raise BadRecord("not JSON (expected ',' or ']' behind an item of the array)", _JSON_FIX, start=start)
+    rest = _end_of_space(text, start + 1)
+    if rest < len(text):
+        raise BadRecord(f"{shown(text[rest:])} behind the end of the array, expected nothing", _JSON_FIX, start=rest)
+
+
+def _value(text: str, start: int) -> tuple[Any, int]:
+    """The JSON value that starts there, and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except BadRecord as err:
+        raise err.at(start) from err
+    except json.JSONDecodeError as err:
+        raise BadRecord(f"not JSON ({err.msg})", _JSON_FIX, start=min(err.pos, len(text))) from err
+    except RecursionError as err:
+        raise BadRecord("objects or arrays are nested too deep to be read", "Flatten the record", start=start) from err
+
+
+def _end_of_space(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
+    return match.end() if match else start
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
+        raise BadRecord(f"an object has the key {shown(key)} {count} times, expected once", "Keep one of them")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise BadRecord(f"an integer of {len(digits)} digits, expected at most {MAX_DIGITS}", "Write it as a text")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)

@@ -1,0 +1,197 @@
+"""The kinds of records that are read: by which keys each is recognised, and how it becomes what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+from s2d.prompt_files.contents import Chat, Content, Text, read_chat, read_text_or_chat, read_turns
+from s2d.prompt_files.problems import BadRecord, shown, shown_keys
+from s2d.prompt_files.read_as import ReadAs
+
+Fields: TypeAlias = Mapping[str, Any]
+
+NAME_KEYS = ("name", "question_id", "task_id", "custom_id", "id")
+"""What names a record, the first that is there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of record."""
+
+    label: str
+    """What a person calls records of this kind."""
+    keys: tuple[str, ...]
+    """It is recognised by these, all of them there and not null."""
+    read: Callable[[Any], Content | None]
+    """What a record holds; None for one that holds nothing, as in some public files. Raises BadRecord."""
+    also: frozenset[str] = frozenset()
+    """Further keys that belong to the kind."""
+    answers: frozenset[str] = frozenset()
+    """Keys of the answer, which is read for training only."""
+    name_keys: tuple[str, ...] = NAME_KEYS
+    is_mixable: bool = False
+    """Whether other kinds of this sort may stand in the same file."""
+
+    def ignored_keys(self, fields: Fields, *, with_answers: bool) -> set[str]:
+        """Keys of a record that are not read."""
+        known = {*self.keys, *self.also, *NAME_KEYS, "category"} | (self.answers if with_answers else set())
+        return set(fields) - known
+
+
+def kind_of(value: object, how: ReadAs) -> Kind:
+    """The kind of a record.
+
+    Args:
+        value: the record.
+        how: to read it; a column that was chosen holds its text.
+
+    Raises:
+        BadRecord: it is of none, or holds several texts of which none was chosen; lists its keys.
+    """
+    if isinstance(value, str) and how.column is None:
+        return STRINGS
+    if not isinstance(value, dict):
+        expected = "an object" if how.column else "an object or a text"
+        raise BadRecord(f"a record that is {shown(value)}, expected {expected}")
+    keys = shown_keys(value)
+    if how.column is not None:
+        if value.get(how.column) is None:
+            raise BadRecord(
+                f"there is no {shown(how.column)}; its keys are {keys}", f"Choose one of these with {how.column_flag}"
+            )
+        return _single(how.column)
+    kind = recognised(value)
+    if kind is None:
+        fix = f"Choose the one that holds the text with {how.column_flag}, or rename it"
+        raise BadRecord(f"no key that holds a text is known; its keys are {keys}, expected one of {EXPECTED}", fix)
+    texts = [key for key in SINGLE_KEYS if value.get(key) is not None]
+    if len(texts) > 1 and kind.keys[-1] in SINGLE_KEYS:
+        problem = f"several keys hold a text ({' and '.join(texts)}), expected one"
+        raise BadRecord(problem, f"Choose one with {how.column_flag}")
+    return kind
+
+
+def recognised(fields: Fields) -> Kind | None:
+    """The first kind whose keys are all there."""
+    return next((kind for kind in KINDS if all(fields.get(key) is not None for key in kind.keys)), None)
+
+
+def _text(fields: Fields, *, key: str, answers: Mapping[str, str]) -> Content:
+    """A text or messages under a key, and their answer."""
+    return _answered(read_text_or_chat(key, fields[key]), fields, answers)
+
+
+def _instruction(fields: Fields, *, answers: Mapping[str, str]) -> Content:
+    """The instruction, a blank line and the input, where there is one, and their answer."""
+    instruction = fields["instruction"]
+    context = next((fields[key] for key in ("input", "context") if fields.get(key)), "")
+    for key, value in (("instruction", instruction), ("input", context)):
+        if not isinstance(value, str):
+            raise BadRecord(f"{key}: expected a text, not {shown(value)}")
+    return _answered(Text(text="\n\n".join(filter(None, (instruction, context)))), fields, answers)
+
+
+def _answered(content: Text | Chat, fields: Fields, answers: Mapping[str, str]) -> Content:
+    """A text with the first answer that is a text, a conversation with the first that is messages; others are not read.
+
+    Args:
+        content: what is answered.
+        fields: the record.
+        answers: keys that an answer may have, and what separates it from the text.
+    """
+    form = str if isinstance(content, Text) else list
+    there = [key for key in answers if fields.get(key) not in (None, "")]
+    key = next((key for key in there if isinstance(fields[key], form)), None)
+    ignored = content.ignored | (set(there) - {key})
+    if key is None:
+        return replace(content, ignored=ignored)
+    if isinstance(content, Text):
+        return replace(content, answer=answers[key] + fields[key], ignored=ignored)
+    answer = read_chat(key, fields[key])
+    return replace(content, messages=content.messages + answer.messages, ignored=ignored | answer.ignored)
+
+
+def _batch_request(fields: Fields) -> Content:
+    body = fields["body"]
+    if not isinstance(body, Mapping):
+        raise BadRecord(f"body: expected an object with messages or a prompt, not {shown(body)}")
+    key = next((key for key in ("messages", "prompt", "input") if body.get(key) is not None), None)
+    if key is None:
+        raise BadRecord(f"body: expected messages or a prompt; its keys are {shown_keys(body)}")
+    content = read_text_or_chat(f"body.{key}", body[key])
+    others = frozenset(f"body.{other}" for other in body if other != key)
+    return replace(content, ignored=content.ignored | others)
+
+
+def _shared_conversation(fields: Fields, *, key: str) -> Content | None:
+    """A conversation of ShareGPT; public files hold some that are empty, or in which no user speaks."""
+    if fields[key] == []:
+        return None
+    chat = read_chat(key, fields[key])
+    return chat if any(message.role == "user" for message in chat.messages) else None
+
+
+def _single(key: str, **answers: str) -> Kind:
+    """Records whose text is under one key, and their answers' keys with what separates these from the text."""
+    return Kind(
+        label=f"texts under {shown_keys([key])}",
+        keys=(key,),
+        read=partial(_text, key=key, answers=answers),
+        answers=frozenset(answers),
+        is_mixable=key == "text",
+    )
+
+
+STRINGS = Kind(label="texts", keys=(), read=lambda text: Text(text=str(text)))
+"""Records that are no objects but the texts themselves."""
+
+KINDS: tuple[Kind, ...] = (
+    Kind(
+        label="OpenAI batch requests",
+        keys=("custom_id", "body"),
+        read=_batch_request,
+        also=frozenset({"method", "url"}),
+    ),
+    Kind(
+        label="conversations under messages",
+        keys=("messages",),
+        read=lambda fields: read_chat("messages", fields["messages"]),
+        is_mixable=True,
+    ),
+    *(
+        Kind(label="ShareGPT conversations", keys=(key,), read=partial(_shared_conversation, key=key))
+        for key in ("conversations", "conversation")
+    ),
+    Kind(
+        label="MT-Bench questions",
+        keys=("turns",),
+        read=lambda fields: read_turns("turns", fields["turns"]),
+        name_keys=("question_id", *NAME_KEYS),
+        is_mixable=True,
+    ),
+    Kind(
+        label="Alpaca instructions",
+        keys=("instruction",),
+        read=partial(_instruction, answers={"output": "\n\n", "response": "\n\n"}),
+        also=frozenset({"input", "context"}),
+        answers=frozenset({"output", "response"}),
+    ),
+    Kind(
+        label="HumanEval problems",
+        keys=("task_id", "prompt"),
+        read=partial(_text, key="prompt", answers={"canonical_solution": ""}),
+        answers=frozenset({"canonical_solution"}),
+    ),
+    _single("prompt", completion="", response="\n"),
+    _single("question", answer="\n"),
+    _single("text"),
+)
+"""In the order in which they are tried: what says more of a record comes first."""
+
+SINGLE_KEYS = ("prompt", "question", "text")
+TEXT_KEYS = frozenset(key for kind in KINDS for key in kind.keys) - {*NAME_KEYS, "body"}
+"""Keys that hold what is said."""
+EXPECTED = ", ".join(dict.fromkeys(kind.keys[-1] for kind in KINDS if kind.keys[-1] != "conversation"))

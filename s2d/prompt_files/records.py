@@ -1,0 +1,95 @@
+"""The text of a file to records, whatever its layout: JSON, CSV, TSV or plain text, recognised by the text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from s2d.prompt_files.json_records import Record, is_json, items_of_object, json_records, string_records
+from s2d.prompt_files.kinds import TEXT_KEYS, recognised
+from s2d.prompt_files.problems import BadRecord, shown
+from s2d.prompt_files.read_as import Form, ReadAs
+from s2d.prompt_files.table_records import table_records
+
+_OBJECT_LINE = re.compile(r'^[ \t]*\{[ \t]*"', re.MULTILINE)
+_LINE = re.compile(r"^[ \t]*\S", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """The records of a file, in its order."""
+
+    records: list[Record]
+    plain: Form | None = None
+    """How plain text was read; None for records that a file sets apart itself."""
+    ignored: tuple[str, ...] = ()
+    """Keys beside those of the records."""
+
+
+def records_of(text: str, how: ReadAs) -> Records:
+    """The records of a file's text, at least one.
+
+    Raises:
+        BadRecord: it looks like JSON or a table and is none that can be read, or has not the column that was chosen.
+    """
+    try:
+        found = _records_of(text, how)
+    except BadRecord as err:
+        fix = f"{err.fix}; or give {how.format_flag} {how.plain_form}, if this is plain text"
+        raise BadRecord(err.problem, fix, start=err.start) from err
+    if not found.records:
+        raise BadRecord("there is no record in the file, expected at least one", "Give a file with texts in it")
+    return found
+
+
+def _records_of(text: str, how: ReadAs) -> Records:
+    if how.form != "auto":
+        return _plain(text, how)
+    if is_json(text):
+        return _of_json(json_records(text), how)
+    rows = table_records(text, TEXT_KEYS, how.column)
+    if rows is not None:
+        return Records(records=rows)
+    if strings := string_records(text):
+        return Records(records=strings)
+    if how.column is not None:
+        problem = f"there is no column {shown(how.column)} in the first line, which is {shown(text.splitlines()[0])}"
+        raise BadRecord(problem, f"Leave {how.column_flag} out")
+    if 2 * len(_OBJECT_LINE.findall(text)) > len(_LINE.findall(text)):
+        problem = f"most lines are JSON objects, but the file begins with {shown(text.splitlines()[0])}"
+        raise BadRecord(problem, "Take out what is no JSON", start=0)
+    return _plain(text, how)
+
+
+def _of_json(records: list[Record], how: ReadAs) -> Records:
+    """JSON records; of a single object that is none itself, the items of its one array."""
+    if len(records) == 1 and isinstance(value := records[0].value, dict) and not _is_record(value, how):
+        items, others = items_of_object(records[0])
+        return Records(records=items, ignored=tuple(others))
+    return Records(records=records)
+
+
+def _is_record(value: dict[str, object], how: ReadAs) -> bool:
+    if how.column is not None:
+        return how.column in value
+    return recognised(value) is not None
+
+
+def _plain(text: str, how: ReadAs) -> Records:
+    """Plain text as records: every line that is not blank, or all of it."""
+    if how.plain_form == "lines":
+        return Records(records=list(_lines(text)), plain="lines")
+    whole = text.replace("\r\n", "\n").replace("\r", "\n")
+    if how.use == "prompt":
+        whole = whole.rstrip("\n")  # an editor's, not the writer's
+    return Records(records=[Record(value=whole, start=0)], plain="file")
+
+
+def _lines(text: str) -> Iterator[Record]:
+    start = 0
+    for line in io.StringIO(text, newline=""):
+        if line.strip():
+            yield Record(value=line.rstrip("\r\n"), start=start)
+        start += len(line)
