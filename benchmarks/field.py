@@ -1,0 +1,261 @@
+"""Are the files that people have read right, or refused well?
+
+    configs     model folders of many kinds, quantised ones among them: shapes and bytes against what transformers builds
+    prompts     prompt files in the formats of public data sets: the texts that users say in them
+    text        tokenizers of four kinds: the text of a continuation against transformers' decode of the whole
+    real        config.json files that are not shipped, where `--data` has a folder configs: against transformers too
+
+A folder or file is right when every answer is its oracle's, refused well when the command ends with exit code 2 and one
+message that says what was found there, and wrong otherwise. A real file that is answered, and that transformers does not
+read, is not checked. Published speeds of plain decoding that nothing was fitted to stand beside the files: of their 90 %
+intervals one in ten may miss.
+
+Example: python benchmarks/field.py --quick --data ../shared/data
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from common import SHARED_DATA, finish, make_parser
+from field_configs import READ as READ_CONFIGS
+from field_configs import REFUSED as REFUSED_CONFIGS
+from field_configs import ConfigCase, Storage
+from field_oracle import Counted, count
+from field_prompts import READ as READ_PROMPTS
+from field_prompts import REFUSED as REFUSED_PROMPTS
+from field_prompts import PromptCase
+from field_tokenizers import CORPUS, tokenizers
+
+from calibrate.cli import main_plan
+from calibrate.find_target import find_stored_format, find_target
+from calibrate.validate import validate
+from perfmodel.console import print_out, table
+from perfmodel.errors import UserInputError
+from perfmodel.weight_format import dtype_format, model_weight_bytes
+from s2d.prompt_files.read import read_prompt_file
+from s2d.text import ContinuationText
+
+NAME = "field"
+BYTES_TOLERANCE = 0.002
+"""Scales of partly filled groups, and whether zero points are packed, make so much difference."""
+MAX_MESSAGE_CHARS = 600
+WEIGHTS_TOLERANCE = 1e-5
+"""Biases of the last norm and of the LM head are not counted (docs/models.md)."""
+SMALL_DRAFT = ("--params", "20e6", "--device", "h100")
+REAL_DRAFT = ("--params", "300e6", "--device", "h100")
+
+Verdict = Literal["right", "refused well", "wrong", "not checked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one file."""
+
+    part: str
+    name: str
+    verdict: Verdict
+    why: str = ""
+    """Of a wrong one."""
+
+
+def main() -> None:
+    args = _arguments()
+    outcomes = [*config_outcomes(), *prompt_outcomes(), *text_outcomes(every=5 if args.quick else 1)]
+    real = list(real_outcomes(args.data / "configs"))
+    parts = list(dict.fromkeys(one.part for one in [*outcomes, *real]))
+    rows = [_row(part, [one for one in [*outcomes, *real] if one.part == part]) for part in parts]
+    print_out(table(rows, headers=["part", "files", "right", "refused well", "wrong", "not checked"]))
+    for one in [*outcomes, *real]:
+        if one.verdict == "wrong":
+            print_out(f"wrong: {one.part} {one.name}: {one.why}")
+    finish(
+        NAME, quick=args.quick, result=summed_up(outcomes, real) | speeds(), libraries=("transformers", "tokenizers", "torch")
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--data", type=Path, default=SHARED_DATA, metavar="DIR", help="public data, not shipped")
+    return parser.parse_args()
+
+
+def summed_up(outcomes: Sequence[Outcome], real: Sequence[Outcome]) -> dict[str, int]:
+    """The last line: the shipped files first, real ones beside them."""
+
+    def number(among: Sequence[Outcome], verdict: Verdict) -> int:
+        return sum(one.verdict == verdict for one in among)
+
+    return {
+        "num_files": len(outcomes),
+        "num_right": number(outcomes, "right"),
+        "num_refused_well": number(outcomes, "refused well"),
+        "num_wrong": number(outcomes, "wrong"),
+        "num_real_files": len(real),
+        "num_real_right": number(real, "right"),
+        "num_real_refused_well": number(real, "refused well"),
+        "num_real_wrong": number(real, "wrong"),
+        "num_real_not_checked": number(real, "not checked"),
+    }
+
+
+def _row(part: str, outcomes: Sequence[Outcome]) -> list[str]:
+    verdicts: tuple[Verdict, ...] = ("right", "refused well", "wrong", "not checked")
+    return [part, str(len(outcomes)), *(str(sum(one.verdict == verdict for one in outcomes)) for verdict in verdicts)]
+
+
+def config_outcomes() -> Iterator[Outcome]:
+    """Every synthetic model folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        for case in (*READ_CONFIGS, *REFUSED_CONFIGS):
+            path = Path(folder) / case.name
+            path.mkdir()
+            for name, content in case.files.items():
+                (path / name).write_text(json.dumps(content), encoding="utf-8")
+            code, message = design(path, SMALL_DRAFT)
+            if case.refused:
+                yield refusal_outcome("configs", case.name, code, message, case.refused)
+            else:
+                problems = [message] if code else config_problems(case, path, count(case.files["config.json"]))
+                yield answer_outcome("configs", case.name, problems)
+
+
+def design(path: Path, flags: Sequence[str]) -> tuple[int, str]:
+    """Exit code and messages of `s2d-plan design` for the target at a path."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as messages:
+        code = main_plan(["design", "--target", str(path), *flags])
+    return code, messages.getvalue()
+
+
+def config_problems(case: ConfigCase, path: Path, counted: Counted) -> list[str]:
+    """How the answer for a folder differs from the oracle's."""
+    geometry = find_target(str(path))
+    weights = find_stored_format(str(path), geometry) or dtype_format("bf16", geometry)
+    answer = model_weight_bytes(geometry, weights)
+    expected = stored_bytes(counted, case.storage or Storage(linear_bits=16.0))
+    bytes_differ = abs(answer / expected - 1) > BYTES_TOLERANCE
+    problems = [f"{answer} bytes of weights, expected {expected:.0f}"] if bytes_differ else []
+    if not is_close(geometry.num_params, counted.num_params):
+        problems.append(f"{geometry.num_params} weights, expected {counted.num_params}")
+    if geometry.kv_values_per_token != counted.kv_values_per_token:
+        problems.append(f"{geometry.kv_values_per_token} cached numbers a token, expected {counted.kv_values_per_token}")
+    if geometry.name != (case.named or case.name):
+        problems.append(f"called {geometry.name!r}, expected {case.named or case.name!r}")
+    return problems
+
+
+def is_close(num_weights: int, expected: int) -> bool:
+    """Whether a number of weights is right."""
+    return abs(num_weights / expected - 1) <= WEIGHTS_TOLERANCE
+
+
+def stored_bytes(counted: Counted, storage: Storage) -> float:
+    """Bytes of all weights, parameter by parameter."""
+    return sum(number * _bits(name, is_matrix, storage) for name, (number, is_matrix) in counted.params_by_name.items()) / 8
+
+
+def _bits(name: str, is_matrix: bool, storage: Storage) -> float:
+    if "lm_head" in name:
+        return storage.head_bits
+    if "embed_tokens" in name:
+        return storage.embedding_bits
+    is_kept = any(part in name for part in storage.kept_modules)
+    return storage.linear_bits if is_matrix and not is_kept else 16.0
+
+
+def refusal_outcome(part: str, name: str, code: int, message: str, words: Sequence[str]) -> Outcome:
+    """Whether a refusal is one message that has all of some words."""
+    problems = [f"exit code {code}, expected 2"] if code != 2 else []
+    problems += [f"{word!r} is not in the message" for word in words if word.casefold() not in message.casefold()]
+    problems += [f"a message of {len(message)} characters"] if len(message) > MAX_MESSAGE_CHARS else []
+    verdict: Verdict = "wrong" if problems else "refused well"
+    return Outcome(part=part, name=name, verdict=verdict, why="; ".join([*problems, message.strip()]))
+
+
+def answer_outcome(part: str, name: str, problems: Sequence[str]) -> Outcome:
+    """Right where there is no problem."""
+    return Outcome(part=part, name=name, verdict="wrong" if problems else "right", why="; ".join(problems))
+
+
+def prompt_outcomes() -> Iterator[Outcome]:
+    """Every prompt file."""
+    with tempfile.TemporaryDirectory() as folder:
+        for case in (*READ_PROMPTS, *REFUSED_PROMPTS):
+            path = Path(folder) / case.name
+            path.write_bytes(case.data)
+            yield _prompt_outcome(case, path)
+
+
+def _prompt_outcome(case: PromptCase, path: Path) -> Outcome:
+    try:
+        prompts = read_prompt_file(path).prompts
+    except UserInputError as err:
+        return refusal_outcome("prompts", case.name, err.exit_code, str(err), case.refused or ("no refusal was expected",))
+    texts = tuple(prompt.text for prompt in prompts)
+    return answer_outcome("prompts", case.name, [] if texts == case.prompts else [f"read {texts!r}"])
+
+
+def text_outcomes(*, every: int) -> Iterator[Outcome]:
+    """Every kind of tokenizer, with and without clean-up.
+
+    Args:
+        every: texts are cut after so many tokens, twice as many …, and continued token by token.
+    """
+    for clean_up in (False, True):
+        for kind, tokenizer in tokenizers(clean_up=clean_up).items():
+            problems = []
+            for text in CORPUS:
+                ids = tokenizer(text)["input_ids"]
+                for cut in range(1, len(ids), every):
+                    stream = ContinuationText(tokenizer, ids[:cut])
+                    pieces = [stream.add([token]) for token in ids[cut:]]
+                    answer = "".join(pieces) + stream.rest
+                    before, whole = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:cut], ids))
+                    expected = _difference(before, whole)
+                    problems += [f"{answer!r}, expected {expected!r}"] if answer != expected else []
+            yield answer_outcome("text", f"{kind}, clean-up {'on' if clean_up else 'off'}", problems[:1])
+
+
+def _difference(prompt: str, whole: str) -> str:
+    """What a whole text has beyond what it shares with its beginning."""
+    shared = next((place for place, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), None)
+    return whole[min(len(prompt), len(whole)) if shared is None else shared :]
+
+
+def speeds() -> dict[str, int]:
+    """How many published speeds nothing was fitted to, and how many of them lie within their interval."""
+    held_out = [point for point in validate().points if point.role == "held-out"]
+    return {"num_speeds": len(held_out), "num_speeds_in_interval": sum(point.is_covered for point in held_out)}
+
+
+def real_outcomes(folder: Path) -> Iterator[Outcome]:
+    """Real config.json files, each held against transformers where both read it."""
+    for path in sorted(folder.glob("*.json")):
+        code, message = design(path, REAL_DRAFT)
+        if code == 2 and len(message) <= MAX_MESSAGE_CHARS and "mend" not in message.casefold():
+            yield Outcome(part="real", name=path.stem, verdict="refused well")
+        elif code:
+            yield Outcome(part="real", name=path.stem, verdict="wrong", why=f"exit code {code}: {message.strip()}")
+        else:
+            yield _real_answer(path)
+
+
+def _real_answer(path: Path) -> Outcome:
+    geometry = find_target(str(path))
+    try:
+        counted = count(json.loads(path.read_text(encoding="utf-8")))
+    except Exception:  # whatever transformers raises of a model that it does not know
+        return Outcome(part="real", name=path.stem, verdict="not checked")
+    answer, expected = (geometry.num_params, geometry.kv_values_per_token), (counted.num_params, counted.kv_values_per_token)
+    is_right = is_close(answer[0], expected[0]) and answer[1] == expected[1]
+    return answer_outcome("real", path.stem, [] if is_right else [f"{answer}, expected {expected}"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""Model folders of the kinds that people have, small and synthetic, each with the right answer: what field.py asks of configs.
+
+A readable folder has an oracle that is not ours: transformers builds the model without memory, and its weights are counted
+there. Bytes of quantised weights are summed up over its matrices at the bits that the format is known to take.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Json: TypeAlias = Mapping[str, Any]
+
+_SIZES: Json = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How a format stores weights, by its publisher's description."""
+
+    linear_bits: float
+    """Of a weight of the layers' matrices, with its part of scales and zero points."""
+    head_bits: float = 16.0
+    embedding_bits: float = 16.0
+    kept_modules: tuple[str, ...] = ()
+    """Parts of the names of matrices that stay in 16 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigCase:
+    """One model folder."""
+
+    name: str
+    files: Mapping[str, Json]
+    """JSON files of the folder, by name."""
+    storage: Storage | None = None
+    """Of a folder that is read; 16 bits for all when None."""
+    refused: tuple[str, ...] = ()
+    """Words of which each must be in the refusal; empty for a folder that is read."""
+    named: str | None = None
+    """What the target must be called; the folder's name when None."""
+    built_as: Json = field(default_factory=dict)
+    """Keys that stand for the file where transformers is asked, for files that it does not read as they are."""
+
+
+def _llama(**keys: object) -> dict[str, object]:
+    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_SIZES, **keys}
+
+
+def _config(name: str, config: Json, **rest: Any) -> ConfigCase:
+    return ConfigCase(name=name, files={"config.json": config}, **rest)
+
+
+def _quantised(name: str, block: Json, storage: Storage, key: str = "quantization_config") -> ConfigCase:
+    return _config(name, _llama(**{key: block}), storage=storage)
+
+
+def _without(config: Json, *keys: str) -> dict[str, object]:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+READ = (
+    _config("llama", _llama()),
+    _config("llama-tied", _llama(tie_word_embeddings=True)),
+    _config("llama-named", _llama(_name_or_path="some-org/Some-Llama-2B"), named="Some-Llama-2B"),
+    _config("mistral", {**_llama(), "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 1024}),
+    _config("qwen2", {**_llama(), "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}),
+    _config("qwen3", {**_llama(), "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128}),
+    _config("gemma", {**_llama(), "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "head_dim": 64}),
+    _config("gemma2", {**_llama(), "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 64}),
+    _config("gemma3-text", {**_llama(), "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "head_dim": 64}),
+    _config("phi3", {**_llama(pad_token_id=0), "architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}),
+    _config("smollm3", {**_llama(pad_token_id=0), "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}),
+    _config("olmo2", {**_llama(), "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"}),
+    _config("granite", {**_llama(), "architectures": ["GraniteForCausalLM"], "model_type": "granite"}),
+    _config(
+        "opt",
+        {
+            "architectures": ["OPTForCausalLM"],
+            "model_type": "opt",
+            **_without(_SIZES, "intermediate_size", "num_key_value_heads"),
+            "ffn_dim": 4096,
+            "word_embed_proj_dim": 1024,
+        },
+    ),
+    _config(
+        "llava-with-the-differing-keys-only",
+        {
+            "architectures": ["LlavaForConditionalGeneration"],
+            "model_type": "llava",
+            "text_config": {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096},
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                "hidden_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+            "tie_word_embeddings": False,
+        },
+    ),
+    _config(
+        "qwen2.5-vl-flat",
+        {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": "qwen2_5_vl",
+            **_SIZES,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 8, 8]},
+            "vision_config": {"depth": 2, "hidden_size": 64, "num_heads": 2, "out_hidden_size": 1024},
+        },
+    ),
+    _config(
+        "qwen3-vl",
+        {
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "model_type": "qwen3_vl",
+            "text_config": {**_SIZES, "model_type": "qwen3_vl_text", "head_dim": 128},
+            "tie_word_embeddings": False,
+            "vision_config": {"depth": 2, "hidden_size": 64, "num_heads": 2, "out_hidden_size": 1024},
+        },
+    ),
+    _quantised(
+        "awq",
+        {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+        Storage(linear_bits=4 + (16 + 4) / 128),
+    ),
+    _quantised(
+        "gptq",
+        {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False},
+        Storage(linear_bits=4 + (16 + 4) / 128),
+    ),
+    _quantised("gptq-8-bits", {"quant_method": "gptq", "bits": 8, "group_size": 32}, Storage(linear_bits=8 + (16 + 8) / 32)),
+    _quantised(
+        "bitsandbytes-nf4",
+        {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": False,
+        },
+        Storage(linear_bits=4 + 32 / 64),
+    ),
+    _quantised("bitsandbytes-int8", {"quant_method": "bitsandbytes", "load_in_8bit": True}, Storage(linear_bits=8)),
+    _quantised(
+        "fp8-block",
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]},
+        Storage(linear_bits=8),
+    ),
+    _quantised(
+        "fp8-fbgemm",
+        {"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["lm_head", "model.layers.0", "model.layers.11"]},
+        Storage(linear_bits=8, kept_modules=("layers.0.", "layers.11.", "lm_head")),
+    ),
+    _quantised(
+        "compressed-tensors-w4a16",
+        {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "ignore": ["lm_head"],
+            "config_groups": {
+                "group_0": {
+                    "targets": ["Linear"],
+                    "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "symmetric": True},
+                    "input_activations": None,
+                }
+            },
+        },
+        Storage(linear_bits=4 + 16 / 128),
+    ),
+    _quantised(
+        "compressed-tensors-fp8",
+        {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "ignore": ["lm_head"],
+            "config_groups": {
+                "group_0": {
+                    "targets": ["Linear"],
+                    "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
+                    "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+                }
+            },
+        },
+        Storage(linear_bits=8),
+    ),
+    ConfigCase(
+        name="modelopt-fp8-in-a-second-file",
+        files={
+            "config.json": _llama(),
+            "hf_quant_config.json": {
+                "producer": {"name": "modelopt", "version": "0.23.0"},
+                "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]},
+            },
+        },
+        storage=Storage(linear_bits=8),
+    ),
+    ConfigCase(
+        name="modelopt-nvfp4-in-a-second-file",
+        files={
+            "config.json": _llama(),
+            "hf_quant_config.json": {
+                "producer": {"name": "modelopt", "version": "0.30.0"},
+                "quantization": {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head"]},
+            },
+        },
+        storage=Storage(linear_bits=4.5),
+    ),
+    _quantised(
+        "torchao-int4",
+        {"quant_method": "torchao", "quant_type": "int4_weight_only", "quant_type_kwargs": {"group_size": 128}},
+        Storage(linear_bits=4 + 32 / 128),
+    ),
+    _quantised(
+        "hqq",
+        {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
+        Storage(linear_bits=4 + 32 / 64),
+    ),
+    _quantised("mxfp4", {"quant_method": "mxfp4"}, Storage(linear_bits=4.25)),
+    _quantised("exl2", {"quant_method": "exl2", "bits": 4.25, "head_bits": 6}, Storage(linear_bits=4.25, head_bits=6)),
+    _quantised(
+        "mlx-4-bits",
+        {"bits": 4, "group_size": 64},
+        Storage(linear_bits=4.5, head_bits=4.5, embedding_bits=4.5),
+        key="quantization",
+    ),
+)
+
+_MOE: Json = {**_llama(), "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 8}
+
+REFUSED = (
+    _config("mixture-of-experts", _MOE, refused=("mixture of experts", "num_local_experts")),
+    _config("latent-attention", _llama(kv_lora_rank=512, model_type="minicpm3"), refused=("latent attention",)),
+    _config(
+        "state-space",
+        {**_llama(), "architectures": ["FalconH1ForCausalLM"], "model_type": "falcon_h1", "mamba_d_state": 256},
+        refused=("state-space",),
+    ),
+    _config(
+        "linear-attention",
+        {**_llama(), "architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "linear_num_value_heads": 32},
+        refused=("linear attention",),
+    ),
+    _config(
+        "encoder-decoder",
+        {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True},
+        refused=("encoder-decoder",),
+    ),
+    _config(
+        "unknown-architecture",
+        {**_llama(), "architectures": ["NobodyForCausalLM"], "model_type": "nobody"},
+        refused=("Nobody",),
+    ),
+    _config("reward-model", {**_llama(), "architectures": ["LlamaForSequenceClassification"]}, refused=("does not generate",)),
+    ConfigCase(
+        name="embedding-model",
+        files={
+            "config.json": {**_llama(), "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
+            "modules.json": {"0": {"type": "sentence_transformers.models.Transformer"}},
+        },
+        refused=("embedding", "does not generate"),
+    ),
+    _config(
+        "embedding-model-that-is-not-causal",
+        {**_llama(), "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "is_causal": False},
+        refused=("does not generate",),
+    ),
+    _config(
+        "eagle-3-head",
+        {**_llama(num_hidden_layers=1, draft_vocab_size=8000), "architectures": ["LlamaForCausalLMEagle3"]},
+        refused=("EAGLE-3", "hidden states"),
+    ),
+    _config(
+        "dflash-head",
+        {
+            **_llama(num_hidden_layers=5, block_size=16, dflash_config={"target_layer_ids": [1, 5], "mask_token_id": 9}),
+            "architectures": ["DFlashDraftModel"],
+            "model_type": "qwen3",
+        },
+        refused=("DFlash",),
+    ),
+    _config(
+        "dspark-head",
+        {
+            **_llama(num_hidden_layers=5, block_size=7, dflash_config={"target_layer_ids": [1, 5], "projector_type": "dspark"}),
+            "architectures": ["DSparkDraftModel"],
+            "model_type": "qwen3",
+        },
+        refused=("DSpark",),
+    ),
+    _config("no-such-quantisation", _llama(quantization_config={"quant_method": "zipzap"}), refused=("zipzap", "--dtype")),
+    _config("heads-not-shared-evenly", _llama(num_key_value_heads=5), refused=("num_key_value_heads",)),
+    _config("negative-size", _llama(hidden_size=-1), refused=("hidden_size", "-1")),
+    _config("architectures-of-no-text", _llama(architectures=3), refused=("architectures",)),
+)

@@ -1,0 +1,90 @@
+"""Verdicts of benchmarks/field.py: a wrong answer and a bad refusal count as wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+from field import BYTES_TOLERANCE, config_problems, refusal_outcome, stored_bytes, summed_up
+from field_configs import ConfigCase, Storage
+from field_oracle import Counted, count
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+}
+CASE = ConfigCase(name="mine", files={"config.json": CONFIG})
+OTHER_NAME = ConfigCase(name="mine", files={}, named="yours")
+OTHER_BYTES = ConfigCase(name="mine", files={}, storage=Storage(linear_bits=16 * (1 + 3 * BYTES_TOLERANCE)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "mine"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    return path
+
+
+def test_the_oracle_counts_every_weight_of_a_llama() -> None:
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
+    counted = count(CONFIG)
+    assert counted.num_params == 2 * layer + 2 * 100 * 64 + 64
+    assert counted.kv_values_per_token == 2 * 2 * 2 * 16
+
+
+def test_bytes_are_summed_up_part_by_part() -> None:
+    counted = Counted(
+        params_by_name={
+            "model.embed_tokens.weight": (100, False),
+            "model.layers.0.mlp.up_proj.weight": (200, True),
+            "model.layers.1.mlp.up_proj.weight": (200, True),
+            "model.norm.weight": (10, False),
+            "lm_head.weight": (100, True),
+        },
+        kv_values_per_token=1,
+    )
+    storage = Storage(linear_bits=4, head_bits=8, embedding_bits=2, kept_modules=("layers.1.",))
+    assert stored_bytes(counted, storage) == (100 * 2 + 200 * 4 + 200 * 16 + 10 * 16 + 100 * 8) / 8
+
+
+@pytest.mark.parametrize(
+    ("case", "config", "problem"),
+    [
+        (CASE, CONFIG, None),
+        (CASE, CONFIG | {"intermediate_size": 129}, "weights, expected"),
+        (CASE, CONFIG | {"num_key_value_heads": 4}, "cached numbers a token, expected"),
+        (OTHER_NAME, CONFIG, "called 'mine', expected 'yours'"),
+        (
+            ConfigCase(name="mine", files={}, storage=Storage(linear_bits=16 * (1 + 3 * BYTES_TOLERANCE))),
+            CONFIG,
+            "bytes of weights",
+        ),
+    ],
+)
+def test_an_answer_that_is_not_the_oracles_is_wrong(
+    case: ConfigCase, config: dict[str, object], problem: str | None, folder: Path
+) -> None:
+    problems = config_problems(case, folder, count(config))
+    assert bool(problems) == (problem is not None)
+    assert problem is None or any(problem in one for one in problems)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "verdict"),
+    [
+        (2, "this is an EAGLE-3 head", "refused well"),
+        (0, "this is an EAGLE-3 head", "wrong"),
+        (1, "this is an EAGLE-3 head", "wrong"),
+        (2, "unknown architecture", "wrong"),
+        (2, "EAGLE-3 " * 200, "wrong"),
+    ],
+)
+def test_a_refusal_has_its_exit_code_and_says_what_was_found(code: int, message: str, verdict: str) -> None:
+    outcome = refusal_outcome("configs", "mine", code, message, ("eagle-3",))
+    assert outcome.verdict == verdict
+    assert summed_up([outcome], [])["num_wrong"] == (verdict == "wrong")
