@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from perfmodel.codec import unique_keys
 from perfmodel.errors import BadFile, UserInputError, shown
 from perfmodel.model_roles import other_role
 
@@ -28,7 +29,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         BadFile: there is none, or it is no JSON object with each key once.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except FileNotFoundError as err:
         raise BadFile(path, "there is no such file", _FIX) from err
     except OSError as err:
@@ -40,20 +41,6 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BadFile(path, f"this is a JSON {type(config).__name__}, expected an object", _FIX)
     return config
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's members.
-
-    Raises:
-        ValueError: a key stands twice, so that readers may differ on its value.
-    """
-    members: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in members:
-            raise ValueError(f"the key {shown(key)} is repeated")
-        members[key] = value
-    return members
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from perfmodel.errors import UserInputError
+from perfmodel.errors import UserInputError, shown
 from perfmodel.geometry import ModelGeometry
 from perfmodel.module_names import Matches, by_glob, by_transformers_rule, layer_names
 from perfmodel.weight_format import WeightFormat, format_by_module
@@ -48,12 +48,6 @@ class Quantisation:
 def plain_name(method: str) -> str:
     """A method or algorithm in lower case with dashes."""
     return method.casefold().replace("_", "-")
-
-
-def short_text(value: object) -> str:
-    """A value as messages show it, cut off where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +94,7 @@ class BlockReader:
 
     def wrong(self, key: str, expected: str) -> NoReturn:
         """Refuse the value of a key."""
-        value = short_text(self.block.get(key))
+        value = shown(self.block.get(key))
         self._quantisation.refuse(f"by {self._quantisation.label!r}, and {self._path}{key} is {value}, expected {expected}")
 
     def get(self, *keys: str, default: Any = None) -> Any:
