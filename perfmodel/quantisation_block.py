@@ -84,12 +84,17 @@ class Rules:
 
 
 class BlockReader:
-    """Typed access to a block; everything but the expected is refused in one sentence."""
+    """Typed access to a block; a value of the wrong kind is refused in one sentence.
 
-    def __init__(self, quantisation: Quantisation, model: ModelGeometry, block: Block | None = None, path: str = "") -> None:
+    Args:
+        quantisation: of the model, for the refusal.
+        block: the object to read; the whole block when None.
+        path: the keys that lead to it, each with a dot behind it.
+    """
+
+    def __init__(self, quantisation: Quantisation, block: Block | None = None, path: str = "") -> None:
         self._quantisation = quantisation
         self._path = path
-        self.model = model
         self.block = quantisation.block if block is None else block
 
     def wrong(self, key: str, expected: str) -> NoReturn:
@@ -108,7 +113,11 @@ class BlockReader:
             value = {}
         if not isinstance(value, Mapping):
             self.wrong(key, "an object")
-        return BlockReader(self._quantisation, self.model, value, f"{self._path}{key}.")
+        return BlockReader(self._quantisation, value, f"{self._path}{key}.")
+
+    def with_defaults(self, **values: object) -> "BlockReader":
+        """The same block, with values for keys that it leaves out."""
+        return BlockReader(self._quantisation, {**values, **self.block}, self._path)
 
     def bits(self, *keys: str, default: float | None = None) -> float:
         """Bits of a value: more than 0, at most 16, perhaps a fraction."""

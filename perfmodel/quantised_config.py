@@ -68,4 +68,4 @@ def stored_format(quantisation: Quantisation, model: ModelGeometry) -> WeightFor
     read = METHODS.get(quantisation.method)
     if read is None:
         quantisation.refuse(f"by {quantisation.label!r}, a method whose bits are not known")
-    return read(BlockReader(quantisation, model)).weight_format(model)
+    return read(BlockReader(quantisation)).weight_format(model)

@@ -78,7 +78,7 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     ),
     "key twice inside": (
         '[{"text": "a", "x": {"y": 1, "y": 1}}]',
-        "line 1, byte offset 1: the key 'y' is repeated in one object",
+        "line 1, byte offset 1: the key 'y' is repeated",
     ),
     "deep": ('{"text": ' + "[" * 100_000, "line 1, byte offset 0: objects or arrays are nested too deep to be read"),
     "deep array": ("[" * 100_000, "line 1, byte offset 1: objects or arrays are nested too deep to be read"),
