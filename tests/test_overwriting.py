@@ -21,7 +21,7 @@ VERBS = {
     "s2d-compare": ((),),
     "s2d-profile": ((), ("law",)),
     "s2d-run": ((),),
-    "s2d-train": (("draft",), ("calibrate",), ("trim",), ("reference",)),
+    "s2d-train": (("draft",), ("calibrate",), ("exits",), ("trim",), ("reference",)),
 }
 PATHS = {
     "s2d-plan": "--trace --profile --fit > -o",
@@ -34,6 +34,7 @@ PATHS = {
     "s2d-run": "--plan --prompts > --outputs -o",
     "s2d-train draft": "--text > -o",
     "s2d-train calibrate": "--prompts >",
+    "s2d-train exits": ">",
     "s2d-train trim": "--text > -o",
     "s2d-train reference": "> -o --work",
 }
