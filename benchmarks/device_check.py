@@ -31,7 +31,7 @@ from lossless import random_policy
 
 from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.errors import UserInputError
-from perfmodel.geometry import DraftGeometry, ModelGeometry, with_reduced_head
+from perfmodel.geometry import SELF_DRAFT, DraftGeometry, ModelGeometry, with_reduced_head
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.report import Divergence
 from perfmodel.sampling import GREEDY
@@ -42,7 +42,7 @@ from s2d.device import use_device
 from s2d.dtypes import torch_dtype
 from s2d.generate import Settings
 from s2d.load import DECODERS
-from s2d.model_folder import FAMILY_PROMPTS, SELF_DRAFT
+from s2d.model_folder import FAMILY_PROMPTS
 from s2d.pair import ModelPair, load_pair
 from s2d.prompt_files.read import read_prompts
 from s2d.random_pair import random_pair

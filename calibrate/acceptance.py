@@ -9,7 +9,7 @@ from pathlib import Path
 import perfmodel
 from perfmodel.config_file import name_of_folder
 from perfmodel.errors import Mismatch, UnknownName, UserInputError
-from perfmodel.geometry import ModelGeometry, find_draft
+from perfmodel.geometry import SELF_DRAFT, ModelGeometry, find_draft
 from perfmodel.halves import Split, half_of
 from perfmodel.near_names import near_models
 from perfmodel.plan import Evidence, EvidenceLevel
@@ -23,8 +23,6 @@ DEFAULT_PROMPT_TOKENS: Tokens = 512
 DEFAULT_OUTPUT_TOKENS: Tokens = 256
 
 REFERENCE_PREFIX = "ref-"
-SELF_DRAFT = "self"
-"""What s2d-profile and s2d-run take as the draft for the target's own layers."""
 _SEPARATOR = "--"
 
 

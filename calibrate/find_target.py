@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from perfmodel.config_file import CONFIG, about_file, check_is_decoder, model_name, read_config_file
+from perfmodel.config_file import about_file, check_is_decoder, model_name, read_config_file
 from perfmodel.errors import UnknownName, UserInputError
 from perfmodel.geometry import DraftGeometry, ModelGeometry, find_draft, find_model
-from perfmodel.hub import QUANTISATION_FILE, REPOSITORY, fetch_config, fetch_quantisation_file
+from perfmodel.hub import CONFIG, QUANTISATION_FILE, REPOSITORY, fetch_config, fetch_quantisation_file
 from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.model_config import geometry_from_config, reading_note
 from perfmodel.near_names import near_models

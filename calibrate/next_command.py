@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrate.acceptance import REFERENCE_PREFIX, SELF_DRAFT, model_folder
+from calibrate.acceptance import REFERENCE_PREFIX, model_folder
 from calibrate.placement import Placement
 from calibrate.pricing import key_text, memory_needed, pair_weights
-from perfmodel.geometry import DraftGeometry
+from perfmodel.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.launch import launched
 from perfmodel.plan import Plan
 from perfmodel.profile import DeviceKey, Dtype

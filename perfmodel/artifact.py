@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from perfmodel.codec import DecodeError, decode_record, encode_record
+from perfmodel.codec import DecodeError, decode_record, encode_record, unique_keys
 from perfmodel.disk import PathLike, read_whole, write_atomically
 from perfmodel.errors import BadFile
 from perfmodel.provenance import Provenance
@@ -199,18 +199,11 @@ def _parse_json(path: PathLike, data: bytes) -> Any:
     if not data.strip():
         raise BadFile(path, "the file is empty", _REMAKE)
     try:
-        return json.loads(data.decode(), object_pairs_hook=_unique_keys)
+        return json.loads(data.decode(), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as err:
         raise BadFile(path, "this is not a text file, expected JSON", "Give a file that s2d wrote") from err
     except (ValueError, RecursionError) as err:
         raise BadFile(path, f"the file is truncated or is not JSON ({err})", _REMAKE) from err
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError(f"a key is repeated among {', '.join(sorted(found))}")
-    return found
 
 
 def _check_envelope(path: PathLike, envelope: Any, *, schema: str, version: int) -> None:

@@ -18,7 +18,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from perfmodel.errors import S2DError, near_misses, shown
+from perfmodel.errors import S2DError, shown
+from perfmodel.near_names import near_keys
 
 T = TypeVar("T")
 
@@ -64,6 +65,20 @@ def decode_record(data: object, cls: type[T], where: str = "body") -> T:
 def kind_of(cls: type) -> str:
     """The tag of a record inside a union: `FixedLength` is `fixed-length`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members of a JSON object, as an `object_pairs_hook`: readers differ on the value of a repeated key.
+
+    Raises:
+        ValueError: a key is repeated.
+    """
+    members: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in members:
+            raise ValueError(f"the key {shown(key)} is repeated")
+        members[key] = value
+    return members
 
 
 @functools.cache
@@ -192,7 +207,7 @@ def _decode_dataclass(data: Any, cls: type, where: str) -> Any:
     present = _expect(data, dict, "an object", where)
     for key in present:
         if key not in hints:
-            near = near_misses(key, hints)
+            near = near_keys(key, hints)
             raise DecodeError(where, f"unknown key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     for name in hints:
         if name not in present:

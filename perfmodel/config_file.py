@@ -7,15 +7,16 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from perfmodel.codec import unique_keys
 from perfmodel.errors import BadFile, UserInputError, shown
+from perfmodel.hub import CONFIG
 from perfmodel.model_roles import other_role
 
-CONFIG = "config.json"
-
+SIDECAR_NAME: Final = "s2d.json"
+"""The file of a draft of ours that holds its exits."""
 _ORG_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SIDECAR = "s2d.json"
 _SNAPSHOTS = "snapshots"
 _MAX_NAME_CHARS = 96
 _FIX = "Give a model's config.json, or the folder it is in"
@@ -28,7 +29,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         BadFile: there is none, or it is no JSON object with each key once.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except FileNotFoundError as err:
         raise BadFile(path, "there is no such file", _FIX) from err
     except OSError as err:
@@ -40,20 +41,6 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BadFile(path, f"this is a JSON {type(config).__name__}, expected an object", _FIX)
     return config
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's members.
-
-    Raises:
-        ValueError: a key stands twice, so that readers may differ on its value.
-    """
-    members: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in members:
-            raise ValueError(f"the key {shown(key)} is repeated")
-        members[key] = value
-    return members
 
 
 @contextmanager
@@ -95,7 +82,7 @@ def model_name(path: Path, config: Mapping[str, Any]) -> str:
     if whole.parent.parent.name == _SNAPSHOTS:  # models--ORG--NAME/snapshots/COMMIT/config.json
         return _printable(whole.parent.parent.parent.name.rpartition("--")[2])
     named = config.get("_name_or_path")
-    if isinstance(named, str) and _ORG_AND_NAME.fullmatch(named) and not (whole.parent / _SIDECAR).is_file():
+    if isinstance(named, str) and _ORG_AND_NAME.fullmatch(named) and not (whole.parent / SIDECAR_NAME).is_file():
         return _printable(named.rpartition("/")[2])
     return _printable(whole.parent.name if path.name == CONFIG else path.stem)
 

@@ -19,15 +19,20 @@ A message says what was wrong, what was expected and how to fix it. Context is a
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 
 from perfmodel.near_names import near_models, near_words
 
 _MAX_LISTED = 8
-_MAX_SHOWN_CHARS = 60
+MAX_SHOWN_CHARS = 80
 _MAX_TEXT_CHARS = 160
 _MODEL_KINDS = ("target", "draft", "model", "architecture")
 """Kinds whose names have a family and a size."""
+_BOUNDED = reprlib.Repr()
+"""A value of a file may have megabytes: its repr is made only up to these lengths."""
+_BOUNDED.maxstring = _BOUNDED.maxother = _BOUNDED.maxlong = MAX_SHOWN_CHARS
+_BOUNDED.maxlevel = 3
 
 
 class S2DError(Exception):
@@ -183,24 +188,20 @@ class OutOfSpace(UserInputError):
         )
 
 
-def near_misses(given: str, known: Iterable[str]) -> tuple[str, ...]:
-    """At most three known keys of a file that are spelled like the one given, best first; case is ignored."""
-    import difflib
-
-    by_folded = {name.casefold(): name for name in known}
-    return tuple(by_folded[match] for match in difflib.get_close_matches(given.casefold(), by_folded, n=3, cutoff=0.6))
-
-
 def shown(value: object) -> str:
     """A value from a file or a flag as a message quotes it: escaped, as JSON writes constants, and cut to a readable length."""
-    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
-    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 1]}…"
+    text = _BOUNDED.repr(value)
+    return cut({"None": "null", "True": "true", "False": "false"}.get(text, text), MAX_SHOWN_CHARS)
+
+
+def cut(text: str, max_chars: int) -> str:
+    """A text cut to so many characters, the last of them an ellipsis where any are missing."""
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
 
 
 def one_line(err: Exception) -> str:
-    """What a library says of its error, on one line and cut to a readable length."""
-    text = " ".join(str(err).split())
-    return text if len(text) <= _MAX_TEXT_CHARS else f"{text[: _MAX_TEXT_CHARS - 1]}…"
+    """The message of a library's error, on one line and cut to a readable length."""
+    return cut(" ".join(str(err).split()), _MAX_TEXT_CHARS)
 
 
 def _near(kind: str, given: str, names: list[str], aliases: Mapping[str, str]) -> list[str]:

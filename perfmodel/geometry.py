@@ -179,6 +179,20 @@ class ModelGeometry:
         return tuple(what for what, is_so in found.items() if is_so)
 
 
+SELF_DRAFT = "self"
+"""What commands take in the place of a draft's name: the target's own layers."""
+
+
+def check_exit_layers(layers: tuple[int, ...]) -> None:
+    """Refuse what no model has as its exits.
+
+    Raises:
+        BadPolicy: none, or layer counts that do not rise from 1 or more.
+    """
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1:
+        raise BadPolicy(f"exit layers {layers!r}", "rising layer counts, the first at least 1")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftGeometry:
     """A nested draft: one decoder and the layers after which it may answer.
@@ -193,8 +207,7 @@ class DraftGeometry:
 
     def __post_init__(self) -> None:
         layers, depth = self.exit_layers, self.model.num_layers
-        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1:
-            raise BadPolicy(f"exit layers {layers!r}", "rising layer counts, the first at least 1")
+        check_exit_layers(layers)
         if self.kind == "separate" and layers[-1] > depth:
             raise BadPolicy(f"exit layer {layers[-1]} of a draft with {depth} layers", f"exits up to {depth}")
         if self.kind == "self" and layers[-1] >= depth:

@@ -20,11 +20,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from perfmodel.codec import DecodeError, decode_record
+from perfmodel.codec import DecodeError, decode_record, unique_keys
 from perfmodel.cpu import CPU_NAME
 from perfmodel.disk import PathLike, read_whole
-from perfmodel.errors import BadFile, UnknownName, near_misses
+from perfmodel.errors import BadFile, UnknownName
 from perfmodel.hardware import KINSHIP_ERROR_FRAC, Hardware, find_hardware
+from perfmodel.near_names import near_keys
 
 HARDWARE_FILE_SUFFIXES = (".toml", ".json")
 
@@ -84,18 +85,11 @@ def _parsed(path: PathLike, data: bytes) -> object:
     is_toml = Path(path).suffix.casefold() == ".toml"
     try:
         text = data.decode()
-        return tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_unique_keys)
+        return tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=unique_keys)
     except UnicodeDecodeError as err:
         raise BadFile(path, "this is not a text file", _FIX) from err
     except (ValueError, RecursionError) as err:
         raise BadFile(path, f"this is not {'TOML' if is_toml else 'JSON'} ({err})", _FIX) from err
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError(f"a key is repeated among {', '.join(sorted(found))}")
-    return found
 
 
 def _check_keys(found: dict[str, Any]) -> None:
@@ -103,7 +97,7 @@ def _check_keys(found: dict[str, Any]) -> None:
     expected = [field.name for field in fields(Hardware) if field.name not in _NOT_IN_A_FILE]
     for key in found:
         if key not in expected:
-            near = near_misses(key, expected)
+            near = near_keys(key, expected)
             meant = f"did you mean {near[0]!r}?" if near else f"expected are {', '.join(expected)}"
             raise DecodeError("device", f"unknown key {key!r} ({meant})")
     missing = [key for key in expected if key not in found]

@@ -20,11 +20,11 @@ TIMEOUT_S: Seconds = 3.0
 
 _LOG = logging.getLogger(__name__)
 
-_CONFIG = "config.json"
+CONFIG = "config.json"
 QUANTISATION_FILE = "hf_quant_config.json"
 """Where NVIDIA's modelopt says how weights are stored: its older config.json does not."""
 _FOLDER_FILES = (
-    _CONFIG,
+    CONFIG,
     QUANTISATION_FILE,
     "generation_config.json",
     "model*.safetensors",
@@ -49,11 +49,11 @@ def fetch_config(repository: str) -> Path:
     with _asking(known, otherwise="give its config.json by path: --target path/to/config.json"):
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-        cached = try_to_load_from_cache(repository, _CONFIG)
+        cached = try_to_load_from_cache(repository, CONFIG)
         if isinstance(cached, str):
             return Path(cached)
-        get_hf_file_metadata(hf_hub_url(repository, _CONFIG), timeout=TIMEOUT_S)  # asks once; a download asks six times
-        return Path(hf_hub_download(repository, _CONFIG, etag_timeout=TIMEOUT_S))
+        get_hf_file_metadata(hf_hub_url(repository, CONFIG), timeout=TIMEOUT_S)  # asks once; a download asks six times
+        return Path(hf_hub_download(repository, CONFIG, etag_timeout=TIMEOUT_S))
 
 
 def fetch_quantisation_file(repository: str) -> Path | None:
@@ -121,7 +121,7 @@ def _asking(known: str, otherwise: str) -> Iterator[None]:
     except errors.LocalEntryNotFoundError as err:
         raise _not_given(known, "the hub cannot be reached", otherwise) from err
     except errors.EntryNotFoundError as err:
-        raise _not_given(known, f"its repository has no {_CONFIG}", otherwise) from err
+        raise _not_given(known, f"its repository has no {CONFIG}", otherwise) from err
     except errors.HfHubHTTPError as err:
         raise _not_given(known, f"the hub answered with an error ({err.response.status_code})", otherwise) from err
     except ValueError as err:

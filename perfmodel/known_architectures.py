@@ -6,7 +6,7 @@ every row counts as many as transformers makes. Rows without a class there are p
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 BiasRule: TypeAlias = bool | str
 """Always, never, or as the key of this name says."""
@@ -57,6 +57,19 @@ class Architecture:
     """What transformers takes for keys that a file of this family leaves out, by Llama's names."""
 
 
+class _Biases(TypedDict):
+    """Which matrices have biases."""
+
+    qkv_bias: BiasRule
+    attn_out_bias: BiasRule
+    mlp_bias: BiasRule
+
+
+_NO_BIASES: _Biases = {"qkv_bias": False, "attn_out_bias": False, "mlp_bias": False}
+_QKV_BIASES: _Biases = {"qkv_bias": True, "attn_out_bias": False, "mlp_bias": False}
+_ALL_BIASES: _Biases = {"qkv_bias": True, "attn_out_bias": True, "mlp_bias": True}
+
+
 def _sizes(
     hidden_size: int, mlp_size: int, layers: int, heads: int, vocab_size: int, context: int, **more: object
 ) -> dict[str, object]:
@@ -99,27 +112,21 @@ def _llamas() -> Iterator[Architecture]:
     yield Architecture(
         model_type="mistral",
         class_name="MistralForCausalLM",
-        qkv_bias=False,
-        attn_out_bias=False,
-        mlp_bias=False,
+        **_NO_BIASES,
         windows="all",
         defaults=_sizes(4096, 14336, 32, 32, 32000, 131072, num_key_value_heads=8, sliding_window=4096),
     )
     yield Architecture(
         model_type="ministral",
         class_name="MinistralForCausalLM",
-        qkv_bias=False,
-        attn_out_bias=False,
-        mlp_bias=False,
+        **_NO_BIASES,
         windows="all",
         defaults=_sizes(4096, 14336, 32, 32, 32000, 131072, num_key_value_heads=8, sliding_window=4096),
     )
     yield Architecture(
         model_type="ministral3",
         class_name="Ministral3ForCausalLM",
-        qkv_bias=False,
-        attn_out_bias=False,
-        mlp_bias=False,
+        **_NO_BIASES,
         windows="all",
         defaults=_sizes(4096, 14336, 34, 32, 131072, 262144, num_key_value_heads=8, head_dim=128),
     )
@@ -182,9 +189,7 @@ def _qwens() -> Iterator[Architecture]:
         model_type="qwen2",
         class_name="Qwen2ForCausalLM",
         other_names=("LlavaQwenForCausalLM",),
-        qkv_bias=True,
-        attn_out_bias=False,
-        mlp_bias=False,
+        **_QKV_BIASES,
         windows="from-layer",
         defaults=_sizes(4096, 22016, 32, 32, 151936, 32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28),
     )
@@ -211,9 +216,7 @@ def _qwens() -> Iterator[Architecture]:
             class_name=class_name,
             other_names=(model_type,),
             is_text_of_more=True,
-            qkv_bias=True,
-            attn_out_bias=False,
-            mlp_bias=False,
+            **_QKV_BIASES,
             windows="from-layer",
             defaults=_QWEN2_VL,
         )
@@ -276,9 +279,7 @@ def _others() -> Iterator[Architecture]:
         model_type="phi3",
         class_name="Phi3ForCausalLM",
         other_names=("phi3_v", "Phi3VForCausalLM"),
-        qkv_bias=False,
-        attn_out_bias=False,
-        mlp_bias=False,
+        **_NO_BIASES,
         windows="all",
         defaults=_sizes(3072, 8192, 32, 32, 32064, 4096),
     )
@@ -301,29 +302,21 @@ def _others() -> Iterator[Architecture]:
         model_type="exaone4",
         class_name="Exaone4ForCausalLM",
         query_key_norm="head",
-        qkv_bias=False,
-        attn_out_bias=False,
-        mlp_bias=False,
+        **_NO_BIASES,
         windows="all-but-every",
         defaults=_sizes(
             4096, 16384, 32, 32, 102400, 2048, num_key_value_heads=32, sliding_window=4096, sliding_window_pattern=4
         ),
     )
-    yield Architecture(
-        model_type="glm",
-        class_name="GlmForCausalLM",
-        attn_out_bias=False,
-        mlp_bias=False,
-        defaults=_sizes(4096, 13696, 40, 32, 151552, 131072, num_key_value_heads=2, head_dim=128, attention_bias=True),
-    )
-    yield Architecture(
-        model_type="glm4",
-        class_name="Glm4ForCausalLM",
-        norms_per_layer=4,
-        attn_out_bias=False,
-        mlp_bias=False,
-        defaults=_sizes(4096, 13696, 40, 32, 151552, 131072, num_key_value_heads=2, head_dim=128, attention_bias=True),
-    )
+    for model_type, class_name, norms_per_layer in (("glm", "GlmForCausalLM", 2), ("glm4", "Glm4ForCausalLM", 4)):
+        yield Architecture(
+            model_type=model_type,
+            class_name=class_name,
+            norms_per_layer=norms_per_layer,
+            attn_out_bias=False,
+            mlp_bias=False,
+            defaults=_sizes(4096, 13696, 40, 32, 151552, 131072, num_key_value_heads=2, head_dim=128, attention_bias=True),
+        )
     yield Architecture(
         model_type="cohere",
         class_name="CohereForCausalLM",
@@ -378,9 +371,7 @@ def _plain_mlps() -> Iterator[Architecture]:
         gated_mlp=False,
         mlp_per_hidden=4,
         norms_have_biases=True,
-        qkv_bias=True,
-        attn_out_bias=True,
-        mlp_bias=True,
+        **_ALL_BIASES,
         learned_position_offset=0,
         defaults={
             "hidden_size": 768,
@@ -407,9 +398,7 @@ def _plain_mlps() -> Iterator[Architecture]:
         norms_have_biases=True,
         query_key_norm="head-with-bias",
         query_key_norm_key="qk_layernorm",
-        qkv_bias=True,
-        attn_out_bias=True,
-        mlp_bias=True,
+        **_ALL_BIASES,
         defaults=_sizes(2048, 8192, 24, 32, 51200, 2048),
     )
     yield Architecture(
@@ -448,13 +437,9 @@ def _remote() -> Iterator[Architecture]:
         class_name="QWenLMHeadModel",
         keys={"max_position_embeddings": "seq_length"},
         mlp_divisor=2,
-        qkv_bias=True,
-        attn_out_bias=False,
-        mlp_bias=False,
+        **_QKV_BIASES,
     )
-    yield Architecture(
-        model_type="baichuan", class_name="BaichuanForCausalLM", qkv_bias=False, attn_out_bias=False, mlp_bias=False
-    )
+    yield Architecture(model_type="baichuan", class_name="BaichuanForCausalLM", **_NO_BIASES)
     yield Architecture(
         model_type="chatglm",
         class_name="ChatGLMModel",
@@ -471,16 +456,12 @@ def _remote() -> Iterator[Architecture]:
         model_type="exaone",
         class_name="ExaoneForCausalLM",
         keys={"num_hidden_layers": "num_layers"},
-        qkv_bias=False,
-        attn_out_bias=False,
-        mlp_bias=False,
+        **_NO_BIASES,
     )
     yield Architecture(
         model_type="mimo",
         class_name="MiMoForCausalLM",
-        qkv_bias=True,
-        attn_out_bias=False,
-        mlp_bias=False,
+        **_QKV_BIASES,
         windows="from-layer",
     )
 

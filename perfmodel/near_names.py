@@ -1,5 +1,7 @@
 """Known names that are close in meaning to an unknown one: the same family and the nearest size, never spelling alone.
 
+Keys of our own files are the exception: their spelling is all that they have.
+
 `llama-7b0` is near `llama-2-7b`, which has its family and size. `opt-7b` is not near `gpt-7b`, and `fp8` is not near `fp16`:
 one letter or one digit makes another model or another number format.
 """
@@ -40,6 +42,14 @@ def near_words(given: str, known: Iterable[str]) -> tuple[str, ...]:
     names = list(known)
     same = [name for name in names if _is_near(given, name, digits_off=0)]
     return tuple((same or [name for name in names if _is_near(given, name, digits_off=1)])[:MAX_NEAR])
+
+
+def near_keys(given: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Known keys of a file that are spelled like the one given, best first; at most three, case is ignored."""
+    import difflib
+
+    by_folded = {name.casefold(): name for name in known}
+    return tuple(by_folded[key] for key in difflib.get_close_matches(given.casefold(), by_folded, n=MAX_NEAR, cutoff=0.6))
 
 
 def edit_distance(one: str, other: str) -> int:

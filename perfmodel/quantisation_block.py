@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from perfmodel.errors import UserInputError
+from perfmodel.errors import UserInputError, shown
 from perfmodel.geometry import ModelGeometry
 from perfmodel.module_names import Matches, by_glob, by_transformers_rule, layer_names
 from perfmodel.weight_format import WeightFormat, format_by_module
@@ -50,12 +50,6 @@ def plain_name(method: str) -> str:
     return method.casefold().replace("_", "-")
 
 
-def short_text(value: object) -> str:
-    """A value as messages show it, cut off where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What a reader found: which matrices are stored how."""
@@ -90,17 +84,22 @@ class Rules:
 
 
 class BlockReader:
-    """Typed access to a block; everything but the expected is refused in one sentence."""
+    """Typed access to a block; a value of the wrong kind is refused in one sentence.
 
-    def __init__(self, quantisation: Quantisation, model: ModelGeometry, block: Block | None = None, path: str = "") -> None:
+    Args:
+        quantisation: of the model, for the refusal.
+        block: the object to read; the whole block when None.
+        path: the keys that lead to it, each with a dot behind it.
+    """
+
+    def __init__(self, quantisation: Quantisation, block: Block | None = None, path: str = "") -> None:
         self._quantisation = quantisation
         self._path = path
-        self.model = model
         self.block = quantisation.block if block is None else block
 
     def wrong(self, key: str, expected: str) -> NoReturn:
         """Refuse the value of a key."""
-        value = short_text(self.block.get(key))
+        value = shown(self.block.get(key))
         self._quantisation.refuse(f"by {self._quantisation.label!r}, and {self._path}{key} is {value}, expected {expected}")
 
     def get(self, *keys: str, default: Any = None) -> Any:
@@ -114,7 +113,11 @@ class BlockReader:
             value = {}
         if not isinstance(value, Mapping):
             self.wrong(key, "an object")
-        return BlockReader(self._quantisation, self.model, value, f"{self._path}{key}.")
+        return BlockReader(self._quantisation, value, f"{self._path}{key}.")
+
+    def with_defaults(self, **values: object) -> "BlockReader":
+        """The same block, with values for keys that it leaves out."""
+        return BlockReader(self._quantisation, {**values, **self.block}, self._path)
 
     def bits(self, *keys: str, default: float | None = None) -> float:
         """Bits of a value: more than 0, at most 16, perhaps a fraction."""

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from perfmodel.architectures import decoder_config
+from perfmodel.errors import shown
 from perfmodel.geometry import ModelGeometry
 from perfmodel.grouped_methods import GROUPED_METHODS
-from perfmodel.quantisation_block import Block, BlockReader, Quantisation, Read, plain_name, short_text
+from perfmodel.quantisation_block import Block, BlockReader, Quantisation, Read, plain_name
 from perfmodel.weight_format import WeightFormat
 from perfmodel.weight_only_methods import ONE_SCHEME_METHODS
 
@@ -42,10 +43,10 @@ def find_quantisation(config: Block, beside: object, model_name: str) -> Quantis
         return None
     found = Quantisation(model_name=model_name, where=where, method="", block={})
     if not isinstance(block, Mapping):
-        found.refuse(f"by {short_text(block)}, where an object is expected")
+        found.refuse(f"by {shown(block)}, where an object is expected")
     method = _method_of(block, is_mlx=block is config.get("quantization"))
     if not isinstance(method, str):
-        found.refuse(f"by {short_text(method)}, where the name of a method is expected")
+        found.refuse(f"by {shown(method)}, where the name of a method is expected")
     return replace(found, method=plain_name(method), block=block)
 
 
@@ -67,4 +68,4 @@ def stored_format(quantisation: Quantisation, model: ModelGeometry) -> WeightFor
     read = METHODS.get(quantisation.method)
     if read is None:
         quantisation.refuse(f"by {quantisation.label!r}, a method whose bits are not known")
-    return read(BlockReader(quantisation, model)).weight_format(model)
+    return read(BlockReader(quantisation)).weight_format(model)

@@ -171,6 +171,9 @@ def _higgs(reader: BlockReader) -> Rules:
     return _weight_only("HIGGS", reader, scheme, skip=_SKIP, keeps_head=True)
 
 
+_BLOCK_FLOATS: Mapping[str, Scheme] = {"mxfp4": MXFP4, "mxfp8": MXFP8, "nvfp4": NVFP4}
+
+
 def _block_floats(scheme: Scheme) -> Read:
     def read(reader: BlockReader) -> Rules:
         kept, _ = reader.skipped(*_SKIP)
@@ -179,22 +182,17 @@ def _block_floats(scheme: Scheme) -> Read:
     return read
 
 
-def _four_over_six(reader: BlockReader) -> Rules:
-    kinds = {"nvfp4": NVFP4, "mxfp4": MXFP4}
-    kind = reader.text("weight_dtype", reader.text("dtype", "nvfp4"))
-    if kind not in kinds:
-        reader.wrong("dtype", "nvfp4 or mxfp4")
-    kept, _ = reader.skipped(*_SKIP)
-    return Rules(label=f"FourOverSix {kinds[kind].label}", scheme=kinds[kind], kept=kept)
+def _float4(label: str, *keys: str) -> Read:
+    """A method that names nvfp4 or mxfp4 under the first of some keys; nvfp4 where it names none."""
 
+    def read(reader: BlockReader) -> Rules:
+        key = next((key for key in keys if reader.get(key) is not None), keys[-1])
+        kind = reader.text(key, "nvfp4")
+        if kind not in ("nvfp4", "mxfp4"):
+            reader.wrong(key, "nvfp4 or mxfp4")
+        return replace(_block_floats(_BLOCK_FLOATS[kind])(reader), label=f"{label} {_BLOCK_FLOATS[kind].label}")
 
-def _fp_quant(reader: BlockReader) -> Rules:
-    kinds = {"nvfp4": NVFP4, "mxfp4": MXFP4}
-    kind = reader.text("forward_dtype", "nvfp4")
-    if kind not in kinds:
-        reader.wrong("forward_dtype", "nvfp4 or mxfp4")
-    kept, _ = reader.skipped(*_SKIP)
-    return Rules(label=f"FP-Quant {kinds[kind].label}", scheme=kinds[kind], kept=kept)
+    return read
 
 
 def _gemma(reader: BlockReader) -> Rules:
@@ -243,15 +241,15 @@ def _names_exactly(name: str) -> Matches:
 
 def _mlx_scheme(reader: BlockReader, default: Scheme | None = None) -> Scheme:
     mode = reader.text("mode", "affine")
-    if mode in ("mxfp4", "mxfp8", "nvfp4"):
-        return {"mxfp4": MXFP4, "mxfp8": MXFP8, "nvfp4": NVFP4}[mode]
+    if mode in _BLOCK_FLOATS:
+        return _BLOCK_FLOATS[mode]
     bits = reader.whole_bits("bits", default=None if default is None else int(default.value_bits))
     group = reader.group("group_size", default=64 if default is None else default.group_weights)
     return integer_scheme(bits, group, has_zeros=False, scale_bits=2 * SCALE_BITS)
 
 
 def _metal(reader: BlockReader) -> Rules:
-    scheme = _mlx_scheme(BlockReader(reader._quantisation, reader.model, {"bits": 4, "group_size": 64, **reader.block}))
+    scheme = _mlx_scheme(reader.with_defaults(bits=4, group_size=64))
     return _weight_only("Metal", reader, scheme, skip=_SKIP, keeps_head=False)
 
 
@@ -368,8 +366,8 @@ ONE_SCHEME_METHODS: Mapping[str, Read] = {
     "exl2": _exllama("EXL2", 6.0),
     "exl3": _exllama("EXL3", 6.0),
     "fbgemm-fp8": _fbgemm_fp8,
-    "fouroversix": _four_over_six,
-    "fp-quant": _fp_quant,
+    "fouroversix": _float4("FourOverSix", "weight_dtype", "dtype"),
+    "fp-quant": _float4("FP-Quant", "forward_dtype"),
     "fp8": _finegrained_fp8,
     "gemma": _gemma,
     "gptq": _gptq,
@@ -377,9 +375,7 @@ ONE_SCHEME_METHODS: Mapping[str, Read] = {
     "hqq": _hqq,
     "metal": _metal,
     "mlx": _mlx,
-    "mxfp4": _block_floats(MXFP4),
-    "mxfp8": _block_floats(MXFP8),
-    "nvfp4": _block_floats(NVFP4),
+    **{name: _block_floats(scheme) for name, scheme in _BLOCK_FLOATS.items()},
     "quanto": _quanto,
     "quip": _quip,
     "quip-sharp": _quip,

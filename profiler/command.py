@@ -15,7 +15,7 @@ from perfmodel.console import Progress, keeping, print_err, print_out
 from perfmodel.contention import Contention
 from perfmodel.disk import folder_for_files
 from perfmodel.errors import UserInputError
-from perfmodel.geometry import tensor_parallel_degrees
+from perfmodel.geometry import SELF_DRAFT, tensor_parallel_degrees
 from perfmodel.profile import EngineMode
 from perfmodel.provenance import Provenance, make_provenance
 from perfmodel.sampling import AcceptanceRule, Sampling
@@ -41,7 +41,7 @@ from profiler.show import (
 from s2d.conversation import Prompt
 from s2d.device import device_key, engine_for, use_device
 from s2d.exits import named_exits
-from s2d.model_folder import SELF_DRAFT, find_model
+from s2d.model_folder import find_model
 from s2d.pair import draft_exits, encode_prompts, load_pair, placement_of
 from s2d.ranks import Ranks
 from s2d.shard import Share

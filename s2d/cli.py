@@ -285,6 +285,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     given = given_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=True)
     prompts = calibration_half(given)
     check_texts(prompts)
+    from perfmodel.config_file import SIDECAR_NAME
     from s2d.config import read_geometry
     from s2d.device import use_device
     from s2d.exits import find_exits, named_exits
@@ -292,7 +293,6 @@ def _calibrate(args: argparse.Namespace) -> int:
     from s2d.load import load_tokenizer
     from s2d.pair import encode_prompts
     from s2d.show import calibration_text
-    from s2d.sidecar import SIDECAR_NAME
     from s2d.special_tokens import special_tokens_note
 
     use_device(args.device)
@@ -319,9 +319,9 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _write_exits(args: argparse.Namespace) -> int:
+    from perfmodel.config_file import SIDECAR_NAME
     from s2d.config import read_geometry
     from s2d.exits import NamedExits, write_exits
-    from s2d.sidecar import SIDECAR_NAME
 
     folder, named = find_model(args.draft), NamedExits(layers=args.exits, source="--exits")
     exits = write_exits(folder, read_geometry(folder).num_layers, named, overwrite=args.overwrite)

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from perfmodel.architectures import architecture_name, find_architecture, uncovered_traits
-from perfmodel.config_file import CONFIG, about_file, check_is_decoder, name_of_folder, read_config_file
+from perfmodel.config_file import about_file, check_is_decoder, name_of_folder, read_config_file
 from perfmodel.errors import BadFile, BadPolicy, UserInputError, one_line, shown
 from perfmodel.geometry import ModelGeometry
-from perfmodel.hub import QUANTISATION_FILE
+from perfmodel.hub import CONFIG, QUANTISATION_FILE
 from perfmodel.known_architectures import ARCHITECTURES
 from perfmodel.model_config import geometry_from_config
 from perfmodel.quantised_config import find_quantisation

@@ -3,11 +3,10 @@
 Shapes are checked in `perfmodel.model_config`. A number that is wrong here gives logits that are not finite, or wrong text.
 """
 
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from perfmodel.errors import BadFile
+from perfmodel.errors import BadFile, shown
 
 NUMBER_RANGES: dict[str, tuple[float, float]] = {
     "rms_norm_eps": (1e-12, 0.1),
@@ -48,7 +47,7 @@ def _check(path: Path, key: str, value: object, limits: tuple[float, float]) -> 
     low, high = limits
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (is_number and low <= value <= high):  # type: ignore[operator]
-        raise BadFile(path, f"{key} is {reprlib.repr(value)}, expected a number from {low:g} to {high:g}", _FIX)
+        raise BadFile(path, f"{key} is {shown(value)}, expected a number from {low:g} to {high:g}", _FIX)
 
 
 def _check_order(path: Path, part: Mapping[str, object]) -> None:

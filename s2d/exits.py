@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from perfmodel.config_file import SIDECAR_NAME
 from perfmodel.errors import BadFile, BadPolicy, UserInputError
+from perfmodel.geometry import check_exit_layers
 from perfmodel.plan import Plan
 from perfmodel.policy import CalibrationCurve
-from s2d.sidecar import SIDECAR_NAME, Calibration, Sidecar, check_exit_layers, read_sidecar, write_sidecar
+from s2d.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 
 ExitSource = Literal["--exits", "the plan", "s2d.json", "full depth"]
 

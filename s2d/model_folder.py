@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from perfmodel.errors import UnknownName
+from perfmodel.geometry import SELF_DRAFT
 from perfmodel.hub import REPOSITORY, fetch_folder
 
 FAMILY_FOLDER = Path(__file__).parent / "family"
 FAMILY_PREFIX = "ref-"
 """Models of the reference family are named `ref-draft`, `ref-target-16` …: the prefix and the folder's name."""
 FAMILY_PROMPTS = FAMILY_FOLDER / "prompts.jsonl"
-SELF_DRAFT = "self"
-"""In the place of a draft's name: the target's own exits."""
 
 
 def find_model(name: str) -> Path:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.errors import UserInputError
-from perfmodel.geometry import DraftGeometry
+from perfmodel.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.profile import DeviceKey, Dtype, EngineMode
 from perfmodel.units import Tokens
@@ -28,7 +28,7 @@ from s2d.load import (
     with_vocabulary_of,
 )
 from s2d.memory import FreeBytes, PairPlacement, TextLimits, check_memory, memory_need
-from s2d.model_folder import SELF_DRAFT, find_model
+from s2d.model_folder import find_model
 from s2d.parallel import load_shared
 from s2d.ranks import DRAFT, Ranks
 from s2d.special_tokens import SpecialTokens, cannot_be_text, special_token_ids, text_ids

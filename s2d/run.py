@@ -17,6 +17,7 @@ from perfmodel.console import keeping, print_answer, print_err, print_out
 from perfmodel.contention import Contention
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
+from perfmodel.geometry import SELF_DRAFT
 from perfmodel.kernels import STANDARD_KERNELS
 from perfmodel.lock import locked_file
 from perfmodel.pauses import pauses_text
@@ -33,7 +34,7 @@ from s2d.generate import Generation, OnTokens
 from s2d.kernels import check_kernels
 from s2d.load import export_exit
 from s2d.made_for import check_made_for, device_label
-from s2d.model_folder import SELF_DRAFT, find_model
+from s2d.model_folder import find_model
 from s2d.outputs import Outputs
 from s2d.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.ranks import Ranks

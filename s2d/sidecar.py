@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from perfmodel.artifact import Body, read_record, write_record
+from perfmodel.config_file import SIDECAR_NAME
 from perfmodel.errors import BadFile, BadPolicy
+from perfmodel.geometry import check_exit_layers
 from perfmodel.policy import CalibrationCurve, Confidence
 from perfmodel.provenance import Provenance, make_provenance
 
-SIDECAR_NAME: Final = "s2d.json"
 SIDECAR_SCHEMA = "s2d/sidecar"
 SIDECAR_VERSION = 3
 
@@ -48,16 +49,6 @@ class Sidecar:
         said = self.said_tokens
         if said is not None and (not said or said[0] < 0 or list(said) != sorted(set(said))):
             raise BadPolicy(f"{len(said)} tokens for a reduced head", "rising token ids, at least one")
-
-
-def check_exit_layers(layers: tuple[int, ...]) -> None:
-    """Refuse what no model has as its exits.
-
-    Raises:
-        BadPolicy: none, or layer counts that do not rise from 1 or more.
-    """
-    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1:
-        raise BadPolicy(f"exit layers {layers!r}", "rising layer counts, the first at least 1")
 
 
 def _with_whole_calibration(body: Body) -> Body:

@@ -21,7 +21,7 @@ VERBS = {
     "s2d-compare": ((),),
     "s2d-profile": ((), ("law",)),
     "s2d-run": ((),),
-    "s2d-train": (("draft",), ("exits",), ("calibrate",), ("trim",), ("reference",)),
+    "s2d-train": (("draft",), ("calibrate",), ("exits",), ("trim",), ("reference",)),
 }
 PATHS = {
     "s2d-plan": "--trace --profile --fit > -o",
@@ -35,6 +35,7 @@ PATHS = {
     "s2d-train draft": "--text > -o",
     "s2d-train exits": ">",
     "s2d-train calibrate": "--prompts >",
+    "s2d-train exits": ">",
     "s2d-train trim": "--text > -o",
     "s2d-train reference": "> -o --work",
 }

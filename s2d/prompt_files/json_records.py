@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from s2d.prompt_files.problems import BadRecord, shown
+from perfmodel.codec import unique_keys
+from perfmodel.errors import shown
+from s2d.prompt_files.problems import BadRecord
 
 MAX_DIGITS = 40
 """Of an integer: more than any name or number in a prompt file has."""
@@ -112,11 +113,10 @@ def _end_of_space(text: str, start: int) -> int:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        [(key, count)] = Counter(key for key, _ in pairs).most_common(1)
-        raise BadRecord(f"an object has the key {shown(key)} {count} times, expected once", "Keep one of them")
-    return value
+    try:
+        return unique_keys(pairs)
+    except ValueError as err:
+        raise BadRecord(f"{err} in one object, expected once", "Keep one of them") from err
 
 
 def _integer(digits: str) -> int:

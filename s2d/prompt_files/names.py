@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from s2d.prompt_files.problems import BadRecord, shown
+from perfmodel.errors import shown
+from s2d.prompt_files.problems import BadRecord
 
 MISSING_CATEGORY = "prompts"
 _EXPLICIT_KEYS = ("name", "question_id")

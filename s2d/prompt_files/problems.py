@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterable
 
-MAX_SHOWN_CHARS = 80
+from perfmodel.errors import MAX_SHOWN_CHARS, cut, shown
+
 EXPECTED_KEYS_FIX = "See docs/prompt-files.md for the formats that are read"
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MAX_SHOWN_CHARS
-_SHORT.maxlevel = 3
 
 
 class BadRecord(ValueError):
@@ -35,15 +32,6 @@ class BadRecord(ValueError):
         return self if self.start is not None else BadRecord(self.problem, self.fix, start=start)
 
 
-def shown(value: object) -> str:
-    """A value of a file as a message repeats it: its repr, at most 80 characters."""
-    return _cut(_SHORT.repr(value))
-
-
 def shown_keys(keys: Iterable[object]) -> str:
-    """Keys or columns of a file as a message lists them, at most 80 characters."""
-    return _cut(", ".join(str(key) if _WORD.fullmatch(str(key)) else shown(key) for key in keys) or "none")
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
+    """Keys or columns of a file as a message lists them, as long as a value that is shown."""
+    return cut(", ".join(str(key) if _WORD.fullmatch(str(key)) else shown(key) for key in keys) or "none", MAX_SHOWN_CHARS)

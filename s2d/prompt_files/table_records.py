@@ -8,8 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from perfmodel.errors import shown
 from s2d.prompt_files.json_records import Record
-from s2d.prompt_files.problems import BadRecord, shown, shown_keys
+from s2d.prompt_files.problems import BadRecord, shown_keys
 
 _DELIMITERS = ("\t", ",", ";")
 _COLUMN_NAME = re.compile(r"[^\W\d][\w.-]*(?: [\w.-]+){0,3}")

@@ -88,7 +88,7 @@ def test_no_prefix_of_a_file_is_accepted(tmp_path_factory: pytest.TempPathFactor
         (b"\xff\xfe", "'a.json': this is not a text file, expected JSON. Give a file that s2d wrote."),
         (
             b'{"a": 1, "a": 2}',
-            f"'a.json': the file is truncated or is not JSON (a key is repeated among a). {REMAKE}",
+            f"'a.json': the file is truncated or is not JSON (the key 'a' is repeated). {REMAKE}",
         ),
         (
             b"[1]",

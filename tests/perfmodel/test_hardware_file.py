@@ -117,7 +117,7 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
         ("my.toml", "name =", "this is not TOML (Invalid value"),
         ("my.json", "{", "this is not JSON (Expecting property name"),
         ("my.json", "[1]", "device: expected an object, got list"),
-        ("my.json", '{"name": "a", "name": "b"}', "this is not JSON (a key is repeated among name)"),
+        ("my.json", '{"name": "a", "name": "b"}', "this is not JSON (the key 'name' is repeated)"),
     ],
 )
 def test_what_is_no_toml_or_json_is_told(tmp_path: Path, name: str, text: str, said: str) -> None:

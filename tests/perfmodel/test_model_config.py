@@ -116,7 +116,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": -4096}, "hidden_size is -4096, expected a count"),
     ({"hidden_size": 10**30}, "hidden_size is 1000000000000000000000000000000, expected a count"),
     ({"vocab_size": "32000"}, "vocab_size is '32000', expected a count"),
-    ({"vocab_size": "9" * 20_000}, "9…, expected a count"),
+    ({"vocab_size": "9" * 20_000}, "99', expected a count"),
     ({"num_hidden_layers": True}, "num_hidden_layers is true, expected a count"),
     ({"num_hidden_layers": 32.0}, "num_hidden_layers is 32.0, expected a count"),
     ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of the 32 heads"),
@@ -131,7 +131,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', expected a list of class names"),
     ({"model_type": ["llama"]}, "model_type is ['llama'], expected a name"),
     ({"architectures": None, "model_type": None}, "names neither architectures nor model_type"),
-    ({"architectures": ["X" * 5000]}, "XX…: docs/models.md lists all"),
+    ({"architectures": ["X" * 5000]}, "XX': docs/models.md lists all"),
     ({"num_experts": [0] * 5000}, "num_experts = [0, 0"),
 ]
 

@@ -392,7 +392,7 @@ def test_every_method_of_transformers_is_known_or_refused_by_name() -> None:
         (
             {"quantization_config": {"quant_method": "gptq"}},
             None,
-            "by 'gptq', and bits is None, expected a number of bits up to 16",
+            "by 'gptq', and bits is null, expected a number of bits up to 16",
         ),
         (
             {"quantization_config": {"quant_method": "awq", "bits": "four"}},

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from perfmodel.geometry import SELF_DRAFT
 from perfmodel.sampling import GREEDY, Sampling
 from perfmodel.trace import AcceptanceTrace
 from profiler.job import Job
 from profiler.record_acceptance import empty_trace, extended
 from profiler.record_off_path import TOKENS_PER_MISTAKE, draw_mistakes
 from s2d.finite import NotFinite
-from s2d.model_folder import SELF_DRAFT
 from s2d.pair import encode_prompts, load_pair
 from s2d.processing import Processing
 from s2d.prompt_files.read import read_prompts

@@ -4,8 +4,8 @@ import pytest
 import transformers.tokenization_utils_base as tokenization
 
 from perfmodel.errors import UserInputError
+from perfmodel.geometry import SELF_DRAFT
 from s2d.conversation import Prompt
-from s2d.model_folder import SELF_DRAFT
 from s2d.pair import Pair, encode_prompts, load_pair
 from s2d.sidecar import Sidecar, write_sidecar
 from tests.s2d.test_load import byte_tokenizer

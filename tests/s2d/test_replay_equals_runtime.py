@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.geometry import DraftGeometry
+from perfmodel.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.passes import ColdCount, PassCount
 from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay import block_lengths, replay
@@ -33,7 +33,7 @@ from s2d.exits import DraftExits
 from s2d.fold import with_reduced_head
 from s2d.generate import Generation, Session
 from s2d.load import with_vocabulary_of
-from s2d.model_folder import FAMILY_PROMPTS, SELF_DRAFT
+from s2d.model_folder import FAMILY_PROMPTS
 from s2d.nested import Decoder
 from s2d.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.prompt_files.choose import chosen_prompts

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from perfmodel.errors import BadFile, UserInputError
+from perfmodel.errors import MAX_SHOWN_CHARS, BadFile, UserInputError
 from s2d.prompt_files import decode
-from s2d.prompt_files.problems import MAX_SHOWN_CHARS
 from s2d.prompt_files.read import read_prompts, read_text_file
 from s2d.prompt_files.read_as import ReadAs
 
@@ -75,9 +74,12 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     ),
     "key twice": (
         GOOD + '{"text": "a", "text": "b"}',
-        "line 2, byte offset 17: an object has the key 'text' 2 times, expected once",
+        "line 2, byte offset 17: the key 'text' is repeated in one object, expected once",
     ),
-    "key twice inside": ('[{"text": "a", "x": {"y": 1, "y": 1}}]', "line 1, byte offset 1: an object has the key 'y' 2 times"),
+    "key twice inside": (
+        '[{"text": "a", "x": {"y": 1, "y": 1}}]',
+        "line 1, byte offset 1: the key 'y' is repeated",
+    ),
     "deep": ('{"text": ' + "[" * 100_000, "line 1, byte offset 0: objects or arrays are nested too deep to be read"),
     "deep array": ("[" * 100_000, "line 1, byte offset 1: objects or arrays are nested too deep to be read"),
     "long integer": (
@@ -96,7 +98,7 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     "surrogate in a category": (r'{"category": "\ud800", "text": "b"}', "is half of a surrogate pair"),
     "surrogate in a later turn": (r'{"turns": ["a", "\ud800"]}', "is half of a surrogate pair"),
     "number": (GOOD + "17", "line 2, byte offset 17: a record that is 17, expected an object or a text"),
-    "null": (GOOD + "null", "line 2, byte offset 17: a record that is None, expected an object or a text"),
+    "null": (GOOD + "null", "line 2, byte offset 17: a record that is null, expected an object or a text"),
     "list": ("[[1]]", "line 1, byte offset 1: a record that is [1], expected an object or a text"),
     "no key": (
         GOOD + '{"txt": "a", "b": 1}',
@@ -129,7 +131,7 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     ),
     "messages are a text": ('{"messages": "so"}', "messages: expected a list of "),
     "message is a text": (messages("so"), 'line 2, byte offset 17: message 1: expected {"role": …, "content": …}, not \'so\''),
-    "no content": (messages({"role": "user"}), "message 1: content None: expected a text, or a list of parts of type 'text'"),
+    "no content": (messages({"role": "user"}), "message 1: content null: expected a text, or a list of parts of type 'text'"),
     "no role": (messages({"content": "a"}), "message 1: expected {\"role\": …, \"content\": …}, not {'content': 'a'}"),
     "tool": (messages(USER, {"role": "tool", "content": "so"}), "message 2: role 'tool': expected system, user or assistant"),
     "role is a list": (messages({"role": ["user"], "content": "so"}), "message 1: role ['user']: expected system, user or"),
