@@ -35,7 +35,6 @@ PATHS = {
     "s2d-train draft": "--text > -o",
     "s2d-train exits": ">",
     "s2d-train calibrate": "--prompts >",
-    "s2d-train exits": ">",
     "s2d-train trim": "--text > -o",
     "s2d-train reference": "> -o --work",
 }
