@@ -101,7 +101,7 @@ def _read(path: Path, repository: str | None = None) -> ModelGeometry:
         geometry = geometry_from_config(config, name, f"{CONFIG} of {place}")
     note = reading_note(config, name)
     if note:
-        _LOG.warning(note)
+        _LOG.info(note)
     return geometry
 
 

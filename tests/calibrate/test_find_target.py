@@ -218,12 +218,14 @@ def test_a_file_that_is_read_in_part_or_filled_is_said_to_be(tmp_path: Path, cap
     write_config(tmp_path / "llava", llava)
     write_config(tmp_path / "sparse", {**REFERENCE, "vocab_size": None} | {"model_type": "gpt2", "vocab_size": 50257})
     write_config(tmp_path / "whole", REFERENCE)
-    with caplog.at_level(logging.WARNING):
-        for name in ("llava", "sparse", "whole"):
+    write_config(tmp_path / "sees", {**llava, "text_config": REFERENCE})
+    with caplog.at_level(logging.INFO):
+        for name in ("llava", "sparse", "whole", "sees"):
             find_target(str(tmp_path / name), no_hub)
     assert [record.getMessage() for record in caplog.records] == [
-        "llava is read as follows: text decoder only, with transformers' defaults of llama: hidden_size 4096, "
-        "intermediate_size 11008, num_attention_heads 32"
+        "only the text decoder of llava is priced; its config leaves out sizes, taken from transformers' llama: hidden_size "
+        "4096, intermediate_size 11008, num_attention_heads 32",
+        "only the text decoder of sees is priced",
     ]
 
 
