@@ -59,11 +59,15 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
 
 def find_any_draft(text: str) -> DraftGeometry:
     """A known nested draft, or any model that `find_target` finds as a draft with one exit, at its full depth."""
-    try:
+    if is_known_draft(text):
         return find_draft(text)
-    except UnknownName:
-        model = find_target(text)
-        return DraftGeometry(kind="separate", model=model, exit_layers=(model.num_layers,))
+    model = find_target(text)
+    return DraftGeometry(kind="separate", model=model, exit_layers=(model.num_layers,))
+
+
+def is_known_draft(text: str) -> bool:
+    """Whether a text names a nested draft of the table."""
+    return _is_known(text, find_draft)
 
 
 def config_path(text: str) -> Path | None:
@@ -134,9 +138,9 @@ def find_stored_format(
     return None if quantisation is None else stored_format(quantisation, model)
 
 
-def _is_known(name: str) -> bool:
+def _is_known(name: str, find: Callable[[str], object] = find_model) -> bool:
     try:
-        find_model(name)
+        find(name)
     except UnknownName:
         return False
     return True
