@@ -13,7 +13,7 @@ from perfmodel.hub import QUANTISATION_FILE, REPOSITORY, fetch_config, fetch_qua
 from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.model_config import geometry_from_config, reading_note
 from perfmodel.near_names import near_models
-from perfmodel.quantised_config import find_quantisation, stored_format
+from perfmodel.quantised_config import check_agreement, find_quantisation, stored_format
 from perfmodel.weight_format import WeightFormat
 
 _LOG = logging.getLogger(__name__)
@@ -134,8 +134,13 @@ def find_stored_format(
         block = read_config_file(fetched) if fetched is not None else None
     else:
         block = read_config_file(beside) if beside.is_file() else None
-    quantisation = find_quantisation(config, block, model.name)
-    return None if quantisation is None else stored_format(quantisation, model)
+    with about_file(config_file):
+        quantisation = find_quantisation(config, block, model.name)
+        if quantisation is None:
+            return None
+        stored = stored_format(quantisation, model)
+        check_agreement(stored, block, model)
+    return stored
 
 
 def _is_known(name: str, find: Callable[[str], object] = find_model) -> bool:

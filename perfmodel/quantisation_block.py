@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from perfmodel.errors import UserInputError
+from perfmodel.errors import UserInputError, shown
 from perfmodel.geometry import ModelGeometry
-from perfmodel.module_names import Matches, by_glob, by_transformers_rule, layer_names
+from perfmodel.module_names import HEAD_NAMES, Matches, by_glob, by_transformers_rule, layer_names
 from perfmodel.weight_format import WeightFormat, format_by_module
 from perfmodel.weight_schemes import PLAIN, Scheme
 
@@ -50,12 +50,6 @@ def plain_name(method: str) -> str:
     return method.casefold().replace("_", "-")
 
 
-def short_text(value: object) -> str:
-    """A value as messages show it, cut off where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What a reader found: which matrices are stored how."""
@@ -78,7 +72,7 @@ class Rules:
             self.label,
             model,
             lambda layer, module: self._scheme_of(layer_names(layer, module), self.scheme),
-            head=self._scheme_of((HEAD,), PLAIN if self.head is None else self.head),
+            head=self._scheme_of(HEAD_NAMES, PLAIN if self.head is None else self.head),
             embedding=self.embedding,
             kv_cache=self.kv_cache,
         )
@@ -100,7 +94,7 @@ class BlockReader:
 
     def wrong(self, key: str, expected: str) -> NoReturn:
         """Refuse the value of a key."""
-        value = short_text(self.block.get(key))
+        value = shown(self.block.get(key))
         self._quantisation.refuse(f"by {self._quantisation.label!r}, and {self._path}{key} is {value}, expected {expected}")
 
     def get(self, *keys: str, default: Any = None) -> Any:
