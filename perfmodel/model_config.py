@@ -16,6 +16,8 @@ from perfmodel.units import Tokens
 
 MAX_COUNT = 10**9
 """No size of a model is larger."""
+MAX_LAYERS = 1000
+"""No model has more; a quantised one is read layer by layer."""
 
 _DEFAULT_CONTEXT_TOKENS: Tokens = 2048
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -43,7 +45,7 @@ def geometry_from_config(config: Config, name: str, source: str | None = None) -
     offset = architecture.learned_position_offset
     return ModelGeometry(
         name=name,
-        num_layers=keys.count("num_hidden_layers"),
+        num_layers=keys.num_layers,
         hidden_size=keys.hidden,
         intermediate_size=keys.mlp,
         num_heads=keys.heads,
@@ -77,6 +79,13 @@ class _Keys:
     @property
     def heads(self) -> int:
         return self.count("num_attention_heads")
+
+    @property
+    def num_layers(self) -> int:
+        num_layers = self.count("num_hidden_layers")
+        if num_layers > MAX_LAYERS:
+            raise self._wrong("num_hidden_layers", f"a count from 1 to {MAX_LAYERS}")
+        return num_layers
 
     @property
     def kv_heads(self) -> int:
@@ -200,7 +209,7 @@ def _extra_layer_params(keys: _Keys) -> int:
 
 def _windowed_layers(keys: _Keys, context_tokens: Tokens) -> int:
     """How many layers see a window only; none where the window is as long as the context."""
-    rule, num_layers = keys.architecture.windows, keys.count("num_hidden_layers")
+    rule, num_layers = keys.architecture.windows, keys.num_layers
     types = layer_types(keys.decoder)
     if types and len(types) != num_layers:
         name = shown(keys.name)

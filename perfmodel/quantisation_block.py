@@ -40,7 +40,7 @@ class Quantisation:
     def refuse(self, problem: str) -> NoReturn:
         """Raise the one sentence about a block that cannot be priced as it is stored."""
         raise UserInputError(
-            f"model {self.model_name!r} is stored quantised {problem} ({self.where}): its bytes are not known. Give the "
+            f"model {shown(self.model_name)} is stored quantised {problem} ({self.where}): its bytes are not known. Give the "
             "--dtype that comes nearest, such as --dtype int4, to price it in that."
         )
 
@@ -95,7 +95,8 @@ class BlockReader:
     def wrong(self, key: str, expected: str) -> NoReturn:
         """Refuse the value of a key."""
         value = shown(self.block.get(key))
-        self._quantisation.refuse(f"by {self._quantisation.label!r}, and {self._path}{key} is {value}, expected {expected}")
+        place = shown(f"{self._path}{key}")[1:-1]  # keys are from the file: escaped, and cut
+        self._quantisation.refuse(f"by {shown(self._quantisation.label)}, and {place} is {value}, expected {expected}")
 
     def get(self, *keys: str, default: Any = None) -> Any:
         """The value of the first key that is there."""

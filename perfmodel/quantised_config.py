@@ -71,11 +71,11 @@ def stored_format(quantisation: Quantisation, model: ModelGeometry) -> WeightFor
     """
     read = METHODS.get(quantisation.method)
     if read is None:
-        quantisation.refuse(f"by {quantisation.label!r}, a method whose bits are not known")
+        quantisation.refuse(f"by {shown(quantisation.label)}, a method whose bits are not known")
     try:
         return read(BlockReader(quantisation, model)).weight_format(model)
     except UnreadablePattern as err:
-        quantisation.refuse(f"by {quantisation.label!r}, and a list of its modules has {err}")
+        quantisation.refuse(f"by {shown(quantisation.label)}, and a list of its modules has {err}")
 
 
 def check_agreement(first: WeightFormat, beside: object, model: ModelGeometry) -> None:

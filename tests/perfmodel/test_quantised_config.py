@@ -623,3 +623,20 @@ def test_two_files_that_contradict_each_other_are_refused() -> None:
         {"quantization": {"quant_algo": "new"}},
     ):
         check_agreement(stored, beside, LLAMA_8B)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"quant_method": "\x1b[2J" * 5000},
+        {"quant_method": "awq", "bits": "\x1b" * 5000},
+        {"quant_method": "gptq", "bits": 4, "dynamic": {"\x1b[2J" * 5000: {"bits": "four"}}},
+        {"quant_method": "compressed-tensors", "config_groups": {"g" * 5000: {"weights": {"num_bits": None}}}},
+        {"quant_method": "awq", "modules_to_not_convert": ["(\x1b" * 5000]},
+    ],
+)
+def test_a_refusal_is_short_and_printable_whatever_the_block_holds(block: Any) -> None:
+    with pytest.raises(UserInputError) as caught:
+        read(block)
+    assert len(str(caught.value)) <= 500
+    assert str(caught.value).isprintable()
