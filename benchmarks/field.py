@@ -17,11 +17,12 @@ import argparse
 import contextlib
 import io
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from common import SHARED_DATA, finish, make_parser
 from field_configs import READ as READ_CONFIGS
@@ -38,18 +39,22 @@ from calibrate.find_target import find_stored_format, find_target
 from calibrate.validate import validate
 from perfmodel.console import print_out, table
 from perfmodel.errors import UserInputError
+from perfmodel.profile import Dtype
 from perfmodel.weight_format import dtype_format, model_weight_bytes
-from s2d.prompt_files.read import read_prompt_file
+from s2d.prompt_files.read import PROMPTS, read_prompt_file
 from s2d.text import ContinuationText
 
 NAME = "field"
 BYTES_TOLERANCE = 0.002
 """Scales of partly filled groups, and whether zero points are packed, make so much difference."""
 MAX_MESSAGE_CHARS = 600
+TEXT_TOLERANCE = 0.005
+"""Three digits are shown."""
 WEIGHTS_TOLERANCE = 1e-5
 """Biases of the last norm and of the LM head are not counted (docs/models.md)."""
 SMALL_DRAFT = ("--params", "20e6", "--device", "h100")
-REAL_DRAFT = ("--params", "300e6", "--device", "h100")
+REAL_DRAFT = ("--params", "300e6", "--device", "h200")
+"""Eight of which hold the largest."""
 
 Verdict = Literal["right", "refused well", "wrong", "not checked"]
 
@@ -114,29 +119,47 @@ def config_outcomes() -> Iterator[Outcome]:
     """Every synthetic model folder."""
     with tempfile.TemporaryDirectory() as folder:
         for case in (*READ_CONFIGS, *REFUSED_CONFIGS):
-            path = Path(folder) / case.name
-            path.mkdir()
+            path = Path(folder) / case.name / case.place
+            path.mkdir(parents=True)
             for name, content in case.files.items():
                 (path / name).write_text(json.dumps(content), encoding="utf-8")
-            code, message = design(path, SMALL_DRAFT)
+            flags = SMALL_DRAFT if case.dtype is None else (*SMALL_DRAFT, "--dtype", case.dtype)
+            code, text, message = design(path, flags)
             if case.refused:
                 yield refusal_outcome("configs", case.name, code, message, case.refused)
             else:
-                problems = [message] if code else config_problems(case, path, count(case.files["config.json"]))
+                counted = count(case.files["config.json"])
+                problems = [message] if code else [*config_problems(case, path, counted), *text_problems(case, text, counted)]
                 yield answer_outcome("configs", case.name, problems)
 
 
-def design(path: Path, flags: Sequence[str]) -> tuple[int, str]:
-    """Exit code and messages of `s2d-plan design` for the target at a path."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as messages:
+def design(path: Path, flags: Sequence[str]) -> tuple[int, str, str]:
+    """Exit code, text and messages of `s2d-plan design` for the target at a path."""
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(io.StringIO()) as messages:
         code = main_plan(["design", "--target", str(path), *flags])
-    return code, messages.getvalue()
+    return code, text.getvalue(), messages.getvalue()
+
+
+def text_problems(case: ConfigCase, text: str, counted: Counted) -> list[str]:
+    """What a person reads about a folder that is not the oracle's: its name and weights, and that it is quantised."""
+    shown = re.search(r"^target +(\S+), \d+ layers, ([\d.]+) (b|m)illion weights", text)
+    problems = []
+    if shown is None or shown[1] != (case.named or case.name):
+        problems.append(f"no line of the target's name in {text[:80]!r}")
+    elif abs(float(shown[2]) * (1e9 if shown[3] == "b" else 1e6) / counted.num_params - 1) > TEXT_TOLERANCE:
+        problems.append(f"{shown[2]} {shown[3]}illion weights shown, expected {counted.num_params}")
+    is_told = re.search(r"^weights +\S", text, re.MULTILINE) is not None
+    if is_told != (case.storage is not None):
+        problems.append("quantised weights are not named" if case.storage else "plain weights are called quantised")
+    return problems
 
 
 def config_problems(case: ConfigCase, path: Path, counted: Counted) -> list[str]:
     """How the answer for a folder differs from the oracle's."""
     geometry = find_target(str(path))
-    weights = find_stored_format(str(path), geometry) or dtype_format("bf16", geometry)
+    dtype = cast(Dtype, case.dtype or "bf16")
+    stored = None if case.dtype else find_stored_format(str(path), geometry)
+    weights = stored or dtype_format(dtype, geometry)
     answer = model_weight_bytes(geometry, weights)
     expected = stored_bytes(counted, case.storage or Storage(linear_bits=16.0))
     bytes_differ = abs(answer / expected - 1) > BYTES_TOLERANCE
@@ -165,8 +188,9 @@ def _bits(name: str, is_matrix: bool, storage: Storage) -> float:
         return storage.head_bits
     if "embed_tokens" in name:
         return storage.embedding_bits
-    is_kept = any(part in name for part in storage.kept_modules)
-    return storage.linear_bits if is_matrix and not is_kept else 16.0
+    if not is_matrix:
+        return 16.0
+    return next((bits for part, bits in storage.own_bits.items() if part in name), storage.linear_bits)
 
 
 def refusal_outcome(part: str, name: str, code: int, message: str, words: Sequence[str]) -> Outcome:
@@ -194,7 +218,7 @@ def prompt_outcomes() -> Iterator[Outcome]:
 
 def _prompt_outcome(case: PromptCase, path: Path) -> Outcome:
     try:
-        prompts = read_prompt_file(path).prompts
+        prompts = read_prompt_file(path, replace(PROMPTS, column=case.column)).prompts
     except UserInputError as err:
         return refusal_outcome("prompts", case.name, err.exit_code, str(err), case.refused or ("no refusal was expected",))
     texts = tuple(prompt.text for prompt in prompts)
@@ -237,13 +261,22 @@ def speeds() -> dict[str, int]:
 def real_outcomes(folder: Path) -> Iterator[Outcome]:
     """Real config.json files, each held against transformers where both read it."""
     for path in sorted(folder.glob("*.json")):
-        code, message = design(path, REAL_DRAFT)
-        if code == 2 and len(message) <= MAX_MESSAGE_CHARS and "mend" not in message.casefold():
+        code, _, message = design(path, REAL_DRAFT)
+        if code == 2 and len(message) <= MAX_MESSAGE_CHARS and "mend" not in message.casefold() and says_why(message, path):
             yield Outcome(part="real", name=path.stem, verdict="refused well")
         elif code:
             yield Outcome(part="real", name=path.stem, verdict="wrong", why=f"exit code {code}: {message.strip()}")
         else:
             yield _real_answer(path)
+
+
+def says_why(message: str, path: Path) -> bool:
+    """Whether a refusal names what stands in the file: a key with its value, a class or a type; or the model's own name."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]
+    names = {str(name) for part in parts for name in [*(part.get("architectures") or []), part.get("model_type")] if name}
+    by_key = any(f"{key} = " in message for part in parts for key in part)
+    return by_key or any(name in message for name in names) or (path.stem in message and "by its name" in message)
 
 
 def _real_answer(path: Path) -> Outcome:

@@ -4,7 +4,7 @@ A readable folder has an oracle that is not ours: transformers builds the model 
 there. Bytes of quantised weights are summed up over its matrices at the bits that the format is known to take.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -29,8 +29,8 @@ class Storage:
     """Of a weight of the layers' matrices, with its part of scales and zero points."""
     head_bits: float = 16.0
     embedding_bits: float = 16.0
-    kept_modules: tuple[str, ...] = ()
-    """Parts of the names of matrices that stay in 16 bits."""
+    own_bits: Mapping[str, float] = field(default_factory=dict)
+    """Parts of the names of matrices with bits of their own; the first that a name has holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,10 @@ class ConfigCase:
     """Words of which each must be in the refusal; empty for a folder that is read."""
     named: str | None = None
     """What the target must be called; the folder's name when None."""
-    built_as: Json = field(default_factory=dict)
-    """Keys that stand for the file where transformers is asked, for files that it does not read as they are."""
+    dtype: str | None = None
+    """Asked for with `--dtype`."""
+    place: str = ""
+    """The folder below the one of the case's name."""
 
 
 def _llama(**keys: object) -> dict[str, object]:
@@ -64,6 +66,18 @@ def _quantised(name: str, block: Json, storage: Storage, key: str = "quantizatio
 
 def _without(config: Json, *keys: str) -> dict[str, object]:
     return {key: value for key, value in config.items() if key not in keys}
+
+
+def _group(
+    bits: int, kind: str, strategy: str, *, inputs: int, targets: Sequence[str] = ("Linear",), group_size: int | None = None
+) -> Json:
+    """A group of compressed-tensors."""
+    weights = {"num_bits": bits, "type": kind, "strategy": strategy, "group_size": group_size, "symmetric": True}
+    return {
+        "targets": list(targets),
+        "weights": weights,
+        "input_activations": {"num_bits": inputs, "type": kind, "strategy": "token", "dynamic": True},
+    }
 
 
 READ = (
@@ -155,7 +169,7 @@ READ = (
     _quantised(
         "fp8-fbgemm",
         {"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["lm_head", "model.layers.0", "model.layers.11"]},
-        Storage(linear_bits=8, kept_modules=("layers.0.", "layers.11.", "lm_head")),
+        Storage(linear_bits=8, own_bits={"layers.0.": 16.0, "layers.11.": 16.0}),
     ),
     _quantised(
         "compressed-tensors-w4a16",
@@ -229,6 +243,173 @@ READ = (
         Storage(linear_bits=4.5, head_bits=4.5, embedding_bits=4.5),
         key="quantization",
     ),
+    _quantised(
+        "mlx-mixed",
+        {
+            "bits": 4,
+            "group_size": 64,
+            "model.embed_tokens": {"bits": 8, "group_size": 64},
+            "lm_head": {"bits": 6, "group_size": 32},
+            "model.layers.3.mlp.down_proj": {"bits": 6, "group_size": 64},
+            "model.layers.4.mlp.down_proj": False,
+        },
+        Storage(
+            linear_bits=4.5,
+            head_bits=7,
+            embedding_bits=8.5,
+            own_bits={"layers.3.mlp.down_proj": 6.5, "layers.4.mlp.down_proj": 16.0},
+        ),
+        key="quantization",
+    ),
+    _quantised(
+        "bitsandbytes-dynamic",
+        {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "llm_int8_skip_modules": ["lm_head", "multi_modal_projector", "model.layers.1.self_attn", "model.layers.11.mlp"],
+        },
+        Storage(linear_bits=4 + (8 + 32 / 256) / 64, own_bits={"layers.1.self_attn": 16.0, "layers.11.mlp": 16.0}),
+    ),
+    _quantised(
+        "gptq-dynamic",
+        {
+            "quant_method": "gptq",
+            "bits": 4,
+            "group_size": 128,
+            "dynamic": {r"-:model\.layers\.0\..*": {}, r"+:.*\.o_proj": {"bits": 8}},
+        },
+        Storage(linear_bits=4 + 20 / 128, own_bits={"layers.0.": 16.0, "o_proj": 8 + 24 / 128}),
+    ),
+    _quantised(
+        "compressed-tensors-fp8-with-kv-cache",
+        {
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "ignore": ["lm_head"],
+            "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True},
+            "config_groups": {"group_0": _group(8, "float", "tensor", inputs=8)},
+        },
+        Storage(linear_bits=8),
+    ),
+    _quantised(
+        "compressed-tensors-w8a8",
+        {
+            "quant_method": "compressed-tensors",
+            "format": "int-quantized",
+            "ignore": ["lm_head"],
+            "config_groups": {"group_0": _group(8, "int", "channel", inputs=8)},
+        },
+        Storage(linear_bits=8),
+    ),
+    _quantised(
+        "compressed-tensors-mixed",
+        {
+            "quant_method": "compressed-tensors",
+            "format": "mixed-precision",
+            "ignore": ["re:.*lm_head", "re:.*layers\\.0\\..*"],
+            "config_groups": {
+                "group_0": _group(4, "float", "tensor_group", inputs=4, targets=["re:.*mlp.*"], group_size=16),
+                "group_1": _group(8, "float", "channel", inputs=8, targets=["re:.*self_attn.*"]),
+            },
+        },
+        Storage(linear_bits=4.5, own_bits={"layers.0.": 16.0, "self_attn": 8.0}),
+    ),
+    ConfigCase(
+        name="modelopt-mixed-in-a-second-file",
+        files={
+            "config.json": _llama(),
+            "hf_quant_config.json": {
+                "producer": {"name": "modelopt", "version": "0.33.0"},
+                "quantization": {
+                    "quant_algo": "MIXED_PRECISION",
+                    "kv_cache_quant_algo": "FP8",
+                    "quantized_layers": {
+                        **{
+                            f"model.layers.{n}.mlp.{p}_proj": {"quant_algo": "NVFP4"}
+                            for n in range(12)
+                            for p in ("gate", "up", "down")
+                        },
+                        **{f"model.layers.{n}.self_attn.{p}_proj": {"quant_algo": "FP8"} for n in range(12) for p in "qkv"},
+                    },
+                },
+            },
+        },
+        storage=Storage(linear_bits=4.5, own_bits={"o_proj": 16.0, "self_attn": 8.0}),
+    ),
+    _quantised(
+        "torchao-by-module",
+        {
+            "quant_method": "torchao",
+            "include_input_output_embeddings": True,
+            "modules_to_not_convert": [],
+            "quant_type": {
+                "default": {
+                    "_type": "FqnToConfig",
+                    "_version": 1,
+                    "_data": {
+                        "fqn_to_config": {
+                            "_default": {
+                                "_type": "Int8DynamicActivationIntxWeightConfig",
+                                "_version": 1,
+                                "_data": {
+                                    "weight_dtype": {"_type": "torch.dtype", "_data": "int4"},
+                                    "weight_granularity": {"_type": "PerGroup", "_version": 1, "_data": {"group_size": 32}},
+                                },
+                            },
+                            "model.embed_tokens": {
+                                "_type": "IntxWeightOnlyConfig",
+                                "_version": 1,
+                                "_data": {"weight_dtype": {"_type": "torch.dtype", "_data": "int8"}},
+                            },
+                        }
+                    },
+                }
+            },
+        },
+        Storage(linear_bits=4.5, head_bits=4.5, embedding_bits=8 + 16 / 1024),
+    ),
+    _config(
+        "multimodal-fp8-whose-head-has-the-wrapper-s-name",
+        {
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "model_type": "qwen3_vl",
+            "text_config": {**_SIZES, "model_type": "qwen3_vl_text", "head_dim": 128},
+            "tie_word_embeddings": False,
+            "vision_config": {"depth": 2, "hidden_size": 64, "num_heads": 2, "out_hidden_size": 1024},
+            "quantization_config": {
+                "quant_method": "compressed-tensors",
+                "ignore": ["language_model.lm_head", "re:visual.*"],
+                "config_groups": {"group_0": _group(8, "float", "channel", inputs=8)},
+            },
+        },
+        storage=Storage(linear_bits=8),
+    ),
+    _quantised(
+        "regex-that-takes-re-for-ever",
+        {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": 128,
+            "modules_to_not_convert": [r"(\w+\.?)+!", r"((a|aa|[a-z_.])+)+!"],
+        },
+        Storage(linear_bits=4 + 20 / 128),
+    ),
+    _config("gguf-q4_0", _llama(), dtype="q4_0", storage=Storage(linear_bits=4.5, head_bits=6.5625, embedding_bits=4.5)),
+    _config("gguf-q8_0", _llama(), dtype="q8_0", storage=Storage(linear_bits=8.5, head_bits=8.5, embedding_bits=8.5)),
+    _config(
+        "gguf-q4_k_m",
+        _llama(),
+        dtype="q4_k_m",
+        storage=Storage(
+            linear_bits=4.5,
+            head_bits=6.5625,
+            embedding_bits=4.5,
+            own_bits={f"layers.{n}.{p}_proj": 6.5625 for n in (0, 3, 6, 9, 10, 11) for p in ("self_attn.v", "mlp.down")},
+        ),
+    ),
+    _config("hub-cache", _llama(), place="models--some-org--Some-Llama-2B/snapshots/0a1b2c", named="Some-Llama-2B"),
 )
 
 _MOE: Json = {**_llama(), "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 8}
@@ -294,6 +475,21 @@ REFUSED = (
         refused=("DSpark",),
     ),
     _config("no-such-quantisation", _llama(quantization_config={"quant_method": "zipzap"}), refused=("zipzap", "--dtype")),
+    _config("quantisation-of-nothing", _llama(quantization_config={}), refused=("quantization_config", "--dtype")),
+    _config("quantisation-of-a-word", _llama(quantization_config="awq"), refused=("quantization_config", "'awq'", "object")),
+    _config(
+        "quantisation-in-words",
+        _llama(quantization_config={"quant_method": "gptq", "bits": "four"}),
+        refused=("quantization_config", "bits", "'four'"),
+    ),
+    ConfigCase(
+        name="two-files-that-contradict-each-other",
+        files={
+            "config.json": _llama(quantization_config={"quant_method": "awq", "bits": 4, "group_size": 128}),
+            "hf_quant_config.json": {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}},
+        },
+        refused=("AWQ int4", "fp8", "hf_quant_config.json"),
+    ),
     _config("heads-not-shared-evenly", _llama(num_key_value_heads=5), refused=("num_key_value_heads",)),
     _config("negative-size", _llama(hidden_size=-1), refused=("hidden_size", "-1")),
     _config("architectures-of-no-text", _llama(architectures=3), refused=("architectures",)),

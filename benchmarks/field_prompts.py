@@ -20,8 +20,8 @@ class PromptCase:
     """What users say in it, in order: the first turn of each; empty for a file that is refused."""
     refused: tuple[str, ...] = ()
     """Words of which each must be in the refusal."""
-    flags: tuple[str, ...] = ()
-    """To be given with it."""
+    column: str | None = None
+    """The key or column that is asked for; None to let it be found."""
 
 
 def _lines(rows: Sequence[object]) -> bytes:
@@ -79,6 +79,17 @@ READ = (
     PromptCase(name="blank_last_line.jsonl", data=_lines(_PROMPT) + b"\n", prompts=BOTH),
     PromptCase(name="prompts.jsonl.gz", data=gzip.compress(_lines(_PROMPT), mtime=0), prompts=BOTH),
     PromptCase(name="questions.csv", data=_CSV, prompts=BOTH),
+    PromptCase(name="chosen_column.csv", data=b"title,body,n\nx,One.,1\ny,Two.,2\n", prompts=("One.", "Two."), column="body"),
+    PromptCase(name="semicolons.csv", data=b"prompt;n\nOne, or two?;1\nThree?;2\n", prompts=("One, or two?", "Three?")),
+    PromptCase(name="tabs.tsv", data=b"prompt\tn\nOne?\t1\nTwo?\t2\n", prompts=("One?", "Two?")),
+    PromptCase(
+        name="chosen_key.jsonl", data=_lines([{"colour": "red", "ask": text} for text in BOTH]), prompts=BOTH, column="ask"
+    ),
+    PromptCase(
+        name="parts.jsonl",
+        data=_lines([{"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]} for text in BOTH]),
+        prompts=BOTH,
+    ),
     PromptCase(name="lines.txt", data=f"{ONE}\nAnd then?\n".encode(), prompts=(ONE, "And then?")),
     PromptCase(
         name="alpaca.json",
@@ -95,5 +106,6 @@ REFUSED = (
     PromptCase(name="cut.jsonl", data=_lines(_PROMPT)[:-9], refused=("line 2", "JSON")),
     PromptCase(name="utf16.jsonl", data='{"prompt": "a"}'.encode("utf-16"), refused=("UTF-16", "iconv")),
     PromptCase(name="two_columns.csv", data=b"one,two\na,b\nc,d\n", refused=("one", "two", "column")),
+    PromptCase(name="no_such_column.csv", data=_CSV, column="colour", refused=("colour", "question")),
     PromptCase(name="binary.bin", data=bytes(range(256)), refused=("text",)),
 )

@@ -20,8 +20,8 @@ from perfmodel.latency import LatencyModel, RooflineLatency
 from perfmodel.passes import PassKind
 from perfmodel.profile import Dtype, EngineMode
 from perfmodel.units import Bytes, Seconds, Tokens, format_number
-from perfmodel.weight_format import WeightFormat, dtype_format
-from perfmodel.work import kv_bytes_per_token
+from perfmodel.weight_format import WeightFormat, dtype_format, model_weight_bytes
+from perfmodel.work import kv_bytes_per_token, kv_cache_bytes
 
 DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40)
 FFN_RATIOS = (Fraction(2), Fraction(8, 3), Fraction(29, 8), Fraction(5))
@@ -57,11 +57,17 @@ class DesignRequest:
     """Drafted a round."""
     stored: WeightFormat | None = None
     """How the target's files store it; None where it is priced in the dtype."""
+    draft_stored: WeightFormat | None = None
+    """The same of a given draft."""
 
     @property
     def target_weights(self) -> WeightFormat:
         """How the target is stored, and priced."""
         return self.stored or dtype_format(self.dtype, self.target)
+
+    def draft_weights(self, geometry: ModelGeometry) -> WeightFormat:
+        """How a draft is stored, and priced."""
+        return self.draft_stored or dtype_format(self.dtype, geometry)
 
     @property
     def max_round_tokens(self) -> Tokens:
@@ -180,6 +186,17 @@ def _target_s(request: DesignRequest, *, drafted_tokens: Tokens) -> Seconds:
     return sum(_pass_s(target, kind, rows, request.context_tokens) for kind, rows in passes)
 
 
+def first_device_bytes(draft: ModelGeometry, request: DesignRequest) -> Bytes:
+    """Bytes on the device that holds a whole draft and its part of the target, caches included."""
+    pairs = ((draft, request.draft_weights(draft), 1), (request.target, request.target_weights, request.num_devices))
+    return round(
+        sum(
+            (model_weight_bytes(model, weights) + kv_cache_bytes(model, weights, request.context_tokens)) / num_shares
+            for model, weights, num_shares in pairs
+        )
+    )
+
+
 def token_s_by_depth(found: Iterable[Design]) -> dict[int, Seconds]:
     """Seconds of a drafted token of the fastest design at every depth."""
     fastest: dict[int, Seconds] = {}
@@ -192,7 +209,7 @@ def token_s_by_depth(found: Iterable[Design]) -> dict[int, Seconds]:
 def draft_token_s(geometry: ModelGeometry, request: DesignRequest) -> Seconds:
     """Seconds to draft one token on one device: one segment of all layers, and one exit."""
     exits = (geometry.num_layers,)
-    latency = RooflineLatency(geometry, exits, request.hardware, request.dtype, request.engine)
+    latency = RooflineLatency(geometry, exits, request.hardware, request.draft_weights(geometry), request.engine)
     return _pass_s(latency, "segment", 1, request.context_tokens) + _pass_s(latency, "exit", 1, request.context_tokens)
 
 

@@ -13,7 +13,7 @@ from perfmodel.hub import CONFIG, QUANTISATION_FILE, REPOSITORY, fetch_config, f
 from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.model_config import geometry_from_config, reading_note
 from perfmodel.near_names import near_models
-from perfmodel.quantised_config import find_quantisation, stored_format
+from perfmodel.quantised_config import check_agreement, find_quantisation, stored_format
 from perfmodel.weight_format import WeightFormat
 
 _LOG = logging.getLogger(__name__)
@@ -59,11 +59,15 @@ def find_target(text: str, fetch: Fetch = fetch_config) -> ModelGeometry:
 
 def find_any_draft(text: str) -> DraftGeometry:
     """A known nested draft, or any model that `find_target` finds as a draft with one exit, at its full depth."""
-    try:
+    if is_known_draft(text):
         return find_draft(text)
-    except UnknownName:
-        model = find_target(text)
-        return DraftGeometry(kind="separate", model=model, exit_layers=(model.num_layers,))
+    model = find_target(text)
+    return DraftGeometry(kind="separate", model=model, exit_layers=(model.num_layers,))
+
+
+def is_known_draft(text: str) -> bool:
+    """Whether a text names a nested draft of the table."""
+    return _is_known(text, find_draft)
 
 
 def config_path(text: str) -> Path | None:
@@ -101,7 +105,7 @@ def _read(path: Path, repository: str | None = None) -> ModelGeometry:
         geometry = geometry_from_config(config, name, f"{CONFIG} of {place}")
     note = reading_note(config, name)
     if note:
-        _LOG.warning(note)
+        _LOG.info(note)
     return geometry
 
 
@@ -130,13 +134,18 @@ def find_stored_format(
         block = read_config_file(fetched) if fetched is not None else None
     else:
         block = read_config_file(beside) if beside.is_file() else None
-    quantisation = find_quantisation(config, block, model.name)
-    return None if quantisation is None else stored_format(quantisation, model)
+    with about_file(config_file):
+        quantisation = find_quantisation(config, block, model.name)
+        if quantisation is None:
+            return None
+        stored = stored_format(quantisation, model)
+        check_agreement(stored, block, model)
+    return stored
 
 
-def _is_known(name: str) -> bool:
+def _is_known(name: str, find: Callable[[str], object] = find_model) -> bool:
     try:
-        find_model(name)
+        find(name)
     except UnknownName:
         return False
     return True

@@ -68,7 +68,7 @@ def design_parser() -> argparse.ArgumentParser:
 def run_design(args: argparse.Namespace) -> int:
     """Draft shapes of one size, or one draft at several draft lengths."""
     from calibrate.design import DEFAULT_DRAFT_TOKENS, DRAFT_LENGTHS, DesignRequest, designs, draft_rounds
-    from calibrate.find_target import find_any_draft, find_stored_format, find_target
+    from calibrate.find_target import find_any_draft, find_stored_format, find_target, is_known_draft
     from calibrate.pricing import target_device
     from calibrate.show_law import design_text, draft_text
     from perfmodel.geometry import with_reduced_head
@@ -77,10 +77,19 @@ def run_design(args: argparse.Namespace) -> int:
     for flag, count in (("--draft-tokens", args.draft_tokens), ("--context-tokens", args.context_tokens)):
         if count is not None and count < 1:
             raise UserInputError(f"{flag} {count}: expected at least 1.")
+    drafted_tokens = args.draft_tokens or 0
+    if args.context_tokens + drafted_tokens > target.max_context_tokens:
+        raise UserInputError(
+            f"--context-tokens {args.context_tokens} and {drafted_tokens} drafted tokens: expected at most the "
+            f"{target.max_context_tokens} tokens of context of {target.name}. Give fewer."
+        )
     stored = None if args.dtype is not None else find_stored_format(args.target, target)
     draft = None if args.draft is None else find_any_draft(args.draft)
+    draft_stored = None
     if draft is not None:
         draft = replace(draft, model=with_reduced_head(draft.model, args.draft_vocab))
+        if args.dtype is None and not is_known_draft(args.draft):
+            draft_stored = find_stored_format(args.draft, draft.model)
     device = target_device(target, device_request(args), context_tokens=args.context_tokens, stored=stored)
     request = DesignRequest(
         target=target,
@@ -93,6 +102,7 @@ def run_design(args: argparse.Namespace) -> int:
         context_tokens=args.context_tokens,
         draft_tokens=args.draft_tokens or DEFAULT_DRAFT_TOKENS,
         stored=stored,
+        draft_stored=draft_stored,
     )
     if draft is None:
         print_out(design_text(request, designs(request), asked_target=args.target))

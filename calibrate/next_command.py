@@ -15,10 +15,12 @@ from calibrate.acceptance import REFERENCE_PREFIX, model_folder
 from calibrate.placement import Placement
 from calibrate.pricing import key_text, memory_needed, pair_weights
 from perfmodel.geometry import SELF_DRAFT, DraftGeometry
+from perfmodel.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.launch import launched
 from perfmodel.plan import Plan
 from perfmodel.profile import DeviceKey, Dtype
 from perfmodel.sampling import Sampling
+from perfmodel.units import format_frac
 
 PROFILED_DTYPES = ("fp32", "bf16", "fp16")
 """Those `s2d-profile` can run, and `s2d-run` after it."""
@@ -57,10 +59,13 @@ def next_note(plan: Plan) -> str | None:
     if _fits(plan):
         again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."
         return _original_note(plan) if measured == plan.device else again
-    where = f"s2d-profile and s2d-run work on {key_text(measured)}, which does not hold these models{_dealt_text(plan)}"
+    where = (
+        f"s2d-profile and s2d-run cannot run these models on {key_text(measured)}: they do not fit in memory"
+        f"{_split_text(plan)}, with {format_frac(MEMORY_HEADROOM_FRAC)} of it kept free."
+    )
     if _is_fitted(plan):
-        return f"{where}: more than the device's law cannot be measured."
-    return f"{where}. What they can measure is the device's law: s2d-plan --fit prices models by it that nobody ran."
+        return f"{where} Only the device's latency law can be measured, and this plan uses it."
+    return f"{where} s2d-profile law measures the device's latency law instead, and s2d-plan --fit plans with it."
 
 
 def _original_note(plan: Plan) -> str | None:
@@ -73,10 +78,10 @@ def _original_note(plan: Plan) -> str | None:
     )
 
 
-def _dealt_text(plan: Plan) -> str:
+def _split_text(plan: Plan) -> str:
     if plan.device.num_devices == 1:
         return ""
-    return ", dealt out evenly" if plan.draft_num_devices > 1 else ", dealt out evenly with the draft on the first"
+    return ", even split evenly" if plan.draft_num_devices > 1 else " with the target split evenly and the draft on the first"
 
 
 def measured_key(planned: DeviceKey) -> DeviceKey:

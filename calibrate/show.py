@@ -185,9 +185,8 @@ def cautions(plan: Plan) -> list[str]:
     single = next((one for one in plan.runners_up if one.policy is not None and len(one.policy.exit_layers) == 1), None)
     if is_published(plan.evidence) and single is not None and single.speedup.tokens_per_s < plan.chosen.speedup.tokens_per_s:
         found.append(
-            f"{_capitalised(single.name)} alone, which needs no confidence, is predicted to give "
-            f"{format_speedup(single.speedup.speedup.value)}: so much rests on published "
-            "agreement. What the plan adds to it rests on assumed confidences."
+            f"{_capitalised(single.name)} alone is predicted to give {format_speedup(single.speedup.speedup.value)}. That uses "
+            "published agreement rates only; the rest of the gain depends on assumed confidences."
         )
     return found
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from calibrate.design import Design, DesignRequest, DraftRound, draft_token_s, plain_token_s
+from calibrate.design import Design, DesignRequest, DraftRound, draft_token_s, first_device_bytes, plain_token_s
 from calibrate.show import PAGE_CHARS, asked_text, model_label, unpublished_note
 from perfmodel.console import table
-from perfmodel.geometry import DraftGeometry
+from perfmodel.geometry import DraftGeometry, ModelGeometry
 from perfmodel.units import (
     MEGA,
     format_bytes,
@@ -107,7 +107,6 @@ def design_text(request: DesignRequest, found: Sequence[Design], *, asked_target
     head = [
         *_target_lines(request, asked_target),
         f"draft   {size} on one device, {request.draft_tokens} tokens a round, {request.context_tokens} tokens of context",
-        *([] if request.target_weights.is_plain else [f"weights {request.target_weights.text}"]),
         *([f"head    {said} of {request.target.vocab_size} tokens"] if is_reduced else []),
     ]
     frontier = sorted((one for one in found if one.is_frontier), key=lambda one: one.geometry.num_layers)
@@ -123,10 +122,13 @@ def draft_text(request: DesignRequest, draft: DraftGeometry, rounds: Sequence[Dr
     head = [
         *_target_lines(request, asked_target),
         f"draft   {model_label(model)}, on one device: {format_seconds(token_s)} a drafted token",
+        *([] if request.draft_stored is None else [f"        weights {request.draft_stored.text}"]),
         f"context {request.context_tokens} tokens",
+        *(
+            textwrap.fill(note, PAGE_CHARS, initial_indent="note    ", subsequent_indent=" " * 8)
+            for note in _draft_notes(model, request)
+        ),
     ]
-    if model.vocab_size != request.target.vocab_size:
-        head.append(f"note    its vocabulary has {model.vocab_size} tokens, the target's {request.target.vocab_size}")
     rows = [
         [
             str(one.draft_tokens),
@@ -143,6 +145,26 @@ def draft_text(request: DesignRequest, draft: DraftGeometry, rounds: Sequence[Dr
     return "\n\n".join(blocks if (note := unpublished_note(draft)) is None else [*blocks, note])
 
 
+def _draft_notes(draft: ModelGeometry, request: DesignRequest) -> Iterator[str]:
+    """What may keep a draft from running with its target at all."""
+    target, memory_bytes = request.target, request.hardware.memory_bytes
+    if draft.vocab_size != target.vocab_size:
+        yield (
+            f"its vocabulary has {draft.vocab_size} tokens, the target's {target.vocab_size}: a draft needs the target's "
+            "tokenizer, and only unused rows may differ"
+        )
+    if draft.num_params >= target.num_params:
+        yield "it is no smaller than its target"
+    if request.context_tokens >= draft.max_context_tokens:
+        yield f"its context ends at {draft.max_context_tokens} tokens"
+    needed_bytes = first_device_bytes(draft, request)
+    if memory_bytes is not None and needed_bytes > memory_bytes:
+        yield (
+            f"with its part of the target it takes {format_bytes(needed_bytes)}, and one {request.hardware.name} holds "
+            f"{format_bytes(memory_bytes)}: give more --num-devices, a larger --device or a smaller --dtype"
+        )
+
+
 def _target_lines(request: DesignRequest, asked_target: str) -> list[str]:
     """The target, where it runs, and its plain decoding."""
     where, plain_s = (
@@ -152,6 +174,7 @@ def _target_lines(request: DesignRequest, asked_target: str) -> list[str]:
     return [
         f"target  {model_label(request.target)}{asked_text(asked_target, request.target)}, on {where}",
         f"plain   {format_rate(1 / plain_s)}, {format_seconds(plain_s)} a token",
+        *([] if request.target_weights.is_plain else [f"weights {request.target_weights.text}"]),
     ]
 
 
@@ -183,7 +206,7 @@ def _length_advice(rounds: Sequence[DraftRound]) -> str:
         lengths = ", ".join(str(one.draft_tokens) for one in rounds)
         return (
             f"This draft cannot pay at {lengths} drafted tokens: a round of K drafted tokens yields at most K + 1. Take a "
-            "draft of fewer layers."
+            "smaller draft, or one of fewer layers."
         )
     advice = (
         "A draft length pays where the acceptance length that an engine reports (accepted tokens + 1) is above its break-even."

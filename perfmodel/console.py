@@ -36,6 +36,8 @@ _EXTRA_OF = {
 }
 """Which of our extras brings an optional package, by the name it is imported under."""
 
+_OUR_PACKAGES = ("perfmodel", "calibrate", "profiler", "s2d")
+"""Their notes are shown without `-v`."""
 _COLUMN_GAP = "  "
 _LINE_EVERY_S = 10.0
 _REDRAW_EVERY_S = 0.1
@@ -261,10 +263,17 @@ class Progress:
 
 
 def _configure_logging(verbose: bool) -> None:
+    """Print records as `note: …` or `warning: …`: those of other packages from warnings on, or all where `verbose` is set."""
     import logging
 
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True)
+    class ForPeople(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return f"{'warning' if record.levelno >= logging.WARNING else 'note'}: {super().format(record)}"
+
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setFormatter(ForPeople("%(message)s"))
+    for package in _OUR_PACKAGES:
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def _ours(err: BaseException) -> BaseException:

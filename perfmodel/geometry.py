@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from perfmodel.artifact import with_keys
 from perfmodel.errors import BadPolicy, UnknownName, UserInputError
+from perfmodel.near_names import dashed_name
 from perfmodel.units import Frac, Tokens
 
 DraftKind = Literal["separate", "self"]
@@ -322,7 +323,7 @@ def other_releases(asked: str, understood: ModelGeometry) -> list[str]:
 
     if _look_up({model.name: model for model in KNOWN_MODELS}, ALIASES, asked) != understood:
         return []
-    plain = _TUNING.sub("", asked.casefold().rpartition("/")[2])
+    plain = _TUNING.sub("", dashed_name(asked.rpartition("/")[2]))
     others = [model.name for model in KNOWN_MODELS if model.name != understood.name and _without_version(model.name) == plain]
     return sorted(others)
 
@@ -355,7 +356,7 @@ def _without_version(name: str) -> str:
 
 
 def _look_up(known: Mapping[str, _Known], aliases: Mapping[str, str], name: str) -> _Known | None:
-    whole = name.casefold().rpartition("/")[2]
+    whole = dashed_name(name.rpartition("/")[2])
     plain = _TUNING.sub("", whole)
     names = (whole, aliases.get(whole, whole), plain, aliases.get(plain, plain))
     return next((known[one] for one in names if one in known), None)

@@ -16,6 +16,7 @@ from typing import Literal
 
 from perfmodel.errors import OutOfDomain, UnknownName, UserInputError
 from perfmodel.kernel_costs import KERNEL_COSTS, WIDEST_ERROR_FRAC, EngineCosts, KernelCosts
+from perfmodel.near_names import dashed_name
 from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode, WeightKernels
 from perfmodel.units import (
     GB,
@@ -276,8 +277,9 @@ def find_hardware(name: str) -> Hardware:
     """
     from perfmodel.known_hardware import KNOWN_HARDWARE
 
+    plain = dashed_name(name)
     for hardware in KNOWN_HARDWARE:
-        if name.casefold() in hardware.names:
+        if name.casefold() in hardware.names or plain in map(dashed_name, hardware.names):
             return hardware
     known = [hardware.name.casefold() for hardware in KNOWN_HARDWARE]
     aliases = {alias: hardware.name.casefold() for hardware in KNOWN_HARDWARE for alias in hardware.aliases}

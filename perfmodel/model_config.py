@@ -16,6 +16,8 @@ from perfmodel.units import Tokens
 
 MAX_COUNT = 10**9
 """No size of a model is larger."""
+MAX_LAYERS = 1000
+"""No model has more; a quantised one is read layer by layer."""
 
 _DEFAULT_CONTEXT_TOKENS: Tokens = 2048
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -43,7 +45,7 @@ def geometry_from_config(config: Config, name: str, source: str | None = None) -
     offset = architecture.learned_position_offset
     return ModelGeometry(
         name=name,
-        num_layers=keys.count("num_hidden_layers"),
+        num_layers=keys.num_layers,
         hidden_size=keys.hidden,
         intermediate_size=keys.mlp,
         num_heads=keys.heads,
@@ -77,6 +79,13 @@ class _Keys:
     @property
     def heads(self) -> int:
         return self.count("num_attention_heads")
+
+    @property
+    def num_layers(self) -> int:
+        num_layers = self.count("num_hidden_layers")
+        if num_layers > MAX_LAYERS:
+            raise self._wrong("num_hidden_layers", f"a count from 1 to {MAX_LAYERS}")
+        return num_layers
 
     @property
     def kv_heads(self) -> int:
@@ -146,21 +155,38 @@ class _Keys:
 
 def _remarks(keys: _Keys, *, is_text: bool) -> Iterator[str]:
     """What a reader of a geometry should know of its file: which part was read, and which sizes it leaves out."""
-    family = keys.architecture
-    if is_text or family.is_text_of_more or set(family.other_names) & set(architecture_names(keys.decoder)):
+    if _is_part(keys, is_text=is_text):
         yield "text decoder only"
-    left_out = [key for key in _SIZES if not keys.is_given(key) and key in family.defaults]
-    if left_out:
-        filled = ", ".join(f"{key} {keys.value(key)}" for key in left_out)
-        yield f"with transformers' defaults of {family.model_type}: {filled}"
+    if filled := _filled_text(keys):
+        yield f"with transformers' defaults of {keys.architecture.model_type}: {filled}"
+
+
+def _is_part(keys: _Keys, *, is_text: bool) -> bool:
+    """Whether the model also sees or hears."""
+    family = keys.architecture
+    return is_text or family.is_text_of_more or bool(set(family.other_names) & set(architecture_names(keys.decoder)))
+
+
+def _filled_text(keys: _Keys) -> str:
+    """`vocab_size 32000, num_attention_heads 32`: sizes that the file leaves out, as its family's class fills them."""
+    left_out = [key for key in _SIZES if not keys.is_given(key) and key in keys.architecture.defaults]
+    return ", ".join(f"{key} {keys.value(key)}" for key in left_out)
 
 
 def reading_note(config: Config, name: str) -> str | None:
     """What to say of a config that was not read as a whole, or not from the file alone; None where there is nothing to say."""
     decoder = decoder_config(config)
     keys = _Keys(decoder=decoder, architecture=find_architecture(decoder, name), name=name)
-    remarks = list(_remarks(keys, is_text=decoder is not config))
-    return f"{name} is read as follows: {', '.join(remarks)}" if remarks else None
+    filled = _filled_text(keys)
+    parts = [
+        *([f"only the text decoder of {name} is priced"] if _is_part(keys, is_text=decoder is not config) else []),
+        *(
+            [f"its config leaves out sizes, taken from transformers' {keys.architecture.model_type}: {filled}"]
+            if filled
+            else []
+        ),
+    ]
+    return "; ".join(parts) or None
 
 
 def _extra_layer_params(keys: _Keys) -> int:
@@ -183,7 +209,7 @@ def _extra_layer_params(keys: _Keys) -> int:
 
 def _windowed_layers(keys: _Keys, context_tokens: Tokens) -> int:
     """How many layers see a window only; none where the window is as long as the context."""
-    rule, num_layers = keys.architecture.windows, keys.count("num_hidden_layers")
+    rule, num_layers = keys.architecture.windows, keys.num_layers
     types = layer_types(keys.decoder)
     if types and len(types) != num_layers:
         name = shown(keys.name)

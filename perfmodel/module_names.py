@@ -6,8 +6,10 @@ matches a module when it matches any of its names.
 
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+
+from perfmodel.module_regex import ModuleRegexes, UnreadablePattern
 
 Matches = Callable[[Sequence[str]], bool]
 """Whether any of a module's names is matched."""
@@ -16,6 +18,8 @@ _LAYERS = (
     "model.layers",
     "model.language_model.layers",
     "language_model.model.layers",
+    "language_model.layers",
+    "model.text_model.layers",
     "model.decoder.layers",
     "transformer.h",
 )
@@ -23,15 +27,36 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "q_proj": ("self_attn.q_proj", "self_attn.qkv_proj", "attn.c_attn"),
     "k_proj": ("self_attn.k_proj", "self_attn.qkv_proj", "attn.c_attn"),
     "v_proj": ("self_attn.v_proj", "self_attn.qkv_proj", "attn.c_attn"),
-    "o_proj": ("self_attn.o_proj", "self_attn.out_proj", "attn.c_proj"),
+    "o_proj": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attn.c_proj"),
     "gate_proj": ("mlp.gate_proj", "mlp.gate_up_proj"),
     "up_proj": ("mlp.up_proj", "mlp.gate_up_proj"),
     "down_proj": ("mlp.down_proj",),
-    "fc1": ("fc1", "mlp.fc1", "mlp.c_fc"),
-    "fc2": ("fc2", "mlp.fc2", "mlp.c_proj"),
+    "fc1": ("fc1", "mlp.fc1", "mlp.c_fc", "mlp.up_proj"),
+    "fc2": ("fc2", "mlp.fc2", "mlp.c_proj", "mlp.down_proj"),
 }
+HEAD_NAMES = (
+    "lm_head",
+    "language_model.lm_head",
+    "model.lm_head",
+    "model.language_model.lm_head",
+    "embed_out",
+)
+"""What files call the LM head."""
+EMBEDDING_NAMES = (
+    "model.embed_tokens",
+    "language_model.model.embed_tokens",
+    "model.language_model.embed_tokens",
+    "language_model.embed_tokens",
+    "model.text_model.embed_tokens",
+    "model.decoder.embed_tokens",
+    "transformer.wte",
+)
+"""What files call the embedding."""
+MAX_PATTERNS = 1000
+"""Of one list that are no plain names."""
 _IS_NAME = re.compile(r"[\w.-]*")
-_BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
+_BORDER = r"(?:(?<=\.)|(?=\.|$))"
+"""Beside a dot, or at the end."""
 
 
 def layer_names(layer: int, module: str) -> tuple[str, ...]:
@@ -43,21 +68,31 @@ def by_transformers_rule(patterns: Sequence[str]) -> Matches:
     """Names that transformers leaves unconverted: a name, regex or beginning up to a dot, or an ending.
 
     That of `transformers.quantizers.quantizers_utils.should_convert_module`.
+
+    Raises:
+        UnreadablePattern: one of the patterns cannot be matched in bounded time.
     """
     plain = frozenset(pattern.strip(".") for pattern in patterns if _IS_NAME.fullmatch(pattern))
-    regexes = [_regex(rf"(?:{pattern}){_BOUNDARY}", pattern) for pattern in patterns if not _IS_NAME.fullmatch(pattern)]
+    regexes = ModuleRegexes(_limited(pattern for pattern in patterns if not _IS_NAME.fullmatch(pattern)), _BORDER)
     endings = tuple(pattern for pattern in patterns if pattern)
 
     def matches(name: str) -> bool:
-        return name.endswith(endings) or bool(plain & _beginnings(name)) or any(regex.match(name) for regex in regexes)
+        return name.endswith(endings) or bool(plain & _beginnings(name)) or regexes.match(name)
 
     return lambda names: any(map(matches, names))
 
 
 def by_glob(patterns: Sequence[str]) -> Matches:
-    """Names that a glob matches, and all modules inside a module that is named."""
+    """Names that a glob matches, and all modules inside a module that is named.
+
+    Raises:
+        UnreadablePattern: there are too many.
+    """
     plain = frozenset(pattern for pattern in patterns if _IS_NAME.fullmatch(pattern))
-    globs = [re.compile(fnmatch.translate(pattern)) for pattern in patterns if not _IS_NAME.fullmatch(pattern)]
+    globs = [
+        re.compile(fnmatch.translate(pattern))
+        for pattern in _limited(pattern for pattern in patterns if not _IS_NAME.fullmatch(pattern))
+    ]
 
     def matches(name: str) -> bool:
         return bool(plain & _beginnings(name)) or any(glob.match(name) for glob in globs)
@@ -69,10 +104,13 @@ def by_regex_or_name(patterns: Sequence[str]) -> Matches:
     """Names that are listed, or that a regex after `re:` matches from the start: compressed-tensors' rule.
 
     A class (`Linear`) names no module; the reader gives it its meaning.
+
+    Raises:
+        UnreadablePattern: one of the regexes cannot be matched in bounded time.
     """
     plain = frozenset(pattern for pattern in patterns if not pattern.startswith("re:"))
-    regexes = [_regex(pattern[3:], pattern[3:]) for pattern in patterns if pattern.startswith("re:")]
-    return lambda names: any(name in plain or any(regex.match(name) for regex in regexes) for name in names)
+    regexes = ModuleRegexes(_limited(pattern[3:] for pattern in patterns if pattern.startswith("re:")))
+    return lambda names: any(name in plain or regexes.match(name) for name in names)
 
 
 @cache
@@ -82,9 +120,9 @@ def _beginnings(name: str) -> frozenset[str]:
     return frozenset(".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
-def _regex(pattern: str, literal: str) -> re.Pattern[str]:
-    """A compiled pattern; what is no regex is taken letter by letter."""
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return re.compile(re.escape(literal))
+def _limited(patterns: Iterable[str]) -> list[str]:
+    """The patterns of a list, each once."""
+    distinct = list(dict.fromkeys(patterns))
+    if len(distinct) > MAX_PATTERNS:
+        raise UnreadablePattern(f"{len(distinct)} patterns, more than {MAX_PATTERNS}")
+    return distinct

@@ -3,12 +3,12 @@
 Keys of our own files are the exception: their spelling is all that they have.
 
 `llama-7b0` is near `llama-2-7b`, which has its family and size. `opt-7b` is not near `gpt-7b`, and `fp8` is not near `fp16`:
-one letter or one digit makes another model or another number format.
+one letter or one digit makes another model, device or number format.
 """
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 MAX_NEAR = 3
@@ -19,6 +19,10 @@ _PARTS = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 _CLASS_ENDING = re.compile(r"(For[A-Z]\w*|LMHeadModel|Model)$")
 _NO_FAMILY = frozenset({"meta", "the", "my", "new", "b", "m"})
 """Words of model names that tell no family."""
+_OTHER_FAMILIES = frozenset(
+    {"mixtral", "pixtral", "ministral", "magistral", "llava", "olmoe", "qwq", "gemini", "granitemoe", "phimoe"}
+)
+"""Families that are spelled almost like a known one: no typos of it."""
 _MIN_DIGITS = 3
 _TYPO_LETTERS = ((8, 2), (4, 1))
 """From so many letters on, so many may be wrong."""
@@ -31,7 +35,11 @@ def near_models(given: str, known: Iterable[str]) -> tuple[str, ...]:
     if family is None:
         return ()
     of_family = [name for name in names if _words(name)[:1] == [family]]
-    return tuple(sorted(of_family, key=lambda name: _distance(given, name))[:MAX_NEAR])
+    asked = _with_unit(given, of_family)
+    is_sized = _size(asked) is not None or all(_size(name) is None for name in of_family)
+    if not is_sized and _version(asked) not in (None, *(number for name in of_family for number in _versions(name))):
+        return ()  # another release, such as a Llama 4: nothing says which of the known sizes is near
+    return tuple(sorted(of_family, key=lambda name: _distance(asked, name))[:MAX_NEAR])
 
 
 def near_words(given: str, known: Iterable[str]) -> tuple[str, ...]:
@@ -50,6 +58,11 @@ def near_keys(given: str, known: Iterable[str]) -> tuple[str, ...]:
 
     by_folded = {name.casefold(): name for name in known}
     return tuple(by_folded[key] for key in difflib.get_close_matches(given.casefold(), by_folded, n=MAX_NEAR, cutoff=0.6))
+
+
+def dashed_name(name: str) -> str:
+    """A name in lower case with dashes for blanks and underscores: `rtx-4090` for `RTX 4090`."""
+    return "-".join(re.split(r"[\s_-]+", name.strip().casefold()))
 
 
 def edit_distance(one: str, other: str) -> int:
@@ -80,6 +93,8 @@ def _family_in(given: str, families: set[str]) -> str | None:
 
 
 def _is_typo(word: str, known: str) -> bool:
+    if word in _OTHER_FAMILIES:
+        return False
     shorter = min(len(word), len(known))
     allowed = next((wrong for letters, wrong in _TYPO_LETTERS if shorter >= letters), 0)
     return edit_distance(word, known) <= allowed
@@ -99,10 +114,27 @@ def _size(name: str) -> float | None:
     return float(found[1]) * (1000 if found[2] == "b" else 1) if found else None
 
 
+def _with_unit(given: str, of_family: Sequence[str]) -> str:
+    """`qwen3-32b` for `qwen3-32`: a last number that is the size and not the release of a known model, with its unit."""
+    last = re.search(r"(?<![\d.])\d+(\.\d+)?$", given)
+    if last is None or _size(given) is not None or last[0] in {number for name in of_family for number in _versions(name)}:
+        return given
+    sizes = {found[1]: found[2] for found in map(_SIZE.search, of_family) if found}
+    return given + sizes.get(last[0], "")
+
+
 def _version(name: str) -> str | None:
-    """The first number in a name that is no size."""
+    """The first number in a name that is no size; one behind a letter is none (`r1`), unless that is a v."""
     plain = _SIZE.sub("", name.rpartition("/")[2].casefold())
-    return next((part for part in _PARTS.findall(plain) if not part.isalpha()), None)
+    pairs = pairwise(["", *_PARTS.findall(plain)])
+    numbers = (part for before, part in pairs if not part.isalpha() and (before == "v" or not re.fullmatch("[a-z]", before)))
+    return next(numbers, None)
+
+
+def _versions(name: str) -> tuple[str, ...]:
+    """Its version, and the release that it belongs to: `3.1` and `3`."""
+    version = _version(name)
+    return () if version is None else (version, version.partition(".")[0])
 
 
 def _is_near(given: str, name: str, *, digits_off: int) -> bool:
@@ -116,6 +148,12 @@ def _is_near(given: str, name: str, *, digits_off: int) -> bool:
 
 
 def _is_same_number(pair: tuple[str, str], other: tuple[str, str], digits_off: int) -> bool:
-    """Whether letters and the number behind them are those of another pair; short numbers may not differ at all."""
+    """Whether letters and the number behind them are those of another pair.
+
+    Long numbers may lack a digit, have one too many, or two swapped; another digit in one's place is another product.
+    """
     allowed = digits_off if min(len(pair[1]), len(other[1])) >= _MIN_DIGITS else 0
-    return pair[0] == other[0] and not other[1].isalpha() and edit_distance(pair[1], other[1]) <= allowed
+    is_other = len(pair[1]) == len(other[1]) and sorted(pair[1]) != sorted(other[1])
+    if pair[0] != other[0] or other[1].isalpha() or is_other:
+        return False
+    return edit_distance(pair[1], other[1]) <= allowed

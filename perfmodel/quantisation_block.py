@@ -6,7 +6,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from perfmodel.errors import UserInputError, shown
 from perfmodel.geometry import ModelGeometry
-from perfmodel.module_names import Matches, by_glob, by_transformers_rule, layer_names
+from perfmodel.module_names import HEAD_NAMES, Matches, by_glob, by_transformers_rule, layer_names
 from perfmodel.weight_format import WeightFormat, format_by_module
 from perfmodel.weight_schemes import PLAIN, Scheme
 
@@ -40,7 +40,7 @@ class Quantisation:
     def refuse(self, problem: str) -> NoReturn:
         """Raise the one sentence about a block that cannot be priced as it is stored."""
         raise UserInputError(
-            f"model {self.model_name!r} is stored quantised {problem} ({self.where}): its bytes are not known. Give the "
+            f"model {shown(self.model_name)} is stored quantised {problem} ({self.where}): its bytes are not known. Give the "
             "--dtype that comes nearest, such as --dtype int4, to price it in that."
         )
 
@@ -72,7 +72,7 @@ class Rules:
             self.label,
             model,
             lambda layer, module: self._scheme_of(layer_names(layer, module), self.scheme),
-            head=self._scheme_of((HEAD,), PLAIN if self.head is None else self.head),
+            head=self._scheme_of(HEAD_NAMES, PLAIN if self.head is None else self.head),
             embedding=self.embedding,
             kv_cache=self.kv_cache,
         )
@@ -100,7 +100,8 @@ class BlockReader:
     def wrong(self, key: str, expected: str) -> NoReturn:
         """Refuse the value of a key."""
         value = shown(self.block.get(key))
-        self._quantisation.refuse(f"by {self._quantisation.label!r}, and {self._path}{key} is {value}, expected {expected}")
+        place = shown(f"{self._path}{key}")[1:-1]  # keys are from the file: escaped, and cut
+        self._quantisation.refuse(f"by {shown(self._quantisation.label)}, and {place} is {value}, expected {expected}")
 
     def get(self, *keys: str, default: Any = None) -> Any:
         """The value of the first key that is there."""

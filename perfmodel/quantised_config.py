@@ -9,15 +9,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from perfmodel.architectures import decoder_config
-from perfmodel.errors import shown
+from perfmodel.errors import UserInputError, shown
 from perfmodel.geometry import ModelGeometry
 from perfmodel.grouped_methods import GROUPED_METHODS
+from perfmodel.module_regex import UnreadablePattern
 from perfmodel.quantisation_block import Block, BlockReader, Quantisation, Read, plain_name
-from perfmodel.weight_format import WeightFormat
+from perfmodel.units import format_bytes
+from perfmodel.weight_format import WeightFormat, model_weight_bytes
 from perfmodel.weight_only_methods import ONE_SCHEME_METHODS
 
 METHODS: Mapping[str, Read] = {**ONE_SCHEME_METHODS, **GROUPED_METHODS}
 """By `quant_method`, in lower case with dashes."""
+AGREEMENT_TOLERANCE = 0.02
+"""Relative difference in bytes up to which two blocks say the same: one may leave out what a scale takes."""
 
 
 def find_quantisation(config: Block, beside: object, model_name: str) -> Quantisation | None:
@@ -67,5 +71,33 @@ def stored_format(quantisation: Quantisation, model: ModelGeometry) -> WeightFor
     """
     read = METHODS.get(quantisation.method)
     if read is None:
-        quantisation.refuse(f"by {quantisation.label!r}, a method whose bits are not known")
-    return read(BlockReader(quantisation)).weight_format(model)
+        quantisation.refuse(f"by {shown(quantisation.label)}, a method whose bits are not known")
+    try:
+        return read(BlockReader(quantisation)).weight_format(model)
+    except UnreadablePattern as err:
+        quantisation.refuse(f"by {shown(quantisation.label)}, and a list of its modules has {err}")
+
+
+def check_agreement(first: WeightFormat, beside: object, model: ModelGeometry) -> None:
+    """Refuse a config.json and a file beside it that come to different bits; a second file that is not understood is ignored.
+
+    Args:
+        first: read from the config.
+        beside: what hf_quant_config.json holds; None where there is no such file.
+        model: its shapes.
+
+    Raises:
+        UserInputError: they contradict each other.
+    """
+    try:
+        second = find_quantisation({}, beside, model.name)
+        other = first if second is None else stored_format(second, model)
+    except UserInputError:
+        return
+    sizes = model_weight_bytes(model, first), model_weight_bytes(model, other)
+    if abs(sizes[1] / sizes[0] - 1) > AGREEMENT_TOLERANCE:
+        raise UserInputError(
+            f"model {shown(model.name)}: its config.json says {first.label}, {format_bytes(sizes[0])}, and "
+            f"hf_quant_config.json beside it {other.label}, {format_bytes(sizes[1])}. Remove the one that is wrong, or give "
+            "--dtype to overrule both."
+        )

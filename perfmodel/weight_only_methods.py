@@ -3,11 +3,12 @@
 Defaults are those of transformers' `quantization_config` classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
-from perfmodel.module_names import Matches, by_regex_or_name, by_transformers_rule
+from perfmodel.module_names import EMBEDDING_NAMES, Matches, by_regex_or_name, by_transformers_rule
 from perfmodel.quantisation_block import HEAD, MAX_BITS, WHOLE_ROW, BlockReader, Read, Rules
+from perfmodel.torchao_method import read_torchao
 from perfmodel.weight_schemes import (
     FLOAT32_BITS,
     FP8_PER_MATRIX,
@@ -22,7 +23,6 @@ from perfmodel.weight_schemes import (
     fp8_blocks,
     fp8_scheme,
     fractional_scheme,
-    int8_products,
     integer_scheme,
 )
 
@@ -231,7 +231,7 @@ def _mlx(reader: BlockReader) -> Rules:
             others.append((_names_exactly(name), _mlx_scheme(reader.below(name), scheme)))
         elif own is False:
             others.append((_names_exactly(name), PLAIN))
-    embedding = next((own for matches, own in others if matches(("model.embed_tokens",))), scheme)
+    embedding = next((own for matches, own in others if matches(EMBEDDING_NAMES)), scheme)
     return Rules(label=f"MLX {scheme.label}", scheme=scheme, others=tuple(others), head=scheme, embedding=embedding)
 
 
@@ -311,50 +311,6 @@ def _bitnet(reader: BlockReader) -> Rules:
     return _weight_only("BitNet", reader, integer_scheme(2, None, has_zeros=False, scale_bits=0.0), skip=_SKIP, keeps_head=True)
 
 
-def _torchao(reader: BlockReader) -> Rules:
-    """`quant_type`: a config object by its class name, or in older files a text."""
-    kind = reader.get("quant_type")
-    settings = reader.below("quant_type_kwargs") if isinstance(kind, str) else reader.below("quant_type").below("default")
-    name = kind if isinstance(kind, str) else settings.text("_type", "")
-    if not isinstance(kind, str):
-        settings = settings.below("_data")
-    read = _TORCHAO.get(name.casefold().replace("_", "").removesuffix("config"))
-    if read is None:
-        reader.wrong(
-            "quant_type", "Int4WeightOnlyConfig, Int8WeightOnlyConfig, Float8WeightOnlyConfig or one of their relatives"
-        )
-    scheme = read(settings)
-    tables = reader.flag("include_input_output_embeddings", default=False)
-    kept, head = reader.skipped(*_SKIP)
-    return Rules(
-        label=f"torchao {scheme.label}",
-        scheme=scheme,
-        kept=kept,
-        head=scheme if tables else head or scheme,
-        embedding=scheme if tables else PLAIN,
-    )
-
-
-def _torchao_int4(default_group: int) -> Callable[[BlockReader], Scheme]:
-    def read(settings: BlockReader) -> Scheme:
-        group = settings.group("group_size", default=default_group)
-        return integer_scheme(4, group, has_zeros=False, scale_bits=2 * SCALE_BITS)
-
-    return read
-
-
-_TORCHAO: Mapping[str, Callable[[BlockReader], Scheme]] = {
-    "int4weightonly": _torchao_int4(128),
-    "int8dynamicactivationint4weight": _torchao_int4(32),
-    "int8weightonly": lambda settings: integer_scheme(8, settings.group("group_size"), has_zeros=False),
-    "int8dynamicactivationint8weight": lambda settings: int8_products(SCALE_BITS),
-    "float8weightonly": lambda settings: replace(FP8_PER_ROW, arithmetic=None),
-    "float8dynamicactivationfloat8weight": lambda settings: FP8_PER_ROW,
-    "float8staticactivationfloat8weight": lambda settings: FP8_PER_ROW,
-}
-"""By the config's class in lower case, without `Config`."""
-
-
 ONE_SCHEME_METHODS: Mapping[str, Read] = {
     "aqlm": _aqlm,
     "auto-round": _auto_round,
@@ -382,6 +338,6 @@ ONE_SCHEME_METHODS: Mapping[str, Read] = {
     "quip#": _quip,
     "sinq": _sinq,
     "spqr": _spqr,
-    "torchao": _torchao,
+    "torchao": read_torchao,
     "vptq": _vptq,
 }

@@ -284,7 +284,7 @@ class Watch:
         if self._rank <= 1:
             self._print(failure.message)
             if failure.trace:
-                _log.info("%s", failure.trace)
+                _log.debug("%s", failure.trace)
         self._send_ended()
         state.news.set()
 

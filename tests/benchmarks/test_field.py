@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from field import BYTES_TOLERANCE, config_problems, refusal_outcome, stored_bytes, summed_up
+from field import BYTES_TOLERANCE, config_problems, refusal_outcome, says_why, stored_bytes, summed_up, text_problems
 from field_configs import ConfigCase, Storage
 from field_oracle import Counted, count
 
@@ -48,7 +48,7 @@ def test_bytes_are_summed_up_part_by_part() -> None:
         },
         kv_values_per_token=1,
     )
-    storage = Storage(linear_bits=4, head_bits=8, embedding_bits=2, kept_modules=("layers.1.",))
+    storage = Storage(linear_bits=4, head_bits=8, embedding_bits=2, own_bits={"layers.1.": 16.0})
     assert stored_bytes(counted, storage) == (100 * 2 + 200 * 4 + 200 * 16 + 10 * 16 + 100 * 8) / 8
 
 
@@ -72,6 +72,43 @@ def test_an_answer_that_is_not_the_oracles_is_wrong(
     problems = config_problems(case, folder, count(config))
     assert bool(problems) == (problem is not None)
     assert problem is None or any(problem in one for one in problems)
+
+
+QUANTISED = ConfigCase(name="mine", files={}, storage=Storage(linear_bits=4))
+SHOWN = "target  mine, 2 layers, 0.86 billion weights, on 1 x H100\nplain   9 tokens/s\n"
+
+
+@pytest.mark.parametrize(
+    ("case", "text", "problem"),
+    [
+        (CASE, SHOWN, None),
+        (QUANTISED, SHOWN + "weights AWQ int4\n", None),
+        (QUANTISED, SHOWN, "quantised weights are not named"),
+        (CASE, SHOWN + "weights AWQ int4\n", "plain weights are called quantised"),
+        (CASE, SHOWN.replace("0.86", "0.88"), "expected 860000000"),
+        (CASE, SHOWN.replace("mine", "yours"), "no line of the target's name"),
+        (CASE, "", "no line of the target's name"),
+    ],
+)
+def test_a_text_that_tells_a_person_otherwise_is_wrong(case: ConfigCase, text: str, problem: str | None) -> None:
+    problems = text_problems(case, text, Counted(params_by_name={"all": (860_000_000, True)}, kv_values_per_token=1))
+    assert len(problems) == (problem is not None)
+    assert problem is None or problem in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "is_told"),
+    [
+        ("a mixture of experts (num_experts = 8)", True),
+        ("the latency law does not cover 'NewForCausalLM'", True),
+        ("'mine' is an embedding model by its name", True),
+        ("cannot be read", False),
+    ],
+)
+def test_a_refusal_names_what_is_in_the_file(message: str, is_told: bool, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"architectures": ["NewForCausalLM"], "num_experts": 8}), encoding="utf-8")
+    assert says_why(message, path) == is_told
 
 
 @pytest.mark.parametrize(

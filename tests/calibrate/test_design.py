@@ -1,7 +1,9 @@
 """Depth for width: what "Decoding Speculative Decoding" (arXiv 2402.01528) found, told by the law."""
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +165,51 @@ def test_what_cannot_pay_is_shown_as_impossible(
     text = " ".join(capsys.readouterr().out.split())
     assert all(part in text for part in shown), text
     assert re.search(r"plain [\d.]+ tokens/s, [\d.]+ ms a token", text)
+
+
+def test_what_keeps_a_draft_from_running_with_its_target_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def notes(target: str, *flags: str) -> list[str]:
+        assert main_plan(["design", "--target", target, *flags]) == 0
+        return re.findall(r"note +(.*?)(?= note |$)", " ".join(capsys.readouterr().out.partition("\n\n")[0].split()))
+
+    assert notes("llama-3.1-8b", "--draft", "llama-3.2-1b", "--device", "rtx4090") == []
+    assert notes("llama-3.1-8b", "--draft", "llama-3.1-70b", "--device", "rtx4090") == [
+        "it is no smaller than its target",
+        "with its part of the target it takes 158 GB, and one RTX-4090 holds 24.0 GB: give more --num-devices, a larger "
+        "--device or a smaller --dtype",
+    ]
+    assert notes("llama-3.1-8b", "--draft", "qwen3-0.6b", "--context-tokens", "40960") == [
+        "its vocabulary has 151936 tokens, the target's 128256: a draft needs the target's tokenizer, and only unused rows "
+        "may differ",
+        "its context ends at 40960 tokens",
+    ]
+    assert main_plan(["design", "--target", "llama-3.1-8b", "--draft", "llama-3.2-1b", "--draft-tokens", "131000"]) == 2
+    assert capsys.readouterr().err == (
+        "s2d-plan design: --context-tokens 768 and 131000 drafted tokens: expected at most the 131072 tokens of context of "
+        "llama-3.1-8b. Give fewer.\n"
+    )
+
+
+def test_a_quantised_draft_is_priced_as_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }
+    seconds = {}
+    for name, more in (("plain", {}), ("awq", {"quantization_config": {"quant_method": "awq", "bits": 4}})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, **more}), encoding="utf-8")
+        assert main_plan(["design", "--target", "llama-3.1-70b", "--draft", str(tmp_path / name), "--device", "h100"]) == 0
+        text = capsys.readouterr().out
+        assert ("weights AWQ int4, groups of 128, 4.16 bits; head 16 bits" in text) == (name == "awq")
+        seconds[name] = float(re.findall(r"([\d.]+) ms a drafted token", text)[0])
+    assert seconds["awq"] < 0.85 * seconds["plain"]
 
 
 def test_where_no_shape_of_a_size_can_pay_it_is_said() -> None:

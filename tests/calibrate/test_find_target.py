@@ -2,9 +2,14 @@
 
 import json
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as given_any
+from hypothesis import strategies as st
 
 from calibrate.cli import main_plan
 from calibrate.find_target import Fetch, FetchBeside, find_stored_format, find_target
@@ -218,12 +223,14 @@ def test_a_file_that_is_read_in_part_or_filled_is_said_to_be(tmp_path: Path, cap
     write_config(tmp_path / "llava", llava)
     write_config(tmp_path / "sparse", {**REFERENCE, "vocab_size": None} | {"model_type": "gpt2", "vocab_size": 50257})
     write_config(tmp_path / "whole", REFERENCE)
-    with caplog.at_level(logging.WARNING):
-        for name in ("llava", "sparse", "whole"):
+    write_config(tmp_path / "sees", {**llava, "text_config": REFERENCE})
+    with caplog.at_level(logging.INFO):
+        for name in ("llava", "sparse", "whole", "sees"):
             find_target(str(tmp_path / name), no_hub)
     assert [record.getMessage() for record in caplog.records] == [
-        "llava is read as follows: text decoder only, with transformers' defaults of llama: hidden_size 4096, "
-        "intermediate_size 11008, num_attention_heads 32"
+        "only the text decoder of llava is priced; its config leaves out sizes, taken from transformers' llama: hidden_size "
+        "4096, intermediate_size 11008, num_attention_heads 32",
+        "only the text decoder of sees is priced",
     ]
 
 
@@ -234,3 +241,31 @@ def test_a_text_that_can_be_no_path_is_an_unknown_name(text: str, capsys: pytest
     assert message.startswith("s2d-plan: unknown target '")
     assert len(message) <= 300
     assert message.isprintable()
+
+
+BLOCK: dict[str, Any] = {"quant_method": "awq", "bits": 4, "group_size": 128, "modules_to_not_convert": ["lm_head"]}
+QUANTISED: dict[str, Any] = REFERENCE | {"quantization_config": BLOCK}
+VALUES = st.sampled_from(
+    (*(None, True, 0, -1, 1.5, "", "x", "\x1b[2J" * 50, 10**9, 10**30, math.nan), *([], {}, [None], [[[]]], {"a": 1}))
+)
+KEYS = st.sampled_from((*REFERENCE, *BLOCK, "quantization", "quantization_config", "text_config"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=5000)
+@given_any(st.sampled_from((REFERENCE, QUANTISED)), st.dictionaries(KEYS, VALUES, max_size=3), st.booleans())
+def test_any_config_is_read_or_refused_in_one_short_message_that_names_it(
+    tmp_path: Path, config: dict[str, Any], changes: dict[str, Any], is_block_changed: bool
+) -> None:
+    whole = dict(config)
+    if is_block_changed:
+        whole["quantization_config"] = {**whole.get("quantization_config", {}), **changes}
+    else:
+        whole |= changes
+    path = write_config(tmp_path / "mine", whole)
+    try:
+        find_stored_format(str(path), find_target(str(path), no_hub), no_hub)
+    except UserInputError as err:
+        message = "\n".join([str(err), *getattr(err, "__notes__", [])])
+        assert repr(str(path)) in message
+        assert len(message) - message.count(str(path)) * len(str(path)) <= 600
+        assert message.replace("\n", "").isprintable()

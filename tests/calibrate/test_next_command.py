@@ -73,11 +73,14 @@ def test_models_that_one_device_does_not_hold_leave_its_law_to_be_measured() -> 
     assert plan.device.num_devices == 2
     assert plan.next_command == "s2d-profile law --device cuda --dtype bf16 -o law"
     understood(plan.next_command)
-    said = "which does not hold these models, dealt out evenly. What they can"
-    assert said in (next_note(plan) or "")
+    assert next_note(plan) == (
+        "s2d-profile and s2d-run cannot run these models on 2 x A100-80GB-SXM, bf16, eager: they do not fit in memory, even "
+        "split evenly, with 10.0 % of it kept free. s2d-profile law measures the device's latency law instead, and s2d-plan "
+        "--fit plans with it."
+    )
     fitted = resting_on(plan, "extrapolated", "published")
     assert next_command(fitted) == ""
-    assert "more than the device's law cannot be measured" in (next_note(fitted) or "")
+    assert "Only the device's latency law can be measured, and this plan uses it." in (next_note(fitted) or "")
 
 
 def test_several_devices_are_measured_and_run_under_torchrun_where_they_can_share() -> None:

@@ -154,3 +154,19 @@ def test_the_head_of_a_large_vocabulary_stays_in_16_bits() -> None:
     """Llama-3-8B in int4: 5.73 GB and not the 4.02 GB of 4 bits everywhere."""
     model = find_model("llama-3-8b")
     assert model_weight_bytes(model, dtype_format("int4", model)) == pytest.approx(5.73e9, rel=2e-3)
+
+
+def test_a_refused_block_names_its_file_and_files_that_disagree_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "mine", LLAMA_8B | {"quantization_config": AWQ | {"bits": "4"}})
+    code, _, err = design(capsys, config)
+    assert code == 2
+    assert "bits is '4', expected a number of bits" in err
+    assert err.endswith(f"Read from '{config}'.\n")
+    write_config(tmp_path / "mine", LLAMA_8B | {"quantization_config": AWQ})
+    (config.parent / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}), encoding="utf-8")
+    code, _, err = design(capsys, config)
+    assert code == 2
+    assert "its config.json says AWQ int4, groups of 128, 5.73 GB, and hf_quant_config.json beside it ModelOpt fp8" in err
+    assert design(capsys, config, "--dtype", "bf16")[0] == 0

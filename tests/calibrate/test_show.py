@@ -244,7 +244,7 @@ def test_an_interval_below_one_is_a_caution() -> None:
 
 def test_published_acceptance_says_how_much_rests_on_assumed_confidences() -> None:
     [caution] = cautions(make_plan(GATED, SINGLE, PLAIN, level="published"))
-    assert caution.startswith("Exit 9 alone, which needs no confidence, is predicted to give 1.80x")
+    assert caution.startswith("Exit 9 alone is predicted to give 1.80x. That uses published agreement rates only")
     assert cautions(make_plan(GATED, SINGLE, PLAIN, level="traced")) == []
 
 

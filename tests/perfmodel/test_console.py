@@ -1,5 +1,6 @@
 import argparse
 import io
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,23 @@ def test_a_command_that_answers_ends_with_its_code(capsys: pytest.CaptureFixture
 
     assert run(command, "--json", "-o", "a.json") == 0
     assert capsys.readouterr() == ("True a.json\n", "talk\n")
+
+
+def test_records_of_ours_are_notes_and_warnings_without_a_module_and_others_wait_for_verbose(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def command(_: argparse.Namespace) -> int:
+        for name in ("calibrate.find_target", "somebody"):
+            for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+                logging.getLogger(name).log(level, "%s at %d", name, level)
+        return 0
+
+    assert run(command) == 0
+    ours = ["note: calibrate.find_target at 20", "warning: calibrate.find_target at 30", "warning: calibrate.find_target at 40"]
+    assert capsys.readouterr().err.splitlines() == [*ours, "warning: somebody at 30", "warning: somebody at 40"]
+    assert run(command, "-v") == 0
+    more = ["note: calibrate.find_target at 10", *ours, "note: somebody at 20"]
+    assert capsys.readouterr().err.splitlines() == [*more, "warning: somebody at 30", "warning: somebody at 40"]
 
 
 def test_help_ends_with_zero_and_shows_the_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"vocab_size": "32000"}, "vocab_size is '32000', expected a count"),
     ({"vocab_size": "9" * 20_000}, "99', expected a count"),
     ({"num_hidden_layers": True}, "num_hidden_layers is true, expected a count"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected a count from 1 to 1000"),
     ({"num_hidden_layers": 32.0}, "num_hidden_layers is 32.0, expected a count"),
     ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of the 32 heads"),
     ({"num_key_value_heads": 64}, "num_key_value_heads is 64, expected a divisor of the 32 heads"),

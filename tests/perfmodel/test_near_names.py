@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel.errors import UnknownName
-from perfmodel.geometry import find_draft, find_model
-from perfmodel.hardware import find_hardware
+from perfmodel.geometry import ModelGeometry, find_draft, find_model
+from perfmodel.hardware import Hardware, find_hardware
 from perfmodel.known_architectures import ARCHITECTURES
 from perfmodel.known_hardware import KNOWN_HARDWARE
 from perfmodel.known_models import KNOWN_MODELS
@@ -34,6 +34,17 @@ OFFERED: list[tuple[Find, str, tuple[str, ...]]] = [
     (find_model, "qwne3-8b", ("qwen3-8b", "qwen2.5-7b", "qwen3-14b")),
     (find_model, "opt7b", ("opt-6.7b", "opt-13b", "opt-2.7b")),
     (find_model, "DeepSeek-R1-Distill-Qwen-7B", ("qwen2.5-7b", "qwen3-8b", "qwen3-4b")),
+    (find_model, "qwen3-32", ("qwen3-32b", "qwen2.5-32b", "qwen3-14b")),
+    (find_model, "llama-70", ("llama-2-70b", "llama-3.1-70b", "llama-3.3-70b")),
+    (find_model, "llama3", ("llama-3-8b", "llama-3-70b", "llama-2-7b")),
+    (find_model, "phi4", ("phi-4", "phi-4-mini", "phi-3-mini")),
+    (find_model, "DeepSeek-R1-Distill-Llama-70B", ("llama-2-70b", "llama-3.1-70b", "llama-3.3-70b")),
+    (find_model, "llama-4-scout", ()),
+    (find_model, "mixtral", ()),
+    (find_model, "mixtral-8x7b", ()),
+    (find_model, "llava-1.5-7b", ()),
+    (find_model, "OLMoE-1B-7B-0924", ()),
+    (find_model, "QwQ-32B", ()),
     (find_model, "gpt-7b", ()),
     (find_model, "falcon-7b", ()),
     (find_model, "7b", ()),
@@ -51,9 +62,18 @@ OFFERED: list[tuple[Find, str, tuple[str, ...]]] = [
     (find_hardware, "h100x", ("h100-sxm", "h100-pcie", "h100-nvl")),
     (find_hardware, "H-100", ("h100-sxm", "h100-pcie", "h100-nvl")),
     (find_hardware, "nvidia rtx 4090", ("rtx-4090",)),
+    (find_hardware, "nvidia rtx 5090", ("rtx-5090",)),
     (find_hardware, "mi300", ("mi300x",)),
     (find_hardware, "mi250x", ()),
-    (find_hardware, "h101", ("h100-sxm", "h100-pcie", "h100-nvl")),
+    (find_hardware, "h101", ()),
+    (find_hardware, "h800", ()),
+    (find_hardware, "b100", ()),
+    (find_hardware, "rtx-3060", ()),
+    (find_hardware, "4070 ti", ()),
+    (find_hardware, "gb200", ()),
+    (find_hardware, "m4 pro", ()),
+    (find_hardware, "h1000", ("h100-sxm", "h100-pcie", "h100-nvl")),
+    (find_hardware, "geforce rtx 4090", ("rtx-4090",)),
     (find_hardware, "rtx-4900", ("rtx-4090",)),
     (find_hardware, "h10", ()),
     (find_hardware, "gtx 4090", ()),
@@ -70,6 +90,23 @@ def test_only_names_that_are_close_in_meaning_are_offered(find: Find, name: str,
         find(name)
     hint = re.search(r"did you mean (.*?)\?", str(caught.value))
     assert tuple(re.findall(r"'([^']+)'", hint[1]) if hint else ()) == offered
+
+
+@pytest.mark.parametrize(
+    ("find", "name", "understood"),
+    [
+        (find_model, "Llama 3.1 8B Instruct", "llama-3.1-8b"),
+        (find_model, "meta-llama/Meta-Llama-3.1-70B-Instruct", "llama-3.1-70b"),
+        (find_model, "qwen2.5_7b", "qwen2.5-7b"),
+        (find_hardware, "RTX 4090", "RTX-4090"),
+        (find_hardware, "a100_80gb", "A100-80GB-SXM"),
+        (find_hardware, "NVIDIA H100 80GB HBM3", "H100-SXM"),
+    ],
+)
+def test_blanks_underscores_and_capitals_make_no_other_name(
+    find: Callable[[str], ModelGeometry | Hardware], name: str, understood: str
+) -> None:
+    assert find(name).name == understood
 
 
 def test_no_long_list_is_printed() -> None:

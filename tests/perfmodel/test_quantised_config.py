@@ -12,7 +12,7 @@ from transformers.utils import quantization_config as reference
 
 from perfmodel.errors import UserInputError
 from perfmodel.geometry import ModelGeometry, find_model
-from perfmodel.quantised_config import METHODS, find_quantisation, stored_format
+from perfmodel.quantised_config import METHODS, check_agreement, find_quantisation, stored_format
 from perfmodel.weight_format import WeightFormat, model_weight_bytes
 
 LLAMA_8B, LLAMA_70B, QWEN_8B = find_model("llama-3.1-8b"), find_model("llama-3.1-70b"), find_model("qwen3-8b")
@@ -411,6 +411,16 @@ def test_every_method_of_transformers_is_known_or_refused_by_name() -> None:
         ),
         ({}, {"quantization": {"quant_algo": "FP3"}}, "and quantization.quant_algo is 'FP3', expected FP8, NVFP4"),
         ({}, {"producer": {}}, "by 'an unnamed method', a method whose bits are not known"),
+        (
+            {"quantization_config": {"quant_method": "awq", "modules_to_not_convert": ["a{99999}"]}},
+            None,
+            "by 'awq', and a list of its modules has the pattern 'a{99999}', which is too long, too nested, or repeats",
+        ),
+        (
+            {"quantization_config": torchao("IntxWeightOnlyConfig", weight_dtype={"_type": "torch.dtype", "_data": "fp6"})},
+            None,
+            "expected int1 to int8",
+        ),
     ],
 )
 def test_a_block_whose_bits_cannot_be_read_is_refused_in_one_sentence(config: Any, beside: Any, problem: str) -> None:
@@ -556,3 +566,77 @@ def test_any_block_is_read_or_refused_and_never_a_fault(block: Any, method: Any,
         return
     assert found is None or 0 < found.layer_bits <= 80
     assert found is None or model_weight_bytes(TINY, found) > 0
+
+
+@pytest.mark.parametrize("name", ["lm_head", "language_model.lm_head", "model.lm_head", "re:.*lm_head", "re:.*lm_head$"])
+def test_a_head_is_kept_by_whichever_name_a_multimodal_file_has_for_it(name: str) -> None:
+    groups = {"config_groups": {"group_0": group_of(8, None, "float", 8)}}
+    kept = read({"quant_method": "compressed-tensors", **groups, "ignore": [name]})
+    assert (kept.head_bits, kept.layer_bits < 9) == (16, True)
+    if not name.startswith("re:"):
+        assert read({"quant_algo": "FP8", "exclude_modules": [name, "vision_tower*"]}).head_bits == 16
+        named = read({"group_size": 64, "bits": 4, name: {"group_size": 64, "bits": 8}}, key="quantization")
+        assert (named.head_bits, named.layer_bits) == (8.5, 4.5)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "language_model.model.embed_tokens"])
+def test_an_embedding_named_apart_has_its_own_bits(name: str) -> None:
+    named = read({"group_size": 64, "bits": 4, name: {"group_size": 64, "bits": 8}}, key="quantization")
+    assert (named.embedding_bits, named.layer_bits, named.head_bits) == (8.5, 4.5, 4.5)
+
+
+INTX = {"_type": "Int8DynamicActivationIntxWeightConfig", "_version": 1}
+INT4_BY_32 = {
+    "weight_dtype": {"_type": "torch.dtype", "_data": "int4"},
+    "weight_granularity": {"_type": "PerGroup", "_version": 1, "_data": {"group_size": 32}},
+}
+INT8_ROWS = {
+    "weight_dtype": {"_type": "torch.dtype", "_data": "int8"},
+    "granularity": {"_type": "PerAxis", "_data": {"axis": 0}},
+}
+
+
+def test_settings_of_torchao_for_modules_by_name_are_read() -> None:
+    by_name = {
+        "_default": {**INTX, "_data": INT4_BY_32},
+        "model.embed_tokens": {"_type": "IntxWeightOnlyConfig", "_version": 1, "_data": INT8_ROWS},
+        r"re:model\.layers\.[0-7]\..*": None,
+    }
+    for kind, key in (("FqnToConfig", "fqn_to_config"), ("ModuleFqnToConfig", "module_fqn_to_config")):
+        found = read(torchao(kind, **{key: by_name}))
+        assert found.layer_bits == pytest.approx((8 * 16 + 24 * 4.5) / 32)
+        assert (found.embedding_bits, found.head_bits) == (pytest.approx(8 + 16 / 4096), 16)
+    assert read(torchao("Int8DynamicActivationIntxWeightConfig", **INT4_BY_32)).layer_bits == 4.5
+
+
+def test_two_files_that_contradict_each_other_are_refused() -> None:
+    stored = read({"quant_method": "awq", "bits": 4, "group_size": 128})
+    with pytest.raises(UserInputError) as caught:
+        check_agreement(stored, {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}, LLAMA_8B)
+    assert str(caught.value) == (
+        "model 'llama-3.1-8b': its config.json says AWQ int4, groups of 128, 5.73 GB, and hf_quant_config.json beside it "
+        "ModelOpt fp8, a scale per matrix, 9.08 GB. Remove the one that is wrong, or give --dtype to overrule both."
+    )
+    for beside in (
+        None,
+        {"quantization": {"quant_algo": "W4A16_AWQ", "group_size": 128}},
+        {"quantization": {"quant_algo": "new"}},
+    ):
+        check_agreement(stored, beside, LLAMA_8B)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"quant_method": "\x1b[2J" * 5000},
+        {"quant_method": "awq", "bits": "\x1b" * 5000},
+        {"quant_method": "gptq", "bits": 4, "dynamic": {"\x1b[2J" * 5000: {"bits": "four"}}},
+        {"quant_method": "compressed-tensors", "config_groups": {"g" * 5000: {"weights": {"num_bits": None}}}},
+        {"quant_method": "awq", "modules_to_not_convert": ["(\x1b" * 5000]},
+    ],
+)
+def test_a_refusal_is_short_and_printable_whatever_the_block_holds(block: Any) -> None:
+    with pytest.raises(UserInputError) as caught:
+        read(block)
+    assert len(str(caught.value)) <= 500
+    assert str(caught.value).isprintable()
