@@ -26,9 +26,10 @@ from perfmodel.disk import check_new, saving
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS
 from perfmodel.launch import launched, num_processes
+from perfmodel.lock import locked_file
 from perfmodel.overwriting import OutputFolder, output_file
 from perfmodel.units import format_frac
-from s2d.arguments import EXITS_HELP, add_special_tokens_flag, frac, layers, positive, rate, seed
+from s2d.arguments import EXITS_HELP, add_special_tokens_flag, frac, layers, positive, rate, seed, stop_string
 from s2d.conversation import check_texts
 from s2d.launch import run_shared
 from s2d.model_folder import FAMILY_PROMPTS, check_model_names, find_model, is_of_family
@@ -83,6 +84,7 @@ def _run_parser() -> argparse.ArgumentParser:
     add("--outputs", type=output_file, metavar="FILE", help=outputs_help)
     add(
         "--stop",
+        type=stop_string,
         metavar="TEXT",
         action="append",
         default=[],
@@ -104,9 +106,12 @@ def _run(args: argparse.Namespace, *, command: Sequence[str], ranks: Ranks | Non
         export_from_flags(args)
         return EXIT_ANSWERED
     inputs = read_run_inputs(args)
-    from s2d.run import run_from_flags
+    with locked_file(args.outputs) if args.outputs else contextlib.nullcontext(True) as is_locked:
+        if not is_locked:
+            print_err(f"note: no file locks here: take care that no other s2d-run writes to {args.outputs}")
+        from s2d.run import run_from_flags
 
-    run_from_flags(args, inputs, command, ranks)
+        run_from_flags(args, inputs, command, ranks)
     return EXIT_ANSWERED
 
 

@@ -19,7 +19,6 @@ from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import SELF_DRAFT
 from perfmodel.kernels import STANDARD_KERNELS
-from perfmodel.lock import locked_file
 from perfmodel.pauses import pauses_text
 from perfmodel.plan import Plan, read_plan
 from perfmodel.provenance import make_provenance
@@ -60,13 +59,6 @@ class Loaded:
 
 def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequence[str], ranks: Ranks | None) -> None:
     """Do what `s2d-run` was asked, with the processes that torchrun started, if it did."""
-    with locked_file(args.outputs) if args.outputs else nullcontext(True) as is_locked:
-        if not is_locked:
-            print_err(f"note: no file locks here: take care that no other s2d-run writes to {args.outputs}")
-        _run_plan(args, inputs, command, ranks)
-
-
-def _run_plan(args: argparse.Namespace, inputs: RunInputs, command: Sequence[str], ranks: Ranks | None) -> None:
     loaded = load_from_flags(args, inputs, ranks)
     plan = loaded.plan.record
     if not loaded.prompts:
@@ -148,7 +140,7 @@ class PromptStreams:
 def export_from_flags(args: argparse.Namespace) -> None:
     """Write one exit of the draft as an ordinary checkpoint."""
     layer, folder = args.export_exit
-    if not layer.isdigit():
+    if not layer.isdecimal():
         raise UserInputError(f"--export-exit {layer!r}: expected a layer count and a folder, as in --export-exit 4 exit-4")
     name = args.draft or (read_plan(args.plan).record.draft_name if args.plan else None)
     if name is None:

@@ -106,7 +106,10 @@ def test_texts_of_another_run_are_not_mixed_in(decode, capsys, changed: tuple[st
     _, outputs = decode()
     before = outputs.read_bytes()
     assert decode(*changed)[0] == 2
-    assert "was made for run" in capsys.readouterr().err
+    assert (
+        "(another plan, model, length, --stop, --chat, --special-tokens or --adapt). Give another --outputs"
+        in capsys.readouterr().err
+    )
     assert outputs.read_bytes() == before
 
 
