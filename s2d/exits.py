@@ -1,5 +1,6 @@
 """Which exits a draft has, and who named them: a flag or a plan, else its sidecar, else its full depth is its only exit."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -57,10 +58,9 @@ class DraftExits:
         """One line about curves that are not used; None where all are."""
         if not self.dropped_curves:
             return None
-        return (
-            f"{self.source} {exits_text(self.layers)}: the curves of {SIDECAR_NAME} for exits "
-            f"{exits_text(self.dropped_curves)} are dropped"
-        )
+        curves = f"curves of {SIDECAR_NAME} for exits" if len(self.dropped_curves) > 1 else f"curve of {SIDECAR_NAME} for exit"
+        is_or_are = "are" if len(self.dropped_curves) > 1 else "is"
+        return f"{self.source} {exits_text(self.layers)}: the {curves} {exits_text(self.dropped_curves)} {is_or_are} dropped"
 
 
 def find_exits(folder: Path, num_layers: int, named: NamedExits | None, *, is_self: bool) -> DraftExits:
@@ -82,7 +82,7 @@ def find_exits(folder: Path, num_layers: int, named: NamedExits | None, *, is_se
         raise UserInputError(
             f"draft 'self': {str(folder)!r} has no {SIDECAR_NAME} that names exits, expected layers of the target to draft "
             f"with, below its {num_layers}. Give them with --exits, or write them down: "
-            f"s2d-train exits --draft {folder} --exits LAYERS"
+            f"s2d-train exits --draft {shlex.quote(str(folder))} --exits LAYERS"
         )
     return _checked(exits, num_layers, is_self=is_self)
 
