@@ -58,9 +58,10 @@ class DraftExits:
         """One line about curves that are not used; None where all are."""
         if not self.dropped_curves:
             return None
-        curves = f"curves of {SIDECAR_NAME} for exits" if len(self.dropped_curves) > 1 else f"curve of {SIDECAR_NAME} for exit"
-        is_or_are = "are" if len(self.dropped_curves) > 1 else "is"
-        return f"{self.source} {exits_text(self.layers)}: the {curves} {exits_text(self.dropped_curves)} {is_or_are} dropped"
+        return (
+            f"{self.source} {exits_text(self.layers)}: the curves of {SIDECAR_NAME} for exits "
+            f"{exits_text(self.dropped_curves)} are dropped"
+        )
 
 
 def find_exits(folder: Path, num_layers: int, named: NamedExits | None, *, is_self: bool) -> DraftExits:

@@ -134,7 +134,7 @@ def test_curves_are_not_lost_unless_a_flag_says_so(folder: Path, capsys) -> None
     assert "Give --overwrite to drop them, then fit new ones with s2d-train calibrate." in said
     assert (folder / "s2d.json").read_bytes() == before
     assert exits_command(folder, "--exits", "4,6", "--overwrite") == 0
-    assert "note: --exits 4/6: the curve of s2d.json for exit 1 is dropped" in capsys.readouterr().err
+    assert "note: --exits 4/6: the curves of s2d.json for exits 1 are dropped" in capsys.readouterr().err
     assert curve_starts(find_exits(folder, DEPTH, None, is_self=False)) == [0.04, None]
 
 
