@@ -103,6 +103,23 @@ def make_parser(prog: str, description: str, example: str) -> argparse.ArgumentP
     )
 
 
+def without_flag(command: Sequence[str], *names: str) -> list[str]:
+    """A command without a flag and its value, in all forms: `-o a`, `-oa`, `--output a`, `--output=a`.
+
+    Args:
+        command: its words.
+        names: all names of the flag.
+    """
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        if word in names:
+            next(words, None)
+        elif not any(word.startswith(f"{name}=" if name.startswith("--") else name) for name in names):
+            kept.append(word)
+    return kept
+
+
 def print_out(text: str = "", *, end: str = "\n") -> None:
     """Part of the result, shown at once: a pipe gets streamed text as it comes."""
     print(text, end=end, flush=True)

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.artifact import Stored
-from perfmodel.console import keeping, print_answer, print_err, print_out
+from perfmodel.console import keeping, print_answer, print_err, print_out, without_flag
 from perfmodel.contention import Contention
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
@@ -63,7 +63,8 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
     plan = loaded.plan.record
     if not loaded.prompts:
         _say_cut_short(loaded.turns)
-        print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run")
+        no_report = ", and no report is made" if args.json or args.output is not None else ""
+        print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run{no_report}")
         return
     contention = Contention()
     with keeping(args.outputs) if args.outputs else nullcontext():
@@ -107,7 +108,8 @@ def next_text(args: argparse.Namespace, command: Sequence[str], sampling: Sampli
         return f"; next: {shlex.join(['s2d-compare', '--plan', str(args.plan), '--report', str(args.output)])}"
     if sampling.rule == "ratio":  # of which --check has nothing to compare
         return ""
-    return f"; next, to measure the speedup: {shlex.join([*command, '--check'])}"
+    # Without --outputs, as there would be nothing left to run.
+    return f"; next, to measure the speedup: {shlex.join([*without_flag(command, '--outputs'), '--check'])}"
 
 
 class PromptStreams:
