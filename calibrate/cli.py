@@ -19,6 +19,7 @@ from perfmodel.console import (
     make_parser,
     print_answer,
     run_command,
+    without_flag,
 )
 from perfmodel.errors import UserInputError
 
@@ -173,7 +174,6 @@ def _tell(args: argparse.Namespace, plan: Plan, command: Sequence[str], before: 
 
 
 def _answer_for_many(args: argparse.Namespace, requests: Sequence[PlanRequest], command: Sequence[str]) -> int:
-    from calibrate.next_command import without
     from calibrate.portfolio import by_category, by_target
     from calibrate.show_portfolio import portfolio_text
     from perfmodel.portfolio import portfolio_file_text, write_portfolio
@@ -188,9 +188,9 @@ def _answer_for_many(args: argparse.Namespace, requests: Sequence[PlanRequest], 
         following = [PLAN, *_evidence_flags(first)]
     else:
         portfolio = by_target([replace(first, target=name.strip()) for name in args.targets.split(",")])
-        following = [*without(command, "--targets"), "--target", portfolio.parts[0].target]
+        following = [*without_flag(command, "--targets"), "--target", portfolio.parts[0].target]
     if args.output is not None:
-        following = without(without(following, "--output"), "-o")
+        following = without_flag(following, "--output", "-o")
     inputs = {
         f"{evidence.role} of {part.name}": evidence.sha256
         for part in portfolio.parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def _named_target(text: str, draft: str | None) -> ModelGeometry:
     hint = f"If its weights are those of {alike[0]}, give --target {alike[0]}. Or record it" if alike else "Record it"
     raise UserInputError(
         f"no acceptance evidence for target {text!r}: a config gives shapes, and how often a draft agrees depends on the "
-        f"weights. {hint}: {record}, then s2d-plan --target {text} --trace profile/trace.npz"
+        f"weights. {hint}: {record}, then s2d-plan --target {shlex.quote(text)} --trace profile/trace.npz"
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from calibrate.acceptance import REFERENCE_PREFIX, model_folder
 from calibrate.placement import Placement
 from calibrate.pricing import key_text, memory_needed, pair_weights
+from perfmodel.console import without_flag
 from perfmodel.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.launch import launched
@@ -127,17 +128,8 @@ def _fits(plan: Plan) -> bool:
 
 def _plan_whole_head(plan: Plan, command: Sequence[str] | None) -> str:
     if command is not None:
-        return shlex.join(without(command, "--draft-vocab"))
+        return shlex.join(without_flag(command, "--draft-vocab"))
     return "s2d-plan --trace path/to/trace.npz" if _is_traced(plan) else f"s2d-plan --target {plan.target.name}"
-
-
-def without(command: Sequence[str], flag: str) -> list[str]:
-    """A command without one of its flags and the value after it."""
-    kept = [word for word in command if not word.startswith(f"{flag}=")]
-    if flag in kept:
-        place = kept.index(flag)
-        del kept[place : place + 2]
-    return kept
 
 
 def _run(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:

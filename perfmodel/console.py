@@ -103,6 +103,44 @@ def make_parser(prog: str, description: str, example: str) -> argparse.ArgumentP
     )
 
 
+def add_verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, purpose: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a verb to a command; its parser is as `make_parser` makes them.
+
+    Args:
+        verbs: of the command.
+        name: of the verb.
+        purpose: a phrase without full stop, shown in the command's help and in the verb's.
+        example: a true one.
+    """
+    return verbs.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def without_flag(command: Sequence[str], *names: str) -> list[str]:
+    """A command without a flag and its value, in all forms: `-o a`, `-oa`, `--output a`, `--output=a`.
+
+    Args:
+        command: its words.
+        names: all names of the flag.
+    """
+    kept: list[str] = []
+    words = iter(command)
+    for word in words:
+        if word in names:
+            next(words, None)
+        elif not any(word.startswith(f"{name}=" if name.startswith("--") else name) for name in names):
+            kept.append(word)
+    return kept
+
+
 def print_out(text: str = "", *, end: str = "\n") -> None:
     """Part of the result, shown at once: a pipe gets streamed text as it comes."""
     print(text, end=end, flush=True)

@@ -57,12 +57,26 @@ def folder_for_files(path: PathLike) -> Iterator[None]:
             if folder.exists() and not folder.is_dir():
                 raise BadFile(path, "this is a file, expected a folder", "Give the name of a folder")
             folder.mkdir(parents=True, exist_ok=True)
-            check_writable(folder / str(os.getpid()))
+            _check_place(folder, path)
         yield
     finally:
         for one in made:
             with contextlib.suppress(OSError):
                 one.rmdir()
+
+
+def _check_place(folder: Path, path: PathLike) -> None:
+    """Refuse a folder in which no file can be made; the message names the path as it was given."""
+    file = folder / f".{os.getpid()}.partial"
+    with saving(path):
+        try:
+            with file.open("wb") as opened:
+                opened.write(b"\n")
+                opened.flush()
+                os.fsync(opened.fileno())
+        finally:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -167,8 +181,10 @@ def read_whole(path: PathLike, *, max_bytes: Bytes | None = None) -> bytes:
         max_bytes: refuse a larger one, unread beyond that; None for no limit.
 
     Raises:
-        BadFile: there is no such file, it is a folder, too large, or it may not be read.
+        BadFile: there is no such file, it is a folder or a named pipe, too large, or it may not be read.
     """
+    if _is_named_pipe(path):
+        raise BadFile(path, "this is a named pipe, expected a file", "Write what comes out of it to a file, and give that")
     try:
         with Path(path).open("rb") as file:
             data = file.read() if max_bytes is None else file.read(max_bytes + 1)
@@ -184,6 +200,15 @@ def read_whole(path: PathLike, *, max_bytes: Bytes | None = None) -> bytes:
         problem = f"larger than {format_bytes(max_bytes)}, the most that is read"
         raise BadFile(path, problem, "Give the part of it that is needed")
     return data
+
+
+def _is_named_pipe(path: PathLike) -> bool:
+    """Whether opening a path would wait for another program; a shell's `<(command)`, which has no name, does not."""
+    try:
+        real = Path(path).resolve()
+        return real.is_fifo() and Path("/dev") not in real.parents
+    except (OSError, ValueError):  # no path; opening it says why
+        return False
 
 
 def final_file(path: PathLike) -> Path:

@@ -13,7 +13,19 @@ from pathlib import Path
 
 from perfmodel.errors import UserInputError
 
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "special_tokens_map.json", "s2d.json")
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "s2d.json",
+)
 """What is read of a folder that an argument names."""
 _PROSE = "TEXT"
 """The metavar of arguments that are text and never a file's name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -74,7 +75,8 @@ def _profile_law(grid: LawGrid, args: argparse.Namespace, engine: EngineMode, *,
         if (paused := pauses_text(find_pauses(log.samples()).values())) is not None:
             print_err(f"warning: {model.geometry.name}: {paused}")
     print_out(f"wrote {sum(len(one.write(log)) for one, log in zip(files, logs, strict=True))} profiles in {args.output}")
-    print_out(f"\nnext: s2d-plan fit {args.output / '*.latency.json'} -o {args.output / 'law.fit.json'}")
+    folder = shlex.quote(str(args.output))  # the shell fills in the asterisk behind it
+    print_out(f"\nnext: s2d-plan fit {folder}/*.latency.json -o {folder}/law.fit.json")
     return 0
 
 

@@ -31,13 +31,14 @@ MAX_WARNINGS = 4
 def understood(job: Job, facts: DeviceFacts, split: str) -> str:
     """The first lines: what is about to be measured, and where."""
     dtype, sampling = job.pair.target.dtype, job.sampling.label
+    half = "" if split == "all" else f" of the {split} half"
     lengths = [len(prompt.token_ids) for prompt in job.prompts]
     return "\n".join(
         [
             f"models   {job.pair.label}, {dtype}, batch 1, {job.pair.device_key.engine}",
             f"device   {facts.label}",
             kernels_line(job.pair.target.decoder.kernels, job.kernel_trials, job.pair.geometry, job.pair.target.geometry),
-            f"prompts  {len(job.prompts)} of the {split} half, {min(lengths)} to {max(lengths)} tokens, "
+            f"prompts  {len(job.prompts)}{half}, {min(lengths)} to {max(lengths)} tokens, "
             f"{job.max_new_tokens} more after each, {sampling}",
         ]
     )

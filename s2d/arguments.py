@@ -12,7 +12,7 @@ EXITS_HELP = (
 
 def positive(text: str) -> int:
     """A whole number from 1."""
-    value = int(text) if text.isdigit() else 0
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return value
@@ -50,10 +50,17 @@ def seed(text: str) -> int:
 
 def layers(text: str) -> tuple[int, ...]:
     """Rising layer counts."""
-    layers = tuple(int(part) for part in text.split(",") if part.strip().isdigit())
+    layers = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
     if not layers or len(layers) != len(text.split(",")) or list(layers) != sorted({*layers}) or layers[0] < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rising list of layer counts such as 6,9,12")
     return layers
+
+
+def stop_string(text: str) -> str:
+    """At least one character."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, expected at least one character")
+    return text
 
 
 def add_special_tokens_flag(container: argparse._ActionsContainer) -> None:

@@ -15,6 +15,7 @@ from perfmodel.console import (
     EXIT_ANSWERED,
     Progress,
     add_common_flags,
+    add_verb,
     add_verbose_flag,
     keeping,
     make_parser,
@@ -26,9 +27,10 @@ from perfmodel.disk import check_new, saving
 from perfmodel.errors import UserInputError
 from perfmodel.halves import SPLITS
 from perfmodel.launch import launched, num_processes
+from perfmodel.lock import locked_file
 from perfmodel.overwriting import OutputFolder, output_file
 from perfmodel.units import format_frac
-from s2d.arguments import EXITS_HELP, add_special_tokens_flag, frac, layers, positive, rate, seed
+from s2d.arguments import EXITS_HELP, add_special_tokens_flag, frac, layers, positive, rate, seed, stop_string
 from s2d.conversation import check_texts
 from s2d.launch import run_shared
 from s2d.model_folder import FAMILY_PROMPTS, check_model_names, find_model, is_of_family
@@ -83,6 +85,7 @@ def _run_parser() -> argparse.ArgumentParser:
     add("--outputs", type=output_file, metavar="FILE", help=outputs_help)
     add(
         "--stop",
+        type=stop_string,
         metavar="TEXT",
         action="append",
         default=[],
@@ -104,9 +107,12 @@ def _run(args: argparse.Namespace, *, command: Sequence[str], ranks: Ranks | Non
         export_from_flags(args)
         return EXIT_ANSWERED
     inputs = read_run_inputs(args)
-    from s2d.run import run_from_flags
+    with locked_file(args.outputs) if args.outputs else contextlib.nullcontext(True) as is_locked:
+        if not is_locked:
+            print_err(f"note: no file locks here: take care that no other s2d-run writes to {args.outputs}")
+        from s2d.run import run_from_flags
 
-    run_from_flags(args, inputs, command, ranks)
+        run_from_flags(args, inputs, command, ranks)
     return EXIT_ANSWERED
 
 
@@ -118,14 +124,8 @@ def main_train(argv: Sequence[str] | None = None) -> int:
         "s2d-train draft --target path/to/llama --exits 6,9,12 --text chats.jsonl --teacher path/to/llama -o my-draft",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_draft_command(commands.add_parser("draft", help="from a target's first layers to a nested draft", allow_abbrev=False))
-    calibrate_help = "fit what the confidence of a draft's exits is worth, into its sidecar"
-    _add_calibrate_command(commands.add_parser("calibrate", help=calibrate_help, allow_abbrev=False))
-    exits_help = "name the layers after which a draft may answer, in its sidecar s2d.json"
-    _add_exits_command(commands.add_parser("exits", help=exits_help, allow_abbrev=False))
-    trim_help = "a copy of a draft whose LM head says only the most frequent tokens"
-    _add_trim_command(commands.add_parser("trim", help=trim_help, allow_abbrev=False))
-    _add_reference_command(commands.add_parser("reference", help="the recipe of the shipped family", allow_abbrev=False))
+    for verb, (purpose, example, add_flags) in _VERBS.items():
+        add_flags(add_verb(commands, verb, purpose, example))
     run = {
         "draft": _train_draft,
         "calibrate": _calibrate,
@@ -216,6 +216,32 @@ def _add_reference_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", metavar="NAME", help="train this stage alone, e.g. in two processes at once")
     parser.add_argument("--max-steps", type=positive, metavar="STEPS", help="cut every stage short, to try the recipe out")
     add_verbose_flag(parser)
+
+
+_VERBS = {
+    "draft": (
+        "from a target's first layers to a nested draft",
+        "s2d-train draft --target my-target --exits 6,9,12 --text chats.jsonl -o my-draft",
+        _add_draft_command,
+    ),
+    "calibrate": (
+        "fit what the confidence of a draft's exits is worth, into its sidecar",
+        "s2d-train calibrate --draft my-draft --target my-target --prompts prompts.jsonl",
+        _add_calibrate_command,
+    ),
+    "exits": (
+        "name the layers after which a draft may answer, in its sidecar s2d.json",
+        "s2d-train exits --draft my-draft --exits 6,9,12",
+        _add_exits_command,
+    ),
+    "trim": (
+        "a copy of a draft whose LM head says only the most frequent tokens",
+        "s2d-train trim --draft my-draft --tokens 8192 --text chats.jsonl -o my-draft-8192",
+        _add_trim_command,
+    ),
+    "reference": ("the recipe of the shipped family", "s2d-train reference -o family --max-steps 10", _add_reference_command),
+}
+"""Of every verb its purpose, an example, and what adds its flags."""
 
 
 def _train_reference(args: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Which exits a draft has, and who named them: a flag or a plan, else its sidecar, else its full depth is its only exit."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -82,7 +83,7 @@ def find_exits(folder: Path, num_layers: int, named: NamedExits | None, *, is_se
         raise UserInputError(
             f"draft 'self': {str(folder)!r} has no {SIDECAR_NAME} that names exits, expected layers of the target to draft "
             f"with, below its {num_layers}. Give them with --exits, or write them down: "
-            f"s2d-train exits --draft {folder} --exits LAYERS"
+            f"s2d-train exits --draft {shlex.quote(str(folder))} --exits LAYERS"
         )
     return _checked(exits, num_layers, is_self=is_self)
 

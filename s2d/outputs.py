@@ -145,7 +145,12 @@ class Outputs:
         if run != self._run:
             what = f"{str(self._path)!r}, line {number},"
             fix = "Give another --outputs, or repeat the command that began this one"
-            raise Mismatch(what, made_for=f"run {run}", given=f"run {self._run} (plan, models, sampling or lengths)", fix=fix)
+            raise Mismatch(
+                what,
+                made_for=f"run {run}",
+                given=f"run {self._run} (another plan, model, length, --stop, --chat, --special-tokens or --adapt)",
+                fix=fix,
+            )
         return (name, sha256), text
 
 

@@ -320,7 +320,12 @@ def _fitting(pair: Pair, name: str, ids: Sequence[int], max_new_tokens: Tokens) 
             f"--max-new-tokens {max_new_tokens}: expected at most {context - 1}, as these models hold {context} tokens, prompt "
             "included. Give fewer."
         )
-    if not 1 <= len(ids) <= longest:
+    if not ids:
+        raise UserInputError(
+            f"prompt {name!r} has 0 tokens: expected at least 1, as this tokenizer adds none of its own. Give some "
+            "text, or leave it out."
+        )
+    if len(ids) > longest:
         raise UserInputError(
             f"prompt {name!r} has {len(ids)} tokens: expected 1 to {longest}, which with {max_new_tokens} new ones "
             "fill the context. Leave it out, or give a lower --max-new-tokens."

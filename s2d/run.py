@@ -13,13 +13,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.artifact import Stored
-from perfmodel.console import keeping, print_answer, print_err, print_out
+from perfmodel.console import keeping, print_answer, print_err, print_out, without_flag
 from perfmodel.contention import Contention
 from perfmodel.errors import Mismatch, UserInputError
 from perfmodel.frontier import FrontierPoint
 from perfmodel.geometry import SELF_DRAFT
 from perfmodel.kernels import STANDARD_KERNELS
-from perfmodel.lock import locked_file
 from perfmodel.pauses import pauses_text
 from perfmodel.plan import Plan, read_plan
 from perfmodel.provenance import make_provenance
@@ -60,18 +59,12 @@ class Loaded:
 
 def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequence[str], ranks: Ranks | None) -> None:
     """Do what `s2d-run` was asked, with the processes that torchrun started, if it did."""
-    with locked_file(args.outputs) if args.outputs else nullcontext(True) as is_locked:
-        if not is_locked:
-            print_err(f"note: no file locks here: take care that no other s2d-run writes to {args.outputs}")
-        _run_plan(args, inputs, command, ranks)
-
-
-def _run_plan(args: argparse.Namespace, inputs: RunInputs, command: Sequence[str], ranks: Ranks | None) -> None:
     loaded = load_from_flags(args, inputs, ranks)
     plan = loaded.plan.record
     if not loaded.prompts:
         _say_cut_short(loaded.turns)
-        print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run")
+        no_report = ", and no report is made" if args.json or args.output is not None else ""
+        print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run{no_report}")
         return
     contention = Contention()
     with keeping(args.outputs) if args.outputs else nullcontext():
@@ -115,7 +108,8 @@ def next_text(args: argparse.Namespace, command: Sequence[str], sampling: Sampli
         return f"; next: {shlex.join(['s2d-compare', '--plan', str(args.plan), '--report', str(args.output)])}"
     if sampling.rule == "ratio":  # of which --check has nothing to compare
         return ""
-    return f"; next, to measure the speedup: {shlex.join([*command, '--check'])}"
+    # Without --outputs, as there would be nothing left to run.
+    return f"; next, to measure the speedup: {shlex.join([*without_flag(command, '--outputs'), '--check'])}"
 
 
 class PromptStreams:
@@ -148,7 +142,7 @@ class PromptStreams:
 def export_from_flags(args: argparse.Namespace) -> None:
     """Write one exit of the draft as an ordinary checkpoint."""
     layer, folder = args.export_exit
-    if not layer.isdigit():
+    if not layer.isdecimal():
         raise UserInputError(f"--export-exit {layer!r}: expected a layer count and a folder, as in --export-exit 4 exit-4")
     name = args.draft or (read_plan(args.plan).record.draft_name if args.plan else None)
     if name is None:

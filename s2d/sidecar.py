@@ -1,5 +1,6 @@
 """`s2d.json` beside a model's config.json: which layers it may answer after, and how far its confidence can be trusted."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,7 +80,7 @@ def read_sidecar(folder: Path) -> Sidecar | None:
     try:
         return read_record(path, Sidecar, schema=SIDECAR_SCHEMA, version=SIDECAR_VERSION, upgrades=_UPGRADES).record
     except BadFile as err:
-        err.add_note(f"This writes a right one: s2d-train exits --draft {folder} --exits LAYERS --overwrite")
+        err.add_note(f"This writes a right one: s2d-train exits --draft {shlex.quote(str(folder))} --exits LAYERS --overwrite")
         raise
 
 

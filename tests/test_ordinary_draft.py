@@ -35,7 +35,9 @@ def test_any_model_is_profiled_planned_run_and_compared_as_a_draft(
     prompts = ["--prompts", str(pair.prompts), "--split", "all"]
     sizes = ["--num-prompts", "3", "--max-new-tokens", "16", "--draft-cap", "2", "--budget", "0.5"]
     assert main_profile([*models, *prompts, *sizes, "-o", str(out), *(["--exits", exits] if exits else [])]) == 0
-    assert label in capsys.readouterr().out.splitlines()[0]
+    understood = capsys.readouterr().out.splitlines()
+    assert label in understood[0]
+    assert understood[3].startswith("prompts  3, ")
 
     profiles = [word for path in sorted(out.glob("*.latency.json")) for word in ("--profile", str(path))]
     assert main_plan([*profiles, "--trace", str(out / "trace.npz"), *models[2:], "-o", str(plan)]) == 0

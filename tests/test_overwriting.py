@@ -4,6 +4,7 @@ import argparse
 import os
 import tomllib
 from collections.abc import Callable, Sequence
+from copy import copy
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from perfmodel.overwriting import MODEL_FILES, OutputFolder, check_outputs, outp
 from profiler.cli import main_profile
 from s2d.cli import main_run, main_train
 from s2d.model_folder import FAMILY_FOLDER
+from tests.s2d.kinds_of_tokenizers import tokenizer_of
+from tests.stubs import TinySpec, tiny_llama
 
 ROOT = Path(__file__).parent.parent
 VERBS = {
@@ -181,6 +184,7 @@ def folder_command(*argv: str) -> int:
 
 @pytest.mark.parametrize("name", [pattern.replace("*", "x") for pattern in MODEL_FILES])
 def test_a_file_of_a_model_folder_that_is_read_is_not_overwritten(name: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(CONTENT)
     assert folder_command("--target", str(tmp_path), "-o", str(tmp_path / name)) == 2
     assert f"s2d-test: -o {str(tmp_path / name)!r} would overwrite --target {str(tmp_path)!r}" in capsys.readouterr().err
@@ -191,6 +195,18 @@ def test_a_file_of_a_model_folder_that_is_read_is_not_overwritten(name: str, tmp
 def test_every_file_of_the_shipped_models_counts_as_read() -> None:
     for folder in (FAMILY_FOLDER / "draft", FAMILY_FOLDER / "target-16"):
         assert {file for pattern in MODEL_FILES for file in folder.glob(pattern)} == set(folder.iterdir())
+
+
+def test_every_file_that_transformers_writes_of_a_model_counts_as_read(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("llama_2")
+    tiny_llama(TinySpec(vocab_size=len(tokenizer))).save_pretrained(tmp_path, max_shard_size="20KB")
+    with_templates = copy(tokenizer)
+    with_templates.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    with_templates.save_pretrained(tmp_path)
+    covered = {file for pattern in MODEL_FILES for file in tmp_path.glob(pattern)}
+    written = {file for file in tmp_path.rglob("*") if file.is_file()}
+    assert {"chat_template.jinja", "tool_use.jinja", "model.safetensors.index.json"} < {file.name for file in written}
+    assert covered == written
 
 
 def test_of_a_list_with_commas_every_part_is_read_and_prose_is_no_file(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -18,7 +18,7 @@ def chosen_prompts(prompts: Sequence[Prompt], split: Split, most: int) -> list[P
     """
     left = [prompt for prompt in prompts if split in ("all", half_of(prompt.name))]
     if not left:
-        raise UserInputError(f"none of the {len(prompts)} prompts is in the {split} half: give more prompts, or --split all")
+        raise UserInputError(f"{_none_in(prompts, split)}, or --split all")
     categories: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     chosen: list[Prompt] = []
@@ -37,4 +37,10 @@ def calibration_half(prompts: Sequence[Prompt]) -> list[Prompt]:
     Raises:
         UserInputError: none is.
     """
+    if not any(half_of(prompt.name) == "calibration" for prompt in prompts):
+        raise UserInputError(f"{_none_in(prompts, 'calibration')}.")
     return chosen_prompts(prompts, "calibration", len(prompts))
+
+
+def _none_in(prompts: Sequence[Prompt], half: Split) -> str:
+    return f"none of the {len(prompts)} prompts is in the {half} half (it is chosen by prompt name): give more prompts"

@@ -122,7 +122,9 @@ def _not_utf8(path: PathLike, data: bytes, err: UnicodeDecodeError, num_mark_byt
     problem = f"{place}: byte 0x{data[start]:02x} is not UTF-8"
     encoding = _likely_encoding(data)
     if encoding is None:
-        return BadFile(path, problem, _convert(path, "ENCODING", is_packed) + ", with the name of its encoding")
+        return BadFile(
+            path, problem, _convert(path, "ENCODING", is_packed) + ", with the name of its encoding in the place of ENCODING"
+        )
     return BadFile(path, f"{problem}; the file is probably {encoding}", _convert(path, encoding, is_packed))
 
 
@@ -138,8 +140,10 @@ def _convert(path: PathLike, encoding: str, is_packed: bool) -> str:
     name = str(path)
     source, output = shlex.quote(name), shlex.quote(Path(name).name + ".utf8")
     if is_packed:
-        return f"Convert it: gunzip -c {source} | iconv -f {encoding} -t utf-8 > {output}"
-    return f"Convert it: iconv -f {encoding} -t utf-8 {source} > {output}"
+        command = f"gunzip -c {source} | iconv -f {encoding} -t utf-8 > {output}"
+    else:
+        command = f"iconv -f {encoding} -t utf-8 {source} > {output}"
+    return f"Convert it ({command}) and give the new file"  # in parentheses, where no full stop joins the file's name
 
 
 def _line_at(data: bytes, byte: int) -> int:

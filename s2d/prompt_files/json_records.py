@@ -17,6 +17,7 @@ MAX_DIGITS = 40
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _JSON_START = re.compile(r"""[ \t\r\n]*(?:\{[ \t\r\n]*["}]|\[[ \t\r\n]*[\[{"\]])""")
+_CLOSING_COMMA = re.compile(r",[ \t\r\n]*(?=[\]}])")
 _JSON_FIX = 'Write one object a line, such as {"prompt": "…"}, or one array of them'
 
 
@@ -63,7 +64,8 @@ def items_of_object(record: Record) -> tuple[list[Record], list[str]]:
     object itself is the one record.
     """
     value = record.value
-    arrays = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict | str)]
+    filled = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict | str)]
+    arrays = filled or [key for key, item in value.items() if item == []]
     if len(arrays) != 1:
         return [record], []
     [key] = arrays
@@ -102,9 +104,19 @@ def _value(text: str, start: int) -> tuple[Any, int]:
     except BadRecord as err:
         raise err.at(start) from err
     except json.JSONDecodeError as err:
-        raise BadRecord(f"not JSON ({err.msg})", _JSON_FIX, start=min(err.pos, len(text))) from err
+        place = min(err.pos, len(text))
+        if (comma := _closing_comma(text, place)) is not None:
+            raise BadRecord("not JSON (a comma before the closing bracket)", "Take the comma out", start=comma) from err
+        raise BadRecord(f"not JSON ({err.msg})", _JSON_FIX, start=place) from err
     except RecursionError as err:
         raise BadRecord("objects or arrays are nested too deep to be read", "Flatten the record", start=start) from err
+
+
+def _closing_comma(text: str, place: int) -> int | None:
+    """Where the comma is that a closing bracket follows, if that is why the text is no JSON at a place."""
+    comma = text.rfind(",", 0, place + 1)
+    match = _CLOSING_COMMA.match(text, comma) if comma >= 0 else None
+    return comma if match and match.end() >= place else None
 
 
 def _end_of_space(text: str, start: int) -> int:

@@ -65,9 +65,13 @@ def kind_of(value: object, how: ReadAs) -> Kind:
             )
         return _single(how.column)
     kind = recognised(value)
+    if kind is None and (nulls := [key for key in EXPECTED_KEYS if key in value and value[key] is None]):
+        raise BadRecord(f"{nulls[0]} is null, expected a value", "Write what is missing, or leave the record out")
     if kind is None:
         fix = f"Choose the one that holds the text with {how.column_flag}, or rename it"
-        raise BadRecord(f"no key that holds a text is known; its keys are {keys}, expected one of {EXPECTED}", fix)
+        raise BadRecord(
+            f"no key that holds a text is known; its keys are {keys}, expected one of {', '.join(EXPECTED_KEYS)}", fix
+        )
     texts = [key for key in SINGLE_KEYS if value.get(key) is not None]
     if len(texts) > 1 and kind.keys[-1] in SINGLE_KEYS:
         problem = f"several keys hold a text ({' and '.join(texts)}), expected one"
@@ -195,4 +199,4 @@ KINDS: tuple[Kind, ...] = (
 SINGLE_KEYS = ("prompt", "question", "text")
 TEXT_KEYS = frozenset(key for kind in KINDS for key in kind.keys) - {*NAME_KEYS, "body"}
 """Keys that hold what is said."""
-EXPECTED = ", ".join(dict.fromkeys(kind.keys[-1] for kind in KINDS if kind.keys[-1] != "conversation"))
+EXPECTED_KEYS = tuple(dict.fromkeys(kind.keys[-1] for kind in KINDS if kind.keys[-1] != "conversation"))

@@ -15,6 +15,7 @@ from s2d.prompt_files.read_as import Form, ReadAs
 from s2d.prompt_files.table_records import table_records
 
 _OBJECT_LINE = re.compile(r'^[ \t]*\{[ \t]*"', re.MULTILINE)
+_PYTHON_LINE = re.compile(r"^[ \t]*\{[ \t]*'", re.MULTILINE)
 _LINE = re.compile(r"^[ \t]*\S", re.MULTILINE)
 
 
@@ -61,6 +62,9 @@ def _records_of(text: str, how: ReadAs) -> Records:
     if 2 * len(_OBJECT_LINE.findall(text)) > len(_LINE.findall(text)):
         problem = f"most lines are JSON objects, but the file begins with {shown(text.splitlines()[0])}"
         raise BadRecord(problem, "Take out what is no JSON", start=0)
+    if 2 * len(_PYTHON_LINE.findall(text)) > len(_LINE.findall(text)):
+        problem = "most lines are Python dictionaries, whose keys are in single quotes: expected JSON"
+        raise BadRecord(problem, "Write each with json.dumps", start=0)
     return _plain(text, how)
 
 

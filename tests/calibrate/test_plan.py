@@ -194,8 +194,10 @@ def test_a_config_names_a_target_by_its_shapes(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match=f"a config gives shapes.* {hint}"):
         make_plan(replace(NOTHING_ASKED, target=str(tmp_path)))
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 31}), encoding="utf-8")
-    with pytest.raises(UserInputError, match=r"depends on the weights\. Record it: s2d-profile"):
-        make_plan(replace(NOTHING_ASKED, target=str(tmp_path)))
+    with_blank = (tmp_path / "config.json").rename(tmp_path / "my config.json")
+    command = rf"s2d-plan --target '{with_blank}' --trace profile/trace\.npz"
+    with pytest.raises(UserInputError, match=rf"depends on the weights\. Record it: s2d-profile .*, then {command}"):
+        make_plan(replace(NOTHING_ASKED, target=str(with_blank)))
 
 
 _PROMPTS = "--prompts path/to/prompts.jsonl -o profile, then plan: s2d-plan --trace profile/trace.npz"

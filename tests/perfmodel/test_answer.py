@@ -126,6 +126,17 @@ def test_a_folder_is_made_and_tried(tmp_path: Path, fill: Fill) -> None:
     assert f"no space left to write {str(tmp_path / 'a')!r}" in str(caught.value)
 
 
+def test_a_folder_in_which_nothing_can_be_written_is_named_as_it_was_given(tmp_path: Path, monkeypatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(BadFile) as refused, folder_for_files(tmp_path):
+        pytest.fail("entered")
+    assert str(refused.value) == f"{str(tmp_path)!r}: cannot be written: Read-only file system. Give another place."
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_was_made_in_vain_goes_again_and_an_older_one_stays(tmp_path: Path) -> None:
     (tmp_path / "older").mkdir()
     for path in (tmp_path / "a" / "b", tmp_path / "older", tmp_path / "older" / "c"):

@@ -17,6 +17,7 @@ from perfmodel.console import (
     print_out,
     run_command,
     table,
+    without_flag,
 )
 from perfmodel.errors import UnknownName
 
@@ -152,6 +153,13 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 0
+
+
+@pytest.mark.parametrize("given", [["-o", "a b"], ["-oa"], ["--output", "-x"], ["--output=a"], ["-o", "a", "--output=b"]])
+def test_a_command_loses_a_flag_in_every_form(given: list[str]) -> None:
+    others = ["s2d-plan", "--output-tokens", "9", "--json"]
+    assert without_flag([*others, *given], "-o", "--output") == others
+    assert without_flag([*others[:1], *given, *others[1:]], "-o", "--output") == others
 
 
 def test_a_table_aligns_words_left_and_numbers_right() -> None:

@@ -81,12 +81,12 @@ def test_a_model_has_a_profile_as_a_draft_and_one_as_a_target(logs: list[PassLog
 def test_the_command_writes_profiles_that_the_fit_reads_and_the_plan_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "law"
+    out = tmp_path / "my law"
     assert main_profile(["law", *SMALL, "--budget", "1", "-o", str(out)]) == 0
     profiles = sorted(out.iterdir())
     assert [path.name for path in profiles[:2]] == ["law-1x128.draft.latency.json", "law-1x128.target.latency.json"]
     assert len(profiles) == 8
-    assert f"next: s2d-plan fit {out}" in capsys.readouterr().out
+    assert f"next: s2d-plan fit '{out}'/*.latency.json -o '{out}'/law.fit.json\n" in capsys.readouterr().out
 
     fit_file = tmp_path / "cpu.fit.json"
     assert main_plan(["fit", *map(str, profiles), "-o", str(fit_file)]) == 0

@@ -245,7 +245,12 @@ def test_bad_requests_end_with_code_2_and_what_was_expected(folders, plan_file, 
     plan = plan_file()
     for flags, message in (
         (["--prompt", "the cat " * 200], "expected 1 to 136"),
-        (["--prompt", ""], "has 0 tokens"),
+        (
+            ["--prompt", ""],
+            "has 0 tokens: expected at least 1, as this tokenizer adds none of its own. Give some text, or leave",
+        ),
+        (["--prompt", "the", "--stop", "a", "--stop", ""], "argument --stop: it is empty, expected at least one character"),
+        (["--export-exit", "\N{SUPERSCRIPT TWO}", "new"], "expected a layer count and a folder, as in --export-exit 4 exit-4"),
         (
             ["--prompt", "the", "--max-new-tokens", "5000"],
             "--max-new-tokens 5000: expected at most 159, as these models hold 160",

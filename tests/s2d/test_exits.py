@@ -18,7 +18,7 @@ from tests.stubs import TinySpec, tiny_llama
 
 DEPTH = 6
 SELF_WITHOUT_EXITS = (
-    "draft 'self': .* has no s2d.json that names exits, .* Give them with --exits, or .* s2d-train exits --draft"
+    "draft 'self': .* has no s2d.json that names exits, .* Give them with --exits, or .* s2d-train exits --draft '"
 )
 
 
@@ -42,9 +42,9 @@ def curve_starts(exits: DraftExits) -> list[float | None]:
 def folder(tmp_path: Path) -> Path:
     """A model that is as ordinary as any."""
     tokenizer = byte_tokenizer()
-    tiny_llama(TinySpec(vocab_size=len(tokenizer), num_layers=DEPTH)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    tiny_llama(TinySpec(vocab_size=len(tokenizer), num_layers=DEPTH)).save_pretrained(tmp_path / "my model")
+    tokenizer.save_pretrained(tmp_path / "my model")
+    return tmp_path / "my model"
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,10 @@ def test_curves_that_are_dropped_are_named_in_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_exits_that_the_model_cannot_have_are_refused(tmp_path: Path, asked, is_self: bool, message: str) -> None:
+    place = tmp_path / "my model"
+    place.mkdir()
     with pytest.raises(UserInputError, match=message):
-        find_exits(tmp_path, DEPTH, asked, is_self=is_self)
+        find_exits(place, DEPTH, asked, is_self=is_self)
 
 
 @pytest.mark.parametrize("layers", [(), (2, 2), (4, 2), (0, 2)])
@@ -98,7 +100,7 @@ def test_exits_that_no_model_has_are_refused(layers: tuple[int, ...]) -> None:
 def test_a_pair_has_the_exits_that_were_asked_for(folder: Path) -> None:
     pair = load_pair(str(folder), str(folder), "fp32", "cpu")
     assert (pair.geometry.exit_layers, pair.draft.exit_layers) == ((6,), (6,))
-    assert pair.label == "model with model, exits 6 (full depth: the folder names none)"
+    assert pair.label == "my model with my model, exits 6 (full depth: the folder names none)"
     own = load_pair(str(folder), "self", "fp32", "cpu", named_exits=named(2, 4))
     assert (own.geometry.exit_layers, own.target.exit_layers, own.draft is own.target) == ((2, 4), (2, 4), True)
 
@@ -145,7 +147,7 @@ def test_a_sidecar_that_cannot_be_read_names_the_command_that_writes_a_right_one
     with pytest.raises(BadFile):
         read_sidecar(folder)
     assert exits_command(folder, "--exits", "5") == 2
-    assert f"This writes a right one: s2d-train exits --draft {folder} --exits LAYERS --overwrite" in capsys.readouterr().err
+    assert f"This writes a right one: s2d-train exits --draft '{folder}' --exits LAYERS --overwrite" in capsys.readouterr().err
     assert path.read_text() == text
     assert exits_command(folder, "--exits", "5", "--overwrite") == 0
     assert read_sidecar(folder).exit_layers == (5,)

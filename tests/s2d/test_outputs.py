@@ -1,6 +1,7 @@
 """Texts kept as they are finished: what a line holds, how a run goes on, and what it refuses to go on with."""
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from perfmodel.errors import BadFile, OutOfSpace, UserInputError
 from perfmodel.lock import locked_file
 from perfmodel.passes import PassSamples
+from s2d.cli import main_run
 from s2d.conversation import Prompt
 from s2d.generate import Generation
 from s2d.load import load_tokenizer
@@ -106,8 +108,25 @@ def test_texts_of_another_run_are_not_mixed_in(decode, capsys, changed: tuple[st
     _, outputs = decode()
     before = outputs.read_bytes()
     assert decode(*changed)[0] == 2
-    assert "was made for run" in capsys.readouterr().err
+    assert (
+        "(another plan, model, length, --stop, --chat, --special-tokens or --adapt). Give another --outputs"
+        in capsys.readouterr().err
+    )
     assert outputs.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", [("--outputs", "{}"), ("--outputs={}",)])
+def test_the_next_command_measures_as_it_stands(folders: Path, plan_file, capsys, form: tuple[str, ...]) -> None:
+    outputs, report = str(folders / "texts.jsonl"), str(folders / "report.json")
+    flags = ["--prompt", "the cat", "--max-new-tokens", "4", *(word.format(outputs) for word in form)]
+    assert run(folders, plan_file(), *flags, "-o", report) == 0
+    following = capsys.readouterr().err.rpartition("to measure the speedup: ")[2]
+    program, *argv = shlex.split(following)
+    assert program == "s2d-run"
+    assert main_run(argv) == 0
+    assert "1 of 1 outputs equal" in capsys.readouterr().out
+    assert run(folders, plan_file(), *flags, "-o", report) == 0
+    assert "nothing is left to run, and no report is made\n" in capsys.readouterr().err
 
 
 def test_another_prompt_of_the_same_name_is_not_taken_for_finished(folders: Path, plan_file, capsys) -> None:

@@ -24,7 +24,7 @@ PAIR = ["--target", "ref-target-16", "--draft", "ref-draft"]
 DRAFT = ["draft", "--target", "ref-target-16", "--exits", "1,2", "-o", "new"]
 CALIBRATE = ["calibrate", "--target", "ref-target-16", "--draft", "ref-draft"]
 TRIM = ["trim", "--draft", "ref-draft", "--tokens", "9", "-o", "new"]
-LATIN1 = "line 1, byte offset 11: byte 0xe9 is not UTF-8; the file is probably latin1. Convert it: iconv -f latin1 -t utf-8"
+LATIN1 = "line 1, byte offset 11: byte 0xe9 is not UTF-8; the file is probably latin1. Convert it (iconv -f latin1 -t utf-8"
 
 REFUSED = [
     (PROFILE, [*PAIR, "--prompts", "latin1"], LATIN1),
@@ -41,6 +41,7 @@ REFUSED = [
         "prompt '1' is a conversation: expected a text to go on from. Give --chat",
     ),
     (TRAIN, [*CALIBRATE, "--prompts", "chat"], "is a conversation"),
+    (TRAIN, [*CALIBRATE, "--prompts", "one"], "half (it is chosen by prompt name): give more prompts.\n"),
     (RUN, ["--plan", "none"], "'none': no such file"),
     (RUN, [], "nothing to run: give a plan with --plan FILE"),
     (RUN, ["--plan", "two"], "'two': "),
@@ -83,6 +84,8 @@ def test_a_run_refuses_its_prompts_before_torch(folders: Path, plan_file: Callab
     plan = str(plan_file())
     (folders / "latin1").write_bytes('{"text": "né"}\n'.encode("latin1"))
     check_refused(folders, RUN, ["--plan", plan, "--prompts", "latin1"], LATIN1)
+    for place, message in ((".", "this is a folder or a device"), ("no/x.jsonl", "its folder does not exist")):
+        check_refused(folders, RUN, ["--plan", plan, "--prompt", "a", "--outputs", place], message)
     check_refused(folders, RUN, ["--plan", plan, "--draft", "nothing", "--prompt", "a"], "unknown model 'nothing'")
     check_refused(
         folders, RUN, ["--plan", plan, "--prompts", "latin1", "--prompt-column", "a", "--prompt-format", "lines"], "one of them"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from s2d.prompt_files.read_as import ReadAs
 
 GOOD = '{"text": "fine"}\n'
 USER = {"role": "user", "content": "so"}
-CONVERT = "Convert it: iconv -f {} -t utf-8 "
+CONVERT = "Convert it (iconv -f {} -t utf-8 "
 
 
 def messages(*found: object) -> str:
@@ -41,7 +42,7 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
         "line 2, byte offset 7: byte 0xe9 is not UTF-8; the file is probably latin1",
     ),
     "Windows": ("“so” – it".encode("cp1252"), "line 1, byte offset 0: byte 0x93 is not UTF-8; the file is probably cp1252"),
-    "Latin-1 in gzip": (gzip.compress("café".encode("latin1")), "Convert it: gunzip -c "),
+    "Latin-1 in gzip": (gzip.compress("café".encode("latin1")), "Convert it (gunzip -c "),
     "GBK": ("你好世界".encode("gbk"), "line 1, byte offset 0: byte 0xc4 is not UTF-8. " + CONVERT.format("ENCODING")),
     "cut inside a character": (
         "né café".encode()[:-1],
@@ -111,7 +112,29 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
         "most lines are JSON objects, but the file begins with '# exported'. Take",
     ),
     "no key at all": ("{}", "its keys are none, expected one of"),
-    "nothing but nulls": ('{"text": null}', "no key that holds a text is known; its keys are text"),
+    "null in the place of a text": (
+        GOOD + '{"id": 1, "text": null}',
+        "line 2, byte offset 17: text is null, expected a value. Write",
+    ),
+    "null in the place of messages": (
+        '{"messages": null}',
+        "messages is null, expected a value. Write what is missing, or leave",
+    ),
+    "null in the place of turns": ('{"turns": null, "category": "a"}', "turns is null, expected a value"),
+    "the one array is empty": ('{"data": [], "version": 1}', "there is no record in the file, expected at least one"),
+    "comma behind the last item": (
+        '[{"text": "é"},\n {"text": "a, ]"},\n]',
+        "line 2, byte offset 34: not JSON (a comma before the closing bracket). Take the comma out; or give",
+    ),
+    "comma behind the last key": (
+        GOOD + '{"text": "a", }',
+        "line 2, byte offset 29: not JSON (a comma before the closing bracket)",
+    ),
+    "comma and bracket in a text": ('[{"text": "a,]" "b"}]', "line 1, byte offset 16: not JSON (Expecting ',' delimiter)"),
+    "Python dictionaries": (
+        "{'text': 'a'}\n{'text': \"it's\"}\n",
+        "line 1, byte offset 0: most lines are Python dictionaries, whose keys are in single quotes: expected JSON. Write each",
+    ),
     "several keys": (
         GOOD + '{"text": "a", "prompt": "b"}',
         "several keys hold a text (prompt and text), expected one. Choose one",
@@ -224,15 +247,18 @@ def test_the_command_that_a_refusal_names_mends_the_file(tmp_path: Path, monkeyp
         Path("my prompts").write_bytes(gzip.compress(data) if is_packed else data)
         with pytest.raises(BadFile) as refused:
             read_prompts("my prompts")
-        command = str(refused.value).partition("Convert it: ")[2].removesuffix(".")
+        command = str(refused.value).partition("Convert it ")[2].partition(" and give the new file")[0]
         subprocess.run(["sh", "-c", command], check=True)
         assert [one.text for one in read_prompts("my prompts.utf8")] == ["né a"]
 
 
-def test_missing_files_folders_and_impossible_names_are_refused(tmp_path: Path) -> None:
+def test_missing_files_folders_pipes_and_impossible_names_are_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     for path, message in (
         (tmp_path / "none", "no such file"),
         (tmp_path, "this is a folder, expected a file"),
+        (pipe, "this is a named pipe, expected a file. Write what comes out of it to a file, and give that."),
         ("a\0b", "no file can have this name"),
     ):
         with pytest.raises(BadFile, match=message):
