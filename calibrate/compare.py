@@ -119,7 +119,7 @@ def compare(
         repriced_round_s=total_s / rounds.num_rounds,
         measured_round_s=math.fsum(run.decode_s for run in report.record.plan_arm.runs) / rounds.num_rounds,
         passes=passes,
-        next_step=next_step(errors, plan.record, report.record, files),
+        next_step=next_step(errors, plan.record, report.record, replace(files, run_command=report.provenance.command)),
     )
 
 

@@ -165,12 +165,15 @@ def _named_target(text: str, draft: str | None) -> ModelGeometry:
     target = find_target(text)
     if target in KNOWN_MODELS:
         return target
-    answered, record = {name for _, name in shipped_pairs()}, record_command(_folder_of(text), draft)
+    is_quantised = find_stored_format(text, target) is not None
+    folder = "path/to/its-original" if is_quantised else _folder_of(text)
+    answered, record = {name for _, name in shipped_pairs()}, record_command(folder, draft)
     alike = [known.name for known in KNOWN_MODELS if known.name in answered and same_shape(known, target)]
     hint = f"If its weights are those of {alike[0]}, give --target {alike[0]}. Or record it" if alike else "Record it"
+    original = " with the model it was quantised from, as s2d-profile runs plain weights only" if is_quantised else ""
     raise UserInputError(
         f"no acceptance evidence for target {text!r}: a config gives shapes, and how often a draft agrees depends on the "
-        f"weights. {hint}: {record}, then s2d-plan --target {shlex.quote(text)} --trace profile/trace.npz"
+        f"weights. {hint}{original}: {record}, then s2d-plan --target {shlex.quote(text)} --trace profile/trace.npz"
     )
 
 

@@ -139,23 +139,26 @@ def _run(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:
     return " && ".join([*first, run_text(plan, path, path.with_name("report.json"))])
 
 
-def run_text(plan: Plan, path: Path, report: Path) -> str:
+def run_text(plan: Plan, path: Path, report: Path, more: Sequence[str] = ()) -> str:
     """The command that runs a plan.
 
     Args:
+        plan: what to run.
         path: where the plan is.
         report: where its report goes.
+        more: further flags; prompts among them stand for those that the plan's target needs.
     """
     check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # which compares token by token
-    run = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *check, "-o", str(report)]
+    prompts = [] if "--prompts" in more else _prompts(plan)
+    run = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *prompts, *more, *check, "-o", str(report)]
     return shlex.join(launched(run, plan.device.num_devices))
 
 
 def _models_of_a_run(plan: Plan) -> list[str]:
-    """Where models and prompts are, unless they are in the box."""
+    """Where models are, unless they are in the box."""
     folders = {"--target": model_folder(plan.target.name), "--draft": draft_folder(plan.draft)}
     named = plan.target.name, plan.draft.model.name, "self"  # which s2d-run finds by the plan alone
-    return [word for flag, folder in folders.items() if folder not in named for word in (flag, folder)] + _prompts(plan)
+    return [word for flag, folder in folders.items() if folder not in named for word in (flag, folder)]
 
 
 def _prompts(plan: Plan) -> list[str]:
@@ -172,7 +175,7 @@ def profile_command(
         latency: whether to measure passes.
         acceptance: whether to record a trace.
         folder: where the files go.
-        more: further flags.
+        more: further flags; prompts among them stand for those that the plan's target needs.
     """
     what = [] if latency and acceptance else ["latency"] if latency else ["acceptance"]
     models = ["--target", model_folder(plan.target.name), "--draft", draft_folder(plan.draft)]
@@ -181,7 +184,8 @@ def profile_command(
     if policy is not None and policy.confidence != "max-prob":
         decoding += ["--confidence", policy.confidence]
     shared = ["--share-draft"] if plan.draft.kind == "separate" and plan.draft_num_devices > 1 else []
-    words = ["s2d-profile", *what, *models, *shared, *_prompts(plan), *decoding, *_place(plan.device), *more, "-o", str(folder)]
+    prompts = [] if "--prompts" in more else _prompts(plan)
+    words = ["s2d-profile", *what, *models, *shared, *prompts, *decoding, *_place(plan.device), *more, "-o", str(folder)]
     return shlex.join(launched(words, plan.device.num_devices))
 
 

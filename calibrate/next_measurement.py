@@ -21,8 +21,12 @@ from perfmodel.units import Frac, Tokens, format_frac, format_signed_frac
 GOOD_ERROR_FRAC: Frac = 0.02
 """The aim of this project: below it there is nothing to measure again, however narrow the intervals."""
 
-_REPEATED = ("--num-prompts", "--max-new-tokens", "--draft-cap", "--budget", "--split", "--off-path", "--kernels")
-"""Flags of `s2d-profile` that a plan does not hold, and that a second measurement repeats."""
+_TEXTS = ("--prompts", "--prompt-format", "--prompt-column", "--special-tokens", "--split", "--num-prompts", "--max-new-tokens")
+_PROFILE_FLAGS = (*_TEXTS, "--draft-cap", "--budget", "--off-path", "--kernels")
+_RUN_FLAGS = (*_TEXTS, "--stop")
+"""Flags of `s2d-profile` and `s2d-run` that a plan does not hold, and that a second measurement repeats."""
+_SWITCHES = ("--chat", "--adapt")
+"""The same without a value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,8 @@ class ComparedFiles:
     report: Path = Path("report.json")
     profiles: Mapping[Path, Stored[LatencyProfile]] = field(default_factory=dict)
     """Those that the plan was made with; empty where they were not given."""
+    run_command: str = ""
+    """The command that made the report, as its provenance keeps it; empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +132,7 @@ def _profile_again(plan: Plan, files: ComparedFiles) -> str:
 
 
 def _run_again(plan: Plan, files: ComparedFiles) -> str:
-    return run_text(plan, files.plan, files.report)
+    return run_text(plan, files.plan, files.report, more=_words(_flags_of(files.run_command, _RUN_FLAGS)))
 
 
 def _folder(files: ComparedFiles) -> Path:
@@ -140,16 +146,23 @@ def _trace(files: ComparedFiles) -> Path:
 
 
 def _repeated_flags(files: ComparedFiles) -> dict[str, str | None]:
-    """The flags of the command that made the profiles, in so far as a plan does not hold them; None for one without a value."""
+    """The flags of the commands that made the profiles, in so far as a plan does not hold them."""
     found: dict[str, str | None] = {}
     for stored in files.profiles.values():
-        try:
-            words = [part for word in shlex.split(stored.provenance.command) for part in word.split("=", 1)]
-        except ValueError:  # an unfinished quotation: no command of ours
-            continue
-        found |= {flag: words[words.index(flag) + 1] for flag in _REPEATED if flag in words[:-1]}
-        found |= {"--chat": None} if "--chat" in words else {}
+        found |= _flags_of(stored.provenance.command, _PROFILE_FLAGS)
     return found
+
+
+def _flags_of(command: str, flags: Sequence[str]) -> dict[str, str | None]:
+    """Some flags of a command with their values, and its switches with None."""
+    try:
+        words = [part for word in shlex.split(command) for part in word.split("=", 1)]
+    except ValueError:  # an unfinished quotation: no command of ours
+        return {}
+    found: dict[str, str | None] = {flag: words[words.index(flag) + 1] for flag in flags if flag in words[:-1]}
+    if (prompts := found.get("--prompts")) is not None and not Path(prompts).exists():
+        found["--prompts"] = f"path/to/{prompts}"  # provenance keeps the names of files, and no folders
+    return found | {switch: None for switch in _SWITCHES if switch in words}
 
 
 def _words(flags: Mapping[str, str | None]) -> list[str]:

@@ -68,6 +68,7 @@ class Case:
     run_waited: float | None = None
     has_profiles: bool = True
     ran: int = 64
+    run_command: str = ""
 
 
 CASES = {
@@ -94,6 +95,13 @@ CASES = {
         run_waited=0.3,
         said="run again on a quiet machine, as 30.0 % of the run's processor time went to other programs: "
         "s2d-run --plan out/plan.json --check -o out/report.json",
+    ),
+    "below, run on texts of one's own disturbed": Case(
+        errors=errors_of(0.01, 0.1),
+        run_waited=0.3,
+        run_command="s2d-run --plan p.json --prompts=own.jsonl --split all --stop 'a b' --chat --outputs o.jsonl -o r.json",
+        said="run again on a quiet machine, as 30.0 % of the run's processor time went to other programs: s2d-run --plan "
+        "out/plan.json --prompts path/to/own.jsonl --split all --stop 'a b' --chat --check -o out/report.json",
     ),
     "below, neither disturbed": Case(
         errors=errors_of(0.01, 0.1),
@@ -144,7 +152,9 @@ def test_every_error_has_a_next_step_and_its_command_is_complete(plan: Plan, cas
         if case.has_profiles
     }
     report = replace(make_report(plan, "d" * 64, make_trace()), max_new_tokens=case.ran, waited_frac=case.run_waited)
-    files = ComparedFiles(plan=Path("out/plan.json"), report=Path("out/report.json"), profiles=stored)
+    files = ComparedFiles(
+        plan=Path("out/plan.json"), report=Path("out/report.json"), profiles=stored, run_command=case.run_command
+    )
     said = next_step(case.errors, plan, report, files)
     assert said == case.said
     command = shlex.split(said.rpartition(": ")[2])

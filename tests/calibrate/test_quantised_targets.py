@@ -87,6 +87,17 @@ def test_a_method_that_is_not_known_is_refused_unless_a_dtype_is_given(
     assert "weights llama.cpp Q4_K_M, 4.8 bits; head 6.56 bits; embedding 4.5 bits" in out
 
 
+def test_acceptance_of_a_quantised_target_is_recorded_with_its_original(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """s2d-profile would refuse the quantised folder."""
+    config = write_config(tmp_path / "mine", LLAMA_8B | {"quantization_config": AWQ})
+    assert main_plan(["--target", str(config)]) == 2
+    err = capsys.readouterr().err
+    assert "Record it with the model it was quantised from, as s2d-profile runs plain weights only: s2d-profile " in err
+    assert "acceptance --target path/to/its-original --draft" in err
+
+
 def test_a_plan_prices_and_keeps_the_target_s_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored, plain = planned(tmp_path, AWQ), planned(tmp_path, None)
     text = " ".join(capsys.readouterr().out.split())
