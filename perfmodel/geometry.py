@@ -77,8 +77,10 @@ class ModelGeometry:
 
     @property
     def layer_matrix_params(self) -> int:
-        """Weights of the matrices of one layer."""
-        return sum(rows * columns for rows, columns in self.layer_matrices.values())
+        """Weights of `layer_matrices`, added up here because every priced pass asks for them."""
+        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        mlp_matrices = 3 if self.gated_mlp else 2
+        return self.hidden_size * (2 * query + 2 * key + mlp_matrices * self.intermediate_size)
 
     @property
     def layer_params(self) -> int:

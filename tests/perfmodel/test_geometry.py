@@ -12,6 +12,7 @@ from perfmodel.geometry import (
     with_llama_layers,
     with_whole_heads,
 )
+from perfmodel.known_models import KNOWN_MODELS
 from perfmodel.profile import LATENCY_PROFILE_UPGRADES, LATENCY_PROFILE_VERSION
 
 
@@ -27,6 +28,15 @@ from perfmodel.profile import LATENCY_PROFILE_UPGRADES, LATENCY_PROFILE_VERSION
 )
 def test_a_known_model_has_as_many_weights_as_its_checkpoint(name: str, num_params: int) -> None:
     assert find_model(name).num_params == num_params
+
+
+def test_the_weights_of_a_layer_are_those_of_its_matrices() -> None:
+    wrong = [
+        model.name
+        for model in KNOWN_MODELS
+        if model.layer_matrix_params != sum(rows * columns for rows, columns in model.layer_matrices.values())
+    ]
+    assert not wrong
 
 
 def test_a_70b_cache_takes_320_kib_per_token_in_16_bit() -> None:
