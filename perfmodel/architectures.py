@@ -163,9 +163,9 @@ def architecture_names(config: Config) -> list[str]:
     """What a config calls its model: its classes, then its type."""
     classes, model_type = _or_nothing(config.get("architectures"), []), _or_nothing(config.get("model_type"), "")
     if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
-        raise UserInputError(f"architectures is {shown(classes)}, expected a list of class names. Mend the config.json.")
+        raise UserInputError(f"architectures is {shown(classes)}, expected a list of class names. Correct the config.json.")
     if not isinstance(model_type, str):
-        raise UserInputError(f"model_type is {shown(model_type)}, expected a name. Mend the config.json.")
+        raise UserInputError(f"model_type is {shown(model_type)}, expected a name. Correct the config.json.")
     return [name for name in (*classes, model_type) if name]
 
 
@@ -182,7 +182,9 @@ def layer_types(config: Config) -> list[str]:
     """
     types = _or_nothing(config.get("layer_types"), [])
     if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
-        raise UserInputError(f"layer_types is {shown(types)}, expected a list with one name per layer. Mend the config.json.")
+        raise UserInputError(
+            f"layer_types is {shown(types)}, expected a list with one name per layer. Correct the config.json."
+        )
     return types
 
 

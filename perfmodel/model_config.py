@@ -150,7 +150,7 @@ class _Keys:
 
     def _wrong(self, key: str, expected: str) -> UserInputError:
         written, value = self.file_key(key), shown(self.value(key))
-        return UserInputError(f"model {shown(self.name)}: {written} is {value}, expected {expected}. Mend its config.json.")
+        return UserInputError(f"model {shown(self.name)}: {written} is {value}, expected {expected}. Correct its config.json.")
 
 
 def _remarks(keys: _Keys, *, is_text: bool) -> Iterator[str]:

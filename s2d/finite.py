@@ -1,4 +1,4 @@
-"""Whether numbers are finite, and the refusal of a model whose logits are not.
+"""Checks for NaN and infinity, and the refusal of a model that computes them.
 
 Logits that are NaN or +inf leave the largest logit of their row not finite, and a confidence of NaN. -inf is the logit of a
 token that a reduced head lacks or that sampling forbids.

@@ -112,7 +112,7 @@ def test_the_sparse_config_of_gemma_3_is_read_as_its_text_decoder() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"hidden_size": None}, "hidden_size is null, expected a count from 1 to 10^9. Mend its config.json."),
+    ({"hidden_size": None}, "hidden_size is null, expected a count from 1 to 10^9. Correct its config.json."),
     ({"hidden_size": -4096}, "hidden_size is -4096, expected a count"),
     ({"hidden_size": 10**30}, "hidden_size is 1000000000000000000000000000000, expected a count"),
     ({"vocab_size": "32000"}, "vocab_size is '32000', expected a count"),
@@ -151,7 +151,7 @@ def test_a_key_that_no_class_fills_is_named_and_the_file_is_not_called_wrong() -
         geometry_from_config(config, "mine")
     expected = "model 'mine': its config leaves out hidden_size, for which baichuan has no default. Give the whole config.json"
     assert str(caught.value).startswith(expected)
-    assert "Mend" not in str(caught.value)
+    assert "Correct" not in str(caught.value)
 
 
 REFUSED = [
