@@ -32,24 +32,24 @@ from adapting_orders import Order, order_table, summary
 from arms import evidence_of, job_of
 from common import finish, make_parser, one_thread
 
-from calibrate.cases import case_of, price_of
-from calibrate.frontier import frontier_of, with_long_backlogs
-from calibrate.grids import MAX_DRAFT_TOKENS
-from calibrate.search import search
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
-from perfmodel.frontier import FrontierPoint
-from perfmodel.policy import ExitPolicy
-from perfmodel.replay import Price
-from perfmodel.rounds import RoundStats
-from perfmodel.sampling import GREEDY, Sampling
-from perfmodel.units import Seconds
-from profiler.device import device_facts
-from profiler.job import Job
-from s2d.bench import adaptation_of
-from s2d.controller import Controller, Pilot, Steady
-from s2d.generate import Generation, Session
-from s2d.model_folder import FAMILY_PROMPTS
-from s2d.pair import Pair, load_pair
+from calibrate.search.find_frontier import frontier_of, with_long_backlogs
+from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
+from calibrate.search.scenario import price_of, scenario_of
+from calibrate.search.search import search
+from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
+from perfmodel.core.units import Seconds
+from perfmodel.policies.frontier import FrontierPoint
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.sampling import GREEDY, Sampling
+from perfmodel.replay.replay import Price
+from perfmodel.replay.round_stats import RoundStats
+from profiler.latency.profiling_job import Job
+from profiler.machine.machine_facts import device_facts
+from s2d.decoding.generate import Generation, Session
+from s2d.decoding.pair import Pair, load_pair
+from s2d.decoding.policy_selector import Controller, FixedPolicy, PolicySelector
+from s2d.loading.model_folder import FAMILY_PROMPTS
+from s2d.running.run_report import adaptation_of
 
 NAME = "adapting"
 SEED = 20261121
@@ -87,7 +87,7 @@ class Planned:
 def planned(job: Job, budget_s: Seconds) -> Planned:
     """The plan of a job's prompts."""
     trace, models = evidence_of(job, budget_s)
-    found = search([case_of(trace, *models)])
+    found = search([scenario_of(trace, *models)])
     others = [*(one.policy for one in found.families), found.derived, *found.single_exits]
     price = with_long_backlogs(price_of(*models))
     frontier = frontier_of(trace, price, found.chosen.policy, others)
@@ -105,7 +105,7 @@ def orders_of(easy: Job, hard: Job) -> dict[str, list[Text]]:
 def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) -> Order:
     """Decode an order under a new controller and, text by text, under every policy of its frontier; the plan's comes twice."""
     fixed, rng = [point.policy for point in plan.frontier], np.random.default_rng(SEED)
-    pilots: list[Pilot] = [Controller(plan.frontier), *map(Steady, fixed), Steady(plan.policy)]
+    pilots: list[PolicySelector] = [Controller(plan.frontier), *map(FixedPolicy, fixed), FixedPolicy(plan.policy)]
     runs: list[list[Generation]] = [[] for _ in pilots]
     for text in texts:
         for arm in rng.permutation(len(pilots)):
@@ -128,7 +128,7 @@ def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) 
     )
 
 
-def decoded(session: Session, text: Text, pilot: Pilot) -> Generation:
+def decoded(session: Session, text: Text, pilot: PolicySelector) -> Generation:
     """One text under one pilot."""
     job, number = text
     return session.generate(job.prompts[number].token_ids, job.settings(None, job.max_new_tokens), pilot=pilot)
@@ -161,7 +161,7 @@ def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[O
     easy, hard = (job(sampling, "evaluation", num_prompts=size.num_prompts) for sampling in (GREEDY, HARD))
     session = easy.session()
     for point in plan.frontier:
-        decoded(session, (easy, 0), Steady(point.policy))
+        decoded(session, (easy, 0), FixedPolicy(point.policy))
     print_err(f"{pair.target.geometry.name}: {len(plan.frontier)} policies and a controller on three orders of texts")
     return [measured(name, texts, session, plan) for name, texts in orders_of(easy, hard).items()], plan
 

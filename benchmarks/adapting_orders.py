@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.bootstrap import resamples
-from perfmodel.console import table
-from perfmodel.interval import INTERVAL_FRAC
-from perfmodel.report import Adaptation
-from perfmodel.units import format_frac, format_signed_frac, format_speedup
+from perfmodel.core.console import table
+from perfmodel.core.stats import INTERVAL_FRAC, resamples
+from perfmodel.core.units import format_frac, format_signed_frac, format_speedup
+from perfmodel.results.report import Adaptation
 
 Floats = NDArray[np.float64]
 

@@ -8,23 +8,23 @@ from pathlib import Path
 import common  # noqa: F401 makes the checkout importable
 import numpy as np
 
-from perfmodel.halves import Split
-from perfmodel.latency import LatencyModel, MeasuredLatency
-from perfmodel.passes import PassKind
-from perfmodel.policy import ExitPolicy
-from perfmodel.rounds import RoundStats, sum_rounds
-from perfmodel.sampling import GREEDY, Sampling
-from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import Seconds, Tokens, TokensPerS
-from profiler.job import Job, fill_log
-from profiler.latency_files import pair_profiles
-from profiler.pass_log import PassLog
-from profiler.record_acceptance import empty_trace, record_acceptance
-from s2d.conversation import Prompt
-from s2d.generate import Generation, Session
-from s2d.pair import ModelPair, Pair, encode_prompts
+from perfmodel.acceptance.splits import Split
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.core.units import Seconds, Tokens, TokensPerS
+from perfmodel.latency.latency_model import LatencyModel, MeasuredLatency
+from perfmodel.passes.passes import PassKind
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.sampling import GREEDY, Sampling
+from perfmodel.replay.round_stats import RoundStats, sum_rounds
+from profiler.acceptance.record_acceptance import empty_trace, record_acceptance
+from profiler.latency.latency_files import pair_profiles
+from profiler.latency.pass_log import PassLog
+from profiler.latency.profiling_job import Job, fill_log
+from s2d.decoding.generate import Generation, Session
+from s2d.decoding.pair import ModelPair, Pair, encode_prompts
 from s2d.prompt_files.choose import chosen_prompts
 from s2d.prompt_files.read import read_prompts
+from s2d.prompts.conversation import Prompt
 
 SAMPLED = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
 """The seed is of the text: every benchmark samples the same after the same prompt."""

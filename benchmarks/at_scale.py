@@ -1,7 +1,7 @@
 """What would a plan give at the size of real models, without anyone's checkpoint?
 
 Target and draft have the shapes of real models and random weights; every pass, exit check, verification and rollback of the
-runtime runs, while what exits and target say is taken from an acceptance trace (`s2d.script`). A trace in the box is that of
+runtime runs, while what exits and target say is taken from an acceptance trace (`s2d.decoding.scripted_acceptance`). A trace in the box is that of
 the published S2D draft (docs/published-acceptance.md); one of another target stands in where --acceptance says so.
 
 The trace's prompts are halved. On the calibration half pass times are taken inside the running loop, and a policy is searched
@@ -14,7 +14,7 @@ benchmark, so that acceptance has no error and a prediction's error is one of se
     exit check  seconds of one check on an idle device, and what of it is choosing and reading on the host
     noise       plain decoding against itself, forward against backward turns
 
-Both models compute with the kernels that are fastest on the device (`profiler.kernel_trial`), or with those of --kernels.
+Both models compute with the kernels that are fastest on the device (`profiler.latency.kernel_trial`), or with those of --kernels.
 
 A target that the device does not hold is refused, or cut by --layers, which the result names; `--layers fit` keeps as many as
 fit. With --quick both models keep their kind and lose their size, so that any CPU shows that everything runs, and nothing else.
@@ -41,29 +41,30 @@ from scale_models import acceptance_of, draft_of, tiny
 from scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
 from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
-from calibrate.cases import case_of
-from calibrate.plan import paper_policies
-from calibrate.search import search
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
-from perfmodel.errors import Mismatch, OutOfDomain, UserInputError
-from perfmodel.estimate import Speedup
-from perfmodel.geometry import ModelGeometry, find_model
-from perfmodel.plan import Plan, read_plan
-from perfmodel.policy import ExitPolicy
-from perfmodel.provenance import make_provenance
-from perfmodel.speed_of_light import MAX_CACHE_BYTES
-from perfmodel.trace import AcceptanceTrace, write_trace
-from perfmodel.units import MIB, Seconds
-from profiler.cli import TRACE_NAME
-from profiler.device import DeviceFacts, device_facts
-from profiler.kernel_trial import choose_kernels, recorded_kernels
-from profiler.latency_files import LatencyFiles, pair_profiles
-from profiler.measure_latency import measure_latency
-from profiler.pass_log import PassLog
-from s2d.device import device_key, engine_for, use_device
-from s2d.memory import PairPlacement, TextLimits, free_bytes_of
-from s2d.pair import ModelPair
-from s2d.random_pair import fitting_layers, random_pair, with_layers
+from calibrate.planning.make_plan import paper_policies
+from calibrate.search.scenario import scenario_of
+from calibrate.search.search import search
+from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
+from perfmodel.core.errors import Mismatch, OutOfDomain, UserInputError
+from perfmodel.core.provenance import make_provenance
+from perfmodel.core.units import MIB, Seconds
+from perfmodel.latency.lower_bound import MAX_CACHE_BYTES
+from perfmodel.models.find_model import find_model
+from perfmodel.models.geometry import ModelGeometry
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.replay.estimate import Speedup
+from perfmodel.results.plan import Plan, read_plan
+from profiler.commands.profile_inputs import TRACE_NAME
+from profiler.latency.kernel_trial import choose_kernels, recorded_kernels
+from profiler.latency.latency_files import LatencyFiles, pair_profiles
+from profiler.latency.measure_latency import measure_latency
+from profiler.latency.pass_log import PassLog
+from profiler.machine.machine_facts import DeviceFacts, device_facts
+from s2d.decoding.pair import ModelPair
+from s2d.decoding.random_pair import fitting_layers, random_pair, with_layers
+from s2d.loading.memory import PairPlacement, TextLimits, free_bytes_of
+from s2d.model.torch_device import device_key, engine_for, use_device
 
 NAME = "at_scale"
 SEED = 20261121
@@ -104,7 +105,7 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
 
 def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, ExitPolicy | None]:
     """What is measured: policies searched on some texts beside plain decoding; one that comes twice is measured once."""
-    found, paper = search([case_of(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
+    found, paper = search([scenario_of(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
     wanted = {
         PLAIN: None,
         PLAN: plan.chosen.policy if plan else found.chosen.policy,

@@ -13,19 +13,20 @@ from device_check import MAX_BF16_OVER_TRANSFORMERS, MAX_FP32_ERROR_FRAC, RANDOM
 from lossless import random_policy
 from torch import Tensor
 
-import s2d.graphs
-from perfmodel.console import print_err
-from perfmodel.kernels import STANDARD_KERNELS, Kernels
-from perfmodel.profile import Dtype, EngineMode
-from perfmodel.sampling import GREEDY
-from perfmodel.units import Frac
-from s2d.dtypes import torch_dtype
-from s2d.fold import random_weights, with_kernels
-from s2d.generate import Session, Settings
-from s2d.graphs import GraphDecoder
-from s2d.kernels import runnable_kernels
-from s2d.load import DECODERS, LoadedModel
-from s2d.nested import Decoder
+import s2d.model.cuda_graphs
+from perfmodel.core.console import print_err
+from perfmodel.core.units import Frac
+from perfmodel.models.dtypes import Dtype
+from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
+from perfmodel.policies.sampling import GREEDY
+from s2d.decoding.generate import Session, Settings
+from s2d.loading.convert_weights import random_weights, with_kernels
+from s2d.loading.load_model import DECODERS, LoadedModel
+from s2d.model.check_kernels import runnable_kernels
+from s2d.model.cuda_graphs import GraphDecoder
+from s2d.model.decoder import Decoder
+from s2d.model.torch_dtypes import torch_dtype
 
 SEED = 20261124
 BLOCKS = (1, 2, 3, 5, 9, 1, 16, 7)
@@ -35,7 +36,7 @@ BLOCKS = (1, 2, 3, 5, 9, 1, 16, 7)
 @contextmanager
 def live_inputs() -> Iterator[None]:
     """Let captures check that what graphs read is alive, where PyTorch can."""
-    with mock.patch.dict(s2d.graphs.CAPTURE_OPTIONS, s2d.graphs.liveness_options()):
+    with mock.patch.dict(s2d.model.cuda_graphs.CAPTURE_OPTIONS, s2d.model.cuda_graphs.liveness_options()):
         yield
 
 

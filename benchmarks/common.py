@@ -32,7 +32,7 @@ QUICK_S = 50.0
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from perfmodel.contention import Contention  # noqa: E402 importable only now
+from perfmodel.core.cpu_contention import Contention  # noqa: E402 importable only now
 
 _CONTENTION = Contention()
 
@@ -71,8 +71,8 @@ def finish(
         details: what the result was summed up from; kept in the file only.
         folder: where the file goes.
     """
-    from perfmodel.disk import write_atomically
-    from perfmodel.provenance import make_provenance
+    from perfmodel.core.disk import write_atomically
+    from perfmodel.core.provenance import make_provenance
 
     provenance = make_provenance(libraries=libraries, device=device, driver=driver, seed=seed, inputs=inputs)
     provenance = replace(provenance, git_commit=commit_but_for_results(ROOT))

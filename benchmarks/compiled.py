@@ -34,15 +34,15 @@ from compiled_result import Found, Timing, found_table, result_of
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
-from perfmodel.errors import UserInputError
-from perfmodel.sampling import GREEDY
-from perfmodel.units import Seconds, format_seconds
-from profiler.device import device_facts
-from s2d.generate import Session, Settings
-from s2d.load import LoadedModel, load_model, load_tokenizer
-from s2d.model_folder import FAMILY_PROMPTS, find_model
-from s2d.nested import Decoder
+from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
+from perfmodel.core.errors import UserInputError
+from perfmodel.core.units import Seconds, format_seconds
+from perfmodel.policies.sampling import GREEDY
+from profiler.machine.machine_facts import device_facts
+from s2d.decoding.generate import Session, Settings
+from s2d.loading.load_model import LoadedModel, load_model, load_tokenizer
+from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
+from s2d.model.decoder import Decoder
 from s2d.prompt_files.read import read_prompts
 
 NAME = "compiled"

@@ -13,9 +13,9 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from perfmodel.units import Seconds, Tokens
-from s2d.nested import Decoder
-from s2d.train import load_trainable
+from perfmodel.core.units import Seconds, Tokens
+from s2d.model.decoder import Decoder
+from s2d.training.train_sorted import load_trainable
 
 Shape = tuple[int, Tokens]
 """Rows of a pass, and the tokens cached before it."""

@@ -1,6 +1,6 @@
 """A decoder's layers as torch.compile likes them: plain operations that allocate what they return, over a static cache.
 
-The lean decoder's arithmetic (s2d/nested.py) without what a compiler cannot fuse: no `out=`, no views of one buffer, no complex
+The lean decoder's arithmetic (s2d/model/decoder.py) without what a compiler cannot fuse: no `out=`, no views of one buffer, no complex
 numbers. A head's components are turned in halves and not in pairs, so that they are read in one piece.
 
 Symbols: T new tokens, S cached and new, D hidden, F mlp, N heads, H head dim.
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from perfmodel.geometry import ModelGeometry
-from s2d.cache import Cache, Segment
-from s2d.nested import Decoder
-from s2d.rotary import rotations
-from s2d.weights import LayerWeights
+from perfmodel.models.geometry import ModelGeometry
+from s2d.model.cache import Cache, Segment
+from s2d.model.decoder import Decoder
+from s2d.model.rotary import rotations
+from s2d.model.weights import LayerWeights
 
 COMPILED_ROWS = (1, 5)
 """Passes of other widths, a prompt's among them, run as they are written: each width would be compiled apart."""
@@ -107,7 +107,7 @@ class _PlainLayer(torch.nn.Module):
 
 
 def _in_halves(qkv: Tensor, geometry: ModelGeometry) -> Tensor:
-    """Columns of Q and K from pairs back to halves, which undoes what `s2d.fold` does for complex products: [D, 3 N H]."""
+    """Columns of Q and K from pairs back to halves, which undoes what `s2d.loading.convert_weights` does for complex products: [D, 3 N H]."""
     heads = qkv.unflatten(1, (3, -1, geometry.head_dim)).clone()
     heads[:, :2] = heads[:, :2].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
     return heads.flatten(1)

@@ -7,8 +7,8 @@ from itertools import chain
 from common import median, quantile
 from compiled_arms import LEAN, LEAN_AGAIN, Arm, Shape
 
-from perfmodel.console import table
-from perfmodel.units import Seconds, format_seconds
+from perfmodel.core.console import table
+from perfmodel.core.units import Seconds, format_seconds
 
 CLEARLY = 0.10
 """Less time than the lean decoder's, as a share of it: what a second way to run layers would have to give."""

@@ -1,14 +1,14 @@
-"""Configurations to judge predictions on: spread over exit subsets, lengths, thresholds and stop rules."""
+"""Configurations to verifier predictions on: spread over exit subsets, lengths, thresholds and stop rules."""
 
 from collections.abc import Iterator
 from itertools import cycle
 
 import numpy as np
 
-from calibrate.fit_acceptance import calibrate_exits
-from perfmodel.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.trace import AcceptanceTrace
-from profiler.grid import exit_subsets, threshold_leaving
+from calibrate.fit.fit_acceptance import calibrate_exits
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from profiler.latency.pass_grid import exit_subsets, threshold_leaving
 
 CAPS = (2, 3, 4, 5, 6, 8, 10, 12)
 LEAVE_FRACS = (0.2, 0.35, 0.5, 0.65, 0.8)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from arms import Arm, speedup_of, tokens_per_s_of, workload_of
 
-from perfmodel.console import table
-from perfmodel.policy import ExitPolicy
-from perfmodel.sampling import Sampling
-from perfmodel.units import TokensPerS, format_signed_frac, format_speedup
+from perfmodel.core.console import table
+from perfmodel.core.units import TokensPerS, format_signed_frac, format_speedup
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

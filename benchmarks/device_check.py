@@ -29,23 +29,24 @@ from common import RESULTS, finish, make_parser, one_thread
 from gaps import GAP_HEADERS, STATED_GAP, Lossless, gap_result
 from lossless import random_policy
 
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
-from perfmodel.errors import UserInputError
-from perfmodel.geometry import SELF_DRAFT, DraftGeometry, ModelGeometry, with_reduced_head
-from perfmodel.profile import Dtype, EngineMode
-from perfmodel.report import Divergence
-from perfmodel.sampling import GREEDY
-from profiler.device import device_facts
+from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
+from perfmodel.core.errors import UserInputError
+from perfmodel.models.dtypes import Dtype
+from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry, ModelGeometry, with_reduced_head
+from perfmodel.passes.device_key import EngineMode
+from perfmodel.policies.sampling import GREEDY
+from perfmodel.results.report import Divergence
+from profiler.machine.machine_facts import device_facts
 from s2d import fold
-from s2d.bench import first_difference, token_gaps
-from s2d.device import use_device
-from s2d.dtypes import torch_dtype
-from s2d.generate import Settings
-from s2d.load import DECODERS
-from s2d.model_folder import FAMILY_PROMPTS
-from s2d.pair import ModelPair, load_pair
+from s2d.decoding.generate import Settings
+from s2d.decoding.pair import ModelPair, load_pair
+from s2d.decoding.random_pair import random_pair
+from s2d.loading.load_model import DECODERS
+from s2d.loading.model_folder import FAMILY_PROMPTS
+from s2d.model.torch_device import use_device
+from s2d.model.torch_dtypes import torch_dtype
 from s2d.prompt_files.read import read_prompts
-from s2d.random_pair import random_pair
+from s2d.running.run_report import first_difference, token_gaps
 from tests.stubs import TinySpec, loaded, tiny_llama
 
 NAME = "device_check"

@@ -34,15 +34,16 @@ from field_prompts import REFUSED as REFUSED_PROMPTS
 from field_prompts import PromptCase
 from field_tokenizers import CORPUS, tokenizers
 
-from calibrate.cli import main_plan
-from calibrate.find_target import find_stored_format, find_target
-from calibrate.validate import validate
-from perfmodel.console import print_out, table
-from perfmodel.errors import UserInputError
-from perfmodel.profile import Dtype
-from perfmodel.weight_format import dtype_format, model_weight_bytes
+from calibrate.commands.plan_cli import main_plan
+from calibrate.fit.validate import validate
+from calibrate.inputs.find_target import find_stored_format, find_target
+from perfmodel.core.console import print_out, table
+from perfmodel.core.errors import UserInputError
+from perfmodel.models.dtypes import Dtype
+from perfmodel.quantisation.dtype_format import dtype_format
+from perfmodel.quantisation.weight_format import model_weight_bytes
 from s2d.prompt_files.read import PROMPTS, read_prompt_file
-from s2d.text import ContinuationText
+from s2d.prompts.text import ContinuationText
 
 NAME = "field"
 BYTES_TOLERANCE = 0.002

@@ -28,22 +28,24 @@ from readings import bandwidth_of, datasheet_models, exit_check_of, release_memo
 from scale_models import acceptance_of, draft_of, tiny
 from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
-from calibrate.plan import paper_policies
-from perfmodel.estimate import Speedup
-from perfmodel.geometry import ModelGeometry, find_model
-from perfmodel.hardware import Hardware
-from perfmodel.kernels import STANDARD_KERNELS, WeightLayout, fastest_kernels
-from perfmodel.latency import RooflineLatency
-from perfmodel.passes import PassShape
-from perfmodel.profile import DTYPE_BYTES, Dtype, EngineMode
-from perfmodel.speed_of_light import MAX_CACHE_BYTES, gated_hardware
-from perfmodel.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
-from profiler.kernel_trial import CACHED_TOKENS, try_kernels
-from s2d.device import device_key, engine_for
-from s2d.kernels import runnable_kernels
-from s2d.memory import PairPlacement, TextLimits, cublas_bytes, memory_need
-from s2d.pair import ModelPair
-from s2d.random_pair import random_pair
+from calibrate.planning.make_plan import paper_policies
+from perfmodel.core.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
+from perfmodel.hardware.hardware import Hardware
+from perfmodel.latency.latency_model import RooflineLatency
+from perfmodel.latency.lower_bound import MAX_CACHE_BYTES, gated_hardware
+from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
+from perfmodel.models.find_model import find_model
+from perfmodel.models.geometry import ModelGeometry
+from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.kernels import STANDARD_KERNELS, WeightLayout, fastest_kernels
+from perfmodel.passes.passes import PassShape
+from perfmodel.replay.estimate import Speedup
+from profiler.latency.kernel_trial import CACHED_TOKENS, try_kernels
+from s2d.decoding.pair import ModelPair
+from s2d.decoding.random_pair import random_pair
+from s2d.loading.memory import PairPlacement, TextLimits, cublas_bytes, memory_need
+from s2d.model.check_kernels import runnable_kernels
+from s2d.model.torch_device import device_key, engine_for
 
 SEED = 20261124
 TARGET, ACCEPTANCE = "llama-2-7b", "vicuna-7b"

@@ -4,7 +4,7 @@
     logits        of random Llamas, against transformers in fp32 on the CPU
     lossless      texts of captured speculation against plain ones
     layer         one layer of Llama-2-7B and of its draft with every choice of kernels; later checks use the fastest
-    memory        the most that the pair of 7B takes, against `s2d.memory`
+    memory        the most that the pair of 7B takes, against `s2d.loading.memory`
     workspaces    what cuBLAS keeps of it
     gemv          products of 1, 4 and 8 rows with the matrices of Llama-2-7B in both layouts, which no cache holds
     exit-check    one exit check from an idle device
@@ -35,12 +35,12 @@ import torch
 from common import RESULTS, finish, make_parser, one_thread
 from first_checks import OK, SEED, SLOW, UNMEASURED, Checks, Outcome
 
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
-from perfmodel.errors import UnknownName
-from perfmodel.units import Seconds, format_bytes
-from profiler.device import device_facts
-from s2d.device import use_device
-from s2d.memory import free_bytes_of
+from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
+from perfmodel.core.errors import UnknownName
+from perfmodel.core.units import Seconds, format_bytes
+from profiler.machine.machine_facts import device_facts
+from s2d.loading.memory import free_bytes_of
+from s2d.model.torch_device import use_device
 
 NAME = "first_minutes"
 LIMIT_S: Seconds = 180.0

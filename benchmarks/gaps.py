@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 
 import common  # noqa: F401 makes the checkout importable
 
-from perfmodel.profile import Dtype, EngineMode
-from perfmodel.report import Divergence
+from perfmodel.models.dtypes import Dtype
+from perfmodel.passes.device_key import EngineMode
+from perfmodel.results.report import Divergence
 
 STATED_GAP = 0.5
 """In logits: a token that far below the largest is exp(-0.5) = 0.61 times as likely as the target's own choice. Stated before

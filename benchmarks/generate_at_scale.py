@@ -30,19 +30,20 @@ from torch.nn.functional import normalize
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers_arms import CONSTANT_SETTINGS, HF_ASSISTED, HF_GENERATE, AssistedSetting, assistant_config
 
-from perfmodel.console import add_verbose_flag, print_out, run_command, table
-from perfmodel.errors import UserInputError
-from perfmodel.geometry import DraftGeometry, ModelGeometry, find_model
-from perfmodel.profile import Dtype
-from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import GIB, Frac, Seconds, Tokens, format_bytes, format_frac, format_number, format_speedup
-from perfmodel.weight_format import model_weight_bytes, plain_format
-from perfmodel.work import kv_cache_bytes
-from profiler.device import device_facts
-from s2d.device import device_key, use_device
-from s2d.dtypes import torch_dtype
-from s2d.memory import free_bytes_of
-from s2d.random_pair import with_layers
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
+from perfmodel.core.errors import UserInputError
+from perfmodel.core.units import GIB, Frac, Seconds, Tokens, format_bytes, format_frac, format_number, format_speedup
+from perfmodel.models.dtypes import Dtype
+from perfmodel.models.find_model import find_model
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from perfmodel.passes.flops_bytes import kv_cache_bytes
+from perfmodel.quantisation.weight_format import model_weight_bytes, plain_format
+from profiler.machine.machine_facts import device_facts
+from s2d.decoding.random_pair import with_layers
+from s2d.loading.memory import free_bytes_of
+from s2d.model.torch_device import device_key, use_device
+from s2d.model.torch_dtypes import torch_dtype
 
 NAME = "generate_at_scale"
 SEED = 20261123

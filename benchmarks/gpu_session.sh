@@ -59,10 +59,10 @@ python=${PYTHON:-python}
 device=${DEVICE:-$([[ $tiny ]] && echo cpu || echo cuda)}
 dtype=$([[ $device == cpu ]] && echo fp32 || echo bf16)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-built=perfmodel/_courses.abi3.so # installing compiles it, and nothing may have been installed here since it changed
-if [[ ! -e $built || -n $(find perfmodel/native -newer "$built") ]]; then
+built=perfmodel/replay/_native.abi3.so # installing compiles it, and nothing may have been installed here since it changed
+if [[ ! -e $built || -n $(find perfmodel/replay/native -newer "$built") ]]; then
     headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-    cc -O3 -shared -fPIC -I"$headers" perfmodel/native/*.c -o "$built" || echo "replay is not compiled" >&2
+    cc -O3 -shared -fPIC -I"$headers" perfmodel/replay/native/*.c -o "$built" || echo "replay is not compiled" >&2
 fi
 all_ok=yes
 steps=()
@@ -117,9 +117,9 @@ transformers() {
 law() {
     local size=(--depths 1 4 8 --rows 1 2 4 8 16 --budget 40)
     if [[ $tiny ]]; then size=(--depths 1 2 --hidden-sizes 64 128 --rows 1 2 3 --context-tokens 4 8 --budget 1); fi
-    step law 90 "$python" -c "$(command_of profiler.cli main_profile)" law --device "$device" --dtype "$dtype" "${size[@]}" \
+    step law 90 "$python" -c "$(command_of profiler.commands.profile_cli main_profile)" law --device "$device" --dtype "$dtype" "${size[@]}" \
         -o "$folder/law"
-    step law-fit 10 "$python" -c "$(command_of calibrate.cli main_plan)" fit "$folder"/law/*.latency.json -o "$folder/law/law.fit.json"
+    step law-fit 10 "$python" -c "$(command_of calibrate.commands.plan_cli main_plan)" fit "$folder"/law/*.latency.json -o "$folder/law/law.fit.json"
 }
 
 run() {

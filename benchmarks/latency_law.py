@@ -21,8 +21,8 @@ from typing import TypeAlias
 import numpy as np
 from common import SHARED_DATA, finish, make_parser, one_thread
 
-from calibrate.fit_latency import observe
-from calibrate.fit_law import (
+from calibrate.fit.fit_latency import observe
+from calibrate.fit.fit_law import (
     Array,
     Observation,
     errors_without,
@@ -30,18 +30,18 @@ from calibrate.fit_law import (
     held_out_errors,
     laws_without_each,
 )
-from calibrate.fit_tables import FITTED_ROWS, LAYER_TABLE, LAYER_TERMS, TABLE_GPUS, layer_observations, table_hardware
-from calibrate.show_law import validation_text
-from calibrate.validate import validate
-from perfmodel.console import run_command, table
-from perfmodel.hardware import find_hardware
-from perfmodel.passes import PassKind
-from perfmodel.profile import LatencyProfile
-from perfmodel.units import Frac, Seconds, format_frac, format_signed_frac
-from perfmodel.work import PassWork
-from profiler.measure_law import LawGrid, law_models, law_profiles, measure_law
-from profiler.pass_log import PassLog
-from s2d.load import LoadedModel
+from calibrate.fit.fit_tables import FITTED_ROWS, LAYER_TABLE, LAYER_TERMS, TABLE_GPUS, layer_observations, table_hardware
+from calibrate.fit.validate import validate
+from calibrate.text.law_text import validation_text
+from perfmodel.core.console import run_command, table
+from perfmodel.core.units import Frac, Seconds, format_frac, format_signed_frac
+from perfmodel.hardware.find_hardware import find_hardware
+from perfmodel.passes.flops_bytes import PassWork
+from perfmodel.passes.latency_profile import LatencyProfile
+from perfmodel.passes.passes import PassKind
+from profiler.latency.measure_law import LawGrid, law_models, law_profiles, measure_law
+from profiler.latency.pass_log import PassLog
+from s2d.loading.load_model import LoadedModel
 
 Result: TypeAlias = dict[str, float | None]
 
@@ -191,7 +191,7 @@ def main() -> int:
     def run(args) -> int:
         import torch
 
-        from profiler.device import device_facts
+        from profiler.machine.machine_facts import device_facts
 
         result, gpu_errors = gpu_tables(args.data)
         print()

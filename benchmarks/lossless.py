@@ -21,15 +21,23 @@ from itertools import cycle
 
 import common
 
-from perfmodel.console import table
-from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.sampling import GREEDY, Sampling
-from perfmodel.units import Seconds
-from s2d.fold import with_reduced_head
-from s2d.generate import Session, Settings
-from s2d.load import load_model, load_tokenizer
-from s2d.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
-from s2d.nested import Decoder
+from perfmodel.core.console import table
+from perfmodel.core.units import Seconds
+from perfmodel.policies.policy import (
+    CalibrationCurve,
+    ExitPolicy,
+    FixedLength,
+    FloorStop,
+    HeuristicLength,
+    LengthRule,
+    SurvivalStop,
+)
+from perfmodel.policies.sampling import GREEDY, Sampling
+from s2d.decoding.generate import Session, Settings
+from s2d.loading.convert_weights import with_reduced_head
+from s2d.loading.load_model import load_model, load_tokenizer
+from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
+from s2d.model.decoder import Decoder
 from s2d.prompt_files.read import read_prompts
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 

@@ -13,14 +13,14 @@ from unittest import mock
 
 from lossless import TINY_EXITS, TINY_SHAPES, penalised, random_noise, random_policy
 
-import s2d.graphs
-from perfmodel.kernels import Kernels
-from perfmodel.sampling import GREEDY
-from s2d.fold import with_kernels, with_reduced_head
-from s2d.generate import Session, Settings
-from s2d.graphs import GraphDecoder
-from s2d.kernels import runnable_kernels
-from s2d.load import LoadedModel
+import s2d.model.cuda_graphs
+from perfmodel.passes.kernels import Kernels
+from perfmodel.policies.sampling import GREEDY
+from s2d.decoding.generate import Session, Settings
+from s2d.loading.convert_weights import with_kernels, with_reduced_head
+from s2d.loading.load_model import LoadedModel
+from s2d.model.check_kernels import runnable_kernels
+from s2d.model.cuda_graphs import GraphDecoder
 from tests.gpu_simulator import simulated_gpu
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, loaded, tiny_llama, tiny_model
 
@@ -31,7 +31,7 @@ SHORTEST_CONTEXT = 16
 """Of a captured pass, so that short texts grow through several."""
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 20, 40
 
-Case = tuple[list[int], Settings]
+Scenario = tuple[list[int], Settings]
 """A prompt, and how to decode it plainly."""
 
 
@@ -40,7 +40,7 @@ def simulated_cases(rng: random.Random, num_cases: int) -> tuple[Counter[str], C
     cases: Counter[str] = Counter()
     mismatches: Counter[str] = Counter()
     per_session = min(CASES_PER_SESSION, -(-num_cases // len(KINDS)))
-    with mock.patch.object(s2d.graphs, "LEAST_CONTEXT", SHORTEST_CONTEXT):
+    with mock.patch.object(s2d.model.cuda_graphs, "LEAST_CONTEXT", SHORTEST_CONTEXT):
         for spec, kind in cycle(product(TINY_SHAPES, KINDS)):
             if cases.total() >= num_cases:
                 break
@@ -49,7 +49,7 @@ def simulated_cases(rng: random.Random, num_cases: int) -> tuple[Counter[str], C
     return cases, mismatches
 
 
-def random_cases(rng: random.Random, number: int) -> Iterator[Case]:
+def random_cases(rng: random.Random, number: int) -> Iterator[Scenario]:
     """Prompts, lengths and sampling, greedy and with shared noise in turn."""
     for place in range(number):
         sampling = penalised(random_noise(rng) if place % 2 else GREEDY, rng)
@@ -59,7 +59,7 @@ def random_cases(rng: random.Random, number: int) -> Iterator[Case]:
         yield prompt, Settings(policy=None, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos)
 
 
-def num_mismatches(spec: TinySpec, kind: str, cases: list[Case], rng: random.Random) -> int:
+def num_mismatches(spec: TinySpec, kind: str, cases: list[Scenario], rng: random.Random) -> int:
     """Cases in which the simulated GPU and the CPU write different texts, plus the problems that the simulator listed."""
     plain = Session(tiny_model(spec, TINY_EXITS), None, MAX_PROMPT_TOKENS + MAX_NEW_TOKENS)
     expected = [plain.generate(prompt, settings).tokens for prompt, settings in cases]

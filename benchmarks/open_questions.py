@@ -20,20 +20,20 @@ from pathlib import Path
 from arms import SAMPLINGS, evidence_of, job_of, workload_of
 from common import finish, make_parser, one_thread, quantile
 
-from calibrate.cases import Case, case_of, rates_at
-from calibrate.grids import MAX_DRAFT_TOKENS, place_cuts
-from calibrate.held_out import halves_of, log_speedups
-from calibrate.portfolio import held_out_choices
-from calibrate.search import SearchResult, search
-from perfmodel.console import add_verbose_flag, print_out, run_command, table
-from perfmodel.policy import ExitPolicy
-from perfmodel.portfolio import CHOICES, HeldOut
-from perfmodel.units import Seconds, Tokens, format_frac, format_speedup
-from profiler.device import device_facts
-from s2d.arguments import EXITS_HELP, layers
-from s2d.exits import named_exits
-from s2d.model_folder import FAMILY_PROMPTS
-from s2d.pair import load_pair
+from calibrate.planning.make_portfolio import held_out_choices
+from calibrate.search.cross_validation import halves_of, log_speedups
+from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, place_cuts
+from calibrate.search.scenario import Scenario, rates_at, scenario_of
+from calibrate.search.search import SearchResult, search
+from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
+from perfmodel.core.units import Seconds, Tokens, format_frac, format_speedup
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.results.portfolio import CHOICES, HeldOut
+from profiler.machine.machine_facts import device_facts
+from s2d.commands.arguments import EXITS_HELP, layers
+from s2d.decoding.pair import load_pair
+from s2d.loading.exits import named_exits
+from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "open_questions"
 FAMILY_DRAFT = "ref-draft"
@@ -82,7 +82,7 @@ class Answers:
         return f"{self.workload}, {self.depth} layers"
 
 
-def answers_of(case: Case, workload: str) -> Answers:
+def answers_of(case: Scenario, workload: str) -> Answers:
     """The questions about one case."""
     header = case.trace.header
     halves = halves_of([case])
@@ -124,7 +124,7 @@ def best_at(found: SearchResult, layers: tuple[int, ...]) -> ExitPolicy | None:
     return next((one.policy for one in found.by_exits if one.policy and one.policy.exit_layers == layers), None)
 
 
-def near_frac(case: Case) -> float | None:
+def near_frac(case: Scenario) -> float | None:
     """How flat the best policy of two exits is in its threshold."""
     found = search([case])
     best = next((one.policy for one in found.by_exits if one.policy and len(one.policy.exit_layers) == 2), None)
@@ -136,7 +136,7 @@ def near_frac(case: Case) -> float | None:
     return float((rates >= (1 - NEAR_FRAC) * rates.max()).mean())
 
 
-def together_frac(case: Case) -> float:
+def together_frac(case: Scenario) -> float:
     """Seconds of two passes of a segment run as one, over those of both, in nineteen of twenty pairs at most.
 
     Below 1, catching up when a deeper layer is asked is never dearer than catching up at once.
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     one_thread()
     size = QUICK if args.quick else FULL
     pairs = [load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits)) for target in size.targets]
-    cases: dict[str, list[Case]] = {}
+    cases: dict[str, list[Scenario]] = {}
     answers = []
     for sampling in SAMPLINGS:
         for pair in pairs:
@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
                 seed=SEED,
             )
             trace, models = evidence_of(job, size.budget_s)
-            case = case_of(trace, *models)
+            case = scenario_of(trace, *models)
             cases.setdefault(workload_of(sampling), []).append(case)
             answers.append(answers_of(case, workload_of(sampling)))
     shared = {workload: held_out_choices(of_targets) for workload, of_targets in cases.items()}

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from arms import Arm, Models, speedup_of
 from common import median, quantile
 
-from calibrate.plan import rounds_by_document
-from perfmodel.console import table
-from perfmodel.estimate import Speedup, estimate, pass_seconds
-from perfmodel.off_path import nothing_off_path
-from perfmodel.passes import PassKind
-from perfmodel.policy import ExitPolicy
-from perfmodel.replay import block_lengths, replay
-from perfmodel.rounds import RoundStats, sum_rounds
-from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import Seconds, format_signed_frac, format_speedup
+from calibrate.planning.make_plan import rounds_by_document
+from perfmodel.acceptance.off_path_trace import nothing_off_path
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.core.console import table
+from perfmodel.core.units import Seconds, format_signed_frac, format_speedup
+from perfmodel.passes.passes import PassKind
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.replay.estimate import Speedup, estimate, pass_seconds
+from perfmodel.replay.replay import block_lengths, replay
+from perfmodel.replay.round_stats import RoundStats, sum_rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,21 +36,21 @@ from common import finish, make_parser, median, one_thread
 from configurations import CAPS, configurations
 from outcomes import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
 
-from calibrate.plots import PredictedPoint, predicted_against_measured
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
-from perfmodel.errors import OutOfDomain
-from perfmodel.policy import ExitPolicy
-from perfmodel.replay import replay
-from perfmodel.rounds import sum_rounds
-from perfmodel.sampling import GREEDY, Sampling
-from perfmodel.trace import AcceptanceTrace
-from profiler.device import device_facts
-from profiler.job import turns_of
-from profiler.pass_log import PassLog
-from s2d.arguments import EXITS_HELP, layers
-from s2d.exits import named_exits
-from s2d.model_folder import FAMILY_PROMPTS
-from s2d.pair import Pair, load_pair
+from calibrate.text.plots import PredictedPoint, predicted_against_measured
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
+from perfmodel.core.errors import OutOfDomain
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.sampling import GREEDY, Sampling
+from perfmodel.replay.replay import replay
+from perfmodel.replay.round_stats import sum_rounds
+from profiler.latency.pass_log import PassLog
+from profiler.latency.profiling_job import turns_of
+from profiler.machine.machine_facts import device_facts
+from s2d.commands.arguments import EXITS_HELP, layers
+from s2d.decoding.pair import Pair, load_pair
+from s2d.loading.exits import named_exits
+from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "prediction"
 SEED = 20260706

@@ -7,14 +7,14 @@ from common import median
 from device_check import RANDOM_TARGET
 from torch import Tensor
 
-from perfmodel.kernels import WeightLayout
-from perfmodel.profile import DTYPE_BYTES, Dtype
-from perfmodel.units import Bytes, Seconds
-from s2d.clock import Clock
-from s2d.dtypes import torch_dtype
-from s2d.fold import random_weights
-from s2d.graphs import GraphDecoder
-from s2d.weights import new_matrix
+from perfmodel.core.units import Bytes, Seconds
+from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
+from perfmodel.passes.kernels import WeightLayout
+from s2d.decoding.clock import Clock
+from s2d.loading.convert_weights import random_weights
+from s2d.model.cuda_graphs import GraphDecoder
+from s2d.model.torch_dtypes import torch_dtype
+from s2d.model.weights import new_matrix
 
 SEED = 20261124
 GEMV_ROWS = (1, 4, 8)

@@ -9,16 +9,16 @@ import common
 import torch
 from arms import Models
 
-from calibrate.pricing import target_exits
-from perfmodel.latency import RooflineLatency
-from perfmodel.rounds import RoundStats
-from perfmodel.sampling import GREEDY
-from perfmodel.speed_of_light import gated_hardware
-from perfmodel.units import BytesPerS, Frac, Seconds
-from perfmodel.weight_format import plain_format
-from perfmodel.work import PassSetting
-from s2d.pair import ModelPair
-from s2d.verify import make_judge
+from calibrate.pricing.datasheet_pricing import target_exits
+from perfmodel.core.units import BytesPerS, Frac, Seconds
+from perfmodel.latency.latency_model import RooflineLatency
+from perfmodel.latency.lower_bound import gated_hardware
+from perfmodel.passes.flops_bytes import PassSetting
+from perfmodel.policies.sampling import GREEDY
+from perfmodel.quantisation.weight_format import plain_format
+from perfmodel.replay.round_stats import RoundStats
+from s2d.decoding.pair import ModelPair
+from s2d.decoding.verify import make_verifier
 
 NUM_CHECKS = 50
 NUM_WARM_UPS = 5
@@ -85,11 +85,11 @@ class ExitCheck:
 def exit_check_of(pair: ModelPair) -> ExitCheck:
     """Medians of many checks of the draft's first exit, with and without the reading in turns."""
     decoder = pair.draft.decoder
-    judge, states = make_judge(GREEDY, "max-prob", decoder.device), decoder.embed([1])
-    judge.start(1, 2)
+    verifier, states = make_verifier(GREEDY, "max-prob", decoder.device), decoder.embed([1])
+    verifier.start(1, 2)
 
     def check() -> None:
-        judge.ask(decoder, states, [1], 1, 0)()
+        verifier.ask(decoder, states, [1], 1, 0)()
 
     def head() -> None:
         decoder.exit_logits(states)

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from arms import SAMPLINGS, job_on, record
 from common import finish, make_parser, one_thread
 
-from calibrate.fit_acceptance import ExitCalibration, accepted_at_lengths, calibrate_exits
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
-from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import format_frac
-from s2d.corpus import held_out_prompts
-from s2d.pair import load_pair
+from calibrate.fit.fit_acceptance import ExitCalibration, accepted_at_lengths, calibrate_exits
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
+from perfmodel.core.units import format_frac
+from s2d.decoding.pair import load_pair
+from s2d.training.corpus import held_out_prompts
 
 NAME = "reference_family"
 SEED = 20260712

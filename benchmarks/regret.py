@@ -31,21 +31,21 @@ from common import finish, make_parser, one_thread
 from configurations import configurations
 from contenders import Contender, PairResult, measured_of, measured_plain, result_of, result_table
 
-from calibrate.cases import case_of, price_of
-from calibrate.grids import MAX_DRAFT_TOKENS
-from calibrate.search import SearchResult, search
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command
-from perfmodel.policy import ExitPolicy, FixedLength, HeuristicLength
-from perfmodel.replay import Price, replay_many
-from perfmodel.sampling import Sampling
-from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import Seconds
-from profiler.device import device_facts
-from profiler.job import Job
-from s2d.arguments import EXITS_HELP, layers
-from s2d.exits import named_exits
-from s2d.model_folder import FAMILY_PROMPTS
-from s2d.pair import Pair, load_pair
+from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
+from calibrate.search.scenario import price_of, scenario_of
+from calibrate.search.search import SearchResult, search
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
+from perfmodel.core.units import Seconds
+from perfmodel.policies.policy import ExitPolicy, FixedLength, HeuristicLength
+from perfmodel.policies.sampling import Sampling
+from perfmodel.replay.replay import Price, replay_many
+from profiler.latency.profiling_job import Job
+from profiler.machine.machine_facts import device_facts
+from s2d.commands.arguments import EXITS_HELP, layers
+from s2d.decoding.pair import Pair, load_pair
+from s2d.loading.exits import named_exits
+from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "regret"
 SEED = 20260709
@@ -109,7 +109,7 @@ def published_thresholds(trace: AcceptanceTrace) -> ExitPolicy:
 def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
     """What the search found, and every configuration to measure, each once."""
     price = price_of(*models)
-    found = search([case_of(trace, *models)])
+    found = search([scenario_of(trace, *models)])
     named = [("searched", one.policy) for one in found.families]
     named.append(("published thresholds", published_thresholds(trace)))
     named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, price)]

@@ -4,7 +4,7 @@ One core. What is timed is what a search does with its candidates: `replay_many`
 cached tokens, backlog included, and `seconds`, which prices them; the replayed trace is laid out anew in every repetition.
 
 The mixture: all 15 subsets of the exits equally often, 4 of them of a single exit; all four length rules in equal parts, caps
-from 1 to 12; thresholds and floors drawn from `calibrate/grids.py`, survival curves fitted as in a search. Two
+from 1 to 12; thresholds and floors drawn from `calibrate/search/neighbourhood.py`, survival curves fitted as in a search. Two
 policies in a row differ in their length rule alone: on a climb a search moves lengths about as often as thresholds. The
 trace is made up from a fixed seed, some texts ending by themselves and some at the limit.
 
@@ -19,17 +19,25 @@ from time import perf_counter
 import numpy as np
 from common import finish, make_parser, median, quantile
 
-from calibrate.grids import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, place_cuts
-from calibrate.search import NUM_CURVE_BINS
-from perfmodel.calibration import fit_curve
-from perfmodel.console import add_verbose_flag, print_out, run_command, table
-from perfmodel.geometry import DraftGeometry, ModelGeometry
-from perfmodel.off_path import nothing_off_path
-from perfmodel.policy import CalibrationCurve, ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.replay import Price, replay_many
-from perfmodel.sampling import GREEDY
-from perfmodel.tape import make_tape
-from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, place_cuts
+from calibrate.search.search import NUM_CURVE_BINS
+from perfmodel.acceptance.confidence_curves import fit_curve
+from perfmodel.acceptance.off_path_trace import nothing_off_path
+from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from perfmodel.policies.policy import (
+    CalibrationCurve,
+    ExitPolicy,
+    FixedLength,
+    FloorStop,
+    HeuristicLength,
+    LengthRule,
+    SurvivalStop,
+)
+from perfmodel.policies.sampling import GREEDY
+from perfmodel.replay.layout import lay_out
+from perfmodel.replay.replay import Price, replay_many
 
 NAME = "replay"
 SEED = 20260708
@@ -134,7 +142,7 @@ PRICE = Price(
 
 def replay_and_price_s(trace: AcceptanceTrace, policies: list[ExitPolicy]) -> float:
     """Seconds to replay and price all the policies once."""
-    make_tape.cache_clear()
+    lay_out.cache_clear()
     begin = perf_counter()
     seconds = replay_many(trace, policies).seconds(PRICE)
     elapsed_s = perf_counter() - begin

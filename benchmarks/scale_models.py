@@ -5,10 +5,11 @@ from pathlib import Path
 
 import common  # noqa: F401 makes the checkout importable
 
-from calibrate.acceptance import Acceptance, load_acceptance, shipped_pairs, shipped_path
-from perfmodel.errors import UnknownName, UserInputError
-from perfmodel.geometry import DraftGeometry, ModelGeometry, find_model
-from s2d.random_pair import with_layers
+from calibrate.inputs.load_acceptance import Acceptance, load_acceptance, shipped_pairs, shipped_path
+from perfmodel.core.errors import UnknownName, UserInputError
+from perfmodel.models.find_model import find_model
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from s2d.decoding.random_pair import with_layers
 
 TINY_LAYERS, TINY_SIZE, TINY_DRAFT_SIZE, TINY_HEAD_DIM = 24, 128, 32, 32
 TINY_VOCAB_FRAC = 1 / 64

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from readings import Bandwidth, ExitCheck
 from scripted import PLAIN, ScriptedArm
 
-from calibrate.acceptance import Acceptance
-from perfmodel.console import table
-from perfmodel.estimate import Speedup
-from perfmodel.kernels import KernelTrial
-from perfmodel.rounds import sum_rounds
-from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import (
+from calibrate.inputs.load_acceptance import Acceptance
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.core.console import table
+from perfmodel.core.units import (
     format_bytes_per_s,
     format_frac,
     format_interval,
@@ -21,8 +18,11 @@ from perfmodel.units import (
     format_signed_frac,
     format_speedup,
 )
-from profiler.pass_log import PassLog
-from s2d.pair import ModelPair
+from perfmodel.passes.kernels import KernelTrial
+from perfmodel.replay.estimate import Speedup
+from perfmodel.replay.round_stats import sum_rounds
+from profiler.latency.pass_log import PassLog
+from s2d.decoding.pair import ModelPair
 
 PLAN, PAPER, AHEAD, SINGLE = "plan", "published thresholds", "published, running ahead", "best single exit"
 

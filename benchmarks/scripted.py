@@ -8,22 +8,22 @@ import common  # noqa: F401 makes the checkout importable
 import numpy as np
 from arms import Models
 
-from calibrate.grids import MAX_DRAFT_TOKENS
-from perfmodel.errors import UserInputError
-from perfmodel.estimate import Decoded, Speedup, estimate, mean_round_cost, measured_speedup
-from perfmodel.halves import Half, half_of
-from perfmodel.passes import PassSamples
-from perfmodel.policy import ExitPolicy
-from perfmodel.replay import block_lengths, replay
-from perfmodel.rounds import sum_rounds
-from perfmodel.trace import AcceptanceTrace
-from perfmodel.units import Seconds, Tokens
-from profiler.grid import needed_passes, turn_grid
-from profiler.measure_latency import Coverage, Text, take_turns
-from profiler.pass_log import PassLog
-from s2d.bench import joined_samples, kind_seconds
-from s2d.generate import Generation, Session, Settings
-from s2d.script import Script, scripts_of
+from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
+from perfmodel.acceptance.splits import Half, half_of
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.core.errors import UserInputError
+from perfmodel.core.units import Seconds, Tokens
+from perfmodel.passes.passes import PassSamples
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.replay.estimate import Decoded, Speedup, estimate, mean_round_cost, measured_speedup
+from perfmodel.replay.replay import block_lengths, replay
+from perfmodel.replay.round_stats import sum_rounds
+from profiler.latency.measure_latency import Coverage, Text, take_runs
+from profiler.latency.pass_grid import needed_passes, run_grid
+from profiler.latency.pass_log import PassLog
+from s2d.decoding.generate import Generation, Session, Settings
+from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_of
+from s2d.running.run_report import joined_samples, kind_seconds
 
 PLAIN = "plain"
 
@@ -36,7 +36,7 @@ class Texts:
     prompts: tuple[tuple[int, ...], ...]
 
     @cached_property
-    def scripts(self) -> tuple[Script, ...]:
+    def scripts(self) -> tuple[ScriptedAcceptance, ...]:
         """What is said after each prompt."""
         return scripts_of(self.trace)
 
@@ -48,7 +48,7 @@ class Texts:
             for prompt, script in zip(self.prompts, self.scripts, strict=True)
         )
 
-    def script_after(self, token_ids: Sequence[int]) -> Script:
+    def script_after(self, token_ids: Sequence[int]) -> ScriptedAcceptance:
         """The script of the text that begins with these tokens; whole prompts of random tokens tell texts apart."""
         known = tuple(token_ids)
         return next(
@@ -57,7 +57,7 @@ class Texts:
             if text.token_ids[: len(known)] == known and len(known) >= text.prompt_tokens
         )
 
-    def settings(self, policy: ExitPolicy | None, script: Script, new_tokens: Tokens) -> Settings:
+    def settings(self, policy: ExitPolicy | None, script: ScriptedAcceptance, new_tokens: Tokens) -> Settings:
         """How one of them is decoded."""
         return Settings(
             policy=policy,
@@ -127,9 +127,9 @@ def turns_of(session: Session, texts: Texts, log: PassLog, *, seed: int) -> Iter
     def decode(policy: ExitPolicy | None, token_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
         return session.generate(token_ids, texts.settings(policy, texts.script_after(token_ids), new_tokens)).samples
 
-    return take_turns(
+    return take_runs(
         decode,
-        turn_grid(traces, draft_cap=MAX_DRAFT_TOKENS, seed=seed, runs_ahead=True),
+        run_grid(traces, draft_cap=MAX_DRAFT_TOKENS, seed=seed, runs_ahead=True),
         texts.whole,
         needed=needed_passes(len(header.draft.exit_layers), MAX_DRAFT_TOKENS, runs_ahead=True),
         log=log,

@@ -32,20 +32,20 @@ import common
 from arms import SAMPLINGS, evidence_of, job_of, workload_of
 from transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
-from calibrate.cases import case_of
-from calibrate.grids import MAX_DRAFT_TOKENS
-from calibrate.search import search
-from perfmodel.console import add_verbose_flag, print_err, print_out, run_command, table
-from perfmodel.plan import Plan, read_plan
-from perfmodel.policy import ExitPolicy
-from perfmodel.sampling import Sampling
-from perfmodel.units import Seconds, TokensPerS, format_number, format_speedup
-from profiler.job import Job
-from s2d.arguments import EXITS_HELP, layers
-from s2d.exits import exits_of_plan, named_exits
-from s2d.made_for import check_made_for
-from s2d.model_folder import FAMILY_PROMPTS, find_model
-from s2d.pair import Pair, load_pair
+from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
+from calibrate.search.scenario import scenario_of
+from calibrate.search.search import search
+from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
+from perfmodel.core.units import Seconds, TokensPerS, format_number, format_speedup
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.sampling import Sampling
+from perfmodel.results.plan import Plan, read_plan
+from profiler.latency.profiling_job import Job
+from s2d.commands.arguments import EXITS_HELP, layers
+from s2d.decoding.pair import Pair, load_pair
+from s2d.loading.exits import exits_of_plan, named_exits
+from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
+from s2d.running.check_plan import check_plan_fits
 
 NAME = "speed"
 SEED = 20260811
@@ -206,7 +206,7 @@ def found_of(pair: Pair, sampling: Sampling, size: Size, plan: Plan | None, prom
     if plan is None:
         calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
         trace, models = evidence_of(calibration, size.budget_s)
-        found = search([case_of(trace, *models)])
+        found = search([scenario_of(trace, *models)])
         rates = found.chosen.merit, found.families[0].merit
         chosen = Chosen(policy=found.chosen.policy, tokens_per_s=rates[0], plain_tokens_per_s=rates[1])
     else:
@@ -243,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
         draft = find_model(args.draft).as_posix()
         pair = load_pair(find_model(name).as_posix(), draft, "fp32", "cpu", named_exits=exits)
         if plan is not None:
-            check_made_for(args.plan, plan, pair)
+            check_plan_fits(args.plan, plan, pair)
         for sampling in samplings:
             print_err(f"{pair.label}, {sampling.label}")
             one = found_of(pair, sampling, size, plan, args.prompts or FAMILY_PROMPTS)

@@ -18,15 +18,15 @@ from collections.abc import Mapping, Sequence
 
 from common import ROOT, finish, make_parser
 
-from perfmodel.console import print_out, table
-from perfmodel.units import Seconds, format_seconds
+from perfmodel.core.console import print_out, table
+from perfmodel.core.units import Seconds, format_seconds
 
 HELP_BUDGET_S: Seconds = 0.15
 PLAN_BUDGET_S: Seconds = 0.5
 HEAVY = ("torch", "transformers", "scipy", "pandas", "matplotlib")
 HELP = ("--help",)
 PLAN = ("--target", "llama-70b")
-_RUN = "import sys; from calibrate.cli import main_plan; code = main_plan(sys.argv[1:]); "
+_RUN = "import sys; from calibrate.commands.plan_cli import main_plan; code = main_plan(sys.argv[1:]); "
 _EXIT = "sys.exit(code)"
 _LIST_MODULES = "print(*sys.modules, file=sys.stderr); sys.exit(code)"
 _IMPORT_NUMPY = "import numpy"

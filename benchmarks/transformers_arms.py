@@ -8,12 +8,12 @@ import common  # noqa: F401 makes the checkout importable
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from perfmodel.errors import UserInputError
-from perfmodel.sampling import Sampling
-from profiler.job import Job
-from s2d.load import export_exit
-from s2d.pair import EncodedPrompt, Pair
-from s2d.train import load_trainable
+from perfmodel.core.errors import UserInputError
+from perfmodel.policies.sampling import Sampling
+from profiler.latency.profiling_job import Job
+from s2d.decoding.pair import EncodedPrompt, Pair
+from s2d.loading.load_model import export_exit
+from s2d.training.train_sorted import load_trainable
 
 HF_GENERATE, HF_ASSISTED = "hf generate", "hf assisted"
 CONSTANT_LENGTHS = (3, 5, 8)

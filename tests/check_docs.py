@@ -1,7 +1,7 @@
 """Check what the documentation says of the code: `python tests/check_docs.py [--write]`.
 
 The file tree in README.md names only what exists and leaves out no module; docs/cli.md is the commands' own help; the tables of
-docs/hardware.md are those of `perfmodel.known_hardware`, those of docs/models.md those of `perfmodel.known_models`. With
+docs/hardware.md are those of `perfmodel.hardware.known_hardware`, those of docs/models.md those of `perfmodel.models.known_models`. With
 --write, docs/cli.md and these tables are made anew.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from perfmodel.hardware import Hardware
+    from perfmodel.hardware.hardware import Hardware
 
 ROOT = Path(__file__).parent.parent
 CLI_PAGE = ROOT / "docs" / "cli.md"
@@ -32,7 +32,7 @@ TREE_LINE = re.compile(r"^(?P<indent>(?:[│ ]   |[├└]── )*)(?P<name>[^\
 INDENT_CHARS = 4
 LISTED_IN_FULL = (
     "perfmodel",
-    "perfmodel/native",
+    "perfmodel/replay/native",
     "calibrate",
     "s2d",
     "s2d/prompt_files",
@@ -148,7 +148,9 @@ def cli_problems(page: str) -> list[str]:
 def hardware_problems(page: str) -> list[str]:
     if with_hardware_tables(page) == page and HARDWARE_TABLES.search(page):
         return []
-    return ["docs/hardware.md: its tables are not those of perfmodel.known_hardware: run python tests/check_docs.py --write"]
+    return [
+        "docs/hardware.md: its tables are not those of perfmodel.hardware.known_hardware: run python tests/check_docs.py --write"
+    ]
 
 
 def with_hardware_tables(page: str) -> str:
@@ -158,7 +160,7 @@ def with_hardware_tables(page: str) -> str:
 
 def hardware_tables() -> str:
     """Every known device: its figures, then its names and sources."""
-    from perfmodel.known_hardware import KNOWN_HARDWARE
+    from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 
     peaks = " | ".join(PEAK_COLUMNS)
     figures = [f"| device | {peaks} | GB/s | GB | links, GB/s in one direction | kernel costs | error |"]
@@ -172,7 +174,7 @@ def hardware_tables() -> str:
 def figures_row(hardware: "Hardware") -> str:
     peaks = [hardware.peak_flops_per_s.get(dtype) for dtype in PEAK_COLUMNS]
     links = ", ".join(f"{link.kind} {link.bytes_per_s / 1e9:g} ({link.max_devices})" for link in hardware.links)
-    costs = "its own" if hardware.kinship == "itself" else f"{hardware.relative}, {hardware.kinship}"
+    costs = "its own" if hardware.similarity == "itself" else f"{hardware.reference_device}, {hardware.similarity}"
     cells = [
         hardware.name,
         *("" if peak is None else f"{peak / 1e12:g}" for peak in peaks),

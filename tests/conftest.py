@@ -24,9 +24,9 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     import torch
 
     if torch.cuda.is_available():
-        import s2d.graphs
+        import s2d.model.cuda_graphs
 
-        monkeypatch.setattr(s2d.graphs, "CAPTURE_OPTIONS", s2d.graphs.liveness_options())
+        monkeypatch.setattr(s2d.model.cuda_graphs, "CAPTURE_OPTIONS", s2d.model.cuda_graphs.liveness_options())
         yield None
         return
     from tests.gpu_simulator import simulated_gpu

@@ -1,12 +1,12 @@
-"""docs/models.md: its tables are those of `perfmodel.known_models` and `perfmodel.architectures`."""
+"""docs/models.md: its tables are those of `perfmodel.models.known_models` and `perfmodel.models.architectures`."""
 
 import re
 from pathlib import Path
 
-from perfmodel.architectures import UNCOVERED
-from perfmodel.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
-from perfmodel.known_models import ALIASES, KNOWN, KNOWN_DRAFTS, KnownModel
-from perfmodel.model_roles import HEADS
+from perfmodel.models.architectures import UNCOVERED
+from perfmodel.models.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
+from perfmodel.models.known_models import ALIASES, KNOWN, KNOWN_DRAFTS, KnownModel
+from perfmodel.models.model_roles import HEADS
 
 MODELS_PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 MODEL_TABLES = re.compile(r"(?<=<!-- model-tables -->\n).*?(?=<!-- /model-tables -->)", re.DOTALL)
@@ -16,7 +16,7 @@ FAMILY_TABLES = re.compile(r"(?<=<!-- family-tables -->\n).*?(?=<!-- /family-tab
 def models_problems(page: str) -> list[str]:
     if with_model_tables(page) == page and MODEL_TABLES.search(page) and FAMILY_TABLES.search(page):
         return []
-    return ["docs/models.md: its tables are not those of perfmodel.known_models: run python tests/check_docs.py --write"]
+    return ["docs/models.md: its tables are not those of perfmodel.models.known_models: run python tests/check_docs.py --write"]
 
 
 def with_model_tables(page: str) -> str:

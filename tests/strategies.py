@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from perfmodel.geometry import DraftGeometry, DraftKind, ModelGeometry
-from perfmodel.off_path import MIN_RECORDED, OffPath
-from perfmodel.policy import (
+from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath
+from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+from perfmodel.models.geometry import DraftGeometry, DraftKind, ModelGeometry
+from perfmodel.policies.policy import (
     CalibrationCurve,
     Confidence,
     ExitPolicy,
@@ -18,8 +19,7 @@ from perfmodel.policy import (
     LengthRule,
     SurvivalStop,
 )
-from perfmodel.sampling import GREEDY, AcceptanceRule, Sampling
-from perfmodel.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+from perfmodel.policies.sampling import GREEDY, AcceptanceRule, Sampling
 
 EOS = 0
 

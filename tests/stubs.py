@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from perfmodel.profile import Dtype
-from s2d.config import FAMILIES, geometry_of
-from s2d.dtypes import torch_dtype
-from s2d.fold import fold_weights
-from s2d.load import LoadedModel
-from s2d.nested import Decoder
+from perfmodel.models.dtypes import Dtype
+from s2d.loading.convert_weights import convert_weights
+from s2d.loading.load_model import LoadedModel
+from s2d.loading.read_config import FAMILIES, geometry_of
+from s2d.model.decoder import Decoder
+from s2d.model.torch_dtypes import torch_dtype
 
 VOCAB_SIZE = 23
 EOS = 5
@@ -97,7 +97,7 @@ def loaded(
 ) -> LoadedModel:
     """A transformers model as our runtime runs it, without a file between."""
     geometry = geometry_of(model.config, Path("tiny"))
-    weights = fold_weights(model.state_dict().__getitem__, model.config, geometry, torch_dtype(dtype), device)
+    weights = convert_weights(model.state_dict().__getitem__, model.config, geometry, torch_dtype(dtype), device)
     return LoadedModel(
         decoder=Decoder(geometry, weights),
         geometry=geometry,

@@ -1,7 +1,7 @@
 import tomllib
 
-from perfmodel.hardware_file import hardware_from
-from perfmodel.known_hardware import KNOWN_HARDWARE
+from perfmodel.hardware.hardware_file import hardware_from
+from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 from tests.check_docs import (
     HARDWARE_PAGE,
     hardware_problems,
@@ -20,8 +20,8 @@ def readme(tree: str) -> str:
 def test_a_drawn_tree_is_read_as_paths() -> None:
     assert list(tree_paths("perfmodel/  nouns\n├── units.py  u\n│   └── x.py\n└── b/\n    └── c.json\nREADME.md\n")) == [
         "perfmodel",
-        "perfmodel/units.py",
-        "perfmodel/units.py/x.py",
+        "perfmodel/core/units.py",
+        "perfmodel/core/units.py/x.py",
         "perfmodel/b",
         "perfmodel/b/c.json",
         "README.md",
@@ -30,14 +30,14 @@ def test_a_drawn_tree_is_read_as_paths() -> None:
 
 def test_a_tree_that_is_true_has_no_problem() -> None:
     tree = "perfmodel/\n├── units.py\nREADME.md\n"
-    assert tree_problems(readme(tree), {"perfmodel/units.py", "perfmodel/__init__.py", "README.md", "LICENSE"}) == []
+    assert tree_problems(readme(tree), {"perfmodel/core/units.py", "perfmodel/__init__.py", "README.md", "LICENSE"}) == []
 
 
 def test_a_tree_that_names_too_much_or_too_little_is_told() -> None:
     tree = "perfmodel/\n├── unit.py\n"
-    assert tree_problems(readme(tree), {"perfmodel/units.py"}) == [
+    assert tree_problems(readme(tree), {"perfmodel/core/units.py"}) == [
         "README.md: the file tree names perfmodel/unit.py, which does not exist",
-        "README.md: the file tree leaves out perfmodel/units.py",
+        "README.md: the file tree leaves out perfmodel/core/units.py",
     ]
     assert tree_problems("no tree", set()) == ["README.md: no fenced block after <!-- file-tree -->"]
 

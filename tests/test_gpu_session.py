@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.cli import main_plan
-from perfmodel.profile import read_latency_profile
+from calibrate.commands.plan_cli import main_plan
+from perfmodel.passes.latency_profile import read_latency_profile
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_session.sh"

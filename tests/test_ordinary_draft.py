@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.cli import main_compare, main_plan
-from perfmodel.plan import read_plan
-from perfmodel.report import read_report
-from profiler.cli import main_profile
-from s2d.cli import main_run
+from calibrate.commands.plan_cli import main_compare, main_plan
+from perfmodel.results.plan import read_plan
+from perfmodel.results.report import read_report
+from profiler.commands.profile_cli import main_profile
+from s2d.commands.run_cli import main_run
 from tests.profiler.conftest import write_pair
 from tests.stubs import TinySpec
 

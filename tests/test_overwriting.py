@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.console import add_verbose_flag, make_parser, run_command
-from perfmodel.overwriting import MODEL_FILES, OutputFolder, check_outputs, output_file
-from profiler.cli import main_profile
-from s2d.cli import main_run, main_train
-from s2d.model_folder import FAMILY_FOLDER
-from tests.s2d.kinds_of_tokenizers import tokenizer_of
+from perfmodel.core.console import add_verbose_flag, make_parser, run_command
+from perfmodel.core.overwriting import MODEL_FILES, OutputFolder, check_outputs, output_file
+from profiler.commands.profile_cli import main_profile
+from s2d.commands.run_cli import main_run, main_train
+from s2d.loading.model_folder import FAMILY_FOLDER
+from tests.s2d.prompts.kinds_of_tokenizers import tokenizer_of
 from tests.stubs import TinySpec, tiny_llama
 
 ROOT = Path(__file__).parent.parent

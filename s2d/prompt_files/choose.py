@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from perfmodel.errors import UserInputError
-from perfmodel.halves import Split, document_of, half_of
-from s2d.conversation import Prompt
+from perfmodel.acceptance.splits import Split, document_of, half_of
+from perfmodel.core.errors import UserInputError
+from s2d.prompts.conversation import Prompt
 
 
 def chosen_prompts(prompts: Sequence[Prompt], split: Split, most: int) -> list[Prompt]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from perfmodel.errors import shown
-from s2d.conversation import ROLES, Message, Prompt, Role
+from perfmodel.core.errors import shown
 from s2d.prompt_files.problems import BadRecord
+from s2d.prompts.conversation import ROLES, Message, Prompt, Role
 
 _MESSAGE = '{"role": …, "content": …}'
 _ROLE_NAMES: dict[str, Role] = {

@@ -10,9 +10,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfmodel.disk import PathLike, read_whole
-from perfmodel.errors import BadFile
-from perfmodel.units import GB, Bytes, format_bytes
+from perfmodel.core.disk import PathLike, read_whole
+from perfmodel.core.errors import BadFile
+from perfmodel.core.units import GB, Bytes, format_bytes
 from s2d.prompt_files.problems import BadRecord
 
 MAX_BYTES: Bytes = GB

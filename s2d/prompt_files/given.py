@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from perfmodel.console import print_err
-from s2d.conversation import Prompt
+from perfmodel.core.console import print_err
 from s2d.prompt_files.read import read_prompt_file, read_text_file
 from s2d.prompt_files.read_as import ReadAs
+from s2d.prompts.conversation import Prompt
 
 
 def given_prompts(path: Path | None, how: ReadAs, default: Path, *, first_turns: bool) -> tuple[Prompt, ...]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from perfmodel.codec import unique_keys
-from perfmodel.errors import shown
+from perfmodel.core.codec import unique_keys
+from perfmodel.core.errors import shown
 from s2d.prompt_files.problems import BadRecord
 
 MAX_DIGITS = 40

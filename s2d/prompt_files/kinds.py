@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from perfmodel.errors import shown
+from perfmodel.core.errors import shown
 from s2d.prompt_files.contents import Chat, Content, Text, read_chat, read_text_or_chat, read_turns
 from s2d.prompt_files.problems import BadRecord, shown_keys
 from s2d.prompt_files.read_as import ReadAs

@@ -1,6 +1,6 @@
 """Names and categories of prompts: those that a file gives, and those that are made where it gives none.
 
-A name decides on the half that its prompt is in (`perfmodel.halves`), so a made name depends on the file's content alone. A
+A name decides on the half that its prompt is in (`perfmodel.acceptance.splits`), so a made name depends on the file's content alone. A
 colon in a name sets a document apart from a place in it; ids of other people's files mean nothing of the kind, so it becomes
 a slash in them. Records of one id count as places in one document, and so are in one half.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perfmodel.errors import shown
+from perfmodel.core.errors import shown
 from s2d.prompt_files.problems import BadRecord
 
 MISSING_CATEGORY = "prompts"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from perfmodel.errors import MAX_SHOWN_CHARS, cut, shown
+from perfmodel.core.errors import MAX_SHOWN_CHARS, cut, shown
 
 EXPECTED_KEYS_FIX = "See docs/prompt-files.md for the formats that are read"
 

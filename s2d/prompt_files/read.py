@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfmodel.disk import PathLike
-from perfmodel.errors import BadFile
-from s2d.conversation import Prompt
+from perfmodel.core.disk import PathLike
+from perfmodel.core.errors import BadFile
 from s2d.prompt_files.contents import Chat, Content
 from s2d.prompt_files.decode import read_text
 from s2d.prompt_files.json_records import Record
@@ -17,6 +16,7 @@ from s2d.prompt_files.names import GivenName, category_of, given_name, unique_na
 from s2d.prompt_files.problems import BadRecord, shown_keys
 from s2d.prompt_files.read_as import Form, ReadAs
 from s2d.prompt_files.records import Records, records_of
+from s2d.prompts.conversation import Prompt
 
 PROMPTS = ReadAs(use="prompt")
 TEXTS = ReadAs(use="text")

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from perfmodel.errors import UserInputError
+from perfmodel.core.errors import UserInputError
 
 Form = Literal["auto", "lines", "file"]
 Use = Literal["prompt", "text"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perfmodel.errors import shown
+from perfmodel.core.errors import shown
 from s2d.prompt_files.json_records import Record, is_json, items_of_object, json_records, string_records
 from s2d.prompt_files.kinds import TEXT_KEYS, recognised
 from s2d.prompt_files.problems import BadRecord

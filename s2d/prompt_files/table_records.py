@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from perfmodel.errors import shown
+from perfmodel.core.errors import shown
 from s2d.prompt_files.json_records import Record
 from s2d.prompt_files.problems import BadRecord, shown_keys
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scale_models import acceptance_of, draft_of, tiny
 
-from perfmodel.errors import UserInputError
-from perfmodel.geometry import find_model
-from perfmodel.units import GIB
-from s2d.memory import PairPlacement, TextLimits, memory_need
-from s2d.random_pair import random_pair
+from perfmodel.core.errors import UserInputError
+from perfmodel.core.units import GIB
+from perfmodel.models.find_model import find_model
+from s2d.decoding.random_pair import random_pair
+from s2d.loading.memory import PairPlacement, TextLimits, memory_need
 
 TARGET = find_model("llama-2-70b")
 TRACE = acceptance_of(None, TARGET).trace

@@ -7,7 +7,7 @@ from compiled_arms import LEAN, LEAN_AGAIN, STATIC, Arm
 from compiled_layers import PlainDecoder
 from compiled_result import Found, Timing, result_of
 
-from perfmodel.console import run_command
+from perfmodel.core.console import run_command
 from tests.stubs import VOCAB_SIZE, TinySpec, tiny_model
 
 SPEC = TinySpec(num_kv_heads=2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from first_checks import OK, SLOW, UNMEASURED, Checks, Outcome
 
-from perfmodel.kernels import STANDARD_KERNELS, parse_kernels
+from perfmodel.passes.kernels import STANDARD_KERNELS, parse_kernels
 
 
 class FakeChecks:

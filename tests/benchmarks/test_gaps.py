@@ -9,7 +9,7 @@ from gaps import GAP_EDGES, STATED_GAP, Lossless, gap_histogram, gap_result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfmodel.report import Divergence
+from perfmodel.results.report import Divergence
 
 TEXTS = Lossless(
     pair="target with draft",

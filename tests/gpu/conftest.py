@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from perfmodel.plan import read_plan, write_plan
-from perfmodel.policy import ExitPolicy, FixedLength
-from perfmodel.profile import Dtype, LatencyProfile, read_latency_profile
-from perfmodel.provenance import make_provenance
+from perfmodel.core.provenance import make_provenance
+from perfmodel.models.dtypes import Dtype
+from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.results.plan import read_plan, write_plan
 from profiler import job, kernel_trial
-from profiler.cli import main_profile
-from profiler.measure_latency import measure_latency
-from s2d.load import load_tokenizer
+from profiler.commands.profile_cli import main_profile
+from profiler.latency.measure_latency import measure_latency
+from s2d.loading.load_model import load_tokenizer
 from tests.gpu_simulator import Simulator, simulated_gpu
 from tests.profiler.conftest import TARGET, Folders, write_pair
 
@@ -142,7 +143,7 @@ def evidence(request: pytest.FixtureRequest, models: Folders, tmp_path_factory: 
 @pytest.fixture(scope="session")
 def plan(evidence: Evidence) -> Path:
     """Made from that evidence; planning itself needs no GPU."""
-    from calibrate.cli import main_plan
+    from calibrate.commands.plan_cli import main_plan
 
     path = evidence.folder / "plan.json"
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,11 +1,11 @@
 """A tiny pair whose passes are captured, and texts that it writes."""
 
-from perfmodel.policy import ExitPolicy, FixedLength
-from perfmodel.profile import Dtype
-from perfmodel.sampling import GREEDY, Sampling
-from s2d.generate import Session, Settings
-from s2d.load import LoadedModel
-from tests.s2d.test_graphs import graphed
+from perfmodel.models.dtypes import Dtype
+from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.sampling import GREEDY, Sampling
+from s2d.decoding.generate import Session, Settings
+from s2d.loading.load_model import LoadedModel
+from tests.s2d.model.test_cuda_graphs import graphed
 from tests.stubs import TinySpec, loaded, tiny_llama
 
 EXITS = (1, 2, 4)

@@ -11,22 +11,23 @@ import pytest
 import torch
 from gaps import STATED_GAP
 
-import s2d.graphs
-import s2d.kernels
-from calibrate.cli import main_compare, main_plan
-from perfmodel.kernels import STANDARD_KERNELS, parse_kernels
-from perfmodel.law import read_latency_fit
-from perfmodel.plan import read_plan, write_plan
-from perfmodel.profile import DeviceKey, read_latency_profile
-from perfmodel.provenance import make_provenance
-from perfmodel.report import RunReport, read_report
-from perfmodel.trace import read_trace
+import s2d.model.check_kernels
+import s2d.model.cuda_graphs
+from calibrate.commands.plan_cli import main_compare, main_plan
+from perfmodel.acceptance.trace import read_trace
+from perfmodel.core.provenance import make_provenance
+from perfmodel.passes.device_key import DeviceKey
+from perfmodel.passes.kernels import STANDARD_KERNELS, parse_kernels
+from perfmodel.passes.latency_law import read_latency_fit
+from perfmodel.passes.latency_profile import read_latency_profile
+from perfmodel.results.plan import read_plan, write_plan
+from perfmodel.results.report import RunReport, read_report
 from profiler import job, kernel_trial
-from profiler.cli import main_profile
-from profiler.measure_latency import measure_latency
-from s2d.cli import main_run
-from s2d.kernels import runnable_kernels
-from s2d.pair import ModelPair
+from profiler.commands.profile_cli import main_profile
+from profiler.latency.measure_latency import measure_latency
+from s2d.commands.run_cli import main_run
+from s2d.decoding.pair import ModelPair
+from s2d.model.check_kernels import runnable_kernels
 from tests.gpu.conftest import POLICY, ROLES, Evidence, profile_argv, run_argv, short_measurements, speculating
 from tests.profiler.conftest import Folders
 
@@ -218,7 +219,7 @@ def test_a_plan_is_refused_where_its_kernels_cannot_run(
     kernels = parse_kernels("output-major,varlen,fused")
     changed = replace(stored, device=replace(stored.device, kernels=kernels))
     write_plan(path, changed, make_provenance(argv=("test",)))
-    monkeypatch.setattr(s2d.kernels, "_torch_has_varlen", lambda: False)
+    monkeypatch.setattr(s2d.model.check_kernels, "_torch_has_varlen", lambda: False)
     assert main_run(run_argv(evidence.models, path)) == 2
     refused = capsys.readouterr().err
     assert f"kernels {kernels.label} do not run on cuda in {evidence.dtype} with engine graph" in refused
@@ -232,7 +233,7 @@ def test_the_device_check_finds_the_device_correct(
     monkeypatch.setattr(device_check, "TARGETS", device_check.TARGETS[:1])  # in full it takes minutes in the simulator
     monkeypatch.setattr(device_check, "SPECS", device_check.SPECS[:1])
     monkeypatch.setattr(device_check, "NEW_TOKENS", 8)
-    monkeypatch.setattr(s2d.graphs, "GRAPH_ROW_WIDTHS", (1, 2, 4, 8))
+    monkeypatch.setattr(s2d.model.cuda_graphs, "GRAPH_ROW_WIDTHS", (1, 2, 4, 8))
     monkeypatch.setattr(sys, "argv", ["device_check.py", "--device", "cuda", "--quick", "-o", str(tmp_path)])
     assert device_check.run(device_check._parser().parse_args()) == 0
     assert '"is_correct": true' in capsys.readouterr().out.splitlines()[-1]

@@ -5,9 +5,9 @@ import gc
 import pytest
 import torch
 
-from perfmodel.sampling import GREEDY
-from s2d.generate import Session
-from s2d.sampling import Choice
+from perfmodel.policies.sampling import GREEDY
+from s2d.decoding.generate import Session
+from s2d.model.choose_tokens import Choice
 from tests.gpu.conftest import Evidence, used_bytes, without_collections
 from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, draft_on, target_on, texts_of, texts_on_the_cpu
 from tests.gpu_simulator import Simulator, simulated_gpu

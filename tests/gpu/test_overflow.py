@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from perfmodel.geometry import DraftGeometry
-from perfmodel.sampling import GREEDY
+from perfmodel.models.geometry import DraftGeometry
+from perfmodel.policies.sampling import GREEDY
 from profiler import command
-from profiler.cli import main_profile
-from s2d.bench import token_gaps
-from s2d.cache import Cache
-from s2d.finite import NotFinite
-from s2d.generate import Session
-from s2d.load import LoadedModel
-from s2d.nested import Decoder
-from s2d.pair import ModelPair, Pair, load_pair
+from profiler.commands.profile_cli import main_profile
+from s2d.decoding.generate import Session
+from s2d.decoding.pair import ModelPair, Pair, load_pair
+from s2d.loading.load_model import LoadedModel
+from s2d.model.cache import Cache
+from s2d.model.decoder import Decoder
+from s2d.model.finite import NotFinite
+from s2d.running.run_report import token_gaps
 from tests.gpu.conftest import profile_argv
 from tests.gpu.sessions import GATED, MAX_TOKENS, draft_on, settings_of, target_on
 from tests.profiler.conftest import Folders
@@ -107,8 +107,8 @@ def test_a_model_that_overflows_is_named_whichever_of_the_two_it_is(device: str,
 def test_without_zeroing_the_text_after_it_differs(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(overflowing(target_on(device, "fp16")), None, MAX_TOKENS)
     expected = session.generate(TEXT, settings_of(None)).tokens
-    monkeypatch.setattr("s2d.generate.check_states", lambda *_: None)
-    monkeypatch.setattr("s2d.generate.check_logits", lambda *_: None)
+    monkeypatch.setattr("s2d.decoding.generate.check_states", lambda *_: None)
+    monkeypatch.setattr("s2d.decoding.generate.check_logits", lambda *_: None)
 
     def reset_without_zeroing(cache: Cache) -> None:
         cache.lengths = [0] * len(cache.segments)

@@ -12,12 +12,12 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from perfmodel.policy import ExitPolicy
-from perfmodel.sampling import GREEDY, Sampling
-from s2d.clock import Clock
-from s2d.generate import Generation, Session
-from s2d.graphs import padded_context, room_tokens
-from s2d.staging import CudaFence
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.sampling import GREEDY, Sampling
+from s2d.decoding.clock import Clock
+from s2d.decoding.generate import Generation, Session
+from s2d.model.cuda_graphs import padded_context, room_tokens
+from s2d.model.host_copies import CudaFence
 from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, PROMPTS, draft_on, settings_of, target_on, texts_on_the_cpu
 from tests.gpu_simulator import Simulator
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from perfmodel.hardware import find_hardware
+from perfmodel.hardware.find_hardware import find_hardware
 
 MIB = 2**20
 

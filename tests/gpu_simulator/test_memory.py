@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from perfmodel.hardware import find_hardware
+from perfmodel.hardware.find_hardware import find_hardware
 from tests.gpu_simulator import DeviceMismatch, Simulator, UnwrittenMemory, simulated_gpu
 
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from s2d.sidecar import Sidecar, write_sidecar
+from s2d.loading.sidecar import Sidecar, write_sidecar
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_llama
 
 TARGET = TinySpec(num_layers=6)

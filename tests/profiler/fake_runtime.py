@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from perfmodel.passes import PassSamples
-from perfmodel.policy import ExitPolicy
-from profiler.pass_log import Row, samples_of
+from perfmodel.passes.passes import PassSamples
+from perfmodel.policies.policy import ExitPolicy
+from profiler.latency.pass_log import Row, samples_of
 
 SEGMENT_S, EXIT_S, VERIFY_S, VERIFY_ROW_S, ROUND_S = 1e-3, 0.2e-3, 8e-3, 0.1e-3, 0.05e-3
 

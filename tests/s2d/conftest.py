@@ -10,20 +10,20 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.artifact import write_record
-from perfmodel.estimate import RoundCost, Speedup
-from perfmodel.interval import Interval
-from perfmodel.plan import PLAN_SCHEMA, PLAN_VERSION, Candidate, Memory, Plan, Workload
-from perfmodel.policy import ExitPolicy, FixedLength
-from perfmodel.provenance import make_provenance
-from perfmodel.rounds import RoundStats
-from perfmodel.sampling import GREEDY, Sampling
-from perfmodel.weight_format import plain_format
-from s2d.cli import main_run
-from s2d.load import export_exit
-from s2d.pair import load_pair
-from s2d.sidecar import Sidecar, write_sidecar
-from tests.s2d.test_load import byte_tokenizer
+from perfmodel.core.files import write_record
+from perfmodel.core.provenance import make_provenance
+from perfmodel.core.stats import Interval
+from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.sampling import GREEDY, Sampling
+from perfmodel.quantisation.weight_format import plain_format
+from perfmodel.replay.estimate import RoundCost, Speedup
+from perfmodel.replay.round_stats import RoundStats
+from perfmodel.results.plan import PLAN_SCHEMA, PLAN_VERSION, Candidate, Memory, Plan, Workload
+from s2d.commands.run_cli import main_run
+from s2d.decoding.pair import load_pair
+from s2d.loading.load_model import export_exit
+from s2d.loading.sidecar import Sidecar, write_sidecar
+from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
 
 POLICY = ExitPolicy(exit_layers=(2, 4), thresholds=(0.3,), confidence="max-prob", length=FixedLength(draft_cap=4))

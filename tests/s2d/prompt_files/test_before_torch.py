@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from profiler.cli import main_profile
-from s2d.cli import main_run, main_train
+from profiler.commands.profile_cli import main_profile
+from s2d.commands.run_cli import main_run, main_train
 
 HEAVY = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 SCRIPT = """
@@ -17,9 +17,9 @@ from {module} import {main}
 code = {main}(sys.argv[1:])
 print(sorted(set(sys.modules) & set({heavy})), code, time.process_time())
 """
-PROFILE = ("s2d-profile", "profiler.cli", main_profile)
-RUN = ("s2d-run", "s2d.cli", main_run)
-TRAIN = ("s2d-train", "s2d.cli", main_train)
+PROFILE = ("s2d-profile", "profiler.commands.profile_cli", main_profile)
+RUN = ("s2d-run", "s2d.commands.run_cli", main_run)
+TRAIN = ("s2d-train", "s2d.commands.run_cli", main_train)
 PAIR = ["--target", "ref-target-16", "--draft", "ref-draft"]
 DRAFT = ["draft", "--target", "ref-target-16", "--exits", "1,2", "-o", "new"]
 CALIBRATE = ["calibrate", "--target", "ref-target-16", "--draft", "ref-draft"]

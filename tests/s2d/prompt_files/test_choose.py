@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 
-from perfmodel.errors import UserInputError
-from perfmodel.halves import SPLITS, Split, document_of
-from s2d.conversation import Prompt
-from s2d.model_folder import FAMILY_PROMPTS
+from perfmodel.acceptance.splits import SPLITS, Split, document_of
+from perfmodel.core.errors import UserInputError
+from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.prompt_files.choose import chosen_prompts
 from s2d.prompt_files.read import read_prompts
+from s2d.prompts.conversation import Prompt
 
 
 def prompt(number: int, category: str = "a") -> Prompt:

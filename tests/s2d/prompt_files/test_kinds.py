@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from s2d.conversation import Message, Prompt
 from s2d.prompt_files.read import read_prompt_file, read_prompts, read_text_file
 from s2d.prompt_files.read_as import ReadAs
+from s2d.prompts.conversation import Message, Prompt
 
 SYSTEM = Message(role="system", content="Be brief.")
 ASKED = Message(role="user", content="café?\nyes")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.halves import document_of, half_of
-from s2d.conversation import Prompt
-from s2d.model_folder import FAMILY_PROMPTS
+from perfmodel.acceptance.splits import document_of, half_of
+from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.prompt_files.choose import calibration_half
 from s2d.prompt_files.read import read_prompts
+from s2d.prompts.conversation import Prompt
 
 
 def names(tmp_path: Path, records: list[dict]) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from perfmodel.errors import MAX_SHOWN_CHARS, BadFile, UserInputError
+from perfmodel.core.errors import MAX_SHOWN_CHARS, BadFile, UserInputError
 from s2d.prompt_files import decode
 from s2d.prompt_files.read import read_prompts, read_text_file
 from s2d.prompt_files.read_as import ReadAs

@@ -1,0 +1,1 @@
+"""Commands that plan and compare: `s2d-plan` and `s2d-compare`."""

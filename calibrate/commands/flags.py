@@ -1,0 +1,38 @@
+"""Flags that several commands share, and what was asked by them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from calibrate.inputs.requests import DeviceRequest
+
+
+def add_device_flags(group: argparse._ActionsContainer) -> None:
+    """What the models are to run on."""
+    add = group.add_argument
+    device_help = (
+        "a known device, cpu, or a .toml or .json file (docs/hardware.md; default: the GPU found here, else a100-80gb)"
+    )
+    add("--device", metavar="NAME", help=device_help)
+    add("--num-devices", type=int, metavar="DEVICES", help="tensor-parallel degree (default: as few as hold the models)")
+    add(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16", "fp8", "int8", "int4", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0"),
+        help="of the weights (default: a target is priced as its files store it, all else in bf16, or what the device has)",
+    )
+    add(
+        "--engine",
+        choices=("eager", "graph"),
+        help="launch kernels one by one, or as CUDA graphs (default: graph, on a CPU eager)",
+    )
+
+
+def device_request(args: argparse.Namespace) -> DeviceRequest:
+    """What was asked of the device."""
+    from calibrate.inputs.requests import DeviceRequest
+
+    return DeviceRequest(
+        device=args.device, num_devices=args.num_devices, draft_num_devices=None, dtype=args.dtype, engine=args.engine
+    )

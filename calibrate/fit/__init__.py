@@ -1,0 +1,1 @@
+"""Fits: the latency law, acceptance, and their validation on published data."""

@@ -1,0 +1,145 @@
+"""LatencyProfile -> LatencyFit: the coefficients of the latency law (`perfmodel.passes.latency_law.Law`) from measured passes."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from calibrate.fit.fit_law import Observation, fit_law, held_out_errors, pooled
+from calibrate.pricing.measured_pricing import warn_of_pauses
+from perfmodel.core.errors import Mismatch, UserInputError
+from perfmodel.core.stats import INTERVAL_FRAC
+from perfmodel.core.units import Seconds
+from perfmodel.latency.lower_bound import check_profile
+from perfmodel.passes.device_key import DeviceKey
+from perfmodel.passes.flops_bytes import setting_of
+from perfmodel.passes.latency_law import FitDomain, LatencyFit
+from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.passes import PREFILL_KINDS, PassKind, graph_width
+from perfmodel.passes.pauses import without_pauses
+
+_Sample: TypeAlias = tuple[int, int, Seconds]  # cached tokens, rows, seconds
+
+CONTEXT_BINS = 3
+"""Parts into which the passes of one shape are cut by cached tokens, so that the cache's cost shows."""
+
+
+def fit_profiles(paths: Sequence[Path]) -> tuple[LatencyFit, dict[str, str]]:
+    """Fit the law to profiles read from files; and what was read: the hash of each file's body, by name.
+
+    Raises:
+        BadFile: one is no latency profile.
+        Mismatch: they are of different devices, dtypes or engines.
+        UserInputError: hardly any passes.
+    """
+    stored = {path.name: read_latency_profile(path) for path in paths}
+    for name, one in stored.items():
+        warn_of_pauses(name, one.record)
+    return fit_latency([one.record for one in stored.values()]), {name: one.sha256 for name, one in stored.items()}
+
+
+def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
+    """Fit the law to profiles of one device.
+
+    Raises:
+        Mismatch: the profiles are of different devices, dtypes or engines.
+        BelowLowerBound: one is faster than its device can be.
+        UserInputError: no profile, or hardly any passes.
+    """
+    device = _common_device(profiles)
+    for profile in profiles:
+        check_profile(profile)
+    observations = [one for profile in profiles for one in observe(profile)]
+    launch_bound = device.engine == "eager" and device.num_threads is None
+    fitted = fit_law(observations, launch_bound=launch_bound)
+    errors = pooled(held_out_errors(observations, launch_bound=launch_bound))
+    return LatencyFit(
+        device=device,
+        models=tuple(sorted({profile.model.name for profile in profiles})),
+        source="s2d-profile on this device",
+        pads_rows=profiles[0].pads_rows,
+        law=fitted.law,
+        standard_error=fitted.standard_error,
+        domain=_domain(profiles, observations),
+        num_samples=sum(len(profile.samples) for profile in profiles),
+        residual_frac=fitted.residual_frac,
+        held_out_error_frac=None if errors is None else float(np.mean(errors)),
+        held_out_90_frac=None if errors is None else float(np.quantile(errors, INTERVAL_FRAC)),
+    )
+
+
+def observe(profile: LatencyProfile) -> Iterator[Observation]:
+    """Typical seconds of every shape in a profile, in a few bins of cached tokens.
+
+    But for passes that ran ahead: how much of a wait they hide, no term of a law says.
+    """
+    setting = replace(setting_of(profile), pads_rows=profile.pads_rows)
+    shapes: dict[tuple[PassKind, int, bool, int], list[_Sample]] = defaultdict(list)
+    samples = without_pauses(profile.samples)
+    columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
+    for kind, stage, rows, cached, seconds in columns:
+        if kind == "ahead":
+            continue
+        width = graph_width(rows) if profile.pads_rows else None
+        near_rows = (width or 2 ** round(math.log2(rows))) if kind in PREFILL_KINDS else rows
+        shapes[kind, stage, width is None, near_rows].append((cached, rows, seconds))
+    for (kind, stage, _, _), passes in sorted(shapes.items()):
+        for part in _bins(passes):
+            cached_of, rows_of, seconds_of = zip(*_undisturbed(part), strict=True)
+            cached_tokens = float(np.mean(cached_of))
+            at = setting if profile.model.window_tokens is None else replace(setting, context_tokens=round(cached_tokens))
+            yield Observation(
+                group=profile.model.name,
+                work=at.work(kind, stage, round(np.mean(rows_of))),
+                cached_tokens=cached_tokens,
+                max_cached_tokens=profile.model.max_context_tokens,
+                seconds=float(np.mean(seconds_of)),
+            )
+
+
+def _undisturbed(passes: Sequence[_Sample]) -> list[_Sample]:
+    """The second quarter by seconds: a law tells what a pass takes, not how often something else got in its way."""
+    ordered = sorted(passes, key=lambda sample: sample[-1])
+    return ordered[len(ordered) // 4 : len(ordered) // 2 + 1]
+
+
+def _bins(passes: list[_Sample]) -> Iterator[list[_Sample]]:
+    ordered = sorted(passes)
+    size = -(-len(ordered) // CONTEXT_BINS)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _common_device(profiles: Sequence[LatencyProfile]) -> DeviceKey:
+    if not profiles:
+        raise UserInputError("a latency fit needs at least one profile, got none. Make one with s2d-profile latency.")
+    first = profiles[0].device
+    for profile in profiles[1:]:
+        if profile.device != first:
+            raise Mismatch(
+                f"the profile of {profile.model.name}",
+                made_for=repr(profile.device),
+                given=repr(first),
+                fix="Fit the profiles of one device, dtype and engine at a time",
+            )
+    return first
+
+
+def _domain(profiles: Sequence[LatencyProfile], observations: Sequence[Observation]) -> FitDomain:
+    layered = [one.work for one in observations if one.work.num_layers]
+    if not layered:
+        raise UserInputError("a latency fit needs passes through layers, got none. Profile with s2d-profile latency.")
+    samples = [profile.samples for profile in profiles]
+    widths = [rows for one in samples for kind, rows in zip(one.kind, one.rows, strict=True) if kind not in PREFILL_KINDS]
+    layer_bytes = [work.weight_bytes / work.num_layers for work in layered]
+    return FitDomain(
+        min_layer_weight_bytes=min(layer_bytes),
+        max_layer_weight_bytes=max(layer_bytes),
+        max_layers=max(work.num_layers for work in layered),
+        max_rows=max(widths),
+        max_cached_tokens=round(max(one.cached_tokens for one in observations)),
+    )

@@ -1,0 +1,186 @@
+"""Published speeds -> Validation: what the law says of points that it was not made from, and of S2D's own table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import perfmodel
+from calibrate.inputs.load_acceptance import load_acceptance, shipped_path
+from calibrate.inputs.published_acceptance import DRAFT, HEURISTIC
+from calibrate.inputs.requests import DeviceRequest
+from calibrate.planning.make_plan import price_candidates
+from calibrate.pricing.datasheet_pricing import price_by_datasheet
+from perfmodel.core.errors import UserInputError
+from perfmodel.core.stats import NORMAL_QUANTILE
+from perfmodel.core.units import Seconds, Tokens, TokensPerS
+from perfmodel.hardware.find_hardware import find_hardware
+from perfmodel.hardware.hardware import Hardware
+from perfmodel.latency.latency_model import RooflineLatency
+from perfmodel.latency.lower_bound import check_pass, pass_light
+from perfmodel.models.dtypes import Dtype
+from perfmodel.models.find_model import find_model
+from perfmodel.models.geometry import ModelGeometry
+from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.flops_bytes import PassSetting
+from perfmodel.passes.passes import PassKind, PassShape
+from perfmodel.policies.policy import ExitPolicy
+from perfmodel.quantisation.dtype_format import dtype_format
+from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
+from perfmodel.quantisation.weight_schemes import PLAIN, Scheme, fractional_scheme, integer_scheme
+from perfmodel.results.validation import DeviceError, Explanation, PublishedPoint, PublishedSpeedup, Validation
+
+EVIDENCE = Path(perfmodel.__file__).parent / "evidence"
+POINTS = EVIDENCE / "published_points.csv"
+SPEEDUPS = EVIDENCE / "published_speedups.csv"
+
+EXPLAINED_DEVICES = ("a100-80gb", "h100", "v100", "rtx-4090")
+"""Where S2D's table may have been taken: its authors name no GPU. V100s served in their earlier work."""
+_GPT_FAST_INT4 = integer_scheme(4, 32, has_zeros=False, scale_bits=32)
+_TORCHAO_INT4 = integer_scheme(4, 64, has_zeros=False, scale_bits=32)
+_INT8_PER_ROW = integer_scheme(8, None, has_zeros=False)
+_MLC_INT4 = integer_scheme(4, 32, has_zeros=False)
+PUBLISHED_FORMATS: Mapping[str, tuple[Scheme, Scheme, Scheme]] = {
+    "gpt-fast int4": (_GPT_FAST_INT4, _GPT_FAST_INT4, PLAIN),
+    "gpt-fast int8": (_INT8_PER_ROW, _INT8_PER_ROW, PLAIN),
+    "torchao int4": (_TORCHAO_INT4, _TORCHAO_INT4, PLAIN),
+    "torchao int8": (_INT8_PER_ROW, _INT8_PER_ROW, PLAIN),
+    "mlc q4f16_1": (_MLC_INT4, _MLC_INT4, _MLC_INT4),
+    "exl2 4.0": (fractional_scheme("exl2", 4.0), fractional_scheme("exl2", 6.0), PLAIN),
+}
+"""Layers, LM head and embedding of those who published speeds.
+
+gpt-fast's and torchao's int4 have a scale and a zero point in bf16 per group of 32 and 64, their int8 a scale per row; both
+quantise every linear layer, the LM head among them (quantize.py of either). MLC's q4f16_1 has a scale in fp16 per 32 weights,
+in the tables too. EXL2 states mean bits, and its LM head has 6 unless asked otherwise.
+"""
+ENGINES: tuple[EngineMode, ...] = ("eager", "graph")
+
+
+def validate() -> Validation:
+    """Predict everything published that ships with the package."""
+    points = tuple(published_points())
+    explanations = [explained(device, engine) for device in EXPLAINED_DEVICES for engine in ENGINES]
+    return Validation(
+        points=points,
+        devices=tuple(_device_errors(points)),
+        explanations=tuple(sorted(explanations, key=lambda one: one.mean_abs_error_frac)),
+    )
+
+
+def published_points() -> Iterator[PublishedPoint]:
+    """Every published speed of plain decoding beside what the roofline of the device's row says.
+
+    Raises:
+        BelowLowerBound: a row is faster than its device can be; names its line.
+    """
+    for number, row in enumerate(_rows(POINTS), start=2):
+        role, _, note = row["role"].partition(": ")
+        hardware, num_devices = find_hardware(row["device"]), int(row["num_devices"])
+        model, context_tokens = find_model(row["model"]), int(row["context_tokens"])
+        weights = published_format(row["weights"], model)
+        latency = RooflineLatency(model, (), hardware, weights, row["engine"], num_devices, context_tokens=context_tokens)
+        setting = PassSetting(model=model, exit_layers=(), weights=weights, batch=1, num_devices=num_devices)
+        least_s = _check_light(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
+        yield PublishedPoint(
+            model=model.name,
+            device=hardware.name,
+            num_devices=num_devices,
+            weights=row["weights"],
+            engine=row["engine"],
+            context_tokens=context_tokens,
+            role="used" if role == "used" else "held-out",
+            note=note,
+            source=row["source"],
+            published_tokens_per_s=float(row["tokens_per_s"]),
+            predicted_tokens_per_s=1 / _step_s(latency, context_tokens),
+            interval_frac=NORMAL_QUANTILE * latency.step_error_frac,
+            light_tokens_per_s=1 / least_s,
+        )
+
+
+def published_format(name: str, model: ModelGeometry) -> WeightFormat:
+    """How a published point stored its weights.
+
+    Args:
+        name: of a format in `PUBLISHED_FORMATS`, or a dtype of `--dtype`.
+        model: whose weights they are.
+
+    Raises:
+        UserInputError: it is neither.
+    """
+    if name in get_args(Dtype):
+        return dtype_format(cast(Dtype, name), model)
+    if name not in PUBLISHED_FORMATS:
+        raise UserInputError(f"weights {name!r}: expected a dtype or one of {', '.join(PUBLISHED_FORMATS)}.")
+    layers, head, embedding = PUBLISHED_FORMATS[name]
+    return format_by_module(name, model, lambda layer, module: layers, head=head, embedding=embedding)
+
+
+def _check_light(
+    number: int, tokens_per_s: TokensPerS, setting: PassSetting, context_tokens: Tokens, hardware: Hardware
+) -> Seconds:
+    """Refuse a line of the points whose step is faster than light; returns the least a step can take, no caches allowed for."""
+    what = f"line {number} of {POINTS.name}, {setting.model.name} on {setting.num_devices} x {hardware.name}"
+    step = PassShape(kind="verify", stage=0, rows=1, cached_tokens=context_tokens)
+    fix = "Hold model, device, number of devices and dtype against the source, or leave the point out"
+    check_pass(what, 1 / tokens_per_s, setting, step, hardware, fix=fix)
+    bound = pass_light(setting, step, hardware)
+    return max(bound.read_bytes / bound.bytes_per_s, bound.compute_s)
+
+
+def _step_s(latency: RooflineLatency, context_tokens: int) -> Seconds:
+    """One token of plain decoding: a verify of one row and a round."""
+    shapes: tuple[tuple[PassKind, int], ...] = (("verify", 1), ("round", 0))
+    lines = [latency.affine(kind, 0, rows) for kind, rows in shapes]
+    return sum(base_s + per_token_s * context_tokens for base_s, per_token_s in lines)
+
+
+def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
+    for device, engine in dict.fromkeys((point.device, point.engine) for point in points):
+        held_out = [point for point in points if (point.device, point.engine, point.role) == (device, engine, "held-out")]
+        if held_out:
+            errors = [point.error_frac for point in held_out]
+            yield DeviceError(
+                device=device,
+                engine=engine,
+                num_points=len(errors),
+                mape_frac=sum(map(abs, errors)) / len(errors),
+                mean_error_frac=sum(errors) / len(errors),
+                covered_frac=sum(point.is_covered for point in held_out) / len(held_out),
+                light_mean_error_frac=sum(point.light_error_frac for point in held_out) / len(held_out),
+            )
+
+
+def explained(device: str, engine: EngineMode) -> Explanation:
+    """S2D's table by the datasheet of a device, fp16, on as few of them as hold the models."""
+    request = DeviceRequest(device=device, num_devices=None, draft_num_devices=None, dtype="fp16", engine=engine)
+    speedups = []
+    for row in _rows(SPEEDUPS):
+        acceptance = load_acceptance(shipped_path(DRAFT, row["target"]), "all")
+        context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
+        pricing = price_by_datasheet(acceptance.trace.header, request, context_tokens=context_tokens)
+        policy = ExitPolicy(
+            exit_layers=tuple(map(int, row["exit_layers"].split("/"))),
+            thresholds=tuple(map(float, filter(None, row["thresholds"].split("/")))),
+            confidence="max-prob",
+            length=HEURISTIC,
+        )
+        [predicted] = price_candidates({"published": policy}, acceptance.trace, pricing)
+        speedups.append(
+            PublishedSpeedup(
+                target=row["target"],
+                policy=policy.label,
+                source=row["source"],
+                published=float(row["speedup"]),
+                predicted=predicted.speedup.speedup.value,
+            )
+        )
+    return Explanation(device=find_hardware(device).name, engine=engine, speedups=tuple(speedups))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,1 @@
+"""Inputs of a plan: the request, and the target, device and acceptance that it names."""

@@ -1,0 +1,1 @@
+"""Plans, portfolios, draft shapes, comparisons, and the next command."""

@@ -1,0 +1,81 @@
+"""What layers cost whatever they read: the share of a pass that more bandwidth would not shorten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from perfmodel.core.units import Frac, Seconds, Tokens
+from perfmodel.hardware.hardware import Hardware
+from perfmodel.latency.roofline_law import roofline_law
+from perfmodel.models.dtypes import Dtype
+from perfmodel.models.geometry import DraftGeometry
+from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.flops_bytes import PassSetting, PassWork
+from perfmodel.passes.latency_law import Law
+from perfmodel.quantisation.dtype_format import dtype_format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitCost:
+    """One drafted token that leaves at an exit, every shallower exit looked at on the way."""
+
+    exit_layer: int
+    layers_s: Seconds
+    """Reading and multiplying: segments without their floors."""
+    floor_s: Seconds
+    """What layers, launches and waiting cost whatever they read."""
+    checks_s: Seconds
+    """Reading the LM head at every exit looked at."""
+
+    @property
+    def token_s(self) -> Seconds:
+        """All of it."""
+        return self.layers_s + self.floor_s + self.checks_s
+
+    @property
+    def floor_frac(self) -> Frac:
+        """The share that neither bandwidth nor arithmetic explains."""
+        return self.floor_s / self.token_s
+
+
+def exit_costs(
+    draft: DraftGeometry, hardware: Hardware, dtype: Dtype, engine: EngineMode, *, context_tokens: Tokens
+) -> tuple[ExitCost, ...]:
+    """What a drafted token costs at every exit of a draft on one device, by the device's row."""
+    weights = dtype_format(dtype, draft.model)
+    law = roofline_law(hardware, weights, engine, 1)
+    setting = PassSetting(
+        model=draft.model,
+        exit_layers=draft.exit_layers,
+        weights=weights,
+        batch=1,
+        num_devices=1,
+        context_tokens=context_tokens,
+    )
+    stages = range(len(draft.exit_layers))
+    segments = [setting.work("segment", stage, 1) for stage in stages]
+    checks = [setting.work("exit", stage, 1) for stage in stages]
+    return tuple(
+        _exit_cost(law, layers, segments[: number + 1], checks[: number + 1], context_tokens)
+        for number, layers in enumerate(draft.exit_layers)
+    )
+
+
+def _exit_cost(
+    law: Law, exit_layer: int, segments: Sequence[PassWork], checks: Sequence[PassWork], context_tokens: Tokens
+) -> ExitCost:
+    bare = without_floors(law)
+    layers_s, checks_s = (_seconds(bare, works, context_tokens) for works in (segments, checks))
+    whole_s = _seconds(law, (*segments, *checks), context_tokens)
+    return ExitCost(exit_layer=exit_layer, layers_s=layers_s, floor_s=whole_s - layers_s - checks_s, checks_s=checks_s)
+
+
+def without_floors(law: Law) -> Law:
+    """A law in which only bytes and FLOP cost."""
+    return replace(law, pass_s=0.0, sync_s=0.0, layer_s=0.0, row_layer_s=0.0, many_rows_layer_s=0.0, host_layer_s=0.0)
+
+
+def _seconds(law: Law, works: Sequence[PassWork], cached_tokens: Tokens) -> Seconds:
+    lines = [law.line(work, max_cached_tokens=cached_tokens) for work in works]
+    return sum(base_s + per_token_s * cached_tokens for base_s, per_token_s in lines)

@@ -1,0 +1,1 @@
+"""Acceptance traces: what every exit predicts along the target's own text."""

@@ -1,0 +1,1 @@
+"""Shared ground: units, errors, files, the console, and statistics."""

@@ -1,0 +1,1 @@
+"""Devices: datasheets, kernel efficiencies, and devices of the user's own."""

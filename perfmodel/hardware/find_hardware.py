@@ -1,0 +1,22 @@
+"""Known devices by name or alias."""
+
+from perfmodel.core.errors import UnknownName
+from perfmodel.core.near_names import dashed_name
+from perfmodel.hardware.hardware import Hardware
+from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
+
+
+def find_hardware(name: str) -> Hardware:
+    """A device of the table by name or alias, whatever the case.
+
+    Raises:
+        UnknownName: with the devices we know and the near misses.
+    """
+    plain = dashed_name(name)
+    for hardware in KNOWN_HARDWARE:
+        if name.casefold() in hardware.names or plain in map(dashed_name, hardware.names):
+            return hardware
+    known = [hardware.name.casefold() for hardware in KNOWN_HARDWARE]
+    aliases = {alias: hardware.name.casefold() for hardware in KNOWN_HARDWARE for alias in hardware.aliases}
+    otherwise = "describe it in a file: --device my-gpu.toml (docs/hardware.md), or plan for this machine's cpu: --device cpu"
+    raise UnknownName("device", name, known, aliases=aliases, listed_in="docs/hardware.md", otherwise=otherwise)

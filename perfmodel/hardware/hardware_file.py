@@ -1,0 +1,141 @@
+"""A device of the user's own: a small TOML or JSON file with the fields of a table row, read strictly.
+
+name = "NVIDIA RTX A6000"        as nvidia-smi shows it
+memory_bytes = 48e9
+memory_bytes_per_s = 768e9
+reference_device = "a100"                whose kernel costs stand in for its own
+similarity = "neighbour"            how near: sets the error
+spec_source = "NVIDIA RTX A6000 datasheet"
+links = [{ kind = "pcie", bytes_per_s = 32e9, max_devices = 8 }]
+[peak_flops_per_s]
+fp32 = 38.7e12
+fp16 = 154.8e12
+bf16 = 154.8e12
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from perfmodel.core.codec import DecodeError, decode_record, unique_keys
+from perfmodel.core.disk import PathLike, read_whole
+from perfmodel.core.errors import BadFile, UnknownName
+from perfmodel.core.near_names import near_keys
+from perfmodel.hardware.cpu import CPU_NAME
+from perfmodel.hardware.find_hardware import find_hardware
+from perfmodel.hardware.hardware import SIMILARITY_ERROR_FRAC, Hardware
+
+HARDWARE_FILE_SUFFIXES = (".toml", ".json")
+
+_FIX = "docs/hardware.md has a whole example"
+_NOT_IN_A_FILE = ("aliases", "num_threads")
+_WHOLE_KEYS = ("memory_bytes",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareFile:
+    """What a file held, and the hash that names it."""
+
+    hardware: Hardware
+    sha256: str
+
+
+def is_hardware_file(text: str) -> bool:
+    """Whether a device was given as a file: by its suffix."""
+    return Path(text).suffix.casefold() in HARDWARE_FILE_SUFFIXES
+
+
+def read_hardware(path: PathLike) -> HardwareFile:
+    """A device from a user's file.
+
+    Raises:
+        BadFile: unreadable, an unknown or missing key, a wrong type, or a value that no device has; says which.
+    """
+    import hashlib
+
+    data = read_whole(path)
+    parsed = _parsed(path, data)
+    try:
+        return HardwareFile(hardware=hardware_from(parsed), sha256=hashlib.sha256(data).hexdigest())
+    except DecodeError as err:
+        raise BadFile(path, str(err), _FIX) from err
+
+
+def hardware_from(found: object) -> Hardware:
+    """A device from what a file holds.
+
+    Raises:
+        DecodeError: not the fields of a device; says where.
+    """
+    if not isinstance(found, dict):
+        raise DecodeError("device", f"expected an object, got {type(found).__name__}")
+    _check_keys(found)
+    whole = {key: int(found[key]) for key in _WHOLE_KEYS if isinstance(found[key], float) and found[key].is_integer()}
+    ours = {
+        "aliases": [],
+        "num_threads": None,
+        "reference_device": _reference_device(found["reference_device"]),
+        "similarity": _similarity(found["similarity"]),
+    }
+    hardware = decode_record(found | whole | ours, Hardware, "device")
+    _check_name(hardware)
+    return hardware
+
+
+def _parsed(path: PathLike, data: bytes) -> object:
+    import tomllib
+
+    is_toml = Path(path).suffix.casefold() == ".toml"
+    try:
+        text = data.decode()
+        return tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=unique_keys)
+    except UnicodeDecodeError as err:
+        raise BadFile(path, "this is not a text file", _FIX) from err
+    except (ValueError, RecursionError) as err:
+        raise BadFile(path, f"this is not {'TOML' if is_toml else 'JSON'} ({err})", _FIX) from err
+
+
+def _check_keys(found: dict[str, Any]) -> None:
+    """The fields of a row but those that only our own rows have."""
+    expected = [field.name for field in fields(Hardware) if field.name not in _NOT_IN_A_FILE]
+    for key in found:
+        if key not in expected:
+            near = near_keys(key, expected)
+            meant = f"did you mean {near[0]!r}?" if near else f"expected are {', '.join(expected)}"
+            raise DecodeError("device", f"unknown key {key!r} ({meant})")
+    missing = [key for key in expected if key not in found]
+    if missing:
+        raise DecodeError("device", f"missing key {', '.join(map(repr, missing))}")
+
+
+def _reference_device(named: object) -> str:
+    """A device whose kernels were measured, by any of its names."""
+    from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
+
+    measured = [hardware for hardware in KNOWN_HARDWARE if hardware.similarity == "itself"]
+    for hardware in measured:
+        if isinstance(named, str) and named.casefold() in hardware.names:
+            return hardware.name
+    known = " or ".join(repr(hardware.name.casefold()) for hardware in measured)
+    raise DecodeError("device.reference_device", f"expected a device whose kernels were measured, {known}, got {named!r}")
+
+
+def _similarity(named: object) -> object:
+    """How near it is; none but our own rows are their own relatives."""
+    if named not in SIMILARITY_ERROR_FRAC:
+        raise DecodeError("device.similarity", f"expected one of {', '.join(map(repr, SIMILARITY_ERROR_FRAC))}, got {named!r}")
+    return named
+
+
+def _check_name(hardware: Hardware) -> None:
+    """A name of the table means the table's row, and `cpu` this machine's CPU."""
+    if hardware.name.casefold() == CPU_NAME:
+        raise DecodeError("device.name", f"{hardware.name!r} is the name of this machine's CPU: give another")
+    try:
+        known = find_hardware(hardware.name)
+    except UnknownName:
+        return
+    raise DecodeError("device.name", f"{hardware.name!r} is the name of the known device {known.name}: give another")

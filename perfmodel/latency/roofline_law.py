@@ -1,0 +1,49 @@
+"""The latency law's coefficients from a datasheet and from kernel efficiencies measured on a similar device."""
+
+from perfmodel.core.units import Seconds
+from perfmodel.hardware.hardware import Hardware
+from perfmodel.models.dtypes import Dtype, WeightKernels
+from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.latency_law import Law
+from perfmodel.quantisation.weight_format import WeightFormat
+
+
+def roofline_law(hardware: Hardware, weights: WeightFormat, engine: EngineMode, num_devices: int) -> Law:
+    """The law's coefficients from a hardware row alone, for a model whose weights are stored in some format.
+
+    Raises:
+        UserInputError: the device has no such engine mode.
+        OutOfDomain: no link joins as many devices.
+    """
+    host, link = hardware.engine_costs(engine), hardware.link_between(num_devices)
+    activations = hardware.activation_dtype(weights)
+
+    def byte_s(kernels: WeightKernels) -> Seconds:
+        return 1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[kernels])
+
+    def flop_s(arithmetic: Dtype | None) -> Seconds:
+        return 1 / (hardware.peak_flops_per_s[hardware.matrix_dtype(arithmetic)] * hardware.flops_frac)
+
+    shares = weights.layers
+    gguf_frac = sum(one.frac for one in shares if one.kernels == "gguf")
+    return Law(
+        pass_s=host.pass_s,
+        sync_s=host.sync_s,
+        round_s=host.round_s,
+        round_row_s=0.0,
+        layer_s=hardware.layer_floor_s + hardware.attn_floor_s + hardware.gguf_layer_s * gguf_frac,
+        row_layer_s=hardware.row_layer_s,
+        many_rows_layer_s=0.0,
+        host_layer_s=host.host_layer_s,
+        weight_byte_s=sum(one.frac * one.bits / weights.layer_bits * byte_s(one.kernels) for one in shares),
+        head_byte_s=byte_s(weights.head_kernels),
+        many_rows_byte_s=0.0,
+        far_byte_s=0.0,
+        cache_bytes=0.0,
+        flop_s=sum(one.frac * flop_s(one.arithmetic) for one in shares),
+        head_flop_s=flop_s(activations),
+        kv_byte_s=byte_s("bf16"),
+        attn_flop_s=flop_s(activations),
+        all_reduce_s=link.all_reduce_s if link else 0.0,
+        link_byte_s=1 / link.bytes_per_s if link else 0.0,
+    )

@@ -1,0 +1,1 @@
+"""What a pass computes and costs: bytes and FLOP, the latency law, and profiles of measured passes."""

@@ -1,0 +1,31 @@
+"""Where seconds were measured: device, number type, engine mode and kernels."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perfmodel.models.dtypes import Dtype
+from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
+
+EngineMode = Literal["eager", "graph"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceKey:
+    """Where seconds were measured: seconds taken under one key say nothing certain about another."""
+
+    device: str
+    """`NVIDIA H200`, or for a CPU its model name."""
+    num_devices: int
+    num_threads: int | None
+    """Threads of a CPU run; None on a GPU."""
+    dtype: Dtype
+    engine: EngineMode
+    kernels: Kernels | None = None
+    """What the runtime computed with; None for seconds that this runtime did not measure."""
+
+    @property
+    def launching(self) -> str:
+        """`graph`, and the kernels where they are not the standard ones: `graph, output-major,varlen,fused`."""
+        if self.kernels is None or self.kernels == STANDARD_KERNELS:
+            return self.engine
+        return f"{self.engine}, {self.kernels.label}"

@@ -1,0 +1,105 @@
+"""Passes during which the process stood still: a stopped process, a suspended machine.
+
+Such a pass says nothing about the device. It is left out of prices, replaced in sums of seconds, and named in a warning.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from statistics import median_low
+
+from perfmodel.core.units import Seconds, format_seconds
+from perfmodel.passes.passes import PassKind, PassSamples, kind_label
+
+MIN_PAUSE_S: Seconds = 1.0
+"""A shorter stall is ordinary competition for a processor, which the prices clamp."""
+MIN_PAUSE_RATIO = 30
+"""A pass that is slow by less may be slow by itself: a long context, weights read from a disk."""
+
+_LONGEST_SHOWN_S = 1_000_000
+_LARGEST_SHOWN_RATIO = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """One pass that took at least `MIN_PAUSE_S` and `MIN_PAUSE_RATIO` times what its kind and stage takes."""
+
+    kind: PassKind
+    rows: int
+    seconds: Seconds
+    typical_s: Seconds
+    """The median of its kind and stage; more in proportion for a pass of more rows."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times slower it was."""
+        return self.seconds / self.typical_s
+
+
+def find_pauses(samples: PassSamples) -> dict[int, Pause]:
+    """The paused passes by their place in the samples."""
+    if max(samples.seconds, default=0.0) < MIN_PAUSE_S:
+        return {}
+    medians = _medians(samples)
+    pauses = {}
+    for place, (kind, stage, rows, seconds) in enumerate(
+        zip(samples.kind, samples.stage, samples.rows, samples.seconds, strict=True)
+    ):
+        median_rows, median_s = medians[kind, stage]
+        typical_s = median_s * max(1.0, rows / max(1, median_rows))
+        if seconds >= max(MIN_PAUSE_S, MIN_PAUSE_RATIO * typical_s):
+            pauses[place] = Pause(kind=kind, rows=rows, seconds=seconds, typical_s=typical_s)
+    return pauses
+
+
+def without_pauses(samples: PassSamples) -> PassSamples:
+    """The samples without paused passes."""
+    pauses = find_pauses(samples)
+    if not pauses:
+        return samples
+    kept = [place for place in range(len(samples)) if place not in pauses]
+    return PassSamples(
+        kind=tuple(samples.kind[place] for place in kept),
+        stage=tuple(samples.stage[place] for place in kept),
+        rows=tuple(samples.rows[place] for place in kept),
+        cached_tokens=tuple(samples.cached_tokens[place] for place in kept),
+        place=tuple(samples.place[place] for place in kept),
+        seconds=tuple(samples.seconds[place] for place in kept),
+    )
+
+
+def seconds_without_pauses(samples: PassSamples) -> tuple[Seconds, ...]:
+    """Seconds of every pass; a paused one counts as a typical one of its kind, as its tokens count too."""
+    pauses = find_pauses(samples)
+    return tuple(pauses[place].typical_s if place in pauses else took_s for place, took_s in enumerate(samples.seconds))
+
+
+def pauses_text(pauses: Collection[Pause]) -> str | None:
+    """`1 verify pass of 25.0 s, 4,000 times the typical one, was left out: ...`; None without pauses."""
+    if not pauses:
+        return None
+    longest = max(pauses, key=lambda pause: pause.seconds)
+    name, took = kind_label(longest.kind), f"{_seconds_text(longest.seconds)}, {_ratio_text(longest.ratio)} the typical one"
+    if len(pauses) == 1:
+        counted = f"1 {name} pass of {took}, was left out"
+    else:
+        counted = f"{len(pauses)} passes, the longest a {name} pass of {took}, were left out"
+    return f"{counted}: was the process stopped, or the machine suspended?"
+
+
+def _seconds_text(seconds: Seconds) -> str:
+    return format_seconds(seconds) if seconds < _LONGEST_SHOWN_S else f"more than {_LONGEST_SHOWN_S:,} s"
+
+
+def _ratio_text(ratio: float) -> str:
+    return f"{round(ratio):,} times" if ratio < _LARGEST_SHOWN_RATIO else f"more than {_LARGEST_SHOWN_RATIO:,} times"
+
+
+def _medians(samples: PassSamples) -> dict[tuple[PassKind, int], tuple[int, Seconds]]:
+    """Median rows and seconds by kind and stage; of two values the lower, so that one pause of two is found."""
+    rows_of: defaultdict[tuple[PassKind, int], list[int]] = defaultdict(list)
+    seconds_of: defaultdict[tuple[PassKind, int], list[Seconds]] = defaultdict(list)
+    for kind, stage, rows, seconds in zip(samples.kind, samples.stage, samples.rows, samples.seconds, strict=True):
+        rows_of[kind, stage].append(rows)
+        seconds_of[kind, stage].append(seconds)
+    return {key: (median_low(rows_of[key]), median_low(seconds_of[key])) for key in rows_of}

@@ -1,0 +1,1 @@
+"""Replay: the rounds, passes and accepted tokens of any policy along a trace, and their speed."""

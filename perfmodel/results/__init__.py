@@ -1,0 +1,1 @@
+"""Records that commands write: plans, portfolios, reports, residuals, validations."""

@@ -1,0 +1,112 @@
+"""One draft where it serves several targets, or one target's several workloads: a policy of each one's own, or one for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from perfmodel.core.disk import PathLike
+from perfmodel.core.files import Stored, read_record, record_text, write_record
+from perfmodel.core.provenance import Provenance
+from perfmodel.core.units import Bytes
+from perfmodel.models.geometry import DraftGeometry
+from perfmodel.passes.device_key import DeviceKey
+from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
+from perfmodel.replay.estimate import with_nothing_ahead
+from perfmodel.results.plan import Candidate, Evidence, with_kernels_of_profiles
+
+PORTFOLIO_SCHEMA = "s2d/portfolio"
+PORTFOLIO_VERSION = 4
+
+Choice = Literal["own", "single", "common", "robust"]
+CHOICES: tuple[Choice, ...] = ("own", "single", "common", "robust")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One target, or one category of prompts, under every choice."""
+
+    name: str
+    target: str
+    device: DeviceKey
+    num_prompts: int
+    own: Candidate
+    """Searched for this part alone: what its plan says."""
+    single: Candidate
+    """The best exit alone at its best fixed length, chosen for this part; plain decoding where no exit has a price."""
+    common: Candidate
+    robust: Candidate
+    evidence: tuple[Evidence, ...]
+
+    def chosen(self, choice: Choice) -> Candidate:
+        """What a choice comes to here."""
+        found: Candidate = getattr(self, choice)
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Geometric means of speedups, over the parts, on prompts that the policies were not searched on."""
+
+    own: float
+    single: float
+    common: float
+    robust: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portfolio:
+    """What one draft does for all parts."""
+
+    of: Literal["targets", "categories"]
+    draft: DraftGeometry
+    parts: tuple[Part, ...]
+    common: ExitPolicy | None
+    """Of the highest geometric mean over the parts; None is not to speculate."""
+    robust: ExitPolicy | None
+    """Of the highest worst speedup over the parts."""
+    held_out: HeldOut | None
+    """Searched on one half of the prompts and scored on the other, both ways; None where a half would be empty."""
+    nested_draft_bytes: Bytes
+    """Weights of the one draft."""
+    single_drafts_bytes: Bytes
+    """Weights of a draft of its own for every different exit chosen alone."""
+
+    def mean_speedup(self, choice: Choice) -> float:
+        """Geometric mean over the parts."""
+        return math.exp(_mean(math.log(part.chosen(choice).speedup.speedup.value) for part in self.parts))
+
+    def worst_speedup(self, choice: Choice) -> float:
+        """The smallest over the parts."""
+        return min(part.chosen(choice).speedup.speedup.value for part in self.parts)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return math.fsum(found) / len(found)
+
+
+def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
+    return {**body, "parts": [with_kernels_of_profiles(part) for part in body["parts"]]}
+
+
+def portfolio_file_text(portfolio: Portfolio, provenance: Provenance) -> str:
+    """The file as text: what `--json` prints."""
+    return record_text(portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, provenance=provenance)
+
+
+def write_portfolio(path: PathLike, portfolio: Portfolio, provenance: Provenance) -> None:
+    """Write a portfolio, whole or not at all."""
+    write_record(path, portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, provenance=provenance)
+
+
+def read_portfolio(path: PathLike) -> Stored[Portfolio]:
+    """Read a portfolio back.
+
+    Raises:
+        BadFile: anything but a whole portfolio; says what it is and what to do.
+    """
+    upgrades = {1: with_nothing_ahead, 2: with_catching_up_when_asked, 3: _from_version_3}
+    return read_record(path, Portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, upgrades=upgrades)

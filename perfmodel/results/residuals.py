@@ -1,0 +1,101 @@
+"""Residuals: predicted minus measured, split into what acceptance explains and what latency explains."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perfmodel.core.disk import PathLike
+from perfmodel.core.files import Stored, read_record, record_text, write_record
+from perfmodel.core.provenance import Provenance
+from perfmodel.core.stats import Interval
+from perfmodel.core.units import Frac, Seconds
+from perfmodel.passes.device_key import DeviceKey
+from perfmodel.passes.latency_profile import with_standard_kernels
+from perfmodel.passes.passes import PassKind
+
+RESIDUALS_SCHEMA = "s2d/residuals"
+RESIDUALS_VERSION = 2
+
+Pricing = Literal["evidence", "plan"]
+"""How measured rounds were priced: shape by shape by the plan's latency evidence, or by its mean seconds per pass of a kind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassResidual:
+    """All passes of a kind in one arm: their predicted and their measured seconds."""
+
+    arm: Literal["plan", "plain"]
+    kind: PassKind
+    num_passes: int
+    predicted_s: Seconds
+    measured_s: Seconds
+
+    def __post_init__(self) -> None:
+        if self.measured_s <= 0 or self.num_passes < 1:
+            raise ValueError(f"residual of {self.arm} {self.kind} passes: expected at least one pass of more than 0 s")
+
+    @property
+    def error_frac(self) -> Frac:
+        """Of the measured seconds; above 0 where the prediction was too slow."""
+        return (self.predicted_s - self.measured_s) / self.measured_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residuals:
+    """A plan held against what it did.
+
+    With S predicted, M measured and X the measured rounds priced as the plan prices: S - M = (S - X) + (X - M). The first
+    difference is due to the rounds alone, the second to the seconds alone; both are given as fractions of M.
+    """
+
+    plan_sha256: str
+    report_sha256: str
+    device: DeviceKey
+    pricing: Pricing
+    predicted_prompts: int
+    measured_prompts: int
+    predicted_speedup: float
+    repriced_speedup: float
+    """X above."""
+    measured_speedup: Interval
+    predicted_tokens_per_round: float
+    measured_tokens_per_round: float
+    repriced_round_s: Seconds
+    measured_round_s: Seconds
+    passes: tuple[PassResidual, ...]
+    next_step: str
+    """What to measure again, or that nothing needs to be."""
+
+    @property
+    def acceptance_error_frac(self) -> Frac:
+        """Error of the speedup because the rounds differ."""
+        return (self.predicted_speedup - self.repriced_speedup) / self.measured_speedup.value
+
+    @property
+    def latency_error_frac(self) -> Frac:
+        """Error of the speedup because the same rounds took other seconds."""
+        return (self.repriced_speedup - self.measured_speedup.value) / self.measured_speedup.value
+
+    @property
+    def total_error_frac(self) -> Frac:
+        """Error of the speedup: the sum of the two."""
+        return (self.predicted_speedup - self.measured_speedup.value) / self.measured_speedup.value
+
+
+def residuals_file_text(residuals: Residuals, provenance: Provenance) -> str:
+    """The file as text."""
+    return record_text(residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, provenance=provenance)
+
+
+def write_residuals(path: PathLike, residuals: Residuals, provenance: Provenance) -> None:
+    """Write residuals, whole or not at all."""
+    write_record(path, residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, provenance=provenance)
+
+
+def read_residuals(path: PathLike) -> Stored[Residuals]:
+    """Read residuals back.
+
+    Raises:
+        BadFile: anything but a whole residuals file; says what it is and what to do.
+    """
+    upgrades = {1: with_standard_kernels}
+    return read_record(path, Residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, upgrades=upgrades)

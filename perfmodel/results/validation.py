@@ -1,0 +1,126 @@
+"""A validation: what the latency law says of speeds that others published."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perfmodel.core.disk import PathLike
+from perfmodel.core.files import record_text, write_record
+from perfmodel.core.provenance import Provenance
+from perfmodel.core.stats import Interval, ratio_interval
+from perfmodel.core.units import Frac, Tokens, TokensPerS
+from perfmodel.passes.device_key import EngineMode
+
+VALIDATION_SCHEMA = "s2d/validation"
+VALIDATION_VERSION = 3
+
+PointRole = Literal["held-out", "used"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedPoint:
+    """Plain decoding of one sequence, as published and as predicted."""
+
+    model: str
+    device: str
+    num_devices: int
+    weights: str
+    """How they were stored: a dtype, or the format of whoever published it."""
+    engine: EngineMode
+    context_tokens: Tokens
+    role: PointRole
+    """`used`: the device's row took a number from it, so that it proves nothing."""
+    note: str
+    source: str
+    published_tokens_per_s: TokensPerS
+    predicted_tokens_per_s: TokensPerS
+    interval_frac: Frac
+    """Half the 90 % interval of the logarithm of the predicted seconds."""
+    light_tokens_per_s: TokensPerS
+    """At the speed of light: bytes over the datasheet's bandwidth and nothing else, as a pure roofline has it."""
+
+    @property
+    def interval(self) -> Interval:
+        """Of the predicted tokens per second."""
+        return ratio_interval(self.predicted_tokens_per_s, below=self.interval_frac, above=self.interval_frac)
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether the published speed lies within the interval of the predicted one."""
+        return self.interval.low <= self.published_tokens_per_s <= self.interval.high
+
+    @property
+    def light_error_frac(self) -> Frac:
+        """Of the seconds at the speed of light over the published ones, less one."""
+        return self.published_tokens_per_s / self.light_tokens_per_s - 1
+
+    @property
+    def error_frac(self) -> Frac:
+        """Of the predicted seconds over the published ones, less one."""
+        return self.published_tokens_per_s / self.predicted_tokens_per_s - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSpeedup:
+    """One policy of S2D's own table, as published and as predicted from its published accepted tokens."""
+
+    target: str
+    policy: str
+    source: str
+    published: float
+    predicted: float
+
+    @property
+    def error_frac(self) -> Frac:
+        """Predicted over published, less one."""
+        return self.predicted / self.published - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """S2D's table, had it been taken on some device in some engine mode: neither was published."""
+
+    device: str
+    engine: EngineMode
+    speedups: tuple[PublishedSpeedup, ...]
+
+    @property
+    def mean_abs_error_frac(self) -> Frac:
+        """How badly that explains the table."""
+        return sum(abs(one.error_frac) for one in self.speedups) / len(self.speedups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceError:
+    """The held-out points of one device in one engine mode."""
+
+    device: str
+    engine: EngineMode
+    num_points: int
+    mape_frac: Frac
+    mean_error_frac: Frac
+    """Signed: below 0, predictions are too fast."""
+    covered_frac: Frac
+    """Share of the points within their 90 % interval."""
+    light_mean_error_frac: Frac
+    """What a pure roofline errs by, signed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """All that others published, predicted."""
+
+    points: tuple[PublishedPoint, ...]
+    devices: tuple[DeviceError, ...]
+    """Devices and engine modes with held-out points."""
+    explanations: tuple[Explanation, ...]
+    """Best first."""
+
+
+def validation_file_text(validation: Validation, provenance: Provenance) -> str:
+    """The file as text: what `--json` prints."""
+    return record_text(validation, schema=VALIDATION_SCHEMA, version=VALIDATION_VERSION, provenance=provenance)
+
+
+def write_validation(path: PathLike, validation: Validation, provenance: Provenance) -> None:
+    """Write a validation, whole or not at all."""
+    write_record(path, validation, schema=VALIDATION_SCHEMA, version=VALIDATION_VERSION, provenance=provenance)

@@ -1,0 +1,1 @@
+"""Acceptance traces, recorded along the target's own text."""

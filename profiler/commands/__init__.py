@@ -1,0 +1,1 @@
+"""The command `s2d-profile`: its flags, inputs, steps and output."""

@@ -1,0 +1,142 @@
+"""What was measured, as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from perfmodel.acceptance.confidence_curves import agreement_at, expected_calibration_error
+from perfmodel.acceptance.off_path_trace import MIN_RECORDED
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.core.console import table
+from perfmodel.core.units import Frac, format_frac, format_joules, format_number, format_seconds
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial, trial_round_s
+from perfmodel.passes.passes import PASS_KINDS
+from perfmodel.passes.pauses import find_pauses, pauses_text
+from perfmodel.policies.policy import CalibrationCurve
+from profiler.latency.pass_grid import PassKey
+from profiler.latency.pass_log import PassLog, keys_label, unsteady_passes
+from profiler.latency.profiling_job import Job
+from profiler.machine.machine_facts import DeviceFacts
+from profiler.machine.measure_energy import EnergyMeter
+from s2d.loading.sidecar import Calibration
+
+SHOWN_ROWS = {"segment": (1, 2, 4, 8), "exit": (1,), "ahead": (1, 2), "verify": (1, 2, 4, 6, 8, 12), "round": (0, 4, 8)}
+"""Numbers of rows worth a line; the files hold all."""
+MAX_WARNINGS = 4
+
+
+def understood(job: Job, facts: DeviceFacts, split: str) -> str:
+    """The first lines: what is about to be measured, and where."""
+    dtype, sampling = job.pair.target.dtype, job.sampling.label
+    half = "" if split == "all" else f" of the {split} half"
+    lengths = [len(prompt.token_ids) for prompt in job.prompts]
+    return "\n".join(
+        [
+            f"models   {job.pair.label}, {dtype}, batch 1, {job.pair.device_key.engine}",
+            f"device   {facts.label}",
+            kernels_line(job.pair.target.decoder.kernels, job.kernel_trials, job.pair.geometry, job.pair.target.geometry),
+            f"prompts  {len(job.prompts)}{half}, {min(lengths)} to {max(lengths)} tokens, "
+            f"{job.max_new_tokens} more after each, {sampling}",
+        ]
+    )
+
+
+def kernels_line(kernels: Kernels, trials: Sequence[KernelTrial], draft: DraftGeometry, target: ModelGeometry) -> str:
+    """What is computed with, and what it was chosen by."""
+    if not trials:
+        return f"kernels  {kernels.label}"
+    fastest = f"kernels  {kernels.label}, the fastest of {len(trials)}"
+    if kernels == STANDARD_KERNELS:
+        return fastest
+    seconds = {
+        one.kernels: trial_round_s(one, draft_layers=draft.exit_layers[-1], target_layers=target.num_layers) for one in trials
+    }
+    gain = 1 - seconds[kernels] / seconds[STANDARD_KERNELS]
+    return f"{fastest}: a round takes {format_frac(gain)} less than with {STANDARD_KERNELS.label}"
+
+
+def latency_table(log: PassLog) -> str:
+    """Median and quartiles of the passes that say most."""
+    rows = []
+    for key, values in sorted(log.seconds_by_key().items(), key=lambda item: (PASS_KINDS.index(item[0].kind), item[0])):
+        if key.rows in SHOWN_ROWS.get(key.kind, ()):
+            low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+            spread = format_frac(float((high - low) / median))
+            rows.append((key.label, str(len(values)), format_seconds(float(median)), spread))
+    return table(rows, headers=("pass", "samples", "median", "quartiles apart"))
+
+
+def acceptance_table(trace: AcceptanceTrace, calibration: Calibration | None) -> str:
+    """Acceptance and confidence of every exit over all positions.
+
+    Where the draft came with a calibration of this kind of confidence: how far (ECE) the bare confidence is off on this
+    trace, and how far what the calibration makes of it is. A calibration that holds here has an error near zero.
+    """
+    columns = zip(trace.header.draft.exit_layers, trace.accept_prob.mean(axis=0), trace.confidence.mean(axis=0), strict=True)
+    rows = [(f"exit {layer}", format_frac(float(accepted)), format_number(float(sure))) for layer, accepted, sure in columns]
+    headers = ("exit", "accepted", "mean confidence")
+    if calibration is None or calibration.confidence != trace.header.confidence:
+        return table(rows, headers=headers)
+    cells = [
+        map(format_frac, _calibration_errors(trace, exit_id, curve)) if curve else ("-", "-")
+        for exit_id, curve in enumerate(calibration.curves)
+    ]
+    return table(
+        [(*row, *pair) for row, pair in zip(rows, cells, strict=True)],
+        headers=(*headers, "ECE bare", "ECE of the draft's calibration"),
+    )
+
+
+def _calibration_errors(trace: AcceptanceTrace, exit_id: int, curve: CalibrationCurve) -> tuple[Frac, Frac]:
+    """Expected calibration error of an exit's confidence, bare and through a curve."""
+    confidence, accepted = (column[:, exit_id].astype(np.float64) for column in (trace.confidence, trace.accept_prob))
+    said = agreement_at(curve, confidence)
+    return expected_calibration_error(confidence, accepted), expected_calibration_error(said, accepted)
+
+
+def distinct_line(trace: AcceptanceTrace) -> str:
+    """How much of the text repeats itself, without which an acceptance means little."""
+    prompts = trace.header.prompts
+    mean = float(np.mean([prompt.distinct_6gram_frac for prompt in prompts]))
+    looping = sum(prompt.distinct_6gram_frac < 0.5 for prompt in prompts)
+    return (
+        f"{len(trace.target_token)} positions; distinct 6-grams {format_frac(mean)}, "
+        f"{looping} of {len(prompts)} texts loop (below 50 %), which flatters acceptance"
+    )
+
+
+def off_path_lines(trace: AcceptanceTrace) -> list[str]:
+    """What was recorded off the path, if it was asked for, and whether it is enough to be used."""
+    off_path = trace.off_path
+    if not len(off_path):
+        return []
+    told = f"{len(off_path)} tokens off the path, {off_path.num_told} of them by the deepest exit"
+    if not off_path.is_enough:
+        told += f": too few, {MIN_RECORDED} are needed, so the text's own confidences stand in"
+    return [told]
+
+
+def energy_line(meter: EnergyMeter, facts: DeviceFacts) -> str:
+    """Energy of the whole measurement."""
+    limit = f" of {facts.power_limit_w:.0f} W allowed" if facts.power_limit_w else ""
+    mean = f", {meter.mean_w:.0f} W on average{limit}" if meter.mean_w is not None else ""
+    return f"energy {format_joules(meter.energy_j)}{mean}"
+
+
+def warnings_of(log: PassLog, never: Collection[PassKey]) -> list[str]:
+    """What a reader of the profile must know about its weak places."""
+    unsteady = unsteady_passes(log)
+    warnings = [
+        f"{one.key.label}: quartiles {format_frac(one.iqr_frac)} of the median apart over {one.num_samples} samples"
+        for one in unsteady[:MAX_WARNINGS]
+    ]
+    if len(unsteady) > MAX_WARNINGS:
+        warnings.append(f"{len(unsteady) - MAX_WARNINGS} more passes are as unsteady: leave the machine alone and repeat")
+    if (paused := pauses_text(find_pauses(log.samples()).values())) is not None:
+        warnings.append(paused)
+    if never:
+        warnings.append(f"never met: {keys_label(never)}; a longer --budget may meet them")
+    return warnings

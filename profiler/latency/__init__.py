@@ -1,0 +1,1 @@
+"""Pass times, measured inside the running loop."""

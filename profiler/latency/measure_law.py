@@ -1,0 +1,244 @@
+"""Passes of small models with random weights, to fit the latency law to: many shapes, nobody's weights.
+
+The models take turns, so that a machine that drifts drifts for all of them. A turn of a model, at some rows behind some cached
+tokens, is a verification of the rows through all its layers, then the rows through its first half, an exit check, and the rows
+through its second half. The first turn of every visit finds the caches as another model left them and is dropped. What a
+round's bookkeeping takes does not depend on the model: it is taken from the running loop of the two smallest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from perfmodel.core.units import Seconds, Tokens
+from perfmodel.models.dtypes import Dtype
+from perfmodel.models.geometry import ModelGeometry
+from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial
+from perfmodel.passes.latency_profile import LatencyProfile
+from perfmodel.passes.passes import PassSamples
+from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.sampling import Sampling
+from profiler.latency.latency_files import is_draft_pass
+from profiler.latency.pass_log import PassLog, rows_of, samples_of
+from s2d.decoding.clock import Clock
+from s2d.decoding.generate import Session, Settings
+from s2d.decoding.verify import make_verifier
+from s2d.loading.load_model import LoadedModel, random_model
+from s2d.model.torch_device import device_key
+
+TURNS_PER_VISIT = 4
+"""Of which the first is dropped."""
+VISITS_PER_LOOP = 4
+"""Visits to all models between two looks at the running loop."""
+LOOPED_MODELS = 2
+"""So many have rounds, so that one of them can tell the other's."""
+LOOP_TOKENS: Tokens = 32
+GREEDY = Sampling(rule="greedy", temperature=0.0, top_k=None, top_p=None, seed=None)
+
+OnSweep = Callable[[Seconds], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LawGrid:
+    """Which models are timed, and with every number of rows behind every number of cached tokens."""
+
+    shapes: tuple[tuple[int, int], ...]
+    """Layers and hidden size of every model."""
+    rows: tuple[int, ...]
+    cached_tokens: tuple[Tokens, ...]
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        sizes = {"shapes": sum(self.shapes, ()), "rows": self.rows, "cached_tokens": self.cached_tokens}
+        for name, values in sizes.items():
+            if not values or min(values) < 1:
+                raise ValueError(f"{name}: got {values!r}, expected numbers of at least 1")
+        for _, hidden_size in self.shapes:
+            if hidden_size % HEAD_DIM:
+                raise ValueError(f"hidden size {hidden_size} is no multiple of {HEAD_DIM}, which a head is wide")
+        if self.vocab_size < 2:
+            raise ValueError(f"vocab_size is {self.vocab_size}, expected at least 2")
+
+    @property
+    def geometries(self) -> tuple[ModelGeometry, ...]:
+        """The models, the smallest first."""
+        by_size = sorted(set(self.shapes), key=lambda shape: shape[0] * shape[1] ** 2)
+        return tuple(small_geometry(*shape, self.vocab_size, self.max_tokens) for shape in by_size)
+
+    @property
+    def max_tokens(self) -> Tokens:
+        """The longest text."""
+        return max(*self.cached_tokens, LOOP_TOKENS) + max(self.rows) + 1
+
+
+HEAD_DIM = 64
+
+
+def small_geometry(num_layers: int, hidden_size: int, vocab_size: int, max_context_tokens: Tokens) -> ModelGeometry:
+    """A Llama of a given depth and width, its MLP two and a half times as wide."""
+    return ModelGeometry(
+        name=f"law-{num_layers}x{hidden_size}",
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        intermediate_size=5 * hidden_size // 2,
+        num_heads=hidden_size // HEAD_DIM,
+        num_kv_heads=hidden_size // HEAD_DIM,
+        head_dim=HEAD_DIM,
+        vocab_size=vocab_size,
+        tied_embeddings=True,
+        max_context_tokens=max_context_tokens,
+        source="random weights, to time its shape",
+    )
+
+
+def law_models(
+    grid: LawGrid,
+    dtype: Dtype,
+    device: str,
+    *,
+    engine: EngineMode = "eager",
+    kernels: Kernels = STANDARD_KERNELS,
+    seed: int,
+) -> tuple[LoadedModel, ...]:
+    """The grid's models, cut in the middle where they can be."""
+    return tuple(
+        random_model(one, halves(one), dtype, device, engine=engine, kernels=kernels, seed=seed) for one in grid.geometries
+    )
+
+
+def halves(geometry: ModelGeometry) -> tuple[int, ...]:
+    """Exits in the middle and at the end; of a single layer only the end."""
+    return tuple(sorted({max(1, geometry.num_layers // 2), geometry.num_layers}))
+
+
+def measure_law(
+    models: Sequence[LoadedModel],
+    grid: LawGrid,
+    logs: Sequence[PassLog],
+    budget_s: Seconds,
+    *,
+    rng: np.random.Generator,
+    on_sweep: OnSweep = lambda spent_s: None,
+    clock: Callable[[], Seconds] = time.perf_counter,
+) -> None:
+    """Time passes of all models into a log each, in sweeps over all of them, until the budget is spent; at least one sweep.
+
+    Args:
+        models: of `law_models`, the smallest first.
+        grid: rows and cached tokens.
+        logs: one per model; may hold passes measured before, and are complete after every sweep.
+        budget_s: how long; the warm-up, every model at every number of rows once, is not counted.
+        rng: of order and shapes.
+        on_sweep: told after every sweep how long this has taken.
+        clock: a monotonic clock in seconds.
+    """
+    timed = [_TimedModel(model, grid, rng) for model in models]
+    for one in timed:
+        one.warm_up()
+    loops = [_Loop(model, grid) for model in models[:LOOPED_MODELS]]
+    start_s = clock()
+    for sweep in itertools.count():
+        found: list[list[PassSamples]] = [[] for _ in models]
+        for place in rng.permutation(len(models)):
+            found[place].extend(timed[place].visit())
+        if sweep % VISITS_PER_LOOP == 0:
+            for turns, loop in zip(found, loops, strict=False):
+                turns.extend(loop.rounds())
+        for log, turns in zip(logs, found, strict=True):
+            for samples in turns:
+                log.add(samples)
+        on_sweep(clock() - start_s)
+        if clock() - start_s >= budget_s:
+            return
+
+
+class _TimedModel:
+    """One model, its caches, and how it is timed."""
+
+    def __init__(self, model: LoadedModel, grid: LawGrid, rng: np.random.Generator) -> None:
+        self._decoder = model.decoder
+        self._vocab_size = model.geometry.vocab_size
+        self._grid = grid
+        self._rng = rng
+        self._whole = model.decoder.new_cache((model.geometry.num_layers,), grid.max_tokens)
+        self._halves = model.decoder.new_cache(model.exit_layers, grid.max_tokens)
+        for cache in (self._whole, self._halves):
+            model.decoder.prepare(cache, 0, grid.max_tokens)
+        self._judge = make_verifier(GREEDY, "max-prob", model.decoder.device)
+        self._judge.start(1, grid.max_tokens)
+        self._clock = Clock(model.decoder.device)
+
+    def warm_up(self) -> None:
+        """Every number of rows once."""
+        for rows in self._grid.rows:
+            self._turn(rows, self._grid.cached_tokens[0])
+
+    def visit(self) -> Iterator[PassSamples]:
+        """The passes of a few turns, each at rows and cached tokens of its own."""
+        for turn in range(TURNS_PER_VISIT):
+            samples = self._turn(int(self._rng.choice(self._grid.rows)), int(self._rng.choice(self._grid.cached_tokens)))
+            if turn:
+                yield samples
+
+    @torch.inference_mode()
+    def _turn(self, rows: int, cached: Tokens) -> PassSamples:
+        decoder, verifier, clock = self._decoder, self._judge, self._clock
+        self._whole.lengths = [cached]
+        self._halves.lengths = [cached] * len(self._halves.segments)
+        token_ids = self._rng.integers(self._vocab_size, size=rows).tolist()
+        clock.start()
+        states = decoder.forward_segment(decoder.embed(token_ids), self._whole.segments[0], self._whole)
+        verifier.verdict(decoder.exit_logits(states), token_ids, 1)
+        clock.lap("verify", 0, rows, cached)
+        states = decoder.embed(token_ids)
+        for segment in self._halves.segments:
+            states = decoder.forward_segment(states, segment, self._halves)
+            clock.lap("segment", segment.number, rows, cached)
+            if not segment.number:
+                verifier.ask(decoder, states[-1:], token_ids, 1, segment.number)()
+                clock.lap("exit", 0, 1, 0)
+        return clock.samples()
+
+
+class _Loop:
+    """The running loop of one model that drafts for itself as if it were two."""
+
+    def __init__(self, model: LoadedModel, grid: LawGrid) -> None:
+        self._session = Session(replace(model, exit_layers=()), model, grid.max_tokens)
+        self._policies = [
+            ExitPolicy(
+                exit_layers=(model.exit_layers[-1],), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=rows)
+            )
+            for rows in grid.rows
+        ]
+
+    def rounds(self) -> Iterator[PassSamples]:
+        """What rounds take beside their passes, plain ones and ones that draft."""
+        for policy in (None, *self._policies):
+            settings = Settings(policy=policy, sampling=GREEDY, max_new_tokens=LOOP_TOKENS, eos_token_id=None)
+            passes = rows_of(self._session.generate([0], settings).samples)
+            yield samples_of(one for one in passes if one[0] == "round")
+
+
+def law_profiles(log: PassLog, model: LoadedModel, kernel_trials: tuple[KernelTrial, ...] = ()) -> dict[str, LatencyProfile]:
+    """One model's passes as a draft's and a target's profile, by the names of their files."""
+    profile = LatencyProfile(
+        model=model.geometry,
+        model_sha256=model.sha256,
+        exit_layers=model.exit_layers,
+        beside=None,
+        device=device_key(model.decoder.device, model.dtype, model.decoder.engine, kernels=model.decoder.kernels),
+        rule=GREEDY.rule,
+        processing=GREEDY.processing,
+        samples=log.samples(is_draft_pass),
+        kernel_trials=kernel_trials,
+    )
+    target = replace(profile, exit_layers=(), samples=log.samples(lambda key: not is_draft_pass(key)))
+    return {f"{model.geometry.name}.draft": profile, f"{model.geometry.name}.target": target}

@@ -1,0 +1,1 @@
+"""Facts about the machine: processor, driver, clocks, power and energy."""

@@ -1,0 +1,1 @@
+"""The commands `s2d-run` and `s2d-train`."""

@@ -1,0 +1,1 @@
+"""Model folders: configs, weights, exits, and the memory that models need."""

@@ -1,0 +1,1 @@
+"""The decoder: layers, attention, caches, CUDA graphs, and the choice of tokens."""

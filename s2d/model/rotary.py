@@ -1,0 +1,61 @@
+"""Rotary positions: the angles of a model, and tables of the rotations of a text's positions.
+
+A table is as long as the longest text of a session, not as the model's context: for 131,072 positions the tables of one decoder
+would take hundreds of megabytes.
+
+Symbols: S positions, H head dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotary:
+    """The angles that positions turn by, and a factor on every rotation (YaRN's attention scaling)."""
+
+    frequencies: Tensor  # float32 [H / 2], on the CPU: angle of one position
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotations:
+    """Rotations of the first S positions, as the kernels of `s2d.model.attention` take them."""
+
+    num_positions: int
+    query: Tensor  # complex64 [S, 1, H / 2]; in half precision [S, 2, 1, H]
+    key_value: Tensor  # complex64 [S, 2, 1, H / 2]; in half precision [S, 2, 2, 1, H]
+    """V is not turned, but rides along, so that one product fills both halves of a cache row."""
+
+
+def rotations(rotary: Rotary, num_positions: int) -> Tensor:
+    """exp(i m theta) times the scale for every position m: complex64 [S, H / 2], on the CPU."""
+    angles = torch.outer(torch.arange(num_positions).float(), rotary.frequencies.float())
+    return torch.polar(torch.full_like(angles, rotary.scale), angles)
+
+
+def new_rotations(rotary: Rotary, num_positions: int, dtype: torch.dtype, device: torch.device) -> Rotations:
+    """A table for so many positions.
+
+    Args:
+        rotary: of the model.
+        num_positions: S.
+        dtype: the numbers that the decoder computes in. fp32 rotations by complex products, half precision by real ones.
+        device: where the table is kept.
+    """
+    turn = rotations(rotary, num_positions)
+    key_value = torch.stack((turn, torch.ones_like(turn)), dim=1)  # [S, 2, H / 2]
+    if dtype == torch.float32:
+        query, key_value = turn[:, None], key_value[:, :, None]
+    else:
+        query, key_value = real_turn(turn, dtype)[:, :, None], real_turn(key_value, dtype)[:, :, :, None]
+    return Rotations(num_positions=num_positions, query=query.to(device), key_value=key_value.to(device))
+
+
+def real_turn(turn: Tensor, dtype: torch.dtype) -> Tensor:
+    """Factors for the two products of a real rotation: complex [S, ..., H / 2] -> [S, 2, ..., H]."""
+    cos = turn.real.repeat_interleave(2, -1)
+    sin = torch.stack((-turn.imag, turn.imag), dim=-1).flatten(-2)
+    return torch.stack((cos, sin), dim=1).to(dtype)

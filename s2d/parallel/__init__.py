@@ -1,0 +1,1 @@
+"""One model on several devices: ranks, shards, and failures of a rank."""

@@ -1,0 +1,1 @@
+"""Prompts and conversations, and the text that tokens decode to."""

@@ -1,0 +1,1 @@
+"""A plan executed on prompts: texts, outputs, checks and the run report."""

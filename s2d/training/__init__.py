@@ -1,0 +1,1 @@
+"""Training: sorted fine-tuning, drafts from a target, and the reference family."""

@@ -1,0 +1,90 @@
+"""Up to which batch speculation pays, and how long to draft until then."""
+
+import pytest
+
+from calibrate.inputs.load_acceptance import load_acceptance, shipped_path
+from calibrate.inputs.published_acceptance import DRAFT
+from calibrate.inputs.requests import DeviceRequest
+from calibrate.planning.batch_schedule import Option, batch_schedule, batch_schedules
+from calibrate.pricing.datasheet_pricing import price_by_datasheet
+from perfmodel.latency.latency_model import LatencyLevel, Line
+from perfmodel.passes.passes import PassKind, PassShape
+from perfmodel.results.plan import BatchSchedule
+
+OPTIONS = [Option(stage=0, exit_layer=4, draft_tokens=tokens, tokens_per_round=1 + 0.8 * tokens) for tokens in (1, 2, 4)]
+
+
+class RowPrices:
+    """A target that takes 1 ms, and 1 ms more for every 100 rows; a draft a tenth of it."""
+
+    level: LatencyLevel = "roofline"
+    error_frac = 0.0
+
+    def __init__(self, batch: int, scale: float) -> None:
+        self.batch, self.scale = batch, scale
+
+    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
+        if kind in ("round", "exit"):
+            return 0.0, 0.0
+        return self.scale * 1e-3 * (1 + self.batch * rows / 100), 0.0
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
+        return 0.0
+
+    def pass_s(self, shape: PassShape) -> float:
+        return self.affine(shape.kind, shape.stage, shape.rows)[0]
+
+
+def at_batch(batch: int) -> tuple[RowPrices, RowPrices]:
+    return RowPrices(batch, 0.1), RowPrices(batch, 1.0)
+
+
+def speedup(batch: int, tokens: int) -> float:
+    """By hand."""
+    round_s = tokens * 0.1 * (1 + batch / 100) + 1 + batch * (tokens + 1) / 100
+    return (1 + 0.8 * tokens) * (1 + batch / 100) / round_s
+
+
+def test_every_point_is_the_fastest_option_and_the_schedule_ends_where_none_pays() -> None:
+    free = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=None)
+    for point in free.points[:-1]:
+        assert point.draft_tokens == max((1, 2, 4), key=lambda tokens: speedup(point.batch, tokens))
+        assert point.speedup == pytest.approx(speedup(point.batch, point.draft_tokens))
+    assert free.points[-1].draft_tokens == 0
+    assert free.points[-1].exit_layer is None
+
+
+def test_the_batch_at_which_it_stops_is_the_smallest_one() -> None:
+    found = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=None)
+    assert found.stops_at_batch is not None
+    best = [max(speedup(batch, tokens) for tokens in (1, 2, 4)) for batch in (found.stops_at_batch - 1, found.stops_at_batch)]
+    assert best[0] > 1 >= best[1]
+
+
+def test_a_schedule_that_pays_to_the_end_has_no_such_batch() -> None:
+    found = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=3, max_batch=16)
+    assert found.stops_at_batch is None
+    assert [point.batch for point in found.points] == [1, 2, 4, 8, 16]
+    assert found.fitting_batch == 3
+
+
+def shipped_schedules(target: str) -> tuple[BatchSchedule, ...]:
+    acceptance = load_acceptance(shipped_path(DRAFT, target), "all")
+    request = DeviceRequest(device="a100-80gb", num_devices=None, draft_num_devices=None, dtype=None, engine=None)
+    pricing = price_by_datasheet(acceptance.trace.header, request, context_tokens=768)
+    return batch_schedules(acceptance.trace, pricing, context_tokens=768)
+
+
+def test_a_longer_context_keeps_speculation_paying_in_larger_batches() -> None:
+    """Reading the caches is shared by the rows of a verification (MagicDec, arXiv 2408.11049)."""
+    short, long = shipped_schedules("llama-2-70b")
+    assert (short.context_tokens, long.context_tokens) == (768, 4096)
+    assert short.stops_at_batch is not None
+    assert long.stops_at_batch is not None
+    assert long.stops_at_batch > short.stops_at_batch
+
+
+def test_drafts_get_shorter_as_batches_grow() -> None:
+    for schedule in shipped_schedules("llama-2-70b"):
+        lengths = [point.draft_tokens for point in schedule.points]
+        assert lengths == sorted(lengths, reverse=True)

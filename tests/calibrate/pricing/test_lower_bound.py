@@ -1,0 +1,44 @@
+"""Profiles that no device could have made are neither planned with nor fitted to."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from calibrate.commands.plan_cli import main_plan
+from calibrate.fit.fit_latency import fit_latency
+from perfmodel.core.errors import BelowLowerBound
+from perfmodel.passes.latency_profile import LatencyProfile
+from tests.calibrate.factories import at_device, draft_profile, target_profile, write_evidence, write_profile
+
+
+def on_an_a100(profile: LatencyProfile, *, faster: float) -> LatencyProfile:
+    """The same passes, so many times as fast, said to be an A100's."""
+    samples = replace(profile.samples, seconds=tuple(seconds / faster for seconds in profile.samples.seconds))
+    a100 = at_device(profile, device="NVIDIA A100-SXM4-80GB", num_threads=None, dtype="bf16", engine="graph")
+    return replace(a100, samples=samples)
+
+
+def plan(folder: Path, *, faster: float) -> int:
+    """Plan with both profiles made an A100's."""
+    flags = write_evidence(folder)
+    for name, profile in (("target", target_profile()), ("draft", draft_profile())):
+        write_profile(folder / f"{name}.latency.json", on_an_a100(profile, faster=faster))
+    return main_plan(flags)
+
+
+def test_a_plan_refuses_a_profile_that_is_faster_than_light(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(tmp_path, faster=1) == 0
+    capsys.readouterr()
+    assert plan(tmp_path, faster=1e6) == 2
+    said = capsys.readouterr().err
+    assert (
+        "the profile of ref-target-16 on 1 x NVIDIA A100-SXM4-80GB: a target prefill pass of 39 rows over 0 cached tokens"
+        in said
+    )
+    assert "faster than light: on A100-80GB-SXM computing" in said
+
+
+def test_a_fit_refuses_it_too() -> None:
+    with pytest.raises(BelowLowerBound, match="the profile of ref-target-16"):
+        fit_latency([on_an_a100(target_profile(), faster=1e6)])

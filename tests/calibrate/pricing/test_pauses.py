@@ -1,0 +1,168 @@
+"""One paused pass, however long, moves no price, no interval and no comparison; and it is named."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calibrate.commands.plan_cli import main_plan
+from calibrate.fit.fit_latency import fit_latency
+from calibrate.planning.compare import compare, load_pricing
+from perfmodel.core.files import Stored
+from perfmodel.core.stats import WIDEST_FACTOR, ratio_interval
+from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
+from perfmodel.latency.latency_model import MeasuredLatency
+from perfmodel.passes.latency_profile import LatencyProfile
+from perfmodel.passes.passes import PassKind, PassSamples
+from perfmodel.replay.estimate import Decoded, mean_round_cost, measured_speedup
+from perfmodel.results.plan import read_plan
+from perfmodel.results.report import Arm
+from tests.calibrate.factories import (
+    draft_profile,
+    make_report,
+    make_trace,
+    provenance,
+    target_profile,
+    write_evidence,
+    write_profile,
+)
+from tests.calibrate.fit.test_fit_latency import MODELS, made_profile
+
+PAUSES_S = (10.0, 60.0, 3600.0, 36_000.0, 1e300)
+SAME = pytest.approx
+
+
+def scattered(profile: LatencyProfile, frac: float = 0.03) -> LatencyProfile:
+    """The same passes with the noise of a quiet machine."""
+    samples = profile.samples
+    noise = np.random.default_rng(0).normal(1.0, frac, len(samples)).tolist()
+    seconds = tuple(took_s * factor for took_s, factor in zip(samples.seconds, noise, strict=True))
+    return replace(profile, samples=replace(samples, seconds=seconds))
+
+
+def with_pause(samples: PassSamples, kind: PassKind, seconds: float) -> PassSamples:
+    """The same samples, one pass of a kind paused."""
+    places = [place for place, one in enumerate(samples.kind) if one == kind]
+    paused = places[len(places) // 2]
+    taken = tuple(seconds if place == paused else took_s for place, took_s in enumerate(samples.seconds))
+    return replace(samples, seconds=taken)
+
+
+def with_rare_width(profile: LatencyProfile, kind: PassKind) -> LatencyProfile:
+    """The same passes, three of a kind of a width that no other has: too few to clamp one of them."""
+    samples = profile.samples
+    places = [place for place, one in enumerate(samples.kind) if one == kind]
+    middle = len(places) // 2
+    rare, rows = places[middle - 1 : middle + 2], max(samples.rows[place] for place in places) + 1
+    widths = tuple(rows if place in rare else width for place, width in enumerate(samples.rows))
+    return replace(profile, samples=replace(samples, rows=widths))
+
+
+def planned(folder: Path, profiles: Sequence[LatencyProfile], capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:
+    """The chosen speedup of a plan from the evidence in a folder, and what was warned of."""
+    names = [folder / f"{name}.latency.json" for name in ("target", "draft")]
+    for path, profile in zip(names, profiles, strict=True):
+        write_profile(path, profile)
+    words = [word for path in names for word in ("--profile", str(path))]
+    assert main_plan(["--trace", str(folder / "trace.npz"), *words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    return json.loads(out)["body"]["chosen"]["speedup"]["speedup"], err
+
+
+@pytest.mark.parametrize(
+    ("kind", "pause_s"),
+    [(kind, 36_000.0) for kind in ("segment", "exit", "round", "target_prefill")] + [("verify", one) for one in PAUSES_S],
+)
+def test_a_plan_is_the_same_with_one_paused_pass_and_names_it(
+    kind: PassKind, pause_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_evidence(tmp_path)
+    steady = [scattered(profile) for profile in (target_profile(), draft_profile())]
+    steady = [with_rare_width(one, kind) if kind in one.samples.kind else one for one in steady]
+    expected, said = planned(tmp_path, steady, capsys)
+    assert "was the process stopped" not in said
+    paused = [
+        replace(one, samples=with_pause(one.samples, kind, pause_s)) if kind in one.samples.kind else one for one in steady
+    ]
+    found, said = planned(tmp_path, paused, capsys)
+    assert found == {end: SAME(value, rel=0.02) for end, value in expected.items()}
+    assert found["high"] - found["low"] == SAME(expected["high"] - expected["low"], rel=0.05)
+    assert f"1 {kind.replace('_', ' ')} pass of " in said
+    assert "was the process stopped" in said
+
+
+@pytest.mark.parametrize("pause_s", PAUSES_S)
+def test_the_price_of_a_rare_pass_is_the_same_with_one_of_its_kind_paused(pause_s: float) -> None:
+    steady = with_rare_width(scattered(target_profile()), "verify")
+    paused = replace(steady, samples=with_pause(steady.samples, "verify", pause_s))
+    expected, found = (MeasuredLatency(one) for one in (steady, paused))
+    assert found.affine("verify", 0, 14)[0] == SAME(expected.affine("verify", 0, 14)[0], rel=0.03)
+    assert found.error_frac == SAME(expected.error_frac, rel=0.1)
+
+
+@pytest.mark.parametrize("pause_s", [10.0, 1e300])
+def test_a_fit_is_the_same_with_one_paused_pass(pause_s: float) -> None:
+    profiles = [with_rare_width(made_profile(model, noise_frac=0.02), "verify") for model in MODELS[:2]]
+    paused = [replace(one, samples=with_pause(one.samples, "verify", pause_s)) for one in profiles]
+    expected, found = fit_latency(profiles), fit_latency(paused)
+    assert found.error_frac == SAME(expected.error_frac, rel=0.1)
+    assert found.law.layer_s == SAME(expected.law.layer_s, rel=0.05)
+
+
+@pytest.mark.parametrize("pause_s", PAUSES_S)
+def test_a_comparison_is_the_same_with_one_paused_pass(pause_s: float, tmp_path: Path) -> None:
+    assert main_plan([*write_evidence(tmp_path), "--json", "-o", str(tmp_path / "plan.json")]) == 0
+    plan = read_plan(tmp_path / "plan.json")
+    pricing = load_pricing(plan.record, [tmp_path / "target.latency.json", tmp_path / "draft.latency.json"], None)
+    report = make_report(plan.record, plan.sha256, make_trace())
+
+    def paused_arm(arm: Arm) -> Arm:
+        return replace(arm, samples=with_pause(arm.samples, "verify", pause_s))
+
+    assert report.plain_arm is not None
+    paused = replace(report, plan_arm=paused_arm(report.plan_arm), plain_arm=paused_arm(report.plain_arm))
+    expected, found = (
+        compare(plan, Stored(record=one, provenance=provenance(), sha256="d" * 64), pricing) for one in (report, paused)
+    )
+    assert [part.error_frac for part in found.passes] == SAME([part.error_frac for part in expected.passes], abs=1e-6)
+
+
+def test_a_shorter_stall_counts_in_its_stretch_no_more_than_ten_passes() -> None:
+    profile = scattered(target_profile())
+    stalled = replace(profile, samples=with_pause(profile.samples, "verify", 0.9))  # 225 times the typical one
+    assert MeasuredLatency(stalled).error_frac < 0.02
+
+
+def test_a_device_that_drifts_wildly_is_no_less_sure_than_one_that_nobody_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_evidence(tmp_path)
+    profile, number = target_profile(), len(target_profile().samples)
+    shuffled = np.random.default_rng(0).permutation(number).tolist()
+    samples = profile.samples
+    columns = {name: tuple(getattr(samples, name)[place] for place in shuffled) for name in samples.__slots__}
+    drifting = [took_s * (9.0 if place < number // 12 else 0.02) for place, took_s in enumerate(columns["seconds"])]
+    wild = replace(profile, samples=PassSamples(**columns | {"seconds": tuple(drifting)}))
+    assert MeasuredLatency(wild).error_frac == WIDEST_ERROR_FRAC
+    found, said = planned(tmp_path, [wild, draft_profile()], capsys)
+    assert "the passes of ref-target-16 scatter too much for a prediction (one sigma is cut at 50.0 %)" in said
+    assert found["high"] <= WIDEST_FACTOR * found["value"]
+
+
+def test_no_interval_is_wider_than_a_factor_of_ten_either_way() -> None:
+    assert ratio_interval(2.0, below=1e300, above=math.inf).low == SAME(0.2)
+    assert ratio_interval(2.0, below=0.0, above=1e300).high == SAME(20.0)
+    assert ratio_interval(2.0, below=0.1, above=math.inf).is_cut
+    assert ratio_interval(2.0, below=math.inf, above=0.1).is_cut
+    assert not ratio_interval(2.0, below=2.0, above=2.0).is_cut
+
+
+def test_a_measured_speedup_of_absurd_seconds_still_has_an_interval() -> None:
+    runs, plain = ([Decoded(num_tokens=10, decode_s=took_s) for took_s in each] for each in ((1.0, 1e300), (2.0, 2.0)))
+    found = measured_speedup(runs, plain, mean_round_cost({"verify": 1.0}, num_rounds=1)).speedup
+    assert found.high == SAME(WIDEST_FACTOR * found.value)

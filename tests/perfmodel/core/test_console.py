@@ -1,0 +1,212 @@
+import argparse
+import io
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfmodel.core.console import (
+    Progress,
+    add_common_flags,
+    keeping,
+    make_parser,
+    print_err,
+    print_out,
+    run_command,
+    table,
+    without_flag,
+)
+from perfmodel.core.errors import UnknownName
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def raising(error: BaseException) -> Command:
+    def command(_: argparse.Namespace) -> int:
+        raise error
+
+    return command
+
+
+def run(command: Command, *argv: str) -> int:
+    parser = make_parser("s2d-test", "Test.", "s2d-test --json")
+    add_common_flags(parser, result="plan")
+    return run_command(parser, argv, command)
+
+
+def test_a_command_that_answers_ends_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(args: argparse.Namespace) -> int:
+        print_out(f"{args.json} {args.output}")
+        print_err("talk")
+        return 0
+
+    assert run(command, "--json", "-o", "a.json") == 0
+    assert capsys.readouterr() == ("True a.json\n", "talk\n")
+
+
+def test_records_of_ours_are_notes_and_warnings_without_a_module_and_others_wait_for_verbose(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def command(_: argparse.Namespace) -> int:
+        for name in ("calibrate.inputs.find_target", "somebody"):
+            for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+                logging.getLogger(name).log(level, "%s at %d", name, level)
+        return 0
+
+    assert run(command) == 0
+    ours = [
+        "note: calibrate.inputs.find_target at 20",
+        "warning: calibrate.inputs.find_target at 30",
+        "warning: calibrate.inputs.find_target at 40",
+    ]
+    assert capsys.readouterr().err.splitlines() == [*ours, "warning: somebody at 30", "warning: somebody at 40"]
+    assert run(command, "-v") == 0
+    more = ["note: calibrate.inputs.find_target at 10", *ours, "note: somebody at 20"]
+    assert capsys.readouterr().err.splitlines() == [*more, "warning: somebody at 30", "warning: somebody at 40"]
+
+
+def test_help_ends_with_zero_and_shows_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(AssertionError()), "--help") == 0
+    assert capsys.readouterr().out.endswith("example:\n  s2d-test --json\n")
+
+
+def test_an_unknown_option_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(AssertionError()), "--jsn") == 2
+    assert capsys.readouterr().err.endswith("s2d-test: error: unrecognized arguments: --jsn\n")
+
+
+def test_bad_input_is_one_message_with_its_notes_and_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+    error = UnknownName("device", "h100x", ["h100"])
+    error.add_note("while reading --profile cpu.json")
+    assert run(raising(error)) == 2
+    assert capsys.readouterr() == (
+        "",
+        "s2d-test: unknown device 'h100x': did you mean 'h100'? Known are h100.\nwhile reading --profile cpu.json\n",
+    )
+
+
+def test_our_own_fault_is_said_to_be_ours_and_shows_its_traceback_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "s2d-test: KeyError: 'x'\nThis is a fault of s2d, not yours: run again with -v and report it.\n"
+    assert run(raising(KeyError("x"))) == 1
+    assert capsys.readouterr().err == said
+    assert run(raising(KeyError("x")), "-v") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert shown.endswith(said)
+
+
+def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "s2d-test: interrupted\n"
+
+
+def test_an_interrupt_of_long_work_says_where_its_results_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "profile.json"
+
+    def command(_: argparse.Namespace) -> int:
+        with keeping(path):
+            path.write_text("{}")
+            raise KeyboardInterrupt
+
+    assert run(command) == 130
+    assert capsys.readouterr().err == f"s2d-test: interrupted: what was measured so far is kept in {str(path)!r}\n"
+
+
+def test_an_interrupt_before_the_first_result_says_that_nothing_was_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(_: argparse.Namespace) -> int:
+        with keeping(tmp_path / "profile.json"):
+            raise KeyboardInterrupt
+
+    assert run(command) == 130
+    assert capsys.readouterr().err == "s2d-test: interrupted: nothing was kept\n"
+
+
+def test_a_missing_package_names_the_extra_that_brings_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))) == 2
+    expected = "s2d-test: this needs torch, which is not installed: pip install 's2d[run]'\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_missing_module_of_ours_is_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(ModuleNotFoundError("No module named 's2d.x'", name="s2d.x"))) == 1
+    assert "This is a fault of s2d" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_not_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(OSError(28, "No space left on device", "a.bin"))) == 2
+    assert "no space left to write 'a.bin'" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    script = (
+        "import sys; from perfmodel.core.console import *\n"
+        "def command(args):\n    [print_out('x' * 1000) for _ in range(1000)]\n    return 0\n"
+        "parser = make_parser('s2d-test', '', '')\nadd_common_flags(parser, result='plan')\n"
+        "sys.exit(run_command(parser, [], command))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("given", [["-o", "a b"], ["-oa"], ["--output", "-x"], ["--output=a"], ["-o", "a", "--output=b"]])
+def test_a_command_loses_a_flag_in_every_form(given: list[str]) -> None:
+    others = ["s2d-plan", "--output-tokens", "9", "--json"]
+    assert without_flag([*others, *given], "-o", "--output") == others
+    assert without_flag([*others[:1], *given, *others[1:]], "-o", "--output") == others
+
+
+def test_a_table_aligns_words_left_and_numbers_right() -> None:
+    text = table([["exit 6", "0.71"], ["exit 12", "10.25"]], headers=["exit", "agreed"])
+    assert text == "exit     agreed\n-------  ------\nexit 6     0.71\nexit 12   10.25"
+
+
+def test_a_table_takes_a_side_per_column_and_leaves_no_spaces_at_line_ends() -> None:
+    assert table([["1", "b"]], headers=["n", "name"], align="rl") == "n  name\n-  ----\n1  b"
+    assert table([], headers=["a", "b"]) == "a  b\n-  -"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def progress_text(stream: io.StringIO, seconds_per_step: float) -> str:
+    now_s = [0.0]
+    with Progress("latency", 4, stream=stream, clock=lambda: now_s[0]) as progress:
+        for step in range(4):
+            now_s[0] += seconds_per_step
+            progress.step(f"step {step}")
+    return stream.getvalue()
+
+
+def test_progress_is_lines_now_and_then_where_there_is_no_terminal() -> None:
+    assert progress_text(io.StringIO(), 6.0) == (
+        "latency  2/4  50.0 %  12 s left  step 1\nlatency  4/4  100.0 %  done in 24 s  step 3\n"
+    )
+
+
+def test_progress_redraws_one_line_on_a_terminal() -> None:
+    text = progress_text(Terminal(), 6.0)
+    assert text.count("\n") == 1
+    drawn = text.rstrip("\n").split("\r")[1:]
+    assert drawn[0] == "latency  1/4  25.0 %  18 s left  step 0"
+    assert drawn[3] == "latency  4/4  100.0 %  done in 24 s  step 3"
+
+
+def test_the_foundation_loads_no_third_party() -> None:
+    script = (
+        "import sys; import perfmodel.core.files, perfmodel.core.console, perfmodel.core.units, perfmodel.core.errors, perfmodel.core.provenance\n"
+        "sys.exit(', '.join({'numpy', 'torch', 'scipy', 'rich', 'logging', 'zipfile', 'subprocess'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stderr == "\n"

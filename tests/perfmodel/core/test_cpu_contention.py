@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from perfmodel.core.cpu_contention import Contention, thread_waited_s
+
+
+class Machine:
+    """A clock, and a scheduler that lets the thread wait."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.waited_s: float | None = 5.0
+
+    def contention(self) -> Contention:
+        return Contention(waited_s=lambda: self.waited_s, clock=lambda: self.now_s)
+
+
+def test_what_was_waited_before_does_not_count() -> None:
+    machine = Machine()
+    contention = machine.contention()
+    machine.now_s, machine.waited_s = 110.0, 5.5
+    assert contention.waited_frac == pytest.approx(0.05)
+    assert contention.warning is not None
+    assert "for 5.0 % of the time" in contention.warning
+
+
+def test_a_quiet_machine_is_not_warned_of() -> None:
+    machine = Machine()
+    contention = machine.contention()
+    machine.now_s, machine.waited_s = 110.0, 5.1
+    assert contention.waited_frac == pytest.approx(0.01)
+    assert contention.warning is None
+
+
+def test_nothing_is_said_before_time_has_passed_or_where_the_system_tells_nothing() -> None:
+    machine = Machine()
+    assert machine.contention().waited_frac is None
+    machine.waited_s = None
+    contention = machine.contention()
+    machine.now_s = 110.0
+    assert contention.waited_frac is None
+    assert contention.warning is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2297628209698 1103557026 9348\n", 1.103557026), ("0\n", None), ("a b c\n", None)]
+)
+def test_the_second_number_is_nanoseconds_waited(tmp_path: Path, text: str, expected: float | None) -> None:
+    path = tmp_path / "schedstat"
+    path.write_text(text)
+    assert thread_waited_s(path) == (expected and pytest.approx(expected))
+    assert thread_waited_s(tmp_path / "none") is None

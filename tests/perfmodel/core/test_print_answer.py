@@ -1,0 +1,171 @@
+"""Results are shown and written as asked, each whatever becomes of the other, and a bad place is refused first."""
+
+import argparse
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfmodel.core.console import add_common_flags, make_parser, print_answer, run_command, save_or_warn
+from perfmodel.core.disk import check_writable, folder_for_files, write_atomically
+from perfmodel.core.errors import BadFile, OutOfSpace
+
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+"""The environment of a usual shell."""
+
+Fill = Callable[[], None]
+
+
+@pytest.fixture
+def fill(monkeypatch: pytest.MonkeyPatch) -> Fill:
+    """Fills the disk."""
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    return lambda: monkeypatch.setattr(os, "fsync", full)
+
+
+def answer(*argv: str, work: Fill = lambda: None) -> int:
+    """A command that works, then gives its result."""
+
+    def command(args: argparse.Namespace) -> int:
+        work()
+        write = lambda path: write_atomically(path, b"{}\n")  # noqa: E731
+        print_answer(args, text=lambda: "a table", file_text=lambda: "{}\n", write=write, done="; next: s2d-run")
+        return 0
+
+    parser = make_parser("s2d-test", "Test.", "s2d-test --json")
+    add_common_flags(parser, result="plan")
+    return run_command(parser, argv, command)
+
+
+def test_an_answer_is_shown_and_written_and_says_what_is_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.json"
+    assert answer("-o", str(path)) == 0
+    assert capsys.readouterr() == ("a table\n", f"wrote {path}; next: s2d-run\n")
+    assert path.read_text() == "{}\n"
+    assert answer("--json", "-o", str(path)) == 0
+    assert capsys.readouterr().out == "{}\n"
+
+
+def test_a_disk_that_fills_meanwhile_takes_nothing_from_the_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fill: Fill
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("before")
+    assert answer("-o", str(path), work=fill) == 2
+    assert capsys.readouterr() == (
+        "a table\n",
+        f"s2d-test: no space left to write {str(path)!r}: nothing was written and what was there is untouched. "
+        "Free some space, or give another place with -o.\n",
+    )
+    assert path.read_text() == "before"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fill: Fill
+) -> None:
+    (tmp_path / "file").write_text("")
+    done: list[str] = []
+    for place, said in (
+        ("no/a.json", "its folder does not exist"),
+        (".", "this is a folder or a device"),
+        ("file/a.json", "Not a directory"),
+        ("x" * 300, "File name too long"),
+    ):
+        assert answer("-o", str(tmp_path / place), work=lambda: done.append("worked")) == 2
+        assert said in capsys.readouterr().err
+    fill()
+    assert answer("-o", str(tmp_path / "a.json"), work=lambda: done.append("worked")) == 2
+    assert "no space left to write" in capsys.readouterr().err
+    assert done == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_the_answer_is_written_where_it_cannot_be_shown(tmp_path: Path) -> None:
+    script = "import sys; from calibrate.commands.plan_cli import main_plan; sys.exit(main_plan(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "--target", "vicuna-7b", "-o", str(tmp_path / "plan.json")]
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
+    assert run.stderr.startswith(f"wrote {tmp_path / 'plan.json'}\ns2d-plan: no space left to write")
+    assert run.stderr.count("\n") == 2
+    assert run.returncode == 2
+    assert (tmp_path / "plan.json").exists()
+
+
+def test_a_probe_leaves_an_old_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("before")
+    check_writable(tmp_path / "a.json")
+    check_writable(tmp_path / "b.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "before"
+
+
+def test_a_folder_is_made_and_tried(tmp_path: Path, fill: Fill) -> None:
+    for _ in range(2):
+        with folder_for_files(tmp_path / "a" / "b"):
+            (tmp_path / "a" / "b" / "kept").write_text("")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["kept"]  # and nothing of the trial
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(BadFile, match=r"file': this is a file, expected a folder\. Give the name of a folder\."),
+        folder_for_files(tmp_path / "file"),
+    ):
+        pytest.fail("made")
+    with pytest.raises(BadFile, match="Not a directory"), folder_for_files(tmp_path / "file" / "a"):
+        pytest.fail("made")
+    fill()
+    with pytest.raises(OutOfSpace) as caught, folder_for_files(tmp_path / "a"):
+        pytest.fail("made")
+    assert f"no space left to write {str(tmp_path / 'a')!r}" in str(caught.value)
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_named_as_it_was_given(tmp_path: Path, monkeypatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(BadFile) as refused, folder_for_files(tmp_path):
+        pytest.fail("entered")
+    assert str(refused.value) == f"{str(tmp_path)!r}: cannot be written: Read-only file system. Give another place."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_made_in_vain_goes_again_and_an_older_one_stays(tmp_path: Path) -> None:
+    (tmp_path / "older").mkdir()
+    for path in (tmp_path / "a" / "b", tmp_path / "older", tmp_path / "older" / "c"):
+        with pytest.raises(KeyboardInterrupt), folder_for_files(path):
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["older"]
+
+
+def test_a_save_that_fails_is_said_and_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], fill: Fill) -> None:
+    save_or_warn(lambda: write_atomically(tmp_path / "a", b"1"))
+    fill()
+    save_or_warn(lambda: write_atomically(tmp_path / "a", b"2"))
+    assert capsys.readouterr().err.startswith(f"warning: no space left to write {str(tmp_path / 'a')!r}")
+    assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_what_is_streamed_reaches_a_pipe_at_once() -> None:
+    script = "import sys; from perfmodel.core.console import print_out\nprint_out('piece', end='')\nsys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=BUFFERED
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        reached = _read_within(process.stdout.fileno(), 20.0)
+        process.stdin.close()
+    assert reached == b"piece"
+
+
+def _read_within(descriptor: int, seconds: float) -> bytes:
+    """What can be read before the writer, which waits for us, ends; nothing when it never comes."""
+    ready, _, _ = select.select([descriptor], [], [], seconds)
+    return os.read(descriptor, 100) if ready else b""

@@ -1,0 +1,34 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from perfmodel.core.files import read_record, write_record
+from perfmodel.core.provenance import Provenance, command_text, library_versions, make_provenance
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["/a/bin/s2d-plan", "--target", "llama-70b"], "s2d-plan --target llama-70b"),
+        (["s2d-plan", "--output=/home/me/plan.json", "-o", "../plan.json"], "s2d-plan --output=plan.json -o plan.json"),
+        (["s2d-run", "~/models/tiny/"], "s2d-run tiny"),
+        (["s2d-run", "/my models/tiny"], "s2d-run tiny"),
+        (["s2d-run", "--prompt", "return a / b"], "s2d-run --prompt 'return a / b'"),
+    ],
+)
+def test_the_command_is_kept_without_its_folders(argv: list[str], text: str) -> None:
+    assert command_text(argv) == text
+
+
+def test_a_library_that_is_not_installed_is_left_out() -> None:
+    assert set(library_versions(["numpy", "no-such-library"])) == {"python", "numpy"}
+
+
+def test_provenance_says_when_and_on_what_and_survives_its_file(tmp_path: Path) -> None:
+    made = make_provenance(argv=["s2d-plan"], libraries=["numpy"], seed=3, inputs={"trace": "ab"})
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", made.utc_time)
+    assert re.fullmatch(r"\S+, \d+ cores, \S+", made.host)
+    assert made.git_commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", made.git_commit)
+    write_record(tmp_path / "a.json", made, schema="s2d/test", version=1, provenance=made)
+    assert read_record(tmp_path / "a.json", Provenance, schema="s2d/test", version=1).record == made

@@ -1,0 +1,134 @@
+from dataclasses import replace
+
+import pytest
+
+from perfmodel.core.errors import BadPolicy, UnknownName, UserInputError
+from perfmodel.models.find_model import find_draft, find_model
+from perfmodel.models.geometry import DraftGeometry, check_degree, tensor_parallel_degrees, with_llama_layers, with_whole_heads
+from perfmodel.models.known_models import KNOWN_MODELS
+from perfmodel.passes.latency_profile import LATENCY_PROFILE_UPGRADES, LATENCY_PROFILE_VERSION
+
+
+@pytest.mark.parametrize(
+    ("name", "num_params"),
+    [
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-2-70b", 68_976_648_192),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.1-70b", 70_553_706_496),
+    ],
+)
+def test_a_known_model_has_as_many_weights_as_its_checkpoint(name: str, num_params: int) -> None:
+    assert find_model(name).num_params == num_params
+
+
+def test_the_weights_of_a_layer_are_those_of_its_matrices() -> None:
+    wrong = [
+        model.name
+        for model in KNOWN_MODELS
+        if model.layer_matrix_params != sum(rows * columns for rows, columns in model.layer_matrices.values())
+    ]
+    assert not wrong
+
+
+def test_a_70b_cache_takes_320_kib_per_token_in_16_bit() -> None:
+    assert 2 * find_model("llama-2-70b").kv_values_per_token == 320 * 1024
+
+
+def test_a_name_is_found_by_alias_repository_and_any_case() -> None:
+    expected = find_model("llama-2-70b")
+    assert find_model("llama-70b") == expected
+    assert find_model("meta-llama/Llama-2-70b-chat-hf") == expected
+    assert find_model("LLAMA-2-70B") == expected
+
+
+def test_an_unknown_target_is_answered_with_near_misses_and_a_way_out() -> None:
+    with pytest.raises(UnknownName) as caught:
+        find_model("llama-2-71b")
+    message = str(caught.value)
+    assert message.startswith("unknown target 'llama-2-71b': did you mean 'llama-2-70b', ")
+    assert "docs/models.md lists all " in message
+    assert message.endswith("Or give a config: --target path/to/config.json, or org/name on the Hugging Face hub.")
+
+
+def test_a_misspelt_alias_is_a_near_miss_too() -> None:
+    with pytest.raises(UnknownName, match=r"did you mean 'tinyllama-1\.1b'"):
+        find_model("tinylama")
+    with pytest.raises(UnknownName, match=r"did you mean .*'qwen3-32b'"):
+        find_model("qwen-3-32b")
+
+
+def test_the_s2d_draft_is_12_vicuna_layers_in_three_segments() -> None:
+    draft = find_draft("s2d")
+    assert draft.segment_layers == (6, 3, 3)
+    assert draft.model.num_params == pytest.approx(2.69e9, rel=1e-3)
+    assert draft.model.layer_params == find_model("vicuna-7b").layer_params
+
+
+def test_an_unknown_draft_lists_the_known_ones() -> None:
+    with pytest.raises(UnknownName, match="unknown draft 'eagle': known are s2d-vicuna-12, ref-draft"):
+        find_draft("eagle")
+
+
+def test_a_self_draft_may_not_exit_at_its_last_layer() -> None:
+    with pytest.raises(BadPolicy, match="exits below the target's 32 layers"):
+        DraftGeometry(kind="self", model=find_model("llama-2-7b"), exit_layers=(8, 32))
+
+
+def test_a_layer_with_a_window_sees_no_more_of_a_context_than_that() -> None:
+    every_other = find_model("gemma-2-2b")
+    assert every_other.seen_tokens(4096) == 4096
+    assert every_other.seen_tokens(8192) == (8192 + 4096) / 2
+    assert find_model("mistral-7b-v0.1").seen_tokens(32768) == 4096
+    assert find_model("llama-2-7b").seen_tokens(4000) == 4000
+
+
+def test_files_from_before_other_layers_were_known_are_read_as_llamas() -> None:
+    old = {"num_kv_heads": 8, "name": "x"}
+    body = {"target": old, "draft": {"kind": "self", "model": old, "exit_layers": [1]}, "rounds": [1, 2]}
+    upgraded = with_llama_layers(body)
+    told = {"gated_mlp": True, "extra_layer_params": 0, "embedding_size": None, "learned_positions": 0}
+    assert upgraded["target"] == upgraded["draft"]["model"] == {**old, **told, "window_tokens": None, "windowed_layers": 0}
+    assert upgraded["rounds"] == [1, 2]
+    assert "windowed_layers" not in upgraded["draft"]
+    assert "head_vocab_size" not in upgraded["target"]
+
+
+def test_files_from_before_reduced_heads_are_read_as_whole_ones_and_no_version_is_left_out() -> None:
+    body = {"draft": {"kind": "self", "model": {"num_kv_heads": 8, "name": "x"}, "exit_layers": [1]}}
+    upgraded = with_whole_heads(body)
+    assert upgraded["draft"]["model"] == {"num_kv_heads": 8, "name": "x", "head_vocab_size": None}
+    assert "head_vocab_size" not in upgraded["draft"]
+    assert set(LATENCY_PROFILE_UPGRADES) == set(range(2, LATENCY_PROFILE_VERSION))
+
+
+@pytest.mark.parametrize(
+    ("name", "degrees"),
+    [
+        ("llama-2-70b", (1, 2, 4, 8)),
+        ("llama-2-13b", (1, 2, 4, 8)),  # 40 KV heads, of which 5 devices could have 8 each, but not of 13824 MLP units
+        ("phi-4", (1, 2, 5, 10)),
+        ("gemma-2b", (1,)),
+    ],
+)
+def test_a_model_is_shared_by_what_divides_its_kv_heads_and_its_mlp(name: str, degrees: tuple[int, ...]) -> None:
+    model = find_model(name)
+    assert tensor_parallel_degrees(model) == degrees
+    assert all(model.num_heads % degree == 0 for degree in degrees)
+    for degree in degrees:
+        check_degree(model, degree, among="devices", fix="Never said")
+
+
+@pytest.mark.parametrize("degree", [-1, 0, 3, 16])
+def test_other_numbers_of_devices_are_refused_with_those_that_work(degree: int) -> None:
+    said = f"model llama-2-70b has 8 KV heads, which {degree} devices cannot share evenly: expected 1, 2, 4 or 8. Take fewer."
+    with pytest.raises(UserInputError) as refused:
+        check_degree(find_model("llama-2-70b"), degree, among="devices", fix="Take fewer")
+    assert str(refused.value) == said
+
+
+def test_the_mlp_is_named_where_the_kv_heads_could_be_shared() -> None:
+    narrow = replace(find_model("llama-2-70b"), intermediate_size=28671)
+    with pytest.raises(UserInputError, match=r"28671 MLP units, which 2 devices .*: expected 1[.] Take one[.]"):
+        check_degree(narrow, 2, among="devices", fix="Take one")

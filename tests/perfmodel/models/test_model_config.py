@@ -1,0 +1,232 @@
+"""config.json files of every family, as their repositories write them, and what is refused."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from perfmodel.core.errors import UnknownName, UserInputError
+from perfmodel.models.architectures import UNCOVERED, find_architecture
+from perfmodel.models.find_model import find_model
+from perfmodel.models.known_architectures import ARCHITECTURES
+from perfmodel.models.model_config import geometry_from_config
+
+LLAMA_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 131072,
+    "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
+}
+
+
+LLAMA_1 = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+}
+
+
+def small(class_name: str, model_type: str, **more: object) -> dict[str, Any]:
+    """Four layers of a family: hidden 64, MLP 256, 4 heads of 16, 2 of them for keys, vocabulary 100."""
+    return {
+        "architectures": [class_name],
+        "model_type": model_type,
+        "num_hidden_layers": 4,
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 100,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+ONE_IN_FOUR = ["sliding_attention", *["full_attention"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("config", "windowed_layers"),
+    [
+        (small("MistralForCausalLM", "mistral", sliding_window=4096), 4),
+        (small("MistralForCausalLM", "mistral"), 4),
+        (small("MistralForCausalLM", "mistral", sliding_window=8192), 0),
+        (small("Phi3ForCausalLM", "phi3", sliding_window=2047), 4),
+        (small("Qwen2ForCausalLM", "qwen2", use_sliding_window=True, sliding_window=512, max_window_layers=3), 1),
+        (small("Qwen2ForCausalLM", "qwen2", use_sliding_window=True, sliding_window=512, max_window_layers=9), 0),
+        (small("Gemma2ForCausalLM", "gemma2"), 2),
+        (small("Gemma2ForCausalLM", "gemma2", num_hidden_layers=5), 3),
+        (small("Gemma3ForCausalLM", "gemma3_text", num_hidden_layers=13, sliding_window=512), 11),
+        (small("Gemma3ForCausalLM", "gemma3_text", sliding_window=512, _sliding_window_pattern=2), 2),
+        (small("Gemma3ForCausalLM", "gemma3_text", sliding_window=512, layer_types=ONE_IN_FOUR), 1),
+    ],
+)  # fmt: skip
+def test_windows_are_counted_as_the_family_lays_them_out(config: dict[str, Any], windowed_layers: int) -> None:
+    model = geometry_from_config(config, "mine")
+    assert model.windowed_layers == windowed_layers
+    assert (model.window_tokens is None) == (windowed_layers == 0)
+
+
+def test_a_config_gives_the_geometry_of_the_table() -> None:
+    known, read = find_model("llama-3.1-8b"), geometry_from_config(LLAMA_CONFIG, "mine")
+    assert read.num_params == known.num_params
+    assert read.kv_values_per_token == known.kv_values_per_token
+    assert (read.name, read.source, read.max_context_tokens) == ("mine", "config.json of mine", 131072)
+
+
+def test_a_size_that_a_file_leaves_out_is_its_family_s_and_the_source_says_so() -> None:
+    read = geometry_from_config({"model_type": "llama", "vocab_size": 32064}, "mine")
+    assert replace(read, source="") == replace(geometry_from_config({**LLAMA_1, "vocab_size": 32064}, "mine"), source="")
+    assert read.source.startswith("config.json of mine, with transformers' defaults of llama: hidden_size 4096, ")
+
+
+def test_what_an_old_config_leaves_out_has_the_meaning_of_transformers() -> None:
+    left_out = {"num_key_value_heads", "head_dim", "tie_word_embeddings", "max_position_embeddings", "rope_scaling"}
+    read = geometry_from_config({key: value for key, value in LLAMA_CONFIG.items() if key not in left_out}, "old")
+    assert (read.num_kv_heads, read.head_dim, read.tied_embeddings, read.max_context_tokens) == (32, 128, False, 2048)
+
+
+def test_the_sparse_config_of_gemma_3_is_read_as_its_text_decoder() -> None:
+    """google/gemma-3-4b-it says no more than this; the rest is in transformers."""
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": {**text, "model_type": "gemma3_text"},
+        "vision_config": {"hidden_size": 1152, "num_hidden_layers": 27},
+    }
+    assert geometry_from_config(config, "x").num_params == find_model("gemma-3-4b").num_params
+    assert geometry_from_config(config, "x").windowed_layers == 29
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"hidden_size": None}, "hidden_size is null, expected a count from 1 to 10^9. Correct its config.json."),
+    ({"hidden_size": -4096}, "hidden_size is -4096, expected a count"),
+    ({"hidden_size": 10**30}, "hidden_size is 1000000000000000000000000000000, expected a count"),
+    ({"vocab_size": "32000"}, "vocab_size is '32000', expected a count"),
+    ({"vocab_size": "9" * 20_000}, "99', expected a count"),
+    ({"num_hidden_layers": True}, "num_hidden_layers is true, expected a count"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected a count from 1 to 1000"),
+    ({"num_hidden_layers": 32.0}, "num_hidden_layers is 32.0, expected a count"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of the 32 heads"),
+    ({"num_key_value_heads": 64}, "num_key_value_heads is 64, expected a divisor of the 32 heads"),
+    ({"attention_bias": "yes"}, "attention_bias is 'yes', expected true or false"),
+    ({"tie_word_embeddings": [1]}, "tie_word_embeddings is [1], expected true or false"),
+    ({"use_sliding_window": True}, "use_sliding_window is true, which its family is not known to have"),
+    ({"layer_types": 3}, "layer_types is 3, expected a list with one name per layer"),
+    ({"layer_types": [3]}, "layer_types is [3], expected a list with one name per layer"),
+    ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries, expected 32"),
+    ({"architectures": 3}, "architectures is 3, expected a list of class names"),
+    ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', expected a list of class names"),
+    ({"model_type": ["llama"]}, "model_type is ['llama'], expected a name"),
+    ({"architectures": None, "model_type": None}, "names neither architectures nor model_type"),
+    ({"architectures": ["X" * 5000]}, "XX': docs/models.md lists all"),
+    ({"num_experts": [0] * 5000}, "num_experts = [0, 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:30] for _, message in WRONG])
+def test_a_value_that_cannot_be_is_refused_in_one_short_sentence_with_its_key(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserInputError) as caught:
+        geometry_from_config(LLAMA_CONFIG | change, "mine")
+    assert message in str(caught.value)
+    assert len(str(caught.value)) <= 300
+
+
+def test_a_key_that_no_class_fills_is_named_and_the_file_is_not_called_wrong() -> None:
+    config = {"architectures": ["BaichuanForCausalLM"], "model_type": "baichuan", "num_attention_heads": 32}
+    with pytest.raises(UserInputError) as caught:
+        geometry_from_config(config, "mine")
+    expected = "model 'mine': its config leaves out hidden_size, for which baichuan has no default. Give the whole config.json"
+    assert str(caught.value).startswith(expected)
+    assert "Correct" not in str(caught.value)
+
+
+REFUSED = [
+    ("MixtralForCausalLM", "mixtral", {"num_local_experts": 8}, "a mixture of experts (num_local_experts = 8)"),
+    ("Qwen3MoeForCausalLM", "qwen3_moe", {"num_experts": 128}, "a mixture of experts (num_experts = 128)"),
+    ("GptOssForCausalLM", "gpt_oss", {}, "a mixture of experts: which weights"),
+    ("DeepseekV3ForCausalLM", "deepseek_v3", {"kv_lora_rank": 512}, "multi-head latent attention (kv_lora_rank = 512)"),
+    ("MiniCPM3ForCausalLM", "minicpm3", {}, "multi-head latent attention: its cache holds compressed vectors"),
+    ("MambaForCausalLM", "mamba", {"state_size": 16}, "recurrent model, or a hybrid with one (state_size = 16)"),
+    ("JambaForCausalLM", "jamba", {}, "a mixture of experts"),
+    ("RwkvForCausalLM", "rwkv", {"rescale_every": 6}, "a state-space or recurrent model"),
+    ("Zamba2ForCausalLM", "zamba2", {}, "a state-space or recurrent model"),
+    ("NemotronHForCausalLM", "nemotron_h", {"hybrid_override_pattern": "M-M*"}, "a state-space or recurrent model"),
+    ("Qwen3NextForCausalLM", "qwen3_next", {"full_attention_interval": 4}, "linear attention (full_attention_interval = 4)"),
+    ("T5ForConditionalGeneration", "t5", {"is_encoder_decoder": True}, "an encoder-decoder (is_encoder_decoder = true)"),
+    ("BartForConditionalGeneration", "bart", {}, "an encoder-decoder"),
+    ("MllamaForCausalLM", "mllama", {"cross_attention_layers": [3]}, "cross-attention layers (cross_attention_layers = [3])"),
+    ("Phi3SmallForCausalLM", "phi3small", {"blocksparse_block_size": 64}, "block-sparse attention"),
+    ("DeciLMForCausalLM", "nemotron-nas", {"block_configs": [{}] * 99}, "layers of different shapes (block_configs = [{}, "),
+    ("Gemma3nForCausalLM", "gemma3n_text", {"num_kv_shared_layers": 10}, "layers that share keys and values"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("class_name", "model_type", "more", "told"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_what_the_law_would_misprice_is_refused_by_what_it_is(
+    class_name: str, model_type: str, more: dict[str, object], told: str
+) -> None:
+    with pytest.raises(UserInputError) as caught:
+        geometry_from_config(small(class_name, model_type, **more), "mine")
+    message = str(caught.value)
+    assert message.startswith(f"model 'mine': the latency law does not cover {class_name!r}, which has ")
+    assert told in message
+    assert message.endswith("Give a dense decoder of a family in docs/models.md.")
+    assert len(message) <= 420
+
+
+@pytest.mark.parametrize("key", [key for kind in UNCOVERED for key in kind.keys])
+def test_a_telltale_key_refuses_any_name_even_one_that_is_covered(key: str) -> None:
+    for class_name in ("BrandNewForCausalLM", "LlamaForCausalLM"):
+        with pytest.raises(UserInputError, match=f"{key} = 3"):
+            geometry_from_config(small(class_name, "llama", **{key: 3}), "mine")
+    assert geometry_from_config(small("LlamaForCausalLM", "llama", **{key: 0}), "mine").num_layers == 4
+
+
+def test_no_covered_family_is_refused_by_its_name() -> None:
+    for one in ARCHITECTURES:
+        assert find_architecture({"architectures": [one.class_name], "model_type": one.model_type}, "x") is one
+        assert find_architecture({"model_type": one.model_type}, "x") is one
+
+
+def test_a_layer_of_another_kind_refuses_the_model() -> None:
+    config = small("Qwen3ForCausalLM", "qwen3", layer_types=["full_attention", "linear_attention"] * 2)
+    with pytest.raises(UserInputError, match="layers of type 'linear_attention': only full and sliding-window"):
+        geometry_from_config(config, "mine")
+
+
+def test_an_unknown_name_is_refused_however_much_it_looks_like_a_llama() -> None:
+    with pytest.raises(UnknownName) as caught:
+        geometry_from_config(small("Qwen9ForCausalLM", "qwen9"), "mine")
+    message = str(caught.value)
+    assert message.startswith("unknown architecture 'Qwen9ForCausalLM': did you mean 'Qwen")
+    assert f"docs/models.md lists all {len(ARCHITECTURES)}." in message
+    assert message.endswith("sizes alone do not tell what the layers of 'mine' compute.")
+    with pytest.raises(UnknownName):
+        geometry_from_config(LLAMA_CONFIG | {"architectures": ["LlamaForSequenceClassification"]}, "mine")
+
+
+def test_a_config_without_architectures_goes_by_its_model_type() -> None:
+    config = {key: value for key, value in LLAMA_CONFIG.items() if key != "architectures"}
+    assert geometry_from_config(config, "mine").num_layers == 32
+    with pytest.raises(UnknownName, match="architecture 'falcon'"):
+        geometry_from_config(config | {"model_type": "falcon"}, "mine")
+
+
+def test_the_text_decoder_of_a_mixture_of_experts_is_one_too() -> None:
+    text = small("", "llama4_text", num_local_experts=16) | {"architectures": None}
+    with pytest.raises(UserInputError, match=r"'llama4_text', which has a mixture of experts \(num_local_experts = 16\)"):
+        geometry_from_config({"architectures": ["Llama4ForConditionalGeneration"], "text_config": text}, "scout")

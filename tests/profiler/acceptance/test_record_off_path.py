@@ -1,0 +1,122 @@
+"""Behind a mistake every exit says what a pass over the mistaken text says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.models.geometry import SELF_DRAFT
+from perfmodel.policies.sampling import GREEDY, Sampling
+from profiler.acceptance.record_acceptance import empty_trace, extended
+from profiler.acceptance.record_off_path import TOKENS_PER_MISTAKE, draw_mistakes
+from profiler.latency.profiling_job import Job
+from s2d.decoding.pair import encode_prompts, load_pair
+from s2d.decoding.process_logits import Processing
+from s2d.model.choose_tokens import choose, confidence_of, gumbel_table
+from s2d.model.finite import NotFinite
+from s2d.prompt_files.read import read_prompts
+from tests.profiler.conftest import Folders
+
+SAMPLED = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=None, seed=3)
+PENALISED = replace(SAMPLED, repetition_penalty=1.3, frequency_penalty=0.2)
+RATIO = Sampling(rule="ratio", temperature=0.9, top_k=8, top_p=0.95, seed=3)
+NEW_TOKENS, NUM_MISTAKES = 30, 3
+
+
+def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> Job:
+    pair = replace(load_pair(str(folders.target), draft or str(folders.draft), "fp32", "cpu"), eos_token_id=None)
+    return Job(
+        pair=pair,
+        prompts=encode_prompts(pair, read_prompts(folders.prompts)[:3], max_new_tokens=NEW_TOKENS),
+        sampling=sampling,
+        confidence="max-prob",
+        max_new_tokens=NEW_TOKENS,
+        draft_cap=4,
+        seed=0,
+        num_mistakes=NUM_MISTAKES,
+    )
+
+
+def trace_of(job: Job, *numbers: int) -> AcceptanceTrace:
+    asker = job.asker(job.session())
+    return extended(empty_trace(asker.header), [asker.trace(job.prompts[number]) for number in numbers])
+
+
+def told_by_whole_passes(job: Job, trace: AcceptanceTrace) -> dict[int, list[list[float]]]:
+    """Confidences behind the mistakes of the first prompt, by step: a pass over the whole text for every token."""
+    first = job.prompts[0].token_ids
+    text, exits = [*first, *trace.target_token.tolist()], job.pair.geometry.exit_layers
+    noise = gumbel_table(job.sampling.seed, len(text), job.pair.draft.decoder.vocab_size) if job.sampling.seed else None
+    told: dict[int, list[list[float]]] = {}
+    for step, number in draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES):
+        tokens = [*text[: len(first) + step], int(trace.draft_token[step, number])]
+        for _ in range(min(TOKENS_PER_MISTAKE, NEW_TOKENS - 1 - step)):
+            said = job.pair.draft.decoder.all_exit_logits(tokens, exits)
+            logits = [Processing(job.sampling, len(first))(one[-1:], tokens, len(first)) for one in said]
+            sure = [float(confidence_of(one.softmax(-1), "max-prob")) for one in logits]
+            told.setdefault(len(tokens) - len(first), []).append(sure)
+            tokens.append(int(choose(logits[number], None if noise is None else noise[len(tokens)])))
+    return told
+
+
+@pytest.mark.parametrize("draft", [None, SELF_DRAFT])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, PENALISED], ids=["greedy", "sampled", "penalised"])
+def test_what_is_recorded_is_what_passes_over_the_mistaken_text_say(
+    folders: Folders, sampling: Sampling, draft: str | None
+) -> None:
+    job = job_of(folders, sampling, draft)
+    trace = trace_of(job, 0)
+    told = told_by_whole_passes(job, trace)
+    assert len(trace.off_path) == sum(map(len, told.values())) > 0
+    for step, found in zip(trace.off_path.position.tolist(), trace.off_path.confidence.tolist(), strict=True):
+        assert any(found == pytest.approx(one, abs=1e-4) for one in told[step])
+
+
+def test_under_the_ratio_rule_a_refused_sample_is_gone_on_from(folders: Folders) -> None:
+    job = job_of(folders, RATIO)
+    trace = trace_of(job, 0)
+    assert 0 < len(trace.off_path) <= NUM_MISTAKES * TOKENS_PER_MISTAKE
+    assert not np.isclose(trace.off_path.confidence, trace.confidence[trace.off_path.position]).all()
+
+
+def test_positions_are_those_of_the_whole_trace_and_the_same_whatever_prompts_are_beside(folders: Folders) -> None:
+    job = job_of(folders, SAMPLED)
+    both, alone = trace_of(job, 0, 1), trace_of(job, 1)
+    of_second = both.subset([1]).off_path
+    assert len(of_second) == len(alone.off_path) > 0
+    np.testing.assert_array_equal(of_second.position, alone.off_path.position)
+    np.testing.assert_array_equal(of_second.confidence, alone.off_path.confidence)
+
+
+def test_an_end_of_text_ends_the_going_on(folders: Folders) -> None:
+    job = job_of(folders, SAMPLED)
+    found = trace_of(job, 0)
+    [(step, number), *_] = draw_mistakes(found.accept_prob, job.prompts[0].name, NUM_MISTAKES)
+    mistaken = int(found.draft_token[step, number])
+    ended = replace(job, pair=replace(job.pair, eos_token_id=mistaken))
+    assert mistaken not in found.target_token  # so that the text itself goes on as before
+    assert len(trace_of(ended, 0).off_path) < len(found.off_path)
+
+
+def test_no_more_mistakes_are_drawn_than_there_are() -> None:
+    never = np.ones((20, 3), np.float32)
+    once = never.copy()
+    once[4, 1] = 0
+    last = never.copy()
+    last[19] = 0  # nothing was written behind it
+    assert draw_mistakes(never, "a", 4) == draw_mistakes(last, "a", 4) == []
+    assert draw_mistakes(once, "a", 4) == [(4, 1)]
+    assert len({step for step, _ in draw_mistakes(1 - never, "a", 4)}) == 4
+
+
+def test_a_draft_whose_logits_are_not_finite_behind_a_mistake_alone_is_refused(folders: Folders) -> None:
+    job = job_of(folders, GREEDY)
+    trace = trace_of(job, 0)
+    mistakes = draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES)
+    text = {*job.prompts[0].token_ids, *trace.target_token.tolist()}
+    wrong = {int(trace.draft_token[step, number]) for step, number in mistakes} - text
+    assert wrong
+    job.pair.draft.decoder.weights.embedding[list(wrong)] = np.inf
+    with pytest.raises(NotFinite, match=r"the logits of draft 'draft' are NaN or infinite in fp32 on prompt 'p0.txt:1'"):
+        trace_of(job, 0)

@@ -1,0 +1,366 @@
+"""`s2d-profile`, from its arguments to its files."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pytest
+
+from perfmodel import contention
+from perfmodel.acceptance.trace import AcceptanceTrace, read_trace, write_trace
+from perfmodel.core.cpu_contention import Contention
+from perfmodel.core.errors import OutOfSpace
+from perfmodel.core.files import read_record
+from perfmodel.core.units import GIB
+from perfmodel.passes.latency_profile import (
+    LATENCY_PROFILE_SCHEMA,
+    LATENCY_PROFILE_VERSION,
+    LatencyProfile,
+    write_latency_profile,
+)
+from perfmodel.policies.sampling import Sampling
+from profiler import command as command_module
+from profiler import job as job_module
+from profiler import latency_files
+from profiler.acceptance.record_acceptance import ExitRecorder, PromptTrace
+from profiler.commands.profile_cli import main_profile
+from profiler.commands.profile_inputs import family_prompts
+from profiler.latency.latency_files import LatencyFiles
+from profiler.latency.measure_latency import measure_latency
+from profiler.latency.pass_log import PassLog
+from s2d.decoding.generate import Session
+from s2d.decoding.pair import EncodedPrompt
+from s2d.loading.memory import CPU_WORKSPACE_BYTES
+from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
+from tests.calibrate.factories import provenance, target_profile
+from tests.profiler.conftest import EXITS, Folders
+
+
+def arguments(folders: Folders, out: Path, *extra: str) -> list[str]:
+    models = ["--target", str(folders.target), "--draft", str(folders.draft), "--prompts", str(folders.prompts)]
+    sizes = ["--split", "all", "--num-prompts", "3", "--max-new-tokens", "24", "--draft-cap", "3", "--budget", "0.6"]
+    return [*models, *sizes, "-o", str(out), *extra]
+
+
+def read_profile(path: Path) -> LatencyProfile:
+    return read_record(path, LatencyProfile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION).record
+
+
+def test_caches_that_do_not_fit_end_the_command_before_any_pass(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = iter([GIB, CPU_WORKSPACE_BYTES])  # when weights are read, and before the session
+    monkeypatch.setattr("s2d.loading.memory.free_bytes_of", lambda _: next(free))
+    monkeypatch.setattr(Session, "generate", lambda *_, **__: pytest.fail("a pass was run"))
+    assert main_profile(arguments(folders, tmp_path / "evidence")) == 2
+    refused = capsys.readouterr().err
+    assert "target and draft need 135 MB of memory (libraries 134 MB, " in refused
+    assert "and cpu has 134 MB free. Give fewer --max-new-tokens or shorter prompts" in refused
+
+
+def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evidence"
+    assert main_profile(arguments(folders, out)) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["draft.latency.json", "target.latency.json", "trace.npz"]
+    draft, target = read_profile(out / "draft.latency.json"), read_profile(out / "target.latency.json")
+    assert set(draft.samples.kind) == {"segment", "exit", "draft_prefill"}
+    assert set(target.samples.kind) == {"verify", "round", "target_prefill"}
+    assert (draft.exit_layers, draft.beside) == (EXITS, target.model.name)
+    assert (target.exit_layers, target.beside) == ((), draft.model.name)
+    trace = read_trace(out / "trace.npz").record
+    assert trace.header.draft_sha256 == draft.model_sha256
+    assert len(trace.header.prompts) == 3
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].startswith("models   target with draft, exits 1/2/4 (s2d.json), fp32")
+    assert f"next: s2d-plan --profile {out / 'draft.latency.json'}" in shown
+    assert str(tmp_path.parent) not in (out / "draft.latency.json").read_text()
+
+
+def test_a_profile_of_a_busy_machine_says_so_and_keeps_it(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contention, "thread_waited_s", perf_counter)  # never let run
+    assert main_profile(["latency", *arguments(folders, tmp_path / "evidence")]) == 0
+    assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
+    for name in ("draft", "target"):
+        assert read_profile(tmp_path / "evidence" / f"{name}.latency.json").waited_frac == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_measurement_in_parts_keeps_the_waits_of_the_most_disturbed_one(tmp_path: Path) -> None:
+    profile = target_profile()
+
+    def profiles_of(log: PassLog) -> dict[str, LatencyProfile]:
+        return {"target": profile}
+
+    def part(waited_s: float) -> LatencyFiles:
+        """Ten seconds of measuring, of which so many were spent waiting."""
+        waits, times = iter((0.0, waited_s)), iter((0.0, 10.0))
+        watched = Contention(waited_s=lambda: next(waits), clock=lambda: next(times))
+        return LatencyFiles(tmp_path, profiles_of, provenance(), watched)
+
+    part(5.0).write_partial(PassLog())
+    second = part(1.0)
+    second.resumed()
+    [path] = second.write(PassLog())
+    assert read_profile(path).waited_frac == 0.5
+
+
+def test_a_power_sensor_that_fails_costs_nothing_but_the_energy(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> float:
+        raise OSError("the card fell off the bus")
+
+    monkeypatch.setattr(command_module, "nvml_sensor", lambda device: failing)
+    assert main_profile(["latency", *arguments(folders, tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "warning: the power sensor failed (the card fell off the bus): energy is left out" in captured.err
+    assert "energy" not in captured.out
+    assert len(read_profile(tmp_path / "draft.latency.json").samples)
+
+
+def test_a_self_draft_has_one_profile_with_every_pass_in_it(folders: Folders, tmp_path: Path) -> None:
+    argv = arguments(folders, tmp_path, "latency")
+    argv[argv.index("--draft") + 1] = "self"
+    assert main_profile(argv) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["target.latency.json"]
+    profile = read_profile(tmp_path / "target.latency.json")
+    assert profile.exit_layers == (1, 3)
+    assert set(profile.samples.kind) == {"segment", "exit", "verify", "round", "target_prefill"}
+
+
+def test_ctrl_c_keeps_the_passes_and_the_same_command_goes_on(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args, **settings) -> None:
+        measure_latency(*args, **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_module, "measure_latency", interrupted)
+    assert main_profile(arguments(folders, tmp_path, "latency")) == 130
+    kept = tmp_path / "draft.latency.partial.json"
+    assert f"what was measured so far is kept in {str(kept)!r}" in capsys.readouterr().err
+    num_kept = len(read_profile(kept).samples)
+    assert num_kept > 0
+    monkeypatch.undo()
+    argv = arguments(folders, tmp_path, "latency")
+    argv[argv.index("--budget") + 1] = "0"
+    assert main_profile(argv) == 0
+    assert "going on with the" in capsys.readouterr().err
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["draft.latency.json", "target.latency.json"]
+    assert len(read_profile(tmp_path / "draft.latency.json").samples) == num_kept
+
+
+def test_an_interrupted_trace_goes_on_and_latency_is_not_measured_twice(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[str] = []
+    ask = ExitRecorder.trace
+
+    def second_interrupted(self: ExitRecorder, prompt: EncodedPrompt) -> PromptTrace:
+        if traced.count(prompt.name) == 1 and prompt.name == "p2.txt:1":
+            raise KeyboardInterrupt
+        traced.append(prompt.name)
+        return ask(self, prompt)
+
+    monkeypatch.setattr(ExitRecorder, "trace", second_interrupted)
+    assert main_profile(arguments(folders, tmp_path)) == 130
+    kept = tmp_path / "trace.partial.npz"
+    assert f"what was measured so far is kept in {str(kept)!r}" in capsys.readouterr().err
+    assert len(read_trace(kept).record.header.prompts) == len(traced) - 3
+    measured = (tmp_path / "draft.latency.json").read_bytes()
+    monkeypatch.undo()
+    assert main_profile(arguments(folders, tmp_path)) == 0
+    assert "latency was measured before the interruption" in capsys.readouterr().err
+    assert (tmp_path / "draft.latency.json").read_bytes() == measured
+    assert len(read_trace(tmp_path / "trace.npz").record.header.prompts) == 3
+    assert not kept.exists()
+
+
+def test_a_kept_profile_of_another_pair_is_refused(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_profile(arguments(folders, tmp_path, "latency")) == 0
+    (tmp_path / "target.latency.json").rename(tmp_path / "target.latency.partial.json")
+    assert main_profile(arguments(folders, tmp_path, "latency", "--dtype", "bf16")) == 2
+    assert "in bf16" in (message := capsys.readouterr().err)
+    assert "delete it, or give another folder with -o" in message
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Fills the disk for files whose name has a word in it."""
+
+    def fill(word: str) -> None:
+        def write(path: Path, *record: Any) -> None:
+            if word in Path(path).name:
+                raise OutOfSpace(path)
+            kept[type(record[0])](path, *record)
+
+        monkeypatch.setattr(latency_files, "write_latency_profile", write)
+        monkeypatch.setattr(command_module, "write_trace", write)
+
+    kept = {LatencyProfile: write_latency_profile, AcceptanceTrace: write_trace}
+    return fill
+
+
+@pytest.mark.parametrize(
+    ("what", "full", "table", "file"),
+    [
+        ("latency", "latency", "quartiles apart", "draft.latency.json"),
+        ("acceptance", "trace", "mean confidence", "trace.npz"),
+    ],
+)
+def test_a_full_disk_takes_the_file_and_not_the_table(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], full_disk: Callable[[str], None], what: str,
+    full: str, table: str, file: str,
+) -> None:  # fmt: skip
+    full_disk(full)
+    assert main_profile(arguments(folders, tmp_path, what)) == 2
+    shown = capsys.readouterr()
+    assert table in shown.out
+    assert "next:" not in shown.out
+    assert f"no space left to write {str(tmp_path / file)!r}" in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["latency", "acceptance"])
+def test_ctrl_c_on_a_full_disk_shows_what_was_measured_and_keeps_what_was_kept(
+    folders: Folders,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    full_disk: Callable[[str], None],
+    what: str,
+) -> None:
+    ask = ExitRecorder.trace
+
+    def interrupted(*args, **settings) -> None:
+        measure_latency(*args, **settings)
+        raise KeyboardInterrupt
+
+    def ask_once_more(self: ExitRecorder, prompt: EncodedPrompt) -> PromptTrace:
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        asked.append(prompt.name)
+        return ask(self, prompt)
+
+    monkeypatch.setattr(job_module, "measure_latency", interrupted)
+    if what == "acceptance":
+        monkeypatch.setattr(ExitRecorder, "trace", ask_once_more)
+    asked: list[str] = []
+    assert main_profile(arguments(folders, tmp_path, what)) == 130
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert kept
+    capsys.readouterr()
+    full_disk("partial")
+    asked.clear()
+    assert main_profile(arguments(folders, tmp_path, what)) == 2
+    shown = capsys.readouterr()
+    assert ("quartiles apart" if what == "latency" else "mean confidence") in shown.out
+    assert "no space left to write" in shown.err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_model_is_loaded(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_module, "load_pair", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "file").write_text("")
+    assert main_profile(arguments(folders, tmp_path / "file")) == 2
+    assert "this is a file, expected a folder" in capsys.readouterr().err
+
+
+def test_half_a_measurement_names_the_command_for_the_other_half(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "acceptance"
+    argv = ["-v", "acceptance", *arguments(folders, out)]
+    assert main_profile(argv) == 0
+    following = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    assert following == ["s2d-profile", "-v", "latency", *arguments(folders, out)]
+    assert main_profile(following[1:]) == 0
+    following = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    profiles = ["--profile", str(out / "draft.latency.json"), "--profile", str(out / "target.latency.json")]
+    assert following == ["s2d-plan", *profiles, "--trace", str(out / "trace.npz"), "-o", str(out / "plan.json")]
+
+
+def test_what_is_said_off_the_path_is_recorded_where_it_is_asked_for(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_profile(["acceptance", *arguments(folders, tmp_path, "--off-path", "2")]) == 0
+    recorded = len(read_trace(tmp_path / "trace.npz").record.off_path)
+    assert recorded > 0
+    assert f"{recorded} tokens off the path" in capsys.readouterr().out
+
+
+def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders, tmp_path: Path) -> None:
+    flags = ["--temperature", "0.8", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.05", "--seed", "3"]
+    flags += ["--repetition-penalty", "1.2", "--presence-penalty", "-0.5", "--frequency-penalty", "0.25"]
+    assert main_profile(arguments(folders, tmp_path, *flags)) == 0
+    sampling = read_trace(tmp_path / "trace.npz").record.header.sampling
+    assert sampling == Sampling(
+        rule="shared-noise",
+        temperature=0.8,
+        top_k=9,
+        top_p=0.9,
+        seed=3,
+        min_p=0.05,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+    )
+    for name in ("draft", "target"):
+        assert read_profile(tmp_path / f"{name}.latency.json").processing == sampling.processing
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--temperature", "0.8", "--rule", "greedy"], "greedy is temperature 0, and only it"),
+        (["--top-k", "5"], "greedy decoding takes no top_k"),
+        (["--temperature", "-1"], "sampling flags: temperature -1.0: expected a number of at least 0"),
+        (["--min-p", "0.1"], "greedy decoding takes no top_k, top_p, min_p or seed: expected a temperature above 0"),
+        (["--repetition-penalty", "0"], "repetition_penalty 0.0: expected a number above 0, where 1 is none"),
+        (["--presence-penalty", "-2.5"], "presence_penalty -2.5: expected from -2 to 2, where 0 is none"),
+        (["--max-new-tokens", "5000"], "--max-new-tokens 5000: expected at most 159"),
+        (["--num-prompts", "0"], "--num-prompts 0: expected at least 1"),
+        (["--budget", "-1"], "--budget -1: expected 0 seconds or more"),
+        (["--off-path", "-1"], "--off-path -1: expected 0 mistakes or more"),
+        (["--max-new-tokens", "155"], "expected 1 to 5, which with 155 new ones fill the context"),
+        (["--device", "tpu"], "--device tpu: expected cpu, cuda, or cuda:N for one of several GPUs."),
+        (["--device", "cuda:7"], "--device cuda:7: torch finds no CUDA device here"),
+        (["--target", "ref-target-99"], "unknown model 'ref-target-99'"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], message: str
+) -> None:
+    assert main_profile([*arguments(folders, tmp_path / "out"), *extra]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_outside_the_box_need_prompts(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--target", str(folders.target), "--draft", str(folders.draft), "-o", str(tmp_path)]
+    assert main_profile(argv) == 2
+    assert "its prompts must be given: --prompts FILE" in capsys.readouterr().err
+
+
+def test_a_model_of_the_box_given_by_its_folder_has_the_prompts_of_the_box(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(FAMILY_FOLDER / "target-16")
+    for target in ("ref-target-16", str(FAMILY_FOLDER / "target-16"), str(tmp_path / "link")):
+        assert family_prompts(target) == FAMILY_PROMPTS
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from profiler.commands.profile_cli import main_profile; main_profile(['--help']); print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "False"
+    assert "s2d-profile --target ref-target-16 --draft ref-draft" in shown

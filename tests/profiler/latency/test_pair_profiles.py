@@ -1,0 +1,70 @@
+"""The two latency profiles of a pair: whose passes each holds, and that a plan and a fit can be made from them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from calibrate.commands.plan_cli import main_plan
+from calibrate.planning.evidence import gather_evidence
+from perfmodel.hardware.hardware import Hardware
+from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
+from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.passes import PASS_MODEL
+from profiler.commands.profile_cli import main_profile
+from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
+from tests.profiler.conftest import EXITS, Folders
+
+SEGMENTS = range(len(EXITS))
+
+
+@pytest.fixture(scope="module")
+def evidence(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Profiles and trace of a tiny pair, measured on this machine."""
+    out = tmp_path_factory.mktemp("evidence")
+    models = ["--target", str(folders.target), "--draft", str(folders.draft), "--prompts", str(folders.prompts)]
+    sizes = ["--split", "all", "--num-prompts", "3", "--max-new-tokens", "24", "--draft-cap", "3", "--budget", "1"]
+    assert main_profile([*models, *sizes, "-o", str(out)]) == 0
+    return out
+
+
+def profile(evidence: Path, role: str) -> LatencyProfile:
+    return read_latency_profile(evidence / f"{role}.latency.json").record
+
+
+def test_each_file_of_a_pair_holds_the_passes_of_its_model_and_all_of_them(evidence: Path) -> None:
+    passes = {
+        (role, kind, stage)
+        for role in ("draft", "target")
+        for kind, stage in zip(profile(evidence, role).samples.kind, profile(evidence, role).samples.stage, strict=True)
+    }
+    assert all(PASS_MODEL[kind] == role for role, kind, _ in passes)
+    of_draft = {("draft", kind, stage) for kind in ("segment", "exit", "draft_prefill") for stage in SEGMENTS}
+    of_target = {("target", kind, 0) for kind in ("verify", "round", "target_prefill")}
+    assert passes == of_draft | of_target
+
+
+def on_gpu(evidence: Path, role: str, hardware: Hardware, folder: Path) -> Path:
+    """The profile as if this GPU had taken it; this machine's seconds are far above the hardware's lower bound."""
+    envelope = json.loads((evidence / f"{role}.latency.json").read_text("utf-8"))
+    envelope["body"]["device"] |= {"device": hardware.name, "num_threads": None, "engine": "graph"}
+    path = folder / f"{role}.latency.json"
+    path.write_text(json.dumps(envelope), encoding="utf-8")
+    return path
+
+
+def test_a_pair_profiled_on_any_gpu_of_the_table_can_be_planned_for(evidence: Path, tmp_path: Path) -> None:
+    trace = evidence / "trace.npz"
+    for hardware in KNOWN_HARDWARE:
+        profiles = tuple(on_gpu(evidence, role, hardware, tmp_path) for role in ("draft", "target"))
+        _, pricing = gather_evidence(replace(NOTHING_ASKED, trace=trace, profiles=profiles))
+        assert pricing.device.device == hardware.name
+        assert {part.level for part in pricing.evidence} == {"measured"}
+    files = [word for path in profiles for word in ("--profile", str(path))]
+    assert main_plan([*files, "--trace", str(trace)]) == 0
+
+
+def test_the_law_is_fitted_to_both_files_of_a_pair(evidence: Path, tmp_path: Path) -> None:
+    files = [str(evidence / f"{role}.latency.json") for role in ("draft", "target")]
+    assert main_plan(["fit", *files, "-o", str(tmp_path / "device.fit.json")]) == 0

@@ -1,0 +1,319 @@
+"""Every block is what replay says it is: output equality does not test a drafter.
+
+The trace is the profiler's own. Accepted counts are equal, always. What is drafted after a block's first mismatch follows a
+path that no trace holds, so there a stop rule or a drafted end of text may end the block elsewhere, and other exits may be
+taken: drafted counts are equal up to the mismatch under every rule, and wholly where nothing but the cap ends a block. Where
+no block of a text goes on after a mismatch, everything is equal: exits taken, passes, rows, cached tokens, cold passes.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry
+from perfmodel.passes.passes import ColdCount, PassCount
+from perfmodel.policies.policy import (
+    CalibrationCurve,
+    ExitPolicy,
+    FixedLength,
+    FloorStop,
+    HeuristicLength,
+    LengthRule,
+    SurvivalStop,
+)
+from perfmodel.policies.sampling import GREEDY, Sampling
+from perfmodel.replay.replay import block_lengths, replay
+from perfmodel.replay.round_stats import RoundStats
+from profiler.acceptance.record_acceptance import empty_trace, extended
+from profiler.latency.profiling_job import Job
+from s2d.decoding.generate import Generation, Session
+from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.loading.convert_weights import with_reduced_head
+from s2d.loading.exits import DraftExits
+from s2d.loading.load_model import with_vocabulary_of
+from s2d.loading.model_folder import FAMILY_PROMPTS
+from s2d.model.decoder import Decoder
+from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.read import read_prompts
+from tests.strategies import segment_orders
+from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
+
+SHARED_NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=12, top_p=0.95, seed=11)
+PENALISED = replace(SHARED_NOISE, min_p=0.02, repetition_penalty=1.2, presence_penalty=0.3)
+PENALISED_GREEDY = replace(GREEDY, repetition_penalty=1.2, frequency_penalty=0.2)
+FAMILY_NOISE = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
+DRAFTS = ("separate", "self", "padded otherwise", "reduced head")
+NEW_TOKENS = 24
+NUM_FAMILY_PROMPTS = 2
+FAMILY_PROMPT_TOKENS, FAMILY_NEW_TOKENS = 48, 20
+FAMILY_CAPS = (1, 3, 5, 8, 2)
+FAMILY_SHARES = (0.2, 0.5, 0.35, 0.65, 0.5, 0.8, 0.35)
+"""Quantiles of confidence, for thresholds and floors."""
+RULE_KINDS = (FixedLength, HeuristicLength, FloorStop, SurvivalStop)
+SAID = tuple(range(1, VOCAB_SIZE, 2))
+"""Tokens of a reduced head, the one that ends a text among them."""
+LEAST_GAP = 1e-4
+"""Between two confidences that a threshold may lie between: far more than a pass of one row and one of many differ by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """What was decoded, and what the profiler recorded of it."""
+
+    job: Job
+    session: Session
+    trace: AcceptanceTrace
+
+
+def traced(pair: Pair, prompts: tuple[EncodedPrompt, ...], sampling: Sampling, new_tokens: int) -> Traced:
+    job = Job(
+        pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=new_tokens, draft_cap=9, seed=0
+    )
+    session = job.session()
+    asker = job.asker(session)
+    trace = extended(empty_trace(asker.header), [asker.trace(prompt) for prompt in prompts])
+    return Traced(job=job, session=session, trace=trace)
+
+
+@functools.cache
+def tiny_pair(kind: str) -> Pair:
+    target = tiny_model(TinySpec(), (1, 2, 4) if kind == "self" else ())
+    vocab_size = VOCAB_SIZE - (3 if kind == "padded otherwise" else 0)
+    is_self = kind == "self"
+    draft = target if is_self else tiny_model(TinySpec(num_layers=4, vocab_size=vocab_size), (1, 2, 4))
+    draft = with_vocabulary_of(draft, target.decoder.vocab_size)
+    if kind == "reduced head":
+        draft = replace(draft, decoder=Decoder(draft.geometry, with_reduced_head(draft.decoder.weights, SAID)))
+    return Pair(
+        target=target,
+        draft=draft,
+        geometry=DraftGeometry(kind="self" if is_self else "separate", model=draft.geometry, exit_layers=draft.exit_layers),
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"w": 0}, unk_token="w"))),
+        tokenizer_sha256="0" * 64,
+        eos_token_id=EOS,
+        device=torch.device("cpu"),
+        exits=DraftExits(layers=draft.exit_layers, source="s2d.json", calibration=None),
+    )
+
+
+@functools.cache
+def tiny_traced(kind: str, seed: int, sampling: Sampling, eos: int | None) -> Traced:
+    generator = torch.Generator().manual_seed(seed)
+    prompts = tuple(
+        EncodedPrompt(
+            name=str(size),
+            category="random",
+            token_ids=tuple(torch.randint(0, VOCAB_SIZE, (size,), generator=generator).tolist()),
+        )
+        for size in (1, 4, 9)
+    )
+    return traced(replace(tiny_pair(kind), eos_token_id=eos), prompts, sampling, NEW_TOKENS)
+
+
+def midpoints(confidence: np.ndarray) -> list[float]:
+    """Halfway between neighbouring distinct confidences: no rounding in the last bit can cross them."""
+    distinct = np.unique(confidence.astype(np.float64))
+    gaps = np.flatnonzero(np.diff(distinct) > LEAST_GAP)
+    return [0.0, *((distinct[gaps] + distinct[gaps + 1]) / 2).tolist(), 1.0]
+
+
+def threshold_at(confidence: np.ndarray, share: float) -> float:
+    """The midpoint nearest to a quantile."""
+    quantile = float(np.quantile(confidence.astype(np.float64), share))
+    return min(midpoints(confidence), key=lambda midpoint: abs(midpoint - quantile))
+
+
+def rules(num_exits: int, cap: int, floor: float, survival: float) -> tuple[LengthRule, ...]:
+    """One of every kind."""
+    curve = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.31, 0.97))
+    return (
+        FixedLength(draft_cap=cap),
+        HeuristicLength(start=(cap + 1) // 2, draft_cap=cap),
+        FloorStop(draft_cap=cap, floor=floor),
+        SurvivalStop(draft_cap=cap, floor=survival, calibration=(curve,) * num_exits),
+    )
+
+
+@st.composite
+def policies(draw: st.DrawFn, trace: AcceptanceTrace) -> ExitPolicy:
+    layers = trace.header.draft.exit_layers
+    looked = tuple(sorted(draw(st.sets(st.sampled_from(layers), min_size=1))))
+    thresholds = tuple(draw(st.sampled_from(midpoints(trace.confidence[:, layers.index(e)]))) for e in looked[:-1])
+    floor = draw(st.sampled_from(midpoints(trace.confidence)))
+    length = draw(st.sampled_from(rules(len(looked), draw(st.integers(1, 9)), floor, floor / 2)))
+    order = draw(segment_orders) if len(looked) > 1 else None
+    return ExitPolicy(
+        exit_layers=looked,
+        thresholds=thresholds,
+        confidence="max-prob",
+        length=length,
+        runs_ahead=order == "ahead",
+        catches_up_at_once=order == "at once",
+    )
+
+
+def family_policies(trace: AcceptanceTrace) -> Iterator[ExitPolicy]:
+    """Several sets of exits with every length rule, and of each rule one with drafts of one token, which stay on the path.
+
+    Of those of several exits, one in three runs ahead, and another catches up at once.
+    """
+    layers = trace.header.draft.exit_layers
+    column = dict(zip(layers, trace.confidence.T, strict=True))
+    subsets = ((layers[0], layers[2]), (layers[1], layers[3]), layers, (layers[3],))
+    sizes = zip(product(subsets, range(4)), cycle(FAMILY_CAPS), cycle(FAMILY_SHARES), strict=False)
+    for number, ((subset, kind), cap, share) in enumerate(sizes):
+        yield ExitPolicy(
+            exit_layers=subset,
+            thresholds=tuple(threshold_at(column[layer], share) for layer in subset[:-1]),
+            confidence="max-prob",
+            length=rules(len(subset), cap, threshold_at(column[subset[-1]], share), 0.62)[kind],
+            runs_ahead=len(subset) > 1 and number % 3 == 1,
+            catches_up_at_once=len(subset) > 1 and number % 3 == 2,
+        )
+
+
+def assert_replayed(found: Traced, policy: ExitPolicy) -> int:
+    """Run a policy and hold every block against replay; returns the number of texts that were equal in everything."""
+    job, num_whole = found.job, 0
+    expected = zip(job.prompts, block_lengths(found.trace, policy), replay(found.trace, policy), strict=True)
+    for prompt, blocks, rounds in expected:
+        ran = found.session.generate(prompt.token_ids, job.settings(policy, job.max_new_tokens))
+        said = f"{policy.label}, prompt {prompt.name}"
+        assert on_path(ran.blocks) == on_path(blocks), said
+        assert (ran.rounds.num_tokens, ran.rounds.num_accepted) == (rounds.num_tokens, rounds.num_accepted), said
+        only_the_cap = isinstance(policy.length, FixedLength | HeuristicLength) and job.pair.eos_token_id is None
+        if only_the_cap:
+            assert ran.blocks == blocks, said
+            assert target_passes(ran.rounds.passes) == target_passes(rounds.passes), said
+        if stays_on_path(ran) or (only_the_cap and len(policy.exit_layers) == 1):
+            assert ran.rounds == rounds, said
+            num_whole += 1
+    return num_whole
+
+
+def on_path(blocks: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """Tokens drafted up to and including the first mismatch, and tokens accepted."""
+    return [(min(drafted, accepted + 1), accepted) for drafted, accepted in blocks]
+
+
+def stays_on_path(ran: Generation) -> bool:
+    """Whether no block went on after a mismatch."""
+    return all(drafted <= accepted + 1 for drafted, accepted in ran.blocks)
+
+
+def target_passes(passes: tuple[PassCount, ...]) -> list[PassCount]:
+    return [one for one in passes if one.kind in ("verify", "round")]
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("sampling", [GREEDY, SHARED_NOISE, PENALISED_GREEDY, PENALISED], ids=lambda sampling: sampling.label)
+@settings(max_examples=20, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 3), eos=st.sampled_from([EOS, None]))
+def test_every_block_of_a_tiny_pair_is_the_replayed_one(
+    kind: str, sampling: Sampling, data: st.DataObject, seed: int, eos: int | None
+) -> None:
+    found = tiny_traced(kind, seed, sampling, eos)
+    assert_replayed(found, data.draw(policies(found.trace)))
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("exits", [(1,), (2,), (4,)])
+def test_where_every_token_takes_one_exit_all_passes_equal_replay(kind: str, exits: tuple[int, ...]) -> None:
+    found = tiny_traced(kind, 0, GREEDY, None)
+    policy = ExitPolicy(exit_layers=exits, thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=5))
+    assert assert_replayed(found, policy) == len(found.job.prompts)
+
+
+def gated_at_medians(trace: AcceptanceTrace, exits: tuple[int, ...], cap: int) -> ExitPolicy:
+    """At each exit but the last, half of the tokens may leave."""
+    column = dict(zip(trace.header.draft.exit_layers, trace.confidence.T, strict=True))
+    thresholds = tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1])
+    return ExitPolicy(exit_layers=exits, thresholds=thresholds, confidence="max-prob", length=FixedLength(draft_cap=cap))
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("exits", [(1, 2), (1, 4), (2, 4), (1, 2, 4)])
+def test_running_ahead_the_tokens_are_the_same_and_every_pass_is_the_replayed_one(kind: str, exits: tuple[int, ...]) -> None:
+    found = tiny_traced(kind, 1, GREEDY, None)
+    waiting = gated_at_medians(found.trace, exits, cap=1)  # stays on the path, so that nothing is left out
+    running = replace(waiting, runs_ahead=True)
+    assert assert_replayed(found, running) == len(found.job.prompts)
+    stats = dict.fromkeys((waiting, running))
+    for policy in stats:
+        ran = found.session.generate(found.job.prompts[-1].token_ids, found.job.settings(policy, NEW_TOKENS))
+        stats[policy] = (ran.tokens, ran.blocks, ran.rounds.exits_taken)
+        kinds = Counter(ran.samples.kind)
+        checks, drafted, deep = kinds["exit"], sum(ran.rounds.exits_taken), sum(ran.rounds.exits_taken[1:])
+        assert deep  # or nothing went on
+        if policy.runs_ahead:
+            assert checks < drafted <= kinds["ahead"]
+        else:
+            assert checks > drafted
+            assert not kinds["ahead"]
+    assert stats[waiting] == stats[running]
+
+
+@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize("exits", [(1, 2), (1, 4), (2, 4), (1, 2, 4)])
+@pytest.mark.parametrize("cap", [1, 5])
+def test_catching_up_at_once_the_tokens_are_the_same_and_every_segment_has_the_replayed_passes(
+    kind: str, exits: tuple[int, ...], cap: int
+) -> None:
+    found = tiny_traced(kind, 1, GREEDY, None)
+    when_asked = gated_at_medians(found.trace, exits, cap)
+    at_once = replace(when_asked, catches_up_at_once=True)
+    assert_replayed(found, at_once)
+    for prompt, expected in zip(found.job.prompts, replay(found.trace, at_once), strict=True):
+        lazy, ran = (
+            found.session.generate(prompt.token_ids, found.job.settings(one, NEW_TOKENS)) for one in (when_asked, at_once)
+        )
+        assert (ran.tokens, ran.blocks, ran.rounds.exits_taken) == (lazy.tokens, lazy.blocks, lazy.rounds.exits_taken)
+        # Which exits are taken off the path no trace says, and these passes do not depend on it.
+        assert without_checks(ran.rounds) == without_checks(expected)
+
+
+def without_checks(rounds: RoundStats) -> list[PassCount | ColdCount]:
+    return [one for one in (*rounds.passes, *rounds.cold_passes) if one.kind != "exit"]
+
+
+@functools.cache
+def family_pair(target: str, draft: str) -> Pair:
+    """Without an end of text, so that nothing but the length rule ends a block."""
+    return replace(load_pair(target, draft, "fp32", "cpu"), eos_token_id=None)
+
+
+@pytest.fixture(scope="session", params=[GREEDY, FAMILY_NOISE, PENALISED_GREEDY], ids=lambda sampling: sampling.label)
+def family_sampling(request: pytest.FixtureRequest) -> Sampling:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["ref-draft", SELF_DRAFT])
+def family_draft(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["ref-target-16", "ref-target-32"])
+def family(request: pytest.FixtureRequest, family_draft: str, family_sampling: Sampling) -> Traced:
+    pair = family_pair(request.param, family_draft)
+    chosen = chosen_prompts(read_prompts(FAMILY_PROMPTS), "all", NUM_FAMILY_PROMPTS)
+    whole = encode_prompts(pair, chosen, max_new_tokens=FAMILY_NEW_TOKENS)
+    prompts = tuple(replace(prompt, token_ids=prompt.token_ids[:FAMILY_PROMPT_TOKENS]) for prompt in whole)
+    return traced(pair, prompts, family_sampling, FAMILY_NEW_TOKENS)
+
+
+def test_every_block_of_the_reference_family_is_the_replayed_one(family: Traced) -> None:
+    num_whole = dict.fromkeys(RULE_KINDS, 0)
+    for policy in family_policies(family.trace):
+        num_whole[type(policy.length)] += assert_replayed(family, policy)
+    assert min(num_whole.values()) >= NUM_FAMILY_PROMPTS  # or passes would not have been compared under every rule

@@ -1,0 +1,114 @@
+"""`s2d-run` with a rank that fails: a program for torchrun, and for the processes of `test_rank_failure`."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import s2d.parallel.parallel_decoder
+import s2d.parallel.ranks
+from perfmodel.core.errors import UserInputError
+from s2d.commands.run_cli import main_run
+from s2d.decoding.verify import ExactJudge
+from s2d.parallel.ranks import Ranks
+
+STAGES = ("loading", "prefill", "verification", "sampling")
+NUM_LAYERS = 6
+"""Of the target: each takes two sums over the ranks, and the draft none."""
+SUM_OF_STAGE = {"prefill": 3, "verification": 2 * NUM_LAYERS + 3}
+"""The 1-based number of a sum in the middle of a pass."""
+
+
+def run(rank: int, failing_rank: int, stage: str, how: str, argv: Sequence[str], failed_at: Path) -> int:
+    """Run the command in one rank.
+
+    Args:
+        rank: this one.
+        failing_rank: the one that fails.
+        stage: in which.
+        how: `raises`, `refuses`, `killed` or `terminated`, which is a SIGTERM while the main thread is busy; with `, hanging`
+            after it the other rank hangs in its sums, as on NCCL.
+        argv: of `s2d-run`.
+        failed_at: where to write when the rank failed.
+    """
+    how, _, hanging = how.partition(", ")
+
+    def fail() -> None:
+        failed_at.write_text(str(time.monotonic()))
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+            _hang()
+        raise UserInputError("a bad share") if how == "refuses" else KeyError(99)
+
+    def fail_in_sampling() -> None:
+        _await_sampling(rank, failed_at)
+        fail()
+
+    if rank == failing_rank:
+        _call_in(stage, rank, fail_in_sampling if stage == "sampling" else fail)
+    elif stage == "sampling":
+        _call_in(stage, rank, partial(_go_on_sampling, rank, failed_at))
+    elif hanging:
+        _call_in("verification", rank, _hang)
+        s2d.parallel.ranks._abort_process_group = _hang
+    return main_run(argv)
+
+
+def _await_sampling(rank: int, failed_at: Path) -> None:
+    """Let a rank fail only when the other one knows, too, that rank 0 samples."""
+    while not Path(f"{failed_at}.sampling{1 - rank}").exists():
+        time.sleep(0.01)
+
+
+def _go_on_sampling(rank: int, failed_at: Path) -> None:
+    """Rank 0 samples until the other one has failed, and a little longer."""
+    Path(f"{failed_at}.sampling{rank}").touch()
+    while rank == 0 and not failed_at.exists():
+        time.sleep(0.01)
+    if rank == 0:
+        time.sleep(1)
+
+
+def _hang() -> None:
+    time.sleep(600)
+
+
+def _call_in(stage: str, rank: int, action: Callable[[], None]) -> None:
+    """Have a rank call this in a stage."""
+    if stage == "loading":
+        s2d.parallel.parallel_decoder._load = lambda *_: action()
+    elif stage in SUM_OF_STAGE:
+        _wrap(Ranks, "add_up", SUM_OF_STAGE[stage], action)
+    elif rank == 0:
+        _wrap(ExactJudge, "verdict", 1, action)
+    else:  # its columns of the head are given: rank 0 samples
+        _wrap(Ranks, "give", 1, action, after=True)
+
+
+def _wrap(owner: type, name: str, number: int, action: Callable[[], None], *, after: bool = False) -> None:
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*args: Any) -> Any:
+        calls.append(name)
+        is_due = len(calls) == number
+        if is_due and not after:
+            action()
+        result = original(*args)
+        if is_due and after:
+            action()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+if __name__ == "__main__":
+    failing_rank, stage, how, failed_at, *argv = sys.argv[1:]
+    own_rank = int(os.environ["RANK"])
+    Path(f"{failed_at}.pid{own_rank}").write_text(str(os.getpid()))
+    sys.exit(run(own_rank, int(failing_rank), stage, how, argv, Path(failed_at)))
