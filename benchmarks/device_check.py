@@ -37,10 +37,10 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.results.report import Divergence
 from profiler.machine.machine_facts import device_facts
-from s2d import fold
 from s2d.decoding.generate import Settings
 from s2d.decoding.pair import ModelPair, load_pair
 from s2d.decoding.random_pair import random_pair
+from s2d.loading import convert_weights
 from s2d.loading.load_model import DECODERS
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.model.torch_device import use_device
@@ -181,7 +181,7 @@ def with_half_a_head(pair: ModelPair) -> ModelPair:
     said = range(0, pair.target.geometry.vocab_size, 2)
     whole = pair.geometry.model
     model = replace(with_reduced_head(whole, len(said)), name=f"{whole.name} with half a head")
-    decoder = DECODERS[pair.draft.decoder.engine](model, fold.with_reduced_head(pair.draft.decoder.weights, said))
+    decoder = DECODERS[pair.draft.decoder.engine](model, convert_weights.with_reduced_head(pair.draft.decoder.weights, said))
     draft = replace(pair.draft, geometry=model, decoder=decoder)
     return replace(pair, draft=draft, geometry=replace(pair.geometry, model=model))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from calibrate import choose_device
+from calibrate.inputs import choose_device
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
 from perfmodel.policies.policy import ExitPolicy, FixedLength
 from perfmodel.results.plan import read_plan, write_plan
-from profiler import job, kernel_trial
 from profiler.commands.profile_cli import main_profile
+from profiler.latency import kernel_trial, profiling_job
 from profiler.latency.measure_latency import measure_latency
 from s2d.loading.load_model import load_tokenizer
 from tests.gpu_simulator import Simulator, simulated_gpu
@@ -111,7 +111,7 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time kernels on one layer, twice, and take a turn for every second of a budget: the simulator's seconds mean nothing."""
     monkeypatch.setattr(kernel_trial, "try_kernels", partial(kernel_trial.try_kernels, least_bytes=1, num_turns=2))
     monkeypatch.setattr(
-        job, "measure_latency", lambda *args, **options: measure_latency(*args, **options, clock=count().__next__)
+        profiling_job, "measure_latency", lambda *args, **options: measure_latency(*args, **options, clock=count().__next__)
     )
 
 

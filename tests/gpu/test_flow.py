@@ -22,8 +22,8 @@ from perfmodel.passes.latency_law import read_latency_fit
 from perfmodel.passes.latency_profile import read_latency_profile
 from perfmodel.results.plan import read_plan, write_plan
 from perfmodel.results.report import RunReport, read_report
-from profiler import job, kernel_trial
 from profiler.commands.profile_cli import main_profile
+from profiler.latency import kernel_trial, profiling_job
 from profiler.latency.measure_latency import measure_latency
 from s2d.commands.run_cli import main_run
 from s2d.decoding.pair import ModelPair
@@ -160,7 +160,7 @@ def test_an_interrupted_profile_goes_on_with_the_kernels_it_recorded(
 
     with monkeypatch.context() as patched:
         short_measurements(patched)
-        patched.setattr(job, "measure_latency", interrupted)
+        patched.setattr(profiling_job, "measure_latency", interrupted)
         assert main_profile([*argv, "--budget", "3"]) == 130
     kept = read_latency_profile(tmp_path / "draft.latency.partial.json").record
     assert len(kept.kernel_trials) == 4

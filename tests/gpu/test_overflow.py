@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.policies.sampling import GREEDY
-from profiler import command
+from profiler.commands import profile_command
 from profiler.commands.profile_cli import main_profile
 from s2d.decoding.generate import Session
 from s2d.decoding.pair import ModelPair, Pair, load_pair
@@ -130,7 +130,7 @@ def test_no_text_whose_logits_overflow_is_held_against_another() -> None:
 def test_a_trace_of_a_draft_that_overflows_is_refused(
     models: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "load_pair", lambda *args, **how: _with_overflowing_draft(load_pair(*args, **how)))
+    monkeypatch.setattr(profile_command, "load_pair", lambda *args, **how: _with_overflowing_draft(load_pair(*args, **how)))
     argv = ["acceptance", *profile_argv(models, tmp_path / "out", "fp16"), "--device", "cpu"]
     assert main_profile(argv) == 2
     assert "the logits of draft 'draft' are NaN or infinite in fp16 on prompt 'p0.txt:1'" in capsys.readouterr().err

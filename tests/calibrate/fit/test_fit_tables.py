@@ -22,7 +22,7 @@ from calibrate.fit.fit_tables import (
 )
 from perfmodel.core.errors import BadFile, BelowLowerBound, UnknownName
 from perfmodel.core.units import format_bytes_per_s, format_flops_per_s, format_frac, format_seconds
-from perfmodel.hardware.kernel_efficiency import EVIDENCE, KERNEL_COSTS, shipped_fit
+from perfmodel.hardware.kernel_efficiency import EVIDENCE, kernel_costs, shipped_fit
 from perfmodel.models.find_model import find_model
 from perfmodel.passes.flops_bytes import layers_weights
 from perfmodel.passes.latency_law import LatencyFit, Law, read_latency_fit
@@ -241,12 +241,12 @@ def test_the_fits_in_the_box_are_as_sure_as_the_project_says(gpu: str) -> None:
     assert reference_device["flop_s"] < 0.1
     assert fit.held_out_error_frac is not None
     assert fit.residual_frac < fit.held_out_error_frac < 0.05
-    assert fit.error_frac < KERNEL_COSTS[fit.device.device].error_frac, "a whole pass errs more than its layers' kernels"
+    assert fit.error_frac < kernel_costs(fit.device.device).error_frac, "a whole pass errs more than its layers' kernels"
 
 
 def test_kernel_costs_are_the_coefficients_in_the_box(gpu: str) -> None:
     hardware = table_hardware(gpu)
-    costs, law = KERNEL_COSTS[hardware.name], shipped_fit(hardware.name).law
+    costs, law = kernel_costs(hardware.name), shipped_fit(hardware.name).law
     assert costs.layer_floor_s == law.layer_s
     for dtype in ("fp32", "bf16", "fp16"):
         assert 1 / (costs.weight_bandwidth_frac[dtype] * hardware.memory_bytes_per_s) == pytest.approx(law.weight_byte_s)
@@ -261,7 +261,7 @@ def test_kernel_costs_are_the_coefficients_in_the_box(gpu: str) -> None:
 
 def test_the_source_of_kernel_costs_gives_errors_and_standard_errors_of_the_fit() -> None:
     for part in ("floor 35.7 µs ± 8.7 %", "1.55 TB/s ± 1.5 %", "187 TFLOP/s ± 3.8 %", "mean error 3.7 %", "left out 4.3 %"):
-        assert part in KERNEL_COSTS["A100-80GB-SXM"].source
+        assert part in kernel_costs("A100-80GB-SXM").source
 
 
 def test_the_page_on_devices_shows_the_fits_in_the_box() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate import validate as validate_module
 from calibrate.commands.plan_cli import main_plan
+from calibrate.fit import validate as validate_module
 from calibrate.fit.validate import POINTS, published_format, published_points, validate
 from perfmodel.core.errors import BelowLowerBound, UserInputError
 from perfmodel.core.files import read_record

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from calibrate import choose_device as module
-from calibrate import find_gpus
 from calibrate.commands.plan_cli import main_plan
+from calibrate.inputs import choose_device as module
+from calibrate.inputs import find_gpus
 from calibrate.inputs.choose_device import choose_device
 from calibrate.inputs.find_gpus import Gpu, present_gpus, visible_gpus
 from calibrate.pricing.datasheet_pricing import same_device

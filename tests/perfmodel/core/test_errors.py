@@ -1,6 +1,6 @@
 import pytest
 
-from perfmodel import errors
+from perfmodel.core import errors
 from perfmodel.core.errors import (
     BadFile,
     BadPolicy,

@@ -7,7 +7,7 @@ from perfmodel.core.errors import OutOfDomain, UnknownName, UserInputError
 from perfmodel.core.units import GB, TERA
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import SIMILARITY_ERROR_FRAC, Hardware, Link, num_devices_to_fit
-from perfmodel.hardware.kernel_efficiency import KERNEL_COSTS
+from perfmodel.hardware.kernel_efficiency import kernel_costs
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
 from perfmodel.models.find_model import find_model
@@ -129,7 +129,7 @@ def test_narrower_numbers_are_never_slower(hardware: Hardware) -> None:
 
 @every_row
 def test_a_row_costs_what_its_relative_does_and_errs_by_its_kinship(hardware: Hardware) -> None:
-    costs = KERNEL_COSTS[hardware.reference_device]
+    costs = kernel_costs(hardware.reference_device)
     assert (hardware.layer_floor_s, hardware.attn_floor_s) == (costs.layer_floor_s, costs.attn_floor_s)
     assert hardware.weight_bandwidth_frac["fp16"] == costs.weight_bandwidth_frac["fp16"]
     for dtype in ("int8", "int4"):

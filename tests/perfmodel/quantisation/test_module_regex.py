@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfmodel import module_regex
+from perfmodel.quantisation import module_regex
 from perfmodel.quantisation.module_names import MAX_PATTERNS, by_glob, by_regex_or_name, by_transformers_rule, layer_names
 from perfmodel.quantisation.module_regex import MAX_CHARS, ModuleRegexes, UnreadablePattern
 

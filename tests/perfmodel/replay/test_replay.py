@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from perfmodel import courses
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.errors import BadPolicy
 from perfmodel.policies.policy import (
@@ -23,6 +22,7 @@ from perfmodel.policies.policy import (
     LengthRule,
     SurvivalStop,
 )
+from perfmodel.replay import compiled
 from perfmodel.replay.compiled import count_replay
 from perfmodel.replay.counts import BLOCK, COLD, KINDS, TAKEN
 from perfmodel.replay.layout import lay_out
@@ -110,7 +110,7 @@ def test_a_token_is_accepted_by_its_rule(case: Case) -> None:
 
 
 def test_replay_was_compiled() -> None:
-    assert courses._native is not None, "no C compiler was there when s2d was installed: nothing here would be tested"
+    assert compiled._native is not None, "no C compiler was there when s2d was installed: nothing here would be tested"
 
 
 @settings(max_examples=500)
@@ -132,7 +132,7 @@ def test_where_nothing_was_compiled_replay_is_the_same(case: Case) -> None:
 
 
 def test_where_nothing_was_compiled_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    courses._warn.cache_clear()
+    compiled._warn.cache_clear()
     trace = make_trace(TraceSpec(num_positions=[5]))
     with patch("perfmodel.replay.compiled._native", None):
         replay(trace, None)

@@ -13,7 +13,7 @@ from perfmodel.hardware.kernel_efficiency import EVIDENCE
 from perfmodel.passes.latency_law import read_latency_fit
 from perfmodel.passes.latency_profile import read_latency_profile
 from perfmodel.passes.passes import PassSamples
-from profiler import law_command
+from profiler.commands import law_command
 from profiler.commands.profile_cli import main_profile
 from profiler.latency.measure_law import LOOPED_MODELS, LawGrid, law_models, law_profiles, measure_law
 from profiler.latency.pass_log import PassLog

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from perfmodel import contention
 from perfmodel.acceptance.trace import AcceptanceTrace, read_trace, write_trace
+from perfmodel.core import cpu_contention
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.errors import OutOfSpace
 from perfmodel.core.files import read_record
@@ -23,12 +23,12 @@ from perfmodel.passes.latency_profile import (
     write_latency_profile,
 )
 from perfmodel.policies.sampling import Sampling
-from profiler import command as command_module
-from profiler import job as job_module
-from profiler import latency_files
 from profiler.acceptance.record_acceptance import ExitRecorder, PromptTrace
+from profiler.commands import profile_command as command_module
 from profiler.commands.profile_cli import main_profile
 from profiler.commands.profile_inputs import family_prompts
+from profiler.latency import latency_files
+from profiler.latency import profiling_job as job_module
 from profiler.latency.latency_files import LatencyFiles
 from profiler.latency.measure_latency import measure_latency
 from profiler.latency.pass_log import PassLog
@@ -85,7 +85,7 @@ def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
 def test_a_profile_of_a_busy_machine_says_so_and_keeps_it(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contention, "thread_waited_s", perf_counter)  # never let run
+    monkeypatch.setattr(cpu_contention, "thread_waited_s", perf_counter)  # never let run
     assert main_profile(["latency", *arguments(folders, tmp_path / "evidence")]) == 0
     assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
     for name in ("draft", "target"):

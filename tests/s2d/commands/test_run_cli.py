@@ -9,7 +9,7 @@ from time import perf_counter
 import pytest
 import torch
 
-from perfmodel import contention
+from perfmodel.core import cpu_contention
 from perfmodel.core.errors import OutOfSpace
 from perfmodel.core.files import read_record
 from perfmodel.models.geometry import DraftGeometry
@@ -195,7 +195,7 @@ def test_half_a_character_at_the_end_of_a_round_is_shown(capsys) -> None:
 
 
 def test_a_checked_report_is_to_be_compared(folders, plan_file, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(contention, "thread_waited_s", lambda: 0.0)  # else a busy machine is warned of
+    monkeypatch.setattr(cpu_contention, "thread_waited_s", lambda: 0.0)  # else a busy machine is warned of
     plan, report = plan_file(), folders / "report.json"
     assert run(folders, plan, "--prompt", "the cat", "--check", "-o", str(report)) == 0
     assert capsys.readouterr().err == f"wrote {report}; next: s2d-compare --plan {plan} --report {report}\n"
@@ -204,7 +204,7 @@ def test_a_checked_report_is_to_be_compared(folders, plan_file, capsys, monkeypa
 def test_what_is_measured_beside_other_programs_is_warned_of_and_what_is_only_run_is_not(
     folders, plan_file, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(contention, "thread_waited_s", perf_counter)  # never let run
+    monkeypatch.setattr(cpu_contention, "thread_waited_s", perf_counter)  # never let run
     run(folders, plan_file(), "--prompt", "the cat", "--check", "-o", str(folders / "report.json"))
     assert read_report(folders / "report.json").record.waited_frac == pytest.approx(1.0, abs=0.01)
     assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from torch.distributed import HashStore
 
 from s2d.decoding.pair import load_pair
 from s2d.parallel.rank_failure import Watch, watching
-from tests.s2d import failing_rank
+from tests.s2d.parallel import failing_rank
 from tests.s2d.parallel.failing_rank import NUM_LAYERS, STAGES
 from tests.s2d.parallel.test_parallel_decoder import ROOT, TOKENIZER
 from tests.stubs import TinySpec, tiny_llama

@@ -8,10 +8,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.errors import BadFile, Mismatch, OutOfSpace, UserInputError
-from s2d import corpus, package_family, reference, train_reference
 from s2d.commands.run_cli import main_train
 from s2d.loading.load_model import load_model
 from s2d.prompts.conversation import Prompt
+from s2d.training import corpus, package_family, reference_recipe, train_reference
 from s2d.training.corpus import (
     HELD_OUT_ONE_IN,
     SourceFile,
@@ -73,7 +73,9 @@ FEW = replace(STABLE, steps=3, warmup_steps=1, batch_sequences=4, sequence_token
 STAGES = (
     Stage(name="target-16", start=None, num_layers=3, settings=FEW),
     Stage(name="target-32", start="target-16", num_layers=4, settings=replace(FEW, seed=1)),
-    Stage(name="draft", start="target-16", num_layers=6, settings=replace(FEW, all_exits=True), teachers=reference.TARGETS),
+    Stage(
+        name="draft", start="target-16", num_layers=6, settings=replace(FEW, all_exits=True), teachers=reference_recipe.TARGETS
+    ),
 )
 
 
@@ -82,7 +84,7 @@ def tiny_recipe(monkeypatch) -> None:
     """The recipe with stages of three steps on a page of text."""
     files = [SourceFile(path=f"{number}.py", text=f"def f{number}(x):\n    return x + {number}\n" * 20) for number in range(40)]
     monkeypatch.setattr(corpus, "standard_library", lambda: files)
-    for module in (reference, train_reference, package_family):
+    for module in (reference_recipe, train_reference, package_family):
         monkeypatch.setattr(module, "STAGES", STAGES)
     monkeypatch.setattr(train_reference, "TEXT_NEW_TOKENS", 4)
     monkeypatch.setattr(train_reference, "TEXT_BATCHES", 1)

@@ -10,10 +10,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from s2d import train_draft
 from s2d.commands.run_cli import main_train
 from s2d.loading.load_model import load_model
 from s2d.loading.sidecar import read_sidecar
+from s2d.training import train_draft
 from s2d.training.resume import CHECKPOINT_NAME
 from s2d.training.training import read_training
 from tests.stubs import TinySpec, tiny_llama
