@@ -1,27 +1,15 @@
-"""docs/models.md: its tables are those of `perfmodel.models.known_models` and `perfmodel.models.architectures`."""
+"""The tables of docs/reference/models.md: known models and covered families."""
 
-import re
-from pathlib import Path
-
+from docs.generate.marks import with_part
 from perfmodel.models.architectures import UNCOVERED
 from perfmodel.models.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
 from perfmodel.models.known_models import ALIASES, KNOWN, KNOWN_DRAFTS, KnownModel
 from perfmodel.models.model_roles import HEADS
 
-MODELS_PAGE = Path(__file__).parent.parent / "docs" / "models.md"
-MODEL_TABLES = re.compile(r"(?<=<!-- model-tables -->\n).*?(?=<!-- /model-tables -->)", re.DOTALL)
-FAMILY_TABLES = re.compile(r"(?<=<!-- family-tables -->\n).*?(?=<!-- /family-tables -->)", re.DOTALL)
-
-
-def models_problems(page: str) -> list[str]:
-    if with_model_tables(page) == page and MODEL_TABLES.search(page) and FAMILY_TABLES.search(page):
-        return []
-    return ["docs/models.md: its tables are not those of perfmodel.models.known_models: run python tests/check_docs.py --write"]
-
 
 def with_model_tables(page: str) -> str:
-    """The page with its tables made anew between their marks."""
-    return FAMILY_TABLES.sub(lambda _: family_tables(), MODEL_TABLES.sub(lambda _: model_tables(), page))
+    """The page with its two parts made anew."""
+    return with_part(with_part(page, "model-tables", model_tables()), "family-tables", family_tables())
 
 
 def model_tables() -> str:
@@ -35,7 +23,7 @@ def model_tables() -> str:
     for draft in KNOWN_DRAFTS:
         exits = ", ".join(map(str, draft.exit_layers))
         drafts.append(f"| {draft.model.name} | {aliases_of(draft.model.name)} | {exits} | {draft.model.source} |")
-    return "\n" + "\n".join([*shapes, "", *sources, "", *drafts]) + "\n\n"
+    return "\n".join([*shapes, "", *sources, "", *drafts])
 
 
 def shape_row(known: KnownModel) -> str:
@@ -80,7 +68,7 @@ def family_tables() -> str:
     for head in HEADS:
         marks = ", ".join(f"`{key}`" for key in head.keys)
         refused.append(f"| {head.what} | it reads its target's hidden states | {marks} |")
-    return "\n" + "\n".join([*covered, "", *refused]) + "\n\n"
+    return "\n".join([*covered, "", *refused])
 
 
 def wrappers_of(one: Architecture) -> list[str]:
