@@ -23,7 +23,9 @@ def test_a_generated_page_is_current(name: str) -> None:
     assert PAGES[name](page) == page, "run python -m docs.generate"
 
 
-def test_a_page_that_differs_is_named_and_left_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_that_differs_is_named_and_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("docs.generate.__main__.PAGES", {"docs/benchmarks.md": lambda page: f"{page}\nnew"})
     before = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert main(["--check"]) == 1

@@ -67,7 +67,9 @@ def test_wheel_and_source_hold_every_file_of_the_packages(built: tuple[Path, Pat
     in_wheel = set(zipfile.ZipFile(built[1]).namelist())
     assert sorted(ours - in_wheel) == sorted(name for name in ours if "/native/" in name), "only the C sources stay out"
     in_source = {name.partition("/")[2] for name in tarfile.open(built[0]).getnames()}
-    outside = {name for name in listed if name.startswith(("tests/", "docs/", "examples/")) or name in ("constraints.txt", "README.md")}
+    outside = {
+        name for name in listed if name.startswith(("tests/", "docs/", "examples/")) or name in ("constraints.txt", "README.md")
+    }
     assert not sorted(name for name in ours | outside if (ROOT / name).exists() and name not in in_source)
 
 
@@ -76,7 +78,11 @@ def test_a_plan_from_the_wheel_is_the_plan_of_the_checkout(clean: Path, tmp_path
     planned = run_in(clean, tmp_path, "s2d-plan", *flags)
     assert planned.returncode == 0, planned.stderr
     assert planned.stderr == ""
-    here = [sys.executable, "-c", "import sys; from calibrate.commands.plan_cli import main_plan; sys.exit(main_plan(sys.argv[1:]))"]
+    here = [
+        sys.executable,
+        "-c",
+        "import sys; from calibrate.commands.plan_cli import main_plan; sys.exit(main_plan(sys.argv[1:]))",
+    ]
     expected = subprocess.run([*here, *flags], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert planned.stdout == expected
 
