@@ -194,7 +194,7 @@ def _pass_residuals(
     """
     residuals, samples = [], without_pauses(arm.samples)
     for kind in PASS_KINDS:
-        measured = [seconds for sample, seconds in zip(samples.kind, samples.seconds, strict=True) if sample == kind]
+        measured = [sample.seconds for sample in samples if sample.kind == kind]
         passes = num_passes(rounds, kind)
         if measured and kind in priced:
             measured_s = math.fsum(measured) / len(measured) * passes

@@ -11,7 +11,6 @@ gated: a CPU's clock and bandwidth are assumed here, and its caches hold whole m
 KV caches are counted at 16 bits or more, as `perfmodel.passes.flops_bytes` has them.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from perfmodel.core.errors import BelowLowerBound, UnknownName
@@ -22,7 +21,6 @@ from perfmodel.core.units import (
     Flops,
     FlopsPerS,
     Seconds,
-    Tokens,
     format_bytes,
     format_bytes_per_s,
     format_flops_per_s,
@@ -35,7 +33,7 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import PassSetting, PassWork, setting_of
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import Line, PassKind, PassSamples, PassShape, kind_label
+from perfmodel.passes.passes import Line, PassKind, PassShape, kind_label
 from perfmodel.quantisation.weight_format import WeightFormat
 
 MAX_CACHE_BYTES = 288 * MIB
@@ -161,20 +159,11 @@ def check_profile(profile: LatencyProfile) -> None:
     setting = setting_of(profile)
     what = f"the profile of {profile.model.name} on {profile.device.num_devices} x {profile.device.device}"
     fix = "Check the dtype and that the clock waits for the device, then profile again: s2d-profile latency"
-    for (kind, stage, rows), passes in _by_shape(profile.samples).items():
-        fewest, _ = min(passes)
-        middle_s = sorted(seconds for _, seconds in passes)[len(passes) // 2]
+    for (kind, stage, rows), passes in profile.samples.by_name().items():
+        middle_s = sorted(sample.seconds for sample in passes)[len(passes) // 2]
+        fewest = min(sample.cached_tokens for sample in passes)
         shape = PassShape(kind=kind, stage=stage, rows=rows, cached_tokens=fewest)
         check_pass(what, middle_s, setting, shape, hardware, fix=fix)
-
-
-def _by_shape(samples: PassSamples) -> dict[tuple[PassKind, int, int], list[tuple[Tokens, Seconds]]]:
-    """Cached tokens and seconds of every pass by kind, stage and rows."""
-    passes = defaultdict(list)
-    columns = (samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds)
-    for kind, stage, rows, cached, seconds in zip(*columns, strict=True):
-        passes[kind, stage, rows].append((cached, seconds))
-    return passes
 
 
 def check_line(line: Line, setting: PassSetting, kind: PassKind, stage: int, rows: int, hardware: Hardware) -> None:
