@@ -153,10 +153,7 @@ def _identity(profile: LatencyProfile) -> str:
     Prompts, the longest draft and new tokens do not: they decide which passes are met, and every pass is kept with the rows,
     the cached tokens and the place in its round that it had, by which it is priced.
     """
-    key = profile.device
-    threads = f", {key.num_threads} threads" if key.num_threads else ""
     beside = f" beside {profile.beside}" if profile.beside else ""
     weights = f"weights {profile.model_sha256[:12]}"
     processing = f" with {', '.join(profile.processing)}" if profile.processing else ""
-    where = f"{profile.rule} decoding{processing} in {key.dtype}, {key.launching}, on {key.num_devices} x {key.device}{threads}"
-    return f"{profile.model.name} ({weights}){beside}, {where}"
+    return f"{profile.model.name} ({weights}){beside}, {profile.rule} decoding{processing} on {profile.device.label}"
