@@ -65,7 +65,7 @@ _Steps: TypeAlias = dict[int, tuple[Knot, ...]]
 """Knots in order of rows, by the width that they were padded to."""
 
 
-class PassTimes:
+class MeasuredTimes:
     """Every measured pass, priced by kind, stage and rows.
 
     Widths between two measured ones are interpolated; beyond the widest at most one row, or a quarter of it, is
