@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.policies.policy import Policy, SurvivalFloor
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.decoding.generate import generate
 from s2d.loading.convert_weights import with_reduced_head, with_vocabulary
 from s2d.loading.exits import NamedExits
@@ -98,8 +98,8 @@ def test_a_vocabulary_padded_otherwise_keeps_the_reduced_head() -> None:
     weights = with_reduced_head(tiny_model(TinySpec()).decoder.weights, (1, 5, 20))
     for num_tokens, kept in ((30, [1, 5, 20]), (20, [1, 5])):
         padded = with_vocabulary(weights, num_tokens)
-        assert padded.said is not None
-        assert (padded.said.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
+        assert padded.head_token_ids is not None
+        assert (padded.head_token_ids.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
 
 
 def test_a_target_says_every_token(draft: Path, tmp_path: Path) -> None:
