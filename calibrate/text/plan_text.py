@@ -23,7 +23,7 @@ from perfmodel.models.find_model import other_releases
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.models.known_models import UNPUBLISHED_DRAFTS
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, StopRule, SurvivalFloor
 from perfmodel.quantisation.weight_format import WeightFormat
 from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Overfitting, Plan
@@ -182,7 +182,7 @@ def cautions(plan: Plan) -> list[str]:
         )
     if plan.chosen.speedup.speedup.low < 1:
         found.append("The interval reaches below 1.00x: speculation may not pay here. Measure before relying on it.")
-    single = next((one for one in plan.runners_up if one.policy is not None and len(one.policy.exit_layers) == 1), None)
+    single = next((one for one in plan.runners_up if one.policy is not None and len(one.policy.exits) == 1), None)
     if is_published(plan.evidence) and single is not None and single.speedup.tokens_per_s < plan.chosen.speedup.tokens_per_s:
         found.append(
             f"{_capitalised(single.name)} alone is predicted to give {format_speedup(single.speedup.speedup.value)}. That uses "
@@ -195,15 +195,15 @@ def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def policy_facts(policy: ExitPolicy) -> list[tuple[str, str]]:
+def policy_facts(policy: Policy) -> list[tuple[str, str]]:
     """What to set, field by field."""
-    gates = [f"{layer} at confidence >= {gate:.3f}" for layer, gate in zip(policy.exit_layers, policy.thresholds, strict=False)]
-    exits = ", ".join([*gates, f"{policy.exit_layers[-1]} always" if gates else f"{policy.exit_layers[-1]} alone"])
-    length = [("draft length", _length_text(policy.length)), ("stop rule", _stop_text(policy.length))]
+    gates = [f"{layer} at confidence >= {gate:.3f}" for layer, gate in zip(policy.exits, policy.thresholds, strict=False)]
+    exits = ", ".join([*gates, f"{policy.exits[-1]} always" if gates else f"{policy.exits[-1]} alone"])
+    length = [("draft length", _length_text(policy)), ("stop rule", _stop_text(policy.stop))]
     return [("exits", exits), *_order_facts(policy), *length]
 
 
-def _order_facts(policy: ExitPolicy) -> list[tuple[str, str]]:
+def _order_facts(policy: Policy) -> list[tuple[str, str]]:
     """When segments run, where that is not when a token comes to them."""
     if policy.runs_ahead:
         return [("running ahead", "the next segment starts before an exit's answer is read")]
@@ -212,21 +212,21 @@ def _order_facts(policy: ExitPolicy) -> list[tuple[str, str]]:
     return []
 
 
-def _length_text(rule: LengthRule) -> str:
-    match rule:
-        case FixedLength():
-            return _tokens_text(rule.draft_cap)
-        case HeuristicLength():
-            return f"{rule.start} at first, +2 when all were accepted, else -1, from 1 to {rule.draft_cap}"
+def _length_text(policy: Policy) -> str:
+    match policy.stop:
+        case None:
+            return _tokens_text(policy.tokens)
+        case HeuristicLength(start=start):
+            return f"{start} at first, +2 when all were accepted, else -1, from 1 to {policy.tokens}"
         case _:
-            return f"at most {_tokens_text(rule.draft_cap)}"
+            return f"at most {_tokens_text(policy.tokens)}"
 
 
-def _stop_text(rule: LengthRule) -> str:
+def _stop_text(rule: StopRule | None) -> str:
     match rule:
-        case FloorStop():
+        case ConfidenceFloor():
             return f"after a token of confidence below {rule.floor:.3f}"
-        case SurvivalStop():
+        case SurvivalFloor():
             return f"when the chance that the whole block survives falls below {rule.floor:.3f}"
         case _:
             return "none"

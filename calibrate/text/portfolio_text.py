@@ -16,7 +16,7 @@ from calibrate.text.plan_text import (
 )
 from perfmodel.core.console import table
 from perfmodel.core.units import format_bytes, format_frac, format_number, format_speedup
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.results.plan import Evidence
 from perfmodel.results.portfolio import Choice, Part, Portfolio
 
@@ -74,7 +74,7 @@ def _own(portfolio: Portfolio) -> str:
     return table(rows, headers=headers, align="lrlrrr" if portfolio.of == "categories" else "lllrrr")
 
 
-def _policy_text(policy: ExitPolicy | None) -> str:
+def _policy_text(policy: Policy | None) -> str:
     return "do not speculate" if policy is None else policy.label
 
 
@@ -103,7 +103,7 @@ def _choices(portfolio: Portfolio) -> str:
 
 def _single_text(part: Part) -> str:
     policy = part.single.policy
-    return "none" if policy is None else f"{policy.exit_layers[0]} x {policy.length.draft_cap}"
+    return "none" if policy is None else f"{policy.exits[0]} x {policy.tokens}"
 
 
 def _verdict(portfolio: Portfolio) -> str:
@@ -135,7 +135,7 @@ def _more(gain: float) -> str:
 
 
 def _memory(portfolio: Portfolio) -> str:
-    exits = sorted({part.single.policy.exit_layers[0] for part in portfolio.parts if part.single.policy})
+    exits = sorted({part.single.policy.exits[0] for part in portfolio.parts if part.single.policy})
     if not exits:
         return f"The nested draft's weights take {format_bytes(portfolio.nested_draft_bytes)}."
     several = f"drafts of {' and '.join(map(str, exits))} layers" if len(exits) > 1 else f"a draft of {exits[0]} layers"
