@@ -20,7 +20,7 @@ from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry, with_reduced_head
 from perfmodel.passes.device_key import EngineMode
-from perfmodel.passes.flops_bytes import kv_bytes_per_token, kv_cache_bytes
+from perfmodel.passes.flops_bytes import PassSetting, kv_bytes_per_token, kv_cache_bytes
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 
@@ -174,15 +174,13 @@ def _round_s(token_s: Seconds, request: DesignRequest) -> Seconds:
 
 def _target_s(request: DesignRequest, *, drafted_tokens: Tokens) -> Seconds:
     """Seconds of a round without its drafting: verification and the host's bookkeeping."""
-    target = RooflineLatency(
-        request.target,
-        (),
-        request.hardware,
-        request.target_weights,
-        request.engine,
-        request.num_devices,
+    setting = PassSetting(
+        model=request.target,
+        weights=request.target_weights,
+        num_devices=request.num_devices,
         context_tokens=request.context_tokens,
     )
+    target = RooflineLatency(setting, request.hardware, request.engine)
     verify, bookkeeping = target.line("verify", 0, drafted_tokens + 1), target.line("round", 0, drafted_tokens)
     return verify.at(request.context_tokens) + bookkeeping.at(request.context_tokens)
 
@@ -209,8 +207,8 @@ def token_s_by_depth(found: Iterable[Design]) -> dict[int, Seconds]:
 
 def draft_token_s(geometry: ModelGeometry, request: DesignRequest) -> Seconds:
     """Seconds to draft one token on one device: one segment of all layers, and one exit."""
-    exits = (geometry.num_layers,)
-    latency = RooflineLatency(geometry, exits, request.hardware, request.draft_weights(geometry), request.engine)
+    setting = PassSetting(model=geometry, exit_layers=(geometry.num_layers,), weights=request.draft_weights(geometry))
+    latency = RooflineLatency(setting, request.hardware, request.engine)
     return latency.line("segment", 0, 1).at(request.context_tokens) + latency.line("exit", 0, 1).at(request.context_tokens)
 
 

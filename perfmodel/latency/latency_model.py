@@ -21,7 +21,6 @@ from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
 from perfmodel.latency.lower_bound import check_line, known_accelerator
 from perfmodel.latency.measured_times import MeasuredTimes
 from perfmodel.latency.roofline_law import roofline_law
-from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import PassSetting, PassWork
@@ -29,7 +28,7 @@ from perfmodel.passes.latency_law import LatencyFit, Law
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PREFILL_KINDS, Line, PassKind
 from perfmodel.quantisation.dtype_format import dtype_format
-from perfmodel.quantisation.weight_format import WeightFormat, layers_bytes
+from perfmodel.quantisation.weight_format import layers_bytes
 
 LatencyLevel = Literal["roofline", "extrapolated", "fitted", "measured"]
 
@@ -98,52 +97,24 @@ class _LawLatency:
 
 
 class RooflineLatency(_LawLatency):
-    """A model nobody ran, on a device with a datasheet.
+    """A model that nobody measured, on a device with a datasheet.
 
-    Launching and kernels err apart from each other, the host's error and the device's. A pass errs by that of the longer one,
-    and where both take about as long, by either.
-
-    Args:
-        exit_layers: the exits that cut the model into segments; empty for a target that does not draft.
-        weights: how its weights are stored; a dtype stands for its format (`perfmodel.quantisation.weight_format`).
-        num_devices: tensor-parallel degree, inside one node.
-        batch: sequences in every pass.
-        context_tokens: where a model that has layers with a window is priced (`perfmodel.passes.flops_bytes`); others need none.
+    The errors of launching (the host's) and of kernels (the device's) are independent. The longer of the two times decides
+    which error a pass has; where they are about equal, either may.
 
     Raises:
-        UserInputError: the device does not compute in the dtype, or has no such engine mode.
+        UserInputError: the device has no such engine mode.
+        OutOfDomain: no link joins so many devices.
     """
 
     __slots__ = ("_host_share", "error_frac", "host_error_frac")
 
-    def __init__(
-        self,
-        geometry: ModelGeometry,
-        exit_layers: tuple[int, ...],
-        hardware: Hardware,
-        weights: WeightFormat | Dtype,
-        engine: EngineMode,
-        num_devices: int = 1,
-        batch: int = 1,
-        *,
-        context_tokens: Tokens | None = None,
-    ) -> None:
-        if not isinstance(weights, WeightFormat):
-            hardware.compute_dtype(weights)
-            weights = dtype_format(weights, geometry)
-        setting = PassSetting(
-            model=geometry,
-            exit_layers=exit_layers,
-            weights=weights,
-            batch=batch,
-            num_devices=num_devices,
-            context_tokens=context_tokens,
-        )
-        super().__init__(roofline_law(hardware, weights, engine, num_devices), setting)
+    def __init__(self, setting: PassSetting, hardware: Hardware, engine: EngineMode) -> None:
+        super().__init__(roofline_law(hardware, setting.weights, engine, setting.num_devices), setting)
         self.error_frac: Frac = hardware.error_frac
         host_error_frac = hardware.engine_costs(engine).host_error_frac
         plain_step = replace(setting, exit_layers=()).work("verify", 0, 1)
-        host_s, kernels_s = self._law.host_and_kernels_s(plain_step, cached_tokens=context_tokens or 0)
+        host_s, kernels_s = self._law.host_and_kernels_s(plain_step, cached_tokens=setting.context_tokens or 0)
         self._host_share = chance_longer(host_s, kernels_s, math.hypot(host_error_frac, self.error_frac))
         self.host_error_frac: Frac = self._host_share * host_error_frac
 
@@ -186,7 +157,6 @@ class FittedLatency(_LawLatency):
             model=geometry,
             exit_layers=exit_layers,
             weights=weights,
-            batch=1,
             num_devices=key.num_devices,
             context_tokens=context_tokens,
             pads_rows=fit.pads_rows,

@@ -10,9 +10,11 @@ from perfmodel.core.provenance import Provenance
 from perfmodel.core.units import Frac
 from perfmodel.models.geometry import ModelGeometry, with_llama_layers, with_whole_heads
 from perfmodel.passes.device_key import DeviceKey
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.kernels import STANDARD_KERNELS, KernelTrial
 from perfmodel.passes.passes import PassSamples, with_prefills_by_model
 from perfmodel.policies.sampling import AcceptanceRule
+from perfmodel.quantisation.dtype_format import dtype_format
 
 LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
 LATENCY_PROFILE_VERSION = 9
@@ -57,6 +59,16 @@ class LatencyProfile:
             raise ValueError(
                 f"samples hold a pass of stage {beyond}, expected at most {num_stages - 1}: stages count the exits"
             )
+
+    @property
+    def setting(self) -> PassSetting:
+        """How the profile's passes ran. Rows are those asked for; a model that has layers with a window needs a context too."""
+        return PassSetting(
+            model=self.model,
+            exit_layers=self.exit_layers,
+            weights=dtype_format(self.device.dtype, self.model),
+            num_devices=self.device.num_devices,
+        )
 
     @property
     def pads_rows(self) -> bool:
