@@ -20,7 +20,7 @@ from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.stats import resamples
 from perfmodel.core.units import Seconds
 from perfmodel.latency.latency_model import LatencyModel
-from perfmodel.passes.passes import DRAFT_KINDS, Line, PassKind
+from perfmodel.passes.passes import PASS_MODEL, Line, PassKind
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.replay import Price, replay_batch
 
@@ -53,7 +53,7 @@ def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
     """Prices of both models' passes; a pass without evidence costs for ever, so that no policy needing it is chosen."""
 
     def model_of(kind: PassKind) -> LatencyModel:
-        return draft if kind in DRAFT_KINDS else target
+        return draft if PASS_MODEL[kind] == "draft" else target
 
     @cache
     def line(kind: PassKind, stage: int, rows: int) -> Line:

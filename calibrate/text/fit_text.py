@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Callable
 from typing import TypeAlias
 
-from calibrate.pricing.datasheet_pricing import key_text
 from calibrate.text.plan_text import PAGE_CHARS
 from perfmodel.core.console import table
 from perfmodel.core.units import (
@@ -59,7 +58,7 @@ def _understood(fit: LatencyFit) -> str:
     widest = f"up to {domain.max_layers} of them, {domain.max_rows} rows and {domain.max_cached_tokens} cached tokens"
     return "\n".join(
         [
-            f"device    {key_text(fit.device)}",
+            f"device    {fit.device.label}",
             f"passes    {_wrapped(f'{fit.num_samples} of {len(fit.models)} models, {fit.source}')}",
             f"models    {_wrapped(', '.join(fit.models))}",
             f"covered   layers of {layer}, {widest}",

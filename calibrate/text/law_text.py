@@ -63,7 +63,7 @@ def _devices(validation: Validation) -> str:
             format_frac(one.mape_frac),
             format_signed_frac(one.mean_error_frac),
             format_frac(one.covered_frac),
-            format_signed_frac(one.light_mean_error_frac),
+            format_signed_frac(one.bound_mean_error_frac),
         ]
         for one in validation.devices
     ]

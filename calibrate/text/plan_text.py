@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 
 from calibrate.planning.next_command import next_note
-from calibrate.pricing.datasheet_pricing import key_text
 from perfmodel.core.console import table
 from perfmodel.core.stats import WIDEST_FACTOR, Interval
 from perfmodel.core.units import (
@@ -75,7 +74,7 @@ def _understood(plan: Plan, asked_target: str) -> str:
     facts = [
         ("target", model_label(plan.target) + weights_text(plan.target_weights) + asked_text(asked_target, plan.target)),
         ("draft", draft_label(plan.draft) + _placement_text(plan)),
-        ("device", key_text(plan.device) + origin_text(plan.evidence)),
+        ("device", plan.device.label + origin_text(plan.evidence)),
         ("asked", asked),
     ]
     return facts_text(facts + evidence_facts(plan.evidence))

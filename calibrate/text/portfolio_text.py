@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from dataclasses import replace
 
-from calibrate.pricing.datasheet_pricing import key_text
 from calibrate.text.plan_text import (
     PAGE_CHARS,
     draft_label,
@@ -48,7 +47,7 @@ def _understood(portfolio: Portfolio) -> str:
     facts = [("draft", draft_label(portfolio.draft))]
     if portfolio.of == "categories":
         first = portfolio.parts[0]
-        facts += [("target", first.target), ("device", key_text(first.device))]
+        facts += [("target", first.target), ("device", first.device.label)]
     return facts_text(facts + evidence_facts(_shared(portfolio)))
 
 
@@ -62,7 +61,7 @@ def _own(portfolio: Portfolio) -> str:
     rows = [
         [
             part.name,
-            str(part.num_prompts) if portfolio.of == "categories" else key_text(part.device),
+            str(part.num_prompts) if portfolio.of == "categories" else part.device.label,
             _policy_text(part.own.policy),
             format_number(part.own.speedup.tokens_per_s),
             format_speedup(part.own.speedup.speedup.value),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from calibrate.pricing.datasheet_pricing import key_text
 from calibrate.text.plan_text import PASS_NAMES, facts_text, interval_text
 from perfmodel.core.console import table
 from perfmodel.core.units import Frac, format_seconds, format_signed_frac, format_speedup
@@ -21,7 +20,7 @@ def _compared(residuals: Residuals) -> str:
     }
     return facts_text(
         [
-            ("device", key_text(residuals.device)),
+            ("device", residuals.device.label),
             ("prompts", f"{residuals.predicted_prompts} behind the prediction, {residuals.measured_prompts} measured"),
             ("priced", pricing[residuals.pricing]),
         ]

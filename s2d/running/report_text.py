@@ -28,9 +28,6 @@ DRIFT_FRAC = 0.15
 
 def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], request: RunRequest) -> str:
     """What is about to be run."""
-    key = pair.device_key
-    where = f"{key.device}, {key.dtype}" + (f", {key.num_threads} CPU thread" if key.num_threads else "")
-    where += "s" if key.num_threads and key.num_threads > 1 else ""
     policy = plan.chosen.policy
     policy_text = policy.label if policy else "do not speculate: plain decoding"
     if request.frontier:
@@ -40,7 +37,7 @@ def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], re
     return "\n".join(
         [
             f"models    {pair.label}",
-            f"device    {where}",
+            f"device    {pair.device_key.label}",
             f"policy    {policy_text}",
             f"sampling  {plan.workload.sampling.label}",
             f"prompts   {texts}, at most {request.max_new_tokens} new tokens each",
