@@ -150,6 +150,7 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
         held_out=held_out_choices(cases),
         nested_draft_bytes=_weights_bytes(draft, draft.exit_layers[-1], weights),
         single_drafts_bytes=sum(_weights_bytes(draft, layer, weights) for layer in exits),
+        next_command="",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from perfmodel.core.blocks import Block, Command, Facts, Paragraph, Table, sentence_blocks
+from perfmodel.core.blocks import Block, Command, Facts, Paragraph, Table, sentence_blocks, short_note
 from perfmodel.core.stats import WIDEST_FACTOR, Interval
 from perfmodel.core.units import (
     GIGA,
@@ -91,7 +91,7 @@ def _summary(plan: Plan) -> list[Block]:
     answer = [("plan", _plan_text(plan)), *([] if chosen.policy is None else [("prediction", _prediction_text(plan))])]
     answer += [*evidence_facts(plan.evidence, is_short=True), ("memory", _memory_text(plan.memory))]
     answer += [("batches", _batches_text(plan.batch_schedules))] if plan.batch_schedules else []
-    notes = [*cautions(plan), *(_without_command(note) for note in plan.notes)]
+    notes = [*cautions(plan), *(short_note(note).partition(". ")[0] for note in plan.notes)]
     remarks = [Facts([("note" if number == 0 else "", note) for number, note in enumerate(notes)], LABEL_CHARS)]
     return [Facts(_understood(plan), LABEL_CHARS), Facts(answer, LABEL_CHARS), *(remarks if notes else [])]
 
@@ -224,13 +224,13 @@ def cautions(plan: Plan) -> list[str]:
             "Measure again on a quiet machine."
         )
     if speedup.low < 1:
-        texts.append("The interval reaches below 1.00x: speculation may not pay here. Measure before relying on it.")
+        texts.append("The interval reaches below 1.00x: speculation may not pay. Measure before relying on it.")
     single = next((other for other in plan.runners_up if other.policy is not None and len(other.policy.exit_layers) == 1), None)
     if is_published(plan.evidence) and single is not None and single.speedup.tokens_per_s < plan.chosen.speedup.tokens_per_s:
         name = single.name[:1].upper() + single.name[1:]
         texts.append(
-            f"{name} alone is predicted to give {format_speedup(single.speedup.speedup.value)} from published agreement rates; "
-            "the rest of the gain depends on assumed confidences."
+            f"{name} alone: {format_speedup(single.speedup.speedup.value)} from published rates; the rest depends on assumed "
+            "confidences."
         )
     return texts
 
@@ -372,12 +372,12 @@ def _paying_text(schedule: BatchSchedule) -> str:
     if stops == 1:
         return "does not pay at any batch size"
     if fits is not None and fits < (stops or schedule.max_batch):
-        return f"pays {_up_to(fits)} memory holds"
-    return f"pays {_up_to(schedule.max_batch)} tried" if stops is None else f"pays below batch {stops}"
+        return f"pays {_up_to(fits)} (all that memory holds)"
+    return f"pays {_up_to(schedule.max_batch)} (the largest tried)" if stops is None else f"pays below batch {stops}"
 
 
 def _up_to(batch: int) -> str:
-    return f"{'at' if batch == 1 else 'up to'} batch {batch}, the largest"
+    return f"{'at' if batch == 1 else 'up to'} batch {batch}"
 
 
 def _point_text(point: BatchPoint | None) -> str:
@@ -386,10 +386,3 @@ def _point_text(point: BatchPoint | None) -> str:
     if point.exit_layer is None:
         return "do not speculate"
     return f"exit {point.exit_layer}, {_tokens_text(point.draft_tokens)}, {format_speedup(point.speedup)}"
-
-
-def _without_command(note: str) -> str:
-    """A note's first sentence; a command at its end is left to `explain()`."""
-    first, *command = sentence_blocks(note)
-    assert isinstance(first, Paragraph)
-    return first.text.removesuffix(":") + " (--explain shows the command)" if command else note.partition(". ")[0]

@@ -70,7 +70,9 @@ def _parts_table(portfolio: Portfolio, *, explain: bool) -> Table:
     ]
     part_name, detail = ("category", "prompts") if is_by_category else ("target", "device")
     headers = [part_name, detail, "its best policy", "tokens/s", "speedup", "90 % interval"]
-    title = "" if len(shown) == len(portfolio.parts) else f"The first {len(shown)} of {len(portfolio.parts)}; --explain shows all."
+    title = (
+        "" if len(shown) == len(portfolio.parts) else f"The first {len(shown)} of {len(portfolio.parts)}; --explain shows all."
+    )
     return Table(rows, headers, "lrlrrr" if is_by_category else "lllrrr", title)
 
 

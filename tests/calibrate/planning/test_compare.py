@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.commands.plan_cli import main_compare, main_plan
+from calibrate.commands.compare_cli import main_compare
+from calibrate.commands.plan_cli import main_plan
 from calibrate.planning.compare import compare, load_pricing
 from calibrate.planning.next_measurement import worst_pass
 from perfmodel.core.errors import Mismatch, UserInputError
