@@ -61,10 +61,11 @@ def _drafting(path: Path, layers: tuple[int, ...]) -> Path:
     """The same plan with a policy that looks at every exit, whether or not that is fast."""
     raw = json.loads(path.read_text())
     policy = {
-        "exit_layers": layers,
+        "exits": layers,
         "thresholds": [0.5] * (len(layers) - 1),
+        "tokens": 2,
+        "stop": None,
         "confidence": "max-prob",
-        "length": {"kind": "fixed-length", "draft_cap": 2},
         "runs_ahead": False,
         "catches_up_at_once": False,
     }

@@ -212,7 +212,8 @@ def _print_plan(flags: PlanFlags, plan: Plan, command: Sequence[str], comparison
     inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
     provenance = cache(partial(make_provenance, argv=command, inputs=inputs))  # runs git, which text does not need
     # The printed next command names the files of this machine, the saved one does not.
-    printed = replace(plan, next_command=next_command(plan, command=command, output=options.output))
+    repeated = [word for word in command if word != "--explain"]
+    printed = replace(plan, next_command=next_command(plan, command=repeated, output=options.output))
     print_answer(
         options,
         write=lambda path: write_plan(path, plan, provenance()),
@@ -247,7 +248,7 @@ def _answer_portfolio(flags: PlanFlags, requests: Sequence[PlanRequest]) -> None
 
 def _command_for_part(flags: PlanFlags, request: PlanRequest, part: str) -> str:
     """The command that plans for the first part of a portfolio alone."""
-    command = list(flags.command)
+    command = [word for word in flags.command if word != "--explain"]
     if flags.by_category:
         words = [*(word for word in command if word != "--by-category"), "--category", part]
     elif flags.targets:

@@ -19,7 +19,7 @@ from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.kernels import STANDARD_KERNELS
 from perfmodel.passes.latency_profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
 from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSamples
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.replay.estimate import Decoded, mean_round_cost, measured_speedup
 from perfmodel.replay.replay import replay
@@ -178,7 +178,7 @@ def make_report(
     )
 
 
-def make_arm(policy: ExitPolicy | None, trace: AcceptanceTrace, seconds: dict[PassKind, float]) -> Arm:
+def make_arm(policy: Policy | None, trace: AcceptanceTrace, seconds: dict[PassKind, float]) -> Arm:
     rounds = replay(trace, policy)
     runs = tuple(
         PromptRun(

@@ -71,7 +71,7 @@ def test_a_plan_catches_up_at_once_where_the_profile_says_that_long_passes_are_s
 
 def test_a_plan_catches_up_when_asked_where_one_pass_is_faster_than_several(when_asked: Plan) -> None:
     policies = [one.policy for one in (when_asked.chosen, *when_asked.runners_up)]
-    assert any(policy and len(policy.exit_layers) > 1 for policy in policies)
+    assert any(policy and len(policy.exits) > 1 for policy in policies)
     assert not any(policy and policy.catches_up_at_once for policy in policies)
     assert "catching up" not in plan_text(when_asked, asked_target="ref-target-16")
 

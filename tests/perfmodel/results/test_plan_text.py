@@ -14,12 +14,11 @@ from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.passes import PassCount, PassKind
 from perfmodel.policies.policy import (
     CalibrationCurve,
-    ExitPolicy,
-    FixedLength,
-    FloorStop,
+    ConfidenceFloor,
     HeuristicLength,
-    LengthRule,
-    SurvivalStop,
+    Policy,
+    StopRule,
+    SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.quantisation.weight_format import plain_format
@@ -29,15 +28,11 @@ from perfmodel.results.plan import BatchPoint, BatchSchedule, Candidate, Evidenc
 from s2d.commands.train_cli import main_train
 
 
-def policy(exits: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:
-    return ExitPolicy(exit_layers=exits, thresholds=thresholds, confidence="max-prob", length=length)
-
-
 def passes(kind: PassKind, number: int) -> PassCount:
     return PassCount(kind=kind, stage=0, rows=1, num_passes=number, cached_tokens_sum=0)
 
 
-def candidate(name: str, what: ExitPolicy | None, speedup: float) -> Candidate:
+def candidate(name: str, what: Policy | None, speedup: float) -> Candidate:
     drafted = 0 if what is None else 400
     rounds = RoundStats(
         num_prompts=4,
@@ -118,8 +113,8 @@ SCHEDULES = (
         fitting_batch=None,
     ),
 )
-GATED = candidate("plan", policy((6, 12), (0.6,), FloorStop(draft_cap=6, floor=0.3)), 2.0)
-SINGLE = candidate("exit 9", policy((9,), (), FixedLength(draft_cap=5)), 1.8)
+GATED = candidate("plan", Policy(exits=(6, 12), thresholds=(0.6,), tokens=6, stop=ConfidenceFloor(floor=0.3)), 2.0)
+SINGLE = candidate("exit 9", Policy(exits=(9,), tokens=5), 1.8)
 PLAIN = candidate("plain decoding", None, 1.0)
 
 EXPECTED = """\
@@ -257,19 +252,19 @@ def test_published_acceptance_says_how_much_rests_on_assumed_confidences() -> No
 
 
 @pytest.mark.parametrize(
-    ("length", "draft_length", "stop"),
+    ("tokens", "stop", "length_text", "stop_text"),
     [
-        (FixedLength(draft_cap=1), "1 token", "none"),
-        (HeuristicLength(start=5, draft_cap=64), "5 at first, +2 when all were accepted, else -1, from 1 to 64", "none"),
-        (FloorStop(draft_cap=6, floor=0.25), "at most 6 tokens", "after a token of confidence below 0.250"),
+        (1, None, "1 token", "none"),
+        (64, HeuristicLength(start=5), "5 at first, +2 when all were accepted, else -1, from 1 to 64", "none"),
+        (6, ConfidenceFloor(floor=0.25), "at most 6 tokens", "after a token of confidence below 0.250"),
     ],
 )
-def test_every_length_rule_is_put_in_words(length: LengthRule, draft_length: str, stop: str) -> None:
-    facts = dict(policy_facts(policy((12,), (), length)))
-    assert facts == {"exits": "12 alone", "draft length": draft_length, "stop rule": stop}
+def test_every_stop_rule_is_put_in_words(tokens: int, stop: StopRule | None, length_text: str, stop_text: str) -> None:
+    facts = dict(policy_facts(Policy(exits=(12,), tokens=tokens, stop=stop)))
+    assert facts == {"exits": "12 alone", "draft length": length_text, "stop rule": stop_text}
 
 
 def test_survival_is_put_in_words() -> None:
     curve = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.1, 0.9))
-    facts = dict(policy_facts(policy((6,), (), SurvivalStop(draft_cap=8, floor=0.2, calibration=(curve,)))))
+    facts = dict(policy_facts(Policy(exits=(6,), tokens=8, stop=SurvivalFloor(floor=0.2, calibration=(curve,)))))
     assert facts["stop rule"] == "when the chance that the whole block survives falls below 0.200"
