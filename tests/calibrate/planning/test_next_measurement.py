@@ -26,6 +26,7 @@ from tests.calibrate.factories import (
     make_trace,
     provenance,
     target_profile,
+    unfolded,
     write_evidence,
     write_profile,
 )
@@ -198,9 +199,10 @@ def test_a_comparison_with_a_disturbed_profile_names_the_command_and_its_folder(
     capsys.readouterr()
     files = ["--plan", str(tmp_path / "plan.json"), "--report", str(tmp_path / "report.json")]
     assert main_compare([*files, *(word for word in flags if "trace" not in word)]) == 0
-    *_, last = capsys.readouterr().out.splitlines()
+    shown = unfolded(capsys.readouterr().out)
     share = "as 18.8 % of the profile's processor time went to other programs"
-    assert last == f"next: profile again on a quiet machine, {share}: s2d-profile latency {MODELS} --dtype fp32 -o {tmp_path}"
+    command = f"s2d-profile latency {MODELS} --dtype fp32 -o {tmp_path}"
+    assert shown.endswith(f"next: profile again on a quiet machine, {share}: {command}")
 
 
 def test_files_from_before_waits_were_kept_are_read_without_them(plan: Plan, tmp_path: Path) -> None:
