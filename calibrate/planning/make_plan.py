@@ -9,7 +9,7 @@ from dataclasses import replace
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.batch_schedule import batch_schedules
 from calibrate.planning.evidence import gather_evidence
-from calibrate.planning.next_command import next_command
+from calibrate.planning.next_command import next_command, plan_notes
 from calibrate.pricing.datasheet_pricing import Pricing
 from calibrate.search.cross_validation import overfitting
 from calibrate.search.find_frontier import frontier_of
@@ -79,7 +79,7 @@ def make_plan(request: PlanRequest) -> Plan:
         evidence=evidence,
         next_command="",
     )
-    return replace(plan, next_command=next_command(plan))
+    return replace(plan, next_command=next_command(plan), notes=plan_notes(plan))
 
 
 def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from calibrate.planning.draft_shapes import Design, DesignRequest, DraftRound, draft_token_s, first_device_bytes, plain_token_s
-from calibrate.text.plan_text import PAGE_CHARS, asked_text, model_label, unpublished_note
+from calibrate.text.plan_text import PAGE_CHARS, asked_text, model_label
 from perfmodel.core.console import table
 from perfmodel.core.units import (
     MEGA,
@@ -19,6 +19,7 @@ from perfmodel.core.units import (
     format_signed_frac,
     format_speedup,
 )
+from perfmodel.models.find_model import unpublished_note
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.results.validation import Explanation, Validation
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from calibrate.planning.next_command import next_note
 from calibrate.pricing.datasheet_pricing import key_text
 from perfmodel.core.console import table
 from perfmodel.core.stats import WIDEST_FACTOR, Interval
@@ -22,12 +21,11 @@ from perfmodel.core.units import (
 )
 from perfmodel.models.find_model import other_releases
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
-from perfmodel.models.known_models import UNPUBLISHED_DRAFTS
 from perfmodel.passes.passes import PassKind
 from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.quantisation.weight_format import WeightFormat
 from perfmodel.replay.round_stats import RoundStats
-from perfmodel.results.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Overfitting, Plan
+from perfmodel.results.plan import BatchPoint, BatchSchedule, Candidate, Evidence, Memory, Overfitting, Plan, is_published
 
 PAGE_CHARS = 100
 
@@ -53,12 +51,14 @@ def plan_text(plan: Plan, *, asked_target: str) -> str:
     blocks.append(_alternatives((plan.chosen, *plan.runners_up)))
     if plan.batch_schedules:
         blocks.append(_batches(plan.batch_schedules))
-    note = next_note(plan)
-    blocks += [] if note is None else [textwrap.fill(note, PAGE_CHARS)]
-    unpublished = unpublished_note(plan.draft) if is_published(plan.evidence) else None  # a traced draft is there
-    blocks += [] if unpublished is None else [unpublished]
+    blocks += map(note_text, plan.notes)
     blocks += [f"next: {plan.next_command}"] if plan.next_command else []
     return "\n\n".join(blocks)
+
+
+def note_text(note: str) -> str:
+    """A note folded at the width of a page, unless it ends with a command, which has to stay on one line."""
+    return note if ": s2d-" in note else textwrap.fill(note, PAGE_CHARS)
 
 
 def facts_text(pairs: Sequence[tuple[str, str]]) -> str:
@@ -122,21 +122,6 @@ def asked_text(asked: str, model: ModelGeometry) -> str:
     if others := other_releases(asked, model):
         parts.append(f"other releases: --target {' or '.join(others)}")
     return f" ({'; '.join(parts)})" if parts else ""
-
-
-def is_published(evidence: Sequence[Evidence]) -> bool:
-    """Whether acceptance rests on a paper's figures."""
-    return any(part.role == "acceptance" and part.level == "published" for part in evidence)
-
-
-def unpublished_note(draft: DraftGeometry) -> str | None:
-    """How to make a draft of a paper whose weights are not public; None for any other. A command, so never folded."""
-    base = UNPUBLISHED_DRAFTS.get(draft.model.name)
-    if base is None:
-        return None
-    exits = ",".join(map(str, draft.exit_layers))
-    models = f"--target path/to/{base} --exits {exits} --text chats.jsonl -o path/to/{draft.model.name}"
-    return f"no S2D draft is public; to make one: s2d-train draft {models}"
 
 
 def draft_label(draft: DraftGeometry) -> str:

@@ -12,8 +12,7 @@ from calibrate.text.plan_text import (
     evidence_facts,
     facts_text,
     interval_text,
-    is_published,
-    unpublished_note,
+    note_text,
 )
 from perfmodel.core.console import table
 from perfmodel.core.units import format_bytes, format_frac, format_number, format_speedup
@@ -39,8 +38,7 @@ def portfolio_text(portfolio: Portfolio, *, next_command: str) -> str:
     blocks = [_understood(portfolio), _own(portfolio), _choices(portfolio), _verdict(portfolio)]
     if portfolio.of == "targets" and portfolio.draft.kind == "separate":
         blocks.append(_memory(portfolio))
-    unpublished = unpublished_note(portfolio.draft) if is_published(portfolio.parts[0].evidence) else None
-    blocks += [] if unpublished is None else [unpublished]
+    blocks += map(note_text, portfolio.notes)
     return "\n\n".join([*blocks, f"next: {next_command}"])
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 from perfmodel.core.errors import UnknownName
 from perfmodel.core.near_names import dashed_name
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
-from perfmodel.models.known_models import ALIASES, KNOWN_DRAFTS, KNOWN_MODELS
+from perfmodel.models.known_models import ALIASES, KNOWN_DRAFTS, KNOWN_MODELS, UNPUBLISHED_DRAFTS
 
 _Known = TypeVar("_Known")
 
@@ -24,6 +24,16 @@ def find_model(name: str) -> ModelGeometry:
         otherwise = "give a config: --target path/to/config.json, or org/name on the Hugging Face hub"
         raise UnknownName("target", name, by_name, listed_in="docs/models.md", otherwise=otherwise)
     return found
+
+
+def unpublished_note(draft: DraftGeometry) -> str | None:
+    """How to train a draft whose weights its authors did not publish, as a note that ends with the command; None for others."""
+    base = UNPUBLISHED_DRAFTS.get(draft.model.name)
+    if base is None:
+        return None
+    exits = ",".join(map(str, draft.exit_layers))
+    models = f"--target path/to/{base} --exits {exits} --text chats.jsonl -o path/to/{draft.model.name}"
+    return f"no S2D draft is public; to make one: s2d-train draft {models}"
 
 
 def other_releases(asked: str, understood: ModelGeometry) -> list[str]:

@@ -1,5 +1,6 @@
 """A plan: the configuration to run, what it is expected to do, and on what evidence."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from perfmodel.replay.estimate import Speedup, with_nothing_ahead
 from perfmodel.replay.round_stats import RoundStats
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 11
+PLAN_VERSION = 12
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -61,6 +62,11 @@ class Evidence:
     level: EvidenceLevel
     description: str
     sha256: str | None
+
+
+def is_published(evidence: Iterable[Evidence]) -> bool:
+    """Whether acceptance rests on a paper's figures."""
+    return any(part.role == "acceptance" and part.level == "published" for part in evidence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +154,8 @@ class Plan:
     evidence: tuple[Evidence, ...]
     next_command: str
     """The command that would replace the weakest evidence by a measurement."""
+    notes: tuple[str, ...] = ()
+    """What `next_command` cannot do, and how to make a draft that is not public. A note with a command ends with it."""
 
     @property
     def has_assumed_head(self) -> bool:
@@ -187,6 +195,10 @@ def _from_version_10(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "target_weights": weights, "draft_weights": weights}
 
 
+def _from_version_11(body: dict[str, Any]) -> dict[str, Any]:
+    return {"notes": [], **body}
+
+
 _UPGRADES: Upgrades = {
     2: _from_version_2,
     3: with_whole_heads,
@@ -197,6 +209,7 @@ _UPGRADES: Upgrades = {
     8: with_catching_up_when_asked,
     9: with_kernels_of_profiles,
     10: _from_version_10,
+    11: _from_version_11,
 }
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from calibrate.text.plan_text import asked_text, cautions, plan_text, policy_facts, unpublished_note
+from calibrate.text.plan_text import PAGE_CHARS, asked_text, cautions, plan_text, policy_facts
 from perfmodel.core.stats import Interval
-from perfmodel.models.find_model import find_draft, find_model, other_releases
+from perfmodel.models.find_model import find_draft, find_model, other_releases, unpublished_note
 from perfmodel.models.known_models import ALIASES, KNOWN_MODELS
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.passes import PassCount, PassKind
@@ -96,6 +96,7 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
             Evidence(role="acceptance", level=level, description="4 prompts", sha256=None),
         ),
         next_command="s2d-profile …",
+        notes=("What s2d-profile measures and s2d-run runs is 2 x H200-SXM, bf16, eager: plan again from its files.",),
     )
 
 
@@ -218,15 +219,15 @@ def test_a_config_s_target_has_no_other_releases() -> None:
     assert asked_text("llama-70b", mine) == ""
 
 
-@pytest.mark.parametrize(("level", "is_noted"), [("published", True), ("traced", False)])
-def test_a_plan_for_a_draft_that_nobody_published_says_in_a_line_how_to_make_one(level: EvidenceLevel, is_noted: bool) -> None:
+def test_notes_are_folded_unless_they_end_with_a_command() -> None:
     line = (
         "no S2D draft is public; to make one: s2d-train draft --target path/to/vicuna-7b --exits 6,9,12 --text chats.jsonl "
         "-o path/to/s2d-vicuna-12"
     )
-    shown = plan_text(make_plan(GATED, SINGLE, PLAIN, level=level), asked_target="llama-2-70b").splitlines()
-    assert (line in shown) == is_noted
-    assert unpublished_note(find_draft("ref-draft")) is None
+    plan = replace(make_plan(GATED, SINGLE, PLAIN), notes=("a note. " * 20, line))
+    shown = plan_text(plan, asked_target="llama-2-70b").splitlines()
+    assert line in shown
+    assert all(len(row) <= PAGE_CHARS for row in shown if row.startswith("a note."))
 
 
 def test_the_command_that_makes_an_unpublished_draft_is_one_that_s2d_train_takes(capsys: pytest.CaptureFixture[str]) -> None:
