@@ -204,3 +204,8 @@ def samples_of(rounds: Sequence[RoundStats], seconds: dict[PassKind, float]) -> 
 def at_device(profile: LatencyProfile, **changes: object) -> LatencyProfile:
     """The same profile from another device."""
     return replace(profile, device=replace(profile.device, **changes))  # type: ignore[arg-type]
+
+
+def unfolded(text: str) -> str:
+    """A text without the line breaks of folded prose and of continued commands."""
+    return " ".join(text.replace("\\\n", " ").split())
