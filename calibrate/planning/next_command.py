@@ -19,10 +19,12 @@ from perfmodel.core.torchrun import launched
 from perfmodel.core.units import format_frac
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.models.dtypes import Dtype
+from perfmodel.models.find_model import unpublished_note
 from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Plan
+from perfmodel.results.plan_text import is_published
 
 PROFILED_DTYPES = ("fp32", "bf16", "fp16")
 """Those `s2d-profile` can run, and `s2d-run` after it."""
@@ -48,6 +50,12 @@ def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Pa
     if not is_measured and not _fits(plan):
         return "" if _is_fitted(plan) else _profile_law(plan)
     return profile_command(plan, latency=not is_measured, acceptance=not _is_traced(plan))
+
+
+def plan_notes(plan: Plan) -> tuple[str, ...]:
+    """What the next command cannot do, and how to train the draft where its authors published no weights."""
+    how_to_train = unpublished_note(plan.draft) if is_published(plan.evidence) else None  # a traced draft has weights
+    return tuple(note for note in (next_note(plan), how_to_train) if note is not None)
 
 
 def next_note(plan: Plan) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import median_low
 
 from perfmodel.core.units import Seconds, format_seconds
-from perfmodel.passes.passes import PassKind, PassSample, PassSamples, kind_label
+from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSample, PassSamples, kind_label
 
 MIN_PAUSE_S: Seconds = 1.0
 """A shorter stall is ordinary competition for a processor, which the prices clamp."""
@@ -65,6 +65,14 @@ def replace_pauses(samples: PassSamples) -> PassSamples:
     for index, pause in pauses.items():
         seconds[index] = pause.typical_s
     return replace(samples, seconds=tuple(seconds)) if pauses else samples
+
+
+def kind_seconds(samples: PassSamples) -> dict[PassKind, Seconds]:
+    """Seconds of all passes of each kind, with the typical seconds in place of each pause."""
+    totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
+    for sample in replace_pauses(samples):
+        totals[sample.kind] += sample.seconds
+    return totals
 
 
 def pauses_text(pauses: Collection[Pause]) -> str | None:

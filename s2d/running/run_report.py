@@ -10,8 +10,8 @@ import torch
 from perfmodel.acceptance.trace import distinct_ngram_frac
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
-from perfmodel.passes.passes import PASS_KINDS, PREFILL_KINDS, PassKind, PassSamples
-from perfmodel.passes.pauses import Pause, find_pauses, replace_pauses
+from perfmodel.passes.passes import PREFILL_KINDS, PassSamples
+from perfmodel.passes.pauses import Pause, find_pauses, kind_seconds, replace_pauses
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
@@ -216,14 +216,6 @@ def paused_passes(report: RunReport) -> list[Pause]:
     """Passes of either arm that its seconds leave out."""
     arms = [report.plan_arm, *([report.plain_arm] if report.plain_arm is not None else [])]
     return [pause for arm in arms for pause in find_pauses(arm.samples).values()]
-
-
-def kind_seconds(samples: PassSamples) -> dict[PassKind, Seconds]:
-    """Seconds of all passes of a kind, pauses not counted."""
-    totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
-    for sample in replace_pauses(samples):
-        totals[sample.kind] += sample.seconds
-    return totals
 
 
 def check_equal(
