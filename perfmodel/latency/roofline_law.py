@@ -15,14 +15,14 @@ def roofline_law(hardware: Hardware, weights: WeightFormat, engine: EngineMode, 
         UserInputError: the device has no such engine mode.
         OutOfDomain: no link joins as many devices.
     """
-    host, link = hardware.engine_costs(engine), hardware.link_between(num_devices)
+    costs, host, link = hardware.costs, hardware.engine_costs(engine), hardware.link_between(num_devices)
     activations = hardware.activation_dtype(weights)
 
     def byte_s(kernels: WeightKernels) -> Seconds:
         return 1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[kernels])
 
     def flop_s(arithmetic: Dtype | None) -> Seconds:
-        return 1 / (hardware.peak_flops_per_s[hardware.matrix_dtype(arithmetic)] * hardware.flops_frac)
+        return 1 / (hardware.peak_flops_per_s[hardware.matrix_dtype(arithmetic)] * costs.flops_frac)
 
     shares = weights.layers
     gguf_frac = sum(one.frac for one in shares if one.kernels == "gguf")
@@ -31,8 +31,8 @@ def roofline_law(hardware: Hardware, weights: WeightFormat, engine: EngineMode, 
         sync_s=host.sync_s,
         round_s=host.round_s,
         round_row_s=0.0,
-        layer_s=hardware.layer_floor_s + hardware.attn_floor_s + hardware.gguf_layer_s * gguf_frac,
-        row_layer_s=hardware.row_layer_s,
+        layer_s=costs.layer_floor_s + costs.attn_floor_s + costs.gguf_layer_s * gguf_frac,
+        row_layer_s=costs.row_layer_s,
         many_rows_layer_s=0.0,
         host_layer_s=host.host_layer_s,
         weight_byte_s=sum(one.frac * one.bits / weights.layer_bits * byte_s(one.kernels) for one in shares),

@@ -132,7 +132,7 @@ def test_a_pass_is_never_faster_than_its_bytes_or_its_flop(hardware, engine, num
     moved_bytes = work.weight_bytes + cached * work.kv_bytes_per_cached_token
     assert seconds >= moved_bytes / hardware.memory_bytes_per_s
     assert seconds >= work.flops / hardware.peak_flops_per_s[dtype]
-    assert seconds >= work.num_layers * hardware.layer_floor_s
+    assert seconds >= work.num_layers * hardware.costs.layer_floor_s
 
 
 @pytest.mark.parametrize("published_tokens_per_s", [191.0, 211.0])

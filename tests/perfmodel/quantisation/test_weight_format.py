@@ -130,7 +130,7 @@ def test_8_bit_products_run_at_the_8_bit_peak_where_the_device_has_one() -> None
 
 def test_llama_cpp_s_kernels_take_time_per_layer_beside_their_bytes() -> None:
     laws = [roofline_law(A100, dtype_format(dtype, LLAMA_8B), "graph", 1) for dtype in ("q4_0", "int4")]
-    assert laws[0].layer_s - laws[1].layer_s == pytest.approx(A100.gguf_layer_s)
+    assert laws[0].layer_s - laws[1].layer_s == pytest.approx(A100.costs.gguf_layer_s)
 
 
 @pytest.mark.parametrize("layers", [(), (LayerShare(frac=0.4, bits=4.0, kernels="int4", arithmetic=None),)])
