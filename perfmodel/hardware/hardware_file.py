@@ -1,4 +1,4 @@
-"""Reads a device that the user describes in a TOML or JSON file with the fields of a table row.
+"""Reads a device from a user's TOML or JSON file with the fields of a table row.
 
 name = "NVIDIA RTX A6000"        as nvidia-smi shows it
 memory_bytes = 48e9

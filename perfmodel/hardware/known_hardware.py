@@ -1,4 +1,4 @@
-"""The table of devices. Every number is the vendor's; each row names the document that prints it.
+"""The table of known devices, from vendors' documents that each row names.
 
 Peaks are dense. If a datasheet prints only the rate with sparsity, the table holds half of it, noted in the source. Link
 bandwidths are for one direction, half of the number for both directions in datasheets. docs/hardware.md is generated from

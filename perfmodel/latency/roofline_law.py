@@ -1,4 +1,4 @@
-"""Coefficients of the latency law from a datasheet and the kernel efficiencies of a similar device."""
+"""Coefficients of the latency law from a datasheet and measured kernel efficiencies."""
 
 from perfmodel.core.units import Seconds
 from perfmodel.hardware.hardware import Hardware

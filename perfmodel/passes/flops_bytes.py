@@ -1,4 +1,4 @@
-"""Bytes and FLOP of one pass: one function for each formula, and the record that adds them up.
+"""Bytes and FLOP of one pass, one function for each formula.
 
 Symbols: T rows (tokens in the pass, all sequences together), S cached tokens, L layers, D hidden, F mlp, N heads, K kv
 heads, H head dim, V vocab, W window. A multiply and an add are two FLOP. Activations and rotary embeddings move few bytes;

@@ -89,7 +89,7 @@ def test_a_draft_whose_prompt_was_one_pass_is_read_without_it(tmp_path: Path) ->
         ("cached_tokens", -1, "cached_tokens holds -1, expected 0 to 2147483647"),
         ("stage", -1, "stage holds -1, expected 0 to 2147483647"),
         ("stage", 2**64, "expected 0 to 2147483647"),
-        ("stage", 1, "samples hold a pass of stage 1, expected at most 0: stages count the exits"),
+        ("stage", 1, "samples hold a pass of stage 1, expected at most 0: one per exit"),
     ],
 )
 def test_a_pass_that_no_model_can_run_is_refused_on_reading(tmp_path: Path, column: str, value: int, problem: str) -> None:
