@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from calibrate.commands.flags import add_device_flags, device_request
@@ -30,13 +31,14 @@ def run_validate(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     from calibrate.fit.validate import validate
     from calibrate.text.law_text import validation_text
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.results.validation import validation_file_text, write_validation
+    from perfmodel.results.validation import VALIDATION_FILE
 
-    validation, provenance = validate(), make_provenance(argv=command)
+    validation = validate()
     print_answer(
         args,
-        write=lambda path: write_validation(path, validation, provenance),
-        file_text=lambda: validation_file_text(validation, provenance),
+        validation,
+        VALIDATION_FILE,
+        partial(make_provenance, argv=command),
         text=lambda: validation_text(validation),
     )
     return EXIT_ANSWERED
@@ -134,7 +136,7 @@ def run_fit(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     from calibrate.fit.fit_tables import fit_tables
     from calibrate.text.fit_text import fit_text
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.passes.latency_law import latency_fit_file_text, write_latency_fit
+    from perfmodel.passes.latency_law import FIT_FILE
 
     if bool(args.profiles) == (args.tables is not None) or (args.tables is None) != (args.device is None):
         raise UserInputError("s2d-plan fit needs profiles, or --tables DIR with --device NAME: give one of the two.")
@@ -142,11 +144,11 @@ def run_fit(args: argparse.Namespace, *, command: Sequence[str]) -> int:
         fit, inputs = fit_tables(args.tables, args.device)
     else:
         fit, inputs = fit_profiles(args.profiles)
-    provenance = make_provenance(argv=command, libraries=("numpy", "scipy"), inputs=inputs)
     print_answer(
         args,
-        write=lambda path: write_latency_fit(path, fit, provenance),
-        file_text=lambda: latency_fit_file_text(fit, provenance),
+        fit,
+        FIT_FILE,
+        partial(make_provenance, argv=command, libraries=("numpy", "scipy"), inputs=inputs),
         text=lambda: fit_text(fit),
     )
     return EXIT_ANSWERED

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,15 +159,15 @@ def _tell(args: argparse.Namespace, plan: Plan, command: Sequence[str], before: 
     from calibrate.planning.next_command import next_command
     from calibrate.text.plan_text import plan_text
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.results.plan import plan_file_text, write_plan
+    from perfmodel.results.plan import PLAN_FILE
 
     inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
-    provenance = cache(partial(make_provenance, argv=command, inputs=inputs))  # asks git, which takes time that text need not
     here = replace(plan, next_command=next_command(plan, command=command, output=args.output))
     print_answer(
         args,
-        write=lambda path: write_plan(path, plan, provenance()),
-        file_text=lambda: plan_file_text(plan, provenance()),
+        plan,
+        PLAN_FILE,
+        partial(make_provenance, argv=command, inputs=inputs),
         text=lambda: before + plan_text(here, asked_target=args.target or plan.target.name),
     )
     return EXIT_ANSWERED
@@ -177,7 +177,7 @@ def _answer_for_many(args: argparse.Namespace, requests: Sequence[PlanRequest], 
     from calibrate.planning.make_portfolio import by_category, by_target
     from calibrate.text.portfolio_text import portfolio_text
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.results.portfolio import portfolio_file_text, write_portfolio
+    from perfmodel.results.portfolio import PORTFOLIO_FILE
 
     first = requests[0]
     if args.by_category:
@@ -197,11 +197,11 @@ def _answer_for_many(args: argparse.Namespace, requests: Sequence[PlanRequest], 
         for evidence in part.evidence
         if evidence.sha256 is not None
     }
-    provenance = make_provenance(argv=command, inputs=inputs)
     print_answer(
         args,
-        write=lambda path: write_portfolio(path, portfolio, provenance),
-        file_text=lambda: portfolio_file_text(portfolio, provenance),
+        portfolio,
+        PORTFOLIO_FILE,
+        partial(make_provenance, argv=command, inputs=inputs),
         text=lambda: portfolio_text(portfolio, next_command=shlex.join([*following, "-o", "plan.json"])),
     )
     return EXIT_ANSWERED
@@ -241,23 +241,24 @@ def _compare(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     from calibrate.planning.next_measurement import ComparedFiles
     from calibrate.text.residuals_text import residuals_text
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.passes.latency_profile import read_latency_profile
-    from perfmodel.results.plan import read_plan
-    from perfmodel.results.report import read_report
-    from perfmodel.results.residuals import residuals_file_text, write_residuals
+    from perfmodel.passes.latency_profile import PROFILE_FILE
+    from perfmodel.results.plan import PLAN_FILE
+    from perfmodel.results.report import REPORT_FILE
+    from perfmodel.results.residuals import RESIDUALS_FILE
 
-    plan, report = read_plan(args.plan), read_report(args.report)
+    plan, report = PLAN_FILE.read(args.plan), REPORT_FILE.read(args.report)
     pricing, profiles = (
         load_pricing(plan.record, args.profile, args.fit),
-        {path: read_latency_profile(path) for path in args.profile},
+        {path: PROFILE_FILE.read(path) for path in args.profile},
     )
     files = ComparedFiles(plan=args.plan, report=args.report, profiles=profiles)
     residuals = compare(plan, report, pricing, files)
-    provenance = make_provenance(argv=command, inputs={"plan": plan.sha256, "report": report.sha256})
+    inputs = {"plan": plan.sha256, "report": report.sha256}
     print_answer(
         args,
-        write=lambda path: write_residuals(path, residuals, provenance),
-        file_text=lambda: residuals_file_text(residuals, provenance),
+        residuals,
+        RESIDUALS_FILE,
+        partial(make_provenance, argv=command, inputs=inputs),
         text=lambda: residuals_text(residuals),
     )
     return EXIT_ANSWERED

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfmodel.core.errors import BadPolicy
-from perfmodel.core.files import Body, with_keys
 
 Confidence = Literal["max-prob", "margin", "entropy"]
 """A number in [0, 1] from an exit's distribution q: its largest probability; the gap between the two largest; or
@@ -156,11 +155,6 @@ class ExitPolicy:
         ahead = ", running ahead" if self.runs_ahead else ""
         at_once = ", catching up at once" if self.catches_up_at_once else ""
         return f"{exits}{gates}{ahead}{at_once}, {length_label(self.length)}"
-
-
-def with_catching_up_when_asked(body: Body) -> Body:
-    """A file's body from before policies told of it: segments caught up when a token came to them."""
-    return with_keys({"catches_up_at_once": False}, body, beside="thresholds")
 
 
 def length_label(rule: LengthRule) -> str:
