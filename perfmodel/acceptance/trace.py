@@ -70,7 +70,7 @@ class TraceHeader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AcceptanceTrace:
+class Trace:
     """A header and its columns."""
 
     header: TraceHeader
@@ -118,13 +118,13 @@ class AcceptanceTrace:
         _check_values(trace)
         return trace
 
-    def subset(self, prompts: range | list[int]) -> AcceptanceTrace:
+    def subset(self, prompts: range | list[int]) -> Trace:
         """The trace of some of its prompts, by zero-based number, in the order given."""
         bounds = self._bounds
         kept = [np.arange(bounds[i], bounds[i + 1]) for i in prompts]
         return self._with(replace(self.header, prompts=tuple(self.header.prompts[i] for i in prompts)), kept)
 
-    def shortened(self, max_new_tokens: Tokens) -> AcceptanceTrace:
+    def shortened(self, max_new_tokens: Tokens) -> Trace:
         """What the trace would have been of so many new tokens at most: nothing that comes later changes what was before."""
         kept = [np.arange(begin, min(begin + max_new_tokens, end)) for begin, end in pairwise(self._bounds.tolist())]
         prompts = tuple(
@@ -145,10 +145,10 @@ class AcceptanceTrace:
         """Where the positions of each prompt begin, and the end. [prompts + 1]."""
         return np.cumsum([0, *(prompt.num_positions for prompt in self.header.prompts)])
 
-    def _with(self, header: TraceHeader, kept: list[NDArray[np.int64]]) -> AcceptanceTrace:
+    def _with(self, header: TraceHeader, kept: list[NDArray[np.int64]]) -> Trace:
         """Another header, and some positions of each of its prompts."""
         places = np.concatenate(kept)
-        return AcceptanceTrace(
+        return Trace(
             header=header,
             confidence=self.confidence[places],
             draft_token=self.draft_token[places],
@@ -158,7 +158,7 @@ class AcceptanceTrace:
         )
 
 
-def _check_values(trace: AcceptanceTrace) -> None:
+def _check_values(trace: Trace) -> None:
     """Fractions are fractions, and under the exact rules a token is accepted if and only if it is the target's own."""
     for name in ("confidence", "accept_prob", "off_path_confidence"):
         column = trace.columns[name]
@@ -182,11 +182,7 @@ def distinct_ngram_frac(tokens: Sequence[int], size: int = 6) -> Frac:
 
 
 TRACE_FILE = ArraysFormat(
-    record=AcceptanceTrace,
-    header=FileFormat(
-        record=TraceHeader,
-        schema="s2d/acceptance-trace",
-        made_with="s2d-profile acceptance",
-    ),
+    record=Trace,
+    header=FileFormat(record=TraceHeader, schema="s2d/acceptance-trace", made_with="s2d-profile acceptance"),
     dtypes=_COLUMN_DTYPES | {f"off_path_{name}": dtype for name, dtype in _OFF_PATH_DTYPES.items()},
 )

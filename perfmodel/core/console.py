@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -82,16 +83,34 @@ def run_command(
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *, result: str) -> None:
-    """Add `--json`, `-o/--output` and `-v`.
+    """Add `--explain`, `--json`, `-o/--output` and `-v`.
 
     Args:
         parser: the command's.
         result: what the command makes, for the help: `plan`, `report` …
     """
+    parser.add_argument("--explain", action="store_true", help="print all details, not only the summary")
     parser.add_argument("--json", action="store_true", help=f"print the {result} file itself on stdout, and nothing else")
     parser.add_argument("-o", "--output", type=output_file, metavar="FILE", help=f"write the {result} to FILE")
     parser.set_defaults(writes_file=True)
     add_verbose_flag(parser)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """The form of a command's answer."""
+
+    explain: bool
+    """Print all details, not only the summary."""
+    json: bool
+    """Print the file instead of text."""
+    output: Path | None
+    """The file to write."""
+
+
+def answer_options(args: argparse.Namespace) -> AnswerOptions:
+    """The options that `add_common_flags` added, as parsed."""
+    return AnswerOptions(explain=args.explain, json=args.json, output=args.output)
 
 
 def add_verbose_flag(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +173,7 @@ def print_out(text: str = "", *, end: str = "\n") -> None:
 
 
 def print_answer(
-    args: argparse.Namespace,
+    options: AnswerOptions,
     record: T,
     file_format: FileFormat[T],
     provenance: Callable[[], Provenance],
@@ -167,23 +186,23 @@ def print_answer(
     Printing and saving are independent: if one fails (for example a closed pipe), the other still happens.
 
     Args:
-        args: parsed by a parser with `add_common_flags`.
+        options: how to print and where to save, as given on the command line.
         record: the result.
         file_format: its file.
-        provenance: makes the provenance of the file; called only for `--json` and `-o`, since it runs git.
+        provenance: makes the provenance of the file; called only for `--json` and `-o`, because it runs git.
         text: makes the text of the result.
         done: added to the message about the saved file.
     """
     provenance = functools.cache(provenance)
     try:
-        if args.json:
+        if options.json:
             print_out(file_format.text(record, provenance()), end="")
         else:
             print_out(text())
     finally:
-        if args.output is not None:
-            file_format.write(args.output, record, provenance())
-            print_err(f"wrote {args.output}{done}")
+        if options.output is not None:
+            file_format.write(options.output, record, provenance())
+            print_err(f"wrote {options.output}{done}")
 
 
 def print_err(text: str = "") -> None:

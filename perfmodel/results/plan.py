@@ -1,14 +1,16 @@
 """A plan: the configuration to run, what it is expected to do, and on what evidence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.files import FileFormat
 from perfmodel.core.units import Bytes, Frac, Tokens
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.quantisation.weight_format import WeightFormat
 from perfmodel.replay.estimate import Speedup
@@ -61,7 +63,7 @@ class Candidate:
 
     name: str
     """`plan`, `plain decoding`, `exit 6`, `paper thresholds` …"""
-    policy: ExitPolicy | None
+    policy: Policy | None
     """None: do not speculate."""
     rounds: RoundStats
     """Over all prompts of the acceptance evidence."""
@@ -111,7 +113,7 @@ class Overfitting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Printable):
     """What to run. `chosen.policy` is None when not speculating is best."""
 
     target: ModelGeometry
@@ -140,11 +142,19 @@ class Plan:
     evidence: tuple[Evidence, ...]
     next_command: str
     """The command that would replace the weakest evidence by a measurement."""
+    notes: tuple[str, ...] = ()
+    """What `next_command` cannot do, and how to make a draft that is not public. A note with a command ends with it."""
 
     @property
     def has_assumed_head(self) -> bool:
         """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan` as blocks of text."""
+        from perfmodel.results.plan_text import plan_blocks
+
+        return plan_blocks(self, explain=explain)
 
 
 PLAN_FILE = FileFormat(record=Plan, schema="s2d/plan", made_with="s2d-plan -o FILE")

@@ -1,16 +1,19 @@
 """A run report: what executing a plan really did."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.files import FileFormat
 from perfmodel.core.units import Frac, Seconds, Tokens
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.passes import PassSamples
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.estimate import Speedup
 from perfmodel.replay.round_stats import RoundStats
+from perfmodel.results.plan import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,7 @@ class PromptRun:
 class Arm:
     """One configuration over all prompts."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     """The plan's, where the run moved along its frontier."""
     runs: tuple[PromptRun, ...]
     samples: PassSamples
@@ -63,7 +66,7 @@ class Check:
 class PolicyShare:
     """What one policy did of a run that moved along its plan's frontier."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     num_rounds: int
     num_tokens: int
     decode_s: Seconds
@@ -80,7 +83,7 @@ class Adaptation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
+class RunReport(Printable):
     """A plan's execution beside plain decoding of the same prompts."""
 
     plan_sha256: str | None
@@ -101,6 +104,14 @@ class RunReport:
     """None when the plan's policy ran throughout."""
     waited_frac: Frac | None = None
     """Share of the run during which other programs had the processor; None where unknown."""
+    predicted: Candidate | None = None
+    """What the plan predicted; None where no plan was run."""
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-run` as blocks of text."""
+        from perfmodel.results.report_text import report_blocks
+
+        return report_blocks(self, explain=explain)
 
 
 REPORT_FILE = FileFormat(record=RunReport, schema="s2d/run-report", made_with="s2d-run --plan FILE -o FILE")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from perfmodel.acceptance.off_path_trace import OffPath
-from perfmodel.acceptance.trace import TRACE_FILE, AcceptanceTrace, TracedPrompt, TraceHeader
+from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
 from perfmodel.core.errors import BadFile
 from perfmodel.core.provenance import Provenance
 from tests.strategies import TraceSpec, make_trace, traces
@@ -42,7 +42,7 @@ class HeaderAndColumns:
         return cls(header=header, columns=dict(columns))
 
 
-def write_columns(path: Path, trace: AcceptanceTrace, columns: dict[str, np.ndarray]) -> None:
+def write_columns(path: Path, trace: Trace, columns: dict[str, np.ndarray]) -> None:
     dtypes = {name: str(column.dtype) for name, column in columns.items()}
     changed = replace(TRACE_FILE, record=HeaderAndColumns, dtypes=dtypes)
     changed.write(path, HeaderAndColumns(header=trace.header, columns=columns), PROVENANCE)
@@ -50,7 +50,7 @@ def write_columns(path: Path, trace: AcceptanceTrace, columns: dict[str, np.ndar
 
 @settings(max_examples=25)
 @given(trace=traces())
-def test_a_trace_is_read_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, trace: AcceptanceTrace) -> None:
+def test_a_trace_is_read_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, trace: Trace) -> None:
     path = tmp_path_factory.mktemp("trace") / "trace.npz"
     TRACE_FILE.write(path, trace, PROVENANCE)
     stored = TRACE_FILE.read(path)

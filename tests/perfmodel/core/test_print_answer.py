@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.core.console import add_common_flags, make_parser, print_answer, run_command, save_or_warn
+from perfmodel.core.console import add_common_flags, answer_options, make_parser, print_answer, run_command, save_or_warn
 from perfmodel.core.disk import check_writable, folder_for_files, write_atomically
 from perfmodel.core.errors import BadFile, OutOfSpace
 from tests.perfmodel.core.file_samples import NOTE, NOTE_FILE, PROVENANCE
@@ -36,7 +36,7 @@ def answer(*argv: str, work: Fill = lambda: None) -> int:
 
     def command(args: argparse.Namespace) -> int:
         work()
-        print_answer(args, NOTE, NOTE_FILE, lambda: PROVENANCE, text=lambda: "a table", done="; next: s2d-run")
+        print_answer(answer_options(args), NOTE, NOTE_FILE, lambda: PROVENANCE, text=lambda: "a table", done="; next: s2d-run")
         return 0
 
     parser = make_parser("s2d-test", "Test.", "s2d-test --json")

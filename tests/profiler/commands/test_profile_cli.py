@@ -15,10 +15,7 @@ from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.disk import write_atomically
 from perfmodel.core.errors import OutOfSpace
 from perfmodel.core.units import GIB
-from perfmodel.passes.latency_profile import (
-    PROFILE_FILE,
-    LatencyProfile,
-)
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.policies.sampling import Sampling
 from profiler.acceptance.record_acceptance import ExitRecorder, PromptTrace
 from profiler.commands import profile_command as command_module
