@@ -224,8 +224,9 @@ def test_a_full_disk_takes_no_table(folders, plan_file, capsys, monkeypatch) -> 
     def full(path: Path, *_: object) -> None:
         raise OutOfSpace(path)
 
+    plan = plan_file()
     monkeypatch.setattr("perfmodel.core.files.write_atomically", full)
-    assert run(folders, plan_file(), "--prompt", "the cat", "-o", str(folders / "report.json")) == 2
+    assert run(folders, plan, "--prompt", "the cat", "-o", str(folders / "report.json")) == 2
     shown = capsys.readouterr()
     assert "accepted at position" in shown.out
     assert "no space left to write" in shown.err
