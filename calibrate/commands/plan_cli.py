@@ -62,10 +62,11 @@ class PlanFlags:
 def main_plan(argv: Sequence[str] | None = None) -> int:
     """`s2d-plan`: the configuration to run, and its predicted speed."""
     given = sys.argv[1:] if argv is None else list(argv)
-    return run_command(_parser(), given, partial(_run, command=(PLAN, *given)))
+    return run_command(plan_parser(), given, partial(_run, command=(PLAN, *given)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def plan_parser() -> argparse.ArgumentParser:
+    """The parser of `s2d-plan` and its verbs."""
     description = (
         "Predict how fast a draft makes a target, and choose the draft's exits, thresholds and draft length. Needs no GPU.\n"
         "With a verb: answer a question about the latency law alone."

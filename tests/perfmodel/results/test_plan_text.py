@@ -129,8 +129,7 @@ prediction  40.0 tokens/s, 2.00x plain decoding's 20.0 tokens/s (90 % interval 1
 latency     roofline: a datasheet
 acceptance  traced: 4 prompts
 memory      144 GB of 282 GB (51.2 %)
-batches     pays below batch 2 at 768 tokens of context; pays at batch 1 (the largest tried) at 4096
-            tokens of context
+batches     pays below batch 2 at 768 tokens of context
 
 note        No engine of ours runs this
             no S2D draft is public; to make one (--explain shows the command)
