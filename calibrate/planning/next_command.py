@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from calibrate.inputs.load_acceptance import REFERENCE_PREFIX, model_folder
-from calibrate.pricing.datasheet_pricing import key_text, memory_needed, pair_weights
+from calibrate.pricing.datasheet_pricing import memory_needed, pair_weights
 from calibrate.pricing.draft_placement import Placement
 from perfmodel.core.console import without_flag
 from perfmodel.core.torchrun import launched
@@ -67,10 +67,10 @@ def next_note(plan: Plan) -> str | None:
         )
     measured = measured_key(plan.device)
     if _fits(plan):
-        again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."
+        again = f"What s2d-profile measures and s2d-run runs is {measured.label}: plan again from its files."
         return _original_note(plan) if measured == plan.device else again
     where = (
-        f"s2d-profile and s2d-run cannot run these models on {key_text(measured)}: they do not fit in memory"
+        f"s2d-profile and s2d-run cannot run these models on {measured.label}: they do not fit in memory"
         f"{_split_text(plan)}, with {format_frac(MEMORY_HEADROOM_FRAC)} of it kept free."
     )
     if _is_fitted(plan):
