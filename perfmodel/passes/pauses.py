@@ -68,7 +68,7 @@ def replace_pauses(samples: PassSamples) -> PassSamples:
 
 
 def kind_seconds(samples: PassSamples) -> dict[PassKind, Seconds]:
-    """Seconds of all passes of a kind, pauses not counted."""
+    """Seconds of all passes of each kind, with the typical seconds in place of each pause."""
     totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
     for sample in replace_pauses(samples):
         totals[sample.kind] += sample.seconds
