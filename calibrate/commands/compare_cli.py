@@ -72,7 +72,7 @@ def answer_comparison(flags: CompareFlags, options: AnswerOptions, *, command: S
     profiles = {path: read_latency_profile(path) for path in flags.profiles}
     files = ComparedFiles(plan=flags.plan, report=flags.report, profiles=profiles)
     residuals = compare(plan, report, pricing, files)
-    provenance = make_provenance(argv=command, inputs={"plan": plan.sha256, "report": report.sha256})
+    provenance = make_provenance(argv=command, inputs=residuals.inputs)
     print_answer(
         options,
         write=lambda path: write_residuals(path, residuals, provenance),

@@ -210,8 +210,7 @@ def _print_plan(flags: PlanFlags, plan: Plan, command: Sequence[str], comparison
     from perfmodel.results.plan import plan_file_text, write_plan
 
     options = flags.answer
-    inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
-    provenance = cache(partial(make_provenance, argv=command, inputs=inputs))  # runs git, which text does not need
+    provenance = cache(partial(make_provenance, argv=command, inputs=plan.inputs))  # runs git, which text does not need
     # The printed next command names the files of this machine, the saved one does not.
     repeated = [word for word in command if word != "--explain"]
     printed = replace(plan, next_command=next_command(plan, command=repeated, output=options.output))
@@ -232,13 +231,7 @@ def _answer_portfolio(flags: PlanFlags, requests: Sequence[PlanRequest]) -> None
     options = flags.answer
     portfolio = by_category(requests[0]) if flags.by_category else by_target(requests)
     portfolio = replace(portfolio, next_command=_command_for_part(flags, requests[0], portfolio.parts[0].name))
-    inputs = {
-        f"{evidence.role} of {part.name}": evidence.sha256
-        for part in portfolio.parts
-        for evidence in part.evidence
-        if evidence.sha256 is not None
-    }
-    provenance = cache(partial(make_provenance, argv=flags.command, inputs=inputs))
+    provenance = cache(partial(make_provenance, argv=flags.command, inputs=portfolio.inputs))
     print_answer(
         options,
         write=lambda path: write_portfolio(path, replace(portfolio, next_command=""), provenance()),

@@ -8,7 +8,7 @@ from typing import Any
 from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.core.stats import NORMAL_QUANTILE
 from perfmodel.core.units import Frac, Seconds, Tokens, format_bytes
 from perfmodel.passes.device_key import DeviceKey
@@ -186,6 +186,14 @@ class LatencyFit(Printable):
         from perfmodel.passes.fit_text import fit_blocks
 
         return fit_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the fit as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        write_latency_fit(path, self, make_provenance(argv=(f"{type(self).__name__}.save",)))
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.codec import encode_record
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.core.units import Bytes, Frac, Tokens
 from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
@@ -158,11 +158,24 @@ class Plan(Printable):
         """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of the files that the plan was made from, by role."""
+        return {evidence.role: evidence.sha256 for evidence in self.evidence if evidence.sha256 is not None}
+
     def blocks(self, *, explain: bool = False) -> Sequence[Block]:
         """The answer of `s2d-plan` as blocks of text."""
         from perfmodel.results.plan_text import plan_blocks
 
         return plan_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the plan as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        write_plan(path, self, make_provenance(argv=(f"{type(self).__name__}.save",), inputs=self.inputs))
 
 
 def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Literal
 from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.core.stats import Interval, ratio_interval
 from perfmodel.core.units import Frac, Tokens, TokensPerS
 from perfmodel.passes.device_key import EngineMode
@@ -122,6 +122,14 @@ class Validation(Printable):
         from perfmodel.results.validation_text import validation_blocks
 
         return validation_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the validation as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        write_validation(path, self, make_provenance(argv=(f"{type(self).__name__}.save",)))
 
 
 def validation_file_text(validation: Validation, provenance: Provenance) -> str:
