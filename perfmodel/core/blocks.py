@@ -62,7 +62,7 @@ Block: TypeAlias = Facts | Table | Paragraph | Command
 
 
 class Printable:
-    """A result that prints itself: `str()` is the command's default text, `explain()` the long one, and a notebook shows HTML."""
+    """A result that prints itself: `str()` is the command's default text, `explain()` the long one. Notebooks show HTML."""
 
     __slots__ = ()
 

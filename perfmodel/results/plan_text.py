@@ -212,7 +212,8 @@ def _plan_text(plan: Plan) -> str:
 def _prediction_text(plan: Plan) -> str:
     predicted = plan.chosen.speedup
     rate, plain = format_rate(predicted.tokens_per_s), format_rate(predicted.plain_tokens_per_s)
-    return f"{rate}, {format_speedup(predicted.speedup.value)} plain decoding's {plain} (90 % interval {interval_text(predicted.speedup)})"
+    speedup, interval = format_speedup(predicted.speedup.value), interval_text(predicted.speedup)
+    return f"{rate}, {speedup} plain decoding's {plain} (90 % interval {interval})"
 
 
 def _overfitting_text(overfitting: Overfitting) -> str:

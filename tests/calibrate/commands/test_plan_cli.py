@@ -1,4 +1,4 @@
-"""The commands as a shell sees them: what comes out where, with which exit code, and what is loaded for it."""
+"""`s2d-plan` and `s2d-compare` as a shell sees them: output, exit codes and loaded modules."""
 
 import json
 import shlex
@@ -19,7 +19,8 @@ HEAVY = {"torch", "transformers", "scipy", "pandas", "matplotlib", "rich"}
 
 def modules_after(*arguments: str) -> set[str]:
     """Modules loaded by the command in a fresh interpreter."""
-    code = "import sys; from calibrate.commands.plan_cli import main_plan; main_plan(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from calibrate.commands.plan_cli import main_plan as main; main(sys.argv[1:])"
+    code += "; print(*sys.modules, file=sys.stderr)"
     run = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(run.stderr.split())
 
@@ -30,7 +31,7 @@ def test_help_needs_no_numpy_and_nothing_of_ours_but_the_console() -> None:
     assert not loaded & {"calibrate.planning.make_plan", "perfmodel.acceptance.trace", "perfmodel.replay.replay"}
 
 
-def test_an_answer_from_the_box_loads_nothing_heavy() -> None:
+def test_an_answer_from_shipped_evidence_loads_nothing_heavy() -> None:
     assert not modules_after("--target", "llama-70b") & HEAVY
 
 
@@ -64,7 +65,7 @@ def test_the_same_question_has_the_same_answer(capsys: pytest.CaptureFixture[str
     assert texts[0] == texts[1]
 
 
-def test_evidence_of_ones_own_is_planned_on_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_from_ones_own_files_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = tmp_path / "my plan.json"
     assert main_plan([*write_evidence(tmp_path), "-o", str(plan)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -84,7 +85,7 @@ def test_a_plan_that_was_not_written_is_written_by_the_next_command(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--target", "llama-7b0"], "s2d-plan: unknown target 'llama-7b0': did you mean 'llama-2-7b',"),
         (["--target", "vicuna-7b", "--device", "a1000"], "s2d-plan: unknown device 'a1000': did you mean 'a100-80gb-sxm'"),
@@ -96,16 +97,16 @@ def test_a_plan_that_was_not_written_is_written_by_the_next_command(tmp_path: Pa
         (["--target", "vicuna-7b", "-o", "no/such/folder/plan.json"], "s2d-plan: 'no/such/folder/plan.json': "),
     ],
 )  # fmt: skip
-def test_a_question_that_cannot_be_answered_ends_with_2_and_one_message(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_a_request_that_cannot_be_answered_ends_with_2_and_one_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_plan(arguments) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(said)
+    assert captured.err.startswith(message)
     assert captured.out == ""
 
 
-def test_a_plan_given_as_a_trace_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_given_as_a_trace_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = tmp_path / "plan.json"
     assert main_plan(["--target", "vicuna-7b", "--json", "-o", str(plan)]) == 0
     capsys.readouterr()
@@ -113,3 +114,20 @@ def test_a_plan_given_as_a_trace_is_told_apart(tmp_path: Path, capsys: pytest.Ca
     assert "this is an s2d/plan, expected s2d/acceptance-trace" in capsys.readouterr().err
     assert main_compare(["--plan", str(plan), "--report", str(plan)]) == 2
     assert "this is an s2d/plan, expected s2d/run-report" in capsys.readouterr().err
+
+
+def test_options_before_a_verb_are_refused_as_the_verb_has_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_plan(["--json", "validate"]) == 2
+    message = "s2d-plan: options before the verb 'validate': expected them after it. Put 'validate' first.\n"
+    assert capsys.readouterr().err == message
+
+
+def test_help_lists_the_verbs_and_each_verb_has_a_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_plan(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for verb in ("validate", "design", "fit"):
+        assert f"\n    {verb} " in shown
+        assert main_plan([verb, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: s2d-plan {verb} ")
+    assert main_plan(["llama-70b"]) == 2
+    assert "invalid choice: 'llama-70b' (choose from" in capsys.readouterr().err

@@ -27,7 +27,7 @@ def test_a_table_wider_than_a_page_folds_its_widest_cells_and_keeps_every_word()
     assert lines[0] == "A title."
     assert max(map(len, lines)) <= PAGE_CHARS
     assert text.split().count("word") == 60
-    assert [line for line in lines if line.startswith("other")][0].split() == ["other", "short", "2.00x"]
+    assert next(line for line in lines if line.startswith("other")).split() == ["other", "short", "2.00x"]
 
 
 def test_a_table_of_long_words_is_left_as_wide_as_they_are() -> None:
@@ -38,7 +38,7 @@ def test_a_table_of_long_words_is_left_as_wide_as_they_are() -> None:
     "command",
     [
         "s2d-plan --target llama-70b",
-        f"s2d-plan --trace '/a folder/{'t' * 60}.npz' --profile {'p' * 50}.json -o plan.json && s2d-run --plan plan.json --check",
+        f"s2d-plan --trace '/a folder/{'t' * 60}.npz' --profile {'p' * 50}.json -o plan.json && s2d-run --plan plan.json",
         f"s2d-plan fit '{'a' * 90}'/*.latency.json -o '{'a' * 90}'/law.fit.json",
     ],
 )
