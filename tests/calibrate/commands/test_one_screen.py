@@ -8,8 +8,8 @@ import pytest
 
 from calibrate.commands.compare_cli import main_compare
 from calibrate.commands.plan_cli import main_plan
-from perfmodel.results.plan import read_plan
-from perfmodel.results.report import write_report
+from perfmodel.results.plan import PLAN_FILE
+from perfmodel.results.report import REPORT_FILE
 from tests.calibrate.factories import draft_profile, make_report, make_trace, provenance, write_evidence, write_profile
 
 SCREEN_LINES, SCREEN_CHARS = 24, 100
@@ -56,9 +56,9 @@ def test_answers_from_files_fit_one_screen(
     flags = ["--trace", "trace.npz", "--profile", "target.latency.json", "--profile", "draft.latency.json"]
     check_one_screen(flags, answer([*flags, "-o", "plan.json"], capsys))
     check_one_screen("fit", answer(["fit", "target.latency.json", "draft.latency.json"], capsys))
-    plan = read_plan("plan.json")
+    plan = PLAN_FILE.read("plan.json")
     report = make_report(plan.record, plan.sha256, make_trace(), slower={"segment": 2.0})
-    write_report("report.json", report, provenance())
+    REPORT_FILE.write("report.json", report, provenance())
     assert main_compare(["--plan", "plan.json", "--report", "report.json"]) == 0
     check_one_screen("compare", capsys.readouterr().out.splitlines())
     check_one_screen("report", str(report).splitlines())

@@ -33,7 +33,6 @@ from perfmodel.results.plan import (
     Memory,
     Plan,
     Workload,
-    read_plan,
 )
 from perfmodel.results.plan_text import cautions, policy_facts
 from s2d.commands.train_cli import main_train
@@ -222,7 +221,7 @@ def test_a_plan_saves_itself_with_the_hashes_of_its_inputs(tmp_path: Path) -> No
     evidence = Evidence(role="acceptance", level="traced", description="4 prompts", sha256="a" * 64)
     plan = replace(make_plan(GATED, SINGLE, PLAIN), evidence=(evidence,))
     plan.save(tmp_path / "plan.json")
-    stored = read_plan(tmp_path / "plan.json")
+    stored = PLAN_FILE.read(tmp_path / "plan.json")
     assert stored.record == plan
     assert (stored.provenance.command, stored.provenance.inputs) == ("Plan.save", {"acceptance": "a" * 64})
 
