@@ -25,6 +25,7 @@ from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.estimate import RoundCost, Speedup
 from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.plan import (
+    PLAN_FILE,
     BatchPoint,
     BatchSchedule,
     Candidate,
