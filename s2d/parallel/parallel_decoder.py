@@ -48,7 +48,7 @@ class LeaderDecoder(Decoder):
         num_head_tokens: tokens that the whole head can say: U.
     """
 
-    _sums_whole_rows = True
+    _adds_padded_rows = True
 
     def __init__(
         self, geometry: ModelGeometry, weights: DecoderWeights, ranks: Ranks, *, model_id: int, num_head_tokens: Tokens
@@ -118,7 +118,7 @@ class WorkerDecoder(Decoder):
         ranks: with whom to add up rows.
     """
 
-    _sums_whole_rows = True
+    _adds_padded_rows = True
 
     def __init__(self, geometry: ModelGeometry, weights: DecoderWeights, ranks: Ranks) -> None:
         super().__init__(geometry, weights)
