@@ -1,6 +1,7 @@
 """Captured passes compute what eager passes compute. On a CPU they are called again instead of replayed."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 import s2d.model.cuda_graphs
 from perfmodel.core.errors import UserInputError
 from perfmodel.models.dtypes import Dtype
-from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.passes import GRAPH_ROW_WIDTHS
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Session, Settings, generate
@@ -118,21 +118,18 @@ def test_captured_passes_generate_the_text_of_the_plain_target(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("confidence", ["max-prob", "margin", "entropy"])
-@pytest.mark.parametrize(
-    "sampling", [GREEDY, Sampling(rule="shared-noise", temperature=0.8, top_k=5, top_p=0.9, min_p=0.01, seed=3)]
-)
 @torch.inference_mode()
-def test_a_captured_exit_check_predicts_as_an_eager_one(confidence, sampling: Sampling, device: str) -> None:
+def test_a_captured_exit_check_predicts_as_an_eager_one(device: str) -> None:
     model = loaded(tiny_llama(TinySpec()), device=device)
-    predictor = ExitPredictor(sampling=sampling, confidence=confidence)
-    generator = torch.Generator().manual_seed(0)
-    captured = graphed(model).decoder
-    for token in range(VOCAB_SIZE):
-        noise = None if sampling is GREEDY else torch.randn(1, VOCAB_SIZE, generator=generator).to(device)
-        row = model.decoder.embed([token])
-        expected_token, expected_confidence = model.decoder.predict(row, predictor, noise)()
-        assert captured.predict(row, predictor, noise)() == (expected_token, pytest.approx(expected_confidence, abs=1e-6))
+    captured, generator = graphed(model).decoder, torch.Generator().manual_seed(0)
+    shared_noise = Sampling(rule="shared-noise", temperature=0.8, top_k=5, top_p=0.9, min_p=0.01, seed=3)
+    for sampling, confidence in product((GREEDY, shared_noise), ("max-prob", "margin", "entropy")):
+        predictor = ExitPredictor(sampling=sampling, confidence=confidence)
+        for token in range(VOCAB_SIZE):
+            noise = None if sampling is GREEDY else torch.randn(1, VOCAB_SIZE, generator=generator).to(device)
+            row = model.decoder.embed([token])
+            expected_token, expected_confidence = model.decoder.predict(row, predictor, noise)()
+            assert captured.predict(row, predictor, noise)() == (expected_token, pytest.approx(expected_confidence, abs=1e-6))
 
 
 def test_preparing_again_captures_only_new_passes() -> None:
@@ -145,23 +142,15 @@ def test_preparing_again_captures_only_new_passes() -> None:
     assert prepared.items() < again.items()
 
 
-@pytest.mark.parametrize(
-    ("requested", "device", "num_devices", "engine"),
-    [
-        (None, "cpu", 1, "eager"),
-        (None, "cuda:1", 1, "graph"),
-        (None, "cuda", 2, "eager"),
-        ("eager", "cuda", 1, "eager"),
-        ("graph", "cuda", 1, "graph"),
-    ],
-)
-def test_a_single_gpu_uses_graphs_unless_eager_is_requested(
-    requested: EngineMode | None, device: str, num_devices: int, engine: EngineMode
-) -> None:
-    assert engine_for(requested, device, num_devices) == engine
+def test_a_single_gpu_uses_graphs_unless_eager_is_requested() -> None:
+    assert engine_for(None, "cpu", 1) == "eager"
+    assert engine_for(None, "cuda:1", 1) == "graph"
+    assert engine_for(None, "cuda", 2) == "eager"
+    assert engine_for("eager", "cuda", 1) == "eager"
+    assert engine_for("graph", "cuda", 1) == "graph"
 
 
-@pytest.mark.parametrize(("device", "num_devices", "where"), [("cpu", 1, "a CPU"), ("cuda", 2, "2 devices")])
-def test_graphs_are_refused_without_a_single_gpu(device: str, num_devices: int, where: str) -> None:
-    with pytest.raises(UserInputError, match=f"graph on {where}: expected eager"):
-        engine_for("graph", device, num_devices)
+def test_graphs_are_refused_without_a_single_gpu() -> None:
+    for device, num_devices, where in (("cpu", 1, "a CPU"), ("cuda", 2, "2 devices")):
+        with pytest.raises(UserInputError, match=f"graph on {where}: expected eager"):
+            engine_for("graph", device, num_devices)

@@ -1,9 +1,11 @@
 """A model with numbers that are not finite, or that do not fit its config, ends every command with a single message."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -109,6 +111,17 @@ def prompts(folders: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def damaged(folder: Path, damage: Callable[[Path], None]) -> Iterator[None]:
+    """Damage a model folder, and restore it afterwards."""
+    intact = folder.with_name(f"intact {folder.name}")
+    shutil.copytree(folder, intact)
+    damage(folder)
+    yield
+    shutil.rmtree(folder)
+    intact.rename(folder)
+
+
 def user_error(capsys: pytest.CaptureFixture[str]) -> str:
     """What the command printed to stderr, which must not be an internal error."""
     stderr = capsys.readouterr().err
@@ -125,15 +138,11 @@ def test_a_damaged_model_is_refused_by_every_command(folders: Path, plan_file: P
         "calibrate": lambda: calibrate(folders),
     }
     for (kind, (damage, message)), role in product(DAMAGES.items(), ("target", "draft")):
-        whole = folders / f"whole {role}"
-        shutil.copytree(folders / role, whole)
-        damage(folders / role)
-        for name, command in commands.items():
-            code, stderr = command(), user_error(capsys)
-            if code != 2 or message not in stderr or f"/{role}/" not in stderr or list((folders / "out").glob("*")):
-                offenders.append((kind, role, name, code, stderr))
-        shutil.rmtree(folders / role)
-        whole.rename(folders / role)
+        with damaged(folders / role, damage):
+            for name, command in commands.items():
+                code, stderr = command(), user_error(capsys)
+                if code != 2 or message not in stderr or f"/{role}/" not in stderr or list((folders / "out").glob("*")):
+                    offenders.append((kind, role, name, code, stderr))
     assert not offenders
     assert [command() for command in commands.values()] == [0, 0, 0]
 
@@ -165,33 +174,25 @@ OVERFLOWS = [
 ]
 
 
-@pytest.mark.parametrize("role", ["target", "draft"])
-@pytest.mark.parametrize(
-    ("dtype", "size", "fix", "command"),
-    [
-        (*overflows, command)
-        for overflows, command in product(OVERFLOWS, ("latency", "acceptance", "run", "calibrate"))
-        if overflows[0] == "fp32" or command != "calibrate"  # calibrate computes in fp32 only
-    ],
-)
-def test_a_model_whose_logits_overflow_is_refused_by_every_command(
-    folders: Path, plan_file: PlanFile, capsys, dtype: str, size: float, fix: str, command: str, role: str
-) -> None:
-    overflow(folders / role, size)
-    device = load_pair(str(folders / "target"), str(folders / "draft"), dtype, "cpu").device_key
-    plan = plan_file(device=device)
-    commands = {
-        "latency": lambda: profile(folders, "latency", "--dtype", dtype),
-        "acceptance": lambda: profile(folders, "acceptance", "--dtype", dtype),
-        "run": lambda: run(folders, plan, "--prompt", "the cat"),
-        "calibrate": lambda: calibrate(folders),
-    }
-    assert commands[command]() == 2
-    message = user_error(capsys)
-    prompt = "--prompt" if command == "run" else "file-"
-    assert f"the logits of {role} '{role}' are NaN or infinite in {dtype} on prompt '{prompt}" in message
-    assert fix in message
-    assert not list((folders / "out").glob("*"))
+def test_a_model_whose_logits_overflow_is_refused_by_every_command(folders: Path, plan_file: PlanFile, capsys) -> None:
+    offenders = []
+    for (dtype, size, fix), role in product(OVERFLOWS, ("target", "draft")):
+        with damaged(folders / role, lambda folder, size=size: overflow(folder, size)):
+            device = load_pair(str(folders / "target"), str(folders / "draft"), dtype, "cpu").device_key
+            commands = {
+                "latency": partial(profile, folders, "latency", "--dtype", dtype),
+                "acceptance": partial(profile, folders, "acceptance", "--dtype", dtype),
+                "run": partial(run, folders, plan_file(device=device), "--prompt", "the cat"),
+            }
+            if dtype == "fp32":  # calibrate computes in fp32 only
+                commands["calibrate"] = partial(calibrate, folders)
+            for name, command in commands.items():
+                code, stderr = command(), user_error(capsys)
+                prompt = "--prompt" if name == "run" else "file-"
+                message = f"the logits of {role} '{role}' are NaN or infinite in {dtype} on prompt '{prompt}"
+                if code != 2 or message not in stderr or fix not in stderr or list((folders / "out").glob("*")):
+                    offenders.append((name, dtype, role, code, stderr))
+    assert not offenders
 
 
 def test_the_message_names_the_prompt_that_overflows_not_the_first(folders: Path) -> None:
@@ -270,29 +271,32 @@ def test_every_number_of_a_config_is_checked(tmp_path: Path) -> None:
         edit_config(tmp_path, **raw)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rope_theta": None, "rope_parameters": None}, "rope_theta is null, expected a number"),
-        (
-            {"rope_parameters": {**ROPES["llama3"], "rope_theta": 1e4, "low_freq_factor": 5}},
-            "low_freq_factor is 5 and high_freq",
-        ),
-        ({"rms_norm_eps": None}, "not a config that transformers accepts"),
-        ({"rope_parameters": 3}, "not a config that transformers accepts"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of the 2 heads"),
-        ({"vocab_size": 10**30}, f"vocab_size is {10**30}, expected a count from 1 to 10^9"),
-        ({"max_position_embeddings": 2**31}, f"max_position_embeddings is {2**31}, expected a count from 1 to 10^9"),
-        ({"architectures": 3}, "architectures is 3, expected a list of class names"),
-        ({"architectures": [[]]}, "architectures is [[]], expected a list of class names"),
-        ({"model_type": []}, "model_type is [], expected a name"),
-        ({"layer_types": 3}, "layer_types is 3, expected a list with one name per layer"),
-    ],
-)
-def test_a_config_with_wrong_types_is_a_user_error(folders: Path, capsys, changes: dict, message: str) -> None:
-    edit_config(folders / "target", **changes)
-    assert profile(folders) == 2
-    assert message in user_error(capsys)
+WRONG_TYPES: list[tuple[dict, str]] = [
+    ({"rope_theta": None, "rope_parameters": None}, "rope_theta is null, expected a number"),
+    (
+        {"rope_parameters": {**ROPES["llama3"], "rope_theta": 1e4, "low_freq_factor": 5}},
+        "low_freq_factor is 5 and high_freq",
+    ),
+    ({"rms_norm_eps": None}, "not a config that transformers accepts"),
+    ({"rope_parameters": 3}, "not a config that transformers accepts"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of the 2 heads"),
+    ({"vocab_size": 10**30}, f"vocab_size is {10**30}, expected a count from 1 to 10^9"),
+    ({"max_position_embeddings": 2**31}, f"max_position_embeddings is {2**31}, expected a count from 1 to 10^9"),
+    ({"architectures": 3}, "architectures is 3, expected a list of class names"),
+    ({"architectures": [[]]}, "architectures is [[]], expected a list of class names"),
+    ({"model_type": []}, "model_type is [], expected a name"),
+    ({"layer_types": 3}, "layer_types is 3, expected a list with one name per layer"),
+]
+
+
+def test_a_config_with_wrong_types_is_a_user_error(folders: Path, capsys) -> None:
+    offenders = []
+    for changes, message in WRONG_TYPES:
+        with damaged(folders / "target", lambda folder, changes=changes: edit_config(folder, **changes)):
+            code, stderr = profile(folders), user_error(capsys)
+        if code != 2 or message not in stderr:
+            offenders.append((changes, code, stderr))
+    assert not offenders
 
 
 def test_a_config_of_nested_brackets_is_refused(folders: Path, capsys) -> None:
