@@ -44,7 +44,7 @@ from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, tex
 from calibrate.planning.make_plan import paper_policies
 from calibrate.search.scenario import scenario_of
 from calibrate.search.search import search
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import Mismatch, OutOfDomain, UserInputError
 from perfmodel.core.provenance import make_provenance
@@ -52,9 +52,9 @@ from perfmodel.core.units import MIB, Seconds
 from perfmodel.latency.lower_bound import MAX_CACHE_BYTES
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup
-from perfmodel.results.plan import Plan, read_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from profiler.commands.profile_inputs import TRACE_NAME
 from profiler.latency.kernel_trial import choose_kernels, recorded_kernels
 from profiler.latency.latency_files import LatencyFiles, pair_profiles
@@ -96,14 +96,14 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
     """
     if path is None:
         return None
-    plan = read_plan(path).record
+    plan = PLAN_FILE.read(path).record
     if plan.target.name != target.name:
         fix = "Give the target it was made for, or another plan"
         raise Mismatch(f"plan {str(path)!r}", made_for=plan.target.name, given=target.name, fix=fix)
     return plan
 
 
-def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, ExitPolicy | None]:
+def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Policy | None]:
     """What is measured: policies searched on some texts beside plain decoding; one that comes twice is measured once."""
     found, paper = search([scenario_of(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
     wanted = {
@@ -117,7 +117,7 @@ def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Ex
     return {name: policy for name, policy in wanted.items() if by_policy[policy] == name}
 
 
-def trace_for(trace: AcceptanceTrace, pair: ModelPair) -> AcceptanceTrace:
+def trace_for(trace: Trace, pair: ModelPair) -> Trace:
     """The acceptance that a pair was run with, as a trace of that pair.
 
     A published trace names no weights. It still names none here, because a plan calls acceptance *traced* only where it does.
@@ -134,7 +134,7 @@ def write_evidence(found: Found, folder: Path, facts: DeviceFacts) -> tuple[Path
     provenance = make_provenance(
         device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=SEED, inputs=inputs
     )
-    write_trace(folder / TRACE_NAME, trace_for(found.trace, found.pair), provenance)
+    TRACE_FILE.write(folder / TRACE_NAME, trace_for(found.trace, found.pair), provenance)
     if not len(found.log):
         return (folder / TRACE_NAME,)
     sampling = found.trace.header.sampling
@@ -201,7 +201,7 @@ def found_of(args: argparse.Namespace) -> Found:
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling
     turns = turns_of(session, calibration, log, seed=SEED)
-    policies: dict[str, ExitPolicy | None] = {PLAIN: None}
+    policies: dict[str, Policy | None] = {PLAIN: None}
     if not args.plain_only:
         print_err(f"pass times, {args.budget:g} s")
         measure_latency(turns, args.budget)

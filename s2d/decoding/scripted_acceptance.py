@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from perfmodel.acceptance.off_path_trace import stand_in
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Tokens
 from s2d.decoding.verify import Verdict, Verifier, longest_agreement
@@ -58,7 +58,7 @@ class ScriptedAcceptance:
         return min(position - self.prompt_tokens, len(self.chosen) - 1)
 
 
-def scripts_of(trace: AcceptanceTrace) -> tuple[ScriptedAcceptance, ...]:
+def scripts_of(trace: Trace) -> tuple[ScriptedAcceptance, ...]:
     """A script per prompt of a trace.
 
     Raises:

@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.console import keeping, print_answer, print_err, print_out, without_flag
+from perfmodel.core.console import answer_options, keeping, print_answer, print_err, print_out, without_flag
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.files import Stored
@@ -23,8 +24,9 @@ from perfmodel.passes.kernels import STANDARD_KERNELS
 from perfmodel.passes.pauses import pauses_text
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.sampling import Sampling
-from perfmodel.results.plan import Plan, read_plan
-from perfmodel.results.report import RunReport, report_file_text, write_report
+from perfmodel.results.plan import PLAN_FILE, Plan
+from perfmodel.results.report import REPORT_FILE, RunReport
+from perfmodel.results.report_text import drift_text
 from s2d.decoding.generate import Generation, OnTokens
 from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.loading.exits import exits_of_plan
@@ -36,12 +38,12 @@ from s2d.model.torch_dtypes import TORCH_DTYPES
 from s2d.parallel.ranks import Ranks
 from s2d.prompts.special_tokens import special_tokens_note
 from s2d.prompts.text import ContinuationText, Stop
-from s2d.running.check_plan import check_plan_fits, device_label
+from s2d.running.check_plan import check_plan_fits
 from s2d.running.multi_turn import MultiTurn
 from s2d.running.outputs import Outputs
-from s2d.running.report_text import drift_text, report_text, understood_text
 from s2d.running.run_inputs import RunInputs
 from s2d.running.run_report import OnText, RunRequest, paused_passes, run_report
+from s2d.running.run_text import understood_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +77,14 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
             with PromptStreams(loaded.pair.tokenizer) as streams:
                 on_prompt = streams.on_prompt
                 report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=on_prompt, on_text=loaded.on_text)
-    report = replace(report, waited_frac=contention.waited_frac)
+    report = replace(report, waited_frac=contention.waited_frac, predicted=plan.chosen)
     _say_cut_short(loaded.turns)
     if args.check and (busy := contention.warning) is not None:
         print_err(f"warning: {busy}")
     if (paused := pauses_text(paused_passes(report))) is not None:
         print_err(f"warning: {paused}")
-    provenance = make_provenance(
+    provenance = partial(
+        make_provenance,
         argv=command,
         device=report.device.device,
         libraries=("torch", "transformers"),
@@ -89,10 +92,11 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
         inputs={"plan": loaded.plan.sha256, "target": report.target_sha256, "draft": report.draft_sha256},
     )
     print_answer(
-        args,
-        text=lambda: "\n" + report_text(report, plan.chosen),
-        file_text=lambda: report_file_text(report, provenance),
-        write=lambda path: write_report(path, report, provenance),
+        answer_options(args),
+        report,
+        REPORT_FILE,
+        provenance,
+        text=lambda: "\n" + (report.explain() if args.explain else str(report)),
         done=next_text(args, command, report.sampling),
     )
     if (drift := drift_text(report, plan)) is not None:
@@ -144,7 +148,7 @@ def export_from_flags(args: argparse.Namespace) -> None:
     layer, folder = args.export_exit
     if not layer.isdecimal():
         raise UserInputError(f"--export-exit {layer!r}: expected a layer count and a folder, as in --export-exit 4 exit-4")
-    name = args.draft or (read_plan(args.plan).record.draft_name if args.plan else None)
+    name = args.draft or (PLAN_FILE.read(args.plan).record.draft_name if args.plan else None)
     if name is None:
         raise UserInputError("--export-exit needs a model: give --draft DIR, or a plan")
     export_exit(find_model(name), int(layer), Path(folder))
@@ -232,7 +236,7 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
         raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix="Plan again with one of these")
     is_gpu = plan.device.num_threads is None
     if is_gpu and not torch.cuda.is_available():
-        made_for, given = device_label(plan.device), "this machine, which has no CUDA device"
+        made_for, given = plan.device.label, "this machine, which has no CUDA device"
         fix = "Profile this device with s2d-profile and plan again with --profile"
         raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix=fix)
     if plan.device.num_threads is not None:

@@ -16,9 +16,9 @@ import torch
 
 from perfmodel.core.provenance import make_provenance
 from perfmodel.models.dtypes import Dtype
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
-from perfmodel.policies.policy import ExitPolicy, FixedLength
-from perfmodel.results.plan import read_plan, write_plan
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
+from perfmodel.policies.policy import Policy
+from perfmodel.results.plan import PLAN_FILE
 from profiler.commands.profile_cli import main_profile
 from profiler.latency import kernel_trial, profiling_job
 from profiler.latency.measure_latency import measure_latency
@@ -27,7 +27,7 @@ from tests.gpu_simulator import Simulator, simulated_gpu
 from tests.profiler.conftest import TARGET, Folders, write_pair
 
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}w20"
-POLICY = ExitPolicy(exit_layers=(1, 4), thresholds=(0.6,), confidence="max-prob", length=FixedLength(draft_cap=2))
+POLICY = Policy(exits=(1, 4), thresholds=(0.6,), tokens=2)
 NUM_RUNS = 14
 ROLES = ("draft", "target")
 
@@ -83,7 +83,7 @@ class Evidence:
 
     @property
     def profiles(self) -> list[LatencyProfile]:
-        return [read_latency_profile(path).record for path in self.profile_paths]
+        return [PROFILE_FILE.read(path).record for path in self.profile_paths]
 
 
 def profile_argv(models: Folders, folder: Path, dtype: Dtype, *more: str) -> list[str]:
@@ -101,9 +101,9 @@ def run_argv(models: Folders, plan: Path, *more: str) -> list[str]:
 
 def with_drafting_policy(plan: Path, to: Path) -> Path:
     """Write the plan with a policy that drafts: with the times of the simulator no policy pays."""
-    stored = read_plan(plan).record
+    stored = PLAN_FILE.read(plan).record
     changed = replace(stored, chosen=replace(stored.chosen, policy=POLICY))
-    write_plan(to, changed, make_provenance(argv=("test",)))
+    PLAN_FILE.write(to, changed, make_provenance(argv=("test",)))
     return to
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.clock import Clock
 from s2d.decoding.generate import Generation, Session
@@ -36,7 +36,7 @@ def session_on_gpu() -> Session:
 
 
 def counted_rounds(
-    session: Session, policy: ExitPolicy | None, sampling: Sampling, simulator: Simulator
+    session: Session, policy: Policy | None, sampling: Sampling, simulator: Simulator
 ) -> tuple[Generation, list[Counter[str]]]:
     """A text generated for the second time, and the simulator's counts in each of its rounds except the first."""
     prompt, settings = PROMPTS[0], settings_of(policy, sampling)
@@ -71,7 +71,7 @@ def test_a_plain_round_waits_once(gpu: Simulator, sampling: Sampling) -> None:
 @pytest.mark.usefixtures("fences_are_free")
 @pytest.mark.parametrize(("policy", "sampling"), DRAFTING, ids=lambda case: case.label)
 def test_a_drafting_round_waits_for_each_exit_check_and_for_the_verdict(
-    gpu: Simulator, policy: ExitPolicy, sampling: Sampling
+    gpu: Simulator, policy: Policy, sampling: Sampling
 ) -> None:
     generation, rounds = counted_rounds(session_on_gpu(), policy, sampling, gpu)
     if sampling is not RATIO:
@@ -97,9 +97,7 @@ def test_drafting_with_the_deepest_exit_alone_takes_two_launches_per_token(gpu: 
     assert any(accepted == drafted > 0 for drafted, accepted in generation.blocks)
     for counted, (num_drafted, _) in zip(rounds, generation.blocks[1:], strict=True):
         assert counted["graph_launches"] == 2 * num_drafted + 1  # one for the verification
-    segments = Counter(
-        stage for kind, stage in zip(generation.samples.kind, generation.samples.stage, strict=True) if kind == "segment"
-    )
+    segments = Counter(sample.stage for sample in generation.samples if sample.kind == "segment")
     assert segments == dict.fromkeys(range(3), generation.rounds.num_drafted)  # each segment has its part of a launch
 
 

@@ -10,7 +10,6 @@ from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_model
 from perfmodel.passes.flops_bytes import PassSetting, PassWork, kv_bytes_per_token, kv_cache_bytes
-from perfmodel.passes.passes import PassShape
 from perfmodel.quantisation.weight_format import plain_format
 
 EVERY_OTHER, ALL, NONE = find_model("gemma-2-9b"), find_model("mistral-7b-v0.1"), find_model("mistral-7b-v0.2")
@@ -19,7 +18,7 @@ A100 = find_hardware("a100")
 
 
 def verify_work(context_tokens: int | None, model=EVERY_OTHER, *, batch: int = 1, rows: int = 1) -> PassWork:
-    setting = PassSetting(model=model, exit_layers=(), weights=BF16, batch=batch, num_devices=1, context_tokens=context_tokens)
+    setting = PassSetting(model=model, weights=BF16, batch=batch, context_tokens=context_tokens)
     return setting.work("verify", 0, rows)
 
 
@@ -29,8 +28,8 @@ def kv_bytes_read(context_tokens: int, **more) -> float:
 
 
 def verify_s(model, context_tokens: int, *, priced_at: int) -> float:
-    latency = RooflineLatency(model, (), A100, BF16, "graph", context_tokens=priced_at)
-    return latency.pass_s(PassShape(kind="verify", stage=0, rows=1, cached_tokens=context_tokens))
+    latency = RooflineLatency(PassSetting(model=model, weights=BF16, context_tokens=priced_at), A100, "graph")
+    return latency.line("verify", 0, 1).at(context_tokens)
 
 
 def test_up_to_the_window_every_layer_reads_every_token() -> None:
@@ -70,7 +69,7 @@ def test_a_price_is_exact_where_it_is_made_and_never_too_low_elsewhere(context: 
 
 
 def test_without_a_context_a_model_with_windows_has_no_price() -> None:
-    with pytest.raises(ValueError, match="'gemma-2-9b' has layers with a window, which have no price without a context"):
+    with pytest.raises(ValueError, match="'gemma-2-9b' has layers with a window: its price needs a context"):
         verify_work(None)
     assert verify_work(None, NONE).window_kv_bytes == 0
 

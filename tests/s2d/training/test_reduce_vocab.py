@@ -1,6 +1,5 @@
 """A draft that can say the most frequent tokens only: what its head says, what its folder keeps, and what the text stays."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.errors import BadPolicy, UserInputError
-from perfmodel.policies.policy import ExitPolicy, SurvivalStop
+from perfmodel.policies.policy import Policy, SurvivalFloor
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.decoding.generate import generate
 from s2d.loading.convert_weights import with_reduced_head, with_vocabulary
 from s2d.loading.exits import NamedExits
@@ -83,8 +82,8 @@ def test_what_the_draft_cannot_say_is_the_targets_to_say(sampling: Sampling) -> 
     said = tuple(range(0, VOCAB_SIZE, 2))
     reduced = Decoder(whole.geometry, with_reduced_head(whole.decoder.weights, said))
     draft = LoadedModel(**{name: getattr(whole, name) for name in whole.__slots__} | {"decoder": reduced})
-    rule = SurvivalStop(draft_cap=5, floor=0.2, calibration=(CURVE, CURVE))
-    policy = ExitPolicy(exit_layers=(1, 4), thresholds=(0.3,), confidence="max-prob", length=rule)
+    stop = SurvivalFloor(floor=0.2, calibration=(CURVE, CURVE))
+    policy = Policy(exits=(1, 4), thresholds=(0.3,), tokens=5, stop=stop)
     common = {"sampling": sampling, "max_new_tokens": 60, "eos_token_id": EOS}
     for prompt in ([1], [2, 8, 3], TOKENS):
         plain = generate(target, None, prompt, policy=None, **common)
@@ -116,16 +115,6 @@ def test_a_head_of_tokens_that_there_are_not_is_refused(draft: Path, tmp_path: P
         load_model(tmp_path / "wrong", "fp32")
     with pytest.raises(BadPolicy, match="rising token ids"):
         Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=(2, 1))
-
-
-def test_a_sidecar_from_before_reduced_heads_has_a_whole_one(draft: Path) -> None:
-    path = draft / "s2d.json"
-    raw = json.loads(path.read_text())
-    del raw["body"]["num_head_tokens"]
-    path.write_text(json.dumps(raw | {"version": 2}))
-    found = read_sidecar(draft)
-    assert found is not None
-    assert found.num_head_tokens is None
 
 
 def test_the_command_writes_a_draft_and_says_how_much_of_the_text_it_can_say(draft: Path, tmp_path: Path, capsys) -> None:
