@@ -15,7 +15,7 @@ from perfmodel.core.units import MEGA, MILLI, Bytes, Frac, Seconds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from calibrate.search.cross_validation import Learned
+    from calibrate.search.cross_validation import LearningPoint
     from calibrate.search.scenario import Floats
     from perfmodel.policies.policy import CalibrationCurve
 
@@ -142,11 +142,11 @@ def worth_of_exits(speedups: Mapping[str, float], axis: Axes) -> Axes:
     return axis
 
 
-def learning(curve: Sequence[Learned], axis: Axes) -> Axes:
+def learning(curve: Sequence[LearningPoint], axis: Axes) -> Axes:
     """What a search says, and what its policy then gives on other prompts, by the number of prompts searched on."""
     numbers = [one.num_prompts for one in curve]
     axis.plot(numbers, [one.best_speedup for one in curve], color="0.3", linewidth=1, label="best on the other prompts")
-    axis.plot(numbers, [one.said_speedup for one in curve], marker="o", markersize=4, label="said of the prompts seen")
+    axis.plot(numbers, [one.seen_speedup for one in curve], marker="o", markersize=4, label="said of the prompts seen")
     axis.plot(numbers, [one.unseen_speedup for one in curve], marker="o", markersize=4, label="given on other prompts")
     axis.set(xscale="log", xlabel="prompts searched on", ylabel="speedup (ratio)")
     axis.set_xticks(numbers, [str(number) for number in numbers], minor=False)

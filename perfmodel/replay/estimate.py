@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.files import Body, with_keys
 from perfmodel.core.stats import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval, resamples
 from perfmodel.core.units import Frac, Seconds, TokensPerS
 from perfmodel.latency.latency_model import LatencyModel
-from perfmodel.passes.passes import DRAFT_KINDS, PASS_KINDS, PREFILL_KINDS, PassKind
+from perfmodel.passes.passes import DRAFT_KINDS, PASS_KINDS, PREFILL_KINDS, Line, PassKind
 from perfmodel.replay.round_stats import RoundStats
 
 
@@ -69,6 +71,31 @@ class Decoded:
             raise ValueError(f"a decoded prompt has at least one token and takes more than 0 s, got {self!r}")
 
 
+class PassLatency(Protocol):
+    """The part of a latency model that prices rounds."""
+
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of a warm pass, by its cached tokens."""
+        ...
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
+        """Extra seconds of a pass at a cold place."""
+        ...
+
+
+def model_of(kind: PassKind, draft: PassLatency | None, target: PassLatency) -> PassLatency:
+    """The latency model that prices passes of a kind."""
+    return draft if draft is not None and kind in DRAFT_KINDS else target
+
+
+def line_or_infinity(model: PassLatency, kind: PassKind, stage: int, rows: int) -> Line:
+    """Seconds of a warm pass; infinity without evidence, which excludes policies that need the pass."""
+    try:
+        return model.line(kind, stage, rows)
+    except OutOfDomain:
+        return Line(math.inf, 0.0)
+
+
 def estimate(
     draft: LatencyModel | None, target: LatencyModel, rounds: Sequence[RoundStats], plain: Sequence[RoundStats]
 ) -> Speedup:
@@ -105,22 +132,19 @@ def measured_speedup(runs: Sequence[Decoded], plain: Sequence[Decoded], round_co
     return _speedup(runs, plain, round_cost, 0.0)
 
 
-def pass_seconds(draft: LatencyModel | None, target: LatencyModel, rounds: RoundStats) -> dict[PassKind, Seconds]:
+def pass_seconds(draft: PassLatency | None, target: PassLatency, rounds: RoundStats) -> dict[PassKind, Seconds]:
     """Predicted seconds of all passes of a kind; the prefill is left out, as everywhere in a speedup."""
     seconds: dict[PassKind, Seconds] = {}
-
-    def model_of(kind: PassKind) -> LatencyModel:
-        return draft if draft is not None and kind in DRAFT_KINDS else target
-
     for count in rounds.passes:
         if count.kind in PREFILL_KINDS:
             continue
-        model = model_of(count.kind)
+        model = model_of(count.kind, draft, target)
         base_s, per_token_s = model.line(count.kind, count.stage, count.rows)
         cost_s = base_s * count.num_passes + per_token_s * count.cached_tokens_sum
         seconds[count.kind] = seconds.get(count.kind, 0.0) + cost_s
     for early in rounds.cold_passes:
-        seconds[early.kind] += early.num_passes * model_of(early.kind).cold_s(early.kind, early.stage, early.place)
+        model = model_of(early.kind, draft, target)
+        seconds[early.kind] += early.num_passes * model.cold_s(early.kind, early.stage, early.place)
     return seconds
 
 

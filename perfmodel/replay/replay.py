@@ -17,23 +17,13 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from perfmodel.acceptance.trace import Trace
-from perfmodel.core.units import Seconds
-from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
+from perfmodel.passes.passes import ColdCount, Line, PassCount
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.compiled import count_replay
 from perfmodel.replay.counts import ACCEPTED, BLOCK, COLD, KINDS, ROUND, TAKEN, Entries
+from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_of
 from perfmodel.replay.layout import Counts, Floats
 from perfmodel.replay.round_stats import RoundStats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """What passes cost."""
-
-    line: Callable[[PassKind, int, int], Line]
-    """(kind, stage, rows) -> seconds of a warm pass."""
-    cold_s: Callable[[PassKind, int, int], Seconds]
-    """(kind, stage, place) -> seconds that come on top at a cold place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,14 +43,20 @@ class ReplayBatch:
         summed: Counts = np.bincount(rounds["group"], rounds["number"], len(self.num_tokens)).astype(np.int64)
         return summed
 
-    def seconds(self, price: Price) -> Floats:
-        """Predicted seconds of each of the G, prefill not included: counts times base plus cached tokens times slope. [G]."""
+    def seconds(self, draft: PassLatency | None, target: PassLatency) -> Floats:
+        """Predicted seconds of each replay, without prefill; infinity where a pass has no evidence. [G].
+
+        Args:
+            draft: prices the draft's passes; None where nothing is drafted.
+            target: prices all other passes.
+        """
 
         def line(what: int, stage: int, rows: int) -> Line:
-            return price.line(KINDS[what], stage, rows)
+            return line_or_infinity(model_of(KINDS[what], draft, target), KINDS[what], stage, rows)
 
         def cold_line(what: int, stage: int, place: int) -> Line:
-            return Line(price.cold_s(KINDS[what - COLD], stage, place), 0.0)
+            kind = KINDS[what - COLD]
+            return Line(model_of(kind, draft, target).cold_s(kind, stage, place), 0.0)
 
         what = self.entries["what"]
         return self._cost(self.entries[what < len(KINDS)], line) + self._cost(self.entries[what >= COLD], cold_line)

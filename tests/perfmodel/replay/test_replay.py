@@ -13,6 +13,7 @@ from hypothesis import given, settings
 
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import BadPolicy
+from perfmodel.passes.passes import DRAFT_KINDS, Line, PassKind
 from perfmodel.policies.policy import (
     CalibrationCurve,
     ConfidenceFloor,
@@ -25,16 +26,27 @@ from perfmodel.replay.compiled import count_replay
 from perfmodel.replay.counts import BLOCK, COLD, KINDS, TAKEN
 from perfmodel.replay.layout import lay_out
 from perfmodel.replay.reference import Entry, tell
-from perfmodel.replay.replay import Price, block_lengths, replay_batch, replay_prompts
+from perfmodel.replay.replay import block_lengths, replay_batch, replay_prompts
 from perfmodel.replay.round_stats import RoundStats, cold_counts, pass_counts, sum_rounds
 from tests.strategies import EOS, TraceSpec, make_trace, traces_with_policies
 
 Case = tuple[Trace, list[Policy | None]]
 
-ANY_PRICE = Price(
-    line=lambda kind, stage, rows: (1.0 + len(kind) + 0.1 * stage + 0.01 * rows, 0.001 * rows),
-    cold_s=lambda kind, stage, place: (0.1 * len(kind) + 0.01 * stage) / place,
-)
+
+class AnyLatency:
+    """Made-up pass times that differ by every property of a pass."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        return Line(self.scale * (1.0 + len(kind) + 0.1 * stage + 0.01 * rows), 0.001 * rows)
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
+        return self.scale * (0.1 * len(kind) + 0.01 * stage) / place
+
+
+DRAFT, TARGET = AnyLatency(1.0), AnyLatency(7.0)
 
 
 def passes_of(stats: RoundStats, kind: str, stage: int = 0) -> dict[int, tuple[int, int]]:
@@ -117,11 +129,11 @@ def test_what_was_compiled_counts_what_is_told_token_by_token(case: Case) -> Non
 @given(traces_with_policies())
 def test_where_nothing_was_compiled_replay_is_the_same(case: Case) -> None:
     trace, policies = case
-    records, seconds = replay_batch(trace, policies).stats(), replay_batch(trace, policies).seconds(ANY_PRICE)
+    records, seconds = replay_batch(trace, policies).stats(), replay_batch(trace, policies).seconds(DRAFT, TARGET)
     blocks = block_lengths(trace, policies[0])
     with patch("perfmodel.replay.compiled._native", None):
         assert replay_batch(trace, policies).stats() == records
-        assert replay_batch(trace, policies).seconds(ANY_PRICE) == pytest.approx(seconds, rel=1e-12)
+        assert replay_batch(trace, policies).seconds(DRAFT, TARGET) == pytest.approx(seconds, rel=1e-12)
         assert block_lengths(trace, policies[0]) == blocks
 
 
@@ -163,13 +175,14 @@ def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
     trace, policies = case
 
     batch = replay_batch(trace, policies)
-    for seconds, stats in zip(batch.seconds(ANY_PRICE), batch.stats(), strict=True):
+    for seconds, stats in zip(batch.seconds(DRAFT, TARGET), batch.stats(), strict=True):
         expected = 0.0
         for p in stats.passes:
-            base_s, per_cached_token_s = ANY_PRICE.line(p.kind, p.stage, p.rows)
-            expected += p.num_passes * base_s + p.cached_tokens_sum * per_cached_token_s
-        for early in stats.cold_passes:
-            expected += early.num_passes * ANY_PRICE.cold_s(early.kind, early.stage, early.place)
+            line = (DRAFT if p.kind in DRAFT_KINDS else TARGET).line(p.kind, p.stage, p.rows)
+            expected += p.num_passes * line.base_s + p.cached_tokens_sum * line.per_token_s
+        for cold in stats.cold_passes:
+            model = DRAFT if cold.kind in DRAFT_KINDS else TARGET
+            expected += cold.num_passes * model.cold_s(cold.kind, cold.stage, cold.place)
         assert seconds == pytest.approx(expected, rel=1e-12)
 
 
