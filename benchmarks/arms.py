@@ -65,8 +65,8 @@ class Arm:
         self.rounds[prompt] = generation.rounds
         self.blocks[prompt] = generation.blocks
         self.num_runs += 1
-        for kind, seconds in zip(generation.samples.kind, generation.samples.seconds, strict=True):
-            self.kinds_s[kind] += seconds
+        for sample in generation.samples:
+            self.kinds_s[sample.kind] += sample.seconds
 
 
 def workload_of(sampling: Sampling) -> str:

@@ -36,7 +36,7 @@ from common import finish, make_parser, median, one_thread
 from configurations import CAPS, configurations
 from outcomes import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
 
-from calibrate.text.plots import PredictedPoint, predicted_against_measured
+from calibrate.figures.plots import PredictedPoint, predicted_against_measured
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import OutOfDomain

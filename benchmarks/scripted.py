@@ -14,6 +14,7 @@ from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.passes.passes import PassSamples
+from perfmodel.passes.pauses import kind_seconds
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Decoded, Speedup, estimate, mean_round_cost, measured_speedup
 from perfmodel.replay.replay import block_lengths, replay_prompts
@@ -23,7 +24,6 @@ from profiler.latency.pass_grid import needed_passes, run_grid
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.generate import Generation, Session, Settings
 from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_of
-from s2d.running.run_report import joined_samples, kind_seconds
 
 PLAIN = "plain"
 
@@ -164,7 +164,7 @@ class ScriptedArm:
 
     def measured(self, plain: "ScriptedArm") -> Speedup:
         """Against plain decoding of the same prompts; its interval draws prompts, both arms of one together."""
-        seconds = kind_seconds(joined_samples([run.samples for run in self.all_runs]))
+        seconds = kind_seconds(PassSamples.concat(run.samples for run in self.all_runs))
         cost = mean_round_cost(seconds, num_rounds=sum_rounds(run.rounds for run in self.all_runs).num_rounds)
         return measured_speedup(self.decoded(), plain.decoded(), cost)
 

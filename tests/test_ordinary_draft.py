@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.commands.plan_cli import main_compare, main_plan
+from calibrate.commands.compare_cli import main_compare
+from calibrate.commands.plan_cli import main_plan
 from perfmodel.results.plan import read_plan
 from perfmodel.results.report import read_report
 from profiler.commands.profile_cli import main_profile

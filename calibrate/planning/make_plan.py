@@ -9,7 +9,7 @@ from dataclasses import replace
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.batch_schedule import batch_schedules
 from calibrate.planning.evidence import gather_evidence
-from calibrate.planning.next_command import next_command
+from calibrate.planning.next_command import next_command, plan_notes
 from calibrate.pricing.datasheet_pricing import Pricing
 from calibrate.search.cross_validation import overfitting
 from calibrate.search.find_frontier import find_frontier
@@ -19,6 +19,7 @@ from calibrate.search.search import search
 from perfmodel.acceptance.splits import document_of
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
+from perfmodel.models.find_model import release_note
 from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.replay.estimate import estimate
 from perfmodel.replay.replay import replay_batch
@@ -80,7 +81,9 @@ def make_plan(request: PlanRequest) -> Plan:
         evidence=evidence,
         next_command="",
     )
-    return replace(plan, next_command=next_command(plan))
+    release = None if request.target is None else release_note(request.target, plan.target)
+    notes = (*(() if release is None else (release,)), *plan_notes(plan))
+    return replace(plan, next_command=next_command(plan), notes=notes)
 
 
 def decide(trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:

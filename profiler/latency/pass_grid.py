@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Tokens
-from perfmodel.passes.passes import DRAFT_KINDS, SEGMENT_KINDS, PassKind, kind_label
+from perfmodel.passes.passes import PASS_MODEL, SEGMENT_KINDS, PassKind, kind_label
 from perfmodel.policies.policy import Confidence, ConfidenceFloor, Policy
 from perfmodel.replay.replay import replay_prompts
 
@@ -62,7 +62,7 @@ class PassKey:
     @property
     def label(self) -> str:
         """`segment 2 of 5 rows`, `verify of 4 rows`: as messages name it."""
-        stage = f" {self.stage + 1}" if self.kind in DRAFT_KINDS else ""
+        stage = f" {self.stage + 1}" if PASS_MODEL[self.kind] == "draft" else ""
         return f"{kind_label(self.kind)}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
 
 

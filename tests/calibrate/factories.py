@@ -1,6 +1,5 @@
 """Evidence made up for tests: a trace, latency profiles and reports whose every number is known beforehand."""
 
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.kernels import STANDARD_KERNELS
 from perfmodel.passes.latency_profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
-from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSamples
+from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSample, PassSamples
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.replay.estimate import Decoded, mean_round_cost, measured_speedup
@@ -106,10 +105,9 @@ def make_profile(
         shapes += [("segment", stage, rows) for stage in range(len(exit_layers)) for rows in range(1, 15)]
     if not exit_layers or is_self_draft:
         shapes += [("verify", 0, rows) for rows in range(1, 14)] + [("round", 0, rows) for rows in range(14)]
-    passes = [(*shape, cached) for shape, cached in itertools.product(shapes, range(0, 120, 4))]
-    kind, stage, rows, cached = zip(*passes, strict=True)
-    seconds, place = tuple(SECONDS[one] for one in kind), (1,) * len(kind)
-    samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, place=place, seconds=seconds)
+    samples = PassSamples.from_passes(
+        PassSample(kind, stage, rows, cached, 1, SECONDS[kind]) for kind, stage, rows in shapes for cached in range(0, 120, 4)
+    )
     return LatencyProfile(
         model=model,
         model_sha256=sha256,
@@ -195,17 +193,19 @@ def make_arm(policy: Policy | None, trace: Trace, seconds: dict[PassKind, float]
 
 def samples_of(rounds: Sequence[RoundStats], seconds: dict[PassKind, float]) -> PassSamples:
     """Every pass of the rounds as a sample of its own."""
-    shapes = [
-        (count.kind, count.stage, count.rows, round(count.mean_shape.cached_tokens), seconds[count.kind])
-        for one in rounds
-        for count in one.passes
+    return PassSamples.from_passes(
+        PassSample(count.kind, count.stage, count.rows, round(count.mean_shape.cached_tokens), 1, seconds[count.kind])
+        for stats in rounds
+        for count in stats.passes
         for _ in range(count.num_passes)
-    ]
-    kind, stage, rows, cached, taken = zip(*shapes, strict=True)
-    place = (1,) * len(kind)
-    return PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, place=place, seconds=taken)
+    )
 
 
 def at_device(profile: LatencyProfile, **changes: object) -> LatencyProfile:
     """The same profile from another device."""
     return replace(profile, device=replace(profile.device, **changes))  # type: ignore[arg-type]
+
+
+def unfolded(text: str) -> str:
+    """A text without the line breaks of folded prose and of continued commands."""
+    return " ".join(text.replace("\\\n", " ").split())

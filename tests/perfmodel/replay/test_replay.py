@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import BadPolicy
-from perfmodel.passes.passes import DRAFT_KINDS, Line, PassKind
+from perfmodel.passes.passes import PASS_MODEL, Line, PassKind
 from perfmodel.policies.policy import (
     CalibrationCurve,
     ConfidenceFloor,
@@ -178,10 +178,10 @@ def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
     for seconds, stats in zip(batch.seconds(DRAFT, TARGET), batch.stats(), strict=True):
         expected = 0.0
         for p in stats.passes:
-            line = (DRAFT if p.kind in DRAFT_KINDS else TARGET).line(p.kind, p.stage, p.rows)
+            line = (DRAFT if PASS_MODEL[p.kind] == "draft" else TARGET).line(p.kind, p.stage, p.rows)
             expected += p.num_passes * line.base_s + p.cached_tokens_sum * line.per_token_s
         for cold in stats.cold_passes:
-            model = DRAFT if cold.kind in DRAFT_KINDS else TARGET
+            model = DRAFT if PASS_MODEL[cold.kind] == "draft" else TARGET
             expected += cold.num_passes * model.cold_s(cold.kind, cold.stage, cold.place)
         assert seconds == pytest.approx(expected, rel=1e-12)
 
