@@ -22,7 +22,7 @@ from common import finish, make_parser, median, quantile
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, threshold_grid
 from calibrate.search.search import NUM_CURVE_BINS
 from perfmodel.acceptance.confidence_curves import fit_curve
-from perfmodel.acceptance.off_path_trace import nothing_off_path
+from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.core.units import Seconds
@@ -37,7 +37,7 @@ from perfmodel.policies.policy import (
     SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY
-from perfmodel.replay.layout import lay_out
+from perfmodel.replay.compiled import lay_out
 from perfmodel.replay.replay import replay_batch
 
 NAME = "replay"
@@ -66,7 +66,7 @@ def synthetic_trace(rng: np.random.Generator) -> Trace:
         draft_token=np.where(agrees, target[:, None], target[:, None] + 1).astype(np.int32),
         target_token=target,
         accept_prob=agrees.astype(np.float32),
-        off_path=nothing_off_path(len(EXIT_LAYERS)),
+        off_path=OffPath.empty(len(EXIT_LAYERS)),
     )
 
 
