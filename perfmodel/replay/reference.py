@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 
 from perfmodel.acceptance.off_path_trace import off_path_confidence
 from perfmodel.acceptance.trace import Trace
-from perfmodel.passes.passes import SEGMENT_KINDS, PassKind, is_cold, weights_of
+from perfmodel.passes.passes import SEGMENT_KINDS, PassKind, is_cold, weights_key
 from perfmodel.policies.policy import Policy
 
 RoundPassKind = Literal["ahead", "exit", "round", "segment", "verify"]
@@ -124,7 +124,7 @@ class _Counter:
         if kind == "round":
             self.passes_in_round.clear()
             return
-        weights = weights_of(kind, stage)
+        weights = weights_key(kind, stage)
         if kind == "verify":
             place = len({segment for ran, segment in self.passes_in_round if ran in SEGMENT_KINDS})
         else:
