@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perfmodel.acceptance.off_path_trace import nothing_off_path
+from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
 from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.models.find_model import find_draft, find_model
@@ -71,7 +71,7 @@ def make_trace(seed: int = 0) -> Trace:
         draft_token=agreed.astype(np.int32),
         target_token=np.ones(positions, dtype=np.int32),
         accept_prob=agreed.astype(np.float32),
-        off_path=nothing_off_path(exits),
+        off_path=OffPath.empty(exits),
     )
 
 
