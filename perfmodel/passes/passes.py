@@ -99,7 +99,7 @@ class PassCount:
 
     @property
     def mean_shape(self) -> PassShape:
-        """The shape with the mean cached tokens. Latency is linear in them, so the passes take `num_passes` times its seconds."""
+        """The shape with the mean cached tokens. Latency is linear: the passes take `num_passes` times its seconds."""
         mean = self.cached_tokens_sum / self.num_passes
         return PassShape(kind=self.kind, stage=self.stage, rows=self.rows, cached_tokens=mean)
 
