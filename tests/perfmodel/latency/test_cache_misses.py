@@ -15,7 +15,7 @@ Pass = tuple[PassKind, int, int]
 def samples_of(rounds: list[list[Pass]], *, noise_s: float = 0.0) -> PassSamples:
     """Passes of 100 µs a row plus the extra of their place, scaled by the stage."""
     rng = np.random.default_rng(5)
-    passes = [one for round_passes in rounds for one in (*round_passes, ("round", 0, 0))]
+    passes = [drafted for round_passes in rounds for drafted in (*round_passes, ("round", 0, 0))]
     kind, stage, rows = zip(*passes, strict=True)
     place = tuple(places(zip(kind, stage, strict=True)))
     seconds = []

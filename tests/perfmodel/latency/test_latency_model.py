@@ -152,7 +152,7 @@ def test_a_bridge_joins_two_devices_and_more_use_the_slower_bus() -> None:
 @given(st.floats(1.0, 10.0), st.integers(1, 64), st.integers(0, 2048))
 def test_more_bandwidth_is_never_slower(factor: float, rows: int, cached: int) -> None:
     faster = replace(A100, memory_bytes_per_s=A100.memory_bytes_per_s * factor)
-    now, then = (roofline(LLAMA_7B, hardware=one) for one in (A100, faster))
+    now, then = roofline(LLAMA_7B, hardware=A100), roofline(LLAMA_7B, hardware=faster)
     assert pass_s(then, "verify", rows, cached) <= pass_s(now, "verify", rows, cached)
 
 
