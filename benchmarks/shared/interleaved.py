@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import common  # noqa: F401 makes the checkout importable
+from shared import common  # noqa: F401 makes the checkout importable
 import numpy as np
 
 from perfmodel.acceptance.splits import Split

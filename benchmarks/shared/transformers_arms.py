@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import common  # noqa: F401 makes the checkout importable
+from shared import common  # noqa: F401 makes the checkout importable
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 

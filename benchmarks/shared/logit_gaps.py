@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import common  # noqa: F401 makes the checkout importable
+from shared import common  # noqa: F401 makes the checkout importable
 
 from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.device_key import EngineMode

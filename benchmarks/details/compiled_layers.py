@@ -8,7 +8,7 @@ Symbols: T new tokens, S cached and new, D hidden, F mlp, N heads, H head dim.
 
 from collections.abc import Callable
 
-import common  # noqa: F401 makes the checkout importable
+from shared import common  # noqa: F401 makes the checkout importable
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
