@@ -358,7 +358,7 @@ def test_a_fit_file_with_a_negative_coefficient_is_refused(tmp_path: Path) -> No
     envelope = json.loads(path.read_text("utf-8"))
     envelope["body"]["law"]["flop_s"] = -1e-9
     path.write_text(json.dumps(envelope), encoding="utf-8")
-    with pytest.raises(BadFile, match="body.law: flop_s is -1e-09, expected a finite number that is not negative"):
+    with pytest.raises(BadFile, match=r"body\.law: flop_s is -1e-09, expected a finite number that is not negative"):
         FIT_FILE.read(path)
 
 
