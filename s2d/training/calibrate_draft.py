@@ -21,37 +21,31 @@ from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import EncodedPrompt, Pair, load_pair
+from s2d.decoding.teacher_forced import teacher_forced_text
 from s2d.loading.exits import RequestedExits, find_exits, with_exits
 from s2d.loading.read_config import read_geometry
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
-from s2d.model.choose_tokens import confidence_of
-from s2d.model.finite import NotFinite, is_finite, naming_prompt
+from s2d.model.finite import naming_prompt
 
 CONFIDENCE: Confidence = "max-prob"
 NUM_FOLDS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answers:
-    """What every exit said along one text, and whether that is what the target wrote."""
+class ExitAgreement:
+    """Confidence of every exit along one text, and whether its token is the target's."""
 
     confidence: NDArray[np.float64]  # [N, E]
     agreement: NDArray[np.float64]  # [N, E], 0 or 1
 
 
-@torch.inference_mode()
-def answers_along(pair: Pair, session: Session, prompt: EncodedPrompt, max_new_tokens: Tokens) -> Answers:
-    """Let the target write after one prompt, then ask every exit of the draft about that text."""
+def exit_agreement(pair: Pair, session: Session, prompt: EncodedPrompt, max_new_tokens: Tokens) -> ExitAgreement:
+    """Agreement of the draft's exits with the greedy text that the target writes after one prompt."""
     settings = Settings(policy=None, sampling=GREEDY, max_new_tokens=max_new_tokens, eos_token_id=pair.eos_token_id)
-    written = session.generate(prompt.token_ids, settings).tokens
-    text, first = [*prompt.token_ids, *written], len(prompt.token_ids)
-    exits = pair.draft.decoder.all_exit_logits(text[:-1], pair.geometry.exit_layers)
-    said = [logits[first - 1 :] for logits in exits]  # E of [N, V]
-    confidence = torch.stack([confidence_of(logits.float().softmax(-1), CONFIDENCE) for logits in said], dim=1)
-    if not is_finite(confidence):
-        raise NotFinite("draft", pair.draft.decoder)
-    agreement = torch.stack([logits.argmax(-1).cpu() == torch.tensor(written) for logits in said], dim=1)
-    return Answers(confidence=confidence.cpu().numpy().astype(np.float64), agreement=agreement.numpy().astype(np.float64))
+    forced = teacher_forced_text(pair, session, prompt.token_ids, settings, CONFIDENCE)
+    agreement = forced.draft_tokens.cpu() == torch.tensor(forced.written)[:, None]  # [N, E]
+    confidence = forced.confidence.cpu().numpy().astype(np.float64)
+    return ExitAgreement(confidence=confidence, agreement=agreement.numpy().astype(np.float64))
 
 
 def calibrate_draft(
@@ -81,7 +75,7 @@ def calibrate_draft(
     """
     sidecar = read_sidecar(folder)
     exits = find_exits(folder, read_geometry(folder).num_layers, requested_exits, is_self=False)
-    answers: list[Answers] = []
+    answers: list[ExitAgreement] = []
     folds: list[int] = []
     names: list[str] = []
     inputs: dict[str, str] = {}
@@ -93,7 +87,7 @@ def calibrate_draft(
         session = pair.session(max(len(prompt.token_ids) for prompt in prompts) + max_new_tokens)
         for number, prompt in enumerate(prompts):
             with naming_prompt(prompt.name):
-                answers.append(answers_along(pair, session, prompt, max_new_tokens))
+                answers.append(exit_agreement(pair, session, prompt, max_new_tokens))
             folds.append(number % NUM_FOLDS)
             on_prompt(prompt)
     calibration = fit_calibration(answers, folds, tuple(names))
@@ -103,7 +97,7 @@ def calibrate_draft(
     return calibrated
 
 
-def fit_calibration(answers: Sequence[Answers], folds: Iterable[int], targets: tuple[str, ...]) -> Calibration:
+def fit_calibration(answers: Sequence[ExitAgreement], folds: Iterable[int], targets: tuple[str, ...]) -> Calibration:
     """One curve per exit.
 
     Args:

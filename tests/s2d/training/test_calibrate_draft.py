@@ -12,7 +12,7 @@ from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 from s2d.prompt_files.choose import chosen_prompts
 from s2d.prompt_files.read import read_prompts
-from s2d.training.calibrate_draft import Answers, answers_along, fit_calibration
+from s2d.training.calibrate_draft import ExitAgreement, exit_agreement, fit_calibration
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
 
@@ -36,7 +36,9 @@ def test_known_curves_are_found_and_rise() -> None:
     rng = np.random.default_rng(1)
     confidence = rng.random((4000, 2))
     agreement = (rng.random((4000, 2)) < 0.3 + 0.6 * confidence).astype(float)
-    parts = [Answers(confidence=c, agreement=a) for c, a in zip(np.split(confidence, 40), np.split(agreement, 40), strict=True)]
+    parts = [
+        ExitAgreement(confidence=c, agreement=a) for c, a in zip(np.split(confidence, 40), np.split(agreement, 40), strict=True)
+    ]
     calibration = fit_calibration(parts, [number % 4 for number in range(40)], ("any",))
     for curve in calibration.curves:
         assert [curve(said) for said in (0.2, 0.5, 0.8)] == pytest.approx([0.42, 0.6, 0.78], abs=0.06)
@@ -47,7 +49,7 @@ def test_the_last_exit_of_the_target_itself_always_agrees(folders: Path) -> None
     write_sidecar(folders / "target", Sidecar(exit_layers=(2, 6), norm="shared-final-norm", calibration=None))
     pair = load_pair(str(folders / "target"), str(folders / "target"), "fp32", "cpu")
     (prompt, *_) = encode_prompts(pair, read_prompts(folders / "prompts.jsonl"), max_new_tokens=12)
-    answers = answers_along(pair, pair.session(60), prompt, 12)
+    answers = exit_agreement(pair, pair.session(60), prompt, 12)
     assert answers.agreement[:, 1].tolist() == [1.0] * len(answers.agreement)
     assert answers.confidence.shape == (len(answers.agreement), 2)
 
@@ -100,7 +102,7 @@ def test_the_shipped_draft_brings_a_calibration_that_holds_on_prompts_it_was_not
     calibration = read_sidecar(find_model("ref-draft")).calibration
     assert calibration.targets == ("ref-target-16", "ref-target-32")
     prompts = encode_prompts(pair, chosen_prompts(read_prompts(FAMILY_PROMPTS), "evaluation", 6), max_new_tokens=48)
-    answers = [answers_along(pair, pair.session(512), prompt, 48) for prompt in prompts]
+    answers = [exit_agreement(pair, pair.session(512), prompt, 48) for prompt in prompts]
     confidence, agreement = (
         np.concatenate([getattr(one, name)[:, -1] for one in answers]) for name in ("confidence", "agreement")
     )
