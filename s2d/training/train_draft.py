@@ -161,6 +161,6 @@ def _calibrate(draft: Path, target_names: Sequence[str], held_out: list[int], de
 
 
 def _batches(tokens: np.ndarray, settings: TrainSettings, num_teachers: int) -> Iterator[Batch]:
-    """Random windows of the text, the teachers taking turns."""
+    """Random random_windows of the text, the teachers taking turns."""
     for number, ids in enumerate(random_windows(tokens, settings, 1)):
         yield Batch(token_ids=ids, teacher=number % num_teachers if num_teachers else None)

@@ -62,7 +62,7 @@ def load_trainable(name: str) -> PreTrainedModel:
 
 
 def random_windows(tokens: np.ndarray, settings: TrainSettings, stream: int) -> Iterator[Tensor]:
-    """Endless random windows of one long token sequence: int64 [B, T + 1]."""
+    """Endless random random_windows of one long token sequence: int64 [B, T + 1]."""
     rng = np.random.default_rng([settings.seed, stream])
     offsets = np.arange(settings.sequence_tokens + 1)
     while True:

@@ -13,7 +13,7 @@ from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.results.plan import EvidenceLevel, Plan
 from profiler.commands.profile_cli import _law_parser as law_parser
 from profiler.commands.profile_cli import _parser as profile_parser
-from s2d.commands.run_cli import _run_parser as run_parser
+from s2d.commands.run_cli import run_parser
 from tests.calibrate.planning.test_make_plan import ANY_DEVICE, NOTHING_ASKED
 
 TOLD = ("s2d-plan", "--target", "vicuna-7b")

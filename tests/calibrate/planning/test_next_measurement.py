@@ -17,7 +17,7 @@ from perfmodel.results.plan import Plan, read_plan
 from perfmodel.results.report import RunReport, read_report, write_report
 from perfmodel.results.residuals import PassResidual
 from profiler.commands.profile_cli import _parser as profile_parser
-from s2d.commands.run_cli import _run_parser as run_parser
+from s2d.commands.run_cli import run_parser
 from tests.calibrate.factories import (
     as_of_before,
     draft_profile,

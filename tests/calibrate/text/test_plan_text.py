@@ -26,7 +26,7 @@ from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.estimate import RoundCost, Speedup
 from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.plan import BatchPoint, BatchSchedule, Candidate, Evidence, EvidenceLevel, Memory, Plan, Workload
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 
 
 def policy(exits: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:

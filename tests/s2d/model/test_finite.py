@@ -15,7 +15,7 @@ from torch import Tensor
 from perfmodel.core.errors import BadFile
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.commands.profile_cli import main_profile
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.decoding.generate import Settings
 from s2d.decoding.pair import EncodedPrompt, load_pair
 from s2d.loading.config_numbers import NUMBER_RANGES

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.policies.policy import ExitPolicy, SurvivalStop
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.decoding.generate import generate
 from s2d.loading.convert_weights import with_reduced_head, with_vocab_size
 from s2d.loading.exits import RequestedExits
