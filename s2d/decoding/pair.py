@@ -15,11 +15,11 @@ from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.passes.device_key import DeviceKey, EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.decoding.generate import Session
-from s2d.loading.compatible import context_tokens
 from s2d.loading.exits import DraftExits, RequestedExits, find_exits, format_exits
 from s2d.loading.load_model import (
     LoadedModel,
     check_same_vocabulary,
+    context_tokens,
     load_model,
     load_tokenizer,
     read_geometry_with_head,

@@ -11,8 +11,7 @@ from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.decoding.pair import ModelPair
-from s2d.loading.compatible import check_vocab_sizes
-from s2d.loading.load_model import random_model
+from s2d.loading.load_model import check_vocab_sizes, random_model
 from s2d.loading.memory import FreeBytes, PairPlacement, TextLimits, check_memory, free_device_bytes, memory_need
 
 

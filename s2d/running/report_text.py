@@ -17,11 +17,9 @@ from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from perfmodel.results.plan import Candidate, Plan
 from perfmodel.results.report import Adaptation, Arm, Check, RunReport
 from s2d.decoding.pair import EncodedPrompt, Pair
-from s2d.loading.sidecar import Sidecar
 from s2d.running.run_report import RunRequest, kind_seconds
 
 _UNKNOWN = "-"
-SHOWN_CONFIDENCES = (0.1, 0.3, 0.5, 0.7, 0.9)
 DRIFT_FRAC = 0.15
 """Plain decoding that is faster or slower than the target's profile by more ran on another machine, as it were."""
 
@@ -145,20 +143,6 @@ def _positions(rounds: RoundStats, predicted: RoundStats) -> str:
 def _kept(rounds: RoundStats) -> list[float]:
     """Of the rounds that drafted a position, the share that accepted it."""
     return [a / d for a, d in zip(rounds.accepted_by_position, rounds.drafted_by_position, strict=False) if d]
-
-
-def calibration_text(sidecar: Sidecar) -> str:
-    """What each exit's curve makes of a low, a middling and a high confidence."""
-    fitted = sidecar.calibration
-    if fitted is None:
-        return "no calibration"
-    rows = [
-        (f"exit {layer}", *(format_frac(curve(said)) if curve else _UNKNOWN for said in SHOWN_CONFIDENCES))
-        for layer, curve in zip(sidecar.exit_layers, fitted.curves, strict=True)
-    ]
-    headers = ("agreement", *(f"at {said:.1f}" for said in SHOWN_CONFIDENCES))
-    lines = table(rows, headers=headers)
-    return f"{lines}\n{fitted.confidence}, {fitted.num_positions} positions of text by {', '.join(fitted.targets)}"
 
 
 def _exits(exit_layers: Sequence[int], rounds: RoundStats, predicted: RoundStats) -> str:

@@ -178,7 +178,7 @@ def test_of_a_shared_model_the_first_processs_share_is_counted(num_ranks: int) -
     )
     assert found == need.weight_bytes < alone.weight_bytes
     assert need.cache_bytes < alone.cache_bytes
-    assert need.building_bytes > alone.building_bytes  # whole layers and a whole head are cut
+    assert need.loading_bytes > alone.loading_bytes  # whole layers and a whole head are cut
 
 
 def test_on_a_gpu_tables_graphs_and_workspaces_are_counted_too() -> None:
@@ -238,7 +238,7 @@ def test_a_pair_that_does_not_fit_is_refused_before_any_weight_is_read(folders: 
     assert load_pair(*names, "fp32", "cpu", free_bytes=lambda _: needed).device == CPU
     monkeypatch.setattr("s2d.loading.load_model.open_weights", lambda _: pytest.fail("weights were read"))
     expected = (
-        r"target and draft need 202 MB of memory \(libraries 134 MB, reading the weights 67.1 MB, weights [\d.]+ kB\), and cpu "
+        r"target and draft need 202 MB of memory \(libraries 134 MB, reading the weights 67.1 MB, weights [\d.]+ kB\), but cpu "
         r"has 202 MB free. Use a device with more memory, --dtype bf16, a smaller model, or more processes that share the "
         r"target \(torchrun\)\."
     )

@@ -18,9 +18,9 @@ from profiler.commands.profile_cli import main_profile
 from s2d.commands.train_cli import main_train
 from s2d.decoding.generate import Settings
 from s2d.decoding.pair import EncodedPrompt, load_pair
-from s2d.loading.config_numbers import NUMBER_RANGES
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_FOLDER
+from s2d.loading.read_config import NUMBER_RANGES
 from s2d.model.finite import NotFinite, is_finite, num_not_finite
 from s2d.running.run_report import check_equal, run_arms
 from tests.s2d.conftest import run
@@ -85,9 +85,9 @@ UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "complex": (stored_as(DOWN, torch.complex64), f"'{DOWN}' is stored as complex64"),
     "a layer 99": (
         further_tensor("model.layers.99.x"),
-        "'model.layers.99.x' has no place in a model of its config.json, which",
+        "'model.layers.99.x' does not belong to the model in config.json, which",
     ),
-    "a bias": (further_tensor("model.layers.0.mlp.up_proj.bias"), "up_proj.bias' has no place in a model of its config.json."),
+    "a bias": (further_tensor("model.layers.0.mlp.up_proj.bias"), "up_proj.bias' does not belong to the model in config.json."),
 }
 
 
@@ -143,7 +143,7 @@ def test_a_config_of_fewer_layers_than_its_weights_is_refused_and_exported_exits
     load_model(tmp_path / "exit", "fp32")
     config(num_hidden_layers=3)(tmp_path / "model")
     with pytest.raises(
-        BadFile, match=r"'model.layers.3\..* which says num_hidden_layers 3. .* s2d-run --export-exit 3 then writes"
+        BadFile, match=r"'model.layers.3\..* which has num_hidden_layers 3. .* s2d-run --export-exit 3 then writes"
     ):
         load_model(tmp_path / "model", "fp32")
 
