@@ -32,13 +32,12 @@ from calibrate.planning.make_plan import paper_policies
 from perfmodel.core.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.latency.latency_model import RooflineLatency
-from perfmodel.latency.lower_bound import MAX_CACHE_BYTES, gated_hardware
+from perfmodel.latency.lower_bound import MAX_CACHE_BYTES, known_accelerator
 from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, WeightLayout, fastest_kernels
-from perfmodel.passes.passes import PassShape
 from perfmodel.replay.estimate import Speedup
 from profiler.latency.kernel_trial import CACHED_TOKENS, try_kernels
 from s2d.decoding.pair import ModelPair
@@ -260,7 +259,7 @@ class Checks:
     @property
     def hardware(self) -> Hardware | None:
         """The device's datasheet; None for a CPU and a device in no table."""
-        return gated_hardware(device_key(self.device, self.dtype, self.engine))
+        return known_accelerator(device_key(self.device, self.dtype, self.engine))
 
     def layer(self) -> Outcome:
         """One layer of draft and target with all kernels that run here; later checks use the fastest."""
@@ -314,8 +313,10 @@ class Checks:
         if self.hardware is None:
             return None
         deep, flat = (replace(self.target, num_layers=number) for number in (2, 1))
-        shape = PassShape(kind="verify", stage=0, rows=5, cached_tokens=CACHED_TOKENS)
-        seconds = [RooflineLatency(one, (), self.hardware, self.dtype, self.engine).pass_s(shape) for one in (deep, flat)]
+        seconds = [
+            RooflineLatency(one, (), self.hardware, self.dtype, self.engine).line("verify", 0, 5).at(CACHED_TOKENS)
+            for one in (deep, flat)
+        ]
         return seconds[0] - seconds[1]
 
     def gemv(self) -> Outcome:
@@ -352,8 +353,7 @@ class Checks:
     def exit_check(self) -> Outcome:
         """One exit check on an idle device."""
         found, models = exit_check_of(self.pair), datasheet_models(self.pair)
-        shape = PassShape(kind="exit", stage=0, rows=1, cached_tokens=0)
-        expected_s = models[0].pass_s(shape) if models else None
+        expected_s = models[0].line("exit", 0, 1).base_s if models else None
         return Outcome(
             verdict=_pace(found.check_s, expected_s),
             measured=f"{format_seconds(found.check_s)}, of which choosing and reading {format_seconds(found.reading_s)}",

@@ -12,14 +12,14 @@ the first passes of a round take on top of a warm pass is measured, or not known
 import math
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
 from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.units import Frac, Seconds, Tokens
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
-from perfmodel.latency.lower_bound import check_line, gated_hardware
-from perfmodel.latency.measured_times import PassTimes
+from perfmodel.latency.lower_bound import check_line, known_accelerator
+from perfmodel.latency.measured_times import MeasuredTimes
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
@@ -27,13 +27,11 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import PassSetting, PassWork
 from perfmodel.passes.latency_law import LatencyFit, Law
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PREFILL_KINDS, PassKind, PassShape
+from perfmodel.passes.passes import PREFILL_KINDS, Line, PassKind
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, layers_bytes
 
 LatencyLevel = Literal["roofline", "extrapolated", "fitted", "measured"]
-Line: TypeAlias = tuple[Seconds, Seconds]
-"""Seconds with nothing cached, and seconds per cached token."""
 
 _ROWS_SLACK = 2
 """How far beyond the widest pass that a fit has seen, as a factor, it is still asked: kernels change with the rows."""
@@ -57,16 +55,12 @@ class LatencyModel(Protocol):
         """One standard deviation of the error, besides, that all models on one host share: of launching, where that binds."""
         ...
 
-    def pass_s(self, shape: PassShape) -> Seconds:
-        """Seconds of one warm pass.
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of one warm pass, for any number of cached tokens.
 
         Raises:
             OutOfDomain: a measured or fitted model has no evidence near this shape.
         """
-        ...
-
-    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
-        """The same for any number of cached tokens: seconds with none, and seconds for each."""
         ...
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
@@ -82,15 +76,10 @@ class _LawLatency:
     def __init__(self, law: Law, setting: PassSetting) -> None:
         self._law = law
         self._setting = setting
-        self._lines: dict[tuple[str, int, int], Line] = {}
+        self._lines: dict[tuple[PassKind, int, int], Line] = {}
 
-    def pass_s(self, shape: PassShape) -> Seconds:
-        """Seconds of one pass."""
-        base_s, per_token_s = self.affine(shape.kind, shape.stage, shape.rows)
-        return base_s + per_token_s * shape.cached_tokens
-
-    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
-        """Seconds with nothing cached, and per cached token."""
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of one pass, for any number of cached tokens."""
         key = (kind, stage, rows)
         if key not in self._lines:
             self._lines[key] = self._line(kind, stage, rows)
@@ -203,7 +192,7 @@ class FittedLatency(_LawLatency):
             pads_rows=fit.pads_rows,
         )
         super().__init__(fit.law, setting)
-        self._hardware = gated_hardware(key)
+        self._hardware = known_accelerator(key)
         self.fit = fit
         self.extrapolations = fit.domain.beyond(
             layer_weight_bytes=layers_bytes(geometry, weights, 1) / key.num_devices,
@@ -226,7 +215,7 @@ class FittedLatency(_LawLatency):
     def _line(self, kind: PassKind, stage: int, rows: int) -> Line:
         line = super()._line(kind, stage, rows)
         if self._hardware is not None:
-            check_line(line, self._setting, kind, stage, rows, self._hardware)
+            check_line(line, self._setting, (kind, stage, rows), self._hardware)
         return line
 
     def _work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
@@ -250,7 +239,7 @@ class MeasuredLatency:
 
     def __init__(self, profile: LatencyProfile) -> None:
         self.profile = profile
-        self._table = PassTimes(profile.samples, name=profile.model.name, pads_rows=profile.pads_rows)
+        self._table = MeasuredTimes(profile.samples, name=profile.model.name, pads_rows=profile.pads_rows)
         self.error_frac: Frac = min(self._table.error_frac, WIDEST_ERROR_FRAC)
 
     @property
@@ -263,13 +252,8 @@ class MeasuredLatency:
         """None: this host was measured."""
         return 0.0
 
-    def pass_s(self, shape: PassShape) -> Seconds:
-        """Seconds of one warm pass."""
-        base_s, per_token_s = self.affine(shape.kind, shape.stage, shape.rows)
-        return base_s + per_token_s * shape.cached_tokens
-
-    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
-        """Seconds of a warm pass with nothing cached, and per cached token.
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of one warm pass, for any number of cached tokens.
 
         Raises:
             OutOfDomain: such a pass was not measured.

@@ -1,8 +1,10 @@
 """A plan: the configuration to run, what it is expected to do, and on what evidence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.codec import encode_record
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
@@ -13,14 +15,14 @@ from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_l
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.latency_profile import with_standard_kernels
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
+from perfmodel.policies.policy import Policy, with_catching_up_when_asked
 from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.quantisation.weight_format import BITS_PER_BYTE, WeightFormat, even_format
 from perfmodel.replay.estimate import Speedup, with_nothing_ahead
 from perfmodel.replay.round_stats import RoundStats
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 11
+PLAN_VERSION = 12
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -69,7 +71,7 @@ class Candidate:
 
     name: str
     """`plan`, `plain decoding`, `exit 6`, `paper thresholds` …"""
-    policy: ExitPolicy | None
+    policy: Policy | None
     """None: do not speculate."""
     rounds: RoundStats
     """Over all prompts of the acceptance evidence."""
@@ -119,7 +121,7 @@ class Overfitting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Printable):
     """What to run. `chosen.policy` is None when not speculating is best."""
 
     target: ModelGeometry
@@ -148,11 +150,19 @@ class Plan:
     evidence: tuple[Evidence, ...]
     next_command: str
     """The command that would replace the weakest evidence by a measurement."""
+    notes: tuple[str, ...] = ()
+    """What `next_command` cannot do, and how to make a draft that is not public. A note with a command ends with it."""
 
     @property
     def has_assumed_head(self) -> bool:
         """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan` as blocks of text."""
+        from perfmodel.results.plan_text import plan_blocks
+
+        return plan_blocks(self, explain=explain)
 
 
 def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +197,10 @@ def _from_version_10(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "target_weights": weights, "draft_weights": weights}
 
 
+def _from_version_11(body: dict[str, Any]) -> dict[str, Any]:
+    return {"notes": [], **body}
+
+
 _UPGRADES: Upgrades = {
     2: _from_version_2,
     3: with_whole_heads,
@@ -197,6 +211,7 @@ _UPGRADES: Upgrades = {
     8: with_catching_up_when_asked,
     9: with_kernels_of_profiles,
     10: _from_version_10,
+    11: _from_version_11,
 }
 
 

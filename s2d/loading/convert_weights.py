@@ -18,7 +18,7 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, WeightLayout
 from s2d.loading.checkpoint import REFETCH, BadTensor, ReadTensor
 from s2d.loading.read_config import DecoderConfig, LayerExtras, layer_extras
-from s2d.model.finite import num_not_finite
+from s2d.model.finite import count_non_finite
 from s2d.model.rotary import Rotary
 from s2d.model.torch_dtypes import dtype_fix, dtype_label
 from s2d.model.weights import DecoderWeights, LayerWeights, layout_of, new_embedding, new_head, new_matrix
@@ -122,7 +122,7 @@ class _Converter:
                 if gain is not None:
                     converted = self._rearrange(converted.to(torch.float32, copy=True).mul_(gain), part)
                 rounded = converted.to(self._dtype)
-                num_bad += num_not_finite(rounded)
+                num_bad += count_non_finite(rounded)
                 columns = rounded.t()
                 # Transposed in a copy first: two contiguous copies are twice as fast as a strided one.
                 out[:, begin:end] = columns if layout == "output-major" else columns.contiguous()
@@ -143,7 +143,7 @@ class _Converter:
         for rows in stored.split(self._slice_rows(width)):
             begin, end = end, end + len(rows)
             rounded = rows.to(self._device).to(self._dtype)
-            num_bad += num_not_finite(rounded)
+            num_bad += count_non_finite(rounded)
             out[begin:end, :width] = rounded
         self._check_finite(f"{name}.weight", num_bad, stored)
         return out
@@ -189,7 +189,7 @@ class _Converter:
         """A copy of a gain or bias: float32 [width]."""
         stored = self._stored(name, width)
         vector = stored.to(self._device).to(torch.float32, copy=True)
-        self._check_finite(name, num_not_finite(vector), stored)
+        self._check_finite(name, count_non_finite(vector), stored)
         return vector
 
     def _check_finite(self, name: str, num_bad: int, stored: Tensor) -> None:
@@ -205,7 +205,7 @@ class _Converter:
         """
         if not num_bad:
             return
-        if num_stored := num_not_finite(stored):
+        if num_stored := count_non_finite(stored):
             problem = f"holds {num_stored} numbers that are not finite (NaN or infinite) among {stored.numel()}"
             raise BadTensor(name, problem)
         dtype = dtype_label(self._dtype)
@@ -229,7 +229,7 @@ class _Converter:
         vectors = [self._vector(f"{part.name}.bias", part.rows) for part in parts]
         biases = [self._rearrange(vector, part).to(self._dtype) for vector, part in zip(vectors, parts, strict=True)]
         for part, bias, stored in zip(parts, biases, vectors, strict=True):
-            self._check_finite(f"{part.name}.bias", num_not_finite(bias), stored)
+            self._check_finite(f"{part.name}.bias", count_non_finite(bias), stored)
         return torch.cat(biases)
 
     def _head_gain(self, attn: str) -> Tensor:
@@ -238,7 +238,7 @@ class _Converter:
         q, k = (self._vector(f"{attn}.{name}_norm.weight", width) for name in ("q", "k"))
         # The factor sqrt(H) of Q cancels its attention scale 1 / sqrt(H).
         for name, gain, stored in (("q", q, q), ("k", math.sqrt(width) * k, k)):
-            self._check_finite(f"{attn}.{name}_norm.weight", num_not_finite(gain.to(self._dtype)), stored)
+            self._check_finite(f"{attn}.{name}_norm.weight", count_non_finite(gain.to(self._dtype)), stored)
         gains = torch.cat((q.expand(g.num_heads, width), math.sqrt(width) * k.expand(g.num_kv_heads, width)))
         return _interleave(gains).to(self._dtype)
 
@@ -251,7 +251,7 @@ def with_reduced_head(weights: DecoderWeights, token_ids: Sequence[int]) -> Deco
         token_ids: the tokens of the new head, rising.
     """
     tokens = torch.tensor(token_ids, device=weights.head.device)
-    return replace(weights, head=_columns_of(weights.head, tokens), said=tokens)
+    return replace(weights, head=_columns_of(weights.head, tokens), head_token_ids=tokens)
 
 
 def with_vocab_size(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeights:
@@ -260,12 +260,15 @@ def with_vocab_size(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeigh
     New tokens get a zero embedding and no logit. Tokens beyond the new vocabulary lose their logits.
     """
     shared, width, head = min(len(weights.embedding), num_tokens), len(weights.head), weights.head
-    said = torch.arange(len(weights.embedding), device=head.device) if weights.said is None else weights.said
-    kept = said < num_tokens
+    token_ids = weights.head_token_ids
+    if token_ids is None:
+        token_ids = torch.arange(len(weights.embedding), device=head.device)
+    kept = token_ids < num_tokens
     embedding = new_embedding(num_tokens, width, weights.norm_eps, head.dtype, head.device)
     embedding[:shared] = weights.embedding[:shared]
     embedding[shared:, :width] = 0
-    return replace(weights, embedding=embedding, head=_columns_of(head, kept.nonzero()[:, 0]), said=said[kept])
+    head = _columns_of(head, kept.nonzero()[:, 0])
+    return replace(weights, embedding=embedding, head=head, head_token_ids=token_ids[kept])
 
 
 def random_weights(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from perfmodel.acceptance.confidence_curves import choose_curve
-from perfmodel.core.console import table
+from perfmodel.core.blocks import Block, Paragraph, Printable, Table
 from perfmodel.core.disk import PathLike
 from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Tokens, format_frac
@@ -58,16 +58,18 @@ class ExitAgreement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibratedDraft:
-    """A draft whose sidecar was written; `str()` is the text that s2d-train prints."""
+class CalibratedDraft(Printable):
+    """A draft with its new calibration. `print` shows what s2d-train prints."""
 
     folder: Path
     exits: DraftExits
     """The exits with their new calibration."""
 
-    def __str__(self) -> str:
-        text = "" if self.exits.calibration is None else calibration_text(self.exits.layers, self.exits.calibration)
-        return f"{text}\nwrote {self.folder / SIDECAR_NAME}, {self.exits.label}"
+    def blocks(self, *, explain: bool = False) -> list[Block]:
+        """The table of the curves and the file that was written."""
+        assert self.exits.calibration is not None
+        written = Paragraph(f"wrote {self.folder / SIDECAR_NAME}, {self.exits.label}")
+        return [*calibration_blocks(self.exits.layers, self.exits.calibration), written]
 
 
 def calibrate_draft(
@@ -201,13 +203,13 @@ def fit_calibration(texts: Sequence[ExitAgreement], folds: Iterable[int], target
     return Calibration(confidence=CONFIDENCE, curves=tuple(curves), targets=targets, num_positions=len(confidence))
 
 
-def calibration_text(exit_layers: Sequence[int], calibration: Calibration) -> str:
-    """A table of the agreement that each curve gives at a few confidences."""
+def calibration_blocks(exit_layers: Sequence[int], calibration: Calibration) -> list[Block]:
+    """A table of the agreement that each curve predicts at a few confidences, and the source of the curves."""
     rows = [
-        (f"exit {layer}", *(format_frac(curve(confidence)) if curve else "-" for confidence in SHOWN_CONFIDENCES))
+        [f"exit {layer}", *(format_frac(curve(confidence)) if curve else "-" for confidence in SHOWN_CONFIDENCES)]
         for layer, curve in zip(exit_layers, calibration.curves, strict=True)
     ]
-    lines = table(rows, headers=("agreement", *(f"at {confidence:.1f}" for confidence in SHOWN_CONFIDENCES)))
-    return (
-        f"{lines}\n{calibration.confidence}, {calibration.num_positions} positions of text by {', '.join(calibration.targets)}"
-    )
+    headers = ["agreement", *(f"at {confidence:.1f}" for confidence in SHOWN_CONFIDENCES)]
+    targets = ", ".join(calibration.targets)
+    source = f"Fitted to {calibration.num_positions} positions of text by {targets}; confidence: {calibration.confidence}."
+    return [Table(rows, headers), Paragraph(source)]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from perfmodel.core.blocks import Block, Command, Paragraph, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens, format_frac
@@ -28,8 +29,8 @@ from s2d.training.requests import ReduceVocabRequest, as_paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReducedDraft:
-    """A draft with a reduced head; `str()` is the text that s2d-train prints."""
+class ReducedDraft(Printable):
+    """A draft with a reduced head. `print` shows what s2d-train prints."""
 
     folder: Path
     num_tokens: Tokens
@@ -37,12 +38,14 @@ class ReducedDraft:
     covered_frac: Frac
     """Fraction of the texts' tokens that the head covers."""
 
-    def __str__(self) -> str:
-        command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", str(self.folder)])
-        return (
-            f"wrote {self.folder}: its head has {self.num_tokens} tokens, {format_frac(self.covered_frac)} of the text\n"
-            f"its confidence has no curves yet (s2d-train calibrate); next: {command}"
+    def blocks(self, *, explain: bool = False) -> list[Block]:
+        """The size of the head, what is missing, and the next command."""
+        text = (
+            f"wrote {self.folder}: its head has {self.num_tokens} tokens, {format_frac(self.covered_frac)} of the text. "
+            "Its confidence has no curves yet: s2d-train calibrate fits them."
         )
+        command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", str(self.folder)])
+        return [Paragraph(text), Command(command)]
 
 
 def reduce_vocab(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from perfmodel.core.blocks import Block, Command, Paragraph, Printable
 from perfmodel.core.disk import PathLike, whole_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
@@ -46,17 +47,18 @@ MAX_PROMPTS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedDraft:
-    """A trained and calibrated draft; `str()` is the text that s2d-train prints."""
+class TrainedDraft(Printable):
+    """A trained and calibrated draft. `print` shows what s2d-train prints."""
 
     folder: Path
     target: str
     exit_layers: tuple[int, ...]
 
-    def __str__(self) -> str:
+    def blocks(self, *, explain: bool = False) -> list[Block]:
+        """The folder, the exits, and the next command."""
         command = ["s2d-profile", "--target", self.target, "--draft", str(self.folder)]
         command += [] if is_reference_model(self.target) else ["--prompts", "path/to/prompts.jsonl"]
-        return f"wrote {self.folder}, exits {format_exits(self.exit_layers)}; next: {shlex.join(command)}"
+        return [Paragraph(f"wrote {self.folder}, exits {format_exits(self.exit_layers)}"), Command(shlex.join(command))]
 
 
 def train_draft(
@@ -112,7 +114,9 @@ def train_draft(
         >>> print(s2d.train_draft(
         ...     "my-target", exits=(6, 9, 12), text="chats.jsonl", output="my-draft", teachers=["my-target"]
         ... ))  # doctest: +SKIP
-        wrote my-draft, exits 6/9/12; next: s2d-profile --target my-target --draft my-draft --prompts path/to/prompts.jsonl
+        wrote my-draft, exits 6/9/12
+        <BLANKLINE>
+        next: s2d-profile --target my-target --draft my-draft --prompts path/to/prompts.jsonl
     """
     request = TrainDraftRequest(
         target=os.fspath(target),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from perfmodel.core.blocks import as_text
 from perfmodel.core.errors import BadFile, BadPolicy, UserInputError
 from perfmodel.policies.policy import CalibrationCurve
 from profiler.commands.profile_cli import main_profile
@@ -12,7 +13,7 @@ from s2d.commands.train_cli import main_train
 from s2d.decoding.pair import load_pair
 from s2d.loading.exits import DraftExits, RequestedExits, find_exits, write_exits
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
-from s2d.training.calibrate_draft import calibration_text
+from s2d.training.calibrate_draft import calibration_blocks
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
 
@@ -123,7 +124,7 @@ def test_curves_are_dropped_only_with_overwrite(folder: Path, capsys) -> None:
         assert exits_command(folder, "--exits", same_curves) == 0
         assert curve_starts(find_exits(folder, DEPTH, requested(1, 4), is_self=False)) == [0.01, 0.04]
     sidecar = read_sidecar(folder)
-    text = calibration_text(sidecar.exit_layers, sidecar.calibration)
+    text = as_text(calibration_blocks(sidecar.exit_layers, sidecar.calibration))
     assert [line.split() for line in text.splitlines() if line.startswith("exit 6")] == [["exit", "6", *"-----"]]
     capsys.readouterr()
     before = (folder / "s2d.json").read_bytes()

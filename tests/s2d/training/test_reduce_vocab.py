@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.errors import BadPolicy, UserInputError
-from perfmodel.policies.policy import ExitPolicy, SurvivalStop
+from perfmodel.policies.policy import Policy, SurvivalFloor
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.commands.train_cli import main_train
 from s2d.decoding.generate import generate
@@ -88,8 +88,8 @@ def test_a_reduced_draft_leaves_the_text_of_plain_decoding(sampling: Sampling) -
     head_tokens = tuple(range(0, VOCAB_SIZE, 2))
     decoder = Decoder(whole.geometry, with_reduced_head(whole.decoder.weights, head_tokens))
     draft = LoadedModel(**{name: getattr(whole, name) for name in whole.__slots__} | {"decoder": decoder})
-    rule = SurvivalStop(draft_cap=5, floor=0.2, calibration=(CURVE, CURVE))
-    policy = ExitPolicy(exit_layers=(1, 4), thresholds=(0.3,), confidence="max-prob", length=rule)
+    stop = SurvivalFloor(floor=0.2, calibration=(CURVE, CURVE))
+    policy = Policy(exits=(1, 4), thresholds=(0.3,), tokens=5, stop=stop)
     common = {"sampling": sampling, "max_new_tokens": 60, "eos_token_id": EOS}
     for prompt in ([1], [2, 8, 3], TOKENS):
         plain = generate(target, None, prompt, policy=None, **common)
@@ -103,8 +103,8 @@ def test_other_padding_keeps_the_reduced_head() -> None:
     weights = with_reduced_head(tiny_model(TinySpec()).decoder.weights, (1, 5, 20))
     for num_tokens, kept in ((30, [1, 5, 20]), (20, [1, 5])):
         padded = with_vocab_size(weights, num_tokens)
-        assert padded.said is not None
-        assert (padded.said.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
+        assert padded.head_token_ids is not None
+        assert (padded.head_token_ids.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
 
 
 def test_a_target_with_a_reduced_head_is_refused(draft: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_command_equals_the_function_and_prints_the_covered_part_of_the_text
     flags = ["trim", "--draft", str(draft), "--text", str(text), "-o", str(tmp_path / "trimmed")]
     assert main_train([*flags, "--tokens", "4"]) == 0
     out = capsys.readouterr().out
-    assert "its head has 4 tokens, 81.0 % of the text" in out
+    assert "its head has 4 tokens, 81.0 % of the text" in " ".join(out.split())
     assert load_model(tmp_path / "trimmed", "fp32").geometry.num_head_tokens == 4
     result = reduce_vocab(draft, num_tokens=4, text=text, output=tmp_path / "again")
     assert f"{result}\n" == out.replace("trimmed", "again")

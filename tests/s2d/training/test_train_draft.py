@@ -44,7 +44,7 @@ def test_the_runtime_loads_a_trained_draft_with_its_exits(target, text, tmp_path
     out = tmp_path / "draft"
     flags = ["--target", str(target), "--teacher", str(target), "--exits", "1,3", "--text", str(text), "-o", str(out)]
     assert main_train(["draft", *flags, *FEW_STEPS]) == 0
-    assert "exits 1/3; next: s2d-profile" in capsys.readouterr().out
+    assert "exits 1/3\n\nnext: s2d-profile" in capsys.readouterr().out
     draft = load_model(out, "fp32")
     assert (draft.geometry.num_layers, draft.exit_layers) == (3, (1, 3))
     assert not (tmp_path / "draft.partial").exists()
