@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from perfmodel.models.dtypes import Dtype
-from s2d.loading.convert_weights import convert_weights
+from s2d.loading.convert_weights import Checkpoint, convert_weights
 from s2d.loading.load_model import LoadedModel
 from s2d.loading.read_config import FAMILIES, config_geometry
 from s2d.model.decoder import Decoder
@@ -97,7 +97,8 @@ def loaded(
 ) -> LoadedModel:
     """A transformers model as our runtime runs it, without a file between."""
     geometry = config_geometry(model.config, Path("tiny"))
-    weights = convert_weights(model.state_dict().__getitem__, model.config, geometry, torch_dtype(dtype), device)
+    checkpoint = Checkpoint(read=model.state_dict().__getitem__, config=model.config, geometry=geometry)
+    weights = convert_weights(checkpoint, torch_dtype(dtype), device)
     return LoadedModel(
         decoder=Decoder(geometry, weights),
         geometry=geometry,

@@ -36,6 +36,16 @@ CONVERT_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The weights of a model on disk, and their shapes."""
+
+    read: ReadTensor
+    config: DecoderConfig
+    geometry: ModelGeometry
+    """The shapes in the config."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _StoredPart:
     """A stored matrix or bias that becomes a part of one decoder matrix."""
 
@@ -49,9 +59,7 @@ class _StoredPart:
 
 
 def convert_weights(
-    read: ReadTensor,
-    config: DecoderConfig,
-    geometry: ModelGeometry,
+    checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: str,
     shard_layer: ShardLayer = lambda layer, geometry: layer,
@@ -63,9 +71,7 @@ def convert_weights(
     A kernel that divides a row by its length instead of its RMS leaves out the factor sqrt(D). The matrix then holds it.
 
     Args:
-        read: reads a tensor of the checkpoint.
-        config: the checkpoint's config.
-        geometry: the shapes from that config.
+        checkpoint: the weights to convert.
         dtype: dtype of the result.
         device: torch's name of the device.
         shard_layer: keeps this process's share of a layer, right after its conversion.
@@ -75,7 +81,8 @@ def convert_weights(
         BadTensor: a tensor has another shape than in the config, is not stored as plain floats, or holds non-finite numbers.
         UserInputError: the rotary settings give no finite angles.
     """
-    converter = _Converter(read, geometry, dtype, device, kernels)
+    config, geometry = checkpoint.config, checkpoint.geometry
+    converter = _Converter(checkpoint, dtype, device, kernels)
     extras, table = layer_extras(config), "model.embed_tokens"
     head = [_StoredPart(name=table if config.tie_word_embeddings else "lm_head", rows=geometry.vocab_size)]
     return DecoderWeights(
@@ -91,9 +98,9 @@ def convert_weights(
 class _Converter:
     """Converts the tensors of one checkpoint and checks their shapes. The arguments are those of `convert_weights`."""
 
-    def __init__(self, read: ReadTensor, geometry: ModelGeometry, dtype: torch.dtype, device: str, kernels: Kernels) -> None:
-        self._read = read
-        self._geometry = geometry
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: str, kernels: Kernels) -> None:
+        self._read = checkpoint.read
+        self._geometry = checkpoint.geometry
         self._dtype = dtype
         self._device = device
         self._kernels = kernels

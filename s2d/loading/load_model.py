@@ -23,7 +23,14 @@ from perfmodel.models.hub import CONFIG
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.loading.checkpoint import BadTensor, layer_of, open_weights, tensor_names, weights_sha256
-from s2d.loading.convert_weights import ShardLayer, convert_weights, random_weights, with_reduced_head, with_vocab_size
+from s2d.loading.convert_weights import (
+    Checkpoint,
+    ShardLayer,
+    convert_weights,
+    random_weights,
+    with_reduced_head,
+    with_vocab_size,
+)
 from s2d.loading.exits import check_exit_depth
 from s2d.loading.read_config import config_geometry, first_layers_config, read_config, read_geometry
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
@@ -97,7 +104,8 @@ def load_model(
     check_exit_depth(exit_layers, geometry.num_layers)
     with open_weights(path) as read:
         try:
-            weights = convert_weights(read, config, geometry, torch_dtype(dtype), device, shard_layer, kernels=kernels)
+            checkpoint = Checkpoint(read=read, config=config, geometry=geometry)
+            weights = convert_weights(checkpoint, torch_dtype(dtype), device, shard_layer, kernels=kernels)
         except BadTensor as err:
             raise read.with_file(err) from err
         read.check_all_layers_read(geometry.num_layers)

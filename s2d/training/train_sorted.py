@@ -8,12 +8,12 @@ Shapes: B sequences, T tokens, V vocabulary.
 
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from types import FrameType
 
 import numpy as np
@@ -127,7 +127,6 @@ def train_sorted(
     teachers: Sequence[PreTrainedModel] = (),
     folder: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    clock: Callable[[], Seconds] = time.perf_counter,
 ) -> None:
     """Train a model in place and log the losses of its exits to `folder/loss.jsonl`. Resumes from a checkpoint in the folder.
 
@@ -143,7 +142,6 @@ def train_sorted(
         teachers: the models that the batches refer to by index.
         folder: an existing folder for the state and the losses.
         on_step: called with the number of every finished step and the loss of the last exit.
-        clock: a monotonic clock in seconds.
 
     Raises:
         KeyboardInterrupt: after the step was finished and the state saved.
@@ -161,7 +159,7 @@ def train_sorted(
     for _ in range(first_step):  # skip the batches of finished steps
         next(batches)
     model.train()
-    start_s = saved_s = clock()
+    start_s = saved_s = perf_counter()
     with finish_step_before_interrupt() as interrupted:
         for step in range(first_step, settings.steps):
             chosen = exit_layers if settings.all_exits else sorted({exit_layers[drawn[step]], exit_layers[-1]})
@@ -172,14 +170,14 @@ def train_sorted(
             is_last, save = step == settings.steps - 1, partial(save_checkpoint, model, optimizers, step + 1, training, folder)
             if step % LOG_EVERY_STEPS == 0 or is_last:
                 by_exit = dict(zip(map(str, chosen), losses, strict=True))
-                record = {"step": step, "loss_by_exit": by_exit, "elapsed_s": round(clock() - start_s, 1)}
+                record = {"step": step, "loss_by_exit": by_exit, "elapsed_s": round(perf_counter() - start_s, 1)}
                 save_or_warn(partial(log_loss, record, folder))
             if interrupted():
                 save()
                 raise KeyboardInterrupt
-            if is_last or clock() - saved_s >= SAVE_EVERY_S:
+            if is_last or perf_counter() - saved_s >= SAVE_EVERY_S:
                 save_or_warn(save)  # at the end too: the model is smaller than the state and may still fit
-                saved_s = clock()
+                saved_s = perf_counter()
     model.eval()
 
 

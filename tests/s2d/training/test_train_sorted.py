@@ -161,16 +161,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path)
 
 
-def test_a_killed_training_resumes_from_its_last_save_and_logs_no_step_twice(tmp_path):
-    """As after a kill: what an error that nothing handles leaves behind."""
+def test_a_killed_training_resumes_from_its_last_save_and_logs_no_step_twice(tmp_path, monkeypatch):
+    """An unhandled error leaves the same files as a kill."""
     seconds = itertools.count(step=40.0)
 
     def killed(step, loss):
         if step == 8:
             raise MemoryError
 
-    with pytest.raises(MemoryError):
-        train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path, on_step=killed, clock=lambda: next(seconds))
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("s2d.training.train_sorted.perf_counter", lambda: next(seconds))
+        train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path, on_step=killed)
     (tmp_path / LOSS_NAME).write_text('{"step": 0}\n{"step": 7}\n{"st', encoding="utf-8")
     steps = []
     resumed, whole = tiny_model(seed=5), tiny_model()
@@ -182,7 +183,7 @@ def test_a_killed_training_resumes_from_its_last_save_and_logs_no_step_twice(tmp
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def test_a_finished_training_keeps_its_state_for_whoever_saves_the_model(tmp_path):
+def test_a_finished_training_keeps_its_state_until_the_caller_removes_it(tmp_path):
     train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path)
     steps = []
     train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path, on_step=lambda step, loss: steps.append(step))
