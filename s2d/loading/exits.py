@@ -103,7 +103,7 @@ def check_exit_depth(
     source: ExitSource = "s2d.json",
     kind: Literal["model", "draft", "self-draft"] = "model",
 ) -> None:
-    """Refuse exits below the last layer of a model; a self-draft also may not exit at the last layer.
+    """Refuse exits deeper than the model. A self-draft cannot exit at the model's last layer either.
 
     Raises:
         BadPolicy: with the deepest exit and its source.

@@ -102,13 +102,13 @@ def load_model(
     sidecar = read_sidecar(path)
     exit_layers = sidecar.exit_layers if sidecar else ()
     check_exit_depth(exit_layers, geometry.num_layers)
-    with open_weights(path) as read:
+    with open_weights(path) as tensors:
         try:
-            checkpoint = Checkpoint(read=read, config=config, geometry=geometry)
+            checkpoint = Checkpoint(read=tensors, config=config, geometry=geometry)
             weights = convert_weights(checkpoint, torch_dtype(dtype), device, shard_layer, kernels=kernels)
         except BadTensor as err:
-            raise read.with_file(err) from err
-        read.check_all_layers_read(geometry.num_layers)
+            raise tensors.with_file(err) from err
+        tensors.check_all_layers_read(geometry.num_layers)
     sha256 = weights_sha256(path)
     if sidecar and sidecar.num_head_tokens:
         head_tokens = sidecar.num_head_tokens

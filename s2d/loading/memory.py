@@ -76,7 +76,7 @@ class PairPlacement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextLimits:
-    """The longest text of a session, and the memory for it besides the caches."""
+    """The longest text of a session, and the other contents of its memory."""
 
     max_tokens: Tokens
     """Prompt included."""
@@ -99,7 +99,7 @@ class MemoryNeed:
     cache_bytes: Bytes = 0
     rotary_bytes: Bytes = 0
     mask_bytes: Bytes = 0
-    scratch_bytes: Bytes = 0
+    buffer_bytes: Bytes = 0
     """Buffers of passes with few rows, which are reused."""
     prompt_bytes: Bytes = 0
     """Buffers of the pass over the longest prompt."""
@@ -116,7 +116,7 @@ class MemoryNeed:
             "caches": self.cache_bytes,
             "rotary tables": self.rotary_bytes,
             "attention masks": self.mask_bytes,
-            "buffers of short passes": self.scratch_bytes,
+            "buffers of short passes": self.buffer_bytes,
             "buffers of the prompt": self.prompt_bytes,
             "logits": self.logit_bytes,
             "shared noise": self.noise_bytes,
@@ -164,7 +164,7 @@ def memory_need(models: PairPlacement, text: TextLimits | None, *, reads_files: 
         cache_bytes=sum(share.cache_bytes(ends, positions) for share, ends in caches),
         rotary_bytes=sum(share.rotary_bytes(positions) for share, _ in caches),
         mask_bytes=sum(share.mask_bytes(positions) for share in shares),
-        scratch_bytes=sum(share.scratch_bytes(min(positions, MIN_FUSED_ROWS - 1)) for share in shares),
+        buffer_bytes=sum(share.buffer_bytes(min(positions, MIN_FUSED_ROWS - 1)) for share in shares),
         prompt_bytes=max(share.prompt_bytes(prompt_rows, positions) for share in shares),
         logit_bytes=(models.number_bytes + _LOGIT_BYTES) * models.target.vocab_size * min(MIN_FUSED_ROWS, positions),
         noise_bytes=4 * text.num_noise_tables * text.max_tokens * models.target.vocab_size,
@@ -269,7 +269,7 @@ class _ModelShare:
         """The mask shared by eager passes with few rows: [MIN_FUSED_ROWS, S + MIN_FUSED_ROWS]."""
         return MIN_FUSED_ROWS * (positions + MIN_FUSED_ROWS) * self._bytes
 
-    def scratch_bytes(self, widest: int) -> Bytes:
+    def buffer_bytes(self, widest: int) -> Bytes:
         """Buffers of all widths up to the widest."""
         return widest * (widest + 1) // 2 * self._row_bytes
 
