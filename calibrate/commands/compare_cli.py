@@ -62,20 +62,21 @@ def answer_comparison(flags: CompareFlags, options: AnswerOptions, *, command: S
     from calibrate.planning.compare import compare, load_pricing
     from calibrate.planning.next_measurement import ComparedFiles
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.passes.latency_profile import read_latency_profile
-    from perfmodel.results.plan import read_plan
-    from perfmodel.results.report import read_report
-    from perfmodel.results.residuals import residuals_file_text, write_residuals
+    from perfmodel.passes.latency_profile import PROFILE_FILE
+    from perfmodel.results.plan import PLAN_FILE
+    from perfmodel.results.report import REPORT_FILE
+    from perfmodel.results.residuals import RESIDUALS_FILE
 
-    plan, report = read_plan(flags.plan), read_report(flags.report)
+    plan, report = PLAN_FILE.read(flags.plan), REPORT_FILE.read(flags.report)
     pricing = load_pricing(plan.record, flags.profiles, flags.fit)
-    profiles = {path: read_latency_profile(path) for path in flags.profiles}
+    profiles = {path: PROFILE_FILE.read(path) for path in flags.profiles}
     files = ComparedFiles(plan=flags.plan, report=flags.report, profiles=profiles)
     residuals = compare(plan, report, pricing, files)
-    provenance = make_provenance(argv=command, inputs={"plan": plan.sha256, "report": report.sha256})
+    inputs = {"plan": plan.sha256, "report": report.sha256}
     print_answer(
         options,
-        write=lambda path: write_residuals(path, residuals, provenance),
-        file_text=lambda: residuals_file_text(residuals, provenance),
+        residuals,
+        RESIDUALS_FILE,
+        partial(make_provenance, argv=command, inputs=inputs),
         text=lambda: residuals.explain() if options.explain else str(residuals),
     )

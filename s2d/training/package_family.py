@@ -19,7 +19,7 @@ from s2d.training.corpus import corpus_sha256, held_out_files, held_out_prompts,
 from s2d.training.reference_recipe import STABLE, STAGES, TARGETS, Stage, corpus_tokens, find_stage
 from s2d.training.requests import CalibrateDraftRequest
 from s2d.training.train_sorted import exit_logits, exit_losses, load_trainable, random_windows
-from s2d.training.training import read_training
+from s2d.training.training import TRAINING_FILE, TRAINING_NAME
 
 PROMPTS_PER_CATEGORY = 24
 CALIBRATION_NEW_TOKENS = 128
@@ -68,7 +68,7 @@ def recipe_record(work: Path) -> dict[str, object]:
 
 def stage_record(work: Path, stage: Stage) -> dict[str, object]:
     """Steps, tokens and held-out losses of one stage."""
-    settings = read_training(work / stage.name).settings
+    settings = TRAINING_FILE.read(work / stage.name / TRAINING_NAME).record.settings
     return {
         "steps": settings.steps,
         "tokens": settings.steps * settings.batch_sequences * settings.sequence_tokens,

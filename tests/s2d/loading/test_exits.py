@@ -149,7 +149,9 @@ def test_the_error_about_an_unreadable_sidecar_names_the_command_that_writes_a_v
     with pytest.raises(BadFile):
         read_sidecar(folder)
     assert exits_command(folder, "--exits", "5") == 2
-    assert f"To write a valid one: s2d-train exits --draft '{folder}' --exits LAYERS --overwrite" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"{str(path)!r}: " in message
+    assert "s2d-train exits --draft FOLDER --exits LAYERS --overwrite" in message
     assert path.read_text() == text
     assert exits_command(folder, "--exits", "5", "--overwrite") == 0
     assert read_sidecar(folder).exit_layers == (5,)

@@ -1,6 +1,5 @@
 """Drafts with a head for the most frequent tokens: their logits, their folders, and output equal to plain decoding."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -123,16 +122,6 @@ def test_a_head_with_unknown_tokens_is_refused(draft: Path, tmp_path: Path) -> N
         load_model(tmp_path / "wrong", "fp32")
     with pytest.raises(BadPolicy, match="rising token ids"):
         Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=(2, 1))
-
-
-def test_a_sidecar_from_before_reduced_heads_has_a_whole_one(draft: Path) -> None:
-    path = draft / "s2d.json"
-    raw = json.loads(path.read_text())
-    del raw["body"]["num_head_tokens"]
-    path.write_text(json.dumps(raw | {"version": 2}))
-    found = read_sidecar(draft)
-    assert found is not None
-    assert found.num_head_tokens is None
 
 
 def test_the_command_equals_the_function_and_prints_the_covered_part_of_the_text(draft: Path, tmp_path: Path, capsys) -> None:
