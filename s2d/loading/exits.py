@@ -115,9 +115,9 @@ def check_exit_depth(
 
 def with_exits(sidecar: Sidecar | None, exits: DraftExits) -> Sidecar:
     """A sidecar with these exits and the reduced head of an existing one."""
-    head_tokens = sidecar.num_head_tokens if sidecar else None
+    head_tokens = sidecar.head_token_ids if sidecar else None
     return Sidecar(
-        exit_layers=exits.layers, norm="shared-final-norm", calibration=exits.calibration, num_head_tokens=head_tokens
+        exit_layers=exits.layers, norm="shared-final-norm", calibration=exits.calibration, head_token_ids=head_tokens
     )
 
 

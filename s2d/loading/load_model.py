@@ -69,7 +69,7 @@ def read_geometry_with_head(folder: PathLike) -> ModelGeometry:
     if sidecar is None:
         return geometry
     check_exit_depth(sidecar.exit_layers, geometry.num_layers)
-    return _with_head(geometry, sidecar.num_head_tokens) if sidecar.num_head_tokens else geometry
+    return _with_head(geometry, sidecar.head_token_ids) if sidecar.head_token_ids else geometry
 
 
 def load_model(
@@ -110,8 +110,8 @@ def load_model(
             raise tensors.with_file(err) from err
         tensors.check_all_layers_read(geometry.num_layers)
     sha256 = weights_sha256(path)
-    if sidecar and sidecar.num_head_tokens:
-        head_tokens = sidecar.num_head_tokens
+    if sidecar and sidecar.head_token_ids:
+        head_tokens = sidecar.head_token_ids
         geometry = _with_head(geometry, head_tokens)
         weights = with_reduced_head(weights, head_tokens)
         sha256 = hashlib.sha256(f"{sha256} saying {head_tokens!r}".encode()).hexdigest()

@@ -35,7 +35,7 @@ class Sidecar:
     """Every exit uses the model's final norm and head."""
     calibration: Calibration | None
     """None without a fit."""
-    num_head_tokens: tuple[int, ...] | None = None
+    head_token_ids: tuple[int, ...] | None = None
     """Rising ids of the tokens in its LM head; None for the whole vocabulary."""
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class Sidecar:
         check_exit_layers(layers)
         if self.calibration is not None and len(self.calibration.curves) != len(layers):
             raise BadPolicy(f"{len(self.calibration.curves)} calibration curves for {len(layers)} exits", "one for every exit")
-        tokens = self.num_head_tokens
+        tokens = self.head_token_ids
         if tokens is not None and (not tokens or tokens[0] < 0 or list(tokens) != sorted(set(tokens))):
             raise BadPolicy(f"{len(tokens)} tokens for a reduced head", "rising token ids, at least one")
 

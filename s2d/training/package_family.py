@@ -19,7 +19,7 @@ from s2d.training.corpus import corpus_sha256, held_out_files, held_out_prompts,
 from s2d.training.reference_recipe import STABLE, STAGES, TARGETS, Stage, corpus_tokens, find_stage
 from s2d.training.requests import CalibrateDraftRequest
 from s2d.training.train_sorted import exit_logits, exit_losses, load_trainable, random_windows
-from s2d.training.training import TRAINING_FILE, TRAINING_NAME
+from s2d.training.training_record import TRAINING_FILE, TRAINING_NAME
 
 PROMPTS_PER_CATEGORY = 24
 CALIBRATION_NEW_TOKENS = 128

@@ -99,7 +99,7 @@ def reduce_head(request: ReduceVocabRequest, texts: Sequence[str]) -> ReducedDra
     exits = find_exits(draft, geometry.num_layers, requested_exits(request.exits), is_self=False)
     counts = token_counts(tokenizer, texts, geometry.vocab_size)
     tokens = frequent_tokens(counts, tokenizer.all_special_ids, request.num_tokens)
-    sidecar = Sidecar(exit_layers=exits.layers, norm="shared-final-norm", calibration=None, num_head_tokens=tokens)
+    sidecar = Sidecar(exit_layers=exits.layers, norm="shared-final-norm", calibration=None, head_token_ids=tokens)
     save_draft(draft, request.output, sidecar)
     covered_frac = float(counts[list(tokens)].sum() / counts.sum())
     return ReducedDraft(folder=request.output, num_tokens=len(tokens), covered_frac=covered_frac)

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from perfmodel.core.disk import whole_folder
 from perfmodel.core.errors import UnknownName
 from s2d.training.corpus import training_texts
-from s2d.training.training import TrainSettings
+from s2d.training.training_record import TrainSettings
 
 VOCAB_SIZE = 2048
 END_OF_TEXT = "<|endoftext|>"

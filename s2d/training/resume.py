@@ -17,7 +17,7 @@ from perfmodel.core.console import print_err
 from perfmodel.core.disk import read_whole, saving, sync, write_atomically
 from perfmodel.core.errors import BadFile
 from perfmodel.core.lock import locked_folder
-from s2d.training.training import Training, check_same_training
+from s2d.training.training_record import TrainingRecord, check_same_training
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 LOSS_NAME = "loss.jsonl"
@@ -71,7 +71,7 @@ def remove_training(folder: Path) -> None:
 
 
 def save_checkpoint(
-    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], step: int, training: Training, folder: Path
+    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], step: int, training: TrainingRecord, folder: Path
 ) -> None:
     """Save weights, optimizer state and the training record as safetensors, atomically.
 
@@ -94,7 +94,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], training: Training, folder: Path
+    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], training: TrainingRecord, folder: Path
 ) -> int:
     """Restore the state that `save_checkpoint` wrote. Returns the next step; 0 without a checkpoint.
 
@@ -121,12 +121,12 @@ def load_checkpoint(
     return step
 
 
-def _read_checkpoint(path: Path) -> tuple[Training, int, dict[str, Tensor]]:
+def _read_checkpoint(path: Path) -> tuple[TrainingRecord, int, dict[str, Tensor]]:
     """The training record of a checkpoint, its next step, and all tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        training = decode_record(json.loads(metadata["training"]), Training)
+        training = decode_record(json.loads(metadata["training"]), TrainingRecord)
         return training, int(metadata["step"]), load_file(path)
     except Exception as err:  # damage raises errors of many types
         problem = f"this checkpoint is damaged, or of another version of s2d ({err})"

@@ -36,7 +36,7 @@ from s2d.training.calibrate_draft import calibrate
 from s2d.training.requests import CalibrateDraftRequest, TrainDraftRequest, as_paths
 from s2d.training.resume import LOSS_NAME, remove_training, training_folder
 from s2d.training.train_sorted import Batch, load_trainable, random_windows, train_sorted
-from s2d.training.training import Training, TrainSettings, write_training
+from s2d.training.training_record import TrainingRecord, TrainSettings, write_training
 
 HELD_OUT_ONE_IN = 20
 """One text in so many is left out of the training and used for the calibration."""
@@ -150,7 +150,7 @@ def train(
     tokens, held_out = split_tokens(_tokenized(tokenizer, texts))
     _check_sequence_tokens(request.sequence_tokens, len(tokens), target_folder)
     settings = _settings(request)
-    training = Training(
+    training = TrainingRecord(
         start_sha256=weights_sha256(target_folder),
         exit_layers=request.exits,
         text_sha256=hashlib.sha256(tokens.tobytes()).hexdigest(),

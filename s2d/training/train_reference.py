@@ -40,7 +40,7 @@ from s2d.training.reference_recipe import (
 from s2d.training.requests import TrainReferenceRequest
 from s2d.training.resume import LOSS_NAME, remove_training, training_folder
 from s2d.training.train_sorted import Batch, load_trainable, random_windows, train_sorted
-from s2d.training.training import TRAINING_FILE, TRAINING_NAME, Training, check_same_training, write_training
+from s2d.training.training_record import TRAINING_FILE, TRAINING_NAME, TrainingRecord, check_same_training, write_training
 
 TEXT_PROMPT_TOKENS = 64
 TEXT_NEW_TOKENS = 192
@@ -176,10 +176,10 @@ def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batc
             yield Batch(token_ids=torch.from_numpy(chosen), teacher=teacher)
 
 
-def stage_training(work: Path, stage: Stage, max_steps: int | None) -> Training:
+def stage_training(work: Path, stage: Stage, max_steps: int | None) -> TrainingRecord:
     """The training record of a stage, with the hashes of its inputs in the work folder."""
     text = [corpus_and_tokenizer_sha256(work), *(TEXTS_FILE.read(work / f"text-{name}.npz").sha256 for name in stage.teachers)]
-    return Training(
+    return TrainingRecord(
         start_sha256=None if stage.start is None else weights_sha256(work / stage.start),
         exit_layers=stage.exit_layers,
         text_sha256=hashlib.sha256("".join(text).encode()).hexdigest(),

@@ -28,7 +28,7 @@ from perfmodel.core.units import Seconds
 from s2d.loading.model_folder import find_model
 from s2d.loading.read_config import read_config
 from s2d.training.resume import keep_losses_before, load_checkpoint, log_loss, save_checkpoint
-from s2d.training.training import Training, TrainSettings
+from s2d.training.training_record import TrainingRecord, TrainSettings
 
 LOG_EVERY_STEPS = 25
 SAVE_EVERY_S: Seconds = 300.0
@@ -122,7 +122,7 @@ def make_optimizers(model: PreTrainedModel, settings: TrainSettings) -> list[tor
 def train_sorted(
     model: PreTrainedModel,
     batches: Iterator[Batch],
-    training: Training,
+    training: TrainingRecord,
     *,
     teachers: Sequence[PreTrainedModel] = (),
     folder: Path,

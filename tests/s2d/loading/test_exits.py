@@ -112,10 +112,10 @@ def test_the_command_writes_a_sidecar_and_keeps_its_reduced_head(folder: Path, c
     assert exits_command(folder, "--exits", "2,4") == 0
     assert "s2d.json, exits 2/4 (--exits); next: s2d-profile --target" in capsys.readouterr().out
     assert read_sidecar(folder) == Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None)
-    reduced = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=(1, 5))
+    reduced = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, head_token_ids=(1, 5))
     write_sidecar(folder, reduced)
     assert exits_command(folder, "--exits", "3") == 0
-    assert read_sidecar(folder) == Sidecar(exit_layers=(3,), norm="shared-final-norm", calibration=None, num_head_tokens=(1, 5))
+    assert read_sidecar(folder) == Sidecar(exit_layers=(3,), norm="shared-final-norm", calibration=None, head_token_ids=(1, 5))
 
 
 def test_curves_are_dropped_only_with_overwrite(folder: Path, capsys) -> None:

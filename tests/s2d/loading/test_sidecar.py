@@ -15,7 +15,7 @@ def test_the_example_in_the_docs_is_read(tmp_path: Path) -> None:
     (tmp_path / "s2d.json").write_text(example[1])
     sidecar = read_sidecar(tmp_path)
     assert sidecar is not None
-    assert (sidecar.exit_layers, sidecar.num_head_tokens) == ((2, 4, 6), None)
+    assert (sidecar.exit_layers, sidecar.head_token_ids) == ((2, 4, 6), None)
     assert sidecar.calibration is not None
     assert [curve is None for curve in sidecar.calibration.curves] == [True, False, False]
 

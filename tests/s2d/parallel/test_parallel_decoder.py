@@ -84,7 +84,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         layers, said = 5 if name == "target" else 4, tuple(range(0, 150, 2)) if name == "reduced" else None
         tiny_llama(replace(spec, num_layers=layers, vocab_size=vocab_size | 1)).save_pretrained(folder / name)
         TOKENIZER.save_pretrained(folder / name)
-        sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=said)
+        sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, head_token_ids=said)
         write_sidecar(folder / name, sidecar)
     return folder
 

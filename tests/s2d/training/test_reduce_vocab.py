@@ -64,10 +64,10 @@ def test_a_reduced_draft_keeps_the_logits_of_its_tokens_and_has_none_for_others(
     result = reduced(draft, tmp_path / "trimmed")
     sidecar = read_sidecar(tmp_path / "trimmed")
     assert sidecar is not None
-    assert (sidecar.num_head_tokens, sidecar.calibration, sidecar.exit_layers) == ((0, 1, 3, END), None, (2, 4))
+    assert (sidecar.head_token_ids, sidecar.calibration, sidecar.exit_layers) == ((0, 1, 3, END), None, (2, 4))
     assert (result.num_tokens, result.covered_frac) == (4, pytest.approx(17 / 21))
     whole, trimmed = load_model(draft, "fp32"), load_model(tmp_path / "trimmed", "fp32")
-    kept = torch.tensor(sidecar.num_head_tokens)
+    kept = torch.tensor(sidecar.head_token_ids)
     torch.testing.assert_close(exit_logits(trimmed)[:, kept], exit_logits(whole)[:, kept])
     others = torch.ones(len(WORDS), dtype=torch.bool).index_fill(0, kept, False)
     assert exit_logits(trimmed)[:, others].isneginf().all()
@@ -116,12 +116,12 @@ def test_a_target_with_a_reduced_head_is_refused(draft: Path, tmp_path: Path) ->
 
 
 def test_a_head_with_unknown_tokens_is_refused(draft: Path, tmp_path: Path) -> None:
-    sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=(1, len(WORDS)))
+    sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, head_token_ids=(1, len(WORDS)))
     save_draft(draft, tmp_path / "wrong", sidecar)
     with pytest.raises(BadPolicy, match=f"token {len(WORDS)} for the reduced head of wrong"):
         load_model(tmp_path / "wrong", "fp32")
     with pytest.raises(BadPolicy, match="rising token ids"):
-        Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=(2, 1))
+        Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, head_token_ids=(2, 1))
 
 
 def test_the_command_equals_the_function_and_prints_the_covered_part_of_the_text(draft: Path, tmp_path: Path, capsys) -> None:

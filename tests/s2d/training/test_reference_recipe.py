@@ -23,7 +23,7 @@ from s2d.training.corpus import (
 from s2d.training.package_family import install_family, recipe_record
 from s2d.training.reference_recipe import STABLE, Stage, new_model, resize_model, train_tokenizer
 from s2d.training.train_reference import run_stage, run_stages
-from s2d.training.training import TRAINING_FILE, TRAINING_NAME
+from s2d.training.training_record import TRAINING_FILE, TRAINING_NAME
 
 
 def test_about_a_tenth_of_the_files_is_held_out_and_never_trained_on():

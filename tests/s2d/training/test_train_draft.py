@@ -15,7 +15,7 @@ from s2d.loading.load_model import load_model
 from s2d.loading.sidecar import read_sidecar
 from s2d.training import train_draft
 from s2d.training.resume import CHECKPOINT_NAME
-from s2d.training.training import TRAINING_FILE, TRAINING_NAME
+from s2d.training.training_record import TRAINING_FILE, TRAINING_NAME
 from tests.stubs import TinySpec, tiny_llama
 
 RUST_NO_SPACE = "Error while serializing: I/O error: No space left on device (os error 28)"

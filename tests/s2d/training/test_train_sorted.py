@@ -12,7 +12,7 @@ from perfmodel.core.errors import BadFile, Mismatch, UserInputError
 from s2d.training.resume import CHECKPOINT_NAME, LOSS_NAME
 from s2d.training.train_draft import first_layers
 from s2d.training.train_sorted import Batch, exit_logits, exit_losses, random_windows, train_sorted
-from s2d.training.training import Training, TrainSettings
+from s2d.training.training_record import TrainingRecord, TrainSettings
 from tests.stubs import TinySpec, tiny_llama
 
 SETTINGS = TrainSettings(
@@ -28,7 +28,7 @@ SETTINGS = TrainSettings(
     seed=3,
 )
 EXITS = (1, 2, 4)
-TRAINING = Training(start_sha256="a" * 64, exit_layers=EXITS, text_sha256="b" * 64, teacher_sha256s=(), settings=SETTINGS)
+TRAINING = TrainingRecord(start_sha256="a" * 64, exit_layers=EXITS, text_sha256="b" * 64, teacher_sha256s=(), settings=SETTINGS)
 
 
 def tiny_model(num_layers=4, seed=0):

@@ -47,7 +47,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
+class TrainingRecord:
     """Everything that determines the final weights of a training, except the machine and the version of torch."""
 
     start_sha256: str | None
@@ -71,7 +71,7 @@ class Training:
         )
 
 
-def check_same_training(what: str, stored: Training, expected: Training, *, fix: str) -> None:
+def check_same_training(what: str, stored: TrainingRecord, expected: TrainingRecord, *, fix: str) -> None:
     """Refuse the result of another training.
 
     Args:
@@ -90,13 +90,13 @@ def check_same_training(what: str, stored: Training, expected: Training, *, fix:
 
 
 TRAINING_FILE = FileFormat(
-    record=Training,
+    record=TrainingRecord,
     schema="s2d/training",
     made_with="s2d-train, after deleting its folder",
 )
 
 
-def write_training(folder: Path, training: Training) -> None:
+def write_training(folder: Path, training: TrainingRecord) -> None:
     """Write the record of a training into the folder of its model."""
     provenance = make_provenance(libraries=("torch", "transformers"), seed=training.settings.seed)
     TRAINING_FILE.write(folder / TRAINING_NAME, training, provenance)
