@@ -22,7 +22,7 @@ from profiler.latency.pass_log import PassLog
 from profiler.latency.profiling_job import Job, fill_log
 from s2d.decoding.generate import Generation, Session
 from s2d.decoding.pair import ModelPair, Pair, encode_prompts
-from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.read import read_prompts
 from s2d.prompts.conversation import Prompt
 
@@ -86,7 +86,7 @@ def job_of(
     seed: int,
 ) -> Job:
     """Some prompts of a split, to be profiled, traced or decoded."""
-    prompts = chosen_prompts(read_prompts(prompts_path), split, num_prompts)
+    prompts = choose_prompts(read_prompts(prompts_path), split, num_prompts)
     return job_on(pair, sampling, prompts, max_new_tokens=max_new_tokens, draft_cap=draft_cap, seed=seed)
 
 

@@ -46,7 +46,7 @@ from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.model.torch_device import use_device
 from s2d.model.torch_dtypes import torch_dtype
 from s2d.prompt_files.read import read_prompts
-from s2d.running.run_report import first_difference, token_gaps
+from s2d.running.run_report import first_difference, logit_gaps
 from tests.stubs import TinySpec, loaded, tiny_llama
 
 NAME = "device_check"
@@ -139,7 +139,7 @@ def lossless(pair: ModelPair, dtype: Dtype, prompts: Sequence[Sequence[int]], nu
         plain, found = (session.generate(prompt, one) for one in (replace(arm, policy=None), arm))
         drafted += found.rounds.num_drafted
         accepted += round(found.rounds.num_accepted)
-        its_gaps = token_gaps(pair, prompt, found.tokens, GREEDY)
+        its_gaps = logit_gaps(pair, prompt, found.tokens, GREEDY)
         if plain.tokens != found.tokens:
             place = first_difference(plain.tokens, found.tokens)
             divergences.append(Divergence(prompt=f"case {number}", position=place, gap=its_gaps[place]))

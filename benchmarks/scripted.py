@@ -22,8 +22,8 @@ from profiler.latency.measure_latency import Coverage, Text, take_runs
 from profiler.latency.pass_grid import needed_passes, run_grid
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.generate import Generation, Session, Settings
-from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_of
-from s2d.running.run_report import joined_samples, kind_seconds
+from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_from_trace
+from s2d.running.run_report import joined_samples, seconds_by_kind
 
 PLAIN = "plain"
 
@@ -38,7 +38,7 @@ class Texts:
     @cached_property
     def scripts(self) -> tuple[ScriptedAcceptance, ...]:
         """What is said after each prompt."""
-        return scripts_of(self.trace)
+        return scripts_from_trace(self.trace)
 
     @cached_property
     def whole(self) -> tuple[Text, ...]:
@@ -164,7 +164,7 @@ class ScriptedArm:
 
     def measured(self, plain: "ScriptedArm") -> Speedup:
         """Against plain decoding of the same prompts; its interval draws prompts, both arms of one together."""
-        seconds = kind_seconds(joined_samples([run.samples for run in self.all_runs]))
+        seconds = seconds_by_kind(joined_samples([run.samples for run in self.all_runs]))
         cost = mean_round_cost(seconds, num_rounds=sum_rounds(run.rounds for run in self.all_runs).num_rounds)
         return measured_speedup(self.decoded(), plain.decoded(), cost)
 

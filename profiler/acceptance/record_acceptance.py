@@ -29,7 +29,7 @@ from perfmodel.policies.sampling import Sampling
 from profiler.acceptance.record_off_path import Mistake, draw_mistakes, record_off_path, seed_of
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import EncodedPrompt, Pair
-from s2d.decoding.process_logits import Processing
+from s2d.decoding.process_logits import LogitsProcessor
 from s2d.decoding.verify import make_verifier
 from s2d.model.choose_tokens import choose, confidence_of, drawn, probabilities
 from s2d.model.finite import NotFinite, check_logits, is_finite, naming_prompt
@@ -170,7 +170,7 @@ class ExitRecorder:
 
     def _processed(self, logits: Tensor, text: list[int], first: int) -> Tensor:
         """What tokens from `first` on are chosen by, each with the true tokens before it: [N, V]."""
-        return Processing(self._sampling, first)(logits[first - 1 :], text[:-1], first)
+        return LogitsProcessor(self._sampling, first)(logits[first - 1 :], text[:-1], first)
 
     def _target_probs(self, text: list[int], first: int) -> Tensor:
         """What the target draws its tokens from: [N, V]."""

@@ -27,7 +27,7 @@ from perfmodel.core.units import format_frac
 from s2d.commands.arguments import EXITS_HELP, add_special_tokens_flag, frac, layers, positive, rate, seed
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, find_model, is_of_family
 from s2d.prompt_files.choose import calibration_half
-from s2d.prompt_files.given import given_prompts, given_texts
+from s2d.prompt_files.load_prompts import load_prompts, load_texts
 from s2d.prompt_files.read_as import add_read_flags, read_as
 from s2d.prompts.conversation import check_texts
 
@@ -186,7 +186,7 @@ def _train_reference(args: argparse.Namespace) -> int:
 def _train_draft(args: argparse.Namespace) -> int:
     check_new(args.output)
     check_model_names(args.target, *args.teacher)
-    texts = given_texts(args.text, read_as(args, "text"))
+    texts = load_texts(args.text, read_as(args, "text"))
     from s2d.training.train_draft import train_draft
     from s2d.training.training import TrainSettings
 
@@ -226,7 +226,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     strangers = [name for name in args.target if not is_of_family(name)]
     if args.prompts is None and strangers:
         raise UserInputError(f"target {strangers[0]!r} is not of the reference family: give its prompts with --prompts FILE")
-    given = given_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=True)
+    given = load_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=True)
     prompts = calibration_half(given)
     check_texts(prompts)
     from perfmodel.models.config_file import SIDECAR_NAME
@@ -279,7 +279,7 @@ def _write_exits(args: argparse.Namespace) -> int:
 def _trim(args: argparse.Namespace) -> int:
     check_new(args.output)
     check_model_names(args.draft)
-    texts = given_texts(args.text, read_as(args, "text"))
+    texts = load_texts(args.text, read_as(args, "text"))
     from s2d.loading.exits import named_exits
     from s2d.training.reduce_vocab import reduce_vocab
 

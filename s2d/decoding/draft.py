@@ -95,7 +95,7 @@ class Drafter:
         eos_token_id: int | None,
     ) -> None:
         self._ladder = ladder
-        self._judge = verifier
+        self._verifier = verifier
         self._eos_token_id = eos_token_id
         self._rule = policy.length
         self._steps = steps_of(ladder.cache, exit_layers, policy)
@@ -146,7 +146,7 @@ class Drafter:
         ladder, number, ahead, end = self._ladder, step.exit_number, step.ahead, len(tokens)
         if ahead is not None:
             ladder.take_prompt(ahead, tokens, clock)
-        read = self._judge.ask(ladder.decoder, ladder.cache.states[number][end - 1 : end], tokens, known, number)
+        read = self._verifier.check_exit(ladder.decoder, ladder.cache.states[number][end - 1 : end], tokens, known, number)
         if ahead is None:
             answer = read()
             clock.lap("exit", number, 1, 0)

@@ -21,7 +21,7 @@ from s2d.decoding.clock import Clock
 from s2d.decoding.count_rounds import count_rounds
 from s2d.decoding.draft import Drafter, Ladder, check_exits
 from s2d.decoding.policy_selector import FixedPolicy, PolicySelector
-from s2d.decoding.scripted_acceptance import ScriptedAcceptance, overruled
+from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripted_verifier
 from s2d.decoding.verify import Verifier, make_verifier
 from s2d.loading.compatible import check_pair, context_tokens
 from s2d.loading.load_model import LoadedModel
@@ -109,7 +109,7 @@ class Session:
         self._caches: dict[tuple[str, tuple[int, ...]], Cache] = {}
         self._clock = Clock(target.decoder.device)
         self._noise: NoiseTable | None = None
-        self._judges: dict[tuple[Sampling, str], Verifier] = {}
+        self._verifiers: dict[tuple[Sampling, str], Verifier] = {}
 
     @torch.inference_mode()
     def generate(
@@ -117,7 +117,7 @@ class Session:
         prompt_ids: Sequence[int],
         settings: Settings,
         *,
-        pilot: PolicySelector | None = None,
+        selector: PolicySelector | None = None,
         clock: Clock | None = None,
         on_tokens: OnTokens | None = None,
     ) -> Generation:
@@ -126,7 +126,7 @@ class Session:
         Args:
             prompt_ids: at least one token.
             settings: how.
-            pilot: says round by round which policy to follow; the settings' throughout when None.
+            selector: says round by round which policy to follow; the settings' throughout when None.
             clock: measures the passes; the session's own when None.
             on_tokens: gets the tokens of every round as soon as they are certain.
 
@@ -134,16 +134,16 @@ class Session:
             UserInputError: the prompt is empty or does not fit, or the policy asks for exits that are not there.
             NotFinite: logits of a model are not finite; the target's are looked at when the text has ended.
         """
-        pilot = pilot or FixedPolicy(settings.policy)
-        self._check(len(prompt_ids), settings, pilot.policies)
+        selector = selector or FixedPolicy(settings.policy)
+        self._check(len(prompt_ids), settings, selector.policies)
         clock = clock or self._clock
-        verifier = self._judge(settings.sampling, pilot.policies)
+        verifier = self._verifier(settings.sampling, selector.policies)
         if settings.script:
             known, new, eos = len(prompt_ids), settings.max_new_tokens, settings.eos_token_id
-            verifier = overruled(verifier, settings.script, known, new, eos, self.exit_layers)
+            verifier = scripted_verifier(verifier, settings.script, known, new, eos, self.exit_layers)
         verifier.start(len(prompt_ids), self._max_tokens)
-        pilot.begin()
-        return _Run(self, list(prompt_ids), settings, pilot, verifier, clock, on_tokens).generate()
+        selector.begin()
+        return _Run(self, list(prompt_ids), settings, selector, verifier, clock, on_tokens).generate()
 
     def cache(self, role: str, segment_ends: tuple[int, ...]) -> Cache:
         """An empty cache for the target or the draft, kept from earlier calls where there is one."""
@@ -154,14 +154,14 @@ class Session:
         found.reset()
         return found
 
-    def _judge(self, sampling: Sampling, policies: Sequence[ExitPolicy | None]) -> Verifier:
+    def _verifier(self, sampling: Sampling, policies: Sequence[ExitPolicy | None]) -> Verifier:
         [confidence] = {policy.confidence for policy in policies if policy} or {"max-prob"}
         key = (sampling, confidence)
-        if key not in self._judges:
+        if key not in self._verifiers:
             # One run's noise at a time: another seed's table would only fill the memory.
-            self._judges = {known: verifier for known, verifier in self._judges.items() if known[0] == sampling}
-            self._judges[key] = make_verifier(sampling, confidence, self.target.decoder.device, self.noise(sampling))
-        return self._judges[key]
+            self._verifiers = {known: verifier for known, verifier in self._verifiers.items() if known[0] == sampling}
+            self._verifiers[key] = make_verifier(sampling, confidence, self.target.decoder.device, self.noise(sampling))
+        return self._verifiers[key]
 
     def noise(self, sampling: Sampling) -> NoiseTable | None:
         """The table that target and draft share where tokens are sampled so; None under other rules."""
@@ -195,7 +195,7 @@ class _Run:
         session: Session,
         prompt_ids: list[int],
         settings: Settings,
-        pilot: PolicySelector,
+        selector: PolicySelector,
         verifier: Verifier,
         clock: Clock,
         on_tokens: OnTokens | None,
@@ -203,13 +203,13 @@ class _Run:
         self._tokens = prompt_ids
         self._prompt_tokens = len(prompt_ids)
         self._settings = settings
-        self._pilot = pilot
+        self._selector = selector
         self._num_exits = len(session.exit_layers)
-        self._judge = verifier
+        self._verifier = verifier
         self._clock = clock
         self._on_tokens = on_tokens
         self._target = session.target.decoder
-        is_drafting = any(pilot.policies)
+        is_drafting = any(selector.policies)
         self._is_self_draft = is_drafting and session.draft is None
         depth = session.target.geometry.num_layers
         self._cache = session.cache("target", (*session.exit_layers, depth) if self._is_self_draft else (depth,))
@@ -220,7 +220,8 @@ class _Run:
         self._limit = self._prompt_tokens + settings.max_new_tokens
         eos = settings.eos_token_id
         self._drafters = [
-            Drafter(self._ladder, session.exit_layers, policy, verifier, eos) if policy else None for policy in pilot.policies
+            Drafter(self._ladder, session.exit_layers, policy, verifier, eos) if policy else None
+            for policy in selector.policies
         ]
         self._prepare(verifier.choice)
         self._blocks: list[tuple[int, int]] = []
@@ -269,24 +270,24 @@ class _Run:
     def _round(self) -> bool:
         """Draft, verify, roll back; returns whether the text has ended."""
         tokens = self._tokens
-        known, at = len(tokens), self._pilot.at
+        known, at = len(tokens), self._selector.index
         drafter = self._drafters[at]
         drafted: list[int] = []
         if drafter is not None:
             drafted = drafter.draft(tokens, min(drafter.cap, self._limit - known - 1), self._clock)
         logits = self._verify(tokens, known)
-        verdict = self._judge.verdict(logits, tokens, known)
+        verification = self._verifier.verify(logits, tokens, known)
         self._clock.lap("verify", 0, len(drafted) + 1, known - 1)
-        emitted, ended = self._emitted([*drafted[: verdict.num_accepted], verdict.bonus])
-        accepted = min(verdict.num_accepted, len(emitted))
+        emitted, ended = self._emitted([*drafted[: verification.num_accepted], verification.bonus])
+        accepted = min(verification.num_accepted, len(emitted))
         tokens[known:] = emitted
         self._cache.crop(known + accepted)
         if drafter is not None:
             self._ladder.cache.crop(known + accepted)
             drafter.observe(len(drafted), accepted)
         self._blocks.append((len(drafted), accepted))
-        self._policies.append(self._pilot.policies[at])
-        self._pilot.observe(len(drafted), accepted)
+        self._policies.append(self._selector.policies[at])
+        self._selector.observe(len(drafted), accepted)
         self._clock.lap("round", 0, len(drafted), 0)
         if self._on_tokens is not None:
             self._on_tokens(emitted)

@@ -23,7 +23,7 @@ class PolicySelector(Protocol):
         ...
 
     @property
-    def at(self) -> int:
+    def index(self) -> int:
         """The place among them of the next round's."""
         ...
 
@@ -41,7 +41,7 @@ class FixedPolicy:
 
     def __init__(self, policy: ExitPolicy | None) -> None:
         self.policies = (policy,)
-        self.at = 0
+        self.index = 0
 
     def begin(self) -> None:
         """Nothing changes."""
@@ -50,7 +50,7 @@ class FixedPolicy:
         """Nothing is learnt."""
 
 
-class Controller:
+class AdaptivePolicy:
     """Runs the policy of a frontier that is the fastest where the two drifts of the text are thought to be.
 
     Each round under a drafting policy is evidence on both drifts (`perfmodel.policies.frontier`), which all policies share. With every
@@ -69,7 +69,7 @@ class Controller:
         self._seconds = [[point.seconds(drift) for drift in DRIFTS] for point in frontier]
         self._acceptance, self._drafting = DriftFilter(), DriftFilter()
         self._undrafted = 0
-        self.at = self._fastest()
+        self.index = self._fastest()
 
     def begin(self) -> None:
         """See `PolicySelector`."""
@@ -77,14 +77,14 @@ class Controller:
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
         """See `PolicySelector`. A round that could draft nothing, at the end of a text, counts as plain."""
-        point, emitted = self._points[self.at], num_accepted + 1
+        point, emitted = self._points[self.index], num_accepted + 1
         if num_drafted:
             self._acceptance.learn(point.kept_frac, num_accepted)
             self._drafting.learn(point.drafted_frac, num_drafted)
         self._undrafted = 0 if num_drafted else self._undrafted + emitted
         self._acceptance.forget(emitted)
         self._drafting.forget(emitted)
-        self.at = self._fastest()
+        self.index = self._fastest()
 
     def _fastest(self) -> int:
         """The place of the policy with most tokens per second, what the draft must catch up on spread over the memory."""

@@ -18,7 +18,7 @@ _BLOCK_STEP: Tokens = 32
 """The triangle of ones grows by so many drafted tokens."""
 
 
-class Processing:
+class LogitsProcessor:
     """Processes logits along one text, every row by the tokens before its own position.
 
     Penalties look at the U tokens that were met alone, not at the vocabulary. Each of these has a column, in the order of their

@@ -1,7 +1,7 @@
 """Acceptance by script: what exits and target say is taken from a trace, whatever the models say.
 
 The runtime does all that it would do: every pass runs, every exit check reads a token and a confidence back to the host,
-every verification decides. Only then are the answers overruled by the traced ones. So models with random weights can be
+every verification decides. Only then are the answers scripted_verifier by the traced ones. So models with random weights can be
 timed under the acceptance of real ones, and every round is the one that replay counts, beyond a block's first mistake too.
 """
 
@@ -16,7 +16,7 @@ from perfmodel.acceptance.off_path_trace import stand_in
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Tokens
-from s2d.decoding.verify import Verdict, Verifier, longest_agreement
+from s2d.decoding.verify import Verification, Verifier, longest_agreed_prefix
 from s2d.model.choose_tokens import Answer, Choice
 from s2d.model.decoder import Decoder
 
@@ -57,7 +57,7 @@ class ScriptedAcceptance:
         return min(position - self.prompt_tokens, len(self.chosen) - 1)
 
 
-def scripts_of(trace: AcceptanceTrace) -> tuple[ScriptedAcceptance, ...]:
+def scripts_from_trace(trace: AcceptanceTrace) -> tuple[ScriptedAcceptance, ...]:
     """A script per prompt of a trace.
 
     Raises:
@@ -96,7 +96,7 @@ def scripts_of(trace: AcceptanceTrace) -> tuple[ScriptedAcceptance, ...]:
     )
 
 
-class ScriptedJudge:
+class ScriptedVerifier:
     """Lets a verifier decide as it would, then says what the script says.
 
     Args:
@@ -105,21 +105,21 @@ class ScriptedJudge:
     """
 
     def __init__(self, verifier: Verifier, script: ScriptedAcceptance) -> None:
-        self._judge = verifier
+        self._verifier = verifier
         self._script = script
 
     @property
     def choice(self) -> Choice | None:
         """See `Verifier`."""
-        return self._judge.choice
+        return self._verifier.choice
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Verifier`."""
-        self._judge.start(prompt_tokens, max_tokens)
+        self._verifier.start(prompt_tokens, max_tokens)
 
-    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+    def check_exit(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """See `Verifier`."""
-        read = self._judge.ask(decoder, states, text, known, exit_number)
+        read = self._verifier.check_exit(decoder, states, text, known, exit_number)
         said = self._script.answer(text, known, exit_number)
 
         def answer() -> tuple[int, float]:
@@ -128,21 +128,21 @@ class ScriptedJudge:
 
         return answer
 
-    def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
+    def verify(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verification:
         """See `Verifier`."""
-        self._judge.verdict(logits, text, known)
+        self._verifier.verify(logits, text, known)
         drafted = text[known:]
-        return longest_agreement(self._script.choices(known, len(drafted) + 1), drafted)
+        return longest_agreed_prefix(self._script.choices(known, len(drafted) + 1), drafted)
 
 
-def overruled(
+def scripted_verifier(
     verifier: Verifier,
     script: ScriptedAcceptance,
     known_tokens: Tokens,
     new_tokens: Tokens,
     eos_token_id: int | None,
     exit_layers: tuple[int, ...],
-) -> ScriptedJudge:
+) -> ScriptedVerifier:
     """A verifier that says what a script says; refused where replay would count another run.
 
     Raises:
@@ -162,4 +162,4 @@ def overruled(
         if not fits:
             fix = "Decode what was traced, or take another trace"
             raise Mismatch("the script of a traced prompt", made_for=made_for, given=given, fix=fix)
-    return ScriptedJudge(verifier, script)
+    return ScriptedVerifier(verifier, script)

@@ -13,14 +13,14 @@ from torch import Tensor
 from perfmodel.core.units import Tokens
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import Sampling
-from s2d.decoding.process_logits import Processing
+from s2d.decoding.process_logits import LogitsProcessor
 from s2d.model.choose_tokens import Answer, Choice, NoiseTable, choose, confidence_of, drawn, probabilities, shared_noise
 from s2d.model.decoder import Decoder
 from s2d.model.host_copies import HostTokens, Uniforms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verification:
     """How much of a drafted block is the target's own, and the token the target adds."""
 
     num_accepted: int
@@ -39,7 +39,7 @@ class Verifier(Protocol):
         """A text begins, with so many tokens of a prompt; it will hold at most so many."""
         ...
 
-    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+    def check_exit(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """Token and confidence of an exit, to be read before another is asked.
 
         Args:
@@ -51,7 +51,7 @@ class Verifier(Protocol):
         """
         ...
 
-    def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
+    def verify(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verification:
         """Decide on the drafted tokens of a text, `text[known:]`: the target's logits [G + 1, V]."""
         ...
 
@@ -68,11 +68,11 @@ def make_verifier(
         noise: of the same seed and vocabulary, to share; where None a verifier that needs one makes its own.
     """
     if sampling.rule == "ratio":
-        return RatioJudge(sampling, confidence, device)
-    return ExactJudge(sampling, confidence, device, noise)
+        return RatioVerifier(sampling, confidence, device)
+    return ExactVerifier(sampling, confidence, device, noise)
 
 
-class ExactJudge:
+class ExactVerifier:
     """Greedy and shared noise: an accepted token equals the target's own choice for its position."""
 
     def __init__(
@@ -94,21 +94,21 @@ class ExactJudge:
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Verifier`. The noise itself is drawn when the vocabulary's size is first seen."""
-        self._processing = Processing(self._sampling, prompt_tokens, self._tokens)
+        self._processing = LogitsProcessor(self._sampling, prompt_tokens, self._tokens)
         self._max_tokens = max_tokens
 
-    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+    def check_exit(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """See `Verifier`."""
         noise = self._noise_of(len(text), 1, decoder.vocab_size)
         if not self._has_penalties:
             return decoder.ask(states, self._choice, noise)
         return decoder.send(*self._choice(self._processing.penalised(decoder.exit_logits(states), text, known), noise))
 
-    def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
+    def verify(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verification:
         """See `Verifier`."""
         logits = self._processing(logits, text, known)
         noise = self._noise_of(known, *logits.shape)
-        return longest_agreement(choose(logits, noise).tolist(), text[known:])
+        return longest_agreed_prefix(choose(logits, noise).tolist(), text[known:])
 
     def _noise_of(self, position: int, num_rows: int, vocab_size: int) -> Tensor | None:
         if self._is_greedy:
@@ -120,7 +120,7 @@ class ExactJudge:
         return self._noise.rows(position, position + num_rows)
 
 
-class RatioJudge:
+class RatioVerifier:
     """Leviathan et al. 2023, Alg. 1: accept x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0)."""
 
     def __init__(self, sampling: Sampling, confidence: Confidence, device: torch.device) -> None:
@@ -139,17 +139,17 @@ class RatioJudge:
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Verifier`."""
-        self._processing = Processing(self._sampling, prompt_tokens, self._tokens)
+        self._processing = LogitsProcessor(self._sampling, prompt_tokens, self._tokens)
         self._uniforms.restart(self._seed)
         self._draft_probs = []
 
-    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+    def check_exit(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
         """See `Verifier`. The distribution of the exit that answers last for a place in the block is the one that counts."""
         probs = probabilities(self._processing(decoder.exit_logits(states), text, known))  # [1, V]
         self._draft_probs[len(text) - known :] = [probs[0]]
         return decoder.send(drawn(probs, self._uniforms.take(1)), confidence_of(probs, self._confidence))
 
-    def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
+    def verify(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verification:
         """See `Verifier`."""
         target_probs = probabilities(self._processing(logits, text, known))  # [G + 1, V]
         # A round that drafts nothing leaves the distributions of an earlier round in place.
@@ -157,7 +157,7 @@ class RatioJudge:
         return ratio_test(target_probs, draft_probs, self._tokens(text[known:]), self._uniforms.take(len(logits)))
 
 
-def longest_agreement(chosen: Sequence[int], drafted: Sequence[int]) -> Verdict:
+def longest_agreed_prefix(chosen: Sequence[int], drafted: Sequence[int]) -> Verification:
     """The longest prefix of a block that the target would have chosen itself, and its choice after that.
 
     Args:
@@ -169,13 +169,13 @@ def longest_agreement(chosen: Sequence[int], drafted: Sequence[int]) -> Verdict:
         if token != chosen[accepted]:
             break
         accepted += 1
-    return Verdict(num_accepted=accepted, bonus=chosen[accepted])
+    return Verification(num_accepted=accepted, bonus=chosen[accepted])
 
 
-def ratio_test(target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Tensor, uniform: Tensor) -> Verdict:
+def ratio_test(target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Tensor, uniform: Tensor) -> Verification:
     """Leviathan et al. 2023, Alg. 1, with the arguments of `ratio_decision`; waits once for the device."""
     num_accepted, bonus = ratio_decision(target_probs, draft_probs, drafted, uniform).tolist()
-    return Verdict(num_accepted=num_accepted, bonus=bonus)
+    return Verification(num_accepted=num_accepted, bonus=bonus)
 
 
 def ratio_decision(target_probs: Tensor, draft_probs: Sequence[Tensor], drafted: Tensor, uniform: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from perfmodel.core.errors import UserInputError
 from s2d.decoding.generate import Generation
 from s2d.decoding.pair import EncodedPrompt, Pair, encode_turn
 from s2d.prompts.text import continuation_text
-from s2d.running.run_report import RunRequest
+from s2d.running.run_report import RunSettings
 
 
 class MultiTurn:
@@ -15,7 +15,7 @@ class MultiTurn:
         request: how long these may be, and what ends them.
     """
 
-    def __init__(self, pair: Pair, request: RunRequest) -> None:
+    def __init__(self, pair: Pair, request: RunSettings) -> None:
         self._pair = pair
         self._request = request
         self.cut_short: list[str] = []

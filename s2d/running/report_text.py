@@ -18,7 +18,7 @@ from perfmodel.results.plan import Candidate, Plan
 from perfmodel.results.report import Adaptation, Arm, Check, RunReport
 from s2d.decoding.pair import EncodedPrompt, Pair
 from s2d.loading.sidecar import Sidecar
-from s2d.running.run_report import RunRequest, kind_seconds
+from s2d.running.run_report import RunSettings, seconds_by_kind
 
 _UNKNOWN = "-"
 SHOWN_CONFIDENCES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -26,7 +26,7 @@ DRIFT_FRAC = 0.15
 """Plain decoding that is faster or slower than the target's profile by more ran on another machine, as it were."""
 
 
-def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], request: RunRequest) -> str:
+def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], request: RunSettings) -> str:
     """What is about to be run."""
     key = pair.device_key
     where = f"{key.device}, {key.dtype}" + (f", {key.num_threads} CPU thread" if key.num_threads else "")
@@ -127,7 +127,7 @@ def _rates(report: RunReport, chosen: Candidate) -> str:
 
 
 def _costs(arm: Arm, rounds: RoundStats, chosen: Candidate) -> str:
-    seconds, said = kind_seconds(arm.samples), chosen.speedup.round_cost.by_kind
+    seconds, said = seconds_by_kind(arm.samples), chosen.speedup.round_cost.by_kind
     rows = [
         [kind, format_seconds(seconds[kind] / rounds.num_rounds), format_seconds(said[kind])]
         for kind in said

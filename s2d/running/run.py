@@ -41,7 +41,7 @@ from s2d.running.multi_turn import MultiTurn
 from s2d.running.outputs import Outputs
 from s2d.running.report_text import drift_text, report_text, understood_text
 from s2d.running.run_inputs import RunInputs
-from s2d.running.run_report import OnText, RunRequest, paused_passes, run_report
+from s2d.running.run_report import OnText, RunSettings, paused_passes, run_report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Loaded:
     pair: Pair
     prompts: tuple[EncodedPrompt, ...]
     """Those that --outputs has no text of, a conversation at its first turn without one."""
-    request: RunRequest
+    request: RunSettings
     turns: MultiTurn
     on_text: OnText
 
@@ -166,7 +166,7 @@ def load_from_flags(args: argparse.Namespace, inputs: RunInputs, ranks: Ranks | 
     prompts = encode_prompts(
         pair, inputs.prompts, max_new_tokens=max_new_tokens, is_chat=args.chat, special_tokens=args.special_tokens
     )
-    request = RunRequest(
+    request = RunSettings(
         plan_sha256=plan.sha256,
         policy=plan.record.chosen.policy,
         sampling=plan.record.workload.sampling,
@@ -197,7 +197,7 @@ def _say_cut_short(turns: MultiTurn) -> None:
         print_err(why)
 
 
-def _run_name(args: argparse.Namespace, pair: Pair, request: RunRequest) -> str:
+def _run_name(args: argparse.Namespace, pair: Pair, request: RunSettings) -> str:
     """Twelve digits that differ where anything does that texts or their figures depend on."""
     models = (pair.target.sha256, pair.draft.sha256, pair.target.dtype)
     asked = (tuple(args.stop), args.chat, args.special_tokens, args.adapt)

@@ -19,7 +19,7 @@ from s2d.decoding.pair import EncodedPrompt, encode_prompts, load_pair
 from s2d.decoding.verify import make_verifier
 from s2d.model.choose_tokens import NoiseTable, shared_noise
 from s2d.prompt_files.read import read_prompts
-from s2d.running.run_report import check_equal
+from s2d.running.run_report import check_outputs
 from tests.profiler.conftest import EXITS, Folders
 
 SAMPLED = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=None, seed=3)
@@ -192,7 +192,7 @@ def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(samplin
     verifier.start(len(prompt), len(text))
     for step, number in np.ndindex(traced.confidence.shape):
         known = len(prompt) + step
-        token, sure = verifier.ask(decoder, torch.tensor([[number, known - 1]]), text[:known], known, number)()
+        token, sure = verifier.check_exit(decoder, torch.tensor([[number, known - 1]]), text[:known], known, number)()
         assert sure == traced.confidence[step, number]
         assert sampling.rule == "ratio" or token == traced.draft_token[step, number]
     if sampling is GREEDY and confidence == "max-prob":
@@ -223,7 +223,7 @@ def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(
         asker.trace(prompt)
     assert sum(num_rows) == 0  # the table of the session serves the recording, and what is behind the mistakes
     num_rows.clear()
-    check = check_equal(job.pair, job.prompts, SAMPLED, plain, plain)
+    check = check_outputs(job.pair, job.prompts, SAMPLED, plain, plain)
     assert sum(num_rows) <= longest
     assert check.num_equal == len(job.prompts)
     assert check.worst_gap == pytest.approx(0, abs=1e-4)

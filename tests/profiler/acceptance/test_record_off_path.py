@@ -12,7 +12,7 @@ from profiler.acceptance.record_acceptance import empty_trace, extended
 from profiler.acceptance.record_off_path import TOKENS_PER_MISTAKE, draw_mistakes
 from profiler.latency.profiling_job import Job
 from s2d.decoding.pair import encode_prompts, load_pair
-from s2d.decoding.process_logits import Processing
+from s2d.decoding.process_logits import LogitsProcessor
 from s2d.model.choose_tokens import choose, confidence_of, gumbel_table
 from s2d.model.finite import NotFinite
 from s2d.prompt_files.read import read_prompts
@@ -53,7 +53,7 @@ def told_by_whole_passes(job: Job, trace: AcceptanceTrace) -> dict[int, list[lis
         tokens = [*text[: len(first) + step], int(trace.draft_token[step, number])]
         for _ in range(min(TOKENS_PER_MISTAKE, NEW_TOKENS - 1 - step)):
             said = job.pair.draft.decoder.all_exit_logits(tokens, exits)
-            logits = [Processing(job.sampling, len(first))(one[-1:], tokens, len(first)) for one in said]
+            logits = [LogitsProcessor(job.sampling, len(first))(one[-1:], tokens, len(first)) for one in said]
             sure = [float(confidence_of(one.softmax(-1), "max-prob")) for one in logits]
             told.setdefault(len(tokens) - len(first), []).append(sure)
             tokens.append(int(choose(logits[number], None if noise is None else noise[len(tokens)])))

@@ -109,7 +109,7 @@ class Whim:
     def begin(self) -> None: ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        self.at = self._random.randrange(len(self.policies))
+        self.index = self._random.randrange(len(self.policies))
 
 
 @pytest.mark.parametrize("name", DRAFTS)
@@ -124,7 +124,7 @@ def test_a_policy_that_changes_before_every_round_writes_what_the_plain_target_w
     decoding = Settings(policy=None, sampling=sampling, max_new_tokens=30, eos_token_id=data.draw(st.sampled_from([None, EOS])))
     session = Session(TARGET, draft, len(prompt) + 30)
     plain = session.generate(prompt, decoding)
-    found = session.generate(prompt, decoding, pilot=Whim(whims, data.draw(st.integers(0, 99))))
+    found = session.generate(prompt, decoding, selector=Whim(whims, data.draw(st.integers(0, 99))))
     assert found.tokens == plain.tokens
     assert set(found.policies) <= set(whims)
     assert all(not drafted for policy, (drafted, _) in zip(found.policies, found.blocks, strict=True) if policy is None)
@@ -142,14 +142,14 @@ class ScriptedAcceptance:
     def begin(self) -> None: ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        self.at = self.policies.index(next(self._left, None))
+        self.index = self.policies.index(next(self._left, None))
 
 
 def test_a_draft_that_comes_back_catches_up_on_all_that_was_decoded_without_it_in_one_pass() -> None:
     one = fixed((4,), 1)
     session = Session(TARGET, DRAFTS["separate"], 40)
     decoding = Settings(policy=None, sampling=GREEDY, max_new_tokens=20, eos_token_id=None)
-    found = session.generate([1, 2, 3], decoding, pilot=ScriptedAcceptance([one, None, None, None, one]))
+    found = session.generate([1, 2, 3], decoding, selector=ScriptedAcceptance([one, None, None, None, one]))
     draft_passes = [rows for kind, rows in zip(found.samples.kind, found.samples.rows, strict=True) if kind == "segment"]
     accepted = found.blocks[0][1]
     assert draft_passes == [1] * 3 + [1 + accepted + 3] * 3  # three segments: the first lead, then all up to the new one

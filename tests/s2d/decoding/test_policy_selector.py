@@ -8,7 +8,7 @@ import pytest
 
 from perfmodel.policies.frontier import DRIFTS, FrontierPoint, drifted
 from perfmodel.policies.policy import ExitPolicy, FixedLength
-from s2d.decoding.policy_selector import MEMORY_TOKENS, SPREAD, Controller, DriftFilter, FixedPolicy, PolicySelector
+from s2d.decoding.policy_selector import MEMORY_TOKENS, SPREAD, AdaptivePolicy, DriftFilter, FixedPolicy, PolicySelector
 
 PLAN_ACCEPTANCE = 0.8
 PLAIN_S, VERIFY_S, TOKEN_S, CATCH_UP_S = 1.0, 1.2, 0.15, 0.05
@@ -29,18 +29,18 @@ def point(cap: int) -> FrontierPoint:
 FRONTIER = tuple(map(point, (0, 2, 4, 8)))
 
 
-def decode(pilot: PolicySelector, text: Sequence[bool]) -> tuple[float, list[tuple[int, ExitPolicy | None]]]:
+def decode(selector: PolicySelector, text: Sequence[bool]) -> tuple[float, list[tuple[int, ExitPolicy | None]]]:
     """Seconds of a text, and every round's first position and policy."""
     position, undrafted, seconds, rounds = 0, 0, 0.0, []
     while position < len(text):
-        policy = pilot.policies[pilot.at]
+        policy = selector.policies[selector.index]
         rounds.append((position, policy))
         cap = min(policy.length.draft_cap, len(text) - position - 1) if policy else 0
         accepted = next((n for n in range(cap) if not text[position + n]), cap)
         seconds += VERIFY_S + TOKEN_S * cap + CATCH_UP_S * undrafted if cap else PLAIN_S
         undrafted = 0 if cap else undrafted + 1
         position += accepted + 1
-        pilot.observe(cap, accepted)
+        selector.observe(cap, accepted)
     return seconds, rounds
 
 
@@ -58,7 +58,7 @@ def fixed_seconds(text: Sequence[bool]) -> list[float]:
 )
 def test_on_a_text_that_stays_as_it_is_the_best_policy_is_nearly_reached(acceptance: float, regret_frac: float) -> None:
     text = text_of(acceptance, 6000)
-    seconds, _ = decode(Controller(FRONTIER), text)
+    seconds, _ = decode(AdaptivePolicy(FRONTIER), text)
     assert seconds / min(fixed_seconds(text)) - 1 < regret_frac
 
 
@@ -66,15 +66,15 @@ def test_on_a_text_that_stays_as_it_is_the_best_policy_is_nearly_reached(accepta
 def test_it_ends_on_the_policy_that_is_best(acceptance: float, best: int) -> None:
     text = text_of(acceptance, 6000)
     assert min(range(4), key=fixed_seconds(text).__getitem__) == best
-    _, rounds = decode(Controller(FRONTIER), text)
+    _, rounds = decode(AdaptivePolicy(FRONTIER), text)
     late = Counter(policy for position, policy in rounds if position > 1000)
     assert late.most_common(1)[0][0] == FRONTIER[best].policy
 
 
 def test_speculation_is_off_thirty_rounds_after_acceptance_is_lost_and_trials_of_it_cost_a_tenth_at_most() -> None:
-    controller = Controller(FRONTIER)
+    controller = AdaptivePolicy(FRONTIER)
     decode(controller, text_of(PLAN_ACCEPTANCE, 2000))
-    assert controller.at != 0
+    assert controller.index != 0
     seconds, rounds = decode(controller, [False] * 4000)
     assert None in [policy for _, policy in rounds[:31]]
     trials = [policy for _, policy in rounds[31:] if policy is not None]
@@ -83,7 +83,7 @@ def test_speculation_is_off_thirty_rounds_after_acceptance_is_lost_and_trials_of
 
 
 def test_it_comes_back_within_the_memory_when_everything_is_accepted_again() -> None:
-    controller = Controller(FRONTIER)
+    controller = AdaptivePolicy(FRONTIER)
     decode(controller, [False] * 4000)
     _, rounds = decode(controller, [True] * 2000)
     bold = next(position for position, policy in rounds if policy == FRONTIER[-1].policy)
@@ -93,19 +93,19 @@ def test_it_comes_back_within_the_memory_when_everything_is_accepted_again() -> 
 @pytest.mark.parametrize("block_tokens", [500, 2000])
 def test_on_a_text_that_shifts_it_beats_every_policy_kept_throughout(block_tokens: int) -> None:
     text = [at for seed in range(8) for at in text_of((0.95, 0.05)[seed % 2], block_tokens, seed)]
-    seconds, _ = decode(Controller(FRONTIER), text)
+    seconds, _ = decode(AdaptivePolicy(FRONTIER), text)
     assert seconds < min(fixed_seconds(text))
 
 
 def test_the_same_text_takes_the_same_course_again() -> None:
     text = text_of(0.5, 3000)
-    assert decode(Controller(FRONTIER), text) == decode(Controller(FRONTIER), text)
+    assert decode(AdaptivePolicy(FRONTIER), text) == decode(AdaptivePolicy(FRONTIER), text)
 
 
 def test_one_policy_throughout_is_followed_whatever_happens() -> None:
     steady = FixedPolicy(FRONTIER[1].policy)
     steady.observe(2, 0)
-    assert (steady.at, steady.policies) == (0, (FRONTIER[1].policy,))
+    assert (steady.index, steady.policies) == (0, (FRONTIER[1].policy,))
 
 
 @pytest.mark.parametrize("drift", [-2.0, -0.5, 0.0, 1.0])

@@ -44,7 +44,7 @@ from s2d.loading.exits import DraftExits
 from s2d.loading.load_model import with_vocabulary_of
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.model.decoder import Decoder
-from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.read import read_prompts
 from tests.strategies import segment_orders
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
@@ -306,7 +306,7 @@ def family_draft(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session", params=["ref-target-16", "ref-target-32"])
 def family(request: pytest.FixtureRequest, family_draft: str, family_sampling: Sampling) -> Traced:
     pair = family_pair(request.param, family_draft)
-    chosen = chosen_prompts(read_prompts(FAMILY_PROMPTS), "all", NUM_FAMILY_PROMPTS)
+    chosen = choose_prompts(read_prompts(FAMILY_PROMPTS), "all", NUM_FAMILY_PROMPTS)
     whole = encode_prompts(pair, chosen, max_new_tokens=FAMILY_NEW_TOKENS)
     prompts = tuple(replace(prompt, token_ids=prompt.token_ids[:FAMILY_PROMPT_TOKENS]) for prompt in whole)
     return traced(pair, prompts, family_sampling, FAMILY_NEW_TOKENS)

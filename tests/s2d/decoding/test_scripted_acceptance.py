@@ -13,8 +13,8 @@ from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.policies.policy import ExitPolicy, FixedLength
 from perfmodel.replay.replay import block_lengths, replay
 from s2d.decoding.generate import Generation, Session, Settings
-from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_of
-from s2d.decoding.verify import ExactJudge
+from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_from_trace
+from s2d.decoding.verify import ExactVerifier
 from s2d.loading.load_model import random_model
 from tests.strategies import TraceSpec, make_trace, policies, tiny_geometry, traces
 
@@ -41,7 +41,7 @@ def run_all(trace: AcceptanceTrace, policy: ExitPolicy | None, seed: int = 0) ->
             torch.randint(0, 8, (script.prompt_tokens,), generator=generator).tolist(),
             settings_of(trace, policy, script),
         )
-        for script in scripts_of(trace)
+        for script in scripts_from_trace(trace)
     ]
 
 
@@ -71,7 +71,7 @@ def test_a_scripted_run_is_the_replayed_one_in_every_pass(data: st.DataObject, t
 
 def test_a_script_can_be_entered_anywhere_in_its_text() -> None:
     trace = make_trace(TraceSpec(num_positions=[40], max_new_tokens=40))
-    [script] = scripts_of(trace)
+    [script] = scripts_from_trace(trace)
     text = [3] * script.prompt_tokens + trace.target_token.tolist()
     late = replace(settings_of(trace, POLICY, script), max_new_tokens=10)
     ran = session_of("separate", EXITS).generate(text[:-10], late)
@@ -82,19 +82,19 @@ def test_the_logits_are_read_though_they_are_overruled(monkeypatch: pytest.Monke
     asked: list[str] = []
 
     def spied(name: str) -> None:
-        method = getattr(ExactJudge, name)
+        method = getattr(ExactVerifier, name)
 
-        def spy(self: ExactJudge, *args: object) -> object:
+        def spy(self: ExactVerifier, *args: object) -> object:
             asked.append(name)
             return method(self, *args)
 
-        monkeypatch.setattr(ExactJudge, name, spy)
+        monkeypatch.setattr(ExactVerifier, name, spy)
 
-    spied("ask")
-    spied("verdict")
+    spied("check_exit")
+    spied("verify")
     [ran] = run_all(make_trace(TraceSpec(num_positions=[30], max_new_tokens=30)), POLICY)
     number = {kind: sum(one.num_passes for one in ran.rounds.passes if one.kind == kind) for kind in ("exit", "verify")}
-    assert (asked.count("ask"), asked.count("verdict")) == (number["exit"], number["verify"])
+    assert (asked.count("check_exit"), asked.count("verify")) == (number["exit"], number["verify"])
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_the_logits_are_read_though_they_are_overruled(monkeypatch: pytest.Monke
 )
 def test_a_run_that_replay_would_not_count_is_refused(change: dict[str, object], said: str) -> None:
     trace = make_trace(TraceSpec(num_positions=[30], max_new_tokens=30, eos_token_id=0))
-    [script] = scripts_of(trace)
+    [script] = scripts_from_trace(trace)
     with pytest.raises(Mismatch, match=said):
         session_of("separate", EXITS).generate([1], replace(settings_of(trace, POLICY, script), **change))  # type: ignore[arg-type]
 
 
 def test_other_exits_than_the_traced_are_refused() -> None:
     trace = make_trace(TraceSpec(num_positions=[30], max_new_tokens=30))
-    [script] = scripts_of(trace)
+    [script] = scripts_from_trace(trace)
     with pytest.raises(Mismatch, match=r"made for exits \(1, 2, 4, 6\), not for exits \(2, 6\)"):
         session_of("separate", (2, 6)).generate([1], settings_of(trace, None, script))
 
@@ -127,4 +127,4 @@ def test_other_exits_than_the_traced_are_refused() -> None:
 )
 def test_a_trace_that_no_run_could_follow_is_refused(spec: TraceSpec, said: str) -> None:
     with pytest.raises(UserInputError, match=said):
-        scripts_of(make_trace(spec))
+        scripts_from_trace(make_trace(spec))

@@ -16,7 +16,7 @@ from s2d.prompt_files.read import read_prompts
 from s2d.prompts.conversation import Conversation, Prompt
 from s2d.prompts.text import Stop, continuation_text
 from s2d.running.multi_turn import MultiTurn
-from s2d.running.run_report import RunRequest
+from s2d.running.run_report import RunSettings
 from tests.s2d.conftest import folders_with, run
 from tests.s2d.prompts.kinds_of_tokenizers import KINDS
 
@@ -57,9 +57,9 @@ def pair_of(folders: Path, kind: str = "separate") -> Pair:
     return load_pair(str(folders / "target"), "self" if kind == "self" else str(folders / "draft"), "fp32", "cpu")
 
 
-def request(stop: Stop | None = None, sampling: Sampling = GREEDY, max_new_tokens: int = NEW_TOKENS) -> RunRequest:
+def request(stop: Stop | None = None, sampling: Sampling = GREEDY, max_new_tokens: int = NEW_TOKENS) -> RunSettings:
     facts = {"plan_sha256": None, "policy": None, "check": False, "frontier": ()}
-    return RunRequest(sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, **facts)
+    return RunSettings(sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, **facts)
 
 
 def plain_text(pair: Pair, prompt: str, sampling: Sampling) -> tuple[int, str]:

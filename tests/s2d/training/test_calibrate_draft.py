@@ -10,7 +10,7 @@ from s2d.decoding.pair import encode_prompts, load_pair
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
-from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.read import read_prompts
 from s2d.training.calibrate_draft import Answers, answers_along, fit_calibration
 from tests.s2d.loading.test_load_model import byte_tokenizer
@@ -99,7 +99,7 @@ def test_the_shipped_draft_brings_a_calibration_that_holds_on_prompts_it_was_not
     pair = load_pair("ref-target-16", "ref-draft", "fp32", "cpu")
     calibration = read_sidecar(find_model("ref-draft")).calibration
     assert calibration.targets == ("ref-target-16", "ref-target-32")
-    prompts = encode_prompts(pair, chosen_prompts(read_prompts(FAMILY_PROMPTS), "evaluation", 6), max_new_tokens=48)
+    prompts = encode_prompts(pair, choose_prompts(read_prompts(FAMILY_PROMPTS), "evaluation", 6), max_new_tokens=48)
     answers = [answers_along(pair, pair.session(512), prompt, 48) for prompt in prompts]
     confidence, agreement = (
         np.concatenate([getattr(one, name)[:, -1] for one in answers]) for name in ("confidence", "agreement")
