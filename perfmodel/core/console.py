@@ -81,6 +81,7 @@ def add_common_flags(parser: argparse.ArgumentParser, *, result: str) -> None:
         parser: the command's.
         result: what the command makes, for the help: `plan`, `report` …
     """
+    parser.add_argument("--explain", action="store_true", help="print all details, not only the summary")
     parser.add_argument("--json", action="store_true", help=f"print the {result} file itself on stdout, and nothing else")
     parser.add_argument("-o", "--output", type=output_file, metavar="FILE", help=f"write the {result} to FILE")
     parser.set_defaults(writes_file=True)

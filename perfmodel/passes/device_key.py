@@ -24,6 +24,12 @@ class DeviceKey:
     """What the runtime computed with; None for seconds that this runtime did not measure."""
 
     @property
+    def label(self) -> str:
+        """`2 x A100-80GB-SXM, bf16, graph`, and the number of threads of a CPU."""
+        threads = "" if self.num_threads is None else f", {self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
+        return f"{self.num_devices} x {self.device}{threads}, {self.dtype}, {self.launching}"
+
+    @property
     def launching(self) -> str:
         """`graph`, and the kernels where they are not the standard ones: `graph, output-major,varlen,fused`."""
         if self.kernels is None or self.kernels == STANDARD_KERNELS:

@@ -1,9 +1,11 @@
 """The latency law: seconds of a pass as a sum of few physical terms, and its coefficients from a datasheet or a fit."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.core.provenance import Provenance
@@ -11,6 +13,7 @@ from perfmodel.core.stats import NORMAL_QUANTILE
 from perfmodel.core.units import Frac, Seconds, Tokens, format_bytes
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import PassWork
+from perfmodel.passes.passes import Line
 
 LATENCY_FIT_SCHEMA = "s2d/latency-fit"
 LATENCY_FIT_VERSION = 3
@@ -68,8 +71,8 @@ class Law:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{term} is {value:g}, expected a finite number that is not negative")
 
-    def line(self, work: PassWork, *, max_cached_tokens: int) -> tuple[Seconds, Seconds]:
-        """Seconds of some work with nothing cached, and per cached token.
+    def line(self, work: PassWork, *, max_cached_tokens: int) -> Line:
+        """Seconds of some work as a line in the cached tokens.
 
         A pass that waits for its launches even with `max_cached_tokens` hides its KV reads; any other pays them in full.
         """
@@ -79,7 +82,7 @@ class Law:
         host_s = self.host_layer_s * work.num_layers
         if host_s >= kernels_s + max_cached_tokens * per_token_s:
             per_token_s = 0.0
-        return self._fixed_s(work) + max(host_s, kernels_s), per_token_s
+        return Line(self._fixed_s(work) + max(host_s, kernels_s), per_token_s)
 
     def host_and_kernels_s(self, work: PassWork, *, cached_tokens: float) -> tuple[Seconds, Seconds]:
         """Seconds of launching some work and of its kernels, of which the longer is paid."""
@@ -149,7 +152,7 @@ class Extrapolation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyFit:
+class LatencyFit(Printable):
     """The law's coefficients fitted to passes of some models on one device."""
 
     device: DeviceKey
@@ -177,6 +180,12 @@ class LatencyFit:
         That of the normal law whose 90 % interval is as wide as `held_out_90_frac`; assumed where a single model was fitted.
         """
         return UNTESTED_ERROR_FRAC if self.held_out_90_frac is None else self.held_out_90_frac / NORMAL_QUANTILE
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan fit` as blocks of text."""
+        from perfmodel.passes.fit_text import fit_blocks
+
+        return fit_blocks(self, explain=explain)
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A plan: the configuration to run, what it is expected to do, and on what evidence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.codec import encode_record
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
@@ -119,7 +121,7 @@ class Overfitting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Printable):
     """What to run. `chosen.policy` is None when not speculating is best."""
 
     target: ModelGeometry
@@ -148,11 +150,19 @@ class Plan:
     evidence: tuple[Evidence, ...]
     next_command: str
     """The command that would replace the weakest evidence by a measurement."""
+    notes: tuple[str, ...] = ()
+    """What `next_command` cannot do, and how to make a draft that is not public. A note with a command ends with it."""
 
     @property
     def has_assumed_head(self) -> bool:
         """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan` as blocks of text."""
+        from perfmodel.results.plan_text import plan_blocks
+
+        return plan_blocks(self, explain=explain)
 
 
 def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:

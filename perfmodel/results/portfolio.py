@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, read_record, record_text, write_record
 from perfmodel.core.provenance import Provenance
@@ -57,7 +58,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Portfolio:
+class Portfolio(Printable):
     """What one draft does for all parts."""
 
     of: Literal["targets", "categories"]
@@ -73,6 +74,10 @@ class Portfolio:
     """Weights of the one draft."""
     single_drafts_bytes: Bytes
     """Weights of a draft of its own for every different exit chosen alone."""
+    next_command: str
+    """The command that plans for the first part alone."""
+    notes: tuple[str, ...] = ()
+    """How to make a draft that is not public."""
 
     def mean_speedup(self, choice: Choice) -> float:
         """Geometric mean over the parts."""
@@ -81,6 +86,12 @@ class Portfolio:
     def worst_speedup(self, choice: Choice) -> float:
         """The smallest over the parts."""
         return min(part.chosen(choice).speedup.speedup.value for part in self.parts)
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan --targets` as blocks of text."""
+        from perfmodel.results.portfolio_text import portfolio_blocks
+
+        return portfolio_blocks(self, explain=explain)
 
 
 def _mean(values: Iterable[float]) -> float:

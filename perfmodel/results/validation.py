@@ -1,8 +1,10 @@
 """A validation: what the latency law says of speeds that others published."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import record_text, write_record
 from perfmodel.core.provenance import Provenance
@@ -106,7 +108,7 @@ class DeviceError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
+class Validation(Printable):
     """All that others published, predicted."""
 
     points: tuple[PublishedPoint, ...]
@@ -114,6 +116,12 @@ class Validation:
     """Devices and engine modes with held-out points."""
     explanations: tuple[Explanation, ...]
     """Best first."""
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan validate` as blocks of text."""
+        from perfmodel.results.validation_text import validation_blocks
+
+        return validation_blocks(self, explain=explain)
 
 
 def validation_file_text(validation: Validation, provenance: Provenance) -> str:

@@ -31,7 +31,7 @@ from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import EncodedPrompt, Pair
 from s2d.decoding.process_logits import LogitsProcessor
 from s2d.decoding.verify import make_verifier
-from s2d.model.choose_tokens import choose, confidence_of, drawn, probabilities
+from s2d.model.choose_tokens import choose, confidence_of, probabilities, sample_indices
 from s2d.model.finite import NotFinite, check_logits, is_finite, naming_prompt
 
 _Refused = Callable[[Sequence[tuple[int, int]]], list[int]]
@@ -201,7 +201,7 @@ def _refused_samples(p: Tensor, qs: Sequence[Tensor], seed: int, places: Sequenc
     """
     excess = torch.stack([(qs[number][step] - p[step]).clamp_(min=0) for step, number in places])  # [places, V]
     uniform = torch.rand(len(places), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return drawn(excess, uniform.to(excess.device)).tolist()
+    return sample_indices(excess, uniform.to(excess.device)).tolist()
 
 
 def empty_trace(header: TraceHeader) -> AcceptanceTrace:

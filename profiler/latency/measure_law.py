@@ -200,9 +200,9 @@ class _TimedModel:
         states = decoder.embed(token_ids)
         for segment in self._halves.segments:
             states = decoder.forward_segment(states, segment, self._halves)
-            clock.lap("segment", segment.number, rows, cached)
-            if not segment.number:
-                verifier.check_exit(decoder, states[-1:], token_ids, 1, segment.number)()
+            clock.lap("segment", segment.index, rows, cached)
+            if not segment.index:
+                verifier.check_exit(decoder, states[-1:], token_ids, 1, segment.index)()
                 clock.lap("exit", 0, 1, 0)
         return clock.samples()
 

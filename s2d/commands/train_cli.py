@@ -236,7 +236,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from s2d.loading.read_config import read_geometry
     from s2d.model.torch_device import use_device
     from s2d.prompts.special_tokens import special_tokens_note
-    from s2d.running.report_text import calibration_text
+    from s2d.running.run_text import calibration_text
     from s2d.training.calibrate_draft import calibrate_draft
 
     use_device(args.device)

@@ -8,7 +8,7 @@ from perfmodel.policies.policy import CalibrationCurve, ExitPolicy, FloorStop, H
 from s2d.decoding.clock import Clock
 from s2d.decoding.verify import Verifier
 from s2d.model.cache import Cache, Segment
-from s2d.model.decoder import Decoder, Run
+from s2d.model.decoder import Decoder, SegmentRun
 from s2d.model.finite import check_confidence
 
 _ALWAYS = -1.0
@@ -19,7 +19,7 @@ _ALWAYS = -1.0
 class Step:
     """The ladder up to one looked-at exit, and what happens there. Exits passed on the way are disabled, and cost nothing."""
 
-    run: Run
+    run: SegmentRun
     """Segments since the exit before, less one that was launched before the answer of that exit was read."""
     exit_number: int
     """Zero-based, among all exits of the draft."""
@@ -27,7 +27,7 @@ class Step:
     calibration: CalibrationCurve | None
     ahead: Segment | None
     """What is launched before the exit's answer is read."""
-    behind: Run
+    behind: SegmentRun
     """What catches up at once with a token that leaves here."""
 
 
@@ -45,30 +45,30 @@ class Ladder:
         self.cache = cache
         self._prompt_rows = prompt_rows
 
-    def run(self, run: Run, tokens: list[int], clock: Clock) -> None:
+    def run(self, run: SegmentRun, tokens: list[int], clock: Clock) -> None:
         """Push everything that segments have not seen through them: the prompt in passes of its own, the backlog in others.
 
         Where one launch goes through several segments, each has its part of the time by its number of layers.
         """
-        for launched in self.decoder.launches(run, self.cache):
+        for launched in self.decoder.split_run(run, self.cache):
             for segment in launched:
                 self.take_prompt(segment, tokens, clock)
             cached = self.push(launched, tokens, len(tokens))
             rows, depth = len(tokens) - cached, launched[-1].end - launched[0].start
             clock.shared_lap(
-                [("segment", segment.number, rows, cached) for segment in launched],
+                [("segment", segment.index, rows, cached) for segment in launched],
                 [(segment.end - segment.start) / depth for segment in launched],
             )
 
     def take_prompt(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
         """Push the prompt through a segment that has not seen it yet."""
-        if self.cache.lengths[segment.number] < self._prompt_rows:
+        if self.cache.lengths[segment.index] < self._prompt_rows:
             self.push((segment,), tokens, self._prompt_rows)
-            clock.lap("draft_prefill", segment.number, self._prompt_rows, 0)
+            clock.lap("draft_prefill", segment.index, self._prompt_rows, 0)
 
-    def push(self, run: Run, tokens: list[int], end: int) -> int:
+    def push(self, run: SegmentRun, tokens: list[int], end: int) -> int:
         """One causal pass over what segments have not seen of the first `end` tokens; returns how many they had seen."""
-        first = run[0].number
+        first = run[0].index
         seen = self.cache.lengths[first]
         states = self.decoder.embed(tokens[seen:end]) if first == 0 else self.cache.backlog(first, end)
         self.decoder.forward_run(states, run, self.cache)
@@ -103,7 +103,7 @@ class Drafter:
         self.cap = first_cap(policy.length)
 
     @property
-    def runs(self) -> set[Run]:
+    def runs(self) -> set[SegmentRun]:
         """All that its passes go through."""
         return runs_of(self._steps)
 
@@ -153,7 +153,7 @@ class Drafter:
         else:
             cached = ladder.push((ahead,), tokens, end)
             answer = read()
-            clock.lap("ahead", ahead.number, end - cached, cached)
+            clock.lap("ahead", ahead.index, end - cached, cached)
         return answer
 
 
@@ -186,7 +186,7 @@ def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> 
     return tuple(steps)
 
 
-def runs_of(steps: Iterable[Step]) -> set[Run]:
+def runs_of(steps: Iterable[Step]) -> set[SegmentRun]:
     """All that the passes of some steps go through."""
     runs = {run for step in steps for run in (step.run, step.behind) if run}
     # By itself: what runs ahead, and what has seen less than the segments before it, as after a turn of another policy.

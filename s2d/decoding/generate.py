@@ -26,8 +26,8 @@ from s2d.decoding.verify import Verifier, make_verifier
 from s2d.loading.compatible import check_pair, context_tokens
 from s2d.loading.load_model import LoadedModel
 from s2d.model.cache import Cache
-from s2d.model.choose_tokens import Choice, NoiseTable, shared_noise
-from s2d.model.decoder import Run
+from s2d.model.choose_tokens import ExitPredictor, NoiseTable, new_noise_table
+from s2d.model.decoder import SegmentRun
 from s2d.model.finite import check_logits, check_states
 from s2d.prompts.text import Stop
 
@@ -167,7 +167,7 @@ class Session:
         """The table that target and draft share where tokens are sampled so; None under other rules."""
         if self._noise is None or self._noise.seed != sampling.seed:
             decoder = self.target.decoder
-            self._noise = shared_noise(sampling, decoder.vocab_size, decoder.device)
+            self._noise = new_noise_table(sampling, decoder.vocab_size, decoder.device)
         return self._noise if sampling.rule == "shared-noise" else None
 
     def _check(self, prompt_tokens: int, settings: Settings, policies: Sequence[ExitPolicy | None]) -> None:
@@ -228,9 +228,9 @@ class _Run:
         self._policies: list[ExitPolicy | None] = []
         self._stop = settings.stop.after(prompt_ids) if settings.stop else None
 
-    def _prepare(self, choice: Choice | None) -> None:
+    def _prepare(self, choice: ExitPredictor | None) -> None:
         """Make ready what the rounds will launch."""
-        runs = set[Run]().union(*(drafter.runs for drafter in self._drafters if drafter))
+        runs = set[SegmentRun]().union(*(drafter.runs for drafter in self._drafters if drafter))
         if self._is_self_draft:  # verification goes on from the draft's states, segment by segment
             self._target.prepare(self._cache, self._prompt_tokens, self._limit, list(runs | _singly(self._cache)), choice)
             return
@@ -319,7 +319,7 @@ class _Run:
         if self._is_self_draft:
             for segment in cache.segments[:-1]:
                 self._ladder.run((segment,), tokens, self._clock)
-            states = cache.backlog(last.number, len(tokens))
+            states = cache.backlog(last.index, len(tokens))
         else:
             states = self._target.embed(tokens[known - 1 :])
         return self._target.exit_logits(self._target.forward_segment(states, last, cache))
@@ -342,6 +342,6 @@ class _Run:
         return emitted, ended
 
 
-def _singly(cache: Cache) -> set[Run]:
+def _singly(cache: Cache) -> set[SegmentRun]:
     """Every segment by itself."""
     return {(segment,) for segment in cache.segments}

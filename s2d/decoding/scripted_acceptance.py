@@ -17,8 +17,9 @@ from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Tokens
 from s2d.decoding.verify import Verification, Verifier, longest_agreed_prefix
-from s2d.model.choose_tokens import Answer, Choice
+from s2d.model.choose_tokens import ExitPredictor
 from s2d.model.decoder import Decoder
+from s2d.model.host_copies import PendingPrediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ class ScriptedVerifier:
         self._script = script
 
     @property
-    def choice(self) -> Choice | None:
+    def choice(self) -> ExitPredictor | None:
         """See `Verifier`."""
         return self._verifier.choice
 
@@ -117,7 +118,9 @@ class ScriptedVerifier:
         """See `Verifier`."""
         self._verifier.start(prompt_tokens, max_tokens)
 
-    def check_exit(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+    def check_exit(
+        self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int
+    ) -> PendingPrediction:
         """See `Verifier`."""
         read = self._verifier.check_exit(decoder, states, text, known, exit_number)
         said = self._script.answer(text, known, exit_number)

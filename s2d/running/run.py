@@ -25,6 +25,7 @@ from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Plan, read_plan
 from perfmodel.results.report import RunReport, report_file_text, write_report
+from perfmodel.results.report_text import drift_text
 from s2d.decoding.generate import Generation, OnTokens
 from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.loading.exits import exits_of_plan
@@ -39,9 +40,9 @@ from s2d.prompts.text import ContinuationText, Stop
 from s2d.running.check_plan import check_plan_fits, device_label
 from s2d.running.multi_turn import MultiTurn
 from s2d.running.outputs import Outputs
-from s2d.running.report_text import drift_text, report_text, understood_text
 from s2d.running.run_inputs import RunInputs
 from s2d.running.run_report import OnText, RunSettings, paused_passes, run_report
+from s2d.running.run_text import understood_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
             with PromptStreams(loaded.pair.tokenizer) as streams:
                 on_prompt = streams.on_prompt
                 report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=on_prompt, on_text=loaded.on_text)
-    report = replace(report, waited_frac=contention.waited_frac)
+    report = replace(report, waited_frac=contention.waited_frac, predicted=plan.chosen)
     _say_cut_short(loaded.turns)
     if args.check and (busy := contention.warning) is not None:
         print_err(f"warning: {busy}")
@@ -90,7 +91,7 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
     )
     print_answer(
         args,
-        text=lambda: "\n" + report_text(report, plan.chosen),
+        text=lambda: "\n" + (report.explain() if args.explain else str(report)),
         file_text=lambda: report_file_text(report, provenance),
         write=lambda path: write_report(path, report, provenance),
         done=next_text(args, command, report.sampling),

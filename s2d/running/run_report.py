@@ -23,7 +23,7 @@ from s2d.decoding.pair import EncodedPrompt, ModelPair, Pair
 from s2d.decoding.policy_selector import AdaptivePolicy, PolicySelector
 from s2d.decoding.process_logits import LogitsProcessor
 from s2d.loading.memory import TextLimits
-from s2d.model.choose_tokens import NoiseTable, shared_noise
+from s2d.model.choose_tokens import NoiseTable, new_noise_table
 from s2d.model.finite import check_logits, naming_prompt
 from s2d.prompts.special_tokens import SpecialTokens
 from s2d.prompts.text import Stop
@@ -238,7 +238,7 @@ def check_outputs(
     A gap is the target's logit (with the position's noise, where noise is shared) of its own choice minus that of the
     emitted token: 0 when they are the same, near 0 for a near-tie that another kernel decides otherwise.
     """
-    noise = shared_noise(sampling, pair.target.decoder.vocab_size, pair.target.decoder.device)
+    noise = new_noise_table(sampling, pair.target.decoder.vocab_size, pair.target.decoder.device)
     if noise is not None:
         noise.grow(max(len(prompt.token_ids) + len(mine.tokens) for prompt, mine in zip(prompts, found, strict=True)))
     divergences, worst, num_equal = [], 0.0, 0
@@ -277,7 +277,7 @@ def logit_gaps(
     check_logits(logits, "target", pair.target.decoder)
     logits = LogitsProcessor(sampling, len(prompt_ids))(logits, text[:-1], len(prompt_ids)).float()
     if noise is None:
-        noise = shared_noise(sampling, logits.shape[-1], logits.device)
+        noise = new_noise_table(sampling, logits.shape[-1], logits.device)
     if noise is not None:
         logits = logits + noise.rows(len(prompt_ids), len(text))
     emitted = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]

@@ -16,7 +16,7 @@ from perfmodel.policies.policy import ExitPolicy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.clock import Clock
 from s2d.decoding.generate import Generation, Session
-from s2d.model.cuda_graphs import padded_context, room_tokens
+from s2d.model.cuda_graphs import padded_cache_tokens, padded_context
 from s2d.model.host_copies import CudaFence
 from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, PROMPTS, draft_on, settings_of, target_on, texts_on_the_cpu
 from tests.gpu_simulator import Simulator
@@ -102,7 +102,7 @@ def test_the_deepest_exit_alone_takes_one_launch_a_token_and_one_for_its_check(g
 
 
 def test_rooms_and_contexts_are_multiples_of_what_products_like() -> None:
-    assert all(room_tokens(tokens) % 64 == 0 for tokens in range(1, 600))
+    assert all(padded_cache_tokens(tokens) % 64 == 0 for tokens in range(1, 600))
     assert all(padded_context(end) % 64 == 0 for end in range(1, 20_000, 7))
     session = session_here()
     session.generate(PROMPTS[0], settings_of(GATED))

@@ -13,7 +13,7 @@ from profiler.acceptance.record_off_path import TOKENS_PER_MISTAKE, draw_mistake
 from profiler.latency.profiling_job import Job
 from s2d.decoding.pair import encode_prompts, load_pair
 from s2d.decoding.process_logits import LogitsProcessor
-from s2d.model.choose_tokens import choose, confidence_of, gumbel_table
+from s2d.model.choose_tokens import choose, confidence_of, gumbel_noise
 from s2d.model.finite import NotFinite
 from s2d.prompt_files.read import read_prompts
 from tests.profiler.conftest import Folders
@@ -47,7 +47,7 @@ def told_by_whole_passes(job: Job, trace: AcceptanceTrace) -> dict[int, list[lis
     """Confidences behind the mistakes of the first prompt, by step: a pass over the whole text for every token."""
     first = job.prompts[0].token_ids
     text, exits = [*first, *trace.target_token.tolist()], job.pair.geometry.exit_layers
-    noise = gumbel_table(job.sampling.seed, len(text), job.pair.draft.decoder.vocab_size) if job.sampling.seed else None
+    noise = gumbel_noise(job.sampling.seed, len(text), job.pair.draft.decoder.vocab_size) if job.sampling.seed else None
     told: dict[int, list[list[float]]] = {}
     for step, number in draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES):
         tokens = [*text[: len(first) + step], int(trace.draft_token[step, number])]

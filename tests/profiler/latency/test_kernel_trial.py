@@ -16,7 +16,7 @@ from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes.latency_profile import LatencyProfile, write_latency_profile
 from profiler.latency.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels, trial_model, try_kernels
 from s2d.decoding.clock import Clock
-from s2d.model.buffers import Buffers
+from s2d.model.buffers import PassBuffers
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.torch_device import device_key
@@ -131,7 +131,7 @@ def test_on_a_gpu_every_timed_pass_is_launched_behind_another_one(monkeypatch: p
 
 @pytest.mark.parametrize("fault", ["wrong numbers", "an error"])
 def test_kernels_that_do_not_compute_the_same_are_not_chosen(fault: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def faulty(eps: float, x: Tensor, values: Tensor, b: Buffers) -> Tensor:
+    def faulty(eps: float, x: Tensor, values: Tensor, b: PassBuffers) -> Tensor:
         if fault == "an error":
             raise RuntimeError("no kernel for this device\nand more about it")
         return torch.rms_norm(values, values.shape[1:], None, 1.0)

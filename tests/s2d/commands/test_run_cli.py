@@ -19,11 +19,11 @@ from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.quantisation.weight_format import even_format
 from perfmodel.results.plan import Evidence, read_plan
 from perfmodel.results.report import REPORT_SCHEMA, REPORT_VERSION, RunReport, read_report
+from perfmodel.results.report_text import drift_text
 from s2d.commands.run_cli import main_run
 from s2d.decoding.clock import Clock
 from s2d.decoding.pair import EncodedPrompt, load_pair
 from s2d.loading.load_model import load_model
-from s2d.running.report_text import drift_text
 from s2d.running.run import PromptStreams
 from tests.s2d.conftest import POLICY, run
 from tests.s2d.loading.test_load_model import byte_tokenizer

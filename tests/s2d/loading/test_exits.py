@@ -12,7 +12,7 @@ from s2d.commands.train_cli import main_train
 from s2d.decoding.pair import load_pair
 from s2d.loading.exits import DraftExits, NamedExits, find_exits, write_exits
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
-from s2d.running.report_text import calibration_text
+from s2d.running.run_text import calibration_text
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
 

@@ -29,7 +29,7 @@ from s2d.loading.load_model import load_model
 from s2d.loading.memory import CPU_WORKSPACE_BYTES, MemoryNeed, PairPlacement, TextLimits, free_bytes_of, memory_need
 from s2d.loading.read_config import geometry_of
 from s2d.model.weights import DecoderWeights, LayerWeights
-from s2d.parallel.shard import Share
+from s2d.parallel.shard import Shard
 from tests.s2d.conftest import run
 from tests.s2d.loading.test_families import SPECS
 from tests.stubs import TinySpec, tiny_llama
@@ -99,7 +99,7 @@ def num_bytes(tensors: Iterator[Tensor]) -> int:
 
 def matrices_of(weights: DecoderWeights) -> Iterator[Tensor]:
     layers = (getattr(layer, one.name) for layer in weights.layers for one in fields(LayerWeights))
-    found = (weights.embedding, weights.head, weights.said, *layers)
+    found = (weights.embedding, weights.head, weights.head_token_ids, *layers)
     yield from (one for one in found if one is not None)
 
 
@@ -164,7 +164,7 @@ def test_weights_of_every_family_are_counted_from_its_config(spec: TinySpec, tmp
 def test_of_a_shared_model_the_first_processs_share_is_counted(num_ranks: int) -> None:
     spec = TinySpec(num_heads=8, num_kv_heads=4, head_dim=8, vocab_size=38)
     config, state = tiny_llama(spec).config, tiny_llama(spec).state_dict()
-    geometry, share = geometry_of(config, Path("tiny")), Share(rank=0, num_ranks=num_ranks)
+    geometry, share = geometry_of(config, Path("tiny")), Shard(rank=0, num_ranks=num_ranks)
     whole = convert_weights(state.__getitem__, config, geometry, torch.float32, "cpu", share.layer)
     draft = DraftGeometry(kind="self", model=geometry, exit_layers=(2,))
     models = PairPlacement(

@@ -98,8 +98,8 @@ def test_a_vocabulary_padded_otherwise_keeps_the_reduced_head() -> None:
     weights = with_reduced_head(tiny_model(TinySpec()).decoder.weights, (1, 5, 20))
     for num_tokens, kept in ((30, [1, 5, 20]), (20, [1, 5])):
         padded = with_vocabulary(weights, num_tokens)
-        assert padded.said is not None
-        assert (padded.said.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
+        assert padded.head_token_ids is not None
+        assert (padded.head_token_ids.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
 
 
 def test_a_target_says_every_token(draft: Path, tmp_path: Path) -> None:
