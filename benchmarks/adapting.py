@@ -46,7 +46,7 @@ from perfmodel.replay.round_stats import RoundStats
 from profiler.latency.profiling_job import Job
 from profiler.machine.machine_facts import device_facts
 from s2d.decoding.generate import Generation, Session
-from s2d.decoding.pair import Pair, load_pair
+from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy, PolicySelector
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.running.run_report import summarise_adaptation
@@ -182,7 +182,10 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [load_pair(target, "ref-draft", "fp32", "cpu") for target in args.target or size.targets]
+    pairs = [
+        load_pair(PairRequest(target=target, draft="ref-draft", dtype="fp32", device="cpu"))
+        for target in args.target or size.targets
+    ]
     orders: list[Order] = []
     costs: list[Seconds] = []
     for pair in pairs:

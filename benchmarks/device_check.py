@@ -38,7 +38,7 @@ from perfmodel.policies.sampling import GREEDY
 from perfmodel.results.report import Divergence
 from profiler.machine.machine_facts import device_facts
 from s2d.decoding.generate import Settings
-from s2d.decoding.pair import ModelPair, load_pair
+from s2d.decoding.pair import ModelPair, PairRequest, load_pair
 from s2d.decoding.random_pair import random_pair
 from s2d.loading import convert_weights
 from s2d.loading.load_model import DECODERS
@@ -160,9 +160,13 @@ def subjects(dtype: Dtype, device: str, engine: EngineMode, num_prompts: int) ->
     """Both targets of the reference family with every kind of draft, then a random model that drafts for itself."""
     texts = [prompt.text for prompt in read_prompts(FAMILY_PROMPTS)[:num_prompts]]
     for target in TARGETS:
-        whole = load_pair(target, "ref-draft", dtype, device, engine=engine)
+        whole = load_pair(PairRequest(target=target, draft="ref-draft", dtype=dtype, device=device, engine=engine))
         prompts = [whole.tokenizer(text, add_special_tokens=False)["input_ids"][:PROMPT_TOKENS] for text in texts]
-        for pair in (whole, with_half_a_head(whole), load_pair(target, SELF_DRAFT, dtype, device, engine=engine)):
+        for pair in (
+            whole,
+            with_half_a_head(whole),
+            load_pair(PairRequest(target=target, draft=SELF_DRAFT, dtype=dtype, device=device, engine=engine)),
+        ):
             yield pair, prompts
     yield random_subject(dtype, device, engine, num_prompts)
 

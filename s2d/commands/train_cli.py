@@ -230,7 +230,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     prompts = calibration_half(given)
     check_texts(prompts)
     from perfmodel.models.config_file import SIDECAR_NAME
-    from s2d.decoding.pair import encode_prompts
+    from s2d.decoding.encode_prompts import encode_prompts
     from s2d.loading.exits import find_exits, named_exits
     from s2d.loading.load_model import load_tokenizer
     from s2d.loading.read_config import read_geometry

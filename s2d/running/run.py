@@ -26,8 +26,9 @@ from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Plan, read_plan
 from perfmodel.results.report import RunReport, report_file_text, write_report
 from perfmodel.results.report_text import drift_text
+from s2d.decoding.encode_prompts import ConversationEncoder, EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Generation, OnTokens
-from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import exits_of_plan
 from s2d.loading.load_model import export_exit
 from s2d.loading.model_folder import find_model
@@ -36,9 +37,8 @@ from s2d.model.torch_device import engine_for
 from s2d.model.torch_dtypes import TORCH_DTYPES
 from s2d.parallel.ranks import Ranks
 from s2d.prompts.special_tokens import special_tokens_note
-from s2d.prompts.text import ContinuationText, Stop
+from s2d.prompts.text import ContinuationText, Stop, continuation_text
 from s2d.running.check_plan import check_plan_fits, device_label
-from s2d.running.multi_turn import MultiTurn
 from s2d.running.outputs import Outputs
 from s2d.running.run_inputs import RunInputs
 from s2d.running.run_report import OnText, RunSettings, paused_passes, run_report
@@ -54,7 +54,7 @@ class Loaded:
     prompts: tuple[EncodedPrompt, ...]
     """Those that --outputs has no text of, a conversation at its first turn without one."""
     request: RunSettings
-    turns: MultiTurn
+    turns: ConversationEncoder
     on_text: OnText
 
 
@@ -178,22 +178,26 @@ def load_from_flags(args: argparse.Namespace, inputs: RunInputs, ranks: Ranks | 
         special_tokens=args.special_tokens,
     )
     pair.check_memory(request.text_limits(prompts))
-    turns = MultiTurn(pair, request)
+    turns = ConversationEncoder(pair, max_new_tokens=max_new_tokens, stop=request.stop, special_tokens=args.special_tokens)
+
+    def following(prompt: EncodedPrompt, generation: Generation) -> EncodedPrompt | None:
+        return turns.next_turn(prompt, continuation_text(pair.tokenizer, prompt.token_ids, generation.tokens))
+
     if args.outputs is None:
-        return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, turns=turns, on_text=turns.on_text)
+        return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, turns=turns, on_text=following)
     outputs = Outputs(args.outputs, _run_name(args, pair, request), pair.tokenizer, pair.geometry.exit_layers)
-    missing, num_kept = outputs.missing(prompts, turns.after)
+    missing, num_kept = outputs.missing(prompts, turns.next_turn)
     if missing and num_kept:
         print_err(f"going on after {num_kept} texts in {args.outputs}")
 
     def keep(prompt: EncodedPrompt, generation: Generation) -> EncodedPrompt | None:
         outputs.add(prompt, generation, _ending(generation, max_new_tokens, pair.eos_token_id))
-        return turns.on_text(prompt, generation)
+        return following(prompt, generation)
 
     return Loaded(plan=plan, pair=pair, prompts=missing, request=request, turns=turns, on_text=keep)
 
 
-def _say_cut_short(turns: MultiTurn) -> None:
+def _say_cut_short(turns: ConversationEncoder) -> None:
     for why in turns.cut_short:
         print_err(why)
 
@@ -245,15 +249,17 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
     fix = "Install the PyTorch that the plan's profile was taken with, or profile and plan again here."
     check_kernels(kernels, device, plan.device.dtype, engine, fix=fix)
     return load_pair(
-        target,
-        draft,
-        plan.device.dtype,
-        device,
+        PairRequest(
+            target=target,
+            draft=draft,
+            dtype=plan.device.dtype,
+            device=device,
+            exits=exits_of_plan(plan),
+            engine=engine,
+            kernels=kernels,
+            shares_draft=is_shared,
+        ),
         ranks,
-        named_exits=exits_of_plan(plan),
-        engine=engine,
-        kernels=kernels,
-        shares_draft=is_shared,
     )
 
 

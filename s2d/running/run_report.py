@@ -18,8 +18,9 @@ from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.estimate import Decoded, Speedup, mean_round_cost, measured_speedup
 from perfmodel.replay.round_stats import sum_rounds
 from perfmodel.results.report import Adaptation, Arm, Check, Divergence, PolicyShare, PromptRun, RunReport
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Generation, OnTokens, Session, Settings
-from s2d.decoding.pair import EncodedPrompt, ModelPair, Pair
+from s2d.decoding.pair import ModelPair, Pair
 from s2d.decoding.policy_selector import AdaptivePolicy, PolicySelector
 from s2d.decoding.process_logits import LogitsProcessor
 from s2d.loading.memory import TextLimits

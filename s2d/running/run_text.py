@@ -7,7 +7,8 @@ from perfmodel.core.units import format_frac
 from perfmodel.results.plan import Plan
 from perfmodel.results.plan_text import policy_label
 from perfmodel.results.report_text import UNKNOWN
-from s2d.decoding.pair import EncodedPrompt, Pair
+from s2d.decoding.encode_prompts import EncodedPrompt
+from s2d.decoding.pair import Pair
 from s2d.loading.sidecar import Sidecar
 from s2d.running.run_report import RunSettings
 

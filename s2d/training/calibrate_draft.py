@@ -19,8 +19,9 @@ from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Tokens
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.pair import EncodedPrompt, Pair, load_pair
+from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import NamedExits, find_exits, with_exits
 from s2d.loading.read_config import read_geometry
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
@@ -86,7 +87,7 @@ def calibrate_draft(
     names: list[str] = []
     inputs: dict[str, str] = {}
     for name in target_names:
-        pair = load_pair(name, str(folder), "fp32", device, named_exits=named_exits)
+        pair = load_pair(PairRequest(target=name, draft=str(folder), dtype="fp32", device=device, exits=named_exits))
         names.append(pair.target.geometry.name)
         inputs |= {f"target {names[-1]}": pair.target.sha256, "draft": pair.draft.sha256}
         prompts = prompts_of(pair)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.disk import whole_folder
-from s2d.decoding.pair import encode_prompts
+from s2d.decoding.encode_prompts import encode_prompts
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from s2d.prompt_files.choose import calibration_half
 from s2d.training.calibrate_draft import calibrate_draft

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from perfmodel.core.disk import check_new, whole_folder
 from perfmodel.core.errors import UserInputError
-from s2d.decoding.pair import EncodedPrompt
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.loading.checkpoint import layer_of, weights_sha256
 from s2d.loading.load_model import check_same_vocabulary, load_tokenizer
 from s2d.loading.model_folder import find_model

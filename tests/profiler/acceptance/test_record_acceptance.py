@@ -15,7 +15,8 @@ from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.acceptance.record_acceptance import ExitRecorder, check_resumable, empty_trace, record_acceptance
 from profiler.latency.profiling_job import Job
-from s2d.decoding.pair import EncodedPrompt, encode_prompts, load_pair
+from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.decoding.verify import make_verifier
 from s2d.model.choose_tokens import NoiseTable, new_noise_table
 from s2d.prompt_files.read import read_prompts
@@ -27,7 +28,7 @@ RATIO = Sampling(rule="ratio", temperature=0.9, top_k=8, top_p=0.95, seed=3)
 
 
 def job_of(folders: Folders, sampling: Sampling) -> Job:
-    pair = load_pair(str(folders.target), str(folders.draft), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders.target), draft=str(folders.draft), dtype="fp32", device="cpu"))
     prompts = encode_prompts(pair, read_prompts(folders.prompts)[:3], max_new_tokens=40)
     return Job(pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=40, draft_cap=4, seed=0)
 

@@ -11,7 +11,8 @@ from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.acceptance.record_acceptance import empty_trace, extended
 from profiler.acceptance.record_off_path import TOKENS_PER_MISTAKE, draw_mistakes
 from profiler.latency.profiling_job import Job
-from s2d.decoding.pair import encode_prompts, load_pair
+from s2d.decoding.encode_prompts import encode_prompts
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.decoding.process_logits import LogitsProcessor
 from s2d.model.choose_tokens import choose, confidence_of, gumbel_noise
 from s2d.model.finite import NotFinite
@@ -25,7 +26,10 @@ NEW_TOKENS, NUM_MISTAKES = 30, 3
 
 
 def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> Job:
-    pair = replace(load_pair(str(folders.target), draft or str(folders.draft), "fp32", "cpu"), eos_token_id=None)
+    pair = replace(
+        load_pair(PairRequest(target=str(folders.target), draft=draft or str(folders.draft), dtype="fp32", device="cpu")),
+        eos_token_id=None,
+    )
     return Job(
         pair=pair,
         prompts=encode_prompts(pair, read_prompts(folders.prompts)[:3], max_new_tokens=NEW_TOKENS),

@@ -37,8 +37,9 @@ from perfmodel.replay.replay import block_lengths, replay
 from perfmodel.replay.round_stats import RoundStats
 from profiler.acceptance.record_acceptance import empty_trace, extended
 from profiler.latency.profiling_job import Job
+from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Generation, Session
-from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.convert_weights import with_reduced_head
 from s2d.loading.exits import DraftExits
 from s2d.loading.load_model import with_vocabulary_of
@@ -290,7 +291,7 @@ def without_checks(rounds: RoundStats) -> list[PassCount | ColdCount]:
 @functools.cache
 def family_pair(target: str, draft: str) -> Pair:
     """Without an end of text, so that nothing but the length rule ends a block."""
-    return replace(load_pair(target, draft, "fp32", "cpu"), eos_token_id=None)
+    return replace(load_pair(PairRequest(target=target, draft=draft, dtype="fp32", device="cpu")), eos_token_id=None)
 
 
 @pytest.fixture(scope="session", params=[GREEDY, FAMILY_NOISE, PENALISED_GREEDY], ids=lambda sampling: sampling.label)

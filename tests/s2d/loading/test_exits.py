@@ -9,7 +9,7 @@ from perfmodel.core.errors import BadFile, BadPolicy, UserInputError
 from perfmodel.policies.policy import CalibrationCurve
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.train_cli import main_train
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.exits import DraftExits, NamedExits, find_exits, write_exits
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 from s2d.running.run_text import calibration_text
@@ -98,10 +98,10 @@ def test_exits_that_no_model_has_are_refused(layers: tuple[int, ...]) -> None:
 
 
 def test_a_pair_has_the_exits_that_were_asked_for(folder: Path) -> None:
-    pair = load_pair(str(folder), str(folder), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folder), draft=str(folder), dtype="fp32", device="cpu"))
     assert (pair.geometry.exit_layers, pair.draft.exit_layers) == ((6,), (6,))
     assert pair.label == "my model with my model, exits 6 (full depth: the folder names none)"
-    own = load_pair(str(folder), "self", "fp32", "cpu", named_exits=named(2, 4))
+    own = load_pair(PairRequest(target=str(folder), draft="self", dtype="fp32", device="cpu", exits=named(2, 4)))
     assert (own.geometry.exit_layers, own.target.exit_layers, own.draft is own.target) == ((2, 4), (2, 4), True)
 
 

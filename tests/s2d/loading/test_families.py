@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Settings, generate
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit, load_model, with_vocabulary_of
 from s2d.loading.read_config import CLASS_NAMES
 from s2d.loading.sidecar import Sidecar, write_sidecar
@@ -168,7 +168,7 @@ def test_a_pair_of_one_tokenizer_and_two_paddings_loads_and_is_lossless(tmp_path
         tiny_llama(spec).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     write_sidecar(tmp_path / "draft", Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None))
-    pair = load_pair(str(tmp_path / "target"), str(tmp_path / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(tmp_path / "target"), draft=str(tmp_path / "draft"), dtype="fp32", device="cpu"))
     assert (pair.target.geometry.vocab_size, pair.draft.geometry.vocab_size) == (288, 272)
     for rule in (GREEDY, Sampling(rule="shared-noise", temperature=1.5, top_k=None, top_p=None, seed=1)):
         common = {"sampling": rule, "max_new_tokens": 40, "eos_token_id": None, "stop": None}

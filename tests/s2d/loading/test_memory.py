@@ -22,7 +22,7 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.policies.policy import ExitPolicy, FixedLength
 from perfmodel.policies.sampling import Sampling
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.pair import ModelPair, load_pair
+from s2d.decoding.pair import ModelPair, PairRequest, load_pair
 from s2d.decoding.random_pair import random_pair
 from s2d.loading.convert_weights import convert_weights
 from s2d.loading.load_model import load_model
@@ -227,15 +227,15 @@ def test_memory_that_is_free_is_found_out() -> None:
 
 
 def weights_need(folders: Path) -> MemoryNeed:
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     models = PairPlacement(target=pair.target.geometry, draft=pair.geometry, dtype="fp32", device=CPU, engine="eager")
     return memory_need(models, None, reads_files=True)
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_any_weight_is_read(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = weights_need(folders).total_bytes
-    names = (str(folders / "target"), str(folders / "draft"))
-    assert load_pair(*names, "fp32", "cpu", free_bytes=lambda _: needed).device == CPU
+    request = PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")
+    assert load_pair(request, free_bytes=lambda _: needed).device == CPU
     monkeypatch.setattr("s2d.loading.load_model.open_weights", lambda _: pytest.fail("weights were read"))
     expected = (
         r"target and draft need 202 MB of memory \(libraries 134 MB, reading the weights 67.1 MB, weights [\d.]+ kB\), and cpu "
@@ -243,10 +243,10 @@ def test_a_pair_that_does_not_fit_is_refused_before_any_weight_is_read(folders: 
         r"target \(torchrun\)\."
     )
     with pytest.raises(UserInputError, match=expected):
-        load_pair(*names, "fp32", "cpu", free_bytes=lambda _: needed - 1)
+        load_pair(request, free_bytes=lambda _: needed - 1)
     half = needed - 600_000
     with pytest.raises(UserInputError, match="Use a device with more memory, a smaller model"):
-        load_pair(*names, "bf16", "cpu", free_bytes=lambda _: half)
+        load_pair(replace(request, dtype="bf16"), free_bytes=lambda _: half)
 
 
 def test_a_run_whose_caches_do_not_fit_ends_before_any_pass(

@@ -6,7 +6,8 @@ import pytest
 
 from perfmodel.policies.policy import CalibrationCurve
 from s2d.commands.train_cli import main_train
-from s2d.decoding.pair import encode_prompts, load_pair
+from s2d.decoding.encode_prompts import encode_prompts
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
@@ -45,7 +46,7 @@ def test_known_curves_are_found_and_rise() -> None:
 
 def test_the_last_exit_of_the_target_itself_always_agrees(folders: Path) -> None:
     write_sidecar(folders / "target", Sidecar(exit_layers=(2, 6), norm="shared-final-norm", calibration=None))
-    pair = load_pair(str(folders / "target"), str(folders / "target"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "target"), dtype="fp32", device="cpu"))
     (prompt, *_) = encode_prompts(pair, read_prompts(folders / "prompts.jsonl"), max_new_tokens=12)
     answers = answers_along(pair, pair.session(60), prompt, 12)
     assert answers.agreement[:, 1].tolist() == [1.0] * len(answers.agreement)
@@ -96,7 +97,7 @@ def test_a_sidecar_of_version_1_is_read(folders: Path) -> None:
 
 
 def test_the_shipped_draft_brings_a_calibration_that_holds_on_prompts_it_was_not_fitted_to() -> None:
-    pair = load_pair("ref-target-16", "ref-draft", "fp32", "cpu")
+    pair = load_pair(PairRequest(target="ref-target-16", draft="ref-draft", dtype="fp32", device="cpu"))
     calibration = read_sidecar(find_model("ref-draft")).calibration
     assert calibration.targets == ("ref-target-16", "ref-target-32")
     prompts = encode_prompts(pair, choose_prompts(read_prompts(FAMILY_PROMPTS), "evaluation", 6), max_new_tokens=48)
