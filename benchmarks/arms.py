@@ -13,7 +13,7 @@ from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.units import Seconds, Tokens, TokensPerS
 from perfmodel.latency.latency_model import LatencyModel, MeasuredLatency
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from profiler.acceptance.record_acceptance import empty_trace, record_acceptance
@@ -134,7 +134,7 @@ def evidence_of(job: Job, budget_s: Seconds) -> tuple[AcceptanceTrace, Models]:
     return record(job, job.session()), models_of(log, job.pair, job.sampling)
 
 
-def warmed_up(job: Job, session: Session, policies: Sequence[ExitPolicy]) -> list[tuple[Arm, Arm]]:
+def warmed_up(job: Job, session: Session, policies: Sequence[Policy]) -> list[tuple[Arm, Arm]]:
     """Run everything once, unmeasured: a plain and a speculative arm per policy, nothing in them yet."""
     for policy in (None, *policies):
         _run(session, job, policy, 0)
@@ -144,7 +144,7 @@ def warmed_up(job: Job, session: Session, policies: Sequence[ExitPolicy]) -> lis
 def measure_once(
     job: Job,
     session: Session,
-    policies: Sequence[ExitPolicy],
+    policies: Sequence[Policy],
     arms: Sequence[tuple[Arm, Arm]],
     rng: np.random.Generator,
     between: Callable[[], object] = lambda: None,
@@ -174,5 +174,5 @@ def speedup_of(plain: Arm, speculative: Arm, visits: Sequence[int] = (0, 1)) -> 
     return speculative.all_rounds.num_tokens / plain.all_rounds.num_tokens * plain_s / speculative_s
 
 
-def _run(session: Session, job: Job, policy: ExitPolicy | None, prompt: int) -> Generation:
+def _run(session: Session, job: Job, policy: Policy | None, prompt: int) -> Generation:
     return session.generate(job.prompts[prompt].token_ids, job.settings(policy, job.max_new_tokens))

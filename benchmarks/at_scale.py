@@ -52,7 +52,7 @@ from perfmodel.core.units import MIB, Seconds
 from perfmodel.latency.lower_bound import MAX_CACHE_BYTES
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup
 from perfmodel.results.plan import Plan, read_plan
 from profiler.commands.profile_inputs import TRACE_NAME
@@ -103,7 +103,7 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
     return plan
 
 
-def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, ExitPolicy | None]:
+def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Policy | None]:
     """What is measured: policies searched on some texts beside plain decoding; one that comes twice is measured once."""
     found, paper = search([scenario_of(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
     wanted = {
@@ -201,7 +201,7 @@ def found_of(args: argparse.Namespace) -> Found:
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling
     turns = turns_of(session, calibration, log, seed=SEED)
-    policies: dict[str, ExitPolicy | None] = {PLAIN: None}
+    policies: dict[str, Policy | None] = {PLAIN: None}
     if not args.plain_only:
         print_err(f"pass times, {args.budget:g} s")
         measure_latency(turns, args.budget)

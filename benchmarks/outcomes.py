@@ -13,7 +13,7 @@ from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.console import table
 from perfmodel.core.units import Seconds, format_signed_frac, format_speedup
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup, estimate, pass_seconds
 from perfmodel.replay.replay import block_lengths, replay
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
@@ -24,7 +24,7 @@ class Outcome:
     """One configuration, predicted and measured."""
 
     pair: str
-    policy: ExitPolicy
+    policy: Policy
     predicted: Speedup
     told_off_path: Speedup | None
     """The same from a trace that tells what is said off the path too; None where too little was recorded of that."""
@@ -104,7 +104,7 @@ class Unpriced:
     """A configuration that needs a pass nobody profiled."""
 
     pair: str
-    policy: ExitPolicy
+    policy: Policy
     was_measured: bool
     """Whether only the measurement, or the evaluated prompts' trace, showed it; else it was passed over."""
     reason: str
@@ -116,7 +116,7 @@ class Unpriced:
 
 
 def outcome(
-    pair: str, policy: ExitPolicy, arms: tuple[Arm, Arm], traces: tuple[AcceptanceTrace, AcceptanceTrace], models: Models
+    pair: str, policy: Policy, arms: tuple[Arm, Arm], traces: tuple[AcceptanceTrace, AcceptanceTrace], models: Models
 ) -> Outcome:
     """Compare one configuration's measurement with its prediction.
 

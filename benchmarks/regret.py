@@ -37,7 +37,7 @@ from calibrate.search.search import SearchResult, search
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.units import Seconds
-from perfmodel.policies.policy import ExitPolicy, FixedLength, HeuristicLength
+from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.replay import Price, replay_many
 from profiler.latency.profiling_job import Job
@@ -88,22 +88,21 @@ QUICK = Size(
 )
 
 
-def best_fixed_lengths(trace: AcceptanceTrace, price: Price) -> list[ExitPolicy]:
+def best_fixed_lengths(trace: AcceptanceTrace, price: Price) -> list[Policy]:
     """Every exit alone at its best predicted length."""
     best = []
     for layer in trace.header.draft.exit_layers:
-        lengths = [FixedLength(draft_cap=cap) for cap in range(1, MAX_DRAFT_TOKENS + 1)]
-        alone = [ExitPolicy(exit_layers=(layer,), thresholds=(), confidence="max-prob", length=one) for one in lengths]
+        alone = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
         batch = replay_many(trace, alone)
         best.append(alone[int((batch.num_tokens / batch.seconds(price)).argmax())])
     return best
 
 
-def published_thresholds(trace: AcceptanceTrace) -> ExitPolicy:
+def published_thresholds(trace: AcceptanceTrace) -> Policy:
     """All exits at .5 and +2/-1 from 5, as published but for the cap: passes of longer drafts are not measured."""
     layers = trace.header.draft.exit_layers
-    rule = HeuristicLength(start=5, draft_cap=MAX_DRAFT_TOKENS)
-    return ExitPolicy(exit_layers=layers, thresholds=(0.5,) * (len(layers) - 1), confidence="max-prob", length=rule)
+    thresholds = (0.5,) * (len(layers) - 1)
+    return Policy(exits=layers, thresholds=thresholds, tokens=MAX_DRAFT_TOKENS, stop=HeuristicLength(start=5))
 
 
 def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
@@ -125,7 +124,7 @@ def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[Sear
     return found, list({one.policy: one for one in listed}.values())
 
 
-def measured_arms(job: Job, policies: Sequence[ExitPolicy], num_repeats: int) -> list[tuple[Arm, Arm]]:
+def measured_arms(job: Job, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
     """Plain and speculative arms of every policy."""
     session, rng = job.session(), np.random.default_rng(SEED)
     arms = warmed_up(job, session, policies)

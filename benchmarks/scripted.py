@@ -14,7 +14,7 @@ from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.passes.passes import PassSamples
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Decoded, Speedup, estimate, mean_round_cost, measured_speedup
 from perfmodel.replay.replay import block_lengths, replay
 from perfmodel.replay.round_stats import sum_rounds
@@ -57,7 +57,7 @@ class Texts:
             if text.token_ids[: len(known)] == known and len(known) >= text.prompt_tokens
         )
 
-    def settings(self, policy: ExitPolicy | None, script: ScriptedAcceptance, new_tokens: Tokens) -> Settings:
+    def settings(self, policy: Policy | None, script: ScriptedAcceptance, new_tokens: Tokens) -> Settings:
         """How one of them is decoded."""
         return Settings(
             policy=policy,
@@ -124,7 +124,7 @@ def turns_of(session: Session, texts: Texts, log: PassLog, *, seed: int) -> Iter
     header = texts.trace.header
     traces = [texts.trace.subset([number]) for number in range(len(header.prompts))]
 
-    def decode(policy: ExitPolicy | None, token_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
+    def decode(policy: Policy | None, token_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
         return session.generate(token_ids, texts.settings(policy, texts.script_after(token_ids), new_tokens)).samples
 
     return take_runs(
@@ -142,7 +142,7 @@ class ScriptedArm:
     """One configuration and its runs: by prompt, in the order they were made."""
 
     name: str
-    policy: ExitPolicy | None
+    policy: Policy | None
     runs: list[list[Generation]]
 
     @property
@@ -169,7 +169,7 @@ class ScriptedArm:
         return measured_speedup(self.decoded(), plain.decoded(), cost)
 
 
-def predict(policy: ExitPolicy | None, texts: Texts, models: Models) -> Speedup:
+def predict(policy: Policy | None, texts: Texts, models: Models) -> Speedup:
     """A configuration by replay and pass times.
 
     Raises:
@@ -181,7 +181,7 @@ def predict(policy: ExitPolicy | None, texts: Texts, models: Models) -> Speedup:
 def measure(
     session: Session,
     texts: Texts,
-    policies: Mapping[str, ExitPolicy | None],
+    policies: Mapping[str, Policy | None],
     *,
     num_repeats: int,
     rng: np.random.Generator,

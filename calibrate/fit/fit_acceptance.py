@@ -18,7 +18,7 @@ from perfmodel.acceptance.confidence_curves import choose_curve, expected_calibr
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.stats import INTERVAL_FRAC, Interval
 from perfmodel.core.units import Frac, Tokens
-from perfmodel.policies.policy import CalibrationCurve, ExitPolicy, FixedLength
+from perfmodel.policies.policy import CalibrationCurve, Policy
 from perfmodel.replay.replay import replay
 
 Floats = NDArray[np.float64]
@@ -89,8 +89,7 @@ def accepted_at_lengths(trace: AcceptanceTrace, exit_layer: int, lengths: Sequen
     """Mean accepted tokens per round of one exit alone, at fixed draft lengths, with bootstrap intervals over prompts."""
     found = []
     for length in lengths:
-        rule = FixedLength(draft_cap=length)
-        policy = ExitPolicy(exit_layers=(exit_layer,), thresholds=(), confidence=trace.header.confidence, length=rule)
+        policy = Policy(exits=(exit_layer,), tokens=length, confidence=trace.header.confidence)
         rounds = replay(trace, policy)
         accepted, number = (np.array([getattr(one, name) for one in rounds]) for name in ("num_accepted", "num_rounds"))
         found.append(bootstrap_ratio(accepted, number))

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 import perfmodel
 from calibrate.inputs.load_acceptance import load_acceptance, shipped_path
-from calibrate.inputs.published_acceptance import DRAFT, HEURISTIC
+from calibrate.inputs.published_acceptance import DRAFT, PUBLISHED_LENGTH, PUBLISHED_TOKENS
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.make_plan import price_candidates
 from calibrate.pricing.datasheet_pricing import price_by_datasheet
@@ -26,7 +26,7 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.passes import PassShape
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
 from perfmodel.quantisation.weight_schemes import PLAIN, Scheme, fractional_scheme, integer_scheme
@@ -160,11 +160,11 @@ def explained(device: str, engine: EngineMode) -> Explanation:
         acceptance = load_acceptance(shipped_path(DRAFT, row["target"]), "all")
         context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
         pricing = price_by_datasheet(acceptance.trace.header, request, context_tokens=context_tokens)
-        policy = ExitPolicy(
-            exit_layers=tuple(map(int, row["exit_layers"].split("/"))),
+        policy = Policy(
+            exits=tuple(map(int, row["exit_layers"].split("/"))),
             thresholds=tuple(map(float, filter(None, row["thresholds"].split("/")))),
-            confidence="max-prob",
-            length=HEURISTIC,
+            tokens=PUBLISHED_TOKENS,
+            stop=PUBLISHED_LENGTH,
         )
         [predicted] = price_candidates({"published": policy}, acceptance.trace, pricing)
         speedups.append(

@@ -19,7 +19,7 @@ from perfmodel.core.units import Seconds, Tokens
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.replay import replay_many
 from perfmodel.results.plan import BatchPoint, BatchSchedule
 
@@ -118,10 +118,7 @@ def _options(trace: AcceptanceTrace) -> Iterator[Option]:
     confidence = trace.header.confidence
     batch = replay_many(
         trace,
-        [
-            ExitPolicy(exit_layers=(layer,), thresholds=(), confidence=confidence, length=FixedLength(draft_cap=length))
-            for _, layer, length in cells
-        ],
+        [Policy(exits=(layer,), tokens=length, confidence=confidence) for _, layer, length in cells],
     )
     rates = batch.num_tokens / batch.num_rounds
     for (stage, layer, length), rate in zip(cells, rates.tolist(), strict=True):

@@ -19,7 +19,7 @@ from calibrate.search.search import search
 from perfmodel.acceptance.splits import document_of
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.policies.policy import ExitPolicy, HeuristicLength
+from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.replay.estimate import estimate
 from perfmodel.replay.replay import replay_by_prompt
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
@@ -34,7 +34,8 @@ DERIVED_NAME = "costs alone"
 """No threshold of it was searched."""
 
 PAPER_THRESHOLD = 0.5
-PAPER_LENGTH = HeuristicLength(start=5, draft_cap=64)
+PAPER_LENGTH = HeuristicLength(start=5)
+PAPER_TOKENS = 64
 """transformers' schedule, as the published S2D runs it; it has no cap, and no accepted run reported is longer than this."""
 
 
@@ -86,7 +87,7 @@ def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[C
     """The best configuration, and what it was held against, fastest first."""
     searched = search([scenario_of(trace, pricing.draft, pricing.target)])
     policies = {PLAN_NAME: searched.chosen.policy, PLAIN_NAME: None}
-    policies |= {f"exit {policy.exit_layers[0]}": policy for policy in searched.single_exits}
+    policies |= {f"exit {policy.exits[0]}": policy for policy in searched.single_exits}
     if searched.derived is not None:
         policies[DERIVED_NAME] = searched.derived
     chosen, *found = price_candidates(policies, trace, pricing)
@@ -107,9 +108,7 @@ def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> Sequence[Candidate]
     return ()
 
 
-def price_candidates(
-    policies: Mapping[str, ExitPolicy | None], trace: AcceptanceTrace, pricing: Pricing
-) -> tuple[Candidate, ...]:
+def price_candidates(policies: Mapping[str, Policy | None], trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, ...]:
     """Configurations, replayed and priced.
 
     Args:
@@ -132,9 +131,7 @@ def price_candidates(
     )
 
 
-def rounds_by_document(
-    trace: AcceptanceTrace, policies: Iterable[ExitPolicy | None]
-) -> dict[ExitPolicy | None, list[RoundStats]]:
+def rounds_by_document(trace: AcceptanceTrace, policies: Iterable[Policy | None]) -> dict[Policy | None, list[RoundStats]]:
     """The replayed rounds of every document that prompts were cut from, by policy.
 
     What an interval draws must be independent, and prompts of one document are not: they are accepted alike.
@@ -151,7 +148,7 @@ def rounds_by_document(
     return found
 
 
-def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:
+def paper_policies(trace: AcceptanceTrace) -> list[Policy]:
     """All exits at .5 with the +2/-1 length, as published and with the cap of the search, for profiles of short drafts.
 
     None where there is one exit only, or another confidence.
@@ -160,6 +157,5 @@ def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:
     if len(layers) < 2 or trace.header.confidence != "max-prob":
         return []
     thresholds = (PAPER_THRESHOLD,) * (len(layers) - 1)
-    caps = (PAPER_LENGTH.draft_cap, MAX_DRAFT_TOKENS)
-    lengths = [replace(PAPER_LENGTH, draft_cap=cap) for cap in caps]
-    return [ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length) for length in lengths]
+    caps = (PAPER_TOKENS, MAX_DRAFT_TOKENS)
+    return [Policy(exits=layers, thresholds=thresholds, tokens=cap, stop=PAPER_LENGTH) for cap in caps]

@@ -23,7 +23,7 @@ from calibrate.search.search import search
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Bytes
 from perfmodel.models.geometry import DraftGeometry
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.weight_format import WeightFormat, layers_bytes, model_weight_bytes
 from perfmodel.results.portfolio import CHOICES, Choice, HeldOut, Part, Portfolio
 
@@ -139,7 +139,7 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
         _part(place, {choice: policies[number] for choice, policies in found.items()}) for number, place in enumerate(places)
     )
     draft = places[0].acceptance.trace.header.draft
-    exits = {part.single.policy.exit_layers[0] for part in parts if part.single.policy}
+    exits = {part.single.policy.exits[0] for part in parts if part.single.policy}
     weights = places[0].pricing.weights.draft
     return Portfolio(
         of=of,
@@ -150,10 +150,11 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
         held_out=held_out_choices(cases),
         nested_draft_bytes=_weights_bytes(draft, draft.exit_layers[-1], weights),
         single_drafts_bytes=sum(_weights_bytes(draft, layer, weights) for layer in exits),
+        next_command="",
     )
 
 
-def _choose(cases: Sequence[Scenario]) -> dict[Choice, list[ExitPolicy | None]]:
+def _choose(cases: Sequence[Scenario]) -> dict[Choice, list[Policy | None]]:
     """The policy of every case under every choice."""
     own = [search([case]) for case in cases]
     common, robust = search(cases, "mean").chosen.policy, search(cases, "worst").chosen.policy
@@ -179,7 +180,7 @@ def held_out_choices(cases: Sequence[Scenario]) -> HeldOut | None:
     return HeldOut(**{choice: math.exp(math.fsum(found) / len(found)) for choice, found in logs.items()})
 
 
-def _part(place: _Place, policies: Mapping[Choice, ExitPolicy | None]) -> Part:
+def _part(place: _Place, policies: Mapping[Choice, Policy | None]) -> Part:
     trace, pricing = place.acceptance.trace, place.pricing
     own, single, common, robust = price_candidates({choice: policies[choice] for choice in CHOICES}, trace, pricing)
     return Part(

@@ -21,7 +21,7 @@ from perfmodel.core.stats import resamples
 from perfmodel.core.units import Seconds
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.passes.passes import DRAFT_KINDS, Line, PassKind
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.replay import Price, replay_by_prompt, replay_many
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -65,7 +65,7 @@ def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
     return Price(line=line, cold_s=lambda kind, stage, place: model_of(kind).cold_s(kind, stage, place))
 
 
-def rates_at(scenarios: Sequence[Scenario], policies: Sequence[ExitPolicy | None]) -> Floats:
+def rates_at(scenarios: Sequence[Scenario], policies: Sequence[Policy | None]) -> Floats:
     """Predicted tokens per second, 0 where a pass has no price. [A, B]."""
     batches = [replay_many(scenario.trace, policies) for scenario in scenarios]
     return np.stack(
@@ -83,7 +83,7 @@ def merit_of(rates: Floats, plain: Floats, objective: Objective) -> Floats:
     return mean
 
 
-def resampled_rates(scenarios: Sequence[Scenario], policies: Sequence[ExitPolicy | None]) -> Floats:
+def resampled_rates(scenarios: Sequence[Scenario], policies: Sequence[Policy | None]) -> Floats:
     """Rates over documents drawn anew, up to a factor by scenario and resample that all policies share. [A, R, B].
 
     All policies must have a price.

@@ -108,6 +108,12 @@ def sentence_blocks(text: str, *, label: str = "") -> list[Block]:
     return [Paragraph(f"{label}{prose}:"), Command(command[0], label="  ")]
 
 
+def short_note(note: str) -> str:
+    """A note without the command at its end, for a summary."""
+    prose, *command = _COMMAND_IN_PROSE.split(note, maxsplit=1)
+    return f"{prose} (--explain shows the command)" if command else prose
+
+
 def _block_text(block: Block) -> str:
     match block:
         case Facts():

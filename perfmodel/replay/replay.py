@@ -1,4 +1,4 @@
-"""What a policy would have done along a target's own text: AcceptanceTrace + ExitPolicy -> RoundStats.
+"""What a policy would have done along a target's own text: AcceptanceTrace + Policy -> RoundStats.
 
 Exact rules are replayed exactly. Under the ratio test acceptance is drawn once per position and shared by all policies:
 right in expectation, and differences between policies are not drowned in noise. After a block's first mistake the true
@@ -19,7 +19,7 @@ import numpy as np
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.units import Seconds
 from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.compiled import count_replay
 from perfmodel.replay.counts import ACCEPTED, BLOCK, COLD, KINDS, ROUND, TAKEN, Entries
 from perfmodel.replay.layout import Counts, Floats
@@ -118,7 +118,7 @@ class ReplayBatch:
         )
 
 
-def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStats, ...]:
+def replay(trace: AcceptanceTrace, policy: Policy | None) -> tuple[RoundStats, ...]:
     """What the policy would have done, one record per prompt. `None` is plain decoding.
 
     Raises:
@@ -127,7 +127,7 @@ def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStat
     return replay_by_prompt(trace, [policy]).stats()
 
 
-def replay_by_prompt(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
+def replay_by_prompt(trace: AcceptanceTrace, policies: Sequence[Policy | None]) -> ReplayBatch:
     """What each policy would have done, prompt by prompt: as many replays as policies times prompts, policy after policy."""
     num_tokens = [prompt.num_positions for prompt in trace.header.prompts]
     return ReplayBatch(
@@ -138,7 +138,7 @@ def replay_by_prompt(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | Non
     )
 
 
-def replay_many(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
+def replay_many(trace: AcceptanceTrace, policies: Sequence[Policy | None]) -> ReplayBatch:
     """What each policy would have done over all prompts together."""
     prompts = trace.header.prompts
     return ReplayBatch(
@@ -149,7 +149,7 @@ def replay_many(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -
     )
 
 
-def block_lengths(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[tuple[tuple[int, int], ...], ...]:
+def block_lengths(trace: AcceptanceTrace, policy: Policy | None) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Drafted and accepted tokens of every round, by prompt: what a run must reproduce block by block."""
     entries = count_replay(trace, [policy], by_prompt=True, keep_blocks=True)
     blocks = entries[entries["what"] == BLOCK]

@@ -102,4 +102,4 @@ class DraftLengths(Printable):
         """The result as blocks of text."""
         from perfmodel.results.draft_shapes_text import draft_lengths_blocks
 
-        return draft_lengths_blocks(self)
+        return draft_lengths_blocks(self, explain=explain)

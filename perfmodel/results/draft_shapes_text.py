@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from perfmodel.core.blocks import Block, Facts, Paragraph, Table, sentence_blocks
+from perfmodel.core.blocks import Block, Facts, Paragraph, Table, sentence_blocks, short_note
 from perfmodel.core.units import MEGA, format_bytes, format_number, format_rate, format_seconds
 from perfmodel.results.plan_text import model_label, weights_text
 
@@ -35,8 +35,13 @@ def draft_shapes_blocks(shapes: DraftShapes, *, explain: bool) -> list[Block]:
     return [Facts(facts), _shapes_table(shapes, frontier if explain else _spread(frontier)), Paragraph(advice)]
 
 
-def draft_lengths_blocks(lengths: DraftLengths) -> list[Block]:
-    """The answer of `s2d-plan design --draft`."""
+def draft_lengths_blocks(lengths: DraftLengths, *, explain: bool) -> list[Block]:
+    """The answer of `s2d-plan design --draft`.
+
+    Args:
+        lengths: the result.
+        explain: whether to show the commands in the notes.
+    """
     draft = model_label(lengths.draft.model) + weights_text(lengths.draft_weights)
     facts = [*_target_facts(lengths.target), ("draft", f"{draft}; {format_seconds(lengths.token_s)} per token on one device")]
     rows = [
@@ -50,16 +55,18 @@ def draft_lengths_blocks(lengths: DraftLengths) -> list[Block]:
     ]
     headers = ["drafted tokens", "time of a round", "tokens per round to beat plain", "at most"]
     table = Table(rows, headers, "rrrr", "Tokens per round that each draft length needs, the target's own token included.")
-    notes = [block for note in lengths.notes for block in sentence_blocks(note, label="note: ")]
-    return [Facts(facts), *notes, table, Paragraph(_length_advice(lengths.lengths))]
+    if explain:
+        notes = [block for note in lengths.notes for block in sentence_blocks(note, label="note: ")]
+        return [Facts(facts), *notes, table, Paragraph(_length_advice(lengths.lengths))]
+    facts += [("note", short_note(note)) for note in lengths.notes]
+    return [Facts(facts), table, Paragraph(_length_advice(lengths.lengths))]
 
 
 def _target_facts(target: DraftedTarget) -> list[tuple[str, str]]:
     return [
         ("target", model_label(target.model) + weights_text(target.weights)),
-        ("device", target.device.label),
+        ("device", f"{target.device.label}; {target.context_tokens} tokens of context"),
         ("plain", f"{format_rate(1 / target.plain_token_s)}, {format_seconds(target.plain_token_s)} per token"),
-        ("context", f"{target.context_tokens} tokens"),
     ]
 
 

@@ -15,7 +15,7 @@ from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_l
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.latency_profile import with_standard_kernels
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
+from perfmodel.policies.policy import Policy, with_catching_up_when_asked
 from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.quantisation.weight_format import BITS_PER_BYTE, WeightFormat, even_format
 from perfmodel.replay.estimate import Speedup, with_nothing_ahead
@@ -71,7 +71,7 @@ class Candidate:
 
     name: str
     """`plan`, `plain decoding`, `exit 6`, `paper thresholds` …"""
-    policy: ExitPolicy | None
+    policy: Policy | None
     """None: do not speculate."""
     rounds: RoundStats
     """Over all prompts of the acceptance evidence."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from perfmodel.core.blocks import Block, Command, Facts, Paragraph, Table, sentence_blocks
+from perfmodel.core.blocks import Block, Command, Facts, Paragraph, Table, sentence_blocks, short_note
 from perfmodel.core.stats import WIDEST_FACTOR, Interval
 from perfmodel.core.units import (
     GIGA,
@@ -20,7 +20,7 @@ from perfmodel.core.units import (
 )
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, StopRule, SurvivalFloor
 from perfmodel.quantisation.weight_format import WeightFormat
 from perfmodel.replay.round_stats import RoundStats
 
@@ -91,7 +91,7 @@ def _summary(plan: Plan) -> list[Block]:
     answer = [("plan", _plan_text(plan)), *([] if chosen.policy is None else [("prediction", _prediction_text(plan))])]
     answer += [*evidence_facts(plan.evidence, is_short=True), ("memory", _memory_text(plan.memory))]
     answer += [("batches", _batches_text(plan.batch_schedules))] if plan.batch_schedules else []
-    notes = [*cautions(plan), *(_without_command(note) for note in plan.notes)]
+    notes = [*cautions(plan), *(short_note(note).partition(". ")[0] for note in plan.notes)]
     remarks = [Facts([("note" if number == 0 else "", note) for number, note in enumerate(notes)], LABEL_CHARS)]
     return [Facts(_understood(plan), LABEL_CHARS), Facts(answer, LABEL_CHARS), *(remarks if notes else [])]
 
@@ -184,7 +184,7 @@ def draft_label(draft: DraftGeometry) -> str:
     return f"{model_label(draft.model)}, {exits}{head}"
 
 
-def policy_label(policy: ExitPolicy | None) -> str:
+def policy_label(policy: Policy | None) -> str:
     """A policy in one line."""
     return "do not speculate" if policy is None else policy.label
 
@@ -224,13 +224,13 @@ def cautions(plan: Plan) -> list[str]:
             "Measure again on a quiet machine."
         )
     if speedup.low < 1:
-        texts.append("The interval reaches below 1.00x: speculation may not pay here. Measure before relying on it.")
-    single = next((other for other in plan.runners_up if other.policy is not None and len(other.policy.exit_layers) == 1), None)
+        texts.append("The interval reaches below 1.00x: speculation may not pay. Measure before relying on it.")
+    single = next((other for other in plan.runners_up if other.policy is not None and len(other.policy.exits) == 1), None)
     if is_published(plan.evidence) and single is not None and single.speedup.tokens_per_s < plan.chosen.speedup.tokens_per_s:
         name = single.name[:1].upper() + single.name[1:]
         texts.append(
-            f"{name} alone is predicted to give {format_speedup(single.speedup.speedup.value)} from published agreement rates; "
-            "the rest of the gain depends on assumed confidences."
+            f"{name} alone: {format_speedup(single.speedup.speedup.value)} from published rates; the rest depends on assumed "
+            "confidences."
         )
     return texts
 
@@ -240,9 +240,9 @@ def is_published(evidence: Sequence[Evidence]) -> bool:
     return any(part.role == "acceptance" and part.level == "published" for part in evidence)
 
 
-def policy_facts(policy: ExitPolicy) -> list[tuple[str, str]]:
+def policy_facts(policy: Policy) -> list[tuple[str, str]]:
     """A policy setting by setting."""
-    *gated, last = policy.exit_layers
+    *gated, last = policy.exits
     gates = [f"{layer} at confidence >= {gate:.3f}" for layer, gate in zip(gated, policy.thresholds, strict=True)]
     exits = ", ".join([*gates, f"{last} always" if gates else f"{last} alone"])
     facts = [("exits", exits)]
@@ -250,25 +250,25 @@ def policy_facts(policy: ExitPolicy) -> list[tuple[str, str]]:
         facts.append(("running ahead", "the next segment starts before the exit's answer is read"))
     elif policy.catches_up_at_once:
         facts.append(("catching up", "at once: a token that left early runs through the deeper segments before the next token"))
-    return [*facts, ("draft length", _length_text(policy.length)), ("stop rule", _stop_text(policy.length))]
+    return [*facts, ("draft length", _length_text(policy)), ("stop rule", _stop_text(policy.stop))]
 
 
-def _length_text(rule: LengthRule) -> str:
-    match rule:
-        case FixedLength():
-            return _tokens_text(rule.draft_cap)
-        case HeuristicLength():
-            return f"{rule.start} at first; +2 after a round that accepts all, else -1; from 1 to {rule.draft_cap}"
+def _length_text(policy: Policy) -> str:
+    match policy.stop:
+        case None:
+            return _tokens_text(policy.tokens)
+        case HeuristicLength(start=start):
+            return f"{start} at first; +2 after a round that accepts all, else -1; from 1 to {policy.tokens}"
         case _:
-            return f"at most {_tokens_text(rule.draft_cap)}"
+            return f"at most {_tokens_text(policy.tokens)}"
 
 
-def _stop_text(rule: LengthRule) -> str:
+def _stop_text(rule: StopRule | None) -> str:
     match rule:
-        case FloorStop():
-            return f"after a token of confidence below {rule.floor:.3f}"
-        case SurvivalStop():
-            return f"when the probability that the whole block is accepted falls below {rule.floor:.3f}"
+        case ConfidenceFloor(floor=floor):
+            return f"after a token of confidence below {floor:.3f}"
+        case SurvivalFloor(floor=floor):
+            return f"when the probability that the whole block is accepted falls below {floor:.3f}"
         case _:
             return "none"
 
@@ -372,12 +372,12 @@ def _paying_text(schedule: BatchSchedule) -> str:
     if stops == 1:
         return "does not pay at any batch size"
     if fits is not None and fits < (stops or schedule.max_batch):
-        return f"pays {_up_to(fits)} memory holds"
-    return f"pays {_up_to(schedule.max_batch)} tried" if stops is None else f"pays below batch {stops}"
+        return f"pays {_up_to(fits)} (all that memory holds)"
+    return f"pays {_up_to(schedule.max_batch)} (the largest tried)" if stops is None else f"pays below batch {stops}"
 
 
 def _up_to(batch: int) -> str:
-    return f"{'at' if batch == 1 else 'up to'} batch {batch}, the largest"
+    return f"{'at' if batch == 1 else 'up to'} batch {batch}"
 
 
 def _point_text(point: BatchPoint | None) -> str:
@@ -386,10 +386,3 @@ def _point_text(point: BatchPoint | None) -> str:
     if point.exit_layer is None:
         return "do not speculate"
     return f"exit {point.exit_layer}, {_tokens_text(point.draft_tokens)}, {format_speedup(point.speedup)}"
-
-
-def _without_command(note: str) -> str:
-    """A note's first sentence; a command at its end is left to `explain()`."""
-    first, *command = sentence_blocks(note)
-    assert isinstance(first, Paragraph)
-    return first.text.removesuffix(":") + " (--explain shows the command)" if command else note.partition(". ")[0]

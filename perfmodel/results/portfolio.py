@@ -14,7 +14,7 @@ from perfmodel.core.provenance import Provenance
 from perfmodel.core.units import Bytes
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
+from perfmodel.policies.policy import Policy, with_catching_up_when_asked
 from perfmodel.replay.estimate import with_nothing_ahead
 from perfmodel.results.plan import Candidate, Evidence, with_kernels_of_profiles
 
@@ -64,9 +64,9 @@ class Portfolio(Printable):
     of: Literal["targets", "categories"]
     draft: DraftGeometry
     parts: tuple[Part, ...]
-    common: ExitPolicy | None
+    common: Policy | None
     """Of the highest geometric mean over the parts; None is not to speculate."""
-    robust: ExitPolicy | None
+    robust: Policy | None
     """Of the highest worst speedup over the parts."""
     held_out: HeldOut | None
     """Searched on one half of the prompts and scored on the other, both ways; None where a half would be empty."""

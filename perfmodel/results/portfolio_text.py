@@ -19,8 +19,10 @@ _CHOICE_NAMES: dict[Choice, str] = {
     "common": "one policy for all",
     "robust": "the best worst case",
 }
-MAX_PARTS = 8
+MAX_PARTS = 10
 """Rows that the default text shows."""
+MAX_POLICIES = 2
+"""Policies that the default text shows: each takes several lines."""
 
 
 def portfolio_blocks(portfolio: Portfolio, *, explain: bool) -> list[Block]:
@@ -57,23 +59,23 @@ def _shared_evidence(portfolio: Portfolio) -> list[Evidence]:
 def _parts_table(portfolio: Portfolio, *, explain: bool) -> Table:
     is_by_category = portfolio.of == "categories"
     shown = portfolio.parts if explain else portfolio.parts[:MAX_PARTS]
+    has_policies = explain or len(shown) <= MAX_POLICIES
     rows = [
         [
             part.name,
             str(part.num_prompts) if is_by_category else part.device.label,
-            policy_label(part.own.policy),
+            *([policy_label(part.own.policy)] if has_policies else []),
             format_number(part.own.speedup.tokens_per_s),
             format_speedup(part.own.speedup.speedup.value),
             "" if part.own.policy is None else interval_text(part.own.speedup.speedup),
         ]
         for part in shown
     ]
-    part_name, detail = ("category", "prompts") if is_by_category else ("target", "device")
-    headers = [part_name, detail, "its best policy", "tokens/s", "speedup", "90 % interval"]
-    title = (
-        "" if len(shown) == len(portfolio.parts) else f"The first {len(shown)} of {len(portfolio.parts)}; --explain shows all."
-    )
-    return Table(rows, headers, "lrlrrr" if is_by_category else "lllrrr", title)
+    headers = ["category", "prompts"] if is_by_category else ["target", "device"]
+    headers += [*(["its best policy"] if has_policies else []), "tokens/s", "speedup", "90 % interval"]
+    title = "" if has_policies else f"{len(shown)} of {len(portfolio.parts)} {portfolio.of}. --explain shows the policies."
+    align = ("lr" if is_by_category else "ll") + ("l" if has_policies else "") + "rrr"
+    return Table(rows, headers, align, title)
 
 
 def _choices_table(portfolio: Portfolio) -> Table:
@@ -104,7 +106,7 @@ def _choices_table(portfolio: Portfolio) -> Table:
 def _single_text(part: Part) -> str:
     """`6 x 2`: exit and draft length."""
     policy = part.single.policy
-    return "none" if policy is None else f"{policy.exit_layers[0]} x {policy.length.draft_cap}"
+    return "none" if policy is None else f"{policy.exits[0]} x {policy.tokens}"
 
 
 def _verdict(portfolio: Portfolio) -> str:
@@ -137,7 +139,7 @@ def _gain_text(gain: float) -> str:
 
 def _memory(portfolio: Portfolio) -> str:
     nested = format_bytes(portfolio.nested_draft_bytes)
-    exits = sorted({part.single.policy.exit_layers[0] for part in portfolio.parts if part.single.policy})
+    exits = sorted({part.single.policy.exits[0] for part in portfolio.parts if part.single.policy})
     if not exits:
         return f"The weights of the nested draft take {nested}."
     several = f"drafts of {' and '.join(map(str, exits))} layers" if len(exits) > 1 else f"a draft of {exits[0]} layers"

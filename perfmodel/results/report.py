@@ -13,7 +13,7 @@ from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_l
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.latency_profile import with_standard_kernels, with_unknown_waits
 from perfmodel.passes.passes import PassSamples, with_prefills_by_model
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
+from perfmodel.policies.policy import Policy, with_catching_up_when_asked
 from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.replay.estimate import Speedup, with_nothing_ahead
 from perfmodel.replay.round_stats import RoundStats
@@ -41,7 +41,7 @@ class PromptRun:
 class Arm:
     """One configuration over all prompts."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     """The plan's, where the run moved along its frontier."""
     runs: tuple[PromptRun, ...]
     samples: PassSamples
@@ -73,7 +73,7 @@ class Check:
 class PolicyShare:
     """What one policy did of a run that moved along its plan's frontier."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     num_rounds: int
     num_tokens: int
     decode_s: Seconds

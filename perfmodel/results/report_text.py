@@ -71,19 +71,19 @@ def _rounds(arm: Arm) -> RoundStats:
 
 
 def _rates_table(report: RunReport, rounds: RoundStats) -> Table:
-    predicted, measured = report.predicted, report.measured
+    measured, predicted = report.measured, report.predicted
     expected = None if predicted is None else predicted.speedup
     rate = rounds.num_tokens / sum(run.decode_s for run in report.plan_arm.runs)
-    rows = [_compared_row("speed", rate, expected and expected.tokens_per_s, format_rate)]
+    rows = [_compared_row("speed", rate, None if expected is None else expected.tokens_per_s, format_rate)]
     if measured is not None:
         speedup, plain = measured.speedup, measured.plain_tokens_per_s
         rows += [
-            _compared_row("speedup", speedup.value, expected and expected.speedup.value, format_speedup),
+            _compared_row("speedup", speedup.value, None if expected is None else expected.speedup.value, format_speedup),
             ["  90 % interval", interval_text(speedup), UNKNOWN if expected is None else interval_text(expected.speedup), ""],
-            _compared_row("plain decoding", plain, expected and expected.plain_tokens_per_s, format_rate),
+            _compared_row("plain decoding", plain, None if expected is None else expected.plain_tokens_per_s, format_rate),
         ]
-    tokens, expected_tokens = rounds.tokens_per_round, predicted and predicted.rounds.tokens_per_round
-    rows.append(_compared_row("tokens per round", tokens, expected_tokens, format_number))
+    tokens = None if predicted is None else predicted.rounds.tokens_per_round
+    rows.append(_compared_row("tokens per round", rounds.tokens_per_round, tokens, format_number))
     return Table(rows, ["", "measured", "predicted", "error"])
 
 

@@ -23,7 +23,7 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassSamples
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from profiler.latency.latency_files import is_draft_pass
 from profiler.latency.pass_log import PassLog, rows_of, samples_of
@@ -212,12 +212,7 @@ class _Loop:
 
     def __init__(self, model: LoadedModel, grid: LawGrid) -> None:
         self._session = Session(replace(model, exit_layers=()), model, grid.max_tokens)
-        self._policies = [
-            ExitPolicy(
-                exit_layers=(model.exit_layers[-1],), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=rows)
-            )
-            for rows in grid.rows
-        ]
+        self._policies = [Policy(exits=(model.exit_layers[-1],), tokens=rows) for rows in grid.rows]
 
     def rounds(self) -> Iterator[PassSamples]:
         """What rounds take beside their passes, plain ones and ones that draft."""

@@ -14,7 +14,7 @@ from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.core.units import Seconds
 from perfmodel.passes.passes import PREFILL_KINDS, PassSamples
 from perfmodel.passes.pauses import seconds_without_pauses
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.round_stats import RoundStats
 from s2d.decoding.clock import Clock
@@ -38,7 +38,7 @@ OnTokens = Callable[[list[int]], None]
 class Settings:
     """How to decode, whatever the prompt."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     """None: plain decoding."""
     sampling: Sampling
     max_new_tokens: int
@@ -57,7 +57,7 @@ class Generation:
     rounds: RoundStats
     blocks: tuple[tuple[int, int], ...]
     """Drafted and accepted tokens of every round."""
-    policies: tuple[ExitPolicy | None, ...]
+    policies: tuple[Policy | None, ...]
     """What every round followed."""
     prefill_s: Seconds
     """Of the passes over the prompt: the target's, and those of the draft's segments that were ever needed."""
@@ -71,7 +71,7 @@ def generate(
     draft: LoadedModel | None,
     prompt_ids: list[int],
     *,
-    policy: ExitPolicy | None,
+    policy: Policy | None,
     sampling: Sampling,
     max_new_tokens: int,
     eos_token_id: int | None,
@@ -154,7 +154,7 @@ class Session:
         found.reset()
         return found
 
-    def _verifier(self, sampling: Sampling, policies: Sequence[ExitPolicy | None]) -> Verifier:
+    def _verifier(self, sampling: Sampling, policies: Sequence[Policy | None]) -> Verifier:
         [confidence] = {policy.confidence for policy in policies if policy} or {"max-prob"}
         key = (sampling, confidence)
         if key not in self._verifiers:
@@ -170,7 +170,7 @@ class Session:
             self._noise = new_noise_table(sampling, decoder.vocab_size, decoder.device)
         return self._noise if sampling.rule == "shared-noise" else None
 
-    def _check(self, prompt_tokens: int, settings: Settings, policies: Sequence[ExitPolicy | None]) -> None:
+    def _check(self, prompt_tokens: int, settings: Settings, policies: Sequence[Policy | None]) -> None:
         for policy in filter(None, policies):
             if not self.exit_layers:
                 raise BadPolicy(f"a policy for {self.target.geometry.name}, which has no early exits", "a draft, or no policy")
@@ -225,7 +225,7 @@ class _Run:
         ]
         self._prepare(verifier.choice)
         self._blocks: list[tuple[int, int]] = []
-        self._policies: list[ExitPolicy | None] = []
+        self._policies: list[Policy | None] = []
         self._stop = settings.stop.after(prompt_ids) if settings.stop else None
 
     def _prepare(self, choice: ExitPredictor | None) -> None:

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.console import keeping, print_answer, print_err, print_out, without_flag
+from perfmodel.core.console import answer_options, keeping, print_answer, print_err, print_out, without_flag
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.files import Stored
@@ -90,7 +90,7 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
         inputs={"plan": loaded.plan.sha256, "target": report.target_sha256, "draft": report.draft_sha256},
     )
     print_answer(
-        args,
+        answer_options(args),
         text=lambda: "\n" + (report.explain() if args.explain else str(report)),
         file_text=lambda: report_file_text(report, provenance),
         write=lambda path: write_report(path, report, provenance),

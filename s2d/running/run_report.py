@@ -13,7 +13,7 @@ from perfmodel.core.units import Seconds, Tokens
 from perfmodel.passes.passes import PASS_KINDS, PREFILL_KINDS, PassKind, PassSamples
 from perfmodel.passes.pauses import Pause, find_pauses, seconds_without_pauses
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.estimate import Decoded, Speedup, mean_round_cost, measured_speedup
 from perfmodel.replay.round_stats import sum_rounds
@@ -39,7 +39,7 @@ class RunSettings:
     """What to run, besides the models and the prompts."""
 
     plan_sha256: str | None
-    policy: ExitPolicy | None
+    policy: Policy | None
     sampling: Sampling
     max_new_tokens: Tokens
     stop: Stop | None
@@ -60,7 +60,7 @@ class RunSettings:
             teacher_forced=("target",) if self.check else (),
         )
 
-    def settings(self, policy: ExitPolicy | None, eos_token_id: int | None) -> Settings:
+    def settings(self, policy: Policy | None, eos_token_id: int | None) -> Settings:
         """How one arm decodes."""
         return Settings(
             policy=policy,
@@ -187,7 +187,7 @@ def speedup_of(arm: Arm, plain: Arm) -> Speedup:
     return measured_speedup(_decoded(arm), _decoded(plain), cost)
 
 
-def summarise_adaptation(policies: Sequence[ExitPolicy | None], found: Sequence[Generation]) -> Adaptation:
+def summarise_adaptation(policies: Sequence[Policy | None], found: Sequence[Generation]) -> Adaptation:
     """How rounds, tokens and seconds were shared out among the policies of a frontier, over texts in order."""
     rounds = [one for generation in found for one in _policy_rounds(generation)]
     shares = []
@@ -199,7 +199,7 @@ def summarise_adaptation(policies: Sequence[ExitPolicy | None], found: Sequence[
     return Adaptation(num_switches=switches, shares=tuple(shares))
 
 
-def _policy_rounds(generation: Generation) -> Iterator[tuple[ExitPolicy | None, Tokens, Seconds]]:
+def _policy_rounds(generation: Generation) -> Iterator[tuple[Policy | None, Tokens, Seconds]]:
     """Policy, emitted tokens and seconds of every round."""
     samples, left, policies = generation.samples, len(generation.tokens), iter(generation.policies)
     blocks, seconds = iter(generation.blocks), 0.0
@@ -306,7 +306,7 @@ def joined_samples(parts: Sequence[PassSamples]) -> PassSamples:
     )
 
 
-def _arm(policy: ExitPolicy | None, prompts: Sequence[EncodedPrompt], found: Sequence[Generation]) -> Arm:
+def _arm(policy: Policy | None, prompts: Sequence[EncodedPrompt], found: Sequence[Generation]) -> Arm:
     runs = tuple(
         PromptRun(
             name=prompt.name,

@@ -19,7 +19,7 @@ from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.kernels import STANDARD_KERNELS
 from perfmodel.passes.latency_profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
 from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSamples
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.replay.estimate import Decoded, mean_round_cost, measured_speedup
 from perfmodel.replay.replay import replay
@@ -178,7 +178,7 @@ def make_report(
     )
 
 
-def make_arm(policy: ExitPolicy | None, trace: AcceptanceTrace, seconds: dict[PassKind, float]) -> Arm:
+def make_arm(policy: Policy | None, trace: AcceptanceTrace, seconds: dict[PassKind, float]) -> Arm:
     rounds = replay(trace, policy)
     runs = tuple(
         PromptRun(
@@ -211,3 +211,8 @@ def samples_of(rounds: Sequence[RoundStats], seconds: dict[PassKind, float]) -> 
 def at_device(profile: LatencyProfile, **changes: object) -> LatencyProfile:
     """The same profile from another device."""
     return replace(profile, device=replace(profile.device, **changes))  # type: ignore[arg-type]
+
+
+def unfolded(text: str) -> str:
+    """A text without the line breaks of folded prose and of continued commands."""
+    return " ".join(text.replace("\\\n", " ").split())

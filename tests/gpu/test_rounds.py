@@ -12,7 +12,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.clock import Clock
 from s2d.decoding.generate import Generation, Session
@@ -36,7 +36,7 @@ def session_here() -> Session:
 
 
 def counted_rounds(
-    session: Session, policy: ExitPolicy | None, sampling: Sampling, simulator: Simulator
+    session: Session, policy: Policy | None, sampling: Sampling, simulator: Simulator
 ) -> tuple[Generation, list[Counter[str]]]:
     """A text that was written before, and what the simulator counted in each of its rounds but the first."""
     prompt, settings = PROMPTS[0], settings_of(policy, sampling)
@@ -71,7 +71,7 @@ def test_a_plain_round_waits_once(gpu: Simulator, sampling: Sampling) -> None:
 @pytest.mark.usefixtures("fences_are_passed")
 @pytest.mark.parametrize(("policy", "sampling"), DRAFTING, ids=lambda one: one.label)
 def test_a_drafting_round_waits_for_each_exit_check_and_for_the_verdict(
-    gpu: Simulator, policy: ExitPolicy, sampling: Sampling
+    gpu: Simulator, policy: Policy, sampling: Sampling
 ) -> None:
     found, rounds = counted_rounds(session_here(), policy, sampling, gpu)
     if sampling is not RATIO:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from perfmodel.passes.passes import PassSamples
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from profiler.latency.pass_log import Row, samples_of
 
 SEGMENT_S, EXIT_S, VERIFY_S, VERIFY_ROW_S, ROUND_S = 1e-3, 0.2e-3, 8e-3, 0.1e-3, 0.05e-3
@@ -13,19 +13,19 @@ class FakeRuntime:
     """Accepts everything; the first looked-at exit keeps all tokens, so later segments never run, unless `deepens`."""
 
     def __init__(self, *, deepens_every: int | None = None) -> None:
-        self.calls: list[tuple[ExitPolicy | None, tuple[int, ...], int]] = []
+        self.calls: list[tuple[Policy | None, tuple[int, ...], int]] = []
         self.deepens_every = deepens_every
         self.now_s = 0.0
 
     def clock(self) -> float:
         return self.now_s
 
-    def decode(self, policy: ExitPolicy | None, prompt_ids: Sequence[int], new_tokens: int) -> PassSamples:
+    def decode(self, policy: Policy | None, prompt_ids: Sequence[int], new_tokens: int) -> PassSamples:
         self.calls.append((policy, tuple(prompt_ids), new_tokens))
         rows: list[Row] = [("target_prefill", 0, len(prompt_ids) - 1, 0, 1, 5e-3)]
         emitted = 0
         while emitted < new_tokens:
-            cap = min(policy.length.draft_cap, new_tokens - emitted - 1) if policy else 0
+            cap = min(policy.tokens, new_tokens - emitted - 1) if policy else 0
             rows += self._round(cap, len(prompt_ids) + emitted)
             emitted += cap + 1
         self.now_s += sum(row[-1] for row in rows)

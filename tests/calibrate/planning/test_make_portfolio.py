@@ -86,7 +86,7 @@ def test_means_are_geometric_and_worsts_the_smallest(shipped: Portfolio) -> None
 
 
 def test_one_nested_draft_is_held_against_a_draft_for_every_single_exit(shipped: Portfolio) -> None:
-    exits = {part.single.policy.exit_layers[0] for part in shipped.parts if part.single.policy}
+    exits = {part.single.policy.exits[0] for part in shipped.parts if part.single.policy}
     model = shipped.draft.model
     assert exits == {6, 9}
     assert shipped.nested_draft_bytes == 2 * model.num_params

@@ -8,7 +8,6 @@ import pytest
 from calibrate.fit.fit_latency import observe
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
-from calibrate.text.plan_text import plan_text
 from perfmodel.acceptance.trace import write_trace
 from perfmodel.core.files import Stored
 from perfmodel.hardware.find_hardware import find_hardware
@@ -74,15 +73,15 @@ def test_a_plan_runs_ahead_where_the_profile_says_that_it_hides_a_wait(tmp_path:
     assert cost.ahead_s > cost.exit_s
     assert cost.total_s == pytest.approx(cost.segment_s + cost.exit_s + cost.ahead_s + cost.verify_s + cost.round_s)
     assert any(point.policy and point.policy.runs_ahead for point in plan.frontier)
-    text = plan_text(plan, asked_target="ref-target-16")
-    assert "running ahead  the next segment starts before an exit's answer is read" in text
+    text = plan.explain()
+    assert "running ahead  the next segment starts before the exit's answer is read" in text
     assert "segments run ahead" in text
 
 
 def test_a_plan_waits_where_running_ahead_hides_nothing(tmp_path: Path) -> None:
     plan = plan_with(tmp_path, NOT_HIDDEN_S)
     assert not any(one.policy and one.policy.runs_ahead for one in (plan.chosen, *plan.runners_up))
-    assert "segments run ahead" not in plan_text(plan, asked_target="ref-target-16")
+    assert "segments run ahead" not in plan.explain()
 
 
 def test_a_plan_that_runs_ahead_is_read_back_and_older_ones_waited(tmp_path: Path) -> None:

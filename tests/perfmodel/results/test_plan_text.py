@@ -6,38 +6,33 @@ from dataclasses import replace
 
 import pytest
 
-from calibrate.text.plan_text import asked_text, cautions, plan_text, policy_facts, unpublished_note
 from perfmodel.core.stats import Interval
-from perfmodel.models.find_model import find_draft, find_model, other_releases
+from perfmodel.models.find_model import find_draft, find_model, other_releases, release_note, unpublished_note
 from perfmodel.models.known_models import ALIASES, KNOWN_MODELS
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.passes import PassCount, PassKind
 from perfmodel.policies.policy import (
     CalibrationCurve,
-    ExitPolicy,
-    FixedLength,
-    FloorStop,
+    ConfidenceFloor,
     HeuristicLength,
-    LengthRule,
-    SurvivalStop,
+    Policy,
+    StopRule,
+    SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.estimate import RoundCost, Speedup
 from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.plan import BatchPoint, BatchSchedule, Candidate, Evidence, EvidenceLevel, Memory, Plan, Workload
+from perfmodel.results.plan_text import cautions, policy_facts
 from s2d.commands.train_cli import main_train
-
-
-def policy(exits: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:
-    return ExitPolicy(exit_layers=exits, thresholds=thresholds, confidence="max-prob", length=length)
 
 
 def passes(kind: PassKind, number: int) -> PassCount:
     return PassCount(kind=kind, stage=0, rows=1, num_passes=number, cached_tokens_sum=0)
 
 
-def candidate(name: str, what: ExitPolicy | None, speedup: float) -> Candidate:
+def candidate(name: str, what: Policy | None, speedup: float) -> Candidate:
     drafted = 0 if what is None else 400
     rounds = RoundStats(
         num_prompts=4,
@@ -96,6 +91,7 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
             Evidence(role="acceptance", level=level, description="4 prompts", sha256=None),
         ),
         next_command="s2d-profile …",
+        notes=("No engine of ours runs this. Plan again.", "no S2D draft is public; to make one: s2d-train draft"),
     )
 
 
@@ -118,27 +114,45 @@ SCHEDULES = (
         fitting_batch=None,
     ),
 )
-GATED = candidate("plan", policy((6, 12), (0.6,), FloorStop(draft_cap=6, floor=0.3)), 2.0)
-SINGLE = candidate("exit 9", policy((9,), (), FixedLength(draft_cap=5)), 1.8)
+GATED = candidate("plan", Policy(exits=(6, 12), thresholds=(0.6,), tokens=6, stop=ConfidenceFloor(floor=0.3)), 2.0)
+SINGLE = candidate("exit 9", Policy(exits=(9,), tokens=5), 1.8)
 PLAIN = candidate("plain decoding", None, 1.0)
 
-EXPECTED = """\
-target      llama-2-70b, 80 layers, 69.0 billion weights (asked for as 'llama-70b'; other releases:
-            --target llama-3-70b or llama-3.1-70b or llama-3.3-70b)
-draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12; shared like the target
+SUMMARY = """\
+target      llama-2-70b, 80 layers, 69.0 billion weights
+draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12; split over all devices
 device      2 x H200-SXM, bf16, graph
-asked       batch 1, 512 prompt tokens, 256 output tokens, greedy
+workload    batch 1, 512 prompt tokens, 256 output tokens, greedy
+
+plan        speculate: exits 6/12 at .60, up to 6 tokens, stop below 0.30
+prediction  40.0 tokens/s, 2.00x plain decoding's 20.0 tokens/s (90 % interval 1.80x to 2.20x)
+latency     roofline: a datasheet
+acceptance  traced: 4 prompts
+memory      144 GB of 282 GB (51.2 %)
+batches     pays below batch 2 at 768 tokens of context; pays at batch 1 (the largest tried) at 4096
+            tokens of context
+
+note        No engine of ours runs this
+            no S2D draft is public; to make one (--explain shows the command)
+
+next: s2d-profile …"""
+
+DETAILS = """\
+target      llama-2-70b, 80 layers, 69.0 billion weights
+draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12; split over all devices
+device      2 x H200-SXM, bf16, graph
+workload    batch 1, 512 prompt tokens, 256 output tokens, greedy
 latency     roofline: a datasheet
 acceptance  traced: 4 prompts
 
-plan: speculate
-
+plan          speculate
 exits         6 at confidence >= 0.600, 12 always
 draft length  at most 6 tokens
 stop rule     after a token of confidence below 0.300
-predicted     40.0 tokens/s, 2.00x plain decoding's 20.0 tokens/s (90 % interval 1.80x to 2.20x)
+prediction    40.0 tokens/s, 2.00x plain decoding's 20.0 tokens/s (90 % interval 1.80x to 2.20x)
 
-One round gives 3.00 tokens: 4.00 drafted, 50.0 % of them accepted, and the target's own.
+One round yields 3.00 tokens: 4.00 are drafted, 50.0 % of them are accepted, and the target adds its
+own.
 
 part               time    share  passes per round
 --------------  -------  -------  ----------------
@@ -154,57 +168,89 @@ target weights    138 GB     48.9 %
 draft weights    5.00 GB      1.8 %
 target KV cache  1.00 GB      0.4 %
 draft KV cache    500 MB      0.2 %
-in all            144 GB     51.2 %
+total             144 GB     51.2 %
 
-configuration   policy                                          tokens/s  speedup   90 % interval  tokens per round
---------------  ----------------------------------------------  --------  -------  --------------  ----------------
-plan            exits 6/12 at .60, up to 6 tokens, stop below 0.30      40.0    2.00x  1.80x to 2.20x              3.00
-exit 9          exit 9, 5 tokens                                36.0    1.80x  1.62x to 1.98x              3.00
-plain decoding                                                  20.0    1.00x                              1.00
+configuration   policy                              tokens/s  speedup   90 % interval  tokens/round
+--------------  ----------------------------------  --------  -------  --------------  ------------
+plan            exits 6/12 at .60, up to 6 tokens,      40.0    2.00x  1.80x to 2.20x          3.00
+                stop below 0.30
+exit 9          exit 9, 5 tokens                        36.0    1.80x  1.62x to 1.98x          3.00
+plain decoding                                          20.0    1.00x                          1.00
 
-In a batch, one exit at a fixed length: speculation stops paying at 2 sequences (memory holds 40) at
-768 tokens of context; pays up to 1 sequences at least at 4096 tokens of context.
+One exit and a fixed draft length for all sequences of a batch: pays below batch 2 at 768 tokens of
+context; pays at batch 1 (the largest tried) at 4096 tokens of context.
 
 batch  at 768 tokens of context  at 4096 tokens of context
 -----  ------------------------  -------------------------
     1  exit 9, 5 tokens, 1.80x   exit 6, 1 token, 1.50x
     2  do not speculate
 
-What s2d-profile measures and s2d-run runs is 2 x H200-SXM, bf16, eager: plan again from its files.
+No engine of ours runs this. Plan again.
+
+no S2D draft is public; to make one:
+
+  s2d-train draft
 
 next: s2d-profile …"""
 
 
-def squeezed(text: str) -> list[str]:
-    """Lines with runs of blanks and rules made one, for tables whose widths follow their cells."""
-    return [" ".join("-" if set(word) == {"-"} else word for word in line.split()) for line in text.splitlines()]
+def test_a_plan_prints_as_one_screen() -> None:
+    assert str(make_plan(GATED, SINGLE, PLAIN)) == SUMMARY
 
 
-def test_a_plan_reads_as_expected_line_by_line() -> None:
-    shown = plan_text(make_plan(GATED, SINGLE, PLAIN), asked_target="llama-70b")
-    assert squeezed(shown) == squeezed(EXPECTED)
-    assert max(map(len, shown.splitlines())) <= 128
+def test_a_plan_explains_all_its_parts() -> None:
+    assert make_plan(GATED, SINGLE, PLAIN).explain() == DETAILS
+
+
+def test_a_plan_shows_in_a_notebook_what_it_prints() -> None:
+    shown = make_plan(GATED, SINGLE, PLAIN)._repr_html_()
+    assert "<tr><th>memory</th><td>144 GB of 282 GB (51.2 %)</td></tr>" in shown
+    assert shown.endswith("<p>next:</p><pre>s2d-profile …</pre>")
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("stops_at_batch", "fitting_batch", "verdict"),
     [
-        ("llama-2-70b", ""),
-        ("llama-70b", " (asked for as 'llama-70b'; other releases: --target llama-3-70b or llama-3.1-70b or llama-3.3-70b)"),
-        ("llama-7b", " (asked for as 'llama-7b'; other releases: --target llama-1-7b)"),
-        ("mistral-7b", " (asked for as 'mistral-7b'; other releases: --target mistral-7b-v0.1 or mistral-7b-v0.2)"),
-        ("vicuna-13b", " (other releases: --target vicuna-13b-v1.3)"),
-        ("llama-30b", " (asked for as 'llama-30b')"),
-        ("meta-llama/Llama-2-70b-chat-hf", " (asked for as 'meta-llama/Llama-2-70b-chat-hf')"),
+        (240, None, "pays below batch 240"),
+        (240, 400, "pays below batch 240"),
+        (240, 40, "pays up to batch 40 (all that memory holds)"),
+        (240, 1, "pays at batch 1 (all that memory holds)"),
+        (240, 0, "memory holds no sequence"),
+        (1, 40, "does not pay at any batch size"),
+        (None, None, "pays up to batch 1024 (the largest tried)"),
+        (None, 40, "pays up to batch 40 (all that memory holds)"),
     ],
 )
-def test_a_name_that_leaves_the_release_open_names_the_others(asked: str, said: str) -> None:
-    assert asked_text(asked, find_model(asked)) == said
+def test_the_batches_that_pay_are_those_that_fit_and_were_tried(
+    stops_at_batch: int | None, fitting_batch: int | None, verdict: str
+) -> None:
+    schedule = replace(SCHEDULES[0], stops_at_batch=stops_at_batch, fitting_batch=fitting_batch)
+    text = str(replace(make_plan(GATED), batch_schedules=(schedule,)))
+    assert f"batches     {verdict} at 768 tokens of context\n" in text
+
+
+@pytest.mark.parametrize(
+    ("requested", "note"),
+    [
+        ("llama-2-70b", None),
+        (
+            "llama-70b",
+            "'llama-70b' was read as llama-2-70b; other releases: --target llama-3-70b or llama-3.1-70b or llama-3.3-70b",
+        ),
+        ("llama-7b", "'llama-7b' was read as llama-2-7b; other releases: --target llama-1-7b"),
+        ("mistral-7b", "'mistral-7b' was read as mistral-7b-v0.3; other releases: --target mistral-7b-v0.1 or mistral-7b-v0.2"),
+        ("vicuna-13b", "other releases of vicuna-13b: --target vicuna-13b-v1.3"),
+        ("llama-30b", "'llama-30b' was read as llama-1-33b"),
+        ("meta-llama/Llama-2-70b-chat-hf", "'meta-llama/Llama-2-70b-chat-hf' was read as llama-2-70b"),
+    ],
+)
+def test_a_name_that_leaves_the_release_open_names_the_others(requested: str, note: str | None) -> None:
+    assert release_note(requested, find_model(requested)) == note
 
 
 def test_every_name_that_several_releases_share_names_the_others() -> None:
     names = {re.sub(r"-v?[0-9.]+(?=-|$)", "", model.name) for model in KNOWN_MODELS}
-    shared = {name for name in names if sum(re.sub(r"-v?[0-9.]+(?=-|$)", "", one.name) == name for one in KNOWN_MODELS) > 1}
+    shared = {name for name in names if sum(re.sub(r"-v?[0-9.]+(?=-|$)", "", model.name) == name for model in KNOWN_MODELS) > 1}
     known = {model.name for model in KNOWN_MODELS} | set(ALIASES)
     assert {"llama-70b", "mistral-7b", "gemma-2b"} <= shared & known
     for name in shared & known:
@@ -213,63 +259,54 @@ def test_every_name_that_several_releases_share_names_the_others() -> None:
         assert understood.name not in other_releases(name, understood)
 
 
-def test_a_config_s_target_has_no_other_releases() -> None:
+def test_a_target_from_a_config_has_no_other_releases() -> None:
     mine = replace(find_model("llama-2-70b"), name="llama-70b", source="config.json of llama-70b")
-    assert asked_text("llama-70b", mine) == ""
-
-
-@pytest.mark.parametrize(("level", "is_noted"), [("published", True), ("traced", False)])
-def test_a_plan_for_a_draft_that_nobody_published_says_in_a_line_how_to_make_one(level: EvidenceLevel, is_noted: bool) -> None:
-    line = (
-        "no S2D draft is public; to make one: s2d-train draft --target path/to/vicuna-7b --exits 6,9,12 --text chats.jsonl "
-        "-o path/to/s2d-vicuna-12"
-    )
-    shown = plan_text(make_plan(GATED, SINGLE, PLAIN, level=level), asked_target="llama-2-70b").splitlines()
-    assert (line in shown) == is_noted
-    assert unpublished_note(find_draft("ref-draft")) is None
+    assert release_note("llama-70b", mine) is None
 
 
 def test_the_command_that_makes_an_unpublished_draft_is_one_that_s2d_train_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert unpublished_note(find_draft("ref-draft")) is None
     note = unpublished_note(find_draft("s2d"))
     assert note is not None
     assert main_train(shlex.split(note.partition("s2d-train ")[2])) == 2
-    assert "path/to" in (said := capsys.readouterr().err)  # a folder is missing, no flag is wrong
-    assert "usage:" not in said
+    assert "path/to" in (error := capsys.readouterr().err)  # a folder is missing, no flag is wrong
+    assert "usage:" not in error
 
 
-def test_not_to_speculate_is_said_in_so_many_words() -> None:
-    shown = plan_text(make_plan(replace(PLAIN, name="plan"), SINGLE), asked_target="llama-2-70b").splitlines()
-    assert "plan: do not speculate. No configuration is predicted to beat plain decoding's 20.0 tokens/s." in shown
-    assert "One round gives 1.00 tokens." in shown
-    assert shown[0] == "target      llama-2-70b, 80 layers, 69.0 billion weights"
+def test_a_plan_not_to_speculate_gives_the_rate_of_plain_decoding() -> None:
+    plan = make_plan(replace(PLAIN, name="plan"), SINGLE)
+    line = "plan        do not speculate: no configuration is predicted to beat plain decoding (20.0 tokens/s)"
+    assert line in str(plan).splitlines()
+    assert "prediction" not in str(plan)
+    assert "One round yields 1.00 tokens." in plan.explain().splitlines()
 
 
 def test_an_interval_below_one_is_a_caution() -> None:
     near_one = replace(GATED.speedup, speedup=Interval(value=1.05, low=0.9, high=1.2))
     [caution] = cautions(make_plan(replace(GATED, speedup=near_one)))
-    assert caution.startswith("The interval reaches below 1.00x: speculation may not pay here.")
+    assert caution == "The interval reaches below 1.00x: speculation may not pay. Measure before relying on it."
 
 
 def test_published_acceptance_says_how_much_rests_on_assumed_confidences() -> None:
     [caution] = cautions(make_plan(GATED, SINGLE, PLAIN, level="published"))
-    assert caution.startswith("Exit 9 alone is predicted to give 1.80x. That uses published agreement rates only")
+    assert caution == "Exit 9 alone: 1.80x from published rates; the rest depends on assumed confidences."
     assert cautions(make_plan(GATED, SINGLE, PLAIN, level="traced")) == []
 
 
 @pytest.mark.parametrize(
-    ("length", "draft_length", "stop"),
+    ("tokens", "stop", "length_text", "stop_text"),
     [
-        (FixedLength(draft_cap=1), "1 token", "none"),
-        (HeuristicLength(start=5, draft_cap=64), "5 at first, +2 when all were accepted, else -1, from 1 to 64", "none"),
-        (FloorStop(draft_cap=6, floor=0.25), "at most 6 tokens", "after a token of confidence below 0.250"),
+        (1, None, "1 token", "none"),
+        (64, HeuristicLength(start=5), "5 at first; +2 after a round that accepts all, else -1; from 1 to 64", "none"),
+        (6, ConfidenceFloor(floor=0.25), "at most 6 tokens", "after a token of confidence below 0.250"),
     ],
 )
-def test_every_length_rule_is_put_in_words(length: LengthRule, draft_length: str, stop: str) -> None:
-    facts = dict(policy_facts(policy((12,), (), length)))
-    assert facts == {"exits": "12 alone", "draft length": draft_length, "stop rule": stop}
+def test_every_stop_rule_is_put_in_words(tokens: int, stop: StopRule | None, length_text: str, stop_text: str) -> None:
+    facts = dict(policy_facts(Policy(exits=(12,), tokens=tokens, stop=stop)))
+    assert facts == {"exits": "12 alone", "draft length": length_text, "stop rule": stop_text}
 
 
 def test_survival_is_put_in_words() -> None:
     curve = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.1, 0.9))
-    facts = dict(policy_facts(policy((6,), (), SurvivalStop(draft_cap=8, floor=0.2, calibration=(curve,)))))
-    assert facts["stop rule"] == "when the chance that the whole block survives falls below 0.200"
+    facts = dict(policy_facts(Policy(exits=(6,), tokens=8, stop=SurvivalFloor(floor=0.2, calibration=(curve,)))))
+    assert facts["stop rule"] == "when the probability that the whole block is accepted falls below 0.200"

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from profiler.latency.measure_latency import ENOUGH_SAMPLES, ProfilingRuns, Text, measure_latency, take_runs
 from profiler.latency.pass_grid import PassKey, ProfilingRun
 from profiler.latency.pass_log import (
@@ -22,8 +22,8 @@ from tests.profiler.fake_runtime import VERIFY_ROW_S, VERIFY_S, FakeRuntime
 TEXTS = (Text(token_ids=tuple(range(100)), prompt_tokens=20), Text(token_ids=tuple(range(40)), prompt_tokens=30))
 
 
-def fixed(draft_cap: int) -> ExitPolicy:
-    return ExitPolicy(exit_layers=(1,), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=draft_cap))
+def fixed(draft_cap: int) -> Policy:
+    return Policy(exits=(1,), tokens=draft_cap)
 
 
 def turns_of(*caps: int, new_tokens: int = 32) -> list[ProfilingRun]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.errors import Mismatch, UserInputError
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.replay import block_lengths, replay
 from s2d.decoding.generate import Generation, Session, Settings
 from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_from_trace
@@ -20,7 +20,7 @@ from tests.strategies import TraceSpec, make_trace, policies, tiny_geometry, tra
 
 MAX_TOKENS = 96
 EXITS = (1, 2, 4, 6)
-POLICY = ExitPolicy(exit_layers=(1, 6), thresholds=(0.5,), confidence="max-prob", length=FixedLength(draft_cap=4))
+POLICY = Policy(exits=(1, 6), thresholds=(0.5,), tokens=4)
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def session_of(kind: str, exit_layers: tuple[int, ...]) -> Session:
     return Session(random_model(tiny_geometry(16), (), "fp32", seed=0), draft, MAX_TOKENS)
 
 
-def run_all(trace: AcceptanceTrace, policy: ExitPolicy | None, seed: int = 0) -> list[Generation]:
+def run_all(trace: AcceptanceTrace, policy: Policy | None, seed: int = 0) -> list[Generation]:
     """Every prompt of a trace by its script, after random tokens of its length."""
     header, generator = trace.header, torch.Generator().manual_seed(seed)
     session = session_of(header.draft.kind, header.draft.exit_layers)
@@ -45,7 +45,7 @@ def run_all(trace: AcceptanceTrace, policy: ExitPolicy | None, seed: int = 0) ->
     ]
 
 
-def settings_of(trace: AcceptanceTrace, policy: ExitPolicy | None, script: ScriptedAcceptance) -> Settings:
+def settings_of(trace: AcceptanceTrace, policy: Policy | None, script: ScriptedAcceptance) -> Settings:
     return Settings(
         policy=policy,
         sampling=trace.header.sampling,

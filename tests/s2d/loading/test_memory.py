@@ -19,7 +19,7 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import EngineMode
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import ModelPair, PairRequest, load_pair
@@ -55,7 +55,7 @@ DRAFTS = {
     "separate": DraftGeometry(kind="separate", model=replace(TARGET, name="draft", num_layers=4), exit_layers=EXITS),
     "self": DraftGeometry(kind="self", model=TARGET, exit_layers=EXITS),
 }
-POLICY = ExitPolicy(exit_layers=EXITS, thresholds=(0.5,), confidence="max-prob", length=FixedLength(draft_cap=4))
+POLICY = Policy(exits=EXITS, thresholds=(0.5,), tokens=4)
 
 
 def need_of(draft: DraftGeometry, dtype: Dtype, engine: EngineMode = "eager") -> MemoryNeed:

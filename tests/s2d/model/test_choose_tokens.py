@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from perfmodel.policies.policy import Confidence, ExitPolicy, FixedLength
+from perfmodel.policies.policy import Confidence, Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.process_logits import LogitsProcessor
@@ -263,7 +263,7 @@ def test_ratio_sampling_through_the_whole_loop_keeps_the_targets_distribution(ki
     spec, num_texts, num_tokens = TinySpec(vocab_size=5), 24, 150
     target = tiny_model(spec, (1, 2))
     draft = tiny_model(replace(spec, num_layers=2), (1, 2)) if kind == "separate" else None
-    policy = ExitPolicy(exit_layers=(1, 2), thresholds=(0.45,), confidence="max-prob", length=FixedLength(draft_cap=3))
+    policy = Policy(exits=(1, 2), thresholds=(0.45,), tokens=3)
     session = Session(target, draft, num_tokens + 2)
     found, exits = [], []
     num_accepted = num_rejected = 0
