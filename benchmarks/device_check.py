@@ -42,6 +42,7 @@ from s2d.decoding.pair import ModelPair, PairRequest, load_pair
 from s2d.decoding.random_pair import random_pair
 from s2d.loading import convert_weights
 from s2d.loading.load_model import DECODERS
+from s2d.loading.memory import PairPlacement, TextLimits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.model.torch_device import use_device
 from s2d.model.torch_dtypes import torch_dtype
@@ -177,7 +178,9 @@ def random_subject(dtype: Dtype, device: str, engine: EngineMode, num_prompts: i
     drawn = [[rng.randrange(RANDOM_TARGET.vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(num_prompts)]
     itself = DraftGeometry(kind="self", model=RANDOM_TARGET, exit_layers=(4, 6, 7))
     max_tokens = PROMPT_TOKENS + NEW_TOKENS
-    return random_pair(RANDOM_TARGET, itself, dtype, device, engine=engine, max_tokens=max_tokens, seed=SEED), drawn
+    models = PairPlacement(target=RANDOM_TARGET, draft=itself, dtype=dtype, device=torch.device(device), engine=engine)
+    text = TextLimits(max_tokens=max_tokens, prompt_tokens=max_tokens, num_noise_tables=0)
+    return random_pair(models, text, seed=SEED), drawn
 
 
 def with_half_a_head(pair: ModelPair) -> ModelPair:

@@ -66,31 +66,6 @@ class Generation:
     samples: PassSamples
 
 
-def generate(
-    target: LoadedModel,
-    draft: LoadedModel | None,
-    prompt_ids: list[int],
-    *,
-    policy: Policy | None,
-    sampling: Sampling,
-    max_new_tokens: int,
-    eos_token_id: int | None,
-    stop: Stop | None = None,
-    clock: Clock | None = None,
-    on_tokens: OnTokens | None = None,
-) -> Generation:
-    """Write after one prompt; for several, keep a `Session`.
-
-    Without a draft and with a policy the target drafts for itself, from its own early exits.
-
-    Raises:
-        UserInputError: a prompt that is empty or does not fit, exits that the draft does not have, other vocabularies.
-    """
-    settings = Settings(policy=policy, sampling=sampling, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, stop=stop)
-    session = Session(target, draft, len(prompt_ids) + max_new_tokens)
-    return session.generate(prompt_ids, settings, clock=clock, on_tokens=on_tokens)
-
-
 class Session:
     """Caches of a target and its draft, reused from prompt to prompt.
 

@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[3]
 )
 def test_a_checked_run_is_equal_and_says_so(folders, plan_file, capsys, kind: str, sampling: Sampling) -> None:
     report_file = folders / "report.json"
-    assert run(folders, plan_file(kind, sampling), "--prompt", "the cat", "--check", "-o", str(report_file)) == 0
+    assert run(folders, plan_file(kind, sampling), "--prompt", "the cat", "--check", "--explain", "-o", str(report_file)) == 0
     shown = capsys.readouterr().out
     assert "1 of 1 outputs equal the plain target's" in shown
     assert all(word in shown for word in ("measured", "predicted", "speedup", "accepted at position", "left at exit"))

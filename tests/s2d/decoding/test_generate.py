@@ -18,9 +18,9 @@ from perfmodel.policies.policy import (
 )
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.clock import Clock
-from s2d.decoding.generate import Generation, Session, Settings, generate
+from s2d.decoding.generate import Generation, Session, Settings
 from tests.strategies import penalties, segment_orders
-from tests.stubs import EOS, VOCAB_SIZE, TinySpec, contrary, tiny_llama, tiny_model
+from tests.stubs import EOS, VOCAB_SIZE, TinySpec, contrary, generate, tiny_llama, tiny_model
 
 TARGET = tiny_model(TinySpec(), (1, 2, 4))
 DRAFTS = {

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.decoding.generate import Settings, generate
+from s2d.decoding.generate import Settings
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit, load_model, with_vocabulary_of
 from s2d.loading.read_config import CLASS_NAMES
@@ -20,7 +20,7 @@ from s2d.loading.sidecar import Sidecar, write_sidecar
 from tests.s2d.decoding.test_generate import fixed, policies, samplings
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.s2d.model.test_decoder import logits_in_pieces, reference_logits, some_tokens
-from tests.stubs import EOS, ROPES, VOCAB_SIZE, TinySpec, loaded, tiny_llama, tiny_model
+from tests.stubs import EOS, ROPES, VOCAB_SIZE, TinySpec, generate, loaded, tiny_llama, tiny_model
 
 PIECES = (70, 5, 3, 64, 1, 1, 1)
 SPECS = {

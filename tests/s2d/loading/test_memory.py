@@ -66,7 +66,9 @@ def need_of(draft: DraftGeometry, dtype: Dtype, engine: EngineMode = "eager") ->
 
 def decoded(draft: DraftGeometry, dtype: Dtype, engine: EngineMode) -> tuple[ModelPair, Session]:
     """A pair that wrote after a long and a short prompt, plainly and under a policy."""
-    pair = random_pair(TARGET, draft, dtype, "cpu", engine=engine, max_tokens=MAX_TOKENS, seed=0)
+    models = PairPlacement(target=TARGET, draft=draft, dtype=dtype, device=CPU, engine=engine)
+    text = TextLimits(max_tokens=MAX_TOKENS, prompt_tokens=MAX_TOKENS, num_noise_tables=0)
+    pair = random_pair(models, text, seed=0)
     session = pair.session(MAX_TOKENS)
     for policy in (None, POLICY):
         for num_tokens in (PROMPT_TOKENS, 5):
@@ -213,7 +215,7 @@ def test_a_trace_and_a_check_need_the_logits_of_whole_texts() -> None:
     assert draft > 2 * logits
     assert both - draft > logits
     with LivePeak() as live:
-        pair = random_pair(TARGET, DRAFTS["separate"], "fp32", "cpu", max_tokens=MAX_TOKENS, seed=0)
+        pair = random_pair(models, text, seed=0)
         built = live.peak_bytes
         kept = pair.draft.decoder.all_exit_logits([1] * MAX_TOKENS, EXITS)
         probs = [one.softmax(-1) for one in kept]
