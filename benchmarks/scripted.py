@@ -44,7 +44,7 @@ class Texts:
     def whole(self) -> tuple[Text, ...]:
         """Each prompt and the text that follows it."""
         return tuple(
-            Text(token_ids=(*prompt, *script.chosen), prompt_tokens=len(prompt))
+            Text(token_ids=(*prompt, *script.target_tokens), prompt_tokens=len(prompt))
             for prompt, script in zip(self.prompts, self.scripts, strict=True)
         )
 
