@@ -9,7 +9,7 @@ import common  # noqa: F401 makes the checkout importable
 import numpy as np
 
 from perfmodel.acceptance.splits import Split
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Seconds, Tokens, TokensPerS
 from perfmodel.latency.latency_model import LatencyModel, MeasuredLatency
 from perfmodel.passes.passes import PassKind
@@ -66,8 +66,8 @@ class Arm:
         self.rounds[prompt] = generation.rounds
         self.blocks[prompt] = generation.blocks
         self.num_runs += 1
-        for kind, seconds in zip(generation.samples.kind, generation.samples.seconds, strict=True):
-            self.kinds_s[kind] += seconds
+        for sample in generation.samples:
+            self.kinds_s[sample.kind] += sample.seconds
 
 
 def workload_of(sampling: Sampling) -> str:
@@ -111,7 +111,7 @@ def models_of(log: PassLog, pair: ModelPair, sampling: Sampling) -> Models:
     return MeasuredLatency(profiles["draft"]) if "draft" in profiles else target, target
 
 
-def record(job: Job, session: Session) -> AcceptanceTrace:
+def record(job: Job, session: Session) -> Trace:
     """The trace of a job's prompts."""
     asker = job.asker(session)
     return record_acceptance(
@@ -127,7 +127,7 @@ def for_pass_times(job: Job) -> Job:
     return replace(job, max_new_tokens=max(PASS_TIME_TOKENS, job.max_new_tokens))
 
 
-def evidence_of(job: Job, budget_s: Seconds) -> tuple[AcceptanceTrace, Models]:
+def evidence_of(job: Job, budget_s: Seconds) -> tuple[Trace, Models]:
     """All that a plan is made from: the trace of a job's prompts, and pass times taken on them."""
     log = PassLog()
     fill_log(for_pass_times(job), log, budget_s)

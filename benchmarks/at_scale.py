@@ -44,7 +44,7 @@ from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, tex
 from calibrate.planning.make_plan import paper_policies
 from calibrate.search.scenario import scenario_of
 from calibrate.search.search import search
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import Trace, write_trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import Mismatch, OutOfDomain, UserInputError
 from perfmodel.core.provenance import make_provenance
@@ -117,7 +117,7 @@ def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Po
     return {name: policy for name, policy in wanted.items() if by_policy[policy] == name}
 
 
-def trace_for(trace: AcceptanceTrace, pair: ModelPair) -> AcceptanceTrace:
+def trace_for(trace: Trace, pair: ModelPair) -> Trace:
     """The acceptance that a pair was run with, as a trace of that pair.
 
     A published trace names no weights. It still names none here, because a plan calls acceptance *traced* only where it does.

@@ -6,7 +6,7 @@ from itertools import cycle
 import numpy as np
 
 from calibrate.fit.fit_acceptance import calibrate_exits
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, StopRule, SurvivalFloor
 from profiler.latency.pass_grid import exit_subsets, threshold_leaving
 
@@ -16,7 +16,7 @@ STOP_FRACS = (0.1, 0.2, 0.35)
 SURVIVAL_FLOORS = (0.3, 0.5, 0.7)
 
 
-def configurations(trace: AcceptanceTrace, seed: int) -> Iterator[Policy]:
+def configurations(trace: Trace, seed: int) -> Iterator[Policy]:
     """Policies without end, spread over exit subsets, lengths, thresholds and stop rules, thresholds on quantiles of a trace.
 
     Args:

@@ -1,6 +1,6 @@
 """How many policies a second can be replayed and priced on a trace of 10,000 positions and 4 exits?
 
-One core. What is timed is what a search does with its candidates: `replay_many`, which counts every pass with its rows and
+One core. What is timed is what a search does with its candidates: `replay_batch`, which counts every pass with its rows and
 cached tokens, backlog included, and `seconds`, which prices them; the replayed trace is laid out anew in every repetition.
 
 The mixture: all 15 subsets of the exits equally often, 4 of them of a single exit; all four length rules in equal parts, caps
@@ -23,7 +23,7 @@ from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, pl
 from calibrate.search.search import NUM_CURVE_BINS
 from perfmodel.acceptance.confidence_curves import fit_curve
 from perfmodel.acceptance.off_path_trace import nothing_off_path
-from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.policies.policy import (
@@ -36,7 +36,7 @@ from perfmodel.policies.policy import (
 )
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.replay.layout import lay_out
-from perfmodel.replay.replay import Price, replay_many
+from perfmodel.replay.replay import Price, replay_batch
 
 NAME = "replay"
 SEED = 20260708
@@ -49,7 +49,7 @@ NUM_POLICIES = 512
 EOS = 0
 
 
-def synthetic_trace(rng: np.random.Generator) -> AcceptanceTrace:
+def synthetic_trace(rng: np.random.Generator) -> Trace:
     """Texts of nearly equal length whose exits agree the more often the surer they are."""
     shape = (NUM_POSITIONS, len(EXIT_LAYERS))
     confidence = rng.random(shape, np.float32)
@@ -58,7 +58,7 @@ def synthetic_trace(rng: np.random.Generator) -> AcceptanceTrace:
     ends = np.linspace(0, NUM_POSITIONS, NUM_PROMPTS + 1).astype(int)
     num_positions = np.diff(ends)
     target[ends[1:][num_positions < num_positions.max()] - 1] = EOS
-    return AcceptanceTrace(
+    return Trace(
         header=_header(num_positions.tolist()),
         confidence=confidence,
         draft_token=np.where(agrees, target[:, None], target[:, None] + 1).astype(np.int32),
@@ -99,7 +99,7 @@ def _header(num_positions: list[int]) -> TraceHeader:
     )
 
 
-def mixed_policies(rng: np.random.Generator, trace: AcceptanceTrace, number: int) -> list[Policy]:
+def mixed_policies(rng: np.random.Generator, trace: Trace, number: int) -> list[Policy]:
     """Policies over every exit subset in turn; thresholds, floors and caps drawn at random from a search's grids."""
     subsets = [subset for size in range(1, 5) for subset in combinations(EXIT_LAYERS, size)]
     confidence, agreement = trace.confidence.T.astype(np.float64), trace.accept_prob.T.astype(np.float64)
@@ -139,11 +139,11 @@ PRICE = Price(
 """Any price will do."""
 
 
-def replay_and_price_s(trace: AcceptanceTrace, policies: list[Policy]) -> float:
+def replay_and_price_s(trace: Trace, policies: list[Policy]) -> float:
     """Seconds to replay and price all the policies once."""
     lay_out.cache_clear()
     begin = perf_counter()
-    seconds = replay_many(trace, policies).seconds(PRICE)
+    seconds = replay_batch(trace, policies).seconds(PRICE)
     elapsed_s = perf_counter() - begin
     assert np.isfinite(seconds).all()
     return elapsed_s

@@ -10,20 +10,20 @@ from arms import Models
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from perfmodel.acceptance.splits import Half, half_of
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.passes.passes import PassSamples
+from perfmodel.passes.pauses import kind_seconds
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Decoded, Speedup, estimate, mean_round_cost, measured_speedup
-from perfmodel.replay.replay import block_lengths, replay
+from perfmodel.replay.replay import block_lengths, replay_prompts
 from perfmodel.replay.round_stats import sum_rounds
 from profiler.latency.measure_latency import Coverage, Text, take_runs
 from profiler.latency.pass_grid import needed_passes, run_grid
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.generate import Generation, Session, Settings
 from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_from_trace
-from s2d.running.run_report import joined_samples, seconds_by_kind
 
 PLAIN = "plain"
 
@@ -32,7 +32,7 @@ PLAIN = "plain"
 class Texts:
     """Traced prompts of one half: the trace, and random tokens of each prompt's length."""
 
-    trace: AcceptanceTrace
+    trace: Trace
     prompts: tuple[tuple[int, ...], ...]
 
     @cached_property
@@ -68,7 +68,7 @@ class Texts:
         )
 
 
-def shortened(trace: AcceptanceTrace, *, prompt_tokens: Tokens | None, new_tokens: Tokens | None) -> AcceptanceTrace:
+def shortened(trace: Trace, *, prompt_tokens: Tokens | None, new_tokens: Tokens | None) -> Trace:
     """A trace of the same texts ended sooner, after prompts of another length; as it was where None is given.
 
     Raises:
@@ -87,7 +87,7 @@ def shortened(trace: AcceptanceTrace, *, prompt_tokens: Tokens | None, new_token
         replace(one, num_positions=min(one.num_positions, most), prompt_tokens=prompt_tokens or one.prompt_tokens)
         for one in header.prompts
     )
-    return AcceptanceTrace(
+    return Trace(
         header=replace(header, max_new_tokens=most, prompts=prompts),
         confidence=trace.confidence[kept],
         draft_token=trace.draft_token[kept],
@@ -97,7 +97,7 @@ def shortened(trace: AcceptanceTrace, *, prompt_tokens: Tokens | None, new_token
     )
 
 
-def texts_of(trace: AcceptanceTrace, half: Half, *, vocab_size: int, most: int | None, seed: int) -> Texts:
+def texts_of(trace: Trace, half: Half, *, vocab_size: int, most: int | None, seed: int) -> Texts:
     """The prompts of one half, at most so many, with tokens of their own.
 
     Raises:
@@ -164,7 +164,7 @@ class ScriptedArm:
 
     def measured(self, plain: "ScriptedArm") -> Speedup:
         """Against plain decoding of the same prompts; its interval draws prompts, both arms of one together."""
-        seconds = seconds_by_kind(joined_samples([run.samples for run in self.all_runs]))
+        seconds = kind_seconds(PassSamples.concat(run.samples for run in self.all_runs))
         cost = mean_round_cost(seconds, num_rounds=sum_rounds(run.rounds for run in self.all_runs).num_rounds)
         return measured_speedup(self.decoded(), plain.decoded(), cost)
 
@@ -175,7 +175,7 @@ def predict(policy: Policy | None, texts: Texts, models: Models) -> Speedup:
     Raises:
         OutOfDomain: it needs a pass that was not profiled.
     """
-    return estimate(*models, replay(texts.trace, policy), replay(texts.trace, None))
+    return estimate(*models, replay_prompts(texts.trace, policy), replay_prompts(texts.trace, None))
 
 
 def measure(
@@ -201,7 +201,7 @@ def measure(
         RuntimeError: a run's rounds are not the replayed ones.
     """
     arms = [ScriptedArm(name=name, policy=policy, runs=[[] for _ in texts.prompts]) for name, policy in policies.items()]
-    expected = {arm.name: (replay(texts.trace, arm.policy), block_lengths(texts.trace, arm.policy)) for arm in arms}
+    expected = {arm.name: (replay_prompts(texts.trace, arm.policy), block_lengths(texts.trace, arm.policy)) for arm in arms}
 
     def run(arm: ScriptedArm, number: int) -> Generation:
         script = texts.scripts[number]

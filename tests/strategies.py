@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath
-from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
 from perfmodel.models.geometry import DraftGeometry, DraftKind, ModelGeometry
 from perfmodel.policies.policy import (
     CalibrationCurve,
@@ -58,7 +58,7 @@ class TraceSpec:
     """Tokens recorded off the path, where exits are less sure."""
 
 
-def make_trace(spec: TraceSpec) -> AcceptanceTrace:
+def make_trace(spec: TraceSpec) -> Trace:
     """A trace whose confidences are informative: an exit agrees more often where it is surer."""
     rng = np.random.default_rng(spec.seed)
     shape = (sum(spec.num_positions), len(spec.exit_layers))
@@ -77,7 +77,7 @@ def make_trace(spec: TraceSpec) -> AcceptanceTrace:
     confidence = (np.round(sure * spec.num_confidences) / spec.num_confidences).astype(np.float32)
     position = rng.integers(0, shape[0], spec.num_off_path).astype(np.int32)
     lower = confidence[position] * rng.random((spec.num_off_path, shape[1]))
-    return AcceptanceTrace(
+    return Trace(
         header=_header(spec),
         confidence=confidence,
         draft_token=draft.astype(np.int32),
@@ -119,7 +119,7 @@ def _header(spec: TraceSpec) -> TraceHeader:
 
 
 @st.composite
-def traces(draw: st.DrawFn) -> AcceptanceTrace:
+def traces(draw: st.DrawFn) -> Trace:
     """Small traces of both kinds of draft and all acceptance rules; texts cut short end in EOS, longer ones at the limit."""
     num_exits = draw(st.integers(1, 4))
     max_new_tokens = draw(st.integers(1, 30))
@@ -197,7 +197,7 @@ def policies(
 
 
 @st.composite
-def traces_with_policies(draw: st.DrawFn, *, most: int = 4) -> tuple[AcceptanceTrace, list[Policy | None]]:
+def traces_with_policies(draw: st.DrawFn, *, most: int = 4) -> tuple[Trace, list[Policy | None]]:
     """A trace and some policies for it, plain decoding among them."""
     trace = draw(traces())
     exit_layers = trace.header.draft.exit_layers

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import perfmodel
 from perfmodel.acceptance.splits import Split, half_of
-from perfmodel.acceptance.trace import AcceptanceTrace, read_trace
+from perfmodel.acceptance.trace import Trace, read_trace
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
@@ -31,7 +31,7 @@ _SEPARATOR = "--"
 class Acceptance:
     """A trace, what it is worth, and the prompt and output lengths it stands for."""
 
-    trace: AcceptanceTrace
+    trace: Trace
     evidence: Evidence
     prompt_tokens: Tokens
     """The mean over its prompts."""
@@ -135,7 +135,7 @@ def load_acceptance(path: Path, split: Split, category: str | None = None) -> Ac
     )
 
 
-def _evidence(trace: AcceptanceTrace, sha256: str, which: str) -> Evidence:
+def _evidence(trace: Trace, sha256: str, which: str) -> Evidence:
     header = trace.header
     positions, prompts = len(trace.target_token), len(header.prompts)
     of_all = f" ({which})" if which else ""

@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 
 from calibrate.inputs.load_acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, shipped_path
 from perfmodel.acceptance.off_path_trace import nothing_off_path
-from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader, write_trace
+from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader, write_trace
 from perfmodel.core.provenance import make_provenance
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.replay.replay import replay
-from perfmodel.replay.round_stats import sum_rounds
 
 DRAFT = "s2d-vicuna-12"
 EXIT_LAYERS = (6, 9, 12)
@@ -95,12 +94,12 @@ class Noise:
     confidence: NDArray[np.float64]  # [P, E]
 
 
-def derive_trace(published: PublishedMat) -> AcceptanceTrace:
+def derive_trace(published: PublishedMat) -> Trace:
     """The synthetic trace on which the published policies have their published MATs."""
     noise, header = draw_noise(SEED), _header(published.target)
     agreed = _fit_agreement(header, noise, published)
 
-    def trace(deferred_logit: float) -> AcceptanceTrace:
+    def trace(deferred_logit: float) -> Trace:
         return _trace(header, agreed, _confidence(agreed, noise, deferred_logit))
 
     def minus_s2d_mat(deferred_logit: float) -> float:
@@ -109,9 +108,9 @@ def derive_trace(published: PublishedMat) -> AcceptanceTrace:
     return trace(_solve(minus_s2d_mat, -published.s2d, _LOGIT_RANGE))
 
 
-def mean_accepted_tokens(trace: AcceptanceTrace, policy: Policy) -> float:
+def mean_accepted_tokens(trace: Trace, policy: Policy) -> float:
     """Tokens per target pass, the target's own counted."""
-    return sum_rounds(replay(trace, policy)).tokens_per_round
+    return replay(trace, policy).tokens_per_round
 
 
 def draw_noise(seed: int) -> Noise:
@@ -163,10 +162,10 @@ def _confidence(agreed: NDArray[np.bool_], noise: Noise, deferred_logit: float) 
     return with_levels(agreed_logit, hopeless_logit)
 
 
-def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[np.float64]) -> AcceptanceTrace:
+def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[np.float64]) -> Trace:
     """A trace of given agreement: tokens are 1 where an exit agrees and 0 where not, for there is no text behind them."""
     rounded = np.round(confidence / CONFIDENCE_STEP) * CONFIDENCE_STEP
-    return AcceptanceTrace(
+    return Trace(
         header=header,
         confidence=rounded.astype(np.float32),
         draft_token=agreed.astype(np.int32),

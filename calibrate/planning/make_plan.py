@@ -9,7 +9,7 @@ from dataclasses import replace
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.batch_schedule import batch_schedules
 from calibrate.planning.evidence import gather_evidence
-from calibrate.planning.next_command import next_command
+from calibrate.planning.next_command import next_command, plan_notes
 from calibrate.pricing.datasheet_pricing import Pricing
 from calibrate.search.cross_validation import overfitting
 from calibrate.search.find_frontier import frontier_of
@@ -17,11 +17,12 @@ from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import price_of, scenario_of
 from calibrate.search.search import search
 from perfmodel.acceptance.splits import document_of
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
+from perfmodel.models.find_model import release_note
 from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.replay.estimate import estimate
-from perfmodel.replay.replay import replay_by_prompt
+from perfmodel.replay.replay import replay_batch
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from perfmodel.results.plan import Candidate, Plan, Workload
 
@@ -80,10 +81,12 @@ def make_plan(request: PlanRequest) -> Plan:
         evidence=evidence,
         next_command="",
     )
-    return replace(plan, next_command=next_command(plan))
+    release = None if request.target is None else release_note(request.target, plan.target)
+    notes = (*(() if release is None else (release,)), *plan_notes(plan))
+    return replace(plan, next_command=next_command(plan), notes=notes)
 
 
-def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
+def decide(trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
     """The best configuration, and what it was held against, fastest first."""
     searched = search([scenario_of(trace, pricing.draft, pricing.target)])
     policies = {PLAN_NAME: searched.chosen.policy, PLAIN_NAME: None}
@@ -95,7 +98,7 @@ def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[C
     return chosen, tuple(sorted(found, key=lambda one: one.speedup.tokens_per_s, reverse=True))
 
 
-def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> Sequence[Candidate]:
+def price_paper(trace: Trace, pricing: Pricing) -> Sequence[Candidate]:
     """The paper's policy, with the longest drafts that the latency evidence covers; a warning says so if it covers none."""
     uncovered = None
     for policy in paper_policies(trace):
@@ -108,7 +111,7 @@ def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> Sequence[Candidate]
     return ()
 
 
-def price_candidates(policies: Mapping[str, Policy | None], trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, ...]:
+def price_candidates(policies: Mapping[str, Policy | None], trace: Trace, pricing: Pricing) -> tuple[Candidate, ...]:
     """Configurations, replayed and priced.
 
     Args:
@@ -131,14 +134,14 @@ def price_candidates(policies: Mapping[str, Policy | None], trace: AcceptanceTra
     )
 
 
-def rounds_by_document(trace: AcceptanceTrace, policies: Iterable[Policy | None]) -> dict[Policy | None, list[RoundStats]]:
+def rounds_by_document(trace: Trace, policies: Iterable[Policy | None]) -> dict[Policy | None, list[RoundStats]]:
     """The replayed rounds of every document that prompts were cut from, by policy.
 
     What an interval draws must be independent, and prompts of one document are not: they are accepted alike.
     """
     different = list(dict.fromkeys(policies))
     names = [document_of(prompt.name) for prompt in trace.header.prompts]
-    replayed = iter(replay_by_prompt(trace, different).stats())
+    replayed = iter(replay_batch(trace, different, by_prompt=True).stats())
     found = {}
     for policy in different:
         grouped: dict[str, list[RoundStats]] = {}
@@ -148,7 +151,7 @@ def rounds_by_document(trace: AcceptanceTrace, policies: Iterable[Policy | None]
     return found
 
 
-def paper_policies(trace: AcceptanceTrace) -> list[Policy]:
+def paper_policies(trace: Trace) -> list[Policy]:
     """All exits at .5 with the +2/-1 length, as published and with the cap of the search, for profiles of short drafts.
 
     None where there is one exit only, or another confidence.

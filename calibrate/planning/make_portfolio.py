@@ -22,9 +22,11 @@ from calibrate.search.scenario import Scenario, scenario_of
 from calibrate.search.search import search
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Bytes
+from perfmodel.models.find_model import unpublished_note
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.weight_format import WeightFormat, layers_bytes, model_weight_bytes
+from perfmodel.results.plan_text import is_published
 from perfmodel.results.portfolio import CHOICES, Choice, HeldOut, Part, Portfolio
 
 
@@ -141,6 +143,7 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
     draft = places[0].acceptance.trace.header.draft
     exits = {part.single.policy.exits[0] for part in parts if part.single.policy}
     weights = places[0].pricing.weights.draft
+    note = unpublished_note(draft) if is_published(parts[0].evidence) else None
     return Portfolio(
         of=of,
         draft=draft,
@@ -151,6 +154,7 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
         nested_draft_bytes=_weights_bytes(draft, draft.exit_layers[-1], weights),
         single_drafts_bytes=sum(_weights_bytes(draft, layer, weights) for layer in exits),
         next_command="",
+        notes=() if note is None else (note,),
     )
 
 

@@ -265,9 +265,3 @@ def same_device(one: str, other: str) -> bool:
     except UnknownName:
         return False
     return other.casefold() in hardware.names
-
-
-def key_text(key: DeviceKey) -> str:
-    """`2 x A100-80GB-SXM, bf16, graph`."""
-    threads = "" if key.num_threads is None else f", {key.num_threads} thread{'s' if key.num_threads > 1 else ''}"
-    return f"{key.num_devices} x {key.device}{threads}, {key.dtype}, {key.launching}"

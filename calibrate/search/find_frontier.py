@@ -9,19 +9,19 @@ from functools import cache
 from itertools import pairwise
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Frac, Seconds
 from perfmodel.passes.passes import SEGMENT_KINDS, Line, PassKind
 from perfmodel.policies.frontier import FrontierPoint, leaders
 from perfmodel.policies.policy import Policy
-from perfmodel.replay.replay import Price, replay_many
+from perfmodel.replay.replay import Price, replay_batch
 
 SHORT_DRAFTS = (1, 2, 4)
 """Tokens that each exit is also tried at alone: the others were searched on a mean text, and these lead on harder ones."""
 
 
 def frontier_of(
-    trace: AcceptanceTrace, price: Price, chosen: Policy | None, others: Iterable[Policy | None]
+    trace: Trace, price: Price, chosen: Policy | None, others: Iterable[Policy | None]
 ) -> tuple[FrontierPoint, ...]:
     """Plain decoding, the chosen policy, and all of the others and of the exits' short drafts that lead at some drift.
 
@@ -36,7 +36,7 @@ def frontier_of(
     return leaders(priced, always=(None, chosen))
 
 
-def _short_drafts(trace: AcceptanceTrace) -> list[Policy]:
+def _short_drafts(trace: Trace) -> list[Policy]:
     confidence = trace.header.confidence
     return [
         Policy(exits=(layer,), tokens=cap, confidence=confidence)
@@ -58,10 +58,10 @@ def with_long_backlogs(price: Price) -> Price:
     return replace(price, line=line)
 
 
-def _point(trace: AcceptanceTrace, price: Price, policy: Policy | None) -> FrontierPoint:
+def _point(trace: Trace, price: Price, policy: Policy | None) -> FrontierPoint:
     if policy is None:
         return FrontierPoint(policy=None, kept_frac=(), drafted_frac=(), round_s=_seconds(trace, price, [None]), catch_up_s=0.0)
-    [rounds] = replay_many(trace, [policy]).stats()
+    [rounds] = replay_batch(trace, [policy]).stats()
     lengths = [replace(policy, tokens=cap, stop=None) for cap in range(1, len(rounds.drafted_by_position) + 1)]
     is_fixed = policy.stop is None
     return FrontierPoint(
@@ -73,14 +73,14 @@ def _point(trace: AcceptanceTrace, price: Price, policy: Policy | None) -> Front
     )
 
 
-def _seconds(trace: AcceptanceTrace, price: Price, policies: Sequence[Policy | None]) -> tuple[Seconds, ...]:
+def _seconds(trace: Trace, price: Price, policies: Sequence[Policy | None]) -> tuple[Seconds, ...]:
     """Of a mean round of each policy."""
-    batch = replay_many(trace, policies)
+    batch = replay_batch(trace, policies)
     seconds: list[Seconds] = (batch.seconds(price) / batch.num_rounds).tolist()
     return tuple(seconds)
 
 
-def _catch_up_s(trace: AcceptanceTrace, price: Price, policy: Policy) -> Seconds:
+def _catch_up_s(trace: Trace, price: Price, policy: Policy) -> Seconds:
     """What a second token in a pass costs, in all segments that the policy may run; nobody waits for a token alone."""
     stages = range(trace.header.draft.exit_layers.index(policy.exits[-1]) + 1)
     return math.fsum(

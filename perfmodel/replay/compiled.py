@@ -1,4 +1,4 @@
-"""The rounds that policies run along a trace and every pass in them, counted: AcceptanceTrace + policies -> entries.
+"""The rounds that policies run along a trace and every pass in them, counted: Trace + policies -> entries.
 
 `native/` counts them, those of a policy along ten thousand positions in about a tenth of a millisecond; where it was not
 compiled, `perfmodel.replay.reference` says the same token by token. Here a trace and its policies become the arrays it reads.
@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from perfmodel.acceptance.confidence_curves import agreement_at
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import BadPolicy
 from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
 from perfmodel.replay.counts import ENTRY, Entries
@@ -41,9 +41,7 @@ _STOPS = {ConfidenceFloor: 1, SurvivalFloor: 2}
 _LONGEST_STEP = 16
 
 
-def count_replay(
-    trace: AcceptanceTrace, policies: Sequence[Policy | None], *, by_prompt: bool, keep_blocks: bool = False
-) -> Entries:
+def count_replay(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: bool, keep_blocks: bool = False) -> Entries:
     """What each policy does: a group for each, or one for each of its prompts, policy after policy.
 
     Args:
@@ -93,7 +91,7 @@ def _warn() -> None:
     )
 
 
-def _check(trace: AcceptanceTrace, policy: Policy) -> None:
+def _check(trace: Trace, policy: Policy) -> None:
     header = trace.header
     unknown = [layer for layer in policy.exits if layer not in header.draft.exit_layers]
     if unknown:
@@ -102,7 +100,7 @@ def _check(trace: AcceptanceTrace, policy: Policy) -> None:
         raise BadPolicy(f"confidence {policy.confidence!r}", f"{header.confidence!r}, which the trace holds")
 
 
-def _layout_for(trace: AcceptanceTrace, policies: Sequence[Policy | None]) -> TraceLayout:
+def _layout_for(trace: Trace, policies: Sequence[Policy | None]) -> TraceLayout:
     """Laid out for blocks a little longer than needed, so that one layout serves many searches' steps."""
     longest = max((policy.tokens for policy in policies if policy), default=1)
     return lay_out(trace, -(-longest // _LONGEST_STEP) * _LONGEST_STEP)

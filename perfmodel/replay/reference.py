@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from perfmodel.acceptance.off_path_trace import stand_in
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.passes.passes import COLD_PLACES
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.counts import ACCEPTED, AHEAD, BLOCK, COLD, EXIT, ROUND, SEGMENT, TAKEN, VERIFY
@@ -20,7 +20,7 @@ Entry: TypeAlias = tuple[int, int, int, int, int, int]
 """The fields of `perfmodel.replay.counts.ENTRY`."""
 
 
-def tell(trace: AcceptanceTrace, policies: Sequence[Policy | None], *, by_prompt: bool, keep_blocks: bool) -> Iterator[Entry]:
+def tell(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: bool, keep_blocks: bool) -> Iterator[Entry]:
     """What each policy does: see `perfmodel.replay.compiled.count_replay`."""
     text, num_prompts, group = _Text(trace), len(trace.header.prompts), 0
     for policy in policies:
@@ -35,7 +35,7 @@ def tell(trace: AcceptanceTrace, policies: Sequence[Policy | None], *, by_prompt
 class _Text:
     """A trace, asked one position at a time; past the end of a text its last position stands in, and nothing is right."""
 
-    def __init__(self, trace: AcceptanceTrace) -> None:
+    def __init__(self, trace: Trace) -> None:
         header, off_path = trace.header, stand_in(trace.confidence, trace.off_path)
         self.header = header
         self.eos = header.eos_token_id

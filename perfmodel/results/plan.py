@@ -22,7 +22,7 @@ from perfmodel.replay.estimate import Speedup, with_nothing_ahead
 from perfmodel.replay.round_stats import RoundStats
 
 PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 11
+PLAN_VERSION = 12
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -197,6 +197,10 @@ def _from_version_10(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "target_weights": weights, "draft_weights": weights}
 
 
+def _from_version_11(body: dict[str, Any]) -> dict[str, Any]:
+    return {"notes": [], **body}
+
+
 _UPGRADES: Upgrades = {
     2: _from_version_2,
     3: with_whole_heads,
@@ -207,6 +211,7 @@ _UPGRADES: Upgrades = {
     8: with_catching_up_when_asked,
     9: with_kernels_of_profiles,
     10: _from_version_10,
+    11: _from_version_11,
 }
 
 

@@ -19,7 +19,7 @@ from perfmodel.replay.estimate import with_nothing_ahead
 from perfmodel.results.plan import Candidate, Evidence, with_kernels_of_profiles
 
 PORTFOLIO_SCHEMA = "s2d/portfolio"
-PORTFOLIO_VERSION = 4
+PORTFOLIO_VERSION = 5
 
 Choice = Literal["own", "single", "common", "robust"]
 CHOICES: tuple[Choice, ...] = ("own", "single", "common", "robust")
@@ -103,6 +103,10 @@ def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "parts": [with_kernels_of_profiles(part) for part in body["parts"]]}
 
 
+def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
+    return {"notes": [], **body}
+
+
 def portfolio_file_text(portfolio: Portfolio, provenance: Provenance) -> str:
     """The file as text: what `--json` prints."""
     return record_text(portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, provenance=provenance)
@@ -119,5 +123,5 @@ def read_portfolio(path: PathLike) -> Stored[Portfolio]:
     Raises:
         BadFile: anything but a whole portfolio; says what it is and what to do.
     """
-    upgrades = {1: with_nothing_ahead, 2: with_catching_up_when_asked, 3: _from_version_3}
+    upgrades = {1: with_nothing_ahead, 2: with_catching_up_when_asked, 3: _from_version_3, 4: _from_version_4}
     return read_record(path, Portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, upgrades=upgrades)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from perfmodel.core.blocks import Block, Paragraph, Table
 from perfmodel.core.units import (
-    Seconds,
     format_frac,
     format_number,
     format_rate,
@@ -16,8 +15,8 @@ from perfmodel.core.units import (
     format_signed_frac,
     format_speedup,
 )
-from perfmodel.passes.passes import PASS_KINDS, PREFILL_KINDS, PassKind, PassSamples
-from perfmodel.passes.pauses import seconds_without_pauses
+from perfmodel.passes.passes import PASS_KINDS, PREFILL_KINDS
+from perfmodel.passes.pauses import kind_seconds
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from perfmodel.results.plan_text import PASS_NAMES, interval_text, policy_label
 
@@ -101,7 +100,7 @@ def _accepted_text(arm: Arm, rounds: RoundStats) -> str:
 
 
 def _costs_table(arm: Arm, rounds: RoundStats, predicted: Candidate | None) -> Table:
-    measured_s = _seconds_by_kind(arm.samples)
+    measured_s = kind_seconds(arm.samples)
     predicted_s = {} if predicted is None else predicted.speedup.round_cost.by_kind
     rows = [
         [
@@ -113,14 +112,6 @@ def _costs_table(arm: Arm, rounds: RoundStats, predicted: Candidate | None) -> T
         if kind not in PREFILL_KINDS and (measured_s[kind] or predicted_s.get(kind))
     ]
     return Table(rows, ["time per round", "measured", "predicted"])
-
-
-def _seconds_by_kind(samples: PassSamples) -> dict[PassKind, Seconds]:
-    """Seconds of all passes of a kind, without pauses."""
-    totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
-    for kind, seconds in zip(samples.kind, seconds_without_pauses(samples), strict=True):
-        totals[kind] += seconds
-    return totals
 
 
 def _positions_table(rounds: RoundStats, predicted: RoundStats | None) -> Table:

@@ -68,7 +68,7 @@ def _devices_table(validation: Validation) -> Table:
             format_frac(error.mape_frac),
             format_signed_frac(error.mean_error_frac),
             format_frac(error.covered_frac),
-            format_signed_frac(error.light_mean_error_frac),
+            format_signed_frac(error.bound_mean_error_frac),
         ]
         for error in validation.devices
     ]

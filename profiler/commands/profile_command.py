@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from perfmodel.acceptance.trace import AcceptanceTrace, read_trace, write_trace
+from perfmodel.acceptance.trace import Trace, read_trace, write_trace
 from perfmodel.core.console import Progress, keeping, print_err, print_out
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.disk import folder_for_files
@@ -229,7 +229,7 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
         check_resumable(partial, trace.header, asker.header, job.prompts)
         print_err(f"going on after the {len(trace.header.prompts)} prompts kept in {partial}")
 
-    def save(unfinished: AcceptanceTrace) -> None:
+    def save(unfinished: Trace) -> None:
         nonlocal trace
         trace = unfinished
         write_trace(partial, unfinished, provenance)

@@ -25,8 +25,7 @@ from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassSamples
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
-from profiler.latency.latency_files import is_draft_pass
-from profiler.latency.pass_log import PassLog, rows_of, samples_of
+from profiler.latency.pass_log import PassLog
 from s2d.decoding.clock import Clock
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.verify import make_verifier
@@ -218,8 +217,7 @@ class _Loop:
         """What rounds take beside their passes, plain ones and ones that draft."""
         for policy in (None, *self._policies):
             settings = Settings(policy=policy, sampling=GREEDY, max_new_tokens=LOOP_TOKENS, eos_token_id=None)
-            passes = rows_of(self._session.generate([0], settings).samples)
-            yield samples_of(one for one in passes if one[0] == "round")
+            yield self._session.generate([0], settings).samples.where(lambda sample: sample.kind == "round")
 
 
 def law_profiles(log: PassLog, model: LoadedModel, kernel_trials: tuple[KernelTrial, ...] = ()) -> dict[str, LatencyProfile]:
@@ -232,8 +230,8 @@ def law_profiles(log: PassLog, model: LoadedModel, kernel_trials: tuple[KernelTr
         device=device_key(model.decoder.device, model.dtype, model.decoder.engine, kernels=model.decoder.kernels),
         rule=GREEDY.rule,
         processing=GREEDY.processing,
-        samples=log.samples(is_draft_pass),
+        samples=log.samples("draft"),
         kernel_trials=kernel_trials,
     )
-    target = replace(profile, exit_layers=(), samples=log.samples(lambda key: not is_draft_pass(key)))
+    target = replace(profile, exit_layers=(), samples=log.samples("target"))
     return {f"{model.geometry.name}.draft": profile, f"{model.geometry.name}.target": target}

@@ -14,7 +14,7 @@ from torch import Tensor
 from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.core.units import Seconds
 from perfmodel.passes.passes import PREFILL_KINDS, PassName, PassSamples, is_cold, places, weights_of
-from perfmodel.passes.pauses import seconds_without_pauses
+from perfmodel.passes.pauses import replace_pauses
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.round_stats import RoundStats, cold_counts, pass_counts
@@ -218,8 +218,8 @@ class _Run:
         while not self._round(clock, on_tokens):
             pass
         samples = clock.samples()
-        seconds = seconds_without_pauses(samples)
-        prefill_s = sum(s for kind, s in zip(samples.kind, seconds, strict=True) if kind in PREFILL_KINDS)
+        steady = replace_pauses(samples)
+        prefill_s = sum(sample.seconds for sample in steady if sample.kind in PREFILL_KINDS)
         new_tokens = self._tokens[self._prompt_tokens :]
         return Generation(
             tokens=tuple(new_tokens),
@@ -227,7 +227,7 @@ class _Run:
             blocks=tuple(self._blocks),
             policies=tuple(self._policies),
             prefill_s=prefill_s,
-            decode_s=sum(seconds) - prefill_s,
+            decode_s=sum(steady.seconds) - prefill_s,
             samples=samples,
         )
 

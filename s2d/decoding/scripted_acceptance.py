@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from perfmodel.acceptance.off_path_trace import stand_in
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Tokens
 from s2d.decoding.verify import Verification, Verifier, longest_agreed_prefix
@@ -67,7 +67,7 @@ class ScriptedAcceptance:
         return min(position - self.prompt_tokens, len(self.target_tokens) - 1)
 
 
-def scripts_from_trace(trace: AcceptanceTrace) -> tuple[ScriptedAcceptance, ...]:
+def scripts_from_trace(trace: Trace) -> tuple[ScriptedAcceptance, ...]:
     """One script for each prompt of a trace.
 
     Raises:

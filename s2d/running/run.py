@@ -38,7 +38,7 @@ from s2d.model.torch_dtypes import TORCH_DTYPES
 from s2d.parallel.ranks import Ranks
 from s2d.prompts.special_tokens import special_tokens_note
 from s2d.prompts.text import ContinuationText, Stop, continuation_text
-from s2d.running.check_plan import check_plan_fits, device_label
+from s2d.running.check_plan import check_plan_fits
 from s2d.running.outputs import Outputs
 from s2d.running.run_inputs import RunInputs
 from s2d.running.run_report import OnText, RunSettings, paused_passes, run_report
@@ -237,7 +237,7 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
         raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix="Plan again with one of these")
     is_gpu = plan.device.num_threads is None
     if is_gpu and not torch.cuda.is_available():
-        made_for, given = device_label(plan.device), "this machine, which has no CUDA device"
+        made_for, given = plan.device.label, "this machine, which has no CUDA device"
         fix = "Profile this device with s2d-profile and plan again with --profile"
         raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix=fix)
     if plan.device.num_threads is not None:

@@ -3,15 +3,15 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import torch
 
 from perfmodel.acceptance.trace import distinct_ngram_frac
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
-from perfmodel.passes.passes import PASS_KINDS, PREFILL_KINDS, PassKind, PassSamples
-from perfmodel.passes.pauses import Pause, find_pauses, seconds_without_pauses
+from perfmodel.passes.passes import PREFILL_KINDS, PassSamples
+from perfmodel.passes.pauses import Pause, find_pauses, replace_pauses, kind_seconds
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
@@ -183,7 +183,7 @@ def _warm_session(pair: ModelPair, max_tokens: Tokens, prompt: EncodedPrompt, ar
 
 def speedup_of(arm: Arm, plain: Arm) -> Speedup:
     """The measured speedup of one arm over plain decoding of the same prompts."""
-    cost = mean_round_cost(seconds_by_kind(arm.samples), num_rounds=sum_rounds(run.rounds for run in arm.runs).num_rounds)
+    cost = mean_round_cost(kind_seconds(arm.samples), num_rounds=sum_rounds(run.rounds for run in arm.runs).num_rounds)
     return measured_speedup(_decoded(arm), _decoded(plain), cost)
 
 
@@ -201,13 +201,13 @@ def summarise_adaptation(policies: Sequence[Policy | None], found: Sequence[Gene
 
 def _policy_rounds(generation: Generation) -> Iterator[tuple[Policy | None, Tokens, Seconds]]:
     """Policy, emitted tokens and seconds of every round."""
-    samples, left, policies = generation.samples, len(generation.tokens), iter(generation.policies)
+    left, policies = len(generation.tokens), iter(generation.policies)
     blocks, seconds = iter(generation.blocks), 0.0
-    for kind, lap_s in zip(samples.kind, seconds_without_pauses(samples), strict=True):
-        if kind in PREFILL_KINDS:
+    for sample in replace_pauses(generation.samples):
+        if sample.kind in PREFILL_KINDS:
             continue
-        seconds += lap_s
-        if kind == "round":
+        seconds += sample.seconds
+        if sample.kind == "round":
             tokens = min(next(blocks)[1] + 1, left)  # an accepted end of text has no bonus
             yield next(policies), tokens, seconds
             left, seconds = left - tokens, 0.0
@@ -217,14 +217,6 @@ def paused_passes(report: RunReport) -> list[Pause]:
     """Passes of either arm that its seconds leave out."""
     arms = [report.plan_arm, *([report.plain_arm] if report.plain_arm is not None else [])]
     return [pause for arm in arms for pause in find_pauses(arm.samples).values()]
-
-
-def seconds_by_kind(samples: PassSamples) -> dict[PassKind, Seconds]:
-    """Seconds of all passes of a kind, pauses not counted."""
-    totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
-    for kind, seconds in zip(samples.kind, seconds_without_pauses(samples), strict=True):
-        totals[kind] += seconds
-    return totals
 
 
 def check_outputs(
@@ -294,18 +286,6 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
     return min(len(one), len(other))
 
 
-def joined_samples(parts: Sequence[PassSamples]) -> PassSamples:
-    """Several runs' passes, one after another."""
-    return PassSamples(
-        kind=tuple(chain.from_iterable(part.kind for part in parts)),
-        stage=tuple(chain.from_iterable(part.stage for part in parts)),
-        rows=tuple(chain.from_iterable(part.rows for part in parts)),
-        cached_tokens=tuple(chain.from_iterable(part.cached_tokens for part in parts)),
-        place=tuple(chain.from_iterable(part.place for part in parts)),
-        seconds=tuple(chain.from_iterable(part.seconds for part in parts)),
-    )
-
-
 def _arm(policy: Policy | None, prompts: Sequence[EncodedPrompt], found: Sequence[Generation]) -> Arm:
     runs = tuple(
         PromptRun(
@@ -319,7 +299,7 @@ def _arm(policy: Policy | None, prompts: Sequence[EncodedPrompt], found: Sequenc
         )
         for prompt, one in zip(prompts, found, strict=True)
     )
-    return Arm(policy=policy, runs=runs, samples=joined_samples([one.samples for one in found]))
+    return Arm(policy=policy, runs=runs, samples=PassSamples.concat(generation.samples for generation in found))
 
 
 def _decoded(arm: Arm) -> list[Decoded]:

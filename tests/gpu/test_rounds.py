@@ -97,7 +97,7 @@ def test_the_deepest_exit_alone_takes_one_launch_a_token_and_one_for_its_check(g
     assert any(accepted == drafted > 0 for drafted, accepted in found.blocks)
     for counted, (num_drafted, _) in zip(rounds, found.blocks[1:], strict=True):
         assert counted["graph_launches"] == 2 * num_drafted + 1  # and the verification
-    segments = Counter(stage for kind, stage in zip(found.samples.kind, found.samples.stage, strict=True) if kind == "segment")
+    segments = Counter(sample.stage for sample in found.samples if sample.kind == "segment")
     assert segments == dict.fromkeys(range(3), found.rounds.num_drafted)  # each has its part of the launch
 
 

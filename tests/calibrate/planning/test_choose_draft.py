@@ -11,7 +11,7 @@ from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.choose_draft import of_one_target, plan_drafts
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_portfolio import with_their_profiles
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import Trace, write_trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import read_plan
@@ -21,7 +21,7 @@ from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 TRIMMED, TRIMMED_SHA256 = replace(DRAFT.model, name="trimmed", head_vocab_size=512), "5" * 64
 
 
-def of_trimmed(trace: AcceptanceTrace) -> AcceptanceTrace:
+def of_trimmed(trace: Trace) -> Trace:
     draft = replace(trace.header.draft, model=TRIMMED)
     return replace(trace, header=replace(trace.header, draft=draft, draft_sha256=TRIMMED_SHA256))
 

@@ -12,7 +12,7 @@ from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_portfolio import by_category, by_target, with_their_profiles
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import Trace, write_trace
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.units import format_speedup
 from perfmodel.models.find_model import find_model
@@ -32,11 +32,11 @@ from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 OTHER, OTHER_SHA256 = find_model("ref-target-32"), "9" * 64
 
 
-def of_other_target(trace: AcceptanceTrace) -> AcceptanceTrace:
+def of_other_target(trace: Trace) -> Trace:
     return replace(trace, header=replace(trace.header, target=OTHER, target_sha256=OTHER_SHA256))
 
 
-def in_categories(trace: AcceptanceTrace) -> AcceptanceTrace:
+def in_categories(trace: Trace) -> Trace:
     prompts = tuple(
         replace(prompt, category=("code", "prose")[number % 2]) for number, prompt in enumerate(trace.header.prompts)
     )

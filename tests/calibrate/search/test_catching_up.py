@@ -36,8 +36,7 @@ SLOW_ROWS = 3
 
 def with_slow_long_passes(profile: LatencyProfile) -> LatencyProfile:
     samples = profile.samples
-    columns = zip(samples.kind, samples.rows, samples.seconds, strict=True)
-    seconds = (1.5 * rows * one_s if kind == "segment" and rows >= SLOW_ROWS else one_s for kind, rows, one_s in columns)
+    seconds = (1.5 * p.rows * p.seconds if p.kind == "segment" and p.rows >= SLOW_ROWS else p.seconds for p in samples)
     return replace(profile, samples=replace(samples, seconds=tuple(seconds)))
 
 

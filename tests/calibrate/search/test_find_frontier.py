@@ -14,7 +14,7 @@ from perfmodel.acceptance.trace import write_trace
 from perfmodel.latency.latency_model import MeasuredLatency
 from perfmodel.policies.frontier import DRIFTS, FrontierPoint, leaders
 from perfmodel.policies.policy import ConfidenceFloor, Policy
-from perfmodel.replay.replay import replay_many
+from perfmodel.replay.replay import replay_batch
 from perfmodel.results.plan import plan_file_text, read_plan, write_plan
 from tests.calibrate.factories import SECONDS, draft_profile, make_trace, provenance, target_profile, write_profile
 from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
@@ -29,7 +29,7 @@ FRONTIER = frontier_of(TRACE, PRICE, CHOSEN, [Policy(exits=(layer,), tokens=8) f
 
 @pytest.mark.parametrize("point", FRONTIER, ids=lambda one: one.policy.label if one.policy else "plain")
 def test_without_drift_a_policy_gives_what_was_replayed(point: FrontierPoint) -> None:
-    batch = replay_many(TRACE, [point.policy])
+    batch = replay_batch(TRACE, [point.policy])
     num_rounds = batch.num_rounds.sum()
     # Half a round was added on both sides of every share.
     assert point.tokens(0.0) == pytest.approx(batch.num_tokens[0] / num_rounds, rel=0.03)

@@ -14,7 +14,7 @@ from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_draft
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PassKind
+from perfmodel.passes.passes import PassSample, PassSamples
 from perfmodel.results.plan import Plan, read_plan, write_plan
 from tests.calibrate.factories import (
     SECONDS,
@@ -38,22 +38,13 @@ HIDDEN_S, NOT_HIDDEN_S = 0.7 * BOTH_S, BOTH_S
 def profile_of(ahead_s: float) -> LatencyProfile:
     """The draft's, in which what runs ahead takes so long, whatever its rows and cached tokens."""
     profile = draft_profile()
-    samples, stages = profile.samples, range(1, len(profile.exit_layers))
-    passes = [(stage, rows, cached) for stage in stages for rows in range(1, 15) for cached in range(0, 120, 4)]
-    stage, rows, cached = zip(*passes, strict=True)
-    ahead: tuple[PassKind, ...] = ("ahead",) * len(passes)
-    return replace(
-        profile,
-        samples=replace(
-            samples,
-            kind=samples.kind + ahead,
-            stage=samples.stage + stage,
-            rows=samples.rows + rows,
-            cached_tokens=samples.cached_tokens + cached,
-            place=samples.place + (1,) * len(passes),
-            seconds=samples.seconds + (ahead_s,) * len(passes),
-        ),
+    ahead = PassSamples.from_passes(
+        PassSample("ahead", stage, rows, cached, 1, ahead_s)
+        for stage in range(1, len(profile.exit_layers))
+        for rows in range(1, 15)
+        for cached in range(0, 120, 4)
     )
+    return replace(profile, samples=PassSamples.concat((profile.samples, ahead)))
 
 
 def plan_with(folder: Path, ahead_s: float) -> Plan:

@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-from calibrate.text.fit_text import fit_text
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.latency_law import FitDomain, LatencyFit, Law
 
@@ -20,38 +19,54 @@ FIT = LatencyFit(
 )
 
 
-def lines(fit: LatencyFit) -> list[list[str]]:
-    return [line.split("  ") for line in fit_text(fit).splitlines()]
+EXPECTED = """\
+device    1 x made up, 1 thread, fp32, eager
+passes    1000 of 2 models, s2d-profile on this device
+models    law-1x64, law-2x64
+covered   layers of 200 kB to 2.00 MB, up to 2 layers, 16 rows and 320 cached tokens
+error     3.1 % on the fitted passes (mean)
+held out  4.3 % on a model left out of the fit (mean); 90 % of its passes within 8.7 %
+
+term                      fitted  standard error
+------------------  ------------  --------------
+one layer at least       60.0 µs         2.00 µs
+reading weights        10.0 GB/s       1.00 GB/s
+matrix products     50.0 GFLOP/s    2.50 GFLOP/s"""
 
 
-def test_a_fit_says_what_it_found_how_surely_and_where_it_holds() -> None:
-    text = fit_text(FIT)
-    assert "device    1 x made up, 1 thread, fp32, eager" in text
-    assert "covered   layers of 200 kB to 2.00 MB, up to 2 of them, 16 rows and 320 cached tokens" in text
-    assert "mean error on a model left out of the fit:  4.3 %" in text
-    assert "nine in ten of those passes were off by less than 8.7 %" in text
+def rows(text: str) -> dict[str, list[str]]:
+    cells = ([cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines())
+    return {first: others for first, *others in filter(None, cells)}
 
 
-def test_a_coefficient_per_byte_is_shown_as_a_rate_with_its_error() -> None:
-    rows = {line[0]: [cell.strip() for cell in line if cell.strip()][1:] for line in lines(FIT)}
-    assert rows["floor of a layer"] == ["60.0 µs", "2.00 µs"]
-    assert rows["reading weights"] == ["10.0 GB/s", "1.00 GB/s"]
-    assert rows["matrix products"] == ["50.0 GFLOP/s", "2.50 GFLOP/s"]
+def test_a_fit_prints_its_domain_its_errors_and_its_main_rates() -> None:
+    assert str(FIT) == EXPECTED
+    assert FIT.explain() == EXPECTED  # no other term was fitted
 
 
-def test_what_the_solver_leaves_of_zero_is_not_shown_as_a_number() -> None:
+def test_explain_adds_the_other_terms() -> None:
+    fit = replace(FIT, law=replace(FIT.law, pass_s=1e-5), standard_error=replace(FIT.standard_error, pass_s=1e-6))
+    assert "starting a pass" not in rows(str(fit))
+    assert rows(fit.explain())["starting a pass"] == ["10.0 µs", "1.00 µs"]
+
+
+def test_a_numerical_remainder_of_zero_is_not_shown_as_a_number() -> None:
     law = replace(FIT.law, pass_s=1e-30, flop_s=1e-36)
-    text = fit_text(replace(FIT, law=law, standard_error=replace(FIT.standard_error, pass_s=1e-6)))
-    rows = {
-        line[0]: [cell.strip() for cell in line if cell.strip()][1:] for line in (row.split("  ") for row in text.splitlines())
-    }
-    assert rows["starting a pass"] == rows["matrix products"] == ["not determined"]
+    shown = rows(replace(FIT, law=law, standard_error=replace(FIT.standard_error, pass_s=1e-6)).explain())
+    assert shown["starting a pass"] == shown["matrix products"] == ["not determined"]
 
 
 def test_terms_that_no_pass_showed_are_left_out() -> None:
-    assert "an all-reduce" not in fit_text(FIT)
+    assert "an all-reduce" not in FIT.explain()
 
 
-def test_a_fit_to_one_model_says_that_its_error_is_assumed() -> None:
-    alone = replace(FIT, held_out_error_frac=None, held_out_90_frac=None)
-    assert "one model alone tells nothing of others: ± 20.0 % assumed. Profile other shapes: s2d-profile law" in fit_text(alone)
+def test_a_long_list_of_models_is_cut_in_the_summary() -> None:
+    fit = replace(FIT, models=tuple(f"law-{depth}x64" for depth in range(1, 9)))
+    assert "models    law-1x64, law-2x64, law-3x64 and 5 more\n" in str(fit)
+    assert "law-8x64" in fit.explain()
+
+
+def test_a_fit_to_one_model_has_an_assumed_error() -> None:
+    text = str(replace(FIT, held_out_error_frac=None, held_out_90_frac=None))
+    assert "because one model was fitted: ± 20.0 % is assumed." in " ".join(text.split())
+    assert text.endswith("profile\nother shapes:\n\n  s2d-profile law")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import Mismatch, OutOfSpace
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY, Sampling
@@ -33,7 +33,7 @@ def job_of(folders: Folders, sampling: Sampling) -> Job:
     return Job(pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=40, draft_cap=4, seed=0)
 
 
-def trace_of(job: Job) -> AcceptanceTrace:
+def trace_of(job: Job) -> Trace:
     asker = job.asker(job.session())
     return record_acceptance(
         lambda number: asker.trace(job.prompts[number]), len(job.prompts), empty_trace(asker.header), save=lambda trace: None
@@ -125,7 +125,7 @@ def test_a_disk_that_is_full_for_a_while_loses_no_prompt(folders: Folders, capsy
     job = job_of(folders, GREEDY)
     asker = job.asker(job.session())
 
-    def full(trace: AcceptanceTrace) -> None:
+    def full(trace: Trace) -> None:
         raise OutOfSpace("kept")
 
     whole = record_acceptance(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.models.geometry import SELF_DRAFT
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.acceptance.record_acceptance import empty_trace, extended
@@ -42,12 +42,12 @@ def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> Jo
     )
 
 
-def trace_of(job: Job, *numbers: int) -> AcceptanceTrace:
+def trace_of(job: Job, *numbers: int) -> Trace:
     asker = job.asker(job.session())
     return extended(empty_trace(asker.header), [asker.trace(job.prompts[number]) for number in numbers])
 
 
-def told_by_whole_passes(job: Job, trace: AcceptanceTrace) -> dict[int, list[list[float]]]:
+def told_by_whole_passes(job: Job, trace: Trace) -> dict[int, list[list[float]]]:
     """Confidences behind the mistakes of the first prompt, by step: a pass over the whole text for every token."""
     first = job.prompts[0].token_ids
     text, exits = [*first, *trace.target_token.tolist()], job.pair.geometry.exit_layers

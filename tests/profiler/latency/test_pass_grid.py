@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from perfmodel.policies.policy import ConfidenceFloor
 from perfmodel.policies.sampling import GREEDY
-from perfmodel.replay.replay import replay, replay_many
+from perfmodel.replay.replay import replay_batch, replay_prompts
 from profiler.latency.pass_grid import (
     BACKLOG_FRACS,
     LEAVE_FRACS,
@@ -61,7 +61,7 @@ def test_running_ahead_adds_one_or_two_rows_to_the_second_segment_and_backlogs_t
 def test_catching_up_at_once_needs_no_pass_that_is_not_needed_anyway() -> None:
     needed = needed_passes(num_exits=len(EXITS), draft_cap=12, runs_ahead=False)
     at_once = [replace(run.policy, catches_up_at_once=True) for run in grid_of(4) if run.policy.thresholds]
-    passes = [one for stats in replay_many(TEXTS, at_once).stats() for one in stats.passes]
+    passes = [one for stats in replay_batch(TEXTS, at_once).stats() for one in stats.passes]
     assert {one.rows for one in passes if one.kind == "segment"} == {1, 2}
     assert {PassKey(kind=one.kind, stage=one.stage, rows=one.rows) for one in passes} <= needed
 
@@ -79,7 +79,7 @@ def test_long_turns_push_backlogs_ahead_of_exits_too() -> None:
     long = [run for run in grid_of(0, runs_ahead=True) if run.text is not None and run.policy.runs_ahead]
     assert [run.policy.exits for run in long] == [(1, 2, 6), (2, 4, 6)]
     for run in long:
-        rounds = replay(TEXTS.subset([run.text or 0]), run.policy)
+        rounds = replay_prompts(TEXTS.subset([run.text or 0]), run.policy)
         assert max(count.rows for one in rounds for count in one.passes if count.kind == "ahead") > 80
 
 

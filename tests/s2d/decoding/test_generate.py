@@ -150,7 +150,7 @@ def test_a_draft_that_comes_back_catches_up_on_all_that_was_decoded_without_it_i
     session = Session(TARGET, DRAFTS["separate"], 40)
     decoding = Settings(policy=None, sampling=GREEDY, max_new_tokens=20, eos_token_id=None)
     found = session.generate([1, 2, 3], decoding, selector=PolicySequence([one, None, None, None, one]))
-    draft_passes = [rows for kind, rows in zip(found.samples.kind, found.samples.rows, strict=True) if kind == "segment"]
+    draft_passes = [sample.rows for sample in found.samples if sample.kind == "segment"]
     accepted = found.blocks[0][1]
     assert draft_passes == [1] * 3 + [1 + accepted + 3] * 3  # three segments: the first lead, then all up to the new one
     assert found.policies[:5] == (one, None, None, None, one)
@@ -224,9 +224,8 @@ def test_laps_fill_the_decoding_time_and_name_every_pass() -> None:
 
 def prefills(found: Generation) -> list[tuple[PassKind, int, int, int]]:
     """Kind, stage, rows, and where among the laps, of every pass over the prompt."""
-    samples = found.samples
-    laps = zip(samples.kind, samples.stage, samples.rows, range(len(samples)), strict=True)
-    return [lap for lap in laps if lap[0] in PREFILL_KINDS]
+    laps = enumerate(found.samples)
+    return [(lap.kind, lap.stage, lap.rows, index) for index, lap in laps if lap.kind in PREFILL_KINDS]
 
 
 def test_a_segment_sees_the_prompt_before_its_first_pass_and_only_if_there_is_one() -> None:
@@ -245,7 +244,7 @@ def test_a_segment_sees_the_prompt_before_its_first_pass_and_only_if_there_is_on
     places = {stage: place for kind, stage, _, place in prefills(found) if kind == "draft_prefill"}
     assert sorted(places) == [0, 1, 2]  # exits 2 and 4 end the second and the third segment
     assert places[1] > 2  # not before the first round's first token has left
-    kinds = list(zip(found.samples.kind, found.samples.stage, found.samples.cached_tokens, strict=True))
+    kinds = [(lap.kind, lap.stage, lap.cached_tokens) for lap in found.samples]
     for stage in (0, 1, 2):
         assert kinds[places[stage] + 1] == ("segment", stage, 4)
         assert ("segment", stage) not in [lap[:2] for lap in kinds[: places[stage]]]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.passes.passes import ColdCount, PassCount
 from perfmodel.policies.policy import (
@@ -32,7 +32,7 @@ from perfmodel.policies.policy import (
     SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY, Sampling
-from perfmodel.replay.replay import block_lengths, replay
+from perfmodel.replay.replay import block_lengths, replay_prompts
 from perfmodel.replay.round_stats import RoundStats
 from profiler.acceptance.record_acceptance import empty_trace, extended
 from profiler.latency.profiling_job import Job
@@ -73,7 +73,7 @@ class Traced:
 
     job: Job
     session: Session
-    trace: AcceptanceTrace
+    trace: Trace
 
 
 def traced(pair: Pair, prompts: tuple[EncodedPrompt, ...], sampling: Sampling, new_tokens: int) -> Traced:
@@ -146,7 +146,7 @@ def stop_rules(num_exits: int, tokens: int, floor: float, survival: float) -> tu
 
 
 @st.composite
-def policies(draw: st.DrawFn, trace: AcceptanceTrace) -> Policy:
+def policies(draw: st.DrawFn, trace: Trace) -> Policy:
     layers = trace.header.draft.exit_layers
     exits = tuple(sorted(draw(st.sets(st.sampled_from(layers), min_size=1))))
     thresholds = tuple(draw(st.sampled_from(midpoints(trace.confidence[:, layers.index(e)]))) for e in exits[:-1])
@@ -164,7 +164,7 @@ def policies(draw: st.DrawFn, trace: AcceptanceTrace) -> Policy:
     )
 
 
-def family_policies(trace: AcceptanceTrace) -> Iterator[Policy]:
+def family_policies(trace: Trace) -> Iterator[Policy]:
     """Several sets of exits with every length rule, and of each rule one with drafts of one token, which stay on the path.
 
     Of those of several exits, one in three runs ahead, and another catches up at once.
@@ -187,7 +187,7 @@ def family_policies(trace: AcceptanceTrace) -> Iterator[Policy]:
 def assert_replayed(found: Traced, policy: Policy) -> int:
     """Run a policy and hold every block against replay; returns the number of texts that were equal in everything."""
     job, num_whole = found.job, 0
-    expected = zip(job.prompts, block_lengths(found.trace, policy), replay(found.trace, policy), strict=True)
+    expected = zip(job.prompts, block_lengths(found.trace, policy), replay_prompts(found.trace, policy), strict=True)
     for prompt, blocks, rounds in expected:
         ran = found.session.generate(prompt.token_ids, job.settings(policy, job.max_new_tokens))
         said = f"{policy.label}, prompt {prompt.name}"
@@ -236,7 +236,7 @@ def test_where_every_token_takes_one_exit_all_passes_equal_replay(kind: str, exi
     assert assert_replayed(found, policy) == len(found.job.prompts)
 
 
-def gated_at_medians(trace: AcceptanceTrace, exits: tuple[int, ...], cap: int) -> Policy:
+def gated_at_medians(trace: Trace, exits: tuple[int, ...], cap: int) -> Policy:
     """At each exit but the last, half of the tokens may leave."""
     column = dict(zip(trace.header.draft.exit_layers, trace.confidence.T, strict=True))
     thresholds = tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1])
@@ -275,7 +275,7 @@ def test_catching_up_at_once_the_tokens_are_the_same_and_every_segment_has_the_r
     when_asked = gated_at_medians(found.trace, exits, cap)
     at_once = replace(when_asked, catches_up_at_once=True)
     assert_replayed(found, at_once)
-    for prompt, expected in zip(found.job.prompts, replay(found.trace, at_once), strict=True):
+    for prompt, expected in zip(found.job.prompts, replay_prompts(found.trace, at_once), strict=True):
         lazy, ran = (
             found.session.generate(prompt.token_ids, found.job.settings(one, NEW_TOKENS)) for one in (when_asked, at_once)
         )

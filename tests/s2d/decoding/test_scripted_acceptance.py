@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.policies.policy import Policy
-from perfmodel.replay.replay import block_lengths, replay
+from perfmodel.replay.replay import block_lengths, replay_prompts
 from s2d.decoding.generate import Generation, Session, Settings
 from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_from_trace
 from s2d.decoding.verify import ExactVerifier
@@ -32,7 +32,7 @@ def session_for(kind: str, exit_layers: tuple[int, ...]) -> Session:
     return Session(random_model(tiny_geometry(16), (), "fp32", seed=0), draft, MAX_TOKENS)
 
 
-def run_all(trace: AcceptanceTrace, policy: Policy | None, seed: int = 0) -> list[Generation]:
+def run_all(trace: Trace, policy: Policy | None, seed: int = 0) -> list[Generation]:
     """Run every prompt of a trace by its script, after a random prompt of the same length."""
     header, generator = trace.header, torch.Generator().manual_seed(seed)
     session = session_for(header.draft.kind, header.draft.exit_layers)
@@ -45,7 +45,7 @@ def run_all(trace: AcceptanceTrace, policy: Policy | None, seed: int = 0) -> lis
     ]
 
 
-def settings_for(trace: AcceptanceTrace, policy: Policy | None, script: ScriptedAcceptance) -> Settings:
+def settings_for(trace: Trace, policy: Policy | None, script: ScriptedAcceptance) -> Settings:
     return Settings(
         policy=policy,
         sampling=trace.header.sampling,
@@ -55,17 +55,17 @@ def settings_for(trace: AcceptanceTrace, policy: Policy | None, script: Scripted
     )
 
 
-def is_exact(trace: AcceptanceTrace) -> bool:
+def is_exact(trace: Trace) -> bool:
     return trace.header.sampling.rule != "ratio"
 
 
 @settings(max_examples=80, derandomize=True)
 @given(data=st.data(), trace=traces().filter(is_exact), seed=st.integers(0, 2))
-def test_a_scripted_run_equals_replay_in_every_pass(data: st.DataObject, trace: AcceptanceTrace, seed: int) -> None:
+def test_a_scripted_run_equals_replay_in_every_pass(data: st.DataObject, trace: Trace, seed: int) -> None:
     policy = data.draw(st.none() | policies(trace.header.draft.exit_layers))
     runs = run_all(trace, policy, seed)
     assert tuple(run.blocks for run in runs) == block_lengths(trace, policy)
-    assert tuple(run.rounds for run in runs) == replay(trace, policy)
+    assert tuple(run.rounds for run in runs) == replay_prompts(trace, policy)
     assert [token for run in runs for token in run.tokens] == trace.target_token.tolist()
 
 

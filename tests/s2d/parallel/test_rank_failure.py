@@ -124,7 +124,7 @@ def test_what_another_rank_refuses_is_user_input(argv: list[str], tmp_path: Path
 def test_the_traceback_of_another_rank_is_shown_on_request(argv: list[str], tmp_path: Path) -> None:
     job = run_job(1, "verification", "raises", [*argv, "-v"], tmp_path)
     assert job.messages == (message_about(1, "verification", "raises"),)
-    assert "parallel.py" in job.stderr
+    assert "parallel_decoder.py" in job.stderr
     assert "in fail\n" in job.stderr
 
 
