@@ -27,8 +27,9 @@ from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import Sampling
 from profiler.acceptance.record_off_path import Mistake, draw_mistakes, record_off_path, seed_of
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.pair import EncodedPrompt, Pair
+from s2d.decoding.pair import Pair
 from s2d.decoding.teacher_forced import TeacherForcedText, processed_along, teacher_forced_text
 from s2d.decoding.verify import make_verifier
 from s2d.model.choose_tokens import probabilities, sample_indices

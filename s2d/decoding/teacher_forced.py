@@ -15,7 +15,7 @@ from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import Sampling
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import Pair
-from s2d.decoding.process_logits import Processing
+from s2d.decoding.process_logits import LogitsProcessor
 from s2d.model.choose_tokens import NoiseTable, choose, confidence_of, probabilities
 from s2d.model.finite import NotFinite, is_finite
 
@@ -85,4 +85,4 @@ def processed_along(text: Sequence[int], first: int, logits: Tensor, sampling: S
         logits: after every token of the text but the last.
         sampling: temperature, cut-offs and penalties.
     """
-    return Processing(sampling, first)(logits[first - 1 :], text[:-1], first)
+    return LogitsProcessor(sampling, first)(logits[first - 1 :], text[:-1], first)

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.disk import check_writable, read_whole, saving
 from perfmodel.core.errors import BadFile, Mismatch
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Generation
-from s2d.decoding.pair import EncodedPrompt
 from s2d.prompts.text import continuation_text
 
 _FIX = "Give a file that s2d-run --outputs wrote, or a new name"

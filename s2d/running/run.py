@@ -27,8 +27,9 @@ from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import PLAN_FILE, Plan
 from perfmodel.results.report import REPORT_FILE, RunReport
 from perfmodel.results.report_text import drift_text
+from s2d.decoding.encode_prompts import ConversationEncoder, EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Generation, OnTokens
-from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import exits_from_plan
 from s2d.loading.load_model import export_exit
 from s2d.loading.model_folder import find_model
@@ -37,12 +38,11 @@ from s2d.model.torch_device import engine_for
 from s2d.model.torch_dtypes import TORCH_DTYPES
 from s2d.parallel.ranks import Ranks
 from s2d.prompts.special_tokens import special_tokens_note
-from s2d.prompts.text import ContinuationText, Stop
+from s2d.prompts.text import ContinuationText, Stop, continuation_text
 from s2d.running.check_plan import check_plan_fits
-from s2d.running.multi_turn import MultiTurn
 from s2d.running.outputs import Outputs
 from s2d.running.run_inputs import RunInputs
-from s2d.running.run_report import OnText, RunRequest, paused_passes, run_report
+from s2d.running.run_report import OnText, RunSettings, paused_passes, run_report
 from s2d.running.run_text import understood_text
 
 
@@ -54,8 +54,8 @@ class Loaded:
     pair: Pair
     prompts: tuple[EncodedPrompt, ...]
     """Those that --outputs has no text of, a conversation at its first turn without one."""
-    request: RunRequest
-    turns: MultiTurn
+    request: RunSettings
+    turns: ConversationEncoder
     on_text: OnText
 
 
@@ -170,7 +170,7 @@ def load_from_flags(args: argparse.Namespace, inputs: RunInputs, ranks: Ranks | 
     prompts = encode_prompts(
         pair, inputs.prompts, max_new_tokens=max_new_tokens, is_chat=args.chat, special_tokens=args.special_tokens
     )
-    request = RunRequest(
+    request = RunSettings(
         plan_sha256=plan.sha256,
         policy=plan.record.chosen.policy,
         sampling=plan.record.workload.sampling,
@@ -181,27 +181,31 @@ def load_from_flags(args: argparse.Namespace, inputs: RunInputs, ranks: Ranks | 
         special_tokens=args.special_tokens,
     )
     pair.check_memory(request.text_limits(prompts))
-    turns = MultiTurn(pair, request)
+    turns = ConversationEncoder(pair, max_new_tokens=max_new_tokens, stop=request.stop, special_tokens=args.special_tokens)
+
+    def following(prompt: EncodedPrompt, generation: Generation) -> EncodedPrompt | None:
+        return turns.next_turn(prompt, continuation_text(pair.tokenizer, prompt.token_ids, generation.tokens))
+
     if args.outputs is None:
-        return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, turns=turns, on_text=turns.on_text)
+        return Loaded(plan=plan, pair=pair, prompts=prompts, request=request, turns=turns, on_text=following)
     outputs = Outputs(args.outputs, _run_name(args, pair, request), pair.tokenizer, pair.geometry.exit_layers)
-    missing, num_kept = outputs.missing(prompts, turns.after)
+    missing, num_kept = outputs.missing(prompts, turns.next_turn)
     if missing and num_kept:
         print_err(f"going on after {num_kept} texts in {args.outputs}")
 
     def keep(prompt: EncodedPrompt, generation: Generation) -> EncodedPrompt | None:
         outputs.add(prompt, generation, _ending(generation, max_new_tokens, pair.eos_token_id))
-        return turns.on_text(prompt, generation)
+        return following(prompt, generation)
 
     return Loaded(plan=plan, pair=pair, prompts=missing, request=request, turns=turns, on_text=keep)
 
 
-def _say_cut_short(turns: MultiTurn) -> None:
+def _say_cut_short(turns: ConversationEncoder) -> None:
     for why in turns.cut_short:
         print_err(why)
 
 
-def _run_name(args: argparse.Namespace, pair: Pair, request: RunRequest) -> str:
+def _run_name(args: argparse.Namespace, pair: Pair, request: RunSettings) -> str:
     """Twelve digits that differ where anything does that texts or their figures depend on."""
     models = (pair.target.sha256, pair.draft.sha256, pair.target.dtype)
     asked = (tuple(args.stop), args.chat, args.special_tokens, args.adapt)
@@ -248,15 +252,17 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
     fix = "Install the PyTorch that the plan's profile was taken with, or profile and plan again here."
     check_kernels(kernels, device, plan.device.dtype, engine, fix=fix)
     return load_pair(
-        target,
-        draft,
-        plan.device.dtype,
-        device,
+        PairRequest(
+            target=target,
+            draft=draft,
+            dtype=plan.device.dtype,
+            device=device,
+            exits=exits_from_plan(plan),
+            engine=engine,
+            kernels=kernels,
+            shares_draft=is_shared,
+        ),
         ranks,
-        requested_exits=exits_from_plan(plan),
-        engine=engine,
-        kernels=kernels,
-        shares_draft=is_shared,
     )
 
 

@@ -9,8 +9,8 @@ from perfmodel.core.errors import UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.results.plan import PLAN_FILE, Plan
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names
-from s2d.prompt_files.choose import chosen_prompts
-from s2d.prompt_files.given import given_prompts
+from s2d.prompt_files.choose import choose_prompts
+from s2d.prompt_files.load_prompts import load_prompts
 from s2d.prompt_files.read_as import read_as
 from s2d.prompts.conversation import Prompt, check_texts
 from s2d.running.check_plan import check_head, check_num_devices, check_plain_weights
@@ -45,8 +45,8 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
     """The one prompt given, or some of a file's."""
     if args.prompt is not None:
         return [Prompt(name="--prompt", category="given", text=args.prompt)]
-    given = given_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=not args.chat)
-    chosen = chosen_prompts(given, args.split, args.num_prompts)
+    given = load_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=not args.chat)
+    chosen = choose_prompts(given, args.split, args.num_prompts)
     if not args.chat:
         check_texts(chosen)
     return chosen

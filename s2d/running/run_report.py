@@ -18,10 +18,11 @@ from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.estimate import Decoded, Speedup, mean_round_cost, measured_speedup
 from perfmodel.replay.round_stats import sum_rounds
 from perfmodel.results.report import Adaptation, Arm, Check, Divergence, PolicyShare, PromptRun, RunReport
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Generation, OnTokens, Session, Settings
-from s2d.decoding.pair import EncodedPrompt, ModelPair, Pair
-from s2d.decoding.policy_selector import Controller, PolicySelector
-from s2d.decoding.process_logits import Processing
+from s2d.decoding.pair import ModelPair, Pair
+from s2d.decoding.policy_selector import AdaptivePolicy, PolicySelector
+from s2d.decoding.process_logits import LogitsProcessor
 from s2d.loading.memory import TextLimits
 from s2d.model.choose_tokens import NoiseTable, new_noise_table
 from s2d.model.finite import check_logits, naming_prompt
@@ -34,7 +35,7 @@ OnText = Callable[[EncodedPrompt, Generation], EncodedPrompt | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunRequest:
+class RunSettings:
     """What to run, besides the models and the prompts."""
 
     plan_sha256: str | None
@@ -73,7 +74,7 @@ class RunRequest:
 def run_report(
     pair: Pair,
     prompts: Sequence[EncodedPrompt],
-    request: RunRequest,
+    request: RunSettings,
     *,
     on_prompt: Callable[[EncodedPrompt], OnTokens] | None = None,
     on_text: OnText = lambda prompt, generation: None,
@@ -97,8 +98,8 @@ def run_report(
         )
     policies = (request.policy, None) if request.check else (request.policy,)
     arms = [request.settings(policy, pair.eos_token_id) for policy in policies]
-    controller = Controller(request.frontier) if request.frontier else None
-    decoded, found = run_arms(pair, prompts, arms, pilot=controller, on_prompt=on_prompt, on_text=on_text)
+    controller = AdaptivePolicy(request.frontier) if request.frontier else None
+    decoded, found = run_arms(pair, prompts, arms, selector=controller, on_prompt=on_prompt, on_text=on_text)
     recorded = [_arm(arm.policy, decoded, runs) for arm, runs in zip(arms, found, strict=True)]
     plan_arm, plain_arm = recorded[0], recorded[1] if request.check else None
     return RunReport(
@@ -113,8 +114,8 @@ def run_report(
         plan_arm=plan_arm,
         plain_arm=plain_arm,
         measured=speedup_of(plan_arm, plain_arm) if plain_arm else None,
-        check=check_equal(pair, decoded, request.sampling, found[0], found[1]) if request.check else None,
-        adaptation=adaptation_of(controller.policies, found[0]) if controller else None,
+        check=check_outputs(pair, decoded, request.sampling, found[0], found[1]) if request.check else None,
+        adaptation=summarise_adaptation(controller.policies, found[0]) if controller else None,
     )
 
 
@@ -123,7 +124,7 @@ def run_arms(
     prompts: Sequence[EncodedPrompt],
     arms: Sequence[Settings],
     *,
-    pilot: PolicySelector | None = None,
+    selector: PolicySelector | None = None,
     on_prompt: Callable[[EncodedPrompt], OnTokens] | None = None,
     on_text: OnText = lambda prompt, generation: None,
 ) -> tuple[list[EncodedPrompt], list[list[Generation]]]:
@@ -136,7 +137,7 @@ def run_arms(
         pair: the models.
         prompts: at least one.
         arms: how to decode.
-        pilot: flies the first arm, from text to text; its settings' policy throughout when None.
+        selector: flies the first arm, from text to text; its settings' policy throughout when None.
         on_prompt: as in `run_report`, for the first arm.
         on_text: likewise.
 
@@ -162,9 +163,9 @@ def run_arms(
         for place in order:
             is_first = place == 0
             on_tokens = on_prompt(prompt) if on_prompt is not None and is_first else None
-            by = pilot if is_first else None
+            by = selector if is_first else None
             with naming_prompt(prompt.name):
-                found[place].append(session.generate(prompt.token_ids, arms[place], pilot=by, on_tokens=on_tokens))
+                found[place].append(session.generate(prompt.token_ids, arms[place], selector=by, on_tokens=on_tokens))
             if is_first and (following := on_text(prompt, found[place][-1])) is not None:
                 waiting.appendleft(following)
         decoded.append(prompt)
@@ -186,7 +187,7 @@ def speedup_of(arm: Arm, plain: Arm) -> Speedup:
     return measured_speedup(_decoded(arm), _decoded(plain), cost)
 
 
-def adaptation_of(policies: Sequence[Policy | None], found: Sequence[Generation]) -> Adaptation:
+def summarise_adaptation(policies: Sequence[Policy | None], found: Sequence[Generation]) -> Adaptation:
     """How rounds, tokens and seconds were shared out among the policies of a frontier, over texts in order."""
     rounds = [one for generation in found for one in _policy_rounds(generation)]
     shares = []
@@ -218,7 +219,7 @@ def paused_passes(report: RunReport) -> list[Pause]:
     return [pause for arm in arms for pause in find_pauses(arm.samples).values()]
 
 
-def check_equal(
+def check_outputs(
     pair: Pair,
     prompts: Sequence[EncodedPrompt],
     sampling: Sampling,
@@ -236,7 +237,7 @@ def check_equal(
     divergences, worst, num_equal = [], 0.0, 0
     for prompt, mine, its_own in zip(prompts, found, plain, strict=True):
         with naming_prompt(prompt.name):
-            gaps = token_gaps(pair, prompt.token_ids, mine.tokens, sampling, noise)
+            gaps = logit_gaps(pair, prompt.token_ids, mine.tokens, sampling, noise)
         worst = max(worst, *gaps)
         if mine.tokens == its_own.tokens:
             num_equal += 1
@@ -248,10 +249,10 @@ def check_equal(
 
 
 @torch.inference_mode()
-def token_gaps(
+def logit_gaps(
     pair: ModelPair, prompt_ids: Sequence[int], tokens: Sequence[int], sampling: Sampling, noise: NoiseTable | None = None
 ) -> list[float]:
-    """The gap of every emitted token: see `check_equal`.
+    """The gap of every emitted token: see `check_outputs`.
 
     Args:
         pair: whose target.
@@ -267,7 +268,7 @@ def token_gaps(
     depth = pair.target.geometry.num_layers
     logits = pair.target.decoder.all_exit_logits(text[:-1], (depth,))[0][len(prompt_ids) - 1 :]
     check_logits(logits, "target", pair.target.decoder)
-    logits = Processing(sampling, len(prompt_ids))(logits, text[:-1], len(prompt_ids)).float()
+    logits = LogitsProcessor(sampling, len(prompt_ids))(logits, text[:-1], len(prompt_ids)).float()
     if noise is None:
         noise = new_noise_table(sampling, logits.shape[-1], logits.device)
     if noise is not None:

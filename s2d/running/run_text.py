@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from perfmodel.core.blocks import Facts, as_text
 from perfmodel.results.plan import Plan
 from perfmodel.results.plan_text import policy_label
-from s2d.decoding.pair import EncodedPrompt, Pair
-from s2d.running.run_report import RunRequest
+from s2d.decoding.encode_prompts import EncodedPrompt
+from s2d.decoding.pair import Pair
+from s2d.running.run_report import RunSettings
 
 
-def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], request: RunRequest) -> str:
+def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], request: RunSettings) -> str:
     """What is about to run."""
     policy = policy_label(plan.chosen.policy)
     if request.frontier:

@@ -27,8 +27,9 @@ from perfmodel.core.units import Tokens, format_frac
 from perfmodel.models.config_file import SIDECAR_NAME
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY
+from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.teacher_forced import teacher_forced_text
 from s2d.loading.exits import DraftExits, find_exits, requested_exits, with_exits
 from s2d.loading.load_model import load_tokenizer
@@ -151,7 +152,7 @@ def calibrate(
     names: list[str] = []
     inputs: dict[str, str] = {}
     for target in request.targets:
-        pair = load_pair(target, str(folder), "fp32", request.device, requested_exits=requested)
+        pair = load_pair(PairRequest(target=target, draft=str(folder), dtype="fp32", device=request.device, exits=requested))
         names.append(pair.target.geometry.name)
         inputs |= {f"target {names[-1]}": pair.target.sha256, "draft": pair.draft.sha256}
         encoded = _encode(pair, prompts, request)

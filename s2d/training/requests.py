@@ -14,7 +14,7 @@ from perfmodel.core.units import Frac, Tokens
 from perfmodel.models.geometry import check_exit_layers
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, is_reference_model
 from s2d.prompt_files.choose import calibration_half
-from s2d.prompt_files.given import given_prompts, given_texts
+from s2d.prompt_files.load_prompts import load_prompts, load_texts
 from s2d.prompt_files.read_as import Form, ReadAs
 from s2d.prompts.conversation import Prompt, check_texts
 from s2d.prompts.special_tokens import SpecialTokens
@@ -64,7 +64,7 @@ class TrainDraftRequest:
         Raises:
             BadFile: a file cannot be read.
         """
-        return given_texts(self.text, ReadAs(use="text", form=self.text_format, column=self.text_column))
+        return load_texts(self.text, ReadAs(use="text", form=self.text_format, column=self.text_column))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class CalibrateDraftRequest:
         if self.prompts is None and others:
             raise UserInputError(f"target {others[0]!r} is not of the reference family: give its prompts with --prompts FILE")
         read_as = ReadAs(use="prompt", form=self.prompt_format, column=self.prompt_column)
-        prompts = calibration_half(given_prompts(self.prompts, read_as, FAMILY_PROMPTS, first_turns=True))
+        prompts = calibration_half(load_prompts(self.prompts, read_as, FAMILY_PROMPTS, first_turns=True))
         check_texts(prompts)
         return prompts
 
@@ -127,7 +127,7 @@ class ReduceVocabRequest:
         Raises:
             BadFile: a file cannot be read.
         """
-        return given_texts(self.text, ReadAs(use="text", form=self.text_format, column=self.text_column))
+        return load_texts(self.text, ReadAs(use="text", form=self.text_format, column=self.text_column))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

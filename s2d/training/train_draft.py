@@ -23,7 +23,7 @@ from perfmodel.core.blocks import Block, Command, Paragraph, Printable
 from perfmodel.core.disk import PathLike, whole_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
-from s2d.decoding.pair import EncodedPrompt
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.loading.checkpoint import layer_of, weights_sha256
 from s2d.loading.exits import format_exits
 from s2d.loading.load_model import check_same_vocabulary, load_tokenizer

@@ -25,8 +25,8 @@ from profiler.latency import profiling_job as job_module
 from profiler.latency.latency_files import LatencyFiles
 from profiler.latency.measure_latency import measure_latency
 from profiler.latency.pass_log import PassLog
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session
-from s2d.decoding.pair import EncodedPrompt
 from s2d.loading.memory import CPU_WORKSPACE_BYTES
 from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
 from tests.calibrate.factories import provenance, target_profile

@@ -21,7 +21,8 @@ from perfmodel.results.report import REPORT_FILE
 from perfmodel.results.report_text import drift_text
 from s2d.commands.run_cli import main_run
 from s2d.decoding.clock import Clock
-from s2d.decoding.pair import EncodedPrompt, load_pair
+from s2d.decoding.encode_prompts import EncodedPrompt
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import load_model
 from s2d.running.run import PromptStreams
 from tests.s2d.conftest import POLICY, run
@@ -42,7 +43,7 @@ ROOT = Path(__file__).parents[3]
 )
 def test_a_checked_run_is_equal_and_says_so(folders, plan_file, capsys, kind: str, sampling: Sampling) -> None:
     report_file = folders / "report.json"
-    assert run(folders, plan_file(kind, sampling), "--prompt", "the cat", "--check", "-o", str(report_file)) == 0
+    assert run(folders, plan_file(kind, sampling), "--prompt", "the cat", "--check", "--explain", "-o", str(report_file)) == 0
     shown = capsys.readouterr().out
     assert "1 of 1 outputs equal the plain target's" in shown
     assert all(word in shown for word in ("measured", "predicted", "speedup", "accepted at position", "left at exit"))
@@ -132,7 +133,7 @@ def test_a_plan_made_for_something_else_is_refused(folders, plan_file, capsys, c
 
 def test_a_plan_for_another_shape_exit_device_or_dtype_is_refused(folders, plan_file, capsys) -> None:
     target, draft = (load_model(folders / name, "fp32") for name in ("target", "draft"))
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     deeper = replace(draft.geometry, num_layers=5)
     cases = (
         ({"target": replace(target.geometry, num_layers=7)}, "another shape"),
@@ -150,7 +151,9 @@ def test_a_plan_for_another_shape_exit_device_or_dtype_is_refused(folders, plan_
 
 
 def test_a_plan_for_an_assumed_head_is_refused_before_any_model_is_looked_for(folders, plan_file, capsys) -> None:
-    draft = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu").geometry
+    draft = load_pair(
+        PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")
+    ).geometry
     reduced = replace(draft, model=replace(draft.model, head_vocab_size=9))
     plan = plan_file(draft=reduced, draft_sha256=None)
     assert run(folders, plan, "--prompt", "the") == 2
@@ -249,7 +252,7 @@ def test_bad_requests_end_with_code_2_and_what_was_expected(folders, plan_file, 
         (["--export-exit", "\N{SUPERSCRIPT TWO}", "new"], "expected a layer count and a folder, as in --export-exit 4 exit-4"),
         (
             ["--prompt", "the", "--max-new-tokens", "5000"],
-            "--max-new-tokens 5000: expected at most 159, as these models hold 160",
+            "--max-new-tokens 5000: expected at most 159, as the context of these models is 160",
         ),
         (["--prompts", str(folders / "none.jsonl")], "none.jsonl"),
     ):

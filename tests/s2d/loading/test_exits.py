@@ -10,7 +10,7 @@ from perfmodel.core.errors import BadFile, BadPolicy, UserInputError
 from perfmodel.policies.policy import CalibrationCurve
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.train_cli import main_train
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.exits import DraftExits, RequestedExits, find_exits, write_exits
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 from s2d.training.calibrate_draft import calibration_blocks
@@ -97,10 +97,10 @@ def test_exits_that_do_not_rise_are_refused(layers: tuple[int, ...]) -> None:
 
 
 def test_a_pair_has_the_requested_exits(folder: Path) -> None:
-    pair = load_pair(str(folder), str(folder), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folder), draft=str(folder), dtype="fp32", device="cpu"))
     assert (pair.geometry.exit_layers, pair.draft.exit_layers) == ((6,), (6,))
     assert pair.label == "my model with my model, exits 6 (full depth: no s2d.json)"
-    own = load_pair(str(folder), "self", "fp32", "cpu", requested_exits=requested(2, 4))
+    own = load_pair(PairRequest(target=str(folder), draft="self", dtype="fp32", device="cpu", exits=requested(2, 4)))
     assert (own.geometry.exit_layers, own.target.exit_layers, own.draft is own.target) == ((2, 4), (2, 4), True)
 
 

@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.decoding.generate import Settings, generate
-from s2d.decoding.pair import load_pair
+from s2d.decoding.generate import Settings
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit, load_model, with_target_vocab
 from s2d.loading.read_config import CLASS_NAMES
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from tests.s2d.decoding.test_generate import fixed, policies, samplings
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.s2d.model.test_decoder import logits_in_pieces, reference_logits, some_tokens
-from tests.stubs import EOS, ROPES, VOCAB_SIZE, TinySpec, loaded, tiny_llama, tiny_model
+from tests.stubs import EOS, ROPES, VOCAB_SIZE, TinySpec, generate, loaded, tiny_llama, tiny_model
 
 PIECES = (70, 5, 3, 64, 1, 1, 1)
 SPECS = {
@@ -168,7 +168,7 @@ def test_a_pair_with_one_tokenizer_and_different_padding_loads_and_is_lossless(t
         tiny_llama(spec).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     write_sidecar(tmp_path / "draft", Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None))
-    pair = load_pair(str(tmp_path / "target"), str(tmp_path / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(tmp_path / "target"), draft=str(tmp_path / "draft"), dtype="fp32", device="cpu"))
     assert (pair.target.geometry.vocab_size, pair.draft.geometry.vocab_size) == (288, 272)
     for rule in (GREEDY, Sampling(rule="shared-noise", temperature=1.5, top_k=None, top_p=None, seed=1)):
         common = {"sampling": rule, "max_new_tokens": 40, "eos_token_id": None, "stop": None}

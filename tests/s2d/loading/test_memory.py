@@ -22,7 +22,7 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.pair import ModelPair, load_pair
+from s2d.decoding.pair import ModelPair, PairRequest, load_pair
 from s2d.decoding.random_pair import random_pair
 from s2d.loading.convert_weights import Checkpoint, convert_weights
 from s2d.loading.load_model import load_model
@@ -66,7 +66,9 @@ def need_of(draft: DraftGeometry, dtype: Dtype, engine: EngineMode = "eager") ->
 
 def decoded(draft: DraftGeometry, dtype: Dtype, engine: EngineMode) -> tuple[ModelPair, Session]:
     """A pair after plain and speculative decoding of a long and a short prompt."""
-    pair = random_pair(TARGET, draft, dtype, "cpu", engine=engine, max_tokens=MAX_TOKENS, seed=0)
+    models = PairPlacement(target=TARGET, draft=draft, dtype=dtype, device=CPU, engine=engine)
+    text = TextLimits(max_tokens=MAX_TOKENS, prompt_tokens=MAX_TOKENS, num_noise_tables=0)
+    pair = random_pair(models, text, seed=0)
     session = pair.session(MAX_TOKENS)
     for policy in (None, POLICY):
         for num_tokens in (PROMPT_TOKENS, 5):
@@ -214,7 +216,7 @@ def test_traces_and_checks_need_the_logits_of_whole_texts() -> None:
     assert draft > 2 * logits
     assert both - draft > logits
     with LivePeak() as live:
-        pair = random_pair(TARGET, DRAFTS["separate"], "fp32", "cpu", max_tokens=MAX_TOKENS, seed=0)
+        pair = random_pair(models, text, seed=0)
         built = live.peak_bytes
         logits_by_exit = pair.draft.decoder.all_exit_logits([1] * MAX_TOKENS, EXITS)
         probs = [exit_logits.softmax(-1) for exit_logits in logits_by_exit]
@@ -228,15 +230,15 @@ def test_free_memory_of_the_cpu_is_positive() -> None:
 
 
 def weights_need(folders: Path) -> MemoryNeed:
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     models = PairPlacement(target=pair.target.geometry, draft=pair.geometry, dtype="fp32", device=CPU, engine="eager")
     return memory_need(models, None, reads_files=True)
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_any_weight_is_read(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = weights_need(folders).total_bytes
-    names = (str(folders / "target"), str(folders / "draft"))
-    assert load_pair(*names, "fp32", "cpu", free_bytes=lambda _: needed).device == CPU
+    request = PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")
+    assert load_pair(request, free_bytes=lambda _: needed).device == CPU
     monkeypatch.setattr("s2d.loading.load_model.open_weights", lambda _: pytest.fail("weights were read"))
     expected = (
         r"target and draft need 202 MB of memory \(libraries 134 MB, reading the weights 67.1 MB, weights [\d.]+ kB\), but cpu "
@@ -244,10 +246,10 @@ def test_a_pair_that_does_not_fit_is_refused_before_any_weight_is_read(folders: 
         r"target \(torchrun\)\."
     )
     with pytest.raises(UserInputError, match=expected):
-        load_pair(*names, "fp32", "cpu", free_bytes=lambda _: needed - 1)
+        load_pair(request, free_bytes=lambda _: needed - 1)
     half = needed - 600_000
     with pytest.raises(UserInputError, match="Use a device with more memory, a smaller model"):
-        load_pair(*names, "bf16", "cpu", free_bytes=lambda _: half)
+        load_pair(replace(request, dtype="bf16"), free_bytes=lambda _: half)
 
 
 def test_a_run_whose_caches_do_not_fit_is_refused_before_any_pass(

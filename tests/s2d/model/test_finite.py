@@ -16,13 +16,14 @@ from perfmodel.core.errors import BadFile
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.train_cli import main_train
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Settings
-from s2d.decoding.pair import EncodedPrompt, load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_FOLDER
 from s2d.loading.read_config import NUMBER_RANGES
 from s2d.model.finite import NotFinite, count_non_finite, is_finite
-from s2d.running.run_report import check_equal, run_arms
+from s2d.running.run_report import check_outputs, run_arms
 from tests.s2d.conftest import run
 from tests.stubs import ROPES, TinySpec, tiny_llama
 
@@ -174,7 +175,9 @@ def test_a_model_whose_logits_overflow_is_refused_by_every_command(
     folders: Path, plan_file: PlanFile, capsys, dtype: str, size: float, fix: str, command: str, role: str
 ) -> None:
     overflow(folders / role, size)
-    device = load_pair(str(folders / "target"), str(folders / "draft"), dtype, "cpu").device_key
+    device = load_pair(
+        PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype=dtype, device="cpu")
+    ).device_key
     plan = plan_file(device=device)
     commands = {
         "latency": lambda: profile(folders, "latency", "--dtype", dtype),
@@ -191,7 +194,7 @@ def test_a_model_whose_logits_overflow_is_refused_by_every_command(
 
 
 def test_the_prompt_that_overflows_is_named_and_not_the_first(folders: Path) -> None:
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     pair.target.decoder.weights.embedding[7] = INF
     texts = [EncodedPrompt(name=name, category="c", token_ids=ids) for name, ids in (("good", (1, 2)), ("bad", (1, 7)))]
     arm = Settings(policy=None, sampling=GREEDY, max_new_tokens=1, eos_token_id=None)
@@ -307,7 +310,7 @@ def test_a_config_of_nothing_but_brackets_is_refused(folders: Path, capsys) -> N
 )
 def test_two_texts_of_nan_are_never_called_equal(folders: Path, sampling: Sampling) -> None:
     overflow(folders / "target", 1e30)
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     prompt = EncodedPrompt(name="p", category="c", token_ids=(1, 2, 3))
     session = pair.session(12)
     settings = Settings(policy=None, sampling=sampling, max_new_tokens=4, eos_token_id=None)
@@ -319,7 +322,7 @@ def test_two_texts_of_nan_are_never_called_equal(folders: Path, sampling: Sampli
         written = [session.generate(prompt.token_ids, settings) for _ in range(2)]
     assert written[0].tokens == written[1].tokens
     with pytest.raises(NotFinite, match="on prompt 'p'"):
-        check_equal(pair, [prompt], sampling, written[:1], written[1:])
+        check_outputs(pair, [prompt], sampling, written[:1], written[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -13,8 +13,9 @@ from perfmodel.core.errors import BadFile, OutOfSpace, UserInputError
 from perfmodel.core.lock import locked_file
 from perfmodel.passes.passes import PassSamples
 from s2d.commands.run_cli import main_run
+from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Generation
-from s2d.decoding.pair import EncodedPrompt, encode_prompts, load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import load_tokenizer
 from s2d.prompts.conversation import Prompt
 from s2d.running.outputs import Outputs
@@ -253,7 +254,7 @@ def test_a_full_disk_keeps_what_was_finished(decode, monkeypatch, capsys) -> Non
 
 
 def test_a_chat_prompt_is_in_the_tokenizers_template(folders: Path) -> None:
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     prompt = Prompt(name="a", category="c", text="the cat")
     with pytest.raises(UserInputError, match="--chat: the tokenizer of target has no chat template"):
         encode_prompts(pair, [prompt], max_new_tokens=4, is_chat=True)
@@ -266,7 +267,7 @@ def test_a_chat_prompt_is_in_the_tokenizers_template(folders: Path) -> None:
 def test_a_text_begins_as_its_tokenizer_begins_texts_and_a_chat_as_its_template(folders: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     prompt = Prompt(name="a", category="c", text="the cat")
     [bare] = encode_prompts(pair, [prompt], max_new_tokens=4)
     backend = pair.tokenizer.backend_tokenizer

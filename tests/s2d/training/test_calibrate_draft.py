@@ -6,11 +6,12 @@ import pytest
 
 from perfmodel.acceptance.splits import half_of
 from s2d.commands.train_cli import main_train
-from s2d.decoding.pair import encode_prompts, load_pair
+from s2d.decoding.encode_prompts import encode_prompts
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.loading.sidecar import Sidecar, read_sidecar, write_sidecar
-from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.read import read_prompts
 from s2d.training.calibrate_draft import ExitAgreement, calibrate_draft, exit_agreement, fit_calibration
 from tests.s2d.loading.test_load_model import byte_tokenizer
@@ -47,7 +48,7 @@ def test_the_fit_recovers_known_curves() -> None:
 
 def test_the_last_exit_of_the_target_always_agrees_with_the_target(folders: Path) -> None:
     write_sidecar(folders / "target", Sidecar(exit_layers=(2, 6), norm="shared-final-norm", calibration=None))
-    pair = load_pair(str(folders / "target"), str(folders / "target"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "target"), dtype="fp32", device="cpu"))
     (prompt, *_) = encode_prompts(pair, read_prompts(folders / "prompts.jsonl"), max_new_tokens=12)
     text = exit_agreement(pair, pair.session(60), prompt, 12)
     assert text.agreement[:, 1].tolist() == [1.0] * len(text.agreement)
@@ -99,10 +100,10 @@ def test_prompts_must_be_given_for_models_outside_the_reference_family(folders: 
 
 
 def test_the_calibration_of_the_shipped_draft_holds_on_prompts_outside_its_fit() -> None:
-    pair = load_pair("ref-target-16", "ref-draft", "fp32", "cpu")
+    pair = load_pair(PairRequest(target="ref-target-16", draft="ref-draft", dtype="fp32", device="cpu"))
     calibration = read_sidecar(find_model("ref-draft")).calibration
     assert calibration.targets == ("ref-target-16", "ref-target-32")
-    prompts = encode_prompts(pair, chosen_prompts(read_prompts(FAMILY_PROMPTS), "evaluation", 6), max_new_tokens=48)
+    prompts = encode_prompts(pair, choose_prompts(read_prompts(FAMILY_PROMPTS), "evaluation", 6), max_new_tokens=48)
     texts = [exit_agreement(pair, pair.session(512), prompt, 48) for prompt in prompts]
     confidence, agreement = (
         np.concatenate([getattr(text, name)[:, -1] for text in texts]) for name in ("confidence", "agreement")

@@ -14,14 +14,13 @@ from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.policies.policy import Policy, SurvivalFloor
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.commands.train_cli import main_train
-from s2d.decoding.generate import generate
 from s2d.loading.convert_weights import with_reduced_head, with_vocab_size
 from s2d.loading.load_model import LoadedModel, load_model, save_draft
 from s2d.loading.sidecar import Calibration, CalibrationCurve, Sidecar, read_sidecar
 from s2d.model.decoder import Decoder
 from s2d.training.reduce_vocab import ReducedDraft, frequent_tokens, reduce_head, reduce_vocab, token_counts
 from s2d.training.requests import ReduceVocabRequest
-from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_llama, tiny_model
+from tests.stubs import EOS, VOCAB_SIZE, TinySpec, generate, tiny_llama, tiny_model
 
 WORDS = [*"abcdefghijklmnopqrstuv", "<end>"]
 END = WORDS.index("<end>")
