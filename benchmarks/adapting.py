@@ -49,7 +49,7 @@ from s2d.decoding.generate import Generation, Session
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy, PolicySelector
 from s2d.loading.model_folder import FAMILY_PROMPTS
-from s2d.running.run_report import summarise_adaptation
+from s2d.running.run_prompts import summarise_adaptation
 
 NAME = "adapting"
 SEED = 20261121

@@ -10,16 +10,16 @@ from perfmodel.results.report_text import UNKNOWN
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.pair import Pair
 from s2d.loading.sidecar import Sidecar
-from s2d.running.run_report import RunSettings
+from s2d.running.run_prompts import RunSettings
 
 SHOWN_CONFIDENCES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], request: RunSettings) -> str:
+def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], settings: RunSettings) -> str:
     """What is about to run."""
     policy = policy_label(plan.chosen.policy)
-    if request.frontier:
-        policy = f"adapting, along the {len(request.frontier)} policies of the plan's frontier"
+    if settings.frontier:
+        policy = f"adapting, along the {len(settings.frontier)} policies of the plan's frontier"
     num_turns = sum(prompt.num_turns for prompt in prompts)
     texts = f"{len(prompts)}" + (f" in {num_turns} turns" if num_turns > len(prompts) else "")
     facts = [
@@ -27,7 +27,7 @@ def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], re
         ("device", pair.device_key.label),
         ("policy", policy),
         ("sampling", plan.workload.sampling.label),
-        ("prompts", f"{texts}, at most {request.max_new_tokens} new tokens each"),
+        ("prompts", f"{texts}, at most {settings.max_new_tokens} new tokens each"),
     ]
     return as_text([Facts(facts)])
 
