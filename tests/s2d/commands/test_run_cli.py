@@ -252,7 +252,7 @@ def test_bad_requests_exit_with_2_and_state_what_was_expected(folders, plan_file
             ["--prompt", ""],
             "has 0 tokens: expected at least 1, as this tokenizer adds none of its own. Give some text, or leave",
         ),
-        (["--prompt", "the", "--stop", "a", "--stop", ""], "argument --stop: it is empty, expected at least one character"),
+        (["--prompt", "the", "--stop", "a", "--stop", ""], "argument --stop: the text is empty: expected at least one character"),
         (["--export-exit", "\N{SUPERSCRIPT TWO}", "new"], "expected a layer count and a folder, as in --export-exit 4 exit-4"),
         (
             ["--prompt", "the", "--max-new-tokens", "5000"],
@@ -281,7 +281,10 @@ def test_an_exit_is_exported_as_a_checkpoint(folders, plan_file, capsys) -> None
 
 
 def test_help_lists_the_flags_without_loading_torch() -> None:
-    code = "import sys; from s2d.commands.run_cli import main_run; main_run(['--help']); print('torch' in sys.modules, file=sys.stderr)"
+    code = (
+        "import sys; from s2d.commands.run_cli import main_run; main_run(['--help']); "
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert all(flag in done.stdout for flag in ("--plan", "--prompts", "--check", "--export-exit", "--json", "--split"))
     assert done.stderr.strip() == "False"

@@ -145,7 +145,7 @@ def test_numbers_of_tokens_that_cannot_be_are_refused_and_nothing_is_written(dra
     flags = ["trim", "--draft", str(draft), "--text", str(text), "-o", str(tmp_path / "trimmed"), "--tokens", str(tokens)]
     assert main_train(flags) == 2
     assert (
-        "is not a whole number from 1" in (err := capsys.readouterr().err) or "expected from 1, the special ones, to 23" in err
+        "is not a whole number of at least 1" in (err := capsys.readouterr().err) or "expected from 1, the special ones, to 23" in err
     )
     assert not (tmp_path / "trimmed").exists()
 
