@@ -34,17 +34,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import Models, models_of
-from common import RESULTS, finish, make_parser, one_thread
-from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from scale_models import acceptance_of, draft_of, tiny
-from scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
-from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
+from details.scale_models import acceptance_of, draft_of, tiny
+from details.scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
+from shared.common import RESULTS, finish, make_parser, one_thread
+from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.interleaved import Models, models_of
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
 from calibrate.planning.make_plan import paper_policies
 from calibrate.search.scenario import scenario_of
 from calibrate.search.search import search
-from perfmodel.acceptance.trace import Trace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import Mismatch, OutOfDomain, UserInputError
 from perfmodel.core.provenance import make_provenance
@@ -54,7 +54,7 @@ from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup
-from perfmodel.results.plan import Plan, read_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from profiler.commands.profile_inputs import TRACE_NAME
 from profiler.latency.kernel_trial import choose_kernels, recorded_kernels
 from profiler.latency.latency_files import LatencyFiles, pair_profiles
@@ -96,7 +96,7 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
     """
     if path is None:
         return None
-    plan = read_plan(path).record
+    plan = PLAN_FILE.read(path).record
     if plan.target.name != target.name:
         fix = "Give the target it was made for, or another plan"
         raise Mismatch(f"plan {str(path)!r}", made_for=plan.target.name, given=target.name, fix=fix)
@@ -134,7 +134,7 @@ def write_evidence(found: Found, folder: Path, facts: DeviceFacts) -> tuple[Path
     provenance = make_provenance(
         device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=SEED, inputs=inputs
     )
-    write_trace(folder / TRACE_NAME, trace_for(found.trace, found.pair), provenance)
+    TRACE_FILE.write(folder / TRACE_NAME, trace_for(found.trace, found.pair), provenance)
     if not len(found.log):
         return (folder / TRACE_NAME,)
     sampling = found.trace.header.sampling

@@ -39,12 +39,15 @@ def main_compare(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Compare a plan with a run of it: the error of its speedup, split into acceptance and latency, and what to measure again."
+    description = (
+        "Compare a plan with a run of it: the error of its speedup, split into acceptance and latency, and what to measure\n"
+        "again."
+    )
     parser = make_parser(COMPARE, description, "s2d-compare --plan plan.json --report report.json")
     add = parser.add_argument
     add("--plan", type=Path, required=True, metavar="FILE", help="the plan, written by s2d-plan")
     add("--report", type=Path, required=True, metavar="FILE", help="the report of its run, written by s2d-run --check")
-    profile_help = "a profile that the plan was made from; give all of them to price every shape of a pass (default: none)"
+    profile_help = "a profile that the plan was made from; give all to price every shape of a pass (default: none)"
     add("--profile", type=Path, metavar="FILE", action="append", default=[], help=profile_help)
     add("--fit", type=Path, metavar="FILE", help="the fit that the plan was made from, if any")
     add_common_flags(parser, result="comparison")
@@ -62,20 +65,20 @@ def answer_comparison(flags: CompareFlags, options: AnswerOptions, *, command: S
     from calibrate.planning.compare import compare, load_pricing
     from calibrate.planning.next_measurement import ComparedFiles
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.passes.latency_profile import read_latency_profile
-    from perfmodel.results.plan import read_plan
-    from perfmodel.results.report import read_report
-    from perfmodel.results.residuals import residuals_file_text, write_residuals
+    from perfmodel.passes.latency_profile import PROFILE_FILE
+    from perfmodel.results.plan import PLAN_FILE
+    from perfmodel.results.report import REPORT_FILE
+    from perfmodel.results.residuals import RESIDUALS_FILE
 
-    plan, report = read_plan(flags.plan), read_report(flags.report)
+    plan, report = PLAN_FILE.read(flags.plan), REPORT_FILE.read(flags.report)
     pricing = load_pricing(plan.record, flags.profiles, flags.fit)
-    profiles = {path: read_latency_profile(path) for path in flags.profiles}
+    profiles = {path: PROFILE_FILE.read(path) for path in flags.profiles}
     files = ComparedFiles(plan=flags.plan, report=flags.report, profiles=profiles)
     residuals = compare(plan, report, pricing, files)
-    provenance = make_provenance(argv=command, inputs={"plan": plan.sha256, "report": report.sha256})
     print_answer(
         options,
-        write=lambda path: write_residuals(path, residuals, provenance),
-        file_text=lambda: residuals_file_text(residuals, provenance),
+        residuals,
+        RESIDUALS_FILE,
+        partial(make_provenance, argv=command, inputs=residuals.inputs),
         text=lambda: residuals.explain() if options.explain else str(residuals),
     )

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,10 +62,11 @@ class PlanFlags:
 def main_plan(argv: Sequence[str] | None = None) -> int:
     """`s2d-plan`: the configuration to run, and its predicted speed."""
     given = sys.argv[1:] if argv is None else list(argv)
-    return run_command(_parser(), given, partial(_run, command=(PLAN, *given)))
+    return run_command(plan_parser(), given, partial(_run, command=(PLAN, *given)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def plan_parser() -> argparse.ArgumentParser:
+    """The parser of `s2d-plan` and its verbs."""
     description = (
         "Predict how fast a draft makes a target, and choose the draft's exits, thresholds and draft length. Needs no GPU.\n"
         "With a verb: answer a question about the latency law alone."
@@ -206,18 +207,17 @@ def _print_plan(flags: PlanFlags, plan: Plan, command: Sequence[str], comparison
     from calibrate.planning.next_command import next_command
     from perfmodel.core.blocks import as_text
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.results.plan import plan_file_text, write_plan
+    from perfmodel.results.plan import PLAN_FILE
 
     options = flags.answer
-    inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
-    provenance = cache(partial(make_provenance, argv=command, inputs=inputs))  # runs git, which text does not need
     # The printed next command names the files of this machine, the saved one does not.
     repeated = [word for word in command if word != "--explain"]
     printed = replace(plan, next_command=next_command(plan, command=repeated, output=options.output))
     print_answer(
         options,
-        write=lambda path: write_plan(path, plan, provenance()),
-        file_text=lambda: plan_file_text(plan, provenance()),
+        plan,
+        PLAN_FILE,
+        partial(make_provenance, argv=command, inputs=plan.inputs),
         text=lambda: as_text([*comparison, *printed.blocks(explain=options.explain)]),
     )
 
@@ -226,22 +226,16 @@ def _answer_portfolio(flags: PlanFlags, requests: Sequence[PlanRequest]) -> None
     """Plan for several targets or categories: a policy for each, and one for all."""
     from calibrate.planning.make_portfolio import by_category, by_target
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.results.portfolio import portfolio_file_text, write_portfolio
+    from perfmodel.results.portfolio import PORTFOLIO_FILE
 
     options = flags.answer
     portfolio = by_category(requests[0]) if flags.by_category else by_target(requests)
     portfolio = replace(portfolio, next_command=_command_for_part(flags, requests[0], portfolio.parts[0].name))
-    inputs = {
-        f"{evidence.role} of {part.name}": evidence.sha256
-        for part in portfolio.parts
-        for evidence in part.evidence
-        if evidence.sha256 is not None
-    }
-    provenance = cache(partial(make_provenance, argv=flags.command, inputs=inputs))
     print_answer(
         options,
-        write=lambda path: write_portfolio(path, replace(portfolio, next_command=""), provenance()),
-        file_text=lambda: portfolio_file_text(replace(portfolio, next_command=""), provenance()),
+        replace(portfolio, next_command=""),
+        PORTFOLIO_FILE,
+        partial(make_provenance, argv=flags.command, inputs=portfolio.inputs),
         text=lambda: portfolio.explain() if options.explain else str(portfolio),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import perfmodel
 from perfmodel.acceptance.splits import Split, half_of
-from perfmodel.acceptance.trace import Trace, read_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
@@ -110,7 +110,7 @@ def load_acceptance(path: Path, split: Split, category: str | None = None) -> Ac
         UnknownName: no prompt is of that category.
         UserInputError: no prompt is in that half.
     """
-    stored = read_trace(path)
+    stored = TRACE_FILE.read(path)
     trace = stored.record
     prompts = trace.header.prompts
     if category is not None and all(prompt.category != category for prompt in prompts):

@@ -14,7 +14,7 @@ from perfmodel.core.console import EXIT_ANSWERED, add_common_flags, answer_optio
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.overwriting import output_file
 from perfmodel.core.torchrun import launched, num_processes
-from perfmodel.results.plan import read_plan
+from perfmodel.results.plan import PLAN_FILE
 from s2d.commands.arguments import add_special_tokens_flag, positive, stop_string
 from s2d.parallel.run_shared import run_shared
 from s2d.prompt_files.read_as import add_read_flags, read_as
@@ -115,7 +115,7 @@ def export_request(args: argparse.Namespace) -> ExportRequest:
     layers, folder = args.export_exit
     if not layers.isdecimal():
         raise UserInputError(f"--export-exit {layers!r}: expected a layer count and a folder, as in --export-exit 4 exit-4")
-    model = args.draft or (read_plan(args.plan).record.draft_name if args.plan else None)
+    model = args.draft or (PLAN_FILE.read(args.plan).record.draft_name if args.plan else None)
     if model is None:
         raise UserInputError("--export-exit needs a model: give --draft DIR, or a plan")
     return ExportRequest(model=model, exit_layer=int(layers), folder=Path(folder))

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from typing import Self
 
 from transformers import PreTrainedTokenizerFast
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.core.console import AnswerOptions, print_answer, print_out, without_flag
 from perfmodel.core.provenance import make_provenance
 from perfmodel.policies.sampling import Sampling
-from perfmodel.results.report import report_file_text, write_report
+from perfmodel.results.report import REPORT_FILE
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import OnTokens
 from s2d.loading.load_model import export_exit
@@ -45,7 +46,8 @@ def run_and_print(
             finished = run.execute(streams.on_prompt)
     report = finished.report
     hashes = {"plan": report.plan_sha256, "target": report.target_sha256, "draft": report.draft_sha256}
-    provenance = make_provenance(
+    provenance = partial(
+        make_provenance,
         argv=command,
         device=report.device.device,
         libraries=("torch", "transformers"),
@@ -54,13 +56,14 @@ def run_and_print(
     )
     print_answer(
         options,
+        report,
+        REPORT_FILE,
+        provenance,
         text=lambda: "\n" + (report.explain() if options.explain else str(report)),
-        file_text=lambda: report_file_text(report, provenance),
-        write=lambda path: write_report(path, report, provenance),
         done=next_step(request, options, command, report.sampling),
     )
     finished.print_warnings()
-    finished.check_equal()
+    finished.check_outputs()
 
 
 def next_step(request: RunRequest, options: AnswerOptions, command: Sequence[str], sampling: Sampling) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.core.units import Seconds
-from perfmodel.passes.passes import PREFILL_KINDS, PassName, PassSamples, is_cold, places, weights_of
+from perfmodel.passes.passes import PREFILL_KINDS, PassName, PassSamples, is_cold, places, weights_key
 from perfmodel.passes.pauses import replace_pauses
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
@@ -332,7 +332,7 @@ def count_rounds(
         counts[kind, stage, rows] += 1
         cached[kind, stage, rows] += cached_tokens
         if is_cold(kind, place):
-            cold[*weights_of(kind, stage), place] += 1
+            cold[*weights_key(kind, stage), place] += 1
     positions = range(1, max(drafted for drafted, _ in blocks) + 1)
     return RoundStats(
         num_prompts=1,

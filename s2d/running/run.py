@@ -59,7 +59,7 @@ def run_loaded(request: RunRequest, inputs: RunInputs, pair: Pair) -> RunReport 
         return None
     finished = prepared.execute()
     finished.print_warnings()
-    finished.check_equal()
+    finished.check_outputs()
     return finished.report
 
 
@@ -107,7 +107,7 @@ class FinishedRun:
         for warning in self.warnings:
             print_err(f"warning: {warning}")
 
-    def check_equal(self) -> None:
+    def check_outputs(self) -> None:
         """Check that all outputs equal the plain target's, which must hold in full precision.
 
         Raises:

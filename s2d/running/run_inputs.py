@@ -15,7 +15,7 @@ from perfmodel.core.errors import UserInputError
 from perfmodel.core.lock import locked_file
 from perfmodel.core.units import Tokens
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.results.plan import Plan, read_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names
 from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.load_prompts import load_prompts
@@ -125,7 +125,7 @@ def load_plan(plan: PathLike | Plan) -> NamedPlan:
     """
     if isinstance(plan, Plan):
         return NamedPlan(record=plan, name="the plan", sha256=None)
-    stored = read_plan(plan)
+    stored = PLAN_FILE.read(plan)
     return NamedPlan(record=stored.record, name=f"plan {os.fspath(plan)!r}", sha256=stored.sha256)
 
 

@@ -1,6 +1,5 @@
 """Plans and designs for drafts whose LM head covers only the most frequent tokens."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,24 +8,21 @@ import pytest
 from calibrate.commands.plan_cli import main_plan
 from calibrate.planning.draft_shapes import PARAMS_TOLERANCE, draft_shapes, draft_token_s
 from calibrate.planning.make_plan import make_plan
-from perfmodel.acceptance.trace import read_trace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry
-from perfmodel.passes.kernels import STANDARD_KERNELS
-from perfmodel.passes.latency_law import FitDomain, LatencyFit, Law, write_latency_fit
+from perfmodel.passes.latency_law import FIT_FILE, FitDomain, LatencyFit, Law
 from perfmodel.quantisation.weight_format import plain_format
-from perfmodel.results.plan import Plan, plan_file_text, read_plan, write_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from perfmodel.results.plan_text import draft_label
-from perfmodel.results.report import read_report, report_file_text
 from tests.calibrate.factories import (
     CPU,
     TARGET,
     TARGET_SHA256,
     draft_profile,
-    make_report,
     make_trace,
     provenance,
     target_profile,
@@ -78,52 +74,35 @@ def test_all_tokens_are_no_other_question(whole: Plan) -> None:
     assert make_plan(replace(ASKED, draft_vocab=32000)) == whole
 
 
-def test_a_plan_file_keeps_the_head_and_one_from_before_has_a_whole_one(whole: Plan, reduced: Plan, tmp_path: Path) -> None:
-    write_plan(tmp_path / "plan.json", reduced, provenance())
-    assert read_plan(tmp_path / "plan.json").record == reduced
-    old = json.loads(plan_file_text(whole, provenance()))
-    for model in (old["body"]["target"], old["body"]["draft"]["model"]):
-        del model["head_vocab_size"]
-    (tmp_path / "old.json").write_text(json.dumps(old | {"version": 3}), encoding="utf-8")
-    assert read_plan(tmp_path / "old.json").record == whole
-
-
-def test_a_report_from_before_reduced_heads_ran_a_whole_one(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
-    plan = make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", device=replace(ANY_DEVICE, device="h100")))
-    report = make_report(plan, "e" * 64, make_trace())
-    old = json.loads(report_file_text(report, provenance()))
-    for model in (old["body"]["target"], old["body"]["draft"]["model"]):
-        del model["head_vocab_size"]
-    (tmp_path / "old.json").write_text(json.dumps(old | {"version": 3}), encoding="utf-8")
-    device = replace(report.device, kernels=STANDARD_KERNELS)
-    assert read_report(tmp_path / "old.json").record == replace(report, device=device)
+def test_a_plan_file_keeps_the_head(reduced: Plan, tmp_path: Path) -> None:
+    PLAN_FILE.write(tmp_path / "plan.json", reduced, provenance())
+    assert PLAN_FILE.read(tmp_path / "plan.json").record == reduced
 
 
 def test_the_draft_of_a_trace_with_weights_is_another_once_its_head_is_reduced(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     asked = replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", device=replace(ANY_DEVICE, device="h100"))
     plan = make_plan(replace(asked, draft_vocab=512))
     assert plan.draft.model.head_vocab_size == 512
     assert (plan.target_sha256, plan.draft_sha256) == (TARGET_SHA256, None)
-    assert read_trace(tmp_path / "trace.npz").record.header.draft.model.head_vocab_size is None
+    assert TRACE_FILE.read(tmp_path / "trace.npz").record.header.draft.model.head_vocab_size is None
 
 
 def test_a_self_draft_has_its_targets_head(tmp_path: Path) -> None:
     trace = make_trace()
     own = DraftGeometry(kind="self", model=TARGET, exit_layers=(2, 4, 6, 8))
     trace = replace(trace, header=replace(trace.header, draft=own, draft_sha256=TARGET_SHA256))
-    write_trace(tmp_path / "trace.npz", trace, provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", trace, provenance())
     with pytest.raises(UserInputError, match=r"--draft-vocab 512: a self-draft answers through the head of its target"):
         make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", draft_vocab=512))
 
 
 def test_profiles_of_a_whole_head_are_refused_but_a_fit_prices_the_reduced_one(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     target = write_profile(tmp_path / "target.latency.json", target_profile())
     draft = write_profile(tmp_path / "draft.latency.json", draft_profile())
     fit = tmp_path / "cpu.fit.json"
-    write_latency_fit(fit, made_up_fit(), provenance())
+    FIT_FILE.write(fit, made_up_fit(), provenance())
     asked = replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", profiles=(target, draft), draft_vocab=512)
     with pytest.raises(UserInputError, match=r"--draft-vocab 512: profiles hold exit checks of a head that says every token"):
         make_plan(asked)
@@ -207,4 +186,4 @@ def test_the_design_s_text_tells_the_head(capsys: pytest.CaptureFixture[str]) ->
     assert main_plan([*question, "--draft-vocab", "32000"]) == 0
     text = capsys.readouterr().out
     assert "\nhead    32000 of 128256 tokens\n" in text
-    assert "What the head saves went into the layers" in " ".join(text.split())
+    assert "The weights saved in the head went into the layers" in " ".join(text.split())

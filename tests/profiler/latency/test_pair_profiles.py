@@ -10,7 +10,7 @@ from calibrate.commands.plan_cli import main_plan
 from calibrate.planning.evidence import gather_evidence
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.passes import PASS_MODEL
 from profiler.commands.profile_cli import main_profile
 from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
@@ -30,7 +30,7 @@ def evidence(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def profile(evidence: Path, role: str) -> LatencyProfile:
-    return read_latency_profile(evidence / f"{role}.latency.json").record
+    return PROFILE_FILE.read(evidence / f"{role}.latency.json").record
 
 
 def test_each_file_of_a_pair_holds_the_passes_of_its_model_and_all_of_them(evidence: Path) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from perfmodel.core.errors import BadPolicy, Mismatch, UserInputError
-from perfmodel.core.files import write_record
 from perfmodel.core.provenance import make_provenance
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
-from perfmodel.results.plan import PLAN_SCHEMA, PLAN_VERSION, read_plan
+from perfmodel.results.plan import PLAN_FILE
 from s2d.prompts.conversation import Message, Prompt
 from s2d.prompts.text import continuation_text
 from s2d.running import run as run_module
@@ -55,7 +54,7 @@ def test_a_completion_is_the_targets_own_text_with_its_figures(model: Speculativ
 def test_the_policy_and_the_sampling_of_a_plan_apply(model: SpeculativeModel, plan_file: Callable[..., Path]) -> None:
     path = plan_file(sampling=NOISE)
     completions = [
-        model.generate("the cat", plan=plan, max_new_tokens=12) for plan in (path, str(path), read_plan(path).record)
+        model.generate("the cat", plan=plan, max_new_tokens=12) for plan in (path, str(path), PLAN_FILE.read(path).record)
     ]
     assert {completion.text for completion in completions} == {plain_text(model, "the cat", NOISE)}
     assert {completion.generation.policies[0] for completion in completions} == {POLICY}
@@ -133,13 +132,13 @@ def test_a_plan_runs_over_given_prompts(model: SpeculativeModel, plan_file: Call
     assert report.check is not None
     assert report.check.num_equal == 2
     assert report.measured is not None
-    assert report.plan_sha256 == read_plan(path).sha256
-    assert report.predicted == read_plan(path).record.chosen
+    assert report.plan_sha256 == PLAN_FILE.read(path).sha256
+    assert report.predicted == PLAN_FILE.read(path).record.chosen
     assert "tokens per round" in str(report)
 
 
 def test_a_plan_in_memory_runs_as_its_file_does(model: SpeculativeModel, plan_file: Callable[..., Path]) -> None:
-    plan = read_plan(plan_file()).record
+    plan = PLAN_FILE.read(plan_file()).record
     report = model.run(plan, prompts=["the cat"], max_new_tokens=8)
     assert report is not None
     assert (report.plan_sha256, report.plain_arm) == (None, None)
@@ -170,7 +169,7 @@ def test_the_examples_of_the_docstrings_run(
     plan_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load("ref-target-16", draft="ref-draft", device="cpu")
-    pair, plan = model.pair, read_plan(plan_file()).record
+    pair, plan = model.pair, PLAN_FILE.read(plan_file()).record
     ours = {
         "target": pair.target.geometry,
         "target_sha256": pair.target.sha256,
@@ -182,7 +181,7 @@ def test_the_examples_of_the_docstrings_run(
     }
     plan = replace(plan, **ours)
     monkeypatch.chdir(tmp_path)
-    write_record("plan.json", plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=make_provenance(argv=("test",)))
+    PLAN_FILE.write("plan.json", plan, make_provenance(argv=("test",)))
     examples = [
         test
         for module in (speculative_model, run_module)
