@@ -28,9 +28,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from adapting_orders import Order, order_table, summary
-from arms import evidence_of, job_of
-from common import finish, make_parser, one_thread
+from details.adapting_orders import Order, order_table, summary
+from shared.common import finish, make_parser, one_thread
+from shared.interleaved import evidence_of, job_of
 
 from calibrate.search.find_frontier import frontier_of, with_long_backlogs
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
@@ -49,7 +49,7 @@ from s2d.decoding.generate import Generation, Session
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy, PolicySelector
 from s2d.loading.model_folder import FAMILY_PROMPTS
-from s2d.running.run_report import summarise_adaptation
+from s2d.running.run_prompts import summarise_adaptation
 
 NAME = "adapting"
 SEED = 20261121

@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import common
-from arms import SAMPLINGS, evidence_of, job_of, workload_of
-from transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
+from shared import common
+from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
+from shared.transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import scenario_of
@@ -243,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
         draft = find_model(args.draft).as_posix()
         pair = load_pair(PairRequest(target=find_model(name).as_posix(), draft=draft, dtype="fp32", device="cpu", exits=exits))
         if plan is not None:
-            check_plan_fits(args.plan, plan, pair)
+            check_plan_fits(f"plan {str(args.plan)!r}", plan, pair)
         for sampling in samplings:
             print_err(f"{pair.label}, {sampling.label}")
             one = found_of(pair, sampling, size, plan, args.prompts or FAMILY_PROMPTS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import device_check
 import pytest
 import torch
-from gaps import STATED_GAP
+from shared.logit_gaps import STATED_GAP
 
 import s2d.model.check_kernels
 import s2d.model.cuda_graphs

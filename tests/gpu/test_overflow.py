@@ -20,7 +20,7 @@ from s2d.loading.load_model import LoadedModel
 from s2d.model.cache import Cache
 from s2d.model.decoder import Decoder
 from s2d.model.finite import NotFinite
-from s2d.running.run_report import logit_gaps
+from s2d.running.compare_outputs import logit_gaps
 from tests.gpu.conftest import profile_argv
 from tests.gpu.sessions import GATED, MAX_TOKENS, draft_on, settings_of, target_on
 from tests.profiler.conftest import Folders

@@ -20,7 +20,7 @@ from s2d.decoding.pair import PairRequest, load_pair
 from s2d.decoding.verify import make_verifier
 from s2d.model.choose_tokens import NoiseTable, new_noise_table
 from s2d.prompt_files.read import read_prompts
-from s2d.running.run_report import check_outputs
+from s2d.running.compare_outputs import compare_outputs
 from tests.profiler.conftest import EXITS, Folders
 
 SAMPLED = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=None, seed=3)
@@ -224,7 +224,7 @@ def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(
         asker.trace(prompt)
     assert sum(num_rows) == 0  # the table of the session serves the recording, and what is behind the mistakes
     num_rows.clear()
-    check = check_outputs(job.pair, job.prompts, SAMPLED, plain, plain)
+    check = compare_outputs(job.pair, job.prompts, SAMPLED, plain, plain)
     assert sum(num_rows) <= longest
     assert check.num_equal == len(job.prompts)
     assert check.worst_gap == pytest.approx(0, abs=1e-4)

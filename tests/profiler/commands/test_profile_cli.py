@@ -52,7 +52,7 @@ def test_caches_that_do_not_fit_end_the_command_before_any_pass(
     assert main_profile(arguments(folders, tmp_path / "evidence")) == 2
     refused = capsys.readouterr().err
     assert "target and draft need 135 MB of memory (libraries 134 MB, " in refused
-    assert "and cpu has 134 MB free. Give fewer --max-new-tokens or shorter prompts" in refused
+    assert "but cpu has 134 MB free. Give fewer --max-new-tokens or shorter prompts" in refused
 
 
 def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(

@@ -23,7 +23,8 @@ from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_FOLDER
 from s2d.loading.read_config import NUMBER_RANGES
 from s2d.model.finite import NotFinite, count_non_finite, is_finite
-from s2d.running.run_report import check_outputs, run_arms
+from s2d.running.compare_outputs import compare_outputs
+from s2d.running.run_prompts import run_arms
 from tests.s2d.conftest import run
 from tests.stubs import ROPES, TinySpec, tiny_llama
 
@@ -322,7 +323,7 @@ def test_two_texts_of_nan_are_never_called_equal(folders: Path, sampling: Sampli
         written = [session.generate(prompt.token_ids, settings) for _ in range(2)]
     assert written[0].tokens == written[1].tokens
     with pytest.raises(NotFinite, match="on prompt 'p'"):
-        check_outputs(pair, [prompt], sampling, written[:1], written[1:])
+        compare_outputs(pair, [prompt], sampling, written[:1], written[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -82,5 +82,5 @@ def test_a_plan_for_more_or_fewer_devices_is_refused(folders: Path, plan_file, c
     plan = plan_file(device=replace(device, num_devices=2))
     assert main_run(["--plan", str(plan), "--prompt", "the cat"]) == 2
     said = capsys.readouterr().err
-    assert f"was made for 2 x {device.device}, not for 1, a process for each. Run it with torchrun --nproc-per-node 2" in said
+    assert f"was made for 2 x {device.device}, not for 1, one for each process. Run it with torchrun --nproc-per-node 2" in said
     assert "to plan for 1, profile with s2d-profile." in said

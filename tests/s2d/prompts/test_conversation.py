@@ -16,7 +16,7 @@ from s2d.loading.memory import TextLimits
 from s2d.prompt_files.read import read_prompts
 from s2d.prompts.conversation import Conversation, Prompt
 from s2d.prompts.text import Stop, continuation_text
-from s2d.running.run_report import RunSettings
+from s2d.running.run_prompts import RunSettings
 from tests.s2d.conftest import folders_with, run
 from tests.s2d.prompts.kinds_of_tokenizers import KINDS
 
@@ -64,11 +64,6 @@ def pair_of(folders: Path, kind: str = "separate") -> Pair:
     )
 
 
-def request(stop: Stop | None = None, sampling: Sampling = GREEDY, max_new_tokens: int = NEW_TOKENS) -> RunSettings:
-    facts = {"plan_sha256": None, "policy": None, "check": False, "frontier": ()}
-    return RunSettings(sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, **facts)
-
-
 def conversations(pair: Pair, stop: Stop | None = None) -> ConversationEncoder:
     return ConversationEncoder(pair, max_new_tokens=NEW_TOKENS, stop=stop, special_tokens="parse")
 
@@ -76,7 +71,7 @@ def conversations(pair: Pair, stop: Stop | None = None) -> ConversationEncoder:
 def plain_text(pair: Pair, prompt: str, sampling: Sampling) -> tuple[int, str]:
     """Tokens of a prompt, and what the target alone writes after it."""
     [encoded] = encode_prompts(pair, [Prompt(name="p", category="c", text=prompt)], max_new_tokens=NEW_TOKENS)
-    settings = request(sampling=sampling).settings(None, pair.eos_token_id)
+    settings = RunSettings(policy=None, sampling=sampling, max_new_tokens=NEW_TOKENS).decoding(None, pair.eos_token_id)
     tokens = pair.session(160).generate(encoded.token_ids, settings).tokens
     return len(encoded.token_ids), continuation_text(pair.tokenizer, encoded.token_ids, tokens)
 
@@ -134,11 +129,11 @@ def test_a_conversation_goes_on_after_the_answers_that_are_kept(chat, folders: P
     capsys.readouterr()
     assert chat([QUESTION, TOLD]) == 0
     shown, talk = capsys.readouterr()
-    assert f"going on after 1 texts in {path}" in talk
+    assert f"continuing after 1 output in {path}" in talk
     assert "prompts   2 in 3 turns" in shown
     assert [line["text"] for line in texts_of(folders)] == [line["text"] for line in whole]
     assert chat([QUESTION, TOLD]) == 0
-    assert "nothing is left to run" in capsys.readouterr().err
+    assert "nothing to do" in capsys.readouterr().err
     path.write_text(json.dumps(whole[0] | {"text": "dog"}) + "\n", encoding="utf-8")
     assert chat([QUESTION]) == 0
     expected = plain_text(pair_of(folders), f"<user>{TURNS[0]}<assistant>dog<user>{TURNS[1]}<assistant>", GREEDY)
@@ -153,7 +148,7 @@ def test_a_conversation_that_outgrows_the_context_is_cut_short_and_all_else_is_f
         talk = capsys.readouterr().err
         assert "a conversation is cut short: prompt '81/2' has " in talk
         assert "tokens: expected 1 to 154, which with 6 new ones fill the context" in talk
-    assert "nothing is left to run" in talk
+    assert "nothing to do" in talk
 
 
 def test_caches_of_a_conversation_that_outgrows_them_are_checked_before_they_are_made(chat, folders: Path, monkeypatch) -> None:
