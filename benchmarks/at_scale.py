@@ -34,17 +34,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import Models, models_of
-from common import RESULTS, finish, make_parser, one_thread
-from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from scale_models import acceptance_of, draft_of, tiny
-from scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
-from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
+from details.scale_models import acceptance_of, draft_of, tiny
+from details.scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
+from shared.common import RESULTS, finish, make_parser, one_thread
+from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.interleaved import Models, models_of
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
 from calibrate.planning.make_plan import paper_policies
-from calibrate.search.scenario import scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import Mismatch, OutOfDomain, UserInputError
 from perfmodel.core.provenance import make_provenance
@@ -52,9 +52,9 @@ from perfmodel.core.units import MIB, Seconds
 from perfmodel.latency.lower_bound import MAX_CACHE_BYTES
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup
-from perfmodel.results.plan import Plan, read_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from profiler.commands.profile_inputs import TRACE_NAME
 from profiler.latency.kernel_trial import choose_kernels, recorded_kernels
 from profiler.latency.latency_files import LatencyFiles, pair_profiles
@@ -63,7 +63,7 @@ from profiler.latency.pass_log import PassLog
 from profiler.machine.machine_facts import DeviceFacts, device_facts
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import fitting_layers, random_pair, with_layers
-from s2d.loading.memory import PairPlacement, TextLimits, free_bytes_of
+from s2d.loading.memory import PairPlacement, TextLimits, free_device_bytes
 from s2d.model.torch_device import device_key, engine_for, use_device
 
 NAME = "at_scale"
@@ -96,16 +96,16 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
     """
     if path is None:
         return None
-    plan = read_plan(path).record
+    plan = PLAN_FILE.read(path).record
     if plan.target.name != target.name:
         fix = "Give the target it was made for, or another plan"
         raise Mismatch(f"plan {str(path)!r}", made_for=plan.target.name, given=target.name, fix=fix)
     return plan
 
 
-def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, ExitPolicy | None]:
+def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Policy | None]:
     """What is measured: policies searched on some texts beside plain decoding; one that comes twice is measured once."""
-    found, paper = search([scenario_of(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
+    found, paper = search([Scenario(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
     wanted = {
         PLAIN: None,
         PLAN: plan.chosen.policy if plan else found.chosen.policy,
@@ -117,7 +117,7 @@ def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Ex
     return {name: policy for name, policy in wanted.items() if by_policy[policy] == name}
 
 
-def trace_for(trace: AcceptanceTrace, pair: ModelPair) -> AcceptanceTrace:
+def trace_for(trace: Trace, pair: ModelPair) -> Trace:
     """The acceptance that a pair was run with, as a trace of that pair.
 
     A published trace names no weights. It still names none here, because a plan calls acceptance *traced* only where it does.
@@ -134,7 +134,7 @@ def write_evidence(found: Found, folder: Path, facts: DeviceFacts) -> tuple[Path
     provenance = make_provenance(
         device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=SEED, inputs=inputs
     )
-    write_trace(folder / TRACE_NAME, trace_for(found.trace, found.pair), provenance)
+    TRACE_FILE.write(folder / TRACE_NAME, trace_for(found.trace, found.pair), provenance)
     if not len(found.log):
         return (folder / TRACE_NAME,)
     sampling = found.trace.header.sampling
@@ -155,7 +155,7 @@ def layers_of(asked: str | None, models: PairPlacement, text: TextLimits) -> int
             raise UserInputError(f"--layers {asked}: expected a number of layers, or fit: as many as the device holds.")
         return int(asked)
     # Where not one layer fits, the whole target is refused with its reasons.
-    return fitting_layers(models, text, free_bytes_of(models.device)) or None
+    return fitting_layers(models, text, free_device_bytes(models.device)) or None
 
 
 def found_of(args: argparse.Namespace) -> Found:
@@ -186,22 +186,12 @@ def found_of(args: argparse.Namespace) -> Found:
     models = PairPlacement(target=target, draft=draft, dtype=args.dtype, device=device, engine=engine)
     cut = with_layers(target, layers_of(args.layers, models, text))
     draft = replace(draft, model=cut) if draft.kind == "self" else draft
-    pair = random_pair(
-        cut,
-        draft,
-        args.dtype,
-        args.device,
-        engine=engine,
-        kernels=chosen.kernels,
-        max_tokens=max_tokens,
-        seed=SEED,
-        num_noise_tables=text.num_noise_tables,
-    )
+    pair = random_pair(replace(models, target=cut, draft=draft), text, kernels=chosen.kernels, seed=SEED)
     print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}, {engine}")
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling
     turns = turns_of(session, calibration, log, seed=SEED)
-    policies: dict[str, ExitPolicy | None] = {PLAIN: None}
+    policies: dict[str, Policy | None] = {PLAIN: None}
     if not args.plain_only:
         print_err(f"pass times, {args.budget:g} s")
         measure_latency(turns, args.budget)

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import torch
-from common import median
 from device_check import RANDOM_TARGET
+from shared.common import median
 from torch import Tensor
 
 from perfmodel.core.units import Bytes, Seconds
@@ -42,7 +42,7 @@ def product_seconds(
             for matrix in matrices:
                 torch.mm(x, matrix, out=out)
 
-        launch, taken = launcher.launch_of(multiply), []
+        launch, taken = launcher.capture(multiply), []
         for _ in range(TURNS):
             launch()  # keeps the device busy while the host launches what is timed
             clock.start()

@@ -26,25 +26,25 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
-from common import finish, make_parser, one_thread
-from configurations import configurations
-from contenders import Contender, PairResult, measured_of, measured_plain, result_of, result_table
+from details.regret_arms import Contender, PairResult, measured_of, measured_plain, result_of, result_table
+from shared.common import finish, make_parser, one_thread
+from shared.configurations import configurations
+from shared.interleaved import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import price_of, scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import SearchResult, search
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.units import Seconds
-from perfmodel.policies.policy import ExitPolicy, FixedLength, HeuristicLength
+from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import Sampling
-from perfmodel.replay.replay import Price, replay_many
+from perfmodel.replay.replay import replay_batch
 from profiler.latency.profiling_job import Job
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, load_pair
-from s2d.loading.exits import named_exits
+from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "regret"
@@ -88,34 +88,32 @@ QUICK = Size(
 )
 
 
-def best_fixed_lengths(trace: AcceptanceTrace, price: Price) -> list[ExitPolicy]:
+def best_fixed_lengths(trace: Trace, models: Models) -> list[Policy]:
     """Every exit alone at its best predicted length."""
     best = []
     for layer in trace.header.draft.exit_layers:
-        lengths = [FixedLength(draft_cap=cap) for cap in range(1, MAX_DRAFT_TOKENS + 1)]
-        alone = [ExitPolicy(exit_layers=(layer,), thresholds=(), confidence="max-prob", length=one) for one in lengths]
-        batch = replay_many(trace, alone)
-        best.append(alone[int((batch.num_tokens / batch.seconds(price)).argmax())])
+        alone = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
+        batch = replay_batch(trace, alone)
+        best.append(alone[int((batch.num_tokens / batch.seconds(*models)).argmax())])
     return best
 
 
-def published_thresholds(trace: AcceptanceTrace) -> ExitPolicy:
+def published_thresholds(trace: Trace) -> Policy:
     """All exits at .5 and +2/-1 from 5, as published but for the cap: passes of longer drafts are not measured."""
     layers = trace.header.draft.exit_layers
-    rule = HeuristicLength(start=5, draft_cap=MAX_DRAFT_TOKENS)
-    return ExitPolicy(exit_layers=layers, thresholds=(0.5,) * (len(layers) - 1), confidence="max-prob", length=rule)
+    thresholds = (0.5,) * (len(layers) - 1)
+    return Policy(exits=layers, thresholds=thresholds, tokens=MAX_DRAFT_TOKENS, stop=HeuristicLength(start=5))
 
 
-def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
+def contenders(trace: Trace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
     """What the search found, and every configuration to measure, each once."""
-    price = price_of(*models)
-    found = search([scenario_of(trace, *models)])
+    found = search([Scenario(trace, *models)])
     named = [("searched", one.policy) for one in found.families]
     named.append(("published thresholds", published_thresholds(trace)))
-    named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, price)]
+    named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, models)]
     named += [("other", policy) for policy in islice(configurations(trace, SEED), size.num_others)]
-    batch = replay_many(trace, [policy for _, policy in named])
-    rates = batch.num_tokens / batch.seconds(price)
+    batch = replay_batch(trace, [policy for _, policy in named])
+    rates = batch.num_tokens / batch.seconds(*models)
     plain_rate = found.families[0].merit
     listed = [
         Contender(name=name, policy=policy, predicted_tokens_per_s=rate or None, predicted=rate / plain_rate if rate else None)
@@ -125,7 +123,7 @@ def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[Sear
     return found, list({one.policy: one for one in listed}.values())
 
 
-def measured_arms(job: Job, policies: Sequence[ExitPolicy], num_repeats: int) -> list[tuple[Arm, Arm]]:
+def measured_arms(job: Job, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
     """Plain and speculative arms of every policy."""
     session, rng = job.session(), np.random.default_rng(SEED)
     arms = warmed_up(job, session, policies)
@@ -156,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
     pairs = [
-        load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits))
+        load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
         for target in args.target or size.targets
     ]
     results = [result_of_pair(pair, sampling, size, prompts) for pair in pairs for sampling in size.samplings]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.commands.plan_cli import main_compare, main_plan
-from perfmodel.results.plan import read_plan
-from perfmodel.results.report import read_report
+from calibrate.commands.compare_cli import main_compare
+from calibrate.commands.plan_cli import main_plan
+from perfmodel.results.plan import PLAN_FILE
+from perfmodel.results.report import REPORT_FILE
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.run_cli import main_run
 from tests.profiler.conftest import write_pair
@@ -19,7 +20,7 @@ TARGET = TinySpec(num_layers=6)
 @pytest.mark.parametrize(
     ("draft", "exits", "label"),
     [
-        ("draft", None, "exits 4 (full depth: the folder names none)"),
+        ("draft", None, "exits 4 (full depth: no s2d.json)"),
         ("draft", "1,3", "exits 1/3 (--exits)"),
         ("self", "2,4", "exits 2/4 (--exits)"),
     ],
@@ -42,7 +43,7 @@ def test_any_model_is_profiled_planned_run_and_compared_as_a_draft(
     profiles = [word for path in sorted(out.glob("*.latency.json")) for word in ("--profile", str(path))]
     assert main_plan([*profiles, "--trace", str(out / "trace.npz"), *models[2:], "-o", str(plan)]) == 0
     layers = tuple(map(int, (exits or "4").split(",")))
-    assert read_plan(plan).record.draft.exit_layers == layers
+    assert PLAN_FILE.read(plan).record.draft.exit_layers == layers
     capsys.readouterr()
 
     with_policy = _drafting(plan, layers)
@@ -50,7 +51,7 @@ def test_any_model_is_profiled_planned_run_and_compared_as_a_draft(
     shown = capsys.readouterr().out
     assert f"exits {'/'.join(map(str, layers))} (the plan)" in shown
     assert "2 of 2 outputs equal the plain target's" in shown
-    record = read_report(report).record
+    record = REPORT_FILE.read(report).record
     assert record.draft.exit_layers == layers
     assert sum(run.rounds.num_drafted for run in record.plan_arm.runs) > 0
     assert main_compare(["--plan", str(with_policy), "--report", str(report)]) == 0
@@ -60,10 +61,11 @@ def _drafting(path: Path, layers: tuple[int, ...]) -> Path:
     """The same plan with a policy that looks at every exit, whether or not that is fast."""
     raw = json.loads(path.read_text())
     policy = {
-        "exit_layers": layers,
+        "exits": layers,
         "thresholds": [0.5] * (len(layers) - 1),
+        "tokens": 2,
+        "stop": None,
         "confidence": "max-prob",
-        "length": {"kind": "fixed-length", "draft_cap": 2},
         "runs_ahead": False,
         "catches_up_at_once": False,
     }

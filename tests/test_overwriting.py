@@ -13,7 +13,8 @@ import pytest
 from perfmodel.core.console import add_verbose_flag, make_parser, run_command
 from perfmodel.core.overwriting import MODEL_FILES, OutputFolder, check_outputs, output_file
 from profiler.commands.profile_cli import main_profile
-from s2d.commands.run_cli import main_run, main_train
+from s2d.commands.run_cli import main_run
+from s2d.commands.train_cli import main_train
 from s2d.loading.model_folder import FAMILY_FOLDER
 from tests.s2d.prompts.kinds_of_tokenizers import tokenizer_of
 from tests.stubs import TinySpec, tiny_llama
@@ -72,11 +73,15 @@ def actions_of(command: str, monkeypatch: pytest.MonkeyPatch) -> list[argparse.A
         patch.setattr(argparse.ArgumentParser, "parse_args", spy)
         assert main([*verb, "--help"]) == 0
     [parser] = seen
+    actions = []
     for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            assert set(action.choices) == {one for (one,) in VERBS[parser.prog]}, "a verb is missing in VERBS"
+        if not isinstance(action, argparse._SubParsersAction):
+            actions.append(action)
+            continue
+        assert set(action.choices) == {name for names in VERBS[parser.prog] for name in names}, "a verb is missing in VERBS"
+        if verb:
             return action.choices[verb[0]]._actions
-    return parser._actions
+    return actions
 
 
 def is_output(action: argparse.Action) -> bool:

@@ -16,10 +16,9 @@ from perfmodel.core.stats import INTERVAL_FRAC
 from perfmodel.core.units import Seconds
 from perfmodel.latency.lower_bound import check_profile
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.flops_bytes import setting_of
 from perfmodel.passes.latency_law import FitDomain, LatencyFit
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
-from perfmodel.passes.passes import PREFILL_KINDS, PassKind, graph_width
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
+from perfmodel.passes.passes import PREFILL_KINDS, PassKind, PassSamples, graph_width
 from perfmodel.passes.pauses import without_pauses
 
 _Sample: TypeAlias = tuple[int, int, Seconds]  # cached tokens, rows, seconds
@@ -36,7 +35,7 @@ def fit_profiles(paths: Sequence[Path]) -> tuple[LatencyFit, dict[str, str]]:
         Mismatch: they are of different devices, dtypes or engines.
         UserInputError: hardly any passes.
     """
-    stored = {path.name: read_latency_profile(path) for path in paths}
+    stored = {path.name: PROFILE_FILE.read(path) for path in paths}
     for name, one in stored.items():
         warn_of_pauses(name, one.record)
     return fit_latency([one.record for one in stored.values()]), {name: one.sha256 for name, one in stored.items()}
@@ -77,11 +76,9 @@ def observe(profile: LatencyProfile) -> Iterator[Observation]:
 
     But for passes that ran ahead: how much of a wait they hide, no term of a law says.
     """
-    setting = replace(setting_of(profile), pads_rows=profile.pads_rows)
+    setting = replace(profile.setting, pads_rows=profile.pads_rows)
     shapes: dict[tuple[PassKind, int, bool, int], list[_Sample]] = defaultdict(list)
-    samples = without_pauses(profile.samples)
-    columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
-    for kind, stage, rows, cached, seconds in columns:
+    for kind, stage, rows, cached, _, seconds in without_pauses(profile.samples):
         if kind == "ahead":
             continue
         width = graph_width(rows) if profile.pads_rows else None
@@ -133,8 +130,8 @@ def _domain(profiles: Sequence[LatencyProfile], observations: Sequence[Observati
     layered = [one.work for one in observations if one.work.num_layers]
     if not layered:
         raise UserInputError("a latency fit needs passes through layers, got none. Profile with s2d-profile latency.")
-    samples = [profile.samples for profile in profiles]
-    widths = [rows for one in samples for kind, rows in zip(one.kind, one.rows, strict=True) if kind not in PREFILL_KINDS]
+    samples = PassSamples.concat(profile.samples for profile in profiles)
+    widths = [sample.rows for sample in samples if sample.kind not in PREFILL_KINDS]
     layer_bytes = [work.weight_bytes / work.num_layers for work in layered]
     return FitDomain(
         min_layer_weight_bytes=min(layer_bytes),

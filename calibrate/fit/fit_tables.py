@@ -32,17 +32,17 @@ from calibrate.fit.fit_law import (
     pooled,
 )
 from perfmodel.core.disk import read_whole
-from perfmodel.core.errors import BadFile, BelowLowerBound, UnknownName
+from perfmodel.core.errors import BadFile, UnknownName
 from perfmodel.core.stats import INTERVAL_FRAC
-from perfmodel.core.units import Seconds, format_frac, format_seconds
+from perfmodel.core.units import Seconds, format_frac
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import Hardware
-from perfmodel.latency.lower_bound import light
+from perfmodel.latency.lower_bound import work_lower_bound
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.flops_bytes import PassWork, layers_weights, layers_work, matrix_flops, round_work
+from perfmodel.passes.flops_bytes import PassSetting, PassWork, matrix_flops
 from perfmodel.passes.latency_law import FitDomain, LatencyFit, Law
 from perfmodel.quantisation.weight_format import plain_format
 
@@ -169,10 +169,8 @@ def layer_observations(path: Path, gpu: str) -> Iterator[Observation]:
         model, degree = find_model(TABLE_MODELS[line.text("model")]), line.count("tensor_parallel")
         work = _kernel_work(model, rows=line.count("rows"), num_devices=degree)
         seconds = sum(line.seconds(f"{operator}_s") for operator in LAYER_OPERATORS)
-        limit = light(work, 0, hardware, plain_format(TABLE_DTYPE))
-        if seconds < limit.refused_below_s:
-            what = f"line {line.number} of {path.name}, a layer of {model.name}"
-            raise BelowLowerBound(what, given=format_seconds(seconds), least=f"on {hardware.name} {limit.text}", fix=_FIX)
+        subject = f"line {line.number} of {path.name}, a layer of {model.name}"
+        work_lower_bound(work, 0, hardware, plain_format(TABLE_DTYPE)).check(seconds, subject, hardware.name, fix=_FIX)
         yield Observation(
             group=f"{model.name} / {degree}",
             work=work,
@@ -189,7 +187,7 @@ def all_reduce_observations(path: Path, gpu: str) -> Iterator[Observation]:
             sent_bytes = 2 * (num_gpus - 1) / num_gpus * line.count("size")
             yield Observation(
                 group=f"{num_gpus} GPUs",
-                work=replace(round_work(0), num_rounds=0, num_all_reduces=1, link_bytes=sent_bytes),
+                work=PassWork(num_all_reduces=1, link_bytes=sent_bytes),
                 cached_tokens=0.0,
                 max_cached_tokens=0,
                 seconds=line.seconds("all_reduce_s"),
@@ -198,9 +196,9 @@ def all_reduce_observations(path: Path, gpu: str) -> Iterator[Observation]:
 
 def _kernel_work(model: ModelGeometry, *, rows: int, num_devices: int) -> PassWork:
     """A layer's work on one of several devices, without all-reduces and attention, which are timed apart."""
-    weights = plain_format(TABLE_DTYPE)
-    work = layers_work(model, num_layers=1, head_rows=0, rows=rows, batch=1, num_devices=num_devices, weights=weights)
-    flops = matrix_flops(layers_weights(model, 1), rows) / num_devices
+    setting = PassSetting(model=model, weights=plain_format(TABLE_DTYPE), num_devices=num_devices)
+    work = setting.layers_work(1, rows=rows)
+    flops = matrix_flops(model.layer_params, rows) / num_devices
     return replace(work, num_passes=0, layer_flops=flops, num_all_reduces=0, link_bytes=0.0)
 
 

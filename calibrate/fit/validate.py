@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 import perfmodel
 from calibrate.inputs.load_acceptance import load_acceptance, shipped_path
-from calibrate.inputs.published_acceptance import DRAFT, HEURISTIC
+from calibrate.inputs.published_acceptance import DRAFT, PUBLISHED_LENGTH, PUBLISHED_TOKENS
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.make_plan import price_candidates
 from calibrate.pricing.datasheet_pricing import price_by_datasheet
@@ -19,14 +19,14 @@ from perfmodel.core.units import Seconds, Tokens, TokensPerS
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.latency.latency_model import RooflineLatency
-from perfmodel.latency.lower_bound import check_pass, pass_light
+from perfmodel.latency.lower_bound import check_pass, pass_lower_bound
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import PassSetting
-from perfmodel.passes.passes import PassKind, PassShape
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.passes.passes import PassShape
+from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
 from perfmodel.quantisation.weight_schemes import PLAIN, Scheme, fractional_scheme, integer_scheme
@@ -81,9 +81,9 @@ def published_points() -> Iterator[PublishedPoint]:
         hardware, num_devices = find_hardware(row["device"]), int(row["num_devices"])
         model, context_tokens = find_model(row["model"]), int(row["context_tokens"])
         weights = published_format(row["weights"], model)
-        latency = RooflineLatency(model, (), hardware, weights, row["engine"], num_devices, context_tokens=context_tokens)
-        setting = PassSetting(model=model, exit_layers=(), weights=weights, batch=1, num_devices=num_devices)
-        least_s = _check_light(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
+        setting = PassSetting(model=model, weights=weights, num_devices=num_devices, context_tokens=context_tokens)
+        latency = RooflineLatency(setting, hardware, row["engine"])
+        least_s = _check_step(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
         yield PublishedPoint(
             model=model.name,
             device=hardware.name,
@@ -97,7 +97,7 @@ def published_points() -> Iterator[PublishedPoint]:
             published_tokens_per_s=float(row["tokens_per_s"]),
             predicted_tokens_per_s=1 / _step_s(latency, context_tokens),
             interval_frac=NORMAL_QUANTILE * latency.step_error_frac,
-            light_tokens_per_s=1 / least_s,
+            bound_tokens_per_s=1 / least_s,
         )
 
 
@@ -119,23 +119,21 @@ def published_format(name: str, model: ModelGeometry) -> WeightFormat:
     return format_by_module(name, model, lambda layer, module: layers, head=head, embedding=embedding)
 
 
-def _check_light(
+def _check_step(
     number: int, tokens_per_s: TokensPerS, setting: PassSetting, context_tokens: Tokens, hardware: Hardware
 ) -> Seconds:
-    """Refuse a line of the points whose step is faster than light; returns the least a step can take, no caches allowed for."""
-    what = f"line {number} of {POINTS.name}, {setting.model.name} on {setting.num_devices} x {hardware.name}"
+    """Refuse a published step below its lower bound; returns the bound with nothing kept in caches."""
+    source = f"line {number} of {POINTS.name}, {setting.model.name} on {setting.num_devices} x {hardware.name}"
     step = PassShape(kind="verify", stage=0, rows=1, cached_tokens=context_tokens)
     fix = "Hold model, device, number of devices and dtype against the source, or leave the point out"
-    check_pass(what, 1 / tokens_per_s, setting, step, hardware, fix=fix)
-    bound = pass_light(setting, step, hardware)
+    check_pass(1 / tokens_per_s, setting, step, hardware, source=source, fix=fix)
+    bound = pass_lower_bound(setting, step, hardware)
     return max(bound.read_bytes / bound.bytes_per_s, bound.compute_s)
 
 
 def _step_s(latency: RooflineLatency, context_tokens: int) -> Seconds:
     """One token of plain decoding: a verify of one row and a round."""
-    shapes: tuple[tuple[PassKind, int], ...] = (("verify", 1), ("round", 0))
-    lines = [latency.affine(kind, 0, rows) for kind, rows in shapes]
-    return sum(base_s + per_token_s * context_tokens for base_s, per_token_s in lines)
+    return latency.line("verify", 0, 1).at(context_tokens) + latency.line("round", 0, 0).at(context_tokens)
 
 
 def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
@@ -150,7 +148,7 @@ def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
                 mape_frac=sum(map(abs, errors)) / len(errors),
                 mean_error_frac=sum(errors) / len(errors),
                 covered_frac=sum(point.is_covered for point in held_out) / len(held_out),
-                light_mean_error_frac=sum(point.light_error_frac for point in held_out) / len(held_out),
+                bound_mean_error_frac=sum(point.bound_error_frac for point in held_out) / len(held_out),
             )
 
 
@@ -162,11 +160,11 @@ def explained(device: str, engine: EngineMode) -> Explanation:
         acceptance = load_acceptance(shipped_path(DRAFT, row["target"]), "all")
         context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
         pricing = price_by_datasheet(acceptance.trace.header, request, context_tokens=context_tokens)
-        policy = ExitPolicy(
-            exit_layers=tuple(map(int, row["exit_layers"].split("/"))),
+        policy = Policy(
+            exits=tuple(map(int, row["exit_layers"].split("/"))),
             thresholds=tuple(map(float, filter(None, row["thresholds"].split("/")))),
-            confidence="max-prob",
-            length=HEURISTIC,
+            tokens=PUBLISHED_TOKENS,
+            stop=PUBLISHED_LENGTH,
         )
         [predicted] = price_candidates({"published": policy}, acceptance.trace, pricing)
         speedups.append(

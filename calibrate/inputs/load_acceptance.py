@@ -8,13 +8,13 @@ from pathlib import Path
 
 import perfmodel
 from perfmodel.acceptance.splits import Split, half_of
-from perfmodel.acceptance.trace import AcceptanceTrace, read_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
 from perfmodel.models.config_file import name_of_folder
 from perfmodel.models.find_model import find_draft
-from perfmodel.models.geometry import SELF_DRAFT, ModelGeometry
+from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT, ModelGeometry
 from perfmodel.results.plan import Evidence, EvidenceLevel
 
 EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
@@ -23,7 +23,6 @@ EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
 DEFAULT_PROMPT_TOKENS: Tokens = 512
 DEFAULT_OUTPUT_TOKENS: Tokens = 256
 
-REFERENCE_PREFIX = "ref-"
 _SEPARATOR = "--"
 
 
@@ -31,7 +30,7 @@ _SEPARATOR = "--"
 class Acceptance:
     """A trace, what it is worth, and the prompt and output lengths it stands for."""
 
-    trace: AcceptanceTrace
+    trace: Trace
     evidence: Evidence
     prompt_tokens: Tokens
     """The mean over its prompts."""
@@ -110,7 +109,7 @@ def load_acceptance(path: Path, split: Split, category: str | None = None) -> Ac
         UnknownName: no prompt is of that category.
         UserInputError: no prompt is in that half.
     """
-    stored = read_trace(path)
+    stored = TRACE_FILE.read(path)
     trace = stored.record
     prompts = trace.header.prompts
     if category is not None and all(prompt.category != category for prompt in prompts):
@@ -135,7 +134,7 @@ def load_acceptance(path: Path, split: Split, category: str | None = None) -> Ac
     )
 
 
-def _evidence(trace: AcceptanceTrace, sha256: str, which: str) -> Evidence:
+def _evidence(trace: Trace, sha256: str, which: str) -> Evidence:
     header = trace.header
     positions, prompts = len(trace.target_token), len(header.prompts)
     of_all = f" ({which})" if which else ""

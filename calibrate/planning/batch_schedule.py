@@ -14,13 +14,13 @@ from functools import cache, partial
 
 from calibrate.pricing.datasheet_pricing import Pricing, memory_needed
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ExitPolicy, FixedLength
-from perfmodel.replay.replay import replay_many
+from perfmodel.policies.policy import Policy
+from perfmodel.replay.replay import replay_batch
 from perfmodel.results.plan import BatchPoint, BatchSchedule
 
 MAX_BATCH = 1024
@@ -41,7 +41,7 @@ class Option:
     tokens_per_round: float
 
 
-def batch_schedules(trace: AcceptanceTrace, pricing: Pricing, *, context_tokens: Tokens) -> tuple[BatchSchedule, ...]:
+def batch_schedules(trace: Trace, pricing: Pricing, *, context_tokens: Tokens) -> tuple[BatchSchedule, ...]:
     """Schedules at a context and at a long one; none where batches have no price."""
     if pricing.at_batch is None:
         return ()
@@ -65,7 +65,7 @@ def _at_context(
     return price(batch, context_tokens)
 
 
-def _fitting_batch(trace: AcceptanceTrace, pricing: Pricing, context_tokens: Tokens) -> int | None:
+def _fitting_batch(trace: Trace, pricing: Pricing, context_tokens: Tokens) -> int | None:
     """The most sequences whose caches fit beside the weights; the plan's own always does."""
     header, capacity_bytes = trace.header, pricing.memory.capacity_bytes
     if capacity_bytes is None:
@@ -108,7 +108,7 @@ def batch_schedule(
     )
 
 
-def _options(trace: AcceptanceTrace) -> Iterator[Option]:
+def _options(trace: Trace) -> Iterator[Option]:
     """Every exit at every length, with the tokens a round gives."""
     cells = [
         (stage, layer, length)
@@ -116,12 +116,9 @@ def _options(trace: AcceptanceTrace) -> Iterator[Option]:
         for length in range(1, MAX_DRAFT_TOKENS + 1)
     ]
     confidence = trace.header.confidence
-    batch = replay_many(
+    batch = replay_batch(
         trace,
-        [
-            ExitPolicy(exit_layers=(layer,), thresholds=(), confidence=confidence, length=FixedLength(draft_cap=length))
-            for _, layer, length in cells
-        ],
+        [Policy(exits=(layer,), tokens=length, confidence=confidence) for _, layer, length in cells],
     )
     rates = batch.num_tokens / batch.num_rounds
     for (stage, layer, length), rate in zip(cells, rates.tolist(), strict=True):
@@ -140,8 +137,7 @@ def _speedups(at_batch: AtBatch, batch: int, context_tokens: Tokens) -> Callable
     draft, target = at_batch(batch)
 
     def pass_s(model: LatencyModel, kind: PassKind, stage: int, rows: int) -> Seconds:
-        base_s, per_token_s = model.affine(kind, stage, rows)
-        return base_s + per_token_s * context_tokens
+        return model.line(kind, stage, rows).at(context_tokens)
 
     @cache
     def token_s(last: int) -> Seconds:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.next_measurement import ComparedFiles, Errors, next_step
-from calibrate.pricing.datasheet_pricing import PairWeights, Pricing, key_text, price_by_datasheet, same_device
+from calibrate.pricing.datasheet_pricing import PairWeights, Pricing, price_by_datasheet, same_device
 from calibrate.pricing.measured_pricing import price_by_profiles
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored
@@ -137,7 +137,7 @@ def _check(plan: Stored[Plan], report: Stored[RunReport]) -> Arm:
     planned = plan.record.device
     if replace(device, device="") != replace(planned, device="") or not same_device(device.device, planned.device):
         fix = "Profile the device of the run and plan again: a plan's seconds hold on its own device only"
-        raise Mismatch("the plan", made_for=key_text(planned), given=f"the run's {key_text(device)}", fix=fix)
+        raise Mismatch("the plan", made_for=planned.label, given=f"the run's {device.label}", fix=fix)
     if report.record.plain_arm is None or report.record.measured is None:
         fix = "Run the plan again with s2d-run --check, which decodes plainly beside it"
         if report.record.sampling.rule == "ratio":
@@ -194,7 +194,7 @@ def _pass_residuals(
     """
     residuals, samples = [], without_pauses(arm.samples)
     for kind in PASS_KINDS:
-        measured = [seconds for sample, seconds in zip(samples.kind, samples.seconds, strict=True) if sample == kind]
+        measured = [sample.seconds for sample in samples if sample.kind == kind]
         passes = num_passes(rounds, kind)
         if measured and kind in priced:
             measured_s = math.fsum(measured) / len(measured) * passes

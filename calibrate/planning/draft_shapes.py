@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from perfmodel.core.errors import UserInputError
-from perfmodel.core.units import Bytes, Seconds, Tokens, format_number
+from perfmodel.core.units import Bytes, Seconds, Tokens, format_bytes, format_number
 from perfmodel.hardware.hardware import Hardware
-from perfmodel.latency.latency_model import LatencyModel, RooflineLatency
+from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.dtypes import Dtype
-from perfmodel.models.geometry import ModelGeometry, with_reduced_head
-from perfmodel.passes.device_key import EngineMode
-from perfmodel.passes.flops_bytes import kv_bytes_per_token, kv_cache_bytes
-from perfmodel.passes.passes import PassKind
+from perfmodel.models.find_model import unpublished_note
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_reduced_head
+from perfmodel.passes.device_key import DeviceKey, EngineMode
+from perfmodel.passes.flops_bytes import PassSetting, kv_bytes_per_token, kv_cache_bytes
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
+from perfmodel.results.draft_shapes import DraftedTarget, DraftLength, DraftLengths, DraftShape, DraftShapes
 
 DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40)
 FFN_RATIOS = (Fraction(2), Fraction(8, 3), Fraction(29, 8), Fraction(5))
@@ -77,38 +78,8 @@ class DesignRequest:
         return self.draft_tokens + 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Design:
-    """One shape of a draft."""
-
-    geometry: ModelGeometry
-    token_s: Seconds
-    """To draft one token: all layers and the head."""
-    kv_bytes_per_token: Bytes
-    break_even_tokens: float
-    """Tokens per round, the target's own counted, at which it is as fast as plain decoding."""
-    over_fastest: float
-    """Tokens per round it needs for each that the fastest design gets."""
-    can_pay: bool
-    """Whether a round can yield more than the break-even."""
-    is_frontier: bool
-    """No design at least as deep is faster: what depth costs at its cheapest."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftRound:
-    """Rounds of one draft length by a given draft."""
-
-    draft_tokens: Tokens
-    round_s: Seconds
-    break_even_tokens: float
-    """Tokens per round, the target's own counted, at which it is as fast as plain decoding."""
-    can_pay: bool
-    """Whether a round can yield more than that."""
-
-
-def designs(request: DesignRequest) -> tuple[Design, ...]:
-    """Every shape of the size asked for, fastest first.
+def draft_shapes(request: DesignRequest) -> DraftShapes:
+    """Every shape of the requested size.
 
     Raises:
         UserInputError: no shape has that size, or no head so few or so many tokens.
@@ -122,9 +93,9 @@ def designs(request: DesignRequest) -> tuple[Design, ...]:
         )
     plain_s = plain_token_s(request)
     token_s = [draft_token_s(geometry, request) for geometry in geometries]
-    round_s = [_round_s(one, request) for one in token_s]
-    found = [
-        Design(
+    round_s = [_round_s(seconds, request) for seconds in token_s]
+    shapes = [
+        DraftShape(
             geometry=geometry,
             token_s=each_s,
             kv_bytes_per_token=round(kv_bytes_per_token(geometry, dtype_format(request.dtype, geometry))),
@@ -139,28 +110,79 @@ def designs(request: DesignRequest) -> tuple[Design, ...]:
         )
         for geometry, each_s, whole_s in zip(geometries, token_s, round_s, strict=True)
     ]
-    return tuple(sorted(found, key=lambda one: one.token_s))
+    return DraftShapes(
+        target=_drafted_target(request),
+        num_params=request.num_params,
+        draft_tokens=request.draft_tokens,
+        shapes=tuple(sorted(shapes, key=lambda shape: shape.token_s)),
+    )
 
 
-def draft_rounds(draft: ModelGeometry, request: DesignRequest, lengths: Iterable[Tokens]) -> tuple[DraftRound, ...]:
-    """Rounds of a given draft, by draft length.
+def draft_lengths(draft: DraftGeometry, request: DesignRequest, lengths: Iterable[Tokens]) -> DraftLengths:
+    """A given draft at several draft lengths.
 
     Args:
         draft: its real shape.
-        request: all but its size and length.
-        lengths: tokens drafted a round.
+        request: everything but its size and length.
+        lengths: tokens drafted per round.
     """
-    plain_s, token_s = plain_token_s(request), draft_token_s(draft, request)
-    requests = [replace(request, draft_tokens=length) for length in lengths]
-    return tuple(
-        DraftRound(
-            draft_tokens=one.draft_tokens,
-            round_s=_round_s(token_s, one),
-            break_even_tokens=_round_s(token_s, one) / plain_s,
-            can_pay=_round_s(token_s, one) / plain_s < one.max_round_tokens,
-        )
-        for one in requests
+    plain_s, token_s = plain_token_s(request), draft_token_s(draft.model, request)
+    priced = [(length, _round_s(token_s, replace(request, draft_tokens=length))) for length in lengths]
+    return DraftLengths(
+        target=_drafted_target(request),
+        draft=draft,
+        draft_weights=request.draft_weights(draft.model),
+        token_s=token_s,
+        lengths=tuple(
+            DraftLength(
+                draft_tokens=length,
+                round_s=round_s,
+                break_even_tokens=round_s / plain_s,
+                can_pay=round_s / plain_s < length + 1,
+            )
+            for length, round_s in priced
+        ),
+        notes=tuple(_draft_notes(draft, request)),
     )
+
+
+def _drafted_target(request: DesignRequest) -> DraftedTarget:
+    device = DeviceKey(
+        device=request.hardware.name,
+        num_devices=request.num_devices,
+        num_threads=None,
+        dtype=request.dtype,
+        engine=request.engine,
+    )
+    return DraftedTarget(
+        model=request.target,
+        weights=request.target_weights,
+        device=device,
+        context_tokens=request.context_tokens,
+        plain_token_s=plain_token_s(request),
+    )
+
+
+def _draft_notes(draft: DraftGeometry, request: DesignRequest) -> Iterator[str]:
+    """Reasons why a draft may not run with its target, and how to train one that is not published."""
+    model, target, memory_bytes = draft.model, request.target, request.hardware.memory_bytes
+    if model.vocab_size != target.vocab_size:
+        yield (
+            f"the draft's vocabulary has {model.vocab_size} tokens, the target's {target.vocab_size}. A draft needs the target's "
+            "tokenizer; only unused rows may differ"
+        )
+    if model.num_params >= target.num_params:
+        yield "the draft is not smaller than its target"
+    if request.context_tokens >= model.max_context_tokens:
+        yield f"the draft's context ends at {model.max_context_tokens} tokens"
+    needed_bytes = first_device_bytes(model, request)
+    if memory_bytes is not None and needed_bytes > memory_bytes:
+        yield (
+            f"the draft and its share of the target take {format_bytes(needed_bytes)}, and one {request.hardware.name} holds "
+            f"{format_bytes(memory_bytes)}. Give more --num-devices, a larger --device or a smaller --dtype"
+        )
+    if (note := unpublished_note(draft)) is not None:
+        yield note
 
 
 def plain_token_s(request: DesignRequest) -> Seconds:
@@ -175,17 +197,15 @@ def _round_s(token_s: Seconds, request: DesignRequest) -> Seconds:
 
 def _target_s(request: DesignRequest, *, drafted_tokens: Tokens) -> Seconds:
     """Seconds of a round without its drafting: verification and the host's bookkeeping."""
-    target = RooflineLatency(
-        request.target,
-        (),
-        request.hardware,
-        request.target_weights,
-        request.engine,
-        request.num_devices,
+    setting = PassSetting(
+        model=request.target,
+        weights=request.target_weights,
+        num_devices=request.num_devices,
         context_tokens=request.context_tokens,
     )
-    passes: tuple[tuple[PassKind, int], ...] = (("verify", drafted_tokens + 1), ("round", drafted_tokens))
-    return sum(_pass_s(target, kind, rows, request.context_tokens) for kind, rows in passes)
+    target = RooflineLatency(setting, request.hardware, request.engine)
+    verify, bookkeeping = target.line("verify", 0, drafted_tokens + 1), target.line("round", 0, drafted_tokens)
+    return verify.at(request.context_tokens) + bookkeeping.at(request.context_tokens)
 
 
 def first_device_bytes(draft: ModelGeometry, request: DesignRequest) -> Bytes:
@@ -199,25 +219,20 @@ def first_device_bytes(draft: ModelGeometry, request: DesignRequest) -> Bytes:
     )
 
 
-def token_s_by_depth(found: Iterable[Design]) -> dict[int, Seconds]:
+def token_s_by_depth(shapes: Iterable[DraftShape]) -> dict[int, Seconds]:
     """Seconds of a drafted token of the fastest design at every depth."""
     fastest: dict[int, Seconds] = {}
-    for one in found:
-        depth = one.geometry.num_layers
-        fastest[depth] = min(one.token_s, fastest.get(depth, one.token_s))
+    for shape in shapes:
+        depth = shape.geometry.num_layers
+        fastest[depth] = min(shape.token_s, fastest.get(depth, shape.token_s))
     return fastest
 
 
 def draft_token_s(geometry: ModelGeometry, request: DesignRequest) -> Seconds:
     """Seconds to draft one token on one device: one segment of all layers, and one exit."""
-    exits = (geometry.num_layers,)
-    latency = RooflineLatency(geometry, exits, request.hardware, request.draft_weights(geometry), request.engine)
-    return _pass_s(latency, "segment", 1, request.context_tokens) + _pass_s(latency, "exit", 1, request.context_tokens)
-
-
-def _pass_s(latency: LatencyModel, kind: PassKind, rows: int, context_tokens: Tokens) -> Seconds:
-    base_s, per_token_s = latency.affine(kind, 0, rows)
-    return base_s + per_token_s * context_tokens
+    setting = PassSetting(model=geometry, exit_layers=(geometry.num_layers,), weights=request.draft_weights(geometry))
+    latency = RooflineLatency(setting, request.hardware, request.engine)
+    return latency.line("segment", 0, 1).at(request.context_tokens) + latency.line("exit", 0, 1).at(request.context_tokens)
 
 
 def geometries_of(target: ModelGeometry, num_params: int, head_vocab_size: int | None) -> Iterator[ModelGeometry]:

@@ -9,19 +9,20 @@ from dataclasses import replace
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.batch_schedule import batch_schedules
 from calibrate.planning.evidence import gather_evidence
-from calibrate.planning.next_command import next_command
+from calibrate.planning.next_command import next_command, plan_notes
 from calibrate.pricing.datasheet_pricing import Pricing
 from calibrate.search.cross_validation import overfitting
-from calibrate.search.find_frontier import frontier_of
+from calibrate.search.find_frontier import find_frontier
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import price_of, scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.splits import document_of
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.policies.policy import ExitPolicy, HeuristicLength
+from perfmodel.models.find_model import release_note
+from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.replay.estimate import estimate
-from perfmodel.replay.replay import replay_by_prompt
+from perfmodel.replay.replay import replay_batch
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from perfmodel.results.plan import Candidate, Plan, Workload
 
@@ -34,7 +35,8 @@ DERIVED_NAME = "costs alone"
 """No threshold of it was searched."""
 
 PAPER_THRESHOLD = 0.5
-PAPER_LENGTH = HeuristicLength(start=5, draft_cap=64)
+PAPER_LENGTH = HeuristicLength(start=5)
+PAPER_TOKENS = 64
 """transformers' schedule, as the published S2D runs it; it has no cap, and no accepted run reported is longer than this."""
 
 
@@ -49,7 +51,7 @@ def make_plan(request: PlanRequest) -> Plan:
     context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
     chosen, runners_up = decide(acceptance.trace, pricing)
     is_traced = acceptance.evidence.level == "traced"
-    price, others = price_of(pricing.draft, pricing.target), [one.policy for one in runners_up]
+    scenario = Scenario(acceptance.trace, pricing.draft, pricing.target)
     schedules = batch_schedules(acceptance.trace, pricing, context_tokens=context_tokens)
     evidence = (*pricing.evidence, acceptance.evidence)
     workload = Workload(
@@ -72,29 +74,31 @@ def make_plan(request: PlanRequest) -> Plan:
         workload=workload,
         chosen=chosen,
         runners_up=runners_up,
-        frontier=frontier_of(acceptance.trace, price, chosen.policy, others) if is_traced else (),
+        frontier=find_frontier(scenario, chosen.policy, [candidate.policy for candidate in runners_up]) if is_traced else (),
         batch_schedules=schedules,
-        overfitting=overfitting(scenario_of(acceptance.trace, pricing.draft, pricing.target)) if is_traced else None,
+        overfitting=overfitting(scenario) if is_traced else None,
         memory=pricing.memory,
         evidence=evidence,
         next_command="",
     )
-    return replace(plan, next_command=next_command(plan))
+    release = None if request.target is None else release_note(request.target, plan.target)
+    notes = (*(() if release is None else (release,)), *plan_notes(plan))
+    return replace(plan, next_command=next_command(plan), notes=notes)
 
 
-def decide(trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
+def decide(trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
     """The best configuration, and what it was held against, fastest first."""
-    searched = search([scenario_of(trace, pricing.draft, pricing.target)])
+    searched = search([Scenario(trace, pricing.draft, pricing.target)])
     policies = {PLAN_NAME: searched.chosen.policy, PLAIN_NAME: None}
-    policies |= {f"exit {policy.exit_layers[0]}": policy for policy in searched.single_exits}
-    if searched.derived is not None:
-        policies[DERIVED_NAME] = searched.derived
+    policies |= {f"exit {policy.exits[0]}": policy for policy in searched.single_exits}
+    if searched.optimal_stopping is not None:
+        policies[DERIVED_NAME] = searched.optimal_stopping
     chosen, *found = price_candidates(policies, trace, pricing)
     found += price_paper(trace, pricing)
     return chosen, tuple(sorted(found, key=lambda one: one.speedup.tokens_per_s, reverse=True))
 
 
-def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> Sequence[Candidate]:
+def price_paper(trace: Trace, pricing: Pricing) -> Sequence[Candidate]:
     """The paper's policy, with the longest drafts that the latency evidence covers; a warning says so if it covers none."""
     uncovered = None
     for policy in paper_policies(trace):
@@ -107,9 +111,7 @@ def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> Sequence[Candidate]
     return ()
 
 
-def price_candidates(
-    policies: Mapping[str, ExitPolicy | None], trace: AcceptanceTrace, pricing: Pricing
-) -> tuple[Candidate, ...]:
+def price_candidates(policies: Mapping[str, Policy | None], trace: Trace, pricing: Pricing) -> tuple[Candidate, ...]:
     """Configurations, replayed and priced.
 
     Args:
@@ -132,16 +134,14 @@ def price_candidates(
     )
 
 
-def rounds_by_document(
-    trace: AcceptanceTrace, policies: Iterable[ExitPolicy | None]
-) -> dict[ExitPolicy | None, list[RoundStats]]:
+def rounds_by_document(trace: Trace, policies: Iterable[Policy | None]) -> dict[Policy | None, list[RoundStats]]:
     """The replayed rounds of every document that prompts were cut from, by policy.
 
     What an interval draws must be independent, and prompts of one document are not: they are accepted alike.
     """
     different = list(dict.fromkeys(policies))
     names = [document_of(prompt.name) for prompt in trace.header.prompts]
-    replayed = iter(replay_by_prompt(trace, different).stats())
+    replayed = iter(replay_batch(trace, different, by_prompt=True).stats())
     found = {}
     for policy in different:
         grouped: dict[str, list[RoundStats]] = {}
@@ -151,7 +151,7 @@ def rounds_by_document(
     return found
 
 
-def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:
+def paper_policies(trace: Trace) -> list[Policy]:
     """All exits at .5 with the +2/-1 length, as published and with the cap of the search, for profiles of short drafts.
 
     None where there is one exit only, or another confidence.
@@ -160,6 +160,5 @@ def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:
     if len(layers) < 2 or trace.header.confidence != "max-prob":
         return []
     thresholds = (PAPER_THRESHOLD,) * (len(layers) - 1)
-    caps = (PAPER_LENGTH.draft_cap, MAX_DRAFT_TOKENS)
-    lengths = [replace(PAPER_LENGTH, draft_cap=cap) for cap in caps]
-    return [ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length) for length in lengths]
+    caps = (PAPER_TOKENS, MAX_DRAFT_TOKENS)
+    return [Policy(exits=layers, thresholds=thresholds, tokens=cap, stop=PAPER_LENGTH) for cap in caps]

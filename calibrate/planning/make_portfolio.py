@@ -17,14 +17,16 @@ from calibrate.planning.evidence import gather_acceptance, gather_evidence
 from calibrate.planning.make_plan import price_candidates
 from calibrate.pricing.datasheet_pricing import Pricing
 from calibrate.pricing.measured_pricing import profiles_of
-from calibrate.search.cross_validation import halves_of, log_speedups
-from calibrate.search.scenario import Scenario, scenario_of
+from calibrate.search.cross_validation import log_speedups, split_halves
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Bytes
+from perfmodel.models.find_model import unpublished_note
 from perfmodel.models.geometry import DraftGeometry
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.weight_format import WeightFormat, layers_bytes, model_weight_bytes
+from perfmodel.results.plan_text import is_published
 from perfmodel.results.portfolio import CHOICES, Choice, HeldOut, Part, Portfolio
 
 
@@ -38,7 +40,7 @@ class _Place:
 
     @property
     def case(self) -> Scenario:
-        return scenario_of(self.acceptance.trace, self.pricing.draft, self.pricing.target)
+        return Scenario(self.acceptance.trace, self.pricing.draft, self.pricing.target)
 
 
 def by_target(requests: Sequence[PlanRequest]) -> Portfolio:
@@ -139,8 +141,9 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
         _part(place, {choice: policies[number] for choice, policies in found.items()}) for number, place in enumerate(places)
     )
     draft = places[0].acceptance.trace.header.draft
-    exits = {part.single.policy.exit_layers[0] for part in parts if part.single.policy}
+    exits = {part.single.policy.exits[0] for part in parts if part.single.policy}
     weights = places[0].pricing.weights.draft
+    note = unpublished_note(draft) if is_published(parts[0].evidence) else None
     return Portfolio(
         of=of,
         draft=draft,
@@ -150,10 +153,12 @@ def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -
         held_out=held_out_choices(cases),
         nested_draft_bytes=_weights_bytes(draft, draft.exit_layers[-1], weights),
         single_drafts_bytes=sum(_weights_bytes(draft, layer, weights) for layer in exits),
+        next_command="",
+        notes=() if note is None else (note,),
     )
 
 
-def _choose(cases: Sequence[Scenario]) -> dict[Choice, list[ExitPolicy | None]]:
+def _choose(cases: Sequence[Scenario]) -> dict[Choice, list[Policy | None]]:
     """The policy of every case under every choice."""
     own = [search([case]) for case in cases]
     common, robust = search(cases, "mean").chosen.policy, search(cases, "worst").chosen.policy
@@ -167,7 +172,7 @@ def _choose(cases: Sequence[Scenario]) -> dict[Choice, list[ExitPolicy | None]]:
 
 def held_out_choices(cases: Sequence[Scenario]) -> HeldOut | None:
     """What the choices come to on the half of the prompts that they were not made on; None where a half would be empty."""
-    halves = halves_of(cases)
+    halves = split_halves(cases)
     if halves is None:
         return None
     logs: dict[Choice, list[float]] = {choice: [] for choice in CHOICES}
@@ -179,7 +184,7 @@ def held_out_choices(cases: Sequence[Scenario]) -> HeldOut | None:
     return HeldOut(**{choice: math.exp(math.fsum(found) / len(found)) for choice, found in logs.items()})
 
 
-def _part(place: _Place, policies: Mapping[Choice, ExitPolicy | None]) -> Part:
+def _part(place: _Place, policies: Mapping[Choice, Policy | None]) -> Part:
     trace, pricing = place.acceptance.trace, place.pricing
     own, single, common, robust = price_candidates({choice: policies[choice] for choice in CHOICES}, trace, pricing)
     return Part(

@@ -11,18 +11,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrate.inputs.load_acceptance import REFERENCE_PREFIX, model_folder
-from calibrate.pricing.datasheet_pricing import key_text, memory_needed, pair_weights
+from calibrate.inputs.load_acceptance import model_folder
+from calibrate.pricing.datasheet_pricing import memory_needed, pair_weights
 from calibrate.pricing.draft_placement import Placement
 from perfmodel.core.console import without_flag
 from perfmodel.core.torchrun import launched
 from perfmodel.core.units import format_frac
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.models.dtypes import Dtype
-from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry
+from perfmodel.models.find_model import unpublished_note
+from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT, DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Plan
+from perfmodel.results.plan_text import is_published
 
 PROFILED_DTYPES = ("fp32", "bf16", "fp16")
 """Those `s2d-profile` can run, and `s2d-run` after it."""
@@ -50,6 +52,12 @@ def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Pa
     return profile_command(plan, latency=not is_measured, acceptance=not _is_traced(plan))
 
 
+def plan_notes(plan: Plan) -> tuple[str, ...]:
+    """What the next command cannot do, and how to train the draft where its authors published no weights."""
+    how_to_train = unpublished_note(plan.draft) if is_published(plan.evidence) else None  # a traced draft has weights
+    return tuple(note for note in (next_note(plan), how_to_train) if note is not None)
+
+
 def next_note(plan: Plan) -> str | None:
     """What the next command cannot do; None where it measures or runs what was planned."""
     if plan.has_assumed_head:
@@ -59,10 +67,10 @@ def next_note(plan: Plan) -> str | None:
         )
     measured = measured_key(plan.device)
     if _fits(plan):
-        again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."
+        again = f"What s2d-profile measures and s2d-run runs is {measured.label}: plan again from its files."
         return _original_note(plan) if measured == plan.device else again
     where = (
-        f"s2d-profile and s2d-run cannot run these models on {key_text(measured)}: they do not fit in memory"
+        f"s2d-profile and s2d-run cannot run these models on {measured.label}: they do not fit in memory"
         f"{_split_text(plan)}, with {format_frac(MEMORY_HEADROOM_FRAC)} of it kept free."
     )
     if _is_fitted(plan):

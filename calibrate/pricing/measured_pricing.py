@@ -10,7 +10,7 @@ from typing import Literal
 
 from calibrate.inputs.load_acceptance import same_shape
 from calibrate.inputs.requests import DeviceRequest
-from calibrate.pricing.datasheet_pricing import Pair, Pricing, key_text, memory_needed, pair_weights, same_device, target_exits
+from calibrate.pricing.datasheet_pricing import Pair, Pricing, memory_needed, pair_weights, same_device, target_exits
 from perfmodel.core.errors import BadFile, Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.core.units import Tokens, format_bytes, format_frac
@@ -20,8 +20,8 @@ from perfmodel.latency.latency_model import FittedLatency, LatencyModel, Measure
 from perfmodel.latency.lower_bound import check_profile
 from perfmodel.models.geometry import ModelGeometry, check_degree
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.latency_law import LatencyFit, read_latency_fit
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.latency_law import FIT_FILE, LatencyFit
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.pauses import find_pauses, pauses_text
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Evidence, EvidenceRole
@@ -51,7 +51,7 @@ def price_by_profiles(
         Mismatch: a profile is of another model, weights or device than the trace, the other profile or the request.
         UserInputError: a profile is missing or given twice.
     """
-    profiles = {path.name: read_latency_profile(path) for path in paths}
+    profiles = {path.name: PROFILE_FILE.read(path) for path in paths}
     for name, stored in profiles.items():
         check_profile(stored.record)
         warn_of_pauses(name, stored.record)
@@ -73,7 +73,7 @@ def price_by_profiles(
     memory = memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     if capacity_bytes is not None and memory.total_bytes > capacity_bytes:
         raise UserInputError(
-            f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {device.dtype}, and {key_text(device)} "
+            f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {device.dtype}, and {device.label} "
             f"holds {format_bytes(capacity_bytes)}: what was timed there prices no models that do not fit. Plan by datasheet, "
             "without --fit, on several devices."
         )
@@ -101,7 +101,7 @@ def profiles_of(pair: Pair, paths: Sequence[Path]) -> tuple[Path, ...]:
     """Of profiles of many models, those of a pair's: of each model's, those timed beside the other, if there are any."""
     found: dict[Role, dict[Path, LatencyProfile]] = {"target": {}, "draft": {}}
     for path in paths:
-        profile = read_latency_profile(path).record
+        profile = PROFILE_FILE.read(path).record
         try:
             found[_role(path.name, profile, pair)][path] = profile
         except Mismatch:
@@ -149,7 +149,7 @@ def _known(pair: Pair) -> dict[Role, tuple[ModelGeometry, str | None, tuple[int,
 
 
 def _read_fit(path: Path) -> Stored[LatencyFit]:
-    fit = read_latency_fit(path)
+    fit = FIT_FILE.read(path)
     if not fit.record.domain.max_cached_tokens:
         problem = "fitted to kernels without a cache, which leaves attention and the host unpriced"
         raise BadFile(path, problem, "Fit whole passes: s2d-profile law, then s2d-plan fit")
@@ -220,7 +220,7 @@ def _common_device(keys: dict[str, DeviceKey], request: DeviceRequest) -> Device
     (first_name, key), *others = sorted(keys.items(), key=lambda item: -item[1].num_devices)
     for name, other in others:
         if replace(other, num_devices=key.num_devices) != key:
-            made_for, given = key_text(other), f"{key_text(key)} as {first_name!r}"
+            made_for, given = other.label, f"{key.label} as {first_name!r}"
             fix = "Seconds of two devices cannot be added: profile both models on the same device, dtype and engine"
             raise Mismatch(repr(name), made_for=made_for, given=given, fix=fix)
     asked: dict[str, tuple[object, object]] = {
@@ -241,10 +241,10 @@ def _check_numbers(target: DeviceKey, draft: DeviceKey, device: DeviceKey) -> No
     """Refuse a target that was not on all devices, and a draft that was on some of them: neither is how they run together."""
     fix = "Profile both models together: s2d-profile, with as many processes as devices"
     if target != device:
-        raise Mismatch("the target's latency", made_for=key_text(target), given=key_text(device), fix=fix)
+        raise Mismatch("the target's latency", made_for=target.label, given=device.label, fix=fix)
     if draft.num_devices not in (1, device.num_devices):
-        given = f"{key_text(device)}, all of them or one"
-        raise Mismatch("the draft's latency", made_for=key_text(draft), given=given, fix=fix)
+        given = f"{device.label}, all of them or one"
+        raise Mismatch("the draft's latency", made_for=draft.label, given=given, fix=fix)
 
 
 def _check_sampling(name: str, profile: LatencyProfile, sampling: Sampling) -> None:

@@ -9,35 +9,27 @@ Shapes: P positions (all prompts one after another), E exits (all of the draft's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.acceptance.off_path_trace import OffPath, nothing_off_path
-from perfmodel.core.disk import PathLike
-from perfmodel.core.errors import BadFile
-from perfmodel.core.files import Stored, StoredArrays, read_arrays, write_arrays
-from perfmodel.core.provenance import Provenance
+from perfmodel.acceptance.off_path_trace import OffPath
+from perfmodel.core.files import ArraysFormat, FileFormat
 from perfmodel.core.units import Frac, Tokens
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.policies.policy import Confidence
-from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
+from perfmodel.policies.sampling import Sampling
 
-TRACE_SCHEMA = "s2d/acceptance-trace"
-TRACE_VERSION = 5
 MAX_NEW_TOKENS = 2**24
 """Longer than any context, and small enough for 32-bit arithmetic."""
 
-_COLUMN_DTYPES = {"confidence": np.float32, "draft_token": np.int32, "target_token": np.int32, "accept_prob": np.float32}
-_OFF_PATH_DTYPES = {"position": np.int32, "exit": np.int32, "confidence": np.float32}
-_DTYPES = {**_COLUMN_DTYPES, **{f"off_path_{name}": dtype for name, dtype in _OFF_PATH_DTYPES.items()}}
-_SINCE = {name: 1 if name in _COLUMN_DTYPES else 5 for name in _DTYPES}
-_UPGRADES = {1: with_llama_layers, 2: with_whole_heads, 3: with_sampling_unpenalised, 4: lambda body: body}
-_REMAKE = "Record the trace again with s2d-profile acceptance"
+_COLUMN_DTYPES = {"confidence": "float32", "draft_token": "int32", "target_token": "int32", "accept_prob": "float32"}
+_OFF_PATH_DTYPES = {"position": "int32", "exit": "int32", "confidence": "float32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +71,7 @@ class TraceHeader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AcceptanceTrace:
+class Trace:
     """A header and its columns."""
 
     header: TraceHeader
@@ -112,13 +104,43 @@ class AcceptanceTrace:
         columns = {name: getattr(self, name) for name in _COLUMN_DTYPES}
         return columns | {f"off_path_{name}": getattr(self.off_path, name) for name in _OFF_PATH_DTYPES}
 
-    def subset(self, prompts: range | list[int]) -> AcceptanceTrace:
+    @classmethod
+    def from_columns(cls, header: TraceHeader, columns: Mapping[str, NDArray[Any]]) -> Self:
+        """The trace with these columns, as `columns` names them.
+
+        Raises:
+            ValueError: a shape does not fit the header, or a value is impossible.
+        """
+        trace = cls(
+            header=header,
+            **{name: columns[name] for name in _COLUMN_DTYPES},
+            off_path=OffPath(**{name: columns[f"off_path_{name}"] for name in _OFF_PATH_DTYPES}),
+        )
+        _check_values(trace)
+        return trace
+
+    @property
+    def accepted(self) -> NDArray[np.bool_]:
+        """Whether the target accepts each exit's token: its acceptance probability lies above a number in [0, 1). [P, E].
+
+        Under the exact rules the number is 1/2. Under the ratio test it is drawn from the run's seed and the prompt's name. It
+        is the same for every policy, and does not depend on the other prompts of the trace.
+        """
+        sampling, prompts = self.header.sampling, self.header.prompts
+        if sampling.rule != "ratio":
+            return self.accept_prob > 0.5
+        seeds = [(sampling.seed or 0, zlib.crc32(prompt.name.encode())) for prompt in prompts]
+        drawn = [np.random.default_rng(seed).random(p.num_positions) for seed, p in zip(seeds, prompts, strict=True)]
+        accepted: NDArray[np.bool_] = self.accept_prob > np.concatenate(drawn)[:, None]
+        return accepted
+
+    def subset(self, prompts: range | list[int]) -> Trace:
         """The trace of some of its prompts, by zero-based number, in the order given."""
         bounds = self._bounds
         kept = [np.arange(bounds[i], bounds[i + 1]) for i in prompts]
         return self._with(replace(self.header, prompts=tuple(self.header.prompts[i] for i in prompts)), kept)
 
-    def shortened(self, max_new_tokens: Tokens) -> AcceptanceTrace:
+    def shortened(self, max_new_tokens: Tokens) -> Trace:
         """What the trace would have been of so many new tokens at most: nothing that comes later changes what was before."""
         kept = [np.arange(begin, min(begin + max_new_tokens, end)) for begin, end in pairwise(self._bounds.tolist())]
         prompts = tuple(
@@ -139,56 +161,20 @@ class AcceptanceTrace:
         """Where the positions of each prompt begin, and the end. [prompts + 1]."""
         return np.cumsum([0, *(prompt.num_positions for prompt in self.header.prompts)])
 
-    def _with(self, header: TraceHeader, kept: list[NDArray[np.int64]]) -> AcceptanceTrace:
+    def _with(self, header: TraceHeader, kept: list[NDArray[np.int64]]) -> Trace:
         """Another header, and some positions of each of its prompts."""
         places = np.concatenate(kept)
-        return AcceptanceTrace(
+        return Trace(
             header=header,
             confidence=self.confidence[places],
             draft_token=self.draft_token[places],
             target_token=self.target_token[places],
             accept_prob=self.accept_prob[places],
-            off_path=self.off_path.taken(places, len(self.target_token)),
+            off_path=self.off_path.select(places, len(self.target_token)),
         )
 
 
-def write_trace(path: PathLike, trace: AcceptanceTrace, provenance: Provenance) -> None:
-    """Write a trace as `.npz`, whole or not at all."""
-    columns = {name: column.astype(_DTYPES[name]) for name, column in trace.columns.items()}
-    write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=TRACE_VERSION, provenance=provenance)
-
-
-def read_trace(path: PathLike) -> Stored[AcceptanceTrace]:
-    """Read a trace back.
-
-    Raises:
-        BadFile: not a whole trace, columns of other types or lengths than its header says, or no probabilities.
-    """
-    stored = read_arrays(path, TraceHeader, schema=TRACE_SCHEMA, version=TRACE_VERSION, since=_SINCE, upgrades=_UPGRADES)
-    for name, column in stored.arrays.items():
-        if column.dtype != _DTYPES[name]:
-            raise BadFile(path, f"trace column {name}: of {column.dtype}, expected {np.dtype(_DTYPES[name])}", _REMAKE)
-    try:
-        trace = AcceptanceTrace(
-            header=stored.record,
-            **{name: stored.arrays[name] for name in _COLUMN_DTYPES},
-            off_path=_off_path_of(stored),
-        )
-        _check_values(trace)
-    except ValueError as err:
-        raise BadFile(path, str(err), _REMAKE) from err
-    return Stored(record=trace, provenance=stored.provenance, sha256=stored.sha256)
-
-
-def _off_path_of(stored: StoredArrays[TraceHeader]) -> OffPath:
-    """The second trace; empty in a file that was written before there was one."""
-    names = {name: f"off_path_{name}" for name in _OFF_PATH_DTYPES}
-    if names["position"] not in stored.arrays:
-        return nothing_off_path(len(stored.record.draft.exit_layers))
-    return OffPath(**{name: stored.arrays[column] for name, column in names.items()})
-
-
-def _check_values(trace: AcceptanceTrace) -> None:
+def _check_values(trace: Trace) -> None:
     """Fractions are fractions, and under the exact rules a token is accepted if and only if it is the target's own."""
     for name in ("confidence", "accept_prob", "off_path_confidence"):
         column = trace.columns[name]
@@ -209,3 +195,10 @@ def distinct_ngram_frac(tokens: Sequence[int], size: int = 6) -> Frac:
     """Distinct n-grams over all of them: 1 when nothing repeats, or when the text is shorter than one."""
     grams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
+
+
+TRACE_FILE = ArraysFormat(
+    record=Trace,
+    header=FileFormat(record=TraceHeader, schema="s2d/acceptance-trace", made_with="s2d-profile acceptance"),
+    dtypes=_COLUMN_DTYPES | {f"off_path_{name}": dtype for name, dtype in _OFF_PATH_DTYPES.items()},
+)

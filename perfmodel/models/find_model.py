@@ -7,7 +7,7 @@ from typing import TypeVar
 from perfmodel.core.errors import UnknownName
 from perfmodel.core.near_names import dashed_name
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
-from perfmodel.models.known_models import ALIASES, KNOWN_DRAFTS, KNOWN_MODELS
+from perfmodel.models.known_models import ALIASES, KNOWN_DRAFTS, KNOWN_MODELS, UNPUBLISHED_DRAFTS
 
 _Known = TypeVar("_Known")
 
@@ -24,6 +24,29 @@ def find_model(name: str) -> ModelGeometry:
         otherwise = "give a config: --target path/to/config.json, or org/name on the Hugging Face hub"
         raise UnknownName("target", name, by_name, listed_in="docs/models.md", otherwise=otherwise)
     return found
+
+
+def unpublished_note(draft: DraftGeometry) -> str | None:
+    """How to train a draft whose weights its authors did not publish, as a note that ends with the command; None for others."""
+    base = UNPUBLISHED_DRAFTS.get(draft.model.name)
+    if base is None:
+        return None
+    exits = ",".join(map(str, draft.exit_layers))
+    models = f"--target path/to/{base} --exits {exits} --text chats.jsonl -o path/to/{draft.model.name}"
+    return f"no S2D draft is public; to make one: s2d-train draft {models}"
+
+
+def release_note(requested: str, understood: ModelGeometry) -> str | None:
+    """What a target's name was read as, and what else it may mean; None for a name that is exact.
+
+    Args:
+        requested: the name as it was given.
+        understood: the target it was read as.
+    """
+    others = " or ".join(other_releases(requested, understood))
+    if requested == understood.name or understood.name not in {model.name for model in KNOWN_MODELS}:
+        return f"other releases of {understood.name}: --target {others}" if others else None
+    return f"{requested!r} was read as {understood.name}" + (f"; other releases: --target {others}" if others else "")
 
 
 def other_releases(asked: str, understood: ModelGeometry) -> list[str]:

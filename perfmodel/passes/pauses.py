@@ -1,20 +1,20 @@
-"""Passes during which the process stood still: a stopped process, a suspended machine.
+"""Pauses: passes during which the process was stopped or the machine suspended.
 
-Such a pass says nothing about the device. It is left out of prices, replaced in sums of seconds, and named in a warning.
+Such a pass does not measure the device. Prices leave it out, sums of seconds replace it, and a warning reports it.
 """
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median_low
 
 from perfmodel.core.units import Seconds, format_seconds
-from perfmodel.passes.passes import PassKind, PassSamples, kind_label
+from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSample, PassSamples, kind_label
 
 MIN_PAUSE_S: Seconds = 1.0
-"""A shorter stall is ordinary competition for a processor, which the prices clamp."""
+"""A shorter stall is ordinary competition for the processor; prices clamp it."""
 MIN_PAUSE_RATIO = 30
-"""A pass that is slow by less may be slow by itself: a long context, weights read from a disk."""
+"""A pass below this ratio may be slow for its own reasons: a long context, weights read from a disk."""
 
 _LONGEST_SHOWN_S = 1_000_000
 _LARGEST_SHOWN_RATIO = 1_000_000_000
@@ -22,33 +22,31 @@ _LARGEST_SHOWN_RATIO = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """One pass that took at least `MIN_PAUSE_S` and `MIN_PAUSE_RATIO` times what its kind and stage takes."""
+    """One pass that took at least `MIN_PAUSE_S` and `MIN_PAUSE_RATIO` times its typical seconds."""
 
     kind: PassKind
     rows: int
     seconds: Seconds
     typical_s: Seconds
-    """The median of its kind and stage; more in proportion for a pass of more rows."""
+    """Median of its kind and stage, scaled up in proportion for a pass of more rows."""
 
     @property
     def ratio(self) -> float:
-        """How many times slower it was."""
+        """Its seconds over the typical ones."""
         return self.seconds / self.typical_s
 
 
 def find_pauses(samples: PassSamples) -> dict[int, Pause]:
-    """The paused passes by their place in the samples."""
+    """The paused passes by their index in the samples."""
     if max(samples.seconds, default=0.0) < MIN_PAUSE_S:
         return {}
     medians = _medians(samples)
     pauses = {}
-    for place, (kind, stage, rows, seconds) in enumerate(
-        zip(samples.kind, samples.stage, samples.rows, samples.seconds, strict=True)
-    ):
-        median_rows, median_s = medians[kind, stage]
-        typical_s = median_s * max(1.0, rows / max(1, median_rows))
-        if seconds >= max(MIN_PAUSE_S, MIN_PAUSE_RATIO * typical_s):
-            pauses[place] = Pause(kind=kind, rows=rows, seconds=seconds, typical_s=typical_s)
+    for index, sample in enumerate(samples):
+        median_rows, median_s = medians[sample.kind, sample.stage]
+        typical_s = median_s * max(1.0, sample.rows / max(1, median_rows))
+        if sample.seconds >= max(MIN_PAUSE_S, MIN_PAUSE_RATIO * typical_s):
+            pauses[index] = Pause(kind=sample.kind, rows=sample.rows, seconds=sample.seconds, typical_s=typical_s)
     return pauses
 
 
@@ -57,21 +55,24 @@ def without_pauses(samples: PassSamples) -> PassSamples:
     pauses = find_pauses(samples)
     if not pauses:
         return samples
-    kept = [place for place in range(len(samples)) if place not in pauses]
-    return PassSamples(
-        kind=tuple(samples.kind[place] for place in kept),
-        stage=tuple(samples.stage[place] for place in kept),
-        rows=tuple(samples.rows[place] for place in kept),
-        cached_tokens=tuple(samples.cached_tokens[place] for place in kept),
-        place=tuple(samples.place[place] for place in kept),
-        seconds=tuple(samples.seconds[place] for place in kept),
-    )
+    return PassSamples.from_passes(sample for index, sample in enumerate(samples) if index not in pauses)
 
 
-def seconds_without_pauses(samples: PassSamples) -> tuple[Seconds, ...]:
-    """Seconds of every pass; a paused one counts as a typical one of its kind, as its tokens count too."""
+def replace_pauses(samples: PassSamples) -> PassSamples:
+    """The samples with typical seconds in place of every pause. A paused pass emits its tokens, so it must cost something."""
     pauses = find_pauses(samples)
-    return tuple(pauses[place].typical_s if place in pauses else took_s for place, took_s in enumerate(samples.seconds))
+    seconds = list(samples.seconds)
+    for index, pause in pauses.items():
+        seconds[index] = pause.typical_s
+    return replace(samples, seconds=tuple(seconds)) if pauses else samples
+
+
+def kind_seconds(samples: PassSamples) -> dict[PassKind, Seconds]:
+    """Seconds of all passes of each kind, with the typical seconds in place of each pause."""
+    totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
+    for sample in replace_pauses(samples):
+        totals[sample.kind] += sample.seconds
+    return totals
 
 
 def pauses_text(pauses: Collection[Pause]) -> str | None:
@@ -96,10 +97,11 @@ def _ratio_text(ratio: float) -> str:
 
 
 def _medians(samples: PassSamples) -> dict[tuple[PassKind, int], tuple[int, Seconds]]:
-    """Median rows and seconds by kind and stage; of two values the lower, so that one pause of two is found."""
-    rows_of: defaultdict[tuple[PassKind, int], list[int]] = defaultdict(list)
-    seconds_of: defaultdict[tuple[PassKind, int], list[Seconds]] = defaultdict(list)
-    for kind, stage, rows, seconds in zip(samples.kind, samples.stage, samples.rows, samples.seconds, strict=True):
-        rows_of[kind, stage].append(rows)
-        seconds_of[kind, stage].append(seconds)
-    return {key: (median_low(rows_of[key]), median_low(seconds_of[key])) for key in rows_of}
+    """Median rows and seconds by kind and stage; the lower of two values, so that a pause among two passes is detected."""
+    groups: defaultdict[tuple[PassKind, int], list[PassSample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.kind, sample.stage].append(sample)
+    return {
+        key: (median_low(sample.rows for sample in group), median_low(sample.seconds for sample in group))
+        for key, group in groups.items()
+    }

@@ -1,26 +1,22 @@
 """A plan: the configuration to run, what it is expected to do, and on what evidence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from perfmodel.core.codec import encode_record
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Bytes, Frac, Tokens
-from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.latency_profile import with_standard_kernels
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
-from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
-from perfmodel.quantisation.weight_format import BITS_PER_BYTE, WeightFormat, even_format
-from perfmodel.replay.estimate import Speedup, with_nothing_ahead
+from perfmodel.policies.policy import Policy
+from perfmodel.policies.sampling import Sampling
+from perfmodel.quantisation.weight_format import WeightFormat
+from perfmodel.replay.estimate import Speedup
 from perfmodel.replay.round_stats import RoundStats
-
-PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 11
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -69,7 +65,7 @@ class Candidate:
 
     name: str
     """`plan`, `plain decoding`, `exit 6`, `paper thresholds` …"""
-    policy: ExitPolicy | None
+    policy: Policy | None
     """None: do not speculate."""
     rounds: RoundStats
     """Over all prompts of the acceptance evidence."""
@@ -119,7 +115,7 @@ class Overfitting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Printable):
     """What to run. `chosen.policy` is None when not speculating is best."""
 
     target: ModelGeometry
@@ -148,72 +144,32 @@ class Plan:
     evidence: tuple[Evidence, ...]
     next_command: str
     """The command that would replace the weakest evidence by a measurement."""
+    notes: tuple[str, ...] = ()
+    """What `next_command` cannot do, and how to make a draft that is not public. A note with a command ends with it."""
 
     @property
     def has_assumed_head(self) -> bool:
         """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of the files that the plan was made from, by role."""
+        return {evidence.role: evidence.sha256 for evidence in self.evidence if evidence.sha256 is not None}
 
-def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
-    return {**with_llama_layers(body), "batch_schedules": []}
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan` as blocks of text."""
+        from perfmodel.results.plan_text import plan_blocks
 
+        return plan_blocks(self, explain=explain)
 
-def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "overfitting": None}
+    def save(self, path: PathLike) -> None:
+        """Write the plan as a file, whole or not at all.
 
-
-def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
-    return {**with_sampling_unpenalised(body), "frontier": []}
-
-
-def _from_version_6(body: dict[str, Any]) -> dict[str, Any]:
-    """A draft with weights of its own was measured whole on the first device, and priced by any law as shared by all."""
-    levels = {part["role"]: part["level"] for part in body["evidence"]}
-    is_whole = body["draft"]["kind"] == "separate" and levels.get("draft latency") == "measured"
-    return {**body, "draft_num_devices": 1 if is_whole else body["device"]["num_devices"]}
-
-
-def with_kernels_of_profiles(body: dict[str, Any]) -> dict[str, Any]:
-    """An older file's body: seconds that were measured here were the standard kernels'."""
-    levels = {part["level"] for part in body["evidence"] if part["role"].endswith("latency")}
-    return with_standard_kernels(body) if "measured" in levels else {**body, "device": {**body["device"], "kernels": None}}
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        PLAN_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",), inputs=self.inputs))
 
 
-def _from_version_10(body: dict[str, Any]) -> dict[str, Any]:
-    """Every weight, the LM head among them, was priced at the bits of the dtype, without scales."""
-    dtype: Dtype = body["device"]["dtype"]
-    weights = encode_record(even_format(dtype, dtype, DTYPE_BYTES[dtype] * BITS_PER_BYTE))
-    return {**body, "target_weights": weights, "draft_weights": weights}
-
-
-_UPGRADES: Upgrades = {
-    2: _from_version_2,
-    3: with_whole_heads,
-    4: _from_version_4,
-    5: _from_version_5,
-    6: _from_version_6,
-    7: with_nothing_ahead,
-    8: with_catching_up_when_asked,
-    9: with_kernels_of_profiles,
-    10: _from_version_10,
-}
-
-
-def plan_file_text(plan: Plan, provenance: Provenance) -> str:
-    """The file as text: what `--json` prints."""
-    return record_text(plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
-
-
-def write_plan(path: PathLike, plan: Plan, provenance: Provenance) -> None:
-    """Write a plan, whole or not at all."""
-    write_record(path, plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
-
-
-def read_plan(path: PathLike) -> Stored[Plan]:
-    """Read a plan back.
-
-    Raises:
-        BadFile: anything but a whole plan; says what it is and what to do.
-    """
-    return read_record(path, Plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, upgrades=_UPGRADES)
+PLAN_FILE = FileFormat(record=Plan, schema="s2d/plan", made_with="s2d-plan -o FILE")

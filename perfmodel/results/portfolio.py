@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Bytes
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
-from perfmodel.replay.estimate import with_nothing_ahead
-from perfmodel.results.plan import Candidate, Evidence, with_kernels_of_profiles
-
-PORTFOLIO_SCHEMA = "s2d/portfolio"
-PORTFOLIO_VERSION = 4
+from perfmodel.policies.policy import Policy
+from perfmodel.results.plan import Candidate, Evidence
 
 Choice = Literal["own", "single", "common", "robust"]
 CHOICES: tuple[Choice, ...] = ("own", "single", "common", "robust")
@@ -57,15 +54,15 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Portfolio:
+class Portfolio(Printable):
     """What one draft does for all parts."""
 
     of: Literal["targets", "categories"]
     draft: DraftGeometry
     parts: tuple[Part, ...]
-    common: ExitPolicy | None
+    common: Policy | None
     """Of the highest geometric mean over the parts; None is not to speculate."""
-    robust: ExitPolicy | None
+    robust: Policy | None
     """Of the highest worst speedup over the parts."""
     held_out: HeldOut | None
     """Searched on one half of the prompts and scored on the other, both ways; None where a half would be empty."""
@@ -73,6 +70,10 @@ class Portfolio:
     """Weights of the one draft."""
     single_drafts_bytes: Bytes
     """Weights of a draft of its own for every different exit chosen alone."""
+    next_command: str
+    """The command that plans for the first part alone."""
+    notes: tuple[str, ...] = ()
+    """How to make a draft that is not public."""
 
     def mean_speedup(self, choice: Choice) -> float:
         """Geometric mean over the parts."""
@@ -82,31 +83,38 @@ class Portfolio:
         """The smallest over the parts."""
         return min(part.chosen(choice).speedup.speedup.value for part in self.parts)
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of the files that the portfolio was made from, by role and part."""
+        return {
+            f"{evidence.role} of {part.name}": evidence.sha256
+            for part in self.parts
+            for evidence in part.evidence
+            if evidence.sha256 is not None
+        }
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan --targets` as blocks of text."""
+        from perfmodel.results.portfolio_text import portfolio_blocks
+
+        return portfolio_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the portfolio as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        PORTFOLIO_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",), inputs=self.inputs))
+
 
 def _mean(values: Iterable[float]) -> float:
     found = list(values)
     return math.fsum(found) / len(found)
 
 
-def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "parts": [with_kernels_of_profiles(part) for part in body["parts"]]}
-
-
-def portfolio_file_text(portfolio: Portfolio, provenance: Provenance) -> str:
-    """The file as text: what `--json` prints."""
-    return record_text(portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, provenance=provenance)
-
-
-def write_portfolio(path: PathLike, portfolio: Portfolio, provenance: Provenance) -> None:
-    """Write a portfolio, whole or not at all."""
-    write_record(path, portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, provenance=provenance)
-
-
-def read_portfolio(path: PathLike) -> Stored[Portfolio]:
-    """Read a portfolio back.
-
-    Raises:
-        BadFile: anything but a whole portfolio; says what it is and what to do.
-    """
-    upgrades = {1: with_nothing_ahead, 2: with_catching_up_when_asked, 3: _from_version_3}
-    return read_record(path, Portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, upgrades=upgrades)
+PORTFOLIO_FILE = FileFormat(
+    record=Portfolio,
+    schema="s2d/portfolio",
+    made_with="s2d-plan --targets NAMES -o FILE or s2d-plan --by-category -o FILE",
+)

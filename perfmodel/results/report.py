@@ -1,23 +1,21 @@
 """A run report: what executing a plan really did."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Frac, Seconds, Tokens
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.latency_profile import with_standard_kernels, with_unknown_waits
-from perfmodel.passes.passes import PassSamples, with_prefills_by_model
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
-from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
-from perfmodel.replay.estimate import Speedup, with_nothing_ahead
+from perfmodel.passes.passes import PassSamples
+from perfmodel.policies.policy import Policy
+from perfmodel.policies.sampling import Sampling
+from perfmodel.replay.estimate import Speedup
 from perfmodel.replay.round_stats import RoundStats
-
-REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 9
+from perfmodel.results.plan import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +36,7 @@ class PromptRun:
 class Arm:
     """One configuration over all prompts."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     """The plan's, where the run moved along its frontier."""
     runs: tuple[PromptRun, ...]
     samples: PassSamples
@@ -70,7 +68,7 @@ class Check:
 class PolicyShare:
     """What one policy did of a run that moved along its plan's frontier."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     num_rounds: int
     num_tokens: int
     decode_s: Seconds
@@ -87,7 +85,7 @@ class Adaptation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
+class RunReport(Printable):
     """A plan's execution beside plain decoding of the same prompts."""
 
     plan_sha256: str | None
@@ -108,44 +106,28 @@ class RunReport:
     """None when the plan's policy ran throughout."""
     waited_frac: Frac | None = None
     """Share of the run during which other programs had the processor; None where unknown."""
+    predicted: Candidate | None = None
+    """What the plan predicted; None where no plan was run."""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of the plan and the models, by role."""
+        plan = {} if self.plan_sha256 is None else {"plan": self.plan_sha256}
+        return plan | {"target": self.target_sha256, "draft": self.draft_sha256}
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-run` as blocks of text."""
+        from perfmodel.results.report_text import report_blocks
+
+        return report_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the report as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        REPORT_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",), inputs=self.inputs))
 
 
-def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
-    return {**with_sampling_unpenalised(body), "adaptation": None}
-
-
-def _from_version_7(body: dict[str, Any]) -> dict[str, Any]:
-    arms = {name: body[name] for name in ("plan_arm", "plain_arm") if body[name] is not None}
-    return with_standard_kernels(body) | {
-        name: {**arm, "samples": with_prefills_by_model(arm["samples"])} for name, arm in arms.items()
-    }
-
-
-_UPGRADES: Upgrades = {
-    2: with_llama_layers,
-    3: with_whole_heads,
-    4: _from_version_4,
-    5: with_nothing_ahead,
-    6: with_catching_up_when_asked,
-    7: _from_version_7,
-    8: with_unknown_waits,
-}
-
-
-def report_file_text(report: RunReport, provenance: Provenance) -> str:
-    """The file as text: what `--json` prints."""
-    return record_text(report, schema=REPORT_SCHEMA, version=REPORT_VERSION, provenance=provenance)
-
-
-def write_report(path: PathLike, report: RunReport, provenance: Provenance) -> None:
-    """Write a report, whole or not at all."""
-    write_record(path, report, schema=REPORT_SCHEMA, version=REPORT_VERSION, provenance=provenance)
-
-
-def read_report(path: PathLike) -> Stored[RunReport]:
-    """Read a report back.
-
-    Raises:
-        BadFile: anything but a whole report; says what it is and what to do.
-    """
-    return read_record(path, RunReport, schema=REPORT_SCHEMA, version=REPORT_VERSION, upgrades=_UPGRADES)
+REPORT_FILE = FileFormat(record=RunReport, schema="s2d/run-report", made_with="s2d-run --plan FILE -o FILE")

@@ -1,19 +1,17 @@
 """Residuals: predicted minus measured, split into what acceptance explains and what latency explains."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import Interval
 from perfmodel.core.units import Frac, Seconds
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.latency_profile import with_standard_kernels
 from perfmodel.passes.passes import PassKind
-
-RESIDUALS_SCHEMA = "s2d/residuals"
-RESIDUALS_VERSION = 2
 
 Pricing = Literal["evidence", "plan"]
 """How measured rounds were priced: shape by shape by the plan's latency evidence, or by its mean seconds per pass of a kind."""
@@ -40,7 +38,7 @@ class PassResidual:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Residuals:
+class Residuals(Printable):
     """A plan held against what it did.
 
     With S predicted, M measured and X the measured rounds priced as the plan prices: S - M = (S - X) + (X - M). The first
@@ -80,22 +78,24 @@ class Residuals:
         """Error of the speedup: the sum of the two."""
         return (self.predicted_speedup - self.measured_speedup.value) / self.measured_speedup.value
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of the plan and the report, by role."""
+        return {"plan": self.plan_sha256, "report": self.report_sha256}
 
-def residuals_file_text(residuals: Residuals, provenance: Provenance) -> str:
-    """The file as text."""
-    return record_text(residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, provenance=provenance)
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-compare` as blocks of text."""
+        from perfmodel.results.residuals_text import residuals_blocks
+
+        return residuals_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the residuals as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        RESIDUALS_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",), inputs=self.inputs))
 
 
-def write_residuals(path: PathLike, residuals: Residuals, provenance: Provenance) -> None:
-    """Write residuals, whole or not at all."""
-    write_record(path, residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, provenance=provenance)
-
-
-def read_residuals(path: PathLike) -> Stored[Residuals]:
-    """Read residuals back.
-
-    Raises:
-        BadFile: anything but a whole residuals file; says what it is and what to do.
-    """
-    upgrades = {1: with_standard_kernels}
-    return read_record(path, Residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, upgrades=upgrades)
+RESIDUALS_FILE = FileFormat(record=Residuals, schema="s2d/residuals", made_with="s2d-compare -o FILE")

@@ -1,17 +1,16 @@
 """A validation: what the latency law says of speeds that others published."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
-from perfmodel.core.files import record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import Interval, ratio_interval
 from perfmodel.core.units import Frac, Tokens, TokensPerS
 from perfmodel.passes.device_key import EngineMode
-
-VALIDATION_SCHEMA = "s2d/validation"
-VALIDATION_VERSION = 3
 
 PointRole = Literal["held-out", "used"]
 
@@ -35,8 +34,8 @@ class PublishedPoint:
     predicted_tokens_per_s: TokensPerS
     interval_frac: Frac
     """Half the 90 % interval of the logarithm of the predicted seconds."""
-    light_tokens_per_s: TokensPerS
-    """At the speed of light: bytes over the datasheet's bandwidth and nothing else, as a pure roofline has it."""
+    bound_tokens_per_s: TokensPerS
+    """At the hardware lower bound: bytes over the datasheet's bandwidth, or FLOP over its peak, and nothing else."""
 
     @property
     def interval(self) -> Interval:
@@ -49,9 +48,9 @@ class PublishedPoint:
         return self.interval.low <= self.published_tokens_per_s <= self.interval.high
 
     @property
-    def light_error_frac(self) -> Frac:
-        """Of the seconds at the speed of light over the published ones, less one."""
-        return self.published_tokens_per_s / self.light_tokens_per_s - 1
+    def bound_error_frac(self) -> Frac:
+        """Of the seconds at the lower bound over the published ones, less one."""
+        return self.published_tokens_per_s / self.bound_tokens_per_s - 1
 
     @property
     def error_frac(self) -> Frac:
@@ -101,12 +100,12 @@ class DeviceError:
     """Signed: below 0, predictions are too fast."""
     covered_frac: Frac
     """Share of the points within their 90 % interval."""
-    light_mean_error_frac: Frac
+    bound_mean_error_frac: Frac
     """What a pure roofline errs by, signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
+class Validation(Printable):
     """All that others published, predicted."""
 
     points: tuple[PublishedPoint, ...]
@@ -115,12 +114,19 @@ class Validation:
     explanations: tuple[Explanation, ...]
     """Best first."""
 
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan validate` as blocks of text."""
+        from perfmodel.results.validation_text import validation_blocks
 
-def validation_file_text(validation: Validation, provenance: Provenance) -> str:
-    """The file as text: what `--json` prints."""
-    return record_text(validation, schema=VALIDATION_SCHEMA, version=VALIDATION_VERSION, provenance=provenance)
+        return validation_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the validation as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        VALIDATION_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",)))
 
 
-def write_validation(path: PathLike, validation: Validation, provenance: Provenance) -> None:
-    """Write a validation, whole or not at all."""
-    write_record(path, validation, schema=VALIDATION_SCHEMA, version=VALIDATION_VERSION, provenance=provenance)
+VALIDATION_FILE = FileFormat(record=Validation, schema="s2d/validation", made_with="s2d-plan validate -o FILE")

@@ -10,23 +10,22 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.files import write_record
 from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import Interval
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.estimate import RoundCost, Speedup
 from perfmodel.replay.round_stats import RoundStats
-from perfmodel.results.plan import PLAN_SCHEMA, PLAN_VERSION, Candidate, Memory, Plan, Workload
+from perfmodel.results.plan import PLAN_FILE, Candidate, Memory, Plan, Workload
 from s2d.commands.run_cli import main_run
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
 
-POLICY = ExitPolicy(exit_layers=(2, 4), thresholds=(0.3,), confidence="max-prob", length=FixedLength(draft_cap=4))
+POLICY = Policy(exits=(2, 4), thresholds=(0.3,), tokens=4)
 ROUNDS = RoundStats(
     num_prompts=1,
     num_rounds=10,
@@ -74,11 +73,9 @@ def folders_with(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
 
 @pytest.fixture
 def plan_file(folders: Path) -> Callable[..., Path]:
-    def write(
-        kind: str = "separate", sampling: Sampling = GREEDY, policy: ExitPolicy | None = POLICY, **changes: object
-    ) -> Path:
+    def write(kind: str = "separate", sampling: Sampling = GREEDY, policy: Policy | None = POLICY, **changes: object) -> Path:
         draft = "self" if kind == "self" else str(folders / "draft")
-        pair = load_pair(str(folders / "target"), draft, "fp32", "cpu")
+        pair = load_pair(PairRequest(target=str(folders / "target"), draft=draft, dtype="fp32", device="cpu"))
         plan = Plan(
             target=pair.target.geometry,
             target_sha256=pair.target.sha256,
@@ -104,7 +101,7 @@ def plan_file(folders: Path) -> Callable[..., Path]:
         )
         path = folders / "plan.json"
         provenance = make_provenance(argv=("test",))
-        write_record(path, replace(plan, **changes), schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
+        PLAN_FILE.write(path, replace(plan, **changes), provenance)
         return path
 
     return write

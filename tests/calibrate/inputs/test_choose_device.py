@@ -15,7 +15,7 @@ from calibrate.inputs.find_gpus import Gpu, present_gpus, visible_gpus
 from calibrate.pricing.datasheet_pricing import same_device
 from perfmodel.core.units import GB
 from perfmodel.hardware.cpu import Cpu, cpu_hardware, read_cpu
-from perfmodel.results.plan import read_plan
+from perfmodel.results.plan import PLAN_FILE
 
 L4, A6000 = "NVIDIA L4", "NVIDIA RTX A6000"
 FOUR = tuple(Gpu(name=L4, uuid=f"GPU-{letter}1234") for letter in "abcd")
@@ -71,7 +71,7 @@ def understood(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The device line of a plan, with what it was folded into."""
     assert main_plan(["--target", "vicuna-7b", *arguments]) == 0
     text = capsys.readouterr().out
-    return " ".join(text[text.index("\ndevice") : text.index("\nasked")].split())
+    return " ".join(text[text.index("\ndevice") : text.index("\nworkload")].split())
 
 
 def test_the_driver_is_asked_for_every_gpu_and_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_this_machines_cpu_is_planned_for(monkeypatch: pytest.MonkeyPatch, capsy
     cpu = Cpu(name="A CPU", vendor="", family="", num_cores=8, clock_hz=3e9, flags=frozenset({"avx2"}), memory_bytes=64 * GB)
     monkeypatch.setattr(module, "read_cpu", lambda: cpu)
     assert understood(capsys, "--device", "cpu") == "device 1 x A CPU, 8 threads, fp32, eager"
-    assert main_plan(["--target", "vicuna-7b", "--device", "cpu"]) == 0
+    assert main_plan(["--target", "vicuna-7b", "--device", "cpu", "--explain"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "roofline: estimated from 8 cores at 3.00 GHz" in text
     assert "nothing measured: s2d-profile latency gives real numbers, ± 50.0 % (one sigma)" in text
@@ -162,7 +162,7 @@ def test_a_device_from_a_file_is_planned_for_and_named_by_its_hash(tmp_path: Pat
     path.write_text(json.dumps(MY_GPU), encoding="utf-8")
     output = tmp_path / "plan.json"
     assert understood(capsys, "--device", str(path), "-o", str(output)) == f"device 1 x {A6000}, bf16, graph"
-    latency = [part for part in read_plan(output).record.evidence if part.role.endswith("latency")]
+    latency = [part for part in PLAN_FILE.read(output).record.evidence if part.role.endswith("latency")]
     assert {part.sha256 for part in latency} == {choose_device(str(path)).sha256}
     assert "kernel times scaled from A100-80GB-SXM (neighbour), ± 20.0 %" in latency[0].description
 
@@ -173,7 +173,7 @@ def test_a_bad_device_file_ends_with_2_and_one_message(tmp_path: Path, capsys: p
     assert main_plan(["--target", "vicuna-7b", "--device", str(path)]) == 2
     captured = capsys.readouterr()
     assert captured.err == (
-        f"s2d-plan: '{path}': device: unknown key 'memory_byte' (did you mean 'memory_bytes'?). docs/hardware.md has a whole "
+        f"s2d-plan: '{path}': device: unknown key 'memory_byte' (did you mean 'memory_bytes'?). docs/hardware.md has an "
         "example.\n"
     )
     assert captured.out == ""

@@ -14,7 +14,7 @@ from calibrate.inputs.published_acceptance import (
     draw_noise,
     mean_accepted_tokens,
 )
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.models.find_model import find_model
 
 MAT_TOLERANCE = 0.01
@@ -23,7 +23,7 @@ MAX_TOTAL_BYTES = 150_000
 every_target = pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.target)
 
 
-def shipped(published: PublishedMat) -> AcceptanceTrace:
+def shipped(published: PublishedMat) -> Trace:
     return load_acceptance(shipped_path(DRAFT, published.target), "all").trace
 
 

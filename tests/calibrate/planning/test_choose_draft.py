@@ -1,6 +1,5 @@
 """Several drafts of one target: each is planned with its own evidence, and the fastest is the answer."""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +10,17 @@ from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.choose_draft import of_one_target, plan_drafts
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_portfolio import with_their_profiles
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import Sampling
-from perfmodel.results.plan import read_plan
-from tests.calibrate.factories import DRAFT, DRAFT_SHA256, TARGET, make_profile, make_trace, provenance, write_profile
+from perfmodel.results.plan import PLAN_FILE
+from tests.calibrate.factories import DRAFT, DRAFT_SHA256, TARGET, make_profile, make_trace, provenance, unfolded, write_profile
 from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 TRIMMED, TRIMMED_SHA256 = replace(DRAFT.model, name="trimmed", head_vocab_size=512), "5" * 64
 
 
-def of_trimmed(trace: AcceptanceTrace) -> AcceptanceTrace:
+def of_trimmed(trace: Trace) -> Trace:
     draft = replace(trace.header.draft, model=TRIMMED)
     return replace(trace, header=replace(trace.header, draft=draft, draft_sha256=TRIMMED_SHA256))
 
@@ -33,7 +32,9 @@ def requests(tmp_path: Path) -> list[PlanRequest]:
     for model, sha256 in ((DRAFT.model, DRAFT_SHA256), (TRIMMED, TRIMMED_SHA256)):
         folder = tmp_path / model.name
         folder.mkdir()
-        write_trace(folder / "trace.npz", make_trace() if model == DRAFT.model else of_trimmed(make_trace(1)), provenance())
+        TRACE_FILE.write(
+            folder / "trace.npz", make_trace() if model == DRAFT.model else of_trimmed(make_trace(1)), provenance()
+        )
         profiles.append(write_profile(folder / "target.latency.json", make_profile(TARGET, (), "a" * 64, model.name)))
         draft = make_profile(model, DRAFT.exit_layers, sha256, TARGET.name)
         profiles.append(write_profile(folder / "draft.latency.json", draft))
@@ -67,13 +68,14 @@ def test_the_fastest_drafts_plan_is_the_answer_and_the_next_command_finds_its_fi
     assert main_plan([*flags_of(requests), "-o", str(out)]) == 0
     [fastest, other] = plan_drafts(requests)
     shown = capsys.readouterr().out
-    header, _, first, second = shown.splitlines()[:4]
-    assert header.split()[:3] == ["draft", "says", "weights"]
+    header, *lines = shown.splitlines()
+    first, second = (line for line in lines if line.startswith(("trimmed ", f"{DRAFT.model.name} ")))
+    assert header.split()[:3] == ["draft", "head", "tokens"]
     assert first.split()[:2] == [fastest.plan.draft.model.name, str(fastest.plan.draft.model.num_head_tokens)]
     assert second.split()[:2] == [other.plan.draft.model.name, str(other.plan.draft.model.num_head_tokens)]
     assert "as fast as the next" in shown
-    assert read_plan(out).record.draft == fastest.plan.draft
-    assert shlex.split(shown.splitlines()[-1])[1] == "s2d-run"
+    assert PLAN_FILE.read(out).record.draft == fastest.plan.draft
+    assert "next: s2d-run " in unfolded(shown)
 
 
 def test_a_draft_given_twice_and_texts_sampled_otherwise_are_refused(requests: list[PlanRequest], tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_a_draft_given_twice_and_texts_sampled_otherwise_are_refused(requests: l
         plan_drafts([requests[0], requests[0]])
     noisy = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=1)
     trace = of_trimmed(make_trace())
-    write_trace(tmp_path / "noisy.npz", replace(trace, header=replace(trace.header, sampling=noisy)), provenance())
+    TRACE_FILE.write(tmp_path / "noisy.npz", replace(trace, header=replace(trace.header, sampling=noisy)), provenance())
     datasheet = replace(NOTHING_ASKED, device=replace(NOTHING_ASKED.device, device="a100"))
     with pytest.raises(UserInputError, match=r"traced on greedy and on shared-noise T=0\.8 text: record all of them alike"):
         plan_drafts([replace(datasheet, trace=path) for path in (requests[0].trace, tmp_path / "noisy.npz")])

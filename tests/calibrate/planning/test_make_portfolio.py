@@ -12,19 +12,19 @@ from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_portfolio import by_category, by_target, with_their_profiles
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.units import format_speedup
 from perfmodel.models.find_model import find_model
-from perfmodel.results.portfolio import CHOICES, Portfolio, portfolio_file_text, read_portfolio, write_portfolio
+from perfmodel.results.portfolio import CHOICES, PORTFOLIO_FILE, Portfolio
 from tests.calibrate.factories import (
     DRAFT,
     DRAFT_SHA256,
     TARGET,
-    as_of_before,
     make_profile,
     make_trace,
     provenance,
+    unfolded,
     write_profile,
 )
 from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
@@ -32,11 +32,11 @@ from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 OTHER, OTHER_SHA256 = find_model("ref-target-32"), "9" * 64
 
 
-def of_other_target(trace: AcceptanceTrace) -> AcceptanceTrace:
+def of_other_target(trace: Trace) -> Trace:
     return replace(trace, header=replace(trace.header, target=OTHER, target_sha256=OTHER_SHA256))
 
 
-def in_categories(trace: AcceptanceTrace) -> AcceptanceTrace:
+def in_categories(trace: Trace) -> Trace:
     prompts = tuple(
         replace(prompt, category=("code", "prose")[number % 2]) for number, prompt in enumerate(trace.header.prompts)
     )
@@ -56,7 +56,7 @@ def measured(tmp_path: Path) -> list[PlanRequest]:
         folder = tmp_path / target.name
         folder.mkdir()
         trace = make_trace(seed)
-        write_trace(folder / "trace.npz", trace if target == TARGET else of_other_target(trace), provenance())
+        TRACE_FILE.write(folder / "trace.npz", trace if target == TARGET else of_other_target(trace), provenance())
         profiles.append(write_profile(folder / "target.latency.json", make_profile(target, (), sha256, DRAFT.model.name)))
         draft = make_profile(DRAFT.model, DRAFT.exit_layers, DRAFT_SHA256, target.name)
         profiles.append(write_profile(folder / "draft.latency.json", draft))
@@ -86,7 +86,7 @@ def test_means_are_geometric_and_worsts_the_smallest(shipped: Portfolio) -> None
 
 
 def test_one_nested_draft_is_held_against_a_draft_for_every_single_exit(shipped: Portfolio) -> None:
-    exits = {part.single.policy.exit_layers[0] for part in shipped.parts if part.single.policy}
+    exits = {part.single.policy.exits[0] for part in shipped.parts if part.single.policy}
     model = shipped.draft.model
     assert exits == {6, 9}
     assert shipped.nested_draft_bytes == 2 * model.num_params
@@ -94,16 +94,10 @@ def test_one_nested_draft_is_held_against_a_draft_for_every_single_exit(shipped:
 
 
 def test_a_portfolio_is_read_back_as_it_was_written(shipped: Portfolio, tmp_path: Path) -> None:
-    write_portfolio(tmp_path / "portfolio.json", shipped, provenance())
-    stored = read_portfolio(tmp_path / "portfolio.json")
+    PORTFOLIO_FILE.write(tmp_path / "portfolio.json", shipped, provenance())
+    stored = PORTFOLIO_FILE.read(tmp_path / "portfolio.json")
     assert stored.record == shipped
-    assert portfolio_file_text(stored.record, stored.provenance) == (tmp_path / "portfolio.json").read_text(encoding="utf-8")
-
-
-def test_policies_of_an_older_portfolio_caught_up_when_asked(shipped: Portfolio, tmp_path: Path) -> None:
-    write_portfolio(tmp_path / "portfolio.json", shipped, provenance())
-    as_of_before(tmp_path / "portfolio.json", version=2, without=("catches_up_at_once",))
-    assert read_portfolio(tmp_path / "portfolio.json").record == shipped
+    assert PORTFOLIO_FILE.text(stored.record, stored.provenance) == (tmp_path / "portfolio.json").read_text(encoding="utf-8")
 
 
 def test_every_target_is_priced_by_its_own_profiles(measured: list[PlanRequest]) -> None:
@@ -130,7 +124,7 @@ def test_a_profile_of_no_use_is_named(measured: list[PlanRequest], tmp_path: Pat
 
 
 def test_categories_split_the_prompts_and_keep_the_target(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", in_categories(make_trace()), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", in_categories(make_trace()), provenance())
     request = replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", device=replace(NOTHING_ASKED.device, device="a100"))
     portfolio = by_category(request)
     assert [(part.name, part.num_prompts) for part in portfolio.parts] == [("code", 3), ("prose", 3)]
@@ -143,7 +137,7 @@ def test_categories_split_the_prompts_and_keep_the_target(tmp_path: Path) -> Non
 
 
 def test_prompts_of_one_category_are_not_split(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     with pytest.raises(UserInputError, match="all 6 prompts are of category 'code'"):
         by_category(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz"))
 
@@ -151,8 +145,8 @@ def test_prompts_of_one_category_are_not_split(tmp_path: Path) -> None:
 def test_targets_of_different_drafts_are_refused(tmp_path: Path) -> None:
     trace = of_other_target(make_trace())
     other_draft = replace(trace, header=replace(trace.header, draft_sha256="0" * 64))
-    write_trace(tmp_path / "one.npz", make_trace(), provenance())
-    write_trace(tmp_path / "two.npz", other_draft, provenance())
+    TRACE_FILE.write(tmp_path / "one.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "two.npz", other_draft, provenance())
     requests = [replace(NOTHING_ASKED, trace=tmp_path / f"{name}.npz") for name in ("one", "two")]
     with pytest.raises(Mismatch, match="Give traces of one draft at all targets"):
         by_target(requests)
@@ -165,7 +159,7 @@ def test_targets_of_different_drafts_are_refused(tmp_path: Path) -> None:
         (["--targets", "vicuna-7b,llama-70b,llama-2-70b"], "target llama-2-70b is given twice"),
         (["--targets", "vicuna-7b,", "--device", "h100"], "unknown target ''"),
         (["--targets", "vicuna-7b,llama-70b", "--target", "vicuna-7b"], "--target names one target, --targets several"),
-        (["--targets", "vicuna-7b,llama-70b", "--trace", "x.npz"], "a trace knows its target: leave --targets out"),
+        (["--targets", "vicuna-7b,llama-70b", "--trace", "x.npz"], "a trace names its target: leave --targets out"),
         (["--targets", "vicuna-7b,llama-70b", "--by-category"], "--by-category splits the prompts of one target"),
         (["--target", "vicuna-7b", "--by-category", "--category", "x"], "--by-category plans for every category"),
         (["--trace", "no-such.npz", "--trace", "nor-this.npz"], "'no-such.npz': no such file."),
@@ -183,20 +177,21 @@ def test_what_cannot_be_a_portfolio_ends_with_2_and_one_message(
 def test_the_text_tells_every_choice_and_a_next_command_that_works(
     shipped: Portfolio, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main_plan(["--targets=vicuna-7b,llama-70b", "--dtype", "fp16"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    assert main_plan(["--targets=vicuna-7b,llama-70b", "--dtype", "fp16", "--explain"]) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
     assert any(line.startswith("a policy for each") and format_speedup(shipped.mean_speedup("own")) in line for line in lines)
     assert any(line.startswith("the best worst case") for line in lines)
-    assert any(line.startswith("no S2D draft is public; to make one: s2d-train draft ") for line in lines)
+    assert "no S2D draft is public; to make one: s2d-train draft " in unfolded(shown)
     following = shlex.split(lines[-1].removeprefix("next: "))
     assert following == ["s2d-plan", "--dtype", "fp16", "--target", "vicuna-7b", "-o", "plan.json"]
 
 
 def test_categories_are_planned_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_trace(tmp_path / "trace.npz", in_categories(make_trace()), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", in_categories(make_trace()), provenance())
     arguments = ["--trace", str(tmp_path / "trace.npz"), "--device", "a100", "--by-category"]
     assert main_plan([*arguments, "-o", str(tmp_path / "portfolio.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith("--device a100 --category code -o plan.json")
-    assert read_portfolio(tmp_path / "portfolio.json").record.of == "categories"
-    assert np.isfinite(read_portfolio(tmp_path / "portfolio.json").record.mean_speedup("own"))
+    assert PORTFOLIO_FILE.read(tmp_path / "portfolio.json").record.of == "categories"
+    assert np.isfinite(PORTFOLIO_FILE.read(tmp_path / "portfolio.json").record.mean_speedup("own"))

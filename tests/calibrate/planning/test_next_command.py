@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from calibrate.planning.make_plan import make_plan
-from calibrate.planning.next_command import next_command, next_note
-from perfmodel.models.find_model import find_model
+from calibrate.planning.next_command import next_command, next_note, plan_notes
+from perfmodel.models.find_model import find_draft, find_model, unpublished_note
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.results.plan import EvidenceLevel, Plan
 from profiler.commands.profile_cli import _law_parser as law_parser
 from profiler.commands.profile_cli import _parser as profile_parser
-from s2d.commands.run_cli import _run_parser as run_parser
+from s2d.commands.run_cli import run_parser
 from tests.calibrate.planning.test_make_plan import ANY_DEVICE, NOTHING_ASKED
 
 TOLD = ("s2d-plan", "--target", "vicuna-7b")
@@ -52,6 +52,17 @@ def test_models_outside_the_box_are_profiled_on_prompts_that_must_be_given(vicun
     assert next_note(eager) is None
     assert next_command(eager) == f"s2d-profile {models} --device cuda --dtype bf16 --engine eager -o profile"
     understood(next_command(eager))
+
+
+def test_a_plan_keeps_a_note_on_how_to_train_a_draft_that_is_not_public(vicuna: Plan) -> None:
+    line = (
+        "no S2D draft is public; to make one: s2d-train draft --target path/to/vicuna-7b --exits 6,9,12 --text chats.jsonl "
+        "-o path/to/s2d-vicuna-12"
+    )
+    assert plan_notes(vicuna) == (line,)
+    assert vicuna.notes == ("other releases of vicuna-7b: --target vicuna-7b-v1.3", line)
+    assert plan_notes(resting_on(vicuna, "roofline", "traced")) == ()
+    assert unpublished_note(find_draft("ref-draft")) is None
 
 
 def test_only_what_is_not_measured_yet_is_measured(vicuna: Plan) -> None:

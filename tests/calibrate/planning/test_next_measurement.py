@@ -6,25 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.commands.plan_cli import _plan_parser as plan_parser
-from calibrate.commands.plan_cli import main_compare, main_plan
+from calibrate.commands.compare_cli import main_compare
+from calibrate.commands.plan_cli import main_plan, plan_parser
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.next_measurement import ComparedFiles, Errors, explained_frac, next_step
 from perfmodel.core.files import Stored
 from perfmodel.core.stats import Interval
-from perfmodel.passes.latency_profile import read_latency_profile
-from perfmodel.results.plan import Plan, read_plan
-from perfmodel.results.report import RunReport, read_report, write_report
+from perfmodel.results.plan import PLAN_FILE, Plan
+from perfmodel.results.report import REPORT_FILE, RunReport
 from perfmodel.results.residuals import PassResidual
 from profiler.commands.profile_cli import _parser as profile_parser
-from s2d.commands.run_cli import _run_parser as run_parser
+from s2d.commands.run_cli import run_parser
 from tests.calibrate.factories import (
-    as_of_before,
     draft_profile,
     make_report,
     make_trace,
     provenance,
     target_profile,
+    unfolded,
     write_evidence,
     write_profile,
 )
@@ -43,7 +42,7 @@ COMMAND = "s2d-profile --target ref-target-16 --draft ref-draft --num-prompts 12
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     folder = tmp_path_factory.mktemp("planned")
     assert main_plan([*write_evidence(folder), "--json", "-o", str(folder / "plan.json")]) == 0
-    return read_plan(folder / "plan.json").record
+    return PLAN_FILE.read(folder / "plan.json").record
 
 
 def errors_of(acceptance_frac: float, latency_frac: float, *, is_inside: bool = False) -> Errors:
@@ -191,22 +190,13 @@ def test_a_comparison_with_a_disturbed_profile_names_the_command_and_its_folder(
     for path, profile in (("target.latency.json", target_profile()), ("draft.latency.json", draft_profile())):
         write_profile(tmp_path / path, replace(profile, waited_frac=0.188))
     assert main_plan([*flags, "--json", "-o", str(tmp_path / "plan.json")]) == 0
-    plan = read_plan(tmp_path / "plan.json")
+    plan = PLAN_FILE.read(tmp_path / "plan.json")
     report = make_report(plan.record, plan.sha256, make_trace(), slower={"segment": 3.0})
-    write_report(tmp_path / "report.json", report, provenance())
+    REPORT_FILE.write(tmp_path / "report.json", report, provenance())
     capsys.readouterr()
     files = ["--plan", str(tmp_path / "plan.json"), "--report", str(tmp_path / "report.json")]
     assert main_compare([*files, *(word for word in flags if "trace" not in word)]) == 0
-    *_, last = capsys.readouterr().out.splitlines()
+    shown = unfolded(capsys.readouterr().out)
     share = "as 18.8 % of the profile's processor time went to other programs"
-    assert last == f"next: profile again on a quiet machine, {share}: s2d-profile latency {MODELS} --dtype fp32 -o {tmp_path}"
-
-
-def test_files_from_before_waits_were_kept_are_read_without_them(plan: Plan, tmp_path: Path) -> None:
-    profile, report = tmp_path / "target.latency.json", tmp_path / "report.json"
-    write_profile(profile, replace(target_profile(), waited_frac=0.188))
-    write_report(report, replace(make_report(plan, "d" * 64, make_trace()), waited_frac=0.188), provenance())
-    for path in (profile, report):
-        as_of_before(path, version=8, without=["waited_frac"])
-    assert read_latency_profile(profile).record == target_profile()
-    assert read_report(report).record.waited_frac is None
+    command = f"s2d-profile latency {MODELS} --dtype fp32 -o {tmp_path}"
+    assert shown.endswith(f"next: profile again on a quiet machine, {share}: {command}")

@@ -8,15 +8,14 @@ import pytest
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.planning.compare import load_pricing
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.provenance import Provenance
 from perfmodel.models.find_model import find_model
-from perfmodel.passes.latency_law import write_latency_fit
-from perfmodel.passes.passes import PassShape
+from perfmodel.passes.latency_law import FIT_FILE
 from perfmodel.quantisation.dtype_format import dtype_format
-from perfmodel.quantisation.weight_format import even_format, model_weight_bytes, plain_format
-from perfmodel.results.plan import Plan, plan_file_text, read_plan, write_plan
-from tests.calibrate.factories import make_trace, provenance
+from perfmodel.quantisation.weight_format import model_weight_bytes, plain_format
+from perfmodel.results.plan import PLAN_FILE, Plan
+from tests.calibrate.factories import make_trace, provenance, unfolded
 from tests.calibrate.inputs.test_find_target import MODELOPT, REFERENCE, write_config
 from tests.perfmodel.latency.test_latency_model import FIT
 
@@ -40,17 +39,18 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 
 
 def design(capsys: pytest.CaptureFixture[str], target: Path, *argv: str) -> tuple[int, str, str]:
-    return run(capsys, "design", "--target", str(target), "--params", "300e6", "--device", "a100", *argv)
+    code, out, err = run(capsys, "design", "--target", str(target), "--params", "300e6", "--device", "a100", *argv)
+    return code, unfolded(out), err
 
 
 def planned(tmp_path: Path, block: dict[str, Any] | None, *argv: str) -> Plan:
     """A plan for the reference target as some files store it."""
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     config = write_config(tmp_path / "mine", REFERENCE | ({} if block is None else {"quantization_config": block}))
     path = tmp_path / "plan.json"
     trace = str(tmp_path / "trace.npz")
     assert main_plan(["--target", str(config), "--trace", trace, "--device", "a100", "-o", str(path), *argv]) == 0
-    return read_plan(path).record
+    return PLAN_FILE.read(path).record
 
 
 def test_a_design_says_how_the_target_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +60,7 @@ def test_a_design_says_how_the_target_is_stored(tmp_path: Path, capsys: pytest.C
     assert "--dtype" not in err
     _, as_asked, _ = design(capsys, config, "--dtype", "bf16")
     assert "AWQ" not in as_asked
-    assert "on 1 x A100-80GB-SXM, bf16, graph" in as_asked
+    assert "device 1 x A100-80GB-SXM, bf16, graph" in as_asked
 
 
 def test_the_file_beside_a_silent_config_halves_the_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_the_file_beside_a_silent_config_halves_the_devices(tmp_path: Path, caps
     (config.parent / "hf_quant_config.json").write_text(json.dumps(MODELOPT), encoding="utf-8")
     code, out, _ = design(capsys, config)
     assert code == 0
-    assert "on 8 x A100-80GB-SXM" in out
+    assert "device 8 x A100-80GB-SXM" in out
 
 
 def test_a_method_that_is_not_known_is_refused_unless_a_dtype_is_given(
@@ -82,7 +82,7 @@ def test_a_method_that_is_not_known_is_refused_unless_a_dtype_is_given(
     config = write_config(tmp_path / "mine", LLAMA_8B | {"quantization_config": {"quant_method": "qwq"}})
     code, out, err = design(capsys, config)
     assert (code, out) == (2, "")
-    assert err.startswith("s2d-plan design: model 'mine' is stored quantised by 'qwq', a method whose bits are not known")
+    assert err.startswith("s2d-plan: model 'mine' is stored quantised by 'qwq', a method whose bits are not known")
     code, out, err = design(capsys, config, "--dtype", "q4_k_m")
     assert (code, err) == (0, "")
     assert "weights llama.cpp Q4_K_M, 4.8 bits; head 6.56 bits; embedding 4.5 bits" in out
@@ -126,15 +126,14 @@ def test_a_plan_of_a_quantised_target_is_priced_again_from_its_file_alone(tmp_pa
     assert pricing is not None
     assert (pricing.weights.target, pricing.weights.draft) == (plan.target_weights, plan.draft_weights)
     assert pricing.memory == plan.memory
-    step = PassShape(kind="verify", stage=0, rows=1, cached_tokens=0)
-    assert pricing.target.pass_s(step) > 0
+    assert pricing.target.line("verify", 0, 1).base_s > 0
 
 
 def test_profiles_of_plain_weights_price_a_quantised_target_as_plain_and_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_latency_fit(tmp_path / "fit.json", FIT, provenance())
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    FIT_FILE.write(tmp_path / "fit.json", FIT, provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     config = write_config(tmp_path / "mine", REFERENCE | {"quantization_config": AWQ})
     argv = ["--target", str(config), "--trace", str(tmp_path / "trace.npz"), "--fit", str(tmp_path / "fit.json")]
     assert main_plan(argv) == 0
@@ -147,19 +146,10 @@ def test_profiles_of_plain_weights_price_a_quantised_target_as_plain_and_say_so(
 def test_a_plan_is_saved_and_read_back_byte_by_byte(tmp_path: Path) -> None:
     plan = planned(tmp_path, AWQ)
     made: Provenance = provenance()
-    write_plan(tmp_path / "one.json", plan, made)
-    again = read_plan(tmp_path / "one.json")
-    write_plan(tmp_path / "two.json", again.record, again.provenance)
+    PLAN_FILE.write(tmp_path / "one.json", plan, made)
+    again = PLAN_FILE.read(tmp_path / "one.json")
+    PLAN_FILE.write(tmp_path / "two.json", again.record, again.provenance)
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
-
-
-def test_a_plan_from_before_formats_had_its_dtype_s_bits_everywhere(tmp_path: Path) -> None:
-    plan = planned(tmp_path, None, "--dtype", "int4")
-    old = json.loads(plan_file_text(plan, provenance()))
-    del old["body"]["target_weights"], old["body"]["draft_weights"]
-    (tmp_path / "old.json").write_text(json.dumps(old | {"version": 10}), encoding="utf-8")
-    read = read_plan(tmp_path / "old.json").record
-    assert read.target_weights == read.draft_weights == even_format("int4", "int4", 4.0)
 
 
 def test_the_head_of_a_large_vocabulary_stays_in_16_bits() -> None:

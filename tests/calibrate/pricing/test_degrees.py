@@ -9,7 +9,7 @@ from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.choose_device import choose_device
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.pricing.datasheet_pricing import Pair, Pricing, price_by_datasheet, target_device
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import OutOfDomain, UserInputError
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import num_devices_to_fit
@@ -117,14 +117,14 @@ def test_a_power_of_two_is_preferred_and_the_models_limit_said() -> None:
     usable_bytes = 0.9 * l4.memory_bytes
     for needed, degrees, expected in ((2.5, (1, 2, 3, 4), 4), (2.5, (1, 3), 3), (0.5, (1, 2), 1)):
         assert num_devices_to_fit(l4, needed * usable_bytes, degrees=degrees) == expected
-    with pytest.raises(OutOfDomain, match="The target can be shared by at most 2: take a larger device"):
+    with pytest.raises(OutOfDomain, match="The target can be split over at most 2: take a larger device"):
         num_devices_to_fit(l4, 3 * usable_bytes, degrees=(1, 2))
 
 
 def test_profiles_of_devices_that_cannot_share_their_models_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     profiles = {"target": target_profile(), "draft": draft_profile()}
     files = [
         str(write_profile(tmp_path / f"{role}.latency.json", at_device(profile, num_devices=4)))

@@ -20,7 +20,7 @@ from perfmodel.latency.latency_model import MeasuredLatency
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassKind, PassSamples
 from perfmodel.replay.estimate import Decoded, mean_round_cost, measured_speedup
-from perfmodel.results.plan import read_plan
+from perfmodel.results.plan import PLAN_FILE
 from perfmodel.results.report import Arm
 from tests.calibrate.factories import (
     draft_profile,
@@ -101,7 +101,7 @@ def test_the_price_of_a_rare_pass_is_the_same_with_one_of_its_kind_paused(pause_
     steady = with_rare_width(scattered(target_profile()), "verify")
     paused = replace(steady, samples=with_pause(steady.samples, "verify", pause_s))
     expected, found = (MeasuredLatency(one) for one in (steady, paused))
-    assert found.affine("verify", 0, 14)[0] == SAME(expected.affine("verify", 0, 14)[0], rel=0.03)
+    assert found.line("verify", 0, 14).base_s == SAME(expected.line("verify", 0, 14).base_s, rel=0.03)
     assert found.error_frac == SAME(expected.error_frac, rel=0.1)
 
 
@@ -117,7 +117,7 @@ def test_a_fit_is_the_same_with_one_paused_pass(pause_s: float) -> None:
 @pytest.mark.parametrize("pause_s", PAUSES_S)
 def test_a_comparison_is_the_same_with_one_paused_pass(pause_s: float, tmp_path: Path) -> None:
     assert main_plan([*write_evidence(tmp_path), "--json", "-o", str(tmp_path / "plan.json")]) == 0
-    plan = read_plan(tmp_path / "plan.json")
+    plan = PLAN_FILE.read(tmp_path / "plan.json")
     pricing = load_pricing(plan.record, [tmp_path / "target.latency.json", tmp_path / "draft.latency.json"], None)
     report = make_report(plan.record, plan.sha256, make_trace())
 
@@ -143,11 +143,10 @@ def test_a_device_that_drifts_wildly_is_no_less_sure_than_one_that_nobody_measur
 ) -> None:
     write_evidence(tmp_path)
     profile, number = target_profile(), len(target_profile().samples)
-    shuffled = np.random.default_rng(0).permutation(number).tolist()
-    samples = profile.samples
-    columns = {name: tuple(getattr(samples, name)[place] for place in shuffled) for name in samples.__slots__}
-    drifting = [took_s * (9.0 if place < number // 12 else 0.02) for place, took_s in enumerate(columns["seconds"])]
-    wild = replace(profile, samples=PassSamples(**columns | {"seconds": tuple(drifting)}))
+    passes = list(profile.samples)
+    shuffled = [passes[index] for index in np.random.default_rng(0).permutation(number).tolist()]
+    drifting = (p._replace(seconds=p.seconds * (9.0 if index < number // 12 else 0.02)) for index, p in enumerate(shuffled))
+    wild = replace(profile, samples=PassSamples.from_passes(drifting))
     assert MeasuredLatency(wild).error_frac == WIDEST_ERROR_FRAC
     found, said = planned(tmp_path, [wild, draft_profile()], capsys)
     assert "the passes of ref-target-16 scatter too much for a prediction (one sigma is cut at 50.0 %)" in said

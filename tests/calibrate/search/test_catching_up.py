@@ -7,19 +7,19 @@ import pytest
 
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
-from calibrate.text.plan_text import plan_text
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_draft
 from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.results.plan import Plan, read_plan, write_plan
-from perfmodel.results.report import read_report, write_report
+from perfmodel.quantisation.weight_format import plain_format
+from perfmodel.results.plan import PLAN_FILE, Plan
+from perfmodel.results.report import REPORT_FILE
 from tests.calibrate.factories import (
-    as_of_before,
     draft_profile,
     make_report,
     make_trace,
@@ -37,13 +37,12 @@ SLOW_ROWS = 3
 
 def with_slow_long_passes(profile: LatencyProfile) -> LatencyProfile:
     samples = profile.samples
-    columns = zip(samples.kind, samples.rows, samples.seconds, strict=True)
-    seconds = (1.5 * rows * one_s if kind == "segment" and rows >= SLOW_ROWS else one_s for kind, rows, one_s in columns)
+    seconds = (1.5 * p.rows * p.seconds if p.kind == "segment" and p.rows >= SLOW_ROWS else p.seconds for p in samples)
     return replace(profile, samples=replace(samples, seconds=tuple(seconds)))
 
 
 def plan_with(folder: Path, draft: LatencyProfile) -> Plan:
-    write_trace(folder / "trace.npz", TRACE, provenance())
+    TRACE_FILE.write(folder / "trace.npz", TRACE, provenance())
     profiles = tuple(
         write_profile(folder / f"{name}.latency.json", one) for name, one in (("target", target_profile()), ("draft", draft))
     )
@@ -65,40 +64,36 @@ def test_a_plan_catches_up_at_once_where_the_profile_says_that_long_passes_are_s
     assert policy is not None
     assert policy.catches_up_at_once
     assert max(one.rows for one in rounds.passes if one.kind == "segment") < SLOW_ROWS
-    text = plan_text(at_once, asked_target="ref-target-16")
-    assert "catching up   at once: a token that left runs through the deeper segments before the next is drafted" in text
+    text = at_once.explain()
+    assert "catching up   at once: a token that left early runs through the deeper segments" in text
 
 
 def test_a_plan_catches_up_when_asked_where_one_pass_is_faster_than_several(when_asked: Plan) -> None:
     policies = [one.policy for one in (when_asked.chosen, *when_asked.runners_up)]
-    assert any(policy and len(policy.exit_layers) > 1 for policy in policies)
+    assert any(policy and len(policy.exits) > 1 for policy in policies)
     assert not any(policy and policy.catches_up_at_once for policy in policies)
-    assert "catching up" not in plan_text(when_asked, asked_target="ref-target-16")
+    assert "catching up" not in when_asked.explain()
 
 
-def test_such_a_plan_is_read_back_and_older_ones_caught_up_when_asked(tmp_path: Path, at_once: Plan, when_asked: Plan) -> None:
+def test_a_plan_that_catches_up_either_way_is_read_back(tmp_path: Path, at_once: Plan, when_asked: Plan) -> None:
     path = tmp_path / "plan.json"
     for plan in (at_once, when_asked):
-        write_plan(path, plan, provenance())
-        assert read_plan(path).record == plan
-    as_of_before(path, version=8, without=("catches_up_at_once",))
-    assert read_plan(path).record == when_asked
+        PLAN_FILE.write(path, plan, provenance())
+        assert PLAN_FILE.read(path).record == plan
 
 
 def test_reports_are_read_back_alike(tmp_path: Path, at_once: Plan, when_asked: Plan) -> None:
     path = tmp_path / "report.json"
     for plan in (at_once, when_asked):
         report = make_report(plan, "p" * 64, TRACE)
-        write_report(path, report, provenance())
-        assert read_report(path).record == report
-    as_of_before(path, version=6, without=("catches_up_at_once",))
-    assert read_report(path).record == report
+        REPORT_FILE.write(path, report, provenance())
+        assert REPORT_FILE.read(path).record == report
 
 
 def test_a_run_of_it_is_compared_without_an_error_of_its_own(tmp_path: Path, at_once: Plan) -> None:
     path = tmp_path / "plan.json"
-    write_plan(path, at_once, provenance())
-    stored = read_plan(path)
+    PLAN_FILE.write(path, at_once, provenance())
+    stored = PLAN_FILE.read(path)
     report = make_report(at_once, stored.sha256, TRACE)
     residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64), pricing=None)
     assert {part.kind for part in residuals.passes if part.arm == "plan"} == {"segment", "exit", "verify", "round"}
@@ -111,13 +106,15 @@ def test_no_datasheet_has_tokens_that_are_faster_one_by_one(engine: EngineMode) 
     num_priced = 0
     for hardware in KNOWN_HARDWARE:
         try:
-            latency = RooflineLatency(draft.model, draft.exit_layers, hardware, "bf16", engine)
+            weights = plain_format(hardware.compute_dtype("bf16"))
+            setting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=weights)
+            latency = RooflineLatency(setting, hardware, engine)
         except UserInputError:  # a device without this dtype or engine
             continue
         num_priced += 1
         for stage, rows in ((1, 2), (1, 12), (2, 2), (2, 12)):
-            together, single = (latency.affine("segment", stage, one) for one in (rows, 1))
+            together, single = (latency.line("segment", stage, one) for one in (rows, 1))
             for cached_tokens in (0, draft.model.max_context_tokens):
-                whole_s, one_s = (base_s + per_token_s * cached_tokens for base_s, per_token_s in (together, single))
+                whole_s, one_s = together.at(cached_tokens), single.at(cached_tokens)
                 assert whole_s <= rows * one_s + 1e-12
     assert num_priced > 10

@@ -8,18 +8,18 @@ import pytest
 from calibrate.fit.fit_latency import observe
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
-from calibrate.text.plan_text import plan_text
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.files import Stored
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_draft
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PassKind
-from perfmodel.results.plan import Plan, read_plan, write_plan
+from perfmodel.passes.passes import PassSample, PassSamples
+from perfmodel.quantisation.weight_format import plain_format
+from perfmodel.results.plan import PLAN_FILE, Plan
 from tests.calibrate.factories import (
     SECONDS,
-    as_of_before,
     draft_profile,
     make_report,
     make_trace,
@@ -39,26 +39,17 @@ HIDDEN_S, NOT_HIDDEN_S = 0.7 * BOTH_S, BOTH_S
 def profile_of(ahead_s: float) -> LatencyProfile:
     """The draft's, in which what runs ahead takes so long, whatever its rows and cached tokens."""
     profile = draft_profile()
-    samples, stages = profile.samples, range(1, len(profile.exit_layers))
-    passes = [(stage, rows, cached) for stage in stages for rows in range(1, 15) for cached in range(0, 120, 4)]
-    stage, rows, cached = zip(*passes, strict=True)
-    ahead: tuple[PassKind, ...] = ("ahead",) * len(passes)
-    return replace(
-        profile,
-        samples=replace(
-            samples,
-            kind=samples.kind + ahead,
-            stage=samples.stage + stage,
-            rows=samples.rows + rows,
-            cached_tokens=samples.cached_tokens + cached,
-            place=samples.place + (1,) * len(passes),
-            seconds=samples.seconds + (ahead_s,) * len(passes),
-        ),
+    ahead = PassSamples.from_passes(
+        PassSample("ahead", stage, rows, cached, 1, ahead_s)
+        for stage in range(1, len(profile.exit_layers))
+        for rows in range(1, 15)
+        for cached in range(0, 120, 4)
     )
+    return replace(profile, samples=PassSamples.concat((profile.samples, ahead)))
 
 
 def plan_with(folder: Path, ahead_s: float) -> Plan:
-    write_trace(folder / "trace.npz", TRACE, provenance())
+    TRACE_FILE.write(folder / "trace.npz", TRACE, provenance())
     profiles = tuple(
         write_profile(folder / f"{name}.latency.json", one)
         for name, one in (("target", target_profile()), ("draft", profile_of(ahead_s)))
@@ -74,32 +65,29 @@ def test_a_plan_runs_ahead_where_the_profile_says_that_it_hides_a_wait(tmp_path:
     assert cost.ahead_s > cost.exit_s
     assert cost.total_s == pytest.approx(cost.segment_s + cost.exit_s + cost.ahead_s + cost.verify_s + cost.round_s)
     assert any(point.policy and point.policy.runs_ahead for point in plan.frontier)
-    text = plan_text(plan, asked_target="ref-target-16")
-    assert "running ahead  the next segment starts before an exit's answer is read" in text
+    text = plan.explain()
+    assert "running ahead  the next segment starts before the exit's answer is read" in text
     assert "segments run ahead" in text
 
 
 def test_a_plan_waits_where_running_ahead_hides_nothing(tmp_path: Path) -> None:
     plan = plan_with(tmp_path, NOT_HIDDEN_S)
     assert not any(one.policy and one.policy.runs_ahead for one in (plan.chosen, *plan.runners_up))
-    assert "segments run ahead" not in plan_text(plan, asked_target="ref-target-16")
+    assert "segments run ahead" not in plan.explain()
 
 
-def test_a_plan_that_runs_ahead_is_read_back_and_older_ones_waited(tmp_path: Path) -> None:
-    path, plan = tmp_path / "plan.json", plan_with(tmp_path, HIDDEN_S)
-    write_plan(path, plan, provenance())
-    assert read_plan(path).record == plan
-    waiting = plan_with(tmp_path, NOT_HIDDEN_S)
-    write_plan(path, waiting, provenance())
-    assert path.read_text(encoding="utf-8").count('"runs_ahead": false') > 2
-    as_of_before(path, version=7, without=LATER_KEYS)
-    assert read_plan(path).record == waiting
+def test_a_plan_that_runs_ahead_or_waits_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for ahead_s in (HIDDEN_S, NOT_HIDDEN_S):
+        plan = plan_with(tmp_path, ahead_s)
+        PLAN_FILE.write(path, plan, provenance())
+        assert PLAN_FILE.read(path).record == plan
 
 
 def test_a_run_of_it_is_compared_kind_by_kind(tmp_path: Path) -> None:
     path, plan = tmp_path / "plan.json", plan_with(tmp_path, HIDDEN_S)
-    write_plan(path, plan, provenance())
-    stored = read_plan(path)
+    PLAN_FILE.write(path, plan, provenance())
+    stored = PLAN_FILE.read(path)
     report = make_report(plan, stored.sha256, TRACE, slower={"ahead": HIDDEN_S / SECONDS["ahead"]})
     residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64), pricing=None)
     assert {part.kind for part in residuals.passes if part.arm == "plan"} == {"segment", "exit", "ahead", "verify", "round"}
@@ -112,9 +100,10 @@ def test_no_law_is_fitted_to_what_ran_ahead() -> None:
 
 def test_a_law_prices_it_with_its_wait_so_that_no_datasheet_recommends_it() -> None:
     draft = find_draft("s2d")
-    latency = RooflineLatency(draft.model, draft.exit_layers, find_hardware("H100-SXM"), "bf16", "graph")
+    setting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=plain_format("bf16"))
+    latency = RooflineLatency(setting, find_hardware("H100-SXM"), "graph")
     for stage in (1, 2):
         (ahead_s, _), (exit_s, _), (segment_s, _) = (
-            latency.affine(kind, at, 1) for kind, at in (("ahead", stage), ("exit", stage - 1), ("segment", stage))
+            latency.line(kind, at, 1) for kind, at in (("ahead", stage), ("exit", stage - 1), ("segment", stage))
         )
         assert ahead_s == pytest.approx(exit_s + segment_s, rel=1e-3)

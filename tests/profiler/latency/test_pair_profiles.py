@@ -10,7 +10,7 @@ from calibrate.commands.plan_cli import main_plan
 from calibrate.planning.evidence import gather_evidence
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.passes import PASS_MODEL
 from profiler.commands.profile_cli import main_profile
 from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
@@ -30,15 +30,11 @@ def evidence(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def profile(evidence: Path, role: str) -> LatencyProfile:
-    return read_latency_profile(evidence / f"{role}.latency.json").record
+    return PROFILE_FILE.read(evidence / f"{role}.latency.json").record
 
 
 def test_each_file_of_a_pair_holds_the_passes_of_its_model_and_all_of_them(evidence: Path) -> None:
-    passes = {
-        (role, kind, stage)
-        for role in ("draft", "target")
-        for kind, stage in zip(profile(evidence, role).samples.kind, profile(evidence, role).samples.stage, strict=True)
-    }
+    passes = {(role, sample.kind, sample.stage) for role in ("draft", "target") for sample in profile(evidence, role).samples}
     assert all(PASS_MODEL[kind] == role for role, kind, _ in passes)
     of_draft = {("draft", kind, stage) for kind in ("segment", "exit", "draft_prefill") for stage in SEGMENTS}
     of_target = {("target", kind, 0) for kind in ("verify", "round", "target_prefill")}

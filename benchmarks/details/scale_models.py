@@ -1,0 +1,66 @@
+"""Which shapes are built at scale, whose acceptance they are given, and the same in small for any CPU."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from shared import common  # noqa: F401 makes the checkout importable
+
+from calibrate.inputs.load_acceptance import Acceptance, load_acceptance, shipped_pairs, shipped_path
+from perfmodel.core.errors import UnknownName, UserInputError
+from perfmodel.models.find_model import find_model
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from s2d.decoding.random_pair import with_layers
+
+TINY_LAYERS, TINY_SIZE, TINY_DRAFT_SIZE, TINY_HEAD_DIM = 24, 128, 32, 32
+TINY_VOCAB_FRAC = 1 / 64
+TINY_CONTEXT_TOKENS = 256
+
+
+def tiny(model: ModelGeometry, *, hidden_size: int = TINY_SIZE) -> ModelGeometry:
+    """A model so narrow that any CPU runs it: as deep, up to a limit, and with its own kind of heads and vocabulary."""
+    num_heads = hidden_size // TINY_HEAD_DIM
+    return replace(
+        model,
+        name=f"tiny {model.name}",
+        num_layers=min(model.num_layers, TINY_LAYERS),
+        hidden_size=hidden_size,
+        intermediate_size=11 * hidden_size // 4,
+        num_heads=num_heads,
+        num_kv_heads=num_heads if model.num_heads == model.num_kv_heads else 1,
+        head_dim=TINY_HEAD_DIM,
+        vocab_size=round(model.vocab_size * TINY_VOCAB_FRAC),
+        max_context_tokens=TINY_CONTEXT_TOKENS,
+        source="cut down to run on any CPU",
+    )
+
+
+def acceptance_of(given: str | None, target: ModelGeometry) -> Acceptance:
+    """A trace by file, or the one in the box of a target: the pair's own where none is given.
+
+    Raises:
+        UserInputError: there is none in the box.
+    """
+    if given is not None and Path(given).suffix == ".npz":
+        return load_acceptance(Path(given), "all")
+    try:
+        wanted = find_model(given).name if given is not None else target.name
+    except UnknownName:
+        wanted = str(given)
+    shipped = {name: shipped_path(draft, name) for draft, name in shipped_pairs()}
+    if wanted not in shipped:
+        raise UserInputError(
+            f"no acceptance trace of {wanted!r} is in the box: expected --acceptance with {' or '.join(sorted(shipped))}, "
+            "whose agreement then stands in for the target's, or with a trace.npz of s2d-profile."
+        )
+    return load_acceptance(shipped[wanted], "all")
+
+
+def draft_of(given: str | None, target: ModelGeometry, traced: DraftGeometry, *, is_tiny: bool) -> DraftGeometry:
+    """The traced exits on the first layers of a known model, or on the traced draft; a self-draft is the target's own."""
+    if traced.kind == "self":
+        return replace(traced, model=target)
+    model = traced.model
+    if given is not None:
+        depth = traced.exit_layers[-1]
+        model = replace(with_layers(find_model(given), depth), name=f"first {depth} layers of {given}")
+    return replace(traced, model=tiny(model, hidden_size=TINY_DRAFT_SIZE) if is_tiny else model)
