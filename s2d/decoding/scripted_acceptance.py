@@ -88,7 +88,7 @@ def scripts_of(trace: Trace) -> tuple[ScriptedAcceptance, ...]:
             prompt_tokens=prompt.prompt_tokens,
             max_new_tokens=header.max_new_tokens,
             eos_token_id=header.eos_token_id,
-            exit_layers=header.draft.exit_layers,
+            exit_layers=header.exit_layers,
             answers=tuple(answers[start:end]),
             off_path=None if off_path is None else tuple(off_path[start:end]),
             chosen=tuple(chosen[start:end]),
