@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from arms import SAMPLINGS, evidence_of, job_of, workload_of
-from common import finish, make_parser, one_thread, quantile
+from shared.common import finish, make_parser, one_thread, quantile
+from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
 
 from calibrate.planning.make_portfolio import held_out_choices
 from calibrate.search.cross_validation import log_speedups, split_halves
@@ -31,8 +31,8 @@ from perfmodel.policies.policy import Policy
 from perfmodel.results.portfolio import CHOICES, HeldOut
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import load_pair
-from s2d.loading.exits import named_exits
+from s2d.decoding.pair import PairRequest, load_pair
+from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "open_questions"
@@ -154,7 +154,10 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits)) for target in size.targets]
+    pairs = [
+        load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
+        for target in size.targets
+    ]
     cases: dict[str, list[Scenario]] = {}
     answers = []
     for sampling in SAMPLINGS:

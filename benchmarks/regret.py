@@ -26,10 +26,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
-from common import finish, make_parser, one_thread
-from configurations import configurations
-from contenders import Contender, PairResult, measured_of, measured_plain, result_of, result_table
+from details.regret_arms import Contender, PairResult, measured_of, measured_plain, result_of, result_table
+from shared.common import finish, make_parser, one_thread
+from shared.configurations import configurations
+from shared.interleaved import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import Scenario
@@ -43,8 +43,8 @@ from perfmodel.replay.replay import replay_batch
 from profiler.latency.profiling_job import Job
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, load_pair
-from s2d.loading.exits import named_exits
+from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "regret"
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
     pairs = [
-        load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits))
+        load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
         for target in args.target or size.targets
     ]
     results = [result_of_pair(pair, sampling, size, prompts) for pair in pairs for sampling in size.samplings]

@@ -187,7 +187,9 @@ def make_arm(policy: Policy | None, trace: Trace, seconds: dict[PassKind, float]
 def samples_of(rounds: Sequence[RoundStats], seconds: dict[PassKind, float]) -> PassSamples:
     """Every pass of the rounds as a sample of its own."""
     return PassSamples.from_passes(
-        PassSample(count.kind, count.stage, count.rows, round(count.mean_shape.cached_tokens), 1, seconds[count.kind])
+        PassSample(
+            count.kind, count.stage, count.rows, round(count.cached_tokens_sum / count.num_passes), 1, seconds[count.kind]
+        )
         for stats in rounds
         for count in stats.passes
         for _ in range(count.num_passes)

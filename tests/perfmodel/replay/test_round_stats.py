@@ -49,10 +49,6 @@ def test_a_sum_joins_equal_passes_and_pads_shorter_columns() -> None:
     assert total.cold_passes == (ColdCount(kind="segment", stage=0, place=1, num_passes=8),)
 
 
-def test_the_mean_shape_of_passes_has_their_mean_cached_tokens() -> None:
-    assert stats().passes[0].mean_shape.cached_tokens == 10.0
-
-
 @settings(max_examples=50)
 @given(traces_with_policies(most=1))
 def test_the_columns_of_a_record_agree_with_its_totals(case: tuple[Trace, list[Policy | None]]) -> None:

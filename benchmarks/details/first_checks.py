@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from captured_checks import captured_error, captured_texts, live_inputs
 from device_check import (
     DTYPES,
     MAX_BF16_OVER_TRANSFORMERS,
@@ -22,13 +21,14 @@ from device_check import (
     random_subject,
     subjects,
 )
-from gaps import Lossless, gap_result
 from product_times import GEMV_ROWS, product_seconds
-from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from scale_models import acceptance_of, draft_of, tiny
-from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
+from shared.captured_checks import captured_error, captured_texts, live_inputs
+from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.logit_gaps import Lossless, gap_result
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
 from calibrate.planning.make_plan import paper_policies
+from details.scale_models import acceptance_of, draft_of, tiny
 from perfmodel.core.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.latency.latency_model import RooflineLatency
@@ -44,7 +44,7 @@ from perfmodel.replay.estimate import Speedup
 from profiler.latency.kernel_trial import CACHED_TOKENS, try_kernels
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import random_pair
-from s2d.loading.memory import PairPlacement, TextLimits, cublas_bytes, memory_need
+from s2d.loading.memory import PairPlacement, TextLimits, cublas_workspace_bytes, memory_need
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.torch_device import device_key, engine_for
 
@@ -192,18 +192,7 @@ class Checks:
     @cached_property
     def pair(self) -> ModelPair:
         """Random weights."""
-        models, text = self.placement, self.text_limits
-        return random_pair(
-            models.target,
-            models.draft,
-            models.dtype,
-            str(models.device),
-            engine=models.engine,
-            kernels=self.kernels,
-            max_tokens=text.max_tokens,
-            seed=SEED,
-            num_noise_tables=text.num_noise_tables,
-        )
+        return random_pair(self.placement, self.text_limits, kernels=self.kernels, seed=SEED)
 
     @cached_property
     def arms(self) -> list[ScriptedArm]:
@@ -248,7 +237,7 @@ class Checks:
         """What cuBLAS keeps for the streams of the pair."""
         if self.device.type == "cpu":
             return Outcome(verdict=UNMEASURED, measured="a CPU has none", figures={})
-        (_, kept), limit = self.memory_used, cublas_bytes(self.device)
+        (_, kept), limit = self.memory_used, cublas_workspace_bytes(self.device)
         return Outcome(
             verdict=OK if kept <= limit else "failed: more than predicted",
             measured=format_bytes(kept),
