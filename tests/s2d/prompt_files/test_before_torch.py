@@ -39,7 +39,7 @@ REFUSED = [
     (
         PROFILE,
         [*PAIR, "--prompts", "chat", "--split", "all"],
-        "prompt '1' is a conversation: expected a text to go on from. Give --chat",
+        "prompt '1' is a conversation: expected a text to continue. Give --chat",
     ),
     (TRAIN, [*CALIBRATE, "--prompts", "chat"], "is a conversation"),
     (TRAIN, [*CALIBRATE, "--prompts", "one"], "half (it is chosen by prompt name): give more prompts.\n"),
