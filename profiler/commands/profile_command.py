@@ -40,7 +40,7 @@ from profiler.machine.machine_facts import DeviceFacts, device_facts
 from profiler.machine.measure_energy import measure_energy, nvml_sensor
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair, pair_placement
-from s2d.loading.exits import named_exits
+from s2d.loading.exits import requested_exits
 from s2d.model.torch_device import device_key, engine_for, use_device
 from s2d.parallel.ranks import Ranks
 from s2d.parallel.shard import Shard
@@ -86,7 +86,7 @@ def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | N
         draft=args.draft,
         dtype=args.dtype,
         device=args.device,
-        exits=named_exits(args.exits),
+        exits=requested_exits(args.exits),
         engine=engine,
         shares_draft=args.share_draft,
     )

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Tokens
 from s2d.decoding.pair import Pair
-from s2d.loading.compatible import context_tokens
+from s2d.loading.load_model import context_tokens
 from s2d.prompts.conversation import Conversation, Prompt, check_texts
 from s2d.prompts.special_tokens import SpecialTokens, cannot_be_text, special_token_ids, text_ids
 from s2d.prompts.text import Stop

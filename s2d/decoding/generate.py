@@ -23,8 +23,7 @@ from s2d.decoding.draft import Drafter, Ladder, check_exits
 from s2d.decoding.policy_selector import FixedPolicy, PolicySelector
 from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripted_verifier
 from s2d.decoding.verify import Verifier, make_verifier
-from s2d.loading.compatible import check_pair, context_tokens
-from s2d.loading.load_model import LoadedModel
+from s2d.loading.load_model import LoadedModel, check_pair, context_tokens
 from s2d.model.cache import Cache
 from s2d.model.choose_tokens import NoiseTable, new_noise_table
 from s2d.model.decoder import SegmentRun

@@ -12,16 +12,16 @@ from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry, DraftKind
 from perfmodel.passes.device_key import DeviceKey, EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.decoding.generate import Session
-from s2d.loading.compatible import context_tokens
-from s2d.loading.exits import DraftExits, NamedExits, exits_text, find_exits
+from s2d.loading.exits import DraftExits, RequestedExits, find_exits, format_exits
 from s2d.loading.load_model import (
     LoadedModel,
     check_same_vocabulary,
+    context_tokens,
     load_model,
     load_tokenizer,
-    read_shapes,
+    read_geometry_with_head,
     tokenizer_sha256,
-    with_vocabulary_of,
+    with_target_vocab,
 )
 from s2d.loading.memory import FreeBytes, PairPlacement, TextLimits, check_memory, memory_need
 from s2d.loading.model_folder import find_model
@@ -53,7 +53,7 @@ class ModelPair:
     @property
     def exits_label(self) -> str:
         """`exits 1/2/4/6`."""
-        return f"exits {exits_text(self.geometry.exit_layers)}"
+        return f"exits {format_exits(self.geometry.exit_layers)}"
 
     @property
     def device_key(self) -> DeviceKey:
@@ -124,7 +124,7 @@ class PairRequest:
     dtype: Dtype
     device: str
     """torch's name: `cpu`, `cuda`, `cuda:1`."""
-    exits: NamedExits | None = None
+    exits: RequestedExits | None = None
     """The draft's exits; None takes those of its folder, or its full depth."""
     engine: EngineMode = "eager"
     """How passes are launched. Several processes launch eagerly."""
@@ -173,7 +173,7 @@ def load_pair(request: PairRequest, ranks: Ranks | None = None, *, free_bytes: F
         if ranks and request.shares_draft:
             draft = load_sharded(draft_folder, dtype, device, ranks, kernels=kernels, model_id=DRAFT, num_tokens=num_tokens)
         else:
-            draft = with_vocabulary_of(load(draft_folder), num_tokens)
+            draft = with_target_vocab(load(draft_folder), num_tokens)
     draft = replace(draft, exit_layers=exits.layers, calibration=exits.calibration)
     return Pair(
         target=draft if request.is_self_draft else target,
@@ -190,13 +190,13 @@ def load_pair(request: PairRequest, ranks: Ranks | None = None, *, free_bytes: F
 def draft_exits(request: PairRequest) -> DraftExits:
     """The exits of the draft; for a self-draft, those of the target (`find_exits`)."""
     folder = find_model(request.target if request.is_self_draft else request.draft)
-    return find_exits(folder, read_shapes(folder).num_layers, request.exits, is_self=request.is_self_draft)
+    return find_exits(folder, read_geometry_with_head(folder).num_layers, request.exits, is_self=request.is_self_draft)
 
 
 def pair_placement(request: PairRequest, ranks: Ranks | None = None) -> PairPlacement:
     """The shapes of a pair and the devices it uses, read without its weights."""
-    target = read_shapes(find_model(request.target))
-    model = target if request.is_self_draft else read_shapes(find_model(request.draft))
+    target = read_geometry_with_head(find_model(request.target))
+    model = target if request.is_self_draft else read_geometry_with_head(find_model(request.draft))
     kind: DraftKind = "self" if request.is_self_draft else "separate"
     num_ranks = ranks.num_ranks if ranks else 1
     return PairPlacement(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from perfmodel.core.units import Frac
-from perfmodel.policies.frontier import DRIFT_STEP, DRIFTS, MAX_DRIFT, FrontierPoint, drifted
+from perfmodel.policies.frontier import DRIFT_STEP, DRIFTS, MAX_DRIFT, FrontierPoint, drifted_frac
 from perfmodel.policies.policy import Policy
 
 SPREAD = 0.7
@@ -116,7 +116,7 @@ class DriftFilter:
             shares: the plan's probability of each step, given the steps before it.
             num_steps: the number of steps in the round.
         """
-        expected = [drifted(share, self.mean) for share in shares[: num_steps + 1]]
+        expected = [drifted_frac(share, self.mean) for share in shares[: num_steps + 1]]
         information = sum(share * (1 - share) for share in expected)
         self.variance /= 1 + self.variance * information
         self.mean += self.variance * (min(num_steps, len(shares)) - sum(expected))

@@ -7,9 +7,8 @@ from perfmodel.core.units import Bytes
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.decoding.pair import ModelPair
-from s2d.loading.compatible import check_vocab_sizes
-from s2d.loading.load_model import random_model
-from s2d.loading.memory import FreeBytes, PairPlacement, TextLimits, check_memory, free_bytes_of, memory_need
+from s2d.loading.load_model import check_vocab_sizes, random_model
+from s2d.loading.memory import FreeBytes, PairPlacement, TextLimits, check_memory, free_device_bytes, memory_need
 
 
 def random_pair(
@@ -18,7 +17,7 @@ def random_pair(
     *,
     seed: int,
     kernels: Kernels = STANDARD_KERNELS,
-    free_bytes: FreeBytes = free_bytes_of,
+    free_bytes: FreeBytes = free_device_bytes,
 ) -> ModelPair:
     """Build both models on the device, layer by layer.
 

@@ -17,7 +17,7 @@ from perfmodel.results.report_text import drift_text
 from s2d.decoding.encode_prompts import ConversationEncoder, EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Generation
 from s2d.decoding.pair import Pair, PairRequest, load_pair
-from s2d.loading.exits import exits_of_plan
+from s2d.loading.exits import exits_from_plan
 from s2d.model.check_kernels import check_kernels
 from s2d.model.torch_device import engine_for
 from s2d.model.torch_dtypes import TORCH_DTYPES
@@ -87,7 +87,7 @@ def load_plan_pair(request: RunRequest, plan: NamedPlan, ranks: Ranks | None = N
         draft=request.draft or (SELF_DRAFT if record.draft.kind == "self" else record.draft_name),
         dtype=key.dtype,
         device=device,
-        exits=exits_of_plan(record),
+        exits=exits_from_plan(record),
         engine=engine,
         kernels=kernels,
         shares_draft=record.draft_num_devices > 1,

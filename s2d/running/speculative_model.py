@@ -23,7 +23,7 @@ from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Generation, Session, Settings
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy
-from s2d.loading.exits import named_exits
+from s2d.loading.exits import requested_exits
 from s2d.loading.memory import TextLimits
 from s2d.model.torch_device import engine_for, use_device
 from s2d.prompts.conversation import Prompt
@@ -118,7 +118,7 @@ def load(
         draft=SELF_DRAFT if draft is None else draft,
         dtype=dtype,
         device=name,
-        exits=named_exits(None if exits is None else tuple(exits)),
+        exits=requested_exits(None if exits is None else tuple(exits)),
         engine=engine_for(engine, name, 1),
     )
     return SpeculativeModel(load_pair(request))

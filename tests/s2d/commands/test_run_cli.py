@@ -218,9 +218,9 @@ def test_plain_decoding_at_another_speed_than_profiled_prints_a_warning(folders,
     report, plan = REPORT_FILE.read(report_path).record, PLAN_FILE.read(plan_path).record
     for factor, is_warned in ((0.5, True), (0.9, False), (1.1, False), (2.0, True)):
         then = replace(plan.chosen.speedup, plain_tokens_per_s=report.measured.plain_tokens_per_s / factor)
-        drifted = replace(plan, chosen=replace(plan.chosen, speedup=then))
-        assert (drift_text(report, drifted) is not None) == is_warned
-        assert drift_text(report, replace(drifted, evidence=())) is None
+        drifted_frac = replace(plan, chosen=replace(plan.chosen, speedup=then))
+        assert (drift_text(report, drifted_frac) is not None) == is_warned
+        assert drift_text(report, replace(drifted_frac, evidence=())) is None
 
 
 def test_a_full_disk_does_not_prevent_the_table(folders, plan_file, capsys, monkeypatch) -> None:

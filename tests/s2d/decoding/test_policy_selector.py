@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from perfmodel.policies.frontier import DRIFTS, FrontierPoint, drifted
+from perfmodel.policies.frontier import DRIFTS, FrontierPoint, drifted_frac
 from perfmodel.policies.policy import Policy
 from s2d.decoding.policy_selector import MEMORY_TOKENS, SPREAD, AdaptivePolicy, DriftFilter, FixedPolicy, PolicySelector
 
@@ -112,7 +112,7 @@ def test_a_drift_is_estimated_from_many_rounds_and_decays_afterwards(drift: floa
     drawn, estimate, shares = random.Random(1), DriftFilter(), (0.9, 0.7, 0.5)
     means = []
     for _ in range(4000):
-        kept = [drawn.random() < drifted(share, drift) for share in shares]
+        kept = [drawn.random() < drifted_frac(share, drift) for share in shares]
         estimate.update(shares, kept.index(False) if False in kept else len(kept))
         estimate.decay(1)
         means.append(estimate.mean)

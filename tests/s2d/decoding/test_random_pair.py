@@ -38,7 +38,7 @@ def test_a_pair_that_does_not_fit_is_refused_before_it_is_built() -> None:
     assert needed / DTYPE_BYTES["bf16"] == pytest.approx(69.0e9 + 2.69e9, rel=0.02)
     expected = (
         "llama-2-70b and s2d-vicuna-12 need 145 GB of memory (weights 143 GB, buffers of short passes 561 MB, caches 434 MB), "
-        "and cpu has 85.9 GB free. Give a larger --device, a smaller --dtype, or fewer of the target's layers: --layers 45."
+        "but cpu has 85.9 GB free. Give a larger --device, a smaller --dtype, or fewer of the target's layers: --layers 45."
     )
     with pytest.raises(UserInputError, match=re.escape(expected)):
         random_pair(models, text, seed=0, free_bytes=lambda _: 80 * GIB)
