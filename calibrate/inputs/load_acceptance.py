@@ -179,7 +179,7 @@ def check_draft(acceptance: Acceptance, draft: str | None) -> None:
         Mismatch: it is of another.
     """
     header = acceptance.trace.header
-    traced = SELF_DRAFT if header.draft.kind == "self" else header.draft.model.name
+    traced = SELF_DRAFT if header.draft_kind == "self" else header.draft.model.name
     if draft is None or traced in (draft, _known_draft(draft), name_of_folder(Path(draft))):
         return
     fix = f"Leave --draft out, or record a trace of it: {record_command(header.target.name, draft)}"

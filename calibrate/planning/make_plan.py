@@ -156,7 +156,7 @@ def paper_policies(trace: Trace) -> list[Policy]:
 
     None where there is one exit only, or another confidence.
     """
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     if len(layers) < 2 or trace.header.confidence != "max-prob":
         return []
     thresholds = (PAPER_THRESHOLD,) * (len(layers) - 1)
