@@ -138,8 +138,8 @@ def priced_s(rounds: RoundStats, price: Price) -> Seconds:
     """What the passes of some rounds cost by a profile."""
     seconds = 0.0
     for one in rounds.passes:
-        base_s, per_token_s = price.line(one.kind, one.stage, one.rows)
-        seconds += one.num_passes * base_s + one.cached_tokens_sum * per_token_s
+        line = price.line(one.kind, one.stage, one.rows)
+        seconds += one.num_passes * line.base_s + one.cached_tokens_sum * line.per_token_s
     return seconds + sum(one.num_passes * price.cold_s(one.kind, one.stage, one.place) for one in rounds.cold_passes)
 
 

@@ -38,7 +38,6 @@ from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, WeightLayout, fastest_kernels
-from perfmodel.passes.passes import PassShape
 from perfmodel.replay.estimate import Speedup
 from profiler.latency.kernel_trial import CACHED_TOKENS, try_kernels
 from s2d.decoding.pair import ModelPair
@@ -314,8 +313,10 @@ class Checks:
         if self.hardware is None:
             return None
         deep, flat = (replace(self.target, num_layers=number) for number in (2, 1))
-        shape = PassShape(kind="verify", stage=0, rows=5, cached_tokens=CACHED_TOKENS)
-        seconds = [RooflineLatency(one, (), self.hardware, self.dtype, self.engine).pass_s(shape) for one in (deep, flat)]
+        seconds = [
+            RooflineLatency(one, (), self.hardware, self.dtype, self.engine).line("verify", 0, 5).at(CACHED_TOKENS)
+            for one in (deep, flat)
+        ]
         return seconds[0] - seconds[1]
 
     def gemv(self) -> Outcome:
@@ -352,8 +353,7 @@ class Checks:
     def exit_check(self) -> Outcome:
         """One exit check on an idle device."""
         found, models = exit_check_of(self.pair), datasheet_models(self.pair)
-        shape = PassShape(kind="exit", stage=0, rows=1, cached_tokens=0)
-        expected_s = models[0].pass_s(shape) if models else None
+        expected_s = models[0].line("exit", 0, 1).base_s if models else None
         return Outcome(
             verdict=_pace(found.check_s, expected_s),
             measured=f"{format_seconds(found.check_s)}, of which choosing and reading {format_seconds(found.reading_s)}",

@@ -25,7 +25,7 @@ from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import PassSetting
-from perfmodel.passes.passes import PassKind, PassShape
+from perfmodel.passes.passes import PassShape
 from perfmodel.policies.policy import ExitPolicy
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
@@ -133,9 +133,7 @@ def _check_light(
 
 def _step_s(latency: RooflineLatency, context_tokens: int) -> Seconds:
     """One token of plain decoding: a verify of one row and a round."""
-    shapes: tuple[tuple[PassKind, int], ...] = (("verify", 1), ("round", 0))
-    lines = [latency.affine(kind, 0, rows) for kind, rows in shapes]
-    return sum(base_s + per_token_s * context_tokens for base_s, per_token_s in lines)
+    return latency.line("verify", 0, 1).at(context_tokens) + latency.line("round", 0, 0).at(context_tokens)
 
 
 def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:

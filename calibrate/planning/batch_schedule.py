@@ -140,8 +140,7 @@ def _speedups(at_batch: AtBatch, batch: int, context_tokens: Tokens) -> Callable
     draft, target = at_batch(batch)
 
     def pass_s(model: LatencyModel, kind: PassKind, stage: int, rows: int) -> Seconds:
-        base_s, per_token_s = model.affine(kind, stage, rows)
-        return base_s + per_token_s * context_tokens
+        return model.line(kind, stage, rows).at(context_tokens)
 
     @cache
     def token_s(last: int) -> Seconds:

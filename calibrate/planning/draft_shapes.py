@@ -16,12 +16,11 @@ from fractions import Fraction
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Bytes, Seconds, Tokens, format_number
 from perfmodel.hardware.hardware import Hardware
-from perfmodel.latency.latency_model import LatencyModel, RooflineLatency
+from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry, with_reduced_head
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import kv_bytes_per_token, kv_cache_bytes
-from perfmodel.passes.passes import PassKind
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 
@@ -184,8 +183,8 @@ def _target_s(request: DesignRequest, *, drafted_tokens: Tokens) -> Seconds:
         request.num_devices,
         context_tokens=request.context_tokens,
     )
-    passes: tuple[tuple[PassKind, int], ...] = (("verify", drafted_tokens + 1), ("round", drafted_tokens))
-    return sum(_pass_s(target, kind, rows, request.context_tokens) for kind, rows in passes)
+    verify, bookkeeping = target.line("verify", 0, drafted_tokens + 1), target.line("round", 0, drafted_tokens)
+    return verify.at(request.context_tokens) + bookkeeping.at(request.context_tokens)
 
 
 def first_device_bytes(draft: ModelGeometry, request: DesignRequest) -> Bytes:
@@ -212,12 +211,7 @@ def draft_token_s(geometry: ModelGeometry, request: DesignRequest) -> Seconds:
     """Seconds to draft one token on one device: one segment of all layers, and one exit."""
     exits = (geometry.num_layers,)
     latency = RooflineLatency(geometry, exits, request.hardware, request.draft_weights(geometry), request.engine)
-    return _pass_s(latency, "segment", 1, request.context_tokens) + _pass_s(latency, "exit", 1, request.context_tokens)
-
-
-def _pass_s(latency: LatencyModel, kind: PassKind, rows: int, context_tokens: Tokens) -> Seconds:
-    base_s, per_token_s = latency.affine(kind, 0, rows)
-    return base_s + per_token_s * context_tokens
+    return latency.line("segment", 0, 1).at(request.context_tokens) + latency.line("exit", 0, 1).at(request.context_tokens)
 
 
 def geometries_of(target: ModelGeometry, num_params: int, head_vocab_size: int | None) -> Iterator[ModelGeometry]:

@@ -13,7 +13,6 @@ from perfmodel.core.units import Bytes, Seconds, Tokens
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry, tensor_parallel_degrees
-from perfmodel.passes.passes import PassShape
 from perfmodel.quantisation.weight_format import WeightFormat, embedding_bytes
 from perfmodel.results.plan import Memory
 
@@ -86,6 +85,5 @@ def choose_draft_devices(
 
 def drafted_token_s(draft: LatencyModel, num_exits: int, context_tokens: Tokens) -> Seconds:
     """Seconds of a token that passes all segments and is answered by the last exit alone."""
-    segments = (PassShape(kind="segment", stage=stage, rows=1, cached_tokens=context_tokens) for stage in range(num_exits))
-    last_exit = PassShape(kind="exit", stage=num_exits - 1, rows=1, cached_tokens=0)
-    return sum(map(draft.pass_s, segments)) + draft.pass_s(last_exit)
+    segments_s = sum(draft.line("segment", stage, 1).at(context_tokens) for stage in range(num_exits))
+    return segments_s + draft.line("exit", num_exits - 1, 1).at(0)

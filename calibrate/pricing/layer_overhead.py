@@ -77,5 +77,4 @@ def without_floors(law: Law) -> Law:
 
 
 def _seconds(law: Law, works: Sequence[PassWork], cached_tokens: Tokens) -> Seconds:
-    lines = [law.line(work, max_cached_tokens=cached_tokens) for work in works]
-    return sum(base_s + per_token_s * cached_tokens for base_s, per_token_s in lines)
+    return sum(law.line(work, max_cached_tokens=cached_tokens).at(cached_tokens) for work in works)

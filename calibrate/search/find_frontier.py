@@ -11,7 +11,7 @@ from itertools import pairwise
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.units import Frac, Seconds
-from perfmodel.passes.passes import SEGMENT_KINDS, PassKind
+from perfmodel.passes.passes import SEGMENT_KINDS, Line, PassKind
 from perfmodel.policies.frontier import FrontierPoint, leaders
 from perfmodel.policies.policy import ExitPolicy, FixedLength
 from perfmodel.replay.replay import Price, replay_many
@@ -49,9 +49,9 @@ def with_long_backlogs(price: Price) -> Price:
     """The price, with segments of more rows than have one priced as the widest that has: a few rounds of a text at most."""
 
     @cache
-    def line(kind: PassKind, stage: int, rows: int) -> tuple[Seconds, Seconds]:
+    def line(kind: PassKind, stage: int, rows: int) -> Line:
         found = price.line(kind, stage, rows)
-        if kind in SEGMENT_KINDS and rows > 1 and not math.isfinite(found[0]):
+        if kind in SEGMENT_KINDS and rows > 1 and not math.isfinite(found.base_s):
             return line(kind, stage, rows - 1)
         return found
 
@@ -83,7 +83,9 @@ def _seconds(trace: AcceptanceTrace, price: Price, policies: Sequence[ExitPolicy
 def _catch_up_s(trace: AcceptanceTrace, price: Price, policy: ExitPolicy) -> Seconds:
     """What a second token in a pass costs, in all segments that the policy may run; nobody waits for a token alone."""
     stages = range(trace.header.draft.exit_layers.index(policy.exit_layers[-1]) + 1)
-    return math.fsum(max(0.0, price.line("segment", stage, 2)[0] - price.line("segment", stage, 1)[0]) for stage in stages)
+    return math.fsum(
+        max(0.0, price.line("segment", stage, 2).base_s - price.line("segment", stage, 1).base_s) for stage in stages
+    )
 
 
 def _shares(reached: Sequence[float]) -> tuple[Frac, ...]:

@@ -19,8 +19,8 @@ from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.stats import resamples
 from perfmodel.core.units import Seconds
-from perfmodel.latency.latency_model import LatencyModel, Line
-from perfmodel.passes.passes import DRAFT_KINDS, PassKind
+from perfmodel.latency.latency_model import LatencyModel
+from perfmodel.passes.passes import DRAFT_KINDS, Line, PassKind
 from perfmodel.policies.policy import ExitPolicy
 from perfmodel.replay.replay import Price, replay_by_prompt, replay_many
 
@@ -41,8 +41,7 @@ class Scenario:
         """Of a warm pass at the mean context, halfway through the outputs; infinite where it has no price."""
         prompts = self.trace.header.prompts
         context_tokens = sum(prompt.prompt_tokens + prompt.num_positions / 2 for prompt in prompts) / len(prompts)
-        base_s, per_cached_token_s = self.price.line(kind, stage, rows)
-        return base_s + per_cached_token_s * context_tokens
+        return self.price.line(kind, stage, rows).at(context_tokens)
 
 
 def scenario_of(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> Scenario:
@@ -59,9 +58,9 @@ def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
     @cache
     def line(kind: PassKind, stage: int, rows: int) -> Line:
         try:
-            return model_of(kind).affine(kind, stage, rows)
+            return model_of(kind).line(kind, stage, rows)
         except OutOfDomain:
-            return math.inf, 0.0
+            return Line(math.inf, 0.0)
 
     return Price(line=line, cold_s=lambda kind, stage, place: model_of(kind).cold_s(kind, stage, place))
 

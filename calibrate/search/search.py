@@ -124,8 +124,9 @@ class _Space:
     def hides_waits(self) -> bool:
         """Whether a segment that runs ahead of an exit's answer takes less than waiting for it first."""
         return any(
-            scenario.price.line("ahead", stage, 1)[0]
-            < (1 - MIN_GAIN_FRAC) * (scenario.price.line("exit", stage - 1, 1)[0] + scenario.price.line("segment", stage, 1)[0])
+            scenario.price.line("ahead", stage, 1).base_s
+            < (1 - MIN_GAIN_FRAC)
+            * (scenario.price.line("exit", stage - 1, 1).base_s + scenario.price.line("segment", stage, 1).base_s)
             for scenario in self.scenarios
             for stage in range(1, len(self.exit_layers))
         )

@@ -12,7 +12,7 @@ the first passes of a round take on top of a warm pass is measured, or not known
 import math
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
 from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.units import Frac, Seconds, Tokens
@@ -27,13 +27,11 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import PassSetting, PassWork
 from perfmodel.passes.latency_law import LatencyFit, Law
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PREFILL_KINDS, PassKind, PassShape
+from perfmodel.passes.passes import PREFILL_KINDS, Line, PassKind
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, layers_bytes
 
 LatencyLevel = Literal["roofline", "extrapolated", "fitted", "measured"]
-Line: TypeAlias = tuple[Seconds, Seconds]
-"""Seconds with nothing cached, and seconds per cached token."""
 
 _ROWS_SLACK = 2
 """How far beyond the widest pass that a fit has seen, as a factor, it is still asked: kernels change with the rows."""
@@ -57,16 +55,12 @@ class LatencyModel(Protocol):
         """One standard deviation of the error, besides, that all models on one host share: of launching, where that binds."""
         ...
 
-    def pass_s(self, shape: PassShape) -> Seconds:
-        """Seconds of one warm pass.
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of one warm pass, for any number of cached tokens.
 
         Raises:
             OutOfDomain: a measured or fitted model has no evidence near this shape.
         """
-        ...
-
-    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
-        """The same for any number of cached tokens: seconds with none, and seconds for each."""
         ...
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
@@ -82,15 +76,10 @@ class _LawLatency:
     def __init__(self, law: Law, setting: PassSetting) -> None:
         self._law = law
         self._setting = setting
-        self._lines: dict[tuple[str, int, int], Line] = {}
+        self._lines: dict[tuple[PassKind, int, int], Line] = {}
 
-    def pass_s(self, shape: PassShape) -> Seconds:
-        """Seconds of one pass."""
-        base_s, per_token_s = self.affine(shape.kind, shape.stage, shape.rows)
-        return base_s + per_token_s * shape.cached_tokens
-
-    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
-        """Seconds with nothing cached, and per cached token."""
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of one pass, for any number of cached tokens."""
         key = (kind, stage, rows)
         if key not in self._lines:
             self._lines[key] = self._line(kind, stage, rows)
@@ -263,13 +252,8 @@ class MeasuredLatency:
         """None: this host was measured."""
         return 0.0
 
-    def pass_s(self, shape: PassShape) -> Seconds:
-        """Seconds of one warm pass."""
-        base_s, per_token_s = self.affine(shape.kind, shape.stage, shape.rows)
-        return base_s + per_token_s * shape.cached_tokens
-
-    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
-        """Seconds of a warm pass with nothing cached, and per cached token.
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of one warm pass, for any number of cached tokens.
 
         Raises:
             OutOfDomain: such a pass was not measured.

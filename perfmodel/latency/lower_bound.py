@@ -35,7 +35,7 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import PassSetting, PassWork, setting_of
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PassKind, PassSamples, PassShape, kind_label
+from perfmodel.passes.passes import Line, PassKind, PassSamples, PassShape, kind_label
 from perfmodel.quantisation.weight_format import WeightFormat
 
 MAX_CACHE_BYTES = 288 * MIB
@@ -177,9 +177,7 @@ def _by_shape(samples: PassSamples) -> dict[tuple[PassKind, int, int], list[tupl
     return passes
 
 
-def check_line(
-    line: tuple[Seconds, Seconds], setting: PassSetting, kind: PassKind, stage: int, rows: int, hardware: Hardware
-) -> None:
+def check_line(line: Line, setting: PassSetting, kind: PassKind, stage: int, rows: int, hardware: Hardware) -> None:
     """Refuse a fitted price, seconds with nothing cached and per cached token, that is faster than light.
 
     It is held against light with nothing cached and at the context: light rises ever steeper between them, but for the bend at
@@ -188,12 +186,11 @@ def check_line(
     Raises:
         BelowLowerBound: says where.
     """
-    base_s, per_token_s = line
     what = f"the fitted price of {setting.model.name} on {setting.num_devices} x {hardware.name}"
     fix = "Fit again with wider models, or leave the fit out: the datasheet prices it"
     for cached_tokens in (0, setting.context_tokens or 0):
         shape = PassShape(kind=kind, stage=stage, rows=rows, cached_tokens=cached_tokens)
-        check_pass(what, base_s + per_token_s * cached_tokens, setting, shape, hardware, fix=fix)
+        check_pass(what, line.at(cached_tokens), setting, shape, hardware, fix=fix)
 
 
 def gated_hardware(device: DeviceKey) -> Hardware | None:

@@ -19,7 +19,7 @@ from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.stats import winsorized
 from perfmodel.core.units import Frac, Seconds
 from perfmodel.latency.cache_misses import ColdExtras, cold_extras
-from perfmodel.passes.passes import LAYER_KINDS, PREFILL_KINDS, PassKind, PassSamples, graph_width, kind_label, weights_of
+from perfmodel.passes.passes import LAYER_KINDS, PREFILL_KINDS, Line, PassKind, PassSamples, graph_width, kind_label, weights_of
 from perfmodel.passes.pauses import without_pauses
 
 MIN_SAMPLES = 12
@@ -86,11 +86,11 @@ class PassTimes:
         self._pads_rows = pads_rows
         self._max_rows = {key: max(by_rows) for key, by_rows in cells.items()}
         self._steps = {(kind, stage): self._steps_of(kind, by_rows) for (kind, stage), by_rows in cells.items()}
-        self._lines: dict[tuple[str, int, int], tuple[Seconds, Seconds]] = {}
+        self._lines: dict[tuple[PassKind, int, int], Line] = {}
         self.error_frac: Frac = self._block_error_frac(samples)
 
-    def line(self, kind: PassKind, stage: int, rows: int) -> tuple[Seconds, Seconds]:
-        """Seconds of a warm pass with nothing cached, and per cached token.
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of one warm pass, for any number of cached tokens.
 
         Raises:
             OutOfDomain: such a pass was not measured.
@@ -136,8 +136,7 @@ class PassTimes:
         rounds = [one for one in _passes(samples) if one[0] not in PREFILL_KINDS]
         for number, (kind, stage, rows, cached, place, seconds) in enumerate(rounds):
             block = number * NUM_BLOCKS // len(rounds)
-            base_s, per_token_s = self.line(kind, stage, rows)
-            price_s = base_s + per_token_s * cached + self.cold_s(kind, stage, place)
+            price_s = self.line(kind, stage, rows).at(cached) + self.cold_s(kind, stage, place)
             measured[block] += min(seconds, MAX_BLOCK_RATIO * price_s)
             predicted[block] += price_s
         ratios = [m / p for m, p in zip(measured, predicted, strict=True) if p > 0]
@@ -229,7 +228,7 @@ def _join(one: Knot, other: Knot) -> Knot:
     )
 
 
-def _line_on(steps: _Steps, rows: int, width: int) -> tuple[Seconds, Seconds]:
+def _line_on(steps: _Steps, rows: int, width: int) -> Line:
     """Base and slope of a pass of some rows: from its step, or where that was not met as of a pass as wide as its step."""
     if width == _AS_ASKED and width in steps:
         return _line_at(steps[width], rows)
@@ -240,17 +239,17 @@ def _line_on(steps: _Steps, rows: int, width: int) -> tuple[Seconds, Seconds]:
     return _line_at([*knots, *steps.get(_AS_ASKED, ())], width or rows)
 
 
-def _line_at(knots: Sequence[Knot], rows: float) -> tuple[Seconds, Seconds]:
+def _line_at(knots: Sequence[Knot], rows: float) -> Line:
     """Base and slope at a width: between two knots, or along the last two beyond them; never falling below the last knot."""
     if rows <= knots[0].rows or len(knots) == 1:
-        return knots[0].base_s, knots[0].per_token_s
+        return Line(knots[0].base_s, knots[0].per_token_s)
     right = next((i for i, knot in enumerate(knots) if knot.rows >= rows), len(knots) - 1)
     low, high = knots[right - 1], knots[right]
     share = (rows - low.rows) / (high.rows - low.rows)
     if share > 1 and high.base_s < low.base_s:
-        return high.base_s, high.per_token_s
+        return Line(high.base_s, high.per_token_s)
     slope_s = low.per_token_s + share * (high.per_token_s - low.per_token_s)
-    return low.base_s + share * (high.base_s - low.base_s), max(0.0, slope_s)
+    return Line(low.base_s + share * (high.base_s - low.base_s), max(0.0, slope_s))
 
 
 def _standard_error(values: Sequence[float]) -> float:

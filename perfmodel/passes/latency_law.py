@@ -11,6 +11,7 @@ from perfmodel.core.stats import NORMAL_QUANTILE
 from perfmodel.core.units import Frac, Seconds, Tokens, format_bytes
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import PassWork
+from perfmodel.passes.passes import Line
 
 LATENCY_FIT_SCHEMA = "s2d/latency-fit"
 LATENCY_FIT_VERSION = 3
@@ -68,8 +69,8 @@ class Law:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{term} is {value:g}, expected a finite number that is not negative")
 
-    def line(self, work: PassWork, *, max_cached_tokens: int) -> tuple[Seconds, Seconds]:
-        """Seconds of some work with nothing cached, and per cached token.
+    def line(self, work: PassWork, *, max_cached_tokens: int) -> Line:
+        """Seconds of some work as a line in the cached tokens.
 
         A pass that waits for its launches even with `max_cached_tokens` hides its KV reads; any other pays them in full.
         """
@@ -79,7 +80,7 @@ class Law:
         host_s = self.host_layer_s * work.num_layers
         if host_s >= kernels_s + max_cached_tokens * per_token_s:
             per_token_s = 0.0
-        return self._fixed_s(work) + max(host_s, kernels_s), per_token_s
+        return Line(self._fixed_s(work) + max(host_s, kernels_s), per_token_s)
 
     def host_and_kernels_s(self, work: PassWork, *, cached_tokens: float) -> tuple[Seconds, Seconds]:
         """Seconds of launching some work and of its kernels, of which the longer is paid."""

@@ -25,7 +25,7 @@ head); that of a verification is the number of segments that ran in its round.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from perfmodel.core.units import Seconds
 
@@ -74,6 +74,19 @@ class PassShape:
     """Tokens in the pass."""
     cached_tokens: float
     """Tokens in the KV cache before it; 0 for exit and round. A mean is allowed where many passes are summed up."""
+
+
+class Line(NamedTuple):
+    """Seconds of passes of one kind, stage and number of rows: linear in the cached tokens."""
+
+    base_s: Seconds
+    """With nothing cached."""
+    per_token_s: Seconds
+    """For each cached token."""
+
+    def at(self, cached_tokens: float) -> Seconds:
+        """Seconds of one pass over so many cached tokens."""
+        return self.base_s + self.per_token_s * cached_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,7 +116,7 @@ def pass_seconds(draft: LatencyModel | None, target: LatencyModel, rounds: Round
         if count.kind in PREFILL_KINDS:
             continue
         model = model_of(count.kind)
-        base_s, per_token_s = model.affine(count.kind, count.stage, count.rows)
+        base_s, per_token_s = model.line(count.kind, count.stage, count.rows)
         cost_s = base_s * count.num_passes + per_token_s * count.cached_tokens_sum
         seconds[count.kind] = seconds.get(count.kind, 0.0) + cost_s
     for early in rounds.cold_passes:

@@ -18,7 +18,7 @@ import numpy as np
 
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.units import Seconds
-from perfmodel.passes.passes import ColdCount, PassCount, PassKind
+from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
 from perfmodel.policies.policy import ExitPolicy
 from perfmodel.replay.compiled import count_replay
 from perfmodel.replay.counts import ACCEPTED, BLOCK, COLD, KINDS, ROUND, TAKEN, Entries
@@ -30,8 +30,8 @@ from perfmodel.replay.round_stats import RoundStats
 class Price:
     """What passes cost."""
 
-    line: Callable[[PassKind, int, int], tuple[Seconds, Seconds]]
-    """(kind, stage, rows) -> (seconds of a warm pass with an empty cache, seconds per cached token)."""
+    line: Callable[[PassKind, int, int], Line]
+    """(kind, stage, rows) -> seconds of a warm pass."""
     cold_s: Callable[[PassKind, int, int], Seconds]
     """(kind, stage, place) -> seconds that come on top at a cold place."""
 
@@ -56,16 +56,16 @@ class ReplayBatch:
     def seconds(self, price: Price) -> Floats:
         """Predicted seconds of each of the G, prefill not included: counts times base plus cached tokens times slope. [G]."""
 
-        def line(what: int, stage: int, rows: int) -> tuple[Seconds, Seconds]:
+        def line(what: int, stage: int, rows: int) -> Line:
             return price.line(KINDS[what], stage, rows)
 
-        def cold_line(what: int, stage: int, place: int) -> tuple[Seconds, Seconds]:
-            return price.cold_s(KINDS[what - COLD], stage, place), 0.0
+        def cold_line(what: int, stage: int, place: int) -> Line:
+            return Line(price.cold_s(KINDS[what - COLD], stage, place), 0.0)
 
         what = self.entries["what"]
         return self._cost(self.entries[what < len(KINDS)], line) + self._cost(self.entries[what >= COLD], cold_line)
 
-    def _cost(self, entries: Entries, line: Callable[[int, int, int], tuple[Seconds, Seconds]]) -> Floats:
+    def _cost(self, entries: Entries, line: Callable[[int, int, int], Line]) -> Floats:
         """What some entries take, each kind of them being asked for once. [G]."""
         what, stage, size = (entries[name] for name in ("what", "stage", "size"))
         widest = int(size.max(initial=0)) + 1

@@ -13,7 +13,7 @@ from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_law import LatencyFit, Law
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PassKind, PassSamples, PassShape
+from perfmodel.passes.passes import PassKind, PassSamples
 from perfmodel.quantisation.weight_format import plain_format
 
 DEVICE = DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", engine="eager")
@@ -77,8 +77,8 @@ def made_profile(
             for rows in widths:
                 if (rows == 100) == (kind == "target_prefill"):
                     cached = 0 if kind in ("exit", "round", "target_prefill") else int(rng.integers(20, 400))
-                    base_s, per_token_s = law.line(setting.work(kind, 0, rows), max_cached_tokens=512)
-                    seconds = (base_s + per_token_s * cached) * (1 + noise_frac * rng.standard_normal())
+                    line = law.line(setting.work(kind, 0, rows), max_cached_tokens=512)
+                    seconds = line.at(cached) * (1 + noise_frac * rng.standard_normal())
                     columns.append((kind, 0, rows, cached, seconds))
     kind, stage, rows, cached, seconds = zip(*columns, strict=True)
     place = (1,) * len(kind)
@@ -114,9 +114,8 @@ def test_a_model_nobody_ran_is_priced_from_the_others(exact_fit: LatencyFit) -> 
     fitted = FittedLatency(exact_fit, unseen, (), context_tokens=300)
     setting = PassSetting(model=unseen, exit_layers=(), weights=plain_format("fp32"), batch=1, num_devices=1)
     for rows in (1, 3, 8):
-        base_s, per_token_s = TRUE_LAW.line(setting.work("verify", 0, rows), max_cached_tokens=512)
-        shape = PassShape(kind="verify", stage=0, rows=rows, cached_tokens=100)
-        assert fitted.pass_s(shape) == pytest.approx(base_s + 100 * per_token_s, rel=0.02)
+        line = TRUE_LAW.line(setting.work("verify", 0, rows), max_cached_tokens=512)
+        assert fitted.line("verify", 0, rows).at(100) == pytest.approx(line.at(100), rel=0.02)
 
 
 def test_noise_shows_in_the_residual_and_in_the_standard_errors(exact_fit: LatencyFit) -> None:
@@ -194,9 +193,8 @@ def test_steps_of_padded_passes_are_fitted_and_priced_at_the_width_that_is_launc
     fitted = FittedLatency(fit, unseen, (), context_tokens=300)
     setting = PassSetting(model=unseen, exit_layers=(), weights=plain_format("fp32"), batch=1, num_devices=1)
     for rows, width in ((1, 1), (3, 4), (4, 4), (5, 8), (9, 16), (16, 16)):
-        base_s, per_token_s = PER_ROW_LAW.line(setting.work("verify", 0, width), max_cached_tokens=512)
-        shape = PassShape(kind="verify", stage=0, rows=rows, cached_tokens=100)
-        assert fitted.pass_s(shape) == pytest.approx(base_s + 100 * per_token_s, rel=0.02)
+        line = PER_ROW_LAW.line(setting.work("verify", 0, width), max_cached_tokens=512)
+        assert fitted.line("verify", 0, rows).at(100) == pytest.approx(line.at(100), rel=0.02)
 
 
 @pytest.mark.parametrize("device", [DEVICE, replace(GPU, engine="eager")])

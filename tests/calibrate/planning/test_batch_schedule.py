@@ -7,8 +7,8 @@ from calibrate.inputs.published_acceptance import DRAFT
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.batch_schedule import Option, batch_schedule, batch_schedules
 from calibrate.pricing.datasheet_pricing import price_by_datasheet
-from perfmodel.latency.latency_model import LatencyLevel, Line
-from perfmodel.passes.passes import PassKind, PassShape
+from perfmodel.latency.latency_model import LatencyLevel
+from perfmodel.passes.passes import Line, PassKind
 from perfmodel.results.plan import BatchSchedule
 
 OPTIONS = [Option(stage=0, exit_layer=4, draft_tokens=tokens, tokens_per_round=1 + 0.8 * tokens) for tokens in (1, 2, 4)]
@@ -23,16 +23,13 @@ class RowPrices:
     def __init__(self, batch: int, scale: float) -> None:
         self.batch, self.scale = batch, scale
 
-    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         if kind in ("round", "exit"):
-            return 0.0, 0.0
-        return self.scale * 1e-3 * (1 + self.batch * rows / 100), 0.0
+            return Line(0.0, 0.0)
+        return Line(self.scale * 1e-3 * (1 + self.batch * rows / 100), 0.0)
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
         return 0.0
-
-    def pass_s(self, shape: PassShape) -> float:
-        return self.affine(shape.kind, shape.stage, shape.rows)[0]
 
 
 def at_batch(batch: int) -> tuple[RowPrices, RowPrices]:

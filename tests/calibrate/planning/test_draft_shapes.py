@@ -16,7 +16,7 @@ from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_model
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import kv_bytes_per_token
-from perfmodel.passes.passes import PassKind, PassShape
+from perfmodel.passes.passes import PassKind
 from perfmodel.quantisation.weight_format import plain_format
 
 REQUEST = DesignRequest(
@@ -120,7 +120,7 @@ def test_a_round_takes_its_drafted_tokens_and_one_verification(drafted: int) -> 
     target = RooflineLatency(request.target, (), request.hardware, "fp16", "graph", 2, context_tokens=768)
 
     def pass_s(kind: PassKind, rows: int) -> float:
-        return target.pass_s(PassShape(kind=kind, stage=0, rows=rows, cached_tokens=768))
+        return target.line(kind, 0, rows).at(768)
 
     plain_s = pass_s("verify", 1) + pass_s("round", 0)
     whole_s = drafted * draft_token_s(draft, request) + pass_s("verify", drafted + 1) + pass_s("round", drafted)

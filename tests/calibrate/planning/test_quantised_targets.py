@@ -12,7 +12,6 @@ from perfmodel.acceptance.trace import write_trace
 from perfmodel.core.provenance import Provenance
 from perfmodel.models.find_model import find_model
 from perfmodel.passes.latency_law import write_latency_fit
-from perfmodel.passes.passes import PassShape
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import even_format, model_weight_bytes, plain_format
 from perfmodel.results.plan import Plan, plan_file_text, read_plan, write_plan
@@ -126,8 +125,7 @@ def test_a_plan_of_a_quantised_target_is_priced_again_from_its_file_alone(tmp_pa
     assert pricing is not None
     assert (pricing.weights.target, pricing.weights.draft) == (plan.target_weights, plan.draft_weights)
     assert pricing.memory == plan.memory
-    step = PassShape(kind="verify", stage=0, rows=1, cached_tokens=0)
-    assert pricing.target.pass_s(step) > 0
+    assert pricing.target.line("verify", 0, 1).base_s > 0
 
 
 def test_profiles_of_plain_weights_price_a_quantised_target_as_plain_and_say_so(

@@ -19,8 +19,7 @@ def test_the_parts_of_a_drafted_token_add_up_to_its_price(engine: EngineMode) ->
     expected = 0.0
     for stage, cost in enumerate(exit_costs(DRAFT, A100, "bf16", engine, context_tokens=CONTEXT)):
         kinds: tuple[PassKind, ...] = ("segment", "exit")
-        for base_s, per_token_s in (latency.affine(kind, stage, 1) for kind in kinds):
-            expected += base_s + per_token_s * CONTEXT
+        expected += sum(latency.line(kind, stage, 1).at(CONTEXT) for kind in kinds)
         assert cost.exit_layer == DRAFT.exit_layers[stage]
         assert cost.token_s == pytest.approx(expected, rel=1e-3)
 

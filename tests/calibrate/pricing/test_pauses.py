@@ -101,7 +101,7 @@ def test_the_price_of_a_rare_pass_is_the_same_with_one_of_its_kind_paused(pause_
     steady = with_rare_width(scattered(target_profile()), "verify")
     paused = replace(steady, samples=with_pause(steady.samples, "verify", pause_s))
     expected, found = (MeasuredLatency(one) for one in (steady, paused))
-    assert found.affine("verify", 0, 14)[0] == SAME(expected.affine("verify", 0, 14)[0], rel=0.03)
+    assert found.line("verify", 0, 14).base_s == SAME(expected.line("verify", 0, 14).base_s, rel=0.03)
     assert found.error_frac == SAME(expected.error_frac, rel=0.1)
 
 

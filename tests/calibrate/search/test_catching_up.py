@@ -116,8 +116,8 @@ def test_no_datasheet_has_tokens_that_are_faster_one_by_one(engine: EngineMode) 
             continue
         num_priced += 1
         for stage, rows in ((1, 2), (1, 12), (2, 2), (2, 12)):
-            together, single = (latency.affine("segment", stage, one) for one in (rows, 1))
+            together, single = (latency.line("segment", stage, one) for one in (rows, 1))
             for cached_tokens in (0, draft.model.max_context_tokens):
-                whole_s, one_s = (base_s + per_token_s * cached_tokens for base_s, per_token_s in (together, single))
+                whole_s, one_s = together.at(cached_tokens), single.at(cached_tokens)
                 assert whole_s <= rows * one_s + 1e-12
     assert num_priced > 10

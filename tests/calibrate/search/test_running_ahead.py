@@ -115,6 +115,6 @@ def test_a_law_prices_it_with_its_wait_so_that_no_datasheet_recommends_it() -> N
     latency = RooflineLatency(draft.model, draft.exit_layers, find_hardware("H100-SXM"), "bf16", "graph")
     for stage in (1, 2):
         (ahead_s, _), (exit_s, _), (segment_s, _) = (
-            latency.affine(kind, at, 1) for kind, at in (("ahead", stage), ("exit", stage - 1), ("segment", stage))
+            latency.line(kind, at, 1) for kind, at in (("ahead", stage), ("exit", stage - 1), ("segment", stage))
         )
         assert ahead_s == pytest.approx(exit_s + segment_s, rel=1e-3)

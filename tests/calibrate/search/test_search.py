@@ -14,8 +14,8 @@ from calibrate.search.search import NUM_CURVE_BINS, SearchResult, search
 from perfmodel.acceptance.confidence_curves import fit_curve
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.latency.latency_model import LatencyLevel, Line
-from perfmodel.passes.passes import PassKind, PassShape
+from perfmodel.latency.latency_model import LatencyLevel
+from perfmodel.passes.passes import Line, PassKind
 from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
 from perfmodel.replay.replay import replay, replay_many
 from perfmodel.replay.round_stats import sum_rounds
@@ -41,19 +41,15 @@ class Prices:
     level: LatencyLevel = "measured"
     error_frac: float = 0.01
 
-    def affine(self, kind: PassKind, stage: int, rows: int) -> Line:
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         if rows > self.most_rows:
             raise OutOfDomain("rows", rows, low=1, high=self.most_rows, fix="Profile more")
         segment_s = self.segment_s * max(1.0, self.together_frac * rows if rows > 1 else 1.0)
         base = {"segment": segment_s, "exit": self.exit_s, "ahead": self.ahead_s, "round": 1e-6}
-        return base.get(kind, self.verify_s + self.verify_row_s * rows), 1e-9
+        return Line(base.get(kind, self.verify_s + self.verify_row_s * rows), 1e-9)
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
         return 0.0
-
-    def pass_s(self, shape: PassShape) -> float:
-        base_s, per_cached_token_s = self.affine(shape.kind, shape.stage, shape.rows)
-        return base_s + per_cached_token_s * shape.cached_tokens
 
 
 CHEAP = Prices(segment_s=2e-4, exit_s=1e-4)

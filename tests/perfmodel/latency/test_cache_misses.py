@@ -86,6 +86,6 @@ def test_a_measured_model_prices_warm_passes_and_the_extras_apart() -> None:
     columns = (samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.place, samples.seconds)
     latency = MeasuredLatency(profile_of(list(zip(*columns, strict=True))))
     for rows in (1, 2):
-        assert latency.affine("segment", 0, rows)[0] == pytest.approx(rows * 1e-4, rel=0.01)
+        assert latency.line("segment", 0, rows).base_s == pytest.approx(rows * 1e-4, rel=0.01)
     assert [latency.cold_s("segment", 0, place) for place in (1, 2, 3, 4)] == pytest.approx([*EXTRAS_S, 0.0], rel=0.05)
     assert latency.cold_s("segment", 1, 1) == latency.cold_s("verify", 0, 1) == 0.0

@@ -12,17 +12,18 @@ from calibrate.fit.validate import published_format
 from perfmodel.core.errors import BadFile, OutOfDomain, UserInputError
 from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import winsorized
+from perfmodel.core.units import Seconds
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
-from perfmodel.latency.latency_model import FittedLatency, MeasuredLatency, RooflineLatency, chance_longer
+from perfmodel.latency.latency_model import FittedLatency, LatencyModel, MeasuredLatency, RooflineLatency, chance_longer
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.passes.device_key import DeviceKey, EngineMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_law import UNTESTED_ERROR_FRAC, FitDomain, LatencyFit, Law, read_latency_fit, write_latency_fit
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PassKind, PassSamples, PassShape
+from perfmodel.passes.passes import PassKind, PassSamples
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import plain_format
 
@@ -37,12 +38,12 @@ PlacedRow = tuple[PassKind, int, int, int, int, float]
 """The same with the place before the seconds."""
 
 
-def shape(kind: PassKind, rows: int, cached_tokens: float = 0, stage: int = 0) -> PassShape:
-    return PassShape(kind=kind, stage=stage, rows=rows, cached_tokens=cached_tokens)
+def pass_s(latency: LatencyModel, kind: PassKind, rows: int, cached_tokens: float = 0, stage: int = 0) -> Seconds:
+    return latency.line(kind, stage, rows).at(cached_tokens)
 
 
 def step_s(latency: RooflineLatency, cached_tokens: float = 100) -> float:
-    return latency.pass_s(shape("verify", 1, cached_tokens)) + latency.pass_s(shape("round", 0))
+    return pass_s(latency, "verify", 1, cached_tokens) + pass_s(latency, "round", 0)
 
 
 def profile_of(rows: list[Row] | list[PlacedRow]) -> LatencyProfile:
@@ -87,17 +88,16 @@ def test_in_eager_mode_a_small_model_costs_its_launches_and_a_large_one_its_byte
     launches_s = 32 * A100.engine_costs("eager").host_layer_s
     assert step_s(RooflineLatency(LLAMA_7B, (), A100, "fp16", "eager"), 500) == pytest.approx(launches_s + 520e-6)
     eager, graph = (RooflineLatency(LLAMA_70B, (), A100, "fp16", engine) for engine in ("eager", "graph"))
-    verify = shape("verify", 1)
-    assert eager.pass_s(verify) == pytest.approx(graph.pass_s(verify), rel=1e-3)
+    assert pass_s(eager, "verify", 1) == pytest.approx(pass_s(graph, "verify", 1), rel=1e-3)
 
 
 def test_verifying_64_rows_on_a100_costs_about_what_one_does_and_256_about_twice() -> None:
     """Vidur's kernel tables, all operators but attention: 1.05, 1.32 and 1.92; beyond 64 rows the law has no tiles."""
     latency = RooflineLatency(LLAMA_7B, (), A100, "bf16", "graph")
-    one_s = latency.pass_s(shape("verify", 1))
-    assert latency.pass_s(shape("verify", 64)) / one_s == pytest.approx(1.05, abs=0.03)
-    assert latency.pass_s(shape("verify", 128)) / one_s == pytest.approx(1.32, abs=0.05)
-    assert latency.pass_s(shape("verify", 256)) / one_s == pytest.approx(1.92, rel=0.11)
+    one_s = pass_s(latency, "verify", 1)
+    assert pass_s(latency, "verify", 64) / one_s == pytest.approx(1.05, abs=0.03)
+    assert pass_s(latency, "verify", 128) / one_s == pytest.approx(1.32, abs=0.05)
+    assert pass_s(latency, "verify", 256) / one_s == pytest.approx(1.92, rel=0.11)
 
 
 @given(
@@ -113,7 +113,7 @@ def test_a_pass_is_never_faster_than_its_bytes_or_its_flop(hardware, engine, num
         model=LLAMA_7B, exit_layers=(), weights=dtype_format(dtype, LLAMA_7B), batch=1, num_devices=num_devices
     )
     work = setting.work("verify", 0, rows)
-    seconds = RooflineLatency(LLAMA_7B, (), hardware, dtype, engine, num_devices).pass_s(shape("verify", rows, cached))
+    seconds = pass_s(RooflineLatency(LLAMA_7B, (), hardware, dtype, engine, num_devices), "verify", rows, cached)
     moved_bytes = work.weight_bytes + cached * work.kv_bytes_per_cached_token
     assert seconds >= moved_bytes / hardware.memory_bytes_per_s
     assert seconds >= work.flops / hardware.peak_flops_per_s[dtype]
@@ -140,15 +140,15 @@ def test_a_bridge_joins_two_devices_and_more_of_them_pay_for_the_slower_bus() ->
 def test_more_bandwidth_is_never_slower(factor: float, rows: int, cached: int) -> None:
     faster = replace(A100, memory_bytes_per_s=A100.memory_bytes_per_s * factor)
     now, then = (RooflineLatency(LLAMA_7B, (), one, "bf16", "graph") for one in (A100, faster))
-    assert then.pass_s(shape("verify", rows, cached)) <= now.pass_s(shape("verify", rows, cached))
+    assert pass_s(then, "verify", rows, cached) <= pass_s(now, "verify", rows, cached)
 
 
 @given(st.sampled_from(KINDS), st.integers(1, 32), st.floats(0, 4000))
 def test_seconds_are_a_straight_line_in_cached_tokens(kind: PassKind, rows: int, cached: float) -> None:
     draft = find_draft("s2d")
     latency = RooflineLatency(draft.model, draft.exit_layers, A100, "bf16", "graph")
-    base_s, per_token_s = latency.affine(kind, 0, rows)
-    assert latency.pass_s(shape(kind, rows, cached)) == pytest.approx(base_s + per_token_s * cached)
+    base_s, per_token_s = latency.line(kind, 0, rows)
+    assert pass_s(latency, kind, rows, cached) == pytest.approx(base_s + per_token_s * cached)
     assert base_s > 0
     assert per_token_s >= 0
 
@@ -156,8 +156,8 @@ def test_seconds_are_a_straight_line_in_cached_tokens(kind: PassKind, rows: int,
 def test_the_head_at_every_exit_makes_falling_through_cost_more_than_the_last_exit_alone() -> None:
     draft = find_draft("s2d")
     latency = RooflineLatency(draft.model, draft.exit_layers, A100, "bf16", "graph")
-    segments_s = sum(latency.pass_s(shape("segment", 1, stage=stage)) for stage in range(3))
-    exit_s = latency.pass_s(shape("exit", 1))
+    segments_s = sum(pass_s(latency, "segment", 1, stage=stage) for stage in range(3))
+    exit_s = pass_s(latency, "exit", 1)
     in_bytes = 13.9 / 12.65  # layer-equivalents by bytes alone: a layer's floor makes the heads a little cheaper
     assert (segments_s + 3 * exit_s) / (segments_s + exit_s) == pytest.approx(in_bytes, rel=0.01)
 
@@ -165,13 +165,13 @@ def test_the_head_at_every_exit_makes_falling_through_cost_more_than_the_last_ex
 def test_a_measured_pass_costs_its_mean_and_grows_with_the_cache() -> None:
     rows: list[Row] = [("verify", 0, 1, cached, 1e-3 + 1e-6 * cached) for cached in range(0, 400, 4)]
     latency = measured(rows)
-    assert latency.affine("verify", 0, 1) == pytest.approx((1e-3, 1e-6), rel=0.02)
-    assert latency.pass_s(shape("verify", 1, 200)) == pytest.approx(1.2e-3, rel=0.01)
+    assert latency.line("verify", 0, 1) == pytest.approx((1e-3, 1e-6), rel=0.02)
+    assert pass_s(latency, "verify", 1, 200) == pytest.approx(1.2e-3, rel=0.01)
 
 
 def test_a_pass_that_gets_cheaper_with_the_cache_is_flat_instead() -> None:
     latency = measured([("verify", 0, 1, cached, 1e-3 - 1e-6 * cached) for cached in range(0, 400, 4)])
-    base_s, per_token_s = latency.affine("verify", 0, 1)
+    base_s, per_token_s = latency.line("verify", 0, 1)
     assert per_token_s == 0
     assert base_s == pytest.approx(1e-3 - 1e-6 * 198, rel=0.01)
 
@@ -179,15 +179,15 @@ def test_a_pass_that_gets_cheaper_with_the_cache_is_flat_instead() -> None:
 def test_a_width_between_two_measured_ones_lies_between_them() -> None:
     rows: list[Row] = [("verify", 0, width, 50, width * 1e-3) for width in (1, 2, 4, 8) for _ in range(20)]
     latency = measured(rows)
-    assert latency.pass_s(shape("verify", 3, 50)) == pytest.approx(3e-3)
-    assert latency.pass_s(shape("verify", 6, 50)) == pytest.approx(6e-3)
+    assert pass_s(latency, "verify", 3, 50) == pytest.approx(3e-3)
+    assert pass_s(latency, "verify", 6, 50) == pytest.approx(6e-3)
 
 
 def test_one_row_beyond_the_widest_is_told_and_more_is_refused() -> None:
     latency = measured([("verify", 0, width, 50, width * 1e-3) for width in (2, 3) for _ in range(20)])
-    assert latency.pass_s(shape("verify", 4, 50)) == pytest.approx(4e-3)
+    assert pass_s(latency, "verify", 4, 50) == pytest.approx(4e-3)
     with pytest.raises(OutOfDomain) as caught:
-        latency.pass_s(shape("verify", 5, 50))
+        pass_s(latency, "verify", 5, 50)
     message = "rows of a verify pass (stage 0) of 'llama-2-7b' = 5 is outside the evidence, which covers 0 to 3. Profile again"
     assert str(caught.value).startswith(message)
 
@@ -196,20 +196,20 @@ def test_a_pass_of_a_kind_or_stage_that_was_not_measured_is_refused() -> None:
     latency = measured([("segment", 0, 1, 50, 1e-3)] * 20)
     for kind, stage in (("segment", 1), ("exit", 0), ("round", 0)):
         with pytest.raises(OutOfDomain):
-            latency.affine(kind, stage, 1)
+            latency.line(kind, stage, 1)
 
 
 def test_rare_widths_share_a_knot_but_common_ones_keep_their_own() -> None:
     common: list[Row] = [("segment", 0, width, 50, width * 1e-3) for width in (1, 2) for _ in range(100)]
     rare: list[Row] = [("segment", 0, width, 50, 0.01 + (-1) ** width * 1e-3) for width in (10, 11, 12, 13) for _ in range(4)]
     latency = measured(common + rare)
-    assert latency.pass_s(shape("segment", 1, 50)) == pytest.approx(1e-3)
-    assert latency.pass_s(shape("segment", 2, 50)) == pytest.approx(2e-3)
-    assert latency.pass_s(shape("segment", 11, 50)) == pytest.approx(0.01, rel=0.05)
+    assert pass_s(latency, "segment", 1, 50) == pytest.approx(1e-3)
+    assert pass_s(latency, "segment", 2, 50) == pytest.approx(2e-3)
+    assert pass_s(latency, "segment", 11, 50) == pytest.approx(0.01, rel=0.05)
 
 
 def test_one_preempted_pass_does_not_speak_for_all() -> None:
-    assert measured([("exit", 0, 1, 0, 1e-4)] * 99 + [("exit", 0, 1, 0, 1.0)]).pass_s(shape("exit", 1)) == 1e-4
+    assert pass_s(measured([("exit", 0, 1, 0, 1e-4)] * 99 + [("exit", 0, 1, 0, 1.0)]), "exit", 1) == 1e-4
 
 
 def test_clamping_pulls_in_the_extremes_and_keeps_the_number() -> None:
@@ -244,7 +244,7 @@ FIT = LatencyFit(
 def test_a_fit_prices_a_model_nobody_ran_by_the_same_law_as_the_roofline() -> None:
     fitted = FittedLatency(FIT, LLAMA_7B, (), context_tokens=500)
     roofline = RooflineLatency(LLAMA_7B, (), A100, "fp32", "graph")
-    assert fitted.pass_s(shape("verify", 4, 100)) == roofline.pass_s(shape("verify", 4, 100))
+    assert pass_s(fitted, "verify", 4, 100) == pass_s(roofline, "verify", 4, 100)
     assert (fitted.level, fitted.error_frac) == ("fitted", pytest.approx(0.1))
 
 
@@ -255,7 +255,7 @@ def test_a_fit_asked_for_what_it_has_not_seen_says_so_and_is_less_sure_by_its_di
     assert [one.label for one in fitted.extrapolations] == ["64 layers (seen: 1 to 32)", "1000 cached tokens (seen: 0 to 500)"]
     assert [one.doublings for one in fitted.extrapolations] == [1, 1]
     assert fitted.error_frac == pytest.approx(3 * 0.1)
-    assert fitted.pass_s(shape("verify", 1)) > FittedLatency(FIT, LLAMA_7B, (), context_tokens=500).pass_s(shape("verify", 1))
+    assert pass_s(fitted, "verify", 1) > pass_s(FittedLatency(FIT, LLAMA_7B, (), context_tokens=500), "verify", 1)
 
 
 def test_however_far_a_fit_extrapolates_it_is_no_less_sure_than_of_a_device_nobody_measured() -> None:
@@ -277,7 +277,7 @@ def test_a_fit_to_one_model_does_not_claim_to_know_others() -> None:
 def test_a_fit_does_not_price_passes_far_wider_than_it_saw() -> None:
     fitted = FittedLatency(FIT, LLAMA_7B, (), context_tokens=500)
     with pytest.raises(OutOfDomain, match="rows of a verify pass = 17 is outside the evidence"):
-        fitted.pass_s(shape("verify", 17))
+        pass_s(fitted, "verify", 17)
 
 
 def test_a_fit_from_before_passes_were_padded_prices_the_rows_asked_for(tmp_path: Path) -> None:
@@ -318,25 +318,25 @@ def test_measured_steps_are_neither_merged_nor_interpolated_with_one_another(kin
     found = graphed(step_rows(kind, numbers))
     expected = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 8: 8, 9: 16, 10: 16, 16: 16, 17: 32, 32: 32}
     for rows, width in expected.items():
-        assert found.pass_s(shape(kind, rows, 50)) == pytest.approx(STEPS_S[width])
-    assert [found.pass_s(shape(kind, rows, 50)) for rows in (33, 40)] == pytest.approx([80e-3] * 2)
+        assert pass_s(found, kind, rows, 50) == pytest.approx(STEPS_S[width])
+    assert [pass_s(found, kind, rows, 50) for rows in (33, 40)] == pytest.approx([80e-3] * 2)
 
 
 def test_a_step_that_was_not_met_is_priced_between_its_neighbours_and_one_beyond_all_as_before() -> None:
     found = graphed(step_rows("segment", {1: 90, 2: 90, 5: 90}))
     for rows in (3, 4):
-        assert STEPS_S[2] < found.pass_s(shape("segment", rows, 50)) < STEPS_S[8]
+        assert STEPS_S[2] < pass_s(found, "segment", rows, 50) < STEPS_S[8]
     deep = graphed(step_rows("segment", {4: 90, 8: 90}))
-    assert deep.pass_s(shape("segment", 9, 50)) == pytest.approx(8e-3)  # of 16 rows, by the line through 4 and 8
+    assert pass_s(deep, "segment", 9, 50) == pytest.approx(8e-3)  # of 16 rows, by the line through 4 and 8
     with pytest.raises(OutOfDomain):
-        deep.pass_s(shape("segment", 11, 50))
+        pass_s(deep, "segment", 11, 50)
 
 
 def test_rows_of_a_rounds_bookkeeping_are_not_padded() -> None:
     rounds: list[Row] = [("round", 0, rows, 0, 1e-5 * (1 + rows)) for rows in (0, 2, 3, 6) for _ in range(90)]
     found = graphed(rounds)
     for rows in range(7):
-        assert found.pass_s(shape("round", rows)) == pytest.approx(1e-5 * (1 + rows))
+        assert pass_s(found, "round", rows) == pytest.approx(1e-5 * (1 + rows))
 
 
 def test_a_fit_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:

@@ -187,23 +187,23 @@ def fit_of(*, weight_share: float) -> LatencyFit:
 def test_a_fit_is_not_believed_where_it_is_faster_than_light() -> None:
     """A fit to small models may put all seconds on floors and none on bytes: of a large one it knows nothing."""
     fitted = FittedLatency(fit_of(weight_share=100), LLAMA_7B, (), context_tokens=100)
-    assert fitted.pass_s(PassShape(kind="round", stage=0, rows=0, cached_tokens=0)) > 0
+    assert fitted.line("round", 0, 0).base_s > 0
     with pytest.raises(BelowLowerBound) as caught:
-        fitted.pass_s(VERIFY)
+        fitted.line("verify", 0, 1)
     said = str(caught.value)
     assert said.startswith("the fitted price of llama-2-7b on 1 x A100-80GB-SXM: a verify pass of 1 row over 0 cached tokens ")
     assert said.endswith("Fit again with wider models, or leave the fit out: the datasheet prices it.")
     believed = FittedLatency(fit_of(weight_share=1), LLAMA_7B, (), context_tokens=100)
     roofline = RooflineLatency(LLAMA_7B, (), A100, "bf16", "graph")
-    assert believed.pass_s(VERIFY) == roofline.pass_s(VERIFY)
+    assert believed.line("verify", 0, 1) == roofline.line("verify", 0, 1)
 
 
 def test_a_fit_that_has_caches_read_for_nothing_is_refused_at_its_context() -> None:
     fit = fit_of(weight_share=1)
     free_kv = replace(fit, law=replace(fit.law, kv_byte_s=0.0, attn_flop_s=0.0))
-    FittedLatency(free_kv, LLAMA_7B, (), context_tokens=100).pass_s(VERIFY)
+    FittedLatency(free_kv, LLAMA_7B, (), context_tokens=100).line("verify", 0, 1)
     with pytest.raises(BelowLowerBound, match="over 65536 cached tokens"):
-        FittedLatency(free_kv, LLAMA_7B, (), context_tokens=65536).pass_s(VERIFY)
+        FittedLatency(free_kv, LLAMA_7B, (), context_tokens=65536).line("verify", 0, 1)
 
 
 @every_row
@@ -247,4 +247,4 @@ def test_a_roofline_is_never_faster_than_light(
     roofline = RooflineLatency(model, exits, hardware, dtype, engine, num_devices, batch, context_tokens=context_tokens)
     for cached_tokens in (0, context_tokens // 2, context_tokens):
         shape = PassShape(kind=kind, stage=0, rows=rows, cached_tokens=cached_tokens)
-        assert roofline.pass_s(shape) >= pass_light(setting, shape, hardware).seconds * (1 - 1e-9)
+        assert roofline.line(kind, 0, rows).at(cached_tokens) >= pass_light(setting, shape, hardware).seconds * (1 - 1e-9)

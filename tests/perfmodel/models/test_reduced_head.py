@@ -43,11 +43,11 @@ def test_only_exit_checks_become_faster_and_their_wait_for_the_host_stays(engine
         RooflineLatency(with_reduced_head(WHOLE, said), DRAFT.exit_layers, A100, "bf16", engine) for said in (None, tokens)
     )
     for stage in range(3):
-        assert reduced.affine("segment", stage, 1) == whole.affine("segment", stage, 1)
-        (reduced_s, _), (whole_s, _) = (one.affine("exit", stage, 1) for one in (reduced, whole))
+        assert reduced.line("segment", stage, 1) == whole.line("segment", stage, 1)
+        (reduced_s, _), (whole_s, _) = (one.line("exit", stage, 1) for one in (reduced, whole))
         sync_s = A100.engine_costs(engine).sync_s
         assert reduced_s - sync_s == pytest.approx((whole_s - sync_s) * tokens / VOCAB)
-    assert reduced.affine("draft_prefill", 0, 64) == whole.affine("draft_prefill", 0, 64)
+    assert reduced.line("draft_prefill", 0, 64) == whole.line("draft_prefill", 0, 64)
 
 
 def test_a_reduced_head_is_a_copy_and_so_counted_besides_a_tied_embedding() -> None:

@@ -10,7 +10,6 @@ from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_model
 from perfmodel.passes.flops_bytes import PassSetting, PassWork, kv_bytes_per_token, kv_cache_bytes
-from perfmodel.passes.passes import PassShape
 from perfmodel.quantisation.weight_format import plain_format
 
 EVERY_OTHER, ALL, NONE = find_model("gemma-2-9b"), find_model("mistral-7b-v0.1"), find_model("mistral-7b-v0.2")
@@ -30,7 +29,7 @@ def kv_bytes_read(context_tokens: int, **more) -> float:
 
 def verify_s(model, context_tokens: int, *, priced_at: int) -> float:
     latency = RooflineLatency(model, (), A100, BF16, "graph", context_tokens=priced_at)
-    return latency.pass_s(PassShape(kind="verify", stage=0, rows=1, cached_tokens=context_tokens))
+    return latency.line("verify", 0, 1).at(context_tokens)
 
 
 def test_up_to_the_window_every_layer_reads_every_token() -> None:

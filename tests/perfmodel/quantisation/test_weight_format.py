@@ -14,7 +14,6 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.known_models import KNOWN_MODELS
 from perfmodel.passes.flops_bytes import PassSetting
-from perfmodel.passes.passes import PassShape
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import (
     LayerShare,
@@ -29,7 +28,6 @@ from perfmodel.quantisation.weight_format import (
 
 LLAMA_7B, LLAMA_8B, LLAMA_70B = find_model("llama-2-7b"), find_model("llama-3-8b"), find_model("llama-3-70b")
 A100 = find_hardware("a100")
-STEP = PassShape(kind="verify", stage=0, rows=1, cached_tokens=0)
 GIB = 2**30
 
 
@@ -102,8 +100,8 @@ def test_layers_are_read_at_the_rate_of_their_kernels_and_the_head_at_its_own() 
     assert work.head_bytes == head_bytes(LLAMA_8B, weights) == 2 * LLAMA_8B.head_params
     assert work.weight_bytes == work.layer_bytes + work.head_bytes
     quick = replace(weights, head_bits=4.0)
-    saved_s = RooflineLatency(LLAMA_8B, (), A100, weights, "graph").pass_s(STEP)
-    saved_s -= RooflineLatency(LLAMA_8B, (), A100, quick, "graph").pass_s(STEP)
+    saved_s = RooflineLatency(LLAMA_8B, (), A100, weights, "graph").line("verify", 0, 1).base_s
+    saved_s -= RooflineLatency(LLAMA_8B, (), A100, quick, "graph").line("verify", 0, 1).base_s
     assert saved_s == pytest.approx(1.5 * LLAMA_8B.head_params * law.head_byte_s, rel=1e-3)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel.core.stats import NORMAL_QUANTILE
-from perfmodel.passes.passes import ColdCount, PassCount, PassKind, PassShape
+from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
 from perfmodel.replay.estimate import Decoded, RoundCost, estimate, mean_round_cost, measured_speedup, pass_seconds
 from perfmodel.replay.round_stats import RoundStats
 
@@ -30,14 +30,11 @@ class Prices:
         self.seconds, self.per_token_s, self.first_s = seconds, per_token_s, first_s
         self.error_frac, self.host_error_frac = error_frac, host_error_frac
 
-    def affine(self, kind: PassKind, stage: int, rows: int) -> tuple[float, float]:
-        return self.seconds[kind], self.per_token_s
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        return Line(self.seconds[kind], self.per_token_s)
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
         return self.first_s if place == 1 else 0.0
-
-    def pass_s(self, shape: PassShape) -> float:
-        return self.seconds[shape.kind] + self.per_token_s * shape.cached_tokens
 
 
 DRAFT = Prices({"segment": 1.0, "exit": 0.5})
