@@ -63,7 +63,7 @@ from profiler.latency.pass_log import PassLog
 from profiler.machine.machine_facts import DeviceFacts, device_facts
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import fitting_layers, random_pair, with_layers
-from s2d.loading.memory import PairPlacement, TextLimits, free_bytes_of
+from s2d.loading.memory import PairPlacement, TextLimits, free_device_bytes
 from s2d.model.torch_device import device_key, engine_for, use_device
 
 NAME = "at_scale"
@@ -155,7 +155,7 @@ def layers_of(asked: str | None, models: PairPlacement, text: TextLimits) -> int
             raise UserInputError(f"--layers {asked}: expected a number of layers, or fit: as many as the device holds.")
         return int(asked)
     # Where not one layer fits, the whole target is refused with its reasons.
-    return fitting_layers(models, text, free_bytes_of(models.device)) or None
+    return fitting_layers(models, text, free_device_bytes(models.device)) or None
 
 
 def found_of(args: argparse.Namespace) -> Found:

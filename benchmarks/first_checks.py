@@ -42,7 +42,7 @@ from perfmodel.replay.estimate import Speedup
 from profiler.latency.kernel_trial import CACHED_TOKENS, try_kernels
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import random_pair
-from s2d.loading.memory import PairPlacement, TextLimits, cublas_bytes, memory_need
+from s2d.loading.memory import PairPlacement, TextLimits, cublas_workspace_bytes, memory_need
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.torch_device import device_key, engine_for
 
@@ -246,7 +246,7 @@ class Checks:
         """What cuBLAS keeps for the streams of the pair."""
         if self.device.type == "cpu":
             return Outcome(verdict=UNMEASURED, measured="a CPU has none", figures={})
-        (_, kept), limit = self.memory_used, cublas_bytes(self.device)
+        (_, kept), limit = self.memory_used, cublas_workspace_bytes(self.device)
         return Outcome(
             verdict=OK if kept <= limit else "failed: more than predicted",
             measured=format_bytes(kept),

@@ -32,7 +32,7 @@ from perfmodel.results.portfolio import CHOICES, HeldOut
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import load_pair
-from s2d.loading.exits import named_exits
+from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "open_questions"
@@ -154,7 +154,9 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits)) for target in size.targets]
+    pairs = [
+        load_pair(target, args.draft, "fp32", "cpu", requested_exits=requested_exits(args.exits)) for target in size.targets
+    ]
     cases: dict[str, list[Scenario]] = {}
     answers = []
     for sampling in SAMPLINGS:

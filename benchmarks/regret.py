@@ -44,7 +44,7 @@ from profiler.latency.profiling_job import Job
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, load_pair
-from s2d.loading.exits import named_exits
+from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "regret"
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
     pairs = [
-        load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits))
+        load_pair(target, args.draft, "fp32", "cpu", requested_exits=requested_exits(args.exits))
         for target in args.target or size.targets
     ]
     results = [result_of_pair(pair, sampling, size, prompts) for pair in pairs for sampling in size.samplings]

@@ -43,7 +43,7 @@ from perfmodel.results.plan import Plan, read_plan
 from profiler.latency.profiling_job import Job
 from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, load_pair
-from s2d.loading.exits import exits_of_plan, named_exits
+from s2d.loading.exits import exits_from_plan, requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.running.check_plan import check_plan_fits
 
@@ -237,11 +237,11 @@ def run(args: argparse.Namespace) -> int:
     plan = read_plan(args.plan).record if args.plan else None
     targets = (plan.target.name,) if plan else tuple(args.target or size.targets)
     samplings = (plan.workload.sampling,) if plan else SAMPLINGS
-    exits = exits_of_plan(plan) if plan else named_exits(args.exits)
+    exits = exits_from_plan(plan) if plan else requested_exits(args.exits)
     found: list[Found] = []
     for name in targets:
         draft = find_model(args.draft).as_posix()
-        pair = load_pair(find_model(name).as_posix(), draft, "fp32", "cpu", named_exits=exits)
+        pair = load_pair(find_model(name).as_posix(), draft, "fp32", "cpu", requested_exits=exits)
         if plan is not None:
             check_plan_fits(args.plan, plan, pair)
         for sampling in samplings:

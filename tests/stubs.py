@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from perfmodel.models.dtypes import Dtype
 from s2d.loading.convert_weights import convert_weights
 from s2d.loading.load_model import LoadedModel
-from s2d.loading.read_config import FAMILIES, geometry_of
+from s2d.loading.read_config import FAMILIES, config_geometry
 from s2d.model.decoder import Decoder
 from s2d.model.torch_dtypes import torch_dtype
 
@@ -96,7 +96,7 @@ def loaded(
     model: PreTrainedModel, exit_layers: tuple[int, ...] = (), dtype: Dtype = "fp32", device: str = "cpu"
 ) -> LoadedModel:
     """A transformers model as our runtime runs it, without a file between."""
-    geometry = geometry_of(model.config, Path("tiny"))
+    geometry = config_geometry(model.config, Path("tiny"))
     weights = convert_weights(model.state_dict().__getitem__, model.config, geometry, torch_dtype(dtype), device)
     return LoadedModel(
         decoder=Decoder(geometry, weights),

@@ -39,7 +39,7 @@ from profiler.latency.profiling_job import Job, fill_log
 from profiler.machine.machine_facts import DeviceFacts, device_facts
 from profiler.machine.measure_energy import measure_energy, nvml_sensor
 from s2d.decoding.pair import draft_exits, encode_prompts, load_pair, placement_of
-from s2d.loading.exits import named_exits
+from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import find_model
 from s2d.model.torch_device import device_key, engine_for, use_device
 from s2d.parallel.ranks import Ranks
@@ -88,7 +88,7 @@ def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | N
         args.dtype,
         args.device,
         ranks,
-        named_exits=named_exits(args.exits),
+        requested_exits=requested_exits(args.exits),
         engine=engine,
         kernels=choice.kernels,
         shares_draft=args.share_draft,
@@ -116,7 +116,7 @@ def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | N
 
 def _kernels(args: argparse.Namespace, ranks: Ranks | None, engine: EngineMode) -> ChosenKernels:
     """What the pair is to compute with; of several processes the first one times its share."""
-    target, exits = find_model(args.target), named_exits(args.exits)
+    target, exits = find_model(args.target), requested_exits(args.exits)
     models = placement_of(
         target,
         args.draft,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from perfmodel.core.errors import UserInputError
-from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, is_of_family
+from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, is_reference_model
 from s2d.prompt_files.choose import chosen_prompts
 from s2d.prompt_files.given import given_prompts
 from s2d.prompt_files.read_as import read_as
@@ -37,7 +37,7 @@ def family_prompts(target: str) -> Path:
     Raises:
         UserInputError: it is another model.
     """
-    if is_of_family(target):
+    if is_reference_model(target):
         return FAMILY_PROMPTS
     raise UserInputError(f"target {target!r} is not of the reference family, so its prompts must be given: --prompts FILE")
 

@@ -31,7 +31,7 @@ from perfmodel.core.overwriting import OutputFolder, output_file
 from perfmodel.core.torchrun import launched, num_processes
 from perfmodel.core.units import format_frac
 from s2d.commands.arguments import EXITS_HELP, add_special_tokens_flag, frac, layers, positive, rate, seed, stop_string
-from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, find_model, is_of_family
+from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, find_model, is_reference_model
 from s2d.parallel.run_shared import run_shared
 from s2d.prompt_files.choose import calibration_half
 from s2d.prompt_files.given import given_prompts, given_texts
@@ -298,14 +298,14 @@ def _train_draft(args: argparse.Namespace) -> int:
         )
     exits = "/".join(map(str, args.exits))
     command = ["s2d-profile", "--target", args.target, "--draft", str(args.output)]
-    command += [] if is_of_family(args.target) else ["--prompts", "path/to/prompts.jsonl"]
+    command += [] if is_reference_model(args.target) else ["--prompts", "path/to/prompts.jsonl"]
     print_out(f"wrote {args.output}, exits {exits}; next: {shlex.join(command)}")
     return EXIT_ANSWERED
 
 
 def _calibrate(args: argparse.Namespace) -> int:
     check_model_names(args.draft)
-    strangers = [name for name in args.target if not is_of_family(name)]
+    strangers = [name for name in args.target if not is_reference_model(name)]
     if args.prompts is None and strangers:
         raise UserInputError(f"target {strangers[0]!r} is not of the reference family: give its prompts with --prompts FILE")
     given = given_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=True)
@@ -313,7 +313,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     check_texts(prompts)
     from perfmodel.models.config_file import SIDECAR_NAME
     from s2d.decoding.pair import encode_prompts
-    from s2d.loading.exits import find_exits, named_exits
+    from s2d.loading.exits import find_exits, requested_exits
     from s2d.loading.load_model import load_tokenizer
     from s2d.loading.read_config import read_geometry
     from s2d.model.torch_device import use_device
@@ -322,7 +322,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from s2d.training.calibrate_draft import calibrate_draft
 
     use_device(args.device)
-    folder, named = find_model(args.draft), named_exits(args.exits)
+    folder, named = find_model(args.draft), requested_exits(args.exits)
     exits = find_exits(folder, read_geometry(folder).num_layers, named, is_self=False)
     if exits.note is not None:
         print_err(f"note: {exits.note}")
@@ -336,7 +336,7 @@ def _calibrate(args: argparse.Namespace) -> int:
             encoded,
             max_new_tokens=args.max_new_tokens,
             device=args.device,
-            named_exits=named,
+            requested_exits=named,
             on_prompt=lambda prompt: progress.step(prompt.name),
         )
     print_out(calibration_text(sidecar))
@@ -346,10 +346,10 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _write_exits(args: argparse.Namespace) -> int:
     from perfmodel.models.config_file import SIDECAR_NAME
-    from s2d.loading.exits import NamedExits, write_exits
+    from s2d.loading.exits import RequestedExits, write_exits
     from s2d.loading.read_config import read_geometry
 
-    folder, named = find_model(args.draft), NamedExits(layers=args.exits, source="--exits")
+    folder, named = find_model(args.draft), RequestedExits(layers=args.exits, source="--exits")
     exits = write_exits(folder, read_geometry(folder).num_layers, named, overwrite=args.overwrite)
     if exits.note is not None:
         print_err(f"note: {exits.note}")
@@ -362,10 +362,10 @@ def _trim(args: argparse.Namespace) -> int:
     check_new(args.output)
     check_model_names(args.draft)
     texts = given_texts(args.text, read_as(args, "text"))
-    from s2d.loading.exits import named_exits
+    from s2d.loading.exits import requested_exits
     from s2d.training.reduce_vocab import reduce_vocab
 
-    said_frac = reduce_vocab(find_model(args.draft), texts, args.tokens, args.output, named_exits(args.exits))
+    said_frac = reduce_vocab(find_model(args.draft), texts, args.tokens, args.output, requested_exits(args.exits))
     print_out(f"wrote {args.output}, whose head says {args.tokens} tokens: {format_frac(said_frac)} of the text's")
     command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", str(args.output)])
     print_out(f"no curves are fitted to its confidence yet (s2d-train calibrate); next: {command}")

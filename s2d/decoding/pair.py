@@ -16,15 +16,15 @@ from perfmodel.passes.device_key import DeviceKey, EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.decoding.generate import Session
 from s2d.loading.compatible import context_tokens
-from s2d.loading.exits import DraftExits, NamedExits, exits_text, find_exits
+from s2d.loading.exits import DraftExits, RequestedExits, find_exits, format_exits
 from s2d.loading.load_model import (
     LoadedModel,
     check_same_vocabulary,
     load_model,
     load_tokenizer,
-    read_shapes,
+    read_geometry_with_head,
     tokenizer_sha256,
-    with_vocabulary_of,
+    with_target_vocab,
 )
 from s2d.loading.memory import FreeBytes, PairPlacement, TextLimits, check_memory, memory_need
 from s2d.loading.model_folder import find_model
@@ -74,7 +74,7 @@ class ModelPair:
     @property
     def exits_label(self) -> str:
         """`exits 1/2/4/6`."""
-        return f"exits {exits_text(self.geometry.exit_layers)}"
+        return f"exits {format_exits(self.geometry.exit_layers)}"
 
     @property
     def device_key(self) -> DeviceKey:
@@ -139,7 +139,7 @@ def load_pair(
     device: str,
     ranks: Ranks | None = None,
     *,
-    named_exits: NamedExits | None = None,
+    requested_exits: RequestedExits | None = None,
     engine: EngineMode = "eager",
     kernels: Kernels = STANDARD_KERNELS,
     shares_draft: bool = False,
@@ -155,7 +155,7 @@ def load_pair(
         dtype: to compute in.
         device: torch's name for it.
         ranks: the processes that torchrun started, if it did.
-        named_exits: of the draft; those of its folder, else its full depth, when None.
+        requested_exits: of the draft; those of its folder, else its full depth, when None.
         engine: how passes are launched; of several processes, eagerly.
         kernels: what both compute with.
         shares_draft: whether they share a draft with weights of its own too; rank 0 has it whole otherwise.
@@ -167,7 +167,7 @@ def load_pair(
         UserInputError: a self-draft without exits, too little memory, or processes that cannot share what they are to share.
     """
     target_folder = find_model(target_name)
-    exits = draft_exits(target_folder, draft_name, named_exits)
+    exits = draft_exits(target_folder, draft_name, requested_exits)
     models = placement_of(
         target_folder, draft_name, dtype, device, ranks, exits=exits, engine=engine, shares_draft=shares_draft
     )
@@ -185,7 +185,7 @@ def load_pair(
         if ranks and shares_draft:
             draft = load_shared(draft_folder, dtype, device, ranks, kernels=kernels, number=DRAFT, num_tokens=num_tokens)
         else:
-            draft = with_vocabulary_of(load(draft_folder), num_tokens)
+            draft = with_target_vocab(load(draft_folder), num_tokens)
     draft = replace(draft, exit_layers=exits.layers, calibration=exits.calibration)
     return Pair(
         target=draft if draft_name == SELF_DRAFT else target,
@@ -199,11 +199,11 @@ def load_pair(
     )
 
 
-def draft_exits(target_folder: Path, draft_name: str, named: NamedExits | None) -> DraftExits:
+def draft_exits(target_folder: Path, draft_name: str, named: RequestedExits | None) -> DraftExits:
     """The exits of a draft by name, or of a target's own layers: see `find_exits`."""
     is_self = draft_name == SELF_DRAFT
     folder = target_folder if is_self else find_model(draft_name)
-    return find_exits(folder, read_shapes(folder).num_layers, named, is_self=is_self)
+    return find_exits(folder, read_geometry_with_head(folder).num_layers, named, is_self=is_self)
 
 
 def placement_of(
@@ -219,8 +219,8 @@ def placement_of(
 ) -> PairPlacement:
     """What a pair is known by before its weights are read."""
     is_self = draft_name == SELF_DRAFT
-    target = read_shapes(target_folder)
-    model = target if is_self else read_shapes(find_model(draft_name))
+    target = read_geometry_with_head(target_folder)
+    model = target if is_self else read_geometry_with_head(find_model(draft_name))
     num_ranks = ranks.size if ranks else 1
     return PairPlacement(
         target=target,

@@ -13,7 +13,7 @@ from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.decoding.pair import ModelPair
 from s2d.loading.compatible import check_vocab_sizes
 from s2d.loading.load_model import random_model
-from s2d.loading.memory import FreeBytes, PairPlacement, TextLimits, check_memory, free_bytes_of, memory_need
+from s2d.loading.memory import FreeBytes, PairPlacement, TextLimits, check_memory, free_device_bytes, memory_need
 
 
 def random_pair(
@@ -51,7 +51,7 @@ def random_pair(
     check_vocab_sizes(target.name, target.vocab_size, draft.model.name, draft.model.vocab_size)
     models = PairPlacement(target=target, draft=draft, dtype=dtype, device=place, engine=engine)
     text = TextLimits(max_tokens=max_tokens, prompt_tokens=max_tokens, num_noise_tables=num_noise_tables)
-    _check_fits(models, text, free_bytes or free_bytes_of)
+    _check_fits(models, text, free_bytes or free_device_bytes)
     exit_layers = draft.exit_layers if draft.kind == "self" else ()
     model = random_model(target, exit_layers, dtype, device, engine=engine, kernels=kernels, seed=seed)
     drafter = model

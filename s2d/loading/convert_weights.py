@@ -23,8 +23,8 @@ from s2d.model.rotary import Rotary
 from s2d.model.torch_dtypes import dtype_fix, dtype_label
 from s2d.model.weights import DecoderWeights, LayerWeights, layout_of, new_embedding, new_head, new_matrix
 
-KeepLayer = Callable[[LayerWeights, ModelGeometry], LayerWeights]
-"""What is kept of a layer of a model of this geometry."""
+ShardLayer = Callable[[LayerWeights, ModelGeometry], LayerWeights]
+"""Cuts the share of one process out of a layer of a model of this geometry."""
 NewMatrix = Callable[[int, int, torch.dtype, torch.device | str, WeightLayout], Tensor]
 """Makes the memory of a matrix: see `s2d.model.weights.new_matrix`."""
 RANDOM_NORM_EPS = 1e-5
@@ -53,7 +53,7 @@ def convert_weights(
     geometry: ModelGeometry,
     dtype: torch.dtype,
     device: str,
-    kept: KeepLayer = lambda layer, geometry: layer,
+    shard_layer: ShardLayer = lambda layer, geometry: layer,
     *,
     kernels: Kernels = STANDARD_KERNELS,
 ) -> DecoderWeights:
@@ -65,7 +65,7 @@ def convert_weights(
         geometry: the shapes it gives.
         dtype: of the result.
         device: torch's name for it.
-        kept: of every layer, as soon as it is folded.
+        shard_layer: keeps this process's share of a layer, right after its conversion.
         kernels: that will use them.
 
     Raises:
@@ -77,7 +77,7 @@ def convert_weights(
     head = [_Part(name=table if config.tie_word_embeddings else "lm_head", rows=geometry.vocab_size)]
     return DecoderWeights(
         embedding=folder.embedding(table, config.rms_norm_eps),
-        layers=tuple(kept(folder.layer(f"model.layers.{n}", extras), geometry) for n in range(geometry.num_layers)),
+        layers=tuple(shard_layer(folder.layer(f"model.layers.{n}", extras), geometry) for n in range(geometry.num_layers)),
         head=folder.matrix(head, geometry.hidden_size, norm="model.norm", new=new_head),
         rotary=_rotary(config),
         norm_eps=config.rms_norm_eps,
@@ -258,7 +258,7 @@ def with_reduced_head(weights: DecoderWeights, said: Sequence[int]) -> DecoderWe
     return replace(weights, head=_columns_of(weights.head, tokens), said=tokens)
 
 
-def with_vocabulary(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeights:
+def with_vocab_size(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeights:
     """The same decoder for a vocabulary that is padded otherwise.
 
     Tokens that it lacks embed as nothing and are never said; those beyond the vocabulary are not said any more.

@@ -16,7 +16,7 @@ ExitSource = Literal["--exits", "the plan", "s2d.json", "full depth"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NamedExits:
+class RequestedExits:
     """Exits that a flag or a plan asks for, whatever the draft's folder names."""
 
     layers: tuple[int, ...]
@@ -26,14 +26,14 @@ class NamedExits:
         check_exit_layers(self.layers)
 
 
-def named_exits(layers: tuple[int, ...] | None) -> NamedExits | None:
+def requested_exits(layers: tuple[int, ...] | None) -> RequestedExits | None:
     """What the flag --exits asks for; None where it was not given."""
-    return NamedExits(layers=layers, source="--exits") if layers is not None else None
+    return RequestedExits(layers=layers, source="--exits") if layers is not None else None
 
 
-def exits_of_plan(plan: Plan) -> NamedExits:
+def exits_from_plan(plan: Plan) -> RequestedExits:
     """The exits that a plan was made for."""
-    return NamedExits(layers=plan.draft.exit_layers, source="the plan")
+    return RequestedExits(layers=plan.draft.exit_layers, source="the plan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class DraftExits:
     def label(self) -> str:
         """`exits 6/9/12 (s2d.json)`, `exits 9 (full depth: the folder names none)`."""
         reason = "full depth: the folder names none" if self.source == "full depth" else self.source
-        return f"exits {exits_text(self.layers)} ({reason})"
+        return f"exits {format_exits(self.layers)} ({reason})"
 
     @property
     def note(self) -> str | None:
@@ -59,12 +59,12 @@ class DraftExits:
         if not self.dropped_curves:
             return None
         return (
-            f"{self.source} {exits_text(self.layers)}: the curves of {SIDECAR_NAME} for exits "
-            f"{exits_text(self.dropped_curves)} are dropped"
+            f"{self.source} {format_exits(self.layers)}: the curves of {SIDECAR_NAME} for exits "
+            f"{format_exits(self.dropped_curves)} are dropped"
         )
 
 
-def find_exits(folder: Path, num_layers: int, named: NamedExits | None, *, is_self: bool) -> DraftExits:
+def find_exits(folder: Path, num_layers: int, named: RequestedExits | None, *, is_self: bool) -> DraftExits:
     """The exits of the draft in a folder. Every loader of a draft asks here.
 
     Args:
@@ -103,7 +103,7 @@ def with_exits(sidecar: Sidecar | None, exits: DraftExits) -> Sidecar:
     return Sidecar(exit_layers=exits.layers, norm="shared-final-norm", calibration=exits.calibration, num_head_tokens=said)
 
 
-def write_exits(folder: Path, num_layers: int, named: NamedExits, *, overwrite: bool) -> DraftExits:
+def write_exits(folder: Path, num_layers: int, named: RequestedExits, *, overwrite: bool) -> DraftExits:
     """Write the exits of a draft into its sidecar, and make one where there is none. Curves of exits that remain are kept.
 
     Args:
@@ -127,15 +127,15 @@ def write_exits(folder: Path, num_layers: int, named: NamedExits, *, overwrite: 
     if exits.dropped_curves and not overwrite:
         assert sidecar is not None
         raise UserInputError(
-            f"{str(folder / SIDECAR_NAME)!r} holds confidence curves of exits {exits_text(sidecar.exit_layers)}, which --exits "
-            f"{exits_text(exits.layers)} would drop in part: expected the same exits. Give --overwrite to drop them, then fit "
+            f"{str(folder / SIDECAR_NAME)!r} holds confidence curves of exits {format_exits(sidecar.exit_layers)}, which --exits "
+            f"{format_exits(exits.layers)} would drop in part: expected the same exits. Give --overwrite to drop them, then fit "
             "new ones with s2d-train calibrate."
         )
     write_sidecar(folder, with_exits(sidecar, exits))
     return exits
 
 
-def _unchecked_exits(sidecar: Sidecar | None, num_layers: int, named: NamedExits | None) -> DraftExits:
+def _unchecked_exits(sidecar: Sidecar | None, num_layers: int, named: RequestedExits | None) -> DraftExits:
     if named is None and sidecar is None:
         return DraftExits(layers=(num_layers,), source="full depth", calibration=None)
     if named is None:
@@ -160,6 +160,6 @@ def curves_by_exit(sidecar: Sidecar) -> dict[int, CalibrationCurve]:
     return {layer: curve for layer, curve in pairs if curve is not None}
 
 
-def exits_text(layers: tuple[int, ...]) -> str:
+def format_exits(layers: tuple[int, ...]) -> str:
     """`6/9/12`."""
     return "/".join(map(str, layers))

@@ -20,8 +20,8 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.loading.checkpoint import BadTensor, layer_of, open_weights, tensor_names, weights_sha256
-from s2d.loading.convert_weights import KeepLayer, convert_weights, random_weights, with_reduced_head, with_vocabulary
-from s2d.loading.read_config import geometry_of, read_config, read_geometry, read_raw_config, shallower
+from s2d.loading.convert_weights import ShardLayer, convert_weights, random_weights, with_reduced_head, with_vocab_size
+from s2d.loading.read_config import config_geometry, read_config, read_geometry, read_raw_config, shallower
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.decoder import Decoder
@@ -46,7 +46,7 @@ class LoadedModel:
     dtype: Dtype
 
 
-def read_shapes(folder: PathLike) -> ModelGeometry:
+def read_geometry_with_head(folder: PathLike) -> ModelGeometry:
     """The geometry of a model folder, a reduced head included.
 
     Raises:
@@ -68,7 +68,7 @@ def load_model(
     *,
     engine: EngineMode = "eager",
     kernels: Kernels = STANDARD_KERNELS,
-    kept: KeepLayer = lambda layer, geometry: layer,
+    shard_layer: ShardLayer = lambda layer, geometry: layer,
 ) -> LoadedModel:
     """Read a Hugging Face folder of the Llama, Mistral, Qwen2 or Qwen3 family.
 
@@ -78,7 +78,7 @@ def load_model(
         device: torch's name for it.
         engine: how passes are launched.
         kernels: what it computes with.
-        kept: of every layer; the geometry stays that of the whole.
+        shard_layer: keeps this process's share of every layer. The geometry stays that of the whole model.
 
     Raises:
         BadFile: something is missing, damaged, or of another architecture; or the weights are not those of the config, or
@@ -87,13 +87,13 @@ def load_model(
     """
     path = Path(folder)
     config = read_config(path)
-    geometry = geometry_of(config, path)
+    geometry = config_geometry(config, path)
     sidecar = read_sidecar(path)
     exit_layers = sidecar.exit_layers if sidecar else ()
     _check_exit_layers(exit_layers, geometry.num_layers)
     with open_weights(path) as read:
         try:
-            weights = convert_weights(read, config, geometry, torch_dtype(dtype), device, kept, kernels=kernels)
+            weights = convert_weights(read, config, geometry, torch_dtype(dtype), device, shard_layer, kernels=kernels)
         except BadTensor as err:
             raise read.refused(err) from err
         read.check_all_layers_read(geometry.num_layers)
@@ -119,7 +119,7 @@ def _reduced(geometry: ModelGeometry, said: tuple[int, ...]) -> ModelGeometry:
     return replace(geometry, head_vocab_size=None if len(said) == geometry.vocab_size else len(said))
 
 
-def with_vocabulary_of(draft: LoadedModel, num_tokens: Tokens) -> LoadedModel:
+def with_target_vocab(draft: LoadedModel, num_tokens: Tokens) -> LoadedModel:
     """A draft that gives logits of its target's tokens, where one tokenizer was padded to two sizes (Qwen2.5 7B and 0.5B).
 
     Padding that only the target has is embedded as nothing and never drafted; what only the draft has is not drafted either.
@@ -130,7 +130,7 @@ def with_vocabulary_of(draft: LoadedModel, num_tokens: Tokens) -> LoadedModel:
     """
     if draft.decoder.vocab_size == num_tokens:
         return draft
-    weights = with_vocabulary(draft.decoder.weights, num_tokens)
+    weights = with_vocab_size(draft.decoder.weights, num_tokens)
     return replace(draft, decoder=DECODERS[draft.decoder.engine](draft.geometry, weights))
 
 

@@ -181,13 +181,13 @@ def check_memory(need: MemoryNeed, models: PairPlacement, free_bytes: FreeBytes 
     Args:
         need: what is about to be taken.
         models: for whom, and where.
-        free_bytes: of a device; `free_bytes_of` when None.
+        free_bytes: of a device; `free_device_bytes` when None.
         fix: what to do about it.
 
     Raises:
         UserInputError: says how much is needed, for what, and how much is free.
     """
-    free = (free_bytes or free_bytes_of)(models.device)
+    free = (free_bytes or free_device_bytes)(models.device)
     if need.total_bytes <= free:
         return
     largest = ", ".join(f"{name} {format_bytes(count)}" for name, count in list(need.parts.items())[:3] if count)
@@ -198,7 +198,7 @@ def check_memory(need: MemoryNeed, models: PairPlacement, free_bytes: FreeBytes 
     )
 
 
-def free_bytes_of(device: torch.device) -> Bytes:
+def free_device_bytes(device: torch.device) -> Bytes:
     """Memory that is left.
 
     Of a GPU what its driver has and what PyTorch keeps for reuse; of a CPU what the system would give without swapping, or all
@@ -303,7 +303,7 @@ class _Share:
         # Scores before and after the softmax, the mask and what it is made of; rows before and after the rotation.
         pooled = rows * (positions * (2 * self._heads * self._bytes + self._bytes + 9) + 2 * heads * self._bytes)
         # The pool of a cache keeps a workspace of cuBLAS, and so does that of the exit checks.
-        return kept + pooled + 2 * _cublas_workspace_bytes(self._models.device)
+        return kept + pooled + 2 * _cublas_stream_bytes(self._models.device)
 
     @property
     def _row_bytes(self) -> Bytes:
@@ -341,14 +341,14 @@ def _cache_positions(models: PairPlacement, max_tokens: Tokens) -> Tokens:
 def _workspace_bytes(device: torch.device) -> Bytes:
     if device.type != "cuda":
         return CPU_WORKSPACE_BYTES
-    return GPU_WORKSPACE_BYTES + cublas_bytes(device)
+    return GPU_WORKSPACE_BYTES + cublas_workspace_bytes(device)
 
 
-def cublas_bytes(device: torch.device) -> Bytes:
+def cublas_workspace_bytes(device: torch.device) -> Bytes:
     """Workspaces of cuBLAS on a GPU, for all streams of a pair."""
-    return CUBLAS_STREAMS * _cublas_workspace_bytes(device)
+    return CUBLAS_STREAMS * _cublas_stream_bytes(device)
 
 
-def _cublas_workspace_bytes(device: torch.device) -> Bytes:
+def _cublas_stream_bytes(device: torch.device) -> Bytes:
     is_new = not torch.cuda.is_available() or torch.cuda.get_device_capability(device)[0] >= 9
     return CUBLAS_BYTES if is_new else OLD_CUBLAS_BYTES

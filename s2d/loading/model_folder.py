@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from perfmodel.core.errors import UnknownName
-from perfmodel.models.geometry import SELF_DRAFT
+from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT
 from perfmodel.models.hub import REPOSITORY, fetch_folder
 
 FAMILY_FOLDER = Path(__file__).parents[1] / "family"
-FAMILY_PREFIX = "ref-"
-"""Models of the reference family are named `ref-draft`, `ref-target-16` …: the prefix and the folder's name."""
 FAMILY_PROMPTS = FAMILY_FOLDER / "prompts.jsonl"
 
 
@@ -36,7 +34,7 @@ def check_model_names(*names: str | None) -> None:
             _local_folder(name)
 
 
-def is_of_family(name: str) -> bool:
+def is_reference_model(name: str) -> bool:
     """Whether a model is one of the reference family, by name or by folder; the hub is not asked.
 
     Raises:
@@ -48,7 +46,7 @@ def is_of_family(name: str) -> bool:
 
 def _local_folder(name: str) -> Path | None:
     """The folder of a model that is here; None for one of the hub."""
-    known = {FAMILY_PREFIX + path.parent.name: path.parent for path in sorted(FAMILY_FOLDER.glob("*/config.json"))}
+    known = {REFERENCE_PREFIX + path.parent.name: path.parent for path in sorted(FAMILY_FOLDER.glob("*/config.json"))}
     if name in known:
         return known[name]
     if Path(name).is_dir():

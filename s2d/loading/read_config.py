@@ -15,13 +15,13 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from perfmodel.core.errors import BadFile, BadPolicy, UserInputError, one_line, shown
 from perfmodel.models.architectures import architecture_name, find_architecture, uncovered_traits
 from perfmodel.models.config_file import about_file, check_is_decoder, name_of_folder, read_config_file
-from perfmodel.models.geometry import ModelGeometry
+from perfmodel.models.geometry import REFERENCE_PREFIX, ModelGeometry
 from perfmodel.models.hub import CONFIG, QUANTISATION_FILE
 from perfmodel.models.known_architectures import ARCHITECTURES
 from perfmodel.models.model_config import geometry_from_config
 from perfmodel.quantisation.quantised_config import find_quantisation
 from s2d.loading.config_numbers import check_numbers
-from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PREFIX
+from s2d.loading.model_folder import FAMILY_FOLDER
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
@@ -108,11 +108,11 @@ def _check_family(path: Path, raw: dict[str, Any]) -> None:
         raise BadFile(path, f"architecture {name!r} brings code of its own (auto_map), which is never run", fix)
 
 
-def geometry_of(config: DecoderConfig, folder: Path) -> ModelGeometry:
+def config_geometry(config: DecoderConfig, folder: Path) -> ModelGeometry:
     """The shapes that a config declares, as a plan reads them."""
     name = name_of_folder(folder)
     if folder.resolve().parent == FAMILY_FOLDER:
-        name = FAMILY_PREFIX + name
+        name = REFERENCE_PREFIX + name
     return geometry_from_config(config.to_dict(), name, "its config.json")
 
 
@@ -122,7 +122,7 @@ def read_geometry(folder: Path) -> ModelGeometry:
     Raises:
         BadFile: as `read_config` does.
     """
-    return geometry_of(read_config(folder), folder)
+    return config_geometry(read_config(folder), folder)
 
 
 def layer_extras(config: DecoderConfig) -> LayerExtras:

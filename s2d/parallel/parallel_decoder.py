@@ -20,7 +20,7 @@ from perfmodel.core.units import Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, parse_kernels
-from s2d.loading.load_model import LoadedModel, load_model, with_vocabulary_of
+from s2d.loading.load_model import LoadedModel, load_model, with_target_vocab
 from s2d.loading.read_config import read_geometry
 from s2d.model.cache import Cache, Segment
 from s2d.model.decoder import Decoder
@@ -177,9 +177,9 @@ def load_shared(
 def _load(order: LoadOrder, share: Share) -> LoadedModel:
     """A model of which a rank has read its share of every layer, and for now all of the embedding and the head."""
     model = load_model(
-        order.folder, order.dtype, local_device(order.device), kernels=parse_kernels(order.kernels), kept=share.layer
+        order.folder, order.dtype, local_device(order.device), kernels=parse_kernels(order.kernels), shard_layer=share.layer
     )
-    return model if order.num_tokens is None else with_vocabulary_of(model, order.num_tokens)
+    return model if order.num_tokens is None else with_target_vocab(model, order.num_tokens)
 
 
 @torch.inference_mode()

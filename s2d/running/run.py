@@ -27,7 +27,7 @@ from perfmodel.results.plan import Plan, read_plan
 from perfmodel.results.report import RunReport, report_file_text, write_report
 from s2d.decoding.generate import Generation, OnTokens
 from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
-from s2d.loading.exits import exits_of_plan
+from s2d.loading.exits import exits_from_plan
 from s2d.loading.load_model import export_exit
 from s2d.loading.model_folder import find_model
 from s2d.model.check_kernels import check_kernels
@@ -249,7 +249,7 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
         plan.device.dtype,
         device,
         ranks,
-        named_exits=exits_of_plan(plan),
+        requested_exits=exits_from_plan(plan),
         engine=engine,
         kernels=kernels,
         shares_draft=is_shared,

@@ -21,7 +21,7 @@ from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import EncodedPrompt, Pair, load_pair
-from s2d.loading.exits import NamedExits, find_exits, with_exits
+from s2d.loading.exits import RequestedExits, find_exits, with_exits
 from s2d.loading.read_config import read_geometry
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 from s2d.model.choose_tokens import confidence_of
@@ -61,7 +61,7 @@ def calibrate_draft(
     *,
     max_new_tokens: Tokens,
     device: str,
-    named_exits: NamedExits | None = None,
+    requested_exits: RequestedExits | None = None,
     on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None,
 ) -> Sidecar:
     """Fit one curve per exit, over all targets together, and write them into the draft's sidecar, which may be new.
@@ -72,7 +72,7 @@ def calibrate_draft(
         prompts_of: texts that the draft was not trained on, as a target and it see them.
         max_new_tokens: what each target writes after each prompt.
         device: torch's name for it.
-        named_exits: of the draft; those of its sidecar, else its full depth, when None.
+        requested_exits: of the draft; those of its sidecar, else its full depth, when None.
         on_prompt: told of every prompt when it is done with.
 
     Raises:
@@ -80,13 +80,13 @@ def calibrate_draft(
         Mismatch: a target has another tokenizer.
     """
     sidecar = read_sidecar(folder)
-    exits = find_exits(folder, read_geometry(folder).num_layers, named_exits, is_self=False)
+    exits = find_exits(folder, read_geometry(folder).num_layers, requested_exits, is_self=False)
     answers: list[Answers] = []
     folds: list[int] = []
     names: list[str] = []
     inputs: dict[str, str] = {}
     for name in target_names:
-        pair = load_pair(name, str(folder), "fp32", device, named_exits=named_exits)
+        pair = load_pair(name, str(folder), "fp32", device, requested_exits=requested_exits)
         names.append(pair.target.geometry.name)
         inputs |= {f"target {names[-1]}": pair.target.sha256, "draft": pair.draft.sha256}
         prompts = prompts_of(pair)

@@ -19,8 +19,8 @@ from s2d.loading.sidecar import Sidecar, write_sidecar
 from s2d.prompt_files.choose import calibration_half
 from s2d.training.calibrate_draft import calibrate_draft
 from s2d.training.corpus import corpus_sha256, held_out_files, held_out_prompts, training_texts
-from s2d.training.reference_recipe import STABLE, STAGES, TARGETS, Stage, corpus_tokens, stage_named
-from s2d.training.train_sorted import exit_logits, exit_losses, load_trainable, windows
+from s2d.training.reference_recipe import STABLE, STAGES, TARGETS, Stage, corpus_tokens, find_stage
+from s2d.training.train_sorted import exit_logits, exit_losses, load_trainable, random_windows
 from s2d.training.training import read_training
 
 PROMPTS_PER_CATEGORY = 24
@@ -40,7 +40,7 @@ def install_family(work: Path, family: Path) -> None:
     prompts = held_out_prompts(PROMPTS_PER_CATEGORY)
     with whole_folder(family) as folder:
         for name in ("draft", *TARGETS):
-            stage = stage_named(name)
+            stage = find_stage(name)
             early = stage.exit_layers if name == "draft" else stage.exit_layers[:-1]
             load_trainable(str(work / name)).to(torch.bfloat16).save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
@@ -81,7 +81,7 @@ def held_out_losses(work: Path, stage: Stage, num_windows: int = 32) -> dict[str
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     ids = tokenizer("".join(file.text for file in held_out_files()), add_special_tokens=False, verbose=False)["input_ids"]
     settings = replace(STABLE, batch_sequences=num_windows, seed=0)
-    chosen = next(windows(np.asarray(ids, dtype=np.int32), settings, 0))
+    chosen = next(random_windows(np.asarray(ids, dtype=np.int32), settings, 0))
     logits = exit_logits(load_trainable(str(work / stage.name)), chosen[:, :-1], stage.exit_layers)
     losses = exit_losses(logits, chosen[:, 1:], None, 0.0)
     return {str(layers): round(loss.item(), 4) for layers, loss in zip(stage.exit_layers, losses, strict=True)}

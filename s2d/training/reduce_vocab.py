@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
-from s2d.loading.exits import NamedExits, find_exits
+from s2d.loading.exits import RequestedExits, find_exits
 from s2d.loading.load_model import load_tokenizer, save_draft
 from s2d.loading.read_config import read_geometry
 from s2d.loading.sidecar import Sidecar
 
 
 def reduce_vocab(
-    draft: Path, texts: Sequence[str], num_tokens: Tokens, out: Path, named_exits: NamedExits | None = None
+    draft: Path, texts: Sequence[str], num_tokens: Tokens, out: Path, requested_exits: RequestedExits | None = None
 ) -> Frac:
     """Copy a draft with a reduced head, whole or not at all; returns the share of the texts' tokens that it can say.
 
@@ -30,7 +30,7 @@ def reduce_vocab(
         texts: like those that its targets will write.
         num_tokens: that the head is to say, those that end a text among them.
         out: the folder to make.
-        named_exits: of the draft; those of its sidecar, else its full depth, when None.
+        requested_exits: of the draft; those of its sidecar, else its full depth, when None.
 
     Raises:
         UserInputError: no text, or more tokens than its vocabulary has.
@@ -38,7 +38,7 @@ def reduce_vocab(
         OutOfSpace: the disk is full.
     """
     geometry, tokenizer = read_geometry(draft), load_tokenizer(draft)
-    exits = find_exits(draft, geometry.num_layers, named_exits, is_self=False)
+    exits = find_exits(draft, geometry.num_layers, requested_exits, is_self=False)
     counts = token_counts(tokenizer, texts, geometry.vocab_size)
     said = frequent_tokens(counts, tokenizer.all_special_ids, num_tokens)
     save_draft(draft, out, Sidecar(exit_layers=exits.layers, norm="shared-final-norm", calibration=None, num_head_tokens=said))

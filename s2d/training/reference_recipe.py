@@ -98,7 +98,7 @@ STAGES = (
 )
 
 
-def stage_named(name: str) -> Stage:
+def find_stage(name: str) -> Stage:
     """A stage of the recipe.
 
     Raises:
@@ -110,10 +110,10 @@ def stage_named(name: str) -> Stage:
     return stage
 
 
-def stages_before(stage: Stage) -> list[Stage]:
+def required_stages(stage: Stage) -> list[Stage]:
     """The stages that must be finished before one, the first ones first."""
-    direct = [stage_named(name) for name in (*filter(None, [stage.start]), *stage.teachers)]
-    return list(dict.fromkeys(found for one in direct for found in (*stages_before(one), one)))
+    direct = [find_stage(name) for name in (*filter(None, [stage.start]), *stage.teachers)]
+    return list(dict.fromkeys(found for one in direct for found in (*required_stages(one), one)))
 
 
 def train_tokenizer(folder: Path) -> None:
@@ -168,7 +168,7 @@ def new_model(num_layers: int) -> LlamaForCausalLM:
     )
 
 
-def resized(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
+def resize_model(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
     """The first layers of a model, or the whole of it followed by layers that do nothing yet."""
     grown = new_model(num_layers)
     depth = model.config.num_hidden_layers

@@ -25,7 +25,7 @@ from s2d.loading.sidecar import Sidecar, write_sidecar
 from s2d.model.torch_device import use_device
 from s2d.training.calibrate_draft import calibrate_draft
 from s2d.training.resume import LOSS_NAME, remove_training, training_folder
-from s2d.training.train_sorted import Batch, load_trainable, train_sorted, windows
+from s2d.training.train_sorted import Batch, load_trainable, random_windows, train_sorted
 from s2d.training.training import Training, TrainSettings, write_training
 
 HELD_OUT_ONE_IN = 20
@@ -162,5 +162,5 @@ def _calibrate(draft: Path, target_names: Sequence[str], held_out: list[int], de
 
 def _batches(tokens: np.ndarray, settings: TrainSettings, num_teachers: int) -> Iterator[Batch]:
     """Random windows of the text, the teachers taking turns."""
-    for number, ids in enumerate(windows(tokens, settings, 1)):
+    for number, ids in enumerate(random_windows(tokens, settings, 1)):
         yield Batch(token_ids=ids, teacher=number % num_teachers if num_teachers else None)

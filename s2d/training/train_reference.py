@@ -27,14 +27,14 @@ from s2d.training.reference_recipe import (
     STAGES,
     Stage,
     corpus_tokens,
+    find_stage,
     new_model,
-    resized,
-    stage_named,
-    stages_before,
+    required_stages,
+    resize_model,
     train_tokenizer,
 )
 from s2d.training.resume import LOSS_NAME, remove_training, training_folder
-from s2d.training.train_sorted import Batch, load_trainable, train_sorted, windows
+from s2d.training.train_sorted import Batch, load_trainable, random_windows, train_sorted
 from s2d.training.training import TRAINING_NAME, Training, check_same_training, read_training, write_training
 
 TEXT_PROMPT_TOKENS = 64
@@ -57,7 +57,7 @@ class TextOrigin:
 
 def write_texts(work: Path, target: str) -> None:
     """Let one target write, greedily and sampled, after prompts from the training files; nothing if it has already."""
-    origin = TextOrigin(target_sha256=weights_sha256(work / target), corpus_sha256=corpus_identity(work))
+    origin = TextOrigin(target_sha256=weights_sha256(work / target), corpus_sha256=corpus_and_tokenizer_sha256(work))
     path = work / f"text-{target}.npz"
     if path.exists() and _read_texts(path).record == origin:
         return
@@ -90,7 +90,7 @@ def _read_texts(path: Path) -> StoredArrays[TextOrigin]:
     return read_arrays(path, TextOrigin, schema=TEXTS_SCHEMA, version=TEXTS_VERSION, since={"token_ids": 1})
 
 
-def corpus_identity(work: Path) -> str:
+def corpus_and_tokenizer_sha256(work: Path) -> str:
     """One hash for the training files and the tokenizer that cuts them up."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     return hashlib.sha256((corpus_sha256(training_texts()) + tokenizer_sha256(tokenizer)).encode()).hexdigest()
@@ -100,7 +100,7 @@ def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batc
     """Half standard-library text, half text the targets wrote; the teachers take turns."""
     written = [_read_texts(work / f"text-{name}.npz").arrays["token_ids"] for name in stage.teachers]
     rng = np.random.default_rng([stage.settings.seed, 5])
-    human = windows(tokens, stage.settings, 3)
+    human = random_windows(tokens, stage.settings, 3)
     rows = stage.settings.batch_sequences * stage.settings.sequence_tokens // written[0].shape[1]
     while True:
         for teacher, texts in enumerate(written):
@@ -109,9 +109,9 @@ def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batc
             yield Batch(token_ids=torch.from_numpy(chosen), teacher=teacher)
 
 
-def training_of(work: Path, stage: Stage, max_steps: int | None) -> Training:
+def stage_training(work: Path, stage: Stage, max_steps: int | None) -> Training:
     """What a stage is, given what it starts from and learns from in the work folder."""
-    text = [corpus_identity(work), *(_read_texts(work / f"text-{name}.npz").sha256 for name in stage.teachers)]
+    text = [corpus_and_tokenizer_sha256(work), *(_read_texts(work / f"text-{name}.npz").sha256 for name in stage.teachers)]
     return Training(
         start_sha256=None if stage.start is None else weights_sha256(work / stage.start),
         exit_layers=stage.exit_layers,
@@ -130,19 +130,19 @@ def train_stage(
         max_steps: cuts the stage short, to try the recipe out; the shipped family was made without.
     """
     transformers_logging.disable_progress_bar()
-    training = training_of(work, stage, max_steps)
+    training = stage_training(work, stage, max_steps)
     torch.manual_seed(training.settings.seed)
     tokens = corpus_tokens(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"))
     model = (
         new_model(stage.num_layers)
         if stage.start is None
-        else resized(load_trainable(str(work / stage.start)), stage.num_layers)
+        else resize_model(load_trainable(str(work / stage.start)), stage.num_layers)
     )
     teachers = [load_trainable(str(work / name)) for name in stage.teachers]
     if teachers:
         batches = draft_batches(work, tokens, stage)
     else:
-        batches = (Batch(token_ids=ids, teacher=None) for ids in windows(tokens, training.settings, 1))
+        batches = (Batch(token_ids=ids, teacher=None) for ids in random_windows(tokens, training.settings, 1))
     partial = work / f"{stage.name}.partial"
     with training_folder(partial):
         train_sorted(model, batches, training, teachers=teachers, folder=partial, on_step=on_step)
@@ -173,10 +173,10 @@ def run_stage(work: Path, name: str, *, max_steps: int | None, progress: StagePr
         UserInputError: the stage it starts from, or a teacher, is not finished.
         Mismatch: it, or one of those, was finished with other steps, from other weights or on other text.
     """
-    stage = stage_named(name)
+    stage = find_stage(name)
     if not (work / "tokenizer").exists():
         train_tokenizer(work / "tokenizer")
-    for needed in stages_before(stage):
+    for needed in required_stages(stage):
         if not (work / needed.name).exists():
             raise UserInputError(f"stage {name!r} needs stage {needed.name!r}, not in {str(work)!r}: train that one first")
         check_finished(work, needed, max_steps)
@@ -200,4 +200,4 @@ def check_finished(work: Path, stage: Stage, max_steps: int | None) -> None:
     fix = f"Delete {str(folder)!r} to train it anew, give another --work, or repeat the command that made it"
     if not (folder / TRAINING_NAME).exists():
         raise BadFile(folder, "this stage does not say how it was trained", fix)
-    check_same_training(what, read_training(folder), training_of(work, stage, max_steps), fix=fix)
+    check_same_training(what, read_training(folder), stage_training(work, stage, max_steps), fix=fix)

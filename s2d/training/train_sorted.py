@@ -61,7 +61,7 @@ def load_trainable(name: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
 
-def windows(tokens: np.ndarray, settings: TrainSettings, stream: int) -> Iterator[Tensor]:
+def random_windows(tokens: np.ndarray, settings: TrainSettings, stream: int) -> Iterator[Tensor]:
     """Endless random windows of one long token sequence: int64 [B, T + 1]."""
     rng = np.random.default_rng([settings.seed, stream])
     offsets = np.arange(settings.sequence_tokens + 1)
@@ -163,7 +163,7 @@ def train_sorted(
         next(batches)
     model.train()
     start_s = saved_s = clock()
-    with steps_finished_first() as interrupted:
+    with finish_step_before_interrupt() as interrupted:
         for step in range(first_step, settings.steps):
             chosen = exit_layers if settings.all_exits else sorted({exit_layers[drawn[step]], exit_layers[-1]})
             for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
@@ -185,7 +185,7 @@ def train_sorted(
 
 
 @contextmanager
-def steps_finished_first() -> Iterator[Callable[[], bool]]:
+def finish_step_before_interrupt() -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C wait for the end of a step: hands out whether it was pressed. A second one interrupts at once."""
     pressed = False
 

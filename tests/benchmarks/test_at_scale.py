@@ -22,7 +22,7 @@ TEXT = TextLimits(max_tokens=576, prompt_tokens=576, num_noise_tables=0)
 
 @pytest.mark.parametrize("free_bytes", [20 * GIB, 79 * GIB, 200 * GIB])
 def test_as_many_layers_are_kept_as_the_device_holds(monkeypatch, free_bytes: int) -> None:
-    monkeypatch.setattr(at_scale, "free_bytes_of", lambda device: free_bytes)
+    monkeypatch.setattr(at_scale, "free_device_bytes", lambda device: free_bytes)
     kept = at_scale.layers_of("fit", MODELS, TEXT)
 
     def needed(num_layers: int) -> int:

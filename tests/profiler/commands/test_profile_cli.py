@@ -54,7 +54,7 @@ def test_caches_that_do_not_fit_end_the_command_before_any_pass(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     free = iter([GIB, CPU_WORKSPACE_BYTES])  # when weights are read, and before the session
-    monkeypatch.setattr("s2d.loading.memory.free_bytes_of", lambda _: next(free))
+    monkeypatch.setattr("s2d.loading.memory.free_device_bytes", lambda _: next(free))
     monkeypatch.setattr(Session, "generate", lambda *_, **__: pytest.fail("a pass was run"))
     assert main_profile(arguments(folders, tmp_path / "evidence")) == 2
     refused = capsys.readouterr().err

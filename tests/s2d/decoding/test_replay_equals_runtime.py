@@ -41,7 +41,7 @@ from s2d.decoding.generate import Generation, Session
 from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.loading.convert_weights import with_reduced_head
 from s2d.loading.exits import DraftExits
-from s2d.loading.load_model import with_vocabulary_of
+from s2d.loading.load_model import with_target_vocab
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.model.decoder import Decoder
 from s2d.prompt_files.choose import chosen_prompts
@@ -92,7 +92,7 @@ def tiny_pair(kind: str) -> Pair:
     vocab_size = VOCAB_SIZE - (3 if kind == "padded otherwise" else 0)
     is_self = kind == "self"
     draft = target if is_self else tiny_model(TinySpec(num_layers=4, vocab_size=vocab_size), (1, 2, 4))
-    draft = with_vocabulary_of(draft, target.decoder.vocab_size)
+    draft = with_target_vocab(draft, target.decoder.vocab_size)
     if kind == "reduced head":
         draft = replace(draft, decoder=Decoder(draft.geometry, with_reduced_head(draft.decoder.weights, SAID)))
     return Pair(

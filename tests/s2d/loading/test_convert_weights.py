@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s2d.loading.convert_weights import convert_weights, random_weights, with_reduced_head, with_vocabulary
-from s2d.loading.read_config import DecoderConfig, geometry_of, layer_extras
+from s2d.loading.convert_weights import convert_weights, random_weights, with_reduced_head, with_vocab_size
+from s2d.loading.read_config import DecoderConfig, config_geometry, layer_extras
 from s2d.model.weights import PAD, DecoderWeights, LayerWeights
 from s2d.parallel.shard import Share
 from tests.s2d.loading.test_families import SPECS
@@ -29,13 +29,13 @@ def state_of(spec: TinySpec, dtype: torch.dtype = torch.float32) -> tuple[dict[s
 
 def fold(spec: TinySpec, dtype: torch.dtype, stored: torch.dtype = torch.float32) -> DecoderWeights:
     state, config = state_of(spec, stored)
-    return convert_weights(state.__getitem__, config, geometry_of(config, Path("tiny")), dtype, "cpu")
+    return convert_weights(state.__getitem__, config, config_geometry(config, Path("tiny")), dtype, "cpu")
 
 
 def folded_whole(spec: TinySpec, dtype: torch.dtype, stored: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
     """By layer qkv, its bias, the gate and the up projection, attention's and the MLP's output; at last the head alone."""
     state, config = state_of(spec, stored)
-    g, extras = geometry_of(config, Path("tiny")), layer_extras(config)
+    g, extras = config_geometry(config, Path("tiny")), layer_extras(config)
 
     def after(norm: str, *names: str) -> Tensor:
         gain = math.sqrt(g.hidden_size) * state[f"{norm}.weight"].float()
@@ -85,7 +85,7 @@ def test_slices_fold_to_the_bits_of_whole_matrices(
 def test_folding_leaves_the_checkpoint_as_it_is(stored: torch.dtype) -> None:
     state, config = state_of(TinySpec(family="qwen2"), stored)
     before = {name: weight.clone() for name, weight in state.items()}
-    convert_weights(state.__getitem__, config, geometry_of(config, Path("tiny")), torch.float32, "cpu")
+    convert_weights(state.__getitem__, config, config_geometry(config, Path("tiny")), torch.float32, "cpu")
     assert all(torch.equal(weight, before[name]) for name, weight in state.items())
 
 
@@ -109,7 +109,7 @@ def test_folding_holds_no_float32_tensor_beyond_its_slices(tied: bool, monkeypat
     with LargestFloat32() as largest:
         state, config = state_of(spec, torch.bfloat16)
         largest.num_bytes = 0
-        convert_weights(state.__getitem__, config, geometry_of(config, Path("tiny")), torch.bfloat16, "cpu")
+        convert_weights(state.__getitem__, config, config_geometry(config, Path("tiny")), torch.bfloat16, "cpu")
     assert 0 < largest.num_bytes <= FEW_BYTES
 
 
@@ -121,10 +121,10 @@ def matrices_of(weights: DecoderWeights) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_every_matrix_start_aligned(dtype: torch.dtype) -> None:
     odd = fold(ODD, dtype)
-    geometry = geometry_of(tiny_llama(ODD).config, Path("tiny"))
+    geometry = config_geometry(tiny_llama(ODD).config, Path("tiny"))
     shared = TinySpec(vocab_size=37, num_heads=4, num_kv_heads=2, intermediate_size=44)
-    whole, whole_geometry = fold(shared, dtype), geometry_of(tiny_llama(shared).config, Path("tiny"))
-    found = [odd, with_reduced_head(odd, (1, 4, 9)), with_vocabulary(odd, 45), with_vocabulary(odd, 30)]
+    whole, whole_geometry = fold(shared, dtype), config_geometry(tiny_llama(shared).config, Path("tiny"))
+    found = [odd, with_reduced_head(odd, (1, 4, 9)), with_vocab_size(odd, 45), with_vocab_size(odd, 30)]
     found.append(random_weights(geometry, dtype, "cpu", seed=0))
     for rank in range(2):
         share = Share(rank=rank, num_ranks=2)

@@ -10,7 +10,7 @@ from perfmodel.policies.policy import CalibrationCurve
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.run_cli import main_train
 from s2d.decoding.pair import load_pair
-from s2d.loading.exits import DraftExits, NamedExits, find_exits, write_exits
+from s2d.loading.exits import DraftExits, RequestedExits, find_exits, write_exits
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 from s2d.running.report_text import calibration_text
 from tests.s2d.loading.test_load_model import byte_tokenizer
@@ -22,8 +22,8 @@ SELF_WITHOUT_EXITS = (
 )
 
 
-def named(*layers: int) -> NamedExits:
-    return NamedExits(layers=layers, source="--exits")
+def named(*layers: int) -> RequestedExits:
+    return RequestedExits(layers=layers, source="--exits")
 
 
 def calibrated(*layers: int) -> Sidecar:
@@ -80,7 +80,7 @@ def test_curves_that_are_dropped_are_named_in_one_line(tmp_path: Path) -> None:
     [
         (named(2, 7), False, r"exit 7 \(--exits\) of a draft of 6 layers: expected exits from 1 to 6"),
         (named(2, 6), True, r"exit 6 \(--exits\) of a self-draft of 6 layers: expected exits from 1 to 5"),
-        (NamedExits(layers=(9,), source="the plan"), False, r"exit 9 \(the plan\) of a draft of 6 layers"),
+        (RequestedExits(layers=(9,), source="the plan"), False, r"exit 9 \(the plan\) of a draft of 6 layers"),
         (None, True, SELF_WITHOUT_EXITS),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_pair_has_the_exits_that_were_asked_for(folder: Path) -> None:
     pair = load_pair(str(folder), str(folder), "fp32", "cpu")
     assert (pair.geometry.exit_layers, pair.draft.exit_layers) == ((6,), (6,))
     assert pair.label == "my model with my model, exits 6 (full depth: the folder names none)"
-    own = load_pair(str(folder), "self", "fp32", "cpu", named_exits=named(2, 4))
+    own = load_pair(str(folder), "self", "fp32", "cpu", requested_exits=named(2, 4))
     assert (own.geometry.exit_layers, own.target.exit_layers, own.draft is own.target) == ((2, 4), (2, 4), True)
 
 

@@ -14,7 +14,7 @@ from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Settings, generate
 from s2d.decoding.pair import load_pair
-from s2d.loading.load_model import export_exit, load_model, with_vocabulary_of
+from s2d.loading.load_model import export_exit, load_model, with_target_vocab
 from s2d.loading.read_config import CLASS_NAMES
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from tests.s2d.decoding.test_generate import fixed, policies, samplings
@@ -142,7 +142,7 @@ def test_a_draft_padded_otherwise_is_lossless_and_says_its_targets_tokens_only(
     draft_vocab: int, data: st.DataObject, prompt: list[int], sampling: Sampling
 ) -> None:
     target, alone = FAMILY_TARGETS["qwen2"], tiny_model(TinySpec(family="qwen2", vocab_size=draft_vocab), (2, 4))
-    draft = with_vocabulary_of(alone, target.decoder.vocab_size)
+    draft = with_target_vocab(alone, target.decoder.vocab_size)
     common = {"sampling": sampling, "max_new_tokens": 20, "eos_token_id": None}
     plain = generate(target, None, prompt, policy=None, **common)
     assert generate(target, draft, prompt, policy=data.draw(policies((2, 4))), **common).tokens == plain.tokens
@@ -152,13 +152,13 @@ def test_a_draft_padded_otherwise_says_of_shared_tokens_what_it_said() -> None:
     target = FAMILY_TARGETS["qwen2"]
     for draft_vocab in (VOCAB_SIZE - 6, VOCAB_SIZE + 6):
         alone = tiny_model(TinySpec(family="qwen2", vocab_size=draft_vocab), (2, 4))
-        draft, shared = with_vocabulary_of(alone, target.decoder.vocab_size), min(draft_vocab, VOCAB_SIZE)
+        draft, shared = with_target_vocab(alone, target.decoder.vocab_size), min(draft_vocab, VOCAB_SIZE)
         tokens = [token % shared for token in some_tokens(9)]
         before, after = (model.decoder.all_exit_logits(tokens, (2, 6))[1] for model in (alone, draft))
         assert after.shape == (9, VOCAB_SIZE)
         torch.testing.assert_close(after[:, :shared], before[:, :shared])
         assert (after[:, shared:] == -torch.inf).all()
-    assert with_vocabulary_of(FAMILY_DRAFTS["qwen2"], target.decoder.vocab_size) is FAMILY_DRAFTS["qwen2"]
+    assert with_target_vocab(FAMILY_DRAFTS["qwen2"], target.decoder.vocab_size) is FAMILY_DRAFTS["qwen2"]
 
 
 def test_a_pair_of_one_tokenizer_and_two_paddings_loads_and_is_lossless(tmp_path: Path) -> None:

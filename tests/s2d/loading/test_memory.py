@@ -26,8 +26,8 @@ from s2d.decoding.pair import ModelPair, load_pair
 from s2d.decoding.random_pair import random_pair
 from s2d.loading.convert_weights import convert_weights
 from s2d.loading.load_model import load_model
-from s2d.loading.memory import CPU_WORKSPACE_BYTES, MemoryNeed, PairPlacement, TextLimits, free_bytes_of, memory_need
-from s2d.loading.read_config import geometry_of
+from s2d.loading.memory import CPU_WORKSPACE_BYTES, MemoryNeed, PairPlacement, TextLimits, free_device_bytes, memory_need
+from s2d.loading.read_config import config_geometry
 from s2d.model.weights import DecoderWeights, LayerWeights
 from s2d.parallel.shard import Share
 from tests.s2d.conftest import run
@@ -164,7 +164,7 @@ def test_weights_of_every_family_are_counted_from_its_config(spec: TinySpec, tmp
 def test_of_a_shared_model_the_first_processs_share_is_counted(num_ranks: int) -> None:
     spec = TinySpec(num_heads=8, num_kv_heads=4, head_dim=8, vocab_size=38)
     config, state = tiny_llama(spec).config, tiny_llama(spec).state_dict()
-    geometry, share = geometry_of(config, Path("tiny")), Share(rank=0, num_ranks=num_ranks)
+    geometry, share = config_geometry(config, Path("tiny")), Share(rank=0, num_ranks=num_ranks)
     whole = convert_weights(state.__getitem__, config, geometry, torch.float32, "cpu", share.layer)
     draft = DraftGeometry(kind="self", model=geometry, exit_layers=(2,))
     models = PairPlacement(
@@ -223,7 +223,7 @@ def test_a_trace_and_a_check_need_the_logits_of_whole_texts() -> None:
 
 
 def test_memory_that_is_free_is_found_out() -> None:
-    assert free_bytes_of(CPU) > 0
+    assert free_device_bytes(CPU) > 0
 
 
 def weights_need(folders: Path) -> MemoryNeed:
@@ -255,7 +255,7 @@ def test_a_run_whose_caches_do_not_fit_ends_before_any_pass(
     plan, needed = plan_file(sampling=NOISE), weights_need(folders).total_bytes
     monkeypatch.setattr(Session, "generate", lambda *_, **__: pytest.fail("a pass was run"))
     free = iter([needed, CPU_WORKSPACE_BYTES])  # when weights are read, and before the session
-    monkeypatch.setattr("s2d.loading.memory.free_bytes_of", lambda _: next(free))
+    monkeypatch.setattr("s2d.loading.memory.free_device_bytes", lambda _: next(free))
     assert run(folders, plan, "--prompt", "the cat", "--max-new-tokens", "100") == 2
     said = capsys.readouterr().err
     assert re.search(r"target and draft need \d+ MB of memory \(libraries 134 MB, \w", said)

@@ -16,8 +16,8 @@ from perfmodel.policies.policy import ExitPolicy, SurvivalStop
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.commands.run_cli import main_train
 from s2d.decoding.generate import generate
-from s2d.loading.convert_weights import with_reduced_head, with_vocabulary
-from s2d.loading.exits import NamedExits
+from s2d.loading.convert_weights import with_reduced_head, with_vocab_size
+from s2d.loading.exits import RequestedExits
 from s2d.loading.load_model import LoadedModel, load_model, save_draft
 from s2d.loading.sidecar import Calibration, CalibrationCurve, Sidecar, read_sidecar
 from s2d.model.decoder import Decoder
@@ -97,7 +97,7 @@ def test_what_the_draft_cannot_say_is_the_targets_to_say(sampling: Sampling) -> 
 def test_a_vocabulary_padded_otherwise_keeps_the_reduced_head() -> None:
     weights = with_reduced_head(tiny_model(TinySpec()).decoder.weights, (1, 5, 20))
     for num_tokens, kept in ((30, [1, 5, 20]), (20, [1, 5])):
-        padded = with_vocabulary(weights, num_tokens)
+        padded = with_vocab_size(weights, num_tokens)
         assert padded.said is not None
         assert (padded.said.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
 
@@ -158,7 +158,7 @@ def test_texts_without_tokens_are_refused(draft: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_sidecar_is_trimmed_at_its_full_depth_or_at_the_exits_named(draft: Path, tmp_path: Path) -> None:
-    named = NamedExits(layers=(1, 3), source="--exits")
+    named = RequestedExits(layers=(1, 3), source="--exits")
     for out, asked, expected in (("whole", None, (4,)), ("named", named, (1, 3))):
         reduce_vocab(tmp_path / "model", [TEXT], 4, tmp_path / out, asked)
         assert load_model(tmp_path / out, "fp32").exit_layers == expected

@@ -21,7 +21,7 @@ from s2d.training.corpus import (
     training_texts,
 )
 from s2d.training.package_family import install_family, recipe_record
-from s2d.training.reference_recipe import STABLE, Stage, new_model, resized, train_tokenizer
+from s2d.training.reference_recipe import STABLE, Stage, new_model, resize_model, train_tokenizer
 from s2d.training.train_reference import run_stage, run_stages
 from s2d.training.training import read_training
 
@@ -66,7 +66,7 @@ def test_a_model_grown_by_layers_still_computes_the_same():
     model = new_model(2).eval()
     token_ids = torch.randint(0, 2048, (1, 12))
     with torch.inference_mode():
-        torch.testing.assert_close(resized(model, 5).eval()(token_ids).logits, model(token_ids).logits)
+        torch.testing.assert_close(resize_model(model, 5).eval()(token_ids).logits, model(token_ids).logits)
 
 
 FEW = replace(STABLE, steps=3, warmup_steps=1, batch_sequences=4, sequence_tokens=32)

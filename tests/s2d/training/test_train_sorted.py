@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from perfmodel.core.errors import BadFile, Mismatch, UserInputError
 from s2d.training.resume import CHECKPOINT_NAME, LOSS_NAME
 from s2d.training.train_draft import first_layers
-from s2d.training.train_sorted import Batch, exit_logits, exit_losses, train_sorted, windows
+from s2d.training.train_sorted import Batch, exit_logits, exit_losses, random_windows, train_sorted
 from s2d.training.training import Training, TrainSettings
 from tests.stubs import TinySpec, tiny_llama
 
@@ -49,7 +49,7 @@ def tiny_model(num_layers=4, seed=0):
 
 def counting_batches(settings=SETTINGS, teacher=None):
     tokens = np.arange(4096, dtype=np.int32) % 40
-    return (Batch(token_ids=ids, teacher=teacher) for ids in windows(tokens, settings, 1))
+    return (Batch(token_ids=ids, teacher=teacher) for ids in random_windows(tokens, settings, 1))
 
 
 def test_an_exit_says_what_the_model_cut_off_there_says():
@@ -204,6 +204,6 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
 
 def test_windows_repeat_for_the_same_seed_and_differ_between_streams():
     tokens = np.arange(500, dtype=np.int32)
-    first, again, other = (list(itertools.islice(windows(tokens, SETTINGS, stream), 2)) for stream in (1, 1, 2))
+    first, again, other = (list(itertools.islice(random_windows(tokens, SETTINGS, stream), 2)) for stream in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
