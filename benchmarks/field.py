@@ -36,7 +36,7 @@ from field_tokenizers import CORPUS, tokenizers
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.fit.validate import validate
-from calibrate.inputs.find_target import find_stored_format, find_target
+from calibrate.inputs.target import find_stored_format, find_target
 from perfmodel.core.console import print_out, table
 from perfmodel.core.errors import UserInputError
 from perfmodel.models.dtypes import Dtype

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from readings import Bandwidth, ExitCheck
 from scripted import PLAIN, ScriptedArm
 
-from calibrate.inputs.load_acceptance import Acceptance
+from calibrate.inputs.acceptance import Acceptance
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.console import table
 from perfmodel.core.units import (

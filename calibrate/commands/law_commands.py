@@ -67,9 +67,9 @@ def design_parser() -> argparse.ArgumentParser:
 
 def run_design(args: argparse.Namespace) -> int:
     """Draft shapes of one size, or one draft at several draft lengths."""
-    from calibrate.inputs.find_target import find_any_draft, find_stored_format, find_target, is_known_draft
+    from calibrate.inputs.target import find_any_draft, find_stored_format, find_target, is_known_draft
     from calibrate.planning.draft_shapes import DEFAULT_DRAFT_TOKENS, DRAFT_LENGTHS, DesignRequest, designs, draft_rounds
-    from calibrate.pricing.datasheet_pricing import target_device
+    from calibrate.pricing.datasheet import target_device
     from calibrate.text.law_text import design_text, draft_text
     from perfmodel.models.geometry import with_reduced_head
 

@@ -156,7 +156,7 @@ def _evidence_flags(request: PlanRequest) -> list[str]:
 
 
 def _tell(args: argparse.Namespace, plan: Plan, command: Sequence[str], before: str = "") -> int:
-    from calibrate.planning.next_command import next_command
+    from calibrate.planning.suggest_after_plan import next_command
     from calibrate.text.plan_text import plan_text
     from perfmodel.core.provenance import make_provenance
     from perfmodel.results.plan import plan_file_text, write_plan
@@ -238,7 +238,7 @@ def _compare_parser() -> argparse.ArgumentParser:
 
 def _compare(args: argparse.Namespace, *, command: Sequence[str]) -> int:
     from calibrate.planning.compare import compare, load_pricing
-    from calibrate.planning.next_measurement import ComparedFiles
+    from calibrate.planning.suggest_after_compare import ComparedFiles
     from calibrate.text.residuals_text import residuals_text
     from perfmodel.core.provenance import make_provenance
     from perfmodel.passes.latency_profile import read_latency_profile

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import perfmodel
-from calibrate.inputs.load_acceptance import load_acceptance, shipped_path
+from calibrate.inputs.acceptance import load_acceptance, shipped_path
 from calibrate.inputs.published_acceptance import DRAFT, HEURISTIC
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.make_plan import price_candidates
-from calibrate.pricing.datasheet_pricing import price_by_datasheet
+from calibrate.pricing.datasheet import price_by_datasheet
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.stats import NORMAL_QUANTILE
 from perfmodel.core.units import Seconds, Tokens, TokensPerS

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.inputs.load_acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, shipped_path
+from calibrate.inputs.acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, shipped_path
 from perfmodel.acceptance.off_path_trace import nothing_off_path
 from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader, write_trace
 from perfmodel.core.provenance import make_provenance

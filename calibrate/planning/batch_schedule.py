@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
-from calibrate.pricing.datasheet_pricing import Pricing, memory_needed
+from calibrate.pricing.datasheet import Pricing, memory_needed
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.units import Seconds, Tokens

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from calibrate.inputs.requests import DeviceRequest
-from calibrate.planning.next_measurement import ComparedFiles, Errors, next_step
-from calibrate.pricing.datasheet_pricing import PairWeights, Pricing, key_text, price_by_datasheet, same_device
-from calibrate.pricing.measured_pricing import price_by_profiles
+from calibrate.planning.suggest_after_compare import ComparedFiles, Errors, next_step
+from calibrate.pricing.datasheet import PairWeights, Pricing, key_text, price_by_datasheet, same_device
+from calibrate.pricing.measured import price_by_profiles
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.core.units import Seconds, Tokens

@@ -7,8 +7,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from calibrate.inputs.find_target import check_draft_is_decoder, find_stored_format, find_target
-from calibrate.inputs.load_acceptance import (
+from calibrate.inputs.acceptance import (
     Acceptance,
     at_lengths,
     check_draft,
@@ -21,8 +20,9 @@ from calibrate.inputs.load_acceptance import (
     shipped_pairs,
 )
 from calibrate.inputs.requests import PlanRequest
-from calibrate.pricing.datasheet_pricing import Pricing, price_by_datasheet
-from calibrate.pricing.measured_pricing import price_by_profiles
+from calibrate.inputs.target import check_draft_is_decoder, find_stored_format, find_target
+from calibrate.pricing.datasheet import Pricing, price_by_datasheet
+from calibrate.pricing.measured import price_by_profiles
 from perfmodel.core.errors import OutOfDomain, UserInputError
 from perfmodel.core.units import Tokens
 from perfmodel.models.geometry import ModelGeometry, with_reduced_head

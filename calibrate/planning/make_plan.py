@@ -9,8 +9,8 @@ from dataclasses import replace
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.batch_schedule import batch_schedules
 from calibrate.planning.evidence import gather_evidence
-from calibrate.planning.next_command import next_command, plan_notes
-from calibrate.pricing.datasheet_pricing import Pricing
+from calibrate.planning.suggest_after_plan import next_command, plan_notes
+from calibrate.pricing.datasheet import Pricing
 from calibrate.search.cross_validation import overfitting
 from calibrate.search.find_frontier import frontier_of
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS

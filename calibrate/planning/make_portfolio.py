@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from calibrate.inputs.load_acceptance import Acceptance
+from calibrate.inputs.acceptance import Acceptance
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.evidence import gather_acceptance, gather_evidence
 from calibrate.planning.make_plan import price_candidates
-from calibrate.pricing.datasheet_pricing import Pricing
-from calibrate.pricing.measured_pricing import profiles_of
+from calibrate.pricing.datasheet import Pricing
+from calibrate.pricing.measured import profiles_of
 from calibrate.search.cross_validation import halves_of, log_speedups
 from calibrate.search.scenario import Scenario, scenario_of
 from calibrate.search.search import search

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibrate.inputs.load_acceptance import find_shipped_path, load_acceptance, shipped_pairs, shipped_path
+from calibrate.inputs.acceptance import find_shipped_path, load_acceptance, shipped_pairs, shipped_path
 from calibrate.inputs.published_acceptance import (
     DRAFT,
     PUBLISHED,

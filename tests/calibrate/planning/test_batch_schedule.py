@@ -2,11 +2,11 @@
 
 import pytest
 
-from calibrate.inputs.load_acceptance import load_acceptance, shipped_path
+from calibrate.inputs.acceptance import load_acceptance, shipped_path
 from calibrate.inputs.published_acceptance import DRAFT
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.batch_schedule import Option, batch_schedule, batch_schedules
-from calibrate.pricing.datasheet_pricing import price_by_datasheet
+from calibrate.pricing.datasheet import price_by_datasheet
 from perfmodel.latency.latency_model import LatencyLevel
 from perfmodel.passes.passes import Line, PassKind
 from perfmodel.results.plan import BatchSchedule

@@ -7,7 +7,7 @@ import pytest
 
 from calibrate.commands.plan_cli import main_compare, main_plan
 from calibrate.planning.compare import compare, load_pricing
-from calibrate.planning.next_measurement import worst_pass
+from calibrate.planning.suggest_after_compare import worst_pass
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.policies.sampling import Sampling

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.inputs.find_target import find_target
-from calibrate.inputs.load_acceptance import at_lengths, load_acceptance
+from calibrate.inputs.acceptance import at_lengths, load_acceptance
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
+from calibrate.inputs.target import find_target
 from calibrate.planning.make_plan import DERIVED_NAME, PAPER_NAME, PLAIN_NAME, make_plan, rounds_by_document
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath
 from perfmodel.acceptance.trace import write_trace

@@ -16,7 +16,7 @@ from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import even_format, model_weight_bytes, plain_format
 from perfmodel.results.plan import Plan, plan_file_text, read_plan, write_plan
 from tests.calibrate.factories import make_trace, provenance
-from tests.calibrate.inputs.test_find_target import MODELOPT, REFERENCE, write_config
+from tests.calibrate.inputs.test_target import MODELOPT, REFERENCE, write_config
 from tests.perfmodel.latency.test_latency_model import FIT
 
 LLAMA_8B = {

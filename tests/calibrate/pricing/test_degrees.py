@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
-from calibrate.inputs.choose_device import choose_device
+from calibrate.inputs.device import choose_device
 from calibrate.inputs.requests import DeviceRequest
-from calibrate.pricing.datasheet_pricing import Pair, Pricing, price_by_datasheet, target_device
+from calibrate.pricing.datasheet import Pair, Pricing, price_by_datasheet, target_device
 from perfmodel.acceptance.trace import write_trace
 from perfmodel.core.errors import OutOfDomain, UserInputError
 from perfmodel.hardware.find_hardware import find_hardware

@@ -8,7 +8,7 @@ import pytest
 
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
-from calibrate.pricing.datasheet_pricing import PairWeights, memory_needed
+from calibrate.pricing.datasheet import PairWeights, memory_needed
 from calibrate.pricing.draft_placement import Placement
 from perfmodel.acceptance.trace import write_trace
 from perfmodel.core.errors import Mismatch

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from calibrate.planning.make_plan import make_plan
-from calibrate.planning.next_command import next_command, next_note, plan_notes
+from calibrate.planning.suggest_after_plan import next_command, next_note, plan_notes
 from perfmodel.models.find_model import find_draft, find_model, unpublished_note
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.results.plan import EvidenceLevel, Plan

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from calibrate.inputs.load_acceptance import same_shape
+from calibrate.inputs.acceptance import same_shape
 from calibrate.inputs.requests import DeviceRequest
-from calibrate.pricing.datasheet_pricing import Pair, Pricing, key_text, memory_needed, pair_weights, same_device, target_exits
+from calibrate.pricing.datasheet import Pair, Pricing, key_text, memory_needed, pair_weights, same_device, target_exits
 from perfmodel.core.errors import BadFile, Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.core.units import Tokens, format_bytes, format_frac

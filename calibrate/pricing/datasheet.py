@@ -1,4 +1,4 @@
-"""The seconds a plan rests on, and their price by a device's datasheet (by profiles and fits: `calibrate.pricing.measured_pricing`)."""
+"""The seconds a plan rests on, and their price by a device's datasheet (by profiles and fits: `calibrate.pricing.measured`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from calibrate.inputs.choose_device import choose_device, datasheet_evidence, named_device
+from calibrate.inputs.device import choose_device, datasheet_evidence, named_device
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.pricing.draft_placement import Placement, choose_draft_devices
 from perfmodel.core.errors import UnknownName, UserInputError

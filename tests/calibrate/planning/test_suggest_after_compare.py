@@ -9,7 +9,7 @@ import pytest
 from calibrate.commands.plan_cli import _plan_parser as plan_parser
 from calibrate.commands.plan_cli import main_compare, main_plan
 from calibrate.planning.make_plan import make_plan
-from calibrate.planning.next_measurement import ComparedFiles, Errors, explained_frac, next_step
+from calibrate.planning.suggest_after_compare import ComparedFiles, Errors, explained_frac, next_step
 from perfmodel.core.files import Stored
 from perfmodel.core.stats import Interval
 from perfmodel.passes.latency_profile import read_latency_profile

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrate.inputs.load_acceptance import model_folder
-from calibrate.pricing.datasheet_pricing import key_text, memory_needed, pair_weights
+from calibrate.inputs.acceptance import model_folder
+from calibrate.pricing.datasheet import key_text, memory_needed, pair_weights
 from calibrate.pricing.draft_placement import Placement
 from perfmodel.core.console import without_flag
 from perfmodel.core.torchrun import launched

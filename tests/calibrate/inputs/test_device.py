@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
-from calibrate.inputs import choose_device as module
+from calibrate.inputs import device as module
 from calibrate.inputs import find_gpus
-from calibrate.inputs.choose_device import choose_device
+from calibrate.inputs.device import choose_device
 from calibrate.inputs.find_gpus import Gpu, present_gpus, visible_gpus
-from calibrate.pricing.datasheet_pricing import same_device
+from calibrate.pricing.datasheet import same_device
 from perfmodel.core.units import GB
 from perfmodel.hardware.cpu import Cpu, cpu_hardware, read_cpu
 from perfmodel.results.plan import read_plan

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calibrate.planning.next_command import PLAN_FILE, PROFILE_FOLDER, profile_command, run_text
+from calibrate.planning.suggest_after_plan import PLAN_FILE, PROFILE_FOLDER, profile_command, run_text
 from perfmodel.core.cpu_contention import BUSY_FRAC
 from perfmodel.core.files import Stored
 from perfmodel.core.stats import Interval

@@ -12,7 +12,7 @@ from hypothesis import given as given_any
 from hypothesis import strategies as st
 
 from calibrate.commands.plan_cli import main_plan
-from calibrate.inputs.find_target import Fetch, FetchBeside, find_stored_format, find_target
+from calibrate.inputs.target import Fetch, FetchBeside, find_stored_format, find_target
 from perfmodel.acceptance.trace import write_trace
 from perfmodel.core.errors import BadFile, UnknownName, UserInputError
 from perfmodel.models.find_model import find_model
