@@ -41,7 +41,7 @@ from scale_models import acceptance_of, draft_of, tiny
 from scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
 from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
-from calibrate.planning.make_plan import paper_policies
+from calibrate.planning.candidates import paper_policies
 from calibrate.search.scenario import scenario_of
 from calibrate.search.search import search
 from perfmodel.acceptance.trace import AcceptanceTrace, write_trace

@@ -28,7 +28,7 @@ from readings import bandwidth_of, datasheet_models, exit_check_of, release_memo
 from scale_models import acceptance_of, draft_of, tiny
 from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
-from calibrate.planning.make_plan import paper_policies
+from calibrate.planning.candidates import paper_policies
 from perfmodel.core.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.latency.latency_model import RooflineLatency

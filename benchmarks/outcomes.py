@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from arms import Arm, Models, speedup_of
 from common import median, quantile
 
-from calibrate.planning.make_plan import rounds_by_document
+from calibrate.planning.candidates import rounds_by_document
 from perfmodel.acceptance.off_path_trace import nothing_off_path
 from perfmodel.acceptance.trace import AcceptanceTrace
 from perfmodel.core.console import table

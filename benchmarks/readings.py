@@ -9,7 +9,7 @@ import common
 import torch
 from arms import Models
 
-from calibrate.pricing.datasheet import target_exits
+from calibrate.pricing.pricing import target_exits
 from perfmodel.core.units import BytesPerS, Frac, Seconds
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.latency.lower_bound import gated_hardware

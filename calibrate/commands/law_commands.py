@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from calibrate.commands.flags import add_device_flags, device_request
@@ -67,13 +66,19 @@ def design_parser() -> argparse.ArgumentParser:
 
 def run_design(args: argparse.Namespace) -> int:
     """Draft shapes of one size, or one draft at several draft lengths."""
-    from calibrate.inputs.target import find_any_draft, find_stored_format, find_target, is_known_draft
+    from calibrate.inputs.device import resolve_device
+    from calibrate.inputs.draft import resolve_draft
+    from calibrate.inputs.target import resolve_target
     from calibrate.planning.draft_shapes import DEFAULT_DRAFT_TOKENS, DRAFT_LENGTHS, DesignRequest, designs, draft_rounds
-    from calibrate.pricing.datasheet import target_device
+    from calibrate.pricing.datasheet import num_devices_for
     from calibrate.text.law_text import design_text, draft_text
-    from perfmodel.models.geometry import with_reduced_head
+    from perfmodel.passes.flops_bytes import kv_cache_bytes
+    from perfmodel.quantisation.dtype_format import dtype_format
+    from perfmodel.quantisation.weight_format import model_weight_bytes
 
-    target = find_target(args.target)
+    reads_format = args.dtype is None
+    resolved = resolve_target(args.target, reads_format=reads_format)
+    target = resolved.geometry
     for flag, count in (("--draft-tokens", args.draft_tokens), ("--context-tokens", args.context_tokens)):
         if count is not None and count < 1:
             raise UserInputError(f"{flag} {count}: expected at least 1.")
@@ -83,26 +88,23 @@ def run_design(args: argparse.Namespace) -> int:
             f"--context-tokens {args.context_tokens} and {drafted_tokens} drafted tokens: expected at most the "
             f"{target.max_context_tokens} tokens of context of {target.name}. Give fewer."
         )
-    stored = None if args.dtype is not None else find_stored_format(args.target, target)
-    draft = None if args.draft is None else find_any_draft(args.draft)
-    draft_stored = None
-    if draft is not None:
-        draft = replace(draft, model=with_reduced_head(draft.model, args.draft_vocab))
-        if args.dtype is None and not is_known_draft(args.draft):
-            draft_stored = find_stored_format(args.draft, draft.model)
-    device = target_device(target, device_request(args), context_tokens=args.context_tokens, stored=stored)
+    found = None if args.draft is None else resolve_draft(args.draft, args.draft_vocab, reads_format=reads_format)
+    device = resolve_device(device_request(args))
+    weights = resolved.stored or dtype_format(device.dtype, target)
+    needed_bytes = model_weight_bytes(target, weights) + kv_cache_bytes(target, weights, args.context_tokens)
+    draft = None if found is None else found.geometry
     request = DesignRequest(
         target=target,
         num_params=_whole(args.params) if draft is None else draft.model.num_params,
         draft_vocab=args.draft_vocab,
         hardware=device.hardware,
-        num_devices=device.num_devices,
+        num_devices=num_devices_for(target, device, needed_bytes),
         dtype=device.dtype,
         engine=device.engine,
         context_tokens=args.context_tokens,
         draft_tokens=args.draft_tokens or DEFAULT_DRAFT_TOKENS,
-        stored=stored,
-        draft_stored=draft_stored,
+        stored=resolved.stored,
+        draft_stored=None if found is None else found.stored,
     )
     if draft is None:
         print_out(design_text(request, designs(request), asked_target=args.target))

@@ -125,11 +125,11 @@ def _plan(args: argparse.Namespace, *, command: Sequence[str]) -> int:
         return _answer_for_one(args, request, command)
     _check_many(args)
     if len(args.trace) > 1:
-        from calibrate.planning.choose_draft import of_one_target
-        from calibrate.planning.make_portfolio import with_their_profiles
+        from calibrate.planning.choose_draft import have_one_target
+        from calibrate.planning.make_portfolio import with_own_profiles
 
-        requests = with_their_profiles([replace(request, trace=path) for path in args.trace])
-        return _answer_for_drafts(args, requests) if of_one_target(requests) else _answer_for_many(args, requests, command)
+        requests = with_own_profiles([replace(request, trace=path) for path in args.trace])
+        return _answer_for_drafts(args, requests) if have_one_target(requests) else _answer_for_many(args, requests, command)
     return _answer_for_many(args, [request], command)
 
 
@@ -237,23 +237,13 @@ def _compare_parser() -> argparse.ArgumentParser:
 
 
 def _compare(args: argparse.Namespace, *, command: Sequence[str]) -> int:
-    from calibrate.planning.compare import compare, load_pricing
-    from calibrate.planning.suggest_after_compare import ComparedFiles
+    from calibrate.planning.compare import compare
     from calibrate.text.residuals_text import residuals_text
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.passes.latency_profile import read_latency_profile
-    from perfmodel.results.plan import read_plan
-    from perfmodel.results.report import read_report
     from perfmodel.results.residuals import residuals_file_text, write_residuals
 
-    plan, report = read_plan(args.plan), read_report(args.report)
-    pricing, profiles = (
-        load_pricing(plan.record, args.profile, args.fit),
-        {path: read_latency_profile(path) for path in args.profile},
-    )
-    files = ComparedFiles(plan=args.plan, report=args.report, profiles=profiles)
-    residuals = compare(plan, report, pricing, files)
-    provenance = make_provenance(argv=command, inputs={"plan": plan.sha256, "report": report.sha256})
+    residuals = compare(args.plan, args.report, args.profile, args.fit)
+    provenance = make_provenance(argv=command, inputs={"plan": residuals.plan_sha256, "report": residuals.report_sha256})
     print_answer(
         args,
         write=lambda path: write_residuals(path, residuals, provenance),

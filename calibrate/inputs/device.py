@@ -1,121 +1,126 @@
-"""The device to plan for: the one named, or the GPU that is here, or the default; and what a plan says of it."""
+"""Resolve a device: the one requested, or the GPU of this machine, or the default."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from calibrate.inputs.find_gpus import present_gpus
+from calibrate.inputs.requests import DeviceRequest
 from perfmodel.core.errors import UnknownName, UserInputError
-from perfmodel.core.units import format_frac
 from perfmodel.hardware.cpu import CPU_NAME, cpu_hardware, read_cpu
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import Hardware
+from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.device_key import EngineMode
-from perfmodel.results.plan import Evidence, EvidenceLevel, EvidenceRole
+from perfmodel.results.plan import Evidence, EvidenceLevel
 
 DEFAULT_DEVICE = "a100-80gb"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenDevice:
-    """A device and why it is this one."""
+class Device:
+    """A device, how models run on it, and why it was chosen."""
 
     hardware: Hardware
     sha256: str | None
-    """Of the user's file it is from; None for the table's."""
-    evidence: Evidence | None
-    """How it was chosen; None where it was named."""
+    """Of the user's file that describes it; None for a device of the table."""
+    dtype: Dtype
+    """The one requested, or the device's default."""
+    engine: EngineMode
+    num_devices: int | None
+    """The number requested; None where the models decide it."""
+    draft_num_devices: int | None
+    """As above."""
+    choice: Evidence | None
+    """How it was chosen; None if it was requested by name."""
     num_present: int | None
-    """GPUs of its kind that are here; None where the driver was not asked or it was not chosen for being here."""
+    """GPUs of its kind in this machine; None if it was not chosen for being here."""
 
 
-def choose_device(asked: str | None) -> ChosenDevice:
-    """The device of a request.
-
-    Args:
-        asked: a name, `cpu`, or a `.toml` or `.json` file; None asks the driver what is here.
+def resolve_device(request: DeviceRequest) -> Device:
+    """The requested device with all that was left open filled in, except the numbers of devices.
 
     Raises:
         UnknownName: no such device.
-        BadFile: the file is no device.
+        BadFile: the file does not describe a device.
+        UserInputError: the device does not compute in the dtype, or has no such engine mode.
     """
-    if asked is None:
-        return _present_or_default()
-    hardware, sha256 = named_device(asked)
-    return ChosenDevice(hardware=hardware, sha256=sha256, evidence=None, num_present=None)
+    choice, num_present, sha256 = None, None, None
+    if request.device is None:
+        hardware, choice, num_present = _present_or_default()
+    else:
+        hardware, sha256 = named_device(request.device)
+    dtype, engine = request.dtype or hardware.default_dtype, request.engine or hardware.default_engine
+    hardware.compute_dtype(dtype)
+    hardware.engine_costs(engine)
+    return Device(
+        hardware=hardware,
+        sha256=sha256,
+        dtype=dtype,
+        engine=engine,
+        num_devices=request.num_devices,
+        draft_num_devices=request.draft_num_devices,
+        choice=choice,
+        num_present=num_present,
+    )
 
 
-def named_device(asked: str) -> tuple[Hardware, str | None]:
-    """A device by name, this machine's CPU, or one from a file with the file's hash.
+def named_device(name: str) -> tuple[Hardware, str | None]:
+    """A device by its name in the table, this machine's CPU, or a file that describes it, with the file's hash.
 
     Raises:
         UnknownName: no such device.
-        BadFile: the file is no device.
+        BadFile: the file does not describe a device.
     """
     from perfmodel.hardware.hardware_file import is_hardware_file, read_hardware
 
-    if is_hardware_file(asked):
-        found = read_hardware(asked)
-        return found.hardware, found.sha256
+    if is_hardware_file(name):
+        described = read_hardware(name)
+        return described.hardware, described.sha256
     try:
-        return find_hardware(asked), None
+        return find_hardware(name), None
     except UnknownName:
-        cpu = _this_cpu(asked)
+        cpu = _this_cpu(name)
         if cpu is None:
             raise
         return cpu, None
 
 
-def datasheet_evidence(chosen: ChosenDevice, num_devices: int, engine: EngineMode) -> tuple[Evidence, ...]:
-    """How the device was chosen, where it was not named, and what its seconds rest on."""
-    roles: tuple[EvidenceRole, ...] = ("draft latency", "target latency")
-    text = _datasheet_text(chosen.hardware, engine)
-    latency = tuple(Evidence(role=role, level="roofline", description=text, sha256=chosen.sha256) for role in roles)
-    if chosen.evidence is None:
-        return latency
-    too_few = chosen.num_present is not None and chosen.num_present < num_devices
-    told = f"{chosen.evidence.description}; {num_devices} are needed" if too_few else chosen.evidence.description
-    return (replace(chosen.evidence, description=told), *latency)
+def same_device(name: str, other: str) -> bool:
+    """Whether two names mean one kind of device: by spelling, by the table, by a file, or as this machine's CPU."""
+    if name.casefold() == other.casefold():
+        return True
+    try:
+        hardware, _ = named_device(name)
+    except UnknownName:
+        return False
+    return other.casefold() in hardware.names
 
 
-def _datasheet_text(hardware: Hardware, engine: EngineMode) -> str:
-    """What a row rests on: its datasheet and the kernel times taken, or what was read of a CPU."""
-    host_error_frac = hardware.engine_costs(engine).host_error_frac
-    error = f"± {format_frac(hardware.error_frac)} (one sigma)"
-    error += f"; where launches bind, the host's speed ± {format_frac(host_error_frac)}" if host_error_frac else ""
-    if hardware.num_threads is not None:
-        return f"{hardware.spec_source}; {hardware.kernels_label}, {error}"
-    joint = " and" if hardware.similarity == "itself" else ","
-    return f"{hardware.name} datasheet{joint} {hardware.kernels_label}, {error}"
-
-
-def _this_cpu(asked: str) -> Hardware | None:
-    """This machine's CPU, asked for as `cpu` or by its own name, as profiles and plans file it; None for another name."""
-    if asked.casefold() == CPU_NAME:
+def _this_cpu(name: str) -> Hardware | None:
+    """This machine's CPU, by `cpu` or by its own name, which profiles and plans keep; None for another name."""
+    if name.casefold() == CPU_NAME:
         return cpu_hardware(read_cpu())
     try:
         cpu = read_cpu()
     except UserInputError:
         return None
-    return cpu_hardware(cpu) if asked.casefold() == cpu.name.casefold() else None
+    return cpu_hardware(cpu) if name.casefold() == cpu.name.casefold() else None
 
 
-def _present_or_default() -> ChosenDevice:
-    """The kind of GPU that is here most often and in the table, else the default."""
+def _present_or_default() -> tuple[Hardware, Evidence, int | None]:
+    """The most frequent kind of GPU in this machine that the table knows, and how many there are; else the default."""
     counts = Counter(gpu.name for gpu in present_gpus())
     seen = ", ".join(f"{count} x {name}" for name, count in counts.most_common())
     for name, count in counts.most_common():
         try:
-            hardware = find_hardware(name)
+            return find_hardware(name), _choice("found", f"NVML sees {seen}"), count
         except UnknownName:
             continue
-        return _chosen(hardware, "found", f"NVML sees {seen}", num_present=count)
-    default = find_hardware(DEFAULT_DEVICE)
-    why = f"NVML sees {seen}, in no table: docs/hardware.md" if seen else "no GPU found here"
-    return _chosen(default, "assumed", f"no --device given, {why}", num_present=None)
+    reason = f"NVML sees {seen}, in no table: docs/hardware.md" if seen else "no GPU found here"
+    return find_hardware(DEFAULT_DEVICE), _choice("assumed", f"no --device given, {reason}"), None
 
 
-def _chosen(hardware: Hardware, level: EvidenceLevel, description: str, *, num_present: int | None) -> ChosenDevice:
-    evidence = Evidence(role="device", level=level, description=description, sha256=None)
-    return ChosenDevice(hardware=hardware, sha256=None, evidence=evidence, num_present=num_present)
+def _choice(level: EvidenceLevel, description: str) -> Evidence:
+    return Evidence(role="device", level=level, description=description, sha256=None)

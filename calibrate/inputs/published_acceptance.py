@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.inputs.acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, shipped_path
+from calibrate.inputs.acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, SYNTHETIC_PREFIX, shipped_path
 from perfmodel.acceptance.off_path_trace import nothing_off_path
 from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader, write_trace
 from perfmodel.core.provenance import make_provenance
@@ -180,7 +180,7 @@ def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[n
 def _header(target: str) -> TraceHeader:
     prompts = tuple(
         TracedPrompt(
-            name=f"synthetic-{number:02d}",
+            name=f"{SYNTHETIC_PREFIX}{number:02d}",
             category="mt-bench",
             prompt_tokens=PROMPT_TOKENS,
             num_positions=POSITIONS_PER_PROMPT,

@@ -1,7 +1,8 @@
-"""The command after a plan: what replaces its weakest evidence by a measurement, or runs it when all is measured.
+"""The command after a plan: it replaces the weakest evidence by a measurement, or runs a plan that is all measured.
 
-Only commands that work: profiling and running compute in a few dtypes, and on several devices eagerly, with models dealt out
-evenly; so some plans can be measured in part, and some only by the law of their device.
+Only commands that work are suggested. Profiling and running compute in fp32, bf16 and fp16; on several devices they launch
+kernels eagerly and split models evenly. Some plans can therefore be measured in part only, or only through the latency law of
+their device.
 """
 
 from __future__ import annotations
@@ -11,43 +12,43 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrate.inputs.acceptance import model_folder
-from calibrate.pricing.datasheet import key_text, memory_needed, pair_weights
+from calibrate.inputs.acceptance import model_folder, prompts_flags
 from calibrate.pricing.draft_placement import Placement
+from calibrate.pricing.pricing import key_text, memory_needed, pair_weights
 from perfmodel.core.console import without_flag
 from perfmodel.core.torchrun import launched
 from perfmodel.core.units import format_frac
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import unpublished_note
-from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT, DraftGeometry
+from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Plan, is_published
 
 PROFILED_DTYPES = ("fp32", "bf16", "fp16")
-"""Those `s2d-profile` can run, and `s2d-run` after it."""
+"""Dtypes in which `s2d-profile` and `s2d-run` compute."""
 PLAN_FILE = Path("plan.json")
-"""Where a plan is taken to be as long as nobody said."""
+"""Where a plan is written if no path was given."""
 PROFILE_FOLDER = Path("profile")
-"""Where `s2d-profile` writes unless told otherwise."""
+"""Where `s2d-profile` writes by default."""
 
 
 def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Path | None = None) -> str:
-    """The command to run after planning; empty where nothing of ours could measure more.
+    """The command to run after planning; empty if nothing more can be measured.
 
     Args:
-        plan: all but its own `next_command`.
-        command: the one that made it, program first; None for a command that names no file of this machine.
+        plan: complete except for `next_command` and `notes`.
+        command: the one that made the plan, program first. None suggests a command without files of this machine.
         output: where the plan was written.
     """
     if plan.has_assumed_head:
-        return _plan_whole_head(plan, command)
+        return _plan_with_whole_head(plan, command)
     is_measured = _latency_levels(plan) == {"measured"}
     if is_measured and _is_traced(plan):
-        return _run(plan, command, output)
-    if not is_measured and not _fits(plan):
-        return "" if _is_fitted(plan) else _profile_law(plan)
+        return _write_and_run(plan, command, output)
+    if not is_measured and not _can_run(plan):
+        return "" if _is_fitted(plan) else shlex.join(["s2d-profile", "law", *_device_flags(plan.device), "-o", "law"])
     return profile_command(plan, latency=not is_measured, acceptance=not _is_traced(plan))
 
 
@@ -58,33 +59,29 @@ def plan_notes(plan: Plan) -> tuple[str, ...]:
 
 
 def next_note(plan: Plan) -> str | None:
-    """What the next command cannot do; None where it measures or runs what was planned."""
+    """What the next command cannot do; None if it measures or runs exactly the plan."""
     if plan.has_assumed_head:
         return (
-            "No draft here has such a head: what can be measured and run is the one that says every token, or one that "
+            "No draft with such a head exists. The draft with the whole vocabulary can be measured and run, or one that "
             "s2d-train trim makes of it."
         )
     measured = measured_key(plan.device)
-    if _fits(plan):
-        again = f"What s2d-profile measures and s2d-run runs is {key_text(measured)}: plan again from its files."
-        return _original_note(plan) if measured == plan.device else again
-    where = (
+    if _can_run(plan):
+        if measured != plan.device:
+            return f"s2d-profile and s2d-run use {key_text(measured)}: plan again from the files that s2d-profile writes."
+        if not plan.target_weights.is_plain:
+            return (
+                "s2d-profile and s2d-run load plain weights only: give them the model that "
+                f"{plan.target.name} was quantised from, and plan again from its files."
+            )
+        return None
+    problem = (
         f"s2d-profile and s2d-run cannot run these models on {key_text(measured)}: they do not fit in memory"
         f"{_split_text(plan)}, with {format_frac(MEMORY_HEADROOM_FRAC)} of it kept free."
     )
     if _is_fitted(plan):
-        return f"{where} Only the device's latency law can be measured, and this plan uses it."
-    return f"{where} s2d-profile law measures the device's latency law instead, and s2d-plan --fit plans with it."
-
-
-def _original_note(plan: Plan) -> str | None:
-    """That the target's files, being quantised, can be priced and not run; None where they are plain."""
-    if plan.target_weights.is_plain:
-        return None
-    return (
-        f"s2d-profile and s2d-run load plain weights only: give them the model that {plan.target.name} was quantised from, and "
-        "plan again from its files."
-    )
+        return f"{problem} Only the device's latency law can be measured, and this plan uses it."
+    return f"{problem} s2d-profile law measures the device's latency law instead, and s2d-plan --fit plans with it."
 
 
 def _split_text(plan: Plan) -> str:
@@ -94,15 +91,10 @@ def _split_text(plan: Plan) -> str:
 
 
 def measured_key(planned: DeviceKey) -> DeviceKey:
-    """What is measured of a device: in a dtype that the runtime computes in, several devices eagerly."""
-    usual: Dtype = "bf16" if planned.num_threads is None else "fp32"
-    dtype = planned.dtype if planned.dtype in PROFILED_DTYPES else usual
+    """The device as the runtime uses it: in a dtype that it computes in, and eagerly if there are several."""
+    default: Dtype = "bf16" if planned.num_threads is None else "fp32"
+    dtype = planned.dtype if planned.dtype in PROFILED_DTYPES else default
     return replace(planned, engine=planned.engine if planned.num_devices == 1 else "eager", dtype=dtype)
-
-
-def draft_folder(draft: DraftGeometry) -> str:
-    """How a command finds a draft."""
-    return SELF_DRAFT if draft.kind == "self" else model_folder(draft.model.name)
 
 
 def _latency_levels(plan: Plan) -> set[str]:
@@ -117,8 +109,8 @@ def _is_traced(plan: Plan) -> bool:
     return any(part.role == "acceptance" and part.level == "traced" for part in plan.evidence)
 
 
-def _fits(plan: Plan) -> bool:
-    """Whether the devices hold the models as they are dealt out, in a dtype that they can be run in."""
+def _can_run(plan: Plan) -> bool:
+    """Whether the devices hold both models as the runtime splits them, in a dtype in which it computes."""
     context_tokens = plan.workload.prompt_tokens + plan.workload.output_tokens
     weights = pair_weights(plan.draft, plan.target, measured_key(plan.device).dtype)
     capacity_bytes = plan.memory.capacity_bytes
@@ -134,44 +126,35 @@ def _fits(plan: Plan) -> bool:
     return placement.fits(needed)
 
 
-def _plan_whole_head(plan: Plan, command: Sequence[str] | None) -> str:
+def _plan_with_whole_head(plan: Plan, command: Sequence[str] | None) -> str:
     if command is not None:
         return shlex.join(without_flag(command, "--draft-vocab"))
     return "s2d-plan --trace path/to/trace.npz" if _is_traced(plan) else f"s2d-plan --target {plan.target.name}"
 
 
-def _run(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:
-    """Run it, after writing it where that was not asked for."""
+def _write_and_run(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:
+    """Run the plan, after writing it if it was not written yet."""
     path = output or PLAN_FILE
-    first = [] if command is None or output is not None else [shlex.join([*command, "-o", str(path)])]
-    return " && ".join([*first, run_text(plan, path, path.with_name("report.json"))])
+    write = [] if command is None or output is not None else [shlex.join([*command, "-o", str(path)])]
+    return " && ".join([*write, run_plan_command(plan, path, path.with_name("report.json"))])
 
 
-def run_text(plan: Plan, path: Path, report: Path, more: Sequence[str] = ()) -> str:
+def run_plan_command(plan: Plan, path: Path, report: Path, more: Sequence[str] = ()) -> str:
     """The command that runs a plan.
 
     Args:
-        plan: what to run.
-        path: where the plan is.
-        report: where its report goes.
-        more: further flags; prompts among them stand for those that the plan's target needs.
+        plan: to run.
+        path: its file.
+        report: where the report goes.
+        more: further flags. Prompts among them replace those that the target needs.
     """
-    check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # which compares token by token
-    prompts = [] if "--prompts" in more else _prompts(plan)
-    run = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *prompts, *more, *check, "-o", str(report)]
+    check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # the ratio test cannot be compared by token
+    folders = {"--target": model_folder(plan.target.name), "--draft": draft_argument(plan.draft)}
+    found_by_plan = (plan.target.name, plan.draft.model.name, SELF_DRAFT)
+    models = [word for flag, folder in folders.items() if folder not in found_by_plan for word in (flag, folder)]
+    prompts = [] if "--prompts" in more else prompts_flags(plan.target.name)
+    run = ["s2d-run", "--plan", str(path), *models, *prompts, *more, *check, "-o", str(report)]
     return shlex.join(launched(run, plan.device.num_devices))
-
-
-def _models_of_a_run(plan: Plan) -> list[str]:
-    """Where models are, unless they are in the box."""
-    folders = {"--target": model_folder(plan.target.name), "--draft": draft_folder(plan.draft)}
-    named = plan.target.name, plan.draft.model.name, "self"  # which s2d-run finds by the plan alone
-    return [word for flag, folder in folders.items() if folder not in named for word in (flag, folder)]
-
-
-def _prompts(plan: Plan) -> list[str]:
-    """The prompts in the box are for the models in the box."""
-    return [] if plan.target.name.startswith(REFERENCE_PREFIX) else ["--prompts", "path/to/prompts.jsonl"]
 
 
 def profile_command(
@@ -180,31 +163,32 @@ def profile_command(
     """The command that measures a plan's pair.
 
     Args:
+        plan: its models, device and sampling.
         latency: whether to measure passes.
         acceptance: whether to record a trace.
         folder: where the files go.
-        more: further flags; prompts among them stand for those that the plan's target needs.
+        more: further flags. Prompts among them replace those that the target needs.
     """
     what = [] if latency and acceptance else ["latency"] if latency else ["acceptance"]
-    models = ["--target", model_folder(plan.target.name), "--draft", draft_folder(plan.draft)]
-    decoding = _decoding(plan.workload.sampling)
+    models = ["--target", model_folder(plan.target.name), "--draft", draft_argument(plan.draft)]
+    sampling = _sampling_flags(plan.workload.sampling)
     policy = plan.chosen.policy
     if policy is not None and policy.confidence != "max-prob":
-        decoding += ["--confidence", policy.confidence]
+        sampling += ["--confidence", policy.confidence]
     shared = ["--share-draft"] if plan.draft.kind == "separate" and plan.draft_num_devices > 1 else []
-    prompts = [] if "--prompts" in more else _prompts(plan)
-    words = ["s2d-profile", *what, *models, *shared, *prompts, *decoding, *_place(plan.device), *more, "-o", str(folder)]
-    return shlex.join(launched(words, plan.device.num_devices))
+    prompts = [] if "--prompts" in more else prompts_flags(plan.target.name)
+    flags = [*models, *shared, *prompts, *sampling, *_device_flags(plan.device), *more, "-o", str(folder)]
+    return shlex.join(launched(["s2d-profile", *what, *flags], plan.device.num_devices))
 
 
-def _profile_law(plan: Plan) -> str:
-    return shlex.join(["s2d-profile", "law", *_place(plan.device), "-o", "law"])
+def draft_argument(draft: DraftGeometry) -> str:
+    """The argument that names a draft in a command."""
+    return SELF_DRAFT if draft.kind == "self" else model_folder(draft.model.name)
 
 
-def _decoding(sampling: Sampling) -> list[str]:
-    """The flags of `s2d-profile` that decode so; plain greedy decoding needs none."""
-    is_greedy = sampling.rule == "greedy"
-    words = [] if is_greedy else ["--rule", sampling.rule, "--temperature", str(sampling.temperature)]
+def _sampling_flags(sampling: Sampling) -> list[str]:
+    """Flags of `s2d-profile` for a way of decoding; plain greedy decoding needs none."""
+    words = [] if sampling.rule == "greedy" else ["--rule", sampling.rule, "--temperature", str(sampling.temperature)]
     flags: dict[str, float | None] = {
         "--top-k": sampling.top_k,
         "--top-p": sampling.top_p,
@@ -217,10 +201,10 @@ def _decoding(sampling: Sampling) -> list[str]:
     return words + [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
 
 
-def _place(planned: DeviceKey) -> list[str]:
-    """The flags of `s2d-profile` for a device."""
+def _device_flags(planned: DeviceKey) -> list[str]:
+    """Flags of `s2d-profile` for a device."""
     threads = planned.num_threads
-    where = ["--device", "cuda"] if threads is None else ["--threads", str(threads)] if threads > 1 else []
+    device = ["--device", "cuda"] if threads is None else ["--threads", str(threads)] if threads > 1 else []
     measured = measured_key(planned)
-    by_kernel = threads is None and measured.num_devices == 1 and measured.engine == "eager"
-    return [*where, "--dtype", measured.dtype, *(["--engine", "eager"] if by_kernel else [])]
+    launches_eagerly = threads is None and measured.num_devices == 1 and measured.engine == "eager"
+    return [*device, "--dtype", measured.dtype, *(["--engine", "eager"] if launches_eagerly else [])]

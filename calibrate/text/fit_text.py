@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 from typing import TypeAlias
 
-from calibrate.pricing.datasheet import key_text
+from calibrate.pricing.pricing import key_text
 from calibrate.text.plan_text import PAGE_CHARS
 from perfmodel.core.console import table
 from perfmodel.core.units import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from calibrate.pricing.datasheet import key_text
+from calibrate.pricing.pricing import key_text
 from perfmodel.core.console import table
 from perfmodel.core.stats import WIDEST_FACTOR, Interval
 from perfmodel.core.units import (

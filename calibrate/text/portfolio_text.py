@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import replace
 
-from calibrate.pricing.datasheet import key_text
+from calibrate.pricing.pricing import key_text
 from calibrate.text.plan_text import (
     PAGE_CHARS,
     draft_label,

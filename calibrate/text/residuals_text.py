@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calibrate.pricing.datasheet import key_text
+from calibrate.pricing.pricing import key_text
 from calibrate.text.plan_text import PASS_NAMES, facts_text, interval_text
 from perfmodel.core.console import table
 from perfmodel.core.units import Frac, format_seconds, format_signed_frac, format_speedup

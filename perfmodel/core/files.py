@@ -238,6 +238,11 @@ def _decode_envelope(
         raise BadFile(path, str(err), _REMAKE) from err
 
 
+def record_sha256(record: object) -> str:
+    """The hash that names a record, whether or not it was written to a file."""
+    return _body_sha256(encode_record(record))
+
+
 def _body_sha256(body: Any) -> str:
     return hashlib.sha256(_canonical(body)).hexdigest()
 

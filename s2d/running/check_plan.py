@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfmodel.core.errors import Mismatch
 from perfmodel.core.torchrun import launched, num_processes
-from perfmodel.models.geometry import ModelGeometry
+from perfmodel.models.geometry import same_shape
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.results.plan import Plan
 
@@ -24,7 +23,7 @@ def check_plan_fits(path: Path, plan: Plan, pair: Pair) -> None:
     """
     what, fix = f"plan {str(path)!r}", "Give the models it was made for, or plan again for these"
     for role, known, found in (("target", plan.target, pair.target.geometry), ("draft", plan.draft.model, pair.draft.geometry)):
-        if _shape(known) != _shape(found):
+        if not same_shape(known, found):
             raise Mismatch(what, made_for=f"{role} {known.name}", given=f"{found.name}, which has another shape", fix=fix)
     hashes = (
         ("target weights", plan.target_sha256, pair.target.sha256),
@@ -72,7 +71,3 @@ def device_label(key: DeviceKey) -> str:
     """`1 x H100-SXM, bf16, eager`."""
     threads = f", {key.num_threads} threads" if key.num_threads is not None else ""
     return f"{key.num_devices} x {key.device}, {key.dtype}, {key.launching}{threads}"
-
-
-def _shape(model: ModelGeometry) -> ModelGeometry:
-    return replace(model, name="", source="")

@@ -1,4 +1,4 @@
-"""Plans in tests are made for no machine in particular."""
+"""Plans in tests do not depend on the GPUs of the machine."""
 
 import pytest
 

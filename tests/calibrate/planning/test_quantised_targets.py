@@ -137,7 +137,7 @@ def test_profiles_of_plain_weights_price_a_quantised_target_as_plain_and_say_so(
     argv = ["--target", str(config), "--trace", str(tmp_path / "trace.npz"), "--fit", str(tmp_path / "fit.json")]
     assert main_plan(argv) == 0
     assert (
-        "is stored as AWQ int4, groups of 128, 4.16 bits; head 16 bits; profiles and fits are of plain weights"
+        "is stored as AWQ int4, groups of 128, 4.16 bits; head 16 bits; profiles and fits price it with plain weights"
         in capsys.readouterr().err
     )
 

@@ -13,7 +13,6 @@ from perfmodel.passes.latency_profile import read_latency_profile
 from perfmodel.results.plan import plan_file_text, read_plan
 from perfmodel.results.report import read_report, report_file_text
 from tests.calibrate.factories import draft_profile, make_report, make_trace, provenance, write_evidence, write_profile
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 ADDED = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
@@ -36,7 +35,7 @@ def measured(tmp_path: Path) -> PlanRequest:
     """A request that names a trace and the profiles of both models."""
     write_evidence(tmp_path)
     profiles = (tmp_path / "target.latency.json", tmp_path / "draft.latency.json")
-    return replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", profiles=profiles)
+    return PlanRequest(trace=tmp_path / "trace.npz", profiles=profiles)
 
 
 @pytest.mark.parametrize("processing", [("repetition", "top-p"), None, ()], ids=str)

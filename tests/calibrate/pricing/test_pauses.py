@@ -12,7 +12,7 @@ import pytest
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.fit.fit_latency import fit_latency
-from calibrate.planning.compare import compare, load_pricing
+from calibrate.planning.compare import compare
 from perfmodel.core.files import Stored
 from perfmodel.core.stats import WIDEST_FACTOR, ratio_interval
 from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
@@ -118,7 +118,7 @@ def test_a_fit_is_the_same_with_one_paused_pass(pause_s: float) -> None:
 def test_a_comparison_is_the_same_with_one_paused_pass(pause_s: float, tmp_path: Path) -> None:
     assert main_plan([*write_evidence(tmp_path), "--json", "-o", str(tmp_path / "plan.json")]) == 0
     plan = read_plan(tmp_path / "plan.json")
-    pricing = load_pricing(plan.record, [tmp_path / "target.latency.json", tmp_path / "draft.latency.json"], None)
+    profiles = [tmp_path / "target.latency.json", tmp_path / "draft.latency.json"]
     report = make_report(plan.record, plan.sha256, make_trace())
 
     def paused_arm(arm: Arm) -> Arm:
@@ -127,7 +127,7 @@ def test_a_comparison_is_the_same_with_one_paused_pass(pause_s: float, tmp_path:
     assert report.plain_arm is not None
     paused = replace(report, plan_arm=paused_arm(report.plan_arm), plain_arm=paused_arm(report.plain_arm))
     expected, found = (
-        compare(plan, Stored(record=one, provenance=provenance(), sha256="d" * 64), pricing) for one in (report, paused)
+        compare(plan, Stored(record=one, provenance=provenance(), sha256="d" * 64), profiles) for one in (report, paused)
     )
     assert [part.error_frac for part in found.passes] == SAME([part.error_frac for part in expected.passes], abs=1e-6)
 

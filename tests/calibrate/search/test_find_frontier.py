@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
 from calibrate.search.find_frontier import frontier_of
 from calibrate.search.scenario import price_of
@@ -17,7 +18,6 @@ from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop, Length
 from perfmodel.replay.replay import replay_many
 from perfmodel.results.plan import plan_file_text, read_plan, write_plan
 from tests.calibrate.factories import SECONDS, draft_profile, make_trace, provenance, target_profile, write_profile
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 TRACE = make_trace()
 PRICE = price_of(MeasuredLatency(draft_profile()), MeasuredLatency(target_profile()))
@@ -74,7 +74,7 @@ def test_a_plan_from_a_trace_has_a_frontier_and_one_from_before_has_none(tmp_pat
         write_profile(tmp_path / f"{name}.latency.json", one)
         for name, one in (("target", target_profile()), ("draft", draft_profile()))
     )
-    plan = make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", profiles=profiles))
+    plan = make_plan(PlanRequest(trace=tmp_path / "trace.npz", profiles=profiles))
     assert {None, plan.chosen.policy} <= {one.policy for one in plan.frontier}
     write_plan(tmp_path / "plan.json", plan, provenance())
     assert read_plan(tmp_path / "plan.json").record == plan
@@ -85,4 +85,4 @@ def test_a_plan_from_a_trace_has_a_frontier_and_one_from_before_has_none(tmp_pat
 
 
 def test_published_evidence_has_no_frontier() -> None:
-    assert make_plan(replace(NOTHING_ASKED, target="llama-70b")).frontier == ()
+    assert make_plan(PlanRequest(target="llama-70b")).frontier == ()

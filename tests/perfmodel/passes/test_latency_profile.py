@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
 from perfmodel.acceptance.trace import write_trace
 from perfmodel.core.errors import BadFile
@@ -15,7 +16,6 @@ from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profil
 from perfmodel.passes.passes import PREFILL_KINDS, PassSamples
 from perfmodel.results.report import read_report, write_report
 from tests.calibrate.factories import draft_profile, make_report, make_trace, provenance, target_profile
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 SAMPLES = PassSamples(
     kind=("target_prefill", "draft_prefill", "draft_prefill", "segment", "exit"),
@@ -46,7 +46,7 @@ def written_as(path: Path, profile: LatencyProfile, version: int) -> Path:
 def test_prefills_of_an_older_report_are_told_apart_by_model(tmp_path: Path) -> None:
     trace = make_trace()
     write_trace(tmp_path / "trace.npz", trace, provenance())
-    plan = make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz"))
+    plan = make_plan(PlanRequest(trace=tmp_path / "trace.npz"))
     report = make_report(plan, "0" * 64, trace)
     device = replace(report.device, kernels=STANDARD_KERNELS)
     report = replace(report, device=device, plan_arm=replace(report.plan_arm, samples=SAMPLES))
