@@ -13,7 +13,7 @@ from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.device_key import EngineMode
-from perfmodel.results.plan import Evidence, EvidenceLevel
+from perfmodel.results.plan import Evidence
 
 DEFAULT_DEVICE = "a100-80gb"
 
@@ -115,12 +115,10 @@ def _present_or_default() -> tuple[Hardware, Evidence, int | None]:
     seen = ", ".join(f"{count} x {name}" for name, count in counts.most_common())
     for name, count in counts.most_common():
         try:
-            return find_hardware(name), _choice("found", f"NVML sees {seen}"), count
+            hardware = find_hardware(name)
         except UnknownName:
             continue
+        return hardware, Evidence(role="device", level="found", description=f"NVML sees {seen}", sha256=None), count
     reason = f"NVML sees {seen}, in no table: docs/hardware.md" if seen else "no GPU found here"
-    return find_hardware(DEFAULT_DEVICE), _choice("assumed", f"no --device given, {reason}"), None
-
-
-def _choice(level: EvidenceLevel, description: str) -> Evidence:
-    return Evidence(role="device", level=level, description=description, sha256=None)
+    choice = Evidence(role="device", level="assumed", description=f"no --device given, {reason}", sha256=None)
+    return find_hardware(DEFAULT_DEVICE), choice, None

@@ -84,11 +84,6 @@ class PlanRequest:
                 "draft's profile."
             )
 
-    @property
-    def is_measured(self) -> bool:
-        """Whether profiles or a fit price the passes; otherwise a datasheet does."""
-        return bool(self.profiles) or self.fit is not None
-
 
 def check_counts(counts: dict[str, int | None]) -> None:
     """Refuse counts below 1; None is allowed.

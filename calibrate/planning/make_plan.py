@@ -167,7 +167,7 @@ def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:
     acceptance = resolve_acceptance(request, target, draft)
     pair, context_tokens = acceptance.trace.header, acceptance.context_tokens
     stored = target.stored if target is not None and is_stored_dtype else None
-    if not request.is_measured:
+    if not request.profiles and request.fit is None:
         device = resolve_device(request.device)
         weights = pair_weights(pair.draft, pair.target, device.dtype, stored)
         return acceptance, price_by_datasheet(pair, device, weights, context_tokens=context_tokens)

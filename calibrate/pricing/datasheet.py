@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from calibrate.inputs.device import Device
-from calibrate.pricing.draft_placement import Placement, check_draft_degree, choose_draft_devices
+from calibrate.pricing.draft_placement import Placement, choose_draft_devices
 from calibrate.pricing.pricing import Pair, PairWeights, Pricing, memory_needed, target_exits
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Tokens, format_bytes, format_frac
@@ -35,8 +35,8 @@ def price_by_datasheet(pair: Pair, device: Device, weights: PairWeights, *, cont
     """
     hardware, engine = device.hardware, device.engine
     memory = memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=None)
+    target_cuts = target_exits(pair.draft)
     num_devices = num_devices_for(pair.target, device, memory.total_bytes)
-    check_draft_degree(pair.draft, device.draft_num_devices, num_devices)
     memory = replace(memory, capacity_bytes=num_devices * hardware.memory_bytes)
     _check_fits(pair.target, memory, hardware, num_devices, weights.target)
 
@@ -44,7 +44,7 @@ def price_by_datasheet(pair: Pair, device: Device, weights: PairWeights, *, cont
         model, exits = pair.draft.model, pair.draft.exit_layers
         return RooflineLatency(model, exits, hardware, weights.draft, engine, degree, batch, context_tokens=context_tokens)
 
-    draft_num_devices = device.draft_num_devices or choose_draft_devices(
+    draft_num_devices = choose_draft_devices(
         Placement(
             draft=pair.draft,
             target=pair.target,
@@ -56,12 +56,12 @@ def price_by_datasheet(pair: Pair, device: Device, weights: PairWeights, *, cont
         memory,
         lambda degree: draft_latency(degree, 1, context_tokens),
         context_tokens,
+        requested=device.draft_num_devices,
     )
 
     def at_batch(batch: int, *, context_tokens: Tokens) -> tuple[LatencyModel, LatencyModel]:
-        exits = target_exits(pair.draft)
         target = RooflineLatency(
-            pair.target, exits, hardware, weights.target, engine, num_devices, batch, context_tokens=context_tokens
+            pair.target, target_cuts, hardware, weights.target, engine, num_devices, batch, context_tokens=context_tokens
         )
         return draft_latency(draft_num_devices, batch, context_tokens), target
 

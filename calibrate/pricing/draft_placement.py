@@ -61,9 +61,14 @@ def _share_bytes(embedding_bytes: float, model_bytes: Bytes, num_shares: int) ->
 
 
 def choose_draft_devices(
-    whole: Placement, memory: Memory, latency_on: Callable[[int], LatencyModel], context_tokens: Tokens
+    whole: Placement,
+    memory: Memory,
+    latency_on: Callable[[int], LatencyModel],
+    context_tokens: Tokens,
+    *,
+    requested: int | None,
 ) -> int:
-    """The number of devices for a draft: of 1 and all, the one that fits and drafts a token faster.
+    """The number of devices for a draft: the requested one, or of 1 and all, the one that fits and drafts a token faster.
 
     If neither fits, the pair cannot run. It is then priced with a shared draft, or with a whole one if the draft cannot be
     shared.
@@ -73,7 +78,14 @@ def choose_draft_devices(
         memory: of the pair, all devices together.
         latency_on: number of devices -> latency model of the draft.
         context_tokens: at which the token is drafted.
+        requested: None leaves it open.
+
+    Raises:
+        UserInputError: the runtime cannot place the draft on the requested number.
     """
+    if requested is not None:
+        _check_requested(whole.draft, requested, whole.num_devices)
+        return requested
     if whole.draft.kind == "self" or whole.num_devices == 1:
         return whole.num_devices
     fitting = [number for number in (1, whole.num_devices) if replace(whole, draft_num_devices=number).fits(memory)]
@@ -86,25 +98,11 @@ def choose_draft_devices(
     )
 
 
-def drafted_token_s(draft: LatencyModel, num_exits: int, context_tokens: Tokens) -> Seconds:
-    """Time of a drafted token that passes all segments and only the last exit."""
-    segments_s = sum(draft.line("segment", stage, 1).at(context_tokens) for stage in range(num_exits))
-    return segments_s + draft.line("exit", num_exits - 1, 1).at(0)
+def _check_requested(draft: DraftGeometry, draft_num_devices: int, num_devices: int) -> None:
+    """Refuse a number that is neither 1 nor all of the target's devices, or that cannot share the draft.
 
-
-def check_draft_degree(draft: DraftGeometry, draft_num_devices: int | None, num_devices: int) -> None:
-    """Refuse a number of devices on which the runtime cannot place a draft.
-
-    Args:
-        draft: a self-draft runs on its target's devices.
-        draft_num_devices: requested; None leaves it open.
-        num_devices: of the target.
-
-    Raises:
-        UserInputError: it is neither 1 nor all of the target's devices, or they cannot share the draft.
+    A self-draft runs on all of its target's devices.
     """
-    if draft_num_devices is None:
-        return
     allowed = [num_devices] if draft.kind == "self" else sorted({1, num_devices})
     if draft_num_devices not in allowed:
         expected = " or ".join(map(str, allowed))
@@ -113,3 +111,9 @@ def check_draft_degree(draft: DraftGeometry, draft_num_devices: int | None, num_
             f"--draft-num-devices {allowed[0]}."
         )
     check_degree(draft.model, draft_num_devices, among="devices", fix="Give --draft-num-devices 1")
+
+
+def drafted_token_s(draft: LatencyModel, num_exits: int, context_tokens: Tokens) -> Seconds:
+    """Time of a drafted token that passes all segments and only the last exit."""
+    segments_s = sum(draft.line("segment", stage, 1).at(context_tokens) for stage in range(num_exits))
+    return segments_s + draft.line("exit", num_exits - 1, 1).at(0)
