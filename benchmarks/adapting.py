@@ -39,7 +39,7 @@ from calibrate.search.search import search
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.units import Seconds
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.replay import Price
 from perfmodel.replay.round_stats import RoundStats
@@ -79,7 +79,7 @@ QUICK = Size(targets=("ref-target-16",), calibration_prompts=8, num_prompts=2, m
 class Planned:
     """What a plan made from calibration prompts would run, and may move along."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     frontier: tuple[FrontierPoint, ...]
     price: Price
 
@@ -173,7 +173,7 @@ def overhead_s(frontier: Sequence[FrontierPoint]) -> Seconds:
     start = time.perf_counter()
     for accepted in kept:
         policy = controller.policies[controller.at]
-        cap = policy.length.draft_cap if policy else 0
+        cap = policy.tokens if policy else 0
         controller.observe(cap, min(accepted - 1, cap))
     return (time.perf_counter() - start) / number
 

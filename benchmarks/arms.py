@@ -9,11 +9,11 @@ import common  # noqa: F401 makes the checkout importable
 import numpy as np
 
 from perfmodel.acceptance.splits import Split
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Seconds, Tokens, TokensPerS
 from perfmodel.latency.latency_model import LatencyModel, MeasuredLatency
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from profiler.acceptance.record_acceptance import empty_trace, record_acceptance
@@ -65,8 +65,8 @@ class Arm:
         self.rounds[prompt] = generation.rounds
         self.blocks[prompt] = generation.blocks
         self.num_runs += 1
-        for kind, seconds in zip(generation.samples.kind, generation.samples.seconds, strict=True):
-            self.kinds_s[kind] += seconds
+        for sample in generation.samples:
+            self.kinds_s[sample.kind] += sample.seconds
 
 
 def workload_of(sampling: Sampling) -> str:
@@ -110,7 +110,7 @@ def models_of(log: PassLog, pair: ModelPair, sampling: Sampling) -> Models:
     return MeasuredLatency(profiles["draft"]) if "draft" in profiles else target, target
 
 
-def record(job: Job, session: Session) -> AcceptanceTrace:
+def record(job: Job, session: Session) -> Trace:
     """The trace of a job's prompts."""
     asker = job.asker(session)
     return record_acceptance(
@@ -126,14 +126,14 @@ def for_pass_times(job: Job) -> Job:
     return replace(job, max_new_tokens=max(PASS_TIME_TOKENS, job.max_new_tokens))
 
 
-def evidence_of(job: Job, budget_s: Seconds) -> tuple[AcceptanceTrace, Models]:
+def evidence_of(job: Job, budget_s: Seconds) -> tuple[Trace, Models]:
     """All that a plan is made from: the trace of a job's prompts, and pass times taken on them."""
     log = PassLog()
     fill_log(for_pass_times(job), log, budget_s)
     return record(job, job.session()), models_of(log, job.pair, job.sampling)
 
 
-def warmed_up(job: Job, session: Session, policies: Sequence[ExitPolicy]) -> list[tuple[Arm, Arm]]:
+def warmed_up(job: Job, session: Session, policies: Sequence[Policy]) -> list[tuple[Arm, Arm]]:
     """Run everything once, unmeasured: a plain and a speculative arm per policy, nothing in them yet."""
     for policy in (None, *policies):
         _run(session, job, policy, 0)
@@ -143,7 +143,7 @@ def warmed_up(job: Job, session: Session, policies: Sequence[ExitPolicy]) -> lis
 def measure_once(
     job: Job,
     session: Session,
-    policies: Sequence[ExitPolicy],
+    policies: Sequence[Policy],
     arms: Sequence[tuple[Arm, Arm]],
     rng: np.random.Generator,
     between: Callable[[], object] = lambda: None,
@@ -173,5 +173,5 @@ def speedup_of(plain: Arm, speculative: Arm, visits: Sequence[int] = (0, 1)) -> 
     return speculative.all_rounds.num_tokens / plain.all_rounds.num_tokens * plain_s / speculative_s
 
 
-def _run(session: Session, job: Job, policy: ExitPolicy | None, prompt: int) -> Generation:
+def _run(session: Session, job: Job, policy: Policy | None, prompt: int) -> Generation:
     return session.generate(job.prompts[prompt].token_ids, job.settings(policy, job.max_new_tokens))

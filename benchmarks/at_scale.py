@@ -44,7 +44,7 @@ from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, tex
 from calibrate.planning.candidates import paper_policies
 from calibrate.search.scenario import scenario_of
 from calibrate.search.search import search
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import Trace, write_trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import Mismatch, OutOfDomain, UserInputError
 from perfmodel.core.provenance import make_provenance
@@ -52,7 +52,7 @@ from perfmodel.core.units import MIB, Seconds
 from perfmodel.latency.lower_bound import MAX_CACHE_BYTES
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup
 from perfmodel.results.plan import Plan, read_plan
 from profiler.commands.profile_inputs import TRACE_NAME
@@ -103,7 +103,7 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
     return plan
 
 
-def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, ExitPolicy | None]:
+def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Policy | None]:
     """What is measured: policies searched on some texts beside plain decoding; one that comes twice is measured once."""
     found, paper = search([scenario_of(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
     wanted = {
@@ -117,7 +117,7 @@ def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Ex
     return {name: policy for name, policy in wanted.items() if by_policy[policy] == name}
 
 
-def trace_for(trace: AcceptanceTrace, pair: ModelPair) -> AcceptanceTrace:
+def trace_for(trace: Trace, pair: ModelPair) -> Trace:
     """The acceptance that a pair was run with, as a trace of that pair.
 
     A published trace names no weights. It still names none here, because a plan calls acceptance *traced* only where it does.
@@ -201,7 +201,7 @@ def found_of(args: argparse.Namespace) -> Found:
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling
     turns = turns_of(session, calibration, log, seed=SEED)
-    policies: dict[str, ExitPolicy | None] = {PLAIN: None}
+    policies: dict[str, Policy | None] = {PLAIN: None}
     if not args.plain_only:
         print_err(f"pass times, {args.budget:g} s")
         measure_latency(turns, args.budget)

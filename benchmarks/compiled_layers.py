@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 from perfmodel.models.geometry import ModelGeometry
 from s2d.model.cache import Cache, Segment
 from s2d.model.decoder import Decoder
-from s2d.model.rotary import rotations
+from s2d.model.rotary import complex_rotations
 from s2d.model.weights import LayerWeights
 
 COMPILED_ROWS = (1, 5)
@@ -38,7 +38,7 @@ class PlainLayers(torch.nn.Module):
         assert geometry.num_heads == geometry.num_kv_heads
         layers = (_PlainLayer(layer, geometry, max_tokens, by_sums=by_sums) for layer in weights.layers)
         self.layers = torch.nn.ModuleList(layers)
-        turns = rotations(weights.rotary, max_tokens)  # [positions, H / 2]
+        turns = complex_rotations(weights.rotary, max_tokens)  # [positions, H / 2]
         self.register_buffer("cos", turns.real.contiguous())
         self.register_buffer("sin", turns.imag.contiguous())
         self._squared_floor = geometry.hidden_size * weights.norm_eps

@@ -6,8 +6,8 @@ from itertools import cycle
 import numpy as np
 
 from calibrate.fit.fit_acceptance import calibrate_exits
-from perfmodel.acceptance.trace import AcceptanceTrace
-from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.acceptance.trace import Trace
+from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, StopRule, SurvivalFloor
 from profiler.latency.pass_grid import exit_subsets, threshold_leaving
 
 CAPS = (2, 3, 4, 5, 6, 8, 10, 12)
@@ -16,7 +16,7 @@ STOP_FRACS = (0.1, 0.2, 0.35)
 SURVIVAL_FLOORS = (0.3, 0.5, 0.7)
 
 
-def configurations(trace: AcceptanceTrace, seed: int) -> Iterator[ExitPolicy]:
+def configurations(trace: Trace, seed: int) -> Iterator[Policy]:
     """Policies without end, spread over exit subsets, lengths, thresholds and stop rules, thresholds on quantiles of a trace.
 
     Args:
@@ -30,18 +30,17 @@ def configurations(trace: AcceptanceTrace, seed: int) -> Iterator[ExitPolicy]:
     for kind, place in zip(cycle(range(4)), _spread(rng, len(subsets)), strict=False):
         subset, cap = subsets[place], int(rng.choice(CAPS))
         last = columns[subset[-1]]
-        rules: tuple[LengthRule, ...] = (
-            FixedLength(draft_cap=cap),
-            FloorStop(draft_cap=cap, floor=threshold_leaving(last, 1 - float(rng.choice(STOP_FRACS)))),
-            SurvivalStop(
-                draft_cap=cap,
+        rules: tuple[StopRule | None, ...] = (
+            None,
+            ConfidenceFloor(floor=threshold_leaving(last, 1 - float(rng.choice(STOP_FRACS)))),
+            SurvivalFloor(
                 floor=float(rng.choice(SURVIVAL_FLOORS)),
                 calibration=tuple(curves[layer] for layer in subset),
             ),
-            HeuristicLength(start=min(5, cap), draft_cap=cap),
+            HeuristicLength(start=min(5, cap)),
         )
         gates = tuple(threshold_leaving(columns[layer], float(rng.choice(LEAVE_FRACS))) for layer in subset[:-1])
-        yield ExitPolicy(exit_layers=subset, thresholds=gates, confidence=trace.header.confidence, length=rules[kind])
+        yield Policy(exits=subset, thresholds=gates, tokens=cap, stop=rules[kind], confidence=trace.header.confidence)
 
 
 def _spread(rng: np.random.Generator, number: int) -> Iterator[int]:

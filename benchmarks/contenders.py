@@ -8,7 +8,7 @@ from arms import Arm, speedup_of, tokens_per_s_of, workload_of
 
 from perfmodel.core.console import table
 from perfmodel.core.units import TokensPerS, format_signed_frac, format_speedup
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 
 
@@ -17,7 +17,7 @@ class Contender:
     """One configuration, predicted from calibration prompts."""
 
     name: str
-    policy: ExitPolicy | None
+    policy: Policy | None
     predicted_tokens_per_s: TokensPerS | None
     """None where a pass it needs was not measured."""
     predicted: float | None
@@ -29,7 +29,7 @@ class Measured:
     """A contender and its speedups over plain decoding on the evaluation prompts."""
 
     name: str
-    policy: ExitPolicy | None
+    policy: Policy | None
     predicted: float | None
     predicted_tokens_per_s: TokensPerS | None
     tokens_per_s: TokensPerS

@@ -32,7 +32,7 @@ from calibrate.planning.candidates import paper_policies
 from perfmodel.core.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.latency.latency_model import RooflineLatency
-from perfmodel.latency.lower_bound import MAX_CACHE_BYTES, gated_hardware
+from perfmodel.latency.lower_bound import MAX_CACHE_BYTES, known_accelerator
 from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
@@ -259,7 +259,7 @@ class Checks:
     @property
     def hardware(self) -> Hardware | None:
         """The device's datasheet; None for a CPU and a device in no table."""
-        return gated_hardware(device_key(self.device, self.dtype, self.engine))
+        return known_accelerator(device_key(self.device, self.dtype, self.engine))
 
     def layer(self) -> Outcome:
         """One layer of draft and target with all kernels that run here; later checks use the fastest."""

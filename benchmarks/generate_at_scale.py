@@ -30,7 +30,7 @@ from torch.nn.functional import normalize
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers_arms import CONSTANT_SETTINGS, HF_ASSISTED, HF_GENERATE, AssistedSetting, assistant_config
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import GIB, Frac, Seconds, Tokens, format_bytes, format_frac, format_number, format_speedup
@@ -189,7 +189,7 @@ def measure(
 def built(
     geometry: ModelGeometry,
     draft: DraftGeometry,
-    trace: AcceptanceTrace,
+    trace: Trace,
     dtype: Dtype,
     device: torch.device,
     max_tokens: Tokens,

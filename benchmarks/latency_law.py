@@ -32,7 +32,6 @@ from calibrate.fit.fit_law import (
 )
 from calibrate.fit.fit_tables import FITTED_ROWS, LAYER_TABLE, LAYER_TERMS, TABLE_GPUS, layer_observations, table_hardware
 from calibrate.fit.validate import validate
-from calibrate.text.law_text import validation_text
 from perfmodel.core.console import run_command, table
 from perfmodel.core.units import Frac, Seconds, format_frac, format_signed_frac
 from perfmodel.hardware.find_hardware import find_hardware
@@ -104,7 +103,7 @@ def shape_errors(
 def published() -> Result:
     """Errors on published speeds, printed as `s2d-plan validate` does."""
     validation = validate()
-    print(validation_text(validation))
+    print(validation.explain())
     errors = {one.device: one.mape_frac for one in validation.devices if one.engine == "graph"}
     return {
         "published_mape_frac": errors[find_hardware("a100").name],

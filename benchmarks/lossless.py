@@ -25,12 +25,11 @@ from perfmodel.core.console import table
 from perfmodel.core.units import Seconds
 from perfmodel.policies.policy import (
     CalibrationCurve,
-    ExitPolicy,
-    FixedLength,
-    FloorStop,
+    ConfidenceFloor,
     HeuristicLength,
-    LengthRule,
-    SurvivalStop,
+    Policy,
+    StopRule,
+    SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Session, Settings
@@ -181,22 +180,23 @@ def penalised(sampling: Sampling, rng: random.Random) -> Sampling:
     )
 
 
-def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> ExitPolicy:
+def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> Policy:
     looked = tuple(sorted(rng.sample(exit_layers, rng.randint(1, len(exit_layers)))))
     cap = rng.randint(1, MAX_CAP)
     order = rng.choice(("when asked", "ahead", "at once")) if len(looked) > 1 else None
     curve = CalibrationCurve(confidence=(0.0, 0.5, 1.0), agreement=(0.2, 0.8, 1.0))
-    rules: list[LengthRule] = [
-        FixedLength(draft_cap=cap),
-        FloorStop(draft_cap=cap, floor=rng.random()),
-        SurvivalStop(draft_cap=cap, floor=rng.random(), calibration=(curve,) * len(looked)),
-        HeuristicLength(start=rng.randint(1, cap), draft_cap=cap),
+    rules: list[StopRule | None] = [
+        None,
+        ConfidenceFloor(floor=rng.random()),
+        SurvivalFloor(floor=rng.random(), calibration=(curve,) * len(looked)),
+        HeuristicLength(start=rng.randint(1, cap)),
     ]
-    return ExitPolicy(
-        exit_layers=looked,
+    return Policy(
+        exits=looked,
         thresholds=tuple(rng.random() for _ in looked[:-1]),
+        tokens=cap,
         confidence=rng.choice(["max-prob", "margin", "entropy"]),
-        length=rng.choice(rules),
+        stop=rng.choice(rules),
         runs_ahead=order == "ahead",
         catches_up_at_once=order == "at once",
     )

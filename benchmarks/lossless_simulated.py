@@ -40,7 +40,7 @@ def simulated_cases(rng: random.Random, num_cases: int) -> tuple[Counter[str], C
     cases: Counter[str] = Counter()
     mismatches: Counter[str] = Counter()
     per_session = min(CASES_PER_SESSION, -(-num_cases // len(KINDS)))
-    with mock.patch.object(s2d.model.cuda_graphs, "LEAST_CONTEXT", SHORTEST_CONTEXT):
+    with mock.patch.object(s2d.model.cuda_graphs, "MIN_CONTEXT", SHORTEST_CONTEXT):
         for spec, kind in cycle(product(TINY_SHAPES, KINDS)):
             if cases.total() >= num_cases:
                 break

@@ -27,7 +27,7 @@ from calibrate.search.scenario import Scenario, rates_at, scenario_of
 from calibrate.search.search import SearchResult, search
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.core.units import Seconds, Tokens, format_frac, format_speedup
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.results.portfolio import CHOICES, HeldOut
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
@@ -103,7 +103,7 @@ def answers_of(case: Scenario, workload: str) -> Answers:
         depth=header.target.num_layers,
         by_number=tuple(mean_speedup(logs[number]) for number in numbers),
         alone={layer: mean_speedup(found) for layer, found in alone.items()},
-        best_exits=best.exit_layers,
+        best_exits=best.exits,
         near_frac=near_frac(case),
         together_frac=together_frac(case),
     )
@@ -114,23 +114,23 @@ def mean_speedup(logs: Sequence[float]) -> float | None:
     return math.exp(math.fsum(logs) / len(logs)) if all(map(math.isfinite, logs)) else None
 
 
-def best_of(found: SearchResult, most_exits: int) -> ExitPolicy | None:
+def best_of(found: SearchResult, most_exits: int) -> Policy | None:
     """The best that was met with so few exits."""
-    return next((one.policy for one in found.by_exits if one.policy and len(one.policy.exit_layers) <= most_exits), None)
+    return next((one.policy for one in found.by_exits if one.policy and len(one.policy.exits) <= most_exits), None)
 
 
-def best_at(found: SearchResult, layers: tuple[int, ...]) -> ExitPolicy | None:
+def best_at(found: SearchResult, layers: tuple[int, ...]) -> Policy | None:
     """The best that was met with these exits."""
-    return next((one.policy for one in found.by_exits if one.policy and one.policy.exit_layers == layers), None)
+    return next((one.policy for one in found.by_exits if one.policy and one.policy.exits == layers), None)
 
 
 def near_frac(case: Scenario) -> float | None:
     """How flat the best policy of two exits is in its threshold."""
     found = search([case])
-    best = next((one.policy for one in found.by_exits if one.policy and len(one.policy.exit_layers) == 2), None)
+    best = next((one.policy for one in found.by_exits if one.policy and len(one.policy.exits) == 2), None)
     if best is None:
         return None
-    column = case.trace.header.draft.exit_layers.index(best.exit_layers[0])
+    column = case.trace.header.draft.exit_layers.index(best.exits[0])
     cuts = place_cuts(case.trace.confidence[:, column])
     rates = rates_at([case], [replace(best, thresholds=(cut,)) for cut in cuts])[:, 0]
     return float((rates >= (1 - NEAR_FRAC) * rates.max()).mean())

@@ -9,14 +9,14 @@ from common import median, quantile
 
 from calibrate.planning.candidates import rounds_by_document
 from perfmodel.acceptance.off_path_trace import nothing_off_path
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import table
 from perfmodel.core.units import Seconds, format_signed_frac, format_speedup
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup, estimate, pass_seconds
-from perfmodel.replay.replay import block_lengths, replay
-from perfmodel.replay.round_stats import RoundStats, sum_rounds
+from perfmodel.replay.replay import block_lengths, replay, replay_prompts
+from perfmodel.replay.round_stats import RoundStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Outcome:
     """One configuration, predicted and measured."""
 
     pair: str
-    policy: ExitPolicy
+    policy: Policy
     predicted: Speedup
     told_off_path: Speedup | None
     """The same from a trace that tells what is said off the path too; None where too little was recorded of that."""
@@ -104,7 +104,7 @@ class Unpriced:
     """A configuration that needs a pass nobody profiled."""
 
     pair: str
-    policy: ExitPolicy
+    policy: Policy
     was_measured: bool
     """Whether only the measurement, or the evaluated prompts' trace, showed it; else it was passed over."""
     reason: str
@@ -115,9 +115,7 @@ class Unpriced:
         return {"pair": self.pair, "policy": self.policy.label, "was_measured": self.was_measured, "reason": self.reason}
 
 
-def outcome(
-    pair: str, policy: ExitPolicy, arms: tuple[Arm, Arm], traces: tuple[AcceptanceTrace, AcceptanceTrace], models: Models
-) -> Outcome:
+def outcome(pair: str, policy: Policy, arms: tuple[Arm, Arm], traces: tuple[Trace, Trace], models: Models) -> Outcome:
     """Compare one configuration's measurement with its prediction.
 
     Args:
@@ -135,9 +133,9 @@ def outcome(
     planned = estimate(*models, seen[policy], seen[None])
     on_path = replace(traces[1], off_path=nothing_off_path(traces[1].confidence.shape[1]))
     predicted, told_off_path = (
-        estimate(*models, *(replay(trace, one) for one in (policy, None))) for trace in (on_path, traces[1])
+        estimate(*models, *(replay_prompts(trace, one) for one in (policy, None))) for trace in (on_path, traces[1])
     )
-    replayed = sum_rounds(replay(on_path, policy))
+    replayed = replay(on_path, policy)
     ran, ran_plain = speculative.all_rounds, plain.all_rounds
     expected = block_lengths(on_path, policy)
     return Outcome(

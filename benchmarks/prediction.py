@@ -36,14 +36,13 @@ from common import finish, make_parser, median, one_thread
 from configurations import CAPS, configurations
 from outcomes import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
 
-from calibrate.text.plots import PredictedPoint, predicted_against_measured
-from perfmodel.acceptance.trace import AcceptanceTrace
+from calibrate.figures.plots import PredictedPoint, predicted_against_measured
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.replay import replay
-from perfmodel.replay.round_stats import sum_rounds
 from profiler.latency.pass_log import PassLog
 from profiler.latency.profiling_job import turns_of
 from profiler.machine.machine_facts import device_facts
@@ -101,16 +100,16 @@ QUICK = Size(
 
 
 def chosen_configurations(
-    pair: str, trace: AcceptanceTrace, models: Models, *, number: int, seed: int
-) -> tuple[list[ExitPolicy], list[Unpriced]]:
+    pair: str, trace: Trace, models: Models, *, number: int, seed: int
+) -> tuple[list[Policy], list[Unpriced]]:
     """Configurations to measure, and those passed over on the way because the calibration evidence cannot price them."""
-    policies: list[ExitPolicy] = []
+    policies: list[Policy] = []
     unpriced: list[Unpriced] = []
     for policy in configurations(trace, seed):
         if len(policies) == number:
             break
         try:
-            priced_s(sum_rounds(replay(trace, policy)), models)
+            priced_s(replay(trace, policy), models)
         except OutOfDomain as err:
             unpriced.append(Unpriced(pair=pair, policy=policy, was_measured=False, reason=str(err)))
         else:

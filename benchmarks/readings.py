@@ -12,7 +12,7 @@ from arms import Models
 from calibrate.pricing.pricing import target_exits
 from perfmodel.core.units import BytesPerS, Frac, Seconds
 from perfmodel.latency.latency_model import RooflineLatency
-from perfmodel.latency.lower_bound import gated_hardware
+from perfmodel.latency.lower_bound import known_accelerator
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.quantisation.weight_format import plain_format
@@ -46,7 +46,7 @@ def bandwidth_of(pair: ModelPair, rounds: Sequence[RoundStats], decode_s: Second
     work = setting.work("verify", 0, 1)
     passes = [one for prompt in rounds for one in prompt.passes if one.kind == "verify"]
     read = sum(one.num_passes * work.weight_bytes + one.cached_tokens_sum * work.kv_bytes_per_cached_token for one in passes)
-    hardware = gated_hardware(key)
+    hardware = known_accelerator(key)
     return Bandwidth(
         bytes_per_token=read / sum(one.num_passes for one in passes),
         bytes_per_s=read / decode_s,
@@ -57,7 +57,7 @@ def bandwidth_of(pair: ModelPair, rounds: Sequence[RoundStats], decode_s: Second
 def datasheet_models(pair: ModelPair) -> Models | None:
     """Seconds of draft and target by the device's datasheet, in eager execution; None where no row tells of it."""
     key = pair.device_key
-    hardware = gated_hardware(key)
+    hardware = known_accelerator(key)
     if hardware is None:
         return None
     draft = pair.geometry

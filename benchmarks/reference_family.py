@@ -22,7 +22,7 @@ from arms import SAMPLINGS, job_on, record
 from common import finish, make_parser, one_thread
 
 from calibrate.fit.fit_acceptance import ExitCalibration, accepted_at_lengths, calibrate_exits
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.units import format_frac
 from s2d.decoding.pair import load_pair
@@ -63,7 +63,7 @@ class ExitFigures:
         }
 
 
-def figures_of(trace: AcceptanceTrace) -> list[ExitFigures]:
+def figures_of(trace: Trace) -> list[ExitFigures]:
     """A line per exit."""
     prompts = trace.header.prompts
     return [

@@ -34,12 +34,12 @@ from contenders import Contender, PairResult, measured_of, measured_plain, resul
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import price_of, scenario_of
 from calibrate.search.search import SearchResult, search
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.units import Seconds
-from perfmodel.policies.policy import ExitPolicy, FixedLength, HeuristicLength
+from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import Sampling
-from perfmodel.replay.replay import Price, replay_many
+from perfmodel.replay.replay import Price, replay_batch
 from profiler.latency.profiling_job import Job
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
@@ -88,25 +88,24 @@ QUICK = Size(
 )
 
 
-def best_fixed_lengths(trace: AcceptanceTrace, price: Price) -> list[ExitPolicy]:
+def best_fixed_lengths(trace: Trace, price: Price) -> list[Policy]:
     """Every exit alone at its best predicted length."""
     best = []
     for layer in trace.header.draft.exit_layers:
-        lengths = [FixedLength(draft_cap=cap) for cap in range(1, MAX_DRAFT_TOKENS + 1)]
-        alone = [ExitPolicy(exit_layers=(layer,), thresholds=(), confidence="max-prob", length=one) for one in lengths]
-        batch = replay_many(trace, alone)
+        alone = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
+        batch = replay_batch(trace, alone)
         best.append(alone[int((batch.num_tokens / batch.seconds(price)).argmax())])
     return best
 
 
-def published_thresholds(trace: AcceptanceTrace) -> ExitPolicy:
+def published_thresholds(trace: Trace) -> Policy:
     """All exits at .5 and +2/-1 from 5, as published but for the cap: passes of longer drafts are not measured."""
     layers = trace.header.draft.exit_layers
-    rule = HeuristicLength(start=5, draft_cap=MAX_DRAFT_TOKENS)
-    return ExitPolicy(exit_layers=layers, thresholds=(0.5,) * (len(layers) - 1), confidence="max-prob", length=rule)
+    thresholds = (0.5,) * (len(layers) - 1)
+    return Policy(exits=layers, thresholds=thresholds, tokens=MAX_DRAFT_TOKENS, stop=HeuristicLength(start=5))
 
 
-def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
+def contenders(trace: Trace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
     """What the search found, and every configuration to measure, each once."""
     price = price_of(*models)
     found = search([scenario_of(trace, *models)])
@@ -114,7 +113,7 @@ def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[Sear
     named.append(("published thresholds", published_thresholds(trace)))
     named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, price)]
     named += [("other", policy) for policy in islice(configurations(trace, SEED), size.num_others)]
-    batch = replay_many(trace, [policy for _, policy in named])
+    batch = replay_batch(trace, [policy for _, policy in named])
     rates = batch.num_tokens / batch.seconds(price)
     plain_rate = found.families[0].merit
     listed = [
@@ -125,7 +124,7 @@ def contenders(trace: AcceptanceTrace, models: Models, size: Size) -> tuple[Sear
     return found, list({one.policy: one for one in listed}.values())
 
 
-def measured_arms(job: Job, policies: Sequence[ExitPolicy], num_repeats: int) -> list[tuple[Arm, Arm]]:
+def measured_arms(job: Job, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
     """Plain and speculative arms of every policy."""
     session, rng = job.session(), np.random.default_rng(SEED)
     arms = warmed_up(job, session, policies)

@@ -1,6 +1,6 @@
 """How many policies a second can be replayed and priced on a trace of 10,000 positions and 4 exits?
 
-One core. What is timed is what a search does with its candidates: `replay_many`, which counts every pass with its rows and
+One core. What is timed is what a search does with its candidates: `replay_batch`, which counts every pass with its rows and
 cached tokens, backlog included, and `seconds`, which prices them; the replayed trace is laid out anew in every repetition.
 
 The mixture: all 15 subsets of the exits equally often, 4 of them of a single exit; all four length rules in equal parts, caps
@@ -23,21 +23,20 @@ from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, pl
 from calibrate.search.search import NUM_CURVE_BINS
 from perfmodel.acceptance.confidence_curves import fit_curve
 from perfmodel.acceptance.off_path_trace import nothing_off_path
-from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.policies.policy import (
     CalibrationCurve,
-    ExitPolicy,
-    FixedLength,
-    FloorStop,
+    ConfidenceFloor,
     HeuristicLength,
-    LengthRule,
-    SurvivalStop,
+    Policy,
+    StopRule,
+    SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.replay.layout import lay_out
-from perfmodel.replay.replay import Price, replay_many
+from perfmodel.replay.replay import Price, replay_batch
 
 NAME = "replay"
 SEED = 20260708
@@ -50,7 +49,7 @@ NUM_POLICIES = 512
 EOS = 0
 
 
-def synthetic_trace(rng: np.random.Generator) -> AcceptanceTrace:
+def synthetic_trace(rng: np.random.Generator) -> Trace:
     """Texts of nearly equal length whose exits agree the more often the surer they are."""
     shape = (NUM_POSITIONS, len(EXIT_LAYERS))
     confidence = rng.random(shape, np.float32)
@@ -59,7 +58,7 @@ def synthetic_trace(rng: np.random.Generator) -> AcceptanceTrace:
     ends = np.linspace(0, NUM_POSITIONS, NUM_PROMPTS + 1).astype(int)
     num_positions = np.diff(ends)
     target[ends[1:][num_positions < num_positions.max()] - 1] = EOS
-    return AcceptanceTrace(
+    return Trace(
         header=_header(num_positions.tolist()),
         confidence=confidence,
         draft_token=np.where(agrees, target[:, None], target[:, None] + 1).astype(np.int32),
@@ -100,7 +99,7 @@ def _header(num_positions: list[int]) -> TraceHeader:
     )
 
 
-def mixed_policies(rng: np.random.Generator, trace: AcceptanceTrace, number: int) -> list[ExitPolicy]:
+def mixed_policies(rng: np.random.Generator, trace: Trace, number: int) -> list[Policy]:
     """Policies over every exit subset in turn; thresholds, floors and caps drawn at random from a search's grids."""
     subsets = [subset for size in range(1, 5) for subset in combinations(EXIT_LAYERS, size)]
     confidence, agreement = trace.confidence.T.astype(np.float64), trace.accept_prob.T.astype(np.float64)
@@ -109,28 +108,28 @@ def mixed_policies(rng: np.random.Generator, trace: AcceptanceTrace, number: int
         layer: fit_curve(*evidence, num_bins=NUM_CURVE_BINS)
         for layer, *evidence in zip(EXIT_LAYERS, confidence, agreement, strict=True)
     }
-    policies: list[ExitPolicy] = []
+    policies: list[Policy] = []
     while len(policies) < number:
         pair = len(policies) // 2
         layers = subsets[pair % len(subsets)]
         thresholds = tuple(float(rng.choice(cuts[layer])) for layer in layers[:-1])
         for kind in ((0, 1), (2, 3))[pair % 2]:
-            length = _length(rng, kind, cuts[layers[-1]], tuple(curves[layer] for layer in layers))
-            policies.append(ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length))
+            tokens, stop = _length(rng, kind, cuts[layers[-1]], tuple(curves[layer] for layer in layers))
+            policies.append(Policy(exits=layers, thresholds=thresholds, tokens=tokens, stop=stop))
     return policies
 
 
 def _length(
     rng: np.random.Generator, kind: int, floors: tuple[float, ...], calibration: tuple[CalibrationCurve, ...]
-) -> LengthRule:
+) -> tuple[int, StopRule | None]:
     cap = int(rng.integers(1, MAX_DRAFT_TOKENS + 1))
-    rules: tuple[LengthRule, ...] = (
-        FixedLength(draft_cap=cap),
-        FloorStop(draft_cap=cap, floor=float(rng.choice(floors))),
-        SurvivalStop(draft_cap=cap, floor=float(rng.choice(SURVIVAL_FLOORS)), calibration=calibration),
-        HeuristicLength(start=min(5, cap), draft_cap=cap),
+    rules: tuple[StopRule | None, ...] = (
+        None,
+        ConfidenceFloor(floor=float(rng.choice(floors))),
+        SurvivalFloor(floor=float(rng.choice(SURVIVAL_FLOORS)), calibration=calibration),
+        HeuristicLength(start=min(5, cap)),
     )
-    return rules[kind]
+    return cap, rules[kind]
 
 
 PRICE = Price(
@@ -140,11 +139,11 @@ PRICE = Price(
 """Any price will do."""
 
 
-def replay_and_price_s(trace: AcceptanceTrace, policies: list[ExitPolicy]) -> float:
+def replay_and_price_s(trace: Trace, policies: list[Policy]) -> float:
     """Seconds to replay and price all the policies once."""
     lay_out.cache_clear()
     begin = perf_counter()
-    seconds = replay_many(trace, policies).seconds(PRICE)
+    seconds = replay_batch(trace, policies).seconds(PRICE)
     elapsed_s = perf_counter() - begin
     assert np.isfinite(seconds).all()
     return elapsed_s
@@ -155,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     rng = np.random.default_rng(SEED)
     trace = synthetic_trace(rng)
     policies = mixed_policies(rng, trace, NUM_POLICIES)
-    single = [policy for policy in policies if len(policy.exit_layers) == 1]
+    single = [policy for policy in policies if len(policy.exits) == 1]
     replay_and_price_s(trace, policies[:64])
     rates = {
         name: [len(group) / replay_and_price_s(trace, group) for _ in range(5 if args.quick else 25)]

@@ -7,7 +7,7 @@ from readings import Bandwidth, ExitCheck
 from scripted import PLAIN, ScriptedArm
 
 from calibrate.inputs.acceptance import Acceptance
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import table
 from perfmodel.core.units import (
     format_bytes_per_s,
@@ -37,7 +37,7 @@ class Found:
     """Whether the trace is of another target or draft."""
     is_whole: bool
     """Whether the target was built in its full size."""
-    trace: AcceptanceTrace
+    trace: Trace
     """What exits and target said, in the lengths that were decoded."""
     log: PassLog
     """Pass times; empty where plain decoding alone was measured."""

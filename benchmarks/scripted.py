@@ -10,20 +10,20 @@ from arms import Models
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from perfmodel.acceptance.splits import Half, half_of
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.passes.passes import PassSamples
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.passes.pauses import kind_seconds
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Decoded, Speedup, estimate, mean_round_cost, measured_speedup
-from perfmodel.replay.replay import block_lengths, replay
+from perfmodel.replay.replay import block_lengths, replay_prompts
 from perfmodel.replay.round_stats import sum_rounds
 from profiler.latency.measure_latency import Coverage, Text, take_runs
 from profiler.latency.pass_grid import needed_passes, run_grid
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.generate import Generation, Session, Settings
 from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_of
-from s2d.running.run_report import joined_samples, kind_seconds
 
 PLAIN = "plain"
 
@@ -32,7 +32,7 @@ PLAIN = "plain"
 class Texts:
     """Traced prompts of one half: the trace, and random tokens of each prompt's length."""
 
-    trace: AcceptanceTrace
+    trace: Trace
     prompts: tuple[tuple[int, ...], ...]
 
     @cached_property
@@ -57,7 +57,7 @@ class Texts:
             if text.token_ids[: len(known)] == known and len(known) >= text.prompt_tokens
         )
 
-    def settings(self, policy: ExitPolicy | None, script: ScriptedAcceptance, new_tokens: Tokens) -> Settings:
+    def settings(self, policy: Policy | None, script: ScriptedAcceptance, new_tokens: Tokens) -> Settings:
         """How one of them is decoded."""
         return Settings(
             policy=policy,
@@ -68,7 +68,7 @@ class Texts:
         )
 
 
-def shortened(trace: AcceptanceTrace, *, prompt_tokens: Tokens | None, new_tokens: Tokens | None) -> AcceptanceTrace:
+def shortened(trace: Trace, *, prompt_tokens: Tokens | None, new_tokens: Tokens | None) -> Trace:
     """A trace of the same texts ended sooner, after prompts of another length; as it was where None is given.
 
     Raises:
@@ -87,7 +87,7 @@ def shortened(trace: AcceptanceTrace, *, prompt_tokens: Tokens | None, new_token
         replace(one, num_positions=min(one.num_positions, most), prompt_tokens=prompt_tokens or one.prompt_tokens)
         for one in header.prompts
     )
-    return AcceptanceTrace(
+    return Trace(
         header=replace(header, max_new_tokens=most, prompts=prompts),
         confidence=trace.confidence[kept],
         draft_token=trace.draft_token[kept],
@@ -97,7 +97,7 @@ def shortened(trace: AcceptanceTrace, *, prompt_tokens: Tokens | None, new_token
     )
 
 
-def texts_of(trace: AcceptanceTrace, half: Half, *, vocab_size: int, most: int | None, seed: int) -> Texts:
+def texts_of(trace: Trace, half: Half, *, vocab_size: int, most: int | None, seed: int) -> Texts:
     """The prompts of one half, at most so many, with tokens of their own.
 
     Raises:
@@ -124,7 +124,7 @@ def turns_of(session: Session, texts: Texts, log: PassLog, *, seed: int) -> Iter
     header = texts.trace.header
     traces = [texts.trace.subset([number]) for number in range(len(header.prompts))]
 
-    def decode(policy: ExitPolicy | None, token_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
+    def decode(policy: Policy | None, token_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
         return session.generate(token_ids, texts.settings(policy, texts.script_after(token_ids), new_tokens)).samples
 
     return take_runs(
@@ -142,7 +142,7 @@ class ScriptedArm:
     """One configuration and its runs: by prompt, in the order they were made."""
 
     name: str
-    policy: ExitPolicy | None
+    policy: Policy | None
     runs: list[list[Generation]]
 
     @property
@@ -164,24 +164,24 @@ class ScriptedArm:
 
     def measured(self, plain: "ScriptedArm") -> Speedup:
         """Against plain decoding of the same prompts; its interval draws prompts, both arms of one together."""
-        seconds = kind_seconds(joined_samples([run.samples for run in self.all_runs]))
+        seconds = kind_seconds(PassSamples.concat(run.samples for run in self.all_runs))
         cost = mean_round_cost(seconds, num_rounds=sum_rounds(run.rounds for run in self.all_runs).num_rounds)
         return measured_speedup(self.decoded(), plain.decoded(), cost)
 
 
-def predict(policy: ExitPolicy | None, texts: Texts, models: Models) -> Speedup:
+def predict(policy: Policy | None, texts: Texts, models: Models) -> Speedup:
     """A configuration by replay and pass times.
 
     Raises:
         OutOfDomain: it needs a pass that was not profiled.
     """
-    return estimate(*models, replay(texts.trace, policy), replay(texts.trace, None))
+    return estimate(*models, replay_prompts(texts.trace, policy), replay_prompts(texts.trace, None))
 
 
 def measure(
     session: Session,
     texts: Texts,
-    policies: Mapping[str, ExitPolicy | None],
+    policies: Mapping[str, Policy | None],
     *,
     num_repeats: int,
     rng: np.random.Generator,
@@ -201,7 +201,7 @@ def measure(
         RuntimeError: a run's rounds are not the replayed ones.
     """
     arms = [ScriptedArm(name=name, policy=policy, runs=[[] for _ in texts.prompts]) for name, policy in policies.items()]
-    expected = {arm.name: (replay(texts.trace, arm.policy), block_lengths(texts.trace, arm.policy)) for arm in arms}
+    expected = {arm.name: (replay_prompts(texts.trace, arm.policy), block_lengths(texts.trace, arm.policy)) for arm in arms}
 
     def run(arm: ScriptedArm, number: int) -> Generation:
         script = texts.scripts[number]

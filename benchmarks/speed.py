@@ -37,7 +37,7 @@ from calibrate.search.scenario import scenario_of
 from calibrate.search.search import search
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.units import Seconds, TokensPerS, format_number, format_speedup
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Plan, read_plan
 from profiler.latency.profiling_job import Job
@@ -106,7 +106,7 @@ class Tally:
 class Chosen:
     """The plan, and what was predicted of it and of plain decoding, both without the prompt's pass."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     tokens_per_s: TokensPerS
     plain_tokens_per_s: TokensPerS
 
@@ -160,11 +160,11 @@ class Found:
         return {"target": self.target, "workload": self.sampling.label, "plan": self.plan_label, "arms": arms, **self.ratios}
 
 
-def lean_arms(job: Job, policy: ExitPolicy | None) -> dict[str, Write]:
+def lean_arms(job: Job, policy: Policy | None) -> dict[str, Write]:
     """Our own loop, plain and under the plan."""
     session = job.session()
 
-    def arm(one: ExitPolicy | None) -> Write:
+    def arm(one: Policy | None) -> Write:
         settings = job.settings(one, job.max_new_tokens)
         return lambda prompt: list(session.generate(prompt.token_ids, settings).tokens)
 

@@ -7,17 +7,16 @@ import numpy as np
 from hypothesis import strategies as st
 
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath
-from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader
+from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
 from perfmodel.models.geometry import DraftGeometry, DraftKind, ModelGeometry
 from perfmodel.policies.policy import (
     CalibrationCurve,
     Confidence,
-    ExitPolicy,
-    FixedLength,
-    FloorStop,
+    ConfidenceFloor,
     HeuristicLength,
-    LengthRule,
-    SurvivalStop,
+    Policy,
+    StopRule,
+    SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY, AcceptanceRule, Sampling
 
@@ -59,7 +58,7 @@ class TraceSpec:
     """Tokens recorded off the path, where exits are less sure."""
 
 
-def make_trace(spec: TraceSpec) -> AcceptanceTrace:
+def make_trace(spec: TraceSpec) -> Trace:
     """A trace whose confidences are informative: an exit agrees more often where it is surer."""
     rng = np.random.default_rng(spec.seed)
     shape = (sum(spec.num_positions), len(spec.exit_layers))
@@ -78,7 +77,7 @@ def make_trace(spec: TraceSpec) -> AcceptanceTrace:
     confidence = (np.round(sure * spec.num_confidences) / spec.num_confidences).astype(np.float32)
     position = rng.integers(0, shape[0], spec.num_off_path).astype(np.int32)
     lower = confidence[position] * rng.random((spec.num_off_path, shape[1]))
-    return AcceptanceTrace(
+    return Trace(
         header=_header(spec),
         confidence=confidence,
         draft_token=draft.astype(np.int32),
@@ -120,7 +119,7 @@ def _header(spec: TraceSpec) -> TraceHeader:
 
 
 @st.composite
-def traces(draw: st.DrawFn) -> AcceptanceTrace:
+def traces(draw: st.DrawFn) -> Trace:
     """Small traces of both kinds of draft and all acceptance rules; texts cut short end in EOS, longer ones at the limit."""
     num_exits = draw(st.integers(1, 4))
     max_new_tokens = draw(st.integers(1, 30))
@@ -161,19 +160,17 @@ def curves(draw: st.DrawFn) -> CalibrationCurve:
 
 
 @st.composite
-def length_rules(draw: st.DrawFn, num_looked: int, *, largest_cap: int = 9) -> LengthRule:
-    """Any length rule for a policy that looks at `num_looked` exits."""
-    cap = draw(st.integers(1, largest_cap))
+def stop_rules(draw: st.DrawFn, num_active: int, tokens: int) -> StopRule | None:
+    """Any stop rule for a policy of `num_active` exits that drafts up to `tokens`."""
     match draw(st.sampled_from(("fixed", "floor", "survival", "heuristic"))):
         case "fixed":
-            return FixedLength(draft_cap=cap)
+            return None
         case "floor":
-            return FloorStop(draft_cap=cap, floor=draw(fractions))
+            return ConfidenceFloor(floor=draw(fractions))
         case "survival":
-            calibration = tuple(draw(curves()) for _ in range(num_looked))
-            return SurvivalStop(draft_cap=cap, floor=draw(fractions), calibration=calibration)
+            return SurvivalFloor(floor=draw(fractions), calibration=tuple(draw(curves()) for _ in range(num_active)))
         case _:
-            return HeuristicLength(start=draw(st.integers(1, cap)), draft_cap=cap)
+            return HeuristicLength(start=draw(st.integers(1, tokens)))
 
 
 segment_orders = st.sampled_from((None, "ahead", "at once"))
@@ -183,22 +180,24 @@ segment_orders = st.sampled_from((None, "ahead", "at once"))
 @st.composite
 def policies(
     draw: st.DrawFn, exit_layers: tuple[int, ...], *, confidence: Confidence = "max-prob", largest_cap: int = 9
-) -> ExitPolicy:
+) -> Policy:
     """Any policy over some of these exits."""
-    looked = tuple(sorted(draw(st.sets(st.sampled_from(exit_layers), min_size=1))))
-    order = draw(segment_orders) if len(looked) > 1 else None
-    return ExitPolicy(
-        exit_layers=looked,
-        thresholds=tuple(draw(fractions) for _ in looked[1:]),
+    exits = tuple(sorted(draw(st.sets(st.sampled_from(exit_layers), min_size=1))))
+    order = draw(segment_orders) if len(exits) > 1 else None
+    tokens = draw(st.integers(1, largest_cap))
+    return Policy(
+        exits=exits,
+        thresholds=tuple(draw(fractions) for _ in exits[1:]),
+        tokens=tokens,
+        stop=draw(stop_rules(len(exits), tokens)),
         confidence=confidence,
-        length=draw(length_rules(len(looked), largest_cap=largest_cap)),
         runs_ahead=order == "ahead",
         catches_up_at_once=order == "at once",
     )
 
 
 @st.composite
-def traces_with_policies(draw: st.DrawFn, *, most: int = 4) -> tuple[AcceptanceTrace, list[ExitPolicy | None]]:
+def traces_with_policies(draw: st.DrawFn, *, most: int = 4) -> tuple[Trace, list[Policy | None]]:
     """A trace and some policies for it, plain decoding among them."""
     trace = draw(traces())
     exit_layers = trace.header.draft.exit_layers

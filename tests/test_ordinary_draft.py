@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.commands.plan_cli import main_compare, main_plan
+from calibrate.commands.compare_cli import main_compare
+from calibrate.commands.plan_cli import main_plan
 from perfmodel.results.plan import read_plan
 from perfmodel.results.report import read_report
 from profiler.commands.profile_cli import main_profile
@@ -60,10 +61,11 @@ def _drafting(path: Path, layers: tuple[int, ...]) -> Path:
     """The same plan with a policy that looks at every exit, whether or not that is fast."""
     raw = json.loads(path.read_text())
     policy = {
-        "exit_layers": layers,
+        "exits": layers,
         "thresholds": [0.5] * (len(layers) - 1),
+        "tokens": 2,
+        "stop": None,
         "confidence": "max-prob",
-        "length": {"kind": "fixed-length", "draft_cap": 2},
         "runs_ahead": False,
         "catches_up_at_once": False,
     }

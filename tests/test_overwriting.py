@@ -13,7 +13,8 @@ import pytest
 from perfmodel.core.console import add_verbose_flag, make_parser, run_command
 from perfmodel.core.overwriting import MODEL_FILES, OutputFolder, check_outputs, output_file
 from profiler.commands.profile_cli import main_profile
-from s2d.commands.run_cli import main_run, main_train
+from s2d.commands.run_cli import main_run
+from s2d.commands.train_cli import main_train
 from s2d.loading.model_folder import FAMILY_FOLDER
 from tests.s2d.prompts.kinds_of_tokenizers import tokenizer_of
 from tests.stubs import TinySpec, tiny_llama

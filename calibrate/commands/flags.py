@@ -1,4 +1,4 @@
-"""Flags that several commands share, and what was asked by them."""
+"""Flags that several commands share, and the requests behind them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ if TYPE_CHECKING:
 
 
 def add_device_flags(group: argparse._ActionsContainer) -> None:
-    """What the models are to run on."""
+    """Add the flags that choose the device, its number and how it computes."""
     add = group.add_argument
     device_help = (
         "a known device, cpu, or a .toml or .json file (docs/hardware.md; default: the GPU found here, else a100-80gb)"
     )
     add("--device", metavar="NAME", help=device_help)
-    add("--num-devices", type=int, metavar="DEVICES", help="tensor-parallel degree (default: as few as hold the models)")
+    add("--num-devices", type=int, metavar="DEVICES", help="tensor-parallel degree (default: the fewest that hold the models)")
     add(
         "--dtype",
         choices=("fp32", "fp16", "bf16", "fp8", "int8", "int4", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0"),
-        help="of the weights (default: a target is priced as its files store it, all else in bf16, or what the device has)",
+        help="type of the weights (default: a target's as its files store it; otherwise bf16, or what the device supports)",
     )
     add(
         "--engine",
         choices=("eager", "graph"),
-        help="launch kernels one by one, or as CUDA graphs (default: graph, on a CPU eager)",
+        help="launch kernels one by one, or as CUDA graphs (default: graph; eager on a CPU)",
     )
 
 
 def device_request(args: argparse.Namespace) -> DeviceRequest:
-    """What was asked of the device."""
+    """The request behind the flags of `add_device_flags`."""
     from calibrate.inputs.requests import DeviceRequest
 
     return DeviceRequest(

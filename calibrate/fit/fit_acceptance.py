@@ -1,4 +1,4 @@
-"""AcceptanceTrace -> how far an exit's confidence tells whether the target agrees.
+"""Trace -> how far an exit's confidence tells whether the target agrees.
 
 A weak draft agrees with its target far more often than its own largest probability says, so a confidence becomes a
 probability only through a curve fitted to a trace (`perfmodel/acceptance/confidence_curves.py`).
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.acceptance.confidence_curves import choose_curve, expected_calibration_error
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.stats import INTERVAL_FRAC, Interval
 from perfmodel.core.units import Frac, Tokens
-from perfmodel.policies.policy import CalibrationCurve, ExitPolicy, FixedLength
-from perfmodel.replay.replay import replay
+from perfmodel.policies.policy import CalibrationCurve, Policy
+from perfmodel.replay.replay import replay_prompts
 
 Floats = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class ExitCalibration:
     agreement_frac: Frac
 
 
-def calibrate_exits(trace: AcceptanceTrace) -> tuple[ExitCalibration, ...]:
+def calibrate_exits(trace: Trace) -> tuple[ExitCalibration, ...]:
     """A calibration of every exit of the traced draft."""
     fold = _folds(trace)
     return tuple(
@@ -64,7 +64,7 @@ def _calibrate(exit_layer: int, confidence: Floats, agreement: Floats, fold: NDA
     )
 
 
-def _folds(trace: AcceptanceTrace) -> NDArray[np.int64]:
+def _folds(trace: Trace) -> NDArray[np.int64]:
     """The fold of each position: whole prompts, or stretches of the text where there is one prompt only. [P]."""
     prompts = trace.header.prompts
     if len(prompts) == 1:
@@ -85,13 +85,12 @@ def area_under_curve(confidence: Floats, agreement: Floats) -> float | None:
     return float((agreed * below).sum() / (agreed.sum() * refused.sum()))
 
 
-def accepted_at_lengths(trace: AcceptanceTrace, exit_layer: int, lengths: Sequence[Tokens]) -> tuple[Interval, ...]:
+def accepted_at_lengths(trace: Trace, exit_layer: int, lengths: Sequence[Tokens]) -> tuple[Interval, ...]:
     """Mean accepted tokens per round of one exit alone, at fixed draft lengths, with bootstrap intervals over prompts."""
     found = []
     for length in lengths:
-        rule = FixedLength(draft_cap=length)
-        policy = ExitPolicy(exit_layers=(exit_layer,), thresholds=(), confidence=trace.header.confidence, length=rule)
-        rounds = replay(trace, policy)
+        policy = Policy(exits=(exit_layer,), tokens=length, confidence=trace.header.confidence)
+        rounds = replay_prompts(trace, policy)
         accepted, number = (np.array([getattr(one, name) for one in rounds]) for name in ("num_accepted", "num_rounds"))
         found.append(bootstrap_ratio(accepted, number))
     return tuple(found)

@@ -19,7 +19,7 @@ from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import setting_of
 from perfmodel.passes.latency_law import FitDomain, LatencyFit
 from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
-from perfmodel.passes.passes import PREFILL_KINDS, PassKind, graph_width
+from perfmodel.passes.passes import PREFILL_KINDS, PassKind, PassSamples, graph_width
 from perfmodel.passes.pauses import without_pauses
 
 _Sample: TypeAlias = tuple[int, int, Seconds]  # cached tokens, rows, seconds
@@ -79,9 +79,7 @@ def observe(profile: LatencyProfile) -> Iterator[Observation]:
     """
     setting = replace(setting_of(profile), pads_rows=profile.pads_rows)
     shapes: dict[tuple[PassKind, int, bool, int], list[_Sample]] = defaultdict(list)
-    samples = without_pauses(profile.samples)
-    columns = zip(samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.seconds, strict=True)
-    for kind, stage, rows, cached, seconds in columns:
+    for kind, stage, rows, cached, _, seconds in without_pauses(profile.samples):
         if kind == "ahead":
             continue
         width = graph_width(rows) if profile.pads_rows else None
@@ -133,8 +131,8 @@ def _domain(profiles: Sequence[LatencyProfile], observations: Sequence[Observati
     layered = [one.work for one in observations if one.work.num_layers]
     if not layered:
         raise UserInputError("a latency fit needs passes through layers, got none. Profile with s2d-profile latency.")
-    samples = [profile.samples for profile in profiles]
-    widths = [rows for one in samples for kind, rows in zip(one.kind, one.rows, strict=True) if kind not in PREFILL_KINDS]
+    samples = PassSamples.concat(profile.samples for profile in profiles)
+    widths = [sample.rows for sample in samples if sample.kind not in PREFILL_KINDS]
     layer_bytes = [work.weight_bytes / work.num_layers for work in layered]
     return FitDomain(
         min_layer_weight_bytes=min(layer_bytes),

@@ -32,12 +32,12 @@ from calibrate.fit.fit_law import (
     pooled,
 )
 from perfmodel.core.disk import read_whole
-from perfmodel.core.errors import BadFile, BelowLowerBound, UnknownName
+from perfmodel.core.errors import BadFile, UnknownName
 from perfmodel.core.stats import INTERVAL_FRAC
-from perfmodel.core.units import Seconds, format_frac, format_seconds
+from perfmodel.core.units import Seconds, format_frac
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import Hardware
-from perfmodel.latency.lower_bound import light
+from perfmodel.latency.lower_bound import work_lower_bound
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
@@ -169,10 +169,8 @@ def layer_observations(path: Path, gpu: str) -> Iterator[Observation]:
         model, degree = find_model(TABLE_MODELS[line.text("model")]), line.count("tensor_parallel")
         work = _kernel_work(model, rows=line.count("rows"), num_devices=degree)
         seconds = sum(line.seconds(f"{operator}_s") for operator in LAYER_OPERATORS)
-        limit = light(work, 0, hardware, plain_format(TABLE_DTYPE))
-        if seconds < limit.refused_below_s:
-            what = f"line {line.number} of {path.name}, a layer of {model.name}"
-            raise BelowLowerBound(what, given=format_seconds(seconds), least=f"on {hardware.name} {limit.text}", fix=_FIX)
+        subject = f"line {line.number} of {path.name}, a layer of {model.name}"
+        work_lower_bound(work, 0, hardware, plain_format(TABLE_DTYPE)).check(seconds, subject, hardware.name, fix=_FIX)
         yield Observation(
             group=f"{model.name} / {degree}",
             work=work,

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 import perfmodel
 from calibrate.inputs.acceptance import load_acceptance, shipped_path
 from calibrate.inputs.device import resolve_device
-from calibrate.inputs.published_acceptance import DRAFT, HEURISTIC
+from calibrate.inputs.published_acceptance import DRAFT, PUBLISHED_LENGTH, PUBLISHED_TOKENS
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.candidates import price_candidates
 from calibrate.pricing.datasheet import price_by_datasheet
@@ -21,14 +21,14 @@ from perfmodel.core.units import Seconds, Tokens, TokensPerS
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.latency.latency_model import RooflineLatency
-from perfmodel.latency.lower_bound import check_pass, pass_light
+from perfmodel.latency.lower_bound import check_pass, pass_lower_bound
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.passes import PassShape
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
 from perfmodel.quantisation.weight_schemes import PLAIN, Scheme, fractional_scheme, integer_scheme
@@ -85,7 +85,7 @@ def published_points() -> Iterator[PublishedPoint]:
         weights = published_format(row["weights"], model)
         latency = RooflineLatency(model, (), hardware, weights, row["engine"], num_devices, context_tokens=context_tokens)
         setting = PassSetting(model=model, exit_layers=(), weights=weights, batch=1, num_devices=num_devices)
-        least_s = _check_light(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
+        least_s = _check_step(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
         yield PublishedPoint(
             model=model.name,
             device=hardware.name,
@@ -99,7 +99,7 @@ def published_points() -> Iterator[PublishedPoint]:
             published_tokens_per_s=float(row["tokens_per_s"]),
             predicted_tokens_per_s=1 / _step_s(latency, context_tokens),
             interval_frac=NORMAL_QUANTILE * latency.step_error_frac,
-            light_tokens_per_s=1 / least_s,
+            bound_tokens_per_s=1 / least_s,
         )
 
 
@@ -121,15 +121,15 @@ def published_format(name: str, model: ModelGeometry) -> WeightFormat:
     return format_by_module(name, model, lambda layer, module: layers, head=head, embedding=embedding)
 
 
-def _check_light(
+def _check_step(
     number: int, tokens_per_s: TokensPerS, setting: PassSetting, context_tokens: Tokens, hardware: Hardware
 ) -> Seconds:
-    """Refuse a line of the points whose step is faster than light; returns the least a step can take, no caches allowed for."""
-    what = f"line {number} of {POINTS.name}, {setting.model.name} on {setting.num_devices} x {hardware.name}"
+    """Refuse a published step below its lower bound; returns the bound with nothing kept in caches."""
+    source = f"line {number} of {POINTS.name}, {setting.model.name} on {setting.num_devices} x {hardware.name}"
     step = PassShape(kind="verify", stage=0, rows=1, cached_tokens=context_tokens)
     fix = "Hold model, device, number of devices and dtype against the source, or leave the point out"
-    check_pass(what, 1 / tokens_per_s, setting, step, hardware, fix=fix)
-    bound = pass_light(setting, step, hardware)
+    check_pass(1 / tokens_per_s, setting, step, hardware, source=source, fix=fix)
+    bound = pass_lower_bound(setting, step, hardware)
     return max(bound.read_bytes / bound.bytes_per_s, bound.compute_s)
 
 
@@ -150,7 +150,7 @@ def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
                 mape_frac=sum(map(abs, errors)) / len(errors),
                 mean_error_frac=sum(errors) / len(errors),
                 covered_frac=sum(point.is_covered for point in held_out) / len(held_out),
-                light_mean_error_frac=sum(point.light_error_frac for point in held_out) / len(held_out),
+                bound_mean_error_frac=sum(point.bound_error_frac for point in held_out) / len(held_out),
             )
 
 
@@ -163,11 +163,11 @@ def explained(device: str, engine: EngineMode) -> Explanation:
         pair = acceptance.trace.header
         weights = pair_weights(pair.draft, pair.target, resolved.dtype)
         pricing = price_by_datasheet(pair, resolved, weights, context_tokens=acceptance.context_tokens)
-        policy = ExitPolicy(
-            exit_layers=tuple(map(int, row["exit_layers"].split("/"))),
+        policy = Policy(
+            exits=tuple(map(int, row["exit_layers"].split("/"))),
             thresholds=tuple(map(float, filter(None, row["thresholds"].split("/")))),
-            confidence="max-prob",
-            length=HEURISTIC,
+            tokens=PUBLISHED_TOKENS,
+            stop=PUBLISHED_LENGTH,
         )
         [predicted] = price_candidates({"published": policy}, acceptance.trace, pricing)
         speedups.append(

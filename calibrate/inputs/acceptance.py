@@ -11,7 +11,7 @@ from calibrate.inputs.draft import DraftName
 from calibrate.inputs.requests import PlanRequest
 from calibrate.inputs.target import Target
 from perfmodel.acceptance.splits import Split, half_of
-from perfmodel.acceptance.trace import AcceptanceTrace, read_trace
+from perfmodel.acceptance.trace import Trace, read_trace
 from perfmodel.core.errors import Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
@@ -34,7 +34,7 @@ _SEPARATOR = "--"
 class Acceptance:
     """A trace, its evidence level, and the prompt and output lengths that it represents."""
 
-    trace: AcceptanceTrace
+    trace: Trace
     evidence: Evidence
     prompt_tokens: Tokens
     """Mean over the prompts."""
@@ -83,7 +83,7 @@ def resolve_acceptance(request: PlanRequest, target: Target | None, draft: Draft
     return acceptance
 
 
-def load_acceptance(source: Path | AcceptanceTrace, split: Split = "all", category: str | None = None) -> Acceptance:
+def load_acceptance(source: Path | Trace, split: Split = "all", category: str | None = None) -> Acceptance:
     """All prompts of a trace, or those of one half or one category.
 
     Args:
@@ -96,7 +96,7 @@ def load_acceptance(source: Path | AcceptanceTrace, split: Split = "all", catego
         UnknownName: no prompt is of that category.
         UserInputError: no prompt is in that half.
     """
-    if isinstance(source, AcceptanceTrace):
+    if isinstance(source, Trace):
         trace, sha256, name = source, None, "the trace"
     else:
         stored = read_trace(source)
@@ -127,7 +127,7 @@ def load_acceptance(source: Path | AcceptanceTrace, split: Split = "all", catego
     )
 
 
-def _evidence(trace: AcceptanceTrace, sha256: str | None, selection: str) -> Evidence:
+def _evidence(trace: Trace, sha256: str | None, selection: str) -> Evidence:
     header = trace.header
     positions, prompts = len(trace.target_token), len(header.prompts)
     selected = f" ({selection})" if selection else ""

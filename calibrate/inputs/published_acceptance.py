@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 
 from calibrate.inputs.acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, SYNTHETIC_PREFIX, shipped_path
 from perfmodel.acceptance.off_path_trace import nothing_off_path
-from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader, write_trace
+from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader, write_trace
 from perfmodel.core.provenance import make_provenance
 from perfmodel.models.find_model import find_draft, find_model
-from perfmodel.policies.policy import ExitPolicy, HeuristicLength
+from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.replay.replay import replay
-from perfmodel.replay.round_stats import sum_rounds
 
 DRAFT = "s2d-vicuna-12"
 EXIT_LAYERS = (6, 9, 12)
@@ -58,7 +57,8 @@ COMMON_NOISE_SHARE = 0.5
 CONFIDENCE_STEP = 2.0**-12
 """Confidences are rounded to it: smaller files, and the same bytes whatever the last bit of this machine's exp."""
 
-HEURISTIC = HeuristicLength(start=5, draft_cap=64)
+PUBLISHED_LENGTH = HeuristicLength(start=5)
+PUBLISHED_TOKENS = 64
 """transformers' schedule has no cap; no accepted run in the authors' histograms is longer than this."""
 
 _CUT_RANGE = (-2.0, 3.0)
@@ -82,10 +82,8 @@ PUBLISHED = (
     PublishedMat(target="vicuna-7b", single_exit=(2.43, 3.00, 3.11), s2d=2.86),
 )
 
-SINGLE_EXIT_POLICIES = tuple(
-    ExitPolicy(exit_layers=(layer,), thresholds=(), confidence="max-prob", length=HEURISTIC) for layer in EXIT_LAYERS
-)
-S2D_POLICY = ExitPolicy(exit_layers=EXIT_LAYERS, thresholds=(0.5, 0.5), confidence="max-prob", length=HEURISTIC)
+SINGLE_EXIT_POLICIES = tuple(Policy(exits=(layer,), tokens=PUBLISHED_TOKENS, stop=PUBLISHED_LENGTH) for layer in EXIT_LAYERS)
+S2D_POLICY = Policy(exits=EXIT_LAYERS, thresholds=(0.5, 0.5), tokens=PUBLISHED_TOKENS, stop=PUBLISHED_LENGTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +94,12 @@ class Noise:
     confidence: NDArray[np.float64]  # [P, E]
 
 
-def derive_trace(published: PublishedMat) -> AcceptanceTrace:
+def derive_trace(published: PublishedMat) -> Trace:
     """The synthetic trace on which the published policies have their published MATs."""
     noise, header = draw_noise(SEED), _header(published.target)
     agreed = _fit_agreement(header, noise, published)
 
-    def trace(deferred_logit: float) -> AcceptanceTrace:
+    def trace(deferred_logit: float) -> Trace:
         return _trace(header, agreed, _confidence(agreed, noise, deferred_logit))
 
     def minus_s2d_mat(deferred_logit: float) -> float:
@@ -110,9 +108,9 @@ def derive_trace(published: PublishedMat) -> AcceptanceTrace:
     return trace(_solve(minus_s2d_mat, -published.s2d, _LOGIT_RANGE))
 
 
-def mean_accepted_tokens(trace: AcceptanceTrace, policy: ExitPolicy) -> float:
+def mean_accepted_tokens(trace: Trace, policy: Policy) -> float:
     """Tokens per target pass, the target's own counted."""
-    return sum_rounds(replay(trace, policy)).tokens_per_round
+    return replay(trace, policy).tokens_per_round
 
 
 def draw_noise(seed: int) -> Noise:
@@ -142,7 +140,7 @@ def _fit_agreement(header: TraceHeader, noise: Noise, published: PublishedMat) -
     agreed = np.empty(noise.confidence.shape, dtype=bool)
     for number, (policy, mat) in enumerate(zip(SINGLE_EXIT_POLICIES, published.single_exit, strict=True)):
 
-        def mat_of(cut: float, policy: ExitPolicy = policy) -> float:
+        def mat_of(cut: float, policy: Policy = policy) -> float:
             everywhere = np.repeat((noise.difficulty <= cut)[:, None], len(EXIT_LAYERS), axis=1)
             return mean_accepted_tokens(_trace(header, everywhere, np.zeros(everywhere.shape)), policy)
 
@@ -164,10 +162,10 @@ def _confidence(agreed: NDArray[np.bool_], noise: Noise, deferred_logit: float) 
     return with_levels(agreed_logit, hopeless_logit)
 
 
-def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[np.float64]) -> AcceptanceTrace:
+def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[np.float64]) -> Trace:
     """A trace of given agreement: tokens are 1 where an exit agrees and 0 where not, for there is no text behind them."""
     rounded = np.round(confidence / CONFIDENCE_STEP) * CONFIDENCE_STEP
-    return AcceptanceTrace(
+    return Trace(
         header=header,
         confidence=rounded.astype(np.float32),
         draft_token=agreed.astype(np.int32),

@@ -13,7 +13,7 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.device_key import EngineMode
 
 if TYPE_CHECKING:
-    from perfmodel.acceptance.trace import AcceptanceTrace
+    from perfmodel.acceptance.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class PlanRequest:
     """A name or a folder. None: the trace's, or the first that has a shipped trace for the target."""
     draft_vocab: Tokens | None = None
     """Vocabulary of an assumed reduced LM head of the draft. None: the head that was trained."""
-    trace: Path | AcceptanceTrace | None = None
+    trace: Path | Trace | None = None
     """Acceptance recorded by `s2d-profile`, as a file or in memory. None: the shipped trace of the target."""
     prompts_split: Split = "all"
     category: str | None = None

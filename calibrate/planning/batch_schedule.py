@@ -14,13 +14,13 @@ from functools import cache, partial
 
 from calibrate.pricing.pricing import Pricing, memory_needed
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.passes.passes import PassKind
-from perfmodel.policies.policy import ExitPolicy, FixedLength
-from perfmodel.replay.replay import replay_many
+from perfmodel.policies.policy import Policy
+from perfmodel.replay.replay import replay_batch
 from perfmodel.results.plan import BatchPoint, BatchSchedule
 
 MAX_BATCH = 1024
@@ -41,7 +41,7 @@ class Option:
     tokens_per_round: float
 
 
-def batch_schedules(trace: AcceptanceTrace, pricing: Pricing, *, context_tokens: Tokens) -> tuple[BatchSchedule, ...]:
+def batch_schedules(trace: Trace, pricing: Pricing, *, context_tokens: Tokens) -> tuple[BatchSchedule, ...]:
     """Schedules at a context and at a long one; empty if larger batches have no price."""
     price_at = pricing.at_batch
     if price_at is None:
@@ -60,7 +60,7 @@ def batch_schedules(trace: AcceptanceTrace, pricing: Pricing, *, context_tokens:
     )
 
 
-def _fitting_batch(trace: AcceptanceTrace, pricing: Pricing, context_tokens: Tokens) -> int | None:
+def _fitting_batch(trace: Trace, pricing: Pricing, context_tokens: Tokens) -> int | None:
     """The most sequences whose caches fit beside the weights, at least the plan's own; None if the memory is not known."""
     header, capacity_bytes = trace.header, pricing.memory.capacity_bytes
     if capacity_bytes is None:
@@ -105,7 +105,7 @@ def batch_schedule(
     )
 
 
-def _options(trace: AcceptanceTrace) -> Iterator[Option]:
+def _options(trace: Trace) -> Iterator[Option]:
     """Every exit alone at every draft length, with its tokens per round."""
     cells = [
         (stage, layer, length)
@@ -113,13 +113,7 @@ def _options(trace: AcceptanceTrace) -> Iterator[Option]:
         for length in range(1, MAX_DRAFT_TOKENS + 1)
     ]
     confidence = trace.header.confidence
-    batch = replay_many(
-        trace,
-        [
-            ExitPolicy(exit_layers=(layer,), thresholds=(), confidence=confidence, length=FixedLength(draft_cap=length))
-            for _, layer, length in cells
-        ],
-    )
+    batch = replay_batch(trace, [Policy(exits=(layer,), tokens=length, confidence=confidence) for _, layer, length in cells])
     rates = batch.num_tokens / batch.num_rounds
     for (stage, layer, length), rate in zip(cells, rates.tolist(), strict=True):
         yield Option(stage=stage, exit_layer=layer, draft_tokens=length, tokens_per_round=rate)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from calibrate.pricing.pricing import Pricing
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.search import SearchResult
 from perfmodel.acceptance.splits import document_of
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.policies.policy import ExitPolicy, HeuristicLength
+from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.replay.estimate import estimate
-from perfmodel.replay.replay import replay_by_prompt
+from perfmodel.replay.replay import replay_batch
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from perfmodel.results.plan import Candidate
 
@@ -27,17 +26,18 @@ DERIVED_NAME = "costs alone"
 """The policy that the costs imply; none of its thresholds was searched."""
 
 PAPER_THRESHOLD = 0.5
-PAPER_LENGTH = HeuristicLength(start=5, draft_cap=64)
+PAPER_LENGTH = HeuristicLength(start=5)
+PAPER_TOKENS = 64
 """transformers' schedule, as in the published S2D runs. It has no cap; the longest accepted run reported is below this one."""
 
 
-def price_found(found: SearchResult, trace: AcceptanceTrace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
+def price_found(found: SearchResult, trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
     """The chosen configuration of a search, and its alternatives, fastest first.
 
     The alternatives are plain decoding, each exit alone, the policy that costs imply, and the paper's thresholds.
     """
     policies = {PLAN_NAME: found.chosen.policy, PLAIN_NAME: None}
-    policies |= {f"exit {policy.exit_layers[0]}": policy for policy in found.single_exits}
+    policies |= {f"exit {policy.exits[0]}": policy for policy in found.single_exits}
     if found.derived is not None:
         policies[DERIVED_NAME] = found.derived
     chosen, *alternatives = price_candidates(policies, trace, pricing)
@@ -45,7 +45,7 @@ def price_found(found: SearchResult, trace: AcceptanceTrace, pricing: Pricing) -
     return chosen, tuple(sorted(alternatives, key=lambda candidate: candidate.speedup.tokens_per_s, reverse=True))
 
 
-def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> Sequence[Candidate]:
+def price_paper(trace: Trace, pricing: Pricing) -> Sequence[Candidate]:
     """The paper's policy at the longest cap that the latency evidence covers; logs a warning if it covers none."""
     uncovered = None
     for policy in paper_policies(trace):
@@ -58,9 +58,7 @@ def price_paper(trace: AcceptanceTrace, pricing: Pricing) -> Sequence[Candidate]
     return ()
 
 
-def price_candidates(
-    policies: Mapping[str, ExitPolicy | None], trace: AcceptanceTrace, pricing: Pricing
-) -> tuple[Candidate, ...]:
+def price_candidates(policies: Mapping[str, Policy | None], trace: Trace, pricing: Pricing) -> tuple[Candidate, ...]:
     """Replay policies on a trace and price their rounds.
 
     Args:
@@ -83,16 +81,14 @@ def price_candidates(
     )
 
 
-def rounds_by_document(
-    trace: AcceptanceTrace, policies: Iterable[ExitPolicy | None]
-) -> dict[ExitPolicy | None, list[RoundStats]]:
+def rounds_by_document(trace: Trace, policies: Iterable[Policy | None]) -> dict[Policy | None, list[RoundStats]]:
     """The replayed rounds of every policy, summed over the prompts of each document.
 
     A bootstrap needs independent samples. Prompts that were cut from one document are not: their acceptance is similar.
     """
     distinct = list(dict.fromkeys(policies))
     documents = [document_of(prompt.name) for prompt in trace.header.prompts]
-    replayed = iter(replay_by_prompt(trace, distinct).stats())
+    replayed = iter(replay_batch(trace, distinct, by_prompt=True).stats())
     by_policy = {}
     for policy in distinct:
         by_document: dict[str, list[RoundStats]] = {}
@@ -102,7 +98,7 @@ def rounds_by_document(
     return by_policy
 
 
-def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:
+def paper_policies(trace: Trace) -> list[Policy]:
     """The paper's policy: all exits at a threshold of 0.5 with the +2/-1 draft length.
 
     First with the published cap, then with the cap of the search, which profiles of shorter drafts cover. Empty for a draft
@@ -112,5 +108,5 @@ def paper_policies(trace: AcceptanceTrace) -> list[ExitPolicy]:
     if len(layers) < 2 or trace.header.confidence != "max-prob":
         return []
     thresholds = (PAPER_THRESHOLD,) * (len(layers) - 1)
-    lengths = [replace(PAPER_LENGTH, draft_cap=cap) for cap in (PAPER_LENGTH.draft_cap, MAX_DRAFT_TOKENS)]
-    return [ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=length) for length in lengths]
+    caps = (PAPER_TOKENS, MAX_DRAFT_TOKENS)
+    return [Policy(exits=layers, thresholds=thresholds, tokens=cap, stop=PAPER_LENGTH) for cap in caps]

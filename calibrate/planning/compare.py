@@ -15,7 +15,7 @@ from calibrate.planning.suggest_after_compare import REPORT_FILE, ComparedFiles,
 from calibrate.planning.suggest_after_plan import PLAN_FILE
 from calibrate.pricing.datasheet import price_by_datasheet
 from calibrate.pricing.measured import price_by_profiles
-from calibrate.pricing.pricing import PairWeights, Pricing, key_text
+from calibrate.pricing.pricing import PairWeights, Pricing
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored, record_sha256
@@ -170,7 +170,7 @@ def _check(plan: Plan, plan_sha256: str, report: RunReport) -> Arm:
     is_same_setting = replace(measured_on, device="") == replace(planned, device="")
     if not is_same_setting or not same_device(measured_on.device, planned.device):
         fix = "Profile the device of the run and plan again: a plan's seconds hold on its own device only"
-        raise Mismatch("the plan", made_for=key_text(planned), given=f"the run's {key_text(measured_on)}", fix=fix)
+        raise Mismatch("the plan", made_for=planned.label, given=f"the run's {measured_on.label}", fix=fix)
     if report.plain_arm is None or report.measured is None:
         fix = "Run the plan again with s2d-run --check, which decodes plainly beside it"
         if report.sampling.rule == "ratio":

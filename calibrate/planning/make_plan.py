@@ -27,11 +27,12 @@ from perfmodel.acceptance.splits import Split
 from perfmodel.core.disk import PathLike
 from perfmodel.core.units import Tokens
 from perfmodel.models.dtypes import Dtype
+from perfmodel.models.find_model import release_note
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.results.plan import Plan, Workload
 
 if TYPE_CHECKING:
-    from perfmodel.acceptance.trace import AcceptanceTrace
+    from perfmodel.acceptance.trace import Trace
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def plan(
     batch: int = 1,
     prompt_tokens: Tokens | None = None,
     output_tokens: Tokens | None = None,
-    trace: PathLike | AcceptanceTrace | None = None,
+    trace: PathLike | Trace | None = None,
     profiles: Sequence[PathLike] = (),
     fit: PathLike | None = None,
     prompts_split: Split = "all",
@@ -148,7 +149,9 @@ def make_plan(request: PlanRequest) -> Plan:
         evidence=(*pricing.evidence, acceptance.evidence),
         next_command="",
     )
-    return replace(made, next_command=next_command(made), notes=plan_notes(made))
+    release = None if request.target is None else release_note(request.target, made.target)
+    notes = (*(() if release is None else (release,)), *plan_notes(made))
+    return replace(made, next_command=next_command(made), notes=notes)
 
 
 def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:

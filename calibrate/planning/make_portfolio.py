@@ -24,9 +24,9 @@ from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Bytes
 from perfmodel.models.find_model import unpublished_note
 from perfmodel.models.geometry import DraftGeometry
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.weight_format import WeightFormat, layers_bytes, model_weight_bytes
-from perfmodel.results.plan import is_published
+from perfmodel.results.plan_text import is_published
 from perfmodel.results.portfolio import CHOICES, Choice, HeldOut, Part, Portfolio
 
 
@@ -145,7 +145,7 @@ def _portfolio(of: Literal["targets", "categories"], evidence: Sequence[_PartEvi
         for number, part in enumerate(evidence)
     )
     draft = evidence[0].acceptance.trace.header.draft
-    exits = {part.single.policy.exit_layers[0] for part in parts if part.single.policy}
+    exits = {part.single.policy.exits[0] for part in parts if part.single.policy}
     weights = evidence[0].pricing.weights.draft
     note = unpublished_note(draft) if is_published(parts[0].evidence) else None
     return Portfolio(
@@ -157,11 +157,12 @@ def _portfolio(of: Literal["targets", "categories"], evidence: Sequence[_PartEvi
         held_out=held_out_choices(scenarios),
         nested_draft_bytes=_weight_bytes(draft, draft.exit_layers[-1], weights),
         single_drafts_bytes=sum(_weight_bytes(draft, layer, weights) for layer in exits),
+        next_command="",
         notes=() if note is None else (note,),
     )
 
 
-def _choose(scenarios: Sequence[Scenario]) -> dict[Choice, list[ExitPolicy | None]]:
+def _choose(scenarios: Sequence[Scenario]) -> dict[Choice, list[Policy | None]]:
     """Every choice's policy for every scenario."""
     own = [search([scenario]) for scenario in scenarios]
     common, robust = search(scenarios, "mean").chosen.policy, search(scenarios, "worst").chosen.policy
@@ -188,7 +189,7 @@ def held_out_choices(scenarios: Sequence[Scenario]) -> HeldOut | None:
     return HeldOut(**{choice: math.exp(math.fsum(values) / len(values)) for choice, values in logs.items()})
 
 
-def _priced_part(evidence: _PartEvidence, policies: Mapping[Choice, ExitPolicy | None]) -> Part:
+def _priced_part(evidence: _PartEvidence, policies: Mapping[Choice, Policy | None]) -> Part:
     trace, pricing = evidence.acceptance.trace, evidence.pricing
     own, single, common, robust = price_candidates({choice: policies[choice] for choice in CHOICES}, trace, pricing)
     return Part(

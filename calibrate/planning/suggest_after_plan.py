@@ -14,7 +14,7 @@ from pathlib import Path
 
 from calibrate.inputs.acceptance import model_folder, prompts_flags
 from calibrate.pricing.draft_placement import Placement
-from calibrate.pricing.pricing import key_text, memory_needed, pair_weights
+from calibrate.pricing.pricing import memory_needed, pair_weights
 from perfmodel.core.console import without_flag
 from perfmodel.core.torchrun import launched
 from perfmodel.core.units import format_frac
@@ -24,7 +24,8 @@ from perfmodel.models.find_model import unpublished_note
 from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.policies.sampling import Sampling
-from perfmodel.results.plan import Plan, is_published
+from perfmodel.results.plan import Plan
+from perfmodel.results.plan_text import is_published
 
 PROFILED_DTYPES = ("fp32", "bf16", "fp16")
 """Dtypes in which `s2d-profile` and `s2d-run` compute."""
@@ -68,7 +69,7 @@ def next_note(plan: Plan) -> str | None:
     measured = measured_key(plan.device)
     if _can_run(plan):
         if measured != plan.device:
-            return f"s2d-profile and s2d-run use {key_text(measured)}: plan again from the files that s2d-profile writes."
+            return f"s2d-profile and s2d-run use {measured.label}: plan again from the files that s2d-profile writes."
         if not plan.target_weights.is_plain:
             return (
                 "s2d-profile and s2d-run load plain weights only: give them the model that "
@@ -76,7 +77,7 @@ def next_note(plan: Plan) -> str | None:
             )
         return None
     problem = (
-        f"s2d-profile and s2d-run cannot run these models on {key_text(measured)}: they do not fit in memory"
+        f"s2d-profile and s2d-run cannot run these models on {measured.label}: they do not fit in memory"
         f"{_split_text(plan)}, with {format_frac(MEMORY_HEADROOM_FRAC)} of it kept free."
     )
     if _is_fitted(plan):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from calibrate.inputs.device import same_device
 from calibrate.inputs.requests import DeviceRequest
-from calibrate.pricing.pricing import Pair, Pricing, key_text, memory_needed, pair_weights, target_exits
+from calibrate.pricing.pricing import Pair, Pricing, memory_needed, pair_weights, target_exits
 from perfmodel.core.errors import BadFile, Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.core.units import Tokens, format_bytes, format_frac
@@ -98,7 +98,7 @@ def price_by_profiles(
     memory = memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     if capacity_bytes is not None and memory.total_bytes > capacity_bytes:
         raise UserInputError(
-            f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {device.dtype}, and {key_text(device)} "
+            f"target, draft and their caches take {format_bytes(memory.total_bytes)} in {device.dtype}, and {device.label} "
             f"holds {format_bytes(capacity_bytes)}: measurements there cannot price models that do not fit. Plan by datasheet, "
             "without --fit, on several devices."
         )
@@ -207,7 +207,7 @@ def _common_device(keys: Mapping[str, DeviceKey], request: DeviceRequest) -> Dev
     (first_name, key), *others = sorted(keys.items(), key=lambda item: -item[1].num_devices)
     for name, other in others:
         if replace(other, num_devices=key.num_devices) != key:
-            made_for, given = key_text(other), f"{key_text(key)} as {first_name!r}"
+            made_for, given = other.label, f"{key.label} as {first_name!r}"
             fix = "Seconds of two devices cannot be added: profile both models on the same device, dtype and engine"
             raise Mismatch(repr(name), made_for=made_for, given=given, fix=fix)
     flags: dict[str, tuple[object, object]] = {
@@ -228,10 +228,10 @@ def _check_num_devices(target: DeviceKey, draft: DeviceKey, device: DeviceKey) -
     """Refuse a target profiled on fewer devices, and a draft profiled on some of them: the runtime runs neither."""
     fix = "Profile both models together: s2d-profile, with as many processes as devices"
     if target != device:
-        raise Mismatch("the target's latency", made_for=key_text(target), given=key_text(device), fix=fix)
+        raise Mismatch("the target's latency", made_for=target.label, given=device.label, fix=fix)
     if draft.num_devices not in (1, device.num_devices):
-        given = f"{key_text(device)}, all of them or one"
-        raise Mismatch("the draft's latency", made_for=key_text(draft), given=given, fix=fix)
+        given = f"{device.label}, all of them or one"
+        raise Mismatch("the draft's latency", made_for=draft.label, given=given, fix=fix)
 
 
 def _check_sampling(name: str, profile: LatencyProfile, sampling: Sampling) -> None:

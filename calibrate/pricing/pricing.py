@@ -103,9 +103,3 @@ def memory_needed(
 def target_exits(draft: DraftGeometry) -> tuple[int, ...]:
     """Layers that cut a target into segments: a self-draft's exits, above the last of which verification starts."""
     return draft.exit_layers if draft.kind == "self" else ()
-
-
-def key_text(key: DeviceKey) -> str:
-    """`2 x A100-80GB-SXM, bf16, graph`."""
-    threads = "" if key.num_threads is None else f", {key.num_threads} thread{'s' if key.num_threads > 1 else ''}"
-    return f"{key.num_devices} x {key.device}{threads}, {key.dtype}, {key.launching}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from calibrate.search.scenario import Scenario, rates_at
 from calibrate.search.search import search
 from perfmodel.acceptance.splits import HALVES, Half, half_of
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.results.plan import Overfitting
 
 
@@ -29,7 +29,7 @@ def _half(scenario: Scenario, half: Half) -> Scenario | None:
     return replace(scenario, trace=scenario.trace.subset(kept)) if kept else None
 
 
-def log_speedups(scenario: Scenario, policies: Sequence[ExitPolicy | None]) -> list[float]:
+def log_speedups(scenario: Scenario, policies: Sequence[Policy | None]) -> list[float]:
     """Natural logarithm of the speedup of each policy over plain decoding; minus infinity where one has no price."""
     *rates, plain = rates_at([scenario], [*policies, None])[:, 0].tolist()
     return [math.log(rate / plain) if rate else -math.inf for rate in rates]
@@ -80,7 +80,7 @@ def learning_curve(scenario: Scenario, numbers: Sequence[int]) -> list[Learned]:
     return [_learned(number, ways) for number in numbers]
 
 
-def _learned(number: int, ways: Sequence[tuple[Scenario, Scenario, ExitPolicy | None]]) -> Learned:
+def _learned(number: int, ways: Sequence[tuple[Scenario, Scenario, Policy | None]]) -> Learned:
     said, unseen_found, best_found = 0.0, 0.0, 0.0
     for seen, unseen, best in ways:
         few = replace(seen, trace=seen.trace.subset(range(min(number, len(seen.trace.header.prompts)))))

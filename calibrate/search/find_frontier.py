@@ -9,19 +9,19 @@ from functools import cache
 from itertools import pairwise
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Frac, Seconds
 from perfmodel.passes.passes import SEGMENT_KINDS, Line, PassKind
 from perfmodel.policies.frontier import FrontierPoint, leaders
-from perfmodel.policies.policy import ExitPolicy, FixedLength
-from perfmodel.replay.replay import Price, replay_many
+from perfmodel.policies.policy import Policy
+from perfmodel.replay.replay import Price, replay_batch
 
 SHORT_DRAFTS = (1, 2, 4)
 """Tokens that each exit is also tried at alone: the others were searched on a mean text, and these lead on harder ones."""
 
 
 def frontier_of(
-    trace: AcceptanceTrace, price: Price, chosen: ExitPolicy | None, others: Iterable[ExitPolicy | None]
+    trace: Trace, price: Price, chosen: Policy | None, others: Iterable[Policy | None]
 ) -> tuple[FrontierPoint, ...]:
     """Plain decoding, the chosen policy, and all of the others and of the exits' short drafts that lead at some drift.
 
@@ -29,17 +29,17 @@ def frontier_of(
     searched, or need a pass without a price, are left out.
     """
     considered = dict.fromkeys((None, chosen, *others, *_short_drafts(trace)))
-    short = [one for one in considered if one is None or one.length.draft_cap <= MAX_DRAFT_TOKENS]
+    short = [one for one in considered if one is None or one.tokens <= MAX_DRAFT_TOKENS]
     at_any_backlog = with_long_backlogs(price)
     points = [_point(trace, at_any_backlog, policy) for policy in short]
     priced = [point for point in points if math.isfinite(math.fsum((*point.round_s, point.catch_up_s)))]
     return leaders(priced, always=(None, chosen))
 
 
-def _short_drafts(trace: AcceptanceTrace) -> list[ExitPolicy]:
+def _short_drafts(trace: Trace) -> list[Policy]:
     confidence = trace.header.confidence
     return [
-        ExitPolicy(exit_layers=(layer,), thresholds=(), confidence=confidence, length=FixedLength(draft_cap=cap))
+        Policy(exits=(layer,), tokens=cap, confidence=confidence)
         for layer in trace.header.draft.exit_layers
         for cap in SHORT_DRAFTS
     ]
@@ -58,12 +58,12 @@ def with_long_backlogs(price: Price) -> Price:
     return replace(price, line=line)
 
 
-def _point(trace: AcceptanceTrace, price: Price, policy: ExitPolicy | None) -> FrontierPoint:
+def _point(trace: Trace, price: Price, policy: Policy | None) -> FrontierPoint:
     if policy is None:
         return FrontierPoint(policy=None, kept_frac=(), drafted_frac=(), round_s=_seconds(trace, price, [None]), catch_up_s=0.0)
-    [rounds] = replay_many(trace, [policy]).stats()
-    lengths = [replace(policy, length=FixedLength(draft_cap=cap)) for cap in range(1, len(rounds.drafted_by_position) + 1)]
-    is_fixed = isinstance(policy.length, FixedLength)
+    [rounds] = replay_batch(trace, [policy]).stats()
+    lengths = [replace(policy, tokens=cap, stop=None) for cap in range(1, len(rounds.drafted_by_position) + 1)]
+    is_fixed = policy.stop is None
     return FrontierPoint(
         policy=policy,
         kept_frac=_shares([rounds.num_rounds, *rounds.accepted_by_position]),
@@ -73,16 +73,16 @@ def _point(trace: AcceptanceTrace, price: Price, policy: ExitPolicy | None) -> F
     )
 
 
-def _seconds(trace: AcceptanceTrace, price: Price, policies: Sequence[ExitPolicy | None]) -> tuple[Seconds, ...]:
+def _seconds(trace: Trace, price: Price, policies: Sequence[Policy | None]) -> tuple[Seconds, ...]:
     """Of a mean round of each policy."""
-    batch = replay_many(trace, policies)
+    batch = replay_batch(trace, policies)
     seconds: list[Seconds] = (batch.seconds(price) / batch.num_rounds).tolist()
     return tuple(seconds)
 
 
-def _catch_up_s(trace: AcceptanceTrace, price: Price, policy: ExitPolicy) -> Seconds:
+def _catch_up_s(trace: Trace, price: Price, policy: Policy) -> Seconds:
     """What a second token in a pass costs, in all segments that the policy may run; nobody waits for a token alone."""
-    stages = range(trace.header.draft.exit_layers.index(policy.exit_layers[-1]) + 1)
+    stages = range(trace.header.draft.exit_layers.index(policy.exits[-1]) + 1)
     return math.fsum(
         max(0.0, price.line("segment", stage, 2).base_s - price.line("segment", stage, 1).base_s) for stage in stages
     )

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.core.units import Tokens
-from perfmodel.policies.policy import ExitPolicy, FloorStop, HeuristicLength, SurvivalStop
+from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
 
 MAX_DRAFT_TOKENS: Tokens = 12
 NUM_CUTS = 32
@@ -23,7 +23,7 @@ NUM_CUTS = 32
 SURVIVAL_FLOORS = tuple(number / 20 + 0.003 for number in range(1, 19))
 STRIDES = (1, 4)
 
-Setting: TypeAlias = int | Literal["draft_cap", "floor"]
+Setting: TypeAlias = int | Literal["tokens", "floor"]
 """A threshold, by its place among the policy's, or what its length rule is made of."""
 Cuts: TypeAlias = Mapping[int, Sequence[float]]
 """By layer count of an exit, the places of its thresholds and floors."""
@@ -42,7 +42,7 @@ def place_cuts(confidence: NDArray[np.floating], *, num_cuts: int = NUM_CUTS) ->
     return tuple(sorted(cuts))
 
 
-def neighbours(policy: ExitPolicy, cuts: Cuts) -> list[ExitPolicy]:
+def neighbours(policy: Policy, cuts: Cuts) -> list[Policy]:
     """The policies that differ from this one in one setting, by a step or by a stride."""
     return [
         _with(policy, setting, value)
@@ -51,13 +51,13 @@ def neighbours(policy: ExitPolicy, cuts: Cuts) -> list[ExitPolicy]:
     ]
 
 
-def _grids(policy: ExitPolicy, cuts: Cuts) -> dict[Setting, Sequence[float]]:
-    grids: dict[Setting, Sequence[float]] = {"draft_cap": range(1, MAX_DRAFT_TOKENS + 1)}
-    if isinstance(policy.length, FloorStop):
-        grids["floor"] = cuts[policy.exit_layers[-1]]
-    if isinstance(policy.length, SurvivalStop):
+def _grids(policy: Policy, cuts: Cuts) -> dict[Setting, Sequence[float]]:
+    grids: dict[Setting, Sequence[float]] = {"tokens": range(1, MAX_DRAFT_TOKENS + 1)}
+    if isinstance(policy.stop, ConfidenceFloor):
+        grids["floor"] = cuts[policy.exits[-1]]
+    if isinstance(policy.stop, SurvivalFloor):
         grids["floor"] = SURVIVAL_FLOORS
-    grids.update(enumerate(cuts[layer] for layer in policy.exit_layers[:-1]))
+    grids.update(enumerate(cuts[layer] for layer in policy.exits[:-1]))
     return grids
 
 
@@ -68,16 +68,21 @@ def _moves(grid: Sequence[float], value: float) -> list[float]:
     return [grid[i] for i in places if 0 <= i < len(grid)]
 
 
-def _value(policy: ExitPolicy, setting: Setting) -> float:
-    value: float = policy.thresholds[setting] if isinstance(setting, int) else getattr(policy.length, setting)
+def _value(policy: Policy, setting: Setting) -> float:
+    if isinstance(setting, int):
+        return policy.thresholds[setting]
+    value: float = getattr(policy if setting == "tokens" else policy.stop, setting)
     return value
 
 
-def _with(policy: ExitPolicy, setting: Setting, value: float) -> ExitPolicy:
+def _with(policy: Policy, setting: Setting, value: float) -> Policy:
     if isinstance(setting, int):
         thresholds = (*policy.thresholds[:setting], value, *policy.thresholds[setting + 1 :])
         return replace(policy, thresholds=thresholds)
-    changes: dict[str, Any] = {setting: value}
-    if isinstance(policy.length, HeuristicLength):
-        changes["start"] = min(policy.length.start, value)
-    return replace(policy, length=replace(policy.length, **changes))
+    if setting == "floor":
+        assert isinstance(policy.stop, ConfidenceFloor | SurvivalFloor)
+        return replace(policy, stop=replace(policy.stop, floor=value))
+    tokens, stop = int(value), policy.stop
+    if isinstance(stop, HeuristicLength):
+        stop = replace(stop, start=min(stop.start, tokens))
+    return replace(policy, tokens=tokens, stop=stop)

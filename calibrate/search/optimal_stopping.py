@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import Floats, Scenario
 from perfmodel.core.units import Seconds, Tokens, TokensPerS
-from perfmodel.policies.policy import CalibrationCurve, ExitPolicy, SurvivalStop
+from perfmodel.policies.policy import CalibrationCurve, Policy, SurvivalFloor
 
 NUM_BINS = 16
 MIN_SURVIVAL = 0.02
@@ -78,7 +78,7 @@ class _Exit:
 
 def derive(
     scenario: Scenario, costs: Costs, exit_layers: Sequence[int], curves: Sequence[CalibrationCurve], rate: TokensPerS
-) -> Iterator[ExitPolicy]:
+) -> Iterator[Policy]:
     """The policies over some exits that a rate implies.
 
     None where a pass they need has no price, where no token is worth drafting, or where a threshold would let every token
@@ -101,11 +101,13 @@ def derive(
     if not value.any():
         return
     floor = float(SURVIVALS[np.argmax(value > 0)])
-    rule = SurvivalStop(draft_cap=costs.longest, floor=floor, calibration=tuple(curves))
+    rule = SurvivalFloor(floor=floor, calibration=tuple(curves))
     places = [int(np.abs(SURVIVALS - survival).argmin()) for survival in THRESHOLDS_AT]
     for thresholds in dict.fromkeys(tuple(_thresholds(bins, value, rate, place)) for place in places):
         if all(0 < threshold < 1 for threshold in thresholds):
-            yield ExitPolicy(exit_layers=tuple(exit_layers), thresholds=thresholds, confidence=header.confidence, length=rule)
+            yield Policy(
+                exits=tuple(exit_layers), thresholds=thresholds, tokens=costs.longest, stop=rule, confidence=header.confidence
+            )
 
 
 def _exits(scenario: Scenario, costs: Costs, exits: Sequence[int]) -> list[_Exit]:

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.acceptance.splits import document_of
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.stats import resamples
 from perfmodel.core.units import Seconds
 from perfmodel.latency.latency_model import LatencyModel
-from perfmodel.passes.passes import DRAFT_KINDS, Line, PassKind
-from perfmodel.policies.policy import ExitPolicy
-from perfmodel.replay.replay import Price, replay_by_prompt, replay_many
+from perfmodel.passes.passes import PASS_MODEL, Line, PassKind
+from perfmodel.policies.policy import Policy
+from perfmodel.replay.replay import Price, replay_batch
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ Objective = Literal["mean", "worst"]
 class Scenario:
     """A target and a workload: what the draft's exits said there, and what passes cost."""
 
-    trace: AcceptanceTrace
+    trace: Trace
     price: Price
 
     def pass_s(self, kind: PassKind, stage: int, rows: int) -> Seconds:
@@ -44,7 +44,7 @@ class Scenario:
         return self.price.line(kind, stage, rows).at(context_tokens)
 
 
-def scenario_of(trace: AcceptanceTrace, draft: LatencyModel, target: LatencyModel) -> Scenario:
+def scenario_of(trace: Trace, draft: LatencyModel, target: LatencyModel) -> Scenario:
     """A trace priced by latency models of its draft and its target."""
     return Scenario(trace=trace, price=price_of(draft, target))
 
@@ -53,7 +53,7 @@ def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
     """Prices of both models' passes; a pass without evidence costs for ever, so that no policy needing it is chosen."""
 
     def model_of(kind: PassKind) -> LatencyModel:
-        return draft if kind in DRAFT_KINDS else target
+        return draft if PASS_MODEL[kind] == "draft" else target
 
     @cache
     def line(kind: PassKind, stage: int, rows: int) -> Line:
@@ -65,9 +65,9 @@ def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
     return Price(line=line, cold_s=lambda kind, stage, place: model_of(kind).cold_s(kind, stage, place))
 
 
-def rates_at(scenarios: Sequence[Scenario], policies: Sequence[ExitPolicy | None]) -> Floats:
+def rates_at(scenarios: Sequence[Scenario], policies: Sequence[Policy | None]) -> Floats:
     """Predicted tokens per second, 0 where a pass has no price. [A, B]."""
-    batches = [replay_many(scenario.trace, policies) for scenario in scenarios]
+    batches = [replay_batch(scenario.trace, policies) for scenario in scenarios]
     return np.stack(
         [batch.num_tokens / batch.seconds(scenario.price) for batch, scenario in zip(batches, scenarios, strict=True)], axis=1
     )
@@ -83,14 +83,14 @@ def merit_of(rates: Floats, plain: Floats, objective: Objective) -> Floats:
     return mean
 
 
-def resampled_rates(scenarios: Sequence[Scenario], policies: Sequence[ExitPolicy | None]) -> Floats:
+def resampled_rates(scenarios: Sequence[Scenario], policies: Sequence[Policy | None]) -> Floats:
     """Rates over documents drawn anew, up to a factor by scenario and resample that all policies share. [A, R, B].
 
     All policies must have a price.
     """
     by_case = []
     for scenario in scenarios:
-        by_prompt = replay_by_prompt(scenario.trace, policies).seconds(scenario.price).reshape(len(policies), -1)
+        by_prompt = replay_batch(scenario.trace, policies, by_prompt=True).seconds(scenario.price).reshape(len(policies), -1)
         documents = [document_of(prompt.name) for prompt in scenario.trace.header.prompts]
         is_of = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
         by_case.append(1 / (by_prompt @ is_of.T @ resamples(len(is_of)).T))

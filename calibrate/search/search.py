@@ -26,12 +26,11 @@ from perfmodel.acceptance.confidence_curves import fit_curve
 from perfmodel.core.units import TokensPerS
 from perfmodel.policies.policy import (
     CalibrationCurve,
-    ExitPolicy,
-    FixedLength,
-    FloorStop,
+    ConfidenceFloor,
     HeuristicLength,
-    LengthRule,
-    SurvivalStop,
+    Policy,
+    StopRule,
+    SurvivalFloor,
 )
 
 NUM_CURVE_BINS = 8
@@ -49,7 +48,7 @@ CONFIDENT_FRAC = 0.9
 class Scored:
     """A policy and what is predicted of it."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     tokens_per_s: tuple[TokensPerS, ...]
     """By scenario."""
     merit: float
@@ -63,9 +62,9 @@ class SearchResult:
     chosen: Scored
     families: tuple[Scored, ...]
     """From simple to complex, plain decoding first; a family is left out when nothing in it can be priced."""
-    derived: ExitPolicy | None
+    derived: Policy | None
     """The best that costs imply without a free threshold; None where they imply nothing that has a price."""
-    single_exits: tuple[ExitPolicy, ...]
+    single_exits: tuple[Policy, ...]
     """Each exit alone, always answering, at its best fixed length; none of an exit that cannot be priced."""
     by_exits: tuple[Scored, ...]
     """The best that was met with each set of looked-at exits, best first."""
@@ -116,7 +115,7 @@ class _Space:
         )
         self.cuts = {layer: place_cuts(self.confidence[:, e]) for e, layer in enumerate(self.exit_layers)}
         self.curve = cache(self._curve)
-        self._known: dict[ExitPolicy | None, Scored] = {}
+        self._known: dict[Policy | None, Scored] = {}
         self._plain = rates_at(scenarios, [None])[0]
         self._keep([None], self._plain[None])
 
@@ -152,10 +151,11 @@ class _Space:
         e = self.exit_layers.index(layer)
         return fit_curve(self.confidence[:, e], self.agreement[:, e], num_bins=NUM_CURVE_BINS)
 
-    def policy(self, layers: tuple[int, ...], thresholds: tuple[float, ...], length: LengthRule) -> ExitPolicy:
-        return ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence=self.header.confidence, length=length)
+    def policy(self, exit_layer: int, tokens: int, stop: StopRule | None = None) -> Policy:
+        """One exit alone."""
+        return Policy(exits=(exit_layer,), tokens=tokens, stop=stop, confidence=self.header.confidence)
 
-    def score(self, policies: Iterable[ExitPolicy | None]) -> list[Scored]:
+    def score(self, policies: Iterable[Policy | None]) -> list[Scored]:
         """What each policy is worth, in the order given, each replayed once in a search."""
         asked = list(dict.fromkeys(policies))
         new = [policy for policy in asked if policy not in self._known]
@@ -163,12 +163,12 @@ class _Space:
             self._keep(new, rates_at(self.scenarios, new))
         return [self._known[policy] for policy in asked]
 
-    def _keep(self, policies: Sequence[ExitPolicy | None], rates: Floats) -> None:
+    def _keep(self, policies: Sequence[Policy | None], rates: Floats) -> None:
         merits = merit_of(rates, self._plain, self.objective)
         for policy, by_case, merit in zip(policies, rates.tolist(), merits.tolist(), strict=True):
             self._known[policy] = Scored(policy=policy, tokens_per_s=tuple(by_case), merit=merit)
 
-    def merit(self, policy: ExitPolicy | None) -> float:
+    def merit(self, policy: Policy | None) -> float:
         """Of a policy that was scored."""
         return self._known[policy].merit
 
@@ -190,28 +190,28 @@ class _Space:
         return met
 
 
-def _fixed_lengths(space: _Space) -> list[ExitPolicy]:
+def _fixed_lengths(space: _Space) -> list[Policy]:
     """Every exit alone at every length."""
     lengths = range(1, MAX_DRAFT_TOKENS + 1)
-    return [space.policy((layer,), (), FixedLength(draft_cap=cap)) for layer in space.exit_layers for cap in lengths]
+    return [space.policy(layer, cap) for layer in space.exit_layers for cap in lengths]
 
 
-def _stop_rules(space: _Space, fixed: Sequence[Scored]) -> list[ExitPolicy]:
+def _stop_rules(space: _Space, fixed: Sequence[Scored]) -> list[Policy]:
     """The best exits alone with every stop rule of the grid; how long at most is left to the climb."""
     policies = []
     for best in _best_apart(fixed, NUM_STARTS):
-        (layer,) = best.exit_layers
-        cap, curve = MAX_DRAFT_TOKENS, (space.curve(layer),)
-        rules: list[LengthRule] = [HeuristicLength(start=min(5, cap), draft_cap=cap)]
-        rules += [FloorStop(draft_cap=cap, floor=floor) for floor in space.cuts[layer]]
-        rules += [SurvivalStop(draft_cap=cap, floor=f, calibration=curve) for f in SURVIVAL_FLOORS]
-        policies += [space.policy((layer,), (), rule) for rule in rules]
+        (layer,) = best.exits
+        curve = (space.curve(layer),)
+        rules: list[StopRule] = [HeuristicLength(start=min(5, MAX_DRAFT_TOKENS))]
+        rules += [ConfidenceFloor(floor=floor) for floor in space.cuts[layer]]
+        rules += [SurvivalFloor(floor=floor, calibration=curve) for floor in SURVIVAL_FLOORS]
+        policies += [space.policy(layer, MAX_DRAFT_TOKENS, rule) for rule in rules]
     return policies
 
 
-def _derived(space: _Space, best: Scored) -> list[ExitPolicy]:
+def _derived(space: _Space, best: Scored) -> list[Policy]:
     """What the rates at hand imply in every scenario for one, two, three and all exits."""
-    found: list[ExitPolicy] = []
+    found: list[Policy] = []
     for scenario, rate in zip(space.scenarios, best.tokens_per_s, strict=True):
         costs = costs_of(scenario)
         for layers in _subsets(space.exit_layers):
@@ -225,30 +225,30 @@ def _subsets(exit_layers: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _of_one_exit(found: Sequence[Scored]) -> list[Scored]:
-    return [one for one in found if one.policy and len(one.policy.exit_layers) == 1]
+    return [one for one in found if one.policy and len(one.policy.exits) == 1]
 
 
-def _gates(fixed: Sequence[Scored], stops: Sequence[Scored], derived: Sequence[Scored]) -> list[ExitPolicy]:
+def _gates(fixed: Sequence[Scored], stops: Sequence[Scored], derived: Sequence[Scored]) -> list[Policy]:
     """Every derived policy of several exits, and with the best length rules found for one exit."""
-    rules = [best.length for best in (max(family, key=_merit).policy for family in (fixed, stops)) if best]
-    gates = [one.policy for one in derived if one.policy and len(one.policy.exit_layers) > 1]
-    return gates + [replace(gate, length=_fitted_to(gate, rule)) for gate in gates for rule in rules]
+    lengths = [(best.tokens, best.stop) for best in (max(family, key=_merit).policy for family in (fixed, stops)) if best]
+    gates = [one.policy for one in derived if one.policy and len(one.policy.exits) > 1]
+    return gates + [replace(gate, tokens=tokens, stop=_fitted_to(gate, stop)) for gate in gates for tokens, stop in lengths]
 
 
-def _fitted_to(gate: ExitPolicy, rule: LengthRule) -> LengthRule:
+def _fitted_to(gate: Policy, rule: StopRule | None) -> StopRule | None:
     """The rule with the curves of a derived policy's exits."""
-    if isinstance(rule, SurvivalStop):
-        assert isinstance(gate.length, SurvivalStop)
-        return replace(rule, calibration=gate.length.calibration)
+    if isinstance(rule, SurvivalFloor):
+        assert isinstance(gate.stop, SurvivalFloor)
+        return replace(rule, calibration=gate.stop.calibration)
     return rule
 
 
-def _best_apart(found: Sequence[Scored], number: int) -> list[ExitPolicy]:
+def _best_apart(found: Sequence[Scored], number: int) -> list[Policy]:
     """The best few that differ in their exits, fastest first."""
-    best: dict[tuple[int, ...], ExitPolicy] = {}
+    best: dict[tuple[int, ...], Policy] = {}
     for one in sorted(found, key=_merit, reverse=True):
         if one.policy:
-            best.setdefault(one.policy.exit_layers, one.policy)
+            best.setdefault(one.policy.exits, one.policy)
     return list(best.values())[:number]
 
 

@@ -79,7 +79,7 @@ class TraceHeader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AcceptanceTrace:
+class Trace:
     """A header and its columns."""
 
     header: TraceHeader
@@ -112,13 +112,13 @@ class AcceptanceTrace:
         columns = {name: getattr(self, name) for name in _COLUMN_DTYPES}
         return columns | {f"off_path_{name}": getattr(self.off_path, name) for name in _OFF_PATH_DTYPES}
 
-    def subset(self, prompts: range | list[int]) -> AcceptanceTrace:
+    def subset(self, prompts: range | list[int]) -> Trace:
         """The trace of some of its prompts, by zero-based number, in the order given."""
         bounds = self._bounds
         kept = [np.arange(bounds[i], bounds[i + 1]) for i in prompts]
         return self._with(replace(self.header, prompts=tuple(self.header.prompts[i] for i in prompts)), kept)
 
-    def shortened(self, max_new_tokens: Tokens) -> AcceptanceTrace:
+    def shortened(self, max_new_tokens: Tokens) -> Trace:
         """What the trace would have been of so many new tokens at most: nothing that comes later changes what was before."""
         kept = [np.arange(begin, min(begin + max_new_tokens, end)) for begin, end in pairwise(self._bounds.tolist())]
         prompts = tuple(
@@ -139,10 +139,10 @@ class AcceptanceTrace:
         """Where the positions of each prompt begin, and the end. [prompts + 1]."""
         return np.cumsum([0, *(prompt.num_positions for prompt in self.header.prompts)])
 
-    def _with(self, header: TraceHeader, kept: list[NDArray[np.int64]]) -> AcceptanceTrace:
+    def _with(self, header: TraceHeader, kept: list[NDArray[np.int64]]) -> Trace:
         """Another header, and some positions of each of its prompts."""
         places = np.concatenate(kept)
-        return AcceptanceTrace(
+        return Trace(
             header=header,
             confidence=self.confidence[places],
             draft_token=self.draft_token[places],
@@ -152,13 +152,13 @@ class AcceptanceTrace:
         )
 
 
-def write_trace(path: PathLike, trace: AcceptanceTrace, provenance: Provenance) -> None:
+def write_trace(path: PathLike, trace: Trace, provenance: Provenance) -> None:
     """Write a trace as `.npz`, whole or not at all."""
     columns = {name: column.astype(_DTYPES[name]) for name, column in trace.columns.items()}
     write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=TRACE_VERSION, provenance=provenance)
 
 
-def read_trace(path: PathLike) -> Stored[AcceptanceTrace]:
+def read_trace(path: PathLike) -> Stored[Trace]:
     """Read a trace back.
 
     Raises:
@@ -169,7 +169,7 @@ def read_trace(path: PathLike) -> Stored[AcceptanceTrace]:
         if column.dtype != _DTYPES[name]:
             raise BadFile(path, f"trace column {name}: of {column.dtype}, expected {np.dtype(_DTYPES[name])}", _REMAKE)
     try:
-        trace = AcceptanceTrace(
+        trace = Trace(
             header=stored.record,
             **{name: stored.arrays[name] for name in _COLUMN_DTYPES},
             off_path=_off_path_of(stored),
@@ -188,7 +188,7 @@ def _off_path_of(stored: StoredArrays[TraceHeader]) -> OffPath:
     return OffPath(**{name: stored.arrays[column] for name, column in names.items()})
 
 
-def _check_values(trace: AcceptanceTrace) -> None:
+def _check_values(trace: Trace) -> None:
     """Fractions are fractions, and under the exact rules a token is accepted if and only if it is the target's own."""
     for name in ("confidence", "accept_prob", "off_path_confidence"):
         column = trace.columns[name]

@@ -63,7 +63,7 @@ def decode_record(data: object, cls: type[T], where: str = "body") -> T:
 
 
 def kind_of(cls: type) -> str:
-    """The tag of a record inside a union: `FixedLength` is `fixed-length`."""
+    """The tag of a record inside a union: `HeuristicLength` is `heuristic-length`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -75,16 +76,34 @@ def run_command(
 
 
 def add_common_flags(parser: argparse.ArgumentParser, *, result: str) -> None:
-    """Add `--json`, `-o/--output` and `-v`.
+    """Add `--explain`, `--json`, `-o/--output` and `-v`.
 
     Args:
         parser: the command's.
         result: what the command makes, for the help: `plan`, `report` …
     """
+    parser.add_argument("--explain", action="store_true", help="print all details, not only the summary")
     parser.add_argument("--json", action="store_true", help=f"print the {result} file itself on stdout, and nothing else")
     parser.add_argument("-o", "--output", type=output_file, metavar="FILE", help=f"write the {result} to FILE")
     parser.set_defaults(writes_file=True)
     add_verbose_flag(parser)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """The form of a command's answer."""
+
+    explain: bool
+    """Print all details, not only the summary."""
+    json: bool
+    """Print the file instead of text."""
+    output: Path | None
+    """The file to write."""
+
+
+def answer_options(args: argparse.Namespace) -> AnswerOptions:
+    """The options that `add_common_flags` added, as parsed."""
+    return AnswerOptions(explain=args.explain, json=args.json, output=args.output)
 
 
 def add_verbose_flag(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +166,7 @@ def print_out(text: str = "", *, end: str = "\n") -> None:
 
 
 def print_answer(
-    args: argparse.Namespace,
+    options: AnswerOptions,
     *,
     text: Callable[[], str],
     file_text: Callable[[], str],
@@ -159,21 +178,21 @@ def print_answer(
     It is written whatever becomes of showing it, whose reader may have left, and shown whatever becomes of writing it.
 
     Args:
-        args: of a parser with `add_common_flags`.
+        options: of a command with `add_common_flags`.
         text: the result for people.
         file_text: what `--json` prints.
         write: makes the file.
         done: what to say after the name of the file that was written.
     """
     try:
-        if args.json:
+        if options.json:
             print_out(file_text(), end="")
         else:
             print_out(text())
     finally:
-        if args.output is not None:
-            write(args.output)
-            print_err(f"wrote {args.output}{done}")
+        if options.output is not None:
+            write(options.output)
+            print_err(f"wrote {options.output}{done}")
 
 
 def print_err(text: str = "") -> None:

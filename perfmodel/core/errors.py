@@ -8,7 +8,7 @@ S2DError                  1    our own fault, or the base of what follows
     ├── BadPolicy              exits, thresholds or stop rule that no draft could follow
     ├── Mismatch               made for another model, device or tokenizer
     ├── OutOfDomain            a shape the evidence does not cover
-    ├── BelowLowerBound        seconds that no device could have taken, measured or predicted
+    ├── BelowLowerBound        a time below what the hardware can reach, measured or predicted
     ├── MissingExtra           an optional dependency that is not installed
     └── OutOfSpace             the disk is full
 
@@ -158,17 +158,18 @@ class OutOfDomain(UserInputError):
 
 
 class BelowLowerBound(UserInputError):
-    """Seconds shorter than bytes over bandwidth or FLOP over peak: an error of whoever measured or predicted them.
+    """A time below bytes over bandwidth or FLOP over peak: the measurement or the prediction is wrong.
 
     Args:
-        what: the pass and whose it is.
+        subject: the pass, and the source of its seconds.
         given: its seconds, as text.
-        least: what it takes at least and why, such as `reading 13.2 GB at 2.04 TB/s takes at least 6.48 ms`.
+        bound: the lower bound, as text.
+        reason: what takes so long, such as `reading 13.2 GB at 2.04 TB/s`.
         fix: what to do now, a whole sentence without its full stop.
     """
 
-    def __init__(self, what: str, *, given: str, least: str, fix: str) -> None:
-        super().__init__(f"{what} takes {given}, which is faster than light: {least}. {fix}.")
+    def __init__(self, subject: str, *, given: str, bound: str, reason: str, fix: str) -> None:
+        super().__init__(f"{subject} takes {given}, below the hardware lower bound of {bound}: {reason}. {fix}.")
 
 
 class MissingExtra(UserInputError):

@@ -101,13 +101,15 @@ def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
                 raise UserInputError(f"{other} and {output} are one file: expected two. Give another one with {output.flag}.")
 
 
-def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[argparse.Action]:
-    """All arguments of a parser, and of its subparser that was chosen."""
+def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[argparse.Action]:
+    """All arguments of a parser and of the chosen subparser, whose arguments replace those of the same name."""
+    actions: dict[str, argparse.Action] = {}
     for action in parser._actions:  # argparse has no public list of them
-        if isinstance(action, argparse._SubParsersAction):
-            yield from _actions(action.choices[getattr(args, action.dest)], args)
-        else:
-            yield action
+        if not isinstance(action, argparse._SubParsersAction):
+            actions[action.dest] = action
+        elif (verb := getattr(args, action.dest)) is not None:
+            actions |= {chosen.dest: chosen for chosen in _actions(action.choices[verb], args)}
+    return list(actions.values())
 
 
 def _named(action: argparse.Action, args: argparse.Namespace) -> Iterator[_Named]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from perfmodel.core.stats import winsorized
 from perfmodel.core.units import Seconds
-from perfmodel.passes.passes import DRAFTING_KINDS, PassKind, PassSamples, is_cold, weights_of
+from perfmodel.passes.passes import PASS_MODEL, PREFILL_KINDS, PassKind, PassSamples, is_cold, weights_of
 
 ColdExtras = dict[tuple[PassKind, int], dict[int, Seconds]]
 """By kind and stage of the weights, then by place: extra seconds."""
@@ -28,9 +28,8 @@ def cold_extras(samples: PassSamples) -> ColdExtras:
     Where no pass is known not to be cold, those at the place nearest to it are taken to be so.
     """
     cells: defaultdict[tuple[PassKind, int], dict[tuple[int, int], _Cell]] = defaultdict(dict)
-    columns = zip(samples.kind, samples.stage, samples.rows, samples.place, samples.seconds, strict=True)
-    for kind, stage, rows, place, seconds in columns:
-        if kind in DRAFTING_KINDS or kind == "verify":
+    for kind, stage, rows, _, place, seconds in samples:
+        if kind == "verify" or (PASS_MODEL[kind] == "draft" and kind not in PREFILL_KINDS):
             cell = cells[weights_of(kind, stage)].setdefault((stage, rows), defaultdict(list))
             cell[place if is_cold(kind, place) else _NOT_COLD].append(seconds)
     return {

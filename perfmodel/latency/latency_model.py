@@ -18,8 +18,8 @@ from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.units import Frac, Seconds, Tokens
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
-from perfmodel.latency.lower_bound import check_line, gated_hardware
-from perfmodel.latency.measured_times import PassTimes
+from perfmodel.latency.lower_bound import check_line, known_accelerator
+from perfmodel.latency.measured_times import MeasuredTimes
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
@@ -192,7 +192,7 @@ class FittedLatency(_LawLatency):
             pads_rows=fit.pads_rows,
         )
         super().__init__(fit.law, setting)
-        self._hardware = gated_hardware(key)
+        self._hardware = known_accelerator(key)
         self.fit = fit
         self.extrapolations = fit.domain.beyond(
             layer_weight_bytes=layers_bytes(geometry, weights, 1) / key.num_devices,
@@ -215,7 +215,7 @@ class FittedLatency(_LawLatency):
     def _line(self, kind: PassKind, stage: int, rows: int) -> Line:
         line = super()._line(kind, stage, rows)
         if self._hardware is not None:
-            check_line(line, self._setting, kind, stage, rows, self._hardware)
+            check_line(line, self._setting, (kind, stage, rows), self._hardware)
         return line
 
     def _work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
@@ -239,7 +239,7 @@ class MeasuredLatency:
 
     def __init__(self, profile: LatencyProfile) -> None:
         self.profile = profile
-        self._table = PassTimes(profile.samples, name=profile.model.name, pads_rows=profile.pads_rows)
+        self._table = MeasuredTimes(profile.samples, name=profile.model.name, pads_rows=profile.pads_rows)
         self.error_frac: Frac = min(self._table.error_frac, WIDEST_ERROR_FRAC)
 
     @property

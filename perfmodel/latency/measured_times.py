@@ -65,7 +65,7 @@ _Steps: TypeAlias = dict[int, tuple[Knot, ...]]
 """Knots in order of rows, by the width that they were padded to."""
 
 
-class PassTimes:
+class MeasuredTimes:
     """Every measured pass, priced by kind, stage and rows.
 
     Widths between two measured ones are interpolated; beyond the widest at most one row, or a quarter of it, is
@@ -133,7 +133,7 @@ class PassTimes:
     def _block_error_frac(self, samples: PassSamples) -> Frac:
         """Standard error of the profile's total, from how its consecutive stretches differ from the table."""
         measured, predicted = [0.0] * NUM_BLOCKS, [0.0] * NUM_BLOCKS
-        rounds = [one for one in _passes(samples) if one[0] not in PREFILL_KINDS]
+        rounds = [sample for sample in samples if sample.kind not in PREFILL_KINDS]
         for number, (kind, stage, rows, cached, place, seconds) in enumerate(rounds):
             block = number * NUM_BLOCKS // len(rounds)
             price_s = self.line(kind, stage, rows).at(cached) + self.cold_s(kind, stage, place)
@@ -143,11 +143,6 @@ class PassTimes:
         return _standard_error(ratios)
 
 
-def _passes(samples: PassSamples) -> Iterable[tuple[PassKind, int, int, int, int, Seconds]]:
-    columns = (samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.place, samples.seconds)
-    return zip(*columns, strict=True)
-
-
 def _extra_s(cold: ColdExtras, kind: PassKind, stage: int, place: int) -> Seconds:
     return cold.get(weights_of(kind, stage), {}).get(place, 0.0)
 
@@ -155,7 +150,7 @@ def _extra_s(cold: ColdExtras, kind: PassKind, stage: int, place: int) -> Second
 def _cells_of(samples: PassSamples, cold: ColdExtras) -> dict[tuple[PassKind, int], dict[int, _Cell]]:
     """Clamped samples by (kind, stage), then by rows, as they would have been had all passes been warm."""
     cells: dict[tuple[PassKind, int], dict[int, _Cell]] = defaultdict(dict)
-    for kind, stage, rows, cached, place, seconds in _passes(samples):
+    for kind, stage, rows, cached, place, seconds in samples:
         cell = cells[kind, stage].setdefault(rows, _Cell([], []))
         cell.cached.append(cached)
         cell.seconds.append(seconds - _extra_s(cold, kind, stage, place))

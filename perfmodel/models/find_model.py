@@ -36,6 +36,19 @@ def unpublished_note(draft: DraftGeometry) -> str | None:
     return f"no S2D draft is public; to make one: s2d-train draft {models}"
 
 
+def release_note(requested: str, understood: ModelGeometry) -> str | None:
+    """What a target's name was read as, and what else it may mean; None for a name that is exact.
+
+    Args:
+        requested: the name as it was given.
+        understood: the target it was read as.
+    """
+    others = " or ".join(other_releases(requested, understood))
+    if requested == understood.name or understood.name not in {model.name for model in KNOWN_MODELS}:
+        return f"other releases of {understood.name}: --target {others}" if others else None
+    return f"{requested!r} was read as {understood.name}" + (f"; other releases: --target {others}" if others else "")
+
+
 def other_releases(asked: str, understood: ModelGeometry) -> list[str]:
     """Known targets that a name without a version may mean too: `llama-3.1-70b` for `llama-70b`.
 

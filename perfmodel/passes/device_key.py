@@ -24,8 +24,8 @@ class DeviceKey:
     """What the runtime computed with; None for seconds that this runtime did not measure."""
 
     @property
-    def launching(self) -> str:
-        """`graph`, and the kernels where they are not the standard ones: `graph, output-major,varlen,fused`."""
-        if self.kernels is None or self.kernels == STANDARD_KERNELS:
-            return self.engine
-        return f"{self.engine}, {self.kernels.label}"
+    def label(self) -> str:
+        """`2 x A100-80GB-SXM, bf16, graph`; threads are named on a CPU, kernels where they are not the standard ones."""
+        threads = "" if self.num_threads is None else f", {self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
+        kernels = "" if self.kernels in (None, STANDARD_KERNELS) else f", {self.kernels.label}"
+        return f"{self.num_devices} x {self.device}{threads}, {self.dtype}, {self.engine}{kernels}"

@@ -1,9 +1,11 @@
 """The latency law: seconds of a pass as a sum of few physical terms, and its coefficients from a datasheet or a fit."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.core.provenance import Provenance
@@ -150,7 +152,7 @@ class Extrapolation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyFit:
+class LatencyFit(Printable):
     """The law's coefficients fitted to passes of some models on one device."""
 
     device: DeviceKey
@@ -178,6 +180,12 @@ class LatencyFit:
         That of the normal law whose 90 % interval is as wide as `held_out_90_frac`; assumed where a single model was fitted.
         """
         return UNTESTED_ERROR_FRAC if self.held_out_90_frac is None else self.held_out_90_frac / NORMAL_QUANTILE
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan fit` as blocks of text."""
+        from perfmodel.passes.fit_text import fit_blocks
+
+        return fit_blocks(self, explain=explain)
 
 
 def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,10 @@ is the how-manieth of its kind it is in its round through its weights (segments 
 head); that of a verification is the number of segments that ran in its round.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from perfmodel.core.units import Seconds
@@ -44,12 +45,8 @@ PASS_MODEL: dict[PassKind, PassModel] = {
 PASS_KINDS: tuple[PassKind, ...] = tuple(PASS_MODEL)
 PassName: TypeAlias = tuple[PassKind, int, int]
 """Kind, stage, and rows or place."""
-DRAFT_KINDS: tuple[PassKind, ...] = tuple(kind for kind, model in PASS_MODEL.items() if model == "draft")
-"""The draft's; the others are the target's."""
 PREFILL_KINDS: tuple[PassKind, ...] = ("draft_prefill", "target_prefill")
 """Over the prompt, and in no round."""
-DRAFTING_KINDS: tuple[PassKind, ...] = tuple(kind for kind in DRAFT_KINDS if kind not in PREFILL_KINDS)
-"""The draft's in rounds."""
 SEGMENT_KINDS: tuple[PassKind, ...] = ("segment", "ahead")
 """In which a segment of the draft runs."""
 LAYER_KINDS: tuple[PassKind, ...] = (*SEGMENT_KINDS, "verify", *PREFILL_KINDS)
@@ -117,9 +114,25 @@ class ColdCount:
     num_passes: int
 
 
+class PassSample(NamedTuple):
+    """One measured pass."""
+
+    kind: PassKind
+    stage: int
+    rows: int
+    cached_tokens: int
+    place: int
+    seconds: Seconds
+
+    @property
+    def name(self) -> PassName:
+        """Kind, stage and rows: what its price depends on, cached tokens apart."""
+        return self.kind, self.stage, self.rows
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSamples:
-    """Measured passes, column by column, in the order they ran: the one door of calibration."""
+    """Measured passes in the order they ran, stored as columns. Calibration reads nothing else."""
 
     kind: tuple[PassKind, ...]
     stage: tuple[int, ...]
@@ -140,8 +153,35 @@ class PassSamples:
             if wrong:
                 raise ValueError(f"pass samples: {name} holds {str(wrong[0])[:20]}, expected 0 to {MAX_COUNT}")
 
+    @classmethod
+    def from_passes(cls, passes: Iterable[PassSample]) -> "PassSamples":
+        """The columns of some passes."""
+        columns = tuple(zip(*passes, strict=True)) or ((),) * len(PassSample._fields)
+        kind, stage, rows, cached_tokens, place, seconds = columns
+        return cls(kind=kind, stage=stage, rows=rows, cached_tokens=cached_tokens, place=place, seconds=seconds)
+
+    @classmethod
+    def concat(cls, parts: Iterable["PassSamples"]) -> "PassSamples":
+        """The passes of several runs, one run after another."""
+        return cls.from_passes(chain.from_iterable(parts))
+
     def __len__(self) -> int:
         return len(self.seconds)
+
+    def __iter__(self) -> Iterator[PassSample]:
+        columns = (self.kind, self.stage, self.rows, self.cached_tokens, self.place, self.seconds)
+        return map(PassSample._make, zip(*columns, strict=True))
+
+    def where(self, keep: Callable[[PassSample], bool]) -> "PassSamples":
+        """The passes for which a condition holds."""
+        return PassSamples.from_passes(filter(keep, self))
+
+    def by_name(self) -> dict[PassName, list[PassSample]]:
+        """The passes grouped by kind, stage and rows."""
+        groups: defaultdict[PassName, list[PassSample]] = defaultdict(list)
+        for sample in self:
+            groups[sample.name].append(sample)
+        return dict(groups)
 
 
 def with_prefills_by_model(samples: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +213,7 @@ def is_cold(kind: PassKind, place: int) -> bool:
     """Whether a pass finds less of its weights in the caches than others: early in a round, or after more than one segment."""
     if kind == "verify":
         return place > 1
-    return kind in DRAFTING_KINDS and place <= COLD_PLACES
+    return PASS_MODEL[kind] == "draft" and kind not in PREFILL_KINDS and place <= COLD_PLACES
 
 
 def places(passes: Iterable[tuple[PassKind, int]]) -> Iterator[int]:

@@ -5,11 +5,11 @@ Such a pass says nothing about the device. It is left out of prices, replaced in
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median_low
 
 from perfmodel.core.units import Seconds, format_seconds
-from perfmodel.passes.passes import PassKind, PassSamples, kind_label
+from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSample, PassSamples, kind_label
 
 MIN_PAUSE_S: Seconds = 1.0
 """A shorter stall is ordinary competition for a processor, which the prices clamp."""
@@ -37,18 +37,16 @@ class Pause:
 
 
 def find_pauses(samples: PassSamples) -> dict[int, Pause]:
-    """The paused passes by their place in the samples."""
+    """The paused passes by their index in the samples."""
     if max(samples.seconds, default=0.0) < MIN_PAUSE_S:
         return {}
     medians = _medians(samples)
     pauses = {}
-    for place, (kind, stage, rows, seconds) in enumerate(
-        zip(samples.kind, samples.stage, samples.rows, samples.seconds, strict=True)
-    ):
-        median_rows, median_s = medians[kind, stage]
-        typical_s = median_s * max(1.0, rows / max(1, median_rows))
-        if seconds >= max(MIN_PAUSE_S, MIN_PAUSE_RATIO * typical_s):
-            pauses[place] = Pause(kind=kind, rows=rows, seconds=seconds, typical_s=typical_s)
+    for index, sample in enumerate(samples):
+        median_rows, median_s = medians[sample.kind, sample.stage]
+        typical_s = median_s * max(1.0, sample.rows / max(1, median_rows))
+        if sample.seconds >= max(MIN_PAUSE_S, MIN_PAUSE_RATIO * typical_s):
+            pauses[index] = Pause(kind=sample.kind, rows=sample.rows, seconds=sample.seconds, typical_s=typical_s)
     return pauses
 
 
@@ -57,21 +55,24 @@ def without_pauses(samples: PassSamples) -> PassSamples:
     pauses = find_pauses(samples)
     if not pauses:
         return samples
-    kept = [place for place in range(len(samples)) if place not in pauses]
-    return PassSamples(
-        kind=tuple(samples.kind[place] for place in kept),
-        stage=tuple(samples.stage[place] for place in kept),
-        rows=tuple(samples.rows[place] for place in kept),
-        cached_tokens=tuple(samples.cached_tokens[place] for place in kept),
-        place=tuple(samples.place[place] for place in kept),
-        seconds=tuple(samples.seconds[place] for place in kept),
-    )
+    return PassSamples.from_passes(sample for index, sample in enumerate(samples) if index not in pauses)
 
 
-def seconds_without_pauses(samples: PassSamples) -> tuple[Seconds, ...]:
-    """Seconds of every pass; a paused one counts as a typical one of its kind, as its tokens count too."""
+def replace_pauses(samples: PassSamples) -> PassSamples:
+    """The samples with the typical seconds in place of each pause. The tokens of a paused pass count, so it must count too."""
     pauses = find_pauses(samples)
-    return tuple(pauses[place].typical_s if place in pauses else took_s for place, took_s in enumerate(samples.seconds))
+    seconds = list(samples.seconds)
+    for index, pause in pauses.items():
+        seconds[index] = pause.typical_s
+    return replace(samples, seconds=tuple(seconds)) if pauses else samples
+
+
+def kind_seconds(samples: PassSamples) -> dict[PassKind, Seconds]:
+    """Seconds of all passes of each kind, with the typical seconds in place of each pause."""
+    totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
+    for sample in replace_pauses(samples):
+        totals[sample.kind] += sample.seconds
+    return totals
 
 
 def pauses_text(pauses: Collection[Pause]) -> str | None:
@@ -97,9 +98,10 @@ def _ratio_text(ratio: float) -> str:
 
 def _medians(samples: PassSamples) -> dict[tuple[PassKind, int], tuple[int, Seconds]]:
     """Median rows and seconds by kind and stage; of two values the lower, so that one pause of two is found."""
-    rows_of: defaultdict[tuple[PassKind, int], list[int]] = defaultdict(list)
-    seconds_of: defaultdict[tuple[PassKind, int], list[Seconds]] = defaultdict(list)
-    for kind, stage, rows, seconds in zip(samples.kind, samples.stage, samples.rows, samples.seconds, strict=True):
-        rows_of[kind, stage].append(rows)
-        seconds_of[kind, stage].append(seconds)
-    return {key: (median_low(rows_of[key]), median_low(seconds_of[key])) for key in rows_of}
+    groups: defaultdict[tuple[PassKind, int], list[PassSample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.kind, sample.stage].append(sample)
+    return {
+        key: (median_low(sample.rows for sample in group), median_low(sample.seconds for sample in group))
+        for key, group in groups.items()
+    }

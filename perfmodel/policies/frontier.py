@@ -16,7 +16,7 @@ from itertools import accumulate
 from operator import mul
 
 from perfmodel.core.units import Frac, Seconds
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 
 MAX_DRIFT = 6.0
 """Odds of 400 to one: beyond it everything is as good as accepted, or nothing is."""
@@ -29,7 +29,7 @@ DRIFTS = tuple(DRIFT_STEP * number for number in range(-round(MAX_DRIFT / DRIFT_
 class FrontierPoint:
     """One policy on a plan's text."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     kept_frac: tuple[Frac, ...]
     """Entry i: share of the rounds that drafted and accepted token i + 1 among those that accepted the i before it."""
     drafted_frac: tuple[Frac, ...]
@@ -50,7 +50,7 @@ class FrontierPoint:
         return math.fsum(map(mul, reached, more_s))
 
 
-def leaders(points: Sequence[FrontierPoint], always: Collection[ExitPolicy | None]) -> tuple[FrontierPoint, ...]:
+def leaders(points: Sequence[FrontierPoint], always: Collection[Policy | None]) -> tuple[FrontierPoint, ...]:
     """Those of a policy always wanted, and those that are the fastest at some drift of acceptance while drafting has none.
 
     In the order of the drift at which each is the nearest to the fastest: from cautious to bold.

@@ -1,27 +1,29 @@
-"""When a draft leaves, and when it stops drafting.
+"""Policies: where a drafted token may leave, and when drafting stops.
 
-An exit policy is a function of what the exits said, never of the token that was sampled from them: testing the sampled
-token's own probability is not lossless.
+A policy depends on the exits' distributions only, never on the token sampled from them. Testing the sampled token's own
+probability would not be lossless.
 """
+
+from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from perfmodel.core.errors import BadPolicy
 from perfmodel.core.files import Body, with_keys
 
 Confidence = Literal["max-prob", "margin", "entropy"]
-"""A number in [0, 1] from an exit's distribution q: its largest probability; the gap between the two largest; or
-1 - H(q) / log V."""
+"""A number in [0, 1] computed from an exit's distribution q: the largest probability, the difference between the two
+largest, or 1 - H(q) / log V."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationCurve:
     """Probability that the target agrees, as a rising piecewise-linear function of one exit's confidence.
 
-    Flat outside the knots. Fitted on traces (`calibrate/fit/fit_acceptance.py`), because a weak draft agrees with its target
-    far more often than its own largest probability says.
+    The curve is flat outside its knots. It is fitted to traces (`calibrate/fit/fit_acceptance.py`): a weak draft agrees with
+    its target far more often than its own largest probability suggests.
     """
 
     confidence: tuple[float, ...]
@@ -47,130 +49,158 @@ class CalibrationCurve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FixedLength:
-    """Draft `draft_cap` tokens every round."""
+class ConfidenceFloor:
+    """Stop after a token whose confidence is below `floor`; the token is kept. Kangaroo, Hugging Face assisted generation."""
 
-    draft_cap: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FloorStop:
-    """Stop after a token whose confidence is below `floor` (the token is kept), or at the cap. Kangaroo, HF assisted."""
-
-    draft_cap: int
     floor: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SurvivalStop:
-    """Stop once the product of calibrated confidences, the chance that the whole block survives, is below `floor`.
+class SurvivalFloor:
+    """Stop when the product of calibrated confidences falls below `floor`; the token that caused it is kept.
 
-    The token that brought it there is kept. The optimal form of a stop: SpecDec++ (arXiv 2405.19715), Theorem 1.
+    The product estimates the probability that the target accepts the whole block. A floor on it is the optimal form of a
+    stop rule: SpecDec++ (arXiv 2405.19715), Theorem 1.
     """
 
-    draft_cap: int
     floor: float
     calibration: tuple[CalibrationCurve, ...]
-    """One curve per looked-at exit, in order."""
+    """One curve per active exit, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeuristicLength:
-    """+2 after a fully accepted round, otherwise -1, at least 1: the published S2D and transformers' heuristic schedule.
+    """Draft `start` tokens in a prompt's first round, then 2 more after a fully accepted round and 1 fewer otherwise.
 
-    Starts at `start` for every prompt.
+    The length stays from 1 to the policy's `tokens`. S2D publishes this schedule, and transformers calls it `heuristic`.
     """
 
     start: int
-    draft_cap: int
 
 
-LengthRule = FixedLength | FloorStop | SurvivalStop | HeuristicLength
+StopRule: TypeAlias = ConfidenceFloor | SurvivalFloor | HeuristicLength
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExitPolicy:
-    """Which exits are looked at, when a token may leave at each, and when the block ends.
+class Policy:
+    """Which exits are active, when a token leaves at each, and how many tokens a round drafts.
 
-    A token leaves at the first looked-at exit whose confidence is at least its threshold (`>=`: the paper's text); the
-    last looked-at exit always answers. Exits that are not named are disabled: not looked at, not paid for.
+    A token leaves at the first active exit whose confidence is at least its threshold (`>=`, as in the S2D paper). The last
+    active exit always answers. Other exits are not evaluated and cost nothing.
 
-    Running ahead, the segment after a looked-at exit is launched before the exit's answer is read: the wait for the answer is
-    hidden where the token goes on, and a segment's pass is spent on one that leaves. The tokens are the same.
-
-    Catching up at once, a token that leaves runs through the other segments down to the last looked-at exit before the next
-    one is drafted, so that their passes stay short; otherwise a segment catches up when a token comes to it. The tokens are
-    the same here too.
+    Example:
+        >>> Policy(exits=(6, 12), thresholds=(0.68,), tokens=12).label
+        'exits 6/12 at .68, 12 tokens'
     """
 
-    exit_layers: tuple[int, ...]
-    thresholds: tuple[float, ...]
-    """One per looked-at exit but the last."""
-    confidence: Confidence
-    length: LengthRule
+    exits: tuple[int, ...]
+    """Layer counts of the active exits, rising."""
+    thresholds: tuple[float, ...] = ()
+    """One per active exit but the last."""
+    tokens: int
+    """Most tokens drafted in a round (the engines' `num_speculative_tokens`)."""
+    stop: StopRule | None = None
+    """When a round drafts fewer tokens; None drafts `tokens` in every round."""
+    confidence: Confidence = "max-prob"
     runs_ahead: bool = False
+    """Launch the segment after an active exit before the exit's answer is read. This hides the wait when the token continues
+    and wastes one segment pass when it leaves. The tokens are the same."""
     catches_up_at_once: bool = False
+    """Run a token that leaves early through the remaining segments, down to the last active exit, before the next token is
+    drafted. Otherwise a segment catches up when a later token reaches it, in a wider pass. The tokens are the same."""
 
     def __post_init__(self) -> None:
-        layers = self.exit_layers
-        if not layers or list(layers) != sorted(set(layers)):
-            raise BadPolicy(f"exits {layers!r}", "at least one exit, rising layer counts")
-        if len(self.thresholds) != len(layers) - 1:
-            given = f"{len(self.thresholds)} thresholds for {len(layers)} exits"
+        object.__setattr__(self, "exits", tuple(self.exits))
+        object.__setattr__(self, "thresholds", tuple(self.thresholds))
+        if not self.exits or list(self.exits) != sorted(set(self.exits)):
+            raise BadPolicy(f"exits {self.exits!r}", "at least one exit, rising layer counts")
+        if len(self.thresholds) != len(self.exits) - 1:
+            given = f"{len(self.thresholds)} thresholds for {len(self.exits)} exits"
             raise BadPolicy(given, "one for every exit but the last, which always answers")
-        for layer, threshold in zip(layers, self.thresholds, strict=False):
+        for layer, threshold in zip(self.exits, self.thresholds, strict=False):
             if not 0 <= threshold <= 1:
                 raise BadPolicy(f"threshold {threshold!r} of exit {layer}", "a number from 0 to 1")
-        self._check_passes()
+        self._check_pass_order()
         self._check_length()
 
-    def _check_passes(self) -> None:
-        first, *others = self.exit_layers
-        if self.runs_ahead and not others:
-            raise BadPolicy(f"running ahead of exit {first} alone", "two exits at least: the last one always answers")
-        if self.catches_up_at_once and not others:
-            raise BadPolicy(
-                f"catching up at once with exit {first} alone", "two exits at least: no token leaves before the last"
-            )
+    def _check_pass_order(self) -> None:
+        if self.runs_ahead and len(self.exits) == 1:
+            raise BadPolicy(f"running ahead with exit {self.exits[0]} alone", "at least two exits: the last one always answers")
+        if self.catches_up_at_once and len(self.exits) == 1:
+            problem = f"catching up at once with exit {self.exits[0]} alone"
+            raise BadPolicy(problem, "at least two exits: no token leaves before the last one")
         if self.runs_ahead and self.catches_up_at_once:
-            raise BadPolicy("running ahead and catching up at once", "one of them at most")
+            raise BadPolicy("running ahead and catching up at once", "at most one of them")
 
     def _check_length(self) -> None:
-        rule = self.length
-        if rule.draft_cap < 1:
-            raise BadPolicy(f"draft cap {rule.draft_cap!r}", "at least 1 (not to speculate is to have no policy)")
-        if isinstance(rule, FloorStop | SurvivalStop) and not 0 <= rule.floor <= 1:
-            raise BadPolicy(f"stop floor {rule.floor!r}", "a number from 0 to 1")
-        if isinstance(rule, SurvivalStop) and len(rule.calibration) != len(self.exit_layers):
-            raise BadPolicy(
-                f"{len(rule.calibration)} calibration curves for {len(self.exit_layers)} exits", "one for every looked-at exit"
-            )
-        if isinstance(rule, HeuristicLength) and not 1 <= rule.start <= rule.draft_cap:
-            raise BadPolicy(f"heuristic start {rule.start!r}", f"from 1 to its cap of {rule.draft_cap}")
+        if self.tokens < 1:
+            raise BadPolicy(f"{self.tokens!r} tokens per round", "at least 1 (plain decoding has no policy: None)")
+        match self.stop:
+            case ConfidenceFloor(floor=floor) | SurvivalFloor(floor=floor) if not 0 <= floor <= 1:
+                raise BadPolicy(f"stop floor {floor!r}", "a number from 0 to 1")
+            case SurvivalFloor(calibration=curves) if len(curves) != len(self.exits):
+                raise BadPolicy(f"{len(curves)} calibration curves for {len(self.exits)} exits", "one for every active exit")
+            case HeuristicLength(start=start) if not 1 <= start <= self.tokens:
+                raise BadPolicy(f"heuristic start {start!r}", f"1 to {self.tokens}, the most tokens of a round")
+
+    @property
+    def first_cap(self) -> int:
+        """Most tokens to draft in a prompt's first round."""
+        return self.stop.start if isinstance(self.stop, HeuristicLength) else self.tokens
+
+    def next_cap(self, cap: int, *, num_drafted: int, num_accepted: int) -> int:
+        """Most tokens to draft after a round that could draft `cap`; a round that drafted nothing changes nothing."""
+        if not isinstance(self.stop, HeuristicLength) or not num_drafted:
+            return cap
+        return min(cap + 2, self.tokens) if num_accepted == num_drafted else max(cap - 1, 1)
+
+    def next_survival(self, survival: float, *, place: int, confidence: float) -> float:
+        """Estimated probability that the target accepts the block and one more token.
+
+        Args:
+            survival: the estimate for the block so far; 1 for an empty block.
+            place: zero-based number, among the active exits, of the exit where the token left.
+            confidence: the exit's confidence in it.
+        """
+        return survival * self.stop.calibration[place](confidence) if isinstance(self.stop, SurvivalFloor) else survival
+
+    def stops(self, *, confidence: float, survival: float) -> bool:
+        """Whether the block ends after a token; the token is kept.
+
+        Args:
+            confidence: of the token.
+            survival: `next_survival` of the block, the token included.
+        """
+        match self.stop:
+            case ConfidenceFloor(floor=floor):
+                return confidence < floor
+            case SurvivalFloor(floor=floor):
+                return survival < floor
+            case _:
+                return False
 
     @property
     def label(self) -> str:
-        """`exits 2/4/6 at .30/.45, running ahead, up to 8 tokens, stop below .20`: one line for tables."""
-        exits = ("exit " if len(self.exit_layers) == 1 else "exits ") + "/".join(map(str, self.exit_layers))
-        gates = " at " + "/".join(f"{t:.2f}".removeprefix("0") for t in self.thresholds) if self.thresholds else ""
+        """One line for tables: `exits 2/4/6 at .30/.45, running ahead, up to 8 tokens, stop below .20`."""
+        exits = ("exit " if len(self.exits) == 1 else "exits ") + "/".join(map(str, self.exits))
+        thresholds = " at " + "/".join(f"{t:.2f}".removeprefix("0") for t in self.thresholds) if self.thresholds else ""
         ahead = ", running ahead" if self.runs_ahead else ""
         at_once = ", catching up at once" if self.catches_up_at_once else ""
-        return f"{exits}{gates}{ahead}{at_once}, {length_label(self.length)}"
+        return f"{exits}{thresholds}{ahead}{at_once}, {self._length_label}"
+
+    @property
+    def _length_label(self) -> str:
+        match self.stop:
+            case None:
+                return f"{self.tokens} tokens"
+            case ConfidenceFloor(floor=floor):
+                return f"up to {self.tokens} tokens, stop below {floor:.2f}"
+            case SurvivalFloor(floor=floor):
+                return f"up to {self.tokens} tokens, stop at survival {floor:.2f}"
+            case HeuristicLength(start=start):
+                return f"+2/-1 from {start}, at most {self.tokens}"
 
 
 def with_catching_up_when_asked(body: Body) -> Body:
     """A file's body from before policies told of it: segments caught up when a token came to them."""
     return with_keys({"catches_up_at_once": False}, body, beside="thresholds")
-
-
-def length_label(rule: LengthRule) -> str:
-    """A length rule in words, for tables."""
-    match rule:
-        case FixedLength():
-            return f"{rule.draft_cap} tokens"
-        case FloorStop():
-            return f"up to {rule.draft_cap} tokens, stop below {rule.floor:.2f}"
-        case SurvivalStop():
-            return f"up to {rule.draft_cap} tokens, stop at survival {rule.floor:.2f}"
-        case HeuristicLength():
-            return f"+2/-1 from {rule.start}, at most {rule.draft_cap}"

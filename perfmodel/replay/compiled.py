@@ -1,4 +1,4 @@
-"""The rounds that policies run along a trace and every pass in them, counted: AcceptanceTrace + policies -> entries.
+"""The rounds that policies run along a trace and every pass in them, counted: Trace + policies -> entries.
 
 `native/` counts them, those of a policy along ten thousand positions in about a tenth of a millisecond; where it was not
 compiled, `perfmodel.replay.reference` says the same token by token. Here a trace and its policies become the arrays it reads.
@@ -15,9 +15,9 @@ from functools import cache, lru_cache
 import numpy as np
 
 from perfmodel.acceptance.confidence_curves import agreement_at
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import BadPolicy
-from perfmodel.policies.policy import CalibrationCurve, ExitPolicy, FloorStop, HeuristicLength, SurvivalStop
+from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
 from perfmodel.replay.counts import ENTRY, Entries
 from perfmodel.replay.layout import Counts, Floats, TraceLayout, lay_out
 from perfmodel.replay.reference import tell
@@ -37,13 +37,11 @@ RULE = np.dtype(
     ]
 )
 """A policy, as `native/simulate.h` reads it."""
-_STOPS = {FloorStop: 1, SurvivalStop: 2}
+_STOPS = {ConfidenceFloor: 1, SurvivalFloor: 2}
 _LONGEST_STEP = 16
 
 
-def count_replay(
-    trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None], *, by_prompt: bool, keep_blocks: bool = False
-) -> Entries:
+def count_replay(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: bool, keep_blocks: bool = False) -> Entries:
     """What each policy does: a group for each, or one for each of its prompts, policy after policy.
 
     Args:
@@ -93,55 +91,54 @@ def _warn() -> None:
     )
 
 
-def _check(trace: AcceptanceTrace, policy: ExitPolicy) -> None:
+def _check(trace: Trace, policy: Policy) -> None:
     header = trace.header
-    unknown = [layer for layer in policy.exit_layers if layer not in header.draft.exit_layers]
+    unknown = [layer for layer in policy.exits if layer not in header.draft.exit_layers]
     if unknown:
         raise BadPolicy(f"exit {unknown[0]} is none of the traced draft's", f"exits among {header.draft.exit_layers!r}")
     if policy.confidence != header.confidence:
         raise BadPolicy(f"confidence {policy.confidence!r}", f"{header.confidence!r}, which the trace holds")
 
 
-def _layout_for(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> TraceLayout:
+def _layout_for(trace: Trace, policies: Sequence[Policy | None]) -> TraceLayout:
     """Laid out for blocks a little longer than needed, so that one layout serves many searches' steps."""
-    longest = max((policy.length.draft_cap for policy in policies if policy), default=1)
+    longest = max((policy.tokens for policy in policies if policy), default=1)
     return lay_out(trace, -(-longest // _LONGEST_STEP) * _LONGEST_STEP)
 
 
-def _gates(policy: ExitPolicy | None) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    return (policy.exit_layers, policy.thresholds) if policy else ((), ())
+def _gates(policy: Policy | None) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    return (policy.exits, policy.thresholds) if policy else ((), ())
 
 
-def _rule(first_group: int, policy: ExitPolicy | None) -> tuple[float, ...]:
+def _rule(first_group: int, policy: Policy | None) -> tuple[float, ...]:
     """A policy as a row of `RULE`, but for the exits it looks at."""
     if policy is None:
         return first_group, 0, 0, 0, False, 0, False, False, 0.0
-    rule, num_looked = policy.length, len(policy.exit_layers)
-    start = rule.start if isinstance(rule, HeuristicLength) else rule.draft_cap
-    floor = rule.floor if isinstance(rule, FloorStop | SurvivalStop) else 0.0
-    length = start, rule.draft_cap, isinstance(rule, HeuristicLength), _STOPS.get(type(rule), 0)
+    rule, num_looked = policy.stop, len(policy.exits)
+    floor = rule.floor if isinstance(rule, ConfidenceFloor | SurvivalFloor) else 0.0
+    length = policy.first_cap, policy.tokens, isinstance(rule, HeuristicLength), _STOPS.get(type(rule), 0)
     return first_group, num_looked, *length, policy.runs_ahead, policy.catches_up_at_once, floor
 
 
-def _looked_exits(tape: TraceLayout, policies: Sequence[ExitPolicy | None]) -> tuple[Counts, Floats]:
+def _looked_exits(tape: TraceLayout, policies: Sequence[Policy | None]) -> tuple[Counts, Floats]:
     """The exits that policies look at, zero-based, and the thresholds there. [Q, E] each, the first of them in use."""
     looked = np.zeros((len(policies), len(tape.exit_layers)), np.int64)
     thresholds = np.zeros(looked.shape)
     for place, policy in enumerate(policies):
         if policy is not None:
-            looked[place, : len(policy.exit_layers)] = [tape.exit_layers.index(layer) for layer in policy.exit_layers]
+            looked[place, : len(policy.exits)] = [tape.exit_layers.index(layer) for layer in policy.exits]
             thresholds[place, : len(policy.thresholds)] = policy.thresholds
     return looked, thresholds
 
 
-def _curves(tape: TraceLayout, policies: Sequence[ExitPolicy | None]) -> tuple[Counts, Floats]:
+def _curves(tape: TraceLayout, policies: Sequence[Policy | None]) -> tuple[Counts, Floats]:
     """The number of the curve that survival rules calibrate each looked-at exit by, [Q, E]; the curves, [A, S, C]."""
     numbers: dict[tuple[int, CalibrationCurve], int] = {}
     of_policy = np.zeros((len(policies), len(tape.exit_layers)), np.int64)
     for place, policy in enumerate(policies):
-        if policy and isinstance(policy.length, SurvivalStop):
-            exits = map(tape.exit_layers.index, policy.exit_layers)
-            for looked, one in enumerate(zip(exits, policy.length.calibration, strict=True)):
+        if policy and isinstance(policy.stop, SurvivalFloor):
+            exits = map(tape.exit_layers.index, policy.exits)
+            for looked, one in enumerate(zip(exits, policy.stop.calibration, strict=True)):
                 of_policy[place, looked] = numbers.setdefault(one, len(numbers))
     sides = 1 if tape.off_path is None else 2
     agreement = np.empty((len(numbers), sides, tape.num_columns))

@@ -8,7 +8,7 @@ from perfmodel.core.files import Body, with_keys
 from perfmodel.core.stats import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval, resamples
 from perfmodel.core.units import Frac, Seconds, TokensPerS
 from perfmodel.latency.latency_model import LatencyModel
-from perfmodel.passes.passes import DRAFT_KINDS, PASS_KINDS, PREFILL_KINDS, PassKind
+from perfmodel.passes.passes import PASS_KINDS, PASS_MODEL, PREFILL_KINDS, PassKind
 from perfmodel.replay.round_stats import RoundStats
 
 
@@ -110,7 +110,7 @@ def pass_seconds(draft: LatencyModel | None, target: LatencyModel, rounds: Round
     seconds: dict[PassKind, Seconds] = {}
 
     def model_of(kind: PassKind) -> LatencyModel:
-        return draft if draft is not None and kind in DRAFT_KINDS else target
+        return draft if draft is not None and PASS_MODEL[kind] == "draft" else target
 
     for count in rounds.passes:
         if count.kind in PREFILL_KINDS:
@@ -145,7 +145,9 @@ def _speedup_error_frac(draft: LatencyModel | None, target: LatencyModel, second
     Draft, target and the plain target's one-row passes are taken to err independently: wide, since what draft and target
     share would cancel. The host's error they do share: it cancels as far as launches bind both models alike.
     """
-    draft_share = math.fsum(seconds[kind] for kind in DRAFT_KINDS) / math.fsum(seconds.values())
+    draft_share = math.fsum(total_s for kind, total_s in seconds.items() if PASS_MODEL[kind] == "draft") / math.fsum(
+        seconds.values()
+    )
     drafting = draft if draft is not None else target
     host_error = draft_share * (drafting.host_error_frac - target.host_error_frac)
     return math.hypot(draft_share * drafting.error_frac, (1 - draft_share) * target.error_frac, target.error_frac, host_error)

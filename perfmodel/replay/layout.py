@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.acceptance.off_path_trace import stand_in
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 
 Bools: TypeAlias = NDArray[np.bool_]
 Counts: TypeAlias = NDArray[np.int64]
@@ -51,7 +51,7 @@ class TraceLayout:
 
 
 @lru_cache(maxsize=4)
-def lay_out(trace: AcceptanceTrace, longest: int) -> TraceLayout:
+def lay_out(trace: Trace, longest: int) -> TraceLayout:
     """The trace with room after each prompt for blocks of so many tokens."""
     header = trace.header
     positions = np.array([prompt.num_positions for prompt in header.prompts])
@@ -83,7 +83,7 @@ def _along(by_position: NDArray[np.float32], row: Counts) -> NDArray[np.float32]
     return np.ascontiguousarray(by_position[row].T)
 
 
-def draws(trace: AcceptanceTrace) -> Floats:
+def draws(trace: Trace) -> Floats:
     """One number in [0, 1) per position: a token is accepted when its acceptance probability lies above. [P].
 
     Under the ratio test it is seeded by the run's seed and the prompt's name, so that it is the same for every policy and
@@ -97,7 +97,7 @@ def draws(trace: AcceptanceTrace) -> Floats:
     return np.concatenate([np.random.default_rng(seed).random(n) for seed, n in zip(seeds, lengths, strict=True)])
 
 
-def _draws_end(trace: AcceptanceTrace, accepted: Bools) -> Bools:
+def _draws_end(trace: Trace, accepted: Bools) -> Bools:
     """Whether the drafted token is an end-of-text token: an accepted one is the target's, a refused one never. [E, P]."""
     eos = trace.header.eos_token_id
     if eos is None:

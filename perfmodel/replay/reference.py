@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from perfmodel.acceptance.off_path_trace import stand_in
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.passes.passes import COLD_PLACES
-from perfmodel.policies.policy import ExitPolicy, FloorStop, HeuristicLength, SurvivalStop
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.counts import ACCEPTED, AHEAD, BLOCK, COLD, EXIT, ROUND, SEGMENT, TAKEN, VERIFY
 from perfmodel.replay.layout import draws
 
@@ -20,9 +20,7 @@ Entry: TypeAlias = tuple[int, int, int, int, int, int]
 """The fields of `perfmodel.replay.counts.ENTRY`."""
 
 
-def tell(
-    trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None], *, by_prompt: bool, keep_blocks: bool
-) -> Iterator[Entry]:
+def tell(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: bool, keep_blocks: bool) -> Iterator[Entry]:
     """What each policy does: see `perfmodel.replay.compiled.count_replay`."""
     text, num_prompts, group = _Text(trace), len(trace.header.prompts), 0
     for policy in policies:
@@ -37,7 +35,7 @@ def tell(
 class _Text:
     """A trace, asked one position at a time; past the end of a text its last position stands in, and nothing is right."""
 
-    def __init__(self, trace: AcceptanceTrace) -> None:
+    def __init__(self, trace: Trace) -> None:
         header, off_path = trace.header, stand_in(trace.confidence, trace.off_path)
         self.header = header
         self.eos = header.eos_token_id
@@ -124,12 +122,11 @@ class _Segments:
         self.processed = [min(tokens, known) for tokens in self.processed]
 
 
-def _run_prompt(text: _Text, number: int, policy: ExitPolicy | None, log: _Log) -> list[tuple[int, int]]:
+def _run_prompt(text: _Text, number: int, policy: Policy | None, log: _Log) -> list[tuple[int, int]]:
     """Run every round of one prompt; their blocks as (drafted, accepted)."""
     header, num_positions, prompt_tokens = text.header, text.num_positions[number], text.prompt_tokens[number]
     segments = _Segments(log, len(header.draft.exit_layers), prompt_tokens)
-    rule, emitted, blocks = policy.length if policy else None, 0, []
-    cap = rule.start if isinstance(rule, HeuristicLength) else rule.draft_cap if rule else 0
+    emitted, blocks, cap = 0, [], policy.first_cap if policy else 0
     while emitted < num_positions:
         known, room = prompt_tokens + emitted, header.max_new_tokens - emitted - 1
         left_at = _draft_block(text, number, policy, emitted, min(cap, room), segments) if policy else []
@@ -147,15 +144,15 @@ def _run_prompt(text: _Text, number: int, policy: ExitPolicy | None, log: _Log) 
         blocks.append((len(left_at), accepted))
         emitted += accepted + 1
         segments.roll_back(known + accepted)
-        if isinstance(rule, HeuristicLength) and left_at:
-            cap = min(cap + 2, rule.draft_cap) if accepted == len(left_at) else max(cap - 1, 1)
+        if policy:
+            cap = policy.next_cap(cap, num_drafted=len(left_at), num_accepted=accepted)
     return blocks
 
 
-def _draft_block(text: _Text, number: int, policy: ExitPolicy, emitted: int, most: int, segments: _Segments) -> list[int]:
+def _draft_block(text: _Text, number: int, policy: Policy, emitted: int, most: int, segments: _Segments) -> list[int]:
     """The exits at which the tokens of one block leave."""
-    exits, known, rule = text.header.draft.exit_layers, text.prompt_tokens[number] + emitted, policy.length
-    looked = [exits.index(layer) for layer in policy.exit_layers]
+    exits, known = text.header.draft.exit_layers, text.prompt_tokens[number] + emitted
+    looked = [exits.index(layer) for layer in policy.exits]
     survival, left_at, is_true = 1.0, [], True
     for drafted in range(most):
         step, segment = emitted + drafted, 0
@@ -176,12 +173,7 @@ def _draft_block(text: _Text, number: int, policy: ExitPolicy, emitted: int, mos
                 segments.run(behind, known + drafted)
         left_at.append(exit_id)
         is_true &= text.is_accepted(number, step, exit_id)
-        if text.is_end(number, step, exit_id):
+        survival = policy.next_survival(survival, place=place, confidence=confidence)
+        if text.is_end(number, step, exit_id) or policy.stops(confidence=confidence, survival=survival):
             break
-        if isinstance(rule, FloorStop) and confidence < rule.floor:
-            break
-        if isinstance(rule, SurvivalStop):
-            survival *= rule.calibration[place](confidence)
-            if survival < rule.floor:
-                break
     return left_at

@@ -1,4 +1,4 @@
-"""What a policy would have done along a target's own text: AcceptanceTrace + ExitPolicy -> RoundStats.
+"""What a policy would have done along a target's own text: Trace + Policy -> RoundStats.
 
 Exact rules are replayed exactly. Under the ratio test acceptance is drawn once per position and shared by all policies:
 right in expectation, and differences between policies are not drowned in noise. After a block's first mistake the true
@@ -16,10 +16,10 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Seconds
 from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.compiled import count_replay
 from perfmodel.replay.counts import ACCEPTED, BLOCK, COLD, KINDS, ROUND, TAKEN, Entries
 from perfmodel.replay.layout import Counts, Floats
@@ -118,38 +118,47 @@ class ReplayBatch:
         )
 
 
-def replay(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[RoundStats, ...]:
-    """What the policy would have done, one record per prompt. `None` is plain decoding.
+def replay(trace: Trace, policy: Policy | None) -> RoundStats:
+    """Counts of a policy's rounds over all prompts of a trace, as one record. `None` is plain decoding.
 
     Raises:
-        BadPolicy: the policy looks at an exit that the traced draft does not have, or at another confidence.
+        BadPolicy: the policy uses an exit that the traced draft does not have, or another confidence measure.
     """
-    return replay_by_prompt(trace, [policy]).stats()
+    [stats] = replay_batch(trace, [policy]).stats()
+    return stats
 
 
-def replay_by_prompt(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
-    """What each policy would have done, prompt by prompt: as many replays as policies times prompts, policy after policy."""
+def replay_prompts(trace: Trace, policy: Policy | None) -> tuple[RoundStats, ...]:
+    """The same by prompt: one record for each, in the order of the trace.
+
+    Raises:
+        BadPolicy: the policy uses an exit that the traced draft does not have, or another confidence measure.
+    """
+    return replay_batch(trace, [policy], by_prompt=True).stats()
+
+
+def replay_batch(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: bool = False) -> ReplayBatch:
+    """Counts of many policies' rounds, thousands of policies a second.
+
+    Args:
+        trace: predictions of every exit along the target's text.
+        policies: None is plain decoding.
+        by_prompt: one replay for each prompt of each policy, policy after policy, instead of one for each policy.
+
+    Raises:
+        BadPolicy: a policy uses an exit that the traced draft does not have, or another confidence measure.
+    """
     num_tokens = [prompt.num_positions for prompt in trace.header.prompts]
+    each = num_tokens if by_prompt else [sum(num_tokens)]
     return ReplayBatch(
         num_exits=len(trace.header.draft.exit_layers),
-        num_prompts=1,
-        num_tokens=np.array(num_tokens * len(policies), np.int64),
-        entries=count_replay(trace, policies, by_prompt=True),
+        num_prompts=1 if by_prompt else len(num_tokens),
+        num_tokens=np.array(each * len(policies), np.int64),
+        entries=count_replay(trace, policies, by_prompt=by_prompt),
     )
 
 
-def replay_many(trace: AcceptanceTrace, policies: Sequence[ExitPolicy | None]) -> ReplayBatch:
-    """What each policy would have done over all prompts together."""
-    prompts = trace.header.prompts
-    return ReplayBatch(
-        num_exits=len(trace.header.draft.exit_layers),
-        num_prompts=len(prompts),
-        num_tokens=np.full(len(policies), sum(prompt.num_positions for prompt in prompts)),
-        entries=count_replay(trace, policies, by_prompt=False),
-    )
-
-
-def block_lengths(trace: AcceptanceTrace, policy: ExitPolicy | None) -> tuple[tuple[tuple[int, int], ...], ...]:
+def block_lengths(trace: Trace, policy: Policy | None) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Drafted and accepted tokens of every round, by prompt: what a run must reproduce block by block."""
     entries = count_replay(trace, [policy], by_prompt=True, keep_blocks=True)
     blocks = entries[entries["what"] == BLOCK]

@@ -1,9 +1,10 @@
 """A plan: the configuration to run, what it is expected to do, and on what evidence."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.codec import encode_record
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
@@ -14,7 +15,7 @@ from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_l
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.latency_profile import with_standard_kernels
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
+from perfmodel.policies.policy import Policy, with_catching_up_when_asked
 from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.quantisation.weight_format import BITS_PER_BYTE, WeightFormat, even_format
 from perfmodel.replay.estimate import Speedup, with_nothing_ahead
@@ -64,18 +65,13 @@ class Evidence:
     sha256: str | None
 
 
-def is_published(evidence: Iterable[Evidence]) -> bool:
-    """Whether acceptance rests on a paper's figures."""
-    return any(part.role == "acceptance" and part.level == "published" for part in evidence)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One configuration and what is predicted of it."""
 
     name: str
     """`plan`, `plain decoding`, `exit 6`, `paper thresholds` …"""
-    policy: ExitPolicy | None
+    policy: Policy | None
     """None: do not speculate."""
     rounds: RoundStats
     """Over all prompts of the acceptance evidence."""
@@ -125,7 +121,7 @@ class Overfitting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Printable):
     """What to run. `chosen.policy` is None when not speculating is best."""
 
     target: ModelGeometry
@@ -161,6 +157,12 @@ class Plan:
     def has_assumed_head(self) -> bool:
         """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan` as blocks of text."""
+        from perfmodel.results.plan_text import plan_blocks
+
+        return plan_blocks(self, explain=explain)
 
 
 def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, read_record, record_text, write_record
 from perfmodel.core.provenance import Provenance
 from perfmodel.core.units import Bytes
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
+from perfmodel.policies.policy import Policy, with_catching_up_when_asked
 from perfmodel.replay.estimate import with_nothing_ahead
 from perfmodel.results.plan import Candidate, Evidence, with_kernels_of_profiles
 
@@ -57,15 +58,15 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Portfolio:
+class Portfolio(Printable):
     """What one draft does for all parts."""
 
     of: Literal["targets", "categories"]
     draft: DraftGeometry
     parts: tuple[Part, ...]
-    common: ExitPolicy | None
+    common: Policy | None
     """Of the highest geometric mean over the parts; None is not to speculate."""
-    robust: ExitPolicy | None
+    robust: Policy | None
     """Of the highest worst speedup over the parts."""
     held_out: HeldOut | None
     """Searched on one half of the prompts and scored on the other, both ways; None where a half would be empty."""
@@ -73,6 +74,8 @@ class Portfolio:
     """Weights of the one draft."""
     single_drafts_bytes: Bytes
     """Weights of a draft of its own for every different exit chosen alone."""
+    next_command: str
+    """The command that plans for the first part alone."""
     notes: tuple[str, ...] = ()
     """How to make a draft that is not public."""
 
@@ -83,6 +86,12 @@ class Portfolio:
     def worst_speedup(self, choice: Choice) -> float:
         """The smallest over the parts."""
         return min(part.chosen(choice).speedup.speedup.value for part in self.parts)
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan --targets` as blocks of text."""
+        from perfmodel.results.portfolio_text import portfolio_blocks
+
+        return portfolio_blocks(self, explain=explain)
 
 
 def _mean(values: Iterable[float]) -> float:

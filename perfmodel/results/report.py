@@ -1,8 +1,10 @@
 """A run report: what executing a plan really did."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
 from perfmodel.core.provenance import Provenance
@@ -11,10 +13,11 @@ from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_l
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.latency_profile import with_standard_kernels, with_unknown_waits
 from perfmodel.passes.passes import PassSamples, with_prefills_by_model
-from perfmodel.policies.policy import ExitPolicy, with_catching_up_when_asked
+from perfmodel.policies.policy import Policy, with_catching_up_when_asked
 from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
 from perfmodel.replay.estimate import Speedup, with_nothing_ahead
 from perfmodel.replay.round_stats import RoundStats
+from perfmodel.results.plan import Candidate
 
 REPORT_SCHEMA = "s2d/run-report"
 REPORT_VERSION = 9
@@ -38,7 +41,7 @@ class PromptRun:
 class Arm:
     """One configuration over all prompts."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     """The plan's, where the run moved along its frontier."""
     runs: tuple[PromptRun, ...]
     samples: PassSamples
@@ -70,7 +73,7 @@ class Check:
 class PolicyShare:
     """What one policy did of a run that moved along its plan's frontier."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     num_rounds: int
     num_tokens: int
     decode_s: Seconds
@@ -87,7 +90,7 @@ class Adaptation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
+class RunReport(Printable):
     """A plan's execution beside plain decoding of the same prompts."""
 
     plan_sha256: str | None
@@ -108,6 +111,14 @@ class RunReport:
     """None when the plan's policy ran throughout."""
     waited_frac: Frac | None = None
     """Share of the run during which other programs had the processor; None where unknown."""
+    predicted: Candidate | None = None
+    """What the plan predicted; None where no plan was run."""
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-run` as blocks of text."""
+        from perfmodel.results.report_text import report_blocks
+
+        return report_blocks(self, explain=explain)
 
 
 def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:

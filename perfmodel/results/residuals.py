@@ -1,8 +1,10 @@
 """Residuals: predicted minus measured, split into what acceptance explains and what latency explains."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import Stored, read_record, record_text, write_record
 from perfmodel.core.provenance import Provenance
@@ -40,7 +42,7 @@ class PassResidual:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Residuals:
+class Residuals(Printable):
     """A plan held against what it did.
 
     With S predicted, M measured and X the measured rounds priced as the plan prices: S - M = (S - X) + (X - M). The first
@@ -79,6 +81,12 @@ class Residuals:
     def total_error_frac(self) -> Frac:
         """Error of the speedup: the sum of the two."""
         return (self.predicted_speedup - self.measured_speedup.value) / self.measured_speedup.value
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-compare` as blocks of text."""
+        from perfmodel.results.residuals_text import residuals_blocks
+
+        return residuals_blocks(self, explain=explain)
 
 
 def residuals_file_text(residuals: Residuals, provenance: Provenance) -> str:

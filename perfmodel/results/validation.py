@@ -1,8 +1,10 @@
 """A validation: what the latency law says of speeds that others published."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import record_text, write_record
 from perfmodel.core.provenance import Provenance
@@ -35,8 +37,8 @@ class PublishedPoint:
     predicted_tokens_per_s: TokensPerS
     interval_frac: Frac
     """Half the 90 % interval of the logarithm of the predicted seconds."""
-    light_tokens_per_s: TokensPerS
-    """At the speed of light: bytes over the datasheet's bandwidth and nothing else, as a pure roofline has it."""
+    bound_tokens_per_s: TokensPerS
+    """At the hardware lower bound: bytes over the datasheet's bandwidth, or FLOP over its peak, and nothing else."""
 
     @property
     def interval(self) -> Interval:
@@ -49,9 +51,9 @@ class PublishedPoint:
         return self.interval.low <= self.published_tokens_per_s <= self.interval.high
 
     @property
-    def light_error_frac(self) -> Frac:
-        """Of the seconds at the speed of light over the published ones, less one."""
-        return self.published_tokens_per_s / self.light_tokens_per_s - 1
+    def bound_error_frac(self) -> Frac:
+        """Of the seconds at the lower bound over the published ones, less one."""
+        return self.published_tokens_per_s / self.bound_tokens_per_s - 1
 
     @property
     def error_frac(self) -> Frac:
@@ -101,12 +103,12 @@ class DeviceError:
     """Signed: below 0, predictions are too fast."""
     covered_frac: Frac
     """Share of the points within their 90 % interval."""
-    light_mean_error_frac: Frac
+    bound_mean_error_frac: Frac
     """What a pure roofline errs by, signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
+class Validation(Printable):
     """All that others published, predicted."""
 
     points: tuple[PublishedPoint, ...]
@@ -114,6 +116,12 @@ class Validation:
     """Devices and engine modes with held-out points."""
     explanations: tuple[Explanation, ...]
     """Best first."""
+
+    def blocks(self, *, explain: bool = False) -> Sequence[Block]:
+        """The answer of `s2d-plan validate` as blocks of text."""
+        from perfmodel.results.validation_text import validation_blocks
+
+        return validation_blocks(self, explain=explain)
 
 
 def validation_file_text(validation: Validation, provenance: Provenance) -> str:

@@ -1,4 +1,4 @@
-"""Walk the target's own text and ask every exit of the draft what it would have said: prompts in, AcceptanceTrace out.
+"""Walk the target's own text and ask every exit of the draft what it would have said: prompts in, Trace out.
 
 The plain target writes; one teacher-forced pass of the draft over prompt and text answers for every position at once.
 Position t of the sequence is said by the logits after token t - 1, with the noise of position t. Behind some of its own
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from perfmodel.acceptance.off_path_trace import OffPath, nothing_off_path
-from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader, distinct_ngram_frac
+from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader, distinct_ngram_frac
 from perfmodel.core.console import save_or_warn
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import Mismatch
@@ -31,7 +31,7 @@ from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import EncodedPrompt, Pair
 from s2d.decoding.process_logits import Processing
 from s2d.decoding.verify import make_verifier
-from s2d.model.choose_tokens import choose, confidence_of, drawn, probabilities
+from s2d.model.choose_tokens import choose, confidence_of, probabilities, sample_indices
 from s2d.model.finite import NotFinite, check_logits, is_finite, naming_prompt
 
 _Refused = Callable[[Sequence[tuple[int, int]]], list[int]]
@@ -201,13 +201,13 @@ def _refused_samples(p: Tensor, qs: Sequence[Tensor], seed: int, places: Sequenc
     """
     excess = torch.stack([(qs[number][step] - p[step]).clamp_(min=0) for step, number in places])  # [places, V]
     uniform = torch.rand(len(places), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return drawn(excess, uniform.to(excess.device)).tolist()
+    return sample_indices(excess, uniform.to(excess.device)).tolist()
 
 
-def empty_trace(header: TraceHeader) -> AcceptanceTrace:
+def empty_trace(header: TraceHeader) -> Trace:
     """A trace of no prompts."""
     exits = len(header.draft.exit_layers)
-    return AcceptanceTrace(
+    return Trace(
         header=replace(header, prompts=()),
         confidence=np.zeros((0, exits), np.float32),
         draft_token=np.zeros((0, exits), np.int32),
@@ -217,7 +217,7 @@ def empty_trace(header: TraceHeader) -> AcceptanceTrace:
     )
 
 
-def extended(trace: AcceptanceTrace, traced: Sequence[PromptTrace]) -> AcceptanceTrace:
+def extended(trace: Trace, traced: Sequence[PromptTrace]) -> Trace:
     """A trace with more prompts at its end."""
     columns = {name: np.concatenate([getattr(trace, name), *(getattr(one, name) for one in traced)]) for name in _COLUMNS}
     prompts = (*trace.header.prompts, *(one.prompt for one in traced))
@@ -228,7 +228,7 @@ def extended(trace: AcceptanceTrace, traced: Sequence[PromptTrace]) -> Acceptanc
         exit=np.concatenate([trace.off_path.exit, *(one.off_path.exit for one in traced)]),
         confidence=np.concatenate([trace.off_path.confidence, *(one.off_path.confidence for one in traced)]),
     )
-    return AcceptanceTrace(header=replace(trace.header, prompts=prompts), **columns, off_path=off_path)
+    return Trace(header=replace(trace.header, prompts=prompts), **columns, off_path=off_path)
 
 
 def check_resumable(path: PathLike, kept: TraceHeader, wanted: TraceHeader, prompts: Sequence[EncodedPrompt]) -> None:
@@ -282,12 +282,12 @@ def _named(header: TraceHeader, name: str) -> str:
 def record_acceptance(
     trace_one: Callable[[int], PromptTrace],
     num_prompts: int,
-    trace: AcceptanceTrace,
+    trace: Trace,
     *,
-    save: Callable[[AcceptanceTrace], None],
+    save: Callable[[Trace], None],
     on_prompt: Callable[[TracedPrompt], None] = lambda prompt: None,
     clock: Callable[[], Seconds] = time.perf_counter,
-) -> AcceptanceTrace:
+) -> Trace:
     """Trace prompt after prompt, saving now and then, and before Ctrl-C goes on its way.
 
     Args:

@@ -80,8 +80,8 @@ def record_off_path(
     def said_after(tokens: list[int]) -> Iterator[tuple[int, float]]:
         for segment in cache.segments:
             ladder.push((segment,), tokens, len(tokens))
-            states = cache.states[segment.number][len(tokens) - 1 : len(tokens)]
-            token, confidence = verifier.ask(draft, states, tokens, prompt_tokens, segment.number)()
+            states = cache.states[segment.index][len(tokens) - 1 : len(tokens)]
+            token, confidence = verifier.ask(draft, states, tokens, prompt_tokens, segment.index)()
             yield token, check_confidence(confidence, draft)
 
     for segment in cache.segments:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from perfmodel.acceptance.trace import AcceptanceTrace, read_trace, write_trace
+from perfmodel.acceptance.trace import Trace, read_trace, write_trace
 from perfmodel.core.console import Progress, keeping, print_err, print_out
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.disk import folder_for_files
@@ -43,7 +43,7 @@ from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import find_model
 from s2d.model.torch_device import device_key, engine_for, use_device
 from s2d.parallel.ranks import Ranks
-from s2d.parallel.shard import Share
+from s2d.parallel.shard import Shard
 from s2d.prompts.conversation import Prompt
 from s2d.prompts.special_tokens import special_tokens_note
 
@@ -80,7 +80,7 @@ def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | N
         UserInputError: the models, or the caches of their longest text, do not fit in the device's memory.
     """
     sampling = sampling_of(args)
-    engine = engine_for(args.engine, args.device, ranks.size if ranks else 1)
+    engine = engine_for(args.engine, args.device, ranks.num_ranks if ranks else 1)
     choice = _kernels(args, ranks, engine)
     pair = load_pair(
         args.target,
@@ -132,7 +132,7 @@ def _kernels(args: argparse.Namespace, ranks: Ranks | None, engine: EngineMode) 
     num_ranks = models.target_ranks if models.target_ranks in tensor_parallel_degrees(models.target) else 1
     return choose_kernels(
         args.kernels,
-        Share(rank=0, num_ranks=num_ranks).geometry(models.target),
+        Shard(rank=0, num_ranks=num_ranks).geometry(models.target),
         models.draft,
         args.dtype,
         args.device,
@@ -240,7 +240,7 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
         check_resumable(partial, trace.header, asker.header, job.prompts)
         print_err(f"going on after the {len(trace.header.prompts)} prompts kept in {partial}")
 
-    def save(unfinished: AcceptanceTrace) -> None:
+    def save(unfinished: Trace) -> None:
         nonlocal trace
         trace = unfinished
         write_trace(partial, unfinished, provenance)

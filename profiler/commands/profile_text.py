@@ -8,7 +8,7 @@ import numpy as np
 
 from perfmodel.acceptance.confidence_curves import agreement_at, expected_calibration_error
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import table
 from perfmodel.core.units import Frac, format_frac, format_joules, format_number, format_seconds
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
@@ -69,7 +69,7 @@ def latency_table(log: PassLog) -> str:
     return table(rows, headers=("pass", "samples", "median", "quartiles apart"))
 
 
-def acceptance_table(trace: AcceptanceTrace, calibration: Calibration | None) -> str:
+def acceptance_table(trace: Trace, calibration: Calibration | None) -> str:
     """Acceptance and confidence of every exit over all positions.
 
     Where the draft came with a calibration of this kind of confidence: how far (ECE) the bare confidence is off on this
@@ -90,14 +90,14 @@ def acceptance_table(trace: AcceptanceTrace, calibration: Calibration | None) ->
     )
 
 
-def _calibration_errors(trace: AcceptanceTrace, exit_id: int, curve: CalibrationCurve) -> tuple[Frac, Frac]:
+def _calibration_errors(trace: Trace, exit_id: int, curve: CalibrationCurve) -> tuple[Frac, Frac]:
     """Expected calibration error of an exit's confidence, bare and through a curve."""
     confidence, accepted = (column[:, exit_id].astype(np.float64) for column in (trace.confidence, trace.accept_prob))
     said = agreement_at(curve, confidence)
     return expected_calibration_error(confidence, accepted), expected_calibration_error(said, accepted)
 
 
-def distinct_line(trace: AcceptanceTrace) -> str:
+def distinct_line(trace: Trace) -> str:
     """How much of the text repeats itself, without which an acceptance means little."""
     prompts = trace.header.prompts
     mean = float(np.mean([prompt.distinct_6gram_frac for prompt in prompts]))
@@ -108,7 +108,7 @@ def distinct_line(trace: AcceptanceTrace) -> str:
     )
 
 
-def off_path_lines(trace: AcceptanceTrace) -> list[str]:
+def off_path_lines(trace: Trace) -> list[str]:
     """What was recorded off the path, if it was asked for, and whether it is enough to be used."""
     off_path = trace.off_path
     if not len(off_path):

@@ -12,9 +12,7 @@ from perfmodel.core.provenance import Provenance
 from perfmodel.core.units import Frac
 from perfmodel.passes.kernels import KernelTrial
 from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile, write_latency_profile
-from perfmodel.passes.passes import PASS_MODEL
 from perfmodel.policies.sampling import Sampling
-from profiler.latency.pass_grid import PassKey
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.pair import ModelPair
 from s2d.loading.load_model import LoadedModel
@@ -57,7 +55,7 @@ def pair_profiles(
             device=pair.draft_device_key if is_draft else pair.device_key,
             rule=sampling.rule,
             processing=sampling.processing,
-            samples=log.samples(lambda key: is_draft_pass(key) == is_draft),
+            samples=log.samples("draft" if is_draft else "target"),
             kernel_trials=kernel_trials,
         )
 
@@ -65,11 +63,6 @@ def pair_profiles(
         "draft": profile(draft, pair.geometry.exit_layers, target, is_draft=True),
         "target": profile(target, (), draft, is_draft=False),
     }
-
-
-def is_draft_pass(key: PassKey) -> bool:
-    """Whether a pass is the draft's."""
-    return PASS_MODEL[key.kind] == "draft"
 
 
 class LatencyFiles:
@@ -160,10 +153,7 @@ def _identity(profile: LatencyProfile) -> str:
     Prompts, the longest draft and new tokens do not: they decide which passes are met, and every pass is kept with the rows,
     the cached tokens and the place in its round that it had, by which it is priced.
     """
-    key = profile.device
-    threads = f", {key.num_threads} threads" if key.num_threads else ""
     beside = f" beside {profile.beside}" if profile.beside else ""
     weights = f"weights {profile.model_sha256[:12]}"
     processing = f" with {', '.join(profile.processing)}" if profile.processing else ""
-    where = f"{profile.rule} decoding{processing} in {key.dtype}, {key.launching}, on {key.num_devices} x {key.device}{threads}"
-    return f"{profile.model.name} ({weights}){beside}, {where}"
+    return f"{profile.model.name} ({weights}){beside}, {profile.rule} decoding{processing} on {profile.device.label}"

@@ -17,11 +17,11 @@ import numpy as np
 
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.passes.passes import PassSamples
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from profiler.latency.pass_grid import RUN_TOKENS, PassKey, ProfilingRun
 from profiler.latency.pass_log import PassLog, lacking_passes
 
-Decode = Callable[[ExitPolicy | None, Sequence[int], Tokens], PassSamples]
+Decode = Callable[[Policy | None, Sequence[int], Tokens], PassSamples]
 """Runs the runtime on token ids for so many new tokens, under a policy or plainly, and returns every pass it made."""
 
 ENOUGH_SAMPLES = 200

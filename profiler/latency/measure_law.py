@@ -23,10 +23,9 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassSamples
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
-from profiler.latency.latency_files import is_draft_pass
-from profiler.latency.pass_log import PassLog, rows_of, samples_of
+from profiler.latency.pass_log import PassLog
 from s2d.decoding.clock import Clock
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.verify import make_verifier
@@ -200,9 +199,9 @@ class _TimedModel:
         states = decoder.embed(token_ids)
         for segment in self._halves.segments:
             states = decoder.forward_segment(states, segment, self._halves)
-            clock.lap("segment", segment.number, rows, cached)
-            if not segment.number:
-                verifier.ask(decoder, states[-1:], token_ids, 1, segment.number)()
+            clock.lap("segment", segment.index, rows, cached)
+            if not segment.index:
+                verifier.ask(decoder, states[-1:], token_ids, 1, segment.index)()
                 clock.lap("exit", 0, 1, 0)
         return clock.samples()
 
@@ -212,19 +211,13 @@ class _Loop:
 
     def __init__(self, model: LoadedModel, grid: LawGrid) -> None:
         self._session = Session(replace(model, exit_layers=()), model, grid.max_tokens)
-        self._policies = [
-            ExitPolicy(
-                exit_layers=(model.exit_layers[-1],), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=rows)
-            )
-            for rows in grid.rows
-        ]
+        self._policies = [Policy(exits=(model.exit_layers[-1],), tokens=rows) for rows in grid.rows]
 
     def rounds(self) -> Iterator[PassSamples]:
         """What rounds take beside their passes, plain ones and ones that draft."""
         for policy in (None, *self._policies):
             settings = Settings(policy=policy, sampling=GREEDY, max_new_tokens=LOOP_TOKENS, eos_token_id=None)
-            passes = rows_of(self._session.generate([0], settings).samples)
-            yield samples_of(one for one in passes if one[0] == "round")
+            yield self._session.generate([0], settings).samples.where(lambda sample: sample.kind == "round")
 
 
 def law_profiles(log: PassLog, model: LoadedModel, kernel_trials: tuple[KernelTrial, ...] = ()) -> dict[str, LatencyProfile]:
@@ -237,8 +230,8 @@ def law_profiles(log: PassLog, model: LoadedModel, kernel_trials: tuple[KernelTr
         device=device_key(model.decoder.device, model.dtype, model.decoder.engine, kernels=model.decoder.kernels),
         rule=GREEDY.rule,
         processing=GREEDY.processing,
-        samples=log.samples(is_draft_pass),
+        samples=log.samples("draft"),
         kernel_trials=kernel_trials,
     )
-    target = replace(profile, exit_layers=(), samples=log.samples(lambda key: not is_draft_pass(key)))
+    target = replace(profile, exit_layers=(), samples=log.samples("target"))
     return {f"{model.geometry.name}.draft": profile, f"{model.geometry.name}.target": target}

@@ -15,11 +15,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Tokens
-from perfmodel.passes.passes import DRAFT_KINDS, SEGMENT_KINDS, PassKind, kind_label
-from perfmodel.policies.policy import Confidence, ExitPolicy, FixedLength, FloorStop, LengthRule
-from perfmodel.replay.replay import replay
+from perfmodel.passes.passes import PASS_MODEL, SEGMENT_KINDS, PassKind, kind_label
+from perfmodel.policies.policy import Confidence, ConfidenceFloor, Policy
+from perfmodel.replay.replay import replay_prompts
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ MAX_PUSHED = 8
 class ProfilingRun:
     """One entry of the grid: decode so many new tokens under a policy."""
 
-    policy: ExitPolicy
+    policy: Policy
     new_tokens: Tokens
     text: int | None
     """The text to decode, zero-based, from its prompt's end; None is any, from anywhere."""
@@ -62,7 +62,7 @@ class PassKey:
     @property
     def label(self) -> str:
         """`segment 2 of 5 rows`, `verify of 4 rows`: as messages name it."""
-        stage = f" {self.stage + 1}" if self.kind in DRAFT_KINDS else ""
+        stage = f" {self.stage + 1}" if PASS_MODEL[self.kind] == "draft" else ""
         return f"{kind_label(self.kind)}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
 
 
@@ -99,7 +99,7 @@ def exit_subsets(exit_layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(layers[start:end] for start, end in itertools.combinations(range(len(layers) + 1), 2))
 
 
-def run_grid(traces: Sequence[AcceptanceTrace], *, draft_cap: int, seed: int, runs_ahead: bool) -> tuple[ProfilingRun, ...]:
+def run_grid(traces: Sequence[Trace], *, draft_cap: int, seed: int, runs_ahead: bool) -> tuple[ProfilingRun, ...]:
     """The runs to take: one per text for long backlogs, then short ones spread over all a plan may ask for.
 
     Args:
@@ -119,7 +119,7 @@ def run_grid(traces: Sequence[AcceptanceTrace], *, draft_cap: int, seed: int, ru
     return (*_long_turns(traces, runs_ahead=runs_ahead), *short)
 
 
-def _long_turns(traces: Sequence[AcceptanceTrace], *, runs_ahead: bool) -> list[ProfilingRun]:
+def _long_turns(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRun]:
     """ProfilingRuns in which all but a few tokens leave at one exit, so that these few push long backlogs through the later ones.
 
     Where the few lie decides how long a backlog grows, so candidates are replayed: for every exit but the last the one of
@@ -140,30 +140,30 @@ def _long_turns(traces: Sequence[AcceptanceTrace], *, runs_ahead: bool) -> list[
     return chosen
 
 
-def _gated_turns(trace: AcceptanceTrace, text: int, layers: tuple[int, ...], *, runs_ahead: bool) -> Iterator[ProfilingRun]:
+def _gated_turns(trace: Trace, text: int, layers: tuple[int, ...], *, runs_ahead: bool) -> Iterator[ProfilingRun]:
     """Candidates: of the text's tokens, one to `MAX_PUSHED` do not leave at the first of some exits."""
     num_tokens, gate = len(trace.target_token), trace.header.draft.exit_layers.index(layers[0])
     for num_pushed in range(1, min(MAX_PUSHED, num_tokens) + 1):
         for draft_cap in (1, 2, 4):
-            policy = ExitPolicy(
-                exit_layers=layers,
+            policy = Policy(
+                exits=layers,
                 thresholds=(threshold_leaving(trace.confidence[:, gate], 1 - num_pushed / num_tokens), 0.0)[: len(layers) - 1],
+                tokens=draft_cap,
                 confidence=trace.header.confidence,
-                length=FixedLength(draft_cap=draft_cap),
                 runs_ahead=runs_ahead,
             )
             yield ProfilingRun(policy=policy, new_tokens=num_tokens, text=text)
 
 
-def longest_backlog(trace: AcceptanceTrace, policy: ExitPolicy) -> Tokens:
+def longest_backlog(trace: Trace, policy: Policy) -> Tokens:
     """Rows of the widest pass through a later segment, by replay; 0 where there is none."""
-    passes = itertools.chain.from_iterable(rounds.passes for rounds in replay(trace, policy))
+    passes = itertools.chain.from_iterable(rounds.passes for rounds in replay_prompts(trace, policy))
     return max((count.rows for count in passes if count.kind in SEGMENT_KINDS and count.stage > 0), default=0)
 
 
 def _short_policies(
     exit_layers: Sequence[int], confidence: NDArray[np.float32], draft_cap: int, measure: Confidence, rng: np.random.Generator
-) -> Iterator[ExitPolicy]:
+) -> Iterator[Policy]:
     """`TURNS_PER_SUBSET` policies for every set of exits, each length, gate and stop rule as often as any other."""
     caps = _in_turn(rng, tuple(range(1, draft_cap + 1)))
     leaves = _in_turn(rng, LEAVE_FRACS)
@@ -171,11 +171,12 @@ def _short_policies(
     columns = {layer: confidence[:, column] for column, layer in enumerate(exit_layers)}
     for subset in exit_subsets(exit_layers):
         for _ in range(TURNS_PER_SUBSET):
-            yield ExitPolicy(
-                exit_layers=subset,
+            yield Policy(
+                exits=subset,
                 thresholds=tuple(threshold_leaving(columns[layer], next(leaves)) for layer in subset[:-1]),
+                tokens=next(caps),
+                stop=_stop_rule(columns[subset[-1]], next(floors)),
                 confidence=measure,
-                length=_length_rule(columns[subset[-1]], next(caps), next(floors)),
             )
 
 
@@ -192,10 +193,8 @@ def threshold_leaving(confidence: NDArray[np.float32], leave_frac: float) -> flo
     return float((distinct[upper - 1] + distinct[upper]) / 2)
 
 
-def _length_rule(confidence: NDArray[np.float32], draft_cap: int, stop_frac: float | None) -> LengthRule:
-    if stop_frac is None:
-        return FixedLength(draft_cap=draft_cap)
-    return FloorStop(draft_cap=draft_cap, floor=threshold_leaving(confidence, 1 - stop_frac))
+def _stop_rule(confidence: NDArray[np.float32], stop_frac: float | None) -> ConfidenceFloor | None:
+    return None if stop_frac is None else ConfidenceFloor(floor=threshold_leaving(confidence, 1 - stop_frac))
 
 
 def _in_turn(rng: np.random.Generator, choices: Sequence[T]) -> Iterator[T]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
 from perfmodel.core.units import Frac, Seconds
-from perfmodel.passes.passes import PREFILL_KINDS, PassKind, PassSamples
+from perfmodel.passes.passes import PASS_MODEL, PREFILL_KINDS, PassModel, PassSample, PassSamples
 from profiler.latency.pass_grid import PassKey
 
 MAX_SAMPLES_PER_PASS = 1500
@@ -20,41 +20,38 @@ MIN_SAMPLES_FOR_IQR = 8
 MIN_SHARE_TO_WARN: Frac = 0.005
 """A pass that takes less of the measured time than this is not worth a warning."""
 
-Row = tuple[PassKind, int, int, int, int, Seconds]
-"""Kind, stage, rows, cached tokens, place, seconds: one pass."""
-
 
 class PassLog:
     """Passes in the order they ran."""
 
     def __init__(self) -> None:
-        self._rows: list[Row] = []
+        self._passes: list[PassSample] = []
         self.counts: Counter[PassKey] = Counter()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._passes)
 
     def add(self, samples: PassSamples) -> Counter[PassKey]:
         """Append passes; returns how many there were of each key."""
-        rows = rows_of(samples)
-        added = Counter(map(_key, rows))
-        self._rows.extend(rows)
+        added = Counter(map(_key, samples))
+        self._passes.extend(samples)
         self.counts.update(added)
         return added
 
-    def samples(self, keep: Callable[[PassKey], bool] = lambda key: True) -> PassSamples:
-        """The passes of the keys to keep, every key thinned to `MAX_SAMPLES_PER_PASS`."""
-        places: defaultdict[PassKey, list[int]] = defaultdict(list)
-        for place, row in enumerate(self._rows):
-            places[_key(row)].append(place)
-        kept = sorted(place for key, found in places.items() if keep(key) for place in thinned(found, MAX_SAMPLES_PER_PASS))
-        return samples_of(self._rows[place] for place in kept)
+    def samples(self, model: PassModel | None = None) -> PassSamples:
+        """The passes of a model, or of both, every key thinned to `MAX_SAMPLES_PER_PASS`."""
+        indices: defaultdict[PassKey, list[int]] = defaultdict(list)
+        for index, sample in enumerate(self._passes):
+            if model is None or PASS_MODEL[sample.kind] == model:
+                indices[_key(sample)].append(index)
+        kept = sorted(index for group in indices.values() for index in thinned(group, MAX_SAMPLES_PER_PASS))
+        return PassSamples.from_passes(self._passes[index] for index in kept)
 
     def seconds_by_key(self) -> dict[PassKey, list[Seconds]]:
         """All seconds of each key, in the order they ran."""
         found: defaultdict[PassKey, list[Seconds]] = defaultdict(list)
-        for row in self._rows:
-            found[_key(row)].append(row[-1])
+        for sample in self._passes:
+            found[_key(sample)].append(sample.seconds)
         return dict(found)
 
 
@@ -108,21 +105,8 @@ def thinned(items: Sequence[int], most: int) -> list[int]:
     return [items[place] for place in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
-def rows_of(samples: PassSamples) -> list[Row]:
-    """Columns to rows."""
-    columns = (samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.place, samples.seconds)
-    return list(zip(*columns, strict=True))
-
-
-def samples_of(rows: Iterable[Row]) -> PassSamples:
-    """Rows to columns."""
-    columns = tuple(zip(*rows, strict=True)) or ((),) * 6
-    kind, stage, num_rows, cached, place, seconds = columns
-    return PassSamples(kind=kind, stage=stage, rows=num_rows, cached_tokens=cached, place=place, seconds=seconds)
-
-
-def _key(row: Row) -> PassKey:
-    return PassKey(kind=row[0], stage=row[1], rows=row[2])
+def _key(sample: PassSample) -> PassKey:
+    return PassKey(kind=sample.kind, stage=sample.stage, rows=sample.rows)
 
 
 def _runs(numbers: Sequence[int]) -> Iterable[tuple[int, int]]:

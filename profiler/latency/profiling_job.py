@@ -13,7 +13,7 @@ from perfmodel.core.console import save_or_warn
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.passes.kernels import KernelTrial
 from perfmodel.passes.passes import PassSamples
-from perfmodel.policies.policy import Confidence, ExitPolicy
+from perfmodel.policies.policy import Confidence, Policy
 from perfmodel.policies.sampling import Sampling
 from profiler.acceptance.record_acceptance import ExitRecorder, empty_trace, extended
 from profiler.latency.measure_latency import Coverage, Text, measure_latency, take_runs
@@ -61,7 +61,7 @@ class Job:
             teacher_forced=("draft", "target") if self.sampling.rule == "ratio" else ("draft",),
         )
 
-    def settings(self, policy: ExitPolicy | None, max_new_tokens: Tokens) -> Settings:
+    def settings(self, policy: Policy | None, max_new_tokens: Tokens) -> Settings:
         """How the runtime is to decode."""
         return Settings(
             policy=policy, sampling=self.sampling, max_new_tokens=max_new_tokens, eos_token_id=self.pair.eos_token_id
@@ -103,7 +103,7 @@ def turns_of(job: Job, log: PassLog) -> Iterator[Coverage]:
     if len(log):
         grid = tuple(run for run in grid if run.text is None)
 
-    def decode(policy: ExitPolicy | None, prompt_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
+    def decode(policy: Policy | None, prompt_ids: Sequence[int], new_tokens: Tokens) -> PassSamples:
         return session.generate(prompt_ids, job.settings(policy, new_tokens)).samples
 
     rng = np.random.default_rng([job.seed, len(log)])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from perfmodel.core.units import MILLI, NANO, Frac, Seconds
-from perfmodel.passes.passes import PassKind, PassSamples, places
+from perfmodel.passes.passes import PassKind, PassSample, PassSamples, places
 
 LapTag = tuple[PassKind, int, int, int]
 """Kind, stage, rows and cached tokens."""
@@ -72,15 +72,8 @@ class Clock:
 
     def samples(self) -> PassSamples:
         """Every pass with its seconds."""
-        kind, stage, rows, cached = zip(*self.tags, strict=True) if self.tags else ((), (), (), ())
-        return PassSamples(
-            kind=kind,
-            stage=stage,
-            rows=rows,
-            cached_tokens=cached,
-            place=tuple(places(zip(kind, stage, strict=True))),
-            seconds=tuple(self.lap_seconds()),
-        )
+        laps = zip(self.tags, places(tag[:2] for tag in self.tags), self.lap_seconds(), strict=True)
+        return PassSamples.from_passes(PassSample(*tag, place, seconds) for tag, place, seconds in laps)
 
     def _record_event(self) -> torch.cuda.Event:
         event = self._spare_events.pop() if self._spare_events else torch.cuda.Event(enable_timing=True)

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from perfmodel.core.errors import BadPolicy
-from perfmodel.policies.policy import CalibrationCurve, ExitPolicy, FloorStop, HeuristicLength, LengthRule, SurvivalStop
+from perfmodel.policies.policy import Policy
 from s2d.decoding.clock import Clock
 from s2d.decoding.verify import Verifier
 from s2d.model.cache import Cache, Segment
-from s2d.model.decoder import Decoder, Run
+from s2d.model.decoder import Decoder, SegmentRun
 from s2d.model.finite import check_confidence
 
 _ALWAYS = -1.0
@@ -19,15 +19,16 @@ _ALWAYS = -1.0
 class Step:
     """The ladder up to one looked-at exit, and what happens there. Exits passed on the way are disabled, and cost nothing."""
 
-    run: Run
+    run: SegmentRun
     """Segments since the exit before, less one that was launched before the answer of that exit was read."""
     exit_number: int
     """Zero-based, among all exits of the draft."""
     threshold: float
-    calibration: CalibrationCurve | None
+    place: int
+    """Zero-based, among the policy's active exits."""
     ahead: Segment | None
     """What is launched before the exit's answer is read."""
-    behind: Run
+    behind: SegmentRun
     """What catches up at once with a token that leaves here."""
 
 
@@ -45,30 +46,30 @@ class Ladder:
         self.cache = cache
         self._prompt_rows = prompt_rows
 
-    def run(self, run: Run, tokens: list[int], clock: Clock) -> None:
+    def run(self, run: SegmentRun, tokens: list[int], clock: Clock) -> None:
         """Push everything that segments have not seen through them: the prompt in passes of its own, the backlog in others.
 
         Where one launch goes through several segments, each has its part of the time by its number of layers.
         """
-        for launched in self.decoder.launches(run, self.cache):
+        for launched in self.decoder.split_run(run, self.cache):
             for segment in launched:
                 self.take_prompt(segment, tokens, clock)
             cached = self.push(launched, tokens, len(tokens))
             rows, depth = len(tokens) - cached, launched[-1].end - launched[0].start
             clock.shared_lap(
-                [("segment", segment.number, rows, cached) for segment in launched],
+                [("segment", segment.index, rows, cached) for segment in launched],
                 [(segment.end - segment.start) / depth for segment in launched],
             )
 
     def take_prompt(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
         """Push the prompt through a segment that has not seen it yet."""
-        if self.cache.lengths[segment.number] < self._prompt_rows:
+        if self.cache.lengths[segment.index] < self._prompt_rows:
             self.push((segment,), tokens, self._prompt_rows)
-            clock.lap("draft_prefill", segment.number, self._prompt_rows, 0)
+            clock.lap("draft_prefill", segment.index, self._prompt_rows, 0)
 
-    def push(self, run: Run, tokens: list[int], end: int) -> int:
+    def push(self, run: SegmentRun, tokens: list[int], end: int) -> int:
         """One causal pass over what segments have not seen of the first `end` tokens; returns how many they had seen."""
-        first = run[0].number
+        first = run[0].index
         seen = self.cache.lengths[first]
         states = self.decoder.embed(tokens[seen:end]) if first == 0 else self.cache.backlog(first, end)
         self.decoder.forward_run(states, run, self.cache)
@@ -90,20 +91,20 @@ class Drafter:
         self,
         ladder: Ladder,
         exit_layers: tuple[int, ...],
-        policy: ExitPolicy,
+        policy: Policy,
         verifier: Verifier,
         eos_token_id: int | None,
     ) -> None:
         self._ladder = ladder
         self._judge = verifier
         self._eos_token_id = eos_token_id
-        self._rule = policy.length
+        self._policy = policy
         self._steps = steps_of(ladder.cache, exit_layers, policy)
         self.exits_taken = [0] * len(exit_layers)
-        self.cap = first_cap(policy.length)
+        self.cap = policy.first_cap
 
     @property
-    def runs(self) -> set[Run]:
+    def runs(self) -> set[SegmentRun]:
         """All that its passes go through."""
         return runs_of(self._steps)
 
@@ -122,15 +123,14 @@ class Drafter:
             self._ladder.run(step.behind, tokens, clock)
             tokens.append(token)
             self.exits_taken[step.exit_number] += 1
-            if step.calibration is not None:
-                survival *= step.calibration(confidence)
-            if token == self._eos_token_id or _stops(self._rule, confidence, survival):
+            survival = self._policy.next_survival(survival, place=step.place, confidence=confidence)
+            if token == self._eos_token_id or self._policy.stops(confidence=confidence, survival=survival):
                 break
         return tokens[known:]
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
         """Let the length rule learn from a round."""
-        self.cap = next_cap(self._rule, self.cap, num_drafted, num_accepted)
+        self.cap = self._policy.next_cap(self.cap, num_drafted=num_drafted, num_accepted=num_accepted)
 
     def _next(self, tokens: list[int], known: int, clock: Clock) -> tuple[int, float, Step]:
         """Climb until an exit is sure enough: the token, its confidence and the step it left at; `known` tokens are certain."""
@@ -153,23 +153,22 @@ class Drafter:
         else:
             cached = ladder.push((ahead,), tokens, end)
             answer = read()
-            clock.lap("ahead", ahead.number, end - cached, cached)
+            clock.lap("ahead", ahead.index, end - cached, cached)
         return answer
 
 
-def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> tuple[Step, ...]:
+def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: Policy) -> tuple[Step, ...]:
     """The ladder up to the deepest looked-at exit, a step for each of these exits.
 
     Raises:
         BadPolicy: the draft has no such exit.
     """
     check_exits(exit_layers, policy)
-    rule, segments = policy.length, cache.segments
-    curves = rule.calibration if isinstance(rule, SurvivalStop) else (None,) * len(policy.exit_layers)
-    deepest = exit_layers.index(policy.exit_layers[-1])
+    segments = cache.segments
+    deepest = exit_layers.index(policy.exits[-1])
     steps: list[Step] = []
     first = 0
-    for layer, threshold, curve in zip(policy.exit_layers, (*policy.thresholds, _ALWAYS), curves, strict=True):
+    for place, (layer, threshold) in enumerate(zip(policy.exits, (*policy.thresholds, _ALWAYS), strict=True)):
         number = exit_layers.index(layer)
         has_ahead = policy.runs_ahead and number < deepest
         steps.append(
@@ -177,7 +176,7 @@ def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> 
                 run=segments[first : number + 1],
                 exit_number=number,
                 threshold=threshold,
-                calibration=curve,
+                place=place,
                 ahead=segments[number + 1] if has_ahead else None,
                 behind=segments[number + 1 : deepest + 1] if policy.catches_up_at_once else (),
             )
@@ -186,40 +185,21 @@ def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: ExitPolicy) -> 
     return tuple(steps)
 
 
-def runs_of(steps: Iterable[Step]) -> set[Run]:
+def runs_of(steps: Iterable[Step]) -> set[SegmentRun]:
     """All that the passes of some steps go through."""
     runs = {run for step in steps for run in (step.run, step.behind) if run}
     # By itself: what runs ahead, and what has seen less than the segments before it, as after a turn of another policy.
     return runs | {(segment,) for run in runs for segment in run} | {(step.ahead,) for step in steps if step.ahead}
 
 
-def check_exits(exit_layers: tuple[int, ...], policy: ExitPolicy) -> None:
+def check_exits(exit_layers: tuple[int, ...], policy: Policy) -> None:
     """Refuse a policy that looks at exits the draft does not have.
 
     Raises:
         BadPolicy: says which, and which there are.
     """
-    for layer in policy.exit_layers:
+    for layer in policy.exits:
         if layer not in exit_layers:
             deeper = exit_layers and layer > exit_layers[-1]
             problem = f"exit {layer} {'lies deeper than the draft' if deeper else 'is none of the draft’s'}"
             raise BadPolicy(problem, f"exits among {', '.join(map(str, exit_layers)) or 'none'}")
-
-
-def first_cap(rule: LengthRule) -> int:
-    """Most tokens to draft in a prompt's first round."""
-    return rule.start if isinstance(rule, HeuristicLength) else rule.draft_cap
-
-
-def next_cap(rule: LengthRule, cap: int, num_drafted: int, num_accepted: int) -> int:
-    """Most tokens to draft after a round: +2 when all of it was accepted, else -1, where the rule adapts."""
-    if not isinstance(rule, HeuristicLength) or not num_drafted:
-        return cap
-    return min(cap + 2, rule.draft_cap) if num_accepted == num_drafted else max(cap - 1, 1)
-
-
-def _stops(rule: LengthRule, confidence: float, survival: float) -> bool:
-    """Whether the block ends after a token, which is kept."""
-    if isinstance(rule, FloorStop):
-        return confidence < rule.floor
-    return isinstance(rule, SurvivalStop) and survival < rule.floor

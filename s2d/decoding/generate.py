@@ -13,8 +13,8 @@ from torch import Tensor
 from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.core.units import Seconds
 from perfmodel.passes.passes import PREFILL_KINDS, PassSamples
-from perfmodel.passes.pauses import seconds_without_pauses
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.passes.pauses import replace_pauses
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.round_stats import RoundStats
 from s2d.decoding.clock import Clock
@@ -26,8 +26,8 @@ from s2d.decoding.verify import Verifier, make_verifier
 from s2d.loading.compatible import check_pair, context_tokens
 from s2d.loading.load_model import LoadedModel
 from s2d.model.cache import Cache
-from s2d.model.choose_tokens import Choice, NoiseTable, shared_noise
-from s2d.model.decoder import Run
+from s2d.model.choose_tokens import ExitPredictor, NoiseTable, new_noise_table
+from s2d.model.decoder import SegmentRun
 from s2d.model.finite import check_logits, check_states
 from s2d.prompts.text import Stop
 
@@ -38,7 +38,7 @@ OnTokens = Callable[[list[int]], None]
 class Settings:
     """How to decode, whatever the prompt."""
 
-    policy: ExitPolicy | None
+    policy: Policy | None
     """None: plain decoding."""
     sampling: Sampling
     max_new_tokens: int
@@ -57,7 +57,7 @@ class Generation:
     rounds: RoundStats
     blocks: tuple[tuple[int, int], ...]
     """Drafted and accepted tokens of every round."""
-    policies: tuple[ExitPolicy | None, ...]
+    policies: tuple[Policy | None, ...]
     """What every round followed."""
     prefill_s: Seconds
     """Of the passes over the prompt: the target's, and those of the draft's segments that were ever needed."""
@@ -71,7 +71,7 @@ def generate(
     draft: LoadedModel | None,
     prompt_ids: list[int],
     *,
-    policy: ExitPolicy | None,
+    policy: Policy | None,
     sampling: Sampling,
     max_new_tokens: int,
     eos_token_id: int | None,
@@ -154,7 +154,7 @@ class Session:
         found.reset()
         return found
 
-    def _judge(self, sampling: Sampling, policies: Sequence[ExitPolicy | None]) -> Verifier:
+    def _judge(self, sampling: Sampling, policies: Sequence[Policy | None]) -> Verifier:
         [confidence] = {policy.confidence for policy in policies if policy} or {"max-prob"}
         key = (sampling, confidence)
         if key not in self._judges:
@@ -167,10 +167,10 @@ class Session:
         """The table that target and draft share where tokens are sampled so; None under other rules."""
         if self._noise is None or self._noise.seed != sampling.seed:
             decoder = self.target.decoder
-            self._noise = shared_noise(sampling, decoder.vocab_size, decoder.device)
+            self._noise = new_noise_table(sampling, decoder.vocab_size, decoder.device)
         return self._noise if sampling.rule == "shared-noise" else None
 
-    def _check(self, prompt_tokens: int, settings: Settings, policies: Sequence[ExitPolicy | None]) -> None:
+    def _check(self, prompt_tokens: int, settings: Settings, policies: Sequence[Policy | None]) -> None:
         for policy in filter(None, policies):
             if not self.exit_layers:
                 raise BadPolicy(f"a policy for {self.target.geometry.name}, which has no early exits", "a draft, or no policy")
@@ -224,12 +224,12 @@ class _Run:
         ]
         self._prepare(verifier.choice)
         self._blocks: list[tuple[int, int]] = []
-        self._policies: list[ExitPolicy | None] = []
+        self._policies: list[Policy | None] = []
         self._stop = settings.stop.after(prompt_ids) if settings.stop else None
 
-    def _prepare(self, choice: Choice | None) -> None:
+    def _prepare(self, choice: ExitPredictor | None) -> None:
         """Make ready what the rounds will launch."""
-        runs = set[Run]().union(*(drafter.runs for drafter in self._drafters if drafter))
+        runs = set[SegmentRun]().union(*(drafter.runs for drafter in self._drafters if drafter))
         if self._is_self_draft:  # verification goes on from the draft's states, segment by segment
             self._target.prepare(self._cache, self._prompt_tokens, self._limit, list(runs | _singly(self._cache)), choice)
             return
@@ -243,8 +243,8 @@ class _Run:
         while not self._round():
             pass
         samples = self._clock.samples()
-        seconds = seconds_without_pauses(samples)
-        prefill_s = sum(s for kind, s in zip(samples.kind, seconds, strict=True) if kind in PREFILL_KINDS)
+        steady = replace_pauses(samples)
+        prefill_s = sum(sample.seconds for sample in steady if sample.kind in PREFILL_KINDS)
         written = self._tokens[self._prompt_tokens :]
         return Generation(
             tokens=tuple(written),
@@ -252,7 +252,7 @@ class _Run:
             blocks=tuple(self._blocks),
             policies=tuple(self._policies),
             prefill_s=prefill_s,
-            decode_s=sum(seconds) - prefill_s,
+            decode_s=sum(steady.seconds) - prefill_s,
             samples=samples,
         )
 
@@ -318,7 +318,7 @@ class _Run:
         if self._is_self_draft:
             for segment in cache.segments[:-1]:
                 self._ladder.run((segment,), tokens, self._clock)
-            states = cache.backlog(last.number, len(tokens))
+            states = cache.backlog(last.index, len(tokens))
         else:
             states = self._target.embed(tokens[known - 1 :])
         return self._target.exit_logits(self._target.forward_segment(states, last, cache))
@@ -341,6 +341,6 @@ class _Run:
         return emitted, ended
 
 
-def _singly(cache: Cache) -> set[Run]:
+def _singly(cache: Cache) -> set[SegmentRun]:
     """Every segment by itself."""
     return {(segment,) for segment in cache.segments}

@@ -29,7 +29,7 @@ from s2d.loading.load_model import (
 from s2d.loading.memory import FreeBytes, PairPlacement, TextLimits, check_memory, memory_need
 from s2d.loading.model_folder import find_model
 from s2d.model.torch_device import device_key
-from s2d.parallel.parallel_decoder import load_shared
+from s2d.parallel.parallel_decoder import load_sharded
 from s2d.parallel.ranks import DRAFT, Ranks
 from s2d.prompts.conversation import Conversation, Prompt, check_texts
 from s2d.prompts.special_tokens import SpecialTokens, cannot_be_text, special_token_ids, text_ids
@@ -175,7 +175,7 @@ def load_pair(
     fix = f"Use a device with more memory, {dtype_hint}a smaller model, or more processes that share the target (torchrun)."
     check_memory(memory_need(models, None, reads_files=True), models, free_bytes, fix=fix)
     load = partial(load_model, dtype=dtype, device=device, engine=engine, kernels=kernels)
-    target = load_shared(target_folder, dtype, device, ranks, kernels=kernels) if ranks else load(target_folder)
+    target = load_sharded(target_folder, dtype, device, ranks, kernels=kernels) if ranks else load(target_folder)
     tokenizer = load_tokenizer(target_folder)
     draft = target
     if draft_name != SELF_DRAFT:
@@ -183,7 +183,7 @@ def load_pair(
         check_same_vocabulary(load_tokenizer(draft_folder), tokenizer)
         num_tokens = target.decoder.vocab_size
         if ranks and shares_draft:
-            draft = load_shared(draft_folder, dtype, device, ranks, kernels=kernels, number=DRAFT, num_tokens=num_tokens)
+            draft = load_sharded(draft_folder, dtype, device, ranks, kernels=kernels, model_id=DRAFT, num_tokens=num_tokens)
         else:
             draft = with_target_vocab(load(draft_folder), num_tokens)
     draft = replace(draft, exit_layers=exits.layers, calibration=exits.calibration)
@@ -221,7 +221,7 @@ def placement_of(
     is_self = draft_name == SELF_DRAFT
     target = read_geometry_with_head(target_folder)
     model = target if is_self else read_geometry_with_head(find_model(draft_name))
-    num_ranks = ranks.size if ranks else 1
+    num_ranks = ranks.num_ranks if ranks else 1
     return PairPlacement(
         target=target,
         draft=DraftGeometry(kind="self" if is_self else "separate", model=model, exit_layers=exits.layers),

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from perfmodel.core.units import Frac
 from perfmodel.policies.frontier import DRIFT_STEP, DRIFTS, MAX_DRIFT, FrontierPoint, drifted
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 
 SPREAD = 0.7
 """Standard deviation of a drift between texts, known before one is seen: between documents of the reference family."""
@@ -18,7 +18,7 @@ class PolicySelector(Protocol):
     """Says before every round which policy it is to follow, and hears how it went."""
 
     @property
-    def policies(self) -> Sequence[ExitPolicy | None]:
+    def policies(self) -> Sequence[Policy | None]:
         """All that may come, with one kind of confidence; None is plain decoding."""
         ...
 
@@ -39,7 +39,7 @@ class PolicySelector(Protocol):
 class FixedPolicy:
     """One policy throughout."""
 
-    def __init__(self, policy: ExitPolicy | None) -> None:
+    def __init__(self, policy: Policy | None) -> None:
         self.policies = (policy,)
         self.at = 0
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perfmodel.core.units import Tokens
 from perfmodel.policies.sampling import Sampling
-from s2d.model.choose_tokens import penalised, processed
+from s2d.model.choose_tokens import apply_penalties, process_logits
 from s2d.model.host_copies import HostTokens
 
 _BLOCK_STEP: Tokens = 32
@@ -50,7 +50,7 @@ class Processing:
             text: prompt, what was written after it, and what is drafted.
             known: tokens of it that are certain; every row comes after all of these.
         """
-        return processed(self.penalised(logits, text, known), self._sampling)
+        return process_logits(self.penalised(logits, text, known), self._sampling)
 
     def penalised(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Tensor:
         """Logits after penalties alone, with the same arguments."""
@@ -63,7 +63,7 @@ class Processing:
         self._num_counted = max(self._num_counted, known)
         num_met = len(self._columns)
         ids = self._ids[:num_met]
-        changed = penalised(logits.index_select(1, ids), self._sampling, self._in_prompt[:num_met], num_written)
+        changed = apply_penalties(logits.index_select(1, ids), self._sampling, self._in_prompt[:num_met], num_written)
         return logits.index_copy(1, ids, changed)
 
     def _begin(self, prompt: Sequence[int], logits: Tensor) -> None:

@@ -13,12 +13,13 @@ import numpy as np
 from torch import Tensor
 
 from perfmodel.acceptance.off_path_trace import stand_in
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Tokens
 from s2d.decoding.verify import Verdict, Verifier, longest_agreement
-from s2d.model.choose_tokens import Answer, Choice
+from s2d.model.choose_tokens import ExitPredictor
 from s2d.model.decoder import Decoder
+from s2d.model.host_copies import PendingPrediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class ScriptedAcceptance:
         return min(position - self.prompt_tokens, len(self.chosen) - 1)
 
 
-def scripts_of(trace: AcceptanceTrace) -> tuple[ScriptedAcceptance, ...]:
+def scripts_of(trace: Trace) -> tuple[ScriptedAcceptance, ...]:
     """A script per prompt of a trace.
 
     Raises:
@@ -109,7 +110,7 @@ class ScriptedJudge:
         self._script = script
 
     @property
-    def choice(self) -> Choice | None:
+    def choice(self) -> ExitPredictor | None:
         """See `Verifier`."""
         return self._judge.choice
 
@@ -117,7 +118,7 @@ class ScriptedJudge:
         """See `Verifier`."""
         self._judge.start(prompt_tokens, max_tokens)
 
-    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> PendingPrediction:
         """See `Verifier`."""
         read = self._judge.ask(decoder, states, text, known, exit_number)
         said = self._script.answer(text, known, exit_number)

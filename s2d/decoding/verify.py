@@ -14,9 +14,17 @@ from perfmodel.core.units import Tokens
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import Sampling
 from s2d.decoding.process_logits import Processing
-from s2d.model.choose_tokens import Answer, Choice, NoiseTable, choose, confidence_of, drawn, probabilities, shared_noise
+from s2d.model.choose_tokens import (
+    ExitPredictor,
+    NoiseTable,
+    choose,
+    confidence_of,
+    new_noise_table,
+    probabilities,
+    sample_indices,
+)
 from s2d.model.decoder import Decoder
-from s2d.model.host_copies import HostTokens, Uniforms
+from s2d.model.host_copies import HostTokens, PendingPrediction, Uniforms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +39,7 @@ class Verifier(Protocol):
     """One acceptance rule: how an exit answers, and how the target decides on a block of such answers."""
 
     @property
-    def choice(self) -> Choice | None:
+    def choice(self) -> ExitPredictor | None:
         """How exits answer where nothing counts but their logits and the position's noise; None where more does."""
         ...
 
@@ -39,7 +47,7 @@ class Verifier(Protocol):
         """A text begins, with so many tokens of a prompt; it will hold at most so many."""
         ...
 
-    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> PendingPrediction:
         """Token and confidence of an exit, to be read before another is asked.
 
         Args:
@@ -81,14 +89,14 @@ class ExactJudge:
         assert noise is None or noise.seed == sampling.seed
         self._sampling = sampling
         self._is_greedy, self._has_penalties = sampling.rule == "greedy", sampling.has_penalties
-        self._choice = Choice(sampling=sampling, confidence=confidence)
+        self._choice = ExitPredictor(sampling=sampling, confidence=confidence)
         self._device = device
         self._tokens = HostTokens(device)
         self._noise = noise
         self._max_tokens = 0
 
     @property
-    def choice(self) -> Choice | None:
+    def choice(self) -> ExitPredictor | None:
         """See `Verifier`. Penalties depend on the text."""
         return None if self._has_penalties else self._choice
 
@@ -97,12 +105,14 @@ class ExactJudge:
         self._processing = Processing(self._sampling, prompt_tokens, self._tokens)
         self._max_tokens = max_tokens
 
-    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> PendingPrediction:
         """See `Verifier`."""
         noise = self._noise_of(len(text), 1, decoder.vocab_size)
         if not self._has_penalties:
-            return decoder.ask(states, self._choice, noise)
-        return decoder.send(*self._choice(self._processing.penalised(decoder.exit_logits(states), text, known), noise))
+            return decoder.predict(states, self._choice, noise)
+        return decoder.send_prediction(
+            *self._choice(self._processing.penalised(decoder.exit_logits(states), text, known), noise)
+        )
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Verifier`."""
@@ -114,7 +124,7 @@ class ExactJudge:
         if self._is_greedy:
             return None
         if self._noise is None:
-            self._noise = shared_noise(self._sampling, vocab_size, self._device)
+            self._noise = new_noise_table(self._sampling, vocab_size, self._device)
         assert self._noise is not None
         self._noise.grow(self._max_tokens)
         return self._noise.rows(position, position + num_rows)
@@ -133,7 +143,7 @@ class RatioJudge:
         self._draft_probs: list[Tensor] = []  # a [V] per drafted token
 
     @property
-    def choice(self) -> Choice | None:
+    def choice(self) -> ExitPredictor | None:
         """See `Verifier`. Tokens are drawn."""
         return None
 
@@ -143,11 +153,11 @@ class RatioJudge:
         self._uniforms.restart(self._seed)
         self._draft_probs = []
 
-    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> Answer:
+    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> PendingPrediction:
         """See `Verifier`. The distribution of the exit that answers last for a place in the block is the one that counts."""
         probs = probabilities(self._processing(decoder.exit_logits(states), text, known))  # [1, V]
         self._draft_probs[len(text) - known :] = [probs[0]]
-        return decoder.send(drawn(probs, self._uniforms.take(1)), confidence_of(probs, self._confidence))
+        return decoder.send_prediction(sample_indices(probs, self._uniforms.take(1)), confidence_of(probs, self._confidence))
 
     def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
         """See `Verifier`."""
@@ -199,4 +209,4 @@ def ratio_decision(target_probs: Tensor, draft_probs: Sequence[Tensor], drafted:
     residual = (p - q.index_select(0, num_accepted)).clamp_(min=0)
     # Rounding leaves no residual where p and q are equal but for the last bit.
     weights = torch.where(residual.any(-1, keepdim=True), residual, p)
-    return torch.cat((num_accepted, drawn(weights, uniform[num_drafted:])))
+    return torch.cat((num_accepted, sample_indices(weights, uniform[num_drafted:])))

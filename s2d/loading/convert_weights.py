@@ -18,7 +18,7 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, WeightLayout
 from s2d.loading.checkpoint import REFETCH, BadTensor, ReadTensor
 from s2d.loading.read_config import DecoderConfig, LayerExtras, layer_extras
-from s2d.model.finite import num_not_finite
+from s2d.model.finite import count_non_finite
 from s2d.model.rotary import Rotary
 from s2d.model.torch_dtypes import dtype_fix, dtype_label
 from s2d.model.weights import DecoderWeights, LayerWeights, layout_of, new_embedding, new_head, new_matrix
@@ -125,7 +125,7 @@ class _Folder:
                 if gain is not None:
                     folded = self._rearranged(folded.to(torch.float32, copy=True).mul_(gain), part)
                 rounded = folded.to(self._dtype)
-                num_bad += num_not_finite(rounded)
+                num_bad += count_non_finite(rounded)
                 columns = rounded.t()
                 # Transposed in a copy first: two contiguous copies are twice as fast as a strided one.
                 out[:, begin:end] = columns if layout == "output-major" else columns.contiguous()
@@ -146,7 +146,7 @@ class _Folder:
         for rows in stored.split(self._slice_rows(width)):
             begin, end = end, end + len(rows)
             rounded = rows.to(self._device).to(self._dtype)
-            num_bad += num_not_finite(rounded)
+            num_bad += count_non_finite(rounded)
             out[begin:end, :width] = rounded
         self._check_finite(f"{name}.weight", num_bad, stored)
         return out
@@ -193,7 +193,7 @@ class _Folder:
         """A gain or bias in a copy of its own: float32 [width]."""
         stored = self._stored(name, width)
         vector = stored.to(self._device).to(torch.float32, copy=True)
-        self._check_finite(name, num_not_finite(vector), stored)
+        self._check_finite(name, count_non_finite(vector), stored)
         return vector
 
     def _check_finite(self, name: str, num_bad: int, stored: Tensor) -> None:
@@ -209,7 +209,7 @@ class _Folder:
         """
         if not num_bad:
             return
-        if num_stored := num_not_finite(stored):
+        if num_stored := count_non_finite(stored):
             problem = f"holds {num_stored} numbers that are not finite (NaN or infinite) among {stored.numel()}"
             raise BadTensor(name, problem)
         dtype = dtype_label(self._dtype)
@@ -233,7 +233,7 @@ class _Folder:
         copies = [self._vector(f"{part.name}.bias", part.rows) for part in parts]
         biases = [self._rearranged(one, part).to(self._dtype) for one, part in zip(copies, parts, strict=True)]
         for part, bias, stored in zip(parts, biases, copies, strict=True):
-            self._check_finite(f"{part.name}.bias", num_not_finite(bias), stored)
+            self._check_finite(f"{part.name}.bias", count_non_finite(bias), stored)
         return torch.cat(biases)
 
     def _head_gain(self, attn: str) -> Tensor:
@@ -242,7 +242,7 @@ class _Folder:
         q, k = (self._vector(f"{attn}.{name}_norm.weight", width) for name in ("q", "k"))
         # Q's sqrt(H) and its scale 1 / sqrt(H) are one.
         for name, gain, stored in (("q", q, q), ("k", math.sqrt(width) * k, k)):
-            self._check_finite(f"{attn}.{name}_norm.weight", num_not_finite(gain.to(self._dtype)), stored)
+            self._check_finite(f"{attn}.{name}_norm.weight", count_non_finite(gain.to(self._dtype)), stored)
         gains = torch.cat((q.expand(g.num_heads, width), math.sqrt(width) * k.expand(g.num_kv_heads, width)))
         return _paired(gains).to(self._dtype)
 
@@ -255,7 +255,7 @@ def with_reduced_head(weights: DecoderWeights, said: Sequence[int]) -> DecoderWe
         said: rising token ids.
     """
     tokens = torch.tensor(said, device=weights.head.device)
-    return replace(weights, head=_columns_of(weights.head, tokens), said=tokens)
+    return replace(weights, head=_columns_of(weights.head, tokens), head_token_ids=tokens)
 
 
 def with_vocab_size(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeights:
@@ -264,12 +264,14 @@ def with_vocab_size(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeigh
     Tokens that it lacks embed as nothing and are never said; those beyond the vocabulary are not said any more.
     """
     shared, width, head = min(len(weights.embedding), num_tokens), len(weights.head), weights.head
-    said = torch.arange(len(weights.embedding), device=head.device) if weights.said is None else weights.said
+    said = (
+        torch.arange(len(weights.embedding), device=head.device) if weights.head_token_ids is None else weights.head_token_ids
+    )
     kept = said < num_tokens
     embedding = new_embedding(num_tokens, width, weights.norm_eps, head.dtype, head.device)
     embedding[:shared] = weights.embedding[:shared]
     embedding[shared:, :width] = 0
-    return replace(weights, embedding=embedding, head=_columns_of(head, kept.nonzero()[:, 0]), said=said[kept])
+    return replace(weights, embedding=embedding, head=_columns_of(head, kept.nonzero()[:, 0]), head_token_ids=said[kept])
 
 
 def random_weights(

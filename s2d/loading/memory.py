@@ -23,8 +23,8 @@ from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.passes import GRAPH_ROW_WIDTHS
 from s2d.loading.convert_weights import CONVERT_BYTES
-from s2d.model.attention import MANY_ROWS
-from s2d.model.cuda_graphs import CONTEXTS_PER_DOUBLING, LEAST_CONTEXT, room_tokens
+from s2d.model.attention import MIN_FUSED_ROWS
+from s2d.model.cuda_graphs import CONTEXTS_PER_DOUBLING, MIN_CONTEXT, padded_cache_tokens
 from s2d.model.weights import PAD, head_stride, row_stride
 
 FreeBytes = Callable[[torch.device], Bytes]
@@ -166,9 +166,9 @@ def memory_need(models: PairPlacement, text: TextLimits | None, *, reads_files: 
         cache_bytes=sum(share.cache_bytes(ends, positions) for share, ends in kept),
         rotary_bytes=sum(share.rotary_bytes(positions) for share, _ in kept),
         mask_bytes=sum(share.mask_bytes(positions) for share in shares),
-        scratch_bytes=sum(share.scratch_bytes(min(positions, MANY_ROWS - 1)) for share in shares),
+        scratch_bytes=sum(share.scratch_bytes(min(positions, MIN_FUSED_ROWS - 1)) for share in shares),
         prompt_bytes=max(share.prompt_bytes(prompt_rows, positions) for share in shares),
-        logit_bytes=(models.number_bytes + _LOGIT_BYTES) * models.target.vocab_size * min(MANY_ROWS, positions),
+        logit_bytes=(models.number_bytes + _LOGIT_BYTES) * models.target.vocab_size * min(MIN_FUSED_ROWS, positions),
         noise_bytes=4 * text.num_noise_tables * text.max_tokens * models.target.vocab_size,
         trace_bytes=sum(share.trace_bytes(text.max_tokens) for share in forced),
         graph_bytes=sum(share.graph_bytes(ends, positions) for share, ends in kept) if models.engine == "graph" else 0,
@@ -268,8 +268,8 @@ class _Share:
         return positions * self._model.head_dim * (_ANGLES + factors)
 
     def mask_bytes(self, positions: Tokens) -> Bytes:
-        """The mask that eager passes of few rows share: [MANY_ROWS, S + MANY_ROWS]."""
-        return MANY_ROWS * (positions + MANY_ROWS) * self._bytes
+        """The mask that eager passes of few rows share: [MIN_FUSED_ROWS, S + MIN_FUSED_ROWS]."""
+        return MIN_FUSED_ROWS * (positions + MIN_FUSED_ROWS) * self._bytes
 
     def scratch_bytes(self, widest: int) -> Bytes:
         """Buffers of all widths up to the widest."""
@@ -295,7 +295,7 @@ class _Share:
         """Rows that captured passes read and write, for every width, context and run of segments; on a GPU their scores too."""
         num_runs = len(ends) * (len(ends) + 1) // 2
         rows = num_runs * sum(GRAPH_ROW_WIDTHS)
-        num_contexts = 1 + CONTEXTS_PER_DOUBLING * max(0, math.ceil(math.log2(positions / LEAST_CONTEXT)))
+        num_contexts = 1 + CONTEXTS_PER_DOUBLING * max(0, math.ceil(math.log2(positions / MIN_CONTEXT)))
         kept = 2 * rows * num_contexts * ((self._model.hidden_size + PAD) * self._bytes + 8)
         if self._models.device.type != "cuda":
             return kept
@@ -335,7 +335,7 @@ class _Share:
 
 def _cache_positions(models: PairPlacement, max_tokens: Tokens) -> Tokens:
     """Positions of a cache for texts of at most so many tokens."""
-    return room_tokens(max_tokens) if models.engine == "graph" else max_tokens
+    return padded_cache_tokens(max_tokens) if models.engine == "graph" else max_tokens
 
 
 def _workspace_bytes(device: torch.device) -> Bytes:

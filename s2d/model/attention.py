@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from s2d.model.buffers import Buffers
+from s2d.model.buffers import PassBuffers
 
-MANY_ROWS = 64
+MIN_FUSED_ROWS = 64
 """From here on the fused attention kernel is faster than three small products, and keeps no [T, S] scores."""
 
-Rotate = Callable[[Buffers, Any, Tensor, Tensor], None]
+RotateFunction = Callable[[PassBuffers, Any, Tensor, Tensor], None]
 """Rotations the buffers's Q in place, and its K and V into where new rows are written, by the factors of their positions."""
 
 
-class Slots(NamedTuple):
+class ScatterTarget(NamedTuple):
     """Rows of one layer's cache at places that are known to the device alone."""
 
     cached: Tensor  # [S, 2, K, H]
@@ -29,7 +29,7 @@ class Slots(NamedTuple):
     written: Tensor  # the same memory, as a rotation writes it
 
 
-def norm_heads(b: Buffers, gain: Tensor, floor: Tensor) -> None:
+def norm_heads(b: PassBuffers, gain: Tensor, floor: Tensor) -> None:
     """Every head's Q and K over their RMS, times their gain, in place.
 
     Args:
@@ -42,13 +42,13 @@ def norm_heads(b: Buffers, gain: Tensor, floor: Tensor) -> None:
     b.qk.div_(b.qk_norm).mul_(gain)
 
 
-def rotate_complex(b: Buffers, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
+def rotate_complex(b: PassBuffers, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
     """One product each."""
     b.q_turn.mul_(q_turn)
     torch.mul(b.kv_turn, kv_turn, out=write)
 
 
-def rotate_real(b: Buffers, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
+def rotate_real(b: PassBuffers, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> None:
     """The same in half precision, which has no complex numbers: (a, b) cos + (b, a) (-sin, sin)."""
     flipped = b.heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     num_heads = b.q_turn.shape[1]
@@ -58,17 +58,17 @@ def rotate_real(b: Buffers, write: Tensor, q_turn: Tensor, kv_turn: Tensor) -> N
     write.addcmul_(flipped_kv, kv_turn[:, 1])
 
 
-def into_slots(rotate: Rotate) -> Rotate:
+def with_scatter(rotate: RotateFunction) -> RotateFunction:
     """The same rotation, its rows then scattered to their places."""
 
-    def rotate_and_scatter(b: Buffers, slots: Slots, q_turn: Tensor, kv_turn: Tensor) -> None:
+    def rotate_and_scatter(b: PassBuffers, slots: ScatterTarget, q_turn: Tensor, kv_turn: Tensor) -> None:
         rotate(b, slots.written, q_turn, kv_turn)
         slots.cached.index_copy_(0, slots.places, slots.fresh)
 
     return rotate_and_scatter
 
 
-def attend(b: Buffers, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attend(b: PassBuffers, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Causal attention of a few new rows over cached ones, as products and a softmax: [T, N H].
 
     Args:
@@ -91,8 +91,8 @@ def attend(b: Buffers, key: Tensor, value: Tensor, mask: Tensor | None) -> Tenso
     return b.attn
 
 
-def attend_many(b: Buffers, key: Tensor, value: Tensor, cached_tokens: int) -> Tensor:
-    """The same of `MANY_ROWS` or more, by a fused kernel that keeps no [T, S] scores and, on a GPU, no mask.
+def attend_fused(b: PassBuffers, key: Tensor, value: Tensor, cached_tokens: int) -> Tensor:
+    """The same of `MIN_FUSED_ROWS` or more, by a fused kernel that keeps no [T, S] scores and, on a GPU, no mask.
 
     A mask or grouped heads can send PyTorch to a kernel that does keep the scores: flash attention takes no mask, and the
     memory-efficient kernel, the only fused one in fp32, takes no grouped heads. So causality is a flag, and in fp32 every KV
@@ -120,7 +120,7 @@ def attend_many(b: Buffers, key: Tensor, value: Tensor, cached_tokens: int) -> T
     return mixed[0].transpose(0, 1).flatten(1)
 
 
-class Reach(NamedTuple):
+class VarlenLengths(NamedTuple):
     """Where the rows of one captured pass stand, as `attend_varlen` reads it on the device."""
 
     row_bounds: Tensor  # int32 [2]: 0 and T
@@ -130,7 +130,7 @@ class Reach(NamedTuple):
     """S, the room of the cache."""
 
 
-def attend_varlen(b: Buffers, key: Tensor, value: Tensor, reach: Reach) -> Tensor:
+def attend_varlen(b: PassBuffers, key: Tensor, value: Tensor, reach: VarlenLengths) -> Tensor:
     """The same of a few rows by flash attention over as much of the cache as is in use: [T, N H].
 
     Args:

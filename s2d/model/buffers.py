@@ -12,7 +12,7 @@ from perfmodel.models.geometry import ModelGeometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Buffers:
+class PassBuffers:
     """The buffers, and the views of them that a layer needs."""
 
     norm: Tensor  # [T, 1]
@@ -33,7 +33,7 @@ class Buffers:
     attn: Tensor  # [T, N H]; for one row the same memory as mixed
 
 
-def new_buffers(geometry: ModelGeometry, rows: int, dtype: torch.dtype, device: torch.device) -> Buffers:
+def new_buffers(geometry: ModelGeometry, rows: int, dtype: torch.dtype, device: torch.device) -> PassBuffers:
     """Buffers for passes of so many rows through a decoder of these shapes."""
 
     def empty(*shape: int) -> Tensor:
@@ -46,7 +46,7 @@ def new_buffers(geometry: ModelGeometry, rows: int, dtype: torch.dtype, device: 
     q = heads[:, : g.num_heads].unflatten(1, (g.num_kv_heads, group)).permute(1, 2, 0, 3)
     mixed = empty(g.num_kv_heads, group * rows, g.head_dim)
     gate_up = empty(rows, 2 * g.intermediate_size)
-    return Buffers(
+    return PassBuffers(
         norm=torch.empty(rows, 1, dtype=torch.float32, device=device),
         normed=empty(rows, g.hidden_size),
         qkv=heads.flatten(1),

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from perfmodel.core.units import Tokens
 from perfmodel.models.geometry import ModelGeometry
-from s2d.model.rotary import Rotations
+from s2d.model.rotary import RotationTable
 
 LayerViews = tuple[Tensor, ...]
 """One view of the cache per layer of a segment."""
 PreparedPass = Callable[[Tensor, int], None]
 """A pass of rows [T, D + PAD] that begin at a position, through some segments of this cache: see `s2d.model.cuda_graphs`."""
-PassName = tuple[int, int, int, Tokens]
+PassKey = tuple[int, int, int, Tokens]
 """Of a prepared pass: the numbers of its first and last segment, its rows, and the context it reads."""
 
 
@@ -29,7 +29,7 @@ PassName = tuple[int, int, int, Tokens]
 class Segment:
     """Layers between two exits: `start` counts the layers before it, `end` those up to its own last one."""
 
-    number: int
+    index: int
     start: int
     end: int
 
@@ -37,7 +37,7 @@ class Segment:
 def segments_of(segment_ends: tuple[int, ...]) -> tuple[Segment, ...]:
     """The segments that end after these layer counts, the first starting at the embedding."""
     starts = (0, *segment_ends[:-1])
-    return tuple(Segment(number=i, start=a, end=b) for i, (a, b) in enumerate(zip(starts, segment_ends, strict=True)))
+    return tuple(Segment(index=i, start=a, end=b) for i, (a, b) in enumerate(zip(starts, segment_ends, strict=True)))
 
 
 class Cache:
@@ -60,13 +60,13 @@ class Cache:
         max_tokens: int,
         *,
         padding: Tensor,
-        rotations: Rotations,
+        rotations: RotationTable,
         num_padding_rows: int = 0,
     ) -> None:
         self.segments = segments
         self.max_tokens = max_tokens
         self.rotations = rotations
-        self.prepared: dict[PassName, PreparedPass | None] = {}
+        self.prepared: dict[PassKey, PreparedPass | None] = {}
         """None for a pass that the device has no memory for."""
         self._num_padding_rows = num_padding_rows
         self.lengths = [0] * len(segments)
@@ -94,9 +94,9 @@ class Cache:
             self._kv[:, num_tokens : self.lengths[0] + self._num_padding_rows].zero_()
         self.lengths = [min(length, num_tokens) for length in self.lengths]
 
-    def backlog(self, number: int, end: int) -> Tensor:
+    def backlog(self, index: int, end: int) -> Tensor:
         """States that a segment (not the first) has not seen yet, up to position `end`: [T, D + PAD]."""
-        return self.states[number - 1][self.lengths[number] : end]
+        return self.states[index - 1][self.lengths[index] : end]
 
     def rows(self, segment: Segment) -> LayerViews:
         """Per layer of a segment: all of its rows, a [S, 2, K, H]."""

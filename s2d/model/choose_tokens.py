@@ -7,7 +7,6 @@ Symbols: T rows, V vocab, U of its tokens.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,7 @@ _ROWS_DRAWN_TOGETHER = 64
 """Rows of noise that lie on the host before they go to the device."""
 
 
-def penalised(logits: Tensor, sampling: Sampling, in_prompt: Tensor, num_written: Tensor) -> Tensor:
+def apply_penalties(logits: Tensor, sampling: Sampling, in_prompt: Tensor, num_written: Tensor) -> Tensor:
     """Raw logits of some tokens after repetition, frequency and presence penalty, in vLLM's order: [T, U].
 
     Args:
@@ -46,7 +45,7 @@ def penalised(logits: Tensor, sampling: Sampling, in_prompt: Tensor, num_written
     return logits
 
 
-def processed(logits: Tensor, sampling: Sampling) -> Tensor:
+def process_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits after temperature, top-k, top-p and min-p, in this order: [T, V]; greedy leaves them as they are."""
     if sampling.rule == "greedy":
         return logits
@@ -85,7 +84,7 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits.softmax(-1, dtype=torch.float32)
 
 
-def drawn(weights: Tensor, uniform: Tensor) -> Tensor:
+def sample_indices(weights: Tensor, uniform: Tensor) -> Tensor:
     """One index per row, with probability proportional to its weight, by inversion of the cumulative weights.
 
     First the block of indices is found, then the place in it, so that no cumulative sum over V is made. Sums are float64: in
@@ -165,7 +164,7 @@ class NoiseTable:
         return self._rows[begin:end]
 
 
-def shared_noise(sampling: Sampling, vocab_size: int, device: torch.device) -> NoiseTable | None:
+def new_noise_table(sampling: Sampling, vocab_size: int, device: torch.device) -> NoiseTable | None:
     """An empty table for a sampling; None under rules that share no noise."""
     if sampling.rule != "shared-noise":
         return None
@@ -173,7 +172,7 @@ def shared_noise(sampling: Sampling, vocab_size: int, device: torch.device) -> N
     return NoiseTable(sampling.seed, vocab_size, device)
 
 
-def gumbel_table(seed: int, num_positions: Tokens, vocab_size: int) -> Tensor:
+def gumbel_noise(seed: int, num_positions: Tokens, vocab_size: int) -> Tensor:
     """The rows of a `NoiseTable` on the CPU: float32 [positions, V]."""
     return NoiseTable(seed, vocab_size, torch.device("cpu")).rows(0, num_positions)
 
@@ -192,7 +191,7 @@ def choose(logits: Tensor, noise: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class ExitPredictor:
     """How an exit's logits become its answer, where nothing counts but them and the position's noise."""
 
     sampling: Sampling
@@ -200,36 +199,5 @@ class Choice:
 
     def __call__(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """The token, int64 [T], and the confidence, float32 [T], of logits [T, V] that penalties have changed already."""
-        logits = processed(logits, self.sampling)
+        logits = process_logits(logits, self.sampling)
         return choose(logits, noise), confidence_of(probabilities(logits), self.confidence)
-
-
-Answer = Callable[[], tuple[int, float]]
-"""Waits for what an exit said: a token, and the confidence in it."""
-
-
-class HostCopy:
-    """An exit's answer on its way to the host, which waits for it alone and for nothing launched after it.
-
-    Args:
-        device: where exits answer.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        is_cuda = device.type == "cuda"
-        self._device = device
-        self._sent = torch.cuda.Event() if is_cuda else None
-        self._read = torch.zeros(2, dtype=torch.float64, pin_memory=is_cuda)
-
-    def send(self, answer: Tensor) -> None:
-        """Token and confidence, float64 [2]; the one sent before has been read."""
-        self._read.copy_(answer, non_blocking=self._sent is not None)
-        if self._sent is not None:
-            self._sent.record(torch.cuda.current_stream(self._device))
-
-    def __call__(self) -> tuple[int, float]:
-        """See `Answer`."""
-        if self._sent is not None:
-            self._sent.synchronize()
-        token, confidence = self._read.tolist()
-        return int(token), confidence

@@ -29,13 +29,14 @@ from perfmodel.core.units import Tokens
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.passes import GRAPH_ROW_WIDTHS, graph_width
-from s2d.model.attention import Reach, Slots, attend, attend_varlen, into_slots
+from s2d.model.attention import ScatterTarget, VarlenLengths, attend, attend_varlen, with_scatter
 from s2d.model.cache import Cache, LayerViews, Segment
-from s2d.model.choose_tokens import Answer, Choice, HostCopy
-from s2d.model.decoder import Attend, Decoder, Run, Span
+from s2d.model.choose_tokens import ExitPredictor
+from s2d.model.decoder import AttendFunction, Decoder, SegmentRun, Span
+from s2d.model.host_copies import PendingPrediction, PredictionCopy
 from s2d.model.weights import DecoderWeights
 
-LEAST_CONTEXT: Tokens = 256
+MIN_CONTEXT: Tokens = 256
 """Contexts are this times 1, 1.25, 1.5 or 1.75 times a power of two: at most a fifth of the positions that attention reads are
 not there yet, but for the shortest texts."""
 CONTEXTS_PER_DOUBLING = 4
@@ -62,7 +63,7 @@ class GraphDecoder(Decoder):
 
     def __init__(self, geometry: ModelGeometry, weights: DecoderWeights) -> None:
         super().__init__(geometry, weights)
-        self._checks: dict[Choice, _ExitCheck | None] = {}
+        self._checks: dict[ExitPredictor, _ExitCheck | None] = {}
         self._has_varlen = weights.kernels.attention == "varlen"
         if self.dtype == torch.float16 and not self._has_varlen:  # the others have room for whatever a model computes
             self._num_padding_rows = GRAPH_ROW_WIDTHS[-1]
@@ -74,15 +75,15 @@ class GraphDecoder(Decoder):
 
     def new_cache(self, segment_ends: tuple[int, ...], max_tokens: int) -> Cache:
         """See `Decoder`. There is room after the longest text for the rows that pad a pass."""
-        return super().new_cache(segment_ends, room_tokens(max_tokens))
+        return super().new_cache(segment_ends, padded_cache_tokens(max_tokens))
 
     def prepare(
         self,
         cache: Cache,
         begin_tokens: Tokens,
         end_tokens: Tokens,
-        runs: Sequence[Run] | None = None,
-        choice: Choice | None = None,
+        runs: Sequence[SegmentRun] | None = None,
+        choice: ExitPredictor | None = None,
         widths: Sequence[Tokens] | None = None,
     ) -> None:
         """See `Decoder`: capture what is missing. What the device has no memory for is launched kernel by kernel."""
@@ -91,43 +92,43 @@ class GraphDecoder(Decoder):
         contexts, runs = self._contexts(begin_tokens, end_tokens, cache), runs or [(one,) for one in cache.segments]
         num_failed = 0
         for context, run, rows in product(contexts, runs, widths or GRAPH_ROW_WIDTHS):
-            name = (run[0].number, run[-1].number, rows, context)
+            name = (run[0].index, run[-1].index, rows, context)
             if name not in cache.prepared:
                 cache.prepared[name] = _unless_memory_runs_out(partial(_Pass, self, cache, run, rows, context))
                 num_failed += cache.prepared[name] is None
         if num_failed:
             _warn_of_memory(f"{num_failed} kinds of passes over {begin_tokens} to {end_tokens} tokens")
 
-    def launches(self, run: Run, cache: Cache) -> Sequence[Run]:
+    def split_run(self, run: SegmentRun, cache: Cache) -> Sequence[SegmentRun]:
         """See `Decoder`. Segments that have seen the same tokens are launched as one pass."""
-        lengths = {cache.lengths[segment.number] for segment in run}
-        return [run] if len(lengths) == 1 else super().launches(run, cache)
+        lengths = {cache.lengths[segment.index] for segment in run}
+        return [run] if len(lengths) == 1 else super().split_run(run, cache)
 
     def forward_segment(self, states: Tensor, segment: Segment, cache: Cache) -> Tensor:
         """See `Decoder`."""
         return self.forward_run(states, (segment,), cache)
 
-    def forward_run(self, states: Tensor, run: Run, cache: Cache) -> Tensor:
+    def forward_run(self, states: Tensor, run: SegmentRun, cache: Cache) -> Tensor:
         """See `Decoder`. Passes that were not prepared are launched kernel by kernel."""
-        rows, start = len(states), cache.lengths[run[0].number]
+        rows, start = len(states), cache.lengths[run[0].index]
         end, width = start + rows, graph_width(rows)
         context = self._context(end, cache)
-        prepared = None if width is None else cache.prepared.get((run[0].number, run[-1].number, width, context))
+        prepared = None if width is None else cache.prepared.get((run[0].index, run[-1].index, width, context))
         if prepared is None:  # or wide, whose kernels take longer than their launches
             for segment in run:
                 states = super().forward_segment(states, segment, cache)
             return states
         prepared(states, start)
         for segment in run:
-            cache.lengths[segment.number] = end
-        return cache.states[run[-1].number][start:end]
+            cache.lengths[segment.index] = end
+        return cache.states[run[-1].index][start:end]
 
-    def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> Answer:
+    def predict(self, states: Tensor, choice: ExitPredictor, noise: Tensor | None) -> PendingPrediction:
         """See `Decoder`."""
         check = self._check_for(choice)
-        return super().ask(states, choice, noise) if check is None else check(states, noise)
+        return super().predict(states, choice, noise) if check is None else check(states, noise)
 
-    def launch_of(self, compute: Launch, cache: Cache | None = None) -> Launch:
+    def capture(self, compute: Launch, cache: Cache | None = None) -> Launch:
         """How to launch on the device what a function does.
 
         The function is called a few times, captured, and launched once: the first launch of a graph uploads it.
@@ -157,7 +158,7 @@ class GraphDecoder(Decoder):
         return graph.replay
 
     def run_at(
-        self, places: Tensor, states: Tensor, out: Tensor, run: Run, cache: Cache, context: Tokens, bounds: Tensor
+        self, places: Tensor, states: Tensor, out: Tensor, run: SegmentRun, cache: Cache, context: Tokens, bounds: Tensor
     ) -> None:
         """A pass over rows that stand at places of a text, whose keys, values and states are left in the cache.
 
@@ -175,23 +176,23 @@ class GraphDecoder(Decoder):
         for segment in run:
             rows = cache.rows(segment)
             keys, values = self._attended(rows, segment, cache, context)
-            span: Span = (self._slots(places, rows), keys, values, q_turn, kv_turn, into_slots(self._rotate), act, limit)
+            span: Span = (self._slots(places, rows), keys, values, q_turn, kv_turn, with_scatter(self._rotate), act, limit)
             self._run_span(states, out, segment, span)
-            cache.states[segment.number].index_copy_(0, places, out)
+            cache.states[segment.index].index_copy_(0, places, out)
             states = out
 
-    def _limit_of(self, places: Tensor, context: Tokens, bounds: Tensor) -> tuple[Attend, Tensor | Reach]:
+    def _limit_of(self, places: Tensor, context: Tokens, bounds: Tensor) -> tuple[AttendFunction, Tensor | VarlenLengths]:
         """How rows at these places attend, and how far."""
         if self._has_varlen:
-            return attend_varlen, Reach(bounds[0], bounds[1], (places[-1:] + 1).int(), context)
+            return attend_varlen, VarlenLengths(bounds[0], bounds[1], (places[-1:] + 1).int(), context)
         is_later = torch.arange(context, device=self.device) > places[:, None]
         return attend, torch.zeros(is_later.shape, dtype=self.dtype, device=self.device).masked_fill_(is_later, -torch.inf)
 
-    def _slots(self, places: Tensor, rows: LayerViews) -> tuple[Slots, ...]:
+    def _slots(self, places: Tensor, rows: LayerViews) -> tuple[ScatterTarget, ...]:
         """Where the layers of a segment write, the same buffer before each."""
         fresh = rows[0].new_empty(len(places), *rows[0].shape[1:])
         written = torch.view_as_complex(fresh.unflatten(-1, (-1, 2))) if self._complex else fresh
-        return tuple(Slots(cached, places, fresh, written) for cached in rows)
+        return tuple(ScatterTarget(cached, places, fresh, written) for cached in rows)
 
     def _attended(self, rows: LayerViews, segment: Segment, cache: Cache, context: Tokens) -> tuple[LayerViews, LayerViews]:
         """Keys and values of the layers of a segment, as the attention kernel takes them."""
@@ -200,7 +201,7 @@ class GraphDecoder(Decoder):
         _, keys, values = cache.views(segment, 0, context)
         return keys, values
 
-    def _check_for(self, choice: Choice) -> "_ExitCheck | None":
+    def _check_for(self, choice: ExitPredictor) -> "_ExitCheck | None":
         if choice not in self._checks:
             self._checks[choice] = _unless_memory_runs_out(partial(_ExitCheck, self, choice))
             if self._checks[choice] is None:
@@ -232,7 +233,7 @@ class _Pass:
         context: S.
     """
 
-    def __init__(self, decoder: GraphDecoder, cache: Cache, run: Run, rows: int, context: Tokens) -> None:
+    def __init__(self, decoder: GraphDecoder, cache: Cache, run: SegmentRun, rows: int, context: Tokens) -> None:
         # Finite from the start, as whatever pads a pass later.
         self._states, self._out = (decoder.embed([0] * rows).clone() for _ in range(2))  # [R, D + PAD]
         self._start = torch.zeros((), dtype=torch.int64, device=decoder.device)
@@ -241,9 +242,7 @@ class _Pass:
         self._bounds = torch.tensor(((0, rows), (0, cache.max_tokens)), dtype=torch.int32, device=decoder.device)
         # The closure holds the buffers by local names: one over `self` would be a cycle, and keep the cache alive.
         states, out, start, offsets, bounds = self._states, self._out, self._start, self._offsets, self._bounds
-        self._launch = decoder.launch_of(
-            lambda: decoder.run_at(start + offsets, states, out, run, cache, context, bounds), cache
-        )
+        self._launch = decoder.capture(lambda: decoder.run_at(start + offsets, states, out, run, cache, context, bounds), cache)
 
     def __call__(self, states: Tensor, start: int) -> None:
         num_rows = len(states)
@@ -258,21 +257,21 @@ class _Pass:
 class _ExitCheck:
     """Norm, head and choice after one row, and the answer's way to the host."""
 
-    def __init__(self, decoder: GraphDecoder, choice: Choice) -> None:
+    def __init__(self, decoder: GraphDecoder, choice: ExitPredictor) -> None:
         self._row = decoder.embed([0]).clone()  # [1, D + PAD]
         has_noise = choice.sampling.rule != "greedy"
         self._noise = torch.zeros(1, decoder.vocab_size, device=decoder.device) if has_noise else None
         self._answer = torch.zeros(2, dtype=torch.float64, device=decoder.device)
-        self._post = HostCopy(decoder.device)
+        self._post = PredictionCopy(decoder.device)
         row, noise, answer = self._row, self._noise, self._answer
 
         def compute() -> None:
             token, confidence = choice(decoder.exit_logits(row), noise)
             answer.copy_(torch.cat((token.double(), confidence.double())))
 
-        self._launch = decoder.launch_of(compute)
+        self._launch = decoder.capture(compute)
 
-    def __call__(self, states: Tensor, noise: Tensor | None) -> Answer:
+    def __call__(self, states: Tensor, noise: Tensor | None) -> PendingPrediction:
         self._row.copy_(states)
         if self._noise is not None and noise is not None:
             self._noise.copy_(noise)
@@ -287,18 +286,18 @@ def liveness_options() -> dict[str, bool]:
     return {name: True} if name in inspect.signature(torch.cuda.graph).parameters else {}
 
 
-def room_tokens(max_tokens: Tokens) -> Tokens:
+def padded_cache_tokens(max_tokens: Tokens) -> Tokens:
     """The room of a cache for texts of so many tokens: with the rows that pad a pass, and aligned."""
     return -(-(max_tokens + GRAPH_ROW_WIDTHS[-1]) // ALIGNED_TOKENS) * ALIGNED_TOKENS
 
 
 def padded_context(end: Tokens) -> Tokens:
     """The least context of the table that holds so many tokens."""
-    doubled = LEAST_CONTEXT
+    doubled = MIN_CONTEXT
     while 2 * doubled <= end:
         doubled *= 2
     step = doubled // CONTEXTS_PER_DOUBLING
-    return max(LEAST_CONTEXT, -(-end // step) * step)
+    return max(MIN_CONTEXT, -(-end // step) * step)
 
 
 def _unless_memory_runs_out(make: Callable[[], T]) -> T | None:

@@ -26,23 +26,34 @@ from perfmodel.core.units import Tokens
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import Kernels
-from s2d.model.attention import MANY_ROWS, Rotate, Slots, attend, attend_many, norm_heads, rotate_complex, rotate_real
-from s2d.model.buffers import Buffers, new_buffers
+from s2d.model.attention import (
+    MIN_FUSED_ROWS,
+    RotateFunction,
+    ScatterTarget,
+    attend,
+    attend_fused,
+    norm_heads,
+    rotate_complex,
+    rotate_real,
+)
+from s2d.model.buffers import PassBuffers, new_buffers
 from s2d.model.cache import Cache, LayerViews, Segment, segments_of
-from s2d.model.choose_tokens import Answer, Choice, HostCopy
-from s2d.model.host_copies import HostTokens
-from s2d.model.rotary import Rotations, new_rotations
+from s2d.model.choose_tokens import ExitPredictor
+from s2d.model.host_copies import HostTokens, PendingPrediction, PredictionCopy
+from s2d.model.rotary import RotationTable, new_rotation_table
 from s2d.model.weights import PAD, DecoderWeights
 
-Attend = Callable[[Buffers, Tensor, Tensor, Any], Tensor]
+AttendFunction = Callable[[PassBuffers, Tensor, Tensor, Any], Tensor]
 """Attention over the keys and values of a layer, within a limit that every kernel of `s2d.model.attention` takes in its own form."""
-Norm = Callable[[Tensor, Tensor, Buffers], Tensor]
+NormFunction = Callable[[Tensor, Tensor, PassBuffers], Tensor]
 """Rows of the residual, whole and without their padding, as the next matrix takes them: [T, D]."""
-Span: TypeAlias = tuple[LayerViews | tuple[Slots, ...], LayerViews, LayerViews, Tensor, Tensor, Rotate, Attend, Any]
+Span: TypeAlias = tuple[
+    LayerViews | tuple[ScatterTarget, ...], LayerViews, LayerViews, Tensor, Tensor, RotateFunction, AttendFunction, Any
+]
 """Where the rows of a pass stand in their text: by layer, where keys and values are written, and which are attended to; the
 factors of the positions for Q, and for K and V; what rotates; what attends, and within which limit. A plain tuple: one is made
 for every pass, and its names would cost as much as a tensor operation."""
-Run: TypeAlias = tuple[Segment, ...]
+SegmentRun: TypeAlias = tuple[Segment, ...]
 """Consecutive segments that all have seen the same tokens."""
 MASK_STEP: Tokens = 1024
 """The table of masks grows by this many cached tokens."""
@@ -69,16 +80,16 @@ class Decoder:
         self.dtype = weights.head.dtype
         self.device = weights.head.device
         self._tokens = HostTokens(self.device)
-        self._post = None if self.device.type == "cpu" else HostCopy(self.device)
-        self._scratch: dict[int, Buffers] = {}
+        self._post = None if self.device.type == "cpu" else PredictionCopy(self.device)
+        self._scratch: dict[int, PassBuffers] = {}
         self._masks = torch.empty(0)
-        self._turns: Rotations | None = None
+        self._turns: RotationTable | None = None
         self._complex = self.dtype == torch.float32
         # A head's length is sqrt(H) times its RMS with this as one more component.
         self._head_floor = torch.tensor(math.sqrt(geometry.head_dim * weights.norm_eps), device=self.device)
-        self._rotate: Rotate = rotate_complex if self._complex else rotate_real
+        self._rotate: RotateFunction = rotate_complex if self._complex else rotate_real
         # No bound methods: a decoder in a cycle would keep its weights until the next collection.
-        self._normed: Norm = (
+        self._normed: NormFunction = (
             partial(_normed_fused, weights.norm_eps) if weights.kernels.norm == "fused" else _normed_in_two_steps
         )
         self._has_wide_products = self.device.type == "cuda" and not self._complex and "dtype" in torch.ops.aten.mm.overloads()
@@ -118,8 +129,8 @@ class Decoder:
         cache: Cache,
         begin_tokens: Tokens,
         end_tokens: Tokens,
-        runs: Sequence[Run] | None = None,
-        choice: Choice | None = None,
+        runs: Sequence[SegmentRun] | None = None,
+        choice: ExitPredictor | None = None,
         widths: Sequence[Tokens] | None = None,
     ) -> None:
         """Make ready, before anything is timed, for the short passes of a text that is to grow between these lengths.
@@ -133,7 +144,7 @@ class Decoder:
             widths: those of `perfmodel.passes.passes.GRAPH_ROW_WIDTHS` that passes will have; all when None.
         """
 
-    def launches(self, run: Run, cache: Cache) -> Sequence[Run]:
+    def split_run(self, run: SegmentRun, cache: Cache) -> Sequence[SegmentRun]:
         """The runs to push rows through one after another in order to push them through all of these segments."""
         return [(segment,) for segment in run]
 
@@ -150,7 +161,7 @@ class Decoder:
             return table[token_ids[0] : token_ids[0] + 1]
         return table[self._tokens(token_ids)]
 
-    def forward_run(self, states: Tensor, run: Run, cache: Cache) -> Tensor:
+    def forward_run(self, states: Tensor, run: SegmentRun, cache: Cache) -> Tensor:
         """Push rows through consecutive segments that have all seen the same tokens: see `forward_segment`."""
         for segment in run:
             states = self.forward_segment(states, segment, cache)
@@ -167,19 +178,19 @@ class Decoder:
         Returns:
             [T, D + PAD], a view of the cache's own states.
         """
-        start = cache.lengths[segment.number]
+        start = cache.lengths[segment.index]
         end = start + states.shape[0]
-        out = cache.states[segment.number][start:end]
+        out = cache.states[segment.index][start:end]
         self._run_layers(states, out, segment, cache, start)
-        cache.lengths[segment.number] = end
+        cache.lengths[segment.index] = end
         return out
 
     def exit_logits(self, states: Tensor) -> Tensor:
         """Logits of an exit after these rows, -inf for tokens that the head lacks: [T, D + PAD] -> float32 [T, V]."""
         logits = self._head_logits(states)
-        if self.weights.said is None:
+        if self.weights.head_token_ids is None:
             return logits
-        return logits.new_full((len(logits), self.vocab_size), -torch.inf).index_copy_(1, self.weights.said, logits)
+        return logits.new_full((len(logits), self.vocab_size), -torch.inf).index_copy_(1, self.weights.head_token_ids, logits)
 
     def _head_logits(self, states: Tensor) -> Tensor:
         """The final norm and the head: [T, D + PAD] -> float32 [T, U], tokens as in its columns."""
@@ -188,7 +199,7 @@ class Decoder:
             return torch.mm(normed, self.weights.head, out_dtype=torch.float32)
         return torch.mm(normed, self.weights.head).float()
 
-    def ask(self, states: Tensor, choice: Choice, noise: Tensor | None) -> Answer:
+    def predict(self, states: Tensor, choice: ExitPredictor, noise: Tensor | None) -> PendingPrediction:
         """What an exit answers after a row. An answer is read before another is asked for.
 
         Args:
@@ -196,9 +207,9 @@ class Decoder:
             choice: how logits become an answer.
             noise: of the position, [1, V], where it is shared.
         """
-        return self.send(*choice(self.exit_logits(states), noise))
+        return self.send_prediction(*choice(self.exit_logits(states), noise))
 
-    def send(self, token: Tensor, confidence: Tensor) -> Answer:
+    def send_prediction(self, token: Tensor, confidence: Tensor) -> PendingPrediction:
         """The answer, for the host to read: int64 [1] and [1]."""
         if self._post is None:
             return lambda: (int(token), float(confidence))
@@ -224,8 +235,8 @@ class Decoder:
     def _run_layers(self, x: Tensor, out: Tensor, segment: Segment, cache: Cache, start: int) -> None:
         rows = x.shape[0]
         end = start + rows
-        act: Attend = attend_many if rows >= MANY_ROWS else attend
-        limit = start if rows >= MANY_ROWS else self._mask(rows, start) if rows > 1 else None
+        act: AttendFunction = attend_fused if rows >= MIN_FUSED_ROWS else attend
+        limit = start if rows >= MIN_FUSED_ROWS else self._mask(rows, start) if rows > 1 else None
         views, rotations = cache.views(segment, start, rows), cache.rotations
         self._run_span(
             x, out, segment, (*views, rotations.query[start:end], rotations.key_value[start:end], self._rotate, act, limit)
@@ -264,39 +275,39 @@ class Decoder:
         if bias is not None:
             out.add_(bias)
 
-    def _scratch_for(self, rows: int) -> Buffers:
+    def _scratch_for(self, rows: int) -> PassBuffers:
         found = self._scratch.get(rows)
         if found is None:
             found = new_buffers(self.geometry, rows, self.dtype, self.device)
-            if rows < MANY_ROWS:
+            if rows < MIN_FUSED_ROWS:
                 self._scratch[rows] = found
         return found
 
-    def _turns_for(self, num_positions: Tokens) -> Rotations:
+    def _turns_for(self, num_positions: Tokens) -> RotationTable:
         """Rotations of so many positions or more. Caches keep theirs, so that a longer table leaves them as they are."""
         if self._turns is None or self._turns.num_positions < num_positions:
-            self._turns = new_rotations(self.weights.rotary, num_positions, self.dtype, self.device)
+            self._turns = new_rotation_table(self.weights.rotary, num_positions, self.dtype, self.device)
         return self._turns
 
     def _mask(self, rows: int, start: int) -> Tensor:
         """Additive causal mask [T, S]: row i sees the cached tokens and the first i + 1 new ones."""
-        longest = self._masks.shape[-1] - MANY_ROWS
+        longest = self._masks.shape[-1] - MIN_FUSED_ROWS
         if longest < start:
             # Row i, column j of the widest case; every other case is a slice of it.
             longest = -(-start // MASK_STEP) * MASK_STEP
-            mask = torch.full((MANY_ROWS, longest + MANY_ROWS), -torch.inf, dtype=self.dtype, device=self.device)
+            mask = torch.full((MIN_FUSED_ROWS, longest + MIN_FUSED_ROWS), -torch.inf, dtype=self.dtype, device=self.device)
             self._masks = mask.triu_(longest + 1)
         skipped = longest - start
         return self._masks[:rows, skipped : skipped + start + rows]
 
 
-def _normed_in_two_steps(x: Tensor, values: Tensor, b: Buffers) -> Tensor:
+def _normed_in_two_steps(x: Tensor, values: Tensor, b: PassBuffers) -> Tensor:
     """Rows over their length: [T, D]; sqrt(D) is in the matrix that follows."""
     torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32, out=b.norm)
     torch.div(values, b.norm, out=b.normed)
     return b.normed
 
 
-def _normed_fused(eps: float, x: Tensor, values: Tensor, b: Buffers) -> Tensor:
+def _normed_fused(eps: float, x: Tensor, values: Tensor, b: PassBuffers) -> Tensor:
     """Rows over their RMS: [T, D]."""
     return torch.rms_norm(values, values.shape[1:], None, eps)

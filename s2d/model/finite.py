@@ -94,6 +94,6 @@ def is_finite(numbers: Tensor) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
-def num_not_finite(numbers: Tensor) -> int:
+def count_non_finite(numbers: Tensor) -> int:
     """How many of some numbers are NaN or infinite. Where none is, one pass over them without a copy."""
     return 0 if is_finite(numbers) else int((~numbers.isfinite()).sum())

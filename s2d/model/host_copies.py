@@ -151,3 +151,34 @@ class Uniforms:
         begin = self._num_taken
         self._num_taken += number
         return self._ready[begin : begin + number]
+
+
+PendingPrediction = Callable[[], tuple[int, float]]
+"""Waits for what an exit said: a token, and the confidence in it."""
+
+
+class PredictionCopy:
+    """An exit's answer on its way to the host, which waits for it alone and for nothing launched after it.
+
+    Args:
+        device: where exits answer.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        is_cuda = device.type == "cuda"
+        self._device = device
+        self._sent = torch.cuda.Event() if is_cuda else None
+        self._read = torch.zeros(2, dtype=torch.float64, pin_memory=is_cuda)
+
+    def send(self, answer: Tensor) -> None:
+        """Token and confidence, float64 [2]; the one sent before has been read."""
+        self._read.copy_(answer, non_blocking=self._sent is not None)
+        if self._sent is not None:
+            self._sent.record(torch.cuda.current_stream(self._device))
+
+    def __call__(self) -> tuple[int, float]:
+        """See `PendingPrediction`."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        token, confidence = self._read.tolist()
+        return int(token), confidence

@@ -21,7 +21,7 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rotations:
+class RotationTable:
     """Rotations of the first S positions, as the kernels of `s2d.model.attention` take them."""
 
     num_positions: int
@@ -30,13 +30,13 @@ class Rotations:
     """V is not turned, but rides along, so that one product fills both halves of a cache row."""
 
 
-def rotations(rotary: Rotary, num_positions: int) -> Tensor:
+def complex_rotations(rotary: Rotary, num_positions: int) -> Tensor:
     """exp(i m theta) times the scale for every position m: complex64 [S, H / 2], on the CPU."""
     angles = torch.outer(torch.arange(num_positions).float(), rotary.frequencies.float())
     return torch.polar(torch.full_like(angles, rotary.scale), angles)
 
 
-def new_rotations(rotary: Rotary, num_positions: int, dtype: torch.dtype, device: torch.device) -> Rotations:
+def new_rotation_table(rotary: Rotary, num_positions: int, dtype: torch.dtype, device: torch.device) -> RotationTable:
     """A table for so many positions.
 
     Args:
@@ -45,16 +45,16 @@ def new_rotations(rotary: Rotary, num_positions: int, dtype: torch.dtype, device
         dtype: the numbers that the decoder computes in. fp32 rotations by complex products, half precision by real ones.
         device: where the table is kept.
     """
-    turn = rotations(rotary, num_positions)
+    turn = complex_rotations(rotary, num_positions)
     key_value = torch.stack((turn, torch.ones_like(turn)), dim=1)  # [S, 2, H / 2]
     if dtype == torch.float32:
         query, key_value = turn[:, None], key_value[:, :, None]
     else:
-        query, key_value = real_turn(turn, dtype)[:, :, None], real_turn(key_value, dtype)[:, :, :, None]
-    return Rotations(num_positions=num_positions, query=query.to(device), key_value=key_value.to(device))
+        query, key_value = real_rotation(turn, dtype)[:, :, None], real_rotation(key_value, dtype)[:, :, :, None]
+    return RotationTable(num_positions=num_positions, query=query.to(device), key_value=key_value.to(device))
 
 
-def real_turn(turn: Tensor, dtype: torch.dtype) -> Tensor:
+def real_rotation(turn: Tensor, dtype: torch.dtype) -> Tensor:
     """Factors for the two products of a real rotation: complex [S, ..., H / 2] -> [S, 2, ..., H]."""
     cos = turn.real.repeat_interleave(2, -1)
     sin = torch.stack((-turn.imag, turn.imag), dim=-1).flatten(-2)

@@ -93,7 +93,9 @@ class DecoderWeights:
     embedding: Tensor  # [V, D + PAD], the components after D already set
     layers: tuple[LayerWeights, ...]
     head: Tensor  # [D, U], the final norm's gain folded in; shared by every exit
-    said: Tensor | None = None  # int64 [U], the tokens of the head's columns; None where they are the vocabulary's, in order
+    head_token_ids: Tensor | None = (
+        None  # int64 [U], the tokens of the head's columns; None where they are the vocabulary's, in order
+    )
     rotary: Rotary
     norm_eps: float
     kernels: Kernels = STANDARD_KERNELS

@@ -100,7 +100,7 @@ class _State:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Watch:
+class RankMonitor:
     """Watches the other ranks from a thread of its own.
 
     Args:
@@ -337,7 +337,7 @@ def _send(peer: _Peer, line: str) -> None:
 
 
 @contextlib.contextmanager
-def watching(rank: int, store: Store, prog: str) -> Iterator[Watch]:
+def monitored_ranks(rank: int, store: Store, prog: str) -> Iterator[RankMonitor]:
     """Watch the other ranks meanwhile.
 
     Args:
@@ -345,7 +345,7 @@ def watching(rank: int, store: Store, prog: str) -> Iterator[Watch]:
         store: shared by all ranks.
         prog: the command's name.
     """
-    watch = Watch(rank, prog)
+    watch = RankMonitor(rank, prog)
     watch.start(store)
     try:
         with watch.receiving_sigterm():

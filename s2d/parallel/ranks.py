@@ -24,7 +24,7 @@ from perfmodel.core.console import EXIT_ANSWERED, EXIT_OUR_FAULT
 from perfmodel.core.errors import S2DError, UserInputError
 from perfmodel.core.units import Tokens
 from perfmodel.models.dtypes import Dtype
-from s2d.parallel.rank_failure import Stage, Watch, watching
+from s2d.parallel.rank_failure import RankMonitor, Stage, monitored_ranks
 
 PASS, HEAD, _TEXT = range(3)
 """First number of an order: a pass, whose rows follow; the head, of rows that all have; a text, whose bytes follow."""
@@ -36,12 +36,12 @@ _ROWS_WITHIN = timedelta(minutes=10)
 """How long a rank waits for another one in a pass that all of them run."""
 
 
-class RowsOrder(NamedTuple):
+class RowsRequest(NamedTuple):
     """Do your share for some rows of a text; numbers alone, as one goes before every pass."""
 
     what: int
     """`PASS`, or `HEAD` of what such a pass left."""
-    model: int
+    model_id: int
     cache: int
     segment: int
     start: int
@@ -52,10 +52,10 @@ class RowsOrder(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOrder:
+class LoadRequest:
     """Read your share of a model folder."""
 
-    model: int
+    model_id: int
     """Its number."""
     folder: str
     dtype: Dtype
@@ -69,10 +69,10 @@ class LoadOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CacheOrder:
+class CacheRequest:
     """Make a cache of your share."""
 
-    model: int
+    model_id: int
     number: int
     segment_ends: Sequence[int]
     max_tokens: Tokens
@@ -80,8 +80,8 @@ class CacheOrder:
     """Numbers of the model's others that are still in use."""
 
 
-Order = RowsOrder | LoadOrder | CacheOrder
-_NAMED_ORDERS: dict[str, type[LoadOrder] | type[CacheOrder]] = {"load": LoadOrder, "cache": CacheOrder}
+Request = RowsRequest | LoadRequest | CacheRequest
+_NAMED_ORDERS: dict[str, type[LoadRequest] | type[CacheRequest]] = {"load": LoadRequest, "cache": CacheRequest}
 
 
 class Ranks:
@@ -94,67 +94,67 @@ class Ranks:
         watch: of the other ranks.
     """
 
-    def __init__(self, number: int, size: int, rows: dist.ProcessGroup, watch: Watch) -> None:
-        self.number = number
-        self.size = size
+    def __init__(self, rank: int, num_ranks: int, rows: dist.ProcessGroup, watch: RankMonitor) -> None:
+        self.rank = rank
+        self.num_ranks = num_ranks
         self.has_stopped = False
         """Whether the order to stop was given, and nothing is left to wait for."""
         self._rows = rows
         self._watch = watch
 
-    def order_pass(self, order: RowsOrder, rows: Tensor) -> None:
+    def request_pass(self, order: RowsRequest, rows: Tensor) -> None:
         """Rank 0: the others are to run a pass over these rows."""
         self._watch.stage = Stage(order.stage)
         dist.broadcast(torch.tensor(order), 0)
         dist.broadcast(rows, 0, self._rows)
 
-    def order_head(self, order: RowsOrder) -> None:
+    def request_head(self, order: RowsRequest) -> None:
         """Rank 0: the others are to ask their columns of the head about rows that a pass left with them."""
         self._watch.stage = Stage(order.stage)
         dist.broadcast(torch.tensor(order), 0)
 
-    def order(self, order: LoadOrder | CacheOrder | None) -> None:
+    def request(self, order: LoadRequest | CacheRequest | None) -> None:
         """Rank 0: the others are to do something else; None lets them go."""
-        if isinstance(order, LoadOrder):
+        if isinstance(order, LoadRequest):
             self._watch.stage = Stage.LOADING
         if order is None:
             self._watch.end(EXIT_ANSWERED)
         name = next((name for name, kind in _NAMED_ORDERS.items() if isinstance(order, kind)), "stop")
         text = json.dumps((name, asdict(order) if order else {})).encode()
-        dist.broadcast(torch.tensor(RowsOrder(_TEXT, len(text), 0, 0, 0, 0, self._watch.stage)), 0)
+        dist.broadcast(torch.tensor(RowsRequest(_TEXT, len(text), 0, 0, 0, 0, self._watch.stage)), 0)
         dist.broadcast(torch.frombuffer(bytearray(text), dtype=torch.uint8), 0)
         self.has_stopped = order is None
 
-    def next_order(self) -> Order | None:
+    def next_request(self) -> Request | None:
         """Another rank: wait for what is to be done. The rows of a pass are still to be received."""
-        numbers = torch.empty(len(RowsOrder._fields), dtype=torch.int64)
+        numbers = torch.empty(len(RowsRequest._fields), dtype=torch.int64)
         dist.broadcast(numbers, 0)
-        order = RowsOrder(*numbers.tolist())
+        order = RowsRequest(*numbers.tolist())
         self._watch.stage = Stage(order.stage)
         if order.what != _TEXT:
             return order
-        text = torch.empty(order.model, dtype=torch.uint8)
+        text = torch.empty(order.model_id, dtype=torch.uint8)
         dist.broadcast(text, 0)
         name, fields = json.loads(bytes(text.tolist()))
         self.has_stopped = name not in _NAMED_ORDERS
         return None if self.has_stopped else _NAMED_ORDERS[name](**fields)
 
-    def receive(self, rows: Tensor) -> None:
+    def receive_rows(self, rows: Tensor) -> None:
         """Another rank: the rows of the pass."""
         dist.broadcast(rows, 0, self._rows)
 
-    def add_up(self, rows: Tensor) -> None:
+    def all_reduce(self, rows: Tensor) -> None:
         """Replace every rank's rows by their sum over the ranks."""
         dist.all_reduce(rows, group=self._rows)
 
-    def gather(self, columns: Tensor) -> Tensor:
+    def gather_columns(self, columns: Tensor) -> Tensor:
         """Rank 0: every rank's columns beside its own, all as many: [T, columns] -> [T, R columns]."""
-        parts = [torch.empty_like(columns) for _ in range(self.size)]
+        parts = [torch.empty_like(columns) for _ in range(self.num_ranks)]
         dist.gather(columns, parts, dst=0, group=self._rows)
         self._end_pass()
         return torch.cat(parts, 1)
 
-    def give(self, columns: Tensor) -> None:
+    def send_columns(self, columns: Tensor) -> None:
         """Another rank: columns for rank 0 to gather."""
         dist.gather(columns, dst=0, group=self._rows)
         self._end_pass()
@@ -163,12 +163,12 @@ class Ranks:
         if self._watch.stage != Stage.DRAFTING:
             self._watch.stage = Stage.SAMPLING
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every rank is here."""
         dist.all_reduce(torch.zeros(1))
 
     @contextlib.contextmanager
-    def naming_errors(self) -> Iterator[None]:
+    def adding_stage_to_errors(self) -> Iterator[None]:
         """Rank 0: add rank and stage to an error.
 
         Raises:
@@ -184,21 +184,21 @@ class Ranks:
             err.add_note(f"Rank 0 failed during {self._watch.stage}.")
             raise
 
-    def lead(self, program: Callable[["Ranks"], int]) -> int:
+    def run_leader(self, program: Callable[["Ranks"], int]) -> int:
         """Rank 0: run the program, then let the others go."""
         code = EXIT_OUR_FAULT
         try:
             code = program(self)
             if code == EXIT_ANSWERED:
                 with contextlib.suppress(RuntimeError):  # a rank that is lost now changes no result
-                    self.order(None)
+                    self.request(None)
         except SystemExit as stop:
             code = int(stop.code or EXIT_OUR_FAULT)
         finally:
             self._watch.end(code)
         return code
 
-    def follow(self, orders: Callable[["Ranks"], None]) -> int:
+    def run_worker(self, orders: Callable[["Ranks"], None]) -> int:
         """Another rank: carry out orders until there are no more. Rank 0 handles Ctrl-C."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -227,7 +227,7 @@ def local_device(kind: str) -> str:
 
 
 @contextlib.contextmanager
-def joined(prog: str) -> Iterator[Ranks]:
+def join_ranks(prog: str) -> Iterator[Ranks]:
     """This process, among those that torchrun started, from when all are here.
 
     Args:
@@ -235,7 +235,7 @@ def joined(prog: str) -> Iterator[Ranks]:
     """
     store, number, size = next(rendezvous("env://"))
     shared = PrefixStore("s2d", store)
-    with watching(number, shared, prog) as watch:
+    with monitored_ranks(number, shared, prog) as watch:
         dist.init_process_group("gloo", store=shared, rank=number, world_size=size, timeout=_ORDER_WITHIN)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         ranks = Ranks(number, size, dist.new_group(backend=backend, timeout=_ROWS_WITHIN), watch)

@@ -26,15 +26,15 @@ def run_shared(parser: argparse.ArgumentParser, argv: Sequence[str] | None, comm
     """As `run_command`; under torchrun rank 0 alone parses, works and speaks, and the other ranks follow its orders."""
     if num_processes() == 1:
         return run_command(parser, argv, partial(command, ranks=None))
-    from s2d.parallel.parallel_decoder import follow_orders
-    from s2d.parallel.ranks import joined
+    from s2d.parallel.parallel_decoder import serve_requests
+    from s2d.parallel.ranks import join_ranks
 
     def program(ranks: Ranks) -> int:
         def speak(args: argparse.Namespace) -> int:
-            with ranks.naming_errors():
+            with ranks.adding_stage_to_errors():
                 return command(args, ranks=ranks)
 
         return run_command(parser, argv, speak)
 
-    with joined(parser.prog) as ranks:
-        return ranks.follow(follow_orders) if ranks.number else ranks.lead(program)
+    with join_ranks(parser.prog) as ranks:
+        return ranks.run_worker(serve_requests) if ranks.rank else ranks.run_leader(program)

@@ -21,7 +21,7 @@ from s2d.model.weights import PAD, LayerWeights, layout_of, new_head, new_matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class Shard:
     """Which part of every layer a rank holds.
 
     Args:

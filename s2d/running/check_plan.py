@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from perfmodel.core.errors import Mismatch
 from perfmodel.core.torchrun import launched, num_processes
 from perfmodel.models.geometry import same_shape
-from perfmodel.passes.device_key import DeviceKey
 from perfmodel.results.plan import Plan
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def check_plan_fits(path: Path, plan: Plan, pair: Pair) -> None:
             raise Mismatch(what, made_for=f"{role} {known_hash[:12]}", given=f"{role} {found_hash[:12]}", fix=fix)
     if plan.device != pair.device_key:
         fix = "Profile this device with s2d-profile and plan again with --profile"
-        raise Mismatch(what, made_for=device_label(plan.device), given=device_label(pair.device_key), fix=fix)
+        raise Mismatch(what, made_for=plan.device.label, given=pair.device_key.label, fix=fix)
 
 
 def check_head(path: Path, plan: Plan) -> None:
@@ -65,9 +64,3 @@ def check_num_devices(path: Path, plan: Plan) -> None:
             given=f"{given}, a process for each",
             fix=f"Run it with {' '.join(launched(['s2d-run'], planned))}; {again}",
         )
-
-
-def device_label(key: DeviceKey) -> str:
-    """`1 x H100-SXM, bf16, eager`."""
-    threads = f", {key.num_threads} threads" if key.num_threads is not None else ""
-    return f"{key.num_devices} x {key.device}, {key.dtype}, {key.launching}{threads}"

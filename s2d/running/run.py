@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.console import keeping, print_answer, print_err, print_out, without_flag
+from perfmodel.core.console import answer_options, keeping, print_answer, print_err, print_out, without_flag
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.files import Stored
@@ -25,6 +25,7 @@ from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Plan, read_plan
 from perfmodel.results.report import RunReport, report_file_text, write_report
+from perfmodel.results.report_text import drift_text
 from s2d.decoding.generate import Generation, OnTokens
 from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
 from s2d.loading.exits import exits_from_plan
@@ -36,12 +37,12 @@ from s2d.model.torch_dtypes import TORCH_DTYPES
 from s2d.parallel.ranks import Ranks
 from s2d.prompts.special_tokens import special_tokens_note
 from s2d.prompts.text import ContinuationText, Stop
-from s2d.running.check_plan import check_plan_fits, device_label
+from s2d.running.check_plan import check_plan_fits
 from s2d.running.multi_turn import MultiTurn
 from s2d.running.outputs import Outputs
-from s2d.running.report_text import drift_text, report_text, understood_text
 from s2d.running.run_inputs import RunInputs
 from s2d.running.run_report import OnText, RunRequest, paused_passes, run_report
+from s2d.running.run_text import understood_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
             with PromptStreams(loaded.pair.tokenizer) as streams:
                 on_prompt = streams.on_prompt
                 report = run_report(loaded.pair, loaded.prompts, loaded.request, on_prompt=on_prompt, on_text=loaded.on_text)
-    report = replace(report, waited_frac=contention.waited_frac)
+    report = replace(report, waited_frac=contention.waited_frac, predicted=plan.chosen)
     _say_cut_short(loaded.turns)
     if args.check and (busy := contention.warning) is not None:
         print_err(f"warning: {busy}")
@@ -89,8 +90,8 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
         inputs={"plan": loaded.plan.sha256, "target": report.target_sha256, "draft": report.draft_sha256},
     )
     print_answer(
-        args,
-        text=lambda: "\n" + report_text(report, plan.chosen),
+        answer_options(args),
+        text=lambda: "\n" + (report.explain() if args.explain else str(report)),
         file_text=lambda: report_file_text(report, provenance),
         write=lambda path: write_report(path, report, provenance),
         done=next_text(args, command, report.sampling),
@@ -232,7 +233,7 @@ def _load_pair(args: argparse.Namespace, plan: Plan, ranks: Ranks | None) -> Pai
         raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix="Plan again with one of these")
     is_gpu = plan.device.num_threads is None
     if is_gpu and not torch.cuda.is_available():
-        made_for, given = device_label(plan.device), "this machine, which has no CUDA device"
+        made_for, given = plan.device.label, "this machine, which has no CUDA device"
         fix = "Profile this device with s2d-profile and plan again with --profile"
         raise Mismatch(f"plan {str(args.plan)!r}", made_for=made_for, given=given, fix=fix)
     if plan.device.num_threads is not None:

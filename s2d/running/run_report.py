@@ -3,17 +3,17 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import torch
 
 from perfmodel.acceptance.trace import distinct_ngram_frac
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
-from perfmodel.passes.passes import PASS_KINDS, PREFILL_KINDS, PassKind, PassSamples
-from perfmodel.passes.pauses import Pause, find_pauses, seconds_without_pauses
+from perfmodel.passes.passes import PREFILL_KINDS, PassSamples
+from perfmodel.passes.pauses import Pause, find_pauses, kind_seconds, replace_pauses
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.estimate import Decoded, Speedup, mean_round_cost, measured_speedup
 from perfmodel.replay.round_stats import sum_rounds
@@ -23,7 +23,7 @@ from s2d.decoding.pair import EncodedPrompt, ModelPair, Pair
 from s2d.decoding.policy_selector import Controller, PolicySelector
 from s2d.decoding.process_logits import Processing
 from s2d.loading.memory import TextLimits
-from s2d.model.choose_tokens import NoiseTable, shared_noise
+from s2d.model.choose_tokens import NoiseTable, new_noise_table
 from s2d.model.finite import check_logits, naming_prompt
 from s2d.prompts.special_tokens import SpecialTokens
 from s2d.prompts.text import Stop
@@ -38,7 +38,7 @@ class RunRequest:
     """What to run, besides the models and the prompts."""
 
     plan_sha256: str | None
-    policy: ExitPolicy | None
+    policy: Policy | None
     sampling: Sampling
     max_new_tokens: Tokens
     stop: Stop | None
@@ -59,7 +59,7 @@ class RunRequest:
             teacher_forced=("target",) if self.check else (),
         )
 
-    def settings(self, policy: ExitPolicy | None, eos_token_id: int | None) -> Settings:
+    def settings(self, policy: Policy | None, eos_token_id: int | None) -> Settings:
         """How one arm decodes."""
         return Settings(
             policy=policy,
@@ -186,7 +186,7 @@ def speedup_of(arm: Arm, plain: Arm) -> Speedup:
     return measured_speedup(_decoded(arm), _decoded(plain), cost)
 
 
-def adaptation_of(policies: Sequence[ExitPolicy | None], found: Sequence[Generation]) -> Adaptation:
+def adaptation_of(policies: Sequence[Policy | None], found: Sequence[Generation]) -> Adaptation:
     """How rounds, tokens and seconds were shared out among the policies of a frontier, over texts in order."""
     rounds = [one for generation in found for one in _policy_rounds(generation)]
     shares = []
@@ -198,15 +198,15 @@ def adaptation_of(policies: Sequence[ExitPolicy | None], found: Sequence[Generat
     return Adaptation(num_switches=switches, shares=tuple(shares))
 
 
-def _policy_rounds(generation: Generation) -> Iterator[tuple[ExitPolicy | None, Tokens, Seconds]]:
+def _policy_rounds(generation: Generation) -> Iterator[tuple[Policy | None, Tokens, Seconds]]:
     """Policy, emitted tokens and seconds of every round."""
-    samples, left, policies = generation.samples, len(generation.tokens), iter(generation.policies)
+    left, policies = len(generation.tokens), iter(generation.policies)
     blocks, seconds = iter(generation.blocks), 0.0
-    for kind, lap_s in zip(samples.kind, seconds_without_pauses(samples), strict=True):
-        if kind in PREFILL_KINDS:
+    for sample in replace_pauses(generation.samples):
+        if sample.kind in PREFILL_KINDS:
             continue
-        seconds += lap_s
-        if kind == "round":
+        seconds += sample.seconds
+        if sample.kind == "round":
             tokens = min(next(blocks)[1] + 1, left)  # an accepted end of text has no bonus
             yield next(policies), tokens, seconds
             left, seconds = left - tokens, 0.0
@@ -216,14 +216,6 @@ def paused_passes(report: RunReport) -> list[Pause]:
     """Passes of either arm that its seconds leave out."""
     arms = [report.plan_arm, *([report.plain_arm] if report.plain_arm is not None else [])]
     return [pause for arm in arms for pause in find_pauses(arm.samples).values()]
-
-
-def kind_seconds(samples: PassSamples) -> dict[PassKind, Seconds]:
-    """Seconds of all passes of a kind, pauses not counted."""
-    totals: dict[PassKind, Seconds] = dict.fromkeys(PASS_KINDS, 0.0)
-    for kind, seconds in zip(samples.kind, seconds_without_pauses(samples), strict=True):
-        totals[kind] += seconds
-    return totals
 
 
 def check_equal(
@@ -238,7 +230,7 @@ def check_equal(
     A gap is the target's logit (with the position's noise, where noise is shared) of its own choice minus that of the
     emitted token: 0 when they are the same, near 0 for a near-tie that another kernel decides otherwise.
     """
-    noise = shared_noise(sampling, pair.target.decoder.vocab_size, pair.target.decoder.device)
+    noise = new_noise_table(sampling, pair.target.decoder.vocab_size, pair.target.decoder.device)
     if noise is not None:
         noise.grow(max(len(prompt.token_ids) + len(mine.tokens) for prompt, mine in zip(prompts, found, strict=True)))
     divergences, worst, num_equal = [], 0.0, 0
@@ -277,7 +269,7 @@ def token_gaps(
     check_logits(logits, "target", pair.target.decoder)
     logits = Processing(sampling, len(prompt_ids))(logits, text[:-1], len(prompt_ids)).float()
     if noise is None:
-        noise = shared_noise(sampling, logits.shape[-1], logits.device)
+        noise = new_noise_table(sampling, logits.shape[-1], logits.device)
     if noise is not None:
         logits = logits + noise.rows(len(prompt_ids), len(text))
     emitted = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
@@ -293,19 +285,7 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
     return min(len(one), len(other))
 
 
-def joined_samples(parts: Sequence[PassSamples]) -> PassSamples:
-    """Several runs' passes, one after another."""
-    return PassSamples(
-        kind=tuple(chain.from_iterable(part.kind for part in parts)),
-        stage=tuple(chain.from_iterable(part.stage for part in parts)),
-        rows=tuple(chain.from_iterable(part.rows for part in parts)),
-        cached_tokens=tuple(chain.from_iterable(part.cached_tokens for part in parts)),
-        place=tuple(chain.from_iterable(part.place for part in parts)),
-        seconds=tuple(chain.from_iterable(part.seconds for part in parts)),
-    )
-
-
-def _arm(policy: ExitPolicy | None, prompts: Sequence[EncodedPrompt], found: Sequence[Generation]) -> Arm:
+def _arm(policy: Policy | None, prompts: Sequence[EncodedPrompt], found: Sequence[Generation]) -> Arm:
     runs = tuple(
         PromptRun(
             name=prompt.name,
@@ -318,7 +298,7 @@ def _arm(policy: ExitPolicy | None, prompts: Sequence[EncodedPrompt], found: Seq
         )
         for prompt, one in zip(prompts, found, strict=True)
     )
-    return Arm(policy=policy, runs=runs, samples=joined_samples([one.samples for one in found]))
+    return Arm(policy=policy, runs=runs, samples=PassSamples.concat(generation.samples for generation in found))
 
 
 def _decoded(arm: Arm) -> list[Decoded]:

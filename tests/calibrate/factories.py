@@ -1,6 +1,5 @@
 """Evidence made up for tests: a trace, latency profiles and reports whose every number is known beforehand."""
 
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from perfmodel.acceptance.off_path_trace import nothing_off_path
-from perfmodel.acceptance.trace import AcceptanceTrace, TracedPrompt, TraceHeader, write_trace
+from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader, write_trace
 from perfmodel.core.files import write_record
 from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.models.find_model import find_draft, find_model
@@ -18,11 +17,11 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.kernels import STANDARD_KERNELS
 from perfmodel.passes.latency_profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
-from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSamples
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSample, PassSamples
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.replay.estimate import Decoded, mean_round_cost, measured_speedup
-from perfmodel.replay.replay import replay
+from perfmodel.replay.replay import replay_prompts
 from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.plan import Plan
 from perfmodel.results.report import Arm, PromptRun, RunReport
@@ -46,7 +45,7 @@ def provenance() -> Provenance:
     return make_provenance(argv=("test",))
 
 
-def make_trace(seed: int = 0) -> AcceptanceTrace:
+def make_trace(seed: int = 0) -> Trace:
     """Deeper exits agree more often; confidence tells agreement, not without error."""
     rng = np.random.default_rng(seed)
     exits, positions = len(DRAFT.exit_layers), NUM_PROMPTS * NUM_POSITIONS
@@ -68,7 +67,7 @@ def make_trace(seed: int = 0) -> AcceptanceTrace:
         eos_token_id=None,
         prompts=prompts,
     )
-    return AcceptanceTrace(
+    return Trace(
         header=header,
         confidence=confidence.astype(np.float32),
         draft_token=agreed.astype(np.int32),
@@ -78,7 +77,7 @@ def make_trace(seed: int = 0) -> AcceptanceTrace:
     )
 
 
-def with_sure_first_exit(trace: AcceptanceTrace) -> AcceptanceTrace:
+def with_sure_first_exit(trace: Trace) -> Trace:
     """The same, but the first exit is right where it is sure, and often where no deeper one is: gating pays, whatever runs."""
     rng, shape = np.random.default_rng(0), trace.confidence.shape
     is_sure, is_right = rng.random(shape[0]) < 0.6, rng.random(shape) < 0.7
@@ -106,10 +105,9 @@ def make_profile(
         shapes += [("segment", stage, rows) for stage in range(len(exit_layers)) for rows in range(1, 15)]
     if not exit_layers or is_self_draft:
         shapes += [("verify", 0, rows) for rows in range(1, 14)] + [("round", 0, rows) for rows in range(14)]
-    passes = [(*shape, cached) for shape, cached in itertools.product(shapes, range(0, 120, 4))]
-    kind, stage, rows, cached = zip(*passes, strict=True)
-    seconds, place = tuple(SECONDS[one] for one in kind), (1,) * len(kind)
-    samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, place=place, seconds=seconds)
+    samples = PassSamples.from_passes(
+        PassSample(kind, stage, rows, cached, 1, SECONDS[kind]) for kind, stage, rows in shapes for cached in range(0, 120, 4)
+    )
     return LatencyProfile(
         model=model,
         model_sha256=sha256,
@@ -151,9 +149,7 @@ def write_evidence(folder: Path) -> list[str]:
     return ["--trace", str(folder / "trace.npz"), *profiles]
 
 
-def make_report(
-    plan: Plan, plan_sha256: str, trace: AcceptanceTrace, *, slower: dict[PassKind, float] | None = None
-) -> RunReport:
+def make_report(plan: Plan, plan_sha256: str, trace: Trace, *, slower: dict[PassKind, float] | None = None) -> RunReport:
     """A run of a plan over a trace's prompts whose passes take SECONDS, some kinds slower by a factor."""
     factors = slower or {}
     seconds = {kind: SECONDS[kind] * factors.get(kind, 1.0) for kind in PASS_KINDS}
@@ -178,8 +174,8 @@ def make_report(
     )
 
 
-def make_arm(policy: ExitPolicy | None, trace: AcceptanceTrace, seconds: dict[PassKind, float]) -> Arm:
-    rounds = replay(trace, policy)
+def make_arm(policy: Policy | None, trace: Trace, seconds: dict[PassKind, float]) -> Arm:
+    rounds = replay_prompts(trace, policy)
     runs = tuple(
         PromptRun(
             name=prompt.name,
@@ -197,17 +193,19 @@ def make_arm(policy: ExitPolicy | None, trace: AcceptanceTrace, seconds: dict[Pa
 
 def samples_of(rounds: Sequence[RoundStats], seconds: dict[PassKind, float]) -> PassSamples:
     """Every pass of the rounds as a sample of its own."""
-    shapes = [
-        (count.kind, count.stage, count.rows, round(count.mean_shape.cached_tokens), seconds[count.kind])
-        for one in rounds
-        for count in one.passes
+    return PassSamples.from_passes(
+        PassSample(count.kind, count.stage, count.rows, round(count.mean_shape.cached_tokens), 1, seconds[count.kind])
+        for stats in rounds
+        for count in stats.passes
         for _ in range(count.num_passes)
-    ]
-    kind, stage, rows, cached, taken = zip(*shapes, strict=True)
-    place = (1,) * len(kind)
-    return PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, place=place, seconds=taken)
+    )
 
 
 def at_device(profile: LatencyProfile, **changes: object) -> LatencyProfile:
     """The same profile from another device."""
     return replace(profile, device=replace(profile.device, **changes))  # type: ignore[arg-type]
+
+
+def unfolded(text: str) -> str:
+    """A text without the line breaks of folded prose and of continued commands."""
+    return " ".join(text.replace("\\\n", " ").split())

@@ -17,7 +17,7 @@ import torch
 from perfmodel.core.provenance import make_provenance
 from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.results.plan import read_plan, write_plan
 from profiler.commands.profile_cli import main_profile
 from profiler.latency import kernel_trial, profiling_job
@@ -27,7 +27,7 @@ from tests.gpu_simulator import Simulator, simulated_gpu
 from tests.profiler.conftest import TARGET, Folders, write_pair
 
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}w20"
-POLICY = ExitPolicy(exit_layers=(1, 4), thresholds=(0.6,), confidence="max-prob", length=FixedLength(draft_cap=2))
+POLICY = Policy(exits=(1, 4), thresholds=(0.6,), tokens=2)
 NUM_TURNS = 14
 ROLES = ("draft", "target")
 

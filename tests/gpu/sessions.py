@@ -1,7 +1,7 @@
 """A tiny pair whose passes are captured, and texts that it writes."""
 
 from perfmodel.models.dtypes import Dtype
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Session, Settings
 from s2d.loading.load_model import LoadedModel
@@ -12,8 +12,8 @@ EXITS = (1, 2, 4)
 MAX_TOKENS = 60
 PROMPTS = ((1, 2, 3, 4, 5), (7, 8, 9, 7, 8, 9, 7))
 NEW_TOKENS = 20
-GATED = ExitPolicy(exit_layers=EXITS, thresholds=(0.6, 0.6), confidence="max-prob", length=FixedLength(draft_cap=3))
-DEEPEST = ExitPolicy(exit_layers=EXITS[-1:], thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=3))
+GATED = Policy(exits=EXITS, thresholds=(0.6, 0.6), tokens=3)
+DEEPEST = Policy(exits=EXITS[-1:], tokens=3)
 
 
 def target_on(device: str = "cuda", dtype: Dtype = "fp32") -> LoadedModel:
@@ -24,15 +24,15 @@ def draft_on(device: str = "cuda", dtype: Dtype = "fp32") -> LoadedModel:
     return graphed(loaded(tiny_llama(TinySpec(num_layers=EXITS[-1])), EXITS, dtype, device))
 
 
-def settings_of(policy: ExitPolicy | None, sampling: Sampling = GREEDY) -> Settings:
+def settings_of(policy: Policy | None, sampling: Sampling = GREEDY) -> Settings:
     return Settings(policy=policy, sampling=sampling, max_new_tokens=NEW_TOKENS, eos_token_id=None)
 
 
-def texts_of(session: Session, policy: ExitPolicy | None, sampling: Sampling = GREEDY) -> list[tuple[int, ...]]:
+def texts_of(session: Session, policy: Policy | None, sampling: Sampling = GREEDY) -> list[tuple[int, ...]]:
     return [session.generate(prompt, settings_of(policy, sampling)).tokens for prompt in PROMPTS]
 
 
-def texts_on_the_cpu(policy: ExitPolicy | None = None, sampling: Sampling = GREEDY) -> list[tuple[int, ...]]:
+def texts_on_the_cpu(policy: Policy | None = None, sampling: Sampling = GREEDY) -> list[tuple[int, ...]]:
     """Of passes launched kernel by kernel."""
     target = loaded(tiny_llama(TinySpec()), EXITS, "fp32", "cpu")
     return texts_of(Session(target, None, MAX_TOKENS), policy, sampling)

@@ -13,7 +13,8 @@ from gaps import STATED_GAP
 
 import s2d.model.check_kernels
 import s2d.model.cuda_graphs
-from calibrate.commands.plan_cli import main_compare, main_plan
+from calibrate.commands.compare_cli import main_compare
+from calibrate.commands.plan_cli import main_plan
 from perfmodel.acceptance.trace import read_trace
 from perfmodel.core.provenance import make_provenance
 from perfmodel.passes.device_key import DeviceKey

@@ -7,7 +7,7 @@ import torch
 
 from perfmodel.policies.sampling import GREEDY
 from s2d.decoding.generate import Session
-from s2d.model.choose_tokens import Choice
+from s2d.model.choose_tokens import ExitPredictor
 from tests.gpu.conftest import Evidence, used_bytes, without_collections
 from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, draft_on, target_on, texts_of, texts_on_the_cpu
 from tests.gpu_simulator import Simulator, simulated_gpu
@@ -76,9 +76,9 @@ def test_an_exit_check_without_memory_for_its_capture_answers_all_the_same(
     if gpu is None:
         pytest.skip("a real GPU does not run out of memory when asked to")
     target, draft = target_on(), draft_on()
-    choice = Choice(sampling=GREEDY, confidence="max-prob")
+    choice = ExitPredictor(sampling=GREEDY, confidence="max-prob")
     gpu.fail_captures(1)
-    draft.decoder.ask(draft.decoder.embed([1]), choice, None)()
+    draft.decoder.predict(draft.decoder.embed([1]), choice, None)()
     assert "no memory to capture exit checks" in capsys.readouterr().err
     assert texts_of(Session(target, draft, MAX_TOKENS), GATED) == texts_on_the_cpu()
     assert not capsys.readouterr().err

@@ -12,11 +12,11 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from perfmodel.policies.policy import ExitPolicy
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.clock import Clock
 from s2d.decoding.generate import Generation, Session
-from s2d.model.cuda_graphs import padded_context, room_tokens
+from s2d.model.cuda_graphs import padded_cache_tokens, padded_context
 from s2d.model.host_copies import CudaFence
 from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, PROMPTS, draft_on, settings_of, target_on, texts_on_the_cpu
 from tests.gpu_simulator import Simulator
@@ -36,7 +36,7 @@ def session_here() -> Session:
 
 
 def counted_rounds(
-    session: Session, policy: ExitPolicy | None, sampling: Sampling, simulator: Simulator
+    session: Session, policy: Policy | None, sampling: Sampling, simulator: Simulator
 ) -> tuple[Generation, list[Counter[str]]]:
     """A text that was written before, and what the simulator counted in each of its rounds but the first."""
     prompt, settings = PROMPTS[0], settings_of(policy, sampling)
@@ -71,7 +71,7 @@ def test_a_plain_round_waits_once(gpu: Simulator, sampling: Sampling) -> None:
 @pytest.mark.usefixtures("fences_are_passed")
 @pytest.mark.parametrize(("policy", "sampling"), DRAFTING, ids=lambda one: one.label)
 def test_a_drafting_round_waits_for_each_exit_check_and_for_the_verdict(
-    gpu: Simulator, policy: ExitPolicy, sampling: Sampling
+    gpu: Simulator, policy: Policy, sampling: Sampling
 ) -> None:
     found, rounds = counted_rounds(session_here(), policy, sampling, gpu)
     if sampling is not RATIO:
@@ -97,12 +97,12 @@ def test_the_deepest_exit_alone_takes_one_launch_a_token_and_one_for_its_check(g
     assert any(accepted == drafted > 0 for drafted, accepted in found.blocks)
     for counted, (num_drafted, _) in zip(rounds, found.blocks[1:], strict=True):
         assert counted["graph_launches"] == 2 * num_drafted + 1  # and the verification
-    segments = Counter(stage for kind, stage in zip(found.samples.kind, found.samples.stage, strict=True) if kind == "segment")
+    segments = Counter(sample.stage for sample in found.samples if sample.kind == "segment")
     assert segments == dict.fromkeys(range(3), found.rounds.num_drafted)  # each has its part of the launch
 
 
 def test_rooms_and_contexts_are_multiples_of_what_products_like() -> None:
-    assert all(room_tokens(tokens) % 64 == 0 for tokens in range(1, 600))
+    assert all(padded_cache_tokens(tokens) % 64 == 0 for tokens in range(1, 600))
     assert all(padded_context(end) % 64 == 0 for end in range(1, 20_000, 7))
     session = session_here()
     session.generate(PROMPTS[0], settings_of(GATED))

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from perfmodel.passes.passes import PassSamples
-from perfmodel.policies.policy import ExitPolicy
-from profiler.latency.pass_log import Row, samples_of
+from perfmodel.passes.passes import PassSample, PassSamples
+from perfmodel.policies.policy import Policy
 
 SEGMENT_S, EXIT_S, VERIFY_S, VERIFY_ROW_S, ROUND_S = 1e-3, 0.2e-3, 8e-3, 0.1e-3, 0.05e-3
 
@@ -13,29 +12,31 @@ class FakeRuntime:
     """Accepts everything; the first looked-at exit keeps all tokens, so later segments never run, unless `deepens`."""
 
     def __init__(self, *, deepens_every: int | None = None) -> None:
-        self.calls: list[tuple[ExitPolicy | None, tuple[int, ...], int]] = []
+        self.calls: list[tuple[Policy | None, tuple[int, ...], int]] = []
         self.deepens_every = deepens_every
         self.now_s = 0.0
 
     def clock(self) -> float:
         return self.now_s
 
-    def decode(self, policy: ExitPolicy | None, prompt_ids: Sequence[int], new_tokens: int) -> PassSamples:
+    def decode(self, policy: Policy | None, prompt_ids: Sequence[int], new_tokens: int) -> PassSamples:
         self.calls.append((policy, tuple(prompt_ids), new_tokens))
-        rows: list[Row] = [("target_prefill", 0, len(prompt_ids) - 1, 0, 1, 5e-3)]
+        passes = [PassSample("target_prefill", 0, len(prompt_ids) - 1, 0, 1, 5e-3)]
         emitted = 0
         while emitted < new_tokens:
-            cap = min(policy.length.draft_cap, new_tokens - emitted - 1) if policy else 0
-            rows += self._round(cap, len(prompt_ids) + emitted)
+            cap = min(policy.tokens, new_tokens - emitted - 1) if policy else 0
+            passes += self._round(cap, len(prompt_ids) + emitted)
             emitted += cap + 1
-        self.now_s += sum(row[-1] for row in rows)
-        return samples_of(rows)
+        self.now_s += sum(sample.seconds for sample in passes)
+        return PassSamples.from_passes(passes)
 
-    def _round(self, cap: int, known: int) -> list[Row]:
-        rows: list[Row] = []
+    def _round(self, cap: int, known: int) -> list[PassSample]:
+        passes: list[PassSample] = []
         for number in range(cap):
-            rows += [("segment", 0, 1, known + number, number + 1, SEGMENT_S), ("exit", 0, 1, 0, number + 1, EXIT_S)]
+            passes.append(PassSample("segment", 0, 1, known + number, number + 1, SEGMENT_S))
+            passes.append(PassSample("exit", 0, 1, 0, number + 1, EXIT_S))
         if cap and self.deepens_every and len(self.calls) % self.deepens_every == 0:
-            rows += [("segment", 1, cap, known, 1, SEGMENT_S), ("exit", 1, 1, 0, cap + 1, EXIT_S)]
-        rows.append(("verify", 0, cap + 1, known, 1, VERIFY_S + VERIFY_ROW_S * cap))
-        return [*rows, ("round", 0, cap, 0, 1, ROUND_S)]
+            passes.append(PassSample("segment", 1, cap, known, 1, SEGMENT_S))
+            passes.append(PassSample("exit", 1, 1, 0, cap + 1, EXIT_S))
+        passes.append(PassSample("verify", 0, cap + 1, known, 1, VERIFY_S + VERIFY_ROW_S * cap))
+        return [*passes, PassSample("round", 0, cap, 0, 1, ROUND_S)]

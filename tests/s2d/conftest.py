@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.core.files import write_record
 from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import Interval
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.estimate import RoundCost, Speedup
@@ -26,7 +26,7 @@ from s2d.loading.sidecar import Sidecar, write_sidecar
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
 
-POLICY = ExitPolicy(exit_layers=(2, 4), thresholds=(0.3,), confidence="max-prob", length=FixedLength(draft_cap=4))
+POLICY = Policy(exits=(2, 4), thresholds=(0.3,), tokens=4)
 ROUNDS = RoundStats(
     num_prompts=1,
     num_rounds=10,
@@ -74,9 +74,7 @@ def folders_with(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
 
 @pytest.fixture
 def plan_file(folders: Path) -> Callable[..., Path]:
-    def write(
-        kind: str = "separate", sampling: Sampling = GREEDY, policy: ExitPolicy | None = POLICY, **changes: object
-    ) -> Path:
+    def write(kind: str = "separate", sampling: Sampling = GREEDY, policy: Policy | None = POLICY, **changes: object) -> Path:
         draft = "self" if kind == "self" else str(folders / "draft")
         pair = load_pair(str(folders / "target"), draft, "fp32", "cpu")
         plan = Plan(

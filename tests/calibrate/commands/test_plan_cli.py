@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.commands.plan_cli import main_compare, main_plan
+from calibrate.commands.compare_cli import main_compare
+from calibrate.commands.plan_cli import main_plan
 from perfmodel.results.plan import read_plan
 from tests.calibrate.factories import write_evidence
 

@@ -21,14 +21,14 @@ from perfmodel.acceptance.confidence_curves import (
     fit_curve,
     fit_scaling,
 )
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.policies.policy import CalibrationCurve
 from tests.strategies import TraceSpec, make_trace, traces
 
 
 @settings(max_examples=60)
 @given(traces(), st.integers(1, 24))
-def test_a_fitted_curve_rises_and_keeps_the_mean_of_the_data(trace: AcceptanceTrace, num_bins: int) -> None:
+def test_a_fitted_curve_rises_and_keeps_the_mean_of_the_data(trace: Trace, num_bins: int) -> None:
     confidence, agreement = trace.confidence[:, 0].astype(np.float64), trace.accept_prob[:, 0].astype(np.float64)
     curve = fit_curve(confidence, agreement, num_bins=num_bins)
     assert len(curve.confidence) <= num_bins
@@ -56,7 +56,7 @@ def test_a_temperature_and_an_offset_are_found() -> None:
 
 @settings(max_examples=60)
 @given(traces())
-def test_two_numbers_are_found_whatever_the_data(trace: AcceptanceTrace) -> None:
+def test_two_numbers_are_found_whatever_the_data(trace: Trace) -> None:
     """Exits that are always right included, where whole Newton steps overflow; a curve that falls would be refused."""
     confidence, agreement = trace.confidence[:, 0].astype(np.float64), trace.accept_prob[:, 0].astype(np.float64)
     curve = fit_scaling(confidence, agreement)

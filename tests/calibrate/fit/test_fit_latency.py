@@ -13,7 +13,7 @@ from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_law import LatencyFit, Law
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PassKind, PassSamples
+from perfmodel.passes.passes import PassKind, PassSample, PassSamples
 from perfmodel.quantisation.weight_format import plain_format
 
 DEVICE = DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", engine="eager")
@@ -71,18 +71,16 @@ def made_profile(
     setting = PassSetting(
         model=model, exit_layers=exits, weights=plain_format("fp32"), batch=1, num_devices=1, pads_rows=is_padded
     )
-    columns: list[tuple[PassKind, int, int, int, float]] = []
+    kinds: tuple[PassKind, ...] = ("segment", "exit", "verify", "round", "target_prefill")
+    passes = []
     for _ in range(8):
-        for kind in ("segment", "exit", "verify", "round", "target_prefill"):
+        for kind in kinds:
             for rows in widths:
                 if (rows == 100) == (kind == "target_prefill"):
                     cached = 0 if kind in ("exit", "round", "target_prefill") else int(rng.integers(20, 400))
                     line = law.line(setting.work(kind, 0, rows), max_cached_tokens=512)
                     seconds = line.at(cached) * (1 + noise_frac * rng.standard_normal())
-                    columns.append((kind, 0, rows, cached, seconds))
-    kind, stage, rows, cached, seconds = zip(*columns, strict=True)
-    place = (1,) * len(kind)
-    samples = PassSamples(kind=kind, stage=stage, rows=rows, cached_tokens=cached, place=place, seconds=seconds)
+                    passes.append(PassSample(kind, 0, rows, cached, 1, seconds))
     return LatencyProfile(
         model=model,
         model_sha256="0",
@@ -91,7 +89,7 @@ def made_profile(
         device=device,
         rule="greedy",
         processing=(),
-        samples=samples,
+        samples=PassSamples.from_passes(passes),
     )
 
 

@@ -83,10 +83,10 @@ def test_intervals_are_honest_where_points_were_held_out(validation: Validation)
 def test_bytes_over_bandwidth_alone_are_far_too_fast(validation: Validation) -> None:
     """About 40 % on these points: reference/planners.md, section 1; more where llama.cpp runs 14B on an A100."""
     for device in (one for one in validation.devices if one.engine == "graph"):
-        assert -0.7 < device.light_mean_error_frac < -0.25
+        assert -0.7 < device.bound_mean_error_frac < -0.25
     first = validation.points[0]
     seven_billion_bf16_bytes = 2 * 6.61e9 + 105 * 524_288
-    assert first.light_tokens_per_s == pytest.approx(2.039e12 / seven_billion_bf16_bytes, rel=0.01)
+    assert first.bound_tokens_per_s == pytest.approx(2.039e12 / seven_billion_bf16_bytes, rel=0.01)
 
 
 def test_s2d_s_table_is_explained_by_bytes_better_than_by_launches(validation: Validation) -> None:
@@ -109,7 +109,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert read_record(path, Validation, schema=VALIDATION_SCHEMA, version=VALIDATION_VERSION).record == validation
 
 
-def test_a_published_point_faster_than_light_is_refused_naming_its_line(
+def test_a_published_point_below_the_lower_bound_is_refused_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Llama-2-70B at five times what an H200 can read, as one list of records has it (reference/planners.md, section 6)."""

@@ -16,7 +16,7 @@ from calibrate.inputs.published_acceptance import (
     mean_accepted_tokens,
 )
 from calibrate.inputs.target import resolve_target
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 
 MAT_TOLERANCE = 0.01
 MAX_TOTAL_BYTES = 150_000
@@ -24,7 +24,7 @@ MAX_TOTAL_BYTES = 150_000
 every_target = pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.target)
 
 
-def shipped(published: PublishedMat) -> AcceptanceTrace:
+def shipped(published: PublishedMat) -> Trace:
     return load_acceptance(shipped_path(DRAFT, published.target)).trace
 
 

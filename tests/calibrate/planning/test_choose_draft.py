@@ -11,7 +11,7 @@ from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.planning.choose_draft import have_one_target, plan_drafts
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_portfolio import with_own_profiles
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import Trace, write_trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import read_plan
@@ -20,7 +20,7 @@ from tests.calibrate.factories import DRAFT, DRAFT_SHA256, TARGET, make_profile,
 TRIMMED, TRIMMED_SHA256 = replace(DRAFT.model, name="trimmed", head_vocab_size=512), "5" * 64
 
 
-def trimmed_trace(trace: AcceptanceTrace) -> AcceptanceTrace:
+def trimmed_trace(trace: Trace) -> Trace:
     draft = replace(trace.header.draft, model=TRIMMED)
     return replace(trace, header=replace(trace.header, draft=draft, draft_sha256=TRIMMED_SHA256))
 

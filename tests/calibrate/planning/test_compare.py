@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.commands.plan_cli import main_compare, main_plan
+from calibrate.commands.compare_cli import main_compare
+from calibrate.commands.plan_cli import main_plan
 from calibrate.planning.compare import compare, load_pricing
 from calibrate.planning.suggest_after_compare import worst_pass
 from perfmodel.core.errors import Mismatch, UserInputError
@@ -14,7 +15,7 @@ from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Plan, read_plan
 from perfmodel.results.report import Adaptation, RunReport, write_report
 from perfmodel.results.residuals import Residuals, read_residuals
-from tests.calibrate.factories import make_report, make_trace, provenance, write_evidence
+from tests.calibrate.factories import make_report, make_trace, provenance, unfolded, write_evidence
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +138,14 @@ def test_the_command_prints_both_errors_and_writes_what_it_prints(
     assert main_compare(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "device   1 x a CPU, 1 thread, fp32, eager"
-    assert lines[1] == "prompts  6 behind the prediction, 6 measured"
-    errors = {name: next(line for line in lines if line.startswith(name)) for name in ("acceptance", "latency", "in all")}
+    assert lines[1] == "prompts  predicted from 6, measured on 6"
+    errors = {name: next(line for line in lines if line.startswith(name)) for name in ("acceptance", "latency", "total")}
     assert "  +0.0 %  tokens per round " in errors["acceptance"]
-    shown = [line.partition(" %")[0].split()[-1] for line in (errors["latency"], errors["in all"])]
+    shown = [line.partition(" %")[0].split()[-1] for line in (errors["latency"], errors["total"])]
     assert shown[0] == shown[1] != "+0.0"
-    assert lines[-1].startswith("next: most of the error is in the seconds, mostly in plan segment passes")
-    assert "(give --profile to see whether the profile was disturbed): s2d-profile latency --target" in lines[-1]
+    shown = unfolded("\n".join(lines))
+    assert "next: most of the error is in the seconds, mostly in plan segment passes" in shown
+    assert "(give --profile to see whether the profile was disturbed): s2d-profile latency --target" in shown
     assert main_compare([*arguments, "--json", "-o", str(output)]) == 0
     assert capsys.readouterr().out == output.read_text(encoding="utf-8")
     assert read_residuals(output).record.plan_sha256 == plan.sha256

@@ -12,7 +12,7 @@ from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_portfolio import by_category, by_target, with_own_profiles
-from perfmodel.acceptance.trace import AcceptanceTrace, write_trace
+from perfmodel.acceptance.trace import Trace, write_trace
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.units import format_speedup
 from perfmodel.models.find_model import find_model
@@ -31,11 +31,11 @@ from tests.calibrate.factories import (
 OTHER, OTHER_SHA256 = find_model("ref-target-32"), "9" * 64
 
 
-def other_target_trace(trace: AcceptanceTrace) -> AcceptanceTrace:
+def other_target_trace(trace: Trace) -> Trace:
     return replace(trace, header=replace(trace.header, target=OTHER, target_sha256=OTHER_SHA256))
 
 
-def in_categories(trace: AcceptanceTrace) -> AcceptanceTrace:
+def in_categories(trace: Trace) -> Trace:
     prompts = tuple(
         replace(prompt, category=("code", "prose")[number % 2]) for number, prompt in enumerate(trace.header.prompts)
     )
@@ -85,7 +85,7 @@ def test_the_mean_is_geometric_and_the_worst_is_the_smallest(shipped: Portfolio)
 
 
 def test_the_memory_of_a_nested_draft_is_compared_with_a_draft_for_every_single_exit(shipped: Portfolio) -> None:
-    exits = {part.single.policy.exit_layers[0] for part in shipped.parts if part.single.policy}
+    exits = {part.single.policy.exits[0] for part in shipped.parts if part.single.policy}
     model = shipped.draft.model
     assert exits == {6, 9}
     assert shipped.nested_draft_bytes == 2 * model.num_params

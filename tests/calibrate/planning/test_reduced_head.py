@@ -8,9 +8,8 @@ import pytest
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
-from calibrate.planning.draft_shapes import PARAMS_TOLERANCE, designs, draft_token_s
+from calibrate.planning.draft_shapes import PARAMS_TOLERANCE, draft_token_s, shapes_of_size
 from calibrate.planning.make_plan import make_plan
-from calibrate.text.plan_text import draft_label, plan_text
 from perfmodel.acceptance.trace import read_trace, write_trace
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.hardware.find_hardware import find_hardware
@@ -21,6 +20,7 @@ from perfmodel.passes.kernels import STANDARD_KERNELS
 from perfmodel.passes.latency_law import FitDomain, LatencyFit, Law, write_latency_fit
 from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.results.plan import Plan, plan_file_text, read_plan, write_plan
+from perfmodel.results.plan_text import draft_label
 from perfmodel.results.report import read_report, report_file_text
 from tests.calibrate.factories import (
     CPU,
@@ -33,11 +33,11 @@ from tests.calibrate.factories import (
     target_profile,
     write_profile,
 )
-from tests.calibrate.planning.test_draft_shapes import REQUEST as DESIGN
+from tests.calibrate.planning.test_draft_shapes import SETTING
 
 TOKENS = 8192
 REQUEST = PlanRequest(target="llama-70b", device=DeviceRequest(device="a100-80gb"))
-LLAMA_3 = replace(DESIGN, target=find_model("llama-3.1-70b"), num_params=1_300_000_000, engine="graph")
+LLAMA_3, NUM_PARAMS = replace(SETTING, target=find_model("llama-3.1-70b"), engine="graph"), 1_300_000_000
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_the_plan_keeps_the_head_and_states_its_assumption_on_acceptance(whole: 
     assumption = "; assumed equal to that of the whole vocabulary, although a head of 8192 tokens cannot draft the others"
     assert reduced.evidence[-1].description == whole.evidence[-1].description + assumption
     assert reduced.evidence[-1].sha256 == whole.evidence[-1].sha256
-    shown = " ".join(plan_text(reduced, asked_target="llama-70b").split())
-    assert "2.59 billion weights, exits at 6/9/12, a head of 8192 of 32000 tokens; shared like the target device" in shown
-    assert "a head of" not in plan_text(whole, asked_target="llama-70b")
+    shown = " ".join(str(reduced).split())
+    assert "2.59 billion weights, exits at 6/9/12, a head of 8192 of 32000 tokens; split over all devices device" in shown
+    assert "a head of" not in str(whole)
 
 
 def test_every_single_exit_becomes_faster_and_plain_decoding_stays(whole: Plan, reduced: Plan) -> None:
@@ -176,27 +176,27 @@ def test_the_label_of_a_draft_with_a_whole_head_does_not_name_it() -> None:
 
 def test_a_reduced_head_saves_time_in_proportion_to_its_missing_rows() -> None:
     shape = find_model("noft-1.3b")
-    saved_s = [draft_token_s(shape, DESIGN) - draft_token_s(replace(shape, head_vocab_size=n), DESIGN) for n in (24000, 8000)]
+    saved_s = [draft_token_s(shape, SETTING) - draft_token_s(replace(shape, head_vocab_size=n), SETTING) for n in (24000, 8000)]
     assert saved_s[0] > 0
     assert saved_s[1] == pytest.approx(3 * saved_s[0])
 
 
 def test_shapes_of_one_size_keep_it_and_the_fastest_breaks_even_sooner() -> None:
-    whole, reduced = designs(LLAMA_3), designs(replace(LLAMA_3, draft_vocab=32000))
-    for one in reduced:
-        assert one.geometry.num_params == pytest.approx(LLAMA_3.num_params, rel=PARAMS_TOLERANCE)
-        assert (one.geometry.vocab_size, one.geometry.head_vocab_size) == (128256, 32000)
-    before, after = ({one.geometry.num_layers: one for one in found if one.is_frontier} for found in (whole, reduced))
+    whole, reduced = shapes_of_size(LLAMA_3, NUM_PARAMS), shapes_of_size(LLAMA_3, NUM_PARAMS, 32000)
+    for shape in reduced.shapes:
+        assert shape.geometry.num_params == pytest.approx(NUM_PARAMS, rel=PARAMS_TOLERANCE)
+        assert (shape.geometry.vocab_size, shape.geometry.head_vocab_size) == (128256, 32000)
+    before, after = ({shape.geometry.num_layers: shape for shape in shapes.frontier} for shapes in (whole, reduced))
     for depth in (1, 2, 4, 8, 12):
         assert after[depth].break_even_tokens < before[depth].break_even_tokens
         assert after[depth].geometry.layer_params > before[depth].geometry.layer_params
 
 
 def test_the_same_layers_with_a_reduced_head_break_even_sooner() -> None:
-    whole = next(one for one in designs(LLAMA_3) if one.geometry.num_layers == 8)
+    whole = next(shape for shape in shapes_of_size(LLAMA_3, NUM_PARAMS).shapes if shape.geometry.num_layers == 8)
     smaller = replace(whole.geometry, head_vocab_size=32000)
-    found = designs(replace(LLAMA_3, num_params=smaller.num_params, draft_vocab=32000))
-    fastest = min(one.break_even_tokens for one in found if one.geometry.num_layers == 8)
+    shapes = shapes_of_size(LLAMA_3, smaller.num_params, 32000).shapes
+    fastest = min(shape.break_even_tokens for shape in shapes if shape.geometry.num_layers == 8)
     assert fastest < 0.98 * whole.break_even_tokens
 
 

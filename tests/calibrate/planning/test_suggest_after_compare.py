@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.commands.plan_cli import _plan_parser as plan_parser
-from calibrate.commands.plan_cli import main_compare, main_plan
+from calibrate.commands.compare_cli import main_compare
+from calibrate.commands.plan_cli import _parser as plan_parser
+from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.suggest_after_compare import ComparedFiles, Errors, explained_frac, next_step
@@ -18,7 +19,7 @@ from perfmodel.results.plan import Plan, read_plan
 from perfmodel.results.report import RunReport, read_report, write_report
 from perfmodel.results.residuals import PassResidual
 from profiler.commands.profile_cli import _parser as profile_parser
-from s2d.commands.run_cli import _run_parser as run_parser
+from s2d.commands.run_cli import run_parser
 from tests.calibrate.factories import (
     as_of_before,
     draft_profile,
@@ -26,6 +27,7 @@ from tests.calibrate.factories import (
     make_trace,
     provenance,
     target_profile,
+    unfolded,
     write_evidence,
     write_profile,
 )
@@ -199,9 +201,10 @@ def test_a_comparison_with_a_disturbed_profile_names_the_command_and_its_folder(
     capsys.readouterr()
     files = ["--plan", str(tmp_path / "plan.json"), "--report", str(tmp_path / "report.json")]
     assert main_compare([*files, *(word for word in flags if "trace" not in word)]) == 0
-    *_, last = capsys.readouterr().out.splitlines()
+    shown = unfolded(capsys.readouterr().out)
     share = "as 18.8 % of the profile's processor time went to other programs"
-    assert last == f"next: profile again on a quiet machine, {share}: s2d-profile latency {MODELS} --dtype fp32 -o {tmp_path}"
+    command = f"s2d-profile latency {MODELS} --dtype fp32 -o {tmp_path}"
+    assert shown.endswith(f"next: profile again on a quiet machine, {share}: {command}")
 
 
 def test_files_from_before_waits_were_kept_are_read_without_them(plan: Plan, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.results.plan import EvidenceLevel, Plan
 from profiler.commands.profile_cli import _law_parser as law_parser
 from profiler.commands.profile_cli import _parser as profile_parser
-from s2d.commands.run_cli import _run_parser as run_parser
+from s2d.commands.run_cli import run_parser
 
 COMMAND = ("s2d-plan", "--target", "vicuna-7b")
 

@@ -8,7 +8,6 @@ import pytest
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
-from calibrate.text.plan_text import plan_text
 from perfmodel.acceptance.trace import write_trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.files import Stored
@@ -37,8 +36,7 @@ SLOW_ROWS = 3
 
 def with_slow_long_passes(profile: LatencyProfile) -> LatencyProfile:
     samples = profile.samples
-    columns = zip(samples.kind, samples.rows, samples.seconds, strict=True)
-    seconds = (1.5 * rows * one_s if kind == "segment" and rows >= SLOW_ROWS else one_s for kind, rows, one_s in columns)
+    seconds = (1.5 * p.rows * p.seconds if p.kind == "segment" and p.rows >= SLOW_ROWS else p.seconds for p in samples)
     return replace(profile, samples=replace(samples, seconds=tuple(seconds)))
 
 
@@ -65,15 +63,15 @@ def test_a_plan_catches_up_at_once_where_the_profile_says_that_long_passes_are_s
     assert policy is not None
     assert policy.catches_up_at_once
     assert max(one.rows for one in rounds.passes if one.kind == "segment") < SLOW_ROWS
-    text = plan_text(at_once, asked_target="ref-target-16")
-    assert "catching up   at once: a token that left runs through the deeper segments before the next is drafted" in text
+    text = at_once.explain()
+    assert "catching up   at once: a token that left early runs through the deeper segments" in text
 
 
 def test_a_plan_catches_up_when_asked_where_one_pass_is_faster_than_several(when_asked: Plan) -> None:
     policies = [one.policy for one in (when_asked.chosen, *when_asked.runners_up)]
-    assert any(policy and len(policy.exit_layers) > 1 for policy in policies)
+    assert any(policy and len(policy.exits) > 1 for policy in policies)
     assert not any(policy and policy.catches_up_at_once for policy in policies)
-    assert "catching up" not in plan_text(when_asked, asked_target="ref-target-16")
+    assert "catching up" not in when_asked.explain()
 
 
 def test_such_a_plan_is_read_back_and_older_ones_caught_up_when_asked(tmp_path: Path, at_once: Plan, when_asked: Plan) -> None:

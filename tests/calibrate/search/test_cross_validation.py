@@ -9,7 +9,7 @@ from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.splits import half_of
 from perfmodel.core.errors import BadPolicy
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from tests.calibrate.search.test_scenario import scenario
 
 
@@ -45,9 +45,9 @@ def test_plain_decoding_is_its_own_measure() -> None:
     assert log_speedups(one, [None, last_exit(one)])[0] == 0.0
 
 
-def last_exit(one: Scenario) -> ExitPolicy:
+def last_exit(one: Scenario) -> Policy:
     layer = one.trace.header.draft.exit_layers[-1]
-    return ExitPolicy(exit_layers=(layer,), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=2))
+    return Policy(exits=(layer,), tokens=2)
 
 
 def test_more_prompts_promise_less_and_give_more() -> None:
@@ -69,7 +69,7 @@ def test_prompts_of_one_half_have_no_learning_curve() -> None:
 def test_the_best_of_every_set_of_exits_is_told_best_first() -> None:
     found = search([scenario(0.7)])
     merits = [one.merit for one in found.by_exits]
-    exits = [one.policy.exit_layers for one in found.by_exits if one.policy]
+    exits = [one.policy.exits for one in found.by_exits if one.policy]
     assert merits == sorted(merits, reverse=True)
     assert len(set(exits)) == len(exits)
     assert merits[0] == max(one.merit for one in found.families)

@@ -14,8 +14,8 @@ from calibrate.search.scenario import price_of
 from perfmodel.acceptance.trace import write_trace
 from perfmodel.latency.latency_model import MeasuredLatency
 from perfmodel.policies.frontier import DRIFTS, FrontierPoint, leaders
-from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop, LengthRule
-from perfmodel.replay.replay import replay_many
+from perfmodel.policies.policy import ConfidenceFloor, Policy
+from perfmodel.replay.replay import replay_batch
 from perfmodel.results.plan import plan_file_text, read_plan, write_plan
 from tests.calibrate.factories import SECONDS, draft_profile, make_trace, provenance, target_profile, write_profile
 
@@ -23,19 +23,13 @@ TRACE = make_trace()
 PRICE = price_of(MeasuredLatency(draft_profile()), MeasuredLatency(target_profile()))
 
 
-def policy(layers: tuple[int, ...], rule: LengthRule) -> ExitPolicy:
-    return ExitPolicy(exit_layers=layers, thresholds=(0.6,) * (len(layers) - 1), confidence="max-prob", length=rule)
-
-
-CHOSEN = policy(TRACE.header.draft.exit_layers[:2], FloorStop(draft_cap=6, floor=0.5))
-FRONTIER = frontier_of(
-    TRACE, PRICE, CHOSEN, [policy((layer,), FixedLength(draft_cap=8)) for layer in TRACE.header.draft.exit_layers]
-)
+CHOSEN = Policy(exits=TRACE.header.draft.exit_layers[:2], thresholds=(0.6,), tokens=6, stop=ConfidenceFloor(floor=0.5))
+FRONTIER = frontier_of(TRACE, PRICE, CHOSEN, [Policy(exits=(layer,), tokens=8) for layer in TRACE.header.draft.exit_layers])
 
 
 @pytest.mark.parametrize("point", FRONTIER, ids=lambda one: one.policy.label if one.policy else "plain")
 def test_without_drift_a_policy_gives_what_was_replayed(point: FrontierPoint) -> None:
-    batch = replay_many(TRACE, [point.policy])
+    batch = replay_batch(TRACE, [point.policy])
     num_rounds = batch.num_rounds.sum()
     # Half a round was added on both sides of every share.
     assert point.tokens(0.0) == pytest.approx(batch.num_tokens[0] / num_rounds, rel=0.03)
@@ -43,7 +37,7 @@ def test_without_drift_a_policy_gives_what_was_replayed(point: FrontierPoint) ->
 
 
 def test_a_round_is_priced_by_the_tokens_it_drafts() -> None:
-    [alone] = [one for one in frontier_of(TRACE, PRICE, policy((1,), FixedLength(draft_cap=6)), []) if len(one.round_s) == 7]
+    [alone] = [one for one in frontier_of(TRACE, PRICE, Policy(exits=(1,), tokens=6), []) if len(one.round_s) == 7]
     plain_s = SECONDS["verify"] + SECONDS["round"]
     each_s = SECONDS["segment"] + SECONDS["exit"]
     assert alone.round_s[0] == pytest.approx(plain_s)
@@ -54,7 +48,7 @@ def test_plain_and_chosen_are_on_the_frontier_whoever_leads_and_nobody_leads_who
     points = frontier_of(TRACE, PRICE, CHOSEN, [])
     assert {None, CHOSEN} <= {one.policy for one in points}
     assert points[0].policy is None
-    slow = replace(points[0], policy=policy((6,), FixedLength(draft_cap=1)), round_s=(99.0,))
+    slow = replace(points[0], policy=Policy(exits=(6,), tokens=1), round_s=(99.0,))
     again = leaders([*points, slow], always=(None, CHOSEN))
     assert again == points
     for drift in DRIFTS[::10]:
@@ -63,7 +57,7 @@ def test_plain_and_chosen_are_on_the_frontier_whoever_leads_and_nobody_leads_who
 
 
 def test_policies_without_a_price_or_beyond_what_was_searched_are_left_out() -> None:
-    unpriced, too_long = (policy((2,), FixedLength(draft_cap=cap)) for cap in (16, 60))
+    unpriced, too_long = (Policy(exits=(2,), tokens=cap) for cap in (16, 60))
     found = {one.policy for one in frontier_of(TRACE, PRICE, None, [unpriced, too_long])}
     assert not found & {unpriced, too_long}
 

@@ -10,7 +10,7 @@ from calibrate.search.optimal_stopping import Costs, costs_of, derive
 from calibrate.search.scenario import Scenario, rates_at, scenario_of
 from calibrate.search.search import search
 from perfmodel.acceptance.confidence_curves import fit_curve
-from perfmodel.policies.policy import ExitPolicy, FloorStop, SurvivalStop
+from perfmodel.policies.policy import ConfidenceFloor, Policy, SurvivalFloor
 from tests.calibrate.search.test_search import CHEAP, EXITS, TARGET, Prices
 from tests.strategies import TraceSpec, make_trace
 
@@ -20,7 +20,7 @@ def scenario(draft: Prices = CHEAP, target: Prices = TARGET, **spec: object) -> 
     return scenario_of(make_trace(TraceSpec(**whole)), draft, target)  # type: ignore[arg-type]
 
 
-def derived(one: Scenario, exit_layers: tuple[int, ...], rate: float) -> list[ExitPolicy]:
+def derived(one: Scenario, exit_layers: tuple[int, ...], rate: float) -> list[Policy]:
     columns = [EXITS.index(layer) for layer in exit_layers]
     trace = one.trace
     curves = [
@@ -47,7 +47,7 @@ def test_rows_that_were_not_profiled_are_left_out_of_the_cost_of_a_row() -> None
 def test_no_block_is_longer_than_what_was_priced() -> None:
     one = scenario(target=replace(TARGET, most_rows=6))
     assert costs_of(one).longest == 5
-    assert {policy.length.draft_cap for policy in derived(one, (6,), 100.0)} == {5}
+    assert {policy.tokens for policy in derived(one, (6,), 100.0)} == {5}
     result = search([one])
     assert result.derived is not None
     assert rates_at([one], [result.derived])[0, 0] > 0
@@ -62,8 +62,8 @@ def test_a_dearer_second_stops_drafting_sooner() -> None:
     floors = []
     for rate in (50.0, 300.0, 600.0):
         [policy] = derived(scenario(), (6,), rate)
-        assert isinstance(policy.length, SurvivalStop)
-        floors.append(policy.length.floor)
+        assert isinstance(policy.stop, SurvivalFloor)
+        floors.append(policy.stop.floor)
     assert floors == sorted(set(floors))
 
 
@@ -78,8 +78,8 @@ def test_the_floor_is_where_a_token_no_longer_pays_its_seconds() -> None:
     flat = replace(one, trace=replace(one.trace, confidence=np.full_like(one.trace.confidence, 0.5)))
     token_s, rate = costs_of(flat).down_to(3) + costs_of(flat).row_s, 400.0
     [policy] = derived(flat, (6,), rate)
-    assert isinstance(policy.length, SurvivalStop)
-    assert policy.length.floor == pytest.approx(rate * token_s / agreement, rel=0.07)  # the grid's step
+    assert isinstance(policy.stop, SurvivalFloor)
+    assert policy.stop.floor == pytest.approx(rate * token_s / agreement, rel=0.07)  # the grid's step
 
 
 def test_free_depth_is_always_used_and_dear_depth_never() -> None:
@@ -114,4 +114,4 @@ def test_exits_without_a_price_imply_nothing() -> None:
 
 
 def test_a_derived_policy_can_be_told_from_a_searched_floor() -> None:
-    assert not any(isinstance(policy.length, FloorStop) for policy in derived(scenario(), (1, 6), 300.0))
+    assert not any(isinstance(policy.stop, ConfidenceFloor) for policy in derived(scenario(), (1, 6), 300.0))

@@ -9,14 +9,13 @@ from calibrate.fit.fit_latency import observe
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
-from calibrate.text.plan_text import plan_text
 from perfmodel.acceptance.trace import write_trace
 from perfmodel.core.files import Stored
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_draft
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PassKind
+from perfmodel.passes.passes import PassSample, PassSamples
 from perfmodel.results.plan import Plan, read_plan, write_plan
 from tests.calibrate.factories import (
     SECONDS,
@@ -39,22 +38,13 @@ HIDDEN_S, NOT_HIDDEN_S = 0.7 * BOTH_S, BOTH_S
 def profile_of(ahead_s: float) -> LatencyProfile:
     """The draft's, in which what runs ahead takes so long, whatever its rows and cached tokens."""
     profile = draft_profile()
-    samples, stages = profile.samples, range(1, len(profile.exit_layers))
-    passes = [(stage, rows, cached) for stage in stages for rows in range(1, 15) for cached in range(0, 120, 4)]
-    stage, rows, cached = zip(*passes, strict=True)
-    ahead: tuple[PassKind, ...] = ("ahead",) * len(passes)
-    return replace(
-        profile,
-        samples=replace(
-            samples,
-            kind=samples.kind + ahead,
-            stage=samples.stage + stage,
-            rows=samples.rows + rows,
-            cached_tokens=samples.cached_tokens + cached,
-            place=samples.place + (1,) * len(passes),
-            seconds=samples.seconds + (ahead_s,) * len(passes),
-        ),
+    ahead = PassSamples.from_passes(
+        PassSample("ahead", stage, rows, cached, 1, ahead_s)
+        for stage in range(1, len(profile.exit_layers))
+        for rows in range(1, 15)
+        for cached in range(0, 120, 4)
     )
+    return replace(profile, samples=PassSamples.concat((profile.samples, ahead)))
 
 
 def plan_with(folder: Path, ahead_s: float) -> Plan:
@@ -74,15 +64,15 @@ def test_a_plan_runs_ahead_where_the_profile_says_that_it_hides_a_wait(tmp_path:
     assert cost.ahead_s > cost.exit_s
     assert cost.total_s == pytest.approx(cost.segment_s + cost.exit_s + cost.ahead_s + cost.verify_s + cost.round_s)
     assert any(point.policy and point.policy.runs_ahead for point in plan.frontier)
-    text = plan_text(plan, asked_target="ref-target-16")
-    assert "running ahead  the next segment starts before an exit's answer is read" in text
+    text = plan.explain()
+    assert "running ahead  the next segment starts before the exit's answer is read" in text
     assert "segments run ahead" in text
 
 
 def test_a_plan_waits_where_running_ahead_hides_nothing(tmp_path: Path) -> None:
     plan = plan_with(tmp_path, NOT_HIDDEN_S)
     assert not any(one.policy and one.policy.runs_ahead for one in (plan.chosen, *plan.runners_up))
-    assert "segments run ahead" not in plan_text(plan, asked_target="ref-target-16")
+    assert "segments run ahead" not in plan.explain()
 
 
 def test_a_plan_that_runs_ahead_is_read_back_and_older_ones_waited(tmp_path: Path) -> None:

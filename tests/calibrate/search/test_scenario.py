@@ -7,13 +7,13 @@ import pytest
 
 from calibrate.search.scenario import Scenario, merit_of, rates_at, resampled_rates, scenario_of
 from calibrate.search.search import search
-from perfmodel.policies.policy import ExitPolicy, FixedLength
-from perfmodel.replay.replay import replay_many
+from perfmodel.policies.policy import Policy
+from perfmodel.replay.replay import replay_batch
 from tests.calibrate.search.test_search import CHEAP, TARGET, Prices
 from tests.strategies import TraceSpec, make_trace
 
-SHORT = ExitPolicy(exit_layers=(6,), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=1))
-LONG = replace(SHORT, length=FixedLength(draft_cap=8))
+SHORT = Policy(exits=(6,), tokens=1)
+LONG = replace(SHORT, tokens=8)
 
 
 def scenario(agreement: float, verify_s: float = 4e-3, *, seed: int = 0, num_documents: int = 8) -> Scenario:
@@ -25,7 +25,7 @@ def test_rates_are_tokens_over_seconds_case_by_case() -> None:
     scenarios = [scenario(0.9), scenario(0.5)]
     rates = rates_at(scenarios, [SHORT, None])
     assert rates.shape == (2, 2)
-    batch = replay_many(scenarios[1].trace, [SHORT])
+    batch = replay_batch(scenarios[1].trace, [SHORT])
     assert rates[0, 1] == pytest.approx((batch.num_tokens / batch.seconds(scenarios[1].price))[0])
 
 

@@ -12,13 +12,12 @@ from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, pl
 from calibrate.search.scenario import Scenario, price_of, rates_at, scenario_of
 from calibrate.search.search import NUM_CURVE_BINS, SearchResult, search
 from perfmodel.acceptance.confidence_curves import fit_curve
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
 from perfmodel.latency.latency_model import LatencyLevel
 from perfmodel.passes.passes import Line, PassKind
-from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop, HeuristicLength, LengthRule, SurvivalStop
-from perfmodel.replay.replay import replay, replay_many
-from perfmodel.replay.round_stats import sum_rounds
+from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, StopRule, SurvivalFloor
+from perfmodel.replay.replay import replay, replay_batch
 from tests.calibrate.factories import with_sure_first_exit
 from tests.strategies import TraceSpec, make_trace, policies, traces
 
@@ -57,11 +56,11 @@ TARGET = Prices(verify_s=4e-3, verify_row_s=1e-4)
 
 
 @pytest.fixture(scope="module")
-def trace() -> AcceptanceTrace:
+def trace() -> Trace:
     return make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80))
 
 
-def test_a_draft_as_slow_as_its_target_is_not_used(trace: AcceptanceTrace) -> None:
+def test_a_draft_as_slow_as_its_target_is_not_used(trace: Trace) -> None:
     slow = Prices(segment_s=4e-3, exit_s=1e-3)
     assert search([scenario_of(trace, slow, TARGET)]).chosen.policy is None
 
@@ -76,11 +75,11 @@ def test_a_free_draft_uses_its_best_exit_at_the_longest_length() -> None:
     trace = make_trace(TraceSpec(num_positions=[80] * 16, max_new_tokens=80, agreement=(0.3, 0.4, 0.5, 0.95)))
     policy = search([scenario_of(trace, Prices(), Prices(verify_s=4e-3))]).chosen.policy
     assert policy is not None
-    assert policy.exit_layers[-1] == 6
-    assert sum_rounds(replay(trace, policy)).tokens_per_round > 5
+    assert policy.exits[-1] == 6
+    assert replay(trace, policy).tokens_per_round > 5
 
 
-def test_running_ahead_is_chosen_where_it_hides_enough_and_only_there(trace: AcceptanceTrace) -> None:
+def test_running_ahead_is_chosen_where_it_hides_enough_and_only_there(trace: Trace) -> None:
     """Waiting for an answer takes as long as a segment: hidden, or not, or so little that what is thrown away costs more."""
     waiting, both = Prices(segment_s=2e-4, exit_s=3e-4), 5e-4
     rates = {}
@@ -93,11 +92,11 @@ def test_running_ahead_is_chosen_where_it_hides_enough_and_only_there(trace: Acc
     assert rates[2.5e-4] > 1.02 * rates[both] == 1.02 * rates[math.inf]
 
 
-def policies_met(monkeypatch: pytest.MonkeyPatch, one: Scenario) -> tuple[SearchResult, list[ExitPolicy]]:
+def policies_met(monkeypatch: pytest.MonkeyPatch, one: Scenario) -> tuple[SearchResult, list[Policy]]:
     """What a search finds, and the policies it replays for that."""
-    met: list[ExitPolicy | None] = []
+    met: list[Policy | None] = []
 
-    def spy(scenarios: Sequence[Scenario], policies: Sequence[ExitPolicy | None]) -> np.ndarray:
+    def spy(scenarios: Sequence[Scenario], policies: Sequence[Policy | None]) -> np.ndarray:
         met.extend(policies)
         return rates_at(scenarios, policies)
 
@@ -118,14 +117,14 @@ def test_catching_up_at_once_is_chosen_where_long_passes_are_slow(monkeypatch: p
 
 @pytest.mark.parametrize("together_frac", [0.0, 0.5, 1.0])
 def test_it_is_not_tried_where_one_pass_takes_no_longer_than_several(
-    monkeypatch: pytest.MonkeyPatch, trace: AcceptanceTrace, together_frac: float
+    monkeypatch: pytest.MonkeyPatch, trace: Trace, together_frac: float
 ) -> None:
     _, met = policies_met(monkeypatch, scenario_of(trace, replace(CHEAP, together_frac=together_frac), TARGET))
-    assert any(len(policy.exit_layers) > 1 for policy in met)
+    assert any(len(policy.exits) > 1 for policy in met)
     assert not any(policy.catches_up_at_once for policy in met)
 
 
-def test_it_is_not_tried_for_want_of_a_price(monkeypatch: pytest.MonkeyPatch, trace: AcceptanceTrace) -> None:
+def test_it_is_not_tried_for_want_of_a_price(monkeypatch: pytest.MonkeyPatch, trace: Trace) -> None:
     _, met = policies_met(monkeypatch, scenario_of(trace, replace(CHEAP, most_rows=2), TARGET))
     assert not any(policy.catches_up_at_once for policy in met)
 
@@ -136,59 +135,59 @@ def test_exits_that_agree_alike_are_not_gated() -> None:
     same = {name: np.repeat(getattr(trace, name)[:, 3:], 4, axis=1) for name in ("confidence", "draft_token", "accept_prob")}
     policy = search([scenario_of(replace(trace, **same), CHEAP, TARGET)]).chosen.policy
     assert policy is not None
-    assert policy.exit_layers == (1,)
+    assert policy.exits == (1,)
 
 
-def test_the_best_found_is_not_beaten_by_many_random_policies(trace: AcceptanceTrace) -> None:
+def test_the_best_found_is_not_beaten_by_many_random_policies(trace: Trace) -> None:
     result = search([scenario_of(trace, CHEAP, TARGET)])
     best = max(one.merit for one in result.families)
     rng = np.random.default_rng(0)
     others = [random_policy(rng, trace) for _ in range(1500)]
-    batch = replay_many(trace, others)
+    batch = replay_batch(trace, others)
     rates = batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET))
     assert rates.max() <= 1.01 * best
 
 
-def random_policy(rng: np.random.Generator, trace: AcceptanceTrace) -> ExitPolicy:
+def random_policy(rng: np.random.Generator, trace: Trace) -> Policy:
     layers = tuple(sorted(rng.choice(EXITS, rng.integers(1, 5), replace=False).tolist()))
-    rule = FixedLength(draft_cap=int(rng.integers(1, 13)))
-    return ExitPolicy(exit_layers=layers, thresholds=tuple(rng.random(len(layers) - 1)), confidence="max-prob", length=rule)
+    tokens = int(rng.integers(1, 13))
+    return Policy(exits=layers, thresholds=tuple(rng.random(len(layers) - 1)), tokens=tokens)
 
 
-def test_each_family_is_at_least_as_fast_as_what_it_contains(trace: AcceptanceTrace) -> None:
+def test_each_family_is_at_least_as_fast_as_what_it_contains(trace: Trace) -> None:
     plain, fixed, stops, derived, gated = search([scenario_of(trace, CHEAP, TARGET)]).families
     assert plain.policy is None
     assert fixed.policy is not None
     assert stops.policy is not None
     assert derived.policy is not None
     assert gated.policy is not None
-    assert isinstance(derived.policy.length, SurvivalStop)
-    assert isinstance(fixed.policy.length, FixedLength)
-    assert not isinstance(stops.policy.length, FixedLength)
-    assert len(fixed.policy.exit_layers) == len(stops.policy.exit_layers) == 1 < len(gated.policy.exit_layers)
+    assert isinstance(derived.policy.stop, SurvivalFloor)
+    assert fixed.policy.stop is None
+    assert stops.policy.stop is not None
+    assert len(fixed.policy.exits) == len(stops.policy.exits) == 1 < len(gated.policy.exits)
     for one in (plain, fixed, stops, derived, gated):
-        batch = replay_many(trace, [one.policy])
+        batch = replay_batch(trace, [one.policy])
         assert one.merit == pytest.approx((batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0])
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(traces())
-def test_any_trace_has_an_answer_no_slower_than_plain_decoding(trace: AcceptanceTrace) -> None:
+def test_any_trace_has_an_answer_no_slower_than_plain_decoding(trace: Trace) -> None:
     price = price_of(CHEAP, TARGET)
-    chosen = replay_many(trace, [search([scenario_of(trace, CHEAP, TARGET)]).chosen.policy, None])
+    chosen = replay_batch(trace, [search([scenario_of(trace, CHEAP, TARGET)]).chosen.policy, None])
     seconds = chosen.seconds(price)
     assert seconds[0] <= seconds[1]
 
 
-def test_a_policy_without_evidence_for_its_passes_is_never_chosen(trace: AcceptanceTrace) -> None:
+def test_a_policy_without_evidence_for_its_passes_is_never_chosen(trace: Trace) -> None:
     policy = search([scenario_of(trace, replace(CHEAP, most_rows=2), replace(TARGET, most_rows=4))]).chosen.policy
     assert policy is not None
-    passes = sum_rounds(replay(trace, policy)).passes
+    passes = replay(trace, policy).passes
     assert max(p.rows for p in passes if p.kind == "segment") <= 2
     assert max(p.rows for p in passes if p.kind == "verify") <= 4
 
 
-def test_cuts_lie_strictly_between_confidences(trace: AcceptanceTrace) -> None:
+def test_cuts_lie_strictly_between_confidences(trace: Trace) -> None:
     confidence = trace.confidence[:, 0]
     cuts = place_cuts(confidence)
     assert len(cuts) == 32
@@ -202,20 +201,20 @@ def test_a_constant_confidence_has_no_cuts_and_can_still_be_searched() -> None:
     flat = replace(trace, confidence=np.full_like(trace.confidence, 0.5))
     policy = search([scenario_of(flat, CHEAP, TARGET)]).chosen.policy
     assert policy is not None
-    assert isinstance(policy.length, FixedLength)
+    assert policy.stop is None
 
 
 @settings(max_examples=20)
 @given(policies(EXITS))
-def test_no_single_fixed_length_or_stop_is_missed_by_more_than_noise(policy: ExitPolicy) -> None:
+def test_no_single_fixed_length_or_stop_is_missed_by_more_than_noise(policy: Policy) -> None:
     trace = make_trace(TraceSpec(num_positions=[60] * 8, max_new_tokens=60))
     result = search([scenario_of(trace, CHEAP, TARGET)])
-    batch = replay_many(trace, [policy])
+    batch = replay_batch(trace, [policy])
     rate = (batch.num_tokens / batch.seconds(price_of(CHEAP, TARGET)))[0]
     assert rate <= 1.02 * max(one.merit for one in result.families)
 
 
-def every_policy_of_two_exits(space: AcceptanceTrace) -> Iterator[ExitPolicy]:
+def every_policy_of_two_exits(space: Trace) -> Iterator[Policy]:
     """Each exit alone and both, at every second threshold and floor, every survival, length and rule."""
     shallow, deep = space.header.draft.exit_layers
     confidence, agreement = space.confidence.astype(float), space.accept_prob.astype(float)
@@ -225,11 +224,11 @@ def every_policy_of_two_exits(space: AcceptanceTrace) -> Iterator[ExitPolicy]:
     gates += [((shallow, deep), (cut,), curves, cuts[1]) for cut in cuts[0]]
     for exits, thresholds, calibration, floors in gates:
         for cap in range(1, MAX_DRAFT_TOKENS + 1):
-            rules: list[LengthRule] = [FixedLength(draft_cap=cap), HeuristicLength(start=min(5, cap), draft_cap=cap)]
-            rules += [FloorStop(draft_cap=cap, floor=floor) for floor in floors]
-            rules += [SurvivalStop(draft_cap=cap, floor=f, calibration=tuple(calibration)) for f in SURVIVAL_FLOORS]
-            for rule in rules:
-                yield ExitPolicy(exit_layers=exits, thresholds=thresholds, confidence="max-prob", length=rule)
+            stops: list[StopRule | None] = [None, HeuristicLength(start=min(5, cap))]
+            stops += [ConfidenceFloor(floor=floor) for floor in floors]
+            stops += [SurvivalFloor(floor=floor, calibration=tuple(calibration)) for floor in SURVIVAL_FLOORS]
+            for stop in stops:
+                yield Policy(exits=exits, thresholds=thresholds, tokens=cap, stop=stop)
 
 
 @pytest.mark.parametrize("seed", [0, 2, 4, 7])

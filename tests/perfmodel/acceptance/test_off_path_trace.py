@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath, nothing_off_path, stand_in
-from perfmodel.policies.policy import ExitPolicy, FixedLength, FloorStop
+from perfmodel.policies.policy import ConfidenceFloor, Policy
 from perfmodel.replay.replay import replay
-from perfmodel.replay.round_stats import sum_rounds
 from tests.strategies import TraceSpec, make_trace
 
 NUM_EXITS = 4
@@ -49,10 +48,10 @@ def test_a_draft_that_is_lost_off_the_path_stops_sooner_and_leaves_deeper() -> N
     trace = make_trace(TraceSpec(num_positions=[64] * 8, agreement=(0.3, 0.4, 0.5, 0.6)))
     rows = np.arange(len(trace.target_token), dtype=np.int32)
     lost = replace(trace, off_path=OffPath(position=rows, exit=np.full(len(rows), 3), confidence=0.01 * trace.confidence))
-    stops = ExitPolicy(exit_layers=(6,), thresholds=(), confidence="max-prob", length=FloorStop(draft_cap=8, floor=0.1))
-    gated = ExitPolicy(exit_layers=(1, 6), thresholds=(0.3,), confidence="max-prob", length=FixedLength(draft_cap=8))
+    stops = Policy(exits=(6,), tokens=8, stop=ConfidenceFloor(floor=0.1))
+    gated = Policy(exits=(1, 6), thresholds=(0.3,), tokens=8)
     for policy in (stops, gated):
-        known, told = (sum_rounds(replay(one, policy)) for one in (trace, lost))
+        known, told = (replay(one, policy) for one in (trace, lost))
         assert (told.num_rounds, told.num_tokens, told.num_accepted) == (known.num_rounds, known.num_tokens, known.num_accepted)
         if policy is stops:
             assert told.num_drafted < known.num_drafted

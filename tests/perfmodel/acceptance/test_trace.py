@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from perfmodel.acceptance.off_path_trace import OffPath
-from perfmodel.acceptance.trace import TRACE_SCHEMA, TRACE_VERSION, AcceptanceTrace, TracedPrompt, read_trace, write_trace
+from perfmodel.acceptance.trace import TRACE_SCHEMA, TRACE_VERSION, Trace, TracedPrompt, read_trace, write_trace
 from perfmodel.core.errors import BadFile
 from perfmodel.core.files import write_arrays
 from perfmodel.core.provenance import Provenance
@@ -29,13 +29,13 @@ PROVENANCE = Provenance(
 )
 
 
-def write_columns(path: Path, trace: AcceptanceTrace, columns: dict[str, np.ndarray]) -> None:
+def write_columns(path: Path, trace: Trace, columns: dict[str, np.ndarray]) -> None:
     write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=TRACE_VERSION, provenance=PROVENANCE)
 
 
 @settings(max_examples=25)
 @given(trace=traces())
-def test_a_trace_is_read_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, trace: AcceptanceTrace) -> None:
+def test_a_trace_is_read_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, trace: Trace) -> None:
     path = tmp_path_factory.mktemp("trace") / "trace.npz"
     write_trace(path, trace, PROVENANCE)
     stored = read_trace(path)

@@ -58,10 +58,11 @@ from perfmodel.core.errors import (
             BelowLowerBound(
                 "a verify pass",
                 given="3.00 ms",
-                least="reading 13.2 GB at 2.04 TB/s takes at least 6.48 ms",
+                bound="6.48 ms",
+                reason="reading 13.2 GB at 2.04 TB/s",
                 fix="Profile again",
             ),
-            "a verify pass takes 3.00 ms, which is faster than light: reading 13.2 GB at 2.04 TB/s takes at least 6.48 ms. "
+            "a verify pass takes 3.00 ms, below the hardware lower bound of 6.48 ms: reading 13.2 GB at 2.04 TB/s. "
             "Profile again.",
         ),
         (MissingExtra("torch", "run"), "this needs torch, which is not installed: pip install 's2d[run]'"),

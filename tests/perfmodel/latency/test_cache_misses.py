@@ -83,8 +83,7 @@ def test_a_verification_is_the_colder_the_more_segments_ran_before_it() -> None:
 
 def test_a_measured_model_prices_warm_passes_and_the_extras_apart() -> None:
     samples = samples_of([block(6, first_rows=1 + number % 2) for number in range(60)], noise_s=1e-7)
-    columns = (samples.kind, samples.stage, samples.rows, samples.cached_tokens, samples.place, samples.seconds)
-    latency = MeasuredLatency(profile_of(list(zip(*columns, strict=True))))
+    latency = MeasuredLatency(profile_of(samples))
     for rows in (1, 2):
         assert latency.line("segment", 0, rows).base_s == pytest.approx(rows * 1e-4, rel=0.01)
     assert [latency.cold_s("segment", 0, place) for place in (1, 2, 3, 4)] == pytest.approx([*EXTRAS_S, 0.0], rel=0.05)

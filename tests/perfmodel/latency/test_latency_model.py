@@ -23,7 +23,7 @@ from perfmodel.passes.device_key import DeviceKey, EngineMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_law import UNTESTED_ERROR_FRAC, FitDomain, LatencyFit, Law, read_latency_fit, write_latency_fit
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PassKind, PassSamples
+from perfmodel.passes.passes import PassKind, PassSample, PassSamples
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import plain_format
 
@@ -34,8 +34,6 @@ KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round")
 
 Row = tuple[PassKind, int, int, int, float]
 """Kind, stage, rows, cached tokens, seconds."""
-PlacedRow = tuple[PassKind, int, int, int, int, float]
-"""The same with the place before the seconds."""
 
 
 def pass_s(latency: LatencyModel, kind: PassKind, rows: int, cached_tokens: float = 0, stage: int = 0) -> Seconds:
@@ -46,11 +44,11 @@ def step_s(latency: RooflineLatency, cached_tokens: float = 100) -> float:
     return pass_s(latency, "verify", 1, cached_tokens) + pass_s(latency, "round", 0)
 
 
-def profile_of(rows: list[Row] | list[PlacedRow]) -> LatencyProfile:
-    kind, stage, width, cached, place, seconds = zip(
-        *(row if len(row) == 6 else (*row[:4], 1, row[4]) for row in rows), strict=True
-    )
-    samples = PassSamples(kind=kind, stage=stage, rows=width, cached_tokens=cached, place=place, seconds=seconds)
+def samples_of(rows: list[Row]) -> PassSamples:
+    return PassSamples.from_passes(PassSample(*shape, 1, seconds) for *shape, seconds in rows)
+
+
+def profile_of(samples: PassSamples) -> LatencyProfile:
     return LatencyProfile(
         model=LLAMA_7B,
         model_sha256="0",
@@ -64,7 +62,7 @@ def profile_of(rows: list[Row] | list[PlacedRow]) -> LatencyProfile:
 
 
 def measured(rows: list[Row]) -> MeasuredLatency:
-    return MeasuredLatency(profile_of(rows))
+    return MeasuredLatency(profile_of(samples_of(rows)))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +307,7 @@ def step_rows(kind: PassKind, numbers: dict[int, int]) -> list[Row]:
 
 
 def graphed(rows: list[Row]) -> MeasuredLatency:
-    return MeasuredLatency(replace(profile_of(rows), device=GPU))
+    return MeasuredLatency(replace(profile_of(samples_of(rows)), device=GPU))
 
 
 @pytest.mark.parametrize("kind", ["segment", "ahead", "verify"])

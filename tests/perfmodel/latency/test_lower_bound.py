@@ -1,4 +1,4 @@
-"""Seconds that no device could have taken are refused, whoever measured or predicted them."""
+"""Times below the hardware lower bound are refused, measured or predicted."""
 
 from dataclasses import replace
 from typing import get_args
@@ -18,9 +18,9 @@ from perfmodel.latency.lower_bound import (
     MAX_CACHE_BYTES,
     MEMORY_SLACK,
     check_profile,
-    gated_hardware,
-    light,
-    pass_light,
+    known_accelerator,
+    pass_lower_bound,
+    work_lower_bound,
 )
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.dtypes import Dtype, WeightKernels
@@ -40,7 +40,7 @@ LLAMA_7B, LLAMA_70B, DRAFT = find_model("llama-2-7b"), find_model("llama-2-70b")
 ON_A100 = DeviceKey(device="NVIDIA A100-SXM4-80GB", num_devices=1, num_threads=None, dtype="bf16", engine="graph")
 VERIFY = PassShape(kind="verify", stage=0, rows=1, cached_tokens=100)
 WEIGHT_BYTES_7B = 2 * (LLAMA_7B.num_params - LLAMA_7B.vocab_size * LLAMA_7B.hidden_size - LLAMA_7B.hidden_size)
-LIGHT_7B_S = (WEIGHT_BYTES_7B + 100 * 2**19 - 288 * MIB) / (2039 * GB)
+BOUND_7B_S = (WEIGHT_BYTES_7B + 100 * 2**19 - 288 * MIB) / (2039 * GB)
 
 every_row = pytest.mark.parametrize("hardware", KNOWN_HARDWARE, ids=lambda hardware: hardware.name)
 
@@ -68,39 +68,40 @@ def profile_of(
 
 
 def test_a_step_of_llama_2_7b_reads_13_2_gb_less_what_caches_may_keep() -> None:
-    limit = pass_light(setting_of(), VERIFY, A100)
+    limit = pass_lower_bound(setting_of(), VERIFY, A100)
     assert limit.read_bytes - 100 * 2**19 == pytest.approx(13.2 * GB, rel=2e-3)
-    assert limit.seconds == limit.read_s == pytest.approx(LIGHT_7B_S, rel=1e-12)
+    assert limit.seconds == limit.read_s == pytest.approx(BOUND_7B_S, rel=1e-12)
     assert limit.seconds == pytest.approx(6.36e-3, rel=1e-3)
-    assert limit.refused_below_s == pytest.approx(LIGHT_7B_S / MEMORY_SLACK)
+    assert limit.refused_below_s == pytest.approx(BOUND_7B_S / MEMORY_SLACK)
 
 
 def test_a_long_prompt_is_bound_by_its_arithmetic() -> None:
-    limit = pass_light(setting_of(), PassShape(kind="target_prefill", stage=0, rows=4096, cached_tokens=0), A100)
+    limit = pass_lower_bound(setting_of(), PassShape(kind="target_prefill", stage=0, rows=4096, cached_tokens=0), A100)
     layer_flops = 2 * 4096 * LLAMA_7B.num_layers * LLAMA_7B.layer_params
     assert limit.seconds == limit.compute_s == pytest.approx(layer_flops / (312 * TERA), rel=0.1)
     assert limit.compute_s > 10 * limit.read_s
     assert limit.refused_below_s == limit.compute_s / CLOCK_SLACK
-    assert limit.text == "computing 57.5 TFLOP at 312 TFLOP/s takes at least 184 ms"
+    assert limit.reason == "computing 57.5 TFLOP at 312 TFLOP/s"
 
 
-def test_a_draft_that_fits_in_the_caches_may_take_no_time_to_read() -> None:
+def test_weights_that_fit_in_the_caches_may_take_no_time_to_read() -> None:
     tiny = find_model("tinyllama-1.1b")
     work = layers_work(tiny, num_layers=2, head_rows=0, rows=1, batch=1, num_devices=1, weights=plain_format("bf16"))
     assert work.weight_bytes < MAX_CACHE_BYTES
-    assert light(work, 100, H100, plain_format("bf16")).read_s == 0.0
+    assert work_lower_bound(work, 100, H100, plain_format("bf16")).read_s == 0.0
 
 
 def test_devices_share_the_bytes() -> None:
-    one, eight = (pass_light(setting_of(LLAMA_70B, num_devices=number), VERIFY, A100) for number in (1, 8))
-    assert eight.read_bytes == pytest.approx(one.read_bytes / 8)
+    single, eight = (pass_lower_bound(setting_of(LLAMA_70B, num_devices=number), VERIFY, A100) for number in (1, 8))
+    assert eight.read_bytes == pytest.approx(single.read_bytes / 8)
 
 
 def test_a_layer_with_a_window_reads_no_more_than_it() -> None:
     gemma = find_model("gemma-2-9b")
     assert gemma.window_tokens == 4096
     short, long, longer = (
-        pass_light(setting_of(gemma), replace(VERIFY, cached_tokens=tokens), A100).read_bytes for tokens in (0, 4096, 8192)
+        pass_lower_bound(setting_of(gemma), replace(VERIFY, cached_tokens=tokens), A100).read_bytes
+        for tokens in (0, 4096, 8192)
     )
     assert short == setting_of(replace(gemma, window_tokens=None, windowed_layers=0)).work("verify", 0, 1).weight_bytes
     assert longer - long == pytest.approx((long - short) / 2)
@@ -123,49 +124,49 @@ def test_the_peak_is_that_of_the_fastest_path_the_weights_can_take(device: str, 
     """A100: TF32 at 156 TFLOP/s, integer cores; a V100 has no bf16, whose weights it can only unpack."""
     weights = dtype_format(dtype, LLAMA_7B)
     work = layers_work(LLAMA_7B, num_layers=1, head_rows=0, rows=1, batch=1, num_devices=1, weights=weights)
-    assert light(work, 0, find_hardware(device), weights).flops_per_s == tera_flops * TERA
+    assert work_lower_bound(work, 0, find_hardware(device), weights).flops_per_s == tera_flops * TERA
 
 
-def test_a_profile_twice_as_fast_as_light_is_refused_saying_what_is_possible() -> None:
+def test_a_profile_twice_as_fast_as_its_bound_is_refused_with_the_bound_and_its_reason() -> None:
     with pytest.raises(BelowLowerBound) as caught:
-        check_profile(profile_of((LIGHT_7B_S / 2,) * 5))
+        check_profile(profile_of((BOUND_7B_S / 2,) * 5))
     assert str(caught.value) == (
         "the profile of llama-2-7b on 1 x NVIDIA A100-SXM4-80GB: a verify pass of 1 row over 100 cached tokens in bf16 takes "
-        "3.18 ms, which is faster than light: on A100-80GB-SXM reading 13.3 GB less 302 MB that caches may keep at 2.04 TB/s "
-        "takes at least 6.36 ms. Check the dtype and that the clock waits for the device, then profile again: s2d-profile "
-        "latency."
+        "3.18 ms, below the hardware lower bound of 6.36 ms: reading 13.3 GB less the 302 MB that caches may keep at "
+        "2.04 TB/s on A100-80GB-SXM. Check the dtype and that the clock waits for the device, then profile again: "
+        "s2d-profile latency."
     )
 
 
-def test_a_profile_at_the_speed_of_light_passes_and_one_beyond_the_slack_does_not() -> None:
-    check_profile(profile_of((LIGHT_7B_S,)))
-    check_profile(profile_of((LIGHT_7B_S / MEMORY_SLACK * 1.001,)))
+def test_a_profile_at_its_lower_bound_passes_and_one_below_the_slack_does_not() -> None:
+    check_profile(profile_of((BOUND_7B_S,)))
+    check_profile(profile_of((BOUND_7B_S / MEMORY_SLACK * 1.001,)))
     with pytest.raises(BelowLowerBound):
-        check_profile(profile_of((LIGHT_7B_S / MEMORY_SLACK * 0.999,)))
+        check_profile(profile_of((BOUND_7B_S / MEMORY_SLACK * 0.999,)))
 
 
-def test_one_pass_among_many_that_the_clock_cut_short_is_no_reason_to_refuse() -> None:
+def test_one_pass_among_many_that_the_clock_cut_short_does_not_refuse_a_profile() -> None:
     check_profile(profile_of((1e-9, 9e-3, 9e-3, 9e-3)))
 
 
-def test_a_profile_of_twice_the_weights_shows_as_the_wrong_dtype() -> None:
+def test_a_profile_filed_under_too_wide_a_dtype_is_refused() -> None:
     measured_s = 1 / 155.58  # gpt-fast, Llama-2-7B in int8 on an A100
     check_profile(profile_of((measured_s,), device=replace(ON_A100, dtype="int8")))
     with pytest.raises(BelowLowerBound, match=r"in fp32 takes 6\.43 ms"):
         check_profile(profile_of((measured_s,), device=replace(ON_A100, dtype="fp32")))
 
 
-def test_a_cpu_and_a_device_of_no_table_are_not_gated() -> None:
+def test_a_cpu_and_a_device_outside_the_table_are_not_checked() -> None:
     cpu = DeviceKey(device="AMD EPYC 9354", num_devices=1, num_threads=2, dtype="fp32", engine="eager")
     unknown = replace(ON_A100, device="NVIDIA GeForce RTX 3090 Ti")
-    assert (gated_hardware(cpu), gated_hardware(unknown), gated_hardware(ON_A100)) == (None, None, A100)
-    assert gated_hardware(replace(ON_A100, num_threads=1)) is None
+    assert (known_accelerator(cpu), known_accelerator(unknown), known_accelerator(ON_A100)) == (None, None, A100)
+    assert known_accelerator(replace(ON_A100, num_threads=1)) is None
     for device in (cpu, unknown):
         check_profile(profile_of((1e-9,), device=device))
 
 
 def fit_of(*, weight_share: float) -> LatencyFit:
-    """A fit that has the roofline's terms, its weights read so many times as fast."""
+    """A fit with the roofline's terms, but weights read `weight_share` times as fast."""
     law = roofline_law(A100, plain_format("bf16"), "graph", 1)
     return LatencyFit(
         device=ON_A100,
@@ -184,21 +185,23 @@ def fit_of(*, weight_share: float) -> LatencyFit:
     )
 
 
-def test_a_fit_is_not_believed_where_it_is_faster_than_light() -> None:
-    """A fit to small models may put all seconds on floors and none on bytes: of a large one it knows nothing."""
+def test_a_fitted_price_below_its_lower_bound_is_refused() -> None:
+    """A fit to small models may explain all time by floors and none by bytes, which underprices a large model."""
     fitted = FittedLatency(fit_of(weight_share=100), LLAMA_7B, (), context_tokens=100)
     assert fitted.line("round", 0, 0).base_s > 0
     with pytest.raises(BelowLowerBound) as caught:
         fitted.line("verify", 0, 1)
-    said = str(caught.value)
-    assert said.startswith("the fitted price of llama-2-7b on 1 x A100-80GB-SXM: a verify pass of 1 row over 0 cached tokens ")
-    assert said.endswith("Fit again with wider models, or leave the fit out: the datasheet prices it.")
-    believed = FittedLatency(fit_of(weight_share=1), LLAMA_7B, (), context_tokens=100)
+    message = str(caught.value)
+    assert message.startswith(
+        "the fitted price of llama-2-7b on 1 x A100-80GB-SXM: a verify pass of 1 row over 0 cached tokens "
+    )
+    assert message.endswith("Fit again with wider models, or leave the fit out: the datasheet prices it.")
+    plausible = FittedLatency(fit_of(weight_share=1), LLAMA_7B, (), context_tokens=100)
     roofline = RooflineLatency(LLAMA_7B, (), A100, "bf16", "graph")
-    assert believed.line("verify", 0, 1) == roofline.line("verify", 0, 1)
+    assert plausible.line("verify", 0, 1) == roofline.line("verify", 0, 1)
 
 
-def test_a_fit_that_has_caches_read_for_nothing_is_refused_at_its_context() -> None:
+def test_a_fit_without_a_cost_of_cache_reads_is_refused_at_its_context() -> None:
     fit = fit_of(weight_share=1)
     free_kv = replace(fit, law=replace(fit.law, kv_byte_s=0.0, attn_flop_s=0.0))
     FittedLatency(free_kv, LLAMA_7B, (), context_tokens=100).line("verify", 0, 1)
@@ -207,8 +210,8 @@ def test_a_fit_that_has_caches_read_for_nothing_is_refused_at_its_context() -> N
 
 
 @every_row
-def test_no_row_claims_more_than_its_datasheet(hardware: Hardware) -> None:
-    """So that a roofline cannot be faster than light."""
+def test_no_row_exceeds_its_datasheet(hardware: Hardware) -> None:
+    """This keeps a roofline above the lower bound."""
     assert all(0 < share <= 1 for share in hardware.weight_bandwidth_frac.values())
     assert hardware.weight_bandwidth_frac.keys() == set(get_args(WeightKernels))
     assert 0 < hardware.flops_frac <= 1
@@ -226,7 +229,7 @@ def test_no_row_claims_more_than_its_datasheet(hardware: Hardware) -> None:
     batch=st.sampled_from((1, 16, 256)),
     cached_frac=st.floats(0, 1),
 )
-def test_a_roofline_is_never_faster_than_light(
+def test_a_roofline_is_never_below_the_lower_bound(
     hardware: Hardware,
     model: ModelGeometry,
     dtype: Dtype,
@@ -247,4 +250,4 @@ def test_a_roofline_is_never_faster_than_light(
     roofline = RooflineLatency(model, exits, hardware, dtype, engine, num_devices, batch, context_tokens=context_tokens)
     for cached_tokens in (0, context_tokens // 2, context_tokens):
         shape = PassShape(kind=kind, stage=0, rows=rows, cached_tokens=cached_tokens)
-        assert roofline.line(kind, 0, rows).at(cached_tokens) >= pass_light(setting, shape, hardware).seconds * (1 - 1e-9)
+        assert roofline.line(kind, 0, rows).at(cached_tokens) >= pass_lower_bound(setting, shape, hardware).seconds * (1 - 1e-9)

@@ -11,27 +11,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import BadPolicy
 from perfmodel.policies.policy import (
     CalibrationCurve,
-    ExitPolicy,
-    FixedLength,
-    FloorStop,
+    ConfidenceFloor,
     HeuristicLength,
-    LengthRule,
-    SurvivalStop,
+    Policy,
+    SurvivalFloor,
 )
 from perfmodel.replay import compiled
 from perfmodel.replay.compiled import count_replay
 from perfmodel.replay.counts import BLOCK, COLD, KINDS, TAKEN
 from perfmodel.replay.layout import lay_out
 from perfmodel.replay.reference import Entry, tell
-from perfmodel.replay.replay import Price, block_lengths, replay, replay_many
+from perfmodel.replay.replay import Price, block_lengths, replay_batch, replay_prompts
 from perfmodel.replay.round_stats import RoundStats, cold_counts, pass_counts, sum_rounds
 from tests.strategies import EOS, TraceSpec, make_trace, traces_with_policies
 
-Case = tuple[AcceptanceTrace, list[ExitPolicy | None]]
+Case = tuple[Trace, list[Policy | None]]
 
 ANY_PRICE = Price(
     line=lambda kind, stage, rows: (1.0 + len(kind) + 0.1 * stage + 0.01 * rows, 0.001 * rows),
@@ -39,15 +37,11 @@ ANY_PRICE = Price(
 )
 
 
-def policy_of(length: LengthRule, *exit_layers: int, thresholds: tuple[float, ...] = ()) -> ExitPolicy:
-    return ExitPolicy(exit_layers=exit_layers, thresholds=thresholds, confidence="max-prob", length=length)
-
-
 def passes_of(stats: RoundStats, kind: str, stage: int = 0) -> dict[int, tuple[int, int]]:
     return {p.rows: (p.num_passes, p.cached_tokens_sum) for p in stats.passes if (p.kind, p.stage) == (kind, stage)}
 
 
-def assert_counted_as_told(trace: AcceptanceTrace, policies: list[ExitPolicy | None]) -> None:
+def assert_counted_as_told(trace: Trace, policies: list[Policy | None]) -> None:
     for by_prompt, keep_blocks in product((False, True), repeat=2):
         how = {"by_prompt": by_prompt, "keep_blocks": keep_blocks}
         assert count_replay(trace, policies, **how).tolist() == list(tell(trace, policies, **how))
@@ -85,7 +79,7 @@ def test_replay_equals_the_token_by_token_telling_in_every_field(case: Case) -> 
     entries = list(tell(trace, [policy], by_prompt=True, keep_blocks=True))
     of_prompt = [[entry for entry in entries if entry[0] == number] for number in range(len(trace.header.prompts))]
     num_exits = len(trace.header.draft.exit_layers)
-    assert replay(trace, policy) == tuple(
+    assert replay_prompts(trace, policy) == tuple(
         record_of(told, num_exits, prompt.num_positions) for told, prompt in zip(of_prompt, trace.header.prompts, strict=True)
     )
     assert block_lengths(trace, policy) == tuple(
@@ -123,11 +117,11 @@ def test_what_was_compiled_counts_what_is_told_token_by_token(case: Case) -> Non
 @given(traces_with_policies())
 def test_where_nothing_was_compiled_replay_is_the_same(case: Case) -> None:
     trace, policies = case
-    records, seconds = replay_many(trace, policies).stats(), replay_many(trace, policies).seconds(ANY_PRICE)
+    records, seconds = replay_batch(trace, policies).stats(), replay_batch(trace, policies).seconds(ANY_PRICE)
     blocks = block_lengths(trace, policies[0])
     with patch("perfmodel.replay.compiled._native", None):
-        assert replay_many(trace, policies).stats() == records
-        assert replay_many(trace, policies).seconds(ANY_PRICE) == pytest.approx(seconds, rel=1e-12)
+        assert replay_batch(trace, policies).stats() == records
+        assert replay_batch(trace, policies).seconds(ANY_PRICE) == pytest.approx(seconds, rel=1e-12)
         assert block_lengths(trace, policies[0]) == blocks
 
 
@@ -135,8 +129,8 @@ def test_where_nothing_was_compiled_it_is_said_once(caplog: pytest.LogCaptureFix
     compiled._warn.cache_clear()
     trace = make_trace(TraceSpec(num_positions=[5]))
     with patch("perfmodel.replay.compiled._native", None):
-        replay(trace, None)
-        replay(trace, None)
+        replay_prompts(trace, None)
+        replay_prompts(trace, None)
     [said] = caplog.messages
     assert said.startswith("replay was not compiled when s2d was installed")
 
@@ -145,18 +139,22 @@ def test_where_nothing_was_compiled_it_is_said_once(caplog: pytest.LogCaptureFix
 @given(traces_with_policies())
 def test_many_policies_at_once_are_each_replayed_as_if_alone(case: Case) -> None:
     trace, policies = case
-    for stats, policy in zip(replay_many(trace, policies).stats(), policies, strict=True):
-        assert stats == sum_rounds(replay(trace, policy))
+    for stats, policy in zip(replay_batch(trace, policies).stats(), policies, strict=True):
+        assert stats == sum_rounds(replay_prompts(trace, policy))
 
 
 def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> None:
     trace = make_trace(TraceSpec(num_positions=[40, 25], eos_token_id=EOS))
-    rules: list[LengthRule] = [FixedLength(draft_cap=cap) for cap in range(9, 0, -1)]
-    rules += [HeuristicLength(start=1, draft_cap=cap) for cap in range(9, 0, -1)]
+    lengths = [(tokens, stop) for stop in (None, HeuristicLength(start=1)) for tokens in range(9, 0, -1)]
     gates = [((6,), ()), ((1, 4), (0.7,)), ((1, 4), (0.3,)), ((2,), ())]
-    policies = [None, *(policy_of(rule, *layers, thresholds=cuts) for rule in rules for layers, cuts in gates), None]
-    for stats, policy in zip(replay_many(trace, policies).stats(), policies, strict=True):
-        assert stats == sum_rounds(replay(trace, policy))
+    policies: list[Policy | None] = [
+        Policy(exits=exits, thresholds=thresholds, tokens=tokens, stop=stop)
+        for tokens, stop in lengths
+        for exits, thresholds in gates
+    ]
+    policies = [None, *policies, None]
+    for stats, policy in zip(replay_batch(trace, policies).stats(), policies, strict=True):
+        assert stats == sum_rounds(replay_prompts(trace, policy))
 
 
 @settings(max_examples=100)
@@ -164,7 +162,7 @@ def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> 
 def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
     trace, policies = case
 
-    batch = replay_many(trace, policies)
+    batch = replay_batch(trace, policies)
     for seconds, stats in zip(batch.seconds(ANY_PRICE), batch.stats(), strict=True):
         expected = 0.0
         for p in stats.passes:
@@ -179,7 +177,7 @@ def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
 @given(traces_with_policies(most=1))
 def test_every_policy_emits_the_whole_text_and_no_more(case: Case) -> None:
     trace, [policy] = case
-    for stats, prompt in zip(replay(trace, policy), trace.header.prompts, strict=True):
+    for stats, prompt in zip(replay_prompts(trace, policy), trace.header.prompts, strict=True):
         assert stats.num_tokens == prompt.num_positions
         assert stats.num_rounds <= stats.num_tokens <= stats.num_accepted + stats.num_rounds
 
@@ -191,7 +189,7 @@ def test_tokens_per_round_match_leviathan_for_independent_agreement(agreement: f
     trace = make_trace(TraceSpec(num_positions=[40_000], exit_layers=(4,), agreement=(0.5,), max_new_tokens=40_000))
     agrees = rng.random((40_000, 1)) < agreement
     trace = replace(trace, accept_prob=agrees.astype(np.float32))
-    [stats] = replay(trace, policy_of(FixedLength(draft_cap=length), 4))
+    [stats] = replay_prompts(trace, Policy(exits=(4,), tokens=length))
     expected = (1 - agreement ** (length + 1)) / (1 - agreement)
     assert stats.tokens_per_round == pytest.approx(expected, rel=0.015)
 
@@ -199,23 +197,23 @@ def test_tokens_per_round_match_leviathan_for_independent_agreement(agreement: f
 def test_the_ratio_test_accepts_as_often_as_its_probabilities_say() -> None:
     spec = TraceSpec(num_positions=[5000] * 4, exit_layers=(4,), agreement=(0.5,), max_new_tokens=5000, rule="ratio")
     trace = make_trace(spec)
-    total = sum_rounds(replay(trace, policy_of(FixedLength(draft_cap=1), 4)))
+    total = sum_rounds(replay_prompts(trace, Policy(exits=(4,), tokens=1)))
     assert total.accepted_frac == pytest.approx(float(trace.accept_prob.mean()), abs=0.02)
 
 
 def test_the_ratio_test_draws_the_same_numbers_whatever_other_prompts_there_are() -> None:
     trace = make_trace(TraceSpec(num_positions=[60, 50, 40], rule="ratio"))
-    policy = policy_of(FloorStop(draft_cap=5, floor=0.2), 1, 4, thresholds=(0.5,))
-    assert replay(trace.subset([2, 0]), policy) == (replay(trace, policy)[2], replay(trace, policy)[0])
+    policy = Policy(exits=(1, 4), thresholds=(0.5,), tokens=5, stop=ConfidenceFloor(floor=0.2))
+    assert replay_prompts(trace.subset([2, 0]), policy) == (replay_prompts(trace, policy)[2], replay_prompts(trace, policy)[0])
 
 
-def always_agreeing(**spec: object) -> AcceptanceTrace:
+def always_agreeing(**spec: object) -> Trace:
     return make_trace(TraceSpec(agreement=(1.0,) * 4, **spec))  # type: ignore[arg-type]
 
 
 def test_plain_decoding_is_one_verify_of_one_row_per_token() -> None:
     trace = make_trace(TraceSpec(num_positions=[10]))
-    [stats] = replay(trace, None)
+    [stats] = replay_prompts(trace, None)
     prompt_tokens = trace.header.prompts[0].prompt_tokens
     assert passes_of(stats, "verify") == {1: (10, sum(prompt_tokens - 1 + i for i in range(10)))}
     assert passes_of(stats, "round") == {0: (10, 0)}
@@ -225,9 +223,9 @@ def test_plain_decoding_is_one_verify_of_one_row_per_token() -> None:
 
 def test_a_fully_accepted_round_leaves_two_rows_to_the_first_pass_of_the_next() -> None:
     trace = always_agreeing(num_positions=[12], max_new_tokens=12)
-    [stats] = replay(trace, policy_of(FixedLength(draft_cap=3), 2))
+    [stats] = replay_prompts(trace, Policy(exits=(2,), tokens=3))
     first = trace.header.prompts[0].prompt_tokens
-    assert block_lengths(trace, policy_of(FixedLength(draft_cap=3), 2))[0] == ((3, 3),) * 3
+    assert block_lengths(trace, Policy(exits=(2,), tokens=3))[0] == ((3, 3),) * 3
     ones = [first - 1, first, first + 1, first + 4, first + 5, first + 8, first + 9]
     expected = {1: (7, sum(ones)), 2: (2, first + 2 + first + 6)}
     assert passes_of(stats, "segment", 0) == passes_of(stats, "segment", 1) == expected
@@ -238,8 +236,8 @@ def test_a_deep_segment_catches_up_on_everything_that_left_before_it() -> None:
     trace = always_agreeing(num_positions=[8], max_new_tokens=8)
     confidence = np.full((8, 4), 0.9, np.float32)
     confidence[5, 0] = 0.1  # only the sixth token needs the second segment
-    policy = policy_of(FixedLength(draft_cap=7), 1, 2, thresholds=(0.5,))
-    [stats] = replay(replace(trace, confidence=confidence), policy)
+    policy = Policy(exits=(1, 2), thresholds=(0.5,), tokens=7)
+    [stats] = replay_prompts(replace(trace, confidence=confidence), policy)
     first = trace.header.prompts[0].prompt_tokens
     assert passes_of(stats, "segment", 1) == {6: (1, first - 1)}
     assert passes_of(stats, "exit", 0) == {1: (7, 0)}
@@ -249,8 +247,10 @@ def test_a_deep_segment_catches_up_on_everything_that_left_before_it() -> None:
 
 def test_catching_up_at_once_every_segment_has_the_passes_of_the_first() -> None:
     trace = make_trace(TraceSpec(num_positions=[40, 25]))
-    when_asked = policy_of(FixedLength(draft_cap=4), 1, 4, thresholds=(0.5,))
-    lazy, at_once = (sum_rounds(replay(trace, one)) for one in (when_asked, replace(when_asked, catches_up_at_once=True)))
+    when_asked = Policy(exits=(1, 4), thresholds=(0.5,), tokens=4)
+    lazy, at_once = (
+        sum_rounds(replay_prompts(trace, one)) for one in (when_asked, replace(when_asked, catches_up_at_once=True))
+    )
     for name in ("num_rounds", "num_drafted", "num_accepted", "exits_taken"):
         assert getattr(at_once, name) == getattr(lazy, name)
     assert passes_of(at_once, "exit", 2) == passes_of(lazy, "exit", 2)
@@ -262,9 +262,9 @@ def test_catching_up_at_once_every_segment_has_the_passes_of_the_first() -> None
 
 
 def test_catching_up_at_once_saves_no_pass_over_the_last_exit_alone() -> None:
-    trace, rule = always_agreeing(num_positions=[40, 25]), FixedLength(draft_cap=4)
-    at_once = replace(policy_of(rule, 1, 4, thresholds=(0.5,)), catches_up_at_once=True)
-    gated, alone = (sum_rounds(replay(trace, one)) for one in (at_once, policy_of(rule, 4)))
+    trace = always_agreeing(num_positions=[40, 25])
+    at_once = Policy(exits=(1, 4), thresholds=(0.5,), tokens=4, catches_up_at_once=True)
+    gated, alone = (sum_rounds(replay_prompts(trace, one)) for one in (at_once, Policy(exits=(4,), tokens=4)))
     for stage in range(4):
         assert passes_of(gated, "segment", stage) == passes_of(alone, "segment", stage)
     checks, alone_checks = (sum(one.num_passes for one in stats.passes if one.kind == "exit") for stats in (gated, alone))
@@ -273,8 +273,8 @@ def test_catching_up_at_once_saves_no_pass_over_the_last_exit_alone() -> None:
 
 def test_a_token_leaves_when_its_confidence_equals_the_threshold() -> None:
     trace = replace(always_agreeing(num_positions=[4], max_new_tokens=4), confidence=np.full((4, 4), 0.5, np.float32))
-    at = replay(trace, policy_of(FixedLength(draft_cap=3), 1, 6, thresholds=(0.5,)))[0]
-    above = replay(trace, policy_of(FixedLength(draft_cap=3), 1, 6, thresholds=(float(np.nextafter(0.5, 1)),)))[0]
+    at = replay_prompts(trace, Policy(exits=(1, 6), thresholds=(0.5,), tokens=3))[0]
+    above = replay_prompts(trace, Policy(exits=(1, 6), thresholds=(float(np.nextafter(0.5, 1)),), tokens=3))[0]
     assert (at.exits_taken, above.exits_taken) == ((3, 0, 0, 0), (0, 0, 0, 3))
 
 
@@ -282,7 +282,7 @@ def test_a_floor_keeps_the_token_that_fell_below_it_and_equality_goes_on() -> No
     trace = always_agreeing(num_positions=[20], max_new_tokens=20)
     confidence = np.tile(np.array([0.9, 0.5, 0.4, 0.9, 0.9], np.float32), 4)[:, None].repeat(4, axis=1)
     trace = replace(trace, confidence=confidence)
-    blocks = block_lengths(trace, policy_of(FloorStop(draft_cap=9, floor=0.5), 6))[0]
+    blocks = block_lengths(trace, Policy(exits=(6,), tokens=9, stop=ConfidenceFloor(floor=0.5)))[0]
     assert blocks[0] == (3, 3)
 
 
@@ -291,15 +291,15 @@ def test_a_survival_stop_multiplies_calibrated_confidences() -> None:
     trace = replace(trace, confidence=np.full((20, 4), 0.25, np.float32))
     curve = CalibrationCurve(confidence=(0.0, 0.5), agreement=(0.6, 1.0))  # 0.8 at 0.25
     for floor, expected in {0.7: (2, 2), 0.5: (4, 4), 0.0: (9, 9)}.items():
-        rule = SurvivalStop(draft_cap=9, floor=floor, calibration=(curve,))
-        assert block_lengths(trace, policy_of(rule, 6))[0][0] == expected
+        policy = Policy(exits=(6,), tokens=9, stop=SurvivalFloor(floor=floor, calibration=(curve,)))
+        assert block_lengths(trace, policy)[0][0] == expected
 
 
 def test_the_heuristic_adds_two_after_full_acceptance_and_takes_one_off_otherwise() -> None:
     trace = always_agreeing(num_positions=[40], max_new_tokens=40)
     agrees = np.ones((40, 4), np.float32)
     agrees[9] = agrees[10] = agrees[11] = 0
-    blocks = block_lengths(replace(trace, accept_prob=agrees), policy_of(HeuristicLength(start=2, draft_cap=5), 6))[0]
+    blocks = block_lengths(replace(trace, accept_prob=agrees), Policy(exits=(6,), tokens=5, stop=HeuristicLength(start=2)))[0]
     assert blocks[:6] == ((2, 2), (4, 4), (5, 1), (4, 0), (3, 0), (2, 2))
 
 
@@ -309,44 +309,44 @@ def test_the_heuristic_adds_two_after_full_acceptance_and_takes_one_off_otherwis
 def test_blocks_of_any_length_are_replayed_as_told(cap: int, kind: str, threshold: float) -> None:
     trace = make_trace(TraceSpec(num_positions=[600, 601], max_new_tokens=601, agreement=(0.9, 0.95, 1.0, 1.0), kind=kind))
     curves = (CalibrationCurve(confidence=(0.0,), agreement=(0.999,)),) * 2
-    rules = (
-        FixedLength(draft_cap=cap),
-        FloorStop(draft_cap=cap, floor=0.02),
-        HeuristicLength(start=1, draft_cap=cap),
-        SurvivalStop(draft_cap=cap, floor=0.5, calibration=curves),
+    stops = (
+        None,
+        ConfidenceFloor(floor=0.02),
+        HeuristicLength(start=1),
+        SurvivalFloor(floor=0.5, calibration=curves),
     )
-    assert_counted_as_told(trace, [policy_of(rule, 2, 6, thresholds=(threshold,)) for rule in rules])
+    assert_counted_as_told(trace, [Policy(exits=(2, 6), thresholds=(threshold,), tokens=cap, stop=stop) for stop in stops])
 
 
 def test_the_last_tokens_leave_no_room_to_draft() -> None:
     trace = always_agreeing(num_positions=[5], max_new_tokens=5)
-    assert block_lengths(trace, policy_of(FixedLength(draft_cap=3), 6))[0] == ((3, 3), (0, 0))
+    assert block_lengths(trace, Policy(exits=(6,), tokens=3))[0] == ((3, 3), (0, 0))
 
 
 def test_an_accepted_end_of_text_counts_and_has_no_bonus() -> None:
     trace = always_agreeing(num_positions=[4], max_new_tokens=30, eos_token_id=EOS)
-    assert block_lengths(trace, policy_of(FixedLength(draft_cap=8), 6))[0] == ((4, 4),)
-    assert replay(trace, policy_of(FixedLength(draft_cap=8), 6))[0].num_tokens == 4
+    assert block_lengths(trace, Policy(exits=(6,), tokens=8))[0] == ((4, 4),)
+    assert replay_prompts(trace, Policy(exits=(6,), tokens=8))[0].num_tokens == 4
 
 
 def test_a_missed_end_of_text_is_drafted_past_and_emitted_as_the_bonus() -> None:
     trace = always_agreeing(num_positions=[4], max_new_tokens=30, eos_token_id=EOS)
     trace.draft_token[3], trace.accept_prob[3] = 5, 0
-    assert block_lengths(trace, policy_of(FixedLength(draft_cap=8), 6))[0] == ((8, 3),)
+    assert block_lengths(trace, Policy(exits=(6,), tokens=8))[0] == ((8, 3),)
 
 
 @pytest.mark.parametrize("max_new_tokens", range(3, 9))
 def test_a_block_past_a_missed_end_of_text_leaves_the_next_prompt_alone(max_new_tokens: int) -> None:
     trace = always_agreeing(num_positions=[1, 2], max_new_tokens=max_new_tokens, eos_token_id=EOS)
     trace.draft_token[0], trace.accept_prob[0] = 5, 0
-    policy = policy_of(FixedLength(draft_cap=4), 6)
-    assert replay(trace, policy)[1] == replay(trace.subset([1]), policy)[0]
+    policy = Policy(exits=(6,), tokens=4)
+    assert replay_prompts(trace, policy)[1] == replay_prompts(trace.subset([1]), policy)[0]
 
 
 def test_a_self_draft_hands_every_token_to_the_verification_through_all_its_segments() -> None:
     trace = make_trace(TraceSpec(num_positions=[10], max_new_tokens=10, agreement=(0.0,) * 4, kind="self"))
     trace.accept_prob[:] = 0
-    [stats] = replay(trace, policy_of(FixedLength(draft_cap=2), 1))
+    [stats] = replay_prompts(trace, Policy(exits=(1,), tokens=2))
     assert passes_of(stats, "segment", 0).keys() == {1}
     assert passes_of(stats, "segment", 0)[1][0] == 3 * 8 + 2 + 1
     assert {rows: number for rows, (number, _) in passes_of(stats, "segment", 3).items()} == {3: 8, 2: 1, 1: 1}
@@ -355,11 +355,11 @@ def test_a_self_draft_hands_every_token_to_the_verification_through_all_its_segm
 def test_an_exit_that_was_not_traced_is_refused() -> None:
     trace = make_trace(TraceSpec(num_positions=[5]))
     with pytest.raises(BadPolicy, match=r"exit 5 is none of the traced draft's: expected exits among \(1, 2, 4, 6\)"):
-        replay(trace, policy_of(FixedLength(draft_cap=2), 2, 5, thresholds=(0.5,)))
+        replay_prompts(trace, Policy(exits=(2, 5), thresholds=(0.5,), tokens=2))
 
 
 def test_a_confidence_that_was_not_traced_is_refused() -> None:
     trace = make_trace(TraceSpec(num_positions=[5]))
-    policy = replace(policy_of(FixedLength(draft_cap=2), 2), confidence="margin")
+    policy = Policy(exits=(2,), tokens=2, confidence="margin")
     with pytest.raises(BadPolicy, match="confidence 'margin': expected 'max-prob', which the trace holds"):
-        replay(trace, policy)
+        replay_prompts(trace, policy)

@@ -2,10 +2,10 @@
 
 from hypothesis import given, settings
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.passes.passes import ColdCount, PassCount
-from perfmodel.policies.policy import ExitPolicy, FixedLength
-from perfmodel.replay.replay import replay
+from perfmodel.policies.policy import Policy
+from perfmodel.replay.replay import replay, replay_prompts
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from tests.strategies import TraceSpec, make_trace, traces_with_policies
 
@@ -49,9 +49,9 @@ def test_the_mean_shape_of_passes_has_their_mean_cached_tokens() -> None:
 
 @settings(max_examples=50)
 @given(traces_with_policies(most=1))
-def test_the_columns_of_a_record_agree_with_its_totals(case: tuple[AcceptanceTrace, list[ExitPolicy | None]]) -> None:
+def test_the_columns_of_a_record_agree_with_its_totals(case: tuple[Trace, list[Policy | None]]) -> None:
     trace, [policy] = case
-    total = sum_rounds(replay(trace, policy))
+    total = replay(trace, policy)
     assert sum(total.drafted_by_position) == sum(total.exits_taken) == total.num_drafted
     assert sum(total.accepted_by_position) == total.num_accepted
     assert sum(p.num_passes for p in total.passes if p.kind == "verify") == total.num_rounds
@@ -60,5 +60,5 @@ def test_the_columns_of_a_record_agree_with_its_totals(case: tuple[AcceptanceTra
 
 def test_a_prompts_record_does_not_depend_on_its_neighbours() -> None:
     trace = make_trace(TraceSpec(num_positions=[30, 20]))
-    policy = ExitPolicy(exit_layers=(2,), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=3))
-    assert replay(trace.subset([1]), policy) == replay(trace, policy)[1:]
+    policy = Policy(exits=(2,), tokens=3)
+    assert replay_prompts(trace.subset([1]), policy) == replay_prompts(trace, policy)[1:]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import Mismatch, OutOfSpace
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY, Sampling
@@ -17,7 +17,7 @@ from profiler.acceptance.record_acceptance import ExitRecorder, check_resumable,
 from profiler.latency.profiling_job import Job
 from s2d.decoding.pair import EncodedPrompt, encode_prompts, load_pair
 from s2d.decoding.verify import make_verifier
-from s2d.model.choose_tokens import NoiseTable, shared_noise
+from s2d.model.choose_tokens import NoiseTable, new_noise_table
 from s2d.prompt_files.read import read_prompts
 from s2d.running.run_report import check_equal
 from tests.profiler.conftest import EXITS, Folders
@@ -32,7 +32,7 @@ def job_of(folders: Folders, sampling: Sampling) -> Job:
     return Job(pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=40, draft_cap=4, seed=0)
 
 
-def trace_of(job: Job) -> AcceptanceTrace:
+def trace_of(job: Job) -> Trace:
     asker = job.asker(job.session())
     return record_acceptance(
         lambda number: asker.trace(job.prompts[number]), len(job.prompts), empty_trace(asker.header), save=lambda trace: None
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_for_a_while_loses_no_prompt(folders: Folders, capsy
     job = job_of(folders, GREEDY)
     asker = job.asker(job.session())
 
-    def full(trace: AcceptanceTrace) -> None:
+    def full(trace: Trace) -> None:
         raise OutOfSpace("kept")
 
     whole = record_acceptance(
@@ -151,10 +151,10 @@ class GivenLogits:
         """States hold an exit and a position: [T, 2]."""
         return torch.stack([self.logits[layer, position] for layer, position in states.tolist()])
 
-    def ask(self, states, choice, noise):
-        return self.send(*choice(self.exit_logits(states), noise))
+    def predict(self, states, choice, noise):
+        return self.send_prediction(*choice(self.exit_logits(states), noise))
 
-    def send(self, token: torch.Tensor, confidence: torch.Tensor):
+    def send_prediction(self, token: torch.Tensor, confidence: torch.Tensor):
         return lambda: (int(token), float(confidence))
 
 
@@ -184,7 +184,7 @@ def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(samplin
     )
     session = SimpleNamespace(
         generate=lambda token_ids, settings: SimpleNamespace(tokens=written),
-        noise=lambda sampling: shared_noise(sampling, vocab_size, pair.device),
+        noise=lambda sampling: new_noise_table(sampling, vocab_size, pair.device),
     )
     asker = ExitRecorder(pair, session, sampling, confidence, len(written), num_mistakes=0)
     traced = asker.trace(EncodedPrompt(name="p", category="c", token_ids=prompt))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.models.geometry import SELF_DRAFT
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.acceptance.record_acceptance import empty_trace, extended
@@ -13,7 +13,7 @@ from profiler.acceptance.record_off_path import TOKENS_PER_MISTAKE, draw_mistake
 from profiler.latency.profiling_job import Job
 from s2d.decoding.pair import encode_prompts, load_pair
 from s2d.decoding.process_logits import Processing
-from s2d.model.choose_tokens import choose, confidence_of, gumbel_table
+from s2d.model.choose_tokens import choose, confidence_of, gumbel_noise
 from s2d.model.finite import NotFinite
 from s2d.prompt_files.read import read_prompts
 from tests.profiler.conftest import Folders
@@ -38,16 +38,16 @@ def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> Jo
     )
 
 
-def trace_of(job: Job, *numbers: int) -> AcceptanceTrace:
+def trace_of(job: Job, *numbers: int) -> Trace:
     asker = job.asker(job.session())
     return extended(empty_trace(asker.header), [asker.trace(job.prompts[number]) for number in numbers])
 
 
-def told_by_whole_passes(job: Job, trace: AcceptanceTrace) -> dict[int, list[list[float]]]:
+def told_by_whole_passes(job: Job, trace: Trace) -> dict[int, list[list[float]]]:
     """Confidences behind the mistakes of the first prompt, by step: a pass over the whole text for every token."""
     first = job.prompts[0].token_ids
     text, exits = [*first, *trace.target_token.tolist()], job.pair.geometry.exit_layers
-    noise = gumbel_table(job.sampling.seed, len(text), job.pair.draft.decoder.vocab_size) if job.sampling.seed else None
+    noise = gumbel_noise(job.sampling.seed, len(text), job.pair.draft.decoder.vocab_size) if job.sampling.seed else None
     told: dict[int, list[list[float]]] = {}
     for step, number in draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES):
         tokens = [*text[: len(first) + step], int(trace.draft_token[step, number])]

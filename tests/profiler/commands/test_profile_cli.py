@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from perfmodel.acceptance.trace import AcceptanceTrace, read_trace, write_trace
+from perfmodel.acceptance.trace import Trace, read_trace, write_trace
 from perfmodel.core import cpu_contention
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.errors import OutOfSpace
@@ -206,7 +206,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(latency_files, "write_latency_profile", write)
         monkeypatch.setattr(command_module, "write_trace", write)
 
-    kept = {LatencyProfile: write_latency_profile, AcceptanceTrace: write_trace}
+    kept = {LatencyProfile: write_latency_profile, Trace: write_trace}
     return fill
 
 

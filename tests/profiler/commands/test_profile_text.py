@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from perfmodel.passes.kernels import STANDARD_KERNELS, KernelTrial
-from perfmodel.passes.passes import PassSamples
+from perfmodel.passes.passes import PassSample, PassSamples
 from perfmodel.policies.policy import CalibrationCurve
 from profiler.commands.profile_text import acceptance_table, kernels_line, off_path_lines, warnings_of
 from profiler.latency.pass_log import PassLog
@@ -69,18 +69,8 @@ def test_kernels_are_shown_with_what_they_gain_where_others_were_timed() -> None
 @pytest.mark.parametrize("pause_s", [10.0, 36_000.0, 1e300])
 def test_a_paused_pass_is_warned_of_and_hides_no_other_warning(pause_s: float) -> None:
     unsteady = (4e-3, 5e-3, 6e-3) * 20
-    places = range(len(unsteady) + 1)
     log = PassLog()
-    log.add(
-        PassSamples(
-            kind=("verify",) * len(places),
-            stage=(0,) * len(places),
-            rows=(1,) * len(places),
-            cached_tokens=(9,) * len(places),
-            place=(1,) * len(places),
-            seconds=(*unsteady, pause_s),
-        )
-    )
+    log.add(PassSamples.from_passes(PassSample("verify", 0, 1, 9, 1, seconds) for seconds in (*unsteady, pause_s)))
     scatter, paused = warnings_of(log, never=())
     assert scatter.startswith("verify of 1 row: quartiles 40.0 % of the median apart over 61 samples")
     assert paused.startswith("1 verify pass of ")

@@ -16,7 +16,7 @@ from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes.latency_profile import LatencyProfile, write_latency_profile
 from profiler.latency.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels, trial_model, try_kernels
 from s2d.decoding.clock import Clock
-from s2d.model.buffers import Buffers
+from s2d.model.buffers import PassBuffers
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.torch_device import device_key
@@ -131,7 +131,7 @@ def test_on_a_gpu_every_timed_pass_is_launched_behind_another_one(monkeypatch: p
 
 @pytest.mark.parametrize("fault", ["wrong numbers", "an error"])
 def test_kernels_that_do_not_compute_the_same_are_not_chosen(fault: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def faulty(eps: float, x: Tensor, values: Tensor, b: Buffers) -> Tensor:
+    def faulty(eps: float, x: Tensor, values: Tensor, b: PassBuffers) -> Tensor:
         if fault == "an error":
             raise RuntimeError("no kernel for this device\nand more about it")
         return torch.rms_norm(values, values.shape[1:], None, 1.0)
@@ -156,5 +156,5 @@ def test_a_trial_has_as_many_layers_as_no_cache_holds() -> None:
 
 def test_the_key_of_a_device_names_the_kernels() -> None:
     key = device_key(torch.device("cpu"), "fp32", "eager", kernels=FUSED)
-    assert key.launching == "eager, input-major,products,fused"
-    assert replace(key, kernels=STANDARD_KERNELS).launching == replace(key, kernels=None).launching == "eager"
+    assert key.kernels == FUSED
+    assert key.label.endswith(", fp32, eager, input-major,products,fused")

@@ -5,15 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.passes.passes import PassKind, PassSample, PassSamples
+from perfmodel.policies.policy import Policy
 from profiler.latency.measure_latency import ENOUGH_SAMPLES, ProfilingRuns, Text, measure_latency, take_runs
 from profiler.latency.pass_grid import PassKey, ProfilingRun
 from profiler.latency.pass_log import (
     PassLog,
     keys_label,
     lacking_passes,
-    rows_of,
-    samples_of,
     thinned,
     unsteady_passes,
 )
@@ -22,8 +21,8 @@ from tests.profiler.fake_runtime import VERIFY_ROW_S, VERIFY_S, FakeRuntime
 TEXTS = (Text(token_ids=tuple(range(100)), prompt_tokens=20), Text(token_ids=tuple(range(40)), prompt_tokens=30))
 
 
-def fixed(draft_cap: int) -> ExitPolicy:
-    return ExitPolicy(exit_layers=(1,), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=draft_cap))
+def fixed(draft_cap: int) -> Policy:
+    return Policy(exits=(1,), tokens=draft_cap)
 
 
 def turns_of(*caps: int, new_tokens: int = 32) -> list[ProfilingRun]:
@@ -125,22 +124,18 @@ def test_thinning_keeps_both_ends_and_spreads_evenly() -> None:
 
 def test_a_profile_keeps_passes_in_the_order_they_ran() -> None:
     log = PassLog()
-    samples = samples_of(("verify", 0, 1 + number % 3, number, 1, 1e-3) for number in range(50))
+    kinds: tuple[PassKind, ...] = ("segment", "verify", "verify")
+    samples = PassSamples.from_passes(PassSample(kinds[number % 3], 0, 1, number, 1, 1e-3) for number in range(50))
     log.add(samples)
     assert log.samples() == samples
-    assert log.samples(lambda key: key.rows == 2).cached_tokens == tuple(range(1, 50, 3))
-
-
-def test_rows_and_columns_are_the_same_passes() -> None:
-    samples = FakeRuntime().decode(fixed(2), range(5), 12)
-    assert samples_of(rows_of(samples)) == samples
-    assert len(samples_of([])) == 0
+    assert log.samples("draft").cached_tokens == tuple(range(0, 50, 3))
+    assert len(log.samples("target")) == 50 - len(log.samples("draft"))
 
 
 def test_a_pass_with_wide_quartiles_is_named_and_a_steady_one_is_not() -> None:
     log = PassLog()
-    log.add(samples_of(("verify", 0, 1, 0, 1, 1e-3 * (1 + number % 2)) for number in range(40)))
-    log.add(samples_of(("verify", 0, 2, 0, 1, 1e-3) for _ in range(40)))
+    log.add(PassSamples.from_passes(PassSample("verify", 0, 1, 0, 1, 1e-3 * (1 + number % 2)) for number in range(40)))
+    log.add(PassSamples.from_passes([PassSample("verify", 0, 2, 0, 1, 1e-3)] * 40))
     (unsteady,) = unsteady_passes(log)
     assert unsteady.key == verify_key(1)
     assert unsteady.iqr_frac == pytest.approx(1 / 1.5)

@@ -33,11 +33,7 @@ def profile(evidence: Path, role: str) -> LatencyProfile:
 
 
 def test_each_file_of_a_pair_holds_the_passes_of_its_model_and_all_of_them(evidence: Path) -> None:
-    passes = {
-        (role, kind, stage)
-        for role in ("draft", "target")
-        for kind, stage in zip(profile(evidence, role).samples.kind, profile(evidence, role).samples.stage, strict=True)
-    }
+    passes = {(role, sample.kind, sample.stage) for role in ("draft", "target") for sample in profile(evidence, role).samples}
     assert all(PASS_MODEL[kind] == role for role, kind, _ in passes)
     of_draft = {("draft", kind, stage) for kind in ("segment", "exit", "draft_prefill") for stage in SEGMENTS}
     of_target = {("target", kind, 0) for kind in ("verify", "round", "target_prefill")}

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfmodel.policies.policy import FloorStop
+from perfmodel.policies.policy import ConfidenceFloor
 from perfmodel.policies.sampling import GREEDY
-from perfmodel.replay.replay import replay, replay_many
+from perfmodel.replay.replay import replay_batch, replay_prompts
 from profiler.latency.pass_grid import (
     BACKLOG_FRACS,
     LEAVE_FRACS,
@@ -61,7 +61,7 @@ def test_running_ahead_adds_one_or_two_rows_to_the_second_segment_and_backlogs_t
 def test_catching_up_at_once_needs_no_pass_that_is_not_needed_anyway() -> None:
     needed = needed_passes(num_exits=len(EXITS), draft_cap=12, runs_ahead=False)
     at_once = [replace(run.policy, catches_up_at_once=True) for run in grid_of(4) if run.policy.thresholds]
-    passes = [one for stats in replay_many(TEXTS, at_once).stats() for one in stats.passes]
+    passes = [one for stats in replay_batch(TEXTS, at_once).stats() for one in stats.passes]
     assert {one.rows for one in passes if one.kind == "segment"} == {1, 2}
     assert {PassKey(kind=one.kind, stage=one.stage, rows=one.rows) for one in passes} <= needed
 
@@ -70,16 +70,16 @@ def test_every_other_policy_of_several_exits_runs_ahead_where_it_may() -> None:
     waiting, running = grid_of(4), grid_of(4, runs_ahead=True)
     short, ahead = ([run.policy for run in grid if run.text is None] for grid in (waiting, running))
     assert [replace(policy, runs_ahead=False) for policy in ahead] == short
-    gated = [policy for policy in ahead if len(policy.exit_layers) > 1]
+    gated = [policy for policy in ahead if len(policy.exits) > 1]
     assert 0.4 < sum(policy.runs_ahead for policy in gated) / len(gated) < 0.6
-    assert {policy.exit_layers for policy in gated if policy.runs_ahead} == {policy.exit_layers for policy in gated}
+    assert {policy.exits for policy in gated if policy.runs_ahead} == {policy.exits for policy in gated}
 
 
 def test_long_turns_push_backlogs_ahead_of_exits_too() -> None:
     long = [run for run in grid_of(0, runs_ahead=True) if run.text is not None and run.policy.runs_ahead]
-    assert [run.policy.exit_layers for run in long] == [(1, 2, 6), (2, 4, 6)]
+    assert [run.policy.exits for run in long] == [(1, 2, 6), (2, 4, 6)]
     for run in long:
-        rounds = replay(TEXTS.subset([run.text or 0]), run.policy)
+        rounds = replay_prompts(TEXTS.subset([run.text or 0]), run.policy)
         assert max(count.rows for one in rounds for count in one.passes if count.kind == "ahead") > 80
 
 
@@ -92,26 +92,26 @@ def test_every_set_of_four_exits_is_run_and_of_many_exits_every_run_of_neighbour
 
 def test_a_grid_covers_every_subset_every_length_and_every_gate() -> None:
     policies = [run.policy for run in grid_of(3) if run.text is None]
-    assert {policy.exit_layers for policy in policies} == set(exit_subsets(EXITS))
-    assert {policy.length.draft_cap for policy in policies} == set(range(1, 13))
-    assert any(isinstance(policy.length, FloorStop) for policy in policies)
-    first = [policy.thresholds[0] for policy in policies if policy.thresholds and policy.exit_layers[0] == 1]
+    assert {policy.exits for policy in policies} == set(exit_subsets(EXITS))
+    assert {policy.tokens for policy in policies} == set(range(1, 13))
+    assert any(isinstance(policy.stop, ConfidenceFloor) for policy in policies)
+    first = [policy.thresholds[0] for policy in policies if policy.thresholds and policy.exits[0] == 1]
     gates = {round(float((CONFIDENCE[:, 0] >= threshold).mean()), 2) for threshold in first}
     assert gates == set(LEAVE_FRACS)
 
 
 def test_long_turns_push_backlogs_nearly_as_long_as_a_text_through_every_later_segment() -> None:
     long = [run for run in grid_of(0) if run.text is not None]
-    longest = {run.policy.exit_layers: 0 for run in long}
+    longest = {run.policy.exits: 0 for run in long}
     for run in long:
         backlog = longest_backlog(TEXTS.subset([run.text or 0]), run.policy)
-        longest[run.policy.exit_layers] = max(longest[run.policy.exit_layers], backlog)
+        longest[run.policy.exits] = max(longest[run.policy.exits], backlog)
     assert set(longest) == {(1, 6), (2, 6), (4, 6)}
     assert min(longest.values()) > 80
 
 
 def test_long_turns_push_shorter_backlogs_too() -> None:
-    first = [run for run in grid_of(0) if run.text is not None and run.policy.exit_layers == (1, 6)]
+    first = [run for run in grid_of(0) if run.text is not None and run.policy.exits == (1, 6)]
     backlogs = [longest_backlog(TEXTS.subset([run.text or 0]), run.policy) for run in first]
     assert len(first) == len(BACKLOG_FRACS)
     for backlog, frac in zip(backlogs, BACKLOG_FRACS, strict=True):
@@ -119,7 +119,7 @@ def test_long_turns_push_shorter_backlogs_too() -> None:
 
 
 def test_a_draft_of_one_exit_has_no_backlog_to_make() -> None:
-    assert {run.policy.exit_layers for run in grid_of(0, (6,))} == {(6,)}
+    assert {run.policy.exits for run in grid_of(0, (6,))} == {(6,)}
     assert {run.new_tokens for run in grid_of(0, (6,))} == {120}
 
 

@@ -14,16 +14,16 @@ from perfmodel.core.errors import OutOfSpace
 from perfmodel.core.files import read_record
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.quantisation.weight_format import even_format
 from perfmodel.results.plan import Evidence, read_plan
 from perfmodel.results.report import REPORT_SCHEMA, REPORT_VERSION, RunReport, read_report
+from perfmodel.results.report_text import drift_text
 from s2d.commands.run_cli import main_run
 from s2d.decoding.clock import Clock
 from s2d.decoding.pair import EncodedPrompt, load_pair
 from s2d.loading.load_model import load_model
-from s2d.running.report_text import drift_text
 from s2d.running.run import PromptStreams
 from tests.s2d.conftest import POLICY, run
 from tests.s2d.loading.test_load_model import byte_tokenizer
@@ -57,15 +57,15 @@ def test_a_checked_run_is_equal_and_says_so(folders, plan_file, capsys, kind: st
     assert report.measured is not None
 
 
-def frontier_point(policy: ExitPolicy | None) -> FrontierPoint:
-    cap = policy.length.draft_cap if policy else 0
+def frontier_point(policy: Policy | None) -> FrontierPoint:
+    cap = policy.tokens if policy else 0
     shares = {"kept_frac": (0.7,) * cap, "drafted_frac": (1.0,) * cap}
     return FrontierPoint(policy=policy, **shares, round_s=(0.01, *(0.011 + 0.001 * n for n in range(cap))), catch_up_s=0.0)
 
 
 @pytest.mark.parametrize("kind", ["separate", "self"])
 def test_an_adapting_run_is_equal_and_says_what_it_followed(folders, plan_file, capsys, kind: str) -> None:
-    short = replace(POLICY, length=FixedLength(draft_cap=1))
+    short = replace(POLICY, tokens=1)
     frontier = tuple(map(frontier_point, (None, short, POLICY)))
     report_file = folders / "report.json"
     plan = plan_file(kind, frontier=frontier)

@@ -10,12 +10,11 @@ from perfmodel.core.errors import BadPolicy, Mismatch, UserInputError
 from perfmodel.passes.passes import PREFILL_KINDS, PassKind
 from perfmodel.policies.policy import (
     CalibrationCurve,
-    ExitPolicy,
-    FixedLength,
-    FloorStop,
+    ConfidenceFloor,
     HeuristicLength,
-    LengthRule,
-    SurvivalStop,
+    Policy,
+    StopRule,
+    SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.clock import Clock
@@ -33,28 +32,29 @@ DRAFTS = {
 CURVE = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.2, 1.0))
 
 
-def fixed(layers: tuple[int, ...], cap: int) -> ExitPolicy:
+def fixed(layers: tuple[int, ...], cap: int) -> Policy:
     thresholds = (0.2,) * (len(layers) - 1)
-    return ExitPolicy(exit_layers=layers, thresholds=thresholds, confidence="max-prob", length=FixedLength(draft_cap=cap))
+    return Policy(exits=layers, thresholds=thresholds, tokens=cap)
 
 
 @st.composite
-def policies(draw: st.DrawFn, exit_layers: tuple[int, ...]) -> ExitPolicy:
-    looked = tuple(sorted(draw(st.sets(st.sampled_from(exit_layers), min_size=1))))
-    order = draw(segment_orders) if len(looked) > 1 else None
+def policies(draw: st.DrawFn, exit_layers: tuple[int, ...]) -> Policy:
+    exits = tuple(sorted(draw(st.sets(st.sampled_from(exit_layers), min_size=1))))
+    order = draw(segment_orders) if len(exits) > 1 else None
     share = st.floats(0, 1)
-    cap = draw(st.integers(1, 8))
-    rules: list[st.SearchStrategy[LengthRule]] = [
-        st.just(FixedLength(draft_cap=cap)),
-        st.builds(FloorStop, draft_cap=st.just(cap), floor=share),
-        st.builds(SurvivalStop, draft_cap=st.just(cap), floor=share, calibration=st.just((CURVE,) * len(looked))),
-        st.builds(HeuristicLength, start=st.integers(1, cap), draft_cap=st.just(cap)),
+    tokens = draw(st.integers(1, 8))
+    stops: list[st.SearchStrategy[StopRule | None]] = [
+        st.none(),
+        st.builds(ConfidenceFloor, floor=share),
+        st.builds(SurvivalFloor, floor=share, calibration=st.just((CURVE,) * len(exits))),
+        st.builds(HeuristicLength, start=st.integers(1, tokens)),
     ]
-    return ExitPolicy(
-        exit_layers=looked,
-        thresholds=tuple(draw(share) for _ in looked[:-1]),
+    return Policy(
+        exits=exits,
+        thresholds=tuple(draw(share) for _ in exits[:-1]),
+        tokens=tokens,
+        stop=draw(st.one_of(stops)),
         confidence=draw(st.sampled_from(["max-prob", "margin", "entropy"])),
-        length=draw(st.one_of(rules)),
         runs_ahead=order == "ahead",
         catches_up_at_once=order == "at once",
     )
@@ -101,7 +101,7 @@ def test_speculation_writes_what_the_plain_target_writes(
 class Whim:
     """Another policy before every round, for no reason."""
 
-    def __init__(self, policies: list[ExitPolicy | None], seed: int) -> None:
+    def __init__(self, policies: list[Policy | None], seed: int) -> None:
         self.policies = policies
         self._random = random.Random(seed)
         self.observe(0, 0)
@@ -134,7 +134,7 @@ def test_a_policy_that_changes_before_every_round_writes_what_the_plain_target_w
 class ScriptedAcceptance:
     """Policies in a given order."""
 
-    def __init__(self, policies: list[ExitPolicy | None]) -> None:
+    def __init__(self, policies: list[Policy | None]) -> None:
         self.policies = (None, *filter(None, dict.fromkeys(policies)))
         self._left = iter(policies)
         self.observe(0, 0)
@@ -150,7 +150,7 @@ def test_a_draft_that_comes_back_catches_up_on_all_that_was_decoded_without_it_i
     session = Session(TARGET, DRAFTS["separate"], 40)
     decoding = Settings(policy=None, sampling=GREEDY, max_new_tokens=20, eos_token_id=None)
     found = session.generate([1, 2, 3], decoding, pilot=ScriptedAcceptance([one, None, None, None, one]))
-    draft_passes = [rows for kind, rows in zip(found.samples.kind, found.samples.rows, strict=True) if kind == "segment"]
+    draft_passes = [sample.rows for sample in found.samples if sample.kind == "segment"]
     accepted = found.blocks[0][1]
     assert draft_passes == [1] * 3 + [1 + accepted + 3] * 3  # three segments: the first lead, then all up to the new one
     assert found.policies[:5] == (one, None, None, None, one)
@@ -188,8 +188,7 @@ def test_a_draft_that_never_agrees_costs_a_round_a_token() -> None:
 
 
 def test_the_published_length_rule_adds_two_or_takes_one() -> None:
-    rule = HeuristicLength(start=2, draft_cap=5)
-    policy = ExitPolicy(exit_layers=(6,), thresholds=(), confidence="max-prob", length=rule)
+    policy = Policy(exits=(6,), tokens=5, stop=HeuristicLength(start=2))
     common = {"sampling": GREEDY, "max_new_tokens": 24, "eos_token_id": None}
     agreeing = tiny_model(TinySpec(), (6,))
     assert [b[0] for b in generate(TARGET, agreeing, [1], policy=policy, **common).blocks] == [2, 4, 5, 5, 3]
@@ -225,16 +224,15 @@ def test_laps_fill_the_decoding_time_and_name_every_pass() -> None:
 
 def prefills(found: Generation) -> list[tuple[PassKind, int, int, int]]:
     """Kind, stage, rows, and where among the laps, of every pass over the prompt."""
-    samples = found.samples
-    laps = zip(samples.kind, samples.stage, samples.rows, range(len(samples)), strict=True)
-    return [lap for lap in laps if lap[0] in PREFILL_KINDS]
+    laps = enumerate(found.samples)
+    return [(lap.kind, lap.stage, lap.rows, index) for index, lap in laps if lap.kind in PREFILL_KINDS]
 
 
 def test_a_segment_sees_the_prompt_before_its_first_pass_and_only_if_there_is_one() -> None:
     session = Session(TARGET, DRAFTS["separate"], 60)
     common = {"sampling": GREEDY, "max_new_tokens": 30, "eos_token_id": None}
 
-    def run(policy: ExitPolicy | None) -> Generation:
+    def run(policy: Policy | None) -> Generation:
         return session.generate([1, 2, 3, 4, 5], Settings(policy=policy, **common))
 
     of_target = ("target_prefill", 0, 4, 0)
@@ -246,7 +244,7 @@ def test_a_segment_sees_the_prompt_before_its_first_pass_and_only_if_there_is_on
     places = {stage: place for kind, stage, _, place in prefills(found) if kind == "draft_prefill"}
     assert sorted(places) == [0, 1, 2]  # exits 2 and 4 end the second and the third segment
     assert places[1] > 2  # not before the first round's first token has left
-    kinds = list(zip(found.samples.kind, found.samples.stage, found.samples.cached_tokens, strict=True))
+    kinds = [(lap.kind, lap.stage, lap.cached_tokens) for lap in found.samples]
     for stage in (0, 1, 2):
         assert kinds[places[stage] + 1] == ("segment", stage, 4)
         assert ("segment", stage) not in [lap[:2] for lap in kinds[: places[stage]]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from perfmodel.policies.frontier import DRIFTS, FrontierPoint, drifted
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from s2d.decoding.policy_selector import MEMORY_TOKENS, SPREAD, Controller, DriftFilter, FixedPolicy, PolicySelector
 
 PLAN_ACCEPTANCE = 0.8
@@ -16,9 +16,8 @@ PLAIN_S, VERIFY_S, TOKEN_S, CATCH_UP_S = 1.0, 1.2, 0.15, 0.05
 
 def point(cap: int) -> FrontierPoint:
     """A draft of a fixed length, of which the plan expects every token to be accepted alike; 0 is plain decoding."""
-    rule = FixedLength(draft_cap=cap)
     return FrontierPoint(
-        policy=ExitPolicy(exit_layers=(1,), thresholds=(), confidence="max-prob", length=rule) if cap else None,
+        policy=Policy(exits=(1,), tokens=cap) if cap else None,
         kept_frac=(PLAN_ACCEPTANCE,) * cap,
         drafted_frac=(1.0,) * cap,
         round_s=(PLAIN_S, *(VERIFY_S + TOKEN_S * drafted for drafted in range(1, cap + 1))),
@@ -29,13 +28,13 @@ def point(cap: int) -> FrontierPoint:
 FRONTIER = tuple(map(point, (0, 2, 4, 8)))
 
 
-def decode(pilot: PolicySelector, text: Sequence[bool]) -> tuple[float, list[tuple[int, ExitPolicy | None]]]:
+def decode(pilot: PolicySelector, text: Sequence[bool]) -> tuple[float, list[tuple[int, Policy | None]]]:
     """Seconds of a text, and every round's first position and policy."""
     position, undrafted, seconds, rounds = 0, 0, 0.0, []
     while position < len(text):
         policy = pilot.policies[pilot.at]
         rounds.append((position, policy))
-        cap = min(policy.length.draft_cap, len(text) - position - 1) if policy else 0
+        cap = min(policy.tokens, len(text) - position - 1) if policy else 0
         accepted = next((n for n in range(cap) if not text[position + n]), cap)
         seconds += VERIFY_S + TOKEN_S * cap + CATCH_UP_S * undrafted if cap else PLAIN_S
         undrafted = 0 if cap else undrafted + 1

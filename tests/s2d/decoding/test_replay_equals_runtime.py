@@ -20,20 +20,19 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry
 from perfmodel.passes.passes import ColdCount, PassCount
 from perfmodel.policies.policy import (
     CalibrationCurve,
-    ExitPolicy,
-    FixedLength,
-    FloorStop,
+    ConfidenceFloor,
     HeuristicLength,
-    LengthRule,
-    SurvivalStop,
+    Policy,
+    StopRule,
+    SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY, Sampling
-from perfmodel.replay.replay import block_lengths, replay
+from perfmodel.replay.replay import block_lengths, replay_prompts
 from perfmodel.replay.round_stats import RoundStats
 from profiler.acceptance.record_acceptance import empty_trace, extended
 from profiler.latency.profiling_job import Job
@@ -60,7 +59,7 @@ FAMILY_PROMPT_TOKENS, FAMILY_NEW_TOKENS = 48, 20
 FAMILY_CAPS = (1, 3, 5, 8, 2)
 FAMILY_SHARES = (0.2, 0.5, 0.35, 0.65, 0.5, 0.8, 0.35)
 """Quantiles of confidence, for thresholds and floors."""
-RULE_KINDS = (FixedLength, HeuristicLength, FloorStop, SurvivalStop)
+STOP_KINDS = (type(None), HeuristicLength, ConfidenceFloor, SurvivalFloor)
 SAID = tuple(range(1, VOCAB_SIZE, 2))
 """Tokens of a reduced head, the one that ends a text among them."""
 LEAST_GAP = 1e-4
@@ -73,7 +72,7 @@ class Traced:
 
     job: Job
     session: Session
-    trace: AcceptanceTrace
+    trace: Trace
 
 
 def traced(pair: Pair, prompts: tuple[EncodedPrompt, ...], sampling: Sampling, new_tokens: int) -> Traced:
@@ -134,36 +133,37 @@ def threshold_at(confidence: np.ndarray, share: float) -> float:
     return min(midpoints(confidence), key=lambda midpoint: abs(midpoint - quantile))
 
 
-def rules(num_exits: int, cap: int, floor: float, survival: float) -> tuple[LengthRule, ...]:
+def stop_rules(num_exits: int, tokens: int, floor: float, survival: float) -> tuple[StopRule | None, ...]:
     """One of every kind."""
     curve = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.31, 0.97))
     return (
-        FixedLength(draft_cap=cap),
-        HeuristicLength(start=(cap + 1) // 2, draft_cap=cap),
-        FloorStop(draft_cap=cap, floor=floor),
-        SurvivalStop(draft_cap=cap, floor=survival, calibration=(curve,) * num_exits),
+        None,
+        HeuristicLength(start=(tokens + 1) // 2),
+        ConfidenceFloor(floor=floor),
+        SurvivalFloor(floor=survival, calibration=(curve,) * num_exits),
     )
 
 
 @st.composite
-def policies(draw: st.DrawFn, trace: AcceptanceTrace) -> ExitPolicy:
+def policies(draw: st.DrawFn, trace: Trace) -> Policy:
     layers = trace.header.draft.exit_layers
-    looked = tuple(sorted(draw(st.sets(st.sampled_from(layers), min_size=1))))
-    thresholds = tuple(draw(st.sampled_from(midpoints(trace.confidence[:, layers.index(e)]))) for e in looked[:-1])
+    exits = tuple(sorted(draw(st.sets(st.sampled_from(layers), min_size=1))))
+    thresholds = tuple(draw(st.sampled_from(midpoints(trace.confidence[:, layers.index(e)]))) for e in exits[:-1])
     floor = draw(st.sampled_from(midpoints(trace.confidence)))
-    length = draw(st.sampled_from(rules(len(looked), draw(st.integers(1, 9)), floor, floor / 2)))
-    order = draw(segment_orders) if len(looked) > 1 else None
-    return ExitPolicy(
-        exit_layers=looked,
+    tokens = draw(st.integers(1, 9))
+    stop = draw(st.sampled_from(stop_rules(len(exits), tokens, floor, floor / 2)))
+    order = draw(segment_orders) if len(exits) > 1 else None
+    return Policy(
+        exits=exits,
         thresholds=thresholds,
-        confidence="max-prob",
-        length=length,
+        tokens=tokens,
+        stop=stop,
         runs_ahead=order == "ahead",
         catches_up_at_once=order == "at once",
     )
 
 
-def family_policies(trace: AcceptanceTrace) -> Iterator[ExitPolicy]:
+def family_policies(trace: Trace) -> Iterator[Policy]:
     """Several sets of exits with every length rule, and of each rule one with drafts of one token, which stay on the path.
 
     Of those of several exits, one in three runs ahead, and another catches up at once.
@@ -173,30 +173,30 @@ def family_policies(trace: AcceptanceTrace) -> Iterator[ExitPolicy]:
     subsets = ((layers[0], layers[2]), (layers[1], layers[3]), layers, (layers[3],))
     sizes = zip(product(subsets, range(4)), cycle(FAMILY_CAPS), cycle(FAMILY_SHARES), strict=False)
     for number, ((subset, kind), cap, share) in enumerate(sizes):
-        yield ExitPolicy(
-            exit_layers=subset,
+        yield Policy(
+            exits=subset,
             thresholds=tuple(threshold_at(column[layer], share) for layer in subset[:-1]),
-            confidence="max-prob",
-            length=rules(len(subset), cap, threshold_at(column[subset[-1]], share), 0.62)[kind],
+            tokens=cap,
+            stop=stop_rules(len(subset), cap, threshold_at(column[subset[-1]], share), 0.62)[kind],
             runs_ahead=len(subset) > 1 and number % 3 == 1,
             catches_up_at_once=len(subset) > 1 and number % 3 == 2,
         )
 
 
-def assert_replayed(found: Traced, policy: ExitPolicy) -> int:
+def assert_replayed(found: Traced, policy: Policy) -> int:
     """Run a policy and hold every block against replay; returns the number of texts that were equal in everything."""
     job, num_whole = found.job, 0
-    expected = zip(job.prompts, block_lengths(found.trace, policy), replay(found.trace, policy), strict=True)
+    expected = zip(job.prompts, block_lengths(found.trace, policy), replay_prompts(found.trace, policy), strict=True)
     for prompt, blocks, rounds in expected:
         ran = found.session.generate(prompt.token_ids, job.settings(policy, job.max_new_tokens))
         said = f"{policy.label}, prompt {prompt.name}"
         assert on_path(ran.blocks) == on_path(blocks), said
         assert (ran.rounds.num_tokens, ran.rounds.num_accepted) == (rounds.num_tokens, rounds.num_accepted), said
-        only_the_cap = isinstance(policy.length, FixedLength | HeuristicLength) and job.pair.eos_token_id is None
+        only_the_cap = isinstance(policy.stop, HeuristicLength | None) and job.pair.eos_token_id is None
         if only_the_cap:
             assert ran.blocks == blocks, said
             assert target_passes(ran.rounds.passes) == target_passes(rounds.passes), said
-        if stays_on_path(ran) or (only_the_cap and len(policy.exit_layers) == 1):
+        if stays_on_path(ran) or (only_the_cap and len(policy.exits) == 1):
             assert ran.rounds == rounds, said
             num_whole += 1
     return num_whole
@@ -231,15 +231,15 @@ def test_every_block_of_a_tiny_pair_is_the_replayed_one(
 @pytest.mark.parametrize("exits", [(1,), (2,), (4,)])
 def test_where_every_token_takes_one_exit_all_passes_equal_replay(kind: str, exits: tuple[int, ...]) -> None:
     found = tiny_traced(kind, 0, GREEDY, None)
-    policy = ExitPolicy(exit_layers=exits, thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=5))
+    policy = Policy(exits=exits, tokens=5)
     assert assert_replayed(found, policy) == len(found.job.prompts)
 
 
-def gated_at_medians(trace: AcceptanceTrace, exits: tuple[int, ...], cap: int) -> ExitPolicy:
+def gated_at_medians(trace: Trace, exits: tuple[int, ...], cap: int) -> Policy:
     """At each exit but the last, half of the tokens may leave."""
     column = dict(zip(trace.header.draft.exit_layers, trace.confidence.T, strict=True))
     thresholds = tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1])
-    return ExitPolicy(exit_layers=exits, thresholds=thresholds, confidence="max-prob", length=FixedLength(draft_cap=cap))
+    return Policy(exits=exits, thresholds=thresholds, tokens=cap)
 
 
 @pytest.mark.parametrize("kind", DRAFTS)
@@ -274,7 +274,7 @@ def test_catching_up_at_once_the_tokens_are_the_same_and_every_segment_has_the_r
     when_asked = gated_at_medians(found.trace, exits, cap)
     at_once = replace(when_asked, catches_up_at_once=True)
     assert_replayed(found, at_once)
-    for prompt, expected in zip(found.job.prompts, replay(found.trace, at_once), strict=True):
+    for prompt, expected in zip(found.job.prompts, replay_prompts(found.trace, at_once), strict=True):
         lazy, ran = (
             found.session.generate(prompt.token_ids, found.job.settings(one, NEW_TOKENS)) for one in (when_asked, at_once)
         )
@@ -313,7 +313,7 @@ def family(request: pytest.FixtureRequest, family_draft: str, family_sampling: S
 
 
 def test_every_block_of_the_reference_family_is_the_replayed_one(family: Traced) -> None:
-    num_whole = dict.fromkeys(RULE_KINDS, 0)
+    num_whole = dict.fromkeys(STOP_KINDS, 0)
     for policy in family_policies(family.trace):
-        num_whole[type(policy.length)] += assert_replayed(family, policy)
+        num_whole[type(policy.stop)] += assert_replayed(family, policy)
     assert min(num_whole.values()) >= NUM_FAMILY_PROMPTS  # or passes would not have been compared under every rule

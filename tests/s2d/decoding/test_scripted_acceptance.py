@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfmodel.acceptance.trace import AcceptanceTrace
+from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import Mismatch, UserInputError
-from perfmodel.policies.policy import ExitPolicy, FixedLength
-from perfmodel.replay.replay import block_lengths, replay
+from perfmodel.policies.policy import Policy
+from perfmodel.replay.replay import block_lengths, replay_prompts
 from s2d.decoding.generate import Generation, Session, Settings
 from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_of
 from s2d.decoding.verify import ExactJudge
@@ -20,7 +20,7 @@ from tests.strategies import TraceSpec, make_trace, policies, tiny_geometry, tra
 
 MAX_TOKENS = 96
 EXITS = (1, 2, 4, 6)
-POLICY = ExitPolicy(exit_layers=(1, 6), thresholds=(0.5,), confidence="max-prob", length=FixedLength(draft_cap=4))
+POLICY = Policy(exits=(1, 6), thresholds=(0.5,), tokens=4)
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def session_of(kind: str, exit_layers: tuple[int, ...]) -> Session:
     return Session(random_model(tiny_geometry(16), (), "fp32", seed=0), draft, MAX_TOKENS)
 
 
-def run_all(trace: AcceptanceTrace, policy: ExitPolicy | None, seed: int = 0) -> list[Generation]:
+def run_all(trace: Trace, policy: Policy | None, seed: int = 0) -> list[Generation]:
     """Every prompt of a trace by its script, after random tokens of its length."""
     header, generator = trace.header, torch.Generator().manual_seed(seed)
     session = session_of(header.draft.kind, header.draft.exit_layers)
@@ -45,7 +45,7 @@ def run_all(trace: AcceptanceTrace, policy: ExitPolicy | None, seed: int = 0) ->
     ]
 
 
-def settings_of(trace: AcceptanceTrace, policy: ExitPolicy | None, script: ScriptedAcceptance) -> Settings:
+def settings_of(trace: Trace, policy: Policy | None, script: ScriptedAcceptance) -> Settings:
     return Settings(
         policy=policy,
         sampling=trace.header.sampling,
@@ -55,17 +55,17 @@ def settings_of(trace: AcceptanceTrace, policy: ExitPolicy | None, script: Scrip
     )
 
 
-def is_exact(trace: AcceptanceTrace) -> bool:
+def is_exact(trace: Trace) -> bool:
     return trace.header.sampling.rule != "ratio"
 
 
 @settings(max_examples=80, derandomize=True)
 @given(data=st.data(), trace=traces().filter(is_exact), seed=st.integers(0, 2))
-def test_a_scripted_run_is_the_replayed_one_in_every_pass(data: st.DataObject, trace: AcceptanceTrace, seed: int) -> None:
+def test_a_scripted_run_is_the_replayed_one_in_every_pass(data: st.DataObject, trace: Trace, seed: int) -> None:
     policy = data.draw(st.none() | policies(trace.header.draft.exit_layers))
     ran = run_all(trace, policy, seed)
     assert tuple(one.blocks for one in ran) == block_lengths(trace, policy)
-    assert tuple(one.rounds for one in ran) == replay(trace, policy)
+    assert tuple(one.rounds for one in ran) == replay_prompts(trace, policy)
     assert [token for one in ran for token in one.tokens] == trace.target_token.tolist()
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from s2d.loading.convert_weights import convert_weights, random_weights, with_reduced_head, with_vocab_size
 from s2d.loading.read_config import DecoderConfig, config_geometry, layer_extras
 from s2d.model.weights import PAD, DecoderWeights, LayerWeights
-from s2d.parallel.shard import Share
+from s2d.parallel.shard import Shard
 from tests.s2d.loading.test_families import SPECS
 from tests.stubs import TinySpec, tiny_llama
 
@@ -127,7 +127,7 @@ def test_rows_of_every_matrix_start_aligned(dtype: torch.dtype) -> None:
     found = [odd, with_reduced_head(odd, (1, 4, 9)), with_vocab_size(odd, 45), with_vocab_size(odd, 30)]
     found.append(random_weights(geometry, dtype, "cpu", seed=0))
     for rank in range(2):
-        share = Share(rank=rank, num_ranks=2)
+        share = Shard(rank=rank, num_ranks=2)
         layers = tuple(share.layer(layer, whole_geometry) for layer in whole.layers)
         found.append(replace(whole, layers=layers, head=share.head(whole.head)))
     for weights in found:

@@ -8,11 +8,11 @@ import pytest
 from perfmodel.core.errors import BadFile, BadPolicy, UserInputError
 from perfmodel.policies.policy import CalibrationCurve
 from profiler.commands.profile_cli import main_profile
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.decoding.pair import load_pair
 from s2d.loading.exits import DraftExits, RequestedExits, find_exits, write_exits
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
-from s2d.running.report_text import calibration_text
+from s2d.running.run_text import calibration_text
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
 

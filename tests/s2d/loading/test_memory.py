@@ -19,7 +19,7 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import EngineMode
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import ModelPair, load_pair
@@ -29,7 +29,7 @@ from s2d.loading.load_model import load_model
 from s2d.loading.memory import CPU_WORKSPACE_BYTES, MemoryNeed, PairPlacement, TextLimits, free_device_bytes, memory_need
 from s2d.loading.read_config import config_geometry
 from s2d.model.weights import DecoderWeights, LayerWeights
-from s2d.parallel.shard import Share
+from s2d.parallel.shard import Shard
 from tests.s2d.conftest import run
 from tests.s2d.loading.test_families import SPECS
 from tests.stubs import TinySpec, tiny_llama
@@ -55,7 +55,7 @@ DRAFTS = {
     "separate": DraftGeometry(kind="separate", model=replace(TARGET, name="draft", num_layers=4), exit_layers=EXITS),
     "self": DraftGeometry(kind="self", model=TARGET, exit_layers=EXITS),
 }
-POLICY = ExitPolicy(exit_layers=EXITS, thresholds=(0.5,), confidence="max-prob", length=FixedLength(draft_cap=4))
+POLICY = Policy(exits=EXITS, thresholds=(0.5,), tokens=4)
 
 
 def need_of(draft: DraftGeometry, dtype: Dtype, engine: EngineMode = "eager") -> MemoryNeed:
@@ -99,7 +99,7 @@ def num_bytes(tensors: Iterator[Tensor]) -> int:
 
 def matrices_of(weights: DecoderWeights) -> Iterator[Tensor]:
     layers = (getattr(layer, one.name) for layer in weights.layers for one in fields(LayerWeights))
-    found = (weights.embedding, weights.head, weights.said, *layers)
+    found = (weights.embedding, weights.head, weights.head_token_ids, *layers)
     yield from (one for one in found if one is not None)
 
 
@@ -164,7 +164,7 @@ def test_weights_of_every_family_are_counted_from_its_config(spec: TinySpec, tmp
 def test_of_a_shared_model_the_first_processs_share_is_counted(num_ranks: int) -> None:
     spec = TinySpec(num_heads=8, num_kv_heads=4, head_dim=8, vocab_size=38)
     config, state = tiny_llama(spec).config, tiny_llama(spec).state_dict()
-    geometry, share = config_geometry(config, Path("tiny")), Share(rank=0, num_ranks=num_ranks)
+    geometry, share = config_geometry(config, Path("tiny")), Shard(rank=0, num_ranks=num_ranks)
     whole = convert_weights(state.__getitem__, config, geometry, torch.float32, "cpu", share.layer)
     draft = DraftGeometry(kind="self", model=geometry, exit_layers=(2,))
     models = PairPlacement(

@@ -11,8 +11,8 @@ import s2d.model.attention
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.policies.sampling import GREEDY
 from s2d.decoding.generate import Session, Settings
-from s2d.model.attention import MANY_ROWS, attend_many
-from s2d.model.buffers import Buffers, new_buffers
+from s2d.model.attention import MIN_FUSED_ROWS, attend_fused
+from s2d.model.buffers import PassBuffers, new_buffers
 from s2d.model.cuda_graphs import GraphDecoder
 from tests.s2d.model.test_decoder import some_tokens
 from tests.stubs import TinySpec, loaded, tiny_llama
@@ -44,7 +44,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return found
 
 
-def filled(rows: int, cached: int, dtype: torch.dtype, device: str) -> tuple[Buffers, Tensor, Tensor]:
+def filled(rows: int, cached: int, dtype: torch.dtype, device: str) -> tuple[PassBuffers, Tensor, Tensor]:
     """Random Q in a buffers, keys [K, H, S] and values [K, S, H]."""
     geometry = ModelGeometry(
         name="grouped",
@@ -70,9 +70,9 @@ def filled(rows: int, cached: int, dtype: torch.dtype, device: str) -> tuple[Buf
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cached", [0, 7])
 def test_attention_of_many_rows_is_causal_attention(cached: int, dtype: torch.dtype, device: str) -> None:
-    rows = MANY_ROWS + 3
+    rows = MIN_FUSED_ROWS + 3
     buffers, key, value = filled(rows, cached, dtype, device)
-    found = attend_many(buffers, key, value, cached).cpu().float()
+    found = attend_fused(buffers, key, value, cached).cpu().float()
     q = buffers.q.flatten(0, 1).cpu().float()  # [N, T, H]
     keys, values = (x.cpu().float().repeat_interleave(2, 0) for x in (key.mT, value))
     scores = (q @ keys.mT).masked_fill(~torch.ones(rows, rows + cached, dtype=torch.bool).tril(cached), -torch.inf)
@@ -93,7 +93,7 @@ def test_a_prompt_is_told_to_be_causal_by_a_flag_and_has_no_mask(device: str, ca
 @pytest.mark.parametrize(("dtype", "num_kv_heads"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_on_a_gpu_no_dense_mask_and_no_grouped_heads_in_fp32(dtype: torch.dtype, num_kv_heads: int, calls: Calls) -> None:
     for cached in (0, 7):
-        attend_many(*filled(MANY_ROWS, cached, dtype, "cuda"), cached)
+        attend_fused(*filled(MIN_FUSED_ROWS, cached, dtype, "cuda"), cached)
     assert not any(isinstance(mask, Tensor) and type(mask) is Tensor for mask in calls.masks)
     assert calls.num_kv_heads == [num_kv_heads] * 2  # the memory-efficient kernel takes a KV head for every head
 

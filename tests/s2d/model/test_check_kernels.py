@@ -16,7 +16,7 @@ from s2d.model.check_kernels import check_kernels, runnable_kernels
 from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.decoder import Decoder
 from s2d.model.weights import layout_of
-from s2d.parallel.shard import Share
+from s2d.parallel.shard import Shard
 from tests.s2d.loading.test_families import SPECS
 from tests.s2d.model.test_decoder import some_tokens
 from tests.stubs import TinySpec, loaded, tiny_llama
@@ -77,7 +77,7 @@ def test_a_layout_holds_for_every_matrix_and_survives_what_is_cut_out(layout: st
     kernels = replace(STANDARD_KERNELS, weight_layout=layout)
     model = loaded_with(saved(TinySpec(num_kv_heads=2), tmp_path / "model"), kernels)
     whole = model.decoder.weights
-    share = Share(rank=1, num_ranks=2)
+    share = Shard(rank=1, num_ranks=2)
     cut = share.layer(whole.layers[0], model.geometry)
     other = with_target_vocab(model, model.geometry.vocab_size + 5).decoder.weights
     matrices = [getattr(layer, name) for layer in (*whole.layers, cut) for name in ("qkv", "attn_out", "gate_up", "down")]

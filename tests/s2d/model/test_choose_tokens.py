@@ -9,22 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from perfmodel.policies.policy import Confidence, ExitPolicy, FixedLength
+from perfmodel.policies.policy import Confidence, Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.process_logits import Processing
 from s2d.decoding.verify import longest_agreement, make_verifier, ratio_decision, ratio_test
 from s2d.model.choose_tokens import (
-    Choice,
+    ExitPredictor,
     NoiseTable,
     choose,
     confidence_of,
-    drawn,
-    gumbel_table,
+    gumbel_noise,
+    new_noise_table,
     noise_bytes,
     probabilities,
-    processed,
-    shared_noise,
+    process_logits,
+    sample_indices,
 )
 from s2d.model.host_copies import Uniforms
 from tests.stubs import TinySpec, tiny_model
@@ -45,15 +45,15 @@ def sampling(**changes: object) -> Sampling:
 
 def test_temperature_comes_before_top_k_and_top_k_before_top_p() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
-    kept = processed(logits, sampling(top_k=3, top_p=0.8))
+    kept = process_logits(logits, sampling(top_k=3, top_p=0.8))
     # Of the three kept, 0.5 / 0.95 + 0.3 / 0.95 already hold 0.8.
     assert torch.isfinite(kept).tolist() == [[True, True, False, False]]
-    torch.testing.assert_close(processed(logits, sampling(temperature=0.5)), logits * 2)
-    assert processed(logits, GREEDY) is logits
+    torch.testing.assert_close(process_logits(logits, sampling(temperature=0.5)), logits * 2)
+    assert process_logits(logits, GREEDY) is logits
 
 
 def test_the_likeliest_token_survives_any_top_p() -> None:
-    kept = processed(torch.tensor([[0.0, 5.0, 1.0]]), sampling(top_p=1e-6))
+    kept = process_logits(torch.tensor([[0.0, 5.0, 1.0]]), sampling(top_p=1e-6))
     assert torch.isfinite(kept).tolist() == [[False, True, False]]
 
 
@@ -68,8 +68,8 @@ def test_confidence_is_what_its_name_says(probs: list[float], max_prob: float, m
 
 
 def test_noise_depends_on_seed_and_position_alone() -> None:
-    assert torch.equal(gumbel_table(3, 10, 7), gumbel_table(3, 40, 7)[:10])
-    assert not torch.equal(gumbel_table(3, 10, 7), gumbel_table(4, 10, 7))
+    assert torch.equal(gumbel_noise(3, 10, 7), gumbel_noise(3, 40, 7)[:10])
+    assert not torch.equal(gumbel_noise(3, 10, 7), gumbel_noise(4, 10, 7))
 
 
 @settings(max_examples=30, derandomize=True)
@@ -85,16 +85,16 @@ def test_a_noise_table_that_grows_holds_the_numbers_of_one_drawn_at_once(sizes: 
     for size in sizes:
         assert torch.equal(table.rows(size // 3, size), expected[size // 3 : size])
     assert len(table) == max(sizes)
-    assert torch.equal(gumbel_table(5, max(sizes), vocab_size), expected)
+    assert torch.equal(gumbel_noise(5, max(sizes), vocab_size), expected)
     assert noise_bytes(max(sizes), vocab_size) == expected.nbytes
 
 
 @torch.inference_mode()
 def test_only_shared_noise_has_a_table_and_judges_take_the_one_they_are_given() -> None:
-    assert shared_noise(GREEDY, 23, CPU) is None
-    assert shared_noise(sampling(rule="ratio"), 23, CPU) is None
+    assert new_noise_table(GREEDY, 23, CPU) is None
+    assert new_noise_table(sampling(rule="ratio"), 23, CPU) is None
     rule = sampling(seed=4)
-    table = shared_noise(rule, 23, CPU)
+    table = new_noise_table(rule, 23, CPU)
     model = tiny_model(TinySpec())
     verifiers = [make_verifier(rule, kind, CPU, table) for kind in KINDS]
     own = make_verifier(rule, "max-prob", CPU)
@@ -108,7 +108,7 @@ def test_only_shared_noise_has_a_table_and_judges_take_the_one_they_are_given() 
 
 def test_the_argmax_with_noise_is_a_sample() -> None:
     probs = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    chosen = choose(probs.log().expand(20_000, -1), gumbel_table(0, 20_000, 4))
+    chosen = choose(probs.log().expand(20_000, -1), gumbel_noise(0, 20_000, 4))
     assert_distributed(Counter(chosen.tolist()), probs)
 
 
@@ -175,10 +175,10 @@ def test_draws_and_verdicts_are_computed_without_waiting_for_the_device() -> Non
     with torch.device("meta"):
         weights, noise, uniform = torch.rand(7, 500), torch.rand(7, 500), torch.rand(7, dtype=torch.float64)
         drafted = torch.ones(6, dtype=torch.int64)
-        assert drawn(weights, uniform).shape == (7,)
+        assert sample_indices(weights, uniform).shape == (7,)
         assert ratio_decision(weights, list(weights[:6]), drafted, uniform).shape == (2,)
         for rule, kind in product((GREEDY, sampling(top_k=4, top_p=0.9, min_p=0.01)), KINDS):
-            token, sure = Choice(sampling=rule, confidence=kind)(weights.bfloat16(), None if rule is GREEDY else noise)
+            token, sure = ExitPredictor(sampling=rule, confidence=kind)(weights.bfloat16(), None if rule is GREEDY else noise)
             assert (token.dtype, sure.dtype) == (torch.int64, torch.float32)
     for read in (lambda: float(weights[0, 0]), lambda: weights[weights > 0]):
         with pytest.raises(RuntimeError):
@@ -189,7 +189,7 @@ def test_draws_and_verdicts_are_computed_without_waiting_for_the_device() -> Non
 def test_a_draw_inverts_the_cumulative_weights(shape: tuple[int, ...]) -> None:
     weights = torch.tensor([0.0, 1.0, 0.0, 2.0, 1.0, 0.0]).expand(*shape, -1)
     for uniform, expected in ((0.0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (NEAR_ONE, 4), (1.0, 3)):
-        found = drawn(weights, torch.full(shape, uniform, dtype=torch.float64))
+        found = sample_indices(weights, torch.full(shape, uniform, dtype=torch.float64))
         assert found.dtype == torch.int64
         assert found.tolist() == torch.full(shape, expected).tolist()
 
@@ -204,7 +204,7 @@ def test_no_token_of_weight_zero_is_ever_drawn(data: st.DataObject, vocab_size: 
         st.sampled_from([1e-30, 1e-3, 1.0])
     )
     uniform = st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 2.0**-53, NEAR_ONE]))
-    found = drawn(weights, torch.tensor(data.draw(st.lists(uniform, min_size=3, max_size=3)), dtype=torch.float64))
+    found = sample_indices(weights, torch.tensor(data.draw(st.lists(uniform, min_size=3, max_size=3)), dtype=torch.float64))
     assert (weights.gather(1, found[:, None]) > 0).all()
 
 
@@ -212,21 +212,21 @@ def test_a_draw_from_a_large_vocabulary_is_exact() -> None:
     """Sums in float32 would shift the first of these, and never reach the tail of the second."""
     vocab_size = 128_256
     uniform = torch.rand(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = drawn(torch.full((vocab_size,), 1 / vocab_size).expand(300, -1), uniform)
+    found = sample_indices(torch.full((vocab_size,), 1 / vocab_size).expand(300, -1), uniform)
     assert found.tolist() == (uniform * vocab_size).long().tolist()
     weights = torch.full((vocab_size,), 2.0**-30)
     weights[0] = 1
     total = weights.sum(dtype=torch.float64)
     wanted = torch.tensor([10, 1000, 128_000], dtype=torch.float64)
     uniform = (1 + (wanted - 0.5) * 2.0**-30) / total
-    assert drawn(weights.expand(3, -1), uniform).tolist() == wanted.long().tolist()
+    assert sample_indices(weights.expand(3, -1), uniform).tolist() == wanted.long().tolist()
 
 
 def test_draws_have_the_frequencies_of_their_weights() -> None:
     generator, uniforms = torch.Generator().manual_seed(2), Uniforms(CPU, 3)
     for vocab_size in (6, 300):
         weights = torch.rand(vocab_size, generator=generator) * (torch.rand(vocab_size, generator=generator) < 0.6)
-        found = drawn(weights.expand(20_000, -1), uniforms.take(20_000))
+        found = sample_indices(weights.expand(20_000, -1), uniforms.take(20_000))
         assert_distributed(Counter(found.tolist()), weights / weights.sum())
 
 
@@ -248,11 +248,11 @@ def test_the_confidence_of_bf16_logits_is_that_of_a_float32_softmax(kind: Confid
         "margin": ordered[:, -1] - ordered[:, -2],
         "entropy": 1 + (probs * np.log(probs)).sum(1) / np.log(40),
     }[kind]
-    tokens, sure = Choice(sampling=GREEDY, confidence=kind)(logits, None)
+    tokens, sure = ExitPredictor(sampling=GREEDY, confidence=kind)(logits, None)
     assert sure.dtype == probabilities(logits).dtype == torch.float32
     assert sure.numpy() == pytest.approx(expected, abs=1e-6)
     assert tokens.tolist() == logits.float().argmax(-1).tolist()
-    one_by_one = [float(Choice(sampling=GREEDY, confidence=kind)(row[None], None)[1]) for row in logits]
+    one_by_one = [float(ExitPredictor(sampling=GREEDY, confidence=kind)(row[None], None)[1]) for row in logits]
     assert one_by_one == sure.tolist()
 
 
@@ -263,7 +263,7 @@ def test_ratio_sampling_through_the_whole_loop_keeps_the_targets_distribution(ki
     spec, num_texts, num_tokens = TinySpec(vocab_size=5), 24, 150
     target = tiny_model(spec, (1, 2))
     draft = tiny_model(replace(spec, num_layers=2), (1, 2)) if kind == "separate" else None
-    policy = ExitPolicy(exit_layers=(1, 2), thresholds=(0.45,), confidence="max-prob", length=FixedLength(draft_cap=3))
+    policy = Policy(exits=(1, 2), thresholds=(0.45,), tokens=3)
     session = Session(target, draft, num_tokens + 2)
     found, exits = [], []
     num_accepted = num_rejected = 0

@@ -15,8 +15,8 @@ from perfmodel.passes.passes import GRAPH_ROW_WIDTHS
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Session, Settings, generate
 from s2d.loading.load_model import LoadedModel
-from s2d.model.choose_tokens import Choice
-from s2d.model.cuda_graphs import GraphDecoder, padded_context, room_tokens
+from s2d.model.choose_tokens import ExitPredictor
+from s2d.model.cuda_graphs import GraphDecoder, padded_cache_tokens, padded_context
 from s2d.model.torch_device import engine_for
 from tests.s2d.decoding.test_generate import TARGET, fixed, policies, samplings
 from tests.s2d.loading.test_families import SPECS
@@ -34,7 +34,7 @@ def graphed(model: LoadedModel) -> LoadedModel:
 @pytest.fixture(autouse=True)
 def short_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a tiny model's text grows through several."""
-    monkeypatch.setattr(s2d.model.cuda_graphs, "LEAST_CONTEXT", 16)
+    monkeypatch.setattr(s2d.model.cuda_graphs, "MIN_CONTEXT", 16)
 
 
 @torch.inference_mode()
@@ -63,7 +63,7 @@ def test_logits_equal_those_of_passes_launched_kernel_by_kernel(name: str, devic
     expected, _ = logits_of(model, tokens)
     found, num_prepared = logits_of(graphed(model), tokens)
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
-    contexts = {min(padded_context(end), room_tokens(sum(PIECES))) for end in range(sum(PIECES) + 1)}
+    contexts = {min(padded_context(end), padded_cache_tokens(sum(PIECES))) for end in range(sum(PIECES) + 1)}
     assert num_prepared == 2 * len(GRAPH_ROW_WIDTHS) * len(contexts)  # two segments
 
 
@@ -123,14 +123,14 @@ def test_graphs_write_what_the_plain_target_writes(
 @torch.inference_mode()
 def test_a_captured_exit_check_answers_as_any_other(confidence, sampling: Sampling, device: str) -> None:
     model = loaded(tiny_llama(TinySpec()), device=device)
-    choice = Choice(sampling=sampling, confidence=confidence)
+    choice = ExitPredictor(sampling=sampling, confidence=confidence)
     generator = torch.Generator().manual_seed(0)
     captured = graphed(model).decoder
     for token in range(VOCAB_SIZE):
         noise = None if sampling is GREEDY else torch.randn(1, VOCAB_SIZE, generator=generator).to(device)
         row = model.decoder.embed([token])
-        expected_token, expected = model.decoder.ask(row, choice, noise)()
-        found_token, found = captured.ask(row, choice, noise)()
+        expected_token, expected = model.decoder.predict(row, choice, noise)()
+        found_token, found = captured.predict(row, choice, noise)()
         assert (found_token, found) == (expected_token, pytest.approx(expected, abs=1e-6))
 
 

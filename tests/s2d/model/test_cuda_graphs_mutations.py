@@ -10,7 +10,7 @@ import perfmodel.passes.passes
 import s2d.model.cuda_graphs
 from perfmodel.policies.sampling import GREEDY
 from s2d.decoding.generate import Session, Settings
-from s2d.model.choose_tokens import Choice
+from s2d.model.choose_tokens import ExitPredictor
 from s2d.model.cuda_graphs import GraphDecoder, Launch
 from tests.gpu_simulator import PoolError, UseAfterFree, simulated_gpu
 from tests.s2d.decoding.test_generate import TARGET, fixed
@@ -19,7 +19,7 @@ from tests.stubs import TinySpec, loaded, tiny_llama
 
 PROMPT = [1, 2, 3, 4, 5]
 SETTINGS = Settings(policy=fixed((1, 4), 3), sampling=GREEDY, max_new_tokens=20, eos_token_id=None)
-CHOICE = Choice(sampling=GREEDY, confidence="max-prob")
+CHOICE = ExitPredictor(sampling=GREEDY, confidence="max-prob")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def decoder_on(device: str) -> GraphDecoder:
     return graphed(loaded(tiny_llama(TinySpec()), device=device)).decoder
 
 
-def dropping_after(launch_of: Callable[[GraphDecoder, Launch], Launch]) -> Callable[[GraphDecoder, Launch], Launch]:
+def dropping_after(capture: Callable[[GraphDecoder, Launch], Launch]) -> Callable[[GraphDecoder, Launch], Launch]:
     """A capture that reads a buffer which only the captured function holds."""
 
     def launch(decoder: GraphDecoder, compute: Launch) -> Launch:
@@ -54,14 +54,14 @@ def dropping_after(launch_of: Callable[[GraphDecoder, Launch], Launch]) -> Calla
             buffer.add_(1)
             compute()
 
-        return launch_of(decoder, compute_with_buffer)
+        return capture(decoder, compute_with_buffer)
 
     return launch
 
 
 @torch.inference_mode()
 def ask(decoder: GraphDecoder) -> tuple[int, float]:
-    return decoder.ask(decoder.embed([7]), CHOICE, None)()
+    return decoder.predict(decoder.embed([7]), CHOICE, None)()
 
 
 def test_without_a_fault_the_simulated_device_writes_the_text(expected: tuple[int, ...]) -> None:
@@ -93,7 +93,7 @@ def test_an_answer_read_without_waiting_for_its_event_is_caught(monkeypatch: pyt
 
 
 def test_a_buffer_that_only_the_captured_function_held_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GraphDecoder, "launch_of", dropping_after(GraphDecoder.launch_of))
+    monkeypatch.setattr(GraphDecoder, "capture", dropping_after(GraphDecoder.capture))
     with simulated_gpu(), pytest.raises(UseAfterFree, match="has been freed since"):
         ask(decoder_on("cuda"))
 
@@ -102,13 +102,13 @@ def test_a_buffer_that_only_the_captured_function_held_is_caught(monkeypatch: py
 def keeps_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captures as they are without `_cuda_clearCublasWorkspaces`, on torch's default capture stream."""
 
-    def launch_of(decoder: GraphDecoder, compute: Launch) -> Launch:
+    def capture(decoder: GraphDecoder, compute: Launch) -> Launch:
         graph, pools = torch.cuda.CUDAGraph(), decoder.__dict__
         with torch.cuda.graph(graph, pool=pools.setdefault("pool_of_the_mutation", torch.cuda.graph_pool_handle())):
             compute()
         return lambda: graph.replay()
 
-    monkeypatch.setattr(GraphDecoder, "launch_of", launch_of)
+    monkeypatch.setattr(GraphDecoder, "capture", capture)
 
 
 @pytest.mark.usefixtures("keeps_workspaces")
@@ -117,8 +117,8 @@ def test_a_workspace_that_dies_with_another_graph_of_its_pool_is_caught() -> Non
     with simulated_gpu():
         decoder = decoder_on("cuda")
         matrix = torch.ones(4, 4, device="cuda")
-        first = decoder.launch_of(lambda: torch.mm(matrix, matrix))
-        second = decoder.launch_of(lambda: torch.mm(matrix, matrix))
+        first = decoder.capture(lambda: torch.mm(matrix, matrix))
+        second = decoder.capture(lambda: torch.mm(matrix, matrix))
         second()
         del first
         with pytest.raises(UseAfterFree, match="193402"):
@@ -131,6 +131,6 @@ def test_a_pool_that_holds_a_workspace_after_its_last_graph_is_caught() -> None:
     with simulated_gpu():
         decoder = decoder_on("cuda")
         matrix = torch.ones(4, 4, device="cuda")
-        decoder.launch_of(lambda: torch.mm(matrix, matrix))
+        decoder.capture(lambda: torch.mm(matrix, matrix))
         with pytest.raises(PoolError, match="175276"):
-            decoder.launch_of(lambda: torch.mm(matrix, matrix))
+            decoder.capture(lambda: torch.mm(matrix, matrix))

@@ -15,13 +15,13 @@ from torch import Tensor
 from perfmodel.core.errors import BadFile
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.commands.profile_cli import main_profile
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.decoding.generate import Settings
 from s2d.decoding.pair import EncodedPrompt, load_pair
 from s2d.loading.config_numbers import NUMBER_RANGES
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_FOLDER
-from s2d.model.finite import NotFinite, is_finite, num_not_finite
+from s2d.model.finite import NotFinite, count_non_finite, is_finite
 from s2d.running.run_report import check_equal, run_arms
 from tests.s2d.conftest import run
 from tests.stubs import ROPES, TinySpec, tiny_llama
@@ -325,8 +325,8 @@ def test_two_texts_of_nan_are_never_called_equal(folders: Path, sampling: Sampli
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_numbers_are_looked_at_one_and_all(dtype: torch.dtype) -> None:
     numbers = torch.full((40, 50), torch.finfo(dtype).max, dtype=dtype)
-    assert (is_finite(numbers), num_not_finite(numbers)) == (True, 0)
+    assert (is_finite(numbers), count_non_finite(numbers)) == (True, 0)
     for value, place in product((NAN, INF, -INF), (0, 777, 1999)):
         spoilt = numbers.clone()
         spoilt.view(-1)[place] = value
-        assert (is_finite(spoilt), num_not_finite(spoilt)) == (False, 1)
+        assert (is_finite(spoilt), count_non_finite(spoilt)) == (False, 1)

@@ -84,11 +84,11 @@ def _call_in(stage: str, rank: int, action: Callable[[], None]) -> None:
     if stage == "loading":
         s2d.parallel.parallel_decoder._load = lambda *_: action()
     elif stage in SUM_OF_STAGE:
-        _wrap(Ranks, "add_up", SUM_OF_STAGE[stage], action)
+        _wrap(Ranks, "all_reduce", SUM_OF_STAGE[stage], action)
     elif rank == 0:
         _wrap(ExactJudge, "verdict", 1, action)
     else:  # its columns of the head are given: rank 0 samples
-        _wrap(Ranks, "give", 1, action, after=True)
+        _wrap(Ranks, "send_columns", 1, action, after=True)
 
 
 def _wrap(owner: type, name: str, number: int, action: Callable[[], None], *, after: bool = False) -> None:

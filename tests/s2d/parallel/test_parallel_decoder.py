@@ -19,9 +19,9 @@ from s2d.decoding.generate import Settings
 from s2d.decoding.pair import load_pair
 from s2d.loading.load_model import load_model
 from s2d.loading.sidecar import Sidecar, write_sidecar
-from s2d.parallel.parallel_decoder import follow_orders, load_shared
-from s2d.parallel.ranks import Ranks, joined
-from s2d.parallel.shard import Share
+from s2d.parallel.parallel_decoder import load_sharded, serve_requests
+from s2d.parallel.ranks import Ranks, join_ranks
+from s2d.parallel.shard import Shard
 from tests.s2d.conftest import POLICY
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.s2d.model.test_decoder import logits_in_pieces, some_tokens
@@ -61,15 +61,15 @@ def _follow(said: int) -> None:
     os.environ |= {"RANK": "1", "LOCAL_RANK": "1"}
     for stream in (1, 2):
         os.dup2(said, stream)
-    with open(2, "w", closefd=False) as sys.stderr, joined("s2d-run") as ranks:
-        ranks.follow(follow_orders)
+    with open(2, "w", closefd=False) as sys.stderr, join_ranks("s2d-run") as ranks:
+        ranks.run_worker(serve_requests)
 
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
-    with torchrun_environment(), joined("s2d-run") as ranks:
+    with torchrun_environment(), join_ranks("s2d-run") as ranks:
         yield ranks
-        ranks.order(None)
+        ranks.request(None)
 
 
 @pytest.fixture(scope="module", params=SPECS)
@@ -113,11 +113,11 @@ def test_two_processes_write_what_one_writes(ranks: Ranks, models: Path) -> None
 
 
 def test_logits_of_two_processes_are_those_of_one_in_any_cut_of_the_text(ranks: Ranks, models: Path) -> None:
-    one, two = load_model(models / "target", "fp32"), load_shared(models / "target", "fp32", "cpu", ranks)
+    one, two = load_model(models / "target", "fp32"), load_sharded(models / "target", "fp32", "cpu", ranks)
     tokens = some_tokens(110)
     expected, found = (logits_in_pieces(model, (70, 1, 5, 3, 1, 30), tokens, (2, 5)) for model in (one, two))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
-    half = load_shared(models / "target", "bf16", "cpu", ranks)
+    half = load_sharded(models / "target", "bf16", "cpu", ranks)
     found = logits_in_pieces(half, (70, 1, 5, 34), tokens, (2, 5))
     assert float((found.float() - expected).abs().max() / expected.abs().max()) < 0.03
     with pytest.raises(AssertionError, match="rows that a pass left in a cache"):
@@ -137,7 +137,7 @@ def test_a_draft_that_cannot_be_shared_is_refused_before_the_others_hear_of_it(r
 def test_shares_are_the_whole_and_nothing_twice(num_ranks: int) -> None:
     model = loaded(tiny_llama(SPECS["qwen2"]))
     whole, geometry = model.decoder.weights.layers[0], model.geometry
-    shares = [Share(rank=rank, num_ranks=num_ranks).layer(whole, geometry) for rank in range(num_ranks)]
+    shares = [Shard(rank=rank, num_ranks=num_ranks).layer(whole, geometry) for rank in range(num_ranks)]
     for name in ("qkv", "qkv_bias", "gate_up"):
         columns = torch.cat([getattr(share, name).reshape(-1, getattr(share, name).shape[-1]) for share in shares], 1)
         wanted = getattr(whole, name).reshape(-1, getattr(whole, name).shape[-1])
@@ -151,7 +151,7 @@ def test_shares_are_the_whole_and_nothing_twice(num_ranks: int) -> None:
 @pytest.mark.parametrize(("num_columns", "num_ranks"), [(24, 2), (23, 2), (23, 4), (5, 4), (1, 3)])
 def test_shares_of_a_head_are_its_columns_in_order_and_zeros_after_the_last(num_columns: int, num_ranks: int) -> None:
     whole = torch.arange(1.0, 1 + 8 * num_columns).view(8, num_columns)
-    shares = [Share(rank=rank, num_ranks=num_ranks).head(whole) for rank in range(num_ranks)]
+    shares = [Shard(rank=rank, num_ranks=num_ranks).head(whole) for rank in range(num_ranks)]
     assert len({share.shape for share in shares}) == 1
     together = torch.cat(shares, 1)
     assert torch.equal(together[:, :num_columns], whole)
@@ -162,4 +162,4 @@ def test_shares_of_a_head_are_its_columns_in_order_and_zeros_after_the_last(num_
 def test_a_model_that_cannot_be_shared_evenly_is_refused(num_kv_heads: int, intermediate_size: int) -> None:
     spec = TinySpec(num_kv_heads=num_kv_heads, intermediate_size=intermediate_size)
     with pytest.raises(UserInputError, match=r"which 2 processes cannot share evenly: expected 1[.] Take fewer[.]"):
-        Share(rank=0, num_ranks=2).check(loaded(tiny_llama(spec)).geometry, otherwise="Take fewer")
+        Shard(rank=0, num_ranks=2).check(loaded(tiny_llama(spec)).geometry, otherwise="Take fewer")

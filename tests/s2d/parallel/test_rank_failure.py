@@ -15,7 +15,7 @@ import pytest
 from torch.distributed import HashStore
 
 from s2d.decoding.pair import load_pair
-from s2d.parallel.rank_failure import Watch, watching
+from s2d.parallel.rank_failure import RankMonitor, monitored_ranks
 from tests.s2d.parallel import failing_rank
 from tests.s2d.parallel.failing_rank import NUM_LAYERS, STAGES
 from tests.s2d.parallel.test_parallel_decoder import ROOT, TOKENIZER
@@ -122,7 +122,7 @@ def test_what_another_rank_refuses_is_user_input(argv: list[str], tmp_path: Path
 def test_the_traceback_of_another_rank_is_shown_on_request(argv: list[str], tmp_path: Path) -> None:
     job = run_job(1, "verification", "raises", [*argv, "-v"], tmp_path)
     assert job.messages == (message_about(1, "verification", "raises"),)
-    assert "parallel.py" in job.stderr
+    assert "parallel_decoder.py" in job.stderr
     assert "in fail\n" in job.stderr
 
 
@@ -137,13 +137,13 @@ def test_sigterm_ends_a_job_whose_main_thread_is_busy(argv: list[str], tmp_path:
 def test_rank_0_listens_to_ranks_of_its_job_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     store = HashStore()
-    with watching(0, store, "s2d-run") as watch:
+    with monitored_ranks(0, store, "s2d-run") as watch:
         port = int(store.get("watch").split()[1])
         with socket.create_connection(("localhost", port)) as unrelated:
             unrelated.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert unrelated.recv(1) == b""
         assert watch.failure_of_others() is None
-        other = Watch(1, "s2d-run")
+        other = RankMonitor(1, "s2d-run")
         other.start(store)
         other.close()  # without a word
         failure = watch.failure_of_others()

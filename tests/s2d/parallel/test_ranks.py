@@ -13,20 +13,20 @@ from perfmodel.results.report import read_report
 from s2d.commands.run_cli import main_run
 from s2d.decoding.pair import load_pair
 from s2d.parallel.rank_failure import Stage
-from s2d.parallel.ranks import PASS, Ranks, RowsOrder, joined
+from s2d.parallel.ranks import PASS, Ranks, RowsRequest, join_ranks
 from tests.s2d.parallel.test_parallel_decoder import ROOT, TOKENIZER, torchrun_environment
 from tests.stubs import TinySpec, tiny_llama
 
 
 def test_rank_0_prints_the_error_of_another_rank(capsys: pytest.CaptureFixture[str]) -> None:
     def disorder(ranks: Ranks) -> int:
-        with ranks.naming_errors():
-            ranks.order_pass(RowsOrder(PASS, 99, 0, 0, 0, 1, Stage.VERIFICATION), torch.zeros(1, 8))
-            ranks.meet()
+        with ranks.adding_stage_to_errors():
+            ranks.request_pass(RowsRequest(PASS, 99, 0, 0, 0, 1, Stage.VERIFICATION), torch.zeros(1, 8))
+            ranks.barrier()
         return 0
 
-    with torchrun_environment(), joined("s2d-run") as ranks:
-        assert ranks.lead(disorder) == 1
+    with torchrun_environment(), join_ranks("s2d-run") as ranks:
+        assert ranks.run_leader(disorder) == 1
     assert capsys.readouterr().err == "s2d-run: rank 1 failed during verification: KeyError: 99\n"
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from profiler.commands.profile_cli import main_profile
-from s2d.commands.run_cli import main_run, main_train
+from s2d.commands.run_cli import main_run
+from s2d.commands.train_cli import main_train
 
 HEAVY = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 SCRIPT = """
@@ -19,7 +20,7 @@ print(sorted(set(sys.modules) & set({heavy})), code, time.process_time())
 """
 PROFILE = ("s2d-profile", "profiler.commands.profile_cli", main_profile)
 RUN = ("s2d-run", "s2d.commands.run_cli", main_run)
-TRAIN = ("s2d-train", "s2d.commands.run_cli", main_train)
+TRAIN = ("s2d-train", "s2d.commands.train_cli", main_train)
 PAIR = ["--target", "ref-target-16", "--draft", "ref-draft"]
 DRAFT = ["draft", "--target", "ref-target-16", "--exits", "1,2", "-o", "new"]
 CALIBRATE = ["calibrate", "--target", "ref-target-16", "--draft", "ref-draft"]

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.errors import UserInputError
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.decoding.pair import encode_prompts, encode_turn, load_pair
 from s2d.prompts.conversation import Conversation, Message, Prompt
 from s2d.prompts.special_tokens import SpecialTokens, special_tokens_note, text_ids

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.acceptance.trace import distinct_ngram_frac
 from perfmodel.core.errors import UserInputError
-from perfmodel.policies.policy import ExitPolicy, FixedLength
+from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY
 from s2d.decoding.generate import generate
 from s2d.prompts.text import ContinuationText, Stop, continuation_text
@@ -246,7 +246,7 @@ def test_a_special_token_is_a_stop_string_by_its_name() -> None:
 def test_a_stop_string_inside_a_block_cuts_the_block(cap: int) -> None:
     target = tiny_model(TinySpec(vocab_size=len(TOKENIZER)))
     draft = tiny_model(TinySpec(vocab_size=len(TOKENIZER)), (6,))
-    policy = ExitPolicy(exit_layers=(6,), thresholds=(), confidence="max-prob", length=FixedLength(draft_cap=cap))
+    policy = Policy(exits=(6,), tokens=cap)
     common = {"sampling": GREEDY, "max_new_tokens": 30, "eos_token_id": None}
     whole = generate(target, None, [70, 71], policy=None, **common).tokens
     stop = Stop([TOKENIZER.decode(whole[8:10])], TOKENIZER)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from perfmodel.policies.policy import CalibrationCurve
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.decoding.pair import encode_prompts, load_pair
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model

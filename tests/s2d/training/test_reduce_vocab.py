@@ -12,9 +12,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.errors import BadPolicy, UserInputError
-from perfmodel.policies.policy import ExitPolicy, SurvivalStop
+from perfmodel.policies.policy import Policy, SurvivalFloor
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.decoding.generate import generate
 from s2d.loading.convert_weights import with_reduced_head, with_vocab_size
 from s2d.loading.exits import RequestedExits
@@ -83,8 +83,8 @@ def test_what_the_draft_cannot_say_is_the_targets_to_say(sampling: Sampling) -> 
     said = tuple(range(0, VOCAB_SIZE, 2))
     reduced = Decoder(whole.geometry, with_reduced_head(whole.decoder.weights, said))
     draft = LoadedModel(**{name: getattr(whole, name) for name in whole.__slots__} | {"decoder": reduced})
-    rule = SurvivalStop(draft_cap=5, floor=0.2, calibration=(CURVE, CURVE))
-    policy = ExitPolicy(exit_layers=(1, 4), thresholds=(0.3,), confidence="max-prob", length=rule)
+    stop = SurvivalFloor(floor=0.2, calibration=(CURVE, CURVE))
+    policy = Policy(exits=(1, 4), thresholds=(0.3,), tokens=5, stop=stop)
     common = {"sampling": sampling, "max_new_tokens": 60, "eos_token_id": EOS}
     for prompt in ([1], [2, 8, 3], TOKENS):
         plain = generate(target, None, prompt, policy=None, **common)
@@ -98,8 +98,8 @@ def test_a_vocabulary_padded_otherwise_keeps_the_reduced_head() -> None:
     weights = with_reduced_head(tiny_model(TinySpec()).decoder.weights, (1, 5, 20))
     for num_tokens, kept in ((30, [1, 5, 20]), (20, [1, 5])):
         padded = with_vocab_size(weights, num_tokens)
-        assert padded.said is not None
-        assert (padded.said.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
+        assert padded.head_token_ids is not None
+        assert (padded.head_token_ids.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
 
 
 def test_a_target_says_every_token(draft: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.errors import BadFile, Mismatch, OutOfSpace, UserInputError
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.loading.load_model import load_model
 from s2d.prompts.conversation import Prompt
 from s2d.training import corpus, package_family, reference_recipe, train_reference

@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from s2d.commands.run_cli import main_train
+from s2d.commands.train_cli import main_train
 from s2d.loading.load_model import load_model
 from s2d.loading.sidecar import read_sidecar
 from s2d.training import train_draft

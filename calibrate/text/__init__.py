@@ -1,1 +1,0 @@
-"""Results as text and figures for people."""
