@@ -44,7 +44,7 @@ from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, tex
 from calibrate.planning.candidates import paper_policies
 from calibrate.search.scenario import scenario_of
 from calibrate.search.search import search
-from perfmodel.acceptance.trace import Trace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import Mismatch, OutOfDomain, UserInputError
 from perfmodel.core.provenance import make_provenance
@@ -54,7 +54,7 @@ from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup
-from perfmodel.results.plan import Plan, read_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from profiler.commands.profile_inputs import TRACE_NAME
 from profiler.latency.kernel_trial import choose_kernels, recorded_kernels
 from profiler.latency.latency_files import LatencyFiles, pair_profiles
@@ -96,7 +96,7 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
     """
     if path is None:
         return None
-    plan = read_plan(path).record
+    plan = PLAN_FILE.read(path).record
     if plan.target.name != target.name:
         fix = "Give the target it was made for, or another plan"
         raise Mismatch(f"plan {str(path)!r}", made_for=plan.target.name, given=target.name, fix=fix)
@@ -134,7 +134,7 @@ def write_evidence(found: Found, folder: Path, facts: DeviceFacts) -> tuple[Path
     provenance = make_provenance(
         device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=SEED, inputs=inputs
     )
-    write_trace(folder / TRACE_NAME, trace_for(found.trace, found.pair), provenance)
+    TRACE_FILE.write(folder / TRACE_NAME, trace_for(found.trace, found.pair), provenance)
     if not len(found.log):
         return (folder / TRACE_NAME,)
     sampling = found.trace.header.sampling

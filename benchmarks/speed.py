@@ -39,7 +39,7 @@ from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_c
 from perfmodel.core.units import Seconds, TokensPerS, format_number, format_speedup
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
-from perfmodel.results.plan import Plan, read_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from profiler.latency.profiling_job import Job
 from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, load_pair
@@ -234,7 +234,7 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     common.one_thread()
     size = QUICK if args.quick else FULL
-    plan = read_plan(args.plan).record if args.plan else None
+    plan = PLAN_FILE.read(args.plan).record if args.plan else None
     targets = (plan.target.name,) if plan else tuple(args.target or size.targets)
     samplings = (plan.workload.sampling,) if plan else SAMPLINGS
     exits = exits_from_plan(plan) if plan else requested_exits(args.exits)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
-from perfmodel.passes.latency_profile import read_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_session.sh"
@@ -85,7 +85,7 @@ def test_a_tiny_session_runs_on_a_simulated_gpu_and_keeps_evidence_of_that_devic
     assert not first["failed"]
     assert first["memory_bytes"] <= first["predicted_memory_bytes"]
     assert first["datasheet_bandwidth_frac"] < 1
-    profile = read_latency_profile(folder / "13b" / "target.latency.json")
+    profile = PROFILE_FILE.read(folder / "13b" / "target.latency.json")
     assert profile.provenance.device.startswith("NVIDIA H200")
     assert profile.record.device.device == "NVIDIA H200"
     assert profile.record.device.kernels in [one.kernels for one in profile.record.kernel_trials]

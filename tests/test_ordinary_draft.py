@@ -7,8 +7,8 @@ import pytest
 
 from calibrate.commands.compare_cli import main_compare
 from calibrate.commands.plan_cli import main_plan
-from perfmodel.results.plan import read_plan
-from perfmodel.results.report import read_report
+from perfmodel.results.plan import PLAN_FILE
+from perfmodel.results.report import REPORT_FILE
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.run_cli import main_run
 from tests.profiler.conftest import write_pair
@@ -43,7 +43,7 @@ def test_any_model_is_profiled_planned_run_and_compared_as_a_draft(
     profiles = [word for path in sorted(out.glob("*.latency.json")) for word in ("--profile", str(path))]
     assert main_plan([*profiles, "--trace", str(out / "trace.npz"), *models[2:], "-o", str(plan)]) == 0
     layers = tuple(map(int, (exits or "4").split(",")))
-    assert read_plan(plan).record.draft.exit_layers == layers
+    assert PLAN_FILE.read(plan).record.draft.exit_layers == layers
     capsys.readouterr()
 
     with_policy = _drafting(plan, layers)
@@ -51,7 +51,7 @@ def test_any_model_is_profiled_planned_run_and_compared_as_a_draft(
     shown = capsys.readouterr().out
     assert f"exits {'/'.join(map(str, layers))} (the plan)" in shown
     assert "2 of 2 outputs equal the plain target's" in shown
-    record = read_report(report).record
+    record = REPORT_FILE.read(report).record
     assert record.draft.exit_layers == layers
     assert sum(run.rounds.num_drafted for run in record.plan_arm.runs) > 0
     assert main_compare(["--plan", str(with_policy), "--report", str(report)]) == 0

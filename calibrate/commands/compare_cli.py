@@ -61,13 +61,14 @@ def answer_comparison(flags: CompareFlags, options: AnswerOptions, *, command: S
     """Compare a plan with the report of its run."""
     from calibrate.planning.compare import compare
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.results.residuals import residuals_file_text, write_residuals
+    from perfmodel.results.residuals import RESIDUALS_FILE
 
     residuals = compare(flags.plan, flags.report, flags.profiles, flags.fit)
-    provenance = make_provenance(argv=command, inputs={"plan": residuals.plan_sha256, "report": residuals.report_sha256})
+    inputs = {"plan": residuals.plan_sha256, "report": residuals.report_sha256}
     print_answer(
         options,
-        write=lambda path: write_residuals(path, residuals, provenance),
-        file_text=lambda: residuals_file_text(residuals, provenance),
+        residuals,
+        RESIDUALS_FILE,
+        partial(make_provenance, argv=command, inputs=inputs),
         text=lambda: residuals.explain() if options.explain else str(residuals),
     )

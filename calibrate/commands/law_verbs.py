@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -109,13 +110,14 @@ def answer_validation(options: AnswerOptions, *, command: Sequence[str]) -> None
     """Compare the latency law with published speeds."""
     from calibrate.fit.validate import validate
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.results.validation import validation_file_text, write_validation
+    from perfmodel.results.validation import VALIDATION_FILE
 
-    validation, provenance = validate(), make_provenance(argv=command)
+    validation = validate()
     print_answer(
         options,
-        write=lambda path: write_validation(path, validation, provenance),
-        file_text=lambda: validation_file_text(validation, provenance),
+        validation,
+        VALIDATION_FILE,
+        partial(make_provenance, argv=command),
         text=lambda: validation.explain() if options.explain else str(validation),
     )
 
@@ -151,7 +153,7 @@ def answer_fit(flags: FitFlags, options: AnswerOptions, *, command: Sequence[str
     from calibrate.fit.fit_latency import fit_profiles
     from calibrate.fit.fit_tables import fit_tables
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.passes.latency_law import latency_fit_file_text, write_latency_fit
+    from perfmodel.passes.latency_law import FIT_FILE
 
     if bool(flags.profiles) == (flags.tables is not None) or (flags.tables is None) != (flags.device is None):
         raise UserInputError("s2d-plan fit needs profiles, or --tables DIR with --device NAME: give one of the two.")
@@ -159,11 +161,11 @@ def answer_fit(flags: FitFlags, options: AnswerOptions, *, command: Sequence[str
         fit, inputs = fit_tables(flags.tables, flags.device)
     else:
         fit, inputs = fit_profiles(flags.profiles)
-    provenance = make_provenance(argv=command, libraries=("numpy", "scipy"), inputs=inputs)
     print_answer(
         options,
-        write=lambda path: write_latency_fit(path, fit, provenance),
-        file_text=lambda: latency_fit_file_text(fit, provenance),
+        fit,
+        FIT_FILE,
+        partial(make_provenance, argv=command, libraries=("numpy", "scipy"), inputs=inputs),
         text=lambda: fit.explain() if options.explain else str(fit),
         done=f"; next: s2d-plan --target NAME --fit {options.output}",
     )

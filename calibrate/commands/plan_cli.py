@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,18 +206,18 @@ def _print_plan(flags: PlanFlags, plan: Plan, command: Sequence[str], comparison
     from calibrate.planning.suggest_after_plan import next_command
     from perfmodel.core.blocks import as_text
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.results.plan import plan_file_text, write_plan
+    from perfmodel.results.plan import PLAN_FILE
 
     options = flags.answer
     inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
-    provenance = cache(partial(make_provenance, argv=command, inputs=inputs))  # runs git, which text does not need
     # The printed next command names the files of this machine, the saved one does not.
     repeated = [word for word in command if word != "--explain"]
     printed = replace(plan, next_command=next_command(plan, command=repeated, output=options.output))
     print_answer(
         options,
-        write=lambda path: write_plan(path, plan, provenance()),
-        file_text=lambda: plan_file_text(plan, provenance()),
+        plan,
+        PLAN_FILE,
+        partial(make_provenance, argv=command, inputs=inputs),
         text=lambda: as_text([*comparison, *printed.blocks(explain=options.explain)]),
     )
 
@@ -226,7 +226,7 @@ def _answer_portfolio(flags: PlanFlags, requests: Sequence[PlanRequest]) -> None
     """Plan for several targets or categories: a policy for each, and one for all."""
     from calibrate.planning.make_portfolio import by_category, by_target
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.results.portfolio import portfolio_file_text, write_portfolio
+    from perfmodel.results.portfolio import PORTFOLIO_FILE
 
     options = flags.answer
     portfolio = by_category(requests[0]) if flags.by_category else by_target(requests)
@@ -237,11 +237,11 @@ def _answer_portfolio(flags: PlanFlags, requests: Sequence[PlanRequest]) -> None
         for evidence in part.evidence
         if evidence.sha256 is not None
     }
-    provenance = cache(partial(make_provenance, argv=flags.command, inputs=inputs))
     print_answer(
         options,
-        write=lambda path: write_portfolio(path, replace(portfolio, next_command=""), provenance()),
-        file_text=lambda: portfolio_file_text(replace(portfolio, next_command=""), provenance()),
+        replace(portfolio, next_command=""),
+        PORTFOLIO_FILE,
+        partial(make_provenance, argv=flags.command, inputs=inputs),
         text=lambda: portfolio.explain() if options.explain else str(portfolio),
     )
 

@@ -18,7 +18,7 @@ from perfmodel.latency.lower_bound import check_profile
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import setting_of
 from perfmodel.passes.latency_law import FitDomain, LatencyFit
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.passes import PREFILL_KINDS, PassKind, PassSamples, graph_width
 from perfmodel.passes.pauses import without_pauses
 
@@ -36,7 +36,7 @@ def fit_profiles(paths: Sequence[Path]) -> tuple[LatencyFit, dict[str, str]]:
         Mismatch: they are of different devices, dtypes or engines.
         UserInputError: hardly any passes.
     """
-    stored = {path.name: read_latency_profile(path) for path in paths}
+    stored = {path.name: PROFILE_FILE.read(path) for path in paths}
     for name, one in stored.items():
         warn_of_pauses(name, one.record)
     return fit_latency([one.record for one in stored.values()]), {name: one.sha256 for name, one in stored.items()}

@@ -11,7 +11,7 @@ from calibrate.inputs.draft import DraftName
 from calibrate.inputs.requests import PlanRequest
 from calibrate.inputs.target import Target
 from perfmodel.acceptance.splits import Split, half_of
-from perfmodel.acceptance.trace import Trace, read_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
@@ -99,7 +99,7 @@ def load_acceptance(source: Path | Trace, split: Split = "all", category: str | 
     if isinstance(source, Trace):
         trace, sha256, name = source, None, "the trace"
     else:
-        stored = read_trace(source)
+        stored = TRACE_FILE.read(source)
         trace, sha256, name = stored.record, stored.sha256, repr(source.name)
     prompts = trace.header.prompts
     if category is not None and all(prompt.category != category for prompt in prompts):

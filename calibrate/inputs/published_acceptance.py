@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from calibrate.inputs.acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, SYNTHETIC_PREFIX, shipped_path
 from perfmodel.acceptance.off_path_trace import nothing_off_path
-from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
 from perfmodel.core.provenance import make_provenance
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.policies.policy import HeuristicLength, Policy
@@ -216,7 +216,7 @@ def main() -> None:
         provenance = make_provenance(
             argv=("python", "-m", "calibrate.inputs.published_acceptance"), libraries=("numpy",), seed=SEED
         )
-        write_trace(shipped_path(DRAFT, published.target), trace, provenance)
+        TRACE_FILE.write(shipped_path(DRAFT, published.target), trace, provenance)
 
 
 if __name__ == "__main__":

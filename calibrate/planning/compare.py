@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias, TypeVar
 
 from calibrate.inputs.device import resolve_device, same_device
 from calibrate.inputs.requests import DeviceRequest
-from calibrate.planning.suggest_after_compare import REPORT_FILE, ComparedFiles, Errors, next_step
-from calibrate.planning.suggest_after_plan import PLAN_FILE
+from calibrate.planning.suggest_after_compare import DEFAULT_REPORT_PATH, ComparedFiles, Errors, next_step
+from calibrate.planning.suggest_after_plan import DEFAULT_PLAN_PATH
 from calibrate.pricing.datasheet import price_by_datasheet
 from calibrate.pricing.measured import price_by_profiles
 from calibrate.pricing.pricing import PairWeights, Pricing
@@ -20,13 +20,13 @@ from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored, record_sha256
 from perfmodel.core.units import Seconds
-from perfmodel.passes.latency_profile import read_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE
 from perfmodel.passes.passes import PASS_KINDS, PassKind
 from perfmodel.passes.pauses import without_pauses
 from perfmodel.replay.estimate import pass_seconds
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
-from perfmodel.results.plan import Candidate, Evidence, Plan, read_plan
-from perfmodel.results.report import Arm, RunReport, read_report
+from perfmodel.results.plan import PLAN_FILE, Candidate, Evidence, Plan
+from perfmodel.results.report import REPORT_FILE, Arm, RunReport
 from perfmodel.results.residuals import PassResidual, Residuals
 
 T = TypeVar("T")
@@ -60,8 +60,8 @@ def compare(
         >>> compare("plan.json", "report.json").acceptance_error_frac  # doctest: +SKIP
         0.012
     """
-    plan_record, plan_sha256, _ = _load(plan, read_plan)
-    report_record, report_sha256, run_command = _load(report, read_report)
+    plan_record, plan_sha256, _ = _load(plan, PLAN_FILE.read)
+    report_record, report_sha256, run_command = _load(report, REPORT_FILE.read)
     profile_paths = [Path(path) for path in profiles]
     pricing = load_pricing(plan_record, profile_paths, None if fit is None else Path(fit))
     plain_arm = _check(plan_record, plan_sha256, report_record)
@@ -84,9 +84,9 @@ def compare(
         measured=measured.speedup,
     )
     files = ComparedFiles(
-        plan=Path(plan) if isinstance(plan, (str, os.PathLike)) else PLAN_FILE,
-        report=Path(report) if isinstance(report, (str, os.PathLike)) else REPORT_FILE,
-        profiles={path: read_latency_profile(path) for path in profile_paths},
+        plan=Path(plan) if isinstance(plan, (str, os.PathLike)) else DEFAULT_PLAN_PATH,
+        report=Path(report) if isinstance(report, (str, os.PathLike)) else DEFAULT_REPORT_PATH,
+        profiles={path: PROFILE_FILE.read(path) for path in profile_paths},
         run_command=run_command,
     )
     return Residuals(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calibrate.planning.suggest_after_plan import PLAN_FILE, PROFILE_FOLDER, profile_command, run_plan_command
+from calibrate.planning.suggest_after_plan import DEFAULT_PLAN_PATH, DEFAULT_PROFILE_FOLDER, profile_command, run_plan_command
 from perfmodel.core.cpu_contention import BUSY_FRAC
 from perfmodel.core.files import Stored
 from perfmodel.core.stats import Interval
@@ -20,7 +20,7 @@ from perfmodel.results.residuals import PassResidual
 
 GOOD_ERROR_FRAC: Frac = 0.02
 """The accuracy that this project aims at. Smaller errors need no new measurement, however narrow the intervals."""
-REPORT_FILE = Path("report.json")
+DEFAULT_REPORT_PATH = Path("report.json")
 """Where a report is written if no path was given."""
 
 _PROMPT_FLAGS = (
@@ -43,8 +43,8 @@ _SWITCHES = ("--chat", "--adapt")
 class ComparedFiles:
     """Files of a comparison, for the commands that it suggests."""
 
-    plan: Path = PLAN_FILE
-    report: Path = REPORT_FILE
+    plan: Path = DEFAULT_PLAN_PATH
+    report: Path = DEFAULT_REPORT_PATH
     profiles: Mapping[Path, Stored[LatencyProfile]] = field(default_factory=dict)
     """Those that the plan was made with; empty if they were not given."""
     run_command: str = ""
@@ -146,7 +146,7 @@ def _profile_again(plan: Plan, files: ComparedFiles) -> str:
 
 
 def _folder(files: ComparedFiles) -> Path:
-    return next((path.parent for path in files.profiles), PROFILE_FOLDER)
+    return next((path.parent for path in files.profiles), DEFAULT_PROFILE_FOLDER)
 
 
 def _trace(files: ComparedFiles) -> Path:

@@ -29,9 +29,9 @@ from perfmodel.results.plan_text import is_published
 
 PROFILED_DTYPES = ("fp32", "bf16", "fp16")
 """Dtypes in which `s2d-profile` and `s2d-run` compute."""
-PLAN_FILE = Path("plan.json")
+DEFAULT_PLAN_PATH = Path("plan.json")
 """Where a plan is written if no path was given."""
-PROFILE_FOLDER = Path("profile")
+DEFAULT_PROFILE_FOLDER = Path("profile")
 """Where `s2d-profile` writes by default."""
 
 
@@ -135,7 +135,7 @@ def _plan_with_whole_head(plan: Plan, command: Sequence[str] | None) -> str:
 
 def _write_and_run(plan: Plan, command: Sequence[str] | None, output: Path | None) -> str:
     """Run the plan, after writing it if it was not written yet."""
-    path = output or PLAN_FILE
+    path = output or DEFAULT_PLAN_PATH
     write = [] if command is None or output is not None else [shlex.join([*command, "-o", str(path)])]
     return " && ".join([*write, run_plan_command(plan, path, path.with_name("report.json"))])
 
@@ -159,7 +159,7 @@ def run_plan_command(plan: Plan, path: Path, report: Path, more: Sequence[str] =
 
 
 def profile_command(
-    plan: Plan, *, latency: bool, acceptance: bool, folder: Path = PROFILE_FOLDER, more: Sequence[str] = ()
+    plan: Plan, *, latency: bool, acceptance: bool, folder: Path = DEFAULT_PROFILE_FOLDER, more: Sequence[str] = ()
 ) -> str:
     """The command that measures a plan's pair.
 

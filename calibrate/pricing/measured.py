@@ -20,8 +20,8 @@ from perfmodel.latency.latency_model import FittedLatency, LatencyModel, Measure
 from perfmodel.latency.lower_bound import check_profile
 from perfmodel.models.geometry import ModelGeometry, check_degree, same_shape
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.latency_law import LatencyFit, read_latency_fit
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.latency_law import FIT_FILE, LatencyFit
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.pauses import find_pauses, pauses_text
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Evidence, EvidenceRole
@@ -74,7 +74,7 @@ def price_by_profiles(
         Mismatch: a profile is of another model, weights or device than the trace, the other profile or the request.
         UserInputError: a profile is missing or given twice, or the models do not fit in the device's memory.
     """
-    profiles = {path.name: read_latency_profile(path) for path in profile_paths}
+    profiles = {path.name: PROFILE_FILE.read(path) for path in profile_paths}
     for name, stored in profiles.items():
         check_profile(stored.record)
         warn_of_pauses(name, stored.record)
@@ -117,7 +117,7 @@ def select_profiles(pair: Pair, paths: Sequence[Path]) -> tuple[Path, ...]:
     """The profiles of a pair among profiles of many models; of one model's profiles, those taken beside its partner if any."""
     by_role: dict[Role, dict[Path, LatencyProfile]] = {"target": {}, "draft": {}}
     for path in paths:
-        profile = read_latency_profile(path).record
+        profile = PROFILE_FILE.read(path).record
         try:
             by_role[_role_of(path.name, profile, pair)][path] = profile
         except Mismatch:
@@ -255,7 +255,7 @@ def _check_sampling(name: str, profile: LatencyProfile, sampling: Sampling) -> N
 
 
 def _read_fit(path: Path) -> Stored[LatencyFit]:
-    fit = read_latency_fit(path)
+    fit = FIT_FILE.read(path)
     if not fit.record.domain.max_cached_tokens:
         problem = "fitted to kernels without a cache, which leaves attention and the host unpriced"
         raise BadFile(path, problem, "Fit whole passes: s2d-profile law, then s2d-plan fit")

@@ -9,35 +9,26 @@ Shapes: P positions (all prompts one after another), E exits (all of the draft's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.acceptance.off_path_trace import OffPath, nothing_off_path
-from perfmodel.core.disk import PathLike
-from perfmodel.core.errors import BadFile
-from perfmodel.core.files import Stored, StoredArrays, read_arrays, write_arrays
-from perfmodel.core.provenance import Provenance
+from perfmodel.acceptance.off_path_trace import OffPath
+from perfmodel.core.files import ArraysFormat, FileFormat
 from perfmodel.core.units import Frac, Tokens
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.policies.policy import Confidence
-from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
+from perfmodel.policies.sampling import Sampling
 
-TRACE_SCHEMA = "s2d/acceptance-trace"
-TRACE_VERSION = 5
 MAX_NEW_TOKENS = 2**24
 """Longer than any context, and small enough for 32-bit arithmetic."""
 
-_COLUMN_DTYPES = {"confidence": np.float32, "draft_token": np.int32, "target_token": np.int32, "accept_prob": np.float32}
-_OFF_PATH_DTYPES = {"position": np.int32, "exit": np.int32, "confidence": np.float32}
-_DTYPES = {**_COLUMN_DTYPES, **{f"off_path_{name}": dtype for name, dtype in _OFF_PATH_DTYPES.items()}}
-_SINCE = {name: 1 if name in _COLUMN_DTYPES else 5 for name in _DTYPES}
-_UPGRADES = {1: with_llama_layers, 2: with_whole_heads, 3: with_sampling_unpenalised, 4: lambda body: body}
-_REMAKE = "Record the trace again with s2d-profile acceptance"
+_COLUMN_DTYPES = {"confidence": "float32", "draft_token": "int32", "target_token": "int32", "accept_prob": "float32"}
+_OFF_PATH_DTYPES = {"position": "int32", "exit": "int32", "confidence": "float32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +103,21 @@ class Trace:
         columns = {name: getattr(self, name) for name in _COLUMN_DTYPES}
         return columns | {f"off_path_{name}": getattr(self.off_path, name) for name in _OFF_PATH_DTYPES}
 
+    @classmethod
+    def from_columns(cls, header: TraceHeader, columns: Mapping[str, NDArray[Any]]) -> Self:
+        """The trace with these columns, as `columns` names them.
+
+        Raises:
+            ValueError: a shape does not fit the header, or a value is impossible.
+        """
+        trace = cls(
+            header=header,
+            **{name: columns[name] for name in _COLUMN_DTYPES},
+            off_path=OffPath(**{name: columns[f"off_path_{name}"] for name in _OFF_PATH_DTYPES}),
+        )
+        _check_values(trace)
+        return trace
+
     def subset(self, prompts: range | list[int]) -> Trace:
         """The trace of some of its prompts, by zero-based number, in the order given."""
         bounds = self._bounds
@@ -152,42 +158,6 @@ class Trace:
         )
 
 
-def write_trace(path: PathLike, trace: Trace, provenance: Provenance) -> None:
-    """Write a trace as `.npz`, whole or not at all."""
-    columns = {name: column.astype(_DTYPES[name]) for name, column in trace.columns.items()}
-    write_arrays(path, trace.header, columns, schema=TRACE_SCHEMA, version=TRACE_VERSION, provenance=provenance)
-
-
-def read_trace(path: PathLike) -> Stored[Trace]:
-    """Read a trace back.
-
-    Raises:
-        BadFile: not a whole trace, columns of other types or lengths than its header says, or no probabilities.
-    """
-    stored = read_arrays(path, TraceHeader, schema=TRACE_SCHEMA, version=TRACE_VERSION, since=_SINCE, upgrades=_UPGRADES)
-    for name, column in stored.arrays.items():
-        if column.dtype != _DTYPES[name]:
-            raise BadFile(path, f"trace column {name}: of {column.dtype}, expected {np.dtype(_DTYPES[name])}", _REMAKE)
-    try:
-        trace = Trace(
-            header=stored.record,
-            **{name: stored.arrays[name] for name in _COLUMN_DTYPES},
-            off_path=_off_path_of(stored),
-        )
-        _check_values(trace)
-    except ValueError as err:
-        raise BadFile(path, str(err), _REMAKE) from err
-    return Stored(record=trace, provenance=stored.provenance, sha256=stored.sha256)
-
-
-def _off_path_of(stored: StoredArrays[TraceHeader]) -> OffPath:
-    """The second trace; empty in a file that was written before there was one."""
-    names = {name: f"off_path_{name}" for name in _OFF_PATH_DTYPES}
-    if names["position"] not in stored.arrays:
-        return nothing_off_path(len(stored.record.draft.exit_layers))
-    return OffPath(**{name: stored.arrays[column] for name, column in names.items()})
-
-
 def _check_values(trace: Trace) -> None:
     """Fractions are fractions, and under the exact rules a token is accepted if and only if it is the target's own."""
     for name in ("confidence", "accept_prob", "off_path_confidence"):
@@ -209,3 +179,10 @@ def distinct_ngram_frac(tokens: Sequence[int], size: int = 6) -> Frac:
     """Distinct n-grams over all of them: 1 when nothing repeats, or when the text is shorter than one."""
     grams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
+
+
+TRACE_FILE = ArraysFormat(
+    record=Trace,
+    header=FileFormat(record=TraceHeader, schema="s2d/acceptance-trace", made_with="s2d-profile acceptance"),
+    dtypes=_COLUMN_DTYPES | {f"off_path_{name}": dtype for name, dtype in _OFF_PATH_DTYPES.items()},
+)

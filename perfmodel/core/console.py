@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from perfmodel.core.disk import NO_SPACE_ERRNOS, check_writable, os_error_in
 from perfmodel.core.errors import Interrupted, MissingExtra, OutOfSpace, S2DError, UserInputError
 from perfmodel.core.overwriting import check_outputs, output_file
 from perfmodel.core.units import Seconds, format_duration, format_frac
+
+if TYPE_CHECKING:
+    from perfmodel.core.files import FileFormat
+    from perfmodel.core.provenance import Provenance
+
+T = TypeVar("T")
 
 EXIT_ANSWERED = 0
 EXIT_OUR_FAULT = 1
@@ -167,31 +174,34 @@ def print_out(text: str = "", *, end: str = "\n") -> None:
 
 def print_answer(
     options: AnswerOptions,
+    record: T,
+    file_format: FileFormat[T],
+    provenance: Callable[[], Provenance],
     *,
     text: Callable[[], str],
-    file_text: Callable[[], str],
-    write: Callable[[Path], None],
     done: str = "",
 ) -> None:
-    """Give a result where it was asked for: as text for people or as its file on stdout, and into a file.
+    """Print a result, as text or with `--json` as its file, and save it with `-o`.
 
-    It is written whatever becomes of showing it, whose reader may have left, and shown whatever becomes of writing it.
+    Printing and saving are independent: if one fails (for example a closed pipe), the other still happens.
 
     Args:
-        options: of a command with `add_common_flags`.
-        text: the result for people.
-        file_text: what `--json` prints.
-        write: makes the file.
-        done: what to say after the name of the file that was written.
+        options: how to print and where to save, as given on the command line.
+        record: the result.
+        file_format: its file.
+        provenance: makes the provenance of the file; called only for `--json` and `-o`, because it runs git.
+        text: makes the text of the result.
+        done: added to the message about the saved file.
     """
+    provenance = functools.cache(provenance)
     try:
         if options.json:
-            print_out(file_text(), end="")
+            print_out(file_format.text(record, provenance()), end="")
         else:
             print_out(text())
     finally:
         if options.output is not None:
-            write(options.output)
+            file_format.write(options.output, record, provenance())
             print_err(f"wrote {options.output}{done}")
 
 

@@ -25,7 +25,7 @@ from perfmodel.core.units import (
 )
 from perfmodel.models.dtypes import WeightKernels
 from perfmodel.passes.device_key import EngineMode
-from perfmodel.passes.latency_law import LatencyFit, read_latency_fit
+from perfmodel.passes.latency_law import FIT_FILE, LatencyFit
 
 A100, H100 = "A100-80GB-SXM", "H100-SXM"
 """The devices whose kernels were timed by others, as the table names them."""
@@ -137,7 +137,7 @@ def shipped_fit(name: str) -> LatencyFit:
     Raises:
         BadFile: it is not in the box, or no longer whole.
     """
-    return read_latency_fit(EVIDENCE / f"{name.casefold()}.latency-fit.json").record
+    return FIT_FILE.read(EVIDENCE / f"{name.casefold()}.latency-fit.json").record
 
 
 _A100_SHARES: Mapping[WeightKernels, Frac] = {"int8": 0.6689, "int4": 0.5786, "gguf": 0.6544}

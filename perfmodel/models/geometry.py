@@ -5,12 +5,10 @@ The table of models is `perfmodel.models.known_models`, what a Hugging Face conf
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from perfmodel.core.errors import BadPolicy, UserInputError
-from perfmodel.core.files import with_keys
 from perfmodel.core.units import Frac, Tokens
 
 DraftKind = Literal["separate", "self"]
@@ -278,24 +276,3 @@ def with_reduced_head(model: ModelGeometry, draft_vocab: Tokens | None) -> Model
             f"--draft-vocab {draft_vocab}: expected from 1 to {model.vocab_size} tokens, the vocabulary of {model.name}."
         )
     return replace(model, head_vocab_size=None if draft_vocab == model.vocab_size else draft_vocab)
-
-
-def with_llama_layers(body: dict[str, Any]) -> dict[str, Any]:
-    """A file's body from before geometries told more than a Llama's: every geometry in it gets what was understood."""
-    return with_keys(_LLAMA_LAYERS, body, beside="num_kv_heads")
-
-
-def with_whole_heads(body: dict[str, Any]) -> dict[str, Any]:
-    """A file's body from before geometries told of reduced heads: every head in it is whole."""
-    return with_keys(_WHOLE_HEAD, body, beside="num_kv_heads")
-
-
-_LLAMA_LAYERS: Mapping[str, object] = {
-    "gated_mlp": True,
-    "extra_layer_params": 0,
-    "embedding_size": None,
-    "learned_positions": 0,
-    "window_tokens": None,
-    "windowed_layers": 0,
-}
-_WHOLE_HEAD: Mapping[str, object] = {"head_vocab_size": None}

@@ -3,20 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from perfmodel.core.blocks import Block, Printable
-from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
 from perfmodel.core.stats import NORMAL_QUANTILE
 from perfmodel.core.units import Frac, Seconds, Tokens, format_bytes
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.flops_bytes import PassWork
 from perfmodel.passes.passes import Line
-
-LATENCY_FIT_SCHEMA = "s2d/latency-fit"
-LATENCY_FIT_VERSION = 3
 
 UNTESTED_ERROR_FRAC: Frac = 0.2
 """Of a fit to one model, which tells nothing of others: assumed."""
@@ -188,35 +182,4 @@ class LatencyFit(Printable):
         return fit_blocks(self, explain=explain)
 
 
-def _from_version_1(body: dict[str, Any]) -> dict[str, Any]:
-    """Laws were fitted to the rows that were asked for, of passes whose kernels were not kept."""
-    return {**body, "pads_rows": False, "device": {**body["device"], "kernels": None}}
-
-
-def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
-    """Bytes and FLOP of head and layers had one coefficient."""
-    laws = {name: body[name] for name in ("law", "standard_error")}
-    told = {name: {**law, "head_byte_s": law["weight_byte_s"], "head_flop_s": law["flop_s"]} for name, law in laws.items()}
-    return {**body, **told}
-
-
-_UPGRADES: Upgrades = {1: _from_version_1, 2: _from_version_2}
-
-
-def latency_fit_file_text(fit: LatencyFit, provenance: Provenance) -> str:
-    """The file as text: what `--json` prints."""
-    return record_text(fit, schema=LATENCY_FIT_SCHEMA, version=LATENCY_FIT_VERSION, provenance=provenance)
-
-
-def write_latency_fit(path: PathLike, fit: LatencyFit, provenance: Provenance) -> None:
-    """Write a fit, whole or not at all."""
-    write_record(path, fit, schema=LATENCY_FIT_SCHEMA, version=LATENCY_FIT_VERSION, provenance=provenance)
-
-
-def read_latency_fit(path: PathLike) -> Stored[LatencyFit]:
-    """Read a fit back.
-
-    Raises:
-        BadFile: anything but a whole fit; says what it is and what to do.
-    """
-    return read_record(path, LatencyFit, schema=LATENCY_FIT_SCHEMA, version=LATENCY_FIT_VERSION, upgrades=_UPGRADES)
+FIT_FILE = FileFormat(record=LatencyFit, schema="s2d/latency-fit", made_with="s2d-plan fit -o FILE")

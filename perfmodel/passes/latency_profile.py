@@ -1,26 +1,14 @@
 """What a device did: raw times of one model's passes, as measured."""
 
-from dataclasses import asdict, dataclass
-from itertools import compress
-from typing import Any
+from dataclasses import dataclass
 
-from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, Upgrades, read_record, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
 from perfmodel.core.units import Frac
-from perfmodel.models.geometry import ModelGeometry, with_llama_layers, with_whole_heads
+from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.kernels import STANDARD_KERNELS, KernelTrial
-from perfmodel.passes.passes import PassSamples, with_prefills_by_model
+from perfmodel.passes.kernels import KernelTrial
+from perfmodel.passes.passes import PassSamples
 from perfmodel.policies.sampling import AcceptanceRule
-
-LATENCY_PROFILE_SCHEMA = "s2d/latency-profile"
-LATENCY_PROFILE_VERSION = 9
-
-
-def with_standard_kernels(body: dict[str, Any]) -> dict[str, Any]:
-    """An older file's body, when there was one choice of kernels."""
-    return {**body, "device": {**body["device"], "kernels": asdict(STANDARD_KERNELS)}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +31,7 @@ class LatencyProfile:
     rule: AcceptanceRule
     """How tokens were chosen and judged in the measured loop: exit checks and verifies cost otherwise under another rule."""
     processing: tuple[str, ...] | None
-    """What was done to logits there, as `Sampling.processing` names it; None in files from before it was kept."""
+    """What was done to logits there, as `Sampling.processing` names it; None where unknown."""
     samples: PassSamples
     kernel_trials: tuple[KernelTrial, ...] = ()
     """What the device's kernels were chosen by; empty where they were not measured."""
@@ -64,62 +52,4 @@ class LatencyProfile:
         return self.device.engine == "graph" and self.device.num_threads is None
 
 
-def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "processing": None}
-
-
-def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
-    """A draft with weights of its own was always whole on the first device, whose key told those of the target.
-
-    Its prompt was one pass through all segments, which no prefill of today is.
-    """
-    samples, device = body["samples"], body["device"]
-    is_kept = [kind != "prefill" or not stage for kind, stage in zip(samples["kind"], samples["stage"], strict=True)]
-    kept = {name: list(compress(column, is_kept)) for name, column in samples.items()}
-    is_of_draft = bool(body["exit_layers"]) and body["beside"] is not None
-    return {**body, "samples": kept, "device": {**device, "num_devices": 1} if is_of_draft else device}
-
-
-def _from_version_6(body: dict[str, Any]) -> dict[str, Any]:
-    """No pass ran ahead of an exit's answer."""
-    return body
-
-
-def _from_version_7(body: dict[str, Any]) -> dict[str, Any]:
-    """A draft's profile held the prompt's passes of its first segment alone; those of the others were in the target's."""
-    samples = with_prefills_by_model(body["samples"])
-    if not body["exit_layers"]:
-        is_kept = [kind != "draft_prefill" for kind in samples["kind"]]
-        samples = {name: list(compress(column, is_kept)) for name, column in samples.items()}
-    return {**with_standard_kernels(body), "samples": samples, "kernel_trials": []}
-
-
-def with_unknown_waits(body: dict[str, Any]) -> dict[str, Any]:
-    """An older file's body: how long others had the processor was shown and not kept."""
-    return {**body, "waited_frac": None}
-
-
-LATENCY_PROFILE_UPGRADES: Upgrades = {
-    2: with_llama_layers,
-    3: with_whole_heads,
-    4: _from_version_4,
-    5: _from_version_5,
-    6: _from_version_6,
-    7: _from_version_7,
-    8: with_unknown_waits,
-}
-
-
-def write_latency_profile(path: PathLike, profile: LatencyProfile, provenance: Provenance) -> None:
-    """Write a profile, whole or not at all."""
-    write_record(path, profile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION, provenance=provenance)
-
-
-def read_latency_profile(path: PathLike) -> Stored[LatencyProfile]:
-    """Read a profile back.
-
-    Raises:
-        BadFile: anything but a whole profile; says what it is and what to do.
-    """
-    schema, version, upgrades = LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LATENCY_PROFILE_UPGRADES
-    return read_record(path, LatencyProfile, schema=schema, version=version, upgrades=upgrades)
+PROFILE_FILE = FileFormat(record=LatencyProfile, schema="s2d/latency-profile", made_with="s2d-profile latency")

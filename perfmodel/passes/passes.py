@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from perfmodel.core.units import Seconds
 
@@ -182,16 +182,6 @@ class PassSamples:
         for sample in self:
             groups[sample.name].append(sample)
         return dict(groups)
-
-
-def with_prefills_by_model(samples: dict[str, Any]) -> dict[str, Any]:
-    """The columns of an older file's samples, which had one kind of prefill: stage 0 was the target's, n the draft's n-th."""
-    kinds, stages = [], []
-    for kind, stage in zip(samples["kind"], samples["stage"], strict=True):
-        is_of_draft = kind == "prefill" and stage > 0
-        kinds.append(kind if kind != "prefill" else "draft_prefill" if is_of_draft else "target_prefill")
-        stages.append(stage - 1 if is_of_draft else stage)
-    return {**samples, "kind": kinds, "stage": stages}
 
 
 def graph_width(rows: int) -> int | None:

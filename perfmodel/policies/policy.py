@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from perfmodel.core.errors import BadPolicy
-from perfmodel.core.files import Body, with_keys
 
 Confidence = Literal["max-prob", "margin", "entropy"]
 """A number in [0, 1] computed from an exit's distribution q: the largest probability, the difference between the two
@@ -199,8 +198,3 @@ class Policy:
                 return f"up to {self.tokens} tokens, stop at survival {floor:.2f}"
             case HeuristicLength(start=start):
                 return f"+2/-1 from {start}, at most {self.tokens}"
-
-
-def with_catching_up_when_asked(body: Body) -> Body:
-    """A file's body from before policies told of it: segments caught up when a token came to them."""
-    return with_keys({"catches_up_at_once": False}, body, beside="thresholds")

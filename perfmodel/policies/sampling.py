@@ -2,9 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from perfmodel.core.files import with_keys
+from typing import Literal
 
 AcceptanceRule = Literal["greedy", "ratio", "shared-noise"]
 """`greedy`: equal argmax. `ratio`: accept with probability min(1, p/q), else draw from max(p - q, 0) (Leviathan et al.
@@ -90,9 +88,3 @@ class Sampling:
 
 
 GREEDY = Sampling(rule="greedy", temperature=0.0, top_k=None, top_p=None, seed=None)
-
-
-def with_sampling_unpenalised(body: dict[str, Any]) -> dict[str, Any]:
-    """A file's body from before samplings told of min-p and penalties: none was applied."""
-    told = dict.fromkeys(("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"))
-    return with_keys(told, body, beside="top_k")

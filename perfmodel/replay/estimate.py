@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perfmodel.core.files import Body, with_keys
 from perfmodel.core.stats import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval, resamples
 from perfmodel.core.units import Frac, Seconds, TokensPerS
 from perfmodel.latency.latency_model import LatencyModel
@@ -38,12 +37,6 @@ class RoundCost:
             "verify": self.verify_s,
             "round": self.round_s,
         }
-
-
-def with_nothing_ahead(body: Body) -> Body:
-    """An older file's body: every answer was waited for."""
-    policies_told = with_keys({"runs_ahead": False}, body, beside="thresholds")
-    return with_keys({"ahead_s": 0.0}, policies_told, beside="exit_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,27 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from perfmodel.core.blocks import Block, Printable
-from perfmodel.core.codec import encode_record
-from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
 from perfmodel.core.units import Bytes, Frac, Tokens
-from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.latency_profile import with_standard_kernels
 from perfmodel.policies.frontier import FrontierPoint
-from perfmodel.policies.policy import Policy, with_catching_up_when_asked
-from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
-from perfmodel.quantisation.weight_format import BITS_PER_BYTE, WeightFormat, even_format
-from perfmodel.replay.estimate import Speedup, with_nothing_ahead
+from perfmodel.policies.policy import Policy
+from perfmodel.policies.sampling import Sampling
+from perfmodel.quantisation.weight_format import WeightFormat
+from perfmodel.replay.estimate import Speedup
 from perfmodel.replay.round_stats import RoundStats
-
-PLAN_SCHEMA = "s2d/plan"
-PLAN_VERSION = 12
 
 EvidenceRole = Literal["device", "draft latency", "target latency", "acceptance"]
 EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assumed", "published", "traced", "found"]
@@ -165,70 +157,4 @@ class Plan(Printable):
         return plan_blocks(self, explain=explain)
 
 
-def _from_version_2(body: dict[str, Any]) -> dict[str, Any]:
-    return {**with_llama_layers(body), "batch_schedules": []}
-
-
-def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "overfitting": None}
-
-
-def _from_version_5(body: dict[str, Any]) -> dict[str, Any]:
-    return {**with_sampling_unpenalised(body), "frontier": []}
-
-
-def _from_version_6(body: dict[str, Any]) -> dict[str, Any]:
-    """A draft with weights of its own was measured whole on the first device, and priced by any law as shared by all."""
-    levels = {part["role"]: part["level"] for part in body["evidence"]}
-    is_whole = body["draft"]["kind"] == "separate" and levels.get("draft latency") == "measured"
-    return {**body, "draft_num_devices": 1 if is_whole else body["device"]["num_devices"]}
-
-
-def with_kernels_of_profiles(body: dict[str, Any]) -> dict[str, Any]:
-    """An older file's body: seconds that were measured here were the standard kernels'."""
-    levels = {part["level"] for part in body["evidence"] if part["role"].endswith("latency")}
-    return with_standard_kernels(body) if "measured" in levels else {**body, "device": {**body["device"], "kernels": None}}
-
-
-def _from_version_10(body: dict[str, Any]) -> dict[str, Any]:
-    """Every weight, the LM head among them, was priced at the bits of the dtype, without scales."""
-    dtype: Dtype = body["device"]["dtype"]
-    weights = encode_record(even_format(dtype, dtype, DTYPE_BYTES[dtype] * BITS_PER_BYTE))
-    return {**body, "target_weights": weights, "draft_weights": weights}
-
-
-def _from_version_11(body: dict[str, Any]) -> dict[str, Any]:
-    return {"notes": [], **body}
-
-
-_UPGRADES: Upgrades = {
-    2: _from_version_2,
-    3: with_whole_heads,
-    4: _from_version_4,
-    5: _from_version_5,
-    6: _from_version_6,
-    7: with_nothing_ahead,
-    8: with_catching_up_when_asked,
-    9: with_kernels_of_profiles,
-    10: _from_version_10,
-    11: _from_version_11,
-}
-
-
-def plan_file_text(plan: Plan, provenance: Provenance) -> str:
-    """The file as text: what `--json` prints."""
-    return record_text(plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
-
-
-def write_plan(path: PathLike, plan: Plan, provenance: Provenance) -> None:
-    """Write a plan, whole or not at all."""
-    write_record(path, plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
-
-
-def read_plan(path: PathLike) -> Stored[Plan]:
-    """Read a plan back.
-
-    Raises:
-        BadFile: anything but a whole plan; says what it is and what to do.
-    """
-    return read_record(path, Plan, schema=PLAN_SCHEMA, version=PLAN_VERSION, upgrades=_UPGRADES)
+PLAN_FILE = FileFormat(record=Plan, schema="s2d/plan", made_with="s2d-plan -o FILE")

@@ -5,21 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from perfmodel.core.blocks import Block, Printable
-from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
 from perfmodel.core.units import Bytes
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.policies.policy import Policy, with_catching_up_when_asked
-from perfmodel.replay.estimate import with_nothing_ahead
-from perfmodel.results.plan import Candidate, Evidence, with_kernels_of_profiles
-
-PORTFOLIO_SCHEMA = "s2d/portfolio"
-PORTFOLIO_VERSION = 5
+from perfmodel.policies.policy import Policy
+from perfmodel.results.plan import Candidate, Evidence
 
 Choice = Literal["own", "single", "common", "robust"]
 CHOICES: tuple[Choice, ...] = ("own", "single", "common", "robust")
@@ -99,29 +93,8 @@ def _mean(values: Iterable[float]) -> float:
     return math.fsum(found) / len(found)
 
 
-def _from_version_3(body: dict[str, Any]) -> dict[str, Any]:
-    return {**body, "parts": [with_kernels_of_profiles(part) for part in body["parts"]]}
-
-
-def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
-    return {"notes": [], **body}
-
-
-def portfolio_file_text(portfolio: Portfolio, provenance: Provenance) -> str:
-    """The file as text: what `--json` prints."""
-    return record_text(portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, provenance=provenance)
-
-
-def write_portfolio(path: PathLike, portfolio: Portfolio, provenance: Provenance) -> None:
-    """Write a portfolio, whole or not at all."""
-    write_record(path, portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, provenance=provenance)
-
-
-def read_portfolio(path: PathLike) -> Stored[Portfolio]:
-    """Read a portfolio back.
-
-    Raises:
-        BadFile: anything but a whole portfolio; says what it is and what to do.
-    """
-    upgrades = {1: with_nothing_ahead, 2: with_catching_up_when_asked, 3: _from_version_3, 4: _from_version_4}
-    return read_record(path, Portfolio, schema=PORTFOLIO_SCHEMA, version=PORTFOLIO_VERSION, upgrades=upgrades)
+PORTFOLIO_FILE = FileFormat(
+    record=Portfolio,
+    schema="s2d/portfolio",
+    made_with="s2d-plan --targets NAMES -o FILE or s2d-plan --by-category -o FILE",
+)

@@ -2,25 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from perfmodel.core.blocks import Block, Printable
-from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, Upgrades, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
 from perfmodel.core.units import Frac, Seconds, Tokens
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_llama_layers, with_whole_heads
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.latency_profile import with_standard_kernels, with_unknown_waits
-from perfmodel.passes.passes import PassSamples, with_prefills_by_model
-from perfmodel.policies.policy import Policy, with_catching_up_when_asked
-from perfmodel.policies.sampling import Sampling, with_sampling_unpenalised
-from perfmodel.replay.estimate import Speedup, with_nothing_ahead
+from perfmodel.passes.passes import PassSamples
+from perfmodel.policies.policy import Policy
+from perfmodel.policies.sampling import Sampling
+from perfmodel.replay.estimate import Speedup
 from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.plan import Candidate
-
-REPORT_SCHEMA = "s2d/run-report"
-REPORT_VERSION = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,42 +114,4 @@ class RunReport(Printable):
         return report_blocks(self, explain=explain)
 
 
-def _from_version_4(body: dict[str, Any]) -> dict[str, Any]:
-    return {**with_sampling_unpenalised(body), "adaptation": None}
-
-
-def _from_version_7(body: dict[str, Any]) -> dict[str, Any]:
-    arms = {name: body[name] for name in ("plan_arm", "plain_arm") if body[name] is not None}
-    return with_standard_kernels(body) | {
-        name: {**arm, "samples": with_prefills_by_model(arm["samples"])} for name, arm in arms.items()
-    }
-
-
-_UPGRADES: Upgrades = {
-    2: with_llama_layers,
-    3: with_whole_heads,
-    4: _from_version_4,
-    5: with_nothing_ahead,
-    6: with_catching_up_when_asked,
-    7: _from_version_7,
-    8: with_unknown_waits,
-}
-
-
-def report_file_text(report: RunReport, provenance: Provenance) -> str:
-    """The file as text: what `--json` prints."""
-    return record_text(report, schema=REPORT_SCHEMA, version=REPORT_VERSION, provenance=provenance)
-
-
-def write_report(path: PathLike, report: RunReport, provenance: Provenance) -> None:
-    """Write a report, whole or not at all."""
-    write_record(path, report, schema=REPORT_SCHEMA, version=REPORT_VERSION, provenance=provenance)
-
-
-def read_report(path: PathLike) -> Stored[RunReport]:
-    """Read a report back.
-
-    Raises:
-        BadFile: anything but a whole report; says what it is and what to do.
-    """
-    return read_record(path, RunReport, schema=REPORT_SCHEMA, version=REPORT_VERSION, upgrades=_UPGRADES)
+REPORT_FILE = FileFormat(record=RunReport, schema="s2d/run-report", made_with="s2d-run --plan FILE -o FILE")

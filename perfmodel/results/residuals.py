@@ -5,17 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfmodel.core.blocks import Block, Printable
-from perfmodel.core.disk import PathLike
-from perfmodel.core.files import Stored, read_record, record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
 from perfmodel.core.stats import Interval
 from perfmodel.core.units import Frac, Seconds
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.latency_profile import with_standard_kernels
 from perfmodel.passes.passes import PassKind
-
-RESIDUALS_SCHEMA = "s2d/residuals"
-RESIDUALS_VERSION = 2
 
 Pricing = Literal["evidence", "plan"]
 """How measured rounds were priced: shape by shape by the plan's latency evidence, or by its mean seconds per pass of a kind."""
@@ -89,21 +83,4 @@ class Residuals(Printable):
         return residuals_blocks(self, explain=explain)
 
 
-def residuals_file_text(residuals: Residuals, provenance: Provenance) -> str:
-    """The file as text."""
-    return record_text(residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, provenance=provenance)
-
-
-def write_residuals(path: PathLike, residuals: Residuals, provenance: Provenance) -> None:
-    """Write residuals, whole or not at all."""
-    write_record(path, residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, provenance=provenance)
-
-
-def read_residuals(path: PathLike) -> Stored[Residuals]:
-    """Read residuals back.
-
-    Raises:
-        BadFile: anything but a whole residuals file; says what it is and what to do.
-    """
-    upgrades = {1: with_standard_kernels}
-    return read_record(path, Residuals, schema=RESIDUALS_SCHEMA, version=RESIDUALS_VERSION, upgrades=upgrades)
+RESIDUALS_FILE = FileFormat(record=Residuals, schema="s2d/residuals", made_with="s2d-compare -o FILE")

@@ -5,15 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfmodel.core.blocks import Block, Printable
-from perfmodel.core.disk import PathLike
-from perfmodel.core.files import record_text, write_record
-from perfmodel.core.provenance import Provenance
+from perfmodel.core.files import FileFormat
 from perfmodel.core.stats import Interval, ratio_interval
 from perfmodel.core.units import Frac, Tokens, TokensPerS
 from perfmodel.passes.device_key import EngineMode
-
-VALIDATION_SCHEMA = "s2d/validation"
-VALIDATION_VERSION = 3
 
 PointRole = Literal["held-out", "used"]
 
@@ -124,11 +119,4 @@ class Validation(Printable):
         return validation_blocks(self, explain=explain)
 
 
-def validation_file_text(validation: Validation, provenance: Provenance) -> str:
-    """The file as text: what `--json` prints."""
-    return record_text(validation, schema=VALIDATION_SCHEMA, version=VALIDATION_VERSION, provenance=provenance)
-
-
-def write_validation(path: PathLike, validation: Validation, provenance: Provenance) -> None:
-    """Write a validation, whole or not at all."""
-    write_record(path, validation, schema=VALIDATION_SCHEMA, version=VALIDATION_VERSION, provenance=provenance)
+VALIDATION_FILE = FileFormat(record=Validation, schema="s2d/validation", made_with="s2d-plan validate -o FILE")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from perfmodel.acceptance.trace import Trace, read_trace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.console import Progress, keeping, print_err, print_out
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.disk import folder_for_files
@@ -236,14 +236,14 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
     asker = job.asker(job.session())
     trace = empty_trace(asker.header)
     if partial.exists():
-        trace = read_trace(partial).record
+        trace = TRACE_FILE.read(partial).record
         check_resumable(partial, trace.header, asker.header, job.prompts)
         print_err(f"going on after the {len(trace.header.prompts)} prompts kept in {partial}")
 
     def save(unfinished: Trace) -> None:
         nonlocal trace
         trace = unfinished
-        write_trace(partial, unfinished, provenance)
+        TRACE_FILE.write(partial, unfinished, provenance)
 
     num_left = len(job.prompts) - len(trace.header.prompts)
     try:
@@ -259,7 +259,7 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
         if trace.header.prompts:
             lines = [acceptance_table(trace, job.pair.draft.calibration), distinct_line(trace), *off_path_lines(trace)]
             print_out("\n" + "\n".join(lines))
-    write_trace(path, trace, provenance)
+    TRACE_FILE.write(path, trace, provenance)
     partial.unlink(missing_ok=True)
     print_out(f"wrote {path}")
 

@@ -24,7 +24,7 @@ from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey, EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, TRIAL_ROWS, Kernels, KernelTrial, fastest_kernels, parse_kernels
-from perfmodel.passes.latency_profile import read_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE
 from perfmodel.passes.passes import graph_width
 from s2d.decoding.clock import Clock
 from s2d.loading.convert_weights import random_weights, with_kernels
@@ -104,7 +104,7 @@ def recorded_kernels(folder: Path, here: DeviceKey) -> ChosenKernels | None:
     """
     for path in sorted(folder.glob("*.latency*.json")):
         try:
-            profile = read_latency_profile(path).record
+            profile = PROFILE_FILE.read(path).record
         except BadFile:  # reported where the file is needed
             continue
         if profile.device.kernels is not None and replace(profile.device, kernels=here.kernels) == here:

@@ -11,7 +11,7 @@ from perfmodel.core.errors import Mismatch
 from perfmodel.core.provenance import Provenance
 from perfmodel.core.units import Frac
 from perfmodel.passes.kernels import KernelTrial
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile, write_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.policies.sampling import Sampling
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.pair import ModelPair
@@ -111,7 +111,7 @@ class LatencyFiles:
         for path, wanted in zip(self.partial_paths, expected.values(), strict=True):
             if not path.exists():
                 continue
-            found = read_latency_profile(path).record
+            found = PROFILE_FILE.read(path).record
             if _identity(found) != _identity(wanted):
                 raise Mismatch(
                     f"the unfinished profile {str(path)!r}",
@@ -144,7 +144,7 @@ class LatencyFiles:
     def _write(self, log: PassLog, paths: tuple[Path, ...]) -> None:
         profiles = self._profiles_of(log).values()
         for path, record in zip(paths, profiles, strict=True):
-            write_latency_profile(path, replace(record, waited_frac=self._waited_frac), self._provenance)
+            PROFILE_FILE.write(path, replace(record, waited_frac=self._waited_frac), self._provenance)
 
 
 def _identity(profile: LatencyProfile) -> str:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,8 +24,8 @@ from perfmodel.passes.kernels import STANDARD_KERNELS
 from perfmodel.passes.pauses import pauses_text
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.sampling import Sampling
-from perfmodel.results.plan import Plan, read_plan
-from perfmodel.results.report import RunReport, report_file_text, write_report
+from perfmodel.results.plan import PLAN_FILE, Plan
+from perfmodel.results.report import REPORT_FILE, RunReport
 from perfmodel.results.report_text import drift_text
 from s2d.decoding.generate import Generation, OnTokens
 from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
@@ -82,7 +83,8 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
         print_err(f"warning: {busy}")
     if (paused := pauses_text(paused_passes(report))) is not None:
         print_err(f"warning: {paused}")
-    provenance = make_provenance(
+    provenance = partial(
+        make_provenance,
         argv=command,
         device=report.device.device,
         libraries=("torch", "transformers"),
@@ -91,9 +93,10 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
     )
     print_answer(
         answer_options(args),
+        report,
+        REPORT_FILE,
+        provenance,
         text=lambda: "\n" + (report.explain() if args.explain else str(report)),
-        file_text=lambda: report_file_text(report, provenance),
-        write=lambda path: write_report(path, report, provenance),
         done=next_text(args, command, report.sampling),
     )
     if (drift := drift_text(report, plan)) is not None:
@@ -145,7 +148,7 @@ def export_from_flags(args: argparse.Namespace) -> None:
     layer, folder = args.export_exit
     if not layer.isdecimal():
         raise UserInputError(f"--export-exit {layer!r}: expected a layer count and a folder, as in --export-exit 4 exit-4")
-    name = args.draft or (read_plan(args.plan).record.draft_name if args.plan else None)
+    name = args.draft or (PLAN_FILE.read(args.plan).record.draft_name if args.plan else None)
     if name is None:
         raise UserInputError("--export-exit needs a model: give --draft DIR, or a plan")
     export_exit(find_model(name), int(layer), Path(folder))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.files import Stored
-from perfmodel.results.plan import Plan, read_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names
 from s2d.prompt_files.choose import chosen_prompts
 from s2d.prompt_files.given import given_prompts
@@ -33,7 +33,7 @@ def read_run_inputs(args: argparse.Namespace) -> RunInputs:
     """
     if args.plan is None:
         raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan makes one")
-    plan = read_plan(args.plan)
+    plan = PLAN_FILE.read(args.plan)
     check_head(args.plan, plan.record)
     check_plain_weights(args.plan, plan.record)
     check_num_devices(args.plan, plan.record)

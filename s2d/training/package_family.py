@@ -21,7 +21,7 @@ from s2d.training.calibrate_draft import calibrate_draft
 from s2d.training.corpus import corpus_sha256, held_out_files, held_out_prompts, training_texts
 from s2d.training.reference_recipe import STABLE, STAGES, TARGETS, Stage, corpus_tokens, find_stage
 from s2d.training.train_sorted import exit_logits, exit_losses, load_trainable, random_windows
-from s2d.training.training import read_training
+from s2d.training.training import TRAINING_FILE, TRAINING_NAME
 
 PROMPTS_PER_CATEGORY = 24
 CALIBRATION_NEW_TOKENS = 128
@@ -67,7 +67,7 @@ def recipe_record(work: Path) -> dict[str, object]:
 
 def stage_record(work: Path, stage: Stage) -> dict[str, object]:
     """What one stage took, as its folder says, and what it came to."""
-    settings = read_training(work / stage.name).settings
+    settings = TRAINING_FILE.read(work / stage.name / TRAINING_NAME).record.settings
     return {
         "steps": settings.steps,
         "tokens": settings.steps * settings.batch_sequences * settings.sequence_tokens,

@@ -5,10 +5,11 @@ What is there is gone on from only where this very run would have made it.
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from perfmodel.core.disk import whole_folder
 from perfmodel.core.errors import BadFile, UserInputError
-from perfmodel.core.files import StoredArrays, read_arrays, write_arrays
+from perfmodel.core.files import ArraysFormat, FileFormat
 from perfmodel.core.provenance import make_provenance
 from s2d.loading.checkpoint import weights_sha256
 from s2d.loading.load_model import tokenizer_sha256
@@ -35,31 +36,58 @@ from s2d.training.reference_recipe import (
 )
 from s2d.training.resume import LOSS_NAME, remove_training, training_folder
 from s2d.training.train_sorted import Batch, load_trainable, random_windows, train_sorted
-from s2d.training.training import TRAINING_NAME, Training, check_same_training, read_training, write_training
+from s2d.training.training import TRAINING_FILE, TRAINING_NAME, Training, check_same_training, write_training
 
 TEXT_PROMPT_TOKENS = 64
 TEXT_NEW_TOKENS = 192
 TEXT_BATCHES = 4  # of 64 texts, for greedy and for sampled decoding each
 TEXT_TEMPERATURE = 0.8
-TEXTS_SCHEMA = "s2d/written-texts"
-TEXTS_VERSION = 1
 
 StageProgress = Callable[[str, int], AbstractContextManager[Callable[[int, float], None]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOrigin:
-    """Who wrote texts, and after prompts from what."""
+    """The target that wrote some texts, and the corpus that its prompts came from."""
 
     target_sha256: str
     corpus_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WrittenTexts:
+    """Texts that a target wrote."""
+
+    header: TextOrigin
+    token_ids: np.ndarray  # int32 [num_texts, tokens]
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays by name."""
+        return {"token_ids": self.token_ids}
+
+    @classmethod
+    def from_columns(cls, header: TextOrigin, columns: Mapping[str, np.ndarray]) -> Self:
+        """The texts in these arrays."""
+        return cls(header=header, token_ids=columns["token_ids"])
+
+
+TEXTS_FILE = ArraysFormat(
+    record=WrittenTexts,
+    header=FileFormat(
+        record=TextOrigin,
+        schema="s2d/written-texts",
+        made_with="s2d-train reference, after deleting it",
+    ),
+    dtypes={"token_ids": "int32"},
+)
 
 
 def write_texts(work: Path, target: str) -> None:
     """Let one target write, greedily and sampled, after prompts from the training files; nothing if it has already."""
     origin = TextOrigin(target_sha256=weights_sha256(work / target), corpus_sha256=corpus_and_tokenizer_sha256(work))
     path = work / f"text-{target}.npz"
-    if path.exists() and _read_texts(path).record == origin:
+    if path.exists() and TEXTS_FILE.read(path).record.header == origin:
         return
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     model = load_trainable(str(work / target))
@@ -82,12 +110,7 @@ def write_texts(work: Path, target: str) -> None:
                 )
             texts.append(written.numpy().astype(np.int32))
     provenance = make_provenance(libraries=("torch", "transformers"), seed=STABLE.seed)
-    columns = {"token_ids": np.concatenate(texts)}  # int32 [num_texts, tokens]
-    write_arrays(path, origin, columns, schema=TEXTS_SCHEMA, version=TEXTS_VERSION, provenance=provenance)
-
-
-def _read_texts(path: Path) -> StoredArrays[TextOrigin]:
-    return read_arrays(path, TextOrigin, schema=TEXTS_SCHEMA, version=TEXTS_VERSION, since={"token_ids": 1})
+    TEXTS_FILE.write(path, WrittenTexts(header=origin, token_ids=np.concatenate(texts)), provenance)
 
 
 def corpus_and_tokenizer_sha256(work: Path) -> str:
@@ -98,7 +121,7 @@ def corpus_and_tokenizer_sha256(work: Path) -> str:
 
 def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batch]:
     """Half standard-library text, half text the targets wrote; the teachers take turns."""
-    written = [_read_texts(work / f"text-{name}.npz").arrays["token_ids"] for name in stage.teachers]
+    written = [TEXTS_FILE.read(work / f"text-{name}.npz").record.token_ids for name in stage.teachers]
     rng = np.random.default_rng([stage.settings.seed, 5])
     human = random_windows(tokens, stage.settings, 3)
     rows = stage.settings.batch_sequences * stage.settings.sequence_tokens // written[0].shape[1]
@@ -111,7 +134,7 @@ def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batc
 
 def stage_training(work: Path, stage: Stage, max_steps: int | None) -> Training:
     """What a stage is, given what it starts from and learns from in the work folder."""
-    text = [corpus_and_tokenizer_sha256(work), *(_read_texts(work / f"text-{name}.npz").sha256 for name in stage.teachers)]
+    text = [corpus_and_tokenizer_sha256(work), *(TEXTS_FILE.read(work / f"text-{name}.npz").sha256 for name in stage.teachers)]
     return Training(
         start_sha256=None if stage.start is None else weights_sha256(work / stage.start),
         exit_layers=stage.exit_layers,
@@ -200,4 +223,5 @@ def check_finished(work: Path, stage: Stage, max_steps: int | None) -> None:
     fix = f"Delete {str(folder)!r} to train it anew, give another --work, or repeat the command that made it"
     if not (folder / TRAINING_NAME).exists():
         raise BadFile(folder, "this stage does not say how it was trained", fix)
-    check_same_training(what, read_training(folder), stage_training(work, stage, max_steps), fix=fix)
+    found = TRAINING_FILE.read(folder / TRAINING_NAME).record
+    check_same_training(what, found, stage_training(work, stage, max_steps), fix=fix)

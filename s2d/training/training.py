@@ -7,12 +7,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from perfmodel.core.errors import Mismatch
-from perfmodel.core.files import read_record, write_record
+from perfmodel.core.files import FileFormat
 from perfmodel.core.provenance import make_provenance
 
 TRAINING_NAME = "training.json"
-TRAINING_SCHEMA = "s2d/training"
-TRAINING_VERSION = 1
 SHOWN_HEX = 12
 
 
@@ -91,16 +89,14 @@ def check_same_training(what: str, found: Training, wanted: Training, *, fix: st
         raise Mismatch(what, made_for=made_for, given=given, fix=fix)
 
 
+TRAINING_FILE = FileFormat(
+    record=Training,
+    schema="s2d/training",
+    made_with="s2d-train, after deleting its folder",
+)
+
+
 def write_training(folder: Path, training: Training) -> None:
-    """Say beside a finished model how it was trained."""
+    """Write beside a finished model how it was trained."""
     provenance = make_provenance(libraries=("torch", "transformers"), seed=training.settings.seed)
-    write_record(folder / TRAINING_NAME, training, schema=TRAINING_SCHEMA, version=TRAINING_VERSION, provenance=provenance)
-
-
-def read_training(folder: Path) -> Training:
-    """How the model of a folder was trained.
-
-    Raises:
-        BadFile: the folder does not say.
-    """
-    return read_record(folder / TRAINING_NAME, Training, schema=TRAINING_SCHEMA, version=TRAINING_VERSION).record
+    TRAINING_FILE.write(folder / TRAINING_NAME, training, provenance)

@@ -1,6 +1,5 @@
 """Evidence made up for tests: a trace, latency profiles and reports whose every number is known beforehand."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,14 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from perfmodel.acceptance.off_path_trace import nothing_off_path
-from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader, write_trace
-from perfmodel.core.files import write_record
+from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
 from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.kernels import STANDARD_KERNELS
-from perfmodel.passes.latency_profile import LATENCY_PROFILE_SCHEMA, LATENCY_PROFILE_VERSION, LatencyProfile
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSample, PassSamples
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY
@@ -129,20 +127,13 @@ def draft_profile() -> LatencyProfile:
 
 
 def write_profile(path: Path, profile: LatencyProfile) -> Path:
-    write_record(path, profile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION, provenance=provenance())
+    PROFILE_FILE.write(path, profile, provenance())
     return path
-
-
-def as_of_before(path: Path, *, version: int, without: Sequence[str]) -> None:
-    """Rewrite a file as an older version, which knew nothing of some keys."""
-    text = path.read_text(encoding="utf-8")
-    old = json.loads(text, object_pairs_hook=lambda pairs: {key: value for key, value in pairs if key not in without})
-    path.write_text(json.dumps(old | {"version": version}), encoding="utf-8")
 
 
 def write_evidence(folder: Path) -> list[str]:
     """The three files of `s2d-profile`, and the flags that name them."""
-    write_trace(folder / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(folder / "trace.npz", make_trace(), provenance())
     write_profile(folder / "target.latency.json", target_profile())
     write_profile(folder / "draft.latency.json", draft_profile())
     profiles = [flag for name in ("target", "draft") for flag in ("--profile", str(folder / f"{name}.latency.json"))]

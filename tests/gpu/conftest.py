@@ -16,9 +16,9 @@ import torch
 
 from perfmodel.core.provenance import make_provenance
 from perfmodel.models.dtypes import Dtype
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.policies.policy import Policy
-from perfmodel.results.plan import read_plan, write_plan
+from perfmodel.results.plan import PLAN_FILE
 from profiler.commands.profile_cli import main_profile
 from profiler.latency import kernel_trial, profiling_job
 from profiler.latency.measure_latency import measure_latency
@@ -83,7 +83,7 @@ class Evidence:
 
     @property
     def profiles(self) -> list[LatencyProfile]:
-        return [read_latency_profile(path).record for path in self.profile_paths]
+        return [PROFILE_FILE.read(path).record for path in self.profile_paths]
 
 
 def profile_argv(models: Folders, folder: Path, dtype: Dtype, *more: str) -> list[str]:
@@ -101,9 +101,9 @@ def run_argv(models: Folders, plan: Path, *more: str) -> list[str]:
 
 def speculating(plan: Path, to: Path) -> Path:
     """The same plan with a policy that drafts: by the simulator's seconds none pays."""
-    stored = read_plan(plan).record
+    stored = PLAN_FILE.read(plan).record
     changed = replace(stored, chosen=replace(stored.chosen, policy=POLICY))
-    write_plan(to, changed, make_provenance(argv=("test",)))
+    PLAN_FILE.write(to, changed, make_provenance(argv=("test",)))
     return to
 
 

@@ -15,14 +15,14 @@ import s2d.model.check_kernels
 import s2d.model.cuda_graphs
 from calibrate.commands.compare_cli import main_compare
 from calibrate.commands.plan_cli import main_plan
-from perfmodel.acceptance.trace import read_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.provenance import make_provenance
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.kernels import STANDARD_KERNELS, parse_kernels
-from perfmodel.passes.latency_law import read_latency_fit
-from perfmodel.passes.latency_profile import read_latency_profile
-from perfmodel.results.plan import read_plan, write_plan
-from perfmodel.results.report import RunReport, read_report
+from perfmodel.passes.latency_law import FIT_FILE
+from perfmodel.passes.latency_profile import PROFILE_FILE
+from perfmodel.results.plan import PLAN_FILE
+from perfmodel.results.report import REPORT_FILE, RunReport
 from profiler.commands.profile_cli import main_profile
 from profiler.latency import kernel_trial, profiling_job
 from profiler.latency.measure_latency import measure_latency
@@ -51,13 +51,13 @@ def test_a_profile_measures_captured_passes_with_the_fastest_kernels(evidence: E
     assert {"ahead", "segment", "exit"} < set(evidence.profiles[0].samples.kind)
     assert f"the fastest of {len(runnable)}" in evidence.shown
     assert torch.cuda.get_device_name() in evidence.shown
-    trace = read_trace(evidence.folder / "trace.npz").record
+    trace = TRACE_FILE.read(evidence.folder / "trace.npz").record
     assert len(trace.header.prompts) == 3
     assert len(trace.off_path)
 
 
 def test_a_plan_is_for_the_device_and_the_kernels_of_its_profiles(evidence: Evidence, plan: Path) -> None:
-    planned = read_plan(plan).record
+    planned = PLAN_FILE.read(plan).record
     assert planned.device == evidence.profiles[1].device
     assert planned.device.kernels is not None
     assert {part.role: part.level for part in planned.evidence} == {
@@ -65,7 +65,7 @@ def test_a_plan_is_for_the_device_and_the_kernels_of_its_profiles(evidence: Evid
         "target latency": "measured",
         "acceptance": "traced",
     }
-    hashes = [read_latency_profile(path).sha256 for path in evidence.profile_paths]
+    hashes = [PROFILE_FILE.read(path).sha256 for path in evidence.profile_paths]
     text = plan.read_text("utf-8")
     assert all(one in text for one in hashes)
 
@@ -75,8 +75,8 @@ def test_a_run_is_checked_and_compared_with_its_plan(
 ) -> None:
     drafting, report_file = speculating(plan, tmp_path / "plan.json"), tmp_path / "report.json"
     assert main_run(run_argv(evidence.models, drafting, "--check", "-o", str(report_file))) == 0
-    report = read_report(report_file).record
-    assert report.device == read_plan(plan).record.device
+    report = REPORT_FILE.read(report_file).record
+    assert report.device == PLAN_FILE.read(plan).record.device
     assert report.plan_arm.policy == POLICY
     assert sum(run.rounds.num_drafted for run in report.plan_arm.runs) > 0
     _assert_checked(report, num_prompts=2)
@@ -96,8 +96,8 @@ def _assert_checked(report: RunReport, num_prompts: int) -> None:
 def test_a_plan_made_on_the_spot_runs_as_it_is(evidence: Evidence, plan: Path, tmp_path: Path) -> None:
     report_file = tmp_path / "report.json"
     assert main_run(run_argv(evidence.models, plan, "--check", "-o", str(report_file))) == 0
-    assert read_report(report_file).record.plan_arm.policy == read_plan(plan).record.chosen.policy
-    _assert_checked(read_report(report_file).record, num_prompts=2)
+    assert REPORT_FILE.read(report_file).record.plan_arm.policy == PLAN_FILE.read(plan).record.chosen.policy
+    _assert_checked(REPORT_FILE.read(report_file).record, num_prompts=2)
 
 
 def test_a_conversation_outgrows_its_caches(
@@ -111,7 +111,7 @@ def test_a_conversation_outgrows_its_caches(
     argv[argv.index("--prompts") + 1] = str(prompts)
     assert main_run(argv) == 0
     assert len(made) == 2  # the later turns' does for both
-    report = read_report(report_file).record
+    report = REPORT_FILE.read(report_file).record
     assert [run.name for run in report.plan_arm.runs] == ["81/1", "81/2", "81/3"]
     _assert_checked(report, num_prompts=3)
 
@@ -131,7 +131,7 @@ def _counted_sessions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_law_is_fitted_to_both_files_of_a_pair(evidence: Evidence, tmp_path: Path) -> None:
     fit = tmp_path / "pair.fit.json"
     assert main_plan(["fit", *map(str, evidence.profile_paths), "-o", str(fit)]) == 0
-    assert read_latency_fit(fit).record.device == evidence.profiles[1].device
+    assert FIT_FILE.read(fit).record.device == evidence.profiles[1].device
 
 
 def test_the_devices_law_is_profiled_fitted_and_prices_a_model_that_nobody_ran(
@@ -143,11 +143,11 @@ def test_the_devices_law_is_profiled_fitted_and_prices_a_model_that_nobody_ran(
     argv = ["law", *shapes, "--device", "cuda", "--dtype", "bf16", "--budget", "2", "-o", str(folder)]
     assert main_profile(argv) == 0
     profiles = sorted(folder.glob("*.latency.json"))
-    keys = {read_latency_profile(path).record.device for path in profiles}
+    keys = {PROFILE_FILE.read(path).record.device for path in profiles}
     assert len(keys) == 1
     assert main_plan(["fit", *map(str, profiles), "-o", str(fit)]) == 0
     assert main_plan(["--fit", str(fit), "--target", "vicuna-7b", "-o", str(plan)]) == 0
-    assert read_plan(plan).record.device == keys.pop()
+    assert PLAN_FILE.read(plan).record.device == keys.pop()
 
 
 def test_an_interrupted_profile_goes_on_with_the_kernels_it_recorded(
@@ -163,16 +163,16 @@ def test_an_interrupted_profile_goes_on_with_the_kernels_it_recorded(
         short_measurements(patched)
         patched.setattr(profiling_job, "measure_latency", interrupted)
         assert main_profile([*argv, "--budget", "3"]) == 130
-    kept = read_latency_profile(tmp_path / "draft.latency.partial.json").record
+    kept = PROFILE_FILE.read(tmp_path / "draft.latency.partial.json").record
     assert len(kept.kernel_trials) == 4
     short_measurements(monkeypatch)
     monkeypatch.setattr(kernel_trial, "try_kernels", lambda *_, **__: pytest.fail("kernels were timed again"))
     assert main_profile([*argv, "--budget", "3"]) == 0
     assert "going on with the" in capsys.readouterr().err
     for role in ROLES:
-        profile = read_latency_profile(tmp_path / f"{role}.latency.json").record
+        profile = PROFILE_FILE.read(tmp_path / f"{role}.latency.json").record
         assert (profile.device, profile.kernel_trials) == (kept.device, kept.kernel_trials)
-    assert len(read_latency_profile(tmp_path / "draft.latency.json").record.samples) > len(kept.samples)
+    assert len(PROFILE_FILE.read(tmp_path / "draft.latency.json").record.samples) > len(kept.samples)
 
 
 def test_kernels_that_were_named_are_those_of_profile_plan_and_run(
@@ -188,10 +188,10 @@ def test_kernels_that_were_named_are_those_of_profile_plan_and_run(
     assert main_plan([*flags, "--trace", str(evidence / "trace.npz"), "-o", str(plan)]) == 0
     assert main_run(run_argv(models, speculating(plan, plan), "--check", "-o", str(report_file))) == 0
     expected = here("bf16", kernels=parse_kernels(label))
-    found = [read_latency_profile(path).record.device for path in profiles]
-    assert [*found, read_plan(plan).record.device, read_report(report_file).record.device] == [expected] * 4
-    assert not read_latency_profile(profiles[0]).record.kernel_trials
-    _assert_checked(read_report(report_file).record, num_prompts=2)
+    found = [PROFILE_FILE.read(path).record.device for path in profiles]
+    assert [*found, PLAN_FILE.read(plan).record.device, REPORT_FILE.read(report_file).record.device] == [expected] * 4
+    assert not PROFILE_FILE.read(profiles[0]).record.kernel_trials
+    _assert_checked(REPORT_FILE.read(report_file).record, num_prompts=2)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +216,10 @@ def test_kernels_that_cannot_run_are_one_message_and_exit_code_2(
 def test_a_plan_is_refused_where_its_kernels_cannot_run(
     evidence: Evidence, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored, path = read_plan(plan).record, tmp_path / "plan.json"
+    stored, path = PLAN_FILE.read(plan).record, tmp_path / "plan.json"
     kernels = parse_kernels("output-major,varlen,fused")
     changed = replace(stored, device=replace(stored.device, kernels=kernels))
-    write_plan(path, changed, make_provenance(argv=("test",)))
+    PLAN_FILE.write(path, changed, make_provenance(argv=("test",)))
     monkeypatch.setattr(s2d.model.check_kernels, "_torch_has_varlen", lambda: False)
     assert main_run(run_argv(evidence.models, path)) == 2
     refused = capsys.readouterr().err

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.files import write_record
 from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import Interval
 from perfmodel.policies.policy import Policy
@@ -18,7 +17,7 @@ from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.estimate import RoundCost, Speedup
 from perfmodel.replay.round_stats import RoundStats
-from perfmodel.results.plan import PLAN_SCHEMA, PLAN_VERSION, Candidate, Memory, Plan, Workload
+from perfmodel.results.plan import PLAN_FILE, Candidate, Memory, Plan, Workload
 from s2d.commands.run_cli import main_run
 from s2d.decoding.pair import load_pair
 from s2d.loading.load_model import export_exit
@@ -102,7 +101,7 @@ def plan_file(folders: Path) -> Callable[..., Path]:
         )
         path = folders / "plan.json"
         provenance = make_provenance(argv=("test",))
-        write_record(path, replace(plan, **changes), schema=PLAN_SCHEMA, version=PLAN_VERSION, provenance=provenance)
+        PLAN_FILE.write(path, replace(plan, **changes), provenance)
         return path
 
     return write

@@ -10,7 +10,7 @@ import pytest
 
 from calibrate.commands.compare_cli import main_compare
 from calibrate.commands.plan_cli import main_plan
-from perfmodel.results.plan import read_plan
+from perfmodel.results.plan import PLAN_FILE
 from tests.calibrate.factories import write_evidence
 
 ROOT = Path(__file__).parents[3]
@@ -53,7 +53,7 @@ def test_json_prints_the_plan_file_and_nothing_else(tmp_path: Path, capsys: pyte
         "s2d/plan",
         "s2d-plan --target vicuna-7b --device h100 --json -o plan.json",
     )
-    assert plan["provenance"]["inputs"] == {"acceptance": read_plan(output).record.evidence[-1].sha256}
+    assert plan["provenance"]["inputs"] == {"acceptance": PLAN_FILE.read(output).record.evidence[-1].sha256}
 
 
 def test_the_same_question_has_the_same_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +111,6 @@ def test_a_plan_given_as_a_trace_is_told_apart(tmp_path: Path, capsys: pytest.Ca
     assert main_plan(["--target", "vicuna-7b", "--json", "-o", str(plan)]) == 0
     capsys.readouterr()
     assert main_plan(["--trace", str(plan)]) == 2
-    assert "this is an s2d/plan, expected s2d/acceptance-trace" in capsys.readouterr().err
+    assert "this is a file of schema 's2d/plan', expected 's2d/acceptance-trace'" in capsys.readouterr().err
     assert main_compare(["--plan", str(plan), "--report", str(plan)]) == 2
-    assert "this is an s2d/plan, expected s2d/run-report" in capsys.readouterr().err
+    assert "this is a file of schema 's2d/plan', expected 's2d/run-report'" in capsys.readouterr().err

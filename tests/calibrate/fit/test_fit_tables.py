@@ -25,7 +25,7 @@ from perfmodel.core.units import format_bytes_per_s, format_flops_per_s, format_
 from perfmodel.hardware.kernel_efficiency import EVIDENCE, kernel_costs, shipped_fit
 from perfmodel.models.find_model import find_model
 from perfmodel.passes.flops_bytes import layers_weights
-from perfmodel.passes.latency_law import LatencyFit, Law, read_latency_fit
+from perfmodel.passes.latency_law import FIT_FILE, LatencyFit, Law
 
 PUBLIC_TABLES = Path(__file__).parents[4] / "shared" / "data"
 HARDWARE_PAGE = Path(__file__).parents[3] / "docs" / "hardware.md"
@@ -225,7 +225,7 @@ def gpu(request: pytest.FixtureRequest) -> str:
 
 def test_the_fits_in_the_box_are_whole_and_name_what_they_were_made_from(gpu: str) -> None:
     name = table_hardware(gpu).name
-    stored = read_latency_fit(EVIDENCE / f"{name.casefold()}.latency-fit.json")
+    stored = FIT_FILE.read(EVIDENCE / f"{name.casefold()}.latency-fit.json")
     assert stored.record.device.device == name
     command = f"s2d-plan fit --tables data --device {gpu} -o {name.casefold()}.latency-fit.json"
     assert stored.provenance.command == command, "and no folder of the machine that made it"
@@ -291,7 +291,7 @@ def test_importing_the_table_of_devices_reads_no_fit() -> None:
 def test_fitting_the_public_tables_again_gives_the_fits_in_the_box(gpu: str) -> None:
     """To a thousandth of a standard error: the last digits are the optimizer's."""
     again, inputs = fit_tables(PUBLIC_TABLES, gpu)
-    stored = read_latency_fit(EVIDENCE / f"{table_hardware(gpu).name.casefold()}.latency-fit.json")
+    stored = FIT_FILE.read(EVIDENCE / f"{table_hardware(gpu).name.casefold()}.latency-fit.json")
     assert inputs == stored.provenance.inputs
     shipped = stored.record
     for term in FITTED_TERMS:

@@ -10,10 +10,9 @@ from calibrate.commands.plan_cli import main_plan
 from calibrate.fit import validate as validate_module
 from calibrate.fit.validate import POINTS, published_format, published_points, validate
 from perfmodel.core.errors import BelowLowerBound, UserInputError
-from perfmodel.core.files import read_record
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.models.find_model import find_model
-from perfmodel.results.validation import VALIDATION_SCHEMA, VALIDATION_VERSION, DeviceError, PublishedPoint, Validation
+from perfmodel.results.validation import VALIDATION_FILE, DeviceError, PublishedPoint, Validation
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     path = tmp_path / "validation.json"
     assert main_plan(["validate", "-o", str(path)]) == 0
     assert "Best explained by" in capsys.readouterr().out
-    assert read_record(path, Validation, schema=VALIDATION_SCHEMA, version=VALIDATION_VERSION).record == validation
+    assert VALIDATION_FILE.read(path).record == validation
 
 
 def test_a_published_point_below_the_lower_bound_is_refused_with_its_line(

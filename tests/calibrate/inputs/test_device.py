@@ -15,7 +15,7 @@ from calibrate.inputs.find_gpus import Gpu, present_gpus, visible_gpus
 from calibrate.inputs.requests import DeviceRequest
 from perfmodel.core.units import GB
 from perfmodel.hardware.cpu import Cpu, cpu_hardware, read_cpu
-from perfmodel.results.plan import read_plan
+from perfmodel.results.plan import PLAN_FILE
 
 L4, A6000 = "NVIDIA L4", "NVIDIA RTX A6000"
 FOUR = tuple(Gpu(name=L4, uuid=f"GPU-{letter}1234") for letter in "abcd")
@@ -162,7 +162,7 @@ def test_a_device_from_a_file_is_identified_by_its_hash(tmp_path: Path, capsys: 
     path.write_text(json.dumps(MY_GPU), encoding="utf-8")
     output = tmp_path / "plan.json"
     assert understood(capsys, "--device", str(path), "-o", str(output)) == f"device 1 x {A6000}, bf16, graph"
-    latency = [part for part in read_plan(output).record.evidence if part.role.endswith("latency")]
+    latency = [part for part in PLAN_FILE.read(output).record.evidence if part.role.endswith("latency")]
     assert {part.sha256 for part in latency} == {resolve_device(DeviceRequest(device=str(path))).sha256}
     assert "kernel times scaled from A100-80GB-SXM (neighbour), ± 20.0 %" in latency[0].description
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.target import FetchConfig, FetchQuantisationFile, resolve_target
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import BadFile, UnknownName, UserInputError
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
@@ -155,7 +155,7 @@ def test_without_a_network_the_command_ends_with_2_and_one_sentence(
 def test_a_config_plans_end_to_end_with_a_trace_of_its_shapes(
     by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     config = write_config(tmp_path / "mine", REFERENCE)
     fake_client(monkeypatch, cached=str(config))
     target = {"file": str(config), "folder": str(config.parent), "hub": "org/name"}[by]

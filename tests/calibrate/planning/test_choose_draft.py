@@ -11,10 +11,10 @@ from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.planning.choose_draft import have_one_target, plan_drafts
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_portfolio import with_own_profiles
-from perfmodel.acceptance.trace import Trace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import Sampling
-from perfmodel.results.plan import read_plan
+from perfmodel.results.plan import PLAN_FILE
 from tests.calibrate.factories import DRAFT, DRAFT_SHA256, TARGET, make_profile, make_trace, provenance, write_profile
 
 TRIMMED, TRIMMED_SHA256 = replace(DRAFT.model, name="trimmed", head_vocab_size=512), "5" * 64
@@ -32,7 +32,9 @@ def requests(tmp_path: Path) -> list[PlanRequest]:
     for model, sha256 in ((DRAFT.model, DRAFT_SHA256), (TRIMMED, TRIMMED_SHA256)):
         folder = tmp_path / model.name
         folder.mkdir()
-        write_trace(folder / "trace.npz", make_trace() if model == DRAFT.model else trimmed_trace(make_trace(1)), provenance())
+        TRACE_FILE.write(
+            folder / "trace.npz", make_trace() if model == DRAFT.model else trimmed_trace(make_trace(1)), provenance()
+        )
         profiles.append(write_profile(folder / "target.latency.json", make_profile(TARGET, (), "a" * 64, model.name)))
         draft = make_profile(model, DRAFT.exit_layers, sha256, TARGET.name)
         profiles.append(write_profile(folder / "draft.latency.json", draft))
@@ -72,7 +74,7 @@ def test_the_plan_of_the_fastest_draft_is_printed_and_its_next_command_finds_the
     assert first.split()[:2] == [fastest.plan.draft.model.name, str(fastest.plan.draft.model.num_head_tokens)]
     assert second.split()[:2] == [other.plan.draft.model.name, str(other.plan.draft.model.num_head_tokens)]
     assert "as fast as the next" in shown
-    assert read_plan(out).record.draft == fastest.plan.draft
+    assert PLAN_FILE.read(out).record.draft == fastest.plan.draft
     assert shlex.split(shown.splitlines()[-1])[1] == "s2d-run"
 
 
@@ -83,7 +85,7 @@ def test_a_draft_given_twice_and_traces_with_different_sampling_are_refused(
         plan_drafts([requests[0], requests[0]])
     noisy = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=1)
     trace = trimmed_trace(make_trace())
-    write_trace(tmp_path / "noisy.npz", replace(trace, header=replace(trace.header, sampling=noisy)), provenance())
+    TRACE_FILE.write(tmp_path / "noisy.npz", replace(trace, header=replace(trace.header, sampling=noisy)), provenance())
     datasheet = PlanRequest(device=DeviceRequest(device="a100"))
     with pytest.raises(
         UserInputError, match=r"traced on greedy and on shared-noise T=0\.8 text: record all of them with the same"

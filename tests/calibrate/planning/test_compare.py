@@ -12,9 +12,9 @@ from calibrate.planning.suggest_after_compare import worst_pass
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.policies.sampling import Sampling
-from perfmodel.results.plan import Plan, read_plan
-from perfmodel.results.report import Adaptation, RunReport, write_report
-from perfmodel.results.residuals import Residuals, read_residuals
+from perfmodel.results.plan import PLAN_FILE, Plan
+from perfmodel.results.report import REPORT_FILE, Adaptation, RunReport
+from perfmodel.results.residuals import RESIDUALS_FILE, Residuals
 from tests.calibrate.factories import make_report, make_trace, provenance, unfolded, write_evidence
 
 
@@ -28,7 +28,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plan(planned: Path) -> Stored[Plan]:
-    return read_plan(planned / "plan.json")
+    return PLAN_FILE.read(planned / "plan.json")
 
 
 def profiles(folder: Path) -> list[Path]:
@@ -111,7 +111,7 @@ def test_a_report_without_plain_decoding_is_refused(plan: Stored[Plan]) -> None:
 
 def test_without_profiles_a_datasheet_plan_is_priced_by_its_datasheet(tmp_path: Path) -> None:
     assert main_plan(["--target", "vicuna-7b", "--json", "-o", str(tmp_path / "plan.json")]) == 0
-    plan = read_plan(tmp_path / "plan.json").record
+    plan = PLAN_FILE.read(tmp_path / "plan.json").record
     pricing = load_pricing(plan, [], None)
     assert pricing is not None
     assert pricing.device == plan.device
@@ -119,21 +119,21 @@ def test_without_profiles_a_datasheet_plan_is_priced_by_its_datasheet(tmp_path: 
 
 def test_a_plan_for_a_device_from_a_file_is_priced_by_its_own_means(tmp_path: Path) -> None:
     assert main_plan(["--target", "vicuna-7b", "--json", "-o", str(tmp_path / "plan.json")]) == 0
-    plan = read_plan(tmp_path / "plan.json").record
+    plan = PLAN_FILE.read(tmp_path / "plan.json").record
     assert load_pricing(replace(plan, device=replace(plan.device, device="my gpu")), [], None) is None
 
 
 def test_profiles_that_the_plan_was_not_made_with_are_refused(tmp_path: Path, planned: Path) -> None:
     assert main_plan(["--trace", str(planned / "trace.npz"), "--json", "-o", str(tmp_path / "plan.json")]) == 0
     with pytest.raises(Mismatch, match="was made for"):
-        load_pricing(read_plan(tmp_path / "plan.json").record, profiles(planned), None)
+        load_pricing(PLAN_FILE.read(tmp_path / "plan.json").record, profiles(planned), None)
 
 
 def test_the_command_prints_both_errors_and_writes_what_it_prints(
     plan: Stored[Plan], planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report_path, output = tmp_path / "report.json", tmp_path / "residuals.json"
-    write_report(report_path, make_report(plan.record, plan.sha256, make_trace(), slower={"segment": 2.0}), provenance())
+    REPORT_FILE.write(report_path, make_report(plan.record, plan.sha256, make_trace(), slower={"segment": 2.0}), provenance())
     arguments = ["--plan", str(planned / "plan.json"), "--report", str(report_path)]
     assert main_compare(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -148,4 +148,4 @@ def test_the_command_prints_both_errors_and_writes_what_it_prints(
     assert "(give --profile to see whether the profile was disturbed): s2d-profile latency --target" in shown
     assert main_compare([*arguments, "--json", "-o", str(output)]) == 0
     assert capsys.readouterr().out == output.read_text(encoding="utf-8")
-    assert read_residuals(output).record.plan_sha256 == plan.sha256
+    assert RESIDUALS_FILE.read(output).record.plan_sha256 == plan.sha256

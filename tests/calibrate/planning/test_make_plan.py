@@ -15,11 +15,11 @@ from calibrate.inputs.target import resolve_target
 from calibrate.planning.candidates import DERIVED_NAME, PAPER_NAME, PLAIN_NAME, rounds_by_document
 from calibrate.planning.make_plan import make_plan
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import BadFile, Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import DraftGeometry
-from perfmodel.results.plan import Plan, plan_file_text, read_plan, write_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from tests.calibrate.factories import (
     CPU,
     DRAFT,
@@ -44,7 +44,7 @@ def llama_70b() -> Plan:
 @pytest.fixture
 def measured(tmp_path: Path) -> PlanRequest:
     """A request that names a trace and the profiles of both models."""
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     target = write_profile(tmp_path / "target.latency.json", target_profile())
     draft = write_profile(tmp_path / "draft.latency.json", draft_profile())
     return PlanRequest(trace=tmp_path / "trace.npz", profiles=(target, draft))
@@ -94,10 +94,10 @@ def test_memory_counts_both_models_and_both_caches(llama_70b: Plan) -> None:
 
 
 def test_a_plan_is_read_back_as_it_was_written(llama_70b: Plan, tmp_path: Path) -> None:
-    write_plan(tmp_path / "plan.json", llama_70b, provenance())
-    stored = read_plan(tmp_path / "plan.json")
+    PLAN_FILE.write(tmp_path / "plan.json", llama_70b, provenance())
+    stored = PLAN_FILE.read(tmp_path / "plan.json")
     assert stored.record == llama_70b
-    assert plan_file_text(stored.record, stored.provenance) == (tmp_path / "plan.json").read_text(encoding="utf-8")
+    assert PLAN_FILE.text(stored.record, stored.provenance) == (tmp_path / "plan.json").read_text(encoding="utf-8")
 
 
 def test_profiles_make_every_level_measured_and_set_the_device(measured: PlanRequest) -> None:
@@ -161,7 +161,7 @@ def test_off_path_positions_are_named_if_there_are_enough_to_be_used(tmp_path: P
         rows = np.arange(number, dtype=np.int32)
         deepest = np.full(number, trace.confidence.shape[1] - 1, np.int32)
         off_path = OffPath(position=rows, exit=deepest, confidence=trace.confidence[rows])
-        write_trace(path, replace(trace, off_path=off_path), provenance())
+        TRACE_FILE.write(path, replace(trace, off_path=off_path), provenance())
         assert load_acceptance(path, "all").evidence.description == text
 
 
@@ -295,7 +295,7 @@ def test_a_self_draft_needs_only_its_targets_profile_and_no_memory(tmp_path: Pat
     trace, exits = make_trace(), (2, 4, 6, 8)
     self_draft = DraftGeometry(kind="self", model=TARGET, exit_layers=exits)
     trace = replace(trace, header=replace(trace.header, draft=self_draft, draft_sha256=TARGET_SHA256))
-    write_trace(tmp_path / "trace.npz", trace, provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", trace, provenance())
     profile = make_profile(TARGET, exits, TARGET_SHA256, None, is_self_draft=True)
     path = write_profile(tmp_path / "target.latency.json", profile)
     plan = make_plan(PlanRequest(trace=tmp_path / "trace.npz", profiles=(path,)))

@@ -12,16 +12,15 @@ from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_portfolio import by_category, by_target, with_own_profiles
-from perfmodel.acceptance.trace import Trace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.units import format_speedup
 from perfmodel.models.find_model import find_model
-from perfmodel.results.portfolio import CHOICES, Portfolio, portfolio_file_text, read_portfolio, write_portfolio
+from perfmodel.results.portfolio import CHOICES, PORTFOLIO_FILE, Portfolio
 from tests.calibrate.factories import (
     DRAFT,
     DRAFT_SHA256,
     TARGET,
-    as_of_before,
     make_profile,
     make_trace,
     provenance,
@@ -55,7 +54,7 @@ def measured(tmp_path: Path) -> list[PlanRequest]:
         folder = tmp_path / target.name
         folder.mkdir()
         trace = make_trace(seed)
-        write_trace(folder / "trace.npz", trace if target == TARGET else other_target_trace(trace), provenance())
+        TRACE_FILE.write(folder / "trace.npz", trace if target == TARGET else other_target_trace(trace), provenance())
         profiles.append(write_profile(folder / "target.latency.json", make_profile(target, (), sha256, DRAFT.model.name)))
         draft = make_profile(DRAFT.model, DRAFT.exit_layers, DRAFT_SHA256, target.name)
         profiles.append(write_profile(folder / "draft.latency.json", draft))
@@ -93,16 +92,10 @@ def test_the_memory_of_a_nested_draft_is_compared_with_a_draft_for_every_single_
 
 
 def test_a_portfolio_is_read_back_as_it_was_written(shipped: Portfolio, tmp_path: Path) -> None:
-    write_portfolio(tmp_path / "portfolio.json", shipped, provenance())
-    stored = read_portfolio(tmp_path / "portfolio.json")
+    PORTFOLIO_FILE.write(tmp_path / "portfolio.json", shipped, provenance())
+    stored = PORTFOLIO_FILE.read(tmp_path / "portfolio.json")
     assert stored.record == shipped
-    assert portfolio_file_text(stored.record, stored.provenance) == (tmp_path / "portfolio.json").read_text(encoding="utf-8")
-
-
-def test_policies_of_an_older_portfolio_caught_up_when_asked(shipped: Portfolio, tmp_path: Path) -> None:
-    write_portfolio(tmp_path / "portfolio.json", shipped, provenance())
-    as_of_before(tmp_path / "portfolio.json", version=2, without=("catches_up_at_once",))
-    assert read_portfolio(tmp_path / "portfolio.json").record == shipped
+    assert PORTFOLIO_FILE.text(stored.record, stored.provenance) == (tmp_path / "portfolio.json").read_text(encoding="utf-8")
 
 
 def test_every_target_is_priced_by_its_own_profiles(measured: list[PlanRequest]) -> None:
@@ -129,7 +122,7 @@ def test_a_profile_that_no_pair_uses_is_named(measured: list[PlanRequest], tmp_p
 
 
 def test_categories_split_the_prompts_and_keep_the_target(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", in_categories(make_trace()), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", in_categories(make_trace()), provenance())
     request = PlanRequest(trace=tmp_path / "trace.npz", device=DeviceRequest(device="a100"))
     portfolio = by_category(request)
     assert [(part.name, part.num_prompts) for part in portfolio.parts] == [("code", 3), ("prose", 3)]
@@ -142,7 +135,7 @@ def test_categories_split_the_prompts_and_keep_the_target(tmp_path: Path) -> Non
 
 
 def test_prompts_of_one_category_are_not_split(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     with pytest.raises(UserInputError, match="all 6 prompts are of category 'code'"):
         by_category(PlanRequest(trace=tmp_path / "trace.npz"))
 
@@ -150,8 +143,8 @@ def test_prompts_of_one_category_are_not_split(tmp_path: Path) -> None:
 def test_targets_of_different_drafts_are_refused(tmp_path: Path) -> None:
     trace = other_target_trace(make_trace())
     other_draft = replace(trace, header=replace(trace.header, draft_sha256="0" * 64))
-    write_trace(tmp_path / "one.npz", make_trace(), provenance())
-    write_trace(tmp_path / "two.npz", other_draft, provenance())
+    TRACE_FILE.write(tmp_path / "one.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "two.npz", other_draft, provenance())
     requests = [PlanRequest(trace=tmp_path / f"{name}.npz") for name in ("one", "two")]
     with pytest.raises(Mismatch, match="Give traces of one draft at all targets"):
         by_target(requests)
@@ -192,10 +185,10 @@ def test_the_text_has_every_choice_and_a_next_command_that_works(
 
 
 def test_categories_are_planned_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_trace(tmp_path / "trace.npz", in_categories(make_trace()), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", in_categories(make_trace()), provenance())
     arguments = ["--trace", str(tmp_path / "trace.npz"), "--device", "a100", "--by-category"]
     assert main_plan([*arguments, "-o", str(tmp_path / "portfolio.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith("--device a100 --category code -o plan.json")
-    assert read_portfolio(tmp_path / "portfolio.json").record.of == "categories"
-    assert np.isfinite(read_portfolio(tmp_path / "portfolio.json").record.mean_speedup("own"))
+    assert PORTFOLIO_FILE.read(tmp_path / "portfolio.json").record.of == "categories"
+    assert np.isfinite(PORTFOLIO_FILE.read(tmp_path / "portfolio.json").record.mean_speedup("own"))

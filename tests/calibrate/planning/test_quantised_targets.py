@@ -8,13 +8,13 @@ import pytest
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.planning.compare import load_pricing
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.provenance import Provenance
 from perfmodel.models.find_model import find_model
-from perfmodel.passes.latency_law import write_latency_fit
+from perfmodel.passes.latency_law import FIT_FILE
 from perfmodel.quantisation.dtype_format import dtype_format
-from perfmodel.quantisation.weight_format import even_format, model_weight_bytes, plain_format
-from perfmodel.results.plan import Plan, plan_file_text, read_plan, write_plan
+from perfmodel.quantisation.weight_format import model_weight_bytes, plain_format
+from perfmodel.results.plan import PLAN_FILE, Plan
 from tests.calibrate.factories import make_trace, provenance
 from tests.calibrate.inputs.test_target import MODELOPT, REFERENCE, write_config
 from tests.perfmodel.latency.test_latency_model import FIT
@@ -44,12 +44,12 @@ def design(capsys: pytest.CaptureFixture[str], target: Path, *argv: str) -> tupl
 
 def planned(tmp_path: Path, block: dict[str, Any] | None, *argv: str) -> Plan:
     """A plan for the reference target as some files store it."""
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     config = write_config(tmp_path / "mine", REFERENCE | ({} if block is None else {"quantization_config": block}))
     path = tmp_path / "plan.json"
     trace = str(tmp_path / "trace.npz")
     assert main_plan(["--target", str(config), "--trace", trace, "--device", "a100", "-o", str(path), *argv]) == 0
-    return read_plan(path).record
+    return PLAN_FILE.read(path).record
 
 
 def test_a_design_says_how_the_target_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,8 +131,8 @@ def test_a_plan_of_a_quantised_target_is_priced_again_from_its_file_alone(tmp_pa
 def test_profiles_of_plain_weights_price_a_quantised_target_as_plain_and_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_latency_fit(tmp_path / "fit.json", FIT, provenance())
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    FIT_FILE.write(tmp_path / "fit.json", FIT, provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     config = write_config(tmp_path / "mine", REFERENCE | {"quantization_config": AWQ})
     argv = ["--target", str(config), "--trace", str(tmp_path / "trace.npz"), "--fit", str(tmp_path / "fit.json")]
     assert main_plan(argv) == 0
@@ -145,19 +145,10 @@ def test_profiles_of_plain_weights_price_a_quantised_target_as_plain_and_say_so(
 def test_a_plan_is_saved_and_read_back_byte_by_byte(tmp_path: Path) -> None:
     plan = planned(tmp_path, AWQ)
     made: Provenance = provenance()
-    write_plan(tmp_path / "one.json", plan, made)
-    again = read_plan(tmp_path / "one.json")
-    write_plan(tmp_path / "two.json", again.record, again.provenance)
+    PLAN_FILE.write(tmp_path / "one.json", plan, made)
+    again = PLAN_FILE.read(tmp_path / "one.json")
+    PLAN_FILE.write(tmp_path / "two.json", again.record, again.provenance)
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
-
-
-def test_a_plan_from_before_formats_had_its_dtype_s_bits_everywhere(tmp_path: Path) -> None:
-    plan = planned(tmp_path, None, "--dtype", "int4")
-    old = json.loads(plan_file_text(plan, provenance()))
-    del old["body"]["target_weights"], old["body"]["draft_weights"]
-    (tmp_path / "old.json").write_text(json.dumps(old | {"version": 10}), encoding="utf-8")
-    read = read_plan(tmp_path / "old.json").record
-    assert read.target_weights == read.draft_weights == even_format("int4", "int4", 4.0)
 
 
 def test_the_head_of_a_large_vocabulary_stays_in_16_bits() -> None:

@@ -1,6 +1,5 @@
 """Plans and designs for drafts whose LM head covers only the most frequent tokens."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,24 +9,21 @@ from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.planning.draft_shapes import PARAMS_TOLERANCE, draft_token_s, shapes_of_size
 from calibrate.planning.make_plan import make_plan
-from perfmodel.acceptance.trace import read_trace, write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry
-from perfmodel.passes.kernels import STANDARD_KERNELS
-from perfmodel.passes.latency_law import FitDomain, LatencyFit, Law, write_latency_fit
+from perfmodel.passes.latency_law import FIT_FILE, FitDomain, LatencyFit, Law
 from perfmodel.quantisation.weight_format import plain_format
-from perfmodel.results.plan import Plan, plan_file_text, read_plan, write_plan
+from perfmodel.results.plan import PLAN_FILE, Plan
 from perfmodel.results.plan_text import draft_label
-from perfmodel.results.report import read_report, report_file_text
 from tests.calibrate.factories import (
     CPU,
     TARGET,
     TARGET_SHA256,
     draft_profile,
-    make_report,
     make_trace,
     provenance,
     target_profile,
@@ -78,52 +74,35 @@ def test_a_head_of_all_tokens_is_the_whole_head(whole: Plan) -> None:
     assert make_plan(replace(REQUEST, draft_vocab=32000)) == whole
 
 
-def test_a_plan_file_keeps_the_head_and_one_from_before_has_a_whole_one(whole: Plan, reduced: Plan, tmp_path: Path) -> None:
-    write_plan(tmp_path / "plan.json", reduced, provenance())
-    assert read_plan(tmp_path / "plan.json").record == reduced
-    old = json.loads(plan_file_text(whole, provenance()))
-    for model in (old["body"]["target"], old["body"]["draft"]["model"]):
-        del model["head_vocab_size"]
-    (tmp_path / "old.json").write_text(json.dumps(old | {"version": 3}), encoding="utf-8")
-    assert read_plan(tmp_path / "old.json").record == whole
-
-
-def test_a_report_from_before_reduced_heads_ran_a_whole_one(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
-    plan = make_plan(PlanRequest(trace=tmp_path / "trace.npz", device=DeviceRequest(device="h100")))
-    report = make_report(plan, "e" * 64, make_trace())
-    old = json.loads(report_file_text(report, provenance()))
-    for model in (old["body"]["target"], old["body"]["draft"]["model"]):
-        del model["head_vocab_size"]
-    (tmp_path / "old.json").write_text(json.dumps(old | {"version": 3}), encoding="utf-8")
-    device = replace(report.device, kernels=STANDARD_KERNELS)
-    assert read_report(tmp_path / "old.json").record == replace(report, device=device)
+def test_a_plan_file_keeps_the_head(reduced: Plan, tmp_path: Path) -> None:
+    PLAN_FILE.write(tmp_path / "plan.json", reduced, provenance())
+    assert PLAN_FILE.read(tmp_path / "plan.json").record == reduced
 
 
 def test_a_draft_with_an_assumed_head_has_no_known_weights(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     request = PlanRequest(trace=tmp_path / "trace.npz", device=DeviceRequest(device="h100"))
     plan = make_plan(replace(request, draft_vocab=512))
     assert plan.draft.model.head_vocab_size == 512
     assert (plan.target_sha256, plan.draft_sha256) == (TARGET_SHA256, None)
-    assert read_trace(tmp_path / "trace.npz").record.header.draft.model.head_vocab_size is None
+    assert TRACE_FILE.read(tmp_path / "trace.npz").record.header.draft.model.head_vocab_size is None
 
 
 def test_a_self_draft_cannot_have_a_reduced_head(tmp_path: Path) -> None:
     trace = make_trace()
     self_draft = DraftGeometry(kind="self", model=TARGET, exit_layers=(2, 4, 6, 8))
     trace = replace(trace, header=replace(trace.header, draft=self_draft, draft_sha256=TARGET_SHA256))
-    write_trace(tmp_path / "trace.npz", trace, provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", trace, provenance())
     with pytest.raises(UserInputError, match=r"--draft-vocab 512: a self-draft uses the head of its target"):
         make_plan(PlanRequest(trace=tmp_path / "trace.npz", draft_vocab=512))
 
 
 def test_profiles_of_a_whole_head_are_refused_but_a_fit_prices_the_reduced_one(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     target = write_profile(tmp_path / "target.latency.json", target_profile())
     draft = write_profile(tmp_path / "draft.latency.json", draft_profile())
     fit = tmp_path / "cpu.fit.json"
-    write_latency_fit(fit, make_fit(), provenance())
+    FIT_FILE.write(fit, make_fit(), provenance())
     with pytest.raises(UserInputError, match=r"--draft-vocab 512: profiles measure the exit checks of the whole head"):
         PlanRequest(trace=tmp_path / "trace.npz", profiles=(target, draft), draft_vocab=512)
     both = PlanRequest(trace=tmp_path / "trace.npz", profiles=(target, draft), draft_vocab=512, fit=fit)

@@ -14,14 +14,12 @@ from calibrate.planning.make_plan import make_plan
 from calibrate.planning.suggest_after_compare import ComparedFiles, Errors, explained_frac, next_step
 from perfmodel.core.files import Stored
 from perfmodel.core.stats import Interval
-from perfmodel.passes.latency_profile import read_latency_profile
-from perfmodel.results.plan import Plan, read_plan
-from perfmodel.results.report import RunReport, read_report, write_report
+from perfmodel.results.plan import PLAN_FILE, Plan
+from perfmodel.results.report import REPORT_FILE, RunReport
 from perfmodel.results.residuals import PassResidual
 from profiler.commands.profile_cli import _parser as profile_parser
 from s2d.commands.run_cli import run_parser
 from tests.calibrate.factories import (
-    as_of_before,
     draft_profile,
     make_report,
     make_trace,
@@ -45,7 +43,7 @@ COMMAND = "s2d-profile --target ref-target-16 --draft ref-draft --num-prompts 12
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     folder = tmp_path_factory.mktemp("planned")
     assert main_plan([*write_evidence(folder), "--json", "-o", str(folder / "plan.json")]) == 0
-    return read_plan(folder / "plan.json").record
+    return PLAN_FILE.read(folder / "plan.json").record
 
 
 def make_errors(acceptance_frac: float, latency_frac: float, *, is_inside: bool = False) -> Errors:
@@ -195,9 +193,9 @@ def test_a_comparison_with_a_disturbed_profile_names_the_command_and_its_folder(
     for path, profile in (("target.latency.json", target_profile()), ("draft.latency.json", draft_profile())):
         write_profile(tmp_path / path, replace(profile, waited_frac=0.188))
     assert main_plan([*flags, "--json", "-o", str(tmp_path / "plan.json")]) == 0
-    plan = read_plan(tmp_path / "plan.json")
+    plan = PLAN_FILE.read(tmp_path / "plan.json")
     report = make_report(plan.record, plan.sha256, make_trace(), slower={"segment": 3.0})
-    write_report(tmp_path / "report.json", report, provenance())
+    REPORT_FILE.write(tmp_path / "report.json", report, provenance())
     capsys.readouterr()
     files = ["--plan", str(tmp_path / "plan.json"), "--report", str(tmp_path / "report.json")]
     assert main_compare([*files, *(word for word in flags if "trace" not in word)]) == 0
@@ -205,13 +203,3 @@ def test_a_comparison_with_a_disturbed_profile_names_the_command_and_its_folder(
     share = "as 18.8 % of the profile's processor time went to other programs"
     command = f"s2d-profile latency {MODELS} --dtype fp32 -o {tmp_path}"
     assert shown.endswith(f"next: profile again on a quiet machine, {share}: {command}")
-
-
-def test_files_from_before_waits_were_kept_are_read_without_them(plan: Plan, tmp_path: Path) -> None:
-    profile, report = tmp_path / "target.latency.json", tmp_path / "report.json"
-    write_profile(profile, replace(target_profile(), waited_frac=0.188))
-    write_report(report, replace(make_report(plan, "d" * 64, make_trace()), waited_frac=0.188), provenance())
-    for path in (profile, report):
-        as_of_before(path, version=8, without=["waited_frac"])
-    assert read_latency_profile(profile).record == target_profile()
-    assert read_report(report).record.waited_frac is None

@@ -11,7 +11,7 @@ from calibrate.inputs.device import resolve_device
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.pricing.datasheet import num_devices_for, price_by_datasheet
 from calibrate.pricing.pricing import Pair, Pricing, pair_weights
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import OutOfDomain, UserInputError
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import num_devices_to_fit
@@ -132,7 +132,7 @@ def test_a_power_of_two_is_preferred_and_the_models_limit_is_named() -> None:
 def test_profiles_of_devices_that_cannot_share_their_models_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     profiles = {"target": target_profile(), "draft": draft_profile()}
     files = [
         str(write_profile(tmp_path / f"{role}.latency.json", at_device(profile, num_devices=4)))

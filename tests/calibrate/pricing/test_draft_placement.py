@@ -1,6 +1,5 @@
-"""Where a draft runs on several devices: chosen by speed, or taken from profiles."""
+"""Where a draft runs on several devices: chosen by speed, or read from profiles."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +9,17 @@ from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.planning.make_plan import make_plan
 from calibrate.pricing.draft_placement import Placement
 from calibrate.pricing.pricing import PairWeights, memory_needed
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import Mismatch
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.quantisation.weight_format import plain_format
-from perfmodel.results.plan import Plan, plan_file_text, read_plan
+from perfmodel.results.plan import Plan
 from tests.calibrate.factories import (
     TARGET,
-    TARGET_SHA256,
     at_device,
     draft_profile,
-    make_profile,
     make_trace,
     provenance,
     target_profile,
@@ -42,7 +39,7 @@ VICUNA = Placement(
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    write_trace(tmp_path / "trace.npz", make_trace(), provenance())
+    TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     return tmp_path / "trace.npz"
 
 
@@ -109,31 +106,3 @@ def test_a_draft_on_some_devices_or_a_target_on_fewer_is_refused(
     )
     with pytest.raises(Mismatch, match=message):
         make_plan(measured(trace, target, draft))
-
-
-def old(path: Path, text: str, version: int) -> Path:
-    """A file from before it said where the draft was."""
-    envelope = json.loads(text)
-    envelope["body"].pop("draft_num_devices", None)
-    path.write_text(json.dumps(envelope | {"version": version}), encoding="utf-8")
-    return path
-
-
-def test_older_plans_have_the_draft_where_they_had_measured_or_priced_it(trace: Path) -> None:
-    of_two = [at_device(profile, num_devices=2) for profile in (target_profile(), draft_profile())]
-    by_datasheet = PlanRequest(trace=trace, device=DeviceRequest(device="h200", num_devices=2))
-    own = DraftGeometry(kind="self", model=TARGET, exit_layers=(2, 4, 6, 8))
-    of_itself, header = trace.with_name("self.npz"), replace(make_trace().header, draft=own, draft_sha256=TARGET_SHA256)
-    write_trace(of_itself, replace(make_trace(), header=header), provenance())
-    profile = at_device(make_profile(TARGET, (2, 4, 6, 8), TARGET_SHA256, None, is_self_draft=True), num_devices=2)
-    for request, expected in ((measured(trace, *of_two), 1), (by_datasheet, 2), (measured(of_itself, profile), 2)):
-        plan = make_plan(request)
-        path = old(trace.with_name("plan.json"), plan_file_text(plan, provenance()), 6)
-        assert read_plan(path).record == replace(plan, draft_num_devices=expected)
-
-
-def test_an_older_profile_of_a_draft_beside_a_shared_target_is_of_one_device(trace: Path) -> None:
-    for profile, num_devices in ((draft_profile(), 1), (target_profile(), 2), (replace(draft_profile(), beside=None), 2)):
-        path = write_profile(trace.with_name("profile.json"), at_device(profile, num_devices=2))
-        read = read_latency_profile(old(path, path.read_text(encoding="utf-8"), 5)).record
-        assert read == at_device(profile, num_devices=num_devices)

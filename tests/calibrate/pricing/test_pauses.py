@@ -20,7 +20,7 @@ from perfmodel.latency.latency_model import MeasuredLatency
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassKind, PassSamples
 from perfmodel.replay.estimate import Decoded, mean_round_cost, measured_speedup
-from perfmodel.results.plan import read_plan
+from perfmodel.results.plan import PLAN_FILE
 from perfmodel.results.report import Arm
 from tests.calibrate.factories import (
     draft_profile,
@@ -117,7 +117,7 @@ def test_a_fit_is_the_same_with_one_paused_pass(pause_s: float) -> None:
 @pytest.mark.parametrize("pause_s", PAUSES_S)
 def test_a_comparison_is_the_same_with_one_paused_pass(pause_s: float, tmp_path: Path) -> None:
     assert main_plan([*write_evidence(tmp_path), "--json", "-o", str(tmp_path / "plan.json")]) == 0
-    plan = read_plan(tmp_path / "plan.json")
+    plan = PLAN_FILE.read(tmp_path / "plan.json")
     profiles = [tmp_path / "target.latency.json", tmp_path / "draft.latency.json"]
     report = make_report(plan.record, plan.sha256, make_trace())
 

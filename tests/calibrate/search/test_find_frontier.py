@@ -1,6 +1,5 @@
 """The policies a run may move along: who is on the frontier, what each is said to give, and the file that keeps it."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
 from calibrate.search.find_frontier import frontier_of
 from calibrate.search.scenario import price_of
-from perfmodel.acceptance.trace import write_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.latency.latency_model import MeasuredLatency
 from perfmodel.policies.frontier import DRIFTS, FrontierPoint, leaders
 from perfmodel.policies.policy import ConfidenceFloor, Policy
 from perfmodel.replay.replay import replay_batch
-from perfmodel.results.plan import plan_file_text, read_plan, write_plan
+from perfmodel.results.plan import PLAN_FILE
 from tests.calibrate.factories import SECONDS, draft_profile, make_trace, provenance, target_profile, write_profile
 
 TRACE = make_trace()
@@ -62,20 +61,16 @@ def test_policies_without_a_price_or_beyond_what_was_searched_are_left_out() -> 
     assert not found & {unpriced, too_long}
 
 
-def test_a_plan_from_a_trace_has_a_frontier_and_one_from_before_has_none(tmp_path: Path) -> None:
-    write_trace(tmp_path / "trace.npz", TRACE, provenance())
+def test_a_plan_from_a_trace_has_a_frontier_and_its_file_keeps_it(tmp_path: Path) -> None:
+    TRACE_FILE.write(tmp_path / "trace.npz", TRACE, provenance())
     profiles = tuple(
         write_profile(tmp_path / f"{name}.latency.json", one)
         for name, one in (("target", target_profile()), ("draft", draft_profile()))
     )
     plan = make_plan(PlanRequest(trace=tmp_path / "trace.npz", profiles=profiles))
     assert {None, plan.chosen.policy} <= {one.policy for one in plan.frontier}
-    write_plan(tmp_path / "plan.json", plan, provenance())
-    assert read_plan(tmp_path / "plan.json").record == plan
-    old = json.loads(plan_file_text(plan, provenance()))
-    del old["body"]["frontier"]
-    (tmp_path / "old.json").write_text(json.dumps(old | {"version": 5}), encoding="utf-8")
-    assert read_plan(tmp_path / "old.json").record == replace(plan, frontier=())
+    PLAN_FILE.write(tmp_path / "plan.json", plan, provenance())
+    assert PLAN_FILE.read(tmp_path / "plan.json").record == plan
 
 
 def test_published_evidence_has_no_frontier() -> None:

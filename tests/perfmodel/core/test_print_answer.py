@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.core.console import add_common_flags, make_parser, print_answer, run_command, save_or_warn
+from perfmodel.core.console import add_common_flags, answer_options, make_parser, print_answer, run_command, save_or_warn
 from perfmodel.core.disk import check_writable, folder_for_files, write_atomically
 from perfmodel.core.errors import BadFile, OutOfSpace
+from tests.perfmodel.core.file_samples import NOTE, NOTE_FILE, PROVENANCE
 
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 """The environment of a usual shell."""
@@ -35,8 +36,7 @@ def answer(*argv: str, work: Fill = lambda: None) -> int:
 
     def command(args: argparse.Namespace) -> int:
         work()
-        write = lambda path: write_atomically(path, b"{}\n")  # noqa: E731
-        print_answer(args, text=lambda: "a table", file_text=lambda: "{}\n", write=write, done="; next: s2d-run")
+        print_answer(answer_options(args), NOTE, NOTE_FILE, lambda: PROVENANCE, text=lambda: "a table", done="; next: s2d-run")
         return 0
 
     parser = make_parser("s2d-test", "Test.", "s2d-test --json")
@@ -48,9 +48,9 @@ def test_an_answer_is_shown_and_written_and_says_what_is_next(tmp_path: Path, ca
     path = tmp_path / "a.json"
     assert answer("-o", str(path)) == 0
     assert capsys.readouterr() == ("a table\n", f"wrote {path}; next: s2d-run\n")
-    assert path.read_text() == "{}\n"
+    assert path.read_text() == NOTE_FILE.text(NOTE, PROVENANCE)
     assert answer("--json", "-o", str(path)) == 0
-    assert capsys.readouterr().out == "{}\n"
+    assert capsys.readouterr().out == NOTE_FILE.text(NOTE, PROVENANCE)
 
 
 def test_a_disk_that_fills_meanwhile_takes_nothing_from_the_answer(

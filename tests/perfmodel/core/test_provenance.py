@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.core.files import read_record, write_record
+from perfmodel.core.files import FileFormat
 from perfmodel.core.provenance import Provenance, command_text, library_versions, make_provenance
 
 
@@ -30,5 +30,6 @@ def test_provenance_says_when_and_on_what_and_survives_its_file(tmp_path: Path) 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", made.utc_time)
     assert re.fullmatch(r"\S+, \d+ cores, \S+", made.host)
     assert made.git_commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", made.git_commit)
-    write_record(tmp_path / "a.json", made, schema="s2d/test", version=1, provenance=made)
-    assert read_record(tmp_path / "a.json", Provenance, schema="s2d/test", version=1).record == made
+    file_format = FileFormat(record=Provenance, schema="s2d/test", made_with="s2d-test")
+    file_format.write(tmp_path / "a.json", made, made)
+    assert file_format.read(tmp_path / "a.json").record == made

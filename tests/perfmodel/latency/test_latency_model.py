@@ -21,7 +21,7 @@ from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.passes.device_key import DeviceKey, EngineMode
 from perfmodel.passes.flops_bytes import PassSetting
-from perfmodel.passes.latency_law import UNTESTED_ERROR_FRAC, FitDomain, LatencyFit, Law, read_latency_fit, write_latency_fit
+from perfmodel.passes.latency_law import FIT_FILE, UNTESTED_ERROR_FRAC, FitDomain, LatencyFit, Law
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassKind, PassSample, PassSamples
 from perfmodel.quantisation.dtype_format import dtype_format
@@ -278,23 +278,6 @@ def test_a_fit_does_not_price_passes_far_wider_than_it_saw() -> None:
         pass_s(fitted, "verify", 17)
 
 
-def test_a_fit_from_before_passes_were_padded_prices_the_rows_asked_for(tmp_path: Path) -> None:
-    write_latency_fit(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
-    envelope = json.loads((tmp_path / "fit.json").read_text("utf-8"))
-    del envelope["body"]["pads_rows"]
-    (tmp_path / "fit.json").write_text(json.dumps(envelope | {"version": 1}), encoding="utf-8")
-    assert read_latency_fit(tmp_path / "fit.json").record == FIT
-
-
-def test_a_fit_from_before_heads_had_rates_of_their_own_prices_them_like_layers(tmp_path: Path) -> None:
-    write_latency_fit(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
-    envelope = json.loads((tmp_path / "fit.json").read_text("utf-8"))
-    for law in ("law", "standard_error"):
-        del envelope["body"][law]["head_byte_s"], envelope["body"][law]["head_flop_s"]
-    (tmp_path / "fit.json").write_text(json.dumps(envelope | {"version": 2}), encoding="utf-8")
-    assert read_latency_fit(tmp_path / "fit.json").record == FIT
-
-
 GPU = DeviceKey(device="a made up GPU", num_devices=1, num_threads=None, dtype="bf16", engine="graph")
 STEPS_S = {1: 1e-3, 2: 1.1e-3, 4: 2e-3, 8: 4e-3, 16: 5e-3, 32: 9e-3}
 
@@ -338,22 +321,22 @@ def test_rows_of_a_rounds_bookkeeping_are_not_padded() -> None:
 
 
 def test_a_fit_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
-    write_latency_fit(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
-    assert read_latency_fit(tmp_path / "fit.json").record == FIT
+    FIT_FILE.write(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
+    assert FIT_FILE.read(tmp_path / "fit.json").record == FIT
 
 
 @pytest.mark.parametrize("value", [-1e-9, -1e308])
 @pytest.mark.parametrize("term", Law.__dataclass_fields__)
 def test_a_fit_with_a_negative_coefficient_is_refused_by_its_name(tmp_path: Path, term: str, value: float) -> None:
     path = tmp_path / "fit.json"
-    write_latency_fit(path, FIT, make_provenance(argv=("test",)))
+    FIT_FILE.write(path, FIT, make_provenance(argv=("test",)))
     envelope = json.loads(path.read_text("utf-8"))
     envelope["body"]["law"][term] = value
     path.write_text(json.dumps(envelope), encoding="utf-8")
     with pytest.raises(
         BadFile, match=re.escape(f"body.law: {term} is {value:g}, expected a finite number that is not negative")
     ):
-        read_latency_fit(path)
+        FIT_FILE.read(path)
 
 
 def priced(model: str, engine: EngineMode, device: str = "a100") -> RooflineLatency:

@@ -4,9 +4,8 @@ import pytest
 
 from perfmodel.core.errors import BadPolicy, UnknownName, UserInputError
 from perfmodel.models.find_model import find_draft, find_model
-from perfmodel.models.geometry import DraftGeometry, check_degree, tensor_parallel_degrees, with_llama_layers, with_whole_heads
+from perfmodel.models.geometry import DraftGeometry, check_degree, tensor_parallel_degrees
 from perfmodel.models.known_models import KNOWN_MODELS
-from perfmodel.passes.latency_profile import LATENCY_PROFILE_UPGRADES, LATENCY_PROFILE_VERSION
 
 
 @pytest.mark.parametrize(
@@ -82,25 +81,6 @@ def test_a_layer_with_a_window_sees_no_more_of_a_context_than_that() -> None:
     assert every_other.seen_tokens(8192) == (8192 + 4096) / 2
     assert find_model("mistral-7b-v0.1").seen_tokens(32768) == 4096
     assert find_model("llama-2-7b").seen_tokens(4000) == 4000
-
-
-def test_files_from_before_other_layers_were_known_are_read_as_llamas() -> None:
-    old = {"num_kv_heads": 8, "name": "x"}
-    body = {"target": old, "draft": {"kind": "self", "model": old, "exit_layers": [1]}, "rounds": [1, 2]}
-    upgraded = with_llama_layers(body)
-    told = {"gated_mlp": True, "extra_layer_params": 0, "embedding_size": None, "learned_positions": 0}
-    assert upgraded["target"] == upgraded["draft"]["model"] == {**old, **told, "window_tokens": None, "windowed_layers": 0}
-    assert upgraded["rounds"] == [1, 2]
-    assert "windowed_layers" not in upgraded["draft"]
-    assert "head_vocab_size" not in upgraded["target"]
-
-
-def test_files_from_before_reduced_heads_are_read_as_whole_ones_and_no_version_is_left_out() -> None:
-    body = {"draft": {"kind": "self", "model": {"num_kv_heads": 8, "name": "x"}, "exit_layers": [1]}}
-    upgraded = with_whole_heads(body)
-    assert upgraded["draft"]["model"] == {"num_kv_heads": 8, "name": "x", "head_vocab_size": None}
-    assert "head_vocab_size" not in upgraded["draft"]
-    assert set(LATENCY_PROFILE_UPGRADES) == set(range(2, LATENCY_PROFILE_VERSION))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from perfmodel.policies.sampling import GREEDY, Sampling, with_sampling_unpenalised
+from perfmodel.policies.sampling import GREEDY, Sampling
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,3 @@ def test_a_label_names_what_is_done_in_its_order_and_leaves_out_what_is_not() ->
     neutral = replace(GREEDY, repetition_penalty=1.0, presence_penalty=0.0)
     assert (neutral.label, neutral.has_penalties) == ("greedy", False)
     assert replace(GREEDY, repetition_penalty=1.1).label == "greedy repetition 1.1"
-
-
-def test_files_from_before_penalties_are_read_as_without_any() -> None:
-    old = {"rule": "greedy", "temperature": 0.0, "top_k": None, "top_p": None, "seed": None}
-    body = {"workload": {"batch": 1, "sampling": old}, "evidence": [1]}
-    upgraded = with_sampling_unpenalised(body)
-    assert Sampling(**upgraded["workload"]["sampling"]) == GREEDY
-    assert (upgraded["evidence"], upgraded["workload"]["batch"]) == ([1], 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.acceptance.trace import read_trace
+from perfmodel.acceptance.trace import TRACE_FILE
 from profiler.commands.profile_cli import main_profile
 from s2d.loading.load_model import load_tokenizer
 from tests.profiler.conftest import WORDS, Folders
@@ -34,7 +34,7 @@ def test_a_chat_is_traced_up_to_its_first_answer(folders: Folders, tmp_path: Pat
     assert main_profile(argv) == 2
     assert "prompt 'told' is a conversation: expected a text to go on from. Give --chat" in capsys.readouterr().err
     assert main_profile([*argv, "--chat"]) == 0
-    traced = read_trace(out / "trace.npz").record.header.prompts
+    traced = TRACE_FILE.read(out / "trace.npz").record.header.prompts
     assert [(one.name, one.prompt_tokens) for one in traced] == [("81", 3), ("told", 4)]
 
 
@@ -62,7 +62,7 @@ def test_the_text_of_special_tokens_is_noted_and_read_as_asked(
         ]
         assert main_profile(argv) == 0
         assert f"note: 1 of 1 prompts contains the text of special tokens ('{WORDS[EOS]}'), {note}" in capsys.readouterr().err
-        stored = read_trace(out / "trace.npz")
+        stored = TRACE_FILE.read(out / "trace.npz")
         assert f"--special-tokens {special_tokens}" in stored.provenance.command
         lengths.append(stored.record.header.prompts[0].prompt_tokens)
     assert lengths == [3, 1]

@@ -10,8 +10,8 @@ import pytest
 from calibrate.commands.plan_cli import main_plan
 from calibrate.fit.fit_latency import fit_profiles
 from perfmodel.hardware.kernel_efficiency import EVIDENCE
-from perfmodel.passes.latency_law import read_latency_fit
-from perfmodel.passes.latency_profile import read_latency_profile
+from perfmodel.passes.latency_law import FIT_FILE
+from perfmodel.passes.latency_profile import PROFILE_FILE
 from perfmodel.passes.passes import PassSamples
 from profiler.commands import law_command
 from profiler.commands.profile_cli import main_profile
@@ -93,9 +93,9 @@ def test_the_command_writes_profiles_that_the_fit_reads_and_the_plan_takes(
     shown = capsys.readouterr().out
     assert "floor of a layer" in shown
     assert "mean error on a model left out of the fit" in shown
-    assert read_latency_fit(fit_file).record == fit_profiles(profiles)[0]
+    assert FIT_FILE.read(fit_file).record == fit_profiles(profiles)[0]
 
-    device = read_latency_profile(profiles[0]).record.device.device
+    device = PROFILE_FILE.read(profiles[0]).record.device.device
     assert main_plan(["--target", "llama-70b", "--fit", str(fit_file)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert " ".join(device.split()) in shown
@@ -118,11 +118,11 @@ def test_ctrl_c_keeps_the_passes_and_the_same_command_goes_on(
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert len(kept) == 8
     assert all(name.endswith(".latency.partial.json") for name in kept)
-    before = sum(len(read_latency_profile(tmp_path / name).record.samples) for name in kept)
+    before = sum(len(PROFILE_FILE.read(tmp_path / name).record.samples) for name in kept)
     monkeypatch.undo()
     assert main_profile(argv) == 0
     assert f"going on with the {before} passes kept" in capsys.readouterr().err
-    after = [read_latency_profile(path).record for path in tmp_path.iterdir()]
+    after = [PROFILE_FILE.read(path).record for path in tmp_path.iterdir()]
     assert sum(len(profile.samples) for profile in after) > before
 
 

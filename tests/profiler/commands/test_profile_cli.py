@@ -6,28 +6,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import pytest
 
-from perfmodel.acceptance.trace import Trace, read_trace, write_trace
-from perfmodel.core import cpu_contention
+from perfmodel.acceptance.trace import TRACE_FILE
+from perfmodel.core import cpu_contention, files
 from perfmodel.core.cpu_contention import Contention
+from perfmodel.core.disk import write_atomically
 from perfmodel.core.errors import OutOfSpace
-from perfmodel.core.files import read_record
 from perfmodel.core.units import GIB
-from perfmodel.passes.latency_profile import (
-    LATENCY_PROFILE_SCHEMA,
-    LATENCY_PROFILE_VERSION,
-    LatencyProfile,
-    write_latency_profile,
-)
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.policies.sampling import Sampling
 from profiler.acceptance.record_acceptance import ExitRecorder, PromptTrace
 from profiler.commands import profile_command as command_module
 from profiler.commands.profile_cli import main_profile
 from profiler.commands.profile_inputs import family_prompts
-from profiler.latency import latency_files
 from profiler.latency import profiling_job as job_module
 from profiler.latency.latency_files import LatencyFiles
 from profiler.latency.measure_latency import measure_latency
@@ -47,7 +40,7 @@ def arguments(folders: Folders, out: Path, *extra: str) -> list[str]:
 
 
 def read_profile(path: Path) -> LatencyProfile:
-    return read_record(path, LatencyProfile, schema=LATENCY_PROFILE_SCHEMA, version=LATENCY_PROFILE_VERSION).record
+    return PROFILE_FILE.read(path).record
 
 
 def test_caches_that_do_not_fit_end_the_command_before_any_pass(
@@ -73,7 +66,7 @@ def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
     assert set(target.samples.kind) == {"verify", "round", "target_prefill"}
     assert (draft.exit_layers, draft.beside) == (EXITS, target.model.name)
     assert (target.exit_layers, target.beside) == ((), draft.model.name)
-    trace = read_trace(out / "trace.npz").record
+    trace = TRACE_FILE.read(out / "trace.npz").record
     assert trace.header.draft_sha256 == draft.model_sha256
     assert len(trace.header.prompts) == 3
     shown = capsys.readouterr().out
@@ -173,13 +166,13 @@ def test_an_interrupted_trace_goes_on_and_latency_is_not_measured_twice(
     assert main_profile(arguments(folders, tmp_path)) == 130
     kept = tmp_path / "trace.partial.npz"
     assert f"what was measured so far is kept in {str(kept)!r}" in capsys.readouterr().err
-    assert len(read_trace(kept).record.header.prompts) == len(traced) - 3
+    assert len(TRACE_FILE.read(kept).record.header.prompts) == len(traced) - 3
     measured = (tmp_path / "draft.latency.json").read_bytes()
     monkeypatch.undo()
     assert main_profile(arguments(folders, tmp_path)) == 0
     assert "latency was measured before the interruption" in capsys.readouterr().err
     assert (tmp_path / "draft.latency.json").read_bytes() == measured
-    assert len(read_trace(tmp_path / "trace.npz").record.header.prompts) == 3
+    assert len(TRACE_FILE.read(tmp_path / "trace.npz").record.header.prompts) == 3
     assert not kept.exists()
 
 
@@ -198,15 +191,13 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Fills the disk for files whose name has a word in it."""
 
     def fill(word: str) -> None:
-        def write(path: Path, *record: Any) -> None:
+        def write(path: Path, data: bytes) -> None:
             if word in Path(path).name:
                 raise OutOfSpace(path)
-            kept[type(record[0])](path, *record)
+            write_atomically(path, data)
 
-        monkeypatch.setattr(latency_files, "write_latency_profile", write)
-        monkeypatch.setattr(command_module, "write_trace", write)
+        monkeypatch.setattr(files, "write_atomically", write)
 
-    kept = {LatencyProfile: write_latency_profile, Trace: write_trace}
     return fill
 
 
@@ -295,7 +286,7 @@ def test_what_is_said_off_the_path_is_recorded_where_it_is_asked_for(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_profile(["acceptance", *arguments(folders, tmp_path, "--off-path", "2")]) == 0
-    recorded = len(read_trace(tmp_path / "trace.npz").record.off_path)
+    recorded = len(TRACE_FILE.read(tmp_path / "trace.npz").record.off_path)
     assert recorded > 0
     assert f"{recorded} tokens off the path" in capsys.readouterr().out
 
@@ -304,7 +295,7 @@ def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders
     flags = ["--temperature", "0.8", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.05", "--seed", "3"]
     flags += ["--repetition-penalty", "1.2", "--presence-penalty", "-0.5", "--frequency-penalty", "0.25"]
     assert main_profile(arguments(folders, tmp_path, *flags)) == 0
-    sampling = read_trace(tmp_path / "trace.npz").record.header.sampling
+    sampling = TRACE_FILE.read(tmp_path / "trace.npz").record.header.sampling
     assert sampling == Sampling(
         rule="shared-noise",
         temperature=0.8,

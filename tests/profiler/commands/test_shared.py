@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
-from perfmodel.passes.latency_profile import read_latency_profile
-from perfmodel.results.plan import read_plan
+from perfmodel.passes.latency_profile import PROFILE_FILE
+from perfmodel.results.plan import PLAN_FILE
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.run_cli import main_run
 from tests.profiler.commands.test_profile_cli import arguments
@@ -23,11 +23,11 @@ def test_a_draft_is_planned_for_and_run_where_it_was_profiled(
     with torchrun_environment():
         assert main_profile(arguments(pair, out, *flags)) == 0
     profiles = [out / f"{role}.latency.json" for role in ("draft", "target")]
-    devices = [read_latency_profile(path).record.device for path in profiles]
+    devices = [PROFILE_FILE.read(path).record.device for path in profiles]
     assert [device.num_devices for device in devices] == [num_devices, 2]
     files = [word for path in profiles for word in ("--profile", str(path))]
     assert main_plan([*files, "--trace", str(out / "trace.npz"), "-o", str(plan)]) == 0
-    planned = read_plan(plan).record
+    planned = PLAN_FILE.read(plan).record
     assert (planned.device, planned.draft_num_devices) == (devices[1], num_devices)
     models = ["--target", str(pair.target), "--draft", str(pair.draft), "--prompts", str(pair.prompts)]
     capsys.readouterr()

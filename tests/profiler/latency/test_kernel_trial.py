@@ -13,7 +13,7 @@ from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import MIB, Seconds
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial
-from perfmodel.passes.latency_profile import LatencyProfile, write_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from profiler.latency.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels, trial_model, try_kernels
 from s2d.decoding.clock import Clock
 from s2d.model.buffers import PassBuffers
@@ -90,11 +90,11 @@ def test_the_choice_is_read_from_finished_and_unfinished_profiles_of_this_device
     assert recorded_kernels(tmp_path, HERE) is None
     (tmp_path / "draft.latency.json").write_text("{", encoding="utf-8")  # reported where it is needed
     for name in ("target.latency.json", "target.latency.partial.json"):
-        write_latency_profile(tmp_path / name, profile_with(FUSED), provenance())
+        PROFILE_FILE.write(tmp_path / name, profile_with(FUSED), provenance())
         assert recorded_kernels(tmp_path, HERE) == ChosenKernels(kernels=FUSED, trials=TRIALS)
         assert recorded_kernels(tmp_path, replace(HERE, dtype="bf16")) is None
         (tmp_path / name).unlink()
-    write_latency_profile(tmp_path / "target.latency.json", profile_with(None), provenance())
+    PROFILE_FILE.write(tmp_path / "target.latency.json", profile_with(None), provenance())
     assert recorded_kernels(tmp_path, HERE) is None
 
 

@@ -10,7 +10,7 @@ from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import gather_evidence
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
-from perfmodel.passes.latency_profile import LatencyProfile, read_latency_profile
+from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.passes import PASS_MODEL
 from profiler.commands.profile_cli import main_profile
 from tests.profiler.conftest import EXITS, Folders
@@ -29,7 +29,7 @@ def evidence(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def profile(evidence: Path, role: str) -> LatencyProfile:
-    return read_latency_profile(evidence / f"{role}.latency.json").record
+    return PROFILE_FILE.read(evidence / f"{role}.latency.json").record
 
 
 def test_each_file_of_a_pair_holds_the_passes_of_its_model_and_all_of_them(evidence: Path) -> None:

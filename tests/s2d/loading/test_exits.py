@@ -139,7 +139,7 @@ def test_curves_are_not_lost_unless_a_flag_says_so(folder: Path, capsys) -> None
 
 
 @pytest.mark.parametrize("text", ['{"exit_layers": [5]}', "{", "[5]", '{"schema": "s2d/plan", "version": 1}'])
-def test_a_sidecar_that_cannot_be_read_names_the_command_that_writes_a_right_one(folder: Path, capsys, text: str) -> None:
+def test_a_sidecar_that_cannot_be_read_names_the_command_that_replaces_it(folder: Path, capsys, text: str) -> None:
     path = folder / "s2d.json"
     path.write_text(text)
     argv = ["--target", str(folder), "--draft", str(folder), "--prompts", "unused", "-o", str(folder.parent / "out")]
@@ -147,7 +147,9 @@ def test_a_sidecar_that_cannot_be_read_names_the_command_that_writes_a_right_one
     with pytest.raises(BadFile):
         read_sidecar(folder)
     assert exits_command(folder, "--exits", "5") == 2
-    assert f"This writes a right one: s2d-train exits --draft '{folder}' --exits LAYERS --overwrite" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"{str(path)!r}: " in message
+    assert "s2d-train exits --draft FOLDER --exits LAYERS --overwrite" in message
     assert path.read_text() == text
     assert exits_command(folder, "--exits", "5", "--overwrite") == 0
     assert read_sidecar(folder).exit_layers == (5,)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from perfmodel.core.torchrun import launched
-from perfmodel.results.report import read_report
+from perfmodel.results.report import REPORT_FILE
 from s2d.commands.run_cli import main_run
 from s2d.decoding.pair import load_pair
 from s2d.parallel.rank_failure import Stage
@@ -49,7 +49,7 @@ def test_a_checked_run_of_two_processes_is_equal_and_places_the_draft_as_the_pla
     said = capsys.readouterr().out
     assert f"target with draft, exits 2/4 (the plan), {shared} by 2 processes" in said
     assert "1 of 1 outputs equal the plain target's" in said
-    report = read_report(report_file).record
+    report = REPORT_FILE.read(report_file).record
     assert report.device.num_devices == 2
 
 

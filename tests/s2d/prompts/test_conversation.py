@@ -8,7 +8,7 @@ import pytest
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import GREEDY, Sampling
-from perfmodel.results.report import read_report
+from perfmodel.results.report import REPORT_FILE
 from s2d.decoding.pair import ModelPair, Pair, encode_prompts, encode_turn, load_pair
 from s2d.loading.load_model import load_tokenizer
 from s2d.loading.memory import TextLimits
@@ -91,7 +91,7 @@ def test_every_turn_follows_the_answers_before_it(chat, folders: Path, capsys, k
         prompt += line["text"]
     found = written[-1]["prompt_tokens"], written[-1]["text"]
     assert found == plain_text(pair, "<system>then<user>the cat and<assistant>", sampling)
-    report = read_report(report_file).record
+    report = REPORT_FILE.read(report_file).record
     assert report.plain_arm is not None
     for arm in (report.plan_arm, report.plain_arm):
         runs = [(one.name, one.prompt_tokens, one.rounds.num_tokens) for one in arm.runs]

@@ -4,12 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfmodel.policies.policy import CalibrationCurve
 from s2d.commands.train_cli import main_train
 from s2d.decoding.pair import encode_prompts, load_pair
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
-from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
+from s2d.loading.sidecar import Sidecar, read_sidecar, write_sidecar
 from s2d.prompt_files.choose import chosen_prompts
 from s2d.prompt_files.read import read_prompts
 from s2d.training.calibrate_draft import Answers, answers_along, fit_calibration
@@ -81,18 +80,6 @@ def test_a_model_without_a_sidecar_is_calibrated_and_gets_one(
 def test_prompts_must_be_given_for_models_that_are_not_in_the_box(folders: Path, capsys) -> None:
     assert main_train(["calibrate", "--draft", str(folders / "draft"), "--target", str(folders / "target")]) == 2
     assert "give its prompts with --prompts FILE" in capsys.readouterr().err
-
-
-def test_a_sidecar_of_version_1_is_read(folders: Path) -> None:
-    path = folders / "draft" / "s2d.json"
-    envelope = json.loads(path.read_text()) | {"version": 1}
-    path.write_text(json.dumps(envelope))
-    assert read_sidecar(folders / "draft") == Sidecar(exit_layers=EXITS, norm="shared-final-norm", calibration=None)
-    envelope["body"]["calibration"] = [{"confidence": [0.5], "agreement": [0.7]}] * 2
-    path.write_text(json.dumps(envelope))
-    curve = CalibrationCurve(confidence=(0.5,), agreement=(0.7,))
-    expected = Calibration(confidence="max-prob", curves=(curve, curve), targets=(), num_positions=None)
-    assert read_sidecar(folders / "draft").calibration == expected
 
 
 def test_the_shipped_draft_brings_a_calibration_that_holds_on_prompts_it_was_not_fitted_to() -> None:

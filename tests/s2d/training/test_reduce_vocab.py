@@ -1,6 +1,5 @@
 """A draft that can say the most frequent tokens only: what its head says, what its folder keeps, and what the text stays."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -116,16 +115,6 @@ def test_a_head_of_tokens_that_there_are_not_is_refused(draft: Path, tmp_path: P
         load_model(tmp_path / "wrong", "fp32")
     with pytest.raises(BadPolicy, match="rising token ids"):
         Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=(2, 1))
-
-
-def test_a_sidecar_from_before_reduced_heads_has_a_whole_one(draft: Path) -> None:
-    path = draft / "s2d.json"
-    raw = json.loads(path.read_text())
-    del raw["body"]["num_head_tokens"]
-    path.write_text(json.dumps(raw | {"version": 2}))
-    found = read_sidecar(draft)
-    assert found is not None
-    assert found.num_head_tokens is None
 
 
 def test_the_command_writes_a_draft_and_says_how_much_of_the_text_it_can_say(draft: Path, tmp_path: Path, capsys) -> None:

@@ -23,7 +23,7 @@ from s2d.training.corpus import (
 from s2d.training.package_family import install_family, recipe_record
 from s2d.training.reference_recipe import STABLE, Stage, new_model, resize_model, train_tokenizer
 from s2d.training.train_reference import run_stage, run_stages
-from s2d.training.training import read_training
+from s2d.training.training import TRAINING_FILE, TRAINING_NAME
 
 
 def test_about_a_tenth_of_the_files_is_held_out_and_never_trained_on():
@@ -108,7 +108,7 @@ def test_the_recipe_makes_a_family_whose_record_says_what_was_really_done(tmp_pa
     assert main_train(["reference", "-o", str(family), "--max-steps", "2"]) == 0
     recorded = json.loads((family / "recipe.json").read_text())["stages"]
     assert {name: stage["steps"] for name, stage in recorded.items()} == {"target-16": 2, "target-32": 2, "draft": 2}
-    assert read_training(work / "draft").settings.steps == 2
+    assert TRAINING_FILE.read(work / "draft" / TRAINING_NAME).record.settings.steps == 2
     draft = load_model(family / "draft", "fp32")
     assert draft.exit_layers == (1, 2, 4, 6)
     assert draft.calibration.targets == ("target-16", "target-32")

@@ -15,7 +15,7 @@ from s2d.loading.load_model import load_model
 from s2d.loading.sidecar import read_sidecar
 from s2d.training import train_draft
 from s2d.training.resume import CHECKPOINT_NAME
-from s2d.training.training import read_training
+from s2d.training.training import TRAINING_FILE, TRAINING_NAME
 from tests.stubs import TinySpec, tiny_llama
 
 RUST_NO_SPACE = "Error while serializing: I/O error: No space left on device (os error 28)"
@@ -117,7 +117,7 @@ def interrupted(target: Path, text: Path, tmp_path: Path, monkeypatch, capsys) -
 def test_an_interrupted_command_goes_on_when_repeated_and_leaves_only_the_draft(interrupted, target, text, tmp_path):
     assert main_train(command(target, text, interrupted)) == 0
     assert names_in(tmp_path) == ["draft", "target", "text.txt"]
-    training = read_training(interrupted)
+    training = TRAINING_FILE.read(interrupted / TRAINING_NAME).record
     assert (training.settings.steps, training.exit_layers) == (3, (1, 3))
     assert len((interrupted / "loss.jsonl").read_text().splitlines()) == 2
 
