@@ -95,7 +95,7 @@ def test_the_command_prints_the_frontier(capsys: pytest.CaptureFixture[str]) -> 
     assert main_plan(["design", "--target", "llama-2-70b", "--params", "350e6", "--device", "a100-80gb"]) == 0
     text = capsys.readouterr().out
     assert "2 x A100-80GB-SXM, bf16, graph" in text
-    assert "Choose the shallowest shape" in text
+    assert "Choose the shallowest shape" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ SMOL = ("--target", "smollm2-1.7b", "--engine", "eager", "--device", "a100-80gb"
     [
         (
             ("--params", "300e6"),
-            ("impossible (at most 6)", "32 layers and more cannot pay at 5 drafted tokens: a round yields"),
+            ("impossible (at most 6)", "32 layers and more cannot pay with 5 drafted tokens: a round yields"),
         ),
         (("--params", "300e6", "--draft-tokens", "1"), ("impossible (at most 2)", "cannot pay with 1 drafted token:")),
         (("--params", "1.6e9", "--draft-tokens", "12"), ("impossible (at most 13)",)),
@@ -220,8 +220,8 @@ def test_a_quantised_draft_is_priced_as_stored(tmp_path: Path, capsys: pytest.Ca
         (tmp_path / name / "config.json").write_text(json.dumps({**config, **more}), encoding="utf-8")
         assert main_plan(["design", "--target", "llama-3.1-70b", "--draft", str(tmp_path / name), "--device", "h100"]) == 0
         text = capsys.readouterr().out
-        assert ("weights AWQ int4, groups of 128, 4.16 bits; head 16 bits" in text) == (name == "awq")
-        seconds[name] = float(re.findall(r"([\d.]+) ms per token on one device", text)[0])
+        assert ("weights AWQ int4, groups of 128, 4.16 bits; head 16 bits" in " ".join(text.split())) == (name == "awq")
+        seconds[name] = float(re.findall(r"([\d.]+) ms per token on one device", " ".join(text.split()))[0])
     assert seconds["awq"] < 0.85 * seconds["plain"]
 
 
