@@ -1,4 +1,4 @@
-"""Resolve the acceptance evidence of a plan: a recorded trace, or one that ships with the package."""
+"""Resolve the acceptance evidence of a plan: a recorded or a shipped trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typed requests: what a plan or a table of draft shapes is for. The planner chooses every field that is None."""
+"""Typed requests for plans. The planner chooses every field that is None."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resolve a target by name, config.json or hub repository: its shapes and weight format, never its weights."""
+"""Resolve a target by name, config.json or hub repository, without its weights."""
 
 from __future__ import annotations
 

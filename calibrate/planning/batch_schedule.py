@@ -1,4 +1,4 @@
-"""Draft length by batch size, and the batch at which speculation stops paying: the schedule that serving engines take.
+"""Draft length by batch size, and the batch at which speculation stops paying.
 
 In a batch, every weight is read once for all sequences. Verifying K + 1 rows per sequence therefore soon costs arithmetic that
 plain decoding does not need. KV caches are read once for all rows of a sequence, which keeps paying. The longer the context,

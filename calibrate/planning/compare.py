@@ -1,4 +1,4 @@
-"""Compare a plan with a run of it: split the error of its speedup into acceptance and latency."""
+"""Compare a plan with a run of it: acceptance error and latency error apart."""
 
 from __future__ import annotations
 

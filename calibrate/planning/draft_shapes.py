@@ -1,4 +1,4 @@
-"""Trade depth for width: the latency of drafts of one size in other shapes, and the tokens per round that each needs.
+"""Latency of drafts of one size in other shapes, and the tokens per round they need.
 
 The latency of a draft, and so its depth, decides the gain from speculation ("Decoding Speculative Decoding", arXiv
 2402.01528). A layer costs its launches or its overhead whatever its width, so of two drafts with equally many weights the
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 from calibrate.inputs.device import resolve_device
 from calibrate.inputs.draft import Draft, resolve_draft
 from calibrate.inputs.requests import DeviceRequest, check_counts
 from calibrate.inputs.target import Target, resolve_target
+from calibrate.planning.draft_geometries import geometries_of
 from calibrate.pricing.datasheet import num_devices_for
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Bytes, Seconds, Tokens, format_bytes, format_number
@@ -31,19 +31,10 @@ from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 from perfmodel.results.draft_shapes import DraftedTarget, DraftLength, DraftLengths, DraftShape, DraftShapes
 
-DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40)
-FFN_RATIOS = (Fraction(2), Fraction(8, 3), Fraction(29, 8), Fraction(5))
-"""MLP size over hidden size; 8/3 is Llama's, 29/8 that of the wide draft of arXiv 2402.01528."""
-HEAD_DIMS = (64, 128)
-MIN_WIDTH_OF_LARGE_HEADS = 2048
-"""Narrower Llamas have heads of 64."""
-FFN_MULTIPLE = 64
 DEFAULT_DRAFT_TOKENS = 5
 DEFAULT_CONTEXT_TOKENS: Tokens = 768
 DRAFT_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 """Draft lengths at which a given draft is priced."""
-PARAMS_TOLERANCE = 0.02
-"""Relative difference up to which two shapes count as of one size."""
 MAX_PARAMS = 1e15
 
 
@@ -343,8 +334,8 @@ def _draft_notes(draft: DraftGeometry, setting: DraftSetting) -> Iterator[str]:
     model, target, memory_bytes = draft.model, setting.target, setting.hardware.memory_bytes
     if model.vocab_size != target.vocab_size:
         yield (
-            f"the draft's vocabulary has {model.vocab_size} tokens, the target's {target.vocab_size}. A draft needs the target's "
-            "tokenizer; only unused rows may differ"
+            f"the draft's vocabulary has {model.vocab_size} tokens, the target's {target.vocab_size}. A draft needs the "
+            "target's tokenizer; only unused rows may differ"
         )
     if model.num_params >= target.num_params:
         yield "the draft is not smaller than its target"
@@ -413,56 +404,3 @@ def token_s_by_depth(shapes: Iterable[DraftShape]) -> dict[int, Seconds]:
         depth = shape.geometry.num_layers
         fastest[depth] = min(shape.token_s, fastest.get(depth, shape.token_s))
     return fastest
-
-
-def geometries_of(target: ModelGeometry, num_params: int, head_vocab_size: int | None) -> Iterator[ModelGeometry]:
-    """Llama-like drafts of a size with the target's vocabulary, over depths, widths and MLP sizes.
-
-    Depth and MLP ratio determine the width, which is rounded to whole heads. The size of the MLP then makes up for the
-    rounding. The weights that a reduced head saves go into the layers, because all drafts have the same size.
-    """
-    seen = set()
-    for depth in DEPTHS:
-        for ratio in FFN_RATIOS:
-            geometry = _geometry(target, num_params, head_vocab_size, depth, ratio)
-            if geometry is not None and (depth, geometry.hidden_size) not in seen:
-                seen.add((depth, geometry.hidden_size))
-                yield geometry
-
-
-def _geometry(
-    target: ModelGeometry, num_params: int, head_vocab_size: int | None, depth: int, ratio: Fraction
-) -> ModelGeometry | None:
-    """The shape of a depth and an MLP ratio; None if none is close enough to the size."""
-
-    def shaped(width: int, mlp: int) -> ModelGeometry:
-        head_dim = HEAD_DIMS[width >= MIN_WIDTH_OF_LARGE_HEADS]
-        heads = width // head_dim
-        return ModelGeometry(
-            name=f"{depth} x {width}",
-            num_layers=depth,
-            hidden_size=width,
-            intermediate_size=mlp,
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_dim=head_dim,
-            vocab_size=target.vocab_size,
-            tied_embeddings=False,
-            max_context_tokens=target.max_context_tokens,
-            source="designed",
-            head_vocab_size=head_vocab_size,
-        )
-
-    def rounded_mlp(width: int) -> int:
-        return max(FFN_MULTIPLE, round(ratio * width / FFN_MULTIPLE) * FFN_MULTIPLE)
-
-    small, large = HEAD_DIMS
-    widths = (
-        *range(small, MIN_WIDTH_OF_LARGE_HEADS, small),
-        *range(MIN_WIDTH_OF_LARGE_HEADS, 4 * target.hidden_size + 1, large),
-    )
-    width = min(widths, key=lambda candidate: abs(shaped(candidate, rounded_mlp(candidate)).num_params - num_params))
-    at_rounded = shaped(width, rounded_mlp(width))
-    missing = (num_params - at_rounded.num_params) / (3 * width * depth)  # gate, up and down
-    fitted = shaped(width, max(FFN_MULTIPLE, at_rounded.intermediate_size + round(missing / FFN_MULTIPLE) * FFN_MULTIPLE))
-    return fitted if abs(fitted.num_params / num_params - 1) <= PARAMS_TOLERANCE else None

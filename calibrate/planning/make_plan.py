@@ -1,8 +1,9 @@
-"""From a request to a plan: resolve the evidence, price the passes, search the policies, write the plan down."""
+"""From a request to a plan: resolve the evidence, price, search, write the plan down."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,7 @@ def plan(
             target=target,
             draft=draft,
             draft_vocab=draft_vocab,
-            trace=Path(trace) if isinstance(trace, PathLike) else trace,
+            trace=Path(trace) if isinstance(trace, (str, os.PathLike)) else trace,
             prompts_split=prompts_split,
             category=category,
             profiles=tuple(map(Path, profiles)),
@@ -142,7 +143,9 @@ def make_plan(request: PlanRequest) -> Plan:
         ),
         chosen=chosen,
         runners_up=runners_up,
-        frontier=frontier_of(trace, scenario.price, chosen.policy, [one.policy for one in runners_up]) if is_traced else (),
+        frontier=frontier_of(trace, scenario.price, chosen.policy, [candidate.policy for candidate in runners_up])
+        if is_traced
+        else (),
         batch_schedules=batch_schedules(trace, pricing, context_tokens=acceptance.context_tokens),
         overfitting=overfitting(scenario) if is_traced else None,
         memory=pricing.memory,

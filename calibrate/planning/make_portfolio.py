@@ -1,4 +1,4 @@
-"""Compare a policy for each target, or each category of prompts, with one policy for all: traces of one draft -> Portfolio.
+"""Compare a policy for each target or category of prompts with one policy for all.
 
 Each part has the policy of its own plan. Two alternatives stand beside it: the best exit alone for each part, which needs no
 nested exits, and one policy for all parts, the best in the mean or in the worst case.

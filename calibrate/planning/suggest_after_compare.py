@@ -1,4 +1,4 @@
-"""The step after a comparison: nothing, or the part of the prediction to measure again and the command for it."""
+"""Suggest the step after a comparison: nothing, or what to measure again."""
 
 from __future__ import annotations
 

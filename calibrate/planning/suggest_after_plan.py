@@ -1,4 +1,4 @@
-"""The command after a plan: it replaces the weakest evidence by a measurement, or runs a plan that is all measured.
+"""Suggest the command after a plan: measure its weakest evidence, or run it.
 
 Only commands that work are suggested. Profiling and running compute in fp32, bf16 and fp16; on several devices they launch
 kernels eagerly and split models evenly. Some plans can therefore be measured in part only, or only through the latency law of

@@ -1,4 +1,4 @@
-"""Price a pair by a device's datasheet and public kernel times, with no measurement of the pair."""
+"""Price a pair by a device's datasheet and public kernel times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choose where a draft runs when its target has several devices: on all of them, or whole on the first.
+"""Choose where a draft runs when its target has several devices.
 
 On all devices, each reads its share of the weights, and every pass pays for the all-reduces. On the first, one device reads
 all of the weights while the others wait. Both draft and accept the same tokens, so the faster placement is better for every

@@ -1,4 +1,4 @@
-"""Price a pair by latency profiles of its models, or by a fit of the latency law for a model without a profile."""
+"""Price a pair by latency profiles, or by a fit of the latency law."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def _price(
     if len(profiles) != 1:
         given = "none was given" if not profiles else f"{len(profiles)} were given ({', '.join(profiles)})"
         raise UserInputError(
-            f"expected one latency profile of the {role} {model.geometry.name}, {given}. Give --profile once for the target and "
-            "once for the draft (s2d-profile latency writes both), or a fit that prices it: --fit FILE (s2d-plan fit)."
+            f"expected one latency profile of the {role} {model.geometry.name}, {given}. Give --profile once for the target "
+            "and once for the draft (s2d-profile latency writes both), or a fit that prices it: --fit FILE (s2d-plan fit)."
         )
     [stored] = profiles.values()
     profile, measured = stored.record, MeasuredLatency(stored.record)

@@ -52,6 +52,15 @@ def test_a_run_that_matches_its_prediction_has_no_error(plan: Stored[Plan], plan
         assert residuals.next_step.startswith("nothing: both errors are within ")
 
 
+def test_paths_and_records_give_one_result(plan: Stored[Plan], planned: Path, tmp_path: Path) -> None:
+    report, path = make_report(plan.record, plan.sha256, make_trace(), slower={"verify": 1.02}), tmp_path / "report.json"
+    REPORT_FILE.write(path, report, provenance())
+    from_paths = compare(planned / "plan.json", str(path), profiles(planned))
+    from_records = compare(plan.record, report, profiles(planned))
+    assert (from_paths.plan_sha256, from_paths.report_sha256) == (plan.sha256, REPORT_FILE.read(path).sha256)
+    assert replace(from_paths, next_step="") == replace(from_records, next_step="")
+
+
 def test_a_run_that_changed_its_policy_is_refused(plan: Stored[Plan]) -> None:
     report = make_report(plan.record, plan.sha256, make_trace())
     adapted = replace(report, adaptation=Adaptation(num_switches=0, shares=()))

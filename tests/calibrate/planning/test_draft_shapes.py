@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
+from calibrate.planning.draft_geometries import PARAMS_TOLERANCE
 from calibrate.planning.draft_shapes import (
-    PARAMS_TOLERANCE,
     DraftSetting,
     draft_lengths,
     draft_shapes,

@@ -1,5 +1,6 @@
 """From evidence to a plan: checks, choices and the messages of refusals."""
 
+import doctest
 import json
 import re
 from dataclasses import replace
@@ -12,8 +13,11 @@ import pytest
 from calibrate.inputs.acceptance import Acceptance, at_lengths, load_acceptance, shipped_path
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.inputs.target import resolve_target
+from calibrate.planning import draft_shapes as draft_shapes_module
+from calibrate.planning import make_plan as make_plan_module
 from calibrate.planning.candidates import DERIVED_NAME, PAPER_NAME, PLAIN_NAME, rounds_by_document
 from calibrate.planning.make_plan import make_plan
+from calibrate.planning.make_plan import plan as public_plan
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath
 from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import BadFile, Mismatch, OutOfDomain, UnknownName, UserInputError
@@ -314,3 +318,27 @@ def test_prompts_of_one_document_are_one_sample() -> None:
     rounds = rounds_by_document(replace(trace, header=replace(trace.header, prompts=renamed)), [None])[None]
     assert [document.num_prompts for document in rounds] == [2] + [1] * len(others)
     assert rounds[0].num_tokens == first.num_positions + second.num_positions
+
+
+def test_the_public_function_is_the_request(measured: PlanRequest) -> None:
+    assert public_plan("vicuna-7b", device="h100", prompt_tokens=100) == make_plan(
+        PlanRequest(target="vicuna-7b", device=DeviceRequest(device="h100"), prompt_tokens=100)
+    )
+    assert measured.trace is not None
+    paths = [str(path) for path in measured.profiles]
+    assert public_plan(trace=str(measured.trace), profiles=paths) == make_plan(measured)
+
+
+def test_a_trace_in_memory_gives_the_plan_of_its_file(measured: PlanRequest) -> None:
+    from_memory, from_file = public_plan(trace=make_trace(), profiles=measured.profiles), make_plan(measured)
+    assert from_memory.evidence[-1].sha256 is None
+    assert replace(from_memory.evidence[-1], sha256=from_file.evidence[-1].sha256) == from_file.evidence[-1]
+    assert from_memory.chosen == from_file.chosen
+    anonymous = make_trace()
+    unknown = replace(anonymous, header=replace(anonymous.header, target_sha256=None, draft_sha256=None))
+    assert public_plan(trace=unknown, device="a100").evidence[-1].level == "traced"
+
+
+def test_the_examples_in_the_docstrings_of_public_functions_run() -> None:
+    for module in (make_plan_module, draft_shapes_module):
+        assert doctest.testmod(module).failed == 0

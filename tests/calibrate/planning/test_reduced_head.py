@@ -7,7 +7,8 @@ import pytest
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
-from calibrate.planning.draft_shapes import PARAMS_TOLERANCE, draft_token_s, shapes_of_size
+from calibrate.planning.draft_geometries import PARAMS_TOLERANCE
+from calibrate.planning.draft_shapes import draft_token_s, shapes_of_size
 from calibrate.planning.make_plan import make_plan
 from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import Mismatch, UserInputError

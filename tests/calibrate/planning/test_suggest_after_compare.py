@@ -112,8 +112,8 @@ CASES = {
     "below, nobody knows": Case(
         errors=make_errors(0.01, 0.1),
         has_profiles=False,
-        expected="most of the error is in the seconds, mostly in plan verify passes (-50.0 %) (give --profile to see whether the "
-        f"profile was disturbed): s2d-profile latency {MODELS} --dtype fp32 -o profile",
+        expected="most of the error is in the seconds, mostly in plan verify passes (-50.0 %) (give --profile to see whether "
+        f"the profile was disturbed): s2d-profile latency {MODELS} --dtype fp32 -o profile",
     ),
     "below, by acceptance on a disturbed machine": Case(
         errors=make_errors(0.15, 0.02),
@@ -132,8 +132,8 @@ CASES = {
     "acceptance of longer texts": Case(
         errors=make_errors(0.15, 0.02),
         run_tokens=128,
-        expected="most of the error is in the acceptance: record it on prompts like those that were run and as long as those that "
-        f"were run (128 tokens): s2d-profile acceptance {MODELS} --dtype fp32 --num-prompts 12 --max-new-tokens 128 "
+        expected="most of the error is in the acceptance: record it on prompts like those that were run and as long as those "
+        f"that were run (128 tokens): s2d-profile acceptance {MODELS} --dtype fp32 --num-prompts 12 --max-new-tokens 128 "
         "--budget 25 -o mine",
     ),
 }
