@@ -37,7 +37,9 @@ from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.kernels import STANDARD_KERNELS, WeightLayout, fastest_kernels
+from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.estimate import Speedup
 from profiler.latency.kernel_trial import CACHED_TOKENS, try_kernels
 from s2d.decoding.pair import ModelPair
@@ -314,7 +316,9 @@ class Checks:
             return None
         deep, flat = (replace(self.target, num_layers=number) for number in (2, 1))
         seconds = [
-            RooflineLatency(one, (), self.hardware, self.dtype, self.engine).line("verify", 0, 5).at(CACHED_TOKENS)
+            RooflineLatency(PassSetting(model=one, weights=plain_format(self.dtype)), self.hardware, self.engine)
+            .line("verify", 0, 5)
+            .at(CACHED_TOKENS)
             for one in (deep, flat)
         ]
         return seconds[0] - seconds[1]

@@ -26,7 +26,7 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import unpublished_note
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_reduced_head
 from perfmodel.passes.device_key import DeviceKey, EngineMode
-from perfmodel.passes.flops_bytes import kv_bytes_per_token, kv_cache_bytes
+from perfmodel.passes.flops_bytes import PassSetting, kv_bytes_per_token, kv_cache_bytes
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 from perfmodel.results.draft_shapes import DraftedTarget, DraftLength, DraftLengths, DraftShape, DraftShapes
@@ -377,23 +377,21 @@ def _round_s(token_s: Seconds, setting: DraftSetting, draft_tokens: Tokens) -> S
 
 def _target_s(setting: DraftSetting, *, draft_tokens: Tokens) -> Seconds:
     """Time of a round without its drafting: verification and the host's work."""
-    target = RooflineLatency(
-        setting.target,
-        (),
-        setting.hardware,
-        setting.target_weights,
-        setting.engine,
-        setting.num_devices,
+    passes = PassSetting(
+        model=setting.target,
+        weights=setting.target_weights,
+        num_devices=setting.num_devices,
         context_tokens=setting.context_tokens,
     )
+    target = RooflineLatency(passes, setting.hardware, setting.engine)
     verify, host = target.line("verify", 0, draft_tokens + 1), target.line("round", 0, draft_tokens)
     return verify.at(setting.context_tokens) + host.at(setting.context_tokens)
 
 
 def draft_token_s(geometry: ModelGeometry, setting: DraftSetting) -> Seconds:
     """Time to draft one token on one device: one segment of all layers, and one exit check."""
-    exits = (geometry.num_layers,)
-    latency = RooflineLatency(geometry, exits, setting.hardware, setting.draft_weights(geometry), setting.engine)
+    passes = PassSetting(model=geometry, exit_layers=(geometry.num_layers,), weights=setting.draft_weights(geometry))
+    latency = RooflineLatency(passes, setting.hardware, setting.engine)
     return latency.line("segment", 0, 1).at(setting.context_tokens) + latency.line("exit", 0, 1).at(setting.context_tokens)
 
 

@@ -13,6 +13,7 @@ from perfmodel.hardware.hardware import Hardware, num_devices_to_fit
 from perfmodel.latency.latency_model import LatencyModel, RooflineLatency
 from perfmodel.models.geometry import ModelGeometry, check_degree, tensor_parallel_degrees
 from perfmodel.passes.device_key import DeviceKey, EngineMode
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.quantisation.weight_format import WeightFormat
 from perfmodel.results.plan import Evidence, EvidenceRole, Memory
 
@@ -41,8 +42,15 @@ def price_by_datasheet(pair: Pair, device: Device, weights: PairWeights, *, cont
     _check_fits(pair.target, memory, hardware, num_devices, weights.target)
 
     def draft_latency(degree: int, batch: int, context_tokens: Tokens) -> LatencyModel:
-        model, exits = pair.draft.model, pair.draft.exit_layers
-        return RooflineLatency(model, exits, hardware, weights.draft, engine, degree, batch, context_tokens=context_tokens)
+        setting = PassSetting(
+            model=pair.draft.model,
+            exit_layers=pair.draft.exit_layers,
+            weights=weights.draft,
+            batch=batch,
+            num_devices=degree,
+            context_tokens=context_tokens,
+        )
+        return RooflineLatency(setting, hardware, engine)
 
     draft_num_devices = choose_draft_devices(
         Placement(
@@ -60,10 +68,15 @@ def price_by_datasheet(pair: Pair, device: Device, weights: PairWeights, *, cont
     )
 
     def at_batch(batch: int, *, context_tokens: Tokens) -> tuple[LatencyModel, LatencyModel]:
-        target = RooflineLatency(
-            pair.target, target_cuts, hardware, weights.target, engine, num_devices, batch, context_tokens=context_tokens
+        setting = PassSetting(
+            model=pair.target,
+            exit_layers=target_cuts,
+            weights=weights.target,
+            batch=batch,
+            num_devices=num_devices,
+            context_tokens=context_tokens,
         )
-        return draft_latency(draft_num_devices, batch, context_tokens), target
+        return draft_latency(draft_num_devices, batch, context_tokens), RooflineLatency(setting, hardware, engine)
 
     draft, target = at_batch(1, context_tokens=context_tokens)
     return Pricing(

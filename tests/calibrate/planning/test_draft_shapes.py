@@ -24,7 +24,7 @@ from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import EngineMode
-from perfmodel.passes.flops_bytes import kv_bytes_per_token
+from perfmodel.passes.flops_bytes import PassSetting, kv_bytes_per_token
 from perfmodel.passes.passes import PassKind
 from perfmodel.quantisation.weight_format import plain_format
 
@@ -130,7 +130,8 @@ def test_a_draft_deeper_than_its_target_cannot_pay_if_launches_dominate(drafted:
 @pytest.mark.parametrize("drafted", [1, 3, 5, 12])
 def test_a_round_takes_its_drafted_tokens_and_one_verification(drafted: int) -> None:
     setting, draft = replace(SETTING, engine="graph"), find_model("llama-160m")
-    target = RooflineLatency(setting.target, (), setting.hardware, "fp16", "graph", 2, context_tokens=768)
+    passes = PassSetting(model=setting.target, weights=plain_format("fp16"), num_devices=2, context_tokens=768)
+    target = RooflineLatency(passes, setting.hardware, "graph")
 
     def pass_s(kind: PassKind, rows: int) -> float:
         return target.line(kind, 0, rows).at(768)
