@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perfmodel.core.blocks import Block, Printable
+from perfmodel.core.disk import PathLike
 from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import NORMAL_QUANTILE
 from perfmodel.core.units import Frac, Seconds, Tokens, format_bytes
 from perfmodel.passes.device_key import DeviceKey
@@ -180,6 +182,14 @@ class LatencyFit(Printable):
         from perfmodel.passes.fit_text import fit_blocks
 
         return fit_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the fit as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        FIT_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",)))
 
 
 FIT_FILE = FileFormat(record=LatencyFit, schema="s2d/latency-fit", made_with="s2d-plan fit -o FILE")

@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from captured_checks import captured_error, captured_texts, live_inputs
 from device_check import (
     DTYPES,
     MAX_BF16_OVER_TRANSFORMERS,
@@ -22,13 +21,14 @@ from device_check import (
     random_subject,
     subjects,
 )
-from gaps import Lossless, gap_result
 from product_times import GEMV_ROWS, product_seconds
-from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from scale_models import acceptance_of, draft_of, tiny
-from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
+from shared.captured_checks import captured_error, captured_texts, live_inputs
+from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.logit_gaps import Lossless, gap_result
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
 from calibrate.planning.candidates import paper_policies
+from details.scale_models import acceptance_of, draft_of, tiny
 from perfmodel.core.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.latency.latency_model import RooflineLatency

@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-import common
 import torch
-from arms import Models
 
 from calibrate.pricing.pricing import target_exits
 from perfmodel.core.units import BytesPerS, Frac, Seconds
@@ -19,6 +17,8 @@ from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.round_stats import RoundStats
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.verify import make_verifier
+from shared import common
+from shared.interleaved import Models
 
 NUM_CHECKS = 50
 NUM_WARM_UPS = 5
