@@ -32,16 +32,16 @@ from details.adapting_orders import Order, order_table, summary
 from shared.common import finish, make_parser, one_thread
 from shared.interleaved import evidence_of, job_of
 
-from calibrate.search.find_frontier import frontier_of, with_long_backlogs
+from calibrate.search.find_frontier import find_frontier, with_long_backlogs
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import price_of, scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.units import Seconds
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
-from perfmodel.replay.replay import Price
+from perfmodel.replay.estimate import model_of
 from perfmodel.replay.round_stats import RoundStats
 from profiler.latency.profiling_job import Job
 from profiler.machine.machine_facts import device_facts
@@ -81,17 +81,17 @@ class Planned:
 
     policy: Policy | None
     frontier: tuple[FrontierPoint, ...]
-    price: Price
+    scenario: Scenario
 
 
 def planned(job: Job, budget_s: Seconds) -> Planned:
     """The plan of a job's prompts."""
     trace, models = evidence_of(job, budget_s)
-    found = search([scenario_of(trace, *models)])
-    others = [*(one.policy for one in found.families), found.derived, *found.single_exits]
-    price = with_long_backlogs(price_of(*models))
-    frontier = frontier_of(trace, price, found.chosen.policy, others)
-    return Planned(policy=found.chosen.policy, frontier=frontier, price=price)
+    scenario = Scenario(trace, *models)
+    found = search([scenario])
+    others = [*(one.policy for one in found.families), found.optimal_stopping, *found.single_exits]
+    frontier = find_frontier(scenario, found.chosen.policy, others)
+    return Planned(policy=found.chosen.policy, frontier=frontier, scenario=with_long_backlogs(scenario))
 
 
 def orders_of(easy: Job, hard: Job) -> dict[str, list[Text]]:
@@ -123,7 +123,7 @@ def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) 
         controller_s=np.array([one.decode_s for one in runs[0]]),
         fixed_s=np.array([[one.decode_s for one in run] for run in runs[1:-1]]),
         plan_again_s=np.array([one.decode_s for one in runs[-1]]),
-        priced_s=np.array([[priced_s(one.rounds, plan.price) for one in run] for run in runs[:-1]]),
+        priced_s=np.array([[priced_s(one.rounds, plan.scenario) for one in run] for run in runs[:-1]]),
         adaptation=adaptation_of(fixed, runs[0]),
     )
 
@@ -134,13 +134,16 @@ def decoded(session: Session, text: Text, pilot: PolicySelector) -> Generation:
     return session.generate(job.prompts[number].token_ids, job.settings(None, job.max_new_tokens), pilot=pilot)
 
 
-def priced_s(rounds: RoundStats, price: Price) -> Seconds:
+def priced_s(rounds: RoundStats, scenario: Scenario) -> Seconds:
     """What the passes of some rounds cost by a profile."""
     seconds = 0.0
     for one in rounds.passes:
-        line = price.line(one.kind, one.stage, one.rows)
+        line = scenario.line(one.kind, one.stage, one.rows)
         seconds += one.num_passes * line.base_s + one.cached_tokens_sum * line.per_token_s
-    return seconds + sum(one.num_passes * price.cold_s(one.kind, one.stage, one.place) for one in rounds.cold_passes)
+    for one in rounds.cold_passes:
+        model = model_of(one.kind, scenario.draft, scenario.target)
+        seconds += one.num_passes * model.cold_s(one.kind, one.stage, one.place)
+    return seconds
 
 
 def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[Order], Planned]:

@@ -42,7 +42,7 @@ from shared.interleaved import Models, models_of
 from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
 from calibrate.planning.candidates import paper_policies
-from calibrate.search.scenario import scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
@@ -105,7 +105,7 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
 
 def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Policy | None]:
     """What is measured: policies searched on some texts beside plain decoding; one that comes twice is measured once."""
-    found, paper = search([scenario_of(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
+    found, paper = search([Scenario(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
     wanted = {
         PLAIN: None,
         PLAN: plan.chosen.policy if plan else found.chosen.policy,

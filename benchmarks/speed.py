@@ -33,7 +33,7 @@ from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
 from shared.transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.units import Seconds, TokensPerS, format_number, format_speedup
@@ -206,7 +206,7 @@ def found_of(pair: Pair, sampling: Sampling, size: Size, plan: Plan | None, prom
     if plan is None:
         calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
         trace, models = evidence_of(calibration, size.budget_s)
-        found = search([scenario_of(trace, *models)])
+        found = search([Scenario(trace, *models)])
         rates = found.chosen.merit, found.families[0].merit
         chosen = Chosen(policy=found.chosen.policy, tokens_per_s=rates[0], plain_tokens_per_s=rates[1])
     else:

@@ -93,7 +93,7 @@ def shortened(trace: Trace, *, prompt_tokens: Tokens | None, new_tokens: Tokens 
         draft_token=trace.draft_token[kept],
         target_token=trace.target_token[kept],
         accept_prob=trace.accept_prob[kept],
-        off_path=trace.off_path.taken(kept, len(trace.target_token)),
+        off_path=trace.off_path.select(kept, len(trace.target_token)),
     )
 
 

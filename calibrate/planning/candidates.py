@@ -38,8 +38,8 @@ def price_found(found: SearchResult, trace: Trace, pricing: Pricing) -> tuple[Ca
     """
     policies = {PLAN_NAME: found.chosen.policy, PLAIN_NAME: None}
     policies |= {f"exit {policy.exits[0]}": policy for policy in found.single_exits}
-    if found.derived is not None:
-        policies[DERIVED_NAME] = found.derived
+    if found.optimal_stopping is not None:
+        policies[DERIVED_NAME] = found.optimal_stopping
     chosen, *alternatives = price_candidates(policies, trace, pricing)
     alternatives += price_paper(trace, pricing)
     return chosen, tuple(sorted(alternatives, key=lambda candidate: candidate.speedup.tokens_per_s, reverse=True))

@@ -21,8 +21,8 @@ from calibrate.pricing.datasheet import price_by_datasheet
 from calibrate.pricing.measured import price_by_profiles
 from calibrate.pricing.pricing import Pricing, pair_weights
 from calibrate.search.cross_validation import overfitting
-from calibrate.search.find_frontier import frontier_of
-from calibrate.search.scenario import scenario_of
+from calibrate.search.find_frontier import find_frontier
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.splits import Split
 from perfmodel.core.disk import PathLike
@@ -120,7 +120,7 @@ def make_plan(request: PlanRequest) -> Plan:
     """
     acceptance, pricing = gather_evidence(request)
     trace, header = acceptance.trace, acceptance.trace.header
-    scenario = scenario_of(trace, pricing.draft, pricing.target)
+    scenario = Scenario(trace, pricing.draft, pricing.target)
     found = search([scenario])
     chosen, runners_up = price_found(found, trace, pricing)
     is_traced = acceptance.evidence.level == "traced"
@@ -143,9 +143,7 @@ def make_plan(request: PlanRequest) -> Plan:
         ),
         chosen=chosen,
         runners_up=runners_up,
-        frontier=frontier_of(trace, scenario.price, chosen.policy, [candidate.policy for candidate in runners_up])
-        if is_traced
-        else (),
+        frontier=find_frontier(scenario, chosen.policy, [candidate.policy for candidate in runners_up]) if is_traced else (),
         batch_schedules=batch_schedules(trace, pricing, context_tokens=acceptance.context_tokens),
         overfitting=overfitting(scenario) if is_traced else None,
         memory=pricing.memory,

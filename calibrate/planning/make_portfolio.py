@@ -17,8 +17,8 @@ from calibrate.planning.candidates import price_candidates
 from calibrate.planning.make_plan import gather_evidence
 from calibrate.pricing.measured import select_profiles
 from calibrate.pricing.pricing import Pricing
-from calibrate.search.cross_validation import halves_of, log_speedups
-from calibrate.search.scenario import Scenario, scenario_of
+from calibrate.search.cross_validation import log_speedups, split_halves
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Bytes
@@ -40,7 +40,7 @@ class _PartEvidence:
 
     @property
     def scenario(self) -> Scenario:
-        return scenario_of(self.acceptance.trace, self.pricing.draft, self.pricing.target)
+        return Scenario(self.acceptance.trace, self.pricing.draft, self.pricing.target)
 
 
 def by_target(requests: Sequence[PlanRequest]) -> Portfolio:
@@ -176,7 +176,7 @@ def _choose(scenarios: Sequence[Scenario]) -> dict[Choice, list[Policy | None]]:
 
 def held_out_choices(scenarios: Sequence[Scenario]) -> HeldOut | None:
     """Speedups of the choices on the half of the prompts on which they were not searched; None if a half is empty."""
-    halves = halves_of(scenarios)
+    halves = split_halves(scenarios)
     if halves is None:
         return None
     logs: dict[Choice, list[float]] = {choice: [] for choice in CHOICES}

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perfmodel.acceptance.off_path_trace import OffPath, nothing_off_path
+from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader, distinct_ngram_frac
 from perfmodel.core.console import save_or_warn
 from perfmodel.core.disk import PathLike
@@ -159,7 +159,7 @@ class ExitRecorder:
             refused: the refused tokens at some steps and exits.
         """
         if not self._num_mistakes:
-            return nothing_off_path(accept_prob.shape[1])
+            return OffPath.empty(accept_prob.shape[1])
         verifier = make_verifier(self._sampling, self._confidence, self._pair.device, self._noise)
         places = draw_mistakes(accept_prob, prompt.name, self._num_mistakes)
         mistakes = [
@@ -213,7 +213,7 @@ def empty_trace(header: TraceHeader) -> Trace:
         draft_token=np.zeros((0, exits), np.int32),
         target_token=np.zeros(0, np.int32),
         accept_prob=np.zeros((0, exits), np.float32),
-        off_path=nothing_off_path(exits),
+        off_path=OffPath.empty(exits),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from perfmodel.core.units import Frac
-from perfmodel.policies.frontier import DRIFT_STEP, DRIFTS, MAX_DRIFT, FrontierPoint, drifted
+from perfmodel.policies.frontier import DRIFT_STEP, DRIFTS, MAX_DRIFT, FrontierPoint, drifted_frac
 from perfmodel.policies.policy import Policy
 
 SPREAD = 0.7
@@ -111,7 +111,7 @@ class DriftFilter:
 
     def learn(self, shares: Sequence[Frac], num_steps: int) -> None:
         """One Newton step for a round that made so many steps and then no more, each expected with its share."""
-        expected = [drifted(share, self.mean) for share in shares[: num_steps + 1]]
+        expected = [drifted_frac(share, self.mean) for share in shares[: num_steps + 1]]
         information = sum(share * (1 - share) for share in expected)
         self._variance /= 1 + self._variance * information
         self.mean += self._variance * (min(num_steps, len(shares)) - sum(expected))

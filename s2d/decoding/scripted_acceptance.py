@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from perfmodel.acceptance.off_path_trace import stand_in
+from perfmodel.acceptance.off_path_trace import off_path_confidence
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Tokens
@@ -81,7 +81,7 @@ def scripts_of(trace: Trace) -> tuple[ScriptedAcceptance, ...]:
                 f"traced prompt {prompt.name!r} stops after {prompt.num_positions} of {header.max_new_tokens} tokens: expected "
                 "an end-of-text token there, or as many tokens as were asked for. Record the trace again."
             )
-    confidence = stand_in(trace.confidence, trace.off_path)
+    confidence = off_path_confidence(trace.confidence, trace.off_path)
     off_path = None if confidence is None else [tuple(row) for row in confidence.tolist()]
     return tuple(
         ScriptedAcceptance(

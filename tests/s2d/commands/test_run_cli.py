@@ -215,9 +215,9 @@ def test_plain_decoding_that_is_not_as_fast_as_it_was_profiled_is_warned_of(fold
     report, plan = REPORT_FILE.read(report_path).record, PLAN_FILE.read(plan_path).record
     for factor, is_warned in ((0.5, True), (0.9, False), (1.1, False), (2.0, True)):
         then = replace(plan.chosen.speedup, plain_tokens_per_s=report.measured.plain_tokens_per_s / factor)
-        drifted = replace(plan, chosen=replace(plan.chosen, speedup=then))
-        assert (drift_text(report, drifted) is not None) == is_warned
-        assert drift_text(report, replace(drifted, evidence=())) is None
+        drifted_frac = replace(plan, chosen=replace(plan.chosen, speedup=then))
+        assert (drift_text(report, drifted_frac) is not None) == is_warned
+        assert drift_text(report, replace(drifted_frac, evidence=())) is None
 
 
 def test_a_full_disk_takes_no_table(folders, plan_file, capsys, monkeypatch) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from perfmodel.policies.frontier import DRIFTS, FrontierPoint, drifted
+from perfmodel.policies.frontier import DRIFTS, FrontierPoint, drifted_frac
 from perfmodel.policies.policy import Policy
 from s2d.decoding.policy_selector import MEMORY_TOKENS, SPREAD, Controller, DriftFilter, FixedPolicy, PolicySelector
 
@@ -112,7 +112,7 @@ def test_a_drift_is_found_from_many_rounds_and_forgotten_after_them(drift: float
     drawn, found, shares = random.Random(1), DriftFilter(), (0.9, 0.7, 0.5)
     means = []
     for _ in range(4000):
-        kept = [drawn.random() < drifted(share, drift) for share in shares]
+        kept = [drawn.random() < drifted_frac(share, drift) for share in shares]
         found.learn(shares, kept.index(False) if False in kept else len(kept))
         found.forget(1)
         means.append(found.mean)
