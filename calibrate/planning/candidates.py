@@ -31,15 +31,15 @@ PAPER_TOKENS = 64
 """transformers' schedule, as in the published S2D runs. It has no cap; the longest accepted run reported is below this one."""
 
 
-def price_found(found: SearchResult, trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
+def price_searched(searched: SearchResult, trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
     """The chosen configuration of a search, and its alternatives, fastest first.
 
     The alternatives are plain decoding, each exit alone, the policy that costs imply, and the paper's thresholds.
     """
-    policies = {PLAN_NAME: found.chosen.policy, PLAIN_NAME: None}
-    policies |= {f"exit {policy.exits[0]}": policy for policy in found.single_exits}
-    if found.optimal_stopping is not None:
-        policies[DERIVED_NAME] = found.optimal_stopping
+    policies = {PLAN_NAME: searched.chosen.policy, PLAIN_NAME: None}
+    policies |= {f"exit {policy.exits[0]}": policy for policy in searched.single_exits}
+    if searched.optimal_stopping is not None:
+        policies[DERIVED_NAME] = searched.optimal_stopping
     chosen, *alternatives = price_candidates(policies, trace, pricing)
     alternatives += price_paper(trace, pricing)
     return chosen, tuple(sorted(alternatives, key=lambda candidate: candidate.speedup.tokens_per_s, reverse=True))

@@ -15,7 +15,7 @@ from calibrate.inputs.draft import resolve_draft_name
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.inputs.target import resolve_target
 from calibrate.planning.batch_schedule import batch_schedules
-from calibrate.planning.candidates import price_found
+from calibrate.planning.candidates import price_searched
 from calibrate.planning.suggest_after_plan import next_command, plan_notes
 from calibrate.pricing.datasheet import price_by_datasheet
 from calibrate.pricing.measured import price_by_profiles
@@ -121,8 +121,8 @@ def make_plan(request: PlanRequest) -> Plan:
     acceptance, pricing = gather_evidence(request)
     trace, header = acceptance.trace, acceptance.trace.header
     scenario = Scenario(trace, pricing.draft, pricing.target)
-    found = search([scenario])
-    chosen, runners_up = price_found(found, trace, pricing)
+    searched = search([scenario])
+    chosen, runners_up = price_searched(searched, trace, pricing)
     is_traced = acceptance.evidence.level == "traced"
     made = Plan(
         target=header.target,
@@ -158,7 +158,7 @@ def make_plan(request: PlanRequest) -> Plan:
 def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:
     """How often the draft agrees with its target, and what their passes cost.
 
-    Target, draft, device and acceptance are resolved once each, in this order of need.
+    Draft, target, acceptance and device are resolved once each, in this order.
 
     Raises:
         UserInputError: something in the request is unknown, contradictory, or not covered by the evidence.
