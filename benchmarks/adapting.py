@@ -46,10 +46,10 @@ from perfmodel.replay.round_stats import RoundStats
 from profiler.latency.profiling_job import Job
 from profiler.machine.machine_facts import device_facts
 from s2d.decoding.generate import Generation, Session
-from s2d.decoding.pair import Pair, load_pair
-from s2d.decoding.policy_selector import Controller, FixedPolicy, PolicySelector
+from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy, PolicySelector
 from s2d.loading.model_folder import FAMILY_PROMPTS
-from s2d.running.run_report import adaptation_of
+from s2d.running.run_prompts import summarise_adaptation
 
 NAME = "adapting"
 SEED = 20261121
@@ -105,7 +105,7 @@ def orders_of(easy: Job, hard: Job) -> dict[str, list[Text]]:
 def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) -> Order:
     """Decode an order under a new controller and, text by text, under every policy of its frontier; the plan's comes twice."""
     fixed, rng = [point.policy for point in plan.frontier], np.random.default_rng(SEED)
-    pilots: list[PolicySelector] = [Controller(plan.frontier), *map(FixedPolicy, fixed), FixedPolicy(plan.policy)]
+    pilots: list[PolicySelector] = [AdaptivePolicy(plan.frontier), *map(FixedPolicy, fixed), FixedPolicy(plan.policy)]
     runs: list[list[Generation]] = [[] for _ in pilots]
     for text in texts:
         for arm in rng.permutation(len(pilots)):
@@ -124,14 +124,14 @@ def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) 
         fixed_s=np.array([[one.decode_s for one in run] for run in runs[1:-1]]),
         plan_again_s=np.array([one.decode_s for one in runs[-1]]),
         priced_s=np.array([[priced_s(one.rounds, plan.scenario) for one in run] for run in runs[:-1]]),
-        adaptation=adaptation_of(fixed, runs[0]),
+        adaptation=summarise_adaptation(fixed, runs[0]),
     )
 
 
-def decoded(session: Session, text: Text, pilot: PolicySelector) -> Generation:
-    """One text under one pilot."""
+def decoded(session: Session, text: Text, selector: PolicySelector) -> Generation:
+    """One text under one selector."""
     job, number = text
-    return session.generate(job.prompts[number].token_ids, job.settings(None, job.max_new_tokens), pilot=pilot)
+    return session.generate(job.prompts[number].token_ids, job.settings(None, job.max_new_tokens), selector=selector)
 
 
 def priced_s(rounds: RoundStats, scenario: Scenario) -> Seconds:
@@ -171,11 +171,11 @@ def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[O
 
 def overhead_s(frontier: Sequence[FrontierPoint]) -> Seconds:
     """Of the controller in one round, mean over many."""
-    controller, rng, number = Controller(frontier), np.random.default_rng(SEED), 20_000
+    controller, rng, number = AdaptivePolicy(frontier), np.random.default_rng(SEED), 20_000
     kept = rng.geometric(0.3, number).tolist()
     start = time.perf_counter()
     for accepted in kept:
-        policy = controller.policies[controller.at]
+        policy = controller.policies[controller.index]
         cap = policy.tokens if policy else 0
         controller.observe(cap, min(accepted - 1, cap))
     return (time.perf_counter() - start) / number
@@ -185,7 +185,10 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [load_pair(target, "ref-draft", "fp32", "cpu") for target in args.target or size.targets]
+    pairs = [
+        load_pair(PairRequest(target=target, draft="ref-draft", dtype="fp32", device="cpu"))
+        for target in args.target or size.targets
+    ]
     orders: list[Order] = []
     costs: list[Seconds] = []
     for pair in pairs:

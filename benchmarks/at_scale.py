@@ -186,17 +186,7 @@ def found_of(args: argparse.Namespace) -> Found:
     models = PairPlacement(target=target, draft=draft, dtype=args.dtype, device=device, engine=engine)
     cut = with_layers(target, layers_of(args.layers, models, text))
     draft = replace(draft, model=cut) if draft.kind == "self" else draft
-    pair = random_pair(
-        cut,
-        draft,
-        args.dtype,
-        args.device,
-        engine=engine,
-        kernels=chosen.kernels,
-        max_tokens=max_tokens,
-        seed=SEED,
-        num_noise_tables=text.num_noise_tables,
-    )
+    pair = random_pair(replace(models, target=cut, draft=draft), text, kernels=chosen.kernels, seed=SEED)
     print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}, {engine}")
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling

@@ -31,7 +31,7 @@ from perfmodel.policies.policy import Policy
 from perfmodel.results.portfolio import CHOICES, HeldOut
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 
@@ -155,7 +155,8 @@ def run(args: argparse.Namespace) -> int:
     one_thread()
     size = QUICK if args.quick else FULL
     pairs = [
-        load_pair(target, args.draft, "fp32", "cpu", requested_exits=requested_exits(args.exits)) for target in size.targets
+        load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
+        for target in size.targets
     ]
     cases: dict[str, list[Scenario]] = {}
     answers = []

@@ -42,7 +42,7 @@ from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import PLAN_FILE, Plan
 from profiler.latency.profiling_job import Job
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, load_pair
+from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import exits_from_plan, requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.running.check_plan import check_plan_fits
@@ -241,9 +241,9 @@ def run(args: argparse.Namespace) -> int:
     found: list[Found] = []
     for name in targets:
         draft = find_model(args.draft).as_posix()
-        pair = load_pair(find_model(name).as_posix(), draft, "fp32", "cpu", requested_exits=exits)
+        pair = load_pair(PairRequest(target=find_model(name).as_posix(), draft=draft, dtype="fp32", device="cpu", exits=exits))
         if plan is not None:
-            check_plan_fits(args.plan, plan, pair)
+            check_plan_fits(f"plan {str(args.plan)!r}", plan, pair)
         for sampling in samplings:
             print_err(f"{pair.label}, {sampling.label}")
             one = found_of(pair, sampling, size, plan, args.prompts or FAMILY_PROMPTS)

@@ -192,18 +192,7 @@ class Checks:
     @cached_property
     def pair(self) -> ModelPair:
         """Random weights."""
-        models, text = self.placement, self.text_limits
-        return random_pair(
-            models.target,
-            models.draft,
-            models.dtype,
-            str(models.device),
-            engine=models.engine,
-            kernels=self.kernels,
-            max_tokens=text.max_tokens,
-            seed=SEED,
-            num_noise_tables=text.num_noise_tables,
-        )
+        return random_pair(self.placement, self.text_limits, kernels=self.kernels, seed=SEED)
 
     @cached_property
     def arms(self) -> list[ScriptedArm]:

@@ -25,8 +25,8 @@ from profiler.latency import profiling_job as job_module
 from profiler.latency.latency_files import LatencyFiles
 from profiler.latency.measure_latency import measure_latency
 from profiler.latency.pass_log import PassLog
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session
-from s2d.decoding.pair import EncodedPrompt
 from s2d.loading.memory import CPU_WORKSPACE_BYTES
 from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
 from tests.calibrate.factories import provenance, target_profile
@@ -52,7 +52,7 @@ def test_caches_that_do_not_fit_end_the_command_before_any_pass(
     assert main_profile(arguments(folders, tmp_path / "evidence")) == 2
     refused = capsys.readouterr().err
     assert "target and draft need 135 MB of memory (libraries 134 MB, " in refused
-    assert "and cpu has 134 MB free. Give fewer --max-new-tokens or shorter prompts" in refused
+    assert "but cpu has 134 MB free. Give fewer --max-new-tokens or shorter prompts" in refused
 
 
 def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
