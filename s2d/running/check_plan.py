@@ -1,4 +1,4 @@
-"""Check that a plan can run here: with these models, on this device, in this number of processes."""
+"""Check that a plan can run with these models, on this device, in this many processes."""
 
 from __future__ import annotations
 
