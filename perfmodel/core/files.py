@@ -207,6 +207,11 @@ def _read_contents(path: PathLike, file_format: FileFormat[Any]) -> _Contents:
     return _Contents(record=record, provenance=provenance, body=envelope["body"], members=members)
 
 
+def record_sha256(record: object) -> str:
+    """The hash that names a record, whether or not it was written to a file."""
+    return hashlib.sha256(_canonical(encode_record(record))).hexdigest()
+
+
 def _archive_members(path: PathLike, data: bytes, file_format: FileFormat[Any]) -> dict[str, bytes]:
     import zipfile
     import zlib

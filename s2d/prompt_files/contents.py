@@ -1,4 +1,4 @@
-"""The contents of a record, as a prompt and as a training text: a text, a conversation, or questions without answers."""
+"""The contents of a record, a text or a conversation, as a prompt and as a training text."""
 
 from __future__ import annotations
 

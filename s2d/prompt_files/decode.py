@@ -1,4 +1,4 @@
-"""Decode a file's bytes: unpack gzip, drop a UTF-8 byte order mark, refuse other encodings by name."""
+"""Decode the bytes of a file: UTF-8, plain or packed by gzip. Other encodings are refused."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ MAX_DIGITS = 40
 _SPACE = re.compile(r"[ \t\r\n]*")
 _JSON_START = re.compile(r"""[ \t\r\n]*(?:\{[ \t\r\n]*["}]|\[[ \t\r\n]*[\[{"\]])""")
 _CLOSING_COMMA = re.compile(r",[ \t\r\n]*(?=[\]}])")
-_JSON_FIX = 'Write one object a line, such as {"prompt": "…"}, or one array of them'
+_JSON_FIX = 'Write one object per line, such as {"prompt": "…"}, or one array of them'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
 from perfmodel.acceptance.trace import TRACE_FILE
@@ -28,7 +29,6 @@ from tests.calibrate.factories import (
     with_sure_first_exit,
     write_profile,
 )
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 TRACE = with_sure_first_exit(make_trace())
 SLOW_ROWS = 3
@@ -46,7 +46,7 @@ def plan_with(folder: Path, draft: LatencyProfile) -> Plan:
     profiles = tuple(
         write_profile(folder / f"{name}.latency.json", one) for name, one in (("target", target_profile()), ("draft", draft))
     )
-    return make_plan(replace(NOTHING_ASKED, trace=folder / "trace.npz", profiles=profiles))
+    return make_plan(PlanRequest(trace=folder / "trace.npz", profiles=profiles))
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_run_of_it_is_compared_without_an_error_of_its_own(tmp_path: Path, at_
     PLAN_FILE.write(path, at_once, provenance())
     stored = PLAN_FILE.read(path)
     report = make_report(at_once, stored.sha256, TRACE)
-    residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64), pricing=None)
+    residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64))
     assert {part.kind for part in residuals.passes if part.arm == "plan"} == {"segment", "exit", "verify", "round"}
     assert abs(residuals.latency_error_frac) < 0.01
 

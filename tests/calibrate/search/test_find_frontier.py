@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
 from calibrate.search.find_frontier import find_frontier
 from calibrate.search.scenario import Scenario
@@ -16,7 +17,6 @@ from perfmodel.policies.policy import ConfidenceFloor, Policy
 from perfmodel.replay.replay import replay_batch
 from perfmodel.results.plan import PLAN_FILE
 from tests.calibrate.factories import SECONDS, draft_profile, make_trace, provenance, target_profile, write_profile
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 TRACE = make_trace()
 SCENARIO = Scenario(TRACE, MeasuredLatency(draft_profile()), MeasuredLatency(target_profile()))
@@ -67,11 +67,11 @@ def test_a_plan_from_a_trace_has_a_frontier_and_its_file_keeps_it(tmp_path: Path
         write_profile(tmp_path / f"{name}.latency.json", one)
         for name, one in (("target", target_profile()), ("draft", draft_profile()))
     )
-    plan = make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", profiles=profiles))
+    plan = make_plan(PlanRequest(trace=tmp_path / "trace.npz", profiles=profiles))
     assert {None, plan.chosen.policy} <= {one.policy for one in plan.frontier}
     PLAN_FILE.write(tmp_path / "plan.json", plan, provenance())
     assert PLAN_FILE.read(tmp_path / "plan.json").record == plan
 
 
 def test_published_evidence_has_no_frontier() -> None:
-    assert make_plan(replace(NOTHING_ASKED, target="llama-70b")).frontier == ()
+    assert make_plan(PlanRequest(target="llama-70b")).frontier == ()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from calibrate.fit.fit_latency import observe
+from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
 from perfmodel.acceptance.trace import TRACE_FILE
@@ -27,7 +28,6 @@ from tests.calibrate.factories import (
     target_profile,
     write_profile,
 )
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 TRACE = make_trace()
 LATER_KEYS = ("runs_ahead", "ahead_s", "catches_up_at_once")
@@ -54,7 +54,7 @@ def plan_with(folder: Path, ahead_s: float) -> Plan:
         write_profile(folder / f"{name}.latency.json", one)
         for name, one in (("target", target_profile()), ("draft", profile_of(ahead_s)))
     )
-    return make_plan(replace(NOTHING_ASKED, trace=folder / "trace.npz", profiles=profiles))
+    return make_plan(PlanRequest(trace=folder / "trace.npz", profiles=profiles))
 
 
 def test_a_plan_runs_ahead_where_the_profile_says_that_it_hides_a_wait(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_run_of_it_is_compared_kind_by_kind(tmp_path: Path) -> None:
     PLAN_FILE.write(path, plan, provenance())
     stored = PLAN_FILE.read(path)
     report = make_report(plan, stored.sha256, TRACE, slower={"ahead": HIDDEN_S / SECONDS["ahead"]})
-    residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64), pricing=None)
+    residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64))
     assert {part.kind for part in residuals.passes if part.arm == "plan"} == {"segment", "exit", "ahead", "verify", "round"}
     assert abs(residuals.latency_error_frac) < 0.01
 

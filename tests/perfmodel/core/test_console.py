@@ -51,20 +51,20 @@ def test_records_of_ours_are_notes_and_warnings_without_a_module_and_others_wait
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def command(_: argparse.Namespace) -> int:
-        for name in ("calibrate.inputs.find_target", "somebody"):
+        for name in ("calibrate.inputs.target", "somebody"):
             for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
                 logging.getLogger(name).log(level, "%s at %d", name, level)
         return 0
 
     assert run(command) == 0
     ours = [
-        "note: calibrate.inputs.find_target at 20",
-        "warning: calibrate.inputs.find_target at 30",
-        "warning: calibrate.inputs.find_target at 40",
+        "note: calibrate.inputs.target at 20",
+        "warning: calibrate.inputs.target at 30",
+        "warning: calibrate.inputs.target at 40",
     ]
     assert capsys.readouterr().err.splitlines() == [*ours, "warning: somebody at 30", "warning: somebody at 40"]
     assert run(command, "-v") == 0
-    more = ["note: calibrate.inputs.find_target at 10", *ours, "note: somebody at 20"]
+    more = ["note: calibrate.inputs.target at 10", *ours, "note: somebody at 20"]
     assert capsys.readouterr().err.splitlines() == [*more, "warning: somebody at 30", "warning: somebody at 40"]
 
 

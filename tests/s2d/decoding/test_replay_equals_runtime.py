@@ -35,7 +35,7 @@ from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.replay import block_lengths, replay_prompts
 from perfmodel.replay.round_stats import RoundStats
 from profiler.acceptance.record_acceptance import empty_trace, extended
-from profiler.latency.profiling_job import Job
+from profiler.latency.profiling_job import ProfilingJob
 from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Generation, Session
 from s2d.decoding.pair import Pair, PairRequest, load_pair
@@ -71,18 +71,18 @@ LEAST_GAP = 1e-4
 class Traced:
     """What was decoded, and what the profiler recorded of it."""
 
-    job: Job
+    job: ProfilingJob
     session: Session
     trace: Trace
 
 
 def traced(pair: Pair, prompts: tuple[EncodedPrompt, ...], sampling: Sampling, new_tokens: int) -> Traced:
-    job = Job(
+    job = ProfilingJob(
         pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=new_tokens, draft_cap=9, seed=0
     )
     session = job.session()
-    asker = job.asker(session)
-    trace = extended(empty_trace(asker.header), [asker.trace(prompt) for prompt in prompts])
+    recorder = job.exit_recorder(session)
+    trace = extended(empty_trace(recorder.header), [recorder.trace(prompt) for prompt in prompts])
     return Traced(job=job, session=session, trace=trace)
 
 
