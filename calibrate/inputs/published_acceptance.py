@@ -187,10 +187,13 @@ def _header(target: str) -> TraceHeader:
         )
         for number in range(NUM_PROMPTS)
     )
+    draft = find_draft(DRAFT)
     return TraceHeader(
-        draft=find_draft(DRAFT),
+        draft_kind=draft.kind,
+        exit_layers=draft.exit_layers,
+        draft_model=draft.model,
         draft_sha256=None,
-        target=find_model(target),
+        target_model=find_model(target),
         target_sha256=None,
         tokenizer_sha256=None,
         sampling=GREEDY,

@@ -109,7 +109,7 @@ def _options(trace: Trace) -> Iterator[Option]:
     """Every exit alone at every draft length, with its tokens per round."""
     cells = [
         (stage, layer, length)
-        for stage, layer in enumerate(trace.header.draft.exit_layers)
+        for stage, layer in enumerate(trace.header.exit_layers)
         for length in range(1, MAX_DRAFT_TOKENS + 1)
     ]
     confidence = trace.header.confidence

@@ -54,9 +54,11 @@ def make_trace(seed: int = 0) -> Trace:
         for n in range(NUM_PROMPTS)
     )
     header = TraceHeader(
-        draft=DRAFT,
+        draft_kind=DRAFT.kind,
+        exit_layers=DRAFT.exit_layers,
+        draft_model=DRAFT.model,
         draft_sha256=DRAFT_SHA256,
-        target=TARGET,
+        target_model=TARGET,
         target_sha256=TARGET_SHA256,
         tokenizer_sha256="c" * 64,
         sampling=GREEDY,

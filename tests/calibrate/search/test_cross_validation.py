@@ -46,7 +46,7 @@ def test_plain_decoding_is_its_own_measure() -> None:
 
 
 def last_exit(one: Scenario) -> Policy:
-    layer = one.trace.header.draft.exit_layers[-1]
+    layer = one.trace.header.exit_layers[-1]
     return Policy(exits=(layer,), tokens=2)
 
 

@@ -22,8 +22,8 @@ TRACE = make_trace()
 SCENARIO = Scenario(TRACE, MeasuredLatency(draft_profile()), MeasuredLatency(target_profile()))
 
 
-CHOSEN = Policy(exits=TRACE.header.draft.exit_layers[:2], thresholds=(0.6,), tokens=6, stop=ConfidenceFloor(floor=0.5))
-FRONTIER = find_frontier(SCENARIO, CHOSEN, [Policy(exits=(layer,), tokens=8) for layer in TRACE.header.draft.exit_layers])
+CHOSEN = Policy(exits=TRACE.header.exit_layers[:2], thresholds=(0.6,), tokens=6, stop=ConfidenceFloor(floor=0.5))
+FRONTIER = find_frontier(SCENARIO, CHOSEN, [Policy(exits=(layer,), tokens=8) for layer in TRACE.header.exit_layers])
 
 
 @pytest.mark.parametrize("point", FRONTIER, ids=lambda one: one.policy.label if one.policy else "plain")

@@ -215,7 +215,7 @@ def test_no_single_fixed_length_or_stop_is_missed_by_more_than_noise(policy: Pol
 
 def every_policy_of_two_exits(space: Trace) -> Iterator[Policy]:
     """Each exit alone and both, at every second threshold and floor, every survival, length and rule."""
-    shallow, deep = space.header.draft.exit_layers
+    shallow, deep = space.header.exit_layers
     confidence, agreement = space.confidence.astype(float), space.accept_prob.astype(float)
     curves = [fit_curve(confidence[:, e], agreement[:, e], num_bins=NUM_CURVE_BINS) for e in (0, 1)]
     cuts = [threshold_grid(confidence[:, e])[::2] for e in (0, 1)]

@@ -147,7 +147,7 @@ def stop_rules(num_exits: int, tokens: int, floor: float, survival: float) -> tu
 
 @st.composite
 def policies(draw: st.DrawFn, trace: Trace) -> Policy:
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     exits = tuple(sorted(draw(st.sets(st.sampled_from(layers), min_size=1))))
     thresholds = tuple(draw(st.sampled_from(midpoints(trace.confidence[:, layers.index(e)]))) for e in exits[:-1])
     floor = draw(st.sampled_from(midpoints(trace.confidence)))
@@ -169,7 +169,7 @@ def family_policies(trace: Trace) -> Iterator[Policy]:
 
     Of those of several exits, one in three runs ahead, and another catches up at once.
     """
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     column = dict(zip(layers, trace.confidence.T, strict=True))
     subsets = ((layers[0], layers[2]), (layers[1], layers[3]), layers, (layers[3],))
     sizes = zip(product(subsets, range(4)), cycle(FAMILY_CAPS), cycle(FAMILY_SHARES), strict=False)
@@ -238,7 +238,7 @@ def test_where_every_token_takes_one_exit_all_passes_equal_replay(kind: str, exi
 
 def gated_at_medians(trace: Trace, exits: tuple[int, ...], cap: int) -> Policy:
     """At each exit but the last, half of the tokens may leave."""
-    column = dict(zip(trace.header.draft.exit_layers, trace.confidence.T, strict=True))
+    column = dict(zip(trace.header.exit_layers, trace.confidence.T, strict=True))
     thresholds = tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1])
     return Policy(exits=exits, thresholds=thresholds, tokens=cap)
 
