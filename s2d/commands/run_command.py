@@ -45,14 +45,13 @@ def run_and_print(
         with PromptStreams(run.pair.tokenizer) as streams:
             finished = run.execute(streams.on_prompt)
     report = finished.report
-    hashes = {"plan": report.plan_sha256, "target": report.target_sha256, "draft": report.draft_sha256}
     provenance = partial(
         make_provenance,
         argv=command,
         device=report.device.device,
         libraries=("torch", "transformers"),
         seed=report.sampling.seed,
-        inputs={name: sha256 for name, sha256 in hashes.items() if sha256 is not None},
+        inputs={"plan": inputs.plan.sha256, "target": report.target_sha256, "draft": report.draft_sha256},
     )
     print_answer(
         options,

@@ -147,7 +147,7 @@ class ExactVerifier:
 
 
 class RatioVerifier:
-    """Ratio test: accept x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0). Leviathan et al. 2023, Alg. 1."""
+    """Ratio test (Leviathan et al. 2023, Alg. 1): accept x with probability min(1, p(x)/q(x)), else draw from max(p - q, 0)."""
 
     def __init__(self, sampling: Sampling, confidence: Confidence, device: torch.device) -> None:
         assert sampling.seed is not None
