@@ -15,7 +15,7 @@ from calibrate.inputs.load_acceptance import REFERENCE_PREFIX, model_folder
 from calibrate.pricing.datasheet_pricing import memory_needed, pair_weights
 from calibrate.pricing.draft_placement import Placement
 from perfmodel.core.console import without_flag
-from perfmodel.core.torchrun import launched
+from perfmodel.core.torchrun import torchrun_command
 from perfmodel.core.units import format_frac
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.models.dtypes import Dtype
@@ -160,7 +160,7 @@ def run_text(plan: Plan, path: Path, report: Path, more: Sequence[str] = ()) -> 
     check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # which compares token by token
     prompts = [] if "--prompts" in more else _prompts(plan)
     run = ["s2d-run", "--plan", str(path), *_models_of_a_run(plan), *prompts, *more, *check, "-o", str(report)]
-    return shlex.join(launched(run, plan.device.num_devices))
+    return shlex.join(torchrun_command(run, plan.device.num_devices))
 
 
 def _models_of_a_run(plan: Plan) -> list[str]:
@@ -195,7 +195,7 @@ def profile_command(
     shared = ["--share-draft"] if plan.draft.kind == "separate" and plan.draft_num_devices > 1 else []
     prompts = [] if "--prompts" in more else _prompts(plan)
     words = ["s2d-profile", *what, *models, *shared, *prompts, *decoding, *_place(plan.device), *more, "-o", str(folder)]
-    return shlex.join(launched(words, plan.device.num_devices))
+    return shlex.join(torchrun_command(words, plan.device.num_devices))
 
 
 def _profile_law(plan: Plan) -> str:

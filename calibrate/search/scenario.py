@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from perfmodel.acceptance.splits import document_of
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.core.stats import resamples
+from perfmodel.core.stats import resample_counts
 from perfmodel.core.units import Seconds
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.passes.passes import PASS_MODEL, Line, PassKind
@@ -93,5 +93,5 @@ def resampled_rates(scenarios: Sequence[Scenario], policies: Sequence[Policy | N
         by_prompt = replay_batch(scenario.trace, policies, by_prompt=True).seconds(scenario.price).reshape(len(policies), -1)
         documents = [document_of(prompt.name) for prompt in scenario.trace.header.prompts]
         is_of = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
-        by_case.append(1 / (by_prompt @ is_of.T @ resamples(len(is_of)).T))
+        by_case.append(1 / (by_prompt @ is_of.T @ resample_counts(len(is_of)).T))
     return np.stack(by_case, axis=2)

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from perfmodel.core.errors import S2DError, shown
+from perfmodel.core.errors import S2DError, quoted
 from perfmodel.core.near_names import near_keys
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def decode_record(data: object, cls: type[T], where: str = "body") -> T:
     return cast("T", _decode(data, cls, where))
 
 
-def kind_of(cls: type) -> str:
+def kind_tag(cls: type) -> str:
     """The tag of a record inside a union: `HeuristicLength` is `heuristic-length`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
 
@@ -76,7 +76,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members: dict[str, Any] = {}
     for key, value in pairs:
         if key in members:
-            raise ValueError(f"the key {shown(key)} is repeated")
+            raise ValueError(f"the key {quoted(key)} is repeated")
         members[key] = value
     return members
 
@@ -121,7 +121,7 @@ def _encode(value: Any, hint: Any) -> Any:
     if members := _union_members(hint):
         if value is None or len(members) == 1:
             return None if value is None else _encode(value, members[0])
-        return {KIND_KEY: kind_of(type(value)), **_encode(value, type(value))} if type(value) in members else value
+        return {KIND_KEY: kind_tag(type(value)), **_encode(value, type(value))} if type(value) in members else value
     if hint is float and type(value) is int:
         return float(value)
     if dataclasses.is_dataclass(hint) and isinstance(value, cast("type", hint)):
@@ -158,13 +158,13 @@ def _decode_scalar(data: Any, hint: Any, where: str) -> Any:
     if hint is not float:
         return _expect(data, hint, expected, where)
     if isinstance(data, bool) or not isinstance(data, (int, float)):
-        raise DecodeError(where, f"expected {expected}, got {shown(data)}")
+        raise DecodeError(where, f"expected {expected}, got {quoted(data)}")
     try:
         number = float(data)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise DecodeError(where, f"expected a finite number, got {shown(data)}")
+        raise DecodeError(where, f"expected a finite number, got {quoted(data)}")
     return number
 
 
@@ -172,7 +172,7 @@ def _decode_literal(data: Any, choices: tuple[Any, ...], where: str) -> Any:
     for choice in choices:
         if type(choice) is type(data) and choice == data:
             return choice
-    raise DecodeError(where, f"expected one of {', '.join(map(repr, choices))}, got {shown(data)}")
+    raise DecodeError(where, f"expected one of {', '.join(map(repr, choices))}, got {quoted(data)}")
 
 
 def _decode_tuple(data: Any, hint: Any, where: str) -> tuple[Any, ...]:
@@ -194,7 +194,7 @@ def _decode_union(data: Any, members: tuple[Any, ...], hint: Any, where: str) ->
         return None
     if len(members) == 1:
         return _decode(data, members[0], where)
-    by_kind = {kind_of(member): member for member in members}
+    by_kind = {kind_tag(member): member for member in members}
     tagged = _expect(data, dict, "an object", where)
     if KIND_KEY not in tagged:
         raise DecodeError(where, f"missing key {KIND_KEY!r}")
@@ -222,5 +222,5 @@ def _decode_dataclass(data: Any, cls: type, where: str) -> Any:
 def _expect(data: Any, cls: type, expected: str, where: str) -> Any:
     """The data itself when it is exactly of the class (so true is no 1), an error that shows it otherwise."""
     if type(data) is not cls:
-        raise DecodeError(where, f"expected {expected}, got {shown(data)}")
+        raise DecodeError(where, f"expected {expected}, got {quoted(data)}")
     return data

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from perfmodel.core.disk import NO_SPACE_ERRNOS, check_writable, os_error_in
+from perfmodel.core.disk import NO_SPACE_ERRNOS, check_writable, find_os_error
 from perfmodel.core.errors import Interrupted, MissingExtra, OutOfSpace, S2DError, UserInputError
 from perfmodel.core.overwriting import check_outputs, output_file
 from perfmodel.core.units import Seconds, format_duration, format_frac
@@ -129,7 +129,7 @@ def make_parser(prog: str, description: str, example: str) -> argparse.ArgumentP
     )
 
 
-def add_verb(
+def add_subcommand(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, purpose: str, example: str
 ) -> argparse.ArgumentParser:
     """Add a verb to a command; its parser is as `make_parser` makes them.
@@ -236,7 +236,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int], sides: str) -> str:
 
 
 @contextlib.contextmanager
-def keeping(path: str | os.PathLike[str], *, holding: Sequence[str] = ()) -> Iterator[None]:
+def keep_progress(path: str | os.PathLike[str], *, holding: Sequence[str] = ()) -> Iterator[None]:
     """Long work whose results are saved to the path as they come: Ctrl-C, or a full disk, says that they are kept there.
 
     Args:
@@ -347,7 +347,7 @@ def _ours(err: BaseException) -> BaseException:
     """The error as one of our own, where another library's means the same."""
     if isinstance(err, ModuleNotFoundError) and (package := (err.name or "").partition(".")[0]) in _EXTRA_OF:
         return MissingExtra(package, _EXTRA_OF[package]).with_traceback(err.__traceback__)
-    found = os_error_in(err)
+    found = find_os_error(err)
     if found is not None and found.errno in NO_SPACE_ERRNOS:
         return OutOfSpace(found.filename or "the output").with_traceback(err.__traceback__)
     return err

@@ -43,7 +43,7 @@ def check_writable(path: PathLike) -> None:
 
 
 @contextlib.contextmanager
-def folder_for_files(path: PathLike) -> Iterator[None]:
+def writable_folder(path: PathLike) -> Iterator[None]:
     """A folder that files can be written in, made where it is not there yet; what was made and stays empty goes again.
 
     Raises:
@@ -53,7 +53,7 @@ def folder_for_files(path: PathLike) -> Iterator[None]:
     folder = Path(path)
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
-        with saving(path):
+        with translate_write_errors(path):
             if folder.exists() and not folder.is_dir():
                 raise BadFile(path, "this is a file, expected a folder", "Give the name of a folder")
             folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def folder_for_files(path: PathLike) -> Iterator[None]:
 def _check_place(folder: Path, path: PathLike) -> None:
     """Refuse a folder in which no file can be made; the message names the path as it was given."""
     file = folder / f".{os.getpid()}.partial"
-    with saving(path):
+    with translate_write_errors(path):
         try:
             with file.open("wb") as opened:
                 opened.write(b"\n")
@@ -82,8 +82,8 @@ def _check_place(folder: Path, path: PathLike) -> None:
 @contextlib.contextmanager
 def _written_beside(path: PathLike, data: bytes) -> Iterator[tuple[Path, Path]]:
     """The bytes in a temporary file beside a file's path, synced, and that path, links followed; the temporary one goes."""
-    with saving(path):
-        final = final_file(path)
+    with translate_write_errors(path):
+        final = resolve_file(path)
         partial = _partial_name(final)
         try:
             with partial.open("wb") as file:
@@ -97,7 +97,7 @@ def _written_beside(path: PathLike, data: bytes) -> Iterator[tuple[Path, Path]]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: PathLike) -> Iterator[Path]:
+def atomic_folder(path: PathLike) -> Iterator[Path]:
     """Hands out an empty folder to fill; when it is left without an error it becomes the path, else nothing is there.
 
     Raises:
@@ -106,22 +106,22 @@ def whole_folder(path: PathLike) -> Iterator[Path]:
     """
     import shutil
 
-    check_new(path)
+    check_new_folder(path)
     final = Path(path).absolute()
     partial = _partial_name(final)
     try:
-        with saving(path):
+        with translate_write_errors(path):
             partial.mkdir()
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
-                    sync(file)
+                    sync_to_disk(file)
             partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_new(path: PathLike) -> None:
+def check_new_folder(path: PathLike) -> None:
     """Refuse a place for a new folder where there is something already, or that is in no folder.
 
     Raises:
@@ -135,7 +135,7 @@ def check_new(path: PathLike) -> None:
 
 
 @contextlib.contextmanager
-def saving(path: PathLike) -> Iterator[None]:
+def translate_write_errors(path: PathLike) -> Iterator[None]:
     """Whatever is written inside is part of the path: where the operating system refuses, it says so of the path.
 
     Raises:
@@ -147,13 +147,13 @@ def saving(path: PathLike) -> Iterator[None]:
     except OutOfSpace as err:
         raise OutOfSpace(path) from err
     except Exception as err:
-        found = os_error_in(err)
+        found = find_os_error(err)
         if found is None:
             raise
         raise _write_error(path, found) from err
 
 
-def os_error_in(err: BaseException) -> OSError | None:
+def find_os_error(err: BaseException) -> OSError | None:
     """The operating system's error that this one is, or quotes; None for any other, and for those that are ours already.
 
     The one place that knows how other libraries tell of a full disk.
@@ -167,13 +167,13 @@ def os_error_in(err: BaseException) -> OSError | None:
     return err if isinstance(err, OSError) else None
 
 
-def sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Have the disk take a written file: only then is it known to have had room."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def read_whole(path: PathLike, *, max_bytes: Bytes | None = None) -> bytes:
+def read_bytes(path: PathLike, *, max_bytes: Bytes | None = None) -> bytes:
     """The bytes of a file.
 
     Args:
@@ -211,7 +211,7 @@ def _is_named_pipe(path: PathLike) -> bool:
         return False
 
 
-def final_file(path: PathLike) -> Path:
+def resolve_file(path: PathLike) -> Path:
     """A file's path with links followed.
 
     Raises:

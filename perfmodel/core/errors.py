@@ -89,7 +89,7 @@ class UnknownName(UserInputError):
         near = _near(kind, given, names, aliases or {})
         hint = f"did you mean {_either(near)}?" if near else ""
         other = f" Or {otherwise}." if otherwise else ""
-        super().__init__(f"unknown {kind} {shown(given)}: {_sentences(hint, _listed(names, listed_in))}{other}")
+        super().__init__(f"unknown {kind} {quoted(given)}: {_sentences(hint, _listed(names, listed_in))}{other}")
 
 
 class BadFile(UserInputError):
@@ -189,20 +189,20 @@ class OutOfSpace(UserInputError):
         )
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value from a file or a flag as a message quotes it: escaped, as JSON writes constants, and cut to a readable length."""
     text = _BOUNDED.repr(value)
-    return cut({"None": "null", "True": "true", "False": "false"}.get(text, text), MAX_SHOWN_CHARS)
+    return truncated({"None": "null", "True": "true", "False": "false"}.get(text, text), MAX_SHOWN_CHARS)
 
 
-def cut(text: str, max_chars: int) -> str:
+def truncated(text: str, max_chars: int) -> str:
     """A text cut to so many characters, the last of them an ellipsis where any are missing."""
     return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
 
 
 def one_line(err: Exception) -> str:
     """The message of a library's error, on one line and cut to a readable length."""
-    return cut(" ".join(str(err).split()), _MAX_TEXT_CHARS)
+    return truncated(" ".join(str(err).split()), _MAX_TEXT_CHARS)
 
 
 def _near(kind: str, given: str, names: list[str], aliases: Mapping[str, str]) -> list[str]:

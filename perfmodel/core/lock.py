@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from perfmodel.core.disk import PathLike, final_file, saving
+from perfmodel.core.disk import PathLike, resolve_file, translate_write_errors
 from perfmodel.core.errors import UserInputError
 
 try:
@@ -30,8 +30,8 @@ def locked_file(path: PathLike) -> Iterator[bool]:
         BadFile: it is a folder or a device, its folder does not exist, or it cannot be written.
         OutOfSpace: the disk is full.
     """
-    with saving(path):
-        file = final_file(path)
+    with translate_write_errors(path):
+        file = resolve_file(path)
         is_new = not file.exists()
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -56,7 +56,7 @@ def locked_folder(path: PathLike) -> Iterator[bool]:
     if fcntl is None:  # and a folder cannot be opened
         yield False
         return
-    with saving(path):
+    with translate_write_errors(path):
         descriptor = os.open(path, os.O_RDONLY)
     try:
         yield _lock(descriptor, path)

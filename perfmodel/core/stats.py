@@ -38,7 +38,7 @@ class Interval:
     high: float
 
     @property
-    def is_cut(self) -> bool:
+    def is_clipped(self) -> bool:
         """Whether a side is as far off as intervals go, so that nothing is known of it."""
         nearly = WIDEST_FACTOR * (1 - 1e-9)  # low and high are rounded
         return self.high >= self.value * nearly or self.low <= self.value / nearly
@@ -51,7 +51,7 @@ def ratio_interval(value: float, *, below: float, above: float) -> Interval:
 
 
 @lru_cache(maxsize=16)
-def resamples(number: int) -> NDArray[np.int64]:
+def resample_counts(number: int) -> NDArray[np.int64]:
     """How often each of so many pieces of evidence is drawn, by resample: [resamples, number]; not to be written to."""
     import random
 

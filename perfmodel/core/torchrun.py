@@ -12,7 +12,7 @@ def num_processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _TOLD_BY_TORCHRUN) else 1
 
 
-def launched(command: Sequence[str], num_devices: int) -> tuple[str, ...]:
+def torchrun_command(command: Sequence[str], num_devices: int) -> tuple[str, ...]:
     """A command of ours as it has to be typed to use so many devices of one machine."""
     launcher = ("torchrun", "--nproc-per-node", str(num_devices), "--no-python") if num_devices > 1 else ()
     return (*launcher, *command)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel.core.codec import DecodeError, decode_record, unique_keys
-from perfmodel.core.disk import PathLike, read_whole
+from perfmodel.core.disk import PathLike, read_bytes
 from perfmodel.core.errors import BadFile, UnknownName
 from perfmodel.core.near_names import near_keys
 from perfmodel.hardware.cpu import CPU_NAME
@@ -56,7 +56,7 @@ def read_hardware(path: PathLike) -> HardwareFile:
     """
     import hashlib
 
-    data = read_whole(path)
+    data = read_bytes(path)
     parsed = _parsed(path, data)
     try:
         return HardwareFile(hardware=hardware_from(parsed), sha256=hashlib.sha256(data).hexdigest())

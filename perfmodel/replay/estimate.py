@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perfmodel.core.stats import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval, resamples
+from perfmodel.core.stats import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval, resample_counts
 from perfmodel.core.units import Frac, Seconds, TokensPerS
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.passes.passes import PASS_KINDS, PASS_MODEL, PREFILL_KINDS, PassKind
@@ -180,6 +180,6 @@ def _resampled_ratios(runs: Sequence[Decoded], plain: Sequence[Decoded]) -> list
     import numpy as np
 
     columns = [(one.num_tokens, one.decode_s, other.num_tokens, other.decode_s) for one, other in zip(runs, plain, strict=True)]
-    tokens, seconds, plain_tokens, plain_s = (resamples(len(runs)) @ np.array(columns)).T
+    tokens, seconds, plain_tokens, plain_s = (resample_counts(len(runs)) @ np.array(columns)).T
     ratios: list[float] = np.sort(tokens / seconds * plain_s / plain_tokens).tolist()
     return ratios

@@ -19,7 +19,7 @@ from perfmodel.core.console import (
 )
 from perfmodel.core.lock import locked_file
 from perfmodel.core.overwriting import output_file
-from perfmodel.core.torchrun import launched, num_processes
+from perfmodel.core.torchrun import num_processes, torchrun_command
 from s2d.commands.arguments import add_special_tokens_flag, positive, stop_string
 from s2d.parallel.run_shared import run_shared
 from s2d.prompt_files.read_as import add_read_flags
@@ -34,7 +34,7 @@ DEFAULT_NUM_PROMPTS = 4
 
 def main_run(argv: Sequence[str] | None = None) -> int:
     """`s2d-run`: execute a plan, stream its text, and put measured beside predicted."""
-    command = launched((RUN, *(sys.argv[1:] if argv is None else argv)), num_processes())
+    command = torchrun_command((RUN, *(sys.argv[1:] if argv is None else argv)), num_processes())
     return run_shared(run_parser(), argv, partial(_run, command=command))
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from perfmodel.core.console import (
     EXIT_ANSWERED,
     Progress,
-    add_verb,
+    add_subcommand,
     add_verbose_flag,
-    keeping,
+    keep_progress,
     make_parser,
     print_err,
     print_out,
     run_command,
 )
-from perfmodel.core.disk import check_new, saving
+from perfmodel.core.disk import check_new_folder, translate_write_errors
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.overwriting import OutputFolder
 from perfmodel.core.units import format_frac
@@ -43,7 +43,7 @@ def main_train(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for verb, (purpose, example, add_flags) in _VERBS.items():
-        add_flags(add_verb(commands, verb, purpose, example))
+        add_flags(add_subcommand(commands, verb, purpose, example))
     run = {
         "draft": _train_draft,
         "calibrate": _calibrate,
@@ -165,15 +165,15 @@ _VERBS = {
 def _train_reference(args: argparse.Namespace) -> int:
     work = args.work or args.output.with_name(args.output.name + ".work")
     if not args.stage:
-        check_new(args.output)
+        check_new_folder(args.output)
     if work.resolve() == args.output.resolve():
         raise UserInputError(f"--work and --output are both {str(work)!r}: give two folders")
-    with saving(work):
+    with translate_write_errors(work):
         work.mkdir(exist_ok=True)
     from s2d.training.package_family import install_family
     from s2d.training.train_reference import run_stage, run_stages
 
-    with keeping(work, holding=("*/checkpoint.safetensors", "*/training.json")):
+    with keep_progress(work, holding=("*/checkpoint.safetensors", "*/training.json")):
         if args.stage:
             run_stage(work, args.stage, max_steps=args.max_steps, progress=_progress)
         else:
@@ -184,7 +184,7 @@ def _train_reference(args: argparse.Namespace) -> int:
 
 
 def _train_draft(args: argparse.Namespace) -> int:
-    check_new(args.output)
+    check_new_folder(args.output)
     check_model_names(args.target, *args.teacher)
     texts = given_texts(args.text, read_as(args, "text"))
     from s2d.training.train_draft import train_draft
@@ -203,7 +203,7 @@ def _train_draft(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     unfinished = args.output.with_name(args.output.name + ".partial")
-    with keeping(unfinished, holding=("checkpoint.safetensors",)), _progress("draft", args.steps) as on_step:
+    with keep_progress(unfinished, holding=("checkpoint.safetensors",)), _progress("draft", args.steps) as on_step:
         train_draft(
             args.target,
             args.exits,
@@ -277,7 +277,7 @@ def _write_exits(args: argparse.Namespace) -> int:
 
 
 def _trim(args: argparse.Namespace) -> int:
-    check_new(args.output)
+    check_new_folder(args.output)
     check_model_names(args.draft)
     texts = given_texts(args.text, read_as(args, "text"))
     from s2d.loading.exits import named_exits

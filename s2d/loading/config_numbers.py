@@ -6,7 +6,7 @@ Shapes are checked in `perfmodel.models.model_config`. A number that is wrong he
 from collections.abc import Mapping
 from pathlib import Path
 
-from perfmodel.core.errors import BadFile, shown
+from perfmodel.core.errors import BadFile, quoted
 
 NUMBER_RANGES: dict[str, tuple[float, float]] = {
     "rms_norm_eps": (1e-12, 0.1),
@@ -47,7 +47,7 @@ def _check(path: Path, key: str, value: object, limits: tuple[float, float]) -> 
     low, high = limits
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (is_number and low <= value <= high):  # type: ignore[operator]
-        raise BadFile(path, f"{key} is {shown(value)}, expected a number from {low:g} to {high:g}", _FIX)
+        raise BadFile(path, f"{key} is {quoted(value)}, expected a number from {low:g} to {high:g}", _FIX)
 
 
 def _check_order(path: Path, part: Mapping[str, object]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from perfmodel.core.errors import BadFile, BadPolicy, UserInputError, one_line, shown
+from perfmodel.core.errors import BadFile, BadPolicy, UserInputError, one_line, quoted
 from perfmodel.models.architectures import architecture_name, find_architecture, uncovered_traits
 from perfmodel.models.config_file import about_file, check_is_decoder, name_of_folder, read_config_file
 from perfmodel.models.geometry import ModelGeometry
@@ -101,7 +101,7 @@ def _check_family(path: Path, raw: dict[str, Any]) -> None:
     if traits:
         raise BadFile(path, f"architecture {name!r} is not run, having {traits}", fix)
     if model_type not in FAMILIES or name not in (model_type, CLASS_NAMES[model_type]):
-        raise BadFile(path, f"architecture {shown(name)} (model_type {shown(model_type)}) is not run", fix)
+        raise BadFile(path, f"architecture {quoted(name)} (model_type {quoted(model_type)}) is not run", fix)
     with about_file(path):
         geometry_from_config(raw, own_name)
     if raw.get("auto_map"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfmodel.core.errors import Mismatch
-from perfmodel.core.torchrun import launched, num_processes
+from perfmodel.core.torchrun import num_processes, torchrun_command
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.results.plan import Plan
 
@@ -58,12 +58,12 @@ def check_num_devices(path: Path, plan: Plan) -> None:
     """Refuse, before anything is loaded, a plan for more or fewer devices than there are processes."""
     planned, given = plan.device.num_devices, num_processes()
     if planned != given:
-        again = f"to plan for {given}, profile with {' '.join(launched(['s2d-profile'], given))}"
+        again = f"to plan for {given}, profile with {' '.join(torchrun_command(['s2d-profile'], given))}"
         raise Mismatch(
             f"plan {str(path)!r}",
             made_for=f"{planned} x {plan.device.device}",
             given=f"{given}, a process for each",
-            fix=f"Run it with {' '.join(launched(['s2d-run'], planned))}; {again}",
+            fix=f"Run it with {' '.join(torchrun_command(['s2d-run'], planned))}; {again}",
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.disk import check_writable, read_whole, saving
+from perfmodel.core.disk import check_writable, read_bytes, translate_write_errors
 from perfmodel.core.errors import BadFile, Mismatch
 from s2d.decoding.generate import Generation
 from s2d.decoding.pair import EncodedPrompt
@@ -88,7 +88,7 @@ class Outputs:
         """
         record = self._record(prompt, generation, ending)
         line = json.dumps(record, ensure_ascii=False)
-        with saving(self._path), self._path.open("a", encoding="utf-8") as file:
+        with translate_write_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -120,13 +120,13 @@ class Outputs:
         """The texts that are there, by prompt."""
         if not self._path.exists():
             return {}
-        *whole, cut_off = read_whole(self._path).split(b"\n")
+        *whole, cut_off = read_bytes(self._path).split(b"\n")
         texts = dict(self._text_of(number, line) for number, line in enumerate(whole, start=1))
         if cut_off:
             if not _is_beginning(cut_off, self._run):
                 problem = f"line {len(whole) + 1} has no end, and it is not one that this run would write"
                 raise BadFile(self._path, problem, _FIX)
-            with saving(self._path):
+            with translate_write_errors(self._path):
                 os.truncate(self._path, sum(len(line) + 1 for line in whole))
         return texts
 

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.console import answer_options, keeping, print_answer, print_err, print_out, without_flag
+from perfmodel.core.console import answer_options, keep_progress, print_answer, print_err, print_out, without_flag
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.files import Stored
@@ -69,7 +69,7 @@ def run_from_flags(args: argparse.Namespace, inputs: RunInputs, command: Sequenc
         print_err(f"{args.outputs} has a text of every prompt that was chosen: nothing is left to run{no_report}")
         return
     contention = Contention()
-    with keeping(args.outputs) if args.outputs else nullcontext():
+    with keep_progress(args.outputs) if args.outputs else nullcontext():
         if args.json:
             report = run_report(loaded.pair, loaded.prompts, loaded.request, on_text=loaded.on_text)
         else:

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from perfmodel.core.disk import whole_folder
+from perfmodel.core.disk import atomic_folder
 from perfmodel.core.errors import UnknownName
 from s2d.training.corpus import training_texts
 from s2d.training.training import TrainSettings
@@ -136,7 +136,7 @@ def train_tokenizer(folder: Path) -> None:
         model_max_length=CONTEXT_TOKENS,
         clean_up_tokenization_spaces=False,
     )
-    with whole_folder(folder) as whole:
+    with atomic_folder(folder) as whole:
         wrapped.save_pretrained(whole)
 
 

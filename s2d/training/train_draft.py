@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from perfmodel.core.disk import check_new, whole_folder
+from perfmodel.core.disk import atomic_folder, check_new_folder
 from perfmodel.core.errors import UserInputError
 from s2d.decoding.pair import EncodedPrompt
 from s2d.loading.checkpoint import layer_of, weights_sha256
@@ -81,7 +81,7 @@ def train_draft(
         KeyboardInterrupt: after the state so far was written to `<output>.partial`; run again to go on.
     """
     use_device(device)
-    check_new(output)
+    check_new_folder(output)
     target_folder, teacher_folders = find_model(target_name), [find_model(name) for name in teacher_names]
     tokenizer = load_tokenizer(target_folder)
     for folder in teacher_folders:
@@ -103,7 +103,7 @@ def train_draft(
         batches = _batches(tokens, settings, len(teachers))
         train_sorted(draft, batches, training, teachers=teachers, folder=partial, on_step=on_step)
         del teachers  # calibration loads what it needs
-        with whole_folder(output) as folder:
+        with atomic_folder(output) as folder:
             draft.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             write_training(folder, training)

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from perfmodel.core.disk import whole_folder
+from perfmodel.core.disk import atomic_folder
 from perfmodel.core.errors import BadFile, UserInputError
 from perfmodel.core.files import ArraysFormat, FileFormat
 from perfmodel.core.provenance import make_provenance
@@ -169,7 +169,7 @@ def train_stage(
     partial = work / f"{stage.name}.partial"
     with training_folder(partial):
         train_sorted(model, batches, training, teachers=teachers, folder=partial, on_step=on_step)
-        with whole_folder(work / stage.name) as folder:
+        with atomic_folder(work / stage.name) as folder:
             model.save_pretrained(folder)
             write_training(folder, training)
             shutil.copyfile(partial / LOSS_NAME, folder / LOSS_NAME)

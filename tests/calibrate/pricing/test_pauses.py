@@ -156,9 +156,9 @@ def test_a_device_that_drifts_wildly_is_no_less_sure_than_one_that_nobody_measur
 def test_no_interval_is_wider_than_a_factor_of_ten_either_way() -> None:
     assert ratio_interval(2.0, below=1e300, above=math.inf).low == SAME(0.2)
     assert ratio_interval(2.0, below=0.0, above=1e300).high == SAME(20.0)
-    assert ratio_interval(2.0, below=0.1, above=math.inf).is_cut
-    assert ratio_interval(2.0, below=math.inf, above=0.1).is_cut
-    assert not ratio_interval(2.0, below=2.0, above=2.0).is_cut
+    assert ratio_interval(2.0, below=0.1, above=math.inf).is_clipped
+    assert ratio_interval(2.0, below=math.inf, above=0.1).is_clipped
+    assert not ratio_interval(2.0, below=2.0, above=2.0).is_clipped
 
 
 def test_a_measured_speedup_of_absurd_seconds_still_has_an_interval() -> None:

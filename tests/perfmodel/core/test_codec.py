@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfmodel.core.codec import DecodeError, decode_record, encode_record, kind_of
+from perfmodel.core.codec import DecodeError, decode_record, encode_record, kind_tag
 from perfmodel.core.errors import BadPolicy
 
 
@@ -98,7 +98,7 @@ def test_a_member_of_a_union_is_tagged_with_its_name_in_kebab_case() -> None:
     encoded = encode_record(EXAMPLE)
     assert encoded["rule"] == {"kind": "fixed-length", "draft_cap": 4}
     assert encoded["rounds"] == [{"floor": 0.25}]
-    assert kind_of(KVFloorStop) == "kv-floor-stop"
+    assert kind_tag(KVFloorStop) == "kv-floor-stop"
 
 
 def test_a_whole_number_in_a_float_field_is_written_as_a_float() -> None:

@@ -11,7 +11,7 @@ import pytest
 from perfmodel.core.console import (
     Progress,
     add_common_flags,
-    keeping,
+    keep_progress,
     make_parser,
     print_err,
     print_out,
@@ -107,7 +107,7 @@ def test_an_interrupt_of_long_work_says_where_its_results_are(tmp_path: Path, ca
     path = tmp_path / "profile.json"
 
     def command(_: argparse.Namespace) -> int:
-        with keeping(path):
+        with keep_progress(path):
             path.write_text("{}")
             raise KeyboardInterrupt
 
@@ -119,7 +119,7 @@ def test_an_interrupt_before_the_first_result_says_that_nothing_was_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command(_: argparse.Namespace) -> int:
-        with keeping(tmp_path / "profile.json"):
+        with keep_progress(tmp_path / "profile.json"):
             raise KeyboardInterrupt
 
     assert run(command) == 130

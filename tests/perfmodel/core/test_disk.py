@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.core.disk import check_new, check_writable, os_error_in, saving, whole_folder
+from perfmodel.core.disk import atomic_folder, check_new_folder, check_writable, find_os_error, translate_write_errors
 from perfmodel.core.errors import BadFile, OutOfSpace
 
 
@@ -14,7 +14,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "made") as folder:
+    with atomic_folder(tmp_path / "made") as folder:
         (folder / "inside").mkdir()
         (folder / "inside" / "file").write_text("content")
         assert not (tmp_path / "made").exists()
@@ -24,7 +24,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("any"), KeyboardInterrupt()])
 def test_or_not_at_all(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), whole_folder(tmp_path / "made") as folder:  # noqa: PT012
+    with pytest.raises(type(error)), atomic_folder(tmp_path / "made") as folder:  # noqa: PT012
         (folder / "file").write_text("half")
         raise error
     assert names_in(tmp_path) == []
@@ -41,17 +41,17 @@ def test_or_not_at_all(tmp_path: Path, error: BaseException) -> None:
     ids=["os", "rust", "shutil", "ours"],
 )
 def test_a_full_disk_is_told_of_the_whole_and_of_no_part(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(OutOfSpace, match=r"no space left to write .*made"), whole_folder(tmp_path / "made"):
+    with pytest.raises(OutOfSpace, match=r"no space left to write .*made"), atomic_folder(tmp_path / "made"):
         raise error
     assert names_in(tmp_path) == []
 
 
 def test_other_errors_pass_and_other_refusals_say_why(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), saving("x"):
+    with pytest.raises(KeyError), translate_write_errors("x"):
         raise KeyError
-    with pytest.raises(BadFile, match="'x': cannot be written: Read-only file system"), saving("x"):
+    with pytest.raises(BadFile, match="'x': cannot be written: Read-only file system"), translate_write_errors("x"):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    assert os_error_in(BadFile("x", "damaged (os error 28)", "Fix it")) is None
+    assert find_os_error(BadFile("x", "damaged (os error 28)", "Fix it")) is None
 
 
 def test_what_exists_is_not_replaced_and_no_parents_are_made(tmp_path: Path) -> None:
@@ -59,10 +59,10 @@ def test_what_exists_is_not_replaced_and_no_parents_are_made(tmp_path: Path) -> 
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "dangling", "."):
         with pytest.raises(BadFile, match="exists already"):
-            check_new(tmp_path / name)
+            check_new_folder(tmp_path / name)
     with pytest.raises(BadFile, match="its folder does not exist"):
-        check_new(tmp_path / "nowhere" / "new")
-    check_new(tmp_path / "new")
+        check_new_folder(tmp_path / "nowhere" / "new")
+    check_new_folder(tmp_path / "new")
 
 
 def test_a_file_that_could_not_be_written_is_refused_beforehand(tmp_path: Path) -> None:

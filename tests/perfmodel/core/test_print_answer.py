@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from perfmodel.core.console import add_common_flags, answer_options, make_parser, print_answer, run_command, save_or_warn
-from perfmodel.core.disk import check_writable, folder_for_files, write_atomically
+from perfmodel.core.disk import check_writable, writable_folder, write_atomically
 from perfmodel.core.errors import BadFile, OutOfSpace
 from tests.perfmodel.core.file_samples import NOTE, NOTE_FILE, PROVENANCE
 
@@ -109,19 +109,19 @@ def test_a_probe_leaves_an_old_file_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_folder_is_made_and_tried(tmp_path: Path, fill: Fill) -> None:
     for _ in range(2):
-        with folder_for_files(tmp_path / "a" / "b"):
+        with writable_folder(tmp_path / "a" / "b"):
             (tmp_path / "a" / "b" / "kept").write_text("")
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["kept"]  # and nothing of the trial
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(BadFile, match=r"file': this is a file, expected a folder\. Give the name of a folder\."),
-        folder_for_files(tmp_path / "file"),
+        writable_folder(tmp_path / "file"),
     ):
         pytest.fail("made")
-    with pytest.raises(BadFile, match="Not a directory"), folder_for_files(tmp_path / "file" / "a"):
+    with pytest.raises(BadFile, match="Not a directory"), writable_folder(tmp_path / "file" / "a"):
         pytest.fail("made")
     fill()
-    with pytest.raises(OutOfSpace) as caught, folder_for_files(tmp_path / "a"):
+    with pytest.raises(OutOfSpace) as caught, writable_folder(tmp_path / "a"):
         pytest.fail("made")
     assert f"no space left to write {str(tmp_path / 'a')!r}" in str(caught.value)
 
@@ -131,7 +131,7 @@ def test_a_folder_in_which_nothing_can_be_written_is_named_as_it_was_given(tmp_p
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(BadFile) as refused, folder_for_files(tmp_path):
+    with pytest.raises(BadFile) as refused, writable_folder(tmp_path):
         pytest.fail("entered")
     assert str(refused.value) == f"{str(tmp_path)!r}: cannot be written: Read-only file system. Give another place."
     assert list(tmp_path.iterdir()) == []
@@ -140,7 +140,7 @@ def test_a_folder_in_which_nothing_can_be_written_is_named_as_it_was_given(tmp_p
 def test_a_folder_that_was_made_in_vain_goes_again_and_an_older_one_stays(tmp_path: Path) -> None:
     (tmp_path / "older").mkdir()
     for path in (tmp_path / "a" / "b", tmp_path / "older", tmp_path / "older" / "c"):
-        with pytest.raises(KeyboardInterrupt), folder_for_files(path):
+        with pytest.raises(KeyboardInterrupt), writable_folder(path):
             raise KeyboardInterrupt
     assert [path.name for path in tmp_path.rglob("*")] == ["older"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from perfmodel.core.torchrun import launched, num_processes
+from perfmodel.core.torchrun import num_processes, torchrun_command
 
 TOLD = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -19,5 +19,5 @@ def test_only_torchrun_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_device_needs_no_launcher() -> None:
-    assert launched(["s2d-run", "--check"], 1) == ("s2d-run", "--check")
-    assert launched(["s2d-run"], 2) == ("torchrun", "--nproc-per-node", "2", "--no-python", "s2d-run")
+    assert torchrun_command(["s2d-run", "--check"], 1) == ("s2d-run", "--check")
+    assert torchrun_command(["s2d-run"], 2) == ("torchrun", "--nproc-per-node", "2", "--no-python", "s2d-run")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perfmodel.core.torchrun import launched
+from perfmodel.core.torchrun import torchrun_command
 from perfmodel.results.report import REPORT_FILE
 from s2d.commands.run_cli import main_run
 from s2d.decoding.pair import load_pair
@@ -54,7 +54,7 @@ def test_a_checked_run_of_two_processes_is_equal_and_places_the_draft_as_the_pla
 
 
 def torchrun(folders: Path, plan: Path) -> subprocess.CompletedProcess[str]:
-    command = launched(
+    command = torchrun_command(
         [sys.executable, "-c", "import sys; from s2d.commands.run_cli import main_run; sys.exit(main_run(sys.argv[1:]))"], 2
     )
     flags = ["--target", folders / "target", "--draft", folders / "draft", "--plan", plan, "--prompt", "the cat"]
