@@ -153,7 +153,7 @@ def table_hardware(gpu: str) -> Hardware:
         UnknownName: it has no such GPU.
     """
     if gpu not in TABLE_GPUS:
-        raise UnknownName("GPU of the public tables", gpu, TABLE_GPUS)
+        raise UnknownName("GPU of the public tables", gpu, TABLE_GPUS, listed_in="s2d-plan fit --help")
     return find_hardware(gpu)
 
 

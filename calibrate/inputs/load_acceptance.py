@@ -114,7 +114,8 @@ def load_acceptance(path: Path, split: Split, category: str | None = None) -> Ac
     trace = stored.record
     prompts = trace.header.prompts
     if category is not None and all(prompt.category != category for prompt in prompts):
-        raise UnknownName("category", category, sorted({prompt.category for prompt in prompts}))
+        categories = sorted({prompt.category for prompt in prompts})
+        raise UnknownName("category", category, categories, listed_in="s2d-plan --by-category")
     if split != "all" or category is not None:
         kept = [number for number, prompt in enumerate(prompts) if category in (None, prompt.category)]
         kept = [number for number in kept if split in ("all", half_of(prompts[number].name))]

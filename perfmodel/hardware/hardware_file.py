@@ -104,8 +104,8 @@ def _check_keys(found: dict[str, Any]) -> None:
     for key in found:
         if key not in expected:
             near = near_keys(key, expected)
-            meant = f"did you mean {near[0]!r}?" if near else f"expected are {', '.join(expected)}"
-            raise DecodeError("device", f"unknown key {key!r} ({meant})")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise DecodeError("device", f"unknown key {key!r}{hint}")
     missing = [key for key in expected if key not in found]
     if missing:
         raise DecodeError("device", f"missing key {', '.join(map(repr, missing))}")

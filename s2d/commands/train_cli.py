@@ -173,7 +173,7 @@ def _train_reference(args: argparse.Namespace) -> int:
     from s2d.training.package_family import install_family
     from s2d.training.train_reference import run_stage, run_stages
 
-    with keep_progress(work, holding=("*/checkpoint.safetensors", "*/training.json")):
+    with keep_progress(work, patterns=("*/checkpoint.safetensors", "*/training.json")):
         if args.stage:
             run_stage(work, args.stage, max_steps=args.max_steps, progress=_progress)
         else:
@@ -203,7 +203,7 @@ def _train_draft(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     unfinished = args.output.with_name(args.output.name + ".partial")
-    with keep_progress(unfinished, holding=("checkpoint.safetensors",)), _progress("draft", args.steps) as on_step:
+    with keep_progress(unfinished, patterns=("checkpoint.safetensors",)), _progress("draft", args.steps) as on_step:
         train_draft(
             args.target,
             args.exits,

@@ -16,7 +16,7 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
         UnknownName: a dtype this runtime does not compute in.
     """
     if dtype not in TORCH_DTYPES:
-        raise UnknownName("dtype", dtype, TORCH_DTYPES)
+        raise UnknownName("dtype", dtype, TORCH_DTYPES, listed_in="s2d-run --help")
     return TORCH_DTYPES[dtype]
 
 

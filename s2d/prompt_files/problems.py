@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from perfmodel.core.errors import MAX_SHOWN_CHARS, quoted, truncated
+from perfmodel.core.errors import MAX_QUOTED_CHARS, quoted, truncated
 
 EXPECTED_KEYS_FIX = "See docs/prompt-files.md for the formats that are read"
 
@@ -35,5 +35,5 @@ class BadRecord(ValueError):
 def shown_keys(keys: Iterable[object]) -> str:
     """Keys or columns of a file as a message lists them, as long as a value that is shown."""
     return truncated(
-        ", ".join(str(key) if _WORD.fullmatch(str(key)) else quoted(key) for key in keys) or "none", MAX_SHOWN_CHARS
+        ", ".join(str(key) if _WORD.fullmatch(str(key)) else quoted(key) for key in keys) or "none", MAX_QUOTED_CHARS
     )

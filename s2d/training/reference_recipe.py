@@ -106,7 +106,7 @@ def stage_named(name: str) -> Stage:
     """
     stage = next((stage for stage in STAGES if stage.name == name), None)
     if stage is None:
-        raise UnknownName("stage", name, [stage.name for stage in STAGES])
+        raise UnknownName("stage", name, [stage.name for stage in STAGES], listed_in="docs/reference-family.md")
     return stage
 
 

@@ -26,7 +26,7 @@ def find_architecture(name: str) -> object:
 
 
 def find_dtype(name: str) -> object:
-    raise UnknownName("dtype", name, ("fp32", "bf16", "fp16"))
+    raise UnknownName("dtype", name, ("fp32", "bf16", "fp16"), listed_in="--help")
 
 
 OFFERED: list[tuple[Find, str, tuple[str, ...]]] = [

@@ -61,8 +61,8 @@ def test_a_disk_that_fills_meanwhile_takes_nothing_from_the_answer(
     assert answer("-o", str(path), work=fill) == 2
     assert capsys.readouterr() == (
         "a table\n",
-        f"s2d-test: no space left to write {str(path)!r}: nothing was written and what was there is untouched. "
-        "Free some space, or give another place with -o.\n",
+        f"s2d-test: no space left to write {str(path)!r}: nothing was written, and the old file is unchanged. "
+        "Free some space, or give another path with -o.\n",
     )
     assert path.read_text() == "before"
 

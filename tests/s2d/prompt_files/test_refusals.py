@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from perfmodel.core.errors import MAX_SHOWN_CHARS, BadFile, UserInputError
+from perfmodel.core.errors import MAX_QUOTED_CHARS, BadFile, UserInputError
 from s2d.prompt_files import decode
 from s2d.prompt_files.read import read_prompts, read_text_file
 from s2d.prompt_files.read_as import ReadAs
@@ -337,7 +337,7 @@ def test_a_message_repeats_little_of_a_file_and_nothing_that_a_terminal_obeys(tm
     text = str(refused.value)
     assert len(text) < len(str(path)) + 500
     assert text.isprintable()
-    assert not re.search(rf"x{{{MAX_SHOWN_CHARS},}}", text)
+    assert not re.search(rf"x{{{MAX_QUOTED_CHARS},}}", text)
 
 
 BYTES = st.one_of(

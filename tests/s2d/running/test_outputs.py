@@ -248,7 +248,7 @@ def test_a_full_disk_keeps_what_was_finished(decode, monkeypatch, capsys) -> Non
     monkeypatch.setattr(Outputs, "_record", second_fails)
     code, outputs = decode()
     assert code == 2
-    assert "is kept in" in capsys.readouterr().err
+    assert "The partial result is in" in capsys.readouterr().err
     assert [line["name"] for line in lines_of(outputs)] == [NAMES[0]]
 
 

@@ -186,4 +186,4 @@ def test_ctrl_c_before_anything_was_made_keeps_nothing_and_says_so(tmp_path, mon
 
     monkeypatch.setattr(train_reference, "run_stages", interrupt)
     assert main_train(["reference", "-o", str(tmp_path / "family")]) == 130
-    assert "nothing was kept" in capsys.readouterr().err
+    assert "there is no partial result" in capsys.readouterr().err
