@@ -28,9 +28,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from adapting_orders import Order, order_table, summary
-from arms import evidence_of, job_of
-from common import finish, make_parser, one_thread
+from details.adapting_orders import Order, order_table, summary
+from shared.common import finish, make_parser, one_thread
+from shared.interleaved import evidence_of, job_of
 
 from calibrate.search.find_frontier import frontier_of, with_long_backlogs
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS

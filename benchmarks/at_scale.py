@@ -34,12 +34,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import Models, models_of
-from common import RESULTS, finish, make_parser, one_thread
-from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from scale_models import acceptance_of, draft_of, tiny
-from scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
-from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
+from details.scale_models import acceptance_of, draft_of, tiny
+from details.scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
+from shared.common import RESULTS, finish, make_parser, one_thread
+from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.interleaved import Models, models_of
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
 from calibrate.planning.make_plan import paper_policies
 from calibrate.search.scenario import scenario_of

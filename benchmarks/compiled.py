@@ -27,10 +27,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, product
 
-import common
 import torch
-from compiled_arms import LEAN, LEAN_AGAIN, SETTINGS, STATIC, TEXT_TOKENS, Arm, Passes, Setting, Shape, arm_of
-from compiled_result import Found, Timing, found_table, result_of
+from details.compiled_arms import LEAN, LEAN_AGAIN, SETTINGS, STATIC, TEXT_TOKENS, Arm, Passes, Setting, Shape, arm_of
+from details.compiled_result import Found, Timing, found_table, result_of
+from shared import common
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 

@@ -25,9 +25,9 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from common import RESULTS, finish, make_parser, one_thread
-from gaps import GAP_HEADERS, STATED_GAP, Lossless, gap_result
 from lossless import random_policy
+from shared.common import RESULTS, finish, make_parser, one_thread
+from shared.logit_gaps import GAP_HEADERS, STATED_GAP, Lossless, gap_result
 
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.errors import UserInputError

@@ -24,15 +24,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from common import SHARED_DATA, finish, make_parser
-from field_configs import READ as READ_CONFIGS
-from field_configs import REFUSED as REFUSED_CONFIGS
-from field_configs import ConfigCase, Storage
-from field_oracle import Counted, count
-from field_prompts import READ as READ_PROMPTS
-from field_prompts import REFUSED as REFUSED_PROMPTS
-from field_prompts import PromptCase
-from field_tokenizers import CORPUS, tokenizers
+from details.field_configs import READ as READ_CONFIGS
+from details.field_configs import REFUSED as REFUSED_CONFIGS
+from details.field_configs import ConfigCase, Storage
+from details.field_oracle import Counted, count
+from details.field_prompts import READ as READ_PROMPTS
+from details.field_prompts import REFUSED as REFUSED_PROMPTS
+from details.field_prompts import PromptCase
+from details.field_tokenizers import CORPUS, tokenizers
+from shared.common import SHARED_DATA, finish, make_parser
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.fit.validate import validate

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, finish, make_parser, one_thread
-from first_checks import OK, SEED, SLOW, UNMEASURED, Checks, Outcome
+from details.first_checks import OK, SEED, SLOW, UNMEASURED, Checks, Outcome
+from shared.common import RESULTS, finish, make_parser, one_thread
 
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.errors import UnknownName

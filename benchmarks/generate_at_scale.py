@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, finish, make_parser, median, one_thread
-from scale_models import acceptance_of, draft_of, tiny
+from details.scale_models import acceptance_of, draft_of, tiny
+from shared.common import RESULTS, finish, make_parser, median, one_thread
+from shared.transformers_arms import CONSTANT_SETTINGS, HF_ASSISTED, HF_GENERATE, AssistedSetting, assistant_config
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers_arms import CONSTANT_SETTINGS, HF_ASSISTED, HF_GENERATE, AssistedSetting, assistant_config
 
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table

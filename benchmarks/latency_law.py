@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from common import SHARED_DATA, finish, make_parser, one_thread
+from shared.common import SHARED_DATA, finish, make_parser, one_thread
 
 from calibrate.fit.fit_latency import observe
 from calibrate.fit.fit_law import (

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-import common
+from shared import common
 
 from perfmodel.core.console import table
 from perfmodel.core.units import Seconds
@@ -70,7 +70,7 @@ class Subject:
 
 
 def main() -> None:
-    from lossless_simulated import simulated_cases  # which imports this module
+    from details.lossless_simulated import simulated_cases  # which imports this module
 
     args = common.make_parser(__doc__ or "").parse_args()
     common.one_thread()

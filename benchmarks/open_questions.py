@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from arms import SAMPLINGS, evidence_of, job_of, workload_of
-from common import finish, make_parser, one_thread, quantile
+from shared.common import finish, make_parser, one_thread, quantile
+from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
 
 from calibrate.planning.make_portfolio import held_out_choices
 from calibrate.search.cross_validation import halves_of, log_speedups

@@ -31,10 +31,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import SAMPLINGS, Models, for_pass_times, job_of, measure_once, models_of, record, warmed_up
-from common import finish, make_parser, median, one_thread
-from configurations import CAPS, configurations
-from outcomes import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
+from details.prediction_result import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
+from shared.common import finish, make_parser, median, one_thread
+from shared.configurations import CAPS, configurations
+from shared.interleaved import SAMPLINGS, Models, for_pass_times, job_of, measure_once, models_of, record, warmed_up
 
 from calibrate.figures.plots import PredictedPoint, predicted_against_measured
 from perfmodel.acceptance.trace import Trace

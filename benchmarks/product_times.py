@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import torch
-from common import median
 from device_check import RANDOM_TARGET
+from shared.common import median
 from torch import Tensor
 
 from perfmodel.core.units import Bytes, Seconds

@@ -18,8 +18,8 @@ import math
 import sys
 from dataclasses import dataclass
 
-from arms import SAMPLINGS, job_on, record
-from common import finish, make_parser, one_thread
+from shared.common import finish, make_parser, one_thread
+from shared.interleaved import SAMPLINGS, job_on, record
 
 from calibrate.fit.fit_acceptance import ExitCalibration, accepted_at_lengths, calibrate_exits
 from perfmodel.acceptance.trace import Trace

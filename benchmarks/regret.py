@@ -26,10 +26,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from arms import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
-from common import finish, make_parser, one_thread
-from configurations import configurations
-from contenders import Contender, PairResult, measured_of, measured_plain, result_of, result_table
+from details.regret_arms import Contender, PairResult, measured_of, measured_plain, result_of, result_table
+from shared.common import finish, make_parser, one_thread
+from shared.configurations import configurations
+from shared.interleaved import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import price_of, scenario_of

@@ -17,7 +17,7 @@ from itertools import combinations
 from time import perf_counter
 
 import numpy as np
-from common import finish, make_parser, median, quantile
+from shared.common import finish, make_parser, median, quantile
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, place_cuts
 from calibrate.search.search import NUM_CURVE_BINS

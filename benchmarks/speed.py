@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import common
-from arms import SAMPLINGS, evidence_of, job_of, workload_of
-from transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
+from shared import common
+from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
+from shared.transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import scenario_of

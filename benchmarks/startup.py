@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
-from common import ROOT, finish, make_parser
+from shared.common import ROOT, finish, make_parser
 
 from perfmodel.core.console import print_out, table
 from perfmodel.core.units import Seconds, format_seconds

@@ -1,6 +1,6 @@
 import tomllib
 
-from perfmodel.hardware.hardware_file import hardware_from
+from perfmodel.hardware.hardware_file import decode_hardware
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 from tests.check_docs import (
     HARDWARE_PAGE,
@@ -69,4 +69,4 @@ def test_the_hardware_page_shows_every_device_as_the_code_has_it() -> None:
 
 def test_the_example_of_the_hardware_page_is_a_device() -> None:
     example = HARDWARE_PAGE.read_text(encoding="utf-8").partition("```toml\n")[2].partition("```")[0]
-    assert hardware_from(tomllib.loads(example)).name == "NVIDIA RTX A6000"
+    assert decode_hardware(tomllib.loads(example)).name == "NVIDIA RTX A6000"

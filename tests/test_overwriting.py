@@ -73,11 +73,15 @@ def actions_of(command: str, monkeypatch: pytest.MonkeyPatch) -> list[argparse.A
         patch.setattr(argparse.ArgumentParser, "parse_args", spy)
         assert main([*verb, "--help"]) == 0
     [parser] = seen
+    actions = []
     for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            assert set(action.choices) == {one for (one,) in VERBS[parser.prog]}, "a verb is missing in VERBS"
+        if not isinstance(action, argparse._SubParsersAction):
+            actions.append(action)
+            continue
+        assert set(action.choices) == {name for names in VERBS[parser.prog] for name in names}, "a verb is missing in VERBS"
+        if verb:
             return action.choices[verb[0]]._actions
-    return parser._actions
+    return actions
 
 
 def is_output(action: argparse.Action) -> bool:

@@ -39,12 +39,15 @@ def main_compare(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Compare a plan with a run of it: the error of its speedup, split into acceptance and latency, and what to measure again."
+    description = (
+        "Compare a plan with a run of it: the error of its speedup, split into acceptance and latency, and what to measure\n"
+        "again."
+    )
     parser = make_parser(COMPARE, description, "s2d-compare --plan plan.json --report report.json")
     add = parser.add_argument
     add("--plan", type=Path, required=True, metavar="FILE", help="the plan, written by s2d-plan")
     add("--report", type=Path, required=True, metavar="FILE", help="the report of its run, written by s2d-run --check")
-    profile_help = "a profile that the plan was made from; give all of them to price every shape of a pass (default: none)"
+    profile_help = "a profile that the plan was made from; give all to price every shape of a pass (default: none)"
     add("--profile", type=Path, metavar="FILE", action="append", default=[], help=profile_help)
     add("--fit", type=Path, metavar="FILE", help="the fit that the plan was made from, if any")
     add_common_flags(parser, result="comparison")
@@ -72,11 +75,10 @@ def answer_comparison(flags: CompareFlags, options: AnswerOptions, *, command: S
     profiles = {path: PROFILE_FILE.read(path) for path in flags.profiles}
     files = ComparedFiles(plan=flags.plan, report=flags.report, profiles=profiles)
     residuals = compare(plan, report, pricing, files)
-    inputs = {"plan": plan.sha256, "report": report.sha256}
     print_answer(
         options,
         residuals,
         RESIDUALS_FILE,
-        partial(make_provenance, argv=command, inputs=inputs),
+        partial(make_provenance, argv=command, inputs=residuals.inputs),
         text=lambda: residuals.explain() if options.explain else str(residuals),
     )

@@ -62,10 +62,11 @@ class PlanFlags:
 def main_plan(argv: Sequence[str] | None = None) -> int:
     """`s2d-plan`: the configuration to run, and its predicted speed."""
     given = sys.argv[1:] if argv is None else list(argv)
-    return run_command(_parser(), given, partial(_run, command=(PLAN, *given)))
+    return run_command(plan_parser(), given, partial(_run, command=(PLAN, *given)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def plan_parser() -> argparse.ArgumentParser:
+    """The parser of `s2d-plan` and its verbs."""
     description = (
         "Predict how fast a draft makes a target, and choose the draft's exits, thresholds and draft length. Needs no GPU.\n"
         "With a verb: answer a question about the latency law alone."
@@ -209,7 +210,6 @@ def _print_plan(flags: PlanFlags, plan: Plan, command: Sequence[str], comparison
     from perfmodel.results.plan import PLAN_FILE
 
     options = flags.answer
-    inputs: dict[str, str] = {evidence.role: evidence.sha256 for evidence in plan.evidence if evidence.sha256 is not None}
     # The printed next command names the files of this machine, the saved one does not.
     repeated = [word for word in command if word != "--explain"]
     printed = replace(plan, next_command=next_command(plan, command=repeated, output=options.output))
@@ -217,7 +217,7 @@ def _print_plan(flags: PlanFlags, plan: Plan, command: Sequence[str], comparison
         options,
         plan,
         PLAN_FILE,
-        partial(make_provenance, argv=command, inputs=inputs),
+        partial(make_provenance, argv=command, inputs=plan.inputs),
         text=lambda: as_text([*comparison, *printed.blocks(explain=options.explain)]),
     )
 
@@ -231,17 +231,11 @@ def _answer_portfolio(flags: PlanFlags, requests: Sequence[PlanRequest]) -> None
     options = flags.answer
     portfolio = by_category(requests[0]) if flags.by_category else by_target(requests)
     portfolio = replace(portfolio, next_command=_command_for_part(flags, requests[0], portfolio.parts[0].name))
-    inputs = {
-        f"{evidence.role} of {part.name}": evidence.sha256
-        for part in portfolio.parts
-        for evidence in part.evidence
-        if evidence.sha256 is not None
-    }
     print_answer(
         options,
         replace(portfolio, next_command=""),
         PORTFOLIO_FILE,
-        partial(make_provenance, argv=flags.command, inputs=inputs),
+        partial(make_provenance, argv=flags.command, inputs=portfolio.inputs),
         text=lambda: portfolio.explain() if options.explain else str(portfolio),
     )
 

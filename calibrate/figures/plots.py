@@ -1,6 +1,6 @@
-"""Every figure: a noun and an axis in, the axis out. Measured are points with whiskers, predicted a line.
+"""Figures of notebooks and benchmarks: each function draws one result on a matplotlib axis and returns the axis.
 
-matplotlib is asked for by whoever makes the axis: `pip install 's2d[notebooks]'`.
+Measurements are points with whiskers, predictions are lines. The caller creates the axis, which needs the `notebooks` extra.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictedPoint:
-    """One configuration, predicted and measured."""
+    """The speedup of one configuration, predicted and measured."""
 
     pair: str
     predicted: float
     measured: float
     measured_noise_frac: Frac
-    """Relative error of the measurement, seen between its own repeats."""
+    """Relative error of the measurement, from its own repeats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeError:
-    """A pass of a model that was left out of a fit."""
+    """The error of one pass of a model that was left out of a fit."""
 
     device: str
     layer_weight_bytes: Bytes
-    """On each device."""
+    """Weights of one layer on each device."""
     error_frac: Frac
-    """Predicted over measured seconds, less one."""
+    """Predicted over measured seconds, minus one."""
 
 
 def held_out_errors(points: Sequence[ShapeError], axis: Axes, *, interval_frac: Mapping[str, Frac]) -> Axes:
-    """Held-out errors by the size of a layer, a colour per device; bands hold nine in ten, as the fits say."""
+    """Held-out errors by the size of a layer, one colour per device. A band is the 90 % interval that a fit states."""
     for color, device in zip(COLORS, dict.fromkeys(point.device for point in points), strict=False):
         group = [point for point in points if point.device == device]
         sizes = [point.layer_weight_bytes / MEGA for point in group]
@@ -63,67 +63,69 @@ def held_out_errors(points: Sequence[ShapeError], axis: Axes, *, interval_frac: 
 
 
 def depth_effect(token_s: Mapping[str, Mapping[int, Seconds]], axis: Axes) -> Axes:
-    """Seconds of a drafted token by depth at one size, a line per engine mode."""
+    """Time of a drafted token by depth, for drafts of one size; one line per engine mode."""
     for color, (engine, by_depth) in zip(COLORS, token_s.items(), strict=False):
         depths = sorted(by_depth)
         axis.plot(depths, [by_depth[depth] / MILLI for depth in depths], marker="o", markersize=4, color=color, label=engine)
-    axis.set(xlabel="layers, at one number of weights", ylabel="time of a drafted token (ms)", ylim=(0, None))
+    axis.set(xlabel="layers, with the same number of weights", ylabel="time of a drafted token (ms)", ylim=(0, None))
     ratios = {engine: by_depth[max(by_depth)] / by_depth[min(by_depth)] for engine, by_depth in token_s.items()}
-    told = ", ".join(f"{ratio:.1f}x {engine}" for engine, ratio in ratios.items())
-    axis.set_title(f"The deepest over the shallowest: {told}")
+    labels = ", ".join(f"{ratio:.1f}x {engine}" for engine, ratio in ratios.items())
+    axis.set_title(f"Deepest over shallowest: {labels}")
     axis.legend(frameon=False, fontsize=8)
     return axis
 
 
 def exit_costs(costs: Sequence[ExitCost], axis: Axes) -> Axes:
-    """Where the time of a drafted token goes, by the exit it leaves at."""
+    """Parts of the time of a drafted token, by the exit where it leaves."""
     labels = [f"exit {cost.exit_layer}" for cost in costs]
     below = [0.0] * len(costs)
-    parts = {"layers": "layers_s", "floors and launches": "floor_s", "LM head at each exit": "checks_s"}
+    parts = {"layers": "layers_s", "overhead and launches": "floor_s", "LM head at each exit": "checks_s"}
     for color, (label, field) in zip(COLORS, parts.items(), strict=False):
         sizes = [getattr(cost, field) / MILLI for cost in costs]
         axis.bar(labels, sizes, bottom=below, color=color, label=label, width=0.6)
         below = [low + size for low, size in zip(below, sizes, strict=True)]
     shares = " / ".join(f"{100 * cost.floor_frac:.0f} %" for cost in costs)
     axis.set(ylabel="time of a drafted token (ms)")
-    axis.set_title(f"Floors take {shares}")
+    axis.set_title(f"Overhead takes {shares}")
     axis.legend(frameon=False, fontsize=8)
     return axis
 
 
-def reliability(said: Floats, agreed: Floats, axis: Axes, *, curve: CalibrationCurve, num_bins: int = 10) -> Axes:
-    """How often the target agrees, by an exit's confidence: bins of equal mass as points, the fitted curve as a line.
+def reliability(confidence: Floats, agreed: Floats, axis: Axes, *, curve: CalibrationCurve, num_bins: int = 10) -> Axes:
+    """Agreement of the target by an exit's confidence: bins of equal size as points, the fitted curve as a line.
 
     Args:
-        said: confidences. [P].
-        agreed: agreement of the same positions. [P].
+        confidence: of the exit at each position. [P].
+        agreed: agreement at the same positions. [P].
         axis: where to draw.
-        curve: what was fitted.
-        num_bins: points.
+        curve: the fitted curve.
+        num_bins: number of points.
     """
-    order = said.argsort(kind="stable")
+    order = confidence.argsort(kind="stable")
     parts = [order[len(order) * i // num_bins : len(order) * (i + 1) // num_bins] for i in range(num_bins)]
-    axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as said")
+    axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="agreement = confidence")
     grid = [i / 100 for i in range(101)]
-    axis.plot(grid, [curve(confidence) for confidence in grid], color="tab:orange", label="fitted")
-    axis.scatter([said[part].mean() for part in parts], [agreed[part].mean() for part in parts], s=18, label="seen", zorder=3)
+    axis.plot(grid, [curve(value) for value in grid], color="tab:orange", label="fitted")
+    axis.scatter(
+        [confidence[part].mean() for part in parts], [agreed[part].mean() for part in parts], s=18, label="measured", zorder=3
+    )
     axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="agreement")
     return axis
 
 
 def accepted_by_position(shares: Mapping[str, Sequence[Frac]], axis: Axes) -> Axes:
-    """Share of rounds that accept the first, second, ... drafted token, a line per exit; dashed: were each independent."""
+    """Share of rounds that accept each drafted position, one line per exit; dashed: if positions were independent."""
     for color, (label, by_position) in zip(COLORS, shares.items(), strict=False):
         positions = range(1, len(by_position) + 1)
         axis.plot(positions, by_position, marker="o", markersize=4, color=color, label=label)
         axis.plot(positions, [by_position[0] ** position for position in positions], color=color, linewidth=1, linestyle="--")
-    axis.set(xlabel="position in the block", ylabel="rounds that accept it (share)", ylim=(0, 1))
+    axis.set(xlabel="position in the block", ylabel="share of rounds that accept it", ylim=(0, 1))
     axis.legend(frameon=False, fontsize=8)
     return axis
 
 
 def landscape(speedups: Sequence[Sequence[float]], rows: Sequence[float], columns: Sequence[float], axis: Axes) -> Axes:
-    """Predicted speedup over two settings; the cross is the best. `speedups[i][j]` is that of rows[i] and columns[j]."""
+    """Predicted speedup over two settings, with a cross at the best. `speedups[i][j]` belongs to rows[i] and columns[j]."""
     flat = [(value, i, j) for i, line in enumerate(speedups) for j, value in enumerate(line)]
     best, i, j = max(flat)
     filled = axis.contourf(columns, rows, speedups, levels=14, cmap="viridis")
@@ -134,8 +136,8 @@ def landscape(speedups: Sequence[Sequence[float]], rows: Sequence[float], column
 
 
 def worth_of_exits(speedups: Mapping[str, float], axis: Axes) -> Axes:
-    """The best predicted speedup with each set of looked-at exits, best on top."""
-    ordered = sorted(speedups.items(), key=lambda one: one[1])
+    """The best predicted speedup with each set of active exits, best on top."""
+    ordered = sorted(speedups.items(), key=lambda item: item[1])
     axis.barh([name for name, _ in ordered], [speedup for _, speedup in ordered], color=COLORS[0], height=0.6)
     axis.axvline(1.0, color="0.3", linewidth=1)
     axis.set(xlabel="predicted speedup (ratio)")
@@ -143,19 +145,21 @@ def worth_of_exits(speedups: Mapping[str, float], axis: Axes) -> Axes:
 
 
 def learning(curve: Sequence[Learned], axis: Axes) -> Axes:
-    """What a search says, and what its policy then gives on other prompts, by the number of prompts searched on."""
-    numbers = [one.num_prompts for one in curve]
-    axis.plot(numbers, [one.best_speedup for one in curve], color="0.3", linewidth=1, label="best on the other prompts")
-    axis.plot(numbers, [one.said_speedup for one in curve], marker="o", markersize=4, label="said of the prompts seen")
-    axis.plot(numbers, [one.unseen_speedup for one in curve], marker="o", markersize=4, label="given on other prompts")
-    axis.set(xscale="log", xlabel="prompts searched on", ylabel="speedup (ratio)")
+    """Speedup that a search predicts, and that its policy gives on other prompts, by the number of prompts searched."""
+    numbers = [point.num_prompts for point in curve]
+    axis.plot(numbers, [point.best_speedup for point in curve], color="0.3", linewidth=1, label="best on the other prompts")
+    axis.plot(
+        numbers, [point.said_speedup for point in curve], marker="o", markersize=4, label="predicted on the prompts searched"
+    )
+    axis.plot(numbers, [point.unseen_speedup for point in curve], marker="o", markersize=4, label="reached on other prompts")
+    axis.set(xscale="log", xlabel="prompts searched", ylabel="speedup (ratio)")
     axis.set_xticks(numbers, [str(number) for number in numbers], minor=False)
     axis.legend(frameon=False, fontsize=8)
     return axis
 
 
 def predicted_against_measured(points: Sequence[PredictedPoint], axis: Axes, *, median_error_frac: Frac) -> Axes:
-    """Measured over predicted speedup, a colour per pair; the line is perfect prediction, the dashes are no speedup."""
+    """Measured against predicted speedup, one colour per pair. The line is a perfect prediction; dashes mark no speedup."""
     ends = [min(min(p.predicted, p.measured) for p in points) * 0.95, max(max(p.predicted, p.measured) for p in points) * 1.05]
     axis.plot(ends, ends, color="0.3", linewidth=1, label="predicted = measured")
     for pair in dict.fromkeys(point.pair for point in points):

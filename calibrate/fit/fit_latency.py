@@ -16,7 +16,6 @@ from perfmodel.core.stats import INTERVAL_FRAC
 from perfmodel.core.units import Seconds
 from perfmodel.latency.lower_bound import check_profile
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.flops_bytes import setting_of
 from perfmodel.passes.latency_law import FitDomain, LatencyFit
 from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.passes import PREFILL_KINDS, PassKind, PassSamples, graph_width
@@ -77,7 +76,7 @@ def observe(profile: LatencyProfile) -> Iterator[Observation]:
 
     But for passes that ran ahead: how much of a wait they hide, no term of a law says.
     """
-    setting = replace(setting_of(profile), pads_rows=profile.pads_rows)
+    setting = replace(profile.setting, pads_rows=profile.pads_rows)
     shapes: dict[tuple[PassKind, int, bool, int], list[_Sample]] = defaultdict(list)
     for kind, stage, rows, cached, _, seconds in without_pauses(profile.samples):
         if kind == "ahead":

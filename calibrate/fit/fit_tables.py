@@ -42,7 +42,7 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.flops_bytes import PassWork, layers_weights, layers_work, matrix_flops, round_work
+from perfmodel.passes.flops_bytes import PassSetting, PassWork, matrix_flops
 from perfmodel.passes.latency_law import FitDomain, LatencyFit, Law
 from perfmodel.quantisation.weight_format import plain_format
 
@@ -187,7 +187,7 @@ def all_reduce_observations(path: Path, gpu: str) -> Iterator[Observation]:
             sent_bytes = 2 * (num_gpus - 1) / num_gpus * line.count("size")
             yield Observation(
                 group=f"{num_gpus} GPUs",
-                work=replace(round_work(0), num_rounds=0, num_all_reduces=1, link_bytes=sent_bytes),
+                work=PassWork(num_all_reduces=1, link_bytes=sent_bytes),
                 cached_tokens=0.0,
                 max_cached_tokens=0,
                 seconds=line.seconds("all_reduce_s"),
@@ -196,9 +196,9 @@ def all_reduce_observations(path: Path, gpu: str) -> Iterator[Observation]:
 
 def _kernel_work(model: ModelGeometry, *, rows: int, num_devices: int) -> PassWork:
     """A layer's work on one of several devices, without all-reduces and attention, which are timed apart."""
-    weights = plain_format(TABLE_DTYPE)
-    work = layers_work(model, num_layers=1, head_rows=0, rows=rows, batch=1, num_devices=num_devices, weights=weights)
-    flops = matrix_flops(layers_weights(model, 1), rows) / num_devices
+    setting = PassSetting(model=model, weights=plain_format(TABLE_DTYPE), num_devices=num_devices)
+    work = setting.layers_work(1, rows=rows)
+    flops = matrix_flops(model.layer_params, rows) / num_devices
     return replace(work, num_passes=0, layer_flops=flops, num_all_reduces=0, link_bytes=0.0)
 
 

@@ -81,8 +81,8 @@ def published_points() -> Iterator[PublishedPoint]:
         hardware, num_devices = find_hardware(row["device"]), int(row["num_devices"])
         model, context_tokens = find_model(row["model"]), int(row["context_tokens"])
         weights = published_format(row["weights"], model)
-        latency = RooflineLatency(model, (), hardware, weights, row["engine"], num_devices, context_tokens=context_tokens)
-        setting = PassSetting(model=model, exit_layers=(), weights=weights, batch=1, num_devices=num_devices)
+        setting = PassSetting(model=model, weights=weights, num_devices=num_devices, context_tokens=context_tokens)
+        latency = RooflineLatency(setting, hardware, row["engine"])
         least_s = _check_step(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
         yield PublishedPoint(
             model=model.name,

@@ -21,7 +21,7 @@ from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import unpublished_note
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_reduced_head
 from perfmodel.passes.device_key import DeviceKey, EngineMode
-from perfmodel.passes.flops_bytes import kv_bytes_per_token, kv_cache_bytes
+from perfmodel.passes.flops_bytes import PassSetting, kv_bytes_per_token, kv_cache_bytes
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 from perfmodel.results.draft_shapes import DraftedTarget, DraftLength, DraftLengths, DraftShape, DraftShapes
@@ -197,15 +197,13 @@ def _round_s(token_s: Seconds, request: DesignRequest) -> Seconds:
 
 def _target_s(request: DesignRequest, *, drafted_tokens: Tokens) -> Seconds:
     """Seconds of a round without its drafting: verification and the host's bookkeeping."""
-    target = RooflineLatency(
-        request.target,
-        (),
-        request.hardware,
-        request.target_weights,
-        request.engine,
-        request.num_devices,
+    setting = PassSetting(
+        model=request.target,
+        weights=request.target_weights,
+        num_devices=request.num_devices,
         context_tokens=request.context_tokens,
     )
+    target = RooflineLatency(setting, request.hardware, request.engine)
     verify, bookkeeping = target.line("verify", 0, drafted_tokens + 1), target.line("round", 0, drafted_tokens)
     return verify.at(request.context_tokens) + bookkeeping.at(request.context_tokens)
 
@@ -232,8 +230,8 @@ def token_s_by_depth(shapes: Iterable[DraftShape]) -> dict[int, Seconds]:
 
 def draft_token_s(geometry: ModelGeometry, request: DesignRequest) -> Seconds:
     """Seconds to draft one token on one device: one segment of all layers, and one exit."""
-    exits = (geometry.num_layers,)
-    latency = RooflineLatency(geometry, exits, request.hardware, request.draft_weights(geometry), request.engine)
+    setting = PassSetting(model=geometry, exit_layers=(geometry.num_layers,), weights=request.draft_weights(geometry))
+    latency = RooflineLatency(setting, request.hardware, request.engine)
     return latency.line("segment", 0, 1).at(request.context_tokens) + latency.line("exit", 0, 1).at(request.context_tokens)
 
 

@@ -16,7 +16,7 @@ from perfmodel.latency.latency_model import LatencyModel, RooflineLatency
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry, check_degree, tensor_parallel_degrees
 from perfmodel.passes.device_key import DeviceKey, EngineMode
-from perfmodel.passes.flops_bytes import kv_cache_bytes
+from perfmodel.passes.flops_bytes import PassSetting, kv_cache_bytes
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 from perfmodel.results.plan import Evidence, Memory
@@ -110,8 +110,15 @@ def price_by_datasheet(
     _check_fit(pair.target, memory, hardware, num_devices, weights.target)
 
     def draft_on(number: int, batch: int, context: Tokens) -> LatencyModel:
-        model, exits = pair.draft.model, pair.draft.exit_layers
-        return RooflineLatency(model, exits, hardware, weights.draft, engine, number, batch, context_tokens=context)
+        setting = PassSetting(
+            model=pair.draft.model,
+            exit_layers=pair.draft.exit_layers,
+            weights=weights.draft,
+            batch=batch,
+            num_devices=number,
+            context_tokens=context,
+        )
+        return RooflineLatency(setting, hardware, engine)
 
     draft_num_devices = request.draft_num_devices or choose_draft_devices(
         Placement(
@@ -128,9 +135,15 @@ def price_by_datasheet(
     )
 
     def at_batch(batch: int, context: Tokens) -> tuple[LatencyModel, LatencyModel]:
-        exits, of_target = target_exits(pair.draft), weights.target
-        target = RooflineLatency(pair.target, exits, hardware, of_target, engine, num_devices, batch, context_tokens=context)
-        return draft_on(draft_num_devices, batch, context), target
+        setting = PassSetting(
+            model=pair.target,
+            exit_layers=target_exits(pair.draft),
+            weights=weights.target,
+            batch=batch,
+            num_devices=num_devices,
+            context_tokens=context,
+        )
+        return draft_on(draft_num_devices, batch, context), RooflineLatency(setting, hardware, engine)
 
     draft, target = at_batch(1, context_tokens)
     return Pricing(

@@ -45,14 +45,7 @@ def exit_costs(
     """What a drafted token costs at every exit of a draft on one device, by the device's row."""
     weights = dtype_format(dtype, draft.model)
     law = roofline_law(hardware, weights, engine, 1)
-    setting = PassSetting(
-        model=draft.model,
-        exit_layers=draft.exit_layers,
-        weights=weights,
-        batch=1,
-        num_devices=1,
-        context_tokens=context_tokens,
-    )
+    setting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=weights, context_tokens=context_tokens)
     stages = range(len(draft.exit_layers))
     segments = [setting.work("segment", stage, 1) for stage in stages]
     checks = [setting.work("exit", stage, 1) for stage in stages]

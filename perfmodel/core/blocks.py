@@ -62,7 +62,7 @@ Block: TypeAlias = Facts | Table | Paragraph | Command
 
 
 class Printable:
-    """A result that prints itself: `str()` is the command's default text, `explain()` the long one, and a notebook shows HTML."""
+    """A result that prints itself: `str()` is the command's default text, `explain()` the long one. Notebooks show HTML."""
 
     __slots__ = ()
 
@@ -119,16 +119,20 @@ def _block_text(block: Block) -> str:
         case Facts():
             return _facts_text(block)
         case Table():
-            title = f"{textwrap.fill(block.title, PAGE_CHARS)}\n\n" if block.title else ""
+            title = f"{_folded(block.title)}\n\n" if block.title else ""
             return title + table(_fitted_rows(block), headers=block.headers, align=block.align)
         case Paragraph():
-            return textwrap.fill(block.text, PAGE_CHARS)
+            return _folded(block.text)
         case Command():
             return _command_text(block)
 
 
+def _folded(text: str) -> str:
+    return textwrap.fill(text, PAGE_CHARS, break_long_words=False, break_on_hyphens=False)
+
+
 def _facts_text(facts: Facts) -> str:
-    width = max(facts.label_chars, *(len(label) for label, _ in facts.pairs)) + _GAP_CHARS
+    width = max([facts.label_chars, *(len(label) for label, _ in facts.pairs)]) + _GAP_CHARS
     lines = []
     for label, value in facts.pairs:
         first, *others = textwrap.wrap(value, PAGE_CHARS - width, break_long_words=False, break_on_hyphens=False) or [""]
@@ -140,7 +144,7 @@ def _fitted_rows(block: Table) -> list[list[str]]:
     """Rows with their widest cells folded into several lines, until the table is as wide as a page."""
     columns = list(zip(block.headers, *block.rows, strict=True))
     widths = [max(map(len, cells)) for cells in columns]
-    lowest = [max(len(header), *(len(word) for cell in cells for word in cell.split())) for header, *cells in columns]
+    lowest = [max([len(header), *(len(word) for cell in cells for word in cell.split())]) for header, *cells in columns]
     while (excess := sum(widths) + _GAP_CHARS * (len(widths) - 1) - PAGE_CHARS) > 0:
         widest = max(range(len(widths)), key=lambda column: widths[column] - lowest[column])
         if widths[widest] == lowest[widest]:
@@ -148,7 +152,7 @@ def _fitted_rows(block: Table) -> list[list[str]]:
         widths[widest] = max(lowest[widest], widths[widest] - excess)
     lines = []
     for row in block.rows:
-        cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)]
+        cells = [textwrap.wrap(cell, width, break_on_hyphens=False) or [""] for cell, width in zip(row, widths, strict=True)]
         lines += [list(line) for line in zip_longest(*cells, fillvalue="")]
     return lines
 

@@ -1,1 +1,1 @@
-"""Devices: datasheets, kernel efficiencies, and devices of the user's own."""
+"""Devices: datasheets, kernel efficiencies, this CPU, and devices from files."""

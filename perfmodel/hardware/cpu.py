@@ -1,10 +1,10 @@
-"""This machine's CPU as a device: read from what the system tells of it, nothing measured.
+"""The CPU of this machine as a device, estimated from system files without a measurement.
 
-    peak       cores × clock × FLOP per cycle, by the widest vector extension that the flags name
-    bandwidth  a core's share, up to what memory of its kind of machine moves: both assumed
+    peak       cores × clock × FLOP per cycle of the widest vector extension in the CPU flags
+    bandwidth  cores × an assumed bandwidth per core, up to the assumed memory bandwidth of a desktop or a server
     memory     the machine's
 
-A roofline of this is right to a factor of about 1.6; `s2d-profile latency` gives real numbers.
+A roofline from these numbers is right to a factor of about 1.6. `s2d-profile latency` measures the real ones.
 """
 
 import os
@@ -21,25 +21,25 @@ from perfmodel.models.dtypes import Dtype
 CPU_NAME = "cpu"
 
 CORE_BYTES_PER_S: BytesPerS = 12 * GB
-"""What one core draws from memory. Assumed: one Zen 4 core read 812 MB of fp32 weights in 66 ms."""
+"""Bandwidth of one core. Assumed: one Zen 4 core read 812 MB of fp32 weights in 66 ms."""
 DESKTOP_BYTES_PER_S: BytesPerS = 51.2 * GB
 """Two channels of DDR4-3200, JEDEC JESD79-4."""
 SERVER_BYTES_PER_S: BytesPerS = 204.8 * GB
 """Eight channels of DDR4-3200."""
 MAX_DESKTOP_CORES = 16
-"""With more cores than these a machine is taken for a server."""
+"""A machine with more cores is assumed to be a server."""
 ASSUMED_CLOCK_HZ = 2.5 * GIGA
-"""Where the system does not say."""
+"""Used if the system does not report a clock."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _MAX_CLOCK_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
 
 _SCALAR_FLOPS_PER_CYCLE = 8
-"""Four lanes that multiply and add, as every 64-bit CPU has."""
+"""Four lanes that multiply and add: every 64-bit CPU has them."""
 _FLOPS_PER_CYCLE: tuple[tuple[str, int], ...] = (("avx512f", 64), ("avx2", 32), ("asimd", 16))
-"""fp32, two units that multiply and add at once: 16, 8 and 4 lanes. The first flag found counts."""
+"""fp32, two fused multiply-add units of 16, 8 or 4 lanes. The first flag that the CPU has counts."""
 _ZEN_4 = ("AuthenticAMD", "25")
-"""Vendor and family: AVX-512 there passes through units of 8 lanes."""
+"""Vendor and family. Its AVX-512 runs on units of 8 lanes."""
 _SPEEDUPS: tuple[tuple[str, Dtype, float], ...] = (
     ("avx512_bf16", "bf16", 2),
     ("avx512_fp16", "fp16", 2),
@@ -51,28 +51,28 @@ _SPEEDUPS: tuple[tuple[str, Dtype, float], ...] = (
     ("amx_fp16", "fp16", 16),
     ("amx_int8", "int8", 32),
 )
-"""Over fp32, by flag: vector extensions, then AMX (Intel: 1,024 bf16 and 2,048 int8 operations per core and cycle)."""
+"""Factor over fp32 by CPU flag: vector extensions, then AMX (Intel: 1,024 bf16 and 2,048 int8 operations a core and cycle)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """What the system tells of its CPU."""
+    """A CPU as the system describes it."""
 
     name: str
     vendor: str
     family: str
     num_cores: int
-    """Physical ones this process may use."""
+    """Physical cores that this process may use."""
     clock_hz: float
     flags: frozenset[str]
     memory_bytes: Bytes
 
 
 def read_cpu() -> Cpu:
-    """Ask the system.
+    """The CPU of this machine.
 
     Raises:
-        UserInputError: it does not say how much memory it has.
+        UserInputError: the system does not report its memory.
     """
     cpu_info = _cpu_info()
     max_clock_khz = _MAX_CLOCK_KHZ.read_text(encoding="ascii") if _MAX_CLOCK_KHZ.exists() else None
@@ -80,18 +80,18 @@ def read_cpu() -> Cpu:
 
 
 def this_cpu_name() -> str:
-    """The name that profiles, plans and reports of this machine file seconds by."""
+    """The name of this CPU in profiles, plans and reports."""
     return _name(next(_blocks(_cpu_info()), {}))
 
 
 def parse_cpu(cpu_info: str, *, max_clock_khz: str | None, num_usable: int, memory_bytes: Bytes) -> Cpu:
-    """From the text of Linux's `/proc/cpuinfo`, or from Python's `platform` where there is none.
+    """A CPU from the text of Linux's `/proc/cpuinfo`; its name from Python's `platform` if the text is empty.
 
     Args:
-        cpu_info: one block of `field : value` lines per logical processor.
-        max_clock_khz: the text of cpufreq's `cpuinfo_max_freq`; None where there is none.
-        num_usable: logical processors this process may use.
-        memory_bytes: of the machine.
+        cpu_info: one block of `field : value` lines for each logical processor.
+        max_clock_khz: text of cpufreq's `cpuinfo_max_freq`; None if the file does not exist.
+        num_usable: logical processors that this process may use.
+        memory_bytes: memory of the machine.
     """
     blocks = list(_blocks(cpu_info))
     first = blocks[0] if blocks else {}
@@ -108,7 +108,7 @@ def parse_cpu(cpu_info: str, *, max_clock_khz: str | None, num_usable: int, memo
 
 
 def cpu_hardware(cpu: Cpu) -> Hardware:
-    """A CPU as a row of the table, all its cores one device."""
+    """A CPU as a device: all its cores together."""
     per_cycle = _flops_per_cycle(cpu)
     fp32_flops_per_s = cpu.num_cores * cpu.clock_hz * per_cycle
     peaks: dict[Dtype, float] = {"fp32": fp32_flops_per_s}
@@ -126,8 +126,8 @@ def cpu_hardware(cpu: Cpu) -> Hardware:
         reference_device=CPU_NAME,
         similarity="itself",
         num_threads=cpu.num_cores,
-        spec_source=f"estimated from {cpu.num_cores} cores at {clock} GHz, {per_cycle} fp32 FLOP per core and cycle, bandwidth "
-        "assumed",
+        spec_source=f"estimated from {cpu.num_cores} cores at {clock} GHz, {per_cycle} fp32 FLOP per core and cycle, "
+        "bandwidth assumed",
     )
 
 
@@ -140,7 +140,7 @@ def _name(fields: dict[str, str]) -> str:
 
 
 def _blocks(cpu_info: str) -> Iterator[dict[str, str]]:
-    """The fields of every logical processor."""
+    """The fields of each logical processor."""
     return (_fields(block) for block in cpu_info.split("\n\n") if block.strip())
 
 
@@ -150,27 +150,28 @@ def _fields(block: str) -> dict[str, str]:
 
 
 def _flags(fields: dict[str, str]) -> frozenset[str]:
-    """x86 calls them flags, ARM features; where no file tells, 64-bit ARM has its vectors."""
-    named = fields.get("flags") or fields.get("Features") or ""
-    is_arm = platform.machine() in ("arm64", "aarch64")
-    return frozenset(named.split()) | (frozenset({"asimd"}) if is_arm and not named else frozenset())
+    """CPU flags (x86) or features (ARM). 64-bit ARM has `asimd` even if no file lists it."""
+    listed = fields.get("flags") or fields.get("Features") or ""
+    if not listed and platform.machine() in ("arm64", "aarch64"):
+        return frozenset({"asimd"})
+    return frozenset(listed.split())
 
 
 def _clock_hz(fields: dict[str, str], max_clock_khz: str | None) -> float:
-    """The highest where the system tells it, else the present one; some virtual machines say 0."""
-    told_hz = float(max_clock_khz) * KILO if max_clock_khz is not None else float(fields.get("cpu MHz", 0)) * MEGA
-    return told_hz or ASSUMED_CLOCK_HZ
+    """The highest clock, or the present one if the system does not report the highest. Some virtual machines report 0."""
+    reported_hz = float(max_clock_khz) * KILO if max_clock_khz is not None else float(fields.get("cpu MHz", 0)) * MEGA
+    return reported_hz or ASSUMED_CLOCK_HZ
 
 
 def _flops_per_cycle(cpu: Cpu) -> int:
-    """fp32, of one core."""
-    found = next((flops for flag, flops in _FLOPS_PER_CYCLE if flag in cpu.flags), _SCALAR_FLOPS_PER_CYCLE)
-    return min(found, 32) if (cpu.vendor, cpu.family) == _ZEN_4 else found
+    """fp32 FLOP of one core in a cycle."""
+    per_cycle = next((flops for flag, flops in _FLOPS_PER_CYCLE if flag in cpu.flags), _SCALAR_FLOPS_PER_CYCLE)
+    return min(per_cycle, 32) if (cpu.vendor, cpu.family) == _ZEN_4 else per_cycle
 
 
 def _bytes_per_s(num_cores: int) -> BytesPerS:
-    most = DESKTOP_BYTES_PER_S if num_cores <= MAX_DESKTOP_CORES else SERVER_BYTES_PER_S
-    return min(num_cores * CORE_BYTES_PER_S, most)
+    memory_bytes_per_s = DESKTOP_BYTES_PER_S if num_cores <= MAX_DESKTOP_CORES else SERVER_BYTES_PER_S
+    return min(num_cores * CORE_BYTES_PER_S, memory_bytes_per_s)
 
 
 def _num_usable() -> int:
@@ -184,6 +185,6 @@ def _memory_bytes() -> Bytes:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError) as err:
         raise UserInputError(
-            "--device cpu: this system does not say how much memory it has. Describe it in a file: --device my-cpu.toml "
-            "(docs/hardware.md)."
+            "--device cpu: this system does not report how much memory it has. Describe the CPU in a file: --device "
+            "my-cpu.toml (docs/hardware.md)."
         ) from err

@@ -1,4 +1,4 @@
-"""Known devices by name or alias."""
+"""Finds a device of the table by name or alias."""
 
 from perfmodel.core.errors import UnknownName
 from perfmodel.core.near_names import dashed_name
@@ -7,10 +7,10 @@ from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 
 
 def find_hardware(name: str) -> Hardware:
-    """A device of the table by name or alias, whatever the case.
+    """A device of the table by name or alias, in any case.
 
     Raises:
-        UnknownName: with the devices we know and the near misses.
+        UnknownName: lists the nearest names.
     """
     plain = dashed_name(name)
     for hardware in KNOWN_HARDWARE:

@@ -1,13 +1,13 @@
-"""Devices: what their vendors print, and what kernels are taken to reach of it.
+"""A device: its datasheet, and how much of the datasheet kernels are assumed to reach.
 
-A row (the table is `perfmodel.hardware.known_hardware`, a user's own comes from a file) holds a datasheet's numbers and names its
-*reference_device*: the device whose kernel costs stand in for its own (`perfmodel.hardware.kernel_efficiency`). How the costs carry over:
+A row holds the numbers of a datasheet and names its *reference device*, whose measured kernel costs it uses
+(`perfmodel.hardware.kernel_efficiency`). Rows are in `perfmodel.hardware.known_hardware`; users describe others in a file.
 
-    floors, host costs, share of the peak    the reference_device's, unchanged
-    share of the bandwidth, 16 and 32 bit    the reference_device's, unchanged
-    share of the bandwidth, int8, int4, gguf the reference_device's, but on a slower memory the reference_device's bytes per second, up to
-                                             the 16-bit share: unpacking is arithmetic, and a slower memory hides it
-    error                                    by similarity: `SIMILARITY_ERROR_FRAC`
+    floors, host costs, share of the peak     as on the reference device
+    share of the bandwidth, 16 and 32 bit     as on the reference device
+    share of the bandwidth, int8, int4, gguf  as on the reference device; with a slower memory, as many bytes per second as
+                                              there, up to the 16-bit share (unpacking is arithmetic, hidden by slow memory)
+    error                                     by similarity: `SIMILARITY_ERROR_FRAC`
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,19 +42,19 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.quantisation.weight_format import WeightFormat
 
 DEFAULT_ENGINE: EngineMode = "graph"
-"""On a GPU: captured graphs are what a decoding loop uses when speed is the point."""
+"""A decoding loop built for speed uses captured graphs."""
 
 MEMORY_HEADROOM_FRAC: Frac = 0.1
-"""Share of a device's memory left to activations, workspaces and fragmentation."""
+"""Share of a device's memory that is left for activations, workspaces and fragmentation."""
 
 MAX_DEVICES = 8
-"""One node: beyond it the all-reduce constants do not hold."""
+"""One node. The all-reduce times hold inside a node only."""
 NODE_SIZES = (1, 2, 4, 8)
-"""Numbers of devices that nodes have."""
+"""Usual numbers of devices in a node."""
 
 LinkKind = Literal["nvlink", "infinity-fabric", "pcie"]
 ALL_REDUCE_S: dict[LinkKind, Seconds] = {"nvlink": 6.6 * MICRO, "infinity-fabric": 25 * MICRO, "pcie": 25 * MICRO}
-"""One small all-reduce. NVLink: from gpt-fast's Llama-2-7B rows on 2, 4 and 8 A100; the others assumed."""
+"""Time of one small all-reduce. NVLink: from gpt-fast's Llama-2-7B rows on 2, 4 and 8 A100; the others are assumed."""
 
 Similarity = Literal["itself", "same-chip", "neighbour", "distant", "unrelated"]
 SIMILARITY_ERROR_FRAC: dict[Similarity, Frac] = {
@@ -65,18 +65,18 @@ SIMILARITY_ERROR_FRAC: dict[Similarity, Frac] = {
 }
 """One standard deviation of a predicted pass, assumed.
 
-same-chip  the reference_device's chip with other memory, clock or package
-neighbour  the vendor's next generation, or another chip of the same one
-distant    further away, or held back by a small power limit
-unrelated   another vendor or kind of device: the costs are borrowed, not scaled
+same-chip  the reference device's chip with other memory, clock or package
+neighbour  the vendor's next generation, or another chip of the same generation
+distant    further away, or slowed by a small power limit
+unrelated  another vendor or kind of device: the costs are borrowed, not scaled
 """
 
 COMPUTE_DTYPES: tuple[Dtype, ...] = ("bf16", "fp16", "fp32")
-"""What activations are held in; the first that a device has is its default."""
+"""Dtypes of activations. A device's default is the first one that it computes in."""
 WEIGHT_ONLY_DTYPES: tuple[Dtype, ...] = ("int8", "int4", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0")
-"""Weights of these are unpacked to the device's default and multiplied there, whatever its integer peak."""
+"""Weights in these are unpacked to the device's default dtype and multiplied in it; the integer peak is not used."""
 UNPACKING_KERNELS: tuple[WeightKernels, ...] = ("int8", "int4", "gguf")
-"""Kernels whose speed unpacking limits on a fast memory."""
+"""Kernels that unpacking slows down on a fast memory."""
 
 _BYTES_RANGE = (GB // 10, 100 * TB)
 _BYTES_PER_S_RANGE = (GB, 100 * TB)
@@ -86,13 +86,13 @@ _FLOPS_RANGE = (GIGA, 100_000 * TERA)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """What joins devices of a kind."""
+    """A link between devices of one kind."""
 
     kind: LinkKind
     bytes_per_s: BytesPerS
-    """Between two devices, one direction: half of what datasheets print for both."""
+    """Between two devices in one direction: half of the number for both directions that datasheets print."""
     max_devices: int
-    """It joins as many: 2 for a bridge, a whole node for a switch."""
+    """Devices that it joins: 2 for a bridge, a whole node for a switch."""
 
     def __post_init__(self) -> None:
         _check_range("bytes_per_s", self.bytes_per_s, _LINK_RANGE, format_bytes_per_s, "bytes per second and direction")
@@ -101,7 +101,7 @@ class Link:
 
     @property
     def all_reduce_s(self) -> Seconds:
-        """One small all-reduce."""
+        """Time of one small all-reduce."""
         return ALL_REDUCE_S[self.kind]
 
 
@@ -111,22 +111,22 @@ class Hardware:
 
     name: str
     aliases: tuple[str, ...]
-    """In lower case; among them what NVML and torch call it."""
+    """In lower case. The names that NVML and torch use are among them."""
     peak_flops_per_s: Mapping[Dtype, FlopsPerS]
-    """Dense, with 32-bit accumulation where the datasheet tells; a dtype is absent where the device does not compute in it.
+    """Dense, with 32-bit accumulation where the datasheet has it. A dtype is absent if the device does not compute in it.
 
-    fp32 is the plain path that torch takes unless it is allowed TF32, never TF32. int8 and int4 are recorded, and not what
-    weight-only kernels compute in.
+    fp32 is the plain path that torch takes by default, never TF32. int8 and int4 are recorded, but weight-only kernels do not
+    compute in them.
     """
     memory_bytes_per_s: BytesPerS
     memory_bytes: Bytes
     links: tuple[Link, ...]
-    """Fastest first; none where it stands alone."""
+    """Fastest first; empty if devices cannot be joined."""
     reference_device: str
-    """Whose kernel costs are taken: one of `DEVICES_WITH_COSTS`."""
+    """The device whose kernel costs are used: one of `DEVICES_WITH_COSTS`."""
     similarity: Similarity
     num_threads: int | None
-    """Of a CPU; None for an accelerator."""
+    """Threads of a CPU; None for an accelerator."""
     spec_source: str
 
     def __post_init__(self) -> None:
@@ -145,22 +145,17 @@ class Hardware:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name it is found by, in lower case."""
+        """All names of the device, in lower case."""
         return (self.name.casefold(), *self.aliases)
 
     @property
     def costs(self) -> KernelCosts:
-        """Its reference_device's, as they were seen there."""
+        """Kernel and host costs of the reference device, as measured there."""
         return kernel_costs(self.reference_device)
 
     @property
-    def engines(self) -> Mapping[EngineMode, EngineCosts]:
-        """What the host adds, by engine mode."""
-        return self.costs.engines
-
-    @property
     def weight_bandwidth_frac(self) -> dict[WeightKernels, Frac]:
-        """Share of its memory bandwidth at which kernels read weights and scales."""
+        """Share of this device's bandwidth at which kernels read weights and scales."""
         costs = self.costs
         shares = dict(costs.weight_bandwidth_frac)
         slower = max(1.0, costs.memory_bytes_per_s / self.memory_bytes_per_s)
@@ -169,38 +164,13 @@ class Hardware:
         return shares
 
     @property
-    def flops_frac(self) -> Frac:
-        """Share of the peak that large matrix products reach."""
-        return self.costs.flops_frac
-
-    @property
-    def layer_floor_s(self) -> Seconds:
-        """Kernel time of one layer whose weights are nothing, attention apart."""
-        return self.costs.layer_floor_s
-
-    @property
-    def gguf_layer_s(self) -> Seconds:
-        """Kernel time of one layer on top where llama.cpp's kernels read it."""
-        return self.costs.gguf_layer_s
-
-    @property
-    def row_layer_s(self) -> Seconds:
-        """Kernel time of one layer for each row, besides its matrix products."""
-        return self.costs.row_layer_s
-
-    @property
-    def attn_floor_s(self) -> Seconds:
-        """The same of one layer's attention."""
-        return self.costs.attn_floor_s
-
-    @property
     def error_frac(self) -> Frac:
-        """One standard deviation of the reference_device error of a predicted pass."""
+        """One standard deviation of the relative error of a predicted pass."""
         return self.costs.error_frac if self.similarity == "itself" else SIMILARITY_ERROR_FRAC[self.similarity]
 
     @property
     def kernels_label(self) -> str:
-        """Where its kernel costs are from, in half a sentence."""
+        """Where its kernel costs are from: `kernel times scaled from H100-SXM (neighbour)`."""
         if self.num_threads is not None:
             return "nothing measured: s2d-profile latency gives real numbers"
         if self.similarity == "itself":
@@ -211,28 +181,29 @@ class Hardware:
 
     @property
     def default_dtype(self) -> Dtype:
-        """bf16 where it has it, else fp16, else fp32."""
+        """bf16 if the device computes in it, else fp16, else fp32."""
         return next(dtype for dtype in COMPUTE_DTYPES if dtype in self.peak_flops_per_s)
 
     @property
     def default_engine(self) -> EngineMode:
-        """Graphs where it has them."""
-        return DEFAULT_ENGINE if DEFAULT_ENGINE in self.engines else next(iter(self.engines))
+        """Graphs if the device has them."""
+        engines = self.costs.engines
+        return DEFAULT_ENGINE if DEFAULT_ENGINE in engines else next(iter(engines))
 
     @property
     def max_devices(self) -> int:
-        """As many as its links join."""
+        """The most devices that its links join."""
         return max((link.max_devices for link in self.links), default=1)
 
     def matrix_dtype(self, arithmetic: Dtype | None) -> Dtype:
-        """What matrices are multiplied in: in their own arithmetic where the device has it, else unpacked."""
+        """The dtype of matrix products: the weights' own arithmetic if the device has it, else the default after unpacking."""
         return arithmetic if arithmetic is not None and arithmetic in self.peak_flops_per_s else self.default_dtype
 
     def compute_dtype(self, weights: Dtype) -> Dtype:
-        """What weights asked for in a dtype are multiplied in.
+        """The dtype in which weights of a dtype are multiplied.
 
         Raises:
-            UserInputError: the device does not compute in it; names those it does.
+            UserInputError: the device does not compute in it; lists the dtypes that it computes in.
         """
         if weights in WEIGHT_ONLY_DTYPES:
             return self.default_dtype
@@ -245,26 +216,27 @@ class Hardware:
         return weights
 
     def activation_dtype(self, weights: WeightFormat) -> Dtype:
-        """What activations, keys and values are held in beside some weights."""
+        """The dtype of activations, keys and values of a model with these weights."""
         head = weights.head_kernels
         return head if head in COMPUTE_DTYPES and head in self.peak_flops_per_s else self.default_dtype
 
     def engine_costs(self, engine: EngineMode) -> EngineCosts:
-        """What the host adds in an engine mode.
+        """Host costs in an engine mode.
 
         Raises:
             UserInputError: the device has no such mode.
         """
-        if engine not in self.engines:
-            had = ", ".join(self.engines)
-            raise UserInputError(f"{self.name} has no {engine} mode: it has {had}. Give --engine {self.default_engine}.")
-        return self.engines[engine]
+        engines = self.costs.engines
+        if engine not in engines:
+            known = ", ".join(engines)
+            raise UserInputError(f"{self.name} has no {engine} mode: it has {known}. Give --engine {self.default_engine}.")
+        return engines[engine]
 
     def link_between(self, num_devices: int) -> Link | None:
-        """The fastest link that joins as many devices; None for a single one.
+        """The fastest link that joins so many devices; None for a single device.
 
         Raises:
-            OutOfDomain: no link joins as many.
+            OutOfDomain: no link joins so many.
         """
         if num_devices == 1:
             return None
@@ -282,29 +254,28 @@ def num_devices_to_fit(
     degrees: Sequence[int] = NODE_SIZES,
     headroom_frac: Frac = MEMORY_HEADROOM_FRAC,
 ) -> int:
-    """The fewest devices whose memory less headroom holds some bytes; a power of two where one does.
+    """The fewest devices whose memory, less headroom, holds some bytes; a power of two if one fits.
 
     Args:
-        hardware: what they are.
-        needed_bytes: of all together.
-        degrees: the numbers to choose from (`perfmodel.models.geometry.tensor_parallel_degrees`).
-        headroom_frac: the share of the memory to leave free.
+        needed_bytes: on all devices together.
+        degrees: numbers of devices to choose from (`perfmodel.models.geometry.tensor_parallel_degrees`).
+        headroom_frac: share of the memory to leave free.
 
     Raises:
-        OutOfDomain: more than its links join, or than can share the models, would be needed.
+        OutOfDomain: the bytes need more devices than the links join, or than can share the models.
     """
     usable_bytes = hardware.memory_bytes * (1 - headroom_frac)
     joined = [degree for degree in degrees if degree <= hardware.max_devices]
     fitting = [degree for degree in joined if degree * usable_bytes >= needed_bytes]
     if not fitting:
-        most = max(joined)
-        is_linked = most == hardware.max_devices or max(degrees) > hardware.max_devices
-        limit = f"{_devices_text(most)} priced" if is_linked else f"The target can be shared by at most {most}"
+        largest = max(joined)
+        links_limit = largest == hardware.max_devices or max(degrees) > hardware.max_devices
+        limit = f"{_devices_text(largest)} priced" if links_limit else f"The target can be split over at most {largest}"
         raise OutOfDomain(
             f"memory on {hardware.name}",
             needed_bytes,
             low=0,
-            high=most * usable_bytes,
+            high=largest * usable_bytes,
             as_text=format_bytes,
             fix=f"{limit}: take a larger device, a smaller dtype or a shorter output",
         )
@@ -315,8 +286,10 @@ def _devices_text(max_devices: int) -> str:
     return "One device is" if max_devices == 1 else f"Up to {max_devices} devices are"
 
 
-def _check_range(name: str, value: float, allowed: tuple[float, float], format_one: Callable[[float], str], unit: str) -> None:
-    """Refuse what no device has: mostly a number in another unit."""
+def _check_range(
+    name: str, value: float, allowed: tuple[float, float], format_value: Callable[[float], str], unit: str
+) -> None:
+    """Refuse a value that no device has; usually the number is in another unit."""
     low, high = allowed
     if not low <= value <= high:
-        raise ValueError(f"{name} is {value:g}, expected {format_one(low)} to {format_one(high)}, given in {unit}")
+        raise ValueError(f"{name} is {value:g}, expected {format_value(low)} to {format_value(high)}, given in {unit}")

@@ -1,8 +1,9 @@
-"""What kernels reach of a datasheet, and what the host adds: fitted to measured kernel times, or said to be assumed.
+"""Kernel efficiencies and host costs of the devices whose kernels were measured.
 
-A floor and a rate below the datasheet's are fitted together: they are one reading of one set of kernel times, not two
-charges. Those of the A100 and the H100 are read from the fits in the box (`calibrate.fit.fit_tables` makes them), not typed. A
-device that nobody measured borrows the costs of a reference_device (`perfmodel.hardware.hardware.Hardware`).
+The floor and the rate of a kernel are fitted together to one set of kernel times; the rate alone is no measurement. Values of
+the A100 and the H100 come from the shipped fits, which `calibrate.fit.fit_tables` makes. Other values are assumed; each
+`source` lists them. A device without measurements uses the costs of its reference device
+(`perfmodel.hardware.hardware.Hardware`).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,23 +29,23 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.latency_law import FIT_FILE, LatencyFit
 
 A100, H100 = "A100-80GB-SXM", "H100-SXM"
-"""The devices whose kernels were timed by others, as the table names them."""
+"""Names in the table of the devices with published kernel times."""
 A100_BYTES_PER_S: BytesPerS = 2039 * GB
 A100_BF16_FLOPS_PER_S: FlopsPerS = 312 * TERA
 H100_BYTES_PER_S: BytesPerS = 3350 * GB
-"""From their datasheets; sources are in `perfmodel.hardware.known_hardware`."""
+"""From the datasheets; `perfmodel.hardware.known_hardware` has the sources."""
 
 EVIDENCE = Path(__file__).parents[1] / "evidence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCosts:
-    """What the host adds when it drives a device in one engine mode."""
+    """Host costs of driving a device in one engine mode."""
 
     host_layer_s: Seconds
-    """Launching one layer's kernels, hidden where the kernels take longer; 0 where a graph is replayed."""
+    """Launching the kernels of one layer. Hidden if the kernels take longer; 0 if a graph is replayed."""
     host_error_frac: Frac
-    """One standard deviation of the reference_device error of that: hosts and software differ more than devices of one kind."""
+    """One standard deviation of its relative error. Hosts and software differ more than devices of one kind."""
     pass_s: Seconds
     """Starting one pass."""
     sync_s: Seconds
@@ -56,25 +57,25 @@ class EngineCosts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelCosts:
-    """What kernels reach on one device."""
+    """Kernel efficiencies and host costs measured or assumed on one device."""
 
     memory_bytes_per_s: BytesPerS
-    """Of the device they were seen on, by its datasheet."""
+    """Bandwidth of the device they were measured on, by its datasheet."""
     weight_bandwidth_frac: Mapping[WeightKernels, Frac]
-    """Share of that at which kernels read weights and scales; unpacking is in it."""
+    """Share of that bandwidth at which kernels read weights and scales, unpacking included."""
     gguf_layer_s: Seconds
-    """Kernel time of one layer on top where llama.cpp's kernels read it: they quantise the activations before every product."""
+    """Additional kernel time of a layer in llama.cpp's kernels, which quantise the activations before every product."""
     flops_frac: Frac
     """Share of the peak that large matrix products reach."""
     layer_floor_s: Seconds
-    """Kernel time of one layer whose weights are nothing, attention apart."""
+    """Kernel time of a layer with no weights to read, without attention."""
     row_layer_s: Seconds
-    """The same for each row, besides its matrix products."""
+    """Kernel time of a layer for each row, besides its matrix products."""
     attn_floor_s: Seconds
-    """Kernel time of one layer's attention whose cache is empty."""
+    """Kernel time of a layer's attention over an empty cache."""
     engines: Mapping[EngineMode, EngineCosts]
     error_frac: Frac
-    """One standard deviation of the reference_device error of a predicted pass on that device."""
+    """One standard deviation of the relative error of a predicted pass on that device."""
     source: str
 
 
@@ -112,7 +113,7 @@ _CPU_ENGINES: dict[EngineMode, EngineCosts] = {
 }
 
 WIDEST_ERROR_FRAC: Frac = 0.5
-"""Where nothing of the kind was measured: a factor of 1.6 either way is one standard deviation."""
+"""Error of a device of which nothing similar was measured. One standard deviation is a factor of 1.6 either way."""
 
 _CPU_COSTS = KernelCosts(
     memory_bytes_per_s=24 * GB,
@@ -132,22 +133,22 @@ _CPU_COSTS = KernelCosts(
 
 @cache
 def shipped_fit(name: str) -> LatencyFit:
-    """The latency law fitted to the public kernel tables of a device, by the device's name.
+    """The shipped fit of the latency law to the public kernel tables of a device, by the device's name.
 
     Raises:
-        BadFile: it is not in the box, or no longer whole.
+        BadFile: the file is missing or damaged.
     """
     return FIT_FILE.read(EVIDENCE / f"{name.casefold()}.latency-fit.json").record
 
 
 _A100_SHARES: Mapping[WeightKernels, Frac] = {"int8": 0.6689, "int4": 0.5786, "gguf": 0.6544}
 _A100_GGUF_LAYER_S: Seconds = 79.5 * MICRO
-"""At these, published speeds are exact, with all bytes counted: gpt-fast's Llama-2-7B on one A100 in int8 (a scale per row,
-155.58 tokens/s) and int4 (groups of 32, 5 bits a weight with the LM head, 196.80), and llama.cpp's Q4_K_M on an A100 PCIe of
-Llama-3.1-8B (132.32) and Qwen2.5-72B (22.16; ggml-org/llama.cpp#10664).
+"""With these values and all bytes counted, published speeds are reproduced exactly: gpt-fast's Llama-2-7B on one A100 in int8
+(a scale per row, 155.58 tokens/s) and int4 (groups of 32, 5 bits per weight with the LM head, 196.80), and llama.cpp's Q4_K_M
+on an A100 PCIe for Llama-3.1-8B (132.32) and Qwen2.5-72B (22.16; ggml-org/llama.cpp#10664).
 """
 _H100_SHARES: Mapping[WeightKernels, Frac] = {"int8": 0.72, "int4": 0.63, "gguf": 0.40}
-"""Assumed: int8 and int4 a little above the A100's, as 16 bit is; gguf as many bytes per second as there."""
+"""Assumed: int8 and int4 slightly above the A100's, as in 16 bit; gguf the same bytes per second as on the A100."""
 
 
 @cache
@@ -165,7 +166,7 @@ def _a100_costs() -> KernelCosts:
         engines=_GPU_ENGINES,
         error_frac=0.08,
         source=f"{_fitted_text(fit)}; int8 and int4 shares from gpt-fast's Llama-2-7B rows, "
-        "gguf share and time per layer from llama.cpp's Llama-3.1-8B and Qwen2.5-72B; attention floor assumed",
+        "gguf share and time per layer from llama.cpp's Llama-3.1-8B and Qwen2.5-72B; the attention floor is assumed",
     )
 
 
@@ -183,8 +184,8 @@ def _h100_costs() -> KernelCosts:
         attn_floor_s=7.4 * MICRO,
         engines=_GPU_ENGINES,
         error_frac=0.10,
-        source=f"{_fitted_text(fit)}; that compute rate is too loose and 0.68 of the peak assumed, as are int8, int4 and gguf "
-        "shares and attention floor, after the A100's",
+        source=f"{_fitted_text(fit)}; the fitted compute rate is too uncertain, so 0.68 of the peak is assumed; int8, int4 and "
+        "gguf shares and the attention floor are assumed after the A100's",
     )
 
 
@@ -193,31 +194,31 @@ def _bandwidth_frac(memory_bytes_per_s: BytesPerS, fit: LatencyFit) -> Frac:
 
 
 def _fitted_text(fit: LatencyFit) -> str:
-    """What a fit says of layers, each number with its standard error, and what it is off by."""
+    """The fitted floor and rates of a layer with their standard errors, and the error of the fit."""
     law, error = fit.law, fit.standard_error
-    found = ", ".join(
-        f"{text} ± {format_frac(error_of / value)}"
-        for text, value, error_of in (
+    terms = ", ".join(
+        f"{text} ± {format_frac(term_error / value)}"
+        for text, value, term_error in (
             (f"floor {format_seconds(law.layer_s)}", law.layer_s, error.layer_s),
             (format_bytes_per_s(1 / law.weight_byte_s), law.weight_byte_s, error.weight_byte_s),
             (format_flops_per_s(1 / law.flop_s), law.flop_s, error.flop_s),
         )
     )
-    off = f"mean error {format_frac(fit.residual_frac)}"
+    errors = f"mean error {format_frac(fit.residual_frac)}"
     if fit.held_out_error_frac is not None:
-        off += f", on a shape left out {format_frac(fit.held_out_error_frac)}"
-    return f"{found}: fitted to kernel tables of microsoft/vidur ({off})"
+        errors += f", on a held-out shape {format_frac(fit.held_out_error_frac)}"
+    return f"{terms}: fitted to kernel tables of microsoft/vidur ({errors})"
 
 
 _COSTS: Mapping[str, Callable[[], KernelCosts]] = {
-    "A100-80GB-SXM": _a100_costs,
-    "H100-SXM": _h100_costs,
+    A100: _a100_costs,
+    H100: _h100_costs,
     "cpu": lambda: _CPU_COSTS,
 }
 DEVICES_WITH_COSTS: tuple[str, ...] = tuple(_COSTS)
-"""Names of the devices whose kernel costs are known; those of a CPU are nobody's measurement."""
+"""Names of the devices with kernel costs. Those of the CPU are assumed."""
 
 
 def kernel_costs(name: str) -> KernelCosts:
-    """The kernel costs of one of `DEVICES_WITH_COSTS`."""
+    """The kernel costs of one of `DEVICES_WITH_COSTS`; reads its shipped fit when first called."""
     return _COSTS[name]()

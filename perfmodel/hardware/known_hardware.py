@@ -1,7 +1,8 @@
-"""The table of devices: every number from its vendor, every row with the place it was printed.
+"""The table of known devices, from vendors' documents that each row names.
 
-Peaks are dense: where a datasheet prints the rate with sparsity only, half of it stands here and the source says so. Links are
-one direction, half of the bandwidth that datasheets print for both. docs/hardware.md is made from this table.
+Peaks are dense. If a datasheet prints only the rate with sparsity, the table holds half of it, noted in the source. Link
+bandwidths are for one direction, half of the number for both directions in datasheets. docs/hardware.md is generated from
+this table.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from perfmodel.models.dtypes import Dtype
 def _peaks(
     *, fp32: float, fp16: float, bf16: float | None, fp8: float | None, int8: float | None, int4: float | None
 ) -> Mapping[Dtype, FlopsPerS]:
-    """Peak rates from TFLOP/s; None where the device does not compute in it."""
+    """Peak rates from TFLOP/s; None for a dtype that the device does not compute in."""
     tera_flops: dict[Dtype, float | None] = {"fp32": fp32, "fp16": fp16, "bf16": bf16, "fp8": fp8, "int8": int8, "int4": int4}
     return {dtype: value * TERA for dtype, value in tera_flops.items() if value is not None}
 
@@ -355,4 +356,4 @@ _DESKTOP: tuple[Hardware, ...] = (
 )
 
 KNOWN_HARDWARE: tuple[Hardware, ...] = (*_FITTED, *_DATA_CENTRE, *_DESKTOP)
-"""Those whose kernels were measured first."""
+"""All devices; the first are those with measured kernels."""

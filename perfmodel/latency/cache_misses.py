@@ -1,65 +1,73 @@
-"""What a pass takes on top because another model left its weights out of the caches.
+"""Extra seconds of passes whose weights another model pushed out of the caches.
 
-The extra is the same whatever the rows (it is the fetching of the weights), so seconds are told apart into one number per
-width and one per place (`perfmodel.passes.passes`), by least squares over all passes through the same weights. The extra is relative
-to warm passes of a segment or of the exits' shared head, and to verifications after the first segment alone.
+The extra is the time to fetch the weights, which does not depend on the rows. Least squares over all passes through the same
+weights therefore splits their seconds into a mean for each width and an extra for each cold place (`perfmodel.passes.passes`).
+Extras are relative to warm passes of a segment or of the exits' shared head, and to verifications after one segment alone.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from typing import TypeAlias
 
 from perfmodel.core.stats import winsorized
 from perfmodel.core.units import Seconds
-from perfmodel.passes.passes import PASS_MODEL, PREFILL_KINDS, PassKind, PassSamples, is_cold, weights_of
+from perfmodel.passes.passes import PassSamples, WeightsKey, can_be_cold, is_cold, weights_key
 
-ColdExtras = dict[tuple[PassKind, int], dict[int, Seconds]]
-"""By kind and stage of the weights, then by place: extra seconds."""
+ColdExtras: TypeAlias = dict[WeightsKey, dict[int, Seconds]]
+"""Extra seconds by weights, then by place."""
 
-_NOT_COLD = 0
+_WARM = 0
+"""Stands for all places that are not cold."""
 _NUM_SWEEPS = 200
-_Cell = defaultdict[int, list[Seconds]]
-"""Seconds of one stage and width by place, all that are not cold together."""
+_SecondsByPlace: TypeAlias = defaultdict[int, list[Seconds]]
+"""Seconds of the passes of one stage and width."""
 
 
 def cold_extras(samples: PassSamples) -> ColdExtras:
-    """The extras of all weights that were measured; none is negative.
+    """The extras of all measured weights, never negative.
 
-    Where no pass is known not to be cold, those at the place nearest to it are taken to be so.
+    If no warm pass was measured, the place nearest to warm has no extra.
     """
-    cells: defaultdict[tuple[PassKind, int], dict[tuple[int, int], _Cell]] = defaultdict(dict)
-    for kind, stage, rows, _, place, seconds in samples:
-        if kind == "verify" or (PASS_MODEL[kind] == "draft" and kind not in PREFILL_KINDS):
-            cell = cells[weights_of(kind, stage)].setdefault((stage, rows), defaultdict(list))
-            cell[place if is_cold(kind, place) else _NOT_COLD].append(seconds)
+    groups: defaultdict[WeightsKey, dict[tuple[int, int], _SecondsByPlace]] = defaultdict(dict)
+    for sample in samples:
+        if can_be_cold(sample.kind):
+            by_width = groups[weights_key(sample.kind, sample.stage)]
+            by_place = by_width.setdefault((sample.stage, sample.rows), defaultdict(list))
+            by_place[sample.place if is_cold(sample.kind, sample.place) else _WARM].append(sample.seconds)
     return {
-        (kind, stage): _extras(by_width.values(), nearest=min if kind == "verify" else max)
-        for (kind, stage), by_width in cells.items()
+        (kind, stage): _place_extras(by_width.values(), nearest_to_warm=min if kind == "verify" else max)
+        for (kind, stage), by_width in groups.items()
     }
 
 
-def _extras(cells: Collection[Mapping[int, list[Seconds]]], *, nearest: Callable[[Collection[int]], int]) -> dict[int, Seconds]:
-    """Place effects beside cell effects by least squares: the cells eliminated, projected Gauss-Seidel on what is left."""
-    met = sorted({place for cell in cells for place in cell})
-    reference = _NOT_COLD if _NOT_COLD in met else nearest(met)
-    over = dict.fromkeys(met, 0.0)
-    matrix = {(p, q): 0.0 for p in met for q in met}
+def _place_extras(
+    cells: Collection[Mapping[int, list[Seconds]]], *, nearest_to_warm: Callable[[Collection[int]], int]
+) -> dict[int, Seconds]:
+    """Non-negative least squares of place extras and cell means, with the cell means eliminated.
+
+    Projected Gauss-Seidel on the normal equations. `scipy.optimize.nnls` solves the same problem, but importing it takes longer
+    than a whole plan.
+    """
+    places = sorted({place for cell in cells for place in cell})
+    reference = _WARM if _WARM in places else nearest_to_warm(places)
+    residuals = dict.fromkeys(places, 0.0)
+    matrix = {(p, q): 0.0 for p in places for q in places}
     for cell in cells:
-        numbers = {place: len(seconds) for place, seconds in cell.items()}
+        counts = {place: len(seconds) for place, seconds in cell.items()}
         sums = {place: math.fsum(winsorized(seconds)) for place, seconds in cell.items()}
-        number = sum(numbers.values())
-        mean = math.fsum(sums.values()) / number
+        num_passes = sum(counts.values())
+        mean = math.fsum(sums.values()) / num_passes
         for p in cell:
-            over[p] += sums[p] - numbers[p] * mean
-            matrix[p, p] += numbers[p]
+            residuals[p] += sums[p] - counts[p] * mean
+            matrix[p, p] += counts[p]
             for q in cell:
-                matrix[p, q] -= numbers[p] * numbers[q] / number
-    extras = dict.fromkeys(met, 0.0)
-    told = [
-        p for p in met if p != reference and matrix[p, p] > 0.5
-    ]  # others were met in cells of their own, which tell nothing
+                matrix[p, q] -= counts[p] * counts[q] / num_passes
+    # A place that shares no cell with another place has a zero row: its extra cannot be told from its cell's mean.
+    solvable = [p for p in places if p != reference and matrix[p, p] > 0.5]
+    extras = dict.fromkeys(places, 0.0)
     for _ in range(_NUM_SWEEPS):
-        for p in told:
-            others = math.fsum(matrix[p, q] * extras[q] for q in met if q != p)
-            extras[p] = max(0.0, (over[p] - others) / matrix[p, p])
-    return {place: extra for place, extra in extras.items() if place != _NOT_COLD}
+        for p in solvable:
+            others = math.fsum(matrix[p, q] * extras[q] for q in places if q != p)
+            extras[p] = max(0.0, (residuals[p] - others) / matrix[p, p])
+    return {place: extra for place, extra in extras.items() if place != _WARM}

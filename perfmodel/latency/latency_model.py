@@ -1,12 +1,12 @@
-"""Seconds of a pass, at three levels of evidence behind one interface.
+"""Seconds of a model's passes, from three kinds of evidence behind one interface.
 
-    roofline  bytes over bandwidth, FLOP over peak, plus a floor per layer: from a hardware row with a source
-    fitted    the same terms with coefficients fitted to profiles of any models on that device (beyond what those covered:
-              *extrapolated*)
-    measured  this very model on this device
+    roofline  bytes over bandwidth, FLOP over peak, and a floor per layer: from a datasheet and kernel efficiencies
+    fitted    the same terms with coefficients fitted to profiles of other models on the device
+              (*extrapolated* if the model lies outside those profiles)
+    measured  a profile of this model on this device
 
-Every level is linear in the cached tokens of a pass, so that the seconds of many passes are those of their mean shape. What
-the first passes of a round take on top of a warm pass is measured, or not known and 0.
+Prices are linear in the cached tokens of a pass, so many passes cost as much as their mean shape times their number. The
+extra seconds of cold passes (early in a round) are measured; without a measurement they are unknown and taken as 0.
 """
 
 import math
@@ -21,20 +21,19 @@ from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
 from perfmodel.latency.lower_bound import check_line, known_accelerator
 from perfmodel.latency.measured_times import MeasuredTimes
 from perfmodel.latency.roofline_law import roofline_law
-from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.flops_bytes import PassSetting, PassWork
 from perfmodel.passes.latency_law import LatencyFit, Law
 from perfmodel.passes.latency_profile import LatencyProfile
-from perfmodel.passes.passes import PREFILL_KINDS, Line, PassKind
+from perfmodel.passes.passes import PREFILL_KINDS, Line, PassKind, PassName
 from perfmodel.quantisation.dtype_format import dtype_format
-from perfmodel.quantisation.weight_format import WeightFormat, layers_bytes
+from perfmodel.quantisation.weight_format import layers_bytes
 
 LatencyLevel = Literal["roofline", "extrapolated", "fitted", "measured"]
 
 _ROWS_SLACK = 2
-"""How far beyond the widest pass that a fit has seen, as a factor, it is still asked: kernels change with the rows."""
+"""A fit prices passes up to this factor wider than the widest it has seen. Wider passes use other kernels."""
 
 
 class LatencyModel(Protocol):
@@ -42,17 +41,17 @@ class LatencyModel(Protocol):
 
     @property
     def level(self) -> LatencyLevel:
-        """What the seconds rest on."""
+        """The evidence that the seconds are based on."""
         ...
 
     @property
     def error_frac(self) -> Frac:
-        """One standard deviation of the relative error of a round's seconds, common to all passes of the round."""
+        """One standard deviation of the relative error of a round's seconds; all passes of a round share the error."""
         ...
 
     @property
     def host_error_frac(self) -> Frac:
-        """One standard deviation of the error, besides, that all models on one host share: of launching, where that binds."""
+        """One standard deviation of the additional error of launching, which all models on one host share."""
         ...
 
     def line(self, kind: PassKind, stage: int, rows: int) -> Line:
@@ -64,32 +63,32 @@ class LatencyModel(Protocol):
         ...
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
-        """What a pass at a place of its round takes on top."""
+        """Extra seconds of a pass at a place of its round."""
         ...
 
 
 class _LawLatency:
-    """Passes of one model priced by a law: roofline and fit."""
+    """Passes of one model priced by the latency law."""
 
     __slots__ = ("_law", "_lines", "_setting")
 
     def __init__(self, law: Law, setting: PassSetting) -> None:
         self._law = law
         self._setting = setting
-        self._lines: dict[tuple[PassKind, int, int], Line] = {}
+        self._lines: dict[PassName, Line] = {}
 
     def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         """Seconds of one pass, for any number of cached tokens."""
         key = (kind, stage, rows)
         if key not in self._lines:
-            self._lines[key] = self._line(kind, stage, rows)
+            self._lines[key] = self._price(kind, stage, rows)
         return self._lines[key]
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
-        """Nothing: a law tells mean passes."""
+        """Zero: the law prices mean passes."""
         return 0.0
 
-    def _line(self, kind: PassKind, stage: int, rows: int) -> Line:
+    def _price(self, kind: PassKind, stage: int, rows: int) -> Line:
         work = self._work(kind, stage, rows)
         return self._law.line(work, max_cached_tokens=self._setting.model.max_context_tokens)
 
@@ -98,54 +97,26 @@ class _LawLatency:
 
 
 class RooflineLatency(_LawLatency):
-    """A model nobody ran, on a device with a datasheet.
+    """A model that nobody measured, on a device with a datasheet.
 
-    Launching and kernels err apart from each other, the host's error and the device's. A pass errs by that of the longer one,
-    and where both take about as long, by either.
-
-    Args:
-        exit_layers: the exits that cut the model into segments; empty for a target that does not draft.
-        weights: how its weights are stored; a dtype stands for its format (`perfmodel.quantisation.weight_format`).
-        num_devices: tensor-parallel degree, inside one node.
-        batch: sequences in every pass.
-        context_tokens: where a model that has layers with a window is priced (`perfmodel.passes.flops_bytes`); others need none.
+    The errors of launching (the host's) and of kernels (the device's) are independent. The longer of the two times decides
+    which error a pass has; where they are about equal, either may.
 
     Raises:
-        UserInputError: the device does not compute in the dtype, or has no such engine mode.
+        UserInputError: the device has no such engine mode.
+        OutOfDomain: no link joins so many devices.
     """
 
-    __slots__ = ("_host_share", "error_frac", "host_error_frac")
+    __slots__ = ("_launch_bound_frac", "error_frac", "host_error_frac")
 
-    def __init__(
-        self,
-        geometry: ModelGeometry,
-        exit_layers: tuple[int, ...],
-        hardware: Hardware,
-        weights: WeightFormat | Dtype,
-        engine: EngineMode,
-        num_devices: int = 1,
-        batch: int = 1,
-        *,
-        context_tokens: Tokens | None = None,
-    ) -> None:
-        if not isinstance(weights, WeightFormat):
-            hardware.compute_dtype(weights)
-            weights = dtype_format(weights, geometry)
-        setting = PassSetting(
-            model=geometry,
-            exit_layers=exit_layers,
-            weights=weights,
-            batch=batch,
-            num_devices=num_devices,
-            context_tokens=context_tokens,
-        )
-        super().__init__(roofline_law(hardware, weights, engine, num_devices), setting)
+    def __init__(self, setting: PassSetting, hardware: Hardware, engine: EngineMode) -> None:
+        super().__init__(roofline_law(hardware, setting.weights, engine, setting.num_devices), setting)
         self.error_frac: Frac = hardware.error_frac
         host_error_frac = hardware.engine_costs(engine).host_error_frac
         plain_step = replace(setting, exit_layers=()).work("verify", 0, 1)
-        host_s, kernels_s = self._law.host_and_kernels_s(plain_step, cached_tokens=context_tokens or 0)
-        self._host_share = chance_longer(host_s, kernels_s, math.hypot(host_error_frac, self.error_frac))
-        self.host_error_frac: Frac = self._host_share * host_error_frac
+        host_s, kernels_s = self._law.host_and_kernels_s(plain_step, cached_tokens=setting.context_tokens or 0)
+        self._launch_bound_frac = chance_longer(host_s, kernels_s, math.hypot(host_error_frac, self.error_frac))
+        self.host_error_frac: Frac = self._launch_bound_frac * host_error_frac
 
     @property
     def level(self) -> LatencyLevel:
@@ -154,39 +125,39 @@ class RooflineLatency(_LawLatency):
 
     @property
     def step_error_frac(self) -> Frac:
-        """One standard deviation of the relative error of a step of plain decoding, on a host and a device unknown."""
-        host_error_frac = self.host_error_frac / self._host_share if self._host_share else 0.0
-        return math.sqrt(self._host_share * host_error_frac**2 + (1 - self._host_share) * self.error_frac**2)
+        """One standard deviation of the relative error of a step of plain decoding, on an unknown host and device."""
+        launch_frac = self._launch_bound_frac
+        host_error_frac = self.host_error_frac / launch_frac if launch_frac else 0.0
+        return math.sqrt(launch_frac * host_error_frac**2 + (1 - launch_frac) * self.error_frac**2)
 
 
-def chance_longer(one_s: Seconds, other_s: Seconds, error_frac: Frac) -> Frac:
-    """The chance that one time is longer than another, where their ratio has a lognormal error."""
-    return NormalDist(sigma=error_frac).cdf(math.log(one_s / other_s)) if one_s else 0.0
+def chance_longer(first_s: Seconds, second_s: Seconds, error_frac: Frac) -> Frac:
+    """The probability that the first time is longer than the second, if their ratio has a lognormal error."""
+    return NormalDist(sigma=error_frac).cdf(math.log(first_s / second_s)) if first_s else 0.0
 
 
 class FittedLatency(_LawLatency):
-    """A model that was not run, on a device where others were.
+    """A model that was not measured, on a device where other models were.
 
-    A model outside what the fit has seen is priced all the same, and said to be extrapolated: its error grows by the fit's
-    own with every doubling outside, up to that of a device nobody measured; both are assumed. A pass that the fit would have
-    faster than light is refused.
+    A model outside the fit's domain is priced too, at level `extrapolated`: its error grows by the fit's own error with every
+    doubling outside, up to that of a device that nobody measured (both assumed). A fitted price below the hardware lower bound
+    is refused.
 
     Args:
-        context_tokens: where the model is priced: the caches hold so many tokens.
+        context_tokens: cached tokens at which the model is priced.
     """
 
     __slots__ = ("_hardware", "error_frac", "extrapolations", "fit")
 
     def __init__(
-        self, fit: LatencyFit, geometry: ModelGeometry, exit_layers: tuple[int, ...], *, context_tokens: Tokens
+        self, fit: LatencyFit, model: ModelGeometry, exit_layers: tuple[int, ...] = (), *, context_tokens: Tokens
     ) -> None:
         key = fit.device
-        weights = dtype_format(key.dtype, geometry)
+        weights = dtype_format(key.dtype, model)
         setting = PassSetting(
-            model=geometry,
+            model=model,
             exit_layers=exit_layers,
             weights=weights,
-            batch=1,
             num_devices=key.num_devices,
             context_tokens=context_tokens,
             pads_rows=fit.pads_rows,
@@ -195,52 +166,52 @@ class FittedLatency(_LawLatency):
         self._hardware = known_accelerator(key)
         self.fit = fit
         self.extrapolations = fit.domain.beyond(
-            layer_weight_bytes=layers_bytes(geometry, weights, 1) / key.num_devices,
-            num_layers=geometry.num_layers,
+            layer_weight_bytes=layers_bytes(model, weights, 1) / key.num_devices,
+            num_layers=model.num_layers,
             cached_tokens=context_tokens,
         )
-        grown_frac = fit.error_frac * (1 + sum(one.doublings for one in self.extrapolations))
+        grown_frac = fit.error_frac * (1 + sum(extrapolation.doublings for extrapolation in self.extrapolations))
         self.error_frac: Frac = max(fit.error_frac, min(grown_frac, WIDEST_ERROR_FRAC))
 
     @property
     def level(self) -> LatencyLevel:
-        """Coefficients measured, model not."""
+        """The device was measured, the model was not."""
         return "extrapolated" if self.extrapolations else "fitted"
 
     @property
     def host_error_frac(self) -> Frac:
-        """None besides: the fit's error holds the host's."""
+        """Zero: the fit's error includes the host's."""
         return 0.0
 
-    def _line(self, kind: PassKind, stage: int, rows: int) -> Line:
-        line = super()._line(kind, stage, rows)
+    def _price(self, kind: PassKind, stage: int, rows: int) -> Line:
+        line = super()._price(kind, stage, rows)
         if self._hardware is not None:
             check_line(line, self._setting, (kind, stage, rows), self._hardware)
         return line
 
     def _work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         work = self._setting.work(kind, stage, rows)
-        high = self.fit.domain.max_rows * _ROWS_SLACK
-        asked_rows = min(rows, work.rows)  # the bookkeeping of a round has none
-        if kind not in PREFILL_KINDS and asked_rows > high:
+        max_rows = self.fit.domain.max_rows * _ROWS_SLACK
+        compared_rows = min(rows, work.rows)  # padding may widen a pass; a round's bookkeeping has no rows
+        if kind not in PREFILL_KINDS and compared_rows > max_rows:
             fix = "Profile wider passes and fit again: s2d-profile law --rows"
-            raise OutOfDomain(f"rows of a {kind} pass", asked_rows, low=0, high=high, fix=fix)
+            raise OutOfDomain(f"rows of a {kind} pass", compared_rows, low=0, high=max_rows, fix=fix)
         return work
 
 
 class MeasuredLatency:
-    """This very model on this device: the mean of what was measured, pass by pass.
+    """This model on this device: the mean of the measured passes of each shape.
 
     Args:
-        profile: its samples; a pass of a kind or width it does not hold cannot be priced.
+        profile: the measured passes. Kinds and widths that it lacks have no price.
     """
 
-    __slots__ = ("_table", "error_frac", "profile")
+    __slots__ = ("_times", "error_frac", "profile")
 
     def __init__(self, profile: LatencyProfile) -> None:
         self.profile = profile
-        self._table = MeasuredTimes(profile.samples, name=profile.model.name, pads_rows=profile.pads_rows)
-        self.error_frac: Frac = min(self._table.error_frac, WIDEST_ERROR_FRAC)
+        self._times = MeasuredTimes(profile.samples, name=profile.model.name, pads_rows=profile.pads_rows)
+        self.error_frac: Frac = min(self._times.error_frac, WIDEST_ERROR_FRAC)
 
     @property
     def level(self) -> LatencyLevel:
@@ -249,17 +220,17 @@ class MeasuredLatency:
 
     @property
     def host_error_frac(self) -> Frac:
-        """None: this host was measured."""
+        """Zero: this host was measured."""
         return 0.0
 
     def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         """Seconds of one warm pass, for any number of cached tokens.
 
         Raises:
-            OutOfDomain: such a pass was not measured.
+            OutOfDomain: no such pass was measured.
         """
-        return self._table.line(kind, stage, rows)
+        return self._times.line(kind, stage, rows)
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
-        """Measured; 0 from the place on at which passes are warm."""
-        return self._table.cold_s(kind, stage, place)
+        """Measured extra seconds; 0 for places that are warm."""
+        return self._times.cold_s(kind, stage, place)

@@ -31,7 +31,7 @@ from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.device_key import DeviceKey
-from perfmodel.passes.flops_bytes import PassSetting, PassWork, setting_of
+from perfmodel.passes.flops_bytes import PassSetting, PassWork
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import Line, PassName, PassShape, kind_label
 from perfmodel.quantisation.weight_format import WeightFormat
@@ -167,14 +167,13 @@ def check_profile(profile: LatencyProfile) -> None:
     hardware = known_accelerator(profile.device)
     if hardware is None:
         return
-    setting = setting_of(profile)
     source = f"the profile of {profile.model.name} on {profile.device.num_devices} x {profile.device.device}"
     fix = "Check the dtype and that the clock waits for the device, then profile again: s2d-profile latency"
     for (kind, stage, rows), passes in profile.samples.by_name().items():
         upper_median_s = sorted(sample.seconds for sample in passes)[len(passes) // 2]
         fewest_cached = min(sample.cached_tokens for sample in passes)
         shape = PassShape(kind=kind, stage=stage, rows=rows, cached_tokens=fewest_cached)
-        check_pass(upper_median_s, setting, shape, hardware, source=source, fix=fix)
+        check_pass(upper_median_s, profile.setting, shape, hardware, source=source, fix=fix)
 
 
 def check_line(line: Line, setting: PassSetting, name: PassName, hardware: Hardware) -> None:

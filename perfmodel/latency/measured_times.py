@@ -1,11 +1,11 @@
-"""Mean seconds of every pass that was measured, as straight lines in the cached tokens.
+"""Mean seconds of every measured pass, linear in the cached tokens.
 
-Totals are what is predicted, so a cell keeps its mean and not its median; only the most extreme 2 % on each side are
-pulled in to the edge, so that one preempted pass does not speak for a thousand. Passes during which the process stood still
-are left out (`perfmodel.passes.pauses`).
+Predictions are totals, so a pass is priced by its mean and not by its median. The most extreme 2 % on each side are clamped, so
+one preempted pass does not distort a thousand others. Passes during which the process was paused are left out
+(`perfmodel.passes.pauses`).
 
-Captured passes are padded to a few widths (`perfmodel.passes.passes.graph_width`), so that their seconds are steps in the rows. Each
-step is a table of its own: rows of one are neither merged nor interpolated with rows of another.
+Captured passes are padded to a few widths (`perfmodel.passes.passes.graph_width`), so their seconds are a step function of the
+rows. Each width has its own table: rows padded to one width are neither merged nor interpolated with rows of another.
 """
 
 import math
@@ -19,236 +19,241 @@ from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.stats import winsorized
 from perfmodel.core.units import Frac, Seconds
 from perfmodel.latency.cache_misses import ColdExtras, cold_extras
-from perfmodel.passes.passes import LAYER_KINDS, PREFILL_KINDS, Line, PassKind, PassSamples, graph_width, kind_label, weights_of
+from perfmodel.passes.passes import (
+    LAYER_KINDS,
+    PREFILL_KINDS,
+    Line,
+    PassKind,
+    PassName,
+    PassSamples,
+    graph_width,
+    kind_label,
+    weights_key,
+)
 from perfmodel.passes.pauses import without_pauses
 
 MIN_SAMPLES = 12
-"""A knot of fewer samples (and fewer than the commonest width has) is merged with the next wider pass."""
+"""A knot with fewer samples, and fewer than the most frequent width has, is merged with the next wider one."""
 EXTRAPOLATED_RATIO = 1.25
+"""Passes up to this factor wider than the widest measured one are extrapolated."""
 MIN_SLOPE_SAMPLES = 48
 MIN_CACHED_SPREAD = 32.0
-"""Tokens of standard deviation times two: below it a cell takes the slope of its kind and stage."""
+"""Twice the standard deviation of the cached tokens. Below it, a width takes the slope of its kind and stage."""
 NUM_BLOCKS = 12
-"""Consecutive stretches of the profile whose totals tell how steady the device was."""
+"""Consecutive blocks of a profile. The scatter of their totals shows how steady the device was."""
 MAX_BLOCK_RATIO = 10
-"""A pass counts in its stretch at no more than so many times its price: one preempted pass does not make a device unsteady."""
+"""A pass counts in its block at no more than this multiple of its price: one preempted pass does not make a device unsteady."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knot:
-    """Measured passes of one width, or of a few neighbouring ones that are rare."""
+    """Measured passes of one width, or of a few neighbouring widths with few samples each."""
 
     rows: float
-    """Their mean number of rows."""
+    """Mean number of rows."""
     num_passes: int
     mean_s: Seconds
     mean_cached_tokens: float
     per_token_s: Seconds
 
     @property
-    def base_s(self) -> Seconds:
-        """Seconds with nothing cached, never below 0."""
-        return max(0.0, self.mean_s - self.per_token_s * self.mean_cached_tokens)
+    def line(self) -> Line:
+        """Seconds of its passes; never below 0 with nothing cached."""
+        return Line(max(0.0, self.mean_s - self.per_token_s * self.mean_cached_tokens), self.per_token_s)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """The passes of one kind, stage and width."""
+    """The passes of one kind, stage and number of rows."""
 
     cached: list[float]
     seconds: list[Seconds]
 
 
-_AS_ASKED = 0
+_NOT_PADDED = 0
 """The width of passes that are not padded."""
-_Steps: TypeAlias = dict[int, tuple[Knot, ...]]
-"""Knots in order of rows, by the width that they were padded to."""
+_KnotsByWidth: TypeAlias = dict[int, tuple[Knot, ...]]
+"""Knots in order of rows, by the width to which their passes were padded."""
 
 
 class MeasuredTimes:
-    """Every measured pass, priced by kind, stage and rows.
+    """The seconds of every measured pass, by kind, stage and rows.
 
-    Widths between two measured ones are interpolated; beyond the widest at most one row, or a quarter of it, is
-    extrapolated: a backlog of 40 rows tells one of 50.
+    Rows between two measured numbers are interpolated. Beyond the largest number, one row or a quarter more is extrapolated: a
+    backlog of 40 rows predicts one of 50.
 
     Args:
-        name: the model's, for messages.
+        name: name of the model, for messages.
         pads_rows: whether passes through layers were padded.
     """
 
-    __slots__ = ("_cold", "_lines", "_max_rows", "_name", "_pads_rows", "_steps", "error_frac")
+    __slots__ = ("_cold", "_knots", "_lines", "_max_rows", "_name", "_pads_rows", "error_frac")
 
     def __init__(self, samples: PassSamples, *, name: str, pads_rows: bool) -> None:
         samples = without_pauses(samples)
         self._cold = cold_extras(samples)
-        cells = _cells_of(samples, self._cold)
+        cells = _warm_cells(samples, self._cold)
         self._name = name
         self._pads_rows = pads_rows
         self._max_rows = {key: max(by_rows) for key, by_rows in cells.items()}
-        self._steps = {(kind, stage): self._steps_of(kind, by_rows) for (kind, stage), by_rows in cells.items()}
-        self._lines: dict[tuple[PassKind, int, int], Line] = {}
+        self._knots = {(kind, stage): self._knots_by_width(kind, by_rows) for (kind, stage), by_rows in cells.items()}
+        self._lines: dict[PassName, Line] = {}
         self.error_frac: Frac = self._block_error_frac(samples)
 
     def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         """Seconds of one warm pass, for any number of cached tokens.
 
         Raises:
-            OutOfDomain: such a pass was not measured.
+            OutOfDomain: no such pass was measured.
         """
         key = (kind, stage, rows)
         if key not in self._lines:
-            self._check(kind, stage, rows)
-            self._lines[key] = _line_on(self._steps[kind, stage], rows, self._width(kind, rows))
+            self._check_rows(kind, stage, rows)
+            self._lines[key] = _line_of_rows(self._knots[kind, stage], rows, self._width(kind, rows))
         return self._lines[key]
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
-        """Extra seconds of a pass at a place; 0 where none was measured."""
-        return _extra_s(self._cold, kind, stage, place)
+        """Extra seconds of a pass at a place; 0 if none were measured."""
+        return self._cold.get(weights_key(kind, stage), {}).get(place, 0.0)
 
     def _width(self, kind: PassKind, rows: int) -> int:
-        """The width that a pass was padded to; `_AS_ASKED` where it was not."""
+        """The width to which a pass was padded, or `_NOT_PADDED`."""
         is_padded = self._pads_rows and kind in LAYER_KINDS
-        return (graph_width(rows) if is_padded else None) or _AS_ASKED
+        return (graph_width(rows) if is_padded else None) or _NOT_PADDED
 
-    def _steps_of(self, kind: PassKind, by_rows: dict[int, _Cell]) -> _Steps:
-        pooled_s = _slope_s(by_rows.values())
-        steps: dict[int, dict[int, _Cell]] = defaultdict(dict)
+    def _knots_by_width(self, kind: PassKind, by_rows: dict[int, _Cell]) -> _KnotsByWidth:
+        pooled_per_token_s = _per_token_s(by_rows.values())
+        by_width: dict[int, dict[int, _Cell]] = defaultdict(dict)
         for rows, cell in by_rows.items():
-            steps[self._width(kind, rows)][rows] = cell
-        return {width: _knots_of(cells, pooled_s) for width, cells in steps.items()}
+            by_width[self._width(kind, rows)][rows] = cell
+        return {width: _knots(cells, pooled_per_token_s) for width, cells in by_width.items()}
 
-    def _check(self, kind: PassKind, stage: int, rows: int) -> None:
-        measured = self._max_rows.get((kind, stage), 0)
-        is_known = measured > 0 or (kind == "round" and (kind, stage) in self._max_rows)
-        if is_known and (kind in PREFILL_KINDS or rows <= max(measured + 1, EXTRAPOLATED_RATIO * measured)):
+    def _check_rows(self, kind: PassKind, stage: int, rows: int) -> None:
+        max_rows = self._max_rows.get((kind, stage), 0)
+        is_measured = max_rows > 0 or (kind == "round" and (kind, stage) in self._max_rows)
+        if is_measured and (kind in PREFILL_KINDS or rows <= max(max_rows + 1, EXTRAPOLATED_RATIO * max_rows)):
             return
         raise OutOfDomain(
             f"rows of a {kind_label(kind)} pass (stage {stage}) of {self._name!r}",
             rows,
             low=0,
-            high=measured,
+            high=max_rows,
             fix="Profile again with longer drafts and all the exits you want priced: s2d-profile latency",
         )
 
     def _block_error_frac(self, samples: PassSamples) -> Frac:
-        """Standard error of the profile's total, from how its consecutive stretches differ from the table."""
+        """Standard error of the profile's total, from the ratios of measured to predicted seconds of its blocks."""
         measured, predicted = [0.0] * NUM_BLOCKS, [0.0] * NUM_BLOCKS
-        rounds = [sample for sample in samples if sample.kind not in PREFILL_KINDS]
-        for number, (kind, stage, rows, cached, place, seconds) in enumerate(rounds):
-            block = number * NUM_BLOCKS // len(rounds)
+        in_rounds = [sample for sample in samples if sample.kind not in PREFILL_KINDS]
+        for index, (kind, stage, rows, cached, place, seconds) in enumerate(in_rounds):
+            block = index * NUM_BLOCKS // len(in_rounds)
             price_s = self.line(kind, stage, rows).at(cached) + self.cold_s(kind, stage, place)
             measured[block] += min(seconds, MAX_BLOCK_RATIO * price_s)
             predicted[block] += price_s
-        ratios = [m / p for m, p in zip(measured, predicted, strict=True) if p > 0]
-        return _standard_error(ratios)
+        return _standard_error([m / p for m, p in zip(measured, predicted, strict=True) if p > 0])
 
 
-def _extra_s(cold: ColdExtras, kind: PassKind, stage: int, place: int) -> Seconds:
-    return cold.get(weights_of(kind, stage), {}).get(place, 0.0)
-
-
-def _cells_of(samples: PassSamples, cold: ColdExtras) -> dict[tuple[PassKind, int], dict[int, _Cell]]:
-    """Clamped samples by (kind, stage), then by rows, as they would have been had all passes been warm."""
+def _warm_cells(samples: PassSamples, cold: ColdExtras) -> dict[tuple[PassKind, int], dict[int, _Cell]]:
+    """Clamped samples by (kind, stage), then by rows, with the extras of cold places subtracted."""
     cells: dict[tuple[PassKind, int], dict[int, _Cell]] = defaultdict(dict)
     for kind, stage, rows, cached, place, seconds in samples:
         cell = cells[kind, stage].setdefault(rows, _Cell([], []))
         cell.cached.append(cached)
-        cell.seconds.append(seconds - _extra_s(cold, kind, stage, place))
+        cell.seconds.append(seconds - cold.get(weights_key(kind, stage), {}).get(place, 0.0))
     return {
         key: {rows: _Cell(cell.cached, winsorized(cell.seconds)) for rows, cell in sorted(by_rows.items())}
         for key, by_rows in cells.items()
     }
 
 
-def _knots_of(by_rows: dict[int, _Cell], pooled_s: Seconds) -> tuple[Knot, ...]:
-    most = max(len(cell.seconds) for cell in by_rows.values())
-    knots = [_knot(rows, cell, pooled_s) for rows, cell in by_rows.items()]
-    return tuple(_merged(knots, min_samples=min(MIN_SAMPLES, most)))
+def _knots(by_rows: dict[int, _Cell], pooled_per_token_s: Seconds) -> tuple[Knot, ...]:
+    knots = [_knot(rows, cell, pooled_per_token_s) for rows, cell in by_rows.items()]
+    return tuple(_merged(knots, min_samples=min(MIN_SAMPLES, max(knot.num_passes for knot in knots))))
 
 
-def _knot(rows: int, cell: _Cell, pooled_s: Seconds) -> Knot:
-    number = len(cell.seconds)
-    mean_cached = math.fsum(cell.cached) / number
-    spread = 2 * math.sqrt(math.fsum((x - mean_cached) ** 2 for x in cell.cached) / number)
-    own_slope = number >= MIN_SLOPE_SAMPLES and spread >= MIN_CACHED_SPREAD
+def _knot(rows: int, cell: _Cell, pooled_per_token_s: Seconds) -> Knot:
+    num_passes = len(cell.seconds)
+    mean_cached = math.fsum(cell.cached) / num_passes
+    spread = 2 * math.sqrt(math.fsum((x - mean_cached) ** 2 for x in cell.cached) / num_passes)
+    has_slope = num_passes >= MIN_SLOPE_SAMPLES and spread >= MIN_CACHED_SPREAD
     return Knot(
         rows=rows,
-        num_passes=number,
-        mean_s=math.fsum(cell.seconds) / number,
+        num_passes=num_passes,
+        mean_s=math.fsum(cell.seconds) / num_passes,
         mean_cached_tokens=mean_cached,
-        per_token_s=_slope_s([cell]) if own_slope else pooled_s,
+        per_token_s=_per_token_s([cell]) if has_slope else pooled_per_token_s,
     )
 
 
-def _slope_s(cells: Iterable[_Cell]) -> Seconds:
-    """Seconds per cached token by least squares inside each cell, pooled over the cells; never negative."""
-    num_samples, over, under = 0, 0.0, 0.0
+def _per_token_s(cells: Iterable[_Cell]) -> Seconds:
+    """Seconds per cached token: the least-squares slope within each cell, pooled over the cells; never negative."""
+    num_samples, covariance, variance = 0, 0.0, 0.0
     for cell in cells:
         number = len(cell.seconds)
         mean_x, mean_y = math.fsum(cell.cached) / number, math.fsum(cell.seconds) / number
-        over += math.fsum((x - mean_x) * (y - mean_y) for x, y in zip(cell.cached, cell.seconds, strict=True))
-        under += math.fsum((x - mean_x) ** 2 for x in cell.cached)
+        covariance += math.fsum((x - mean_x) * (y - mean_y) for x, y in zip(cell.cached, cell.seconds, strict=True))
+        variance += math.fsum((x - mean_x) ** 2 for x in cell.cached)
         num_samples += number
-    is_wide = num_samples and 2 * math.sqrt(under / num_samples) >= MIN_CACHED_SPREAD
-    return max(0.0, over / under) if is_wide else 0.0
+    is_spread = num_samples and 2 * math.sqrt(variance / num_samples) >= MIN_CACHED_SPREAD
+    return max(0.0, covariance / variance) if is_spread else 0.0
 
 
 def _merged(knots: Sequence[Knot], *, min_samples: int) -> Iterable[Knot]:
-    """Knots in order of rows, rare ones joined with their wider neighbours; the last joins the one before it."""
-    done: list[Knot] = []
+    """Knots in order of rows. One with few samples is merged with its wider neighbour; the last with the one before it."""
+    merged: list[Knot] = []
     pending: Knot | None = None
     for knot in knots:
-        pending = knot if pending is None else _join(pending, knot)
+        pending = knot if pending is None else _merge(pending, knot)
         if pending.num_passes >= min_samples:
-            done.append(pending)
+            merged.append(pending)
             pending = None
     if pending is not None:
-        done.append(_join(done.pop(), pending) if done and pending.num_passes * 2 < min_samples else pending)
-    return done
+        merged.append(_merge(merged.pop(), pending) if merged and pending.num_passes * 2 < min_samples else pending)
+    return merged
 
 
-def _join(one: Knot, other: Knot) -> Knot:
-    number = one.num_passes + other.num_passes
+def _merge(first: Knot, second: Knot) -> Knot:
+    num_passes = first.num_passes + second.num_passes
 
     def mean(a: float, b: float) -> float:
-        return (a * one.num_passes + b * other.num_passes) / number
+        return (a * first.num_passes + b * second.num_passes) / num_passes
 
     return replace(
-        one,
-        rows=mean(one.rows, other.rows),
-        num_passes=number,
-        mean_s=mean(one.mean_s, other.mean_s),
-        mean_cached_tokens=mean(one.mean_cached_tokens, other.mean_cached_tokens),
-        per_token_s=mean(one.per_token_s, other.per_token_s),
+        first,
+        rows=mean(first.rows, second.rows),
+        num_passes=num_passes,
+        mean_s=mean(first.mean_s, second.mean_s),
+        mean_cached_tokens=mean(first.mean_cached_tokens, second.mean_cached_tokens),
+        per_token_s=mean(first.per_token_s, second.per_token_s),
     )
 
 
-def _line_on(steps: _Steps, rows: int, width: int) -> Line:
-    """Base and slope of a pass of some rows: from its step, or where that was not met as of a pass as wide as its step."""
-    if width == _AS_ASKED and width in steps:
-        return _line_at(steps[width], rows)
-    if width in steps:
-        return _line_at(steps[width], min(rows, steps[width][-1].rows))
-    widths = sorted(set(steps) - {_AS_ASKED})
-    knots = [replace(reduce(_join, steps[one]), rows=one) for one in widths]
-    return _line_at([*knots, *steps.get(_AS_ASKED, ())], width or rows)
+def _line_of_rows(by_width: _KnotsByWidth, rows: int, width: int) -> Line:
+    """Seconds of a pass: from the knots of its width, or between the knots of other widths if its own was not measured."""
+    if width == _NOT_PADDED and width in by_width:
+        return _interpolated(by_width[width], rows)
+    if width in by_width:
+        return _interpolated(by_width[width], min(rows, by_width[width][-1].rows))
+    widths = sorted(set(by_width) - {_NOT_PADDED})
+    knots = [replace(reduce(_merge, by_width[padded]), rows=padded) for padded in widths]
+    return _interpolated([*knots, *by_width.get(_NOT_PADDED, ())], width or rows)
 
 
-def _line_at(knots: Sequence[Knot], rows: float) -> Line:
-    """Base and slope at a width: between two knots, or along the last two beyond them; never falling below the last knot."""
+def _interpolated(knots: Sequence[Knot], rows: float) -> Line:
+    """The line between two knots. Beyond the last knot it continues the last two, and never falls below the last."""
     if rows <= knots[0].rows or len(knots) == 1:
-        return Line(knots[0].base_s, knots[0].per_token_s)
+        return knots[0].line
     right = next((i for i, knot in enumerate(knots) if knot.rows >= rows), len(knots) - 1)
     low, high = knots[right - 1], knots[right]
     share = (rows - low.rows) / (high.rows - low.rows)
-    if share > 1 and high.base_s < low.base_s:
-        return Line(high.base_s, high.per_token_s)
-    slope_s = low.per_token_s + share * (high.per_token_s - low.per_token_s)
-    return Line(low.base_s + share * (high.base_s - low.base_s), max(0.0, slope_s))
+    if share > 1 and high.line.base_s < low.line.base_s:
+        return high.line
+    base_s = low.line.base_s + share * (high.line.base_s - low.line.base_s)
+    return Line(base_s, max(0.0, low.per_token_s + share * (high.per_token_s - low.per_token_s)))
 
 
 def _standard_error(values: Sequence[float]) -> float:
-    """Of the mean; 0 where fewer than two values tell nothing."""
+    """Standard error of the mean; 0 for fewer than two values."""
     if len(values) < 2:
         return 0.0
     mean = math.fsum(values) / len(values)

@@ -1,4 +1,4 @@
-"""The latency law's coefficients from a datasheet and from kernel efficiencies measured on a similar device."""
+"""Coefficients of the latency law from a datasheet and measured kernel efficiencies."""
 
 from perfmodel.core.units import Seconds
 from perfmodel.hardware.hardware import Hardware
@@ -9,38 +9,38 @@ from perfmodel.quantisation.weight_format import WeightFormat
 
 
 def roofline_law(hardware: Hardware, weights: WeightFormat, engine: EngineMode, num_devices: int) -> Law:
-    """The law's coefficients from a hardware row alone, for a model whose weights are stored in some format.
+    """The law's coefficients on a device of the table, for weights of some format.
 
     Raises:
         UserInputError: the device has no such engine mode.
-        OutOfDomain: no link joins as many devices.
+        OutOfDomain: no link joins so many devices.
     """
-    host, link = hardware.engine_costs(engine), hardware.link_between(num_devices)
+    costs, host, link = hardware.costs, hardware.engine_costs(engine), hardware.link_between(num_devices)
     activations = hardware.activation_dtype(weights)
 
     def byte_s(kernels: WeightKernels) -> Seconds:
         return 1 / (hardware.memory_bytes_per_s * hardware.weight_bandwidth_frac[kernels])
 
     def flop_s(arithmetic: Dtype | None) -> Seconds:
-        return 1 / (hardware.peak_flops_per_s[hardware.matrix_dtype(arithmetic)] * hardware.flops_frac)
+        return 1 / (hardware.peak_flops_per_s[hardware.matrix_dtype(arithmetic)] * costs.flops_frac)
 
     shares = weights.layers
-    gguf_frac = sum(one.frac for one in shares if one.kernels == "gguf")
+    gguf_frac = sum(share.frac for share in shares if share.kernels == "gguf")
     return Law(
         pass_s=host.pass_s,
         sync_s=host.sync_s,
         round_s=host.round_s,
         round_row_s=0.0,
-        layer_s=hardware.layer_floor_s + hardware.attn_floor_s + hardware.gguf_layer_s * gguf_frac,
-        row_layer_s=hardware.row_layer_s,
+        layer_s=costs.layer_floor_s + costs.attn_floor_s + costs.gguf_layer_s * gguf_frac,
+        row_layer_s=costs.row_layer_s,
         many_rows_layer_s=0.0,
         host_layer_s=host.host_layer_s,
-        weight_byte_s=sum(one.frac * one.bits / weights.layer_bits * byte_s(one.kernels) for one in shares),
+        weight_byte_s=sum(share.frac * share.bits / weights.layer_bits * byte_s(share.kernels) for share in shares),
         head_byte_s=byte_s(weights.head_kernels),
         many_rows_byte_s=0.0,
         far_byte_s=0.0,
         cache_bytes=0.0,
-        flop_s=sum(one.frac * flop_s(one.arithmetic) for one in shares),
+        flop_s=sum(share.frac * flop_s(share.arithmetic) for share in shares),
         head_flop_s=flop_s(activations),
         kv_byte_s=byte_s("bf16"),
         attn_flop_s=flop_s(activations),

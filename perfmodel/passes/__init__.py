@@ -1,1 +1,1 @@
-"""What a pass computes and costs: bytes and FLOP, the latency law, and profiles of measured passes."""
+"""Passes: kinds and samples, bytes and FLOP, the latency law, profiles and fits."""

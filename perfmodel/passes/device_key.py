@@ -1,4 +1,4 @@
-"""Where seconds were measured: device, number type, engine mode and kernels."""
+"""The device key: where and how seconds were measured."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,17 +11,17 @@ EngineMode = Literal["eager", "graph"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceKey:
-    """Where seconds were measured: seconds taken under one key say nothing certain about another."""
+    """Where and how seconds were measured. Seconds of one key do not hold for another."""
 
     device: str
-    """`NVIDIA H200`, or for a CPU its model name."""
+    """`NVIDIA H200`, or the model name of a CPU."""
     num_devices: int
     num_threads: int | None
     """Threads of a CPU run; None on a GPU."""
     dtype: Dtype
     engine: EngineMode
     kernels: Kernels | None = None
-    """What the runtime computed with; None for seconds that this runtime did not measure."""
+    """Kernels of the runtime; None for seconds that this runtime did not measure."""
 
     @property
     def label(self) -> str:

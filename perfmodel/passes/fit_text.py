@@ -55,7 +55,8 @@ def fit_blocks(fit: LatencyFit, *, explain: bool) -> list[Block]:
         fit: the result.
         explain: whether to show all models and coefficients.
     """
-    rows = [row for terms in (_TIMES, _RATES) for term in terms if explain or term in _SUMMARY for row in _term_rows(fit, term)]
+    terms = [term for term in (*_TIMES, *_RATES) if explain or term in _SUMMARY]
+    rows = [row for term in terms for row in _term_rows(fit, term)]
     if explain and fit.standard_error.cache_bytes:
         sizes = fit.law.cache_bytes, fit.standard_error.cache_bytes
         rows.append(["weights that stay in the caches", *map(format_bytes, sizes)])
@@ -63,8 +64,8 @@ def fit_blocks(fit: LatencyFit, *, explain: bool) -> list[Block]:
     if fit.held_out_error_frac is None or fit.held_out_90_frac is None:
         sigma = format_number(100 * fit.error_frac)
         blocks += sentence_blocks(
-            f"The error on other models is unknown, because one model was fitted: ± {sigma} % is assumed. To measure it, profile "
-            "other shapes: s2d-profile law"
+            f"The error on other models is unknown, because one model was fitted: ± {sigma} % is assumed. To measure it, "
+            "profile other shapes: s2d-profile law"
         )
     return blocks
 

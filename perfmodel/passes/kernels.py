@@ -1,7 +1,7 @@
-"""Implementations of the runtime that only a measurement on the device can choose between.
+"""Kernels: alternative implementations in the runtime, and the trials that choose the fastest.
 
-Each choice gives the same numbers up to rounding. Which one is faster depends on the GPU, its libraries and the shapes of the
-model, so `s2d-profile` times them on the device and records the fastest, and a plan made from that profile runs with it.
+All alternatives compute the same numbers up to rounding. The fastest one depends on the GPU, its libraries and the model's
+shapes. `s2d-profile` therefore times them on the device and records the fastest; a plan from that profile runs with it.
 """
 
 from collections.abc import Sequence
@@ -17,32 +17,32 @@ NormKernel = Literal["two-step", "fused"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """One choice for each part of a decoder that has several implementations."""
+    """The chosen implementation of each decoder part that has several."""
 
     weight_layout: WeightLayout
-    """How a matrix [in, out] lies in memory: with its rows contiguous (input-major), or its columns (output-major), as
-    `torch.nn.Linear` stores it."""
+    """Memory layout of a matrix [in, out]: contiguous rows (input-major), or contiguous columns (output-major) as in
+    `torch.nn.Linear`."""
     attention: AttentionKernel
-    """Of captured passes: batched products and a softmax over a padded context, or `torch.nn.attention.varlen`, which reads the
-    length on the device. The latter needs a GPU and half precision."""
+    """Attention of captured passes: batched products and a softmax over a padded context, or `torch.nn.attention.varlen`, which
+    reads the length on the device and needs a GPU and half precision."""
     norm: NormKernel
-    """A length and a division, or PyTorch's fused RMS norm."""
+    """RMS norm in two steps (norm, division), or PyTorch's fused kernel."""
 
     @property
     def label(self) -> str:
-        """`output-major,varlen,fused`: as `--kernels` takes it."""
+        """`output-major,varlen,fused`, the format of `--kernels`."""
         return f"{self.weight_layout},{self.attention},{self.norm}"
 
 
 STANDARD_KERNELS = Kernels(weight_layout="input-major", attention="products", norm="two-step")
-"""Used where nothing was measured; they run on every device and in every dtype."""
+"""Used without a measurement. They run on every device and in every dtype."""
 
 
 def parse_kernels(label: str) -> Kernels:
-    """The kernels of a label.
+    """The kernels of a label such as `output-major,varlen,fused`.
 
     Raises:
-        ValueError: it is not one name of each kind, in order.
+        ValueError: the label is not one name of each kind, in order.
     """
     kinds = (get_args(WeightLayout), get_args(AttentionKernel), get_args(NormKernel))
     names = label.split(",")
@@ -55,29 +55,29 @@ def parse_kernels(label: str) -> Kernels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelTrial:
-    """Seconds of one layer and of the head with some kernels, measured on the device that they are chosen for."""
+    """Seconds of one layer and of the head with some kernels, measured on the device."""
 
     kernels: Kernels
     draft_layer_s: Seconds
-    """A layer of the draft's shape, one row."""
+    """One layer of the draft's shape, one row."""
     draft_head_s: Seconds
     """The draft's final norm and head, one row."""
     target_layer_s: Seconds
-    """A layer of the target's shape, `TRIAL_ROWS` rows."""
+    """One layer of the target's shape, `TRIAL_ROWS` rows."""
     target_head_s: Seconds
     """The target's final norm and head, `TRIAL_ROWS` rows."""
 
 
 TRIAL_ROWS: Tokens = 5
-"""Of the verification in a trial."""
+"""Rows of the verification in a trial."""
 
 
 def trial_round_s(trial: KernelTrial, *, draft_layers: int, target_layers: int) -> Seconds:
-    """The products of one round: `TRIAL_ROWS` - 1 drafted tokens at the draft's full depth, and their verification."""
+    """Seconds of one round: `TRIAL_ROWS` - 1 tokens drafted at full depth, and their verification."""
     token_s = draft_layers * trial.draft_layer_s + trial.draft_head_s
     return (TRIAL_ROWS - 1) * token_s + target_layers * trial.target_layer_s + trial.target_head_s
 
 
 def fastest_kernels(trials: Sequence[KernelTrial], *, draft_layers: int, target_layers: int) -> Kernels:
-    """The kernels of the trial with the shortest round; of equals the first."""
-    return min(trials, key=lambda one: trial_round_s(one, draft_layers=draft_layers, target_layers=target_layers)).kernels
+    """The kernels of the trial with the shortest round; the first of equal ones."""
+    return min(trials, key=lambda trial: trial_round_s(trial, draft_layers=draft_layers, target_layers=target_layers)).kernels

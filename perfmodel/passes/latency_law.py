@@ -1,11 +1,13 @@
-"""The latency law: seconds of a pass as a sum of few physical terms, and its coefficients from a datasheet or a fit."""
+"""The latency law, seconds of a pass as a sum of physical terms; and the record of a fit."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perfmodel.core.blocks import Block, Printable
+from perfmodel.core.disk import PathLike
 from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import NORMAL_QUANTILE
 from perfmodel.core.units import Frac, Seconds, Tokens, format_bytes
 from perfmodel.passes.device_key import DeviceKey
@@ -13,12 +15,12 @@ from perfmodel.passes.flops_bytes import PassWork
 from perfmodel.passes.passes import Line
 
 UNTESTED_ERROR_FRAC: Frac = 0.2
-"""Of a fit to one model, which tells nothing of others: assumed."""
+"""Assumed error of a fit to a single model, which has no held-out error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Law:
-    """The coefficients of the latency law, the one formula behind roofline and fit.
+    """Coefficients of the latency law, the formula of roofline and fit.
 
         fixed   = pass + sync + round + round_row * drafted
         kernels = layers * (layer + row_layer * rows + [rows > 1] many_rows_layer)
@@ -32,11 +34,11 @@ class Law:
         far     = max(0, 1 - cache_bytes / bytes of the whole model)
         seconds = fixed + max(host_layer * layers, kernels)
 
-    `[rows > 1]` is the step from a matrix-vector to a matrix-matrix kernel, seen on CPUs. Of a model that does not fit the
-    caches the share `far` of its weights is no longer there when a pass comes back to them. Launches hide behind kernels: the
-    slower of the two is paid. Layers and head may be stored differently and read by different kernels; a fit to plain weights
-    has one rate for both. Reading and computing overlap nearly as well: overlap(a, b) = (a³ + b³)^(1/3), which is at
-    least the larger and rounds the knee as the A100's kernel tables do (64, 128, 256 rows of a Llama-2-7B layer).
+    `[rows > 1]` is the step from a matrix-vector to a matrix-matrix kernel, seen on CPUs. If a model does not fit in the
+    caches, the share `far` of its weights has been evicted when the next pass reads them. Launches overlap with kernels: a
+    pass takes the longer of the two. Layers and head may be stored differently and read by different kernels; a fit to plain
+    weights has one rate for both. Reading and computing overlap almost perfectly: overlap(a, b) = (a³ + b³)^(1/3), which is
+    at least the larger and rounds the knee as the A100's kernel tables do (64, 128, 256 rows of a Llama-2-7B layer).
     """
 
     pass_s: Seconds
@@ -66,9 +68,9 @@ class Law:
                 raise ValueError(f"{term} is {value:g}, expected a finite number that is not negative")
 
     def line(self, work: PassWork, *, max_cached_tokens: int) -> Line:
-        """Seconds of some work as a line in the cached tokens.
+        """Seconds of some work, for any number of cached tokens.
 
-        A pass that waits for its launches even with `max_cached_tokens` hides its KV reads; any other pays them in full.
+        A pass that is launch-bound even at `max_cached_tokens` hides its KV reads; any other pass pays them in full.
         """
         kv_s, attn_s = self.kv_byte_s * work.kv_bytes_per_cached_token, self.attn_flop_s * work.attn_flops_per_cached_token
         per_token_s = _overlap_s(kv_s, attn_s)
@@ -79,7 +81,7 @@ class Law:
         return Line(self._fixed_s(work) + max(host_s, kernels_s), per_token_s)
 
     def host_and_kernels_s(self, work: PassWork, *, cached_tokens: float) -> tuple[Seconds, Seconds]:
-        """Seconds of launching some work and of its kernels, of which the longer is paid."""
+        """Seconds of launching some work, and of its kernels. A pass takes the longer of the two."""
         kv_s, attn_s = self.kv_byte_s * work.kv_bytes_per_cached_token, self.attn_flop_s * work.attn_flops_per_cached_token
         return self.host_layer_s * work.num_layers, self._kernels_s(work) + cached_tokens * _overlap_s(kv_s, attn_s)
 
@@ -88,90 +90,90 @@ class Law:
         return self.pass_s * work.num_passes + self.sync_s * work.num_syncs + round_s
 
     def _kernels_s(self, work: PassWork) -> Seconds:
-        many = work.rows > 1
-        layer_s = self.layer_s + self.row_layer_s * work.rows + self.many_rows_layer_s * many
+        has_many_rows = work.rows > 1
+        layer_s = self.layer_s + self.row_layer_s * work.rows + self.many_rows_layer_s * has_many_rows
         far = max(0.0, 1 - self.cache_bytes / work.model_bytes) if work.model_bytes else 0.0
         reading_s = self.weight_byte_s * work.layer_bytes + self.head_byte_s * work.head_bytes
-        reading_s += (self.many_rows_byte_s * many + self.far_byte_s * far) * work.weight_bytes
+        reading_s += (self.many_rows_byte_s * has_many_rows + self.far_byte_s * far) * work.weight_bytes
         computing_s = self.flop_s * work.layer_flops + self.head_flop_s * work.head_flops
         reducing_s = self.all_reduce_s * work.num_all_reduces + self.link_byte_s * work.link_bytes
         windows_s = _overlap_s(self.kv_byte_s * work.window_kv_bytes, self.attn_flop_s * work.window_attn_flops)
         return layer_s * work.num_layers + _overlap_s(reading_s, computing_s) + reducing_s + windows_s
 
 
-def _overlap_s(one_s: Seconds, other_s: Seconds) -> Seconds:
-    """Seconds of two things that overlap, but not perfectly."""
-    longer, shorter = max(one_s, other_s), min(one_s, other_s)
+def _overlap_s(first_s: Seconds, second_s: Seconds) -> Seconds:
+    """Seconds of two activities that overlap almost perfectly."""
+    longer, shorter = max(first_s, second_s), min(first_s, second_s)
     return longer * (1 + (shorter / longer) ** 3) ** (1 / 3) if longer else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitDomain:
-    """The passes a fit has seen: outside it a prediction is extrapolated."""
+    """The range of the passes in a fit. Predictions outside it are extrapolated."""
 
     min_layer_weight_bytes: float
     max_layer_weight_bytes: float
-    """Bytes of one layer's weights."""
+    """Weight bytes of one layer."""
     max_layers: int
-    """Of one pass."""
+    """Layers of one pass."""
     max_rows: int
-    """Of a pass that is no prefill."""
+    """Rows of a pass other than a prefill."""
     max_cached_tokens: int
 
     def beyond(self, *, layer_weight_bytes: float, num_layers: int, cached_tokens: Tokens) -> tuple["Extrapolation", ...]:
-        """In what a model lies outside what was seen; empty where it does not."""
-        seen = (
+        """The quantities of a model that lie outside the domain."""
+        ranges = (
             ("a layer of {}", format_bytes, layer_weight_bytes, self.min_layer_weight_bytes, self.max_layer_weight_bytes),
             ("{} layers", str, num_layers, 1, self.max_layers),
             ("{} cached tokens", str, cached_tokens, 0, self.max_cached_tokens),
         )
         return tuple(
             Extrapolation(
-                label=f"{what.format(text(value))} (seen: {text(low)} to {text(high)})",
+                label=f"{template.format(text(value))} (seen: {text(low)} to {text(high)})",
                 doublings=math.log2(value / high if value > high else low / value),
             )
-            for what, text, value, low, high in seen
+            for template, text, value, low, high in ranges
             if not low <= value <= high
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extrapolation:
-    """A quantity outside what a fit has seen."""
+    """A quantity outside the domain of a fit."""
 
     label: str
     """`80 layers (seen: 1 to 24)`."""
     doublings: float
-    """How far outside: 1 for twice the highest seen, or half the lowest."""
+    """Distance: 1 for twice the highest value seen, or half the lowest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyFit(Printable):
-    """The law's coefficients fitted to passes of some models on one device."""
+    """Coefficients of the law fitted to passes of some models on one device."""
 
     device: DeviceKey
     models: tuple[str, ...]
     source: str
-    """Who timed the passes, and with what."""
+    """Who timed the passes, and with which program."""
     pads_rows: bool
-    """Whether passes ran as wide as `perfmodel.passes.passes.graph_width`, and are priced so: our runtime's under engine graph."""
+    """Whether passes ran at `perfmodel.passes.passes.graph_width` rows and are priced so, as in this runtime's graph mode."""
     law: Law
     standard_error: Law
-    """Of each coefficient; 0 for those held at 0."""
+    """Standard error of each coefficient; 0 for coefficients that were fixed at 0."""
     domain: FitDomain
     num_samples: int
     residual_frac: Frac
-    """Mean absolute error over the passes it was fitted to."""
+    """Mean absolute relative error over the fitted passes."""
     held_out_error_frac: Frac | None
-    """Mean absolute error over the passes of a model left out of the fit; None with a single model."""
+    """Mean absolute relative error over the passes of a held-out model; None with a single model."""
     held_out_90_frac: Frac | None
-    """Nine in ten passes of a model left out of the fit were off by less; None with a single model."""
+    """90 % quantile of the absolute relative error over the passes of a held-out model; None with a single model."""
 
     @property
     def error_frac(self) -> Frac:
-        """One standard deviation of the relative error on a model nobody ran.
+        """One standard deviation of the relative error on a model that was not fitted.
 
-        That of the normal law whose 90 % interval is as wide as `held_out_90_frac`; assumed where a single model was fitted.
+        A normal distribution with this deviation has the 90 % interval `held_out_90_frac`. Assumed for a single model.
         """
         return UNTESTED_ERROR_FRAC if self.held_out_90_frac is None else self.held_out_90_frac / NORMAL_QUANTILE
 
@@ -180,6 +182,14 @@ class LatencyFit(Printable):
         from perfmodel.passes.fit_text import fit_blocks
 
         return fit_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the fit as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        FIT_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",)))
 
 
 FIT_FILE = FileFormat(record=LatencyFit, schema="s2d/latency-fit", made_with="s2d-plan fit -o FILE")

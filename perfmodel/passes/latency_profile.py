@@ -1,4 +1,4 @@
-"""What a device did: raw times of one model's passes, as measured."""
+"""The latency profile: measured passes of one model on one device."""
 
 from dataclasses import dataclass
 
@@ -6,49 +6,59 @@ from perfmodel.core.files import FileFormat
 from perfmodel.core.units import Frac
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.kernels import KernelTrial
 from perfmodel.passes.passes import PassSamples
 from perfmodel.policies.sampling import AcceptanceRule
+from perfmodel.quantisation.dtype_format import dtype_format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyProfile:
-    """Raw pass times of one model on one device, taken while it ran beside another.
+    """Measured passes of one model on one device, taken in the running loop with the other model.
 
-    A draft's profile holds the passes whose `PASS_MODEL` is the draft, a target's the others. A self-draft's profile is the
-    target's, with both.
+    The draft's profile holds the draft's passes (`PASS_MODEL`), the target's profile the target's. With a self-draft there is
+    one profile with both.
     """
 
     model: ModelGeometry
     model_sha256: str
-    """Hash of the weights, so that a profile of other weights of the same shape is told apart."""
+    """Hash of the weights. It distinguishes models of the same shape."""
     exit_layers: tuple[int, ...]
     """The exits that cut the model into segments; empty for a target that does not draft."""
     beside: str | None
-    """Name of the model it shared caches with in the measured loop; None when it was timed alone."""
+    """Name of the model that shared the caches in the measured loop; None if the model ran alone."""
     device: DeviceKey
-    """Of this model: one device where the first of several had the draft whole."""
+    """Where this model ran. A draft may run whole on the first of several devices; its key then has one device."""
     rule: AcceptanceRule
-    """How tokens were chosen and judged in the measured loop: exit checks and verifies cost otherwise under another rule."""
+    """Acceptance rule of the measured loop. Exit checks and verifications take other times under other rules."""
     processing: tuple[str, ...] | None
-    """What was done to logits there, as `Sampling.processing` names it; None where unknown."""
+    """Logit processing of the measured loop, as `Sampling.processing` names it; None if unknown."""
     samples: PassSamples
     kernel_trials: tuple[KernelTrial, ...] = ()
-    """What the device's kernels were chosen by; empty where they were not measured."""
+    """Measurements by which the kernels were chosen; empty if none were taken."""
     waited_frac: Frac | None = None
-    """Share of the measurement during which other programs had the processor (`perfmodel.core.cpu_contention`); None where unknown."""
+    """Share of the measurement in which other programs had the processor (`perfmodel.core.cpu_contention`); None if unknown."""
 
     def __post_init__(self) -> None:
         num_stages = max(1, len(self.exit_layers))
-        beyond = max(self.samples.stage, default=0)
-        if beyond >= num_stages:
-            raise ValueError(
-                f"samples hold a pass of stage {beyond}, expected at most {num_stages - 1}: stages count the exits"
-            )
+        last_stage = max(self.samples.stage, default=0)
+        if last_stage >= num_stages:
+            raise ValueError(f"samples hold a pass of stage {last_stage}, expected at most {num_stages - 1}: one per exit")
+
+    @property
+    def setting(self) -> PassSetting:
+        """How the profile's passes ran. Rows are those asked for; a model that has layers with a window needs a context too."""
+        return PassSetting(
+            model=self.model,
+            exit_layers=self.exit_layers,
+            weights=dtype_format(self.device.dtype, self.model),
+            num_devices=self.device.num_devices,
+        )
 
     @property
     def pads_rows(self) -> bool:
-        """Whether passes through layers ran as wide as `graph_width`: the runtime captures passes on one GPU alone."""
+        """Whether passes through layers ran at `graph_width` rows. The runtime captures passes on a GPU only."""
         return self.device.engine == "graph" and self.device.num_threads is None
 
 

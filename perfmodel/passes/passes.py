@@ -1,25 +1,24 @@
-"""A pass: one call of the runtime whose seconds can be measured and predicted.
+"""Passes: the calls of the runtime whose seconds are measured and predicted.
 
-A round is cut into consecutive laps without gaps, so that the seconds of its passes add up to its wall time:
+A round is cut into consecutive laps without gaps. The seconds of its passes therefore add up to its wall time:
 
-    segment  one block of draft layers over `rows` tokens (backlog and new), the embedding included in the first
-    exit     norm, LM head, softmax, and the host's reading of token and confidence, at one looked-at exit
-    ahead    an exit check, and a pass of the segment after it that was launched before its answer was read; the rows are those
+    segment  one block of draft layers over `rows` tokens (backlog and new); the first segment includes the embedding
+    exit     norm, LM head and softmax at one active exit, and the host's wait for token and confidence
+    ahead    an exit check, and a pass of the next segment that was launched before the answer was read; the rows are those
              of the segment
     verify   the target's forward over `rows` = drafted + 1 positions, its head, and the decision
-    round    what is left: rollback and bookkeeping; `rows` = tokens drafted in the round (handing text to a reader is
-             the reader's time, and in no pass)
+    round    the rest: rollback and bookkeeping; `rows` = tokens drafted in the round (time in which the caller consumes
+             streamed text belongs to no pass)
 
-Passes over the prompt are in no round's time:
+Passes over the prompt belong to no round:
 
-    draft_prefill   through one segment of a draft with weights of its own, before the first pass that needs the segment; none
-                    where no pass does
-    target_prefill  through all layers of the target, before the first round
+    draft_prefill   one segment of a draft with its own weights, just before the first pass that needs the segment
+    target_prefill  all layers of the target, before the first round
 
-Draft and target push each other out of the caches: the first passes after a verification fetch the draft's weights anew, and
-a verification takes the longer, the more of the draft ran before it. A pass therefore has a *place*. That of a draft's pass
-is the how-manieth of its kind it is in its round through its weights (segments have their own, all exits share one norm and
-head); that of a verification is the number of segments that ran in its round.
+Draft and target push each other's weights out of the caches: the first draft passes after a verification fetch the draft's
+weights again, and a verification takes longer the more of the draft ran before it. A pass therefore has a *place*. The place of
+a draft pass is its 1-based index among passes of the same kind and weights in the round (each segment has its own weights; all
+exits share one norm and head). The place of a verification is the number of segments that ran in its round.
 """
 
 from collections import Counter, defaultdict
@@ -41,36 +40,38 @@ PASS_MODEL: dict[PassKind, PassModel] = {
     "draft_prefill": "draft",
     "target_prefill": "target",
 }
-"""The model whose profile holds the passes of a kind and whose latency prices them. A self-draft is both."""
+"""The model that runs a kind of pass: its profile holds the pass, and its latency prices it. A self-draft is both models."""
 PASS_KINDS: tuple[PassKind, ...] = tuple(PASS_MODEL)
 PassName: TypeAlias = tuple[PassKind, int, int]
 """Kind, stage, and rows or place."""
+WeightsKey: TypeAlias = tuple[PassKind, int]
+"""The weights that a pass reads, by kind and stage."""
 PREFILL_KINDS: tuple[PassKind, ...] = ("draft_prefill", "target_prefill")
-"""Over the prompt, and in no round."""
+"""Passes over the prompt."""
 SEGMENT_KINDS: tuple[PassKind, ...] = ("segment", "ahead")
-"""In which a segment of the draft runs."""
+"""Passes that run a segment of the draft in a round."""
 LAYER_KINDS: tuple[PassKind, ...] = (*SEGMENT_KINDS, "verify", *PREFILL_KINDS)
-"""In which layers run."""
+"""Passes that run layers."""
 GRAPH_ROW_WIDTHS = (1, 2, 4, 8, 16, 32)
-"""Rows of the passes through layers that the runtime captures as CUDA graphs; it pads narrower passes to the next of them."""
+"""Widths at which the runtime captures passes through layers as CUDA graphs. It pads narrower passes to the next width."""
 MAX_COUNT = 2**31 - 1
-"""Of stage, rows and cached tokens of a pass: what a 32-bit integer holds."""
+"""Limit of a pass's stage, rows and cached tokens: a 32-bit integer."""
 COLD_PLACES = 3
-"""Places of a segment's or exit's passes that are told apart; from the next one on they count as warm."""
+"""Places of a draft pass that are distinguished; later places count as warm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassShape:
-    """What one pass is, as far as its seconds care."""
+    """The properties of one pass that its seconds depend on."""
 
     kind: PassKind
     stage: int
-    """Zero-based segment or exit of the draft (among all its exits, looked at or not), of an ahead pass the segment; 0 for the
+    """Zero-based segment or exit of the draft, among all its exits, active or not; for an ahead pass the segment. 0 for the
     target's passes."""
     rows: int
     """Tokens in the pass."""
     cached_tokens: float
-    """Tokens in the KV cache before it; 0 for exit and round. A mean is allowed where many passes are summed up."""
+    """Tokens in the KV cache before the pass; 0 for exit and round. A mean over many passes is allowed."""
 
 
 class Line(NamedTuple):
@@ -88,7 +89,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassCount:
-    """Many passes of one kind, stage and number of rows, and the cached tokens they saw in sum."""
+    """Number of passes of one kind, stage and number of rows, and the sum of their cached tokens."""
 
     kind: PassKind
     stage: int
@@ -98,18 +99,18 @@ class PassCount:
 
     @property
     def mean_shape(self) -> PassShape:
-        """The shape whose seconds, times `num_passes`, are these passes' seconds (latency is linear in cached tokens)."""
+        """The shape with the mean cached tokens. Latency is linear in them, so the passes take `num_passes` times its seconds."""
         mean = self.cached_tokens_sum / self.num_passes
         return PassShape(kind=self.kind, stage=self.stage, rows=self.rows, cached_tokens=mean)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdCount:
-    """Passes at one place that is cold (`is_cold`)."""
+    """Number of passes at one cold place (`is_cold`)."""
 
     kind: PassKind
     stage: int
-    """Zero-based segment; 0 for exits, which share their weights, and for verifications."""
+    """Zero-based segment; 0 for exits, which share one head, and for verifications."""
     place: int
     num_passes: int
 
@@ -185,36 +186,39 @@ class PassSamples:
 
 
 def graph_width(rows: int) -> int | None:
-    """The width at which a pass of so many rows is captured; None for wider ones, which are launched kernel by kernel."""
+    """The width to which a captured pass is padded; None for wider passes, which are launched kernel by kernel."""
     return next((width for width in GRAPH_ROW_WIDTHS if width >= rows), None)
 
 
 def kind_label(kind: PassKind) -> str:
-    """A kind as messages name it: `target prefill`."""
+    """The kind in messages: `target prefill`."""
     return kind.replace("_", " ")
 
 
-def weights_of(kind: PassKind, stage: int) -> tuple[PassKind, int]:
-    """The weights a pass runs through, by kind and stage: all exits share one norm and head."""
+def weights_key(kind: PassKind, stage: int) -> WeightsKey:
+    """The weights that a pass reads; all exits share one norm and head."""
     return kind, 0 if kind == "exit" else stage
 
 
+def can_be_cold(kind: PassKind) -> bool:
+    """Whether the other model may evict the weights of such a pass within a round: draft passes and verifications."""
+    return kind == "verify" or (PASS_MODEL[kind] == "draft" and kind not in PREFILL_KINDS)
+
+
 def is_cold(kind: PassKind, place: int) -> bool:
-    """Whether a pass finds less of its weights in the caches than others: early in a round, or after more than one segment."""
-    if kind == "verify":
-        return place > 1
-    return PASS_MODEL[kind] == "draft" and kind not in PREFILL_KINDS and place <= COLD_PLACES
+    """Whether a pass finds fewer of its weights in the caches than usual: early in a round, or after several segments."""
+    return can_be_cold(kind) and (place > 1 if kind == "verify" else place <= COLD_PLACES)
 
 
-def places(passes: Iterable[tuple[PassKind, int]]) -> Iterator[int]:
-    """The place of every pass, given kind and stage in the order they ran: each `round` pass ends a round."""
-    so_far: Counter[tuple[PassKind, int]] = Counter()
+def places(passes: Iterable[WeightsKey]) -> Iterator[int]:
+    """The place of every pass, from kind and stage in the order they ran. Each `round` pass ends a round."""
+    num_passes: Counter[WeightsKey] = Counter()
     for kind, stage in passes:
         if kind == "verify":
-            yield len({segment for ran, segment in so_far if ran in SEGMENT_KINDS})
+            yield len({segment for ran_kind, segment in num_passes if ran_kind in SEGMENT_KINDS})
             continue
-        weights = weights_of(kind, stage)
-        so_far[weights] += 1
-        yield so_far[weights]
+        weights = weights_key(kind, stage)
+        num_passes[weights] += 1
+        yield num_passes[weights]
         if kind == "round":
-            so_far.clear()
+            num_passes.clear()

@@ -1,6 +1,6 @@
-"""Passes during which the process stood still: a stopped process, a suspended machine.
+"""Pauses: passes during which the process was stopped or the machine suspended.
 
-Such a pass says nothing about the device. It is left out of prices, replaced in sums of seconds, and named in a warning.
+Such a pass does not measure the device. Prices leave it out, sums of seconds replace it, and a warning reports it.
 """
 
 from collections import defaultdict
@@ -12,9 +12,9 @@ from perfmodel.core.units import Seconds, format_seconds
 from perfmodel.passes.passes import PASS_KINDS, PassKind, PassSample, PassSamples, kind_label
 
 MIN_PAUSE_S: Seconds = 1.0
-"""A shorter stall is ordinary competition for a processor, which the prices clamp."""
+"""A shorter stall is ordinary competition for the processor; prices clamp it."""
 MIN_PAUSE_RATIO = 30
-"""A pass that is slow by less may be slow by itself: a long context, weights read from a disk."""
+"""A pass below this ratio may be slow for its own reasons: a long context, weights read from a disk."""
 
 _LONGEST_SHOWN_S = 1_000_000
 _LARGEST_SHOWN_RATIO = 1_000_000_000
@@ -22,17 +22,17 @@ _LARGEST_SHOWN_RATIO = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """One pass that took at least `MIN_PAUSE_S` and `MIN_PAUSE_RATIO` times what its kind and stage takes."""
+    """One pass that took at least `MIN_PAUSE_S` and `MIN_PAUSE_RATIO` times its typical seconds."""
 
     kind: PassKind
     rows: int
     seconds: Seconds
     typical_s: Seconds
-    """The median of its kind and stage; more in proportion for a pass of more rows."""
+    """Median of its kind and stage, scaled up in proportion for a pass of more rows."""
 
     @property
     def ratio(self) -> float:
-        """How many times slower it was."""
+        """Its seconds over the typical ones."""
         return self.seconds / self.typical_s
 
 
@@ -59,7 +59,7 @@ def without_pauses(samples: PassSamples) -> PassSamples:
 
 
 def replace_pauses(samples: PassSamples) -> PassSamples:
-    """The samples with the typical seconds in place of each pause. The tokens of a paused pass count, so it must count too."""
+    """The samples with typical seconds in place of every pause. A paused pass emits its tokens, so it must cost something."""
     pauses = find_pauses(samples)
     seconds = list(samples.seconds)
     for index, pause in pauses.items():
@@ -97,7 +97,7 @@ def _ratio_text(ratio: float) -> str:
 
 
 def _medians(samples: PassSamples) -> dict[tuple[PassKind, int], tuple[int, Seconds]]:
-    """Median rows and seconds by kind and stage; of two values the lower, so that one pause of two is found."""
+    """Median rows and seconds by kind and stage; the lower of two values, so that a pause among two passes is detected."""
     groups: defaultdict[tuple[PassKind, int], list[PassSample]] = defaultdict(list)
     for sample in samples:
         groups[sample.kind, sample.stage].append(sample)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfmodel.core.blocks import Block, Printable
+from perfmodel.core.disk import PathLike
 from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Bytes, Frac, Tokens
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
@@ -150,11 +152,24 @@ class Plan(Printable):
         """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of the files that the plan was made from, by role."""
+        return {evidence.role: evidence.sha256 for evidence in self.evidence if evidence.sha256 is not None}
+
     def blocks(self, *, explain: bool = False) -> Sequence[Block]:
         """The answer of `s2d-plan` as blocks of text."""
         from perfmodel.results.plan_text import plan_blocks
 
         return plan_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the plan as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        PLAN_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",), inputs=self.inputs))
 
 
 PLAN_FILE = FileFormat(record=Plan, schema="s2d/plan", made_with="s2d-plan -o FILE")

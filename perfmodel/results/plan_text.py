@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from perfmodel.core.blocks import Block, Command, Facts, Paragraph, Table, sentence_blocks, short_note
+from perfmodel.core.blocks import PAGE_CHARS, Block, Command, Facts, Paragraph, Table, sentence_blocks, short_note
 from perfmodel.core.stats import WIDEST_FACTOR, Interval
 from perfmodel.core.units import (
     GIGA,
@@ -89,11 +90,17 @@ def _summary(plan: Plan) -> list[Block]:
     """One screen: request, plan and prediction, each in a few lines."""
     chosen = plan.chosen
     answer = [("plan", _plan_text(plan)), *([] if chosen.policy is None else [("prediction", _prediction_text(plan))])]
-    answer += [*evidence_facts(plan.evidence, is_short=True), ("memory", _memory_text(plan.memory))]
-    answer += [("batches", _batches_text(plan.batch_schedules))] if plan.batch_schedules else []
+    answer += [(role, _one_line(text)) for role, text in evidence_facts(plan.evidence, is_short=True)]
+    answer.append(("memory", _memory_text(plan.memory)))
+    answer += [("batches", _batches_text(plan.batch_schedules[:1]))] if plan.batch_schedules else []
     notes = [*cautions(plan), *(short_note(note).partition(". ")[0] for note in plan.notes)]
     remarks = [Facts([("note" if number == 0 else "", note) for number, note in enumerate(notes)], LABEL_CHARS)]
     return [Facts(_understood(plan), LABEL_CHARS), Facts(answer, LABEL_CHARS), *(remarks if notes else [])]
+
+
+def _one_line(value: str) -> str:
+    """As much of a fact as fits its line."""
+    return textwrap.shorten(value, PAGE_CHARS - LABEL_CHARS - 2, placeholder=" …")
 
 
 def _details(plan: Plan) -> list[Block]:
@@ -205,7 +212,8 @@ def _plan_text(plan: Plan) -> str:
 def _prediction_text(plan: Plan) -> str:
     predicted = plan.chosen.speedup
     rate, plain = format_rate(predicted.tokens_per_s), format_rate(predicted.plain_tokens_per_s)
-    return f"{rate}, {format_speedup(predicted.speedup.value)} plain decoding's {plain} (90 % interval {interval_text(predicted.speedup)})"
+    speedup, interval = format_speedup(predicted.speedup.value), interval_text(predicted.speedup)
+    return f"{rate}, {speedup} plain decoding's {plain} (90 % interval {interval})"
 
 
 def _overfitting_text(overfitting: Overfitting) -> str:

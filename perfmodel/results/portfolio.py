@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfmodel.core.blocks import Block, Printable
+from perfmodel.core.disk import PathLike
 from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Bytes
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
@@ -81,11 +83,29 @@ class Portfolio(Printable):
         """The smallest over the parts."""
         return min(part.chosen(choice).speedup.speedup.value for part in self.parts)
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of the files that the portfolio was made from, by role and part."""
+        return {
+            f"{evidence.role} of {part.name}": evidence.sha256
+            for part in self.parts
+            for evidence in part.evidence
+            if evidence.sha256 is not None
+        }
+
     def blocks(self, *, explain: bool = False) -> Sequence[Block]:
         """The answer of `s2d-plan --targets` as blocks of text."""
         from perfmodel.results.portfolio_text import portfolio_blocks
 
         return portfolio_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the portfolio as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        PORTFOLIO_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",), inputs=self.inputs))
 
 
 def _mean(values: Iterable[float]) -> float:

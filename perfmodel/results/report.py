@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perfmodel.core.blocks import Block, Printable
+from perfmodel.core.disk import PathLike
 from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Frac, Seconds, Tokens
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
@@ -107,11 +109,25 @@ class RunReport(Printable):
     predicted: Candidate | None = None
     """What the plan predicted; None where no plan was run."""
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of the plan and the models, by role."""
+        plan = {} if self.plan_sha256 is None else {"plan": self.plan_sha256}
+        return plan | {"target": self.target_sha256, "draft": self.draft_sha256}
+
     def blocks(self, *, explain: bool = False) -> Sequence[Block]:
         """The answer of `s2d-run` as blocks of text."""
         from perfmodel.results.report_text import report_blocks
 
         return report_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the report as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        REPORT_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",), inputs=self.inputs))
 
 
 REPORT_FILE = FileFormat(record=RunReport, schema="s2d/run-report", made_with="s2d-run --plan FILE -o FILE")

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfmodel.core.blocks import Block, Printable
+from perfmodel.core.disk import PathLike
 from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import Interval
 from perfmodel.core.units import Frac, Seconds
 from perfmodel.passes.device_key import DeviceKey
@@ -76,11 +78,24 @@ class Residuals(Printable):
         """Error of the speedup: the sum of the two."""
         return (self.predicted_speedup - self.measured_speedup.value) / self.measured_speedup.value
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of the plan and the report, by role."""
+        return {"plan": self.plan_sha256, "report": self.report_sha256}
+
     def blocks(self, *, explain: bool = False) -> Sequence[Block]:
         """The answer of `s2d-compare` as blocks of text."""
         from perfmodel.results.residuals_text import residuals_blocks
 
         return residuals_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the residuals as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        RESIDUALS_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",), inputs=self.inputs))
 
 
 RESIDUALS_FILE = FileFormat(record=Residuals, schema="s2d/residuals", made_with="s2d-compare -o FILE")

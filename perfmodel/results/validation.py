@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from perfmodel.core.blocks import Block, Printable
+from perfmodel.core.disk import PathLike
 from perfmodel.core.files import FileFormat
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import Interval, ratio_interval
 from perfmodel.core.units import Frac, Tokens, TokensPerS
 from perfmodel.passes.device_key import EngineMode
@@ -117,6 +119,14 @@ class Validation(Printable):
         from perfmodel.results.validation_text import validation_blocks
 
         return validation_blocks(self, explain=explain)
+
+    def save(self, path: PathLike) -> None:
+        """Write the validation as a file, whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        VALIDATION_FILE.write(path, self, make_provenance(argv=(f"{type(self).__name__}.save",)))
 
 
 VALIDATION_FILE = FileFormat(record=Validation, schema="s2d/validation", made_with="s2d-plan validate -o FILE")

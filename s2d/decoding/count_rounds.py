@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from perfmodel.passes.passes import PREFILL_KINDS, PassName, is_cold, places, weights_of
+from perfmodel.passes.passes import PREFILL_KINDS, PassName, is_cold, places, weights_key
 from perfmodel.replay.round_stats import RoundStats, cold_counts, pass_counts
 from s2d.decoding.clock import LapTag
 
@@ -28,7 +28,7 @@ def count_rounds(
         counts[kind, stage, rows] += 1
         cached[kind, stage, rows] += cached_tokens
         if is_cold(kind, place):
-            cold[*weights_of(kind, stage), place] += 1
+            cold[*weights_key(kind, stage), place] += 1
     positions = range(1, max(drafted for drafted, _ in blocks) + 1)
     return RoundStats(
         num_prompts=1,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import at_scale
 import pytest
 import torch
-from scale_models import acceptance_of, draft_of, tiny
+from details.scale_models import acceptance_of, draft_of, tiny
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import GIB

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from details.field_configs import ConfigCase, Storage
+from details.field_oracle import Counted, count
 from field import BYTES_TOLERANCE, config_problems, refusal_outcome, says_why, stored_bytes, summed_up, text_problems
-from field_configs import ConfigCase, Storage
-from field_oracle import Counted, count
 
 CONFIG = {
     "model_type": "llama",

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import captured_checks
-import first_checks
 import first_minutes
 import pytest
 import torch
-from first_checks import OK, SLOW, UNMEASURED, Checks, Outcome
+from details import first_checks
+from details.first_checks import OK, SLOW, UNMEASURED, Checks, Outcome
+from shared import captured_checks
 
 from perfmodel.passes.kernels import STANDARD_KERNELS, parse_kernels
 

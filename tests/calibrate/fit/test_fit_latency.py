@@ -110,7 +110,7 @@ def test_a_law_that_holds_exactly_is_found_again(exact_fit: LatencyFit) -> None:
 def test_a_model_nobody_ran_is_priced_from_the_others(exact_fit: LatencyFit) -> None:
     unseen = geometry(20, 128)
     fitted = FittedLatency(exact_fit, unseen, (), context_tokens=300)
-    setting = PassSetting(model=unseen, exit_layers=(), weights=plain_format("fp32"), batch=1, num_devices=1)
+    setting = PassSetting(model=unseen, weights=plain_format("fp32"))
     for rows in (1, 3, 8):
         line = TRUE_LAW.line(setting.work("verify", 0, rows), max_cached_tokens=512)
         assert fitted.line("verify", 0, rows).at(100) == pytest.approx(line.at(100), rel=0.02)
@@ -189,7 +189,7 @@ def test_steps_of_padded_passes_are_fitted_and_priced_at_the_width_that_is_launc
     assert fit.residual_frac < 2e-3
     unseen = geometry(20, 128)
     fitted = FittedLatency(fit, unseen, (), context_tokens=300)
-    setting = PassSetting(model=unseen, exit_layers=(), weights=plain_format("fp32"), batch=1, num_devices=1)
+    setting = PassSetting(model=unseen, weights=plain_format("fp32"))
     for rows, width in ((1, 1), (3, 4), (4, 4), (5, 8), (9, 16), (16, 16)):
         line = PER_ROW_LAW.line(setting.work("verify", 0, width), max_cached_tokens=512)
         assert fitted.line("verify", 0, rows).at(100) == pytest.approx(line.at(100), rel=0.02)

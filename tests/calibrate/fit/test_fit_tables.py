@@ -24,7 +24,6 @@ from perfmodel.core.errors import BadFile, BelowLowerBound, UnknownName
 from perfmodel.core.units import format_bytes_per_s, format_flops_per_s, format_frac, format_seconds
 from perfmodel.hardware.kernel_efficiency import EVIDENCE, kernel_costs, shipped_fit
 from perfmodel.models.find_model import find_model
-from perfmodel.passes.flops_bytes import layers_weights
 from perfmodel.passes.latency_law import FIT_FILE, LatencyFit, Law
 
 PUBLIC_TABLES = Path(__file__).parents[4] / "shared" / "data"
@@ -38,7 +37,7 @@ Row = dict[str, object]
 
 def layer_s(model: str, degree: int, rows: int) -> float:
     """The law by hand: floor, rows, and reading and computing that overlap."""
-    weights = layers_weights(find_model(TABLE_MODELS[model]), 1) / degree
+    weights = find_model(TABLE_MODELS[model]).layer_params / degree
     reading_s, computing_s = BYTE_S * 2 * weights, FLOP_S * 2 * rows * weights
     return FLOOR_S + ROW_S * rows + (reading_s**3 + computing_s**3) ** (1 / 3)
 
@@ -99,8 +98,8 @@ def test_the_fit_says_whose_it_is_and_what_it_covers(exact_fit: LatencyFit) -> N
     assert exact_fit.num_samples == 8 * len(FITTED_ROWS)
     domain = exact_fit.domain
     assert (domain.max_rows, domain.max_layers, domain.max_cached_tokens) == (256, 1, 0)
-    assert domain.min_layer_weight_bytes == 2 * layers_weights(find_model("llama-2-7b"), 1) / 8
-    assert domain.max_layer_weight_bytes == 2 * layers_weights(find_model("llama-2-70b"), 1)
+    assert domain.min_layer_weight_bytes == 2 * find_model("llama-2-7b").layer_params / 8
+    assert domain.max_layer_weight_bytes == 2 * find_model("llama-2-70b").layer_params
     for part in ("microsoft/vidur data/profiling (MIT)", LAYER_TABLE, ALL_REDUCE_TABLE, "12 all-reduces", "mean error 0.0 %"):
         assert part in exact_fit.source
 

@@ -71,7 +71,7 @@ def understood(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The device line of a plan, with what it was folded into."""
     assert main_plan(["--target", "vicuna-7b", *arguments]) == 0
     text = capsys.readouterr().out
-    return " ".join(text[text.index("\ndevice") : text.index("\nasked")].split())
+    return " ".join(text[text.index("\ndevice") : text.index("\nworkload")].split())
 
 
 def test_the_driver_is_asked_for_every_gpu_and_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_this_machines_cpu_is_planned_for(monkeypatch: pytest.MonkeyPatch, capsy
     cpu = Cpu(name="A CPU", vendor="", family="", num_cores=8, clock_hz=3e9, flags=frozenset({"avx2"}), memory_bytes=64 * GB)
     monkeypatch.setattr(module, "read_cpu", lambda: cpu)
     assert understood(capsys, "--device", "cpu") == "device 1 x A CPU, 8 threads, fp32, eager"
-    assert main_plan(["--target", "vicuna-7b", "--device", "cpu"]) == 0
+    assert main_plan(["--target", "vicuna-7b", "--device", "cpu", "--explain"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "roofline: estimated from 8 cores at 3.00 GHz" in text
     assert "nothing measured: s2d-profile latency gives real numbers, ± 50.0 % (one sigma)" in text

@@ -22,7 +22,7 @@ from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import EngineMode
-from perfmodel.passes.flops_bytes import kv_bytes_per_token
+from perfmodel.passes.flops_bytes import PassSetting, kv_bytes_per_token
 from perfmodel.passes.passes import PassKind
 from perfmodel.quantisation.weight_format import plain_format
 
@@ -95,7 +95,7 @@ def test_the_command_prints_the_frontier(capsys: pytest.CaptureFixture[str]) -> 
     assert main_plan(["design", "--target", "llama-2-70b", "--params", "350e6", "--device", "a100-80gb"]) == 0
     text = capsys.readouterr().out
     assert "2 x A100-80GB-SXM, bf16, graph" in text
-    assert "Choose the shallowest shape" in text
+    assert "Choose the shallowest shape" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_the_command_prints_the_frontier(capsys: pytest.CaptureFixture[str]) -> 
         (["--params", "1e9", "--device", "a1000"], "did you mean"),
         (["--draft", "no-such-draft"], "unknown target 'no-such-draft'"),
         (["--draft", "llama-160m", "--params", "1e9"], "not allowed with"),
-        ([], "shape of the arguments --params --draft is required"),
+        ([], "one of the arguments --params --draft is required"),
     ],
 )
 def test_a_wrong_call_gets_one_clear_error(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +130,11 @@ def test_a_draft_deeper_than_its_target_cannot_pay_where_launches_bind(drafted: 
 @pytest.mark.parametrize("drafted", [1, 3, 5, 12])
 def test_a_round_takes_its_drafted_tokens_and_one_verification(drafted: int) -> None:
     request, draft = replace(REQUEST, engine="graph", draft_tokens=drafted), find_model("llama-160m")
-    target = RooflineLatency(request.target, (), request.hardware, "fp16", "graph", 2, context_tokens=768)
+    target = RooflineLatency(
+        PassSetting(model=request.target, weights=plain_format("fp16"), num_devices=2, context_tokens=768),
+        request.hardware,
+        "graph",
+    )
 
     def pass_s(kind: PassKind, rows: int) -> float:
         return target.line(kind, 0, rows).at(768)
@@ -158,7 +162,7 @@ SMOL = ("--target", "smollm2-1.7b", "--engine", "eager", "--device", "a100-80gb"
     [
         (
             ("--params", "300e6"),
-            ("impossible (at most 6)", "32 layers and more cannot pay at 5 drafted tokens: a round yields"),
+            ("impossible (at most 6)", "32 layers and more cannot pay with 5 drafted tokens: a round yields"),
         ),
         (("--params", "300e6", "--draft-tokens", "1"), ("impossible (at most 2)", "cannot pay with 1 drafted token:")),
         (("--params", "1.6e9", "--draft-tokens", "12"), ("impossible (at most 13)",)),
@@ -220,8 +224,8 @@ def test_a_quantised_draft_is_priced_as_stored(tmp_path: Path, capsys: pytest.Ca
         (tmp_path / name / "config.json").write_text(json.dumps({**config, **more}), encoding="utf-8")
         assert main_plan(["design", "--target", "llama-3.1-70b", "--draft", str(tmp_path / name), "--device", "h100"]) == 0
         text = capsys.readouterr().out
-        assert ("weights AWQ int4, groups of 128, 4.16 bits; head 16 bits" in text) == (name == "awq")
-        seconds[name] = float(re.findall(r"([\d.]+) ms per token on one device", text)[0])
+        assert ("weights AWQ int4, groups of 128, 4.16 bits; head 16 bits" in " ".join(text.split())) == (name == "awq")
+        seconds[name] = float(re.findall(r"([\d.]+) ms per token on one device", " ".join(text.split()))[0])
     assert seconds["awq"] < 0.85 * seconds["plain"]
 
 

@@ -24,6 +24,7 @@ from tests.calibrate.factories import (
     make_profile,
     make_trace,
     provenance,
+    unfolded,
     write_profile,
 )
 from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
@@ -158,7 +159,7 @@ def test_targets_of_different_drafts_are_refused(tmp_path: Path) -> None:
         (["--targets", "vicuna-7b,llama-70b,llama-2-70b"], "target llama-2-70b is given twice"),
         (["--targets", "vicuna-7b,", "--device", "h100"], "unknown target ''"),
         (["--targets", "vicuna-7b,llama-70b", "--target", "vicuna-7b"], "--target names one target, --targets several"),
-        (["--targets", "vicuna-7b,llama-70b", "--trace", "x.npz"], "a trace knows its target: leave --targets out"),
+        (["--targets", "vicuna-7b,llama-70b", "--trace", "x.npz"], "a trace names its target: leave --targets out"),
         (["--targets", "vicuna-7b,llama-70b", "--by-category"], "--by-category splits the prompts of one target"),
         (["--target", "vicuna-7b", "--by-category", "--category", "x"], "--by-category plans for every category"),
         (["--trace", "no-such.npz", "--trace", "nor-this.npz"], "'no-such.npz': no such file."),
@@ -176,11 +177,12 @@ def test_what_cannot_be_a_portfolio_ends_with_2_and_one_message(
 def test_the_text_tells_every_choice_and_a_next_command_that_works(
     shipped: Portfolio, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main_plan(["--targets=vicuna-7b,llama-70b", "--dtype", "fp16"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    assert main_plan(["--targets=vicuna-7b,llama-70b", "--dtype", "fp16", "--explain"]) == 0
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
     assert any(line.startswith("a policy for each") and format_speedup(shipped.mean_speedup("own")) in line for line in lines)
     assert any(line.startswith("the best worst case") for line in lines)
-    assert any(line.startswith("no S2D draft is public; to make one: s2d-train draft ") for line in lines)
+    assert "no S2D draft is public; to make one: s2d-train draft " in unfolded(shown)
     following = shlex.split(lines[-1].removeprefix("next: "))
     assert following == ["s2d-plan", "--dtype", "fp16", "--target", "vicuna-7b", "-o", "plan.json"]
 

@@ -59,7 +59,8 @@ def test_a_plan_keeps_a_note_on_how_to_train_a_draft_that_is_not_public(vicuna: 
         "no S2D draft is public; to make one: s2d-train draft --target path/to/vicuna-7b --exits 6,9,12 --text chats.jsonl "
         "-o path/to/s2d-vicuna-12"
     )
-    assert vicuna.notes == plan_notes(vicuna) == (line,)
+    assert plan_notes(vicuna) == (line,)
+    assert vicuna.notes == ("other releases of vicuna-7b: --target vicuna-7b-v1.3", line)
     assert plan_notes(resting_on(vicuna, "roofline", "traced")) == ()
     assert unpublished_note(find_draft("ref-draft")) is None
 

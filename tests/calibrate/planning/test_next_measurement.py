@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from calibrate.commands.compare_cli import main_compare
-from calibrate.commands.plan_cli import _parser as plan_parser
-from calibrate.commands.plan_cli import main_plan
+from calibrate.commands.plan_cli import main_plan, plan_parser
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.next_measurement import ComparedFiles, Errors, explained_frac, next_step
 from perfmodel.core.files import Stored

@@ -15,7 +15,7 @@ from perfmodel.passes.latency_law import FIT_FILE
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import model_weight_bytes, plain_format
 from perfmodel.results.plan import PLAN_FILE, Plan
-from tests.calibrate.factories import make_trace, provenance
+from tests.calibrate.factories import make_trace, provenance, unfolded
 from tests.calibrate.inputs.test_find_target import MODELOPT, REFERENCE, write_config
 from tests.perfmodel.latency.test_latency_model import FIT
 
@@ -39,7 +39,8 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 
 
 def design(capsys: pytest.CaptureFixture[str], target: Path, *argv: str) -> tuple[int, str, str]:
-    return run(capsys, "design", "--target", str(target), "--params", "300e6", "--device", "a100", *argv)
+    code, out, err = run(capsys, "design", "--target", str(target), "--params", "300e6", "--device", "a100", *argv)
+    return code, unfolded(out), err
 
 
 def planned(tmp_path: Path, block: dict[str, Any] | None, *argv: str) -> Plan:
@@ -59,7 +60,7 @@ def test_a_design_says_how_the_target_is_stored(tmp_path: Path, capsys: pytest.C
     assert "--dtype" not in err
     _, as_asked, _ = design(capsys, config, "--dtype", "bf16")
     assert "AWQ" not in as_asked
-    assert "on 1 x A100-80GB-SXM, bf16, graph" in as_asked
+    assert "device 1 x A100-80GB-SXM, bf16, graph" in as_asked
 
 
 def test_the_file_beside_a_silent_config_halves_the_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +73,7 @@ def test_the_file_beside_a_silent_config_halves_the_devices(tmp_path: Path, caps
     (config.parent / "hf_quant_config.json").write_text(json.dumps(MODELOPT), encoding="utf-8")
     code, out, _ = design(capsys, config)
     assert code == 0
-    assert "on 8 x A100-80GB-SXM" in out
+    assert "device 8 x A100-80GB-SXM" in out
 
 
 def test_a_method_that_is_not_known_is_refused_unless_a_dtype_is_given(
@@ -81,7 +82,7 @@ def test_a_method_that_is_not_known_is_refused_unless_a_dtype_is_given(
     config = write_config(tmp_path / "mine", LLAMA_8B | {"quantization_config": {"quant_method": "qwq"}})
     code, out, err = design(capsys, config)
     assert (code, out) == (2, "")
-    assert err.startswith("s2d-plan design: model 'mine' is stored quantised by 'qwq', a method whose bits are not known")
+    assert err.startswith("s2d-plan: model 'mine' is stored quantised by 'qwq', a method whose bits are not known")
     code, out, err = design(capsys, config, "--dtype", "q4_k_m")
     assert (code, err) == (0, "")
     assert "weights llama.cpp Q4_K_M, 4.8 bits; head 6.56 bits; embedding 4.5 bits" in out

@@ -186,4 +186,4 @@ def test_the_design_s_text_tells_the_head(capsys: pytest.CaptureFixture[str]) ->
     assert main_plan([*question, "--draft-vocab", "32000"]) == 0
     text = capsys.readouterr().out
     assert "\nhead    32000 of 128256 tokens\n" in text
-    assert "What the head saves went into the layers" in " ".join(text.split())
+    assert "The weights saved in the head went into the layers" in " ".join(text.split())

@@ -117,7 +117,7 @@ def test_a_power_of_two_is_preferred_and_the_models_limit_said() -> None:
     usable_bytes = 0.9 * l4.memory_bytes
     for needed, degrees, expected in ((2.5, (1, 2, 3, 4), 4), (2.5, (1, 3), 3), (0.5, (1, 2), 1)):
         assert num_devices_to_fit(l4, needed * usable_bytes, degrees=degrees) == expected
-    with pytest.raises(OutOfDomain, match="The target can be shared by at most 2: take a larger device"):
+    with pytest.raises(OutOfDomain, match="The target can be split over at most 2: take a larger device"):
         num_devices_to_fit(l4, 3 * usable_bytes, degrees=(1, 2))
 
 

@@ -6,6 +6,7 @@ from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.find_model import find_draft
 from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.passes import PassKind
 from perfmodel.quantisation.weight_format import plain_format
 
@@ -15,7 +16,10 @@ CONTEXT = 768
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_the_parts_of_a_drafted_token_add_up_to_its_price(engine: EngineMode) -> None:
-    latency = RooflineLatency(DRAFT.model, DRAFT.exit_layers, A100, "bf16", engine, context_tokens=CONTEXT)
+    setting = PassSetting(
+        model=DRAFT.model, exit_layers=DRAFT.exit_layers, weights=plain_format("bf16"), context_tokens=CONTEXT
+    )
+    latency = RooflineLatency(setting, A100, engine)
     expected = 0.0
     for stage, cost in enumerate(exit_costs(DRAFT, A100, "bf16", engine, context_tokens=CONTEXT)):
         kinds: tuple[PassKind, ...] = ("segment", "exit")

@@ -14,7 +14,9 @@ from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_draft
 from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_profile import LatencyProfile
+from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.results.plan import PLAN_FILE, Plan
 from perfmodel.results.report import REPORT_FILE
 from tests.calibrate.factories import (
@@ -104,7 +106,9 @@ def test_no_datasheet_has_tokens_that_are_faster_one_by_one(engine: EngineMode) 
     num_priced = 0
     for hardware in KNOWN_HARDWARE:
         try:
-            latency = RooflineLatency(draft.model, draft.exit_layers, hardware, "bf16", engine)
+            weights = plain_format(hardware.compute_dtype("bf16"))
+            setting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=weights)
+            latency = RooflineLatency(setting, hardware, engine)
         except UserInputError:  # a device without this dtype or engine
             continue
         num_priced += 1

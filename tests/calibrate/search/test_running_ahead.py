@@ -13,8 +13,10 @@ from perfmodel.core.files import Stored
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_draft
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassSample, PassSamples
+from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.results.plan import PLAN_FILE, Plan
 from tests.calibrate.factories import (
     SECONDS,
@@ -98,7 +100,8 @@ def test_no_law_is_fitted_to_what_ran_ahead() -> None:
 
 def test_a_law_prices_it_with_its_wait_so_that_no_datasheet_recommends_it() -> None:
     draft = find_draft("s2d")
-    latency = RooflineLatency(draft.model, draft.exit_layers, find_hardware("H100-SXM"), "bf16", "graph")
+    setting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=plain_format("bf16"))
+    latency = RooflineLatency(setting, find_hardware("H100-SXM"), "graph")
     for stage in (1, 2):
         (ahead_s, _), (exit_s, _), (segment_s, _) = (
             latency.line(kind, at, 1) for kind, at in (("ahead", stage), ("exit", stage - 1), ("segment", stage))

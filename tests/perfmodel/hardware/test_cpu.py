@@ -1,4 +1,4 @@
-"""A CPU read from texts of other machines, and from this one."""
+"""A CPU read from system files of other machines, and of this one."""
 
 import pytest
 
@@ -39,11 +39,11 @@ def x86(
         (x86("avx2 avx512f", vendor="AuthenticAMD", family=26), 64),
     ],
 )
-def test_the_peak_is_cores_times_clock_times_what_the_vectors_do(cpu: Cpu, fp32_flops_per_cycle: int) -> None:
+def test_the_peak_is_cores_times_clock_times_flop_per_cycle(cpu: Cpu, fp32_flops_per_cycle: int) -> None:
     assert cpu_hardware(cpu).peak_flops_per_s["fp32"] == 4 * 2 * GIGA * fp32_flops_per_cycle
 
 
-def test_a_dtype_is_there_only_with_the_instructions_for_it() -> None:
+def test_a_dtype_needs_its_instructions() -> None:
     plain, vectors, matrices = (cpu_hardware(x86(f"avx512f {flags}")) for flags in ("", "avx512_bf16", "avx512_bf16 amx_bf16"))
     assert set(plain.peak_flops_per_s) == {"fp32"}
     assert plain.default_dtype == "fp32"
@@ -55,12 +55,12 @@ def test_a_dtype_is_there_only_with_the_instructions_for_it() -> None:
         plain.compute_dtype("bf16")
 
 
-def test_threads_of_one_core_count_once_and_only_usable_cores_count() -> None:
+def test_only_usable_physical_cores_count() -> None:
     assert x86("avx2", cores=8, threads=2).num_cores == 8
     assert x86("avx2", cores=8, threads=2, usable=3).num_cores == 3
 
 
-def test_an_arm_machine_has_its_features_and_an_assumed_clock() -> None:
+def test_an_arm_cpu_has_its_features_and_an_assumed_clock() -> None:
     text = "\n".join(ARM.format(number=number) for number in range(4))
     cpu = parse_cpu(text, max_clock_khz=None, num_usable=4, memory_bytes=8 * GB)
     assert (cpu.num_cores, cpu.clock_hz) == (4, 2.5 * GIGA)
@@ -69,20 +69,20 @@ def test_an_arm_machine_has_its_features_and_an_assumed_clock() -> None:
     assert {"bf16", "fp16"} <= set(hardware.peak_flops_per_s)
 
 
-def test_the_highest_clock_counts_where_the_system_tells_it() -> None:
+def test_the_highest_clock_is_used_if_the_system_reports_it() -> None:
     cpu = parse_cpu("", max_clock_khz="3400000\n", num_usable=2, memory_bytes=8 * GB)
     assert (cpu.clock_hz, cpu.num_cores) == (3.4 * GIGA, 2)
     assert cpu.name
-    silent = parse_cpu("processor : 0\ncpu MHz : 0.000\n", max_clock_khz=None, num_usable=2, memory_bytes=8 * GB)
-    assert silent.clock_hz == 2.5 * GIGA
+    without_clock = parse_cpu("processor : 0\ncpu MHz : 0.000\n", max_clock_khz=None, num_usable=2, memory_bytes=8 * GB)
+    assert without_clock.clock_hz == 2.5 * GIGA
 
 
-def test_bandwidth_grows_with_cores_up_to_the_memory() -> None:
+def test_bandwidth_grows_with_cores_up_to_that_of_the_memory() -> None:
     rates = [cpu_hardware(x86("avx2", cores=cores)).memory_bytes_per_s for cores in (1, 2, 8, 16, 32)]
     assert rates == [12 * GB, 24 * GB, 51.2 * GB, 51.2 * GB, 204.8 * GB]
 
 
-def test_a_cpu_says_that_nothing_was_measured_and_how_to_measure() -> None:
+def test_the_labels_of_a_cpu_name_its_missing_measurement() -> None:
     hardware = cpu_hardware(x86("avx2"))
     assert hardware.name == "A CPU"
     assert hardware.error_frac == 0.5

@@ -1,4 +1,4 @@
-"""A user's device file: read as it stands, or one clear error."""
+"""A device file is read exactly, or refused with one clear error."""
 
 import json
 import re
@@ -27,7 +27,7 @@ fp16 = 154.8e12
 bf16 = 154.8e12
 """
 MEASURED = "expected a device whose kernels were measured, 'a100-80gb-sxm' or 'h100-sxm'"
-KINSHIPS = "expected one of 'same-chip', 'neighbour', 'distant', 'unrelated'"
+SIMILARITIES = "expected one of 'same-chip', 'neighbour', 'distant', 'unrelated'"
 
 
 def written(tmp_path: Path, text: str, name: str = "my-gpu.toml") -> Path:
@@ -39,13 +39,13 @@ def written(tmp_path: Path, text: str, name: str = "my-gpu.toml") -> Path:
 def refusal(path: Path) -> str:
     with pytest.raises(BadFile) as caught:
         read_hardware(path)
-    said = str(caught.value)
-    assert said.startswith(f"'{path}': ")
-    assert said.endswith(". docs/hardware.md has a whole example.")
-    return said.removeprefix(f"'{path}': ").removesuffix(". docs/hardware.md has a whole example.")
+    message = str(caught.value)
+    assert message.startswith(f"'{path}': ")
+    assert message.endswith(". docs/hardware.md has an example.")
+    return message.removeprefix(f"'{path}': ").removesuffix(". docs/hardware.md has an example.")
 
 
-def test_a_toml_and_a_json_file_say_the_same(tmp_path: Path) -> None:
+def test_toml_and_json_files_give_the_same_device(tmp_path: Path) -> None:
     import tomllib
 
     toml = read_hardware(written(tmp_path, TOML))
@@ -54,31 +54,31 @@ def test_a_toml_and_a_json_file_say_the_same(tmp_path: Path) -> None:
     assert toml.sha256 != same.sha256
 
 
-def test_a_file_is_a_row_with_its_relatives_costs(tmp_path: Path) -> None:
+def test_a_device_of_a_file_has_the_costs_of_its_reference_device(tmp_path: Path) -> None:
     hardware = read_hardware(written(tmp_path, TOML)).hardware
     assert (hardware.memory_bytes, hardware.peak_flops_per_s["bf16"]) == (48 * GB, 154.8 * TERA)
     assert hardware.links == (Link(kind="pcie", bytes_per_s=32 * GB, max_devices=8),)
-    assert hardware.layer_floor_s == find_hardware("a100").layer_floor_s
+    assert hardware.costs.layer_floor_s == find_hardware("a100").costs.layer_floor_s
     assert (hardware.error_frac, hardware.kernels_label) == (0.20, "kernel times scaled from A100-80GB-SXM (neighbour)")
 
 
-def test_a_device_may_stand_alone(tmp_path: Path) -> None:
+def test_a_device_may_have_no_links(tmp_path: Path) -> None:
     alone = re.sub(r"links = .*", "links = []", TOML)
     assert read_hardware(written(tmp_path, alone)).hardware.max_devices == 1
 
 
-def test_a_file_is_told_by_its_suffix() -> None:
+def test_a_file_is_recognised_by_its_suffix() -> None:
     assert is_hardware_file("my-gpu.toml")
     assert is_hardware_file("folder/MY.JSON")
     assert not is_hardware_file("a100")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "problem"),
     [
         ("memory_bytes =", "memory_byte =", "device: unknown key 'memory_byte' (did you mean 'memory_bytes'?)"),
         ("similarity =", "colour =", "device: unknown key 'colour'"),
-        ("similarity =", "num_threads = 4\nkinship =", "device: unknown key 'num_threads'"),
+        ("similarity =", "num_threads = 4\nkind =", "device: unknown key 'num_threads'"),
         ("memory_bytes = 48e9\n", "", "device: missing key 'memory_bytes'"),
         ('name = "NVIDIA RTX A6000"\n', "", "device: missing key 'name'"),
         ("= 48e9", '= "48 GB"', "device.memory_bytes: expected a whole number, got '48 GB'"),
@@ -97,23 +97,23 @@ def test_a_file_is_told_by_its_suffix() -> None:
         ("= 8 }", "= 80 }", "device.links[0]: max_devices is 80, expected 2 to 8"),
         ('"a100"', '"4090"', f"device.reference_device: {MEASURED}, got '4090'"),
         ('"a100"', "100", f"device.reference_device: {MEASURED}, got 100"),
-        ('"neighbour"', '"itself"', f"device.similarity: {KINSHIPS}, got 'itself'"),
-        ('"NVIDIA RTX A6000"', '"H100"', "device.name: 'H100' is the name of the known device H100-SXM: give another"),
-        ('"NVIDIA RTX A6000"', '"cpu"', "device.name: 'cpu' is the name of this machine's CPU: give another"),
+        ('"neighbour"', '"itself"', f"device.similarity: {SIMILARITIES}, got 'itself'"),
+        ('"NVIDIA RTX A6000"', '"H100"', "device.name: 'H100' is the name of the known device H100-SXM: give another name"),
+        ('"NVIDIA RTX A6000"', '"cpu"', "device.name: 'cpu' is the name of this machine's CPU: give another name"),
         ('"NVIDIA RTX A6000"', '""', "device: name or spec_source is empty, expected a name and where the numbers are from"),
     ],
 )  # fmt: skip
-def test_a_bad_file_is_answered_with_one_clear_error(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_a_bad_file_is_answered_with_one_clear_error(tmp_path: Path, old: str, new: str, problem: str) -> None:
     assert TOML.count(old) == 1
-    assert refusal(written(tmp_path, TOML.replace(old, new))).startswith(said)
+    assert refusal(written(tmp_path, TOML.replace(old, new))).startswith(problem)
 
 
-def test_all_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
+def test_all_missing_keys_are_listed_in_one_error(tmp_path: Path) -> None:
     assert refusal(written(tmp_path, 'name = "x"')).startswith("device: missing key 'peak_flops_per_s', 'memory_bytes_per_s', ")
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "problem"),
     [
         ("my.toml", "name =", "this is not TOML (Invalid value"),
         ("my.json", "{", "this is not JSON (Expecting property name"),
@@ -121,11 +121,11 @@ def test_all_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
         ("my.json", '{"name": "a", "name": "b"}', "this is not JSON (the key 'name' is repeated)"),
     ],
 )
-def test_what_is_no_toml_or_json_is_told(tmp_path: Path, name: str, text: str, said: str) -> None:
-    assert refusal(written(tmp_path, text, name)).startswith(said)
+def test_a_file_that_is_not_toml_or_json_is_refused(tmp_path: Path, name: str, text: str, problem: str) -> None:
+    assert refusal(written(tmp_path, text, name)).startswith(problem)
 
 
-def test_bytes_that_are_no_text_and_files_that_are_not_there_are_told(tmp_path: Path) -> None:
+def test_binary_and_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_bytes(b"\xff\xfe\x00")
     assert refusal(tmp_path / "my.toml") == "this is not a text file"
     with pytest.raises(BadFile, match="no such file"):

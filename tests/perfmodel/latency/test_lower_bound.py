@@ -28,7 +28,7 @@ from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.known_models import KNOWN_MODELS
 from perfmodel.passes.device_key import DeviceKey, EngineMode
-from perfmodel.passes.flops_bytes import PassSetting, layers_work
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_law import FitDomain, LatencyFit
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassKind, PassSamples, PassShape
@@ -42,11 +42,9 @@ VERIFY = PassShape(kind="verify", stage=0, rows=1, cached_tokens=100)
 WEIGHT_BYTES_7B = 2 * (LLAMA_7B.num_params - LLAMA_7B.vocab_size * LLAMA_7B.hidden_size - LLAMA_7B.hidden_size)
 BOUND_7B_S = (WEIGHT_BYTES_7B + 100 * 2**19 - 288 * MIB) / (2039 * GB)
 
-every_row = pytest.mark.parametrize("hardware", KNOWN_HARDWARE, ids=lambda hardware: hardware.name)
-
 
 def setting_of(model: ModelGeometry = LLAMA_7B, dtype: Dtype = "bf16", *, num_devices: int = 1) -> PassSetting:
-    return PassSetting(model=model, exit_layers=(), weights=dtype_format(dtype, model), batch=1, num_devices=num_devices)
+    return PassSetting(model=model, weights=dtype_format(dtype, model), num_devices=num_devices)
 
 
 def profile_of(
@@ -86,7 +84,7 @@ def test_a_long_prompt_is_bound_by_its_arithmetic() -> None:
 
 def test_weights_that_fit_in_the_caches_may_take_no_time_to_read() -> None:
     tiny = find_model("tinyllama-1.1b")
-    work = layers_work(tiny, num_layers=2, head_rows=0, rows=1, batch=1, num_devices=1, weights=plain_format("bf16"))
+    work = setting_of(tiny).layers_work(2, rows=1)
     assert work.weight_bytes < MAX_CACHE_BYTES
     assert work_lower_bound(work, 100, H100, plain_format("bf16")).read_s == 0.0
 
@@ -122,9 +120,9 @@ def test_a_layer_with_a_window_reads_no_more_than_it() -> None:
 )
 def test_the_peak_is_that_of_the_fastest_path_the_weights_can_take(device: str, dtype: Dtype, tera_flops: float) -> None:
     """A100: TF32 at 156 TFLOP/s, integer cores; a V100 has no bf16, whose weights it can only unpack."""
-    weights = dtype_format(dtype, LLAMA_7B)
-    work = layers_work(LLAMA_7B, num_layers=1, head_rows=0, rows=1, batch=1, num_devices=1, weights=weights)
-    assert work_lower_bound(work, 0, find_hardware(device), weights).flops_per_s == tera_flops * TERA
+    setting = setting_of(dtype=dtype)
+    bound = work_lower_bound(setting.layers_work(1, rows=1), 0, find_hardware(device), setting.weights)
+    assert bound.flops_per_s == tera_flops * TERA
 
 
 def test_a_profile_twice_as_fast_as_its_bound_is_refused_with_the_bound_and_its_reason() -> None:
@@ -197,7 +195,7 @@ def test_a_fitted_price_below_its_lower_bound_is_refused() -> None:
     )
     assert message.endswith("Fit again with wider models, or leave the fit out: the datasheet prices it.")
     plausible = FittedLatency(fit_of(weight_share=1), LLAMA_7B, (), context_tokens=100)
-    roofline = RooflineLatency(LLAMA_7B, (), A100, "bf16", "graph")
+    roofline = RooflineLatency(setting_of(), A100, "graph")
     assert plausible.line("verify", 0, 1) == roofline.line("verify", 0, 1)
 
 
@@ -209,13 +207,15 @@ def test_a_fit_without_a_cost_of_cache_reads_is_refused_at_its_context() -> None
         FittedLatency(free_kv, LLAMA_7B, (), context_tokens=65536).line("verify", 0, 1)
 
 
-@every_row
-def test_no_row_exceeds_its_datasheet(hardware: Hardware) -> None:
+def test_no_row_exceeds_its_datasheet() -> None:
     """This keeps a roofline above the lower bound."""
-    assert all(0 < share <= 1 for share in hardware.weight_bandwidth_frac.values())
-    assert hardware.weight_bandwidth_frac.keys() == set(get_args(WeightKernels))
-    assert 0 < hardware.flops_frac <= 1
-    assert min(hardware.layer_floor_s, hardware.attn_floor_s) >= 0
+
+    def is_within(row: Hardware) -> bool:
+        shares = row.weight_bandwidth_frac
+        has_shares = shares.keys() == set(get_args(WeightKernels)) and all(0 < share <= 1 for share in shares.values())
+        return has_shares and 0 < row.costs.flops_frac <= 1 and min(row.costs.layer_floor_s, row.costs.attn_floor_s) >= 0
+
+    assert not [row.name for row in KNOWN_HARDWARE if not is_within(row)]
 
 
 @given(
@@ -247,7 +247,7 @@ def test_a_roofline_is_never_below_the_lower_bound(
     setting = PassSetting(
         model=model, exit_layers=exits, weights=dtype_format(dtype, model), batch=batch, num_devices=num_devices
     )
-    roofline = RooflineLatency(model, exits, hardware, dtype, engine, num_devices, batch, context_tokens=context_tokens)
+    roofline = RooflineLatency(replace(setting, context_tokens=context_tokens), hardware, engine)
     for cached_tokens in (0, context_tokens // 2, context_tokens):
         shape = PassShape(kind=kind, stage=0, rows=rows, cached_tokens=cached_tokens)
         assert roofline.line(kind, 0, rows).at(cached_tokens) >= pass_lower_bound(setting, shape, hardware).seconds * (1 - 1e-9)

@@ -20,10 +20,12 @@ WHOLE, VOCAB, WIDTH = DRAFT.model, DRAFT.model.vocab_size, DRAFT.model.hidden_si
 A100 = find_hardware("a100")
 
 
+def setting_of(tokens: int | None) -> PassSetting:
+    return PassSetting(model=with_reduced_head(WHOLE, tokens), exit_layers=DRAFT.exit_layers, weights=plain_format("bf16"))
+
+
 def exit_work(tokens: int | None, rows: int = 1) -> PassWork:
-    model = with_reduced_head(WHOLE, tokens)
-    setting = PassSetting(model=model, exit_layers=DRAFT.exit_layers, weights=plain_format("bf16"), batch=1, num_devices=1)
-    return setting.work("exit", 1, rows)
+    return setting_of(tokens).work("exit", 1, rows)
 
 
 @given(st.integers(1, VOCAB), st.integers(1, 16))
@@ -39,9 +41,7 @@ def test_an_exit_check_reads_and_computes_in_proportion_to_the_tokens_it_can_say
 @pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_only_exit_checks_become_faster_and_their_wait_for_the_host_stays(engine: EngineMode) -> None:
     tokens = 8192
-    whole, reduced = (
-        RooflineLatency(with_reduced_head(WHOLE, said), DRAFT.exit_layers, A100, "bf16", engine) for said in (None, tokens)
-    )
+    whole, reduced = (RooflineLatency(setting_of(head_tokens), A100, engine) for head_tokens in (None, tokens))
     for stage in range(3):
         assert reduced.line("segment", stage, 1) == whole.line("segment", stage, 1)
         (reduced_s, _), (whole_s, _) = (one.line("exit", stage, 1) for one in (reduced, whole))

@@ -69,4 +69,4 @@ def test_a_long_list_of_models_is_cut_in_the_summary() -> None:
 def test_a_fit_to_one_model_has_an_assumed_error() -> None:
     text = str(replace(FIT, held_out_error_frac=None, held_out_90_frac=None))
     assert "because one model was fitted: ± 20.0 % is assumed." in " ".join(text.split())
-    assert text.endswith("profile\nother shapes:\n\n  s2d-profile law")
+    assert text.endswith(" other shapes:\n\n  s2d-profile law")

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from perfmodel.core.errors import BadPolicy
 from perfmodel.models.find_model import find_draft, find_model
-from perfmodel.passes.flops_bytes import PassSetting, attn_flops, kv_bytes_per_token, layers_work
+from perfmodel.passes.flops_bytes import PassSetting, attn_flops, kv_bytes_per_token
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import model_weight_bytes, plain_format
 
@@ -18,12 +18,8 @@ def setting_of(exit_layers: tuple[int, ...] = (), *, num_devices: int = 1, batch
 
 
 def test_a_7b_layer_is_405_mb_and_its_head_two_thirds_of_that() -> None:
-    layer = layers_work(
-        LLAMA_7B, num_layers=1, head_rows=0, rows=1, batch=1, num_devices=1, weights=plain_format("fp16")
-    ).weight_bytes
-    head = layers_work(
-        LLAMA_7B, num_layers=0, head_rows=1, rows=0, batch=1, num_devices=1, weights=plain_format("fp16")
-    ).weight_bytes
+    setting = PassSetting(model=LLAMA_7B, weights=plain_format("fp16"))
+    layer, head = setting.layers_work(1, rows=1).weight_bytes, setting.layers_work(0, rows=0, head_rows=1).weight_bytes
     assert layer == pytest.approx(405e6, rel=1e-3)
     assert head / layer == pytest.approx(0.65, abs=0.005)
 
@@ -40,10 +36,10 @@ def test_a_step_reads_all_weights_but_the_embedding_and_the_final_norm() -> None
 
 
 def test_segments_and_the_head_make_up_the_fixed_exit() -> None:
-    draft = PassSetting(model=DRAFT.model, exit_layers=DRAFT.exit_layers, weights=BF16, batch=1, num_devices=1)
+    draft = PassSetting(model=DRAFT.model, exit_layers=DRAFT.exit_layers, weights=BF16)
     segments = [draft.work("segment", stage, 1) for stage in range(3)]
     assert [work.num_layers for work in segments] == [6, 3, 3]
-    whole = PassSetting(model=DRAFT.model, exit_layers=(), weights=BF16, batch=1, num_devices=1).work("verify", 0, 1)
+    whole = PassSetting(model=DRAFT.model, weights=BF16).work("verify", 0, 1)
     parts = sum(work.weight_bytes for work in segments) + draft.work("exit", 2, 1).weight_bytes
     assert parts == whole.weight_bytes
 

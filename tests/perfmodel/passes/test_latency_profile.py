@@ -18,7 +18,7 @@ from tests.calibrate.factories import provenance, target_profile
         ("cached_tokens", -1, "cached_tokens holds -1, expected 0 to 2147483647"),
         ("stage", -1, "stage holds -1, expected 0 to 2147483647"),
         ("stage", 2**64, "expected 0 to 2147483647"),
-        ("stage", 1, "samples hold a pass of stage 1, expected at most 0: stages count the exits"),
+        ("stage", 1, "samples hold a pass of stage 1, expected at most 0: one per exit"),
     ],
 )
 def test_a_pass_that_no_model_can_run_is_refused_on_reading(tmp_path: Path, column: str, value: int, problem: str) -> None:

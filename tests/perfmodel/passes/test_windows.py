@@ -18,7 +18,7 @@ A100 = find_hardware("a100")
 
 
 def verify_work(context_tokens: int | None, model=EVERY_OTHER, *, batch: int = 1, rows: int = 1) -> PassWork:
-    setting = PassSetting(model=model, exit_layers=(), weights=BF16, batch=batch, num_devices=1, context_tokens=context_tokens)
+    setting = PassSetting(model=model, weights=BF16, batch=batch, context_tokens=context_tokens)
     return setting.work("verify", 0, rows)
 
 
@@ -28,7 +28,7 @@ def kv_bytes_read(context_tokens: int, **more) -> float:
 
 
 def verify_s(model, context_tokens: int, *, priced_at: int) -> float:
-    latency = RooflineLatency(model, (), A100, BF16, "graph", context_tokens=priced_at)
+    latency = RooflineLatency(PassSetting(model=model, weights=BF16, context_tokens=priced_at), A100, "graph")
     return latency.line("verify", 0, 1).at(context_tokens)
 
 
@@ -69,7 +69,7 @@ def test_a_price_is_exact_where_it_is_made_and_never_too_low_elsewhere(context: 
 
 
 def test_without_a_context_a_model_with_windows_has_no_price() -> None:
-    with pytest.raises(ValueError, match="'gemma-2-9b' has layers with a window, which have no price without a context"):
+    with pytest.raises(ValueError, match="'gemma-2-9b' has layers with a window: its price needs a context"):
         verify_work(None)
     assert verify_work(None, NONE).window_kv_bytes == 0
 

@@ -95,13 +95,13 @@ def test_layers_are_read_at_the_rate_of_their_kernels_and_the_head_at_its_own() 
     shares = A100.weight_bandwidth_frac
     assert law.weight_byte_s == pytest.approx(1 / (A100.memory_bytes_per_s * shares["int4"]))
     assert law.head_byte_s == plain.head_byte_s == plain.weight_byte_s == pytest.approx(1 / (2039e9 * shares["bf16"]))
-    setting = PassSetting(model=LLAMA_8B, exit_layers=(), weights=weights, batch=1, num_devices=1)
+    setting = PassSetting(model=LLAMA_8B, weights=weights)
     work = setting.work("verify", 0, 1)
     assert work.head_bytes == head_bytes(LLAMA_8B, weights) == 2 * LLAMA_8B.head_params
     assert work.weight_bytes == work.layer_bytes + work.head_bytes
     quick = replace(weights, head_bits=4.0)
-    saved_s = RooflineLatency(LLAMA_8B, (), A100, weights, "graph").line("verify", 0, 1).base_s
-    saved_s -= RooflineLatency(LLAMA_8B, (), A100, quick, "graph").line("verify", 0, 1).base_s
+    saved_s = RooflineLatency(PassSetting(model=LLAMA_8B, weights=weights), A100, "graph").line("verify", 0, 1).base_s
+    saved_s -= RooflineLatency(PassSetting(model=LLAMA_8B, weights=quick), A100, "graph").line("verify", 0, 1).base_s
     assert saved_s == pytest.approx(1.5 * LLAMA_8B.head_params * law.head_byte_s, rel=1e-3)
 
 
@@ -130,7 +130,7 @@ def test_8_bit_products_run_at_the_8_bit_peak_where_the_device_has_one() -> None
 
 def test_llama_cpp_s_kernels_take_time_per_layer_beside_their_bytes() -> None:
     laws = [roofline_law(A100, dtype_format(dtype, LLAMA_8B), "graph", 1) for dtype in ("q4_0", "int4")]
-    assert laws[0].layer_s - laws[1].layer_s == pytest.approx(A100.gguf_layer_s)
+    assert laws[0].layer_s - laws[1].layer_s == pytest.approx(A100.costs.gguf_layer_s)
 
 
 @pytest.mark.parametrize("layers", [(), (LayerShare(frac=0.4, bits=4.0, kernels="int4", arithmetic=None),)])

@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,17 @@ from perfmodel.policies.sampling import GREEDY
 from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.estimate import RoundCost, Speedup
 from perfmodel.replay.round_stats import RoundStats
-from perfmodel.results.plan import BatchPoint, BatchSchedule, Candidate, Evidence, EvidenceLevel, Memory, Plan, Workload
+from perfmodel.results.plan import (
+    PLAN_FILE,
+    BatchPoint,
+    BatchSchedule,
+    Candidate,
+    Evidence,
+    EvidenceLevel,
+    Memory,
+    Plan,
+    Workload,
+)
 from perfmodel.results.plan_text import cautions, policy_facts
 from s2d.commands.train_cli import main_train
 
@@ -129,8 +140,7 @@ prediction  40.0 tokens/s, 2.00x plain decoding's 20.0 tokens/s (90 % interval 1
 latency     roofline: a datasheet
 acceptance  traced: 4 prompts
 memory      144 GB of 282 GB (51.2 %)
-batches     pays below batch 2 at 768 tokens of context; pays at batch 1 (the largest tried) at 4096
-            tokens of context
+batches     pays below batch 2 at 768 tokens of context
 
 note        No engine of ours runs this
             no S2D draft is public; to make one (--explain shows the command)
@@ -206,6 +216,15 @@ def test_a_plan_shows_in_a_notebook_what_it_prints() -> None:
     shown = make_plan(GATED, SINGLE, PLAIN)._repr_html_()
     assert "<tr><th>memory</th><td>144 GB of 282 GB (51.2 %)</td></tr>" in shown
     assert shown.endswith("<p>next:</p><pre>s2d-profile …</pre>")
+
+
+def test_a_plan_saves_itself_with_the_hashes_of_its_inputs(tmp_path: Path) -> None:
+    evidence = Evidence(role="acceptance", level="traced", description="4 prompts", sha256="a" * 64)
+    plan = replace(make_plan(GATED, SINGLE, PLAIN), evidence=(evidence,))
+    plan.save(tmp_path / "plan.json")
+    stored = PLAN_FILE.read(tmp_path / "plan.json")
+    assert stored.record == plan
+    assert (stored.provenance.command, stored.provenance.inputs) == ("Plan.save", {"acceptance": "a" * 64})
 
 
 @pytest.mark.parametrize(

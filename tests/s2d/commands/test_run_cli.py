@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[3]
 )
 def test_a_checked_run_is_equal_and_says_so(folders, plan_file, capsys, kind: str, sampling: Sampling) -> None:
     report_file = folders / "report.json"
-    assert run(folders, plan_file(kind, sampling), "--prompt", "the cat", "--check", "-o", str(report_file)) == 0
+    assert run(folders, plan_file(kind, sampling), "--prompt", "the cat", "--check", "--explain", "-o", str(report_file)) == 0
     shown = capsys.readouterr().out
     assert "1 of 1 outputs equal the plain target's" in shown
     assert all(word in shown for word in ("measured", "predicted", "speedup", "accepted at position", "left at exit"))
@@ -71,7 +71,7 @@ def test_an_adapting_run_is_equal_and_says_what_it_followed(folders, plan_file, 
     assert run(folders, plan, "--adapt", "--prompt", "the cat", "--check", "-o", str(report_file)) == 0
     shown = capsys.readouterr()
     assert "adapting, along the 3 policies of the plan's frontier" in shown.out
-    assert "the policy changed" in shown.out
+    assert "The policy changed" in shown.out
     assert "s2d-compare" not in shown.err  # a plan tells of one policy throughout
     report = REPORT_FILE.read(report_file).record
     assert report.check is not None
@@ -103,7 +103,7 @@ def test_a_plan_not_to_speculate_decodes_plainly(folders, plan_file, capsys) -> 
     assert run(folders, plan_file(policy=None), "--prompt", "the cat") == 0
     shown = capsys.readouterr().out
     assert "do not speculate" in shown
-    assert "nothing drafted" in shown
+    assert "Nothing was drafted" in shown
 
 
 def test_the_text_is_streamed_as_a_run_goes(folders, plan_file, capsys) -> None:
@@ -140,7 +140,7 @@ def test_a_plan_for_another_shape_exit_device_or_dtype_is_refused(folders, plan_
             {"draft": DraftGeometry(kind="separate", model=deeper, exit_layers=(2, 5))},
             "exit 5 (the plan) of a draft of 4 layers",
         ),
-        ({"device": replace(pair.device_key, device="Abacus")}, "was made for 1 x Abacus, fp32"),
+        ({"device": replace(pair.device_key, device="Abacus")}, "was made for 1 x Abacus, 1 thread, fp32"),
         ({"device": replace(pair.device_key, dtype="int4")}, "was made for dtype int4"),
         ({"device": replace(pair.device_key, num_threads=None)}, "no CUDA device"),
     )
@@ -211,7 +211,7 @@ def test_plain_decoding_that_is_not_as_fast_as_it_was_profiled_is_warned_of(fold
     measured = Evidence(role="target latency", level="measured", description="many passes", sha256="a" * 64)
     plan_path, report_path = plan_file(evidence=(measured,)), folders / "report.json"
     run(folders, plan_path, "--prompt", "the cat", "--check", "-o", str(report_path))
-    assert "warning: plain decoding makes " in capsys.readouterr().err  # of 80 tokens/s, which is made up
+    assert "warning: plain decoding reaches " in capsys.readouterr().err  # of 80 tokens/s, which is made up
     report, plan = REPORT_FILE.read(report_path).record, PLAN_FILE.read(plan_path).record
     for factor, is_warned in ((0.5, True), (0.9, False), (1.1, False), (2.0, True)):
         then = replace(plan.chosen.speedup, plain_tokens_per_s=report.measured.plain_tokens_per_s / factor)
@@ -228,7 +228,7 @@ def test_a_full_disk_takes_no_table(folders, plan_file, capsys, monkeypatch) -> 
     monkeypatch.setattr("perfmodel.core.files.write_atomically", full)
     assert run(folders, plan, "--prompt", "the cat", "-o", str(folders / "report.json")) == 2
     shown = capsys.readouterr()
-    assert "accepted at position" in shown.out
+    assert "tokens per round" in shown.out
     assert "no space left to write" in shown.err
 
 

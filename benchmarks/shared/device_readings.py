@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-import common
 import torch
-from arms import Models
 
 from calibrate.pricing.datasheet_pricing import target_exits
 from perfmodel.core.units import BytesPerS, Frac, Seconds
@@ -19,6 +17,8 @@ from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.round_stats import RoundStats
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.verify import make_verifier
+from shared import common
+from shared.interleaved import Models
 
 NUM_CHECKS = 50
 NUM_WARM_UPS = 5
@@ -42,7 +42,7 @@ class Bandwidth:
 def bandwidth_of(pair: ModelPair, rounds: Sequence[RoundStats], decode_s: Seconds) -> Bandwidth:
     """What plain rounds read, each all weights but the embedding and all that is cached, over the seconds they took."""
     key = pair.device_key
-    setting = PassSetting(model=pair.target.geometry, exit_layers=(), weights=plain_format(key.dtype), batch=1, num_devices=1)
+    setting = PassSetting(model=pair.target.geometry, weights=plain_format(key.dtype))
     work = setting.work("verify", 0, 1)
     passes = [one for prompt in rounds for one in prompt.passes if one.kind == "verify"]
     read = sum(one.num_passes * work.weight_bytes + one.cached_tokens_sum * work.kv_bytes_per_cached_token for one in passes)
@@ -61,9 +61,10 @@ def datasheet_models(pair: ModelPair) -> Models | None:
     if hardware is None:
         return None
     draft = pair.geometry
-    models = ((draft.model, draft.exit_layers), (pair.target.geometry, target_exits(draft)))
-    one, other = (RooflineLatency(model, exits, hardware, key.dtype, key.engine, 1, 1) for model, exits in models)
-    return one, other
+    weights = plain_format(hardware.compute_dtype(key.dtype))
+    drafting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=weights)
+    verifying = PassSetting(model=pair.target.geometry, exit_layers=target_exits(draft), weights=weights)
+    return RooflineLatency(drafting, hardware, key.engine), RooflineLatency(verifying, hardware, key.engine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from readings import Bandwidth, ExitCheck
-from scripted import PLAIN, ScriptedArm
+from shared.device_readings import Bandwidth, ExitCheck
+from shared.scripted import PLAIN, ScriptedArm
 
 from calibrate.inputs.load_acceptance import Acceptance
 from perfmodel.acceptance.trace import Trace

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-import common  # noqa: F401 makes the checkout importable
+from shared import common  # noqa: F401 makes the checkout importable
 
 from calibrate.inputs.load_acceptance import Acceptance, load_acceptance, shipped_pairs, shipped_path
 from perfmodel.core.errors import UnknownName, UserInputError

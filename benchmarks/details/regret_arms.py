@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arms import Arm, speedup_of, tokens_per_s_of, workload_of
+from shared.interleaved import Arm, speedup_of, tokens_per_s_of, workload_of
 
 from perfmodel.core.console import table
 from perfmodel.core.units import TokensPerS, format_signed_frac, format_speedup

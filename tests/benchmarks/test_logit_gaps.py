@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 from device_check import LogitsError, result_of, tables
-from gaps import GAP_EDGES, STATED_GAP, Lossless, gap_histogram, gap_result
 from hypothesis import given
 from hypothesis import strategies as st
+from shared.logit_gaps import GAP_EDGES, STATED_GAP, Lossless, gap_histogram, gap_result
 
 from perfmodel.results.report import Divergence
 

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-import common  # noqa: F401 makes the checkout importable
 import torch
-from compiled_layers import CompiledLeanDecoder, PlainDecoder
+from shared import common  # noqa: F401 makes the checkout importable
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
+from details.compiled_layers import CompiledLeanDecoder, PlainDecoder
 from perfmodel.core.units import Seconds, Tokens
 from s2d.model.decoder import Decoder
 from s2d.training.train_sorted import load_trainable

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from arms import Arm, Models, speedup_of
-from common import median, quantile
+from shared.common import median, quantile
+from shared.interleaved import Arm, Models, speedup_of
 
 from calibrate.planning.make_plan import rounds_by_document
 from perfmodel.acceptance.off_path_trace import nothing_off_path

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import common  # noqa: F401 makes the checkout importable
 import numpy as np
-from arms import Models
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from perfmodel.acceptance.splits import Half, half_of
@@ -24,6 +22,8 @@ from profiler.latency.pass_grid import needed_passes, run_grid
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.generate import Generation, Session, Settings
 from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_of
+from shared import common  # noqa: F401 makes the checkout importable
+from shared.interleaved import Models
 
 PLAIN = "plain"
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from common import median, quantile
-from compiled_arms import LEAN, LEAN_AGAIN, Arm, Shape
+from shared.common import median, quantile
 
+from details.compiled_arms import LEAN, LEAN_AGAIN, Arm, Shape
 from perfmodel.core.console import table
 from perfmodel.core.units import Seconds, format_seconds
 

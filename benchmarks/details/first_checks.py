@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from captured_checks import captured_error, captured_texts, live_inputs
 from device_check import (
     DTYPES,
     MAX_BF16_OVER_TRANSFORMERS,
@@ -22,13 +21,14 @@ from device_check import (
     random_subject,
     subjects,
 )
-from gaps import Lossless, gap_result
 from product_times import GEMV_ROWS, product_seconds
-from readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from scale_models import acceptance_of, draft_of, tiny
-from scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
+from shared.captured_checks import captured_error, captured_texts, live_inputs
+from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.logit_gaps import Lossless, gap_result
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
 from calibrate.planning.make_plan import paper_policies
+from details.scale_models import acceptance_of, draft_of, tiny
 from perfmodel.core.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.latency.latency_model import RooflineLatency
@@ -37,7 +37,9 @@ from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.kernels import STANDARD_KERNELS, WeightLayout, fastest_kernels
+from perfmodel.quantisation.weight_format import plain_format
 from perfmodel.replay.estimate import Speedup
 from profiler.latency.kernel_trial import CACHED_TOKENS, try_kernels
 from s2d.decoding.pair import ModelPair
@@ -314,7 +316,9 @@ class Checks:
             return None
         deep, flat = (replace(self.target, num_layers=number) for number in (2, 1))
         seconds = [
-            RooflineLatency(one, (), self.hardware, self.dtype, self.engine).line("verify", 0, 5).at(CACHED_TOKENS)
+            RooflineLatency(PassSetting(model=one, weights=plain_format(self.dtype)), self.hardware, self.engine)
+            .line("verify", 0, 5)
+            .at(CACHED_TOKENS)
             for one in (deep, flat)
         ]
         return seconds[0] - seconds[1]
