@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from perfmodel.core.console import table
 from perfmodel.core.stats import INTERVAL_FRAC, resample_counts
-from perfmodel.core.units import format_frac, format_signed_frac, format_speedup
+from perfmodel.core.units import Floats, format_frac, format_signed_frac, format_speedup
 from perfmodel.results.report import Adaptation
 
-Floats = NDArray[np.float64]
 
 MEANS = ("regret_frac", "priced_regret_frac", "over_plan", "over_phases", "over_plain")
 

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import Floats, Scenario
+from calibrate.search.scenario import Scenario
+from perfmodel.core.units import Floats
 from perfmodel.core.units import Seconds, Tokens, TokensPerS
 from perfmodel.policies.policy import CalibrationCurve, Policy, SurvivalFloor
 

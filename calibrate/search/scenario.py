@@ -18,13 +18,12 @@ from perfmodel.acceptance.splits import document_of
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.stats import resample_counts
-from perfmodel.core.units import Seconds
+from perfmodel.core.units import Floats, Seconds
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.passes.passes import PASS_MODEL, Line, PassKind
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.replay import Price, replay_batch
 
-Floats: TypeAlias = NDArray[np.float64]
 
 Objective = Literal["mean", "worst"]
 """Over scenarios: the geometric mean of their rates in tokens/s, or the smallest of their speedups over plain decoding."""

@@ -21,7 +21,8 @@ import numpy as np
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, neighbours, place_cuts
 from calibrate.search.optimal_stopping import costs_of, derive
-from calibrate.search.scenario import Floats, Objective, Scenario, merit_of, rates_at, resampled_rates
+from calibrate.search.scenario import Objective, Scenario, merit_of, rates_at, resampled_rates
+from perfmodel.core.units import Floats
 from perfmodel.acceptance.confidence_curves import fit_curve
 from perfmodel.core.units import TokensPerS
 from perfmodel.policies.policy import (

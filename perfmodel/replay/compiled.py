@@ -17,9 +17,10 @@ import numpy as np
 from perfmodel.acceptance.confidence_curves import agreement_at
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import BadPolicy
+from perfmodel.core.units import Floats
 from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
 from perfmodel.replay.counts import ENTRY, Entries
-from perfmodel.replay.layout import Counts, Floats, TraceLayout, lay_out
+from perfmodel.replay.layout import Counts, TraceLayout, lay_out
 from perfmodel.replay.reference import tell
 
 try:

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from perfmodel.acceptance.off_path_trace import stand_in
 from perfmodel.acceptance.trace import Trace
+from perfmodel.core.units import Floats
 
 Bools: TypeAlias = NDArray[np.bool_]
 Counts: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -17,12 +17,12 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from perfmodel.acceptance.trace import Trace
-from perfmodel.core.units import Seconds
+from perfmodel.core.units import Floats, Seconds
 from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.compiled import count_replay
 from perfmodel.replay.counts import ACCEPTED, BLOCK, COLD, KINDS, ROUND, TAKEN, Entries
-from perfmodel.replay.layout import Counts, Floats
+from perfmodel.replay.layout import Counts
 from perfmodel.replay.round_stats import RoundStats
 
 

@@ -22,7 +22,7 @@ def test_what_was_waited_before_does_not_count() -> None:
     machine.now_s, machine.waited_s = 110.0, 5.5
     assert contention.waited_frac == pytest.approx(0.05)
     assert contention.warning is not None
-    assert "for 5.0 % of the time" in contention.warning
+    assert "waited 5.0 % of the time" in contention.warning
 
 
 def test_a_quiet_machine_is_not_warned_of() -> None:

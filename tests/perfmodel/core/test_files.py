@@ -172,7 +172,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "no" / "a.json"
     with pytest.raises(BadFile) as caught:
         write(path)
-    assert str(caught.value) == f"{str(path)!r}: its folder does not exist. Make the folder first, or give another place."
+    assert str(caught.value) == f"{str(path)!r}: its folder does not exist. Make the folder first, or give another path."
 
 
 def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:

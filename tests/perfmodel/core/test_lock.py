@@ -26,7 +26,7 @@ def test_another_process_is_refused_until_the_first_was_killed(lock: Lock, tmp_p
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserInputError, match="is in use: another process writes there, expected one at a time"), lock(path):
+        with pytest.raises(UserInputError, match="is in use by another process, expected one process at a time"), lock(path):
             pass
         assert path.exists()
         os.kill(process.pid, signal.SIGKILL)

@@ -133,7 +133,7 @@ def test_a_folder_in_which_nothing_can_be_written_is_named_as_it_was_given(tmp_p
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(BadFile) as refused, writable_folder(tmp_path):
         pytest.fail("entered")
-    assert str(refused.value) == f"{str(tmp_path)!r}: cannot be written: Read-only file system. Give another place."
+    assert str(refused.value) == f"{str(tmp_path)!r}: cannot be written: Read-only file system. Give another path."
     assert list(tmp_path.iterdir()) == []
 
 

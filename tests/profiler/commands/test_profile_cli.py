@@ -80,7 +80,7 @@ def test_a_profile_of_a_busy_machine_says_so_and_keeps_it(
 ) -> None:
     monkeypatch.setattr(cpu_contention, "thread_waited_s", perf_counter)  # never let run
     assert main_profile(["latency", *arguments(folders, tmp_path / "evidence")]) == 0
-    assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
+    assert "warning: this process waited" in capsys.readouterr().err
     for name in ("draft", "target"):
         assert read_profile(tmp_path / "evidence" / f"{name}.latency.json").waited_frac == pytest.approx(1.0, abs=0.01)
 

@@ -215,7 +215,7 @@ def test_a_second_run_on_the_same_file_is_refused_until_the_first_has_ended(deco
     with locked_file(path) as is_locked:
         assert is_locked
         assert decode()[0] == 2
-        assert f"{str(path)!r} is in use: another process writes there, expected one at a time. Wait" in capsys.readouterr().err
+        assert f"{str(path)!r} is in use by another process, expected one process at a time. Wait" in capsys.readouterr().err
         assert path.read_bytes() == b""
     assert not path.exists()
     assert decode()[0] == 0
