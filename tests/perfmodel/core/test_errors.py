@@ -1,3 +1,5 @@
+"""Every error message states what was wrong, what was expected and how to fix it."""
+
 import pytest
 
 from perfmodel.core import errors
@@ -88,11 +90,11 @@ from perfmodel.core.errors import (
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_a_message_says_what_was_wrong_what_was_expected_and_how_to_fix_it(error: S2DError, message: str) -> None:
+def test_a_message_states_what_was_wrong_what_was_expected_and_how_to_fix_it(error: S2DError, message: str) -> None:
     assert str(error) == message
 
 
-def test_the_tree_drawn_in_the_docstring_is_the_tree_and_its_exit_codes() -> None:
+def test_the_tree_in_the_docstring_shows_every_class_and_exit_code() -> None:
     drawn = [line.lstrip("│├└─ ").split()[:2] for line in (errors.__doc__ or "").splitlines()]
     codes = {line[0]: int(line[1]) for line in drawn if len(line) == 2 and line[1].isdigit()}
     assert codes == {cls.__name__: cls.exit_code for cls in (S2DError, Interrupted, UserInputError)}
