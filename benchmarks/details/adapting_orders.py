@@ -15,7 +15,6 @@ from perfmodel.core.stats import INTERVAL_FRAC, resample_counts
 from perfmodel.core.units import Floats, format_frac, format_signed_frac, format_speedup
 from perfmodel.results.report import Adaptation
 
-
 MEANS = ("regret_frac", "priced_regret_frac", "over_plan", "over_phases", "over_plain")
 
 

@@ -21,7 +21,6 @@ from perfmodel.core.units import Floats, Frac, Tokens
 from perfmodel.policies.policy import CalibrationCurve, Policy
 from perfmodel.replay.replay import replay_prompts
 
-
 NUM_FOLDS = 4
 NUM_RESAMPLES = 1000
 SEED = 20260701

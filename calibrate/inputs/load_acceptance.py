@@ -14,7 +14,7 @@ from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
 from perfmodel.models.config_file import name_of_folder
 from perfmodel.models.find_model import find_draft
-from perfmodel.models.geometry import SELF_DRAFT, ModelGeometry
+from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT, ModelGeometry
 from perfmodel.results.plan import Evidence, EvidenceLevel
 
 EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
@@ -23,7 +23,6 @@ EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
 DEFAULT_PROMPT_TOKENS: Tokens = 512
 DEFAULT_OUTPUT_TOKENS: Tokens = 256
 
-REFERENCE_PREFIX = "ref-"
 _SEPARATOR = "--"
 
 

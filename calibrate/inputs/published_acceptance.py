@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.inputs.load_acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, shipped_path
-from perfmodel.acceptance.off_path_trace import nothing_off_path
+from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
 from perfmodel.core.provenance import make_provenance
 from perfmodel.models.find_model import find_draft, find_model
@@ -171,7 +171,7 @@ def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[n
         draft_token=agreed.astype(np.int32),
         target_token=np.ones(len(agreed), dtype=np.int32),
         accept_prob=agreed.astype(np.float32),
-        off_path=nothing_off_path(agreed.shape[1]),
+        off_path=OffPath.empty(agreed.shape[1]),
     )
 
 

@@ -9,6 +9,7 @@ Shapes: P positions (all prompts one after another), E exits (all of the draft's
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -118,6 +119,21 @@ class Trace:
         _check_values(trace)
         return trace
 
+    @property
+    def accepted(self) -> NDArray[np.bool_]:
+        """Whether the target accepts each exit's token: its acceptance probability lies above a number in [0, 1). [P, E].
+
+        Under the exact rules the number is 1/2. Under the ratio test it is drawn from the run's seed and the prompt's name. It
+        is the same for every policy, and does not depend on the other prompts of the trace.
+        """
+        sampling, prompts = self.header.sampling, self.header.prompts
+        if sampling.rule != "ratio":
+            return self.accept_prob > 0.5
+        seeds = [(sampling.seed or 0, zlib.crc32(prompt.name.encode())) for prompt in prompts]
+        drawn = [np.random.default_rng(seed).random(p.num_positions) for seed, p in zip(seeds, prompts, strict=True)]
+        accepted: NDArray[np.bool_] = self.accept_prob > np.concatenate(drawn)[:, None]
+        return accepted
+
     def subset(self, prompts: range | list[int]) -> Trace:
         """The trace of some of its prompts, by zero-based number, in the order given."""
         bounds = self._bounds
@@ -154,7 +170,7 @@ class Trace:
             draft_token=self.draft_token[places],
             target_token=self.target_token[places],
             accept_prob=self.accept_prob[places],
-            off_path=self.off_path.taken(places, len(self.target_token)),
+            off_path=self.off_path.select(places, len(self.target_token)),
         )
 
 

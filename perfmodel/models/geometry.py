@@ -178,6 +178,8 @@ class ModelGeometry:
 
 SELF_DRAFT = "self"
 """What commands take in the place of a draft's name: the target's own layers."""
+REFERENCE_PREFIX = "ref-"
+"""Names of the reference family begin with it: `ref-draft`, `ref-target-16`."""
 
 
 def check_exit_layers(layers: tuple[int, ...]) -> None:

@@ -113,7 +113,7 @@ def off_path_lines(trace: Trace) -> list[str]:
     off_path = trace.off_path
     if not len(off_path):
         return []
-    told = f"{len(off_path)} tokens off the path, {off_path.num_told} of them by the deepest exit"
+    told = f"{len(off_path)} tokens off the path, {off_path.num_usable} of them by the deepest exit"
     if not off_path.is_enough:
         told += f": too few, {MIN_RECORDED} are needed, so the text's own confidences stand in"
     return [told]

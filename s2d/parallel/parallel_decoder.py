@@ -21,7 +21,7 @@ from perfmodel.core.units import Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, parse_kernels
-from s2d.loading.load_model import LoadedModel, load_model, with_vocabulary_of
+from s2d.loading.load_model import LoadedModel, load_model, with_target_vocab
 from s2d.loading.read_config import read_geometry
 from s2d.model.cache import Cache, Segment
 from s2d.model.decoder import Decoder
@@ -183,9 +183,13 @@ def load_sharded(
 def _load(request: LoadRequest, shard: Shard) -> LoadedModel:
     """A model with this rank's shard of every layer and, for now, the whole embedding and head."""
     model = load_model(
-        request.folder, request.dtype, local_device(request.device), kernels=parse_kernels(request.kernels), kept=shard.layer
+        request.folder,
+        request.dtype,
+        local_device(request.device),
+        kernels=parse_kernels(request.kernels),
+        shard_layer=shard.layer,
     )
-    return model if request.num_tokens is None else with_vocabulary_of(model, request.num_tokens)
+    return model if request.num_tokens is None else with_target_vocab(model, request.num_tokens)
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from perfmodel.core.errors import UserInputError
 from s2d.prompts.conversation import Prompt
 
 
-def chosen_prompts(prompts: Sequence[Prompt], split: Split, most: int) -> list[Prompt]:
+def choose_prompts(prompts: Sequence[Prompt], split: Split, most: int) -> list[Prompt]:
     """At most so many prompts of a half: of the least taken category, then of its least taken document, the next in the file.
 
     Raises:
@@ -39,7 +39,7 @@ def calibration_half(prompts: Sequence[Prompt]) -> list[Prompt]:
     """
     if not any(half_of(prompt.name) == "calibration" for prompt in prompts):
         raise UserInputError(f"{_none_in(prompts, 'calibration')}.")
-    return chosen_prompts(prompts, "calibration", len(prompts))
+    return choose_prompts(prompts, "calibration", len(prompts))
 
 
 def _none_in(prompts: Sequence[Prompt], half: Split) -> str:

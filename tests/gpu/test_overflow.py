@@ -20,7 +20,7 @@ from s2d.loading.load_model import LoadedModel
 from s2d.model.cache import Cache
 from s2d.model.decoder import Decoder
 from s2d.model.finite import NotFinite
-from s2d.running.run_report import token_gaps
+from s2d.running.compare_outputs import logit_gaps
 from tests.gpu.conftest import profile_argv
 from tests.gpu.sessions import GATED, MAX_TOKENS, draft_on, settings_of, target_on
 from tests.profiler.conftest import Folders
@@ -122,9 +122,9 @@ def test_texts_with_overflowing_logits_are_not_compared() -> None:
     target = overflowing(target_on("cpu", "fp16"))
     geometry = DraftGeometry(kind="self", model=target.geometry, exit_layers=target.exit_layers)
     pair = ModelPair(target=target, draft=target, geometry=geometry, device=torch.device("cpu"))
-    assert max(token_gaps(pair, TEXT, [1, 2], GREEDY)) < 100
+    assert max(logit_gaps(pair, TEXT, [1, 2], GREEDY)) < 100
     with pytest.raises(NotFinite, match="the logits of target"):
-        token_gaps(pair, BAD_TEXT, [1, 2], GREEDY)
+        logit_gaps(pair, BAD_TEXT, [1, 2], GREEDY)
 
 
 def test_a_trace_of_a_draft_that_overflows_is_refused(

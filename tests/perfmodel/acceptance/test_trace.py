@@ -1,6 +1,7 @@
-"""Trace files: what is read is what was written, and anything else is refused with a way out."""
+"""Traces: their files are read back as written, damaged files are refused, and subsets keep each prompt's positions."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_a_wrong_column_is_refused(tmp_path: Path, name: str, column: np.ndarray
     assert "s2d-profile acceptance" in str(caught.value)
 
 
-def test_what_is_recorded_off_the_path_is_of_positions_and_exits_of_the_trace(tmp_path: Path) -> None:
+def test_tokens_off_the_path_must_belong_to_positions_and_exits_of_the_trace(tmp_path: Path) -> None:
     path, trace = tmp_path / "trace.npz", make_trace(TraceSpec(num_positions=[9], num_off_path=1))
     for name, value, largest in (("off_path_position", 9, 8), ("off_path_exit", 4, 3)):
         write_columns(path, trace, trace.columns | {name: np.array([value], np.int32)})
@@ -118,14 +119,27 @@ def test_what_is_recorded_off_the_path_is_of_positions_and_exits_of_the_trace(tm
             TRACE_FILE.read(path)
 
 
-def test_a_subset_keeps_each_prompts_own_positions() -> None:
+@settings(max_examples=100)
+@given(traces())
+def test_a_token_is_accepted_by_the_rule_of_the_sampling(trace: Trace) -> None:
+    accepted, row = trace.accepted, 0
+    for prompt in trace.header.prompts:
+        rows = slice(row, row := row + prompt.num_positions)
+        expected = trace.draft_token[rows] == trace.target_token[rows][:, None]
+        if trace.header.sampling.rule == "ratio":
+            seed = trace.header.sampling.seed or 0, zlib.crc32(prompt.name.encode())
+            expected = np.random.default_rng(seed).random(prompt.num_positions)[:, None] < trace.accept_prob[rows]
+        np.testing.assert_array_equal(accepted[rows], expected)
+
+
+def test_a_subset_keeps_the_positions_of_each_prompt() -> None:
     trace = make_trace(TraceSpec(num_positions=[3, 5, 2]))
     some = trace.subset([2, 0])
     assert [prompt.name for prompt in some.header.prompts] == ["prompt-2", "prompt-0"]
     np.testing.assert_array_equal(some.target_token, trace.target_token[[8, 9, 0, 1, 2]])
 
 
-def test_a_subset_keeps_what_was_recorded_off_the_path_of_its_positions() -> None:
+def test_a_subset_keeps_the_tokens_off_the_path_of_its_positions() -> None:
     trace = make_trace(TraceSpec(num_positions=[3, 5, 2]))
     sure = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
     trace = replace(trace, off_path=OffPath(position=np.array([9, 4, 1, 4], np.int32), exit=np.arange(4), confidence=sure))
@@ -145,7 +159,7 @@ def test_a_shortened_trace_keeps_the_first_positions_of_each_prompt() -> None:
     assert trace.shortened(20).header == trace.header
 
 
-def test_how_much_a_shortened_text_repeats_itself_is_told_of_what_is_left() -> None:
+def test_a_shortened_trace_counts_distinct_6grams_in_the_remaining_text() -> None:
     trace = make_trace(TraceSpec(num_positions=[20, 6], max_new_tokens=20))
     looping = replace(trace, target_token=np.array([*range(8), *[7] * 12, *range(6)], np.int32))
     assert [prompt.distinct_6gram_frac for prompt in looping.shortened(8).header.prompts] == [

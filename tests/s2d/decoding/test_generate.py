@@ -18,9 +18,9 @@ from perfmodel.policies.policy import (
 )
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.clock import Clock
-from s2d.decoding.generate import Generation, Session, Settings, generate
+from s2d.decoding.generate import Generation, Session, Settings
 from tests.strategies import penalties, segment_orders
-from tests.stubs import EOS, VOCAB_SIZE, TinySpec, contrary, tiny_llama, tiny_model
+from tests.stubs import EOS, VOCAB_SIZE, TinySpec, contrary, generate, tiny_llama, tiny_model
 
 TARGET = tiny_model(TinySpec(), (1, 2, 4))
 DRAFTS = {
@@ -106,10 +106,10 @@ class Whim:
         self._random = random.Random(seed)
         self.observe(0, 0)
 
-    def begin(self) -> None: ...
+    def start_text(self) -> None: ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        self.at = self._random.randrange(len(self.policies))
+        self.index = self._random.randrange(len(self.policies))
 
 
 @pytest.mark.parametrize("name", DRAFTS)
@@ -124,14 +124,14 @@ def test_a_policy_that_changes_before_every_round_writes_what_the_plain_target_w
     decoding = Settings(policy=None, sampling=sampling, max_new_tokens=30, eos_token_id=data.draw(st.sampled_from([None, EOS])))
     session = Session(TARGET, draft, len(prompt) + 30)
     plain = session.generate(prompt, decoding)
-    found = session.generate(prompt, decoding, pilot=Whim(whims, data.draw(st.integers(0, 99))))
+    found = session.generate(prompt, decoding, selector=Whim(whims, data.draw(st.integers(0, 99))))
     assert found.tokens == plain.tokens
     assert set(found.policies) <= set(whims)
     assert all(not drafted for policy, (drafted, _) in zip(found.policies, found.blocks, strict=True) if policy is None)
     assert found.rounds.num_drafted == sum(found.rounds.exits_taken)
 
 
-class ScriptedAcceptance:
+class PolicySequence:
     """Policies in a given order."""
 
     def __init__(self, policies: list[Policy | None]) -> None:
@@ -139,17 +139,17 @@ class ScriptedAcceptance:
         self._left = iter(policies)
         self.observe(0, 0)
 
-    def begin(self) -> None: ...
+    def start_text(self) -> None: ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        self.at = self.policies.index(next(self._left, None))
+        self.index = self.policies.index(next(self._left, None))
 
 
 def test_a_draft_that_comes_back_catches_up_on_all_that_was_decoded_without_it_in_one_pass() -> None:
     one = fixed((4,), 1)
     session = Session(TARGET, DRAFTS["separate"], 40)
     decoding = Settings(policy=None, sampling=GREEDY, max_new_tokens=20, eos_token_id=None)
-    found = session.generate([1, 2, 3], decoding, pilot=ScriptedAcceptance([one, None, None, None, one]))
+    found = session.generate([1, 2, 3], decoding, selector=PolicySequence([one, None, None, None, one]))
     draft_passes = [sample.rows for sample in found.samples if sample.kind == "segment"]
     accepted = found.blocks[0][1]
     assert draft_passes == [1] * 3 + [1 + accepted + 3] * 3  # three segments: the first lead, then all up to the new one
@@ -303,8 +303,8 @@ def test_every_penalty_changes_what_is_written() -> None:
         ({"prompt_ids": []}, "prompt is empty"),
         ({"prompt_ids": [1] * 150, "max_new_tokens": 11}, "do not fit a context of 160 tokens"),
         ({"max_new_tokens": 0}, "expected at least 1"),
-        ({"policy": fixed((1, 5), 3)}, "exit 5 lies deeper than the draft"),
-        ({"policy": fixed((3,), 3)}, "exit 3 is none of the draft"),
+        ({"policy": fixed((1, 5), 3)}, "exit 5 is deeper than the draft"),
+        ({"policy": fixed((3,), 3)}, "exit 3 is not an exit of the draft"),
     ],
 )
 def test_bad_requests_are_refused_with_what_was_expected(change: dict, message: str) -> None:

@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 )
 
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.decoding.process_logits import Processing
+from s2d.decoding.process_logits import LogitsProcessor
 from tests.strategies import penalties
 
 VOCAB_SIZE = 29
@@ -61,7 +61,7 @@ def test_every_row_is_processed_as_transformers_would_after_its_own_prefix(
 ) -> None:
     sampling = Sampling(**rest, repetition_penalty=repetition)
     generator = torch.Generator().manual_seed(seed)
-    processing, text = Processing(sampling, len(PROMPT)), [*PROMPT]
+    processing, text = LogitsProcessor(sampling, len(PROMPT)), [*PROMPT]
     for drafted, written in data.draw(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=3)):
         block = [*text, *drafted]
         logits = 2 * torch.randn(len(drafted) + 1, VOCAB_SIZE, generator=generator)
@@ -89,7 +89,7 @@ def test_presence_counts_once_and_frequency_each_time_and_neither_counts_the_pro
             row[token] *= factor if row[token] < 0 else 1 / factor
         for token, times in seen.items():
             row[token] -= (penalty["frequency_penalty"] or 0) * times + (penalty["presence_penalty"] or 0)
-    torch.testing.assert_close(Processing(sampling, len(PROMPT))(logits, [*PROMPT, *written, *drafted], known), expected)
+    torch.testing.assert_close(LogitsProcessor(sampling, len(PROMPT))(logits, [*PROMPT, *written, *drafted], known), expected)
 
 
 ALL_PENALTIES = Sampling(
@@ -132,7 +132,7 @@ class CountKernels(TorchDispatchMode):
 
 def test_a_call_sends_one_list_of_what_is_new_and_none_when_nothing_is() -> None:
     tokens = SentTokens("cpu")
-    processing, logits = Processing(ALL_PENALTIES, len(PROMPT), tokens), torch.randn(1, VOCAB_SIZE)
+    processing, logits = LogitsProcessor(ALL_PENALTIES, len(PROMPT), tokens), torch.randn(1, VOCAB_SIZE)
     processing(logits, PROMPT, 3)
     assert tokens.sent == [[3, 7]]  # ids of the prompt's tokens, which get columns 0 and 1
     processing(logits, PROMPT, 3)
@@ -145,7 +145,7 @@ def test_a_call_sends_one_list_of_what_is_new_and_none_when_nothing_is() -> None
 
 def test_penalties_do_not_wait_for_the_device_and_take_few_kernels() -> None:
     """A tensor on the meta device holds no numbers: reading one, or a shape that depends on them, raises."""
-    processing = Processing(ALL_PENALTIES, len(PROMPT), SentTokens("meta"))
+    processing = LogitsProcessor(ALL_PENALTIES, len(PROMPT), SentTokens("meta"))
     rows = [torch.randn(number, VOCAB_SIZE, device="meta") for number in (1, 3)]
     processing(rows[0], [*PROMPT, 1, 2], 3)
     with CountKernels() as check:
@@ -169,4 +169,4 @@ def test_without_a_penalty_nothing_is_done_for_one() -> None:
     )
     logits = torch.randn(2, VOCAB_SIZE, dtype=torch.bfloat16)
     for sampling in (GREEDY, neutral):
-        assert Processing(sampling, len(PROMPT))(logits, [*PROMPT, 1], len(PROMPT)) is logits
+        assert LogitsProcessor(sampling, len(PROMPT))(logits, [*PROMPT, 1], len(PROMPT)) is logits

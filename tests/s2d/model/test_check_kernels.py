@@ -11,7 +11,7 @@ from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.policies.sampling import GREEDY
 from s2d.decoding.generate import Session, Settings
 from s2d.loading.convert_weights import with_kernels
-from s2d.loading.load_model import LoadedModel, load_model, with_vocabulary_of
+from s2d.loading.load_model import LoadedModel, load_model, with_target_vocab
 from s2d.model.check_kernels import check_kernels, runnable_kernels
 from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.decoder import Decoder
@@ -79,7 +79,7 @@ def test_a_layout_holds_for_every_matrix_of_models_shards_and_other_vocabularies
     whole = model.decoder.weights
     shard = Shard(rank=1, num_ranks=2)
     sharded = shard.layer(whole.layers[0], model.geometry)
-    other = with_vocabulary_of(model, model.geometry.vocab_size + 5).decoder.weights
+    other = with_target_vocab(model, model.geometry.vocab_size + 5).decoder.weights
     matrices = [getattr(layer, name) for layer in (*whole.layers, sharded) for name in ("qkv", "attn_out", "gate_up", "down")]
     assert {layout_of(matrix) for matrix in [*matrices, whole.head, shard.head(whole.head), other.head]} == {layout}
 

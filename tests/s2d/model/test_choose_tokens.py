@@ -14,8 +14,8 @@ from scipy import stats
 from perfmodel.policies.policy import Confidence, Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.process_logits import Processing
-from s2d.decoding.verify import longest_agreement, make_verifier, ratio_decision, ratio_test
+from s2d.decoding.process_logits import LogitsProcessor
+from s2d.decoding.verify import longest_agreed_prefix, make_verifier, ratio_decision, ratio_test
 from s2d.model.choose_tokens import (
     ExitPredictor,
     NoiseTable,
@@ -104,7 +104,7 @@ def test_only_shared_noise_has_a_table_and_verifiers_use_the_table_passed_to_the
     answers = []
     for verifier, max_tokens in zip((*verifiers, own), (9, 12, 10, 10), strict=True):
         verifier.start(2, max_tokens)
-        answers.append(verifier.ask(model.decoder, model.decoder.embed([3]), [1, 3], 2, 0)()[0])
+        answers.append(verifier.check_exit(model.decoder, model.decoder.embed([3]), [1, 3], 2, 0)()[0])
     assert len(table) == 12
     assert len(set(answers)) == 1
 
@@ -116,9 +116,9 @@ def test_the_argmax_with_noise_samples_the_distribution() -> None:
 
 
 def test_the_longest_agreement_ends_at_the_first_difference() -> None:
-    assert (longest_agreement([4, 5, 6], [4, 5]).num_accepted, longest_agreement([4, 5, 6], [4, 5]).bonus) == (2, 6)
-    assert (longest_agreement([4, 5, 6], [4, 9]).num_accepted, longest_agreement([4, 5, 6], [4, 9]).bonus) == (1, 5)
-    assert (longest_agreement([4], []).num_accepted, longest_agreement([4], []).bonus) == (0, 4)
+    assert (longest_agreed_prefix([4, 5, 6], [4, 5]).num_accepted, longest_agreed_prefix([4, 5, 6], [4, 5]).bonus) == (2, 6)
+    assert (longest_agreed_prefix([4, 5, 6], [4, 9]).num_accepted, longest_agreed_prefix([4, 5, 6], [4, 9]).bonus) == (1, 5)
+    assert (longest_agreed_prefix([4], []).num_accepted, longest_agreed_prefix([4], []).bonus) == (0, 4)
 
 
 def test_the_ratio_test_accepts_the_overlap_and_samples_the_residual() -> None:
@@ -129,9 +129,9 @@ def test_the_ratio_test_accepts_the_overlap_and_samples_the_residual() -> None:
     for token, num_runs in enumerate((300, 300, 2000, 2500)):
         accepted: Counter[int] = Counter()
         for _ in range(num_runs):
-            verdict = ratio_test(target, [q], torch.tensor([token]), uniforms.take(2))
-            accepted[verdict.num_accepted] += 1
-            bonus[verdict.num_accepted == 1][verdict.bonus] += 1
+            verification = ratio_test(target, [q], torch.tensor([token]), uniforms.take(2))
+            accepted[verification.num_accepted] += 1
+            bonus[verification.num_accepted == 1][verification.bonus] += 1
         ratio = min(1.0, float(p[token] / q[token]))
         assert_distributed(accepted, torch.tensor([1 - ratio, ratio]))
     assert_distributed(bonus[False], torch.tensor([0.75, 0.25, 0.0, 0.0]))  # max(p - q, 0)
@@ -159,16 +159,16 @@ P, Q, AFTER = [0.6, 0.4, 0.0], [0.2, 0.8, 0.0], [0.0, 0.0, 1.0]
 def test_the_uniform_numbers_decide_the_ratio_test(drafted: list[int], uniform: list[float], expected: tuple[int, int]) -> None:
     p = torch.tensor([*([P] * len(drafted)), AFTER if drafted else P])
     q = [torch.tensor(Q)] * len(drafted)
-    verdict = ratio_test(p, q, torch.tensor(drafted, dtype=torch.int64), torch.tensor(uniform, dtype=torch.float64))
-    assert (verdict.num_accepted, verdict.bonus) == expected
+    verification = ratio_test(p, q, torch.tensor(drafted, dtype=torch.int64), torch.tensor(uniform, dtype=torch.float64))
+    assert (verification.num_accepted, verification.bonus) == expected
 
 
 def test_a_rejection_without_a_residual_samples_the_target() -> None:
     """In float32, q can exceed p by the last bit at one token and be below it nowhere."""
     p = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5]])
     q = torch.tensor([0.0, 0.5, 0.50000006])
-    verdict = ratio_test(p, [q], torch.tensor([2]), torch.tensor([NEAR_ONE, 0.9], dtype=torch.float64))
-    assert (verdict.num_accepted, verdict.bonus) == (0, 2)
+    verification = ratio_test(p, [q], torch.tensor([2]), torch.tensor([NEAR_ONE, 0.9], dtype=torch.float64))
+    assert (verification.num_accepted, verification.bonus) == (0, 2)
 
 
 def test_draws_and_verdicts_do_not_wait_for_the_device() -> None:
@@ -276,7 +276,7 @@ def test_speculation_with_ratio_sampling_keeps_the_targets_distribution(kind: st
         )
         text = [1, 3, *generation.tokens[:-1]]
         raw_logits = target.decoder.all_exit_logits(text, (1, 2, spec.num_layers))
-        logits = [Processing(rule, 2)(exit_logits[1:], text, 2) for exit_logits in raw_logits]
+        logits = [LogitsProcessor(rule, 2)(exit_logits[1:], text, 2) for exit_logits in raw_logits]
         exits.append(torch.stack([exit_logits.softmax(-1).double() for exit_logits in logits], dim=-1))
         tokens += generation.tokens
         num_accepted += sum(accepted for _, accepted in generation.blocks)

@@ -13,7 +13,7 @@ from perfmodel.core.errors import UserInputError
 from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.passes import GRAPH_ROW_WIDTHS
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.decoding.generate import Session, Settings, generate
+from s2d.decoding.generate import Session, Settings
 from s2d.loading.load_model import LoadedModel
 from s2d.model.choose_tokens import ExitPredictor
 from s2d.model.cuda_graphs import GraphDecoder, padded_cache_tokens, padded_context
@@ -21,7 +21,7 @@ from s2d.model.torch_device import engine_for
 from tests.s2d.decoding.test_generate import TARGET, fixed, policies, samplings
 from tests.s2d.loading.test_families import SPECS
 from tests.s2d.model.test_decoder import some_tokens
-from tests.stubs import EOS, VOCAB_SIZE, TinySpec, loaded, tiny_llama, tiny_model
+from tests.stubs import EOS, VOCAB_SIZE, TinySpec, generate, loaded, tiny_llama, tiny_model
 
 PIECES = (1, 3, 70, 1, 2, 5, 32, 17, 1, 9)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

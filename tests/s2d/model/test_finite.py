@@ -18,13 +18,15 @@ from perfmodel.core.errors import BadFile
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.train_cli import main_train
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Settings
-from s2d.decoding.pair import EncodedPrompt, load_pair
-from s2d.loading.config_numbers import NUMBER_RANGES
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_FOLDER
+from s2d.loading.read_config import NUMBER_RANGES
 from s2d.model.finite import NotFinite, count_non_finite, is_finite
-from s2d.running.run_report import check_equal, run_arms
+from s2d.running.compare_outputs import compare_outputs
+from s2d.running.run_prompts import run_arms
 from tests.s2d.conftest import run
 from tests.stubs import ROPES, TinySpec, tiny_llama
 
@@ -87,9 +89,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "complex": (stored_as(DOWN, torch.complex64), f"'{DOWN}' is stored as complex64"),
     "a layer 99": (
         extra_tensor("model.layers.99.x"),
-        "'model.layers.99.x' has no place in a model of its config.json, which",
+        "'model.layers.99.x' does not belong to the model in config.json, which",
     ),
-    "a bias": (extra_tensor("model.layers.0.mlp.up_proj.bias"), "up_proj.bias' has no place in a model of its config.json."),
+    "a bias": (extra_tensor("model.layers.0.mlp.up_proj.bias"), "up_proj.bias' does not belong to the model in config.json."),
 }
 
 
@@ -153,7 +155,7 @@ def test_a_config_with_fewer_layers_than_its_weights_is_refused_and_an_exported_
     load_model(tmp_path / "exit", "fp32")
     config(num_hidden_layers=3)(tmp_path / "model")
     with pytest.raises(
-        BadFile, match=r"'model.layers.3\..* which says num_hidden_layers 3. .* s2d-run --export-exit 3 then writes"
+        BadFile, match=r"'model.layers.3\..* which has num_hidden_layers 3. .* s2d-run --export-exit 3 then writes"
     ):
         load_model(tmp_path / "model", "fp32")
 
@@ -178,7 +180,9 @@ def test_a_model_whose_logits_overflow_is_refused_by_every_command(folders: Path
     offenders = []
     for (dtype, size, fix), role in product(OVERFLOWS, ("target", "draft")):
         with damaged(folders / role, lambda folder, size=size: overflow(folder, size)):
-            device = load_pair(str(folders / "target"), str(folders / "draft"), dtype, "cpu").device_key
+            device = load_pair(
+                PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype=dtype, device="cpu")
+            ).device_key
             commands = {
                 "latency": partial(profile, folders, "latency", "--dtype", dtype),
                 "acceptance": partial(profile, folders, "acceptance", "--dtype", dtype),
@@ -196,7 +200,7 @@ def test_a_model_whose_logits_overflow_is_refused_by_every_command(folders: Path
 
 
 def test_the_message_names_the_prompt_that_overflows_not_the_first(folders: Path) -> None:
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     pair.target.decoder.weights.embedding[7] = INF
     texts = [EncodedPrompt(name=name, category="c", token_ids=ids) for name, ids in (("good", (1, 2)), ("bad", (1, 7)))]
     arm = Settings(policy=None, sampling=GREEDY, max_new_tokens=1, eos_token_id=None)
@@ -316,7 +320,7 @@ def test_a_config_of_nested_brackets_is_refused(folders: Path, capsys) -> None:
 )
 def test_two_texts_from_nan_logits_are_not_reported_as_equal(folders: Path, sampling: Sampling) -> None:
     overflow(folders / "target", 1e30)
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     prompt = EncodedPrompt(name="p", category="c", token_ids=(1, 2, 3))
     session = pair.session(12)
     settings = Settings(policy=None, sampling=sampling, max_new_tokens=4, eos_token_id=None)
@@ -328,7 +332,7 @@ def test_two_texts_from_nan_logits_are_not_reported_as_equal(folders: Path, samp
         generations = [session.generate(prompt.token_ids, settings) for _ in range(2)]
     assert generations[0].tokens == generations[1].tokens
     with pytest.raises(NotFinite, match="on prompt 'p'"):
-        check_equal(pair, [prompt], sampling, generations[:1], generations[1:])
+        compare_outputs(pair, [prompt], sampling, generations[:1], generations[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -13,7 +13,7 @@ import s2d.parallel.parallel_decoder
 import s2d.parallel.ranks
 from perfmodel.core.errors import UserInputError
 from s2d.commands.run_cli import main_run
-from s2d.decoding.verify import ExactJudge
+from s2d.decoding.verify import ExactVerifier
 from s2d.parallel.ranks import Ranks
 
 STAGES = ("loading", "prefill", "verification", "sampling")
@@ -86,7 +86,7 @@ def _call_in(stage: str, rank: int, action: Callable[[], None]) -> None:
     elif stage in SUM_OF_STAGE:
         _wrap(Ranks, "all_reduce", SUM_OF_STAGE[stage], action)
     elif rank == 0:
-        _wrap(ExactJudge, "verdict", 1, action)
+        _wrap(ExactVerifier, "verify", 1, action)
     else:  # it has sent its columns of the head: rank 0 is sampling
         _wrap(Ranks, "send_columns", 1, action, after=True)
 

@@ -16,7 +16,7 @@ import torch
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Settings
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import load_model
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from s2d.parallel.parallel_decoder import load_sharded, serve_requests
@@ -84,7 +84,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         layers, head_tokens = 5 if name == "target" else 4, tuple(range(0, 150, 2)) if name == "reduced" else None
         tiny_llama(replace(spec, num_layers=layers, vocab_size=vocab_size | 1)).save_pretrained(folder / name)
         TOKENIZER.save_pretrained(folder / name)
-        sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=head_tokens)
+        sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, head_token_ids=head_tokens)
         write_sidecar(folder / name, sidecar)
     return folder
 
@@ -94,7 +94,10 @@ def test_two_processes_generate_the_text_of_a_single_one(ranks: Ranks, models: P
     for draft, num_devices in (("draft", 1), ("draft", 2), ("padded", 2), ("reduced", 2), ("self", 2)):
         name, shares = draft if draft == "self" else str(models / draft), draft != "self" and num_devices == 2
         single, sharded = (
-            load_pair(str(models / "target"), name, "fp32", "cpu", among, shares_draft=shares) for among in (None, ranks)
+            load_pair(
+                PairRequest(target=str(models / "target"), draft=name, dtype="fp32", device="cpu", shares_draft=shares), among
+            )
+            for among in (None, ranks)
         )
         assert sharded.device_key == replace(single.device_key, num_devices=2)
         assert sharded.draft_device_key == replace(single.device_key, num_devices=num_devices)
@@ -126,11 +129,11 @@ def test_logits_of_two_processes_are_those_of_a_single_one_in_any_split_of_the_t
 
 def test_a_draft_that_cannot_be_shared_is_refused_before_other_ranks_load_it(ranks: Ranks, folders: Path) -> None:
     tiny_llama(TinySpec(num_kv_heads=2, vocab_size=len(TOKENIZER))).save_pretrained(folders / "target")
-    names = str(folders / "target"), str(folders / "draft")
+    request = PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")
     message = r"2 processes cannot share evenly: expected 1. .* or profile without --share-draft and plan again"
     with pytest.raises(UserInputError, match=message):
-        load_pair(*names, "fp32", "cpu", ranks, shares_draft=True)
-    assert load_pair(*names, "fp32", "cpu", ranks).draft_device_key.num_devices == 1
+        load_pair(replace(request, shares_draft=True), ranks)
+    assert load_pair(request, ranks).draft_device_key.num_devices == 1
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.parallel.rank_failure import RankMonitor, monitored_ranks
 from tests.s2d.parallel import failing_rank
 from tests.s2d.parallel.failing_rank import NUM_LAYERS, STAGES
@@ -42,7 +42,9 @@ def argv(folders: Path, plan_file) -> list[str]:
     spec = TinySpec(num_kv_heads=2, vocab_size=len(TOKENIZER))
     for name, layers in (("target", NUM_LAYERS), ("draft", 4)):
         tiny_llama(replace(spec, num_layers=layers)).save_pretrained(folders / name)
-    device = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu").device_key
+    device = load_pair(
+        PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")
+    ).device_key
     plan = plan_file(device=replace(device, num_devices=2))
     flags = ["--target", folders / "target", "--draft", folders / "draft", "--plan", plan, "--prompt", "the cat"]
     return list(map(str, flags))

@@ -11,7 +11,7 @@ import torch
 from perfmodel.core.torchrun import torchrun_command
 from perfmodel.results.report import REPORT_FILE
 from s2d.commands.run_cli import main_run
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.parallel.rank_failure import Stage
 from s2d.parallel.ranks import PASS, Ranks, RowsRequest, join_ranks
 from tests.s2d.parallel.test_parallel_decoder import ROOT, TOKENIZER, torchrun_environment
@@ -40,7 +40,9 @@ def test_two_processes_generate_the_checked_text_and_place_the_draft_by_the_plan
     folders: Path, plan_file, capsys, draft_num_devices: int, shared: str
 ) -> None:
     save_shared_models(folders)
-    device = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu").device_key
+    device = load_pair(
+        PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")
+    ).device_key
     plan = plan_file(device=replace(device, num_devices=2), draft_num_devices=draft_num_devices)
     report_file = folders / "report.json"
     flags = ["--target", folders / "target", "--draft", folders / "draft", "--plan", plan, "--prompt", "the cat", "--check"]
@@ -63,7 +65,9 @@ def torchrun(folders: Path, plan: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_torchrun_prints_once_that_a_model_cannot_be_split(folders: Path, plan_file) -> None:
-    device = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu").device_key
+    device = load_pair(
+        PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")
+    ).device_key
     job = torchrun(folders, plan_file(device=replace(device, num_devices=2)))
     assert job.returncode != 0
     assert job.stderr.count("s2d-run: model ") == job.stderr.count("2 processes cannot share evenly") == 1
@@ -72,9 +76,13 @@ def test_torchrun_prints_once_that_a_model_cannot_be_split(folders: Path, plan_f
 
 
 def test_a_plan_for_more_or_fewer_devices_is_refused(folders: Path, plan_file, capsys) -> None:
-    device = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu").device_key
+    device = load_pair(
+        PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")
+    ).device_key
     plan = plan_file(device=replace(device, num_devices=2))
     assert main_run(["--plan", str(plan), "--prompt", "the cat"]) == 2
     stderr = capsys.readouterr().err
-    assert f"was made for 2 x {device.device}, not for 1, a process for each. Run it with torchrun --nproc-per-node 2" in stderr
+    assert (
+        f"was made for 2 x {device.device}, not for 1, one for each process. Run it with torchrun --nproc-per-node 2" in stderr
+    )
     assert "to plan for 1, profile with s2d-profile." in stderr

@@ -9,14 +9,14 @@ import pytest
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.results.report import REPORT_FILE
-from s2d.decoding.pair import ModelPair, Pair, encode_prompts, encode_turn, load_pair
+from s2d.decoding.encode_prompts import ConversationEncoder, encode_prompts, encode_turn
+from s2d.decoding.pair import ModelPair, Pair, PairRequest, load_pair
 from s2d.loading.load_model import load_tokenizer
 from s2d.loading.memory import TextLimits
 from s2d.prompt_files.read import read_prompts
 from s2d.prompts.conversation import Conversation, Prompt
 from s2d.prompts.text import Stop, continuation_text
-from s2d.running.multi_turn import MultiTurn
-from s2d.running.run_report import RunRequest
+from s2d.running.run_prompts import RunSettings
 from tests.s2d.conftest import folders_with, run
 from tests.s2d.prompts.kinds_of_tokenizers import KINDS
 
@@ -54,18 +54,24 @@ def texts_of(folders: Path) -> list[dict]:
 
 
 def pair_of(folders: Path, kind: str = "separate") -> Pair:
-    return load_pair(str(folders / "target"), "self" if kind == "self" else str(folders / "draft"), "fp32", "cpu")
+    return load_pair(
+        PairRequest(
+            target=str(folders / "target"),
+            draft="self" if kind == "self" else str(folders / "draft"),
+            dtype="fp32",
+            device="cpu",
+        )
+    )
 
 
-def request(stop: Stop | None = None, sampling: Sampling = GREEDY, max_new_tokens: int = NEW_TOKENS) -> RunRequest:
-    facts = {"plan_sha256": None, "policy": None, "check": False, "frontier": ()}
-    return RunRequest(sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, **facts)
+def conversations(pair: Pair, stop: Stop | None = None) -> ConversationEncoder:
+    return ConversationEncoder(pair, max_new_tokens=NEW_TOKENS, stop=stop, special_tokens="parse")
 
 
 def plain_text(pair: Pair, prompt: str, sampling: Sampling) -> tuple[int, str]:
     """Tokens of a prompt, and what the target alone writes after it."""
     [encoded] = encode_prompts(pair, [Prompt(name="p", category="c", text=prompt)], max_new_tokens=NEW_TOKENS)
-    settings = request(sampling=sampling).settings(None, pair.eos_token_id)
+    settings = RunSettings(policy=None, sampling=sampling, max_new_tokens=NEW_TOKENS).decoding(None, pair.eos_token_id)
     tokens = pair.session(160).generate(encoded.token_ids, settings).tokens
     return len(encoded.token_ids), continuation_text(pair.tokenizer, encoded.token_ids, tokens)
 
@@ -123,11 +129,11 @@ def test_a_conversation_goes_on_after_the_answers_that_are_kept(chat, folders: P
     capsys.readouterr()
     assert chat([QUESTION, TOLD]) == 0
     shown, talk = capsys.readouterr()
-    assert f"going on after 1 texts in {path}" in talk
+    assert f"continuing after 1 output in {path}" in talk
     assert "prompts   2 in 3 turns" in shown
     assert [line["text"] for line in texts_of(folders)] == [line["text"] for line in whole]
     assert chat([QUESTION, TOLD]) == 0
-    assert "nothing is left to run" in capsys.readouterr().err
+    assert "nothing to do" in capsys.readouterr().err
     path.write_text(json.dumps(whole[0] | {"text": "dog"}) + "\n", encoding="utf-8")
     assert chat([QUESTION]) == 0
     expected = plain_text(pair_of(folders), f"<user>{TURNS[0]}<assistant>dog<user>{TURNS[1]}<assistant>", GREEDY)
@@ -142,7 +148,7 @@ def test_a_conversation_that_outgrows_the_context_is_cut_short_and_all_else_is_f
         talk = capsys.readouterr().err
         assert "a conversation is cut short: prompt '81/2' has " in talk
         assert "tokens: expected 1 to 154, which with 6 new ones fill the context" in talk
-    assert "nothing is left to run" in talk
+    assert "nothing to do" in talk
 
 
 def test_caches_of_a_conversation_that_outgrows_them_are_checked_before_they_are_made(chat, folders: Path, monkeypatch) -> None:
@@ -169,19 +175,19 @@ def test_a_stop_string_and_the_end_of_text_are_no_part_of_an_answer(chat, folder
     pair = pair_of(folders)
     question = Prompt(name="81", category="c", text=TURNS[0], later=(TURNS[1],))
     [first] = encode_prompts(pair, [question], max_new_tokens=NEW_TOKENS, is_chat=True)
-    stopped = MultiTurn(pair, request(Stop(["dog", "END"], pair.tokenizer))).after(first, "the catEND and the dog")
-    unstopped = MultiTurn(pair, request()).after(first, "the catEND")
+    stopped = conversations(pair, Stop(["dog", "END"], pair.tokenizer)).next_turn(first, "the catEND and the dog")
+    unstopped = conversations(pair).next_turn(first, "the catEND")
     assert stopped is not None
     assert unstopped is not None
     assert stopped.conversation == Conversation(prompt=question, answers=("the cat",))
     assert unstopped.conversation == Conversation(prompt=question, answers=("the catEND",))
-    assert MultiTurn(pair, request()).after(stopped, "the cat") is None
+    assert conversations(pair).next_turn(stopped, "the cat") is None
 
 
 def test_what_a_template_refuses_is_refused_before_decoding_and_cuts_short_after(chat, folders: Path, capsys) -> None:
     with_template(folders, "{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}" + TEMPLATE)
     assert chat([TOLD]) == 2
-    refusal = "the chat template of target refuses it (one at a time): expected roles in an order that it takes."
+    refusal = "the chat template of target refuses it (one at a time): expected roles in an order that the template accepts."
     assert f"prompt 'told': {refusal}" in capsys.readouterr().err
     assert chat([QUESTION]) == 0
     assert f"a conversation is cut short: prompt '81/2': {refusal}" in capsys.readouterr().err

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.errors import UserInputError
 from s2d.commands.train_cli import main_train
-from s2d.decoding.pair import encode_prompts, encode_turn, load_pair
+from s2d.decoding.encode_prompts import encode_prompts, encode_turn
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.prompts.conversation import Conversation, Message, Prompt
 from s2d.prompts.special_tokens import SpecialTokens, special_tokens_note, text_ids
 from tests.s2d.conftest import folders_with, run
@@ -50,7 +51,7 @@ def test_the_tokens_that_begin_a_text_are_special_however_it_is_read() -> None:
 @pytest.mark.parametrize("kind", ["byte_level", "llama_2", "mistral", "family"])
 def test_no_message_of_a_chat_ends_a_turn_as_text(kind: str, folders: Path) -> None:
     tokenizer = KINDS[kind]()
-    pair = load_pair(*chat_folders(folders, tokenizer), "fp32", "cpu")
+    pair = load_pair(chat_request(folders, tokenizer))
     end, index = tokenizer.eos_token, tokenizer.eos_token_id
     prompt = Prompt(
         name="a",
@@ -72,7 +73,7 @@ def test_no_message_of_a_chat_ends_a_turn_as_text(kind: str, folders: Path) -> N
 
 
 def test_a_chat_whose_tokenizer_cannot_read_a_special_token_as_text_is_refused(folders: Path) -> None:
-    pair = load_pair(*chat_folders(folders, KINDS["unigram"]()), "fp32", "cpu")
+    pair = load_pair(chat_request(folders, KINDS["unigram"]()))
     prompt = Prompt(name="a", category="c", text="the</s>")
     with pytest.raises(UserInputError, match="has no other token for the text '</s>' than the special token itself"):
         encode_prompts(pair, [prompt], max_new_tokens=4, is_chat=True, special_tokens="text")
@@ -108,14 +109,14 @@ def test_a_run_says_what_it_does_and_texts_of_both_readings_are_not_mixed(
     (folders / "texts.jsonl").unlink()
     assert run(folders, plan, *flags, "--special-tokens", "text") == 0
     assert "('<end>'), read as text\n" in capsys.readouterr().err
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     expected = pair.tokenizer("the cat<end>", split_special_tokens=True)["input_ids"]
     assert json.loads((folders / "texts.jsonl").read_text())["prompt_tokens"] == len(expected) > 4
 
 
 def test_later_turns_are_read_like_the_first(folders: Path, plan_file: Callable[..., Path], capsys) -> None:
     tokenizer = KINDS["byte_level"]()
-    chat_folders(folders, tokenizer)
+    chat_request(folders, tokenizer)
     prompts = folders / "prompts.jsonl"
     prompts.write_text(json.dumps({"question_id": 1, "category": "c", "turns": ["the", "cat</s>"]}) + "\n")
     lengths = []
@@ -137,7 +138,8 @@ def test_calibration_says_what_it_does(folders: Path, capsys) -> None:
     assert "prompts contain the text of special tokens ('<end>'), read as text" in capsys.readouterr().err
 
 
-def chat_folders(folders: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
+def chat_request(folders: Path, tokenizer: PreTrainedTokenizerFast) -> PairRequest:
+    """A pair whose tokenizer has a chat template."""
     tokenizer.chat_template = TEMPLATE
     folders_with(folders, tokenizer)
-    return str(folders / "target"), str(folders / "draft")
+    return PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")

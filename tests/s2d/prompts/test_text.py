@@ -15,11 +15,10 @@ from perfmodel.acceptance.trace import distinct_ngram_frac
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY
-from s2d.decoding.generate import generate
 from s2d.prompts.text import ContinuationText, Stop, continuation_text
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.s2d.prompts.kinds_of_tokenizers import KINDS, TEXTS, tokenizer_of
-from tests.stubs import TinySpec, tiny_model
+from tests.stubs import TinySpec, generate, tiny_model
 
 TOKENIZER = byte_tokenizer()
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"

@@ -11,7 +11,7 @@ from s2d.prompt_files.read_as import ReadAs
 from s2d.prompts.conversation import Prompt
 
 
-def given_prompts(path: Path | None, how: ReadAs, default: Path, *, first_turns: bool) -> tuple[Prompt, ...]:
+def load_prompts(path: Path | None, how: ReadAs, default: Path, *, first_turns: bool) -> tuple[Prompt, ...]:
     """The prompts of a file, after a line on stderr that tells what they were read as.
 
     Args:
@@ -29,7 +29,7 @@ def given_prompts(path: Path | None, how: ReadAs, default: Path, *, first_turns:
     return file.prompts
 
 
-def given_texts(paths: Sequence[Path], how: ReadAs) -> list[str]:
+def load_texts(paths: Sequence[Path], how: ReadAs) -> list[str]:
     """The training texts of all files, after a line for each that tells what it was read as.
 
     Raises:
