@@ -105,7 +105,8 @@ def load_acceptance(source: Path | Trace, split: Split = "all", category: str | 
         trace, sha256, name = stored.record, stored.sha256, repr(source.name)
     prompts = trace.header.prompts
     if category is not None and all(prompt.category != category for prompt in prompts):
-        raise UnknownName("category", category, sorted({prompt.category for prompt in prompts}))
+        categories = sorted({prompt.category for prompt in prompts})
+        raise UnknownName("category", category, categories, listed_in="s2d-plan --by-category")
     if split != "all" or category is not None:
         kept = [
             number
