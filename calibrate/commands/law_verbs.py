@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from calibrate.commands.flags import add_device_flags, device_request
-from perfmodel.core.console import AnswerOptions, add_common_flags, add_verb, add_verbose_flag, print_answer, print_out
+from perfmodel.core.console import AnswerOptions, add_common_flags, add_subcommand, add_verbose_flag, print_answer, print_out
 from perfmodel.core.errors import UserInputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class FitFlags:
 
 def add_law_verbs(verbs: _Verbs) -> None:
     """Add `validate`, `design` and `fit`."""
-    validate = add_verb(
+    validate = add_subcommand(
         verbs, "validate", "compare the latency law with published speeds", "s2d-plan validate --json -o validation.json"
     )
     add_common_flags(validate, result="validation")
@@ -57,7 +57,7 @@ def add_law_verbs(verbs: _Verbs) -> None:
 
 def _add_design(verbs: _Verbs) -> None:
     purpose = "find the tokens per round that drafts of one size, or one draft, need to beat plain decoding"
-    parser = add_verb(verbs, "design", purpose, "s2d-plan design --target llama-2-70b --params 1.3e9 --engine eager")
+    parser = add_subcommand(verbs, "design", purpose, "s2d-plan design --target llama-2-70b --params 1.3e9 --engine eager")
     add = parser.add_argument
     target_help = "a known model (docs/models.md), a config.json or its folder, or org/name on the Hugging Face hub"
     add("--target", metavar="NAME", required=True, help=target_help)
@@ -78,7 +78,7 @@ def _add_design(verbs: _Verbs) -> None:
 
 def _add_fit(verbs: _Verbs) -> None:
     purpose = "fit the latency law to profiles of one device, to price models that were not profiled"
-    parser = add_verb(verbs, "fit", purpose, "s2d-plan fit law/*.latency.json -o my-device.fit.json")
+    parser = add_subcommand(verbs, "fit", purpose, "s2d-plan fit law/*.latency.json -o my-device.fit.json")
     add = parser.add_argument
     add("profiles", type=Path, metavar="FILE", nargs="*", help="latency profiles, best by s2d-profile law")
     tables_help = "fit public kernel tables instead: the folder of gpu_layer_times.csv and gpu_all_reduce.csv"

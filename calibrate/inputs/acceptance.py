@@ -15,6 +15,7 @@ from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
+from perfmodel.models.find_model import find_draft
 from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT, ModelGeometry, same_shape, with_reduced_head
 from perfmodel.models.known_models import KNOWN_MODELS
 from perfmodel.results.plan import Evidence, EvidenceLevel
@@ -60,6 +61,7 @@ def resolve_acceptance(request: PlanRequest, target: Target | None, draft: Draft
     """
     if request.trace is not None:
         acceptance = load_acceptance(request.trace, request.prompts_split, request.category)
+        acceptance = replace(acceptance, trace=with_models(acceptance.trace, target, draft))
         check_draft(acceptance, draft)
         if target is not None:
             check_target(acceptance, target.geometry)
@@ -103,7 +105,8 @@ def load_acceptance(source: Path | Trace, split: Split = "all", category: str | 
         trace, sha256, name = stored.record, stored.sha256, repr(source.name)
     prompts = trace.header.prompts
     if category is not None and all(prompt.category != category for prompt in prompts):
-        raise UnknownName("category", category, sorted({prompt.category for prompt in prompts}))
+        categories = sorted({prompt.category for prompt in prompts})
+        raise UnknownName("category", category, categories, listed_in="s2d-plan --by-category")
     if split != "all" or category is not None:
         kept = [
             number
@@ -141,6 +144,18 @@ def _evidence(trace: Trace, sha256: str | None, selection: str) -> Evidence:
             "positions; confidences assumed (docs/published-acceptance.md)"
         )
     return Evidence(role="acceptance", level=level, description=description, sha256=sha256)
+
+
+def with_models(trace: Trace, target: Target | None, draft: DraftName | None) -> Trace:
+    """A trace from arrays with the geometries that the request names, where it has none of its own."""
+    header = trace.header
+    if header.target_model is None and target is not None:
+        header = replace(header, target_model=target.geometry)
+    if header.draft_model is None and header.draft_kind == "self":
+        header = replace(header, draft_model=header.target_model)
+    if header.draft_model is None and draft is not None and draft.known_name is not None:
+        header = replace(header, draft_model=find_draft(draft.known_name).model)
+    return replace(trace, header=header)
 
 
 def at_lengths(acceptance: Acceptance, *, prompt_tokens: Tokens | None, output_tokens: Tokens | None) -> Acceptance:

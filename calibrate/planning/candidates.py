@@ -104,7 +104,7 @@ def paper_policies(trace: Trace) -> list[Policy]:
     First with the published cap, then with the cap of the search, which profiles of shorter drafts cover. Empty for a draft
     with one exit or for another confidence.
     """
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     if len(layers) < 2 or trace.header.confidence != "max-prob":
         return []
     thresholds = (PAPER_THRESHOLD,) * (len(layers) - 1)

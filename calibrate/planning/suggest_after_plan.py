@@ -16,7 +16,7 @@ from calibrate.inputs.acceptance import model_folder, prompts_flags
 from calibrate.pricing.draft_placement import Placement
 from calibrate.pricing.pricing import memory_needed, pair_weights
 from perfmodel.core.console import without_flag
-from perfmodel.core.torchrun import launched
+from perfmodel.core.torchrun import torchrun_command
 from perfmodel.core.units import format_frac
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.models.dtypes import Dtype
@@ -155,7 +155,7 @@ def run_plan_command(plan: Plan, path: Path, report: Path, more: Sequence[str] =
     models = [word for flag, folder in folders.items() if folder not in found_by_plan for word in (flag, folder)]
     prompts = [] if "--prompts" in more else prompts_flags(plan.target.name)
     run = ["s2d-run", "--plan", str(path), *models, *prompts, *more, *check, "-o", str(report)]
-    return shlex.join(launched(run, plan.device.num_devices))
+    return shlex.join(torchrun_command(run, plan.device.num_devices))
 
 
 def profile_command(
@@ -179,7 +179,7 @@ def profile_command(
     shared = ["--share-draft"] if plan.draft.kind == "separate" and plan.draft_num_devices > 1 else []
     prompts = [] if "--prompts" in more else prompts_flags(plan.target.name)
     flags = [*models, *shared, *prompts, *sampling, *_device_flags(plan.device), *more, "-o", str(folder)]
-    return shlex.join(launched(["s2d-profile", *what, *flags], plan.device.num_devices))
+    return shlex.join(torchrun_command(["s2d-profile", *what, *flags], plan.device.num_devices))
 
 
 def draft_argument(draft: DraftGeometry) -> str:

@@ -226,7 +226,7 @@ def _overfitting_text(overfitting: Overfitting) -> str:
 def cautions(plan: Plan) -> list[str]:
     """Reasons to trust the predicted speedup less than its value suggests."""
     speedup, texts = plan.chosen.speedup.speedup, []
-    if speedup.is_cut:
+    if speedup.is_clipped:
         texts.append(
             f"The interval is cut at a factor of {WIDEST_FACTOR:.0f}: the evidence scatters too much to predict a speed. "
             "Measure again on a quiet machine."

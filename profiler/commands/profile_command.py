@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
-from perfmodel.core.console import Progress, keeping, print_err, print_out
+from perfmodel.core.console import Progress, keep_progress, print_err, print_out
 from perfmodel.core.cpu_contention import Contention
-from perfmodel.core.disk import folder_for_files
+from perfmodel.core.disk import writable_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.core.units import Seconds
@@ -55,7 +55,7 @@ def profile(
     use_device(args.device)
     _check_sharing(args, ranks)
     torch.set_num_threads(args.threads)
-    with folder_for_files(args.output):
+    with writable_folder(args.output):
         return _profile(job_of(args, prompts, ranks), args, argv=argv)
 
 
@@ -203,7 +203,7 @@ def _latency(job: ProfilingJob, args: argparse.Namespace, facts: DeviceFacts, pr
             shown_s = whole
 
     try:
-        with keeping(files.partial_paths[0]), progress, measure_energy(nvml_sensor(job.pair.device)) as meter:
+        with keep_progress(files.partial_paths[0]), progress, measure_energy(nvml_sensor(job.pair.device)) as meter:
             fill_log(job, log, args.budget, save=files.write_partial, on_run=on_run)
     finally:  # whatever ended it, a disk that is full included
         if len(log):
@@ -236,7 +236,7 @@ def _acceptance(job: ProfilingJob, folder: Path, provenance: Provenance) -> None
 
     num_left = len(job.prompts) - len(trace.header.prompts)
     try:
-        with keeping(partial), Progress("acceptance", num_left) as progress:
+        with keep_progress(partial), Progress("acceptance", num_left) as progress:
             trace = record_acceptance(
                 lambda number: recorder.trace(job.prompts[number]),
                 len(job.prompts),

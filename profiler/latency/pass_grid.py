@@ -92,7 +92,7 @@ def needed_passes(num_exits: int, draft_cap: int, *, runs_ahead: bool) -> frozen
 
 
 def exit_subsets(exit_layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The sets of looked-at exits to run: all of them, or every run of neighbours where there would be too many."""
+    """The sets of active exits to run: all of them, or every run of neighbours where there would be too many."""
     layers = tuple(exit_layers)
     if 2 ** len(layers) - 1 <= MAX_SUBSETS:
         return tuple(itertools.chain.from_iterable(itertools.combinations(layers, n + 1) for n in range(len(layers))))

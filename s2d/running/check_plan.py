@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perfmodel.core.errors import Mismatch
-from perfmodel.core.torchrun import launched, num_processes
+from perfmodel.core.torchrun import num_processes, torchrun_command
 from perfmodel.models.geometry import same_shape
 from perfmodel.results.plan import Plan
 
@@ -35,7 +35,7 @@ def check_plan_runs(name: str, plan: Plan) -> None:
     planned, given = plan.device.num_devices, num_processes()
     if planned != given:
         profile, run = (
-            " ".join(launched([command], number)) for command, number in (("s2d-profile", given), ("s2d-run", planned))
+            " ".join(torchrun_command([command], number)) for command, number in (("s2d-profile", given), ("s2d-run", planned))
         )
         raise Mismatch(
             name,

@@ -19,9 +19,9 @@ from calibrate.planning.candidates import DERIVED_NAME, PAPER_NAME, PLAIN_NAME, 
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_plan import plan as public_plan
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath
-from perfmodel.acceptance.trace import TRACE_FILE
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import BadFile, Mismatch, OutOfDomain, UnknownName, UserInputError
-from perfmodel.models.find_model import find_model
+from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.results.plan import PLAN_FILE, Plan
 from tests.calibrate.factories import (
@@ -298,7 +298,7 @@ def test_a_missing_profile_is_named(measured: PlanRequest) -> None:
 def test_a_self_draft_needs_only_its_targets_profile_and_no_memory(tmp_path: Path) -> None:
     trace, exits = make_trace(), (2, 4, 6, 8)
     self_draft = DraftGeometry(kind="self", model=TARGET, exit_layers=exits)
-    trace = replace(trace, header=replace(trace.header, draft=self_draft, draft_sha256=TARGET_SHA256))
+    trace = replace(trace, header=trace.header.with_draft(self_draft, TARGET_SHA256))
     TRACE_FILE.write(tmp_path / "trace.npz", trace, provenance())
     profile = make_profile(TARGET, exits, TARGET_SHA256, None, is_self_draft=True)
     path = write_profile(tmp_path / "target.latency.json", profile)
@@ -337,6 +337,19 @@ def test_a_trace_in_memory_gives_the_plan_of_its_file(measured: PlanRequest) -> 
     anonymous = make_trace()
     unknown = replace(anonymous, header=replace(anonymous.header, target_sha256=None, draft_sha256=None))
     assert public_plan(trace=unknown, device="a100").evidence[-1].level == "traced"
+
+
+def test_a_trace_from_arrays_is_planned_with_the_models_that_the_request_names() -> None:
+    known, rows = make_trace(), slice(0, 64)
+    confidence, agrees = known.confidence[rows, :3], known.accept_prob[rows, :3]
+    arrays = Trace.from_arrays(confidence, agrees, exits=(6, 9, 12), prompt_tokens=40)
+    made = public_plan("vicuna-7b", draft="s2d", trace=arrays, device="h100")
+    assert (made.target, made.draft) == (find_model("vicuna-7b"), find_draft("s2d"))
+    assert (made.evidence[-1].level, made.workload.prompt_tokens) == ("traced", 40)
+    with pytest.raises(UserInputError, match="the trace has no geometry of its draft"):
+        public_plan("vicuna-7b", trace=arrays, device="h100")
+    own = Trace.from_arrays(confidence, agrees, exits=(6, 9, 12), draft_kind="self")
+    assert public_plan("vicuna-7b", draft="self", trace=own, device="h100").draft.model == find_model("vicuna-7b")
 
 
 def test_the_examples_in_the_docstrings_of_public_functions_run() -> None:

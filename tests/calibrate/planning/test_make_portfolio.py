@@ -131,7 +131,7 @@ def test_categories_split_the_prompts_and_keep_the_target(tmp_path: Path) -> Non
         alone = make_plan(replace(request, category=part.name))
         assert alone.chosen.policy == part.own.policy
         assert "only" in alone.evidence[-1].description
-    with pytest.raises(UnknownName, match=r"unknown category 'poems': known are code, prose"):
+    with pytest.raises(UnknownName, match=r"unknown category 'poems': expected 'code' or 'prose'"):
         make_plan(replace(request, category="poems"))
 
 

@@ -92,7 +92,7 @@ def test_a_draft_with_an_assumed_head_has_no_known_weights(tmp_path: Path) -> No
 def test_a_self_draft_cannot_have_a_reduced_head(tmp_path: Path) -> None:
     trace = make_trace()
     self_draft = DraftGeometry(kind="self", model=TARGET, exit_layers=(2, 4, 6, 8))
-    trace = replace(trace, header=replace(trace.header, draft=self_draft, draft_sha256=TARGET_SHA256))
+    trace = replace(trace, header=trace.header.with_draft(self_draft, TARGET_SHA256))
     TRACE_FILE.write(tmp_path / "trace.npz", trace, provenance())
     with pytest.raises(UserInputError, match=r"--draft-vocab 512: a self-draft uses the head of its target"):
         make_plan(PlanRequest(trace=tmp_path / "trace.npz", draft_vocab=512))

@@ -159,9 +159,9 @@ def test_the_error_of_a_drifting_device_is_cut_at_that_of_an_unmeasured_one(
 def test_no_interval_is_wider_than_a_factor_of_ten_on_either_side() -> None:
     assert ratio_interval(2.0, below=1e300, above=math.inf).low == SAME(0.2)
     assert ratio_interval(2.0, below=0.0, above=1e300).high == SAME(20.0)
-    assert ratio_interval(2.0, below=0.1, above=math.inf).is_cut
-    assert ratio_interval(2.0, below=math.inf, above=0.1).is_cut
-    assert not ratio_interval(2.0, below=2.0, above=2.0).is_cut
+    assert ratio_interval(2.0, below=0.1, above=math.inf).is_clipped
+    assert ratio_interval(2.0, below=math.inf, above=0.1).is_clipped
+    assert not ratio_interval(2.0, below=2.0, above=2.0).is_clipped
 
 
 def test_a_measured_speedup_of_extreme_seconds_has_an_interval() -> None:
