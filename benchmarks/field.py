@@ -52,7 +52,7 @@ MAX_MESSAGE_CHARS = 600
 TEXT_TOLERANCE = 0.005
 """Three digits are shown."""
 WEIGHTS_TOLERANCE = 1e-5
-"""Biases of the last norm and of the LM head are not counted (docs/models.md)."""
+"""Biases of the last norm and of the LM head are not counted (docs/reference/models.md)."""
 SMALL_DRAFT = ("--params", "20e6", "--device", "h100")
 REAL_DRAFT = ("--params", "300e6", "--device", "h200")
 """Eight of which hold the largest."""

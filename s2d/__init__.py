@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from perfmodel.core.errors import S2DError, UserInputError
     from perfmodel.core.provenance import TOOL_VERSION as __version__
     from perfmodel.latency.model_latency import ModelLatency, latency
-    from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, Heuristic, Policy, SurvivalFloor
+    from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
     from perfmodel.policies.sampling import Sampling
     from perfmodel.replay.replay import replay, replay_prompts
     from perfmodel.replay.round_stats import RoundStats
@@ -46,7 +46,7 @@ _MODULES = {
     "perfmodel.acceptance.trace": ("Trace",),
     "perfmodel.core.errors": ("S2DError", "UserInputError"),
     "perfmodel.latency.model_latency": ("latency", "ModelLatency"),
-    "perfmodel.policies.policy": ("Policy", "ConfidenceFloor", "SurvivalFloor", "Heuristic", "CalibrationCurve"),
+    "perfmodel.policies.policy": ("Policy", "ConfidenceFloor", "SurvivalFloor", "HeuristicLength", "CalibrationCurve"),
     "perfmodel.policies.sampling": ("Sampling",),
     "perfmodel.replay.replay": ("replay", "replay_prompts"),
     "perfmodel.replay.round_stats": ("RoundStats",),
@@ -69,7 +69,7 @@ __all__ = [
     "CalibrationCurve",
     "Completion",
     "ConfidenceFloor",
-    "Heuristic",
+    "HeuristicLength",
     "ModelLatency",
     "Plan",
     "Policy",

@@ -12,7 +12,7 @@ import s2d
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PUBLIC = """
-CalibrationCurve Completion ConfidenceFloor Heuristic ModelLatency Plan Policy Profile Residuals RoundStats RunReport RunRequest S2DError
+CalibrationCurve Completion ConfidenceFloor HeuristicLength ModelLatency Plan Policy Profile Residuals RoundStats RunReport RunRequest S2DError
 Sampling SpeculativeModel SurvivalFloor Trace UserInputError __version__ calibrate_draft compare draft_lengths draft_shapes latency load
 plan profile profile_law reduce_vocab replay replay_prompts run train_draft write_exits
 """.split()

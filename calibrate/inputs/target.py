@@ -59,7 +59,7 @@ def resolve_target(
             whose config is not available.
     """
     if not text.strip():
-        raise UnknownName("target", text, [model.name for model in KNOWN_MODELS], listed_in="docs/models.md")
+        raise UnknownName("target", text, [model.name for model in KNOWN_MODELS], listed_in="docs/reference/models.md")
     path = config_path(text)
     if path is not None:
         geometry = _read_geometry(path)

@@ -14,7 +14,7 @@ HELP_COLUMNS = "100"
 
 
 def cli_page() -> str:
-    """docs/cli.md: the help of every console command and of its subcommands."""
+    """docs/reference/cli.md: the help of every console command and of its subcommands."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     parts = ["# Commands\n\nMade from each command's `--help` by `python -m docs.generate`.\n"]
     for name, entry in scripts.items():

@@ -17,7 +17,7 @@ from perfmodel.models.known_architectures import ARCHITECTURES, WRAPPERS, Archit
 Config: TypeAlias = Mapping[str, Any]
 """What is in a config.json."""
 
-MODELS_PAGE = "docs/models.md"
+MODELS_PAGE = "docs/reference/models.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ def find_model(name: str) -> ModelGeometry:
     found = _look_up(by_name, ALIASES, name)
     if found is None:
         otherwise = "give a config: --target path/to/config.json, or org/name on the Hugging Face hub"
-        raise UnknownName("target", name, by_name, listed_in="docs/models.md", otherwise=otherwise)
+        raise UnknownName("target", name, by_name, listed_in="docs/reference/models.md", otherwise=otherwise)
     return found
 
 
@@ -72,7 +72,7 @@ def find_draft(name: str) -> DraftGeometry:
     by_name = {draft.model.name: draft for draft in KNOWN_DRAFTS}
     found = _look_up(by_name, ALIASES, name)
     if found is None:
-        raise UnknownName("draft", name, by_name, listed_in="docs/models.md")
+        raise UnknownName("draft", name, by_name, listed_in="docs/reference/models.md")
     return found
 
 

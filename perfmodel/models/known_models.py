@@ -1,7 +1,7 @@
 """The table of models: what stands in their config.json, and how many weights their publishers count.
 
 A row goes through the same reader as a user's file (`perfmodel.models.model_config`). The published count is no input to any price:
-it is there to prove the row, as a wrong size or a forgotten bias would show. docs/models.md is made from this table.
+it is there to prove the row, as a wrong size or a forgotten bias would show. docs/reference/models.md is made from this table.
 """
 
 from collections.abc import Iterator

@@ -47,7 +47,7 @@ def test_an_unknown_target_is_answered_with_near_misses_and_a_way_out() -> None:
         find_model("llama-2-71b")
     message = str(caught.value)
     assert message.startswith("unknown target 'llama-2-71b': did you mean 'llama-2-70b', ")
-    assert "docs/models.md lists all " in message
+    assert "docs/reference/models.md lists all " in message
     assert message.endswith("Or give a config: --target path/to/config.json, or org/name on the Hugging Face hub.")
 
 

@@ -132,7 +132,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', expected a list of class names"),
     ({"model_type": ["llama"]}, "model_type is ['llama'], expected a name"),
     ({"architectures": None, "model_type": None}, "names neither architectures nor model_type"),
-    ({"architectures": ["X" * 5000]}, "XX': docs/models.md lists all"),
+    ({"architectures": ["X" * 5000]}, "XX': docs/reference/models.md lists all"),
     ({"num_experts": [0] * 5000}, "num_experts = [0, 0"),
 ]
 
@@ -184,7 +184,7 @@ def test_what_the_law_would_misprice_is_refused_by_what_it_is(
     message = str(caught.value)
     assert message.startswith(f"model 'mine': the latency law does not cover {class_name!r}, which has ")
     assert told in message
-    assert message.endswith("Give a dense decoder of a family in docs/models.md.")
+    assert message.endswith("Give a dense decoder of a family in docs/reference/models.md.")
     assert len(message) <= 420
 
 
@@ -213,7 +213,7 @@ def test_an_unknown_name_is_refused_however_much_it_looks_like_a_llama() -> None
         geometry_from_config(small("Qwen9ForCausalLM", "qwen9"), "mine")
     message = str(caught.value)
     assert message.startswith("unknown architecture 'Qwen9ForCausalLM': did you mean 'Qwen")
-    assert f"docs/models.md lists all {len(ARCHITECTURES)}." in message
+    assert f"docs/reference/models.md lists all {len(ARCHITECTURES)}." in message
     assert message.endswith("sizes alone do not tell what the layers of 'mine' compute.")
     with pytest.raises(UnknownName):
         geometry_from_config(LLAMA_CONFIG | {"architectures": ["LlamaForSequenceClassification"]}, "mine")
