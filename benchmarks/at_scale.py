@@ -34,16 +34,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from details.scale_models import acceptance_of, draft_of, tiny
-from details.scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
-from shared.common import RESULTS, finish, make_parser, one_thread
-from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from shared.interleaved import Models, models_of
-from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
 from calibrate.planning.candidates import paper_policies
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
+from details.scale_models import acceptance_of, draft_of, tiny
+from details.scale_result import AHEAD, PAPER, PLAN, SINGLE, Found, arms_table, readings_text
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import Mismatch, OutOfDomain, UserInputError
@@ -65,6 +61,10 @@ from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import fitting_layers, random_pair, with_layers
 from s2d.loading.memory import PairPlacement, TextLimits, free_device_bytes
 from s2d.model.torch_device import device_key, engine_for, use_device
+from shared.common import RESULTS, finish, make_parser, one_thread
+from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.interleaved import Models, models_of
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
 NAME = "at_scale"
 SEED = 20261121

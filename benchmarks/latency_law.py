@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from shared.common import SHARED_DATA, finish, make_parser, one_thread
 
 from calibrate.fit.fit_latency import observe
 from calibrate.fit.fit_law import (
@@ -41,6 +40,7 @@ from perfmodel.passes.passes import PassKind
 from profiler.latency.measure_law import LawGrid, law_models, law_profiles, measure_law
 from profiler.latency.pass_log import PassLog
 from s2d.loading.load_model import LoadedModel
+from shared.common import SHARED_DATA, finish, make_parser, one_thread
 
 Result: TypeAlias = dict[str, float | None]
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import s2d
 
-Path("lines.txt").write_text("\n".join(f"def function_{number}(value):\n    return value + {number}\n" for number in range(400)))
+Path("lines.txt").write_text(
+    "\n".join(f"def function_{number}(value):\n    return value + {number}\n" for number in range(400))
+)
 trained = s2d.train_draft(
     "ref-target-16", exits=(2, 4), text="lines.txt", output="my-draft", steps=4, batch_sequences=2, sequence_tokens=64
 )

@@ -22,10 +22,6 @@ from device_check import (
     subjects,
 )
 from product_times import GEMV_ROWS, product_seconds
-from shared.captured_checks import captured_error, captured_texts, live_inputs
-from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from shared.logit_gaps import Lossless, gap_result
-from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
 from calibrate.planning.candidates import paper_policies
 from details.scale_models import acceptance_of, draft_of, tiny
@@ -47,6 +43,10 @@ from s2d.decoding.random_pair import random_pair
 from s2d.loading.memory import PairPlacement, TextLimits, cublas_workspace_bytes, memory_need
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.torch_device import device_key, engine_for
+from shared.captured_checks import captured_error, captured_texts, live_inputs
+from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.logit_gaps import Lossless, gap_result
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
 SEED = 20261124
 TARGET, ACCEPTANCE = "llama-2-7b", "vicuna-7b"

@@ -9,7 +9,6 @@ from pathlib import Path
 import device_check
 import pytest
 import torch
-from shared.logit_gaps import STATED_GAP
 
 import s2d.model.check_kernels
 import s2d.model.cuda_graphs
@@ -29,6 +28,7 @@ from profiler.latency.measure_latency import measure_latency
 from s2d.commands.run_cli import main_run
 from s2d.decoding.pair import ModelPair
 from s2d.model.check_kernels import runnable_kernels
+from shared.logit_gaps import STATED_GAP
 from tests.gpu.conftest import POLICY, ROLES, Evidence, profile_argv, run_argv, short_measurements, with_drafting_policy
 from tests.profiler.conftest import Folders
 

@@ -38,7 +38,11 @@ from perfmodel.core.errors import (
         ),
         (
             UnknownName(
-                "device", "H-100", ["a100-sxm", "h100-sxm"], listed_in="docs/reference/hardware.md", aliases={"h100": "h100-sxm"}
+                "device",
+                "H-100",
+                ["a100-sxm", "h100-sxm"],
+                listed_in="docs/reference/hardware.md",
+                aliases={"h100": "h100-sxm"},
             ),
             "unknown device 'H-100': did you mean 'h100-sxm'? docs/reference/hardware.md lists all 2.",
         ),
