@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from shared import common  # noqa: F401 makes the checkout importable
 import torch
+from shared import common  # noqa: F401 makes the checkout importable
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config

@@ -8,8 +8,8 @@ Symbols: T new tokens, S cached and new, D hidden, F mlp, N heads, H head dim.
 
 from collections.abc import Callable
 
-from shared import common  # noqa: F401 makes the checkout importable
 import torch
+from shared import common  # noqa: F401 makes the checkout importable
 from torch import Tensor
 from torch.nn.functional import silu
 

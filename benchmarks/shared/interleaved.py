@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shared import common  # noqa: F401 makes the checkout importable
 import numpy as np
 
 from perfmodel.acceptance.splits import Split
@@ -25,6 +24,7 @@ from s2d.decoding.pair import ModelPair, Pair, encode_prompts
 from s2d.prompt_files.choose import chosen_prompts
 from s2d.prompt_files.read import read_prompts
 from s2d.prompts.conversation import Prompt
+from shared import common  # noqa: F401 makes the checkout importable
 
 SAMPLED = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=None, seed=20260712)
 """The seed is of the text: every benchmark samples the same after the same prompt."""

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from shared import common  # noqa: F401 makes the checkout importable
-
 from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.results.report import Divergence
+from shared import common  # noqa: F401 makes the checkout importable
 
 STATED_GAP = 0.5
 """In logits: a token that far below the largest is exp(-0.5) = 0.61 times as likely as the target's own choice. Stated before

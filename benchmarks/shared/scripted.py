@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from shared import common  # noqa: F401 makes the checkout importable
 import numpy as np
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
@@ -23,6 +22,7 @@ from profiler.latency.pass_grid import needed_passes, run_grid
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.generate import Generation, Session, Settings
 from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_of
+from shared import common  # noqa: F401 makes the checkout importable
 from shared.interleaved import Models
 
 PLAIN = "plain"

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import common  # noqa: F401 makes the checkout importable
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -14,6 +13,7 @@ from profiler.latency.profiling_job import Job
 from s2d.decoding.pair import EncodedPrompt, Pair
 from s2d.loading.load_model import export_exit
 from s2d.training.train_sorted import load_trainable
+from shared import common  # noqa: F401 makes the checkout importable
 
 HF_GENERATE, HF_ASSISTED = "hf generate", "hf assisted"
 CONSTANT_LENGTHS = (3, 5, 8)

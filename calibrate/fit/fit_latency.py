@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from calibrate.fit.fit_law import Observation, fit_law, held_out_errors, pooled
+from calibrate.fit.fit_law import Observation, fit_law, held_out_errors, pooled_abs_errors
 from calibrate.pricing.measured_pricing import warn_of_pauses
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.stats import INTERVAL_FRAC
@@ -52,10 +52,10 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
     device = _common_device(profiles)
     for profile in profiles:
         check_profile(profile)
-    observations = [one for profile in profiles for one in observe(profile)]
+    observations = [one for profile in profiles for one in profile_observations(profile)]
     launch_bound = device.engine == "eager" and device.num_threads is None
     fitted = fit_law(observations, launch_bound=launch_bound)
-    errors = pooled(held_out_errors(observations, launch_bound=launch_bound))
+    errors = pooled_abs_errors(held_out_errors(observations, launch_bound=launch_bound))
     return LatencyFit(
         device=device,
         models=tuple(sorted({profile.model.name for profile in profiles})),
@@ -71,7 +71,7 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
     )
 
 
-def observe(profile: LatencyProfile) -> Iterator[Observation]:
+def profile_observations(profile: LatencyProfile) -> Iterator[Observation]:
     """Typical seconds of every shape in a profile, in a few bins of cached tokens.
 
     But for passes that ran ahead: how much of a wait they hide, no term of a law says.

@@ -22,14 +22,14 @@ Array: TypeAlias = NDArray[np.float64]
 _TIED_TERMS = {"head_byte_s": "weight_byte_s", "head_flop_s": "flop_s"}
 """Terms that a fit does not tell from others: plain weights are read and multiplied alike in layers and head."""
 LAW_TERMS: tuple[str, ...] = tuple(field.name for field in fields(Law) if field.name not in _TIED_TERMS)
-_TOLD_BY_ROWS = {"row_layer_s", "many_rows_layer_s", "many_rows_byte_s", "flop_s", "attn_flop_s"}
+_ROW_TERMS = {"row_layer_s", "many_rows_layer_s", "many_rows_byte_s", "flop_s", "attn_flop_s"}
 """Terms that only passes of different widths tell from the others."""
 CACHE_TERM = "cache_bytes"
 TOLERANCE, GUESS_TOLERANCE = 1e-8, 1e-3
 """Of the sum of squares, when it no longer falls: of a fit, and of the guess it starts from."""
 CACHE_STARTS = (0.003, 0.006, 0.012, 0.025, 0.05, 0.1, 0.2, 0.4)
 """Caches to start from, as shares of the largest model."""
-TOLD_BY_SIZES = 4
+MIN_SIZE_RATIO = 4
 """Models must differ by so much in size before what lies beyond the caches is told from what lies in them."""
 ROBUST_SCALE: Frac = 0.05
 """Relative error beyond which an observation's pull grows linearly and no longer with the square."""
@@ -60,8 +60,8 @@ def fit_law(
     observations: Sequence[Observation],
     *,
     launch_bound: bool,
-    among: Collection[str] = LAW_TERMS,
-    near: Law | None = None,
+    allowed_terms: Collection[str] = LAW_TERMS,
+    start_law: Law | None = None,
 ) -> FittedLaw:
     """The law nearest to some observations; terms that no observation shows are held at 0.
 
@@ -69,15 +69,15 @@ def fit_law(
 
     Args:
         launch_bound: whether launches can take longer than kernels: on a GPU without graphs. Elsewhere that term is 0.
-        among: the terms that may differ from 0.
-        near: start from this law alone.
+        allowed_terms: the terms that may differ from 0.
+        start_law: start from this law alone.
 
     Raises:
         UserInputError: fewer observations than terms.
     """
     measured = np.array([one.seconds for one in observations])
     scales = _scales(observations, measured, launch_bound=launch_bound)
-    terms = [term for term in scales if term in among]
+    terms = [term for term in scales if term in allowed_terms]
     if len(observations) < len(terms) or not terms:
         raise UserInputError(
             f"a latency fit of {len(terms)} terms needs at least as many different passes, got {len(observations)}. "
@@ -85,18 +85,18 @@ def fit_law(
         )
     scale = np.array([scales[term] for term in terms])
     is_free = np.array([term != CACHE_TERM for term in terms])
-    shapes = _Shapes(observations)
+    shapes = _WorkTable(observations)
 
     def errors(values: Array) -> Array:
         ratios: Array = shapes.seconds(_law(terms, values * scale)) / measured
         return ratios - 1
 
-    if near is None:
-        guesses = [_least(errors, start, is_free, tolerance=GUESS_TOLERANCE) for start in _starts(terms)]
+    if start_law is None:
+        guesses = [_minimise(errors, start, is_free, tolerance=GUESS_TOLERANCE) for start in _starts(terms)]
         start = min(guesses, key=lambda one: one.cost).x
     else:
-        start = np.array([getattr(near, term) for term in terms]) / scale
-    found = _least(errors, start, np.full(len(terms), True), tolerance=TOLERANCE)
+        start = np.array([getattr(start_law, term) for term in terms]) / scale
+    found = _minimise(errors, start, np.full(len(terms), True), tolerance=TOLERANCE)
     return FittedLaw(
         law=_law(terms, found.x * scale),
         standard_error=_law(terms, _standard_errors(found.jac, errors(found.x)) * scale),
@@ -111,7 +111,7 @@ def _starts(terms: Sequence[str]) -> Iterator[Array]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Least:
+class _Minimum:
     """Where the robust sum of squares is least."""
 
     x: Array
@@ -119,7 +119,7 @@ class _Least:
     jac: Array
 
 
-def _least(errors: Callable[[Array], Array], start: Array, is_free: NDArray[np.bool_], *, tolerance: float) -> _Least:
+def _minimise(errors: Callable[[Array], Array], start: Array, is_free: NDArray[np.bool_], *, tolerance: float) -> _Minimum:
     """The least robust sum of squares with some values free and the others as they are, up to a relative tolerance."""
     from scipy.optimize import least_squares
 
@@ -137,10 +137,10 @@ def _least(errors: Callable[[Array], Array], start: Array, is_free: NDArray[np.b
         x_scale="jac",
         ftol=tolerance,
     )
-    return _Least(x=whole(found.x), cost=float(found.cost), jac=found.jac)
+    return _Minimum(x=whole(found.x), cost=float(found.cost), jac=found.jac)
 
 
-class _Shapes:
+class _WorkTable:
     """What some observations did, each kind of work once, so that a law prices them quickly."""
 
     def __init__(self, observations: Sequence[Observation]) -> None:
@@ -159,10 +159,10 @@ class _Shapes:
 
 def predict(law: Law, observations: Sequence[Observation]) -> Array:
     """Seconds of each observation's passes by a law; [observations]."""
-    return _Shapes(observations).seconds(law)
+    return _WorkTable(observations).seconds(law)
 
 
-def pooled(errors: dict[str, Array]) -> Array | None:
+def pooled_abs_errors(errors: dict[str, Array]) -> Array | None:
     """Sizes of all held-out errors; None where nothing could be held out."""
     return np.abs(np.concatenate(list(errors.values()))) if errors else None
 
@@ -171,23 +171,26 @@ def held_out_errors(observations: Sequence[Observation], *, launch_bound: bool) 
     """Signed relative errors on each group's observations, predicted from the others; empty with a single group."""
     if len({one.group for one in observations}) < 2:
         return {}
-    return errors_without(laws_without_each(observations, launch_bound=launch_bound), observations)
+    return leave_one_out_errors(leave_one_out_laws(observations, launch_bound=launch_bound), observations)
 
 
-def laws_without_each(
+def leave_one_out_laws(
     observations: Sequence[Observation],
     *,
     launch_bound: bool,
-    among: Collection[str] = LAW_TERMS,
-    near: Law | None = None,
+    allowed_terms: Collection[str] = LAW_TERMS,
+    start_law: Law | None = None,
 ) -> dict[str, Law]:
     """For each group, the law fitted to the others; arguments as of `fit_law`."""
     groups = sorted({one.group for one in observations})
     others = {group: [one for one in observations if one.group != group] for group in groups}
-    return {group: fit_law(rest, launch_bound=launch_bound, among=among, near=near).law for group, rest in others.items()}
+    return {
+        group: fit_law(rest, launch_bound=launch_bound, allowed_terms=allowed_terms, start_law=start_law).law
+        for group, rest in others.items()
+    }
 
 
-def errors_without(laws: Mapping[str, Law], observations: Sequence[Observation]) -> dict[str, Array]:
+def leave_one_out_errors(laws: Mapping[str, Law], observations: Sequence[Observation]) -> dict[str, Array]:
     """Signed relative errors on each group's observations, by the law that has not seen the group."""
     errors = {}
     for group, law in laws.items():
@@ -197,19 +200,19 @@ def errors_without(laws: Mapping[str, Law], observations: Sequence[Observation])
 
 
 def held_out_coverage(
-    observations: Sequence[Observation], *, launch_bound: bool, among: Collection[str] = LAW_TERMS
+    observations: Sequence[Observation], *, launch_bound: bool, allowed_terms: Collection[str] = LAW_TERMS
 ) -> NDArray[np.bool_]:
     """Whether each group's observations lie in the 90 % interval of a fit to the others, which those tell by holding out.
 
     Needs three groups; arguments as of `fit_law`.
     """
     covered = []
-    for group, law in laws_without_each(observations, launch_bound=launch_bound, among=among).items():
+    for group, law in leave_one_out_laws(observations, launch_bound=launch_bound, allowed_terms=allowed_terms).items():
         others = [one for one in observations if one.group != group]
-        inner = laws_without_each(others, launch_bound=launch_bound, among=among, near=law)
-        told = pooled(errors_without(inner, others))
+        inner = leave_one_out_laws(others, launch_bound=launch_bound, allowed_terms=allowed_terms, start_law=law)
+        told = pooled_abs_errors(leave_one_out_errors(inner, others))
         assert told is not None, "an interval is told by groups left out: it takes two besides the one it is held against"
-        signed = errors_without({group: law}, observations)[group]
+        signed = leave_one_out_errors({group: law}, observations)[group]
         covered.append(np.abs(signed) <= np.quantile(told, INTERVAL_FRAC))
     return np.concatenate(covered)
 
@@ -218,9 +221,9 @@ def _scales(observations: Sequence[Observation], measured: Array, *, launch_boun
     """For each term that shows, the coefficient at which it alone would explain a typical pass."""
     told = set(LAW_TERMS) - (set() if launch_bound else {"host_layer_s"})
     if len({one.work.rows for one in observations if one.work.num_layers}) < 2:
-        told -= _TOLD_BY_ROWS
+        told -= _ROW_TERMS
     sizes = [one.work.model_bytes for one in observations if one.work.model_bytes]
-    if not sizes or max(sizes) < TOLD_BY_SIZES * min(sizes):
+    if not sizes or max(sizes) < MIN_SIZE_RATIO * min(sizes):
         told -= {"far_byte_s", CACHE_TERM}
     scales = {}
     for term in LAW_TERMS:

@@ -25,11 +25,11 @@ from calibrate.fit.fit_law import (
     Array,
     FittedLaw,
     Observation,
-    errors_without,
     fit_law,
     law_of_terms,
-    laws_without_each,
-    pooled,
+    leave_one_out_errors,
+    leave_one_out_laws,
+    pooled_abs_errors,
 )
 from perfmodel.core.disk import read_whole
 from perfmodel.core.errors import BadFile, UnknownName
@@ -207,10 +207,10 @@ def _fit(observations: Sequence[Observation], terms: Collection[str], path: Path
     if len(groups) < MIN_GROUPS:
         found = ", ".join(sorted(groups)) or "nothing"
         raise BadFile(path, f"holds {found} of this GPU, expected {MIN_GROUPS} or more, to leave one out", _FIX)
-    laws = laws_without_each(observations, launch_bound=False, among=terms)
-    errors = pooled(errors_without(laws, observations))
+    laws = leave_one_out_laws(observations, launch_bound=False, allowed_terms=terms)
+    errors = pooled_abs_errors(leave_one_out_errors(laws, observations))
     assert errors is not None
-    fitted = fit_law(observations, launch_bound=False, among=terms)
+    fitted = fit_law(observations, launch_bound=False, allowed_terms=terms)
     return _Fitted(fitted=fitted, standard_error=_jackknife(list(laws.values())), errors=errors)
 
 

@@ -29,26 +29,26 @@ from perfmodel.passes.passes import PassShape
 from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
-from perfmodel.quantisation.weight_schemes import PLAIN, Scheme, fractional_scheme, integer_scheme
+from perfmodel.quantisation.weight_schemes import PLAIN, Scheme, integer_scheme, mean_bits_scheme
 from perfmodel.results.validation import DeviceError, Explanation, PublishedPoint, PublishedSpeedup, Validation
 
 EVIDENCE = Path(perfmodel.__file__).parent / "evidence"
 POINTS = EVIDENCE / "published_points.csv"
 SPEEDUPS = EVIDENCE / "published_speedups.csv"
 
-EXPLAINED_DEVICES = ("a100-80gb", "h100", "v100", "rtx-4090")
+CANDIDATE_DEVICES = ("a100-80gb", "h100", "v100", "rtx-4090")
 """Where S2D's table may have been taken: its authors name no GPU. V100s served in their earlier work."""
-_GPT_FAST_INT4 = integer_scheme(4, 32, has_zeros=False, scale_bits=32)
-_TORCHAO_INT4 = integer_scheme(4, 64, has_zeros=False, scale_bits=32)
-_INT8_PER_ROW = integer_scheme(8, None, has_zeros=False)
-_MLC_INT4 = integer_scheme(4, 32, has_zeros=False)
+_GPT_FAST_INT4 = integer_scheme(4, 32, has_zero_points=False, scale_bits=32)
+_TORCHAO_INT4 = integer_scheme(4, 64, has_zero_points=False, scale_bits=32)
+_INT8_PER_ROW = integer_scheme(8, None, has_zero_points=False)
+_MLC_INT4 = integer_scheme(4, 32, has_zero_points=False)
 PUBLISHED_FORMATS: Mapping[str, tuple[Scheme, Scheme, Scheme]] = {
     "gpt-fast int4": (_GPT_FAST_INT4, _GPT_FAST_INT4, PLAIN),
     "gpt-fast int8": (_INT8_PER_ROW, _INT8_PER_ROW, PLAIN),
     "torchao int4": (_TORCHAO_INT4, _TORCHAO_INT4, PLAIN),
     "torchao int8": (_INT8_PER_ROW, _INT8_PER_ROW, PLAIN),
     "mlc q4f16_1": (_MLC_INT4, _MLC_INT4, _MLC_INT4),
-    "exl2 4.0": (fractional_scheme("exl2", 4.0), fractional_scheme("exl2", 6.0), PLAIN),
+    "exl2 4.0": (mean_bits_scheme("exl2", 4.0), mean_bits_scheme("exl2", 6.0), PLAIN),
 }
 """Layers, LM head and embedding of those who published speeds.
 
@@ -62,7 +62,7 @@ ENGINES: tuple[EngineMode, ...] = ("eager", "graph")
 def validate() -> Validation:
     """Predict everything published that ships with the package."""
     points = tuple(published_points())
-    explanations = [explained(device, engine) for device in EXPLAINED_DEVICES for engine in ENGINES]
+    explanations = [explain_speedups(device, engine) for device in CANDIDATE_DEVICES for engine in ENGINES]
     return Validation(
         points=points,
         devices=tuple(_device_errors(points)),
@@ -152,7 +152,7 @@ def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
             )
 
 
-def explained(device: str, engine: EngineMode) -> Explanation:
+def explain_speedups(device: str, engine: EngineMode) -> Explanation:
     """S2D's table by the datasheet of a device, fp16, on as few of them as hold the models."""
     request = DeviceRequest(device=device, num_devices=None, draft_num_devices=None, dtype="fp16", engine=engine)
     speedups = []

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from perfmodel.core.errors import UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
-from perfmodel.models.config_file import about_file, check_is_decoder, model_name, read_config_file
+from perfmodel.models.config_file import check_is_decoder, model_name, note_file_in_errors, read_config_file
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.models.hub import CONFIG, QUANTISATION_FILE, REPOSITORY, fetch_config, fetch_quantisation_file
 from perfmodel.models.known_models import KNOWN_MODELS
-from perfmodel.models.model_config import geometry_from_config, reading_note
-from perfmodel.quantisation.quantised_config import check_agreement, find_quantisation, stored_format
+from perfmodel.models.model_config import config_note, geometry_from_config
+from perfmodel.quantisation.quantised_config import check_same_weight_bytes, find_quantisation, stored_format
 from perfmodel.quantisation.weight_format import WeightFormat
 
 _LOG = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def check_draft_is_decoder(text: str) -> None:
     path = config_path(text)
     if path is not None and path.is_file():
         config = read_config_file(path)
-        with about_file(path):
+        with note_file_in_errors(path):
             check_is_decoder(path, config, model_name(path, config))
 
 
@@ -101,10 +101,10 @@ def _read(path: Path, repository: str | None = None) -> ModelGeometry:
     config = read_config_file(path)
     name = repository.rpartition("/")[2] if repository else model_name(path, config)
     place = f"{repository} on the Hugging Face hub" if repository else name
-    with about_file(path):
+    with note_file_in_errors(path):
         check_is_decoder(path, config, name)
         geometry = geometry_from_config(config, name, f"{CONFIG} of {place}")
-    note = reading_note(config, name)
+    note = config_note(config, name)
     if note:
         _LOG.info(note)
     return geometry
@@ -135,12 +135,12 @@ def find_stored_format(
         block = read_config_file(fetched) if fetched is not None else None
     else:
         block = read_config_file(beside) if beside.is_file() else None
-    with about_file(config_file):
+    with note_file_in_errors(config_file):
         quantisation = find_quantisation(config, block, model.name)
         if quantisation is None:
             return None
         stored = stored_format(quantisation, model)
-        check_agreement(stored, block, model)
+        check_same_weight_bytes(stored, block, model)
     return stored
 
 

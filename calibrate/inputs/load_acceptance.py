@@ -12,7 +12,7 @@ from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
-from perfmodel.models.config_file import name_of_folder
+from perfmodel.models.config_file import folder_model_name
 from perfmodel.models.find_model import find_draft
 from perfmodel.models.geometry import SELF_DRAFT, ModelGeometry
 from perfmodel.results.plan import Evidence, EvidenceLevel
@@ -181,7 +181,7 @@ def check_draft(acceptance: Acceptance, draft: str | None) -> None:
     """
     header = acceptance.trace.header
     traced = SELF_DRAFT if header.draft.kind == "self" else header.draft.model.name
-    if draft is None or traced in (draft, _known_draft(draft), name_of_folder(Path(draft))):
+    if draft is None or traced in (draft, _known_draft(draft), folder_model_name(Path(draft))):
         return
     fix = f"Leave --draft out, or record a trace of it: {record_command(header.target.name, draft)}"
     raise Mismatch("the trace", made_for=f"draft {traced}", given=f"draft {draft}", fix=fix)

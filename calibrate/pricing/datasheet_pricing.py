@@ -204,7 +204,7 @@ def _num_devices(target: ModelGeometry, hardware: Hardware, request: DeviceReque
     if request.num_devices is None:
         return num_devices_to_fit(hardware, needed_bytes, degrees=tensor_parallel_degrees(target))
     fix = "Give one of these as --num-devices, or leave it out"
-    check_degree(target, request.num_devices, among="devices", fix=fix, max_degree=hardware.max_devices)
+    check_degree(target, request.num_devices, noun="devices", fix=fix, max_degree=hardware.max_devices)
     return request.num_devices
 
 
@@ -228,7 +228,7 @@ def check_draft_degree(draft: DraftGeometry, draft_num_devices: int | None, num_
             f"draft {draft.model.name} on {draft_num_devices} of {num_devices} devices: expected {expected}. Give "
             f"--draft-num-devices {places[0]}."
         )
-    check_degree(draft.model, draft_num_devices, among="devices", fix="Give --draft-num-devices 1")
+    check_degree(draft.model, draft_num_devices, noun="devices", fix="Give --draft-num-devices 1")
 
 
 def _modes(hardware: Hardware, request: DeviceRequest) -> tuple[Dtype, EngineMode]:

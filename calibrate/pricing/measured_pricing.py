@@ -66,8 +66,8 @@ def price_by_profiles(
     draft = _priced("draft", pair, profiles, roles, fit, context_tokens)
     _check_numbers(target.device, draft.device, device)
     fix = "Give profiles or a fit of as many devices, or leave both out"
-    check_degree(pair.target, device.num_devices, among="devices", fix=fix)
-    check_degree(pair.draft.model, draft.device.num_devices, among="devices", fix=fix)
+    check_degree(pair.target, device.num_devices, noun="devices", fix=fix)
+    check_degree(pair.draft.model, draft.device.num_devices, noun="devices", fix=fix)
     capacity_bytes = _capacity_bytes(device)
     weights = pair_weights(pair.draft, pair.target, device.dtype)
     memory = memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes)

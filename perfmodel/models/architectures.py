@@ -21,7 +21,7 @@ MODELS_PAGE = "docs/models.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Uncovered:
+class UnsupportedFeature:
     """A kind of model that the law would misprice, and how it is told."""
 
     what: str
@@ -32,8 +32,8 @@ class Uncovered:
     """Present with a value that is neither empty, zero nor false."""
 
 
-UNCOVERED: tuple[Uncovered, ...] = (
-    Uncovered(
+UNSUPPORTED_FEATURES: tuple[UnsupportedFeature, ...] = (
+    UnsupportedFeature(
         what="a mixture of experts",
         why="which weights a pass reads depends on its tokens",
         name_parts=("moe", "mixtral", "deepseek", "gptoss", "llama4", "dbrx", "grok", "arctic", "kimik", "jamba", "minimax"),
@@ -48,13 +48,13 @@ UNCOVERED: tuple[Uncovered, ...] = (
             "moe_intermediate_size",
         ),
     ),
-    Uncovered(
+    UnsupportedFeature(
         what="multi-head latent attention",
         why="its cache holds compressed vectors instead of keys and values",
         name_parts=("deepseekv2", "deepseekv3", "minicpm3", "longcat"),
         keys=("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim"),
     ),
-    Uncovered(
+    UnsupportedFeature(
         what="a state-space or recurrent model, or a hybrid with one",
         why="its state does not grow with the context",
         name_parts=(
@@ -67,37 +67,37 @@ UNCOVERED: tuple[Uncovered, ...] = (
             *("conv_L_cache", "attention_hidden_size", "rescale_every"),
         ),
     ),
-    Uncovered(
+    UnsupportedFeature(
         what="linear attention",
         why="its state does not grow with the context",
         name_parts=("qwen3next", "qwen35", "linear"),
         keys=("linear_num_value_heads", "linear_key_head_dim", "linear_conv_kernel_dim", "full_attention_interval"),
     ),
-    Uncovered(
+    UnsupportedFeature(
         what="layers that share keys and values",
         why="its cache is smaller than its layers say",
         name_parts=("gemma3n", "gemma4", "yoco"),
         keys=("num_kv_shared_layers", "attention_k_eq_v", "cla_share_factor", "use_cla"),
     ),
-    Uncovered(
+    UnsupportedFeature(
         what="cross-attention layers",
         why="they read what another encoder made, and a cache of its own",
         name_parts=("mllama",),
         keys=("cross_attention_layers", "cross_layer_interval", "cross_attn_every_n_layers"),
     ),
-    Uncovered(
+    UnsupportedFeature(
         what="block-sparse attention",
         why="how much of its cache a layer reads depends on a pattern",
         name_parts=("phi3small",),
         keys=("blocksparse_block_size",),
     ),
-    Uncovered(
+    UnsupportedFeature(
         what="layers of different shapes",
         why="one layer's price does not stand for the others",
         name_parts=("decilm", "nemotronnas", "openelm"),
         keys=("block_configs", "num_query_heads"),
     ),
-    Uncovered(
+    UnsupportedFeature(
         what="an encoder-decoder",
         why="its decoder also reads what an encoder made",
         name_parts=("t5", "bart", "pegasus", "whisper", "marian", "encoderdecoder"),
@@ -133,7 +133,7 @@ def find_architecture(config: Config, name: str) -> Architecture:
         UnknownName: it goes by a name that is not in the table, or the file has no name for it.
     """
     given = architecture_name(config)
-    uncovered = "; ".join(uncovered_traits(config))
+    uncovered = "; ".join(unsupported_features(config))
     if uncovered:
         raise UserInputError(
             f"model {shown(name)}: the latency law does not cover {shown(given)}, which has {uncovered}. Give a dense "
@@ -188,10 +188,10 @@ def layer_types(config: Config) -> list[str]:
     return types
 
 
-def uncovered_traits(config: Config) -> Iterator[str]:
+def unsupported_features(config: Config) -> Iterator[str]:
     """`a mixture of experts (num_experts = 128): which weights …`, for every kind that a config is of."""
     names = [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in architecture_names(config)]
-    for kind in UNCOVERED:
+    for kind in UNSUPPORTED_FEATURES:
         by_key = [f"{key} = {shown(config[key])}" for key in kind.keys if config.get(key)]
         by_name = any(part in name for part in kind.name_parts for name in names)
         if by_key or by_name:

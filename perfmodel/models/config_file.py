@@ -12,7 +12,7 @@ from typing import Any, Final
 from perfmodel.core.codec import unique_keys
 from perfmodel.core.errors import BadFile, UserInputError, shown
 from perfmodel.models.hub import CONFIG
-from perfmodel.models.model_roles import other_role
+from perfmodel.models.model_roles import unsupported_role
 
 SIDECAR_NAME: Final = "s2d.json"
 """The file of a draft of ours that holds its exits."""
@@ -44,7 +44,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def about_file(path: Path) -> Iterator[None]:
+def note_file_in_errors(path: Path) -> Iterator[None]:
     """Add the file to every error about what is in it."""
     try:
         yield
@@ -66,7 +66,7 @@ def check_is_decoder(path: Path, config: Mapping[str, Any], name: str) -> None:
     """
     folder = path.parent
     beside = {one.name for one in folder.iterdir()} if path.name == CONFIG and folder.is_dir() else set()
-    role = other_role(config, name, beside)
+    role = unsupported_role(config, name, beside)
     if role:
         raise UserInputError(f"model {shown(name)} is {role}. Give a whole language model.")
 
@@ -92,7 +92,7 @@ def _printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)[:_MAX_NAME_CHARS] or "?"
 
 
-def name_of_folder(folder: Path) -> str:
+def folder_model_name(folder: Path) -> str:
     """What the model in a folder calls itself; the folder's name where it has no config.
 
     Raises:

@@ -150,11 +150,11 @@ class ModelGeometry:
         return self.windowed_layers / self.num_layers
 
     @property
-    def fully_seen_tokens(self) -> Tokens:
+    def full_attention_tokens(self) -> Tokens:
         """The longest text of which every layer sees all: the context, or the window where that is shorter."""
         return self.max_context_tokens if self.window_tokens is None else min(self.window_tokens, self.max_context_tokens)
 
-    def seen_tokens(self, context_tokens: float) -> float:
+    def mean_attended_tokens(self, context_tokens: float) -> float:
         """Of the tokens in a context, how many a layer sees, in the mean over layers."""
         if self.window_tokens is None:
             return context_tokens
@@ -162,7 +162,7 @@ class ModelGeometry:
         return context_tokens - self.windowed_frac * unseen
 
     @property
-    def departures(self) -> tuple[str, ...]:
+    def differences_from_llama(self) -> tuple[str, ...]:
         """What sets it apart from a Llama, in words."""
         found = {
             "a plain MLP": not self.gated_mlp,
@@ -226,13 +226,13 @@ def tensor_parallel_degrees(model: ModelGeometry) -> tuple[int, ...]:
     return tuple(degree for degree in range(1, shared + 1) if shared % degree == 0)
 
 
-def check_degree(model: ModelGeometry, degree: int, *, among: str, fix: str, max_degree: int | None = None) -> None:
+def check_degree(model: ModelGeometry, degree: int, *, noun: str, fix: str, max_degree: int | None = None) -> None:
     """Refuse a number of devices that cannot share a model's layers evenly.
 
     Args:
         model: the whole model.
         degree: how many are to share it.
-        among: what they are, such as `devices`.
+        noun: what they are, such as `devices`.
         fix: what to do then, a whole sentence without its full stop.
         max_degree: the most to name; None for all that the model allows.
 
@@ -248,7 +248,7 @@ def check_degree(model: ModelGeometry, degree: int, *, among: str, fix: str, max
     expected = f"{', '.join(others)} or {last}" if others else last
     parts = f"{count} {what}{'' if count == 1 else 's'}"
     raise UserInputError(
-        f"model {model.name} has {parts}, which {degree} {among} cannot share evenly: expected {expected}. {fix}."
+        f"model {model.name} has {parts}, which {degree} {noun} cannot share evenly: expected {expected}. {fix}."
     )
 
 

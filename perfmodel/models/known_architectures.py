@@ -29,7 +29,7 @@ class Architecture:
     class_name: str
     other_names: tuple[str, ...] = ()
     """Further classes or model types whose text decoder has these layers and keys."""
-    is_text_of_more: bool = False
+    is_multimodal: bool = False
     """Whether its own class also sees or hears."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """The names of its keys where they are not Llama's."""
@@ -215,7 +215,7 @@ def _qwens() -> Iterator[Architecture]:
             model_type=f"{model_type}_text",
             class_name=class_name,
             other_names=(model_type,),
-            is_text_of_more=True,
+            is_multimodal=True,
             **_QKV_BIASES,
             windows="from-layer",
             defaults=_QWEN2_VL,
@@ -224,7 +224,7 @@ def _qwens() -> Iterator[Architecture]:
         model_type="qwen3_vl_text",
         class_name="Qwen3VLForConditionalGeneration",
         other_names=("qwen3_vl",),
-        is_text_of_more=True,
+        is_multimodal=True,
         query_key_norm="head",
         mlp_bias=False,
         defaults=_sizes(4096, 22016, 32, 32, 151936, 128000, num_key_value_heads=32, head_dim=128),

@@ -24,7 +24,7 @@ class KnownModel:
     geometry: ModelGeometry
     published_params: int
     """Weights as counted by others; a tied head once."""
-    counted_in: str
+    count_source: str
     """Where that count stands."""
 
 
@@ -39,13 +39,13 @@ _NO_MORE: dict[str, object] = {}
 _TIED: dict[str, object] = {"tie_word_embeddings": True}
 
 
-def _rows(model_type: str, counted_in: str, shared: dict[str, object], *rows: Row) -> Iterator[KnownModel]:
+def _rows(model_type: str, count_source: str, shared: dict[str, object], *rows: Row) -> Iterator[KnownModel]:
     """Models of one family; `shared` and each row's own part are keys of their config.json."""
     for name, repository, shape, published_params, own in rows:
         config = {"model_type": model_type, **dict(zip(_SIZES, shape, strict=True)), **shared, **own}
         source = f"config.json of {repository} on the Hugging Face hub" if "/" in repository else repository
         geometry = geometry_from_config(config, name, source)
-        yield KnownModel(geometry=geometry, published_params=published_params, counted_in=counted_in)
+        yield KnownModel(geometry=geometry, published_params=published_params, count_source=count_source)
 
 
 def _keys(vocab_size: int, context_tokens: int, **more: object) -> dict[str, object]:
@@ -356,7 +356,7 @@ def _reference(name: str, num_layers: int) -> ModelGeometry:
 
 _FAMILY = "docs/reference-family.md"
 
-KNOWN: tuple[KnownModel, ...] = (
+KNOWN_ROWS: tuple[KnownModel, ...] = (
     *_LLAMAS,
     *_MISTRALS,
     *_QWENS,
@@ -364,10 +364,10 @@ KNOWN: tuple[KnownModel, ...] = (
     *_OTHERS,
     *_OPTS,
     *_DRAFTS,
-    KnownModel(geometry=_reference("ref-target-16", 16), published_params=3_280_000, counted_in=_FAMILY),
-    KnownModel(geometry=_reference("ref-target-32", 32), published_params=6_300_000, counted_in=_FAMILY),
+    KnownModel(geometry=_reference("ref-target-16", 16), published_params=3_280_000, count_source=_FAMILY),
+    KnownModel(geometry=_reference("ref-target-32", 32), published_params=6_300_000, count_source=_FAMILY),
 )
-KNOWN_MODELS: tuple[ModelGeometry, ...] = tuple(known.geometry for known in KNOWN)
+KNOWN_MODELS: tuple[ModelGeometry, ...] = tuple(known.geometry for known in KNOWN_ROWS)
 
 KNOWN_DRAFTS: tuple[DraftGeometry, ...] = (
     DraftGeometry(

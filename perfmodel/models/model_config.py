@@ -164,7 +164,7 @@ def _remarks(keys: _Keys, *, is_text: bool) -> Iterator[str]:
 def _is_part(keys: _Keys, *, is_text: bool) -> bool:
     """Whether the model also sees or hears."""
     family = keys.architecture
-    return is_text or family.is_text_of_more or bool(set(family.other_names) & set(architecture_names(keys.decoder)))
+    return is_text or family.is_multimodal or bool(set(family.other_names) & set(architecture_names(keys.decoder)))
 
 
 def _filled_text(keys: _Keys) -> str:
@@ -173,7 +173,7 @@ def _filled_text(keys: _Keys) -> str:
     return ", ".join(f"{key} {keys.value(key)}" for key in left_out)
 
 
-def reading_note(config: Config, name: str) -> str | None:
+def config_note(config: Config, name: str) -> str | None:
     """What to say of a config that was not read as a whole, or not from the file alone; None where there is nothing to say."""
     decoder = decoder_config(config)
     keys = _Keys(decoder=decoder, architecture=find_architecture(decoder, name), name=name)

@@ -14,7 +14,7 @@ from perfmodel.models.known_architectures import ARCHITECTURES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class DraftHead:
     """A kind of draft that reads its target's hidden states."""
 
     what: str
@@ -24,20 +24,20 @@ class Head:
     """Present, with a value that is neither empty, zero nor false."""
 
 
-HEADS: tuple[Head, ...] = (
-    Head(what="a DSpark head", name_parts=("dspark",)),
-    Head(what="a DFlash head", name_parts=("dflash",), keys=("dflash_config", "target_layer_ids")),
-    Head(what="a P-EAGLE head", name_parts=("peagle",)),
-    Head(what="an EAGLE-3 head", name_parts=("eagle3",), keys=("eagle_config", "draft_vocab_size")),
-    Head(what="an EAGLE head", name_parts=("eagle",)),
-    Head(what="a HASS head", name_parts=("hass",)),
-    Head(what="a set of Medusa heads", name_parts=("medusa",), keys=("medusa_num_heads", "medusa_num_layers")),
-    Head(what="a set of Hydra heads", name_parts=("hydrafor",), keys=("hydra_num_heads", "hydra_num_layers")),
-    Head(what="a set of parallel heads", name_parts=("parallelhead",)),
-    Head(what="an MLP speculator", name_parts=("mlpspeculator",), keys=("speculator_width",)),
-    Head(what="an MTP head", name_parts=("mtp", "assistant")),
-    Head(what="a speculators head", name_parts=("speculator",), keys=("speculators_model_type", "speculators_config")),
-    Head(what="a draft head", name_parts=("draftmodel",), keys=("num_target_layers", "target_model_type")),
+DRAFT_HEADS: tuple[DraftHead, ...] = (
+    DraftHead(what="a DSpark head", name_parts=("dspark",)),
+    DraftHead(what="a DFlash head", name_parts=("dflash",), keys=("dflash_config", "target_layer_ids")),
+    DraftHead(what="a P-EAGLE head", name_parts=("peagle",)),
+    DraftHead(what="an EAGLE-3 head", name_parts=("eagle3",), keys=("eagle_config", "draft_vocab_size")),
+    DraftHead(what="an EAGLE head", name_parts=("eagle",)),
+    DraftHead(what="a HASS head", name_parts=("hass",)),
+    DraftHead(what="a set of Medusa heads", name_parts=("medusa",), keys=("medusa_num_heads", "medusa_num_layers")),
+    DraftHead(what="a set of Hydra heads", name_parts=("hydrafor",), keys=("hydra_num_heads", "hydra_num_layers")),
+    DraftHead(what="a set of parallel heads", name_parts=("parallelhead",)),
+    DraftHead(what="an MLP speculator", name_parts=("mlpspeculator",), keys=("speculator_width",)),
+    DraftHead(what="an MTP head", name_parts=("mtp", "assistant")),
+    DraftHead(what="a speculators head", name_parts=("speculator",), keys=("speculators_model_type", "speculators_config")),
+    DraftHead(what="a draft head", name_parts=("draftmodel",), keys=("num_target_layers", "target_model_type")),
 )
 
 _NAMED_HEADS = {"eagle": "an EAGLE head", "eagle2": "an EAGLE head", "eagle3": "an EAGLE-3 head", "hass": "a HASS head"}
@@ -65,7 +65,7 @@ _BOTH_WAYS = {"is_causal": False, "use_bidirectional_attention": True}
 _SENTENCE_FILES = ("modules.json", "1_Pooling", "config_sentence_transformers.json")
 
 
-def other_role(config: Config, name: str, beside: Collection[str] = ()) -> str | None:
+def unsupported_role(config: Config, name: str, beside: Collection[str] = ()) -> str | None:
     """What a model is that can be neither target nor draft, as the rest of a sentence about it; None where it can be.
 
     Args:
@@ -83,7 +83,7 @@ def other_role(config: Config, name: str, beside: Collection[str] = ()) -> str |
 def _head(config: Config, name: str) -> str | None:
     """`an EAGLE-3 head (draft_vocab_size = 32000)`."""
     written = [*architecture_names(config), str(config.get("speculators_model_type") or "")]
-    for head in HEADS:
+    for head in DRAFT_HEADS:
         by_class = next((shown(one) for one in written if any(part in _plain(one) for part in head.name_parts)), None)
         by_key = next((f"{key} = {shown(config[key])}" for key in head.keys if config.get(key)), None)
         if by_class or by_key:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from perfmodel.models.dtypes import Dtype
-from perfmodel.quantisation.module_names import by_glob, by_regex_or_name
-from perfmodel.quantisation.quantisation_block import HEAD, MAX_BITS, BlockReader, Read, Rules, plain_name
+from perfmodel.quantisation.module_names import glob_matcher, regex_matcher
+from perfmodel.quantisation.quantisation_block import HEAD, MAX_BITS, BlockReader, RuleReader, Rules, plain_name
 from perfmodel.quantisation.weight_schemes import (
     FLOAT32_BITS,
     FP8_PER_MATRIX,
@@ -19,7 +19,7 @@ from perfmodel.quantisation.weight_schemes import (
     Scheme,
     fp8_blocks,
     fp8_scheme,
-    int8_products,
+    int8_w8a8_scheme,
     integer_scheme,
 )
 
@@ -37,8 +37,8 @@ def _compressed_tensors(reader: BlockReader) -> Rules:
     return Rules(
         label=_joined("compressed-tensors", [scheme for _, scheme in found]),
         scheme=scheme,
-        kept=by_regex_or_name(reader.names("ignore") or ()),
-        others=tuple((by_regex_or_name(targets), scheme) for targets, scheme in found),
+        kept=regex_matcher(reader.names("ignore") or ()),
+        others=tuple((regex_matcher(targets), scheme) for targets, scheme in found),
         head=scheme,
         kv_cache=_cache_text(reader.get("kv_cache_scheme")),
     )
@@ -61,7 +61,7 @@ def _known_cache(name: str) -> str | None:
 def _compressed_scheme(group: BlockReader) -> Scheme:
     """How one group's weights are stored; they are multiplied as stored where the activations have 8 bits too."""
     weights, activations = group.below("weights"), group.below("input_activations")
-    bits, kind = weights.whole_bits("num_bits"), weights.text("type", "int")
+    bits, kind = weights.integer_bits("num_bits"), weights.text("type", "int")
     activation_bits = activations.bits("num_bits", default=MAX_BITS) if activations.block else MAX_BITS
     if kind == "int":
         return _compressed_integers(weights, bits, is_multiplied=bits == activation_bits == 8)
@@ -76,9 +76,9 @@ def _compressed_scheme(group: BlockReader) -> Scheme:
 def _compressed_integers(weights: BlockReader, bits: int, *, is_multiplied: bool) -> Scheme:
     _, group_weights, scale_bits = _compressed_scales(weights)
     if is_multiplied:
-        return int8_products(scale_bits)
-    has_zeros = not weights.flag("symmetric", default=True)
-    return integer_scheme(bits, group_weights, has_zeros=has_zeros, scale_bits=scale_bits)
+        return int8_w8a8_scheme(scale_bits)
+    has_zero_points = not weights.flag("symmetric", default=True)
+    return integer_scheme(bits, group_weights, has_zero_points=has_zero_points, scale_bits=scale_bits)
 
 
 def _compressed_scales(weights: BlockReader) -> tuple[str, int | None, float]:
@@ -100,7 +100,7 @@ _MODELOPT_SCHEMES: Mapping[str, Scheme] = {
     "fp8-pb-wo": fp8_blocks(128, 128),
     "fp8-pb-real": fp8_blocks(128, 128),
     "fp8-per-channel-per-token": FP8_PER_ROW,
-    "int8-sq": int8_products(FLOAT32_BITS),
+    "int8-sq": int8_w8a8_scheme(FLOAT32_BITS),
     "nvfp4": NVFP4,
     "nvfp4-awq": NVFP4,
     "w4a16-nvfp4": NVFP4,
@@ -137,8 +137,8 @@ def _modelopt(reader: BlockReader) -> Rules:
     return Rules(
         label=_joined("ModelOpt", tuple(others) or (scheme,)),
         scheme=scheme,
-        kept=by_glob(_excluded(settings)),
-        others=tuple((by_glob(names), own) for own, names in others.items()),
+        kept=glob_matcher(_excluded(settings)),
+        others=tuple((glob_matcher(names), own) for own, names in others.items()),
         head=scheme,
         kv_cache=_cache_text(settings.get("kv_cache_quant_algo", "kv_cache_scheme")),
     )
@@ -163,8 +163,8 @@ def _modelopt_groups(settings: BlockReader) -> Rules:
     return replace(
         rules,
         label=_joined("ModelOpt", schemes),
-        kept=by_glob(_excluded(settings)),
-        others=tuple((by_glob(names), scheme) for names, scheme in zip(targets, schemes, strict=True)),
+        kept=glob_matcher(_excluded(settings)),
+        others=tuple((glob_matcher(names), scheme) for names, scheme in zip(targets, schemes, strict=True)),
     )
 
 
@@ -184,7 +184,7 @@ def _modelopt_scheme(settings: BlockReader) -> Scheme:
     if algorithm in _MODELOPT_GROUPED:
         bits, arithmetic = _MODELOPT_GROUPED[algorithm]
         group = settings.group("group_size", default=128) if bits == 4 else settings.group("group_size")
-        scheme = integer_scheme(bits, group, has_zeros=settings.flag("has_zero_point", default=False))
+        scheme = integer_scheme(bits, group, has_zero_points=settings.flag("has_zero_point", default=False))
         return replace(scheme, arithmetic=arithmetic)
     if algorithm not in _MODELOPT_SCHEMES:
         settings.wrong("quant_algo", "FP8, NVFP4, W4A16_AWQ, W4A8_AWQ, INT8_SQ, MXFP8 or one of their relatives")
@@ -204,8 +204,8 @@ def _quark(reader: BlockReader) -> Rules:
     """`global_quant_config`, and settings of its own for modules by glob."""
     scheme = _quark_scheme(reader.below("global_quant_config"))
     own = reader.below("layer_quant_config")
-    others = tuple((by_glob((str(name),)), _quark_scheme(own.below(str(name)))) for name in own.block)
-    excluded = by_glob(reader.names("exclude") or ())
+    others = tuple((glob_matcher((str(name),)), _quark_scheme(own.below(str(name)))) for name in own.block)
+    excluded = glob_matcher(reader.names("exclude") or ())
     return Rules(label=f"Quark {scheme.label}", scheme=scheme, kept=excluded, others=others, head=scheme)
 
 
@@ -219,8 +219,8 @@ def _quark_scheme(settings: BlockReader) -> Scheme:
         weights.wrong("dtype", "fp8_e4m3, fp4, int4, uint4 or int8")
     bits, inputs = _QUARK_BITS[kind], settings.below("input_tensors")
     if bits == 8 and inputs.block and inputs.text("dtype", "") == "int8":
-        return int8_products(FLOAT32_BITS)
-    return integer_scheme(bits, weights.group("group_size"), has_zeros=not weights.flag("symmetric", default=True))
+        return int8_w8a8_scheme(FLOAT32_BITS)
+    return integer_scheme(bits, weights.group("group_size"), has_zero_points=not weights.flag("symmetric", default=True))
 
 
-GROUPED_METHODS: Mapping[str, Read] = {"compressed-tensors": _compressed_tensors, "modelopt": _modelopt, "quark": _quark}
+GROUPED_METHODS: Mapping[str, RuleReader] = {"compressed-tensors": _compressed_tensors, "modelopt": _modelopt, "quark": _quark}

@@ -11,7 +11,7 @@ from functools import cache
 
 from perfmodel.quantisation.module_regex import ModuleRegexes, UnreadablePattern
 
-Matches = Callable[[Sequence[str]], bool]
+ModuleMatcher = Callable[[Sequence[str]], bool]
 """Whether any of a module's names is matched."""
 
 _LAYERS = (
@@ -64,7 +64,7 @@ def layer_names(layer: int, module: str) -> tuple[str, ...]:
     return tuple(f"{layers}.{layer}.{part}" for layers in _LAYERS for part in _PARTS[module])
 
 
-def by_transformers_rule(patterns: Sequence[str]) -> Matches:
+def transformers_matcher(patterns: Sequence[str]) -> ModuleMatcher:
     """Names that transformers leaves unconverted: a name, regex or beginning up to a dot, or an ending.
 
     That of `transformers.quantizers.quantizers_utils.should_convert_module`.
@@ -82,7 +82,7 @@ def by_transformers_rule(patterns: Sequence[str]) -> Matches:
     return lambda names: any(map(matches, names))
 
 
-def by_glob(patterns: Sequence[str]) -> Matches:
+def glob_matcher(patterns: Sequence[str]) -> ModuleMatcher:
     """Names that a glob matches, and all modules inside a module that is named.
 
     Raises:
@@ -100,7 +100,7 @@ def by_glob(patterns: Sequence[str]) -> Matches:
     return lambda names: any(map(matches, names))
 
 
-def by_regex_or_name(patterns: Sequence[str]) -> Matches:
+def regex_matcher(patterns: Sequence[str]) -> ModuleMatcher:
     """Names that are listed, or that a regex after `re:` matches from the start: compressed-tensors' rule.
 
     A class (`Linear`) names no module; the reader gives it its meaning.

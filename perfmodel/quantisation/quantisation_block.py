@@ -6,7 +6,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from perfmodel.core.errors import UserInputError, shown
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.quantisation.module_names import HEAD_NAMES, Matches, by_glob, by_transformers_rule, layer_names
+from perfmodel.quantisation.module_names import HEAD_NAMES, ModuleMatcher, glob_matcher, layer_names, transformers_matcher
 from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
 from perfmodel.quantisation.weight_schemes import PLAIN, Scheme
 
@@ -18,7 +18,7 @@ MAX_BITS = 16
 _MAX_GROUP = 1 << 20
 WHOLE_ROW = -1
 """A group size that stands for one scale per row."""
-_NO_MODULE: Matches = by_glob(())
+_NO_MODULE: ModuleMatcher = glob_matcher(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +57,9 @@ class Rules:
     label: str
     scheme: Scheme
     """Of every matrix of the layers that no rule names."""
-    kept: Matches = _NO_MODULE
+    kept: ModuleMatcher = _NO_MODULE
     """Modules left in 16 bits."""
-    others: tuple[tuple[Matches, Scheme], ...] = ()
+    others: tuple[tuple[ModuleMatcher, Scheme], ...] = ()
     """Modules with a scheme of their own; the first that matches holds."""
     head: Scheme | None = None
     """None: 16 bits, unless the rules above name it."""
@@ -127,7 +127,7 @@ class BlockReader:
             self.wrong(keys[0], f"a number of bits up to {MAX_BITS}")
         return float(value)
 
-    def whole_bits(self, *keys: str, default: int | None = None) -> int:
+    def integer_bits(self, *keys: str, default: int | None = None) -> int:
         """Bits of a value: a whole number up to 8, as integer kernels have them."""
         value = self.bits(*keys, default=default)
         if value != int(value) or value > 8:
@@ -177,11 +177,11 @@ class BlockReader:
             self.wrong(keys[0], "a list of module names")
         return tuple(value)
 
-    def skipped(self, *keys: str) -> tuple[Matches, Scheme | None]:
+    def skipped(self, *keys: str) -> tuple[ModuleMatcher, Scheme | None]:
         """Modules that transformers leaves alone, and the head's scheme: where none are listed, the head is left alone."""
         names = self.names(*keys)
-        return by_transformers_rule(names or ()), PLAIN if names is None else None
+        return transformers_matcher(names or ()), PLAIN if names is None else None
 
 
-Read: TypeAlias = Callable[[BlockReader], Rules]
+RuleReader: TypeAlias = Callable[[BlockReader], Rules]
 """Reads the block of one method."""

@@ -14,11 +14,11 @@ from perfmodel.models.architectures import decoder_config
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.quantisation.grouped_methods import GROUPED_METHODS
 from perfmodel.quantisation.module_regex import UnreadablePattern
-from perfmodel.quantisation.quantisation_block import Block, BlockReader, Quantisation, Read, plain_name
+from perfmodel.quantisation.quantisation_block import Block, BlockReader, Quantisation, RuleReader, plain_name
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 from perfmodel.quantisation.weight_only_methods import ONE_SCHEME_METHODS
 
-METHODS: Mapping[str, Read] = {**ONE_SCHEME_METHODS, **GROUPED_METHODS}
+METHODS: Mapping[str, RuleReader] = {**ONE_SCHEME_METHODS, **GROUPED_METHODS}
 """By `quant_method`, in lower case with dashes."""
 AGREEMENT_TOLERANCE = 0.02
 """Relative difference in bytes up to which two blocks say the same: one may leave out what a scale takes."""
@@ -78,7 +78,7 @@ def stored_format(quantisation: Quantisation, model: ModelGeometry) -> WeightFor
         quantisation.refuse(f"by {shown(quantisation.label)}, and a list of its modules has {err}")
 
 
-def check_agreement(first: WeightFormat, beside: object, model: ModelGeometry) -> None:
+def check_same_weight_bytes(first: WeightFormat, beside: object, model: ModelGeometry) -> None:
     """Refuse a config.json and a file beside it that come to different bits; a second file that is not understood is ignored.
 
     Args:

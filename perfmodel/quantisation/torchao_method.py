@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from perfmodel.quantisation.module_names import EMBEDDING_NAMES, by_regex_or_name
+from perfmodel.quantisation.module_names import EMBEDDING_NAMES, regex_matcher
 from perfmodel.quantisation.quantisation_block import BlockReader, Rules
-from perfmodel.quantisation.weight_schemes import FP8_PER_ROW, PLAIN, SCALE_BITS, Scheme, int8_products, integer_scheme
+from perfmodel.quantisation.weight_schemes import FP8_PER_ROW, PLAIN, SCALE_BITS, Scheme, int8_w8a8_scheme, integer_scheme
 
 
 def read_torchao(reader: BlockReader) -> Rules:
@@ -22,7 +22,7 @@ def read_torchao(reader: BlockReader) -> Rules:
         label=f"torchao {scheme.label}",
         scheme=scheme,
         kept=kept,
-        others=tuple((by_regex_or_name((name,)), own) for name, own in schemes.items()),
+        others=tuple((regex_matcher((name,)), own) for name, own in schemes.items()),
         head=scheme if tables else head or scheme,
         embedding=scheme if tables and embedding is PLAIN else embedding,
     )
@@ -65,13 +65,13 @@ def _torchao_intx(settings: BlockReader) -> Scheme:
         settings.wrong("weight_dtype", "int1 to int8")
     granularity = settings.below("weight_granularity" if settings.get("weight_granularity") is not None else "granularity")
     group = granularity.below("_data").group("group_size", default=settings.group("group_size"))
-    return integer_scheme(int(bits), group, has_zeros=False, scale_bits=SCALE_BITS)
+    return integer_scheme(int(bits), group, has_zero_points=False, scale_bits=SCALE_BITS)
 
 
 def _torchao_int4(default_group: int) -> Callable[[BlockReader], Scheme]:
     def read(settings: BlockReader) -> Scheme:
         group = settings.group("group_size", default=default_group)
-        return integer_scheme(4, group, has_zeros=False, scale_bits=2 * SCALE_BITS)
+        return integer_scheme(4, group, has_zero_points=False, scale_bits=2 * SCALE_BITS)
 
     return read
 
@@ -81,8 +81,8 @@ _TORCHAO: Mapping[str, Callable[[BlockReader], Scheme]] = {
     "int8dynamicactivationint4weight": _torchao_int4(32),
     "int8dynamicactivationintxweight": _torchao_intx,
     "intxweightonly": _torchao_intx,
-    "int8weightonly": lambda settings: integer_scheme(8, settings.group("group_size"), has_zeros=False),
-    "int8dynamicactivationint8weight": lambda settings: int8_products(SCALE_BITS),
+    "int8weightonly": lambda settings: integer_scheme(8, settings.group("group_size"), has_zero_points=False),
+    "int8dynamicactivationint8weight": lambda settings: int8_w8a8_scheme(SCALE_BITS),
     "float8weightonly": lambda settings: replace(FP8_PER_ROW, arithmetic=None),
     "float8dynamicactivationfloat8weight": lambda settings: FP8_PER_ROW,
     "float8staticactivationfloat8weight": lambda settings: FP8_PER_ROW,

@@ -114,10 +114,10 @@ def model_weight_bytes(model: ModelGeometry, weights: WeightFormat) -> Bytes:
 
 def plain_format(dtype: Dtype) -> WeightFormat:
     """Every weight in one floating-point dtype."""
-    return even_format(dtype, dtype, DTYPE_BYTES[dtype] * BITS_PER_BYTE)
+    return uniform_format(dtype, dtype, DTYPE_BYTES[dtype] * BITS_PER_BYTE)
 
 
-def even_format(label: str, dtype: Dtype, bits: float) -> WeightFormat:
+def uniform_format(label: str, dtype: Dtype, bits: float) -> WeightFormat:
     """Every weight in as many bits, norms and embedding among them.
 
     Args:
@@ -186,7 +186,7 @@ def _shares(matrices: Iterable[tuple[Scheme, int, int]]) -> tuple[LayerShare, ..
 
 QUANTISED_DTYPES: dict[Dtype, Scheme] = {
     "fp8": fp8_scheme("a scale per row", group=None, scale_bits=SCALE_BITS),
-    "int8": integer_scheme(8, None, has_zeros=False),
-    "int4": integer_scheme(4, INT4_GROUP, has_zeros=True),
+    "int8": integer_scheme(8, None, has_zero_points=False),
+    "int4": integer_scheme(4, INT4_GROUP, has_zero_points=True),
 }
 """What `--dtype` means for the layers' matrices."""

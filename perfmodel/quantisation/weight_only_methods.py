@@ -6,8 +6,8 @@ Defaults are those of transformers' `quantization_config` classes.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from perfmodel.quantisation.module_names import EMBEDDING_NAMES, Matches, by_regex_or_name, by_transformers_rule
-from perfmodel.quantisation.quantisation_block import HEAD, MAX_BITS, WHOLE_ROW, BlockReader, Read, Rules
+from perfmodel.quantisation.module_names import EMBEDDING_NAMES, ModuleMatcher, regex_matcher, transformers_matcher
+from perfmodel.quantisation.quantisation_block import HEAD, MAX_BITS, WHOLE_ROW, BlockReader, RuleReader, Rules
 from perfmodel.quantisation.torchao_method import read_torchao
 from perfmodel.quantisation.weight_schemes import (
     FLOAT32_BITS,
@@ -22,8 +22,8 @@ from perfmodel.quantisation.weight_schemes import (
     Scheme,
     fp8_blocks,
     fp8_scheme,
-    fractional_scheme,
     integer_scheme,
+    mean_bits_scheme,
 )
 
 
@@ -39,21 +39,21 @@ _SKIP = ("modules_to_not_convert",)
 
 
 def _awq(reader: BlockReader) -> Rules:
-    bits, group = reader.whole_bits("bits", "w_bit", default=4), reader.group("group_size", "q_group_size", default=128)
-    scheme = integer_scheme(bits, group, has_zeros=reader.flag("zero_point", default=True))
+    bits, group = reader.integer_bits("bits", "w_bit", default=4), reader.group("group_size", "q_group_size", default=128)
+    scheme = integer_scheme(bits, group, has_zero_points=reader.flag("zero_point", default=True))
     return _weight_only("AWQ", reader, scheme, skip=_SKIP, keeps_head=True)
 
 
 def _gptq(reader: BlockReader) -> Rules:
     """Zero points are stored whether they are needed or not; `dynamic` gives modules settings of their own."""
-    scheme = integer_scheme(reader.whole_bits("bits"), reader.group("group_size", default=128), has_zeros=True)
+    scheme = integer_scheme(reader.integer_bits("bits"), reader.group("group_size", default=128), has_zero_points=True)
     head = scheme if reader.flag("lm_head", default=False) else PLAIN
     order = ", in the order of activations" if reader.flag("desc_act", default=False) else ""
     kept, others = _gptq_dynamic(reader)
     return Rules(label=f"GPTQ {scheme.label}{order}", scheme=scheme, head=head, kept=kept, others=others)
 
 
-def _gptq_dynamic(reader: BlockReader) -> tuple[Matches, tuple[tuple[Matches, Scheme], ...]]:
+def _gptq_dynamic(reader: BlockReader) -> tuple[ModuleMatcher, tuple[tuple[ModuleMatcher, Scheme], ...]]:
     """`dynamic` of GPTQModel: a regex to settings, with `-:` before it for modules that are left alone."""
     dynamic = reader.below("dynamic")
     patterns = [str(pattern) for pattern in dynamic.block]
@@ -62,23 +62,25 @@ def _gptq_dynamic(reader: BlockReader) -> tuple[Matches, tuple[tuple[Matches, Sc
     for pattern in patterns:
         if not pattern.startswith("-:"):
             own = dynamic.below(pattern)
-            bits = own.whole_bits("bits", default=reader.whole_bits("bits"))
+            bits = own.integer_bits("bits", default=reader.integer_bits("bits"))
             group = own.group("group_size", default=reader.group("group_size", default=128) or WHOLE_ROW)
-            own_scheme = integer_scheme(bits, group, has_zeros=True)
-            others.append((by_regex_or_name((f"re:.*(?:{pattern.removeprefix('+:')})",)), own_scheme))
-    return by_regex_or_name(kept), tuple(others)
+            own_scheme = integer_scheme(bits, group, has_zero_points=True)
+            others.append((regex_matcher((f"re:.*(?:{pattern.removeprefix('+:')})",)), own_scheme))
+    return regex_matcher(kept), tuple(others)
 
 
 def _auto_round(reader: BlockReader) -> Rules:
-    scheme = integer_scheme(reader.whole_bits("bits", default=4), reader.group("group_size", default=128), has_zeros=True)
+    scheme = integer_scheme(
+        reader.integer_bits("bits", default=4), reader.group("group_size", default=128), has_zero_points=True
+    )
     own = reader.below("extra_config")
     others = []
     for name in own.block:
         setting = own.below(str(name))
         bits = setting.bits("bits", default=scheme.value_bits)
         kept = bits >= MAX_BITS
-        own_scheme = PLAIN if kept else integer_scheme(setting.whole_bits("bits"), scheme.group_weights, has_zeros=True)
-        others.append((by_regex_or_name((str(name),)), own_scheme))
+        own_scheme = PLAIN if kept else integer_scheme(setting.integer_bits("bits"), scheme.group_weights, has_zero_points=True)
+        others.append((regex_matcher((str(name),)), own_scheme))
     return Rules(label=f"AutoRound {scheme.label}", scheme=scheme, others=tuple(others))
 
 
@@ -99,7 +101,7 @@ def _bitsandbytes(reader: BlockReader) -> Rules:
             arithmetic=None,
         )
     elif reader.flag("load_in_8bit", default=False):
-        scheme = integer_scheme(8, None, has_zeros=False, scale_bits=FLOAT32_BITS)
+        scheme = integer_scheme(8, None, has_zero_points=False, scale_bits=FLOAT32_BITS)
     else:
         reader.wrong("load_in_4bit", "true, or load_in_8bit true")
     return _weight_only("bitsandbytes", reader, scheme, skip=("llm_int8_skip_modules",), keeps_head=False)
@@ -122,7 +124,7 @@ def _fbgemm_fp8(reader: BlockReader) -> Rules:
 def _eetq(reader: BlockReader) -> Rules:
     if reader.text("weights", "int8") != "int8":
         reader.wrong("weights", "int8")
-    return _weight_only("EETQ", reader, integer_scheme(8, None, has_zeros=False), skip=_SKIP, keeps_head=False)
+    return _weight_only("EETQ", reader, integer_scheme(8, None, has_zero_points=False), skip=_SKIP, keeps_head=False)
 
 
 _QUANTO_BITS = {"int8": 8, "int4": 4, "int2": 2}
@@ -138,7 +140,7 @@ def _quanto(reader: BlockReader) -> Rules:
     elif kind in _QUANTO_BITS:
         bits = _QUANTO_BITS[kind]
         scheme = integer_scheme(
-            bits, None if bits == 8 else 128, has_zeros=False, scale_bits=SCALE_BITS * (1 if bits == 8 else 2)
+            bits, None if bits == 8 else 128, has_zero_points=False, scale_bits=SCALE_BITS * (1 if bits == 8 else 2)
         )
     else:
         reader.wrong("weights", "float8, int8, int4 or int2")
@@ -149,32 +151,34 @@ def _hqq(reader: BlockReader) -> Rules:
     """A scale and a zero point in 16 bits per group; hqq's own files nest the settings under weight_quant_params."""
     settings = reader.below("quant_config").below("weight_quant_params")
     settings = settings if settings.block else reader
-    bits, group = settings.whole_bits("nbits", "bits", default=4), settings.group("group_size", default=64)
-    scheme = integer_scheme(bits, group, has_zeros=False, scale_bits=2 * SCALE_BITS)
-    kept = by_transformers_rule(reader.names("skip_modules") or (HEAD,))
+    bits, group = settings.integer_bits("nbits", "bits", default=4), settings.group("group_size", default=64)
+    scheme = integer_scheme(bits, group, has_zero_points=False, scale_bits=2 * SCALE_BITS)
+    kept = transformers_matcher(reader.names("skip_modules") or (HEAD,))
     return Rules(label=f"HQQ {scheme.label}", scheme=scheme, kept=kept, head=scheme)
 
 
 def _sinq(reader: BlockReader) -> Rules:
-    bits, group = reader.whole_bits("nbits", default=4), reader.group("group_size", default=64)
+    bits, group = reader.integer_bits("nbits", default=4), reader.group("group_size", default=64)
     return _weight_only(
         "SINQ",
         reader,
-        integer_scheme(bits, group, has_zeros=False, scale_bits=2 * SCALE_BITS),
+        integer_scheme(bits, group, has_zero_points=False, scale_bits=2 * SCALE_BITS),
         skip=_SKIP,
         keeps_head=False,
     )
 
 
 def _higgs(reader: BlockReader) -> Rules:
-    scheme = integer_scheme(reader.whole_bits("bits", default=4), reader.group("group_size", default=256), has_zeros=False)
+    scheme = integer_scheme(
+        reader.integer_bits("bits", default=4), reader.group("group_size", default=256), has_zero_points=False
+    )
     return _weight_only("HIGGS", reader, scheme, skip=_SKIP, keeps_head=True)
 
 
 _BLOCK_FLOATS: Mapping[str, Scheme] = {"mxfp4": MXFP4, "mxfp8": MXFP8, "nvfp4": NVFP4}
 
 
-def _block_floats(scheme: Scheme) -> Read:
+def _block_floats(scheme: Scheme) -> RuleReader:
     def read(reader: BlockReader) -> Rules:
         kept, _ = reader.skipped(*_SKIP)
         return Rules(label=scheme.label, scheme=scheme, kept=kept)
@@ -182,7 +186,7 @@ def _block_floats(scheme: Scheme) -> Read:
     return read
 
 
-def _float4(label: str, *keys: str) -> Read:
+def _float4(label: str, *keys: str) -> RuleReader:
     """A method that names nvfp4 or mxfp4 under the first of some keys; nvfp4 where it names none."""
 
     def read(reader: BlockReader) -> Rules:
@@ -197,12 +201,12 @@ def _float4(label: str, *keys: str) -> Read:
 
 def _gemma(reader: BlockReader) -> Rules:
     """A scale per row; regexes give modules bits of their own."""
-    scheme = integer_scheme(reader.whole_bits("num_bits", default=4), None, has_zeros=False)
+    scheme = integer_scheme(reader.integer_bits("num_bits", default=4), None, has_zero_points=False)
     own = reader.below("module_quant_configs")
     others = tuple(
         (
-            by_regex_or_name((f"re:.*(?:{name})",)),
-            integer_scheme(own.below(str(name)).whole_bits("num_bits", default=4), None, has_zeros=False),
+            regex_matcher((f"re:.*(?:{name})",)),
+            integer_scheme(own.below(str(name)).integer_bits("num_bits", default=4), None, has_zero_points=False),
         )
         for name in own.block
     )
@@ -213,10 +217,10 @@ def _gemma(reader: BlockReader) -> Rules:
     )
 
 
-def _exllama(name: str, default_head_bits: float) -> Read:
+def _exllama(name: str, default_head_bits: float) -> RuleReader:
     def read(reader: BlockReader) -> Rules:
-        scheme = fractional_scheme(name, reader.bits("bits"))
-        head = fractional_scheme(name, reader.bits("head_bits", default=default_head_bits))
+        scheme = mean_bits_scheme(name, reader.bits("bits"))
+        head = mean_bits_scheme(name, reader.bits("head_bits", default=default_head_bits))
         return Rules(label=name, scheme=scheme, head=head)
 
     return read
@@ -235,7 +239,7 @@ def _mlx(reader: BlockReader) -> Rules:
     return Rules(label=f"MLX {scheme.label}", scheme=scheme, others=tuple(others), head=scheme, embedding=embedding)
 
 
-def _names_exactly(name: str) -> Matches:
+def _names_exactly(name: str) -> ModuleMatcher:
     return lambda names: name in names
 
 
@@ -243,9 +247,9 @@ def _mlx_scheme(reader: BlockReader, default: Scheme | None = None) -> Scheme:
     mode = reader.text("mode", "affine")
     if mode in _BLOCK_FLOATS:
         return _BLOCK_FLOATS[mode]
-    bits = reader.whole_bits("bits", default=None if default is None else int(default.value_bits))
+    bits = reader.integer_bits("bits", default=None if default is None else int(default.value_bits))
     group = reader.group("group_size", default=64 if default is None else default.group_weights)
-    return integer_scheme(bits, group, has_zeros=False, scale_bits=2 * SCALE_BITS)
+    return integer_scheme(bits, group, has_zero_points=False, scale_bits=2 * SCALE_BITS)
 
 
 def _metal(reader: BlockReader) -> Rules:
@@ -260,17 +264,17 @@ def _aqlm(reader: BlockReader) -> Rules:
     mean_bits = books * bits / weights
     if mean_bits > MAX_BITS:
         reader.wrong("nbits_per_codebook", f"codes of at most {MAX_BITS} bits a weight")
-    scheme = fractional_scheme("AQLM", mean_bits)
+    scheme = mean_bits_scheme("AQLM", mean_bits)
     names = reader.names("linear_weights_not_to_quantize") or ()
-    kept = by_transformers_rule(tuple(name.removesuffix(".weight") for name in names))
+    kept = transformers_matcher(tuple(name.removesuffix(".weight") for name in names))
     return Rules(label=scheme.label, scheme=scheme, kept=kept)
 
 
 def _spqr(reader: BlockReader) -> Rules:
     """Values, and two-level scales and zero points of groups of beta1 by beta2; outliers are not counted."""
-    bits = reader.whole_bits("bits", default=3)
+    bits = reader.integer_bits("bits", default=3)
     first, second = reader.group("beta1", default=16) or 16, reader.group("beta2", default=16) or 16
-    scheme = fractional_scheme("SpQR", bits + 2 * bits / first + 4 * SCALE_BITS / (first * second))
+    scheme = mean_bits_scheme("SpQR", bits + 2 * bits / first + 4 * SCALE_BITS / (first * second))
     return _weight_only("", reader, scheme, skip=_SKIP, keeps_head=True)
 
 
@@ -279,7 +283,7 @@ def _vptq(reader: BlockReader) -> Rules:
     layers = reader.below("config_for_layers")
     name = next(iter(layers.block), None)
     settings = reader.below("shared_layer_config") if name is None else layers.below(str(name))
-    scheme = fractional_scheme("VPTQ", _vptq_bits(settings))
+    scheme = mean_bits_scheme("VPTQ", _vptq_bits(settings))
     return _weight_only("", reader, scheme, skip=_SKIP, keeps_head=True)
 
 
@@ -302,16 +306,18 @@ def _quip(reader: BlockReader) -> Rules:
     """Codebooks of QuIP# state their bits in their name: E8P12 2, E8P12RVQ3B 3, E8P12RVQ4B 4."""
     named = {"e8p12": 2, "e8p12rvq3b": 3, "e8p12rvq4b": 4}
     bits: float = named.get(reader.text("codebook", ""), 0) or reader.bits("bits", "wbits")
-    scheme = fractional_scheme("QuIP", bits)
+    scheme = mean_bits_scheme("QuIP", bits)
     return _weight_only("", reader, scheme, skip=_SKIP, keeps_head=True)
 
 
 def _bitnet(reader: BlockReader) -> Rules:
     """Four ternary weights in a byte."""
-    return _weight_only("BitNet", reader, integer_scheme(2, None, has_zeros=False, scale_bits=0.0), skip=_SKIP, keeps_head=True)
+    return _weight_only(
+        "BitNet", reader, integer_scheme(2, None, has_zero_points=False, scale_bits=0.0), skip=_SKIP, keeps_head=True
+    )
 
 
-ONE_SCHEME_METHODS: Mapping[str, Read] = {
+ONE_SCHEME_METHODS: Mapping[str, RuleReader] = {
     "aqlm": _aqlm,
     "auto-round": _auto_round,
     "intel/auto-round": _auto_round,

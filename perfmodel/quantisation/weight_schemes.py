@@ -8,7 +8,7 @@ PLAIN_BITS = 16.0
 SCALE_BITS = 16.0
 """Of one scale in fp16 or bf16."""
 FLOAT32_BITS = 32.0
-INT8_KERNELS_FROM = 5
+MIN_INT8_BITS = 5
 """Bits of a value from which the kernels of int8 are taken, and not those of int4."""
 FP8_SCALE_BITS = 8.0
 MICROSCALING_GROUP = 32
@@ -42,13 +42,13 @@ PLAIN = Scheme(label="16 bits", value_bits=PLAIN_BITS, group_weights=1, scale_bi
 """A matrix that was not quantised."""
 
 
-def integer_scheme(bits: int, group: int | None, *, has_zeros: bool, scale_bits: float = SCALE_BITS) -> Scheme:
+def integer_scheme(bits: int, group: int | None, *, has_zero_points: bool, scale_bits: float = SCALE_BITS) -> Scheme:
     """Integers that are unpacked to 16 bits before they are multiplied.
 
     Args:
         bits: of one value, 1 to 8.
         group: weights that share a scale; None for one scale per row.
-        has_zeros: whether a zero point of as many bits stands beside every scale.
+        has_zero_points: whether a zero point of as many bits stands beside every scale.
         scale_bits: of one scale.
     """
     where = "a scale per row" if group is None else f"groups of {group}"
@@ -56,13 +56,13 @@ def integer_scheme(bits: int, group: int | None, *, has_zeros: bool, scale_bits:
         label=f"int{bits}, {where}",
         value_bits=bits,
         group_weights=group,
-        scale_bits=scale_bits + (bits if has_zeros else 0),
-        kernels=kernels_for(bits),
+        scale_bits=scale_bits + (bits if has_zero_points else 0),
+        kernels=integer_kernels(bits),
         arithmetic=None,
     )
 
 
-def fractional_scheme(name: str, bits: float) -> Scheme:
+def mean_bits_scheme(name: str, bits: float) -> Scheme:
     """A method that states its mean bits per weight, scales included; unpacked to 16 bits.
 
     Args:
@@ -74,14 +74,14 @@ def fractional_scheme(name: str, bits: float) -> Scheme:
         value_bits=bits,
         group_weights=1,
         scale_bits=0.0,
-        kernels=kernels_for(bits),
+        kernels=integer_kernels(bits),
         arithmetic=None,
     )
 
 
-def kernels_for(bits: float) -> WeightKernels:
+def integer_kernels(bits: float) -> WeightKernels:
     """The kernels that read integers of so many bits: those of int4 up to 4 bits, else those of int8."""
-    return "int4" if bits < INT8_KERNELS_FROM else "int8"
+    return "int4" if bits < MIN_INT8_BITS else "int8"
 
 
 def fp8_scheme(where: str, *, group: int | None, scale_bits: float, multiplied: bool = True) -> Scheme:
@@ -112,7 +112,7 @@ def fp8_blocks(rows: int, columns: int, scale_bits: float = FLOAT32_BITS) -> Sch
     return fp8_scheme(f"blocks of {rows} x {columns}", group=rows * columns, scale_bits=scale_bits)
 
 
-def int8_products(scale_bits: float) -> Scheme:
+def int8_w8a8_scheme(scale_bits: float) -> Scheme:
     """W8A8: int8 weights and activations, multiplied as integers."""
     return Scheme(
         label="int8 weights and activations, a scale per row",
@@ -131,7 +131,7 @@ def _block_float(name: str, bits: int, group: int) -> Scheme:
         value_bits=bits,
         group_weights=group,
         scale_bits=FP8_SCALE_BITS,
-        kernels="fp8" if bits == 8 else kernels_for(bits),
+        kernels="fp8" if bits == 8 else integer_kernels(bits),
         arithmetic="fp8" if bits == 8 else None,
     )
 

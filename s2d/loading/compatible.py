@@ -8,7 +8,7 @@ from s2d.loading.load_model import LoadedModel
 def context_tokens(target: LoadedModel, draft: LoadedModel | None) -> int:
     """The longest text that both can hold, and see whole."""
     models = (target, draft) if draft else (target,)
-    return min(model.geometry.fully_seen_tokens for model in models)
+    return min(model.geometry.full_attention_tokens for model in models)
 
 
 def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:

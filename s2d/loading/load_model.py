@@ -149,8 +149,8 @@ def random_model(
     Raises:
         UserInputError: it is not a Llama's: which norms or biases there are, shapes do not tell.
     """
-    if geometry.departures:
-        what = ", ".join(geometry.departures)
+    if geometry.differences_from_llama:
+        what = ", ".join(geometry.differences_from_llama)
         raise UserInputError(
             f"model {geometry.name!r} has {what}, and weights are drawn for a Llama's layers only. Give one of a Llama's shape."
         )

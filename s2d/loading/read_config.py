@@ -2,7 +2,7 @@
 
 Rotary positions are of any type that transformers turns alike within a model's context: `dynamic` ones change beyond
 `max_position_embeddings` only, where contexts end. Windows are not computed: where layers have one, a text may be as long as
-it, which is how far every layer sees everything (`ModelGeometry.fully_seen_tokens`).
+it, which is how far every layer sees everything (`ModelGeometry.full_attention_tokens`).
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from perfmodel.core.errors import BadFile, BadPolicy, UserInputError, one_line, shown
-from perfmodel.models.architectures import architecture_name, find_architecture, uncovered_traits
-from perfmodel.models.config_file import about_file, check_is_decoder, name_of_folder, read_config_file
+from perfmodel.models.architectures import architecture_name, find_architecture, unsupported_features
+from perfmodel.models.config_file import check_is_decoder, folder_model_name, note_file_in_errors, read_config_file
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.hub import CONFIG, QUANTISATION_FILE
 from perfmodel.models.known_architectures import ARCHITECTURES
@@ -92,17 +92,17 @@ def _check_plain(path: Path, raw: dict[str, Any]) -> None:
 
 
 def _check_family(path: Path, raw: dict[str, Any]) -> None:
-    own_name = name_of_folder(path.parent)
-    with about_file(path):
+    own_name = folder_model_name(path.parent)
+    with note_file_in_errors(path):
         check_is_decoder(path, raw, own_name)
         name, model_type = architecture_name(raw), raw.get("model_type")
-        traits = "; ".join(uncovered_traits(raw))
+        traits = "; ".join(unsupported_features(raw))
     fix = f"Give a dense model of {', '.join(CLASS_NAMES.values())}"
     if traits:
         raise BadFile(path, f"architecture {name!r} is not run, having {traits}", fix)
     if model_type not in FAMILIES or name not in (model_type, CLASS_NAMES[model_type]):
         raise BadFile(path, f"architecture {shown(name)} (model_type {shown(model_type)}) is not run", fix)
-    with about_file(path):
+    with note_file_in_errors(path):
         geometry_from_config(raw, own_name)
     if raw.get("auto_map"):
         raise BadFile(path, f"architecture {name!r} brings code of its own (auto_map), which is never run", fix)
@@ -110,7 +110,7 @@ def _check_family(path: Path, raw: dict[str, Any]) -> None:
 
 def geometry_of(config: DecoderConfig, folder: Path) -> ModelGeometry:
     """The shapes that a config declares, as a plan reads them."""
-    name = name_of_folder(folder)
+    name = folder_model_name(folder)
     if folder.resolve().parent == FAMILY_FOLDER:
         name = FAMILY_PREFIX + name
     return geometry_from_config(config.to_dict(), name, "its config.json")

@@ -42,7 +42,7 @@ class Shard:
         Raises:
             UserInputError: says which number of processes could.
         """
-        check_degree(geometry, self.num_ranks, among="processes", fix=otherwise)
+        check_degree(geometry, self.num_ranks, noun="processes", fix=otherwise)
 
     def geometry(self, whole: ModelGeometry) -> ModelGeometry:
         """The shapes of the share."""

@@ -120,7 +120,7 @@ def _check_sequence_tokens(sequence_tokens: int, num_tokens: int, target_folder:
             f"the texts hold {num_tokens} tokens to train on and one training sequence takes {sequence_tokens + 1}: "
             "give more text with --text, or a smaller --sequence-tokens"
         )
-    longest = read_geometry(target_folder).fully_seen_tokens
+    longest = read_geometry(target_folder).full_attention_tokens
     if sequence_tokens > longest:
         raise UserInputError(
             f"--sequence-tokens {sequence_tokens} is longer than the target's context of {longest} tokens: "
@@ -151,7 +151,7 @@ def _split_tokens(texts: Sequence[list[int]]) -> tuple[np.ndarray, list[int]]:
 
 def _calibrate(draft: Path, target_names: Sequence[str], held_out: list[int], device: str) -> None:
     """Calibrate on prompts cut from the tokens left out, evenly over all of them."""
-    shortest = min(read_geometry(find_model(name)).fully_seen_tokens for name in (str(draft), *target_names))
+    shortest = min(read_geometry(find_model(name)).full_attention_tokens for name in (str(draft), *target_names))
     size = max(1, min(PROMPT_TOKENS, len(held_out), shortest // 2))
     number = max(1, min(MAX_PROMPTS, len(held_out) // size))
     starts = np.linspace(0, len(held_out) - size, number).astype(int).tolist()

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrate.fit.fit_latency import fit_latency, observe
+from calibrate.fit.fit_latency import fit_latency, profile_observations
 from calibrate.fit.fit_law import fit_law, held_out_errors
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.latency.latency_model import FittedLatency
@@ -128,7 +128,7 @@ def test_a_model_that_breaks_the_law_shows_when_it_is_left_out() -> None:
         TRUE_LAW, layer_s=2 * TRUE_LAW.layer_s, weight_byte_s=2 * TRUE_LAW.weight_byte_s, head_byte_s=2 * TRUE_LAW.head_byte_s
     )
     profiles = [made_profile(model) for model in MODELS[:-1]] + [made_profile(MODELS[-1], slow)]
-    errors = held_out_errors([one for profile in profiles for one in observe(profile)], launch_bound=False)
+    errors = held_out_errors([one for profile in profiles for one in profile_observations(profile)], launch_bound=False)
     means = {group: abs(np.mean(error)) for group, error in errors.items()}
     assert means[MODELS[-1].name] > 0.15
     assert means[MODELS[-1].name] > 5 * max(means[model.name] for model in MODELS if model.hidden_size <= 128)
@@ -140,7 +140,7 @@ def test_terms_that_no_pass_shows_are_held_at_0(exact_fit: LatencyFit) -> None:
 
 
 def test_one_width_alone_tells_nothing_of_rows() -> None:
-    observations = [one for model in MODELS for one in observe(made_profile(model)) if one.work.rows <= 1]
+    observations = [one for model in MODELS for one in profile_observations(made_profile(model)) if one.work.rows <= 1]
     law = fit_law(observations, launch_bound=False).law
     assert (law.row_layer_s, law.many_rows_layer_s, law.many_rows_byte_s, law.flop_s) == (0.0, 0.0, 0.0, 0.0)
 
@@ -171,7 +171,9 @@ def test_layers_with_a_window_are_observed_at_the_context_they_ran_at() -> None:
     windowed = replace(MODELS[1], window_tokens=100, windowed_layers=8)
     whole = made_profile(MODELS[1])
     seen = {
-        one.cached_tokens: one.work for one in observe(replace(whole, model=windowed)) if one.work.kv_bytes_per_cached_token
+        one.cached_tokens: one.work
+        for one in profile_observations(replace(whole, model=windowed))
+        if one.work.kv_bytes_per_cached_token
     }
     for cached_tokens, work in seen.items():
         assert (work.window_kv_bytes > 0) == (round(cached_tokens) > 100)
@@ -198,5 +200,5 @@ def test_steps_of_padded_passes_are_fitted_and_priced_at_the_width_that_is_launc
 @pytest.mark.parametrize("device", [DEVICE, replace(GPU, engine="eager")])
 def test_passes_that_are_not_captured_are_not_padded(device: DeviceKey) -> None:
     assert not fit_latency([made_profile(MODELS[0], device=device)]).pads_rows
-    observed = {one.work.rows for one in observe(made_profile(MODELS[0], device=device, widths=(1, 3, 5, 100)))}
+    observed = {one.work.rows for one in profile_observations(made_profile(MODELS[0], device=device, widths=(1, 3, 5, 100)))}
     assert observed == {0, 1, 3, 5, 100}

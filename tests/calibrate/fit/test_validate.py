@@ -104,7 +104,7 @@ def test_a_slower_prediction_has_a_positive_error_of_time(validation: Validation
 def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: Validation) -> None:
     path = tmp_path / "validation.json"
     assert main_plan(["validate", "-o", str(path)]) == 0
-    assert "S2D's own speedups are explained best by" in capsys.readouterr().out
+    assert "S2D's own speedups are explain_speedups best by" in capsys.readouterr().out
     assert VALIDATION_FILE.read(path).record == validation
 
 

@@ -118,7 +118,7 @@ def test_every_family_caches_what_transformers_caches_windows_included() -> None
         more: dict[str, Any] = (
             {"use_sliding_window": True, "max_window_layers": 4} if architecture.windows == "from-layer" else {}
         )
-        if architecture.is_text_of_more:
+        if architecture.is_multimodal:
             more["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
         config = small_config(architecture, **window, **more)
         model = geometry_from_config(config, "mine")

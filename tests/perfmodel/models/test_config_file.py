@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perfmodel.core.errors import BadFile
-from perfmodel.models.config_file import model_name, name_of_folder, read_config_file
+from perfmodel.models.config_file import folder_model_name, model_name, read_config_file
 
 UNREADABLE: list[tuple[bytes, str]] = [
     (b"", "this is not a readable config"),
@@ -61,10 +61,10 @@ def test_a_draft_of_ours_keeps_its_folders_name(tmp_path: Path) -> None:
     """Its file may still name the model it was made from."""
     config = {"_name_or_path": "lmsys/vicuna-7b-v1.5"}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert name_of_folder(tmp_path) == "vicuna-7b-v1.5"
+    assert folder_model_name(tmp_path) == "vicuna-7b-v1.5"
     (tmp_path / "s2d.json").write_text("{}", encoding="utf-8")
-    assert name_of_folder(tmp_path) == tmp_path.name
+    assert folder_model_name(tmp_path) == tmp_path.name
 
 
 def test_a_folder_without_a_config_has_its_own_name(tmp_path: Path) -> None:
-    assert name_of_folder(tmp_path / "nowhere") == "nowhere"
+    assert folder_model_name(tmp_path / "nowhere") == "nowhere"

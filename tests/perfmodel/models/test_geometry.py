@@ -77,10 +77,10 @@ def test_a_self_draft_may_not_exit_at_its_last_layer() -> None:
 
 def test_a_layer_with_a_window_sees_no_more_of_a_context_than_that() -> None:
     every_other = find_model("gemma-2-2b")
-    assert every_other.seen_tokens(4096) == 4096
-    assert every_other.seen_tokens(8192) == (8192 + 4096) / 2
-    assert find_model("mistral-7b-v0.1").seen_tokens(32768) == 4096
-    assert find_model("llama-2-7b").seen_tokens(4000) == 4000
+    assert every_other.mean_attended_tokens(4096) == 4096
+    assert every_other.mean_attended_tokens(8192) == (8192 + 4096) / 2
+    assert find_model("mistral-7b-v0.1").mean_attended_tokens(32768) == 4096
+    assert find_model("llama-2-7b").mean_attended_tokens(4000) == 4000
 
 
 @pytest.mark.parametrize(
@@ -97,18 +97,18 @@ def test_a_model_is_shared_by_what_divides_its_kv_heads_and_its_mlp(name: str, d
     assert tensor_parallel_degrees(model) == degrees
     assert all(model.num_heads % degree == 0 for degree in degrees)
     for degree in degrees:
-        check_degree(model, degree, among="devices", fix="Never said")
+        check_degree(model, degree, noun="devices", fix="Never said")
 
 
 @pytest.mark.parametrize("degree", [-1, 0, 3, 16])
 def test_other_numbers_of_devices_are_refused_with_those_that_work(degree: int) -> None:
     said = f"model llama-2-70b has 8 KV heads, which {degree} devices cannot share evenly: expected 1, 2, 4 or 8. Take fewer."
     with pytest.raises(UserInputError) as refused:
-        check_degree(find_model("llama-2-70b"), degree, among="devices", fix="Take fewer")
+        check_degree(find_model("llama-2-70b"), degree, noun="devices", fix="Take fewer")
     assert str(refused.value) == said
 
 
 def test_the_mlp_is_named_where_the_kv_heads_could_be_shared() -> None:
     narrow = replace(find_model("llama-2-70b"), intermediate_size=28671)
     with pytest.raises(UserInputError, match=r"28671 MLP units, which 2 devices .*: expected 1[.] Take one[.]"):
-        check_degree(narrow, 2, among="devices", fix="Take one")
+        check_degree(narrow, 2, noun="devices", fix="Take one")

@@ -5,7 +5,7 @@ import pytest
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.known_architectures import ARCHITECTURES
-from perfmodel.models.known_models import ALIASES, KNOWN, KNOWN_DRAFTS, KNOWN_MODELS, KnownModel
+from perfmodel.models.known_models import ALIASES, KNOWN_DRAFTS, KNOWN_MODELS, KNOWN_ROWS, KnownModel
 from perfmodel.passes.flops_bytes import kv_bytes_per_token
 from perfmodel.quantisation.weight_format import plain_format
 from tests.models_page import MODELS_PAGE, models_problems, with_model_tables
@@ -14,7 +14,7 @@ ROUNDED_COUNT = 0.02
 EXACT_COUNT = 1e-4
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.geometry.name)
+@pytest.mark.parametrize("known", KNOWN_ROWS, ids=lambda known: known.geometry.name)
 def test_every_row_counts_as_many_weights_as_its_publisher(known: KnownModel) -> None:
     is_exact = known.published_params % 10_000 != 0
     tolerance = EXACT_COUNT if is_exact else ROUNDED_COUNT
@@ -28,7 +28,7 @@ def test_the_table_is_wide_enough_and_names_nothing_twice() -> None:
 
 
 def test_every_row_has_a_source_and_a_count_with_one() -> None:
-    assert all(known.geometry.source and known.counted_in for known in KNOWN)
+    assert all(known.geometry.source and known.count_source for known in KNOWN_ROWS)
     assert all(draft.model.source for draft in KNOWN_DRAFTS)
 
 
@@ -55,7 +55,7 @@ def test_families_with_rows_have_one_that_proves_their_count() -> None:
         "Olmo2ForCausalLM": "olmo-2-7b",
     }
     assert set(proven) <= {one.class_name for one in ARCHITECTURES}
-    counts = {known.geometry.name: known for known in KNOWN}
+    counts = {known.geometry.name: known for known in KNOWN_ROWS}
     for name in proven.values():
         known = counts[name]
         assert known.geometry.num_params == pytest.approx(known.published_params, rel=2e-6)
@@ -135,10 +135,10 @@ def test_the_page_shows_every_model_as_the_code_has_it() -> None:
 
 
 def test_only_a_llamas_layers_have_no_departures() -> None:
-    assert find_model("llama-3.1-8b").departures == find_model("mistral-7b").departures == ()
-    assert find_model("qwen2.5-7b").departures == ("further norms or biases",)
+    assert find_model("llama-3.1-8b").differences_from_llama == find_model("mistral-7b").differences_from_llama == ()
+    assert find_model("qwen2.5-7b").differences_from_llama == ("further norms or biases",)
     told = ("a plain MLP", "further norms or biases", "projected embeddings", "learned positions")
-    assert find_model("opt-350m").departures == told
+    assert find_model("opt-350m").differences_from_llama == told
 
 
 def test_a_window_needs_layers_and_layers_with_one_need_its_length() -> None:

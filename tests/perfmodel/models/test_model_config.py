@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from perfmodel.core.errors import UnknownName, UserInputError
-from perfmodel.models.architectures import UNCOVERED, find_architecture
+from perfmodel.models.architectures import UNSUPPORTED_FEATURES, find_architecture
 from perfmodel.models.find_model import find_model
 from perfmodel.models.known_architectures import ARCHITECTURES
 from perfmodel.models.model_config import geometry_from_config
@@ -188,7 +188,7 @@ def test_what_the_law_would_misprice_is_refused_by_what_it_is(
     assert len(message) <= 420
 
 
-@pytest.mark.parametrize("key", [key for kind in UNCOVERED for key in kind.keys])
+@pytest.mark.parametrize("key", [key for kind in UNSUPPORTED_FEATURES for key in kind.keys])
 def test_a_telltale_key_refuses_any_name_even_one_that_is_covered(key: str) -> None:
     for class_name in ("BrandNewForCausalLM", "LlamaForCausalLM"):
         with pytest.raises(UserInputError, match=f"{key} = 3"):

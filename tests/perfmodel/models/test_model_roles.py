@@ -6,7 +6,7 @@ import pytest
 
 from perfmodel.models.known_architectures import ARCHITECTURES
 from perfmodel.models.known_models import KNOWN_MODELS
-from perfmodel.models.model_roles import HEADS, other_role
+from perfmodel.models.model_roles import DRAFT_HEADS, unsupported_role
 
 EAGLE_3 = "LlamaForCausalLMEagle3"
 CLASSIFIER = "LlamaForSequenceClassification"
@@ -71,21 +71,21 @@ SILENT_FILES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
 
 @pytest.mark.parametrize(("name", "config", "what"), HEAD_FILES, ids=[str(what) for _, _, what in HEAD_FILES])
 def test_a_head_is_named_as_what_it_is(name: str, config: dict[str, Any], what: str) -> None:
-    role = other_role(LLAMA | config, name)
+    role = unsupported_role(LLAMA | config, name)
     assert role is not None
     assert role.startswith(what)
     assert role.endswith("its target's hidden states: it is neither a target nor a draft that this version can price")
 
 
 def test_every_kind_of_head_has_a_file_that_shows_it() -> None:
-    assert all(any(what.startswith(head.what) for _, _, what in HEAD_FILES) for head in HEADS)
+    assert all(any(what.startswith(head.what) for _, _, what in HEAD_FILES) for head in DRAFT_HEADS)
 
 
 @pytest.mark.parametrize(("name", "config", "beside", "what"), SILENT_FILES, ids=[what for *_, what in SILENT_FILES])
 def test_a_model_that_writes_no_text_is_named_as_such(
     name: str, config: dict[str, Any], beside: tuple[str, ...], what: str
 ) -> None:
-    role = other_role(LLAMA | config, name, beside)
+    role = unsupported_role(LLAMA | config, name, beside)
     assert role is not None
     assert role.startswith(what)
     assert role.endswith("it does not generate text, so it is neither a target nor a draft")
@@ -95,9 +95,9 @@ def test_no_decoder_is_taken_for_another() -> None:
     """Every covered class and type, every known name, a target with MTP layers, and words that only contain the marks."""
     for one in ARCHITECTURES:
         for name in (one.class_name, one.model_type, *one.other_names):
-            assert other_role({**LLAMA, "architectures": [name]}, "mine") is None, name
+            assert unsupported_role({**LLAMA, "architectures": [name]}, "mine") is None, name
     for known in KNOWN_MODELS:
-        assert other_role({**LLAMA, "architectures": ["LlamaForCausalLM"]}, known.name) is None
-    assert other_role({**LLAMA, "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}, "MiMo") is None
-    assert other_role({**LLAMA, "architectures": ["LlamaForCausalLM"]}, "embedded-rewards-7b", ("config.json",)) is None
-    assert other_role({**LLAMA, "num_hidden_layers": 32}, "Eagle-7B") is None
+        assert unsupported_role({**LLAMA, "architectures": ["LlamaForCausalLM"]}, known.name) is None
+    assert unsupported_role({**LLAMA, "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}, "MiMo") is None
+    assert unsupported_role({**LLAMA, "architectures": ["LlamaForCausalLM"]}, "embedded-rewards-7b", ("config.json",)) is None
+    assert unsupported_role({**LLAMA, "num_hidden_layers": 32}, "Eagle-7B") is None

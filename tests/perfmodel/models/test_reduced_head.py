@@ -67,11 +67,11 @@ def test_a_head_of_all_tokens_is_the_whole_one() -> None:
     all_of_them = replace(WHOLE, head_vocab_size=VOCAB)
     assert not all_of_them.has_reduced_head
     assert (all_of_them.head_params, all_of_them.num_params) == (WHOLE.head_params, WHOLE.num_params)
-    assert all_of_them.departures == WHOLE.departures == ()
+    assert all_of_them.differences_from_llama == WHOLE.differences_from_llama == ()
 
 
 def test_it_is_a_departure_from_a_llama() -> None:
-    assert with_reduced_head(WHOLE, 8192).departures == ("a reduced head",)
+    assert with_reduced_head(WHOLE, 8192).differences_from_llama == ("a reduced head",)
     assert with_reduced_head(WHOLE, 8192).head_label == "a head of 8192 of 32000 tokens"
 
 

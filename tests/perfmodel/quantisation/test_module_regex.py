@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel.quantisation import module_regex
-from perfmodel.quantisation.module_names import MAX_PATTERNS, by_glob, by_regex_or_name, by_transformers_rule, layer_names
+from perfmodel.quantisation.module_names import MAX_PATTERNS, glob_matcher, layer_names, regex_matcher, transformers_matcher
 from perfmodel.quantisation.module_regex import MAX_CHARS, ModuleRegexes, UnreadablePattern
 
 PATTERNS = (
@@ -52,7 +52,7 @@ def test_no_pattern_takes_for_ever() -> None:
     slow = []
     for pattern in FOR_EVER:
         start_s = time.perf_counter()
-        for matches in (by_transformers_rule([pattern]), by_regex_or_name([f"re:{pattern}"])):
+        for matches in (transformers_matcher([pattern]), regex_matcher([f"re:{pattern}"])):
             assert not matches(names)
         slow += [pattern] if time.perf_counter() - start_s > 5 else []
     assert not slow
@@ -71,7 +71,7 @@ def test_a_pattern_that_takes_too_much_memory_is_refused(pattern: str) -> None:
 
 
 def test_a_list_of_too_many_patterns_is_refused_and_repeated_ones_count_once() -> None:
-    for rule, form in ((by_transformers_rule, "a{}*"), (by_glob, "a{}*"), (by_regex_or_name, "re:a{}")):
+    for rule, form in ((transformers_matcher, "a{}*"), (glob_matcher, "a{}*"), (regex_matcher, "re:a{}")):
         rule([form.format(1)] * (MAX_PATTERNS + 1))
         with pytest.raises(UnreadablePattern, match=f"{MAX_PATTERNS + 1} patterns, more than {MAX_PATTERNS}"):
             rule([form.format(number) for number in range(MAX_PATTERNS + 1)])

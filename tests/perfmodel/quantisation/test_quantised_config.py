@@ -13,7 +13,7 @@ from transformers.utils import quantization_config as reference
 from perfmodel.core.errors import UserInputError
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.quantisation.quantised_config import METHODS, check_agreement, find_quantisation, stored_format
+from perfmodel.quantisation.quantised_config import METHODS, check_same_weight_bytes, find_quantisation, stored_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 
 LLAMA_8B, LLAMA_70B, QWEN_8B = find_model("llama-3.1-8b"), find_model("llama-3.1-70b"), find_model("qwen3-8b")
@@ -613,7 +613,7 @@ def test_settings_of_torchao_for_modules_by_name_are_read() -> None:
 def test_two_files_that_contradict_each_other_are_refused() -> None:
     stored = read({"quant_method": "awq", "bits": 4, "group_size": 128})
     with pytest.raises(UserInputError) as caught:
-        check_agreement(stored, {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}, LLAMA_8B)
+        check_same_weight_bytes(stored, {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}, LLAMA_8B)
     assert str(caught.value) == (
         "model 'llama-3.1-8b': its config.json says AWQ int4, groups of 128, 5.73 GB, and hf_quant_config.json beside it "
         "ModelOpt fp8, a scale per matrix, 9.08 GB. Remove the one that is wrong, or give --dtype to overrule both."
@@ -623,7 +623,7 @@ def test_two_files_that_contradict_each_other_are_refused() -> None:
         {"quantization": {"quant_algo": "W4A16_AWQ", "group_size": 128}},
         {"quantization": {"quant_algo": "new"}},
     ):
-        check_agreement(stored, beside, LLAMA_8B)
+        check_same_weight_bytes(stored, beside, LLAMA_8B)
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from perfmodel.quantisation.weight_format import (
     LayerShare,
     WeightFormat,
     embedding_bytes,
-    even_format,
     head_bytes,
     layers_bytes,
     model_weight_bytes,
     plain_format,
+    uniform_format,
 )
 
 LLAMA_7B, LLAMA_8B, LLAMA_70B = find_model("llama-2-7b"), find_model("llama-3-8b"), find_model("llama-3-70b")
@@ -140,5 +140,5 @@ def test_shares_that_are_not_the_whole_are_refused(layers: tuple[LayerShare, ...
 
 
 def test_even_formats_have_as_many_bits_everywhere() -> None:
-    even: WeightFormat = even_format("int4", "int4", 4.0)
+    even: WeightFormat = uniform_format("int4", "int4", 4.0)
     assert model_weight_bytes(LLAMA_7B, even) == round(LLAMA_7B.num_params / 2)

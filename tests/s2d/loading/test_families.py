@@ -191,7 +191,7 @@ def test_a_window_ends_the_text_where_it_is_full(tmp_path: Path, family: str, wi
     model, tokens = tiny_llama(TinySpec(family=family, settings=window)), some_tokens(26)
     model.save_pretrained(tmp_path)
     found = load_model(tmp_path, "fp32")
-    assert (found.geometry.max_context_tokens, found.geometry.fully_seen_tokens) == (160, 24)
+    assert (found.geometry.max_context_tokens, found.geometry.full_attention_tokens) == (160, 24)
     whole = load_model(tmp_path, "fp32").decoder.all_exit_logits(tokens[:24], (6,))[0]
     torch.testing.assert_close(whole, reference_logits(model, tokens)[:24], atol=5e-5, rtol=1e-5)
     unwindowed = tiny_llama(TinySpec(family=family, settings=(("sliding_window", None),)))

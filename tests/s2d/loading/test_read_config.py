@@ -21,7 +21,7 @@ def test_a_window_that_is_not_used_ends_nothing(tmp_path: Path, unused: dict[str
     tiny_llama(TinySpec(family="qwen2")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | unused))
-    assert read_geometry(tmp_path).fully_seen_tokens == 160
+    assert read_geometry(tmp_path).full_attention_tokens == 160
 
 
 @pytest.mark.parametrize("name", SPECS)
