@@ -69,17 +69,17 @@ def millions(num_params: int) -> str:
 
 
 def family_tables() -> str:
-    """What is covered and how it differs from a Llama; what is refused and how it is recognised."""
+    """Covered architectures and their differences from a Llama; refused features and how they are recognised."""
     covered = ["| architecture | model type | beyond a Llama | text decoder of |", "|---|---|---|---|"]
     covered += [
         f"| `{one.class_name}` | `{one.model_type}` | {beyond_a_llama(one)} | {', '.join(wrappers_of(one))} |"
         for one in ARCHITECTURES
     ]
     refused = ["| refused | why | recognised by these keys, or by name |", "|---|---|---|"]
-    refused += [f"| {one.what} | {one.why} | {', '.join(f'`{key}`' for key in one.keys)} |" for one in UNSUPPORTED_FEATURES]
+    refused += [f"| {one.name} | {one.reason} | {', '.join(f'`{key}`' for key in one.keys)} |" for one in UNSUPPORTED_FEATURES]
     for head in DRAFT_HEADS:
         marks = ", ".join(f"`{key}`" for key in head.keys)
-        refused.append(f"| {head.what} | it reads its target's hidden states | {marks} |")
+        refused.append(f"| {head.name} | it reads its target's hidden states | {marks} |")
     return "\n" + "\n".join([*covered, "", *refused]) + "\n\n"
 
 

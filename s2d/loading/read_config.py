@@ -87,7 +87,7 @@ def _check_plain(path: Path, raw: dict[str, Any]) -> None:
             path, "it says in a way not understood that its weights are quantised, expected plain numbers", fix
         ) from err
     if found is not None:
-        problem = f"its weights are stored quantised ({found.label}, by {found.where}), expected plain numbers"
+        problem = f"its weights are stored quantised ({found.label}, by {found.location}), expected plain numbers"
         raise BadFile(path, problem, fix)
 
 
