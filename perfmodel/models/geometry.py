@@ -98,7 +98,7 @@ class ModelGeometry:
 
     @property
     def head_params(self) -> int:
-        """Weights read by one LM head call: U D, or with a narrow embedding U times its width plus the projection to that width."""
+        """Weights read by one LM head call: U D; with a narrow embedding, U times its width plus the projection."""
         if self.embedding_size is None:
             return self.num_head_tokens * self.hidden_size
         return (self.num_head_tokens + self.hidden_size) * self.embedding_size

@@ -11,8 +11,8 @@ from perfmodel.models.config_file import check_is_decoder, model_name, note_file
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.hub import CONFIG, QUANTISATION_FILE
 from perfmodel.models.model_config import config_note, geometry_from_config
-from perfmodel.quantisation.quantised_config import check_same_weight_bytes, find_quantisation, stored_format
 from perfmodel.quantisation.quantisation_block import Quantisation
+from perfmodel.quantisation.quantised_config import check_same_weight_bytes, find_quantisation, stored_format
 from perfmodel.quantisation.weight_format import WeightFormat
 
 FetchQuantisationFile = Callable[[], Path | None]

@@ -178,7 +178,7 @@ class BlockReader:
         return tuple(value)
 
     def unquantised_modules(self, *keys: str) -> tuple[ModuleMatcher, Scheme | None]:
-        """Modules that transformers does not quantise, and the head's scheme: without a list, the head is not quantised either."""
+        """Modules that transformers does not quantise, and the head's scheme: 16 bits if the block lists no modules."""
         names = self.names(*keys)
         return transformers_matcher(names or ()), PLAIN if names is None else None
 

@@ -81,7 +81,7 @@ def _auto_round(reader: BlockReader) -> Rules:
     for name in own.block:
         setting = own.section(str(name))
         bits = setting.bits("bits", default=scheme.value_bits)
-        unquantised = bits >= MAX_BITS
+        is_unquantised = bits >= MAX_BITS
         own_scheme = (
             PLAIN if unquantised else integer_scheme(setting.integer_bits("bits"), scheme.group_weights, has_zero_points=True)
         )

@@ -1,4 +1,4 @@
-"""Lists of module names, held against the libraries whose rules they follow."""
+"""Module lists match as in the libraries whose rules they follow."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ PATTERNS = NAMES | st.sampled_from(
 
 
 @given(NAMES, st.lists(PATTERNS, max_size=4))
-def test_a_module_is_skipped_where_transformers_skips_it(name: str, patterns: list[str]) -> None:
+def test_a_module_is_skipped_if_transformers_skips_it(name: str, patterns: list[str]) -> None:
     assert transformers_matcher(patterns)([name]) != should_convert_module(name, patterns)
 
 
@@ -31,7 +31,7 @@ def test_a_module_is_skipped_where_transformers_skips_it(name: str, patterns: li
         ([], "lm_head", False),
     ],
 )
-def test_a_glob_names_a_module_or_one_that_holds_it(patterns: list[str], name: str, is_matched: bool) -> None:
+def test_a_glob_matches_a_module_or_a_listed_parent(patterns: list[str], name: str, is_matched: bool) -> None:
     assert glob_matcher(patterns)([name]) == is_matched
 
 
@@ -44,12 +44,12 @@ def test_a_glob_names_a_module_or_one_that_holds_it(patterns: list[str], name: s
         (["Linear", "re:("], "model.layers.3.self_attn.q_proj", False),
     ],
 )
-def test_a_regex_follows_re_and_matches_from_the_start(patterns: list[str], name: str, is_matched: bool) -> None:
-    """A pattern that is no regex is taken letter by letter, and raises nothing."""
+def test_a_regex_after_re_matches_from_the_start(patterns: list[str], name: str, is_matched: bool) -> None:
+    """An invalid regex is matched literally and raises nothing."""
     assert regex_matcher(patterns)([name]) == is_matched
 
 
-def test_a_module_is_found_by_the_names_of_multimodal_and_fused_checkpoints() -> None:
+def test_a_module_matches_by_its_names_in_multimodal_and_fused_checkpoints() -> None:
     names = layer_names(7, "up_proj")
     for listed in ("model.layers.7.mlp.up_proj", "model.language_model.layers.7", "model.layers.7.mlp.gate_up_proj"):
         assert transformers_matcher([listed])(names)

@@ -151,7 +151,7 @@ def test_what_is_not_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
     [
         (
             '{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}',
-            r"\(modelopt, by hf_quant_config.json beside",
+            r"\(modelopt, by hf_quant_config.json next to",
         ),
         ("{", "hf_quant_config.json': this is not a readable config"),
     ],
