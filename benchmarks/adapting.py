@@ -32,24 +32,24 @@ from details.adapting_orders import Order, order_table, summary
 from shared.common import finish, make_parser, one_thread
 from shared.interleaved import evidence_of, job_of
 
-from calibrate.search.find_frontier import frontier_of, with_long_backlogs
+from calibrate.search.find_frontier import find_frontier, with_long_backlogs
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import price_of, scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.units import Seconds
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
-from perfmodel.replay.replay import Price
+from perfmodel.replay.estimate import model_of
 from perfmodel.replay.round_stats import RoundStats
 from profiler.latency.profiling_job import Job
 from profiler.machine.machine_facts import device_facts
 from s2d.decoding.generate import Generation, Session
-from s2d.decoding.pair import Pair, load_pair
-from s2d.decoding.policy_selector import Controller, FixedPolicy, PolicySelector
+from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy, PolicySelector
 from s2d.loading.model_folder import FAMILY_PROMPTS
-from s2d.running.run_report import adaptation_of
+from s2d.running.run_prompts import summarise_adaptation
 
 NAME = "adapting"
 SEED = 20261121
@@ -81,17 +81,17 @@ class Planned:
 
     policy: Policy | None
     frontier: tuple[FrontierPoint, ...]
-    price: Price
+    scenario: Scenario
 
 
 def planned(job: Job, budget_s: Seconds) -> Planned:
     """The plan of a job's prompts."""
     trace, models = evidence_of(job, budget_s)
-    found = search([scenario_of(trace, *models)])
-    others = [*(one.policy for one in found.families), found.derived, *found.single_exits]
-    price = with_long_backlogs(price_of(*models))
-    frontier = frontier_of(trace, price, found.chosen.policy, others)
-    return Planned(policy=found.chosen.policy, frontier=frontier, price=price)
+    scenario = Scenario(trace, *models)
+    found = search([scenario])
+    others = [*(one.policy for one in found.families), found.optimal_stopping, *found.single_exits]
+    frontier = find_frontier(scenario, found.chosen.policy, others)
+    return Planned(policy=found.chosen.policy, frontier=frontier, scenario=with_long_backlogs(scenario))
 
 
 def orders_of(easy: Job, hard: Job) -> dict[str, list[Text]]:
@@ -105,7 +105,7 @@ def orders_of(easy: Job, hard: Job) -> dict[str, list[Text]]:
 def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) -> Order:
     """Decode an order under a new controller and, text by text, under every policy of its frontier; the plan's comes twice."""
     fixed, rng = [point.policy for point in plan.frontier], np.random.default_rng(SEED)
-    pilots: list[PolicySelector] = [Controller(plan.frontier), *map(FixedPolicy, fixed), FixedPolicy(plan.policy)]
+    pilots: list[PolicySelector] = [AdaptivePolicy(plan.frontier), *map(FixedPolicy, fixed), FixedPolicy(plan.policy)]
     runs: list[list[Generation]] = [[] for _ in pilots]
     for text in texts:
         for arm in rng.permutation(len(pilots)):
@@ -123,24 +123,27 @@ def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) 
         controller_s=np.array([one.decode_s for one in runs[0]]),
         fixed_s=np.array([[one.decode_s for one in run] for run in runs[1:-1]]),
         plan_again_s=np.array([one.decode_s for one in runs[-1]]),
-        priced_s=np.array([[priced_s(one.rounds, plan.price) for one in run] for run in runs[:-1]]),
-        adaptation=adaptation_of(fixed, runs[0]),
+        priced_s=np.array([[priced_s(one.rounds, plan.scenario) for one in run] for run in runs[:-1]]),
+        adaptation=summarise_adaptation(fixed, runs[0]),
     )
 
 
-def decoded(session: Session, text: Text, pilot: PolicySelector) -> Generation:
-    """One text under one pilot."""
+def decoded(session: Session, text: Text, selector: PolicySelector) -> Generation:
+    """One text under one selector."""
     job, number = text
-    return session.generate(job.prompts[number].token_ids, job.settings(None, job.max_new_tokens), pilot=pilot)
+    return session.generate(job.prompts[number].token_ids, job.settings(None, job.max_new_tokens), selector=selector)
 
 
-def priced_s(rounds: RoundStats, price: Price) -> Seconds:
+def priced_s(rounds: RoundStats, scenario: Scenario) -> Seconds:
     """What the passes of some rounds cost by a profile."""
     seconds = 0.0
     for one in rounds.passes:
-        line = price.line(one.kind, one.stage, one.rows)
+        line = scenario.line(one.kind, one.stage, one.rows)
         seconds += one.num_passes * line.base_s + one.cached_tokens_sum * line.per_token_s
-    return seconds + sum(one.num_passes * price.cold_s(one.kind, one.stage, one.place) for one in rounds.cold_passes)
+    for one in rounds.cold_passes:
+        model = model_of(one.kind, scenario.draft, scenario.target)
+        seconds += one.num_passes * model.cold_s(one.kind, one.stage, one.place)
+    return seconds
 
 
 def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[Order], Planned]:
@@ -168,11 +171,11 @@ def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[O
 
 def overhead_s(frontier: Sequence[FrontierPoint]) -> Seconds:
     """Of the controller in one round, mean over many."""
-    controller, rng, number = Controller(frontier), np.random.default_rng(SEED), 20_000
+    controller, rng, number = AdaptivePolicy(frontier), np.random.default_rng(SEED), 20_000
     kept = rng.geometric(0.3, number).tolist()
     start = time.perf_counter()
     for accepted in kept:
-        policy = controller.policies[controller.at]
+        policy = controller.policies[controller.index]
         cap = policy.tokens if policy else 0
         controller.observe(cap, min(accepted - 1, cap))
     return (time.perf_counter() - start) / number
@@ -182,7 +185,10 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [load_pair(target, "ref-draft", "fp32", "cpu") for target in args.target or size.targets]
+    pairs = [
+        load_pair(PairRequest(target=target, draft="ref-draft", dtype="fp32", device="cpu"))
+        for target in args.target or size.targets
+    ]
     orders: list[Order] = []
     costs: list[Seconds] = []
     for pair in pairs:

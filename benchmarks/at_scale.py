@@ -42,7 +42,7 @@ from shared.interleaved import Models, models_of
 from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
 from calibrate.planning.make_plan import paper_policies
-from calibrate.search.scenario import scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
@@ -63,7 +63,7 @@ from profiler.latency.pass_log import PassLog
 from profiler.machine.machine_facts import DeviceFacts, device_facts
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import fitting_layers, random_pair, with_layers
-from s2d.loading.memory import PairPlacement, TextLimits, free_bytes_of
+from s2d.loading.memory import PairPlacement, TextLimits, free_device_bytes
 from s2d.model.torch_device import device_key, engine_for, use_device
 
 NAME = "at_scale"
@@ -105,7 +105,7 @@ def plan_for(path: Path | None, target: ModelGeometry) -> Plan | None:
 
 def policies_of(plan: Plan | None, texts: Texts, models: Models) -> dict[str, Policy | None]:
     """What is measured: policies searched on some texts beside plain decoding; one that comes twice is measured once."""
-    found, paper = search([scenario_of(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
+    found, paper = search([Scenario(texts.trace, *models)]), next(iter(paper_policies(texts.trace)), None)
     wanted = {
         PLAIN: None,
         PLAN: plan.chosen.policy if plan else found.chosen.policy,
@@ -122,9 +122,10 @@ def trace_for(trace: Trace, pair: ModelPair) -> Trace:
 
     A published trace names no weights. It still names none here, because a plan calls acceptance *traced* only where it does.
     """
-    header = replace(trace.header, target=pair.target.geometry, draft=pair.geometry)
-    if header.target_sha256 is not None:
-        header = replace(header, target_sha256=pair.target.sha256, draft_sha256=pair.draft.sha256)
+    header = replace(trace.header, target_model=pair.target.geometry)
+    if header.target_sha256 is None:
+        return replace(trace, header=header.with_draft(pair.geometry, None))
+    header = replace(header.with_draft(pair.geometry, pair.draft.sha256), target_sha256=pair.target.sha256)
     return replace(trace, header=header)
 
 
@@ -155,7 +156,7 @@ def layers_of(asked: str | None, models: PairPlacement, text: TextLimits) -> int
             raise UserInputError(f"--layers {asked}: expected a number of layers, or fit: as many as the device holds.")
         return int(asked)
     # Where not one layer fits, the whole target is refused with its reasons.
-    return fitting_layers(models, text, free_bytes_of(models.device)) or None
+    return fitting_layers(models, text, free_device_bytes(models.device)) or None
 
 
 def found_of(args: argparse.Namespace) -> Found:
@@ -186,17 +187,7 @@ def found_of(args: argparse.Namespace) -> Found:
     models = PairPlacement(target=target, draft=draft, dtype=args.dtype, device=device, engine=engine)
     cut = with_layers(target, layers_of(args.layers, models, text))
     draft = replace(draft, model=cut) if draft.kind == "self" else draft
-    pair = random_pair(
-        cut,
-        draft,
-        args.dtype,
-        args.device,
-        engine=engine,
-        kernels=chosen.kernels,
-        max_tokens=max_tokens,
-        seed=SEED,
-        num_noise_tables=text.num_noise_tables,
-    )
+    pair = random_pair(replace(models, target=cut, draft=draft), text, kernels=chosen.kernels, seed=SEED)
     print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}, {engine}")
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling

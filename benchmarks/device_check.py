@@ -38,15 +38,16 @@ from perfmodel.policies.sampling import GREEDY
 from perfmodel.results.report import Divergence
 from profiler.machine.machine_facts import device_facts
 from s2d.decoding.generate import Settings
-from s2d.decoding.pair import ModelPair, load_pair
+from s2d.decoding.pair import ModelPair, PairRequest, load_pair
 from s2d.decoding.random_pair import random_pair
 from s2d.loading import convert_weights
 from s2d.loading.load_model import DECODERS
+from s2d.loading.memory import PairPlacement, TextLimits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.model.torch_device import use_device
 from s2d.model.torch_dtypes import torch_dtype
 from s2d.prompt_files.read import read_prompts
-from s2d.running.run_report import first_difference, token_gaps
+from s2d.running.compare_outputs import first_difference, logit_gaps
 from tests.stubs import TinySpec, loaded, tiny_llama
 
 NAME = "device_check"
@@ -139,7 +140,7 @@ def lossless(pair: ModelPair, dtype: Dtype, prompts: Sequence[Sequence[int]], nu
         plain, found = (session.generate(prompt, one) for one in (replace(arm, policy=None), arm))
         drafted += found.rounds.num_drafted
         accepted += round(found.rounds.num_accepted)
-        its_gaps = token_gaps(pair, prompt, found.tokens, GREEDY)
+        its_gaps = logit_gaps(pair, prompt, found.tokens, GREEDY)
         if plain.tokens != found.tokens:
             place = first_difference(plain.tokens, found.tokens)
             divergences.append(Divergence(prompt=f"case {number}", position=place, gap=its_gaps[place]))
@@ -160,9 +161,13 @@ def subjects(dtype: Dtype, device: str, engine: EngineMode, num_prompts: int) ->
     """Both targets of the reference family with every kind of draft, then a random model that drafts for itself."""
     texts = [prompt.text for prompt in read_prompts(FAMILY_PROMPTS)[:num_prompts]]
     for target in TARGETS:
-        whole = load_pair(target, "ref-draft", dtype, device, engine=engine)
+        whole = load_pair(PairRequest(target=target, draft="ref-draft", dtype=dtype, device=device, engine=engine))
         prompts = [whole.tokenizer(text, add_special_tokens=False)["input_ids"][:PROMPT_TOKENS] for text in texts]
-        for pair in (whole, with_half_a_head(whole), load_pair(target, SELF_DRAFT, dtype, device, engine=engine)):
+        for pair in (
+            whole,
+            with_half_a_head(whole),
+            load_pair(PairRequest(target=target, draft=SELF_DRAFT, dtype=dtype, device=device, engine=engine)),
+        ):
             yield pair, prompts
     yield random_subject(dtype, device, engine, num_prompts)
 
@@ -173,7 +178,9 @@ def random_subject(dtype: Dtype, device: str, engine: EngineMode, num_prompts: i
     drawn = [[rng.randrange(RANDOM_TARGET.vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(num_prompts)]
     itself = DraftGeometry(kind="self", model=RANDOM_TARGET, exit_layers=(4, 6, 7))
     max_tokens = PROMPT_TOKENS + NEW_TOKENS
-    return random_pair(RANDOM_TARGET, itself, dtype, device, engine=engine, max_tokens=max_tokens, seed=SEED), drawn
+    models = PairPlacement(target=RANDOM_TARGET, draft=itself, dtype=dtype, device=torch.device(device), engine=engine)
+    text = TextLimits(max_tokens=max_tokens, prompt_tokens=max_tokens, num_noise_tables=0)
+    return random_pair(models, text, seed=SEED), drawn
 
 
 def with_half_a_head(pair: ModelPair) -> ModelPair:

@@ -39,7 +39,7 @@ from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_c
 from perfmodel.core.errors import UnknownName
 from perfmodel.core.units import Seconds, format_bytes
 from profiler.machine.machine_facts import device_facts
-from s2d.loading.memory import free_bytes_of
+from s2d.loading.memory import free_device_bytes
 from s2d.model.torch_device import use_device
 
 NAME = "first_minutes"
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
             raise UnknownName("check", name, known, otherwise="leave --checks out to run all")
     shapes = "tiny shapes: this shows that the checks run, and nothing else" if args.quick else "shapes of Llama-2-7B"
     print_out(f"{facts.label}, {checks.dtype}, {checks.engine}, {shapes}")
-    print_out(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {format_bytes(free_bytes_of(checks.device))} free\n")
+    print_out(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {format_bytes(free_device_bytes(checks.device))} free\n")
     lines = lines_of(checks, args.checks or list(known), lambda names: lines_in_new_process(args, names))
     took_s = time.perf_counter() - start_s
     for line in lines:

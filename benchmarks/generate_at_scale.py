@@ -41,7 +41,7 @@ from perfmodel.passes.flops_bytes import kv_cache_bytes
 from perfmodel.quantisation.weight_format import model_weight_bytes, plain_format
 from profiler.machine.machine_facts import device_facts
 from s2d.decoding.random_pair import with_layers
-from s2d.loading.memory import free_bytes_of
+from s2d.loading.memory import free_device_bytes
 from s2d.model.torch_device import device_key, use_device
 from s2d.model.torch_dtypes import torch_dtype
 
@@ -102,7 +102,7 @@ def counting_llama(
         + kv_cache_bytes(untied, plain_format(dtype), max_tokens)
         + GENERATE_BYTES
     )
-    free = free_bytes_of(device)
+    free = free_device_bytes(device)
     if needed > free:
         raise UserInputError(
             f"{geometry.name} takes {format_bytes(needed)}, and {device} has {format_bytes(free)} left. Give a larger "

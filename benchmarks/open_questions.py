@@ -21,9 +21,9 @@ from shared.common import finish, make_parser, one_thread, quantile
 from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
 
 from calibrate.planning.make_portfolio import held_out_choices
-from calibrate.search.cross_validation import halves_of, log_speedups
-from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, place_cuts
-from calibrate.search.scenario import Scenario, rates_at, scenario_of
+from calibrate.search.cross_validation import log_speedups, split_halves
+from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, threshold_grid
+from calibrate.search.scenario import Scenario, rates_by_scenario
 from calibrate.search.search import SearchResult, search
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.core.units import Seconds, Tokens, format_frac, format_speedup
@@ -31,8 +31,8 @@ from perfmodel.policies.policy import Policy
 from perfmodel.results.portfolio import CHOICES, HeldOut
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import load_pair
-from s2d.loading.exits import named_exits
+from s2d.decoding.pair import PairRequest, load_pair
+from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "open_questions"
@@ -85,11 +85,11 @@ class Answers:
 def answers_of(case: Scenario, workload: str) -> Answers:
     """The questions about one case."""
     header = case.trace.header
-    halves = halves_of([case])
+    halves = split_halves([case])
     assert halves is not None, "the prompts of the family are of both halves"
-    numbers = range(1, len(header.draft.exit_layers) + 1)
+    numbers = range(1, len(header.exit_layers) + 1)
     logs: dict[int, list[float]] = {number: [] for number in numbers}
-    alone: dict[int, list[float]] = {layer: [] for layer in header.draft.exit_layers}
+    alone: dict[int, list[float]] = {layer: [] for layer in header.exit_layers}
     for (seen,), (unseen,) in (halves, halves[::-1]):
         found = search([seen])
         for number in numbers:
@@ -130,9 +130,9 @@ def near_frac(case: Scenario) -> float | None:
     best = next((one.policy for one in found.by_exits if one.policy and len(one.policy.exits) == 2), None)
     if best is None:
         return None
-    column = case.trace.header.draft.exit_layers.index(best.exits[0])
-    cuts = place_cuts(case.trace.confidence[:, column])
-    rates = rates_at([case], [replace(best, thresholds=(cut,)) for cut in cuts])[:, 0]
+    column = case.trace.header.exit_layers.index(best.exits[0])
+    cuts = threshold_grid(case.trace.confidence[:, column])
+    rates = rates_by_scenario([case], [replace(best, thresholds=(cut,)) for cut in cuts])[:, 0]
     return float((rates >= (1 - NEAR_FRAC) * rates.max()).mean())
 
 
@@ -142,7 +142,7 @@ def together_frac(case: Scenario) -> float:
     Below 1, catching up when a deeper layer is asked is never dearer than catching up at once.
     """
     found = []
-    for stage in range(len(case.trace.header.draft.exit_layers)):
+    for stage in range(len(case.trace.header.exit_layers)):
         by_rows = {rows: case.pass_s("segment", stage, rows) for rows in range(1, MAX_DRAFT_TOKENS + 2)}
         pass_s = {rows: seconds for rows, seconds in by_rows.items() if math.isfinite(seconds)}
         pairs = ((a, b) for a, b in product(pass_s, repeat=2) if a + b in pass_s)
@@ -154,7 +154,10 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits)) for target in size.targets]
+    pairs = [
+        load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
+        for target in size.targets
+    ]
     cases: dict[str, list[Scenario]] = {}
     answers = []
     for sampling in SAMPLINGS:
@@ -170,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
                 seed=SEED,
             )
             trace, models = evidence_of(job, size.budget_s)
-            case = scenario_of(trace, *models)
+            case = Scenario(trace, *models)
             cases.setdefault(workload_of(sampling), []).append(case)
             answers.append(answers_of(case, workload_of(sampling)))
     shared = {workload: held_out_choices(of_targets) for workload, of_targets in cases.items()}

@@ -47,8 +47,8 @@ from profiler.latency.pass_log import PassLog
 from profiler.latency.profiling_job import turns_of
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, load_pair
-from s2d.loading.exits import named_exits
+from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "prediction"
@@ -179,7 +179,9 @@ def run(args: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     unpriced: list[Unpriced] = []
     for number, target in enumerate(args.target or size.targets):
-        pair = load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits))
+        pair = load_pair(
+            PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits))
+        )
         for sampling in size.samplings:
             seed = SEED + 10 * number + (sampling.rule != "greedy")
             found = outcomes_of_pair(pair, sampling, size, prompts, profile_first=args.profile_first, seed=seed)

@@ -25,7 +25,7 @@ from calibrate.fit.fit_acceptance import ExitCalibration, accepted_at_lengths, c
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.units import format_frac
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.training.corpus import held_out_prompts
 
 NAME = "reference_family"
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = held_out_prompts(4 if args.quick else PROMPTS_PER_CATEGORY)
     figures: list[ExitFigures] = []
     for target in TARGETS:
-        pair = load_pair(target, "ref-draft", "fp32", "cpu")
+        pair = load_pair(PairRequest(target=target, draft="ref-draft", dtype="fp32", device="cpu"))
         for sampling in SAMPLINGS:
             print_err(f"{target}, {sampling.label}")
             job = job_on(pair, sampling, prompts, max_new_tokens=MAX_NEW_TOKENS, draft_cap=DRAFT_TOKENS, seed=SEED)

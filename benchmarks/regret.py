@@ -32,19 +32,19 @@ from shared.configurations import configurations
 from shared.interleaved import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import price_of, scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import SearchResult, search
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.units import Seconds
 from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import Sampling
-from perfmodel.replay.replay import Price, replay_batch
+from perfmodel.replay.replay import replay_batch
 from profiler.latency.profiling_job import Job
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, load_pair
-from s2d.loading.exits import named_exits
+from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 
 NAME = "regret"
@@ -88,33 +88,32 @@ QUICK = Size(
 )
 
 
-def best_fixed_lengths(trace: Trace, price: Price) -> list[Policy]:
+def best_fixed_lengths(trace: Trace, models: Models) -> list[Policy]:
     """Every exit alone at its best predicted length."""
     best = []
-    for layer in trace.header.draft.exit_layers:
+    for layer in trace.header.exit_layers:
         alone = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
         batch = replay_batch(trace, alone)
-        best.append(alone[int((batch.num_tokens / batch.seconds(price)).argmax())])
+        best.append(alone[int((batch.num_tokens / batch.seconds(*models)).argmax())])
     return best
 
 
 def published_thresholds(trace: Trace) -> Policy:
     """All exits at .5 and +2/-1 from 5, as published but for the cap: passes of longer drafts are not measured."""
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     thresholds = (0.5,) * (len(layers) - 1)
     return Policy(exits=layers, thresholds=thresholds, tokens=MAX_DRAFT_TOKENS, stop=HeuristicLength(start=5))
 
 
 def contenders(trace: Trace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
     """What the search found, and every configuration to measure, each once."""
-    price = price_of(*models)
-    found = search([scenario_of(trace, *models)])
+    found = search([Scenario(trace, *models)])
     named = [("searched", one.policy) for one in found.families]
     named.append(("published thresholds", published_thresholds(trace)))
-    named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, price)]
+    named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, models)]
     named += [("other", policy) for policy in islice(configurations(trace, SEED), size.num_others)]
     batch = replay_batch(trace, [policy for _, policy in named])
-    rates = batch.num_tokens / batch.seconds(price)
+    rates = batch.num_tokens / batch.seconds(*models)
     plain_rate = found.families[0].merit
     listed = [
         Contender(name=name, policy=policy, predicted_tokens_per_s=rate or None, predicted=rate / plain_rate if rate else None)
@@ -155,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
     pairs = [
-        load_pair(target, args.draft, "fp32", "cpu", named_exits=named_exits(args.exits))
+        load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
         for target in args.target or size.targets
     ]
     results = [result_of_pair(pair, sampling, size, prompts) for pair in pairs for sampling in size.samplings]

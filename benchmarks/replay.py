@@ -19,13 +19,15 @@ from time import perf_counter
 import numpy as np
 from shared.common import finish, make_parser, median, quantile
 
-from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, place_cuts
+from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, threshold_grid
 from calibrate.search.search import NUM_CURVE_BINS
 from perfmodel.acceptance.confidence_curves import fit_curve
-from perfmodel.acceptance.off_path_trace import nothing_off_path
+from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from perfmodel.core.units import Seconds
+from perfmodel.models.geometry import ModelGeometry
+from perfmodel.passes.passes import Line, PassKind
 from perfmodel.policies.policy import (
     CalibrationCurve,
     ConfidenceFloor,
@@ -35,8 +37,8 @@ from perfmodel.policies.policy import (
     SurvivalFloor,
 )
 from perfmodel.policies.sampling import GREEDY
-from perfmodel.replay.layout import lay_out
-from perfmodel.replay.replay import Price, replay_batch
+from perfmodel.replay.compiled import lay_out
+from perfmodel.replay.replay import replay_batch
 
 NAME = "replay"
 SEED = 20260708
@@ -64,7 +66,7 @@ def synthetic_trace(rng: np.random.Generator) -> Trace:
         draft_token=np.where(agrees, target[:, None], target[:, None] + 1).astype(np.int32),
         target_token=target,
         accept_prob=agrees.astype(np.float32),
-        off_path=nothing_off_path(len(EXIT_LAYERS)),
+        off_path=OffPath.empty(len(EXIT_LAYERS)),
     )
 
 
@@ -83,9 +85,11 @@ def _header(num_positions: list[int]) -> TraceHeader:
         source="made up",
     )
     return TraceHeader(
-        draft=DraftGeometry(kind="separate", model=model, exit_layers=EXIT_LAYERS),
+        draft_kind="separate",
+        exit_layers=EXIT_LAYERS,
+        draft_model=model,
         draft_sha256=None,
-        target=model,
+        target_model=model,
         target_sha256=None,
         tokenizer_sha256=None,
         sampling=GREEDY,
@@ -103,7 +107,7 @@ def mixed_policies(rng: np.random.Generator, trace: Trace, number: int) -> list[
     """Policies over every exit subset in turn; thresholds, floors and caps drawn at random from a search's grids."""
     subsets = [subset for size in range(1, 5) for subset in combinations(EXIT_LAYERS, size)]
     confidence, agreement = trace.confidence.T.astype(np.float64), trace.accept_prob.T.astype(np.float64)
-    cuts = {layer: place_cuts(of_exit) for layer, of_exit in zip(EXIT_LAYERS, confidence, strict=True)}
+    cuts = {layer: threshold_grid(of_exit) for layer, of_exit in zip(EXIT_LAYERS, confidence, strict=True)}
     curves = {
         layer: fit_curve(*evidence, num_bins=NUM_CURVE_BINS)
         for layer, *evidence in zip(EXIT_LAYERS, confidence, agreement, strict=True)
@@ -132,18 +136,24 @@ def _length(
     return cap, rules[kind]
 
 
-PRICE = Price(
-    line=lambda kind, stage, rows: (1e-4 * (1 + rows) + 1e-5 * stage, 1e-7 * len(kind)),
-    cold_s=lambda kind, stage, place: 1e-5 / place,
-)
-"""Any price will do."""
+class AnyLatency:
+    """Made-up pass times: replay takes as long with any others."""
+
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        return Line(1e-4 * (1 + rows) + 1e-5 * stage, 1e-7 * len(kind))
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
+        return 1e-5 / place
+
+
+LATENCY = AnyLatency()
 
 
 def replay_and_price_s(trace: Trace, policies: list[Policy]) -> float:
     """Seconds to replay and price all the policies once."""
     lay_out.cache_clear()
     begin = perf_counter()
-    seconds = replay_batch(trace, policies).seconds(PRICE)
+    seconds = replay_batch(trace, policies).seconds(LATENCY, LATENCY)
     elapsed_s = perf_counter() - begin
     assert np.isfinite(seconds).all()
     return elapsed_s

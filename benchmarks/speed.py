@@ -33,7 +33,7 @@ from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
 from shared.transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.units import Seconds, TokensPerS, format_number, format_speedup
@@ -42,8 +42,8 @@ from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import PLAN_FILE, Plan
 from profiler.latency.profiling_job import Job
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, load_pair
-from s2d.loading.exits import exits_of_plan, named_exits
+from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.loading.exits import exits_from_plan, requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.running.check_plan import check_plan_fits
 
@@ -206,7 +206,7 @@ def found_of(pair: Pair, sampling: Sampling, size: Size, plan: Plan | None, prom
     if plan is None:
         calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
         trace, models = evidence_of(calibration, size.budget_s)
-        found = search([scenario_of(trace, *models)])
+        found = search([Scenario(trace, *models)])
         rates = found.chosen.merit, found.families[0].merit
         chosen = Chosen(policy=found.chosen.policy, tokens_per_s=rates[0], plain_tokens_per_s=rates[1])
     else:
@@ -237,13 +237,13 @@ def run(args: argparse.Namespace) -> int:
     plan = PLAN_FILE.read(args.plan).record if args.plan else None
     targets = (plan.target.name,) if plan else tuple(args.target or size.targets)
     samplings = (plan.workload.sampling,) if plan else SAMPLINGS
-    exits = exits_of_plan(plan) if plan else named_exits(args.exits)
+    exits = exits_from_plan(plan) if plan else requested_exits(args.exits)
     found: list[Found] = []
     for name in targets:
         draft = find_model(args.draft).as_posix()
-        pair = load_pair(find_model(name).as_posix(), draft, "fp32", "cpu", named_exits=exits)
+        pair = load_pair(PairRequest(target=find_model(name).as_posix(), draft=draft, dtype="fp32", device="cpu", exits=exits))
         if plan is not None:
-            check_plan_fits(args.plan, plan, pair)
+            check_plan_fits(f"plan {str(args.plan)!r}", plan, pair)
         for sampling in samplings:
             print_err(f"{pair.label}, {sampling.label}")
             one = found_of(pair, sampling, size, plan, args.prompts or FAMILY_PROMPTS)

@@ -1,16 +1,20 @@
 """Tiny random models: real networks, small enough to run thousands of rounds in a test."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from perfmodel.models.dtypes import Dtype
-from s2d.loading.convert_weights import convert_weights
+from s2d.decoding.clock import Clock
+from s2d.decoding.generate import Generation, OnTokens, Session, Settings
+from s2d.loading.convert_weights import Checkpoint, convert_weights
 from s2d.loading.load_model import LoadedModel
-from s2d.loading.read_config import FAMILIES, geometry_of
+from s2d.loading.read_config import FAMILIES, config_geometry
 from s2d.model.decoder import Decoder
 from s2d.model.torch_dtypes import torch_dtype
 
@@ -96,8 +100,9 @@ def loaded(
     model: PreTrainedModel, exit_layers: tuple[int, ...] = (), dtype: Dtype = "fp32", device: str = "cpu"
 ) -> LoadedModel:
     """A transformers model as our runtime runs it, without a file between."""
-    geometry = geometry_of(model.config, Path("tiny"))
-    weights = convert_weights(model.state_dict().__getitem__, model.config, geometry, torch_dtype(dtype), device)
+    geometry = config_geometry(model.config, Path("tiny"))
+    checkpoint = Checkpoint(read=model.state_dict().__getitem__, config=model.config, geometry=geometry)
+    weights = convert_weights(checkpoint, torch_dtype(dtype), device)
     return LoadedModel(
         decoder=Decoder(geometry, weights),
         geometry=geometry,
@@ -119,3 +124,18 @@ def contrary(model: LoadedModel) -> LoadedModel:
     """A draft that always says what its model thinks least likely."""
     weights = model.decoder.weights
     return replace(model, decoder=Decoder(model.geometry, replace(weights, head=-weights.head)))
+
+
+def generate(
+    target: LoadedModel,
+    draft: LoadedModel | None,
+    prompt_ids: Sequence[int],
+    *,
+    clock: Clock | None = None,
+    on_tokens: OnTokens | None = None,
+    **settings: Any,
+) -> Generation:
+    """Decode one prompt in a session of its own."""
+    decoding = Settings(**settings)
+    session = Session(target, draft, len(prompt_ids) + decoding.max_new_tokens)
+    return session.generate(prompt_ids, decoding, clock=clock, on_tokens=on_tokens)

@@ -20,7 +20,7 @@ TARGET = TinySpec(num_layers=6)
 @pytest.mark.parametrize(
     ("draft", "exits", "label"),
     [
-        ("draft", None, "exits 4 (full depth: the folder names none)"),
+        ("draft", None, "exits 4 (full depth: no s2d.json)"),
         ("draft", "1,3", "exits 1/3 (--exits)"),
         ("self", "2,4", "exits 2/4 (--exits)"),
     ],

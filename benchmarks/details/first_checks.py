@@ -44,7 +44,7 @@ from perfmodel.replay.estimate import Speedup
 from profiler.latency.kernel_trial import CACHED_TOKENS, try_kernels
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import random_pair
-from s2d.loading.memory import PairPlacement, TextLimits, cublas_bytes, memory_need
+from s2d.loading.memory import PairPlacement, TextLimits, cublas_workspace_bytes, memory_need
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.torch_device import device_key, engine_for
 
@@ -192,18 +192,7 @@ class Checks:
     @cached_property
     def pair(self) -> ModelPair:
         """Random weights."""
-        models, text = self.placement, self.text_limits
-        return random_pair(
-            models.target,
-            models.draft,
-            models.dtype,
-            str(models.device),
-            engine=models.engine,
-            kernels=self.kernels,
-            max_tokens=text.max_tokens,
-            seed=SEED,
-            num_noise_tables=text.num_noise_tables,
-        )
+        return random_pair(self.placement, self.text_limits, kernels=self.kernels, seed=SEED)
 
     @cached_property
     def arms(self) -> list[ScriptedArm]:
@@ -248,7 +237,7 @@ class Checks:
         """What cuBLAS keeps for the streams of the pair."""
         if self.device.type == "cpu":
             return Outcome(verdict=UNMEASURED, measured="a CPU has none", figures={})
-        (_, kept), limit = self.memory_used, cublas_bytes(self.device)
+        (_, kept), limit = self.memory_used, cublas_workspace_bytes(self.device)
         return Outcome(
             verdict=OK if kept <= limit else "failed: more than predicted",
             measured=format_bytes(kept),

@@ -8,7 +8,7 @@ from shared.common import median, quantile
 from shared.interleaved import Arm, Models, speedup_of
 
 from calibrate.planning.make_plan import rounds_by_document
-from perfmodel.acceptance.off_path_trace import nothing_off_path
+from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import table
 from perfmodel.core.units import Seconds, format_signed_frac, format_speedup
@@ -131,7 +131,7 @@ def outcome(pair: str, policy: Policy, arms: tuple[Arm, Arm], traces: tuple[Trac
     plain, speculative = arms
     seen = rounds_by_document(traces[0], [policy, None])
     planned = estimate(*models, seen[policy], seen[None])
-    on_path = replace(traces[1], off_path=nothing_off_path(traces[1].confidence.shape[1]))
+    on_path = replace(traces[1], off_path=OffPath.empty(traces[1].confidence.shape[1]))
     predicted, told_off_path = (
         estimate(*models, *(replay_prompts(trace, one) for one in (policy, None))) for trace in (on_path, traces[1])
     )

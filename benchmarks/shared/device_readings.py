@@ -90,7 +90,7 @@ def exit_check_of(pair: ModelPair) -> ExitCheck:
     verifier.start(1, 2)
 
     def check() -> None:
-        verifier.ask(decoder, states, [1], 1, 0)()
+        verifier.check_exit(decoder, states, [1], 1, 0)()
 
     def head() -> None:
         decoder.exit_logits(states)

@@ -19,9 +19,10 @@ from profiler.acceptance.record_acceptance import empty_trace, record_acceptance
 from profiler.latency.latency_files import pair_profiles
 from profiler.latency.pass_log import PassLog
 from profiler.latency.profiling_job import Job, fill_log
+from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.generate import Generation, Session
-from s2d.decoding.pair import ModelPair, Pair, encode_prompts
-from s2d.prompt_files.choose import chosen_prompts
+from s2d.decoding.pair import ModelPair, Pair
+from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.read import read_prompts
 from s2d.prompts.conversation import Prompt
 from shared import common  # noqa: F401 makes the checkout importable
@@ -86,7 +87,7 @@ def job_of(
     seed: int,
 ) -> Job:
     """Some prompts of a split, to be profiled, traced or decoded."""
-    prompts = chosen_prompts(read_prompts(prompts_path), split, num_prompts)
+    prompts = choose_prompts(read_prompts(prompts_path), split, num_prompts)
     return job_on(pair, sampling, prompts, max_new_tokens=max_new_tokens, draft_cap=draft_cap, seed=seed)
 
 

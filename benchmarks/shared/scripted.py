@@ -21,7 +21,7 @@ from profiler.latency.measure_latency import Coverage, Text, take_runs
 from profiler.latency.pass_grid import needed_passes, run_grid
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.generate import Generation, Session, Settings
-from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_of
+from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripts_from_trace
 from shared import common  # noqa: F401 makes the checkout importable
 from shared.interleaved import Models
 
@@ -38,13 +38,13 @@ class Texts:
     @cached_property
     def scripts(self) -> tuple[ScriptedAcceptance, ...]:
         """What is said after each prompt."""
-        return scripts_of(self.trace)
+        return scripts_from_trace(self.trace)
 
     @cached_property
     def whole(self) -> tuple[Text, ...]:
         """Each prompt and the text that follows it."""
         return tuple(
-            Text(token_ids=(*prompt, *script.chosen), prompt_tokens=len(prompt))
+            Text(token_ids=(*prompt, *script.target_tokens), prompt_tokens=len(prompt))
             for prompt, script in zip(self.prompts, self.scripts, strict=True)
         )
 
@@ -93,7 +93,7 @@ def shortened(trace: Trace, *, prompt_tokens: Tokens | None, new_tokens: Tokens 
         draft_token=trace.draft_token[kept],
         target_token=trace.target_token[kept],
         accept_prob=trace.accept_prob[kept],
-        off_path=trace.off_path.taken(kept, len(trace.target_token)),
+        off_path=trace.off_path.select(kept, len(trace.target_token)),
     )
 
 
@@ -131,7 +131,7 @@ def turns_of(session: Session, texts: Texts, log: PassLog, *, seed: int) -> Iter
         decode,
         run_grid(traces, draft_cap=MAX_DRAFT_TOKENS, seed=seed, runs_ahead=True),
         texts.whole,
-        needed=needed_passes(len(header.draft.exit_layers), MAX_DRAFT_TOKENS, runs_ahead=True),
+        needed=needed_passes(len(header.exit_layers), MAX_DRAFT_TOKENS, runs_ahead=True),
         log=log,
         rng=np.random.default_rng(seed),
     )

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import Sampling
 from profiler.latency.profiling_job import Job
-from s2d.decoding.pair import EncodedPrompt, Pair
+from s2d.decoding.encode_prompts import EncodedPrompt
+from s2d.decoding.pair import Pair
 from s2d.loading.load_model import export_exit
 from s2d.training.train_sorted import load_trainable
 from shared import common  # noqa: F401 makes the checkout importable

@@ -15,7 +15,7 @@ from perfmodel.core.units import MEGA, MILLI, Bytes, Frac, Seconds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from calibrate.search.cross_validation import Learned
+    from calibrate.search.cross_validation import LearningPoint
     from calibrate.search.scenario import Floats
     from perfmodel.policies.policy import CalibrationCurve
 
@@ -144,12 +144,12 @@ def worth_of_exits(speedups: Mapping[str, float], axis: Axes) -> Axes:
     return axis
 
 
-def learning(curve: Sequence[Learned], axis: Axes) -> Axes:
+def learning(curve: Sequence[LearningPoint], axis: Axes) -> Axes:
     """Speedup that a search predicts, and that its policy gives on other prompts, by the number of prompts searched."""
     numbers = [point.num_prompts for point in curve]
     axis.plot(numbers, [point.best_speedup for point in curve], color="0.3", linewidth=1, label="best on the other prompts")
     axis.plot(
-        numbers, [point.said_speedup for point in curve], marker="o", markersize=4, label="predicted on the prompts searched"
+        numbers, [point.seen_speedup for point in curve], marker="o", markersize=4, label="predicted on the prompts searched"
     )
     axis.plot(numbers, [point.unseen_speedup for point in curve], marker="o", markersize=4, label="reached on other prompts")
     axis.set(xscale="log", xlabel="prompts searched", ylabel="speedup (ratio)")

@@ -47,7 +47,7 @@ def calibrate_exits(trace: Trace) -> tuple[ExitCalibration, ...]:
     folds = _folds(trace)
     return tuple(
         _calibrate(layer, trace.confidence[:, e].astype(np.float64), trace.accept_prob[:, e].astype(np.float64), folds)
-        for e, layer in enumerate(trace.header.draft.exit_layers)
+        for e, layer in enumerate(trace.header.exit_layers)
     )
 
 
@@ -92,8 +92,8 @@ def accepted_at_lengths(trace: Trace, exit_layer: int, lengths: Sequence[Tokens]
     for length in lengths:
         policy = Policy(exits=(exit_layer,), tokens=length, confidence=trace.header.confidence)
         rounds = replay_prompts(trace, policy)
-        accepted = np.bincount(document_ids, [prompt.num_accepted for prompt in rounds])
-        counts = np.bincount(document_ids, [prompt.num_rounds for prompt in rounds])
+        accepted = np.bincount(document_ids, [prompt.num_accepted for prompt in rounds]).astype(np.float64)
+        counts = np.bincount(document_ids, [prompt.num_rounds for prompt in rounds]).astype(np.float64)
         intervals.append(bootstrap_ratio(accepted, counts))
     return tuple(intervals)
 

@@ -11,10 +11,9 @@ from perfmodel.core.near_names import near_models
 from perfmodel.models.config_file import check_is_decoder, model_name, note_file_in_errors, read_config_file
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
-from perfmodel.models.hub import CONFIG, QUANTISATION_FILE, REPOSITORY, fetch_config, fetch_quantisation_file
+from perfmodel.models.hub import CONFIG, REPOSITORY, fetch_config, fetch_quantisation_file
 from perfmodel.models.known_models import KNOWN_MODELS
-from perfmodel.models.model_config import config_note, geometry_from_config
-from perfmodel.quantisation.quantised_config import check_same_weight_bytes, find_quantisation, stored_format
+from perfmodel.quantisation.config_reading import read_model_config
 from perfmodel.quantisation.weight_format import WeightFormat
 
 _LOG = logging.getLogger(__name__)
@@ -98,13 +97,9 @@ def check_draft_is_decoder(text: str) -> None:
 
 def _read(path: Path, repository: str | None = None) -> ModelGeometry:
     """The geometry in a file, named by itself or by the repository it is from."""
-    config = read_config_file(path)
-    name = repository.rpartition("/")[2] if repository else model_name(path, config)
-    place = f"{repository} on the Hugging Face hub" if repository else name
-    with note_file_in_errors(path):
-        check_is_decoder(path, config, name)
-        geometry = geometry_from_config(config, name, f"{CONFIG} of {place}")
-    note = config_note(config, name)
+    reading = read_model_config(path, repository)
+    geometry = reading.geometry()
+    note = reading.note()
     if note:
         _LOG.info(note)
     return geometry
@@ -128,20 +123,8 @@ def find_stored_format(
     path = config_path(text)
     if path is None and _is_known(text):
         return None
-    config_file = path or fetch(text)
-    config, beside = read_config_file(config_file), config_file.with_name(QUANTISATION_FILE)
-    if path is None and not beside.is_file() and find_quantisation(config, None, model.name) is None:
-        fetched = fetch_beside(text)
-        block = read_config_file(fetched) if fetched is not None else None
-    else:
-        block = read_config_file(beside) if beside.is_file() else None
-    with note_file_in_errors(config_file):
-        quantisation = find_quantisation(config, block, model.name)
-        if quantisation is None:
-            return None
-        stored = stored_format(quantisation, model)
-        check_same_weight_bytes(stored, block, model)
-    return stored
+    reading = read_model_config(path or fetch(text))
+    return reading.stored_format(model, None if path is not None else lambda: fetch_beside(text))
 
 
 def _is_known(name: str, find: Callable[[str], object] = find_model) -> bool:

@@ -14,7 +14,7 @@ from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
 from perfmodel.models.config_file import folder_model_name
 from perfmodel.models.find_model import find_draft
-from perfmodel.models.geometry import SELF_DRAFT, ModelGeometry
+from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT, ModelGeometry
 from perfmodel.results.plan import Evidence, EvidenceLevel
 
 EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
@@ -23,7 +23,6 @@ EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
 DEFAULT_PROMPT_TOKENS: Tokens = 512
 DEFAULT_OUTPUT_TOKENS: Tokens = 256
 
-REFERENCE_PREFIX = "ref-"
 _SEPARATOR = "--"
 
 
@@ -180,7 +179,7 @@ def check_draft(acceptance: Acceptance, draft: str | None) -> None:
         Mismatch: it is of another.
     """
     header = acceptance.trace.header
-    traced = SELF_DRAFT if header.draft.kind == "self" else header.draft.model.name
+    traced = SELF_DRAFT if header.draft_kind == "self" else header.draft.model.name
     if draft is None or traced in (draft, _known_draft(draft), folder_model_name(Path(draft))):
         return
     fix = f"Leave --draft out, or record a trace of it: {record_command(header.target.name, draft)}"

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.inputs.load_acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, shipped_path
-from perfmodel.acceptance.off_path_trace import nothing_off_path
+from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
 from perfmodel.core.provenance import make_provenance
 from perfmodel.models.find_model import find_draft, find_model
@@ -171,7 +171,7 @@ def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[n
         draft_token=agreed.astype(np.int32),
         target_token=np.ones(len(agreed), dtype=np.int32),
         accept_prob=agreed.astype(np.float32),
-        off_path=nothing_off_path(agreed.shape[1]),
+        off_path=OffPath.empty(agreed.shape[1]),
     )
 
 
@@ -186,10 +186,13 @@ def _header(target: str) -> TraceHeader:
         )
         for number in range(NUM_PROMPTS)
     )
+    draft = find_draft(DRAFT)
     return TraceHeader(
-        draft=find_draft(DRAFT),
+        draft_kind=draft.kind,
+        exit_layers=draft.exit_layers,
+        draft_model=draft.model,
         draft_sha256=None,
-        target=find_model(target),
+        target_model=find_model(target),
         target_sha256=None,
         tokenizer_sha256=None,
         sampling=GREEDY,

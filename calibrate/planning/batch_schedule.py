@@ -112,7 +112,7 @@ def _options(trace: Trace) -> Iterator[Option]:
     """Every exit at every length, with the tokens a round gives."""
     cells = [
         (stage, layer, length)
-        for stage, layer in enumerate(trace.header.draft.exit_layers)
+        for stage, layer in enumerate(trace.header.exit_layers)
         for length in range(1, MAX_DRAFT_TOKENS + 1)
     ]
     confidence = trace.header.confidence

@@ -119,7 +119,7 @@ def with_draft_vocab(acceptance: Acceptance, draft_vocab: Tokens | None) -> Acce
     header = acceptance.trace.header
     if draft_vocab is None:
         return acceptance
-    if header.draft.kind == "self":
+    if header.draft_kind == "self":
         raise UserInputError(
             f"--draft-vocab {draft_vocab}: a self-draft answers through the head of its target, which has to say every token. "
             "Leave --draft-vocab out, or plan for a draft with weights of its own."
@@ -130,7 +130,7 @@ def with_draft_vocab(acceptance: Acceptance, draft_vocab: Tokens | None) -> Acce
     assumed = (
         f"; assumed to be that of the whole vocabulary, though a head of {model.num_head_tokens} tokens cannot say the rest"
     )
-    reduced = replace(header, draft=replace(header.draft, model=model), draft_sha256=None)
+    reduced = replace(header, draft_model=model, draft_sha256=None)
     return replace(
         acceptance,
         trace=replace(acceptance.trace, header=reduced),

@@ -12,9 +12,9 @@ from calibrate.planning.evidence import gather_evidence
 from calibrate.planning.next_command import next_command, plan_notes
 from calibrate.pricing.datasheet_pricing import Pricing
 from calibrate.search.cross_validation import overfitting
-from calibrate.search.find_frontier import frontier_of
+from calibrate.search.find_frontier import find_frontier
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import price_of, scenario_of
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.splits import document_of
 from perfmodel.acceptance.trace import Trace
@@ -51,7 +51,7 @@ def make_plan(request: PlanRequest) -> Plan:
     context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
     chosen, runners_up = decide(acceptance.trace, pricing)
     is_traced = acceptance.evidence.level == "traced"
-    price, others = price_of(pricing.draft, pricing.target), [one.policy for one in runners_up]
+    scenario = Scenario(acceptance.trace, pricing.draft, pricing.target)
     schedules = batch_schedules(acceptance.trace, pricing, context_tokens=context_tokens)
     evidence = (*pricing.evidence, acceptance.evidence)
     workload = Workload(
@@ -74,9 +74,9 @@ def make_plan(request: PlanRequest) -> Plan:
         workload=workload,
         chosen=chosen,
         runners_up=runners_up,
-        frontier=frontier_of(acceptance.trace, price, chosen.policy, others) if is_traced else (),
+        frontier=find_frontier(scenario, chosen.policy, [candidate.policy for candidate in runners_up]) if is_traced else (),
         batch_schedules=schedules,
-        overfitting=overfitting(scenario_of(acceptance.trace, pricing.draft, pricing.target)) if is_traced else None,
+        overfitting=overfitting(scenario) if is_traced else None,
         memory=pricing.memory,
         evidence=evidence,
         next_command="",
@@ -88,11 +88,11 @@ def make_plan(request: PlanRequest) -> Plan:
 
 def decide(trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
     """The best configuration, and what it was held against, fastest first."""
-    searched = search([scenario_of(trace, pricing.draft, pricing.target)])
+    searched = search([Scenario(trace, pricing.draft, pricing.target)])
     policies = {PLAN_NAME: searched.chosen.policy, PLAIN_NAME: None}
     policies |= {f"exit {policy.exits[0]}": policy for policy in searched.single_exits}
-    if searched.derived is not None:
-        policies[DERIVED_NAME] = searched.derived
+    if searched.optimal_stopping is not None:
+        policies[DERIVED_NAME] = searched.optimal_stopping
     chosen, *found = price_candidates(policies, trace, pricing)
     found += price_paper(trace, pricing)
     return chosen, tuple(sorted(found, key=lambda one: one.speedup.tokens_per_s, reverse=True))
@@ -156,7 +156,7 @@ def paper_policies(trace: Trace) -> list[Policy]:
 
     None where there is one exit only, or another confidence.
     """
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     if len(layers) < 2 or trace.header.confidence != "max-prob":
         return []
     thresholds = (PAPER_THRESHOLD,) * (len(layers) - 1)

@@ -17,8 +17,8 @@ from calibrate.planning.evidence import gather_acceptance, gather_evidence
 from calibrate.planning.make_plan import price_candidates
 from calibrate.pricing.datasheet_pricing import Pricing
 from calibrate.pricing.measured_pricing import profiles_of
-from calibrate.search.cross_validation import halves_of, log_speedups
-from calibrate.search.scenario import Scenario, scenario_of
+from calibrate.search.cross_validation import log_speedups, split_halves
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Bytes
@@ -40,7 +40,7 @@ class _Place:
 
     @property
     def case(self) -> Scenario:
-        return scenario_of(self.acceptance.trace, self.pricing.draft, self.pricing.target)
+        return Scenario(self.acceptance.trace, self.pricing.draft, self.pricing.target)
 
 
 def by_target(requests: Sequence[PlanRequest]) -> Portfolio:
@@ -172,7 +172,7 @@ def _choose(cases: Sequence[Scenario]) -> dict[Choice, list[Policy | None]]:
 
 def held_out_choices(cases: Sequence[Scenario]) -> HeldOut | None:
     """What the choices come to on the half of the prompts that they were not made on; None where a half would be empty."""
-    halves = halves_of(cases)
+    halves = split_halves(cases)
     if halves is None:
         return None
     logs: dict[Choice, list[float]] = {choice: [] for choice in CHOICES}

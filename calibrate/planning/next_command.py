@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrate.inputs.load_acceptance import REFERENCE_PREFIX, model_folder
+from calibrate.inputs.load_acceptance import model_folder
 from calibrate.pricing.datasheet_pricing import memory_needed, pair_weights
 from calibrate.pricing.draft_placement import Placement
 from perfmodel.core.console import without_flag
@@ -20,7 +20,7 @@ from perfmodel.core.units import format_frac
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import unpublished_note
-from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry
+from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT, DraftGeometry
 from perfmodel.passes.device_key import DeviceKey
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import Plan

@@ -1,96 +1,99 @@
-"""Search on some prompts, score on others: how much of a found speedup is fitted to the prompts, and how many it takes.
+"""Cross-validation of the search: how much of a speedup is overfitted to the prompts, and how many prompts it needs.
 
-Halves are by document, as everywhere (`perfmodel/acceptance/splits.py`).
+Prompts are split into halves by document (`perfmodel/acceptance/splits.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from calibrate.search.scenario import Scenario, rates_at
+from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
-from perfmodel.acceptance.splits import HALVES, Half, half_of
+from perfmodel.acceptance.splits import HALVES, half_of
 from perfmodel.policies.policy import Policy
 from perfmodel.results.plan import Overfitting
 
 
-def halves_of(scenarios: Sequence[Scenario]) -> tuple[list[Scenario], list[Scenario]] | None:
-    """Every scenario on the one half of its prompts and on the other; None where a half would be empty."""
-    first, second = ([_half(scenario, half) for scenario in scenarios] for half in HALVES)
-    found = ([scenario for scenario in half if scenario is not None] for half in (first, second))
-    one, other = found
-    return (one, other) if len(one) == len(other) == len(scenarios) else None
-
-
-def _half(scenario: Scenario, half: Half) -> Scenario | None:
-    kept = [number for number, prompt in enumerate(scenario.trace.header.prompts) if half_of(prompt.name) == half]
-    return replace(scenario, trace=scenario.trace.subset(kept)) if kept else None
+def split_halves(scenarios: Sequence[Scenario]) -> tuple[list[Scenario], list[Scenario]] | None:
+    """Every scenario with each half of its prompts; None where a half would be empty."""
+    halves: tuple[list[Scenario], list[Scenario]] = ([], [])
+    for scenario in scenarios:
+        for half, subsets in zip(HALVES, halves, strict=True):
+            prompts = [number for number, prompt in enumerate(scenario.trace.header.prompts) if half_of(prompt.name) == half]
+            if not prompts:
+                return None
+            subsets.append(scenario.subset(prompts))
+    return halves
 
 
 def log_speedups(scenario: Scenario, policies: Sequence[Policy | None]) -> list[float]:
-    """Natural logarithm of the speedup of each policy over plain decoding; minus infinity where one has no price."""
-    *rates, plain = rates_at([scenario], [*policies, None])[:, 0].tolist()
+    """Natural logarithm of each policy's speedup over plain decoding; minus infinity where a pass has no evidence."""
+    *rates, plain = scenario.tokens_per_s([*policies, None]).tolist()
     return [math.log(rate / plain) if rate else -math.inf for rate in rates]
 
 
 def overfitting(scenario: Scenario) -> Overfitting | None:
-    """What a search gains on prompts it has seen, and on others; None where a half of the prompts would be empty."""
-    halves = halves_of([scenario])
+    """Speedup on the prompts a policy was searched on, and on the other half; None where a half would be empty.
+
+    Both are geometric means over the two ways to split the search from the test.
+    """
+    halves = split_halves([scenario])
     if halves is None:
         return None
-    (one,), (other,) = halves
+    (first,), (second,) = halves
     seen, unseen = [], []
-    for searched, left_out in ((one, other), (other, one)):
+    for searched, held_out in ((first, second), (second, first)):
         policy = search([searched]).chosen.policy
         seen += log_speedups(searched, [policy])
-        unseen += log_speedups(left_out, [policy])
+        unseen += log_speedups(held_out, [policy])
     return Overfitting(seen_speedup=math.exp(sum(seen) / 2), unseen_speedup=math.exp(sum(unseen) / 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
-    """What a search makes of so many prompts."""
+class LearningPoint:
+    """Result of a search on a given number of prompts."""
 
     num_prompts: int
-    said_speedup: float
-    """Of its policy, on the prompts it was searched on."""
+    seen_speedup: float
+    """Speedup of the policy on the prompts it was searched on."""
     unseen_speedup: float
-    """Of the same policy on the other half."""
+    """Speedup of the same policy on the other half."""
     best_speedup: float
-    """Of a policy searched on that other half: what could have been had there."""
+    """Speedup on the other half of a policy searched on that half: the most that can be reached there."""
 
 
-def learning_curve(scenario: Scenario, numbers: Sequence[int]) -> list[Learned]:
-    """Searches on the first few prompts of one half, scored on the other; geometric means of both ways.
+def learning_curve(scenario: Scenario, numbers: Sequence[int]) -> list[LearningPoint]:
+    """Search on the first few prompts of one half, score on the other; geometric means over both ways.
 
     Args:
-        scenario: a trace and its prices.
-        numbers: of prompts; more than a half holds count as all of it.
+        scenario: a trace and its latency models.
+        numbers: of prompts. A number larger than a half stands for the whole half.
 
     Raises:
-        ValueError: the prompts have no two halves.
+        ValueError: a half of the prompts is empty.
     """
-    halves = halves_of([scenario])
+    halves = split_halves([scenario])
     if halves is None:
         raise ValueError("a learning curve needs prompts of both halves")
-    (one,), (other,) = halves
-    ways = [(seen, unseen, search([unseen]).chosen.policy) for seen, unseen in ((one, other), (other, one))]
-    return [_learned(number, ways) for number in numbers]
+    (first,), (second,) = halves
+    ways = [(seen, unseen, search([unseen]).chosen.policy) for seen, unseen in ((first, second), (second, first))]
+    return [_learning_point(number, ways) for number in numbers]
 
 
-def _learned(number: int, ways: Sequence[tuple[Scenario, Scenario, Policy | None]]) -> Learned:
-    said, unseen_found, best_found = 0.0, 0.0, 0.0
+def _learning_point(number: int, ways: Sequence[tuple[Scenario, Scenario, Policy | None]]) -> LearningPoint:
+    """A point of the curve from (half searched on, other half, best policy of the other half), both ways."""
+    on_seen, on_unseen, best_on_unseen = 0.0, 0.0, 0.0
     for seen, unseen, best in ways:
-        few = replace(seen, trace=seen.trace.subset(range(min(number, len(seen.trace.header.prompts)))))
+        few = seen.subset(range(min(number, len(seen.trace.header.prompts))))
         policy = search([few]).chosen.policy
-        [on_few] = log_speedups(few, [policy])
-        on_unseen, on_best = log_speedups(unseen, [policy, best])
-        said, unseen_found, best_found = said + on_few, unseen_found + on_unseen, best_found + on_best
-    return Learned(
+        [log_seen] = log_speedups(few, [policy])
+        log_unseen, log_best = log_speedups(unseen, [policy, best])
+        on_seen, on_unseen, best_on_unseen = on_seen + log_seen, on_unseen + log_unseen, best_on_unseen + log_best
+    return LearningPoint(
         num_prompts=number,
-        said_speedup=math.exp(said / len(ways)),
-        unseen_speedup=math.exp(unseen_found / len(ways)),
-        best_speedup=math.exp(best_found / len(ways)),
+        seen_speedup=math.exp(on_seen / len(ways)),
+        unseen_speedup=math.exp(on_unseen / len(ways)),
+        best_speedup=math.exp(best_on_unseen / len(ways)),
     )

@@ -1,7 +1,7 @@
-"""Where lengths, thresholds and floors may lie, and a policy's neighbours: one setting of it moved along its grid.
+"""Grids of thresholds, floors and draft lengths, and the neighbours of a policy: one setting moved along its grid.
 
-Thresholds and floors lie in the middle of a wide gap between neighbouring confidences near a quantile, so that rounding
-between a pass of one row and one of many cannot flip a decision.
+A threshold or floor lies in the middle of a wide gap between neighbouring confidences. Rounding differences between one-row
+and many-row passes then cannot change a decision.
 """
 
 from __future__ import annotations
@@ -18,53 +18,53 @@ from perfmodel.core.units import Tokens
 from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
 
 MAX_DRAFT_TOKENS: Tokens = 12
-NUM_CUTS = 32
-"""Places a threshold can take, by quantile of its exit's confidence."""
+NUM_GRID_THRESHOLDS = 32
+"""Most values on a threshold's grid, spaced by quantiles of its exit's confidence."""
 SURVIVAL_FLOORS = tuple(number / 20 + 0.003 for number in range(1, 19))
 STRIDES = (1, 4)
 
 Setting: TypeAlias = int | Literal["tokens", "floor"]
-"""A threshold, by its place among the policy's, or what its length rule is made of."""
-Cuts: TypeAlias = Mapping[int, Sequence[float]]
-"""By layer count of an exit, the places of its thresholds and floors."""
+"""A setting of a policy: a threshold, by its place among the policy's, the draft length, or the stop rule's floor."""
+ThresholdGrids: TypeAlias = Mapping[int, Sequence[float]]
+"""By exit layer, the rising values that thresholds and confidence floors may take."""
 
 
-def place_cuts(confidence: NDArray[np.floating], *, num_cuts: int = NUM_CUTS) -> tuple[float, ...]:
-    """Rising values that split confidences evenly, each in the widest gap between two neighbours near its quantile."""
+def threshold_grid(confidence: NDArray[np.floating], *, num_values: int = NUM_GRID_THRESHOLDS) -> tuple[float, ...]:
+    """Rising values that split confidences into parts of equal number, each in the widest gap near its quantile."""
     ordered = np.sort(confidence.astype(np.float64))
-    edges = np.linspace(0, len(ordered) - 1, num_cuts + 1).astype(int)
-    cuts = set()
+    edges = np.linspace(0, len(ordered) - 1, num_values + 1).astype(int)
+    values = set()
     for low, high in pairwise(edges.tolist()):
         gaps = np.diff(ordered[low : high + 1])
         if len(gaps) and gaps.max() > 0:
             place = low + int(gaps.argmax())
-            cuts.add(float((ordered[place] + ordered[place + 1]) / 2))
-    return tuple(sorted(cuts))
+            values.add(float((ordered[place] + ordered[place + 1]) / 2))
+    return tuple(sorted(values))
 
 
-def neighbours(policy: Policy, cuts: Cuts) -> list[Policy]:
-    """The policies that differ from this one in one setting, by a step or by a stride."""
+def neighbours(policy: Policy, grids: ThresholdGrids) -> list[Policy]:
+    """The policies that differ from this one in one setting, by a short or a long stride along its grid."""
     return [
-        _with(policy, setting, value)
-        for setting, grid in _grids(policy, cuts).items()
-        for value in _moves(grid, _value(policy, setting))
+        _changed(policy, setting, value)
+        for setting, grid in _grids(policy, grids).items()
+        for value in _nearby(grid, _value(policy, setting))
     ]
 
 
-def _grids(policy: Policy, cuts: Cuts) -> dict[Setting, Sequence[float]]:
-    grids: dict[Setting, Sequence[float]] = {"tokens": range(1, MAX_DRAFT_TOKENS + 1)}
+def _grids(policy: Policy, grids: ThresholdGrids) -> dict[Setting, Sequence[float]]:
+    by_setting: dict[Setting, Sequence[float]] = {"tokens": range(1, MAX_DRAFT_TOKENS + 1)}
     if isinstance(policy.stop, ConfidenceFloor):
-        grids["floor"] = cuts[policy.exits[-1]]
+        by_setting["floor"] = grids[policy.exits[-1]]
     if isinstance(policy.stop, SurvivalFloor):
-        grids["floor"] = SURVIVAL_FLOORS
-    grids.update(enumerate(cuts[layer] for layer in policy.exits[:-1]))
-    return grids
+        by_setting["floor"] = SURVIVAL_FLOORS
+    by_setting.update(enumerate(grids[layer] for layer in policy.exits[:-1]))
+    return by_setting
 
 
-def _moves(grid: Sequence[float], value: float) -> list[float]:
-    """Values on a rising grid a step or a stride away."""
-    place = sum(one < value for one in grid)
-    places = [place + way * stride for stride in STRIDES for way in (-1, 1)]
+def _nearby(grid: Sequence[float], value: float) -> list[float]:
+    """Values of a rising grid that lie one stride above or below a value."""
+    place = sum(lower < value for lower in grid)
+    places = [place + direction * stride for stride in STRIDES for direction in (-1, 1)]
     return [grid[i] for i in places if 0 <= i < len(grid)]
 
 
@@ -75,7 +75,7 @@ def _value(policy: Policy, setting: Setting) -> float:
     return value
 
 
-def _with(policy: Policy, setting: Setting, value: float) -> Policy:
+def _changed(policy: Policy, setting: Setting, value: float) -> Policy:
     if isinstance(setting, int):
         thresholds = (*policy.thresholds[:setting], value, *policy.thresholds[setting + 1 :])
         return replace(policy, thresholds=thresholds)

@@ -1,14 +1,12 @@
-"""Where a policy is to run: one target on one workload, or several of them, and what it is worth there.
+"""Scenarios: one target on one workload, and the predicted speed of policies there.
 
-Letters: A policies, B scenarios, D documents of a scenario, R resamples of them.
+Letters: A policies, B scenarios, D documents of a scenario, R resamples of the documents.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -16,82 +14,75 @@ from numpy.typing import NDArray
 
 from perfmodel.acceptance.splits import document_of
 from perfmodel.acceptance.trace import Trace
-from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.stats import resamples
 from perfmodel.core.units import Seconds
-from perfmodel.latency.latency_model import LatencyModel
-from perfmodel.passes.passes import PASS_MODEL, Line, PassKind
+from perfmodel.passes.passes import Line, PassKind
 from perfmodel.policies.policy import Policy
-from perfmodel.replay.replay import Price, replay_batch
+from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_of
+from perfmodel.replay.replay import replay_batch
 
 Floats: TypeAlias = NDArray[np.float64]
 
 Objective = Literal["mean", "worst"]
-"""Over scenarios: the geometric mean of their rates in tokens/s, or the smallest of their speedups over plain decoding."""
+"""How to combine several scenarios: the geometric mean of the tokens/s, or the smallest speedup over plain decoding."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Scenario:
-    """A target and a workload: what the draft's exits said there, and what passes cost."""
+    """One target on one workload: an acceptance trace, and the latency models of its draft and its target."""
 
     trace: Trace
-    price: Price
+    draft: PassLatency
+    target: PassLatency
+
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of a warm pass; infinity where there is no evidence."""
+        return line_or_infinity(model_of(kind, self.draft, self.target), kind, stage, rows)
 
     def pass_s(self, kind: PassKind, stage: int, rows: int) -> Seconds:
-        """Of a warm pass at the mean context, halfway through the outputs; infinite where it has no price."""
+        """Seconds of a warm pass at the mean context, halfway through each output; infinity where there is no evidence."""
         prompts = self.trace.header.prompts
         context_tokens = sum(prompt.prompt_tokens + prompt.num_positions / 2 for prompt in prompts) / len(prompts)
-        return self.price.line(kind, stage, rows).at(context_tokens)
+        return self.line(kind, stage, rows).at(context_tokens)
+
+    def tokens_per_s(self, policies: Sequence[Policy | None]) -> Floats:
+        """Predicted tokens per second of each policy; 0 where a pass has no evidence. [A]."""
+        batch = replay_batch(self.trace, policies)
+        rates: Floats = batch.num_tokens / batch.seconds(self.draft, self.target)
+        return rates
+
+    def resampled_rates(self, policies: Sequence[Policy | None]) -> Floats:
+        """Tokens per second over resampled documents, up to a factor by resample that all policies share. [A, R].
+
+        Every pass of the policies needs evidence.
+        """
+        batch = replay_batch(self.trace, policies, by_prompt=True)
+        by_prompt = batch.seconds(self.draft, self.target).reshape(len(policies), -1)
+        documents = [document_of(prompt.name) for prompt in self.trace.header.prompts]
+        is_of_document = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
+        rates: Floats = 1 / (by_prompt @ is_of_document.T @ resamples(len(is_of_document)).T)
+        return rates
+
+    def subset(self, prompts: Iterable[int]) -> Scenario:
+        """The scenario with some of its prompts, by zero-based number."""
+        return replace(self, trace=self.trace.subset(list(prompts)))
 
 
-def scenario_of(trace: Trace, draft: LatencyModel, target: LatencyModel) -> Scenario:
-    """A trace priced by latency models of its draft and its target."""
-    return Scenario(trace=trace, price=price_of(draft, target))
+def rates_by_scenario(scenarios: Sequence[Scenario], policies: Sequence[Policy | None]) -> Floats:
+    """Predicted tokens per second of each policy in each scenario; 0 where a pass has no evidence. [A, B]."""
+    return np.stack([scenario.tokens_per_s(policies) for scenario in scenarios], axis=1)
 
 
-def price_of(draft: LatencyModel, target: LatencyModel) -> Price:
-    """Prices of both models' passes; a pass without evidence costs for ever, so that no policy needing it is chosen."""
-
-    def model_of(kind: PassKind) -> LatencyModel:
-        return draft if PASS_MODEL[kind] == "draft" else target
-
-    @cache
-    def line(kind: PassKind, stage: int, rows: int) -> Line:
-        try:
-            return model_of(kind).line(kind, stage, rows)
-        except OutOfDomain:
-            return Line(math.inf, 0.0)
-
-    return Price(line=line, cold_s=lambda kind, stage, place: model_of(kind).cold_s(kind, stage, place))
+def resampled_rates(scenarios: Sequence[Scenario], policies: Sequence[Policy | None]) -> Floats:
+    """`Scenario.resampled_rates` of each scenario. [A, R, B]."""
+    return np.stack([scenario.resampled_rates(policies) for scenario in scenarios], axis=2)
 
 
-def rates_at(scenarios: Sequence[Scenario], policies: Sequence[Policy | None]) -> Floats:
-    """Predicted tokens per second, 0 where a pass has no price. [A, B]."""
-    batches = [replay_batch(scenario.trace, policies) for scenario in scenarios]
-    return np.stack(
-        [batch.num_tokens / batch.seconds(scenario.price) for batch, scenario in zip(batches, scenarios, strict=True)], axis=1
-    )
-
-
-def merit_of(rates: Floats, plain: Floats, objective: Objective) -> Floats:
-    """What an objective makes of rates by scenario, given plain decoding's. The last axis, [..., B], is used up."""
+def merits(rates: Floats, plain: Floats, objective: Objective) -> Floats:
+    """The objective's value of tokens/s by scenario, given those of plain decoding. Reduces the last axis, [..., B]."""
     if objective == "worst":
         worst: Floats = (rates / plain).min(axis=-1)
         return worst
     with np.errstate(divide="ignore"):
         mean: Floats = np.exp(np.log(rates).mean(axis=-1))
     return mean
-
-
-def resampled_rates(scenarios: Sequence[Scenario], policies: Sequence[Policy | None]) -> Floats:
-    """Rates over documents drawn anew, up to a factor by scenario and resample that all policies share. [A, R, B].
-
-    All policies must have a price.
-    """
-    by_case = []
-    for scenario in scenarios:
-        by_prompt = replay_batch(scenario.trace, policies, by_prompt=True).seconds(scenario.price).reshape(len(policies), -1)
-        documents = [document_of(prompt.name) for prompt in scenario.trace.header.prompts]
-        is_of = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
-        by_case.append(1 / (by_prompt @ is_of.T @ resamples(len(is_of)).T))
-    return np.stack(by_case, axis=2)

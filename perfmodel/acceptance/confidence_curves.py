@@ -1,8 +1,8 @@
-"""What an exit's confidence is worth: curves from confidence to agreement, and how far what was said is off.
+"""Calibration curves: the probability that the target agrees, as a function of an exit's confidence.
 
-Isotonic over bins of equal mass, with as many bins as serve texts that the curve has not seen; or, of few texts, two numbers, a
-temperature and an offset, where these clearly serve unseen texts better. Measuring and deciding both fit such curves: a
-draft brings its own (`s2d/training/calibrate_draft.py`), a trace gives others (`calibrate/fit/fit_acceptance.py`).
+A curve is an isotonic regression over bins of equal mass; the number of bins is chosen by cross-validation. With few texts, a
+temperature and an offset are used instead, where they are clearly better on unseen texts. A draft can bring curves of its own
+(`s2d/training/calibrate_draft.py`), and a trace gives others (`calibrate/fit/fit_acceptance.py`).
 
 Shapes: P positions.
 """
@@ -22,89 +22,87 @@ from perfmodel.policies.policy import CalibrationCurve
 Floats = NDArray[np.float64]
 
 NUM_BINS = (3, 6, 12, 24)
-"""Bins to choose from; a curve has at most as many knots."""
+"""Numbers of bins to choose from; a curve has at most as many knots."""
 NUM_ECE_BINS = 15
 NUM_SCALED_KNOTS = 33
-_LEAST_ODDS = 1e-4
-"""Confidences are kept so far from 0 and 1, where log odds have no end."""
+_MIN_PROBABILITY = 1e-4
+"""Confidences are clipped to this and to 1 minus this: log odds of 0 and 1 are infinite."""
 _PRIOR_POSITIONS = 1.0
-"""Weight of temperature 1 and no offset, so that texts where an exit is always right have a curve too."""
+"""Weight of the prior, temperature 1 and offset 0. It keeps the fit finite for an exit that is always right."""
 _NEWTON_STEPS = 30
-_LONGEST_STEP = 0.5
-"""Of Newton's, in both numbers: whole ones overshoot where exits are nearly always right."""
+_MAX_NEWTON_STEP = 0.5
+"""Largest change of either number in a step. Full steps overshoot for exits that are nearly always right."""
 
 Fit: TypeAlias = Callable[[Floats, Floats], CalibrationCurve]
 """From confidence and agreement, [P] each."""
 
 
 def choose_curve(confidence: Floats, agreement: Floats, fold: NDArray[np.int64]) -> tuple[CalibrationCurve, Floats]:
-    """The curve that serves unseen folds best, and what such curves say of the folds they have not seen.
+    """The kind of curve that predicts unseen folds best, fitted to all positions.
 
     Args:
-        confidence: of each position. [P].
+        confidence: by position. [P].
         agreement: as for `fit_curve`. [P].
-        fold: the fold of each position. [P].
+        fold: number of the fold of each position. [P].
 
     Returns:
-        The curve, fitted to all positions, and an agreement said out of sample per position, [P].
+        The curve, and the agreement predicted at each position by a curve fitted to the other folds, [P].
     """
-
-    def unseen(fit: Fit) -> Floats:
-        return _out_of_sample(confidence, agreement, fold, fit)
-
-    isotonic: list[Fit] = [partial(fit_curve, num_bins=bins) for bins in NUM_BINS]
-    said, fit = min(((unseen(fit), fit) for fit in isotonic), key=lambda one: float(np.mean((one[0] - agreement) ** 2)))
-    scaled = unseen(fit_scaling)
-    if _is_clearly_better(scaled, said, agreement, fold):
-        said, fit = scaled, fit_scaling
-    return fit(confidence, agreement), said
+    fits: list[Fit] = [partial(fit_curve, num_bins=bins) for bins in NUM_BINS]
+    predictions = [_out_of_sample(confidence, agreement, fold, fit) for fit in fits]
+    best = int(np.argmin([np.mean((predicted - agreement) ** 2) for predicted in predictions]))
+    scaled = _out_of_sample(confidence, agreement, fold, fit_scaling)
+    if _is_clearly_better(scaled, predictions[best], agreement, fold):
+        return fit_scaling(confidence, agreement), scaled
+    return fits[best](confidence, agreement), predictions[best]
 
 
-def _is_clearly_better(one: Floats, other: Floats, agreement: Floats, fold: NDArray[np.int64]) -> bool:
-    """Whether one Brier score is below another by more than two standard errors over the folds."""
-    gain = (other - agreement) ** 2 - (one - agreement) ** 2
+def _is_clearly_better(candidate: Floats, current: Floats, agreement: Floats, fold: NDArray[np.int64]) -> bool:
+    """Whether the candidate's Brier score is lower by more than two standard errors over the folds."""
+    gain = (current - agreement) ** 2 - (candidate - agreement) ** 2
     gains = [float(gain[fold == number].mean()) for number in np.unique(fold).tolist()]
     return len(gains) > 1 and float(np.mean(gains)) > 2 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
 
 
 def _out_of_sample(confidence: Floats, agreement: Floats, fold: NDArray[np.int64], fit: Fit) -> Floats:
-    """What a curve fitted to the other folds says of each position. [P]."""
-    said = confidence.copy()
+    """Agreement at each position, predicted by a curve fitted to the other folds. [P]."""
+    predicted = confidence.copy()
     for number in np.unique(fold).tolist():
-        here = fold == number
-        if not here.all():
-            said[here] = agreement_at(fit(confidence[~here], agreement[~here]), confidence[here])
-    return said
+        is_in_fold = fold == number
+        if not is_in_fold.all():
+            curve = fit(confidence[~is_in_fold], agreement[~is_in_fold])
+            predicted[is_in_fold] = agreement_at(curve, confidence[is_in_fold])
+    return predicted
 
 
 def fit_scaling(confidence: Floats, agreement: Floats) -> CalibrationCurve:
-    """Log odds of agreement as those of the confidence over a temperature, and an offset (Platt 1999; arXiv 1706.04599, 4.2).
+    """Platt scaling: log odds of agreement = log odds of confidence / temperature + offset.
 
-    Knots lie at quantiles of the confidence, with straight lines between.
+    Platt 1999; arXiv 1706.04599, section 4.2. Knots lie at quantiles of the confidence, with straight lines between them.
 
     Args:
-        confidence: of each position. [P].
+        confidence: by position. [P].
         agreement: as for `fit_curve`. [P].
     """
     terms = np.stack([_log_odds(confidence), np.ones(len(confidence))], axis=1)
     prior = np.array([1.0, 0.0])
     factors = prior.copy()
     for _ in range(_NEWTON_STEPS):
-        said = _from_log_odds(terms @ factors)
-        gradient = terms.T @ (agreement - said) - _PRIOR_POSITIONS * (factors - prior)
-        curvature = (terms.T * (said * (1 - said))) @ terms + _PRIOR_POSITIONS * np.eye(2)
-        factors += np.linalg.solve(curvature, gradient).clip(-_LONGEST_STEP, _LONGEST_STEP)
+        predicted = _from_log_odds(terms @ factors)
+        gradient = terms.T @ (agreement - predicted) - _PRIOR_POSITIONS * (factors - prior)
+        curvature = (terms.T * (predicted * (1 - predicted))) @ terms + _PRIOR_POSITIONS * np.eye(2)
+        factors += np.linalg.solve(curvature, gradient).clip(-_MAX_NEWTON_STEP, _MAX_NEWTON_STEP)
     slope, offset = factors.tolist()
-    if slope < 0:  # the surer, the more often wrong: no rising curve says more than the mean
+    if slope < 0:  # agreement falls with confidence: no rising curve is better than the mean
         return fit_curve(confidence, agreement, num_bins=1)
     knots = np.unique(np.quantile(confidence, np.linspace(0, 1, NUM_SCALED_KNOTS)))
-    said = _from_log_odds(slope * _log_odds(knots) + offset)
-    return CalibrationCurve(confidence=tuple(knots.tolist()), agreement=tuple(np.maximum.accumulate(said).tolist()))
+    at_knots = _from_log_odds(slope * _log_odds(knots) + offset)
+    return CalibrationCurve(confidence=tuple(knots.tolist()), agreement=tuple(np.maximum.accumulate(at_knots).tolist()))
 
 
 def _log_odds(confidence: Floats) -> Floats:
-    kept = np.clip(confidence, _LEAST_ODDS, 1 - _LEAST_ODDS)
-    odds: Floats = np.log(kept / (1 - kept))
+    clipped = np.clip(confidence, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
+    odds: Floats = np.log(clipped / (1 - clipped))
     return odds
 
 
@@ -114,12 +112,12 @@ def _from_log_odds(odds: Floats) -> Floats:
 
 
 def fit_curve(confidence: Floats, agreement: Floats, *, num_bins: int) -> CalibrationCurve:
-    """Isotonic regression over bins of equal mass: neighbours that fall, or do not rise in confidence, are pooled.
+    """Isotonic regression over bins of equal mass. Neighbours are pooled until confidence rises and agreement never falls.
 
     Args:
-        confidence: of each position. [P].
-        agreement: 1 where the target agreed, else 0; under the ratio test its acceptance probability. [P].
-        num_bins: at most this many knots.
+        confidence: by position. [P].
+        agreement: 1 where the target agreed, else 0; under the ratio test, the acceptance probability. [P].
+        num_bins: most knots of the curve.
     """
     order = np.argsort(confidence, kind="stable")
     pooled: list[tuple[int, float, float]] = []  # positions, mean confidence, mean agreement
@@ -133,20 +131,20 @@ def fit_curve(confidence: Floats, agreement: Floats, *, num_bins: int) -> Calibr
     )
 
 
-def _pool(one: tuple[int, float, float], other: tuple[int, float, float]) -> tuple[int, float, float]:
-    number = one[0] + other[0]
-    mean_confidence, mean_agreement = ((one[i] * one[0] + other[i] * other[0]) / number for i in (1, 2))
+def _pool(lower: tuple[int, float, float], upper: tuple[int, float, float]) -> tuple[int, float, float]:
+    number = lower[0] + upper[0]
+    mean_confidence, mean_agreement = ((lower[i] * lower[0] + upper[i] * upper[0]) / number for i in (1, 2))
     return number, mean_confidence, mean_agreement
 
 
-def expected_calibration_error(said: Floats, agreement: Floats, *, num_bins: int = NUM_ECE_BINS) -> Frac:
-    """Mean distance between said and seen agreement over bins of equal mass (ECE)."""
-    parts = np.array_split(np.argsort(said, kind="stable"), min(num_bins, len(said)))
-    return float(sum(abs(said[part].sum() - agreement[part].sum()) for part in parts) / len(said))
+def expected_calibration_error(predicted: Floats, agreement: Floats, *, num_bins: int = NUM_ECE_BINS) -> Frac:
+    """Mean distance between predicted and observed agreement over bins of equal mass (ECE)."""
+    parts = np.array_split(np.argsort(predicted, kind="stable"), min(num_bins, len(predicted)))
+    return float(sum(abs(predicted[part].sum() - agreement[part].sum()) for part in parts) / len(predicted))
 
 
 def agreement_at(curve: CalibrationCurve, confidence: Floats) -> Floats:
-    """The curve at many confidences, equal to the last bit to what it says of each alone."""
+    """The curve at many confidences; each value equals `curve(confidence)` bit for bit. [P] -> [P]."""
     x, y = np.array(curve.confidence), np.array(curve.agreement)
     if len(x) == 1:
         return np.full(len(confidence), y[0])
@@ -154,5 +152,5 @@ def agreement_at(curve: CalibrationCurve, confidence: Floats) -> Floats:
     inner = np.clip(right, 1, len(x) - 1)
     x0, y0 = x[inner - 1], y[inner - 1]
     line = y0 + (y[inner] - y0) * (confidence - x0) / (x[inner] - x0)
-    found: Floats = np.where(right == 0, y[0], np.where(right == len(x), y[-1], line))
-    return found
+    agreement: Floats = np.where(right == 0, y[0], np.where(right == len(x), y[-1], line))
+    return agreement

@@ -1,13 +1,14 @@
-"""What a draft says once it is off the text's path: the second, small trace.
+"""Confidences off the text's path: what a draft predicts after a token that the target rejects.
 
-Nobody knows what follows a token that the target will refuse until a draft has gone on from it. So after some of the mistakes
-of every prompt the draft writes on, as the exit that made the mistake goes on by itself, and all exits are asked at every
-token. Acceptance does not depend on it: what is refused is refused. What the draft costs does, as it is less sure there, its
-deep exits above all, and so leaves deeper and stops sooner.
+The tokens after a rejected one are unknown until a draft has generated them. So a second, small trace is recorded: after some
+rejected tokens of every prompt, the exit that made the mistake continues by itself, and every exit's confidence in each
+token is recorded. Acceptance does not depend on it, because everything after a rejected token is rejected. The draft's cost
+does: exits are less confident there, the deep ones above all, so tokens leave deeper and blocks stop sooner.
 
-What was said of a few tokens is told of all by quantiles: off the path the confidence of an exit is the one of equal rank among
-those that were recorded, where the text's own at the same positions are ranked. An exit is asked about what it drafted itself,
-or a deeper one did: a shallower one's text is lost sooner. Where too few were recorded, the text's own confidences stand in.
+A few recorded tokens stand for all by their quantiles. The confidence of an exit off the path is the recorded one of the same
+rank, where ranks are among the confidences on the path at the same positions. An exit uses the tokens that it drafted itself
+or that a deeper exit drafted; text drafted by a shallower exit degrades sooner. Where too few tokens were recorded, the
+confidences on the path are used.
 
 Shapes: X recorded tokens, E exits, P positions.
 """
@@ -20,61 +21,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_RECORDED = 100
-"""Tokens for each exit; of fewer, quantiles are noise."""
+"""Fewest tokens for each exit; quantiles of fewer are noise."""
 _LEVELS = np.linspace(0, 1, 21)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OffPath:
-    """Positions asked once more, with a mistake among the tokens before them."""
+    """Tokens recorded after a rejected token."""
 
     position: NDArray[np.int32]  # [X]; row of the trace
-    exit: NDArray[np.int32]  # [X]; that made the mistake and went on from it, zero-based
+    exit: NDArray[np.int32]  # [X]; zero-based exit that made the mistake and continued from it
     confidence: NDArray[np.float32]  # [X, E]
+
+    @classmethod
+    def empty(cls, num_exits: int) -> OffPath:
+        """Nothing recorded."""
+        none = np.zeros(0, np.int32)
+        return cls(position=none, exit=none, confidence=np.zeros((0, num_exits), np.float32))
 
     def __len__(self) -> int:
         return len(self.position)
 
-    def told(self, number: int) -> NDArray[np.bool_]:
-        """Which tokens tell of an exit. [X]."""
-        return self.exit >= number
+    def usable_for(self, exit_id: int) -> NDArray[np.bool_]:
+        """Which tokens an exit uses. [X]."""
+        return self.exit >= exit_id
 
     @property
-    def num_told(self) -> int:
-        """Tokens that tell of the exit of which the fewest do, the deepest."""
-        return int(np.count_nonzero(self.told(self.confidence.shape[1] - 1)))
+    def num_usable(self) -> int:
+        """Tokens that every exit uses; the deepest exit has the fewest."""
+        return int(np.count_nonzero(self.usable_for(self.confidence.shape[1] - 1)))
 
     @property
     def is_enough(self) -> bool:
-        """Whether it tells of every exit."""
-        return self.num_told >= MIN_RECORDED
+        """Whether every exit has enough tokens."""
+        return self.num_usable >= MIN_RECORDED
 
-    def taken(self, rows: NDArray[np.int64], num_positions: int) -> OffPath:
-        """What is left of it where a trace keeps only some of its rows, in a new order.
+    def select(self, rows: NDArray[np.int64], num_positions: int) -> OffPath:
+        """The tokens at some positions of a trace, which get new rows.
 
         Args:
-            rows: that are kept.
-            num_positions: of the trace so far.
+            rows: the positions to keep, in their new order.
+            num_positions: of the trace before.
         """
-        place = np.full(num_positions, -1, np.int32)
-        place[rows] = np.arange(len(rows))
-        is_kept = place[self.position] >= 0
-        return OffPath(position=place[self.position][is_kept], exit=self.exit[is_kept], confidence=self.confidence[is_kept])
+        new_row = np.full(num_positions, -1, np.int32)
+        new_row[rows] = np.arange(len(rows))
+        position = new_row[self.position]
+        is_kept = position >= 0
+        return OffPath(position=position[is_kept], exit=self.exit[is_kept], confidence=self.confidence[is_kept])
 
 
-def nothing_off_path(num_exits: int) -> OffPath:
-    """Of a trace whose draft was never asked off the path."""
-    nobody = np.zeros(0, np.int32)
-    return OffPath(position=nobody, exit=nobody, confidence=np.zeros((0, num_exits), np.float32))
-
-
-def stand_in(confidence: NDArray[np.float32], off_path: OffPath) -> NDArray[np.float32] | None:
-    """Confidences as they would be off the path, [P, E], from those on it; None where too few were recorded."""
+def off_path_confidence(confidence: NDArray[np.float32], off_path: OffPath) -> NDArray[np.float32] | None:
+    """Confidences off the path from those on it, by rank: [P, E] -> [P, E]. None where too few tokens were recorded."""
     if not off_path.is_enough:
         return None
     mapped = np.empty_like(confidence)
-    for number in range(confidence.shape[1]):
-        told = off_path.told(number)
-        on, off = confidence[off_path.position[told], number], off_path.confidence[told, number]
-        mapped[:, number] = np.interp(confidence[:, number], np.quantile(on, _LEVELS), np.quantile(off, _LEVELS))
+    for exit_id in range(confidence.shape[1]):
+        usable = off_path.usable_for(exit_id)
+        on, off = confidence[off_path.position[usable], exit_id], off_path.confidence[usable, exit_id]
+        mapped[:, exit_id] = np.interp(confidence[:, exit_id], np.quantile(on, _LEVELS), np.quantile(off, _LEVELS))
     return mapped

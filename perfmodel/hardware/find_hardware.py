@@ -1,9 +1,20 @@
 """Finds a device of the table by name or alias."""
 
+from dataclasses import dataclass
+
 from perfmodel.core.errors import UnknownName
 from perfmodel.core.near_names import dashed_name
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundDevice:
+    """A device, and the file that describes it."""
+
+    hardware: Hardware
+    sha256: str | None
+    """Hash of the file; None for a device of the table and for this machine's CPU."""
 
 
 def find_hardware(name: str) -> Hardware:

@@ -16,7 +16,7 @@ bf16 = 154.8e12
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from perfmodel.core.disk import PathLike, read_whole
 from perfmodel.core.errors import BadFile, UnknownName
 from perfmodel.core.near_names import near_keys
 from perfmodel.hardware.cpu import CPU_NAME
-from perfmodel.hardware.find_hardware import find_hardware
+from perfmodel.hardware.find_hardware import FoundDevice, find_hardware
 from perfmodel.hardware.hardware import SIMILARITY_ERROR_FRAC, Hardware
 
 HARDWARE_FILE_SUFFIXES = (".toml", ".json")
@@ -36,20 +36,12 @@ _INTEGER_KEYS = ("memory_bytes",)
 """Integers that a file may write as `48e9`, which TOML and JSON read as a float."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HardwareFile:
-    """The device of a file, and the hash of the file."""
-
-    hardware: Hardware
-    sha256: str
-
-
 def is_hardware_file(text: str) -> bool:
     """Whether a `--device` value is a file, by its suffix."""
     return Path(text).suffix.casefold() in HARDWARE_FILE_SUFFIXES
 
 
-def read_hardware(path: PathLike) -> HardwareFile:
+def read_hardware(path: PathLike) -> FoundDevice:
     """A device from a user's file.
 
     Raises:
@@ -60,7 +52,7 @@ def read_hardware(path: PathLike) -> HardwareFile:
     data = read_whole(path)
     parsed = _parsed(path, data)
     try:
-        return HardwareFile(hardware=decode_hardware(parsed), sha256=hashlib.sha256(data).hexdigest())
+        return FoundDevice(hardware=decode_hardware(parsed), sha256=hashlib.sha256(data).hexdigest())
     except DecodeError as err:
         raise BadFile(path, str(err), _FIX) from err
 

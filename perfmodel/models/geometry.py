@@ -178,6 +178,8 @@ class ModelGeometry:
 
 SELF_DRAFT = "self"
 """Draft name that stands for the target's own first layers."""
+REFERENCE_PREFIX = "ref-"
+"""Prefix of all names in the reference family: `ref-draft`, `ref-target-16`."""
 
 
 def check_exit_layers(layers: tuple[int, ...]) -> None:

@@ -99,7 +99,7 @@ class PassSetting:
     context_tokens: Tokens | None = None
     """The context at which a model that has layers with a window is priced; other models need none."""
     pads_rows: bool = False
-    """Whether layers run at `graph_width` rows, as the runtime's captured passes do. Heads run at the rows asked for."""
+    """Whether layers run at `graph_width` rows, as the runtime's captured passes do. Heads are never padded."""
 
     def work(self, kind: PassKind, stage: int, rows: int) -> PassWork:
         """The work of one pass.

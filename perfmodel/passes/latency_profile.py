@@ -48,7 +48,7 @@ class LatencyProfile:
 
     @property
     def setting(self) -> PassSetting:
-        """How the profile's passes ran. Rows are those asked for; a model that has layers with a window needs a context too."""
+        """How the profile's passes ran, without padding of rows. A model that has layers with a window needs a context too."""
         return PassSetting(
             model=self.model,
             exit_layers=self.exit_layers,

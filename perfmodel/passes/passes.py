@@ -71,7 +71,7 @@ class PassShape:
     rows: int
     """Tokens in the pass."""
     cached_tokens: float
-    """Tokens in the KV cache before the pass; 0 for exit and round. A mean over many passes is allowed."""
+    """Tokens in the KV cache before the pass; 0 for exit and round. Latency is linear in them, so a mean is allowed."""
 
 
 class Line(NamedTuple):
@@ -96,12 +96,6 @@ class PassCount:
     rows: int
     num_passes: int
     cached_tokens_sum: int
-
-    @property
-    def mean_shape(self) -> PassShape:
-        """The shape with the mean cached tokens. Latency is linear in them, so the passes take `num_passes` times its seconds."""
-        mean = self.cached_tokens_sum / self.num_passes
-        return PassShape(kind=self.kind, stage=self.stage, rows=self.rows, cached_tokens=mean)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What a draft is asked to do: exits, thresholds, draft lengths, stop rules, and sampling."""
+"""Policies of a draft (exits, thresholds, draft lengths, stop rules), the frontier, and sampling settings."""

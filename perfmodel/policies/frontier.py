@@ -1,12 +1,14 @@
-"""The policies that are the fastest on some text, from plain decoding to the boldest, and what each gives as text drifts.
+"""The frontier: the policies that are the fastest on some text, and their predicted speed as the text drifts.
 
-Two logarithms of factors on odds say how a text differs, to one policy, from the text of its plan, where both are 0:
+Two drifts describe how a text differs, for one policy, from the text of its plan. Each is added to the log odds of an event,
+and both are 0 on the plan's text:
 
-    drift of acceptance  on the odds that one more token is drafted and accepted after those that were
-    drift of drafting    on the odds that one more token is drafted after those that were
+    drift of acceptance  log odds that one more token is drafted and accepted, given that all tokens before it were
+    drift of drafting    log odds that one more token is drafted, given that all tokens before it were
 
-Tokens of a mean round follow from the first, drafted tokens and with them the seconds from the second. They are two because
-confidence falls with acceptance on text that is hard for all, and stays on text that only the draft does not know.
+The first determines the tokens of a mean round, the second the number of drafted tokens and so the seconds. There are two
+because confidence falls with acceptance on text that is hard for both models, and does not fall on text that only the draft
+does not know.
 """
 
 import math
@@ -19,55 +21,55 @@ from perfmodel.core.units import Frac, Seconds
 from perfmodel.policies.policy import Policy
 
 MAX_DRIFT = 6.0
-"""Odds of 400 to one: beyond it everything is as good as accepted, or nothing is."""
+"""Odds of 400 to 1. Beyond it, practically everything is accepted, or nothing."""
 DRIFT_STEP = 0.1
 DRIFTS = tuple(DRIFT_STEP * number for number in range(-round(MAX_DRIFT / DRIFT_STEP), round(MAX_DRIFT / DRIFT_STEP) + 1))
-"""The grid that is looked up while running."""
+"""The drifts that a run tabulates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """One policy on a plan's text."""
+    """One policy on its plan's text."""
 
     policy: Policy | None
     kept_frac: tuple[Frac, ...]
-    """Entry i: share of the rounds that drafted and accepted token i + 1 among those that accepted the i before it."""
+    """Entry i: share of rounds that drafted and accepted token i + 1, among those that accepted the first i."""
     drafted_frac: tuple[Frac, ...]
-    """Entry i: share of the rounds that drafted token i + 1 among those that drafted the i before it."""
+    """Entry i: share of rounds that drafted token i + 1, among those that drafted the first i."""
     round_s: tuple[Seconds, ...]
-    """Entry i: predicted seconds of a round that drafted i tokens."""
+    """Entry i: predicted seconds of a round that drafts i tokens."""
     catch_up_s: Seconds
     """Predicted seconds of the draft for each token that was decoded without it."""
 
     def tokens(self, drift: float) -> float:
-        """Emitted by a mean round at a drift of acceptance, the bonus counted."""
+        """Tokens of a mean round, bonus included, at a drift of acceptance."""
         return 1 + math.fsum(_reached(self.kept_frac, drift))
 
     def seconds(self, drift: float) -> Seconds:
-        """Of a mean round at a drift of drafting."""
+        """Seconds of a mean round at a drift of drafting."""
         reached = [1.0, *_reached(self.drafted_frac, drift)]
-        more_s = [longer - shorter for longer, shorter in zip(self.round_s, (0.0, *self.round_s), strict=False)]
-        return math.fsum(map(mul, reached, more_s))
+        added_s = [longer - shorter for longer, shorter in zip(self.round_s, (0.0, *self.round_s), strict=False)]
+        return math.fsum(map(mul, reached, added_s))
 
 
-def leaders(points: Sequence[FrontierPoint], always: Collection[Policy | None]) -> tuple[FrontierPoint, ...]:
-    """Those of a policy always wanted, and those that are the fastest at some drift of acceptance while drafting has none.
+def leading_points(points: Sequence[FrontierPoint], always: Collection[Policy | None]) -> tuple[FrontierPoint, ...]:
+    """The points that are the fastest at some drift of acceptance without drift of drafting, and those to keep always.
 
-    In the order of the drift at which each is the nearest to the fastest: from cautious to bold.
+    Sorted by the drift at which each is nearest to the fastest: from the lowest acceptance to the highest.
     """
     seconds = [point.seconds(0.0) for point in points]
-    rates = {point: [point.tokens(drift) / spent for drift in DRIFTS] for point, spent in zip(points, seconds, strict=True)}
+    rates = {point: [point.tokens(drift) / round_s for drift in DRIFTS] for point, round_s in zip(points, seconds, strict=True)}
     best = [max(rate) for rate in zip(*rates.values(), strict=True)]
     nearest = {point: max(range(len(DRIFTS)), key=lambda at: rate[at] / best[at]) for point, rate in rates.items()}
-    kept = [point for point in points if point.policy in always or rates[point][nearest[point]] == best[nearest[point]]]
-    return tuple(sorted(kept, key=nearest.__getitem__))
+    leading = [point for point in points if point.policy in always or rates[point][nearest[point]] == best[nearest[point]]]
+    return tuple(sorted(leading, key=nearest.__getitem__))
 
 
-def drifted(share: Frac, drift: float) -> float:
-    """A share whose odds are multiplied by exp(drift)."""
+def drifted_frac(share: Frac, drift: float) -> Frac:
+    """A share after a drift: its odds are multiplied by exp(drift)."""
     return share / (share + (1 - share) * math.exp(-drift))
 
 
-def _reached(shares: Sequence[Frac], drift: float) -> list[float]:
-    """The share of rounds that make each step, all before it made."""
-    return list(accumulate((drifted(share, drift) for share in shares), mul))
+def _reached(shares: Sequence[Frac], drift: float) -> list[Frac]:
+    """Share of rounds that reach each step, from the shares among those that reached the step before."""
+    return list(accumulate((drifted_frac(share, drift) for share in shares), mul))

@@ -1,24 +1,24 @@
-"""How the target picks tokens, and when a drafted token counts as the target's own."""
+"""Sampling settings: how the target chooses tokens, and when it accepts a drafted token."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 AcceptanceRule = Literal["greedy", "ratio", "shared-noise"]
-"""`greedy`: equal argmax. `ratio`: accept with probability min(1, p/q), else draw from max(p - q, 0) (Leviathan et al.
-2023, Alg. 1). `shared-noise`: target and draft take the argmax of logits plus the same Gumbel noise for that position;
-equal tokens are accepted, so that the output depends on the seed and the target alone."""
+"""`greedy`: accept a token that equals the target's argmax. `ratio`: accept with probability min(1, p/q), else draw from
+max(p - q, 0) (Leviathan et al. 2023, Alg. 1). `shared-noise`: target and draft both take the argmax of logits plus the same
+Gumbel noise of the position, and equal tokens are accepted. The output then depends on the seed and the target only."""
 
 MAX_PENALTY = 2.0
-"""Of presence and frequency, either way, as in OpenAI's API."""
+"""Largest absolute value of the presence and frequency penalties, as in OpenAI's API."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """The settings of one decoding run; None is off. Greedy decoding has temperature 0 and may have penalties, nothing else.
+    """The settings of one decoding run; None turns a setting off. Greedy decoding has temperature 0 and at most penalties.
 
-    Penalties change the raw logits of every position, the exits' too, by the tokens before it, drafted ones included; then
-    come temperature, top-k, top-p and min-p, in transformers' order.
+    Penalties change the raw logits of every position, at the exits too, according to the tokens before it, drafted tokens
+    included. Temperature, top-k, top-p and min-p follow, in transformers' order.
     """
 
     rule: AcceptanceRule
@@ -27,13 +27,13 @@ class Sampling:
     top_p: float | None
     seed: int | None
     min_p: float | None = None
-    """Tokens less likely than this share of the likeliest are dropped."""
+    """Drop tokens whose probability is below this share of the largest one."""
     repetition_penalty: float | None = None
-    """Of tokens in prompt or output: positive logits are divided by it, negative ones multiplied (transformers)."""
+    """Divides positive logits and multiplies negative logits of tokens in the prompt or output (transformers)."""
     presence_penalty: float | None = None
-    """Taken once from the logits of tokens in the output; the prompt does not count (OpenAI, vLLM)."""
+    """Subtracted once from the logits of tokens in the output; the prompt does not count (OpenAI, vLLM)."""
     frequency_penalty: float | None = None
-    """Taken as often as a token is in the output (OpenAI, vLLM)."""
+    """Subtracted once for each time a token is in the output (OpenAI, vLLM)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -41,11 +41,11 @@ class Sampling:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k {self.top_k!r}: expected at least 1 token")
         if (self.rule == "greedy") != (self.temperature == 0):
-            raise ValueError(f"rule {self.rule!r} with temperature {self.temperature!r}: greedy is temperature 0, and only it")
+            raise ValueError(f"rule {self.rule!r} with temperature {self.temperature!r}: greedy and temperature 0 go together")
         if self.rule == "greedy" and (self.top_k, self.top_p, self.min_p, self.seed) != (None, None, None, None):
             raise ValueError("greedy decoding takes no top_k, top_p, min_p or seed: expected a temperature above 0 with them")
         if self.rule != "greedy" and self.seed is None:
-            raise ValueError(f"rule {self.rule!r} needs a seed, so that a run can be repeated")
+            raise ValueError(f"rule {self.rule!r} needs a seed, which makes the run repeatable")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p!r}: expected above 0 and at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
@@ -59,7 +59,7 @@ class Sampling:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether a logit depends on the tokens before it other than through the model."""
+        """Whether logits depend on earlier tokens in another way than through the model."""
         return self.repetition_penalty not in (None, 1) or bool(self.presence_penalty) or bool(self.frequency_penalty)
 
     @property
@@ -70,12 +70,12 @@ class Sampling:
 
     @property
     def processing(self) -> tuple[str, ...]:
-        """What is done to logits that takes time, in this order."""
+        """Names of the steps that process logits, in order."""
         return tuple(self._applied)
 
     @property
     def _applied(self) -> dict[str, float]:
-        """The settings that change logits, by name."""
+        """The active settings that change logits, by name."""
         settings = {
             "repetition": None if self.repetition_penalty == 1 else self.repetition_penalty,
             "frequency": self.frequency_penalty,

@@ -67,7 +67,7 @@ class ConfigReading:
         """
         separate_file = self._separate_file(fetch)
         with note_file_in_errors(self.path):
-            quantisation = find_quantisation(self.config, separate_file, self.name)
+            quantisation = find_quantisation(self.config, separate_file, model.name)
             if quantisation is None:
                 return None
             stored = stored_format(quantisation, model)

@@ -81,10 +81,9 @@ def _auto_round(reader: BlockReader) -> Rules:
     for name in own.block:
         setting = own.section(str(name))
         bits = setting.bits("bits", default=scheme.value_bits)
-        is_unquantised = bits >= MAX_BITS
-        own_scheme = (
-            PLAIN if unquantised else integer_scheme(setting.integer_bits("bits"), scheme.group_weights, has_zero_points=True)
-        )
+        own_scheme = PLAIN
+        if bits < MAX_BITS:
+            own_scheme = integer_scheme(setting.integer_bits("bits"), scheme.group_weights, has_zero_points=True)
         overrides.append((regex_matcher((str(name),)), own_scheme))
     return Rules(label=f"AutoRound {scheme.label}", scheme=scheme, overrides=tuple(overrides))
 

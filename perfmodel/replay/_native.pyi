@@ -2,14 +2,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+ENTRY_KINDS: tuple[str, ...]
+ENTRY_FIELDS: tuple[str, ...]
+RULE_FIELDS: tuple[str, ...]
+RULE_FORMATS: tuple[str, ...]
+
 def run(
     is_self_draft: bool,
     by_prompt: bool,
     keep_blocks: bool,
+    num_cold_places: int,
     rules: NDArray[Any],
-    looked: NDArray[Any],
+    active: NDArray[Any],
     thresholds: NDArray[Any],
-    curves: NDArray[Any],
+    curve_numbers: NDArray[Any],
     agreement: NDArray[Any],
     confidence: NDArray[Any],
     off_path: NDArray[Any] | None,

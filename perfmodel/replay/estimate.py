@@ -1,35 +1,37 @@
-"""From counts and prices to tokens per second: RoundStats + LatencyModels -> Speedup."""
+"""Tokens per second and speedup, from counts of rounds and latency models: RoundStats + LatencyModels -> Speedup."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from perfmodel.core.errors import OutOfDomain
 from perfmodel.core.stats import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval, resamples
 from perfmodel.core.units import Frac, Seconds, TokensPerS
 from perfmodel.latency.latency_model import LatencyModel
-from perfmodel.passes.passes import PASS_KINDS, PASS_MODEL, PREFILL_KINDS, PassKind
+from perfmodel.passes.passes import PASS_KINDS, PASS_MODEL, PREFILL_KINDS, Line, PassKind
 from perfmodel.replay.round_stats import RoundStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundCost:
-    """Where the time of one mean round goes."""
+    """Seconds of one mean round, by kind of pass."""
 
     segment_s: Seconds
     exit_s: Seconds
     ahead_s: Seconds
-    """Exit checks together with what ran ahead of their answers."""
+    """Exit checks and the segments that ran ahead of their answers."""
     verify_s: Seconds
     round_s: Seconds
 
     @property
     def total_s(self) -> Seconds:
-        """One round."""
+        """Seconds of the whole round."""
         return math.fsum(self.by_kind.values())
 
     @property
     def by_kind(self) -> dict[PassKind, Seconds]:
-        """The parts, in the order of a round."""
+        """Seconds by kind, in the order of a round."""
         return {
             "segment": self.segment_s,
             "exit": self.exit_s,
@@ -41,18 +43,18 @@ class RoundCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speedup:
-    """How fast a configuration decodes, predicted or measured. Prefill is apart: it is paid once, before the rounds."""
+    """Speed of a configuration, predicted or measured, without prefill, which runs once before the rounds."""
 
     tokens_per_s: TokensPerS
     plain_tokens_per_s: TokensPerS
     speedup: Interval
-    """tokens_per_s / plain_tokens_per_s, as a ratio of totals."""
+    """tokens_per_s / plain_tokens_per_s, as a ratio of totals over the prompts."""
     round_cost: RoundCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """One prompt's rounds as a total: tokens emitted and seconds taken, prefill apart."""
+    """Totals of one prompt: emitted tokens, and seconds without prefill."""
 
     num_tokens: int
     decode_s: Seconds
@@ -62,63 +64,92 @@ class Decoded:
             raise ValueError(f"a decoded prompt has at least one token and takes more than 0 s, got {self!r}")
 
 
+class PassLatency(Protocol):
+    """The part of a latency model that prices rounds."""
+
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        """Seconds of a warm pass, by its cached tokens."""
+        ...
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
+        """Extra seconds of a pass at a cold place."""
+        ...
+
+
+def model_of(kind: PassKind, draft: PassLatency | None, target: PassLatency) -> PassLatency:
+    """The latency model that prices passes of a kind."""
+    return draft if draft is not None and PASS_MODEL[kind] == "draft" else target
+
+
+def line_or_infinity(model: PassLatency, kind: PassKind, stage: int, rows: int) -> Line:
+    """Seconds of a warm pass; infinity without evidence, which excludes policies that need the pass."""
+    try:
+        return model.line(kind, stage, rows)
+    except OutOfDomain:
+        return Line(math.inf, 0.0)
+
+
 def estimate(
     draft: LatencyModel | None, target: LatencyModel, rounds: Sequence[RoundStats], plain: Sequence[RoundStats]
 ) -> Speedup:
-    """Price one configuration.
+    """Predict the speed of one configuration.
+
+    The interval combines a bootstrap over prompts, for the variation of acceptance, with the errors of the latency models.
 
     Args:
-        draft: prices segment and exit passes; None when nothing is drafted.
-        target: prices verify and round passes.
-        rounds: one entry per prompt, under the configuration.
-        plain: the same prompts, without speculation.
+        draft: prices the draft's passes; None where nothing is drafted.
+        target: prices all other passes.
+        rounds: one record per prompt, under the configuration.
+        plain: the same prompts, decoded without speculation.
 
-    The interval joins a bootstrap over prompts (how acceptance varies) with the latency models' own relative errors.
+    Raises:
+        OutOfDomain: a pass has no evidence.
     """
-    by_prompt = [pass_seconds(draft, target, one) for one in rounds]
+    by_prompt = [pass_seconds(draft, target, stats) for stats in rounds]
     totals = {kind: math.fsum(seconds.get(kind, 0.0) for seconds in by_prompt) for kind in PASS_KINDS}
-    runs = [_decoded(one, seconds) for one, seconds in zip(rounds, by_prompt, strict=True)]
-    plain_runs = [_decoded(one, pass_seconds(draft, target, one)) for one in plain]
-    is_plain = all(one.passes == other.passes for one, other in zip(rounds, plain, strict=True))
+    runs = [_decoded(stats, seconds) for stats, seconds in zip(rounds, by_prompt, strict=True)]
+    plain_runs = [_decoded(stats, pass_seconds(draft, target, stats)) for stats in plain]
+    is_plain = all(stats.passes == plain_stats.passes for stats, plain_stats in zip(rounds, plain, strict=True))
     error_frac = 0.0 if is_plain else _speedup_error_frac(draft, target, totals)
-    cost = mean_round_cost(totals, num_rounds=sum(one.num_rounds for one in rounds))
+    cost = mean_round_cost(totals, num_rounds=sum(stats.num_rounds for stats in rounds))
     return _speedup(runs, plain_runs, cost, error_frac)
 
 
 def measured_speedup(runs: Sequence[Decoded], plain: Sequence[Decoded], round_cost: RoundCost) -> Speedup:
-    """What a run measured, in the record of a prediction.
+    """The measured speed of a run, in the record of a prediction.
+
+    The interval is a bootstrap over prompts. Both arms of a prompt are drawn together.
 
     Args:
-        runs: one entry per prompt, under the configuration.
-        plain: the same prompts in the same order, without speculation.
-        round_cost: from the run's own pass samples (`mean_round_cost`).
-
-    The interval is a bootstrap over prompts, a prompt's two arms drawn together.
+        runs: totals of each prompt, under the configuration.
+        plain: totals of the same prompts in the same order, decoded without speculation.
+        round_cost: from the run's own pass times (`mean_round_cost`).
     """
     return _speedup(runs, plain, round_cost, 0.0)
 
 
-def pass_seconds(draft: LatencyModel | None, target: LatencyModel, rounds: RoundStats) -> dict[PassKind, Seconds]:
-    """Predicted seconds of all passes of a kind; the prefill is left out, as everywhere in a speedup."""
+def pass_seconds(draft: PassLatency | None, target: PassLatency, rounds: RoundStats) -> dict[PassKind, Seconds]:
+    """Predicted seconds of all passes, summed by kind, without prefill.
+
+    Raises:
+        OutOfDomain: a pass has no evidence.
+    """
     seconds: dict[PassKind, Seconds] = {}
-
-    def model_of(kind: PassKind) -> LatencyModel:
-        return draft if draft is not None and PASS_MODEL[kind] == "draft" else target
-
     for count in rounds.passes:
         if count.kind in PREFILL_KINDS:
             continue
-        model = model_of(count.kind)
+        model = model_of(count.kind, draft, target)
         base_s, per_token_s = model.line(count.kind, count.stage, count.rows)
         cost_s = base_s * count.num_passes + per_token_s * count.cached_tokens_sum
         seconds[count.kind] = seconds.get(count.kind, 0.0) + cost_s
-    for early in rounds.cold_passes:
-        seconds[early.kind] += early.num_passes * model_of(early.kind).cold_s(early.kind, early.stage, early.place)
+    for cold in rounds.cold_passes:
+        model = model_of(cold.kind, draft, target)
+        seconds[cold.kind] += cold.num_passes * model.cold_s(cold.kind, cold.stage, cold.place)
     return seconds
 
 
 def mean_round_cost(seconds: Mapping[PassKind, Seconds], *, num_rounds: int) -> RoundCost:
-    """Seconds of one mean round by kind, from the seconds of many."""
+    """Seconds of one mean round, from the summed seconds of many rounds by kind."""
     return RoundCost(
         segment_s=seconds.get("segment", 0.0) / num_rounds,
         exit_s=seconds.get("exit", 0.0) / num_rounds,
@@ -133,10 +164,11 @@ def _decoded(rounds: RoundStats, seconds: Mapping[PassKind, Seconds]) -> Decoded
 
 
 def _speedup_error_frac(draft: LatencyModel | None, target: LatencyModel, seconds: Mapping[PassKind, Seconds]) -> Frac:
-    """Relative error of the speedup that the seconds bring in.
+    """Relative error of the speedup that comes from the latency models.
 
-    Draft, target and the plain target's one-row passes are taken to err independently: wide, since what draft and target
-    share would cancel. The host's error they do share: it cancels as far as launches bind both models alike.
+    The errors of the draft, of the target and of plain decoding are treated as independent. That makes the interval wide,
+    because the part that draft and target share would cancel. The host's error is shared: it cancels where launches limit both
+    models equally.
     """
     draft_share = math.fsum(total_s for kind, total_s in seconds.items() if PASS_MODEL[kind] == "draft") / math.fsum(
         seconds.values()
@@ -149,23 +181,23 @@ def _speedup_error_frac(draft: LatencyModel | None, target: LatencyModel, second
 def _speedup(runs: Sequence[Decoded], plain: Sequence[Decoded], cost: RoundCost, error_frac: Frac) -> Speedup:
     if not runs or len(runs) != len(plain):
         raise ValueError(f"a speedup needs the same prompts in both arms, got {len(runs)} and {len(plain)}")
-    every = (1,) * len(runs)
+    once = (1,) * len(runs)
     return Speedup(
-        tokens_per_s=_rate(runs, every),
-        plain_tokens_per_s=_rate(plain, every),
+        tokens_per_s=_rate(runs, once),
+        plain_tokens_per_s=_rate(plain, once),
         speedup=_interval(runs, plain, error_frac),
         round_cost=cost,
     )
 
 
 def _rate(runs: Sequence[Decoded], weights: Sequence[int]) -> TokensPerS:
-    """Total tokens over total seconds, each prompt counted as often as its weight says."""
+    """Total tokens over total seconds, each prompt counted with its weight."""
     tokens = sum(weight * run.num_tokens for weight, run in zip(weights, runs, strict=True))
     return tokens / math.fsum(weight * run.decode_s for weight, run in zip(weights, runs, strict=True))
 
 
 def _interval(runs: Sequence[Decoded], plain: Sequence[Decoded], error_frac: Frac) -> Interval:
-    """The ratio of totals; a bootstrap over prompts and a lognormal error, joined in quadrature on each side."""
+    """The ratio of totals, with a bootstrap over prompts and a lognormal error added in quadrature on each side."""
     value = _rate(runs, (1,) * len(runs)) / _rate(plain, (1,) * len(plain))
     resampled = _resampled_ratios(runs, plain)
     outside = round((1 - INTERVAL_FRAC) / 2 * (len(resampled) - 1))
@@ -176,10 +208,11 @@ def _interval(runs: Sequence[Decoded], plain: Sequence[Decoded], error_frac: Fra
 
 
 def _resampled_ratios(runs: Sequence[Decoded], plain: Sequence[Decoded]) -> list[float]:
-    """Rising ratios of totals over prompts drawn with replacement, both arms of a prompt together."""
+    """Ratios of totals over resampled prompts, rising. Both arms of a prompt are drawn together."""
     import numpy as np
 
-    columns = [(one.num_tokens, one.decode_s, other.num_tokens, other.decode_s) for one, other in zip(runs, plain, strict=True)]
+    pairs = zip(runs, plain, strict=True)
+    columns = [(run.num_tokens, run.decode_s, plain_run.num_tokens, plain_run.decode_s) for run, plain_run in pairs]
     tokens, seconds, plain_tokens, plain_s = (resamples(len(runs)) @ np.array(columns)).T
     ratios: list[float] = np.sort(tokens / seconds * plain_s / plain_tokens).tolist()
     return ratios

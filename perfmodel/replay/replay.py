@@ -1,101 +1,115 @@
-"""What a policy would have done along a target's own text: Trace + Policy -> RoundStats.
+"""Replay: count what a policy would have done along the target's own text, from an acceptance trace.
 
-Exact rules are replayed exactly. Under the ratio test acceptance is drawn once per position and shared by all policies:
-right in expectation, and differences between policies are not drowned in noise. After a block's first mistake the true
-prefix's confidences stand in for the draft's own, or what a second trace makes of them (`perfmodel.acceptance.off_path_trace`); that changes
-the draft's cost only.
+Greedy decoding and shared noise are replayed exactly, block by block. Under the ratio test, acceptance is drawn once per
+position and shared by all policies. That is right in expectation, and noise does not hide differences between policies. After
+a block's first rejected token, confidences are those off the text's path (`perfmodel.acceptance.off_path_trace`), or those on
+it where too few were recorded. They affect the draft's cost only.
 
-Letters: G replays (policies, or the prompts of one policy after those of another), N entries, S different passes.
+Letters: G replays (one per policy, or one per policy and prompt), N entries, S different passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from functools import cache
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfmodel.acceptance.trace import Trace
-from perfmodel.core.units import Seconds
+from perfmodel.core.errors import BadPolicy
 from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
 from perfmodel.policies.policy import Policy
-from perfmodel.replay.compiled import count_replay
-from perfmodel.replay.counts import ACCEPTED, BLOCK, COLD, KINDS, ROUND, TAKEN, Entries
-from perfmodel.replay.layout import Counts, Floats
+from perfmodel.replay import reference
+from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_of
+from perfmodel.replay.reference import COLD_KINDS, ENTRY_KINDS, ROUND_PASS_KINDS, Entry, EntryKind
 from perfmodel.replay.round_stats import RoundStats
 
+try:
+    from perfmodel.replay import compiled
+except ImportError:  # s2d was installed without a C compiler, or the compiled module belongs to another version
+    compiled = None  # type: ignore[assignment]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """What passes cost."""
+log = logging.getLogger(__name__)
 
-    line: Callable[[PassKind, int, int], Line]
-    """(kind, stage, rows) -> seconds of a warm pass."""
-    cold_s: Callable[[PassKind, int, int], Seconds]
-    """(kind, stage, place) -> seconds that come on top at a cold place."""
+Counts: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Entries: TypeAlias = NDArray[Any]
+"""[N]; the fields of `perfmodel.replay.reference.Entry`, a kind by its place in `ENTRY_KINDS`, group after group."""
+
+_ENTRY = np.dtype([(name, np.int64) for name in Entry._fields])
+_KIND_NUMBER: dict[EntryKind, int] = {kind: number for number, kind in enumerate(ENTRY_KINDS)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReplayBatch:
-    """Counts of G replays: of G policies over all prompts together, or of policies prompt by prompt."""
+    """Counts of G replays."""
 
     num_exits: int
     num_prompts: int
-    """Prompts in each of the G."""
+    """Prompts of each replay."""
     num_tokens: Counts  # [G]
     entries: Entries  # [N]
 
     @property
     def num_rounds(self) -> Counts:
-        """Rounds of each of the G. [G]."""
-        rounds = self.entries[self.entries["what"] == ROUND]
+        """Rounds of each replay. [G]."""
+        rounds = self.entries[self.entries["kind"] == _KIND_NUMBER["round"]]
         summed: Counts = np.bincount(rounds["group"], rounds["number"], len(self.num_tokens)).astype(np.int64)
         return summed
 
-    def seconds(self, price: Price) -> Floats:
-        """Predicted seconds of each of the G, prefill not included: counts times base plus cached tokens times slope. [G]."""
+    def seconds(self, draft: PassLatency | None, target: PassLatency) -> Floats:
+        """Predicted seconds of each replay, without prefill; infinity where a pass has no evidence. [G].
 
-        def line(what: int, stage: int, rows: int) -> Line:
-            return price.line(KINDS[what], stage, rows)
+        Args:
+            draft: prices the draft's passes; None where nothing is drafted.
+            target: prices all other passes.
+        """
+        warm = {_KIND_NUMBER[kind]: _warm_line(kind, draft, target) for kind in ROUND_PASS_KINDS}
+        cold = {_KIND_NUMBER[cold_kind]: _cold_line(kind, draft, target) for kind, cold_kind in COLD_KINDS.items()}
+        return self._seconds(warm) + self._seconds(cold)
 
-        def cold_line(what: int, stage: int, place: int) -> Line:
-            return Line(price.cold_s(KINDS[what - COLD], stage, place), 0.0)
+    def _seconds(self, lines: Mapping[int, Callable[[int, int], Line]]) -> Floats:
+        """Seconds of the entries of some kinds. The line of each different pass is looked up once. [G].
 
-        what = self.entries["what"]
-        return self._cost(self.entries[what < len(KINDS)], line) + self._cost(self.entries[what >= COLD], cold_line)
-
-    def _cost(self, entries: Entries, line: Callable[[int, int, int], Line]) -> Floats:
-        """What some entries take, each kind of them being asked for once. [G]."""
-        what, stage, size = (entries[name] for name in ("what", "stage", "size"))
-        widest = int(size.max(initial=0)) + 1
-        shape = (what * self.num_exits + stage) * widest + size
-        is_there = np.zeros(int(shape.max(initial=0)) + 1, np.bool_)
-        is_there[shape] = True
-        base_s, per_cached_token_s = np.zeros((2, len(is_there)))
-        for one in np.flatnonzero(is_there).tolist():
-            kind, cell = divmod(one, self.num_exits * widest)
-            base_s[one], per_cached_token_s[one] = line(kind, *divmod(cell, widest))
-        cost_s = entries["number"] * base_s[shape] + entries["cached"] * per_cached_token_s[shape]
+        Args:
+            lines: by kind of entry, (stage, size) -> seconds by cached tokens.
+        """
+        is_priced = np.isin(np.arange(len(ENTRY_KINDS)), list(lines))
+        entries = self.entries[is_priced[self.entries["kind"]]]
+        num_sizes = int(entries["size"].max(initial=0)) + 1
+        passes = (entries["kind"] * self.num_exits + entries["stage"]) * num_sizes + entries["size"]  # [N]; numbers each pass
+        is_present = np.zeros(int(passes.max(initial=0)) + 1, np.bool_)
+        is_present[passes] = True
+        base_s, per_token_s = np.zeros((2, len(is_present)))
+        for one_pass in np.flatnonzero(is_present).tolist():
+            kind_and_stage, size = divmod(one_pass, num_sizes)
+            kind, stage = divmod(kind_and_stage, self.num_exits)
+            base_s[one_pass], per_token_s[one_pass] = lines[kind](stage, size)
+        cost_s = entries["number"] * base_s[passes] + entries["cached"] * per_token_s[passes]
         total_s: Floats = np.bincount(entries["group"], cost_s, len(self.num_tokens)).astype(np.float64)
         return total_s
 
     def stats(self) -> tuple[RoundStats, ...]:
-        """The record of each of the G."""
+        """The record of each replay."""
+        bounds = np.searchsorted(self.entries["group"], np.arange(len(self.num_tokens) + 1))
         return tuple(
-            self._record(int(num_tokens), entries)
-            for num_tokens, entries in zip(self.num_tokens, self._by_group(), strict=True)
+            self._record(int(num_tokens), self.entries[first:past])
+            for num_tokens, (first, past) in zip(self.num_tokens, pairwise(bounds.tolist()), strict=True)
         )
 
-    def _by_group(self) -> Iterator[Entries]:
-        """The entries of each of the G."""
-        bounds = np.searchsorted(self.entries["group"], np.arange(len(self.num_tokens) + 1))
-        return (self.entries[first:past] for first, past in pairwise(bounds.tolist()))
-
     def _record(self, num_tokens: int, entries: Entries) -> RoundStats:
-        rows = {what: list(of) for what, of in groupby(entries.tolist(), key=lambda entry: entry[1])}
-        drafted, accepted = ([(size, number) for _, _, _, size, number, _ in rows.get(what, [])] for what in (ROUND, ACCEPTED))
-        taken = {stage: number for _, _, stage, _, number, _ in rows.get(TAKEN, [])}
+        rows: dict[EntryKind, list[tuple[int, int, int, int]]] = {kind: [] for kind in ENTRY_KINDS}
+        columns = (entries[name].tolist() for name in ("kind", "stage", "size", "number", "cached"))
+        for kind_number, *row in zip(*columns, strict=True):
+            rows[ENTRY_KINDS[kind_number]].append(tuple(row))
+        drafted, accepted = ([(size, number) for _, size, number, _ in rows[kind]] for kind in ("round", "accepted"))
+        taken = {stage: number for stage, _, number, _ in rows["taken"]}
         return RoundStats(
             num_prompts=self.num_prompts,
             num_rounds=sum(number for _, number in drafted),
@@ -107,13 +121,13 @@ class ReplayBatch:
             exits_taken=tuple(taken.get(stage, 0) for stage in range(self.num_exits)),
             passes=tuple(
                 PassCount(kind=kind, stage=stage, rows=size, num_passes=number, cached_tokens_sum=cached)
-                for what, kind in enumerate(KINDS)
-                for _, _, stage, size, number, cached in rows.get(what, [])
+                for kind in ROUND_PASS_KINDS
+                for stage, size, number, cached in rows[kind]
             ),
             cold_passes=tuple(
                 ColdCount(kind=kind, stage=stage, place=size, num_passes=number)
-                for what, kind in enumerate(KINDS, COLD)
-                for _, _, stage, size, number, _ in rows.get(what, [])
+                for kind, cold_kind in COLD_KINDS.items()
+                for stage, size, number, _ in rows[cold_kind]
             ),
         )
 
@@ -149,25 +163,69 @@ def replay_batch(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: 
         BadPolicy: a policy uses an exit that the traced draft does not have, or another confidence measure.
     """
     num_tokens = [prompt.num_positions for prompt in trace.header.prompts]
-    each = num_tokens if by_prompt else [sum(num_tokens)]
+    by_group = num_tokens if by_prompt else [sum(num_tokens)]
     return ReplayBatch(
-        num_exits=len(trace.header.draft.exit_layers),
+        num_exits=len(trace.header.exit_layers),
         num_prompts=1 if by_prompt else len(num_tokens),
-        num_tokens=np.array(each * len(policies), np.int64),
-        entries=count_replay(trace, policies, by_prompt=by_prompt),
+        num_tokens=np.array(by_group * len(policies), np.int64),
+        entries=_count(trace, policies, by_prompt=by_prompt, keep_blocks=False),
     )
 
 
 def block_lengths(trace: Trace, policy: Policy | None) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Drafted and accepted tokens of every round, by prompt: what a run must reproduce block by block."""
-    entries = count_replay(trace, [policy], by_prompt=True, keep_blocks=True)
-    blocks = entries[entries["what"] == BLOCK]
+    entries = _count(trace, [policy], by_prompt=True, keep_blocks=True)
+    blocks = entries[entries["kind"] == _KIND_NUMBER["block"]]
     lengths = list(zip(blocks["size"].tolist(), blocks["number"].tolist(), strict=True))
     bounds = np.searchsorted(blocks["group"], np.arange(len(trace.header.prompts) + 1)).tolist()
     return tuple(tuple(lengths[first:past]) for first, past in pairwise(bounds))
 
 
-def _by_position(rounds: Sequence[tuple[int, int]], longest_of: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Entry i: rounds of at least i + 1 tokens, from how many had so many; as long as the longest of some rounds."""
-    longest = max((size for size, _ in longest_of), default=0)
-    return tuple(sum(number for size, number in rounds if size > place) for place in range(longest))
+def _count(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: bool, keep_blocks: bool) -> Entries:
+    for policy in filter(None, policies):
+        _check(trace, policy)
+    if compiled is not None:
+        return compiled.count_entries(trace, policies, by_prompt=by_prompt, keep_blocks=keep_blocks)
+    _warn_not_compiled()
+    return as_array(reference.count_entries(trace, policies, by_prompt=by_prompt, keep_blocks=keep_blocks))
+
+
+def as_array(entries: Iterable[Entry]) -> Entries:
+    """Entries of the reference implementation as an array."""
+    return np.array([entry._replace(kind=_KIND_NUMBER[entry.kind]) for entry in entries], _ENTRY)  # type: ignore[arg-type]
+
+
+@cache
+def _warn_not_compiled() -> None:
+    if find_spec("perfmodel.replay._native"):
+        problem, fix = "the compiled replay belongs to another version of s2d", "Install s2d again"
+    else:
+        problem, fix = "replay was not compiled when s2d was installed", "Install a C compiler, then install s2d again"
+    log.warning("%s: the reference implementation runs, which takes hundreds of times as long. %s.", problem, fix)
+
+
+def _check(trace: Trace, policy: Policy) -> None:
+    header = trace.header
+    unknown = [layer for layer in policy.exits if layer not in header.exit_layers]
+    if unknown:
+        raise BadPolicy(f"the traced draft has no exit {unknown[0]}", f"exits among {header.exit_layers!r}")
+    if policy.confidence != header.confidence:
+        raise BadPolicy(f"confidence {policy.confidence!r}", f"{header.confidence!r}, which the trace holds")
+
+
+def _warm_line(kind: PassKind, draft: PassLatency | None, target: PassLatency) -> Callable[[int, int], Line]:
+    """(stage, rows) -> seconds of a warm pass."""
+    model = model_of(kind, draft, target)
+    return lambda stage, rows: line_or_infinity(model, kind, stage, rows)
+
+
+def _cold_line(kind: PassKind, draft: PassLatency | None, target: PassLatency) -> Callable[[int, int], Line]:
+    """(stage, place) -> extra seconds of a cold pass."""
+    model = model_of(kind, draft, target)
+    return lambda stage, place: Line(model.cold_s(kind, stage, place), 0.0)
+
+
+def _by_position(rounds: Sequence[tuple[int, int]], drafted: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Entry i: rounds of at least i + 1 tokens, from (tokens, rounds) pairs; as long as the longest draft."""
+    longest = max((tokens for tokens, _ in drafted), default=0)
+    return tuple(sum(number for tokens, number in rounds if tokens > place) for place in range(longest))

@@ -1,4 +1,4 @@
-"""What happened in many rounds, predicted by replay or measured by a run: the same record, so the error is a difference."""
+"""Counts of rounds, predicted by replay or measured by a run. Both use the same record, so an error is a difference."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,52 +6,60 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from perfmodel.core.units import format_frac
 from perfmodel.passes.passes import ColdCount, PassCount, PassName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundStats:
-    """Counts over the rounds of one prompt, or of several summed up.
+    """Counts over the rounds of one prompt or of several.
 
-    A round's emitted tokens are its accepted ones and the bonus; what an end-of-text token or the length limit cut off is
-    not counted anywhere.
+    A round emits its accepted tokens and the bonus. Tokens cut off by an end-of-text token or the length limit are not
+    counted anywhere.
     """
 
     num_prompts: int
     num_rounds: int
     num_tokens: int
-    """Tokens emitted, the bonus of every round included."""
+    """Emitted tokens, the bonus of every round included."""
     num_drafted: int
     num_accepted: float
-    """Drafted and kept, bonus not counted; a float because the ratio test is replayed in expectation."""
+    """Drafted tokens that were accepted, without the bonus."""
     drafted_by_position: tuple[int, ...]
     """Entry i: rounds that drafted at least i + 1 tokens; as long as the longest draft."""
     accepted_by_position: tuple[float, ...]
     """Entry i: rounds that accepted at least i + 1 tokens; as long as the longest draft."""
     exits_taken: tuple[int, ...]
-    """Drafted tokens by the exit they left at, over all the draft's exits."""
+    """Drafted tokens by the exit where they left, for every exit of the draft."""
     passes: tuple[PassCount, ...]
     cold_passes: tuple[ColdCount, ...]
-    """Those of them that found little of their weights in the caches."""
+    """Passes whose place in the round makes them cold: they find few of their weights in the processor's caches."""
 
     @property
     def tokens_per_round(self) -> float:
-        """Emitted tokens per target pass, the bonus counted (the field's *mean accepted tokens*, *acceptance length*)."""
+        """Emitted tokens per round, bonus included: the engines' *acceptance length*, the papers' *mean accepted tokens*."""
         return self.num_tokens / self.num_rounds
 
     @property
     def accepted_per_round(self) -> float:
-        """Accepted drafted tokens per round, bonus not counted."""
+        """Accepted drafted tokens per round, without the bonus."""
         return self.num_accepted / self.num_rounds
 
     @property
     def accepted_frac(self) -> float | None:
-        """Share of the drafted tokens that was kept; None when nothing was drafted."""
+        """Share of the drafted tokens that was accepted; None when nothing was drafted."""
         return self.num_accepted / self.num_drafted if self.num_drafted else None
+
+    def __str__(self) -> str:
+        share = "" if self.accepted_frac is None else f" ({format_frac(self.accepted_frac)})"
+        return (
+            f"{self.tokens_per_round:.2f} tokens per round: {self.num_tokens} tokens in {self.num_rounds} rounds; "
+            f"{self.num_accepted:g} of {self.num_drafted} drafted tokens accepted{share}"
+        )
 
 
 def sum_rounds(stats: Iterable[RoundStats]) -> RoundStats:
-    """Several prompts' rounds as one record."""
+    """Add up the counts of several prompts."""
     parts = list(stats)
     if len(parts) == 1:
         return parts[0]
@@ -63,8 +71,8 @@ def sum_rounds(stats: Iterable[RoundStats]) -> RoundStats:
             key = (passes.kind, passes.stage, passes.rows)
             counts[key] += passes.num_passes
             cached[key] += passes.cached_tokens_sum
-        for early in part.cold_passes:
-            cold[early.kind, early.stage, early.place] += early.num_passes
+        for count in part.cold_passes:
+            cold[count.kind, count.stage, count.place] += count.num_passes
     return RoundStats(
         num_prompts=sum(part.num_prompts for part in parts),
         num_rounds=sum(part.num_rounds for part in parts),

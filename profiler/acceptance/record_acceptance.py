@@ -17,22 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from perfmodel.acceptance.off_path_trace import OffPath, nothing_off_path
+from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader, distinct_ngram_frac
 from perfmodel.core.console import save_or_warn
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import Mismatch
 from perfmodel.core.units import Seconds, Tokens
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from perfmodel.models.geometry import ModelGeometry
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import Sampling
 from profiler.acceptance.record_off_path import Mistake, draw_mistakes, record_off_path, seed_of
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.pair import EncodedPrompt, Pair
-from s2d.decoding.process_logits import Processing
+from s2d.decoding.pair import Pair
+from s2d.decoding.teacher_forced import TeacherForcedText, processed_along, teacher_forced_text
 from s2d.decoding.verify import make_verifier
-from s2d.model.choose_tokens import choose, confidence_of, probabilities, sample_indices
-from s2d.model.finite import NotFinite, check_logits, is_finite, naming_prompt
+from s2d.model.choose_tokens import probabilities, sample_indices
+from s2d.model.finite import check_logits, naming_prompt
 
 _Refused = Callable[[Sequence[tuple[int, int]]], list[int]]
 """Steps and exits to the tokens that are refused there."""
@@ -88,9 +89,11 @@ class ExitRecorder:
         """What the trace is of, its prompts still missing."""
         pair = self._pair
         return TraceHeader(
-            draft=pair.geometry,
+            draft_kind=pair.geometry.kind,
+            exit_layers=pair.geometry.exit_layers,
+            draft_model=pair.geometry.model,
             draft_sha256=pair.draft.sha256,
-            target=pair.target.geometry,
+            target_model=pair.target.geometry,
             target_sha256=pair.target.sha256,
             tokenizer_sha256=pair.tokenizer_sha256,
             sampling=self._sampling,
@@ -117,36 +120,29 @@ class ExitRecorder:
             max_new_tokens=self._max_new_tokens,
             eos_token_id=self._pair.eos_token_id,
         )
-        written = self._session.generate(prompt.token_ids, settings).tokens
-        text, first = [*prompt.token_ids, *written], len(prompt.token_ids)
-        said = self._pair.draft.decoder.all_exit_logits(text[:-1], self._pair.geometry.exit_layers)
-        exits = [self._processed(logits, text, first) for logits in said]  # E of [N, V]
-        noise = self._noise.rows(first, len(text)) if self._noise is not None else None
-        tokens = torch.stack([choose(logits, noise) for logits in exits], dim=1)  # [N, E]
-        probs = [probabilities(logits) for logits in exits]  # E of [N, V]
-        confidence = torch.stack([confidence_of(one, self._confidence) for one in probs], dim=1)  # [N, E]
-        if not is_finite(confidence):
-            raise NotFinite("draft", self._pair.draft.decoder)
-        target_token = torch.tensor(written)
+        forced = teacher_forced_text(self._pair, self._session, prompt.token_ids, settings, self._confidence, self._noise)
+        tokens = forced.draft_tokens  # [N, E]
+        target_token = torch.tensor(forced.written)
         accepted = (tokens.cpu() == target_token[:, None]).float()  # [N, E]
         refused = partial(_refused_choices, tokens)
         if self._sampling.rule == "ratio":
-            target_probs = self._target_probs(text, first)
-            accepted = torch.stack([_overlap(target_probs, q) for q in probs], dim=1).float().cpu()
-            refused = partial(_refused_samples, target_probs, probs, seed_of(prompt.name))
+            target_probs = self._target_probs(forced)
+            draft_probs = [probabilities(logits) for logits in forced.exit_logits]  # E of [N, V]
+            accepted = torch.stack([_overlap(target_probs, q) for q in draft_probs], dim=1).float().cpu()
+            refused = partial(_refused_samples, target_probs, draft_probs, seed_of(prompt.name))
         return PromptTrace(
             prompt=TracedPrompt(
                 name=prompt.name,
                 category=prompt.category,
-                prompt_tokens=first,
-                num_positions=len(written),
-                distinct_6gram_frac=distinct_ngram_frac(written),
+                prompt_tokens=forced.prompt_tokens,
+                num_positions=len(forced.written),
+                distinct_6gram_frac=distinct_ngram_frac(forced.written),
             ),
-            confidence=confidence.clamp(0, 1).cpu().numpy(),
+            confidence=forced.confidence.clamp(0, 1).cpu().numpy(),
             draft_token=tokens.cpu().numpy().astype(np.int32),
             target_token=target_token.numpy().astype(np.int32),
             accept_prob=accepted.numpy(),
-            off_path=self._off_path(prompt, text, accepted.numpy(), refused),
+            off_path=self._off_path(prompt, list(forced.text), accepted.numpy(), refused),
         )
 
     def _off_path(self, prompt: EncodedPrompt, text: list[int], accept_prob: NDArray[np.float32], refused: _Refused) -> OffPath:
@@ -159,7 +155,7 @@ class ExitRecorder:
             refused: the refused tokens at some steps and exits.
         """
         if not self._num_mistakes:
-            return nothing_off_path(accept_prob.shape[1])
+            return OffPath.empty(accept_prob.shape[1])
         verifier = make_verifier(self._sampling, self._confidence, self._pair.device, self._noise)
         places = draw_mistakes(accept_prob, prompt.name, self._num_mistakes)
         mistakes = [
@@ -168,16 +164,12 @@ class ExitRecorder:
         ]
         return record_off_path(self._pair, verifier, text, len(prompt.token_ids), mistakes)
 
-    def _processed(self, logits: Tensor, text: list[int], first: int) -> Tensor:
-        """What tokens from `first` on are chosen by, each with the true tokens before it: [N, V]."""
-        return Processing(self._sampling, first)(logits[first - 1 :], text[:-1], first)
-
-    def _target_probs(self, text: list[int], first: int) -> Tensor:
-        """What the target draws its tokens from: [N, V]."""
-        target = self._pair.target
-        (said,) = target.decoder.all_exit_logits(text[:-1], (target.geometry.num_layers,))
-        check_logits(said[first - 1 :], "target", target.decoder)
-        return probabilities(self._processed(said, text, first))
+    def _target_probs(self, forced: TeacherForcedText) -> Tensor:
+        """The distributions that the target draws its tokens from: [N, V]."""
+        target, first = self._pair.target, forced.prompt_tokens
+        (logits,) = target.decoder.all_exit_logits(list(forced.text[:-1]), (target.geometry.num_layers,))
+        check_logits(logits[first - 1 :], "target", target.decoder)
+        return probabilities(processed_along(forced.text, first, logits, self._sampling))
 
 
 def _overlap(p: Tensor, q: Tensor) -> Tensor:
@@ -206,14 +198,14 @@ def _refused_samples(p: Tensor, qs: Sequence[Tensor], seed: int, places: Sequenc
 
 def empty_trace(header: TraceHeader) -> Trace:
     """A trace of no prompts."""
-    exits = len(header.draft.exit_layers)
+    exits = len(header.exit_layers)
     return Trace(
         header=replace(header, prompts=()),
         confidence=np.zeros((0, exits), np.float32),
         draft_token=np.zeros((0, exits), np.int32),
         target_token=np.zeros(0, np.int32),
         accept_prob=np.zeros((0, exits), np.float32),
-        off_path=nothing_off_path(exits),
+        off_path=OffPath.empty(exits),
     )
 
 
@@ -268,8 +260,8 @@ def _named(header: TraceHeader, name: str) -> str:
     """One field of a header in words."""
     value = getattr(header, name)
     match value:
-        case DraftGeometry():
-            value = f"{value.model.name} with exits {'/'.join(map(str, value.exit_layers))}"
+        case tuple():
+            value = "/".join(map(str, value))
         case ModelGeometry():
             value = value.name
         case Sampling():

@@ -81,7 +81,7 @@ def record_off_path(
         for segment in cache.segments:
             ladder.push((segment,), tokens, len(tokens))
             states = cache.states[segment.index][len(tokens) - 1 : len(tokens)]
-            token, confidence = verifier.ask(draft, states, tokens, prompt_tokens, segment.index)()
+            token, confidence = verifier.check_exit(draft, states, tokens, prompt_tokens, segment.index)()
             yield token, check_confidence(confidence, draft)
 
     for segment in cache.segments:

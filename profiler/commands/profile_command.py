@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from perfmodel.core.errors import UserInputError
 from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.core.units import Seconds
 from perfmodel.models.geometry import SELF_DRAFT, tensor_parallel_degrees
-from perfmodel.passes.device_key import EngineMode
 from perfmodel.policies.sampling import AcceptanceRule, Sampling
 from profiler.acceptance.record_acceptance import check_resumable, empty_trace, record_acceptance
 from profiler.commands.profile_inputs import PARTIAL_TRACE_NAME, TRACE_NAME
@@ -38,9 +38,9 @@ from profiler.latency.pass_log import lacking_passes
 from profiler.latency.profiling_job import Job, fill_log
 from profiler.machine.machine_facts import DeviceFacts, device_facts
 from profiler.machine.measure_energy import measure_energy, nvml_sensor
-from s2d.decoding.pair import draft_exits, encode_prompts, load_pair, placement_of
-from s2d.loading.exits import named_exits
-from s2d.loading.model_folder import find_model
+from s2d.decoding.encode_prompts import encode_prompts
+from s2d.decoding.pair import PairRequest, load_pair, pair_placement
+from s2d.loading.exits import requested_exits
 from s2d.model.torch_device import device_key, engine_for, use_device
 from s2d.parallel.ranks import Ranks
 from s2d.parallel.shard import Shard
@@ -81,18 +81,17 @@ def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | N
     """
     sampling = sampling_of(args)
     engine = engine_for(args.engine, args.device, ranks.num_ranks if ranks else 1)
-    choice = _kernels(args, ranks, engine)
-    pair = load_pair(
-        args.target,
-        args.draft,
-        args.dtype,
-        args.device,
-        ranks,
-        named_exits=named_exits(args.exits),
+    request = PairRequest(
+        target=args.target,
+        draft=args.draft,
+        dtype=args.dtype,
+        device=args.device,
+        exits=requested_exits(args.exits),
         engine=engine,
-        kernels=choice.kernels,
         shares_draft=args.share_draft,
     )
+    choice = _kernels(args, request, ranks)
+    pair = load_pair(replace(request, kernels=choice.kernels), ranks)
     if (note := pair.exits.note) is not None:
         print_err(f"note: {note}")
     if (note := special_tokens_note(pair.tokenizer, prompts, args.special_tokens)) is not None:
@@ -114,29 +113,19 @@ def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | N
     return job
 
 
-def _kernels(args: argparse.Namespace, ranks: Ranks | None, engine: EngineMode) -> ChosenKernels:
-    """What the pair is to compute with; of several processes the first one times its share."""
-    target, exits = find_model(args.target), named_exits(args.exits)
-    models = placement_of(
-        target,
-        args.draft,
-        args.dtype,
-        args.device,
-        ranks,
-        exits=draft_exits(target, args.draft, exits),
-        engine=engine,
-        shares_draft=args.share_draft,
-    )
-    here = device_key(torch.device(args.device), args.dtype, engine, models.target_ranks)
+def _kernels(args: argparse.Namespace, request: PairRequest, ranks: Ranks | None) -> ChosenKernels:
+    """The kernels of the pair; rank 0 of several processes times its share."""
+    models = pair_placement(request, ranks)
+    here = device_key(models.device, models.dtype, models.engine, models.target_ranks)
     # A number of processes that cannot share the target is refused when it is loaded.
     num_ranks = models.target_ranks if models.target_ranks in tensor_parallel_degrees(models.target) else 1
     return choose_kernels(
         args.kernels,
         Shard(rank=0, num_ranks=num_ranks).geometry(models.target),
         models.draft,
-        args.dtype,
-        args.device,
-        engine=engine,
+        request.dtype,
+        request.device,
+        engine=request.engine,
         recorded=recorded_kernels(args.output, here),
     )
 

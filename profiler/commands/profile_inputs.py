@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from perfmodel.core.errors import UserInputError
-from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, is_of_family
-from s2d.prompt_files.choose import chosen_prompts
-from s2d.prompt_files.given import given_prompts
+from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, is_reference_model
+from s2d.prompt_files.choose import choose_prompts
+from s2d.prompt_files.load_prompts import load_prompts
 from s2d.prompt_files.read_as import read_as
 from s2d.prompts.conversation import Prompt, check_texts
 
@@ -24,8 +24,8 @@ def read_inputs(args: argparse.Namespace) -> tuple[Prompt, ...]:
     _check_flags(args)
     check_model_names(args.target, args.draft)
     default = FAMILY_PROMPTS if args.prompts else family_prompts(args.target)
-    given = given_prompts(args.prompts, read_as(args, "prompt"), default, first_turns=True)
-    chosen = chosen_prompts(given, args.split, args.num_prompts)
+    given = load_prompts(args.prompts, read_as(args, "prompt"), default, first_turns=True)
+    chosen = choose_prompts(given, args.split, args.num_prompts)
     if not args.chat:
         check_texts(chosen)
     return tuple(prompt.first_turn for prompt in chosen)
@@ -37,7 +37,7 @@ def family_prompts(target: str) -> Path:
     Raises:
         UserInputError: it is another model.
     """
-    if is_of_family(target):
+    if is_reference_model(target):
         return FAMILY_PROMPTS
     raise UserInputError(f"target {target!r} is not of the reference family, so its prompts must be given: --prompts FILE")
 

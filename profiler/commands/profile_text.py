@@ -75,7 +75,7 @@ def acceptance_table(trace: Trace, calibration: Calibration | None) -> str:
     Where the draft came with a calibration of this kind of confidence: how far (ECE) the bare confidence is off on this
     trace, and how far what the calibration makes of it is. A calibration that holds here has an error near zero.
     """
-    columns = zip(trace.header.draft.exit_layers, trace.accept_prob.mean(axis=0), trace.confidence.mean(axis=0), strict=True)
+    columns = zip(trace.header.exit_layers, trace.accept_prob.mean(axis=0), trace.confidence.mean(axis=0), strict=True)
     rows = [(f"exit {layer}", format_frac(float(accepted)), format_number(float(sure))) for layer, accepted, sure in columns]
     headers = ("exit", "accepted", "mean confidence")
     if calibration is None or calibration.confidence != trace.header.confidence:
@@ -100,8 +100,8 @@ def _calibration_errors(trace: Trace, exit_id: int, curve: CalibrationCurve) -> 
 def distinct_line(trace: Trace) -> str:
     """How much of the text repeats itself, without which an acceptance means little."""
     prompts = trace.header.prompts
-    mean = float(np.mean([prompt.distinct_6gram_frac for prompt in prompts]))
-    looping = sum(prompt.distinct_6gram_frac < 0.5 for prompt in prompts)
+    distinct = [prompt.distinct_6gram_frac for prompt in prompts if prompt.distinct_6gram_frac is not None]
+    mean, looping = float(np.mean(distinct)), sum(frac < 0.5 for frac in distinct)
     return (
         f"{len(trace.target_token)} positions; distinct 6-grams {format_frac(mean)}, "
         f"{looping} of {len(prompts)} texts loop (below 50 %), which flatters acceptance"
@@ -113,7 +113,7 @@ def off_path_lines(trace: Trace) -> list[str]:
     off_path = trace.off_path
     if not len(off_path):
         return []
-    told = f"{len(off_path)} tokens off the path, {off_path.num_told} of them by the deepest exit"
+    told = f"{len(off_path)} tokens off the path, {off_path.num_usable} of them by the deepest exit"
     if not off_path.is_enough:
         told += f": too few, {MIN_RECORDED} are needed, so the text's own confidences stand in"
     return [told]

@@ -170,8 +170,8 @@ class _TimedModel:
         self._halves = model.decoder.new_cache(model.exit_layers, grid.max_tokens)
         for cache in (self._whole, self._halves):
             model.decoder.prepare(cache, 0, grid.max_tokens)
-        self._judge = make_verifier(GREEDY, "max-prob", model.decoder.device)
-        self._judge.start(1, grid.max_tokens)
+        self._verifier = make_verifier(GREEDY, "max-prob", model.decoder.device)
+        self._verifier.start(1, grid.max_tokens)
         self._clock = Clock(model.decoder.device)
 
     def warm_up(self) -> None:
@@ -188,20 +188,20 @@ class _TimedModel:
 
     @torch.inference_mode()
     def _turn(self, rows: int, cached: Tokens) -> PassSamples:
-        decoder, verifier, clock = self._decoder, self._judge, self._clock
+        decoder, verifier, clock = self._decoder, self._verifier, self._clock
         self._whole.lengths = [cached]
         self._halves.lengths = [cached] * len(self._halves.segments)
         token_ids = self._rng.integers(self._vocab_size, size=rows).tolist()
         clock.start()
         states = decoder.forward_segment(decoder.embed(token_ids), self._whole.segments[0], self._whole)
-        verifier.verdict(decoder.exit_logits(states), token_ids, 1)
+        verifier.verify(decoder.exit_logits(states), token_ids, 1)
         clock.lap("verify", 0, rows, cached)
         states = decoder.embed(token_ids)
         for segment in self._halves.segments:
             states = decoder.forward_segment(states, segment, self._halves)
             clock.lap("segment", segment.index, rows, cached)
             if not segment.index:
-                verifier.ask(decoder, states[-1:], token_ids, 1, segment.index)()
+                verifier.check_exit(decoder, states[-1:], token_ids, 1, segment.index)()
                 clock.lap("exit", 0, 1, 0)
         return clock.samples()
 

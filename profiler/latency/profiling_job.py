@@ -19,8 +19,9 @@ from profiler.acceptance.record_acceptance import ExitRecorder, empty_trace, ext
 from profiler.latency.measure_latency import Coverage, Text, measure_latency, take_runs
 from profiler.latency.pass_grid import PassKey, needed_passes, run_grid
 from profiler.latency.pass_log import PassLog
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.pair import EncodedPrompt, Pair
+from s2d.decoding.pair import Pair
 from s2d.loading.memory import TextLimits
 
 MAX_LATENCY_PROMPTS = 8

@@ -1,4 +1,4 @@
-"""What the flags of `s2d-run` and `s2d-train` take, and what is said of anything else."""
+"""Argument types, and flags shared by several commands."""
 
 import argparse
 import math
@@ -6,15 +6,15 @@ import math
 from s2d.prompts.special_tokens import SPECIAL_TOKENS
 
 EXITS_HELP = (
-    "layers after which the draft may answer, rising, e.g. 6,9,12 (default: those of its s2d.json, else its full depth)"
+    "layers after which the draft may answer, rising, e.g. 6,9,12 (default: those in its s2d.json, else its full depth)"
 )
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
+    """A whole number, at least 1."""
     value = int(text) if text.isdecimal() else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
 
 
@@ -41,7 +41,7 @@ def rate(text: str) -> float:
 
 
 def seed(text: str) -> int:
-    """A whole number that every generator takes."""
+    """A seed that every random generator accepts."""
     value = int(text) if text.isdecimal() else -1
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
@@ -57,17 +57,17 @@ def layers(text: str) -> tuple[int, ...]:
 
 
 def stop_string(text: str) -> str:
-    """At least one character."""
+    """A text of at least one character."""
     if not text:
-        raise argparse.ArgumentTypeError("it is empty, expected at least one character")
+        raise argparse.ArgumentTypeError("the text is empty: expected at least one character")
     return text
 
 
 def add_special_tokens_flag(container: argparse._ActionsContainer) -> None:
-    """How the text of special tokens in a prompt is read."""
+    """Add `--special-tokens`."""
     text = (
-        "what the text of a special token in a prompt, such as </s>, stands for: parse, the token itself, as in most engines; "
-        "text, ordinary text, so that no prompt and no user of a chat can end a turn; what a chat template adds is special in "
-        "any case (default: parse)"
+        "how to read the text of a special token in a prompt, such as </s>. parse: as the token, as most engines do. text: as "
+        "ordinary text, so that a prompt cannot end a turn of a chat. The tokens of a chat template are always special "
+        "(default: parse)"
     )
     container.add_argument("--special-tokens", choices=SPECIAL_TOKENS, default="parse", help=text)

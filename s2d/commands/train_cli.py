@@ -1,4 +1,4 @@
-"""`s2d-train`: train a nested draft, calibrate it, name its exits, reduce its head; rebuild the reference family."""
+"""`s2d-train`: train, calibrate and reduce a nested draft, write its exits; train the reference family."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from perfmodel.core.console import (
@@ -16,282 +15,227 @@ from perfmodel.core.console import (
     add_verbose_flag,
     keeping,
     make_parser,
-    print_err,
     print_out,
     run_command,
 )
-from perfmodel.core.disk import check_new, saving
-from perfmodel.core.errors import UserInputError
 from perfmodel.core.overwriting import OutputFolder
-from perfmodel.core.units import format_frac
 from s2d.commands.arguments import EXITS_HELP, add_special_tokens_flag, frac, layers, positive, rate, seed
-from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, find_model, is_of_family
-from s2d.prompt_files.choose import calibration_half
-from s2d.prompt_files.given import given_prompts, given_texts
-from s2d.prompt_files.read_as import add_read_flags, read_as
-from s2d.prompts.conversation import check_texts
+from s2d.prompt_files.read_as import add_read_flags
+from s2d.training.requests import CalibrateDraftRequest, ReduceVocabRequest, TrainDraftRequest, TrainReferenceRequest
 
 TRAIN = "s2d-train"
+DEVICE_HELP = "torch's name of the device: cpu, cuda, cuda:1 (default: cpu)"
 
 
 def main_train(argv: Sequence[str] | None = None) -> int:
-    """`s2d-train`: train a nested draft, calibrate one, or make the reference family again."""
+    """`s2d-train`: train, calibrate and reduce a nested draft, or train the reference family."""
     parser = make_parser(
         TRAIN,
-        "Sorted fine-tuning: train a draft whose every exit can answer, or make the reference family again.",
+        "Train drafts by sorted fine-tuning, so that every exit can predict tokens; train the reference family.",
         "s2d-train draft --target path/to/llama --exits 6,9,12 --text chats.jsonl --teacher path/to/llama -o my-draft",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for verb, (purpose, example, add_flags) in _VERBS.items():
-        add_flags(add_verb(commands, verb, purpose, example))
-    run = {
-        "draft": _train_draft,
-        "calibrate": _calibrate,
-        "exits": _write_exits,
-        "trim": _trim,
-        "reference": _train_reference,
-    }
-    return run_command(parser, argv, lambda args: run[args.command](args))
+    verbs = parser.add_subparsers(dest="command", required=True)
+    for verb, (purpose, example, add_flags, run) in _VERBS.items():
+        verb_parser = add_verb(verbs, verb, purpose, example)
+        add_flags(verb_parser)
+        verb_parser.set_defaults(run=run)
+
+    def command(args: argparse.Namespace) -> int:
+        args.run(args)
+        return EXIT_ANSWERED
+
+    return run_command(parser, argv, command)
 
 
-def _add_draft_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", required=True, metavar="DIR", help="Hugging Face folder of a Llama, Mistral or Qwen2/3")
-    parser.add_argument(
-        "--exits", type=layers, required=True, metavar="LAYERS", help="rising layer counts, e.g. 6,9,12; the last is the depth"
-    )
-    text_help = "text to train on, in any format of docs/prompt-files.md; a twentieth is left out to calibrate on"
-    parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
+def _add_draft_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--target", required=True, metavar="DIR", help="Hugging Face folder of a Llama, Mistral, Qwen2 or Qwen3 model")
+    add("--exits", type=layers, required=True, metavar="LAYERS", help="rising layer counts, e.g. 6,9,12; the last is the depth")
+    text_help = "training text, in any format of docs/prompt-files.md; a twentieth is held out for the calibration"
+    add("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
     add_read_flags(parser, "text")
-    parser.add_argument(
-        "--teacher", action="append", default=[], metavar="DIR", help="distil from this target; may be repeated"
-    )
-    parser.add_argument("--distill-frac", type=frac, default=0.9, metavar="FRAC", help="share of distillation (default 0.9)")
-    parser.add_argument("--steps", type=positive, default=1000, metavar="STEPS", help="optimizer steps (default 1000)")
-    parser.add_argument("--batch-sequences", type=positive, default=8, metavar="SEQUENCES", help="per step (default 8)")
-    parser.add_argument("--sequence-tokens", type=positive, default=512, metavar="TOKENS", help="per sequence (default 512)")
-    parser.add_argument("--matrix-lr", type=rate, default=0.01, metavar="RATE", help="Muon's, for matrices (default 0.01)")
-    parser.add_argument("--vector-lr", type=rate, default=1e-3, metavar="RATE", help="AdamW's, for the rest (default 0.001)")
-    parser.add_argument("--seed", type=seed, default=0, metavar="SEED", help="of batches (default 0)")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
+    add("--teacher", action="append", default=[], metavar="DIR", help="distil from this target; may be repeated")
+    add("--distill-frac", type=frac, default=0.9, metavar="FRAC", help="weight of the distillation in the loss (default 0.9)")
+    add("--steps", type=positive, default=1000, metavar="STEPS", help="optimizer steps (default 1000)")
+    add("--batch-sequences", type=positive, default=8, metavar="SEQUENCES", help="sequences per step (default 8)")
+    add("--sequence-tokens", type=positive, default=512, metavar="TOKENS", help="tokens per sequence (default 512)")
+    add("--matrix-lr", type=rate, default=0.01, metavar="RATE", help="learning rate of Muon, for matrices (default 0.01)")
+    add("--vector-lr", type=rate, default=1e-3, metavar="RATE", help="learning rate of AdamW, for the rest (default 0.001)")
+    add("--seed", type=seed, default=0, metavar="SEED", help="seed of the batches (default 0)")
+    add("--device", default="cpu", metavar="NAME", help=DEVICE_HELP)
     unfinished = OutputFolder(("checkpoint.safetensors", "loss.jsonl"), ".partial")
-    parser.add_argument(
-        "-o", "--output", type=unfinished, required=True, metavar="DIR", help="where the draft goes; must not exist"
-    )
+    add("-o", "--output", type=unfinished, required=True, metavar="DIR", help="folder of the draft to make; must not exist")
     add_verbose_flag(parser)
 
 
-def _add_calibrate_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--draft", required=True, metavar="DIR", help="the draft whose sidecar is written")
-    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
-    parser.add_argument(
-        "--target", action="append", required=True, metavar="DIR", help="a target it drafts for; may be repeated"
-    )
+def _add_calibrate_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--draft", required=True, metavar="DIR", help="the draft, whose sidecar gets the curves")
+    add("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
+    add("--target", action="append", required=True, metavar="DIR", help="a target of the draft; may be repeated")
     prompts_help = (
-        "prompts in any format of docs/prompt-files.md, none that the draft was trained on; the calibration half is taken "
+        "prompts that the draft was not trained on, in any format of docs/prompt-files.md; the calibration half is used "
         "(default, for the reference family: its held-out prompts)"
     )
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help=prompts_help)
+    add("--prompts", type=Path, metavar="FILE", help=prompts_help)
     add_read_flags(parser, "prompt")
     add_special_tokens_flag(parser)
-    new_help = "written by each target after each prompt (default 128)"
-    parser.add_argument("--max-new-tokens", type=positive, default=128, metavar="TOKENS", help=new_help)
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
+    new_help = "tokens that each target writes after each prompt (default 128)"
+    add("--max-new-tokens", type=positive, default=128, metavar="TOKENS", help=new_help)
+    add("--device", default="cpu", metavar="NAME", help=DEVICE_HELP)
     add_verbose_flag(parser)
 
 
-def _add_exits_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--draft", required=True, metavar="DIR", help="the draft whose sidecar is written")
-    parser.add_argument(
-        "--exits",
-        type=layers,
-        required=True,
-        metavar="LAYERS",
-        help="rising layer counts, e.g. 6,9,12, up to the draft's depth",
-    )
-    overwrite_help = "replace a sidecar that cannot be read, and drop the confidence curves of exits that are not named"
-    parser.add_argument("--overwrite", action="store_true", help=overwrite_help)
+def _add_exits_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--draft", required=True, metavar="DIR", help="the draft, whose sidecar gets the exits")
+    exits_help = "rising layer counts, e.g. 6,9,12, up to the draft's depth"
+    add("--exits", type=layers, required=True, metavar="LAYERS", help=exits_help)
+    overwrite_help = "replace an unreadable sidecar, and drop the confidence curves of other exits"
+    add("--overwrite", action="store_true", help=overwrite_help)
     add_verbose_flag(parser)
 
 
-def _add_trim_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--draft", required=True, metavar="DIR", help="the draft to copy")
-    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
-    parser.add_argument("--tokens", type=positive, required=True, metavar="TOKENS", help="that its LM head is to say")
-    text_help = "text to count tokens in, like what its targets will write, in any format of docs/prompt-files.md"
-    parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
+def _add_trim_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--draft", required=True, metavar="DIR", help="the draft to copy")
+    add("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
+    add("--tokens", type=positive, required=True, metavar="TOKENS", help="vocabulary size to keep in the LM head")
+    text_help = "text like the targets' output, to count tokens in, in any format of docs/prompt-files.md"
+    add("--text", type=Path, nargs="+", required=True, metavar="FILE", help=text_help)
     add_read_flags(parser, "text")
-    parser.add_argument(
-        "-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="where it goes; must not exist"
-    )
+    add("-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="folder of the copy; must not exist")
     add_verbose_flag(parser)
 
 
-def _add_reference_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="where the family goes; must not exist"
-    )
-    parser.add_argument("--work", type=OutputFolder(), metavar="DIR", help="stages so far (default: the output's name + .work)")
-    parser.add_argument("--stage", metavar="NAME", help="train this stage alone, e.g. in two processes at once")
-    parser.add_argument("--max-steps", type=positive, metavar="STEPS", help="cut every stage short, to try the recipe out")
+def _add_reference_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-o", "--output", type=OutputFolder(), required=True, metavar="DIR", help="folder of the family; must not exist")
+    add("--work", type=OutputFolder(), metavar="DIR", help="folder of the stages (default: the output's name + .work)")
+    add("--stage", metavar="NAME", help="train this stage alone, e.g. to run two processes at once")
+    add("--max-steps", type=positive, metavar="STEPS", help="upper limit of the steps of every stage, to try the recipe")
     add_verbose_flag(parser)
 
 
-_VERBS = {
-    "draft": (
-        "from a target's first layers to a nested draft",
-        "s2d-train draft --target my-target --exits 6,9,12 --text chats.jsonl -o my-draft",
-        _add_draft_command,
-    ),
-    "calibrate": (
-        "fit what the confidence of a draft's exits is worth, into its sidecar",
-        "s2d-train calibrate --draft my-draft --target my-target --prompts prompts.jsonl",
-        _add_calibrate_command,
-    ),
-    "exits": (
-        "name the layers after which a draft may answer, in its sidecar s2d.json",
-        "s2d-train exits --draft my-draft --exits 6,9,12",
-        _add_exits_command,
-    ),
-    "trim": (
-        "a copy of a draft whose LM head says only the most frequent tokens",
-        "s2d-train trim --draft my-draft --tokens 8192 --text chats.jsonl -o my-draft-8192",
-        _add_trim_command,
-    ),
-    "reference": ("the recipe of the shipped family", "s2d-train reference -o family --max-steps 10", _add_reference_command),
-}
-"""Of every verb its purpose, an example, and what adds its flags."""
-
-
-def _train_reference(args: argparse.Namespace) -> int:
-    work = args.work or args.output.with_name(args.output.name + ".work")
-    if not args.stage:
-        check_new(args.output)
-    if work.resolve() == args.output.resolve():
-        raise UserInputError(f"--work and --output are both {str(work)!r}: give two folders")
-    with saving(work):
-        work.mkdir(exist_ok=True)
-    from s2d.training.package_family import install_family
-    from s2d.training.train_reference import run_stage, run_stages
-
-    with keeping(work, holding=("*/checkpoint.safetensors", "*/training.json")):
-        if args.stage:
-            run_stage(work, args.stage, max_steps=args.max_steps, progress=_progress)
-        else:
-            run_stages(work, max_steps=args.max_steps, progress=_progress)
-            install_family(work, args.output)
-    print_out(f"finished: {args.output if not args.stage else work / args.stage}")
-    return EXIT_ANSWERED
-
-
-def _train_draft(args: argparse.Namespace) -> int:
-    check_new(args.output)
-    check_model_names(args.target, *args.teacher)
-    texts = given_texts(args.text, read_as(args, "text"))
-    from s2d.training.train_draft import train_draft
-    from s2d.training.training import TrainSettings
-
-    settings = TrainSettings(
+def _train_draft(args: argparse.Namespace) -> None:
+    request = TrainDraftRequest(
+        target=args.target,
+        exits=args.exits,
+        text=tuple(args.text),
+        output=args.output,
+        teachers=tuple(args.teacher),
+        distill_frac=args.distill_frac,
         steps=args.steps,
-        warmup_steps=max(1, args.steps // 50),
-        cooldown_steps=args.steps // 2,
         batch_sequences=args.batch_sequences,
         sequence_tokens=args.sequence_tokens,
         matrix_lr=args.matrix_lr,
         vector_lr=args.vector_lr,
-        distill_frac=args.distill_frac,
-        all_exits=True,
         seed=args.seed,
+        device=args.device,
+        text_format=args.text_format,
+        text_column=args.text_column,
     )
-    unfinished = args.output.with_name(args.output.name + ".partial")
-    with keeping(unfinished, holding=("checkpoint.safetensors",)), _progress("draft", args.steps) as on_step:
-        train_draft(
-            args.target,
-            args.exits,
-            texts,
-            settings,
-            args.output,
-            teacher_names=args.teacher,
-            device=args.device,
-            on_step=on_step,
-        )
-    exits = "/".join(map(str, args.exits))
-    command = ["s2d-profile", "--target", args.target, "--draft", str(args.output)]
-    command += [] if is_of_family(args.target) else ["--prompts", "path/to/prompts.jsonl"]
-    print_out(f"wrote {args.output}, exits {exits}; next: {shlex.join(command)}")
-    return EXIT_ANSWERED
+    texts = request.read_texts()
+    from s2d.training.train_draft import train
+
+    kept = keeping(request.unfinished, holding=("checkpoint.safetensors",))
+    with kept, _progress("draft", request.steps) as on_step:
+        draft = train(request, texts, on_step=on_step)
+    print_out(str(draft))
 
 
-def _calibrate(args: argparse.Namespace) -> int:
-    check_model_names(args.draft)
-    strangers = [name for name in args.target if not is_of_family(name)]
-    if args.prompts is None and strangers:
-        raise UserInputError(f"target {strangers[0]!r} is not of the reference family: give its prompts with --prompts FILE")
-    given = given_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=True)
-    prompts = calibration_half(given)
-    check_texts(prompts)
+def _calibrate(args: argparse.Namespace) -> None:
+    request = CalibrateDraftRequest(
+        draft=args.draft,
+        targets=tuple(args.target),
+        prompts=args.prompts,
+        exits=args.exits,
+        max_new_tokens=args.max_new_tokens,
+        special_tokens=args.special_tokens,
+        device=args.device,
+        prompt_format=args.prompt_format,
+        prompt_column=args.prompt_column,
+    )
+    prompts = request.read_prompts()
+    from s2d.training.calibrate_draft import calibrate
+
+    with Progress("calibrate", len(prompts) * len(request.targets)) as progress:
+        draft = calibrate(request, prompts, on_prompt=progress.step)
+    print_out(str(draft))
+
+
+def _write_exits(args: argparse.Namespace) -> None:
     from perfmodel.models.config_file import SIDECAR_NAME
-    from s2d.decoding.pair import encode_prompts
-    from s2d.loading.exits import find_exits, named_exits
-    from s2d.loading.load_model import load_tokenizer
-    from s2d.loading.read_config import read_geometry
-    from s2d.model.torch_device import use_device
-    from s2d.prompts.special_tokens import special_tokens_note
-    from s2d.running.run_text import calibration_text
-    from s2d.training.calibrate_draft import calibrate_draft
+    from s2d.loading.exits import write_exits
+    from s2d.loading.model_folder import find_model
 
-    use_device(args.device)
-    folder, named = find_model(args.draft), named_exits(args.exits)
-    exits = find_exits(folder, read_geometry(folder).num_layers, named, is_self=False)
-    if exits.note is not None:
-        print_err(f"note: {exits.note}")
-    if (note := special_tokens_note(load_tokenizer(folder), prompts, args.special_tokens)) is not None:
-        print_err(note)
-    encoded = partial(encode_prompts, prompts=prompts, max_new_tokens=args.max_new_tokens, special_tokens=args.special_tokens)
-    with Progress("calibrate", len(prompts) * len(args.target)) as progress:
-        sidecar = calibrate_draft(
-            folder,
-            args.target,
-            encoded,
-            max_new_tokens=args.max_new_tokens,
-            device=args.device,
-            named_exits=named,
-            on_prompt=lambda prompt: progress.step(prompt.name),
-        )
-    print_out(calibration_text(sidecar))
-    print_out(f"wrote {folder / SIDECAR_NAME}, {exits.label}")
-    return EXIT_ANSWERED
-
-
-def _write_exits(args: argparse.Namespace) -> int:
-    from perfmodel.models.config_file import SIDECAR_NAME
-    from s2d.loading.exits import NamedExits, write_exits
-    from s2d.loading.read_config import read_geometry
-
-    folder, named = find_model(args.draft), NamedExits(layers=args.exits, source="--exits")
-    exits = write_exits(folder, read_geometry(folder).num_layers, named, overwrite=args.overwrite)
-    if exits.note is not None:
-        print_err(f"note: {exits.note}")
+    exits = write_exits(args.draft, args.exits, overwrite=args.overwrite)
     command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", args.draft])
-    print_out(f"wrote {folder / SIDECAR_NAME}, {exits.label}; next: {command}")
-    return EXIT_ANSWERED
+    print_out(f"wrote {find_model(args.draft) / SIDECAR_NAME}, {exits.label}; next: {command}")
 
 
-def _trim(args: argparse.Namespace) -> int:
-    check_new(args.output)
-    check_model_names(args.draft)
-    texts = given_texts(args.text, read_as(args, "text"))
-    from s2d.loading.exits import named_exits
-    from s2d.training.reduce_vocab import reduce_vocab
+def _trim(args: argparse.Namespace) -> None:
+    request = ReduceVocabRequest(
+        draft=args.draft,
+        num_tokens=args.tokens,
+        text=tuple(args.text),
+        output=args.output,
+        exits=args.exits,
+        text_format=args.text_format,
+        text_column=args.text_column,
+    )
+    texts = request.read_texts()
+    from s2d.training.reduce_vocab import reduce_head
 
-    said_frac = reduce_vocab(find_model(args.draft), texts, args.tokens, args.output, named_exits(args.exits))
-    print_out(f"wrote {args.output}, whose head says {args.tokens} tokens: {format_frac(said_frac)} of the text's")
-    command = shlex.join(["s2d-profile", "--target", "path/to/target", "--draft", str(args.output)])
-    print_out(f"no curves are fitted to its confidence yet (s2d-train calibrate); next: {command}")
-    return EXIT_ANSWERED
+    print_out(str(reduce_head(request, texts)))
+
+
+def _train_reference(args: argparse.Namespace) -> None:
+    request = TrainReferenceRequest(output=args.output, work=args.work, stage=args.stage, max_steps=args.max_steps)
+    from s2d.training.train_reference import train_family
+
+    with keeping(request.work_folder, holding=("*/checkpoint.safetensors", "*/training.json")):
+        folder = train_family(request, _progress)
+    print_out(f"wrote {folder}")
+
+
+_VERBS = {
+    "draft": (
+        "train a nested draft from a target's first layers",
+        "s2d-train draft --target my-target --exits 6,9,12 --text chats.jsonl -o my-draft",
+        _add_draft_flags,
+        _train_draft,
+    ),
+    "calibrate": (
+        "fit how often the target agrees at each confidence, and write the curves into the draft's sidecar",
+        "s2d-train calibrate --draft my-draft --target my-target --prompts prompts.jsonl",
+        _add_calibrate_flags,
+        _calibrate,
+    ),
+    "exits": (
+        "write the exits of a draft into its sidecar s2d.json",
+        "s2d-train exits --draft my-draft --exits 6,9,12",
+        _add_exits_flags,
+        _write_exits,
+    ),
+    "trim": (
+        "copy a draft with an LM head for the most frequent tokens only",
+        "s2d-train trim --draft my-draft --tokens 8192 --text chats.jsonl -o my-draft-8192",
+        _add_trim_flags,
+        _trim,
+    ),
+    "reference": (
+        "train the reference family that is shipped with s2d",
+        "s2d-train reference -o family --max-steps 10",
+        _add_reference_flags,
+        _train_reference,
+    ),
+}
+"""For every verb: its purpose, an example, the function that adds its flags, and the function that runs it."""
 
 
 @contextlib.contextmanager
 def _progress(label: str, num_steps: int) -> Iterator[Callable[[int, float], None]]:
-    """A progress line fed with the loss of every step."""
+    """Show a progress line. The yielded callback takes the loss of every step."""
     with Progress(label, num_steps) as progress:
         yield lambda step, loss: progress.step(f"loss {loss:.3f}")

@@ -1,4 +1,4 @@
-"""The one stopwatch: laps without gaps, CUDA events on a GPU and `perf_counter` elsewhere, always seconds out."""
+"""Times passes as consecutive laps without gaps: CUDA events on a GPU, `perf_counter` elsewhere."""
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -14,13 +14,13 @@ LapTag = tuple[PassKind, int, int, int]
 
 
 class Clock:
-    """Cuts a stretch of time into consecutive laps, each tagged with the passes that filled it.
+    """Divides time into consecutive laps, each tagged with its passes.
 
-    On a GPU a lap is what lies between two events on the device's stream, idle time included; reading the laps synchronises.
-    Events are kept and recorded again: creating one takes the host as long as a launch.
+    On a GPU a lap is the time between two events on the device's stream, idle time included. Reading the laps synchronises.
+    Events are reused: creating one takes the host as long as a kernel launch.
 
     Args:
-        device: where the passes run.
+        device: the device that runs the passes.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -32,16 +32,16 @@ class Clock:
         self.start()
 
     def start(self) -> None:
-        """Forget earlier laps; the first one begins now."""
+        """Discard earlier laps and start the first lap now."""
         if self._is_cuda:
             self._spare_events += self._marks
         self.tags: list[LapTag] = []
-        self._laps: list[tuple[Any, Any, Frac]] = []  # beginning, end, and the share of a pass in what lies between
+        self._laps: list[tuple[Any, Any, Frac]] = []  # start, end, and the pass's share of the time between them
         self._last = self._mark()
         self._marks = [self._last]
 
     def lap(self, kind: PassKind, stage: int, rows: int, cached_tokens: int) -> None:
-        """End a lap: it is the time since the one before."""
+        """End a lap of one pass, started by the end of the previous lap."""
         self.shared_lap(((kind, stage, rows, cached_tokens),), (1.0,))
 
     def shared_lap(self, passes: Sequence[LapTag], shares: Sequence[Frac]) -> None:
@@ -49,7 +49,7 @@ class Clock:
 
         Args:
             passes: in the order they ran.
-            shares: of the lap's seconds, one a pass; they add up to 1.
+            shares: each pass's share of the lap's seconds. They sum to 1.
         """
         now = self._mark()
         self._marks.append(now)
@@ -58,17 +58,17 @@ class Clock:
         self.tags.extend(passes)
 
     def skip(self) -> None:
-        """Leave out the time since the last lap: it was the caller's."""
+        """Exclude the time since the last lap, which the caller used."""
         self._last = self._mark()
         self._marks.append(self._last)
 
     def lap_seconds(self) -> list[Seconds]:
-        """Seconds of every pass, in order."""
+        """Seconds of each pass, in order."""
         if not self._is_cuda:
-            return [(end - begin) * share for begin, end, share in self._laps]
+            return [(end - start) * share for start, end, share in self._laps]
         torch.cuda.synchronize(self._device)
-        # Two events may share one tick of the GPU's clock; a lap is never nothing.
-        return [max(begin.elapsed_time(end) * MILLI, NANO) * share for begin, end, share in self._laps]
+        # Two events may fall on the same tick of the GPU's clock. A lap takes more than 0 s.
+        return [max(start.elapsed_time(end) * MILLI, NANO) * share for start, end, share in self._laps]
 
     def samples(self) -> PassSamples:
         """Every pass with its seconds."""

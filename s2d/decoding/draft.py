@@ -1,6 +1,5 @@
-"""One drafted block under an exit policy: the ladder of segments, the gates, the stop rule."""
+"""Draft one block under a policy: run segments, check exits, stop."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from perfmodel.core.errors import BadPolicy
@@ -11,34 +10,37 @@ from s2d.model.cache import Cache, Segment
 from s2d.model.decoder import Decoder, SegmentRun
 from s2d.model.finite import check_confidence
 
-_ALWAYS = -1.0
-"""The threshold of the last looked-at exit: no confidence lies below it."""
+_NO_THRESHOLD = -1.0
+"""The threshold of the last active exit. Every confidence reaches it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """The ladder up to one looked-at exit, and what happens there. Exits passed on the way are disabled, and cost nothing."""
+    """The segments up to one active exit, and the exit check after them. Inactive exits in between are not evaluated."""
 
     run: SegmentRun
-    """Segments since the exit before, less one that was launched before the answer of that exit was read."""
-    exit_number: int
+    """The segments after the previous active exit, except one that was launched before that exit's prediction was read."""
+    exit_index: int
     """Zero-based, among all exits of the draft."""
+    active_index: int
+    """Zero-based, among the active exits of the policy."""
     threshold: float
-    place: int
-    """Zero-based, among the policy's active exits."""
     ahead: Segment | None
-    """What is launched before the exit's answer is read."""
-    behind: SegmentRun
-    """What catches up at once with a token that leaves here."""
+    """The segment to launch before the exit's prediction is read; None launches nothing."""
+    catch_up: SegmentRun
+    """The segments through which a token that leaves here runs at once."""
 
 
 class Ladder:
-    """A decoder and its cache, segment by segment; policies may take turns on it, as no segment forgets what it has not seen.
+    """A decoder and its cache, run segment by segment.
+
+    Each segment processes its backlog when it is next needed: the tokens that deeper segments have not seen yet. Several
+    policies may therefore take turns on one ladder.
 
     Args:
-        decoder: the draft, or the target of a self draft.
-        cache: its segments end at the draft's exits.
-        prompt_rows: tokens of the prompt but its last, which leads the first round.
+        decoder: the draft, or the target of a self-draft.
+        cache: a cache whose segments end at the draft's exits.
+        prompt_rows: the number of prompt tokens without the last one, which leads the first round.
     """
 
     def __init__(self, decoder: Decoder, cache: Cache, prompt_rows: int) -> None:
@@ -47,13 +49,13 @@ class Ladder:
         self._prompt_rows = prompt_rows
 
     def run(self, run: SegmentRun, tokens: list[int], clock: Clock) -> None:
-        """Push everything that segments have not seen through them: the prompt in passes of its own, the backlog in others.
+        """Bring segments up to date with the text: first the prompt, in passes of its own, then the backlog.
 
-        Where one launch goes through several segments, each has its part of the time by its number of layers.
+        When one launch covers several segments, its time is divided among them by their number of layers.
         """
         for launched in self.decoder.split_run(run, self.cache):
             for segment in launched:
-                self.take_prompt(segment, tokens, clock)
+                self.prefill(segment, tokens, clock)
             cached = self.push(launched, tokens, len(tokens))
             rows, depth = len(tokens) - cached, launched[-1].end - launched[0].start
             clock.shared_lap(
@@ -61,145 +63,139 @@ class Ladder:
                 [(segment.end - segment.start) / depth for segment in launched],
             )
 
-    def take_prompt(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
-        """Push the prompt through a segment that has not seen it yet."""
+    def prefill(self, segment: Segment, tokens: list[int], clock: Clock) -> None:
+        """Run the prompt through a segment that has not seen it yet."""
         if self.cache.lengths[segment.index] < self._prompt_rows:
             self.push((segment,), tokens, self._prompt_rows)
             clock.lap("draft_prefill", segment.index, self._prompt_rows, 0)
 
     def push(self, run: SegmentRun, tokens: list[int], end: int) -> int:
-        """One causal pass over what segments have not seen of the first `end` tokens; returns how many they had seen."""
+        """Run `tokens[:end]`, less the cached ones, through segments in one causal pass; returns the number cached before."""
         first = run[0].index
-        seen = self.cache.lengths[first]
-        states = self.decoder.embed(tokens[seen:end]) if first == 0 else self.cache.backlog(first, end)
+        cached = self.cache.lengths[first]
+        states = self.decoder.embed(tokens[cached:end]) if first == 0 else self.cache.backlog(first, end)
         self.decoder.forward_run(states, run, self.cache)
-        return seen
+        return cached
 
 
 class Drafter:
     """Drafts blocks under one policy.
 
     Args:
-        ladder: what drafts.
-        exit_layers: all of the draft's exits.
-        policy: which of them are looked at.
-        verifier: how an exit answers.
-        eos_token_id: ends a block.
+        ladder: the draft and its cache.
+        exit_layers: all exits of the draft.
+        policy: which exits are active, and when a block ends.
+        verifier: predicts a token and its confidence at an exit.
+        eos_token_id: the token that ends a block; None for none.
     """
 
     def __init__(
-        self,
-        ladder: Ladder,
-        exit_layers: tuple[int, ...],
-        policy: Policy,
-        verifier: Verifier,
-        eos_token_id: int | None,
+        self, ladder: Ladder, exit_layers: tuple[int, ...], policy: Policy, verifier: Verifier, eos_token_id: int | None
     ) -> None:
         self._ladder = ladder
-        self._judge = verifier
+        self._verifier = verifier
         self._eos_token_id = eos_token_id
         self._policy = policy
-        self._steps = steps_of(ladder.cache, exit_layers, policy)
+        self._steps = policy_steps(ladder.cache, exit_layers, policy)
         self.exits_taken = [0] * len(exit_layers)
         self.cap = policy.first_cap
 
     @property
     def runs(self) -> set[SegmentRun]:
-        """All that its passes go through."""
-        return runs_of(self._steps)
+        """Every run of segments that may be launched as one pass."""
+        runs = {run for step in self._steps for run in (step.run, step.catch_up) if run}
+        # A segment runs alone if it is launched ahead, or if it is behind the segments before it after a change of policy.
+        return runs | {(segment,) for run in runs for segment in run} | {(step.ahead,) for step in self._steps if step.ahead}
 
     def draft(self, tokens: list[int], cap: int, clock: Clock) -> list[int]:
-        """Draft at most `cap` tokens, appending them to the text so far.
+        """Draft up to `cap` tokens and append them to `tokens`.
 
         Args:
-            tokens: everything known, the lead last; grows by what is drafted.
-            cap: the most that may be drafted now.
-            clock: gets a lap per segment pass and per exit check.
+            tokens: the known tokens, the lead last.
+            cap: the maximum number of tokens.
+            clock: receives a lap for each segment pass and exit check.
+
+        Returns:
+            the drafted tokens.
         """
-        known = len(tokens)
+        num_known = len(tokens)
         survival = 1.0
         for _ in range(cap):
-            token, confidence, step = self._next(tokens, known, clock)
-            self._ladder.run(step.behind, tokens, clock)
+            token, confidence, step = self._next_token(tokens, num_known, clock)
+            self._ladder.run(step.catch_up, tokens, clock)
             tokens.append(token)
-            self.exits_taken[step.exit_number] += 1
-            survival = self._policy.next_survival(survival, place=step.place, confidence=confidence)
+            self.exits_taken[step.exit_index] += 1
+            survival = self._policy.next_survival(survival, place=step.active_index, confidence=confidence)
             if token == self._eos_token_id or self._policy.stops(confidence=confidence, survival=survival):
                 break
-        return tokens[known:]
+        return tokens[num_known:]
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        """Let the length rule learn from a round."""
+        """Update the cap after a round."""
         self.cap = self._policy.next_cap(self.cap, num_drafted=num_drafted, num_accepted=num_accepted)
 
-    def _next(self, tokens: list[int], known: int, clock: Clock) -> tuple[int, float, Step]:
-        """Climb until an exit is sure enough: the token, its confidence and the step it left at; `known` tokens are certain."""
+    def _next_token(self, tokens: list[int], num_known: int, clock: Clock) -> tuple[int, float, Step]:
+        """Climb until the confidence of an exit reaches its threshold: the token, its confidence, and the step it left at."""
         for step in self._steps:
             self._ladder.run(step.run, tokens, clock)
-            token, confidence = self._answer(step, tokens, known, clock)
+            token, confidence = self._check_exit(step, tokens, num_known, clock)
             if check_confidence(confidence, self._ladder.decoder) >= step.threshold:
                 return token, confidence, step
-        raise AssertionError("the last looked-at exit always answers")
+        raise AssertionError("the last active exit always answers")
 
-    def _answer(self, step: Step, tokens: list[int], known: int, clock: Clock) -> tuple[int, float]:
-        """What the exit after a step says, the segment that runs ahead of it launched in between."""
-        ladder, number, ahead, end = self._ladder, step.exit_number, step.ahead, len(tokens)
+    def _check_exit(self, step: Step, tokens: list[int], num_known: int, clock: Clock) -> tuple[int, float]:
+        """The token and confidence at a step's exit. The segment that runs ahead is launched before they are read."""
+        ladder, index, ahead, end = self._ladder, step.exit_index, step.ahead, len(tokens)
         if ahead is not None:
-            ladder.take_prompt(ahead, tokens, clock)
-        read = self._judge.ask(ladder.decoder, ladder.cache.states[number][end - 1 : end], tokens, known, number)
+            ladder.prefill(ahead, tokens, clock)
+        states = ladder.cache.states[index][end - 1 : end]  # [1, D + PAD]
+        read = self._verifier.check_exit(ladder.decoder, states, tokens, num_known, index)
         if ahead is None:
-            answer = read()
-            clock.lap("exit", number, 1, 0)
+            prediction = read()
+            clock.lap("exit", index, 1, 0)
         else:
             cached = ladder.push((ahead,), tokens, end)
-            answer = read()
+            prediction = read()
             clock.lap("ahead", ahead.index, end - cached, cached)
-        return answer
+        return prediction
 
 
-def steps_of(cache: Cache, exit_layers: tuple[int, ...], policy: Policy) -> tuple[Step, ...]:
-    """The ladder up to the deepest looked-at exit, a step for each of these exits.
+def policy_steps(cache: Cache, exit_layers: tuple[int, ...], policy: Policy) -> tuple[Step, ...]:
+    """One step for each active exit, shallowest first.
 
     Raises:
-        BadPolicy: the draft has no such exit.
+        BadPolicy: the draft lacks an exit of the policy.
     """
     check_exits(exit_layers, policy)
     segments = cache.segments
     deepest = exit_layers.index(policy.exits[-1])
     steps: list[Step] = []
     first = 0
-    for place, (layer, threshold) in enumerate(zip(policy.exits, (*policy.thresholds, _ALWAYS), strict=True)):
-        number = exit_layers.index(layer)
-        has_ahead = policy.runs_ahead and number < deepest
+    for active_index, (layer, threshold) in enumerate(zip(policy.exits, (*policy.thresholds, _NO_THRESHOLD), strict=True)):
+        index = exit_layers.index(layer)
+        has_ahead = policy.runs_ahead and index < deepest
         steps.append(
             Step(
-                run=segments[first : number + 1],
-                exit_number=number,
+                run=segments[first : index + 1],
+                exit_index=index,
+                active_index=active_index,
                 threshold=threshold,
-                place=place,
-                ahead=segments[number + 1] if has_ahead else None,
-                behind=segments[number + 1 : deepest + 1] if policy.catches_up_at_once else (),
+                ahead=segments[index + 1] if has_ahead else None,
+                catch_up=segments[index + 1 : deepest + 1] if policy.catches_up_at_once else (),
             )
         )
-        first = number + 1 + has_ahead
+        first = index + 1 + has_ahead
     return tuple(steps)
 
 
-def runs_of(steps: Iterable[Step]) -> set[SegmentRun]:
-    """All that the passes of some steps go through."""
-    runs = {run for step in steps for run in (step.run, step.behind) if run}
-    # By itself: what runs ahead, and what has seen less than the segments before it, as after a turn of another policy.
-    return runs | {(segment,) for run in runs for segment in run} | {(step.ahead,) for step in steps if step.ahead}
-
-
 def check_exits(exit_layers: tuple[int, ...], policy: Policy) -> None:
-    """Refuse a policy that looks at exits the draft does not have.
+    """Check that the draft has every exit of a policy.
 
     Raises:
-        BadPolicy: says which, and which there are.
+        BadPolicy: names the missing exit and the exits of the draft.
     """
     for layer in policy.exits:
         if layer not in exit_layers:
-            deeper = exit_layers and layer > exit_layers[-1]
-            problem = f"exit {layer} {'lies deeper than the draft' if deeper else 'is none of the draft’s'}"
+            is_deeper = exit_layers and layer > exit_layers[-1]
+            problem = f"exit {layer} is {'deeper than the draft' if is_deeper else 'not an exit of the draft'}"
             raise BadPolicy(problem, f"exits among {', '.join(map(str, exit_layers)) or 'none'}")

@@ -1,9 +1,10 @@
-"""The loop, plain and speculative: rounds of drafting and verifying until the text ends.
+"""The decoding loop, plain and speculative: rounds of draft, verify, roll back, until the text ends.
 
-Plain decoding is the same loop with nothing drafted. Tokens known so far are x[0..t); the lead is x[t-1]; the target's
-cache holds x[0..t-1) when a round begins.
+Plain decoding is the same loop without drafting. The known tokens are x[0..t) and the lead is x[t-1]. At the start of a round
+the target's cache holds x[0..t-1).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,21 +13,19 @@ from torch import Tensor
 
 from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.core.units import Seconds
-from perfmodel.passes.passes import PREFILL_KINDS, PassSamples
+from perfmodel.passes.passes import PREFILL_KINDS, PassName, PassSamples, is_cold, places, weights_key
 from perfmodel.passes.pauses import replace_pauses
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
-from perfmodel.replay.round_stats import RoundStats
-from s2d.decoding.clock import Clock
-from s2d.decoding.count_rounds import count_rounds
+from perfmodel.replay.round_stats import RoundStats, cold_counts, pass_counts
+from s2d.decoding.clock import Clock, LapTag
 from s2d.decoding.draft import Drafter, Ladder, check_exits
 from s2d.decoding.policy_selector import FixedPolicy, PolicySelector
-from s2d.decoding.scripted_acceptance import ScriptedAcceptance, overruled
+from s2d.decoding.scripted_acceptance import ScriptedAcceptance, scripted_verifier
 from s2d.decoding.verify import Verifier, make_verifier
-from s2d.loading.compatible import check_pair, context_tokens
-from s2d.loading.load_model import LoadedModel
+from s2d.loading.load_model import LoadedModel, check_pair, context_tokens
 from s2d.model.cache import Cache
-from s2d.model.choose_tokens import ExitPredictor, NoiseTable, new_noise_table
+from s2d.model.choose_tokens import NoiseTable, new_noise_table
 from s2d.model.decoder import SegmentRun
 from s2d.model.finite import check_logits, check_states
 from s2d.prompts.text import Stop
@@ -36,7 +35,7 @@ OnTokens = Callable[[list[int]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to decode, whatever the prompt."""
+    """How to decode any prompt."""
 
     policy: Policy | None
     """None: plain decoding."""
@@ -45,59 +44,34 @@ class Settings:
     eos_token_id: int | None
     stop: Stop | None = None
     script: ScriptedAcceptance | None = None
-    """What exits and target are made to say; None leaves it to the models."""
+    """Predictions and target tokens that replace those of the models; None uses the models'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What was written, and every pass it took."""
+    """The new tokens of one text, and every pass that produced them."""
 
     tokens: tuple[int, ...]
     """The new tokens, without the prompt."""
     rounds: RoundStats
     blocks: tuple[tuple[int, int], ...]
-    """Drafted and accepted tokens of every round."""
+    """Drafted and accepted tokens of each round."""
     policies: tuple[Policy | None, ...]
-    """What every round followed."""
+    """The policy of each round."""
     prefill_s: Seconds
-    """Of the passes over the prompt: the target's, and those of the draft's segments that were ever needed."""
+    """Passes over the prompt: through the target, and through those draft segments that were needed."""
     decode_s: Seconds
-    """Of the rounds. Neither what the caller does with the tokens nor a pause of the process is counted."""
+    """The rounds. Excludes pauses of the process and the time that the caller spends on the tokens."""
     samples: PassSamples
 
 
-def generate(
-    target: LoadedModel,
-    draft: LoadedModel | None,
-    prompt_ids: list[int],
-    *,
-    policy: Policy | None,
-    sampling: Sampling,
-    max_new_tokens: int,
-    eos_token_id: int | None,
-    stop: Stop | None = None,
-    clock: Clock | None = None,
-    on_tokens: OnTokens | None = None,
-) -> Generation:
-    """Write after one prompt; for several, keep a `Session`.
-
-    Without a draft and with a policy the target drafts for itself, from its own early exits.
-
-    Raises:
-        UserInputError: a prompt that is empty or does not fit, exits that the draft does not have, other vocabularies.
-    """
-    settings = Settings(policy=policy, sampling=sampling, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, stop=stop)
-    session = Session(target, draft, len(prompt_ids) + max_new_tokens)
-    return session.generate(prompt_ids, settings, clock=clock, on_tokens=on_tokens)
-
-
 class Session:
-    """Caches of a target and its draft, reused from prompt to prompt.
+    """The caches of a target and its draft, reused from prompt to prompt.
 
     Args:
-        target: decides.
-        draft: proposes; None leaves plain decoding and, where the target has early exits, self-drafting.
-        max_tokens: the longest text, prompt included.
+        target: the model whose output is reproduced.
+        draft: proposes tokens. None allows plain decoding and, if the target has early exits, self-drafting.
+        max_tokens: the maximum length of a text, prompt included.
     """
 
     def __init__(self, target: LoadedModel, draft: LoadedModel | None, max_tokens: int) -> None:
@@ -105,11 +79,11 @@ class Session:
         self.target = target
         self.draft = draft
         self.exit_layers = draft.exit_layers if draft else target.exit_layers
-        self._max_tokens = min(max_tokens, context_tokens(target, draft))
+        self.max_tokens = min(max_tokens, context_tokens(target, draft))
         self._caches: dict[tuple[str, tuple[int, ...]], Cache] = {}
         self._clock = Clock(target.decoder.device)
         self._noise: NoiseTable | None = None
-        self._judges: dict[tuple[Sampling, str], Verifier] = {}
+        self._verifiers: dict[tuple[Sampling, str], Verifier] = {}
 
     @torch.inference_mode()
     def generate(
@@ -117,58 +91,63 @@ class Session:
         prompt_ids: Sequence[int],
         settings: Settings,
         *,
-        pilot: PolicySelector | None = None,
+        selector: PolicySelector | None = None,
         clock: Clock | None = None,
         on_tokens: OnTokens | None = None,
     ) -> Generation:
-        """Write after one prompt.
+        """Continue one prompt.
 
         Args:
             prompt_ids: at least one token.
-            settings: how.
-            pilot: says round by round which policy to follow; the settings' throughout when None.
-            clock: measures the passes; the session's own when None.
-            on_tokens: gets the tokens of every round as soon as they are certain.
+            settings: how to decode.
+            selector: chooses the policy of each round; None uses that of the settings throughout.
+            clock: times the passes; None uses the session's own.
+            on_tokens: receives the tokens of each round once they are final.
 
         Raises:
-            UserInputError: the prompt is empty or does not fit, or the policy asks for exits that are not there.
-            NotFinite: logits of a model are not finite; the target's are looked at when the text has ended.
+            UserInputError: the prompt is empty or too long, or the draft lacks an exit of the policy.
+            NotFinite: logits of a model are not finite. The target's are checked at the end of the text.
         """
-        pilot = pilot or FixedPolicy(settings.policy)
-        self._check(len(prompt_ids), settings, pilot.policies)
-        clock = clock or self._clock
-        verifier = self._judge(settings.sampling, pilot.policies)
-        if settings.script:
-            known, new, eos = len(prompt_ids), settings.max_new_tokens, settings.eos_token_id
-            verifier = overruled(verifier, settings.script, known, new, eos, self.exit_layers)
-        verifier.start(len(prompt_ids), self._max_tokens)
-        pilot.begin()
-        return _Run(self, list(prompt_ids), settings, pilot, verifier, clock, on_tokens).generate()
+        selector = selector or FixedPolicy(settings.policy)
+        self._check(len(prompt_ids), settings, selector.policies)
+        verifier = self._verifier(settings.sampling, selector.policies)
+        if settings.script is not None:
+            verifier = scripted_verifier(
+                verifier,
+                settings.script,
+                prompt_tokens=len(prompt_ids),
+                max_new_tokens=settings.max_new_tokens,
+                eos_token_id=settings.eos_token_id,
+                exit_layers=self.exit_layers,
+            )
+        verifier.start(len(prompt_ids), self.max_tokens)
+        selector.start_text()
+        return _Run(self, list(prompt_ids), settings, selector, verifier).generate(clock or self._clock, on_tokens)
 
     def cache(self, role: str, segment_ends: tuple[int, ...]) -> Cache:
-        """An empty cache for the target or the draft, kept from earlier calls where there is one."""
-        found = self._caches.get((role, segment_ends))
-        if found is None:
+        """An empty cache for the target or the draft; reuses the one of an earlier call."""
+        cache = self._caches.get((role, segment_ends))
+        if cache is None:
             model = self.draft if role == "draft" and self.draft else self.target
-            found = self._caches[role, segment_ends] = model.decoder.new_cache(segment_ends, self._max_tokens)
-        found.reset()
-        return found
-
-    def _judge(self, sampling: Sampling, policies: Sequence[Policy | None]) -> Verifier:
-        [confidence] = {policy.confidence for policy in policies if policy} or {"max-prob"}
-        key = (sampling, confidence)
-        if key not in self._judges:
-            # One run's noise at a time: another seed's table would only fill the memory.
-            self._judges = {known: verifier for known, verifier in self._judges.items() if known[0] == sampling}
-            self._judges[key] = make_verifier(sampling, confidence, self.target.decoder.device, self.noise(sampling))
-        return self._judges[key]
+            cache = self._caches[role, segment_ends] = model.decoder.new_cache(segment_ends, self.max_tokens)
+        cache.reset()
+        return cache
 
     def noise(self, sampling: Sampling) -> NoiseTable | None:
-        """The table that target and draft share where tokens are sampled so; None under other rules."""
+        """The noise table shared by target and draft; None unless the rule is shared noise."""
         if self._noise is None or self._noise.seed != sampling.seed:
             decoder = self.target.decoder
             self._noise = new_noise_table(sampling, decoder.vocab_size, decoder.device)
         return self._noise if sampling.rule == "shared-noise" else None
+
+    def _verifier(self, sampling: Sampling, policies: Sequence[Policy | None]) -> Verifier:
+        [confidence] = {policy.confidence for policy in policies if policy} or {"max-prob"}
+        key = (sampling, confidence)
+        if key not in self._verifiers:
+            # Keep the verifiers of one sampling only: another seed's noise table would waste memory.
+            self._verifiers = {other: verifier for other, verifier in self._verifiers.items() if other[0] == sampling}
+            self._verifiers[key] = make_verifier(sampling, confidence, self.target.decoder.device, self.noise(sampling))
+        return self._verifiers[key]
 
     def _check(self, prompt_tokens: int, settings: Settings, policies: Sequence[Policy | None]) -> None:
         for policy in filter(None, policies):
@@ -179,37 +158,28 @@ class Session:
             raise UserInputError("the prompt is empty: expected at least one token. Give some text, or an end-of-text token.")
         if settings.max_new_tokens < 1:
             raise UserInputError(f"max_new_tokens {settings.max_new_tokens}: expected at least 1.")
-        if prompt_tokens + settings.max_new_tokens > self._max_tokens:
+        if prompt_tokens + settings.max_new_tokens > self.max_tokens:
             raise UserInputError(
                 f"a prompt of {prompt_tokens} tokens and {settings.max_new_tokens} new ones do not fit a context of "
-                f"{self._max_tokens} tokens: expected at most {self._max_tokens} together. Shorten the prompt, or ask for "
-                f"fewer new tokens."
+                f"{self.max_tokens} tokens: expected at most {self.max_tokens} together. Shorten the prompt, or ask for fewer "
+                "new tokens."
             )
 
 
 class _Run:
-    """One text: its tokens, the caches it fills, and what its rounds counted."""
+    """The state of one text: its tokens, its caches, and the counts of its rounds."""
 
     def __init__(
-        self,
-        session: Session,
-        prompt_ids: list[int],
-        settings: Settings,
-        pilot: PolicySelector,
-        verifier: Verifier,
-        clock: Clock,
-        on_tokens: OnTokens | None,
+        self, session: Session, prompt_ids: list[int], settings: Settings, selector: PolicySelector, verifier: Verifier
     ) -> None:
         self._tokens = prompt_ids
         self._prompt_tokens = len(prompt_ids)
         self._settings = settings
-        self._pilot = pilot
+        self._selector = selector
         self._num_exits = len(session.exit_layers)
-        self._judge = verifier
-        self._clock = clock
-        self._on_tokens = on_tokens
+        self._verifier = verifier
         self._target = session.target.decoder
-        is_drafting = any(pilot.policies)
+        is_drafting = any(selector.policies)
         self._is_self_draft = is_drafting and session.draft is None
         depth = session.target.geometry.num_layers
         self._cache = session.cache("target", (*session.exit_layers, depth) if self._is_self_draft else (depth,))
@@ -217,38 +187,42 @@ class _Run:
         self._ladder = Ladder(self._target, self._cache, prompt_rows)
         if is_drafting and session.draft:
             self._ladder = Ladder(session.draft.decoder, session.cache("draft", session.exit_layers), prompt_rows)
-        self._limit = self._prompt_tokens + settings.max_new_tokens
+        self._max_tokens = self._prompt_tokens + settings.max_new_tokens
         eos = settings.eos_token_id
         self._drafters = [
-            Drafter(self._ladder, session.exit_layers, policy, verifier, eos) if policy else None for policy in pilot.policies
+            Drafter(self._ladder, session.exit_layers, policy, verifier, eos) if policy else None
+            for policy in selector.policies
         ]
-        self._prepare(verifier.choice)
+        self._prepare()
         self._blocks: list[tuple[int, int]] = []
         self._policies: list[Policy | None] = []
         self._stop = settings.stop.after(prompt_ids) if settings.stop else None
 
-    def _prepare(self, choice: ExitPredictor | None) -> None:
-        """Make ready what the rounds will launch."""
+    def _prepare(self) -> None:
+        """Prepare the passes that the rounds may launch: buffers, and CUDA graphs where the decoder uses them."""
+        predictor, limits = self._verifier.predictor, (self._prompt_tokens, self._max_tokens)
         runs = set[SegmentRun]().union(*(drafter.runs for drafter in self._drafters if drafter))
-        if self._is_self_draft:  # verification goes on from the draft's states, segment by segment
-            self._target.prepare(self._cache, self._prompt_tokens, self._limit, list(runs | _singly(self._cache)), choice)
+        if self._is_self_draft:
+            # Verification continues from the draft's states, one segment at a time.
+            runs |= {(segment,) for segment in self._cache.segments}
+            self._target.prepare(self._cache, *limits, list(runs), predictor)
             return
-        self._target.prepare(self._cache, self._prompt_tokens, self._limit)
+        self._target.prepare(self._cache, *limits)
         if runs:
-            self._ladder.decoder.prepare(self._ladder.cache, self._prompt_tokens, self._limit, list(runs), choice)
+            self._ladder.decoder.prepare(self._ladder.cache, *limits, list(runs), predictor)
 
-    def generate(self) -> Generation:
-        self._clock.start()
-        self._prefill()
-        while not self._round():
+    def generate(self, clock: Clock, on_tokens: OnTokens | None) -> Generation:
+        clock.start()
+        self._prefill(clock)
+        while not self._round(clock, on_tokens):
             pass
-        samples = self._clock.samples()
+        samples = clock.samples()
         steady = replace_pauses(samples)
         prefill_s = sum(sample.seconds for sample in steady if sample.kind in PREFILL_KINDS)
-        written = self._tokens[self._prompt_tokens :]
+        new_tokens = self._tokens[self._prompt_tokens :]
         return Generation(
-            tokens=tuple(written),
-            rounds=count_rounds(self._blocks, self._clock.tags, num_tokens=len(written), exits_taken=self._exits_taken()),
+            tokens=tuple(new_tokens),
+            rounds=count_rounds(self._blocks, clock.tags, num_tokens=len(new_tokens), exits_taken=self._exits_taken()),
             blocks=tuple(self._blocks),
             policies=tuple(self._policies),
             prefill_s=prefill_s,
@@ -256,91 +230,118 @@ class _Run:
             samples=samples,
         )
 
-    def _prefill(self) -> None:
-        """The target's pass over all of the prompt but its last token, which leads the first round."""
+    def _prefill(self, clock: Clock) -> None:
+        """Run the prompt through the target, except its last token, which leads the first round."""
         rows = self._prompt_tokens - 1
         if not rows:
             return
         states = self._target.embed(self._tokens[:-1])
         for segment in self._cache.segments:
             states = self._target.forward_segment(states, segment, self._cache)
-        self._clock.lap("target_prefill", 0, rows, 0)
+        clock.lap("target_prefill", 0, rows, 0)
 
-    def _round(self) -> bool:
+    def _round(self, clock: Clock, on_tokens: OnTokens | None) -> bool:
         """Draft, verify, roll back; returns whether the text has ended."""
         tokens = self._tokens
-        known, at = len(tokens), self._pilot.at
-        drafter = self._drafters[at]
+        num_known, index = len(tokens), self._selector.index
+        drafter = self._drafters[index]
         drafted: list[int] = []
         if drafter is not None:
-            drafted = drafter.draft(tokens, min(drafter.cap, self._limit - known - 1), self._clock)
-        logits = self._verify(tokens, known)
-        verdict = self._judge.verdict(logits, tokens, known)
-        self._clock.lap("verify", 0, len(drafted) + 1, known - 1)
-        emitted, ended = self._emitted([*drafted[: verdict.num_accepted], verdict.bonus])
-        accepted = min(verdict.num_accepted, len(emitted))
-        tokens[known:] = emitted
-        self._cache.crop(known + accepted)
+            drafted = drafter.draft(tokens, min(drafter.cap, self._max_tokens - num_known - 1), clock)
+        logits = self._verify(tokens, num_known, clock)
+        verification = self._verifier.verify(logits, tokens, num_known)
+        clock.lap("verify", 0, len(drafted) + 1, num_known - 1)
+        emitted, has_ended = self._cut_at_end([*drafted[: verification.num_accepted], verification.bonus])
+        accepted = min(verification.num_accepted, len(emitted))
+        tokens[num_known:] = emitted
+        self._cache.crop(num_known + accepted)
         if drafter is not None:
-            self._ladder.cache.crop(known + accepted)
+            self._ladder.cache.crop(num_known + accepted)
             drafter.observe(len(drafted), accepted)
         self._blocks.append((len(drafted), accepted))
-        self._policies.append(self._pilot.policies[at])
-        self._pilot.observe(len(drafted), accepted)
-        self._clock.lap("round", 0, len(drafted), 0)
-        if self._on_tokens is not None:
-            self._on_tokens(emitted)
-            self._clock.skip()
-        is_last = ended or len(tokens) >= self._limit
+        self._policies.append(self._selector.policies[index])
+        self._selector.observe(len(drafted), accepted)
+        clock.lap("round", 0, len(drafted), 0)
+        if on_tokens is not None:
+            on_tokens(emitted)
+            clock.skip()
+        is_last = has_ended or len(tokens) >= self._max_tokens
         if is_last:
             self._check_finite(logits[: accepted + 1])
         return is_last
 
+    def _verify(self, tokens: list[int], num_known: int, clock: Clock) -> Tensor:
+        """The target's logits after the lead and each drafted token: [G + 1, V].
+
+        With a self-draft, the target starts from the draft's deepest states and runs only the layers after its last exit.
+        """
+        cache, last = self._cache, self._cache.segments[-1]
+        if self._is_self_draft:
+            for segment in cache.segments[:-1]:
+                self._ladder.run((segment,), tokens, clock)
+            states = cache.backlog(last.index, len(tokens))
+        else:
+            states = self._target.embed(tokens[num_known - 1 :])
+        return self._target.exit_logits(self._target.forward_segment(states, last, cache))
+
+    def _cut_at_end(self, tokens: list[int]) -> tuple[list[int], bool]:
+        """A round's tokens up to the end of the text, and whether the text ends in them."""
+        eos, has_ended = self._settings.eos_token_id, False
+        if eos is not None and eos in tokens:
+            tokens, has_ended = tokens[: tokens.index(eos) + 1], True
+        num_kept = self._stop.kept(tokens) if self._stop is not None else None
+        return (tokens, has_ended) if num_kept is None else (tokens[:num_kept], True)
+
     def _check_finite(self, logits: Tensor) -> None:
-        """Refuse a text in which the target's numbers were not finite: once, behind everything that is timed.
+        """Check that the target's numbers were finite over the whole text: once, after everything that is timed.
 
         Args:
-            logits: of the last round, for the tokens that it kept: [kept, V].
+            logits: those of the kept tokens of the last round: [kept, V].
 
         Raises:
-            NotFinite: the states behind some token, or these logits.
+            NotFinite: the states behind a token are not finite, or these logits are not.
         """
         cache = self._cache
         check_states(cache.states[-1][: cache.lengths[-1]], "target", self._target)
         check_logits(logits, "target", self._target)
 
-    def _verify(self, tokens: list[int], known: int) -> Tensor:
-        """The target's logits after the lead and each drafted token: [G + 1, V].
-
-        A self draft's deepest states are taken over: what is left to run are the layers after its last exit.
-        """
-        cache, last = self._cache, self._cache.segments[-1]
-        if self._is_self_draft:
-            for segment in cache.segments[:-1]:
-                self._ladder.run((segment,), tokens, self._clock)
-            states = cache.backlog(last.index, len(tokens))
-        else:
-            states = self._target.embed(tokens[known - 1 :])
-        return self._target.exit_logits(self._target.forward_segment(states, last, cache))
-
     def _exits_taken(self) -> tuple[int, ...]:
-        """Drafted tokens by exit, whatever the policy."""
+        """Drafted tokens by exit, over all policies."""
         by_policy = [drafter.exits_taken for drafter in self._drafters if drafter]
         return tuple(map(sum, zip(*by_policy, strict=True))) if by_policy else (0,) * self._num_exits
 
-    def _emitted(self, certain: list[int]) -> tuple[list[int], bool]:
-        """The round's certain tokens, cut where the text ends, and whether it does."""
-        emitted, ended = certain, False
-        if self._settings.eos_token_id in emitted:
-            emitted = emitted[: emitted.index(self._settings.eos_token_id) + 1]
-            ended = True
-        if self._stop is not None:
-            kept = self._stop.kept(emitted)
-            if kept is not None:
-                return emitted[:kept], True
-        return emitted, ended
 
+def count_rounds(
+    blocks: Sequence[tuple[int, int]], tags: Sequence[LapTag], *, num_tokens: int, exits_taken: Sequence[int]
+) -> RoundStats:
+    """Counts over the rounds of one prompt: the record that replay predicts.
 
-def _singly(cache: Cache) -> set[SegmentRun]:
-    """Every segment by itself."""
-    return {(segment,) for segment in cache.segments}
+    Args:
+        blocks: drafted and accepted tokens of each round.
+        tags: kind, stage, rows and cached tokens of each pass. Passes over the prompt belong to no round.
+        num_tokens: the number of emitted tokens.
+        exits_taken: drafted tokens by exit, over all exits of the draft.
+    """
+    counts: Counter[PassName] = Counter()
+    cached: Counter[PassName] = Counter()
+    cold: Counter[PassName] = Counter()
+    for (kind, stage, rows, cached_tokens), place in zip(tags, places(tag[:2] for tag in tags), strict=True):
+        if kind in PREFILL_KINDS:
+            continue
+        counts[kind, stage, rows] += 1
+        cached[kind, stage, rows] += cached_tokens
+        if is_cold(kind, place):
+            cold[*weights_key(kind, stage), place] += 1
+    positions = range(1, max(drafted for drafted, _ in blocks) + 1)
+    return RoundStats(
+        num_prompts=1,
+        num_rounds=len(blocks),
+        num_tokens=num_tokens,
+        num_drafted=sum(drafted for drafted, _ in blocks),
+        num_accepted=float(sum(accepted for _, accepted in blocks)),
+        drafted_by_position=tuple(sum(drafted >= position for drafted, _ in blocks) for position in positions),
+        accepted_by_position=tuple(float(sum(accepted >= position for _, accepted in blocks)) for position in positions),
+        exits_taken=tuple(exits_taken),
+        passes=pass_counts(counts, cached),
+        cold_passes=cold_counts(cold),
+    )

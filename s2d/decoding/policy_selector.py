@@ -1,38 +1,38 @@
-"""Who says what to run next: one policy throughout, or a controller that moves along a plan's frontier while running."""
+"""Choose the policy of each round: one policy throughout, or the fastest of a plan's frontier for the current text."""
 
 import math
 from collections.abc import Sequence
 from typing import Protocol
 
 from perfmodel.core.units import Frac
-from perfmodel.policies.frontier import DRIFT_STEP, DRIFTS, MAX_DRIFT, FrontierPoint, drifted
+from perfmodel.policies.frontier import DRIFT_STEP, DRIFTS, MAX_DRIFT, FrontierPoint, drifted_frac
 from perfmodel.policies.policy import Policy
 
 SPREAD = 0.7
-"""Standard deviation of a drift between texts, known before one is seen: between documents of the reference family."""
+"""Prior standard deviation of a text's drift, measured between documents of the reference family."""
 MEMORY_TOKENS = 250
-"""Tokens in which what was learnt falls to 1/e: texts of the reference family change from one output to the next."""
+"""Tokens after which evidence is weighted by 1/e. Texts of the reference family change from one output to the next."""
 
 
 class PolicySelector(Protocol):
-    """Says before every round which policy it is to follow, and hears how it went."""
+    """Chooses the policy of each round and observes its outcome."""
 
     @property
     def policies(self) -> Sequence[Policy | None]:
-        """All that may come, with one kind of confidence; None is plain decoding."""
+        """All policies that may be chosen, with one kind of confidence. None is plain decoding."""
         ...
 
     @property
-    def at(self) -> int:
-        """The place among them of the next round's."""
+    def index(self) -> int:
+        """The index in `policies` of the next round's policy."""
         ...
 
-    def begin(self) -> None:
-        """A text begins: the draft has seen all of it so far."""
+    def start_text(self) -> None:
+        """Start a text, of which the draft has seen every token."""
         ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        """The round drafted and accepted so many tokens."""
+        """Update after a round."""
         ...
 
 
@@ -41,25 +41,25 @@ class FixedPolicy:
 
     def __init__(self, policy: Policy | None) -> None:
         self.policies = (policy,)
-        self.at = 0
+        self.index = 0
 
-    def begin(self) -> None:
-        """Nothing changes."""
+    def start_text(self) -> None:
+        """Do nothing."""
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        """Nothing is learnt."""
+        """Do nothing."""
 
 
-class Controller:
-    """Runs the policy of a frontier that is the fastest where the two drifts of the text are thought to be.
+class AdaptivePolicy:
+    """The frontier policy that is fastest at the current drift estimates.
 
-    Each round under a drafting policy is evidence on both drifts (`perfmodel.policies.frontier`), which all policies share. With every
-    token decoded the evidence is forgotten a little, until the plan holds again; so plain decoding, which tells nothing
-    of the draft, ends by itself: a round is tried as soon as what was learnt against drafting has faded to where it would
-    pay. Seconds are the plan's, not the clock's: the same text takes the same course on any day.
+    Each round under a drafting policy is evidence about two drifts (`perfmodel.policies.frontier`), which all policies share.
+    The evidence decays with every decoded token, back to the plan's expectation. Plain decoding gives no evidence about the
+    draft, so it ends on its own: drafting is tried again once the evidence against it has decayed enough. Times come from the
+    plan, not from the clock, so a text always takes the same policies.
 
     Args:
-        frontier: of the plan, plain decoding among it.
+        frontier: the plan's, plain decoding included.
     """
 
     def __init__(self, frontier: Sequence[FrontierPoint]) -> None:
@@ -69,55 +69,60 @@ class Controller:
         self._seconds = [[point.seconds(drift) for drift in DRIFTS] for point in frontier]
         self._acceptance, self._drafting = DriftFilter(), DriftFilter()
         self._undrafted = 0
-        self.at = self._fastest()
+        self.index = self._fastest()
 
-    def begin(self) -> None:
+    def start_text(self) -> None:
         """See `PolicySelector`."""
         self._undrafted = 0
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
-        """See `PolicySelector`. A round that could draft nothing, at the end of a text, counts as plain."""
-        point, emitted = self._points[self.at], num_accepted + 1
+        """See `PolicySelector`. A round that could not draft, at the end of a text, counts as plain decoding."""
+        point, emitted = self._points[self.index], num_accepted + 1
         if num_drafted:
-            self._acceptance.learn(point.kept_frac, num_accepted)
-            self._drafting.learn(point.drafted_frac, num_drafted)
+            self._acceptance.update(point.kept_frac, num_accepted)
+            self._drafting.update(point.drafted_frac, num_drafted)
         self._undrafted = 0 if num_drafted else self._undrafted + emitted
-        self._acceptance.forget(emitted)
-        self._drafting.forget(emitted)
-        self.at = self._fastest()
+        self._acceptance.decay(emitted)
+        self._drafting.decay(emitted)
+        self.index = self._fastest()
 
     def _fastest(self) -> int:
-        """The place of the policy with most tokens per second, what the draft must catch up on spread over the memory."""
-        accepted, drafting = self._acceptance.place, self._drafting.place
+        """The index of the policy with most tokens per second. The draft's catch-up time is spread over `MEMORY_TOKENS`."""
+        acceptance, drafting = self._acceptance.index, self._drafting.index
         late_frac = self._undrafted / MEMORY_TOKENS
         rates = [
-            tokens[accepted] / (seconds[drafting] + late_frac * point.catch_up_s)
+            tokens[acceptance] / (seconds[drafting] + late_frac * point.catch_up_s)
             for point, tokens, seconds in zip(self._points, self._tokens, self._seconds, strict=True)
         ]
         return rates.index(max(rates))
 
 
 class DriftFilter:
-    """One drift, as a Gaussian: a logistic regression on an offset alone, which forgets."""
+    """A Gaussian estimate of one drift: logistic regression with an intercept only, whose evidence decays."""
 
     def __init__(self) -> None:
         self.mean = 0.0
-        self._variance = SPREAD**2
+        self.variance = SPREAD**2
 
     @property
-    def place(self) -> int:
-        """The nearest on the grid of drifts."""
+    def index(self) -> int:
+        """The index of the mean in the grid of drifts."""
         return round((min(max(self.mean, -MAX_DRIFT), MAX_DRIFT) + MAX_DRIFT) / DRIFT_STEP)
 
-    def learn(self, shares: Sequence[Frac], num_steps: int) -> None:
-        """One Newton step for a round that made so many steps and then no more, each expected with its share."""
-        expected = [drifted(share, self.mean) for share in shares[: num_steps + 1]]
-        information = sum(share * (1 - share) for share in expected)
-        self._variance /= 1 + self._variance * information
-        self.mean += self._variance * (min(num_steps, len(shares)) - sum(expected))
+    def update(self, shares: Sequence[Frac], num_steps: int) -> None:
+        """Take one Newton step for a round.
 
-    def forget(self, num_tokens: int) -> None:
-        """Fall back towards what was known before any text."""
+        Args:
+            shares: the plan's probability of each step, given the steps before it.
+            num_steps: the number of steps in the round.
+        """
+        expected = [drifted_frac(share, self.mean) for share in shares[: num_steps + 1]]
+        information = sum(share * (1 - share) for share in expected)
+        self.variance /= 1 + self.variance * information
+        self.mean += self.variance * (min(num_steps, len(shares)) - sum(expected))
+
+    def decay(self, num_tokens: int) -> None:
+        """Move back towards the prior."""
         keep = math.exp(-num_tokens / MEMORY_TOKENS)
         self.mean *= keep
-        self._variance = SPREAD**2 + keep**2 * (self._variance - SPREAD**2)
+        self.variance = SPREAD**2 + keep**2 * (self.variance - SPREAD**2)

@@ -1,8 +1,8 @@
-"""Acceptance by script: what exits and target say is taken from a trace, whatever the models say.
+"""Replay a trace in a real run: every pass runs, but predictions and target tokens come from the trace.
 
-The runtime does all that it would do: every pass runs, every exit check reads a token and a confidence back to the host,
-every verification decides. Only then are the answers overruled by the traced ones. So models with random weights can be
-timed under the acceptance of real ones, and every round is the one that replay counts, beyond a block's first mistake too.
+This times models with random weights under the acceptance of trained ones. Each pass runs, each exit check reads its
+result back to the host, and each verification decides. Only then are the results replaced by those of the trace. The rounds
+equal those of replay, also after the first mistake of a block.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from perfmodel.acceptance.off_path_trace import stand_in
+from perfmodel.acceptance.off_path_trace import off_path_confidence
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.units import Tokens
-from s2d.decoding.verify import Verdict, Verifier, longest_agreement
+from s2d.decoding.verify import Verification, Verifier, longest_agreed_prefix
 from s2d.model.choose_tokens import ExitPredictor
 from s2d.model.decoder import Decoder
 from s2d.model.host_copies import PendingPrediction
@@ -24,143 +24,155 @@ from s2d.model.host_copies import PendingPrediction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptedAcceptance:
-    """What is said after one prompt. Past its last position, where only a rejected block gets, that one is repeated."""
+    """The traced predictions and target tokens of one prompt.
+
+    Positions beyond the last traced one, which only rejected blocks reach, repeat the last.
+    """
 
     prompt_tokens: Tokens
     max_new_tokens: Tokens
     eos_token_id: int | None
     exit_layers: tuple[int, ...]
-    answers: tuple[tuple[tuple[int, float], ...], ...]
+    predictions: tuple[tuple[tuple[int, float], ...], ...]
     """Token and confidence, by position and exit."""
-    off_path: tuple[tuple[float, ...], ...] | None
-    """Confidence behind a mistake, by position and exit; None where the trace does not tell."""
-    chosen: tuple[int, ...]
+    off_path_confidence: tuple[tuple[float, ...], ...] | None
+    """Confidence after a mistake, by position and exit; None if the trace has none."""
+    target_tokens: tuple[int, ...]
     """The target's token, by position."""
 
-    def answer(self, text: Sequence[int], known: Tokens, exit_number: int) -> tuple[int, float]:
-        """Token and confidence of an exit (zero-based) after a text of so many certain tokens, and drafted ones."""
+    def prediction(self, text: Sequence[int], num_known: Tokens, exit_index: int) -> tuple[int, float]:
+        """The token and confidence of an exit.
+
+        Args:
+            text: known tokens, then drafted ones.
+            num_known: the number of known tokens.
+            exit_index: zero-based, among all exits.
+        """
         row = self._row(len(text))
-        token, confidence = self.answers[row][exit_number]
-        if self.off_path is not None and self._has_mistake(text, known):
-            confidence = self.off_path[row][exit_number]
+        token, confidence = self.predictions[row][exit_index]
+        if self.off_path_confidence is not None and self._has_mistake(text, num_known):
+            confidence = self.off_path_confidence[row][exit_index]
         return token, confidence
 
-    def _has_mistake(self, text: Sequence[int], known: Tokens) -> bool:
-        """Whether a drafted token is not the target's."""
-        begin = known - self.prompt_tokens
-        return tuple(text[known:]) != self.chosen[begin : begin + len(text) - known]
+    def _has_mistake(self, text: Sequence[int], num_known: Tokens) -> bool:
+        """Whether a drafted token differs from the target's."""
+        start = num_known - self.prompt_tokens
+        return tuple(text[num_known:]) != self.target_tokens[start : start + len(text) - num_known]
 
-    def choices(self, position: Tokens, number: int) -> list[int]:
-        """The target's tokens for so many absolute positions."""
-        return [self.chosen[self._row(position + place)] for place in range(number)]
+    def target_tokens_at(self, position: Tokens, count: int) -> list[int]:
+        """The target's tokens at `count` positions of the text, from `position` on."""
+        return [self.target_tokens[self._row(position + offset)] for offset in range(count)]
 
     def _row(self, position: Tokens) -> int:
-        return min(position - self.prompt_tokens, len(self.chosen) - 1)
+        return min(position - self.prompt_tokens, len(self.target_tokens) - 1)
 
 
-def scripts_of(trace: Trace) -> tuple[ScriptedAcceptance, ...]:
-    """A script per prompt of a trace.
+def scripts_from_trace(trace: Trace) -> tuple[ScriptedAcceptance, ...]:
+    """One script for each prompt of a trace.
 
     Raises:
-        UserInputError: acceptance is drawn (the ratio test), or a text stops short of its limit without an end-of-text token.
+        UserInputError: the trace is of the ratio test, or a text ends early without an end-of-text token.
     """
     header = trace.header
     if header.sampling.rule == "ratio":
         raise UserInputError(
-            "a trace of the ratio test holds chances, not tokens that a run could follow: expected one taken greedily or with "
+            "a trace of the ratio test holds probabilities, not tokens that a run could follow: expected greedy decoding or "
             "shared noise. Record it again with --rule shared-noise."
         )
     bounds = np.cumsum([0, *(prompt.num_positions for prompt in header.prompts)]).tolist()
-    chosen = trace.target_token.tolist()
-    answers = [
-        tuple(zip(*said, strict=True)) for said in zip(trace.draft_token.tolist(), trace.confidence.tolist(), strict=True)
-    ]
+    target_tokens = trace.target_token.tolist()
+    tokens_and_confidences = zip(trace.draft_token.tolist(), trace.confidence.tolist(), strict=True)
+    predictions = [tuple(zip(tokens, confidences, strict=True)) for tokens, confidences in tokens_and_confidences]
     for prompt, end in zip(header.prompts, bounds[1:], strict=True):
-        if prompt.num_positions < header.max_new_tokens and chosen[end - 1] != header.eos_token_id:
+        if prompt.num_positions < header.max_new_tokens and target_tokens[end - 1] != header.eos_token_id:
             raise UserInputError(
                 f"traced prompt {prompt.name!r} stops after {prompt.num_positions} of {header.max_new_tokens} tokens: expected "
-                "an end-of-text token there, or as many tokens as were asked for. Record the trace again."
+                "an end-of-text token there, or the requested number of tokens. Record the trace again."
             )
-    confidence = stand_in(trace.confidence, trace.off_path)
+    confidence = off_path_confidence(trace.confidence, trace.off_path)
     off_path = None if confidence is None else [tuple(row) for row in confidence.tolist()]
     return tuple(
         ScriptedAcceptance(
             prompt_tokens=prompt.prompt_tokens,
             max_new_tokens=header.max_new_tokens,
             eos_token_id=header.eos_token_id,
-            exit_layers=header.draft.exit_layers,
-            answers=tuple(answers[start:end]),
-            off_path=None if off_path is None else tuple(off_path[start:end]),
-            chosen=tuple(chosen[start:end]),
+            exit_layers=header.exit_layers,
+            predictions=tuple(predictions[start:end]),
+            off_path_confidence=None if off_path is None else tuple(off_path[start:end]),
+            target_tokens=tuple(target_tokens[start:end]),
         )
         for prompt, (start, end) in zip(header.prompts, pairwise(bounds), strict=True)
     )
 
 
-class ScriptedJudge:
-    """Lets a verifier decide as it would, then says what the script says.
+class ScriptedVerifier:
+    """Runs a verifier, then returns the results of a script in its place.
 
     Args:
-        verifier: reads the logits, so that its seconds are paid.
-        script: of the prompt that is decoded.
+        verifier: reads the logits and decides, at its usual cost.
+        script: the script of the current prompt.
     """
 
     def __init__(self, verifier: Verifier, script: ScriptedAcceptance) -> None:
-        self._judge = verifier
+        self._verifier = verifier
         self._script = script
 
     @property
-    def choice(self) -> ExitPredictor | None:
+    def predictor(self) -> ExitPredictor | None:
         """See `Verifier`."""
-        return self._judge.choice
+        return self._verifier.predictor
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
         """See `Verifier`."""
-        self._judge.start(prompt_tokens, max_tokens)
+        self._verifier.start(prompt_tokens, max_tokens)
 
-    def ask(self, decoder: Decoder, states: Tensor, text: Sequence[int], known: Tokens, exit_number: int) -> PendingPrediction:
+    def check_exit(
+        self, decoder: Decoder, states: Tensor, text: Sequence[int], num_known: Tokens, exit_index: int
+    ) -> PendingPrediction:
         """See `Verifier`."""
-        read = self._judge.ask(decoder, states, text, known, exit_number)
-        said = self._script.answer(text, known, exit_number)
+        read = self._verifier.check_exit(decoder, states, text, num_known, exit_index)
+        prediction = self._script.prediction(text, num_known, exit_index)
 
-        def answer() -> tuple[int, float]:
+        def read_then_replace() -> tuple[int, float]:
             read()
-            return said
+            return prediction
 
-        return answer
+        return read_then_replace
 
-    def verdict(self, logits: Tensor, text: Sequence[int], known: Tokens) -> Verdict:
+    def verify(self, logits: Tensor, text: Sequence[int], num_known: Tokens) -> Verification:
         """See `Verifier`."""
-        self._judge.verdict(logits, text, known)
-        drafted = text[known:]
-        return longest_agreement(self._script.choices(known, len(drafted) + 1), drafted)
+        self._verifier.verify(logits, text, num_known)
+        drafted = text[num_known:]
+        return longest_agreed_prefix(self._script.target_tokens_at(num_known, len(drafted) + 1), drafted)
 
 
-def overruled(
+def scripted_verifier(
     verifier: Verifier,
     script: ScriptedAcceptance,
-    known_tokens: Tokens,
-    new_tokens: Tokens,
+    *,
+    prompt_tokens: Tokens,
+    max_new_tokens: Tokens,
     eos_token_id: int | None,
     exit_layers: tuple[int, ...],
-) -> ScriptedJudge:
-    """A verifier that says what a script says; refused where replay would count another run.
+) -> ScriptedVerifier:
+    """A verifier that replays a trace.
 
     Raises:
-        Mismatch: other exits, another end of text, or a text that begins before or may go on after the traced one.
+        Mismatch: the run could differ from replay: its exits or its end of text differ, or it starts before the traced text
+            or may continue after it.
     """
-    first, last = script.prompt_tokens, script.prompt_tokens + script.max_new_tokens
-    facts = (
+    start, end = script.prompt_tokens, script.prompt_tokens + script.max_new_tokens
+    comparisons = (
         (f"exits {script.exit_layers}", f"exits {exit_layers}", exit_layers == script.exit_layers),
         (f"end-of-text token {script.eos_token_id}", f"{eos_token_id}", eos_token_id == script.eos_token_id),
         (
-            f"tokens {first} to {last}",
-            f"{new_tokens} new tokens after {known_tokens}",
-            first <= known_tokens and known_tokens + new_tokens <= last,
+            f"tokens {start} to {end}",
+            f"{max_new_tokens} new tokens after {prompt_tokens}",
+            start <= prompt_tokens and prompt_tokens + max_new_tokens <= end,
         ),
     )
-    for made_for, given, fits in facts:
+    for made_for, given, fits in comparisons:
         if not fits:
-            fix = "Decode what was traced, or take another trace"
+            fix = "Decode the traced text, or use another trace"
             raise Mismatch("the script of a traced prompt", made_for=made_for, given=given, fix=fix)
-    return ScriptedJudge(verifier, script)
+    return ScriptedVerifier(verifier, script)

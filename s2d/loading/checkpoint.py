@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder: which they are, what they hold, and the hash that names them."""
+"""Read the safetensors files of a model folder tensor by tensor, and hash them."""
 
 import hashlib
 import json
@@ -13,19 +13,19 @@ from torch import Tensor
 from perfmodel.core.errors import BadFile, UserInputError
 
 ReadTensor = Callable[[str], Tensor]
-"""Reads one tensor of a checkpoint by its name."""
+"""Reads one tensor of a checkpoint by name."""
 REFETCH = "Fetch or make the model again"
 _IGNORED_IN_LAYERS = (".rotary_emb.inv_freq",)
-"""Ends of names of tensors that old checkpoints hold and that follow from their config."""
+"""Name suffixes of redundant tensors in old checkpoints: their values follow from the config."""
 
 
 class BadTensor(UserInputError):
-    """A tensor that the decoder cannot use; `load_model` adds the file that it is in.
+    """A tensor that the decoder cannot use. `load_model` adds the file name.
 
     Args:
-        tensor: its name.
+        tensor: name of the tensor.
         problem: what is wrong and what was expected.
-        fix: what to do now, a whole sentence without its full stop.
+        fix: what to do now, as a sentence without its full stop.
     """
 
     def __init__(self, tensor: str, problem: str, fix: str = REFETCH) -> None:
@@ -35,12 +35,12 @@ class BadTensor(UserInputError):
         self.fix = fix
 
 
-class Weights:
+class CheckpointTensors:
     """The tensors of a model folder, read one at a time.
 
     Args:
-        folder: that they are in.
-        files: by tensor, the open file and its path.
+        folder: the model folder.
+        files: the open file of every tensor and the path of that file, by tensor name.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, tuple[Any, Path]]) -> None:
@@ -49,49 +49,49 @@ class Weights:
         self._unread = set(files)
 
     def __call__(self, name: str) -> Tensor:
-        """Read one: see `ReadTensor`.
+        """Read one tensor, as a `ReadTensor`.
 
         Raises:
-            BadFile: there is no such tensor.
+            BadFile: the checkpoint has no tensor of this name.
         """
         if name not in self._files:
             raise BadFile(self._folder, f"the weights lack {name!r}", REFETCH)
         self._unread.discard(name)
         return self._files[name][0].get_tensor(name)
 
-    def refused(self, err: BadTensor) -> BadFile:
-        """The same error with the file that the tensor is in."""
+    def with_file(self, err: BadTensor) -> BadFile:
+        """The same error with the file of the tensor."""
         path = self._files[err.tensor][1]
         return BadFile(path, f"tensor {err.tensor!r} {err.problem}", err.fix)
 
     def check_all_layers_read(self, num_layers: int) -> None:
-        """Refuse what layers hold beyond what was read: the model would be another one than its config says.
+        """Refuse layer tensors that nobody read: the checkpoint holds more than its config declares.
 
         Args:
-            num_layers: of the config.
+            num_layers: number of layers in the config.
 
         Raises:
-            BadFile: names the first such tensor.
+            BadFile: names the first unread tensor.
         """
-        left = sorted(name for name in self._unread if layer_of(name) >= 0 and not name.endswith(_IGNORED_IN_LAYERS))
-        if not left:
+        unread = sorted(name for name in self._unread if layer_of(name) >= 0 and not name.endswith(_IGNORED_IN_LAYERS))
+        if not unread:
             return
-        problem, fix = f"tensor {left[0]!r} has no place in a model of its config.json", REFETCH
-        if layer_of(left[0]) >= num_layers:
-            problem = f"{problem}, which says num_hidden_layers {num_layers}"
+        problem, fix = f"tensor {unread[0]!r} does not belong to the model in config.json", REFETCH
+        if layer_of(unread[0]) >= num_layers:
+            problem = f"{problem}, which has num_hidden_layers {num_layers}"
             fix = f"Correct the config.json; s2d-run --export-exit {num_layers} then writes the first {num_layers} layers alone"
-        raise BadFile(self._files[left[0]][1], problem, fix)
+        raise BadFile(self._files[unread[0]][1], problem, fix)
 
 
 def layer_of(name: str) -> int:
-    """Zero-based layer of a tensor's name; -1 for those that belong to none."""
+    """Zero-based layer of a tensor, from its name; -1 for a tensor outside the layers."""
     parts = name.split(".")
-    is_of_layer = parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdecimal()
-    return int(parts[2]) if is_of_layer else -1
+    is_in_layer = parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdecimal()
+    return int(parts[2]) if is_in_layer else -1
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder: one, or the shards that its index names."""
+    """The safetensors files of a model folder: one file, or the shards listed in its index."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return [folder / "model.safetensors"]
@@ -103,7 +103,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_names(folder: Path) -> list[str]:
-    """The names of all tensors in a folder."""
+    """The names of all tensors in a model folder."""
     names: list[str] = []
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
@@ -112,8 +112,8 @@ def tensor_names(folder: Path) -> list[str]:
 
 
 @contextmanager
-def open_weights(folder: Path) -> Iterator[Weights]:
-    """Reads tensors by their names from whichever file has them."""
+def open_weights(folder: Path) -> Iterator[CheckpointTensors]:
+    """Open all weight files of a model folder to read tensors by name."""
     files: dict[str, tuple[Any, Path]] = {}
     for path in weight_files(folder):
         try:
@@ -122,14 +122,14 @@ def open_weights(folder: Path) -> Iterator[Weights]:
             problem = "there is no such file" if not path.exists() else f"truncated or damaged ({err})"
             raise BadFile(path, problem, f"{REFETCH}; weights are read from safetensors only") from err
         files |= dict.fromkeys(file.keys(), (file, path))
-    yield Weights(folder, files)
+    yield CheckpointTensors(folder, files)
 
 
 def weights_sha256(folder: Path) -> str:
-    """One hash for the bytes of all weight files, in the order of their names.
+    """SHA-256 of the bytes of all weight files, in the order of their names.
 
     Raises:
-        BadFile: one of them is missing or cannot be read.
+        BadFile: a weight file is missing or cannot be read.
     """
     digest = hashlib.sha256()
     for path in weight_files(folder):

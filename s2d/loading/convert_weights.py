@@ -1,7 +1,7 @@
-"""A checkpoint's weights as the lean decoder wants them: gains, scales and the rotation's interleaving folded in, once.
+"""Convert checkpoint weights to the decoder's layout: norm gains, scales and rotary interleaving merged in.
 
-Everything is folded in float32, slice by slice, and rounded once to the dtype of the result.
-Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, S positions.
+The arithmetic is float32, slice by slice, and each number is rounded once to the dtype of the result.
+Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens of a reduced head.
 """
 
 import math
@@ -23,94 +23,98 @@ from s2d.model.rotary import Rotary
 from s2d.model.torch_dtypes import dtype_fix, dtype_label
 from s2d.model.weights import DecoderWeights, LayerWeights, layout_of, new_embedding, new_head, new_matrix
 
-KeepLayer = Callable[[LayerWeights, ModelGeometry], LayerWeights]
-"""What is kept of a layer of a model of this geometry."""
+ShardLayer = Callable[[LayerWeights, ModelGeometry], LayerWeights]
+"""Cuts the share of one process out of a layer of a model of this geometry."""
 NewMatrix = Callable[[int, int, torch.dtype, torch.device | str, WeightLayout], Tensor]
-"""Makes the memory of a matrix: see `s2d.model.weights.new_matrix`."""
+"""Allocates a matrix: see `s2d.model.weights.new_matrix`."""
 RANDOM_NORM_EPS = 1e-5
 RANDOM_ROPE_THETA = 10000.0
 _PLAIN_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 CONVERT_BYTES = 64 * MIB
-"""Float32 numbers that folding holds at a time: a matrix is folded in slices, so that a large one adds little to the peak."""
+"""Float32 bytes held during a conversion. Matrices are converted in slices, which bounds the peak memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """Rows of a stored matrix or bias, and what is done to them."""
+class Checkpoint:
+    """The weights of a model on disk, and their shapes."""
+
+    read: ReadTensor
+    config: DecoderConfig
+    geometry: ModelGeometry
+    """The shapes in the config."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StoredPart:
+    """A stored matrix or bias that becomes a part of one decoder matrix."""
 
     name: str
+    """Name of the tensor without `.weight` or `.bias`."""
     rows: int
     scale: float = 1.0
-    """Factor of its rows."""
+    """Factor on its rows."""
     is_rotated: bool = False
-    """Whether the rows of every head are paired for the rotation."""
+    """Whether the rows of every head are interleaved for the rotation."""
 
 
 def convert_weights(
-    read: ReadTensor,
-    config: DecoderConfig,
-    geometry: ModelGeometry,
+    checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: str,
-    kept: KeepLayer = lambda layer, geometry: layer,
+    shard_layer: ShardLayer = lambda layer, geometry: layer,
     *,
     kernels: Kernels = STANDARD_KERNELS,
 ) -> DecoderWeights:
-    """Weights as the decoder wants them: each norm's gain in the matrix after it, and sqrt(D) where the norm leaves it out.
+    """Weights in the decoder's layout: the gain of every norm is merged into the matrix after it.
+
+    A kernel that divides a row by its length instead of its RMS leaves out the factor sqrt(D). The matrix then holds it.
 
     Args:
-        read: reads a tensor of the checkpoint.
-        config: of the checkpoint.
-        geometry: the shapes it gives.
-        dtype: of the result.
-        device: torch's name for it.
-        kept: of every layer, as soon as it is folded.
-        kernels: that will use them.
+        checkpoint: the weights to convert.
+        dtype: dtype of the result.
+        device: torch's name of the device.
+        shard_layer: keeps this process's share of a layer, right after its conversion.
+        kernels: the kernels that will use the weights.
 
     Raises:
-        BadTensor: one has another shape than the config gives it, is no plain floats, or holds numbers that are not finite.
-        UserInputError: rotary settings that give no angles.
+        BadTensor: a tensor has another shape than in the config, is not stored as plain floats, or holds non-finite numbers.
+        UserInputError: the rotary settings give no finite angles.
     """
-    folder = _Folder(read, geometry, dtype, device, kernels)
+    config, geometry = checkpoint.config, checkpoint.geometry
+    converter = _Converter(checkpoint, dtype, device, kernels)
     extras, table = layer_extras(config), "model.embed_tokens"
-    head = [_Part(name=table if config.tie_word_embeddings else "lm_head", rows=geometry.vocab_size)]
+    head = [_StoredPart(name=table if config.tie_word_embeddings else "lm_head", rows=geometry.vocab_size)]
     return DecoderWeights(
-        embedding=folder.embedding(table, config.rms_norm_eps),
-        layers=tuple(kept(folder.layer(f"model.layers.{n}", extras), geometry) for n in range(geometry.num_layers)),
-        head=folder.matrix(head, geometry.hidden_size, norm="model.norm", new=new_head),
+        embedding=converter.embedding(table, config.rms_norm_eps),
+        layers=tuple(shard_layer(converter.layer(f"model.layers.{n}", extras), geometry) for n in range(geometry.num_layers)),
+        head=converter.matrix(head, geometry.hidden_size, norm="model.norm", new=new_head),
         rotary=_rotary(config),
         norm_eps=config.rms_norm_eps,
         kernels=kernels,
     )
 
 
-class _Folder:
-    """Folds a checkpoint's tensors and checks their shapes.
+class _Converter:
+    """Converts the tensors of one checkpoint and checks their shapes. The arguments are those of `convert_weights`."""
 
-    Args:
-        read: reads one.
-        geometry: the shapes.
-        dtype: of the result.
-        device: torch's name for it.
-        kernels: that will use the result.
-    """
-
-    def __init__(self, read: ReadTensor, geometry: ModelGeometry, dtype: torch.dtype, device: str, kernels: Kernels) -> None:
-        self._read = read
-        self._geometry = geometry
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: str, kernels: Kernels) -> None:
+        self._read = checkpoint.read
+        self._geometry = checkpoint.geometry
         self._dtype = dtype
         self._device = device
         self._kernels = kernels
 
-    def matrix(self, parts: Sequence[_Part], inputs: int, *, norm: str | None = None, new: NewMatrix = new_matrix) -> Tensor:
+    def matrix(
+        self, parts: Sequence[_StoredPart], inputs: int, *, norm: str | None = None, new: NewMatrix = new_matrix
+    ) -> Tensor:
         """Stored matrices side by side, to be applied from the right: [inputs, all rows].
 
         Args:
-            parts: stored as [rows, inputs] each.
+            parts: the matrices, each stored as [rows, inputs].
             inputs: width of the rows.
-            norm: the norm before them, whose gain is folded in; None where there is none.
-            new: makes the memory.
+            norm: name of the norm before them, whose gain is merged in; None without a norm.
+            new: allocates the result.
         """
         layout = self._kernels.weight_layout
         gain = None if norm is None else self._norm_gain(norm, inputs)
@@ -121,10 +125,10 @@ class _Folder:
             stored = self._stored(name, part.rows, inputs)
             for rows in stored.split(self._slice_rows(inputs)):
                 begin, end = end, end + len(rows)
-                folded = rows.to(self._device)
+                converted = rows.to(self._device)
                 if gain is not None:
-                    folded = self._rearranged(folded.to(torch.float32, copy=True).mul_(gain), part)
-                rounded = folded.to(self._dtype)
+                    converted = self._rearrange(converted.to(torch.float32, copy=True).mul_(gain), part)
+                rounded = converted.to(self._dtype)
                 num_bad += count_non_finite(rounded)
                 columns = rounded.t()
                 # Transposed in a copy first: two contiguous copies are twice as fast as a strided one.
@@ -133,12 +137,12 @@ class _Folder:
         return out
 
     def _norm_gain(self, norm: str, width: int) -> Tensor:
-        """A norm's gain, times sqrt(D) where rows are divided by their length and not by their RMS: float32 [D]."""
+        """The gain of a norm, times sqrt(D) if the kernel divides rows by their length and not by their RMS: float32 [D]."""
         gain = self._vector(f"{norm}.weight", width)
         return gain if self._kernels.norm == "fused" else math.sqrt(width) * gain
 
     def embedding(self, name: str, norm_eps: float) -> Tensor:
-        """Residual rows of all tokens: [V, D + PAD]."""
+        """The embedding as residual rows: [V, D + PAD]."""
         width = self._geometry.hidden_size
         stored = self._stored(f"{name}.weight", self._geometry.vocab_size, width)
         out = new_embedding(len(stored), width, norm_eps, self._dtype, self._device)
@@ -152,17 +156,17 @@ class _Folder:
         return out
 
     def layer(self, prefix: str, extras: LayerExtras) -> LayerWeights:
-        """One layer."""
+        """The weights of one layer, whose tensor names begin with the prefix."""
         g, attn, mlp = self._geometry, f"{prefix}.self_attn", f"{prefix}.mlp"
         query, key = g.num_heads * g.head_dim, g.num_kv_heads * g.head_dim
         q_scale = 1.0 if extras.normed_heads else g.head_dim**-0.5
         qkv = [
-            _Part(name=f"{attn}.q_proj", rows=query, scale=q_scale, is_rotated=True),
-            _Part(name=f"{attn}.k_proj", rows=key, is_rotated=True),
-            _Part(name=f"{attn}.v_proj", rows=key),
+            _StoredPart(name=f"{attn}.q_proj", rows=query, scale=q_scale, is_rotated=True),
+            _StoredPart(name=f"{attn}.k_proj", rows=key, is_rotated=True),
+            _StoredPart(name=f"{attn}.v_proj", rows=key),
         ]
-        gate_up = [_Part(name=f"{mlp}.{name}_proj", rows=g.intermediate_size) for name in ("gate", "up")]
-        attn_out, down = (_Part(name=name, rows=g.hidden_size) for name in (f"{attn}.o_proj", f"{mlp}.down_proj"))
+        gate_up = [_StoredPart(name=f"{mlp}.{name}_proj", rows=g.intermediate_size) for name in ("gate", "up")]
+        attn_out, down = (_StoredPart(name=name, rows=g.hidden_size) for name in (f"{attn}.o_proj", f"{mlp}.down_proj"))
         return LayerWeights(
             qkv=self.matrix(qkv, g.hidden_size, norm=f"{prefix}.input_layernorm"),
             qkv_bias=self._bias(qkv) if extras.qkv_bias else None,
@@ -176,36 +180,35 @@ class _Folder:
         )
 
     def _stored(self, name: str, *shape: int) -> Tensor:
-        """One tensor as it is stored, and where: slices of it are moved to the device."""
-        found = self._read(name)
-        if found.dtype not in _PLAIN_FLOATS:
+        """A tensor as it is stored, on the CPU. Callers move slices of it to the device."""
+        stored = self._read(name)
+        if stored.dtype not in _PLAIN_FLOATS:
             expected = ", ".join(map(dtype_label, _PLAIN_FLOATS))
-            problem = f"is stored as {dtype_label(found.dtype)}, expected one of {expected}"
+            problem = f"is stored as {dtype_label(stored.dtype)}, expected one of {expected}"
             raise BadTensor(name, problem, "Give the original model, not a quantised one")
-        if found.shape != shape:
-            problem = (
-                f"of model {self._geometry.name!r} is of shape {list(found.shape)}, its config.json gives it {list(shape)}"
-            )
+        if stored.shape != shape:
+            expected = f"expected {list(shape)} from config.json"
+            problem = f"of model {self._geometry.name!r} has shape {list(stored.shape)}, {expected}"
             raise BadTensor(name, problem)
-        return found
+        return stored
 
     def _vector(self, name: str, width: int) -> Tensor:
-        """A gain or bias in a copy of its own: float32 [width]."""
+        """A copy of a gain or bias: float32 [width]."""
         stored = self._stored(name, width)
         vector = stored.to(self._device).to(torch.float32, copy=True)
         self._check_finite(name, count_non_finite(vector), stored)
         return vector
 
     def _check_finite(self, name: str, num_bad: int, stored: Tensor) -> None:
-        """Refuse a tensor of which numbers are not finite as they are computed with.
+        """Refuse a tensor with non-finite numbers after its conversion.
 
         Args:
-            name: of the tensor.
-            num_bad: numbers made of it that are not finite, in the dtype that is computed in.
+            name: name of the tensor.
+            num_bad: how many of its converted numbers are not finite in the dtype of the result.
             stored: the tensor as it is in the file.
 
         Raises:
-            BadTensor: says how many there are, and whether they are so in the file.
+            BadTensor: with the number of such values, and whether the file itself holds them.
         """
         if not num_bad:
             return
@@ -217,75 +220,76 @@ class _Folder:
         raise BadTensor(name, problem, dtype_fix(self._dtype) or REFETCH)
 
     def _slice_rows(self, inputs: int) -> int:
-        """Rows that are folded at a time, whole heads: two slices in float32 take `CONVERT_BYTES`."""
+        """Rows per slice, a multiple of the head size: two slices in float32 take `CONVERT_BYTES`."""
         head_dim = self._geometry.head_dim
         return max(1, CONVERT_BYTES // (2 * 4 * inputs * head_dim)) * head_dim
 
-    def _rearranged(self, rows: Tensor, part: _Part) -> Tensor:
-        """A part's rows as the decoder wants them, scaled in place: [rows, ...], whole heads."""
+    def _rearrange(self, rows: Tensor, part: _StoredPart) -> Tensor:
+        """Rows of whole heads, scaled in place and interleaved if the part is rotated: [rows, ...]."""
         rows.mul_(part.scale)
         if not part.is_rotated:
             return rows
-        return _paired(rows.unflatten(0, (-1, self._geometry.head_dim))).flatten(0, 1)
+        return _interleave(rows.unflatten(0, (-1, self._geometry.head_dim))).flatten(0, 1)
 
-    def _bias(self, parts: Sequence[_Part]) -> Tensor:
-        """Biases one after the other: [all rows]."""
-        copies = [self._vector(f"{part.name}.bias", part.rows) for part in parts]
-        biases = [self._rearranged(one, part).to(self._dtype) for one, part in zip(copies, parts, strict=True)]
-        for part, bias, stored in zip(parts, biases, copies, strict=True):
+    def _bias(self, parts: Sequence[_StoredPart]) -> Tensor:
+        """The biases of all parts, concatenated: [all rows]."""
+        vectors = [self._vector(f"{part.name}.bias", part.rows) for part in parts]
+        biases = [self._rearrange(vector, part).to(self._dtype) for vector, part in zip(vectors, parts, strict=True)]
+        for part, bias, stored in zip(parts, biases, vectors, strict=True):
             self._check_finite(f"{part.name}.bias", count_non_finite(bias), stored)
         return torch.cat(biases)
 
     def _head_gain(self, attn: str) -> Tensor:
-        """Gains of every head's Q and K over their length instead of their RMS, Q's scale in its own: [N + K, H]."""
+        """Gains of the norms of every head's Q and K, which divide by the length and not by the RMS: [N + K, H]."""
         g, width = self._geometry, self._geometry.head_dim
         q, k = (self._vector(f"{attn}.{name}_norm.weight", width) for name in ("q", "k"))
-        # Q's sqrt(H) and its scale 1 / sqrt(H) are one.
+        # The factor sqrt(H) of Q cancels its attention scale 1 / sqrt(H).
         for name, gain, stored in (("q", q, q), ("k", math.sqrt(width) * k, k)):
             self._check_finite(f"{attn}.{name}_norm.weight", count_non_finite(gain.to(self._dtype)), stored)
         gains = torch.cat((q.expand(g.num_heads, width), math.sqrt(width) * k.expand(g.num_kv_heads, width)))
-        return _paired(gains).to(self._dtype)
+        return _interleave(gains).to(self._dtype)
 
 
-def with_reduced_head(weights: DecoderWeights, said: Sequence[int]) -> DecoderWeights:
-    """The same decoder with a head that says some of the vocabulary's tokens only: reads are in proportion.
+def with_reduced_head(weights: DecoderWeights, token_ids: Sequence[int]) -> DecoderWeights:
+    """The same decoder with a head for some tokens only. An exit check reads fewer bytes in proportion.
 
     Args:
-        weights: with the whole head.
-        said: rising token ids.
+        weights: weights with the whole head.
+        token_ids: the tokens of the new head, rising.
     """
-    tokens = torch.tensor(said, device=weights.head.device)
+    tokens = torch.tensor(token_ids, device=weights.head.device)
     return replace(weights, head=_columns_of(weights.head, tokens), head_token_ids=tokens)
 
 
-def with_vocabulary(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeights:
-    """The same decoder for a vocabulary that is padded otherwise.
+def with_vocab_size(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeights:
+    """The same decoder for a vocabulary with another amount of padding.
 
-    Tokens that it lacks embed as nothing and are never said; those beyond the vocabulary are not said any more.
+    New tokens get a zero embedding and no logit. Tokens beyond the new vocabulary lose their logits.
     """
     shared, width, head = min(len(weights.embedding), num_tokens), len(weights.head), weights.head
-    said = (
-        torch.arange(len(weights.embedding), device=head.device) if weights.head_token_ids is None else weights.head_token_ids
-    )
-    kept = said < num_tokens
+    token_ids = weights.head_token_ids
+    if token_ids is None:
+        token_ids = torch.arange(len(weights.embedding), device=head.device)
+    kept = token_ids < num_tokens
     embedding = new_embedding(num_tokens, width, weights.norm_eps, head.dtype, head.device)
     embedding[:shared] = weights.embedding[:shared]
     embedding[shared:, :width] = 0
-    return replace(weights, embedding=embedding, head=_columns_of(head, kept.nonzero()[:, 0]), head_token_ids=said[kept])
+    head = _columns_of(head, kept.nonzero()[:, 0])
+    return replace(weights, embedding=embedding, head=head, head_token_ids=token_ids[kept])
 
 
 def random_weights(
     geometry: ModelGeometry, dtype: torch.dtype, device: str, *, seed: int, kernels: Kernels = STANDARD_KERNELS
 ) -> DecoderWeights:
-    """Weights of a given shape drawn at random, to time shapes for which there is no checkpoint.
+    """Random weights of a given shape, to time shapes without a checkpoint.
 
-    Every matrix is drawn where and in the dtype it stays. Numbers are as large as in trained models: rows are normed to an RMS
-    of 1, and what a layer adds to the residual is scaled by 1 / sqrt(2 L), as GPT-2's are, so that no depth overflows.
+    Every matrix is drawn on its device and in its dtype. Activations are as large as in trained models: rows have an RMS of 1
+    after a norm, and the output of each layer is scaled by 1 / sqrt(2 L) as in GPT-2, which avoids overflow at any depth.
     """
     g = geometry
     generator = torch.Generator(device).manual_seed(seed)
     added = (2 * g.num_layers) ** -0.5
-    # A row that comes out of a norm has the length 1, out of the fused one sqrt(D).
+    # After a norm a row has length 1, after the fused norm sqrt(D).
     after_norm = g.hidden_size**-0.5 if kernels.norm == "fused" else 1.0
 
     def matrix(inputs: int, outputs: int, scale: float, new: NewMatrix = new_matrix) -> Tensor:
@@ -316,44 +320,44 @@ def random_weights(
 
 
 def with_kernels(weights: DecoderWeights, kernels: Kernels, dtype: torch.dtype | None = None) -> DecoderWeights:
-    """The same decoder, its matrices copied into what other kernels want.
+    """A copy of the weights in the layout of other kernels.
 
     Args:
-        weights: folded for any kernels.
-        kernels: that will use the copy.
-        dtype: of the copy; that of the weights when None.
+        weights: converted for any kernels.
+        kernels: the kernels that will use the copy.
+        dtype: dtype of the copy; that of the weights when None.
     """
-    kept = dtype or weights.head.dtype
+    dtype = dtype or weights.head.dtype
     scales = {"fused": 1.0, "two-step": math.sqrt(len(weights.head))}
     after_norm = scales[kernels.norm] / scales[weights.kernels.norm]
 
     def copied(matrix: Tensor, scale: float = 1.0, new: NewMatrix = new_matrix) -> Tensor:
         inputs, outputs = matrix.shape
-        return new(inputs, outputs, kept, matrix.device, kernels.weight_layout).copy_(matrix).mul_(scale)
+        return new(inputs, outputs, dtype, matrix.device, kernels.weight_layout).copy_(matrix).mul_(scale)
 
-    def layer(one: LayerWeights) -> LayerWeights:
-        vectors = {name: getattr(one, name) for name in ("qkv_bias", "qk_gain", "attn_out_bias", "gate_up_bias", "down_bias")}
+    def copied_layer(layer: LayerWeights) -> LayerWeights:
+        vectors = {name: getattr(layer, name) for name in ("qkv_bias", "qk_gain", "attn_out_bias", "gate_up_bias", "down_bias")}
         return replace(
-            one,
-            **{name: vector.to(kept) for name, vector in vectors.items() if vector is not None},
-            qkv=copied(one.qkv, after_norm),
-            attn_out=copied(one.attn_out),
-            gate_up=copied(one.gate_up, after_norm),
-            down=copied(one.down),
+            layer,
+            **{name: vector.to(dtype) for name, vector in vectors.items() if vector is not None},
+            qkv=copied(layer.qkv, after_norm),
+            attn_out=copied(layer.attn_out),
+            gate_up=copied(layer.gate_up, after_norm),
+            down=copied(layer.down),
         )
 
     head = copied(weights.head, after_norm, new_head)
-    layers = tuple(map(layer, weights.layers))
-    return replace(weights, embedding=weights.embedding.to(kept), layers=layers, head=head, kernels=kernels)
+    layers = tuple(map(copied_layer, weights.layers))
+    return replace(weights, embedding=weights.embedding.to(dtype), layers=layers, head=head, kernels=kernels)
 
 
-def _paired(heads: Tensor) -> Tensor:
-    """Components (i, i + H / 2) of every head next to each other, as one complex number: [heads, H, ...]."""
+def _interleave(heads: Tensor) -> Tensor:
+    """Put components i and i + H / 2 of every head next to each other, as one complex number: [heads, H, ...]."""
     return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def _columns_of(head: Tensor, columns: Tensor) -> Tensor:
-    """Some columns of a head, in memory of their own: [D, V] -> [D, U]."""
+    """A copy of some columns of a head: [D, V] -> [D, U]."""
     chosen = new_head(len(head), len(columns), head.dtype, head.device, layout_of(head))
     num_rows = max(1, CONVERT_BYTES // (head.element_size() * max(1, len(columns))))
     for target, source in zip(chosen.split(num_rows), head.split(num_rows), strict=True):
@@ -362,9 +366,9 @@ def _columns_of(head: Tensor, columns: Tensor) -> Tensor:
 
 
 def _rotary(config: DecoderConfig) -> Rotary:
-    """The angles of a config, scaled as it says.
+    """The rotary frequencies and scale of a config.
 
-    All families turn as Llama does. Frequencies are those of the whole context: `dynamic` ones change beyond it only.
+    All supported families rotate as Llama does. `dynamic` frequencies change only beyond the context, which no text exceeds.
     """
     rotary = LlamaRotaryEmbedding(config)
     if not (rotary.inv_freq.isfinite().all() and math.isfinite(rotary.attention_scaling)):

@@ -1,6 +1,7 @@
-"""Hugging Face folders of the wider Llama family to lean decoders, and back: safetensors, tokenizer, our sidecar.
+"""Load a Hugging Face folder of the Llama family as a decoder; write a draft or an exit as such a folder.
 
-No other format, no other architecture (`s2d.loading.read_config`), no remote code. What a nested checkpoint needs besides is in `s2d.json`.
+Only safetensors and only the architectures of `s2d.loading.read_config` are read, and no remote code runs. The exits of a draft
+are in its sidecar `s2d.json`.
 """
 
 import hashlib
@@ -15,13 +16,23 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.core.disk import PathLike, check_new, whole_folder
 from perfmodel.core.errors import BadFile, BadPolicy, Mismatch, UserInputError
 from perfmodel.core.units import Tokens
+from perfmodel.models.config_file import read_config_file
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
+from perfmodel.models.hub import CONFIG
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.loading.checkpoint import BadTensor, layer_of, open_weights, tensor_names, weights_sha256
-from s2d.loading.convert_weights import KeepLayer, convert_weights, random_weights, with_reduced_head, with_vocabulary
-from s2d.loading.read_config import geometry_of, read_config, read_geometry, read_raw_config, shallower
+from s2d.loading.convert_weights import (
+    Checkpoint,
+    ShardLayer,
+    convert_weights,
+    random_weights,
+    with_reduced_head,
+    with_vocab_size,
+)
+from s2d.loading.exits import check_exit_depth
+from s2d.loading.read_config import config_geometry, first_layers_config, read_config, read_geometry
 from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
 from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.decoder import Decoder
@@ -32,33 +43,33 @@ DECODERS: dict[EngineMode, type[Decoder]] = {"eager": Decoder, "graph": GraphDec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A decoder ready to run, and what names it."""
+    """A decoder ready to run, and the facts that identify it."""
 
     decoder: Decoder
     geometry: ModelGeometry
     exit_layers: tuple[int, ...]
-    """Of a draft, those that `s2d.loading.exits` finds; else those of the sidecar, none where it has none."""
+    """For the draft of a pair the exits that `s2d.loading.exits` finds, else those of the sidecar; empty without a sidecar."""
     calibration: Calibration | None
-    """Of these exits, from the sidecar; None where it has none."""
+    """The sidecar's calibration of these exits; None without one."""
     sha256: str
-    """Hash of the weight files, and of the tokens of a reduced head."""
+    """Hash of the weight files and of the tokens of a reduced head."""
     folder: str
     dtype: Dtype
 
 
-def read_shapes(folder: PathLike) -> ModelGeometry:
-    """The geometry of a model folder, a reduced head included.
+def read_geometry_with_head(folder: PathLike) -> ModelGeometry:
+    """The geometry of a model folder, including a reduced head.
 
     Raises:
-        BadFile: config.json or the sidecar is missing, damaged, or of another architecture.
-        BadPolicy: exits or tokens of the sidecar that the model does not have.
+        BadFile: config.json is missing, damaged, or of another architecture, or the sidecar is damaged.
+        BadPolicy: the sidecar names exits or tokens that the model does not have.
     """
     path = Path(folder)
     geometry, sidecar = read_geometry(path), read_sidecar(path)
     if sidecar is None:
         return geometry
-    _check_exit_layers(sidecar.exit_layers, geometry.num_layers)
-    return _reduced(geometry, sidecar.num_head_tokens) if sidecar.num_head_tokens else geometry
+    check_exit_depth(sidecar.exit_layers, geometry.num_layers)
+    return _with_head(geometry, sidecar.head_token_ids) if sidecar.head_token_ids else geometry
 
 
 def load_model(
@@ -68,40 +79,42 @@ def load_model(
     *,
     engine: EngineMode = "eager",
     kernels: Kernels = STANDARD_KERNELS,
-    kept: KeepLayer = lambda layer, geometry: layer,
+    shard_layer: ShardLayer = lambda layer, geometry: layer,
 ) -> LoadedModel:
     """Read a Hugging Face folder of the Llama, Mistral, Qwen2 or Qwen3 family.
 
     Args:
         folder: holds config.json and model.safetensors, or shards with their index.
-        dtype: the numbers to compute in, whatever is stored.
-        device: torch's name for it.
+        dtype: the dtype of the computation. The stored dtype may differ.
+        device: torch's name of the device.
         engine: how passes are launched.
-        kernels: what it computes with.
-        kept: of every layer; the geometry stays that of the whole.
+        kernels: the implementations of its operations.
+        shard_layer: keeps this process's share of every layer. The geometry stays that of the whole model.
 
     Raises:
-        BadFile: something is missing, damaged, or of another architecture; or the weights are not those of the config, or
-            not finite in the dtype asked for.
-        BadPolicy: exits of the sidecar that the model does not have.
+        BadFile: a file is missing, damaged, or of another architecture; or the weights do not match the config; or they are
+            not finite in the requested dtype.
+        BadPolicy: the sidecar names exits or tokens that the model does not have.
     """
     path = Path(folder)
     config = read_config(path)
-    geometry = geometry_of(config, path)
+    geometry = config_geometry(config, path)
     sidecar = read_sidecar(path)
     exit_layers = sidecar.exit_layers if sidecar else ()
-    _check_exit_layers(exit_layers, geometry.num_layers)
-    with open_weights(path) as read:
+    check_exit_depth(exit_layers, geometry.num_layers)
+    with open_weights(path) as tensors:
         try:
-            weights = convert_weights(read, config, geometry, torch_dtype(dtype), device, kept, kernels=kernels)
+            checkpoint = Checkpoint(read=tensors, config=config, geometry=geometry)
+            weights = convert_weights(checkpoint, torch_dtype(dtype), device, shard_layer, kernels=kernels)
         except BadTensor as err:
-            raise read.refused(err) from err
-        read.check_all_layers_read(geometry.num_layers)
+            raise tensors.with_file(err) from err
+        tensors.check_all_layers_read(geometry.num_layers)
     sha256 = weights_sha256(path)
-    if sidecar and sidecar.num_head_tokens:
-        geometry, said = _reduced(geometry, sidecar.num_head_tokens), sidecar.num_head_tokens
-        weights = with_reduced_head(weights, said)
-        sha256 = hashlib.sha256(f"{sha256} saying {said!r}".encode()).hexdigest()
+    if sidecar and sidecar.head_token_ids:
+        head_tokens = sidecar.head_token_ids
+        geometry = _with_head(geometry, head_tokens)
+        weights = with_reduced_head(weights, head_tokens)
+        sha256 = hashlib.sha256(f"{sha256} saying {head_tokens!r}".encode()).hexdigest()
     return LoadedModel(
         decoder=DECODERS[engine](geometry, weights),
         geometry=geometry,
@@ -113,24 +126,26 @@ def load_model(
     )
 
 
-def _reduced(geometry: ModelGeometry, said: tuple[int, ...]) -> ModelGeometry:
-    if said[-1] >= geometry.vocab_size:
-        raise BadPolicy(f"token {said[-1]} for the reduced head of {geometry.name}", f"ids below {geometry.vocab_size}")
-    return replace(geometry, head_vocab_size=None if len(said) == geometry.vocab_size else len(said))
+def _with_head(geometry: ModelGeometry, head_tokens: tuple[int, ...]) -> ModelGeometry:
+    """The geometry with a head for these tokens alone."""
+    if head_tokens[-1] >= geometry.vocab_size:
+        raise BadPolicy(f"token {head_tokens[-1]} for the reduced head of {geometry.name}", f"ids below {geometry.vocab_size}")
+    return replace(geometry, head_vocab_size=None if len(head_tokens) == geometry.vocab_size else len(head_tokens))
 
 
-def with_vocabulary_of(draft: LoadedModel, num_tokens: Tokens) -> LoadedModel:
-    """A draft that gives logits of its target's tokens, where one tokenizer was padded to two sizes (Qwen2.5 7B and 0.5B).
+def with_target_vocab(draft: LoadedModel, num_tokens: Tokens) -> LoadedModel:
+    """A draft with the vocabulary size of its target.
 
-    Padding that only the target has is embedded as nothing and never drafted; what only the draft has is not drafted either.
+    Models with one tokenizer may pad it to different sizes (Qwen2.5 7B and 0.5B). Padding tokens of the target get a zero
+    embedding. The draft never proposes padding tokens of either model.
 
     Args:
-        draft: with a vocabulary of its own.
-        num_tokens: of the target's vocabulary.
+        draft: a draft with its own padding.
+        num_tokens: size of the target's vocabulary.
     """
     if draft.decoder.vocab_size == num_tokens:
         return draft
-    weights = with_vocabulary(draft.decoder.weights, num_tokens)
+    weights = with_vocab_size(draft.decoder.weights, num_tokens)
     return replace(draft, decoder=DECODERS[draft.decoder.engine](draft.geometry, weights))
 
 
@@ -144,15 +159,15 @@ def random_model(
     kernels: Kernels = STANDARD_KERNELS,
     seed: int,
 ) -> LoadedModel:
-    """A model of a given shape with random weights, to time shapes for which there is no checkpoint.
+    """A model of a given shape with random weights, to time shapes without a checkpoint.
 
     Raises:
-        UserInputError: it is not a Llama's: which norms or biases there are, shapes do not tell.
+        UserInputError: the model's layers differ from a Llama's. The shapes alone do not tell which norms and biases it has.
     """
     if geometry.differences_from_llama:
-        what = ", ".join(geometry.differences_from_llama)
         raise UserInputError(
-            f"model {geometry.name!r} has {what}, and weights are drawn for a Llama's layers only. Give one of a Llama's shape."
+            f"model {geometry.name!r} has {', '.join(geometry.differences_from_llama)}, expected the layers of a Llama: random weights "
+            "exist for these only. Give a model with such layers."
         )
     return LoadedModel(
         decoder=DECODERS[engine](geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed, kernels=kernels)),
@@ -169,7 +184,7 @@ def load_tokenizer(folder: PathLike) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder.
 
     Raises:
-        BadFile: there is none that can be read.
+        BadFile: there is no tokenizer, or it cannot be read.
     """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
@@ -181,64 +196,100 @@ def load_tokenizer(folder: PathLike) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Hash of the token -> id mapping, whatever else the files say."""
+    """Hash of the mapping from tokens to ids. The other contents of the tokenizer files do not change it."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_same_vocabulary(draft: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
-    """Refuse a draft that means other tokens by the same ids.
+    """Refuse a draft whose token ids stand for other tokens than the target's.
 
     Raises:
         Mismatch: names the first token that differs.
     """
-    ours = {index: token for token, index in draft.get_vocab().items()}
-    theirs = {index: token for token, index in target.get_vocab().items()}
-    for index in sorted(ours.keys() | theirs.keys()):
-        if ours.get(index) != theirs.get(index):
+    draft_tokens = {token_id: token for token, token_id in draft.get_vocab().items()}
+    target_tokens = {token_id: token for token, token_id in target.get_vocab().items()}
+    for token_id in sorted(draft_tokens.keys() | target_tokens.keys()):
+        if draft_tokens.get(token_id) != target_tokens.get(token_id):
             raise Mismatch(
                 "the draft's vocabulary",
-                made_for=f"a target whose token {index} is {ours.get(index)!r}",
-                given=f"one whose token {index} is {theirs.get(index)!r}",
+                made_for=f"a target whose token {token_id} is {draft_tokens.get(token_id)!r}",
+                given=f"one whose token {token_id} is {target_tokens.get(token_id)!r}",
                 fix="Draft and target must share one tokenizer, token by token: use another draft",
             )
 
 
-def save_draft(source: PathLike, out: PathLike, sidecar: Sidecar) -> None:
-    """Copy a model folder as a draft, whole or not at all: the checkpoint as it is, the sidecar beside it.
+def check_pair(target: LoadedModel, draft: LoadedModel | None) -> None:
+    """Refuse a target and a draft that cannot decode together. `check_same_vocabulary` compares their tokens.
 
     Raises:
-        BadPolicy: exits deeper than the model.
-        BadFile: there is something at `out` already, or it cannot be made.
+        UserInputError: the target has a reduced head.
+        Mismatch: their vocabularies have different sizes.
+        BadPolicy: the draft has no exits.
+    """
+    if target.geometry.has_reduced_head:
+        raise UserInputError(
+            f"target {target.geometry.name} has {target.geometry.head_label}, expected one for the whole vocabulary. "
+            "Give the original model."
+        )
+    if draft is None:
+        return
+    check_vocab_sizes(target.geometry.name, target.decoder.vocab_size, draft.geometry.name, draft.decoder.vocab_size)
+    if not draft.exit_layers:
+        raise BadPolicy(f"draft {draft.geometry.name} without exits", "its exit layers: `load_pair` finds them")
+
+
+def check_vocab_sizes(target: str, target_tokens: Tokens, draft: str, draft_tokens: Tokens) -> None:
+    """Refuse a draft with logits for more or fewer tokens than its target.
+
+    Raises:
+        Mismatch: with both sizes.
+    """
+    if draft_tokens != target_tokens:
+        raise Mismatch(
+            f"draft {draft}",
+            made_for=f"a vocabulary of {draft_tokens} tokens",
+            given=f"{target} with {target_tokens}",
+            fix="Use a draft with the target's tokenizer; `load_pair` corrects different padding",
+        )
+
+
+def context_tokens(target: LoadedModel, draft: LoadedModel | None) -> Tokens:
+    """The longest text that fits both models, with all of it visible to every layer."""
+    models = (target, draft) if draft else (target,)
+    return min(model.geometry.full_attention_tokens for model in models)
+
+
+def save_draft(source: PathLike, out: PathLike, sidecar: Sidecar) -> None:
+    """Copy a model folder and add a sidecar, completely or not at all.
+
+    Raises:
+        BadPolicy: an exit is deeper than the model.
+        BadFile: `out` exists, or cannot be made.
         OutOfSpace: the disk is full.
     """
-    _check_exit_layers(sidecar.exit_layers, read_geometry(Path(source)).num_layers)
+    check_exit_depth(sidecar.exit_layers, read_geometry(Path(source)).num_layers)
     with whole_folder(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         write_sidecar(folder, sidecar)
 
 
-def _check_exit_layers(exit_layers: tuple[int, ...], num_layers: int) -> None:
-    if exit_layers and exit_layers[-1] > num_layers:
-        raise BadPolicy(f"exit layer {exit_layers[-1]} of a model with {num_layers} layers", f"exits up to {num_layers}")
-
-
 def export_exit(folder: PathLike, exit_layer: int, out: PathLike) -> None:
-    """Write one exit as an ordinary checkpoint with fewer layers, which any engine can load, whole or not at all.
+    """Write one exit as an ordinary checkpoint with fewer layers, completely or not at all. Any engine can load it.
 
     Raises:
         BadPolicy: the model has fewer layers.
-        BadFile: there is something at `out` already, or it cannot be made.
+        BadFile: `out` exists, or cannot be made.
         OutOfSpace: the disk is full.
     """
     source = Path(folder)
-    read_config(source)
-    config = shallower(read_raw_config(source), exit_layer)
+    read_config(source)  # refuses models that we do not load
+    config = first_layers_config(read_config_file(source / CONFIG), exit_layer)
     check_new(out)
     with open_weights(source) as read:
-        kept = {name: read(name).contiguous() for name in tensor_names(source) if layer_of(name) < exit_layer}
+        tensors = {name: read(name).contiguous() for name in tensor_names(source) if layer_of(name) < exit_layer}
     with whole_folder(out) as destination:
-        save_file(kept, destination / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, destination / "model.safetensors", metadata={"format": "pt"})
         (destination / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for extra in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (source / extra).is_file():

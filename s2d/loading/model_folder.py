@@ -1,43 +1,44 @@
-"""Where a model is, by its name: the reference family in the package, a folder, or the Hugging Face hub; needs no torch."""
+"""Find a model folder by name: the reference family, a local folder, or the Hugging Face hub. Imports no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from perfmodel.core.errors import UnknownName
-from perfmodel.models.geometry import SELF_DRAFT
+from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT
 from perfmodel.models.hub import REPOSITORY, fetch_folder
 
 FAMILY_FOLDER = Path(__file__).parents[1] / "family"
-FAMILY_PREFIX = "ref-"
-"""Models of the reference family are named `ref-draft`, `ref-target-16` …: the prefix and the folder's name."""
 FAMILY_PROMPTS = FAMILY_FOLDER / "prompts.jsonl"
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model: a name of the reference family, a path, or `org/name` on the Hugging Face hub.
+    """The folder of a model.
+
+    Args:
+        name: a name of the reference family, a path, or `org/name` on the Hugging Face hub.
 
     Raises:
-        UnknownName: none of these.
-        UserInputError: it is to come from the hub, which cannot be reached or does not give it.
+        UnknownName: the name is none of these.
+        UserInputError: the hub cannot be reached, or does not provide the model.
     """
     folder = _local_folder(name)
     return fetch_folder(name) if folder is None else folder
 
 
 def check_model_names(*names: str | None) -> None:
-    """Refuse names that `find_model` cannot find, without asking the hub; `SELF_DRAFT` and None name no model.
+    """Refuse names that `find_model` cannot find, without a request to the hub. `SELF_DRAFT` and None pass.
 
     Raises:
-        UnknownName: one is none of the reference family, no folder, and not written like a repository.
+        UnknownName: a name is not in the reference family, no folder, and not of the form `org/name`.
     """
     for name in names:
         if name not in (None, SELF_DRAFT):
             _local_folder(name)
 
 
-def is_of_family(name: str) -> bool:
-    """Whether a model is one of the reference family, by name or by folder; the hub is not asked.
+def is_reference_model(name: str) -> bool:
+    """Whether a name or folder is a model of the reference family. Makes no request to the hub.
 
     Raises:
         UnknownName: there is no such model.
@@ -47,8 +48,8 @@ def is_of_family(name: str) -> bool:
 
 
 def _local_folder(name: str) -> Path | None:
-    """The folder of a model that is here; None for one of the hub."""
-    known = {FAMILY_PREFIX + path.parent.name: path.parent for path in sorted(FAMILY_FOLDER.glob("*/config.json"))}
+    """The local folder of a model; None for a model of the hub."""
+    known = {REFERENCE_PREFIX + path.parent.name: path.parent for path in sorted(FAMILY_FOLDER.glob("*/config.json"))}
     if name in known:
         return known[name]
     if Path(name).is_dir():

@@ -1,8 +1,8 @@
-"""config.json of a model folder: the families that are computed exactly, and the refusal of every other by name.
+"""Read the config.json of a model folder; refuse by name what the decoder does not compute exactly.
 
-Rotary positions are of any type that transformers turns alike within a model's context: `dynamic` ones change beyond
-`max_position_embeddings` only, where contexts end. Windows are not computed: where layers have one, a text may be as long as
-it, which is how far every layer sees everything (`ModelGeometry.full_attention_tokens`).
+The decoder computes every rotary type that transformers computes alike within a model's context: `dynamic` frequencies change
+only beyond `max_position_embeddings`, where the context ends. The decoder has no attention windows. If layers have a window, a
+text may be as long as the window, because up to there every layer attends to all tokens (`ModelGeometry.full_attention_tokens`).
 """
 
 from collections.abc import Mapping
@@ -15,24 +15,42 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from perfmodel.core.errors import BadFile, BadPolicy, UserInputError, one_line, shown
 from perfmodel.models.architectures import architecture_name, find_architecture, unsupported_features
 from perfmodel.models.config_file import check_is_decoder, folder_model_name, note_file_in_errors, read_config_file
-from perfmodel.models.geometry import ModelGeometry
+from perfmodel.models.geometry import REFERENCE_PREFIX, ModelGeometry
 from perfmodel.models.hub import CONFIG, QUANTISATION_FILE
 from perfmodel.models.known_architectures import ARCHITECTURES
 from perfmodel.models.model_config import geometry_from_config
 from perfmodel.quantisation.quantised_config import find_quantisation
-from s2d.loading.config_numbers import check_numbers
-from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PREFIX
+from s2d.loading.model_folder import FAMILY_FOLDER
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
 FAMILIES: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
-"""By `model_type`. Vicuna, TinyLlama and many others are Llamas by another name."""
-CLASS_NAMES = {one.model_type: one.class_name for one in ARCHITECTURES if one.model_type in FAMILIES}
+"""By `model_type`. Vicuna, TinyLlama and many others have the type `llama`."""
+CLASS_NAMES = {family.model_type: family.class_name for family in ARCHITECTURES if family.model_type in FAMILIES}
 SUPPORTED_ROPE = ("default", "linear", "dynamic", "yarn", "llama3")
+NUMBER_RANGES: dict[str, tuple[float, float]] = {
+    "rms_norm_eps": (1e-12, 0.1),
+    "rope_theta": (10.0, 1e12),
+    "factor": (1.0, 1e4),
+    "attention_factor": (0.01, 100.0),
+    "mscale": (0.0, 100.0),
+    "mscale_all_dim": (0.0, 100.0),
+    "beta_fast": (1e-3, 1e6),
+    "beta_slow": (1e-3, 1e6),
+    "low_freq_factor": (1e-3, 1e4),
+    "high_freq_factor": (1e-3, 1e4),
+    "original_max_position_embeddings": (1, 1e9),
+}
+"""Lowest and highest plausible value of each number that the decoder computes with. Other values give wrong text or NaN logits.
+
+The keys stand at the top of a config or in its rotary settings. `perfmodel.models.model_config` checks the shapes.
+"""
+_ROTARY_KEYS = ("rope_scaling", "rope_parameters")
+_FIX = "Correct it, or fetch the model again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerExtras:
-    """What the layers of a family have beyond those of a Llama without biases."""
+    """Parts of a family's layers that the layers of a Llama without biases lack."""
 
     qkv_bias: bool
     attn_out_bias: bool
@@ -41,92 +59,104 @@ class LayerExtras:
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """config.json of a folder, as transformers completes it.
+    """The config of a model folder, with the defaults of transformers.
 
     Raises:
-        BadFile: there is none, or it is of a model that the decoder does not compute exactly; says by which name.
+        BadFile: there is no config, or the decoder does not compute such a model exactly.
     """
     path = folder / CONFIG
-    raw = read_raw_config(folder)
-    _check_plain(path, raw)
+    raw = read_config_file(path)
+    _check_not_quantised(path, raw)
     _check_family(path, raw)
-    check_numbers(path, raw)
+    _check_numbers(path, raw)
     try:
         config = FAMILIES[raw["model_type"]].from_dict(raw)
-    except Exception as err:  # transformers checks a config with errors of every type
+    except Exception as err:  # transformers raises errors of many types
         raise BadFile(path, f"not a config that transformers accepts ({one_line(err)})", "Fetch the model again") from err
     if config.hidden_act != "silu":
         raise BadFile(path, f"hidden_act {config.hidden_act!r}, expected 'silu'", "Give a model with a gated SiLU MLP")
     rope = config.rope_parameters
     if rope.get("rope_type") not in SUPPORTED_ROPE or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        expected = f"expected one of the types {', '.join(SUPPORTED_ROPE)} that turns whole heads"
+        expected = f"expected one of the types {', '.join(SUPPORTED_ROPE)}, applied to whole heads"
         raise BadFile(path, f"rotary positions {rope!r}, {expected}", "Give a model with such positions")
     if rope.get("rope_theta") is None:
-        raise BadFile(path, "rope_theta is null, expected a number", "Correct it, or fetch the model again")
+        raise BadFile(path, "rope_theta is null, expected a number", _FIX)
     return config
 
 
-def read_raw_config(folder: Path) -> dict[str, Any]:
-    """The object in a folder's config.json, as it stands there.
-
-    Raises:
-        BadFile: there is none.
-    """
-    return read_config_file(folder / CONFIG)
-
-
-def _check_plain(path: Path, raw: dict[str, Any]) -> None:
-    """Refuse a model whose weights are stored quantised, which would be misread: by its config or the file beside it."""
+def _check_not_quantised(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse a model with quantised weights, which would be misread. The config or the file beside it declares them."""
     beside = path.with_name(QUANTISATION_FILE)
     fix = "Give the original model"
     block = read_config_file(beside) if beside.is_file() else None
     try:
-        found = find_quantisation(raw, block, path.parent.name)
+        quantisation = find_quantisation(raw, block, path.parent.name)
     except UserInputError as err:
-        raise BadFile(
-            path, "it says in a way not understood that its weights are quantised, expected plain numbers", fix
-        ) from err
-    if found is not None:
-        problem = f"its weights are stored quantised ({found.label}, by {found.location}), expected plain numbers"
+        problem = "it declares quantised weights in an unknown way, expected plain numbers"
+        raise BadFile(path, problem, fix) from err
+    if quantisation is not None:
+        problem = f"its weights are stored quantised ({quantisation.label}, by {quantisation.location}), expected plain numbers"
         raise BadFile(path, problem, fix)
 
 
 def _check_family(path: Path, raw: dict[str, Any]) -> None:
-    own_name = folder_model_name(path.parent)
+    """Refuse every architecture but those of `FAMILIES`, and models that bring their own code."""
+    folder_name = folder_model_name(path.parent)
     with note_file_in_errors(path):
-        check_is_decoder(path, raw, own_name)
+        check_is_decoder(path, raw, folder_name)
         name, model_type = architecture_name(raw), raw.get("model_type")
         traits = "; ".join(unsupported_features(raw))
     fix = f"Give a dense model of {', '.join(CLASS_NAMES.values())}"
     if traits:
-        raise BadFile(path, f"architecture {name!r} is not run, having {traits}", fix)
+        raise BadFile(path, f"architecture {name!r} is not supported because of {traits}", fix)
     if model_type not in FAMILIES or name not in (model_type, CLASS_NAMES[model_type]):
-        raise BadFile(path, f"architecture {shown(name)} (model_type {shown(model_type)}) is not run", fix)
+        raise BadFile(path, f"architecture {shown(name)} (model_type {shown(model_type)}) is not supported", fix)
     with note_file_in_errors(path):
-        geometry_from_config(raw, own_name)
+        geometry_from_config(raw, folder_name)
     if raw.get("auto_map"):
-        raise BadFile(path, f"architecture {name!r} brings code of its own (auto_map), which is never run", fix)
+        raise BadFile(path, f"architecture {name!r} brings its own code (auto_map), which s2d never runs", fix)
 
 
-def geometry_of(config: DecoderConfig, folder: Path) -> ModelGeometry:
-    """The shapes that a config declares, as a plan reads them."""
+def _check_numbers(path: Path, config: Mapping[str, object]) -> None:
+    """Refuse values outside `NUMBER_RANGES`. A missing or null key takes the default of its family."""
+    for part in (config, *(config.get(key) for key in _ROTARY_KEYS)):
+        if not isinstance(part, Mapping):
+            continue
+        for key, (low, high) in NUMBER_RANGES.items():
+            value = part.get(key)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (is_number and low <= value <= high):
+                raise BadFile(path, f"{key} is {shown(value)}, expected a number from {low:g} to {high:g}", _FIX)
+        lower, upper = part.get("low_freq_factor"), part.get("high_freq_factor")
+        if lower is not None and upper is not None and lower > upper:
+            problem = f"low_freq_factor is {lower!r} and high_freq_factor {upper!r}, expected a low factor up to the high one"
+            raise BadFile(path, problem, _FIX)
+
+
+def config_geometry(config: DecoderConfig, folder: Path) -> ModelGeometry:
+    """The shapes in a config, the same as a plan reads.
+
+    Args:
+        config: the config of a model folder.
+        folder: that folder, which names the model.
+    """
     name = folder_model_name(folder)
     if folder.resolve().parent == FAMILY_FOLDER:
-        name = FAMILY_PREFIX + name
+        name = REFERENCE_PREFIX + name
     return geometry_from_config(config.to_dict(), name, "its config.json")
 
 
 def read_geometry(folder: Path) -> ModelGeometry:
-    """The shapes of the model in a folder.
+    """The shapes in the config of a model folder.
 
     Raises:
-        BadFile: as `read_config` does.
+        BadFile: as for `read_config`.
     """
-    return geometry_of(read_config(folder), folder)
+    return config_geometry(read_config(folder), folder)
 
 
 def layer_extras(config: DecoderConfig) -> LayerExtras:
-    """What a config's layers have beyond those of a Llama without biases."""
+    """Parts of a config's layers that the layers of a Llama without biases lack."""
     family = find_architecture(config.to_dict(), config.model_type)
     attention_bias = bool(getattr(config, "attention_bias", False))
     return LayerExtras(
@@ -137,16 +167,16 @@ def layer_extras(config: DecoderConfig) -> LayerExtras:
     )
 
 
-def shallower(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    """A config's object for its first layers alone.
+def first_layers_config(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    """The object of a config.json for the first layers of its model.
 
     Raises:
-        BadPolicy: it has fewer.
+        BadPolicy: the model has fewer layers.
     """
     depth = config["num_hidden_layers"]
     if not 1 <= num_layers <= depth:
         raise BadPolicy(f"exit layer {num_layers}", f"from 1 to the model's {depth} layers")
     layer_types = config.get("layer_types")
-    cut = {"layer_types": layer_types[:num_layers]} if layer_types else {}
-    kept = {key: value for key, value in config.items() if key != "_name_or_path"}  # it is no longer that model
-    return {**kept, "num_hidden_layers": num_layers, **cut}
+    changes = {"num_hidden_layers": num_layers} | ({"layer_types": layer_types[:num_layers]} if layer_types else {})
+    unchanged = {key: value for key, value in config.items() if key != "_name_or_path"}  # no longer the named model
+    return unchanged | changes

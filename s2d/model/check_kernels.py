@@ -1,4 +1,4 @@
-"""Which kernels (`perfmodel.passes.kernels`) can run where."""
+"""Which kernels (`perfmodel.passes.kernels`) can run on a device."""
 
 from itertools import product
 from typing import get_args
@@ -12,37 +12,37 @@ from perfmodel.passes.kernels import STANDARD_KERNELS, AttentionKernel, Kernels,
 
 
 def runnable_kernels(device: torch.device | str, dtype: Dtype, engine: EngineMode) -> tuple[Kernels, ...]:
-    """All combinations that can run there, the standard one first.
+    """All combinations that can run, the standard one first.
 
     Args:
-        device: torch's name for it.
+        device: torch's name of it.
         dtype: to compute in.
         engine: how passes are launched.
     """
     has_varlen = torch.device(device).type == "cuda" and dtype != "fp32" and engine == "graph" and _torch_has_varlen()
     attentions: tuple[AttentionKernel, ...] = ("products", "varlen") if has_varlen else ("products",)
-    found = [
+    combinations = [
         Kernels(weight_layout=layout, attention=attention, norm=norm)
         for layout, norm, attention in product(get_args(WeightLayout), get_args(NormKernel), attentions)
     ]
-    return tuple(sorted(found, key=lambda one: one != STANDARD_KERNELS))
+    return tuple(sorted(combinations, key=lambda kernels: kernels != STANDARD_KERNELS))
 
 
 def check_kernels(kernels: Kernels, device: torch.device | str, dtype: Dtype, engine: EngineMode, *, fix: str) -> None:
-    """Refuse kernels that cannot run there.
+    """Check that kernels can run on a device.
 
     Raises:
-        UserInputError: says which could.
+        UserInputError: they cannot; the message lists those that can.
     """
     runnable = runnable_kernels(device, dtype, engine)
     if kernels not in runnable:
-        where = f"{torch.device(device).type} in {dtype} with engine {engine} and PyTorch {torch.__version__}"
-        labels = ", ".join(one.label for one in runnable)
-        raise UserInputError(f"kernels {kernels.label} do not run on {where}: expected one of {labels}. {fix}")
+        setting = f"{torch.device(device).type} in {dtype} with engine {engine} and PyTorch {torch.__version__}"
+        labels = ", ".join(other.label for other in runnable)
+        raise UserInputError(f"kernels {kernels.label} do not run on {setting}: expected one of {labels}. {fix}")
 
 
 def _torch_has_varlen() -> bool:
-    """Whether this PyTorch has the attention that reads lengths on the device."""
+    """Whether this PyTorch has attention that reads lengths on the device."""
     try:
         from torch.nn.attention.varlen import varlen_attn_out  # noqa: F401
     except ImportError:

@@ -1,7 +1,7 @@
-"""Checks for NaN and infinity, and the refusal of a model that computes them.
+"""Checks for NaN and infinity in weights, hidden states and logits.
 
-Logits that are NaN or +inf leave the largest logit of their row not finite, and a confidence of NaN. -inf is the logit of a
-token that a reduced head lacks or that sampling forbids.
+If a logit of a row is NaN or +inf, its largest logit is not finite and its confidence is NaN. A logit of -inf is legal: it
+belongs to a token that a reduced head lacks or that sampling excludes.
 """
 
 import math
@@ -20,19 +20,21 @@ Role = Literal["target", "draft"]
 
 
 class NotFinite(UserInputError):
-    """A model's logits are not finite, so that what it writes or accepts means nothing.
+    """The logits of a model are not finite, therefore its tokens and its acceptance mean nothing.
 
     Args:
         role: of the model.
         decoder: of the model.
-        prompt: the name of the prompt that was decoded; None where it is not known.
+        prompt: name of the decoded prompt; None if unknown.
     """
 
     def __init__(self, role: Role, decoder: Decoder, prompt: str | None = None) -> None:
-        where = "" if prompt is None else f" on prompt {prompt!r}"
-        fix = dtype_fix(decoder.dtype) or "Weights or config.json are damaged: fetch the model again, or leave the prompt out"
+        on_prompt = "" if prompt is None else f" on prompt {prompt!r}"
+        fix = dtype_fix(decoder.dtype) or (
+            "The weights or config.json are damaged: download the model again, or leave out the prompt"
+        )
         super().__init__(
-            f"the logits of {role} {decoder.geometry.name!r} are NaN or infinite in {dtype_label(decoder.dtype)}{where}, "
+            f"the logits of {role} {decoder.geometry.name!r} are NaN or infinite in {dtype_label(decoder.dtype)}{on_prompt}, "
             f"expected finite numbers. {fix}."
         )
         self.role: Role = role
@@ -41,7 +43,7 @@ class NotFinite(UserInputError):
 
 @contextmanager
 def naming_prompt(name: str) -> Iterator[None]:
-    """Name the prompt in what is raised about logits."""
+    """Add the name of the prompt to a `NotFinite` error."""
     try:
         yield
     except NotFinite as err:
@@ -49,32 +51,37 @@ def naming_prompt(name: str) -> Iterator[None]:
 
 
 def check_logits(logits: Tensor, role: Role, decoder: Decoder) -> None:
-    """Refuse logits that are not finite; the host waits for them.
+    """Check that logits are finite. The host waits for them.
 
     Args:
         logits: [T, V], at least one row.
-        role: of the model that they are of.
+        role: of the model that computed them.
         decoder: of that model.
 
     Raises:
-        NotFinite: one is NaN or +inf, or all of a row are -inf.
+        NotFinite: a logit is NaN or +inf, or all logits of a row are -inf.
     """
     if not is_finite(logits.amax(-1)):
         raise NotFinite(role, decoder)
 
 
 def check_states(states: Tensor, role: Role, decoder: Decoder) -> None:
-    """Refuse residual rows that are not finite, whose logits are not either: [T, D + PAD]; the host waits for them.
+    """Check that hidden states are finite, because their logits are not otherwise. The host waits for them.
+
+    Args:
+        states: [T, D + PAD].
+        role: of the model that computed them.
+        decoder: of that model.
 
     Raises:
-        NotFinite: one is NaN or infinite.
+        NotFinite: a number is NaN or infinite.
     """
     if not is_finite(states):
         raise NotFinite(role, decoder)
 
 
 def check_confidence(confidence: float, decoder: Decoder) -> float:
-    """A draft's confidence in its token, which is NaN where its logits are not finite.
+    """Check a draft's confidence, which is NaN if its logits are not finite; returns the confidence.
 
     Raises:
         NotFinite: it is NaN.
@@ -85,15 +92,15 @@ def check_confidence(confidence: float, decoder: Decoder) -> float:
 
 
 def is_finite(numbers: Tensor) -> bool:
-    """Whether all of some numbers are finite. One pass over them, without a copy; the host waits for it.
+    """Whether all numbers are finite. Reads them once, without a copy; the host waits.
 
     Args:
         numbers: of any shape, at least one.
     """
-    low, high = torch.stack(torch.aminmax(numbers)).tolist()  # both are NaN where one number is
+    low, high = torch.stack(torch.aminmax(numbers)).tolist()  # both are NaN if any number is
     return math.isfinite(low) and math.isfinite(high)
 
 
 def count_non_finite(numbers: Tensor) -> int:
-    """How many of some numbers are NaN or infinite. Where none is, one pass over them without a copy."""
+    """How many numbers are NaN or infinite. If none is, they are read once, without a copy."""
     return 0 if is_finite(numbers) else int((~numbers.isfinite()).sum())

@@ -1,7 +1,7 @@
-"""Copies of small host data to a device that the host does not wait for.
+"""Small copies between host and device that do not stop the host: token ids, random numbers, predictions of exits.
 
-A copy from ordinary (pageable) memory makes the host wait until the device has done all earlier work. A copy from pinned
-memory does not, but its source must stay unchanged until the copy is done. So there are several pinned buffers, used in turn.
+A copy from ordinary (pageable) memory blocks the host until the device has finished all earlier work. A copy from pinned
+memory does not, but its source must not change before the copy is done. Therefore several pinned buffers are used in turn.
 
 Symbols: T tokens.
 """
@@ -21,11 +21,11 @@ class Fence(Protocol):
     """A point in a device's work that the host can wait for."""
 
     def mark(self) -> None:
-        """Put the point after all work launched so far."""
+        """Set the point after all work launched so far."""
         ...
 
     def wait(self) -> None:
-        """Wait until the device has passed the point; returns at once when none was marked."""
+        """Wait until the device has passed the point; returns immediately if none was set."""
         ...
 
 
@@ -46,23 +46,23 @@ class CudaFence:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Buffer:
-    """Pinned memory, and when its last copy is done."""
+class _PinnedBuffer:
+    """Pinned memory, and the fence of its last copy."""
 
     items: Tensor
     fence: Fence
 
 
 class PinnedRing:
-    """Copies one-dimensional host tensors to a device through pinned buffers used in turn.
+    """Copies one-dimensional host tensors to a device through a ring of pinned buffers.
 
-    A buffer is waited for before it is used again, which takes no time unless NUM_BUFFERS copies are under way.
+    Before a buffer is reused, its last copy is waited for. This costs no time unless NUM_BUFFERS copies are in progress.
 
     Args:
-        device: where the copies go.
-        dtype: of what is copied.
-        num_buffers: how many copies may be under way.
-        new_buffer: makes a buffer of so many items.
+        device: destination of the copies.
+        dtype: of the copied tensors.
+        num_buffers: how many copies may be in progress.
+        new_buffer: makes a buffer for a number of items.
         new_fence: makes the fence of a buffer.
     """
 
@@ -79,11 +79,11 @@ class PinnedRing:
         self._dtype = dtype
         self._new_buffer = new_buffer or self._pinned
         make_fence = new_fence or (lambda: CudaFence(device))
-        self._buffers = [_Buffer(items=torch.empty(0, dtype=dtype), fence=make_fence()) for _ in range(num_buffers)]
+        self._buffers = [_PinnedBuffer(items=torch.empty(0, dtype=dtype), fence=make_fence()) for _ in range(num_buffers)]
         self._next = 0
 
     def __call__(self, host: Tensor) -> Tensor:
-        """A copy on the device of a tensor that lies on the host."""
+        """A copy of a host tensor on the device."""
         buffer = self._buffers[self._next]
         self._next = (self._next + 1) % len(self._buffers)
         buffer.fence.wait()
@@ -104,7 +104,7 @@ class HostTokens:
     """Copies token ids from the host to a device.
 
     Args:
-        device: where the copies go.
+        device: destination of the copies.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -112,21 +112,21 @@ class HostTokens:
         self._ring = PinnedRing(device, torch.int64) if device.type == "cuda" else None
 
     def __call__(self, token_ids: Sequence[int]) -> Tensor:
-        """The tokens on the device: int64 [T]."""
+        """The token ids on the device: int64 [T]."""
         if self._ring is None:
             return torch.tensor(token_ids, dtype=torch.int64, device=self._device)
         return self._ring(torch.tensor(token_ids, dtype=torch.int64))
 
 
 class Uniforms:
-    """Uniform random numbers from 0 to below 1, drawn on the host and kept ready on a device.
+    """Uniform random numbers from [0, 1), generated on the host and stored on a device in blocks.
 
-    They depend on the seed and on how many were taken at a time, not on the device.
+    They depend on the seed and on the sizes of the requests, not on the device.
 
     Args:
         device: where they are used.
-        seed: of the first ones.
-        block: how many are drawn at a time, at least.
+        seed: of the first sequence.
+        block: generate at least this many at a time.
     """
 
     def __init__(self, device: torch.device, seed: int, block: int = 1024) -> None:
@@ -137,48 +137,48 @@ class Uniforms:
         self.restart(seed)
 
     def restart(self, seed: int) -> None:
-        """Begin again from a seed."""
+        """Start the sequence of a seed."""
         self._random.manual_seed(seed)
         self._ready = torch.empty(0, dtype=torch.float64)
         self._num_taken = 0
 
-    def take(self, number: int) -> Tensor:
-        """The next ones: float64 [number], on the device."""
-        if self._num_taken + number > len(self._ready):
-            drawn = torch.rand(max(number, self._block), generator=self._random, dtype=torch.float64)
-            self._ready = drawn.to(self._device) if self._ring is None else self._ring(drawn)
+    def take(self, count: int) -> Tensor:
+        """The next numbers: float64 [count], on the device."""
+        if self._num_taken + count > len(self._ready):
+            generated = torch.rand(max(count, self._block), generator=self._random, dtype=torch.float64)
+            self._ready = generated.to(self._device) if self._ring is None else self._ring(generated)
             self._num_taken = 0
         begin = self._num_taken
-        self._num_taken += number
-        return self._ready[begin : begin + number]
+        self._num_taken += count
+        return self._ready[begin : begin + count]
 
 
 PendingPrediction = Callable[[], tuple[int, float]]
-"""Waits for what an exit said: a token, and the confidence in it."""
+"""Waits for the prediction of an exit and returns its token and confidence."""
 
 
 class PredictionCopy:
-    """An exit's answer on its way to the host, which waits for it alone and for nothing launched after it.
+    """Copies an exit's prediction to the host. The host waits for this copy only, not for work launched after it.
 
     Args:
-        device: where exits answer.
+        device: where exits are computed.
     """
 
     def __init__(self, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
         self._device = device
-        self._sent = torch.cuda.Event() if is_cuda else None
-        self._read = torch.zeros(2, dtype=torch.float64, pin_memory=is_cuda)
+        self._copied = torch.cuda.Event() if is_cuda else None
+        self._host = torch.zeros(2, dtype=torch.float64, pin_memory=is_cuda)
 
-    def send(self, answer: Tensor) -> None:
-        """Token and confidence, float64 [2]; the one sent before has been read."""
-        self._read.copy_(answer, non_blocking=self._sent is not None)
-        if self._sent is not None:
-            self._sent.record(torch.cuda.current_stream(self._device))
+    def send(self, prediction: Tensor) -> None:
+        """Start the copy of token and confidence, float64 [2]. The previous prediction must have been read."""
+        self._host.copy_(prediction, non_blocking=self._copied is not None)
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(self._device))
 
     def __call__(self) -> tuple[int, float]:
         """See `PendingPrediction`."""
-        if self._sent is not None:
-            self._sent.synchronize()
-        token, confidence = self._read.tolist()
+        if self._copied is not None:
+            self._copied.synchronize()
+        token, confidence = self._host.tolist()
         return int(token), confidence

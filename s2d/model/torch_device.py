@@ -1,4 +1,4 @@
-"""Where torch computes, under the name that profiles, plans and reports file seconds by."""
+"""The torch device of a run, and its key in profiles, plans and reports."""
 
 import re
 
@@ -12,44 +12,44 @@ from perfmodel.passes.kernels import Kernels
 
 
 def use_device(name: str) -> None:
-    """Make a device the one that torch times and launches on.
+    """Make a device torch's current one: events and streams belong to it.
 
     Raises:
-        UserInputError: it is none that this runtime computes on, or not here.
+        UserInputError: the name is not cpu, cuda or cuda:N, or the machine has no such device.
     """
-    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if found is None:
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None:
         raise UserInputError(f"--device {name}: expected cpu, cuda, or cuda:N for one of several GPUs.")
     if name == "cpu":
         return
     if not torch.cuda.is_available():
-        raise UserInputError(f"--device {name}: torch finds no CUDA device here. Give --device cpu, or install its CUDA build.")
-    if found[1] is not None:
-        number, num_devices = int(found[1]), torch.cuda.device_count()
-        if number >= num_devices:
-            raise UserInputError(f"--device {name}: this machine has {num_devices} CUDA devices. Give a number below that.")
-        torch.cuda.set_device(number)
+        raise UserInputError(f"--device {name}: torch finds no CUDA device here. Use --device cpu, or install torch for CUDA.")
+    if match[1] is not None:
+        index, num_devices = int(match[1]), torch.cuda.device_count()
+        if index >= num_devices:
+            raise UserInputError(
+                f"--device {name}: this machine has {num_devices} CUDA devices, expected an index below {num_devices}."
+            )
+        torch.cuda.set_device(index)
 
 
-def engine_for(asked: EngineMode | None, device: str, num_devices: int) -> EngineMode:
-    """How passes are launched on so many devices alike; where nothing is asked, as graphs on a single GPU.
+def engine_for(requested: EngineMode | None, device: str, num_devices: int) -> EngineMode:
+    """How passes are launched. If nothing is requested: as graphs on a single GPU, eagerly elsewhere.
 
     Raises:
-        UserInputError: graphs on a CPU, which has none, or on several devices, whose passes are ordered one by one.
+        UserInputError: graphs are requested on a CPU, which has none, or on several devices, which run passes one at a time.
     """
     has_graphs = torch.device(device).type == "cuda" and num_devices == 1
-    if asked == "graph" and not has_graphs:
+    if requested == "graph" and not has_graphs:
         where = "a CPU" if num_devices == 1 else f"{num_devices} devices"
-        raise UserInputError(
-            f"engine graph on {where}: expected eager there, as CUDA graphs are for one GPU. Give --engine eager."
-        )
-    return asked or ("graph" if has_graphs else "eager")
+        raise UserInputError(f"engine graph on {where}: expected eager, because CUDA graphs need one GPU. Use --engine eager.")
+    return requested or ("graph" if has_graphs else "eager")
 
 
 def device_key(
     device: torch.device, dtype: Dtype, engine: EngineMode, num_devices: int = 1, *, kernels: Kernels | None = None
 ) -> DeviceKey:
-    """The key of seconds measured here and now, on so many devices alike."""
+    """The key of times measured on this machine, on one or several devices of the same kind."""
     is_cuda = device.type == "cuda"
     return DeviceKey(
         device=torch.cuda.get_device_name(device) if is_cuda else this_cpu_name(),

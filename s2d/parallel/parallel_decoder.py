@@ -1,9 +1,10 @@
-"""A decoder dealt out to several processes: rank 0 orders every pass and decides by its result, the others add their shard.
+"""A decoder split over several processes: rank 0 requests every pass and decides by its result, other ranks add their share.
 
-A layer takes two sums over the ranks, which hold the residual already: rank 0's share of a product is added to it, the other
-ranks' are not. So the rows that a pass leaves are the same on all ranks: each asks its columns of the head about them, and rank
-0 gathers what they say. Whatever a pass depends on (which segment, after how many tokens, which rows) comes from rank 0 with
-it, so that ranks cannot disagree: an exit taken, a token drafted and a block rolled back are known by the pass that comes next.
+A layer takes two sums over the ranks. They include the residual: rank 0 adds its share of a product to the residual, and the
+other ranks contribute the product alone. All ranks therefore have the same output rows of a pass. Each rank applies its columns
+of the head to them, and rank 0 gathers the logits. Everything that a pass depends on (its segment, the tokens before it, its
+rows) is sent by rank 0 with the pass. Ranks cannot diverge: exits taken, tokens drafted and blocks rolled back are implied by
+the next pass.
 """
 
 from dataclasses import replace
@@ -20,7 +21,7 @@ from perfmodel.core.units import Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, parse_kernels
-from s2d.loading.load_model import LoadedModel, load_model, with_vocabulary_of
+from s2d.loading.load_model import LoadedModel, load_model, with_target_vocab
 from s2d.loading.read_config import read_geometry
 from s2d.model.cache import Cache, Segment
 from s2d.model.decoder import Decoder
@@ -29,26 +30,26 @@ from s2d.parallel.rank_failure import Stage
 from s2d.parallel.ranks import DRAFT, HEAD, PASS, TARGET, CacheRequest, LoadRequest, Ranks, RowsRequest, local_device
 from s2d.parallel.shard import Shard
 
-_OTHERWISE = {
-    TARGET: "Give torchrun another --nproc-per-node",
-    DRAFT: "Give torchrun another --nproc-per-node, or profile without --share-draft and plan again: the first process has a "
-    "draft whole then",
+_UNEVEN_SPLIT_FIX = {
+    TARGET: "Start torchrun with another --nproc-per-node",
+    DRAFT: "Start torchrun with another --nproc-per-node, or profile without --share-draft and plan again: the first process "
+    "then holds the whole draft",
 }
-"""What to do about a model that cannot be shared."""
+"""What to do about a model that cannot be split evenly."""
 
 
 class LeaderDecoder(Decoder):
-    """Rank 0's share of a decoder, with the whole embedding: to whoever uses it, the whole decoder.
+    """Rank 0's shard of a decoder, with the whole embedding. Callers use it as if it were the whole decoder.
 
     Args:
         geometry: of the shard.
         weights: of the shard.
-        ranks: whom to order.
-        number: by which they know the model.
-        num_head_tokens: tokens that the whole head can say: U.
+        ranks: receive the requests.
+        model_id: of the model in requests.
+        num_head_tokens: U, tokens in the whole head.
     """
 
-    _sums_whole_rows = True
+    _adds_padded_rows = True
 
     def __init__(
         self, geometry: ModelGeometry, weights: DecoderWeights, ranks: Ranks, *, model_id: int, num_head_tokens: Tokens
@@ -58,8 +59,8 @@ class LeaderDecoder(Decoder):
         self._model_id = model_id
         self._num_head_tokens = num_head_tokens
         self._stage = Stage.PREFILL
-        self._new_numbers = count()
-        self._numbers: WeakKeyDictionary[Cache, int] = WeakKeyDictionary()
+        self._new_cache_ids = count()
+        self._cache_ids: WeakKeyDictionary[Cache, int] = WeakKeyDictionary()
 
     @property
     def num_devices(self) -> int:
@@ -67,66 +68,69 @@ class LeaderDecoder(Decoder):
         return self._ranks.num_ranks
 
     def new_cache(self, segment_ends: tuple[int, ...], max_tokens: int) -> Cache:
-        """See `Decoder`. The other ranks make one too, and drop those that are no longer here."""
-        cache, number = super().new_cache(segment_ends, max_tokens), next(self._new_numbers)
-        kept = tuple(self._numbers.values())
-        order = CacheRequest(
-            model_id=self._model_id, number=number, segment_ends=segment_ends, max_tokens=max_tokens, kept=kept
+        """See `Decoder`. The other ranks make a cache too, and drop those that rank 0 no longer has."""
+        cache, cache_id = super().new_cache(segment_ends, max_tokens), next(self._new_cache_ids)
+        request = CacheRequest(
+            model_id=self._model_id,
+            cache_id=cache_id,
+            segment_ends=segment_ends,
+            max_tokens=max_tokens,
+            kept_cache_ids=tuple(self._cache_ids.values()),
         )
-        self._ranks.request(order)
-        self._numbers[cache] = number
+        self._ranks.request(request)
+        self._cache_ids[cache] = cache_id
         return cache
 
     def _head_logits(self, states: Tensor) -> Tensor:
-        """See `Decoder`. The rows are ones that a pass left, which every rank has."""
-        self._ranks.request_head(RowsRequest(HEAD, self._model_id, *self._place_of(states), len(states), self._stage))
+        """See `Decoder`. The rows must be the output of a pass, which every rank has."""
+        self._ranks.request_head(RowsRequest(HEAD, self._model_id, *self._location_of(states), len(states), self._stage))
         return self._ranks.gather_columns(super()._head_logits(states))[:, : self._num_head_tokens]
 
-    def _place_of(self, states: Tensor) -> tuple[int, int, int]:
-        """Where rows are kept: the numbers of their cache and of the segment they left, and the tokens before the first."""
-        for cache, number in self._numbers.items():
-            for segment, kept in enumerate(cache.states):
-                start = (states.data_ptr() - kept.data_ptr()) // (kept.stride(0) * kept.element_size())
-                if 0 <= start < len(kept):
-                    return number, segment, start
-        raise AssertionError("an exit answers after rows that a pass left in a cache: other ranks have no others")
+    def _location_of(self, states: Tensor) -> tuple[int, int, int]:
+        """Where rows are cached: id of the cache, index of the segment whose output they are, tokens before the first row."""
+        for cache, cache_id in self._cache_ids.items():
+            for segment_index, cached in enumerate(cache.states):
+                start = (states.data_ptr() - cached.data_ptr()) // (cached.stride(0) * cached.element_size())
+                if 0 <= start < len(cached):
+                    return cache_id, segment_index, start
+        raise AssertionError("exit logits need rows that a pass left in a cache: other ranks have no other rows")
 
     def _run_layers(self, x: Tensor, out: Tensor, segment: Segment, cache: Cache, start: int) -> None:
         self._stage = self._stage_of(segment, cache, start)
-        order = RowsRequest(PASS, self._model_id, self._numbers[cache], segment.index, start, len(x), self._stage)
-        self._ranks.request_pass(order, x)
+        request = RowsRequest(PASS, self._model_id, self._cache_ids[cache], segment.index, start, len(x), self._stage)
+        self._ranks.request_pass(request, x)
         super()._run_layers(x, out, segment, cache, start)
 
-    def _add(self, mixed: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor, out: Tensor) -> None:
-        super()._add(mixed, matrix, bias, residual, out)
+    def _add(self, x: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor, out: Tensor) -> None:
+        super()._add(x, matrix, bias, residual, out)
         self._ranks.all_reduce(out)
 
     def _stage_of(self, segment: Segment, cache: Cache, start: int) -> Stage:
-        """What a pass is for; of a target that drafts for itself all segments but the last draft."""
+        """The stage of a pass. In a target that drafts for itself, all segments but the last one draft."""
         if start == 0:
             return Stage.PREFILL
-        drafts = self._model_id == DRAFT or segment is not cache.segments[-1]
-        return Stage.DRAFTING if drafts else Stage.VERIFICATION
+        is_drafting = self._model_id == DRAFT or segment is not cache.segments[-1]
+        return Stage.DRAFTING if is_drafting else Stage.VERIFICATION
 
 
 class WorkerDecoder(Decoder):
-    """Another rank's shard: layers, no embedding, and columns of the head, whose tokens only rank 0 knows.
+    """The shard of another rank: layers, no embedding, and columns of the head whose tokens only rank 0 knows.
 
     Args:
         geometry: of the shard.
         weights: of the shard.
-        ranks: with whom to add up rows.
+        ranks: sum rows over all shards.
     """
 
-    _sums_whole_rows = True
+    _adds_padded_rows = True
 
     def __init__(self, geometry: ModelGeometry, weights: DecoderWeights, ranks: Ranks) -> None:
         super().__init__(geometry, weights)
         self._ranks = ranks
 
-    def _add(self, mixed: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor, out: Tensor) -> None:
-        """The share alone: the residual and biases are rank 0's to add."""
-        torch.mm(mixed, matrix, out=out)
+    def _add(self, x: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor, out: Tensor) -> None:
+        """Contribute the product alone: rank 0 adds the residual and the biases."""
+        torch.mm(x, matrix, out=out)
         self._ranks.all_reduce(out)
 
 
@@ -140,25 +144,25 @@ def load_sharded(
     model_id: int = TARGET,
     num_tokens: Tokens | None = None,
 ) -> LoadedModel:
-    """Rank 0: read a model folder, every rank its share; none keeps more than that, and rank 0 the embedding.
+    """On rank 0: load a model folder on all ranks. Each rank keeps only its shard, and rank 0 also the embedding.
 
     Args:
         folder: the same on every machine.
         dtype: to compute in.
-        device: `cpu`, or `cuda` for the GPU of every rank's own.
-        ranks: who shares.
-        kernels: what all compute with.
-        number: `TARGET` or `DRAFT`.
-        num_tokens: of the vocabulary that it is to have; its own when None.
+        device: `cpu`, or `cuda` for the GPU of each rank.
+        ranks: hold the shards.
+        kernels: of all ranks.
+        model_id: `TARGET` or `DRAFT`.
+        num_tokens: vocabulary size to convert the model to; None keeps its own.
 
     Raises:
-        UserInputError: the ranks cannot share the model evenly, or a device is named by number; else as `load_model`.
+        UserInputError: the model cannot be split evenly, or the device has an index; otherwise as `load_model`.
     """
     shard = Shard(rank=ranks.rank, num_ranks=ranks.num_ranks)
-    shard.check(read_geometry(Path(folder)), otherwise=_OTHERWISE[model_id])
+    shard.check(read_geometry(Path(folder)), fix=_UNEVEN_SPLIT_FIX[model_id])
     if torch.device(device).index is not None:
-        raise UserInputError(f"--device {device}: expected cpu or cuda, as torchrun gives each process a GPU of its own.")
-    order = LoadRequest(
+        raise UserInputError(f"--device {device}: expected cpu or cuda, because torchrun assigns each process its own GPU.")
+    request = LoadRequest(
         model_id=model_id,
         folder=str(folder),
         dtype=dtype,
@@ -167,8 +171,8 @@ def load_sharded(
         num_threads=torch.get_num_threads(),
         num_tokens=num_tokens,
     )
-    ranks.request(order)
-    model = _load(order, shard)
+    ranks.request(request)
+    model = _load(request, shard)
     ranks.barrier()
     whole = model.decoder.weights
     weights = replace(whole, head=shard.head(whole.head))
@@ -176,40 +180,44 @@ def load_sharded(
     return replace(model, decoder=LeaderDecoder(geometry, weights, ranks, model_id=model_id, num_head_tokens=num_head_tokens))
 
 
-def _load(order: LoadRequest, shard: Shard) -> LoadedModel:
-    """A model of which a rank has read its share of every layer, and for now all of the embedding and the head."""
+def _load(request: LoadRequest, shard: Shard) -> LoadedModel:
+    """A model with this rank's shard of every layer and, for now, the whole embedding and head."""
     model = load_model(
-        order.folder, order.dtype, local_device(order.device), kernels=parse_kernels(order.kernels), kept=shard.layer
+        request.folder,
+        request.dtype,
+        local_device(request.device),
+        kernels=parse_kernels(request.kernels),
+        shard_layer=shard.layer,
     )
-    return model if order.num_tokens is None else with_vocabulary_of(model, order.num_tokens)
+    return model if request.num_tokens is None else with_target_vocab(model, request.num_tokens)
 
 
 @torch.inference_mode()
 def serve_requests(ranks: Ranks) -> None:
-    """Another rank: load, make caches, run passes and ask the head as rank 0 says, until it stops."""
+    """On other ranks: load models, make caches, run passes and apply the head on request, until rank 0 stops."""
     models: dict[int, _WorkerModel] = {}
-    while (order := ranks.next_request()) is not None:
-        match order:
+    while (request := ranks.next_request()) is not None:
+        match request:
             case LoadRequest():
-                models[order.model_id] = _WorkerModel(order, ranks)
+                models[request.model_id] = _WorkerModel(request, ranks)
             case CacheRequest():
-                models[order.model_id].make_cache(order)
+                models[request.model_id].make_cache(request)
             case RowsRequest():
-                models[order.model_id].add_share(order)
+                models[request.model_id].compute(request)
 
 
 class _WorkerModel:
-    """What another rank holds of a model: its shard, and a cache for each of rank 0's.
+    """A model on another rank: its shard, and a cache for each cache on rank 0.
 
     Args:
-        order: which model; what is kept of it is the shard, and rank 0 keeps the embedding.
-        ranks: whom to follow.
+        request: names the model. The embedding is dropped: rank 0 has it.
+        ranks: of the job.
     """
 
-    def __init__(self, order: LoadRequest, ranks: Ranks) -> None:
-        torch.set_num_threads(order.num_threads)
+    def __init__(self, request: LoadRequest, ranks: Ranks) -> None:
+        torch.set_num_threads(request.num_threads)
         shard = Shard(rank=ranks.rank, num_ranks=ranks.num_ranks)
-        model = _load(order, shard)
+        model = _load(request, shard)
         whole = model.decoder.weights
         weights = replace(whole, embedding=whole.embedding[:0].clone(), head=shard.head(whole.head), head_token_ids=None)
         self._decoder = WorkerDecoder(shard.geometry(model.geometry), weights, ranks)
@@ -217,22 +225,22 @@ class _WorkerModel:
         self._caches: dict[int, Cache] = {}
         ranks.barrier()
 
-    def make_cache(self, order: CacheRequest) -> None:
-        """Make one, having dropped those that rank 0 has no more."""
-        self._caches = {number: cache for number, cache in self._caches.items() if number in order.kept}
-        self._caches[order.number] = self._decoder.new_cache(tuple(order.segment_ends), order.max_tokens)
+    def make_cache(self, request: CacheRequest) -> None:
+        """Drop the caches that rank 0 no longer has, and make a new one."""
+        self._caches = {cache_id: cache for cache_id, cache in self._caches.items() if cache_id in request.kept_cache_ids}
+        self._caches[request.cache_id] = self._decoder.new_cache(tuple(request.segment_ends), request.max_tokens)
 
-    def add_share(self, order: RowsRequest) -> None:
-        """Add this share to a pass, or to what the head says of rows that one left."""
-        if order.what == PASS:
-            self._run_pass(order)
+    def compute(self, request: RowsRequest) -> None:
+        """Add this shard's part of a pass, or send its logits for the output of an earlier pass."""
+        if request.kind == PASS:
+            self._run_pass(request)
         else:
-            states = self._caches[order.cache].states[order.segment][order.start : order.start + order.num_rows]
-            self._ranks.send_columns(self._decoder.exit_logits(states))
+            states = self._caches[request.cache_id].states[request.segment_index]
+            self._ranks.send_columns(self._decoder.exit_logits(states[request.start : request.start + request.num_rows]))
 
-    def _run_pass(self, order: RowsRequest) -> None:
-        cache, decoder = self._caches[order.cache], self._decoder
-        rows = torch.empty(order.num_rows, cache.states[0].shape[1], dtype=decoder.dtype, device=decoder.device)
+    def _run_pass(self, request: RowsRequest) -> None:
+        cache, decoder = self._caches[request.cache_id], self._decoder
+        rows = torch.empty(request.num_rows, cache.states[0].shape[1], dtype=decoder.dtype, device=decoder.device)
         self._ranks.receive_rows(rows)
-        cache.lengths[order.segment] = order.start
-        decoder.forward_segment(rows, cache.segments[order.segment], cache)
+        cache.lengths[request.segment_index] = request.start
+        decoder.forward_segment(rows, cache.segments[request.segment_index], cache)

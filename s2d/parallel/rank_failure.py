@@ -1,15 +1,15 @@
-"""A failure of one rank ends all of them, with one message.
+"""Failure handling across ranks: if one rank fails, the whole job ends with one error message.
 
-Every other rank keeps a TCP connection to rank 0, and a thread of each process watches its end of it. A rank that fails sends
-its error. A process that is killed closes its connection. A machine that is lost no longer answers the kernel's keep-alive
-probes. Rank 0 prints the message and tells the others to end; rank 1 prints it where rank 0 is the one that was lost.
+Every other rank keeps a TCP connection to rank 0, and a thread in each process monitors its end. A rank that fails sends its
+error. A killed process closes its connection. A lost machine stops answering the kernel's keep-alive probes. Rank 0 prints the
+message and ends the other ranks. If rank 0 itself is lost, rank 1 prints the message.
 
-Nothing here waits for a collective operation: on NCCL one that lacks a rank never ends, and its kernel blocks every later
-synchronisation of the main thread. So the thread prints the message first, leaves the main thread a few seconds to clean up,
-and then ends the process with `os._exit`, which also removes a kernel that hangs.
+Nothing here waits for a collective operation: with NCCL, a collective that lacks a rank never ends, and its kernel blocks every
+later synchronisation of the main thread. The thread prints the message first, gives the main thread a few seconds to clean up,
+and then ends the process with `os._exit`, which also removes a hanging kernel.
 
-torchrun sends SIGTERM to the other processes of a machine as soon as one fails. The thread receives it too (Python runs signal
-handlers in the main thread, which may be blocked) and waits a moment for the cause, so that the message is still printed.
+torchrun sends SIGTERM to the other processes of a machine as soon as one fails. The thread receives this signal too, because
+Python runs signal handlers in the main thread, which may be blocked. It waits a moment for the cause, and prints it.
 """
 
 import contextlib
@@ -34,32 +34,32 @@ from perfmodel.core.console import EXIT_ANSWERED, EXIT_OUR_FAULT
 from perfmodel.core.errors import S2DError
 from perfmodel.core.units import Seconds
 
-_CAUSE_WITHIN_S: Seconds = 2.0
+_CAUSE_TIMEOUT_S: Seconds = 2.0
 """How long a rank with an error waits for the failure of another rank, which may be the cause."""
-_PRINTED_WITHIN_S: Seconds = 10.0
-"""How long a failed rank waits for rank 0 to print its message, before it prints it itself."""
-_CLEAN_UP_WITHIN_S: Seconds = 5.0
-"""How long the main thread has to end after a failure, before the process is ended."""
+_PRINT_TIMEOUT_S: Seconds = 10.0
+"""How long a failed rank waits for rank 0 to print its message, before it prints the message itself."""
+_CLEAN_UP_TIMEOUT_S: Seconds = 5.0
+"""How long the main thread may clean up after a failure, before the process is ended."""
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""Socket options (seconds, seconds, probes): a machine that is lost is noticed after 20 s. Not every system has them all."""
+"""Socket options (seconds, seconds, probes): a lost machine is detected after 20 s. Not every system has all of them."""
 _EXIT_TERMINATED = 128 + signal.SIGTERM
-_ADDRESS_KEY = "watch"
-_WELCOME = "welcome"
+_ADDRESS_KEY = "rank monitor address"
+_ACCEPTED = "accepted"
 
 _log = logging.getLogger(__name__)
 
 
 class Stage(IntEnum):
-    """What a job is doing, for the message about its end."""
+    """The current stage of a job, for error messages."""
 
     START = 0
     LOADING = 1
     PREFILL = 2
-    """A pass that begins a text."""
+    """The first pass of a text."""
     DRAFTING = 3
     VERIFICATION = 4
     SAMPLING = 5
-    """Whatever rank 0 does alone between two passes."""
+    """Anything that rank 0 does alone between two passes."""
 
     def __str__(self) -> str:
         return "sampling (or drafting on rank 0 alone)" if self is Stage.SAMPLING else self.name.lower()
@@ -72,106 +72,109 @@ class Failure:
     message: str
     exit_code: int
     trace: str
-    """The traceback, for -v; empty for a process that was killed."""
+    """The traceback, shown with -v; empty for a killed process."""
 
 
 @dataclass(slots=True)
 class _Peer:
-    """The other end of a connection."""
+    """The rank at the other end of a connection."""
 
     connection: socket.socket
     rank: int | None
-    """None until it has introduced itself."""
+    """None until it has sent the token of the job."""
     unread: bytes = b""
-    """The beginning of a line whose end has not arrived."""
+    """Start of a line whose end has not arrived."""
 
 
 @dataclass(slots=True)
-class _State:
-    """What both threads know of the job's end."""
+class _JobState:
+    """State of the job, shared by both threads."""
 
     is_over: bool = False
-    """From here on a closed connection is not a failure."""
+    """If set, a closed connection is not a failure."""
     failure: Failure | None = None
     exit_code: int = EXIT_ANSWERED
-    """With which the process is ended if the main thread does not end it."""
-    news: threading.Event = field(default_factory=threading.Event)
+    """Exit code of the process if the main thread does not end it."""
+    ended_by_other: threading.Event = field(default_factory=threading.Event)
     """Set when another rank has ended the job."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class RankMonitor:
-    """Watches the other ranks from a thread of its own.
+    """Monitors the other ranks in its own thread.
 
     Args:
         rank: of this process.
-        prog: the command's name, which begins its messages.
+        prog: name of the command, printed before messages.
     """
 
     def __init__(self, rank: int, prog: str) -> None:
         self.stage = Stage.START
-        """The main thread keeps it up to date."""
+        """Updated by the main thread."""
         self._rank = rank
         self._prog = prog
-        self._state = _State()
+        self._state = _JobState()
         self._peers: list[_Peer] = []
         self._token = ""
         self._selector = selectors.DefaultSelector()
-        self._bell, self._bell_rope = socket.socketpair()
+        self._wakeup_reader, self._wakeup_writer = socket.socketpair()
         self._is_closing = False
         self._timers: list[threading.Timer] = []
-        self._thread = threading.Thread(target=self._run, name="rank watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="rank monitor", daemon=True)
 
     def start(self, store: Store) -> None:
-        """Connect to rank 0, or be found by the others, and begin to watch.
+        """Connect to rank 0, or on rank 0 accept the other ranks, and start to monitor.
 
         Args:
-            store: where rank 0 leaves its address.
+            store: shared by the ranks; rank 0 writes its address to it.
         """
         if self._rank == 0:
             self._listen(store)
         else:
             self._connect(store)
-        for end in (self._bell, self._bell_rope):
+        for end in (self._wakeup_reader, self._wakeup_writer):
             end.setblocking(False)
-        self._selector.register(self._bell, selectors.EVENT_READ, self._on_bell)
+        self._selector.register(self._wakeup_reader, selectors.EVENT_READ, self._on_wakeup)
         self._thread.start()
 
     @contextlib.contextmanager
     def receiving_sigterm(self) -> Iterator[None]:
-        """Let the thread handle SIGTERM, which the main thread may be too busy for."""
+        """Handle SIGTERM in the thread, because the main thread may be blocked."""
 
-        def nothing(_number: int, _frame: FrameType | None) -> None:
-            """The thread reads the signal's number from the socket."""
+        def ignore(_number: int, _frame: FrameType | None) -> None:
+            """The thread reads the signal number from the socket."""
 
-        wakeup = signal.set_wakeup_fd(self._bell_rope.fileno(), warn_on_full_buffer=False)
-        handler = signal.signal(signal.SIGTERM, nothing)
+        previous_fd = signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
+        previous_handler = signal.signal(signal.SIGTERM, ignore)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, handler)
-            signal.set_wakeup_fd(wakeup)
+            signal.signal(signal.SIGTERM, previous_handler)
+            signal.set_wakeup_fd(previous_fd)
 
-    def end(self, exit_code: int) -> None:
-        """Rank 0: the job ends, and what there was to print has been printed. Later calls do nothing."""
+    def end_job(self, exit_code: int) -> None:
+        """On rank 0: end the job after its output was printed. Later calls do nothing."""
         with self._state.lock:
             if self._state.is_over:
                 return
             self._state.is_over = True
             self._state.exit_code = exit_code
         if exit_code != EXIT_ANSWERED:
-            self._limit_clean_up()
-        self._send_ended()
+            self._exit_after_clean_up()
+        self._send_end()
 
-    def failure_of_others(self) -> Failure | None:
-        """Rank 0: the failure of another rank, which has been printed; None after waiting for one in vain."""
-        self._state.news.wait(_CAUSE_WITHIN_S)
+    def wait_for_failure(self) -> Failure | None:
+        """On rank 0: wait briefly for the failure of another rank, already printed; None if there is none."""
+        self._state.ended_by_other.wait(_CAUSE_TIMEOUT_S)
         return self._state.failure
 
-    def fail(self, err: Exception) -> int:
-        """Another rank: have rank 0 print an error, unless it is the consequence of another failure; returns the exit code."""
+    def report_failure(self, err: Exception) -> int:
+        """On other ranks: let rank 0 print an error; returns the exit code.
+
+        If another rank ended the job first, the error is a consequence and is not reported.
+        """
         state = self._state
-        if state.news.wait(_CAUSE_WITHIN_S):
+        if state.ended_by_other.wait(_CAUSE_TIMEOUT_S):
             return state.exit_code
         text = str(err) if isinstance(err, S2DError) else f"{type(err).__name__}: {err}"
         failure = Failure(
@@ -182,22 +185,22 @@ class RankMonitor:
         state.failure, state.exit_code = failure, failure.exit_code
         for peer in tuple(self._peers):  # rank 0, unless it is lost
             _send(peer, json.dumps(asdict(failure)))
-        if not state.news.wait(_PRINTED_WITHIN_S):
+        if not state.ended_by_other.wait(_PRINT_TIMEOUT_S):
             self._print(failure.message)
-        self._limit_clean_up()
+        self._exit_after_clean_up()
         return failure.exit_code
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop monitoring."""
         self._is_closing = True
-        self._bell_rope.send(b"\0")
+        self._wakeup_writer.send(b"\0")
         self._thread.join()
         for timer in self._timers:
             timer.cancel()
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
-        self._bell_rope.close()
+        self._wakeup_writer.close()
 
     def _listen(self, store: Store) -> None:
         has_both = socket.has_dualstack_ipv6()
@@ -214,13 +217,13 @@ class RankMonitor:
 
     def _connect(self, store: Store) -> None:
         token, port = store.get(_ADDRESS_KEY).decode().split()
-        # Rank 0 runs where the ranks meet.
+        # Rank 0 runs on the machine where the ranks meet.
         peer = self._add_peer(socket.create_connection((os.environ["MASTER_ADDR"], int(port))), 0)
         _send(peer, f"{token} {self._rank}")
-        # From here on rank 0 knows whom to tell of its end.
-        answer = peer.connection.recv(len(_WELCOME) + 1, socket.MSG_WAITALL)
-        if answer.decode() != f"{_WELCOME}\n":
-            raise ConnectionError("rank 0 ended before the ranks had met")
+        # After this answer rank 0 knows that it must tell this rank when the job ends.
+        answer = peer.connection.recv(len(_ACCEPTED) + 1, socket.MSG_WAITALL)
+        if answer.decode() != f"{_ACCEPTED}\n":
+            raise ConnectionError("rank 0 ended before all ranks had connected")
 
     def _add_peer(self, connection: socket.socket, rank: int | None) -> _Peer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -235,14 +238,14 @@ class RankMonitor:
     def _run(self) -> None:
         while not self._is_closing:
             for key, _ in self._selector.select():
-                react: Callable[[], None] = key.data
-                react()
+                handle: Callable[[], None] = key.data
+                handle()
 
     def _read(self, peer: _Peer) -> None:
-        """Take in what a peer sent, or that its process has ended."""
+        """Read the lines that a peer sent, and detect the end of its process."""
         try:
             data = peer.connection.recv(1 << 16)
-        except OSError:  # reset by a process that ended, or timed out as its machine was lost
+        except OSError:  # the process ended (reset), or its machine was lost (timeout)
             data = b""
         *lines, peer.unread = (peer.unread + data).split(b"\n")
         for line in lines:
@@ -255,7 +258,7 @@ class RankMonitor:
                 self._on_lost(peer)
 
     def _on_line(self, peer: _Peer, line: bytes) -> None:
-        if self._rank > 0:  # rank 0 sends one line only: the job has ended
+        if self._rank > 0:  # rank 0 sends a single line: the job has ended
             self._on_ended()
         elif peer.rank is not None:
             self._on_failure(Failure(**json.loads(line)))
@@ -263,8 +266,8 @@ class RankMonitor:
             token, _, rank = line.partition(b" ")
             if secrets.compare_digest(token, self._token.encode()):
                 peer.rank = int(rank)
-                _send(peer, _WELCOME)
-            elif peer in self._peers:  # it is no rank of this job
+                _send(peer, _ACCEPTED)
+            elif peer in self._peers:  # not a rank of this job
                 self._peers.remove(peer)
 
     def _on_lost(self, peer: _Peer) -> None:
@@ -274,81 +277,81 @@ class RankMonitor:
         self._on_failure(Failure(message=message, exit_code=EXIT_OUR_FAULT, trace=""))
 
     def _on_failure(self, failure: Failure) -> None:
-        """Another rank has failed: print it, and end the job."""
+        """Print the failure of another rank and end the job."""
         state = self._state
         with state.lock:
             if state.is_over:
                 return
             state.is_over, state.failure, state.exit_code = True, failure, failure.exit_code
-        self._limit_clean_up()
+        self._exit_after_clean_up()
         if self._rank <= 1:
             self._print(failure.message)
             if failure.trace:
                 _log.debug("%s", failure.trace)
-        self._send_ended()
-        state.news.set()
+        self._send_end()
+        state.ended_by_other.set()
 
     def _on_ended(self) -> None:
-        """Rank 0 has ended the job, and printed why."""
+        """Rank 0 has printed the reason and ended the job."""
         with self._state.lock:
             self._state.is_over = True
-        self._limit_clean_up()
-        self._state.news.set()
+        self._exit_after_clean_up()
+        self._state.ended_by_other.set()
 
-    def _on_bell(self) -> None:
-        if signal.SIGTERM in self._bell.recv(1 << 10):
-            # The cause may be another rank's failure, which is known then. Rank 0 is the first to give up waiting.
-            self._after(_CAUSE_WITHIN_S * (2 if self._rank else 1), self._on_sigterm)
+    def _on_wakeup(self) -> None:
+        if signal.SIGTERM in self._wakeup_reader.recv(1 << 10):
+            # The failure of another rank may be the cause and arrive soon. Rank 0 stops waiting first.
+            self._schedule(_CAUSE_TIMEOUT_S * (2 if self._rank else 1), self._on_sigterm)
 
     def _on_sigterm(self) -> None:
         if self._state.failure is not None:  # the main thread is cleaning up
             return
         if self._rank == 0 and not self._state.is_over:
             self._print(f"ended by SIGTERM during {self.stage}; torchrun sends it when another process has failed")
-            self._send_ended()
+            self._send_end()
         os._exit(self._state.exit_code or _EXIT_TERMINATED)
 
-    def _send_ended(self) -> None:
+    def _send_end(self) -> None:
         if self._rank == 0:
             for peer in tuple(self._peers):
                 _send(peer, "ended")
 
-    def _limit_clean_up(self) -> None:
-        self._after(_CLEAN_UP_WITHIN_S, lambda: os._exit(self._state.exit_code))
+    def _exit_after_clean_up(self) -> None:
+        self._schedule(_CLEAN_UP_TIMEOUT_S, lambda: os._exit(self._state.exit_code))
 
-    def _after(self, seconds: Seconds, action: Callable[[], None]) -> None:
+    def _schedule(self, seconds: Seconds, action: Callable[[], None]) -> None:
         timer = threading.Timer(seconds, action)
         timer.daemon = True
         timer.start()
         self._timers.append(timer)
 
     def _print(self, message: str) -> None:
-        """Print without touching stdout, whose lock a blocked main thread may hold."""
-        with contextlib.suppress(OSError, ValueError):  # it is closed
-            begin = "\n" if sys.stderr.isatty() else ""  # a progress line, or text, may stand there
+        """Print without touching stdout: a blocked main thread may hold its lock."""
+        with contextlib.suppress(OSError, ValueError):  # stderr is closed
+            begin = "\n" if sys.stderr.isatty() else ""  # the current line may hold progress or text
             sys.stderr.write(f"{begin}{self._prog}: {message}\n")
             sys.stderr.flush()
 
 
 def _send(peer: _Peer, line: str) -> None:
-    """Send a line; a peer that has ended needs none."""
+    """Send a line, unless the peer has ended."""
     with contextlib.suppress(OSError):
         peer.connection.sendall(line.encode() + b"\n")
 
 
 @contextlib.contextmanager
 def monitored_ranks(rank: int, store: Store, prog: str) -> Iterator[RankMonitor]:
-    """Watch the other ranks meanwhile.
+    """Monitor the other ranks inside the `with` block.
 
     Args:
         rank: of this process.
         store: shared by all ranks.
-        prog: the command's name.
+        prog: name of the command.
     """
-    watch = RankMonitor(rank, prog)
-    watch.start(store)
+    monitor = RankMonitor(rank, prog)
+    monitor.start(store)
     try:
-        with watch.receiving_sigterm():
-            yield watch
+        with monitor.receiving_sigterm():
+            yield monitor
     finally:
-        watch.close()
+        monitor.close()

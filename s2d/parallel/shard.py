@@ -1,13 +1,13 @@
-"""One rank's share of a decoder: groups of heads, a stretch of the MLP and of the head, and rows as wide as the residual's.
+"""One rank's shard of a decoder: its heads, its part of the MLP and of the head, and rows as wide as the residual's.
 
-What a layer adds to the residual is the sum of what the ranks' shares add: each has the columns of its heads and of its part of
-the MLP in the matrices after a norm, and the same rows of the matrices before the residual. These get columns of zeros for the
-rows' padding, so that a whole row is what is summed: it lies in one piece in memory.
+The contribution of a layer to the residual is the sum of the contributions of the shards. In the matrices after a norm a shard
+has the columns of its heads and of its part of the MLP; in the matrices before the residual it has the same rows. The latter
+get columns of zeros for the padding of a row. Whole rows are then summed, which are contiguous in memory.
 
-The LM head is dealt out by its columns, as many to every rank, so that what they say can be gathered: where that leaves a
-remainder, the last ranks' are filled up with zeros, and rank 0 cuts off what these say.
+The LM head is split by columns, equally many per rank, because rank 0 gathers the logits. If there is a remainder, the last
+shards are filled with zeros, and rank 0 removes their logits.
 
-Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, U tokens the head can say, R ranks.
+Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, U tokens in the head, R ranks.
 """
 
 from dataclasses import dataclass, replace
@@ -25,27 +25,27 @@ class Shard:
     """Which part of every layer a rank holds.
 
     Args:
-        rank: zero-based; the first also adds the biases that follow the sum.
+        rank: zero-based; the first one also adds the biases that follow the sum.
         num_ranks: R.
     """
 
     rank: int
     num_ranks: int
 
-    def check(self, geometry: ModelGeometry, *, otherwise: str) -> None:
-        """Refuse a model whose layers cannot be dealt out evenly.
+    def check(self, geometry: ModelGeometry, *, fix: str) -> None:
+        """Check that the layers of a model can be split evenly.
 
         Args:
             geometry: of the whole model.
-            otherwise: what to do then, a whole sentence without its full stop.
+            fix: what to do otherwise, a sentence without its full stop.
 
         Raises:
-            UserInputError: says which number of processes could.
+            UserInputError: they cannot; the message lists the possible numbers of processes.
         """
-        check_degree(geometry, self.num_ranks, noun="processes", fix=otherwise)
+        check_degree(geometry, self.num_ranks, noun="processes", fix=fix)
 
     def geometry(self, whole: ModelGeometry) -> ModelGeometry:
-        """The shapes of the share."""
+        """The geometry of the shard."""
         return replace(
             whole,
             num_heads=whole.num_heads // self.num_ranks,
@@ -54,10 +54,10 @@ class Shard:
         )
 
     def layer(self, whole: LayerWeights, geometry: ModelGeometry) -> LayerWeights:
-        """The share of one layer, in memory of its own.
+        """The shard of one layer, copied.
 
         Args:
-            whole: as it was folded.
+            whole: weights of the layer, folded.
             geometry: of the whole model.
         """
         g = geometry
@@ -70,18 +70,18 @@ class Shard:
             qkv_bias=None if whole.qkv_bias is None else self._columns(whole.qkv_bias, qkv),
             qk_gain=None if whole.qk_gain is None else self._columns(whole.qk_gain.t(), heads).t().contiguous(),
             attn_out=self._rows(whole.attn_out),
-            attn_out_bias=_widened(whole.attn_out_bias) if is_first and whole.attn_out_bias is not None else None,
+            attn_out_bias=_padded(whole.attn_out_bias) if is_first and whole.attn_out_bias is not None else None,
             gate_up=self._matrix_columns(whole.gate_up, halves),
             gate_up_bias=None if whole.gate_up_bias is None else self._columns(whole.gate_up_bias, halves),
             down=self._rows(whole.down),
-            down_bias=_widened(whole.down_bias) if is_first and whole.down_bias is not None else None,
+            down_bias=_padded(whole.down_bias) if is_first and whole.down_bias is not None else None,
         )
 
     def head(self, whole: Tensor) -> Tensor:
-        """The share of the head, in memory of its own: [D, U] -> [D, ceil(U / R)].
+        """The shard of the head, copied: [D, U] -> [D, ceil(U / R)].
 
         Args:
-            whole: as it was folded.
+            whole: the head, folded.
         """
         num_columns = -(-whole.shape[1] // self.num_ranks)
         first = self.rank * num_columns
@@ -90,24 +90,24 @@ class Shard:
         head[:, : own.shape[1]] = own
         return head
 
-    def _matrix_columns(self, whole: Tensor, blocks: list[int]) -> Tensor:
-        """This rank's stretch of every block of a matrix's columns, one after the other."""
-        stretches = self._stretches(whole, blocks)
-        num_columns = sum(one.shape[1] for one in stretches)
-        out = new_matrix(len(whole), num_columns, whole.dtype, whole.device, layout_of(whole))
-        for place, stretch in zip(out.split([one.shape[1] for one in stretches], 1), stretches, strict=True):
-            place.copy_(stretch)
+    def _matrix_columns(self, whole: Tensor, block_sizes: list[int]) -> Tensor:
+        """This rank's chunk of every block of a matrix's columns, side by side."""
+        chunks = self._chunks(whole, block_sizes)
+        widths = [chunk.shape[1] for chunk in chunks]
+        out = new_matrix(len(whole), sum(widths), whole.dtype, whole.device, layout_of(whole))
+        for columns, chunk in zip(out.split(widths, 1), chunks, strict=True):
+            columns.copy_(chunk)
         return out
 
-    def _columns(self, whole: Tensor, blocks: list[int] | tuple[int, ...]) -> Tensor:
-        """The same of a bias or a gain."""
-        return torch.cat(self._stretches(whole, blocks), -1)
+    def _columns(self, whole: Tensor, block_sizes: list[int] | tuple[int, ...]) -> Tensor:
+        """This rank's chunk of every block of a bias or a gain."""
+        return torch.cat(self._chunks(whole, block_sizes), -1)
 
-    def _stretches(self, whole: Tensor, blocks: list[int] | tuple[int, ...]) -> list[Tensor]:
-        return [block.chunk(self.num_ranks, -1)[self.rank] for block in whole.split(list(blocks), -1)]
+    def _chunks(self, whole: Tensor, block_sizes: list[int] | tuple[int, ...]) -> list[Tensor]:
+        return [block.chunk(self.num_ranks, -1)[self.rank] for block in whole.split(list(block_sizes), -1)]
 
     def _rows(self, whole: Tensor) -> Tensor:
-        """This rank's rows, with zeros for a residual row's padding: [rows / R, D + PAD]."""
+        """This rank's rows, with zeros for the padding of a residual row: [rows / R, D + PAD]."""
         own = whole.chunk(self.num_ranks)[self.rank]
         rows = new_matrix(len(own), own.shape[1] + PAD, whole.dtype, whole.device, layout_of(whole))
         rows[:, : own.shape[1]] = own
@@ -115,6 +115,6 @@ class Shard:
         return rows
 
 
-def _widened(x: Tensor) -> Tensor:
-    """Zeros for the padding of a residual row: [..., D] -> [..., D + PAD]."""
+def _padded(x: Tensor) -> Tensor:
+    """Append zeros for the padding of a residual row: [..., D] -> [..., D + PAD]."""
     return pad(x, (0, PAD))

@@ -1,8 +1,8 @@
-"""Texts as they are finished, an object a line: a run that was interrupted goes on with the prompts that are missing.
+"""The JSONL file of finished outputs, with which an interrupted run continues.
 
-Every line names the run it is of, so that texts of two plans, or of two ways to decode, never end up in one file. A line that
-a killed run left unfinished is dropped, and its prompt decoded again. A file that ends in anything else is refused and left
-as it is. The README lists what a line holds.
+Each line names its run, so that outputs of two plans, or of two ways to decode, never share a file. The last line of a run
+that was killed may be incomplete: it is dropped, and its prompt is decoded again. A file with any other content is left
+unchanged. The README lists the fields of a line.
 """
 
 import hashlib
@@ -17,35 +17,36 @@ from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.disk import check_writable, read_whole, saving
 from perfmodel.core.errors import BadFile, Mismatch
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Generation
-from s2d.decoding.pair import EncodedPrompt
 from s2d.prompts.text import continuation_text
 
 _FIX = "Give a file that s2d-run --outputs wrote, or a new name"
+_TEXT_KEYS = ("name", "run", "prompt_sha256", "text")
 
 _JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_CUT_OFF_STRING = re.compile(rb'(?:"(?:[^"\\]|\\.)*\\?)?')
+_CUT_JSON_STRING = re.compile(rb'(?:"(?:[^"\\]|\\.)*\\?)?')
 
-Key = tuple[str, str]
-"""Of a text: its prompt's name, and the hash of the prompt's token ids."""
+OutputKey = tuple[str, str]
+"""The name of a prompt, and the hash of its token ids."""
 
-After = Callable[[EncodedPrompt, str], EncodedPrompt | None]
-"""From a prompt and the text that follows it to the next turn of its conversation, if there is one."""
+NextTurn = Callable[[EncodedPrompt, str], EncodedPrompt | None]
+"""Returns the turn of a conversation that follows an answer; None at its end."""
 
 
 class Outputs:
-    """A JSONL file of finished texts.
+    """A JSONL file of finished outputs.
 
     Args:
-        path: of the file, made when the first text is finished.
-        run: names what is run and how.
-        tokenizer: of target and draft.
-        exit_layers: all of the draft's exits.
+        path: the file, created with the first output.
+        run: identifies what is run and how.
+        tokenizer: the tokenizer of target and draft.
+        exit_layers: all exits of the draft.
 
     Raises:
-        BadFile: the file holds something else, or cannot be read or written.
+        BadFile: the file has other content, or cannot be read or written.
         OutOfSpace: the disk is full.
-        Mismatch: it holds texts of another run.
+        Mismatch: the file holds outputs of another run.
     """
 
     def __init__(self, path: Path, run: str, tokenizer: PreTrainedTokenizerFast, exit_layers: Sequence[int]) -> None:
@@ -54,37 +55,37 @@ class Outputs:
         self._run = run
         self._tokenizer = tokenizer
         self._exit_layers = tuple(exit_layers)
-        self._texts = self._finished()
+        self._texts = self._read_texts()
 
-    def missing(self, prompts: Sequence[EncodedPrompt], after: After) -> tuple[tuple[EncodedPrompt, ...], int]:
-        """The prompts that the file has no text of: another prompt of the same name is another prompt.
+    def missing(self, prompts: Sequence[EncodedPrompt], next_turn: NextTurn) -> tuple[tuple[EncodedPrompt, ...], int]:
+        """The prompts without an output. Another prompt of the same name is another prompt.
 
         Args:
-            prompts: to be decoded.
-            after: with it a conversation goes on from the answers that are kept.
+            prompts: the prompts to decode.
+            next_turn: continues a conversation after a kept answer.
 
         Returns:
-            of every prompt its first turn without a text, where there is one, and how many texts were kept.
+            the first turn of each prompt without an output, if it has one, and the number of kept outputs.
         """
         missing, num_kept = [], 0
         for prompt in prompts:
             turn: EncodedPrompt | None = prompt
             while turn is not None and (text := self._texts.get(_key(turn))) is not None:
-                turn, num_kept = after(turn, text), num_kept + 1
+                turn, num_kept = next_turn(turn, text), num_kept + 1
             if turn is not None:
                 missing.append(turn)
         return tuple(missing), num_kept
 
     def add(self, prompt: EncodedPrompt, generation: Generation, ending: str) -> None:
-        """Keep a finished text, on the disk before anything else is decoded.
+        """Append an output and flush it to the disk.
 
         Args:
-            prompt: what it follows.
-            generation: how it came about.
+            prompt: the prompt.
+            generation: its new tokens and their figures.
             ending: `end of text`, `stop string` or `length`.
 
         Raises:
-            OutOfSpace: the disk is full; the texts before are kept.
+            OutOfSpace: the disk is full. Earlier outputs are kept.
         """
         record = self._record(prompt, generation, ending)
         line = json.dumps(record, ensure_ascii=False)
@@ -116,53 +117,48 @@ class Outputs:
             "tokens_per_s": len(generation.tokens) / generation.decode_s,
         }
 
-    def _finished(self) -> dict[Key, str]:
-        """The texts that are there, by prompt."""
+    def _read_texts(self) -> dict[OutputKey, str]:
+        """The texts in the file. Truncates an incomplete last line."""
         if not self._path.exists():
             return {}
-        *whole, cut_off = read_whole(self._path).split(b"\n")
-        texts = dict(self._text_of(number, line) for number, line in enumerate(whole, start=1))
-        if cut_off:
-            if not _is_beginning(cut_off, self._run):
-                problem = f"line {len(whole) + 1} has no end, and it is not one that this run would write"
+        *lines, rest = read_whole(self._path).split(b"\n")
+        texts = dict(self._read_line(number, line) for number, line in enumerate(lines, start=1))
+        if rest:
+            if not _is_cut_line(rest, self._run):
+                problem = f"line {len(lines) + 1} is incomplete, and not the beginning of an output of this run"
                 raise BadFile(self._path, problem, _FIX)
             with saving(self._path):
-                os.truncate(self._path, sum(len(line) + 1 for line in whole))
+                os.truncate(self._path, sum(len(line) + 1 for line in lines))
         return texts
 
-    def _text_of(self, number: int, line: bytes) -> tuple[Key, str]:
+    def _read_line(self, number: int, line: bytes) -> tuple[OutputKey, str]:
         try:
-            found = json.loads(line)
-            name, run, sha256, text = (found[key] for key in ("name", "run", "prompt_sha256", "text"))
-            is_text = all(isinstance(one, str) for one in (name, run, sha256, text))
+            record = json.loads(line)
+            name, run, sha256, text = (record[key] for key in _TEXT_KEYS)
+            is_output = "token_ids" in record and all(isinstance(value, str) for value in (name, run, sha256, text))
         except (ValueError, KeyError, TypeError, RecursionError):
-            is_text = False
-        if not is_text:
-            raise BadFile(self._path, f"line {number} is not the text of a run", _FIX)
-        if "token_ids" not in found:
-            problem = f"line {number} has no token_ids: an earlier version of s2d-run wrote it"
-            raise BadFile(self._path, problem, "Give a new name with --outputs")
+            is_output = False
+        if not is_output:
+            raise BadFile(self._path, f"line {number} is not an output of s2d-run", _FIX)
         if run != self._run:
-            what = f"{str(self._path)!r}, line {number},"
-            fix = "Give another --outputs, or repeat the command that began this one"
             raise Mismatch(
-                what,
+                f"{str(self._path)!r}, line {number},",
                 made_for=f"run {run}",
                 given=f"run {self._run} (another plan, model, length, --stop, --chat, --special-tokens or --adapt)",
-                fix=fix,
+                fix="Give another --outputs, or repeat the command that started this file",
             )
         return (name, sha256), text
 
 
-def _is_beginning(line: bytes, run: str) -> bool:
-    """Whether a line could be one of the run's that was cut off anywhere, as `Outputs` writes them."""
+def _is_cut_line(line: bytes, run: str) -> bool:
+    """Whether a line is the beginning of a line that `Outputs` writes for the run, cut at any byte."""
     parts: tuple[bytes | None, ...] = (b'{"name": ', None, b', "category": ', None, f', "run": {json.dumps(run)}, '.encode())
     for part in parts:
         if part is None:
-            found = _JSON_STRING.match(line)
-            if found is None:
-                return _CUT_OFF_STRING.fullmatch(line) is not None
-            line = line[found.end() :]
+            string = _JSON_STRING.match(line)
+            if string is None:
+                return _CUT_JSON_STRING.fullmatch(line) is not None
+            line = line[string.end() :]
         elif not line.startswith(part):
             return part.startswith(line)
         else:
@@ -170,5 +166,5 @@ def _is_beginning(line: bytes, run: str) -> bool:
     return True
 
 
-def _key(prompt: EncodedPrompt) -> Key:
+def _key(prompt: EncodedPrompt) -> OutputKey:
     return prompt.name, hashlib.sha256(repr(prompt.token_ids).encode()).hexdigest()

@@ -1,52 +1,156 @@
-"""What `s2d-run` reads before anything heavy is imported: the plan and the prompts."""
+"""What a run needs before any model is loaded: the request, the plan and the prompts."""
 
 from __future__ import annotations
 
-import argparse
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
+from perfmodel.acceptance.splits import Split
+from perfmodel.core.console import print_err
+from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import UserInputError
-from perfmodel.core.files import Stored
+from perfmodel.core.lock import locked_file
+from perfmodel.core.units import Tokens
+from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.results.plan import PLAN_FILE, Plan
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names
-from s2d.prompt_files.choose import chosen_prompts
-from s2d.prompt_files.given import given_prompts
-from s2d.prompt_files.read_as import read_as
+from s2d.prompt_files.choose import choose_prompts
+from s2d.prompt_files.load_prompts import load_prompts
+from s2d.prompt_files.read_as import ReadAs
 from s2d.prompts.conversation import Prompt, check_texts
-from s2d.running.check_plan import check_head, check_num_devices, check_plain_weights
+from s2d.prompts.special_tokens import SpecialTokens
+from s2d.running.check_plan import check_plan_runs
+
+DEFAULT_NUM_PROMPTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """A run of a plan. The defaults are those of `s2d-run`."""
+
+    plan: PathLike | Plan
+    target: str | None = None
+    """A model folder or name; None takes the plan's."""
+    draft: str | None = None
+    """Likewise; `self` for the target's own first layers."""
+    prompts: PathLike | Sequence[str | Prompt] | None = None
+    """A prompt file, or the prompts themselves; None takes the held-out prompts of the reference family."""
+    read_as: ReadAs = ReadAs(use="prompt")
+    """How to read the prompt file."""
+    split: Split = "evaluation"
+    """The half of the prompt file to use. Plans are fitted to the calibration half."""
+    num_prompts: int = DEFAULT_NUM_PROMPTS
+    """The number of prompts to choose from the file."""
+    chat: bool = False
+    """Put each prompt into the tokenizer's chat template, as a user turn."""
+    special_tokens: SpecialTokens = "parse"
+    max_new_tokens: Tokens | None = None
+    """The maximum length of an output; None takes the plan's."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an output."""
+    check: bool = False
+    """Also decode plainly, compare the outputs token by token, and measure the speedup."""
+    adapt: bool = False
+    """Change the policy while running, along the plan's frontier."""
+    outputs: Path | None = None
+    """A JSONL file of finished outputs. A repeated run continues after those it contains."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """An exit of a draft to write as an ordinary checkpoint."""
+
+    model: str
+    exit_layer: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedPlan:
+    """A plan and where it came from."""
+
+    record: Plan
+    name: str
+    """The plan in messages: `plan 'plan.json'`."""
+    sha256: str
+    """The hash of its content."""
+
+    @property
+    def frontier(self) -> tuple[FrontierPoint, ...]:
+        """The policies that an adapting run may choose.
+
+        Raises:
+            UserInputError: the plan has none.
+        """
+        if not self.record.frontier:
+            raise UserInputError(
+                f"--adapt: {self.name} has no frontier, expected a plan from a trace. Record a trace with s2d-profile and plan "
+                "again with --trace, or leave --adapt out."
+            )
+        return self.record.frontier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInputs:
-    """A plan that can be run here, as far as its file tells, and the prompts to run it on."""
+    """A plan that can run here as far as its file shows, and the prompts."""
 
-    plan: Stored[Plan]
+    plan: NamedPlan
     prompts: tuple[Prompt, ...]
 
 
-def read_run_inputs(args: argparse.Namespace) -> RunInputs:
-    """Read the plan and the prompts that the flags name.
+def read_run_inputs(request: RunRequest) -> RunInputs:
+    """Read the plan and the prompts of a request.
 
     Raises:
-        UserInputError: no plan is given, a file cannot be read, or there is no such model.
-        Mismatch: the plan is for an assumed draft, a quantised target or another number of devices.
+        UserInputError: a file cannot be read, a model does not exist, or a prompt is a conversation and `chat` is false.
+        Mismatch: the plan is for an assumed draft, a quantised target, or another number of devices.
     """
-    if args.plan is None:
-        raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan makes one")
-    plan = PLAN_FILE.read(args.plan)
-    check_head(args.plan, plan.record)
-    check_plain_weights(args.plan, plan.record)
-    check_num_devices(args.plan, plan.record)
-    check_model_names(args.target, args.draft)
-    return RunInputs(plan=plan, prompts=tuple(_prompts(args)))
+    plan = load_plan(request.plan)
+    check_plan_runs(plan.name, plan.record)
+    check_model_names(request.target, request.draft)
+    prompts = _prompts(request)
+    if not request.chat:
+        check_texts(prompts)
+    return RunInputs(plan=plan, prompts=tuple(prompts))
 
 
-def _prompts(args: argparse.Namespace) -> list[Prompt]:
-    """The one prompt given, or some of a file's."""
-    if args.prompt is not None:
-        return [Prompt(name="--prompt", category="given", text=args.prompt)]
-    given = given_prompts(args.prompts, read_as(args, "prompt"), FAMILY_PROMPTS, first_turns=not args.chat)
-    chosen = chosen_prompts(given, args.split, args.num_prompts)
-    if not args.chat:
-        check_texts(chosen)
-    return chosen
+def load_plan(plan: PathLike | Plan) -> NamedPlan:
+    """A plan from its file, or as given.
+
+    Raises:
+        BadFile: the file is not a complete plan.
+    """
+    if isinstance(plan, Plan):
+        return NamedPlan(record=plan, name="the plan", sha256=PLAN_FILE.sha256(plan))
+    stored = PLAN_FILE.read(plan)
+    return NamedPlan(record=stored.record, name=f"plan {os.fspath(plan)!r}", sha256=stored.sha256)
+
+
+@contextmanager
+def lock_outputs(path: Path | None) -> Iterator[None]:
+    """Keep other runs from writing to the outputs file.
+
+    Raises:
+        UserInputError: another run writes to it.
+    """
+    with locked_file(path) if path is not None else nullcontext(True) as is_locked:
+        if not is_locked:
+            print_err(f"note: this file system has no file locks: do not let another s2d-run write to {path}")
+        yield
+
+
+def _prompts(request: RunRequest) -> list[Prompt]:
+    """The given prompts, or those chosen from the file."""
+    if request.prompts is None or isinstance(request.prompts, str | os.PathLike):
+        path = None if request.prompts is None else Path(request.prompts)
+        prompts = load_prompts(path, request.read_as, FAMILY_PROMPTS, first_turns=not request.chat)
+        return choose_prompts(prompts, request.split, request.num_prompts)
+    if not request.prompts:
+        raise UserInputError("the list of prompts is empty: expected at least one. Give a text, or a prompt file.")
+    return [
+        Prompt(name=str(number), category="given", text=prompt) if isinstance(prompt, str) else prompt
+        for number, prompt in enumerate(request.prompts, start=1)
+    ]

@@ -1,1 +1,1 @@
-"""Training: sorted fine-tuning, drafts from a target, and the reference family."""
+"""Train drafts by sorted fine-tuning, calibrate and reduce them; train the reference family."""

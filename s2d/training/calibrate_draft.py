@@ -1,118 +1,216 @@
-"""A draft's own calibration: what its exits' confidence is worth, along the text that its targets write after prompts.
+"""Calibrate a draft: fit how often the target agrees with each exit, as a function of the exit's confidence.
 
-The text is the target's own and greedy, as in use: along other people's text an exit agrees less often. Prompts must be
-ones the draft was not trained on.
+The texts are the target's own greedy texts, as in use. On other texts an exit agrees less often. The draft must not have been
+trained on the prompts.
 
-Shapes: N emitted tokens, E exits, P positions of all prompts and targets.
+Shapes: N written tokens of one text, E exits, P positions of all texts.
 """
 
+from __future__ import annotations
+
+import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from perfmodel.acceptance.confidence_curves import choose_curve
+from perfmodel.core.blocks import Block, Paragraph, Printable, Table
+from perfmodel.core.disk import PathLike
 from perfmodel.core.provenance import make_provenance
-from perfmodel.core.units import Tokens
+from perfmodel.core.units import Tokens, format_frac
+from perfmodel.models.config_file import SIDECAR_NAME
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY
+from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.pair import EncodedPrompt, Pair, load_pair
-from s2d.loading.exits import NamedExits, find_exits, with_exits
+from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.decoding.teacher_forced import teacher_forced_text
+from s2d.loading.exits import DraftExits, find_exits, requested_exits, with_exits
+from s2d.loading.load_model import load_tokenizer
+from s2d.loading.model_folder import find_model
 from s2d.loading.read_config import read_geometry
-from s2d.loading.sidecar import Calibration, Sidecar, read_sidecar, write_sidecar
-from s2d.model.choose_tokens import confidence_of
-from s2d.model.finite import NotFinite, is_finite, naming_prompt
+from s2d.loading.sidecar import Calibration, read_sidecar, write_sidecar
+from s2d.model.finite import naming_prompt
+from s2d.model.torch_device import use_device
+from s2d.prompt_files.read_as import Form
+from s2d.prompts.conversation import Prompt
+from s2d.prompts.special_tokens import SpecialTokens, special_tokens_note
+from s2d.training.requests import CalibrateDraftRequest
 
 CONFIDENCE: Confidence = "max-prob"
 NUM_FOLDS = 4
+SHOWN_CONFIDENCES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answers:
-    """What every exit said along one text, and whether that is what the target wrote."""
+class ExitAgreement:
+    """Confidence of every exit along one text, and whether its token is the target's."""
 
     confidence: NDArray[np.float64]  # [N, E]
     agreement: NDArray[np.float64]  # [N, E], 0 or 1
 
 
-@torch.inference_mode()
-def answers_along(pair: Pair, session: Session, prompt: EncodedPrompt, max_new_tokens: Tokens) -> Answers:
-    """Let the target write after one prompt, then ask every exit of the draft about that text."""
-    settings = Settings(policy=None, sampling=GREEDY, max_new_tokens=max_new_tokens, eos_token_id=pair.eos_token_id)
-    written = session.generate(prompt.token_ids, settings).tokens
-    text, first = [*prompt.token_ids, *written], len(prompt.token_ids)
-    exits = pair.draft.decoder.all_exit_logits(text[:-1], pair.geometry.exit_layers)
-    said = [logits[first - 1 :] for logits in exits]  # E of [N, V]
-    confidence = torch.stack([confidence_of(logits.float().softmax(-1), CONFIDENCE) for logits in said], dim=1)
-    if not is_finite(confidence):
-        raise NotFinite("draft", pair.draft.decoder)
-    agreement = torch.stack([logits.argmax(-1).cpu() == torch.tensor(written) for logits in said], dim=1)
-    return Answers(confidence=confidence.cpu().numpy().astype(np.float64), agreement=agreement.numpy().astype(np.float64))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedDraft(Printable):
+    """A draft with its new calibration. `print` shows what s2d-train prints."""
+
+    folder: Path
+    exits: DraftExits
+    """The exits with their new calibration."""
+
+    def blocks(self, *, explain: bool = False) -> list[Block]:
+        """The table of the curves and the file that was written."""
+        assert self.exits.calibration is not None
+        written = Paragraph(f"wrote {self.folder / SIDECAR_NAME}, {self.exits.label}")
+        return [*calibration_blocks(self.exits.layers, self.exits.calibration), written]
 
 
 def calibrate_draft(
-    folder: Path,
-    target_names: Sequence[str],
-    prompts_of: Callable[[Pair], Sequence[EncodedPrompt]],
+    draft: PathLike,
     *,
-    max_new_tokens: Tokens,
-    device: str,
-    named_exits: NamedExits | None = None,
-    on_prompt: Callable[[EncodedPrompt], None] = lambda prompt: None,
-) -> Sidecar:
-    """Fit one curve per exit, over all targets together, and write them into the draft's sidecar, which may be new.
+    targets: PathLike | Sequence[PathLike],
+    prompts: PathLike | None = None,
+    exits: tuple[int, ...] | None = None,
+    max_new_tokens: Tokens = 128,
+    special_tokens: SpecialTokens = "parse",
+    device: str = "cpu",
+    prompt_format: Form = "auto",
+    prompt_column: str | None = None,
+    on_prompt: Callable[[str], None] = lambda name: None,
+) -> CalibratedDraft:
+    """Fit one confidence curve per exit over all targets, and write the curves into the draft's sidecar.
 
     Args:
-        folder: the draft's.
-        target_names: folders, or models of the reference family.
-        prompts_of: texts that the draft was not trained on, as a target and it see them.
-        max_new_tokens: what each target writes after each prompt.
-        device: torch's name for it.
-        named_exits: of the draft; those of its sidecar, else its full depth, when None.
-        on_prompt: told of every prompt when it is done with.
+        draft: a model folder, which gets an `s2d.json` if it has none, or a name of the reference family.
+        targets: the models that it drafts for: folders, hub names, or names of the reference family.
+        prompts: a file with prompts that the draft was not trained on, of which the calibration half is used. None takes the
+            held-out prompts of the reference family.
+        exits: exits of the draft; those of its sidecar, else its full depth, if None.
+        max_new_tokens: tokens that each target writes after each prompt.
+        special_tokens: whether the text of a special token in a prompt is this token (`parse`) or ordinary text (`text`).
+        device: torch's name: `cpu`, `cuda`, `cuda:1`.
+        prompt_format: how to read the file: by its content, or as plain text with one prompt per line or per file.
+        prompt_column: column or key that holds the prompt; found by its name if None.
+        on_prompt: called with the name of every finished prompt.
 
     Raises:
-        BadFile: the sidecar cannot be read or written.
+        BadFile: the prompts or the sidecar cannot be read, or the sidecar cannot be written.
+        BadPolicy: the draft does not have the exits.
         Mismatch: a target has another tokenizer.
+        UserInputError: no prompts for a target outside the reference family, or a prompt does not fit.
+
+    Example:
+        >>> print(s2d.calibrate_draft("my-draft", targets="my-target", prompts="prompts.jsonl"))  # doctest: +SKIP
     """
+    request = CalibrateDraftRequest(
+        draft=os.fspath(draft),
+        targets=(os.fspath(targets),)
+        if isinstance(targets, str | os.PathLike)
+        else tuple(os.fspath(target) for target in targets),
+        prompts=None if prompts is None else Path(prompts),
+        exits=exits,
+        max_new_tokens=max_new_tokens,
+        special_tokens=special_tokens,
+        device=device,
+        prompt_format=prompt_format,
+        prompt_column=prompt_column,
+    )
+    return calibrate(request, request.read_prompts(), on_prompt=on_prompt)
+
+
+def calibrate(
+    request: CalibrateDraftRequest,
+    prompts: Sequence[Prompt] | Sequence[EncodedPrompt],
+    *,
+    on_prompt: Callable[[str], None] = lambda name: None,
+) -> CalibratedDraft:
+    """Calibrate a draft on prompts that are already read: see `calibrate_draft`.
+
+    Args:
+        request: the draft and its targets. The file of prompts is not used.
+        prompts: texts, or token ids.
+        on_prompt: called with the name of every finished prompt.
+    """
+    use_device(request.device)
+    folder, requested = find_model(request.draft), requested_exits(request.exits)
     sidecar = read_sidecar(folder)
-    exits = find_exits(folder, read_geometry(folder).num_layers, named_exits, is_self=False)
-    answers: list[Answers] = []
+    exits = find_exits(folder, read_geometry(folder).num_layers, requested, is_self=False)
+    if exits.note is not None:
+        _LOG.info(exits.note)
+    if _are_texts(prompts) and (note := special_tokens_note(load_tokenizer(folder), prompts, request.special_tokens)):
+        _LOG.info(note.removeprefix("note: "))
+    agreements: list[ExitAgreement] = []
     folds: list[int] = []
     names: list[str] = []
     inputs: dict[str, str] = {}
-    for name in target_names:
-        pair = load_pair(name, str(folder), "fp32", device, named_exits=named_exits)
+    for target in request.targets:
+        pair = load_pair(PairRequest(target=target, draft=str(folder), dtype="fp32", device=request.device, exits=requested))
         names.append(pair.target.geometry.name)
         inputs |= {f"target {names[-1]}": pair.target.sha256, "draft": pair.draft.sha256}
-        prompts = prompts_of(pair)
-        session = pair.session(max(len(prompt.token_ids) for prompt in prompts) + max_new_tokens)
-        for number, prompt in enumerate(prompts):
+        encoded = _encode(pair, prompts, request)
+        session = pair.session(max(len(prompt.token_ids) for prompt in encoded) + request.max_new_tokens)
+        for number, prompt in enumerate(encoded):
             with naming_prompt(prompt.name):
-                answers.append(answers_along(pair, session, prompt, max_new_tokens))
+                agreements.append(exit_agreement(pair, session, prompt, request.max_new_tokens))
             folds.append(number % NUM_FOLDS)
-            on_prompt(prompt)
-    calibration = fit_calibration(answers, folds, tuple(names))
+            on_prompt(prompt.name)
+    calibrated = replace(exits, calibration=fit_calibration(agreements, folds, tuple(names)))
     provenance = make_provenance(libraries=("torch", "transformers", "numpy"), inputs=inputs)
-    calibrated = with_exits(sidecar, replace(exits, calibration=calibration))
-    write_sidecar(folder, calibrated, provenance)
-    return calibrated
+    write_sidecar(folder, with_exits(sidecar, calibrated), provenance)
+    return CalibratedDraft(folder=folder, exits=calibrated)
 
 
-def fit_calibration(answers: Sequence[Answers], folds: Iterable[int], targets: tuple[str, ...]) -> Calibration:
+def _are_texts(prompts: Sequence[Prompt] | Sequence[EncodedPrompt]) -> TypeGuard[Sequence[Prompt]]:
+    return isinstance(prompts[0], Prompt)
+
+
+def _encode(
+    pair: Pair, prompts: Sequence[Prompt] | Sequence[EncodedPrompt], request: CalibrateDraftRequest
+) -> Sequence[EncodedPrompt]:
+    if not _are_texts(prompts):
+        return prompts  # type: ignore[return-value]
+    return encode_prompts(pair, prompts, max_new_tokens=request.max_new_tokens, special_tokens=request.special_tokens)
+
+
+def exit_agreement(pair: Pair, session: Session, prompt: EncodedPrompt, max_new_tokens: Tokens) -> ExitAgreement:
+    """Agreement of the draft's exits with the greedy text that the target writes after one prompt."""
+    settings = Settings(policy=None, sampling=GREEDY, max_new_tokens=max_new_tokens, eos_token_id=pair.eos_token_id)
+    forced = teacher_forced_text(pair, session, prompt.token_ids, settings, CONFIDENCE)
+    agreement = forced.draft_tokens.cpu() == torch.tensor(forced.written)[:, None]  # [N, E]
+    confidence = forced.confidence.cpu().numpy().astype(np.float64)
+    return ExitAgreement(confidence=confidence, agreement=agreement.numpy().astype(np.float64))
+
+
+def fit_calibration(texts: Sequence[ExitAgreement], folds: Iterable[int], targets: tuple[str, ...]) -> Calibration:
     """One curve per exit.
 
     Args:
-        answers: one per text.
-        folds: the fold of each text; a curve is the one that serves the folds it has not seen.
-        targets: whose texts they are.
+        texts: agreement along every text.
+        folds: the fold of each text. The form of a curve is chosen by cross-validation over the folds.
+        targets: names of the targets that wrote the texts.
     """
-    confidence = np.concatenate([one.confidence for one in answers])  # [P, E]
-    agreement = np.concatenate([one.agreement for one in answers])
-    fold = np.repeat(np.asarray(list(folds)), [len(one.confidence) for one in answers])
+    confidence = np.concatenate([text.confidence for text in texts])  # [P, E]
+    agreement = np.concatenate([text.agreement for text in texts])  # [P, E]
+    fold = np.repeat(np.asarray(list(folds)), [len(text.confidence) for text in texts])  # [P]
     curves = [choose_curve(confidence[:, e], agreement[:, e], fold)[0] for e in range(confidence.shape[1])]
     return Calibration(confidence=CONFIDENCE, curves=tuple(curves), targets=targets, num_positions=len(confidence))
+
+
+def calibration_blocks(exit_layers: Sequence[int], calibration: Calibration) -> list[Block]:
+    """A table of the agreement that each curve predicts at a few confidences, and the source of the curves."""
+    rows = [
+        [f"exit {layer}", *(format_frac(curve(confidence)) if curve else "-" for confidence in SHOWN_CONFIDENCES)]
+        for layer, curve in zip(exit_layers, calibration.curves, strict=True)
+    ]
+    headers = ["agreement", *(f"at {confidence:.1f}" for confidence in SHOWN_CONFIDENCES)]
+    targets = ", ".join(calibration.targets)
+    source = f"Fitted to {calibration.num_positions} positions of text by {targets}; confidence: {calibration.confidence}."
+    return [Table(rows, headers), Paragraph(source)]

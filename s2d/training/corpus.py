@@ -1,4 +1,4 @@
-"""The text every machine has: the Python standard library's own sources, cut into training and held-out files."""
+"""Training and held-out text from the Python standard library's sources, which every machine has."""
 
 import hashlib
 import sysconfig
@@ -7,29 +7,33 @@ from pathlib import Path
 
 from s2d.prompts.conversation import Prompt
 
-# Test packages, bundled third-party code and generated tables teach a model nothing that a prompt would ask of it.
+# Test packages, bundled third-party code and generated tables do not resemble the prompts.
 EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "lib2to3", "encodings", "pydoc_data", "__pycache__"}
 )
 HELD_OUT_ONE_IN = 10
+PROMPT_CHARS = 240
+PROMPT_CATEGORIES = ("module", "class", "function", "docstring", "body")
+_MAX_TURNS = 4
+"""Passes over the files: each takes at most one prompt of each category per file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """One standard-library file: its path inside the library and its text."""
+    """A file of the standard library: its path in the library and its text."""
 
     path: str
     text: str
 
     @property
     def held_out(self) -> bool:
-        """Whether prompts come from this file, and training never does. A tenth of the files, by a hash of the path."""
+        """Whether the file is excluded from training and used for prompts: a tenth of the files, by a hash of the path."""
         digest = hashlib.sha256(self.path.encode()).digest()
         return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
 
 
 def standard_library() -> list[SourceFile]:
-    """Every kept source file of the running Python's standard library, sorted by path."""
+    """The source files of the running Python's standard library without `EXCLUDED_FOLDERS`, sorted by path."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = []
     for path in sorted(root.rglob("*.py")):
@@ -40,37 +44,31 @@ def standard_library() -> list[SourceFile]:
 
 
 def training_texts() -> list[str]:
-    """The texts a model may learn from."""
+    """The texts of all training files."""
     return [file.text for file in standard_library() if not file.held_out]
 
 
 def held_out_files() -> list[SourceFile]:
-    """The files no model was trained on, from which prompts are cut."""
+    """The files that no model is trained on. Prompts are cut from them."""
     return [file for file in standard_library() if file.held_out]
 
 
 def corpus_sha256(texts: list[str]) -> str:
-    """One hash for a list of texts, so that a recipe can say what it was trained on."""
+    """SHA-256 of a list of texts, to record what a model was trained on."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()
 
 
-PROMPT_CHARS = 240
-_MAX_TURNS = 4
-"""How often a file is asked for another prompt of each category."""
-PROMPT_CATEGORIES = ("module", "class", "function", "docstring", "body")
-
-
 def held_out_prompts(num_per_category: int) -> list[Prompt]:
-    """Prompts cut from held-out files, the same ones on every call, their categories taking turns.
+    """Prompts cut from held-out files. Every call gives the same prompts, and the categories alternate.
 
-    A prompt is whole lines, about `PROMPT_CHARS` characters, up to and including the line that gives it its category. Every
-    file gives one of each category at most before any gives a second.
+    A prompt consists of whole lines, about `PROMPT_CHARS` characters, and ends with the line that determines its category. A
+    file provides a second prompt of a category only after every file has provided its first.
 
     Raises:
-        ValueError: the files do not hold so many; each begins once, so that of `module` there are as many as files.
+        ValueError: the files hold too few prompts of a category. A file has only one of category `module`.
     """
     files = [file for file in held_out_files() if len(file.text) > 4 * PROMPT_CHARS]
     files.sort(key=lambda file: hashlib.sha256(file.path.encode()).hexdigest())
@@ -91,8 +89,8 @@ def held_out_prompts(num_per_category: int) -> list[Prompt]:
 
 
 def _cut_line(lines: list[str], category: str, number: int) -> int | None:
-    """Zero-based line at which a prompt of a category ends; a different one of the candidates for each file number."""
-    earliest = _first_lines(lines)
+    """Zero-based last line of a prompt of a category; the number selects one of the candidates. None without candidates."""
+    earliest = _earliest_end(lines)
     if category == "module":
         return earliest
     starts = {
@@ -101,12 +99,12 @@ def _cut_line(lines: list[str], category: str, number: int) -> int | None:
         "docstring": ('"""',),
         "body": ("return ", "if ", "for "),
     }
-    found = [i for i in range(earliest, len(lines)) if lines[i].lstrip().startswith(starts[category])]
-    return found[number % len(found)] if found else None
+    candidates = [i for i in range(earliest, len(lines)) if lines[i].lstrip().startswith(starts[category])]
+    return candidates[number % len(candidates)] if candidates else None
 
 
-def _first_lines(lines: list[str]) -> int:
-    """The line at which the first `PROMPT_CHARS` characters of a file end."""
+def _earliest_end(lines: list[str]) -> int:
+    """The line that completes the first `PROMPT_CHARS` characters of a file."""
     length = 0
     for index, line in enumerate(lines):
         length += len(line)
@@ -116,7 +114,7 @@ def _first_lines(lines: list[str]) -> int:
 
 
 def _lines_up_to(lines: list[str], end: int) -> str:
-    """Whole lines ending at `end`, as many as fit in `PROMPT_CHARS` characters, at least that one."""
+    """Whole lines up to line `end`, as many as fit in `PROMPT_CHARS` characters, and at least that line."""
     start, length = end, len(lines[end])
     while start > 0 and length + len(lines[start - 1]) <= PROMPT_CHARS:
         start -= 1

@@ -1,13 +1,13 @@
-r"""The recipe of the reference family: one nested draft, two targets, one tokenizer, from the standard library's text.
+r"""The recipe of the reference family: a nested draft, two targets and a tokenizer, from the standard library's sources.
 
-Stages, each a folder that is finished or absent, so that a run can stop and go on:
+The folder of a stage is complete or absent, so a run can stop and resume. The stages:
 
     tokenizer -> base-8 -> base-16 -> target-16 ---------------> text-16 --\
                               \-> target-32 -----------------> text-32 ---> draft
 
-A deeper model starts as the shallower one with layers appended whose output projections are zero: the same function,
-more room. The draft starts as the first layers of target-16 (as S2D's draft starts as the first layers of Vicuna-7B)
-and is trained by SoFT with distillation on standard-library text and on text both targets wrote.
+A deeper model starts as the shallower one plus layers with zero output projections, which compute the same function. The draft
+starts as the first layers of target-16, as S2D's draft starts as the first layers of Vicuna-7B. It is trained by SoFT with
+distillation, on text of the standard library and on text of both targets.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from perfmodel.core.disk import whole_folder
 from perfmodel.core.errors import UnknownName
 from s2d.training.corpus import training_texts
-from s2d.training.training import TrainSettings
+from s2d.training.training_record import TrainSettings
 
 VOCAB_SIZE = 2048
 END_OF_TEXT = "<|endoftext|>"
@@ -50,17 +50,18 @@ STABLE = TrainSettings(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One model to train: where it starts, how deep it is, for how long."""
+    """One model of the recipe: its start, its depth and its training."""
 
     name: str
     start: str | None
+    """The stage whose model it starts from; None for random weights."""
     num_layers: int
     settings: TrainSettings
     teachers: tuple[str, ...] = ()
 
     @property
     def exit_layers(self) -> tuple[int, ...]:
-        """The exits it trains: the draft's, or a target's early ones and its own depth."""
+        """The trained exits: those of the draft, or the early ones of a target and its depth."""
         return DRAFT_EXITS if self.teachers else (*(e for e in TARGET_EXITS if e < self.num_layers), self.num_layers)
 
 
@@ -98,11 +99,11 @@ STAGES = (
 )
 
 
-def stage_named(name: str) -> Stage:
-    """A stage of the recipe.
+def find_stage(name: str) -> Stage:
+    """A stage of the recipe by name.
 
     Raises:
-        UnknownName: there is none of that name.
+        UnknownName: the recipe has no such stage.
     """
     stage = next((stage for stage in STAGES if stage.name == name), None)
     if stage is None:
@@ -110,14 +111,14 @@ def stage_named(name: str) -> Stage:
     return stage
 
 
-def stages_before(stage: Stage) -> list[Stage]:
-    """The stages that must be finished before one, the first ones first."""
-    direct = [stage_named(name) for name in (*filter(None, [stage.start]), *stage.teachers)]
-    return list(dict.fromkeys(found for one in direct for found in (*stages_before(one), one)))
+def required_stages(stage: Stage) -> list[Stage]:
+    """The stages that a stage depends on, in the order of training."""
+    direct = [find_stage(name) for name in (*filter(None, [stage.start]), *stage.teachers)]
+    return list(dict.fromkeys(stage for needed in direct for stage in (*required_stages(needed), needed)))
 
 
 def train_tokenizer(folder: Path) -> None:
-    """Byte-level BPE of `VOCAB_SIZE` entries over the training files, saved whole as a Hugging Face tokenizer."""
+    """Train a byte-level BPE tokenizer of `VOCAB_SIZE` entries on the training files, and save it as a Hugging Face folder."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -136,12 +137,12 @@ def train_tokenizer(folder: Path) -> None:
         model_max_length=CONTEXT_TOKENS,
         clean_up_tokenization_spaces=False,
     )
-    with whole_folder(folder) as whole:
-        wrapped.save_pretrained(whole)
+    with whole_folder(folder) as partial:
+        wrapped.save_pretrained(partial)
 
 
 def corpus_tokens(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """All training files in one sequence, an end-of-text token between them: int32 [num_tokens]."""
+    """All training files as one sequence, with an end-of-text token after each: int32 [num_tokens]."""
     pieces = []
     for ids in tokenizer(training_texts(), add_special_tokens=False, verbose=False)["input_ids"]:
         pieces.append(np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32))
@@ -149,7 +150,7 @@ def corpus_tokens(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
 
 
 def new_model(num_layers: int) -> LlamaForCausalLM:
-    """A Llama of the family's width with random weights."""
+    """A Llama with the family's width and random weights."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCAB_SIZE,
@@ -168,16 +169,16 @@ def new_model(num_layers: int) -> LlamaForCausalLM:
     )
 
 
-def resized(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
-    """The first layers of a model, or the whole of it followed by layers that do nothing yet."""
-    grown = new_model(num_layers)
+def resize_model(model: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
+    """The first layers of a model, or the whole model followed by layers without effect."""
+    result = new_model(num_layers)
     depth = model.config.num_hidden_layers
-    grown.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
-    grown.model.norm.load_state_dict(model.model.norm.state_dict())
-    for index, layer in enumerate(grown.model.layers):
+    result.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
+    result.model.norm.load_state_dict(model.model.norm.state_dict())
+    for index, layer in enumerate(result.model.layers):
         source = model.model.layers[index if index < depth else depth - 1 - (index % 4)]
         layer.load_state_dict(source.state_dict())
         if index >= depth:
             torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
             torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-    return grown
+    return result

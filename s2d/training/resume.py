@@ -1,4 +1,4 @@
-"""An unfinished training on disk: the state to go on from, whose state it is, and the losses so far."""
+"""Save and resume an unfinished training: its state, its record and its losses."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from perfmodel.core.console import print_err
 from perfmodel.core.disk import read_whole, saving, sync, write_atomically
 from perfmodel.core.errors import BadFile
 from perfmodel.core.lock import locked_folder
-from s2d.training.training import Training, check_same_training
+from s2d.training.training_record import TrainingRecord, check_same_training
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 LOSS_NAME = "loss.jsonl"
@@ -27,18 +27,18 @@ _LOSS_BEGIN = '{"step": '
 
 @contextlib.contextmanager
 def training_folder(folder: Path) -> Iterator[None]:
-    """A folder for an unfinished training, for one process at a time; left without a checkpoint in it, it goes again.
+    """Make and lock the folder of an unfinished training. A folder without a checkpoint is removed at the end.
 
     Raises:
         OutOfSpace: the disk is full.
-        BadFile: it cannot be made, or has losses that no training of ours wrote.
-        UserInputError: another process trains in it.
+        BadFile: the folder cannot be made, or has a file of losses that s2d-train did not write.
+        UserInputError: another process uses the folder.
     """
     with saving(folder):
         folder.mkdir(exist_ok=True)
     with locked_folder(folder) as is_locked:
         if not is_locked:
-            print_err(f"note: no file locks here: take care that no other training writes to {folder}")
+            print_err(f"note: this file system has no locks: make sure that no other training writes to {folder}")
         _check_losses(folder / LOSS_NAME)
         try:
             yield
@@ -48,22 +48,22 @@ def training_folder(folder: Path) -> Iterator[None]:
 
 
 def _check_losses(path: Path) -> None:
-    """Refuse a foreign file of the name of ours, whose lines would be dropped.
+    """Refuse a file of losses that s2d-train did not write: resuming would drop its lines.
 
     Raises:
-        BadFile: it is one.
+        BadFile: the file is foreign.
     """
     if not path.exists():
         return
-    *whole, cut_off = read_whole(path).decode("utf-8", errors="replace").split("\n")
-    is_cut_off = cut_off.startswith(_LOSS_BEGIN) or _LOSS_BEGIN.startswith(cut_off)
-    if not is_cut_off or any(_step_of(line) == math.inf for line in whole):
+    *lines, last = read_whole(path).decode("utf-8", errors="replace").split("\n")
+    is_incomplete_loss = last.startswith(_LOSS_BEGIN) or _LOSS_BEGIN.startswith(last)
+    if not is_incomplete_loss or any(_step_of(line) == math.inf for line in lines):
         problem = "these are not the losses of an unfinished training"
-        raise BadFile(path, problem, "Move the file away, or give another place with -o")
+        raise BadFile(path, problem, "Move the file away, or give another folder with -o")
 
 
 def remove_training(folder: Path) -> None:
-    """Remove what a training keeps while it is unfinished, and the folder unless something else is in it."""
+    """Remove the files of an unfinished training, and the folder if it is empty then."""
     for name in (CHECKPOINT_NAME, _PARTIAL_NAME, LOSS_NAME):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -71,12 +71,12 @@ def remove_training(folder: Path) -> None:
 
 
 def save_checkpoint(
-    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], step: int, training: Training, folder: Path
+    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], step: int, training: TrainingRecord, folder: Path
 ) -> None:
-    """Weights and optimizer state as safetensors, and whose they are: written whole, then renamed.
+    """Save weights, optimizer state and the training record as safetensors, atomically.
 
     Raises:
-        OutOfSpace: the disk is full; the checkpoint before this one is still there.
+        OutOfSpace: the disk is full. The previous checkpoint stays.
     """
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
@@ -94,20 +94,20 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], training: Training, folder: Path
+    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], training: TrainingRecord, folder: Path
 ) -> int:
-    """Restore what `save_checkpoint` wrote, if anything; returns the step to go on with, 0 without a checkpoint.
+    """Restore the state that `save_checkpoint` wrote. Returns the next step; 0 without a checkpoint.
 
     Raises:
-        Mismatch: the checkpoint is of another training.
-        BadFile: it is damaged, or does not say of which.
+        Mismatch: the checkpoint belongs to another training.
+        BadFile: the checkpoint is damaged or has no training record.
     """
     path = folder / CHECKPOINT_NAME
     if not path.exists():
         return 0
-    found, step, tensors = _read_checkpoint(path)
-    fix = f"Repeat the command that began it to go on, delete {str(folder)!r} to begin anew, or give another place with -o"
-    check_same_training(f"the unfinished training in {str(folder)!r}", found, training, fix=fix)
+    stored, step, tensors = _read_checkpoint(path)
+    fix = f"Repeat its command to resume it, delete {str(folder)!r} to start again, or give another folder with -o"
+    check_same_training(f"the unfinished training in {str(folder)!r}", stored, training, fix=fix)
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(tensors[f"model.{name}"])
@@ -121,27 +121,27 @@ def load_checkpoint(
     return step
 
 
-def _read_checkpoint(path: Path) -> tuple[Training, int, dict[str, Tensor]]:
-    """Whose state it is, the step to go on with, and every tensor."""
+def _read_checkpoint(path: Path) -> tuple[TrainingRecord, int, dict[str, Tensor]]:
+    """The training record of a checkpoint, its next step, and all tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        training = decode_record(json.loads(metadata["training"]), Training)
+        training = decode_record(json.loads(metadata["training"]), TrainingRecord)
         return training, int(metadata["step"]), load_file(path)
-    except Exception as err:  # safetensors has an error of its own, and every kind of damage another
+    except Exception as err:  # damage raises errors of many types
         problem = f"this checkpoint is damaged, or of another version of s2d ({err})"
-        raise BadFile(path, problem, "Delete it to begin the training anew") from err
+        raise BadFile(path, problem, "Delete it to start the training again") from err
 
 
 def keep_losses_before(first_step: int, folder: Path) -> None:
-    """Drop the losses of steps that will be taken again: a killed run had gone on after its last checkpoint."""
+    """Drop the losses of steps after the last checkpoint, which a resumed run repeats."""
     path = folder / LOSS_NAME
     lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     write_atomically(path, "".join(line for line in lines if _step_of(line) < first_step).encode())
 
 
 def log_loss(record: dict[str, object], folder: Path) -> None:
-    """One more line of losses.
+    """Append one line of losses.
 
     Raises:
         OutOfSpace: the disk is full.
@@ -152,7 +152,7 @@ def log_loss(record: dict[str, object], folder: Path) -> None:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of losses; of one that a kill cut off, a step that is never kept."""
+    """The step of a line of losses; infinity for an incomplete line, which is never kept."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

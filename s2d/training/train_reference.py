@@ -1,12 +1,14 @@
-"""The recipe of the reference family, run: stage after stage in a work folder, each finished or absent.
+"""Train the reference family: run the stages of its recipe in a work folder, then package the models.
 
-What is there is gone on from only where this very run would have made it.
+A finished or unfinished stage in the work folder is reused only if this run would produce the same one.
 """
+
+from __future__ import annotations
 
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -16,39 +18,81 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from perfmodel.core.disk import whole_folder
+from perfmodel.core.disk import PathLike, saving, whole_folder
 from perfmodel.core.errors import BadFile, UserInputError
 from perfmodel.core.files import ArraysFormat, FileFormat
 from perfmodel.core.provenance import make_provenance
 from s2d.loading.checkpoint import weights_sha256
 from s2d.loading.load_model import tokenizer_sha256
 from s2d.training.corpus import corpus_sha256, training_texts
+from s2d.training.package_family import install_family
 from s2d.training.reference_recipe import (
     STABLE,
     STAGES,
     Stage,
     corpus_tokens,
+    find_stage,
     new_model,
-    resized,
-    stage_named,
-    stages_before,
+    required_stages,
+    resize_model,
     train_tokenizer,
 )
+from s2d.training.requests import TrainReferenceRequest
 from s2d.training.resume import LOSS_NAME, remove_training, training_folder
-from s2d.training.train_sorted import Batch, load_trainable, train_sorted, windows
-from s2d.training.training import TRAINING_FILE, TRAINING_NAME, Training, check_same_training, write_training
+from s2d.training.train_sorted import Batch, load_trainable, random_windows, train_sorted
+from s2d.training.training_record import TRAINING_FILE, TRAINING_NAME, TrainingRecord, check_same_training, write_training
 
 TEXT_PROMPT_TOKENS = 64
 TEXT_NEW_TOKENS = 192
-TEXT_BATCHES = 4  # of 64 texts, for greedy and for sampled decoding each
+TEXT_BATCHES = 4  # batches of 64 texts, for greedy and for sampled decoding each
 TEXT_TEMPERATURE = 0.8
 
 StageProgress = Callable[[str, int], AbstractContextManager[Callable[[int, float], None]]]
+"""From the name and the steps of a stage to a context that yields the callback for every step."""
+
+
+def train_reference(
+    output: PathLike, *, work: PathLike | None = None, stage: str | None = None, max_steps: int | None = None
+) -> Path:
+    """Train the reference family, or one stage of it. The same call resumes an interrupted training.
+
+    Args:
+        output: the folder of the family to make.
+        work: the folder for the stages; the output's name with `.work` if None.
+        stage: train this stage alone, for example in several processes at once.
+        max_steps: an upper limit of the steps of every stage, to try the recipe.
+
+    Returns:
+        The folder of the family, or of the stage.
+
+    Raises:
+        BadFile: `output` exists, or a folder cannot be made.
+        UnknownName: the recipe has no such stage.
+        Mismatch: a finished stage in `work` has another training record.
+        OutOfSpace: the disk is full. Finished stages are kept.
+    """
+    request = TrainReferenceRequest(
+        output=Path(output), work=None if work is None else Path(work), stage=stage, max_steps=max_steps
+    )
+    return train_family(request, lambda name, steps: nullcontext(lambda step, loss: None))
+
+
+def train_family(request: TrainReferenceRequest, progress: StageProgress) -> Path:
+    """Train the family or one stage, with progress: see `train_reference`."""
+    work = request.work_folder
+    with saving(work):
+        work.mkdir(exist_ok=True)
+    if request.stage is not None:
+        run_stage(work, request.stage, max_steps=request.max_steps, progress=progress)
+        return work / request.stage
+    run_stages(work, max_steps=request.max_steps, progress=progress)
+    install_family(work, request.output)
+    return request.output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOrigin:
-    """The target that wrote some texts, and the corpus that its prompts came from."""
+    """The target that wrote the texts, and the corpus of its prompts."""
 
     target_sha256: str
     corpus_sha256: str
@@ -84,8 +128,8 @@ TEXTS_FILE = ArraysFormat(
 
 
 def write_texts(work: Path, target: str) -> None:
-    """Let one target write, greedily and sampled, after prompts from the training files; nothing if it has already."""
-    origin = TextOrigin(target_sha256=weights_sha256(work / target), corpus_sha256=corpus_identity(work))
+    """Write texts with one target, greedily and sampled, after prompts from the training files. Existing texts are kept."""
+    origin = TextOrigin(target_sha256=weights_sha256(work / target), corpus_sha256=corpus_and_tokenizer_sha256(work))
     path = work / f"text-{target}.npz"
     if path.exists() and TEXTS_FILE.read(path).record.header == origin:
         return
@@ -113,17 +157,17 @@ def write_texts(work: Path, target: str) -> None:
     TEXTS_FILE.write(path, WrittenTexts(header=origin, token_ids=np.concatenate(texts)), provenance)
 
 
-def corpus_identity(work: Path) -> str:
-    """One hash for the training files and the tokenizer that cuts them up."""
+def corpus_and_tokenizer_sha256(work: Path) -> str:
+    """SHA-256 of the training files and the tokenizer."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     return hashlib.sha256((corpus_sha256(training_texts()) + tokenizer_sha256(tokenizer)).encode()).hexdigest()
 
 
 def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batch]:
-    """Half standard-library text, half text the targets wrote; the teachers take turns."""
+    """Batches of library text and of target-written text, one after the other. The teachers take turns."""
     written = [TEXTS_FILE.read(work / f"text-{name}.npz").record.token_ids for name in stage.teachers]
     rng = np.random.default_rng([stage.settings.seed, 5])
-    human = windows(tokens, stage.settings, 3)
+    human = random_windows(tokens, stage.settings, 3)
     rows = stage.settings.batch_sequences * stage.settings.sequence_tokens // written[0].shape[1]
     while True:
         for teacher, texts in enumerate(written):
@@ -132,10 +176,10 @@ def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batc
             yield Batch(token_ids=torch.from_numpy(chosen), teacher=teacher)
 
 
-def training_of(work: Path, stage: Stage, max_steps: int | None) -> Training:
-    """What a stage is, given what it starts from and learns from in the work folder."""
-    text = [corpus_identity(work), *(TEXTS_FILE.read(work / f"text-{name}.npz").sha256 for name in stage.teachers)]
-    return Training(
+def stage_training(work: Path, stage: Stage, max_steps: int | None) -> TrainingRecord:
+    """The training record of a stage, with the hashes of its inputs in the work folder."""
+    text = [corpus_and_tokenizer_sha256(work), *(TEXTS_FILE.read(work / f"text-{name}.npz").sha256 for name in stage.teachers)]
+    return TrainingRecord(
         start_sha256=None if stage.start is None else weights_sha256(work / stage.start),
         exit_layers=stage.exit_layers,
         text_sha256=hashlib.sha256("".join(text).encode()).hexdigest(),
@@ -147,25 +191,28 @@ def training_of(work: Path, stage: Stage, max_steps: int | None) -> Training:
 def train_stage(
     work: Path, stage: Stage, *, max_steps: int | None = None, on_step: Callable[[int, float], None] = lambda step, loss: None
 ) -> None:
-    """Train one stage of the recipe into `work/<name>`, whole or not at all; its inputs must be there.
+    """Train one stage of the recipe into `work/<name>`, completely or not at all. Its inputs must exist.
 
     Args:
-        max_steps: cuts the stage short, to try the recipe out; the shipped family was made without.
+        work: the work folder.
+        stage: the stage to train.
+        max_steps: an upper limit of the steps, to try the recipe. The shipped family was trained without a limit.
+        on_step: called with the number and the loss of every finished step.
     """
     transformers_logging.disable_progress_bar()
-    training = training_of(work, stage, max_steps)
+    training = stage_training(work, stage, max_steps)
     torch.manual_seed(training.settings.seed)
     tokens = corpus_tokens(PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"))
     model = (
         new_model(stage.num_layers)
         if stage.start is None
-        else resized(load_trainable(str(work / stage.start)), stage.num_layers)
+        else resize_model(load_trainable(str(work / stage.start)), stage.num_layers)
     )
     teachers = [load_trainable(str(work / name)) for name in stage.teachers]
     if teachers:
         batches = draft_batches(work, tokens, stage)
     else:
-        batches = (Batch(token_ids=ids, teacher=None) for ids in windows(tokens, training.settings, 1))
+        batches = (Batch(token_ids=ids, teacher=None) for ids in random_windows(tokens, training.settings, 1))
     partial = work / f"{stage.name}.partial"
     with training_folder(partial):
         train_sorted(model, batches, training, teachers=teachers, folder=partial, on_step=on_step)
@@ -177,31 +224,33 @@ def train_stage(
 
 
 def run_stages(work: Path, *, max_steps: int | None, progress: StageProgress) -> None:
-    """Every stage that is not finished yet, in order: run again after an interruption to go on.
+    """Run all unfinished stages in order. Run again to resume after an interruption.
 
     Args:
-        work: one folder per stage.
+        work: the work folder.
         max_steps: as for `train_stage`.
-        progress: given a stage's name and number of steps, a context that hands out the per-step callback.
+        progress: reports the progress of a stage.
     """
     for stage in STAGES:
         run_stage(work, stage.name, max_steps=max_steps, progress=progress)
 
 
 def run_stage(work: Path, name: str, *, max_steps: int | None, progress: StageProgress) -> None:
-    """One stage, unless it is finished, and whatever of tokenizer and written texts it needs and is not there.
+    """Run one stage unless it is finished; train the tokenizer and write texts first if the stage needs them.
 
     Raises:
-        UnknownName: no stage of the recipe has that name.
-        UserInputError: the stage it starts from, or a teacher, is not finished.
-        Mismatch: it, or one of those, was finished with other steps, from other weights or on other text.
+        UnknownName: the recipe has no such stage.
+        UserInputError: the stage that it starts from, or a teacher, is not finished.
+        Mismatch: one of these stages was finished with other steps, from other weights or on other text.
     """
-    stage = stage_named(name)
+    stage = find_stage(name)
     if not (work / "tokenizer").exists():
         train_tokenizer(work / "tokenizer")
-    for needed in stages_before(stage):
+    for needed in required_stages(stage):
         if not (work / needed.name).exists():
-            raise UserInputError(f"stage {name!r} needs stage {needed.name!r}, not in {str(work)!r}: train that one first")
+            raise UserInputError(
+                f"stage {name!r} needs stage {needed.name!r}, which is not in {str(work)!r}: train that one first"
+            )
         check_finished(work, needed, max_steps)
     for teacher in stage.teachers:
         write_texts(work, teacher)
@@ -213,15 +262,16 @@ def run_stage(work: Path, name: str, *, max_steps: int | None, progress: StagePr
 
 
 def check_finished(work: Path, stage: Stage, max_steps: int | None) -> None:
-    """Refuse a finished stage that this run would not have made.
+    """Refuse a finished stage that this run would not reproduce.
 
     Raises:
-        Mismatch: says how it differs.
+        Mismatch: with the facts that differ.
+        BadFile: the stage has no training record.
     """
     folder = work / stage.name
     what = f"the finished stage {str(folder)!r}"
-    fix = f"Delete {str(folder)!r} to train it anew, give another --work, or repeat the command that made it"
+    fix = f"Delete {str(folder)!r} to train it again, give another --work, or repeat the command that made it"
     if not (folder / TRAINING_NAME).exists():
-        raise BadFile(folder, "this stage does not say how it was trained", fix)
-    found = TRAINING_FILE.read(folder / TRAINING_NAME).record
-    check_same_training(what, found, training_of(work, stage, max_steps), fix=fix)
+        raise BadFile(folder, "this stage has no training record", fix)
+    stored = TRAINING_FILE.read(folder / TRAINING_NAME).record
+    check_same_training(what, stored, stage_training(work, stage, max_steps), fix=fix)

@@ -1,20 +1,19 @@
-"""Sorted fine-tuning (SoFT): every exit of one decoder is trained through the same norm and head.
+"""Sorted fine-tuning (SoFT): train every exit of a decoder through the same norm and head.
 
-The loss is the plain mean over exits of next-token cross-entropy (S2D, arXiv 2407.01955, §3.1), to which a share of
-distillation from the targets' own distributions can be added: a draft is paid for agreeing with its target, not for
-being right.
+The loss is the mean over exits of the next-token cross-entropy (S2D, arXiv 2407.01955, §3.1). Distillation from the targets'
+distributions can be added, because a draft is useful if it agrees with its target, not if it is right.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
 
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from types import FrameType
 
 import numpy as np
@@ -29,31 +28,27 @@ from perfmodel.core.units import Seconds
 from s2d.loading.model_folder import find_model
 from s2d.loading.read_config import read_config
 from s2d.training.resume import keep_losses_before, load_checkpoint, log_loss, save_checkpoint
-from s2d.training.training import Training, TrainSettings
+from s2d.training.training_record import TrainingRecord, TrainSettings
 
 LOG_EVERY_STEPS = 25
 SAVE_EVERY_S: Seconds = 300.0
-"""A training that is killed loses at most so much."""
+"""Interval between saved states. A killed training loses at most this time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Token ids to learn from, and which teacher (by position in the list of teachers) verifiers them.
+    """Sequences of one training step."""
 
-    Args:
-        token_ids: int64 [B, T + 1]; the last column is only a label.
-        teacher: None trains on the text alone.
-    """
-
-    token_ids: Tensor
+    token_ids: Tensor  # int64 [B, T + 1]; the last column is only a label
     teacher: int | None
+    """Index of the teacher in the list of teachers; None trains on the text alone."""
 
 
 def load_trainable(name: str) -> PreTrainedModel:
-    """A model that the runtime runs, by folder or name, in float32 and ready to be asked or trained.
+    """A model as a transformers module in float32, by folder or name.
 
     Raises:
-        UserInputError: no such model, or not one of an architecture that the runtime runs.
+        UserInputError: there is no such model, or the runtime does not support its architecture.
     """
     folder = find_model(name)
     read_config(folder)
@@ -61,8 +56,11 @@ def load_trainable(name: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
 
-def windows(tokens: np.ndarray, settings: TrainSettings, stream: int) -> Iterator[Tensor]:
-    """Endless random windows of one long token sequence: int64 [B, T + 1]."""
+def random_windows(tokens: np.ndarray, settings: TrainSettings, stream: int) -> Iterator[Tensor]:
+    """Endless batches of random windows of one long token sequence: int64 [B, T + 1].
+
+    The windows depend on the seed of the settings and on `stream`, which separates uses of the same seed.
+    """
     rng = np.random.default_rng([settings.seed, stream])
     offsets = np.arange(settings.sequence_tokens + 1)
     while True:
@@ -71,18 +69,18 @@ def windows(tokens: np.ndarray, settings: TrainSettings, stream: int) -> Iterato
 
 
 def exit_logits(model: PreTrainedModel, token_ids: Tensor, exit_layers: Sequence[int]) -> list[Tensor]:
-    """What every exit says after every token: a [B, T, V] per exit, the shared norm and head applied at each.
+    """Logits of every exit through the shared norm and head: a [B, T, V] per exit.
 
     Args:
+        model: the decoder.
         token_ids: int64 [B, T].
-        exit_layers: layer counts, one-based; the model's own depth is its last exit.
+        exit_layers: layer counts; the depth of the model is its last exit.
     """
     output = model.model(token_ids, use_cache=False, output_hidden_states=True)
     depth = model.config.num_hidden_layers
-    # transformers has already normed the last state, and only that one.
+    # transformers applies the norm to the last state only.
     states = [
-        output.last_hidden_state if layers == depth else model.model.norm(output.hidden_states[layers])
-        for layers in exit_layers
+        output.last_hidden_state if layer == depth else model.model.norm(output.hidden_states[layer]) for layer in exit_layers
     ]
     return [model.lm_head(state) for state in states]
 
@@ -93,15 +91,15 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor, teacher: Tensor | None
     Args:
         logits: a [B, T, V] per exit.
         labels: int64 [B, T].
-        teacher: logits [B, T, V] of the target on the same tokens, or None for cross-entropy alone.
-        distill_frac: d above.
+        teacher: logits of the target on the same tokens, [B, T, V]; None for cross-entropy alone.
+        distill_frac: d in the formula.
     """
     losses = []
     for exit_logit in logits:
         log_probs = nn.functional.log_softmax(exit_logit.float(), dim=-1)
         loss = nn.functional.nll_loss(log_probs.flatten(0, 1), labels.flatten())
         if teacher is not None:
-            # One tokenizer may be padded to two sizes: what only one of them can say is no token.
+            # Models with one tokenizer may pad it to different sizes. Padding is no token.
             shared = min(teacher.shape[-1], log_probs.shape[-1])
             teacher_log_probs = nn.functional.log_softmax(teacher[..., :shared].float(), dim=-1)
             divergence = nn.functional.kl_div(log_probs[..., :shared], teacher_log_probs, log_target=True, reduction="none")
@@ -112,7 +110,7 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor, teacher: Tensor | None
 
 
 def make_optimizers(model: PreTrainedModel, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embedding and norms (as in nanochat)."""
+    """Muon for the matrices of the layers, AdamW for embedding and norms, as in nanochat."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     vectors = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
@@ -124,33 +122,32 @@ def make_optimizers(model: PreTrainedModel, settings: TrainSettings) -> list[tor
 def train_sorted(
     model: PreTrainedModel,
     batches: Iterator[Batch],
-    training: Training,
+    training: TrainingRecord,
     *,
     teachers: Sequence[PreTrainedModel] = (),
     folder: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-    clock: Callable[[], Seconds] = time.perf_counter,
 ) -> None:
-    """Train in place, logging the loss of every exit to `folder/loss.jsonl`; goes on from a checkpoint found there.
+    """Train a model in place and log the losses of its exits to `folder/loss.jsonl`. Resumes from a checkpoint in the folder.
 
-    The state is saved now and then and at the end, and stays: the caller removes it once the model is where it belongs.
-    With `all_exits` every exit is in every loss, as published; without, the last one and one other drawn at random,
-    which costs less and leaves a target most of its strength (LayerSkip's rotational curriculum, drawn).
+    The state is saved every few minutes and at the end. The caller removes it after the model is saved.
+
+    With `all_exits` every exit is in every loss, as published. Without, a loss has the last exit and one other drawn at random,
+    which costs less and keeps most of a target's quality (LayerSkip's rotational curriculum, with random draws).
 
     Args:
-        model: at its start weights.
-        batches: from the first on, also when the training is gone on with.
-        training: what this is; a checkpoint of anything else is refused.
-        teachers: what the batches' numbers stand for.
-        folder: exists.
-        on_step: told every finished step and the last exit's loss.
-        clock: a monotonic clock in seconds.
+        model: a model with its start weights.
+        batches: all batches from the first one on, also if the training is resumed.
+        training: the record of this training. A checkpoint of another training is refused.
+        teachers: the models that the batches refer to by index.
+        folder: an existing folder for the state and the losses.
+        on_step: called with the number of every finished step and the loss of the last exit.
 
     Raises:
-        KeyboardInterrupt: after the step was finished and the state saved; run again to go on from there.
-        Mismatch: the checkpoint is of another training.
-        OutOfSpace: no room for the state, on Ctrl-C; now and then and at the end that is a warning.
-        UserInputError: the loss is not a number any more.
+        KeyboardInterrupt: after the step was finished and the state saved.
+        Mismatch: the checkpoint belongs to another training.
+        OutOfSpace: the disk is too full to save the state on Ctrl-C. At other times that is a warning.
+        UserInputError: the loss is not finite.
     """
     settings, exit_layers = training.settings, training.exit_layers
     optimizers = make_optimizers(model, settings)
@@ -159,11 +156,11 @@ def train_sorted(
     keep_losses_before(first_step, folder)
     rng = np.random.default_rng([settings.seed, 97])
     drawn = rng.integers(0, max(1, len(exit_layers) - 1), settings.steps).tolist()
-    for _ in range(first_step):  # a resumed run sees the batches the first one would have seen
+    for _ in range(first_step):  # skip the batches of finished steps
         next(batches)
     model.train()
-    start_s = saved_s = clock()
-    with steps_finished_first() as interrupted:
+    start_s = saved_s = perf_counter()
+    with finish_step_before_interrupt() as interrupted:
         for step in range(first_step, settings.steps):
             chosen = exit_layers if settings.all_exits else sorted({exit_layers[drawn[step]], exit_layers[-1]})
             for group, peak in zip((g for o in optimizers for g in o.param_groups), peaks, strict=True):
@@ -173,20 +170,20 @@ def train_sorted(
             is_last, save = step == settings.steps - 1, partial(save_checkpoint, model, optimizers, step + 1, training, folder)
             if step % LOG_EVERY_STEPS == 0 or is_last:
                 by_exit = dict(zip(map(str, chosen), losses, strict=True))
-                record = {"step": step, "loss_by_exit": by_exit, "elapsed_s": round(clock() - start_s, 1)}
+                record = {"step": step, "loss_by_exit": by_exit, "elapsed_s": round(perf_counter() - start_s, 1)}
                 save_or_warn(partial(log_loss, record, folder))
             if interrupted():
                 save()
                 raise KeyboardInterrupt
-            if is_last or clock() - saved_s >= SAVE_EVERY_S:
-                save_or_warn(save)  # at the end too: the model itself is smaller and may still find room
-                saved_s = clock()
+            if is_last or perf_counter() - saved_s >= SAVE_EVERY_S:
+                save_or_warn(save)  # at the end too: the model is smaller than the state and may still fit
+                saved_s = perf_counter()
     model.eval()
 
 
 @contextmanager
-def steps_finished_first() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for the end of a step: hands out whether it was pressed. A second one interrupts at once."""
+def finish_step_before_interrupt() -> Iterator[Callable[[], bool]]:
+    """Delay Ctrl-C to the end of a step; a second Ctrl-C interrupts at once. Yields a function: was Ctrl-C pressed?"""
     pressed = False
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -209,7 +206,7 @@ def train_step(
     teachers: Sequence[PreTrainedModel],
     distill_frac: float,
 ) -> list[float]:
-    """One optimizer step on the mean loss over the exits; returns the loss of each, in nats per token."""
+    """One optimizer step on the mean loss over the exits. Returns the loss of each exit, in nats per token."""
     token_ids = batch.token_ids.to(model.device)
     inputs, labels = token_ids[:, :-1], token_ids[:, 1:]
     with torch.autocast(model.device.type, dtype=torch.bfloat16):
@@ -220,7 +217,10 @@ def train_step(
         losses = exit_losses(exit_logits(model, inputs, exit_layers), labels, teacher_logits, distill_frac)
     loss = torch.stack(losses).mean()
     if not math.isfinite(loss.item()):
-        raise UserInputError(f"the training loss became {loss.item()!r}: give lower learning rates (--matrix-lr, --vector-lr)")
+        raise UserInputError(
+            f"the training loss is {loss.item()!r}, expected a finite number: give lower learning rates "
+            "(--matrix-lr, --vector-lr)"
+        )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:

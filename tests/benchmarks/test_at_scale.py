@@ -22,7 +22,7 @@ TEXT = TextLimits(max_tokens=576, prompt_tokens=576, num_noise_tables=0)
 
 @pytest.mark.parametrize("free_bytes", [20 * GIB, 79 * GIB, 200 * GIB])
 def test_as_many_layers_are_kept_as_the_device_holds(monkeypatch, free_bytes: int) -> None:
-    monkeypatch.setattr(at_scale, "free_bytes_of", lambda device: free_bytes)
+    monkeypatch.setattr(at_scale, "free_device_bytes", lambda device: free_bytes)
     kept = at_scale.layers_of("fit", MODELS, TEXT)
 
     def needed(num_layers: int) -> int:
@@ -43,7 +43,8 @@ def test_layers_are_a_number_or_fit() -> None:
 def test_a_published_trace_stays_one_and_a_recorded_one_takes_the_weights_of_the_pair() -> None:
     target = tiny(TARGET)
     draft = draft_of(None, target, TRACE.header.draft, is_tiny=True)
-    pair = random_pair(target, draft, "fp32", "cpu", max_tokens=8, seed=0)
+    models = PairPlacement(target=target, draft=draft, dtype="fp32", device=torch.device("cpu"), engine="eager")
+    pair = random_pair(models, TextLimits(max_tokens=8, prompt_tokens=8, num_noise_tables=0), seed=0)
     published = at_scale.trace_for(TRACE, pair).header
     assert (published.target, published.draft) == (target, draft)
     assert published.target_sha256 is None

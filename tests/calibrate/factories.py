@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perfmodel.acceptance.off_path_trace import nothing_off_path
+from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
 from perfmodel.core.provenance import Provenance, make_provenance
 from perfmodel.models.find_model import find_draft, find_model
@@ -54,9 +54,11 @@ def make_trace(seed: int = 0) -> Trace:
         for n in range(NUM_PROMPTS)
     )
     header = TraceHeader(
-        draft=DRAFT,
+        draft_kind=DRAFT.kind,
+        exit_layers=DRAFT.exit_layers,
+        draft_model=DRAFT.model,
         draft_sha256=DRAFT_SHA256,
-        target=TARGET,
+        target_model=TARGET,
         target_sha256=TARGET_SHA256,
         tokenizer_sha256="c" * 64,
         sampling=GREEDY,
@@ -71,7 +73,7 @@ def make_trace(seed: int = 0) -> Trace:
         draft_token=agreed.astype(np.int32),
         target_token=np.ones(positions, dtype=np.int32),
         accept_prob=agreed.astype(np.float32),
-        off_path=nothing_off_path(exits),
+        off_path=OffPath.empty(exits),
     )
 
 
@@ -185,7 +187,9 @@ def make_arm(policy: Policy | None, trace: Trace, seconds: dict[PassKind, float]
 def samples_of(rounds: Sequence[RoundStats], seconds: dict[PassKind, float]) -> PassSamples:
     """Every pass of the rounds as a sample of its own."""
     return PassSamples.from_passes(
-        PassSample(count.kind, count.stage, count.rows, round(count.mean_shape.cached_tokens), 1, seconds[count.kind])
+        PassSample(
+            count.kind, count.stage, count.rows, round(count.cached_tokens_sum / count.num_passes), 1, seconds[count.kind]
+        )
         for stats in rounds
         for count in stats.passes
         for _ in range(count.num_passes)

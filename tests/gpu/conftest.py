@@ -1,4 +1,4 @@
-"""Tiny models on disk, and what `s2d-profile` measures of them on a GPU: a real one, or the simulator's where there is none."""
+"""Tiny models on disk and their profile on a GPU: a real one, or the simulated one if there is none."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.profiler.conftest import TARGET, Folders, write_pair
 
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}w20"
 POLICY = Policy(exits=(1, 4), thresholds=(0.6,), tokens=2)
-NUM_TURNS = 14
+NUM_RUNS = 14
 ROLES = ("draft", "target")
 
 
 @contextlib.contextmanager
-def a_gpu() -> Iterator[Simulator | None]:
-    """A real GPU, with None, or the simulator, whose list of problems must stay empty."""
+def real_or_simulated_gpu() -> Iterator[Simulator | None]:
+    """A real GPU (None), or the simulator, whose list of problems must stay empty."""
     if torch.cuda.is_available():
         yield None
         return
@@ -44,8 +44,8 @@ def a_gpu() -> Iterator[Simulator | None]:
 
 
 @contextlib.contextmanager
-def without_collections() -> Iterator[None]:
-    """What is in no cycle dies at once."""
+def without_garbage_collection() -> Iterator[None]:
+    """Objects that are not in a cycle are freed at once; others stay."""
     gc.collect()
     gc.disable()
     try:
@@ -55,23 +55,23 @@ def without_collections() -> Iterator[None]:
 
 
 def used_bytes() -> int:
-    """Memory of tensors: without the workspaces of cuBLAS, which are taken again when needed."""
+    """Memory of tensors, without cuBLAS workspaces, which are allocated again when needed."""
     torch._C._cuda_clearCublasWorkspaces()
     return torch.cuda.memory_allocated()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What one `s2d-profile` wrote and showed."""
+    """Files and output of one `s2d-profile`."""
 
     models: Folders
     folder: Path
     dtype: Dtype
-    shown: str
-    most_workspaces: int | None
-    """That cuBLAS held at a time; None on a real GPU."""
-    left_bytes: int
-    """Of memory that the command held when it had ended."""
+    stdout: str
+    max_workspaces: int | None
+    """Largest number of cuBLAS workspaces at the same time; None on a real GPU."""
+    leaked_bytes: int
+    """Memory that the command still held after its end."""
 
     @property
     def profile_flags(self) -> list[str]:
@@ -87,20 +87,20 @@ class Evidence:
 
 
 def profile_argv(models: Folders, folder: Path, dtype: Dtype, *more: str) -> list[str]:
-    """A short measurement on the GPU."""
-    what = ["--target", str(models.target), "--draft", str(models.draft), "--prompts", str(models.prompts), "--split", "all"]
-    sizes = ["--num-prompts", "3", "--max-new-tokens", "20", "--draft-cap", "2", "--budget", str(NUM_TURNS)]
-    return [*what, *sizes, "--device", "cuda", "--dtype", dtype, "-o", str(folder), *more]
+    """Arguments of a short measurement on the GPU."""
+    inputs = ["--target", str(models.target), "--draft", str(models.draft), "--prompts", str(models.prompts), "--split", "all"]
+    sizes = ["--num-prompts", "3", "--max-new-tokens", "20", "--draft-cap", "2", "--budget", str(NUM_RUNS)]
+    return [*inputs, *sizes, "--device", "cuda", "--dtype", dtype, "-o", str(folder), *more]
 
 
 def run_argv(models: Folders, plan: Path, *more: str) -> list[str]:
-    """Two short texts under a plan."""
-    what = ["--plan", str(plan), "--target", str(models.target), "--draft", str(models.draft)]
-    return [*what, "--prompts", str(models.prompts), "--split", "all", "--num-prompts", "2", "--max-new-tokens", "16", *more]
+    """Arguments of a run of a plan on two short texts."""
+    inputs = ["--plan", str(plan), "--target", str(models.target), "--draft", str(models.draft)]
+    return [*inputs, "--prompts", str(models.prompts), "--split", "all", "--num-prompts", "2", "--max-new-tokens", "16", *more]
 
 
-def speculating(plan: Path, to: Path) -> Path:
-    """The same plan with a policy that drafts: by the simulator's seconds none pays."""
+def with_drafting_policy(plan: Path, to: Path) -> Path:
+    """Write the plan with a policy that drafts: with the times of the simulator no policy pays."""
     stored = PLAN_FILE.read(plan).record
     changed = replace(stored, chosen=replace(stored.chosen, policy=POLICY))
     PLAN_FILE.write(to, changed, make_provenance(argv=("test",)))
@@ -108,7 +108,7 @@ def speculating(plan: Path, to: Path) -> Path:
 
 
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time kernels on one layer, twice, and take a turn for every second of a budget: the simulator's seconds mean nothing."""
+    """Time kernels on a single layer, twice, and count a second of budget per profiling run: simulated times mean nothing."""
     monkeypatch.setattr(kernel_trial, "try_kernels", partial(kernel_trial.try_kernels, least_bytes=1, num_turns=2))
     monkeypatch.setattr(
         profiling_job, "measure_latency", lambda *args, **options: measure_latency(*args, **options, clock=count().__next__)
@@ -126,23 +126,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 @pytest.fixture(scope="session", params=["bf16", "fp16"])
 def evidence(request: pytest.FixtureRequest, models: Folders, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    """Both profiles and the trace of the tiny pair, with the kernels that were measured to be the fastest."""
-    folder, shown = tmp_path_factory.mktemp(f"profile-{request.param}"), io.StringIO()
-    with a_gpu() as simulator, pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(shown):
+    """Both profiles and the trace of the tiny pair, with the kernels that were measured as fastest."""
+    folder, stdout = tmp_path_factory.mktemp(f"profile-{request.param}"), io.StringIO()
+    with real_or_simulated_gpu() as simulator, pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(stdout):
         short_measurements(monkeypatch)
-        with without_collections():
+        with without_garbage_collection():
             before = used_bytes()
             assert main_profile(profile_argv(models, folder, request.param, "--off-path", "1")) == 0
-            left = used_bytes() - before
-    most = simulator.workspaces.most_live if simulator else None
+            leaked = used_bytes() - before
+    max_workspaces = simulator.workspaces.max_live if simulator else None
     return Evidence(
-        models=models, folder=folder, dtype=request.param, shown=shown.getvalue(), most_workspaces=most, left_bytes=left
+        models=models,
+        folder=folder,
+        dtype=request.param,
+        stdout=stdout.getvalue(),
+        max_workspaces=max_workspaces,
+        leaked_bytes=leaked,
     )
 
 
 @pytest.fixture(scope="session")
 def plan(evidence: Evidence) -> Path:
-    """Made from that evidence; planning itself needs no GPU."""
+    """A plan made from this evidence. Planning needs no GPU."""
     from calibrate.commands.plan_cli import main_plan
 
     path = evidence.folder / "plan.json"

@@ -1,4 +1,4 @@
-"""A tiny pair whose passes are captured, and texts that it writes."""
+"""A tiny pair with captured passes, and the texts that it generates."""
 
 from perfmodel.models.dtypes import Dtype
 from perfmodel.policies.policy import Policy
@@ -33,6 +33,6 @@ def texts_of(session: Session, policy: Policy | None, sampling: Sampling = GREED
 
 
 def texts_on_the_cpu(policy: Policy | None = None, sampling: Sampling = GREEDY) -> list[tuple[int, ...]]:
-    """Of passes launched kernel by kernel."""
+    """Texts of eager passes."""
     target = loaded(tiny_llama(TinySpec()), EXITS, "fp32", "cpu")
     return texts_of(Session(target, None, MAX_TOKENS), policy, sampling)

@@ -1,4 +1,4 @@
-"""Every command of the loop on a GPU, one after another: profile, plan, run, compare, and the law."""
+"""All commands on a GPU in sequence: profile, plan, run, compare, and the latency law of a device."""
 
 import json
 import sys
@@ -29,15 +29,15 @@ from profiler.latency.measure_latency import measure_latency
 from s2d.commands.run_cli import main_run
 from s2d.decoding.pair import ModelPair
 from s2d.model.check_kernels import runnable_kernels
-from tests.gpu.conftest import POLICY, ROLES, Evidence, profile_argv, run_argv, short_measurements, speculating
+from tests.gpu.conftest import POLICY, ROLES, Evidence, profile_argv, run_argv, short_measurements, with_drafting_policy
 from tests.profiler.conftest import Folders
 
 pytestmark = pytest.mark.gpu
 
 
-def here(dtype: str, **changes: object) -> DeviceKey:
-    facts = {"num_devices": 1, "num_threads": None, "engine": "graph", "kernels": STANDARD_KERNELS}
-    return DeviceKey(device=torch.cuda.get_device_name(), dtype=dtype, **facts | changes)
+def current_device(dtype: str, **changes: object) -> DeviceKey:
+    fields = {"num_devices": 1, "num_threads": None, "engine": "graph", "kernels": STANDARD_KERNELS}
+    return DeviceKey(device=torch.cuda.get_device_name(), dtype=dtype, **fields | changes)
 
 
 def test_a_profile_measures_captured_passes_with_the_fastest_kernels(evidence: Evidence) -> None:
@@ -45,12 +45,12 @@ def test_a_profile_measures_captured_passes_with_the_fastest_kernels(evidence: E
     assert len(runnable) == 8
     for profile in evidence.profiles:
         assert tuple(trial.kernels for trial in profile.kernel_trials) == runnable
-        assert profile.device == here(evidence.dtype, kernels=profile.device.kernels)
+        assert profile.device == current_device(evidence.dtype, kernels=profile.device.kernels)
         assert profile.device.kernels in runnable
         assert len(profile.samples)
     assert {"ahead", "segment", "exit"} < set(evidence.profiles[0].samples.kind)
-    assert f"the fastest of {len(runnable)}" in evidence.shown
-    assert torch.cuda.get_device_name() in evidence.shown
+    assert f"the fastest of {len(runnable)}" in evidence.stdout
+    assert torch.cuda.get_device_name() in evidence.stdout
     trace = TRACE_FILE.read(evidence.folder / "trace.npz").record
     assert len(trace.header.prompts) == 3
     assert len(trace.off_path)
@@ -67,13 +67,13 @@ def test_a_plan_is_for_the_device_and_the_kernels_of_its_profiles(evidence: Evid
     }
     hashes = [PROFILE_FILE.read(path).sha256 for path in evidence.profile_paths]
     text = plan.read_text("utf-8")
-    assert all(one in text for one in hashes)
+    assert all(sha256 in text for sha256 in hashes)
 
 
 def test_a_run_is_checked_and_compared_with_its_plan(
     evidence: Evidence, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drafting, report_file = speculating(plan, tmp_path / "plan.json"), tmp_path / "report.json"
+    drafting, report_file = with_drafting_policy(plan, tmp_path / "plan.json"), tmp_path / "report.json"
     assert main_run(run_argv(evidence.models, drafting, "--check", "-o", str(report_file))) == 0
     report = REPORT_FILE.read(report_file).record
     assert report.device == PLAN_FILE.read(plan).record.device
@@ -93,48 +93,50 @@ def _assert_checked(report: RunReport, num_prompts: int) -> None:
     assert report.check.num_equal + len(report.check.divergences) == num_prompts
 
 
-def test_a_plan_made_on_the_spot_runs_as_it_is(evidence: Evidence, plan: Path, tmp_path: Path) -> None:
+def test_a_plan_runs_unchanged_on_the_device_of_its_profiles(evidence: Evidence, plan: Path, tmp_path: Path) -> None:
     report_file = tmp_path / "report.json"
     assert main_run(run_argv(evidence.models, plan, "--check", "-o", str(report_file))) == 0
     assert REPORT_FILE.read(report_file).record.plan_arm.policy == PLAN_FILE.read(plan).record.chosen.policy
     _assert_checked(REPORT_FILE.read(report_file).record, num_prompts=2)
 
 
-def test_a_conversation_outgrows_its_caches(
+def test_a_conversation_that_outgrows_its_caches_gets_new_ones(
     evidence: Evidence, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts, report_file = tmp_path / "prompts.jsonl", tmp_path / "report.json"
     turns = ["w6 w7", " ".join(["w8 w9 w10"] * 10), "w11"]
     prompts.write_text(json.dumps({"question_id": 81, "category": "a", "turns": turns}) + "\n", encoding="utf-8")
-    made = _counted_sessions(monkeypatch)
-    argv = run_argv(evidence.models, speculating(plan, tmp_path / "plan.json"), "--chat", "--check", "-o", str(report_file))
+    created = _record_sessions(monkeypatch)
+    argv = run_argv(
+        evidence.models, with_drafting_policy(plan, tmp_path / "plan.json"), "--chat", "--check", "-o", str(report_file)
+    )
     argv[argv.index("--prompts") + 1] = str(prompts)
     assert main_run(argv) == 0
-    assert len(made) == 2  # the later turns' does for both
+    assert len(created) == 2  # the second one is large enough for both later turns
     report = REPORT_FILE.read(report_file).record
     assert [run.name for run in report.plan_arm.runs] == ["81/1", "81/2", "81/3"]
     _assert_checked(report, num_prompts=3)
 
 
-def _counted_sessions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    made: list[int] = []
+def _record_sessions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    created: list[int] = []
     session = ModelPair.session
 
-    def counted(self: ModelPair, max_tokens: int) -> object:
-        made.append(max_tokens)
+    def recorded(self: ModelPair, max_tokens: int) -> object:
+        created.append(max_tokens)
         return session(self, max_tokens)
 
-    monkeypatch.setattr(ModelPair, "session", counted)
-    return made
+    monkeypatch.setattr(ModelPair, "session", recorded)
+    return created
 
 
-def test_a_law_is_fitted_to_both_files_of_a_pair(evidence: Evidence, tmp_path: Path) -> None:
+def test_a_law_can_be_fitted_to_both_profiles_of_a_pair(evidence: Evidence, tmp_path: Path) -> None:
     fit = tmp_path / "pair.fit.json"
     assert main_plan(["fit", *map(str, evidence.profile_paths), "-o", str(fit)]) == 0
     assert FIT_FILE.read(fit).record.device == evidence.profiles[1].device
 
 
-def test_the_devices_law_is_profiled_fitted_and_prices_a_model_that_nobody_ran(
+def test_the_law_of_a_device_can_be_profiled_fitted_and_used_for_another_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short_measurements(monkeypatch)
@@ -150,7 +152,7 @@ def test_the_devices_law_is_profiled_fitted_and_prices_a_model_that_nobody_ran(
     assert PLAN_FILE.read(plan).record.device == keys.pop()
 
 
-def test_an_interrupted_profile_goes_on_with_the_kernels_it_recorded(
+def test_an_interrupted_profile_continues_with_the_recorded_kernels(
     models: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["latency", *profile_argv(models, tmp_path, "fp32")]
@@ -175,7 +177,7 @@ def test_an_interrupted_profile_goes_on_with_the_kernels_it_recorded(
     assert len(PROFILE_FILE.read(tmp_path / "draft.latency.json").record.samples) > len(kept.samples)
 
 
-def test_kernels_that_were_named_are_those_of_profile_plan_and_run(
+def test_requested_kernels_are_used_by_profile_plan_and_run(
     models: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_measurements(monkeypatch)
@@ -186,10 +188,10 @@ def test_kernels_that_were_named_are_those_of_profile_plan_and_run(
     flags = [word for path in profiles for word in ("--profile", str(path))]
     plan, report_file = tmp_path / "plan.json", tmp_path / "report.json"
     assert main_plan([*flags, "--trace", str(evidence / "trace.npz"), "-o", str(plan)]) == 0
-    assert main_run(run_argv(models, speculating(plan, plan), "--check", "-o", str(report_file))) == 0
-    expected = here("bf16", kernels=parse_kernels(label))
-    found = [PROFILE_FILE.read(path).record.device for path in profiles]
-    assert [*found, PLAN_FILE.read(plan).record.device, REPORT_FILE.read(report_file).record.device] == [expected] * 4
+    assert main_run(run_argv(models, with_drafting_policy(plan, plan), "--check", "-o", str(report_file))) == 0
+    expected = current_device("bf16", kernels=parse_kernels(label))
+    devices = [PROFILE_FILE.read(path).record.device for path in profiles]
+    assert [*devices, PLAN_FILE.read(plan).record.device, REPORT_FILE.read(report_file).record.device] == [expected] * 4
     assert not PROFILE_FILE.read(profiles[0]).record.kernel_trials
     _assert_checked(REPORT_FILE.read(report_file).record, num_prompts=2)
 
@@ -202,18 +204,18 @@ def test_kernels_that_were_named_are_those_of_profile_plan_and_run(
         ("fp32", "output-major,varlen,fused", "kernels output-major,varlen,fused do not run on cuda in fp32 with engine graph"),
     ],
 )
-def test_kernels_that_cannot_run_are_one_message_and_exit_code_2(
+def test_kernels_that_cannot_run_end_with_a_single_message_and_exit_code_2(
     models: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str, label: str, message: str
 ) -> None:
     out = tmp_path / "out"
     assert main_profile([*profile_argv(models, out, dtype), "--kernels", label]) == 2
-    refused = capsys.readouterr().err
-    assert message in refused
-    assert [line.partition(":")[0] for line in refused.splitlines()] == ["prompts", "s2d-profile"]
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert [line.partition(":")[0] for line in stderr.splitlines()] == ["prompts", "s2d-profile"]
     assert not out.exists()
 
 
-def test_a_plan_is_refused_where_its_kernels_cannot_run(
+def test_a_plan_whose_kernels_cannot_run_is_refused(
     evidence: Evidence, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored, path = PLAN_FILE.read(plan).record, tmp_path / "plan.json"
@@ -222,15 +224,13 @@ def test_a_plan_is_refused_where_its_kernels_cannot_run(
     PLAN_FILE.write(path, changed, make_provenance(argv=("test",)))
     monkeypatch.setattr(s2d.model.check_kernels, "_torch_has_varlen", lambda: False)
     assert main_run(run_argv(evidence.models, path)) == 2
-    refused = capsys.readouterr().err
-    assert f"kernels {kernels.label} do not run on cuda in {evidence.dtype} with engine graph" in refused
-    assert "Install the PyTorch that the plan's profile was taken with" in refused
-    assert [line.partition(":")[0] for line in refused.splitlines()] == ["prompts", "s2d-run"]
+    stderr = capsys.readouterr().err
+    assert f"kernels {kernels.label} do not run on cuda in {evidence.dtype} with engine graph" in stderr
+    assert "Install the PyTorch that the plan's profile was taken with" in stderr
+    assert [line.partition(":")[0] for line in stderr.splitlines()] == ["prompts", "s2d-run"]
 
 
-def test_the_device_check_finds_the_device_correct(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_device_check_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(device_check, "TARGETS", device_check.TARGETS[:1])  # in full it takes minutes in the simulator
     monkeypatch.setattr(device_check, "SPECS", device_check.SPECS[:1])
     monkeypatch.setattr(device_check, "NEW_TOKENS", 8)

@@ -1,6 +1,6 @@
-"""What a round launches and waits for: captured passes alone, and the host waits for answers alone.
+"""A round launches only captured passes, and the host waits only for predictions and verdicts.
 
-The simulator counts launches, captures and waits; where there is a real GPU, only the texts are held against the CPU's.
+The simulator counts launches, captures and waits. On a real GPU only the texts are compared with those of the CPU.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ AT_ONCE = replace(GATED, catches_up_at_once=True)
 DRAFTING = [*product((GATED,), (*SAMPLINGS, RATIO)), *product((AHEAD, AT_ONCE, DEEPEST), (GREEDY, SAMPLINGS[-1]))]
 
 
-def session_here() -> Session:
+def session_on_gpu() -> Session:
     return Session(target_on(), draft_on(), MAX_TOKENS)
 
 
 def counted_rounds(
     session: Session, policy: Policy | None, sampling: Sampling, simulator: Simulator
 ) -> tuple[Generation, list[Counter[str]]]:
-    """A text that was written before, and what the simulator counted in each of its rounds but the first."""
+    """A text generated for the second time, and the simulator's counts in each of its rounds except the first."""
     prompt, settings = PROMPTS[0], settings_of(policy, sampling)
     session.generate(prompt, settings)
-    marks: list[Counter[str]] = []
-    found = session.generate(prompt, settings, on_tokens=lambda tokens: marks.append(simulator.counters.copy()))
-    return found, [after - before for before, after in pairwise(marks)]
+    counts: list[Counter[str]] = []
+    generation = session.generate(prompt, settings, on_tokens=lambda tokens: counts.append(simulator.counters.copy()))
+    return generation, [after - before for before, after in pairwise(counts)]
 
 
 @pytest.fixture
-def fences_are_passed(gpu: Simulator | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pinned buffer is free again before it is used again, so that its fence is no wait; the simulator checks that."""
+def fences_are_free(gpu: Simulator | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count no waits at fences: the simulator checks that a pinned buffer is free before it is reused."""
     if gpu is None:
-        pytest.skip("the simulator alone counts")
+        pytest.skip("only the simulator counts")
 
     def wait(fence: CudaFence) -> None:
         assert gpu.timeline.is_complete(fence._event.vector)
@@ -58,53 +58,53 @@ def fences_are_passed(gpu: Simulator | None, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(CudaFence, "wait", wait)
 
 
-@pytest.mark.usefixtures("fences_are_passed")
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda one: one.label)
+@pytest.mark.usefixtures("fences_are_free")
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda case: case.label)
 def test_a_plain_round_waits_once(gpu: Simulator, sampling: Sampling) -> None:
-    found, rounds = counted_rounds(session_here(), None, sampling, gpu)
-    assert found.tokens == texts_on_the_cpu(None, sampling)[0]
-    assert len(rounds) == len(found.tokens) - 1
+    generation, rounds = counted_rounds(session_on_gpu(), None, sampling, gpu)
+    assert generation.tokens == texts_on_the_cpu(None, sampling)[0]
+    assert len(rounds) == len(generation.tokens) - 1
     for counted in rounds:
-        assert (counted["waits"], counted["event_waits"]) == (1, 0), gpu.wait_places
+        assert (counted["waits"], counted["event_waits"]) == (1, 0), gpu.wait_locations
 
 
-@pytest.mark.usefixtures("fences_are_passed")
-@pytest.mark.parametrize(("policy", "sampling"), DRAFTING, ids=lambda one: one.label)
+@pytest.mark.usefixtures("fences_are_free")
+@pytest.mark.parametrize(("policy", "sampling"), DRAFTING, ids=lambda case: case.label)
 def test_a_drafting_round_waits_for_each_exit_check_and_for_the_verdict(
     gpu: Simulator, policy: Policy, sampling: Sampling
 ) -> None:
-    found, rounds = counted_rounds(session_here(), policy, sampling, gpu)
+    generation, rounds = counted_rounds(session_on_gpu(), policy, sampling, gpu)
     if sampling is not RATIO:
-        assert found.tokens == texts_on_the_cpu(None, sampling)[0]
-    for counted, num_checks in zip(rounds, checks_by_round(found)[1:], strict=True):
-        assert (counted["waits"], counted["event_waits"]) == (1, num_checks), gpu.wait_places
+        assert generation.tokens == texts_on_the_cpu(None, sampling)[0]
+    for counted, num_checks in zip(rounds, checks_by_round(generation)[1:], strict=True):
+        assert (counted["waits"], counted["event_waits"]) == (1, num_checks), gpu.wait_locations
 
 
-def checks_by_round(found: Generation) -> list[int]:
-    """Exits that were asked in each round."""
+def checks_by_round(generation: Generation) -> list[int]:
+    """Exit checks in each round."""
     checks = [0]
-    for kind in found.samples.kind:
+    for kind in generation.samples.kind:
         checks[-1] += kind in ("exit", "ahead")
         if kind == "round":
             checks.append(0)
     return checks[:-1]
 
 
-@pytest.mark.usefixtures("fences_are_passed")
-def test_the_deepest_exit_alone_takes_one_launch_a_token_and_one_for_its_check(gpu: Simulator) -> None:
-    found, rounds = counted_rounds(session_here(), DEEPEST, GREEDY, gpu)
-    assert any(accepted < drafted for drafted, accepted in found.blocks)
-    assert any(accepted == drafted > 0 for drafted, accepted in found.blocks)
-    for counted, (num_drafted, _) in zip(rounds, found.blocks[1:], strict=True):
-        assert counted["graph_launches"] == 2 * num_drafted + 1  # and the verification
-    segments = Counter(sample.stage for sample in found.samples if sample.kind == "segment")
-    assert segments == dict.fromkeys(range(3), found.rounds.num_drafted)  # each has its part of the launch
+@pytest.mark.usefixtures("fences_are_free")
+def test_drafting_with_the_deepest_exit_alone_takes_two_launches_per_token(gpu: Simulator) -> None:
+    generation, rounds = counted_rounds(session_on_gpu(), DEEPEST, GREEDY, gpu)
+    assert any(accepted < drafted for drafted, accepted in generation.blocks)
+    assert any(accepted == drafted > 0 for drafted, accepted in generation.blocks)
+    for counted, (num_drafted, _) in zip(rounds, generation.blocks[1:], strict=True):
+        assert counted["graph_launches"] == 2 * num_drafted + 1  # one for the verification
+    segments = Counter(sample.stage for sample in generation.samples if sample.kind == "segment")
+    assert segments == dict.fromkeys(range(3), generation.rounds.num_drafted)  # each segment has its part of a launch
 
 
-def test_rooms_and_contexts_are_multiples_of_what_products_like() -> None:
+def test_cache_capacities_and_contexts_are_aligned() -> None:
     assert all(padded_cache_tokens(tokens) % 64 == 0 for tokens in range(1, 600))
     assert all(padded_context(end) % 64 == 0 for end in range(1, 20_000, 7))
-    session = session_here()
+    session = session_on_gpu()
     session.generate(PROMPTS[0], settings_of(GATED))
     for role, ends in (("target", (6,)), ("draft", (1, 2, 4))):
         cache = session.cache(role, ends)
@@ -113,8 +113,8 @@ def test_rooms_and_contexts_are_multiples_of_what_products_like() -> None:
         assert all(context % 64 == 0 for *_, context in cache.prepared)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, NOISE], ids=lambda one: one.label)
-def test_everything_is_captured_and_launched_once_before_the_clock_starts(
+@pytest.mark.parametrize("sampling", [GREEDY, NOISE], ids=lambda case: case.label)
+def test_all_passes_are_captured_and_launched_once_before_the_clock_starts(
     gpu: Simulator | None, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captured: list[object] = []
@@ -133,9 +133,9 @@ def test_everything_is_captured_and_launched_once_before_the_clock_starts(
     def start(clock: Clock) -> None:
         begin(clock)
         before_rounds.append(len(captured))
-        assert {id(one) for one in captured} <= launched
+        assert {id(graph) for graph in captured} <= launched
 
-    session, begin = session_here(), Clock.start
+    session, begin = session_on_gpu(), Clock.start
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(Clock, "start", start)
     for policy in (None, GATED, DEEPEST, AHEAD, AT_ONCE):

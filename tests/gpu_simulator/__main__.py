@@ -1,7 +1,7 @@
-"""`python -m tests.gpu_simulator [--gpu NAME] (-c CODE | -m MODULE | SCRIPT) [ARGS ...]`: a program on the simulated device.
+"""Run a program on the simulated device: `python -m tests.gpu_simulator (-c CODE | -m MODULE | SCRIPT) [ARGS ...]`.
 
-Behaves as `python` does with the same arguments. Problems that did not raise are printed to stderr at the end, and turn exit
-code 0 into 1.
+Behaves like `python` with the same arguments. Problems that did not raise are printed to stderr at the end, and turn an exit
+code of 0 into 1.
 """
 
 import runpy
@@ -15,13 +15,13 @@ USAGE = "usage: python -m tests.gpu_simulator [--gpu NAME] (-c CODE | -m MODULE 
 
 
 def main() -> int:
-    """Run the command line's program; returns the exit code."""
+    """Run the program of the command line; returns the exit code."""
     args = sys.argv[1:]
     name = "NVIDIA H200"
     if args[:1] == ["--gpu"] and len(args) > 1:
         name, args = args[1], args[2:]
-    needed = 2 if args[:1] in (["-c"], ["-m"]) else 1
-    if len(args) < needed or (needed == 1 and args[0].startswith("-")):
+    min_args = 2 if args[:1] in (["-c"], ["-m"]) else 1
+    if len(args) < min_args or (min_args == 1 and args[0].startswith("-")):
         print(USAGE, file=sys.stderr)
         return 2
     with simulated_gpu(name) as simulator:
@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def _exit_code(args: list[str]) -> int:
-    """Run the program; an exit with a message prints it, as Python does."""
+    """Run the program. If it exits with a message, the message is printed, as Python does."""
     try:
         _run(args)
     except SystemExit as exit_:

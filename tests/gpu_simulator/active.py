@@ -1,4 +1,4 @@
-"""The simulator that is running, if one is: `torch.cuda`'s classes are made without naming it."""
+"""The active simulator: classes of `torch.cuda` are created without a reference to it."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.gpu_simulator.simulator import Simulator
 
-_running: list[Simulator] = []
+_active: list[Simulator] = []
 
 
 def simulator() -> Simulator:
-    """The running simulator.
+    """The active simulator.
 
     Raises:
-        RuntimeError: none is running.
+        RuntimeError: no simulator is active.
     """
-    if not _running:
+    if not _active:
         raise RuntimeError("no simulated GPU: use this object inside `with simulated_gpu()`.")
-    return _running[-1]
+    return _active[-1]
 
 
 def start(started: Simulator) -> None:
-    """Make a simulator the running one.
+    """Make a simulator the active one.
 
     Raises:
-        RuntimeError: another one is running.
+        RuntimeError: another simulator is active.
     """
-    if _running:
-        raise RuntimeError("a GPU is simulated already: simulated_gpu() cannot be nested.")
-    _running.append(started)
+    if _active:
+        raise RuntimeError("a GPU is already simulated: simulated_gpu() cannot be nested.")
+    _active.append(started)
 
 
 def stop() -> None:
-    """End the running simulator."""
-    _running.clear()
+    """End the active simulator."""
+    _active.clear()

@@ -1,8 +1,8 @@
-"""CUDA graphs: what a capture records, and a replay that runs exactly that, on exactly the same memory.
+"""CUDA graphs: a capture records operations, and a replay runs exactly these on the same memory.
 
-A capture computes nothing, as on a GPU: its operations run once on the CPU, to know their shapes, and what they wrote is
-undone. Memory that existed before is held weakly. Memory that the capture allocates belongs to the graph's pool: temporaries
-are made anew by the graph, tensors that the program keeps are held weakly too.
+As on a GPU, a capture computes nothing: its operations run once on the CPU to determine shapes, and their writes are undone.
+Memory that existed before is referenced weakly. Memory allocated in the capture belongs to the pool of the graph: the graph
+recreates temporaries, and references tensors that the program keeps weakly.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from tests.gpu_simulator import active
 from tests.gpu_simulator.errors import CaptureError, PoolError, UseAfterFree
 from tests.gpu_simulator.memory import Allocation, bytes_at, poison, poison_allocation, typed
-from tests.gpu_simulator.simulator import place, plainly
+from tests.gpu_simulator.simulator import caller_location, unsimulated
 from tests.gpu_simulator.streams import Stream, StreamContext
 from tests.gpu_simulator.workspaces import PoolId, Workspace
 
 Function: TypeAlias = Callable[..., Any]
 
 
-class Place:
-    """Where a tensor lies: an allocation, and the view of it."""
+class TensorView:
+    """The memory of a tensor: an allocation, and a view of it."""
 
     __slots__ = ("allocation", "dtype", "offset", "size", "stride")
 
@@ -35,19 +35,19 @@ class Place:
         self.offset = tensor.storage_offset()
 
     def tensor(self, memory: dict[int, Tensor]) -> Tensor:
-        """The same view of memory that is given as bytes by allocation."""
+        """This view, of memory given as bytes per allocation."""
         storage = memory[self.allocation.number].untyped_storage()
         return torch.empty(0, dtype=self.dtype).set_(storage, self.offset, self.size, self.stride)
 
 
 class Node:
-    """One recorded operation. `outs` are the new tensors it returned."""
+    """A recorded operation. `outs` are the new tensors that it returned."""
 
-    __slots__ = ("args", "at", "function", "kwargs", "name", "outs")
+    __slots__ = ("args", "function", "kwargs", "location", "name", "outs")
 
     def __init__(self, name: str, function: Function, args: Any, kwargs: Any, outs: list[Any]) -> None:
         self.name, self.function, self.args, self.kwargs, self.outs = name, function, args, kwargs, outs
-        self.at = place()
+        self.location = caller_location()
 
 
 class CUDAGraph:
@@ -58,7 +58,7 @@ class CUDAGraph:
         self.number = next(self._simulator.graph_numbers)
         self.pool_id: PoolId = (0, 0)
         self.workspaces: set[Workspace] = set()
-        self.at = place()
+        self.location = caller_location()
         self._is_captured = False
         self._forget()
 
@@ -80,11 +80,11 @@ class CUDAGraph:
         simulator = self._simulator
         self.stream = simulator.current_stream().key
         if simulator.capturing is not None:
-            simulator.report("a capture begins while another is under way", CaptureError)
+            simulator.report("a capture begins during another capture", CaptureError)
         if self.stream[1] == 0:
             simulator.report("CUDA graphs must be captured on a non-default stream.", CaptureError)
         if self._is_captured:
-            simulator.report("this CUDAGraph instance already owns a captured graph: call reset() first", CaptureError)
+            simulator.report("this CUDAGraph instance already has a captured graph: call reset() first", CaptureError)
         self.pool_id = pool or simulator.pools.new()
         self._check_pool()
         simulator.pools.open(self.pool_id)
@@ -95,11 +95,11 @@ class CUDAGraph:
         simulator.capturing = self
 
     def _check_pool(self) -> None:
-        stream = self._simulator.workspaces.stream_that_keeps(self.pool_id)
+        stream = self._simulator.workspaces.stream_with_workspace_in(self.pool_id)
         if self._simulator.pools.is_reopened(self.pool_id) and stream is not None:
             self._simulator.report(
-                f"capture into a pool whose last graph has been destroyed, while the cuBLAS workspace of stream {stream[1]} "
-                "lies in it: INTERNAL ASSERT use_count > 0 in torch before #175276. Call "
+                f"capture into a pool whose last graph was destroyed but which holds the cuBLAS workspace of stream {stream[1]}"
+                ": INTERNAL ASSERT use_count > 0 in torch before #175276. Call "
                 "torch._C._cuda_clearCublasWorkspaces() before and after the captured computation.",
                 PoolError,
             )
@@ -113,15 +113,15 @@ class CUDAGraph:
         self._end()
         self._is_captured = True
         self._simulator.counters["captures"] += 1
-        self._kept = [one for one in self._own.values() if one.is_live]
+        self._kept = [allocation for allocation in self._own.values() if allocation.is_live]
         if self._kept:
             self._simulator.graphs_with_results.add(self)
-        with plainly():
-            for one in self._kept:
-                poison_allocation(one)
+        with unsimulated():
+            for allocation in self._kept:
+                poison_allocation(allocation)
 
     def abort(self) -> None:
-        """End a capture in which an error was raised."""
+        """End a capture after an error."""
         self._end()
         self._forget()
         self._simulator.pools.close(self.pool_id)
@@ -133,59 +133,61 @@ class CUDAGraph:
         pools = self._simulator.pools
         pools.reserved_bytes[self.pool_id] = max(pools.reserved_bytes[self.pool_id], used)
         memory.peak_bytes[device] = max(memory.peak_bytes[device], self._peak_before)
-        with plainly():
+        with unsimulated():
             for tensor, before in self._saved.values():
                 tensor.copy_(before)
         self._saved.clear()
 
     def save(self, tensor: Tensor, allocation: Allocation) -> None:
-        """Remember memory that a captured operation is about to write."""
+        """Save memory before a captured operation overwrites it."""
         if allocation.number not in self._own and allocation.number not in self._saved:
-            with plainly():
+            with unsimulated():
                 whole = bytes_at(allocation.address, allocation.nbytes)
                 self._saved[allocation.number] = (whole, whole.clone())
 
-    def owns(self, allocations: Iterable[Allocation]) -> None:
-        """Storages that the capture has allocated."""
+    def add_own(self, allocations: Iterable[Allocation]) -> None:
+        """Add storages that the capture has allocated."""
         self._own.update((allocation.number, allocation) for allocation in allocations)
 
     def record(self, name: str, function: Function, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
-        """One operation: what runs at replay, its arguments, and the new tensors that it returned."""
-        places = [self._placed(x) for x in outs]
-        self.nodes.append(Node(name, function, _map(self._placed, args), _map(self._placed, kwargs), places))
+        """Record an operation: the function to replay, its arguments, and the new tensors that it returned."""
+        views = [self._view_of(x) for x in outs]
+        self.nodes.append(Node(name, function, _map(self._view_of, args), _map(self._view_of, kwargs), views))
 
-    def _placed(self, tensor: Tensor) -> Place | Tensor:
+    def _view_of(self, tensor: Tensor) -> TensorView | Tensor:
         allocation = self._simulator.memory.find(tensor)
         if allocation is None:
-            with plainly():
-                return tensor.clone()  # a number on the host, which the launch takes by value
+            with unsimulated():
+                return tensor.clone()  # a number on the host, passed by value at the launch
         if allocation.number not in self._own:
             self._external[allocation.number] = allocation
-        return Place(tensor, allocation)
+        return TensorView(tensor, allocation)
 
     # Replay.
 
     def _build(self) -> None:
-        """Tensors over the graph's memory for every call. None of them keeps memory of the program alive."""
-        self._kept = [one for one in self._own.values() if one.is_live]
+        """Create tensors over the graph's memory for every call. They do not keep memory of the program alive."""
+        self._kept = [allocation for allocation in self._own.values() if allocation.is_live]
         self._memory = {
-            one.number: bytes_at(one.address, one.nbytes) if one.is_live else torch.empty(one.nbytes, dtype=torch.uint8)
-            for one in (*self._own.values(), *self._external.values())
+            memory.number: bytes_at(memory.address, memory.nbytes)
+            if memory.is_live
+            else torch.empty(memory.nbytes, dtype=torch.uint8)
+            for memory in (*self._own.values(), *self._external.values())
         }
 
         def tensor_at(x: Any) -> Any:
-            return x.tensor(self._memory) if isinstance(x, Place) else x
+            return x.tensor(self._memory) if isinstance(x, TensorView) else x
 
         self._calls = [
             (
                 node.function,
-                _map(tensor_at, node.args, Place),
-                _map(tensor_at, node.kwargs, Place),
+                _map(tensor_at, node.args, TensorView),
+                _map(tensor_at, node.kwargs, TensorView),
                 [tensor_at(x) for x in node.outs],
             )
             for node in self.nodes
         ]
-        self._fills = {number: typed(self._memory[number], one.dtype) for number, one in self._own.items()}
+        self._fills = {number: typed(self._memory[number], allocation.dtype) for number, allocation in self._own.items()}
 
     def replay(self) -> None:
         simulator = self._simulator
@@ -197,53 +199,50 @@ class CUDAGraph:
         simulator.counters["graph_launches"] += 1
         simulator.counters["graph_nodes_launched"] += len(self.nodes)
         simulator.timeline.launch(simulator.stream_key(self.stream[0]))
-        with plainly():
-            if not self._calls or not all(one.is_live for one in self._kept):
+        with unsimulated():
+            if not self._calls or not all(allocation.is_live for allocation in self._kept):
                 self._build()
-            for number in self._own:
-                self._poison(number)
+            for fill in self._fills.values():
+                poison(fill)
             for graph in simulator.graphs_with_results:
                 if graph.pool_id == self.pool_id and graph.number > self.number:
                     graph.poison_kept()
             for function, args, kwargs, outs in self._calls:
-                found = function(*args, **kwargs)
+                result = function(*args, **kwargs)
                 if outs:
-                    _write(outs, found, args, kwargs)
-
-    def _poison(self, number: int) -> None:
-        poison(self._fills[number])
+                    _copy_results(outs, result, args, kwargs)
 
     def poison_kept(self) -> None:
-        """An earlier graph of the pool is replayed: its temporaries may lie where this graph's results are."""
-        for one in self._kept:
-            if one.is_live:
-                poison_allocation(one)
+        """Poison the results of this graph, because temporaries of an earlier graph of the pool may overwrite them."""
+        for allocation in self._kept:
+            if allocation.is_live:
+                poison_allocation(allocation)
 
     def _check_memory(self) -> None:
         for workspace in self.workspaces:
             if not workspace.is_valid_for(self.number):
                 self._simulator.report(
-                    f"replay of the graph made at {self.at}: the cuBLAS workspace that it was captured with has been freed, "
+                    f"replay of the graph created at {self.location}: the cuBLAS workspace of its capture has been freed, "
                     "because another graph of its stream was destroyed or the workspaces were cleared (pytorch#193402)",
                     UseAfterFree,
                 )
-        dead = {number for number, one in self._external.items() if not one.is_live}
-        if dead:
-            self._simulator.report(self._use_after_free(dead), UseAfterFree)
-            raise UseAfterFree(self._use_after_free(dead))  # its memory cannot be touched, whatever the simulator raises
+        freed = {number for number, allocation in self._external.items() if not allocation.is_live}
+        if freed:
+            self._simulator.report(self._use_after_free(freed), UseAfterFree)
+            raise UseAfterFree(self._use_after_free(freed))  # even if problems do not raise: the memory cannot be read
 
-    def _use_after_free(self, dead: set[int]) -> str:
+    def _use_after_free(self, freed: set[int]) -> str:
         for node in self.nodes:
-            found: list[Place] = []
-            _map(found.append, (node.args, node.kwargs), Place)
-            for x in found:
-                if x.allocation.number in dead:
-                    kind = f"{str(x.dtype)[6:]} {list(x.size)}"
+            views: list[TensorView] = []
+            _map(views.append, (node.args, node.kwargs), TensorView)
+            for view in views:
+                if view.allocation.number in freed:
+                    kind = f"{str(view.dtype)[6:]} {list(view.size)}"
                     return (
-                        f"replay: {node.name}, captured at {node.at}, uses a {kind} that was made before the capture and has "
-                        "been freed since"
+                        f"replay: {node.name}, captured at {node.location}, uses a {kind} that was created before the capture "
+                        "and has been freed since"
                     )
-        return "replay: memory that was made before the capture has been freed since"
+        return "replay: memory that was created before the capture has been freed since"
 
     def pool(self) -> PoolId:
         return self.pool_id
@@ -257,7 +256,7 @@ class CUDAGraph:
     def reset(self) -> None:
         if self._is_captured:
             self._is_captured = False
-            self._simulator.workspaces.destroyed_graph_of(self.stream)
+            self._simulator.workspaces.free_for_destroyed_graph(self.stream)
             self._simulator.pools.close(self.pool_id)
             self.workspaces = set()
             self._forget()
@@ -315,27 +314,27 @@ class GraphContext:
 
 
 def out_of_memory() -> torch.OutOfMemoryError:
-    """The error that `Simulator.fail_captures` asks for."""
+    """The error of a capture selected by `Simulator.fail_captures`."""
     return torch.OutOfMemoryError("CUDA out of memory (simulated: the test asked this capture to fail).")
 
 
 def _map(function: Function, x: Any, kind: type = Tensor) -> Any:
-    """Nested arguments with every object of a kind replaced."""
+    """Nested arguments, with the function applied to every object of a kind."""
     if isinstance(x, kind):
         return function(x)
     if isinstance(x, (list, tuple)):
-        return type(x)(_map(function, one, kind) for one in x)
+        return type(x)(_map(function, item, kind) for item in x)
     if isinstance(x, dict):
-        return {key: _map(function, one, kind) for key, one in x.items()}
+        return {key: _map(function, item, kind) for key, item in x.items()}
     return x
 
 
-def _write(outs: list[Tensor], found: Any, args: Any, kwargs: Any) -> None:
-    """Copy what a replayed operation returned to where its captured results lie."""
-    new = [x for x in (found if isinstance(found, (list, tuple)) else (found,)) if isinstance(x, Tensor)]
+def _copy_results(outs: list[Tensor], result: Any, args: Any, kwargs: Any) -> None:
+    """Copy the results of a replayed operation to the memory of the captured results."""
+    new = [x for x in (result if isinstance(result, (list, tuple)) else (result,)) if isinstance(x, Tensor)]
     if len(new) > len(outs):  # some are arguments, written in place
-        given: set[int] = set()
-        _map(lambda x: given.add(x.untyped_storage()._cdata), (args, kwargs))
-        new = [x for x in new if x.untyped_storage()._cdata not in given]
+        argument_keys: set[int] = set()
+        _map(lambda x: argument_keys.add(x.untyped_storage()._cdata), (args, kwargs))
+        new = [x for x in new if x.untyped_storage()._cdata not in argument_keys]
     for out, value in zip(outs, new, strict=True):
         out.copy_(value)

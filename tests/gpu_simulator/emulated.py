@@ -1,4 +1,4 @@
-"""Operations that exist on CUDA only, computed on CPU tensors. A replay calls them again: they read their tensors anew."""
+"""CUDA-only operations, computed on CPU tensors. A replay calls them again, and they read their tensors again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.gpu_simulator import active
 
 MAX_HEAD_DIM = 256
-"""Of the flash attention kernels."""
+"""Limit of the flash attention kernels."""
 
 
 def mm_as(left: Tensor, right: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -23,7 +23,7 @@ def mm_as(left: Tensor, right: Tensor, out_dtype: torch.dtype) -> Tensor:
 
 
 def mm_as_out(left: Tensor, right: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
-    """The same into a tensor."""
+    """`torch.mm(left, right, out_dtype=..., out=out)`."""
     if out.dtype != out_dtype:
         raise RuntimeError(f"out_dtype {out_dtype} must be the dtype of out, which is {out.dtype}")
     return out.copy_(mm_as(left, right, out_dtype))
@@ -102,16 +102,16 @@ def varlen_attention_out(
     for number, (begin, end) in enumerate(pairwise(begins)):
         if end - begin > max_q:
             raise RuntimeError(f"sequence {number} has {end - begin} queries, expected at most max_q = {max_q}")
-        keys, values = _keys_of(number, key, value, cu_seq_k, seqused_k, block_table)
+        keys, values = _used_keys_and_values(number, key, value, cu_seq_k, seqused_k, block_table)
         rows = slice(begin, end)
         out[rows], lse[:, rows] = _attend(query[rows].float(), keys.float(), values.float(), scale, left, right)
     return lse
 
 
-def _keys_of(
+def _used_keys_and_values(
     number: int, key: Tensor, value: Tensor, cu_seq_k: Tensor | None, seqused_k: Tensor | None, block_table: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The valid keys and values of one sequence: [S, K, H] each."""
+    """The used keys and values of a sequence: [S, K, H] each."""
     if block_table is not None:
         pages = block_table[number].tolist()
         key, value = (torch.cat([x[page] for page in pages if page >= 0]) for x in (key, value))
@@ -122,27 +122,29 @@ def _keys_of(
     if seqused_k is not None:
         used = int(seqused_k[number])
         if not 0 <= used <= end - begin:
-            raise RuntimeError(f"seqused_k[{number}] is {used}, expected 0 to {end - begin}, the keys that there are")
+            raise RuntimeError(f"seqused_k[{number}] is {used}, expected 0 to {end - begin}, the number of keys")
         end = begin + used
     return key[begin:end], value[begin:end]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, left: int, right: int) -> tuple[Tensor, Tensor]:
-    """Attention of one sequence: [T, N, H] and [N, T], zero where a query sees nothing."""
+    """Attention of a sequence: [T, N, H] and [N, T], zero where a query attends to nothing."""
     num_rows, num_keys = len(q), len(k)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = torch.einsum("tnh,snh->nts", q, k) * scale
-    ahead = torch.arange(num_keys) - (torch.arange(num_rows)[:, None] + num_keys - num_rows)  # of the query's own place
+    ahead = torch.arange(num_keys) - (
+        torch.arange(num_rows)[:, None] + num_keys - num_rows
+    )  # distance to the query's own position
     is_hidden = torch.zeros(num_rows, num_keys, dtype=torch.bool)
     if right >= 0:
         is_hidden |= ahead > right
     if left >= 0:
         is_hidden |= ahead < -left
     scores = scores.masked_fill(is_hidden, -torch.inf)
-    is_blind = is_hidden.all(-1)
-    weights = scores.softmax(-1).masked_fill(is_blind[:, None], 0)
-    lse = scores.logsumexp(-1).masked_fill(is_blind, torch.inf)
+    is_empty = is_hidden.all(-1)
+    weights = scores.softmax(-1).masked_fill(is_empty[:, None], 0)
+    lse = scores.logsumexp(-1).masked_fill(is_empty, torch.inf)
     return torch.einsum("nts,snh->tnh", weights, v), lse
 
 
@@ -155,7 +157,7 @@ def _check_varlen(
     seqused_k: Tensor | None,
     block_table: Tensor | None,
 ) -> None:
-    """What the flash attention kernel refuses."""
+    """Raise the errors of the flash attention kernel."""
     properties = active.simulator().properties
     if properties.major < 8:
         raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
@@ -178,8 +180,8 @@ aten = torch.ops.aten
 
 
 def emulations() -> dict[Any, Callable[..., Any]]:
-    """What runs instead of an operation that the CPU lacks."""
-    found: dict[Any, Callable[..., Any]] = {
+    """Replacements of operations that the CPU lacks."""
+    replacements: dict[Any, Callable[..., Any]] = {
         aten.mm.dtype: mm_as,
         aten.mm.dtype_out: mm_as_out,
         aten.bmm.dtype: bmm_as,
@@ -188,9 +190,9 @@ def emulations() -> dict[Any, Callable[..., Any]]:
     try:
         import torch.nn.attention.varlen
     except ImportError:
-        return found
+        return replacements
     operations = torch.ops.torch_attn
-    found[operations._varlen_attn.default] = varlen_attention
+    replacements[operations._varlen_attn.default] = varlen_attention
     if hasattr(operations, "_varlen_attn_out"):
-        found[operations._varlen_attn_out.default] = varlen_attention_out
-    return found
+        replacements[operations._varlen_attn_out.default] = varlen_attention_out
+    return replacements

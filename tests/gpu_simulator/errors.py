@@ -1,12 +1,12 @@
-"""Errors of the simulated device. Each is a `RuntimeError`, as the errors of torch's CUDA calls are."""
+"""Errors of the simulated device. Each is a `RuntimeError`, like the errors of torch's CUDA calls."""
 
 
 class SimulatedFault(RuntimeError):
-    """Base class: a GPU or its driver would refuse this, or would compute with undefined memory."""
+    """Base class: a GPU or its driver would reject this, or would compute with undefined memory."""
 
 
 class CaptureError(SimulatedFault):
-    """A call that the driver refuses while a stream is being captured, or a graph used in a wrong state."""
+    """A call that the driver rejects during a capture, or a graph used in a wrong state."""
 
 
 class UseAfterFree(SimulatedFault):
@@ -14,12 +14,12 @@ class UseAfterFree(SimulatedFault):
 
 
 class DeviceMismatch(SimulatedFault):
-    """One operation got tensors of the host and of the device, or of two devices."""
+    """An operation received tensors from the host and from the device, or from two devices."""
 
 
 class UnwrittenMemory(SimulatedFault):
-    """The host reads memory of the device that nothing has written."""
+    """The host reads device memory that was never written."""
 
 
 class PoolError(SimulatedFault):
-    """A capture into a memory pool that the allocator of older torch versions refuses to reopen."""
+    """A capture into a memory pool that the allocator of older torch versions cannot reopen."""

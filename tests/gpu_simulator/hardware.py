@@ -1,4 +1,4 @@
-"""The simulated device's data sheet: what `torch.cuda.get_device_properties` reports."""
+"""Properties of the simulated device, as `torch.cuda.get_device_properties` reports them."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class DeviceProperties:
 
     @property
     def capability(self) -> tuple[int, int]:
-        """As `torch.cuda.get_device_capability` returns it."""
+        """Value of `torch.cuda.get_device_capability`."""
         return self.major, self.minor
 
     @property
@@ -51,13 +51,13 @@ class DeviceProperties:
 
 
 def device_properties(name: str) -> DeviceProperties:
-    """Properties of a GPU of the project's hardware table.
+    """Properties of a GPU from the project's hardware table.
 
     Args:
-        name: as torch reports it, `NVIDIA H200`, or another alias of the table.
+        name: as torch reports it, for example `NVIDIA H200`, or another alias from the table.
 
     Raises:
-        ValueError: the table has no NVIDIA GPU of this name.
+        ValueError: the table has no NVIDIA GPU with this name.
     """
     hardware = find_hardware(name)
     matches = [chip for chip in _CHIPS if hardware.name == chip or hardware.name.startswith(f"{chip}-")]

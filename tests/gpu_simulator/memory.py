@@ -1,8 +1,8 @@
-"""Which storages belong to the device, how many bytes they hold, and how unwritten memory is recognised.
+"""Registry of device storages, their size in bytes, and detection of unwritten memory.
 
-A device tensor is a CPU tensor whose storage is registered here. Storages are held weakly: the registry sees when the
-program drops one, and never keeps one alive. Unwritten memory is filled with poison: a NaN with a payload of its own, or
-0x5A5A5A5A. Arithmetic on the CPU keeps the payload of a NaN, so poison differs from a NaN that a program computed.
+A device tensor is a CPU tensor whose storage is registered here. Storages are referenced weakly: the registry notices when the
+program frees one, and keeps none alive. Unwritten memory is filled with poison: a NaN with a special payload, or 0x5A5A5A5A.
+Arithmetic on the CPU keeps the payload of a NaN. Poison therefore differs from a NaN that a program computed.
 """
 
 import ctypes
@@ -23,12 +23,12 @@ _POISON_BITS = {
     torch.int32: 0x5A5A5A5A,
     torch.int64: 0x5A5A5A5A5A5A5A5A,
 }
-"""All four float patterns have 1 as the quiet bit and 0x1A in the six bits after it."""
+"""All four float patterns have a quiet bit of 1, followed by six bits with the value 0x1A."""
 _FLOAT_OF_COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64, torch.complex32: torch.float16}
 
 
 class Allocation:
-    """One storage of the device, or pinned memory of the host. `number` is never used twice."""
+    """A storage of the device, or pinned memory of the host. `number` is never reused."""
 
     __slots__ = ("address", "device", "dtype", "nbytes", "number", "storage")
 
@@ -44,13 +44,13 @@ class Allocation:
 
     @property
     def is_live(self) -> bool:
-        """Whether the program still holds it, at the same address."""
+        """Whether the program still holds the storage, at the same address."""
         storage = self.storage()
         return storage is not None and storage.data_ptr() == self.address
 
 
 class Memory:
-    """The registry of device storages and pinned storages, with torch's counters of allocated bytes.
+    """Registry of device storages and pinned storages, with torch's counters of allocated bytes.
 
     Args:
         num_devices: devices of the machine.
@@ -66,25 +66,25 @@ class Memory:
         self._by_storage: dict[int, Allocation] = {}
 
     def find(self, tensor: Tensor) -> Allocation | None:
-        """The allocation of a tensor's storage; None for ordinary host memory, and for tensors without a storage."""
+        """The allocation of a tensor's storage; None for ordinary host memory and for tensors without a storage."""
         return self._by_storage.get(key_of(tensor))
 
     def at(self, key: int) -> Allocation | None:
-        """The same by the storage's key."""
+        """The allocation of the storage with a key."""
         return self._by_storage.get(key)
 
     def device_of(self, tensor: Tensor) -> int | None:
-        """Index of the device that a tensor lies on; None for the host."""
-        found = self.find(tensor)
-        return None if found is None else found.device
+        """Index of the device of a tensor; None for the host."""
+        allocation = self.find(tensor)
+        return None if allocation is None else allocation.device
 
     def is_pinned(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in pinned host memory."""
-        found = self.find(tensor)
-        return found is not None and found.device is None
+        """Whether a tensor is in pinned host memory."""
+        allocation = self.find(tensor)
+        return allocation is not None and allocation.device is None
 
     def add(self, tensor: Tensor, device: int | None) -> Allocation:
-        """Register a tensor's storage, if it is not yet.
+        """Register a tensor's storage, unless it is registered already.
 
         Raises:
             torch.OutOfMemoryError: the device is full.
@@ -100,7 +100,7 @@ class Memory:
         return allocation
 
     def charge(self, device: int, nbytes: int) -> None:
-        """Count bytes that are allocated now; negative when they are freed.
+        """Count allocated bytes; negative when bytes are freed.
 
         Raises:
             torch.OutOfMemoryError: the device is full.
@@ -116,11 +116,11 @@ class Memory:
         self.reserved_bytes[device] = max(self.reserved_bytes[device], self.allocated_bytes[device])
 
     def reset_peak(self, device: int) -> None:
-        """Let the peak start again from what is allocated now."""
+        """Reset the peak to the bytes that are allocated now."""
         self.peak_bytes[device] = self.allocated_bytes[device]
 
     def empty_cache(self) -> None:
-        """Give freed memory back to the driver."""
+        """Return freed memory to the driver."""
         self.reserved_bytes = list(self.allocated_bytes)
 
     def _free(self, key: int) -> None:
@@ -130,7 +130,7 @@ class Memory:
 
 
 def key_of(tensor: Tensor) -> int:
-    """Address of a tensor's storage object, which is its key while it lives; 0 for tensors without a storage."""
+    """Key of a tensor's storage: the address of the storage object; 0 for tensors without a storage."""
     try:
         return tensor.untyped_storage()._cdata
     except RuntimeError:
@@ -155,7 +155,7 @@ def poison(tensor: Tensor) -> None:
 
 
 def holds_poison(tensor: Tensor) -> bool:
-    """Whether a tensor holds the pattern of unwritten memory. Bytes and 16-bit integers are not looked at."""
+    """Whether a tensor holds the pattern of unwritten memory. Bytes and 16-bit integers are not checked."""
     if not tensor.numel():
         return False
     if tensor.is_complex():
@@ -172,14 +172,14 @@ def holds_poison(tensor: Tensor) -> bool:
 
 
 def bytes_at(address: int, nbytes: int) -> Tensor:
-    """A uint8 tensor over memory that it does not own."""
+    """A uint8 tensor over memory, which it does not own."""
     if not nbytes:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=torch.uint8)
 
 
 def typed(raw: Tensor, dtype: torch.dtype) -> Tensor:
-    """All whole elements of a byte tensor's storage, as another type."""
+    """All complete elements of a byte tensor's storage, as another type."""
     real = _FLOAT_OF_COMPLEX.get(dtype, dtype)
     count = raw.numel() // torch.empty(0, dtype=real).element_size()
     return torch.empty(0, dtype=real).set_(raw.untyped_storage(), 0, (count,), (1,))

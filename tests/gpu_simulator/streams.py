@@ -1,7 +1,8 @@
-"""Streams, events, and copies to pinned memory that arrive when the host has waited for them.
+"""Streams, events, and copies to pinned memory, which arrive when the host has waited for them.
 
-Work is numbered in the order of launch. A stream knows up to which number it is behind each other stream (a vector clock),
-an event is such a vector, and what the host has waited for is one more. Kernels run at once: streams do not overlap.
+Work is numbered in the order of launch. A stream has a vector clock: for each other stream, the number of the last work that it
+runs after. An event is a copy of such a vector, and the work that the host has waited for is another one. Kernels run
+immediately: streams do not overlap.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.gpu_simulator.errors import CaptureError
 from tests.gpu_simulator.memory import Allocation
 
 STREAM_RING = 32
-"""PyTorch has this many streams per device and priority, and hands them out in turn."""
+"""PyTorch has this many streams per device and priority, and assigns them in turn."""
 
 StreamKey = tuple[int, int]
 """Device and number; number 0 is the default stream."""
@@ -26,51 +27,51 @@ Vector = dict[StreamKey, int]
 
 
 class Timeline:
-    """What has been launched, and what the host knows to be complete."""
+    """Launched work, and the part of it that the host has waited for."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._behind: dict[StreamKey, Vector] = {}
+        self._runs_after: dict[StreamKey, Vector] = {}
         self._complete: Vector = {}
         self._arrivals: list[tuple[StreamKey, int, Allocation, Callable[[], None]]] = []
-        self._readers: list[tuple[StreamKey, int, int]] = []  # stream, number, storage that a copy reads
+        self._readers: list[tuple[StreamKey, int, int]] = []  # stream, work number, storage that a copy reads
 
     @property
     def streams(self) -> set[StreamKey]:
-        """Streams that any work was launched on, or was to wait."""
-        return set(self._behind)
+        """Streams with launched or waiting work."""
+        return set(self._runs_after)
 
     def launch(self, stream: StreamKey) -> int:
-        """Number of a new piece of work on a stream."""
+        """Launch work on a stream; returns its number."""
         number = next(self._numbers)
-        self._behind.setdefault(stream, {})[stream] = number
+        self._runs_after.setdefault(stream, {})[stream] = number
         return number
 
     def snapshot(self, stream: StreamKey) -> Vector:
-        """Everything that a stream's next piece of work runs after."""
-        return dict(self._behind.get(stream, {}))
+        """All work that the next work on a stream runs after."""
+        return dict(self._runs_after.get(stream, {}))
 
     def join(self, stream: StreamKey, vector: Vector) -> None:
-        """Let a stream's next piece of work run after the given one."""
-        _merge(self._behind.setdefault(stream, {}), vector)
+        """Let the next work on a stream run after the given work."""
+        _merge(self._runs_after.setdefault(stream, {}), vector)
 
     def is_complete(self, vector: Vector) -> bool:
-        """Whether the host has waited for all of it."""
+        """Whether the host has waited for this work."""
         return all(self._complete.get(stream, 0) >= number for stream, number in vector.items())
 
     def complete(self, vector: Vector | None) -> None:
-        """The host has waited for this; None: for everything launched so far."""
+        """Mark work as complete, because the host has waited for it; all work launched so far if None."""
         if vector is None:
-            vector = {stream: behind.get(stream, 0) for stream, behind in self._behind.items()}
+            vector = {stream: clock.get(stream, 0) for stream, clock in self._runs_after.items()}
         _merge(self._complete, vector)
-        arrived = [one for one in self._arrivals if self._is_done(one[0], one[1])]
-        self._arrivals = [one for one in self._arrivals if not self._is_done(one[0], one[1])]
-        self._readers = [one for one in self._readers if not self._is_done(one[0], one[1])]
+        arrived = [copy for copy in self._arrivals if self._is_done(copy[0], copy[1])]
+        self._arrivals = [copy for copy in self._arrivals if not self._is_done(copy[0], copy[1])]
+        self._readers = [copy for copy in self._readers if not self._is_done(copy[0], copy[1])]
         for _, _, _, deliver in arrived:
             deliver()
 
     def send(self, stream: StreamKey, to: Allocation, deliver: Callable[[], None]) -> None:
-        """Start a copy to pinned memory, to be delivered when the host has waited for it."""
+        """Start a copy to pinned memory. It is delivered when the host has waited for it."""
         self._arrivals.append((stream, self.launch(stream), to, deliver))
 
     def read(self, stream: StreamKey, source: Allocation) -> None:
@@ -78,16 +79,16 @@ class Timeline:
         self._readers.append((stream, self.launch(stream), source.number))
 
     def is_arriving(self, allocation: Allocation) -> bool:
-        """Whether a copy to this pinned memory is still under way."""
+        """Whether a copy to this pinned memory is in progress."""
         return any(to is allocation for _, _, to, _ in self._arrivals)
 
     def is_being_read(self, allocation: Allocation) -> bool:
-        """Whether a copy from this pinned memory is still under way."""
+        """Whether a copy from this pinned memory is in progress."""
         return any(number == allocation.number for _, _, number in self._readers)
 
     @property
     def is_idle(self) -> bool:
-        """Whether no copy to or from pinned memory is under way."""
+        """Whether no copy to or from pinned memory is in progress."""
         return not self._arrivals and not self._readers
 
     def _is_done(self, stream: StreamKey, number: int) -> bool:
@@ -100,7 +101,7 @@ def _merge(into: Vector, vector: Vector) -> None:
 
 
 class Stream:
-    """`torch.cuda.Stream`: the next of the device's ring; `number` is for the simulator's own use."""
+    """`torch.cuda.Stream`: the next stream of the device's ring; `number` is internal to the simulator."""
 
     def __init__(self, device: Any = None, priority: int = 0, *, number: int | None = None) -> None:
         self._simulator = active.simulator()
@@ -165,7 +166,7 @@ class StreamContext:
 
 
 class Event:
-    """`torch.cuda.Event`. Its first query after a record finds it unfinished, every later one finished."""
+    """`torch.cuda.Event`. The first query after a record returns unfinished, later queries return finished."""
 
     def __init__(self, enable_timing: bool = False, **_: Any) -> None:
         self._simulator = active.simulator()

@@ -1,4 +1,4 @@
-"""Captures and replays: each guarantee of the simulator fails here without it."""
+"""Captures and replays: each rule of the simulator has a test that fails without it."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,8 +11,8 @@ from tests.gpu_simulator import CaptureError, PoolError, Simulator, UseAfterFree
 
 @pytest.fixture(autouse=True)
 def simulator() -> Iterator[Simulator]:
-    with simulated_gpu() as running, torch.inference_mode():
-        yield running
+    with simulated_gpu() as active, torch.inference_mode():
+        yield active
 
 
 def captured(compute: Callable[[], object], **options: object) -> torch.cuda.CUDAGraph:
@@ -26,7 +26,7 @@ def ones(*shape: int) -> Tensor:
     return torch.ones(*shape, device="cuda")
 
 
-def test_a_replay_reads_tensors_anew_and_python_numbers_never(simulator: Simulator) -> None:
+def test_a_replay_reads_tensors_again_but_not_python_numbers(simulator: Simulator) -> None:
     x, y, number = ones(4), ones(4), 3.0
     graph = captured(lambda: y.copy_(x * number))
     number = 5.0
@@ -44,7 +44,7 @@ def test_a_replay_runs_no_python_of_the_captured_function() -> None:
     assert calls == [1]
 
 
-def test_a_capture_itself_computes_nothing() -> None:
+def test_a_capture_computes_nothing() -> None:
     x, kept = torch.zeros(4, device="cuda"), []
 
     def compute() -> None:
@@ -57,7 +57,7 @@ def test_a_capture_itself_computes_nothing() -> None:
     assert (x.tolist(), kept[0].tolist()) == ([1.0] * 4, [2.0] * 4)
 
 
-def test_results_in_a_captured_list_and_views_of_them_are_written_again() -> None:
+def test_a_replay_writes_results_in_a_list_and_their_views_again() -> None:
     x, parts = ones(6), []
     graph = captured(lambda: parts.extend((x * 2).clone().split(2)))
     graph.replay()
@@ -66,7 +66,7 @@ def test_results_in_a_captured_list_and_views_of_them_are_written_again() -> Non
     assert [part.tolist() for part in parts] == [[10.0, 10.0]] * 3
 
 
-def test_a_host_number_is_taken_by_value_when_it_is_captured() -> None:
+def test_a_host_number_is_captured_by_value() -> None:
     x, y, host = ones(2), ones(2), torch.tensor(3.0)
     graph = captured(lambda: y.copy_(x * host))
     host.fill_(7)
@@ -74,7 +74,7 @@ def test_a_host_number_is_taken_by_value_when_it_is_captured() -> None:
     assert y.tolist() == [3.0] * 2
 
 
-def test_a_replay_that_uses_memory_the_program_has_dropped_is_an_error(simulator: Simulator) -> None:
+def test_a_replay_that_uses_memory_freed_by_the_program_is_an_error(simulator: Simulator) -> None:
     x, others = ones(4), [ones(4)]
     graph = captured(lambda: x.copy_(others[0] + 1))
     graph.replay()
@@ -84,7 +84,7 @@ def test_a_replay_that_uses_memory_the_program_has_dropped_is_an_error(simulator
     assert len(simulator.problems) == 1
 
 
-def test_memory_that_only_a_view_still_holds_is_alive() -> None:
+def test_memory_with_a_view_is_alive() -> None:
     x, whole = ones(2), ones(4)
     view = whole[1:3]
     graph = captured(lambda: x.copy_(view * 2))
@@ -93,19 +93,19 @@ def test_memory_that_only_a_view_still_holds_is_alive() -> None:
     assert x.tolist() == [2.0, 2.0]
 
 
-def test_a_graphs_memory_is_unwritten_before_every_replay() -> None:
-    total, places = torch.zeros(4, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+def test_the_memory_of_a_graph_is_unwritten_before_every_replay() -> None:
+    total, indices = torch.zeros(4, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
 
     def compute() -> None:
-        total.add_(torch.empty(4, device="cuda"))  # what an earlier replay left there
-        places.copy_(torch.empty(1, dtype=torch.int64, device="cuda"))
+        total.add_(torch.empty(4, device="cuda"))  # would read results of an earlier replay
+        indices.copy_(torch.empty(1, dtype=torch.int64, device="cuda"))
 
     captured(compute).replay()
     assert bool(total.isnan().all())
-    assert bool((places == 0x5A5A5A5A5A5A5A5A).all())
+    assert bool((indices == 0x5A5A5A5A5A5A5A5A).all())
 
 
-def test_an_earlier_graph_of_a_pool_overwrites_the_results_of_a_later_one() -> None:
+def test_replaying_an_earlier_graph_of_a_pool_overwrites_the_results_of_a_later_one() -> None:
     x, y, kept = ones(4), ones(4), []
     early = captured(lambda: y.copy_(x + 1))
     late = captured(lambda: kept.append(x * 2), pool=early.pool())
@@ -115,7 +115,7 @@ def test_an_earlier_graph_of_a_pool_overwrites_the_results_of_a_later_one() -> N
     assert bool(kept[0].isnan().all())
 
 
-def test_a_later_graph_of_a_pool_leaves_the_results_of_an_earlier_one() -> None:
+def test_replaying_a_later_graph_of_a_pool_keeps_the_results_of_an_earlier_one() -> None:
     x, y, kept = ones(4), ones(4), []
     early = captured(lambda: kept.append(x * 2))
     late = captured(lambda: y.copy_(x + 1), pool=early.pool())
@@ -145,10 +145,10 @@ def test_waiting_for_the_device_inside_a_capture_is_an_error(read: Callable[[Ten
     with pytest.raises(CaptureError, match="inside a capture"):
         captured(lambda: read(x))
     assert simulator.problems
-    captured(lambda: x + 1).replay()  # the simulator goes on
+    captured(lambda: x + 1).replay()  # the simulator continues
 
 
-def test_captures_are_refused_on_the_default_stream_and_inside_each_other() -> None:
+def test_captures_on_the_default_stream_or_inside_another_capture_are_errors() -> None:
     with pytest.raises(CaptureError, match="non-default stream"):
         torch.cuda.CUDAGraph().capture_begin()
     with pytest.raises(CaptureError, match="inside a capture"):
@@ -157,7 +157,7 @@ def test_captures_are_refused_on_the_default_stream_and_inside_each_other() -> N
         torch.cuda.CUDAGraph().replay()
 
 
-def test_a_capture_that_is_told_to_runs_out_of_memory(simulator: Simulator) -> None:
+def test_a_selected_capture_runs_out_of_memory(simulator: Simulator) -> None:
     x = ones(2)
     simulator.fail_captures(2)
     captured(lambda: x.add_(1))
@@ -182,7 +182,7 @@ def product(matrix: Tensor, *, clears: bool = False, **options: object) -> torch
 
 
 @pytest.mark.parametrize("shares_pool", [False, True])
-def test_a_graph_whose_workspace_died_with_another_graph_is_an_error(shares_pool: bool) -> None:
+def test_a_graph_whose_workspace_was_freed_with_another_graph_is_an_error(shares_pool: bool) -> None:
     pool, matrix = torch.cuda.graph_pool_handle() if shares_pool else None, ones(4, 4)
     first, second = product(matrix, pool=pool), product(matrix, pool=pool)
     second.replay()
@@ -191,7 +191,7 @@ def test_a_graph_whose_workspace_died_with_another_graph_is_an_error(shares_pool
         second.replay()
 
 
-def test_clearing_the_workspaces_before_and_after_makes_each_graph_independent(simulator: Simulator) -> None:
+def test_graphs_are_independent_if_workspaces_are_cleared_before_and_after_the_capture(simulator: Simulator) -> None:
     matrix, options = ones(4, 4), {"pool": torch.cuda.graph_pool_handle(), "clears": True}
     first, second = product(matrix, **options), product(matrix, **options)
     del first
@@ -202,7 +202,7 @@ def test_clearing_the_workspaces_before_and_after_makes_each_graph_independent(s
     assert simulator.num_workspaces == simulator.workspace_bytes == 0
 
 
-def test_clearing_the_workspaces_from_outside_breaks_graphs_that_use_them() -> None:
+def test_clearing_workspaces_later_breaks_graphs_that_use_them() -> None:
     matrix, side = ones(4, 4), torch.cuda.Stream()
     with torch.cuda.stream(side):
         torch.mm(matrix, matrix)
@@ -214,12 +214,12 @@ def test_clearing_the_workspaces_from_outside_breaks_graphs_that_use_them() -> N
 
 def test_a_pool_that_keeps_a_workspace_cannot_be_captured_into_after_its_last_graph() -> None:
     matrix, pool = ones(4, 4), torch.cuda.graph_pool_handle()
-    product(matrix, pool=pool)  # dies at once
+    product(matrix, pool=pool)  # destroyed at once
     with pytest.raises(PoolError, match="175276"):
         product(matrix, pool=pool)
 
 
-def test_every_stream_that_multiplies_takes_a_workspace_and_there_are_32_streams(simulator: Simulator) -> None:
+def test_every_stream_with_a_product_has_a_workspace_and_there_are_32_streams(simulator: Simulator) -> None:
     matrix = ones(4, 4)
     streams = [torch.cuda.Stream() for _ in range(40)]
     for stream in streams:
@@ -231,7 +231,7 @@ def test_every_stream_that_multiplies_takes_a_workspace_and_there_are_32_streams
     assert simulator.num_workspace_streams == 33
 
 
-def test_a_reset_graph_is_gone() -> None:
+def test_a_reset_graph_cannot_be_replayed() -> None:
     x = ones(2)
     graph = captured(lambda: x.add_(1))
     graph.reset()
@@ -239,7 +239,7 @@ def test_a_reset_graph_is_gone() -> None:
         graph.replay()
 
 
-def test_all_options_of_torch_are_taken() -> None:
+def test_all_options_of_torch_are_accepted() -> None:
     x, pool = ones(2), torch.cuda.graph_pool_handle()
     options = {"pool": pool, "stream": torch.cuda.Stream(), "capture_error_mode": "thread_local", "check_input_liveness": True}
     graph = captured(lambda: x.add_(1), **options)
@@ -249,7 +249,7 @@ def test_all_options_of_torch_are_taken() -> None:
         assert torch.cuda.is_current_stream_capturing()
 
 
-def test_a_graph_goes_on_when_the_program_drops_its_results() -> None:
+def test_a_graph_still_works_after_the_program_frees_its_results() -> None:
     x, y, kept = ones(4), ones(4), []
 
     def compute() -> None:
@@ -258,13 +258,13 @@ def test_a_graph_goes_on_when_the_program_drops_its_results() -> None:
 
     graph = captured(compute)
     graph.replay()
-    kept.clear()  # the memory returns to the graph's pool, which the graph keeps
+    kept.clear()  # the memory returns to the pool, which the graph keeps
     x.fill_(5)
     graph.replay()
     assert y.tolist() == [11.0] * 4
 
 
-def test_an_error_inside_a_capture_undoes_it() -> None:
+def test_an_error_inside_a_capture_undoes_its_writes() -> None:
     x = torch.zeros(4, device="cuda")
 
     def compute() -> None:

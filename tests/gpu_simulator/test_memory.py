@@ -1,4 +1,4 @@
-"""Labels, unwritten memory, host against device, pinned memory and the counters of memory."""
+"""Device labels, unwritten memory, mixed devices, pinned memory and memory counters."""
 
 import copy
 import gc
@@ -14,28 +14,28 @@ from tests.gpu_simulator import DeviceMismatch, Simulator, UnwrittenMemory, simu
 
 @pytest.fixture(autouse=True)
 def simulator() -> Iterator[Simulator]:
-    with simulated_gpu(num_devices=2) as running:
-        yield running
+    with simulated_gpu(num_devices=2) as active:
+        yield active
 
 
 def on_device(*values: float) -> Tensor:
     return torch.tensor(values, device="cuda")
 
 
-def test_tensors_name_the_device_that_they_were_made_on() -> None:
+def test_tensors_report_the_device_on_which_they_were_created() -> None:
     x = torch.ones(2, device="cuda")
-    for made in (x, x + 1, x[:1], x.new_zeros(3), torch.zeros_like(x), x.to(torch.float16), x.clone(), copy.deepcopy(x)):
-        assert made.device == torch.device("cuda", 0)
-        assert made.is_cuda
-    for made in (torch.ones(2), x.cpu(), x.to("cpu"), torch.zeros_like(x, device="cpu"), x.new_zeros(3, device="cpu")):
-        assert made.device == torch.device("cpu")
-    for made in (
+    for tensor in (x, x + 1, x[:1], x.new_zeros(3), torch.zeros_like(x), x.to(torch.float16), x.clone(), copy.deepcopy(x)):
+        assert tensor.device == torch.device("cuda", 0)
+        assert tensor.is_cuda
+    for tensor in (torch.ones(2), x.cpu(), x.to("cpu"), torch.zeros_like(x, device="cpu"), x.new_zeros(3, device="cpu")):
+        assert tensor.device == torch.device("cpu")
+    for tensor in (
         torch.ones(2).to("cuda:1"),
         torch.arange(3, device=1),
         torch.ones(2).cuda(1),
         torch.as_tensor(x, device="cuda:1"),
     ):
-        assert made.device == torch.device("cuda", 1)
+        assert tensor.device == torch.device("cuda", 1)
     assert torch.as_tensor(x, device="cuda") is x
     assert torch.ones(2).to(x).device == x.device
     with torch.device("cuda"):
@@ -50,7 +50,7 @@ def test_modules_and_their_parameters_move() -> None:
     assert not module.to("cpu").weight.is_cuda
 
 
-def test_the_current_device_is_where_cuda_without_a_number_lies() -> None:
+def test_cuda_without_an_index_is_the_current_device() -> None:
     with torch.cuda.device(1):
         assert torch.ones(1, device="cuda").device.index == torch.cuda.current_device() == 1
     torch.cuda.set_device(1)
@@ -88,7 +88,7 @@ def test_numbers_and_copies_may_cross() -> None:
     assert torch.rand(3, device="cuda", generator=generator).is_cuda
 
 
-def test_a_device_tensor_is_no_numpy_array() -> None:
+def test_a_device_tensor_cannot_become_a_numpy_array() -> None:
     with pytest.raises(TypeError, match="can't convert cuda:0"):
         on_device(1.0).numpy()
 
@@ -97,7 +97,7 @@ def test_a_device_tensor_is_no_numpy_array() -> None:
 @pytest.mark.parametrize(
     "read", [lambda x: x.tolist(), lambda x: x.cpu(), lambda x: x[1].item(), lambda x: float(x[2]), lambda x: torch.equal(x, x)]
 )
-def test_the_host_cannot_read_what_was_not_written(read, dtype: torch.dtype, simulator: Simulator) -> None:
+def test_the_host_cannot_read_unwritten_memory(read, dtype: torch.dtype, simulator: Simulator) -> None:
     x = torch.empty(3, dtype=dtype, device="cuda")
     x[0] = 1
     with pytest.raises(UnwrittenMemory, match="was not written"):
@@ -105,7 +105,7 @@ def test_the_host_cannot_read_what_was_not_written(read, dtype: torch.dtype, sim
     assert len(simulator.problems) == 1
 
 
-def test_a_nan_of_the_programs_own_may_be_read_and_an_unwritten_one_is_seen_through_arithmetic() -> None:
+def test_a_computed_nan_can_be_read_and_poison_is_detected_after_arithmetic() -> None:
     zero = torch.zeros(2, device="cuda")
     assert (zero / zero).isnan().tolist() == [True, True]
     assert str((zero / zero).tolist()) == "[nan, nan]"
@@ -114,13 +114,13 @@ def test_a_nan_of_the_programs_own_may_be_read_and_an_unwritten_one_is_seen_thro
         unwritten.tolist()
 
 
-def test_waits_are_counted_where_they_happen(simulator: Simulator) -> None:
+def test_waits_are_counted_by_location(simulator: Simulator) -> None:
     x = torch.ones(2, device="cuda")
     assert not simulator.counters["waits"]
     _ = (x.sum().item(), x.tolist(), x.cpu(), on_device(1.0), x.nonzero(), bool(x[0] > 0))
     torch.cuda.synchronize()
     assert simulator.counters["waits"] == 7
-    assert any(what.startswith("item() at test_memory.py:") for what in simulator.wait_places)
+    assert any(location.startswith("item() at test_memory.py:") for location in simulator.wait_locations)
 
 
 def test_a_copy_to_pinned_memory_arrives_when_its_event_is_waited_for(simulator: Simulator) -> None:
@@ -130,7 +130,7 @@ def test_a_copy_to_pinned_memory_arrives_when_its_event_is_waited_for(simulator:
     late.record()
     x.fill_(9)
     early.synchronize()
-    assert str(pinned.tolist()) == "[nan, nan]"  # listed, not raised: a GPU would not notice
+    assert str(pinned.tolist()) == "[nan, nan]"  # listed, not raised: a GPU would not detect this
     assert "tolist() reads pinned memory before the copy to it has arrived" in simulator.problems[0]
     late.synchronize()
     assert pinned.tolist() == [1.0, 2.0]
@@ -139,7 +139,7 @@ def test_a_copy_to_pinned_memory_arrives_when_its_event_is_waited_for(simulator:
 
 
 @pytest.mark.parametrize("wait", [lambda: torch.cuda.synchronize(), lambda: torch.cuda.current_stream().synchronize()])
-def test_other_ways_of_waiting_deliver_too(wait: Callable[[], None]) -> None:
+def test_other_waits_deliver_copies_too(wait: Callable[[], None]) -> None:
     pinned = torch.zeros(1).pin_memory()
     assert pinned.is_pinned()
     pinned.copy_(on_device(3.0), non_blocking=True)
@@ -147,7 +147,7 @@ def test_other_ways_of_waiting_deliver_too(wait: Callable[[], None]) -> None:
     assert pinned.tolist() == [3.0]
 
 
-def test_an_event_of_another_stream_delivers_only_behind_a_stream_that_waits() -> None:
+def test_an_event_of_another_stream_delivers_only_if_that_stream_waited() -> None:
     x, pinned, side = on_device(1.0), torch.zeros(1, pin_memory=True), torch.cuda.Stream()
     pinned.copy_(x, non_blocking=True)
     event = torch.cuda.Event()
@@ -160,14 +160,14 @@ def test_an_event_of_another_stream_delivers_only_behind_a_stream_that_waits() -
     assert pinned.tolist() == [1.0]
 
 
-def test_arithmetic_of_the_host_on_memory_that_has_not_arrived_is_a_problem(simulator: Simulator) -> None:
+def test_host_arithmetic_on_memory_that_has_not_arrived_is_a_problem(simulator: Simulator) -> None:
     pinned = torch.zeros(2, pin_memory=True)
     pinned.copy_(on_device(1.0, 2.0), non_blocking=True)
     _ = pinned + 1
     assert "before the copy to it has arrived" in simulator.problems[0]
 
 
-def test_pinned_memory_must_not_be_written_while_a_copy_reads_it(simulator: Simulator) -> None:
+def test_writing_pinned_memory_while_a_copy_reads_it_is_a_problem(simulator: Simulator) -> None:
     pinned, x, event = torch.ones(2, pin_memory=True), torch.zeros(2, device="cuda"), torch.cuda.Event()
     x.copy_(pinned, non_blocking=True)
     event.record()
@@ -179,7 +179,7 @@ def test_pinned_memory_must_not_be_written_while_a_copy_reads_it(simulator: Simu
     assert "writes pinned memory before a copy from it is complete" in simulator.problems[0]
 
 
-def test_captured_copies_read_and_deliver_pinned_memory_at_every_replay() -> None:
+def test_captured_copies_read_and_write_pinned_memory_at_every_replay() -> None:
     source, result, x = torch.ones(2, pin_memory=True), torch.zeros(2, pin_memory=True), torch.zeros(2, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -192,7 +192,7 @@ def test_captured_copies_read_and_deliver_pinned_memory_at_every_replay() -> Non
         assert result.tolist() == [2 * value] * 2
 
 
-def test_events_time_what_the_host_has_waited_for() -> None:
+def test_events_measure_time_after_the_host_has_waited_for_them() -> None:
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     end.record()
@@ -205,7 +205,7 @@ def test_events_time_what_the_host_has_waited_for() -> None:
         begin.elapsed_time(torch.cuda.Event())
 
 
-def test_memory_is_counted_as_long_as_the_program_holds_it(simulator: Simulator) -> None:
+def test_memory_is_counted_while_the_program_holds_it(simulator: Simulator) -> None:
     free, total = torch.cuda.mem_get_info()
     assert total == find_hardware("NVIDIA H200").memory_bytes
     x = torch.zeros(1000, device="cuda")
@@ -233,8 +233,8 @@ def test_a_full_device_is_out_of_memory(simulator: Simulator) -> None:
 @pytest.mark.parametrize(
     ("name", "capability", "workspace_mib"), [("NVIDIA A100-SXM4-80GB", (8, 0), 8.125), ("Tesla T4", (7, 5), 8.125)]
 )
-def test_other_gpus_of_the_table(name: str, capability: tuple[int, int], workspace_mib: float) -> None:
-    # The fixture's machine is another one: only its data sheet is read here.
+def test_other_gpus_of_the_table_have_their_properties(name: str, capability: tuple[int, int], workspace_mib: float) -> None:
+    # The active simulator has another GPU: only properties are read here.
     from tests.gpu_simulator.hardware import device_properties
 
     properties = device_properties(name)
@@ -244,7 +244,7 @@ def test_other_gpus_of_the_table(name: str, capability: tuple[int, int], workspa
         device_properties("AMD Instinct MI300X")
 
 
-def test_torch_describes_the_machine() -> None:
+def test_torch_reports_the_simulated_machine() -> None:
     assert torch.cuda.is_available()
     assert torch.cuda.device_count() == 2
     assert torch.cuda.get_device_name() == torch.cuda.get_device_properties(1).name == "NVIDIA H200"

@@ -1,4 +1,4 @@
-"""Operations that exist on CUDA only: against plain formulas, and read anew at every replay."""
+"""CUDA-only operations equal plain formulas, and read their tensors again at every replay."""
 
 from collections.abc import Iterator
 
@@ -17,9 +17,9 @@ HEADS, KV_HEADS, HEAD_DIM, SLOTS = 4, 2, 16, 20
 
 @pytest.fixture(autouse=True)
 def simulator() -> Iterator[Simulator]:
-    with simulated_gpu() as running, torch.inference_mode():
+    with simulated_gpu() as active, torch.inference_mode():
         torch.manual_seed(0)
-        yield running
+        yield active
 
 
 def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -31,12 +31,12 @@ def lengths(*values: int) -> Tensor:
 
 
 def expected(query: Tensor, key: Tensor, value: Tensor, used: int, window: int | None = None) -> Tensor:
-    """Attention of T queries that stand at the end of the used keys, row by row: [T, N, H]."""
+    """Attention of T queries at the end of the used keys, row by row: [T, N, H]."""
     q, k, v = (x.cpu().double() for x in (query, key[:used], value[:used]))
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     rows = []
-    for number, row in enumerate(q):
-        end = used - len(q) + number + 1
+    for index, row in enumerate(q):
+        end = used - len(q) + index + 1
         begin = 0 if window is None else max(0, end - 1 - window)
         weights = (torch.einsum("nh,snh->ns", row, k[begin:end]) / HEAD_DIM**0.5).softmax(-1)
         rows.append(torch.einsum("ns,snh->nh", weights, v[begin:end]))
@@ -50,7 +50,7 @@ def attend(out: Tensor, query: Tensor, key: Tensor, value: Tensor, used: Tensor,
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_attention_reads_its_length_on_the_device_at_replay_and_nothing_beyond_it(rows: int) -> None:
+def test_attention_reads_its_length_on_the_device_at_replay_and_no_keys_beyond_it(rows: int) -> None:
     query, key, value = random(rows, HEADS, HEAD_DIM), random(SLOTS, KV_HEADS, HEAD_DIM), random(SLOTS, KV_HEADS, HEAD_DIM)
     used, out = lengths(SLOTS), torch.zeros_like(query)
     cu_q, cu_k = lengths(0, rows), lengths(0, SLOTS)
@@ -67,7 +67,7 @@ def test_attention_reads_its_length_on_the_device_at_replay_and_nothing_beyond_i
         key[length:], value[length:] = kept
 
 
-def test_packed_sequences_a_window_and_the_softmax_scale(simulator: Simulator) -> None:
+def test_attention_of_packed_sequences_with_a_window_and_a_softmax_scale(simulator: Simulator) -> None:
     query, key, value = random(5, HEADS, HEAD_DIM), random(SLOTS, KV_HEADS, HEAD_DIM), random(SLOTS, KV_HEADS, HEAD_DIM)
     out, options = torch.zeros_like(query), {"enable_gqa": True, "window_size": (4, 0), "seqused_k": lengths(6, 9)}
     varlen.varlen_attn_out(out, query, key, value, lengths(0, 2, 5), lengths(0, 8, 20), 3, 12, **options)
@@ -80,7 +80,7 @@ def test_packed_sequences_a_window_and_the_softmax_scale(simulator: Simulator) -
     )
 
 
-def test_without_an_out_tensor_the_same_comes_back() -> None:
+def test_attention_without_an_out_tensor_returns_the_same() -> None:
     query, key = random(3, HEADS, HEAD_DIM), random(SLOTS, HEADS, HEAD_DIM)
     cu_q, cu_k, out = lengths(0, 3), lengths(0, SLOTS), torch.zeros_like(query)
     arguments = (query, key, key, cu_q, cu_k, 3, SLOTS)
@@ -98,15 +98,15 @@ def test_without_an_out_tensor_the_same_comes_back() -> None:
         ({"used": SLOTS + 1}, "expected 0 to 20"),
     ],
 )
-def test_the_kernels_limits_hold(changes: dict[str, object], message: str) -> None:
-    given = {"dtype": torch.bfloat16, "head_dim": HEAD_DIM, "lengths": torch.int32, "max_q": 3, "used": SLOTS} | changes
-    query, key = (random(rows, HEADS, given["head_dim"], dtype=given["dtype"]) for rows in (3, SLOTS))
-    cu_q, cu_k, used = (torch.tensor(x, device="cuda", dtype=given["lengths"]) for x in ([0, 3], [0, SLOTS], [given["used"]]))
+def test_attention_has_the_limits_of_the_kernel(changes: dict[str, object], message: str) -> None:
+    case = {"dtype": torch.bfloat16, "head_dim": HEAD_DIM, "lengths": torch.int32, "max_q": 3, "used": SLOTS} | changes
+    query, key = (random(rows, HEADS, case["head_dim"], dtype=case["dtype"]) for rows in (3, SLOTS))
+    cu_q, cu_k, used = (torch.tensor(x, device="cuda", dtype=case["lengths"]) for x in ([0, 3], [0, SLOTS], [case["used"]]))
     with pytest.raises(RuntimeError, match=message):
-        varlen.varlen_attn_out(torch.zeros_like(query), query, key, key, cu_q, cu_k, given["max_q"], SLOTS, seqused_k=used)
+        varlen.varlen_attn_out(torch.zeros_like(query), query, key, key, cu_q, cu_k, case["max_q"], SLOTS, seqused_k=used)
 
 
-def test_products_with_a_wider_result_are_rounded_once() -> None:
+def test_products_with_a_wider_result_round_once() -> None:
     left, right = random(3, 64), random(64, 5)
     exact = left.cpu().double() @ right.cpu().double()
     product = torch.mm(left, right, out_dtype=torch.float32)
@@ -127,7 +127,7 @@ def test_products_with_a_wider_result_are_rounded_once() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "keys"), [(5, 5), (2, 7)])
-def test_fused_attention_with_causal_masks_and_grouped_heads(rows: int, keys: int, dtype: torch.dtype) -> None:
+def test_fused_attention_supports_causal_masks_and_grouped_heads(rows: int, keys: int, dtype: torch.dtype) -> None:
     query, key, value = (
         random(n, heads, HEAD_DIM, dtype=dtype) for n, heads in ((rows, HEADS), (keys, KV_HEADS), (keys, KV_HEADS))
     )
@@ -141,7 +141,7 @@ def test_fused_attention_with_causal_masks_and_grouped_heads(rows: int, keys: in
         torch.testing.assert_close(scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), lower_right)
 
 
-def test_a_custom_operation_is_one_recorded_operation(simulator: Simulator) -> None:
+def test_a_custom_operation_is_recorded_as_one_operation(simulator: Simulator) -> None:
     @torch.library.custom_op("simulated::double_into", mutates_args={"out"})
     def double_into(x: Tensor, out: Tensor) -> None:
         out.copy_(x + x)

@@ -1,4 +1,4 @@
-"""`torch.cuda` as a program on the simulated machine finds it."""
+"""Replaces `torch.cuda` for programs on the simulated machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.gpu_simulator.calls import CallMode
 from tests.gpu_simulator.capture import CUDAGraph, GraphContext
 from tests.gpu_simulator.hardware import device_properties
 from tests.gpu_simulator.operations import OperationMode
-from tests.gpu_simulator.simulator import Simulator, plainly
+from tests.gpu_simulator.simulator import Simulator, unsimulated
 from tests.gpu_simulator.streams import Event, Stream, StreamContext
 
 _MISSING = object()
@@ -38,7 +38,7 @@ class DeviceContext:
 
 
 class Generator(torch.Generator):
-    """`torch.Generator`: one of the device draws on the CPU, and says that it is the device's."""
+    """`torch.Generator`: a generator for the device runs on the CPU, and reports the device as its own."""
 
     def __new__(cls, device: Any = "cpu") -> Generator:
         return super().__new__(cls, "cpu")
@@ -55,12 +55,12 @@ class Generator(torch.Generator):
 
 @contextlib.contextmanager
 def simulated_gpu(name: str = "NVIDIA H200", *, num_devices: int = 1, raises: bool = True) -> Iterator[Simulator]:
-    """Let torch find a CUDA device, simulated on CPU tensors, in this thread.
+    """Provide torch with a CUDA device in this thread, simulated on CPU tensors.
 
     Args:
-        name: of the GPU, as torch reports it; one of the project's hardware table.
-        num_devices: how many of them the machine has.
-        raises: whether problems that a GPU would fault on raise. All problems are listed in `Simulator.problems`.
+        name: of the GPU, as torch reports it; must be in the project's hardware table.
+        num_devices: GPUs in the machine.
+        raises: whether problems that would be errors on a GPU raise. All problems are listed in `Simulator.problems`.
     """
     simulator = Simulator(device_properties(name), num_devices, raises=raises)
     active.start(simulator)
@@ -100,8 +100,8 @@ def _patched(simulator: Simulator) -> Iterator[None]:
 
 
 def _new_bias(cls: type, *_: Any) -> CausalBias:
-    """Under a dispatch mode torch cannot make a tensor subclass without data, as this one is."""
-    with plainly():
+    """Create the bias outside the dispatch mode, in which torch cannot create a tensor subclass without data."""
+    with unsimulated():
         return torch.Tensor.__new__(cls)
 
 
@@ -111,14 +111,14 @@ def _functions(simulator: Simulator) -> dict[str, Any]:
     def set_device(device: Any) -> None:
         simulator.device = index(device)
 
-    def of_device(value: Any) -> Any:
-        """A function of a device that all devices answer alike."""
+    def same_for_all(value: Any) -> Any:
+        """A function of a device that returns the same value for all devices."""
 
-        def answer(device: Any = None) -> Any:
+        def get(device: Any = None) -> Any:
             index(device)
             return value
 
-        return answer
+        return get
 
     return {
         "is_available": lambda: True,
@@ -140,9 +140,9 @@ def _functions(simulator: Simulator) -> dict[str, Any]:
         "graph": GraphContext,
         "graph_pool_handle": simulator.pools.new,
         "is_current_stream_capturing": lambda: simulator.capturing is not None,
-        "get_device_name": of_device(properties.name),
-        "get_device_properties": of_device(properties),
-        "get_device_capability": of_device(properties.capability),
+        "get_device_name": same_for_all(properties.name),
+        "get_device_properties": same_for_all(properties),
+        "get_device_capability": same_for_all(properties.capability),
         "is_bf16_supported": lambda including_emulation=True: including_emulation or properties.major >= 8,
     }
 

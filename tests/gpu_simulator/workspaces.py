@@ -1,12 +1,12 @@
-"""cuBLAS workspaces and memory pools, and the two known ways in which graphs break with them.
+"""cuBLAS workspaces and memory pools, and two known ways in which they break graphs.
 
-PyTorch keeps one workspace per stream, taken at the stream's first matrix product. A product that is captured bakes the
-workspace's address into its graph. When any graph of a stream is destroyed, PyTorch (with #175276) frees the workspace of
-that stream: other graphs that use it then read freed memory (pytorch#193402). Without #175276 the workspace stays, and a pool
-that holds one cannot be reopened after its last graph died (INTERNAL ASSERT use_count > 0).
+PyTorch keeps a workspace per stream, allocated at the first matrix product on the stream. A captured product stores the address
+of the workspace in its graph. When a graph of a stream is destroyed, PyTorch (with #175276) frees the workspace of that stream,
+and other graphs that use it read freed memory (pytorch#193402). Without #175276 the workspace stays, and a pool that holds one
+cannot be reopened after its last graph was destroyed (INTERNAL ASSERT use_count > 0).
 
-`torch._C._cuda_clearCublasWorkspaces()` before and after the captured computation avoids both: the workspace is then a
-temporary of the graph alone.
+A call of `torch._C._cuda_clearCublasWorkspaces()` before and after the captured computation avoids both: the workspace is then
+a temporary of this graph alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PoolId = tuple[int, int]
 
 
 class Workspace:
-    """One stream's workspace, with the graph in whose capture it was allocated, by number."""
+    """Workspace of a stream, with the number of the graph whose capture allocated it."""
 
     __slots__ = ("is_freed", "owner", "pool")
 
@@ -35,7 +35,7 @@ class Workspace:
         self.is_freed = False
 
     def is_valid_for(self, graph: int) -> bool:
-        """A graph's own temporary stays in its pool, whoever frees it."""
+        """Whether a graph can use it. A temporary of the graph itself stays in its pool even if it is freed."""
         return self.owner == graph or not self.is_freed
 
 
@@ -44,30 +44,30 @@ class Workspaces:
 
     Args:
         charge: counts bytes of a device as allocated.
-        nbytes: size of one workspace.
+        nbytes: size of a workspace.
     """
 
     def __init__(self, charge: Callable[[int, int], None], nbytes: int) -> None:
         self._charge = charge
         self._nbytes = nbytes
         self.live: dict[StreamKey, Workspace] = {}
-        self.streams_ever: set[StreamKey] = set()
-        """Streams on which a product has run."""
-        self.most_live = 0
-        """Workspaces that were held at a time."""
-        self._kept: dict[StreamKey, Workspace] = {}  # as torch before #175276 keeps them
+        self.streams_with_products: set[StreamKey] = set()
+        """Streams on which a matrix product has run."""
+        self.max_live = 0
+        """Largest number of workspaces at the same time."""
+        self._kept: dict[StreamKey, Workspace] = {}  # workspaces that torch before #175276 keeps
 
     def use(self, stream: StreamKey, graph: CUDAGraph | None) -> Workspace:
-        """The workspace of a product on a stream."""
-        self.streams_ever.add(stream)
-        found = self.live.get(stream)
-        if found is None:
+        """The workspace of a matrix product on a stream."""
+        self.streams_with_products.add(stream)
+        workspace = self.live.get(stream)
+        if workspace is None:
             owner, pool = (graph.number, graph.pool_id) if graph else (None, None)
             self._charge(stream[0], self._nbytes)
-            found = self.live[stream] = Workspace(owner, pool)
-            self.most_live = max(self.most_live, len(self.live))
-        self._kept.setdefault(stream, found)
-        return found
+            workspace = self.live[stream] = Workspace(owner, pool)
+            self.max_live = max(self.max_live, len(self.live))
+        self._kept.setdefault(stream, workspace)
+        return workspace
 
     def clear(self) -> None:
         """`torch._C._cuda_clearCublasWorkspaces()`."""
@@ -75,8 +75,8 @@ class Workspaces:
             self._free(stream)
         self._kept.clear()
 
-    def destroyed_graph_of(self, stream: StreamKey) -> None:
-        """PyTorch frees a stream's workspace with any of its graphs."""
+    def free_for_destroyed_graph(self, stream: StreamKey) -> None:
+        """Free the workspace of a stream, as PyTorch does when it destroys a graph of the stream."""
         if stream in self.live:
             self._free(stream)
 
@@ -84,8 +84,8 @@ class Workspaces:
         self.live.pop(stream).is_freed = True
         self._charge(stream[0], -self._nbytes)
 
-    def stream_that_keeps(self, pool: PoolId) -> StreamKey | None:
-        """The stream whose workspace lies in a pool, as torch before #175276 keeps it."""
+    def stream_with_workspace_in(self, pool: PoolId) -> StreamKey | None:
+        """The stream whose workspace torch before #175276 keeps in a pool."""
         return next((stream for stream, workspace in self._kept.items() if workspace.pool == pool), None)
 
 
@@ -95,7 +95,7 @@ class Pools:
     def __init__(self) -> None:
         self.num_graphs: Counter[PoolId] = Counter()
         self.reserved_bytes: Counter[PoolId] = Counter()
-        """Largest amount of memory that one capture into a live pool took at a time."""
+        """Largest memory of a single capture into a live pool."""
         self._emptied: set[PoolId] = set()
         self._numbers = itertools.count(1)
 
@@ -104,15 +104,15 @@ class Pools:
         return (0, next(self._numbers))
 
     def is_reopened(self, pool: PoolId) -> bool:
-        """Whether the pool's last graph has died."""
+        """Whether all graphs of the pool were destroyed."""
         return self.num_graphs[pool] == 0 and pool in self._emptied
 
     def open(self, pool: PoolId) -> None:
-        """A graph is captured into a pool."""
+        """Count a graph captured into a pool."""
         self.num_graphs[pool] += 1
 
     def close(self, pool: PoolId) -> None:
-        """A graph of a pool is destroyed."""
+        """Count a destroyed graph of a pool."""
         self.num_graphs[pool] -= 1
         if self.num_graphs[pool] == 0:
             self._emptied.add(pool)

@@ -19,7 +19,7 @@ from perfmodel.replay.estimate import RoundCost, Speedup
 from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.plan import PLAN_FILE, Candidate, Memory, Plan, Workload
 from s2d.commands.run_cli import main_run
-from s2d.decoding.pair import load_pair
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from tests.s2d.loading.test_load_model import byte_tokenizer
@@ -75,7 +75,7 @@ def folders_with(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
 def plan_file(folders: Path) -> Callable[..., Path]:
     def write(kind: str = "separate", sampling: Sampling = GREEDY, policy: Policy | None = POLICY, **changes: object) -> Path:
         draft = "self" if kind == "self" else str(folders / "draft")
-        pair = load_pair(str(folders / "target"), draft, "fp32", "cpu")
+        pair = load_pair(PairRequest(target=str(folders / "target"), draft=draft, dtype="fp32", device="cpu"))
         plan = Plan(
             target=pair.target.geometry,
             target_sha256=pair.target.sha256,

@@ -1,8 +1,8 @@
-/* What was counted by levels, as entries by segments and exits: perfmodel.replay.counts.ENTRY. */
-#include "simulate.h"
-
+/* Counts by level, written as entries by segment and exit. */
 #include <stdlib.h>
 #include <string.h>
+
+#include "simulate.h"
 
 void emit(Output *out, Entry entry) {
     if (out->length == out->room) {
@@ -18,176 +18,188 @@ void emit(Output *out, Entry entry) {
     out->entries[out->length++] = entry;
 }
 
-static int64_t level_of(const Course *course, int64_t segment) {
+static int64_t level_of(const Replay *replay, int64_t segment) {
     int64_t level = 0;
-    while (level < course->rule->num_looked && course->looked[level] < segment) level++;
+    while (level < replay->rule->num_active && replay->active[level] < segment) level++;
     return level;
 }
 
-/* Whether a segment is launched for every token that comes to the looked-at exit above it, before its answer is read. */
-static int is_ahead(const Course *course, int64_t segment) {
-    int64_t level = level_of(course, segment);
-    return course->rule->runs_ahead && segment && level < course->rule->num_looked && level_of(course, segment - 1) < level;
+/* Whether a segment is launched for every token that arrives at the active exit above it, before the exit's answer is read. */
+static int runs_ahead(const Replay *replay, int64_t segment) {
+    int64_t level = level_of(replay, segment);
+    return replay->rule->runs_ahead && segment && level < replay->rule->num_active && level_of(replay, segment - 1) < level;
 }
 
 /* The level whose passes a segment has. */
-static int64_t source_of(const Course *course, int64_t segment) {
-    int64_t level = level_of(course, segment);
-    if (is_ahead(course, segment)) return level - 1; /* it runs for every token that comes to the exit above it */
-    return course->rule->catches_up_at_once && level < course->rule->num_looked ? 0 : level;
+static int64_t source_of(const Replay *replay, int64_t segment) {
+    int64_t level = level_of(replay, segment);
+    if (runs_ahead(replay, segment)) return level - 1; /* it runs for every token that arrives at the exit above it */
+    return replay->rule->catches_up_at_once && level < replay->rule->num_active ? 0 : level;
 }
 
-/* Passes by their rows, those of blocks' tokens and of verifications together; either may be NULL. */
-static void emit_passes(Output *out, Entry entry, const Passes *drafting, const Passes *pushed) {
-    const Passes *both[] = {drafting, pushed};
-    int64_t longest = 0;
-    for (int which = 0; which < 2; which++) {
-        if (both[which] && both[which]->longest > longest) longest = both[which]->longest;
+/* Passes by rows, drafting and pushing together; either may be NULL. */
+static void emit_passes(Output *out, Entry entry, const Passes *drafting, const Passes *pushing) {
+    const Passes *both[] = {drafting, pushing};
+    int64_t max_rows = 0;
+    for (int i = 0; i < 2; i++) {
+        if (both[i] && both[i]->max_rows > max_rows) max_rows = both[i]->max_rows;
     }
-    for (int64_t rows = 1; rows <= longest; rows++) {
+    for (int64_t rows = 1; rows <= max_rows; rows++) {
         entry.size = rows;
         entry.number = entry.cached = 0;
-        for (int which = 0; which < 2; which++) {
-            if (!both[which] || rows > both[which]->longest) continue;
-            entry.number += both[which]->of[rows].number;
-            entry.cached += both[which]->of[rows].cached;
+        for (int i = 0; i < 2; i++) {
+            if (!both[i] || rows > both[i]->max_rows) continue;
+            entry.number += both[i]->by_rows[rows].number;
+            entry.cached += both[i]->by_rows[rows].cached;
         }
         if (entry.number) emit(out, entry);
     }
 }
 
-/* Passes at the first places of their rounds: of n in a round, one at each of places 1 to n.
+/* Cold passes: of n passes in a round, one at each of the places 1 to n, up to P.
  *
- * `rounds_with`: rounds by how many passes they have, told up to P; NULL where none has any. `is_pushed`: each of the rounds
- * has one pass more.
+ * `rounds_by_passes`: rounds by their number of passes, P or more together; NULL where no round has any. `is_pushed`: every
+ * round has one more pass, the push of a self draft's verification.
  */
-static void emit_cold(Output *out, Entry entry, const int64_t *rounds_with, int is_pushed, int64_t num_rounds) {
-    for (int64_t place = 1; place <= COLD_PLACES; place++) {
-        int64_t least_number = place - is_pushed;
+static void emit_cold(const Replay *replay, Output *out, Entry entry, const int64_t *rounds_by_passes, int is_pushed,
+                      int64_t num_rounds) {
+    int64_t num_cold_places = replay->layout->num_cold_places;
+    for (int64_t place = 1; place <= num_cold_places; place++) {
+        int64_t needed = place - is_pushed;
         entry.size = place;
-        entry.number = least_number ? 0 : num_rounds;
-        for (int64_t number = least_number; rounds_with && least_number && number <= COLD_PLACES; number++) {
-            entry.number += rounds_with[number];
+        entry.number = needed ? 0 : num_rounds;
+        for (int64_t passes = needed; rounds_by_passes && needed && passes <= num_cold_places; passes++) {
+            entry.number += rounds_by_passes[passes];
         }
         if (entry.number) emit(out, entry);
     }
 }
 
-/* Every segment's passes of one kind, ahead of an answer or not, or those of them at cold places. */
-static void emit_segments(const Course *course, int64_t group, Output *out, int64_t kind, int64_t num_rounds) {
-    int is_of_ahead = kind % COLD == AHEAD;
-    int is_pushed = course->tape->is_self_draft && course->rule->num_looked && !is_of_ahead;
-    for (int64_t segment = 0; segment < course->tape->num_exits; segment++) {
-        int64_t level = source_of(course, segment);
-        int drafts = level < course->rule->num_looked && is_ahead(course, segment) == is_of_ahead;
+/* The passes of all segments, either those that run ahead of an answer or the others; as a cold kind, only the cold ones. */
+static void emit_segments(const Replay *replay, int64_t group, Output *out, int64_t kind, int64_t num_rounds) {
+    int is_ahead = kind == AHEAD || kind == COLD_AHEAD, is_cold = kind == COLD_AHEAD || kind == COLD_SEGMENT;
+    int is_pushed = replay->layout->is_self_draft && replay->rule->num_active && !is_ahead;
+    for (int64_t segment = 0; segment < replay->layout->num_exits; segment++) {
+        int64_t level = source_of(replay, segment);
+        int drafts = level < replay->rule->num_active && runs_ahead(replay, segment) == is_ahead;
         Entry entry = {group, kind, segment, 0, 0, 0};
-        if (kind < COLD) {
-            emit_passes(out, entry, drafts ? &course->drafting[level] : NULL, is_pushed ? &course->pushed[level] : NULL);
+        if (is_cold) {
+            const int64_t *arrivals = replay->rounds_by_arrivals + level * (replay->layout->num_cold_places + 1);
+            emit_cold(replay, out, entry, drafts ? arrivals : NULL, is_pushed, num_rounds);
         } else {
-            emit_cold(out, entry, drafts ? course->rounds_with[level] : NULL, is_pushed, num_rounds);
+            const Passes *pushing = is_pushed ? &replay->push_passes[level] : NULL;
+            emit_passes(out, entry, drafts ? &replay->draft_passes[level] : NULL, pushing);
         }
     }
 }
 
-static void emit_rounds(const Course *course, int64_t group, Output *out) {
-    const Passes *rounds = &course->rounds;
-    for (int64_t drafted = 0; drafted <= rounds->longest; drafted++) {
-        if (rounds->of[drafted].number) emit(out, (Entry){group, ROUND, 0, drafted, rounds->of[drafted].number, 0});
+static void emit_rounds(const Replay *replay, int64_t group, Output *out) {
+    const Passes *rounds = &replay->rounds;
+    for (int64_t drafted = 0; drafted <= rounds->max_rows; drafted++) {
+        if (rounds->by_rows[drafted].number) emit(out, (Entry){group, ROUND, 0, drafted, rounds->by_rows[drafted].number, 0});
     }
 }
 
-static void emit_verifications(const Course *course, int64_t group, Output *out) {
-    const Passes *rounds = &course->rounds;
-    for (int64_t drafted = 0; drafted <= rounds->longest; drafted++) {
-        if (!rounds->of[drafted].number) continue;
-        emit(out, (Entry){group, VERIFY, 0, drafted + 1, rounds->of[drafted].number, rounds->of[drafted].cached});
+static void emit_verifications(const Replay *replay, int64_t group, Output *out) {
+    const Passes *rounds = &replay->rounds;
+    for (int64_t drafted = 0; drafted <= rounds->max_rows; drafted++) {
+        Count count = rounds->by_rows[drafted];
+        if (count.number) emit(out, (Entry){group, VERIFY, 0, drafted + 1, count.number, count.cached});
     }
 }
 
-/* Tokens that came to a looked-at exit; none came below the last. */
-static int64_t tokens_at(const Course *course, int64_t level) {
-    const Passes *passes = &course->drafting[level];
+/* Tokens that arrived at an active exit; none below the last. */
+static int64_t tokens_at(const Replay *replay, int64_t level) {
+    const Passes *passes = &replay->draft_passes[level];
     int64_t tokens = 0;
-    for (int64_t rows = 1; level < course->rule->num_looked && rows <= passes->longest; rows++)
-        tokens += passes->of[rows].number;
+    for (int64_t rows = 1; level < replay->rule->num_active && rows <= passes->max_rows; rows++) {
+        tokens += passes->by_rows[rows].number;
+    }
     return tokens;
 }
 
-static void emit_exits(const Course *course, int64_t group, Output *out, int64_t what) {
-    int64_t num_looked = course->rule->num_looked;
-    for (int64_t level = 0; level < num_looked; level++) {
-        int64_t tokens = tokens_at(course, level), is_last = level == num_looked - 1;
-        if (what == TAKEN) tokens -= tokens_at(course, level + 1);
-        if (what == EXIT && course->rule->runs_ahead && !is_last) tokens = 0;
-        if (tokens) emit(out, (Entry){group, what, course->looked[level], 1, tokens, 0});
+/* Exit checks (EXIT), or tokens by the exit where they left (TAKEN). */
+static void emit_exits(const Replay *replay, int64_t group, Output *out, int64_t kind) {
+    int64_t num_active = replay->rule->num_active;
+    for (int64_t level = 0; level < num_active; level++) {
+        int64_t tokens = tokens_at(replay, level), is_last = level == num_active - 1;
+        if (kind == TAKEN) tokens -= tokens_at(replay, level + 1);
+        if (kind == EXIT && replay->rule->runs_ahead && !is_last) tokens = 0;
+        if (tokens) emit(out, (Entry){group, kind, replay->active[level], 1, tokens, 0});
     }
 }
 
-/* Verifications behind more than one segment. What came to an exit came to those before, so rounds are as deep as the last. */
-static void emit_depths(Course *course, int64_t group, Output *out, int64_t num_rounds) {
-    const Rule *rule = course->rule;
-    int64_t num_looked = rule->num_looked, num_deeper = 0;
-    if (course->tape->is_self_draft) {
-        if (num_looked && course->tape->num_exits > 1) {
-            emit(out, (Entry){group, COLD + VERIFY, 0, course->tape->num_exits, num_rounds, 0});
-        }
+/* Verifications after more than one segment, by the number of segments that ran in their rounds. A token that arrives at an
+ * exit has passed those above it, so the deepest token of a round decides. */
+static void emit_cold_verifications(Replay *replay, int64_t group, Output *out, int64_t num_rounds) {
+    const Rule *rule = replay->rule;
+    int64_t num_active = rule->num_active, num_exits = replay->layout->num_exits;
+    int64_t num_cold_places = replay->layout->num_cold_places, num_deeper = 0;
+    if (replay->layout->is_self_draft) {
+        if (num_active && num_exits > 1) emit(out, (Entry){group, COLD_VERIFY, 0, num_exits, num_rounds, 0});
         return;
     }
-    for (int64_t level = num_looked - 1; level >= 0; level--) {
-        int64_t depth = course->looked[level] + 1 + (rule->runs_ahead && level < num_looked - 1);
+    for (int64_t level = num_active - 1; level >= 0; level--) {
+        int64_t depth = replay->active[level] + 1 + (rule->runs_ahead && level < num_active - 1);
         int64_t number = 0;
-        for (int64_t came = 1; came <= COLD_PLACES; came++) number += course->rounds_with[level][came];
+        for (int64_t arrivals = 1; arrivals <= num_cold_places; arrivals++) {
+            number += replay->rounds_by_arrivals[level * (num_cold_places + 1) + arrivals];
+        }
         number -= num_deeper;
         num_deeper += number;
-        if (rule->catches_up_at_once) depth = course->looked[num_looked - 1] + 1;
-        course->depths[depth] += number;
+        if (rule->catches_up_at_once) depth = replay->active[num_active - 1] + 1;
+        replay->rounds_by_depth[depth] += number;
     }
-    for (int64_t depth = 2; depth <= course->tape->num_exits; depth++) {
-        if (course->depths[depth]) emit(out, (Entry){group, COLD + VERIFY, 0, depth, course->depths[depth], 0});
-    }
-}
-
-/* Of blocks' passes through the first level all but the first: of one row, and as many tokens are known as follows. */
-static void count_others(Course *course) {
-    const Passes *rounds = &course->rounds;
-    Passes *first = &course->drafting[0];
-    for (int64_t drafted = 2; drafted <= rounds->longest; drafted++) {
-        int64_t others = drafted - 1, number = rounds->of[drafted].number;
-        first->of[1].number += others * number;
-        first->of[1].cached += others * (rounds->of[drafted].cached + number) + number * others * (others - 1) / 2;
-        if (number && first->longest < 1) first->longest = 1;
+    for (int64_t depth = 2; depth <= num_exits; depth++) {
+        int64_t number = replay->rounds_by_depth[depth];
+        if (number) emit(out, (Entry){group, COLD_VERIFY, 0, depth, number, 0});
     }
 }
 
-static void clear(Passes *passes) {
-    memset(passes->of, 0, (size_t)(passes->longest + 1) * sizeof *passes->of);
-    passes->longest = 0;
+/* Adds the passes through level 0 of all tokens of blocks but the first. Each has one row, and one more token is known before
+ * each of them. */
+static void count_later_passes(Replay *replay) {
+    const Passes *rounds = &replay->rounds;
+    Passes *passes = &replay->draft_passes[0];
+    for (int64_t drafted = 2; drafted <= rounds->max_rows; drafted++) {
+        int64_t later = drafted - 1, number = rounds->by_rows[drafted].number;
+        passes->by_rows[1].number += later * number;
+        passes->by_rows[1].cached += later * (rounds->by_rows[drafted].cached + number) + number * later * (later - 1) / 2;
+        if (number && passes->max_rows < 1) passes->max_rows = 1;
+    }
 }
 
-void end_group(Course *course, int64_t group, Output *out) {
-    int64_t num_exits = course->tape->num_exits, longest = course->rounds.longest, num_rounds = 0;
-    for (int64_t drafted = 0; drafted <= longest; drafted++) num_rounds += course->rounds.of[drafted].number;
-    if (course->rule->num_looked) count_others(course);
-    emit_segments(course, group, out, AHEAD, num_rounds);
-    emit_exits(course, group, out, EXIT);
-    emit_rounds(course, group, out);
-    emit_segments(course, group, out, SEGMENT, num_rounds);
-    emit_verifications(course, group, out);
+static void reset(Passes *passes) {
+    memset(passes->by_rows, 0, (size_t)(passes->max_rows + 1) * sizeof *passes->by_rows);
+    passes->max_rows = 0;
+}
+
+void end_group(Replay *replay, int64_t group, Output *out) {
+    int64_t levels = replay->layout->num_exits + 1, num_cold_places = replay->layout->num_cold_places;
+    int64_t longest = replay->rounds.max_rows, num_rounds = 0;
+    for (int64_t drafted = 0; drafted <= longest; drafted++) num_rounds += replay->rounds.by_rows[drafted].number;
+    if (replay->rule->num_active) count_later_passes(replay);
+    emit_segments(replay, group, out, AHEAD, num_rounds);
+    emit_exits(replay, group, out, EXIT);
+    emit_rounds(replay, group, out);
+    emit_segments(replay, group, out, SEGMENT, num_rounds);
+    emit_verifications(replay, group, out);
     for (int64_t accepted = 0; accepted <= longest; accepted++) {
-        if (course->accepted[accepted]) emit(out, (Entry){group, ACCEPTED, 0, accepted, course->accepted[accepted], 0});
+        int64_t number = replay->rounds_by_accepted[accepted];
+        if (number) emit(out, (Entry){group, ACCEPTED, 0, accepted, number, 0});
     }
-    emit_exits(course, group, out, TAKEN);
-    emit_segments(course, group, out, COLD + AHEAD, num_rounds);
-    emit_cold(out, (Entry){group, COLD + EXIT, 0, 0, 0, 0}, course->checks, 0, num_rounds);
-    emit_segments(course, group, out, COLD + SEGMENT, num_rounds);
-    emit_depths(course, group, out, num_rounds);
-    memset(course->accepted, 0, (size_t)(longest + 1) * sizeof *course->accepted);
-    clear(&course->rounds);
-    for (int64_t level = 0; level <= num_exits; level++) {
-        clear(&course->drafting[level]);
-        clear(&course->pushed[level]);
+    emit_exits(replay, group, out, TAKEN);
+    emit_segments(replay, group, out, COLD_AHEAD, num_rounds);
+    emit_cold(replay, out, (Entry){group, COLD_EXIT, 0, 0, 0, 0}, replay->rounds_by_exit_waits, 0, num_rounds);
+    emit_segments(replay, group, out, COLD_SEGMENT, num_rounds);
+    emit_cold_verifications(replay, group, out, num_rounds);
+    memset(replay->rounds_by_accepted, 0, (size_t)(longest + 1) * sizeof *replay->rounds_by_accepted);
+    reset(&replay->rounds);
+    for (int64_t level = 0; level < levels; level++) {
+        reset(&replay->draft_passes[level]);
+        reset(&replay->push_passes[level]);
     }
-    memset(course->depths, 0, (size_t)(num_exits + 1) * sizeof *course->depths);
-    memset(course->checks, 0, sizeof course->checks);
-    memset(course->rounds_with, 0, (size_t)(num_exits + 1) * sizeof *course->rounds_with);
+    memset(replay->rounds_by_depth, 0, (size_t)levels * sizeof *replay->rounds_by_depth);
+    memset(replay->rounds_by_exit_waits, 0, (size_t)(num_cold_places + 1) * sizeof *replay->rounds_by_exit_waits);
+    memset(replay->rounds_by_arrivals, 0, (size_t)(levels * (num_cold_places + 1)) * sizeof *replay->rounds_by_arrivals);
 }

@@ -1,18 +1,19 @@
-/* perfmodel.replay._native: arrays from Python, and the bytes of all entries back. perfmodel/replay/compiled.py lays them out.
+/* The Python module perfmodel.replay._native: takes the arrays of perfmodel/replay/compiled.py and returns all entries as
+ * bytes.
  */
 #define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000 /* one build serves every Python from 3.11 on */
+#define Py_LIMITED_API 0x030B0000 /* one build works with every Python from 3.11 on */
 #include <Python.h>
 #include <stdlib.h>
 
 #include "simulate.h"
 
-/* Zeroed memory that is given back at once with all before it; see `give_back`. */
+/* Zeroed memory in a list, freed all at once. */
 typedef struct Chunk {
     struct Chunk *before;
 } Chunk;
 
-static void *take(Chunk **memory, int64_t number, size_t size) {
+static void *allocate(Chunk **memory, int64_t number, size_t size) {
     Chunk *chunk = calloc(1, sizeof *chunk + (size_t)number * size);
     if (!chunk) return NULL;
     chunk->before = *memory;
@@ -20,7 +21,7 @@ static void *take(Chunk **memory, int64_t number, size_t size) {
     return chunk + 1;
 }
 
-static void give_back(Chunk *memory) {
+static void free_all(Chunk *memory) {
     while (memory) {
         Chunk *before = memory->before;
         free(memory);
@@ -28,118 +29,140 @@ static void give_back(Chunk *memory) {
     }
 }
 
-static int make_course(Course *course, const TraceLayout *tape, Chunk **memory) {
-    int64_t num_columns = tape->num_columns, levels = tape->num_exits + 1, rows = 1;
-    int is_whole = 1;
-    for (int64_t prompt = 0; prompt < tape->num_prompts; prompt++) {
-        int64_t past = prompt + 1 < tape->num_prompts ? tape->begin[prompt + 1] : num_columns;
-        if (past - tape->begin[prompt] + 2 > rows) rows = past - tape->begin[prompt] + 2;
+/* Allocates a member of a struct that is a pointer; 0 where there is no memory. */
+#define ALLOCATE(member, number) (((member) = allocate(memory, number, sizeof *(member))) != NULL)
+
+static int make_replay(Replay *replay, const TraceLayout *layout, Chunk **memory) {
+    int64_t num_columns = layout->num_columns, levels = layout->num_exits + 1, rows = 1;
+    int64_t places = layout->num_cold_places + 1;
+    int is_complete = 1;
+    for (int64_t prompt = 0; prompt < layout->num_prompts; prompt++) {
+        int64_t end = prompt + 1 < layout->num_prompts ? layout->begin[prompt + 1] : num_columns;
+        if (end - layout->begin[prompt] + 2 > rows) rows = end - layout->begin[prompt] + 2;
     }
-    course->tape = tape;
-    course->num_sides = tape->confidence[OFF_PATH] ? NUM_SIDES : 1;
-    for (int which = 0; which < course->num_sides; which++) {
-        Side *side = &course->sides[which];
-        is_whole &= (side->level = take(memory, num_columns, sizeof *side->level)) != NULL;
-        is_whole &= (side->length = take(memory, num_columns, sizeof *side->length)) != NULL;
-        is_whole &= (side->until = take(memory, levels * (num_columns + 1), sizeof *side->until)) != NULL;
-        is_whole &= (side->agreement = take(memory, levels, sizeof *side->agreement)) != NULL;
+    replay->layout = layout;
+    replay->num_sides = layout->confidence[OFF_PATH] ? NUM_SIDES : 1;
+    for (int i = 0; i < replay->num_sides; i++) {
+        Side *side = &replay->sides[i];
+        is_complete &= ALLOCATE(side->exit_level, num_columns);
+        is_complete &= ALLOCATE(side->to_stop, num_columns);
+        is_complete &= ALLOCATE(side->to_arrival, levels * (num_columns + 1));
+        is_complete &= ALLOCATE(side->agreement, levels);
     }
-    is_whole &= (course->right = take(memory, num_columns, sizeof *course->right)) != NULL;
-    is_whole &= (course->drafting = take(memory, levels, sizeof *course->drafting)) != NULL;
-    is_whole &= (course->pushed = take(memory, levels, sizeof *course->pushed)) != NULL;
-    is_whole &= (course->accepted = take(memory, rows, sizeof *course->accepted)) != NULL;
-    is_whole &= (course->done = take(memory, levels, sizeof *course->done)) != NULL;
-    is_whole &= (course->depths = take(memory, levels, sizeof *course->depths)) != NULL;
-    is_whole &= (course->rounds_with = take(memory, levels, sizeof *course->rounds_with)) != NULL;
-    is_whole &= (course->rounds.of = take(memory, rows, sizeof *course->rounds.of)) != NULL;
-    for (int64_t level = 0; is_whole && level < levels; level++) {
-        is_whole &= (course->drafting[level].of = take(memory, rows, sizeof(Count))) != NULL;
-        is_whole &= (course->pushed[level].of = take(memory, rows, sizeof(Count))) != NULL;
+    is_complete &= ALLOCATE(replay->to_rejection, num_columns);
+    is_complete &= ALLOCATE(replay->processed, levels);
+    is_complete &= ALLOCATE(replay->draft_passes, levels);
+    is_complete &= ALLOCATE(replay->push_passes, levels);
+    is_complete &= ALLOCATE(replay->rounds.by_rows, rows);
+    is_complete &= ALLOCATE(replay->rounds_by_accepted, rows);
+    is_complete &= ALLOCATE(replay->rounds_by_arrivals, levels * places);
+    is_complete &= ALLOCATE(replay->rounds_by_depth, levels);
+    is_complete &= ALLOCATE(replay->rounds_by_exit_waits, places);
+    for (int64_t level = 0; is_complete && level < levels; level++) {
+        is_complete &= ALLOCATE(replay->draft_passes[level].by_rows, rows);
+        is_complete &= ALLOCATE(replay->push_passes[level].by_rows, rows);
     }
-    return is_whole;
+    return is_complete;
 }
 
-/* Buffers of the arguments, in their order. */
-enum { RULES, LOOKED, THRESHOLDS, CURVES, AGREEMENT, ON, OFF, ACCEPTED_BY, ENDS, ROOM, BEGIN, END, KNOWN, NUM_BUFFERS };
+/* The buffers among the arguments, in order. */
+enum {
+    RULES,
+    ACTIVE,
+    THRESHOLDS,
+    CURVE_NUMBERS,
+    AGREEMENT,
+    CONFIDENCE,
+    OFF_PATH_CONFIDENCE,
+    ACCEPTED_TOKENS,
+    ENDS_TEXT,
+    ROOM,
+    BEGIN,
+    END,
+    KNOWN,
+    NUM_BUFFERS
+};
 
-/* Whether two policies look at the same exits and let tokens leave at the same thresholds. */
-static int are_alike(const Py_buffer *given, int64_t num_exits, int64_t one, int64_t other) {
+/* Whether two policies have the same active exits and thresholds. */
+static int have_same_exits(const Py_buffer *given, int64_t num_exits, int64_t a, int64_t b) {
     const Rule *rules = given[RULES].buf;
-    const int64_t *looked = given[LOOKED].buf;
+    const int64_t *active = given[ACTIVE].buf;
     const double *thresholds = given[THRESHOLDS].buf;
-    if (rules[one].num_looked != rules[other].num_looked) return 0;
-    for (int64_t place = 0; place < rules[one].num_looked; place++) {
-        int64_t here = one * num_exits + place, there = other * num_exits + place;
-        if (looked[here] != looked[there] || thresholds[here] != thresholds[there]) return 0;
+    if (rules[a].num_active != rules[b].num_active) return 0;
+    for (int64_t place = 0; place < rules[a].num_active; place++) {
+        int64_t in_a = a * num_exits + place, in_b = b * num_exits + place;
+        if (active[in_a] != active[in_b] || thresholds[in_a] != thresholds[in_b]) return 0;
     }
     return 1;
 }
 
-static void begin_policy(Course *course, const Py_buffer *given, int64_t policy) {
+static void begin_policy(Replay *replay, const Py_buffer *given, int64_t policy) {
     const Rule *rules = given[RULES].buf;
-    int64_t num_exits = course->tape->num_exits, num_columns = course->tape->num_columns;
-    const int64_t *curve = (const int64_t *)given[CURVES].buf + policy * num_exits;
-    int is_alike = policy && are_alike(given, num_exits, policy - 1, policy);
-    int stops_alike = is_alike && rules[policy - 1].stop != FLOOR && rules[policy].stop != FLOOR;
-    course->rule = &rules[policy];
-    course->looked = (const int64_t *)given[LOOKED].buf + policy * num_exits;
-    course->threshold = (const double *)given[THRESHOLDS].buf + policy * num_exits;
-    for (int64_t place = 0; course->rule->stop == SURVIVAL && place < course->rule->num_looked; place++) {
-        for (int which = 0; which < course->num_sides; which++) {
-            int64_t row = curve[place] * course->num_sides + which;
-            course->sides[which].agreement[place] = (const double *)given[AGREEMENT].buf + row * num_columns;
+    int64_t num_exits = replay->layout->num_exits, num_columns = replay->layout->num_columns;
+    const int64_t *curve = (const int64_t *)given[CURVE_NUMBERS].buf + policy * num_exits;
+    int same_exits = policy && have_same_exits(given, num_exits, policy - 1, policy);
+    int same_stops = same_exits && rules[policy - 1].confidence_floor == rules[policy].confidence_floor;
+    replay->rule = &rules[policy];
+    replay->active = (const int64_t *)given[ACTIVE].buf + policy * num_exits;
+    replay->threshold = (const double *)given[THRESHOLDS].buf + policy * num_exits;
+    for (int64_t place = 0; replay->rule->survival_floor > 0 && place < replay->rule->num_active; place++) {
+        for (int side = 0; side < replay->num_sides; side++) {
+            int64_t row = curve[place] * replay->num_sides + side;
+            replay->sides[side].agreement[place] = (const double *)given[AGREEMENT].buf + row * num_columns;
         }
     }
-    if (course->rule->num_looked) look_along(course, is_alike, stops_alike);
+    if (replay->rule->num_active) find_distances(replay, same_exits, same_stops);
 }
 
-static void run_policies(const TraceLayout *tape, Course *course, const Py_buffer *given, Output *out) {
+static void run_policies(const TraceLayout *layout, Replay *replay, const Py_buffer *given, Output *out) {
     int64_t num_policies = given[RULES].len / (int64_t)sizeof(Rule);
     for (int64_t policy = 0; policy < num_policies; policy++) {
-        begin_policy(course, given, policy);
-        for (int64_t prompt = 0; prompt < tape->num_prompts; prompt++) {
-            int64_t group = course->rule->first_group + (tape->by_prompt ? prompt : 0);
-            run_prompt(course, prompt, group, out);
-            if (tape->by_prompt) end_group(course, group, out);
+        begin_policy(replay, given, policy);
+        for (int64_t prompt = 0; prompt < layout->num_prompts; prompt++) {
+            int64_t group = replay->rule->first_group + (layout->by_prompt ? prompt : 0);
+            run_prompt(replay, prompt, group, out);
+            if (layout->by_prompt) end_group(replay, group, out);
         }
-        if (!tape->by_prompt) end_group(course, course->rule->first_group, out);
+        if (!layout->by_prompt) end_group(replay, replay->rule->first_group, out);
     }
 }
 
 static PyObject *run(PyObject *module, PyObject *args) {
     Py_buffer given[NUM_BUFFERS] = {{0}};
-    TraceLayout tape = {0};
-    Course course = {0};
+    TraceLayout layout = {0};
+    Replay replay = {0};
     Output out = {0};
     Chunk *memory = NULL;
     PyObject *entries = NULL;
+    long long num_cold_places;
     (void)module;
-    if (!PyArg_ParseTuple(args, "pppy*y*y*y*y*y*z*y*y*y*y*y*y*", &tape.is_self_draft, &tape.by_prompt, &tape.keep_blocks,
-                          &given[RULES], &given[LOOKED], &given[THRESHOLDS], &given[CURVES], &given[AGREEMENT], &given[ON],
-                          &given[OFF], &given[ACCEPTED_BY], &given[ENDS], &given[ROOM], &given[BEGIN], &given[END],
-                          &given[KNOWN])) {
+    if (!PyArg_ParseTuple(args, "pppLy*y*y*y*y*y*z*y*y*y*y*y*y*", &layout.is_self_draft, &layout.by_prompt, &layout.keep_blocks,
+                          &num_cold_places, &given[RULES], &given[ACTIVE], &given[THRESHOLDS], &given[CURVE_NUMBERS],
+                          &given[AGREEMENT], &given[CONFIDENCE], &given[OFF_PATH_CONFIDENCE], &given[ACCEPTED_TOKENS],
+                          &given[ENDS_TEXT], &given[ROOM], &given[BEGIN], &given[END], &given[KNOWN])) {
         return NULL;
     }
-    tape.num_columns = given[ROOM].len / (int64_t)sizeof *tape.room;
-    tape.num_prompts = given[BEGIN].len / (int64_t)sizeof *tape.begin;
-    tape.num_exits = tape.num_columns ? given[ACCEPTED_BY].len / tape.num_columns : 0;
-    tape.confidence[ON_PATH] = given[ON].buf;
-    tape.confidence[OFF_PATH] = given[OFF].buf;
-    tape.accepted = given[ACCEPTED_BY].buf;
-    tape.ends_text = given[ENDS].buf;
-    tape.room = given[ROOM].buf;
-    tape.begin = given[BEGIN].buf;
-    tape.end = given[END].buf;
-    tape.known = given[KNOWN].buf;
+    layout.num_cold_places = num_cold_places;
+    layout.num_columns = given[ROOM].len / (int64_t)sizeof *layout.room;
+    layout.num_prompts = given[BEGIN].len / (int64_t)sizeof *layout.begin;
+    layout.num_exits = layout.num_columns ? given[ACCEPTED_TOKENS].len / layout.num_columns : 0;
+    layout.confidence[ON_PATH] = given[CONFIDENCE].buf;
+    layout.confidence[OFF_PATH] = given[OFF_PATH_CONFIDENCE].buf;
+    layout.accepted = given[ACCEPTED_TOKENS].buf;
+    layout.ends_text = given[ENDS_TEXT].buf;
+    layout.room = given[ROOM].buf;
+    layout.begin = given[BEGIN].buf;
+    layout.end = given[END].buf;
+    layout.known = given[KNOWN].buf;
     Py_BEGIN_ALLOW_THREADS
-    if (make_course(&course, &tape, &memory)) {
-        run_policies(&tape, &course, given, &out);
+    if (make_replay(&replay, &layout, &memory)) {
+        run_policies(&layout, &replay, given, &out);
     } else {
         out.is_out_of_memory = 1;
     }
-    give_back(memory);
+    free_all(memory);
     Py_END_ALLOW_THREADS
-    for (int which = 0; which < NUM_BUFFERS; which++) PyBuffer_Release(&given[which]);
+    for (int i = 0; i < NUM_BUFFERS; i++) PyBuffer_Release(&given[i]);
     if (out.is_out_of_memory) {
         PyErr_NoMemory();
     } else {
@@ -149,7 +172,40 @@ static PyObject *run(PyObject *module, PyObject *args) {
     return entries;
 }
 
+/* The tables of simulate.h as texts. A field that can hold a half is a floating-point number. */
+#define AS_NAME(name, text) text,
+#define AS_FIELD(type, name) #name,
+#define AS_FORMAT(type, name) (type)0.5 == 0 ? "i8" : "f8",
+static const char *const entry_kinds[] = {ENTRY_KINDS(AS_NAME) NULL};
+static const char *const entry_fields[] = {ENTRY_FIELDS(AS_FIELD) NULL};
+static const char *const rule_fields[] = {RULE_FIELDS(AS_FIELD) NULL};
+static const char *const rule_formats[] = {RULE_FIELDS(AS_FORMAT) NULL};
+
+static int add_texts(PyObject *module, const char *attribute, const char *const *texts) {
+    Py_ssize_t number = 0;
+    int result = -1;
+    while (texts[number]) number++;
+    PyObject *tuple = PyTuple_New(number);
+    if (!tuple) return -1;
+    for (Py_ssize_t i = 0; i < number; i++) {
+        PyObject *text = PyUnicode_FromString(texts[i]);
+        if (!text || PyTuple_SetItem(tuple, i, text) < 0) goto done;
+    }
+    result = PyModule_AddObjectRef(module, attribute, tuple);
+done:
+    Py_DECREF(tuple);
+    return result;
+}
+
+static int add_constants(PyObject *module) {
+    if (add_texts(module, "ENTRY_KINDS", entry_kinds) < 0) return -1;
+    if (add_texts(module, "ENTRY_FIELDS", entry_fields) < 0) return -1;
+    if (add_texts(module, "RULE_FIELDS", rule_fields) < 0) return -1;
+    return add_texts(module, "RULE_FORMATS", rule_formats);
+}
+
 static PyMethodDef methods[] = {{"run", run, METH_VARARGS, "See perfmodel.replay.compiled."}, {NULL, NULL, 0, NULL}};
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 0, methods, NULL, NULL, NULL, NULL};
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, add_constants}, {0, NULL}};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 0, methods, slots, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

@@ -1,88 +1,96 @@
-/* One policy's rounds: how long their blocks are, what is accepted of them, and the passes that this takes. */
+/* The rounds of one policy: the length of each block, its accepted tokens, and the passes it needs. */
 #include "simulate.h"
 
-/* Tokens of a block that begins at a column and may have so many. */
-static int64_t block_length(const Course *course, int64_t begin, int64_t most) {
-    const Side *on_path = &course->sides[ON_PATH], *off_path = &course->sides[OFF_PATH];
-    int64_t to_mistake = course->right[begin] + 1, drafted = least(most, on_path->length[begin]);
+/* Tokens of a block that begins at a column and may have up to `cap`. */
+static int64_t block_length(const Replay *replay, int64_t begin, int64_t cap) {
+    const Side *on_path = &replay->sides[ON_PATH], *off_path = &replay->sides[OFF_PATH];
+    int64_t to_rejected = replay->to_rejection[begin] + 1, drafted = minimum(cap, on_path->to_stop[begin]);
     double survival = 1;
-    if (course->num_sides > 1 && drafted > to_mistake) {
-        drafted = to_mistake + least(most - to_mistake, off_path->length[begin + to_mistake]);
+    if (replay->num_sides > 1 && drafted > to_rejected) {
+        drafted = to_rejected + minimum(cap - to_rejected, off_path->to_stop[begin + to_rejected]);
     }
-    if (course->rule->stop != SURVIVAL) return drafted;
+    if (replay->rule->survival_floor <= 0) return drafted;
     for (int64_t step = 0; step < drafted; step++) {
-        const Side *side = step < to_mistake || course->num_sides == 1 ? on_path : off_path;
-        survival *= side->agreement[side->level[begin + step]][begin + step];
-        if (survival < course->rule->floor) return step + 1;
+        const Side *side = step < to_rejected || replay->num_sides == 1 ? on_path : off_path;
+        survival *= side->agreement[side->exit_level[begin + step]][begin + step];
+        if (survival < replay->rule->survival_floor) return step + 1;
     }
     return drafted;
 }
 
 static inline void count(Passes *passes, int64_t rows, int64_t cached) {
-    passes->of[rows].number++;
-    passes->of[rows].cached += cached;
-    if (rows > passes->longest) passes->longest = rows;
+    passes->by_rows[rows].number++;
+    passes->by_rows[rows].cached += cached;
+    if (rows > passes->max_rows) passes->max_rows = rows;
 }
 
-/* The passes of a level over the tokens of some columns that come to it; how many. `known`: of column 0, as it were. */
-static inline int64_t catch_up(Course *course, int64_t level, const Side *side, int64_t begin, int64_t end, int64_t known) {
-    const int32_t *until = side->until + level * (course->tape->num_columns + 1);
-    Passes *passes = &course->drafting[level];
-    int64_t came = 0, done = course->done[level];
-    for (int64_t column = begin + until[begin]; column < end; column += 1 + until[column + 1]) {
-        count(passes, column - done, known + done);
-        done = column;
-        came++;
+/* The passes of a level over the tokens of some columns that arrive there; returns how many. `known`: tokens known at column 0
+ * if the prompt began there. */
+static inline int64_t catch_up(Replay *replay, int64_t level, const Side *side, int64_t begin, int64_t end, int64_t known) {
+    const int32_t *to_arrival = side->to_arrival + level * (replay->layout->num_columns + 1);
+    Passes *passes = &replay->draft_passes[level];
+    int64_t arrivals = 0, processed = replay->processed[level];
+    for (int64_t column = begin + to_arrival[begin]; column < end; column += 1 + to_arrival[column + 1]) {
+        count(passes, column - processed, known + processed);
+        processed = column;
+        arrivals++;
     }
-    course->done[level] = done;
-    return came;
+    replay->processed[level] = processed;
+    return arrivals;
 }
 
-/* All passes of a block, level by level; exit checks that are waited for. Every token runs through the first level. */
-static int64_t draft(Course *course, int64_t begin, int64_t drafted, int64_t known) {
-    int64_t past = begin + drafted, mistake = past, came = drafted, checks = 0;
-    int64_t num_looked = course->rule->num_looked, runs_ahead = course->rule->runs_ahead;
-    if (course->num_sides > 1) mistake = least(past, begin + course->right[begin] + 1);
+/* All passes of a block, level by level; returns the exit checks that are waited for. Every token runs through level 0. */
+static int64_t draft(Replay *replay, int64_t begin, int64_t drafted, int64_t known) {
+    int64_t end = begin + drafted, off_path_begin = end, arrivals = drafted, exit_waits = 0;
+    int64_t num_active = replay->rule->num_active, runs_ahead = replay->rule->runs_ahead;
+    int64_t num_cold_places = replay->layout->num_cold_places, *rounds_by_arrivals = replay->rounds_by_arrivals;
+    if (replay->num_sides > 1) off_path_begin = minimum(end, begin + replay->to_rejection[begin] + 1);
     if (drafted) {
-        count(&course->drafting[0], begin - course->done[0], known + course->done[0]);
-        course->done[0] = past - 1;
+        count(&replay->draft_passes[0], begin - replay->processed[0], known + replay->processed[0]);
+        replay->processed[0] = end - 1;
     }
-    for (int64_t level = 0; level < num_looked; level++) {
-        if (level) came = catch_up(course, level, &course->sides[ON_PATH], begin, mistake, known);
-        if (level && mistake < past) came += catch_up(course, level, &course->sides[OFF_PATH], mistake, past, known);
-        course->rounds_with[level][least(came, COLD_PLACES)]++;
-        checks = runs_ahead ? came : checks + came;
+    for (int64_t level = 0; level < num_active; level++) {
+        if (level) arrivals = catch_up(replay, level, &replay->sides[ON_PATH], begin, off_path_begin, known);
+        if (level && off_path_begin < end) {
+            arrivals += catch_up(replay, level, &replay->sides[OFF_PATH], off_path_begin, end, known);
+        }
+        rounds_by_arrivals[minimum(arrivals, num_cold_places)]++;
+        rounds_by_arrivals += num_cold_places + 1;
+        exit_waits = runs_ahead ? arrivals : exit_waits + arrivals;
     }
-    return checks;
+    return exit_waits;
 }
 
-/* A self draft's tokens run through all segments before they are verified. */
-static void push_through(Course *course, int64_t past, int64_t known) {
-    for (int64_t level = 0; level <= course->rule->num_looked; level++) {
-        count(&course->pushed[level], past - course->done[level], known + course->done[level]);
-        course->done[level] = past;
+/* The tokens of a self draft run through all segments before they are verified. */
+static void push_through(Replay *replay, int64_t end, int64_t known) {
+    for (int64_t level = 0; level <= replay->rule->num_active; level++) {
+        count(&replay->push_passes[level], end - replay->processed[level], known + replay->processed[level]);
+        replay->processed[level] = end;
     }
 }
 
-void run_prompt(Course *course, int64_t prompt, int64_t group, Output *out) {
-    const TraceLayout *tape = course->tape;
-    const Rule *rule = course->rule;
-    int64_t begin = tape->begin[prompt], end = tape->end[prompt], known = tape->known[prompt] - begin, cap = rule->start;
-    for (int64_t level = 0; level <= rule->num_looked; level++) course->done[level] = begin - 1;
+void run_prompt(Replay *replay, int64_t prompt, int64_t group, Output *out) {
+    const TraceLayout *layout = replay->layout;
+    const Rule *rule = replay->rule;
+    int64_t begin = layout->begin[prompt], end = layout->end[prompt];
+    int64_t known = layout->known[prompt] - begin, cap = rule->first_cap;
+    for (int64_t level = 0; level <= rule->num_active; level++) replay->processed[level] = begin - 1;
     while (begin < end) {
         int64_t drafted = 0, accepted = 0;
-        if (rule->num_looked) {
-            drafted = block_length(course, begin, least(cap, tape->room[begin]));
-            accepted = least(drafted, course->right[begin]);
-            course->checks[least(draft(course, begin, drafted, known), COLD_PLACES)]++;
-            if (tape->is_self_draft) push_through(course, begin + drafted, known);
+        if (rule->num_active) {
+            drafted = block_length(replay, begin, minimum(cap, layout->room[begin]));
+            accepted = minimum(drafted, replay->to_rejection[begin]);
+            replay->rounds_by_exit_waits[minimum(draft(replay, begin, drafted, known), layout->num_cold_places)]++;
+            if (layout->is_self_draft) push_through(replay, begin + drafted, known);
         }
-        count(&course->rounds, drafted, known + begin - 1);
-        course->accepted[accepted]++;
-        if (tape->keep_blocks) emit(out, (Entry){group, BLOCK, 0, drafted, accepted, 0});
+        count(&replay->rounds, drafted, known + begin - 1);
+        replay->rounds_by_accepted[accepted]++;
+        if (layout->keep_blocks) emit(out, (Entry){group, BLOCK, 0, drafted, accepted, 0});
         begin += accepted;
-        for (int64_t level = 0; level <= rule->num_looked; level++) course->done[level] = least(course->done[level], begin);
+        for (int64_t level = 0; level <= rule->num_active; level++) {
+            replay->processed[level] = minimum(replay->processed[level], begin);
+        }
         begin++;
-        if (rule->adapts && drafted) cap = accepted == drafted ? least(cap + 2, rule->cap) : cap > 1 ? cap - 1 : 1;
+        if (rule->adapts && drafted) cap = accepted == drafted ? minimum(cap + 2, rule->cap) : cap > 1 ? cap - 1 : 1;
     }
 }

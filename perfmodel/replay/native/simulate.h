@@ -1,47 +1,77 @@
-/* The rounds that policies run along a trace, and every pass in them, counted: what telling.py tells token by token.
+/* Replay of policies along a trace: every round and every pass in it, counted. The reference implementation is
+ * perfmodel/replay/reference.py.
  *
- * What an exit says at a column does not depend on the policy's past, and neither does where a block stops or which tokens come
- * to a deeper exit. So there are two steps: `columns.c`, once along all columns, back to front, how far it is from each one to
- * the next refusal, the next stop, and the next token that comes to each exit; then `rounds.c`, round by round, in jumps of
- * these distances. `entries.c` makes entries of what was counted, and `module.c` is called by perfmodel/replay/compiled.py.
+ * What an exit predicts at a column does not depend on the policy's past. Neither does the column where a block stops, or the
+ * tokens that reach a deeper exit. So there are two steps. distances.c scans all columns once, back to front: the distance from
+ * each column to the next rejected token, the next stop, and the next token that arrives at each exit. rounds.c then goes
+ * round by round, in jumps of these distances. entries.c turns the counts into entries; module.c is called from
+ * perfmodel/replay/compiled.py.
  *
- * Letters: C columns, E exits, L looked-at exits, M prompts, P places of a round that are told apart, Q policies.
+ * Letters: C columns, E exits, L active exits, M prompts, P places of a round that can be cold, Q policies.
  *
- * A *level* is the segments from one looked-at exit to the next: level l is run by the tokens that leave at none of the first
- * l exits; level L lies below the last, and a self draft's verification alone runs it. A column has two *sides*: what is said
- * there on the text's path, and what is said behind a mistake.
+ * A *level* is the segments from one active exit to the next: level l runs the tokens that leave at none of the first l active
+ * exits. Level L lies below the last active exit; only the verification of a self draft runs it. A column has two *sides*: its
+ * predictions on the text's path, and off it, after a block's first rejected token.
  *
- * Within a prompt, columns and known tokens differ by a constant, so how many tokens a segment has processed is told by the
- * column up to which it has (`done`). When a token comes to a segment that others never reach, it owes their rows first.
+ * Within a prompt, columns and known tokens differ by a constant, so the number of tokens that a segment has processed is
+ * stored as a column (`processed`). A token that reaches a segment first pushes all earlier unprocessed tokens through it.
  */
-#ifndef S2D_COURSE_H
-#define S2D_COURSE_H
+#ifndef S2D_SIMULATE_H
+#define S2D_SIMULATE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-enum { COLD_PLACES = 3 };                                                   /* P: perfmodel.passes.passes */
-enum { NEVER, FLOOR, SURVIVAL };                                            /* Rule.stop */
-enum { AHEAD, EXIT, ROUND, SEGMENT, VERIFY, ACCEPTED, TAKEN, BLOCK, COLD }; /* Entry.what: perfmodel.replay.counts */
+/* Kinds of entries, and their names in Python. The cold kinds count cold passes once more. */
+#define ENTRY_KINDS(KIND)              \
+    KIND(AHEAD, "ahead")               \
+    KIND(EXIT, "exit")                 \
+    KIND(ROUND, "round")               \
+    KIND(SEGMENT, "segment")           \
+    KIND(VERIFY, "verify")             \
+    KIND(ACCEPTED, "accepted")         \
+    KIND(TAKEN, "taken")               \
+    KIND(BLOCK, "block")               \
+    KIND(COLD_AHEAD, "cold ahead")     \
+    KIND(COLD_EXIT, "cold exit")       \
+    KIND(COLD_SEGMENT, "cold segment") \
+    KIND(COLD_VERIFY, "cold verify")
+
+/* One count of equal events in a group: see perfmodel.replay.reference.Entry. */
+#define ENTRY_FIELDS(FIELD) \
+    FIELD(int64_t, group)   \
+    FIELD(int64_t, kind)    \
+    FIELD(int64_t, stage)   \
+    FIELD(int64_t, size)    \
+    FIELD(int64_t, number)  \
+    FIELD(int64_t, cached)
+
+/* One policy. Plain decoding has num_active 0. `first_group` is the group of its first prompt, or of all prompts. A length that
+ * `adapts` grows by 2 after a fully accepted round and shrinks by 1 otherwise. A floor of 0 never stops a block. */
+#define RULE_FIELDS(FIELD)             \
+    FIELD(int64_t, first_group)        \
+    FIELD(int64_t, num_active)         \
+    FIELD(int64_t, first_cap)          \
+    FIELD(int64_t, cap)                \
+    FIELD(int64_t, adapts)             \
+    FIELD(int64_t, runs_ahead)         \
+    FIELD(int64_t, catches_up_at_once) \
+    FIELD(double, confidence_floor)    \
+    FIELD(double, survival_floor)
+
+#define AS_CONSTANT(name, text) name,
+#define AS_MEMBER(type, name) type name;
+
+enum { ENTRY_KINDS(AS_CONSTANT) NUM_ENTRY_KINDS };
 enum { ON_PATH, OFF_PATH, NUM_SIDES };
 
-/* One policy: a row of `perfmodel.replay.compiled.RULE`. */
 typedef struct {
-    int64_t first_group; /* of its first prompt, or of all */
-    int64_t num_looked;  /* L; 0 in plain decoding */
-    int64_t start, cap;  /* tokens of the first block, and of the longest */
-    int64_t adapts;      /* whether the length moves, +2/-1 */
-    int64_t stop;
-    int64_t runs_ahead, catches_up_at_once;
-    double floor; /* of the stop rule */
-} Rule;
-
-/* One count: a row of `perfmodel.replay.counts.ENTRY`. */
-typedef struct {
-    int64_t group, what, stage;
-    int64_t size; /* rows of a pass, tokens, or a place */
-    int64_t number, cached;
+    ENTRY_FIELDS(AS_MEMBER)
 } Entry;
+
+typedef struct {
+    RULE_FIELDS(AS_MEMBER)
+} Rule;
 
 typedef struct {
     Entry *entries;
@@ -49,63 +79,63 @@ typedef struct {
     int is_out_of_memory;
 } Output;
 
-/* What is the same for all policies: perfmodel.replay.layout. */
+/* The part that is the same for all policies: perfmodel.replay.compiled.TraceLayout. */
 typedef struct {
-    int64_t num_columns, num_exits, num_prompts;
+    int64_t num_columns, num_exits, num_prompts, num_cold_places;
     int is_self_draft, by_prompt, keep_blocks;
     const float *confidence[NUM_SIDES];  /* [E, C] */
     const uint8_t *accepted, *ends_text; /* [E, C] */
-    const int32_t *room;                 /* [C]; tokens that a block starting here may draft */
-    const int64_t *begin, *end, *known;  /* [M]; first column, first past the text, tokens known before the first */
+    const int32_t *room;                 /* [C]; most tokens of a block that begins here */
+    const int64_t *begin, *end, *known;  /* [M]; first column, first column past the text, tokens known before the first */
 } TraceLayout;
 
-/* What one policy makes of the columns of one side. */
+/* Predictions of one side under one policy. */
 typedef struct {
-    uint8_t *level;           /* [C]; looked-at exit at which the token leaves */
-    int32_t *length;          /* [C]; tokens up to the first after which a block stops */
-    int32_t *until;           /* [L, C + 1]; columns from each on to the next token that comes to an exit; none for the first */
-    const double **agreement; /* [L]; calibrated confidence at every column, of a survival rule */
+    uint8_t *exit_level;      /* [C]; active exit at which the token leaves */
+    int32_t *to_stop;         /* [C]; tokens up to and with the first after which a block stops */
+    int32_t *to_arrival;      /* [L, C + 1]; columns to the next token that arrives at an exit; unused for the first exit */
+    const double **agreement; /* [L]; under a survival floor, calibrated confidence at every column */
 } Side;
 
 typedef struct {
-    int64_t number, cached; /* passes, and tokens in the cache before them, in sum */
+    int64_t number, cached; /* passes, and the cached tokens before them, in sum */
 } Count;
 
 typedef struct {
-    Count *of; /* by rows */
-    int64_t longest;
+    Count *by_rows;
+    int64_t max_rows;
 } Passes;
 
-/* One policy on its way, and what it has counted since the last group ended. */
+/* One policy along the trace, and its counts since the last group ended. */
 typedef struct {
-    const TraceLayout *tape;
+    const TraceLayout *layout;
     const Rule *rule;
-    const int64_t *looked;   /* [L] */
+    const int64_t *active;   /* [L]; zero-based active exits */
     const double *threshold; /* [L - 1] */
-    int num_sides;
-    Side sides[NUM_SIDES]; /* of them; what is said on the path stands in for what is not told off it */
-    int32_t *right;        /* [C]; tokens from here on before the first that would be refused */
-    int64_t *done;         /* [E + 1]; by level */
-    Passes *drafting;      /* [E + 1]; by level, of blocks' tokens; of the first only the first of each block */
-    Passes *pushed;        /* [E + 1]; by level, of a self draft's verifications */
-    Passes rounds;         /* by drafted tokens; cached: known before the verification, in sum */
-    int64_t *accepted;     /* rounds by accepted tokens */
-    int64_t (*rounds_with)[COLD_PLACES + 1]; /* [E + 1]; by level, rounds by how many tokens came, told up to P */
-    int64_t *depths;                         /* [E + 1]; rounds by the segments that ran in them */
-    int64_t checks[COLD_PLACES + 1];         /* rounds by the exit checks that were waited for, told up to P */
-} Course;
+    int num_sides;           /* 1 where the trace has no confidences off the path: those on the path stand in */
+    Side sides[NUM_SIDES];
+    int32_t *to_rejection;         /* [C]; accepted tokens from here on before the first rejected one */
+    int64_t *processed;            /* [E + 1]; by level, column up to which its segments have run */
+    Passes *draft_passes;          /* [E + 1]; by level; at the first level, only the first pass of each block */
+    Passes *push_passes;           /* [E + 1]; by level, passes that a self draft's verification needs */
+    Passes rounds;                 /* by drafted tokens; cached: known before the verification, in sum */
+    int64_t *rounds_by_accepted;   /* by accepted tokens */
+    int64_t *rounds_by_arrivals;   /* [E + 1, P + 1]; by level, then by tokens that arrived there, P or more together */
+    int64_t *rounds_by_depth;      /* [E + 1]; by the number of segments that ran */
+    int64_t *rounds_by_exit_waits; /* [P + 1]; by exit checks that were waited for, P or more together */
+} Replay;
 
-static inline int64_t least(int64_t one, int64_t other) { return one < other ? one : other; }
+static inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* What the policy makes of all columns. `is_alike`: tokens leave where they left under the one before; `stops_alike`: and its
- * blocks stop where they did. */
-void look_along(Course *course, int is_alike, int stops_alike);
+/* Distances along all columns under the policy. `same_exits`: the policy before had the same exits and thresholds, so tokens
+ * leave at the same exits. `same_stops`: its blocks also stop at the same columns. */
+void find_distances(Replay *replay, int same_exits, int same_stops);
 
 /* All rounds of one prompt. */
-void run_prompt(Course *course, int64_t prompt, int64_t group, Output *out);
+void run_prompt(Replay *replay, int64_t prompt, int64_t group, Output *out);
 
-/* What was counted, as entries in their order; the counters are at zero again. */
-void end_group(Course *course, int64_t group, Output *out);
+/* Write the counts of a group as entries, and reset them. */
+void end_group(Replay *replay, int64_t group, Output *out);
 
 void emit(Output *out, Entry entry);
 

@@ -130,7 +130,9 @@ def test_a_model_that_violates_the_law_has_a_large_held_out_error() -> None:
         TRUE_LAW, layer_s=2 * TRUE_LAW.layer_s, weight_byte_s=2 * TRUE_LAW.weight_byte_s, head_byte_s=2 * TRUE_LAW.head_byte_s
     )
     profiles = [made_profile(model) for model in MODELS[:-1]] + [made_profile(MODELS[-1], slow)]
-    errors = held_out_errors([observation for profile in profiles for observation in profile_observations(profile)], launch_bound=False)
+    errors = held_out_errors(
+        [observation for profile in profiles for observation in profile_observations(profile)], launch_bound=False
+    )
     means = {group: abs(np.mean(error)) for group, error in errors.items()}
     assert means[MODELS[-1].name] > 0.15
     assert means[MODELS[-1].name] > 5 * max(means[model.name] for model in MODELS if model.hidden_size <= 128)

@@ -21,8 +21,7 @@ TRIMMED, TRIMMED_SHA256 = replace(DRAFT.model, name="trimmed", head_vocab_size=5
 
 
 def of_trimmed(trace: Trace) -> Trace:
-    draft = replace(trace.header.draft, model=TRIMMED)
-    return replace(trace, header=replace(trace.header, draft=draft, draft_sha256=TRIMMED_SHA256))
+    return replace(trace, header=replace(trace.header, draft_model=TRIMMED, draft_sha256=TRIMMED_SHA256))
 
 
 @pytest.fixture

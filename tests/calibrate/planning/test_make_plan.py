@@ -295,7 +295,7 @@ def test_a_missing_profile_is_named(measured: PlanRequest) -> None:
 def test_a_self_draft_needs_its_targets_profile_alone_and_no_memory_of_its_own(tmp_path: Path) -> None:
     trace, exits = make_trace(), (2, 4, 6, 8)
     own = DraftGeometry(kind="self", model=TARGET, exit_layers=exits)
-    trace = replace(trace, header=replace(trace.header, draft=own, draft_sha256=TARGET_SHA256))
+    trace = replace(trace, header=trace.header.with_draft(own, TARGET_SHA256))
     TRACE_FILE.write(tmp_path / "trace.npz", trace, provenance())
     profile = make_profile(TARGET, exits, TARGET_SHA256, None, is_self_draft=True)
     path = write_profile(tmp_path / "target.latency.json", profile)

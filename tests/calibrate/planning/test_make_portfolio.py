@@ -33,7 +33,7 @@ OTHER, OTHER_SHA256 = find_model("ref-target-32"), "9" * 64
 
 
 def of_other_target(trace: Trace) -> Trace:
-    return replace(trace, header=replace(trace.header, target=OTHER, target_sha256=OTHER_SHA256))
+    return replace(trace, header=replace(trace.header, target_model=OTHER, target_sha256=OTHER_SHA256))
 
 
 def in_categories(trace: Trace) -> Trace:

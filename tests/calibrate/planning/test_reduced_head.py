@@ -91,7 +91,7 @@ def test_the_draft_of_a_trace_with_weights_is_another_once_its_head_is_reduced(t
 def test_a_self_draft_has_its_targets_head(tmp_path: Path) -> None:
     trace = make_trace()
     own = DraftGeometry(kind="self", model=TARGET, exit_layers=(2, 4, 6, 8))
-    trace = replace(trace, header=replace(trace.header, draft=own, draft_sha256=TARGET_SHA256))
+    trace = replace(trace, header=trace.header.with_draft(own, TARGET_SHA256))
     TRACE_FILE.write(tmp_path / "trace.npz", trace, provenance())
     with pytest.raises(UserInputError, match=r"--draft-vocab 512: a self-draft answers through the head of its target"):
         make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", draft_vocab=512))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrate.search.cross_validation import halves_of, learning_curve, log_speedups, overfitting
+from calibrate.search.cross_validation import learning_curve, log_speedups, overfitting, split_halves
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.splits import half_of
@@ -15,7 +15,7 @@ from tests.calibrate.search.test_scenario import scenario
 
 def test_held_out_policies_have_not_seen_the_prompts_they_are_scored_on() -> None:
     one = scenario(0.8, num_documents=12)
-    halves = halves_of([one])
+    halves = split_halves([one])
     assert halves is not None
     names = [{prompt.name for prompt in half[0].trace.header.prompts} for half in halves]
     assert not names[0] & names[1]
@@ -34,7 +34,7 @@ def test_prompts_of_one_document_cannot_be_held_out() -> None:
     one = scenario(0.8, num_documents=4)
     renamed = tuple(replace(prompt, name=f"a.py:{number}") for number, prompt in enumerate(one.trace.header.prompts))
     one = replace(one, trace=replace(one.trace, header=replace(one.trace.header, prompts=renamed)))
-    assert halves_of([one]) is None
+    assert split_halves([one]) is None
     assert overfitting(one) is None
 
 
@@ -46,7 +46,7 @@ def test_plain_decoding_is_its_own_measure() -> None:
 
 
 def last_exit(one: Scenario) -> Policy:
-    layer = one.trace.header.draft.exit_layers[-1]
+    layer = one.trace.header.exit_layers[-1]
     return Policy(exits=(layer,), tokens=2)
 
 
@@ -57,7 +57,7 @@ def test_more_prompts_promise_less_and_give_more() -> None:
     assert few.best_speedup == all_of_them.best_speedup
     assert few.unseen_speedup <= all_of_them.unseen_speedup * 1.005
     assert all_of_them.unseen_speedup <= all_of_them.best_speedup * 1.005
-    assert abs(few.said_speedup / few.unseen_speedup - 1) > abs(all_of_them.said_speedup / all_of_them.unseen_speedup - 1)
+    assert abs(few.seen_speedup / few.unseen_speedup - 1) > abs(all_of_them.seen_speedup / all_of_them.unseen_speedup - 1)
 
 
 def test_prompts_of_one_half_have_no_learning_curve() -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from calibrate.planning.make_plan import make_plan
-from calibrate.search.find_frontier import frontier_of
-from calibrate.search.scenario import price_of
+from calibrate.search.find_frontier import find_frontier
+from calibrate.search.scenario import Scenario
 from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.latency.latency_model import MeasuredLatency
-from perfmodel.policies.frontier import DRIFTS, FrontierPoint, leaders
+from perfmodel.policies.frontier import DRIFTS, FrontierPoint, leading_points
 from perfmodel.policies.policy import ConfidenceFloor, Policy
 from perfmodel.replay.replay import replay_batch
 from perfmodel.results.plan import PLAN_FILE
@@ -19,11 +19,11 @@ from tests.calibrate.factories import SECONDS, draft_profile, make_trace, proven
 from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 TRACE = make_trace()
-PRICE = price_of(MeasuredLatency(draft_profile()), MeasuredLatency(target_profile()))
+SCENARIO = Scenario(TRACE, MeasuredLatency(draft_profile()), MeasuredLatency(target_profile()))
 
 
-CHOSEN = Policy(exits=TRACE.header.draft.exit_layers[:2], thresholds=(0.6,), tokens=6, stop=ConfidenceFloor(floor=0.5))
-FRONTIER = frontier_of(TRACE, PRICE, CHOSEN, [Policy(exits=(layer,), tokens=8) for layer in TRACE.header.draft.exit_layers])
+CHOSEN = Policy(exits=TRACE.header.exit_layers[:2], thresholds=(0.6,), tokens=6, stop=ConfidenceFloor(floor=0.5))
+FRONTIER = find_frontier(SCENARIO, CHOSEN, [Policy(exits=(layer,), tokens=8) for layer in TRACE.header.exit_layers])
 
 
 @pytest.mark.parametrize("point", FRONTIER, ids=lambda one: one.policy.label if one.policy else "plain")
@@ -32,11 +32,11 @@ def test_without_drift_a_policy_gives_what_was_replayed(point: FrontierPoint) ->
     num_rounds = batch.num_rounds.sum()
     # Half a round was added on both sides of every share.
     assert point.tokens(0.0) == pytest.approx(batch.num_tokens[0] / num_rounds, rel=0.03)
-    assert point.seconds(0.0) == pytest.approx(batch.seconds(PRICE)[0] / num_rounds, rel=0.03)
+    assert point.seconds(0.0) == pytest.approx(batch.seconds(SCENARIO.draft, SCENARIO.target)[0] / num_rounds, rel=0.03)
 
 
 def test_a_round_is_priced_by_the_tokens_it_drafts() -> None:
-    [alone] = [one for one in frontier_of(TRACE, PRICE, Policy(exits=(1,), tokens=6), []) if len(one.round_s) == 7]
+    [alone] = [one for one in find_frontier(SCENARIO, Policy(exits=(1,), tokens=6), []) if len(one.round_s) == 7]
     plain_s = SECONDS["verify"] + SECONDS["round"]
     each_s = SECONDS["segment"] + SECONDS["exit"]
     assert alone.round_s[0] == pytest.approx(plain_s)
@@ -44,11 +44,11 @@ def test_a_round_is_priced_by_the_tokens_it_drafts() -> None:
 
 
 def test_plain_and_chosen_are_on_the_frontier_whoever_leads_and_nobody_leads_who_is_not() -> None:
-    points = frontier_of(TRACE, PRICE, CHOSEN, [])
+    points = find_frontier(SCENARIO, CHOSEN, [])
     assert {None, CHOSEN} <= {one.policy for one in points}
     assert points[0].policy is None
     slow = replace(points[0], policy=Policy(exits=(6,), tokens=1), round_s=(99.0,))
-    again = leaders([*points, slow], always=(None, CHOSEN))
+    again = leading_points([*points, slow], always=(None, CHOSEN))
     assert again == points
     for drift in DRIFTS[::10]:
         fastest = max((*points, slow), key=lambda one: one.tokens(drift) / one.seconds(0.0))
@@ -57,7 +57,7 @@ def test_plain_and_chosen_are_on_the_frontier_whoever_leads_and_nobody_leads_who
 
 def test_policies_without_a_price_or_beyond_what_was_searched_are_left_out() -> None:
     unpriced, too_long = (Policy(exits=(2,), tokens=cap) for cap in (16, 60))
-    found = {one.policy for one in frontier_of(TRACE, PRICE, None, [unpriced, too_long])}
+    found = {one.policy for one in find_frontier(SCENARIO, None, [unpriced, too_long])}
     assert not found & {unpriced, too_long}
 
 

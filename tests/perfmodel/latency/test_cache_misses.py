@@ -1,4 +1,4 @@
-"""What the first passes of a round take on top, told apart from what their width takes."""
+"""Extra seconds of the first passes of a round are separated from the seconds of their width."""
 
 import numpy as np
 import pytest
@@ -13,9 +13,9 @@ Pass = tuple[PassKind, int, int]
 
 
 def samples_of(rounds: list[list[Pass]], *, noise_s: float = 0.0) -> PassSamples:
-    """Passes whose seconds are 100 us a row and the extra of their place, each kind and stage with its own scale."""
+    """Passes of 100 µs a row plus the extra of their place, scaled by the stage."""
     rng = np.random.default_rng(5)
-    passes = [one for round_passes in rounds for one in (*round_passes, ("round", 0, 0))]
+    passes = [drafted for round_passes in rounds for drafted in (*round_passes, ("round", 0, 0))]
     kind, stage, rows = zip(*passes, strict=True)
     place = tuple(places(zip(kind, stage, strict=True)))
     seconds = []
@@ -30,23 +30,23 @@ def block(length: int, *, first_rows: int = 1) -> list[Pass]:
     return [("segment", 0, first_rows if i == 0 else 1) for i in range(length)]
 
 
-def test_places_count_the_passes_of_a_round_through_the_same_weights() -> None:
+def test_places_count_the_passes_of_a_round_with_the_same_weights() -> None:
     passes = [("target_prefill", 0), ("segment", 0), ("exit", 0), ("segment", 1), ("exit", 1), ("segment", 0), ("exit", 0)]
     passes += [("verify", 0), ("round", 0), ("segment", 0), ("exit", 0), ("verify", 0), ("round", 0), ("verify", 0)]
     assert list(places(passes)) == [1, 1, 1, 1, 2, 2, 3, 2, 1, 1, 1, 1, 1, 0]
 
 
-def test_extras_are_found_whatever_the_widths_of_the_first_passes() -> None:
+def test_extras_do_not_depend_on_the_widths_of_the_first_passes() -> None:
     rounds = [block(2 + number % 5, first_rows=1 + number % 2) for number in range(60)]
     assert cold_extras(samples_of(rounds)) == {("segment", 0): pytest.approx(dict(enumerate(EXTRAS_S, 1)))}
 
 
-def test_every_segment_has_extras_of_its_own_and_all_exits_share_theirs() -> None:
-    one: list[Pass] = [("segment", 0, 1), ("exit", 0, 1), ("segment", 1, 1), ("exit", 0, 1)]
-    found = cold_extras(samples_of([one * 3] * 30))
-    assert found["segment", 0] == pytest.approx({1: EXTRAS_S[0] - EXTRAS_S[2], 2: EXTRAS_S[1] - EXTRAS_S[2], 3: 0.0}, abs=1e-9)
-    assert found["segment", 1] == pytest.approx({place: 2 * extra for place, extra in found["segment", 0].items()})
-    assert set(found) == {("segment", 0), ("segment", 1), ("exit", 0)}
+def test_each_segment_has_its_own_extras_and_all_exits_share_theirs() -> None:
+    token: list[Pass] = [("segment", 0, 1), ("exit", 0, 1), ("segment", 1, 1), ("exit", 0, 1)]
+    extras = cold_extras(samples_of([token * 3] * 30))
+    assert extras["segment", 0] == pytest.approx({1: EXTRAS_S[0] - EXTRAS_S[2], 2: EXTRAS_S[1] - EXTRAS_S[2], 3: 0.0}, abs=1e-9)
+    assert extras["segment", 1] == pytest.approx({place: 2 * extra for place, extra in extras["segment", 0].items()})
+    assert set(extras) == {("segment", 0), ("segment", 1), ("exit", 0)}
 
 
 def test_extras_are_never_negative() -> None:
@@ -64,12 +64,12 @@ def test_extras_are_never_negative() -> None:
     assert extras[3] >= 0.0
 
 
-def test_a_place_met_only_at_a_width_of_its_own_tells_nothing() -> None:
+def test_a_place_measured_at_no_other_width_has_no_extra() -> None:
     rounds = [[("segment", 0, 3)]] * 20
     assert cold_extras(samples_of(rounds)) == {("segment", 0): {1: 0.0}}
 
 
-def test_a_verification_is_the_colder_the_more_segments_ran_before_it() -> None:
+def test_a_verification_takes_longer_the_more_segments_ran_before_it() -> None:
     passes: list[tuple[PassKind, int, int, float]] = []
     for number in range(60):
         depth, rows = 1 + number % 3, 2 + number % 4
@@ -81,7 +81,7 @@ def test_a_verification_is_the_colder_the_more_segments_ran_before_it() -> None:
     assert cold_extras(samples)["verify", 0] == pytest.approx({2: 1e-4, 3: 2e-4})
 
 
-def test_a_measured_model_prices_warm_passes_and_the_extras_apart() -> None:
+def test_a_measured_model_prices_warm_passes_and_extras_separately() -> None:
     samples = samples_of([block(6, first_rows=1 + number % 2) for number in range(60)], noise_s=1e-7)
     latency = MeasuredLatency(profile_of(samples))
     for rows in (1, 2):

@@ -108,8 +108,8 @@ def test_in_eager_mode_a_small_model_costs_its_launches_and_a_large_one_its_byte
     assert pass_s(eager, "verify", 1) == pytest.approx(pass_s(graph, "verify", 1), rel=1e-3)
 
 
-def test_verifying_64_rows_on_a100_costs_about_what_one_does_and_256_about_twice() -> None:
-    """Vidur's kernel tables, all operators but attention: 1.05, 1.32 and 1.92; beyond 64 rows the law has no tiles."""
+def test_verifying_64_rows_on_a100_costs_about_as_much_as_1_row_and_256_rows_twice_as_much() -> None:
+    """Vidur's kernel tables, all operators but attention: 1.05, 1.32 and 1.92; the law has no tiles beyond 64 rows."""
     latency = roofline(LLAMA_7B)
     one_s = pass_s(latency, "verify", 1)
     assert pass_s(latency, "verify", 64) / one_s == pytest.approx(1.05, abs=0.03)
@@ -143,7 +143,7 @@ def test_4_bit_on_a_4090_is_priced_within_its_error(published_tokens_per_s: floa
     assert predicted_s * published_tokens_per_s == pytest.approx(1, abs=rtx_4090.error_frac)
 
 
-def test_a_bridge_joins_two_devices_and_more_of_them_pay_for_the_slower_bus() -> None:
+def test_a_bridge_joins_two_devices_and_more_use_the_slower_bus() -> None:
     pair, four = (roofline_law(find_hardware("h100-nvl"), plain_format("bf16"), "graph", num_devices) for num_devices in (2, 4))
     assert (pair.link_byte_s, four.link_byte_s) == (1 / 300e9, 1 / 64e9)
     assert pair.all_reduce_s < four.all_reduce_s
@@ -152,12 +152,12 @@ def test_a_bridge_joins_two_devices_and_more_of_them_pay_for_the_slower_bus() ->
 @given(st.floats(1.0, 10.0), st.integers(1, 64), st.integers(0, 2048))
 def test_more_bandwidth_is_never_slower(factor: float, rows: int, cached: int) -> None:
     faster = replace(A100, memory_bytes_per_s=A100.memory_bytes_per_s * factor)
-    now, then = (roofline(LLAMA_7B, hardware=one) for one in (A100, faster))
+    now, then = roofline(LLAMA_7B, hardware=A100), roofline(LLAMA_7B, hardware=faster)
     assert pass_s(then, "verify", rows, cached) <= pass_s(now, "verify", rows, cached)
 
 
 @given(st.sampled_from(KINDS), st.integers(1, 32), st.floats(0, 4000))
-def test_seconds_are_a_straight_line_in_cached_tokens(kind: PassKind, rows: int, cached: float) -> None:
+def test_seconds_are_linear_in_the_cached_tokens(kind: PassKind, rows: int, cached: float) -> None:
     draft = find_draft("s2d")
     latency = roofline(draft.model, exits=draft.exit_layers)
     base_s, per_token_s = latency.line(kind, 0, rows)
@@ -166,7 +166,7 @@ def test_seconds_are_a_straight_line_in_cached_tokens(kind: PassKind, rows: int,
     assert per_token_s >= 0
 
 
-def test_the_head_at_every_exit_makes_falling_through_cost_more_than_the_last_exit_alone() -> None:
+def test_checking_every_exit_costs_more_than_the_last_exit_alone() -> None:
     draft = find_draft("s2d")
     latency = roofline(draft.model, exits=draft.exit_layers)
     segments_s = sum(pass_s(latency, "segment", 1, stage=stage) for stage in range(3))
@@ -175,28 +175,28 @@ def test_the_head_at_every_exit_makes_falling_through_cost_more_than_the_last_ex
     assert (segments_s + 3 * exit_s) / (segments_s + exit_s) == pytest.approx(in_bytes, rel=0.01)
 
 
-def test_a_measured_pass_costs_its_mean_and_grows_with_the_cache() -> None:
+def test_a_measured_pass_costs_its_mean_and_more_per_cached_token() -> None:
     rows: list[Row] = [("verify", 0, 1, cached, 1e-3 + 1e-6 * cached) for cached in range(0, 400, 4)]
     latency = measured(rows)
     assert latency.line("verify", 0, 1) == pytest.approx((1e-3, 1e-6), rel=0.02)
     assert pass_s(latency, "verify", 1, 200) == pytest.approx(1.2e-3, rel=0.01)
 
 
-def test_a_pass_that_gets_cheaper_with_the_cache_is_flat_instead() -> None:
+def test_a_measured_slope_is_never_negative() -> None:
     latency = measured([("verify", 0, 1, cached, 1e-3 - 1e-6 * cached) for cached in range(0, 400, 4)])
     base_s, per_token_s = latency.line("verify", 0, 1)
     assert per_token_s == 0
     assert base_s == pytest.approx(1e-3 - 1e-6 * 198, rel=0.01)
 
 
-def test_a_width_between_two_measured_ones_lies_between_them() -> None:
+def test_rows_between_two_measured_numbers_are_interpolated() -> None:
     rows: list[Row] = [("verify", 0, width, 50, width * 1e-3) for width in (1, 2, 4, 8) for _ in range(20)]
     latency = measured(rows)
     assert pass_s(latency, "verify", 3, 50) == pytest.approx(3e-3)
     assert pass_s(latency, "verify", 6, 50) == pytest.approx(6e-3)
 
 
-def test_one_row_beyond_the_widest_is_told_and_more_is_refused() -> None:
+def test_one_row_beyond_the_widest_pass_is_extrapolated_and_more_is_refused() -> None:
     latency = measured([("verify", 0, width, 50, width * 1e-3) for width in (2, 3) for _ in range(20)])
     assert pass_s(latency, "verify", 4, 50) == pytest.approx(4e-3)
     with pytest.raises(OutOfDomain) as caught:
@@ -212,7 +212,7 @@ def test_a_pass_of_a_kind_or_stage_that_was_not_measured_is_refused() -> None:
             latency.line(kind, stage, 1)
 
 
-def test_rare_widths_share_a_knot_but_common_ones_keep_their_own() -> None:
+def test_rare_widths_share_a_knot_and_frequent_ones_have_their_own() -> None:
     common: list[Row] = [("segment", 0, width, 50, width * 1e-3) for width in (1, 2) for _ in range(100)]
     rare: list[Row] = [("segment", 0, width, 50, 0.01 + (-1) ** width * 1e-3) for width in (10, 11, 12, 13) for _ in range(4)]
     latency = measured(common + rare)
@@ -221,11 +221,11 @@ def test_rare_widths_share_a_knot_but_common_ones_keep_their_own() -> None:
     assert pass_s(latency, "segment", 11, 50) == pytest.approx(0.01, rel=0.05)
 
 
-def test_one_preempted_pass_does_not_speak_for_all() -> None:
+def test_one_preempted_pass_does_not_change_the_mean() -> None:
     assert pass_s(measured([("exit", 0, 1, 0, 1e-4)] * 99 + [("exit", 0, 1, 0, 1.0)]), "exit", 1) == 1e-4
 
 
-def test_clamping_pulls_in_the_extremes_and_keeps_the_number() -> None:
+def test_clamping_moves_the_extremes_and_keeps_the_count() -> None:
     assert winsorized([5.0, *[1.0] * 98, 0.1]) == [1.0] * 100
     assert winsorized([1.0, 9.0]) == [1.0, 9.0]
 
@@ -254,41 +254,42 @@ FIT = LatencyFit(
 )
 
 
-def test_a_fit_prices_a_model_nobody_ran_by_the_same_law_as_the_roofline() -> None:
-    fitted = FittedLatency(FIT, LLAMA_7B, (), context_tokens=500)
+def test_fit_and_roofline_price_by_the_same_law() -> None:
+    fitted = FittedLatency(FIT, LLAMA_7B, context_tokens=500)
     priced = roofline(LLAMA_7B, plain_format("fp32"))
     assert pass_s(fitted, "verify", 4, 100) == pass_s(priced, "verify", 4, 100)
     assert (fitted.level, fitted.error_frac) == ("fitted", pytest.approx(0.1))
 
 
-def test_a_fit_asked_for_what_it_has_not_seen_says_so_and_is_less_sure_by_its_distance() -> None:
+def test_the_error_of_a_fit_grows_with_the_distance_outside_its_domain() -> None:
     deeper = replace(LLAMA_7B, num_layers=64)
-    fitted = FittedLatency(FIT, deeper, (), context_tokens=1000)
+    fitted = FittedLatency(FIT, deeper, context_tokens=1000)
     assert fitted.level == "extrapolated"
-    assert [one.label for one in fitted.extrapolations] == ["64 layers (seen: 1 to 32)", "1000 cached tokens (seen: 0 to 500)"]
-    assert [one.doublings for one in fitted.extrapolations] == [1, 1]
+    labels = [extrapolation.label for extrapolation in fitted.extrapolations]
+    assert labels == ["64 layers (seen: 1 to 32)", "1000 cached tokens (seen: 0 to 500)"]
+    assert [extrapolation.doublings for extrapolation in fitted.extrapolations] == [1, 1]
     assert fitted.error_frac == pytest.approx(3 * 0.1)
-    assert pass_s(fitted, "verify", 1) > pass_s(FittedLatency(FIT, LLAMA_7B, (), context_tokens=500), "verify", 1)
+    assert pass_s(fitted, "verify", 1) > pass_s(FittedLatency(FIT, LLAMA_7B, context_tokens=500), "verify", 1)
 
 
-def test_however_far_a_fit_extrapolates_it_is_no_less_sure_than_of_a_device_nobody_measured() -> None:
+def test_the_error_of_an_extrapolation_is_at_most_that_of_an_unmeasured_device() -> None:
     far = replace(LLAMA_7B, num_layers=1 << 12)
-    assert FittedLatency(FIT, far, (), context_tokens=500).error_frac == WIDEST_ERROR_FRAC
+    assert FittedLatency(FIT, far, context_tokens=500).error_frac == WIDEST_ERROR_FRAC
 
 
-def test_a_fit_asked_for_a_lighter_layer_extrapolates_too() -> None:
+def test_a_fit_extrapolates_to_smaller_layers_too() -> None:
     lighter = replace(LLAMA_7B, hidden_size=1024, intermediate_size=2752, num_heads=8, num_kv_heads=8)
-    (found,) = FittedLatency(FIT, lighter, (), context_tokens=500).extrapolations
-    assert found.label == "a layer of 50.6 MB (seen: 600 MB to 900 MB)"
-    assert found.doublings == pytest.approx(math.log2(6e8 / (4 * lighter.layer_params)))
+    (extrapolation,) = FittedLatency(FIT, lighter, context_tokens=500).extrapolations
+    assert extrapolation.label == "a layer of 50.6 MB (seen: 600 MB to 900 MB)"
+    assert extrapolation.doublings == pytest.approx(math.log2(6e8 / (4 * lighter.layer_params)))
 
 
-def test_a_fit_to_one_model_does_not_claim_to_know_others() -> None:
+def test_a_fit_to_one_model_has_an_assumed_error() -> None:
     assert replace(FIT, held_out_error_frac=None, held_out_90_frac=None).error_frac == UNTESTED_ERROR_FRAC
 
 
-def test_a_fit_does_not_price_passes_far_wider_than_it_saw() -> None:
-    fitted = FittedLatency(FIT, LLAMA_7B, (), context_tokens=500)
+def test_a_fit_refuses_passes_far_wider_than_those_it_has_seen() -> None:
+    fitted = FittedLatency(FIT, LLAMA_7B, context_tokens=500)
     with pytest.raises(OutOfDomain, match="rows of a verify pass = 17 is outside the evidence"):
         pass_s(fitted, "verify", 17)
 
@@ -298,67 +299,81 @@ STEPS_S = {1: 1e-3, 2: 1.1e-3, 4: 2e-3, 8: 4e-3, 16: 5e-3, 32: 9e-3}
 
 
 def step_rows(kind: PassKind, numbers: dict[int, int]) -> list[Row]:
-    """So many passes of each number of rows, whose seconds are steps; wider ones take 2 ms a row."""
+    """Passes by number of rows and count. Their seconds are a step function; wider passes take 2 ms a row."""
     widths = {rows: next((width for width in STEPS_S if width >= rows), None) for rows in numbers}
     seconds = {rows: 2e-3 * rows if width is None else STEPS_S[width] for rows, width in widths.items()}
     return [(kind, 0, rows, 50, seconds[rows]) for rows, number in numbers.items() for _ in range(number)]
 
 
-def graphed(rows: list[Row]) -> MeasuredLatency:
+def measured_in_graph_mode(rows: list[Row]) -> MeasuredLatency:
     return MeasuredLatency(replace(profile_of(samples_of(rows)), device=GPU))
 
 
 @pytest.mark.parametrize("kind", ["segment", "ahead", "verify"])
-def test_measured_steps_are_neither_merged_nor_interpolated_with_one_another(kind: PassKind) -> None:
-    numbers = {1: 90, 2: 90, 3: 90, 4: 2, 5: 1, 7: 90, 9: 3, 16: 2, 18: 1, 40: 90}  # rare ones would join wider neighbours
-    found = graphed(step_rows(kind, numbers))
+def test_padded_widths_are_neither_merged_nor_interpolated_with_each_other(kind: PassKind) -> None:
+    numbers = {
+        1: 90,
+        2: 90,
+        3: 90,
+        4: 2,
+        5: 1,
+        7: 90,
+        9: 3,
+        16: 2,
+        18: 1,
+        40: 90,
+    }  # without padding, rare widths merge with wider ones
+    latency = measured_in_graph_mode(step_rows(kind, numbers))
     expected = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 8: 8, 9: 16, 10: 16, 16: 16, 17: 32, 32: 32}
     for rows, width in expected.items():
-        assert pass_s(found, kind, rows, 50) == pytest.approx(STEPS_S[width])
-    assert [pass_s(found, kind, rows, 50) for rows in (33, 40)] == pytest.approx([80e-3] * 2)
+        assert pass_s(latency, kind, rows, 50) == pytest.approx(STEPS_S[width])
+    assert [pass_s(latency, kind, rows, 50) for rows in (33, 40)] == pytest.approx([80e-3] * 2)
 
 
-def test_a_step_that_was_not_met_is_priced_between_its_neighbours_and_one_beyond_all_as_before() -> None:
-    found = graphed(step_rows("segment", {1: 90, 2: 90, 5: 90}))
+def test_an_unmeasured_padded_width_is_interpolated_and_one_beyond_all_extrapolated() -> None:
+    latency = measured_in_graph_mode(step_rows("segment", {1: 90, 2: 90, 5: 90}))
     for rows in (3, 4):
-        assert STEPS_S[2] < pass_s(found, "segment", rows, 50) < STEPS_S[8]
-    deep = graphed(step_rows("segment", {4: 90, 8: 90}))
+        assert STEPS_S[2] < pass_s(latency, "segment", rows, 50) < STEPS_S[8]
+    deep = measured_in_graph_mode(step_rows("segment", {4: 90, 8: 90}))
     assert pass_s(deep, "segment", 9, 50) == pytest.approx(8e-3)  # of 16 rows, by the line through 4 and 8
     with pytest.raises(OutOfDomain):
         pass_s(deep, "segment", 11, 50)
 
 
-def test_rows_of_a_rounds_bookkeeping_are_not_padded() -> None:
+def test_bookkeeping_passes_are_not_padded() -> None:
     rounds: list[Row] = [("round", 0, rows, 0, 1e-5 * (1 + rows)) for rows in (0, 2, 3, 6) for _ in range(90)]
-    found = graphed(rounds)
+    latency = measured_in_graph_mode(rounds)
     for rows in range(7):
-        assert pass_s(found, "round", rows) == pytest.approx(1e-5 * (1 + rows))
+        assert pass_s(latency, "round", rows) == pytest.approx(1e-5 * (1 + rows))
 
 
-def test_a_fit_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+def test_a_fit_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
     FIT_FILE.write(tmp_path / "fit.json", FIT, make_provenance(argv=("test",)))
     assert FIT_FILE.read(tmp_path / "fit.json").record == FIT
 
 
-@pytest.mark.parametrize("value", [-1e-9, -1e308])
-@pytest.mark.parametrize("term", Law.__dataclass_fields__)
-def test_a_fit_with_a_negative_coefficient_is_refused_by_its_name(tmp_path: Path, term: str, value: float) -> None:
+def test_a_fit_file_with_a_negative_coefficient_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fit.json"
     FIT_FILE.write(path, FIT, make_provenance(argv=("test",)))
     envelope = json.loads(path.read_text("utf-8"))
-    envelope["body"]["law"][term] = value
+    envelope["body"]["law"]["flop_s"] = -1e-9
     path.write_text(json.dumps(envelope), encoding="utf-8")
-    with pytest.raises(
-        BadFile, match=re.escape(f"body.law: {term} is {value:g}, expected a finite number that is not negative")
-    ):
+    with pytest.raises(BadFile, match=r"body\.law: flop_s is -1e-09, expected a finite number that is not negative"):
         FIT_FILE.read(path)
+
+
+def test_every_coefficient_is_checked_by_its_name() -> None:
+    for term in Law.__dataclass_fields__:
+        for value in (-1e-9, -1e308, math.inf):
+            with pytest.raises(ValueError, match=re.escape(f"{term} is {value:g}, expected a finite number")):
+                replace(LAW, **{term: value})
 
 
 def priced(model: str, engine: EngineMode, device: str = "a100") -> RooflineLatency:
     return roofline(find_model(model), hardware=find_hardware(device), engine=engine, context_tokens=500)
 
 
-def test_a_step_errs_by_the_host_where_launches_bind_and_by_the_device_where_kernels_do() -> None:
+def test_a_launch_bound_step_has_the_hosts_error_and_a_kernel_bound_step_the_devices() -> None:
     host_frac, device_frac = A100.engine_costs("eager").host_error_frac, A100.error_frac
     assert priced("llama-2-7b", "graph").step_error_frac == device_frac
     assert priced("vicuna-68m", "eager").step_error_frac == pytest.approx(host_frac, rel=0.01)
@@ -368,14 +383,14 @@ def test_a_step_errs_by_the_host_where_launches_bind_and_by_the_device_where_ker
     assert on_slower_memory < priced("llama-2-7b", "eager").step_error_frac
 
 
-def test_of_two_times_that_err_the_longer_one_is_likelier_to_be_the_longer() -> None:
+def test_the_chance_that_a_time_is_longer_follows_a_lognormal_ratio() -> None:
     assert chance_longer(0.0, 1.0, 0.4) == 0.0
     assert chance_longer(1.0, 1.0, 0.4) == 0.5
     assert chance_longer(2.0, 1.0, 0.4) == pytest.approx(0.958, abs=0.001)  # ln 2 is 1.73 standard deviations
     assert chance_longer(1.0, 2.0, 0.4) == pytest.approx(1 - 0.958, abs=0.001)
 
 
-def test_nothing_is_added_for_a_host_that_was_measured_or_fitted() -> None:
+def test_a_measured_or_fitted_host_has_no_additional_error() -> None:
     assert measured([("verify", 0, 1, 100, 1e-3)] * 20).host_error_frac == 0.0
-    assert FittedLatency(FIT, LLAMA_7B, (), context_tokens=500).host_error_frac == 0.0
+    assert FittedLatency(FIT, LLAMA_7B, context_tokens=500).host_error_frac == 0.0
     assert priced("llama-2-7b", "graph").host_error_frac == 0.0

@@ -94,7 +94,7 @@ def test_devices_share_the_bytes() -> None:
     assert eight.read_bytes == pytest.approx(single.read_bytes / 8)
 
 
-def test_a_layer_with_a_window_reads_no_more_than_it() -> None:
+def test_a_layer_with_a_window_reads_at_most_its_window() -> None:
     gemma = find_model("gemma-2-9b")
     assert gemma.window_tokens == 4096
     short, long, longer = (
@@ -185,7 +185,7 @@ def fit_of(*, weight_share: float) -> LatencyFit:
 
 def test_a_fitted_price_below_its_lower_bound_is_refused() -> None:
     """A fit to small models may explain all time by floors and none by bytes, which underprices a large model."""
-    fitted = FittedLatency(fit_of(weight_share=100), LLAMA_7B, (), context_tokens=100)
+    fitted = FittedLatency(fit_of(weight_share=100), LLAMA_7B, context_tokens=100)
     assert fitted.line("round", 0, 0).base_s > 0
     with pytest.raises(BelowLowerBound) as caught:
         fitted.line("verify", 0, 1)
@@ -194,7 +194,7 @@ def test_a_fitted_price_below_its_lower_bound_is_refused() -> None:
         "the fitted price of llama-2-7b on 1 x A100-80GB-SXM: a verify pass of 1 row over 0 cached tokens "
     )
     assert message.endswith("Fit again with wider models, or leave the fit out: the datasheet prices it.")
-    plausible = FittedLatency(fit_of(weight_share=1), LLAMA_7B, (), context_tokens=100)
+    plausible = FittedLatency(fit_of(weight_share=1), LLAMA_7B, context_tokens=100)
     roofline = RooflineLatency(setting_of(), A100, "graph")
     assert plausible.line("verify", 0, 1) == roofline.line("verify", 0, 1)
 
@@ -202,9 +202,9 @@ def test_a_fitted_price_below_its_lower_bound_is_refused() -> None:
 def test_a_fit_without_a_cost_of_cache_reads_is_refused_at_its_context() -> None:
     fit = fit_of(weight_share=1)
     free_kv = replace(fit, law=replace(fit.law, kv_byte_s=0.0, attn_flop_s=0.0))
-    FittedLatency(free_kv, LLAMA_7B, (), context_tokens=100).line("verify", 0, 1)
+    FittedLatency(free_kv, LLAMA_7B, context_tokens=100).line("verify", 0, 1)
     with pytest.raises(BelowLowerBound, match="over 65536 cached tokens"):
-        FittedLatency(free_kv, LLAMA_7B, (), context_tokens=65536).line("verify", 0, 1)
+        FittedLatency(free_kv, LLAMA_7B, context_tokens=65536).line("verify", 0, 1)
 
 
 def test_no_row_exceeds_its_datasheet() -> None:

@@ -17,7 +17,7 @@ def setting_of(exit_layers: tuple[int, ...] = (), *, num_devices: int = 1, batch
     return PassSetting(model=LLAMA_7B, exit_layers=exit_layers, weights=BF16, batch=batch, num_devices=num_devices)
 
 
-def test_a_7b_layer_is_405_mb_and_its_head_two_thirds_of_that() -> None:
+def test_a_7b_layer_has_405_mb_and_its_head_two_thirds_of_that() -> None:
     setting = PassSetting(model=LLAMA_7B, weights=plain_format("fp16"))
     layer, head = setting.layers_work(1, rows=1).weight_bytes, setting.layers_work(0, rows=0, head_rows=1).weight_bytes
     assert layer == pytest.approx(405e6, rel=1e-3)
@@ -35,7 +35,7 @@ def test_a_step_reads_all_weights_but_the_embedding_and_the_final_norm() -> None
     assert setting_of().work("verify", 0, 1).weight_bytes == model_weight_bytes(LLAMA_7B, BF16) - unread
 
 
-def test_segments_and_the_head_make_up_the_fixed_exit() -> None:
+def test_segments_and_the_head_add_up_to_the_whole_draft() -> None:
     draft = PassSetting(model=DRAFT.model, exit_layers=DRAFT.exit_layers, weights=BF16)
     segments = [draft.work("segment", stage, 1) for stage in range(3)]
     assert [work.num_layers for work in segments] == [6, 3, 3]
@@ -50,33 +50,33 @@ def test_an_exit_check_waits_for_the_host_once_and_a_segment_never() -> None:
     assert setting.work("exit", 0, 1).num_layers == 0
 
 
-def test_what_runs_ahead_is_the_check_and_the_segment_after_it() -> None:
+def test_an_ahead_pass_is_an_exit_check_and_the_next_segment() -> None:
     setting = setting_of((6, 9, 12))
-    ahead, check, segment = (setting.work(*one) for one in (("ahead", 1, 3), ("exit", 0, 1), ("segment", 1, 3)))
+    ahead, check, segment = setting.work("ahead", 1, 3), setting.work("exit", 0, 1), setting.work("segment", 1, 3)
     for name in ("num_passes", "num_syncs", "num_layers", "weight_bytes", "flops", "kv_bytes_per_cached_token"):
         assert getattr(ahead, name) == pytest.approx(getattr(check, name) + getattr(segment, name)), name
-    with pytest.raises(BadPolicy):  # nothing comes before the first segment
+    with pytest.raises(BadPolicy):  # no exit check comes before the first segment
         setting.work("ahead", 0, 1)
 
 
-def test_a_self_draft_verifies_above_its_last_exit_but_decodes_plainly_through_all() -> None:
+def test_a_self_draft_verifies_above_its_last_exit_and_decodes_plainly_through_all_layers() -> None:
     setting = setting_of((4, 8))
     assert setting.work("verify", 0, 5).num_layers == 24
     assert setting.work("verify", 0, 1).num_layers == 32
 
 
-def test_a_round_is_bookkeeping_alone() -> None:
+def test_a_round_pass_is_bookkeeping_only() -> None:
     work = setting_of().work("round", 0, 4)
     assert (work.num_rounds, work.drafted_rows, work.num_layers, work.weight_bytes) == (1, 4, 0, 0.0)
 
 
-def test_a_prefill_asks_no_head() -> None:
+def test_a_prefill_does_not_run_the_head() -> None:
     assert [setting_of((6, 9)).work("draft_prefill", stage, 100).num_layers for stage in (0, 1)] == [6, 3]
     assert setting_of((6, 12)).work("target_prefill", 0, 100).num_layers == 32
     assert setting_of().work("target_prefill", 0, 100).num_syncs == 0
 
 
-def test_an_exit_that_is_not_there_is_refused() -> None:
+def test_an_exit_that_does_not_exist_is_refused() -> None:
     with pytest.raises(BadPolicy, match="exit number 2 of 'llama-2-7b'"):
         setting_of((6, 9)).work("segment", 2, 1)
 
@@ -88,7 +88,7 @@ def test_quantised_weights_keep_a_16_bit_cache() -> None:
 
 
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(1, 64), st.integers(1, 8))
-def test_devices_share_work_and_pay_two_all_reduces_per_layer(num_devices: int, rows: int, batch: int) -> None:
+def test_devices_share_the_work_and_add_two_all_reduces_per_layer(num_devices: int, rows: int, batch: int) -> None:
     alone = setting_of(batch=batch).work("verify", 0, rows)
     shared = setting_of(num_devices=num_devices, batch=batch).work("verify", 0, rows)
     assert shared.weight_bytes * num_devices == pytest.approx(alone.weight_bytes)
@@ -106,7 +106,7 @@ def test_devices_share_the_head_and_one_gathers_its_logits() -> None:
 
 @given(st.integers(1, 16), st.integers(1, 8))
 def test_weights_are_read_once_for_the_whole_batch_and_the_cache_once_per_sequence(rows: int, batch: int) -> None:
-    one, many = setting_of().work("verify", 0, rows), setting_of(batch=batch).work("verify", 0, rows)
-    assert many.weight_bytes == one.weight_bytes
-    assert many.kv_bytes_per_cached_token == batch * one.kv_bytes_per_cached_token
-    assert many.flops == pytest.approx(batch * one.flops)
+    single, many = setting_of().work("verify", 0, rows), setting_of(batch=batch).work("verify", 0, rows)
+    assert many.weight_bytes == single.weight_bytes
+    assert many.kv_bytes_per_cached_token == batch * single.kv_bytes_per_cached_token
+    assert many.flops == pytest.approx(batch * single.flops)

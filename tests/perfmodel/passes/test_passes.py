@@ -68,7 +68,7 @@ def test_a_line_is_seconds_with_nothing_cached_and_seconds_for_each_cached_token
 def test_the_first_draft_passes_of_a_round_are_cold_and_a_verification_after_several_segments() -> None:
     cold = {kind: [place for place in range(8) if place and is_cold(kind, place)] for kind in PASS_KINDS}
     first = list(range(1, COLD_PLACES + 1))
-    expected: dict[PassKind, list[int]] = dict.fromkeys(PASS_KINDS, [])
+    expected: dict[PassKind, list[int]] = {kind: [] for kind in PASS_KINDS}
     assert cold == expected | {"segment": first, "exit": first, "ahead": first, "verify": list(range(2, 8))}
 
 

@@ -1,4 +1,4 @@
-"""Passes during which the process stood still: found, left out of what is priced, and named."""
+"""Pauses are detected, left out of prices, replaced in sums, and reported."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def verifies(seconds: list[float], rows: list[int] | None = None, kind: PassKind
 
 @pytest.mark.parametrize("pause_s", [1.0, 10.0, 60.0, 3600.0, 36_000.0, 1e300])
 @pytest.mark.parametrize("place", [0, 7, 19])
-def test_a_paused_pass_is_found_left_out_and_replaced_by_a_typical_one(pause_s: float, place: int) -> None:
+def test_a_paused_pass_is_detected_left_out_and_replaced_by_a_typical_one(pause_s: float, place: int) -> None:
     steady = verifies([VERIFY_S] * 20)
     paused = replace(steady, seconds=tuple(pause_s if n == place else VERIFY_S for n in range(20)))
     assert list(find_pauses(paused)) == [place]
@@ -44,23 +44,23 @@ def test_a_paused_pass_is_found_left_out_and_replaced_by_a_typical_one(pause_s: 
 @pytest.mark.parametrize(
     ("seconds", "rows"),
     [
-        ([VERIFY_S] * 20 + [0.9], [1] * 21),  # preempted for less than a pause takes
+        ([VERIFY_S] * 20 + [0.9], [1] * 21),  # preempted, but for less than a pause
         ([2.0] * 20 + [50.0], [1] * 21),  # a large model whose slowest pass is 25 times as slow
         ([0.01] * 20 + [4.0], [10] * 20 + [1000]),  # a long prompt after short ones
-        ([36_000.0], [1]),  # one pass alone tells nothing of what is typical
+        ([36_000.0], [1]),  # a single pass has no typical seconds
     ],
 )
-def test_a_pass_that_may_be_slow_by_itself_is_kept(seconds: list[float], rows: list[int]) -> None:
+def test_a_pass_that_is_slow_for_its_own_reasons_is_kept(seconds: list[float], rows: list[int]) -> None:
     assert find_pauses(verifies(seconds, rows)) == {}
 
 
 @given(st.lists(st.floats(1e-6, 1e300), max_size=30))
-def test_what_is_kept_is_never_both_a_second_long_and_far_above_the_typical(seconds: list[float]) -> None:
+def test_no_kept_pass_is_both_a_second_long_and_far_above_the_typical_one(seconds: list[float]) -> None:
     samples = verifies(seconds)
     kept = without_pauses(samples).seconds
     assert len(kept) + len(find_pauses(samples)) == len(seconds)
     typical_s = sorted(seconds)[(len(seconds) - 1) // 2] if seconds else 0.0
-    assert all(one < max(MIN_PAUSE_S, MIN_PAUSE_RATIO * typical_s) for one in kept)
+    assert all(seconds_kept < max(MIN_PAUSE_S, MIN_PAUSE_RATIO * typical_s) for seconds_kept in kept)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_is_kept_is_never_both_a_second_long_and_far_above_the_typical(seco
         (1e300, [], "1 verify pass of more than 1,000,000 s, more than 1,000,000,000 times the typical one, was left out"),
     ],
 )
-def test_pauses_are_named_in_a_line(longest_s: float, others: list[float], text: str) -> None:
+def test_pauses_are_described_in_one_line(longest_s: float, others: list[float], text: str) -> None:
     pauses = find_pauses(verifies([VERIFY_S] * 20 + [longest_s, *others])).values()
     assert pauses_text(pauses) == f"{text}: was the process stopped, or the machine suspended?"
     assert pauses_text(()) is None

@@ -1,4 +1,4 @@
-"""Layers that see a window: what their cache costs to read and to keep."""
+"""Layers with a window: bytes of their cache, read and kept."""
 
 from dataclasses import replace
 
@@ -22,8 +22,8 @@ def verify_work(context_tokens: int | None, model=EVERY_OTHER, *, batch: int = 1
     return setting.work("verify", 0, rows)
 
 
-def kv_bytes_read(context_tokens: int, **more) -> float:
-    work = verify_work(context_tokens, **more)
+def kv_bytes_read(context_tokens: int, **setting) -> float:
+    work = verify_work(context_tokens, **setting)
     return work.window_kv_bytes + context_tokens * work.kv_bytes_per_cached_token
 
 
@@ -32,27 +32,27 @@ def verify_s(model, context_tokens: int, *, priced_at: int) -> float:
     return latency.line("verify", 0, 1).at(context_tokens)
 
 
-def test_up_to_the_window_every_layer_reads_every_token() -> None:
+def test_below_the_window_every_layer_reads_every_token() -> None:
     work = verify_work(4096)
     assert work.kv_bytes_per_cached_token == kv_bytes_per_token(EVERY_OTHER, BF16)
     assert work.window_kv_bytes == work.window_attn_flops == 0
 
 
-def test_beyond_it_every_other_layer_of_gemma_2_reads_the_window_alone() -> None:
+def test_above_the_window_every_other_layer_of_gemma_2_reads_only_its_window() -> None:
     per_token = kv_bytes_per_token(EVERY_OTHER, BF16)
     assert verify_work(8192).kv_bytes_per_cached_token == per_token / 2
     assert kv_bytes_read(8192) == per_token * (8192 + 4096) / 2
     assert verify_work(8192).window_attn_flops == pytest.approx(4 * 21 * 4096 * 16 * 256)
 
 
-def test_a_model_all_of_whose_layers_have_a_window_stops_growing() -> None:
+def test_the_reads_of_a_model_with_windows_in_all_layers_stop_growing() -> None:
     assert verify_work(8192, ALL).kv_bytes_per_cached_token == 0
     assert verify_s(ALL, 30000, priced_at=30000) == verify_s(ALL, 5000, priced_at=5000)
     assert verify_s(NONE, 30000, priced_at=30000) > verify_s(NONE, 5000, priced_at=5000)
 
 
 @given(st.integers(0, 8192), st.integers(1, 8), st.integers(1, 4))
-def test_what_is_read_never_shrinks_with_the_context_nor_exceeds_that_of_full_layers(context, rows, batch) -> None:
+def test_cache_reads_never_shrink_with_the_context_nor_exceed_those_of_full_layers(context, rows, batch) -> None:
     full = replace(EVERY_OTHER, window_tokens=None, windowed_layers=0)
     windowed = kv_bytes_read(context, rows=rows, batch=batch)
     assert windowed <= kv_bytes_read(context, model=full, rows=rows, batch=batch)
@@ -61,26 +61,26 @@ def test_what_is_read_never_shrinks_with_the_context_nor_exceeds_that_of_full_la
 
 
 @given(st.integers(0, 8192), st.integers(0, 8192))
-def test_a_price_is_exact_where_it_is_made_and_never_too_low_elsewhere(context: int, priced_at: int) -> None:
+def test_a_price_is_exact_at_its_context_and_never_too_low_elsewhere(context: int, priced_at: int) -> None:
     exact_s = verify_s(EVERY_OTHER, context, priced_at=context)
     assert verify_s(EVERY_OTHER, context, priced_at=priced_at) >= exact_s * (1 - 1e-9)
     if (context <= 4096) == (priced_at <= 4096):
         assert verify_s(EVERY_OTHER, context, priced_at=priced_at) == pytest.approx(exact_s)
 
 
-def test_without_a_context_a_model_with_windows_has_no_price() -> None:
+def test_the_price_of_a_model_with_windows_needs_a_context() -> None:
     with pytest.raises(ValueError, match="'gemma-2-9b' has layers with a window: its price needs a context"):
         verify_work(None)
     assert verify_work(None, NONE).window_kv_bytes == 0
 
 
-def test_a_cache_keeps_no_more_than_the_window_of_a_layer_that_has_one() -> None:
+def test_a_layer_with_a_window_caches_at_most_its_window() -> None:
     assert kv_cache_bytes(ALL, BF16, 32768) == 4096 * kv_bytes_per_token(ALL, BF16)
     assert kv_cache_bytes(NONE, BF16, 32768) == 32768 * kv_bytes_per_token(NONE, BF16)
     assert kv_cache_bytes(EVERY_OTHER, BF16, 1000) == 1000 * kv_bytes_per_token(EVERY_OTHER, BF16)
 
 
-def test_a_plain_mlp_computes_two_matrices_and_not_three() -> None:
+def test_a_plain_mlp_has_two_matrices_and_not_three() -> None:
     opt = find_model("opt-6.7b")
     work = verify_work(None, opt)
     assert work.weight_bytes == 2 * (32 * opt.layer_params + opt.head_params)

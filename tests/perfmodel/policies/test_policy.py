@@ -1,4 +1,4 @@
-"""Policies: what is refused and how it is said, curves, and labels."""
+"""Policies: refusals and their messages, stop rules, calibration curves and labels."""
 
 from dataclasses import replace
 
@@ -71,12 +71,14 @@ def test_a_curve_is_linear_between_its_knots_and_flat_outside(confidence: float,
 
 
 @given(curves(), st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20))
-def test_a_curve_says_the_same_to_the_last_bit_of_many_as_of_one(curve: CalibrationCurve, confidences: list[float]) -> None:
+def test_a_curve_gives_the_same_bits_for_many_confidences_as_for_each_alone(
+    curve: CalibrationCurve, confidences: list[float]
+) -> None:
     together = agreement_at(curve, np.array(confidences, np.float64))
     assert together.tolist() == [curve(confidence) for confidence in confidences]
 
 
-def test_labels_name_exits_gates_and_lengths() -> None:
+def test_labels_name_exits_thresholds_and_lengths() -> None:
     assert TWO_EXITS.label == "exits 2/4 at .50, 4 tokens"
     assert replace(TWO_EXITS, runs_ahead=True).label == "exits 2/4 at .50, running ahead, 4 tokens"
     assert replace(TWO_EXITS, catches_up_at_once=True).label == "exits 2/4 at .50, catching up at once, 4 tokens"

@@ -1,4 +1,4 @@
-"""Sampling settings that contradict themselves are refused in a few words, never with the whole record."""
+"""Sampling settings: contradictions are refused with a short message, and labels name the active settings."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from perfmodel.policies.sampling import GREEDY, Sampling
         ({"temperature": -1.0}, "temperature -1.0: expected a number of at least 0"),
         ({"temperature": float("nan")}, "temperature nan: expected a number of at least 0"),
         ({"temperature": float("inf")}, "temperature inf: expected a number of at least 0"),
-        ({"temperature": 0.0}, "rule 'shared-noise' with temperature 0.0: greedy is temperature 0, and only it"),
+        ({"temperature": 0.0}, "rule 'shared-noise' with temperature 0.0: greedy and temperature 0 go together"),
         ({"top_k": 0}, "top_k 0: expected at least 1 token"),
         ({"top_p": 1.5}, "top_p 1.5: expected above 0 and at most 1"),
         ({"min_p": -0.1}, "min_p -0.1: expected from 0 to 1"),
@@ -24,17 +24,17 @@ from perfmodel.policies.sampling import GREEDY, Sampling
             {"rule": "greedy", "temperature": 0.0, "seed": None, "min_p": 0.1},
             "greedy decoding takes no top_k, top_p, min_p or seed: expected a temperature above 0 with them",
         ),
-        ({"seed": None}, "rule 'shared-noise' needs a seed, so that a run can be repeated"),
+        ({"seed": None}, "rule 'shared-noise' needs a seed, which makes the run repeatable"),
     ],
 )
-def test_what_is_wrong_is_said_of_the_setting_that_is(changes: dict[str, object], message: str) -> None:
+def test_a_contradiction_is_refused_and_the_message_names_the_setting(changes: dict[str, object], message: str) -> None:
     settings = {"rule": "shared-noise", "temperature": 0.8, "top_k": None, "top_p": None, "seed": 1} | changes
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         Sampling(**settings)  # type: ignore[arg-type]
     assert str(caught.value) == message
 
 
-def test_a_label_names_what_is_done_in_its_order_and_leaves_out_what_is_not() -> None:
+def test_a_label_names_the_active_settings_in_order() -> None:
     noisy = Sampling(rule="ratio", temperature=0.8, top_k=40, top_p=1.0, min_p=0.05, seed=1, presence_penalty=0.5)
     assert noisy.label == "ratio T=0.8 presence 0.5 top-k 40 min-p 0.05"
     assert noisy.processing == ("presence", "top-k", "min-p")

@@ -1,3 +1,5 @@
+"""Speedups: known answers by hand, and intervals."""
+
 import math
 from time import perf_counter
 
@@ -13,8 +15,8 @@ from perfmodel.replay.round_stats import RoundStats
 COST = RoundCost(segment_s=0.0, exit_s=0.0, ahead_s=0.0, verify_s=1.0, round_s=0.0)
 
 
-class Prices:
-    """Seconds typed in by hand."""
+class ConstantLatency:
+    """Seconds by kind of pass."""
 
     level = "measured"
 
@@ -37,8 +39,8 @@ class Prices:
         return self.first_s if place == 1 else 0.0
 
 
-DRAFT = Prices({"segment": 1.0, "exit": 0.5})
-TARGET = Prices({"verify": 10.0, "round": 0.5})
+DRAFT = ConstantLatency({"segment": 1.0, "exit": 0.5})
+TARGET = ConstantLatency({"verify": 10.0, "round": 0.5})
 
 
 def count(kind: PassKind, num_passes: int, rows: int = 1, cached: int = 0) -> PassCount:
@@ -71,7 +73,7 @@ def plainly(num_tokens: int) -> RoundStats:
     return rounds_of(num_tokens, num_tokens, count("verify", num_tokens), count("round", num_tokens, rows=0))
 
 
-def test_a_speedup_is_total_tokens_over_total_seconds_against_the_same_of_plain() -> None:
+def test_a_speedup_is_the_ratio_of_total_tokens_over_total_seconds_to_that_of_plain_decoding() -> None:
     found = estimate(DRAFT, TARGET, [drafted(30)], [plainly(30)])
     assert found.tokens_per_s == 30 / (40 * 1.5 + 10 * 10.5)
     assert found.plain_tokens_per_s == 1 / 10.5
@@ -79,20 +81,20 @@ def test_a_speedup_is_total_tokens_over_total_seconds_against_the_same_of_plain(
     assert found.round_cost == RoundCost(segment_s=4.0, exit_s=2.0, ahead_s=0.0, verify_s=10.0, round_s=0.5)
 
 
-def test_cached_tokens_are_paid_and_the_prefill_is_not() -> None:
-    target = Prices({"verify": 1.0, "target_prefill": 99.0}, per_token_s=0.01)
+def test_cached_tokens_cost_seconds_and_prefill_is_left_out() -> None:
+    target = ConstantLatency({"verify": 1.0, "target_prefill": 99.0}, per_token_s=0.01)
     stats = rounds_of(2, 2, count("verify", 2, cached=300), count("target_prefill", 1, rows=100))
     assert pass_seconds(None, target, stats) == {"verify": pytest.approx(5.0)}
 
 
-def test_the_first_passes_of_a_round_are_paid_on_top() -> None:
-    draft = Prices({"segment": 1.0, "exit": 0.5}, first_s=0.25)
+def test_cold_passes_cost_extra_seconds() -> None:
+    draft = ConstantLatency({"segment": 1.0, "exit": 0.5}, first_s=0.25)
     cold = [ColdCount(kind="segment", stage=0, place=place, num_passes=3) for place in (1, 2)]
     stats = rounds_of(9, 3, count("segment", 6), count("verify", 3), cold_passes=tuple(cold))
     assert pass_seconds(draft, TARGET, stats) == {"segment": 6 * 1.0 + 3 * 0.25, "verify": 30.0}
 
 
-def test_totals_weigh_a_long_prompt_more_than_a_short_one() -> None:
+def test_a_long_prompt_weighs_more_than_a_short_one() -> None:
     found = measured_speedup(
         [Decoded(num_tokens=10, decode_s=1.0), Decoded(num_tokens=1000, decode_s=1000.0)],
         [Decoded(num_tokens=10, decode_s=10.0), Decoded(num_tokens=1000, decode_s=1000.0)],
@@ -101,14 +103,14 @@ def test_totals_weigh_a_long_prompt_more_than_a_short_one() -> None:
     assert found.speedup.value == pytest.approx(1010 / 1001)
 
 
-def test_plain_against_itself_is_1_and_certain() -> None:
-    target = Prices({"verify": 10.0, "round": 0.5}, error_frac=0.2)
+def test_plain_decoding_against_itself_is_exactly_1() -> None:
+    target = ConstantLatency({"verify": 10.0, "round": 0.5}, error_frac=0.2)
     found = estimate(None, target, [plainly(30), plainly(50)], [plainly(30), plainly(50)])
     assert (found.speedup.low, found.speedup.value, found.speedup.high) == (1.0, 1.0, 1.0)
 
 
-def test_equal_prompts_leave_only_the_errors_of_the_prices() -> None:
-    draft, target = (Prices(one.seconds, error_frac=0.1) for one in (DRAFT, TARGET))
+def test_with_equal_prompts_only_the_latency_errors_widen_the_interval() -> None:
+    draft, target = (ConstantLatency(one.seconds, error_frac=0.1) for one in (DRAFT, TARGET))
     found = estimate(draft, target, [drafted(30)] * 5, [plainly(30)] * 5).speedup
     draft_share = 60 / 165
     sigma = math.hypot(draft_share * 0.1, (1 - draft_share) * 0.1, 0.1)
@@ -138,14 +140,14 @@ def test_the_value_lies_inside_its_interval(tokens: list[int]) -> None:
     assert found.low <= found.value <= found.high
 
 
-def test_the_same_question_has_the_same_answer() -> None:
+def test_an_estimate_is_repeatable() -> None:
     tokens = [15, 20, 30]
     answers = [estimate(DRAFT, TARGET, [drafted(n) for n in tokens], [plainly(n) for n in tokens]) for _ in range(2)]
     assert answers[0] == answers[1]
 
 
-def test_a_measurement_is_paired_by_prompt() -> None:
-    """Prompts of very unequal lengths, each sped up exactly twice: nothing is left to vary."""
+def test_a_measured_speedup_is_paired_by_prompt() -> None:
+    """Prompts of very unequal lengths, each exactly twice as fast: the ratio does not vary."""
     plain = [Decoded(num_tokens=n, decode_s=n * 0.1) for n in (10, 100, 1000)]
     plan = [Decoded(num_tokens=n, decode_s=n * 0.05) for n in (10, 100, 1000)]
     found = measured_speedup(plan, plain, COST).speedup
@@ -174,16 +176,16 @@ def test_60_prompts_are_estimated_in_milliseconds() -> None:
     assert (perf_counter() - start_s) / 10 < 0.05  # about 3 ms on a quiet machine
 
 
-def half_width(draft: Prices, target: Prices) -> float:
-    """Of the interval's logarithm, in standard deviations' fractions."""
+def half_width(draft: ConstantLatency, target: ConstantLatency) -> float:
+    """Half the width of the logarithm of the interval, as a standard deviation."""
     found = estimate(draft, target, [drafted(30)] * 3, [plainly(30)] * 3).speedup
     return math.log(found.high / found.value) / NORMAL_QUANTILE
 
 
-def test_the_host_s_error_cancels_where_launches_bind_draft_and_target_alike() -> None:
-    """A tenth of the host's speed changes both alike; where the target waits for its kernels, drafting alone changes."""
+def test_the_host_error_cancels_where_launches_limit_draft_and_target_equally() -> None:
+    """A slower host slows both models equally; where the target waits for its kernels, only drafting gets slower."""
     on_host = {"host_error_frac": 0.4}
-    draft, target = Prices(DRAFT.seconds, **on_host), Prices(TARGET.seconds, **on_host)
+    draft, target = ConstantLatency(DRAFT.seconds, **on_host), ConstantLatency(TARGET.seconds, **on_host)
     draft_share = 40 * 1.5 / (40 * 1.5 + 10 * 10.5)
     assert half_width(draft, target) == pytest.approx(0.0, abs=1e-12)
     assert half_width(draft, TARGET) == pytest.approx(0.4 * draft_share)

@@ -1,8 +1,7 @@
-"""Replay: what was compiled equal to the telling token by token, and both to known answers and the words of the algorithm."""
+"""Replay: the compiled version against the reference, and both against known answers and hand-made cases."""
 
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from unittest.mock import patch
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import BadPolicy
+from perfmodel.passes.passes import PASS_MODEL, Line, PassKind, PassName
 from perfmodel.policies.policy import (
     CalibrationCurve,
     ConfidenceFloor,
@@ -20,39 +20,55 @@ from perfmodel.policies.policy import (
     Policy,
     SurvivalFloor,
 )
-from perfmodel.replay import compiled
-from perfmodel.replay.compiled import count_replay
-from perfmodel.replay.counts import BLOCK, COLD, KINDS, TAKEN
-from perfmodel.replay.layout import lay_out
-from perfmodel.replay.reference import Entry, tell
-from perfmodel.replay.replay import Price, block_lengths, replay_batch, replay_prompts
+from perfmodel.replay import _native, compiled, reference
+from perfmodel.replay import replay as replay_module
+from perfmodel.replay.reference import COLD_KINDS, ENTRY_KINDS, ROUND_PASS_KINDS, Entry
+from perfmodel.replay.replay import as_array, block_lengths, replay, replay_batch, replay_prompts
 from perfmodel.replay.round_stats import RoundStats, cold_counts, pass_counts, sum_rounds
 from tests.strategies import EOS, TraceSpec, make_trace, traces_with_policies
 
 Case = tuple[Trace, list[Policy | None]]
 
-ANY_PRICE = Price(
-    line=lambda kind, stage, rows: (1.0 + len(kind) + 0.1 * stage + 0.01 * rows, 0.001 * rows),
-    cold_s=lambda kind, stage, place: (0.1 * len(kind) + 0.01 * stage) / place,
-)
+
+class AnyLatency:
+    """Made-up pass times that differ by every property of a pass."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def line(self, kind: PassKind, stage: int, rows: int) -> Line:
+        return Line(self.scale * (1.0 + len(kind) + 0.1 * stage + 0.01 * rows), 0.001 * rows)
+
+    def cold_s(self, kind: PassKind, stage: int, place: int) -> float:
+        return self.scale * (0.1 * len(kind) + 0.01 * stage) / place
+
+
+DRAFT, TARGET = AnyLatency(1.0), AnyLatency(7.0)
 
 
 def passes_of(stats: RoundStats, kind: str, stage: int = 0) -> dict[int, tuple[int, int]]:
     return {p.rows: (p.num_passes, p.cached_tokens_sum) for p in stats.passes if (p.kind, p.stage) == (kind, stage)}
 
 
-def assert_counted_as_told(trace: Trace, policies: list[Policy | None]) -> None:
+def assert_compiled_equals_reference(trace: Trace, policies: list[Policy | None]) -> None:
     for by_prompt, keep_blocks in product((False, True), repeat=2):
-        how = {"by_prompt": by_prompt, "keep_blocks": keep_blocks}
-        assert count_replay(trace, policies, **how).tolist() == list(tell(trace, policies, **how))
+        expected = reference.count_entries(trace, policies, by_prompt=by_prompt, keep_blocks=keep_blocks)
+        counted = compiled.count_entries(trace, policies, by_prompt=by_prompt, keep_blocks=keep_blocks)
+        assert counted.tolist() == as_array(expected).tolist()
 
 
 def record_of(entries: Sequence[Entry], num_exits: int, num_tokens: int) -> RoundStats:
-    """The record of one prompt, from what is told of it, round by round."""
-    blocks = [(size, number) for _, what, _, size, number, _ in entries if what == BLOCK]
-    told = {(what, stage, size): (number, cached) for _, what, stage, size, number, cached in entries if what != BLOCK}
-    passes = {(KINDS[what], *where): both for (what, *where), both in told.items() if what < len(KINDS)}
+    """The record of one prompt, from the reference's entries with single blocks."""
+    blocks = [(entry.size, entry.number) for entry in entries if entry.kind == "block"]
+    counts = [entry for entry in entries if entry.kind != "block"]
+    taken = {entry.stage: entry.number for entry in counts if entry.kind == "taken"}
     longest = max(drafted for drafted, _ in blocks)
+
+    def named(kinds: Mapping[str, str], field: str) -> Counter[PassName]:
+        chosen = (entry for entry in counts if entry.kind in kinds)
+        return Counter({(kinds[entry.kind], entry.stage, entry.size): getattr(entry, field) for entry in chosen})
+
+    warm, cold = {kind: kind for kind in ROUND_PASS_KINDS}, {cold: kind for kind, cold in COLD_KINDS.items()}
     return RoundStats(
         num_prompts=1,
         num_rounds=len(blocks),
@@ -61,89 +77,95 @@ def record_of(entries: Sequence[Entry], num_exits: int, num_tokens: int) -> Roun
         num_accepted=float(sum(accepted for _, accepted in blocks)),
         drafted_by_position=tuple(sum(drafted > i for drafted, _ in blocks) for i in range(longest)),
         accepted_by_position=tuple(float(sum(accepted > i for _, accepted in blocks)) for i in range(longest)),
-        exits_taken=tuple(told.get((TAKEN, stage, 1), (0, 0))[0] for stage in range(num_exits)),
-        passes=pass_counts(
-            Counter({name: number for name, (number, _) in passes.items()}),
-            Counter({name: cached for name, (_, cached) in passes.items()}),
-        ),
-        cold_passes=cold_counts(
-            Counter({(KINDS[what - COLD], *where): both[0] for (what, *where), both in told.items() if what >= COLD})
-        ),
+        exits_taken=tuple(taken.get(stage, 0) for stage in range(num_exits)),
+        passes=pass_counts(named(warm, "number"), named(warm, "cached")),
+        cold_passes=cold_counts(named(cold, "number")),
     )
 
 
 @settings(max_examples=400)
 @given(traces_with_policies(most=1))
-def test_replay_equals_the_token_by_token_telling_in_every_field(case: Case) -> None:
+def test_replay_equals_the_reference_in_every_field_of_the_record(case: Case) -> None:
     trace, [policy] = case
-    entries = list(tell(trace, [policy], by_prompt=True, keep_blocks=True))
-    of_prompt = [[entry for entry in entries if entry[0] == number] for number in range(len(trace.header.prompts))]
-    num_exits = len(trace.header.draft.exit_layers)
+    entries = list(reference.count_entries(trace, [policy], by_prompt=True, keep_blocks=True))
+    prompts = trace.header.prompts
+    by_prompt = [[entry for entry in entries if entry.group == number] for number in range(len(prompts))]
+    num_exits = len(trace.header.exit_layers)
     assert replay_prompts(trace, policy) == tuple(
-        record_of(told, num_exits, prompt.num_positions) for told, prompt in zip(of_prompt, trace.header.prompts, strict=True)
+        record_of(group, num_exits, prompt.num_positions) for group, prompt in zip(by_prompt, prompts, strict=True)
     )
     assert block_lengths(trace, policy) == tuple(
-        tuple((size, number) for _, what, _, size, number, _ in told if what == BLOCK) for told in of_prompt
+        tuple((entry.size, entry.number) for entry in group if entry.kind == "block") for group in by_prompt
     )
 
 
 @settings(max_examples=100)
 @given(traces_with_policies(most=1))
-def test_a_token_is_accepted_by_its_rule(case: Case) -> None:
+def test_the_layout_accepts_the_tokens_that_the_trace_accepts(case: Case) -> None:
     trace, _ = case
-    tape, row = lay_out(trace, 16), 0
+    layout, row = compiled.lay_out(trace, 16), 0
     for place, prompt in enumerate(trace.header.prompts):
         rows = slice(row, row := row + prompt.num_positions)
-        expected = trace.draft_token[rows] == trace.target_token[rows][:, None]
-        if trace.header.sampling.rule == "ratio":
-            seed = trace.header.sampling.seed or 0, zlib.crc32(prompt.name.encode())
-            draws = np.random.default_rng(seed).random(prompt.num_positions)
-            expected = draws[:, None] < trace.accept_prob[rows]
-        text = slice(tape.begin[place], tape.end[place])
-        np.testing.assert_array_equal(tape.accepted[:, text].T, expected)
+        columns = slice(layout.begin[place], layout.end[place])
+        np.testing.assert_array_equal(layout.accepted[:, columns].T, trace.accepted[rows])
 
 
 def test_replay_was_compiled() -> None:
-    assert compiled._native is not None, "no C compiler was there when s2d was installed: nothing here would be tested"
+    assert replay_module.compiled is not None, "s2d was installed without a C compiler: the compiled replay is not tested"
+
+
+def test_the_compiled_module_names_the_kinds_and_fields_of_the_reference() -> None:
+    assert _native.ENTRY_KINDS == ENTRY_KINDS
+    assert _native.ENTRY_FIELDS == Entry._fields
+    assert set(_native.RULE_FIELDS) == set(compiled._rule(0, None))
 
 
 @settings(max_examples=500)
 @given(traces_with_policies())
-def test_what_was_compiled_counts_what_is_told_token_by_token(case: Case) -> None:
-    assert_counted_as_told(*case)
+def test_the_compiled_counts_equal_the_reference(case: Case) -> None:
+    assert_compiled_equals_reference(*case)
 
 
 @settings(max_examples=20)
 @given(traces_with_policies())
-def test_where_nothing_was_compiled_replay_is_the_same(case: Case) -> None:
+def test_replay_is_the_same_without_the_compiled_module(case: Case) -> None:
     trace, policies = case
-    records, seconds = replay_batch(trace, policies).stats(), replay_batch(trace, policies).seconds(ANY_PRICE)
+    records, seconds = replay_batch(trace, policies).stats(), replay_batch(trace, policies).seconds(DRAFT, TARGET)
     blocks = block_lengths(trace, policies[0])
-    with patch("perfmodel.replay.compiled._native", None):
+    with patch("perfmodel.replay.replay.compiled", None):
         assert replay_batch(trace, policies).stats() == records
-        assert replay_batch(trace, policies).seconds(ANY_PRICE) == pytest.approx(seconds, rel=1e-12)
+        assert replay_batch(trace, policies).seconds(DRAFT, TARGET) == pytest.approx(seconds, rel=1e-12)
         assert block_lengths(trace, policies[0]) == blocks
 
 
-def test_where_nothing_was_compiled_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    compiled._warn.cache_clear()
+@pytest.mark.parametrize(
+    ("spec", "problem", "fix"),
+    [
+        (None, "replay was not compiled when s2d was installed", "Install a C compiler, then install s2d again."),
+        (object(), "the compiled replay belongs to another version of s2d", "Install s2d again."),
+    ],
+    ids=["missing", "stale"],
+)
+def test_without_the_compiled_module_one_warning_explains_how_to_get_it(
+    caplog: pytest.LogCaptureFixture, spec: object, problem: str, fix: str
+) -> None:
+    replay_module._warn_not_compiled.cache_clear()
     trace = make_trace(TraceSpec(num_positions=[5]))
-    with patch("perfmodel.replay.compiled._native", None):
-        replay_prompts(trace, None)
-        replay_prompts(trace, None)
-    [said] = caplog.messages
-    assert said.startswith("replay was not compiled when s2d was installed")
+    with patch("perfmodel.replay.replay.compiled", None), patch("perfmodel.replay.replay.find_spec", return_value=spec):
+        replay(trace, None)
+        replay(trace, None)
+    assert caplog.messages == [f"{problem}: the reference implementation runs, which takes hundreds of times as long. {fix}"]
 
 
 @settings(max_examples=150)
 @given(traces_with_policies())
-def test_many_policies_at_once_are_each_replayed_as_if_alone(case: Case) -> None:
+def test_a_batch_replays_each_policy_as_if_it_were_alone(case: Case) -> None:
     trace, policies = case
     for stats, policy in zip(replay_batch(trace, policies).stats(), policies, strict=True):
         assert stats == sum_rounds(replay_prompts(trace, policy))
 
 
-def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> None:
+def test_a_batch_returns_policies_in_the_order_given() -> None:
     trace = make_trace(TraceSpec(num_positions=[40, 25], eos_token_id=EOS))
     lengths = [(tokens, stop) for stop in (None, HeuristicLength(start=1)) for tokens in range(9, 0, -1)]
     gates = [((6,), ()), ((1, 4), (0.7,)), ((1, 4), (0.3,)), ((2,), ())]
@@ -159,23 +181,24 @@ def test_a_crowd_of_policies_comes_back_in_the_order_in_which_it_was_given() -> 
 
 @settings(max_examples=100)
 @given(traces_with_policies())
-def test_seconds_are_the_price_of_every_pass_summed(case: Case) -> None:
+def test_seconds_are_the_sum_over_all_passes(case: Case) -> None:
     trace, policies = case
 
     batch = replay_batch(trace, policies)
-    for seconds, stats in zip(batch.seconds(ANY_PRICE), batch.stats(), strict=True):
+    for seconds, stats in zip(batch.seconds(DRAFT, TARGET), batch.stats(), strict=True):
         expected = 0.0
         for p in stats.passes:
-            base_s, per_cached_token_s = ANY_PRICE.line(p.kind, p.stage, p.rows)
-            expected += p.num_passes * base_s + p.cached_tokens_sum * per_cached_token_s
-        for early in stats.cold_passes:
-            expected += early.num_passes * ANY_PRICE.cold_s(early.kind, early.stage, early.place)
+            line = (DRAFT if PASS_MODEL[p.kind] == "draft" else TARGET).line(p.kind, p.stage, p.rows)
+            expected += p.num_passes * line.base_s + p.cached_tokens_sum * line.per_token_s
+        for cold in stats.cold_passes:
+            model = DRAFT if PASS_MODEL[cold.kind] == "draft" else TARGET
+            expected += cold.num_passes * model.cold_s(cold.kind, cold.stage, cold.place)
         assert seconds == pytest.approx(expected, rel=1e-12)
 
 
 @settings(max_examples=100)
 @given(traces_with_policies(most=1))
-def test_every_policy_emits_the_whole_text_and_no_more(case: Case) -> None:
+def test_every_policy_emits_exactly_the_text(case: Case) -> None:
     trace, [policy] = case
     for stats, prompt in zip(replay_prompts(trace, policy), trace.header.prompts, strict=True):
         assert stats.num_tokens == prompt.num_positions
@@ -194,14 +217,14 @@ def test_tokens_per_round_match_leviathan_for_independent_agreement(agreement: f
     assert stats.tokens_per_round == pytest.approx(expected, rel=0.015)
 
 
-def test_the_ratio_test_accepts_as_often_as_its_probabilities_say() -> None:
+def test_the_ratio_test_accepts_at_the_rate_of_its_probabilities() -> None:
     spec = TraceSpec(num_positions=[5000] * 4, exit_layers=(4,), agreement=(0.5,), max_new_tokens=5000, rule="ratio")
     trace = make_trace(spec)
-    total = sum_rounds(replay_prompts(trace, Policy(exits=(4,), tokens=1)))
+    total = replay(trace, Policy(exits=(4,), tokens=1))
     assert total.accepted_frac == pytest.approx(float(trace.accept_prob.mean()), abs=0.02)
 
 
-def test_the_ratio_test_draws_the_same_numbers_whatever_other_prompts_there_are() -> None:
+def test_the_ratio_test_draws_the_same_numbers_for_a_prompt_among_any_others() -> None:
     trace = make_trace(TraceSpec(num_positions=[60, 50, 40], rule="ratio"))
     policy = Policy(exits=(1, 4), thresholds=(0.5,), tokens=5, stop=ConfidenceFloor(floor=0.2))
     assert replay_prompts(trace.subset([2, 0]), policy) == (replay_prompts(trace, policy)[2], replay_prompts(trace, policy)[0])
@@ -221,7 +244,7 @@ def test_plain_decoding_is_one_verify_of_one_row_per_token() -> None:
     assert stats.exits_taken == (0, 0, 0, 0)
 
 
-def test_a_fully_accepted_round_leaves_two_rows_to_the_first_pass_of_the_next() -> None:
+def test_after_a_fully_accepted_round_the_first_pass_has_two_rows() -> None:
     trace = always_agreeing(num_positions=[12], max_new_tokens=12)
     [stats] = replay_prompts(trace, Policy(exits=(2,), tokens=3))
     first = trace.header.prompts[0].prompt_tokens
@@ -232,7 +255,7 @@ def test_a_fully_accepted_round_leaves_two_rows_to_the_first_pass_of_the_next() 
     assert not passes_of(stats, "segment", 2)
 
 
-def test_a_deep_segment_catches_up_on_everything_that_left_before_it() -> None:
+def test_a_deep_segment_catches_up_on_all_tokens_that_left_before_it() -> None:
     trace = always_agreeing(num_positions=[8], max_new_tokens=8)
     confidence = np.full((8, 4), 0.9, np.float32)
     confidence[5, 0] = 0.1  # only the sixth token needs the second segment
@@ -245,11 +268,11 @@ def test_a_deep_segment_catches_up_on_everything_that_left_before_it() -> None:
     assert stats.exits_taken == (6, 1, 0, 0)
 
 
-def test_catching_up_at_once_every_segment_has_the_passes_of_the_first() -> None:
+def test_when_catching_up_at_once_every_segment_has_the_passes_of_the_first() -> None:
     trace = make_trace(TraceSpec(num_positions=[40, 25]))
-    when_asked = Policy(exits=(1, 4), thresholds=(0.5,), tokens=4)
+    when_needed = Policy(exits=(1, 4), thresholds=(0.5,), tokens=4)
     lazy, at_once = (
-        sum_rounds(replay_prompts(trace, one)) for one in (when_asked, replace(when_asked, catches_up_at_once=True))
+        sum_rounds(replay_prompts(trace, one)) for one in (when_needed, replace(when_needed, catches_up_at_once=True))
     )
     for name in ("num_rounds", "num_drafted", "num_accepted", "exits_taken"):
         assert getattr(at_once, name) == getattr(lazy, name)
@@ -257,17 +280,17 @@ def test_catching_up_at_once_every_segment_has_the_passes_of_the_first() -> None
     assert passes_of(at_once, "segment", 0) == passes_of(lazy, "segment", 0)
     assert passes_of(at_once, "segment", 2) == passes_of(at_once, "segment", 1) == passes_of(at_once, "segment", 0)
     assert max(passes_of(lazy, "segment", 1)) > 2
-    depths = [(one.place, one.num_passes) for one in at_once.cold_passes if one.kind == "verify"]
+    depths = [(count.place, count.num_passes) for count in at_once.cold_passes if count.kind == "verify"]
     assert depths == [(3, at_once.drafted_by_position[0])]
 
 
-def test_catching_up_at_once_saves_no_pass_over_the_last_exit_alone() -> None:
+def test_when_catching_up_at_once_a_gated_policy_runs_the_passes_of_its_last_exit_alone() -> None:
     trace = always_agreeing(num_positions=[40, 25])
     at_once = Policy(exits=(1, 4), thresholds=(0.5,), tokens=4, catches_up_at_once=True)
-    gated, alone = (sum_rounds(replay_prompts(trace, one)) for one in (at_once, Policy(exits=(4,), tokens=4)))
+    gated, alone = (replay(trace, policy) for policy in (at_once, Policy(exits=(4,), tokens=4)))
     for stage in range(4):
         assert passes_of(gated, "segment", stage) == passes_of(alone, "segment", stage)
-    checks, alone_checks = (sum(one.num_passes for one in stats.passes if one.kind == "exit") for stats in (gated, alone))
+    checks, alone_checks = (sum(count.num_passes for count in stats.passes if count.kind == "exit") for stats in (gated, alone))
     assert checks > alone_checks
 
 
@@ -278,7 +301,7 @@ def test_a_token_leaves_when_its_confidence_equals_the_threshold() -> None:
     assert (at.exits_taken, above.exits_taken) == ((3, 0, 0, 0), (0, 0, 0, 3))
 
 
-def test_a_floor_keeps_the_token_that_fell_below_it_and_equality_goes_on() -> None:
+def test_a_confidence_floor_keeps_the_token_below_it_and_does_not_stop_at_equality() -> None:
     trace = always_agreeing(num_positions=[20], max_new_tokens=20)
     confidence = np.tile(np.array([0.9, 0.5, 0.4, 0.9, 0.9], np.float32), 4)[:, None].repeat(4, axis=1)
     trace = replace(trace, confidence=confidence)
@@ -286,7 +309,7 @@ def test_a_floor_keeps_the_token_that_fell_below_it_and_equality_goes_on() -> No
     assert blocks[0] == (3, 3)
 
 
-def test_a_survival_stop_multiplies_calibrated_confidences() -> None:
+def test_a_survival_floor_multiplies_calibrated_confidences() -> None:
     trace = always_agreeing(num_positions=[20], max_new_tokens=20)
     trace = replace(trace, confidence=np.full((20, 4), 0.25, np.float32))
     curve = CalibrationCurve(confidence=(0.0, 0.5), agreement=(0.6, 1.0))  # 0.8 at 0.25
@@ -295,7 +318,7 @@ def test_a_survival_stop_multiplies_calibrated_confidences() -> None:
         assert block_lengths(trace, policy)[0][0] == expected
 
 
-def test_the_heuristic_adds_two_after_full_acceptance_and_takes_one_off_otherwise() -> None:
+def test_a_heuristic_length_grows_by_two_after_full_acceptance_and_shrinks_by_one_otherwise() -> None:
     trace = always_agreeing(num_positions=[40], max_new_tokens=40)
     agrees = np.ones((40, 4), np.float32)
     agrees[9] = agrees[10] = agrees[11] = 0
@@ -305,8 +328,8 @@ def test_the_heuristic_adds_two_after_full_acceptance_and_takes_one_off_otherwis
 
 @pytest.mark.parametrize("kind", ["separate", "self"])
 @pytest.mark.parametrize("cap", [60, 126, 127, 253, 254, 255, 256, 700])
-@pytest.mark.parametrize("threshold", [0.9, 0.02], ids=["most go deeper", "few go deeper"])
-def test_blocks_of_any_length_are_replayed_as_told(cap: int, kind: str, threshold: float) -> None:
+@pytest.mark.parametrize("threshold", [0.9, 0.02], ids=["most tokens go deeper", "few tokens go deeper"])
+def test_the_compiled_counts_equal_the_reference_for_blocks_of_any_length(cap: int, kind: str, threshold: float) -> None:
     trace = make_trace(TraceSpec(num_positions=[600, 601], max_new_tokens=601, agreement=(0.9, 0.95, 1.0, 1.0), kind=kind))
     curves = (CalibrationCurve(confidence=(0.0,), agreement=(0.999,)),) * 2
     stops = (
@@ -315,35 +338,37 @@ def test_blocks_of_any_length_are_replayed_as_told(cap: int, kind: str, threshol
         HeuristicLength(start=1),
         SurvivalFloor(floor=0.5, calibration=curves),
     )
-    assert_counted_as_told(trace, [Policy(exits=(2, 6), thresholds=(threshold,), tokens=cap, stop=stop) for stop in stops])
+    assert_compiled_equals_reference(
+        trace, [Policy(exits=(2, 6), thresholds=(threshold,), tokens=cap, stop=stop) for stop in stops]
+    )
 
 
-def test_the_last_tokens_leave_no_room_to_draft() -> None:
+def test_no_token_is_drafted_when_only_one_may_still_be_emitted() -> None:
     trace = always_agreeing(num_positions=[5], max_new_tokens=5)
     assert block_lengths(trace, Policy(exits=(6,), tokens=3))[0] == ((3, 3), (0, 0))
 
 
-def test_an_accepted_end_of_text_counts_and_has_no_bonus() -> None:
+def test_an_accepted_end_of_text_token_is_the_last_and_has_no_bonus() -> None:
     trace = always_agreeing(num_positions=[4], max_new_tokens=30, eos_token_id=EOS)
     assert block_lengths(trace, Policy(exits=(6,), tokens=8))[0] == ((4, 4),)
     assert replay_prompts(trace, Policy(exits=(6,), tokens=8))[0].num_tokens == 4
 
 
-def test_a_missed_end_of_text_is_drafted_past_and_emitted_as_the_bonus() -> None:
+def test_a_draft_that_misses_the_end_of_text_goes_on_and_the_bonus_ends_the_text() -> None:
     trace = always_agreeing(num_positions=[4], max_new_tokens=30, eos_token_id=EOS)
     trace.draft_token[3], trace.accept_prob[3] = 5, 0
     assert block_lengths(trace, Policy(exits=(6,), tokens=8))[0] == ((8, 3),)
 
 
 @pytest.mark.parametrize("max_new_tokens", range(3, 9))
-def test_a_block_past_a_missed_end_of_text_leaves_the_next_prompt_alone(max_new_tokens: int) -> None:
+def test_a_block_past_the_end_of_a_text_does_not_change_the_next_prompt(max_new_tokens: int) -> None:
     trace = always_agreeing(num_positions=[1, 2], max_new_tokens=max_new_tokens, eos_token_id=EOS)
     trace.draft_token[0], trace.accept_prob[0] = 5, 0
     policy = Policy(exits=(6,), tokens=4)
     assert replay_prompts(trace, policy)[1] == replay_prompts(trace.subset([1]), policy)[0]
 
 
-def test_a_self_draft_hands_every_token_to_the_verification_through_all_its_segments() -> None:
+def test_the_tokens_of_a_self_draft_run_through_all_segments_before_verification() -> None:
     trace = make_trace(TraceSpec(num_positions=[10], max_new_tokens=10, agreement=(0.0,) * 4, kind="self"))
     trace.accept_prob[:] = 0
     [stats] = replay_prompts(trace, Policy(exits=(1,), tokens=2))
@@ -352,13 +377,13 @@ def test_a_self_draft_hands_every_token_to_the_verification_through_all_its_segm
     assert {rows: number for rows, (number, _) in passes_of(stats, "segment", 3).items()} == {3: 8, 2: 1, 1: 1}
 
 
-def test_an_exit_that_was_not_traced_is_refused() -> None:
+def test_a_policy_with_an_exit_that_was_not_traced_is_refused() -> None:
     trace = make_trace(TraceSpec(num_positions=[5]))
-    with pytest.raises(BadPolicy, match=r"exit 5 is none of the traced draft's: expected exits among \(1, 2, 4, 6\)"):
+    with pytest.raises(BadPolicy, match=r"the traced draft has no exit 5: expected exits among \(1, 2, 4, 6\)"):
         replay_prompts(trace, Policy(exits=(2, 5), thresholds=(0.5,), tokens=2))
 
 
-def test_a_confidence_that_was_not_traced_is_refused() -> None:
+def test_a_policy_with_another_confidence_measure_is_refused() -> None:
     trace = make_trace(TraceSpec(num_positions=[5]))
     policy = Policy(exits=(2,), tokens=2, confidence="margin")
     with pytest.raises(BadPolicy, match="confidence 'margin': expected 'max-prob', which the trace holds"):

@@ -15,11 +15,12 @@ from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.acceptance.record_acceptance import ExitRecorder, check_resumable, empty_trace, record_acceptance
 from profiler.latency.profiling_job import Job
-from s2d.decoding.pair import EncodedPrompt, encode_prompts, load_pair
+from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.decoding.verify import make_verifier
 from s2d.model.choose_tokens import NoiseTable, new_noise_table
 from s2d.prompt_files.read import read_prompts
-from s2d.running.run_report import check_equal
+from s2d.running.compare_outputs import compare_outputs
 from tests.profiler.conftest import EXITS, Folders
 
 SAMPLED = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=None, seed=3)
@@ -27,7 +28,7 @@ RATIO = Sampling(rule="ratio", temperature=0.9, top_k=8, top_p=0.95, seed=3)
 
 
 def job_of(folders: Folders, sampling: Sampling) -> Job:
-    pair = load_pair(str(folders.target), str(folders.draft), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders.target), draft=str(folders.draft), dtype="fp32", device="cpu"))
     prompts = encode_prompts(pair, read_prompts(folders.prompts)[:3], max_new_tokens=40)
     return Job(pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=40, draft_cap=4, seed=0)
 
@@ -44,7 +45,7 @@ def test_a_trace_holds_the_text_of_the_plain_target(folders: Folders) -> None:
     trace, session = trace_of(job), job.session()
     written = [session.generate(prompt.token_ids, job.settings(None, 40)).tokens for prompt in job.prompts]
     assert [tuple(trace.subset([i]).target_token) for i in range(3)] == written
-    assert trace.header.draft.exit_layers == EXITS
+    assert trace.header.exit_layers == EXITS
     assert [prompt.prompt_tokens for prompt in trace.header.prompts] == [len(prompt.token_ids) for prompt in job.prompts]
 
 
@@ -107,8 +108,8 @@ def test_a_trace_of_other_settings_or_prompts_is_not_gone_on_with(folders: Folde
             r"draft_sha256 \w{12}, confidence max-prob, not for",
         ),
         (
-            {"draft": replace(header.draft, exit_layers=(1, 4))},
-            "draft with exits 1/2/4, not for draft draft with exits 1/4",
+            {"exit_layers": (1, 4)},
+            "exit_layers 1/2/4, not for exit_layers 1/4",
         ),
     ):
         with pytest.raises(Mismatch, match=f"unfinished trace 'kept' was .*{said}"):
@@ -192,7 +193,7 @@ def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(samplin
     verifier.start(len(prompt), len(text))
     for step, number in np.ndindex(traced.confidence.shape):
         known = len(prompt) + step
-        token, sure = verifier.ask(decoder, torch.tensor([[number, known - 1]]), text[:known], known, number)()
+        token, sure = verifier.check_exit(decoder, torch.tensor([[number, known - 1]]), text[:known], known, number)()
         assert sure == traced.confidence[step, number]
         assert sampling.rule == "ratio" or token == traced.draft_token[step, number]
     if sampling is GREEDY and confidence == "max-prob":
@@ -223,7 +224,7 @@ def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(
         asker.trace(prompt)
     assert sum(num_rows) == 0  # the table of the session serves the recording, and what is behind the mistakes
     num_rows.clear()
-    check = check_equal(job.pair, job.prompts, SAMPLED, plain, plain)
+    check = compare_outputs(job.pair, job.prompts, SAMPLED, plain, plain)
     assert sum(num_rows) <= longest
     assert check.num_equal == len(job.prompts)
     assert check.worst_gap == pytest.approx(0, abs=1e-4)

@@ -11,8 +11,9 @@ from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.acceptance.record_acceptance import empty_trace, extended
 from profiler.acceptance.record_off_path import TOKENS_PER_MISTAKE, draw_mistakes
 from profiler.latency.profiling_job import Job
-from s2d.decoding.pair import encode_prompts, load_pair
-from s2d.decoding.process_logits import Processing
+from s2d.decoding.encode_prompts import encode_prompts
+from s2d.decoding.pair import PairRequest, load_pair
+from s2d.decoding.process_logits import LogitsProcessor
 from s2d.model.choose_tokens import choose, confidence_of, gumbel_noise
 from s2d.model.finite import NotFinite
 from s2d.prompt_files.read import read_prompts
@@ -25,7 +26,10 @@ NEW_TOKENS, NUM_MISTAKES = 30, 3
 
 
 def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> Job:
-    pair = replace(load_pair(str(folders.target), draft or str(folders.draft), "fp32", "cpu"), eos_token_id=None)
+    pair = replace(
+        load_pair(PairRequest(target=str(folders.target), draft=draft or str(folders.draft), dtype="fp32", device="cpu")),
+        eos_token_id=None,
+    )
     return Job(
         pair=pair,
         prompts=encode_prompts(pair, read_prompts(folders.prompts)[:3], max_new_tokens=NEW_TOKENS),
@@ -53,7 +57,7 @@ def told_by_whole_passes(job: Job, trace: Trace) -> dict[int, list[list[float]]]
         tokens = [*text[: len(first) + step], int(trace.draft_token[step, number])]
         for _ in range(min(TOKENS_PER_MISTAKE, NEW_TOKENS - 1 - step)):
             said = job.pair.draft.decoder.all_exit_logits(tokens, exits)
-            logits = [Processing(job.sampling, len(first))(one[-1:], tokens, len(first)) for one in said]
+            logits = [LogitsProcessor(job.sampling, len(first))(one[-1:], tokens, len(first)) for one in said]
             sure = [float(confidence_of(one.softmax(-1), "max-prob")) for one in logits]
             told.setdefault(len(tokens) - len(first), []).append(sure)
             tokens.append(int(choose(logits[number], None if noise is None else noise[len(tokens)])))

@@ -25,8 +25,8 @@ from profiler.latency import profiling_job as job_module
 from profiler.latency.latency_files import LatencyFiles
 from profiler.latency.measure_latency import measure_latency
 from profiler.latency.pass_log import PassLog
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session
-from s2d.decoding.pair import EncodedPrompt
 from s2d.loading.memory import CPU_WORKSPACE_BYTES
 from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
 from tests.calibrate.factories import provenance, target_profile
@@ -47,12 +47,12 @@ def test_caches_that_do_not_fit_end_the_command_before_any_pass(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     free = iter([GIB, CPU_WORKSPACE_BYTES])  # when weights are read, and before the session
-    monkeypatch.setattr("s2d.loading.memory.free_bytes_of", lambda _: next(free))
+    monkeypatch.setattr("s2d.loading.memory.free_device_bytes", lambda _: next(free))
     monkeypatch.setattr(Session, "generate", lambda *_, **__: pytest.fail("a pass was run"))
     assert main_profile(arguments(folders, tmp_path / "evidence")) == 2
     refused = capsys.readouterr().err
     assert "target and draft need 135 MB of memory (libraries 134 MB, " in refused
-    assert "and cpu has 134 MB free. Give fewer --max-new-tokens or shorter prompts" in refused
+    assert "but cpu has 134 MB free. Give fewer --max-new-tokens or shorter prompts" in refused
 
 
 def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(

@@ -24,7 +24,7 @@ from profiler.latency.pass_grid import (
 )
 from profiler.latency.pass_log import PassLog
 from profiler.latency.profiling_job import Job, turns_of
-from s2d.decoding.pair import EncodedPrompt
+from s2d.decoding.encode_prompts import EncodedPrompt
 from tests.s2d.decoding.test_replay_equals_runtime import tiny_pair
 from tests.s2d.model.test_cuda_graphs import graphed
 from tests.strategies import TraceSpec, make_trace

@@ -36,14 +36,15 @@ from perfmodel.replay.replay import block_lengths, replay_prompts
 from perfmodel.replay.round_stats import RoundStats
 from profiler.acceptance.record_acceptance import empty_trace, extended
 from profiler.latency.profiling_job import Job
+from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
 from s2d.decoding.generate import Generation, Session
-from s2d.decoding.pair import EncodedPrompt, Pair, encode_prompts, load_pair
+from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.convert_weights import with_reduced_head
 from s2d.loading.exits import DraftExits
-from s2d.loading.load_model import with_vocabulary_of
+from s2d.loading.load_model import with_target_vocab
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.model.decoder import Decoder
-from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.read import read_prompts
 from tests.strategies import segment_orders
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
@@ -91,7 +92,7 @@ def tiny_pair(kind: str) -> Pair:
     vocab_size = VOCAB_SIZE - (3 if kind == "padded otherwise" else 0)
     is_self = kind == "self"
     draft = target if is_self else tiny_model(TinySpec(num_layers=4, vocab_size=vocab_size), (1, 2, 4))
-    draft = with_vocabulary_of(draft, target.decoder.vocab_size)
+    draft = with_target_vocab(draft, target.decoder.vocab_size)
     if kind == "reduced head":
         draft = replace(draft, decoder=Decoder(draft.geometry, with_reduced_head(draft.decoder.weights, SAID)))
     return Pair(
@@ -146,7 +147,7 @@ def stop_rules(num_exits: int, tokens: int, floor: float, survival: float) -> tu
 
 @st.composite
 def policies(draw: st.DrawFn, trace: Trace) -> Policy:
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     exits = tuple(sorted(draw(st.sets(st.sampled_from(layers), min_size=1))))
     thresholds = tuple(draw(st.sampled_from(midpoints(trace.confidence[:, layers.index(e)]))) for e in exits[:-1])
     floor = draw(st.sampled_from(midpoints(trace.confidence)))
@@ -168,7 +169,7 @@ def family_policies(trace: Trace) -> Iterator[Policy]:
 
     Of those of several exits, one in three runs ahead, and another catches up at once.
     """
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     column = dict(zip(layers, trace.confidence.T, strict=True))
     subsets = ((layers[0], layers[2]), (layers[1], layers[3]), layers, (layers[3],))
     sizes = zip(product(subsets, range(4)), cycle(FAMILY_CAPS), cycle(FAMILY_SHARES), strict=False)
@@ -237,7 +238,7 @@ def test_where_every_token_takes_one_exit_all_passes_equal_replay(kind: str, exi
 
 def gated_at_medians(trace: Trace, exits: tuple[int, ...], cap: int) -> Policy:
     """At each exit but the last, half of the tokens may leave."""
-    column = dict(zip(trace.header.draft.exit_layers, trace.confidence.T, strict=True))
+    column = dict(zip(trace.header.exit_layers, trace.confidence.T, strict=True))
     thresholds = tuple(threshold_at(column[layer], 0.5) for layer in exits[:-1])
     return Policy(exits=exits, thresholds=thresholds, tokens=cap)
 
@@ -290,7 +291,7 @@ def without_checks(rounds: RoundStats) -> list[PassCount | ColdCount]:
 @functools.cache
 def family_pair(target: str, draft: str) -> Pair:
     """Without an end of text, so that nothing but the length rule ends a block."""
-    return replace(load_pair(target, draft, "fp32", "cpu"), eos_token_id=None)
+    return replace(load_pair(PairRequest(target=target, draft=draft, dtype="fp32", device="cpu")), eos_token_id=None)
 
 
 @pytest.fixture(scope="session", params=[GREEDY, FAMILY_NOISE, PENALISED_GREEDY], ids=lambda sampling: sampling.label)
@@ -306,7 +307,7 @@ def family_draft(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session", params=["ref-target-16", "ref-target-32"])
 def family(request: pytest.FixtureRequest, family_draft: str, family_sampling: Sampling) -> Traced:
     pair = family_pair(request.param, family_draft)
-    chosen = chosen_prompts(read_prompts(FAMILY_PROMPTS), "all", NUM_FAMILY_PROMPTS)
+    chosen = choose_prompts(read_prompts(FAMILY_PROMPTS), "all", NUM_FAMILY_PROMPTS)
     whole = encode_prompts(pair, chosen, max_new_tokens=FAMILY_NEW_TOKENS)
     prompts = tuple(replace(prompt, token_ids=prompt.token_ids[:FAMILY_PROMPT_TOKENS]) for prompt in whole)
     return traced(pair, prompts, family_sampling, FAMILY_NEW_TOKENS)

@@ -1,4 +1,4 @@
-"""Every family that the runtime runs, against transformers."""
+"""Every supported family against transformers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import GREEDY, Sampling
-from s2d.decoding.generate import Settings, generate
-from s2d.decoding.pair import load_pair
-from s2d.loading.load_model import export_exit, load_model, with_vocabulary_of
+from s2d.decoding.generate import Settings
+from s2d.decoding.pair import PairRequest, load_pair
+from s2d.loading.load_model import export_exit, load_model, with_target_vocab
 from s2d.loading.read_config import CLASS_NAMES
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from tests.s2d.decoding.test_generate import fixed, policies, samplings
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.s2d.model.test_decoder import logits_in_pieces, reference_logits, some_tokens
-from tests.stubs import EOS, ROPES, VOCAB_SIZE, TinySpec, loaded, tiny_llama, tiny_model
+from tests.stubs import EOS, ROPES, VOCAB_SIZE, TinySpec, generate, loaded, tiny_llama, tiny_model
 
 PIECES = (70, 5, 3, 64, 1, 1, 1)
 SPECS = {
@@ -46,12 +46,12 @@ def test_logits_equal_those_of_transformers_in_every_family(tmp_path: Path, name
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     expected = reference_logits(model, tokens)
-    found = logits_in_pieces(load_model(tmp_path, "fp32"), PIECES, tokens, (2, 6))
-    torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
+    logits = logits_in_pieces(load_model(tmp_path, "fp32"), PIECES, tokens, (2, 6))
+    torch.testing.assert_close(logits, expected, atol=5e-5, rtol=1e-5)
 
 
 class Operations(TorchDispatchMode):
-    """Counts what torch is asked to do."""
+    """Counts the operations of torch."""
 
     count = 0
 
@@ -71,10 +71,10 @@ class Operations(TorchDispatchMode):
     ],
 )
 @torch.inference_mode()
-def test_a_family_pays_for_what_it_has_beyond_a_llama_and_no_other_does(spec: TinySpec, operations: int) -> None:
+def test_only_families_with_extra_parts_run_extra_operations(spec: TinySpec, operations: int) -> None:
     decoder, cache = tiny_model(spec).decoder, tiny_model(spec).decoder.new_cache((2, 6), 4)
     counts = []
-    for segment in (*cache.segments, *cache.segments):  # the first pass makes its buffers
+    for segment in (*cache.segments, *cache.segments):  # the first pass allocates its buffers
         with Operations() as counted:
             decoder.forward_segment(decoder.embed([3]), segment, cache)
         counts.append(counted.count)
@@ -82,22 +82,22 @@ def test_a_family_pays_for_what_it_has_beyond_a_llama_and_no_other_does(spec: Ti
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_half_precision_stays_within_its_rounding_in_every_family(family: str) -> None:
+def test_half_precision_differs_by_rounding_alone_in_every_family(family: str) -> None:
     model, tokens = tiny_llama(TinySpec(family=family)), some_tokens(40)
     expected = reference_logits(model, tokens)
-    found = logits_in_pieces(loaded(model, dtype="bf16"), (20, 1, 4, 15), tokens, (2, 6))
-    assert float((found.float() - expected).abs().max() / expected.abs().max()) < 0.03
+    logits = logits_in_pieces(loaded(model, dtype="bf16"), (20, 1, 4, 15), tokens, (2, 6))
+    assert float((logits.float() - expected).abs().max() / expected.abs().max()) < 0.03
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_an_exported_exit_of_every_family_is_read_by_transformers(tmp_path: Path, name: str) -> None:
+def test_transformers_reads_an_exported_exit_of_every_family(tmp_path: Path, name: str) -> None:
     tiny_llama(SPECS[name]).save_pretrained(tmp_path / "model")
     export_exit(tmp_path / "model", 4, tmp_path / "exit")
     tokens = some_tokens(20)
     shallow = AutoModelForCausalLM.from_pretrained(tmp_path / "exit", dtype=torch.float32)
     assert type(shallow).__name__ == CLASS_NAMES[SPECS[name].family]
-    found = loaded(tiny_llama(SPECS[name])).decoder.all_exit_logits(tokens, (4, 6))[0]
-    torch.testing.assert_close(found, reference_logits(shallow.eval(), tokens), atol=5e-5, rtol=1e-5)
+    logits = loaded(tiny_llama(SPECS[name])).decoder.all_exit_logits(tokens, (4, 6))[0]
+    torch.testing.assert_close(logits, reference_logits(shallow.eval(), tokens), atol=5e-5, rtol=1e-5)
 
 
 FAMILY_TARGETS = {
@@ -131,44 +131,44 @@ def test_plain_decoding_equals_generate_of_transformers_in_every_family(family: 
     options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": EOS, "eos_token_id": None}
     written = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
     common = {"sampling": GREEDY, "max_new_tokens": 60, "eos_token_id": None}
-    found = generate(FAMILY_TARGETS[family], None, prompt, policy=None, **common)
-    assert found.tokens == tuple(written[0, 3:].tolist())
+    generation = generate(FAMILY_TARGETS[family], None, prompt, policy=None, **common)
+    assert generation.tokens == tuple(written[0, 3:].tolist())
 
 
 @pytest.mark.parametrize("draft_vocab", [VOCAB_SIZE - 6, VOCAB_SIZE + 6])
 @settings(max_examples=15, derandomize=True)
 @given(data=st.data(), prompt=PROMPTS, sampling=samplings)
-def test_a_draft_padded_otherwise_is_lossless_and_says_its_targets_tokens_only(
+def test_a_draft_with_other_padding_is_lossless(
     draft_vocab: int, data: st.DataObject, prompt: list[int], sampling: Sampling
 ) -> None:
     target, alone = FAMILY_TARGETS["qwen2"], tiny_model(TinySpec(family="qwen2", vocab_size=draft_vocab), (2, 4))
-    draft = with_vocabulary_of(alone, target.decoder.vocab_size)
+    draft = with_target_vocab(alone, target.decoder.vocab_size)
     common = {"sampling": sampling, "max_new_tokens": 20, "eos_token_id": None}
     plain = generate(target, None, prompt, policy=None, **common)
     assert generate(target, draft, prompt, policy=data.draw(policies((2, 4))), **common).tokens == plain.tokens
 
 
-def test_a_draft_padded_otherwise_says_of_shared_tokens_what_it_said() -> None:
+def test_other_padding_keeps_the_logits_of_shared_tokens() -> None:
     target = FAMILY_TARGETS["qwen2"]
     for draft_vocab in (VOCAB_SIZE - 6, VOCAB_SIZE + 6):
         alone = tiny_model(TinySpec(family="qwen2", vocab_size=draft_vocab), (2, 4))
-        draft, shared = with_vocabulary_of(alone, target.decoder.vocab_size), min(draft_vocab, VOCAB_SIZE)
+        draft, shared = with_target_vocab(alone, target.decoder.vocab_size), min(draft_vocab, VOCAB_SIZE)
         tokens = [token % shared for token in some_tokens(9)]
         before, after = (model.decoder.all_exit_logits(tokens, (2, 6))[1] for model in (alone, draft))
         assert after.shape == (9, VOCAB_SIZE)
         torch.testing.assert_close(after[:, :shared], before[:, :shared])
         assert (after[:, shared:] == -torch.inf).all()
-    assert with_vocabulary_of(FAMILY_DRAFTS["qwen2"], target.decoder.vocab_size) is FAMILY_DRAFTS["qwen2"]
+    assert with_target_vocab(FAMILY_DRAFTS["qwen2"], target.decoder.vocab_size) is FAMILY_DRAFTS["qwen2"]
 
 
-def test_a_pair_of_one_tokenizer_and_two_paddings_loads_and_is_lossless(tmp_path: Path) -> None:
+def test_a_pair_with_one_tokenizer_and_different_padding_loads_and_is_lossless(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     for name, vocab_size, layers in (("target", 288, 6), ("draft", 272, 4)):
         spec = TinySpec(family="qwen2", vocab_size=vocab_size, num_layers=layers)
         tiny_llama(spec).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     write_sidecar(tmp_path / "draft", Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None))
-    pair = load_pair(str(tmp_path / "target"), str(tmp_path / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(tmp_path / "target"), draft=str(tmp_path / "draft"), dtype="fp32", device="cpu"))
     assert (pair.target.geometry.vocab_size, pair.draft.geometry.vocab_size) == (288, 272)
     for rule in (GREEDY, Sampling(rule="shared-noise", temperature=1.5, top_k=None, top_p=None, seed=1)):
         common = {"sampling": rule, "max_new_tokens": 40, "eos_token_id": None, "stop": None}
@@ -187,15 +187,15 @@ def test_a_pair_of_one_tokenizer_and_two_paddings_loads_and_is_lossless(tmp_path
         ("qwen3", (("use_sliding_window", True), ("sliding_window", 24), ("max_window_layers", 5))),
     ],
 )
-def test_a_window_ends_the_text_where_it_is_full(tmp_path: Path, family: str, window: tuple[tuple[str, object], ...]) -> None:
+def test_the_text_ends_where_the_window_is_full(tmp_path: Path, family: str, window: tuple[tuple[str, object], ...]) -> None:
     model, tokens = tiny_llama(TinySpec(family=family, settings=window)), some_tokens(26)
     model.save_pretrained(tmp_path)
-    found = load_model(tmp_path, "fp32")
-    assert (found.geometry.max_context_tokens, found.geometry.full_attention_tokens) == (160, 24)
+    loaded_model = load_model(tmp_path, "fp32")
+    assert (loaded_model.geometry.max_context_tokens, loaded_model.geometry.full_attention_tokens) == (160, 24)
     whole = load_model(tmp_path, "fp32").decoder.all_exit_logits(tokens[:24], (6,))[0]
     torch.testing.assert_close(whole, reference_logits(model, tokens)[:24], atol=5e-5, rtol=1e-5)
     unwindowed = tiny_llama(TinySpec(family=family, settings=(("sliding_window", None),)))
-    with pytest.raises(AssertionError):  # one token more and the window is felt
+    with pytest.raises(AssertionError):  # with one more token the window matters
         torch.testing.assert_close(reference_logits(model, tokens[:25]), reference_logits(unwindowed, tokens[:25]))
     with pytest.raises(UserInputError, match="do not fit a context of 24 tokens"):
-        generate(found, None, tokens[:20], policy=None, sampling=GREEDY, max_new_tokens=5, eos_token_id=None)
+        generate(loaded_model, None, tokens[:20], policy=None, sampling=GREEDY, max_new_tokens=5, eos_token_id=None)

@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def logits_of(folder: Path) -> torch.Tensor:
+def transformers_logits(folder: Path) -> torch.Tensor:
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(torch.tensor([TOKENS])).logits[0]
 
 
@@ -64,9 +64,9 @@ def our_logits(folder: Path, layers: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spec", [TinySpec(), TinySpec(tied=True), TinySpec(rope="llama3")])
-def test_a_folder_of_transformers_is_read_as_transformers_reads_it(tmp_path: Path, spec: TinySpec) -> None:
+def test_a_folder_of_transformers_gives_the_logits_of_transformers(tmp_path: Path, spec: TinySpec) -> None:
     tiny_llama(spec).save_pretrained(tmp_path)
-    torch.testing.assert_close(our_logits(tmp_path, 6), logits_of(tmp_path), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(our_logits(tmp_path, 6), transformers_logits(tmp_path), atol=2e-4, rtol=1e-4)
 
 
 def test_shards_are_read_like_one_file(tmp_path: Path, folder: Path) -> None:
@@ -75,9 +75,9 @@ def test_shards_are_read_like_one_file(tmp_path: Path, folder: Path) -> None:
     assert torch.equal(our_logits(tmp_path / "shards", 6), our_logits(folder, 6))
 
 
-def test_weights_stored_in_bf16_are_computed_in_the_dtype_asked_for(tmp_path: Path) -> None:
+def test_weights_stored_in_bf16_are_computed_in_the_requested_dtype(tmp_path: Path) -> None:
     tiny_llama(TinySpec()).to(torch.bfloat16).save_pretrained(tmp_path)
-    torch.testing.assert_close(our_logits(tmp_path, 6), logits_of(tmp_path), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(our_logits(tmp_path, 6), transformers_logits(tmp_path), atol=2e-4, rtol=1e-4)
 
 
 def test_a_draft_keeps_its_exits_and_calibration_in_its_sidecar(tmp_path: Path, folder: Path) -> None:
@@ -89,21 +89,21 @@ def test_a_draft_keeps_its_exits_and_calibration_in_its_sidecar(tmp_path: Path, 
 
 
 def test_exits_deeper_than_the_model_are_refused(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(BadPolicy, match="exit layer 9 of a model with 6 layers"):
+    with pytest.raises(BadPolicy, match=r"exit 9 \(s2d.json\) of a model of 6 layers: expected exits from 1 to 6"):
         save_draft(folder, tmp_path / "draft", sidecar(2, 9))
     with pytest.raises(BadPolicy, match="from 1 to the model's 6"):
         export_exit(folder, 7, tmp_path / "exit")
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_exported_exit_is_an_ordinary_checkpoint_that_says_the_same(tmp_path: Path, tied: bool) -> None:
+def test_an_exported_exit_is_an_ordinary_checkpoint_with_the_same_logits(tmp_path: Path, tied: bool) -> None:
     tiny_llama(TinySpec(tied=tied)).save_pretrained(tmp_path / "model")
     export_exit(tmp_path / "model", 4, tmp_path / "exit")
     expected = load_model(tmp_path / "model", "fp32").decoder.all_exit_logits(TOKENS, (4, 6))[0]
-    torch.testing.assert_close(logits_of(tmp_path / "exit"), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(transformers_logits(tmp_path / "exit"), expected, atol=2e-4, rtol=1e-4)
 
 
-def test_folders_are_written_whole_and_never_over_something(tmp_path: Path, folder: Path, monkeypatch) -> None:
+def test_folders_are_written_completely_and_never_overwrite(tmp_path: Path, folder: Path, monkeypatch) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "mine").write_text("mine")
@@ -135,7 +135,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, folder: Path) -> No
         load_model(folder, "fp32")
 
 
-def test_the_hash_of_weights_follows_the_weights_alone(tmp_path: Path, folder: Path) -> None:
+def test_the_hash_of_weights_depends_on_the_weights_alone(tmp_path: Path, folder: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     other = tmp_path / "other"
     tiny_llama(TinySpec(seed=1)).save_pretrained(other)
@@ -144,17 +144,17 @@ def test_the_hash_of_weights_follows_the_weights_alone(tmp_path: Path, folder: P
 
 
 def test_vocabularies_are_compared_token_by_token(tmp_path: Path) -> None:
-    one, other = byte_tokenizer(), byte_tokenizer(swap=True)
-    one.save_pretrained(tmp_path)
-    check_same_vocabulary(one, load_tokenizer(tmp_path))
-    assert tokenizer_sha256(one) == tokenizer_sha256(load_tokenizer(tmp_path)) != tokenizer_sha256(other)
+    tokenizer, other = byte_tokenizer(), byte_tokenizer(swap=True)
+    tokenizer.save_pretrained(tmp_path)
+    check_same_vocabulary(tokenizer, load_tokenizer(tmp_path))
+    assert tokenizer_sha256(tokenizer) == tokenizer_sha256(load_tokenizer(tmp_path)) != tokenizer_sha256(other)
     with pytest.raises(Mismatch, match=r"token \d+ is '.+', not for one whose token \d+ is '"):
-        check_same_vocabulary(one, other)
+        check_same_vocabulary(tokenizer, other)
     with pytest.raises(BadFile, match="tokenizer"):
         load_tokenizer(tmp_path / "nowhere")
 
 
-def test_an_unknown_model_is_answered_with_what_is_known() -> None:
+def test_an_unknown_model_is_refused_by_name() -> None:
     with pytest.raises(UnknownName, match="unknown model 'no-such-model'"):
         find_model("no-such-model")
 
@@ -175,13 +175,13 @@ def test_a_random_model_of_any_shape_runs(dtype: str) -> None:
         source="made for a test",
     )
     logits = random_model(geometry, (1, 3), dtype, seed=0).decoder.all_exit_logits(TOKENS, (1, 3))
-    assert [tuple(one.shape) for one in logits] == [(8, 31), (8, 31)]
-    assert all(torch.isfinite(one).all() for one in logits)
+    assert [tuple(exit_logits.shape) for exit_logits in logits] == [(8, 31), (8, 31)]
+    assert all(torch.isfinite(exit_logits).all() for exit_logits in logits)
 
 
-def test_a_shape_that_is_not_a_llamas_is_refused_by_what_it_has() -> None:
+def test_a_random_model_with_other_layers_than_a_llama_is_refused_by_their_names() -> None:
     windowed = replace(tiny_geometry(4, "gemma"), window_tokens=8, windowed_layers=2, gated_mlp=False)
-    with pytest.raises(UserInputError, match="'gemma' has a plain MLP, layers with a window, and weights are drawn"):
+    with pytest.raises(UserInputError, match="'gemma' has a plain MLP, layers with a window, expected the layers of a Llama"):
         random_model(windowed, (), "fp32", seed=0)
-    with pytest.raises(UserInputError, match="'eagle' has a reduced head, and weights are drawn"):
+    with pytest.raises(UserInputError, match="'eagle' has a reduced head, expected the layers of a Llama"):
         random_model(replace(tiny_geometry(4, "eagle"), head_vocab_size=4), (), "fp32", seed=0)

@@ -1,4 +1,4 @@
-"""Memory is counted before anything is built: compared with what is really allocated, and refused where it is not there."""
+"""Computed memory against real allocations, and the refusal of pairs that do not fit."""
 
 import gc
 import re
@@ -22,12 +22,12 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from s2d.decoding.generate import Session, Settings
-from s2d.decoding.pair import ModelPair, load_pair
+from s2d.decoding.pair import ModelPair, PairRequest, load_pair
 from s2d.decoding.random_pair import random_pair
-from s2d.loading.convert_weights import convert_weights
+from s2d.loading.convert_weights import Checkpoint, convert_weights
 from s2d.loading.load_model import load_model
-from s2d.loading.memory import CPU_WORKSPACE_BYTES, MemoryNeed, PairPlacement, TextLimits, free_bytes_of, memory_need
-from s2d.loading.read_config import geometry_of
+from s2d.loading.memory import CPU_WORKSPACE_BYTES, MemoryNeed, PairPlacement, TextLimits, free_device_bytes, memory_need
+from s2d.loading.read_config import config_geometry
 from s2d.model.weights import DecoderWeights, LayerWeights
 from s2d.parallel.shard import Shard
 from tests.s2d.conftest import run
@@ -65,8 +65,10 @@ def need_of(draft: DraftGeometry, dtype: Dtype, engine: EngineMode = "eager") ->
 
 
 def decoded(draft: DraftGeometry, dtype: Dtype, engine: EngineMode) -> tuple[ModelPair, Session]:
-    """A pair that wrote after a long and a short prompt, plainly and under a policy."""
-    pair = random_pair(TARGET, draft, dtype, "cpu", engine=engine, max_tokens=MAX_TOKENS, seed=0)
+    """A pair after plain and speculative decoding of a long and a short prompt."""
+    models = PairPlacement(target=TARGET, draft=draft, dtype=dtype, device=CPU, engine=engine)
+    text = TextLimits(max_tokens=MAX_TOKENS, prompt_tokens=MAX_TOKENS, num_noise_tables=0)
+    pair = random_pair(models, text, seed=0)
     session = pair.session(MAX_TOKENS)
     for policy in (None, POLICY):
         for num_tokens in (PROMPT_TOKENS, 5):
@@ -76,49 +78,49 @@ def decoded(draft: DraftGeometry, dtype: Dtype, engine: EngineMode) -> tuple[Mod
 
 
 def reachable_tensors(*roots: object) -> Iterator[Tensor]:
-    """All tensors that objects hold, in attributes, containers and closures."""
+    """All tensors in the attributes, containers and closures of objects."""
     waiting, seen = list(roots), set()
     while waiting:
-        one = waiting.pop()
-        if id(one) in seen or isinstance(one, type | types.ModuleType | types.CodeType | str | int | float):
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, type | types.ModuleType | types.CodeType | str | int | float):
             continue
-        seen.add(id(one))
-        if isinstance(one, Tensor):
-            yield one
-        elif isinstance(one, types.FunctionType):
-            waiting += [cell.cell_contents for cell in one.__closure__ or ()]
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, types.FunctionType):
+            waiting += [cell.cell_contents for cell in item.__closure__ or ()]
         else:
-            waiting += gc.get_referents(one)
+            waiting += gc.get_referents(item)
 
 
 def num_bytes(tensors: Iterator[Tensor]) -> int:
-    """Bytes of the storages behind some tensors, each counted once."""
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+    """Bytes of the storages of some tensors, each counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 
 def matrices_of(weights: DecoderWeights) -> Iterator[Tensor]:
-    layers = (getattr(layer, one.name) for layer in weights.layers for one in fields(LayerWeights))
-    found = (weights.embedding, weights.head, weights.head_token_ids, *layers)
-    yield from (one for one in found if one is not None)
+    layers = (getattr(layer, field.name) for layer in weights.layers for field in fields(LayerWeights))
+    tensors = (weights.embedding, weights.head, weights.head_token_ids, *layers)
+    yield from (tensor for tensor in tensors if tensor is not None)
 
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", DRAFTS)
-def test_what_is_kept_after_decoding_was_counted(kind: str, dtype: Dtype, engine: EngineMode) -> None:
+def test_the_memory_kept_after_decoding_is_within_the_count(kind: str, dtype: Dtype, engine: EngineMode) -> None:
     pair, session = decoded(DRAFTS[kind], dtype, engine)
     need = need_of(DRAFTS[kind], dtype, engine)
     models = {id(model): model for model in (pair.target, pair.draft)}.values()
-    assert num_bytes(one for model in models for one in matrices_of(model.decoder.weights)) == need.weight_bytes
+    assert num_bytes(matrix for model in models for matrix in matrices_of(model.decoder.weights)) == need.weight_bytes
     kept = num_bytes(reachable_tensors(session, pair))
     assert kept <= need.total_bytes - need.workspace_bytes - need.prompt_bytes
-    # Buffers are counted for every width that may occur; the large parts are counted closely.
+    # Buffers are counted for every possible width. The large parts are exact.
     assert need.weight_bytes + need.cache_bytes + need.rotary_bytes <= 1.05 * (kept - need.noise_bytes)
 
 
 class LivePeak(TorchDispatchMode):
-    """The most bytes that tensors made in its scope hold at a time."""
+    """Peak bytes of the tensors that are created in its scope."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,22 +129,22 @@ class LivePeak(TorchDispatchMode):
         self.peak_bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = func(*args, **(kwargs or {}))
-        for one in given if isinstance(given, list | tuple) else [given]:
-            if isinstance(one, Tensor):
-                storage = one.untyped_storage()
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
                 self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
                 self._upper_bytes += storage.nbytes()
-        if self._upper_bytes > self.peak_bytes:  # freed ones included: count again
-            self._storages = {key: one for key, one in self._storages.items() if not one[0].expired()}
+        if self._upper_bytes > self.peak_bytes:  # includes freed storages: count again
+            self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
             self._upper_bytes = sum(count for _, count in self._storages.values())
             self.peak_bytes = max(self.peak_bytes, self._upper_bytes)
-        return given
+        return result
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", DRAFTS)
-def test_building_and_decoding_never_hold_more_than_was_counted(kind: str, dtype: Dtype) -> None:
+def test_peak_memory_is_within_the_count(kind: str, dtype: Dtype) -> None:
     need = need_of(DRAFTS[kind], dtype)
     with LivePeak() as live:
         decoded(DRAFTS[kind], dtype, "eager")
@@ -156,32 +158,33 @@ def test_weights_of_every_family_are_counted_from_its_config(spec: TinySpec, tmp
     model = load_model(tmp_path, "bf16")
     draft = DraftGeometry(kind="self", model=model.geometry, exit_layers=(2,))
     models = PairPlacement(target=model.geometry, draft=draft, dtype="bf16", device=CPU, engine="eager")
-    found, counted = num_bytes(matrices_of(model.decoder.weights)), memory_need(models, None, reads_files=True).weight_bytes
-    assert found <= counted <= 1.02 * found
+    actual, counted = num_bytes(matrices_of(model.decoder.weights)), memory_need(models, None, reads_files=True).weight_bytes
+    assert actual <= counted <= 1.02 * actual
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_of_a_shared_model_the_first_processs_share_is_counted(num_ranks: int) -> None:
+def test_the_share_of_the_first_rank_is_counted(num_ranks: int) -> None:
     spec = TinySpec(num_heads=8, num_kv_heads=4, head_dim=8, vocab_size=38)
     config, state = tiny_llama(spec).config, tiny_llama(spec).state_dict()
-    geometry, share = geometry_of(config, Path("tiny")), Shard(rank=0, num_ranks=num_ranks)
-    whole = convert_weights(state.__getitem__, config, geometry, torch.float32, "cpu", share.layer)
+    geometry, shard = config_geometry(config, Path("tiny")), Shard(rank=0, num_ranks=num_ranks)
+    checkpoint = Checkpoint(read=state.__getitem__, config=config, geometry=geometry)
+    whole = convert_weights(checkpoint, torch.float32, "cpu", shard.layer)
     draft = DraftGeometry(kind="self", model=geometry, exit_layers=(2,))
     models = PairPlacement(
         target=geometry, draft=draft, dtype="fp32", device=CPU, engine="eager", target_ranks=num_ranks, draft_ranks=num_ranks
     )
-    found = num_bytes(matrices_of(replace(whole, head=share.head(whole.head))))
+    actual = num_bytes(matrices_of(replace(whole, head=shard.head(whole.head))))
     text = TextLimits(max_tokens=64, prompt_tokens=32, num_noise_tables=0)
     need, alone = (
         memory_need(models, text, reads_files=True),
         memory_need(replace(models, target_ranks=1), text, reads_files=True),
     )
-    assert found == need.weight_bytes < alone.weight_bytes
+    assert actual == need.weight_bytes < alone.weight_bytes
     assert need.cache_bytes < alone.cache_bytes
-    assert need.building_bytes > alone.building_bytes  # whole layers and a whole head are cut
+    assert need.loading_bytes > alone.loading_bytes  # whole layers and a whole head are read to cut the share
 
 
-def test_on_a_gpu_tables_graphs_and_workspaces_are_counted_too() -> None:
+def test_tables_graphs_and_workspaces_are_counted_on_a_gpu() -> None:
     target = find_model("llama-2-7b")
     models = PairPlacement(
         target=target, draft=find_draft("s2d-vicuna-12"), dtype="bf16", device=torch.device("cuda"), engine="graph"
@@ -196,13 +199,13 @@ def test_on_a_gpu_tables_graphs_and_workspaces_are_counted_too() -> None:
     assert need.graph_bytes > 2 * scores_of_32_rows
     assert need.prompt_bytes > 3000 * (2 * 11008 + 3 * 4096 + 4096 + positions) * 2
     grouped = replace(models, target=find_model("llama-3.1-8b"), dtype="fp32")
-    # In fp32 too attention is fused, and keeps no scores.
+    # Attention is fused in fp32 too, and stores no scores.
     assert memory_need(grouped, text, reads_files=False).prompt_bytes < 32 * 3000 * positions * 4
     assert next(iter(need.parts)) == "weights"
     assert need.total_bytes == sum(need.parts.values())
 
 
-def test_a_trace_and_a_check_need_the_logits_of_whole_texts() -> None:
+def test_traces_and_checks_need_the_logits_of_whole_texts() -> None:
     models = PairPlacement(target=TARGET, draft=DRAFTS["separate"], dtype="fp32", device=CPU, engine="eager")
     text = TextLimits(max_tokens=MAX_TOKENS, prompt_tokens=PROMPT_TOKENS, num_noise_tables=0)
     draft, both = (
@@ -213,50 +216,50 @@ def test_a_trace_and_a_check_need_the_logits_of_whole_texts() -> None:
     assert draft > 2 * logits
     assert both - draft > logits
     with LivePeak() as live:
-        pair = random_pair(TARGET, DRAFTS["separate"], "fp32", "cpu", max_tokens=MAX_TOKENS, seed=0)
+        pair = random_pair(models, text, seed=0)
         built = live.peak_bytes
-        kept = pair.draft.decoder.all_exit_logits([1] * MAX_TOKENS, EXITS)
-        probs = [one.softmax(-1) for one in kept]
+        logits_by_exit = pair.draft.decoder.all_exit_logits([1] * MAX_TOKENS, EXITS)
+        probs = [exit_logits.softmax(-1) for exit_logits in logits_by_exit]
     need = memory_need(models, replace(text, teacher_forced=("draft",)), reads_files=False)
     assert len(probs) == 2
     assert built <= live.peak_bytes <= need.total_bytes - need.workspace_bytes
 
 
-def test_memory_that_is_free_is_found_out() -> None:
-    assert free_bytes_of(CPU) > 0
+def test_free_memory_of_the_cpu_is_positive() -> None:
+    assert free_device_bytes(CPU) > 0
 
 
 def weights_need(folders: Path) -> MemoryNeed:
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
     models = PairPlacement(target=pair.target.geometry, draft=pair.geometry, dtype="fp32", device=CPU, engine="eager")
     return memory_need(models, None, reads_files=True)
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_any_weight_is_read(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = weights_need(folders).total_bytes
-    names = (str(folders / "target"), str(folders / "draft"))
-    assert load_pair(*names, "fp32", "cpu", free_bytes=lambda _: needed).device == CPU
+    request = PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu")
+    assert load_pair(request, free_bytes=lambda _: needed).device == CPU
     monkeypatch.setattr("s2d.loading.load_model.open_weights", lambda _: pytest.fail("weights were read"))
     expected = (
-        r"target and draft need 202 MB of memory \(libraries 134 MB, reading the weights 67.1 MB, weights [\d.]+ kB\), and cpu "
+        r"target and draft need 202 MB of memory \(libraries 134 MB, reading the weights 67.1 MB, weights [\d.]+ kB\), but cpu "
         r"has 202 MB free. Use a device with more memory, --dtype bf16, a smaller model, or more processes that share the "
         r"target \(torchrun\)\."
     )
     with pytest.raises(UserInputError, match=expected):
-        load_pair(*names, "fp32", "cpu", free_bytes=lambda _: needed - 1)
+        load_pair(request, free_bytes=lambda _: needed - 1)
     half = needed - 600_000
     with pytest.raises(UserInputError, match="Use a device with more memory, a smaller model"):
-        load_pair(*names, "bf16", "cpu", free_bytes=lambda _: half)
+        load_pair(replace(request, dtype="bf16"), free_bytes=lambda _: half)
 
 
-def test_a_run_whose_caches_do_not_fit_ends_before_any_pass(
+def test_a_run_whose_caches_do_not_fit_is_refused_before_any_pass(
     folders: Path, plan_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, needed = plan_file(sampling=NOISE), weights_need(folders).total_bytes
     monkeypatch.setattr(Session, "generate", lambda *_, **__: pytest.fail("a pass was run"))
-    free = iter([needed, CPU_WORKSPACE_BYTES])  # when weights are read, and before the session
-    monkeypatch.setattr("s2d.loading.memory.free_bytes_of", lambda _: next(free))
+    free = iter([needed, CPU_WORKSPACE_BYTES])  # before the weights are read, and before the session
+    monkeypatch.setattr("s2d.loading.memory.free_device_bytes", lambda _: next(free))
     assert run(folders, plan, "--prompt", "the cat", "--max-new-tokens", "100") == 2
-    said = capsys.readouterr().err
-    assert re.search(r"target and draft need \d+ MB of memory \(libraries 134 MB, \w", said)
-    assert "Give fewer --max-new-tokens or shorter prompts, or use a device with more memory." in said
+    err = capsys.readouterr().err
+    assert re.search(r"target and draft need \d+ MB of memory \(libraries 134 MB, \w", err)
+    assert "Give fewer --max-new-tokens or shorter prompts, or use a device with more memory." in err

@@ -1,4 +1,4 @@
-"""What a model folder's config says: the shapes that are read from it, and what is refused by name."""
+"""Configs of model folders: the shapes read from them, and the models refused by name."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.stubs import TinySpec, tiny_llama
 
 
 @pytest.mark.parametrize("unused", [{"use_sliding_window": False, "sliding_window": 8}, {"sliding_window": 8}])
-def test_a_window_that_is_not_used_ends_nothing(tmp_path: Path, unused: dict[str, object]) -> None:
+def test_an_unused_window_does_not_limit_the_context(tmp_path: Path, unused: dict[str, object]) -> None:
     tiny_llama(TinySpec(family="qwen2")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | unused))
@@ -75,25 +75,25 @@ PUBLISHED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_configs_as_they_were_published_have_the_shapes_of_the_table(tmp_path: Path, name: str) -> None:
+def test_published_configs_give_the_shapes_of_the_table_of_known_models(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
-    found = read_geometry(tmp_path)
-    assert replace(found, name="", source="") == replace(find_model(name), name="", source="")
+    geometry = read_geometry(tmp_path)
+    assert replace(geometry, name="", source="") == replace(find_model(name), name="", source="")
     assert read_config(tmp_path).rope_parameters["rope_type"] == {"v": "linear", "m": "default", "q": "yarn"}[name[0]]
 
 
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "mixtral": (
         {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 8},
-        r"'MixtralForCausalLM' is not run, having a mixture of experts \(num_local_experts = 8\)",
+        r"'MixtralForCausalLM' is not supported because of a mixture of experts \(num_local_experts = 8\)",
     ),
     "deepseek": (
         {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "kv_lora_rank": 512, "auto_map": {"a": "b"}},
-        "'DeepseekV3ForCausalLM' is not run, having a mixture of experts.*multi-head latent attention",
+        "'DeepseekV3ForCausalLM' is not supported because of a mixture of experts.*multi-head latent attention",
     ),
     "mamba": (
         {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "state_size": 16},
-        "'MambaForCausalLM' is not run, having a state-space",
+        "'MambaForCausalLM' is not supported because of a state-space",
     ),
     "gemma": ({"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}, r"'Gemma2ForCausalLM' \(model_type 'gemma2'\)"),
     "phi": ({"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}, "'Phi3ForCausalLM'"),
@@ -103,9 +103,9 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "of no type": ({"architectures": None, "model_type": None}, "names neither architectures nor model_type"),
     "experts in a llama": (
         {"num_experts": 4},
-        r"'LlamaForCausalLM' is not run, having .* experts \(num_experts = 4\)",
+        r"'LlamaForCausalLM' is not supported because of .* experts \(num_experts = 4\)",
     ),
-    "a llama of another type": ({"model_type": "mistral"}, r"'LlamaForCausalLM' \(model_type 'mistral'\) is not run"),
+    "a llama of another type": ({"model_type": "mistral"}, r"'LlamaForCausalLM' \(model_type 'mistral'\) is not supported"),
     "an EAGLE-3 head": ({"draft_vocab_size": 32000}, r"is an EAGLE-3 head \(draft_vocab_size = 32000\), which reads"),
     "kv heads that do not share": ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor of the 2 heads"),
     "layer types that are none": ({"layer_types": 3}, "layer_types is 3, expected a list"),
@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "a classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification'"),
     "code of its own": (
         {"auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}},
-        r"'LlamaForCausalLM' brings code of its own \(auto_map\), which is never run",
+        r"'LlamaForCausalLM' brings its own code \(auto_map\), which s2d never runs",
     ),
     "quantised": (
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
         {"quantization_config": {"bits": 4}},
         r"stored quantised \(an unnamed method, by quantization_config",
     ),
-    "quantised in a text": ({"quantization_config": "int8"}, "says in a way not understood that its weights are quantised"),
+    "quantised in a text": ({"quantization_config": "int8"}, "declares quantised weights in an unknown way"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu', expected 'silu'"),
     "other positions": (
         {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_unsupported_models_are_refused_by_name(tmp_path: Path, name: str) -> None:
     tiny_llama(TinySpec()).save_pretrained(tmp_path)
     change, message = REFUSED[name]
     path = tmp_path / "config.json"
@@ -156,8 +156,8 @@ def test_what_is_not_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
         ("{", "hf_quant_config.json': this is not a readable config"),
     ],
 )
-def test_a_model_whose_config_does_not_say_that_it_is_quantised_is_refused_too(tmp_path: Path, text: str, message: str) -> None:
-    """And before its weights are read: here there are none."""
+def test_quantisation_in_a_file_beside_the_config_is_refused_before_weights(tmp_path: Path, text: str, message: str) -> None:
+    """The folder has no weights."""
     tiny_llama(TinySpec()).save_pretrained(tmp_path)
     for path in tmp_path.glob("*.safetensors"):
         path.unlink()
@@ -166,21 +166,23 @@ def test_a_model_whose_config_does_not_say_that_it_is_quantised_is_refused_too(t
         load_model(tmp_path, "fp32")
 
 
-def test_a_folder_is_never_asked_to_run_code_of_its_own(tmp_path: Path) -> None:
+def test_code_in_a_model_folder_never_runs(tmp_path: Path) -> None:
     tiny_llama(TinySpec()).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
-    (tmp_path / "evil.py").write_text("raise SystemExit('this was run')")
+    (tmp_path / "evil.py").write_text("raise SystemExit('this ran')")
     for load in (lambda: load_model(tmp_path, "fp32"), lambda: load_trainable(str(tmp_path))):
-        with pytest.raises(BadFile, match="never run"):
+        with pytest.raises(BadFile, match="never runs"):
             load()
 
 
-def test_weights_of_other_shapes_than_the_config_are_refused(tmp_path: Path) -> None:
+def test_weights_with_other_shapes_than_the_config_are_refused(tmp_path: Path) -> None:
     tiny_llama(TinySpec(family="qwen3")).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 40}))
-    with pytest.raises(UserInputError, match=r"'model.embed_tokens.weight' .* is of shape \[23, 32\], its.* \[40, 32\]"):
+    with pytest.raises(
+        UserInputError, match=r"'model.embed_tokens.weight' .* has shape \[23, 32\], expected \[40, 32\] from config"
+    ):
         load_model(tmp_path, "fp32")
 
 

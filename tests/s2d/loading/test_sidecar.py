@@ -1,4 +1,4 @@
-"""The page that documents `s2d.json` is true."""
+"""The page that documents `s2d.json` agrees with the code."""
 
 import re
 from dataclasses import fields
@@ -13,11 +13,11 @@ def test_the_example_in_the_docs_is_read(tmp_path: Path) -> None:
     example = re.search(r"<!-- sidecar-example -->\n```json\n(.*?)```", PAGE, re.DOTALL)
     assert example is not None
     (tmp_path / "s2d.json").write_text(example[1])
-    found = read_sidecar(tmp_path)
-    assert found is not None
-    assert (found.exit_layers, found.num_head_tokens) == ((2, 4, 6), None)
-    assert found.calibration is not None
-    assert [curve is None for curve in found.calibration.curves] == [True, False, False]
+    sidecar = read_sidecar(tmp_path)
+    assert sidecar is not None
+    assert (sidecar.exit_layers, sidecar.head_token_ids) == ((2, 4, 6), None)
+    assert sidecar.calibration is not None
+    assert [curve is None for curve in sidecar.calibration.curves] == [True, False, False]
 
 
 def test_every_key_of_the_file_is_documented() -> None:

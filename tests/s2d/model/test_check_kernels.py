@@ -1,4 +1,4 @@
-"""All kernels compute the same: logits of every family, and texts."""
+"""Logits and texts do not depend on the kernels, and kernels that cannot run are refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.policies.sampling import GREEDY
 from s2d.decoding.generate import Session, Settings
 from s2d.loading.convert_weights import with_kernels
-from s2d.loading.load_model import LoadedModel, load_model, with_vocabulary_of
+from s2d.loading.load_model import LoadedModel, load_model, with_target_vocab
 from s2d.model.check_kernels import check_kernels, runnable_kernels
 from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.decoder import Decoder
@@ -48,18 +48,18 @@ def test_logits_do_not_depend_on_the_kernels(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(logits_of(model), expected, atol=5e-5, rtol=1e-5)
 
 
-def test_weights_are_copied_into_what_other_kernels_want(tmp_path: Path) -> None:
+def test_weights_can_be_converted_for_other_kernels(tmp_path: Path) -> None:
     folder = saved(TinySpec(family="qwen2"), tmp_path / "model")
     standard = loaded_with(folder, STANDARD_KERNELS)
     for kernels in KERNELS:
-        copied = with_kernels(standard.decoder.weights, kernels)
-        assert layout_of(copied.layers[0].qkv) == layout_of(copied.head) == kernels.weight_layout
-        model = replace(standard, decoder=Decoder(standard.geometry, copied))
+        converted = with_kernels(standard.decoder.weights, kernels)
+        assert layout_of(converted.layers[0].qkv) == layout_of(converted.head) == kernels.weight_layout
+        model = replace(standard, decoder=Decoder(standard.geometry, converted))
         torch.testing.assert_close(logits_of(model), logits_of(loaded_with(folder, kernels)), atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_every_kernel_writes_the_standard_ones_text(tmp_path: Path) -> None:
+def test_on_a_gpu_all_kernels_generate_the_same_text(tmp_path: Path) -> None:
     folder = saved(TinySpec(head_dim=24), tmp_path / "model")
     settings = Settings(policy=None, sampling=GREEDY, max_new_tokens=24, eos_token_id=None)
     texts = []
@@ -68,33 +68,33 @@ def test_on_a_gpu_every_kernel_writes_the_standard_ones_text(tmp_path: Path) -> 
         model = replace(model, decoder=GraphDecoder(model.geometry, model.decoder.weights))
         texts.append(Session(model, None, 60).generate(some_tokens(20), settings).tokens)
     assert len(texts) == 8
-    # Kernels may round a near-tie apart later on; a fault differs from the first tokens on.
+    # Rounding may separate kernels at a near-tie later on; a bug makes them differ from the first tokens on.
     assert {text[:6] for text in texts} == {texts[0][:6]}
 
 
 @pytest.mark.parametrize("layout", ["input-major", "output-major"])
-def test_a_layout_holds_for_every_matrix_and_survives_what_is_cut_out(layout: str, tmp_path: Path) -> None:
+def test_a_layout_holds_for_every_matrix_of_models_shards_and_other_vocabularies(layout: str, tmp_path: Path) -> None:
     kernels = replace(STANDARD_KERNELS, weight_layout=layout)
     model = loaded_with(saved(TinySpec(num_kv_heads=2), tmp_path / "model"), kernels)
     whole = model.decoder.weights
-    share = Shard(rank=1, num_ranks=2)
-    cut = share.layer(whole.layers[0], model.geometry)
-    other = with_vocabulary_of(model, model.geometry.vocab_size + 5).decoder.weights
-    matrices = [getattr(layer, name) for layer in (*whole.layers, cut) for name in ("qkv", "attn_out", "gate_up", "down")]
-    assert {layout_of(matrix) for matrix in [*matrices, whole.head, share.head(whole.head), other.head]} == {layout}
+    shard = Shard(rank=1, num_ranks=2)
+    sharded = shard.layer(whole.layers[0], model.geometry)
+    other = with_target_vocab(model, model.geometry.vocab_size + 5).decoder.weights
+    matrices = [getattr(layer, name) for layer in (*whole.layers, sharded) for name in ("qkv", "attn_out", "gate_up", "down")]
+    assert {layout_of(matrix) for matrix in [*matrices, whole.head, shard.head(whole.head), other.head]} == {layout}
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_logits_are_float32_whatever_is_computed_in(device: str) -> None:
+def test_logits_are_float32_in_every_dtype(device: str) -> None:
     model = loaded(tiny_llama(TinySpec()), (), "bf16", device)
     logits = model.decoder.exit_logits(model.decoder.embed([1, 2, 3]))
     assert logits.dtype == torch.float32
-    if device == "cuda":  # where the product itself is float32: its digits are not those of bf16
+    if device == "cuda":  # the product itself is float32: it has more digits than bf16
         assert not torch.equal(logits, logits.bfloat16().float())
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_products_are_summed_in_full_precision() -> None:
+def test_on_a_gpu_products_accumulate_in_full_precision() -> None:
     loaded(tiny_llama(TinySpec()), (), "bf16", "cuda")
     assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
     assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction

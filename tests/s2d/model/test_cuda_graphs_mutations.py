@@ -1,4 +1,4 @@
-"""Faults that a GPU has and a CPU hides, put into the captured passes one by one: the simulated device catches each."""
+"""Bugs that only a GPU shows, introduced into the captured passes one by one: the simulated GPU catches each."""
 
 import contextlib
 from collections.abc import Callable
@@ -19,24 +19,24 @@ from tests.stubs import TinySpec, loaded, tiny_llama
 
 PROMPT = [1, 2, 3, 4, 5]
 SETTINGS = Settings(policy=fixed((1, 4), 3), sampling=GREEDY, max_new_tokens=20, eos_token_id=None)
-CHOICE = ExitPredictor(sampling=GREEDY, confidence="max-prob")
+PREDICTOR = ExitPredictor(sampling=GREEDY, confidence="max-prob")
 
 
 @pytest.fixture(autouse=True)
 def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Captures of a tiny model take time too."""
+    """Fewer captures: even those of a tiny model take time."""
     for module in (s2d.model.cuda_graphs, perfmodel.passes.passes):
         monkeypatch.setattr(module, "GRAPH_ROW_WIDTHS", (1, 4))
 
 
-def text_on_the_simulated_device() -> tuple[int, ...]:
+def text_on_the_simulated_gpu() -> tuple[int, ...]:
     model = graphed(loaded(tiny_llama(TinySpec()), (1, 2, 4), "fp32", "cuda"))
     return Session(model, None, 40).generate(PROMPT, SETTINGS).tokens
 
 
 @pytest.fixture
 def expected() -> tuple[int, ...]:
-    """The text of passes launched kernel by kernel on the CPU."""
+    """The text of eager passes on the CPU."""
     return Session(TARGET, None, 40).generate(PROMPT, SETTINGS).tokens
 
 
@@ -44,10 +44,10 @@ def decoder_on(device: str) -> GraphDecoder:
     return graphed(loaded(tiny_llama(TinySpec()), device=device)).decoder
 
 
-def dropping_after(capture: Callable[[GraphDecoder, Launch], Launch]) -> Callable[[GraphDecoder, Launch], Launch]:
-    """A capture that reads a buffer which only the captured function holds."""
+def with_closure_buffer(capture: Callable[[GraphDecoder, Launch], Launch]) -> Callable[[GraphDecoder, Launch], Launch]:
+    """A capture that reads a buffer owned by the captured function alone."""
 
-    def launch(decoder: GraphDecoder, compute: Launch) -> Launch:
+    def capture_with_buffer(decoder: GraphDecoder, compute: Launch) -> Launch:
         buffer = torch.zeros(4, device=decoder.device)
 
         def compute_with_buffer() -> None:
@@ -56,51 +56,51 @@ def dropping_after(capture: Callable[[GraphDecoder, Launch], Launch]) -> Callabl
 
         return capture(decoder, compute_with_buffer)
 
-    return launch
+    return capture_with_buffer
 
 
 @torch.inference_mode()
-def ask(decoder: GraphDecoder) -> tuple[int, float]:
-    return decoder.predict(decoder.embed([7]), CHOICE, None)()
+def predict(decoder: GraphDecoder) -> tuple[int, float]:
+    return decoder.predict(decoder.embed([7]), PREDICTOR, None)()
 
 
-def test_without_a_fault_the_simulated_device_writes_the_text(expected: tuple[int, ...]) -> None:
+def test_without_a_bug_the_simulated_gpu_generates_the_text(expected: tuple[int, ...]) -> None:
     with simulated_gpu() as simulator:
-        assert text_on_the_simulated_device() == expected
+        assert text_on_the_simulated_gpu() == expected
     assert not simulator.problems
 
 
-def test_a_position_that_a_capture_takes_from_python_gives_another_text(
+def test_a_position_captured_as_a_python_number_changes_the_text(
     monkeypatch: pytest.MonkeyPatch, expected: tuple[int, ...]
 ) -> None:
-    run_at = GraphDecoder.run_at
+    run_at_positions = GraphDecoder.run_at_positions
 
-    def run_at_a_fixed_place(self: GraphDecoder, places: torch.Tensor, *args: object) -> None:
-        begin = 0  # what a Python number was during the capture
-        run_at(self, torch.arange(begin, begin + len(places), device=self.device), *args)
+    def run_at_fixed_positions(self: GraphDecoder, positions: torch.Tensor, *args: object) -> None:
+        begin = 0  # the value of a Python number during the capture
+        run_at_positions(self, torch.arange(begin, begin + len(positions), device=self.device), *args)
 
-    monkeypatch.setattr(GraphDecoder, "run_at", run_at_a_fixed_place)
+    monkeypatch.setattr(GraphDecoder, "run_at_positions", run_at_fixed_positions)
     with simulated_gpu():
-        assert text_on_the_simulated_device() != expected
+        assert text_on_the_simulated_gpu() != expected
 
 
-def test_an_answer_read_without_waiting_for_its_event_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prediction_read_without_waiting_for_its_event_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     with simulated_gpu() as simulator:
         monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda self: None)
         with contextlib.suppress(ValueError):  # int() of NaN
-            ask(decoder_on("cuda"))
+            predict(decoder_on("cuda"))
         assert "before the copy to it has arrived" in simulator.problems[0]
 
 
-def test_a_buffer_that_only_the_captured_function_held_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GraphDecoder, "capture", dropping_after(GraphDecoder.capture))
+def test_a_buffer_owned_by_the_captured_function_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GraphDecoder, "capture", with_closure_buffer(GraphDecoder.capture))
     with simulated_gpu(), pytest.raises(UseAfterFree, match="has been freed since"):
-        ask(decoder_on("cuda"))
+        predict(decoder_on("cuda"))
 
 
 @pytest.fixture
 def keeps_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Captures as they are without `_cuda_clearCublasWorkspaces`, on torch's default capture stream."""
+    """Captures without `_cuda_clearCublasWorkspaces`, on torch's default capture stream."""
 
     def capture(decoder: GraphDecoder, compute: Launch) -> Launch:
         graph, pools = torch.cuda.CUDAGraph(), decoder.__dict__
@@ -113,7 +113,7 @@ def keeps_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("keeps_workspaces")
 @torch.inference_mode()
-def test_a_workspace_that_dies_with_another_graph_of_its_pool_is_caught() -> None:
+def test_a_workspace_freed_with_another_graph_of_its_pool_is_caught() -> None:
     with simulated_gpu():
         decoder = decoder_on("cuda")
         matrix = torch.ones(4, 4, device="cuda")
@@ -127,7 +127,7 @@ def test_a_workspace_that_dies_with_another_graph_of_its_pool_is_caught() -> Non
 
 @pytest.mark.usefixtures("keeps_workspaces")
 @torch.inference_mode()
-def test_a_pool_that_holds_a_workspace_after_its_last_graph_is_caught() -> None:
+def test_a_pool_that_keeps_a_workspace_after_its_last_graph_is_caught() -> None:
     with simulated_gpu():
         decoder = decoder_on("cuda")
         matrix = torch.ones(4, 4, device="cuda")

@@ -1,4 +1,4 @@
-"""`s2d-run` with a rank that fails: a program for torchrun, and for the processes of `test_rank_failure`."""
+"""`s2d-run` with a failing rank: a program for torchrun and for the processes of `test_rank_failure`."""
 
 import os
 import signal
@@ -13,27 +13,27 @@ import s2d.parallel.parallel_decoder
 import s2d.parallel.ranks
 from perfmodel.core.errors import UserInputError
 from s2d.commands.run_cli import main_run
-from s2d.decoding.verify import ExactJudge
+from s2d.decoding.verify import ExactVerifier
 from s2d.parallel.ranks import Ranks
 
 STAGES = ("loading", "prefill", "verification", "sampling")
 NUM_LAYERS = 6
-"""Of the target: each takes two sums over the ranks, and the draft none."""
+"""Layers of the target. Each takes two sums over the ranks; the draft takes none."""
 SUM_OF_STAGE = {"prefill": 3, "verification": 2 * NUM_LAYERS + 3}
-"""The 1-based number of a sum in the middle of a pass."""
+"""1-based index of a sum in the middle of a pass of this stage."""
 
 
 def run(rank: int, failing_rank: int, stage: str, how: str, argv: Sequence[str], failed_at: Path) -> int:
     """Run the command in one rank.
 
     Args:
-        rank: this one.
-        failing_rank: the one that fails.
-        stage: in which.
-        how: `raises`, `refuses`, `killed` or `terminated`, which is a SIGTERM while the main thread is busy; with `, hanging`
-            after it the other rank hangs in its sums, as on NCCL.
+        rank: of this process.
+        failing_rank: the rank that fails.
+        stage: in which it fails.
+        how: `raises`, `refuses`, `killed`, or `terminated` for a SIGTERM while the main thread is busy. With `, hanging`
+            appended the other rank hangs in its sums, as with NCCL.
         argv: of `s2d-run`.
-        failed_at: where to write when the rank failed.
+        failed_at: file for the time of the failure.
     """
     how, _, hanging = how.partition(", ")
 
@@ -53,7 +53,7 @@ def run(rank: int, failing_rank: int, stage: str, how: str, argv: Sequence[str],
     if rank == failing_rank:
         _call_in(stage, rank, fail_in_sampling if stage == "sampling" else fail)
     elif stage == "sampling":
-        _call_in(stage, rank, partial(_go_on_sampling, rank, failed_at))
+        _call_in(stage, rank, partial(_continue_sampling, rank, failed_at))
     elif hanging:
         _call_in("verification", rank, _hang)
         s2d.parallel.ranks._abort_process_group = _hang
@@ -61,13 +61,13 @@ def run(rank: int, failing_rank: int, stage: str, how: str, argv: Sequence[str],
 
 
 def _await_sampling(rank: int, failed_at: Path) -> None:
-    """Let a rank fail only when the other one knows, too, that rank 0 samples."""
+    """Wait until the other rank has entered the sampling stage too."""
     while not Path(f"{failed_at}.sampling{1 - rank}").exists():
         time.sleep(0.01)
 
 
-def _go_on_sampling(rank: int, failed_at: Path) -> None:
-    """Rank 0 samples until the other one has failed, and a little longer."""
+def _continue_sampling(rank: int, failed_at: Path) -> None:
+    """Rank 0 samples until the other rank has failed, and a little longer."""
     Path(f"{failed_at}.sampling{rank}").touch()
     while rank == 0 and not failed_at.exists():
         time.sleep(0.01)
@@ -80,14 +80,14 @@ def _hang() -> None:
 
 
 def _call_in(stage: str, rank: int, action: Callable[[], None]) -> None:
-    """Have a rank call this in a stage."""
+    """Make this rank call an action in a stage."""
     if stage == "loading":
         s2d.parallel.parallel_decoder._load = lambda *_: action()
     elif stage in SUM_OF_STAGE:
         _wrap(Ranks, "all_reduce", SUM_OF_STAGE[stage], action)
     elif rank == 0:
-        _wrap(ExactJudge, "verdict", 1, action)
-    else:  # its columns of the head are given: rank 0 samples
+        _wrap(ExactVerifier, "verify", 1, action)
+    else:  # it has sent its columns of the head: rank 0 is sampling
         _wrap(Ranks, "send_columns", 1, action, after=True)
 
 

@@ -1,4 +1,4 @@
-"""Texts kept as they are finished: what a line holds, how a run goes on, and what it refuses to go on with."""
+"""The outputs file: its fields, how a run continues with it, and which files it refuses."""
 
 import json
 import shlex
@@ -9,14 +9,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from perfmodel.core.errors import BadFile, OutOfSpace, UserInputError
+from perfmodel.core.errors import BadFile, OutOfSpace
 from perfmodel.core.lock import locked_file
 from perfmodel.passes.passes import PassSamples
 from s2d.commands.run_cli import main_run
+from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Generation
-from s2d.decoding.pair import EncodedPrompt, encode_prompts, load_pair
-from s2d.loading.load_model import load_tokenizer
-from s2d.prompts.conversation import Prompt
 from s2d.running.outputs import Outputs
 from tests.s2d.conftest import ROUNDS, run
 from tests.s2d.loading.test_load_model import byte_tokenizer
@@ -32,7 +30,6 @@ GENERATION = Generation(
     decode_s=0.2,
     samples=PassSamples(kind=(), stage=(), rows=(), cached_tokens=(), place=(), seconds=()),
 )
-TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 
 
 @pytest.fixture
@@ -58,53 +55,53 @@ def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_every_text_is_kept_with_its_figures(decode, folders: Path, capsys) -> None:
+def test_each_output_is_kept_with_its_figures(decode, folders: Path, capsys) -> None:
     code, outputs = decode("--json")
     assert code == 0
     report = json.loads(capsys.readouterr().out)["body"]
     kept = lines_of(outputs)
     assert [line["name"] for line in kept] == list(NAMES)
-    runs = {one["name"]: one for one in report["plan_arm"]["runs"]}
+    runs = {run["name"]: run for run in report["plan_arm"]["runs"]}
     for line in kept:
-        mine = runs[line["name"]]
-        assert line["num_rounds"] == mine["rounds"]["num_rounds"]
+        measured = runs[line["name"]]
+        assert line["num_rounds"] == measured["rounds"]["num_rounds"]
         assert line["tokens_per_round"] == pytest.approx(line["num_tokens"] / line["num_rounds"])
-        assert (line["decode_s"], line["prefill_s"]) == (mine["decode_s"], mine["prefill_s"])
-        assert sum(line["exits_taken"].values()) == mine["rounds"]["num_drafted"]
+        assert (line["decode_s"], line["prefill_s"]) == (measured["decode_s"], measured["prefill_s"])
+        assert sum(line["exits_taken"].values()) == measured["rounds"]["num_drafted"]
         assert set(line["exits_taken"]) == {"2", "4"}
         assert line["ending"] == ("length" if line["num_tokens"] == 12 else "end of text")
         assert isinstance(line["text"], str)
     assert len({line["run"] for line in kept}) == 1
 
 
-def test_a_run_goes_on_with_the_prompts_that_are_missing(decode, capsys) -> None:
+def test_an_interrupted_run_continues_with_the_missing_prompts(decode, capsys) -> None:
     _, outputs = decode()
     whole = outputs.read_text("utf-8")
     first, second, third = whole.splitlines(keepends=True)
-    outputs.write_text(first + second + third[:25], encoding="utf-8")  # killed while it wrote
+    outputs.write_text(first + second + third[:25], encoding="utf-8")  # killed while writing
     capsys.readouterr()
     code, _ = decode()
-    shown, talk = capsys.readouterr()
+    out, err = capsys.readouterr()
     assert code == 0
-    assert f"going on after 2 texts in {outputs}" in talk
-    assert shown.count("=== ") == 1
+    assert f"continuing after 2 outputs in {outputs}" in err
+    assert out.count("=== ") == 1
     again = lines_of(outputs)
     assert [line["text"] for line in again] == [json.loads(line)["text"] for line in (first, second, third)]
     assert outputs.read_text("utf-8").startswith(first + second)
 
 
-def test_a_finished_file_leaves_nothing_to_run(decode, capsys) -> None:
+def test_a_complete_file_leaves_nothing_to_do(decode, capsys) -> None:
     _, outputs = decode()
     before = outputs.read_bytes()
     capsys.readouterr()
     assert decode()[0] == 0
-    shown, talk = capsys.readouterr()
-    assert (shown, outputs.read_bytes()) == ("", before)
-    assert "nothing is left to run" in talk
+    out, err = capsys.readouterr()
+    assert (out, outputs.read_bytes()) == ("", before)
+    assert "nothing to do" in err
 
 
 @pytest.mark.parametrize("changed", [("--max-new-tokens", "11"), ("--stop", "zq")])
-def test_texts_of_another_run_are_not_mixed_in(decode, capsys, changed: tuple[str, str]) -> None:
+def test_outputs_of_another_run_are_refused(decode, capsys, changed: tuple[str, str]) -> None:
     _, outputs = decode()
     before = outputs.read_bytes()
     assert decode(*changed)[0] == 2
@@ -116,35 +113,35 @@ def test_texts_of_another_run_are_not_mixed_in(decode, capsys, changed: tuple[st
 
 
 @pytest.mark.parametrize("form", [("--outputs", "{}"), ("--outputs={}",)])
-def test_the_next_command_measures_as_it_stands(folders: Path, plan_file, capsys, form: tuple[str, ...]) -> None:
+def test_the_suggested_next_command_measures_the_speedup(folders: Path, plan_file, capsys, form: tuple[str, ...]) -> None:
     outputs, report = str(folders / "texts.jsonl"), str(folders / "report.json")
     flags = ["--prompt", "the cat", "--max-new-tokens", "4", *(word.format(outputs) for word in form)]
     assert run(folders, plan_file(), *flags, "-o", report) == 0
-    following = capsys.readouterr().err.rpartition("to measure the speedup: ")[2]
-    program, *argv = shlex.split(following)
+    suggested = capsys.readouterr().err.rpartition("to measure the speedup: ")[2]
+    program, *argv = shlex.split(suggested)
     assert program == "s2d-run"
     assert main_run(argv) == 0
     assert "1 of 1 outputs equal" in capsys.readouterr().out
     assert run(folders, plan_file(), *flags, "-o", report) == 0
-    assert "nothing is left to run, and no report is made\n" in capsys.readouterr().err
+    assert "nothing to do, and no report is made\n" in capsys.readouterr().err
 
 
-def test_another_prompt_of_the_same_name_is_not_taken_for_finished(folders: Path, plan_file, capsys) -> None:
+def test_another_prompt_of_the_same_name_has_no_output_yet(folders: Path, plan_file, capsys) -> None:
     plan, outputs = plan_file(), folders / "texts.jsonl"
     for number, prompt in enumerate(("the cat", "the dog", "the cat"), start=1):
         assert run(folders, plan, "--prompt", prompt, "--max-new-tokens", "4", "--outputs", str(outputs)) == 0
         assert len(lines_of(outputs)) == min(number, 2)
-    assert "nothing is left to run" in capsys.readouterr().err
+    assert "nothing to do" in capsys.readouterr().err
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_decoded(decode, folders: Path, capsys) -> None:
+def test_a_path_that_cannot_be_written_is_refused_before_decoding(decode, folders: Path, capsys) -> None:
     code, _ = decode("--outputs", str(folders / "nowhere" / "texts.jsonl"))
-    shown, talk = capsys.readouterr()
-    assert (code, shown) == (2, "")
-    assert "its folder does not exist" in talk
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert "its folder does not exist" in err
 
 
-def ours(prompt: EncodedPrompt, run: str = RUN) -> bytes:
+def output_line(prompt: EncodedPrompt, run: str = RUN) -> bytes:
     """A line as `Outputs` writes it."""
     with TemporaryDirectory() as folder:
         outputs = Outputs(Path(folder) / "texts.jsonl", run, byte_tokenizer(), (2, 4))
@@ -153,8 +150,8 @@ def ours(prompt: EncodedPrompt, run: str = RUN) -> bytes:
 
 
 ODD = EncodedPrompt(name='a "quoted\\" \N{CAT FACE}\n', category="c\\", token_ids=(70, 71))
-EARLIER = b'{"name": "a", "category": "c", "run": "0123456789ab", "prompt_sha256": "ab", "text": "the"}\n'
 FOREIGN = {
+    "no token ids": b'{"name": "a", "category": "c", "run": "0123456789ab", "prompt_sha256": "ab", "text": "the"}\n',
     "minified JSON": b'{"a": 1}',
     "the same keys in minified JSON": b'{"name":"a","category":"c","run":"0123456789ab"}',
     "a name alone": b'{"name": "mine"}',
@@ -163,36 +160,39 @@ FOREIGN = {
     "prose": b"the only copy of my thesis",
     "a list": b"[1, 2]",
     "bytes": bytes(range(11, 256)),
-    "ours, then another": ours(ODD) + b'{"a": 1}',
-    "lines of something else": b'{"name": "mine"}\n',
-    "something else, then ours": b'{"name": "mine"}\n' + ours(ODD)[:40],
+    "an output, then JSON": output_line(ODD) + b'{"a": 1}',
+    "other JSON lines": b'{"name": "mine"}\n',
+    "JSON, then the start of an output": b'{"name": "mine"}\n' + output_line(ODD)[:40],
     "numbers for texts": b'{"name": 1, "run": 2, "prompt_sha256": 3, "text": 4}\n',
-    "an empty line": b"\n" + ours(ODD),
+    "an empty line": b"\n" + output_line(ODD),
     "brackets": b"[" * 100_000 + b"\n",
 }
 
 
-@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
-def test_a_foreign_file_is_refused_and_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+def test_a_file_of_other_content_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(BadFile, match=r"is not the text of a run|has no end, and it is not one that this run would write"):
-        Outputs(path, RUN, byte_tokenizer(), (2, 4))
-    assert path.read_bytes() == content
+    message = r"is not an output of s2d-run|is incomplete, and not the beginning of an output of this run"
+    for name, content in FOREIGN.items():
+        path.write_bytes(content)
+        with pytest.raises(BadFile, match=message):
+            Outputs(path, RUN, byte_tokenizer(), (2, 4))
+        assert path.read_bytes() == content, name
 
 
-def test_a_file_without_a_last_newline_is_not_emptied_by_a_run(decode, folders: Path, capsys) -> None:
+def test_a_file_of_other_content_without_a_last_newline_is_left_unchanged_by_a_run(decode, folders: Path, capsys) -> None:
     (folders / "texts.jsonl").write_bytes(b'{"a": 1}')
     code, outputs = decode()
     assert code == 2
-    expected = "line 1 has no end, and it is not one that this run would write. Give a file that s2d-run --outputs wrote, or a"
+    expected = (
+        "line 1 is incomplete, and not the beginning of an output of this run. Give a file that s2d-run --outputs wrote, or a"
+    )
     assert expected in capsys.readouterr().err
     assert outputs.read_bytes() == b'{"a": 1}'
 
 
-def test_a_line_that_was_cut_off_anywhere_is_dropped_and_no_other(tmp_path: Path) -> None:
+def test_a_last_line_cut_at_any_byte_is_dropped_and_no_other_line_is(tmp_path: Path) -> None:
     path, plain = tmp_path / "texts.jsonl", EncodedPrompt(name="b", category="c", token_ids=(70,))
-    first, second = ours(plain), ours(ODD)
+    first, second = output_line(plain), output_line(ODD)
     for end in range(len(second)):
         path.write_bytes(first + second[:end])
         missing, num_kept = Outputs(path, RUN, byte_tokenizer(), (2, 4)).missing([plain, ODD], lambda *_: None)
@@ -202,15 +202,7 @@ def test_a_line_that_was_cut_off_anywhere_is_dropped_and_no_other(tmp_path: Path
     assert Outputs(path, RUN, byte_tokenizer(), (2, 4)).missing([plain, ODD], lambda *_: None) == ((), 2)
 
 
-def test_a_file_of_an_earlier_layout_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "texts.jsonl"
-    path.write_bytes(EARLIER)
-    with pytest.raises(BadFile, match=r"line 1 has no token_ids: an earlier version of s2d-run wrote it. Give a new name with"):
-        Outputs(path, RUN, byte_tokenizer(), (2, 4))
-    assert path.read_bytes() == EARLIER
-
-
-def test_a_second_run_on_the_same_file_is_refused_until_the_first_has_ended(decode, folders: Path, capsys) -> None:
+def test_a_second_run_on_the_same_file_is_refused_until_the_first_ends(decode, folders: Path, capsys) -> None:
     path = folders / "texts.jsonl"
     with locked_file(path) as is_locked:
         assert is_locked
@@ -222,65 +214,31 @@ def test_a_second_run_on_the_same_file_is_refused_until_the_first_has_ended(deco
     assert len(lines_of(path)) == len(NAMES)
 
 
-def test_where_there_are_no_locks_a_run_says_so_and_goes_on(decode, monkeypatch, capsys) -> None:
+def test_without_file_locks_a_run_prints_a_note_and_continues(decode, monkeypatch, capsys) -> None:
     monkeypatch.setattr("perfmodel.core.lock.fcntl", None)
     assert decode()[0] == 0
-    assert "note: no file locks here: take care that no other s2d-run writes to" in capsys.readouterr().err
+    assert "note: this file system has no file locks: do not let another s2d-run write to" in capsys.readouterr().err
 
 
-def test_a_file_of_something_else_is_refused_and_left_alone(decode, folders: Path, capsys) -> None:
+def test_a_run_refuses_a_file_of_other_content(decode, folders: Path, capsys) -> None:
     (folders / "texts.jsonl").write_text('{"name": "mine"}\n', encoding="utf-8")
     code, outputs = decode()
     assert code == 2
-    assert "line 1 is not the text of a run" in capsys.readouterr().err
+    assert "line 1 is not an output of s2d-run" in capsys.readouterr().err
     assert outputs.read_text("utf-8") == '{"name": "mine"}\n'
 
 
-def test_a_full_disk_keeps_what_was_finished(decode, monkeypatch, capsys) -> None:
-    real, done = Outputs._record, []
+def test_a_full_disk_keeps_the_finished_outputs(decode, monkeypatch, capsys) -> None:
+    add, added = Outputs.add, []
 
-    def second_fails(self, *args):
-        done.append(args)
-        if len(done) > 1:
-            raise OutOfSpace(self._path)
-        return real(self, *args)
+    def second_fails(outputs: Outputs, *args):
+        added.append(args)
+        if len(added) > 1:
+            raise OutOfSpace("texts.jsonl")
+        return add(outputs, *args)
 
-    monkeypatch.setattr(Outputs, "_record", second_fails)
+    monkeypatch.setattr(Outputs, "add", second_fails)
     code, outputs = decode()
     assert code == 2
     assert "is kept in" in capsys.readouterr().err
     assert [line["name"] for line in lines_of(outputs)] == [NAMES[0]]
-
-
-def test_a_chat_prompt_is_in_the_tokenizers_template(folders: Path) -> None:
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
-    prompt = Prompt(name="a", category="c", text="the cat")
-    with pytest.raises(UserInputError, match="--chat: the tokenizer of target has no chat template"):
-        encode_prompts(pair, [prompt], max_new_tokens=4, is_chat=True)
-    pair.tokenizer.chat_template = TEMPLATE
-    [chat] = encode_prompts(pair, [prompt], max_new_tokens=4, is_chat=True)
-    [plain] = encode_prompts(pair, [Prompt(name="a", category="c", text="<user>the cat<assistant>")], max_new_tokens=4)
-    assert chat.token_ids == plain.token_ids
-
-
-def test_a_text_begins_as_its_tokenizer_begins_texts_and_a_chat_as_its_template(folders: Path) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    pair = load_pair(str(folders / "target"), str(folders / "draft"), "fp32", "cpu")
-    prompt = Prompt(name="a", category="c", text="the cat")
-    [bare] = encode_prompts(pair, [prompt], max_new_tokens=4)
-    backend = pair.tokenizer.backend_tokenizer
-    first = backend.id_to_token(7)
-    backend.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 7)])
-    [begun] = encode_prompts(pair, [prompt], max_new_tokens=4)
-    assert begun.token_ids == (7, *bare.token_ids)
-    pair.tokenizer.chat_template = "{{ messages[0].content }}"
-    [chat] = encode_prompts(pair, [prompt], max_new_tokens=4, is_chat=True)
-    assert chat.token_ids == bare.token_ids
-
-
-def test_a_tokenizer_is_read_with_its_template(folders: Path) -> None:
-    tokenizer = load_tokenizer(folders / "target")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folders / "target")
-    assert load_tokenizer(folders / "target").chat_template == TEMPLATE

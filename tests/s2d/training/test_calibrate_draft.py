@@ -4,14 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from perfmodel.acceptance.splits import half_of
 from s2d.commands.train_cli import main_train
-from s2d.decoding.pair import encode_prompts, load_pair
+from s2d.decoding.encode_prompts import encode_prompts
+from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import export_exit, load_model
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.loading.sidecar import Sidecar, read_sidecar, write_sidecar
-from s2d.prompt_files.choose import chosen_prompts
+from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.read import read_prompts
-from s2d.training.calibrate_draft import Answers, answers_along, fit_calibration
+from s2d.training.calibrate_draft import ExitAgreement, calibrate_draft, exit_agreement, fit_calibration
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
 
@@ -31,24 +33,26 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_known_curves_are_found_and_rise() -> None:
+def test_the_fit_recovers_known_curves() -> None:
     rng = np.random.default_rng(1)
     confidence = rng.random((4000, 2))
     agreement = (rng.random((4000, 2)) < 0.3 + 0.6 * confidence).astype(float)
-    parts = [Answers(confidence=c, agreement=a) for c, a in zip(np.split(confidence, 40), np.split(agreement, 40), strict=True)]
+    parts = [
+        ExitAgreement(confidence=c, agreement=a) for c, a in zip(np.split(confidence, 40), np.split(agreement, 40), strict=True)
+    ]
     calibration = fit_calibration(parts, [number % 4 for number in range(40)], ("any",))
     for curve in calibration.curves:
-        assert [curve(said) for said in (0.2, 0.5, 0.8)] == pytest.approx([0.42, 0.6, 0.78], abs=0.06)
+        assert [curve(confidence) for confidence in (0.2, 0.5, 0.8)] == pytest.approx([0.42, 0.6, 0.78], abs=0.06)
     assert calibration.num_positions == 4000
 
 
-def test_the_last_exit_of_the_target_itself_always_agrees(folders: Path) -> None:
+def test_the_last_exit_of_the_target_always_agrees_with_the_target(folders: Path) -> None:
     write_sidecar(folders / "target", Sidecar(exit_layers=(2, 6), norm="shared-final-norm", calibration=None))
-    pair = load_pair(str(folders / "target"), str(folders / "target"), "fp32", "cpu")
+    pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "target"), dtype="fp32", device="cpu"))
     (prompt, *_) = encode_prompts(pair, read_prompts(folders / "prompts.jsonl"), max_new_tokens=12)
-    answers = answers_along(pair, pair.session(60), prompt, 12)
-    assert answers.agreement[:, 1].tolist() == [1.0] * len(answers.agreement)
-    assert answers.confidence.shape == (len(answers.agreement), 2)
+    text = exit_agreement(pair, pair.session(60), prompt, 12)
+    assert text.agreement[:, 1].tolist() == [1.0] * len(text.agreement)
+    assert text.confidence.shape == (len(text.agreement), 2)
 
 
 def test_the_command_writes_curves_into_the_sidecar_and_changes_no_weight(folders: Path, capsys) -> None:
@@ -66,30 +70,43 @@ def test_the_command_writes_curves_into_the_sidecar_and_changes_no_weight(folder
 @pytest.mark.parametrize(
     ("flags", "exits", "label"), [([], (4,), "4 (full depth"), (["--exits", "1,3"], (1, 3), "1/3 (--exits)")]
 )
-def test_a_model_without_a_sidecar_is_calibrated_and_gets_one(
+def test_a_model_without_a_sidecar_gets_one(
     folders: Path, capsys, flags: list[str], exits: tuple[int, ...], label: str
 ) -> None:
     (folders / "draft" / "s2d.json").unlink()
     models = ["--draft", str(folders / "draft"), "--target", str(folders / "target"), "--max-new-tokens", "8"]
     assert main_train(["calibrate", *models, "--prompts", str(folders / "prompts.jsonl"), *flags]) == 0
-    assert f"s2d.json, exits {label}" in capsys.readouterr().out
+    assert f"s2d.json, exits {label}" in " ".join(capsys.readouterr().out.split())
     written = read_sidecar(folders / "draft")
     assert (written.exit_layers, len(written.calibration.curves)) == (exits, len(exits))
 
 
-def test_prompts_must_be_given_for_models_that_are_not_in_the_box(folders: Path, capsys) -> None:
+def test_calibrating_from_python_equals_the_command_and_prints_the_same(folders: Path, capsys) -> None:
+    draft, target, prompts = folders / "draft", folders / "target", folders / "prompts.jsonl"
+    flags = ["--draft", str(draft), "--target", str(target), "--max-new-tokens", "8", "--prompts", str(prompts)]
+    assert main_train(["calibrate", *flags]) == 0
+    printed, sidecar = capsys.readouterr().out, read_sidecar(draft)
+    names: list[str] = []
+    calibrated = calibrate_draft(draft, targets=target, prompts=prompts, max_new_tokens=8, on_prompt=names.append)
+    assert read_sidecar(draft) == sidecar
+    assert f"{calibrated}\n" == printed
+    assert calibrated.exits.calibration == sidecar.calibration
+    assert names == [name for name in (f"file-{number}:1" for number in range(8)) if half_of(name) == "calibration"]
+
+
+def test_prompts_must_be_given_for_models_outside_the_reference_family(folders: Path, capsys) -> None:
     assert main_train(["calibrate", "--draft", str(folders / "draft"), "--target", str(folders / "target")]) == 2
     assert "give its prompts with --prompts FILE" in capsys.readouterr().err
 
 
-def test_the_shipped_draft_brings_a_calibration_that_holds_on_prompts_it_was_not_fitted_to() -> None:
-    pair = load_pair("ref-target-16", "ref-draft", "fp32", "cpu")
+def test_the_calibration_of_the_shipped_draft_holds_on_prompts_outside_its_fit() -> None:
+    pair = load_pair(PairRequest(target="ref-target-16", draft="ref-draft", dtype="fp32", device="cpu"))
     calibration = read_sidecar(find_model("ref-draft")).calibration
     assert calibration.targets == ("ref-target-16", "ref-target-32")
-    prompts = encode_prompts(pair, chosen_prompts(read_prompts(FAMILY_PROMPTS), "evaluation", 6), max_new_tokens=48)
-    answers = [answers_along(pair, pair.session(512), prompt, 48) for prompt in prompts]
+    prompts = encode_prompts(pair, choose_prompts(read_prompts(FAMILY_PROMPTS), "evaluation", 6), max_new_tokens=48)
+    texts = [exit_agreement(pair, pair.session(512), prompt, 48) for prompt in prompts]
     confidence, agreement = (
-        np.concatenate([getattr(one, name)[:, -1] for one in answers]) for name in ("confidence", "agreement")
+        np.concatenate([getattr(text, name)[:, -1] for text in texts]) for name in ("confidence", "agreement")
     )
-    said = np.array([calibration.curves[-1](float(value)) for value in confidence])
-    assert abs(said.mean() - agreement.mean()) < 0.1 < abs(confidence.mean() - agreement.mean())
+    predicted = np.array([calibration.curves[-1](float(value)) for value in confidence])
+    assert abs(predicted.mean() - agreement.mean()) < 0.1 < abs(confidence.mean() - agreement.mean())

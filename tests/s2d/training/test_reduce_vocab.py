@@ -1,4 +1,4 @@
-"""A draft that can say the most frequent tokens only: what its head says, what its folder keeps, and what the text stays."""
+"""Drafts with a head for the most frequent tokens: their logits, their folders, and output equal to plain decoding."""
 
 from pathlib import Path
 
@@ -14,14 +14,13 @@ from perfmodel.core.errors import BadPolicy, UserInputError
 from perfmodel.policies.policy import Policy, SurvivalFloor
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.commands.train_cli import main_train
-from s2d.decoding.generate import generate
-from s2d.loading.convert_weights import with_reduced_head, with_vocabulary
-from s2d.loading.exits import NamedExits
+from s2d.loading.convert_weights import with_reduced_head, with_vocab_size
 from s2d.loading.load_model import LoadedModel, load_model, save_draft
 from s2d.loading.sidecar import Calibration, CalibrationCurve, Sidecar, read_sidecar
 from s2d.model.decoder import Decoder
-from s2d.training.reduce_vocab import frequent_tokens, reduce_vocab, token_counts
-from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_llama, tiny_model
+from s2d.training.reduce_vocab import ReducedDraft, frequent_tokens, reduce_head, reduce_vocab, token_counts
+from s2d.training.requests import ReduceVocabRequest
+from tests.stubs import EOS, VOCAB_SIZE, TinySpec, generate, tiny_llama, tiny_model
 
 WORDS = [*"abcdefghijklmnopqrstuv", "<end>"]
 END = WORDS.index("<end>")
@@ -42,30 +41,35 @@ def draft(tmp_path: Path) -> Path:
     return tmp_path / "draft"
 
 
-def said_by(model: LoadedModel) -> torch.Tensor:
+def reduced(draft: Path, out: Path, exits: tuple[int, ...] | None = None) -> ReducedDraft:
+    """A copy of the draft with a head of four tokens."""
+    return reduce_head(ReduceVocabRequest(draft=str(draft), num_tokens=4, text=(), output=out, exits=exits), [TEXT])
+
+
+def exit_logits(model: LoadedModel) -> torch.Tensor:
     return model.decoder.all_exit_logits(TOKENS, (2, 4))[1]
 
 
-def test_the_most_frequent_tokens_are_kept_and_those_that_end_a_text(draft: Path) -> None:
+def test_the_most_frequent_tokens_and_the_end_token_are_kept(draft: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(draft)
     counts = token_counts(tokenizer, [TEXT, "b d"], len(WORDS))
     assert (counts.sum(), counts[1], counts[3], counts[END]) == (23, 10, 6, 0)
     assert frequent_tokens(counts, [END], 3) == (1, 3, END)
-    assert frequent_tokens(counts, [END], 4) == (0, 1, 3, END)  # of a and c, as frequent, the first
+    assert frequent_tokens(counts, [END], 4) == (0, 1, 3, END)  # a and c are equally frequent: the lower id
     assert frequent_tokens(counts, [END], len(WORDS)) == tuple(range(len(WORDS)))
 
 
-def test_a_trimmed_draft_says_what_it_said_of_its_tokens_and_nothing_of_the_others(draft: Path, tmp_path: Path) -> None:
-    said_frac = reduce_vocab(draft, [TEXT], 4, tmp_path / "trimmed")
-    said = read_sidecar(tmp_path / "trimmed")
-    assert said is not None
-    assert (said.num_head_tokens, said.calibration, said.exit_layers) == ((0, 1, 3, END), None, (2, 4))
-    assert said_frac == pytest.approx(17 / 21)
+def test_a_reduced_draft_keeps_the_logits_of_its_tokens_and_has_none_for_others(draft: Path, tmp_path: Path) -> None:
+    result = reduced(draft, tmp_path / "trimmed")
+    sidecar = read_sidecar(tmp_path / "trimmed")
+    assert sidecar is not None
+    assert (sidecar.head_token_ids, sidecar.calibration, sidecar.exit_layers) == ((0, 1, 3, END), None, (2, 4))
+    assert (result.num_tokens, result.covered_frac) == (4, pytest.approx(17 / 21))
     whole, trimmed = load_model(draft, "fp32"), load_model(tmp_path / "trimmed", "fp32")
-    kept = torch.tensor(said.num_head_tokens)
-    torch.testing.assert_close(said_by(trimmed)[:, kept], said_by(whole)[:, kept])
+    kept = torch.tensor(sidecar.head_token_ids)
+    torch.testing.assert_close(exit_logits(trimmed)[:, kept], exit_logits(whole)[:, kept])
     others = torch.ones(len(WORDS), dtype=torch.bool).index_fill(0, kept, False)
-    assert said_by(trimmed)[:, others].isneginf().all()
+    assert exit_logits(trimmed)[:, others].isneginf().all()
     assert trimmed.decoder.weights.head.shape == (32, 4)
     assert (trimmed.geometry.head_vocab_size, trimmed.geometry.vocab_size) == (4, len(WORDS))
     assert trimmed.sha256 != whole.sha256
@@ -76,12 +80,12 @@ def test_a_trimmed_draft_says_what_it_said_of_its_tokens_and_nothing_of_the_othe
     [GREEDY, Sampling(rule="shared-noise", temperature=0.9, top_k=12, top_p=0.95, seed=3)],
     ids=["greedy", "shared noise"],
 )
-def test_what_the_draft_cannot_say_is_the_targets_to_say(sampling: Sampling) -> None:
-    """The text is plain decoding's, tokens that the draft lacks and all."""
+def test_a_reduced_draft_leaves_the_text_of_plain_decoding(sampling: Sampling) -> None:
+    """Also where the text has tokens that the draft lacks."""
     target, whole = tiny_model(TinySpec()), tiny_model(TinySpec(num_layers=4), (1, 2, 4))
-    said = tuple(range(0, VOCAB_SIZE, 2))
-    reduced = Decoder(whole.geometry, with_reduced_head(whole.decoder.weights, said))
-    draft = LoadedModel(**{name: getattr(whole, name) for name in whole.__slots__} | {"decoder": reduced})
+    head_tokens = tuple(range(0, VOCAB_SIZE, 2))
+    decoder = Decoder(whole.geometry, with_reduced_head(whole.decoder.weights, head_tokens))
+    draft = LoadedModel(**{name: getattr(whole, name) for name in whole.__slots__} | {"decoder": decoder})
     stop = SurvivalFloor(floor=0.2, calibration=(CURVE, CURVE))
     policy = Policy(exits=(1, 4), thresholds=(0.3,), tokens=5, stop=stop)
     common = {"sampling": sampling, "max_new_tokens": 60, "eos_token_id": EOS}
@@ -89,65 +93,71 @@ def test_what_the_draft_cannot_say_is_the_targets_to_say(sampling: Sampling) -> 
         plain = generate(target, None, prompt, policy=None, **common)
         speculative = generate(target, draft, prompt, policy=policy, **common)
         assert speculative.tokens == plain.tokens
-        assert set(plain.tokens) - set(said) or len(plain.tokens) < 10
+        assert set(plain.tokens) - set(head_tokens) or len(plain.tokens) < 10
         assert speculative.rounds.num_accepted > 0 or len(plain.tokens) < 10
 
 
-def test_a_vocabulary_padded_otherwise_keeps_the_reduced_head() -> None:
+def test_other_padding_keeps_the_reduced_head() -> None:
     weights = with_reduced_head(tiny_model(TinySpec()).decoder.weights, (1, 5, 20))
     for num_tokens, kept in ((30, [1, 5, 20]), (20, [1, 5])):
-        padded = with_vocabulary(weights, num_tokens)
+        padded = with_vocab_size(weights, num_tokens)
         assert padded.head_token_ids is not None
         assert (padded.head_token_ids.tolist(), len(padded.embedding), padded.head.shape[1]) == (kept, num_tokens, len(kept))
 
 
-def test_a_target_says_every_token(draft: Path, tmp_path: Path) -> None:
-    reduce_vocab(draft, [TEXT], 4, tmp_path / "trimmed")
+def test_a_target_with_a_reduced_head_is_refused(draft: Path, tmp_path: Path) -> None:
+    reduced(draft, tmp_path / "trimmed")
     trimmed = load_model(tmp_path / "trimmed", "fp32")
-    with pytest.raises(UserInputError, match="target trimmed has a head of 4 of 23 tokens: a target says every token"):
+    with pytest.raises(
+        UserInputError, match="target trimmed has a head of 4 of 23 tokens, expected one for the whole vocabulary"
+    ):
         generate(trimmed, None, [1], policy=None, sampling=GREEDY, max_new_tokens=2, eos_token_id=None)
 
 
-def test_a_head_of_tokens_that_there_are_not_is_refused(draft: Path, tmp_path: Path) -> None:
-    sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=(1, len(WORDS)))
+def test_a_head_with_unknown_tokens_is_refused(draft: Path, tmp_path: Path) -> None:
+    sidecar = Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, head_token_ids=(1, len(WORDS)))
     save_draft(draft, tmp_path / "wrong", sidecar)
     with pytest.raises(BadPolicy, match=f"token {len(WORDS)} for the reduced head of wrong"):
         load_model(tmp_path / "wrong", "fp32")
     with pytest.raises(BadPolicy, match="rising token ids"):
-        Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, num_head_tokens=(2, 1))
+        Sidecar(exit_layers=(2, 4), norm="shared-final-norm", calibration=None, head_token_ids=(2, 1))
 
 
-def test_the_command_writes_a_draft_and_says_how_much_of_the_text_it_can_say(draft: Path, tmp_path: Path, capsys) -> None:
+def test_the_command_equals_the_function_and_prints_the_covered_part_of_the_text(draft: Path, tmp_path: Path, capsys) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     flags = ["trim", "--draft", str(draft), "--text", str(text), "-o", str(tmp_path / "trimmed")]
     assert main_train([*flags, "--tokens", "4"]) == 0
-    assert "whose head says 4 tokens: 81.0 % of the text's" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "its head has 4 tokens, 81.0 % of the text" in " ".join(out.split())
     assert load_model(tmp_path / "trimmed", "fp32").geometry.num_head_tokens == 4
+    result = reduce_vocab(draft, num_tokens=4, text=text, output=tmp_path / "again")
+    assert f"{result}\n" == out.replace("trimmed", "again")
+    assert read_sidecar(tmp_path / "again") == read_sidecar(tmp_path / "trimmed")
     assert main_train([*flags, "--tokens", "4"]) == 2
     assert "exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tokens", [0, len(WORDS) + 1])
-def test_numbers_of_tokens_that_cannot_be_are_refused_and_nothing_is_written(draft, tmp_path, capsys, tokens: int) -> None:
+def test_invalid_numbers_of_tokens_are_refused_and_nothing_is_written(draft, tmp_path, capsys, tokens: int) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     flags = ["trim", "--draft", str(draft), "--text", str(text), "-o", str(tmp_path / "trimmed"), "--tokens", str(tokens)]
     assert main_train(flags) == 2
     assert (
-        "is not a whole number from 1" in (err := capsys.readouterr().err) or "expected from 1, the special ones, to 23" in err
+        "is not a whole number of at least 1" in (err := capsys.readouterr().err)
+        or "expected from 1, the special tokens, to 23" in err
     )
     assert not (tmp_path / "trimmed").exists()
 
 
 def test_texts_without_tokens_are_refused(draft: Path, tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="no tokens to count"):
-        reduce_vocab(draft, [""], 4, tmp_path / "trimmed")
+        reduce_head(ReduceVocabRequest(draft=str(draft), num_tokens=4, text=(), output=tmp_path / "trimmed"), [""])
     assert np.array_equal(sorted(path.name for path in tmp_path.iterdir()), ["draft", "model"])
 
 
-def test_a_model_without_a_sidecar_is_trimmed_at_its_full_depth_or_at_the_exits_named(draft: Path, tmp_path: Path) -> None:
-    named = NamedExits(layers=(1, 3), source="--exits")
-    for out, asked, expected in (("whole", None, (4,)), ("named", named, (1, 3))):
-        reduce_vocab(tmp_path / "model", [TEXT], 4, tmp_path / out, asked)
+def test_a_model_without_a_sidecar_keeps_its_full_depth_or_the_requested_exits(draft: Path, tmp_path: Path) -> None:
+    for out, exits, expected in (("whole", None, (4,)), ("requested", (1, 3), (1, 3))):
+        reduced(tmp_path / "model", tmp_path / out, exits)
         assert load_model(tmp_path / out, "fp32").exit_layers == expected

@@ -21,9 +21,9 @@ from s2d.training.corpus import (
     training_texts,
 )
 from s2d.training.package_family import install_family, recipe_record
-from s2d.training.reference_recipe import STABLE, Stage, new_model, resized, train_tokenizer
+from s2d.training.reference_recipe import STABLE, Stage, new_model, resize_model, train_tokenizer
 from s2d.training.train_reference import run_stage, run_stages
-from s2d.training.training import TRAINING_FILE, TRAINING_NAME
+from s2d.training.training_record import TRAINING_FILE, TRAINING_NAME
 
 
 def test_about_a_tenth_of_the_files_is_held_out_and_never_trained_on():
@@ -32,7 +32,7 @@ def test_about_a_tenth_of_the_files_is_held_out_and_never_trained_on():
     assert not {file.text for file in held_out if file.text} & set(training_texts())
 
 
-def test_prompts_are_cut_from_held_out_files_and_the_categories_take_turns():
+def test_prompts_are_cut_from_held_out_files_and_the_categories_alternate():
     prompts = held_out_prompts(6)
     texts = {file.path: file.text for file in held_out_files()}
     assert [prompt.category for prompt in prompts[:5]] == ["module", "class", "function", "docstring", "body"]
@@ -41,7 +41,7 @@ def test_prompts_are_cut_from_held_out_files_and_the_categories_take_turns():
         assert prompt.text in texts[prompt.name.rpartition(":")[0]]
 
 
-def test_files_that_gave_a_prompt_of_each_category_give_others_until_they_hold_no_more(monkeypatch):
+def test_files_provide_further_prompts_until_they_have_no_more(monkeypatch):
     lines = ["import this\n"] * 40 + [f"def f{number}(x):\n    class C: ...\n" for number in range(10)]
     text = "".join(lines) + '"""A docstring."""\nif True:\n    pass\nfor x in y:\n    pass\n"""Another."""\n'
     monkeypatch.setattr(corpus, "held_out_files", lambda: [SourceFile(path=f"{name}.py", text=text * 2) for name in "abc"])
@@ -52,7 +52,7 @@ def test_files_that_gave_a_prompt_of_each_category_give_others_until_they_hold_n
         held_out_prompts(4)
 
 
-def test_a_prompt_of_a_category_comes_from_every_file_before_a_second_from_any(monkeypatch):
+def test_every_file_provides_a_prompt_of_a_category_before_any_provides_a_second(monkeypatch):
     text = "x = 1\n" * 200 + "".join(f"def f{number}():\n    return {number}\n" for number in range(9))
     monkeypatch.setattr(corpus, "held_out_files", lambda: [SourceFile(path=f"{name}.py", text=text) for name in "abc"])
     monkeypatch.setattr(corpus, "PROMPT_CATEGORIES", ("function",))
@@ -61,12 +61,12 @@ def test_a_prompt_of_a_category_comes_from_every_file_before_a_second_from_any(m
     assert [sorted(name[0] for name in names[turn : turn + 3]) for turn in (0, 3)] == [["a", "b", "c"]] * 2
 
 
-def test_a_model_grown_by_layers_still_computes_the_same():
+def test_added_layers_do_not_change_the_logits():
     torch.manual_seed(1)
     model = new_model(2).eval()
     token_ids = torch.randint(0, 2048, (1, 12))
     with torch.inference_mode():
-        torch.testing.assert_close(resized(model, 5).eval()(token_ids).logits, model(token_ids).logits)
+        torch.testing.assert_close(resize_model(model, 5).eval()(token_ids).logits, model(token_ids).logits)
 
 
 FEW = replace(STABLE, steps=3, warmup_steps=1, batch_sequences=4, sequence_tokens=32)
@@ -103,7 +103,7 @@ def no_space(*args, **kwargs):
 
 
 @pytest.mark.usefixtures("tiny_recipe")
-def test_the_recipe_makes_a_family_whose_record_says_what_was_really_done(tmp_path, capsys):
+def test_the_record_of_a_family_has_the_actual_steps(tmp_path, capsys):
     family, work = tmp_path / "family", tmp_path / "family.work"
     assert main_train(["reference", "-o", str(family), "--max-steps", "2"]) == 0
     recorded = json.loads((family / "recipe.json").read_text())["stages"]
@@ -118,7 +118,7 @@ def test_the_recipe_makes_a_family_whose_record_says_what_was_really_done(tmp_pa
 
 
 @pytest.mark.usefixtures("tiny_recipe")
-def test_a_stage_that_was_cut_short_is_not_taken_for_a_whole_one(tmp_path):
+def test_a_shortened_stage_is_not_reused_for_a_whole_one(tmp_path):
     (work := tmp_path / "work").mkdir()
     run_stage(work, "target-16", max_steps=2, progress=quiet)
     run_stage(work, "target-16", max_steps=2, progress=quiet)  # nothing to do
@@ -143,7 +143,7 @@ def test_a_stage_from_other_weights_is_refused(tmp_path):
 
 
 @pytest.mark.usefixtures("tiny_recipe")
-def test_a_full_disk_leaves_no_half_of_a_stage_tokenizer_or_family(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_stage_tokenizer_or_family(tmp_path, monkeypatch):
     (work := tmp_path / "work").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(PreTrainedTokenizerFast, "save_pretrained", no_space)
@@ -168,7 +168,7 @@ def test_a_full_disk_leaves_no_half_of_a_stage_tokenizer_or_family(tmp_path, mon
     assert recipe_record(work)["stages"]["draft"]["steps"] == 2
 
 
-def test_places_that_cannot_be_written_are_refused_before_training(tmp_path, capsys):
+def test_unwritable_folders_are_refused_before_training(tmp_path, capsys):
     for flags, message in (
         (["-o", str(tmp_path)], "exists already"),
         (["-o", str(tmp_path / "nowhere" / "family")], "its folder does not exist"),
@@ -180,7 +180,7 @@ def test_places_that_cannot_be_written_are_refused_before_training(tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_before_anything_was_made_keeps_nothing_and_says_so(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_before_the_first_stage_reports_that_nothing_was_kept(tmp_path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""The folder of an unfinished training: for one process at a time, and never one that holds foreign losses."""
+"""The folder of an unfinished training: one process at a time, and no foreign losses."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def losses(folder: Path) -> bytes:
 @pytest.mark.parametrize(
     "content", [b'{"loss": 1.5}\n', b"step,loss\n1,1.5", b'{"a": 1}', b"[1]\n", b"\n", b'{"step": 0}\n{"a": 1}', b"\xff\xfe\n"]
 )
-def test_a_foreign_file_of_losses_is_refused_and_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+def test_a_foreign_file_of_losses_is_refused_and_stays_unchanged(content: bytes, tmp_path: Path) -> None:
     (tmp_path / LOSS_NAME).write_bytes(content)
     with (
         pytest.raises(BadFile, match="these are not the losses of an unfinished training"),
@@ -32,7 +32,7 @@ def test_a_foreign_file_of_losses_is_refused_and_stays_as_it_is(content: bytes, 
     assert (tmp_path / LOSS_NAME).read_bytes() == content
 
 
-def test_losses_that_a_kill_cut_off_anywhere_are_ours(tmp_path: Path) -> None:
+def test_losses_with_an_incomplete_last_line_are_accepted(tmp_path: Path) -> None:
     content = losses(tmp_path)
     (tmp_path / CHECKPOINT_NAME).touch()
     for end in range(len(content) + 1):
@@ -53,8 +53,8 @@ def test_a_second_training_in_a_folder_is_refused_and_removes_nothing(tmp_path: 
         pass
 
 
-def test_where_there_are_no_locks_a_training_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_file_system_without_locks_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr("perfmodel.core.lock.fcntl", None)
     with training_folder(tmp_path / "draft.partial"):
         pass
-    assert "note: no file locks here: take care that no other training writes to" in capsys.readouterr().err
+    assert "note: this file system has no locks: make sure that no other training writes to" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from s2d.loading.load_model import load_model
 from s2d.loading.sidecar import read_sidecar
 from s2d.training import train_draft
 from s2d.training.resume import CHECKPOINT_NAME
-from s2d.training.training import TRAINING_FILE, TRAINING_NAME
+from s2d.training.training_record import TRAINING_FILE, TRAINING_NAME
 from tests.stubs import TinySpec, tiny_llama
 
 RUST_NO_SPACE = "Error while serializing: I/O error: No space left on device (os error 28)"
@@ -40,18 +40,35 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_trained_draft_is_a_folder_that_the_runtime_loads_with_its_exits(target, text, tmp_path, capsys):
+def test_the_runtime_loads_a_trained_draft_with_its_exits(target, text, tmp_path, capsys):
     out = tmp_path / "draft"
     flags = ["--target", str(target), "--teacher", str(target), "--exits", "1,3", "--text", str(text), "-o", str(out)]
     assert main_train(["draft", *flags, *FEW_STEPS]) == 0
-    assert "exits 1/3; next: s2d-profile" in capsys.readouterr().out
+    assert "exits 1/3\n\nnext: s2d-profile" in capsys.readouterr().out
     draft = load_model(out, "fp32")
     assert (draft.geometry.num_layers, draft.exit_layers) == (3, (1, 3))
     assert not (tmp_path / "draft.partial").exists()
 
 
+def test_training_from_python_gives_the_weights_and_the_text_of_the_command(target, text, tmp_path, capsys):
+    assert main_train(command(target, text, tmp_path / "draft", "--teacher", str(target))) == 0
+    sizes, losses = {"steps": 3, "batch_sequences": 2, "sequence_tokens": 16}, []
+    trained = train_draft.train_draft(
+        target,
+        exits=(1, 3),
+        text=text,
+        output=tmp_path / "again",
+        teachers=[target],
+        on_step=lambda step, loss: losses.append(loss),
+        **sizes,
+    )
+    assert f"{trained}\n" == capsys.readouterr().out.replace(str(tmp_path / "draft"), str(tmp_path / "again"))
+    assert load_model(trained.folder, "fp32").sha256 == load_model(tmp_path / "draft", "fp32").sha256
+    assert len(losses) == 3
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_a_draft_is_of_its_targets_family_also_from_a_teacher_padded_otherwise(family, target, text, tmp_path):
+def test_a_draft_has_its_targets_family_even_with_a_teacher_of_other_padding(family, target, text, tmp_path):
     settings = (("use_sliding_window", True), ("sliding_window", 64), ("max_window_layers", 2))
     tiny_llama(TinySpec(family=family, vocab_size=len(WORDS), settings=settings)).save_pretrained(target)
     teacher = tmp_path / "teacher"
@@ -74,14 +91,14 @@ def test_a_draft_is_of_its_targets_family_also_from_a_teacher_padded_otherwise(f
         (["--exits", "1,3", "--sequence-tokens", "4000"], "give more text with --text, or a smaller --sequence-tokens"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_with_what_to_do(target, text, tmp_path, capsys, flags, message):
+def test_impossible_trainings_are_refused_with_a_fix(target, text, tmp_path, capsys, flags, message):
     out = tmp_path / "draft"
     assert main_train(["draft", "--target", str(target), "--text", str(text), "-o", str(out), *FEW_STEPS, *flags]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_an_output_that_exists_is_not_overwritten(target, text, tmp_path, capsys):
+def test_an_existing_output_is_not_overwritten(target, text, tmp_path, capsys):
     assert main_train(["draft", "--target", str(target), "--exits", "1,3", "--text", str(text), "-o", str(target)]) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -114,7 +131,7 @@ def interrupted(target: Path, text: Path, tmp_path: Path, monkeypatch, capsys) -
     return tmp_path / "draft"
 
 
-def test_an_interrupted_command_goes_on_when_repeated_and_leaves_only_the_draft(interrupted, target, text, tmp_path):
+def test_a_repeated_command_resumes_and_leaves_only_the_draft(interrupted, target, text, tmp_path):
     assert main_train(command(target, text, interrupted)) == 0
     assert names_in(tmp_path) == ["draft", "target", "text.txt"]
     training = TRAINING_FILE.read(interrupted / TRAINING_NAME).record
@@ -122,7 +139,7 @@ def test_an_interrupted_command_goes_on_when_repeated_and_leaves_only_the_draft(
     assert len((interrupted / "loss.jsonl").read_text().splitlines()) == 2
 
 
-def test_another_commands_training_is_not_gone_on_with(interrupted, target, text, tmp_path, capsys):
+def test_the_training_of_another_command_is_not_resumed(interrupted, target, text, tmp_path, capsys):
     other = tmp_path / "other"
     tiny_llama(TinySpec(vocab_size=len(WORDS), seed=7)).save_pretrained(other)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -133,25 +150,25 @@ def test_another_commands_training_is_not_gone_on_with(interrupted, target, text
         (command(target, text, interrupted, "--teacher", str(other)), ("teachers none",)),
     ):
         assert main_train(flags) == 2
-        said = capsys.readouterr().err
-        assert all(fact in said for fact in facts), said
-        assert "Repeat the command that began it to go on, delete" in said
+        err = capsys.readouterr().err
+        assert all(fact in err for fact in facts), err
+        assert "Repeat its command to resume it, delete" in err
         assert not interrupted.exists()
     text.write_text("c a b " * 200)
     assert main_train(command(target, text, interrupted)) == 2
     assert "was made for text " in capsys.readouterr().err
 
 
-def test_a_full_disk_at_the_end_keeps_the_training_and_leaves_nothing_half_written(target, text, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_at_the_end_keeps_the_training_and_leaves_no_partial_draft(target, text, tmp_path, monkeypatch, capsys):
     def no_space(*args, **kwargs):
         raise SafetensorError(RUST_NO_SPACE)
 
     with monkeypatch.context() as patch:
         patch.setattr(LlamaForCausalLM, "save_pretrained", no_space)
         assert main_train(command(target, text, tmp_path / "draft")) == 2
-    said = capsys.readouterr().err
-    assert f"no space left to write {str(tmp_path / 'draft')!r}" in said
-    assert f"kept in {str(tmp_path / 'draft.partial')!r}: make room and repeat" in said
+    err = capsys.readouterr().err
+    assert f"no space left to write {str(tmp_path / 'draft')!r}" in err
+    assert f"kept in {str(tmp_path / 'draft.partial')!r}: make room and repeat" in err
     assert names_in(tmp_path) == ["draft.partial", "target", "text.txt"]
     assert main_train(command(target, text, tmp_path / "draft")) == 0
     assert "3/3" not in capsys.readouterr().err  # no step was taken again
@@ -165,15 +182,15 @@ def test_a_disk_too_full_for_the_state_warns_and_the_draft_may_still_fit(target,
     with monkeypatch.context() as patch:
         patch.setattr(LlamaForCausalLM, "save_pretrained", no_space)
         assert main_train(command(target, text, tmp_path / "draft")) == 2
-    said = capsys.readouterr().err
-    assert "warning: no space left to write" in said
-    assert "is kept" not in said
+    err = capsys.readouterr().err
+    assert "warning: no space left to write" in err
+    assert "is kept" not in err
     assert names_in(tmp_path) == ["target", "text.txt"]
     assert main_train(command(target, text, tmp_path / "draft")) == 0
     assert names_in(tmp_path) == ["draft", "target", "text.txt"]
 
 
-def test_ctrl_c_on_a_full_disk_keeps_the_checkpoint_before_it(interrupted, target, text, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_on_a_full_disk_keeps_the_previous_checkpoint(interrupted, target, text, tmp_path, monkeypatch, capsys):
     before = (tmp_path / "draft.partial" / CHECKPOINT_NAME).read_bytes()
 
     def no_space(*args, **kwargs):
@@ -187,13 +204,13 @@ def test_ctrl_c_on_a_full_disk_keeps_the_checkpoint_before_it(interrupted, targe
 
     monkeypatch.setattr(train_draft, "train_sorted", press_ctrl_c)
     assert main_train(command(target, text, interrupted)) == 2
-    said = capsys.readouterr().err
-    assert "no space left" in said
-    assert "draft.partial" in said
+    err = capsys.readouterr().err
+    assert "no space left" in err
+    assert "draft.partial" in err
     assert (tmp_path / "draft.partial" / CHECKPOINT_NAME).read_bytes() == before
 
 
-def test_ctrl_c_before_the_first_step_keeps_nothing_and_says_so(target, text, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_before_the_first_step_reports_that_nothing_was_kept(target, text, tmp_path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -216,13 +233,13 @@ def test_ctrl_c_before_the_first_step_keeps_nothing_and_says_so(target, text, tm
         ),
     ],
 )
-def test_numbers_that_cannot_be_trained_with_are_refused(target, text, tmp_path, capsys, flags, message):
+def test_invalid_numbers_are_refused(target, text, tmp_path, capsys, flags, message):
     assert main_train(command(target, text, tmp_path / "draft", *flags)) == 2
     assert message in capsys.readouterr().err
     assert names_in(tmp_path) == ["target", "text.txt"]
 
 
-def test_places_that_cannot_be_written_are_refused_before_training(target, text, tmp_path, capsys):
+def test_unwritable_outputs_are_refused_before_training(target, text, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "d.partial").write_text("mine")
     for out, message in (
@@ -236,7 +253,7 @@ def test_places_that_cannot_be_written_are_refused_before_training(target, text,
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_trained_draft_brings_a_curve_per_exit_fitted_to_text_it_did_not_see(target, text, tmp_path):
+def test_a_trained_draft_has_a_curve_per_exit_fitted_to_held_out_text(target, text, tmp_path):
     assert main_train(command(target, text, tmp_path / "draft")) == 0
     sidecar = read_sidecar(tmp_path / "draft")
     assert sidecar is not None
@@ -247,8 +264,8 @@ def test_a_trained_draft_brings_a_curve_per_exit_fitted_to_text_it_did_not_see(t
 
 
 @pytest.mark.parametrize("lengths", [[400], [30, 50], [7] * 45])
-def test_about_a_twentieth_of_the_text_is_left_out(lengths):
+def test_about_a_twentieth_of_the_text_is_held_out(lengths):
     texts = [[1000 * number + place for place in range(length)] for number, length in enumerate(lengths)]
-    tokens, held_out = train_draft._split_tokens(texts)
+    tokens, held_out = train_draft.split_tokens(texts)
     assert sorted([*tokens.tolist(), *held_out]) == sorted(token for ids in texts for token in ids)
     assert 0.03 < len(held_out) / sum(lengths) < 0.08

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from perfmodel.core.errors import BadFile, Mismatch, UserInputError
 from s2d.training.resume import CHECKPOINT_NAME, LOSS_NAME
 from s2d.training.train_draft import first_layers
-from s2d.training.train_sorted import Batch, exit_logits, exit_losses, train_sorted, windows
-from s2d.training.training import Training, TrainSettings
+from s2d.training.train_sorted import Batch, exit_logits, exit_losses, random_windows, train_sorted
+from s2d.training.training_record import TrainingRecord, TrainSettings
 from tests.stubs import TinySpec, tiny_llama
 
 SETTINGS = TrainSettings(
@@ -28,7 +28,7 @@ SETTINGS = TrainSettings(
     seed=3,
 )
 EXITS = (1, 2, 4)
-TRAINING = Training(start_sha256="a" * 64, exit_layers=EXITS, text_sha256="b" * 64, teacher_sha256s=(), settings=SETTINGS)
+TRAINING = TrainingRecord(start_sha256="a" * 64, exit_layers=EXITS, text_sha256="b" * 64, teacher_sha256s=(), settings=SETTINGS)
 
 
 def tiny_model(num_layers=4, seed=0):
@@ -49,10 +49,10 @@ def tiny_model(num_layers=4, seed=0):
 
 def counting_batches(settings=SETTINGS, teacher=None):
     tokens = np.arange(4096, dtype=np.int32) % 40
-    return (Batch(token_ids=ids, teacher=teacher) for ids in windows(tokens, settings, 1))
+    return (Batch(token_ids=ids, teacher=teacher) for ids in random_windows(tokens, settings, 1))
 
 
-def test_an_exit_says_what_the_model_cut_off_there_says():
+def test_the_logits_of_an_exit_are_those_of_the_model_cut_there():
     model = tiny_model().eval()
     token_ids = torch.randint(0, 48, (2, 9))
     with torch.inference_mode():
@@ -61,7 +61,7 @@ def test_an_exit_says_what_the_model_cut_off_there_says():
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
-def test_first_layers_are_of_their_own_family_and_know_how_many_they_are(family):
+def test_first_layers_keep_their_family_and_store_their_depth(family):
     model = tiny_llama(TinySpec(family=family, settings=(("sliding_window", None),)))
     shallow, token_ids = first_layers(model, 4).eval(), torch.randint(0, 23, (2, 9))
     assert type(shallow) is type(model)
@@ -70,7 +70,7 @@ def test_first_layers_are_of_their_own_family_and_know_how_many_they_are(family)
         torch.testing.assert_close(exit_logits(model, token_ids, (4, 6))[0], shallow(token_ids).logits)
 
 
-def test_a_teacher_padded_otherwise_distils_over_what_both_can_say():
+def test_distillation_uses_the_tokens_that_both_models_have():
     logits, labels = torch.randn(2, 5, 8), torch.randint(0, 6, (2, 5))
     never = torch.full((2, 5, 3), -40.0)
 
@@ -145,11 +145,11 @@ def interrupted_training(folder):
         ({"settings": replace(SETTINGS, steps=20, seed=9)}, "was made for steps 12, seed 3, not for steps 20, seed 9"),
     ],
 )
-def test_the_checkpoint_of_another_training_is_refused_by_what_differs(tmp_path, change, message):
+def test_the_checkpoint_of_another_training_is_refused_with_the_differences(tmp_path, change, message):
     interrupted_training(tmp_path)
     with pytest.raises(Mismatch, match=message) as caught:
         train_sorted(tiny_model(), counting_batches(), replace(TRAINING, **change), folder=tmp_path)
-    assert "Repeat the command that began it to go on, delete" in str(caught.value)
+    assert "Repeat its command to resume it, delete" in str(caught.value)
     assert (tmp_path / CHECKPOINT_NAME).exists()
 
 
@@ -161,16 +161,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path)
 
 
-def test_a_killed_training_goes_on_from_its_last_save_and_logs_no_step_twice(tmp_path):
-    """As after a kill: what an error that nothing handles leaves behind."""
+def test_a_killed_training_resumes_from_its_last_save_and_logs_no_step_twice(tmp_path, monkeypatch):
+    """An unhandled error leaves the same files as a kill."""
     seconds = itertools.count(step=40.0)
 
     def killed(step, loss):
         if step == 8:
             raise MemoryError
 
-    with pytest.raises(MemoryError):
-        train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path, on_step=killed, clock=lambda: next(seconds))
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("s2d.training.train_sorted.perf_counter", lambda: next(seconds))
+        train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path, on_step=killed)
     (tmp_path / LOSS_NAME).write_text('{"step": 0}\n{"step": 7}\n{"st', encoding="utf-8")
     steps = []
     resumed, whole = tiny_model(seed=5), tiny_model()
@@ -182,7 +183,7 @@ def test_a_killed_training_goes_on_from_its_last_save_and_logs_no_step_twice(tmp
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def test_a_finished_training_keeps_its_state_for_whoever_saves_the_model(tmp_path):
+def test_a_finished_training_keeps_its_state_until_the_caller_removes_it(tmp_path):
     train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path)
     steps = []
     train_sorted(tiny_model(), counting_batches(), TRAINING, folder=tmp_path, on_step=lambda step, loss: steps.append(step))
@@ -204,6 +205,6 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
 
 def test_windows_repeat_for_the_same_seed_and_differ_between_streams():
     tokens = np.arange(500, dtype=np.int32)
-    first, again, other = (list(itertools.islice(windows(tokens, SETTINGS, stream), 2)) for stream in (1, 1, 2))
+    first, again, other = (list(itertools.islice(random_windows(tokens, SETTINGS, stream), 2)) for stream in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])

@@ -1,6 +1,6 @@
-"""What is trained, from which weights, on what, how and how long: two trainings with one record end with the same weights.
+"""The record of a training: start weights, exits, text, teachers and settings. Equal records give equal weights.
 
-The record travels in every checkpoint and beside every finished model, so that no run goes on with another's work.
+Every checkpoint and every trained model stores its record. A run resumes only from a state with the same record.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -16,10 +16,10 @@ SHOWN_HEX = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """How long, how fast and on what share of the teacher one training stage runs.
+    """Length, learning rates and loss of one training stage.
 
-    The learning rate warms up, stays, and falls linearly to zero over the last `cooldown_steps`, so that a stage
-    without a cooldown can be grown or forked (warm-up, stable, decay).
+    The learning rate warms up, stays, and falls linearly to zero over the last `cooldown_steps` (warm-up, stable, decay). A
+    stage without a cooldown can be extended or branched later.
     """
 
     steps: int
@@ -34,12 +34,12 @@ class TrainSettings:
     seed: int
 
     def shortened(self, max_steps: int) -> "TrainSettings":
-        """The same settings over at most `max_steps` steps, the cooldown in proportion."""
+        """The same settings over at most `max_steps` steps, with the cooldown in proportion."""
         steps = min(self.steps, max_steps)
         return replace(self, steps=steps, cooldown_steps=self.cooldown_steps * steps // self.steps)
 
     def lr_frac(self, step: int) -> float:
-        """Share of the peak learning rate at a zero-based step."""
+        """Fraction of the peak learning rate at a zero-based step."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         remaining = self.steps - step
@@ -47,20 +47,20 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """Everything that decides the weights a training ends with, but for the machine and torch's version."""
+class TrainingRecord:
+    """Everything that determines the final weights of a training, except the machine and the version of torch."""
 
     start_sha256: str | None
-    """Of the weights it starts from; None is random ones, drawn with the settings' seed."""
+    """Hash of the start weights; None for random weights drawn with the settings' seed."""
     exit_layers: tuple[int, ...]
     text_sha256: str
-    """Of all text it learns from, as tokens or with its tokenizer."""
+    """Hash of all training text, as token ids or together with the tokenizer."""
     teacher_sha256s: tuple[str, ...]
     settings: TrainSettings
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """One phrase per fact, always in the same order: `steps 1000`."""
+        """One phrase per fact, in a fixed order: `steps 1000`."""
         teachers = "/".join(sha256[:SHOWN_HEX] for sha256 in self.teacher_sha256s) or "none"
         return (
             f"start weights {(self.start_sha256 or 'random')[:SHOWN_HEX]}",
@@ -71,32 +71,32 @@ class Training:
         )
 
 
-def check_same_training(what: str, found: Training, wanted: Training, *, fix: str) -> None:
-    """Refuse the work of another training.
+def check_same_training(what: str, stored: TrainingRecord, expected: TrainingRecord, *, fix: str) -> None:
+    """Refuse the result of another training.
 
     Args:
-        what: the work, for the message.
-        found: what it is of.
-        wanted: what it should be of.
-        fix: what to do now, a whole sentence without its full stop.
+        what: the result, for the message.
+        stored: the record stored with it.
+        expected: the record of this training.
+        fix: what to do now, as a sentence without its full stop.
 
     Raises:
         Mismatch: names every fact that differs.
     """
-    pairs = [pair for pair in zip(found.facts, wanted.facts, strict=True) if pair[0] != pair[1]]
+    pairs = [pair for pair in zip(stored.facts, expected.facts, strict=True) if pair[0] != pair[1]]
     if pairs:
         made_for, given = (", ".join(side) for side in zip(*pairs, strict=True))
         raise Mismatch(what, made_for=made_for, given=given, fix=fix)
 
 
 TRAINING_FILE = FileFormat(
-    record=Training,
+    record=TrainingRecord,
     schema="s2d/training",
     made_with="s2d-train, after deleting its folder",
 )
 
 
-def write_training(folder: Path, training: Training) -> None:
-    """Write beside a finished model how it was trained."""
+def write_training(folder: Path, training: TrainingRecord) -> None:
+    """Write the record of a training into the folder of its model."""
     provenance = make_provenance(libraries=("torch", "transformers"), seed=training.settings.seed)
     TRAINING_FILE.write(folder / TRAINING_NAME, training, provenance)
