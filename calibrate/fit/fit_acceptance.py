@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from perfmodel.acceptance.confidence_curves import choose_curve, expected_calibration_error
 from perfmodel.acceptance.splits import document_of
 from perfmodel.acceptance.trace import Trace
-from perfmodel.core.stats import INTERVAL_FRAC, Interval, resamples
-from perfmodel.core.units import Frac, Tokens
+from perfmodel.core.stats import INTERVAL_FRAC, Interval, resample_counts
+from perfmodel.core.units import Floats, Frac, Tokens
 from perfmodel.policies.policy import CalibrationCurve, Policy
 from perfmodel.replay.replay import replay_prompts
-
-Floats = NDArray[np.float64]
 
 NUM_FOLDS = 4
 
@@ -100,7 +98,7 @@ def accepted_at_lengths(trace: Trace, exit_layer: int, lengths: Sequence[Tokens]
 
 def bootstrap_ratio(numerators: Floats, denominators: Floats) -> Interval:
     """The ratio of totals over documents, with its central interval over resampled documents."""
-    draws = resamples(len(numerators))  # [R, documents]
+    draws = resample_counts(len(numerators))  # [R, documents]
     ratios = (draws @ numerators) / (draws @ denominators)  # [R]
     low, high = np.quantile(ratios, [(1 - INTERVAL_FRAC) / 2, (1 + INTERVAL_FRAC) / 2])
     return Interval(value=float(numerators.sum() / denominators.sum()), low=float(low), high=float(high))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from perfmodel.core.errors import UnknownName, UserInputError, shown
+from perfmodel.core.errors import UnknownName, UserInputError, quoted
 from perfmodel.models.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
 
 Config: TypeAlias = Mapping[str, Any]
@@ -138,13 +138,13 @@ def find_architecture(config: Config, name: str) -> Architecture:
     features = "; ".join(unsupported_features(config))
     if features:
         raise UserInputError(
-            f"model {shown(name)}: the latency law does not cover {shown(requested)}, which has {features}. Give a dense "
+            f"model {quoted(name)}: the latency law does not cover {quoted(requested)}, which has {features}. Give a dense "
             f"decoder of a family in {MODELS_PAGE}."
         )
     for architecture in ARCHITECTURES:
         if requested in (architecture.class_name, architecture.model_type, *architecture.other_names):
             return architecture
-    otherwise = f"give a model of a covered family: sizes alone do not show what the layers of {shown(name)} compute"
+    otherwise = f"give a model of a covered family: sizes alone do not show what the layers of {quoted(name)} compute"
     class_names = [architecture.class_name for architecture in ARCHITECTURES]
     raise UnknownName("architecture", requested, class_names, listed_in=MODELS_PAGE, otherwise=otherwise)
 
@@ -165,9 +165,9 @@ def architecture_names(config: Config) -> list[str]:
     """The class names in a config, then its model type."""
     classes, model_type = _or_default(config.get("architectures"), []), _or_default(config.get("model_type"), "")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise UserInputError(f"architectures is {shown(classes)}, expected a list of class names. Correct the config.json.")
+        raise UserInputError(f"architectures is {quoted(classes)}, expected a list of class names. Correct the config.json.")
     if not isinstance(model_type, str):
-        raise UserInputError(f"model_type is {shown(model_type)}, expected a name. Correct the config.json.")
+        raise UserInputError(f"model_type is {quoted(model_type)}, expected a name. Correct the config.json.")
     return [name for name in (*classes, model_type) if name]
 
 
@@ -185,7 +185,7 @@ def layer_types(config: Config) -> list[str]:
     types = _or_default(config.get("layer_types"), [])
     if not isinstance(types, list) or not all(isinstance(layer_type, str) for layer_type in types):
         raise UserInputError(
-            f"layer_types is {shown(types)}, expected a list with one name per layer. Correct the config.json."
+            f"layer_types is {quoted(types)}, expected a list with one name per layer. Correct the config.json."
         )
     return types
 
@@ -194,9 +194,9 @@ def unsupported_features(config: Config) -> Iterator[str]:
     """`a mixture of experts (num_experts = 128): the weights …`, for each unsupported feature of a config."""
     names = [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in architecture_names(config)]
     for feature in UNSUPPORTED_FEATURES:
-        matching_keys = [f"{key} = {shown(config[key])}" for key in feature.keys if config.get(key)]
+        matching_keys = [f"{key} = {quoted(config[key])}" for key in feature.keys if config.get(key)]
         if matching_keys or any(part in name for part in feature.name_parts for name in names):
             yield f"{feature.name}{f' ({matching_keys[0]})' if matching_keys else ''}: {feature.reason}"
     unknown = sorted(set(layer_types(config)) - set(KNOWN_LAYER_TYPES))
     if unknown:
-        yield f"layers of type {', '.join(map(shown, unknown[:3]))}: only full and sliding-window attention are priced"
+        yield f"layers of type {', '.join(map(quoted, unknown[:3]))}: only full and sliding-window attention are priced"

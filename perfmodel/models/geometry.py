@@ -182,6 +182,11 @@ REFERENCE_PREFIX = "ref-"
 """Prefix of all names in the reference family: `ref-draft`, `ref-target-16`."""
 
 
+def same_shape(model: ModelGeometry, other: ModelGeometry) -> bool:
+    """Whether two models differ in name and source only. Then they have the same speed and memory."""
+    return replace(model, name="", source="") == replace(other, name="", source="")
+
+
 def check_exit_layers(layers: tuple[int, ...]) -> None:
     """Check that a model can have these exits.
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from perfmodel.core.errors import shown
+from perfmodel.core.errors import quoted
 from perfmodel.models.architectures import Config, architecture_names
 from perfmodel.models.known_architectures import ARCHITECTURES
 
@@ -84,8 +84,8 @@ def _head_kind(config: Config, name: str) -> str | None:
     """`an EAGLE-3 head (draft_vocab_size = 32000)`."""
     class_names = [*architecture_names(config), str(config.get("speculators_model_type") or "")]
     for head in DRAFT_HEADS:
-        matches = [shown(given) for given in class_names if any(part in _normalised(given) for part in head.name_parts)]
-        matches += [f"{key} = {shown(config[key])}" for key in head.keys if config.get(key)]
+        matches = [quoted(given) for given in class_names if any(part in _normalised(given) for part in head.name_parts)]
+        matches += [f"{key} = {quoted(config[key])}" for key in head.keys if config.get(key)]
         if matches:
             return f"{head.name} ({matches[0]})"
     return _kind_by_name(name, _HEADS_BY_NAME) if config.get("num_hidden_layers") == 1 else None
@@ -96,12 +96,12 @@ def _non_generative_kind(config: Config, folder_files: Collection[str]) -> str |
     for name in architecture_names(config):
         for ending, kind in _NON_GENERATIVE_ENDINGS.items():
             if name.endswith(ending):
-                return f"{kind} ({shown(name)})"
+                return f"{kind} ({quoted(name)})"
         if name in _HEADLESS or (_ENCODER.search(name) and not _CAUSAL.search(name)):
-            return f"a model without a head for the next token ({shown(name)})"
+            return f"a model without a head for the next token ({quoted(name)})"
     for key, value in _BIDIRECTIONAL_KEYS.items():
         if config.get(key) is value:
-            return f"an embedding model ({key} = {shown(value)}: it attends in both directions)"
+            return f"an embedding model ({key} = {quoted(value)}: it attends in both directions)"
     marker = next((file for file in _SENTENCE_FILES if file in folder_files), None)
     return marker and f"an embedding model ({marker} of sentence-transformers is next to its config)"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from perfmodel.core.errors import UserInputError, shown
+from perfmodel.core.errors import UserInputError, quoted
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.quantisation.module_names import HEAD_NAMES, ModuleMatcher, glob_matcher, layer_names, transformers_matcher
 from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
@@ -40,7 +40,7 @@ class Quantisation:
     def refuse(self, problem: str) -> NoReturn:
         """Raise the error for a block that cannot be priced."""
         raise UserInputError(
-            f"model {shown(self.model_name)} is stored quantised {problem} ({self.location}): its size in bytes is not "
+            f"model {quoted(self.model_name)} is stored quantised {problem} ({self.location}): its size in bytes is not "
             "known. Give the nearest --dtype, such as --dtype int4, to price it in that dtype."
         )
 
@@ -99,9 +99,9 @@ class BlockReader:
 
     def reject(self, key: str, expected: str) -> NoReturn:
         """Raise an error about the value of a key."""
-        value = shown(self.block.get(key))
-        full_key = shown(f"{self._path}{key}")[1:-1]  # keys come from the file: escape and shorten them
-        self._quantisation.refuse(f"by {shown(self._quantisation.label)}, and {full_key} is {value}, expected {expected}")
+        value = quoted(self.block.get(key))
+        full_key = quoted(f"{self._path}{key}")[1:-1]  # keys come from the file: escape and shorten them
+        self._quantisation.refuse(f"by {quoted(self._quantisation.label)}, and {full_key} is {value}, expected {expected}")
 
     def get(self, *keys: str, default: Any = None) -> Any:
         """The value of the first key that is present."""

@@ -8,7 +8,7 @@ An unknown method, or a block without its bits, is refused: quantised weights ar
 from collections.abc import Mapping
 from dataclasses import replace
 
-from perfmodel.core.errors import UserInputError, shown
+from perfmodel.core.errors import UserInputError, quoted
 from perfmodel.core.units import format_bytes
 from perfmodel.models.architectures import decoder_config
 from perfmodel.models.geometry import ModelGeometry
@@ -47,10 +47,10 @@ def find_quantisation(config: Block, separate_file: object, model_name: str) -> 
         return None
     quantisation = Quantisation(model_name=model_name, location=location, method="", block={})
     if not isinstance(block, Mapping):
-        quantisation.refuse(f"by {shown(block)}, where an object is expected")
+        quantisation.refuse(f"by {quoted(block)}, where an object is expected")
     method = _method_of(block, is_mlx=block is config.get("quantization"))
     if not isinstance(method, str):
-        quantisation.refuse(f"by {shown(method)}, where the name of a method is expected")
+        quantisation.refuse(f"by {quoted(method)}, where the name of a method is expected")
     return replace(quantisation, method=plain_name(method), block=block)
 
 
@@ -71,11 +71,11 @@ def stored_format(quantisation: Quantisation, model: ModelGeometry) -> WeightFor
     """
     read = METHODS.get(quantisation.method)
     if read is None:
-        quantisation.refuse(f"by {shown(quantisation.label)}, a method with unknown bits per weight")
+        quantisation.refuse(f"by {quoted(quantisation.label)}, a method with unknown bits per weight")
     try:
         return read(BlockReader(quantisation)).weight_format(model)
     except UnreadablePattern as err:
-        quantisation.refuse(f"by {shown(quantisation.label)}, and a list of modules has {err}")
+        quantisation.refuse(f"by {quoted(quantisation.label)}, and a list of modules has {err}")
 
 
 def check_same_weight_bytes(stored: WeightFormat, separate_file: object, model: ModelGeometry) -> None:
@@ -97,7 +97,7 @@ def check_same_weight_bytes(stored: WeightFormat, separate_file: object, model: 
     sizes = model_weight_bytes(model, stored), model_weight_bytes(model, other)
     if abs(sizes[1] / sizes[0] - 1) > SIZE_TOLERANCE_FRAC:
         raise UserInputError(
-            f"model {shown(model.name)}: its config.json declares {stored.label}, {format_bytes(sizes[0])}, but "
+            f"model {quoted(model.name)}: its config.json declares {stored.label}, {format_bytes(sizes[0])}, but "
             f"hf_quant_config.json next to it {other.label}, {format_bytes(sizes[1])}. Remove the wrong file, or give --dtype "
             "to override both."
         )

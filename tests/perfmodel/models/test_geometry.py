@@ -65,7 +65,7 @@ def test_the_s2d_draft_is_12_vicuna_layers_in_three_segments() -> None:
 
 
 def test_an_unknown_draft_gets_the_list_of_known_drafts() -> None:
-    with pytest.raises(UnknownName, match="unknown draft 'eagle': known are s2d-vicuna-12, ref-draft"):
+    with pytest.raises(UnknownName, match="unknown draft 'eagle': expected 's2d-vicuna-12' or 'ref-draft'"):
         find_draft("eagle")
 
 
