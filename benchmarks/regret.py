@@ -91,7 +91,7 @@ QUICK = Size(
 def best_fixed_lengths(trace: Trace, models: Models) -> list[Policy]:
     """Every exit alone at its best predicted length."""
     best = []
-    for layer in trace.header.draft.exit_layers:
+    for layer in trace.header.exit_layers:
         alone = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
         batch = replay_batch(trace, alone)
         best.append(alone[int((batch.num_tokens / batch.seconds(*models)).argmax())])
@@ -100,7 +100,7 @@ def best_fixed_lengths(trace: Trace, models: Models) -> list[Policy]:
 
 def published_thresholds(trace: Trace) -> Policy:
     """All exits at .5 and +2/-1 from 5, as published but for the cap: passes of longer drafts are not measured."""
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     thresholds = (0.5,) * (len(layers) - 1)
     return Policy(exits=layers, thresholds=thresholds, tokens=MAX_DRAFT_TOKENS, stop=HeuristicLength(start=5))
 

@@ -28,9 +28,9 @@ import numpy as np
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, neighbours, threshold_grid
 from calibrate.search.optimal_stopping import optimal_policies, token_costs
-from calibrate.search.scenario import Floats, Objective, Scenario, merits, rates_by_scenario, resampled_rates
+from calibrate.search.scenario import Objective, Scenario, merits, rates_by_scenario, resampled_rates
 from perfmodel.acceptance.confidence_curves import fit_curve
-from perfmodel.core.units import TokensPerS
+from perfmodel.core.units import Floats, TokensPerS
 from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, StopRule, SurvivalFloor
 
 NUM_CURVE_BINS = 8
@@ -108,7 +108,7 @@ class _Candidates:
     def __init__(self, scenarios: Sequence[Scenario], objective: Objective) -> None:
         self.scenarios, self.objective = scenarios, objective
         self.header = scenarios[0].trace.header
-        self.exit_layers = self.header.draft.exit_layers
+        self.exit_layers = self.header.exit_layers
         self.confidence, self.agreement = (
             np.concatenate([getattr(scenario.trace, column) for scenario in scenarios]).astype(np.float64)
             for column in ("confidence", "accept_prob")

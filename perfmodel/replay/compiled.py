@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from perfmodel.acceptance.confidence_curves import agreement_at
 from perfmodel.acceptance.off_path_trace import off_path_confidence
 from perfmodel.acceptance.trace import Trace
+from perfmodel.core.units import Floats
 from perfmodel.passes.passes import COLD_PLACES
 from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
 from perfmodel.replay._native import ENTRY_FIELDS, RULE_FIELDS, RULE_FORMATS, run
@@ -36,7 +37,6 @@ from perfmodel.replay.reference import ENTRY_KINDS
 
 Bools: TypeAlias = NDArray[np.bool_]
 Counts: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float64]
 
 _ENTRY = np.dtype([(name, np.int64) for name in ENTRY_FIELDS])
 _RULE = np.dtype(list(zip(RULE_FIELDS, RULE_FORMATS, strict=True)))
@@ -117,8 +117,8 @@ def lay_out(trace: Trace, longest: int) -> TraceLayout:
     accepted = np.ascontiguousarray(trace.accepted.T)  # [E, P]
     off_path = off_path_confidence(trace.confidence, trace.off_path)
     return TraceLayout(
-        is_self_draft=header.draft.kind == "self",
-        exit_layers=header.draft.exit_layers,
+        is_self_draft=header.draft_kind == "self",
+        exit_layers=header.exit_layers,
         confidence=np.ascontiguousarray(trace.confidence[row].T),
         off_path=None if off_path is None else np.ascontiguousarray(off_path[row].T),
         accepted=accepted.take(row, axis=1) & is_text,

@@ -23,7 +23,7 @@ from perfmodel.core.console import save_or_warn
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import Mismatch
 from perfmodel.core.units import Seconds, Tokens
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from perfmodel.models.geometry import ModelGeometry
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import Sampling
 from profiler.acceptance.record_off_path import Mistake, draw_mistakes, prompt_seed, record_off_path
@@ -89,9 +89,11 @@ class ExitRecorder:
         """The header of the trace, without prompts."""
         pair = self._pair
         return TraceHeader(
-            draft=pair.geometry,
+            draft_kind=pair.geometry.kind,
+            exit_layers=pair.geometry.exit_layers,
+            draft_model=pair.geometry.model,
             draft_sha256=pair.draft.sha256,
-            target=pair.target.geometry,
+            target_model=pair.target.geometry,
             target_sha256=pair.target.sha256,
             tokenizer_sha256=pair.tokenizer_sha256,
             sampling=self._sampling,
@@ -198,7 +200,7 @@ def _refused_samples(p: Tensor, qs: Sequence[Tensor], seed: int, positions: Sequ
 
 def empty_trace(header: TraceHeader) -> Trace:
     """A trace without prompts."""
-    exits = len(header.draft.exit_layers)
+    exits = len(header.exit_layers)
     return Trace(
         header=replace(header, prompts=()),
         confidence=np.zeros((0, exits), np.float32),
@@ -262,8 +264,8 @@ def _field_text(header: TraceHeader, name: str) -> str:
     """A field of a header as text."""
     value = getattr(header, name)
     match value:
-        case DraftGeometry():
-            value = f"{value.model.name} with exits {'/'.join(map(str, value.exit_layers))}"
+        case tuple():
+            value = "/".join(map(str, value))
         case ModelGeometry():
             value = value.name
         case Sampling():

@@ -13,7 +13,7 @@ from perfmodel.acceptance.splits import SPLITS
 from perfmodel.core.console import EXIT_ANSWERED, add_verb, add_verbose_flag, make_parser, print_out
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.overwriting import OutputFolder
-from perfmodel.core.torchrun import launched, num_processes
+from perfmodel.core.torchrun import num_processes, torchrun_command
 from perfmodel.policies.sampling import AcceptanceRule, Sampling
 from profiler.profiling.profile_request import (
     PARTIAL_TRACE_NAME,
@@ -144,7 +144,7 @@ def law_request(args: argparse.Namespace) -> LawRequest:
 
 def _run(args: argparse.Namespace, *, given: Sequence[str], ranks: Ranks | None) -> int:
     """Turn the flags into a request, and measure it."""
-    command = launched((PROG, *given), num_processes())
+    command = torchrun_command((PROG, *given), num_processes())
     if args.verb is not None and given[0] != args.verb:
         raise UserInputError(f"options before the verb {args.verb!r}: expected them after it. Put {args.verb!r} first.")
     if args.verb == "law":

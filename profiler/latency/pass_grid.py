@@ -112,7 +112,7 @@ def run_grid(traces: Sequence[Trace], *, draft_cap: int, seed: int, runs_ahead: 
     run_tokens = min(RUN_TOKENS, header.max_new_tokens)
     confidence = np.concatenate([trace.confidence for trace in traces])
     rng = np.random.default_rng(seed)
-    policies = list(_short_policies(header.draft.exit_layers, confidence, draft_cap, header.confidence, rng))
+    policies = list(_short_policies(header.exit_layers, confidence, draft_cap, header.confidence, rng))
     if runs_ahead:
         policies[1::2] = [replace(policy, runs_ahead=bool(policy.thresholds)) for policy in policies[1::2]]
     short = [ProfilingRun(policy=policy, new_tokens=run_tokens, text=None) for policy in policies]
@@ -127,7 +127,7 @@ def _long_runs(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRu
     ahead, the segment before the next exit has the backlog, and the few tokens leave at that exit.
     """
     chosen: list[ProfilingRun] = []
-    exit_layers = traces[0].header.draft.exit_layers
+    exit_layers = traces[0].header.exit_layers
     gates: list[tuple[tuple[int, ...], bool]] = [((gate, -1), False) for gate in range(len(exit_layers) - 1)]
     if runs_ahead:
         gates += [((gate, gate + 1, -1), True) for gate in range(len(exit_layers) - 2)]
@@ -142,7 +142,7 @@ def _long_runs(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRu
 
 def _gated_runs(trace: Trace, text: int, layers: tuple[int, ...], *, runs_ahead: bool) -> Iterator[ProfilingRun]:
     """Candidates for long runs: 1 to `MAX_PUSHED` tokens of the text do not leave at the first of the exits."""
-    num_tokens, gate = len(trace.target_token), trace.header.draft.exit_layers.index(layers[0])
+    num_tokens, gate = len(trace.target_token), trace.header.exit_layers.index(layers[0])
     for num_pushed in range(1, min(MAX_PUSHED, num_tokens) + 1):
         for draft_cap in (1, 2, 4):
             policy = Policy(

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from perfmodel.core.console import keeping, print_err, table
+from perfmodel.core.console import keep_progress, print_err, table
 from perfmodel.core.cpu_contention import Contention
-from perfmodel.core.disk import PathLike, folder_for_files
+from perfmodel.core.disk import PathLike, writable_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, format_seconds
@@ -117,7 +117,7 @@ def run_law(
         parts.append(text)
         on_text(text)
 
-    with folder_for_files(request.output):
+    with writable_folder(request.output):
         measurement = _prepare(request, grid, engine, command)
         show(measurement.title)
         if num_passes := sum(map(len, measurement.logs)):
@@ -180,7 +180,7 @@ class _Measurement:
             save()
 
         rng = np.random.default_rng([request.seed, *map(len, self.logs)])
-        with keeping(self.files[0].partial_paths[0]), progress:
+        with keep_progress(self.files[0].partial_paths[0]), progress:
             try:
                 measure_law(self.models, self.grid, self.logs, request.budget_s, rng=rng, on_sweep=on_sweep)
             except KeyboardInterrupt:

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
-from perfmodel.core.console import Progress, keeping, print_err
+from perfmodel.core.console import Progress, keep_progress, print_err
 from perfmodel.core.cpu_contention import Contention
-from perfmodel.core.disk import PathLike, folder_for_files
+from perfmodel.core.disk import PathLike, writable_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.provenance import Provenance, make_provenance
-from perfmodel.core.torchrun import launched
+from perfmodel.core.torchrun import torchrun_command
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import SELF_DRAFT, tensor_parallel_degrees
@@ -163,7 +163,7 @@ def run_profile(
         parts.append(text)
         on_text(text)
 
-    with folder_for_files(request.output):
+    with writable_folder(request.output):
         job = load_job(request, prompts, ranks)
         facts = device_facts(job.pair.device)
         libraries = ("torch", "transformers", "numpy")
@@ -246,7 +246,7 @@ def next_command(request: ProfileRequest, num_processes: int = 1) -> str:
     if profiles and trace_path.exists():
         return shlex.join(["s2d-plan", *profiles, "--trace", str(trace_path), "-o", str(folder / "plan.json")])
     missing: Measurement = "acceptance" if profiles else "latency"
-    return shlex.join(launched(command_line(replace(request, what=missing)), num_processes))
+    return shlex.join(torchrun_command(command_line(replace(request, what=missing)), num_processes))
 
 
 def _choose_kernels(request: ProfileRequest, models: PairRequest, ranks: Ranks | None) -> ChosenKernels:
@@ -292,7 +292,7 @@ def _measure_latency(job: ProfilingJob, files: LatencyFiles, budget_s: Seconds, 
         progress.update(spent_s, f"{num_missing} shapes need more samples")
 
     try:
-        with keeping(files.partial_paths[0]), progress, measure_energy(nvml_sensor(job.pair.device)) as meter:
+        with keep_progress(files.partial_paths[0]), progress, measure_energy(nvml_sensor(job.pair.device)) as meter:
             fill_log(job, log, budget_s, save=files.write_partial, on_run=on_run)
     finally:  # also after an error such as a full disk
         if len(log):
@@ -325,7 +325,7 @@ def _record_trace(job: ProfilingJob, folder: Path, provenance: Provenance, show:
 
     num_left = len(job.prompts) - len(trace.header.prompts)
     try:
-        with keeping(partial_path), Progress("acceptance", num_left) as progress:
+        with keep_progress(partial_path), Progress("acceptance", num_left) as progress:
             trace = record_acceptance(
                 lambda index: recorder.trace(job.prompts[index]),
                 len(job.prompts),

@@ -76,7 +76,7 @@ def acceptance_text(trace: Trace, calibration: Calibration | None) -> str:
     If the draft has a calibration of this kind of confidence, the table shows the expected calibration error (ECE) with and
     without it. A calibration that holds for this trace has an error near zero.
     """
-    columns = zip(trace.header.draft.exit_layers, trace.accept_prob.mean(axis=0), trace.confidence.mean(axis=0), strict=True)
+    columns = zip(trace.header.exit_layers, trace.accept_prob.mean(axis=0), trace.confidence.mean(axis=0), strict=True)
     rows = [
         (f"exit {layer}", format_frac(float(accepted)), format_number(float(confidence)))
         for layer, accepted, confidence in columns
@@ -104,8 +104,8 @@ def _calibration_errors(trace: Trace, exit_id: int, curve: CalibrationCurve) -> 
 def repetition_text(trace: Trace) -> str:
     """How repetitive the texts are: repetition raises the acceptance."""
     prompts = trace.header.prompts
-    mean = float(np.mean([prompt.distinct_6gram_frac for prompt in prompts]))
-    num_looping = sum(prompt.distinct_6gram_frac < LOOPING_FRAC for prompt in prompts)
+    distinct = [prompt.distinct_6gram_frac for prompt in prompts if prompt.distinct_6gram_frac is not None]
+    mean, num_looping = float(np.mean(distinct)), sum(frac < LOOPING_FRAC for frac in distinct)
     return (
         f"{len(trace.target_token)} positions; distinct 6-grams {format_frac(mean)}; {num_looping} of {len(prompts)} texts "
         "loop (below 50 %), which raises acceptance"

@@ -50,7 +50,7 @@ def test_a_trace_holds_the_text_of_the_plain_target(folders: Folders) -> None:
     trace, session = trace_of(job), job.session()
     written = [session.generate(prompt.token_ids, job.settings(None, 40)).tokens for prompt in job.prompts]
     assert [tuple(trace.subset([i]).target_token) for i in range(3)] == written
-    assert trace.header.draft.exit_layers == EXITS
+    assert trace.header.exit_layers == EXITS
     assert [prompt.prompt_tokens for prompt in trace.header.prompts] == [len(prompt.token_ids) for prompt in job.prompts]
 
 
@@ -113,8 +113,8 @@ def test_a_trace_of_other_settings_or_prompts_is_not_continued(folders: Folders)
             r"draft_sha256 \w{12}, confidence max-prob, not for",
         ),
         (
-            {"draft": replace(header.draft, exit_layers=(1, 4))},
-            "draft with exits 1/2/4, not for draft draft with exits 1/4",
+            {"exit_layers": (1, 4)},
+            "exit_layers 1/2/4, not for exit_layers 1/4",
         ),
     ):
         with pytest.raises(Mismatch, match=f"unfinished trace 'kept' was .*{message}"):

@@ -19,7 +19,7 @@ FLAT = CalibrationCurve(confidence=(0.5,), agreement=(0.5,))
 
 def calibration(kind: str) -> Calibration:
     """Exits agree with probability 0.55 + 0.4 c - 0.2 at confidence c, and 0.1 more with each exit: see `make_trace`."""
-    agreements = [0.35 + 0.1 * exit_id for exit_id in range(len(TRACE.header.draft.exit_layers))]
+    agreements = [0.35 + 0.1 * exit_id for exit_id in range(len(TRACE.header.exit_layers))]
     curves = tuple(CalibrationCurve(confidence=(0.0, 1.0), agreement=(low, min(1.0, low + 0.4))) for low in agreements)
     return Calibration(confidence=kind, curves=curves, targets=("any",), num_positions=100)
 
