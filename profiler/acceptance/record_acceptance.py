@@ -298,8 +298,8 @@ def record_acceptance(
     first = len(trace.header.prompts)
     saved_s = clock()
     try:
-        for number in range(first, num_prompts):
-            fresh.append(trace_one(number))
+        for index in range(first, num_prompts):
+            fresh.append(trace_one(index))
             on_prompt(fresh[-1].prompt)
             if clock() - saved_s >= SAVE_EVERY_S:
                 save_or_warn(partial(save, extended(trace, fresh)))

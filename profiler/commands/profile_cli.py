@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfmodel.acceptance.splits import SPLITS
-from perfmodel.core.console import EXIT_ANSWERED, add_verb, add_verbose_flag, make_parser, print_out
+from perfmodel.core.console import EXIT_ANSWERED, add_subcommand, add_verbose_flag, make_parser, print_out
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.overwriting import OutputFolder
 from perfmodel.core.torchrun import num_processes, torchrun_command
@@ -54,9 +54,9 @@ def profile_parser() -> argparse.ArgumentParser:
     _add_pair_flags(parser, are_required=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs (--help after a verb shows its options)")
     for verb, purpose in _MEASURE.items():
-        _add_pair_flags(add_verb(verbs, verb, purpose, f"{PROG} {verb} {_EXAMPLE}"), are_required=True)
+        _add_pair_flags(add_subcommand(verbs, verb, purpose, f"{PROG} {verb} {_EXAMPLE}"), are_required=True)
     purpose = "time small models of many shapes with random weights, to fit the latency law with s2d-plan fit"
-    _add_law_flags(add_verb(verbs, "law", purpose, f"{PROG} law --device cuda --dtype bf16 -o law"))
+    _add_law_flags(add_subcommand(verbs, "law", purpose, f"{PROG} law --device cuda --dtype bf16 -o law"))
     return parser
 
 

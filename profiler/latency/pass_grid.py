@@ -68,9 +68,9 @@ class PassKey:
 def needed_passes(num_exits: int, draft_cap: int, *, runs_ahead: bool) -> frozenset[PassKey]:
     """All passes needed to price plans with at most `draft_cap` drafted tokens.
 
-    Verification has 1 to draft_cap + 1 rows, as the bonus token comes first. Segment 1 has one or two rows. Later segments have a
-    backlog, or one or two rows where tokens catch up at once. The segment that runs ahead of an exit that all tokens reach has
-    one or two rows too.
+    Verification has 1 to draft_cap + 1 rows, as the bonus token comes first. Segment 1 has one or two rows. Later segments have
+    a backlog, or one or two rows where tokens catch up at once. The segment that runs ahead of an exit that all tokens reach
+    has one or two rows too.
 
     Args:
         num_exits: exits of the draft.
@@ -123,8 +123,8 @@ def _long_runs(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRu
     """Runs in which all but a few tokens leave at one exit. The few push long backlogs through the later segments.
 
     The positions of the few tokens decide the length of the backlogs, so candidates are replayed. For each exit but the last,
-    the candidate with the longest backlog is taken; for the first exit also those nearest to `BACKLOG_FRACS` of it. When running
-    ahead, the segment before the next exit has the backlog, and the few tokens leave at that exit.
+    the candidate with the longest backlog is taken; for the first exit also those nearest to `BACKLOG_FRACS` of it. When
+    running ahead, the segment before the next exit has the backlog, and the few tokens leave at that exit.
     """
     chosen: list[ProfilingRun] = []
     exit_layers = traces[0].header.exit_layers

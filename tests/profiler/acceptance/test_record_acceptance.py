@@ -1,4 +1,4 @@
-"""What a trace holds, on tiny real models; that the runtime does what it says is tests/s2d/decoding/test_replay_equals_runtime.py."""
+"""Traces of tiny real models. tests/s2d/decoding/test_replay_equals_runtime.py compares traces with the runtime."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -348,7 +348,8 @@ def test_a_shipped_target_given_by_its_folder_has_the_shipped_prompts(tmp_path: 
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys; from profiler.commands.profile_cli import main_profile; main_profile(['--help']); print('torch' in sys.modules)"
+    module = "import sys; from profiler.commands.profile_cli import main_profile"
+    code = f"{module}; main_profile(['--help']); print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1] == "False"
     assert "s2d-profile --target ref-target-16 --draft ref-draft" in shown
