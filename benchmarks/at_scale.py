@@ -41,7 +41,7 @@ from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of
 from shared.interleaved import Models, models_of
 from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
-from calibrate.planning.make_plan import paper_policies
+from calibrate.planning.candidates import paper_policies
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.trace import TRACE_FILE, Trace

@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
     facts, known = device_facts(checks.device), checks.all()
     for name in args.checks or ():
         if name not in known:
-            raise UnknownName("check", name, known, otherwise="leave --checks out to run all")
+            raise UnknownName("check", name, known, listed_in="--help", otherwise="leave --checks out to run all")
     shapes = "tiny shapes: this shows that the checks run, and nothing else" if args.quick else "shapes of Llama-2-7B"
     print_out(f"{facts.label}, {checks.dtype}, {checks.engine}, {shapes}")
     print_out(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {format_bytes(free_device_bytes(checks.device))} free\n")

@@ -40,7 +40,7 @@ from perfmodel.core.units import Seconds
 from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.replay import replay_batch
-from profiler.latency.profiling_job import Job
+from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, PairRequest, load_pair
@@ -123,7 +123,7 @@ def contenders(trace: Trace, models: Models, size: Size) -> tuple[SearchResult, 
     return found, list({one.policy: one for one in listed}.values())
 
 
-def measured_arms(job: Job, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
+def measured_arms(job: ProfilingJob, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
     """Plain and speculative arms of every policy."""
     session, rng = job.session(), np.random.default_rng(SEED)
     arms = warmed_up(job, session, policies)

@@ -225,7 +225,9 @@ def test_of_a_list_with_commas_every_part_is_read_and_prose_is_no_file(tmp_path:
 def test_two_outputs_are_two_files(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert folder_command("-o", "a.json", "--outputs", "./a.json") == 2
-    assert "-o 'a.json' and --outputs 'a.json' are one file: expected two. Give another one" in capsys.readouterr().err
+    assert (
+        "-o 'a.json' and --outputs 'a.json' are the same file: expected two files. Give another path" in capsys.readouterr().err
+    )
     Path("a.json").touch()
     os.link("a.json", "b.json")
     assert folder_command("-o", "a.json", "--outputs", "b.json") == 2

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.core.console import table
-from perfmodel.core.stats import INTERVAL_FRAC, resamples
-from perfmodel.core.units import format_frac, format_signed_frac, format_speedup
+from perfmodel.core.stats import INTERVAL_FRAC, resample_counts
+from perfmodel.core.units import Floats, format_frac, format_signed_frac, format_speedup
 from perfmodel.results.report import Adaptation
-
-Floats = NDArray[np.float64]
 
 MEANS = ("regret_frac", "priced_regret_frac", "over_plan", "over_phases", "over_plain")
 
@@ -57,7 +55,7 @@ class Order:
     @property
     def regret_interval(self) -> tuple[float, float]:
         """Of texts drawn anew, the best policy being that of all of them."""
-        drawn = np.array(resamples(len(self.controller_s)))  # [R, T]
+        drawn = np.array(resample_counts(len(self.controller_s)))  # [R, T]
         regrets = 1 - drawn @ self.fixed_s[self.best] / (drawn @ self.controller_s)
         low, high = np.quantile(regrets, [(1 - INTERVAL_FRAC) / 2, (1 + INTERVAL_FRAC) / 2]).tolist()
         return low, high

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from calibrate.search.cross_validation import LearningPoint
-    from calibrate.search.scenario import Floats
+    from perfmodel.core.units import Floats
     from perfmodel.policies.policy import CalibrationCurve
 
 

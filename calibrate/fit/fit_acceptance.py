@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from perfmodel.acceptance.confidence_curves import choose_curve, expected_calibration_error
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.stats import INTERVAL_FRAC, Interval
-from perfmodel.core.units import Frac, Tokens
+from perfmodel.core.units import Floats, Frac, Tokens
 from perfmodel.policies.policy import CalibrationCurve, Policy
 from perfmodel.replay.replay import replay_prompts
-
-Floats = NDArray[np.float64]
 
 NUM_FOLDS = 4
 NUM_RESAMPLES = 1000

@@ -31,7 +31,7 @@ from calibrate.fit.fit_law import (
     laws_without_each,
     pooled,
 )
-from perfmodel.core.disk import read_whole
+from perfmodel.core.disk import read_bytes
 from perfmodel.core.errors import BadFile, UnknownName
 from perfmodel.core.stats import INTERVAL_FRAC
 from perfmodel.core.units import Seconds, format_frac
@@ -143,7 +143,7 @@ def fit_tables(folder: Path, gpu: str) -> tuple[LatencyFit, dict[str, str]]:
         held_out_error_frac=float(np.mean(of_layers.errors)),
         held_out_90_frac=float(np.quantile(of_layers.errors, INTERVAL_FRAC)),
     )
-    return fit, {path.name: hashlib.sha256(read_whole(path)).hexdigest() for path in paths}
+    return fit, {path.name: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}
 
 
 def table_hardware(gpu: str) -> Hardware:
@@ -153,7 +153,7 @@ def table_hardware(gpu: str) -> Hardware:
         UnknownName: it has no such GPU.
     """
     if gpu not in TABLE_GPUS:
-        raise UnknownName("GPU of the public tables", gpu, TABLE_GPUS)
+        raise UnknownName("GPU of the public tables", gpu, TABLE_GPUS, listed_in="s2d-plan fit --help")
     return find_hardware(gpu)
 
 
@@ -255,7 +255,7 @@ def _lines(path: Path, columns: Collection[str]) -> list[_Line]:
     if not path.exists():
         raise BadFile(path, "there is no such table", _FIX)
     try:
-        reader = csv.DictReader(io.StringIO(read_whole(path).decode(), newline=""))
+        reader = csv.DictReader(io.StringIO(read_bytes(path).decode(), newline=""))
         found = [_Line(path=path, number=reader.line_num, cells=cells) for cells in reader]
     except (UnicodeDecodeError, csv.Error) as err:
         raise BadFile(path, f"this is no table ({err})", _FIX) from err

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from calibrate.search.scenario import Floats, Scenario
-from perfmodel.core.units import Seconds, Tokens, TokensPerS
+from calibrate.search.scenario import Scenario
+from perfmodel.core.units import Floats, Seconds, Tokens, TokensPerS
 from perfmodel.policies.policy import CalibrationCurve, Policy, SurvivalFloor
 
 NUM_BINS = 16

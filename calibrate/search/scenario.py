@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perfmodel.acceptance.splits import document_of
 from perfmodel.acceptance.trace import Trace
-from perfmodel.core.stats import resamples
-from perfmodel.core.units import Seconds
+from perfmodel.core.stats import resample_counts
+from perfmodel.core.units import Floats, Seconds
 from perfmodel.passes.passes import Line, PassKind
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_of
 from perfmodel.replay.replay import replay_batch
-
-Floats: TypeAlias = NDArray[np.float64]
 
 Objective = Literal["mean", "worst"]
 """How to combine several scenarios: the geometric mean of the tokens/s, or the smallest speedup over plain decoding."""
@@ -60,7 +57,7 @@ class Scenario:
         by_prompt = batch.seconds(self.draft, self.target).reshape(len(policies), -1)
         documents = [document_of(prompt.name) for prompt in self.trace.header.prompts]
         is_of_document = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
-        rates: Floats = 1 / (by_prompt @ is_of_document.T @ resamples(len(is_of_document)).T)
+        rates: Floats = 1 / (by_prompt @ is_of_document.T @ resample_counts(len(is_of_document)).T)
         return rates
 
     def subset(self, prompts: Iterable[int]) -> Scenario:

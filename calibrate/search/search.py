@@ -28,9 +28,9 @@ import numpy as np
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, neighbours, threshold_grid
 from calibrate.search.optimal_stopping import optimal_policies, token_costs
-from calibrate.search.scenario import Floats, Objective, Scenario, merits, rates_by_scenario, resampled_rates
+from calibrate.search.scenario import Objective, Scenario, merits, rates_by_scenario, resampled_rates
 from perfmodel.acceptance.confidence_curves import fit_curve
-from perfmodel.core.units import TokensPerS
+from perfmodel.core.units import Floats, TokensPerS
 from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, StopRule, SurvivalFloor
 
 NUM_CURVE_BINS = 8

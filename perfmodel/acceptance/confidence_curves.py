@@ -16,10 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from perfmodel.core.units import Frac
+from perfmodel.core.units import Floats, Frac
 from perfmodel.policies.policy import CalibrationCurve
-
-Floats = NDArray[np.float64]
 
 NUM_BINS = (3, 6, 12, 24)
 """Numbers of bins to choose from; a curve has at most as many knots."""

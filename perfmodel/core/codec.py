@@ -1,10 +1,9 @@
-"""Records to JSON and back, driven by their type hints and strict in both directions.
+"""Converts records to JSON and back by their type hints, strictly in both directions.
 
-A record is a frozen dataclass whose fields are `str`, `int`, `float`, `bool`, `Literal[…]`, other records, `tuple[X, …]`,
-`tuple[X, Y]`, `dict[str, X]` or `Mapping[str, X]` (keys may be of a `Literal` too), `X | None`, or a union of several
-records, which is written with a `kind` key (the class name in kebab case). Every field is written and every field is
-required, defaults or not; NaN and infinity have no JSON form; a bool is never an int; an int is accepted where a float is
-expected, and written as a float.
+A record is a frozen dataclass. Its fields are `str`, `int`, `float`, `bool`, `Literal[…]`, other records, `tuple[X, …]`,
+`tuple[X, Y]`, `dict[str, X]` or `Mapping[str, X]` (keys may also be of a `Literal`), `X | None`, or a union of records. A
+member of a union is written with a `kind` key, its class name in kebab case. Every field is written and required, even if it
+has a default. NaN and infinity have no JSON form. A bool is not an int. An int is accepted for a float and written as a float.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from perfmodel.core.errors import S2DError, shown
+from perfmodel.core.errors import MAX_LISTED_NAMES, S2DError, quoted
 from perfmodel.core.near_names import near_keys
 
 T = TypeVar("T")
@@ -26,14 +25,15 @@ T = TypeVar("T")
 KIND_KEY = "kind"
 
 _SCALARS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+"""The types without parts, as messages name them."""
 
 
 class DecodeError(ValueError):
-    """JSON that is not the record it should be.
+    """JSON that does not decode to the expected record.
 
     Args:
-        where: the place inside the file, such as `body.rounds[3].verify_s`.
-        problem: what is there and what was expected.
+        where: the position inside the file, such as `body.rounds[3].verify_s`.
+        problem: what is wrong and what was expected.
     """
 
     def __init__(self, where: str, problem: str) -> None:
@@ -41,34 +41,34 @@ class DecodeError(ValueError):
 
 
 def encode_record(record: object) -> dict[str, Any]:
-    """The JSON object of a record, proved to decode to an equal record.
+    """The JSON object of a record. It is checked to decode to an equal record.
 
     Raises:
-        ValueError: a field holds something that its hint does not allow, or that would not come back the same.
+        ValueError: the value of a field does not fit its type hint, or would change in the file.
     """
     encoded = cast("dict[str, Any]", _encode(record, type(record)))
     decoded = decode_record(encoded, type(record))
     if decoded != record:
-        raise ValueError(f"{type(record).__name__} would not survive its file: {record!r} would come back as {decoded!r}")
+        raise ValueError(f"{type(record).__name__} would change in its file: {record!r} would be read as {decoded!r}")
     return encoded
 
 
 def decode_record(data: object, cls: type[T], where: str = "body") -> T:
-    """The record that a JSON object stands for.
+    """The record in a JSON object.
 
     Raises:
-        DecodeError: an unknown or missing key, a wrong type, NaN, or a value that the record itself refuses.
+        DecodeError: an unknown or missing key, a wrong type, NaN, or a value that the record's own checks refuse.
     """
     return cast("T", _decode(data, cls, where))
 
 
-def kind_of(cls: type) -> str:
-    """The tag of a record inside a union: `HeuristicLength` is `heuristic-length`."""
+def kind_tag(cls: type) -> str:
+    """The `kind` of a record in a union: `HeuristicLength` has `heuristic-length`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The members of a JSON object, as an `object_pairs_hook`: readers differ on the value of a repeated key.
+    """The members of a JSON object; an `object_pairs_hook` that refuses repeated keys, because readers treat them differently.
 
     Raises:
         ValueError: a key is repeated.
@@ -76,31 +76,31 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members: dict[str, Any] = {}
     for key, value in pairs:
         if key in members:
-            raise ValueError(f"the key {shown(key)} is repeated")
+            raise ValueError(f"the key {quoted(key)} is repeated")
         members[key] = value
     return members
 
 
 @functools.cache
 def _field_hints(cls: type) -> dict[str, Any]:
-    """Name and resolved hint of every field, in the order they were declared."""
+    """Name and resolved type hint of every field, in the order of declaration."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 @functools.cache
 def _union_members(hint: Any) -> tuple[Any, ...] | None:
-    """The members of a union other than None, or None when the hint is no union."""
+    """The members of a union except None; None if the hint is not a union."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return None
     members = tuple(member for member in typing.get_args(hint) if member is not types.NoneType)
     if len(members) > 1 and not all(map(dataclasses.is_dataclass, members)):
-        raise TypeError(f"{hint} has no JSON form: a union is of records, or of one type and None")
+        raise TypeError(f"{hint} has no JSON form: expected a union of records, or of one type and None")
     return members
 
 
 def _item_hints(hint: Any, num_items: int) -> tuple[Any, ...] | None:
-    """The hint of every item of a tuple, or None when the tuple must have another length."""
+    """The type hint of every item of a tuple; None if the tuple must have another length."""
     hints = typing.get_args(hint)
     if len(hints) == 2 and hints[1] is Ellipsis:
         return (hints[0],) * num_items
@@ -112,16 +112,16 @@ def _is_mapping(hint: Any) -> bool:
         return False
     key_hint = typing.get_args(hint)[0]
     if key_hint is not str and typing.get_origin(key_hint) is not typing.Literal:
-        raise TypeError(f"{hint} has no JSON form: keys must be str or Literal texts")
+        raise TypeError(f"{hint} has no JSON form: expected keys of type str or Literal")
     return True
 
 
 def _encode(value: Any, hint: Any) -> Any:
-    """JSON by hint. What does not fit its hint is passed through, for `decode_record` to name with its place."""
+    """Encode by type hint. A value that does not fit is passed through: `decode_record` then reports it with its position."""
     if members := _union_members(hint):
         if value is None or len(members) == 1:
             return None if value is None else _encode(value, members[0])
-        return {KIND_KEY: kind_of(type(value)), **_encode(value, type(value))} if type(value) in members else value
+        return {KIND_KEY: kind_tag(type(value)), **_encode(value, type(value))} if type(value) in members else value
     if hint is float and type(value) is int:
         return float(value)
     if dataclasses.is_dataclass(hint) and isinstance(value, cast("type", hint)):
@@ -136,7 +136,7 @@ def _encode(value: Any, hint: Any) -> Any:
 
 
 def _decode(data: Any, hint: Any, where: str) -> Any:
-    """A value by hint, every refusal naming its place."""
+    """Decode by type hint. Every error names the position."""
     if hint in _SCALARS:
         return _decode_scalar(data, hint, where)
     if dataclasses.is_dataclass(hint):
@@ -158,13 +158,13 @@ def _decode_scalar(data: Any, hint: Any, where: str) -> Any:
     if hint is not float:
         return _expect(data, hint, expected, where)
     if isinstance(data, bool) or not isinstance(data, (int, float)):
-        raise DecodeError(where, f"expected {expected}, got {shown(data)}")
+        raise DecodeError(where, f"expected {expected}, got {quoted(data)}")
     try:
         number = float(data)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise DecodeError(where, f"expected a finite number, got {shown(data)}")
+        raise DecodeError(where, f"expected a finite number, got {quoted(data)}")
     return number
 
 
@@ -172,7 +172,9 @@ def _decode_literal(data: Any, choices: tuple[Any, ...], where: str) -> Any:
     for choice in choices:
         if type(choice) is type(data) and choice == data:
             return choice
-    raise DecodeError(where, f"expected one of {', '.join(map(repr, choices))}, got {shown(data)}")
+    shown = ", ".join(map(repr, choices[:MAX_LISTED_NAMES]))
+    rest = f" or one of {len(choices) - MAX_LISTED_NAMES} more" if len(choices) > MAX_LISTED_NAMES else ""
+    raise DecodeError(where, f"expected one of {shown}{rest}, got {quoted(data)}")
 
 
 def _decode_tuple(data: Any, hint: Any, where: str) -> tuple[Any, ...]:
@@ -194,7 +196,7 @@ def _decode_union(data: Any, members: tuple[Any, ...], hint: Any, where: str) ->
         return None
     if len(members) == 1:
         return _decode(data, members[0], where)
-    by_kind = {kind_of(member): member for member in members}
+    by_kind = {kind_tag(member): member for member in members}
     tagged = _expect(data, dict, "an object", where)
     if KIND_KEY not in tagged:
         raise DecodeError(where, f"missing key {KIND_KEY!r}")
@@ -220,7 +222,7 @@ def _decode_dataclass(data: Any, cls: type, where: str) -> Any:
 
 
 def _expect(data: Any, cls: type, expected: str, where: str) -> Any:
-    """The data itself when it is exactly of the class (so true is no 1), an error that shows it otherwise."""
+    """The data, if its class is exactly this one (true is not 1)."""
     if type(data) is not cls:
-        raise DecodeError(where, f"expected {expected}, got {shown(data)}")
+        raise DecodeError(where, f"expected {expected}, got {quoted(data)}")
     return data

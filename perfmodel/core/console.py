@@ -1,7 +1,7 @@
-"""What all commands share: errors to exit codes, common flags, plain tables, progress.
+"""Parts shared by all commands: errors to exit codes, common flags, tables, progress.
 
-The only module that prints and the only one that configures logging. stdout is the result, stderr the talk.
-Exit codes: 0 answered, 2 your input, 1 our fault, 130 interrupted.
+This is the only module that prints and that configures logging. The result goes to stdout, everything else to stderr.
+Exit codes: 0 answered, 2 wrong input, 1 a fault of this project, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
-from perfmodel.core.disk import NO_SPACE_ERRNOS, check_writable, os_error_in
-from perfmodel.core.errors import Interrupted, MissingExtra, OutOfSpace, S2DError, UserInputError
+from perfmodel.core.disk import NO_SPACE_ERRNOS, check_writable, find_os_error
+from perfmodel.core.errors import Interrupted, MissingExtra, OutOfSpace, S2DError, UserInputError, names_hint, quoted
+from perfmodel.core.near_names import near_words
 from perfmodel.core.overwriting import check_outputs, output_file
 from perfmodel.core.units import Seconds, format_duration, format_frac
 
@@ -32,7 +33,7 @@ EXIT_ANSWERED = 0
 EXIT_OUR_FAULT = 1
 EXIT_INTERRUPTED = 130
 
-_EXTRA_OF = {
+_EXTRA_BY_PACKAGE = {
     "torch": "run",
     "transformers": "run",
     "tokenizers": "run",
@@ -42,25 +43,25 @@ _EXTRA_OF = {
     "matplotlib": "notebooks",
     "pandas": "notebooks",
 }
-"""Which of our extras brings an optional package, by the name it is imported under."""
+"""The extra that installs an optional package, by the package's import name."""
 
 _OUR_PACKAGES = ("perfmodel", "calibrate", "profiler", "s2d")
-"""Their notes are shown without `-v`."""
+"""Packages whose notes are printed without `-v`."""
 _COLUMN_GAP = "  "
-_LINE_EVERY_S = 10.0
+_PRINT_EVERY_S = 10.0
 _REDRAW_EVERY_S = 0.1
 
 
 def run_command(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, command: Callable[[argparse.Namespace], int]
 ) -> int:
-    """Parse the command line, run the command, and turn whatever happens into one message and an exit code.
+    """Parse the command line and run the command. An error becomes one message and an exit code.
 
     Args:
-        parser: with `add_common_flags` or `add_verbose_flag` applied.
-        argv: the arguments without the program's name; those of the process when None.
-        command: does the work and returns its exit code; not called when the file of `add_common_flags` cannot be written, or
-            an output is an input.
+        parser: the command's, after `add_common_flags` or `add_verbose_flag`.
+        argv: the arguments without the program's name; None takes those of the process.
+        command: does the work and returns the exit code. It is not called if the output file cannot be written, or if an
+            output is also an input.
     """
     try:
         args = parser.parse_args(argv)
@@ -78,7 +79,7 @@ def run_command(
         _discard_stdout()
         return EXIT_ANSWERED
     except (Exception, KeyboardInterrupt) as err:
-        return _report(parser.prog, _ours(err), verbose=verbose)
+        return _print_error(parser.prog, _as_s2d_error(err), verbose=verbose)
     return code
 
 
@@ -87,10 +88,10 @@ def add_common_flags(parser: argparse.ArgumentParser, *, result: str) -> None:
 
     Args:
         parser: the command's.
-        result: what the command makes, for the help: `plan`, `report` …
+        result: the name of the command's result, for the help: `plan`, `report` …
     """
     parser.add_argument("--explain", action="store_true", help="print all details, not only the summary")
-    parser.add_argument("--json", action="store_true", help=f"print the {result} file itself on stdout, and nothing else")
+    parser.add_argument("--json", action="store_true", help=f"print the {result} file on stdout instead of text")
     parser.add_argument("-o", "--output", type=output_file, metavar="FILE", help=f"write the {result} to FILE")
     parser.set_defaults(writes_file=True)
     add_verbose_flag(parser)
@@ -114,47 +115,55 @@ def answer_options(args: argparse.Namespace) -> AnswerOptions:
 
 
 def add_verbose_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `-v`, which shows what is done and, after an error, where it happened."""
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more, and show the traceback of an error")
+    """Add `-v`, which prints debug messages and the traceback of an error."""
+    parser.add_argument("-v", "--verbose", action="store_true", help="print debug messages and the traceback of an error")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser with short error messages: one line, and never a long list of choices."""
+
+    def error(self, message: str) -> NoReturn:
+        help_command = f"{self.prog} --help"
+        hint = "" if help_command in message else f" See {help_command}."
+        self.exit(UserInputError.exit_code, f"{self.prog}: {message.rstrip('.')}.{hint}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            hint = names_hint(names, near_words(str(value), names), f"{self.prog} --help")
+            raise argparse.ArgumentError(action, f"unknown value {quoted(value)}: {hint}")
 
 
 def make_parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A parser that shows one true example below its options and accepts no abbreviated options."""
-    return argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """A parser whose help ends with an example, and which accepts no abbreviated options."""
+    return _Parser(prog=prog, description=description, **_help_style(example))
 
 
-def add_verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, purpose: str, example: str
+def add_subcommand(
+    subcommands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, purpose: str, example: str
 ) -> argparse.ArgumentParser:
-    """Add a verb to a command; its parser is as `make_parser` makes them.
+    """Add a subcommand with a parser like those of `make_parser`.
 
     Args:
-        verbs: of the command.
-        name: of the verb.
-        purpose: a phrase without full stop, shown in the command's help and in the verb's.
-        example: a true one.
+        subcommands: of the command, as `add_subparsers` returns them.
+        name: of the subcommand.
+        purpose: a phrase without full stop, for the help of the command and of the subcommand.
+        example: a command line that works.
     """
-    return verbs.add_parser(
-        name,
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = f"{purpose[0].upper()}{purpose[1:]}."
+    return subcommands.add_parser(name, help=purpose, description=description, **_help_style(example))
+
+
+def _help_style(example: str) -> dict[str, Any]:
+    epilog = f"example:\n  {example}"
+    return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
 
 
 def without_flag(command: Sequence[str], *names: str) -> list[str]:
-    """A command without a flag and its value, in all forms: `-o a`, `-oa`, `--output a`, `--output=a`.
+    """A command without a flag and its value, in every form: `-o a`, `-oa`, `--output a`, `--output=a`.
 
     Args:
-        command: its words.
+        command: the words of the command line.
         names: all names of the flag.
     """
     kept: list[str] = []
@@ -168,7 +177,7 @@ def without_flag(command: Sequence[str], *names: str) -> list[str]:
 
 
 def print_out(text: str = "", *, end: str = "\n") -> None:
-    """Part of the result, shown at once: a pipe gets streamed text as it comes."""
+    """Print a part of the result and flush it, so that a pipe receives streamed text at once."""
     print(text, end=end, flush=True)
 
 
@@ -206,7 +215,7 @@ def print_answer(
 
 
 def print_err(text: str = "") -> None:
-    """Part of the talk; whatever of the result came before is shown first, where it can be shown."""
+    """Print to stderr, after flushing the result printed so far."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -215,12 +224,12 @@ def print_err(text: str = "") -> None:
 
 
 def table(rows: Sequence[Sequence[str]], *, headers: Sequence[str], align: str | None = None) -> str:
-    """Rows as aligned plain text under their headers and a rule.
+    """A plain-text table: aligned columns, headers and a rule.
 
     Args:
-        rows: cells already formatted.
+        rows: formatted cells.
         headers: one per column.
-        align: `l` or `r` per column; the first left and the others right when None.
+        align: `l` or `r` per column; None aligns the first column left and the others right.
     """
     sides = align or "l" + "r" * (len(headers) - 1)
     widths = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
@@ -236,44 +245,44 @@ def _aligned(cells: Sequence[str], widths: Sequence[int], sides: str) -> str:
 
 
 @contextlib.contextmanager
-def keeping(path: str | os.PathLike[str], *, holding: Sequence[str] = ()) -> Iterator[None]:
-    """Long work whose results are saved to the path as they come: Ctrl-C, or a full disk, says that they are kept there.
+def keep_progress(path: str | os.PathLike[str], *, patterns: Sequence[str] = ()) -> Iterator[None]:
+    """Run long work that saves partial results at the path: after Ctrl-C or on a full disk, the error names them.
 
     Args:
-        path: a file, or a folder.
-        holding: glob patterns of what can be gone on from; a folder without any of it keeps nothing.
+        path: a file or a folder.
+        patterns: glob patterns of the partial results in a folder. A folder without any of them holds no partial result.
     """
     try:
         yield
     except KeyboardInterrupt as err:
-        raise Interrupted(path if _keeps(Path(path), holding) else None) from err
+        raise Interrupted(path if _has_progress(Path(path), patterns) else None) from err
     except OutOfSpace as err:
-        if _keeps(Path(path), holding):
-            err.add_note(f"What was done so far is kept in {os.fspath(path)!r}: make room and repeat the command to go on.")
+        if _has_progress(Path(path), patterns):
+            err.add_note(f"The partial result is in {os.fspath(path)!r}. Free some space and repeat the command to continue.")
         raise
 
 
-def _keeps(path: Path, holding: Sequence[str]) -> bool:
-    return (path.is_file() and path.stat().st_size > 0) or any(any(path.glob(pattern)) for pattern in holding)
+def _has_progress(path: Path, patterns: Sequence[str]) -> bool:
+    return (path.is_file() and path.stat().st_size > 0) or any(any(path.glob(pattern)) for pattern in patterns)
 
 
 def save_or_warn(save: Callable[[], object]) -> None:
-    """Save what there is so far; a disk that is full is no reason to end long work, whose next save may succeed."""
+    """Save a partial result; a failure is only a warning, because the next save of the long work may succeed."""
     try:
         save()
     except UserInputError as err:
-        print_err(f"warning: {err} Going on meanwhile.")
+        print_err(f"warning: {err} The work continues.")
 
 
 class Progress:
-    """One line on stderr about long work: how far, how long still.
+    """One line on stderr about the progress of long work, with the time left.
 
-    On a terminal the line is redrawn in place; elsewhere a new one is printed now and then.
+    A terminal shows one line that is redrawn in place. Other streams get a new line every 10 s.
 
     Args:
-        label: what is being done.
-        total: how many units there are to do.
-        stream: where to write; stderr when None.
+        label: name of the work.
+        total: number of units of work.
+        stream: where to print; None is stderr.
         clock: a monotonic clock in seconds.
     """
 
@@ -291,27 +300,27 @@ class Progress:
         self._clock = clock
         self._in_place = self._stream.isatty()
         self._start_s = clock()
-        self._shown_s = self._start_s
-        self._shown_chars = 0
+        self._printed_s = self._start_s
+        self._printed_chars = 0
         self._done = 0
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._in_place and self._shown_chars:
+        if self._in_place and self._printed_chars:
             self._stream.write("\n")
             self._stream.flush()
 
     def step(self, note: str = "", *, units: int = 1) -> None:
-        """Count finished units, and show it unless the last showing is too recent."""
+        """Count finished units, and print the progress unless it was printed a moment ago."""
         self._done += units
         now_s = self._clock()
-        every_s = _REDRAW_EVERY_S if self._in_place else _LINE_EVERY_S
-        if self._done < self._total and now_s - self._shown_s < every_s:
+        every_s = _REDRAW_EVERY_S if self._in_place else _PRINT_EVERY_S
+        if self._done < self._total and now_s - self._printed_s < every_s:
             return
-        self._shown_s = now_s
-        self._show(self._line(now_s, note))
+        self._printed_s = now_s
+        self._print(self._line(now_s, note))
 
     def _line(self, now_s: Seconds, note: str) -> str:
         spent_s = now_s - self._start_s
@@ -320,41 +329,41 @@ class Progress:
         parts = (self._label, f"{self._done}/{self._total}", format_frac(self._done / self._total), ending, note)
         return _COLUMN_GAP.join(part for part in parts if part)
 
-    def _show(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self._in_place:
-            self._stream.write("\r" + line.ljust(self._shown_chars))
-            self._shown_chars = len(line)
+            self._stream.write("\r" + line.ljust(self._printed_chars))
+            self._printed_chars = len(line)
         else:
             self._stream.write(line + "\n")
         self._stream.flush()
 
 
 def _configure_logging(verbose: bool) -> None:
-    """Print records as `note: …` or `warning: …`: those of other packages from warnings on, or all where `verbose` is set."""
+    """Print log records as `note: …` or `warning: …`. Without `verbose`, other packages print warnings only."""
     import logging
 
-    class ForPeople(logging.Formatter):
+    class NoteFormatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
             return f"{'warning' if record.levelno >= logging.WARNING else 'note'}: {super().format(record)}"
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, force=True)
-    logging.getLogger().handlers[0].setFormatter(ForPeople("%(message)s"))
+    logging.getLogger().handlers[0].setFormatter(NoteFormatter("%(message)s"))
     for package in _OUR_PACKAGES:
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def _ours(err: BaseException) -> BaseException:
-    """The error as one of our own, where another library's means the same."""
-    if isinstance(err, ModuleNotFoundError) and (package := (err.name or "").partition(".")[0]) in _EXTRA_OF:
-        return MissingExtra(package, _EXTRA_OF[package]).with_traceback(err.__traceback__)
-    found = os_error_in(err)
-    if found is not None and found.errno in NO_SPACE_ERRNOS:
-        return OutOfSpace(found.filename or "the output").with_traceback(err.__traceback__)
+def _as_s2d_error(err: BaseException) -> BaseException:
+    """Our own error for a missing optional package or a full disk; every other error unchanged."""
+    if isinstance(err, ModuleNotFoundError) and (package := (err.name or "").partition(".")[0]) in _EXTRA_BY_PACKAGE:
+        return MissingExtra(package, _EXTRA_BY_PACKAGE[package]).with_traceback(err.__traceback__)
+    os_error = find_os_error(err)
+    if os_error is not None and os_error.errno in NO_SPACE_ERRNOS:
+        return OutOfSpace(os_error.filename or "the output").with_traceback(err.__traceback__)
     return err
 
 
-def _report(prog: str, err: BaseException, *, verbose: bool) -> int:
-    """Say on stderr what happened and give the exit code for it."""
+def _print_error(prog: str, err: BaseException, *, verbose: bool) -> int:
+    """Print an error on stderr and return its exit code."""
     if verbose:
         import traceback
 
@@ -366,12 +375,12 @@ def _report(prog: str, err: BaseException, *, verbose: bool) -> int:
     if isinstance(err, KeyboardInterrupt):
         print_err(f"{prog}: interrupted")
         return EXIT_INTERRUPTED
-    fault = "This is a fault of s2d, not yours: run again with -v and report it."
-    print_err("\n".join([f"{prog}: {type(err).__name__}: {err}", *notes, fault]))
+    request = "This is a fault of s2d: please run the command again with -v and report the output."
+    print_err("\n".join([f"{prog}: {type(err).__name__}: {err}", *notes, request]))
     return EXIT_OUR_FAULT
 
 
 def _discard_stdout() -> None:
-    """Nobody can read our output, or no disk can hold it: let the interpreter's last flush go nowhere instead of failing."""
+    """Send stdout to the null device, because it cannot be written: else the interpreter's last flush would fail."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,8 @@
-"""How long a measurement stood ready to run while other programs had the processors.
+"""Measures how long a thread was ready to run while other programs used the processors.
 
-Linux counts it for every thread (*run delay*). Prices leave such waits out, as passes that were preempted are pulled in, and
-what a run measures holds them: beside other programs every prediction comes out too fast. A thread that waits for its own
-workers or for a GPU is not counted, nor is what a hypervisor takes away.
+Linux counts this time for every thread (*run delay*). Pass times exclude such waits, because preempted passes are limited to
+the range of the others; the wall time of a run includes them. Beside other programs every prediction is therefore too fast.
+Waiting for the thread's own workers or for a GPU is not counted, nor is time that a hypervisor takes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 from perfmodel.core.units import NANO, Frac, Seconds, format_frac
 
 BUSY_FRAC: Frac = 0.02
-"""A larger share is worth a warning: it is as large as the errors of predictions."""
+"""A larger share gives a warning: it is as large as the errors of predictions."""
 
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
 class Contention:
-    """Waiting of this thread since this was made.
+    """The share of time since its creation in which this thread waited for a processor.
 
     Args:
-        waited_s: seconds that this thread has waited since it began; None where the system does not say.
+        waited_s: seconds that this thread has waited since it started; returns None if the system does not count them.
         clock: a monotonic clock in seconds.
     """
 
@@ -31,30 +31,30 @@ class Contention:
         self, *, waited_s: Callable[[], Seconds | None] | None = None, clock: Callable[[], Seconds] = time.perf_counter
     ) -> None:
         self._waited_s, self._clock = waited_s or thread_waited_s, clock
-        self._began_s, self._waited_before_s = self._clock(), self._waited_s()
+        self._start_s, self._waited_at_start_s = self._clock(), self._waited_s()
 
     @property
     def waited_frac(self) -> Frac | None:
-        """Share of the time; None where the system does not say, or none has passed."""
-        waited_s, seconds = self._waited_s(), self._clock() - self._began_s
-        if waited_s is None or self._waited_before_s is None or seconds <= 0:
+        """The share; None if the system does not count waits, or if no time has passed."""
+        waited_s, elapsed_s = self._waited_s(), self._clock() - self._start_s
+        if waited_s is None or self._waited_at_start_s is None or elapsed_s <= 0:
             return None
-        return (waited_s - self._waited_before_s) / seconds
+        return (waited_s - self._waited_at_start_s) / elapsed_s
 
     @property
     def warning(self) -> str | None:
-        """What to say where it was much."""
+        """A warning if the share is above `BUSY_FRAC`."""
         waited_frac = self.waited_frac
         if waited_frac is None or waited_frac < BUSY_FRAC:
             return None
         return (
-            f"other programs kept this one waiting for a processor for {format_frac(waited_frac)} of the time: prices leave "
-            "that out and runs do not, so predictions come out too fast. Measure again where nothing else runs."
+            f"this process waited {format_frac(waited_frac)} of the time for a processor that other programs used: pass times "
+            "exclude these waits and runs include them, so predictions are too fast. Measure again on an idle machine."
         )
 
 
 def thread_waited_s(path: Path = _SCHEDSTAT) -> Seconds | None:
-    """Seconds for which the calling thread was ready and did not run; None where the system does not say."""
+    """Seconds for which the calling thread was ready but did not run; None if the system does not count them."""
     try:
         return int(path.read_text().split()[1]) * NANO
     except (OSError, ValueError, IndexError):

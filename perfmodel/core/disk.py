@@ -1,4 +1,4 @@
-"""Bytes to and from the disk: whole or not at all, every failure a message that says what to do."""
+"""Reads and writes files, whole or not at all; every failure is a message that names the fix."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _QUOTED_ERRNO = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
-"""How libraries written in Rust (safetensors, tokenizers), and `shutil`, quote an error of the operating system's."""
+"""An error of the operating system as quoted by Rust libraries (safetensors, tokenizers) and by `shutil`."""
 
 
 def write_atomically(path: PathLike, data: bytes) -> None:
-    """Put the bytes at the path, or leave the path as it was: a temporary file beside it, synced, then renamed.
+    """Write the bytes to the path, or leave the path unchanged: write a temporary file beside it, sync, rename.
 
     Raises:
         OutOfSpace: the disk is full.
@@ -32,43 +32,43 @@ def write_atomically(path: PathLike, data: bytes) -> None:
 
 
 def check_writable(path: PathLike) -> None:
-    """Refuse, before the work that fills it, a file that could not be written after it; leaves nothing behind.
+    """Refuse a file that cannot be written, before the work that makes its content. The check leaves no file behind.
 
     Raises:
         OutOfSpace: the disk is full.
-        BadFile: it is a folder or a device, its folder does not exist, or nothing may be made in there.
+        BadFile: it is a folder or a device, its folder does not exist, or its folder is not writable.
     """
     with _written_beside(path, b"\n"):
         pass
 
 
 @contextlib.contextmanager
-def folder_for_files(path: PathLike) -> Iterator[None]:
-    """A folder that files can be written in, made where it is not there yet; what was made and stays empty goes again.
+def writable_folder(path: PathLike) -> Iterator[None]:
+    """Make a folder if it does not exist, and check that files can be written in it. New folders that stay empty are removed.
 
     Raises:
         OutOfSpace: the disk is full.
         BadFile: it is a file, or cannot be made.
     """
     folder = Path(path)
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    new_folders = [candidate for candidate in (folder, *folder.parents) if not candidate.exists()]
     try:
-        with saving(path):
+        with translate_write_errors(path):
             if folder.exists() and not folder.is_dir():
                 raise BadFile(path, "this is a file, expected a folder", "Give the name of a folder")
             folder.mkdir(parents=True, exist_ok=True)
-            _check_place(folder, path)
+            _check_writable_folder(folder, path)
         yield
     finally:
-        for one in made:
+        for new_folder in new_folders:
             with contextlib.suppress(OSError):
-                one.rmdir()
+                new_folder.rmdir()
 
 
-def _check_place(folder: Path, path: PathLike) -> None:
-    """Refuse a folder in which no file can be made; the message names the path as it was given."""
+def _check_writable_folder(folder: Path, path: PathLike) -> None:
+    """Refuse a folder in which no file can be written. The message names the path as the user wrote it."""
     file = folder / f".{os.getpid()}.partial"
-    with saving(path):
+    with translate_write_errors(path):
         try:
             with file.open("wb") as opened:
                 opened.write(b"\n")
@@ -81,9 +81,9 @@ def _check_place(folder: Path, path: PathLike) -> None:
 
 @contextlib.contextmanager
 def _written_beside(path: PathLike, data: bytes) -> Iterator[tuple[Path, Path]]:
-    """The bytes in a temporary file beside a file's path, synced, and that path, links followed; the temporary one goes."""
-    with saving(path):
-        final = final_file(path)
+    """Yield a synced temporary file with the bytes, and the final path with links followed. Remove the temporary file."""
+    with translate_write_errors(path):
+        final = resolve_file(path)
         partial = _partial_name(final)
         try:
             with partial.open("wb") as file:
@@ -92,71 +92,71 @@ def _written_beside(path: PathLike, data: bytes) -> Iterator[tuple[Path, Path]]:
                 os.fsync(file.fileno())
             yield partial, final
         finally:
-            with contextlib.suppress(OSError):  # of a path that cannot even be looked up
+            with contextlib.suppress(OSError):  # the path itself is invalid
                 partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def whole_folder(path: PathLike) -> Iterator[Path]:
-    """Hands out an empty folder to fill; when it is left without an error it becomes the path, else nothing is there.
+def atomic_folder(path: PathLike) -> Iterator[Path]:
+    """Yield an empty folder to fill. It is renamed to the path at the end, or removed after an error.
 
     Raises:
         OutOfSpace: the disk is full.
-        BadFile: there is something at the path, its folder does not exist, or it cannot be written.
+        BadFile: the path exists, its parent folder does not exist, or it cannot be written.
     """
     import shutil
 
-    check_new(path)
+    check_new_folder(path)
     final = Path(path).absolute()
     partial = _partial_name(final)
     try:
-        with saving(path):
+        with translate_write_errors(path):
             partial.mkdir()
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
-                    sync(file)
+                    sync_to_disk(file)
             partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_new(path: PathLike) -> None:
-    """Refuse a place for a new folder where there is something already, or that is in no folder.
+def check_new_folder(path: PathLike) -> None:
+    """Refuse a path for a new folder that exists, or whose parent folder does not exist.
 
     Raises:
-        BadFile: says which.
+        BadFile: one of these.
     """
     final = Path(path).absolute()
     if final.exists() or final.is_symlink():
-        raise BadFile(path, "exists already, expected a new name", "Give another one, or move this away")
+        raise BadFile(path, "this exists already, expected a new name", "Give another name, or move it away")
     if not final.parent.is_dir():
         raise _write_error(path, FileNotFoundError())
 
 
 @contextlib.contextmanager
-def saving(path: PathLike) -> Iterator[None]:
-    """Whatever is written inside is part of the path: where the operating system refuses, it says so of the path.
+def translate_write_errors(path: PathLike) -> Iterator[None]:
+    """Turn errors of the operating system inside the block into errors about this path.
 
     Raises:
         OutOfSpace: the disk is full.
-        BadFile: anything else of the operating system's.
+        BadFile: any other error of the operating system.
     """
     try:
         yield
     except OutOfSpace as err:
         raise OutOfSpace(path) from err
     except Exception as err:
-        found = os_error_in(err)
-        if found is None:
+        os_error = find_os_error(err)
+        if os_error is None:
             raise
-        raise _write_error(path, found) from err
+        raise _write_error(path, os_error) from err
 
 
-def os_error_in(err: BaseException) -> OSError | None:
-    """The operating system's error that this one is, or quotes; None for any other, and for those that are ours already.
+def find_os_error(err: BaseException) -> OSError | None:
+    """The operating system's error that this error is or quotes; None for other errors, and for our own.
 
-    The one place that knows how other libraries tell of a full disk.
+    This function alone knows how other libraries report a full disk.
     """
     if isinstance(err, S2DError) or (isinstance(err, OSError) and err.errno is not None):
         return err if isinstance(err, OSError) else None
@@ -167,24 +167,24 @@ def os_error_in(err: BaseException) -> OSError | None:
     return err if isinstance(err, OSError) else None
 
 
-def sync(path: Path) -> None:
-    """Have the disk take a written file: only then is it known to have had room."""
+def sync_to_disk(path: Path) -> None:
+    """Write a file's content through to the disk. Only this shows that the disk had room for it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def read_whole(path: PathLike, *, max_bytes: Bytes | None = None) -> bytes:
+def read_bytes(path: PathLike, *, max_bytes: Bytes | None = None) -> bytes:
     """The bytes of a file.
 
     Args:
-        path: of the file.
-        max_bytes: refuse a larger one, unread beyond that; None for no limit.
+        path: the file.
+        max_bytes: refuse a larger file, without reading the rest; None for no limit.
 
     Raises:
-        BadFile: there is no such file, it is a folder or a named pipe, too large, or it may not be read.
+        BadFile: the file does not exist, is a folder or a named pipe, is too large, or may not be read.
     """
     if _is_named_pipe(path):
-        raise BadFile(path, "this is a named pipe, expected a file", "Write what comes out of it to a file, and give that")
+        raise BadFile(path, "this is a named pipe, expected a file", "Write its output to a file and give that")
     try:
         with Path(path).open("rb") as file:
             data = file.read() if max_bytes is None else file.read(max_bytes + 1)
@@ -193,26 +193,25 @@ def read_whole(path: PathLike, *, max_bytes: Bytes | None = None) -> bytes:
     except IsADirectoryError as err:
         raise BadFile(path, "this is a folder, expected a file", "Give a file inside it") from err
     except ValueError as err:  # a NUL character in the path
-        raise BadFile(path, f"no file can have this name ({err})", "Check the name") from err
+        raise BadFile(path, f"this is not a valid file name ({err})", "Check the name") from err
     except OSError as err:
         raise BadFile(path, f"cannot be read: {err.strerror}", "Check that it is a file you may read") from err
     if max_bytes is not None and len(data) > max_bytes:
-        problem = f"larger than {format_bytes(max_bytes)}, the most that is read"
-        raise BadFile(path, problem, "Give the part of it that is needed")
+        raise BadFile(path, f"the file is too large, expected at most {format_bytes(max_bytes)}", "Give a part of it")
     return data
 
 
 def _is_named_pipe(path: PathLike) -> bool:
-    """Whether opening a path would wait for another program; a shell's `<(command)`, which has no name, does not."""
+    """Whether opening the path would wait for another program. A shell's `<(command)` has no name and does not wait."""
     try:
         real = Path(path).resolve()
         return real.is_fifo() and Path("/dev") not in real.parents
-    except (OSError, ValueError):  # no path; opening it says why
+    except (OSError, ValueError):  # an invalid path: opening it raises the error
         return False
 
 
-def final_file(path: PathLike) -> Path:
-    """A file's path with links followed.
+def resolve_file(path: PathLike) -> Path:
+    """The path of a file with links followed.
 
     Raises:
         BadFile: it is a folder or a device.
@@ -231,5 +230,5 @@ def _write_error(path: PathLike, err: OSError) -> BadFile | OutOfSpace:
     if err.errno in NO_SPACE_ERRNOS:
         return OutOfSpace(path)
     if isinstance(err, FileNotFoundError):
-        return BadFile(path, "its folder does not exist", "Make the folder first, or give another place")
-    return BadFile(path, f"cannot be written: {err.strerror or err}", "Give another place")
+        return BadFile(path, "its folder does not exist", "Make the folder first, or give another path")
+    return BadFile(path, f"cannot be written: {err.strerror or err}", "Give another path")

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from perfmodel.core.codec import DecodeError, decode_record, encode_record, unique_keys
-from perfmodel.core.disk import PathLike, read_whole, write_atomically
-from perfmodel.core.errors import BadFile, shown
+from perfmodel.core.disk import PathLike, read_bytes, write_atomically
+from perfmodel.core.errors import BadFile, quoted
 from perfmodel.core.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class _Contents:
 
 def _read_contents(path: PathLike, file_format: FileFormat[Any]) -> _Contents:
     """Read and check a file of either form. Both forms are understood, so that a file of the other form is named."""
-    data = read_whole(path)
+    data = read_bytes(path)
     members = _archive_members(path, data, file_format) if data.startswith(_ZIP_MAGIC) else {_HEADER_MEMBER: data}
     if _HEADER_MEMBER not in members:
         raise file_format.other(path, f"s2d did not write this archive, expected a member {_HEADER_MEMBER}")
@@ -205,6 +205,11 @@ def _read_contents(path: PathLike, file_format: FileFormat[Any]) -> _Contents:
     except DecodeError as err:
         raise file_format.unreadable(path, str(err)) from err
     return _Contents(record=record, provenance=provenance, body=envelope["body"], members=members)
+
+
+def record_sha256(record: object) -> str:
+    """The hash that names a record, whether or not it was written to a file."""
+    return hashlib.sha256(_canonical(encode_record(record))).hexdigest()
 
 
 def _archive_members(path: PathLike, data: bytes, file_format: FileFormat[Any]) -> dict[str, bytes]:
@@ -236,9 +241,9 @@ def _check_envelope(path: PathLike, envelope: Any, file_format: FileFormat[Any])
         keys = ", ".join(_ENVELOPE_KEYS)
         raise file_format.other(path, f"s2d did not write this file, expected an object with the keys {keys}")
     if envelope["schema"] != schema:
-        raise file_format.other(path, f"this is a file of schema {shown(envelope['schema'])}, expected {schema!r}")
+        raise file_format.other(path, f"this is a file of schema {quoted(envelope['schema'])}, expected {schema!r}")
     if type(envelope["version"]) is not int or envelope["version"] != version:
-        raise file_format.unreadable(path, f"this {schema} file has version {shown(envelope['version'])}, expected {version}")
+        raise file_format.unreadable(path, f"this {schema} file has version {quoted(envelope['version'])}, expected {version}")
 
 
 def _arrays_sha256(body: Any, members: Mapping[str, bytes]) -> str:

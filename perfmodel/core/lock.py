@@ -1,6 +1,6 @@
-"""One process at a time writes to a file or in a folder that grows over minutes.
+"""Locks for files and folders that one process at a time may write to.
 
-The lock belongs to the open file: the operating system drops it when the process ends, however it ends. No file is left behind.
+The lock belongs to the open file: the operating system releases it when the process ends for any reason. No lock file remains.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from perfmodel.core.disk import PathLike, final_file, saving
+from perfmodel.core.disk import PathLike, resolve_file, translate_write_errors
 from perfmodel.core.errors import UserInputError
 
 try:
@@ -21,17 +21,17 @@ except ImportError:  # not a POSIX system
 
 @contextlib.contextmanager
 def locked_file(path: PathLike) -> Iterator[bool]:
-    """A file that no other process of ours writes to meanwhile. It is made where it is not there; left empty, it goes again.
+    """Lock a file against our other processes. A missing file is made, and removed at the end if it is still empty.
 
-    Yields whether it is locked: some file systems and operating systems have no locks.
+    Yields whether the file is locked: some file systems and operating systems have no locks.
 
     Raises:
-        UserInputError: another process has it.
+        UserInputError: another process holds the lock.
         BadFile: it is a folder or a device, its folder does not exist, or it cannot be written.
         OutOfSpace: the disk is full.
     """
-    with saving(path):
-        file = final_file(path)
+    with translate_write_errors(path):
+        file = resolve_file(path)
         is_new = not file.exists()
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -47,16 +47,16 @@ def locked_file(path: PathLike) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def locked_folder(path: PathLike) -> Iterator[bool]:
-    """A folder that no other process of ours works in meanwhile; see `locked_file`.
+    """Lock a folder against our other processes; see `locked_file`.
 
     Raises:
-        UserInputError: another process has it.
-        BadFile: it is not there, or cannot be read.
+        UserInputError: another process holds the lock.
+        BadFile: the folder does not exist, or cannot be read.
     """
-    if fcntl is None:  # and a folder cannot be opened
+    if fcntl is None:  # such systems cannot open a folder either
         yield False
         return
-    with saving(path):
+    with translate_write_errors(path):
         descriptor = os.open(path, os.O_RDONLY)
     try:
         yield _lock(descriptor, path)
@@ -65,19 +65,19 @@ def locked_folder(path: PathLike) -> Iterator[bool]:
 
 
 def _lock(descriptor: int, path: PathLike) -> bool:
-    """Lock an open file or folder; returns whether there are locks here."""
+    """Lock an open file or folder; returns whether the system has locks."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_there = os.path.samestat(os.fstat(descriptor), Path(path).stat())
+        is_ours = os.path.samestat(os.fstat(descriptor), Path(path).stat())
     except (BlockingIOError, FileNotFoundError):
-        is_there = False
+        is_ours = False
     except OSError:  # a file system without locks
         return False
-    if not is_there:  # or removed by a process that had it until now
+    if not is_ours:  # locked, or just removed, by another process
         raise UserInputError(
-            f"{os.fspath(path)!r} is in use: another process writes there, expected one at a time. Wait until it has ended, or "
-            "give another place."
+            f"{os.fspath(path)!r} is in use by another process, expected one process at a time. Wait until it has ended, or "
+            "give another path."
         )
     return True

@@ -1,7 +1,7 @@
-"""No command overwrites what it reads: outputs are held against all inputs before any work.
+"""Refuses a command whose output would overwrite one of its inputs, before any work.
 
-Outputs are marked by the type of their argument, `output_file` or `OutputFolder`. Every other argument that names an existing
-file or folder is an input, so that a new flag is covered without being listed anywhere.
+The argument type `output_file` or `OutputFolder` marks an output. Every other argument that names an existing file or folder
+is an input, so a new flag is covered without an entry here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from perfmodel.core.errors import UserInputError
@@ -26,9 +27,9 @@ MODEL_FILES = (
     "additional_chat_templates/*.jinja",
     "s2d.json",
 )
-"""What is read of a folder that an argument names."""
+"""The files that commands read in a folder given as an argument."""
 _PROSE = "TEXT"
-"""The metavar of arguments that are text and never a file's name."""
+"""The metavar of arguments that are text and never a file name."""
 
 
 def output_file(text: str) -> Path:
@@ -41,64 +42,77 @@ class OutputFolder:
     """The type of an argument that names a folder to write in.
 
     Args:
-        written: glob patterns of the files that are written there over those that are.
-        suffix: of the folder that they are written in, where that has another name.
+        written: glob patterns of the existing files that the command overwrites.
+        suffix: appended to the folder's name, if the command writes in a folder of another name.
     """
 
     written: tuple[str, ...] = ()
     suffix: str = ""
 
     def __call__(self, text: str) -> Path:
-        """The folder, as argparse asks for it."""
+        """The folder, as argparse calls a type."""
         return Path(text)
 
     def files(self, folder: Path) -> list[Path]:
         """The files that would be overwritten."""
-        place = folder.with_name(folder.name + self.suffix) if self.suffix else folder
-        return [file for pattern in self.written for file in place.glob(pattern)]
+        actual = folder.with_name(folder.name + self.suffix) if self.suffix else folder
+        return [file for pattern in self.written for file in actual.glob(pattern)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Named:
-    """What one argument names."""
+class _PathArgument:
+    """A path that an argument names or could name."""
 
     flag: str
     path: Path
-    kind: object
-    """The argument's type."""
+    argument_type: object
+    """`type` of the argument in its parser."""
 
     def __str__(self) -> str:
         return f"{self.flag} {str(self.path)!r}"
 
     @property
     def is_output(self) -> bool:
-        return self.kind is output_file or isinstance(self.kind, OutputFolder)
+        return self.argument_type is output_file or isinstance(self.argument_type, OutputFolder)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that an output overwrites, or that the command reads for an input."""
+        if isinstance(self.argument_type, OutputFolder):
+            return self.argument_type.files(self.path)
+        try:
+            is_folder = not self.is_output and self.path.is_dir()
+        except (OSError, ValueError):  # not a path: too long, or with a null character
+            return []
+        return [file for pattern in MODEL_FILES for file in self.path.glob(pattern)] if is_folder else [self.path]
 
 
 def check_outputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse an output that is an input, through links too, or another output.
+    """Refuse an output that is also an input, even through links, or that is also another output.
 
     Args:
         parser: of the command.
-        args: what it parsed.
+        args: the parsed arguments.
 
     Raises:
-        UserInputError: names both.
+        UserInputError: one of these; names both arguments.
     """
-    named = [one for action in _actions(parser, args) for one in _named(action, args)]
-    outputs, inputs = [one for one in named if one.is_output], [one for one in named if not one.is_output]
+    arguments = [argument for action in _actions(parser, args) for argument in _path_arguments(action, args)]
+    outputs = [argument for argument in arguments if argument.is_output]
+    inputs = [argument for argument in arguments if not argument.is_output]
     for output in outputs:
-        for given in inputs:
-            if any(_is_same(file, read) for file in _written(output) for read in _read(given)):
+        for other in inputs:
+            if any(_is_same(written, read) for written in output.files for read in other.files):
                 raise UserInputError(
-                    f"{output} would overwrite {given}, which this command reads: expected another place. Give another one "
+                    f"{output} would overwrite {other}, which this command reads: expected another path. Give another path "
                     f"with {output.flag}."
                 )
-    files = [one for one in outputs if one.kind is output_file]
-    for place, output in enumerate(files):
-        for other in files[:place]:
-            if output.path.resolve() == other.path.resolve() or _is_same(output.path, other.path):
-                raise UserInputError(f"{other} and {output} are one file: expected two. Give another one with {output.flag}.")
+    output_files = [output for output in outputs if output.argument_type is output_file]
+    for first, second in combinations(output_files, 2):
+        if first.path.resolve() == second.path.resolve() or _is_same(first.path, second.path):
+            raise UserInputError(
+                f"{first} and {second} are the same file: expected two files. Give another path with {second.flag}."
+            )
 
 
 def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[argparse.Action]:
@@ -107,41 +121,28 @@ def _actions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[
     for action in parser._actions:  # argparse has no public list of them
         if not isinstance(action, argparse._SubParsersAction):
             actions[action.dest] = action
-        elif (verb := getattr(args, action.dest)) is not None:
-            actions |= {chosen.dest: chosen for chosen in _actions(action.choices[verb], args)}
+        elif (subcommand := getattr(args, action.dest)) is not None:
+            actions |= {chosen.dest: chosen for chosen in _actions(action.choices[subcommand], args)}
     return list(actions.values())
 
 
-def _named(action: argparse.Action, args: argparse.Namespace) -> Iterator[_Named]:
-    """What an argument could name: itself, and the parts of a list with commas."""
+def _path_arguments(action: argparse.Action, args: argparse.Namespace) -> Iterator[_PathArgument]:
+    """Every path that an argument could name: its value, and the parts of a value with commas."""
     if action.choices is not None or action.metavar == _PROSE:
         return
     value = getattr(args, action.dest, None)
     flag = action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
-    for one in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(one, Path):
-            yield _Named(flag=flag, path=one, kind=action.type)
-        elif isinstance(one, str):
-            for part in dict.fromkeys([one, *one.split(",")]):
+    for item in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(item, Path):
+            yield _PathArgument(flag=flag, path=item, argument_type=action.type)
+        elif isinstance(item, str):
+            for part in dict.fromkeys([item, *item.split(",")]):
                 if part:
-                    yield _Named(flag=flag, path=Path(part), kind=action.type)
+                    yield _PathArgument(flag=flag, path=Path(part), argument_type=action.type)
 
 
-def _written(output: _Named) -> list[Path]:
-    return output.kind.files(output.path) if isinstance(output.kind, OutputFolder) else [output.path]
-
-
-def _read(given: _Named) -> list[Path]:
-    """The files that an input stands for: itself, or what is read of a folder."""
+def _is_same(path: Path, other: Path) -> bool:
     try:
-        is_folder = given.path.is_dir()
-    except (OSError, ValueError):  # no path: too long, or with a null character
-        return []
-    return [file for pattern in MODEL_FILES for file in given.path.glob(pattern)] if is_folder else [given.path]
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except (OSError, ValueError):  # one of them is not there, or no path
+        return path.samefile(other)
+    except (OSError, ValueError):  # one of them does not exist, or is not a valid path
         return False

@@ -1,6 +1,6 @@
-"""Where a file comes from: when, by which version and command, on what machine, from which inputs.
+"""Provenance of a file: time, version, command, machine and inputs.
 
-Nothing here names a person, a machine or a folder: the host is described, paths are reduced to file names.
+It names no person, machine or folder: the host is described by its kind, and paths are reduced to file names.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOOL_VERSION = "0.1.0"
-"""The version of this project; `pyproject.toml` reads it from here."""
+"""The version of this project. `pyproject.toml` reads it from this line."""
 
 _GIT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What a reader needs to trust a file or to make it again."""
+    """The facts that a reader needs to trust a file or to make it again."""
 
     utc_time: str
     """ISO 8601, `2026-01-31T12:00:00Z`."""
     tool_version: str
     git_commit: str | None
-    """Commit of the checkout that ran, with `-dirty` when it had changes; None outside a checkout."""
+    """Commit of the checkout that ran, with `-dirty` if it had changes; None outside a checkout."""
     command: str
     host: str
-    """What kind of machine: `x86_64, 2 cores, Linux`. Never a name."""
+    """Kind of machine, never its name: `x86_64, 2 cores, Linux`."""
     device: str | None
     driver: str | None
     libraries: dict[str, str]
-    """Version of each library that could change the numbers; always `python`."""
+    """Version of each library that can change the numbers, and of `python`."""
     seed: int | None
     inputs: dict[str, str]
-    """SHA-256 of the body of each file that went in, by its role: `profile`, `trace` …"""
+    """SHA-256 of the body of each input file, by role: `profile`, `trace` …"""
 
 
 def make_provenance(
@@ -51,9 +51,12 @@ def make_provenance(
     """The provenance of a file about to be written.
 
     Args:
-        argv: the command line, its program first; `sys.argv` when None.
-        libraries: distribution names (`torch`, `transformers`) whose installed versions are looked up.
-        inputs: SHA-256 of the body of each input, by role.
+        argv: the command line, the program first; None takes `sys.argv`.
+        device: the device that was measured or used.
+        driver: its driver version.
+        libraries: distributions (`torch`, `transformers`) whose installed versions to record.
+        seed: of random numbers.
+        inputs: SHA-256 of the body of each input file, by role.
     """
     return Provenance(
         utc_time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -70,21 +73,21 @@ def make_provenance(
 
 
 def command_text(argv: Sequence[str]) -> str:
-    """The command line with every path reduced to its file name, quoted so that a shell would read it back."""
+    """The command line, quoted for a shell, with every path reduced to its file name."""
     import shlex
 
     return shlex.join(_without_folders(argument) for argument in argv)
 
 
 def host_text() -> str:
-    """What kind of machine this is, without its name."""
+    """The kind of this machine, without its name."""
     import platform
 
     return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
-    """Installed version of each distribution, and of Python itself; one that is not installed is left out."""
+    """Installed version of each distribution and of Python. Distributions that are not installed are left out."""
     import platform
 
     versions = {"python": platform.python_version()}
@@ -105,21 +108,21 @@ def _installed_version(name: str) -> str | None:
 
 
 def _without_folders(argument: str) -> str:
-    """`--out=/a/b.json` is `--out=b.json`; prose that merely holds a slash stays as it is."""
+    """`--out=/a/b.json` becomes `--out=b.json`. Prose that contains a slash stays unchanged."""
     option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
     is_path = value.startswith(("/", "~")) or not any(map(str.isspace, value))
     return f"{option}{equals}{value.rstrip('/').rpartition('/')[2] if is_path else value}"
 
 
 def _git_commit(root: Path) -> str | None:
-    """The commit of the checkout this package runs from; None when it is installed elsewhere or git is missing."""
+    """The commit of the checkout that this package runs from; None without a checkout or without git."""
     if not (root / ".git").exists():
         return None
     import subprocess
 
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None

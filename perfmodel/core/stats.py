@@ -1,4 +1,4 @@
-"""Statistics: intervals, resamples of independent evidence, and samples with their extremes pulled in."""
+"""Statistics: intervals, bootstrap resamples, and samples with their extremes limited."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INTERVAL_FRAC: Frac = 0.9
-"""Every interval in plans and reports is a central 90 % one."""
+"""Every interval in plans and reports is a central 90 % interval."""
 NORMAL_QUANTILE = 1.6449
-"""Standard deviations on each side of it under a normal law."""
+"""Half the width of that interval in standard deviations of a normal distribution."""
 WIDEST_FACTOR = 10.0
-"""Intervals of ratios are cut at so many times the value, either way: a wider one tells nothing more."""
+"""Intervals of ratios end at this factor above and below the value: a wider interval carries no information."""
 
 NUM_RESAMPLES = 200
 _SEED = 20260701
 
 WINSORIZED_FRAC = 0.02
-"""Share of the samples on each side that is pulled in to the edge of the rest."""
+"""Share of the samples on each side that is replaced by the nearest remaining sample."""
 MIN_WINSORIZED_SAMPLES = 8
 
 
@@ -38,35 +38,41 @@ class Interval:
     high: float
 
     @property
-    def is_cut(self) -> bool:
-        """Whether a side is as far off as intervals go, so that nothing is known of it."""
+    def is_clipped(self) -> bool:
+        """Whether an end is at `WIDEST_FACTOR`, which means that this end is unknown."""
         nearly = WIDEST_FACTOR * (1 - 1e-9)  # low and high are rounded
         return self.high >= self.value * nearly or self.low <= self.value / nearly
 
 
 def ratio_interval(value: float, *, below: float, above: float) -> Interval:
-    """The interval of a ratio from natural logarithms: so far below its value, and so far above it."""
+    """The interval of a ratio.
+
+    Args:
+        value: the ratio.
+        below: natural logarithm of the value over the low end.
+        above: natural logarithm of the high end over the value.
+    """
     widest = math.log(WIDEST_FACTOR)
     return Interval(value=value, low=value * math.exp(-min(below, widest)), high=value * math.exp(min(above, widest)))
 
 
 @lru_cache(maxsize=16)
-def resamples(number: int) -> NDArray[np.int64]:
-    """How often each of so many pieces of evidence is drawn, by resample: [resamples, number]; not to be written to."""
+def resample_counts(num_items: int) -> NDArray[np.int64]:
+    """How often each bootstrap resample contains each item: [resamples, items]. The array is shared: do not write to it."""
     import random
 
     import numpy as np
 
-    drawn = random.Random(_SEED).choices(range(number), k=NUM_RESAMPLES * number)
-    offset = np.repeat(np.arange(NUM_RESAMPLES) * number, number)
-    return np.bincount(offset + drawn, minlength=NUM_RESAMPLES * number).reshape(NUM_RESAMPLES, number)
+    drawn = random.Random(_SEED).choices(range(num_items), k=NUM_RESAMPLES * num_items)
+    offset = np.repeat(np.arange(NUM_RESAMPLES) * num_items, num_items)
+    return np.bincount(offset + drawn, minlength=NUM_RESAMPLES * num_items).reshape(NUM_RESAMPLES, num_items)
 
 
 def winsorized(values: Sequence[Seconds]) -> list[Seconds]:
-    """The values with the most extreme `WINSORIZED_FRAC` on each side pulled in to the edge of the rest."""
+    """The values with the most extreme `WINSORIZED_FRAC` on each side replaced by the nearest remaining value."""
     if len(values) < MIN_WINSORIZED_SAMPLES:
         return list(values)
     ordered = sorted(values)
-    outside = math.ceil(WINSORIZED_FRAC * len(ordered))
-    low, high = ordered[outside], ordered[-1 - outside]
+    num_outside = math.ceil(WINSORIZED_FRAC * len(ordered))
+    low, high = ordered[num_outside], ordered[-1 - num_outside]
     return [min(max(value, low), high) for value in values]

@@ -1,18 +1,18 @@
-"""Commands on several devices: torchrun starts one process for each, and tells every process how many there are."""
+"""Commands on several devices: torchrun starts one process per device and sets the variables below."""
 
 import os
 from collections.abc import Sequence
 
-_TOLD_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""All of them: schedulers of clusters set a size alone, for programs of their own."""
+_TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""torchrun sets all of them. Cluster schedulers set WORLD_SIZE alone, for programs of their own."""
 
 
 def num_processes() -> int:
-    """Processes that torchrun started together, this one included; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _TOLD_BY_TORCHRUN) else 1
+    """Number of processes that torchrun started together, including this one; 1 without torchrun."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _TORCHRUN_VARIABLES) else 1
 
 
-def launched(command: Sequence[str], num_devices: int) -> tuple[str, ...]:
-    """A command of ours as it has to be typed to use so many devices of one machine."""
+def torchrun_command(command: Sequence[str], num_devices: int) -> tuple[str, ...]:
+    """The command line that runs one of our commands on this number of devices of one machine."""
     launcher = ("torchrun", "--nproc-per-node", str(num_devices), "--no-python") if num_devices > 1 else ()
     return (*launcher, *command)

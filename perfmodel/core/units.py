@@ -1,13 +1,18 @@
-"""Units: what a number counts, and the only functions that turn numbers into ms, GB and %.
+"""Types of quantities by unit, and the only functions that format numbers as ms, GB and %.
 
-Inside the code and the files every quantity is in seconds, bytes, FLOP, tokens, joules, watts or fractions of 1. The
-aliases below only document; they are plain `float` and `int`.
+Code and files hold seconds, bytes, FLOP, tokens, joules, watts and fractions of 1. The types below are aliases of `float` and
+`int` and only document the unit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Seconds = float
 Bytes = int
@@ -20,6 +25,8 @@ Frac = float
 TokensPerS = float
 BytesPerS = float
 FlopsPerS = float
+Floats: TypeAlias = "NDArray[np.float64]"
+"""An array of numbers in any unit; a comment gives its shape."""
 
 NANO = 1e-9
 MICRO = 1e-6
@@ -41,12 +48,12 @@ _SIGNIFICANT_DIGITS = 3
 
 
 def format_seconds(seconds: Seconds) -> str:
-    """A measured time to three digits: `1.53 s`, `27.1 ms`, `8.40 µs`."""
+    """A measured time with three significant digits: `1.53 s`, `27.1 ms`, `8.40 µs`."""
     return _scaled(seconds, ((1.0, "s"), (MILLI, "ms"), (MICRO, "µs"), (NANO, "ns")))
 
 
 def format_duration(seconds: Seconds) -> str:
-    """A time to wait, to the second: `41 s`, `3 min 20 s`, `2 h 05 min`."""
+    """A waiting time, rounded up to a second: `41 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = math.ceil(seconds)
     if whole < MINUTE_S:
         return f"{whole} s"
@@ -56,7 +63,7 @@ def format_duration(seconds: Seconds) -> str:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """Bytes in powers of ten: `140 GB`, `16.8 MB`, `512 B`."""
+    """Bytes with decimal prefixes: `140 GB`, `16.8 MB`, `512 B`."""
     return _scaled(num_bytes, ((TB, "TB"), (GB, "GB"), (MB, "MB"), (KILO, "kB"), (1.0, "B")))
 
 
@@ -81,7 +88,7 @@ def format_frac(frac: Frac) -> str:
 
 
 def format_signed_frac(frac: Frac) -> str:
-    """A difference as a percentage that always shows its sign: `+3.0 %`."""
+    """A difference as a percentage with its sign: `+3.0 %`."""
     return f"{100 * frac:+.1f} %"
 
 
@@ -95,13 +102,13 @@ def format_speedup(ratio: float) -> str:
     return f"{ratio:.2f}x"
 
 
-def format_interval(low: float, high: float, format_one: Callable[[float], str]) -> str:
-    """An interval, each end written by the formatter of its unit: `1.41x to 1.62x`."""
-    return f"{format_one(low)} to {format_one(high)}"
+def format_interval(low: float, high: float, format_value: Callable[[float], str]) -> str:
+    """An interval, each end formatted by the function for its unit: `1.41x to 1.62x`."""
+    return f"{format_value(low)} to {format_value(high)}"
 
 
 def format_number(value: float) -> str:
-    """A bare number to three significant digits and never in exponent form: `0.0123`, `1.50`, `8231`."""
+    """A number without unit, with three significant digits and without exponent: `0.0123`, `1.50`, `8231`."""
     rounded = _rounded(value)
     if rounded == 0:
         return "0"
@@ -110,12 +117,12 @@ def format_number(value: float) -> str:
 
 
 def _rounded(value: float) -> float:
-    """The value to three significant digits, so that 999.9 ms is seen to be 1.00 s before its unit is chosen."""
+    """The value rounded to three significant digits. Its unit is chosen after rounding: 999.9 ms is 1.00 s."""
     return float(f"{value:.{_SIGNIFICANT_DIGITS - 1}e}")
 
 
 def _scaled(value: float, scales: tuple[tuple[float, str], ...]) -> str:
-    """The value in the largest unit it reaches; `scales` run from large to small, and 1 is among them."""
+    """The value in the largest unit that does not exceed it; `scales` descend and include 1."""
     rounded = abs(_rounded(value))
     if rounded == 0:
         return f"0 {next(name for scale, name in scales if scale == 1)}"

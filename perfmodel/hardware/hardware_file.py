@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel.core.codec import DecodeError, decode_record, unique_keys
-from perfmodel.core.disk import PathLike, read_whole
+from perfmodel.core.disk import PathLike, read_bytes
 from perfmodel.core.errors import BadFile, UnknownName
 from perfmodel.core.near_names import near_keys
 from perfmodel.hardware.cpu import CPU_NAME
@@ -49,7 +49,7 @@ def read_hardware(path: PathLike) -> FoundDevice:
     """
     import hashlib
 
-    data = read_whole(path)
+    data = read_bytes(path)
     parsed = _parsed(path, data)
     try:
         return FoundDevice(hardware=decode_hardware(parsed), sha256=hashlib.sha256(data).hexdigest())
@@ -97,8 +97,8 @@ def _check_keys(parsed: dict[str, Any]) -> None:
     for key in parsed:
         if key not in expected:
             near = near_keys(key, expected)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(expected)}"
-            raise DecodeError("device", f"unknown key {key!r} ({hint})")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise DecodeError("device", f"unknown key {key!r}{hint}")
     missing = [key for key in expected if key not in parsed]
     if missing:
         raise DecodeError("device", f"missing key {', '.join(map(repr, missing))}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from perfmodel.core.errors import UnknownName, UserInputError, shown
+from perfmodel.core.errors import UnknownName, UserInputError, quoted
 from perfmodel.models.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
 
 Config: TypeAlias = Mapping[str, Any]
@@ -136,13 +136,13 @@ def find_architecture(config: Config, name: str) -> Architecture:
     uncovered = "; ".join(uncovered_traits(config))
     if uncovered:
         raise UserInputError(
-            f"model {shown(name)}: the latency law does not cover {shown(given)}, which has {uncovered}. Give a dense "
+            f"model {quoted(name)}: the latency law does not cover {quoted(given)}, which has {uncovered}. Give a dense "
             f"decoder of a family in {MODELS_PAGE}."
         )
     for architecture in ARCHITECTURES:
         if given in (architecture.class_name, architecture.model_type, *architecture.other_names):
             return architecture
-    otherwise = f"give a model of a covered family: sizes alone do not tell what the layers of {shown(name)} compute"
+    otherwise = f"give a model of a covered family: sizes alone do not tell what the layers of {quoted(name)} compute"
     known = [one.class_name for one in ARCHITECTURES]
     raise UnknownName("architecture", given, known, listed_in=MODELS_PAGE, otherwise=otherwise)
 
@@ -163,9 +163,9 @@ def architecture_names(config: Config) -> list[str]:
     """What a config calls its model: its classes, then its type."""
     classes, model_type = _or_nothing(config.get("architectures"), []), _or_nothing(config.get("model_type"), "")
     if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
-        raise UserInputError(f"architectures is {shown(classes)}, expected a list of class names. Correct the config.json.")
+        raise UserInputError(f"architectures is {quoted(classes)}, expected a list of class names. Correct the config.json.")
     if not isinstance(model_type, str):
-        raise UserInputError(f"model_type is {shown(model_type)}, expected a name. Correct the config.json.")
+        raise UserInputError(f"model_type is {quoted(model_type)}, expected a name. Correct the config.json.")
     return [name for name in (*classes, model_type) if name]
 
 
@@ -183,7 +183,7 @@ def layer_types(config: Config) -> list[str]:
     types = _or_nothing(config.get("layer_types"), [])
     if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
         raise UserInputError(
-            f"layer_types is {shown(types)}, expected a list with one name per layer. Correct the config.json."
+            f"layer_types is {quoted(types)}, expected a list with one name per layer. Correct the config.json."
         )
     return types
 
@@ -192,10 +192,10 @@ def uncovered_traits(config: Config) -> Iterator[str]:
     """`a mixture of experts (num_experts = 128): which weights …`, for every kind that a config is of."""
     names = [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in architecture_names(config)]
     for kind in UNCOVERED:
-        by_key = [f"{key} = {shown(config[key])}" for key in kind.keys if config.get(key)]
+        by_key = [f"{key} = {quoted(config[key])}" for key in kind.keys if config.get(key)]
         by_name = any(part in name for part in kind.name_parts for name in names)
         if by_key or by_name:
             yield f"{kind.what}{f' ({by_key[0]})' if by_key else ''}: {kind.why}"
     unknown = sorted(set(layer_types(config)) - set(KNOWN_LAYER_TYPES))
     if unknown:
-        yield f"layers of type {', '.join(map(shown, unknown[:3]))}: only full and sliding-window attention are priced"
+        yield f"layers of type {', '.join(map(quoted, unknown[:3]))}: only full and sliding-window attention are priced"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from perfmodel.core.codec import unique_keys
-from perfmodel.core.errors import BadFile, UserInputError, shown
+from perfmodel.core.errors import BadFile, UserInputError, quoted
 from perfmodel.models.hub import CONFIG
 from perfmodel.models.model_roles import other_role
 
@@ -68,7 +68,7 @@ def check_is_decoder(path: Path, config: Mapping[str, Any], name: str) -> None:
     beside = {one.name for one in folder.iterdir()} if path.name == CONFIG and folder.is_dir() else set()
     role = other_role(config, name, beside)
     if role:
-        raise UserInputError(f"model {shown(name)} is {role}. Give a whole language model.")
+        raise UserInputError(f"model {quoted(name)} is {role}. Give a whole language model.")
 
 
 def model_name(path: Path, config: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ def find_draft(name: str) -> DraftGeometry:
     by_name = {draft.model.name: draft for draft in KNOWN_DRAFTS}
     found = _look_up(by_name, ALIASES, name)
     if found is None:
-        raise UnknownName("draft", name, by_name)
+        raise UnknownName("draft", name, by_name, listed_in="docs/models.md")
     return found
 
 

@@ -8,7 +8,7 @@ caps change neither bytes nor FLOP. The vocabulary counts its padding, which is 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perfmodel.core.errors import UserInputError, shown
+from perfmodel.core.errors import UserInputError, quoted
 from perfmodel.core.units import Tokens
 from perfmodel.models.architectures import Config, architecture_names, decoder_config, find_architecture, layer_types
 from perfmodel.models.geometry import ModelGeometry
@@ -130,7 +130,7 @@ class _Keys:
             return default
         if value is None and not self.is_given(key):
             raise UserInputError(
-                f"model {shown(self.name)}: its config leaves out {self.file_key(key)}, for which "
+                f"model {quoted(self.name)}: its config leaves out {self.file_key(key)}, for which "
                 f"{self.architecture.model_type} has no default. Give the whole config.json of the model."
             )
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
@@ -149,8 +149,8 @@ class _Keys:
         return rule if isinstance(rule, bool) else self.flag(rule)
 
     def _wrong(self, key: str, expected: str) -> UserInputError:
-        written, value = self.file_key(key), shown(self.value(key))
-        return UserInputError(f"model {shown(self.name)}: {written} is {value}, expected {expected}. Correct its config.json.")
+        written, value = self.file_key(key), quoted(self.value(key))
+        return UserInputError(f"model {quoted(self.name)}: {written} is {value}, expected {expected}. Correct its config.json.")
 
 
 def _remarks(keys: _Keys, *, is_text: bool) -> Iterator[str]:
@@ -212,13 +212,13 @@ def _windowed_layers(keys: _Keys, context_tokens: Tokens) -> int:
     rule, num_layers = keys.architecture.windows, keys.num_layers
     types = layer_types(keys.decoder)
     if types and len(types) != num_layers:
-        name = shown(keys.name)
+        name = quoted(keys.name)
         raise UserInputError(f"model {name}: layer_types has {len(types)} entries, expected {num_layers}, one per layer.")
     if rule in ("none", "from-layer") and not keys.flag("use_sliding_window"):
         return 0
     if rule == "none":
         raise UserInputError(
-            f"model {shown(keys.name)}: use_sliding_window is true, which its family is not known to have. Set it to false if "
+            f"model {quoted(keys.name)}: use_sliding_window is true, which its family is not known to have. Set it to false if "
             "its layers attend to everything."
         )
     if keys.value("sliding_window") is None or keys.count("sliding_window") >= context_tokens:

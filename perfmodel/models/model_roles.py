@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from perfmodel.core.errors import shown
+from perfmodel.core.errors import quoted
 from perfmodel.models.architectures import Config, architecture_names
 from perfmodel.models.known_architectures import ARCHITECTURES
 
@@ -84,8 +84,8 @@ def _head(config: Config, name: str) -> str | None:
     """`an EAGLE-3 head (draft_vocab_size = 32000)`."""
     written = [*architecture_names(config), str(config.get("speculators_model_type") or "")]
     for head in HEADS:
-        by_class = next((shown(one) for one in written if any(part in _plain(one) for part in head.name_parts)), None)
-        by_key = next((f"{key} = {shown(config[key])}" for key in head.keys if config.get(key)), None)
+        by_class = next((quoted(one) for one in written if any(part in _plain(one) for part in head.name_parts)), None)
+        by_key = next((f"{key} = {quoted(config[key])}" for key in head.keys if config.get(key)), None)
         if by_class or by_key:
             return f"{head.what} ({by_class or by_key})"
     return _by_own_name(name, _NAMED_HEADS) if config.get("num_hidden_layers") == 1 else None
@@ -96,12 +96,12 @@ def _silent_by_file(config: Config, beside: Collection[str]) -> str | None:
     for name in architecture_names(config):
         for ending, what in _SILENT_ENDINGS.items():
             if name.endswith(ending):
-                return f"{what} ({shown(name)})"
+                return f"{what} ({quoted(name)})"
         if name in _HEADLESS or (_ENCODER.search(name) and not _CAUSAL.search(name)):
-            return f"a model without a head for the next token ({shown(name)})"
+            return f"a model without a head for the next token ({quoted(name)})"
     for key, value in _BOTH_WAYS.items():
         if config.get(key) is value:
-            return f"an embedding model ({key} = {shown(value)}: it attends in both directions)"
+            return f"an embedding model ({key} = {quoted(value)}: it attends in both directions)"
     mark = next((file for file in _SENTENCE_FILES if file in beside), None)
     return mark and f"an embedding model ({mark} of sentence-transformers is beside its config)"
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from perfmodel.core.errors import shown
+from perfmodel.core.errors import quoted
 from perfmodel.core.units import Seconds
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _compiled(pattern: str, ending: str) -> "regex.Pattern[str]":
     import regex
 
     counts = [max(int(count or 1) for count in pair) for pair in _COUNTS.findall(pattern[:MAX_CHARS])]
-    problem = f"the pattern {shown(pattern)}, which is too long, too nested, or repeats too often"
+    problem = f"the pattern {quoted(pattern)}, which is too long, too nested, or repeats too often"
     if len(pattern) > MAX_CHARS or math.prod(max(count, 1) for count in counts) > MAX_REPEATS:
         raise UnreadablePattern(problem)
     try:

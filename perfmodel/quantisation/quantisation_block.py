@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from perfmodel.core.errors import UserInputError, shown
+from perfmodel.core.errors import UserInputError, quoted
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.quantisation.module_names import HEAD_NAMES, Matches, by_glob, by_transformers_rule, layer_names
 from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
@@ -40,7 +40,7 @@ class Quantisation:
     def refuse(self, problem: str) -> NoReturn:
         """Raise the one sentence about a block that cannot be priced as it is stored."""
         raise UserInputError(
-            f"model {shown(self.model_name)} is stored quantised {problem} ({self.where}): its bytes are not known. Give the "
+            f"model {quoted(self.model_name)} is stored quantised {problem} ({self.where}): its bytes are not known. Give the "
             "--dtype that comes nearest, such as --dtype int4, to price it in that."
         )
 
@@ -99,9 +99,9 @@ class BlockReader:
 
     def wrong(self, key: str, expected: str) -> NoReturn:
         """Refuse the value of a key."""
-        value = shown(self.block.get(key))
-        place = shown(f"{self._path}{key}")[1:-1]  # keys are from the file: escaped, and cut
-        self._quantisation.refuse(f"by {shown(self._quantisation.label)}, and {place} is {value}, expected {expected}")
+        value = quoted(self.block.get(key))
+        place = quoted(f"{self._path}{key}")[1:-1]  # keys are from the file: escaped, and cut
+        self._quantisation.refuse(f"by {quoted(self._quantisation.label)}, and {place} is {value}, expected {expected}")
 
     def get(self, *keys: str, default: Any = None) -> Any:
         """The value of the first key that is there."""

@@ -8,7 +8,7 @@ multimodal config perhaps that of its text decoder; `quantization` (MLX); or `hf
 from collections.abc import Mapping
 from dataclasses import replace
 
-from perfmodel.core.errors import UserInputError, shown
+from perfmodel.core.errors import UserInputError, quoted
 from perfmodel.core.units import format_bytes
 from perfmodel.models.architectures import decoder_config
 from perfmodel.models.geometry import ModelGeometry
@@ -47,10 +47,10 @@ def find_quantisation(config: Block, beside: object, model_name: str) -> Quantis
         return None
     found = Quantisation(model_name=model_name, where=where, method="", block={})
     if not isinstance(block, Mapping):
-        found.refuse(f"by {shown(block)}, where an object is expected")
+        found.refuse(f"by {quoted(block)}, where an object is expected")
     method = _method_of(block, is_mlx=block is config.get("quantization"))
     if not isinstance(method, str):
-        found.refuse(f"by {shown(method)}, where the name of a method is expected")
+        found.refuse(f"by {quoted(method)}, where the name of a method is expected")
     return replace(found, method=plain_name(method), block=block)
 
 
@@ -71,11 +71,11 @@ def stored_format(quantisation: Quantisation, model: ModelGeometry) -> WeightFor
     """
     read = METHODS.get(quantisation.method)
     if read is None:
-        quantisation.refuse(f"by {shown(quantisation.label)}, a method whose bits are not known")
+        quantisation.refuse(f"by {quoted(quantisation.label)}, a method whose bits are not known")
     try:
         return read(BlockReader(quantisation)).weight_format(model)
     except UnreadablePattern as err:
-        quantisation.refuse(f"by {shown(quantisation.label)}, and a list of its modules has {err}")
+        quantisation.refuse(f"by {quoted(quantisation.label)}, and a list of its modules has {err}")
 
 
 def check_agreement(first: WeightFormat, beside: object, model: ModelGeometry) -> None:
@@ -97,7 +97,7 @@ def check_agreement(first: WeightFormat, beside: object, model: ModelGeometry) -
     sizes = model_weight_bytes(model, first), model_weight_bytes(model, other)
     if abs(sizes[1] / sizes[0] - 1) > AGREEMENT_TOLERANCE:
         raise UserInputError(
-            f"model {shown(model.name)}: its config.json says {first.label}, {format_bytes(sizes[0])}, and "
+            f"model {quoted(model.name)}: its config.json says {first.label}, {format_bytes(sizes[0])}, and "
             f"hf_quant_config.json beside it {other.label}, {format_bytes(sizes[1])}. Remove the one that is wrong, or give "
             "--dtype to overrule both."
         )

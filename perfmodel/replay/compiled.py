@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from perfmodel.acceptance.confidence_curves import agreement_at
 from perfmodel.acceptance.off_path_trace import off_path_confidence
 from perfmodel.acceptance.trace import Trace
+from perfmodel.core.units import Floats
 from perfmodel.passes.passes import COLD_PLACES
 from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
 from perfmodel.replay._native import ENTRY_FIELDS, RULE_FIELDS, RULE_FORMATS, run
@@ -36,7 +37,6 @@ from perfmodel.replay.reference import ENTRY_KINDS
 
 Bools: TypeAlias = NDArray[np.bool_]
 Counts: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float64]
 
 _ENTRY = np.dtype([(name, np.int64) for name in ENTRY_FIELDS])
 _RULE = np.dtype(list(zip(RULE_FIELDS, RULE_FORMATS, strict=True)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.core.stats import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval, resamples
+from perfmodel.core.stats import INTERVAL_FRAC, NORMAL_QUANTILE, Interval, ratio_interval, resample_counts
 from perfmodel.core.units import Frac, Seconds, TokensPerS
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.passes.passes import PASS_KINDS, PASS_MODEL, PREFILL_KINDS, Line, PassKind
@@ -213,6 +213,6 @@ def _resampled_ratios(runs: Sequence[Decoded], plain: Sequence[Decoded]) -> list
 
     pairs = zip(runs, plain, strict=True)
     columns = [(run.num_tokens, run.decode_s, plain_run.num_tokens, plain_run.decode_s) for run, plain_run in pairs]
-    tokens, seconds, plain_tokens, plain_s = (resamples(len(runs)) @ np.array(columns)).T
+    tokens, seconds, plain_tokens, plain_s = (resample_counts(len(runs)) @ np.array(columns)).T
     ratios: list[float] = np.sort(tokens / seconds * plain_s / plain_tokens).tolist()
     return ratios

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import BadPolicy
+from perfmodel.core.units import Floats
 from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
 from perfmodel.policies.policy import Policy
 from perfmodel.replay import reference
@@ -38,7 +39,6 @@ except ImportError:  # s2d was installed without a C compiler, or the compiled m
 log = logging.getLogger(__name__)
 
 Counts: TypeAlias = NDArray[np.int64]
-Floats: TypeAlias = NDArray[np.float64]
 Entries: TypeAlias = NDArray[Any]
 """[N]; the fields of `perfmodel.replay.reference.Entry`, a kind by its place in `ENTRY_KINDS`, group after group."""
 

@@ -87,18 +87,18 @@ class BatchPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSchedule:
-    """How long to draft by batch size, at one context: what serving engines take."""
+    """Draft length by batch size at one context, as serving engines take it."""
 
     context_tokens: Tokens
     """In every sequence's cache."""
     points: tuple[BatchPoint, ...]
-    """Batches of 1, 2, 4, ..., up to the first at which speculation does not pay."""
+    """Batches of 1, 2, 4, … and `max_batch`, up to the first at which speculation does not pay."""
     max_batch: int
-    """The most sequences that were looked at."""
+    """The largest batch that was priced: no larger than memory holds."""
     stops_at_batch: int | None
     """The smallest batch at which speculation does not pay; None where it pays up to `max_batch`."""
     fitting_batch: int | None
-    """The most sequences whose caches fit beside the weights; None where the memory is not known."""
+    """The most sequences whose caches fit beside the weights: memory ends here. None: the memory is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from perfmodel.core.units import Seconds, Tokens
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import Sampling
-from profiler.acceptance.record_off_path import Mistake, draw_mistakes, record_off_path, seed_of
+from profiler.acceptance.record_off_path import Mistake, draw_mistakes, prompt_seed, record_off_path
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import Pair
@@ -129,7 +129,7 @@ class ExitRecorder:
             target_probs = self._target_probs(forced)
             draft_probs = [probabilities(logits) for logits in forced.exit_logits]  # E of [N, V]
             accepted = torch.stack([_overlap(target_probs, q) for q in draft_probs], dim=1).float().cpu()
-            refused = partial(_refused_samples, target_probs, draft_probs, seed_of(prompt.name))
+            refused = partial(_refused_samples, target_probs, draft_probs, prompt_seed(prompt.name))
         return PromptTrace(
             prompt=TracedPrompt(
                 name=prompt.name,

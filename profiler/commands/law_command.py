@@ -12,9 +12,9 @@ from itertools import product
 import numpy as np
 import torch
 
-from perfmodel.core.console import Progress, keeping, print_err, print_out, save_or_warn, table
+from perfmodel.core.console import Progress, keep_progress, print_err, print_out, save_or_warn, table
 from perfmodel.core.cpu_contention import Contention
-from perfmodel.core.disk import folder_for_files
+from perfmodel.core.disk import writable_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, format_seconds
@@ -42,7 +42,7 @@ def profile_law(args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
         raise UserInputError(f"--threads {args.threads}, --budget {args.budget:g}: expected at least 1 and at least 0 seconds")
     engine = engine_for(args.engine, args.device, 1)
     torch.set_num_threads(args.threads)
-    with folder_for_files(args.output):
+    with writable_folder(args.output):
         return _profile_law(grid_of(args), args, engine, argv=argv)
 
 
@@ -137,7 +137,7 @@ def _measure(
             saved_s = time.perf_counter()
 
     rng = np.random.default_rng([args.seed, *map(len, logs)])
-    with keeping(files[0].partial_paths[0]), progress:
+    with keep_progress(files[0].partial_paths[0]), progress:
         try:
             measure_law(models, grid, logs, args.budget, rng=rng, on_sweep=on_sweep)
         except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from perfmodel.core.console import add_verbose_flag, make_parser
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.overwriting import OutputFolder
-from perfmodel.core.torchrun import launched, num_processes
+from perfmodel.core.torchrun import num_processes, torchrun_command
 from profiler.commands.profile_inputs import PARTIAL_TRACE_NAME, TRACE_NAME, read_inputs
 from s2d.commands.arguments import EXITS_HELP, add_special_tokens_flag, layers
 from s2d.parallel.run_shared import run_shared
@@ -27,7 +27,7 @@ PROFILE_FILES = ("*.latency.json", "*.latency.partial.json")
 def main_profile(argv: Sequence[str] | None = None) -> int:
     """Entry point of `s2d-profile`; `law` times shapes for the latency law alone."""
     given = sys.argv[1:] if argv is None else list(argv)
-    command = launched((PROG, *given), num_processes())
+    command = torchrun_command((PROG, *given), num_processes())
 
     def models(args: argparse.Namespace, *, ranks: Ranks | None) -> int:
         prompts = read_inputs(args)

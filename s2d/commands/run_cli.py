@@ -13,7 +13,7 @@ from perfmodel.acceptance.splits import SPLITS
 from perfmodel.core.console import EXIT_ANSWERED, add_common_flags, answer_options, make_parser
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.overwriting import output_file
-from perfmodel.core.torchrun import launched, num_processes
+from perfmodel.core.torchrun import num_processes, torchrun_command
 from perfmodel.results.plan import PLAN_FILE
 from s2d.commands.arguments import add_special_tokens_flag, positive, stop_string
 from s2d.parallel.run_shared import run_shared
@@ -29,7 +29,7 @@ PROG = "s2d-run"
 
 def main_run(argv: Sequence[str] | None = None) -> int:
     """`s2d-run`: run a plan, stream its output, and compare it with the prediction."""
-    command = launched((PROG, *(sys.argv[1:] if argv is None else argv)), num_processes())
+    command = torchrun_command((PROG, *(sys.argv[1:] if argv is None else argv)), num_processes())
     return run_shared(run_parser(), argv, partial(_run, command=command))
 
 

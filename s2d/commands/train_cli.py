@@ -11,9 +11,9 @@ from pathlib import Path
 from perfmodel.core.console import (
     EXIT_ANSWERED,
     Progress,
-    add_verb,
+    add_subcommand,
     add_verbose_flag,
-    keeping,
+    keep_progress,
     make_parser,
     print_out,
     run_command,
@@ -36,7 +36,7 @@ def main_train(argv: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(dest="command", required=True)
     for verb, (purpose, example, add_flags, run) in _VERBS.items():
-        verb_parser = add_verb(verbs, verb, purpose, example)
+        verb_parser = add_subcommand(verbs, verb, purpose, example)
         add_flags(verb_parser)
         verb_parser.set_defaults(run=run)
 
@@ -138,7 +138,7 @@ def _train_draft(args: argparse.Namespace) -> None:
     texts = request.read_texts()
     from s2d.training.train_draft import train
 
-    kept = keeping(request.unfinished, holding=("checkpoint.safetensors",))
+    kept = keep_progress(request.unfinished, patterns=("checkpoint.safetensors",))
     with kept, _progress("draft", request.steps) as on_step:
         draft = train(request, texts, on_step=on_step)
     print_out(str(draft))
@@ -194,7 +194,7 @@ def _train_reference(args: argparse.Namespace) -> None:
     request = TrainReferenceRequest(output=args.output, work=args.work, stage=args.stage, max_steps=args.max_steps)
     from s2d.training.train_reference import train_family
 
-    with keeping(request.work_folder, holding=("*/checkpoint.safetensors", "*/training.json")):
+    with keep_progress(request.work_folder, patterns=("*/checkpoint.safetensors", "*/training.json")):
         folder = train_family(request, _progress)
     print_out(f"wrote {folder}")
 

@@ -1,4 +1,4 @@
-"""Replay a trace in a real run: every pass runs, but predictions and target tokens come from the trace.
+"""Replay a trace in a real run: every pass runs, but its results come from the trace.
 
 This times models with random weights under the acceptance of trained ones. Each pass runs, each exit check reads its
 result back to the host, and each verification decides. Only then are the results replaced by those of the trace. The rounds

@@ -1,4 +1,4 @@
-"""Verify a drafted block under an acceptance rule: how many tokens the target accepts, and its own next token.
+"""Verify a drafted block: the accepted tokens and the bonus, under each acceptance rule.
 
 Symbols: G drafted tokens, V vocabulary, D hidden size.
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.disk import PathLike, check_new, whole_folder
+from perfmodel.core.disk import PathLike, atomic_folder, check_new_folder
 from perfmodel.core.errors import BadFile, BadPolicy, Mismatch, UserInputError
 from perfmodel.core.units import Tokens
 from perfmodel.models.config_file import read_config_file
@@ -269,7 +269,7 @@ def save_draft(source: PathLike, out: PathLike, sidecar: Sidecar) -> None:
         OutOfSpace: the disk is full.
     """
     check_exit_depth(sidecar.exit_layers, read_geometry(Path(source)).num_layers)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         write_sidecar(folder, sidecar)
 
@@ -285,10 +285,10 @@ def export_exit(folder: PathLike, exit_layer: int, out: PathLike) -> None:
     source = Path(folder)
     read_config(source)  # refuses models that we do not load
     config = first_layers_config(read_config_file(source / CONFIG), exit_layer)
-    check_new(out)
+    check_new_folder(out)
     with open_weights(source) as read:
         tensors = {name: read(name).contiguous() for name in tensor_names(source) if layer_of(name) < exit_layer}
-    with whole_folder(out) as destination:
+    with atomic_folder(out) as destination:
         save_file(tensors, destination / "model.safetensors", metadata={"format": "pt"})
         (destination / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for extra in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):

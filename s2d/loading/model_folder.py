@@ -56,4 +56,5 @@ def _local_folder(name: str) -> Path | None:
         return Path(name)
     if REPOSITORY.fullmatch(name):
         return None
-    raise UnknownName("model", name, known, otherwise="give a folder with config.json and model.safetensors, or org/name")
+    otherwise = "give a folder with config.json and model.safetensors, or org/name"
+    raise UnknownName("model", name, known, listed_in="docs/models.md", otherwise=otherwise)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from perfmodel.core.errors import BadFile, BadPolicy, UserInputError, one_line, shown
+from perfmodel.core.errors import BadFile, BadPolicy, UserInputError, one_line, quoted
 from perfmodel.models.architectures import architecture_name, find_architecture, uncovered_traits
 from perfmodel.models.config_file import about_file, check_is_decoder, name_of_folder, read_config_file
 from perfmodel.models.geometry import REFERENCE_PREFIX, ModelGeometry
@@ -110,7 +110,7 @@ def _check_family(path: Path, raw: dict[str, Any]) -> None:
     if traits:
         raise BadFile(path, f"architecture {name!r} is not supported because of {traits}", fix)
     if model_type not in FAMILIES or name not in (model_type, CLASS_NAMES[model_type]):
-        raise BadFile(path, f"architecture {shown(name)} (model_type {shown(model_type)}) is not supported", fix)
+        raise BadFile(path, f"architecture {quoted(name)} (model_type {quoted(model_type)}) is not supported", fix)
     with about_file(path):
         geometry_from_config(raw, folder_name)
     if raw.get("auto_map"):
@@ -126,7 +126,7 @@ def _check_numbers(path: Path, config: Mapping[str, object]) -> None:
             value = part.get(key)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not (is_number and low <= value <= high):
-                raise BadFile(path, f"{key} is {shown(value)}, expected a number from {low:g} to {high:g}", _FIX)
+                raise BadFile(path, f"{key} is {quoted(value)}, expected a number from {low:g} to {high:g}", _FIX)
         lower, upper = part.get("low_freq_factor"), part.get("high_freq_factor")
         if lower is not None and upper is not None and lower > upper:
             problem = f"low_freq_factor is {lower!r} and high_freq_factor {upper!r}, expected a low factor up to the high one"

@@ -17,7 +17,7 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
         UnknownName: the runtime does not compute in this dtype.
     """
     if dtype not in TORCH_DTYPES:
-        raise UnknownName("dtype", dtype, TORCH_DTYPES)
+        raise UnknownName("dtype", dtype, TORCH_DTYPES, listed_in="s2d-run --help")
     return TORCH_DTYPES[dtype]
 
 

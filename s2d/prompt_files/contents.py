@@ -1,4 +1,4 @@
-"""The contents of a record, as a prompt and as a training text: a text, a conversation, or questions without answers."""
+"""The contents of a record, a text or a conversation, as a prompt and as a training text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from perfmodel.core.errors import shown
+from perfmodel.core.errors import quoted
 from s2d.prompt_files.problems import BadRecord
 from s2d.prompts.conversation import ROLES, Message, Prompt, Role
 
@@ -115,7 +115,7 @@ def read_chat(where: str, value: object) -> Chat:
         BadRecord: the value is not a list of messages; names the message.
     """
     if not isinstance(value, list) or not value:
-        raise BadRecord(f"{where}: expected a list of {_MESSAGE}, at least one, not {shown(value)}")
+        raise BadRecord(f"{where}: expected a list of {_MESSAGE}, at least one, not {quoted(value)}")
     messages = tuple(_message(f"message {number}", message) for number, message in enumerate(value, start=1))
     known = {*_ROLE_KEYS, *_CONTENT_KEYS}
     return Chat(
@@ -133,7 +133,7 @@ def read_text_or_chat(where: str, value: object) -> Text | Chat:
         return Text(text=value)
     if isinstance(value, list):
         return read_chat(where, value)
-    raise BadRecord(f"{where}: expected a text or a list of messages, not {shown(value)}")
+    raise BadRecord(f"{where}: expected a text or a list of messages, not {quoted(value)}")
 
 
 def read_turns(where: str, value: object) -> Questions:
@@ -143,18 +143,18 @@ def read_turns(where: str, value: object) -> Questions:
         BadRecord: the value is not one.
     """
     if not isinstance(value, list) or not value or not all(isinstance(turn, str) for turn in value):
-        raise BadRecord(f"{where}: expected a list of texts, at least one, not {shown(value)}")
+        raise BadRecord(f"{where}: expected a list of texts, at least one, not {quoted(value)}")
     return Questions(turns=tuple(value))
 
 
 def _message(where: str, value: object) -> Message:
     if not isinstance(value, Mapping):
-        raise BadRecord(f"{where}: expected {_MESSAGE}, not {shown(value)}")
+        raise BadRecord(f"{where}: expected {_MESSAGE}, not {quoted(value)}")
     role, content = (_first(value, keys) for keys in (_ROLE_KEYS, _CONTENT_KEYS))
     if role is None:
-        raise BadRecord(f"{where}: expected {_MESSAGE}, not {shown(value)}")
+        raise BadRecord(f"{where}: expected {_MESSAGE}, not {quoted(value)}")
     if not isinstance(role, str) or role.lower() not in _ROLE_NAMES:
-        raise BadRecord(f"{where}: role {shown(role)}: expected {', '.join(ROLES[:-1])} or {ROLES[-1]}")
+        raise BadRecord(f"{where}: role {quoted(role)}: expected {', '.join(ROLES[:-1])} or {ROLES[-1]}")
     return Message(role=_ROLE_NAMES[role.lower()], content=_content(where, content))
 
 
@@ -164,7 +164,7 @@ def _content(where: str, value: object) -> str:
         return value
     if isinstance(value, list) and value:
         return "\n".join(_part(where, part) for part in value)
-    raise BadRecord(f"{where}: content {shown(value)}: expected a text, or a list of parts of type 'text'")
+    raise BadRecord(f"{where}: content {quoted(value)}: expected a text, or a list of parts of type 'text'")
 
 
 def _part(where: str, value: object) -> str:
@@ -173,10 +173,10 @@ def _part(where: str, value: object) -> str:
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind not in (None, *_TEXT_PARTS):
         fix = "Leave the record out, or keep only its text"
-        raise BadRecord(f"{where}: a part of type {shown(kind)}: expected parts of type 'text' only", fix)
+        raise BadRecord(f"{where}: a part of type {quoted(kind)}: expected parts of type 'text' only", fix)
     if isinstance(value, Mapping) and kind is not None and isinstance(value.get("text"), str):
         return str(value["text"])
-    raise BadRecord(f"{where}: a part {shown(value)}: expected a text, or type 'text' with a text")
+    raise BadRecord(f"{where}: a part {quoted(value)}: expected a text, or type 'text' with a text")
 
 
 def _first(value: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

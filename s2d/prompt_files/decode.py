@@ -1,4 +1,4 @@
-"""Decode a file's bytes: unpack gzip, drop a UTF-8 byte order mark, refuse other encodings by name."""
+"""Decode the bytes of a file: UTF-8, plain or packed by gzip. Other encodings are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfmodel.core.disk import PathLike, read_whole
+from perfmodel.core.disk import PathLike, read_bytes
 from perfmodel.core.errors import BadFile
 from perfmodel.core.units import GB, Bytes, format_bytes
 from s2d.prompt_files.problems import BadRecord
@@ -68,7 +68,7 @@ def read_text(path: PathLike) -> FileText:
         BadFile: the file is missing, empty, too large, damaged, packed in another way, or not UTF-8; states where and how to
             convert it.
     """
-    data = read_whole(path, max_bytes=MAX_BYTES)
+    data = read_bytes(path, max_bytes=MAX_BYTES)
     is_packed = data.startswith(_GZIP)
     if is_packed:
         data = _unpacked(path, data)

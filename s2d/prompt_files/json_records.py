@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfmodel.core.codec import unique_keys
-from perfmodel.core.errors import shown
+from perfmodel.core.errors import quoted
 from s2d.prompt_files.problems import BadRecord
 
 MAX_DIGITS = 40
@@ -18,7 +18,7 @@ MAX_DIGITS = 40
 _SPACE = re.compile(r"[ \t\r\n]*")
 _JSON_START = re.compile(r"""[ \t\r\n]*(?:\{[ \t\r\n]*["}]|\[[ \t\r\n]*[\[{"\]])""")
 _CLOSING_COMMA = re.compile(r",[ \t\r\n]*(?=[\]}])")
-_JSON_FIX = 'Write one object a line, such as {"prompt": "…"}, or one array of them'
+_JSON_FIX = 'Write one object per line, such as {"prompt": "…"}, or one array of them'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def _items(text: str, start: int) -> Iterator[Record]:
         raise BadRecord("not JSON (expected ',' or ']' after an item of the array)", _JSON_FIX, start=start)
     rest = _end_of_space(text, start + 1)
     if rest < len(text):
-        raise BadRecord(f"{shown(text[rest:])} after the end of the array, expected nothing", _JSON_FIX, start=rest)
+        raise BadRecord(f"{quoted(text[rest:])} after the end of the array, expected nothing", _JSON_FIX, start=rest)
 
 
 def _value(text: str, start: int) -> tuple[Any, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from perfmodel.core.errors import shown
+from perfmodel.core.errors import quoted
 from s2d.prompt_files.contents import Chat, Content, Text, read_chat, read_text_or_chat, read_turns
 from s2d.prompt_files.problems import BadRecord, shown_keys
 from s2d.prompt_files.read_as import ReadAs
@@ -56,12 +56,12 @@ def kind_of(value: object, how: ReadAs) -> Kind:
         return STRINGS
     if not isinstance(value, dict):
         expected = "an object" if how.column else "an object or a text"
-        raise BadRecord(f"a record that is {shown(value)}, expected {expected}")
+        raise BadRecord(f"a record that is {quoted(value)}, expected {expected}")
     keys = shown_keys(value)
     if how.column is not None:
         if value.get(how.column) is None:
             raise BadRecord(
-                f"there is no {shown(how.column)}; its keys are {keys}", f"Choose one of these with {how.column_flag}"
+                f"there is no {quoted(how.column)}; its keys are {keys}", f"Choose one of these with {how.column_flag}"
             )
         return _single(how.column)
     kind = recognised(value)
@@ -93,7 +93,7 @@ def _instruction(fields: Fields, *, answers: Mapping[str, str]) -> Content:
     context = next((fields[key] for key in ("input", "context") if fields.get(key)), "")
     for key, value in (("instruction", instruction), ("input", context)):
         if not isinstance(value, str):
-            raise BadRecord(f"{key}: expected a text, not {shown(value)}")
+            raise BadRecord(f"{key}: expected a text, not {quoted(value)}")
     return _answered(Text(text="\n\n".join(filter(None, (instruction, context)))), fields, answers)
 
 
@@ -120,7 +120,7 @@ def _answered(content: Text | Chat, fields: Fields, answers: Mapping[str, str]) 
 def _batch_request(fields: Fields) -> Content:
     body = fields["body"]
     if not isinstance(body, Mapping):
-        raise BadRecord(f"body: expected an object with messages or a prompt, not {shown(body)}")
+        raise BadRecord(f"body: expected an object with messages or a prompt, not {quoted(body)}")
     key = next((key for key in ("messages", "prompt", "input") if body.get(key) is not None), None)
     if key is None:
         raise BadRecord(f"body: expected messages or a prompt; its keys are {shown_keys(body)}")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perfmodel.core.errors import shown
+from perfmodel.core.errors import quoted
 from s2d.prompt_files.problems import BadRecord
 
 MISSING_CATEGORY = "prompts"
@@ -70,7 +70,7 @@ def unique_names(given: Sequence[GivenName | None], starts: Sequence[int]) -> li
         if name and name.is_explicit:
             if name.text in taken:
                 count = sum(other == name for other in given)
-                problem = f"the name {shown(name.text)} appears {count} times, expected once"
+                problem = f"the name {quoted(name.text)} appears {count} times, expected once"
                 raise BadRecord(problem, "Give every prompt its own name", start=start)
             taken.add(name.text)
     num_seen: Counter[str] = Counter()
@@ -92,8 +92,8 @@ def _numbered(wanted: str, taken: set[str], num_seen: Counter[str]) -> str:
 
 def _label(key: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadRecord(f"{key}: expected a text or a number, not {shown(value)}")
+        raise BadRecord(f"{key}: expected a text or a number, not {quoted(value)}")
     text = str(value)
     if control := _CONTROL.search(text):
-        raise BadRecord(f"{key}: the control character {control[0]!r} in {shown(text)}, expected none", "Remove it")
+        raise BadRecord(f"{key}: the control character {control[0]!r} in {quoted(text)}, expected none", "Remove it")
     return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from perfmodel.core.errors import MAX_SHOWN_CHARS, cut, shown
+from perfmodel.core.errors import MAX_QUOTED_CHARS, quoted, truncated
 
 EXPECTED_KEYS_FIX = "See docs/prompt-files.md for the formats that are read"
 
@@ -34,4 +34,6 @@ class BadRecord(ValueError):
 
 def shown_keys(keys: Iterable[object]) -> str:
     """Keys or columns as a message lists them, cut to the length of a quoted value."""
-    return cut(", ".join(str(key) if _WORD.fullmatch(str(key)) else shown(key) for key in keys) or "none", MAX_SHOWN_CHARS)
+    return truncated(
+        ", ".join(str(key) if _WORD.fullmatch(str(key)) else quoted(key) for key in keys) or "none", MAX_QUOTED_CHARS
+    )

@@ -80,18 +80,18 @@ def read_prompt_file(path: PathLike, how: ReadAs = PROMPTS) -> PromptFile:
     """
     file = read_text(path)
     try:
-        found = records_of(file.text, how)
-        entries = list(_entries(found, how))
+        records = records_of(file.text, how)
+        entries = list(_entries(records, how))
         _check_kinds(entries)
         names = unique_names([entry.name for entry in entries], [entry.start for entry in entries])
         prompts = [_prompt(entry, name) for entry, name in zip(entries, names, strict=True)]
     except BadRecord as err:
         raise file.bad_file(err) from err
     _check_any(path, prompts)
-    label = _label(found.plain, how, entries)
+    label = _label(records.plain, how, entries)
     if any(isinstance(entry.content, Chat) and entry.content.ends_in_answer for entry in entries):
         label += ", last answers dropped"
-    return PromptFile(prompts=tuple(prompts), source=_source(path, entries), label=label, notes=_notes(found, entries))
+    return PromptFile(prompts=tuple(prompts), source=_source(path, entries), label=label, notes=_notes(records, entries))
 
 
 def read_text_file(path: PathLike, how: ReadAs = TEXTS) -> TextFile:
@@ -102,19 +102,19 @@ def read_text_file(path: PathLike, how: ReadAs = TEXTS) -> TextFile:
     """
     file = read_text(path)
     try:
-        found = records_of(file.text, how)
-        entries = list(_entries(found, how))
+        records = records_of(file.text, how)
+        entries = list(_entries(records, how))
         _check_kinds(entries)
         texts = [_checked(entry.content.training_text, entry.start) for entry in entries]
     except BadRecord as err:
         raise file.bad_file(err) from err
     _check_any(path, texts)
-    summary = "; ".join((_label(found.plain, how, entries), *_notes(found, entries)))
+    summary = "; ".join((_label(records.plain, how, entries), *_notes(records, entries)))
     return TextFile(texts=tuple(texts), understood=f"texts: {_source(path, entries)} ({summary})")
 
 
-def _entries(found: Records, how: ReadAs) -> Iterator[_Entry]:
-    for record in found.records:
+def _entries(records: Records, how: ReadAs) -> Iterator[_Entry]:
+    for record in records.records:
         try:
             entry = _entry(record, how)
         except BadRecord as err:
@@ -177,8 +177,8 @@ def _check_kinds(entries: Sequence[_Entry]) -> None:
             raise BadRecord(problem, "Put each kind into a separate file", start=entry.start)
 
 
-def _check_any(path: PathLike, found: Sequence[object]) -> None:
-    if not found:
+def _check_any(path: PathLike, contents: Sequence[object]) -> None:
+    if not contents:
         raise BadFile(path, "every conversation is empty, expected at least one with a user turn", "Give another file")
 
 
@@ -188,12 +188,12 @@ def _label(plain: Form | None, how: ReadAs, entries: Sequence[_Entry]) -> str:
     return " and ".join(dict.fromkeys(entry.kind.label for entry in entries))
 
 
-def _notes(found: Records, entries: Sequence[_Entry]) -> tuple[str, ...]:
+def _notes(records: Records, entries: Sequence[_Entry]) -> tuple[str, ...]:
     """The parts that were not read."""
     notes = []
-    if num_empty := len(found.records) - len(entries):
+    if num_empty := len(records.records) - len(entries):
         notes.append(f"{num_empty} without a user turn left out")
-    if ignored := sorted({*found.ignored, *(key for entry in entries for key in entry.ignored)}):
+    if ignored := sorted({*records.ignored, *(key for entry in entries for key in entry.ignored)}):
         notes.append(f"ignored: {shown_keys(ignored)}")
     return tuple(notes)
 

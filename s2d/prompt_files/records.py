@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perfmodel.core.errors import shown
+from perfmodel.core.errors import quoted
 from s2d.prompt_files.json_records import Record, is_json, items_of_object, json_records, string_records
 from s2d.prompt_files.kinds import TEXT_KEYS, recognised
 from s2d.prompt_files.problems import BadRecord
@@ -57,10 +57,10 @@ def _split(text: str, how: ReadAs) -> Records:
     if strings := string_records(text):
         return Records(records=strings)
     if how.column is not None:
-        problem = f"there is no column {shown(how.column)} in the first line, which is {shown(text.splitlines()[0])}"
+        problem = f"there is no column {quoted(how.column)} in the first line, which is {quoted(text.splitlines()[0])}"
         raise BadRecord(problem, f"Leave {how.column_flag} out")
     if 2 * len(_OBJECT_LINE.findall(text)) > len(_LINE.findall(text)):
-        problem = f"most lines are JSON objects, but the file begins with {shown(text.splitlines()[0])}"
+        problem = f"most lines are JSON objects, but the file begins with {quoted(text.splitlines()[0])}"
         raise BadRecord(problem, "Remove the lines that are not JSON", start=0)
     if 2 * len(_PYTHON_LINE.findall(text)) > len(_LINE.findall(text)):
         problem = "most lines are Python dictionaries with keys in single quotes: expected JSON"

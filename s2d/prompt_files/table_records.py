@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from perfmodel.core.errors import shown
+from perfmodel.core.errors import quoted
 from s2d.prompt_files.json_records import Record
 from s2d.prompt_files.problems import BadRecord, shown_keys
 
@@ -49,7 +49,7 @@ def table_records(text: str, known: frozenset[str], column: str | None) -> list[
         return None
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise BadRecord(f"the column {shown(name)} appears {count} times", "Give every column its own name", start=0)
+        raise BadRecord(f"the column {quoted(name)} appears {count} times", "Give every column its own name", start=0)
     return [Record(value=dict(zip(names, row, strict=True)), start=start) for start, row in rows]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.disk import check_writable, read_whole, saving
+from perfmodel.core.disk import check_writable, read_bytes, translate_write_errors
 from perfmodel.core.errors import BadFile, Mismatch
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Generation
@@ -89,7 +89,7 @@ class Outputs:
         """
         record = self._record(prompt, generation, ending)
         line = json.dumps(record, ensure_ascii=False)
-        with saving(self._path), self._path.open("a", encoding="utf-8") as file:
+        with translate_write_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -121,13 +121,13 @@ class Outputs:
         """The texts in the file. Truncates an incomplete last line."""
         if not self._path.exists():
             return {}
-        *lines, rest = read_whole(self._path).split(b"\n")
+        *lines, rest = read_bytes(self._path).split(b"\n")
         texts = dict(self._read_line(number, line) for number, line in enumerate(lines, start=1))
         if rest:
             if not _is_cut_line(rest, self._run):
                 problem = f"line {len(lines) + 1} is incomplete, and not the beginning of an output of this run"
                 raise BadFile(self._path, problem, _FIX)
-            with saving(self._path):
+            with translate_write_errors(self._path):
                 os.truncate(self._path, sum(len(line) + 1 for line in lines))
         return texts
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from perfmodel.core.console import keeping, print_err
+from perfmodel.core.console import keep_progress, print_err
 from perfmodel.core.cpu_contention import Contention
 from perfmodel.core.errors import Mismatch
 from perfmodel.models.geometry import SELF_DRAFT
@@ -138,7 +138,7 @@ class PreparedRun:
             on_prompt: called before each prompt; what it returns receives the new tokens.
         """
         plan, contention = self.plan, Contention()
-        with keeping(self.request.outputs) if self.request.outputs else nullcontext():
+        with keep_progress(self.request.outputs) if self.request.outputs else nullcontext():
             report = run_prompts(self.pair, self.prompts, self.settings, on_prompt=on_prompt, on_text=self._on_text)
         report = replace(report, plan_sha256=plan.sha256, predicted=plan.record.chosen, waited_frac=contention.waited_frac)
         warnings = (

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from perfmodel.core.disk import whole_folder
+from perfmodel.core.disk import atomic_folder
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from s2d.prompt_files.choose import calibration_half
 from s2d.training.calibrate_draft import calibrate
@@ -40,7 +40,7 @@ def install_family(work: Path, family: Path) -> None:
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     prompts = held_out_prompts(PROMPTS_PER_CATEGORY)
-    with whole_folder(family) as folder:
+    with atomic_folder(family) as folder:
         for name in ("draft", *TARGETS):
             stage = find_stage(name)
             early = stage.exit_layers if name == "draft" else stage.exit_layers[:-1]

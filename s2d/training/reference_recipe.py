@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from perfmodel.core.disk import whole_folder
+from perfmodel.core.disk import atomic_folder
 from perfmodel.core.errors import UnknownName
 from s2d.training.corpus import training_texts
 from s2d.training.training_record import TrainSettings
@@ -107,7 +107,7 @@ def find_stage(name: str) -> Stage:
     """
     stage = next((stage for stage in STAGES if stage.name == name), None)
     if stage is None:
-        raise UnknownName("stage", name, [stage.name for stage in STAGES])
+        raise UnknownName("stage", name, [stage.name for stage in STAGES], listed_in="docs/reference-family.md")
     return stage
 
 
@@ -137,7 +137,7 @@ def train_tokenizer(folder: Path) -> None:
         model_max_length=CONTEXT_TOKENS,
         clean_up_tokenization_spaces=False,
     )
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         wrapped.save_pretrained(partial)
 
 

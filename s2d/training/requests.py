@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfmodel.core.disk import PathLike, check_new
+from perfmodel.core.disk import PathLike, check_new_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
 from perfmodel.models.geometry import check_exit_layers
@@ -50,7 +50,7 @@ class TrainDraftRequest:
         for name in ("matrix_lr", "vector_lr"):
             _check_number(name, getattr(self, name), math.ulp(0.0), math.inf)
         _check_number("seed", self.seed, 0, MAX_SEED)
-        check_new(self.output)
+        check_new_folder(self.output)
         check_model_names(self.target, *self.teachers)
 
     @property
@@ -118,7 +118,7 @@ class ReduceVocabRequest:
     def __post_init__(self) -> None:
         if self.exits is not None:
             check_exit_layers(self.exits)
-        check_new(self.output)
+        check_new_folder(self.output)
         check_model_names(self.draft)
 
     def read_texts(self) -> list[str]:
@@ -143,7 +143,7 @@ class TrainReferenceRequest:
         if self.max_steps is not None:
             _check_number("max_steps", self.max_steps, 1, math.inf)
         if self.stage is None:
-            check_new(self.output)
+            check_new_folder(self.output)
         if self.work_folder.resolve() == self.output.resolve():
             raise UserInputError(f"--work and --output are both {str(self.work_folder)!r}: give two folders")
 

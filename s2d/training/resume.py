@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from perfmodel.core.codec import decode_record, encode_record
 from perfmodel.core.console import print_err
-from perfmodel.core.disk import read_whole, saving, sync, write_atomically
+from perfmodel.core.disk import read_bytes, sync_to_disk, translate_write_errors, write_atomically
 from perfmodel.core.errors import BadFile
 from perfmodel.core.lock import locked_folder
 from s2d.training.training_record import TrainingRecord, check_same_training
@@ -34,7 +34,7 @@ def training_folder(folder: Path) -> Iterator[None]:
         BadFile: the folder cannot be made, or has a file of losses that s2d-train did not write.
         UserInputError: another process uses the folder.
     """
-    with saving(folder):
+    with translate_write_errors(folder):
         folder.mkdir(exist_ok=True)
     with locked_folder(folder) as is_locked:
         if not is_locked:
@@ -55,7 +55,7 @@ def _check_losses(path: Path) -> None:
     """
     if not path.exists():
         return
-    *lines, last = read_whole(path).decode("utf-8", errors="replace").split("\n")
+    *lines, last = read_bytes(path).decode("utf-8", errors="replace").split("\n")
     is_incomplete_loss = last.startswith(_LOSS_BEGIN) or _LOSS_BEGIN.startswith(last)
     if not is_incomplete_loss or any(_step_of(line) == math.inf for line in lines):
         problem = "these are not the losses of an unfinished training"
@@ -85,9 +85,9 @@ def save_checkpoint(
     metadata = {"step": str(step), "training": json.dumps(encode_record(training), sort_keys=True)}
     partial = folder / _PARTIAL_NAME
     try:
-        with saving(folder / CHECKPOINT_NAME):
+        with translate_write_errors(folder / CHECKPOINT_NAME):
             save_file(tensors, partial, metadata=metadata)
-            sync(partial)
+            sync_to_disk(partial)
             partial.replace(folder / CHECKPOINT_NAME)
     finally:
         partial.unlink(missing_ok=True)
@@ -147,7 +147,7 @@ def log_loss(record: dict[str, object], folder: Path) -> None:
         OutOfSpace: the disk is full.
     """
     path = folder / LOSS_NAME
-    with saving(path), path.open("a", encoding="utf-8") as log:
+    with translate_write_errors(path), path.open("a", encoding="utf-8") as log:
         log.write(json.dumps(record) + "\n")
 
 

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from perfmodel.core.blocks import Block, Command, Paragraph, Printable
-from perfmodel.core.disk import PathLike, whole_folder
+from perfmodel.core.disk import PathLike, atomic_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
 from s2d.decoding.encode_prompts import EncodedPrompt
@@ -164,7 +164,7 @@ def train(
         batches = _batches(tokens, settings, len(teachers))
         train_sorted(draft, batches, training, teachers=teachers, folder=request.unfinished, on_step=on_step)
         del teachers  # calibration loads its own models
-        with whole_folder(request.output) as folder:
+        with atomic_folder(request.output) as folder:
             draft.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             write_training(folder, training)

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from perfmodel.core.disk import PathLike, saving, whole_folder
+from perfmodel.core.disk import PathLike, atomic_folder, translate_write_errors
 from perfmodel.core.errors import BadFile, UserInputError
 from perfmodel.core.files import ArraysFormat, FileFormat
 from perfmodel.core.provenance import make_provenance
@@ -80,7 +80,7 @@ def train_reference(
 def train_family(request: TrainReferenceRequest, progress: StageProgress) -> Path:
     """Train the family or one stage, with progress: see `train_reference`."""
     work = request.work_folder
-    with saving(work):
+    with translate_write_errors(work):
         work.mkdir(exist_ok=True)
     if request.stage is not None:
         run_stage(work, request.stage, max_steps=request.max_steps, progress=progress)
@@ -216,7 +216,7 @@ def train_stage(
     partial = work / f"{stage.name}.partial"
     with training_folder(partial):
         train_sorted(model, batches, training, teachers=teachers, folder=partial, on_step=on_step)
-        with whole_folder(work / stage.name) as folder:
+        with atomic_folder(work / stage.name) as folder:
             model.save_pretrained(folder)
             write_training(folder, training)
             shutil.copyfile(partial / LOSS_NAME, folder / LOSS_NAME)

@@ -1,3 +1,5 @@
+"""Records survive their JSON, and every error names its position."""
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfmodel.core.codec import DecodeError, decode_record, encode_record, kind_of
+from perfmodel.core.codec import DecodeError, decode_record, encode_record, kind_tag
 from perfmodel.core.errors import BadPolicy
 
 
@@ -90,7 +92,7 @@ def changed(**values: Any) -> dict[str, Any]:
 
 
 @given(everything)
-def test_a_record_comes_back_from_its_json_as_it_was(record: Everything) -> None:
+def test_a_record_is_decoded_as_it_was_encoded(record: Everything) -> None:
     assert decode_record(encode_record(record), Everything) == record
 
 
@@ -98,7 +100,7 @@ def test_a_member_of_a_union_is_tagged_with_its_name_in_kebab_case() -> None:
     encoded = encode_record(EXAMPLE)
     assert encoded["rule"] == {"kind": "fixed-length", "draft_cap": 4}
     assert encoded["rounds"] == [{"floor": 0.25}]
-    assert kind_of(KVFloorStop) == "kv-floor-stop"
+    assert kind_tag(KVFloorStop) == "kv-floor-stop"
 
 
 def test_a_whole_number_in_a_float_field_is_written_as_a_float() -> None:
@@ -134,10 +136,21 @@ def test_a_whole_number_in_a_float_field_is_written_as_a_float() -> None:
         ({"parts": {"p": []}}, "body.parts['p']: expected an object, got []"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_its_place(values: dict[str, Any], message: str) -> None:
+def test_a_wrong_value_is_refused_with_its_position(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DecodeError) as caught:
         decode_record(changed(**values), Everything)
     assert str(caught.value) == message
+
+
+def test_a_long_list_of_choices_is_not_printed() -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Stored:
+        dtype: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "gguf"]
+
+    with pytest.raises(DecodeError) as caught:
+        decode_record({"dtype": "x"}, Stored)
+    choices = "'fp32', 'bf16', 'fp16', 'fp8', 'int8' or one of 2 more"
+    assert str(caught.value) == f"body.dtype: expected one of {choices}, got 'x'"
 
 
 def test_a_missing_key_is_refused() -> None:
@@ -147,26 +160,26 @@ def test_a_missing_key_is_refused() -> None:
         decode_record(encoded, Everything)
 
 
-def test_a_record_that_would_not_come_back_the_same_is_not_encoded() -> None:
+def test_a_record_that_would_change_in_its_file_is_not_encoded() -> None:
     with pytest.raises(ValueError, match=r"^body\.floor: expected a finite number, got nan$"):
         encode_record(KVFloorStop(floor=math.nan))
     with pytest.raises(ValueError, match=r"^body\.draft_cap: expected a whole number, got 1\.5$"):
         encode_record(FixedLength(draft_cap=1.5))  # type: ignore[arg-type]
 
 
-def test_a_list_where_a_tuple_belongs_is_not_encoded() -> None:
+def test_a_list_in_place_of_a_tuple_is_not_encoded() -> None:
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Exits:
         layers: tuple[int, ...]
 
-    with pytest.raises(ValueError, match="would not survive its file"):
+    with pytest.raises(ValueError, match="would change in its file"):
         encode_record(Exits(layers=[2, 4]))  # type: ignore[arg-type]
 
 
-def test_a_hint_without_a_json_form_is_our_own_mistake() -> None:
+def test_a_type_hint_without_a_json_form_is_a_type_error() -> None:
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Bad:
         value: int | str
 
-    with pytest.raises(TypeError, match="a union is of records, or of one type and None"):
+    with pytest.raises(TypeError, match="expected a union of records, or of one type and None"):
         encode_record(Bad(value=1))

@@ -1,3 +1,5 @@
+"""Commands: exit codes, messages, tables and progress."""
+
 import argparse
 import io
 import logging
@@ -11,7 +13,7 @@ import pytest
 from perfmodel.core.console import (
     Progress,
     add_common_flags,
-    keeping,
+    keep_progress,
     make_parser,
     print_err,
     print_out,
@@ -37,65 +39,80 @@ def run(command: Command, *argv: str) -> int:
     return run_command(parser, argv, command)
 
 
-def test_a_command_that_answers_ends_with_its_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_returns_its_exit_code_and_prints_to_both_streams(capsys: pytest.CaptureFixture[str]) -> None:
     def command(args: argparse.Namespace) -> int:
         print_out(f"{args.json} {args.output}")
-        print_err("talk")
+        print_err("note")
         return 0
 
     assert run(command, "--json", "-o", "a.json") == 0
-    assert capsys.readouterr() == ("True a.json\n", "talk\n")
+    assert capsys.readouterr() == ("True a.json\n", "note\n")
 
 
-def test_records_of_ours_are_notes_and_warnings_without_a_module_and_others_wait_for_verbose(
+def test_log_records_are_notes_and_warnings_and_notes_of_other_packages_need_verbose(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def command(_: argparse.Namespace) -> int:
-        for name in ("calibrate.inputs.find_target", "somebody"):
+        for name in ("calibrate.inputs.target", "somebody"):
             for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
                 logging.getLogger(name).log(level, "%s at %d", name, level)
         return 0
 
     assert run(command) == 0
     ours = [
-        "note: calibrate.inputs.find_target at 20",
-        "warning: calibrate.inputs.find_target at 30",
-        "warning: calibrate.inputs.find_target at 40",
+        "note: calibrate.inputs.target at 20",
+        "warning: calibrate.inputs.target at 30",
+        "warning: calibrate.inputs.target at 40",
     ]
     assert capsys.readouterr().err.splitlines() == [*ours, "warning: somebody at 30", "warning: somebody at 40"]
     assert run(command, "-v") == 0
-    more = ["note: calibrate.inputs.find_target at 10", *ours, "note: somebody at 20"]
+    more = ["note: calibrate.inputs.target at 10", *ours, "note: somebody at 20"]
     assert capsys.readouterr().err.splitlines() == [*more, "warning: somebody at 30", "warning: somebody at 40"]
 
 
-def test_help_ends_with_zero_and_shows_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_ends_with_code_zero_and_shows_the_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(AssertionError()), "--help") == 0
     assert capsys.readouterr().out.endswith("example:\n  s2d-test --json\n")
 
 
-def test_an_unknown_option_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_option_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(AssertionError()), "--jsn") == 2
-    assert capsys.readouterr().err.endswith("s2d-test: error: unrecognized arguments: --jsn\n")
+    assert capsys.readouterr().err == "s2d-test: unrecognized arguments: --jsn. See s2d-test --help.\n"
 
 
-def test_bad_input_is_one_message_with_its_notes_and_code_two(capsys: pytest.CaptureFixture[str]) -> None:
-    error = UnknownName("device", "h100x", ["h100"])
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("q4-k-m", "did you mean 'q4_0' or 'q4_k_m'? s2d-test --help lists all 7"),
+        ("float", "s2d-test --help lists all 7"),
+    ],
+)
+def test_a_long_list_of_choices_is_not_printed(capsys: pytest.CaptureFixture[str], value: str, hint: str) -> None:
+    parser = make_parser("s2d-test", "Test.", "s2d-test --dtype fp32")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "int8", "q4_0", "q4_k_m", "q6_k"))
+    assert run_command(parser, ["--dtype", value], raising(AssertionError())) == 2
+    message = f"s2d-test: argument --dtype: unknown value {value!r}: {hint}.\n"
+    assert capsys.readouterr().err == message
+
+
+def test_wrong_input_is_one_message_with_its_notes_and_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+    error = UnknownName("device", "h100x", ["h100"], listed_in="docs/hardware.md")
     error.add_note("while reading --profile cpu.json")
     assert run(raising(error)) == 2
     assert capsys.readouterr() == (
         "",
-        "s2d-test: unknown device 'h100x': did you mean 'h100'? Known are h100.\nwhile reading --profile cpu.json\n",
+        "s2d-test: unknown device 'h100x': did you mean 'h100'? docs/hardware.md lists all 1.\nwhile reading --profile cpu.json\n",
     )
 
 
-def test_our_own_fault_is_said_to_be_ours_and_shows_its_traceback_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    said = "s2d-test: KeyError: 'x'\nThis is a fault of s2d, not yours: run again with -v and report it.\n"
+def test_a_fault_of_s2d_is_named_as_such_and_shows_its_traceback_with_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "s2d-test: KeyError: 'x'\nThis is a fault of s2d: please run the command again with -v and report the output.\n"
     assert run(raising(KeyError("x"))) == 1
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
     assert run(raising(KeyError("x")), "-v") == 1
-    shown = capsys.readouterr().err
-    assert shown.startswith("Traceback (most recent call last):")
-    assert shown.endswith(said)
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):")
+    assert printed.endswith(message)
 
 
 def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,46 +120,45 @@ def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "s2d-test: interrupted\n"
 
 
-def test_an_interrupt_of_long_work_says_where_its_results_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_of_long_work_names_the_partial_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "profile.json"
 
     def command(_: argparse.Namespace) -> int:
-        with keeping(path):
+        with keep_progress(path):
             path.write_text("{}")
             raise KeyboardInterrupt
 
     assert run(command) == 130
-    assert capsys.readouterr().err == f"s2d-test: interrupted: what was measured so far is kept in {str(path)!r}\n"
+    message = f"s2d-test: interrupted: the partial result is in {str(path)!r}. Repeat the command to continue.\n"
+    assert capsys.readouterr().err == message
 
 
-def test_an_interrupt_before_the_first_result_says_that_nothing_was_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupt_before_the_first_result_names_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def command(_: argparse.Namespace) -> int:
-        with keeping(tmp_path / "profile.json"):
+        with keep_progress(tmp_path / "profile.json"):
             raise KeyboardInterrupt
 
     assert run(command) == 130
-    assert capsys.readouterr().err == "s2d-test: interrupted: nothing was kept\n"
+    assert capsys.readouterr().err == "s2d-test: interrupted: there is no partial result.\n"
 
 
-def test_a_missing_package_names_the_extra_that_brings_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_package_names_the_extra_that_installs_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(ModuleNotFoundError("No module named 'torch'", name="torch.nn"))) == 2
     expected = "s2d-test: this needs torch, which is not installed: pip install 's2d[run]'\n"
     assert capsys.readouterr().err == expected
 
 
-def test_a_missing_module_of_ours_is_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_module_of_s2d_is_a_fault_of_s2d(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(ModuleNotFoundError("No module named 's2d.x'", name="s2d.x"))) == 1
     assert "This is a fault of s2d" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_not_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_not_a_fault_of_s2d(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(raising(OSError(28, "No space left on device", "a.bin"))) == 2
     assert "no space left to write 'a.bin'" in capsys.readouterr().err
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     script = (
         "import sys; from perfmodel.core.console import *\n"
         "def command(args):\n    [print_out('x' * 1000) for _ in range(1000)]\n    return 0\n"
@@ -160,7 +176,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 
 @pytest.mark.parametrize("given", [["-o", "a b"], ["-oa"], ["--output", "-x"], ["--output=a"], ["-o", "a", "--output=b"]])
-def test_a_command_loses_a_flag_in_every_form(given: list[str]) -> None:
+def test_a_flag_is_removed_from_a_command_in_every_form(given: list[str]) -> None:
     others = ["s2d-plan", "--output-tokens", "9", "--json"]
     assert without_flag([*others, *given], "-o", "--output") == others
     assert without_flag([*others[:1], *given, *others[1:]], "-o", "--output") == others
@@ -171,7 +187,7 @@ def test_a_table_aligns_words_left_and_numbers_right() -> None:
     assert text == "exit     agreed\n-------  ------\nexit 6     0.71\nexit 12   10.25"
 
 
-def test_a_table_takes_a_side_per_column_and_leaves_no_spaces_at_line_ends() -> None:
+def test_a_table_takes_an_alignment_per_column_and_leaves_no_spaces_at_line_ends() -> None:
     assert table([["1", "b"]], headers=["n", "name"], align="rl") == "n  name\n-  ----\n1  b"
     assert table([], headers=["a", "b"]) == "a  b\n-  -"
 
@@ -190,7 +206,7 @@ def progress_text(stream: io.StringIO, seconds_per_step: float) -> str:
     return stream.getvalue()
 
 
-def test_progress_is_lines_now_and_then_where_there_is_no_terminal() -> None:
+def test_progress_prints_a_line_every_ten_seconds_without_a_terminal() -> None:
     assert progress_text(io.StringIO(), 6.0) == (
         "latency  2/4  50.0 %  12 s left  step 1\nlatency  4/4  100.0 %  done in 24 s  step 3\n"
     )
@@ -204,9 +220,10 @@ def test_progress_redraws_one_line_on_a_terminal() -> None:
     assert drawn[3] == "latency  4/4  100.0 %  done in 24 s  step 3"
 
 
-def test_the_foundation_loads_no_third_party() -> None:
+def test_core_loads_no_third_party_packages() -> None:
     script = (
-        "import sys; import perfmodel.core.files, perfmodel.core.console, perfmodel.core.units, perfmodel.core.errors, perfmodel.core.provenance\n"
+        "import sys\n"
+        "from perfmodel.core import codec, console, errors, files, provenance, units\n"
         "sys.exit(', '.join({'numpy', 'torch', 'scipy', 'rich', 'logging', 'zipfile', 'subprocess'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stderr == "\n"

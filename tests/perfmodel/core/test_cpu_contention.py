@@ -1,3 +1,5 @@
+"""The share of time in which a thread waited for a processor."""
+
 from pathlib import Path
 
 import pytest
@@ -16,16 +18,16 @@ class Machine:
         return Contention(waited_s=lambda: self.waited_s, clock=lambda: self.now_s)
 
 
-def test_what_was_waited_before_does_not_count() -> None:
+def test_only_waits_after_the_start_count() -> None:
     machine = Machine()
     contention = machine.contention()
     machine.now_s, machine.waited_s = 110.0, 5.5
     assert contention.waited_frac == pytest.approx(0.05)
     assert contention.warning is not None
-    assert "for 5.0 % of the time" in contention.warning
+    assert "waited 5.0 % of the time" in contention.warning
 
 
-def test_a_quiet_machine_is_not_warned_of() -> None:
+def test_an_idle_machine_gives_no_warning() -> None:
     machine = Machine()
     contention = machine.contention()
     machine.now_s, machine.waited_s = 110.0, 5.1
@@ -33,7 +35,7 @@ def test_a_quiet_machine_is_not_warned_of() -> None:
     assert contention.warning is None
 
 
-def test_nothing_is_said_before_time_has_passed_or_where_the_system_tells_nothing() -> None:
+def test_the_share_is_unknown_before_time_has_passed_and_on_systems_that_do_not_count() -> None:
     machine = Machine()
     assert machine.contention().waited_frac is None
     machine.waited_s = None

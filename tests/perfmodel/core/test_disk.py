@@ -1,3 +1,5 @@
+"""Files and folders are written whole or not at all, and errors name the path."""
+
 import errno
 import os
 import shutil
@@ -5,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.core.disk import check_new, check_writable, os_error_in, saving, whole_folder
+from perfmodel.core.disk import atomic_folder, check_new_folder, check_writable, find_os_error, translate_write_errors
 from perfmodel.core.errors import BadFile, OutOfSpace
 
 
@@ -13,8 +15,8 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "made") as folder:
+def test_a_folder_appears_complete(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "made") as folder:
         (folder / "inside").mkdir()
         (folder / "inside" / "file").write_text("content")
         assert not (tmp_path / "made").exists()
@@ -23,8 +25,8 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("any"), KeyboardInterrupt()])
-def test_or_not_at_all(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), whole_folder(tmp_path / "made") as folder:  # noqa: PT012
+def test_after_an_error_no_folder_appears(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), atomic_folder(tmp_path / "made") as folder:  # noqa: PT012
         (folder / "file").write_text("half")
         raise error
     assert names_in(tmp_path) == []
@@ -40,32 +42,32 @@ def test_or_not_at_all(tmp_path: Path, error: BaseException) -> None:
     ],
     ids=["os", "rust", "shutil", "ours"],
 )
-def test_a_full_disk_is_told_of_the_whole_and_of_no_part(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(OutOfSpace, match=r"no space left to write .*made"), whole_folder(tmp_path / "made"):
+def test_a_full_disk_is_reported_for_the_folder_and_not_for_a_file_in_it(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OutOfSpace, match=r"no space left to write .*made"), atomic_folder(tmp_path / "made"):
         raise error
     assert names_in(tmp_path) == []
 
 
-def test_other_errors_pass_and_other_refusals_say_why(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), saving("x"):
+def test_other_errors_pass_and_errors_of_the_system_name_the_path(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), translate_write_errors("x"):
         raise KeyError
-    with pytest.raises(BadFile, match="'x': cannot be written: Read-only file system"), saving("x"):
+    with pytest.raises(BadFile, match="'x': cannot be written: Read-only file system"), translate_write_errors("x"):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    assert os_error_in(BadFile("x", "damaged (os error 28)", "Fix it")) is None
+    assert find_os_error(BadFile("x", "damaged (os error 28)", "Fix it")) is None
 
 
-def test_what_exists_is_not_replaced_and_no_parents_are_made(tmp_path: Path) -> None:
+def test_an_existing_path_is_not_replaced_and_no_parents_are_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "dangling", "."):
         with pytest.raises(BadFile, match="exists already"):
-            check_new(tmp_path / name)
+            check_new_folder(tmp_path / name)
     with pytest.raises(BadFile, match="its folder does not exist"):
-        check_new(tmp_path / "nowhere" / "new")
-    check_new(tmp_path / "new")
+        check_new_folder(tmp_path / "nowhere" / "new")
+    check_new_folder(tmp_path / "new")
 
 
-def test_a_file_that_could_not_be_written_is_refused_beforehand(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     check_writable(tmp_path / "new.json")
     with pytest.raises(BadFile, match="expected a file"):
         check_writable(tmp_path)

@@ -1,3 +1,5 @@
+"""Every error message states what was wrong, what was expected and how to fix it."""
+
 import pytest
 
 from perfmodel.core import errors
@@ -21,26 +23,38 @@ from perfmodel.core.errors import (
     [
         (
             UnknownName(
-                "target", "llama-7b0", ["llama-2-7b", "opt-7b"], otherwise="give a config: --target path/to/config.json"
+                "target",
+                "llama-7b0",
+                ["llama-2-7b", "opt-7b"],
+                listed_in="docs/models.md",
+                otherwise="give a config: --target path/to/config.json",
             ),
-            "unknown target 'llama-7b0': did you mean 'llama-2-7b'? Known are llama-2-7b, opt-7b. "
+            "unknown target 'llama-7b0': did you mean 'llama-2-7b'? docs/models.md lists all 2. "
             "Or give a config: --target path/to/config.json.",
         ),
-        (UnknownName("device", "TPU", ["a100", "h100"]), "unknown device 'TPU': known are a100, h100."),
         (
-            UnknownName("device", "H-100", ["a100-sxm", "h100-sxm"], aliases={"h100": "h100-sxm"}),
-            "unknown device 'H-100': did you mean 'h100-sxm'? Known are a100-sxm, h100-sxm.",
+            UnknownName("device", "TPU", ["a100", "h100"], listed_in="docs/hardware.md"),
+            "unknown device 'TPU': expected 'a100' or 'h100'.",
         ),
-        (UnknownName("draft", "x", []), "unknown draft 'x': known are none."),
         (
-            UnknownName("target", "q", (f"m{i}" for i in range(20))),
-            "unknown target 'q': known are m0, m1, m2, m3, m4, m5, m6, m7 and 12 more.",
+            UnknownName(
+                "device", "H-100", ["a100-sxm", "h100-sxm"], listed_in="docs/hardware.md", aliases={"h100": "h100-sxm"}
+            ),
+            "unknown device 'H-100': did you mean 'h100-sxm'? docs/hardware.md lists all 2.",
+        ),
+        (UnknownName("draft", "x", [], listed_in="docs/models.md"), "unknown draft 'x': no name is known."),
+        (
+            UnknownName("target", "q", (f"m{i}" for i in range(20)), listed_in="docs/models.md"),
+            "unknown target 'q': docs/models.md lists all 20.",
         ),
         (
             UnknownName("target", "llama-8b", (f"llama-{i}b" for i in range(1, 20)), listed_in="docs/models.md"),
             "unknown target 'llama-8b': did you mean 'llama-8b', 'llama-9b' or 'llama-7b'? docs/models.md lists all 19.",
         ),
-        (UnknownName("target", "a\x1b[2J", ["b"]), "unknown target 'a\\x1b[2J': known are b."),
+        (
+            UnknownName("target", "a\x1b[2J", ["b"], listed_in="docs/models.md"),
+            "unknown target 'a\\x1b[2J': expected 'b'.",
+        ),
         (BadFile("a.json", "the file is empty", "Make it again"), "'a.json': the file is empty. Make it again."),
         (
             BadPolicy("threshold 1.5 of exit 6", "a number from 0 to 1"),
@@ -68,19 +82,19 @@ from perfmodel.core.errors import (
         (MissingExtra("torch", "run"), "this needs torch, which is not installed: pip install 's2d[run]'"),
         (
             OutOfSpace("a.json"),
-            "no space left to write 'a.json': nothing was written and what was there is untouched. "
-            "Free some space, or give another place with -o.",
+            "no space left to write 'a.json': nothing was written, and the old file is unchanged. "
+            "Free some space, or give another path with -o.",
         ),
-        (Interrupted("a.json"), "interrupted: what was measured so far is kept in 'a.json'"),
-        (Interrupted(None), "interrupted: nothing was kept"),
+        (Interrupted("a.json"), "interrupted: the partial result is in 'a.json'. Repeat the command to continue."),
+        (Interrupted(None), "interrupted: there is no partial result."),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_a_message_says_what_was_wrong_what_was_expected_and_how_to_fix_it(error: S2DError, message: str) -> None:
+def test_a_message_states_what_was_wrong_what_was_expected_and_how_to_fix_it(error: S2DError, message: str) -> None:
     assert str(error) == message
 
 
-def test_the_tree_drawn_in_the_docstring_is_the_tree_and_its_exit_codes() -> None:
+def test_the_tree_in_the_docstring_shows_every_class_and_exit_code() -> None:
     drawn = [line.lstrip("│├└─ ").split()[:2] for line in (errors.__doc__ or "").splitlines()]
     codes = {line[0]: int(line[1]) for line in drawn if len(line) == 2 and line[1].isdigit()}
     assert codes == {cls.__name__: cls.exit_code for cls in (S2DError, Interrupted, UserInputError)}

@@ -145,8 +145,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     with pytest.raises(OutOfSpace) as caught:
         write(path, Note(name="new", passes=()))
     assert str(caught.value) == (
-        f"no space left to write {str(path)!r}: nothing was written and what was there is untouched. "
-        "Free some space, or give another place with -o."
+        f"no space left to write {str(path)!r}: nothing was written, and the old file is unchanged. "
+        "Free some space, or give another path with -o."
     )
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -172,7 +172,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "no" / "a.json"
     with pytest.raises(BadFile) as caught:
         write(path)
-    assert str(caught.value) == f"{str(path)!r}: its folder does not exist. Make the folder first, or give another place."
+    assert str(caught.value) == f"{str(path)!r}: its folder does not exist. Make the folder first, or give another path."
 
 
 def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:

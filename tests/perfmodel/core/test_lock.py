@@ -1,4 +1,4 @@
-"""Locks on files and folders: one process at a time, and none left by a process that was killed."""
+"""Locks on files and folders: one process at a time, released when a process is killed."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ Lock = Callable[[Path], AbstractContextManager[bool]]
 
 
 @pytest.mark.parametrize("lock", [locked_file, locked_folder])
-def test_another_process_is_refused_until_the_first_was_killed(lock: Lock, tmp_path: Path) -> None:
+def test_a_second_process_is_refused_until_the_first_is_killed(lock: Lock, tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl" if lock is locked_file else tmp_path
     command = [sys.executable, "-c", HOLD.format(lock.__name__), str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(UserInputError, match="is in use: another process writes there, expected one at a time"), lock(path):
+        with pytest.raises(UserInputError, match="is in use by another process, expected one process at a time"), lock(path):
             pass
         assert path.exists()
         os.kill(process.pid, signal.SIGKILL)
@@ -34,28 +34,28 @@ def test_another_process_is_refused_until_the_first_was_killed(lock: Lock, tmp_p
         assert is_locked
 
 
-def test_a_file_that_was_made_and_is_left_empty_goes_again_and_any_other_stays(tmp_path: Path) -> None:
+def test_a_new_file_that_stays_empty_is_removed_and_any_other_stays(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     with locked_file(path):
         assert path.read_bytes() == b""
     assert not path.exists()
     with locked_file(path):
-        path.write_bytes(b"so")
-    assert path.read_bytes() == b"so"
+        path.write_bytes(b"text")
+    assert path.read_bytes() == b"text"
     (tmp_path / "empty").touch()
     with locked_file(tmp_path / "empty"):
         pass
     assert (tmp_path / "empty").exists()
 
 
-def test_a_link_is_locked_as_the_file_that_it_leads_to(tmp_path: Path) -> None:
+def test_a_link_and_its_file_share_one_lock(tmp_path: Path) -> None:
     path, link = tmp_path / "texts.jsonl", tmp_path / "link"
     link.symlink_to(path)
     with locked_file(path), pytest.raises(UserInputError, match="in use"), locked_file(link):
         pass
 
 
-def test_a_file_that_was_removed_by_who_had_it_is_not_taken_for_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_another_process_just_removed_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     path, real = tmp_path / "texts.jsonl", fcntl.flock
@@ -69,7 +69,7 @@ def test_a_file_that_was_removed_by_who_had_it_is_not_taken_for_locked(tmp_path:
         pass
 
 
-def test_a_file_system_without_locks_is_told_from_a_file_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_not_a_file_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: int) -> None:
         raise OSError(95, "Operation not supported")
 
@@ -80,7 +80,7 @@ def test_a_file_system_without_locks_is_told_from_a_file_in_use(tmp_path: Path, 
         assert not is_locked
 
 
-def test_a_place_that_cannot_be_locked_says_why(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_locked_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="its folder does not exist"), locked_file(tmp_path / "nowhere" / "texts.jsonl"):
         pass
     with pytest.raises(BadFile, match="this is a folder or a device, expected a file"), locked_file(tmp_path):

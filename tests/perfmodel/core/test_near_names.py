@@ -1,4 +1,4 @@
-"""What "did you mean" offers for every kind of unknown name: the same family and the nearest size, never spelling alone."""
+"""The names in "did you mean": of the same family and the nearest size, never by spelling alone."""
 
 import re
 from collections.abc import Callable
@@ -26,10 +26,10 @@ def find_architecture(name: str) -> object:
 
 
 def find_dtype(name: str) -> object:
-    raise UnknownName("dtype", name, ("fp32", "bf16", "fp16"))
+    raise UnknownName("dtype", name, ("fp32", "bf16", "fp16"), listed_in="--help")
 
 
-OFFERED: list[tuple[Find, str, tuple[str, ...]]] = [
+SUGGESTIONS: list[tuple[Find, str, tuple[str, ...]]] = [
     (find_model, "llama-7b0", ("llama-2-7b", "llama-1-7b", "llama-3.1-8b")),
     (find_model, "meta-llama/Llama-2-71b-hf", ("llama-2-70b", "llama-3.1-70b", "llama-3.3-70b")),
     (find_model, "lama-2-7b", ("llama-2-7b", "llama-1-7b", "llama-3.1-8b")),
@@ -86,12 +86,16 @@ OFFERED: list[tuple[Find, str, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("find", "name", "offered"), OFFERED, ids=[name for _, name, _ in OFFERED])
-def test_only_names_that_are_close_in_meaning_are_offered(find: Find, name: str, offered: tuple[str, ...]) -> None:
+def suggestions(find: Find, name: str) -> tuple[str, ...]:
     with pytest.raises(UnknownName) as caught:
         find(name)
     hint = re.search(r"did you mean (.*?)\?", str(caught.value))
-    assert tuple(re.findall(r"'([^']+)'", hint[1]) if hint else ()) == offered
+    return tuple(re.findall(r"'([^']+)'", hint[1]) if hint else ())
+
+
+def test_only_names_that_are_close_in_meaning_are_suggested() -> None:
+    actual = {name: suggestions(find, name) for find, name, _ in SUGGESTIONS}
+    assert actual == {name: expected for _, name, expected in SUGGESTIONS}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def test_only_names_that_are_close_in_meaning_are_offered(find: Find, name: str,
         (find_hardware, "NVIDIA H100 80GB HBM3", "H100-SXM"),
     ],
 )
-def test_blanks_underscores_and_capitals_make_no_other_name(
+def test_blanks_underscores_and_capitals_do_not_matter(
     find: Callable[[str], ModelGeometry | Hardware], name: str, understood: str
 ) -> None:
     assert find(name).name == understood
@@ -121,24 +125,24 @@ def test_no_long_list_is_printed() -> None:
             assert str(caught.value).isprintable()
 
 
-def test_a_known_name_is_nearest_to_itself_and_its_neighbours_are_of_its_family() -> None:
+def test_the_nearest_name_to_a_known_name_is_itself_and_the_others_are_of_its_family() -> None:
     models = [model.name for model in KNOWN_MODELS]
-    for names in (models, [one.class_name for one in ARCHITECTURES]):
+    for names in (models, [architecture.class_name for architecture in ARCHITECTURES]):
         for name in names:
             near = near_models(name, names)
             assert near[0] == name or near_models(near[0], names)[0] == near[0]
-            assert len({re.split(r"\d|-|For|LMHead|VL|Den|Model", one)[0].casefold() for one in near}) == 1
+            assert len({re.split(r"\d|-|For|LMHead|VL|Den|Model", other)[0].casefold() for other in near}) == 1
     devices = [hardware.name.casefold() for hardware in KNOWN_HARDWARE]
     assert all(name in near_words(name, devices) for name in devices)
 
 
 @given(st.text(alphabet="abcd", max_size=6), st.text(alphabet="abcd", max_size=6))
-def test_edit_distance_is_one_per_change_and_symmetric(one: str, other: str) -> None:
-    distance = edit_distance(one, other)
-    assert distance == edit_distance(other, one)
-    assert abs(len(one) - len(other)) <= distance <= max(len(one), len(other))
-    assert (distance == 0) == (one == other)
-    assert edit_distance(one, one + "x") == 1
+def test_edit_distance_is_one_per_change_and_symmetric(left: str, right: str) -> None:
+    distance = edit_distance(left, right)
+    assert distance == edit_distance(right, left)
+    assert abs(len(left) - len(right)) <= distance <= max(len(left), len(right))
+    assert (distance == 0) == (left == right)
+    assert edit_distance(left, left + "x") == 1
 
 
 def test_swapped_letters_are_one_change() -> None:

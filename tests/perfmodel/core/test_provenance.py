@@ -1,3 +1,5 @@
+"""Provenance names versions and inputs, and no person, machine or folder."""
+
 import re
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from perfmodel.core.provenance import Provenance, command_text, library_versions
         (["s2d-run", "--prompt", "return a / b"], "s2d-run --prompt 'return a / b'"),
     ],
 )
-def test_the_command_is_kept_without_its_folders(argv: list[str], text: str) -> None:
+def test_a_command_is_stored_without_its_folders(argv: list[str], text: str) -> None:
     assert command_text(argv) == text
 
 
@@ -25,7 +27,7 @@ def test_a_library_that_is_not_installed_is_left_out() -> None:
     assert set(library_versions(["numpy", "no-such-library"])) == {"python", "numpy"}
 
 
-def test_provenance_says_when_and_on_what_and_survives_its_file(tmp_path: Path) -> None:
+def test_provenance_has_a_time_and_a_host_and_is_read_back(tmp_path: Path) -> None:
     made = make_provenance(argv=["s2d-plan"], libraries=["numpy"], seed=3, inputs={"trace": "ab"})
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", made.utc_time)
     assert re.fullmatch(r"\S+, \d+ cores, \S+", made.host)

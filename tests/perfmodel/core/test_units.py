@@ -1,3 +1,5 @@
+"""Numbers as people read them."""
+
 import math
 
 import pytest
@@ -40,12 +42,12 @@ from perfmodel.core import units
         (units.format_interval(1.411, 1.618, units.format_speedup), "1.41x to 1.62x"),
     ],
 )
-def test_a_number_is_written_in_the_unit_people_read(text: str, expected: str) -> None:
+def test_a_number_is_formatted_in_a_readable_unit(text: str, expected: str) -> None:
     assert text == expected
 
 
 @given(st.floats(min_value=1e-8, max_value=1e5))
-def test_a_formatted_time_reads_back_to_three_digits(seconds: float) -> None:
+def test_a_formatted_time_is_right_to_three_digits(seconds: float) -> None:
     number, unit = units.format_seconds(seconds).split()
     scale = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[unit]
     assert math.isclose(float(number) * scale, seconds, rel_tol=0.0051)

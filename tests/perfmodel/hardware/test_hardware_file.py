@@ -77,8 +77,8 @@ def test_a_file_is_recognised_by_its_suffix() -> None:
     ("old", "new", "problem"),
     [
         ("memory_bytes =", "memory_byte =", "device: unknown key 'memory_byte' (did you mean 'memory_bytes'?)"),
-        ("similarity =", "colour =", "device: unknown key 'colour' (expected one of name, peak_flops_per_s, memory_"),
-        ("similarity =", "num_threads = 4\nkind =", "device: unknown key 'num_threads' (expected one of "),
+        ("similarity =", "colour =", "device: unknown key 'colour'"),
+        ("similarity =", "num_threads = 4\nkind =", "device: unknown key 'num_threads'"),
         ("memory_bytes = 48e9\n", "", "device: missing key 'memory_bytes'"),
         ('name = "NVIDIA RTX A6000"\n', "", "device: missing key 'name'"),
         ("= 48e9", '= "48 GB"', "device.memory_bytes: expected a whole number, got '48 GB'"),

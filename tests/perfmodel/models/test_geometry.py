@@ -66,7 +66,7 @@ def test_the_s2d_draft_is_12_vicuna_layers_in_three_segments() -> None:
 
 
 def test_an_unknown_draft_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="unknown draft 'eagle': known are s2d-vicuna-12, ref-draft"):
+    with pytest.raises(UnknownName, match="unknown draft 'eagle': expected 's2d-vicuna-12' or 'ref-draft'"):
         find_draft("eagle")
 
 

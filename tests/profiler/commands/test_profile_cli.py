@@ -80,7 +80,7 @@ def test_a_profile_of_a_busy_machine_says_so_and_keeps_it(
 ) -> None:
     monkeypatch.setattr(cpu_contention, "thread_waited_s", perf_counter)  # never let run
     assert main_profile(["latency", *arguments(folders, tmp_path / "evidence")]) == 0
-    assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
+    assert "warning: this process waited" in capsys.readouterr().err
     for name in ("draft", "target"):
         assert read_profile(tmp_path / "evidence" / f"{name}.latency.json").waited_frac == pytest.approx(1.0, abs=0.01)
 
@@ -138,7 +138,7 @@ def test_ctrl_c_keeps_the_passes_and_the_same_command_goes_on(
     monkeypatch.setattr(job_module, "measure_latency", interrupted)
     assert main_profile(arguments(folders, tmp_path, "latency")) == 130
     kept = tmp_path / "draft.latency.partial.json"
-    assert f"what was measured so far is kept in {str(kept)!r}" in capsys.readouterr().err
+    assert f"the partial result is in {str(kept)!r}" in capsys.readouterr().err
     num_kept = len(read_profile(kept).samples)
     assert num_kept > 0
     monkeypatch.undo()
@@ -165,7 +165,7 @@ def test_an_interrupted_trace_goes_on_and_latency_is_not_measured_twice(
     monkeypatch.setattr(ExitRecorder, "trace", second_interrupted)
     assert main_profile(arguments(folders, tmp_path)) == 130
     kept = tmp_path / "trace.partial.npz"
-    assert f"what was measured so far is kept in {str(kept)!r}" in capsys.readouterr().err
+    assert f"the partial result is in {str(kept)!r}" in capsys.readouterr().err
     assert len(TRACE_FILE.read(kept).record.header.prompts) == len(traced) - 3
     measured = (tmp_path / "draft.latency.json").read_bytes()
     monkeypatch.undo()

@@ -205,7 +205,7 @@ def test_a_busy_machine_prints_a_warning_only_if_the_run_measures(folders, plan_
     monkeypatch.setattr(cpu_contention, "thread_waited_s", perf_counter)  # always waiting
     run(folders, plan_file(), "--prompt", "the cat", "--check", "-o", str(folders / "report.json"))
     assert REPORT_FILE.read(folders / "report.json").record.waited_frac == pytest.approx(1.0, abs=0.01)
-    assert "warning: other programs kept this one waiting for a processor" in capsys.readouterr().err
+    assert "warning: this process waited" in capsys.readouterr().err
     run(folders, plan_file(), "--prompt", "the cat")
     assert "other programs" not in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perfmodel.core.torchrun import launched
+from perfmodel.core.torchrun import torchrun_command
 from perfmodel.results.report import REPORT_FILE
 from s2d.commands.run_cli import main_run
 from s2d.decoding.pair import PairRequest, load_pair
@@ -56,7 +56,7 @@ def test_two_processes_generate_the_checked_text_and_place_the_draft_by_the_plan
 
 
 def torchrun(folders: Path, plan: Path) -> subprocess.CompletedProcess[str]:
-    command = launched(
+    command = torchrun_command(
         [sys.executable, "-c", "import sys; from s2d.commands.run_cli import main_run; sys.exit(main_run(sys.argv[1:]))"], 2
     )
     flags = ["--target", folders / "target", "--draft", folders / "draft", "--plan", plan, "--prompt", "the cat"]

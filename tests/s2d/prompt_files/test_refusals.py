@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from perfmodel.core.errors import MAX_SHOWN_CHARS, BadFile, UserInputError
+from perfmodel.core.errors import MAX_QUOTED_CHARS, BadFile, UserInputError
 from s2d.prompt_files import decode
 from s2d.prompt_files.read import read_prompts, read_text_file
 from s2d.prompt_files.read_as import ReadAs
@@ -260,8 +260,8 @@ def test_missing_files_folders_pipes_and_impossible_names_are_refused(tmp_path: 
     for path, message in (
         (tmp_path / "none", "no such file"),
         (tmp_path, "this is a folder, expected a file"),
-        (pipe, "this is a named pipe, expected a file. Write what comes out of it to a file, and give that."),
-        ("a\0b", "no file can have this name"),
+        (pipe, "this is a named pipe, expected a file. Write its output to a file and give that."),
+        ("a\0b", "this is not a valid file name"),
     ):
         with pytest.raises(BadFile, match=message):
             read_prompts(path)
@@ -273,14 +273,14 @@ def test_a_file_above_the_size_limit_is_refused_without_reading_it_all(tmp_path:
     for content, message in (
         (gzip.compress(b"a" * 2001), "unpacks to more than 2.00 kB"),
         (gzip.compress(b"a" * 1500) * 2, "unpacks to more than 2.00 kB"),
-        (b"a" * 2001, "larger than 2.00 kB, the most that is read"),
+        (b"a" * 2001, "the file is too large, expected at most 2.00 kB"),
     ):
         path.write_bytes(content)
         with pytest.raises(BadFile, match=message):
             read_prompts(path)
     path.write_bytes(gzip.compress(b"a" * 2000))
     assert len(read_prompts(path)) == 1
-    with pytest.raises(BadFile, match=r"larger than 2\.00 kB"):
+    with pytest.raises(BadFile, match=r"at most 2\.00 kB"):
         read_prompts("/dev/zero")
 
 
@@ -337,7 +337,7 @@ def test_a_message_quotes_little_of_a_file_and_no_control_characters(tmp_path: P
     text = str(refused.value)
     assert len(text) < len(str(path)) + 500
     assert text.isprintable()
-    assert not re.search(rf"x{{{MAX_SHOWN_CHARS},}}", text)
+    assert not re.search(rf"x{{{MAX_QUOTED_CHARS},}}", text)
 
 
 BYTES = st.one_of(

@@ -207,7 +207,7 @@ def test_a_second_run_on_the_same_file_is_refused_until_the_first_ends(decode, f
     with locked_file(path) as is_locked:
         assert is_locked
         assert decode()[0] == 2
-        assert f"{str(path)!r} is in use: another process writes there, expected one at a time. Wait" in capsys.readouterr().err
+        assert f"{str(path)!r} is in use by another process, expected one process at a time. Wait" in capsys.readouterr().err
         assert path.read_bytes() == b""
     assert not path.exists()
     assert decode()[0] == 0
@@ -240,5 +240,5 @@ def test_a_full_disk_keeps_the_finished_outputs(decode, monkeypatch, capsys) -> 
     monkeypatch.setattr(Outputs, "add", second_fails)
     code, outputs = decode()
     assert code == 2
-    assert "is kept in" in capsys.readouterr().err
+    assert "The partial result is in" in capsys.readouterr().err
     assert [line["name"] for line in lines_of(outputs)] == [NAMES[0]]

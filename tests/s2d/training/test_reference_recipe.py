@@ -186,4 +186,4 @@ def test_ctrl_c_before_the_first_stage_reports_that_nothing_was_kept(tmp_path, m
 
     monkeypatch.setattr(train_reference, "run_stages", interrupt)
     assert main_train(["reference", "-o", str(tmp_path / "family")]) == 130
-    assert "nothing was kept" in capsys.readouterr().err
+    assert "there is no partial result" in capsys.readouterr().err

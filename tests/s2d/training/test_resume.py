@@ -45,7 +45,7 @@ def test_a_second_training_in_a_folder_is_refused_and_removes_nothing(tmp_path: 
     folder = tmp_path / "draft.partial"
     with training_folder(folder):
         (folder / LOSS_NAME).write_bytes(b'{"step": 0}\n')
-        with pytest.raises(UserInputError, match="is in use: another process writes there"), training_folder(folder):
+        with pytest.raises(UserInputError, match="is in use by another process"), training_folder(folder):
             pass
         assert (folder / LOSS_NAME).exists()
     assert not folder.exists()
