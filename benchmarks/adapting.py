@@ -43,7 +43,7 @@ from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.estimate import model_of
 from perfmodel.replay.round_stats import RoundStats
-from profiler.latency.profiling_job import Job
+from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import device_facts
 from s2d.decoding.generate import Generation, Session
 from s2d.decoding.pair import Pair, PairRequest, load_pair
@@ -54,7 +54,7 @@ from s2d.running.run_prompts import summarise_adaptation
 NAME = "adapting"
 SEED = 20261121
 HARD = Sampling(rule="shared-noise", temperature=1.5, top_k=None, top_p=None, seed=SEED)
-Text = tuple[Job, int]
+Text = tuple[ProfilingJob, int]
 """A prompt of a job, by number; the job's sampling is the text's kind."""
 
 
@@ -84,7 +84,7 @@ class Planned:
     scenario: Scenario
 
 
-def planned(job: Job, budget_s: Seconds) -> Planned:
+def planned(job: ProfilingJob, budget_s: Seconds) -> Planned:
     """The plan of a job's prompts."""
     trace, models = evidence_of(job, budget_s)
     scenario = Scenario(trace, *models)
@@ -94,7 +94,7 @@ def planned(job: Job, budget_s: Seconds) -> Planned:
     return Planned(policy=found.chosen.policy, frontier=frontier, scenario=with_long_backlogs(scenario))
 
 
-def orders_of(easy: Job, hard: Job) -> dict[str, list[Text]]:
+def orders_of(easy: ProfilingJob, hard: ProfilingJob) -> dict[str, list[Text]]:
     """Texts in the order that a controller meets them, by the order's name."""
     first, second = ([(job, number) for number in range(len(job.prompts))] for job in (easy, hard))
     half = len(first) // 2

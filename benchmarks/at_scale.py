@@ -41,7 +41,7 @@ from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of
 from shared.interleaved import Models, models_of
 from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
 
-from calibrate.planning.make_plan import paper_policies
+from calibrate.planning.candidates import paper_policies
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
@@ -122,9 +122,10 @@ def trace_for(trace: Trace, pair: ModelPair) -> Trace:
 
     A published trace names no weights. It still names none here, because a plan calls acceptance *traced* only where it does.
     """
-    header = replace(trace.header, target=pair.target.geometry, draft=pair.geometry)
-    if header.target_sha256 is not None:
-        header = replace(header, target_sha256=pair.target.sha256, draft_sha256=pair.draft.sha256)
+    header = replace(trace.header, target_model=pair.target.geometry)
+    if header.target_sha256 is None:
+        return replace(trace, header=header.with_draft(pair.geometry, None))
+    header = replace(header.with_draft(pair.geometry, pair.draft.sha256), target_sha256=pair.target.sha256)
     return replace(trace, header=header)
 
 

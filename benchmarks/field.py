@@ -36,7 +36,7 @@ from shared.common import SHARED_DATA, finish, make_parser
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.fit.validate import validate
-from calibrate.inputs.find_target import find_stored_format, find_target
+from calibrate.inputs.target import resolve_target
 from perfmodel.core.console import print_out, table
 from perfmodel.core.errors import UserInputError
 from perfmodel.models.dtypes import Dtype
@@ -157,10 +157,9 @@ def text_problems(case: ConfigCase, text: str, counted: Counted) -> list[str]:
 
 def config_problems(case: ConfigCase, path: Path, counted: Counted) -> list[str]:
     """How the answer for a folder differs from the oracle's."""
-    geometry = find_target(str(path))
-    dtype = cast(Dtype, case.dtype or "bf16")
-    stored = None if case.dtype else find_stored_format(str(path), geometry)
-    weights = stored or dtype_format(dtype, geometry)
+    target = resolve_target(str(path), reads_format=not case.dtype)
+    geometry, dtype = target.geometry, cast(Dtype, case.dtype or "bf16")
+    weights = target.stored or dtype_format(dtype, geometry)
     answer = model_weight_bytes(geometry, weights)
     expected = stored_bytes(counted, case.storage or Storage(linear_bits=16.0))
     bytes_differ = abs(answer / expected - 1) > BYTES_TOLERANCE
@@ -282,7 +281,7 @@ def says_why(message: str, path: Path) -> bool:
 
 
 def _real_answer(path: Path) -> Outcome:
-    geometry = find_target(str(path))
+    geometry = resolve_target(str(path), reads_format=False).geometry
     try:
         counted = count(json.loads(path.read_text(encoding="utf-8")))
     except Exception:  # whatever transformers raises of a model that it does not know

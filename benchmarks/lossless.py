@@ -181,19 +181,19 @@ def penalised(sampling: Sampling, rng: random.Random) -> Sampling:
 
 
 def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> Policy:
-    looked = tuple(sorted(rng.sample(exit_layers, rng.randint(1, len(exit_layers)))))
+    exits = tuple(sorted(rng.sample(exit_layers, rng.randint(1, len(exit_layers)))))
     cap = rng.randint(1, MAX_CAP)
-    order = rng.choice(("when asked", "ahead", "at once")) if len(looked) > 1 else None
+    order = rng.choice(("when asked", "ahead", "at once")) if len(exits) > 1 else None
     curve = CalibrationCurve(confidence=(0.0, 0.5, 1.0), agreement=(0.2, 0.8, 1.0))
     rules: list[StopRule | None] = [
         None,
         ConfidenceFloor(floor=rng.random()),
-        SurvivalFloor(floor=rng.random(), calibration=(curve,) * len(looked)),
+        SurvivalFloor(floor=rng.random(), calibration=(curve,) * len(exits)),
         HeuristicLength(start=rng.randint(1, cap)),
     ]
     return Policy(
-        exits=looked,
-        thresholds=tuple(rng.random() for _ in looked[:-1]),
+        exits=exits,
+        thresholds=tuple(rng.random() for _ in exits[:-1]),
         tokens=cap,
         confidence=rng.choice(["max-prob", "margin", "entropy"]),
         stop=rng.choice(rules),

@@ -87,9 +87,9 @@ def answers_of(case: Scenario, workload: str) -> Answers:
     header = case.trace.header
     halves = split_halves([case])
     assert halves is not None, "the prompts of the family are of both halves"
-    numbers = range(1, len(header.draft.exit_layers) + 1)
+    numbers = range(1, len(header.exit_layers) + 1)
     logs: dict[int, list[float]] = {number: [] for number in numbers}
-    alone: dict[int, list[float]] = {layer: [] for layer in header.draft.exit_layers}
+    alone: dict[int, list[float]] = {layer: [] for layer in header.exit_layers}
     for (seen,), (unseen,) in (halves, halves[::-1]):
         found = search([seen])
         for number in numbers:
@@ -130,7 +130,7 @@ def near_frac(case: Scenario) -> float | None:
     best = next((one.policy for one in found.by_exits if one.policy and len(one.policy.exits) == 2), None)
     if best is None:
         return None
-    column = case.trace.header.draft.exit_layers.index(best.exits[0])
+    column = case.trace.header.exit_layers.index(best.exits[0])
     cuts = threshold_grid(case.trace.confidence[:, column])
     rates = rates_by_scenario([case], [replace(best, thresholds=(cut,)) for cut in cuts])[:, 0]
     return float((rates >= (1 - NEAR_FRAC) * rates.max()).mean())
@@ -142,7 +142,7 @@ def together_frac(case: Scenario) -> float:
     Below 1, catching up when a deeper layer is asked is never dearer than catching up at once.
     """
     found = []
-    for stage in range(len(case.trace.header.draft.exit_layers)):
+    for stage in range(len(case.trace.header.exit_layers)):
         by_rows = {rows: case.pass_s("segment", stage, rows) for rows in range(1, MAX_DRAFT_TOKENS + 2)}
         pass_s = {rows: seconds for rows, seconds in by_rows.items() if math.isfinite(seconds)}
         pairs = ((a, b) for a, b in product(pass_s, repeat=2) if a + b in pass_s)

@@ -44,7 +44,7 @@ from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.replay import replay
 from profiler.latency.pass_log import PassLog
-from profiler.latency.profiling_job import turns_of
+from profiler.latency.profiling_job import profiling_runs
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, PairRequest, load_pair
@@ -128,9 +128,9 @@ def outcomes_of_pair(
     session, rng, log = evaluation.session(), np.random.default_rng(seed), PassLog()
     traces = (record(calibration, calibration.session()), record(evaluation, session))
     print_err(f"{name}: first pass times")
-    turns = turns_of(for_pass_times(calibration), log)
+    turns = profiling_runs(for_pass_times(calibration), log)
     for number, coverage in enumerate(turns):
-        if coverage.all_seen or number == size.first_turns:
+        if coverage.all_taken or number == size.first_turns:
             break
     if profile_first:
         deque(islice(turns, size.num_measurements), maxlen=0)

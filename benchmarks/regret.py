@@ -40,7 +40,7 @@ from perfmodel.core.units import Seconds
 from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.replay import replay_batch
-from profiler.latency.profiling_job import Job
+from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, PairRequest, load_pair
@@ -91,7 +91,7 @@ QUICK = Size(
 def best_fixed_lengths(trace: Trace, models: Models) -> list[Policy]:
     """Every exit alone at its best predicted length."""
     best = []
-    for layer in trace.header.draft.exit_layers:
+    for layer in trace.header.exit_layers:
         alone = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
         batch = replay_batch(trace, alone)
         best.append(alone[int((batch.num_tokens / batch.seconds(*models)).argmax())])
@@ -100,7 +100,7 @@ def best_fixed_lengths(trace: Trace, models: Models) -> list[Policy]:
 
 def published_thresholds(trace: Trace) -> Policy:
     """All exits at .5 and +2/-1 from 5, as published but for the cap: passes of longer drafts are not measured."""
-    layers = trace.header.draft.exit_layers
+    layers = trace.header.exit_layers
     thresholds = (0.5,) * (len(layers) - 1)
     return Policy(exits=layers, thresholds=thresholds, tokens=MAX_DRAFT_TOKENS, stop=HeuristicLength(start=5))
 
@@ -123,7 +123,7 @@ def contenders(trace: Trace, models: Models, size: Size) -> tuple[SearchResult, 
     return found, list({one.policy: one for one in listed}.values())
 
 
-def measured_arms(job: Job, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
+def measured_arms(job: ProfilingJob, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
     """Plain and speculative arms of every policy."""
     session, rng = job.session(), np.random.default_rng(SEED)
     arms = warmed_up(job, session, policies)

@@ -26,7 +26,7 @@ from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.core.units import Seconds
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.passes import Line, PassKind
 from perfmodel.policies.policy import (
     CalibrationCurve,
@@ -85,9 +85,11 @@ def _header(num_positions: list[int]) -> TraceHeader:
         source="made up",
     )
     return TraceHeader(
-        draft=DraftGeometry(kind="separate", model=model, exit_layers=EXIT_LAYERS),
+        draft_kind="separate",
+        exit_layers=EXIT_LAYERS,
+        draft_model=model,
         draft_sha256=None,
-        target=model,
+        target_model=model,
         target_sha256=None,
         tokenizer_sha256=None,
         sampling=GREEDY,

@@ -40,7 +40,7 @@ from perfmodel.core.units import Seconds, TokensPerS, format_number, format_spee
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import PLAN_FILE, Plan
-from profiler.latency.profiling_job import Job
+from profiler.latency.profiling_job import ProfilingJob
 from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import exits_from_plan, requested_exits
@@ -160,7 +160,7 @@ class Found:
         return {"target": self.target, "workload": self.sampling.label, "plan": self.plan_label, "arms": arms, **self.ratios}
 
 
-def lean_arms(job: Job, policy: Policy | None) -> dict[str, Write]:
+def lean_arms(job: ProfilingJob, policy: Policy | None) -> dict[str, Write]:
     """Our own loop, plain and under the plan."""
     session = job.session()
 
@@ -176,7 +176,7 @@ def must_be_plain_text(name: str, sampling: Sampling) -> bool:
     return sampling.rule == "greedy" or (sampling.rule == "shared-noise" and name in (PLAIN, PLAN))
 
 
-def measure(arms: dict[str, Write], job: Job, num_repeats: int) -> dict[str, Tally]:
+def measure(arms: dict[str, Write], job: ProfilingJob, num_repeats: int) -> dict[str, Tally]:
     """Time every arm on every prompt, forwards and backwards.
 
     Raises:

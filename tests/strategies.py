@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath
 from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
-from perfmodel.models.geometry import DraftGeometry, DraftKind, ModelGeometry
+from perfmodel.models.geometry import DraftKind, ModelGeometry
 from perfmodel.policies.policy import (
     CalibrationCurve,
     Confidence,
@@ -96,9 +96,11 @@ def _header(spec: TraceSpec) -> TraceHeader:
     model = target if spec.kind == "self" else tiny_geometry(spec.exit_layers[-1], "tiny-draft")
     noisy = Sampling(rule=spec.rule, temperature=0.8, top_k=None, top_p=None, seed=7) if spec.rule != "greedy" else GREEDY
     return TraceHeader(
-        draft=DraftGeometry(kind=spec.kind, model=model, exit_layers=spec.exit_layers),
+        draft_kind=spec.kind,
+        exit_layers=spec.exit_layers,
+        draft_model=model,
         draft_sha256="d" * 64,
-        target=target,
+        target_model=target,
         target_sha256="e" * 64,
         tokenizer_sha256="f" * 64,
         sampling=noisy,
@@ -200,5 +202,5 @@ def policies(
 def traces_with_policies(draw: st.DrawFn, *, most: int = 4) -> tuple[Trace, list[Policy | None]]:
     """A trace and some policies for it, plain decoding among them."""
     trace = draw(traces())
-    exit_layers = trace.header.draft.exit_layers
+    exit_layers = trace.header.exit_layers
     return trace, draw(st.lists(st.none() | policies(exit_layers), min_size=1, max_size=most))

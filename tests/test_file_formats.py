@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.inputs.load_acceptance import EVIDENCE_FOLDER
+from calibrate.inputs.acceptance import EVIDENCE_FOLDER
 from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import BadFile
 from perfmodel.core.files import ArraysFormat, FileFormat

@@ -27,7 +27,7 @@ from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of
 from shared.logit_gaps import Lossless, gap_result
 from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
-from calibrate.planning.make_plan import paper_policies
+from calibrate.planning.candidates import paper_policies
 from details.scale_models import acceptance_of, draft_of, tiny
 from perfmodel.core.units import MIB, Bytes, Seconds, format_bytes, format_frac, format_number, format_seconds, format_speedup
 from perfmodel.hardware.hardware import Hardware

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from shared.common import median, quantile
 from shared.interleaved import Arm, Models, speedup_of
 
-from calibrate.planning.make_plan import rounds_by_document
+from calibrate.planning.candidates import rounds_by_document
 from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import table

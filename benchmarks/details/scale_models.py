@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shared import common  # noqa: F401 makes the checkout importable
 
-from calibrate.inputs.load_acceptance import Acceptance, load_acceptance, shipped_pairs, shipped_path
+from calibrate.inputs.acceptance import Acceptance, load_acceptance, shipped_pairs, shipped_path
 from perfmodel.core.errors import UnknownName, UserInputError
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from shared.device_readings import Bandwidth, ExitCheck
 from shared.scripted import PLAIN, ScriptedArm
 
-from calibrate.inputs.load_acceptance import Acceptance
+from calibrate.inputs.acceptance import Acceptance
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import table
 from perfmodel.core.units import (

@@ -25,8 +25,8 @@ def configurations(trace: Trace, seed: int) -> Iterator[Policy]:
     """
     rng = np.random.default_rng(seed)
     curves = {found.exit_layer: found.curve for found in calibrate_exits(trace)}
-    columns = dict(zip(trace.header.draft.exit_layers, trace.confidence.T, strict=True))
-    subsets = exit_subsets(trace.header.draft.exit_layers)
+    columns = dict(zip(trace.header.exit_layers, trace.confidence.T, strict=True))
+    subsets = exit_subsets(trace.header.exit_layers)
     for kind, place in zip(cycle(range(4)), _spread(rng, len(subsets)), strict=False):
         subset, cap = subsets[place], int(rng.choice(CAPS))
         last = columns[subset[-1]]

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import torch
 
-from calibrate.pricing.datasheet_pricing import target_exits
+from calibrate.pricing.pricing import target_exits
 from perfmodel.core.units import BytesPerS, Frac, Seconds
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.latency.lower_bound import known_accelerator

@@ -18,7 +18,7 @@ from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from profiler.acceptance.record_acceptance import empty_trace, record_acceptance
 from profiler.latency.latency_files import pair_profiles
 from profiler.latency.pass_log import PassLog
-from profiler.latency.profiling_job import Job, fill_log
+from profiler.latency.profiling_job import ProfilingJob, fill_log
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.generate import Generation, Session
 from s2d.decoding.pair import ModelPair, Pair
@@ -85,15 +85,17 @@ def job_of(
     max_new_tokens: int,
     draft_cap: int,
     seed: int,
-) -> Job:
+) -> ProfilingJob:
     """Some prompts of a split, to be profiled, traced or decoded."""
     prompts = choose_prompts(read_prompts(prompts_path), split, num_prompts)
     return job_on(pair, sampling, prompts, max_new_tokens=max_new_tokens, draft_cap=draft_cap, seed=seed)
 
 
-def job_on(pair: Pair, sampling: Sampling, prompts: Sequence[Prompt], *, max_new_tokens: int, draft_cap: int, seed: int) -> Job:
+def job_on(
+    pair: Pair, sampling: Sampling, prompts: Sequence[Prompt], *, max_new_tokens: int, draft_cap: int, seed: int
+) -> ProfilingJob:
     """Prompts to be profiled, traced or decoded."""
-    return Job(
+    return ProfilingJob(
         pair=pair,
         prompts=encode_prompts(pair, prompts, max_new_tokens=max_new_tokens),
         sampling=sampling,
@@ -111,30 +113,30 @@ def models_of(log: PassLog, pair: ModelPair, sampling: Sampling) -> Models:
     return MeasuredLatency(profiles["draft"]) if "draft" in profiles else target, target
 
 
-def record(job: Job, session: Session) -> Trace:
+def record(job: ProfilingJob, session: Session) -> Trace:
     """The trace of a job's prompts."""
-    asker = job.asker(session)
+    recorder = job.exit_recorder(session)
     return record_acceptance(
-        lambda number: asker.trace(job.prompts[number]),
+        lambda number: recorder.trace(job.prompts[number]),
         len(job.prompts),
-        empty_trace(asker.header),
+        empty_trace(recorder.header),
         save=lambda trace: None,
     )
 
 
-def for_pass_times(job: Job) -> Job:
+def for_pass_times(job: ProfilingJob) -> ProfilingJob:
     """The job, its texts long enough. Only its trace is as long as what is decoded: longer texts repeat themselves more."""
     return replace(job, max_new_tokens=max(PASS_TIME_TOKENS, job.max_new_tokens))
 
 
-def evidence_of(job: Job, budget_s: Seconds) -> tuple[Trace, Models]:
+def evidence_of(job: ProfilingJob, budget_s: Seconds) -> tuple[Trace, Models]:
     """All that a plan is made from: the trace of a job's prompts, and pass times taken on them."""
     log = PassLog()
     fill_log(for_pass_times(job), log, budget_s)
     return record(job, job.session()), models_of(log, job.pair, job.sampling)
 
 
-def warmed_up(job: Job, session: Session, policies: Sequence[Policy]) -> list[tuple[Arm, Arm]]:
+def warmed_up(job: ProfilingJob, session: Session, policies: Sequence[Policy]) -> list[tuple[Arm, Arm]]:
     """Run everything once, unmeasured: a plain and a speculative arm per policy, nothing in them yet."""
     for policy in (None, *policies):
         _run(session, job, policy, 0)
@@ -142,7 +144,7 @@ def warmed_up(job: Job, session: Session, policies: Sequence[Policy]) -> list[tu
 
 
 def measure_once(
-    job: Job,
+    job: ProfilingJob,
     session: Session,
     policies: Sequence[Policy],
     arms: Sequence[tuple[Arm, Arm]],
@@ -174,5 +176,5 @@ def speedup_of(plain: Arm, speculative: Arm, visits: Sequence[int] = (0, 1)) -> 
     return speculative.all_rounds.num_tokens / plain.all_rounds.num_tokens * plain_s / speculative_s
 
 
-def _run(session: Session, job: Job, policy: Policy | None, prompt: int) -> Generation:
+def _run(session: Session, job: ProfilingJob, policy: Policy | None, prompt: int) -> Generation:
     return session.generate(job.prompts[prompt].token_ids, job.settings(policy, job.max_new_tokens))

@@ -131,7 +131,7 @@ def turns_of(session: Session, texts: Texts, log: PassLog, *, seed: int) -> Iter
         decode,
         run_grid(traces, draft_cap=MAX_DRAFT_TOKENS, seed=seed, runs_ahead=True),
         texts.whole,
-        needed=needed_passes(len(header.draft.exit_layers), MAX_DRAFT_TOKENS, runs_ahead=True),
+        needed=needed_passes(len(header.exit_layers), MAX_DRAFT_TOKENS, runs_ahead=True),
         log=log,
         rng=np.random.default_rng(seed),
     )

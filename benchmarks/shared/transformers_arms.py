@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from perfmodel.core.errors import UserInputError
 from perfmodel.policies.sampling import Sampling
-from profiler.latency.profiling_job import Job
+from profiler.latency.profiling_job import ProfilingJob
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.pair import Pair
 from s2d.loading.load_model import export_exit
@@ -45,7 +45,7 @@ ASSISTED_SETTINGS = (
 )
 
 
-def transformers_arms(job: Job, exits_folder: Path) -> dict[str, Write]:
+def transformers_arms(job: ProfilingJob, exits_folder: Path) -> dict[str, Write]:
     """`generate`, and assisted generation over the grid of exits and settings."""
     target = load_trainable(job.pair.target.folder)
     arms = {HF_GENERATE: transformers_arm(job, target)}
@@ -60,7 +60,7 @@ def transformers_arms(job: Job, exits_folder: Path) -> dict[str, Write]:
 
 
 def transformers_arm(
-    job: Job,
+    job: ProfilingJob,
     target: PreTrainedModel,
     *,
     assistant: PreTrainedModel | None = None,

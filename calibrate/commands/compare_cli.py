@@ -62,19 +62,11 @@ def _run(args: argparse.Namespace, *, command: Sequence[str]) -> int:
 
 def answer_comparison(flags: CompareFlags, options: AnswerOptions, *, command: Sequence[str]) -> None:
     """Compare a plan with the report of its run."""
-    from calibrate.planning.compare import compare, load_pricing
-    from calibrate.planning.next_measurement import ComparedFiles
+    from calibrate.planning.compare import compare
     from perfmodel.core.provenance import make_provenance
-    from perfmodel.passes.latency_profile import PROFILE_FILE
-    from perfmodel.results.plan import PLAN_FILE
-    from perfmodel.results.report import REPORT_FILE
     from perfmodel.results.residuals import RESIDUALS_FILE
 
-    plan, report = PLAN_FILE.read(flags.plan), REPORT_FILE.read(flags.report)
-    pricing = load_pricing(plan.record, flags.profiles, flags.fit)
-    profiles = {path: PROFILE_FILE.read(path) for path in flags.profiles}
-    files = ComparedFiles(plan=flags.plan, report=flags.report, profiles=profiles)
-    residuals = compare(plan, report, pricing, files)
+    residuals = compare(flags.plan, flags.report, flags.profiles, flags.fit)
     print_answer(
         options,
         residuals,

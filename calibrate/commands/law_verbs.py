@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -129,56 +129,23 @@ def answer_design(flags: DesignFlags) -> None:
 
 
 def _design(flags: DesignFlags) -> DraftShapes | DraftLengths:
-    from calibrate.inputs.find_target import find_any_draft, find_stored_format, find_target, is_known_draft
-    from calibrate.planning.draft_shapes import DEFAULT_DRAFT_TOKENS, DRAFT_LENGTHS, DesignRequest, draft_lengths, draft_shapes
-    from calibrate.pricing.datasheet_pricing import target_device
-    from perfmodel.models.geometry import with_reduced_head
-
-    target = find_target(flags.target)
-    for flag, count in (("--draft-tokens", flags.draft_tokens), ("--context-tokens", flags.context_tokens)):
-        if count is not None and count < 1:
-            raise UserInputError(f"{flag} {count}: expected at least 1.")
-    drafted_tokens = flags.draft_tokens or 0
-    if flags.context_tokens + drafted_tokens > target.max_context_tokens:
-        raise UserInputError(
-            f"--context-tokens {flags.context_tokens} and {drafted_tokens} drafted tokens: expected at most the "
-            f"{target.max_context_tokens} tokens of context of {target.name}. Give fewer."
-        )
-    is_dtype_open = flags.device.dtype is None
-    stored = find_stored_format(flags.target, target) if is_dtype_open else None
-    draft, draft_stored, num_params = None, None, _num_params(flags.params)
-    if flags.draft is not None:
-        draft = find_any_draft(flags.draft)
-        draft = replace(draft, model=with_reduced_head(draft.model, flags.draft_vocab))
-        num_params = draft.model.num_params
-        if is_dtype_open and not is_known_draft(flags.draft):
-            draft_stored = find_stored_format(flags.draft, draft.model)
-    device = target_device(target, flags.device, context_tokens=flags.context_tokens, stored=stored)
-    request = DesignRequest(
-        target=target,
-        num_params=num_params,
-        draft_vocab=flags.draft_vocab,
-        hardware=device.hardware,
-        num_devices=device.num_devices,
-        dtype=device.dtype,
-        engine=device.engine,
-        context_tokens=flags.context_tokens,
-        draft_tokens=flags.draft_tokens or DEFAULT_DRAFT_TOKENS,
-        stored=stored,
-        draft_stored=draft_stored,
+    from calibrate.planning.draft_shapes import (
+        DEFAULT_DRAFT_TOKENS,
+        DRAFT_LENGTHS,
+        ShapesRequest,
+        make_draft_lengths,
+        make_draft_shapes,
     )
-    if draft is None:
-        return draft_shapes(request)
-    return draft_lengths(draft, request, DRAFT_LENGTHS if flags.draft_tokens is None else (flags.draft_tokens,))
 
-
-def _num_params(params: float | None) -> int:
-    """A number of weights; 0 where it follows from the draft."""
-    if params is None:
-        return 0
-    if not 1 <= params < 1e15:
-        raise UserInputError(f"--params {params:g}: expected a number of weights, such as 350e6.")
-    return round(params)
+    request = ShapesRequest(
+        target=flags.target, draft_vocab=flags.draft_vocab, context_tokens=flags.context_tokens, device=flags.device
+    )
+    if flags.draft is not None:
+        lengths = DRAFT_LENGTHS if flags.draft_tokens is None else (flags.draft_tokens,)
+        return make_draft_lengths(request, flags.draft, lengths)
+    assert flags.params is not None
+    draft_tokens = DEFAULT_DRAFT_TOKENS if flags.draft_tokens is None else flags.draft_tokens
+    return make_draft_shapes(request, flags.params, draft_tokens)
 
 
 def answer_fit(flags: FitFlags, options: AnswerOptions, *, command: Sequence[str]) -> None:

@@ -160,11 +160,11 @@ def _plan_flags(args: argparse.Namespace, command: tuple[str, ...]) -> PlanFlags
 
 def _answer(flags: PlanFlags) -> None:
     if len(flags.traces) > 1:
-        from calibrate.planning.choose_draft import of_one_target
-        from calibrate.planning.make_portfolio import with_their_profiles
+        from calibrate.planning.choose_draft import have_one_target
+        from calibrate.planning.make_portfolio import with_own_profiles
 
-        requests = with_their_profiles([replace(flags.request, trace=path) for path in flags.traces])
-        if of_one_target(requests):
+        requests = with_own_profiles([replace(flags.request, trace=path) for path in flags.traces])
+        if have_one_target(requests):
             _answer_drafts(flags, requests)
         else:
             _answer_portfolio(flags, requests)
@@ -204,7 +204,7 @@ def _print_plan(flags: PlanFlags, plan: Plan, command: Sequence[str], comparison
         command: makes this plan.
         comparison: what to print before the plan.
     """
-    from calibrate.planning.next_command import next_command
+    from calibrate.planning.suggest_after_plan import next_command
     from perfmodel.core.blocks import as_text
     from perfmodel.core.provenance import make_provenance
     from perfmodel.results.plan import PLAN_FILE

@@ -46,7 +46,7 @@ def calibrate_exits(trace: Trace) -> tuple[ExitCalibration, ...]:
     fold = _folds(trace)
     return tuple(
         _calibrate(layer, trace.confidence[:, e].astype(np.float64), trace.accept_prob[:, e].astype(np.float64), fold)
-        for e, layer in enumerate(trace.header.draft.exit_layers)
+        for e, layer in enumerate(trace.header.exit_layers)
     )
 
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from calibrate.fit.fit_law import Observation, fit_law, held_out_errors, pooled
-from calibrate.pricing.measured_pricing import warn_of_pauses
+from calibrate.pricing.measured import warn_of_pauses
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.stats import INTERVAL_FRAC
 from perfmodel.core.units import Seconds

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import perfmodel
-from calibrate.inputs.load_acceptance import load_acceptance, shipped_path
+from calibrate.inputs.acceptance import load_acceptance, shipped_path
+from calibrate.inputs.device import resolve_device
 from calibrate.inputs.published_acceptance import DRAFT, PUBLISHED_LENGTH, PUBLISHED_TOKENS
 from calibrate.inputs.requests import DeviceRequest
-from calibrate.planning.make_plan import price_candidates
-from calibrate.pricing.datasheet_pricing import price_by_datasheet
+from calibrate.planning.candidates import price_candidates
+from calibrate.pricing.datasheet import price_by_datasheet
+from calibrate.pricing.pricing import pair_weights
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.stats import NORMAL_QUANTILE
 from perfmodel.core.units import Seconds, Tokens, TokensPerS
@@ -154,12 +156,13 @@ def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
 
 def explained(device: str, engine: EngineMode) -> Explanation:
     """S2D's table by the datasheet of a device, fp16, on as few of them as hold the models."""
-    request = DeviceRequest(device=device, num_devices=None, draft_num_devices=None, dtype="fp16", engine=engine)
+    resolved = resolve_device(DeviceRequest(device=device, dtype="fp16", engine=engine))
     speedups = []
     for row in _rows(SPEEDUPS):
         acceptance = load_acceptance(shipped_path(DRAFT, row["target"]), "all")
-        context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
-        pricing = price_by_datasheet(acceptance.trace.header, request, context_tokens=context_tokens)
+        pair = acceptance.trace.header
+        weights = pair_weights(pair.draft, pair.target, resolved.dtype)
+        pricing = price_by_datasheet(pair, resolved, weights, context_tokens=acceptance.context_tokens)
         policy = Policy(
             exits=tuple(map(int, row["exit_layers"].split("/"))),
             thresholds=tuple(map(float, filter(None, row["thresholds"].split("/")))),

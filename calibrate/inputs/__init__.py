@@ -1,1 +1,1 @@
-"""Inputs of a plan: the request, and the target, device and acceptance that it names."""
+"""Inputs of a plan: the request, and the target, draft, device and acceptance it names."""

@@ -1,4 +1,7 @@
-"""Which GPUs are here: asked of the driver's own library (NVML), which needs no package of ours."""
+"""GPUs of this machine, from the driver's NVML library through ctypes.
+
+The profiler reads NVML through nvidia-ml-py, which only the `gpu` extra installs. The planner works without that extra.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 _LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 _SUCCESS = 0
 _TEXT_BYTES = 96
-"""NVML_DEVICE_NAME_V2_BUFFER_SIZE, which also holds a UUID (NVML_DEVICE_UUID_V2_BUFFER_SIZE)."""
+"""NVML_DEVICE_NAME_V2_BUFFER_SIZE, which is also enough for a UUID (NVML_DEVICE_UUID_V2_BUFFER_SIZE)."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -26,13 +29,13 @@ class Gpu:
 
 
 def present_gpus() -> tuple[Gpu, ...]:
-    """The GPUs this process may use, in the driver's order; none without a driver that answers."""
+    """The GPUs that this process may use, in the driver's order; empty without a working driver."""
     try:
         nvml = ctypes.CDLL(_LIBRARY)
         if nvml.nvmlInit_v2() != _SUCCESS:
             return ()
         try:
-            return visible_gpus(tuple(_gpus(nvml)), os.environ.get(_VISIBLE))
+            return visible_gpus(tuple(_all_gpus(nvml)), os.environ.get(_VISIBLE))
         finally:
             nvml.nvmlShutdown()
     except (OSError, AttributeError):
@@ -40,36 +43,38 @@ def present_gpus() -> tuple[Gpu, ...]:
 
 
 def visible_gpus(gpus: Sequence[Gpu], setting: str | None) -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES leaves: numbers or beginnings of UUIDs, up to the first that is neither; None is all."""
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+
+    Args:
+        gpus: all of them, in the driver's order.
+        setting: numbers or prefixes of UUIDs, separated by commas. CUDA ignores the first invalid entry and all after it.
+            None: all GPUs are visible.
+    """
     if setting is None:
         return tuple(gpus)
-    chosen: list[Gpu] = []
-    for entry in setting.split(","):
-        found = _named(gpus, entry.strip())
-        if found is None:
+    visible: list[Gpu] = []
+    for entry in map(str.strip, setting.split(",")):
+        if entry.isdecimal():
+            gpu = gpus[int(entry)] if int(entry) < len(gpus) else None
+        else:
+            gpu = next((gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)), None)
+        if gpu is None:
             break
-        chosen.append(found)
-    return tuple(chosen)
+        visible.append(gpu)
+    return tuple(visible)
 
 
-def _named(gpus: Sequence[Gpu], entry: str) -> Gpu | None:
-    if entry.isdecimal():
-        return gpus[int(entry)] if int(entry) < len(gpus) else None
-    return next((gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)), None)
-
-
-def _gpus(nvml: Any) -> Iterator[Gpu]:
-    """Every GPU that the driver counts and names."""
+def _all_gpus(nvml: Any) -> Iterator[Gpu]:
     count = ctypes.c_uint()
     if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != _SUCCESS:
         return
-    for place in range(count.value):
+    for index in range(count.value):
         handle = ctypes.c_void_p()
-        if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(place), ctypes.byref(handle)) == _SUCCESS:
-            yield Gpu(name=_text(nvml.nvmlDeviceGetName, handle), uuid=_text(nvml.nvmlDeviceGetUUID, handle))
+        if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) == _SUCCESS:
+            yield Gpu(name=_read_text(nvml.nvmlDeviceGetName, handle), uuid=_read_text(nvml.nvmlDeviceGetUUID, handle))
 
 
-def _text(ask: Any, handle: ctypes.c_void_p) -> str:
-    """What NVML writes into a buffer; empty where it does not."""
+def _read_text(getter: Any, handle: ctypes.c_void_p) -> str:
+    """The text that an NVML getter writes into a buffer; empty if it fails."""
     buffer = ctypes.create_string_buffer(_TEXT_BYTES)
-    return buffer.value.decode(errors="replace") if ask(handle, buffer, ctypes.c_uint(_TEXT_BYTES)) == _SUCCESS else ""
+    return buffer.value.decode(errors="replace") if getter(handle, buffer, ctypes.c_uint(_TEXT_BYTES)) == _SUCCESS else ""

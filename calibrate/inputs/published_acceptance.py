@@ -1,16 +1,17 @@
-"""The acceptance evidence in the box, derived from what S2D's authors published: `python -m calibrate.inputs.published_acceptance`.
+"""Derive the shipped acceptance traces from the published means of S2D's authors.
 
-No trace of the S2D draft is public, only mean accepted tokens (MAT) of a few policies. This makes, for each target, a
-seeded synthetic trace on which replay of those very policies gives those very MATs, so that search and replay run on it as
-on a user's own trace. docs/published-acceptance.md says which of its numbers are published and which assumed.
+Run it with `python -m calibrate.inputs.published_acceptance`. No trace of the S2D draft is public, only mean accepted tokens
+(MAT) of a few policies. For each target, this module makes a seeded synthetic trace on which replay of those policies gives
+those MATs. Search and replay then run on it as on a user's own trace. docs/published-acceptance.md lists which of its numbers
+are published and which are assumed.
 
 The model, for position p and exit e; difficulty and noise are standard normal:
-    exit e agrees with the target where difficulty[p] <= cut[e], so that a deeper exit agrees wherever a shallower one does
-    logit(confidence[p, e]) = level + LOGIT_SPREAD * noise[p, e], where `level` tells three cases apart:
+    exit e agrees with the target if difficulty[p] <= cut[e]; a deeper exit agrees wherever a shallower one does
+    logit(confidence[p, e]) = level + LOGIT_SPREAD * noise[p, e], with a level for each of three cases:
         agreed    the exit agrees
         deferred  it does not, but the deepest exit does
         hopeless  no exit does
-The cuts are fitted to the MATs of the single exits, the deferred level to that of S2D, and the agreed and hopeless levels
+The cuts are fitted to the MATs of the single exits, the deferred level to the MAT of S2D, and the agreed and hopeless levels
 to the mean confidences that the authors plotted.
 """
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.inputs.load_acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, shipped_path
+from calibrate.inputs.acceptance import DEFAULT_OUTPUT_TOKENS, DEFAULT_PROMPT_TOKENS, SYNTHETIC_PREFIX, shipped_path
 from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
 from perfmodel.core.provenance import make_provenance
@@ -40,26 +41,26 @@ PROMPT_TOKENS = DEFAULT_PROMPT_TOKENS
 SEED = 2407_01955
 
 PROMPT_SHARE = 0.05
-"""Share of the difficulty's variance that is common to a whole prompt. Assumed."""
+"""Share of the variance of difficulty that is common to a prompt. Assumed."""
 SERIAL_SHARE = 0.20
-"""Share that is correlated from one token to the next. Assumed: runs of agreement then reach 63 tokens with Vicuna-7B, where
+"""Share that is correlated from one token to the next. Assumed: with it, runs of agreement with Vicuna-7B reach 63 tokens;
 the authors' histograms reach 57."""
 SERIAL_CORRELATION = 0.90
 
 LOGIT_SPREAD = 1.5
-"""Standard deviation of a confidence's logit. Assumed: confidence then tells agreement with an AUC of about 0.86."""
+"""Standard deviation of a confidence's logit. Assumed: confidence then predicts agreement with an AUC of about 0.86."""
 AGREED_CONFIDENCE = 0.80
-"""Mean where exit 6 agrees: the authors' plot of its probability inside an accepted run."""
+"""Mean confidence of exit 6 if it agrees, from the authors' plot of its probability inside an accepted run."""
 REJECTED_CONFIDENCE = 0.43
-"""Mean where exit 6 does not: the same plot at the first rejected token."""
+"""Mean confidence of exit 6 if it disagrees, from the same plot at the first rejected token."""
 COMMON_NOISE_SHARE = 0.5
-"""Share of the confidence noise's variance that the exits have in common. Assumed."""
+"""Share of the variance of the confidence noise that all exits have in common. Assumed."""
 CONFIDENCE_STEP = 2.0**-12
-"""Confidences are rounded to it: smaller files, and the same bytes whatever the last bit of this machine's exp."""
+"""Confidences are rounded to it. This makes files smaller, and identical on machines whose exp differs in the last bit."""
 
 PUBLISHED_LENGTH = HeuristicLength(start=5)
 PUBLISHED_TOKENS = 64
-"""transformers' schedule has no cap; no accepted run in the authors' histograms is longer than this."""
+"""transformers' schedule has no cap. No accepted run in the authors' histograms is longer than this."""
 
 _CUT_RANGE = (-2.0, 3.0)
 _LOGIT_RANGE = (-4.0, 4.0)
@@ -88,7 +89,7 @@ S2D_POLICY = Policy(exits=EXIT_LAYERS, thresholds=(0.5, 0.5), tokens=PUBLISHED_T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """The random numbers that a population is made of, drawn once so that the fit is a function of its parameters alone."""
+    """Random numbers of a trace, drawn once. The fit then depends on its parameters only."""
 
     difficulty: NDArray[np.float64]  # [P]
     confidence: NDArray[np.float64]  # [P, E]
@@ -109,12 +110,12 @@ def derive_trace(published: PublishedMat) -> Trace:
 
 
 def mean_accepted_tokens(trace: Trace, policy: Policy) -> float:
-    """Tokens per target pass, the target's own counted."""
+    """Tokens per target pass, the target's own token included."""
     return replay(trace, policy).tokens_per_round
 
 
 def draw_noise(seed: int) -> Noise:
-    """Difficulty of every position (prompt effect, first-order serial correlation, the rest white), and the confidences."""
+    """Difficulty of every position (prompt effect, first-order serial correlation and white noise), and confidence noise."""
     rng = np.random.default_rng(seed)
     shape, exits = (NUM_PROMPTS, POSITIONS_PER_PROMPT), len(EXIT_LAYERS)
     serial = _serially_correlated(rng.standard_normal(shape))
@@ -136,7 +137,7 @@ def _serially_correlated(white: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _fit_agreement(header: TraceHeader, noise: Noise, published: PublishedMat) -> NDArray[np.bool_]:
-    """Where each exit agrees [P, E], so that each alone has its published MAT."""
+    """Agreement of each exit [P, E] at which each exit alone has its published MAT."""
     agreed = np.empty(noise.confidence.shape, dtype=bool)
     for number, (policy, mat) in enumerate(zip(SINGLE_EXIT_POLICIES, published.single_exit, strict=True)):
 
@@ -149,7 +150,7 @@ def _fit_agreement(header: TraceHeader, noise: Noise, published: PublishedMat) -
 
 
 def _confidence(agreed: NDArray[np.bool_], noise: Noise, deferred_logit: float) -> NDArray[np.float64]:
-    """Confidences [P, E] with the authors' means at the first exit, where it agrees and where not."""
+    """Confidences [P, E] that have the authors' means at the first exit, both where it agrees and where it does not."""
     hopeless = ~agreed[:, -1:]
     rejected_first = ~agreed[:, 0]
 
@@ -163,7 +164,7 @@ def _confidence(agreed: NDArray[np.bool_], noise: Noise, deferred_logit: float) 
 
 
 def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[np.float64]) -> Trace:
-    """A trace of given agreement: tokens are 1 where an exit agrees and 0 where not, for there is no text behind them."""
+    """A trace of given agreement. Tokens are 1 where an exit agrees and 0 elsewhere, as there is no text."""
     rounded = np.round(confidence / CONFIDENCE_STEP) * CONFIDENCE_STEP
     return Trace(
         header=header,
@@ -178,7 +179,7 @@ def _trace(header: TraceHeader, agreed: NDArray[np.bool_], confidence: NDArray[n
 def _header(target: str) -> TraceHeader:
     prompts = tuple(
         TracedPrompt(
-            name=f"synthetic-{number:02d}",
+            name=f"{SYNTHETIC_PREFIX}{number:02d}",
             category="mt-bench",
             prompt_tokens=PROMPT_TOKENS,
             num_positions=POSITIONS_PER_PROMPT,
@@ -186,10 +187,13 @@ def _header(target: str) -> TraceHeader:
         )
         for number in range(NUM_PROMPTS)
     )
+    draft = find_draft(DRAFT)
     return TraceHeader(
-        draft=find_draft(DRAFT),
+        draft_kind=draft.kind,
+        exit_layers=draft.exit_layers,
+        draft_model=draft.model,
         draft_sha256=None,
-        target=find_model(target),
+        target_model=find_model(target),
         target_sha256=None,
         tokenizer_sha256=None,
         sampling=GREEDY,
@@ -201,7 +205,7 @@ def _header(target: str) -> TraceHeader:
 
 
 def _solve(function: Callable[[float], float], goal: float, bounds: tuple[float, float]) -> float:
-    """Where a rising function reaches its goal, by halving; of the last two bounds, the one that comes closer."""
+    """The argument at which a rising function reaches a value, by bisection: the closer of the last two bounds."""
     low, high = bounds
     for _ in range(_STEPS):
         middle = (low + high) / 2
@@ -210,7 +214,7 @@ def _solve(function: Callable[[float], float], goal: float, bounds: tuple[float,
 
 
 def main() -> None:
-    """Write every shipped trace; the same code gives the same bodies."""
+    """Write every shipped trace. The same code gives the same bodies."""
     for published in PUBLISHED:
         trace = derive_trace(published)
         provenance = make_provenance(

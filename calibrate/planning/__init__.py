@@ -1,1 +1,1 @@
-"""Plans, portfolios, draft shapes, comparisons, and the next command."""
+"""Plans, portfolios, draft shapes, comparisons, and suggested commands."""

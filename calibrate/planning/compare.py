@@ -1,103 +1,81 @@
-"""A plan held against a run: Plan + RunReport -> Residuals, acceptance error and latency error apart."""
+"""Compare a plan with a run of it: acceptance error and latency error apart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias, TypeVar
 
+from calibrate.inputs.device import resolve_device, same_device
 from calibrate.inputs.requests import DeviceRequest
-from calibrate.planning.next_measurement import ComparedFiles, Errors, next_step
-from calibrate.pricing.datasheet_pricing import PairWeights, Pricing, price_by_datasheet, same_device
-from calibrate.pricing.measured_pricing import price_by_profiles
+from calibrate.planning.suggest_after_compare import DEFAULT_REPORT_PATH, ComparedFiles, Errors, next_step
+from calibrate.planning.suggest_after_plan import DEFAULT_PLAN_PATH
+from calibrate.pricing.datasheet import price_by_datasheet
+from calibrate.pricing.measured import price_by_profiles
+from calibrate.pricing.pricing import PairWeights, Pricing
+from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
-from perfmodel.core.files import Stored
-from perfmodel.core.units import Seconds, Tokens
+from perfmodel.core.files import Stored, record_sha256
+from perfmodel.core.units import Seconds
+from perfmodel.passes.latency_profile import PROFILE_FILE
 from perfmodel.passes.passes import PASS_KINDS, PassKind
 from perfmodel.passes.pauses import without_pauses
 from perfmodel.replay.estimate import pass_seconds
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
-from perfmodel.results.plan import Candidate, Evidence, Plan
-from perfmodel.results.report import Arm, RunReport
+from perfmodel.results.plan import PLAN_FILE, Candidate, Evidence, Plan
+from perfmodel.results.report import REPORT_FILE, Arm, RunReport
 from perfmodel.results.residuals import PassResidual, Residuals
 
-FILES_UNKNOWN = ComparedFiles()
-"""Commands name the usual places."""
-
-
-def load_pricing(plan: Plan, profiles: Sequence[Path], fit_path: Path | None) -> Pricing | None:
-    """The prices a plan was made with: a datasheet's from the plan alone, measured and fitted ones from its files.
-
-    Returns None where the plan's files were not given: its mean seconds per pass have to do.
-
-    Raises:
-        Mismatch: the profiles or the fit are not those of the plan.
-    """
-    latency: dict[str, Evidence] = {part.role: part for part in plan.evidence if part.role.endswith(" latency")}
-    key, context_tokens = plan.device, plan.workload.prompt_tokens + plan.workload.output_tokens
-    request = DeviceRequest(
-        device=key.device,
-        num_devices=key.num_devices,
-        draft_num_devices=plan.draft_num_devices,
-        dtype=key.dtype,
-        engine=key.engine,
-    )
-    has_files = bool(profiles) or fit_path is not None
-    if all(part.level == "roofline" for part in latency.values()) and not has_files:
-        return _price_by_its_name(plan, request, context_tokens=context_tokens)
-    if not has_files:
-        return None
-    sampling = plan.workload.sampling
-    pricing = price_by_profiles(plan, profiles, request, sampling=sampling, context_tokens=context_tokens, fit_path=fit_path)
-    for part in pricing.evidence:
-        if part.sha256 != latency[part.role].sha256:
-            made_for, given = _evidence_text(latency[part.role]), _evidence_text(part)
-            fix = "Give the profiles and the fit the plan was made with, or plan again with these: s2d-plan --profile, --fit"
-            raise Mismatch("the plan", made_for=made_for, given=given, fix=fix)
-    return pricing
-
-
-def _price_by_its_name(plan: Plan, request: DeviceRequest, *, context_tokens: Tokens) -> Pricing | None:
-    """The prices of the plan's device; None where that was described in a file, which the plan only names."""
-    try:
-        weights = PairWeights(draft=plan.draft_weights, target=plan.target_weights)
-        return price_by_datasheet(plan, request, context_tokens=context_tokens, stored=weights)
-    except UnknownName:
-        return None
-
-
-def _evidence_text(part: Evidence) -> str:
-    return f"{part.role} {part.level}" + (f" {part.sha256[:12]}" if part.sha256 else "")
+T = TypeVar("T")
+Given: TypeAlias = T | Stored[T] | PathLike
+"""A record, a record as read from its file, or the path of the file."""
 
 
 def compare(
-    plan: Stored[Plan], report: Stored[RunReport], pricing: Pricing | None, files: ComparedFiles = FILES_UNKNOWN
+    plan: Given[Plan], report: Given[RunReport], profiles: Sequence[PathLike] = (), fit: PathLike | None = None
 ) -> Residuals:
-    """Split the error of a plan's speedup.
+    """Split the error of a plan's speedup into the error of its acceptance and the error of its seconds.
+
+    `s2d-compare` calls the same function.
 
     Args:
-        plan: as it was written.
-        report: what running it measured, plain decoding included.
-        pricing: prices each measured pass; when None, the plan's own mean seconds per pass of a kind do.
-        files: where all of these are, for the command that is next.
+        plan: a path or a record.
+        report: of a run of this plan with plain decoding beside it; a path or a record.
+        profiles: paths of the profiles that the plan was made with. They price every measured pass by its shape. Without
+            them, measured and fitted plans are priced by their own mean seconds per pass of a kind.
+        fit: path of the fit that the plan was made with, if any.
+
+    Returns:
+        Both errors as fractions of the measured speedup, the passes of each kind in seconds, and the next step.
 
     Raises:
-        Mismatch: the report is of another plan or device.
-        UserInputError: the report has no plain arm.
+        Mismatch: the report is of another plan or device, or the profiles or the fit are not those of the plan.
+        UserInputError: the report has no plain decoding.
+        BadFile: a file cannot be read.
+
+    Example:
+        >>> compare("plan.json", "report.json").acceptance_error_frac  # doctest: +SKIP
+        0.012
     """
-    plain_arm = _check(plan, report)
-    measured, chosen = report.record.measured, plan.record.chosen
-    assert measured is not None
-    rounds, plain = _arm_rounds(report.record.plan_arm), _arm_rounds(plain_arm)
-    priced, plain_priced = _price(plan.record, rounds, pricing), _price_plain(plan.record, plain, pricing)
+    plan_record, plan_sha256, _ = _load(plan, PLAN_FILE.read)
+    report_record, report_sha256, run_command = _load(report, REPORT_FILE.read)
+    profile_paths = [Path(path) for path in profiles]
+    pricing = load_pricing(plan_record, profile_paths, None if fit is None else Path(fit))
+    plain_arm = _check(plan_record, plan_sha256, report_record)
+    rounds, plain = _arm_rounds(report_record.plan_arm), _arm_rounds(plain_arm)
+    priced, plain_priced = _price(plan_record, rounds, pricing), _price_plain(plan_record, plain, pricing)
     total_s, plain_total_s = math.fsum(priced.values()), math.fsum(plain_priced.values())
     passes = (
-        *_pass_residuals("plan", report.record.plan_arm, rounds, priced),
+        *_pass_residuals("plan", report_record.plan_arm, rounds, priced),
         *_pass_residuals("plain", plain_arm, plain, plain_priced),
     )
-    predicted, repriced = chosen.speedup.speedup.value, rounds.num_tokens / total_s * plain_total_s / plain.num_tokens
+    chosen, measured = plan_record.chosen, report_record.measured
+    assert measured is not None
+    predicted = chosen.speedup.speedup.value
+    repriced = rounds.num_tokens / total_s * plain_total_s / plain.num_tokens
     errors = Errors(
         acceptance_frac=(predicted - repriced) / measured.speedup.value,
         latency_frac=(repriced - measured.speedup.value) / measured.speedup.value,
@@ -105,10 +83,16 @@ def compare(
         predicted=chosen.speedup.speedup,
         measured=measured.speedup,
     )
+    files = ComparedFiles(
+        plan=Path(plan) if isinstance(plan, (str, os.PathLike)) else DEFAULT_PLAN_PATH,
+        report=Path(report) if isinstance(report, (str, os.PathLike)) else DEFAULT_REPORT_PATH,
+        profiles={path: PROFILE_FILE.read(path) for path in profile_paths},
+        run_command=run_command,
+    )
     return Residuals(
-        plan_sha256=plan.sha256,
-        report_sha256=report.sha256,
-        device=report.record.device,
+        plan_sha256=plan_sha256,
+        report_sha256=report_sha256,
+        device=report_record.device,
         pricing="plan" if pricing is None else "evidence",
         predicted_prompts=chosen.rounds.num_prompts,
         measured_prompts=rounds.num_prompts,
@@ -118,34 +102,83 @@ def compare(
         predicted_tokens_per_round=chosen.rounds.tokens_per_round,
         measured_tokens_per_round=rounds.tokens_per_round,
         repriced_round_s=total_s / rounds.num_rounds,
-        measured_round_s=math.fsum(run.decode_s for run in report.record.plan_arm.runs) / rounds.num_rounds,
+        measured_round_s=math.fsum(run.decode_s for run in report_record.plan_arm.runs) / rounds.num_rounds,
         passes=passes,
-        next_step=next_step(errors, plan.record, report.record, replace(files, run_command=report.provenance.command)),
+        next_step=next_step(errors, plan_record, report_record, files),
     )
 
 
-def _check(plan: Stored[Plan], report: Stored[RunReport]) -> Arm:
-    """The report is of this plan on its device, and has a plain arm, which is returned."""
-    ran, device = report.record.plan_sha256, report.record.device
-    if ran != plan.sha256:
-        made_for = "no plan" if ran is None else f"plan {ran[:12]}"
+def _load(given: Given[T], read: Callable[[PathLike], Stored[T]]) -> tuple[T, str, str]:
+    """A record, the hash that names it, and the command that made it; no command if it was never in a file."""
+    stored = read(given) if isinstance(given, (str, os.PathLike)) else given
+    if isinstance(stored, Stored):
+        return stored.record, stored.sha256, stored.provenance.command
+    return stored, record_sha256(stored), ""
+
+
+def load_pricing(plan: Plan, profiles: Sequence[Path], fit: Path | None) -> Pricing | None:
+    """The prices that a plan was made with: by datasheet from the plan alone, measured and fitted ones from their files.
+
+    Returns:
+        None if those files were not given, or if the plan's device was described in a file, which a plan only names. The
+        plan's own mean seconds per pass then have to do.
+
+    Raises:
+        Mismatch: the profiles or the fit are not those of the plan.
+    """
+    latency: dict[str, Evidence] = {part.role: part for part in plan.evidence if part.role.endswith(" latency")}
+    context_tokens = plan.workload.prompt_tokens + plan.workload.output_tokens
+    request = DeviceRequest(
+        device=plan.device.device,
+        num_devices=plan.device.num_devices,
+        draft_num_devices=plan.draft_num_devices,
+        dtype=plan.device.dtype,
+        engine=plan.device.engine,
+    )
+    if not profiles and fit is None:
+        if any(part.level != "roofline" for part in latency.values()):
+            return None
+        try:
+            device = resolve_device(request)
+        except UnknownName:
+            return None
+        weights = PairWeights(draft=plan.draft_weights, target=plan.target_weights)
+        return price_by_datasheet(plan, device, weights, context_tokens=context_tokens)
+    pricing = price_by_profiles(plan, profiles, fit, request, sampling=plan.workload.sampling, context_tokens=context_tokens)
+    for part in pricing.evidence:
+        if part.sha256 != latency[part.role].sha256:
+            made_for, given = _evidence_text(latency[part.role]), _evidence_text(part)
+            fix = "Give the profiles and the fit the plan was made with, or plan again with these: s2d-plan --profile, --fit"
+            raise Mismatch("the plan", made_for=made_for, given=given, fix=fix)
+    return pricing
+
+
+def _evidence_text(part: Evidence) -> str:
+    return f"{part.role} {part.level}" + (f" {part.sha256[:12]}" if part.sha256 else "")
+
+
+def _check(plan: Plan, plan_sha256: str, report: RunReport) -> Arm:
+    """Refuse a report of another plan, of another device or without plain decoding; returns the plain arm."""
+    if report.plan_sha256 != plan_sha256:
+        made_for = "no plan" if report.plan_sha256 is None else f"plan {report.plan_sha256[:12]}"
         fix = "Give the plan that was run, or run this one: s2d-run --plan PLAN --check -o REPORT"
-        raise Mismatch("the report", made_for=made_for, given=f"plan {plan.sha256[:12]}", fix=fix)
-    if report.record.adaptation is not None:
+        raise Mismatch("the report", made_for=made_for, given=f"plan {plan_sha256[:12]}", fix=fix)
+    if report.adaptation is not None:
         fix = "Run the plan again without --adapt"
         raise Mismatch("the plan", made_for="one policy throughout", given="a run that moved along its frontier", fix=fix)
-    planned = plan.record.device
-    if replace(device, device="") != replace(planned, device="") or not same_device(device.device, planned.device):
+    planned, measured_on = plan.device, report.device
+    is_same_setting = replace(measured_on, device="") == replace(planned, device="")
+    if not is_same_setting or not same_device(measured_on.device, planned.device):
         fix = "Profile the device of the run and plan again: a plan's seconds hold on its own device only"
-        raise Mismatch("the plan", made_for=planned.label, given=f"the run's {device.label}", fix=fix)
-    if report.record.plain_arm is None or report.record.measured is None:
+        raise Mismatch("the plan", made_for=planned.label, given=f"the run's {measured_on.label}", fix=fix)
+    if report.plain_arm is None or report.measured is None:
         fix = "Run the plan again with s2d-run --check, which decodes plainly beside it"
-        if report.record.sampling.rule == "ratio":
+        if report.sampling.rule == "ratio":
             fix = "s2d-run measures none under the ratio test: plan and run with greedy or shared-noise sampling"
         raise UserInputError(
             f"the report has no plain decoding, expected both arms: a speedup is a ratio to plain decoding. {fix}."
         )
-    return report.record.plain_arm
+    return report.plain_arm
 
 
 def _arm_rounds(arm: Arm) -> RoundStats:
@@ -153,14 +186,14 @@ def _arm_rounds(arm: Arm) -> RoundStats:
 
 
 def _price(plan: Plan, rounds: RoundStats, pricing: Pricing | None) -> dict[PassKind, Seconds]:
-    """Seconds of the measured rounds as the plan would have them."""
+    """Seconds of the measured rounds at the plan's prices."""
     if pricing is not None:
         return pass_seconds(pricing.draft, pricing.target, rounds)
     return _price_by_means(plan.chosen, rounds)
 
 
 def _price_plain(plan: Plan, plain: RoundStats, pricing: Pricing | None) -> dict[PassKind, Seconds]:
-    """Seconds of measured plain decoding as the plan would have them."""
+    """Seconds of measured plain decoding at the plan's prices."""
     if pricing is not None:
         return pass_seconds(None, pricing.target, plain)
     for candidate in (plan.chosen, *plan.runners_up):
@@ -170,7 +203,7 @@ def _price_plain(plan: Plan, plain: RoundStats, pricing: Pricing | None) -> dict
 
 
 def _price_by_means(candidate: Candidate, rounds: RoundStats) -> dict[PassKind, Seconds]:
-    """Measured passes of each kind times the predicted mean seconds of a pass of that kind."""
+    """Number of measured passes of each kind times the predicted mean seconds of such a pass."""
     predicted = candidate.rounds
     priced: dict[PassKind, Seconds] = {}
     for kind, round_s in candidate.speedup.round_cost.by_kind.items():
@@ -181,20 +214,20 @@ def _price_by_means(candidate: Candidate, rounds: RoundStats) -> dict[PassKind, 
 
 
 def num_passes(rounds: RoundStats, kind: PassKind) -> int:
-    """Passes of a kind, of all stages and widths."""
+    """Passes of a kind, of all stages and rows."""
     return sum(count.num_passes for count in rounds.passes if count.kind == kind)
 
 
 def _pass_residuals(
     name: Literal["plan", "plain"], arm: Arm, rounds: RoundStats, priced: Mapping[PassKind, Seconds]
 ) -> list[PassResidual]:
-    """One line per kind that was both measured and priced, in the order of a round.
+    """One residual for each kind that was both measured and priced, in the order of a round.
 
-    The arm may have been repeated: its samples are scaled to one repetition by their number.
+    The arm may have been repeated. Mean seconds per sample times passes per repetition scale it to one repetition.
     """
     residuals, samples = [], without_pauses(arm.samples)
     for kind in PASS_KINDS:
-        measured = [sample.seconds for sample in samples if sample.kind == kind]
+        measured = [seconds for sample, seconds in zip(samples.kind, samples.seconds, strict=True) if sample == kind]
         passes = num_passes(rounds, kind)
         if measured and kind in priced:
             measured_s = math.fsum(measured) / len(measured) * passes

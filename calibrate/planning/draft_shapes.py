@@ -1,18 +1,23 @@
-"""Depth for width: drafts of one size in other shapes, and how often each must be accepted to be worth its latency.
+"""Latency of drafts of one size in other shapes, and the tokens per round they need.
 
-A draft's latency, and so its depth, decides how much speculation gives ("Decoding Speculative Decoding", arXiv 2402.01528): a
-layer costs its launches or its floor whatever its width, so of two drafts with as many weights the shallower is the faster.
-What a shallower one loses in agreement no law tells. So every design comes with its break-even: the tokens per round it
-needs to beat plain decoding, and to keep up with the fastest design. A given draft gets its break-even for several draft
-lengths. A round of K drafted tokens yields at most K + 1 tokens: a break-even beyond that is impossible.
+The latency of a draft, and so its depth, decides the gain from speculation ("Decoding Speculative Decoding", arXiv
+2402.01528). A layer costs its launches or its overhead whatever its width, so of two drafts with equally many weights the
+shallower is faster. The latency law does not predict how much agreement a shallower draft loses. Every shape therefore has a
+break-even: the tokens per round it needs to beat plain decoding, and to keep up with the fastest shape. A given draft has a
+break-even at every draft length. A round of K drafted tokens yields at most K + 1 tokens, so a larger break-even is impossible.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass, field
 
+from calibrate.inputs.device import resolve_device
+from calibrate.inputs.draft import Draft, resolve_draft
+from calibrate.inputs.requests import DeviceRequest, check_counts
+from calibrate.inputs.target import Target, resolve_target
+from calibrate.planning.draft_geometries import geometries_of
+from calibrate.pricing.datasheet import num_devices_for
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Bytes, Seconds, Tokens, format_bytes, format_number
 from perfmodel.hardware.hardware import Hardware
@@ -26,112 +31,273 @@ from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 from perfmodel.results.draft_shapes import DraftedTarget, DraftLength, DraftLengths, DraftShape, DraftShapes
 
-DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40)
-FFN_RATIOS = (Fraction(2), Fraction(8, 3), Fraction(29, 8), Fraction(5))
-"""MLP over hidden size; 8/3 is Llama's, 29/8 that of the wide draft of arXiv 2402.01528."""
-HEAD_DIMS = (64, 128)
-MIN_WIDTH_OF_LARGE_HEADS = 2048
-"""Llama's own narrow drafts have heads of 64."""
-FFN_MULTIPLE = 64
 DEFAULT_DRAFT_TOKENS = 5
+DEFAULT_CONTEXT_TOKENS: Tokens = 768
 DRAFT_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
-"""At which a given draft is shown."""
-PARAMS_TOLERANCE = 0.02
-"""Relative difference up to which two designs count as of one size."""
+"""Draft lengths at which a given draft is priced."""
+MAX_PARAMS = 1e15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DesignRequest:
-    """What is to be designed, and what for."""
+class ShapesRequest:
+    """The target of a draft, and where both run."""
+
+    target: str | ModelGeometry
+    """A name, a path or `org/name` as for a plan, or shapes."""
+    draft_vocab: Tokens | None = None
+    """Vocabulary of the draft's LM head. None: the whole one."""
+    context_tokens: Tokens = DEFAULT_CONTEXT_TOKENS
+    """Cached tokens."""
+    device: DeviceRequest = field(default_factory=DeviceRequest)
+
+    def __post_init__(self) -> None:
+        check_counts({"--context-tokens": self.context_tokens})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftSetting:
+    """A target on its devices. A draft for it runs whole on one of them."""
 
     target: ModelGeometry
-    num_params: int
-    """Weights of the draft, embeddings and head included."""
-    draft_vocab: Tokens | None
-    """Tokens its LM head covers; None for the whole vocabulary."""
     hardware: Hardware
     num_devices: int
-    """Of the target; the draft runs on one."""
     dtype: Dtype
-    """Of the draft, and of the target unless its files store it otherwise."""
+    """Of models that are not stored otherwise."""
     engine: EngineMode
     context_tokens: Tokens
-    draft_tokens: Tokens
-    """Drafted a round."""
-    stored: WeightFormat | None = None
-    """How the target's files store it; None where it is priced in the dtype."""
-    draft_stored: WeightFormat | None = None
-    """The same of a given draft."""
+    stored_target: WeightFormat | None = None
+    """How the files of the target store it. None: plain."""
+    stored_draft: WeightFormat | None = None
+    """How the files of a given draft store it. None: plain."""
 
     @property
     def target_weights(self) -> WeightFormat:
-        """How the target is stored, and priced."""
-        return self.stored or dtype_format(self.dtype, self.target)
+        """Weight format of the target."""
+        return self.stored_target or dtype_format(self.dtype, self.target)
 
     def draft_weights(self, geometry: ModelGeometry) -> WeightFormat:
-        """How a draft is stored, and priced."""
-        return self.draft_stored or dtype_format(self.dtype, geometry)
-
-    @property
-    def max_round_tokens(self) -> Tokens:
-        """What a round yields at most: every drafted token, and the target's own."""
-        return self.draft_tokens + 1
+        """Weight format of a draft."""
+        return self.stored_draft or dtype_format(self.dtype, geometry)
 
 
-def draft_shapes(request: DesignRequest) -> DraftShapes:
-    """Every shape of the requested size.
+def draft_shapes(
+    target: str | ModelGeometry,
+    *,
+    params: float,
+    draft_vocab: Tokens | None = None,
+    draft_tokens: Tokens = DEFAULT_DRAFT_TOKENS,
+    context_tokens: Tokens = DEFAULT_CONTEXT_TOKENS,
+    device: str | None = None,
+    num_devices: int | None = None,
+    dtype: Dtype | None = None,
+    engine: EngineMode | None = None,
+) -> DraftShapes:
+    """Drafts of one size in several shapes: time per drafted token, and tokens per round needed to beat plain decoding.
+
+    `s2d-plan design --params` calls the same code.
+
+    Args:
+        target: a name, a path or `org/name` as for a plan, or a `ModelGeometry`.
+        params: weights of the draft, embeddings and LM head included.
+        draft_vocab: vocabulary of the draft's LM head, in tokens. None: the whole one.
+        draft_tokens: drafted in a round.
+        context_tokens: cached tokens.
+        device: a known name, `cpu`, or a `.toml` or `.json` file. None: the GPU of this machine, else an A100.
+        num_devices: tensor-parallel degree of the target; the draft runs on one device. None: the fewest that hold the target.
+        dtype: of the weights. None: as the files store them, else the device's default.
+        engine: `eager` or `graph`. None: the device's default.
+
+    Returns:
+        Every shape, fastest first; times in seconds.
 
     Raises:
-        UserInputError: no shape has that size, or no head so few or so many tokens.
+        UserInputError: an unknown name, a number below 1, or a size that no shape has.
+
+    Example:
+        >>> fastest = draft_shapes("llama-2-70b", params=1.3e9, device="h100").shapes[0]
+        >>> fastest.can_pay
+        True
     """
-    head_vocab_size = with_reduced_head(request.target, request.draft_vocab).head_vocab_size
-    geometries = list(geometries_of(request.target, request.num_params, head_vocab_size))
+    device_request = DeviceRequest(device=device, num_devices=num_devices, dtype=dtype, engine=engine)
+    request = ShapesRequest(target=target, draft_vocab=draft_vocab, context_tokens=context_tokens, device=device_request)
+    return make_draft_shapes(request, params, draft_tokens)
+
+
+def draft_lengths(
+    target: str | ModelGeometry,
+    *,
+    draft: str,
+    draft_vocab: Tokens | None = None,
+    lengths: Iterable[Tokens] = DRAFT_LENGTHS,
+    context_tokens: Tokens = DEFAULT_CONTEXT_TOKENS,
+    device: str | None = None,
+    num_devices: int | None = None,
+    dtype: Dtype | None = None,
+    engine: EngineMode | None = None,
+) -> DraftLengths:
+    """One draft at several draft lengths: time of a round, and tokens per round needed to beat plain decoding.
+
+    `s2d-plan design --draft` calls the same code.
+
+    Args:
+        target: as for `draft_shapes`.
+        draft: a known draft, or anything that names a target.
+        draft_vocab: as for `draft_shapes`.
+        lengths: tokens drafted in a round.
+        context_tokens: cached tokens.
+        device: as for `draft_shapes`.
+        num_devices: as for `draft_shapes`.
+        dtype: as for `draft_shapes`.
+        engine: as for `draft_shapes`.
+
+    Returns:
+        Every draft length in the order given; times in seconds.
+
+    Raises:
+        UserInputError: an unknown name, or a number below 1.
+
+    Example:
+        >>> draft_lengths("llama-3.1-70b", draft="llama-3.2-1b", device="h100").lengths[0].can_pay
+        True
+    """
+    device_request = DeviceRequest(device=device, num_devices=num_devices, dtype=dtype, engine=engine)
+    request = ShapesRequest(target=target, draft_vocab=draft_vocab, context_tokens=context_tokens, device=device_request)
+    return make_draft_lengths(request, draft, lengths)
+
+
+def make_draft_shapes(request: ShapesRequest, params: float, draft_tokens: Tokens) -> DraftShapes:
+    """Resolve a request and price every shape of a size.
+
+    Args:
+        request: target, head, context and device.
+        params: weights of the draft.
+        draft_tokens: drafted in a round.
+
+    Raises:
+        UserInputError: see `draft_shapes`.
+    """
+    check_counts({"--draft-tokens": draft_tokens})
+    if not 1 <= params < MAX_PARAMS:
+        raise UserInputError(f"--params {params:g}: expected a number of weights, such as 350e6.")
+    setting = _resolve_setting(request, _resolve_target(request), None)
+    _check_context(setting, draft_tokens)
+    return shapes_of_size(setting, round(params), request.draft_vocab, draft_tokens)
+
+
+def make_draft_lengths(request: ShapesRequest, draft: str, lengths: Iterable[Tokens]) -> DraftLengths:
+    """Resolve a request and price one draft at several draft lengths.
+
+    Args:
+        request: target, head, context and device.
+        draft: its name or path.
+        lengths: tokens drafted in a round.
+
+    Raises:
+        UserInputError: see `draft_lengths`.
+    """
+    lengths = tuple(lengths)
+    for length in lengths:
+        check_counts({"--draft-tokens": length})
+    target = _resolve_target(request)
+    given = resolve_draft(draft, request.draft_vocab, reads_format=request.device.dtype is None)
+    setting = _resolve_setting(request, target, given)
+    _check_context(setting, max(lengths))
+    return priced_lengths(given.geometry, setting, lengths)
+
+
+def _resolve_target(request: ShapesRequest) -> Target:
+    if isinstance(request.target, ModelGeometry):
+        return Target(text=request.target.name, geometry=request.target, stored=None)
+    return resolve_target(request.target, reads_format=request.device.dtype is None)
+
+
+def _resolve_setting(request: ShapesRequest, target: Target, draft: Draft | None) -> DraftSetting:
+    """The target on the fewest devices that hold it, unless their number was requested."""
+    device = resolve_device(request.device)
+    weights = target.stored or dtype_format(device.dtype, target.geometry)
+    needed_bytes = model_weight_bytes(target.geometry, weights)
+    needed_bytes += kv_cache_bytes(target.geometry, weights, request.context_tokens)
+    return DraftSetting(
+        target=target.geometry,
+        hardware=device.hardware,
+        num_devices=num_devices_for(target.geometry, device, needed_bytes),
+        dtype=device.dtype,
+        engine=device.engine,
+        context_tokens=request.context_tokens,
+        stored_target=target.stored,
+        stored_draft=None if draft is None else draft.stored,
+    )
+
+
+def _check_context(setting: DraftSetting, draft_tokens: Tokens) -> None:
+    limit = setting.target.max_context_tokens
+    if setting.context_tokens + draft_tokens > limit:
+        raise UserInputError(
+            f"--context-tokens {setting.context_tokens} and {draft_tokens} drafted tokens: expected at most the {limit} tokens "
+            f"of context of {setting.target.name}. Give fewer."
+        )
+
+
+def shapes_of_size(
+    setting: DraftSetting,
+    num_params: int,
+    draft_vocab: Tokens | None = None,
+    draft_tokens: Tokens = DEFAULT_DRAFT_TOKENS,
+) -> DraftShapes:
+    """Every shape of a size.
+
+    Raises:
+        UserInputError: no shape has that size, or the vocabulary does not have so many tokens.
+    """
+    target = setting.target
+    head_vocab_size = with_reduced_head(target, draft_vocab).head_vocab_size
+    geometries = list(geometries_of(target, num_params, head_vocab_size))
     if not geometries:
         raise UserInputError(
-            f"--params {format_number(request.num_params)}: no draft with {request.target.name}'s {request.target.vocab_size} "
-            "tokens has so few or so many weights. Give a size between its embeddings and the target."
+            f"--params {format_number(num_params)}: no draft with {target.name}'s {target.vocab_size} tokens has so few or so "
+            "many weights. Give a size between its embeddings and the target."
         )
-    plain_s = plain_token_s(request)
-    token_s = [draft_token_s(geometry, request) for geometry in geometries]
-    round_s = [_round_s(seconds, request) for seconds in token_s]
+    plain_s = plain_token_s(setting)
+    token_s = [draft_token_s(geometry, setting) for geometry in geometries]
+    round_s = [_round_s(seconds, setting, draft_tokens) for seconds in token_s]
     shapes = [
         DraftShape(
             geometry=geometry,
-            token_s=each_s,
-            kv_bytes_per_token=round(kv_bytes_per_token(geometry, dtype_format(request.dtype, geometry))),
-            break_even_tokens=whole_s / plain_s,
-            over_fastest=whole_s / min(round_s),
-            can_pay=whole_s / plain_s < request.max_round_tokens,
+            token_s=shape_token_s,
+            kv_bytes_per_token=round(kv_bytes_per_token(geometry, dtype_format(setting.dtype, geometry))),
+            break_even_tokens=shape_round_s / plain_s,
+            over_fastest=shape_round_s / min(round_s),
+            can_pay=shape_round_s / plain_s < draft_tokens + 1,
             is_frontier=all(
-                other_s >= each_s
+                other_s >= shape_token_s
                 for other, other_s in zip(geometries, token_s, strict=True)
                 if other.num_layers >= geometry.num_layers
             ),
         )
-        for geometry, each_s, whole_s in zip(geometries, token_s, round_s, strict=True)
+        for geometry, shape_token_s, shape_round_s in zip(geometries, token_s, round_s, strict=True)
     ]
     return DraftShapes(
-        target=_drafted_target(request),
-        num_params=request.num_params,
-        draft_tokens=request.draft_tokens,
+        target=_drafted_target(setting),
+        num_params=num_params,
+        draft_tokens=draft_tokens,
         shapes=tuple(sorted(shapes, key=lambda shape: shape.token_s)),
     )
 
 
-def draft_lengths(draft: DraftGeometry, request: DesignRequest, lengths: Iterable[Tokens]) -> DraftLengths:
-    """A given draft at several draft lengths.
+def priced_lengths(draft: DraftGeometry, setting: DraftSetting, lengths: Iterable[Tokens]) -> DraftLengths:
+    """One draft at several draft lengths.
 
     Args:
-        draft: its real shape.
-        request: everything but its size and length.
-        lengths: tokens drafted per round.
+        draft: its real shapes.
+        setting: its target and devices.
+        lengths: tokens drafted in a round.
     """
-    plain_s, token_s = plain_token_s(request), draft_token_s(draft.model, request)
-    priced = [(length, _round_s(token_s, replace(request, draft_tokens=length))) for length in lengths]
+    plain_s, token_s = plain_token_s(setting), draft_token_s(draft.model, setting)
+    priced = [(length, _round_s(token_s, setting, length)) for length in lengths]
     return DraftLengths(
-        target=_drafted_target(request),
+        target=_drafted_target(setting),
         draft=draft,
-        draft_weights=request.draft_weights(draft.model),
+        draft_weights=setting.draft_weights(draft.model),
         token_s=token_s,
         lengths=tuple(
             DraftLength(
@@ -142,145 +308,97 @@ def draft_lengths(draft: DraftGeometry, request: DesignRequest, lengths: Iterabl
             )
             for length, round_s in priced
         ),
-        notes=tuple(_draft_notes(draft, request)),
+        notes=tuple(_draft_notes(draft, setting)),
     )
 
 
-def _drafted_target(request: DesignRequest) -> DraftedTarget:
+def _drafted_target(setting: DraftSetting) -> DraftedTarget:
     device = DeviceKey(
-        device=request.hardware.name,
-        num_devices=request.num_devices,
+        device=setting.hardware.name,
+        num_devices=setting.num_devices,
         num_threads=None,
-        dtype=request.dtype,
-        engine=request.engine,
+        dtype=setting.dtype,
+        engine=setting.engine,
     )
     return DraftedTarget(
-        model=request.target,
-        weights=request.target_weights,
+        model=setting.target,
+        weights=setting.target_weights,
         device=device,
-        context_tokens=request.context_tokens,
-        plain_token_s=plain_token_s(request),
+        context_tokens=setting.context_tokens,
+        plain_token_s=plain_token_s(setting),
     )
 
 
-def _draft_notes(draft: DraftGeometry, request: DesignRequest) -> Iterator[str]:
+def _draft_notes(draft: DraftGeometry, setting: DraftSetting) -> Iterator[str]:
     """Reasons why a draft may not run with its target, and how to train one that is not published."""
-    model, target, memory_bytes = draft.model, request.target, request.hardware.memory_bytes
+    model, target, memory_bytes = draft.model, setting.target, setting.hardware.memory_bytes
     if model.vocab_size != target.vocab_size:
         yield (
-            f"the draft's vocabulary has {model.vocab_size} tokens, the target's {target.vocab_size}. A draft needs the target's "
-            "tokenizer; only unused rows may differ"
+            f"the draft's vocabulary has {model.vocab_size} tokens, the target's {target.vocab_size}. A draft needs the "
+            "target's tokenizer; only unused rows may differ"
         )
     if model.num_params >= target.num_params:
         yield "the draft is not smaller than its target"
-    if request.context_tokens >= model.max_context_tokens:
+    if setting.context_tokens >= model.max_context_tokens:
         yield f"the draft's context ends at {model.max_context_tokens} tokens"
-    needed_bytes = first_device_bytes(model, request)
+    needed_bytes = _first_device_bytes(model, setting)
     if memory_bytes is not None and needed_bytes > memory_bytes:
         yield (
-            f"the draft and its share of the target take {format_bytes(needed_bytes)}, and one {request.hardware.name} holds "
+            f"the draft and its share of the target take {format_bytes(needed_bytes)}, and one {setting.hardware.name} holds "
             f"{format_bytes(memory_bytes)}. Give more --num-devices, a larger --device or a smaller --dtype"
         )
     if (note := unpublished_note(draft)) is not None:
         yield note
 
 
-def plain_token_s(request: DesignRequest) -> Seconds:
-    """Seconds of one token of the target's plain decoding."""
-    return _target_s(request, drafted_tokens=0)
-
-
-def _round_s(token_s: Seconds, request: DesignRequest) -> Seconds:
-    """Seconds of a round whose drafted tokens take `token_s` each."""
-    return request.draft_tokens * token_s + _target_s(request, drafted_tokens=request.draft_tokens)
-
-
-def _target_s(request: DesignRequest, *, drafted_tokens: Tokens) -> Seconds:
-    """Seconds of a round without its drafting: verification and the host's bookkeeping."""
-    setting = PassSetting(
-        model=request.target,
-        weights=request.target_weights,
-        num_devices=request.num_devices,
-        context_tokens=request.context_tokens,
+def _first_device_bytes(draft: ModelGeometry, setting: DraftSetting) -> Bytes:
+    """Bytes on the device that holds the whole draft and its share of the target, caches included."""
+    shares = (
+        (draft, setting.draft_weights(draft), 1),
+        (setting.target, setting.target_weights, setting.num_devices),
     )
-    target = RooflineLatency(setting, request.hardware, request.engine)
-    verify, bookkeeping = target.line("verify", 0, drafted_tokens + 1), target.line("round", 0, drafted_tokens)
-    return verify.at(request.context_tokens) + bookkeeping.at(request.context_tokens)
-
-
-def first_device_bytes(draft: ModelGeometry, request: DesignRequest) -> Bytes:
-    """Bytes on the device that holds a whole draft and its part of the target, caches included."""
-    pairs = ((draft, request.draft_weights(draft), 1), (request.target, request.target_weights, request.num_devices))
     return round(
         sum(
-            (model_weight_bytes(model, weights) + kv_cache_bytes(model, weights, request.context_tokens)) / num_shares
-            for model, weights, num_shares in pairs
+            (model_weight_bytes(model, weights) + kv_cache_bytes(model, weights, setting.context_tokens)) / num_shares
+            for model, weights, num_shares in shares
         )
     )
 
 
+def plain_token_s(setting: DraftSetting) -> Seconds:
+    """Time of one token of plain decoding."""
+    return _target_s(setting, draft_tokens=0)
+
+
+def _round_s(token_s: Seconds, setting: DraftSetting, draft_tokens: Tokens) -> Seconds:
+    """Time of a round whose drafted tokens take `token_s` each."""
+    return draft_tokens * token_s + _target_s(setting, draft_tokens=draft_tokens)
+
+
+def _target_s(setting: DraftSetting, *, draft_tokens: Tokens) -> Seconds:
+    """Time of a round without its drafting: verification and the host's work."""
+    passes = PassSetting(
+        model=setting.target,
+        weights=setting.target_weights,
+        num_devices=setting.num_devices,
+        context_tokens=setting.context_tokens,
+    )
+    target = RooflineLatency(passes, setting.hardware, setting.engine)
+    verify, host = target.line("verify", 0, draft_tokens + 1), target.line("round", 0, draft_tokens)
+    return verify.at(setting.context_tokens) + host.at(setting.context_tokens)
+
+
+def draft_token_s(geometry: ModelGeometry, setting: DraftSetting) -> Seconds:
+    """Time to draft one token on one device: one segment of all layers, and one exit check."""
+    passes = PassSetting(model=geometry, exit_layers=(geometry.num_layers,), weights=setting.draft_weights(geometry))
+    latency = RooflineLatency(passes, setting.hardware, setting.engine)
+    return latency.line("segment", 0, 1).at(setting.context_tokens) + latency.line("exit", 0, 1).at(setting.context_tokens)
+
+
 def token_s_by_depth(shapes: Iterable[DraftShape]) -> dict[int, Seconds]:
-    """Seconds of a drafted token of the fastest design at every depth."""
+    """Time of a drafted token of the fastest shape at every depth."""
     fastest: dict[int, Seconds] = {}
     for shape in shapes:
         depth = shape.geometry.num_layers
         fastest[depth] = min(shape.token_s, fastest.get(depth, shape.token_s))
     return fastest
-
-
-def draft_token_s(geometry: ModelGeometry, request: DesignRequest) -> Seconds:
-    """Seconds to draft one token on one device: one segment of all layers, and one exit."""
-    setting = PassSetting(model=geometry, exit_layers=(geometry.num_layers,), weights=request.draft_weights(geometry))
-    latency = RooflineLatency(setting, request.hardware, request.engine)
-    return latency.line("segment", 0, 1).at(request.context_tokens) + latency.line("exit", 0, 1).at(request.context_tokens)
-
-
-def geometries_of(target: ModelGeometry, num_params: int, head_vocab_size: int | None) -> Iterator[ModelGeometry]:
-    """Llama-like drafts with the target's vocabulary and about so many weights, over depths, widths and MLP sizes.
-
-    Depth and the MLP's ratio leave one width, rounded to whole heads; the MLP then takes up what the rounding left. What a
-    reduced head saves goes into layers: drafts of one size keep it.
-    """
-    seen = set()
-    for depth in DEPTHS:
-        for ratio in FFN_RATIOS:
-            found = _geometry(target, num_params, head_vocab_size, depth, ratio)
-            if found is not None and (depth, found.hidden_size) not in seen:
-                seen.add((depth, found.hidden_size))
-                yield found
-
-
-def _geometry(
-    target: ModelGeometry, num_params: int, head_vocab_size: int | None, depth: int, ratio: Fraction
-) -> ModelGeometry | None:
-    def shaped(width: int, mlp: int) -> ModelGeometry:
-        head_dim = HEAD_DIMS[width >= MIN_WIDTH_OF_LARGE_HEADS]
-        heads = width // head_dim
-        return ModelGeometry(
-            name=f"{depth} x {width}",
-            num_layers=depth,
-            hidden_size=width,
-            intermediate_size=mlp,
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_dim=head_dim,
-            vocab_size=target.vocab_size,
-            tied_embeddings=False,
-            max_context_tokens=target.max_context_tokens,
-            source="designed",
-            head_vocab_size=head_vocab_size,
-        )
-
-    def rounded_mlp(width: int) -> int:
-        return max(FFN_MULTIPLE, round(ratio * width / FFN_MULTIPLE) * FFN_MULTIPLE)
-
-    small, large = HEAD_DIMS
-    widths = (
-        *range(small, MIN_WIDTH_OF_LARGE_HEADS, small),
-        *range(MIN_WIDTH_OF_LARGE_HEADS, 4 * target.hidden_size + 1, large),
-    )
-    width = min(widths, key=lambda one: abs(shaped(one, rounded_mlp(one)).num_params - num_params))
-    at_rounded = shaped(width, rounded_mlp(width))
-    lacking = (num_params - at_rounded.num_params) / (3 * width * depth)  # gate, up and down
-    fitted = shaped(width, max(FFN_MULTIPLE, at_rounded.intermediate_size + round(lacking / FFN_MULTIPLE) * FFN_MULTIPLE))
-    return fitted if abs(fitted.num_params / num_params - 1) <= PARAMS_TOLERANCE else None

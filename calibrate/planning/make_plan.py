@@ -1,66 +1,130 @@
-"""Evidence -> Plan: what was asked, on what it rests, what to run, and what else was considered."""
+"""From a request to a plan: resolve the evidence, price, search, write the plan down."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from calibrate.inputs.requests import PlanRequest
+from calibrate.inputs.acceptance import Acceptance, resolve_acceptance
+from calibrate.inputs.device import resolve_device
+from calibrate.inputs.draft import resolve_draft_name
+from calibrate.inputs.requests import DeviceRequest, PlanRequest
+from calibrate.inputs.target import resolve_target
 from calibrate.planning.batch_schedule import batch_schedules
-from calibrate.planning.evidence import gather_evidence
-from calibrate.planning.next_command import next_command, plan_notes
-from calibrate.pricing.datasheet_pricing import Pricing
+from calibrate.planning.candidates import price_searched
+from calibrate.planning.suggest_after_plan import next_command, plan_notes
+from calibrate.pricing.datasheet import price_by_datasheet
+from calibrate.pricing.measured import price_by_profiles
+from calibrate.pricing.pricing import Pricing, pair_weights
 from calibrate.search.cross_validation import overfitting
 from calibrate.search.find_frontier import find_frontier
-from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
-from perfmodel.acceptance.splits import document_of
-from perfmodel.acceptance.trace import Trace
-from perfmodel.core.errors import OutOfDomain
+from perfmodel.acceptance.splits import Split
+from perfmodel.core.disk import PathLike
+from perfmodel.core.units import Tokens
+from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import release_note
-from perfmodel.policies.policy import HeuristicLength, Policy
-from perfmodel.replay.estimate import estimate
-from perfmodel.replay.replay import replay_batch
-from perfmodel.replay.round_stats import RoundStats, sum_rounds
-from perfmodel.results.plan import Candidate, Plan, Workload
+from perfmodel.passes.device_key import EngineMode
+from perfmodel.results.plan import Plan, Workload
+
+if TYPE_CHECKING:
+    from perfmodel.acceptance.trace import Trace
 
 _LOG = logging.getLogger(__name__)
 
-PLAIN_NAME = "plain decoding"
-PLAN_NAME = "plan"
-PAPER_NAME = "paper thresholds"
-DERIVED_NAME = "costs alone"
-"""No threshold of it was searched."""
 
-PAPER_THRESHOLD = 0.5
-PAPER_LENGTH = HeuristicLength(start=5)
-PAPER_TOKENS = 64
-"""transformers' schedule, as the published S2D runs it; it has no cap, and no accepted run reported is longer than this."""
+def plan(
+    target: str | None = None,
+    *,
+    draft: str | None = None,
+    device: str | None = None,
+    num_devices: int | None = None,
+    draft_num_devices: int | None = None,
+    dtype: Dtype | None = None,
+    engine: EngineMode | None = None,
+    batch: int = 1,
+    prompt_tokens: Tokens | None = None,
+    output_tokens: Tokens | None = None,
+    trace: PathLike | Trace | None = None,
+    profiles: Sequence[PathLike] = (),
+    fit: PathLike | None = None,
+    prompts_split: Split = "all",
+    category: str | None = None,
+    draft_vocab: Tokens | None = None,
+) -> Plan:
+    """The fastest way to decode a target with a nested draft on a device, and how fast it is predicted to be.
+
+    `s2d-plan` calls the same function. Everything that is None is chosen by the planner; the plan's `evidence` states how.
+
+    Args:
+        target: a known name, a config.json or its folder, or `org/name` on the Hugging Face hub. None takes the trace's.
+        draft: a known name or a folder. None takes the trace's draft, or the first with a shipped trace for the target.
+        device: a known name, `cpu`, or a `.toml` or `.json` file. None takes the GPU of this machine, else an A100.
+        num_devices: tensor-parallel degree of the target. None takes the fewest devices that hold the models.
+        draft_num_devices: 1 or `num_devices`. None takes the number that drafts faster.
+        dtype: of the weights. None prices a target as its files store it and other models in the device's default dtype.
+        engine: `eager` or `graph`. None takes the device's default.
+        batch: sequences decoded at a time; only 1 is predicted.
+        prompt_tokens: length of a prompt, in tokens. None takes the mean over the trace.
+        output_tokens: tokens to generate. None takes the length at which the trace was recorded.
+        trace: acceptance recorded by `s2d-profile`, as a file or in memory. None takes a shipped trace.
+        profiles: latency profiles by `s2d-profile`: one of the target and one of the draft. Empty prices by datasheet.
+        fit: a fit by `s2d-plan fit`, which prices a model that has no profile.
+        prompts_split: `calibration` or `evaluation` plans on one half of the trace's prompts; `all` on all of them.
+        category: plan for the prompts of this category only.
+        draft_vocab: vocabulary of an assumed reduced LM head of the draft, in tokens. None keeps the head.
+
+    Returns:
+        The plan: `chosen.policy` (None means: do not speculate), `chosen.speedup` in tokens/s with a 90 % interval,
+        `runners_up`, `memory` in bytes, `evidence` and `next_command`.
+
+    Raises:
+        UserInputError: a name, file or number that cannot be used, or evidence that does not fit together.
+        OutOfDomain: lengths beyond the target's context, or models that no number of devices holds.
+
+    Example:
+        >>> made = plan("llama-70b", device="h100")
+        >>> made.chosen.speedup.speedup.value > 1
+        True
+    """
+    return make_plan(
+        PlanRequest(
+            target=target,
+            draft=draft,
+            draft_vocab=draft_vocab,
+            trace=Path(trace) if isinstance(trace, (str, os.PathLike)) else trace,
+            prompts_split=prompts_split,
+            category=category,
+            profiles=tuple(map(Path, profiles)),
+            fit=None if fit is None else Path(fit),
+            device=DeviceRequest(
+                device=device, num_devices=num_devices, draft_num_devices=draft_num_devices, dtype=dtype, engine=engine
+            ),
+            batch=batch,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+        )
+    )
 
 
 def make_plan(request: PlanRequest) -> Plan:
-    """Answer a request from the evidence it names, or from the evidence in the box.
+    """A plan for a request, from the evidence that it names or that ships with the package.
 
     Raises:
-        UserInputError: something asked for is unknown, does not fit together or is not covered by the evidence.
+        UserInputError: something in the request is unknown, contradictory, or not covered by the evidence.
     """
     acceptance, pricing = gather_evidence(request)
-    header = acceptance.trace.header
-    context_tokens = acceptance.prompt_tokens + acceptance.output_tokens
-    chosen, runners_up = decide(acceptance.trace, pricing)
+    trace, header = acceptance.trace, acceptance.trace.header
+    scenario = Scenario(trace, pricing.draft, pricing.target)
+    searched = search([scenario])
+    chosen, runners_up = price_searched(searched, trace, pricing)
     is_traced = acceptance.evidence.level == "traced"
-    scenario = Scenario(acceptance.trace, pricing.draft, pricing.target)
-    schedules = batch_schedules(acceptance.trace, pricing, context_tokens=context_tokens)
-    evidence = (*pricing.evidence, acceptance.evidence)
-    workload = Workload(
-        batch=request.batch,
-        prompt_tokens=acceptance.prompt_tokens,
-        output_tokens=acceptance.output_tokens,
-        sampling=header.sampling,
-    )
-    plan = Plan(
+    made = Plan(
         target=header.target,
         target_sha256=header.target_sha256,
         draft=header.draft,
@@ -71,94 +135,49 @@ def make_plan(request: PlanRequest) -> Plan:
         draft_weights=pricing.weights.draft,
         device=pricing.device,
         draft_num_devices=pricing.draft_num_devices,
-        workload=workload,
+        workload=Workload(
+            batch=request.batch,
+            prompt_tokens=acceptance.prompt_tokens,
+            output_tokens=acceptance.output_tokens,
+            sampling=header.sampling,
+        ),
         chosen=chosen,
         runners_up=runners_up,
         frontier=find_frontier(scenario, chosen.policy, [candidate.policy for candidate in runners_up]) if is_traced else (),
-        batch_schedules=schedules,
+        batch_schedules=batch_schedules(trace, pricing, context_tokens=acceptance.context_tokens),
         overfitting=overfitting(scenario) if is_traced else None,
         memory=pricing.memory,
-        evidence=evidence,
+        evidence=(*pricing.evidence, acceptance.evidence),
         next_command="",
     )
-    release = None if request.target is None else release_note(request.target, plan.target)
-    notes = (*(() if release is None else (release,)), *plan_notes(plan))
-    return replace(plan, next_command=next_command(plan), notes=notes)
+    release = None if request.target is None else release_note(request.target, made.target)
+    notes = (*(() if release is None else (release,)), *plan_notes(made))
+    return replace(made, next_command=next_command(made), notes=notes)
 
 
-def decide(trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
-    """The best configuration, and what it was held against, fastest first."""
-    searched = search([Scenario(trace, pricing.draft, pricing.target)])
-    policies = {PLAN_NAME: searched.chosen.policy, PLAIN_NAME: None}
-    policies |= {f"exit {policy.exits[0]}": policy for policy in searched.single_exits}
-    if searched.optimal_stopping is not None:
-        policies[DERIVED_NAME] = searched.optimal_stopping
-    chosen, *found = price_candidates(policies, trace, pricing)
-    found += price_paper(trace, pricing)
-    return chosen, tuple(sorted(found, key=lambda one: one.speedup.tokens_per_s, reverse=True))
+def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:
+    """How often the draft agrees with its target, and what their passes cost.
 
-
-def price_paper(trace: Trace, pricing: Pricing) -> Sequence[Candidate]:
-    """The paper's policy, with the longest drafts that the latency evidence covers; a warning says so if it covers none."""
-    uncovered = None
-    for policy in paper_policies(trace):
-        try:
-            return price_candidates({PAPER_NAME: policy}, trace, pricing)
-        except OutOfDomain as err:
-            uncovered = err
-    if uncovered is not None:
-        _LOG.warning("%s left out of the comparison: %s", PAPER_NAME, uncovered)
-    return ()
-
-
-def price_candidates(policies: Mapping[str, Policy | None], trace: Trace, pricing: Pricing) -> tuple[Candidate, ...]:
-    """Configurations, replayed and priced.
-
-    Args:
-        policies: by what tables call them; None is plain decoding.
-        trace: to replay.
-        pricing: of their passes.
+    Draft, target, acceptance and device are resolved once each, in this order.
 
     Raises:
-        OutOfDomain: one needs a pass that the latency evidence does not cover.
+        UserInputError: something in the request is unknown, contradictory, or not covered by the evidence.
     """
-    rounds = rounds_by_document(trace, [None, *policies.values()])
-    return tuple(
-        Candidate(
-            name=name,
-            policy=policy,
-            rounds=sum_rounds(rounds[policy]),
-            speedup=estimate(pricing.draft, pricing.target, rounds[policy], rounds[None]),
-        )
-        for name, policy in policies.items()
+    draft = None if request.draft is None else resolve_draft_name(request.draft)
+    is_stored_dtype = request.device.dtype is None
+    target = None
+    if request.target is not None:
+        target = resolve_target(request.target, reads_format=is_stored_dtype or request.trace is None)
+    acceptance = resolve_acceptance(request, target, draft)
+    pair, context_tokens = acceptance.trace.header, acceptance.context_tokens
+    stored = target.stored if target is not None and is_stored_dtype else None
+    if not request.profiles and request.fit is None:
+        device = resolve_device(request.device)
+        weights = pair_weights(pair.draft, pair.target, device.dtype, stored)
+        return acceptance, price_by_datasheet(pair, device, weights, context_tokens=context_tokens)
+    if stored is not None:
+        _LOG.warning("%s is stored as %s; profiles and fits price it with plain weights", pair.target.name, stored.text)
+    pricing = price_by_profiles(
+        pair, request.profiles, request.fit, request.device, sampling=pair.sampling, context_tokens=context_tokens
     )
-
-
-def rounds_by_document(trace: Trace, policies: Iterable[Policy | None]) -> dict[Policy | None, list[RoundStats]]:
-    """The replayed rounds of every document that prompts were cut from, by policy.
-
-    What an interval draws must be independent, and prompts of one document are not: they are accepted alike.
-    """
-    different = list(dict.fromkeys(policies))
-    names = [document_of(prompt.name) for prompt in trace.header.prompts]
-    replayed = iter(replay_batch(trace, different, by_prompt=True).stats())
-    found = {}
-    for policy in different:
-        grouped: dict[str, list[RoundStats]] = {}
-        for name, rounds in zip(names, replayed, strict=False):
-            grouped.setdefault(name, []).append(rounds)
-        found[policy] = [sum_rounds(group) for group in grouped.values()]
-    return found
-
-
-def paper_policies(trace: Trace) -> list[Policy]:
-    """All exits at .5 with the +2/-1 length, as published and with the cap of the search, for profiles of short drafts.
-
-    None where there is one exit only, or another confidence.
-    """
-    layers = trace.header.draft.exit_layers
-    if len(layers) < 2 or trace.header.confidence != "max-prob":
-        return []
-    thresholds = (PAPER_THRESHOLD,) * (len(layers) - 1)
-    caps = (PAPER_TOKENS, MAX_DRAFT_TOKENS)
-    return [Policy(exits=layers, thresholds=thresholds, tokens=cap, stop=PAPER_LENGTH) for cap in caps]
+    return acceptance, pricing

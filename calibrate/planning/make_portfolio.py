@@ -1,7 +1,7 @@
-"""Several traces of one draft -> Portfolio: is a policy of its own for every target, or every kind of prompt, worth having?
+"""Compare a policy for each target or category of prompts with one policy for all.
 
-A part's own policy is what its plan says. Beside it stand what one would do without nested exits (the best exit alone, chosen
-part by part) and what one would do without knowing the parts apart (one policy for all, by their mean or by the worst).
+Each part has the policy of its own plan. Two alternatives stand beside it: the best exit alone for each part, which needs no
+nested exits, and one policy for all parts, the best in the mean or in the worst case.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from calibrate.inputs.load_acceptance import Acceptance
+from calibrate.inputs.acceptance import Acceptance, load_acceptance
 from calibrate.inputs.requests import PlanRequest
-from calibrate.planning.evidence import gather_acceptance, gather_evidence
-from calibrate.planning.make_plan import price_candidates
-from calibrate.pricing.datasheet_pricing import Pricing
-from calibrate.pricing.measured_pricing import profiles_of
+from calibrate.planning.candidates import price_candidates
+from calibrate.planning.make_plan import gather_evidence
+from calibrate.pricing.measured import select_profiles
+from calibrate.pricing.pricing import Pricing
 from calibrate.search.cross_validation import log_speedups, split_halves
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
@@ -31,15 +31,15 @@ from perfmodel.results.portfolio import CHOICES, Choice, HeldOut, Part, Portfoli
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Place:
-    """A part before its policies are known."""
+class _PartEvidence:
+    """A target or a category before its policies are known."""
 
     name: str
     acceptance: Acceptance
     pricing: Pricing
 
     @property
-    def case(self) -> Scenario:
+    def scenario(self) -> Scenario:
         return Scenario(self.acceptance.trace, self.pricing.draft, self.pricing.target)
 
 
@@ -50,83 +50,86 @@ def by_target(requests: Sequence[PlanRequest]) -> Portfolio:
         requests: one for each target.
 
     Raises:
-        UserInputError: fewer than two targets, one given twice, or anything that a plan of one of them would raise.
+        UserInputError: fewer than two targets, one given twice, or anything that a plan of one of them raises.
         Mismatch: the targets are not traced with the same draft.
     """
-    gathered = [gather_evidence(request) for request in requests]
-    places = [
-        _Place(name=acceptance.trace.header.target.name, acceptance=acceptance, pricing=pricing)
-        for acceptance, pricing in gathered
-    ]
-    names = [place.name for place in places]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if len(places) < 2 or twice:
-        given = f"target {twice[0]} is given twice" if twice else f"only target {names[0]} is given"
-        raise UserInputError(f"{given}: a draft is shared by two different targets or more. For one, give --target.")
-    first = places[0]
-    for place in places[1:]:
-        _check_same_draft(first, place)
-    return _portfolio("targets", places)
-
-
-def with_their_profiles(requests: Sequence[PlanRequest]) -> list[PlanRequest]:
-    """Every target's request with the profiles of its own pair, where profiles of all were given to each.
-
-    Raises:
-        UserInputError: a profile is of no use.
-    """
-    if not requests[0].profiles:
-        return list(requests)
-    own = []
+    parts = []
     for request in requests:
-        header = gather_acceptance(request).trace.header
-        own.append(replace(request, profiles=profiles_of(header, request.profiles)))
-    used = {path for request in own for path in request.profiles}
-    stray = [path.name for path in requests[0].profiles if path not in used]
-    if stray:
-        raise UserInputError(
-            f"profile {stray[0]!r} is of none of the traced models, or of a draft that was timed beside each target anyway. "
-            "Give --profile once for every target and once for the draft."
-        )
-    return own
+        acceptance, pricing = gather_evidence(request)
+        parts.append(_PartEvidence(name=acceptance.trace.header.target.name, acceptance=acceptance, pricing=pricing))
+    names = [part.name for part in parts]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if len(parts) < 2 or repeated:
+        given = f"target {repeated[0]} is given twice" if repeated else f"only target {names[0]} is given"
+        raise UserInputError(f"{given}: expected two different targets or more. For one target, give --target.")
+    first = parts[0]
+    for part in parts[1:]:
+        _check_same_draft(first, part)
+    return _portfolio("targets", parts)
 
 
 def by_category(request: PlanRequest) -> Portfolio:
-    """One draft and one target, category by category of the prompts.
+    """One draft and one target, by category of the prompts.
 
     Raises:
-        UserInputError: the prompts are of one category only, or anything that a plan would raise.
+        UserInputError: all prompts are of one category, or anything that a plan raises.
     """
     acceptance, pricing = gather_evidence(request)
     prompts = acceptance.trace.header.prompts
     categories = list(dict.fromkeys(prompt.category for prompt in prompts))
     if len(categories) < 2:
         raise UserInputError(
-            f"--by-category: all {len(prompts)} prompts are of category {categories[0]!r}. Record a trace of prompts that name "
-            'their "category" in the JSONL.'
+            f"--by-category: all {len(prompts)} prompts are of category {categories[0]!r}, expected several. Record a trace of "
+            'prompts that have a "category" in the JSONL.'
         )
-    places = []
+    parts = []
     for category in categories:
         kept = [number for number, prompt in enumerate(prompts) if prompt.category == category]
-        of_category = replace(acceptance, trace=acceptance.trace.subset(kept))
-        places.append(_Place(name=category, acceptance=of_category, pricing=pricing))
-    return _portfolio("categories", places)
+        in_category = replace(acceptance, trace=acceptance.trace.subset(kept))
+        parts.append(_PartEvidence(name=category, acceptance=in_category, pricing=pricing))
+    return _portfolio("categories", parts)
 
 
-def _check_same_draft(one: _Place, other: _Place) -> None:
-    drafts = [place.acceptance.trace.header for place in (one, other)]
-    if (drafts[0].draft, drafts[0].draft_sha256) != (drafts[1].draft, drafts[1].draft_sha256):
-        labels = [_draft_text(header.draft, header.draft_sha256) for header in drafts]
+def with_own_profiles(requests: Sequence[PlanRequest]) -> list[PlanRequest]:
+    """The same requests, each with the profiles of its own pair only.
+
+    Args:
+        requests: each with a trace, and all with the same profiles, those of every pair.
+
+    Raises:
+        UserInputError: no pair uses one of the profiles.
+    """
+    profiles = requests[0].profiles
+    if not profiles:
+        return list(requests)
+    selected = []
+    for request in requests:
+        assert request.trace is not None
+        header = load_acceptance(request.trace).trace.header
+        selected.append(replace(request, profiles=select_profiles(header, profiles)))
+    used = {path for request in selected for path in request.profiles}
+    unused = [path.name for path in profiles if path not in used]
+    if unused:
+        raise UserInputError(
+            f"profile {unused[0]!r} is of none of the traced models, or of a draft that has a profile beside each target. "
+            "Give --profile once for every target and once for the draft."
+        )
+    return selected
+
+
+def _check_same_draft(first: _PartEvidence, other: _PartEvidence) -> None:
+    header, other_header = first.acceptance.trace.header, other.acceptance.trace.header
+    if (header.draft, header.draft_sha256) != (other_header.draft, other_header.draft_sha256):
         raise Mismatch(
-            f"the acceptance of target {one.name}",
-            made_for=labels[0],
-            given=f"{labels[1]} at target {other.name}",
+            f"the acceptance of target {first.name}",
+            made_for=_draft_text(header.draft, header.draft_sha256),
+            given=f"{_draft_text(other_header.draft, other_header.draft_sha256)} at target {other.name}",
             fix="Give traces of one draft at all targets",
         )
-    if drafts[0].confidence != drafts[1].confidence:
-        given = f"{drafts[1].confidence} at target {other.name}"
+    if header.confidence != other_header.confidence:
+        given = f"{other_header.confidence} at target {other.name}"
         fix = "Record all of them with the same --confidence"
-        raise Mismatch(f"the trace of target {one.name}", made_for=drafts[0].confidence, given=given, fix=fix)
+        raise Mismatch(f"the trace of target {first.name}", made_for=header.confidence, given=given, fix=fix)
 
 
 def _draft_text(draft: DraftGeometry, sha256: str | None) -> str:
@@ -134,61 +137,63 @@ def _draft_text(draft: DraftGeometry, sha256: str | None) -> str:
     return f"draft {draft.model.name} with exits {exits}" + (f" and weights {sha256[:12]}" if sha256 else "")
 
 
-def _portfolio(of: Literal["targets", "categories"], places: Sequence[_Place]) -> Portfolio:
-    cases = [place.case for place in places]
-    found = _choose(cases)
+def _portfolio(of: Literal["targets", "categories"], evidence: Sequence[_PartEvidence]) -> Portfolio:
+    scenarios = [part.scenario for part in evidence]
+    policies = _choose(scenarios)
     parts = tuple(
-        _part(place, {choice: policies[number] for choice, policies in found.items()}) for number, place in enumerate(places)
+        _priced_part(part, {choice: by_part[number] for choice, by_part in policies.items()})
+        for number, part in enumerate(evidence)
     )
-    draft = places[0].acceptance.trace.header.draft
+    draft = evidence[0].acceptance.trace.header.draft
     exits = {part.single.policy.exits[0] for part in parts if part.single.policy}
-    weights = places[0].pricing.weights.draft
+    weights = evidence[0].pricing.weights.draft
     note = unpublished_note(draft) if is_published(parts[0].evidence) else None
     return Portfolio(
         of=of,
         draft=draft,
         parts=parts,
-        common=found["common"][0],
-        robust=found["robust"][0],
-        held_out=held_out_choices(cases),
-        nested_draft_bytes=_weights_bytes(draft, draft.exit_layers[-1], weights),
-        single_drafts_bytes=sum(_weights_bytes(draft, layer, weights) for layer in exits),
+        common=policies["common"][0],
+        robust=policies["robust"][0],
+        held_out=held_out_choices(scenarios),
+        nested_draft_bytes=_weight_bytes(draft, draft.exit_layers[-1], weights),
+        single_drafts_bytes=sum(_weight_bytes(draft, layer, weights) for layer in exits),
         next_command="",
         notes=() if note is None else (note,),
     )
 
 
-def _choose(cases: Sequence[Scenario]) -> dict[Choice, list[Policy | None]]:
-    """The policy of every case under every choice."""
-    own = [search([case]) for case in cases]
-    common, robust = search(cases, "mean").chosen.policy, search(cases, "worst").chosen.policy
+def _choose(scenarios: Sequence[Scenario]) -> dict[Choice, list[Policy | None]]:
+    """Every choice's policy for every scenario."""
+    own = [search([scenario]) for scenario in scenarios]
+    common, robust = search(scenarios, "mean").chosen.policy, search(scenarios, "worst").chosen.policy
     return {
-        "own": [found.chosen.policy for found in own],
-        "single": [found.single_exits[0] if found.single_exits else None for found in own],
-        "common": [common] * len(cases),
-        "robust": [robust] * len(cases),
+        "own": [result.chosen.policy for result in own],
+        "single": [result.single_exits[0] if result.single_exits else None for result in own],
+        "common": [common] * len(scenarios),
+        "robust": [robust] * len(scenarios),
     }
 
 
-def held_out_choices(cases: Sequence[Scenario]) -> HeldOut | None:
-    """What the choices come to on the half of the prompts that they were not made on; None where a half would be empty."""
-    halves = split_halves(cases)
+def held_out_choices(scenarios: Sequence[Scenario]) -> HeldOut | None:
+    """Speedups of the choices on the half of the prompts on which they were not searched; None if a half is empty."""
+    halves = split_halves(scenarios)
     if halves is None:
         return None
     logs: dict[Choice, list[float]] = {choice: [] for choice in CHOICES}
     for seen, unseen in (halves, halves[::-1]):
         chosen = _choose(seen)
-        for number, case in enumerate(unseen):
-            for choice, found in zip(CHOICES, log_speedups(case, [chosen[choice][number] for choice in CHOICES]), strict=True):
-                logs[choice].append(found)
-    return HeldOut(**{choice: math.exp(math.fsum(found) / len(found)) for choice, found in logs.items()})
+        for number, scenario in enumerate(unseen):
+            speedups = log_speedups(scenario, [chosen[choice][number] for choice in CHOICES])
+            for choice, log_speedup in zip(CHOICES, speedups, strict=True):
+                logs[choice].append(log_speedup)
+    return HeldOut(**{choice: math.exp(math.fsum(values) / len(values)) for choice, values in logs.items()})
 
 
-def _part(place: _Place, policies: Mapping[Choice, Policy | None]) -> Part:
-    trace, pricing = place.acceptance.trace, place.pricing
+def _priced_part(evidence: _PartEvidence, policies: Mapping[Choice, Policy | None]) -> Part:
+    trace, pricing = evidence.acceptance.trace, evidence.pricing
     own, single, common, robust = price_candidates({choice: policies[choice] for choice in CHOICES}, trace, pricing)
     return Part(
-        name=place.name,
+        name=evidence.name,
         target=trace.header.target.name,
         device=pricing.device,
         num_prompts=len(trace.header.prompts),
@@ -196,13 +201,13 @@ def _part(place: _Place, policies: Mapping[Choice, Policy | None]) -> Part:
         single=single,
         common=common,
         robust=robust,
-        evidence=(*pricing.evidence, place.acceptance.evidence),
+        evidence=(*pricing.evidence, evidence.acceptance.evidence),
     )
 
 
-def _weights_bytes(draft: DraftGeometry, layers: int, weights: WeightFormat) -> Bytes:
-    """Of the draft cut off after so many layers; nothing where its weights are the target's."""
+def _weight_bytes(draft: DraftGeometry, num_layers: int, weights: WeightFormat) -> Bytes:
+    """Bytes of a draft cut off after some layers; 0 if its weights are the target's."""
     if draft.kind == "self":
         return 0
-    cut_off = layers_bytes(draft.model, weights, draft.exit_layers[-1] - layers)
-    return round(model_weight_bytes(draft.model, weights) - cut_off)
+    removed_bytes = layers_bytes(draft.model, weights, draft.exit_layers[-1] - num_layers)
+    return round(model_weight_bytes(draft.model, weights) - removed_bytes)

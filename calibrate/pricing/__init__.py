@@ -1,1 +1,1 @@
-"""Prices of a pair's passes: by datasheet, by fit, or by profile."""
+"""Prices of the passes of a pair: by datasheet, by fit or by profile."""

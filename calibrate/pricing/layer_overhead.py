@@ -1,4 +1,4 @@
-"""What layers cost whatever they read: the share of a pass that more bandwidth would not shorten."""
+"""Split the price of a drafted token into reading, overhead of layers, and exit checks."""
 
 from __future__ import annotations
 
@@ -18,31 +18,39 @@ from perfmodel.quantisation.dtype_format import dtype_format
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitCost:
-    """One drafted token that leaves at an exit, every shallower exit looked at on the way."""
+    """One drafted token that leaves at an exit, with every shallower exit active."""
 
     exit_layer: int
     layers_s: Seconds
-    """Reading and multiplying: segments without their floors."""
+    """Reading weights and caches, and arithmetic: the segments without their overhead."""
     floor_s: Seconds
-    """What layers, launches and waiting cost whatever they read."""
+    """Overhead of layers, launches and synchronisation, independent of the bytes read."""
     checks_s: Seconds
-    """Reading the LM head at every exit looked at."""
+    """Reading the LM head at every active exit."""
 
     @property
     def token_s(self) -> Seconds:
-        """All of it."""
+        """Time of the whole token."""
         return self.layers_s + self.floor_s + self.checks_s
 
     @property
     def floor_frac(self) -> Frac:
-        """The share that neither bandwidth nor arithmetic explains."""
+        """Share of overhead: more bandwidth would not shorten it."""
         return self.floor_s / self.token_s
 
 
 def exit_costs(
     draft: DraftGeometry, hardware: Hardware, dtype: Dtype, engine: EngineMode, *, context_tokens: Tokens
 ) -> tuple[ExitCost, ...]:
-    """What a drafted token costs at every exit of a draft on one device, by the device's row."""
+    """Price of a drafted token at every exit of a draft on one device.
+
+    Args:
+        draft: its shapes and exits.
+        hardware: the device, whose datasheet gives the prices.
+        dtype: of the weights.
+        engine: how kernels are launched.
+        context_tokens: cached when the token is drafted.
+    """
     weights = dtype_format(dtype, draft.model)
     law = roofline_law(hardware, weights, engine, 1)
     setting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=weights, context_tokens=context_tokens)
@@ -58,14 +66,14 @@ def exit_costs(
 def _exit_cost(
     law: Law, exit_layer: int, segments: Sequence[PassWork], checks: Sequence[PassWork], context_tokens: Tokens
 ) -> ExitCost:
-    bare = without_floors(law)
-    layers_s, checks_s = (_seconds(bare, works, context_tokens) for works in (segments, checks))
+    no_overhead = without_floors(law)
+    layers_s, checks_s = (_seconds(no_overhead, works, context_tokens) for works in (segments, checks))
     whole_s = _seconds(law, (*segments, *checks), context_tokens)
     return ExitCost(exit_layer=exit_layer, layers_s=layers_s, floor_s=whole_s - layers_s - checks_s, checks_s=checks_s)
 
 
 def without_floors(law: Law) -> Law:
-    """A law in which only bytes and FLOP cost."""
+    """The same law with prices for bytes and FLOP only."""
     return replace(law, pass_s=0.0, sync_s=0.0, layer_s=0.0, row_layer_s=0.0, many_rows_layer_s=0.0, host_layer_s=0.0)
 
 

@@ -38,7 +38,7 @@ def _short_drafts(scenario: Scenario) -> list[Policy]:
     header = scenario.trace.header
     return [
         Policy(exits=(layer,), tokens=tokens, confidence=header.confidence)
-        for layer in header.draft.exit_layers
+        for layer in header.exit_layers
         for tokens in SHORT_DRAFTS
     ]
 
@@ -85,7 +85,7 @@ def _point(scenario: Scenario, policy: Policy | None) -> FrontierPoint:
         if policy.stop is None
         else _shares([rounds.num_rounds, *rounds.drafted_by_position]),
         round_s=_round_s(scenario, [None, *lengths]),
-        catch_up_s=0.0 if scenario.trace.header.draft.kind == "self" else _catch_up_s(scenario, policy),
+        catch_up_s=0.0 if scenario.trace.header.draft_kind == "self" else _catch_up_s(scenario, policy),
     )
 
 
@@ -98,7 +98,7 @@ def _round_s(scenario: Scenario, policies: Sequence[Policy | None]) -> tuple[Sec
 
 def _catch_up_s(scenario: Scenario, policy: Policy) -> Seconds:
     """Seconds that one more token adds to a pass, summed over the policy's segments: no token is caught up on alone."""
-    stages = range(scenario.trace.header.draft.exit_layers.index(policy.exits[-1]) + 1)
+    stages = range(scenario.trace.header.exit_layers.index(policy.exits[-1]) + 1)
     return math.fsum(
         max(0.0, scenario.line("segment", stage, 2).base_s - scenario.line("segment", stage, 1).base_s) for stage in stages
     )

@@ -58,7 +58,7 @@ def token_costs(scenario: Scenario) -> TokenCosts:
     def round_s(drafted: Tokens) -> Seconds:
         return scenario.pass_s("verify", 0, drafted + 1) + scenario.pass_s("round", 0, drafted)
 
-    stages = range(len(scenario.trace.header.draft.exit_layers))
+    stages = range(len(scenario.trace.header.exit_layers))
     priced = [length for length in range(2, MAX_DRAFT_TOKENS + 1) if math.isfinite(round_s(length))]
     return TokenCosts(
         segment_s=tuple(scenario.pass_s("segment", stage, 1) for stage in stages),
@@ -96,7 +96,7 @@ def optimal_policies(
         rate: tokens per second that decoding reaches.
     """
     header = scenario.trace.header
-    exit_ids = [header.draft.exit_layers.index(layer) for layer in exits]
+    exit_ids = [header.exit_layers.index(layer) for layer in exits]
     token_s = costs.down_to(exit_ids[0]) + costs.row_s
     if not np.isfinite(costs.down_to(exit_ids[-1]) + token_s):
         return

@@ -108,7 +108,7 @@ class _Candidates:
     def __init__(self, scenarios: Sequence[Scenario], objective: Objective) -> None:
         self.scenarios, self.objective = scenarios, objective
         self.header = scenarios[0].trace.header
-        self.exit_layers = self.header.draft.exit_layers
+        self.exit_layers = self.header.exit_layers
         self.confidence, self.agreement = (
             np.concatenate([getattr(scenario.trace, column) for scenario in scenarios]).astype(np.float64)
             for column in ("confidence", "accept_prob")

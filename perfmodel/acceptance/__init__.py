@@ -1,1 +1,1 @@
-"""Acceptance traces: what every exit predicts along the target's own text."""
+"""Acceptance traces, calibration curves, and splits of prompts."""

@@ -95,6 +95,10 @@ class FileFormat(Generic[T]):
         sha256 = hashlib.sha256(_canonical(contents.body)).hexdigest()
         return Stored(record=contents.record, provenance=contents.provenance, sha256=sha256)
 
+    def sha256(self, record: T) -> str:
+        """The hash of the record's content, as `read` returns it for its file."""
+        return hashlib.sha256(_canonical(encode_record(record))).hexdigest()
+
     def unreadable(self, path: PathLike, problem: str) -> BadFile:
         """The error for a file with this problem."""
         return BadFile(path, problem, f"Make it again with {self.made_with}")
@@ -201,6 +205,11 @@ def _read_contents(path: PathLike, file_format: FileFormat[Any]) -> _Contents:
     except DecodeError as err:
         raise file_format.unreadable(path, str(err)) from err
     return _Contents(record=record, provenance=provenance, body=envelope["body"], members=members)
+
+
+def record_sha256(record: object) -> str:
+    """The hash that names a record, whether or not it was written to a file."""
+    return hashlib.sha256(_canonical(encode_record(record))).hexdigest()
 
 
 def _archive_members(path: PathLike, data: bytes, file_format: FileFormat[Any]) -> dict[str, bytes]:

@@ -182,6 +182,11 @@ REFERENCE_PREFIX = "ref-"
 """Names of the reference family begin with it: `ref-draft`, `ref-target-16`."""
 
 
+def same_shape(model: ModelGeometry, other: ModelGeometry) -> bool:
+    """Whether two models differ in name and source only. Then they have the same speed and memory."""
+    return replace(model, name="", source="") == replace(other, name="", source="")
+
+
 def check_exit_layers(layers: tuple[int, ...]) -> None:
     """Refuse what no model has as its exits.
 

@@ -117,8 +117,8 @@ def lay_out(trace: Trace, longest: int) -> TraceLayout:
     accepted = np.ascontiguousarray(trace.accepted.T)  # [E, P]
     off_path = off_path_confidence(trace.confidence, trace.off_path)
     return TraceLayout(
-        is_self_draft=header.draft.kind == "self",
-        exit_layers=header.draft.exit_layers,
+        is_self_draft=header.draft_kind == "self",
+        exit_layers=header.exit_layers,
         confidence=np.ascontiguousarray(trace.confidence[row].T),
         off_path=None if off_path is None else np.ascontiguousarray(off_path[row].T),
         accepted=accepted.take(row, axis=1) & is_text,

@@ -163,14 +163,14 @@ def _run_prompt(predictions: _Predictions, prompt: int, policy: Policy | None, c
     """Run every round of one prompt; its blocks as (drafted, accepted) tokens."""
     header, num_positions = predictions.header, predictions.num_positions[prompt]
     prompt_tokens = predictions.prompt_tokens[prompt]
-    num_segments = len(header.draft.exit_layers)
+    num_segments = len(header.exit_layers)
     segments = _Segments(counter, num_segments, prompt_tokens)
     emitted, blocks, cap = 0, [], policy.first_cap if policy else 0
     while emitted < num_positions:
         known, room = prompt_tokens + emitted, header.max_new_tokens - emitted - 1
         exits_taken = _draft_block(predictions, prompt, policy, emitted, min(cap, room), segments) if policy else []
         num_drafted = len(exits_taken)
-        if policy and header.draft.kind == "self":  # verification starts from the draft's deepest states
+        if policy and header.draft_kind == "self":  # verification starts from the draft's deepest states
             for segment in range(num_segments):
                 segments.run(segment, known + num_drafted)
         counter.run("verify", 0, num_drafted + 1, known - 1)
@@ -193,7 +193,7 @@ def _draft_block(
     predictions: _Predictions, prompt: int, policy: Policy, emitted: int, cap: int, segments: _Segments
 ) -> list[int]:
     """Draft one block of at most `cap` tokens; the exit of each token."""
-    exit_layers, known = predictions.header.draft.exit_layers, predictions.prompt_tokens[prompt] + emitted
+    exit_layers, known = predictions.header.exit_layers, predictions.prompt_tokens[prompt] + emitted
     active = [exit_layers.index(layer) for layer in policy.exits]
     survival, exits_taken, is_on_path = 1.0, [], True
     for drafted in range(cap):

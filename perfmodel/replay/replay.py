@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -32,7 +33,7 @@ from perfmodel.replay.round_stats import RoundStats
 
 try:
     from perfmodel.replay import compiled
-except ImportError:  # s2d was installed without a C compiler
+except ImportError:  # s2d was installed without a C compiler, or the compiled module belongs to another version
     compiled = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def replay_batch(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: 
     num_tokens = [prompt.num_positions for prompt in trace.header.prompts]
     by_group = num_tokens if by_prompt else [sum(num_tokens)]
     return ReplayBatch(
-        num_exits=len(trace.header.draft.exit_layers),
+        num_exits=len(trace.header.exit_layers),
         num_prompts=1 if by_prompt else len(num_tokens),
         num_tokens=np.array(by_group * len(policies), np.int64),
         entries=_count(trace, policies, by_prompt=by_prompt, keep_blocks=False),
@@ -196,17 +197,18 @@ def as_array(entries: Iterable[Entry]) -> Entries:
 
 @cache
 def _warn_not_compiled() -> None:
-    log.warning(
-        "replay was not compiled when s2d was installed, and takes hundreds of times as long. "
-        "Install a C compiler, then install s2d again."
-    )
+    if find_spec("perfmodel.replay._native"):
+        problem, fix = "the compiled replay belongs to another version of s2d", "Install s2d again"
+    else:
+        problem, fix = "replay was not compiled when s2d was installed", "Install a C compiler, then install s2d again"
+    log.warning("%s: the reference implementation runs, which takes hundreds of times as long. %s.", problem, fix)
 
 
 def _check(trace: Trace, policy: Policy) -> None:
     header = trace.header
-    unknown = [layer for layer in policy.exits if layer not in header.draft.exit_layers]
+    unknown = [layer for layer in policy.exits if layer not in header.exit_layers]
     if unknown:
-        raise BadPolicy(f"the traced draft has no exit {unknown[0]}", f"exits among {header.draft.exit_layers!r}")
+        raise BadPolicy(f"the traced draft has no exit {unknown[0]}", f"exits among {header.exit_layers!r}")
     if policy.confidence != header.confidence:
         raise BadPolicy(f"confidence {policy.confidence!r}", f"{header.confidence!r}, which the trace holds")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from perfmodel.core.units import format_frac
 from perfmodel.passes.passes import ColdCount, PassCount, PassName
 
 
@@ -48,6 +49,13 @@ class RoundStats:
     def accepted_frac(self) -> float | None:
         """Share of the drafted tokens that was accepted; None when nothing was drafted."""
         return self.num_accepted / self.num_drafted if self.num_drafted else None
+
+    def __str__(self) -> str:
+        share = "" if self.accepted_frac is None else f" ({format_frac(self.accepted_frac)})"
+        return (
+            f"{self.tokens_per_round:.2f} tokens per round: {self.num_tokens} tokens in {self.num_rounds} rounds; "
+            f"{self.num_accepted:g} of {self.num_drafted} drafted tokens accepted{share}"
+        )
 
 
 def sum_rounds(stats: Iterable[RoundStats]) -> RoundStats:

@@ -92,9 +92,9 @@ class BatchSchedule:
     context_tokens: Tokens
     """Tokens in the cache of every sequence."""
     points: tuple[BatchPoint, ...]
-    """Batch sizes 1, 2, 4, ..., up to the first at which speculation does not pay."""
+    """Batch sizes 1, 2, 4, … and `max_batch`, up to the first at which speculation does not pay."""
     max_batch: int
-    """The largest batch size tried."""
+    """The largest batch size that was priced. It is at most what memory holds."""
     stops_at_batch: int | None
     """The smallest batch size at which speculation does not pay; None if it pays up to `max_batch`."""
     fitting_batch: int | None

@@ -379,7 +379,7 @@ def _paying_text(schedule: BatchSchedule) -> str:
         return "memory holds no sequence"
     if stops == 1:
         return "does not pay at any batch size"
-    if fits is not None and fits < (stops or schedule.max_batch):
+    if fits is not None and (fits <= schedule.max_batch if stops is None else fits < stops):
         return f"pays {_up_to(fits)} (all that memory holds)"
     return f"pays {_up_to(schedule.max_batch)} (the largest tried)" if stops is None else f"pays below batch {stops}"
 

@@ -23,10 +23,10 @@ from perfmodel.core.console import save_or_warn
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import Mismatch
 from perfmodel.core.units import Seconds, Tokens
-from perfmodel.models.geometry import DraftGeometry, ModelGeometry
+from perfmodel.models.geometry import ModelGeometry
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import Sampling
-from profiler.acceptance.record_off_path import Mistake, draw_mistakes, record_off_path, seed_of
+from profiler.acceptance.record_off_path import Mistake, draw_mistakes, prompt_seed, record_off_path
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import Pair
@@ -89,9 +89,11 @@ class ExitRecorder:
         """What the trace is of, its prompts still missing."""
         pair = self._pair
         return TraceHeader(
-            draft=pair.geometry,
+            draft_kind=pair.geometry.kind,
+            exit_layers=pair.geometry.exit_layers,
+            draft_model=pair.geometry.model,
             draft_sha256=pair.draft.sha256,
-            target=pair.target.geometry,
+            target_model=pair.target.geometry,
             target_sha256=pair.target.sha256,
             tokenizer_sha256=pair.tokenizer_sha256,
             sampling=self._sampling,
@@ -127,7 +129,7 @@ class ExitRecorder:
             target_probs = self._target_probs(forced)
             draft_probs = [probabilities(logits) for logits in forced.exit_logits]  # E of [N, V]
             accepted = torch.stack([_overlap(target_probs, q) for q in draft_probs], dim=1).float().cpu()
-            refused = partial(_refused_samples, target_probs, draft_probs, seed_of(prompt.name))
+            refused = partial(_refused_samples, target_probs, draft_probs, prompt_seed(prompt.name))
         return PromptTrace(
             prompt=TracedPrompt(
                 name=prompt.name,
@@ -196,7 +198,7 @@ def _refused_samples(p: Tensor, qs: Sequence[Tensor], seed: int, places: Sequenc
 
 def empty_trace(header: TraceHeader) -> Trace:
     """A trace of no prompts."""
-    exits = len(header.draft.exit_layers)
+    exits = len(header.exit_layers)
     return Trace(
         header=replace(header, prompts=()),
         confidence=np.zeros((0, exits), np.float32),
@@ -258,8 +260,8 @@ def _named(header: TraceHeader, name: str) -> str:
     """One field of a header in words."""
     value = getattr(header, name)
     match value:
-        case DraftGeometry():
-            value = f"{value.model.name} with exits {'/'.join(map(str, value.exit_layers))}"
+        case tuple():
+            value = "/".join(map(str, value))
         case ModelGeometry():
             value = value.name
         case Sampling():

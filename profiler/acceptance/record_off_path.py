@@ -36,7 +36,7 @@ class Mistake:
     token: int
 
 
-def seed_of(prompt_name: str) -> int:
+def prompt_seed(prompt_name: str) -> int:
     """What is recorded of a prompt does not depend on the prompts beside it."""
     return zlib.crc32(prompt_name.encode())
 
@@ -50,7 +50,7 @@ def draw_mistakes(accept_prob: NDArray[np.float32], name: str, most: int) -> lis
         most: of the mistakes.
     """
     refused = 1 - accept_prob[:-1].astype(np.float64)  # behind the last token nothing was written to compare with
-    rng = np.random.default_rng(seed_of(name))
+    rng = np.random.default_rng(prompt_seed(name))
     by_step = refused.sum(axis=1)
     number = min(most, int(np.count_nonzero(by_step)))
     if not number:

@@ -1,4 +1,4 @@
-"""What `s2d-profile` does, in order: load, say what was understood, measure, trace, name the next command."""
+"""What `s2d-profile` does, in order: load, print what was understood, measure, trace, name the next command."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from perfmodel.policies.sampling import AcceptanceRule, Sampling
 from profiler.acceptance.record_acceptance import check_resumable, empty_trace, record_acceptance
 from profiler.commands.profile_inputs import PARTIAL_TRACE_NAME, TRACE_NAME
 from profiler.commands.profile_text import (
-    acceptance_table,
-    distinct_line,
-    energy_line,
-    latency_table,
-    off_path_lines,
-    understood,
-    warnings_of,
+    acceptance_text,
+    energy_text,
+    latency_text,
+    latency_warnings,
+    off_path_text,
+    repetition_text,
+    understood_text,
 )
 from profiler.latency.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels
 from profiler.latency.latency_files import LatencyFiles, pair_profiles
-from profiler.latency.pass_log import lacking_passes
-from profiler.latency.profiling_job import Job, fill_log
+from profiler.latency.pass_log import missing_passes
+from profiler.latency.profiling_job import ProfilingJob, fill_log
 from profiler.machine.machine_facts import DeviceFacts, device_facts
 from profiler.machine.measure_energy import measure_energy, nvml_sensor
 from s2d.decoding.encode_prompts import encode_prompts
@@ -59,12 +59,12 @@ def profile(
         return _profile(job_of(args, prompts, ranks), args, argv=argv)
 
 
-def _profile(job: Job, args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
+def _profile(job: ProfilingJob, args: argparse.Namespace, *, argv: Sequence[str] | None) -> int:
     facts = device_facts(job.pair.device)
     provenance = make_provenance(
         argv=argv, device=facts.label, driver=facts.driver, libraries=("torch", "transformers", "numpy"), seed=args.seed
     )
-    print_out(understood(job, facts, args.split))
+    print_out(understood_text(job, facts, args.split))
     if args.what == "latency" or (args.what == "all" and not _was_interrupted_later(args.output)):
         _latency(job, args, facts, provenance)
     if args.what in ("all", "acceptance"):
@@ -73,7 +73,7 @@ def _profile(job: Job, args: argparse.Namespace, *, argv: Sequence[str] | None) 
     return 0
 
 
-def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | None = None) -> Job:
+def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | None = None) -> ProfilingJob:
     """Load what the arguments name.
 
     Raises:
@@ -96,7 +96,7 @@ def job_of(args: argparse.Namespace, prompts: Sequence[Prompt], ranks: Ranks | N
         print_err(f"note: {note}")
     if (note := special_tokens_note(pair.tokenizer, prompts, args.special_tokens)) is not None:
         print_err(note)
-    job = Job(
+    job = ProfilingJob(
         pair=pair,
         prompts=encode_prompts(
             pair, prompts, max_new_tokens=args.max_new_tokens, is_chat=args.chat, special_tokens=args.special_tokens
@@ -186,7 +186,7 @@ def _was_interrupted_later(folder: Path) -> bool:
     return True
 
 
-def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance: Provenance) -> None:
+def _latency(job: ProfilingJob, args: argparse.Namespace, facts: DeviceFacts, provenance: Provenance) -> None:
     contention = Contention()
     profiles_of = partial(pair_profiles, pair=job.pair, sampling=job.sampling, kernel_trials=job.kernel_trials)
     files = LatencyFiles(args.output, profiles_of, provenance, contention)
@@ -196,21 +196,21 @@ def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance:
     progress = Progress("latency", max(1, round(args.budget)))
     shown_s = 0
 
-    def on_turn(spent_s: Seconds, num_lacking: int) -> None:
+    def on_run(spent_s: Seconds, num_missing: int) -> None:
         nonlocal shown_s
         if (whole := min(round(spent_s), round(args.budget))) > shown_s:
-            progress.step(f"{num_lacking} shapes need more samples", units=whole - shown_s)
+            progress.step(f"{num_missing} shapes need more samples", units=whole - shown_s)
             shown_s = whole
 
     try:
         with keep_progress(files.partial_paths[0]), progress, measure_energy(nvml_sensor(job.pair.device)) as meter:
-            fill_log(job, log, args.budget, save=files.write_partial, on_turn=on_turn)
+            fill_log(job, log, args.budget, save=files.write_partial, on_run=on_run)
     finally:  # whatever ended it, a disk that is full included
         if len(log):
-            print_out("\n" + latency_table(log))
+            print_out("\n" + latency_text(log))
     if meter is not None and meter.failure is None:
-        print_out(energy_line(meter, facts))
-    warnings = warnings_of(log, never=lacking_passes(log, job.needed_passes(), 1))
+        print_out(energy_text(meter, facts))
+    warnings = latency_warnings(log, never=missing_passes(log, job.needed_passes(), 1))
     if (busy := contention.warning) is not None:
         warnings.append(busy)
     if meter is not None and meter.failure is not None:
@@ -220,13 +220,13 @@ def _latency(job: Job, args: argparse.Namespace, facts: DeviceFacts, provenance:
     print_out("wrote " + ", ".join(map(str, files.write(log))))
 
 
-def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
+def _acceptance(job: ProfilingJob, folder: Path, provenance: Provenance) -> None:
     path, partial = folder / TRACE_NAME, folder / PARTIAL_TRACE_NAME
-    asker = job.asker(job.session())
-    trace = empty_trace(asker.header)
+    recorder = job.exit_recorder(job.session())
+    trace = empty_trace(recorder.header)
     if partial.exists():
         trace = TRACE_FILE.read(partial).record
-        check_resumable(partial, trace.header, asker.header, job.prompts)
+        check_resumable(partial, trace.header, recorder.header, job.prompts)
         print_err(f"going on after the {len(trace.header.prompts)} prompts kept in {partial}")
 
     def save(unfinished: Trace) -> None:
@@ -238,7 +238,7 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
     try:
         with keep_progress(partial), Progress("acceptance", num_left) as progress:
             trace = record_acceptance(
-                lambda number: asker.trace(job.prompts[number]),
+                lambda number: recorder.trace(job.prompts[number]),
                 len(job.prompts),
                 trace,
                 save=save,
@@ -246,7 +246,7 @@ def _acceptance(job: Job, folder: Path, provenance: Provenance) -> None:
             )
     finally:  # whatever ended it, a disk that is full included
         if trace.header.prompts:
-            lines = [acceptance_table(trace, job.pair.draft.calibration), distinct_line(trace), *off_path_lines(trace)]
+            lines = [acceptance_text(trace, job.pair.draft.calibration), repetition_text(trace), *off_path_text(trace)]
             print_out("\n" + "\n".join(lines))
     TRACE_FILE.write(path, trace, provenance)
     partial.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from perfmodel.passes.pauses import find_pauses, pauses_text
 from perfmodel.policies.policy import CalibrationCurve
 from profiler.latency.pass_grid import PassKey
 from profiler.latency.pass_log import PassLog, keys_label, unsteady_passes
-from profiler.latency.profiling_job import Job
+from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import DeviceFacts
 from profiler.machine.measure_energy import EnergyMeter
 from s2d.loading.sidecar import Calibration
@@ -28,7 +28,7 @@ SHOWN_ROWS = {"segment": (1, 2, 4, 8), "exit": (1,), "ahead": (1, 2), "verify": 
 MAX_WARNINGS = 4
 
 
-def understood(job: Job, facts: DeviceFacts, split: str) -> str:
+def understood_text(job: ProfilingJob, facts: DeviceFacts, split: str) -> str:
     """The first lines: what is about to be measured, and where."""
     dtype, sampling = job.pair.target.dtype, job.sampling.label
     half = "" if split == "all" else f" of the {split} half"
@@ -37,14 +37,14 @@ def understood(job: Job, facts: DeviceFacts, split: str) -> str:
         [
             f"models   {job.pair.label}, {dtype}, batch 1, {job.pair.device_key.engine}",
             f"device   {facts.label}",
-            kernels_line(job.pair.target.decoder.kernels, job.kernel_trials, job.pair.geometry, job.pair.target.geometry),
+            kernels_text(job.pair.target.decoder.kernels, job.kernel_trials, job.pair.geometry, job.pair.target.geometry),
             f"prompts  {len(job.prompts)}{half}, {min(lengths)} to {max(lengths)} tokens, "
             f"{job.max_new_tokens} more after each, {sampling}",
         ]
     )
 
 
-def kernels_line(kernels: Kernels, trials: Sequence[KernelTrial], draft: DraftGeometry, target: ModelGeometry) -> str:
+def kernels_text(kernels: Kernels, trials: Sequence[KernelTrial], draft: DraftGeometry, target: ModelGeometry) -> str:
     """What is computed with, and what it was chosen by."""
     if not trials:
         return f"kernels  {kernels.label}"
@@ -58,7 +58,7 @@ def kernels_line(kernels: Kernels, trials: Sequence[KernelTrial], draft: DraftGe
     return f"{fastest}: a round takes {format_frac(gain)} less than with {STANDARD_KERNELS.label}"
 
 
-def latency_table(log: PassLog) -> str:
+def latency_text(log: PassLog) -> str:
     """Median and quartiles of the passes that say most."""
     rows = []
     for key, values in sorted(log.seconds_by_key().items(), key=lambda item: (PASS_KINDS.index(item[0].kind), item[0])):
@@ -69,13 +69,13 @@ def latency_table(log: PassLog) -> str:
     return table(rows, headers=("pass", "samples", "median", "quartiles apart"))
 
 
-def acceptance_table(trace: Trace, calibration: Calibration | None) -> str:
+def acceptance_text(trace: Trace, calibration: Calibration | None) -> str:
     """Acceptance and confidence of every exit over all positions.
 
     Where the draft came with a calibration of this kind of confidence: how far (ECE) the bare confidence is off on this
     trace, and how far what the calibration makes of it is. A calibration that holds here has an error near zero.
     """
-    columns = zip(trace.header.draft.exit_layers, trace.accept_prob.mean(axis=0), trace.confidence.mean(axis=0), strict=True)
+    columns = zip(trace.header.exit_layers, trace.accept_prob.mean(axis=0), trace.confidence.mean(axis=0), strict=True)
     rows = [(f"exit {layer}", format_frac(float(accepted)), format_number(float(sure))) for layer, accepted, sure in columns]
     headers = ("exit", "accepted", "mean confidence")
     if calibration is None or calibration.confidence != trace.header.confidence:
@@ -97,18 +97,18 @@ def _calibration_errors(trace: Trace, exit_id: int, curve: CalibrationCurve) -> 
     return expected_calibration_error(confidence, accepted), expected_calibration_error(said, accepted)
 
 
-def distinct_line(trace: Trace) -> str:
+def repetition_text(trace: Trace) -> str:
     """How much of the text repeats itself, without which an acceptance means little."""
     prompts = trace.header.prompts
-    mean = float(np.mean([prompt.distinct_6gram_frac for prompt in prompts]))
-    looping = sum(prompt.distinct_6gram_frac < 0.5 for prompt in prompts)
+    distinct = [prompt.distinct_6gram_frac for prompt in prompts if prompt.distinct_6gram_frac is not None]
+    mean, looping = float(np.mean(distinct)), sum(frac < 0.5 for frac in distinct)
     return (
         f"{len(trace.target_token)} positions; distinct 6-grams {format_frac(mean)}, "
         f"{looping} of {len(prompts)} texts loop (below 50 %), which flatters acceptance"
     )
 
 
-def off_path_lines(trace: Trace) -> list[str]:
+def off_path_text(trace: Trace) -> list[str]:
     """What was recorded off the path, if it was asked for, and whether it is enough to be used."""
     off_path = trace.off_path
     if not len(off_path):
@@ -119,14 +119,14 @@ def off_path_lines(trace: Trace) -> list[str]:
     return [told]
 
 
-def energy_line(meter: EnergyMeter, facts: DeviceFacts) -> str:
+def energy_text(meter: EnergyMeter, facts: DeviceFacts) -> str:
     """Energy of the whole measurement."""
     limit = f" of {facts.power_limit_w:.0f} W allowed" if facts.power_limit_w else ""
     mean = f", {meter.mean_w:.0f} W on average{limit}" if meter.mean_w is not None else ""
     return f"energy {format_joules(meter.energy_j)}{mean}"
 
 
-def warnings_of(log: PassLog, never: Collection[PassKey]) -> list[str]:
+def latency_warnings(log: PassLog, never: Collection[PassKey]) -> list[str]:
     """What a reader of the profile must know about its weak places."""
     unsteady = unsteady_passes(log)
     warnings = [

@@ -19,7 +19,7 @@ from perfmodel.core.units import Seconds, Tokens
 from perfmodel.passes.passes import PassSamples
 from perfmodel.policies.policy import Policy
 from profiler.latency.pass_grid import RUN_TOKENS, PassKey, ProfilingRun
-from profiler.latency.pass_log import PassLog, lacking_passes
+from profiler.latency.pass_log import PassLog, missing_passes
 
 Decode = Callable[[Policy | None, Sequence[int], Tokens], PassSamples]
 """Runs the runtime on token ids for so many new tokens, under a policy or plainly, and returns every pass it made."""
@@ -40,15 +40,15 @@ class Text:
 class Coverage:
     """How much of what a plan needs was measured."""
 
-    all_seen: bool
+    all_taken: bool
     """Whether every run of the grid was taken."""
-    num_lacking: int
+    num_missing: int
     """Needed passes that have too few samples."""
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left to measure but more of the same."""
-        return self.all_seen and not self.num_lacking
+        return self.all_taken and not self.num_missing
 
 
 class ProfilingRuns:
@@ -65,7 +65,7 @@ class ProfilingRuns:
         self._num_runs = Counter(range(len(grid)))
 
     @property
-    def all_seen(self) -> bool:
+    def all_taken(self) -> bool:
         """Whether every run was taken."""
         return not self._unseen
 
@@ -104,20 +104,20 @@ def take_runs(
         log: may hold passes measured before; it is complete after every run, so that Ctrl-C loses one run at most.
         rng: of order and places.
     """
-    _take_turn(decode, grid[-1], texts, PassLog(), rng)
+    _take_run(decode, grid[-1], texts, PassLog(), rng)
     runs = ProfilingRuns(grid, rng)
     while True:
-        lacking = lacking_passes(log, needed, enough_samples)
-        yield Coverage(all_seen=runs.all_seen, num_lacking=len(lacking))
+        lacking = missing_passes(log, needed, enough_samples)
+        yield Coverage(all_taken=runs.all_taken, num_missing=len(lacking))
         place = runs.next(lacking)
-        runs.made(place, _take_turn(decode, grid[place], texts, log, rng))
+        runs.made(place, _take_run(decode, grid[place], texts, log, rng))
 
 
 def measure_latency(
     runs: Iterator[Coverage],
     budget_s: Seconds,
     *,
-    on_turn: Callable[[Seconds, int], None] = lambda spent_s, num_lacking: None,
+    on_run: Callable[[Seconds, int], None] = lambda spent_s, num_missing: None,
     clock: Callable[[], Seconds] = time.perf_counter,
 ) -> None:
     """Take runs until everything is covered, or the budget is spent.
@@ -125,19 +125,19 @@ def measure_latency(
     Args:
         runs: of `take_runs`.
         budget_s: how long; the warm-up is not counted.
-        on_turn: told before every run how long this has taken and how many needed passes still lack samples.
+        on_run: told before every run how long this has taken and how many needed passes still lack samples.
         clock: a monotonic clock in seconds.
     """
     start_s: Seconds | None = None
     for coverage in runs:
         start_s = clock() if start_s is None else start_s
         spent_s = clock() - start_s
-        on_turn(spent_s, coverage.num_lacking)
+        on_run(spent_s, coverage.num_missing)
         if spent_s >= budget_s or coverage.is_complete:
             return
 
 
-def _take_turn(
+def _take_run(
     decode: Decode, run: ProfilingRun, texts: Sequence[Text], log: PassLog, rng: np.random.Generator
 ) -> Counter[PassKey]:
     """Decode twice from one place, speculating and plainly in random order; returns the passes of the former.

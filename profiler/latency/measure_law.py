@@ -32,9 +32,9 @@ from s2d.decoding.verify import make_verifier
 from s2d.loading.load_model import LoadedModel, random_model
 from s2d.model.torch_device import device_key
 
-TURNS_PER_VISIT = 4
+REPEATS_PER_VISIT = 4
 """Of which the first is dropped."""
-VISITS_PER_LOOP = 4
+SWEEPS_PER_LOOP = 4
 """Visits to all models between two looks at the running loop."""
 LOOPED_MODELS = 2
 """So many have rounds, so that one of them can tell the other's."""
@@ -147,7 +147,7 @@ def measure_law(
         found: list[list[PassSamples]] = [[] for _ in models]
         for place in rng.permutation(len(models)):
             found[place].extend(timed[place].visit())
-        if sweep % VISITS_PER_LOOP == 0:
+        if sweep % SWEEPS_PER_LOOP == 0:
             for turns, loop in zip(found, loops, strict=False):
                 turns.extend(loop.rounds())
         for log, turns in zip(logs, found, strict=True):
@@ -181,7 +181,7 @@ class _TimedModel:
 
     def visit(self) -> Iterator[PassSamples]:
         """The passes of a few turns, each at rows and cached tokens of its own."""
-        for turn in range(TURNS_PER_VISIT):
+        for turn in range(REPEATS_PER_VISIT):
             samples = self._turn(int(self._rng.choice(self._grid.rows)), int(self._rng.choice(self._grid.cached_tokens)))
             if turn:
                 yield samples

@@ -31,7 +31,7 @@ LEAVE_FRACS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
 """Shares of tokens that leave at a gated exit: high ones make the long backlogs of the exits below."""
 FLOOR_FRACS = (0.05, 0.15, 0.3)
 """Shares of tokens after which a stop rule ends the block."""
-TURNS_PER_SUBSET = 5
+RUNS_PER_SUBSET = 5
 RUN_TOKENS: Tokens = 128
 """As long as a real output: the first rounds after a prompt run with cold caches, and must weigh in the mean as much as they do
 in use."""
@@ -92,7 +92,7 @@ def needed_passes(num_exits: int, draft_cap: int, *, runs_ahead: bool) -> frozen
 
 
 def exit_subsets(exit_layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The sets of looked-at exits to run: all of them, or every run of neighbours where there would be too many."""
+    """The sets of active exits to run: all of them, or every run of neighbours where there would be too many."""
     layers = tuple(exit_layers)
     if 2 ** len(layers) - 1 <= MAX_SUBSETS:
         return tuple(itertools.chain.from_iterable(itertools.combinations(layers, n + 1) for n in range(len(layers))))
@@ -109,17 +109,17 @@ def run_grid(traces: Sequence[Trace], *, draft_cap: int, seed: int, runs_ahead: 
         runs_ahead: whether every other policy of several exits is to run ahead.
     """
     header = traces[0].header
-    turn_tokens = min(RUN_TOKENS, header.max_new_tokens)
+    run_tokens = min(RUN_TOKENS, header.max_new_tokens)
     confidence = np.concatenate([trace.confidence for trace in traces])
     rng = np.random.default_rng(seed)
-    policies = list(_short_policies(header.draft.exit_layers, confidence, draft_cap, header.confidence, rng))
+    policies = list(_short_policies(header.exit_layers, confidence, draft_cap, header.confidence, rng))
     if runs_ahead:
         policies[1::2] = [replace(policy, runs_ahead=bool(policy.thresholds)) for policy in policies[1::2]]
-    short = [ProfilingRun(policy=policy, new_tokens=turn_tokens, text=None) for policy in policies]
-    return (*_long_turns(traces, runs_ahead=runs_ahead), *short)
+    short = [ProfilingRun(policy=policy, new_tokens=run_tokens, text=None) for policy in policies]
+    return (*_long_runs(traces, runs_ahead=runs_ahead), *short)
 
 
-def _long_turns(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRun]:
+def _long_runs(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRun]:
     """ProfilingRuns in which all but a few tokens leave at one exit, so that these few push long backlogs through the later ones.
 
     Where the few lie decides how long a backlog grows, so candidates are replayed: for every exit but the last the one of
@@ -127,22 +127,22 @@ def _long_turns(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingR
     the segment with the backlog is the one below the next exit, at which the few leave.
     """
     chosen: list[ProfilingRun] = []
-    exit_layers = traces[0].header.draft.exit_layers
+    exit_layers = traces[0].header.exit_layers
     gates: list[tuple[tuple[int, ...], bool]] = [((gate, -1), False) for gate in range(len(exit_layers) - 1)]
     if runs_ahead:
         gates += [((gate, gate + 1, -1), True) for gate in range(len(exit_layers) - 2)]
     for exits, is_ahead in gates:
         layers, gate = tuple(exit_layers[place] for place in exits), exits[0]
-        runs = [run for text, trace in enumerate(traces) for run in _gated_turns(trace, text, layers, runs_ahead=is_ahead)]
+        runs = [run for text, trace in enumerate(traces) for run in _gated_runs(trace, text, layers, runs_ahead=is_ahead)]
         backlogs = np.array([longest_backlog(traces[run.text or 0], run.policy) for run in runs])
         for frac in BACKLOG_FRACS if gate == 0 and not is_ahead else (1.0,):
             chosen.append(runs[int(np.abs(backlogs - frac * backlogs.max()).argmin())])
     return chosen
 
 
-def _gated_turns(trace: Trace, text: int, layers: tuple[int, ...], *, runs_ahead: bool) -> Iterator[ProfilingRun]:
+def _gated_runs(trace: Trace, text: int, layers: tuple[int, ...], *, runs_ahead: bool) -> Iterator[ProfilingRun]:
     """Candidates: of the text's tokens, one to `MAX_PUSHED` do not leave at the first of some exits."""
-    num_tokens, gate = len(trace.target_token), trace.header.draft.exit_layers.index(layers[0])
+    num_tokens, gate = len(trace.target_token), trace.header.exit_layers.index(layers[0])
     for num_pushed in range(1, min(MAX_PUSHED, num_tokens) + 1):
         for draft_cap in (1, 2, 4):
             policy = Policy(
@@ -164,13 +164,13 @@ def longest_backlog(trace: Trace, policy: Policy) -> Tokens:
 def _short_policies(
     exit_layers: Sequence[int], confidence: NDArray[np.float32], draft_cap: int, measure: Confidence, rng: np.random.Generator
 ) -> Iterator[Policy]:
-    """`TURNS_PER_SUBSET` policies for every set of exits, each length, gate and stop rule as often as any other."""
+    """`RUNS_PER_SUBSET` policies for every set of exits, each length, gate and stop rule as often as any other."""
     caps = _in_turn(rng, tuple(range(1, draft_cap + 1)))
     leaves = _in_turn(rng, LEAVE_FRACS)
     floors = _in_turn(rng, (None, None, *FLOOR_FRACS))
     columns = {layer: confidence[:, column] for column, layer in enumerate(exit_layers)}
     for subset in exit_subsets(exit_layers):
-        for _ in range(TURNS_PER_SUBSET):
+        for _ in range(RUNS_PER_SUBSET):
             yield Policy(
                 exits=subset,
                 thresholds=tuple(threshold_leaving(columns[layer], next(leaves)) for layer in subset[:-1]),

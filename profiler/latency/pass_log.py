@@ -82,7 +82,7 @@ def unsteady_passes(log: PassLog) -> list[UnsteadyPass]:
     return found
 
 
-def lacking_passes(log: PassLog, needed: Collection[PassKey], enough_samples: int) -> frozenset[PassKey]:
+def missing_passes(log: PassLog, needed: Collection[PassKey], enough_samples: int) -> frozenset[PassKey]:
     """The needed passes with fewer samples than enough."""
     return frozenset(key for key in needed if log.counts[key] < enough_samples)
 

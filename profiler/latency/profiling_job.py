@@ -30,7 +30,7 @@ SAVE_EVERY_S: Seconds = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class ProfilingJob:
     """Everything a measurement needs to know."""
 
     pair: Pair
@@ -77,12 +77,12 @@ class Job:
         """What a plan is priced from."""
         return needed_passes(len(self.pair.geometry.exit_layers), self.draft_cap, runs_ahead=self.runs_ahead)
 
-    def asker(self, session: Session) -> ExitRecorder:
+    def exit_recorder(self, session: Session) -> ExitRecorder:
         """Asks the draft's exits about the target's text."""
         return ExitRecorder(self.pair, session, self.sampling, self.confidence, self.max_new_tokens, self.num_mistakes)
 
 
-def turns_of(job: Job, log: PassLog) -> Iterator[Coverage]:
+def profiling_runs(job: ProfilingJob, log: PassLog) -> Iterator[Coverage]:
     """Measure passes over the grid, on the first prompts, into a log: a run at a time, without end.
 
     The target writes after each of these prompts first: runs start anywhere in that text, and the grid's thresholds are
@@ -93,9 +93,9 @@ def turns_of(job: Job, log: PassLog) -> Iterator[Coverage]:
         log: may hold passes measured before.
     """
     session = job.session()
-    asker = replace(job, num_mistakes=0).asker(session)
+    recorder = replace(job, num_mistakes=0).exit_recorder(session)
     first = job.prompts[:MAX_LATENCY_PROMPTS]
-    traces = [extended(empty_trace(asker.header), [asker.trace(prompt)]) for prompt in first]
+    traces = [extended(empty_trace(recorder.header), [recorder.trace(prompt)]) for prompt in first]
     texts = [
         Text(token_ids=(*prompt.token_ids, *trace.target_token.tolist()), prompt_tokens=len(prompt.token_ids))
         for prompt, trace in zip(first, traces, strict=True)
@@ -112,12 +112,12 @@ def turns_of(job: Job, log: PassLog) -> Iterator[Coverage]:
 
 
 def fill_log(
-    job: Job,
+    job: ProfilingJob,
     log: PassLog,
     budget_s: Seconds,
     *,
     save: Callable[[PassLog], None] = lambda log: None,
-    on_turn: Callable[[Seconds, int], None] = lambda spent_s, num_lacking: None,
+    on_run: Callable[[Seconds, int], None] = lambda spent_s, num_missing: None,
 ) -> None:
     """Measure passes until all that a plan needs are covered, or the budget is spent.
 
@@ -126,19 +126,19 @@ def fill_log(
         log: may hold passes measured before.
         budget_s: how long.
         save: called with the log every `SAVE_EVERY_S`, between two runs, and once before Ctrl-C goes on its way.
-        on_turn: told of progress.
+        on_run: told of progress.
     """
     saved_s = time.perf_counter()
 
-    def tell(spent_s: Seconds, num_lacking: int) -> None:
+    def tell(spent_s: Seconds, num_missing: int) -> None:
         nonlocal saved_s
-        on_turn(spent_s, num_lacking)
+        on_run(spent_s, num_missing)
         if time.perf_counter() - saved_s >= SAVE_EVERY_S:
             save_or_warn(partial(save, log))
             saved_s = time.perf_counter()
 
     try:
-        measure_latency(turns_of(job, log), budget_s, on_turn=tell)
+        measure_latency(profiling_runs(job, log), budget_s, on_run=tell)
     except KeyboardInterrupt:
         save(log)
         raise

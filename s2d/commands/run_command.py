@@ -7,19 +7,23 @@ from typing import Self
 
 from transformers import PreTrainedTokenizerFast
 
+from perfmodel.core.blocks import Facts, as_text
 from perfmodel.core.console import AnswerOptions, print_answer, print_out, without_flag
 from perfmodel.core.provenance import make_provenance
 from perfmodel.policies.sampling import Sampling
+from perfmodel.results.plan import Plan
+from perfmodel.results.plan_text import policy_label
 from perfmodel.results.report import REPORT_FILE
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import OnTokens
+from s2d.decoding.pair import Pair
 from s2d.loading.load_model import export_exit
 from s2d.loading.model_folder import find_model
 from s2d.parallel.ranks import Ranks
 from s2d.prompts.text import ContinuationText
 from s2d.running.run import load_plan_pair, prepare_run
 from s2d.running.run_inputs import ExportRequest, RunInputs, RunRequest
-from s2d.running.run_text import understood_text
+from s2d.running.run_prompts import RunSettings
 
 
 def run_and_print(
@@ -45,14 +49,13 @@ def run_and_print(
         with PromptStreams(run.pair.tokenizer) as streams:
             finished = run.execute(streams.on_prompt)
     report = finished.report
-    hashes = {"plan": report.plan_sha256, "target": report.target_sha256, "draft": report.draft_sha256}
     provenance = partial(
         make_provenance,
         argv=command,
         device=report.device.device,
         libraries=("torch", "transformers"),
         seed=report.sampling.seed,
-        inputs={name: sha256 for name, sha256 in hashes.items() if sha256 is not None},
+        inputs={"plan": inputs.plan.sha256, "target": report.target_sha256, "draft": report.draft_sha256},
     )
     print_answer(
         options,
@@ -76,6 +79,23 @@ def next_step(request: RunRequest, options: AnswerOptions, command: Sequence[str
         return ""
     # Without --outputs: with it nothing would be left to decode.
     return f"; next, to measure the speedup: {shlex.join([*without_flag(command, '--outputs'), '--check'])}"
+
+
+def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], settings: RunSettings) -> str:
+    """What is about to run."""
+    policy = policy_label(plan.chosen.policy)
+    if settings.frontier:
+        policy = f"adapting, along the {len(settings.frontier)} policies of the plan's frontier"
+    num_turns = sum(prompt.num_turns for prompt in prompts)
+    texts = f"{len(prompts)}" + (f" in {num_turns} turns" if num_turns > len(prompts) else "")
+    facts = [
+        ("models", pair.label),
+        ("device", pair.device_key.label),
+        ("policy", policy),
+        ("sampling", plan.workload.sampling.label),
+        ("prompts", f"{texts}, at most {settings.max_new_tokens} new tokens each"),
+    ]
+    return as_text([Facts(facts)])
 
 
 class PromptStreams:

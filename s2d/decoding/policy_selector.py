@@ -1,4 +1,4 @@
-"""Choose the policy of each round: one policy throughout, or the fastest of a plan's frontier for the current text."""
+"""Choose the policy of each round: a fixed one, or the fastest of a plan's frontier."""
 
 import math
 from collections.abc import Sequence

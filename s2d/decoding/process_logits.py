@@ -1,4 +1,4 @@
-"""Process logits before a token is chosen: penalties on the tokens so far, then temperature, top-k, top-p and min-p.
+"""Process logits before a token is chosen: penalties, temperature, top-k, top-p and min-p.
 
 Symbols: T rows, V vocabulary, U distinct tokens so far, K drafted tokens.
 """

@@ -1,4 +1,4 @@
-"""A target and a draft with random weights, of any shape that the runtime runs and the memory holds."""
+"""Build a target and a draft of given shapes with random weights."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Replay a trace in a real run: every pass runs, but predictions and target tokens come from the trace.
+"""Replay a trace in a real run: every pass runs, but its results come from the trace.
 
 This times models with random weights under the acceptance of trained ones. Each pass runs, each exit check reads its
 result back to the host, and each verification decides. Only then are the results replaced by those of the trace. The rounds
@@ -96,7 +96,7 @@ def scripts_from_trace(trace: Trace) -> tuple[ScriptedAcceptance, ...]:
             prompt_tokens=prompt.prompt_tokens,
             max_new_tokens=header.max_new_tokens,
             eos_token_id=header.eos_token_id,
-            exit_layers=header.draft.exit_layers,
+            exit_layers=header.exit_layers,
             predictions=tuple(predictions[start:end]),
             off_path_confidence=None if off_path is None else tuple(off_path[start:end]),
             target_tokens=tuple(target_tokens[start:end]),

@@ -1,4 +1,6 @@
-"""Teacher forcing: the target writes a text, then one pass of the draft predicts its tokens at every exit.
+"""Teacher forcing: the target's own text, and the draft's prediction of each token at every exit.
+
+The target writes the text. Then one pass of the draft predicts its tokens.
 
 Position t is predicted by the logits after token t - 1, with the shared noise of position t.
 Symbols: N written tokens, E exits, V vocab.

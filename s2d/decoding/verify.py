@@ -1,4 +1,4 @@
-"""Verify a drafted block under an acceptance rule: how many tokens the target accepts, and its own next token.
+"""Verify a drafted block: the accepted tokens and the bonus, under each acceptance rule.
 
 Symbols: G drafted tokens, V vocabulary, D hidden size.
 """
@@ -147,7 +147,7 @@ class ExactVerifier:
 
 
 class RatioVerifier:
-    """Ratio test: accept x with probability min(1, p(x) / q(x)), else draw from max(p - q, 0). Leviathan et al. 2023, Alg. 1."""
+    """Ratio test (Leviathan et al. 2023, Alg. 1): accept x with probability min(1, p(x)/q(x)), else draw from max(p - q, 0)."""
 
     def __init__(self, sampling: Sampling, confidence: Confidence, device: torch.device) -> None:
         assert sampling.seed is not None

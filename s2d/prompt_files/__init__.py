@@ -1,1 +1,1 @@
-"""Prompt and text files: any common layout, recognised by its content, to prompts or training texts; needs no torch."""
+"""Read prompts and training texts from files of any common format; needs no torch."""

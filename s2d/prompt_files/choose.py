@@ -1,4 +1,4 @@
-"""Which prompts of a file are used: those of a half, in an order in which the first few are a mixture."""
+"""Choose prompts from one half of a file, balanced over categories and documents."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from perfmodel.core.errors import UserInputError
 from s2d.prompts.conversation import Prompt
 
 
-def choose_prompts(prompts: Sequence[Prompt], split: Split, most: int) -> list[Prompt]:
-    """At most so many prompts of a half: of the least taken category, then of its least taken document, the next in the file.
+def choose_prompts(prompts: Sequence[Prompt], split: Split, limit: int) -> list[Prompt]:
+    """Up to `limit` prompts of a half. Each is the next one from the least used category and its least used document.
 
     Raises:
-        UserInputError: no prompt is in that half.
+        UserInputError: the half is empty.
     """
-    left = [prompt for prompt in prompts if split in ("all", half_of(prompt.name))]
-    if not left:
+    remaining = [prompt for prompt in prompts if split in ("all", half_of(prompt.name))]
+    if not remaining:
         raise UserInputError(f"{_none_in(prompts, split)}, or --split all")
     categories: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     chosen: list[Prompt] = []
-    while left and len(chosen) < most:
-        prompt = min(left, key=lambda one: (categories[one.category], documents[document_of(one.name)]))
-        left.remove(prompt)
+    while remaining and len(chosen) < limit:
+        prompt = min(remaining, key=lambda prompt: (categories[prompt.category], documents[document_of(prompt.name)]))
+        remaining.remove(prompt)
         chosen.append(prompt)
         categories[prompt.category] += 1
         documents[document_of(prompt.name)] += 1
@@ -32,10 +32,10 @@ def choose_prompts(prompts: Sequence[Prompt], split: Split, most: int) -> list[P
 
 
 def calibration_half(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts that plans and curves are fitted to.
+    """The prompts to which plans and confidence curves are fitted.
 
     Raises:
-        UserInputError: none is.
+        UserInputError: the half is empty.
     """
     if not any(half_of(prompt.name) == "calibration" for prompt in prompts):
         raise UserInputError(f"{_none_in(prompts, 'calibration')}.")
@@ -43,4 +43,4 @@ def calibration_half(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def _none_in(prompts: Sequence[Prompt], half: Split) -> str:
-    return f"none of the {len(prompts)} prompts is in the {half} half (it is chosen by prompt name): give more prompts"
+    return f"none of the {len(prompts)} prompts is in the {half} half, which is decided by prompt name: give more prompts"

@@ -1,4 +1,4 @@
-"""What a record holds (a text, a conversation, or questions that wait for answers), as a prompt and as a training text."""
+"""The contents of a record, a text or a conversation, as a prompt and as a training text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROLE_NAMES: dict[str, Role] = {
     "bard": "assistant",
     "model": "assistant",
 }
-"""What OpenAI, ShareGPT and Gemini files call those who talk."""
+"""Role names in OpenAI, ShareGPT and Gemini files."""
 _ROLE_KEYS = ("role", "from")
 _CONTENT_KEYS = ("content", "value")
 _TEXT_PARTS = ("text", "input_text")
@@ -31,13 +31,13 @@ _TEXT_PARTS = ("text", "input_text")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """A text to go on from, and the answer that the file gives to it."""
+    """A text to continue, and its answer in the file."""
 
     text: str
     answer: str = ""
-    """With the white space that separates it from the text; empty where the file has none."""
+    """Includes the white space that separates it from the text. Empty if the file has no answer."""
     ignored: frozenset[str] = frozenset()
-    """Keys beside the text that were not read, where it is inside another object."""
+    """Keys of the object around the text that were not read."""
 
     def prompt(self, name: str, category: str) -> Prompt:
         """The text without its answer."""
@@ -55,49 +55,49 @@ class Chat:
 
     messages: tuple[Message, ...]
     ignored: frozenset[str] = frozenset()
-    """Keys of messages, or beside them, that were not read."""
+    """Keys of messages, or beside the messages, that were not read."""
 
     @property
     def ends_in_answer(self) -> bool:
-        """Whether its last turn is the assistant's."""
+        """Whether the last turn is the assistant's."""
         return bool(self.messages) and self.messages[-1].role == "assistant"
 
     def prompt(self, name: str, category: str) -> Prompt:
-        """The conversation up to the user's last turn, without the answer that the file gives to it.
+        """The conversation up to the user's last turn, without its answer in the file.
 
         Raises:
-            BadRecord: no user speaks last.
+            BadRecord: the last message before the answer is not the user's.
         """
         messages = list(self.messages)
         while messages and messages[-1].role == "assistant":
             messages.pop()
         if not messages or messages[-1].role != "user":
-            found = f"the last message is of role {messages[-1].role!r}" if messages else "no message is before the answer"
-            raise BadRecord(f"{found}: expected 'user', whom the model is to answer")
+            problem = f"the last message is of role {messages[-1].role!r}" if messages else "no message precedes the answer"
+            raise BadRecord(f"{problem}: expected 'user', whose message the model answers")
         *before, last = messages
         return Prompt(name=name, category=category, text=last.content, before=tuple(before))
 
     @property
     def training_text(self) -> str:
-        """All that is said, a turn a line."""
+        """All messages, one per line."""
         return "\n".join(message.content for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """What a user says, turn by turn, to a model whose answers are still to be written."""
+    """The user turns of a conversation without answers."""
 
     turns: tuple[str, ...]
     ignored: frozenset[str] = frozenset()
-    """Always empty: its texts have no keys."""
+    """Always empty: the texts have no keys."""
 
     def prompt(self, name: str, category: str) -> Prompt:
-        """The first turn; the later ones wait for answers."""
+        """The first turn. The later ones follow the model's answers."""
         return Prompt(name=name, category=category, text=self.turns[0], later=self.turns[1:])
 
     @property
     def training_text(self) -> str:
-        """The turns, one a line."""
+        """The turns, one per line."""
         return "\n".join(self.turns)
 
 
@@ -108,24 +108,26 @@ def read_chat(where: str, value: object) -> Chat:
     """A list of messages.
 
     Args:
-        where: the key that it is under.
-        value: what is there.
+        where: the key of the value.
+        value: the value.
 
     Raises:
-        BadRecord: it is none; says which message.
+        BadRecord: the value is not a list of messages; names the message.
     """
     if not isinstance(value, list) or not value:
         raise BadRecord(f"{where}: expected a list of {_MESSAGE}, at least one, not {quoted(value)}")
-    messages = tuple(_message(f"message {number}", one) for number, one in enumerate(value, start=1))
+    messages = tuple(_message(f"message {number}", message) for number, message in enumerate(value, start=1))
     known = {*_ROLE_KEYS, *_CONTENT_KEYS}
-    return Chat(messages=messages, ignored=frozenset(f"{where}.{key}" for one in value for key in one if key not in known))
+    return Chat(
+        messages=messages, ignored=frozenset(f"{where}.{key}" for message in value for key in message if key not in known)
+    )
 
 
 def read_text_or_chat(where: str, value: object) -> Text | Chat:
-    """A text, or a list of messages in its place.
+    """A text, or a list of messages.
 
     Raises:
-        BadRecord: it is neither.
+        BadRecord: the value is neither.
     """
     if isinstance(value, str):
         return Text(text=value)
@@ -138,7 +140,7 @@ def read_turns(where: str, value: object) -> Questions:
     """A list of texts.
 
     Raises:
-        BadRecord: it is none.
+        BadRecord: the value is not one.
     """
     if not isinstance(value, list) or not value or not all(isinstance(turn, str) for turn in value):
         raise BadRecord(f"{where}: expected a list of texts, at least one, not {quoted(value)}")
@@ -157,7 +159,7 @@ def _message(where: str, value: object) -> Message:
 
 
 def _content(where: str, value: object) -> str:
-    """The text of a message, of its parts joined by newlines where it has several."""
+    """The text of a message. Several parts are joined by newlines."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
@@ -170,7 +172,7 @@ def _part(where: str, value: object) -> str:
         return value
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind not in (None, *_TEXT_PARTS):
-        fix = "Leave the record out, or write its text alone"
+        fix = "Leave the record out, or keep only its text"
         raise BadRecord(f"{where}: a part of type {quoted(kind)}: expected parts of type 'text' only", fix)
     if isinstance(value, Mapping) and kind is not None and isinstance(value.get("text"), str):
         return str(value["text"])

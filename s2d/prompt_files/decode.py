@@ -1,4 +1,4 @@
-"""A file's bytes to text: gzip is unpacked, a UTF-8 byte order mark is dropped, and every other encoding is refused by name."""
+"""Decode the bytes of a file: UTF-8, plain or packed by gzip. Other encodings are refused."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from perfmodel.core.units import GB, Bytes, format_bytes
 from s2d.prompt_files.problems import BadRecord
 
 MAX_BYTES: Bytes = GB
-"""Largest file that is read, unpacked. ShareGPT, the largest public prompt file we know, has 0.7 GB; a larger training text
-can be given as several files."""
+"""The largest file that is read, after unpacking. ShareGPT, the largest public prompt file we know, has 0.7 GB. A larger
+training text can be split into several files."""
 
 _GZIP = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -44,15 +44,15 @@ _GUESS_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileText:
-    """The text of a file, and where its characters were."""
+    """The text of a file, and the positions of its characters."""
 
     path: PathLike
     text: str
     num_mark_bytes: Bytes
-    """Of a byte order mark before the text."""
+    """The length of a byte order mark before the text."""
 
     def bad_file(self, err: BadRecord) -> BadFile:
-        """The error with the name of the file and the place in it: its line, from 1, and byte offset, from 0."""
+        """The error with the file's name, the line (from 1) and the byte offset (from 0)."""
         if err.start is None:
             return BadFile(self.path, err.problem, err.fix)
         before = self.text[: err.start]
@@ -62,10 +62,11 @@ class FileText:
 
 
 def read_text(path: PathLike) -> FileText:
-    """The text of a file in UTF-8, with or without byte order mark, packed by gzip or not.
+    """The text of a UTF-8 file, with or without a byte order mark, packed by gzip or not.
 
     Raises:
-        BadFile: it is missing, empty, too large, damaged, packed in another way, or not UTF-8; says where and how to convert.
+        BadFile: the file is missing, empty, too large, damaged, packed in another way, or not UTF-8; states where and how to
+            convert it.
     """
     data = read_bytes(path, max_bytes=MAX_BYTES)
     is_packed = data.startswith(_GZIP)
@@ -78,7 +79,7 @@ def read_text(path: PathLike) -> FileText:
     except UnicodeDecodeError as err:
         raise _not_utf8(path, data, err, num_mark_bytes, is_packed) from err
     if not text.strip():
-        problem = "holds nothing but white space" if text else "the file is empty"
+        problem = "the file contains only white space" if text else "the file is empty"
         raise BadFile(path, f"{problem}, expected at least one text", "Give a file with texts in it")
     return FileText(path=path, text=text, num_mark_bytes=num_mark_bytes)
 
@@ -90,25 +91,23 @@ def _unpacked(path: PathLike, data: bytes) -> bytes:
     except (OSError, EOFError, zlib.error) as err:
         raise BadFile(path, f"a damaged gzip file ({err})", "Fetch or pack it again") from err
     if len(unpacked) > MAX_BYTES:
-        problem = f"unpacks to more than {format_bytes(MAX_BYTES)}, the most that is read"
-        raise BadFile(path, problem, "Give the part of it that is needed")
+        problem = f"unpacks to more than {format_bytes(MAX_BYTES)}, the largest size that is read"
+        raise BadFile(path, problem, "Give the part that is needed")
     return unpacked
 
 
 def _check_format(path: PathLike, data: bytes, is_packed: bool) -> None:
-    """Refuse what is no text, or in an encoding that its first bytes name."""
+    """Refuse files that are not text, and encodings other than UTF-8 with a byte order mark."""
     for start, name in _OTHER_FILES.items():
         if data.startswith(start):
-            raise BadFile(
-                path, f"this is {name}, expected a text file, as it is or packed by gzip", "Unpack or export it first"
-            )
+            raise BadFile(path, f"this is {name}, expected a text file, plain or packed by gzip", "Unpack or export it first")
     for mark, encoding in _OTHER_MARKS.items():
         if data.startswith(mark):
             problem = f"the text is encoded in {encoding.upper()}, expected UTF-8"
             raise BadFile(path, problem, _convert(path, encoding, is_packed))
     byte = data.find(b"\0")
     if byte >= 0:
-        problem = f"line {_line_at(data, byte)}, byte offset {byte}: a NUL byte, expected UTF-8 text without any"
+        problem = f"line {_line_at(data, byte)}, byte offset {byte}: a NUL byte, expected UTF-8 text without NUL bytes"
         fix = f"It may be UTF-16 without a byte order mark. {_convert(path, 'utf-16le', is_packed)}"
         raise BadFile(path, problem, fix)
 
@@ -118,18 +117,18 @@ def _not_utf8(path: PathLike, data: bytes, err: UnicodeDecodeError, num_mark_byt
     place = f"line {_line_at(data, start)}, byte offset {start}"
     is_utf8_before = not data[num_mark_bytes:start].isascii() or len(data) - start > 1
     if err.reason == "unexpected end of data" and is_utf8_before:
-        return BadFile(path, f"{place}: the file ends inside a character of UTF-8: it was cut", "Fetch it again")
+        return BadFile(path, f"{place}: the file ends inside a UTF-8 character: it was truncated", "Fetch it again")
     problem = f"{place}: byte 0x{data[start]:02x} is not UTF-8"
     encoding = _likely_encoding(data)
     if encoding is None:
         return BadFile(
-            path, problem, _convert(path, "ENCODING", is_packed) + ", with the name of its encoding in the place of ENCODING"
+            path, problem, _convert(path, "ENCODING", is_packed) + ", with the name of its encoding instead of ENCODING"
         )
     return BadFile(path, f"{problem}; the file is probably {encoding}", _convert(path, encoding, is_packed))
 
 
 def _likely_encoding(data: bytes) -> str | None:
-    """Latin-1 or its Windows variant where bytes beyond ASCII stand alone, as accented letters do; None for all else."""
+    """Latin-1 or its Windows variant if most non-ASCII bytes stand alone, as accented letters do; None otherwise."""
     runs = _HIGH_BYTES.findall(data[:_GUESS_BYTES]) or _HIGH_BYTES.findall(data)
     if 2 * sum(len(run) == 1 for run in runs) < len(runs):
         return None
@@ -143,7 +142,7 @@ def _convert(path: PathLike, encoding: str, is_packed: bool) -> str:
         command = f"gunzip -c {source} | iconv -f {encoding} -t utf-8 > {output}"
     else:
         command = f"iconv -f {encoding} -t utf-8 {source} > {output}"
-    return f"Convert it ({command}) and give the new file"  # in parentheses, where no full stop joins the file's name
+    return f"Convert it ({command}) and give the new file"  # in parentheses, so that no full stop follows the file name
 
 
 def _line_at(data: bytes, byte: int) -> int:

@@ -1,4 +1,4 @@
-"""JSON text to records: values one after the other (JSONL), the items of an array, or one object."""
+"""Read records from JSON: consecutive values (JSONL), the items of an array, or one object."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from perfmodel.core.errors import quoted
 from s2d.prompt_files.problems import BadRecord
 
 MAX_DIGITS = 40
-"""Of an integer: more than any name or number in a prompt file has."""
+"""The maximum length of an integer, longer than any in a prompt file."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _JSON_START = re.compile(r"""[ \t\r\n]*(?:\{[ \t\r\n]*["}]|\[[ \t\r\n]*[\[{"\]])""")
 _CLOSING_COMMA = re.compile(r",[ \t\r\n]*(?=[\]}])")
-_JSON_FIX = 'Write one object a line, such as {"prompt": "…"}, or one array of them'
+_JSON_FIX = 'Write one object per line, such as {"prompt": "…"}, or one array of them'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One value of a file, not yet recognised."""
+    """One value of a file, before its kind is recognised."""
 
     value: Any
-    """A dict, a text, or anything else that JSON can hold."""
+    """A dict, a text, or any other JSON value."""
     start: int
     """Offset of its first character in the file's text."""
 
 
 def is_json(text: str) -> bool:
-    """Whether a text begins as an array or object of records would."""
+    """Whether a text starts like an array or object of records."""
     return _JSON_START.match(text) is not None
 
 
 def json_records(text: str) -> list[Record]:
-    """The items of an array, or objects one after the other, a line or more each.
+    """The items of an array, or consecutive objects of one or more lines each.
 
     Raises:
-        BadRecord: not JSON, a key twice in one object, an integer or nesting beyond any use, or text behind an array.
+        BadRecord: not JSON, a repeated key in an object, too long an integer, too deep nesting, or text after an array.
     """
     start = _end_of_space(text, 0)
     return list(_items(text, start) if text[start] == "[" else _values(text, start))
 
 
 def string_records(text: str) -> list[Record]:
-    """The texts of a file with a JSON string on every line; none where it is any other file."""
+    """The texts of a file with a JSON string on each line; an empty list for any other file."""
     if not text.lstrip().startswith('"'):
         return []
     try:
@@ -60,8 +60,8 @@ def string_records(text: str) -> list[Record]:
 def items_of_object(record: Record) -> tuple[list[Record], list[str]]:
     """The items of the one array in an object such as `{"data": [...]}`, and the object's other keys.
 
-    All items have the object's place, as JSON readers do not report theirs. Without such an array, or with several, the
-    object itself is the one record.
+    All items have the position of the object, as JSON readers do not report theirs. If the object has no such array, or
+    several, it is itself the only record.
     """
     value = record.value
     filled = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict | str)]
@@ -80,7 +80,7 @@ def _values(text: str, start: int) -> Iterator[Record]:
 
 
 def _items(text: str, start: int) -> Iterator[Record]:
-    """The items of the array that starts there, which must end the text."""
+    """The items of the array that starts at `start`. Nothing may follow the array."""
     start = _end_of_space(text, start + 1)
     if text[start : start + 1] != "]":
         while True:
@@ -91,14 +91,14 @@ def _items(text: str, start: int) -> Iterator[Record]:
                 break
             start = _end_of_space(text, start + 1)
     if text[start : start + 1] != "]":
-        raise BadRecord("not JSON (expected ',' or ']' behind an item of the array)", _JSON_FIX, start=start)
+        raise BadRecord("not JSON (expected ',' or ']' after an item of the array)", _JSON_FIX, start=start)
     rest = _end_of_space(text, start + 1)
     if rest < len(text):
-        raise BadRecord(f"{quoted(text[rest:])} behind the end of the array, expected nothing", _JSON_FIX, start=rest)
+        raise BadRecord(f"{quoted(text[rest:])} after the end of the array, expected nothing", _JSON_FIX, start=rest)
 
 
 def _value(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value that starts there, and where it ends."""
+    """The JSON value that starts at `start`, and its end."""
     try:
         return _DECODER.raw_decode(text, start)
     except BadRecord as err:
@@ -109,11 +109,11 @@ def _value(text: str, start: int) -> tuple[Any, int]:
             raise BadRecord("not JSON (a comma before the closing bracket)", "Take the comma out", start=comma) from err
         raise BadRecord(f"not JSON ({err.msg})", _JSON_FIX, start=place) from err
     except RecursionError as err:
-        raise BadRecord("objects or arrays are nested too deep to be read", "Flatten the record", start=start) from err
+        raise BadRecord("objects or arrays are nested too deeply", "Flatten the record", start=start) from err
 
 
 def _closing_comma(text: str, place: int) -> int | None:
-    """Where the comma is that a closing bracket follows, if that is why the text is no JSON at a place."""
+    """The position of a comma before a closing bracket, if it is the reason for the error at `place`."""
     comma = text.rfind(",", 0, place + 1)
     match = _CLOSING_COMMA.match(text, comma) if comma >= 0 else None
     return comma if match and match.end() >= place else None
@@ -133,7 +133,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise BadRecord(f"an integer of {len(digits)} digits, expected at most {MAX_DIGITS}", "Write it as a text")
+        raise BadRecord(f"an integer of {len(digits)} digits, expected at most {MAX_DIGITS}", "Write it as a string")
     return int(digits)
 
 

@@ -1,4 +1,4 @@
-"""The kinds of records that are read: by which keys each is recognised, and how it becomes what it holds."""
+"""The kinds of records: the keys that identify each, and how to read its contents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from s2d.prompt_files.read_as import ReadAs
 Fields: TypeAlias = Mapping[str, Any]
 
 NAME_KEYS = ("name", "question_id", "task_id", "custom_id", "id")
-"""What names a record, the first that is there."""
+"""Keys of a record's name. The first present key applies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,21 +23,21 @@ class Kind:
     """One kind of record."""
 
     label: str
-    """What a person calls records of this kind."""
+    """The name of the kind in messages."""
     keys: tuple[str, ...]
-    """It is recognised by these, all of them there and not null."""
+    """A record is of this kind if all of these are present and not null."""
     read: Callable[[Any], Content | None]
-    """What a record holds; None for one that holds nothing, as in some public files. Raises BadRecord."""
+    """Reads the contents; None for an empty record, as in some public files. Raises BadRecord."""
     also: frozenset[str] = frozenset()
     """Further keys that belong to the kind."""
     answers: frozenset[str] = frozenset()
-    """Keys of the answer, which is read for training only."""
+    """Keys of the answer, which only training reads."""
     name_keys: tuple[str, ...] = NAME_KEYS
     is_mixable: bool = False
-    """Whether other kinds of this sort may stand in the same file."""
+    """Whether a file may mix this kind with other mixable kinds."""
 
     def ignored_keys(self, fields: Fields, *, with_answers: bool) -> set[str]:
-        """Keys of a record that are not read."""
+        """The keys of a record that are not read."""
         known = {*self.keys, *self.also, *NAME_KEYS, "category"} | (self.answers if with_answers else set())
         return set(fields) - known
 
@@ -47,10 +47,10 @@ def kind_of(value: object, how: ReadAs) -> Kind:
 
     Args:
         value: the record.
-        how: to read it; a column that was chosen holds its text.
+        how: how to read it. A chosen column holds its text.
 
     Raises:
-        BadRecord: it is of none, or holds several texts of which none was chosen; lists its keys.
+        BadRecord: the kind is unknown, or the record has several texts and none was chosen; lists its keys.
     """
     if isinstance(value, str) and how.column is None:
         return STRINGS
@@ -66,12 +66,10 @@ def kind_of(value: object, how: ReadAs) -> Kind:
         return _single(how.column)
     kind = recognised(value)
     if kind is None and (nulls := [key for key in EXPECTED_KEYS if key in value and value[key] is None]):
-        raise BadRecord(f"{nulls[0]} is null, expected a value", "Write what is missing, or leave the record out")
+        raise BadRecord(f"{nulls[0]} is null, expected a value", "Write the missing value, or leave the record out")
     if kind is None:
         fix = f"Choose the one that holds the text with {how.column_flag}, or rename it"
-        raise BadRecord(
-            f"no key that holds a text is known; its keys are {keys}, expected one of {', '.join(EXPECTED_KEYS)}", fix
-        )
+        raise BadRecord(f"no known key holds a text; its keys are {keys}, expected one of {', '.join(EXPECTED_KEYS)}", fix)
     texts = [key for key in SINGLE_KEYS if value.get(key) is not None]
     if len(texts) > 1 and kind.keys[-1] in SINGLE_KEYS:
         problem = f"several keys hold a text ({' and '.join(texts)}), expected one"
@@ -80,7 +78,7 @@ def kind_of(value: object, how: ReadAs) -> Kind:
 
 
 def recognised(fields: Fields) -> Kind | None:
-    """The first kind whose keys are all there."""
+    """The first kind whose keys are all present."""
     return next((kind for kind in KINDS if all(fields.get(key) is not None for key in kind.keys)), None)
 
 
@@ -90,7 +88,7 @@ def _text(fields: Fields, *, key: str, answers: Mapping[str, str]) -> Content:
 
 
 def _instruction(fields: Fields, *, answers: Mapping[str, str]) -> Content:
-    """The instruction, a blank line and the input, where there is one, and their answer."""
+    """The instruction, a blank line and the input (if any), and their answer."""
     instruction = fields["instruction"]
     context = next((fields[key] for key in ("input", "context") if fields.get(key)), "")
     for key, value in (("instruction", instruction), ("input", context)):
@@ -100,17 +98,17 @@ def _instruction(fields: Fields, *, answers: Mapping[str, str]) -> Content:
 
 
 def _answered(content: Text | Chat, fields: Fields, answers: Mapping[str, str]) -> Content:
-    """A text with the first answer that is a text, a conversation with the first that is messages; others are not read.
+    """Add the answer: for a text the first one that is a text, for a conversation the first one that is messages.
 
     Args:
-        content: what is answered.
+        content: the text or conversation.
         fields: the record.
-        answers: keys that an answer may have, and what separates it from the text.
+        answers: the possible keys of the answer, each with the separator between text and answer.
     """
     form = str if isinstance(content, Text) else list
-    there = [key for key in answers if fields.get(key) not in (None, "")]
-    key = next((key for key in there if isinstance(fields[key], form)), None)
-    ignored = content.ignored | (set(there) - {key})
+    present = [key for key in answers if fields.get(key) not in (None, "")]
+    key = next((key for key in present if isinstance(fields[key], form)), None)
+    ignored = content.ignored | (set(present) - {key})
     if key is None:
         return replace(content, ignored=ignored)
     if isinstance(content, Text):
@@ -132,7 +130,7 @@ def _batch_request(fields: Fields) -> Content:
 
 
 def _shared_conversation(fields: Fields, *, key: str) -> Content | None:
-    """A conversation of ShareGPT; public files hold some that are empty, or in which no user speaks."""
+    """A ShareGPT conversation; None if it is empty or without a user turn, as some in public files are."""
     if fields[key] == []:
         return None
     chat = read_chat(key, fields[key])
@@ -140,7 +138,7 @@ def _shared_conversation(fields: Fields, *, key: str) -> Content | None:
 
 
 def _single(key: str, **answers: str) -> Kind:
-    """Records whose text is under one key, and their answers' keys with what separates these from the text."""
+    """Records whose text is under one key; `answers` maps keys of the answer to the separator between text and answer."""
     return Kind(
         label=f"texts under {shown_keys([key])}",
         keys=(key,),
@@ -151,7 +149,7 @@ def _single(key: str, **answers: str) -> Kind:
 
 
 STRINGS = Kind(label="texts", keys=(), read=lambda text: Text(text=str(text)))
-"""Records that are no objects but the texts themselves."""
+"""Records that are texts, not objects."""
 
 KINDS: tuple[Kind, ...] = (
     Kind(
@@ -194,9 +192,9 @@ KINDS: tuple[Kind, ...] = (
     _single("question", answer="\n"),
     _single("text"),
 )
-"""In the order in which they are tried: what says more of a record comes first."""
+"""In the order of recognition: kinds with more specific keys come first."""
 
 SINGLE_KEYS = ("prompt", "question", "text")
 TEXT_KEYS = frozenset(key for kind in KINDS for key in kind.keys) - {*NAME_KEYS, "body"}
-"""Keys that hold what is said."""
+"""Keys of texts and messages."""
 EXPECTED_KEYS = tuple(dict.fromkeys(kind.keys[-1] for kind in KINDS if kind.keys[-1] != "conversation"))

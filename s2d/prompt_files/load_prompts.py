@@ -1,4 +1,4 @@
-"""The prompts and training texts that a command is given, read before anything heavy is imported."""
+"""Read the prompts and training texts of a command, and print what they were read as."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from s2d.prompts.conversation import Prompt
 
 
 def load_prompts(path: Path | None, how: ReadAs, default: Path, *, first_turns: bool) -> tuple[Prompt, ...]:
-    """The prompts of a file, after a line on stderr that tells what they were read as.
+    """Read the prompts of a file and print on stderr what they were read as.
 
     Args:
-        path: of the file, as `--prompts` gives it.
-        how: to read it.
-        default: the file to read where none is given; of this one nothing is told.
-        first_turns: whether the command uses the first turns of questions only.
+        path: the prompt file; None reads the default.
+        how: how to read it.
+        default: the default file, about which nothing is printed.
+        first_turns: whether only the first turns are used.
 
     Raises:
         BadFile: the file cannot be read.
@@ -30,7 +30,7 @@ def load_prompts(path: Path | None, how: ReadAs, default: Path, *, first_turns: 
 
 
 def load_texts(paths: Sequence[Path], how: ReadAs) -> list[str]:
-    """The training texts of all files, after a line for each that tells what it was read as.
+    """Read the training texts of all files and print what each was read as.
 
     Raises:
         BadFile: a file cannot be read.

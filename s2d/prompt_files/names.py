@@ -1,8 +1,8 @@
-"""Names and categories of prompts: those that a file gives, and those that are made where it gives none.
+"""Names and categories of prompts: taken from the file, or generated.
 
-A name decides on the half that its prompt is in (`perfmodel.acceptance.splits`), so a made name depends on the file's content alone. A
-colon in a name sets a document apart from a place in it; ids of other people's files mean nothing of the kind, so it becomes
-a slash in them. Records of one id count as places in one document, and so are in one half.
+The name of a prompt decides its half (`perfmodel.acceptance.splits`), so a generated name depends only on the file's content. A
+colon in a name separates a document from a position in it. Ids in other people's files have no such meaning, so their colons
+become slashes. Records with the same id count as positions in one document and belong to one half.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenName:
-    """What a file calls a record."""
+    """The name of a record in its file."""
 
     text: str
     is_explicit: bool
-    """Whether it is to be taken as it is, and must be unique."""
+    """Whether the name is used unchanged and must be unique."""
 
 
 def given_name(value: object, keys: Sequence[str]) -> GivenName | None:
-    """What a record is called under the first of some keys that it has; None where it has none.
+    """The name under the first of `keys` that the record has; None if it has none of them.
 
     Raises:
-        BadRecord: it is no text or number, or holds control characters.
+        BadRecord: the name is not a text or number, or contains control characters.
     """
     if not isinstance(value, Mapping):
         return None
@@ -46,45 +46,45 @@ def given_name(value: object, keys: Sequence[str]) -> GivenName | None:
 
 
 def category_of(value: object) -> str:
-    """The category of a record, the same for all that have none.
+    """The category of a record, or the default category.
 
     Raises:
-        BadRecord: it is no text or number, or holds control characters.
+        BadRecord: the category is not a text or number, or contains control characters.
     """
     category = value.get("category") if isinstance(value, Mapping) else None
     return MISSING_CATEGORY if category is None else _label("category", category)
 
 
 def unique_names(given: Sequence[GivenName | None], starts: Sequence[int]) -> list[str]:
-    """A name for every record: the given one, or its number in the file, from 1; a repeated id gets `:2`, `:3`, ….
+    """A unique name for each record: the given one, or its number in the file, from 1. A repeated id gets `:2`, `:3`, ….
 
     Args:
-        given: by record.
-        starts: where the records are.
+        given: the given name of each record.
+        starts: the position of each record in the file.
 
     Raises:
-        BadRecord: an explicit name comes twice.
+        BadRecord: an explicit name is repeated.
     """
     taken: set[str] = set()
     for name, start in zip(given, starts, strict=True):
         if name and name.is_explicit:
             if name.text in taken:
                 count = sum(other == name for other in given)
-                problem = f"the name {quoted(name.text)} comes {count} times, expected once"
+                problem = f"the name {quoted(name.text)} appears {count} times, expected once"
                 raise BadRecord(problem, "Give every prompt its own name", start=start)
             taken.add(name.text)
-    num_met: Counter[str] = Counter()
+    num_seen: Counter[str] = Counter()
     return [
-        name.text if name and name.is_explicit else _free(name.text if name else str(number), taken, num_met)
+        name.text if name and name.is_explicit else _numbered(name.text if name else str(number), taken, num_seen)
         for number, name in enumerate(given, start=1)
     ]
 
 
-def _free(wanted: str, taken: set[str], num_met: Counter[str]) -> str:
-    """The wanted name, numbered where it is taken; takes it."""
+def _numbered(wanted: str, taken: set[str], num_seen: Counter[str]) -> str:
+    """The name, numbered if it is taken. Marks it as taken."""
     while True:
-        num_met[wanted] += 1
-        name = wanted if num_met[wanted] == 1 else f"{wanted}:{num_met[wanted]}"
+        num_seen[wanted] += 1
+        name = wanted if num_seen[wanted] == 1 else f"{wanted}:{num_seen[wanted]}"
         if name not in taken:
             taken.add(name)
             return name
@@ -95,5 +95,5 @@ def _label(key: str, value: Any) -> str:
         raise BadRecord(f"{key}: expected a text or a number, not {quoted(value)}")
     text = str(value)
     if control := _CONTROL.search(text):
-        raise BadRecord(f"{key}: the control character {control[0]!r} in {quoted(text)}, expected none", "Take it out")
+        raise BadRecord(f"{key}: the control character {control[0]!r} in {quoted(text)}, expected none", "Remove it")
     return text

@@ -1,4 +1,4 @@
-"""What is wrong with a file's content, and how much of that content a message repeats."""
+"""Errors about a file's content, and how much of the content a message quotes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class BadRecord(ValueError):
-    """Content that cannot be read; the reader of the file adds its name and the place.
+    """Content that cannot be read. The reader of the file adds the file name and the position.
 
     Args:
         problem: what is wrong and what was expected.
-        fix: what to do now, a whole sentence without its full stop.
-        start: offset of the place in the file's text, in characters; None where the raiser does not know it.
+        fix: how to correct it, a sentence without its full stop.
+        start: the position in the file's text, in characters; None if unknown.
     """
 
     def __init__(self, problem: str, fix: str = EXPECTED_KEYS_FIX, *, start: int | None = None) -> None:
@@ -28,12 +28,12 @@ class BadRecord(ValueError):
         self.start = start
 
     def at(self, start: int) -> BadRecord:
-        """The same with a place, unless it has one."""
+        """The same error with a position, unless it has one."""
         return self if self.start is not None else BadRecord(self.problem, self.fix, start=start)
 
 
 def shown_keys(keys: Iterable[object]) -> str:
-    """Keys or columns of a file as a message lists them, as long as a value that is shown."""
+    """Keys or columns as a message lists them, cut to the length of a quoted value."""
     return truncated(
         ", ".join(str(key) if _WORD.fullmatch(str(key)) else quoted(key) for key in keys) or "none", MAX_QUOTED_CHARS
     )

@@ -1,4 +1,4 @@
-"""A prompt or text file to prompts or training texts, with one line that tells what was understood."""
+"""Read a prompt file or training text, and summarise in one line what was read."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class PromptFile:
 
     prompts: tuple[Prompt, ...]
     source: str
-    """How many, and of which file: `80 of questions.jsonl`."""
+    """Their number and file: `80 of questions.jsonl`."""
     label: str
-    """What they were read as: `MT-Bench questions`."""
+    """Their kind: `MT-Bench questions`."""
     notes: tuple[str, ...]
-    """What was not read."""
+    """The parts that were not read."""
 
     def understood(self, *, first_turns: bool) -> str:
-        """One line for people: `prompts: 80 of questions.jsonl (MT-Bench questions, first turns; ignored: reference)`.
+        """A summary line: `prompts: 80 of questions.jsonl (MT-Bench questions, first turns; ignored: reference)`.
 
         Args:
-            first_turns: whether these alone are used.
+            first_turns: whether only the first turns are used.
         """
         ending = ", first turns" if first_turns and any(prompt.later for prompt in self.prompts) else ""
         return f"prompts: {self.source} ({'; '.join((self.label + ending, *self.notes))})"
@@ -50,12 +50,12 @@ class TextFile:
 
     texts: tuple[str, ...]
     understood: str
-    """What they were read as, for people."""
+    """The summary line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """A record that was recognised and holds something."""
+    """A recognised record that is not empty."""
 
     start: int
     kind: Kind
@@ -63,7 +63,7 @@ class _Entry:
     name: GivenName | None
     category: str
     ignored: frozenset[str]
-    """Its keys that are not read, those inside messages with a dot."""
+    """Keys that are not read. A dot marks keys inside messages."""
 
 
 def read_prompts(path: PathLike, how: ReadAs = PROMPTS) -> list[Prompt]:
@@ -72,48 +72,49 @@ def read_prompts(path: PathLike, how: ReadAs = PROMPTS) -> list[Prompt]:
 
 
 def read_prompt_file(path: PathLike, how: ReadAs = PROMPTS) -> PromptFile:
-    """The prompts of a file of any kind in docs/prompt-files.md, recognised by its content.
+    """The prompts of a file in any format of docs/prompt-files.md, recognised by its content.
 
     Raises:
-        BadFile: not UTF-8, of no known kind, of several, damaged, or without a prompt; says where and how to mend it.
+        BadFile: the file is not UTF-8, of an unknown kind, of several kinds, damaged, or without a prompt; states where, and
+            how to correct it.
     """
     file = read_text(path)
     try:
-        found = records_of(file.text, how)
-        entries = list(_entries(found, how))
+        records = records_of(file.text, how)
+        entries = list(_entries(records, how))
         _check_kinds(entries)
         names = unique_names([entry.name for entry in entries], [entry.start for entry in entries])
         prompts = [_prompt(entry, name) for entry, name in zip(entries, names, strict=True)]
     except BadRecord as err:
         raise file.bad_file(err) from err
     _check_any(path, prompts)
-    label = _label(found.plain, how, entries)
+    label = _label(records.plain, how, entries)
     if any(isinstance(entry.content, Chat) and entry.content.ends_in_answer for entry in entries):
         label += ", last answers dropped"
-    return PromptFile(prompts=tuple(prompts), source=_source(path, entries), label=label, notes=_notes(found, entries))
+    return PromptFile(prompts=tuple(prompts), source=_source(path, entries), label=label, notes=_notes(records, entries))
 
 
 def read_text_file(path: PathLike, how: ReadAs = TEXTS) -> TextFile:
-    """The training texts of a file: answers belong to them, and plain text is one.
+    """The training texts of a file, with their answers. Plain text is one training text.
 
     Raises:
         BadFile: as `read_prompt_file`.
     """
     file = read_text(path)
     try:
-        found = records_of(file.text, how)
-        entries = list(_entries(found, how))
+        records = records_of(file.text, how)
+        entries = list(_entries(records, how))
         _check_kinds(entries)
         texts = [_checked(entry.content.training_text, entry.start) for entry in entries]
     except BadRecord as err:
         raise file.bad_file(err) from err
     _check_any(path, texts)
-    told = "; ".join((_label(found.plain, how, entries), *_notes(found, entries)))
-    return TextFile(texts=tuple(texts), understood=f"texts: {_source(path, entries)} ({told})")
+    summary = "; ".join((_label(records.plain, how, entries), *_notes(records, entries)))
+    return TextFile(texts=tuple(texts), understood=f"texts: {_source(path, entries)} ({summary})")
 
 
-def _entries(found: Records, how: ReadAs) -> Iterator[_Entry]:
-    for record in found.records:
+def _entries(records: Records, how: ReadAs) -> Iterator[_Entry]:
+    for record in records.records:
         try:
             entry = _entry(record, how)
         except BadRecord as err:
@@ -123,7 +124,7 @@ def _entries(found: Records, how: ReadAs) -> Iterator[_Entry]:
 
 
 def _entry(record: Record, how: ReadAs) -> _Entry | None:
-    """What a record holds; None where that is nothing."""
+    """The entry of a record; None if the record is empty."""
     kind = kind_of(record.value, how)
     content = kind.read(record.value)
     if content is None:
@@ -144,17 +145,17 @@ def _prompt(entry: _Entry, name: str) -> Prompt:
         prompt = entry.content.prompt(name, entry.category)
     except BadRecord as err:
         raise err.at(entry.start) from err
-    said = (message.content for message in prompt.before or ())
-    for text in (prompt.name, prompt.category, prompt.text, *said, *prompt.later):
+    messages = (message.content for message in prompt.before or ())
+    for text in (prompt.name, prompt.category, prompt.text, *messages, *prompt.later):
         _checked(text, entry.start)
     return prompt
 
 
 def _checked(text: str, start: int) -> str:
-    """The text, if it can be encoded; half of a surrogate pair, which JSON can hold, cannot.
+    """The text, if UTF-8 can encode it.
 
     Raises:
-        BadRecord: it cannot.
+        BadRecord: the text has half of a surrogate pair, which JSON allows.
     """
     try:
         text.encode("utf-8")
@@ -165,34 +166,34 @@ def _checked(text: str, start: int) -> str:
 
 
 def _check_kinds(entries: Sequence[_Entry]) -> None:
-    """Refuse records of several kinds in a file, which two files put together would have.
+    """Refuse a mixture of kinds in a file, as two joined files would have.
 
-    Those of our own keys (`text`, `messages`, `turns`) may stand together.
+    Records with our own keys (`text`, `messages`, `turns`) may be mixed.
     """
     for entry in entries:
         first = entries[0].kind
         if entry.kind.label != first.label and not (entry.kind.is_mixable and first.is_mixable):
-            problem = f"one of {entry.kind.label} in a file of {first.label}, expected one kind in a file"
-            raise BadRecord(problem, "Put each kind into a file of its own", start=entry.start)
+            problem = f"{entry.kind.label} in a file of {first.label}, expected one kind per file"
+            raise BadRecord(problem, "Put each kind into a separate file", start=entry.start)
 
 
-def _check_any(path: PathLike, found: Sequence[object]) -> None:
-    if not found:
-        raise BadFile(path, "every conversation in it is empty, expected at least one with a user's turn", "Give another file")
+def _check_any(path: PathLike, contents: Sequence[object]) -> None:
+    if not contents:
+        raise BadFile(path, "every conversation is empty, expected at least one with a user turn", "Give another file")
 
 
 def _label(plain: Form | None, how: ReadAs, entries: Sequence[_Entry]) -> str:
     if plain is not None:
-        return f"plain text, one {how.use} a line" if plain == "lines" else "plain text, the whole file"
+        return f"plain text, one {how.use} per line" if plain == "lines" else "plain text, the whole file"
     return " and ".join(dict.fromkeys(entry.kind.label for entry in entries))
 
 
-def _notes(found: Records, entries: Sequence[_Entry]) -> tuple[str, ...]:
-    """What was left out."""
+def _notes(records: Records, entries: Sequence[_Entry]) -> tuple[str, ...]:
+    """The parts that were not read."""
     notes = []
-    if num_empty := len(found.records) - len(entries):
-        notes.append(f"{num_empty} without a user's turn left out")
-    if ignored := sorted({*found.ignored, *(key for entry in entries for key in entry.ignored)}):
+    if num_empty := len(records.records) - len(entries):
+        notes.append(f"{num_empty} without a user turn left out")
+    if ignored := sorted({*records.ignored, *(key for entry in entries for key in entry.ignored)}):
         notes.append(f"ignored: {shown_keys(ignored)}")
     return tuple(notes)
 

@@ -1,4 +1,4 @@
-"""How a person wants a file to be read where its content leaves that open: the two flags, and what they ask for."""
+"""Options for reading a file whose content leaves its format open, and their two flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from perfmodel.core.errors import UserInputError
 
 Form = Literal["auto", "lines", "file"]
 Use = Literal["prompt", "text"]
-"""What the flags begin with: prompts are gone on from, texts are trained on."""
+"""The prefix of the flags: prompts are continued, texts are used for training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +18,14 @@ class ReadAs:
     """How to read a file.
 
     Raises:
-        UserInputError: a column of a file that is to be read as plain text.
+        UserInputError: a column is given for plain text.
     """
 
     use: Use
     form: Form = "auto"
-    """Recognised by its content; or plain text whatever it looks like, of one text a line or a file."""
+    """`auto` recognises the format by its content. `lines` and `file` read plain text, one text per line or file."""
     column: str | None = None
-    """Key or column that holds the text; None to find it."""
+    """The key or column that holds the text; None finds it by name."""
 
     def __post_init__(self) -> None:
         if self.column is not None and self.form != "auto":
@@ -46,7 +46,7 @@ class ReadAs:
 
     @property
     def plain_form(self) -> Form:
-        """How plain text is read: as a prompt a line, as a training text a file, unless the form says otherwise."""
+        """The form of plain text. By default a prompt per line, or a training text per file."""
         if self.form != "auto":
             return self.form
         return "lines" if self.use == "prompt" else "file"
@@ -54,15 +54,16 @@ class ReadAs:
 
 def add_read_flags(group: argparse._ActionsContainer, use: Use) -> None:
     """Add `--prompt-format` and `--prompt-column`, or those of training texts."""
-    plain = "plain text is a prompt a line" if use == "prompt" else "plain text is one text a file"
+    plain = "plain text has one prompt per line" if use == "prompt" else "plain text has one text per file"
     format_help = (
-        f"recognise files by their content, or take them as plain text, a {use} a line or file (default: auto; {plain})"
+        f"auto recognises the format by the content; lines and file read plain text, one {use} per line or file (default: "
+        f"auto; {plain})"
     )
     group.add_argument(f"--{use}-format", choices=get_args(Form), default="auto", help=format_help)
-    column_help = "column of a CSV or TSV file, or key of JSON records, that holds the text (default: found by its name)"
+    column_help = "column of a CSV or TSV file, or key of JSON records, that holds the text (default: found by name)"
     group.add_argument(f"--{use}-column", metavar="NAME", help=column_help)
 
 
 def read_as(args: argparse.Namespace, use: Use) -> ReadAs:
-    """What the two flags ask for."""
+    """The options that the two flags give."""
     return ReadAs(use=use, form=getattr(args, f"{use}_format"), column=getattr(args, f"{use}_column"))

@@ -1,4 +1,4 @@
-"""The text of a file to records, whatever its layout: JSON, CSV, TSV or plain text, recognised by the text."""
+"""Split the text of a file into records: JSON, CSV, TSV or plain text, recognised by the content."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _LINE = re.compile(r"^[ \t]*\S", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """The records of a file, in its order."""
+    """The records of a file, in file order."""
 
     records: list[Record]
     plain: Form | None = None
-    """How plain text was read; None for records that a file sets apart itself."""
+    """How plain text was read; None for JSON and tables."""
     ignored: tuple[str, ...] = ()
-    """Keys beside those of the records."""
+    """Keys beside the records."""
 
 
 def records_of(text: str, how: ReadAs) -> Records:
     """The records of a file's text, at least one.
 
     Raises:
-        BadRecord: it looks like JSON or a table and is none that can be read, or has not the column that was chosen.
+        BadRecord: the text looks like JSON or a table but cannot be read as one, or lacks the chosen column.
     """
     try:
-        found = _records_of(text, how)
+        records = _split(text, how)
     except BadRecord as err:
         fix = f"{err.fix}; or give {how.format_flag} {how.plain_form}, if this is plain text"
         raise BadRecord(err.problem, fix, start=err.start) from err
-    if not found.records:
-        raise BadRecord("there is no record in the file, expected at least one", "Give a file with texts in it")
-    return found
+    if not records.records:
+        raise BadRecord("the file has no record, expected at least one", "Give a file with texts in it")
+    return records
 
 
-def _records_of(text: str, how: ReadAs) -> Records:
+def _split(text: str, how: ReadAs) -> Records:
     if how.form != "auto":
         return _plain(text, how)
     if is_json(text):
@@ -61,15 +61,15 @@ def _records_of(text: str, how: ReadAs) -> Records:
         raise BadRecord(problem, f"Leave {how.column_flag} out")
     if 2 * len(_OBJECT_LINE.findall(text)) > len(_LINE.findall(text)):
         problem = f"most lines are JSON objects, but the file begins with {quoted(text.splitlines()[0])}"
-        raise BadRecord(problem, "Take out what is no JSON", start=0)
+        raise BadRecord(problem, "Remove the lines that are not JSON", start=0)
     if 2 * len(_PYTHON_LINE.findall(text)) > len(_LINE.findall(text)):
-        problem = "most lines are Python dictionaries, whose keys are in single quotes: expected JSON"
-        raise BadRecord(problem, "Write each with json.dumps", start=0)
+        problem = "most lines are Python dictionaries with keys in single quotes: expected JSON"
+        raise BadRecord(problem, "Write each line with json.dumps", start=0)
     return _plain(text, how)
 
 
 def _of_json(records: list[Record], how: ReadAs) -> Records:
-    """JSON records; of a single object that is none itself, the items of its one array."""
+    """JSON records. A single object that is not a record gives the items of its one array."""
     if len(records) == 1 and isinstance(value := records[0].value, dict) and not _is_record(value, how):
         items, others = items_of_object(records[0])
         return Records(records=items, ignored=tuple(others))
@@ -83,12 +83,12 @@ def _is_record(value: dict[str, object], how: ReadAs) -> bool:
 
 
 def _plain(text: str, how: ReadAs) -> Records:
-    """Plain text as records: every line that is not blank, or all of it."""
+    """Plain text as records: each line that is not blank, or the whole text."""
     if how.plain_form == "lines":
         return Records(records=list(_lines(text)), plain="lines")
     whole = text.replace("\r\n", "\n").replace("\r", "\n")
     if how.use == "prompt":
-        whole = whole.rstrip("\n")  # an editor's, not the writer's
+        whole = whole.rstrip("\n")  # added by an editor
     return Records(records=[Record(value=whole, start=0)], plain="file")
 
 

@@ -1,4 +1,4 @@
-"""What a model is asked: a text to go on from, or a conversation whose later turns wait for answers."""
+"""Prompts: texts to continue, and conversations whose later turns follow the model's answers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What was said by one of those who talk."""
+    """One message of a conversation."""
 
     role: Role
     content: str
@@ -20,62 +20,62 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One text to go on from, and what kind of text it is; in a chat, what its user says."""
+    """A text to continue and its category; in a chat, a user turn."""
 
     name: str
     category: str
     text: str
     before: tuple[Message, ...] | None = None
-    """What was said before the text in a conversation; None for a text that may be gone on from without one."""
+    """The messages before the text in a conversation; None for a plain text."""
     later: tuple[str, ...] = ()
-    """What the user of a chat says next, each once the model has answered."""
+    """The later user turns of a chat. Each follows the model's answer to the turn before it."""
 
     @property
     def first_turn(self) -> "Prompt":
-        """The prompt without what waits for answers."""
+        """The prompt without its later turns."""
         return replace(self, later=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """A prompt in a chat, and what its model has answered so far: one turn less than its user has spoken."""
+    """A prompt in a chat, and the model's answers so far."""
 
     prompt: Prompt
     answers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The prompt's; of several turns each has its number, from 1: `81/2`."""
+        """The prompt's name. If the prompt has several turns, it ends in the number of the current turn, from 1: `81/2`."""
         return f"{self.prompt.name}/{len(self.answers) + 1}" if self.prompt.later else self.prompt.name
 
     @property
     def num_later(self) -> int:
-        """Turns after this one."""
+        """The number of turns after the current one."""
         return len(self.prompt.later) - len(self.answers)
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All that was said, the user's turn that is to be answered last."""
+        """All messages so far. The last is the user turn to answer."""
         turns = [Message(role="user", content=text) for text in (self.prompt.text, *self.prompt.later)]
-        said = list(self.prompt.before or ())
+        messages = list(self.prompt.before or ())
         for turn, answer in zip(turns, self.answers, strict=False):
-            said += [turn, Message(role="assistant", content=answer)]
-        return (*said, turns[len(self.answers)])
+            messages += [turn, Message(role="assistant", content=answer)]
+        return (*messages, turns[len(self.answers)])
 
     def answered(self, answer: str) -> "Conversation | None":
-        """The conversation at its user's next turn; None where that was the last."""
+        """The conversation at its next user turn; None after the last."""
         return replace(self, answers=(*self.answers, answer)) if self.num_later else None
 
 
 def check_texts(prompts: Iterable[Prompt]) -> None:
-    """Refuse conversations where prompts are texts to go on from.
+    """Check that no prompt is a conversation.
 
     Raises:
-        UserInputError: one is a conversation.
+        UserInputError: a prompt is a conversation.
     """
     for prompt in prompts:
         if prompt.before is not None:
             raise UserInputError(
-                f"prompt {prompt.name!r} is a conversation: expected a text to go on from. Give --chat, with which s2d-run and "
+                f"prompt {prompt.name!r} is a conversation: expected a text to continue. Give --chat, with which s2d-run and "
                 "s2d-profile put conversations into the tokenizer's chat template."
             )

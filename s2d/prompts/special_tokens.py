@@ -1,4 +1,4 @@
-"""Special tokens written out in a prompt, such as `</s>`: read as the tokens that they name, or as text like any other."""
+"""Read the text of special tokens in a prompt, such as `</s>`, as these tokens or as ordinary text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from s2d.prompts.conversation import Prompt
 
 SpecialTokens = Literal["parse", "text"]
-"""`parse` reads a special token's text as that token, `text` reads it as text. The tokens that a chat template or the tokenizer
-adds are special in both cases."""
+"""`parse` reads the text of a special token as that token, `text` reads it as ordinary text. Tokens that a chat template or the
+tokenizer adds are special in both cases."""
 SPECIAL_TOKENS: tuple[SpecialTokens, ...] = get_args(SpecialTokens)
 _MAX_NAMED = 3
 
@@ -27,21 +27,21 @@ def special_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 def text_ids(
     tokenizer: PreTrainedTokenizerFast, text: str, special_tokens: SpecialTokens, *, adds_special_tokens: bool
 ) -> list[int]:
-    """A text's tokens.
+    """The token ids of a text.
 
     Args:
-        tokenizer: cuts it up.
-        text: anything.
-        special_tokens: how it is read.
-        adds_special_tokens: whether the tokenizer adds those that a text begins and ends with.
+        tokenizer: the tokenizer.
+        text: any text.
+        special_tokens: how to read the text of special tokens.
+        adds_special_tokens: whether the tokenizer adds its own tokens at the start and end of a text.
 
     Raises:
-        UserInputError: a special token's text is to be read as text, and this tokenizer has no other token for it.
+        UserInputError: `special_tokens` is `text`, and the tokenizer has only the special token for such a text.
     """
     as_text = special_tokens == "text"
 
     def encode(*, adds: bool) -> list[int]:
-        # Not verbose: the tokenizer would warn of a length that is refused later in our own words.
+        # Not verbose: the tokenizer would warn about a length that is checked later.
         options = {"add_special_tokens": adds, "split_special_tokens": as_text, "verbose": False}
         return list(tokenizer(text, **options)["input_ids"])
 
@@ -54,29 +54,29 @@ def text_ids(
 
 
 def cannot_be_text(name: str) -> str:
-    """Why a special token's text cannot be read as text."""
+    """The error message for a special token that cannot be read as text."""
     return (
-        f"--special-tokens text: the tokenizer has no other token for the text {name!r} than the special token itself. Leave "
-        "that out of the prompt, or give --special-tokens parse."
+        f"--special-tokens text: for the text {name!r} the tokenizer has only the special token itself. Leave it out of the "
+        "prompt, or give --special-tokens parse."
     )
 
 
 def special_tokens_note(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt], special_tokens: SpecialTokens
 ) -> str | None:
-    """How many prompts contain the text of special tokens, and what is done with it; None where none does."""
+    """A note about prompts that contain the text of special tokens; None if none does."""
     names = special_token_ids(tokenizer)
-    found = [[name for name in names if any(name in text for text in _texts(prompt))] for prompt in prompts]
-    num_prompts = sum(map(bool, found))
+    contained = [[name for name in names if any(name in text for text in _texts(prompt))] for prompt in prompts]
+    num_prompts = sum(map(bool, contained))
     if not num_prompts:
         return None
-    listed = list(dict.fromkeys(name for one in found for name in one))
+    listed = list(dict.fromkeys(name for names_of_prompt in contained for name in names_of_prompt))
     named = ", ".join(map(repr, listed[:_MAX_NAMED])) + (" …" if len(listed) > _MAX_NAMED else "")
     contain = "contains" if num_prompts == 1 else "contain"
-    where = f"note: {num_prompts} of {len(prompts)} prompts {contain} the text of special tokens ({named})"
+    note = f"note: {num_prompts} of {len(prompts)} prompts {contain} the text of special tokens ({named})"
     if special_tokens == "text":
-        return f"{where}, read as text"
-    return f"{where}, read as these tokens; --special-tokens text reads it as text"
+        return f"{note}, read as text"
+    return f"{note}, read as these tokens; --special-tokens text reads it as text"
 
 
 def _texts(prompt: Prompt) -> tuple[str, ...]:

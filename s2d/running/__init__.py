@@ -1,1 +1,1 @@
-"""A plan executed on prompts: texts, outputs, checks and the run report."""
+"""Run plans over prompts, and the Python API of the runtime."""

@@ -1,13 +1,12 @@
-"""Check that a plan can run here: with these models, on this device, in this number of processes."""
+"""Check that a plan can run with these models, on this device, in this many processes."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perfmodel.core.errors import Mismatch
 from perfmodel.core.torchrun import num_processes, torchrun_command
-from perfmodel.models.geometry import ModelGeometry
+from perfmodel.models.geometry import same_shape
 from perfmodel.results.plan import Plan
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def check_plan_fits(name: str, plan: Plan, pair: Pair) -> None:
     fix = "Give the models of the plan, or plan again for these"
     models = (("target", plan.target, pair.target.geometry), ("draft", plan.draft.model, pair.draft.geometry))
     for role, planned, loaded in models:
-        if _shape(planned) != _shape(loaded):
+        if not same_shape(planned, loaded):
             raise Mismatch(name, made_for=f"{role} {planned.name}", given=f"{loaded.name}, which has another shape", fix=fix)
     hashes = (
         ("target weights", plan.target_sha256, pair.target.sha256),
@@ -73,7 +72,3 @@ def check_plan_fits(name: str, plan: Plan, pair: Pair) -> None:
     if plan.device != pair.device_key:
         fix = "Profile this device with s2d-profile and plan again with --profile"
         raise Mismatch(name, made_for=plan.device.label, given=pair.device_key.label, fix=fix)
-
-
-def _shape(model: ModelGeometry) -> ModelGeometry:
-    return replace(model, name="", source="")

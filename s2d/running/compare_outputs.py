@@ -1,4 +1,4 @@
-"""Compare outputs with the plain target's, and each token with the choice of the teacher-forced target."""
+"""Compare outputs with plain decoding, and each token with the teacher-forced target."""
 
 from collections.abc import Sequence
 

@@ -75,8 +75,8 @@ class NamedPlan:
     record: Plan
     name: str
     """The plan in messages: `plan 'plan.json'`."""
-    sha256: str | None
-    """The hash of its file; None for a plan in memory."""
+    sha256: str
+    """The hash of its content."""
 
     @property
     def frontier(self) -> tuple[FrontierPoint, ...]:
@@ -124,7 +124,7 @@ def load_plan(plan: PathLike | Plan) -> NamedPlan:
         BadFile: the file is not a complete plan.
     """
     if isinstance(plan, Plan):
-        return NamedPlan(record=plan, name="the plan", sha256=None)
+        return NamedPlan(record=plan, name="the plan", sha256=PLAN_FILE.sha256(plan))
     stored = PLAN_FILE.read(plan)
     return NamedPlan(record=stored.record, name=f"plan {os.fspath(plan)!r}", sha256=stored.sha256)
 

@@ -1,4 +1,4 @@
-"""Decode prompts under a policy and, on request, plainly; report speed, acceptance and equality of the outputs."""
+"""Decode prompts under a policy and, on request, plainly; report what was measured."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence

@@ -1,10 +1,10 @@
-"""Plans in tests are made for no machine in particular."""
+"""Plans in tests do not depend on the GPUs of the machine."""
 
 import pytest
 
-from calibrate.inputs import choose_device
+from calibrate.inputs import device
 
 
 @pytest.fixture(autouse=True)
 def no_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose_device, "present_gpus", tuple)
+    monkeypatch.setattr(device, "present_gpus", tuple)

@@ -1,4 +1,4 @@
-"""Evidence made up for tests: a trace, latency profiles and reports whose every number is known beforehand."""
+"""Synthetic evidence for tests: a trace, latency profiles and reports with known numbers."""
 
 import math
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def provenance() -> Provenance:
 
 
 def make_trace(seed: int = 0) -> Trace:
-    """Deeper exits agree more often; confidence tells agreement, not without error."""
+    """A trace in which deeper exits agree more often, and confidence predicts agreement with some error."""
     rng = np.random.default_rng(seed)
     exits, positions = len(DRAFT.exit_layers), NUM_PROMPTS * NUM_POSITIONS
     agreed = rng.random((positions, 1)) < np.linspace(0.5, 0.85, exits)
@@ -54,9 +54,11 @@ def make_trace(seed: int = 0) -> Trace:
         for n in range(NUM_PROMPTS)
     )
     header = TraceHeader(
-        draft=DRAFT,
+        draft_kind=DRAFT.kind,
+        exit_layers=DRAFT.exit_layers,
+        draft_model=DRAFT.model,
         draft_sha256=DRAFT_SHA256,
-        target=TARGET,
+        target_model=TARGET,
         target_sha256=TARGET_SHA256,
         tokenizer_sha256="c" * 64,
         sampling=GREEDY,
@@ -76,7 +78,7 @@ def make_trace(seed: int = 0) -> Trace:
 
 
 def with_sure_first_exit(trace: Trace) -> Trace:
-    """The same, but the first exit is right where it is sure, and often where no deeper one is: gating pays, whatever runs."""
+    """The same trace with a first exit that is right whenever it is confident, so gating pays at any price of passes."""
     rng, shape = np.random.default_rng(0), trace.confidence.shape
     is_sure, is_right = rng.random(shape[0]) < 0.6, rng.random(shape) < 0.7
     is_right[:, 0] = is_sure
@@ -94,7 +96,7 @@ def with_sure_first_exit(trace: Trace) -> Trace:
 def make_profile(
     model: ModelGeometry, exit_layers: Sequence[int], sha256: str, beside: str | None, *, is_self_draft: bool = False
 ) -> LatencyProfile:
-    """Every pass of a kind takes the same time, whatever its rows and cached tokens."""
+    """A profile in which every pass of a kind takes the same time, whatever its rows and cached tokens."""
     shapes: list[tuple[PassKind, int, int]] = [
         ("draft_prefill" if exit_layers and not is_self_draft else "target_prefill", 0, 39)
     ]
@@ -195,7 +197,7 @@ def samples_of(rounds: Sequence[RoundStats], seconds: dict[PassKind, float]) -> 
 
 
 def at_device(profile: LatencyProfile, **changes: object) -> LatencyProfile:
-    """The same profile from another device."""
+    """The same profile, taken on another device."""
     return replace(profile, device=replace(profile.device, **changes))  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ SEGMENT_S, EXIT_S, VERIFY_S, VERIFY_ROW_S, ROUND_S = 1e-3, 0.2e-3, 8e-3, 0.1e-3,
 
 
 class FakeRuntime:
-    """Accepts everything; the first looked-at exit keeps all tokens, so later segments never run, unless `deepens`."""
+    """Accepts everything; the first active exit keeps all tokens, so later segments never run, unless `deepens`."""
 
     def __init__(self, *, deepens_every: int | None = None) -> None:
         self.calls: list[tuple[Policy | None, tuple[int, ...], int]] = []

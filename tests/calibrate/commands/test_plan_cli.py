@@ -91,7 +91,7 @@ def test_a_plan_that_was_not_written_is_written_by_the_next_command(tmp_path: Pa
         (["--target", "vicuna-7b", "--device", "a1000"], "s2d-plan: unknown device 'a1000': did you mean 'a100-80gb-sxm'"),
         (["--target", "vicuna-7b", "--device", "v100", "--dtype", "bf16"], "s2d-plan: V100-32GB-SXM2 does not compute in bf16"),
         (["--target", "vicuna-7b", "--device", "no-such.toml"], "s2d-plan: 'no-such.toml': no such file."),
-        (["--target", "llama-2-13b"], "s2d-plan: no acceptance evidence for target 'llama-2-13b': in the box are"),
+        (["--target", "llama-2-13b"], "s2d-plan: no acceptance evidence for target 'llama-2-13b': traces ship for"),
         (["--target", "vicuna-7b", "--batch", "8"], "s2d-plan: --batch 8: only --batch 1 is predicted."),
         (["--trace", "no-such.npz"], "s2d-plan: 'no-such.npz': "),
         (["--target", "vicuna-7b", "-o", "no/such/folder/plan.json"], "s2d-plan: 'no/such/folder/plan.json': "),

@@ -1,9 +1,10 @@
-"""The shipped acceptance evidence: what it reproduces, and that the code in the repository makes it."""
+"""The shipped acceptance evidence has the published means, and the code in the repository makes it again."""
 
 import numpy as np
 import pytest
 
-from calibrate.inputs.load_acceptance import find_shipped_path, load_acceptance, shipped_pairs, shipped_path
+from calibrate.inputs.acceptance import find_shipped_path, load_acceptance, shipped_pairs, shipped_path
+from calibrate.inputs.draft import resolve_draft_name
 from calibrate.inputs.published_acceptance import (
     DRAFT,
     PUBLISHED,
@@ -14,8 +15,8 @@ from calibrate.inputs.published_acceptance import (
     draw_noise,
     mean_accepted_tokens,
 )
+from calibrate.inputs.target import resolve_target
 from perfmodel.acceptance.trace import Trace
-from perfmodel.models.find_model import find_model
 
 MAT_TOLERANCE = 0.01
 MAX_TOTAL_BYTES = 150_000
@@ -24,7 +25,7 @@ every_target = pytest.mark.parametrize("published", PUBLISHED, ids=lambda publis
 
 
 def shipped(published: PublishedMat) -> Trace:
-    return load_acceptance(shipped_path(DRAFT, published.target), "all").trace
+    return load_acceptance(shipped_path(DRAFT, published.target)).trace
 
 
 @every_target
@@ -68,5 +69,7 @@ def test_difficulty_is_standard_normal_and_remembers_the_token_before() -> None:
 
 def test_the_evidence_is_small_and_known_by_draft_and_target() -> None:
     assert shipped_pairs() == [(DRAFT, published.target) for published in PUBLISHED]
-    sizes = [find_shipped_path(find_model(target), draft).stat().st_size for draft, target in shipped_pairs()]
+    sizes = [
+        find_shipped_path(resolve_target(target), resolve_draft_name(draft)).stat().st_size for draft, target in shipped_pairs()
+    ]
     assert sum(sizes) < MAX_TOTAL_BYTES

@@ -1,12 +1,14 @@
-"""Up to which batch speculation pays, and how long to draft until then."""
+"""Batch schedules: the batch up to which speculation pays, and the draft length at each batch."""
 
 import pytest
 
-from calibrate.inputs.load_acceptance import load_acceptance, shipped_path
+from calibrate.inputs.acceptance import load_acceptance, shipped_path
+from calibrate.inputs.device import resolve_device
 from calibrate.inputs.published_acceptance import DRAFT
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.batch_schedule import Option, batch_schedule, batch_schedules
-from calibrate.pricing.datasheet_pricing import price_by_datasheet
+from calibrate.pricing.datasheet import price_by_datasheet
+from calibrate.pricing.pricing import pair_weights
 from perfmodel.latency.latency_model import LatencyLevel
 from perfmodel.passes.passes import Line, PassKind
 from perfmodel.results.plan import BatchSchedule
@@ -58,23 +60,41 @@ def test_the_batch_at_which_it_stops_is_the_smallest_one() -> None:
     assert best[0] > 1 >= best[1]
 
 
-def test_a_schedule_that_pays_to_the_end_has_no_such_batch() -> None:
-    found = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=3, max_batch=16)
-    assert found.stops_at_batch is None
-    assert [point.batch for point in found.points] == [1, 2, 4, 8, 16]
-    assert found.fitting_batch == 3
+def test_a_schedule_that_pays_at_every_batch_has_no_batch_at_which_it_stops() -> None:
+    schedule = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=None, max_batch=16)
+    assert schedule.stops_at_batch is None
+    assert [point.batch for point in schedule.points] == [1, 2, 4, 8, 16]
 
 
-def shipped_schedules(target: str) -> tuple[BatchSchedule, ...]:
-    acceptance = load_acceptance(shipped_path(DRAFT, target), "all")
-    request = DeviceRequest(device="a100-80gb", num_devices=None, draft_num_devices=None, dtype=None, engine=None)
-    pricing = price_by_datasheet(acceptance.trace.header, request, context_tokens=768)
+@pytest.mark.parametrize(("fitting", "batches"), [(1, [1]), (2, [1, 2]), (11, [1, 2, 4, 8, 11]), (1000, [1, 2, 4, 8, 16])])
+def test_a_schedule_ends_where_memory_ends(fitting: int, batches: list[int]) -> None:
+    unlimited = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=None, max_batch=16)
+    schedule = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=fitting, max_batch=16)
+    assert [point.batch for point in schedule.points] == batches
+    assert (schedule.max_batch, schedule.fitting_batch, schedule.stops_at_batch) == (batches[-1], fitting, None)
+    priced = {point.batch: point for point in unlimited.points}
+    assert all(point == priced[point.batch] for point in schedule.points if point.batch in priced)
+
+
+def test_a_batch_beyond_memory_is_not_a_batch_at_which_speculation_stops() -> None:
+    unlimited = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=None)
+    assert unlimited.stops_at_batch is not None
+    for fitting, expected in ((unlimited.stops_at_batch - 1, None), (unlimited.stops_at_batch, unlimited.stops_at_batch)):
+        schedule = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=fitting)
+        assert schedule.stops_at_batch == expected
+
+
+def shipped_schedules(target: str, num_devices: int) -> tuple[BatchSchedule, ...]:
+    acceptance = load_acceptance(shipped_path(DRAFT, target))
+    pair, device = acceptance.trace.header, resolve_device(DeviceRequest(device="a100-80gb", num_devices=num_devices))
+    weights = pair_weights(pair.draft, pair.target, device.dtype)
+    pricing = price_by_datasheet(pair, device, weights, context_tokens=768)
     return batch_schedules(acceptance.trace, pricing, context_tokens=768)
 
 
 def test_a_longer_context_keeps_speculation_paying_in_larger_batches() -> None:
     """Reading the caches is shared by the rows of a verification (MagicDec, arXiv 2408.11049)."""
-    short, long = shipped_schedules("llama-2-70b")
+    short, long = shipped_schedules("llama-2-70b", num_devices=8)
     assert (short.context_tokens, long.context_tokens) == (768, 4096)
     assert short.stops_at_batch is not None
     assert long.stops_at_batch is not None
@@ -82,6 +102,6 @@ def test_a_longer_context_keeps_speculation_paying_in_larger_batches() -> None:
 
 
 def test_drafts_get_shorter_as_batches_grow() -> None:
-    for schedule in shipped_schedules("llama-2-70b"):
+    for schedule in shipped_schedules("llama-2-70b", num_devices=8):
         lengths = [point.draft_tokens for point in schedule.points]
         assert lengths == sorted(lengths, reverse=True)

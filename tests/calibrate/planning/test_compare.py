@@ -1,4 +1,4 @@
-"""A plan held against a run: the two errors, each against what was put in, and the refusals."""
+"""A plan compared with a run: both errors against the errors that were put in, and refusals."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from calibrate.commands.compare_cli import main_compare
 from calibrate.commands.plan_cli import main_plan
 from calibrate.planning.compare import compare, load_pricing
-from calibrate.planning.next_measurement import worst_pass
+from calibrate.planning.suggest_after_compare import worst_pass
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.policies.sampling import Sampling
@@ -41,10 +41,10 @@ def stored(report: RunReport) -> Stored[RunReport]:
 
 def both_ways(plan: Stored[Plan], report: RunReport, folder: Path) -> list[Residuals]:
     """Priced by the profiles, and by the plan alone."""
-    return [compare(plan, stored(report), load_pricing(plan.record, given, None)) for given in (profiles(folder), [])]
+    return [compare(plan, stored(report), given) for given in (profiles(folder), [])]
 
 
-def test_a_run_just_as_predicted_has_no_error(plan: Stored[Plan], planned: Path) -> None:
+def test_a_run_that_matches_its_prediction_has_no_error(plan: Stored[Plan], planned: Path) -> None:
     report = make_report(plan.record, plan.sha256, make_trace())
     for residuals in both_ways(plan, report, planned):
         assert residuals.acceptance_error_frac == pytest.approx(0, abs=1e-9)
@@ -52,14 +52,23 @@ def test_a_run_just_as_predicted_has_no_error(plan: Stored[Plan], planned: Path)
         assert residuals.next_step.startswith("nothing: both errors are within ")
 
 
-def test_a_run_that_moved_along_the_frontier_is_refused(plan: Stored[Plan]) -> None:
+def test_paths_and_records_give_one_result(plan: Stored[Plan], planned: Path, tmp_path: Path) -> None:
+    report, path = make_report(plan.record, plan.sha256, make_trace(), slower={"verify": 1.02}), tmp_path / "report.json"
+    REPORT_FILE.write(path, report, provenance())
+    from_paths = compare(planned / "plan.json", str(path), profiles(planned))
+    from_records = compare(plan.record, report, profiles(planned))
+    assert (from_paths.plan_sha256, from_paths.report_sha256) == (plan.sha256, REPORT_FILE.read(path).sha256)
+    assert replace(from_paths, next_step="") == replace(from_records, next_step="")
+
+
+def test_a_run_that_changed_its_policy_is_refused(plan: Stored[Plan]) -> None:
     report = make_report(plan.record, plan.sha256, make_trace())
     adapted = replace(report, adaptation=Adaptation(num_switches=0, shares=()))
     with pytest.raises(Mismatch, match=r"one policy throughout.*Run the plan again without --adapt"):
-        compare(plan, stored(adapted), None)
+        compare(plan, stored(adapted))
 
 
-def test_slower_segments_are_latency_error_alone_and_is_named(plan: Stored[Plan], planned: Path) -> None:
+def test_slower_segments_are_a_latency_error_only_and_are_named(plan: Stored[Plan], planned: Path) -> None:
     report = make_report(plan.record, plan.sha256, make_trace(), slower={"segment": 3.0})
     for residuals in both_ways(plan, report, planned):
         assert residuals.acceptance_error_frac == pytest.approx(0, abs=1e-9)
@@ -68,10 +77,10 @@ def test_slower_segments_are_latency_error_alone_and_is_named(plan: Stored[Plan]
         assert worst is not None
         assert (worst.arm, worst.kind) == ("plan", "segment")
         assert worst.error_frac == pytest.approx(1 / 3 - 1)
-        assert "most of the error is in the seconds, plan segment passes most of all (-66.7 %)" in residuals.next_step
+        assert "most of the error is in the seconds, mostly in plan segment passes (-66.7 %)" in residuals.next_step
 
 
-def test_other_prompts_are_acceptance_error_alone(plan: Stored[Plan], planned: Path) -> None:
+def test_other_prompts_are_an_acceptance_error_only(plan: Stored[Plan], planned: Path) -> None:
     report = make_report(plan.record, plan.sha256, make_trace(seed=7))
     by_profiles = both_ways(plan, report, planned)[0]
     assert by_profiles.acceptance_error_frac != pytest.approx(0, abs=1e-4)
@@ -90,23 +99,23 @@ def test_the_two_errors_add_up_to_the_error_of_the_speedup(plan: Stored[Plan], p
 def test_a_report_of_another_plan_is_refused_naming_both(plan: Stored[Plan]) -> None:
     report = make_report(plan.record, "e" * 64, make_trace())
     with pytest.raises(Mismatch, match=f"the report was made for plan {'e' * 12}, not for plan {plan.sha256[:12]}"):
-        compare(plan, stored(report), None)
+        compare(plan, stored(report))
 
 
 def test_a_report_from_another_device_is_refused_naming_both(plan: Stored[Plan]) -> None:
     report = make_report(plan.record, plan.sha256, make_trace())
     elsewhere = replace(report, device=replace(report.device, num_threads=2))
     with pytest.raises(Mismatch, match="1 x a CPU, 1 thread, fp32, eager, not for the run's 1 x a CPU, 2 threads"):
-        compare(plan, stored(elsewhere), None)
+        compare(plan, stored(elsewhere))
 
 
 def test_a_report_without_plain_decoding_is_refused(plan: Stored[Plan]) -> None:
     report = replace(make_report(plan.record, plan.sha256, make_trace()), plain_arm=None, measured=None)
     with pytest.raises(UserInputError, match=r"no plain decoding, expected both arms: .* again with s2d-run --check"):
-        compare(plan, stored(report), None)
+        compare(plan, stored(report))
     ratio = replace(report, sampling=Sampling(rule="ratio", temperature=1.0, top_k=None, top_p=None, seed=0))
     with pytest.raises(UserInputError, match="s2d-run measures none under the ratio test"):
-        compare(plan, stored(ratio), None)
+        compare(plan, stored(ratio))
 
 
 def test_without_profiles_a_datasheet_plan_is_priced_by_its_datasheet(tmp_path: Path) -> None:
@@ -123,7 +132,7 @@ def test_a_plan_for_a_device_from_a_file_is_priced_by_its_own_means(tmp_path: Pa
     assert load_pricing(replace(plan, device=replace(plan.device, device="my gpu")), [], None) is None
 
 
-def test_profiles_that_the_plan_does_not_rest_on_are_refused(tmp_path: Path, planned: Path) -> None:
+def test_profiles_that_the_plan_was_not_made_with_are_refused(tmp_path: Path, planned: Path) -> None:
     assert main_plan(["--trace", str(planned / "trace.npz"), "--json", "-o", str(tmp_path / "plan.json")]) == 0
     with pytest.raises(Mismatch, match="was made for"):
         load_pricing(PLAN_FILE.read(tmp_path / "plan.json").record, profiles(planned), None)
@@ -144,7 +153,7 @@ def test_the_command_prints_both_errors_and_writes_what_it_prints(
     shown = [line.partition(" %")[0].split()[-1] for line in (errors["latency"], errors["total"])]
     assert shown[0] == shown[1] != "+0.0"
     shown = unfolded("\n".join(lines))
-    assert "next: most of the error is in the seconds, plan segment passes most of all" in shown
+    assert "next: most of the error is in the seconds, mostly in plan segment passes" in shown
     assert "(give --profile to see whether the profile was disturbed): s2d-profile latency --target" in shown
     assert main_compare([*arguments, "--json", "-o", str(output)]) == 0
     assert capsys.readouterr().out == output.read_text(encoding="utf-8")

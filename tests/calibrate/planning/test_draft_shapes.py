@@ -1,4 +1,4 @@
-"""Depth for width: what "Decoding Speculative Decoding" (arXiv 2402.01528) found, told by the law."""
+"""Depth for width: the latency law has the findings of "Decoding Speculative Decoding" (arXiv 2402.01528)."""
 
 import json
 import re
@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
+from calibrate.planning.draft_geometries import PARAMS_TOLERANCE
 from calibrate.planning.draft_shapes import (
-    PARAMS_TOLERANCE,
-    DesignRequest,
+    DraftSetting,
     draft_lengths,
     draft_shapes,
     draft_token_s,
     plain_token_s,
+    priced_lengths,
+    shapes_of_size,
 )
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
@@ -26,16 +28,14 @@ from perfmodel.passes.flops_bytes import PassSetting, kv_bytes_per_token
 from perfmodel.passes.passes import PassKind
 from perfmodel.quantisation.weight_format import plain_format
 
-REQUEST = DesignRequest(
+NUM_PARAMS = 350_000_000
+SETTING = DraftSetting(
     target=find_model("llama-2-70b"),
-    num_params=350_000_000,
-    draft_vocab=None,
     hardware=find_hardware("a100-80gb"),
     num_devices=2,
     dtype="fp16",
     engine="eager",
     context_tokens=768,
-    draft_tokens=5,
 )
 
 
@@ -55,35 +55,35 @@ def test_the_wide_draft_keeps_37_percent_less_cache_per_token() -> None:
 
 
 @pytest.mark.parametrize(("engine", "low", "high"), [("eager", 1.9, 2.05), ("graph", 1.15, 1.35)])
-def test_half_the_layers_halve_the_latency_where_launches_bound_it_and_only_save_floors_where_bytes_do(
+def test_half_the_layers_halve_a_latency_of_launches_and_save_only_the_overhead_of_one_of_bytes(
     engine: EngineMode, low: float, high: float
 ) -> None:
-    deep_s, wide_s = (draft_token_s(model, replace(REQUEST, engine=engine)) for model in (DEEP, WIDE))
+    deep_s, wide_s = (draft_token_s(model, replace(SETTING, engine=engine)) for model in (DEEP, WIDE))
     assert low < deep_s / wide_s < high
 
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_latency_is_linear_in_depth_at_a_fixed_size(engine: EngineMode) -> None:
-    frontier = draft_shapes(replace(REQUEST, engine=engine)).frontier
+    frontier = shapes_of_size(replace(SETTING, engine=engine), NUM_PARAMS).frontier
     depths = np.array([shape.geometry.num_layers for shape in frontier], float)
     seconds = np.array([shape.token_s for shape in frontier])
-    deep = depths >= 6  # a shallower one is so wide that its head counts
+    deep = depths >= 6  # a shallower draft is so wide that its head counts
     slope, start = np.polyfit(depths[deep], seconds[deep], 1)
     assert slope > 0
     assert np.abs((start + slope * depths[deep]) / seconds[deep] - 1).max() < 0.02
 
 
-def test_every_design_has_the_size_asked_for_and_the_target_s_vocabulary() -> None:
-    shapes = draft_shapes(REQUEST).shapes
+def test_every_shape_has_the_requested_size_and_the_targets_vocabulary() -> None:
+    shapes = shapes_of_size(SETTING, NUM_PARAMS).shapes
     assert len({shape.geometry.num_layers for shape in shapes}) >= 12
     for shape in shapes:
-        assert shape.geometry.num_params == pytest.approx(REQUEST.num_params, rel=PARAMS_TOLERANCE)
-        assert shape.geometry.vocab_size == REQUEST.target.vocab_size
+        assert shape.geometry.num_params == pytest.approx(NUM_PARAMS, rel=PARAMS_TOLERANCE)
+        assert shape.geometry.vocab_size == SETTING.target.vocab_size
         assert shape.geometry.num_heads * shape.geometry.head_dim == shape.geometry.hidden_size
 
 
 def test_break_evens_are_ratios_of_rounds() -> None:
-    shapes = draft_shapes(REQUEST).shapes
+    shapes = shapes_of_size(SETTING, NUM_PARAMS).shapes
     assert [shape.token_s for shape in shapes] == sorted(shape.token_s for shape in shapes)
     assert shapes[0].over_fastest == 1.0
     for shape in shapes:
@@ -115,13 +115,13 @@ def test_a_wrong_call_gets_one_clear_error(flags: list[str], message: str, capsy
     assert message in capsys.readouterr().err
 
 
-LAUNCH_BOUND = replace(REQUEST, target=find_model("smollm2-1.7b"), num_devices=1, engine="eager")
+LAUNCH_BOUND = replace(SETTING, target=find_model("smollm2-1.7b"), num_devices=1, engine="eager")
 """24 layers, each as long as its launches: a draft of 30 layers takes 30 / 24 of the target's step for every token."""
 
 
 @pytest.mark.parametrize(("drafted", "by_hand"), [(1, 1 + 30 / 24), (3, 1 + 3 * 30 / 24), (5, 1 + 5 * 30 / 24)])
-def test_a_draft_deeper_than_its_target_cannot_pay_where_launches_bind(drafted: int, by_hand: float) -> None:
-    [length] = draft_lengths(draft_of(find_model("smollm2-135m")), LAUNCH_BOUND, [drafted]).lengths
+def test_a_draft_deeper_than_its_target_cannot_pay_if_launches_dominate(drafted: int, by_hand: float) -> None:
+    [length] = priced_lengths(draft_of(find_model("smollm2-135m")), LAUNCH_BOUND, [drafted]).lengths
     assert length.break_even_tokens == pytest.approx(by_hand, rel=0.05)
     assert by_hand > drafted + 1
     assert not length.can_pay
@@ -129,27 +129,24 @@ def test_a_draft_deeper_than_its_target_cannot_pay_where_launches_bind(drafted: 
 
 @pytest.mark.parametrize("drafted", [1, 3, 5, 12])
 def test_a_round_takes_its_drafted_tokens_and_one_verification(drafted: int) -> None:
-    request, draft = replace(REQUEST, engine="graph", draft_tokens=drafted), find_model("llama-160m")
-    target = RooflineLatency(
-        PassSetting(model=request.target, weights=plain_format("fp16"), num_devices=2, context_tokens=768),
-        request.hardware,
-        "graph",
-    )
+    setting, draft = replace(SETTING, engine="graph"), find_model("llama-160m")
+    passes = PassSetting(model=setting.target, weights=plain_format("fp16"), num_devices=2, context_tokens=768)
+    target = RooflineLatency(passes, setting.hardware, "graph")
 
     def pass_s(kind: PassKind, rows: int) -> float:
         return target.line(kind, 0, rows).at(768)
 
     plain_s = pass_s("verify", 1) + pass_s("round", 0)
-    whole_s = drafted * draft_token_s(draft, request) + pass_s("verify", drafted + 1) + pass_s("round", drafted)
-    [length] = draft_lengths(draft_of(draft), request, [drafted]).lengths
-    assert plain_token_s(request) == pytest.approx(plain_s)
+    whole_s = drafted * draft_token_s(draft, setting) + pass_s("verify", drafted + 1) + pass_s("round", drafted)
+    [length] = priced_lengths(draft_of(draft), setting, [drafted]).lengths
+    assert plain_token_s(setting) == pytest.approx(plain_s)
     assert length.round_s == pytest.approx(whole_s)
     assert length.break_even_tokens == pytest.approx(whole_s / plain_s)
     assert length.can_pay == (whole_s / plain_s < drafted + 1)
 
 
-def test_a_shape_can_pay_where_a_round_yields_more_than_its_break_even() -> None:
-    shapes = draft_shapes(replace(LAUNCH_BOUND, num_params=300_000_000)).shapes
+def test_a_shape_can_pay_if_a_round_yields_more_than_its_break_even() -> None:
+    shapes = shapes_of_size(LAUNCH_BOUND, 300_000_000).shapes
     assert {shape.can_pay for shape in shapes} == {True, False}
     assert all(shape.can_pay == (shape.break_even_tokens < 6) for shape in shapes)
 
@@ -175,7 +172,7 @@ SMOL = ("--target", "smollm2-1.7b", "--engine", "eager", "--device", "a100-80gb"
         (("--draft", "s2d-vicuna-12"), ("12 layers", "per token on one device")),
     ],
 )
-def test_what_cannot_pay_is_shown_as_impossible(
+def test_an_impossible_break_even_is_shown_as_impossible(
     flags: tuple[str, ...], shown: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_plan(["design", *SMOL, *flags]) == 0
@@ -184,7 +181,7 @@ def test_what_cannot_pay_is_shown_as_impossible(
     assert re.search(r"plain [\d.]+ tokens/s, [\d.]+ ms per token", text)
 
 
-def test_what_keeps_a_draft_from_running_with_its_target_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_name_what_keeps_a_draft_from_running_with_its_target(capsys: pytest.CaptureFixture[str]) -> None:
     def notes(target: str, *flags: str) -> list[str]:
         assert main_plan(["design", "--target", target, *flags]) == 0
         return re.findall(r"note +(.*?)(?= note |$)", " ".join(capsys.readouterr().out.partition("\n\n")[0].split()))
@@ -229,10 +226,21 @@ def test_a_quantised_draft_is_priced_as_stored(tmp_path: Path, capsys: pytest.Ca
     assert seconds["awq"] < 0.85 * seconds["plain"]
 
 
-def test_a_size_of_which_no_shape_can_pay_gets_no_shape_as_advice() -> None:
-    shapes = draft_shapes(replace(LAUNCH_BOUND, num_params=300_000_000))
-    hopeless = replace(shapes, shapes=tuple(shape for shape in shapes.shapes if shape.is_frontier and not shape.can_pay))
-    text = " ".join(str(hopeless).split())
+def test_the_advice_for_a_size_that_cannot_pay_names_no_shape() -> None:
+    shapes = shapes_of_size(LAUNCH_BOUND, 300_000_000)
+    cannot_pay = replace(shapes, shapes=tuple(shape for shape in shapes.shapes if shape.is_frontier and not shape.can_pay))
+    text = " ".join(str(cannot_pay).split())
     assert (
         "No shape of this size can pay with 5 drafted tokens: a round yields at most 6 tokens. Give a smaller --params." in text
     )
+
+
+def test_the_public_functions_answer_as_the_command_does(capsys: pytest.CaptureFixture[str]) -> None:
+    device = ["--device", "h100", "--dtype", "fp16"]
+    shapes = draft_shapes("llama-2-70b", params=1.3e9, device="h100", dtype="fp16")
+    assert main_plan(["design", "--target", "llama-2-70b", "--params", "1.3e9", *device]) == 0
+    assert capsys.readouterr().out == f"{shapes}\n"
+    assert draft_shapes(find_model("llama-2-70b"), params=1.3e9, device="h100", dtype="fp16") == shapes
+    lengths = draft_lengths("llama-2-70b", draft="llama-160m", lengths=[4], device="h100", dtype="fp16")
+    assert main_plan(["design", "--target", "llama-2-70b", "--draft", "llama-160m", "--draft-tokens", "4", *device]) == 0
+    assert capsys.readouterr().out == f"{lengths}\n"

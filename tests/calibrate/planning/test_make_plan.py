@@ -1,21 +1,27 @@
-"""From evidence to a plan: what is checked, what is chosen, and what every refusal says."""
+"""From evidence to a plan: checks, choices and the messages of refusals."""
 
+import doctest
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from calibrate.inputs.find_target import find_target
-from calibrate.inputs.load_acceptance import at_lengths, load_acceptance
+from calibrate.inputs.acceptance import Acceptance, at_lengths, load_acceptance, shipped_path
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
-from calibrate.planning.make_plan import DERIVED_NAME, PAPER_NAME, PLAIN_NAME, make_plan, rounds_by_document
+from calibrate.inputs.target import resolve_target
+from calibrate.planning import draft_shapes as draft_shapes_module
+from calibrate.planning import make_plan as make_plan_module
+from calibrate.planning.candidates import DERIVED_NAME, PAPER_NAME, PLAIN_NAME, rounds_by_document
+from calibrate.planning.make_plan import make_plan
+from calibrate.planning.make_plan import plan as public_plan
 from perfmodel.acceptance.off_path_trace import MIN_RECORDED, OffPath
-from perfmodel.acceptance.trace import TRACE_FILE
+from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import BadFile, Mismatch, OutOfDomain, UnknownName, UserInputError
-from perfmodel.models.find_model import find_model
+from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.results.plan import PLAN_FILE, Plan
 from tests.calibrate.factories import (
@@ -33,26 +39,10 @@ from tests.calibrate.factories import (
     write_profile,
 )
 
-ANY_DEVICE = DeviceRequest(device=None, num_devices=None, draft_num_devices=None, dtype=None, engine=None)
-NOTHING_ASKED = PlanRequest(
-    target=None,
-    draft=None,
-    draft_vocab=None,
-    trace=None,
-    prompts_split="all",
-    category=None,
-    profiles=(),
-    fit=None,
-    device=ANY_DEVICE,
-    batch=1,
-    prompt_tokens=None,
-    output_tokens=None,
-)
-
 
 @pytest.fixture(scope="module")
 def llama_70b() -> Plan:
-    return make_plan(replace(NOTHING_ASKED, target="llama-70b"))
+    return make_plan(PlanRequest(target="llama-70b"))
 
 
 @pytest.fixture
@@ -61,10 +51,14 @@ def measured(tmp_path: Path) -> PlanRequest:
     TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     target = write_profile(tmp_path / "target.latency.json", target_profile())
     draft = write_profile(tmp_path / "draft.latency.json", draft_profile())
-    return replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", profiles=(target, draft))
+    return PlanRequest(trace=tmp_path / "trace.npz", profiles=(target, draft))
 
 
-def test_llama_70b_is_answered_from_the_box_and_says_on_what_it_rests(llama_70b: Plan) -> None:
+def shipped() -> Acceptance:
+    return load_acceptance(shipped_path("s2d-vicuna-12", "vicuna-7b"))
+
+
+def test_llama_70b_is_planned_from_shipped_evidence_and_each_part_has_its_level(llama_70b: Plan) -> None:
     assert llama_70b.target == find_model("llama-2-70b")
     assert (llama_70b.device.device, llama_70b.device.num_devices) == ("A100-80GB-SXM", 2)
     assert [(part.role, part.level) for part in llama_70b.evidence] == [
@@ -81,9 +75,16 @@ def test_the_plan_is_no_slower_than_any_runner_up(llama_70b: Plan, measured: Pla
         assert all(plan.chosen.speedup.tokens_per_s >= other.speedup.tokens_per_s for other in plan.runners_up)
 
 
-def test_the_runners_up_are_plain_decoding_every_single_exit_what_costs_imply_and_the_paper(llama_70b: Plan) -> None:
-    assert {one.name for one in llama_70b.runners_up} == {PLAIN_NAME, "exit 6", "exit 9", "exit 12", DERIVED_NAME, PAPER_NAME}
-    rates = [one.speedup.tokens_per_s for one in llama_70b.runners_up]
+def test_the_runners_up_are_plain_decoding_every_single_exit_the_implied_policy_and_the_papers(llama_70b: Plan) -> None:
+    assert {candidate.name for candidate in llama_70b.runners_up} == {
+        PLAIN_NAME,
+        "exit 6",
+        "exit 9",
+        "exit 12",
+        DERIVED_NAME,
+        PAPER_NAME,
+    }
+    rates = [candidate.speedup.tokens_per_s for candidate in llama_70b.runners_up]
     assert rates == sorted(rates, reverse=True)
 
 
@@ -103,7 +104,7 @@ def test_a_plan_is_read_back_as_it_was_written(llama_70b: Plan, tmp_path: Path) 
     assert PLAN_FILE.text(stored.record, stored.provenance) == (tmp_path / "plan.json").read_text(encoding="utf-8")
 
 
-def test_profiles_make_every_level_measured_and_the_device_theirs(measured: PlanRequest) -> None:
+def test_profiles_make_every_level_measured_and_set_the_device(measured: PlanRequest) -> None:
     plan = make_plan(measured)
     assert [part.level for part in plan.evidence] == ["measured", "measured", "traced"]
     assert plan.device == CPU
@@ -113,26 +114,29 @@ def test_profiles_make_every_level_measured_and_the_device_theirs(measured: Plan
 
 def test_not_to_speculate_is_a_plan_when_nothing_is_faster(measured: PlanRequest, tmp_path: Path) -> None:
     slow = draft_profile()
-    slow = replace(slow, samples=replace(slow.samples, seconds=tuple(1000 * one for one in slow.samples.seconds)))
+    slow = replace(slow, samples=replace(slow.samples, seconds=tuple(1000 * seconds for seconds in slow.samples.seconds)))
     path = write_profile(tmp_path / "slow.latency.json", slow)
     plan = make_plan(replace(measured, profiles=(measured.profiles[0], path)))
     assert plan.chosen.policy is None
     assert plan.chosen.speedup.speedup.value == 1.0
 
 
-def test_a_longer_prompt_costs_time_and_memory_but_changes_no_acceptance() -> None:
-    plans = [make_plan(replace(NOTHING_ASKED, target="vicuna-7b", prompt_tokens=tokens)) for tokens in (512, 3000)]
+def test_a_longer_prompt_costs_time_and_memory_and_keeps_the_acceptance() -> None:
+    plans = [make_plan(PlanRequest(target="vicuna-7b", prompt_tokens=tokens)) for tokens in (512, 3000)]
     short, long = (plan.chosen.speedup.plain_tokens_per_s for plan in plans)
     assert long < short
     assert plans[0].memory.target_kv_bytes < plans[1].memory.target_kv_bytes
-    paper = [one.rounds.tokens_per_round for plan in plans for one in plan.runners_up if one.name == PAPER_NAME]
+    paper = [
+        alternative.rounds.tokens_per_round
+        for plan in plans
+        for alternative in plan.runners_up
+        if alternative.name == PAPER_NAME
+    ]
     assert paper[0] == paper[1]
 
 
-def test_lengths_move_prompts_so_that_the_mean_context_is_that_asked_for() -> None:
-    stem = "s2d-vicuna-12--vicuna-7b.npz"
-    box = load_acceptance(Path("perfmodel/evidence") / stem, "all")
-    moved = at_lengths(box, prompt_tokens=100, output_tokens=1000)
+def test_prompts_are_shifted_to_the_mean_context_of_the_requested_lengths() -> None:
+    moved = at_lengths(shipped(), prompt_tokens=100, output_tokens=1000)
     [first, *_] = moved.trace.header.prompts
     assert first.prompt_tokens + first.num_positions / 2 == 100 + 1000 / 2
     assert (moved.prompt_tokens, moved.output_tokens) == (100, 1000)
@@ -152,7 +156,7 @@ def test_a_shorter_output_is_planned_from_the_first_positions_of_a_recorded_trac
     assert longer.evidence.description.endswith("greedy, of texts of at most 64 tokens; longer ones repeat themselves more")
 
 
-def test_what_was_recorded_off_the_path_is_named_where_it_is_enough_to_be_used(tmp_path: Path) -> None:
+def test_off_path_positions_are_named_if_there_are_enough_to_be_used(tmp_path: Path) -> None:
     path, trace = tmp_path / "trace.npz", make_trace()
     for number, text in (
         (MIN_RECORDED, "384 positions of 6 prompts and 100 off the path, greedy"),
@@ -165,9 +169,9 @@ def test_what_was_recorded_off_the_path_is_named_where_it_is_enough_to_be_used(t
         assert load_acceptance(path, "all").evidence.description == text
 
 
-def test_a_published_trace_is_drawn_and_keeps_all_its_positions() -> None:
-    box = load_acceptance(Path("perfmodel/evidence") / "s2d-vicuna-12--vicuna-7b.npz", "all")
-    assert len(at_lengths(box, prompt_tokens=None, output_tokens=8).trace.accept_prob) == len(box.trace.accept_prob)
+def test_a_published_trace_keeps_all_its_positions_at_any_length() -> None:
+    published = shipped()
+    assert len(at_lengths(published, prompt_tokens=None, output_tokens=8).trace.accept_prob) == len(published.trace.accept_prob)
 
 
 def test_the_halves_of_a_trace_share_no_prompt_and_miss_none(measured: PlanRequest) -> None:
@@ -177,7 +181,7 @@ def test_the_halves_of_a_trace_share_no_prompt_and_miss_none(measured: PlanReque
     assert sorted(names) == sorted(prompt.name for prompt in make_trace().header.prompts)
 
 
-def test_a_config_names_a_target_by_its_shapes(tmp_path: Path) -> None:
+def test_a_config_gives_shapes_and_no_acceptance(tmp_path: Path) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "num_hidden_layers": 32,
@@ -188,16 +192,17 @@ def test_a_config_names_a_target_by_its_shapes(tmp_path: Path) -> None:
         "max_position_embeddings": 4096,
     }
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert find_target(str(tmp_path)) == find_target(str(tmp_path / "config.json"))
-    assert find_target(str(tmp_path)).layer_params == find_model("vicuna-7b").layer_params
+    by_folder, by_file = (resolve_target(str(path)).geometry for path in (tmp_path, tmp_path / "config.json"))
+    assert by_folder == by_file
+    assert by_folder.layer_params == find_model("vicuna-7b").layer_params
     hint = "If its weights are those of vicuna-7b, give --target vicuna-7b. Or record it: s2d-profile"
     with pytest.raises(UserInputError, match=f"a config gives shapes.* {hint}"):
-        make_plan(replace(NOTHING_ASKED, target=str(tmp_path)))
+        make_plan(PlanRequest(target=str(tmp_path)))
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 31}), encoding="utf-8")
     with_blank = (tmp_path / "config.json").rename(tmp_path / "my config.json")
     command = rf"s2d-plan --target '{with_blank}' --trace profile/trace\.npz"
     with pytest.raises(UserInputError, match=rf"depends on the weights\. Record it: s2d-profile .*, then {command}"):
-        make_plan(replace(NOTHING_ASKED, target=str(with_blank)))
+        make_plan(PlanRequest(target=str(with_blank)))
 
 
 _PROMPTS = "--prompts path/to/prompts.jsonl -o profile, then plan: s2d-plan --trace profile/trace.npz"
@@ -219,7 +224,7 @@ NO_EVIDENCE_FOR_THE_DRAFT = [
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("fields", "error", "message"),
     [
         ({}, UserInputError, "nothing to plan for: give --target NAME, or --trace FILE"),
         ({"target": "llama-7b0"}, UnknownName, r"unknown target 'llama-7b0': did you mean 'llama-2-7b'"),
@@ -232,21 +237,19 @@ NO_EVIDENCE_FOR_THE_DRAFT = [
         ({"target": "no/such/config.json"}, BadFile, "'no/such/config.json': there is no such file"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_answered_is_refused_with_a_reason(
-    changes: dict[str, object], error: type[Exception], message: str
-) -> None:
+def test_what_cannot_be_answered_is_refused_with_a_reason(fields: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        make_plan(replace(NOTHING_ASKED, **changes))  # type: ignore[arg-type]
+        make_plan(PlanRequest(**fields))
 
 
-def test_an_unknown_device_names_those_that_are_known() -> None:
+def test_an_unknown_device_gets_near_names() -> None:
     with pytest.raises(UnknownName, match=r"unknown device 'h1000': did you mean 'h100-sxm'"):
-        make_plan(replace(NOTHING_ASKED, target="vicuna-7b", device=replace(ANY_DEVICE, device="h1000")))
+        make_plan(PlanRequest(target="vicuna-7b", device=DeviceRequest(device="h1000")))
 
 
-def test_too_few_devices_say_how_many_are_enough() -> None:
+def test_too_few_devices_are_refused_with_a_number_that_is_enough() -> None:
     with pytest.raises(UserInputError, match=r"take 144 GB in bf16, and 1 x A100-80GB-SXM hold 80.0 GB. Give --num-devices 2"):
-        make_plan(replace(NOTHING_ASKED, target="llama-70b", device=replace(ANY_DEVICE, num_devices=1)))
+        make_plan(PlanRequest(target="llama-70b", device=DeviceRequest(num_devices=1)))
 
 
 def test_a_trace_of_another_target_or_draft_is_refused_naming_both(measured: PlanRequest) -> None:
@@ -275,16 +278,16 @@ def test_profiles_of_two_devices_are_refused_naming_both(measured: PlanRequest, 
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("fields", "message"),
     [
         ({"dtype": "bf16"}, "made for --dtype fp32, not for --dtype bf16. Leave --dtype out, or profile there"),
         ({"device": "h100"}, "made for --device a CPU, not for --device h100"),
         ({"num_devices": 2}, "made for --num-devices 1, not for --num-devices 2"),
     ],
 )
-def test_flags_that_contradict_the_profiles_are_refused(measured: PlanRequest, asked: dict[str, object], message: str) -> None:
+def test_flags_that_contradict_the_profiles_are_refused(measured: PlanRequest, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(Mismatch, match=message):
-        make_plan(replace(measured, device=replace(ANY_DEVICE, **asked)))  # type: ignore[arg-type]
+        make_plan(replace(measured, device=DeviceRequest(**fields)))
 
 
 def test_a_missing_profile_is_named(measured: PlanRequest) -> None:
@@ -292,14 +295,14 @@ def test_a_missing_profile_is_named(measured: PlanRequest) -> None:
         make_plan(replace(measured, profiles=measured.profiles[:1]))
 
 
-def test_a_self_draft_needs_its_targets_profile_alone_and_no_memory_of_its_own(tmp_path: Path) -> None:
+def test_a_self_draft_needs_only_its_targets_profile_and_no_memory(tmp_path: Path) -> None:
     trace, exits = make_trace(), (2, 4, 6, 8)
-    own = DraftGeometry(kind="self", model=TARGET, exit_layers=exits)
-    trace = replace(trace, header=replace(trace.header, draft=own, draft_sha256=TARGET_SHA256))
+    self_draft = DraftGeometry(kind="self", model=TARGET, exit_layers=exits)
+    trace = replace(trace, header=trace.header.with_draft(self_draft, TARGET_SHA256))
     TRACE_FILE.write(tmp_path / "trace.npz", trace, provenance())
     profile = make_profile(TARGET, exits, TARGET_SHA256, None, is_self_draft=True)
     path = write_profile(tmp_path / "target.latency.json", profile)
-    plan = make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", profiles=(path,)))
+    plan = make_plan(PlanRequest(trace=tmp_path / "trace.npz", profiles=(path,)))
     assert [part.level for part in plan.evidence] == ["measured", "measured", "traced"]
     assert (plan.memory.draft_weight_bytes, plan.memory.draft_kv_bytes) == (0, 0)
 
@@ -308,10 +311,47 @@ def test_the_draft_of_the_trace_is_the_draft_of_the_plan(measured: PlanRequest) 
     assert make_plan(replace(measured, draft=DRAFT.model.name, target=TARGET.name)).draft == DRAFT
 
 
-def test_prompts_of_one_document_are_drawn_together() -> None:
+def test_prompts_of_one_document_are_one_sample() -> None:
     trace = make_trace()
     first, second, *others = trace.header.prompts
     renamed = (replace(first, name="a.py:10"), replace(second, name="a.py:99"), *others)
     rounds = rounds_by_document(replace(trace, header=replace(trace.header, prompts=renamed)), [None])[None]
-    assert [one.num_prompts for one in rounds] == [2] + [1] * len(others)
+    assert [document.num_prompts for document in rounds] == [2] + [1] * len(others)
     assert rounds[0].num_tokens == first.num_positions + second.num_positions
+
+
+def test_the_public_function_is_the_request(measured: PlanRequest) -> None:
+    assert public_plan("vicuna-7b", device="h100", prompt_tokens=100) == make_plan(
+        PlanRequest(target="vicuna-7b", device=DeviceRequest(device="h100"), prompt_tokens=100)
+    )
+    assert measured.trace is not None
+    paths = [str(path) for path in measured.profiles]
+    assert public_plan(trace=str(measured.trace), profiles=paths) == make_plan(measured)
+
+
+def test_a_trace_in_memory_gives_the_plan_of_its_file(measured: PlanRequest) -> None:
+    from_memory, from_file = public_plan(trace=make_trace(), profiles=measured.profiles), make_plan(measured)
+    assert from_memory.evidence[-1].sha256 is None
+    assert replace(from_memory.evidence[-1], sha256=from_file.evidence[-1].sha256) == from_file.evidence[-1]
+    assert from_memory.chosen == from_file.chosen
+    anonymous = make_trace()
+    unknown = replace(anonymous, header=replace(anonymous.header, target_sha256=None, draft_sha256=None))
+    assert public_plan(trace=unknown, device="a100").evidence[-1].level == "traced"
+
+
+def test_a_trace_from_arrays_is_planned_with_the_models_that_the_request_names() -> None:
+    known, rows = make_trace(), slice(0, 64)
+    confidence, agrees = known.confidence[rows, :3], known.accept_prob[rows, :3]
+    arrays = Trace.from_arrays(confidence, agrees, exits=(6, 9, 12), prompt_tokens=40)
+    made = public_plan("vicuna-7b", draft="s2d", trace=arrays, device="h100")
+    assert (made.target, made.draft) == (find_model("vicuna-7b"), find_draft("s2d"))
+    assert (made.evidence[-1].level, made.workload.prompt_tokens) == ("traced", 40)
+    with pytest.raises(UserInputError, match="the trace has no geometry of its draft"):
+        public_plan("vicuna-7b", trace=arrays, device="h100")
+    own = Trace.from_arrays(confidence, agrees, exits=(6, 9, 12), draft_kind="self")
+    assert public_plan("vicuna-7b", draft="self", trace=own, device="h100").draft.model == find_model("vicuna-7b")
+
+
+def test_the_examples_in_the_docstrings_of_public_functions_run() -> None:
+    for module in (make_plan_module, draft_shapes_module):
+        assert doctest.testmod(module).failed == 0

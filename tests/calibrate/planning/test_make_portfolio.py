@@ -1,4 +1,4 @@
-"""A portfolio: each part's own policy beside one for all, in sample and held out, and what it refuses."""
+"""A portfolio: each part's own policy beside one for all, in sample and held out, and refusals."""
 
 import math
 import shlex
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
-from calibrate.inputs.requests import PlanRequest
+from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.planning.make_plan import make_plan
-from calibrate.planning.make_portfolio import by_category, by_target, with_their_profiles
+from calibrate.planning.make_portfolio import by_category, by_target, with_own_profiles
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.units import format_speedup
@@ -27,13 +27,12 @@ from tests.calibrate.factories import (
     unfolded,
     write_profile,
 )
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 OTHER, OTHER_SHA256 = find_model("ref-target-32"), "9" * 64
 
 
-def of_other_target(trace: Trace) -> Trace:
-    return replace(trace, header=replace(trace.header, target=OTHER, target_sha256=OTHER_SHA256))
+def other_target_trace(trace: Trace) -> Trace:
+    return replace(trace, header=replace(trace.header, target_model=OTHER, target_sha256=OTHER_SHA256))
 
 
 def in_categories(trace: Trace) -> Trace:
@@ -45,7 +44,7 @@ def in_categories(trace: Trace) -> Trace:
 
 @pytest.fixture(scope="module")
 def shipped() -> Portfolio:
-    return by_target([replace(NOTHING_ASKED, target=name) for name in ("vicuna-7b", "llama-70b")])
+    return by_target([PlanRequest(target=name) for name in ("vicuna-7b", "llama-70b")])
 
 
 @pytest.fixture
@@ -56,36 +55,36 @@ def measured(tmp_path: Path) -> list[PlanRequest]:
         folder = tmp_path / target.name
         folder.mkdir()
         trace = make_trace(seed)
-        TRACE_FILE.write(folder / "trace.npz", trace if target == TARGET else of_other_target(trace), provenance())
+        TRACE_FILE.write(folder / "trace.npz", trace if target == TARGET else other_target_trace(trace), provenance())
         profiles.append(write_profile(folder / "target.latency.json", make_profile(target, (), sha256, DRAFT.model.name)))
         draft = make_profile(DRAFT.model, DRAFT.exit_layers, DRAFT_SHA256, target.name)
         profiles.append(write_profile(folder / "draft.latency.json", draft))
-        requests.append(replace(NOTHING_ASKED, trace=folder / "trace.npz"))
+        requests.append(PlanRequest(trace=folder / "trace.npz"))
     return [replace(request, profiles=tuple(profiles)) for request in requests]
 
 
 def test_each_target_has_the_policy_of_its_own_plan(shipped: Portfolio) -> None:
     for part in shipped.parts:
-        plan = make_plan(replace(NOTHING_ASKED, target=part.target))
+        plan = make_plan(PlanRequest(target=part.target))
         assert part.own.policy == plan.chosen.policy
         assert part.own.speedup == plan.chosen.speedup
-        singles = [one for one in plan.runners_up if one.name.startswith("exit ")]
-        assert part.single.policy == max(singles, key=lambda one: one.speedup.tokens_per_s).policy
+        singles = [candidate for candidate in plan.runners_up if candidate.name.startswith("exit ")]
+        assert part.single.policy == max(singles, key=lambda candidate: candidate.speedup.tokens_per_s).policy
 
 
-def test_a_policy_for_each_is_never_behind_one_for_all_on_the_prompts_it_was_searched_on(shipped: Portfolio) -> None:
+def test_a_policy_for_each_part_is_no_slower_than_one_for_all_on_the_prompts_of_the_search(shipped: Portfolio) -> None:
     assert shipped.mean_speedup("own") >= max(shipped.mean_speedup(choice) for choice in CHOICES) * 0.999
     assert shipped.worst_speedup("robust") >= shipped.worst_speedup("common") * 0.999
     assert shipped.mean_speedup("common") >= shipped.mean_speedup("robust") * 0.999
 
 
-def test_means_are_geometric_and_worsts_the_smallest(shipped: Portfolio) -> None:
+def test_the_mean_is_geometric_and_the_worst_is_the_smallest(shipped: Portfolio) -> None:
     speedups = [part.common.speedup.speedup.value for part in shipped.parts]
     assert shipped.mean_speedup("common") == pytest.approx(math.sqrt(math.prod(speedups)))
     assert shipped.worst_speedup("common") == min(speedups)
 
 
-def test_one_nested_draft_is_held_against_a_draft_for_every_single_exit(shipped: Portfolio) -> None:
+def test_the_memory_of_a_nested_draft_is_compared_with_a_draft_for_every_single_exit(shipped: Portfolio) -> None:
     exits = {part.single.policy.exits[0] for part in shipped.parts if part.single.policy}
     model = shipped.draft.model
     assert exits == {6, 9}
@@ -101,31 +100,31 @@ def test_a_portfolio_is_read_back_as_it_was_written(shipped: Portfolio, tmp_path
 
 
 def test_every_target_is_priced_by_its_own_profiles(measured: list[PlanRequest]) -> None:
-    own = with_their_profiles(measured)
+    own = with_own_profiles(measured)
     for request in own:
         assert request.trace is not None
         assert {path.parent for path in request.profiles} == {request.trace.parent}
     portfolio = by_target(own)
     assert [part.name for part in portfolio.parts] == [TARGET.name, OTHER.name]
-    assert {one.level for part in portfolio.parts for one in part.evidence} == {"measured", "traced"}
+    assert {evidence.level for part in portfolio.parts for evidence in part.evidence} == {"measured", "traced"}
 
 
 def test_one_profile_of_the_draft_serves_all_targets(measured: list[PlanRequest]) -> None:
-    without_second = [replace(one, profiles=one.profiles[:3]) for one in measured]
-    first, second = with_their_profiles(without_second)
+    without_second = [replace(request, profiles=request.profiles[:3]) for request in measured]
+    first, second = with_own_profiles(without_second)
     assert first.profiles == measured[0].profiles[:2]
     assert set(second.profiles) == set(measured[0].profiles[1:3])
 
 
-def test_a_profile_of_no_use_is_named(measured: list[PlanRequest], tmp_path: Path) -> None:
+def test_a_profile_that_no_pair_uses_is_named(measured: list[PlanRequest], tmp_path: Path) -> None:
     stray = write_profile(tmp_path / "stray.json", make_profile(find_model("vicuna-7b"), (), "7" * 64, None))
     with pytest.raises(UserInputError, match=r"'stray\.json' is of none of the traced models"):
-        with_their_profiles([replace(one, profiles=(*one.profiles, stray)) for one in measured])
+        with_own_profiles([replace(request, profiles=(*request.profiles, stray)) for request in measured])
 
 
 def test_categories_split_the_prompts_and_keep_the_target(tmp_path: Path) -> None:
     TRACE_FILE.write(tmp_path / "trace.npz", in_categories(make_trace()), provenance())
-    request = replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", device=replace(NOTHING_ASKED.device, device="a100"))
+    request = PlanRequest(trace=tmp_path / "trace.npz", device=DeviceRequest(device="a100"))
     portfolio = by_category(request)
     assert [(part.name, part.num_prompts) for part in portfolio.parts] == [("code", 3), ("prose", 3)]
     for part in portfolio.parts:
@@ -139,21 +138,21 @@ def test_categories_split_the_prompts_and_keep_the_target(tmp_path: Path) -> Non
 def test_prompts_of_one_category_are_not_split(tmp_path: Path) -> None:
     TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
     with pytest.raises(UserInputError, match="all 6 prompts are of category 'code'"):
-        by_category(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz"))
+        by_category(PlanRequest(trace=tmp_path / "trace.npz"))
 
 
 def test_targets_of_different_drafts_are_refused(tmp_path: Path) -> None:
-    trace = of_other_target(make_trace())
+    trace = other_target_trace(make_trace())
     other_draft = replace(trace, header=replace(trace.header, draft_sha256="0" * 64))
     TRACE_FILE.write(tmp_path / "one.npz", make_trace(), provenance())
     TRACE_FILE.write(tmp_path / "two.npz", other_draft, provenance())
-    requests = [replace(NOTHING_ASKED, trace=tmp_path / f"{name}.npz") for name in ("one", "two")]
+    requests = [PlanRequest(trace=tmp_path / f"{name}.npz") for name in ("one", "two")]
     with pytest.raises(Mismatch, match="Give traces of one draft at all targets"):
         by_target(requests)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--targets", "vicuna-7b"], "only target vicuna-7b is given"),
         (["--targets", "vicuna-7b,llama-70b,llama-2-70b"], "target llama-2-70b is given twice"),
@@ -165,16 +164,16 @@ def test_targets_of_different_drafts_are_refused(tmp_path: Path) -> None:
         (["--trace", "no-such.npz", "--trace", "nor-this.npz"], "'no-such.npz': no such file."),
     ],
 )  # fmt: skip
-def test_what_cannot_be_a_portfolio_ends_with_2_and_one_message(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_an_impossible_portfolio_ends_with_2_and_one_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_plan(arguments) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"s2d-plan: {said}")
+    assert captured.err.startswith(f"s2d-plan: {message}")
     assert captured.out == ""
 
 
-def test_the_text_tells_every_choice_and_a_next_command_that_works(
+def test_the_text_has_every_choice_and_a_next_command_that_works(
     shipped: Portfolio, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_plan(["--targets=vicuna-7b,llama-70b", "--dtype", "fp16", "--explain"]) == 0

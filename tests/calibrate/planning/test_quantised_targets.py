@@ -1,4 +1,4 @@
-"""Plans and designs for targets that their files store quantised."""
+"""Plans and draft shapes for targets whose files are quantised."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import model_weight_bytes, plain_format
 from perfmodel.results.plan import PLAN_FILE, Plan
 from tests.calibrate.factories import make_trace, provenance, unfolded
-from tests.calibrate.inputs.test_find_target import MODELOPT, REFERENCE, write_config
+from tests.calibrate.inputs.test_target import MODELOPT, REFERENCE, write_config
 from tests.perfmodel.latency.test_latency_model import FIT
 
 LLAMA_8B = {
@@ -53,17 +53,19 @@ def planned(tmp_path: Path, block: dict[str, Any] | None, *argv: str) -> Plan:
     return PLAN_FILE.read(path).record
 
 
-def test_a_design_says_how_the_target_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_draft_shapes_name_the_weight_format_of_the_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path / "mine", LLAMA_8B | {"quantization_config": AWQ})
     _, out, err = design(capsys, config)
     assert "weights AWQ int4, groups of 128, 4.16 bits; head 16 bits" in out
     assert "--dtype" not in err
-    _, as_asked, _ = design(capsys, config, "--dtype", "bf16")
-    assert "AWQ" not in as_asked
-    assert "device 1 x A100-80GB-SXM, bf16, graph" in as_asked
+    _, in_bf16, _ = design(capsys, config, "--dtype", "bf16")
+    assert "AWQ" not in in_bf16
+    assert "device 1 x A100-80GB-SXM, bf16, graph" in in_bf16
 
 
-def test_the_file_beside_a_silent_config_halves_the_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quantisation_file_beside_a_plain_config_halves_the_devices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A 405B model at 8 bits: 412 GB, eight A100s of 80 GB; in bf16 no node holds it."""
     large = LLAMA_8B | {"num_hidden_layers": 126, "hidden_size": 16384, "intermediate_size": 53248, "num_attention_heads": 128}
     config = write_config(tmp_path / "mine", large)
@@ -76,9 +78,7 @@ def test_the_file_beside_a_silent_config_halves_the_devices(tmp_path: Path, caps
     assert "device 8 x A100-80GB-SXM" in out
 
 
-def test_a_method_that_is_not_known_is_refused_unless_a_dtype_is_given(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_method_is_refused_unless_a_dtype_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path / "mine", LLAMA_8B | {"quantization_config": {"quant_method": "qwq"}})
     code, out, err = design(capsys, config)
     assert (code, out) == (2, "")
@@ -99,7 +99,7 @@ def test_acceptance_of_a_quantised_target_is_recorded_with_its_original(
     assert "acceptance --target path/to/its-original --draft" in err
 
 
-def test_a_plan_prices_and_keeps_the_target_s_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_prices_and_keeps_the_targets_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored, plain = planned(tmp_path, AWQ), planned(tmp_path, None)
     text = " ".join(capsys.readouterr().out.split())
     assert "; weights AWQ int4, groups of 128, 4.16 bits; head 16 bits" in text
@@ -113,7 +113,7 @@ def test_a_plan_prices_and_keeps_the_target_s_format(tmp_path: Path, capsys: pyt
     assert stored.device == plain.device
 
 
-def test_an_asked_dtype_holds_for_both_models_whatever_the_file_stores(tmp_path: Path) -> None:
+def test_a_requested_dtype_applies_to_both_models_whatever_the_files_store(tmp_path: Path) -> None:
     plan = planned(tmp_path, AWQ, "--dtype", "q8_0")
     assert plan.device.dtype == "q8_0"
     assert plan.target_weights == dtype_format("q8_0", plan.target)
@@ -129,7 +129,7 @@ def test_a_plan_of_a_quantised_target_is_priced_again_from_its_file_alone(tmp_pa
     assert pricing.target.line("verify", 0, 1).base_s > 0
 
 
-def test_profiles_of_plain_weights_price_a_quantised_target_as_plain_and_say_so(
+def test_profiles_price_a_quantised_target_with_plain_weights_and_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     FIT_FILE.write(tmp_path / "fit.json", FIT, provenance())
@@ -138,7 +138,7 @@ def test_profiles_of_plain_weights_price_a_quantised_target_as_plain_and_say_so(
     argv = ["--target", str(config), "--trace", str(tmp_path / "trace.npz"), "--fit", str(tmp_path / "fit.json")]
     assert main_plan(argv) == 0
     assert (
-        "is stored as AWQ int4, groups of 128, 4.16 bits; head 16 bits; profiles and fits are of plain weights"
+        "is stored as AWQ int4, groups of 128, 4.16 bits; head 16 bits; profiles and fits price it with plain weights"
         in capsys.readouterr().err
     )
 

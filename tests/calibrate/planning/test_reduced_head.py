@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
-from calibrate.planning.draft_shapes import PARAMS_TOLERANCE, draft_shapes, draft_token_s
+from calibrate.inputs.requests import DeviceRequest, PlanRequest
+from calibrate.planning.draft_geometries import PARAMS_TOLERANCE
+from calibrate.planning.draft_shapes import draft_token_s, shapes_of_size
 from calibrate.planning.make_plan import make_plan
 from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import Mismatch, UserInputError
@@ -28,30 +30,29 @@ from tests.calibrate.factories import (
     target_profile,
     write_profile,
 )
-from tests.calibrate.planning.test_draft_shapes import REQUEST as DESIGN
-from tests.calibrate.planning.test_make_plan import ANY_DEVICE, NOTHING_ASKED
+from tests.calibrate.planning.test_draft_shapes import SETTING
 
 TOKENS = 8192
-ASKED = replace(NOTHING_ASKED, target="llama-70b", device=replace(ANY_DEVICE, device="a100-80gb"))
-LLAMA_3 = replace(DESIGN, target=find_model("llama-3.1-70b"), num_params=1_300_000_000, engine="graph")
+REQUEST = PlanRequest(target="llama-70b", device=DeviceRequest(device="a100-80gb"))
+LLAMA_3, NUM_PARAMS = replace(SETTING, target=find_model("llama-3.1-70b"), engine="graph"), 1_300_000_000
 
 
 @pytest.fixture(scope="module")
 def whole() -> Plan:
-    return make_plan(ASKED)
+    return make_plan(REQUEST)
 
 
 @pytest.fixture(scope="module")
 def reduced() -> Plan:
-    return make_plan(replace(ASKED, draft_vocab=TOKENS))
+    return make_plan(replace(REQUEST, draft_vocab=TOKENS))
 
 
-def test_the_plan_carries_the_head_and_says_what_it_assumes_of_acceptance(whole: Plan, reduced: Plan) -> None:
+def test_the_plan_keeps_the_head_and_states_its_assumption_on_acceptance(whole: Plan, reduced: Plan) -> None:
     assert reduced.draft == replace(whole.draft, model=replace(whole.draft.model, head_vocab_size=TOKENS))
     assert reduced.target == whole.target
     assert reduced.evidence[:-1] == whole.evidence[:-1]
-    said = "; assumed to be that of the whole vocabulary, though a head of 8192 tokens cannot say the rest"
-    assert reduced.evidence[-1].description == whole.evidence[-1].description + said
+    assumption = "; assumed equal to that of the whole vocabulary, although a head of 8192 tokens cannot draft the others"
+    assert reduced.evidence[-1].description == whole.evidence[-1].description + assumption
     assert reduced.evidence[-1].sha256 == whole.evidence[-1].sha256
     shown = " ".join(str(reduced).split())
     assert "2.59 billion weights, exits at 6/9/12, a head of 8192 of 32000 tokens; split over all devices device" in shown
@@ -65,13 +66,13 @@ def test_every_single_exit_becomes_faster_and_plain_decoding_stays(whole: Plan, 
     assert reduced.chosen.speedup.speedup.value > whole.chosen.speedup.speedup.value
 
 
-def test_the_draft_weighs_less_by_the_rows_it_lacks(whole: Plan, reduced: Plan) -> None:
+def test_the_draft_needs_less_memory_by_the_rows_that_its_head_lacks(whole: Plan, reduced: Plan) -> None:
     saved = 2 * (32000 - TOKENS) * 4096
     assert reduced.memory == replace(whole.memory, draft_weight_bytes=whole.memory.draft_weight_bytes - saved)
 
 
-def test_all_tokens_are_no_other_question(whole: Plan) -> None:
-    assert make_plan(replace(ASKED, draft_vocab=32000)) == whole
+def test_a_head_of_all_tokens_is_the_whole_head(whole: Plan) -> None:
+    assert make_plan(replace(REQUEST, draft_vocab=32000)) == whole
 
 
 def test_a_plan_file_keeps_the_head(reduced: Plan, tmp_path: Path) -> None:
@@ -79,22 +80,22 @@ def test_a_plan_file_keeps_the_head(reduced: Plan, tmp_path: Path) -> None:
     assert PLAN_FILE.read(tmp_path / "plan.json").record == reduced
 
 
-def test_the_draft_of_a_trace_with_weights_is_another_once_its_head_is_reduced(tmp_path: Path) -> None:
+def test_a_draft_with_an_assumed_head_has_no_known_weights(tmp_path: Path) -> None:
     TRACE_FILE.write(tmp_path / "trace.npz", make_trace(), provenance())
-    asked = replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", device=replace(ANY_DEVICE, device="h100"))
-    plan = make_plan(replace(asked, draft_vocab=512))
+    request = PlanRequest(trace=tmp_path / "trace.npz", device=DeviceRequest(device="h100"))
+    plan = make_plan(replace(request, draft_vocab=512))
     assert plan.draft.model.head_vocab_size == 512
     assert (plan.target_sha256, plan.draft_sha256) == (TARGET_SHA256, None)
     assert TRACE_FILE.read(tmp_path / "trace.npz").record.header.draft.model.head_vocab_size is None
 
 
-def test_a_self_draft_has_its_targets_head(tmp_path: Path) -> None:
+def test_a_self_draft_cannot_have_a_reduced_head(tmp_path: Path) -> None:
     trace = make_trace()
-    own = DraftGeometry(kind="self", model=TARGET, exit_layers=(2, 4, 6, 8))
-    trace = replace(trace, header=replace(trace.header, draft=own, draft_sha256=TARGET_SHA256))
+    self_draft = DraftGeometry(kind="self", model=TARGET, exit_layers=(2, 4, 6, 8))
+    trace = replace(trace, header=trace.header.with_draft(self_draft, TARGET_SHA256))
     TRACE_FILE.write(tmp_path / "trace.npz", trace, provenance())
-    with pytest.raises(UserInputError, match=r"--draft-vocab 512: a self-draft answers through the head of its target"):
-        make_plan(replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", draft_vocab=512))
+    with pytest.raises(UserInputError, match=r"--draft-vocab 512: a self-draft uses the head of its target"):
+        make_plan(PlanRequest(trace=tmp_path / "trace.npz", draft_vocab=512))
 
 
 def test_profiles_of_a_whole_head_are_refused_but_a_fit_prices_the_reduced_one(tmp_path: Path) -> None:
@@ -102,19 +103,19 @@ def test_profiles_of_a_whole_head_are_refused_but_a_fit_prices_the_reduced_one(t
     target = write_profile(tmp_path / "target.latency.json", target_profile())
     draft = write_profile(tmp_path / "draft.latency.json", draft_profile())
     fit = tmp_path / "cpu.fit.json"
-    FIT_FILE.write(fit, made_up_fit(), provenance())
-    asked = replace(NOTHING_ASKED, trace=tmp_path / "trace.npz", profiles=(target, draft), draft_vocab=512)
-    with pytest.raises(UserInputError, match=r"--draft-vocab 512: profiles hold exit checks of a head that says every token"):
-        make_plan(asked)
+    FIT_FILE.write(fit, make_fit(), provenance())
+    with pytest.raises(UserInputError, match=r"--draft-vocab 512: profiles measure the exit checks of the whole head"):
+        PlanRequest(trace=tmp_path / "trace.npz", profiles=(target, draft), draft_vocab=512)
+    both = PlanRequest(trace=tmp_path / "trace.npz", profiles=(target, draft), draft_vocab=512, fit=fit)
     with pytest.raises(Mismatch, match=r"for ref-draft with exits 1/2/4/6, not for .* 1/2/4/6, a head of 512 of 2048 tokens"):
-        make_plan(replace(asked, fit=fit))
-    plan = make_plan(replace(asked, fit=fit, profiles=(target,)))
+        make_plan(both)
+    plan = make_plan(replace(both, profiles=(target,)))
     assert plan.draft.model.head_vocab_size == 512
     assert [part.level for part in plan.evidence] == ["fitted", "measured", "traced"]
-    assert plan.next_command.startswith("s2d-plan --trace ")  # of the whole head: s2d-run would refuse this plan
+    assert plan.next_command.startswith("s2d-plan --trace ")  # with the whole head, as s2d-run refuses this plan
 
 
-def made_up_fit() -> LatencyFit:
+def make_fit() -> LatencyFit:
     return LatencyFit(
         device=CPU,
         models=("some",),
@@ -140,7 +141,7 @@ def made_up_fit() -> LatencyFit:
         ["design", "--target", "vicuna-7b", "--params", "350e6", "--device", "h100"],
     ],
 )
-def test_a_head_of_tokens_that_are_not_there_gets_one_clear_error(
+def test_a_head_of_an_impossible_size_gets_one_clear_error(
     question: list[str], tokens: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main_plan([*question, "--draft-vocab", tokens]) == 2
@@ -149,37 +150,37 @@ def test_a_head_of_tokens_that_are_not_there_gets_one_clear_error(
     assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
-def test_the_label_of_a_whole_draft_tells_of_no_head() -> None:
+def test_the_label_of_a_draft_with_a_whole_head_does_not_name_it() -> None:
     assert draft_label(find_draft("s2d")).endswith("exits at 6/9/12")
 
 
-def test_one_shape_saves_the_time_of_the_rows_its_head_lacks() -> None:
+def test_a_reduced_head_saves_time_in_proportion_to_its_missing_rows() -> None:
     shape = find_model("noft-1.3b")
-    saved_s = [draft_token_s(shape, DESIGN) - draft_token_s(replace(shape, head_vocab_size=n), DESIGN) for n in (24000, 8000)]
+    saved_s = [draft_token_s(shape, SETTING) - draft_token_s(replace(shape, head_vocab_size=n), SETTING) for n in (24000, 8000)]
     assert saved_s[0] > 0
     assert saved_s[1] == pytest.approx(3 * saved_s[0])
 
 
-def test_designs_of_one_size_keep_it_and_the_fastest_breaks_even_sooner() -> None:
-    whole, reduced = draft_shapes(LLAMA_3), draft_shapes(replace(LLAMA_3, draft_vocab=32000))
-    for one in reduced.shapes:
-        assert one.geometry.num_params == pytest.approx(LLAMA_3.num_params, rel=PARAMS_TOLERANCE)
-        assert (one.geometry.vocab_size, one.geometry.head_vocab_size) == (128256, 32000)
+def test_shapes_of_one_size_keep_it_and_the_fastest_breaks_even_sooner() -> None:
+    whole, reduced = shapes_of_size(LLAMA_3, NUM_PARAMS), shapes_of_size(LLAMA_3, NUM_PARAMS, 32000)
+    for shape in reduced.shapes:
+        assert shape.geometry.num_params == pytest.approx(NUM_PARAMS, rel=PARAMS_TOLERANCE)
+        assert (shape.geometry.vocab_size, shape.geometry.head_vocab_size) == (128256, 32000)
     before, after = ({shape.geometry.num_layers: shape for shape in shapes.frontier} for shapes in (whole, reduced))
     for depth in (1, 2, 4, 8, 12):
         assert after[depth].break_even_tokens < before[depth].break_even_tokens
         assert after[depth].geometry.layer_params > before[depth].geometry.layer_params
 
 
-def test_the_same_layers_with_a_reduced_head_are_a_smaller_draft_that_breaks_even_sooner() -> None:
-    whole = next(one for one in draft_shapes(LLAMA_3).shapes if one.geometry.num_layers == 8)
+def test_the_same_layers_with_a_reduced_head_break_even_sooner() -> None:
+    whole = next(shape for shape in shapes_of_size(LLAMA_3, NUM_PARAMS).shapes if shape.geometry.num_layers == 8)
     smaller = replace(whole.geometry, head_vocab_size=32000)
-    found = draft_shapes(replace(LLAMA_3, num_params=smaller.num_params, draft_vocab=32000)).shapes
-    fastest = min(one.break_even_tokens for one in found if one.geometry.num_layers == 8)
+    shapes = shapes_of_size(LLAMA_3, smaller.num_params, 32000).shapes
+    fastest = min(shape.break_even_tokens for shape in shapes if shape.geometry.num_layers == 8)
     assert fastest < 0.98 * whole.break_even_tokens
 
 
-def test_the_design_s_text_tells_the_head(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_of_draft_shapes_names_a_reduced_head(capsys: pytest.CaptureFixture[str]) -> None:
     question = ["design", "--target", "llama-3.1-70b", "--params", "1.3e9", "--device", "a100-80gb"]
     assert main_plan(question) == 0
     assert "\nhead" not in capsys.readouterr().out

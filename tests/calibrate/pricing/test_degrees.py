@@ -1,14 +1,16 @@
-"""Numbers of devices that the runtime could not use are neither planned for nor proposed."""
+"""Plans use and propose only numbers of devices that the runtime can use."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
-from calibrate.inputs.choose_device import choose_device
+from calibrate.inputs.device import resolve_device
 from calibrate.inputs.requests import DeviceRequest
-from calibrate.pricing.datasheet_pricing import Pair, Pricing, price_by_datasheet, target_device
+from calibrate.pricing.datasheet import num_devices_for, price_by_datasheet
+from calibrate.pricing.pricing import Pair, Pricing, pair_weights
 from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import OutOfDomain, UserInputError
 from perfmodel.hardware.find_hardware import find_hardware
@@ -16,16 +18,18 @@ from perfmodel.hardware.hardware import num_devices_to_fit
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry, tensor_parallel_degrees
 from perfmodel.models.known_models import KNOWN_MODELS
+from perfmodel.quantisation.dtype_format import dtype_format
+from perfmodel.quantisation.weight_format import model_weight_bytes
 from tests.calibrate.factories import at_device, draft_profile, make_trace, provenance, target_profile, write_profile
 
 CONTEXT = 768
 LLAMA_70B, S2D = find_model("llama-2-70b"), find_draft("s2d")
-ANY = DeviceRequest(device="h100", num_devices=None, draft_num_devices=None, dtype=None, engine=None)
+H100 = DeviceRequest(device="h100")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """A pair whose weights are nobody's."""
+    """A pair without known weights."""
 
     draft: DraftGeometry
     target: ModelGeometry
@@ -33,17 +37,19 @@ class Models:
     target_sha256: None = None
 
 
-def priced(pair: Pair, **asked: object) -> Pricing:
-    return price_by_datasheet(pair, replace(ANY, **asked), context_tokens=CONTEXT)  # type: ignore[arg-type]
+def priced(pair: Pair, **fields: Any) -> Pricing:
+    device = resolve_device(replace(H100, **fields))
+    weights = pair_weights(pair.draft, pair.target, device.dtype)
+    return price_by_datasheet(pair, device, weights, context_tokens=CONTEXT)
 
 
 def with_kv_heads(draft: DraftGeometry, number: int) -> DraftGeometry:
     return replace(draft, model=replace(draft.model, num_kv_heads=number))
 
 
-def refusal(pair: Pair, **asked: object) -> str:
+def refusal(pair: Pair, **fields: Any) -> str:
     with pytest.raises(UserInputError) as refused:
-        priced(pair, **asked)
+        priced(pair, **fields)
     return str(refused.value)
 
 
@@ -61,7 +67,7 @@ def test_a_number_of_devices_that_cannot_share_the_target_ends_with_2_and_names_
 
 @pytest.mark.parametrize("verb", [[], ["design", "--params", "1.3e9"]])
 @pytest.mark.parametrize("number", ["0", "-2"])
-def test_no_devices_are_refused(verb: list[str], number: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_of_devices_below_one_is_refused(verb: list[str], number: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main_plan([*verb, "--target", "llama-70b", "--num-devices", number]) == 2
     assert f"--num-devices {number}: expected at least 1." in capsys.readouterr().err
 
@@ -76,7 +82,7 @@ def test_more_devices_than_kv_heads_are_refused() -> None:
     assert "has 2 KV heads, which 4 devices cannot share evenly: expected 1 or 2." in refusal(pair, num_devices=4)
 
 
-def test_a_draft_is_refused_where_it_cannot_be() -> None:
+def test_a_draft_on_an_impossible_number_of_devices_is_refused() -> None:
     narrow = Models(draft=with_kv_heads(S2D, 1), target=LLAMA_70B)
     shared = refusal(narrow, num_devices=4, draft_num_devices=4)
     assert shared == (
@@ -85,34 +91,36 @@ def test_a_draft_is_refused_where_it_cannot_be() -> None:
     assert "on 2 of 4 devices: expected 1 or 4." in refusal(
         Models(draft=S2D, target=LLAMA_70B), num_devices=4, draft_num_devices=2
     )
-    own = DraftGeometry(kind="self", model=LLAMA_70B, exit_layers=(8,))
-    assert "on 1 of 4 devices: expected 4." in refusal(Models(draft=own, target=LLAMA_70B), num_devices=4, draft_num_devices=1)
+    self_draft = DraftGeometry(kind="self", model=LLAMA_70B, exit_layers=(8,))
+    assert "on 1 of 4 devices: expected 4." in refusal(
+        Models(draft=self_draft, target=LLAMA_70B), num_devices=4, draft_num_devices=1
+    )
     with pytest.raises(UserInputError, match=r"--draft-num-devices 0: expected at least 1[.]"):
-        replace(ANY, draft_num_devices=0)
+        DeviceRequest(draft_num_devices=0)
 
 
 def test_a_draft_that_cannot_be_shared_is_whole_on_the_first_device() -> None:
     assert priced(Models(draft=with_kv_heads(S2D, 1), target=LLAMA_70B), num_devices=4).draft_num_devices == 1
-    # On two devices the target leaves no room for it there: such a plan cannot be run, but is not said to share the draft.
+    # On two devices the target leaves no room for it. Such a plan cannot run, and still does not claim to share the draft.
     assert priced(Models(draft=with_kv_heads(S2D, 1), target=LLAMA_70B), num_devices=2, dtype="fp16").draft_num_devices == 1
 
 
 def test_devices_proposed_for_a_known_model_can_share_it() -> None:
-    """Of all models and devices of the tables; a model that is too large for those that can share it is refused."""
+    """All known models on several known devices, except models that are too large for any number that can share them."""
     proposed = set()
     for name in ("t4", "rtx-4090", "l4", "a100", "h100", "mi300x"):
-        device = choose_device(name).hardware.name
+        device = resolve_device(DeviceRequest(device=name))
         for model in KNOWN_MODELS:
             try:
-                found = target_device(model, replace(ANY, device=device), context_tokens=CONTEXT)
+                number = num_devices_for(model, device, model_weight_bytes(model, dtype_format(device.dtype, model)))
             except OutOfDomain:
                 continue
-            assert found.num_devices in tensor_parallel_degrees(model)
-            proposed.add(found.num_devices)
+            assert number in tensor_parallel_degrees(model)
+            proposed.add(number)
     assert {1, 2, 4} <= proposed
 
 
-def test_a_power_of_two_is_preferred_and_the_models_limit_said() -> None:
+def test_a_power_of_two_is_preferred_and_the_models_limit_is_named() -> None:
     l4 = find_hardware("l4")
     usable_bytes = 0.9 * l4.memory_bytes
     for needed, degrees, expected in ((2.5, (1, 2, 3, 4), 4), (2.5, (1, 3), 3), (0.5, (1, 2), 1)):

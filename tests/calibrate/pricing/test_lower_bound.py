@@ -1,4 +1,4 @@
-"""Profiles that no device could have made are neither planned with nor fitted to."""
+"""Plans and fits refuse profiles below the lower bound of the hardware."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +13,14 @@ from tests.calibrate.factories import at_device, draft_profile, target_profile, 
 
 
 def on_an_a100(profile: LatencyProfile, *, faster: float) -> LatencyProfile:
-    """The same passes, so many times as fast, said to be an A100's."""
+    """The same passes, faster by a factor, on an A100."""
     samples = replace(profile.samples, seconds=tuple(seconds / faster for seconds in profile.samples.seconds))
     a100 = at_device(profile, device="NVIDIA A100-SXM4-80GB", num_threads=None, dtype="bf16", engine="graph")
     return replace(a100, samples=samples)
 
 
 def plan(folder: Path, *, faster: float) -> int:
-    """Plan with both profiles made an A100's."""
+    """Plan with both profiles moved to an A100."""
     flags = write_evidence(folder)
     for name, profile in (("target", target_profile()), ("draft", draft_profile())):
         write_profile(folder / f"{name}.latency.json", on_an_a100(profile, faster=faster))
@@ -40,6 +40,6 @@ def test_a_plan_refuses_a_profile_below_the_lower_bound(tmp_path: Path, capsys: 
     assert "TFLOP/s on A100-80GB-SXM. Check the dtype" in error
 
 
-def test_a_fit_refuses_it_too() -> None:
+def test_a_fit_refuses_a_profile_below_the_lower_bound() -> None:
     with pytest.raises(BelowLowerBound, match="the profile of ref-target-16"):
         fit_latency([on_an_a100(target_profile(), faster=1e6)])

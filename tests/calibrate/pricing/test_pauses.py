@@ -1,4 +1,4 @@
-"""One paused pass, however long, moves no price, no interval and no comparison; and it is named."""
+"""One paused pass changes no price, no interval and no comparison, however long it is; a warning names it."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import pytest
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.fit.fit_latency import fit_latency
-from calibrate.planning.compare import compare, load_pricing
+from calibrate.planning.compare import compare
 from perfmodel.core.files import Stored
 from perfmodel.core.stats import WIDEST_FACTOR, ratio_interval
 from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
@@ -41,22 +41,22 @@ def scattered(profile: LatencyProfile, frac: float = 0.03) -> LatencyProfile:
     """The same passes with the noise of a quiet machine."""
     samples = profile.samples
     noise = np.random.default_rng(0).normal(1.0, frac, len(samples)).tolist()
-    seconds = tuple(took_s * factor for took_s, factor in zip(samples.seconds, noise, strict=True))
+    seconds = tuple(pass_s * factor for pass_s, factor in zip(samples.seconds, noise, strict=True))
     return replace(profile, samples=replace(samples, seconds=seconds))
 
 
 def with_pause(samples: PassSamples, kind: PassKind, seconds: float) -> PassSamples:
-    """The same samples, one pass of a kind paused."""
-    places = [place for place, one in enumerate(samples.kind) if one == kind]
+    """The same samples with one pass of a kind paused."""
+    places = [place for place, sample in enumerate(samples.kind) if sample == kind]
     paused = places[len(places) // 2]
-    taken = tuple(seconds if place == paused else took_s for place, took_s in enumerate(samples.seconds))
+    taken = tuple(seconds if place == paused else pass_s for place, pass_s in enumerate(samples.seconds))
     return replace(samples, seconds=taken)
 
 
 def with_rare_width(profile: LatencyProfile, kind: PassKind) -> LatencyProfile:
-    """The same passes, three of a kind of a width that no other has: too few to clamp one of them."""
+    """The same passes, three of a kind with a width that no other has: too few to clamp one of them."""
     samples = profile.samples
-    places = [place for place, one in enumerate(samples.kind) if one == kind]
+    places = [place for place, sample in enumerate(samples.kind) if sample == kind]
     middle = len(places) // 2
     rare, rows = places[middle - 1 : middle + 2], max(samples.rows[place] for place in places) + 1
     widths = tuple(rows if place in rare else width for place, width in enumerate(samples.rows))
@@ -76,49 +76,51 @@ def planned(folder: Path, profiles: Sequence[LatencyProfile], capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("kind", "pause_s"),
-    [(kind, 36_000.0) for kind in ("segment", "exit", "round", "target_prefill")] + [("verify", one) for one in PAUSES_S],
+    [(kind, 36_000.0) for kind in ("segment", "exit", "round", "target_prefill")]
+    + [("verify", pause_s) for pause_s in PAUSES_S],
 )
 def test_a_plan_is_the_same_with_one_paused_pass_and_names_it(
     kind: PassKind, pause_s: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_evidence(tmp_path)
     steady = [scattered(profile) for profile in (target_profile(), draft_profile())]
-    steady = [with_rare_width(one, kind) if kind in one.samples.kind else one for one in steady]
-    expected, said = planned(tmp_path, steady, capsys)
-    assert "was the process stopped" not in said
+    steady = [with_rare_width(profile, kind) if kind in profile.samples.kind else profile for profile in steady]
+    expected, warning = planned(tmp_path, steady, capsys)
+    assert "was the process stopped" not in warning
     paused = [
-        replace(one, samples=with_pause(one.samples, kind, pause_s)) if kind in one.samples.kind else one for one in steady
+        replace(profile, samples=with_pause(profile.samples, kind, pause_s)) if kind in profile.samples.kind else profile
+        for profile in steady
     ]
-    found, said = planned(tmp_path, paused, capsys)
+    found, warning = planned(tmp_path, paused, capsys)
     assert found == {end: SAME(value, rel=0.02) for end, value in expected.items()}
     assert found["high"] - found["low"] == SAME(expected["high"] - expected["low"], rel=0.05)
-    assert f"1 {kind.replace('_', ' ')} pass of " in said
-    assert "was the process stopped" in said
+    assert f"1 {kind.replace('_', ' ')} pass of " in warning
+    assert "was the process stopped" in warning
 
 
 @pytest.mark.parametrize("pause_s", PAUSES_S)
-def test_the_price_of_a_rare_pass_is_the_same_with_one_of_its_kind_paused(pause_s: float) -> None:
+def test_a_paused_pass_does_not_change_the_price_of_a_rare_pass(pause_s: float) -> None:
     steady = with_rare_width(scattered(target_profile()), "verify")
     paused = replace(steady, samples=with_pause(steady.samples, "verify", pause_s))
-    expected, found = (MeasuredLatency(one) for one in (steady, paused))
+    expected, found = (MeasuredLatency(profile) for profile in (steady, paused))
     assert found.line("verify", 0, 14).base_s == SAME(expected.line("verify", 0, 14).base_s, rel=0.03)
     assert found.error_frac == SAME(expected.error_frac, rel=0.1)
 
 
 @pytest.mark.parametrize("pause_s", [10.0, 1e300])
-def test_a_fit_is_the_same_with_one_paused_pass(pause_s: float) -> None:
+def test_a_paused_pass_does_not_change_a_fit(pause_s: float) -> None:
     profiles = [with_rare_width(made_profile(model, noise_frac=0.02), "verify") for model in MODELS[:2]]
-    paused = [replace(one, samples=with_pause(one.samples, "verify", pause_s)) for one in profiles]
+    paused = [replace(profile, samples=with_pause(profile.samples, "verify", pause_s)) for profile in profiles]
     expected, found = fit_latency(profiles), fit_latency(paused)
     assert found.error_frac == SAME(expected.error_frac, rel=0.1)
     assert found.law.layer_s == SAME(expected.law.layer_s, rel=0.05)
 
 
 @pytest.mark.parametrize("pause_s", PAUSES_S)
-def test_a_comparison_is_the_same_with_one_paused_pass(pause_s: float, tmp_path: Path) -> None:
+def test_a_paused_pass_does_not_change_a_comparison(pause_s: float, tmp_path: Path) -> None:
     assert main_plan([*write_evidence(tmp_path), "--json", "-o", str(tmp_path / "plan.json")]) == 0
     plan = PLAN_FILE.read(tmp_path / "plan.json")
-    pricing = load_pricing(plan.record, [tmp_path / "target.latency.json", tmp_path / "draft.latency.json"], None)
+    profiles = [tmp_path / "target.latency.json", tmp_path / "draft.latency.json"]
     report = make_report(plan.record, plan.sha256, make_trace())
 
     def paused_arm(arm: Arm) -> Arm:
@@ -127,18 +129,19 @@ def test_a_comparison_is_the_same_with_one_paused_pass(pause_s: float, tmp_path:
     assert report.plain_arm is not None
     paused = replace(report, plan_arm=paused_arm(report.plan_arm), plain_arm=paused_arm(report.plain_arm))
     expected, found = (
-        compare(plan, Stored(record=one, provenance=provenance(), sha256="d" * 64), pricing) for one in (report, paused)
+        compare(plan, Stored(record=measured, provenance=provenance(), sha256="d" * 64), profiles)
+        for measured in (report, paused)
     )
     assert [part.error_frac for part in found.passes] == SAME([part.error_frac for part in expected.passes], abs=1e-6)
 
 
-def test_a_shorter_stall_counts_in_its_stretch_no_more_than_ten_passes() -> None:
+def test_a_short_stall_counts_no_more_than_ten_passes() -> None:
     profile = scattered(target_profile())
     stalled = replace(profile, samples=with_pause(profile.samples, "verify", 0.9))  # 225 times the typical one
     assert MeasuredLatency(stalled).error_frac < 0.02
 
 
-def test_a_device_that_drifts_wildly_is_no_less_sure_than_one_that_nobody_measured(
+def test_the_error_of_a_drifting_device_is_cut_at_that_of_an_unmeasured_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_evidence(tmp_path)
@@ -148,12 +151,12 @@ def test_a_device_that_drifts_wildly_is_no_less_sure_than_one_that_nobody_measur
     drifting = (p._replace(seconds=p.seconds * (9.0 if index < number // 12 else 0.02)) for index, p in enumerate(shuffled))
     wild = replace(profile, samples=PassSamples.from_passes(drifting))
     assert MeasuredLatency(wild).error_frac == WIDEST_ERROR_FRAC
-    found, said = planned(tmp_path, [wild, draft_profile()], capsys)
-    assert "the passes of ref-target-16 scatter too much for a prediction (one sigma is cut at 50.0 %)" in said
+    found, warning = planned(tmp_path, [wild, draft_profile()], capsys)
+    assert "the passes of ref-target-16 scatter too much for a prediction (one sigma is cut at 50.0 %)" in warning
     assert found["high"] <= WIDEST_FACTOR * found["value"]
 
 
-def test_no_interval_is_wider_than_a_factor_of_ten_either_way() -> None:
+def test_no_interval_is_wider_than_a_factor_of_ten_on_either_side() -> None:
     assert ratio_interval(2.0, below=1e300, above=math.inf).low == SAME(0.2)
     assert ratio_interval(2.0, below=0.0, above=1e300).high == SAME(20.0)
     assert ratio_interval(2.0, below=0.1, above=math.inf).is_clipped
@@ -161,7 +164,7 @@ def test_no_interval_is_wider_than_a_factor_of_ten_either_way() -> None:
     assert not ratio_interval(2.0, below=2.0, above=2.0).is_clipped
 
 
-def test_a_measured_speedup_of_absurd_seconds_still_has_an_interval() -> None:
-    runs, plain = ([Decoded(num_tokens=10, decode_s=took_s) for took_s in each] for each in ((1.0, 1e300), (2.0, 2.0)))
+def test_a_measured_speedup_of_extreme_seconds_has_an_interval() -> None:
+    runs, plain = ([Decoded(num_tokens=10, decode_s=pass_s) for pass_s in each] for each in ((1.0, 1e300), (2.0, 2.0)))
     found = measured_speedup(runs, plain, mean_round_cost({"verify": 1.0}, num_rounds=1)).speedup
     assert found.high == SAME(WIDEST_FACTOR * found.value)

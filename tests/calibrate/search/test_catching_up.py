@@ -1,10 +1,11 @@
-"""Catching up at once is planned where a profile says that it pays, shown, kept and compared; no datasheet asks for it."""
+"""Catching up at once is planned where a profile shows a gain; it is printed, stored and compared."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
 from perfmodel.acceptance.trace import TRACE_FILE
@@ -28,11 +29,10 @@ from tests.calibrate.factories import (
     with_sure_first_exit,
     write_profile,
 )
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 TRACE = with_sure_first_exit(make_trace())
 SLOW_ROWS = 3
-"""Rows from which a segment's pass takes the seconds of as many passes, and half as long again."""
+"""Rows from which a segment pass takes 1.5 times as long as one-row passes for its tokens."""
 
 
 def with_slow_long_passes(profile: LatencyProfile) -> LatencyProfile:
@@ -44,9 +44,10 @@ def with_slow_long_passes(profile: LatencyProfile) -> LatencyProfile:
 def plan_with(folder: Path, draft: LatencyProfile) -> Plan:
     TRACE_FILE.write(folder / "trace.npz", TRACE, provenance())
     profiles = tuple(
-        write_profile(folder / f"{name}.latency.json", one) for name, one in (("target", target_profile()), ("draft", draft))
+        write_profile(folder / f"{name}.latency.json", profile)
+        for name, profile in (("target", target_profile()), ("draft", draft))
     )
-    return make_plan(replace(NOTHING_ASKED, trace=folder / "trace.npz", profiles=profiles))
+    return make_plan(PlanRequest(trace=folder / "trace.npz", profiles=profiles))
 
 
 @pytest.fixture
@@ -55,53 +56,53 @@ def at_once(tmp_path: Path) -> Plan:
 
 
 @pytest.fixture
-def when_asked(tmp_path: Path) -> Plan:
+def when_needed(tmp_path: Path) -> Plan:
     return plan_with(tmp_path, draft_profile())
 
 
-def test_a_plan_catches_up_at_once_where_the_profile_says_that_long_passes_are_slow(at_once: Plan) -> None:
+def test_a_plan_catches_up_at_once_where_the_profile_shows_slow_long_passes(at_once: Plan) -> None:
     policy, rounds = at_once.chosen.policy, at_once.chosen.rounds
     assert policy is not None
     assert policy.catches_up_at_once
-    assert max(one.rows for one in rounds.passes if one.kind == "segment") < SLOW_ROWS
+    assert max(count.rows for count in rounds.passes if count.kind == "segment") < SLOW_ROWS
     text = at_once.explain()
     assert "catching up   at once: a token that left early runs through the deeper segments" in text
 
 
-def test_a_plan_catches_up_when_asked_where_one_pass_is_faster_than_several(when_asked: Plan) -> None:
-    policies = [one.policy for one in (when_asked.chosen, *when_asked.runners_up)]
+def test_a_plan_catches_up_when_needed_where_one_pass_is_faster_than_several(when_needed: Plan) -> None:
+    policies = [candidate.policy for candidate in (when_needed.chosen, *when_needed.runners_up)]
     assert any(policy and len(policy.exits) > 1 for policy in policies)
     assert not any(policy and policy.catches_up_at_once for policy in policies)
-    assert "catching up" not in when_asked.explain()
+    assert "catching up" not in when_needed.explain()
 
 
-def test_a_plan_that_catches_up_either_way_is_read_back(tmp_path: Path, at_once: Plan, when_asked: Plan) -> None:
+def test_a_plan_that_catches_up_either_way_is_read_back(tmp_path: Path, at_once: Plan, when_needed: Plan) -> None:
     path = tmp_path / "plan.json"
-    for plan in (at_once, when_asked):
+    for plan in (at_once, when_needed):
         PLAN_FILE.write(path, plan, provenance())
         assert PLAN_FILE.read(path).record == plan
 
 
-def test_reports_are_read_back_alike(tmp_path: Path, at_once: Plan, when_asked: Plan) -> None:
+def test_reports_are_read_back_alike(tmp_path: Path, at_once: Plan, when_needed: Plan) -> None:
     path = tmp_path / "report.json"
-    for plan in (at_once, when_asked):
+    for plan in (at_once, when_needed):
         report = make_report(plan, "p" * 64, TRACE)
         REPORT_FILE.write(path, report, provenance())
         assert REPORT_FILE.read(path).record == report
 
 
-def test_a_run_of_it_is_compared_without_an_error_of_its_own(tmp_path: Path, at_once: Plan) -> None:
+def test_a_run_that_catches_up_at_once_is_compared_without_an_extra_error(tmp_path: Path, at_once: Plan) -> None:
     path = tmp_path / "plan.json"
     PLAN_FILE.write(path, at_once, provenance())
     stored = PLAN_FILE.read(path)
     report = make_report(at_once, stored.sha256, TRACE)
-    residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64), pricing=None)
+    residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64))
     assert {part.kind for part in residuals.passes if part.arm == "plan"} == {"segment", "exit", "verify", "round"}
     assert abs(residuals.latency_error_frac) < 0.01
 
 
 @pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_no_datasheet_has_tokens_that_are_faster_one_by_one(engine: EngineMode) -> None:
+def test_no_datasheet_prices_a_wide_pass_above_one_row_passes(engine: EngineMode) -> None:
     draft = find_draft("s2d")
     num_priced = 0
     for hardware in KNOWN_HARDWARE:
@@ -113,8 +114,8 @@ def test_no_datasheet_has_tokens_that_are_faster_one_by_one(engine: EngineMode) 
             continue
         num_priced += 1
         for stage, rows in ((1, 2), (1, 12), (2, 2), (2, 12)):
-            together, single = (latency.line("segment", stage, one) for one in (rows, 1))
+            together, single = (latency.line("segment", stage, width) for width in (rows, 1))
             for cached_tokens in (0, draft.model.max_context_tokens):
-                whole_s, one_s = together.at(cached_tokens), single.at(cached_tokens)
-                assert whole_s <= rows * one_s + 1e-12
+                wide_s, single_s = together.at(cached_tokens), single.at(cached_tokens)
+                assert wide_s <= rows * single_s + 1e-12
     assert num_priced > 10

@@ -1,4 +1,4 @@
-"""Running ahead is chosen where a profile says that it pays, shown, kept in files, and priced by nothing but a measurement."""
+"""Running ahead is planned where a profile shows a gain; it is printed, stored and compared, and no datasheet recommends it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from calibrate.fit.fit_latency import observe
+from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
 from perfmodel.acceptance.trace import TRACE_FILE
@@ -27,7 +28,6 @@ from tests.calibrate.factories import (
     target_profile,
     write_profile,
 )
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 TRACE = make_trace()
 LATER_KEYS = ("runs_ahead", "ahead_s", "catches_up_at_once")
@@ -37,7 +37,7 @@ HIDDEN_S, NOT_HIDDEN_S = 0.7 * BOTH_S, BOTH_S
 
 
 def profile_of(ahead_s: float) -> LatencyProfile:
-    """The draft's, in which what runs ahead takes so long, whatever its rows and cached tokens."""
+    """The draft's profile, where every pass that runs ahead takes the same time."""
     profile = draft_profile()
     ahead = PassSamples.from_passes(
         PassSample("ahead", stage, rows, cached, 1, ahead_s)
@@ -51,13 +51,13 @@ def profile_of(ahead_s: float) -> LatencyProfile:
 def plan_with(folder: Path, ahead_s: float) -> Plan:
     TRACE_FILE.write(folder / "trace.npz", TRACE, provenance())
     profiles = tuple(
-        write_profile(folder / f"{name}.latency.json", one)
-        for name, one in (("target", target_profile()), ("draft", profile_of(ahead_s)))
+        write_profile(folder / f"{name}.latency.json", profile)
+        for name, profile in (("target", target_profile()), ("draft", profile_of(ahead_s)))
     )
-    return make_plan(replace(NOTHING_ASKED, trace=folder / "trace.npz", profiles=profiles))
+    return make_plan(PlanRequest(trace=folder / "trace.npz", profiles=profiles))
 
 
-def test_a_plan_runs_ahead_where_the_profile_says_that_it_hides_a_wait(tmp_path: Path) -> None:
+def test_a_plan_runs_ahead_where_the_profile_shows_a_hidden_wait(tmp_path: Path) -> None:
     plan = plan_with(tmp_path, HIDDEN_S)
     policy, cost = plan.chosen.policy, plan.chosen.speedup.round_cost
     assert policy is not None
@@ -72,7 +72,7 @@ def test_a_plan_runs_ahead_where_the_profile_says_that_it_hides_a_wait(tmp_path:
 
 def test_a_plan_waits_where_running_ahead_hides_nothing(tmp_path: Path) -> None:
     plan = plan_with(tmp_path, NOT_HIDDEN_S)
-    assert not any(one.policy and one.policy.runs_ahead for one in (plan.chosen, *plan.runners_up))
+    assert not any(candidate.policy and candidate.policy.runs_ahead for candidate in (plan.chosen, *plan.runners_up))
     assert "segments run ahead" not in plan.explain()
 
 
@@ -84,21 +84,21 @@ def test_a_plan_that_runs_ahead_or_waits_is_read_back(tmp_path: Path) -> None:
         assert PLAN_FILE.read(path).record == plan
 
 
-def test_a_run_of_it_is_compared_kind_by_kind(tmp_path: Path) -> None:
+def test_a_run_that_runs_ahead_is_compared_kind_by_kind(tmp_path: Path) -> None:
     path, plan = tmp_path / "plan.json", plan_with(tmp_path, HIDDEN_S)
     PLAN_FILE.write(path, plan, provenance())
     stored = PLAN_FILE.read(path)
     report = make_report(plan, stored.sha256, TRACE, slower={"ahead": HIDDEN_S / SECONDS["ahead"]})
-    residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64), pricing=None)
+    residuals = compare(stored, Stored(record=report, provenance=provenance(), sha256="r" * 64))
     assert {part.kind for part in residuals.passes if part.arm == "plan"} == {"segment", "exit", "ahead", "verify", "round"}
     assert abs(residuals.latency_error_frac) < 0.01
 
 
-def test_no_law_is_fitted_to_what_ran_ahead() -> None:
+def test_no_law_is_fitted_to_passes_that_ran_ahead() -> None:
     assert list(observe(profile_of(HIDDEN_S))) == list(observe(draft_profile()))
 
 
-def test_a_law_prices_it_with_its_wait_so_that_no_datasheet_recommends_it() -> None:
+def test_a_law_prices_running_ahead_with_its_wait_and_no_datasheet_recommends_it() -> None:
     draft = find_draft("s2d")
     setting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=plain_format("bf16"))
     latency = RooflineLatency(setting, find_hardware("H100-SXM"), "graph")

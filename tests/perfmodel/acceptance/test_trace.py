@@ -1,21 +1,28 @@
 """Traces: their files are read back as written, damaged files are refused, and subsets keep each prompt's positions."""
 
+import doctest
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from perfmodel.acceptance import trace as trace_module
 from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
-from perfmodel.core.errors import BadFile
+from perfmodel.core.errors import BadFile, BadPolicy, UserInputError
 from perfmodel.core.provenance import Provenance
-from tests.strategies import TraceSpec, make_trace, traces
+from perfmodel.policies import policy as policy_module
+from perfmodel.policies.policy import Policy
+from perfmodel.policies.sampling import Sampling
+from perfmodel.replay.replay import block_lengths, replay, replay_prompts
+from tests.strategies import TraceSpec, make_trace, tiny_geometry, traces
 
 PROVENANCE = Provenance(
     utc_time="2026-01-01T00:00:00Z",
@@ -29,6 +36,9 @@ PROVENANCE = Provenance(
     seed=None,
     inputs={},
 )
+
+
+MODEL = tiny_geometry(12)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -183,3 +193,100 @@ def test_a_trace_of_an_impossible_length_is_refused_on_reading(tmp_path: Path, t
             bad.writestr(name, whole.read(name).replace(b"4242", str(tokens).encode()))
     with pytest.raises(BadFile, match=f"max_new_tokens is {tokens}, expected 1 to 16777216"):
         TRACE_FILE.read(tmp_path / "bad.npz")
+
+
+def test_a_trace_from_arrays_is_replayed_by_hand_arithmetic() -> None:
+    """Tokens leave exit 6 from .5 on. Those of positions 4 and 6 are rejected, so rounds emit 3, 2, 2 and 1 tokens."""
+    confidence = [[0.9, 0.9], [0.1, 0.8], [0.9, 0.9], [0.6, 0.9], [0.7, 0.9], [0.2, 0.3], [0.8, 0.8], [0.9, 0.9]]
+    agrees = [[1, 1], [0, 1], [1, 1], [1, 1], [0, 1], [0, 1], [0, 1], [1, 1]]
+    trace = Trace.from_arrays(confidence, agrees, exits=(6, 12))
+    policy = Policy(exits=(6, 12), thresholds=(0.5,), tokens=2)
+    assert block_lengths(trace, policy) == (((2, 2), (2, 1), (2, 1), (0, 0)),)
+    stats = replay(trace, policy)
+    assert (stats.num_rounds, stats.num_tokens, stats.num_drafted, stats.num_accepted) == (4, 8, 6, 4.0)
+    assert (stats.tokens_per_round, stats.accepted_frac, stats.exits_taken) == (2.0, 4 / 6, (4, 2))
+
+
+def test_the_examples_of_the_docstrings_are_true() -> None:
+    for module in (trace_module, policy_module):
+        assert doctest.testmod(module) == (0, mock.ANY)
+
+
+def test_the_prompts_of_a_trace_from_arrays_are_lengths_or_a_name_for_each_row() -> None:
+    arrays = np.full((5, 1), 0.5), np.ones((5, 1), bool)
+    by_length = Trace.from_arrays(*arrays, exits=(6,), prompts=[2, 3], prompt_tokens=[7, 9])
+    assert [(p.name, p.num_positions, p.prompt_tokens) for p in by_length.header.prompts] == [
+        ("prompt-0", 2, 7),
+        ("prompt-1", 3, 9),
+    ]
+    by_name = Trace.from_arrays(*arrays, exits=(6,), prompts=["a", "a", "b", "b", "b"])
+    assert [(p.name, p.num_positions) for p in by_name.header.prompts] == [("a", 2), ("b", 3)]
+    policy = Policy(exits=(6,), tokens=4)
+    assert replay_prompts(by_name, policy) != replay_prompts(by_length, policy)  # cached tokens differ
+    assert replay(by_name, policy).tokens_per_round == replay(by_length, policy).tokens_per_round
+
+
+def test_a_text_from_arrays_that_is_shorter_than_the_limit_ends_with_an_end_of_text_token() -> None:
+    arrays = np.full((4, 1), 0.5), np.ones((4, 1), bool)
+    assert Trace.from_arrays(*arrays, exits=(6,)).header.eos_token_id is None
+    ended = Trace.from_arrays(*arrays, exits=(6,), max_new_tokens=100)
+    assert block_lengths(ended, Policy(exits=(6,), tokens=8)) == (((4, 4),),)  # the accepted end of text has no bonus
+    missed = Trace.from_arrays(arrays[0], [[1], [1], [1], [0]], exits=(6,), max_new_tokens=100)
+    assert block_lengths(missed, Policy(exits=(6,), tokens=8)) == (((8, 3),),)  # drafting goes on past the end
+
+
+def test_acceptance_probabilities_from_arrays_are_replayed_by_the_ratio_test() -> None:
+    ratio = Sampling(rule="ratio", temperature=1.0, top_k=None, top_p=None, seed=1)
+    trace = Trace.from_arrays(np.full((4000, 1), 0.5), np.full((4000, 1), 0.7), exits=(6,), sampling=ratio)
+    assert replay(trace, Policy(exits=(6,), tokens=1)).accepted_frac == pytest.approx(0.7, abs=0.03)
+
+
+def test_a_trace_from_arrays_is_written_and_read_back(tmp_path: Path) -> None:
+    trace = Trace.from_arrays(np.full((3, 2), 0.5), np.ones((3, 2)), exits=(6, 12), max_new_tokens=9)
+    TRACE_FILE.write(tmp_path / "trace.npz", trace, PROVENANCE)
+    stored = TRACE_FILE.read(tmp_path / "trace.npz").record
+    assert stored.header == trace.header
+    assert stored.shortened(2).header.prompts[0].distinct_6gram_frac is None
+
+
+@pytest.mark.parametrize("name", ["draft", "target"])
+def test_an_unknown_model_of_a_trace_from_arrays_is_named_where_it_is_needed(name: str) -> None:
+    header = Trace.from_arrays([[0.5]], [[1]], exits=(6,)).header
+    message = f"the trace has no geometry of its {name}: expected one, .* Give {name}_model= to Trace.from_arrays"
+    with pytest.raises(UserInputError, match=message):
+        getattr(header, name)
+    known = Trace.from_arrays([[0.5]], [[1]], exits=(6,), draft_model=MODEL, target_model=MODEL).header
+    assert (known.draft.model, known.draft.exit_layers, known.target) == (MODEL, (6,), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"confidence": [0.5, 0.5]}, r"confidence has shape \(2,\), expected \(P, 1\): a row for each position"),
+        ({"confidence": np.zeros((0, 1))}, r"confidence has shape \(0, 1\), expected \(P, 1\)"),
+        (
+            {"exits": (6, 12)},
+            r"confidence has shape \(2, 1\), expected \(P, 2\): a row for each position, a column for each exit",
+        ),
+        ({"agrees": [[1]]}, r"agrees has shape \(1, 1\), expected \(2, 1\), the shape of confidence"),
+        ({"confidence": [[0.5], [float("nan")]]}, "confidence is NaN in row 1, column 0: expected numbers from 0 to 1"),
+        ({"confidence": [[0.5], [1.5]]}, "confidence holds values from 0.5 to 1.5, expected 0 to 1"),
+        ({"agrees": [[1], [-1]]}, "agrees holds values from -1 to 1, expected 0 to 1"),
+        ({"agrees": [[1], [0.5]]}, "agrees holds values between 0 and 1 under rule 'greedy', expected 0 or 1"),
+        ({"prompts": [1, 2]}, "prompts has lengths that add up to 3, the shortest 1: expected at least 1 each, and 2 in all"),
+        ({"prompts": [2, 0]}, "prompts has lengths that add up to 2, the shortest 0: expected at least 1 each"),
+        ({"prompts": ["a"]}, "prompts has 1 names, expected one for each of the 2 rows"),
+        ({"prompts": [1, 1], "prompt_tokens": [3]}, "prompt_tokens has 1 entries, expected one for each of the 2 prompts"),
+        ({"max_new_tokens": 1}, "max_new_tokens is 1, expected at least 2, the length of the longest text"),
+        ({"exits": (0,)}, "exit"),
+    ],
+)
+def test_arrays_that_make_no_trace_are_refused(changes: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"confidence": [[0.5], [0.5]], "agrees": [[1], [0]], "exits": (6,)}
+    with pytest.raises((ValueError, BadPolicy), match=message):
+        Trace.from_arrays(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_rows_of_a_prompt_that_do_not_follow_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="rows of 'a' do not follow each other, expected each prompt's rows together"):
+        Trace.from_arrays(np.full((3, 1), 0.5), np.ones((3, 1)), exits=(6,), prompts=["a", "b", "a"])

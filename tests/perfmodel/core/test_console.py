@@ -53,20 +53,20 @@ def test_log_records_are_notes_and_warnings_and_notes_of_other_packages_need_ver
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def command(_: argparse.Namespace) -> int:
-        for name in ("calibrate.inputs.find_target", "somebody"):
+        for name in ("calibrate.inputs.target", "somebody"):
             for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
                 logging.getLogger(name).log(level, "%s at %d", name, level)
         return 0
 
     assert run(command) == 0
     ours = [
-        "note: calibrate.inputs.find_target at 20",
-        "warning: calibrate.inputs.find_target at 30",
-        "warning: calibrate.inputs.find_target at 40",
+        "note: calibrate.inputs.target at 20",
+        "warning: calibrate.inputs.target at 30",
+        "warning: calibrate.inputs.target at 40",
     ]
     assert capsys.readouterr().err.splitlines() == [*ours, "warning: somebody at 30", "warning: somebody at 40"]
     assert run(command, "-v") == 0
-    more = ["note: calibrate.inputs.find_target at 10", *ours, "note: somebody at 20"]
+    more = ["note: calibrate.inputs.target at 10", *ours, "note: somebody at 20"]
     assert capsys.readouterr().err.splitlines() == [*more, "warning: somebody at 30", "warning: somebody at 40"]
 
 
@@ -101,7 +101,8 @@ def test_wrong_input_is_one_message_with_its_notes_and_code_two(capsys: pytest.C
     assert run(raising(error)) == 2
     assert capsys.readouterr() == (
         "",
-        "s2d-test: unknown device 'h100x': did you mean 'h100'? docs/hardware.md lists all 1.\nwhile reading --profile cpu.json\n",
+        "s2d-test: unknown device 'h100x': did you mean 'h100'? docs/hardware.md lists all 1.\n"
+        "while reading --profile cpu.json\n",
     )
 
 

@@ -90,7 +90,7 @@ def test_replay_equals_the_reference_in_every_field_of_the_record(case: Case) ->
     entries = list(reference.count_entries(trace, [policy], by_prompt=True, keep_blocks=True))
     prompts = trace.header.prompts
     by_prompt = [[entry for entry in entries if entry.group == number] for number in range(len(prompts))]
-    num_exits = len(trace.header.draft.exit_layers)
+    num_exits = len(trace.header.exit_layers)
     assert replay_prompts(trace, policy) == tuple(
         record_of(group, num_exits, prompt.num_positions) for group, prompt in zip(by_prompt, prompts, strict=True)
     )
@@ -138,16 +138,23 @@ def test_replay_is_the_same_without_the_compiled_module(case: Case) -> None:
         assert block_lengths(trace, policies[0]) == blocks
 
 
-def test_without_the_compiled_module_one_warning_says_how_to_get_it(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("spec", "problem", "fix"),
+    [
+        (None, "replay was not compiled when s2d was installed", "Install a C compiler, then install s2d again."),
+        (object(), "the compiled replay belongs to another version of s2d", "Install s2d again."),
+    ],
+    ids=["missing", "stale"],
+)
+def test_without_the_compiled_module_one_warning_explains_how_to_get_it(
+    caplog: pytest.LogCaptureFixture, spec: object, problem: str, fix: str
+) -> None:
     replay_module._warn_not_compiled.cache_clear()
     trace = make_trace(TraceSpec(num_positions=[5]))
-    with patch("perfmodel.replay.replay.compiled", None):
+    with patch("perfmodel.replay.replay.compiled", None), patch("perfmodel.replay.replay.find_spec", return_value=spec):
         replay(trace, None)
         replay(trace, None)
-    assert caplog.messages == [
-        "replay was not compiled when s2d was installed, and takes hundreds of times as long. "
-        "Install a C compiler, then install s2d again."
-    ]
+    assert caplog.messages == [f"{problem}: the reference implementation runs, which takes hundreds of times as long. {fix}"]
 
 
 @settings(max_examples=150)

@@ -32,6 +32,12 @@ def test_rates_are_per_round_and_per_drafted_token() -> None:
     assert stats(num_drafted=0, num_accepted=0.0).accepted_frac is None
 
 
+def test_a_record_prints_its_rates_and_counts() -> None:
+    assert str(stats()) == "2.50 tokens per round: 10 tokens in 4 rounds; 6 of 8 drafted tokens accepted (75.0 %)"
+    plain = stats(num_drafted=0, num_accepted=0.0, num_rounds=10)
+    assert str(plain) == "1.00 tokens per round: 10 tokens in 10 rounds; 0 of 0 drafted tokens accepted"
+
+
 def test_a_sum_joins_equal_passes_and_pads_shorter_columns() -> None:
     other = PassCount(kind="verify", stage=0, rows=2, num_passes=1, cached_tokens_sum=5)
     longer = stats(drafted_by_position=(4, 3, 1), accepted_by_position=(2.0, 1.0, 1.0), passes=(other, stats().passes[0]))

@@ -14,7 +14,7 @@ from perfmodel.core.errors import Mismatch, OutOfSpace
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.acceptance.record_acceptance import ExitRecorder, check_resumable, empty_trace, record_acceptance
-from profiler.latency.profiling_job import Job
+from profiler.latency.profiling_job import ProfilingJob
 from s2d.decoding.encode_prompts import EncodedPrompt, encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.decoding.verify import make_verifier
@@ -27,16 +27,21 @@ SAMPLED = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=None,
 RATIO = Sampling(rule="ratio", temperature=0.9, top_k=8, top_p=0.95, seed=3)
 
 
-def job_of(folders: Folders, sampling: Sampling) -> Job:
+def job_of(folders: Folders, sampling: Sampling) -> ProfilingJob:
     pair = load_pair(PairRequest(target=str(folders.target), draft=str(folders.draft), dtype="fp32", device="cpu"))
     prompts = encode_prompts(pair, read_prompts(folders.prompts)[:3], max_new_tokens=40)
-    return Job(pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=40, draft_cap=4, seed=0)
+    return ProfilingJob(
+        pair=pair, prompts=prompts, sampling=sampling, confidence="max-prob", max_new_tokens=40, draft_cap=4, seed=0
+    )
 
 
-def trace_of(job: Job) -> Trace:
-    asker = job.asker(job.session())
+def trace_of(job: ProfilingJob) -> Trace:
+    recorder = job.exit_recorder(job.session())
     return record_acceptance(
-        lambda number: asker.trace(job.prompts[number]), len(job.prompts), empty_trace(asker.header), save=lambda trace: None
+        lambda number: recorder.trace(job.prompts[number]),
+        len(job.prompts),
+        empty_trace(recorder.header),
+        save=lambda trace: None,
     )
 
 
@@ -45,7 +50,7 @@ def test_a_trace_holds_the_text_of_the_plain_target(folders: Folders) -> None:
     trace, session = trace_of(job), job.session()
     written = [session.generate(prompt.token_ids, job.settings(None, 40)).tokens for prompt in job.prompts]
     assert [tuple(trace.subset([i]).target_token) for i in range(3)] == written
-    assert trace.header.draft.exit_layers == EXITS
+    assert trace.header.exit_layers == EXITS
     assert [prompt.prompt_tokens for prompt in trace.header.prompts] == [len(prompt.token_ids) for prompt in job.prompts]
 
 
@@ -73,22 +78,22 @@ def test_under_the_ratio_rule_acceptance_is_a_probability_and_sure_for_a_draft_t
 
 def test_an_interrupted_trace_goes_on_where_it_was_and_ends_the_same(folders: Folders) -> None:
     job = job_of(folders, GREEDY)
-    asker, kept = job.asker(job.session()), []
+    recorder, kept = job.exit_recorder(job.session()), []
 
     def interrupted(number: int):
         if number == 2:
             raise KeyboardInterrupt
-        return asker.trace(job.prompts[number])
+        return recorder.trace(job.prompts[number])
 
     with pytest.raises(KeyboardInterrupt):
-        record_acceptance(interrupted, 3, empty_trace(asker.header), save=kept.append)
+        record_acceptance(interrupted, 3, empty_trace(recorder.header), save=kept.append)
     (partial,) = kept
     assert len(partial.header.prompts) == 2
     asked: list[int] = []
 
     def rest(number: int):
         asked.append(number)
-        return asker.trace(job.prompts[number])
+        return recorder.trace(job.prompts[number])
 
     whole, expected = record_acceptance(rest, 3, partial, save=lambda trace: None), trace_of(job)
     assert asked == [2]
@@ -108,8 +113,8 @@ def test_a_trace_of_other_settings_or_prompts_is_not_gone_on_with(folders: Folde
             r"draft_sha256 \w{12}, confidence max-prob, not for",
         ),
         (
-            {"draft": replace(header.draft, exit_layers=(1, 4))},
-            "draft with exits 1/2/4, not for draft draft with exits 1/4",
+            {"exit_layers": (1, 4)},
+            "exit_layers 1/2/4, not for exit_layers 1/4",
         ),
     ):
         with pytest.raises(Mismatch, match=f"unfinished trace 'kept' was .*{said}"):
@@ -123,13 +128,17 @@ def test_a_trace_of_other_settings_or_prompts_is_not_gone_on_with(folders: Folde
 
 def test_a_disk_that_is_full_for_a_while_loses_no_prompt(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
     job = job_of(folders, GREEDY)
-    asker = job.asker(job.session())
+    recorder = job.exit_recorder(job.session())
 
     def full(trace: Trace) -> None:
         raise OutOfSpace("kept")
 
     whole = record_acceptance(
-        lambda number: asker.trace(job.prompts[number]), 3, empty_trace(asker.header), save=full, clock=count(step=60).__next__
+        lambda number: recorder.trace(job.prompts[number]),
+        3,
+        empty_trace(recorder.header),
+        save=full,
+        clock=count(step=60).__next__,
     )
     assert len(whole.header.prompts) == 3
     assert capsys.readouterr().err.count("warning: no space left to write 'kept'") == 3
@@ -187,8 +196,8 @@ def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(samplin
         generate=lambda token_ids, settings: SimpleNamespace(tokens=written),
         noise=lambda sampling: new_noise_table(sampling, vocab_size, pair.device),
     )
-    asker = ExitRecorder(pair, session, sampling, confidence, len(written), num_mistakes=0)
-    traced = asker.trace(EncodedPrompt(name="p", category="c", token_ids=prompt))
+    recorder = ExitRecorder(pair, session, sampling, confidence, len(written), num_mistakes=0)
+    traced = recorder.trace(EncodedPrompt(name="p", category="c", token_ids=prompt))
     verifier, text = make_verifier(sampling, confidence, pair.device), [*prompt, *written]
     verifier.start(len(prompt), len(text))
     for step, number in np.ndindex(traced.confidence.shape):
@@ -219,9 +228,9 @@ def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(
     plain = [session.generate(prompt.token_ids, job.settings(None, 40)) for prompt in job.prompts]
     longest = max(len(prompt.token_ids) + 40 for prompt in job.prompts)
     num_rows.clear()
-    asker = ExitRecorder(job.pair, session, SAMPLED, "max-prob", 40, num_mistakes=2)
+    recorder = ExitRecorder(job.pair, session, SAMPLED, "max-prob", 40, num_mistakes=2)
     for prompt in job.prompts:
-        asker.trace(prompt)
+        recorder.trace(prompt)
     assert sum(num_rows) == 0  # the table of the session serves the recording, and what is behind the mistakes
     num_rows.clear()
     check = compare_outputs(job.pair, job.prompts, SAMPLED, plain, plain)

@@ -10,7 +10,7 @@ from perfmodel.models.geometry import SELF_DRAFT
 from perfmodel.policies.sampling import GREEDY, Sampling
 from profiler.acceptance.record_acceptance import empty_trace, extended
 from profiler.acceptance.record_off_path import TOKENS_PER_MISTAKE, draw_mistakes
-from profiler.latency.profiling_job import Job
+from profiler.latency.profiling_job import ProfilingJob
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.decoding.process_logits import LogitsProcessor
@@ -25,12 +25,12 @@ RATIO = Sampling(rule="ratio", temperature=0.9, top_k=8, top_p=0.95, seed=3)
 NEW_TOKENS, NUM_MISTAKES = 30, 3
 
 
-def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> Job:
+def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> ProfilingJob:
     pair = replace(
         load_pair(PairRequest(target=str(folders.target), draft=draft or str(folders.draft), dtype="fp32", device="cpu")),
         eos_token_id=None,
     )
-    return Job(
+    return ProfilingJob(
         pair=pair,
         prompts=encode_prompts(pair, read_prompts(folders.prompts)[:3], max_new_tokens=NEW_TOKENS),
         sampling=sampling,
@@ -42,12 +42,12 @@ def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> Jo
     )
 
 
-def trace_of(job: Job, *numbers: int) -> Trace:
-    asker = job.asker(job.session())
-    return extended(empty_trace(asker.header), [asker.trace(job.prompts[number]) for number in numbers])
+def trace_of(job: ProfilingJob, *numbers: int) -> Trace:
+    recorder = job.exit_recorder(job.session())
+    return extended(empty_trace(recorder.header), [recorder.trace(job.prompts[number]) for number in numbers])
 
 
-def told_by_whole_passes(job: Job, trace: Trace) -> dict[int, list[list[float]]]:
+def told_by_whole_passes(job: ProfilingJob, trace: Trace) -> dict[int, list[list[float]]]:
     """Confidences behind the mistakes of the first prompt, by step: a pass over the whole text for every token."""
     first = job.prompts[0].token_ids
     text, exits = [*first, *trace.target_token.tolist()], job.pair.geometry.exit_layers

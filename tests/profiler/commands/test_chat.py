@@ -32,7 +32,7 @@ def test_a_chat_is_traced_up_to_its_first_answer(folders: Folders, tmp_path: Pat
     argv = ["acceptance", "--target", str(target), "--draft", str(folders.draft), "--prompts", str(prompts)]
     argv += ["--split", "all", "--max-new-tokens", "8", "--draft-cap", "3", "-o", str(out)]
     assert main_profile(argv) == 2
-    assert "prompt 'told' is a conversation: expected a text to go on from. Give --chat" in capsys.readouterr().err
+    assert "prompt 'told' is a conversation: expected a text to continue. Give --chat" in capsys.readouterr().err
     assert main_profile([*argv, "--chat"]) == 0
     traced = TRACE_FILE.read(out / "trace.npz").record.header.prompts
     assert [(one.name, one.prompt_tokens) for one in traced] == [("81", 3), ("told", 4)]

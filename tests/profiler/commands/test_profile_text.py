@@ -5,7 +5,7 @@ import pytest
 from perfmodel.passes.kernels import STANDARD_KERNELS, KernelTrial
 from perfmodel.passes.passes import PassSample, PassSamples
 from perfmodel.policies.policy import CalibrationCurve
-from profiler.commands.profile_text import acceptance_table, kernels_line, off_path_lines, warnings_of
+from profiler.commands.profile_text import acceptance_text, kernels_text, latency_warnings, off_path_text
 from profiler.latency.pass_log import PassLog
 from s2d.loading.sidecar import Calibration
 from tests.calibrate.factories import DRAFT, TARGET
@@ -17,13 +17,13 @@ FLAT = CalibrationCurve(confidence=(0.5,), agreement=(0.5,))
 
 def calibration(kind: str) -> Calibration:
     """Exits agree with probability 0.55 + 0.4 c - 0.2 at confidence c, and 0.1 more with each exit: see `make_trace`."""
-    agreements = [0.35 + 0.1 * exit_id for exit_id in range(len(TRACE.header.draft.exit_layers))]
+    agreements = [0.35 + 0.1 * exit_id for exit_id in range(len(TRACE.header.exit_layers))]
     curves = tuple(CalibrationCurve(confidence=(0.0, 1.0), agreement=(low, min(1.0, low + 0.4))) for low in agreements)
     return Calibration(confidence=kind, curves=curves, targets=("any",), num_positions=100)
 
 
 def test_a_calibration_that_came_with_the_draft_is_held_against_the_trace() -> None:
-    header, _, *lines = acceptance_table(TRACE, calibration("max-prob")).splitlines()
+    header, _, *lines = acceptance_text(TRACE, calibration("max-prob")).splitlines()
     assert header.endswith("ECE bare  ECE of the draft's calibration")
     for line in lines:
         *_, bare, _, calibrated, _ = line.split()
@@ -33,23 +33,23 @@ def test_a_calibration_that_came_with_the_draft_is_held_against_the_trace() -> N
 
 def test_one_that_does_not_hold_shows_it() -> None:
     (wrong,) = (Calibration(confidence="max-prob", curves=(FLAT,) * 4, targets=("any",), num_positions=1),)
-    last = acceptance_table(TRACE, wrong).splitlines()[-1]
+    last = acceptance_text(TRACE, wrong).splitlines()[-1]
     assert float(last.split()[-2]) > 20.0
 
 
 def test_nothing_is_shown_where_none_came_or_one_of_another_confidence() -> None:
-    plain = acceptance_table(TRACE, None)
+    plain = acceptance_text(TRACE, None)
     assert "ECE" not in plain
-    assert acceptance_table(TRACE, calibration("margin")) == plain
+    assert acceptance_text(TRACE, calibration("margin")) == plain
 
 
 def test_what_was_recorded_off_the_path_is_counted_and_said_to_be_too_few_where_it_is() -> None:
-    assert off_path_lines(TRACE) == []
+    assert off_path_text(TRACE) == []
     many, few = (make_trace(TraceSpec(num_positions=[250], num_off_path=number)) for number in (4000, 40))
-    [enough] = off_path_lines(many)
+    [enough] = off_path_text(many)
     assert enough.startswith("4000 tokens off the path, ")
     assert enough.endswith("of them by the deepest exit")
-    [lacking] = off_path_lines(few)
+    [lacking] = off_path_text(few)
     assert lacking.endswith("too few, 100 are needed, so the text's own confidences stand in")
 
 
@@ -60,10 +60,10 @@ def test_kernels_are_shown_with_what_they_gain_where_others_were_timed() -> None
         KernelTrial(kernels=STANDARD_KERNELS, draft_layer_s=2e-5, target_layer_s=2e-5, **seconds),
         KernelTrial(kernels=fused, draft_layer_s=1e-5, target_layer_s=1e-5, **seconds),
     ]
-    assert kernels_line(fused, (), DRAFT, TARGET) == "kernels  input-major,products,fused"
-    assert kernels_line(STANDARD_KERNELS, trials, DRAFT, TARGET) == "kernels  input-major,products,two-step, the fastest of 2"
+    assert kernels_text(fused, (), DRAFT, TARGET) == "kernels  input-major,products,fused"
+    assert kernels_text(STANDARD_KERNELS, trials, DRAFT, TARGET) == "kernels  input-major,products,two-step, the fastest of 2"
     gain = "a round takes 50.0 % less than with input-major,products,two-step"
-    assert kernels_line(fused, trials, DRAFT, TARGET) == f"kernels  input-major,products,fused, the fastest of 2: {gain}"
+    assert kernels_text(fused, trials, DRAFT, TARGET) == f"kernels  input-major,products,fused, the fastest of 2: {gain}"
 
 
 @pytest.mark.parametrize("pause_s", [10.0, 36_000.0, 1e300])
@@ -71,7 +71,7 @@ def test_a_paused_pass_is_warned_of_and_hides_no_other_warning(pause_s: float) -
     unsteady = (4e-3, 5e-3, 6e-3) * 20
     log = PassLog()
     log.add(PassSamples.from_passes(PassSample("verify", 0, 1, 9, 1, seconds) for seconds in (*unsteady, pause_s)))
-    scatter, paused = warnings_of(log, never=())
+    scatter, paused = latency_warnings(log, never=())
     assert scatter.startswith("verify of 1 row: quartiles 40.0 % of the median apart over 61 samples")
     assert paused.startswith("1 verify pass of ")
     assert paused.endswith("was left out: was the process stopped, or the machine suspended?")

@@ -12,7 +12,7 @@ from profiler.latency.pass_grid import PassKey, ProfilingRun
 from profiler.latency.pass_log import (
     PassLog,
     keys_label,
-    lacking_passes,
+    missing_passes,
     thinned,
     unsteady_passes,
 )
@@ -25,7 +25,7 @@ def fixed(draft_cap: int) -> Policy:
     return Policy(exits=(1,), tokens=draft_cap)
 
 
-def turns_of(*caps: int, new_tokens: int = 32) -> list[ProfilingRun]:
+def profiling_runs(*caps: int, new_tokens: int = 32) -> list[ProfilingRun]:
     return [ProfilingRun(policy=fixed(cap), new_tokens=new_tokens, text=None) for cap in caps]
 
 
@@ -45,35 +45,35 @@ def run(
     told: list[tuple] = []
     rng = np.random.default_rng(0)
     runs = take_runs(runtime.decode, grid, TEXTS, needed=needed, enough_samples=enough_samples, log=log, rng=rng)
-    measure_latency(runs, budget_s, on_turn=lambda *event: told.append(event), clock=runtime.clock)
+    measure_latency(runs, budget_s, on_run=lambda *event: told.append(event), clock=runtime.clock)
     return told
 
 
 def test_measuring_ends_when_every_policy_had_its_turn_and_every_pass_has_enough() -> None:
     runtime, log = FakeRuntime(), PassLog()
     needed = {verify_key(rows) for rows in (1, 2, 4, 6)}
-    told = run(runtime, turns_of(1, 3, 5), needed, log, enough_samples=30)
-    assert not lacking_passes(log, needed, 30)
+    told = run(runtime, profiling_runs(1, 3, 5), needed, log, enough_samples=30)
+    assert not missing_passes(log, needed, 30)
     assert {policy for policy, _, _ in runtime.calls} == {fixed(1), fixed(3), fixed(5), None}
     assert told[-1][1] == 0
 
 
 def test_measuring_ends_when_the_budget_is_spent_though_a_pass_never_comes() -> None:
     runtime, log = FakeRuntime(), PassLog()
-    run(runtime, turns_of(2), {verify_key(9)}, log, budget_s=2.0)
+    run(runtime, profiling_runs(2), {verify_key(9)}, log, budget_s=2.0)
     assert 2.0 <= runtime.now_s < 3.0
     assert len(log) > 0
 
 
 def test_the_seconds_kept_are_the_runtime_s_own() -> None:
     runtime, log = FakeRuntime(), PassLog()
-    run(runtime, turns_of(3), {verify_key(4)}, log, enough_samples=5)
+    run(runtime, profiling_runs(3), {verify_key(4)}, log, enough_samples=5)
     assert set(log.seconds_by_key()[verify_key(4)]) == {VERIFY_S + 3 * VERIFY_ROW_S}
 
 
 def test_each_turn_decodes_from_one_place_with_and_without_a_draft_in_both_orders() -> None:
     runtime = FakeRuntime()
-    run(runtime, turns_of(*range(1, 13)), set(), PassLog())
+    run(runtime, profiling_runs(*range(1, 13)), set(), PassLog())
     runs = list(zip(runtime.calls[::2], runtime.calls[1::2], strict=True))
     assert len(runs) == 1 + 12  # the first is warm-up
     assert all(first[1:] == second[1:] for first, second in runs)
@@ -83,7 +83,7 @@ def test_each_turn_decodes_from_one_place_with_and_without_a_draft_in_both_order
 
 def test_a_turn_starts_after_the_prompt_and_leaves_room_for_itself() -> None:
     runtime = FakeRuntime()
-    run(runtime, turns_of(*[4] * 60, new_tokens=16), set(), PassLog())
+    run(runtime, profiling_runs(*[4] * 60, new_tokens=16), set(), PassLog())
     lengths = {len(prompt) for _, prompt, _ in runtime.calls}
     assert min(lengths) >= 20
     assert max(lengths) <= 84
@@ -92,25 +92,25 @@ def test_a_turn_starts_after_the_prompt_and_leaves_room_for_itself() -> None:
 
 def test_a_turn_of_one_text_comes_first_and_starts_at_the_end_of_its_prompt() -> None:
     runtime = FakeRuntime()
-    grid = [*turns_of(1, 2, 3), ProfilingRun(policy=fixed(1), new_tokens=60, text=1)]
+    grid = [*profiling_runs(1, 2, 3), ProfilingRun(policy=fixed(1), new_tokens=60, text=1)]
     run(runtime, grid, set(), PassLog())
     assert {prompt for _, prompt, _ in runtime.calls[2:4]} == {tuple(range(30))}
     assert {(policy is None, new_tokens) for policy, _, new_tokens in runtime.calls[2:4]} == {(True, 60), (False, 60)}
 
 
 def test_after_the_first_time_the_policy_that_makes_what_is_lacking_is_chosen() -> None:
-    runs = ProfilingRuns(turns_of(1, 2, 3), np.random.default_rng(0))
+    runs = ProfilingRuns(profiling_runs(1, 2, 3), np.random.default_rng(0))
     rare = PassKey(kind="segment", stage=2, rows=9)
     for _ in range(3):
         place = runs.next({rare})
         runs.made(place, {rare: 4} if place == 1 else {})  # type: ignore[arg-type]
-    assert runs.all_seen
+    assert runs.all_taken
     assert [runs.next({rare}) for _ in range(5)] == [1] * 5
 
 
 def test_the_first_turn_is_warm_up_and_not_kept() -> None:
     runtime, log = FakeRuntime(), PassLog()
-    run(runtime, turns_of(2), set(), log)
+    run(runtime, profiling_runs(2), set(), log)
     assert len(runtime.calls) == 4
     assert sum(number for key, number in log.counts.items() if key.kind == "target_prefill") == 2
 

@@ -1,19 +1,18 @@
 """The two latency profiles of a pair: whose passes each holds, and that a plan and a fit can be made from them."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
-from calibrate.planning.evidence import gather_evidence
+from calibrate.inputs.requests import PlanRequest
+from calibrate.planning.make_plan import gather_evidence
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.passes import PASS_MODEL
 from profiler.commands.profile_cli import main_profile
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 from tests.profiler.conftest import EXITS, Folders
 
 SEGMENTS = range(len(EXITS))
@@ -54,7 +53,7 @@ def test_a_pair_profiled_on_any_gpu_of_the_table_can_be_planned_for(evidence: Pa
     trace = evidence / "trace.npz"
     for hardware in KNOWN_HARDWARE:
         profiles = tuple(on_gpu(evidence, role, hardware, tmp_path) for role in ("draft", "target"))
-        _, pricing = gather_evidence(replace(NOTHING_ASKED, trace=trace, profiles=profiles))
+        _, pricing = gather_evidence(PlanRequest(trace=trace, profiles=profiles))
         assert pricing.device.device == hardware.name
         assert {part.level for part in pricing.evidence} == {"measured"}
     files = [word for path in profiles for word in ("--profile", str(path))]

@@ -23,7 +23,7 @@ from profiler.latency.pass_grid import (
     threshold_leaving,
 )
 from profiler.latency.pass_log import PassLog
-from profiler.latency.profiling_job import Job, turns_of
+from profiler.latency.profiling_job import ProfilingJob, profiling_runs
 from s2d.decoding.encode_prompts import EncodedPrompt
 from tests.s2d.decoding.test_replay_equals_runtime import tiny_pair
 from tests.s2d.model.test_cuda_graphs import graphed
@@ -164,8 +164,8 @@ def test_running_ahead_is_measured_where_passes_are_graphs(is_graphed: bool) -> 
         pair = replace(pair, target=graphed(pair.target), draft=graphed(pair.draft))
     prompts = (EncodedPrompt(name="a", category="random", token_ids=(3, 1, 2)),)
     common = {"sampling": GREEDY, "confidence": "max-prob", "max_new_tokens": 12, "draft_cap": 4, "seed": 0}
-    job, log = Job(pair=replace(pair, eos_token_id=None), prompts=prompts, **common), PassLog()
-    runs = turns_of(job, log)
-    while not next(runs).all_seen:
+    job, log = ProfilingJob(pair=replace(pair, eos_token_id=None), prompts=prompts, **common), PassLog()
+    runs = profiling_runs(job, log)
+    while not next(runs).all_taken:
         pass
     assert ("ahead" in log.samples().kind) == is_graphed == any(key.kind == "ahead" for key in job.needed_passes())

@@ -1,3 +1,5 @@
+"""The decoding loop: speculation writes what the plain target writes, and its passes are counted and timed."""
+
 import random
 from dataclasses import replace
 
@@ -90,16 +92,19 @@ def test_speculation_writes_what_the_plain_target_writes(
     common = {"sampling": sampling, "max_new_tokens": new_tokens, "eos_token_id": eos}
     plain = generate(TARGET, None, prompt, policy=None, **common)
     streamed: list[int] = []
-    found = generate(TARGET, draft, prompt, policy=policy, on_tokens=streamed.extend, **common)
-    assert found.tokens == plain.tokens == tuple(streamed)
-    assert len(found.tokens) <= new_tokens
-    assert eos is None or eos not in found.tokens[:-1]
-    assert sum(accepted + 1 for _, accepted in found.blocks) - len(found.tokens) in (0, 1)  # 1: an accepted end of text
-    assert found.rounds.num_drafted == sum(found.rounds.exits_taken)
+    generation = generate(TARGET, draft, prompt, policy=policy, on_tokens=streamed.extend, **common)
+    assert generation.tokens == plain.tokens == tuple(streamed)
+    assert len(generation.tokens) <= new_tokens
+    assert eos is None or eos not in generation.tokens[:-1]
+    assert sum(accepted + 1 for _, accepted in generation.blocks) - len(generation.tokens) in (
+        0,
+        1,
+    )  # 1: an accepted end of text
+    assert generation.rounds.num_drafted == sum(generation.rounds.exits_taken)
 
 
-class Whim:
-    """Another policy before every round, for no reason."""
+class RandomSelector:
+    """A random policy for each round."""
 
     def __init__(self, policies: list[Policy | None], seed: int) -> None:
         self.policies = policies
@@ -120,15 +125,17 @@ def test_a_policy_that_changes_before_every_round_writes_what_the_plain_target_w
 ) -> None:
     draft = DRAFTS[name]
     some = st.lists(policies((draft or TARGET).exit_layers), min_size=1, max_size=3)
-    whims = [None, *(replace(policy, confidence="max-prob") for policy in data.draw(some))]
+    choices = [None, *(replace(policy, confidence="max-prob") for policy in data.draw(some))]
     decoding = Settings(policy=None, sampling=sampling, max_new_tokens=30, eos_token_id=data.draw(st.sampled_from([None, EOS])))
     session = Session(TARGET, draft, len(prompt) + 30)
     plain = session.generate(prompt, decoding)
-    found = session.generate(prompt, decoding, selector=Whim(whims, data.draw(st.integers(0, 99))))
-    assert found.tokens == plain.tokens
-    assert set(found.policies) <= set(whims)
-    assert all(not drafted for policy, (drafted, _) in zip(found.policies, found.blocks, strict=True) if policy is None)
-    assert found.rounds.num_drafted == sum(found.rounds.exits_taken)
+    generation = session.generate(prompt, decoding, selector=RandomSelector(choices, data.draw(st.integers(0, 99))))
+    assert generation.tokens == plain.tokens
+    assert set(generation.policies) <= set(choices)
+    assert all(
+        not drafted for policy, (drafted, _) in zip(generation.policies, generation.blocks, strict=True) if policy is None
+    )
+    assert generation.rounds.num_drafted == sum(generation.rounds.exits_taken)
 
 
 class PolicySequence:
@@ -145,49 +152,51 @@ class PolicySequence:
         self.index = self.policies.index(next(self._left, None))
 
 
-def test_a_draft_that_comes_back_catches_up_on_all_that_was_decoded_without_it_in_one_pass() -> None:
-    one = fixed((4,), 1)
+def test_a_draft_catches_up_in_one_pass_on_tokens_decoded_without_it() -> None:
+    drafting = fixed((4,), 1)
     session = Session(TARGET, DRAFTS["separate"], 40)
     decoding = Settings(policy=None, sampling=GREEDY, max_new_tokens=20, eos_token_id=None)
-    found = session.generate([1, 2, 3], decoding, selector=PolicySequence([one, None, None, None, one]))
-    draft_passes = [sample.rows for sample in found.samples if sample.kind == "segment"]
-    accepted = found.blocks[0][1]
-    assert draft_passes == [1] * 3 + [1 + accepted + 3] * 3  # three segments: the first lead, then all up to the new one
-    assert found.policies[:5] == (one, None, None, None, one)
+    generation = session.generate([1, 2, 3], decoding, selector=PolicySequence([drafting, None, None, None, drafting]))
+    draft_passes = [sample.rows for sample in generation.samples if sample.kind == "segment"]
+    accepted = generation.blocks[0][1]
+    assert (
+        draft_passes == [1] * 3 + [1 + accepted + 3] * 3
+    )  # three segments: first the lead, then all tokens up to the new lead
+    assert generation.policies[:5] == (drafting, None, None, None, drafting)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4, 5, 6], [22, 8, 16]])
-def test_plain_decoding_equals_generate_of_transformers(prompt: list[int], penalty: float) -> None:
+def test_plain_decoding_equals_transformers_generate(prompt: list[int], penalty: float) -> None:
     ids = torch.tensor([prompt])
     options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": EOS, "repetition_penalty": penalty}
     written = tiny_llama(TinySpec()).generate(ids, attention_mask=torch.ones_like(ids), **options)
     sampling = replace(GREEDY, repetition_penalty=penalty)
-    found = generate(TARGET, None, prompt, policy=None, sampling=sampling, max_new_tokens=60, eos_token_id=EOS)
-    assert found.tokens == tuple(written[0, len(prompt) :].tolist())
+    generation = generate(TARGET, None, prompt, policy=None, sampling=sampling, max_new_tokens=60, eos_token_id=EOS)
+    assert generation.tokens == tuple(written[0, len(prompt) :].tolist())
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, PENALISED, PENALISED_NOISE], ids=lambda sampling: sampling.label)
-def test_a_draft_that_always_agrees_is_accepted_whole(sampling: Sampling) -> None:
-    """With penalties only if exits and target count the drafted tokens before each of a block's positions alike."""
+def test_blocks_of_a_draft_that_always_agrees_are_fully_accepted(sampling: Sampling) -> None:
+    """With penalties this holds only if exits and target count the drafted tokens before each position alike."""
     draft, common = tiny_model(TinySpec(), (6,)), {"sampling": sampling, "max_new_tokens": 23, "eos_token_id": None}
-    found = generate(TARGET, draft, [1, 2], policy=fixed((6,), 4), **common)
-    assert found.tokens == generate(TARGET, None, [1, 2], policy=None, **common).tokens
-    # 4 rounds of 4 + bonus make 20; three more are allowed, so two are drafted.
-    assert found.blocks == ((4, 4), (4, 4), (4, 4), (4, 4), (2, 2))
-    first_segment = [(p.rows, p.num_passes) for p in found.rounds.passes if p.kind == "segment"]
-    assert first_segment == [(1, 4 + 3 * 3 + 1), (2, 4)]  # after a full round the draft owes one token more
+    generation = generate(TARGET, draft, [1, 2], policy=fixed((6,), 4), **common)
+    assert generation.tokens == generate(TARGET, None, [1, 2], policy=None, **common).tokens
+    # 4 rounds of 4 + bonus make 20. Three more tokens are allowed, so two are drafted.
+    assert generation.blocks == ((4, 4), (4, 4), (4, 4), (4, 4), (2, 2))
+    first_segment = [(p.rows, p.num_passes) for p in generation.rounds.passes if p.kind == "segment"]
+    assert first_segment == [(1, 4 + 3 * 3 + 1), (2, 4)]  # after a fully accepted round the draft has one more token to process
 
 
-def test_a_draft_that_never_agrees_costs_a_round_a_token() -> None:
+def test_a_draft_that_never_agrees_gives_one_token_per_round() -> None:
     draft = contrary(tiny_model(TinySpec(), (6,)))
-    found = generate(TARGET, draft, [1, 2], policy=fixed((6,), 3), sampling=GREEDY, max_new_tokens=10, eos_token_id=None)
-    assert found.blocks == ((3, 0),) * 7 + ((2, 0), (1, 0), (0, 0))
-    assert found.rounds.tokens_per_round == 1
+    generation = generate(TARGET, draft, [1, 2], policy=fixed((6,), 3), sampling=GREEDY, max_new_tokens=10, eos_token_id=None)
+    assert generation.blocks == ((3, 0),) * 7 + ((2, 0), (1, 0), (0, 0))
+    assert generation.rounds.tokens_per_round == 1
 
 
-def test_the_published_length_rule_adds_two_or_takes_one() -> None:
+def test_the_heuristic_length_grows_by_two_or_shrinks_by_one() -> None:
     policy = Policy(exits=(6,), tokens=5, stop=HeuristicLength(start=2))
     common = {"sampling": GREEDY, "max_new_tokens": 24, "eos_token_id": None}
     agreeing = tiny_model(TinySpec(), (6,))
@@ -201,56 +210,58 @@ def test_a_block_ends_at_a_drafted_end_of_text() -> None:
     plain = generate(TARGET, None, [1, 2], policy=None, sampling=GREEDY, max_new_tokens=30, eos_token_id=None)
     eos = plain.tokens[6]
     end = plain.tokens.index(eos)
-    found = generate(TARGET, draft, [1, 2], policy=fixed((6,), 8), sampling=GREEDY, max_new_tokens=30, eos_token_id=eos)
-    assert found.tokens == plain.tokens[: end + 1]
-    assert found.blocks[-1][0] == found.blocks[-1][1]  # the end of text was drafted last, accepted, and has no bonus
-    assert sum(found.rounds.exits_taken) == found.rounds.num_drafted == end + 1 - (len(found.blocks) - 1)
+    generation = generate(TARGET, draft, [1, 2], policy=fixed((6,), 8), sampling=GREEDY, max_new_tokens=30, eos_token_id=eos)
+    assert generation.tokens == plain.tokens[: end + 1]
+    assert (
+        generation.blocks[-1][0] == generation.blocks[-1][1]
+    )  # the end of text was drafted last and accepted, without a bonus
+    assert sum(generation.rounds.exits_taken) == generation.rounds.num_drafted == end + 1 - (len(generation.blocks) - 1)
 
 
-def test_laps_fill_the_decoding_time_and_name_every_pass() -> None:
+def test_laps_cover_the_decoding_time_and_name_every_pass() -> None:
     clock = Clock()
     draft = DRAFTS["separate"]
     common = {"sampling": GREEDY, "max_new_tokens": 20, "eos_token_id": None}
-    found = generate(TARGET, draft, [1, 2, 3], policy=fixed((1, 4), 3), clock=clock, **common)
-    kinds = set(found.samples.kind)
+    generation = generate(TARGET, draft, [1, 2, 3], policy=fixed((1, 4), 3), clock=clock, **common)
+    kinds = set(generation.samples.kind)
     assert kinds == {"draft_prefill", "target_prefill", "segment", "exit", "verify", "round"}
-    assert found.prefill_s + found.decode_s == pytest.approx(sum(found.samples.seconds))
-    assert found.samples.kind.count("verify") == found.samples.kind.count("round") == found.rounds.num_rounds
-    assert found.samples.cached_tokens[found.samples.kind.index("verify")] == 2
-    assert {p.kind for p in found.rounds.passes} == kinds - set(PREFILL_KINDS)
-    num_prefills = sum(kind in PREFILL_KINDS for kind in found.samples.kind)
-    assert sum(p.num_passes for p in found.rounds.passes) == len(found.samples) - num_prefills
+    assert generation.prefill_s + generation.decode_s == pytest.approx(sum(generation.samples.seconds))
+    assert generation.samples.kind.count("verify") == generation.samples.kind.count("round") == generation.rounds.num_rounds
+    assert generation.samples.cached_tokens[generation.samples.kind.index("verify")] == 2
+    assert {p.kind for p in generation.rounds.passes} == kinds - set(PREFILL_KINDS)
+    num_prefills = sum(kind in PREFILL_KINDS for kind in generation.samples.kind)
+    assert sum(p.num_passes for p in generation.rounds.passes) == len(generation.samples) - num_prefills
 
 
-def prefills(found: Generation) -> list[tuple[PassKind, int, int, int]]:
-    """Kind, stage, rows, and where among the laps, of every pass over the prompt."""
-    laps = enumerate(found.samples)
+def prefills(generation: Generation) -> list[tuple[PassKind, int, int, int]]:
+    """Kind, stage, rows and lap index of each pass over the prompt."""
+    laps = enumerate(generation.samples)
     return [(lap.kind, lap.stage, lap.rows, index) for index, lap in laps if lap.kind in PREFILL_KINDS]
 
 
-def test_a_segment_sees_the_prompt_before_its_first_pass_and_only_if_there_is_one() -> None:
+def test_a_segment_runs_the_prompt_before_its_first_pass_and_only_if_it_has_one() -> None:
     session = Session(TARGET, DRAFTS["separate"], 60)
     common = {"sampling": GREEDY, "max_new_tokens": 30, "eos_token_id": None}
 
     def run(policy: Policy | None) -> Generation:
         return session.generate([1, 2, 3, 4, 5], Settings(policy=policy, **common))
 
-    of_target = ("target_prefill", 0, 4, 0)
-    assert prefills(run(None)) == [of_target]
+    target_prefill = ("target_prefill", 0, 4, 0)
+    assert prefills(run(None)) == [target_prefill]
     shallow = run(replace(fixed((1, 4), 3), thresholds=(0.0,)))
-    assert prefills(shallow) == [of_target, ("draft_prefill", 0, 4, 1)]
+    assert prefills(shallow) == [target_prefill, ("draft_prefill", 0, 4, 1)]
     rarely = replace(fixed((1, 4), 3), thresholds=(0.6,))
-    found = run(rarely)
-    places = {stage: place for kind, stage, _, place in prefills(found) if kind == "draft_prefill"}
+    generation = run(rarely)
+    places = {stage: place for kind, stage, _, place in prefills(generation) if kind == "draft_prefill"}
     assert sorted(places) == [0, 1, 2]  # exits 2 and 4 end the second and the third segment
-    assert places[1] > 2  # not before the first round's first token has left
-    kinds = [(lap.kind, lap.stage, lap.cached_tokens) for lap in found.samples]
+    assert places[1] > 2  # not before the first token of the first round has left
+    kinds = [(lap.kind, lap.stage, lap.cached_tokens) for lap in generation.samples]
     for stage in (0, 1, 2):
         assert kinds[places[stage] + 1] == ("segment", stage, 4)
         assert ("segment", stage) not in [lap[:2] for lap in kinds[: places[stage]]]
 
 
-def test_a_clock_leaves_nothing_out_but_what_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_excludes_only_the_callers_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s2d.decoding.clock.perf_counter", iter([0.0, 1.0, 3.0, 7.0, 8.0]).__next__)
     clock = Clock()
     clock.lap("verify", 0, 1, 0)
@@ -261,7 +272,7 @@ def test_a_clock_leaves_nothing_out_but_what_is_the_callers(monkeypatch: pytest.
     assert clock.samples().seconds == (1.0, 2.0, 1.0)
 
 
-def test_passes_launched_as_one_share_its_lap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_launched_as_one_share_a_lap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s2d.decoding.clock.perf_counter", iter([0.0, 1.0, 5.0]).__next__)
     clock = Clock()
     clock.lap("exit", 0, 1, 0)
@@ -289,7 +300,7 @@ def test_the_same_seed_repeats_a_ratio_test_run_and_another_does_not() -> None:
     assert run(1) == run(1) != run(2)
 
 
-def test_every_penalty_changes_what_is_written() -> None:
+def test_each_penalty_changes_the_output() -> None:
     common = {"policy": fixed((1, 4), 3), "max_new_tokens": 60, "eos_token_id": None}
     changes = ({}, {"repetition_penalty": 1.5}, {"presence_penalty": 1.0}, {"frequency_penalty": 0.5})
     samplings = [replace(GREEDY, **change) for change in changes]
@@ -307,13 +318,13 @@ def test_every_penalty_changes_what_is_written() -> None:
         ({"policy": fixed((3,), 3)}, "exit 3 is not an exit of the draft"),
     ],
 )
-def test_bad_requests_are_refused_with_what_was_expected(change: dict, message: str) -> None:
+def test_bad_requests_are_refused_and_state_what_was_expected(change: dict, message: str) -> None:
     request = {"prompt_ids": [1], "policy": fixed((1,), 3), "sampling": GREEDY, "max_new_tokens": 5} | change
     with pytest.raises(UserInputError, match=message):
         generate(TARGET, DRAFTS["separate"], eos_token_id=None, **request)
 
 
-def test_a_draft_of_another_vocabulary_or_without_exits_is_refused() -> None:
+def test_a_draft_with_another_vocabulary_or_without_exits_is_refused() -> None:
     with pytest.raises(Mismatch, match="vocabulary of 19 tokens"):
         Session(TARGET, tiny_model(TinySpec(vocab_size=19), (2,)), 20)
     with pytest.raises(BadPolicy, match="without exits"):

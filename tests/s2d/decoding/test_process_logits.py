@@ -1,4 +1,4 @@
-"""Processed logits are those of transformers' own processors, row by row, whatever was drafted and thrown away before."""
+"""Processed logits equal those of transformers' processors, row by row, after any rejected drafts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -38,39 +38,41 @@ unpenalised = st.one_of(
 )
 
 
-def of_transformers(logits: torch.Tensor, text: list[int], sampling: Sampling) -> torch.Tensor:
-    """One row, [1, V], with the processors that `generate` would build, and in its order."""
-    found = LogitsProcessorList()
+def processed_by_transformers(logits: torch.Tensor, text: list[int], sampling: Sampling) -> torch.Tensor:
+    """One row, [1, V], by the processors of transformers' `generate`, in its order."""
+    processors = LogitsProcessorList()
     if sampling.repetition_penalty is not None:
-        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.rule != "greedy":
-        found.append(TemperatureLogitsWarper(sampling.temperature))
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k is not None:
-        found.append(TopKLogitsWarper(sampling.top_k))
+        processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p is not None:
-        found.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p is not None:
-        found.append(MinPLogitsWarper(sampling.min_p))
-    return found(torch.tensor([text]), logits)
+        processors.append(MinPLogitsWarper(sampling.min_p))
+    return processors(torch.tensor([text]), logits)
 
 
 @settings(max_examples=150, derandomize=True)
 @given(data=st.data(), rest=unpenalised, repetition=st.sampled_from([None, 0.7, 1.0, 1.3]), seed=st.integers(0, 1000))
-def test_every_row_is_processed_as_transformers_would_after_its_own_prefix(
+def test_each_row_is_processed_as_transformers_does_after_its_own_prefix(
     data: st.DataObject, rest: dict[str, object], repetition: float | None, seed: int
 ) -> None:
     sampling = Sampling(**rest, repetition_penalty=repetition)
     generator = torch.Generator().manual_seed(seed)
-    processing, text = LogitsProcessor(sampling, len(PROMPT)), [*PROMPT]
+    processor, text = LogitsProcessor(sampling, len(PROMPT)), [*PROMPT]
     for drafted, written in data.draw(st.lists(st.tuples(tokens, tokens), min_size=1, max_size=3)):
         block = [*text, *drafted]
         logits = 2 * torch.randn(len(drafted) + 1, VOCAB_SIZE, generator=generator)
         ends = range(len(text), len(block) + 1)
-        expected = torch.cat([of_transformers(row[None], block[:end], sampling) for row, end in zip(logits, ends, strict=True)])
-        exits = [processing(row[None], block[:end], len(text)) for row, end in zip(logits, ends, strict=True)]
+        expected = torch.cat(
+            [processed_by_transformers(row[None], block[:end], sampling) for row, end in zip(logits, ends, strict=True)]
+        )
+        exits = [processor(row[None], block[:end], len(text)) for row, end in zip(logits, ends, strict=True)]
         torch.testing.assert_close(torch.cat(exits), expected)
-        torch.testing.assert_close(processing(logits, block, len(text)), expected)
-        text += written  # whatever was drafted
+        torch.testing.assert_close(processor(logits, block, len(text)), expected)
+        text += written  # independent of the drafted tokens
 
 
 @settings(max_examples=60, derandomize=True)
@@ -78,7 +80,7 @@ def test_every_row_is_processed_as_transformers_would_after_its_own_prefix(
 def test_presence_counts_once_and_frequency_each_time_and_neither_counts_the_prompt(
     penalty: dict[str, float | None], drafted: list[int], written: list[int]
 ) -> None:
-    """vLLM's formula, in Python."""
+    """Compares with vLLM's formula."""
     sampling = Sampling(rule="greedy", temperature=0.0, top_k=None, top_p=None, seed=None, **penalty)
     logits = torch.randn(len(drafted) + 1, VOCAB_SIZE, generator=torch.Generator().manual_seed(5))
     known = len(PROMPT) + len(written)
@@ -106,7 +108,7 @@ VIEWS = {"alias", "detach", "expand", "select", "slice", "split_with_sizes", "un
 
 
 class SentTokens:
-    """Copies tokens to a device, and keeps a list of what was sent."""
+    """Copies tokens to a device and records them."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -118,7 +120,7 @@ class SentTokens:
 
 
 class CountKernels(TorchDispatchMode):
-    """Names every operation that is not a view."""
+    """Records the name of each operation that is not a view."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,33 +132,33 @@ class CountKernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_call_sends_one_list_of_what_is_new_and_none_when_nothing_is() -> None:
+def test_a_call_sends_new_tokens_in_one_list_and_nothing_if_there_are_none() -> None:
     tokens = SentTokens("cpu")
-    processing, logits = LogitsProcessor(ALL_PENALTIES, len(PROMPT), tokens), torch.randn(1, VOCAB_SIZE)
-    processing(logits, PROMPT, 3)
-    assert tokens.sent == [[3, 7]]  # ids of the prompt's tokens, which get columns 0 and 1
-    processing(logits, PROMPT, 3)
+    processor, logits = LogitsProcessor(ALL_PENALTIES, len(PROMPT), tokens), torch.randn(1, VOCAB_SIZE)
+    processor(logits, PROMPT, 3)
+    assert tokens.sent == [[3, 7]]  # the ids of the prompt's tokens, which get columns 0 and 1
+    processor(logits, PROMPT, 3)
     assert len(tokens.sent) == 1
-    processing(logits, [*PROMPT, 9], 3)  # 9 is drafted
+    processor(logits, [*PROMPT, 9], 3)  # 9 is drafted
     assert tokens.sent[1:] == [[2, 9]]  # its column, then its id
-    processing(logits, [*PROMPT, 7, 9, 5], 5)  # 7 and 9 are certain, 5 is drafted
+    processor(logits, [*PROMPT, 7, 9, 5], 5)  # 7 and 9 are known, 5 is drafted
     assert tokens.sent[2:] == [[1, 2, 3, 5]]
 
 
 def test_penalties_do_not_wait_for_the_device_and_take_few_kernels() -> None:
-    """A tensor on the meta device holds no numbers: reading one, or a shape that depends on them, raises."""
-    processing = LogitsProcessor(ALL_PENALTIES, len(PROMPT), SentTokens("meta"))
+    """A tensor on the meta device holds no numbers. Reading one, or a shape that depends on one, raises."""
+    processor = LogitsProcessor(ALL_PENALTIES, len(PROMPT), SentTokens("meta"))
     rows = [torch.randn(number, VOCAB_SIZE, device="meta") for number in (1, 3)]
-    processing(rows[0], [*PROMPT, 1, 2], 3)
+    processor(rows[0], [*PROMPT, 1, 2], 3)
     with CountKernels() as check:
-        processing(rows[0], [*PROMPT, 1, 2], 3)
+        processor(rows[0], [*PROMPT, 1, 2], 3)
     with CountKernels() as verification:
-        processing(rows[1], [*PROMPT, 4, 1, 2], 4)
+        processor(rows[1], [*PROMPT, 4, 1, 2], 4)
     assert len(check.names) <= 13, check.names
     assert len(verification.names) <= 15, verification.names
 
 
-def test_without_a_penalty_nothing_is_done_for_one() -> None:
+def test_neutral_penalties_leave_the_logits_unchanged() -> None:
     neutral = Sampling(
         rule="greedy",
         temperature=0.0,

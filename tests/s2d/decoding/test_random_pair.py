@@ -1,4 +1,4 @@
-"""Random models of known shapes: refused where they would not fit, and numerically sound."""
+"""Random models of known shapes: refused if they do not fit, and numerically sound."""
 
 import re
 from dataclasses import replace
@@ -31,7 +31,7 @@ def limits(max_tokens: int = MAX_TOKENS) -> TextLimits:
     return TextLimits(max_tokens=max_tokens, prompt_tokens=max_tokens, num_noise_tables=0)
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_built() -> None:
+def test_a_pair_that_does_not_fit_is_refused_before_it_is_built() -> None:
     target, draft = find_model("llama-2-70b"), find_draft("s2d-vicuna-12")
     models, text = placement(target, draft, "bf16"), limits(768)
     needed = memory_need(models, text, reads_files=False).total_bytes
@@ -46,12 +46,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_built() -> None:
 
 @pytest.mark.parametrize("draft", DRAFTS, ids=lambda draft: draft.kind)
 @pytest.mark.parametrize("lacking", [1, 9_000])
-def test_the_layers_that_are_said_to_fit_do(draft: DraftGeometry, lacking: int) -> None:
+def test_the_advised_number_of_layers_fits_and_one_more_does_not(draft: DraftGeometry, lacking: int) -> None:
     free = memory_need(placement(TARGET, draft), limits(), reads_files=False).total_bytes - lacking
 
     def build(target: ModelGeometry) -> None:
-        its_draft = replace(draft, model=target) if draft.kind == "self" else draft
-        random_pair(placement(target, its_draft), limits(), seed=0, free_bytes=lambda _: free)
+        own_draft = replace(draft, model=target) if draft.kind == "self" else draft
+        random_pair(placement(target, own_draft), limits(), seed=0, free_bytes=lambda _: free)
 
     with pytest.raises(UserInputError, match=r"--layers \d+") as refused:
         build(TARGET)
@@ -61,26 +61,26 @@ def test_the_layers_that_are_said_to_fit_do(draft: DraftGeometry, lacking: int) 
         build(with_layers(TARGET, num_layers + 1))
 
 
-def test_layers_are_not_advised_where_none_would_do() -> None:
+def test_no_number_of_layers_is_advised_if_none_fits() -> None:
     with pytest.raises(UserInputError, match=r"a smaller --dtype\.$"):
         random_pair(placement(TARGET, SELF), limits(), seed=0, free_bytes=lambda _: 1000)
 
 
-def test_a_cut_model_says_so() -> None:
+def test_the_name_of_a_cut_model_gives_its_layers() -> None:
     assert with_layers(TARGET, 4).name == "tiny-target, 4 of 16 layers"
     assert with_layers(TARGET, 16) == with_layers(TARGET, None) == TARGET
     with pytest.raises(UserInputError, match="--layers 17: expected from 1 to the 16 of tiny-target"):
         with_layers(TARGET, 17)
 
 
-def test_a_draft_of_another_vocabulary_is_refused() -> None:
+def test_a_draft_with_another_vocabulary_is_refused() -> None:
     other = replace(SEPARATE, model=replace(SEPARATE.model, vocab_size=9))
     with pytest.raises(Mismatch, match="a vocabulary of 9 tokens"):
         random_pair(placement(TARGET, other), limits(), seed=0)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_numbers_stay_as_large_as_in_trained_models_at_any_depth(dtype: str) -> None:
+def test_states_and_logits_keep_their_scale_at_any_depth(dtype: str) -> None:
     deep = replace(tiny_geometry(120), hidden_size=64, intermediate_size=128, num_heads=4, head_dim=16, vocab_size=64)
     decoder = random_model(deep, (), dtype, seed=0).decoder
     cache = decoder.new_cache((120,), 8)

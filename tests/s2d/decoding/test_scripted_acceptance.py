@@ -35,7 +35,7 @@ def session_for(kind: str, exit_layers: tuple[int, ...]) -> Session:
 def run_all(trace: Trace, policy: Policy | None, seed: int = 0) -> list[Generation]:
     """Run every prompt of a trace by its script, after a random prompt of the same length."""
     header, generator = trace.header, torch.Generator().manual_seed(seed)
-    session = session_for(header.draft.kind, header.draft.exit_layers)
+    session = session_for(header.draft_kind, header.exit_layers)
     return [
         session.generate(
             torch.randint(0, 8, (script.prompt_tokens,), generator=generator).tolist(),
@@ -62,7 +62,7 @@ def is_exact(trace: Trace) -> bool:
 @settings(max_examples=80, derandomize=True)
 @given(data=st.data(), trace=traces().filter(is_exact), seed=st.integers(0, 2))
 def test_a_scripted_run_equals_replay_in_every_pass(data: st.DataObject, trace: Trace, seed: int) -> None:
-    policy = data.draw(st.none() | policies(trace.header.draft.exit_layers))
+    policy = data.draw(st.none() | policies(trace.header.exit_layers))
     runs = run_all(trace, policy, seed)
     assert tuple(run.blocks for run in runs) == block_lengths(trace, policy)
     assert tuple(run.rounds for run in runs) == replay_prompts(trace, policy)

@@ -1,4 +1,4 @@
-"""A command refuses files and names that it cannot use before it imports anything heavy."""
+"""Commands refuse unusable files and names before they import torch."""
 
 import subprocess
 import sys
@@ -39,10 +39,10 @@ REFUSED = [
     (
         PROFILE,
         [*PAIR, "--prompts", "chat", "--split", "all"],
-        "prompt '1' is a conversation: expected a text to go on from. Give --chat",
+        "prompt '1' is a conversation: expected a text to continue. Give --chat",
     ),
     (TRAIN, [*CALIBRATE, "--prompts", "chat"], "is a conversation"),
-    (TRAIN, [*CALIBRATE, "--prompts", "one"], "half (it is chosen by prompt name): give more prompts.\n"),
+    (TRAIN, [*CALIBRATE, "--prompts", "one"], "half, which is decided by prompt name: give more prompts.\n"),
     (RUN, ["--plan", "none"], "'none': no such file"),
     (RUN, [], "nothing to run: give a plan with --plan FILE"),
     (RUN, ["--plan", "two"], "'two': "),
@@ -72,7 +72,9 @@ def check_refused(folder: Path, program: tuple, argv: list[str], message: str) -
 
 
 @pytest.mark.parametrize(("program", "argv", "message"), REFUSED, ids=[" ".join([one[0][0], *one[1]]) for one in REFUSED])
-def test_a_refusal_of_a_file_or_name_comes_before_torch(tmp_path: Path, program: tuple, argv: list[str], message: str) -> None:
+def test_a_bad_file_or_name_is_refused_before_torch_is_imported(
+    tmp_path: Path, program: tuple, argv: list[str], message: str
+) -> None:
     files = {"latin1": '{"text": "né"}\n'.encode("latin1"), "one": b"a\n", "two": b'{"text": "a"}\n{"text": "b"}\n'}
     files["chat"] = b'{"messages": [{"role": "user", "content": "so"}]}\n' * 4
     for name, content in files.items():
@@ -81,7 +83,7 @@ def test_a_refusal_of_a_file_or_name_comes_before_torch(tmp_path: Path, program:
     assert {path.name for path in tmp_path.iterdir()} == set(files)
 
 
-def test_a_run_refuses_its_prompts_before_torch(folders: Path, plan_file: Callable[..., Path]) -> None:
+def test_a_run_refuses_bad_prompts_before_torch_is_imported(folders: Path, plan_file: Callable[..., Path]) -> None:
     plan = str(plan_file())
     (folders / "latin1").write_bytes('{"text": "né"}\n'.encode("latin1"))
     check_refused(folders, RUN, ["--plan", plan, "--prompts", "latin1"], LATIN1)

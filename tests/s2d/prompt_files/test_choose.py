@@ -1,4 +1,4 @@
-"""Which prompts are chosen."""
+"""The choice of prompts from a file."""
 
 from collections import Counter
 
@@ -16,50 +16,50 @@ def prompt(number: int, category: str = "a") -> Prompt:
     return Prompt(name=f"file-{number}.py:{number}", category=category, text="text")
 
 
-def test_the_halves_share_no_prompt_and_together_are_all() -> None:
+def test_the_halves_partition_the_prompts() -> None:
     prompts = [prompt(number) for number in range(60)]
     halves = [choose_prompts(prompts, half, 100) for half in ("calibration", "evaluation")]
-    names = [{one.name for one in half} for half in halves]
+    names = [{prompt.name for prompt in half} for half in halves]
     assert not names[0] & names[1]
-    assert names[0] | names[1] == {one.name for one in prompts}
+    assert names[0] | names[1] == {prompt.name for prompt in prompts}
     assert min(map(len, names)) > 15
 
 
-def test_a_few_prompts_take_turns_through_the_categories() -> None:
+def test_a_few_prompts_cover_the_categories_in_turn() -> None:
     prompts = [prompt(number, "aaabbbccc"[number]) for number in range(9)]
-    assert [one.category for one in choose_prompts(prompts, "all", 4)] == ["a", "b", "c", "a"]
+    assert [prompt.category for prompt in choose_prompts(prompts, "all", 4)] == ["a", "b", "c", "a"]
 
 
-def test_next_is_the_least_taken_category_then_the_least_taken_document_then_the_first_in_the_file() -> None:
+def test_the_next_prompt_is_from_the_least_used_category_then_the_least_used_document() -> None:
     names = {"one.py:1": "a", "one.py:2": "b", "one.py:3": "a", "two.py:1": "a", "two.py:2": "b", "three.py:1": "b"}
     prompts = [Prompt(name=name, category=category, text="text") for name, category in names.items()]
-    found = [one.name for one in choose_prompts(prompts, "all", 6)]
-    assert found == ["one.py:1", "two.py:2", "three.py:1", "one.py:3", "two.py:1", "one.py:2"]
+    chosen = [prompt.name for prompt in choose_prompts(prompts, "all", 6)]
+    assert chosen == ["one.py:1", "two.py:2", "three.py:1", "one.py:3", "two.py:1", "one.py:2"]
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_few_of_the_familys_prompts_are_of_as_many_documents_and_of_all_categories_alike(split: Split) -> None:
+def test_a_few_family_prompts_are_balanced_over_categories_and_from_different_documents(split: Split) -> None:
     prompts = read_prompts(FAMILY_PROMPTS)
     for number in (5, 8, 12):
-        assert len({document_of(one.name) for one in choose_prompts(prompts, split, number)}) == number
+        assert len({document_of(prompt.name) for prompt in choose_prompts(prompts, split, number)}) == number
     for number in (8, 24, 50):
-        counts = Counter(one.category for one in choose_prompts(prompts, split, number))
+        counts = Counter(prompt.category for prompt in choose_prompts(prompts, split, number))
         assert len(counts) == 5
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_twenty_four_of_the_familys_prompts_miss_no_document_of_their_half() -> None:
+def test_twenty_four_family_prompts_cover_every_document_of_their_half() -> None:
     prompts = read_prompts(FAMILY_PROMPTS)
     for half in ("calibration", "evaluation"):
-        few, whole = ({document_of(one.name) for one in choose_prompts(prompts, half, number)} for number in (24, 1000))
+        few, whole = ({document_of(prompt.name) for prompt in choose_prompts(prompts, half, number)} for number in (24, 1000))
         assert few == whole
 
 
-def test_an_empty_half_says_so() -> None:
-    one = [prompt(1)]
-    empty = "evaluation" if choose_prompts(one, "all", 1) and _is_calibration(one) else "calibration"
+def test_an_empty_half_is_refused() -> None:
+    single = [prompt(1)]
+    empty = "evaluation" if choose_prompts(single, "all", 1) and _is_calibration(single) else "calibration"
     with pytest.raises(UserInputError, match=f"none of the 1 prompts is in the {empty} half"):
-        choose_prompts(one, empty, 1)
+        choose_prompts(single, empty, 1)
 
 
 def _is_calibration(prompts: list[Prompt]) -> bool:

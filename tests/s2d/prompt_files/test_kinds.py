@@ -189,9 +189,11 @@ WRITTEN: dict[str, Callable[[str], bytes]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", CASES)
-def test_a_kind_gives_the_same_prompts_and_texts_in_every_layout_and_encoding(tmp_path: Path, kind: str, layout: str) -> None:
+def test_each_kind_gives_the_same_prompts_and_texts_in_every_layout_and_encoding(
+    tmp_path: Path, kind: str, layout: str
+) -> None:
     case = CASES[kind]
-    path = tmp_path / "file.dat"  # nothing is known by its suffix
+    path = tmp_path / "file.dat"  # the suffix does not matter
     for how, write in WRITTEN.items():
         path.write_bytes(write(LAYOUTS[layout](case.records)))
         file = read_prompt_file(path)
@@ -224,9 +226,9 @@ def test_a_table_gives_its_rows(tmp_path: Path, name: str, delimiter: str) -> No
     rows, texts = TABLES[name]
     path = tmp_path / "file.dat"
     for how, write in WRITTEN.items():
-        if how != "blank lines between" or name != "prompt and more":  # there the blank line would be inside a cell
+        if how != "blank lines between" or name != "prompt and more":  # the blank line would be inside a cell
             path.write_bytes(write(table(rows, delimiter)))
-            assert [one.text for one in read_prompts(path)] == texts, how
+            assert [prompt.text for prompt in read_prompts(path)] == texts, how
 
 
 def test_a_table_names_and_categorises_its_prompts(tmp_path: Path) -> None:
@@ -250,11 +252,11 @@ def test_a_column_or_key_can_be_chosen(tmp_path: Path) -> None:
 
 PLAIN = "Roses, red\n\n  violets\t\n[1] Sugar\n"
 FORMS = [
-    ("auto", ["Roses, red", "  violets\t", "[1] Sugar"], "plain text, one prompt a line", [PLAIN]),
+    ("auto", ["Roses, red", "  violets\t", "[1] Sugar"], "plain text, one prompt per line", [PLAIN]),
     (
         "lines",
         ["Roses, red", "  violets\t", "[1] Sugar"],
-        "plain text, one prompt a line",
+        "plain text, one prompt per line",
         ["Roses, red", "  violets\t", "[1] Sugar"],
     ),
     ("file", [PLAIN.rstrip("\n")], "plain text, the whole file", [PLAIN]),
@@ -262,31 +264,31 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("form", "prompts", "label", "texts"), FORMS)
-def test_plain_text_is_a_prompt_a_line_and_one_training_text_unless_told_otherwise(
+def test_plain_text_has_one_prompt_per_line_and_one_training_text_by_default(
     tmp_path: Path, form: str, prompts: list[str], label: str, texts: list[str]
 ) -> None:
     path = tmp_path / "poem.jsonl"
     for write in (WRITTEN["plain"], WRITTEN["BOM"], WRITTEN["CRLF"], WRITTEN["gzip"]):
         path.write_bytes(write(PLAIN))
         file = read_prompt_file(path, ReadAs(use="prompt", form=form))
-        assert ([one.text for one in file.prompts], file.label) == (prompts, label)
+        assert ([prompt.text for prompt in file.prompts], file.label) == (prompts, label)
         assert list(read_text_file(path, ReadAs(use="text", form=form)).texts) == texts
 
 
-def test_a_file_that_looks_like_records_is_plain_text_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_file_that_looks_like_records_is_plain_text_on_request(tmp_path: Path) -> None:
     path = tmp_path / "code.txt"
     for content in ('{"a": 1}\n{"b": 2}\n', "id,prompt\n1,x\n", '"quoted"\n"lines"\n'):
         path.write_text(content, encoding="utf-8")
         assert read_text_file(path, ReadAs(use="text", form="file")).texts == (content,)
-        lines = [one.text for one in read_prompts(path, ReadAs(use="prompt", form="lines"))]
+        lines = [prompt.text for prompt in read_prompts(path, ReadAs(use="prompt", form="lines"))]
         assert lines == content.splitlines()
 
 
-def test_kinds_with_keys_of_our_own_may_stand_in_one_file(tmp_path: Path) -> None:
+def test_kinds_with_our_own_keys_may_be_mixed(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     kinds = ("s2d", "messages with an answer", "MT-Bench")
     path.write_text("".join(LAYOUTS["JSONL"](CASES[kind].records[:1]) for kind in kinds), encoding="utf-8")
-    assert [one.text for one in read_prompts(path)] == [CASES[kind].prompts[0].text for kind in kinds]
+    assert [prompt.text for prompt in read_prompts(path)] == [CASES[kind].prompts[0].text for kind in kinds]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_kinds_with_keys_of_our_own_may_stand_in_one_file(tmp_path: Path) -> Non
         ),
         (
             [{"conversations": sharegpt(ASKED, ANSWERED)}, {"conversations": []}, {"conversations": sharegpt(ANSWERED)}],
-            "prompts: 1 of file.json (ShareGPT conversations, last answers dropped; 2 without a user's turn left out)",
+            "prompts: 1 of file.json (ShareGPT conversations, last answers dropped; 2 without a user turn left out)",
         ),
         (
             [{"messages": [{"role": "user", "content": "a", "name": "me"}], "prompt": "b", "odd key\x1b[2J": 1}],
@@ -314,13 +316,13 @@ def test_kinds_with_keys_of_our_own_may_stand_in_one_file(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_one_line_tells_what_was_understood_and_what_was_not_read(tmp_path: Path, records: list, understood: str) -> None:
+def test_one_line_summarises_what_was_read_and_what_was_not(tmp_path: Path, records: list, understood: str) -> None:
     path = tmp_path / "file.json"
     path.write_text(json.dumps(records), encoding="utf-8")
     assert read_prompt_file(path).understood(first_turns=True) == understood
 
 
-def test_all_turns_are_used_where_first_turns_alone_are_not(tmp_path: Path) -> None:
+def test_the_summary_mentions_first_turns_only_if_the_later_ones_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"question_id": 1, "turns": ["a", "b"]}), encoding="utf-8")
     assert read_prompt_file(path).understood(first_turns=False) == "prompts: 1 of q.jsonl (MT-Bench questions)"
@@ -333,7 +335,7 @@ def test_the_list_of_ignored_keys_is_cut(tmp_path: Path) -> None:
     assert len(read_prompt_file(path).understood(first_turns=True)) < 160
 
 
-def test_answers_that_are_no_texts_are_not_read_and_named(tmp_path: Path) -> None:
+def test_answers_that_are_not_texts_are_ignored_and_listed(tmp_path: Path) -> None:
     path = tmp_path / "open.jsonl"
     for record, text in (
         ({"question": "who?", "answer": ["she", "he"]}, "who?"),

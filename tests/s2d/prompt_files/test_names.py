@@ -1,4 +1,4 @@
-"""Names that a file does not give are made: unique, the same every time, and spread over both halves."""
+"""Generated names are unique, reproducible, and spread over both halves."""
 
 import json
 from collections import Counter
@@ -19,37 +19,37 @@ def names(tmp_path: Path, records: list[dict]) -> list[str]:
     return [prompt.name for prompt in read_prompts(path)]
 
 
-def test_the_first_key_that_names_a_record_names_its_prompt(tmp_path: Path) -> None:
+def test_the_first_name_key_of_a_record_names_its_prompt(tmp_path: Path) -> None:
     keys = {"name": "n:1", "question_id": 2, "task_id": "t/3", "custom_id": "c:4", "id": 5.5}
     expected = ["n:1", "2", "t/3", "c/4", "5.5", "6"]
-    found = []
+    generated = []
     while True:
-        found.append(keys | {"text": "a"})
+        generated.append(keys | {"text": "a"})
         if not keys:
             break
         keys = dict(list(keys.items())[1:])
-    assert names(tmp_path, found) == expected
+    assert names(tmp_path, generated) == expected
 
 
-def test_a_question_is_named_by_its_id_before_all_else(tmp_path: Path) -> None:
+def test_the_question_id_of_a_question_comes_first(tmp_path: Path) -> None:
     assert names(tmp_path, [{"name": "a", "question_id": 81, "turns": ["b"]}]) == ["81"]
 
 
-def test_repeated_ids_become_places_in_one_document_and_stay_unique(tmp_path: Path) -> None:
-    found = names(tmp_path, [{"id": one, "text": "a"} for one in ("x", "x", "y", "x", "a:b", "a:b")])
-    assert found == ["x", "x:2", "y", "x:3", "a/b", "a/b:2"]
-    assert [document_of(name) for name in found] == ["x", "x", "y", "x", "a/b", "a/b"]
+def test_repeated_ids_become_positions_in_one_document(tmp_path: Path) -> None:
+    generated = names(tmp_path, [{"id": record_id, "text": "a"} for record_id in ("x", "x", "y", "x", "a:b", "a:b")])
+    assert generated == ["x", "x:2", "y", "x:3", "a/b", "a/b:2"]
+    assert [document_of(name) for name in generated] == ["x", "x", "y", "x", "a/b", "a/b"]
 
 
-def test_made_names_give_way_to_given_ones(tmp_path: Path) -> None:
+def test_generated_names_avoid_given_ones(tmp_path: Path) -> None:
     records = [{"text": "a"}, {"name": "1", "text": "b"}, {"id": "1", "text": "c"}, {"name": "3:2", "text": "d"}, {"text": "e"}]
-    found = names(tmp_path, records)
-    assert found[1] == "1"
-    assert found[3] == "3:2"
-    assert len(set(found)) == len(found)
+    generated = names(tmp_path, records)
+    assert generated[1] == "1"
+    assert generated[3] == "3:2"
+    assert len(set(generated)) == len(generated)
 
 
-def test_a_record_without_a_name_has_its_number_whatever_lines_it_takes(tmp_path: Path) -> None:
+def test_a_record_without_a_name_gets_its_number_for_any_number_of_lines(tmp_path: Path) -> None:
     records = [{"text": "a"}, {"text": "b"}]
     for content in ("\n\n".join(map(json.dumps, records)), json.dumps(records, indent=2), "text\na\nb\n", "a\n\nb\n"):
         path = tmp_path / "file"
@@ -58,15 +58,15 @@ def test_a_record_without_a_name_has_its_number_whatever_lines_it_takes(tmp_path
 
 
 @pytest.mark.parametrize("record", [{}, {"id": "conversation:{}"}, {"custom_id": "request-{}"}, {"task_id": "HumanEval/{}"}])
-def test_made_names_spread_over_both_halves(tmp_path: Path, record: dict) -> None:
+def test_generated_names_spread_over_both_halves(tmp_path: Path, record: dict) -> None:
     records = [{key: value.format(number) for key, value in record.items()} | {"prompt": "a"} for number in range(100)]
-    found = names(tmp_path, records)
-    halves = Counter(map(half_of, found))
+    generated = names(tmp_path, records)
+    halves = Counter(map(half_of, generated))
     assert min(halves.values()) >= 35
-    assert len({document_of(name) for name in found}) == 100
+    assert len({document_of(name) for name in generated}) == 100
 
 
-def test_the_calibration_half_of_a_half_is_itself(tmp_path: Path) -> None:
+def test_the_calibration_half_of_the_calibration_half_is_itself(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     records = [{"name": f"{n % 7}.py:{n}", "category": "abc"[n % 3], "text": "a"} for n in range(60)]
     path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
@@ -74,7 +74,7 @@ def test_the_calibration_half_of_a_half_is_itself(tmp_path: Path) -> None:
     assert calibration_half(half) == half
 
 
-def test_the_familys_prompts_are_what_their_file_says() -> None:
+def test_the_prompts_of_the_reference_family_keep_their_names() -> None:
     lines = [json.loads(line) for line in FAMILY_PROMPTS.read_text("utf-8").splitlines()]
     assert read_prompts(FAMILY_PROMPTS) == [Prompt(**line) for line in lines]
     assert len(lines) > 100

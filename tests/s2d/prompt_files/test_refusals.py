@@ -1,4 +1,4 @@
-"""What cannot be read is refused with one sentence: what is wrong, where, and how to mend it."""
+"""A file that cannot be read is refused with what is wrong, where, and how to correct it."""
 
 import gzip
 import json
@@ -22,17 +22,17 @@ USER = {"role": "user", "content": "so"}
 CONVERT = "Convert it (iconv -f {} -t utf-8 "
 
 
-def messages(*found: object) -> str:
-    return GOOD + json.dumps({"messages": found})
+def messages(*values: object) -> str:
+    return GOOD + json.dumps({"messages": values})
 
 
 REFUSALS: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "the file is empty, expected at least one text. Give a file with texts in it."),
-    "blank": (" \n\n", "holds nothing but white space, expected at least one text"),
+    "blank": (" \n\n", "the file contains only white space, expected at least one text"),
     "BOM alone": (b"\xef\xbb\xbf", "the file is empty"),
-    "empty array": ("[]", "there is no record in the file, expected at least one"),
-    "header alone": ("prompt,category\n", "there is no record in the file, expected at least one"),
-    "conversations without users": ('{"conversations": []}', "every conversation in it is empty, expected at least one with a"),
+    "empty array": ("[]", "the file has no record, expected at least one"),
+    "header alone": ("prompt,category\n", "the file has no record, expected at least one"),
+    "conversations without users": ('{"conversations": []}', "every conversation is empty, expected at least one with a"),
     "Latin-1": (
         GOOD.encode() + '{"text": "café"}\n'.encode("latin1"),
         "line 2, byte offset 30: byte 0xe9 is not UTF-8; the file is probably latin1. " + CONVERT.format("latin1"),
@@ -46,13 +46,16 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     "GBK": ("你好世界".encode("gbk"), "line 1, byte offset 0: byte 0xc4 is not UTF-8. " + CONVERT.format("ENCODING")),
     "cut inside a character": (
         "né café".encode()[:-1],
-        "line 1, byte offset 7: the file ends inside a character of UTF-8: it was cut",
+        "line 1, byte offset 7: the file ends inside a UTF-8 character: it was truncated",
     ),
     "UTF-16": ("ab".encode("utf-16"), "the text is encoded in UTF-16, expected UTF-8. " + CONVERT.format("utf-16")),
     "UTF-32": ("ab".encode("utf-32"), "the text is encoded in UTF-32, expected UTF-8. " + CONVERT.format("utf-32")),
-    "UTF-16 without BOM": ("a\nb".encode("utf-16le"), "line 1, byte offset 1: a NUL byte, expected UTF-8 text without any"),
-    "NUL": (b"a\nb\0", "line 2, byte offset 3: a NUL byte, expected UTF-8 text without any"),
-    "zip": (b"PK\x03\x04...", "this is a zip archive, expected a text file, as it is or packed by gzip. Unpack or export"),
+    "UTF-16 without BOM": (
+        "a\nb".encode("utf-16le"),
+        "line 1, byte offset 1: a NUL byte, expected UTF-8 text without NUL bytes",
+    ),
+    "NUL": (b"a\nb\0", "line 2, byte offset 3: a NUL byte, expected UTF-8 text without NUL bytes"),
+    "zip": (b"PK\x03\x04...", "this is a zip archive, expected a text file, plain or packed by gzip. Unpack or export"),
     "Parquet": (b"PAR1....", "this is a Parquet file, expected a text file"),
     "gzip twice": (gzip.compress(gzip.compress(b"a")), "this is compressed with gzip twice, expected a text file"),
     "damaged gzip": (gzip.compress(b"a" * 1000)[:-9], "a damaged gzip file (Compressed file ended before"),
@@ -67,11 +70,11 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     "newline in a string": ('{"text": "a\nb"}', "line 1, byte offset 11: not JSON (Invalid control character at)"),
     "array without end": (
         '[{"text": "é"},\n{"text": "b"}',
-        "line 2, byte offset 30: not JSON (expected ',' or ']' behind an item of",
+        "line 2, byte offset 30: not JSON (expected ',' or ']' after an item of",
     ),
     "text behind an array": (
         '[{"text": "a"}]\n[]',
-        "line 2, byte offset 16: '[]' behind the end of the array, expected nothing",
+        "line 2, byte offset 16: '[]' after the end of the array, expected nothing",
     ),
     "key twice": (
         GOOD + '{"text": "a", "text": "b"}',
@@ -81,8 +84,8 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
         '[{"text": "a", "x": {"y": 1, "y": 1}}]',
         "line 1, byte offset 1: the key 'y' is repeated",
     ),
-    "deep": ('{"text": ' + "[" * 100_000, "line 1, byte offset 0: objects or arrays are nested too deep to be read"),
-    "deep array": ("[" * 100_000, "line 1, byte offset 1: objects or arrays are nested too deep to be read"),
+    "deep": ('{"text": ' + "[" * 100_000, "line 1, byte offset 0: objects or arrays are nested too deeply"),
+    "deep array": ("[" * 100_000, "line 1, byte offset 1: objects or arrays are nested too deeply"),
     "long integer": (
         GOOD + '{"id": ' + "1" * 5000 + "}",
         "line 2, byte offset 17: an integer of 5000 digits, expected at most 40",
@@ -103,13 +106,13 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     "list": ("[[1]]", "line 1, byte offset 1: a record that is [1], expected an object or a text"),
     "no key": (
         GOOD + '{"txt": "a", "b": 1}',
-        "line 2, byte offset 17: no key that holds a text is known; its keys are txt, b, expected one of body, messages, "
+        "line 2, byte offset 17: no known key holds a text; its keys are txt, b, expected one of body, messages, "
         "conversations, turns, instruction, prompt, question, text. Choose the one that holds the text with --prompt-column",
     ),
-    "no key behind a BOM": (b'\xef\xbb\xbf["a",\n{"txt": 1}]', "line 2, byte offset 9: no key that holds a text is known"),
+    "no key behind a BOM": (b'\xef\xbb\xbf["a",\n{"txt": 1}]', "line 2, byte offset 9: no known key holds a text"),
     "text before JSON lines": (
         "# exported\n" + GOOD * 2,
-        "most lines are JSON objects, but the file begins with '# exported'. Take",
+        "most lines are JSON objects, but the file begins with '# exported'. Remove",
     ),
     "no key at all": ("{}", "its keys are none, expected one of"),
     "null in the place of a text": (
@@ -118,10 +121,10 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     ),
     "null in the place of messages": (
         '{"messages": null}',
-        "messages is null, expected a value. Write what is missing, or leave",
+        "messages is null, expected a value. Write the missing value, or leave",
     ),
     "null in the place of turns": ('{"turns": null, "category": "a"}', "turns is null, expected a value"),
-    "the one array is empty": ('{"data": [], "version": 1}', "there is no record in the file, expected at least one"),
+    "the one array is empty": ('{"data": [], "version": 1}', "the file has no record, expected at least one"),
     "comma behind the last item": (
         '[{"text": "é"},\n {"text": "a, ]"},\n]',
         "line 2, byte offset 34: not JSON (a comma before the closing bracket). Take the comma out; or give",
@@ -133,7 +136,7 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     "comma and bracket in a text": ('[{"text": "a,]" "b"}]', "line 1, byte offset 16: not JSON (Expecting ',' delimiter)"),
     "Python dictionaries": (
         "{'text': 'a'}\n{'text': \"it's\"}\n",
-        "line 1, byte offset 0: most lines are Python dictionaries, whose keys are in single quotes: expected JSON. Write each",
+        "line 1, byte offset 0: most lines are Python dictionaries with keys in single quotes: expected JSON. Write each line",
     ),
     "several keys": (
         GOOD + '{"text": "a", "prompt": "b"}',
@@ -141,11 +144,11 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     ),
     "two kinds": (
         GOOD + '{"instruction": "a"}',
-        "line 2, byte offset 17: one of Alpaca instructions in a file of texts under text, expected one kind in a file.",
+        "line 2, byte offset 17: Alpaca instructions in a file of texts under text, expected one kind per file.",
     ),
     "two kinds in an array": (
         '["a", {"prompt": "b"}]',
-        "line 1, byte offset 6: one of texts under prompt in a file of texts, expected",
+        "line 1, byte offset 6: texts under prompt in a file of texts, expected",
     ),
     "text is a number": ('{"text": 5}', "text: expected a text or a list of messages, not 5"),
     "no messages": (
@@ -170,7 +173,7 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
         messages(USER, {"role": "system", "content": "so"}),
         "the last message is of role 'system': expected 'user'",
     ),
-    "assistant alone": (messages({"role": "assistant", "content": "so"}), "no message is before the answer: expected 'user'"),
+    "assistant alone": (messages({"role": "assistant", "content": "so"}), "no message precedes the answer: expected 'user'"),
     "no turns": ('{"turns": []}', "turns: expected a list of texts, at least one, not []"),
     "turns are no texts": ('{"turns": ["so", 2]}', "turns: expected a list of texts, at least one, not ['so', 2]"),
     "input is no text": ('{"instruction": "a", "input": {"b": 1}}', "input: expected a text, not {'b': 1}"),
@@ -181,9 +184,9 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     "batch of text": ('{"custom_id": "a", "body": "b"}', "body: expected an object with messages or a prompt, not 'b'"),
     "name twice": (
         '{"name": "a", "text": "b"}\n' * 2 + '{"name": "a", "text": "c"}',
-        "line 2, byte offset 27: the name 'a' comes 3 times, expected once. Give every prompt its own name",
+        "line 2, byte offset 27: the name 'a' appears 3 times, expected once. Give every prompt its own name",
     ),
-    "question_id twice": ('{"question_id": 1, "turns": ["a"]}\n' * 2, "line 2, byte offset 35: the name '1' comes 2 times"),
+    "question_id twice": ('{"question_id": 1, "turns": ["a"]}\n' * 2, "line 2, byte offset 35: the name '1' appears 2 times"),
     "name is a list": ('{"name": ["a"], "text": "b"}', "name: expected a text or a number, not ['a']"),
     "category is an object": ('{"category": {}, "text": "b"}', "category: expected a text or a number, not {}"),
     "escapes in a name": (
@@ -192,7 +195,7 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     ),
     "unknown columns": (
         "id,body\n1,a\n2,b\n",
-        "line 2, byte offset 8: no key that holds a text is known; its keys are id, body, expected one of",
+        "line 2, byte offset 8: no known key holds a text; its keys are id, body, expected one of",
     ),
     "two text columns": (
         "prompt,text\na,b\n",
@@ -204,43 +207,42 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     ),
     "open quote": (
         'prompt,b\n"a,b\n',
-        "line 2, byte offset 9: not a row of a table, as its double quotes do not pair up. Close the quotes",
+        "line 2, byte offset 9: not a table row: a double quote is not closed. Close the quotes",
     ),
     "letter behind a quote": (
         'prompt\n"a"b\n',
-        "line 2, byte offset 7: not a row of a table, as its double quotes do not pair up",
+        "line 2, byte offset 7: not a table row: a double quote is not closed",
     ),
-    "column twice": ("prompt,prompt\na,b\n", "line 1, byte offset 0: the column 'prompt' comes 2 times"),
+    "column twice": ("prompt,prompt\na,b\n", "line 1, byte offset 0: the column 'prompt' appears 2 times"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_be_read_is_refused_with_the_place_and_what_to_do(tmp_path: Path, name: str) -> None:
-    content, message = REFUSALS[name]
-    path = tmp_path / "prompts.jsonl"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(BadFile) as refused:
-        read_prompts(path)
-    text = str(refused.value)
-    assert text.startswith(f"'{path}': ")
-    assert message in text
-    assert text.endswith(".")
+def test_bad_content_is_refused_with_its_position_and_a_correction(tmp_path: Path) -> None:
+    path, wrong = tmp_path / "prompts.jsonl", []
+    for name, (content, message) in REFUSALS.items():
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(BadFile) as refused:
+            read_prompts(path)
+        text = str(refused.value)
+        if not (text.startswith(f"'{path}': ") and message in text and text.endswith(".")):
+            wrong.append(f"{name}: {text}")
+    assert not wrong
 
 
-def test_training_texts_are_refused_alike_and_name_their_own_flags(tmp_path: Path) -> None:
+def test_refusals_of_training_texts_name_their_own_flags(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     for content, message in (
         ('{"txt": "a"}', "with --text-column, or rename it"),
         ('{"a": ', "or give --text-format file, if this is plain text."),
         ('{"text": "\\ud800"}', "half of a surrogate pair"),
-        ('{"text": "a"}\n{"instruction": "b"}', "expected one kind in a file"),
+        ('{"text": "a"}\n{"instruction": "b"}', "expected one kind per file"),
     ):
         path.write_text(content, encoding="utf-8")
         with pytest.raises(BadFile, match=re.escape(message)):
             read_text_file(path)
 
 
-def test_the_command_that_a_refusal_names_mends_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_in_a_refusal_converts_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for encoding, is_packed in (("latin1", False), ("latin1", True), ("utf-16", False), ("utf-16le", False)):
         data = "né a\n".encode(encoding)
@@ -249,7 +251,7 @@ def test_the_command_that_a_refusal_names_mends_the_file(tmp_path: Path, monkeyp
             read_prompts("my prompts")
         command = str(refused.value).partition("Convert it ")[2].partition(" and give the new file")[0]
         subprocess.run(["sh", "-c", command], check=True)
-        assert [one.text for one in read_prompts("my prompts.utf8")] == ["né a"]
+        assert [prompt.text for prompt in read_prompts("my prompts.utf8")] == ["né a"]
 
 
 def test_missing_files_folders_pipes_and_impossible_names_are_refused(tmp_path: Path) -> None:
@@ -265,9 +267,7 @@ def test_missing_files_folders_pipes_and_impossible_names_are_refused(tmp_path: 
             read_prompts(path)
 
 
-def test_a_file_that_is_or_unpacks_to_more_than_the_limit_is_refused_without_reading_it_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_above_the_size_limit_is_refused_without_reading_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_BYTES", 2000)
     path = tmp_path / "bomb"
     for content, message in (
@@ -284,7 +284,7 @@ def test_a_file_that_is_or_unpacks_to_more_than_the_limit_is_refused_without_rea
         read_prompts("/dev/zero")
 
 
-def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "prompts"
     how = ReadAs(use="prompt", column="body")
     for content, message in (
@@ -304,7 +304,7 @@ def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
             read_prompts(path, how)
 
 
-def test_plain_text_has_no_column() -> None:
+def test_a_column_of_plain_text_is_refused() -> None:
     with pytest.raises(UserInputError, match="--text-column 'a' and --text-format file: expected one of them"):
         ReadAs(use="text", form="file", column="a")
 
@@ -329,7 +329,7 @@ LONG = "x\x1b" * 20_000
         json.dumps(["a"]) + LONG,
     ],
 )
-def test_a_message_repeats_little_of_a_file_and_nothing_that_a_terminal_obeys(tmp_path: Path, content: str) -> None:
+def test_a_message_quotes_little_of_a_file_and_no_control_characters(tmp_path: Path, content: str) -> None:
     path = tmp_path / "prompts"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(BadFile) as refused:
@@ -383,7 +383,9 @@ JSONL = st.lists(VALUES, max_size=3).map(lambda values: "\n".join(map(json.dumps
 @example(data=b"\x1f\x8b", column=None)
 @example(data=b'"\n', column=None)
 @example(data=b"a,b\n\r,\r", column="b")
-def test_any_bytes_are_records_or_a_bad_file(tmp_path_factory: pytest.TempPathFactory, data: bytes, column: str | None) -> None:
+def test_any_bytes_give_records_or_a_bad_file(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, column: str | None
+) -> None:
     path = tmp_path_factory.getbasetemp() / "any"
     path.write_bytes(data)
     for read in (
@@ -393,8 +395,8 @@ def test_any_bytes_are_records_or_a_bad_file(tmp_path_factory: pytest.TempPathFa
         lambda: read_prompts(path, ReadAs(use="prompt", form="file")),
     ):
         try:
-            found: Sequence = read()
+            records: Sequence = read()
         except BadFile as err:
-            found = str(err)
-            assert found.isprintable()
-        assert found
+            assert str(err).isprintable()
+        else:
+            assert records

@@ -1,4 +1,4 @@
-"""Conversations: what a line of messages must hold, and turns that follow the model's own answers."""
+"""Conversations whose turns follow the model's own answers."""
 
 import json
 from collections.abc import Callable
@@ -23,15 +23,15 @@ from tests.s2d.prompts.kinds_of_tokenizers import KINDS
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 TURNS = ("the cat", "the dog then", "and the")
 QUESTION = {"question_id": 81, "category": "writing", "turns": list(TURNS), "reference": ["so"]}
-SAID = [{"role": "system", "content": "then"}, {"role": "user", "content": "the cat and"}]
-TOLD = {"name": "told", "category": "c", "messages": SAID}
+MESSAGES = [{"role": "system", "content": "then"}, {"role": "user", "content": "the cat and"}]
+CHAT = {"name": "chat", "category": "c", "messages": MESSAGES}
 NEW_TOKENS = 6
 NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=0.9, seed=4)
 
 
 @pytest.fixture
 def chat(folders: Path, plan_file: Callable[..., Path]) -> Callable[..., int]:
-    """Runs the given lines as a chat; a later call goes on with the texts of an earlier one."""
+    """Runs prompts as a chat. A later call continues with the outputs of an earlier one."""
     with_template(folders, TEMPLATE)
 
     def chat(lines: list[dict], *more: str, flags: tuple[str, ...] = ("--chat",), **plan: object) -> int:
@@ -49,11 +49,11 @@ def with_template(folders: Path, template: str) -> None:
     tokenizer.save_pretrained(folders / "target")
 
 
-def texts_of(folders: Path) -> list[dict]:
+def outputs_in(folders: Path) -> list[dict]:
     return [json.loads(line) for line in (folders / "texts.jsonl").read_text("utf-8").splitlines()]
 
 
-def pair_of(folders: Path, kind: str = "separate") -> Pair:
+def load_folders(folders: Path, kind: str = "separate") -> Pair:
     return load_pair(
         PairRequest(
             target=str(folders / "target"),
@@ -69,51 +69,50 @@ def conversations(pair: Pair, stop: Stop | None = None) -> ConversationEncoder:
 
 
 def plain_text(pair: Pair, prompt: str, sampling: Sampling) -> tuple[int, str]:
-    """Tokens of a prompt, and what the target alone writes after it."""
+    """The number of prompt tokens, and the plain target's text after the prompt."""
     [encoded] = encode_prompts(pair, [Prompt(name="p", category="c", text=prompt)], max_new_tokens=NEW_TOKENS)
     settings = RunSettings(policy=None, sampling=sampling, max_new_tokens=NEW_TOKENS).decoding(None, pair.eos_token_id)
     tokens = pair.session(160).generate(encoded.token_ids, settings).tokens
     return len(encoded.token_ids), continuation_text(pair.tokenizer, encoded.token_ids, tokens)
 
 
-USER = {"role": "user", "content": "so"}
-
-
 @pytest.mark.parametrize("kind", ["separate", "self"])
-@pytest.mark.parametrize("sampling", [GREEDY, NOISE], ids=lambda one: one.rule)
+@pytest.mark.parametrize("sampling", [GREEDY, NOISE], ids=lambda sampling: sampling.rule)
 def test_every_turn_follows_the_answers_before_it(chat, folders: Path, capsys, kind: str, sampling: Sampling) -> None:
     report_file = folders / "report.json"
-    assert chat([QUESTION, TOLD], "--check", "-o", str(report_file), kind=kind, sampling=sampling) == 0
-    shown = capsys.readouterr().out
-    assert "prompts   2 in 4 turns, at most 6 new tokens each" in shown
-    assert shown.count("=== 81/2 (writing)") == 1
-    assert "4 of 4 outputs equal the plain target's" in shown
-    pair, written = pair_of(folders, kind), texts_of(folders)
-    assert [line["name"] for line in written] == ["81/1", "81/2", "81/3", "told"]
+    assert chat([QUESTION, CHAT], "--check", "-o", str(report_file), kind=kind, sampling=sampling) == 0
+    out = capsys.readouterr().out
+    assert "prompts   2 in 4 turns, at most 6 new tokens each" in out
+    assert out.count("=== 81/2 (writing)") == 1
+    assert "4 of 4 outputs equal the plain target's" in out
+    pair, written = load_folders(folders, kind), outputs_in(folders)
+    assert [line["name"] for line in written] == ["81/1", "81/2", "81/3", "chat"]
     prompt = ""
     for line, turn in zip(written, TURNS, strict=False):
         prompt += f"<user>{turn}<assistant>"
         assert (line["prompt_tokens"], line["text"]) == plain_text(pair, prompt, sampling)
         prompt += line["text"]
-    found = written[-1]["prompt_tokens"], written[-1]["text"]
-    assert found == plain_text(pair, "<system>then<user>the cat and<assistant>", sampling)
+    last = written[-1]["prompt_tokens"], written[-1]["text"]
+    assert last == plain_text(pair, "<system>then<user>the cat and<assistant>", sampling)
     report = REPORT_FILE.read(report_file).record
     assert report.plain_arm is not None
     for arm in (report.plan_arm, report.plain_arm):
-        runs = [(one.name, one.prompt_tokens, one.rounds.num_tokens) for one in arm.runs]
+        runs = [(prompt.name, prompt.prompt_tokens, prompt.rounds.num_tokens) for prompt in arm.runs]
         assert runs == [(line["name"], line["prompt_tokens"], line["num_tokens"]) for line in written]
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_what_is_streamed_is_what_is_kept_and_what_the_next_turn_quotes(kind: str, chat, folders: Path, capsys) -> None:
+def test_the_streamed_text_equals_the_kept_output_and_the_quote_in_the_next_turn(
+    kind: str, chat, folders: Path, capsys
+) -> None:
     tokenizer = KINDS[kind]()
     folders_with(folders, tokenizer)
     with_template(folders, TEMPLATE)
     assert chat([QUESTION], "--max-new-tokens", "16") == 0
-    shown, written = capsys.readouterr().out, texts_of(folders)
+    out, written = capsys.readouterr().out, outputs_in(folders)
     prompt = ""
     for line, turn in zip(written, TURNS, strict=True):
-        assert f"=== {line['name']} (writing)\n{line['text']}\n" in shown
+        assert f"=== {line['name']} (writing)\n{line['text']}\n" in out
         prompt += f"<user>{turn}<assistant>"
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         assert line["prompt_tokens"] == len(prompt_ids)
@@ -122,57 +121,57 @@ def test_what_is_streamed_is_what_is_kept_and_what_the_next_turn_quotes(kind: st
         prompt += line["text"]
 
 
-def test_a_conversation_goes_on_after_the_answers_that_are_kept(chat, folders: Path, capsys) -> None:
-    assert chat([QUESTION, TOLD]) == 0
-    path, whole = folders / "texts.jsonl", texts_of(folders)
-    path.write_text(json.dumps(whole[0]) + "\n" + json.dumps(whole[1])[:30], encoding="utf-8")  # killed in its second turn
+def test_a_conversation_continues_after_the_kept_answers(chat, folders: Path, capsys) -> None:
+    assert chat([QUESTION, CHAT]) == 0
+    path, whole = folders / "texts.jsonl", outputs_in(folders)
+    path.write_text(json.dumps(whole[0]) + "\n" + json.dumps(whole[1])[:30], encoding="utf-8")  # killed in the second turn
     capsys.readouterr()
-    assert chat([QUESTION, TOLD]) == 0
-    shown, talk = capsys.readouterr()
-    assert f"continuing after 1 output in {path}" in talk
-    assert "prompts   2 in 3 turns" in shown
-    assert [line["text"] for line in texts_of(folders)] == [line["text"] for line in whole]
-    assert chat([QUESTION, TOLD]) == 0
+    assert chat([QUESTION, CHAT]) == 0
+    out, err = capsys.readouterr()
+    assert f"continuing after 1 output in {path}" in err
+    assert "prompts   2 in 3 turns" in out
+    assert [line["text"] for line in outputs_in(folders)] == [line["text"] for line in whole]
+    assert chat([QUESTION, CHAT]) == 0
     assert "nothing to do" in capsys.readouterr().err
     path.write_text(json.dumps(whole[0] | {"text": "dog"}) + "\n", encoding="utf-8")
     assert chat([QUESTION]) == 0
-    expected = plain_text(pair_of(folders), f"<user>{TURNS[0]}<assistant>dog<user>{TURNS[1]}<assistant>", GREEDY)
-    assert (texts_of(folders)[1]["prompt_tokens"], texts_of(folders)[1]["text"]) == expected
+    expected = plain_text(load_folders(folders), f"<user>{TURNS[0]}<assistant>dog<user>{TURNS[1]}<assistant>", GREEDY)
+    assert (outputs_in(folders)[1]["prompt_tokens"], outputs_in(folders)[1]["text"]) == expected
 
 
-def test_a_conversation_that_outgrows_the_context_is_cut_short_and_all_else_is_finished(chat, folders: Path, capsys) -> None:
+def test_a_conversation_that_outgrows_the_context_ends_early_and_the_others_finish(chat, folders: Path, capsys) -> None:
     long = QUESTION | {"turns": [TURNS[0], "zig zag " * 30, TURNS[1]]}
     for _ in range(2):
-        assert chat([long, TOLD]) == 0
-        assert [line["name"] for line in texts_of(folders)] == ["81/1", "told"]
-        talk = capsys.readouterr().err
-        assert "a conversation is cut short: prompt '81/2' has " in talk
-        assert "tokens: expected 1 to 154, which with 6 new ones fill the context" in talk
-    assert "nothing to do" in talk
+        assert chat([long, CHAT]) == 0
+        assert [line["name"] for line in outputs_in(folders)] == ["81/1", "chat"]
+        err = capsys.readouterr().err
+        assert "a conversation is cut short: prompt '81/2' has " in err
+        assert "tokens: expected 1 to 154, which with 6 new ones fill the context" in err
+    assert "nothing to do" in err
 
 
-def test_caches_of_a_conversation_that_outgrows_them_are_checked_before_they_are_made(chat, folders: Path, monkeypatch) -> None:
+def test_memory_is_checked_before_caches_grow_for_a_longer_conversation(chat, folders: Path, monkeypatch) -> None:
     checked: list[TextLimits] = []
     monkeypatch.setattr(ModelPair, "check_memory", lambda pair, text, free_bytes=None: checked.append(text))
     assert chat([QUESTION]) == 0
     assert len(checked) > 1
     sizes = [text.max_tokens for text in checked]
     assert sizes == sorted(set(sizes))
-    lines = texts_of(folders)
+    lines = outputs_in(folders)
     assert sizes[-1] >= max(line["prompt_tokens"] for line in lines) + NEW_TOKENS
 
 
-def test_without_a_chat_the_first_turn_is_gone_on_from_and_messages_are_refused(chat, folders: Path, capsys) -> None:
+def test_without_chat_the_first_turn_is_continued_and_messages_are_refused(chat, folders: Path, capsys) -> None:
     assert chat([QUESTION], flags=()) == 0
-    [line] = texts_of(folders)
+    [line] = outputs_in(folders)
     assert line["name"] == "81"
-    assert (line["prompt_tokens"], line["text"]) == plain_text(pair_of(folders), TURNS[0], GREEDY)
-    assert chat([TOLD], flags=()) == 2
-    assert "prompt 'told' is a conversation: expected a text to go on from. Give --chat," in capsys.readouterr().err
+    assert (line["prompt_tokens"], line["text"]) == plain_text(load_folders(folders), TURNS[0], GREEDY)
+    assert chat([CHAT], flags=()) == 2
+    assert "prompt 'chat' is a conversation: expected a text to continue. Give --chat," in capsys.readouterr().err
 
 
-def test_a_stop_string_and_the_end_of_text_are_no_part_of_an_answer(chat, folders: Path) -> None:
-    pair = pair_of(folders)
+def test_a_stop_string_is_not_part_of_an_answer(chat, folders: Path) -> None:
+    pair = load_folders(folders)
     question = Prompt(name="81", category="c", text=TURNS[0], later=(TURNS[1],))
     [first] = encode_prompts(pair, [question], max_new_tokens=NEW_TOKENS, is_chat=True)
     stopped = conversations(pair, Stop(["dog", "END"], pair.tokenizer)).next_turn(first, "the catEND and the dog")
@@ -184,12 +183,12 @@ def test_a_stop_string_and_the_end_of_text_are_no_part_of_an_answer(chat, folder
     assert conversations(pair).next_turn(stopped, "the cat") is None
 
 
-def test_what_a_template_refuses_is_refused_before_decoding_and_cuts_short_after(chat, folders: Path, capsys) -> None:
+def test_a_conversation_that_the_template_refuses_is_refused_or_ends_early(chat, folders: Path, capsys) -> None:
     with_template(folders, "{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}" + TEMPLATE)
-    assert chat([TOLD]) == 2
+    assert chat([CHAT]) == 2
     refusal = "the chat template of target refuses it (one at a time): expected roles in an order that the template accepts."
-    assert f"prompt 'told': {refusal}" in capsys.readouterr().err
+    assert f"prompt 'chat': {refusal}" in capsys.readouterr().err
     assert chat([QUESTION]) == 0
     assert f"a conversation is cut short: prompt '81/2': {refusal}" in capsys.readouterr().err
     with pytest.raises(UserInputError, match="refuses it"):
-        encode_turn(pair_of(folders), Conversation(prompt=read_prompts(folders / "prompts.jsonl")[0], answers=("so",)), 6)
+        encode_turn(load_folders(folders), Conversation(prompt=read_prompts(folders / "prompts.jsonl")[0], answers=("so",)), 6)

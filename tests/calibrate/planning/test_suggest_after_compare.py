@@ -1,4 +1,4 @@
-"""What to do after a comparison: every branch, and commands that their own parsers take."""
+"""The step after a comparison: every branch, and commands that their own parsers accept."""
 
 import shlex
 from dataclasses import dataclass, replace
@@ -8,8 +8,9 @@ import pytest
 
 from calibrate.commands.compare_cli import main_compare
 from calibrate.commands.plan_cli import main_plan, plan_parser
+from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.make_plan import make_plan
-from calibrate.planning.next_measurement import ComparedFiles, Errors, explained_frac, next_step
+from calibrate.planning.suggest_after_compare import ComparedFiles, Errors, explained_frac, next_step
 from perfmodel.core.files import Stored
 from perfmodel.core.stats import Interval
 from perfmodel.results.plan import PLAN_FILE, Plan
@@ -27,7 +28,6 @@ from tests.calibrate.factories import (
     write_evidence,
     write_profile,
 )
-from tests.calibrate.planning.test_make_plan import NOTHING_ASKED
 
 PASSES = (
     PassResidual(arm="plan", kind="verify", num_passes=1, predicted_s=1.0, measured_s=2.0),
@@ -45,7 +45,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return PLAN_FILE.read(folder / "plan.json").record
 
 
-def errors_of(acceptance_frac: float, latency_frac: float, *, is_inside: bool = False) -> Errors:
+def make_errors(acceptance_frac: float, latency_frac: float, *, is_inside: bool = False) -> Errors:
     """A measured speedup of 1.93, in the predicted interval or below it; the intervals explain up to 14 %."""
     predicted = Interval(value=2.25, low=1.9 if is_inside else 2.02, high=2.38 if is_inside else 2.5)
     return Errors(
@@ -58,88 +58,88 @@ def errors_of(acceptance_frac: float, latency_frac: float, *, is_inside: bool = 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
-    """One branch."""
+class Case:
+    """One branch of the next step."""
 
     errors: Errors
-    said: str
+    expected: str
     profile_waited: float | None = None
     run_waited: float | None = None
     has_profiles: bool = True
-    ran: int = 64
+    run_tokens: int = 64
     run_command: str = ""
 
 
 CASES = {
-    "both small": Scenario(errors=errors_of(0.015, -0.019), said="nothing: both errors are within 2.0 %"),
-    "explained": Scenario(
-        errors=errors_of(0.01, 0.1, is_inside=True),
+    "both small": Case(errors=make_errors(0.015, -0.019), expected="nothing: both errors are within 2.0 %"),
+    "explained": Case(
+        errors=make_errors(0.01, 0.1, is_inside=True),
         profile_waited=0.188,
-        said="nothing: both errors are within 13.1 %, which the intervals of plan and run explain",
+        expected="nothing: both errors are within 13.1 %, which the intervals of plan and run explain",
     ),
-    "inside, but two large errors cancel": Scenario(
-        errors=errors_of(-0.3, 0.31, is_inside=True),
-        said=f"most of the error is in the seconds, plan verify passes most of all (-50.0 %): {PROFILE_AGAIN}",
+    "inside, but two large errors cancel": Case(
+        errors=make_errors(-0.3, 0.31, is_inside=True),
+        expected=f"most of the error is in the seconds, mostly in plan verify passes (-50.0 %): {PROFILE_AGAIN}",
     ),
-    "below, profile disturbed": Scenario(
-        errors=errors_of(0.01, 0.1),
+    "below, profile disturbed": Case(
+        errors=make_errors(0.01, 0.1),
         profile_waited=0.188,
         run_waited=0.05,
-        said="profile again on a quiet machine, as 18.8 % of the profile's processor time went to other programs: "
+        expected="profile again on a quiet machine, as 18.8 % of the profile's processor time went to other programs: "
         f"{PROFILE_AGAIN}",
     ),
-    "below, run disturbed": Scenario(
-        errors=errors_of(0.01, 0.1),
+    "below, run disturbed": Case(
+        errors=make_errors(0.01, 0.1),
         profile_waited=0.01,
         run_waited=0.3,
-        said="run again on a quiet machine, as 30.0 % of the run's processor time went to other programs: "
+        expected="run again on a quiet machine, as 30.0 % of the run's processor time went to other programs: "
         "s2d-run --plan out/plan.json --check -o out/report.json",
     ),
-    "below, run on texts of one's own disturbed": Scenario(
-        errors=errors_of(0.01, 0.1),
+    "below, run on texts of one's own disturbed": Case(
+        errors=make_errors(0.01, 0.1),
         run_waited=0.3,
         run_command="s2d-run --plan p.json --prompts=own.jsonl --split all --stop 'a b' --chat --outputs o.jsonl -o r.json",
-        said="run again on a quiet machine, as 30.0 % of the run's processor time went to other programs: s2d-run --plan "
+        expected="run again on a quiet machine, as 30.0 % of the run's processor time went to other programs: s2d-run --plan "
         "out/plan.json --prompts path/to/own.jsonl --split all --stop 'a b' --chat --check -o out/report.json",
     ),
-    "below, neither disturbed": Scenario(
-        errors=errors_of(0.01, 0.1),
+    "below, neither disturbed": Case(
+        errors=make_errors(0.01, 0.1),
         profile_waited=0.019,
         run_waited=0.0,
-        said=f"most of the error is in the seconds, plan verify passes most of all (-50.0 %): {PROFILE_AGAIN}",
+        expected=f"most of the error is in the seconds, mostly in plan verify passes (-50.0 %): {PROFILE_AGAIN}",
     ),
-    "below, nobody knows": Scenario(
-        errors=errors_of(0.01, 0.1),
+    "below, nobody knows": Case(
+        errors=make_errors(0.01, 0.1),
         has_profiles=False,
-        said="most of the error is in the seconds, plan verify passes most of all (-50.0 %) (give --profile to see whether the "
-        f"profile was disturbed): s2d-profile latency {MODELS} --dtype fp32 -o profile",
+        expected="most of the error is in the seconds, mostly in plan verify passes (-50.0 %) (give --profile to see whether "
+        f"the profile was disturbed): s2d-profile latency {MODELS} --dtype fp32 -o profile",
     ),
-    "below, by acceptance on a disturbed machine": Scenario(
-        errors=errors_of(0.15, 0.02),
+    "below, by acceptance on a disturbed machine": Case(
+        errors=make_errors(0.15, 0.02),
         profile_waited=0.5,
         run_waited=0.5,
-        said="most of the error is in the acceptance: record it on prompts like those that were run: "
+        expected="most of the error is in the acceptance: record it on prompts like those that were run: "
         f"s2d-profile acceptance {MODELS} --dtype fp32 --num-prompts 12 --max-new-tokens 96 --budget 25 -o mine",
     ),
-    "acceptance of shorter texts": Scenario(
-        errors=errors_of(0.15, 0.02),
-        ran=32,
-        said="most of the error is in the acceptance: plan for texts as long as those that were run: s2d-plan "
+    "acceptance of shorter texts": Case(
+        errors=make_errors(0.15, 0.02),
+        run_tokens=32,
+        expected="most of the error is in the acceptance: plan for texts as long as those that were run: s2d-plan "
         "--profile mine/target.latency.json --profile mine/draft.latency.json --trace path/to/trace.npz --output-tokens 32 "
         "-o out/plan.json",
     ),
-    "acceptance of longer texts": Scenario(
-        errors=errors_of(0.15, 0.02),
-        ran=128,
-        said="most of the error is in the acceptance: record it on prompts like those that were run and as long as those that "
-        f"were run (128 tokens): s2d-profile acceptance {MODELS} --dtype fp32 --num-prompts 12 --max-new-tokens 128 "
+    "acceptance of longer texts": Case(
+        errors=make_errors(0.15, 0.02),
+        run_tokens=128,
+        expected="most of the error is in the acceptance: record it on prompts like those that were run and as long as those "
+        f"that were run (128 tokens): s2d-profile acceptance {MODELS} --dtype fp32 --num-prompts 12 --max-new-tokens 128 "
         "--budget 25 -o mine",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_error_has_a_next_step_and_its_command_is_complete(plan: Plan, case: Scenario) -> None:
+def test_every_error_has_a_next_step_and_its_command_is_complete(plan: Plan, case: Case) -> None:
     made_by = replace(provenance(), command=COMMAND)
     profiles = {
         Path("mine/target.latency.json"): target_profile(),
@@ -150,27 +150,29 @@ def test_every_error_has_a_next_step_and_its_command_is_complete(plan: Plan, cas
         for path, profile in profiles.items()
         if case.has_profiles
     }
-    report = replace(make_report(plan, "d" * 64, make_trace()), max_new_tokens=case.ran, waited_frac=case.run_waited)
+    report = replace(make_report(plan, "d" * 64, make_trace()), max_new_tokens=case.run_tokens, waited_frac=case.run_waited)
     files = ComparedFiles(
         plan=Path("out/plan.json"), report=Path("out/report.json"), profiles=stored, run_command=case.run_command
     )
-    said = next_step(case.errors, plan, report, files)
-    assert said == case.said
-    command = shlex.split(said.rpartition(": ")[2])
+    step = next_step(case.errors, plan, report, files)
+    assert step == case.expected
+    command = shlex.split(step.rpartition(": ")[2])
     if command[0] != "both":  # errors are small
         parsers = {"s2d-profile": profile_parser, "s2d-run": run_parser, "s2d-plan": plan_parser}
         parsers[command[0]]().parse_args(command[1:])
 
 
-def test_published_acceptance_is_recorded_and_models_outside_the_box_are_left_to_fill_in(plan: Plan) -> None:
-    told = "--target path/to/vicuna-7b --draft path/to/s2d-vicuna-12 --prompts path/to/prompts.jsonl --device cuda --dtype bf16"
-    published = make_plan(replace(NOTHING_ASKED, target="vicuna-7b"))
+def test_published_acceptance_is_recorded_with_folders_to_fill_in(plan: Plan) -> None:
+    flags = (
+        "--target path/to/vicuna-7b --draft path/to/s2d-vicuna-12 --prompts path/to/prompts.jsonl --device cuda --dtype bf16"
+    )
+    published = make_plan(PlanRequest(target="vicuna-7b"))
     report = replace(make_report(plan, "d" * 64, make_trace()), max_new_tokens=32)
-    said = next_step(errors_of(0.15, 0.02), published, report, ComparedFiles())
-    assert said.endswith(f": s2d-profile acceptance {told} --max-new-tokens 32 -o profile")
+    step = next_step(make_errors(0.15, 0.02), published, report, ComparedFiles())
+    assert step.endswith(f": s2d-profile acceptance {flags} --max-new-tokens 32 -o profile")
 
 
-def test_half_of_both_intervals_explains_an_error() -> None:
+def test_the_half_widths_of_both_intervals_explain_an_error() -> None:
     predicted, measured = Interval(value=1.46, low=1.40, high=1.52), Interval(value=1.50, low=1.42, high=1.58)
     assert explained_frac(predicted, measured) == pytest.approx(0.1 / 1.5)
 
@@ -180,7 +182,7 @@ def test_a_trace_beside_the_profiles_is_named(plan: Plan, tmp_path: Path) -> Non
     stored = Stored(record=target_profile(), provenance=provenance(), sha256="a" * 64)
     report: RunReport = replace(make_report(plan, "d" * 64, make_trace()), max_new_tokens=32)
     files = ComparedFiles(profiles={tmp_path / "target.latency.json": stored})
-    assert f"--trace {tmp_path / 'trace.npz'} --output-tokens 32" in next_step(errors_of(0.15, 0.02), plan, report, files)
+    assert f"--trace {tmp_path / 'trace.npz'} --output-tokens 32" in next_step(make_errors(0.15, 0.02), plan, report, files)
 
 
 def test_a_comparison_with_a_disturbed_profile_names_the_command_and_its_folder(

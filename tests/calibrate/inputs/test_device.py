@@ -1,4 +1,4 @@
-"""Which device a plan is for: named, described in a file, found by the driver, or assumed."""
+"""The device of a plan: named, described in a file, found through the driver, or assumed."""
 
 import ctypes
 import json
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from calibrate.commands.plan_cli import main_plan
-from calibrate.inputs import choose_device as module
+from calibrate.inputs import device as module
 from calibrate.inputs import find_gpus
-from calibrate.inputs.choose_device import choose_device
+from calibrate.inputs.device import resolve_device, same_device
 from calibrate.inputs.find_gpus import Gpu, present_gpus, visible_gpus
-from calibrate.pricing.datasheet_pricing import same_device
+from calibrate.inputs.requests import DeviceRequest
 from perfmodel.core.units import GB
 from perfmodel.hardware.cpu import Cpu, cpu_hardware, read_cpu
 from perfmodel.results.plan import PLAN_FILE
@@ -49,8 +49,8 @@ class FakeNvml:
         count._obj.value = len(self.gpus)
         return 0
 
-    def nvmlDeviceGetHandleByIndex_v2(self, place: ctypes.c_uint, handle: Any) -> int:  # noqa: N802
-        handle._obj.value = place.value + 1
+    def nvmlDeviceGetHandleByIndex_v2(self, index: ctypes.c_uint, handle: Any) -> int:  # noqa: N802
+        handle._obj.value = index.value + 1
         return 0
 
     def nvmlDeviceGetName(self, handle: ctypes.c_void_p, buffer: Any, size: ctypes.c_uint) -> int:  # noqa: N802
@@ -62,19 +62,19 @@ class FakeNvml:
         return 0
 
 
-def here(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    gpus = tuple(Gpu(name=name, uuid=f"GPU-{place}") for place, name in enumerate(names))
+def with_gpus(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    gpus = tuple(Gpu(name=name, uuid=f"GPU-{index}") for index, name in enumerate(names))
     monkeypatch.setattr(module, "present_gpus", lambda: gpus)
 
 
 def understood(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The device line of a plan, with what it was folded into."""
+    """The device line of a plan, unfolded."""
     assert main_plan(["--target", "vicuna-7b", *arguments]) == 0
     text = capsys.readouterr().out
     return " ".join(text[text.index("\ndevice") : text.index("\nworkload")].split())
 
 
-def test_the_driver_is_asked_for_every_gpu_and_left_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_gpu_is_read_and_the_driver_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = FakeNvml(FOUR)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -104,48 +104,48 @@ def test_without_a_driver_or_with_one_that_fails_there_are_no_gpus(monkeypatch: 
         ("MIG-1", ""),
     ],
 )
-def test_only_what_cuda_may_use_counts(setting: str | None, letters: str) -> None:
+def test_only_visible_gpus_count(setting: str | None, letters: str) -> None:
     assert [gpu.uuid[4] for gpu in visible_gpus(FOUR, setting)] == list(letters)
 
 
-def test_a_gpu_that_is_here_is_planned_for_and_said(
+def test_a_present_gpu_is_the_default_device_and_the_text_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here(monkeypatch, L4, L4)
+    with_gpus(monkeypatch, L4, L4)
     assert understood(capsys) == "device 1 x L4, bf16, graph (found: NVML sees 2 x NVIDIA L4)"
 
 
-def test_more_gpus_than_are_here_are_planned_for_where_the_models_need_them(
+def test_a_plan_may_need_more_gpus_than_are_present(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here(monkeypatch, "Tesla T4")
+    with_gpus(monkeypatch, "Tesla T4")
     assert understood(capsys) == "device 2 x T4, fp16, graph (found: NVML sees 1 x Tesla T4; 2 are needed)"
 
 
-def test_of_several_kinds_the_known_one_that_is_there_most_often_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    here(monkeypatch, A6000, A6000, A6000, "Tesla T4", L4, L4)
-    chosen = choose_device(None)
+def test_the_most_frequent_known_kind_of_gpu_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, A6000, A6000, A6000, "Tesla T4", L4, L4)
+    chosen = resolve_device(DeviceRequest())
     assert (chosen.hardware.name, chosen.num_present) == ("L4", 2)
 
 
-def test_a_gpu_in_no_table_is_named_and_the_default_assumed(
+def test_an_unknown_gpu_is_named_and_the_default_is_assumed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here(monkeypatch, A6000)
+    with_gpus(monkeypatch, A6000)
     assert understood(capsys) == (
         "device 1 x A100-80GB-SXM, bf16, graph (assumed: no --device given, NVML sees 1 x NVIDIA RTX A6000, in no table: "
         "docs/hardware.md)"
     )
 
 
-def test_a_named_device_is_not_explained_and_the_driver_not_asked(
+def test_a_named_device_needs_no_explanation_and_no_driver(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "present_gpus", lambda: pytest.fail("asked the driver"))
+    monkeypatch.setattr(module, "present_gpus", lambda: pytest.fail("the driver was read"))
     assert understood(capsys, "--device", "h200") == "device 1 x H200-SXM, bf16, graph"
 
 
-def test_this_machines_cpu_is_planned_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_machines_cpu_can_be_planned_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     cpu = Cpu(name="A CPU", vendor="", family="", num_cores=8, clock_hz=3e9, flags=frozenset({"avx2"}), memory_bytes=64 * GB)
     monkeypatch.setattr(module, "read_cpu", lambda: cpu)
     assert understood(capsys, "--device", "cpu") == "device 1 x A CPU, 8 threads, fp32, eager"
@@ -157,13 +157,13 @@ def test_this_machines_cpu_is_planned_for(monkeypatch: pytest.MonkeyPatch, capsy
     assert "--device cuda" not in text
 
 
-def test_a_device_from_a_file_is_planned_for_and_named_by_its_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_from_a_file_is_identified_by_its_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "my-gpu.json"
     path.write_text(json.dumps(MY_GPU), encoding="utf-8")
     output = tmp_path / "plan.json"
     assert understood(capsys, "--device", str(path), "-o", str(output)) == f"device 1 x {A6000}, bf16, graph"
     latency = [part for part in PLAN_FILE.read(output).record.evidence if part.role.endswith("latency")]
-    assert {part.sha256 for part in latency} == {choose_device(str(path)).sha256}
+    assert {part.sha256 for part in latency} == {resolve_device(DeviceRequest(device=str(path))).sha256}
     assert "kernel times scaled from A100-80GB-SXM (neighbour), ± 20.0 %" in latency[0].description
 
 
@@ -179,7 +179,7 @@ def test_a_bad_device_file_ends_with_2_and_one_message(tmp_path: Path, capsys: p
     assert captured.out == ""
 
 
-def test_two_names_of_a_device_are_one_by_table_file_and_cpu(tmp_path: Path) -> None:
+def test_two_names_of_a_device_agree_by_table_by_file_and_as_the_cpu(tmp_path: Path) -> None:
     path = tmp_path / "my-gpu.json"
     path.write_text(json.dumps(MY_GPU), encoding="utf-8")
     assert same_device("h200", "NVIDIA H200")
