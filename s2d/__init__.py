@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from perfmodel.results.plan import Plan
     from perfmodel.results.report import RunReport
     from perfmodel.results.residuals import Residuals
-    from profiler.commands.profile_command import Profile, profile, profile_law
+    from profiler.profiling.profile_law import profile_law
+    from profiler.profiling.profile_pair import Profile, profile
     from s2d.loading.exits import write_exits
     from s2d.running.run import run
     from s2d.running.run_inputs import RunRequest
@@ -53,7 +54,8 @@ _MODULES = {
     "perfmodel.results.plan": ("Plan",),
     "perfmodel.results.report": ("RunReport",),
     "perfmodel.results.residuals": ("Residuals",),
-    "profiler.commands.profile_command": ("profile", "profile_law", "Profile"),
+    "profiler.profiling.profile_law": ("profile_law",),
+    "profiler.profiling.profile_pair": ("profile", "Profile"),
     "s2d.loading.exits": ("write_exits",),
     "s2d.running.run": ("run",),
     "s2d.running.run_inputs": ("RunRequest",),

@@ -272,7 +272,7 @@ def _roofline(
 ) -> ModelLatency:
     hardware.compute_dtype(key.dtype)
     fix = "Give one of these as num_devices"
-    check_degree(model, key.num_devices, among="devices", fix=fix, max_degree=hardware.max_devices)
+    check_degree(model, key.num_devices, noun="devices", fix=fix, max_degree=hardware.max_devices)
     weights = dtype_format(key.dtype, model)
 
     @cache
