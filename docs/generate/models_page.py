@@ -1,11 +1,7 @@
 """The tables of docs/reference/models.md: known models and covered families."""
 
-<<<<<<< HEAD:docs/generate/models_page.py
 from docs.generate.marks import with_part
-from perfmodel.models.architectures import UNCOVERED
-=======
 from perfmodel.models.architectures import UNSUPPORTED_FEATURES
->>>>>>> main:tests/models_page.py
 from perfmodel.models.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
 from perfmodel.models.known_models import ALIASES, KNOWN_DRAFTS, KNOWN_ROWS, KnownModel
 from perfmodel.models.model_roles import DRAFT_HEADS
@@ -71,13 +67,8 @@ def family_tables() -> str:
     refused += [f"| {one.name} | {one.reason} | {', '.join(f'`{key}`' for key in one.keys)} |" for one in UNSUPPORTED_FEATURES]
     for head in DRAFT_HEADS:
         marks = ", ".join(f"`{key}`" for key in head.keys)
-<<<<<<< HEAD:docs/generate/models_page.py
-        refused.append(f"| {head.what} | it reads its target's hidden states | {marks} |")
-    return "\n".join([*covered, "", *refused])
-=======
         refused.append(f"| {head.name} | it reads its target's hidden states | {marks} |")
-    return "\n" + "\n".join([*covered, "", *refused]) + "\n\n"
->>>>>>> main:tests/models_page.py
+    return "\n".join([*covered, "", *refused])
 
 
 def wrappers_of(one: Architecture) -> list[str]:

@@ -22,13 +22,8 @@ def find_model(name: str) -> ModelGeometry:
     model = _look_up(by_name, ALIASES, name)
     if model is None:
         otherwise = "give a config: --target path/to/config.json, or org/name on the Hugging Face hub"
-<<<<<<< HEAD
-        raise UnknownName("target", name, by_name, listed_in="docs/reference/models.md", otherwise=otherwise)
-    return found
-=======
         raise UnknownName("target", name, by_name, listed_in="docs/reference/models.md", otherwise=otherwise)
     return model
->>>>>>> main
 
 
 def unpublished_note(draft: DraftGeometry) -> str | None:
@@ -75,17 +70,10 @@ def find_draft(name: str) -> DraftGeometry:
         UnknownName: no such draft; the message lists near misses.
     """
     by_name = {draft.model.name: draft for draft in KNOWN_DRAFTS}
-<<<<<<< HEAD
-    found = _look_up(by_name, ALIASES, name)
-    if found is None:
-        raise UnknownName("draft", name, by_name, listed_in="docs/reference/models.md")
-    return found
-=======
     draft = _look_up(by_name, ALIASES, name)
     if draft is None:
         raise UnknownName("draft", name, by_name, listed_in="docs/reference/models.md")
     return draft
->>>>>>> main
 
 
 _TUNING = re.compile(r"-(hf|chat|instruct|it|pt|base)(?=-|$)")

@@ -1,12 +1,7 @@
 """Table of known models: the shapes from their config.json, and their published number of weights.
 
-<<<<<<< HEAD
-A row goes through the same reader as a user's file (`perfmodel.models.model_config`). The published count is no input to any price:
-it is there to prove the row, as a wrong size or a forgotten bias would show. docs/reference/models.md is made from this table.
-=======
 The same reader handles these rows and a user's file (`perfmodel.models.model_config`). The published count enters no price.
 It checks the row: a wrong size or a missing bias would change the count. docs/reference/models.md is generated from this table.
->>>>>>> main
 """
 
 from collections.abc import Iterator

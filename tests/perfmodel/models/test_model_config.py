@@ -183,19 +183,6 @@ REFUSED = [
 ]  # fmt: skip
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(("class_name", "model_type", "more", "told"), REFUSED, ids=[case[0] for case in REFUSED])
-def test_what_the_law_would_misprice_is_refused_by_what_it_is(
-    class_name: str, model_type: str, more: dict[str, object], told: str
-) -> None:
-    with pytest.raises(UserInputError) as caught:
-        geometry_from_config(small(class_name, model_type, **more), "mine")
-    message = str(caught.value)
-    assert message.startswith(f"model 'mine': the latency law does not cover {class_name!r}, which has ")
-    assert told in message
-    assert message.endswith("Give a dense decoder of a family in docs/reference/models.md.")
-    assert len(message) <= 420
-=======
 def test_an_unsupported_model_is_refused_with_its_feature() -> None:
     wrong = []
     for class_name, model_type, overrides, feature in REFUSED:
@@ -208,7 +195,6 @@ def test_an_unsupported_model_is_refused_with_its_feature() -> None:
         ):
             wrong.append(f"{feature}: got {message}")
     assert not wrong, "\n".join(wrong)
->>>>>>> main
 
 
 def test_a_characteristic_key_is_refused_with_any_name_unless_it_is_0() -> None:
@@ -236,13 +222,8 @@ def test_an_unknown_name_is_refused_even_with_the_keys_of_a_llama() -> None:
         geometry_from_config(small("Qwen9ForCausalLM", "qwen9"), "mine")
     message = str(caught.value)
     assert message.startswith("unknown architecture 'Qwen9ForCausalLM': did you mean 'Qwen")
-<<<<<<< HEAD
-    assert f"docs/reference/models.md lists all {len(ARCHITECTURES)}." in message
-    assert message.endswith("sizes alone do not tell what the layers of 'mine' compute.")
-=======
     assert f"docs/reference/models.md lists all {len(ARCHITECTURES)}." in message
     assert message.endswith("sizes alone do not show what the layers of 'mine' compute.")
->>>>>>> main
     with pytest.raises(UnknownName):
         geometry_from_config(LLAMA_CONFIG | {"architectures": ["LlamaForSequenceClassification"]}, "mine")
 
