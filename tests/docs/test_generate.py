@@ -13,6 +13,7 @@ from docs.generate.marks import with_part
 from docs.generate.tree import WIDTH, line, tree_text
 from perfmodel.hardware.hardware_file import decode_hardware
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
+from perfmodel.models.known_models import KNOWN_MODELS
 
 README_LINES = 150
 
@@ -84,6 +85,11 @@ def test_a_value_is_written_in_the_unit_that_its_key_names(key: str, value: obje
 def test_the_hardware_page_shows_every_device_twice() -> None:
     page = (ROOT / "docs" / "reference" / "hardware.md").read_text(encoding="utf-8")
     assert not [hardware.name for hardware in KNOWN_HARDWARE if page.count(f"\n| {hardware.name} |") != 2]
+
+
+def test_the_models_page_shows_every_model_twice() -> None:
+    page = (ROOT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+    assert not [model.name for model in KNOWN_MODELS if page.count(f"| {model.name} |") != 2]
 
 
 def test_the_example_of_the_hardware_page_is_a_device() -> None:
