@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 KIND_KEY = "kind"
 
-_SCALARS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_SCALARS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 """The types without parts, as messages name them."""
 
 

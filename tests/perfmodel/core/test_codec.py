@@ -113,7 +113,7 @@ def test_a_whole_number_in_a_float_field_is_written_as_a_float() -> None:
     [
         ({"zzz": 1}, "body: unknown key 'zzz'"),
         ({"cost": 1.0}, "body: unknown key 'cost' (did you mean 'cost_s'?)"),
-        ({"name": 3}, "body.name: expected a text, got 3"),
+        ({"name": 3}, "body.name: expected a string, got 3"),
         ({"count": True}, "body.count: expected a whole number, got true"),
         ({"count": 1.0}, "body.count: expected a whole number, got 1.0"),
         ({"cost_s": True}, "body.cost_s: expected a number, got true"),
