@@ -20,7 +20,7 @@ from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names
 from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.load_prompts import load_prompts
 from s2d.prompt_files.read_as import ReadAs
-from s2d.prompts.conversation import Prompt, check_texts
+from s2d.prompts.conversation import Prompt, check_texts, prompts_from_texts
 from s2d.prompts.special_tokens import SpecialTokens
 from s2d.running.check_plan import check_plan_runs
 
@@ -148,9 +148,4 @@ def _prompts(request: RunRequest) -> list[Prompt]:
         path = None if request.prompts is None else Path(request.prompts)
         prompts = load_prompts(path, request.read_as, FAMILY_PROMPTS, first_turns=not request.chat)
         return choose_prompts(prompts, request.split, request.num_prompts)
-    if not request.prompts:
-        raise UserInputError("the list of prompts is empty: expected at least one. Give a text, or a prompt file.")
-    return [
-        Prompt(name=str(number), category="given", text=prompt) if isinstance(prompt, str) else prompt
-        for number, prompt in enumerate(request.prompts, start=1)
-    ]
+    return prompts_from_texts(request.prompts)
