@@ -8,8 +8,8 @@ The public Python API. Everything that a command does, these names do in a few l
 >>> plan.save("plan.json")
 >>> s2d.latency("llama-2-70b", device="a100-80gb").verify(rows=6, context=768)  # seconds
 
-`plan`, `latency`, `replay` and `compare` need neither a GPU nor torch. `profile`, `load`, `run` and the training functions import
-torch when they are called. Results print as the commands print and show as HTML in a notebook.
+`plan`, `latency`, `replay` and `compare` need neither a GPU nor torch. `profile`, `load`, `run` and the training functions
+import torch when they are called. Results print as the commands print and show as HTML in a notebook.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from calibrate.planning.make_plan import plan
     from perfmodel.acceptance.trace import Trace
     from perfmodel.core.errors import S2DError, UserInputError
-    from perfmodel.core.provenance import TOOL_VERSION as __version__
+    from perfmodel.core.provenance import TOOL_VERSION as __version__  # noqa: N811
     from perfmodel.latency.model_latency import ModelLatency, latency
     from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
     from perfmodel.policies.sampling import Sampling

@@ -50,6 +50,7 @@ class PeriodicSave:
         self._save, self._saved_s = save, time.perf_counter()
 
     def __call__(self) -> None:
+        """Save if it is time to."""
         if time.perf_counter() - self._saved_s >= SAVE_EVERY_S:
             save_or_warn(self._save)
             self._saved_s = time.perf_counter()

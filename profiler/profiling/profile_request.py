@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -51,7 +51,7 @@ class ProfileRequest:
     """The seed of the measuring order."""
     prompts: PathLike | Sequence[str | Prompt] | None = None
     """A prompt file, or the prompts themselves; None takes the prompts of the reference family."""
-    read_as: ReadAs = ReadAs(use="prompt")
+    read_as: ReadAs = field(default_factory=lambda: ReadAs(use="prompt"))
     """How to read the prompt file."""
     chat: bool = False
     """Put each prompt into the tokenizer's chat template, as a user turn."""

@@ -166,7 +166,8 @@ def random_model(
     """
     if geometry.differences_from_llama:
         raise UserInputError(
-            f"model {geometry.name!r} has {', '.join(geometry.differences_from_llama)}, expected the layers of a Llama: random weights "
+            f"model {geometry.name!r} has {', '.join(geometry.differences_from_llama)}, expected the layers of a Llama: random "
+            "weights "
             "exist for these only. Give a model with such layers."
         )
     return LoadedModel(

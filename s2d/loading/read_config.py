@@ -2,7 +2,7 @@
 
 The decoder computes every rotary type that transformers computes alike within a model's context: `dynamic` frequencies change
 only beyond `max_position_embeddings`, where the context ends. The decoder has no attention windows. If layers have a window, a
-text may be as long as the window, because up to there every layer attends to all tokens (`ModelGeometry.full_attention_tokens`).
+text may be as long as the window: up to there every layer attends to all tokens (`ModelGeometry.full_attention_tokens`).
 """
 
 from collections.abc import Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from perfmodel.acceptance.splits import Split
@@ -38,7 +38,7 @@ class RunRequest:
     """Likewise; `self` for the target's own first layers."""
     prompts: PathLike | Sequence[str | Prompt] | None = None
     """A prompt file, or the prompts themselves; None takes the held-out prompts of the reference family."""
-    read_as: ReadAs = ReadAs(use="prompt")
+    read_as: ReadAs = field(default_factory=lambda: ReadAs(use="prompt"))
     """How to read the prompt file."""
     split: Split = "evaluation"
     """The half of the prompt file to use. Plans are fitted to the calibration half."""

@@ -397,6 +397,6 @@ def test_any_bytes_give_records_or_a_bad_file(
         try:
             records: Sequence = read()
         except BadFile as err:
-            assert str(err).isprintable()
+            assert str(err).isprintable()  # noqa: PT017
         else:
             assert records
