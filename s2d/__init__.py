@@ -108,10 +108,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import a public name from its module (PEP 562)."""
     if name == "__version__":
-        return import_module("perfmodel.core.provenance").TOOL_VERSION
-    if name not in _HOME:
+        value = import_module("perfmodel.core.provenance").TOOL_VERSION
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module 's2d' has no public name {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

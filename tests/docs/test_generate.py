@@ -11,7 +11,7 @@ from docs.generate.cli_page import subcommands
 from docs.generate.links import anchors, missing_targets
 from docs.generate.marks import with_part
 from docs.generate.tree import WIDTH, line, tree_text
-from perfmodel.hardware.hardware_file import hardware_from
+from perfmodel.hardware.hardware_file import decode_hardware
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 
 README_LINES = 150
@@ -89,4 +89,4 @@ def test_the_hardware_page_shows_every_device_twice() -> None:
 def test_the_example_of_the_hardware_page_is_a_device() -> None:
     page = (ROOT / "docs" / "reference" / "hardware.md").read_text(encoding="utf-8")
     example = page.partition("```toml\n")[2].partition("```")[0]
-    assert hardware_from(tomllib.loads(example)).name == "NVIDIA RTX A6000"
+    assert decode_hardware(tomllib.loads(example)).name == "NVIDIA RTX A6000"
