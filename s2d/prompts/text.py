@@ -1,8 +1,8 @@
 """Decode new tokens to text while they arrive, and find stop strings in it."""
 
-import os
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerFast
 
@@ -131,7 +131,8 @@ class ContinuationText:
 
 def _num_shared_chars(text: str, other: str) -> int:
     """The length of the longest common prefix."""
-    return len(os.path.commonprefix([text, other]))
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False))
+    return sum(1 for _ in shared)
 
 
 def continuation_text(tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[int], tokens: Sequence[int]) -> str:

@@ -19,6 +19,7 @@ from perfmodel.results.plan import PLAN_FILE, Plan
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names
 from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.load_prompts import load_prompts
+from s2d.prompt_files.read import PROMPTS
 from s2d.prompt_files.read_as import ReadAs
 from s2d.prompts.conversation import Prompt, check_texts
 from s2d.prompts.special_tokens import SpecialTokens
@@ -38,7 +39,7 @@ class RunRequest:
     """Likewise; `self` for the target's own first layers."""
     prompts: PathLike | Sequence[str | Prompt] | None = None
     """A prompt file, or the prompts themselves; None takes the held-out prompts of the reference family."""
-    read_as: ReadAs = ReadAs(use="prompt")
+    read_as: ReadAs = PROMPTS
     """How to read the prompt file."""
     split: Split = "evaluation"
     """The half of the prompt file to use. Plans are fitted to the calibration half."""

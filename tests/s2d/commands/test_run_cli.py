@@ -275,7 +275,7 @@ def test_an_exit_is_exported_as_a_checkpoint(folders, plan_file, capsys) -> None
     assert main_run(["--draft", str(folders / "draft"), "--export-exit", "9", str(out)]) == 2
     assert "from 1 to the model's 4" in capsys.readouterr().err
     assert main_run(["--draft", str(folders / "draft"), "--export-exit", "2", str(out)]) == 2
-    assert "exit-2': exists already" in capsys.readouterr().err
+    assert "exit-2': this exists already" in capsys.readouterr().err
     assert main_run(["--export-exit", "2", str(out)]) == 2
 
 
