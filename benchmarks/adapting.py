@@ -28,14 +28,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from details.adapting_orders import Order, order_table, summary
-from shared.common import finish, make_parser, one_thread
-from shared.interleaved import evidence_of, job_of
 
 from calibrate.search.find_frontier import find_frontier, with_long_backlogs
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
+from details.adapting_orders import Order, order_table, summary
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.units import Seconds
 from perfmodel.policies.frontier import FrontierPoint
@@ -50,6 +48,8 @@ from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy, PolicySelector
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.running.run_prompts import summarise_adaptation
+from shared.common import finish, make_parser, one_thread
+from shared.interleaved import evidence_of, job_of
 
 NAME = "adapting"
 SEED = 20261121

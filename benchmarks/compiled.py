@@ -28,12 +28,11 @@ from functools import partial
 from itertools import chain, product
 
 import torch
-from details.compiled_arms import LEAN, LEAN_AGAIN, SETTINGS, STATIC, TEXT_TOKENS, Arm, Passes, Setting, Shape, arm_of
-from details.compiled_result import Found, Timing, found_table, result_of
-from shared import common
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 
+from details.compiled_arms import LEAN, LEAN_AGAIN, SETTINGS, STATIC, TEXT_TOKENS, Arm, Passes, Setting, Shape, arm_of
+from details.compiled_result import Found, Timing, found_table, result_of
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, format_seconds
@@ -44,6 +43,7 @@ from s2d.loading.load_model import LoadedModel, load_model, load_tokenizer
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.model.decoder import Decoder
 from s2d.prompt_files.read import read_prompts
+from shared import common
 
 NAME = "compiled"
 SEED = 20261121

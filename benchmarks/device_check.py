@@ -26,8 +26,6 @@ from pathlib import Path
 
 import torch
 from lossless import random_policy
-from shared.common import RESULTS, finish, make_parser, one_thread
-from shared.logit_gaps import GAP_HEADERS, STATED_GAP, Lossless, gap_result
 
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.errors import UserInputError
@@ -48,6 +46,8 @@ from s2d.model.torch_device import use_device
 from s2d.model.torch_dtypes import torch_dtype
 from s2d.prompt_files.read import read_prompts
 from s2d.running.compare_outputs import first_difference, logit_gaps
+from shared.common import RESULTS, finish, make_parser, one_thread
+from shared.logit_gaps import GAP_HEADERS, STATED_GAP, Lossless, gap_result
 from tests.stubs import TinySpec, loaded, tiny_llama
 
 NAME = "device_check"

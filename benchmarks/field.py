@@ -24,6 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from calibrate.commands.plan_cli import main_plan
+from calibrate.fit.validate import validate
+from calibrate.inputs.target import resolve_target
 from details.field_configs import READ as READ_CONFIGS
 from details.field_configs import REFUSED as REFUSED_CONFIGS
 from details.field_configs import ConfigCase, Storage
@@ -32,11 +35,6 @@ from details.field_prompts import READ as READ_PROMPTS
 from details.field_prompts import REFUSED as REFUSED_PROMPTS
 from details.field_prompts import PromptCase
 from details.field_tokenizers import CORPUS, tokenizers
-from shared.common import SHARED_DATA, finish, make_parser
-
-from calibrate.commands.plan_cli import main_plan
-from calibrate.fit.validate import validate
-from calibrate.inputs.target import resolve_target
 from perfmodel.core.console import print_out, table
 from perfmodel.core.errors import UserInputError
 from perfmodel.models.dtypes import Dtype
@@ -44,6 +42,7 @@ from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import model_weight_bytes
 from s2d.prompt_files.read import PROMPTS, read_prompt_file
 from s2d.prompts.text import ContinuationText
+from shared.common import SHARED_DATA, finish, make_parser
 
 NAME = "field"
 BYTES_TOLERANCE = 0.002
@@ -52,7 +51,7 @@ MAX_MESSAGE_CHARS = 600
 TEXT_TOLERANCE = 0.005
 """Three digits are shown."""
 WEIGHTS_TOLERANCE = 1e-5
-"""Biases of the last norm and of the LM head are not counted (docs/models.md)."""
+"""Biases of the last norm and of the LM head are not counted (docs/reference/models.md)."""
 SMALL_DRAFT = ("--params", "20e6", "--device", "h100")
 REAL_DRAFT = ("--params", "300e6", "--device", "h200")
 """Eight of which hold the largest."""

@@ -32,15 +32,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from details.first_checks import OK, SEED, SLOW, UNMEASURED, Checks, Outcome
-from shared.common import RESULTS, finish, make_parser, one_thread
 
+from details.first_checks import OK, SEED, SLOW, UNMEASURED, Checks, Outcome
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.errors import UnknownName
 from perfmodel.core.units import Seconds, format_bytes
 from profiler.machine.machine_facts import device_facts
 from s2d.loading.memory import free_device_bytes
 from s2d.model.torch_device import use_device
+from shared.common import RESULTS, finish, make_parser, one_thread
 
 NAME = "first_minutes"
 LIMIT_S: Seconds = 180.0

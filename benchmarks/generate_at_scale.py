@@ -23,13 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from details.scale_models import acceptance_of, draft_of, tiny
-from shared.common import RESULTS, finish, make_parser, median, one_thread
-from shared.transformers_arms import CONSTANT_SETTINGS, HF_ASSISTED, HF_GENERATE, AssistedSetting, assistant_config
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from details.scale_models import acceptance_of, draft_of, tiny
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.core.errors import UserInputError
@@ -44,6 +42,8 @@ from s2d.decoding.random_pair import with_layers
 from s2d.loading.memory import free_device_bytes
 from s2d.model.torch_device import device_key, use_device
 from s2d.model.torch_dtypes import torch_dtype
+from shared.common import RESULTS, finish, make_parser, median, one_thread
+from shared.transformers_arms import CONSTANT_SETTINGS, HF_ASSISTED, HF_GENERATE, AssistedSetting, assistant_config
 
 NAME = "generate_at_scale"
 SEED = 20261123

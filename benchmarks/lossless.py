@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-from shared import common
-
 from perfmodel.core.console import table
 from perfmodel.core.units import Seconds
 from perfmodel.policies.policy import (
@@ -38,6 +36,7 @@ from s2d.loading.load_model import load_model, load_tokenizer
 from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
 from s2d.model.decoder import Decoder
 from s2d.prompt_files.read import read_prompts
+from shared import common
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
 SEED = 20260801

@@ -17,9 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from shared.common import finish, make_parser, one_thread, quantile
-from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
-
 from calibrate.planning.make_portfolio import held_out_choices
 from calibrate.search.cross_validation import log_speedups, split_halves
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, threshold_grid
@@ -34,6 +31,8 @@ from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
+from shared.common import finish, make_parser, one_thread, quantile
+from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
 
 NAME = "open_questions"
 FAMILY_DRAFT = "ref-draft"

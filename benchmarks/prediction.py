@@ -31,12 +31,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from details.prediction_result import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
-from shared.common import finish, make_parser, median, one_thread
-from shared.configurations import CAPS, configurations
-from shared.interleaved import SAMPLINGS, Models, for_pass_times, job_of, measure_once, models_of, record, warmed_up
 
 from calibrate.figures.plots import PredictedPoint, predicted_against_measured
+from details.prediction_result import Outcome, Unpriced, outcome, outcome_table, priced_s, result_of
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import OutOfDomain
@@ -50,6 +47,9 @@ from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
+from shared.common import finish, make_parser, median, one_thread
+from shared.configurations import CAPS, configurations
+from shared.interleaved import SAMPLINGS, Models, for_pass_times, job_of, measure_once, models_of, record, warmed_up
 
 NAME = "prediction"
 SEED = 20260706

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import torch
 from device_check import RANDOM_TARGET
-from shared.common import median
 from torch import Tensor
 
 from perfmodel.core.units import Bytes, Seconds
@@ -15,6 +14,7 @@ from s2d.loading.convert_weights import random_weights
 from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.torch_dtypes import torch_dtype
 from s2d.model.weights import new_matrix
+from shared.common import median
 
 SEED = 20261124
 GEMV_ROWS = (1, 4, 8)

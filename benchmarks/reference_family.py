@@ -18,15 +18,14 @@ import math
 import sys
 from dataclasses import dataclass
 
-from shared.common import finish, make_parser, one_thread
-from shared.interleaved import SAMPLINGS, job_on, record
-
 from calibrate.fit.fit_acceptance import ExitCalibration, accepted_at_lengths, calibrate_exits
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.units import format_frac
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.training.corpus import held_out_prompts
+from shared.common import finish, make_parser, one_thread
+from shared.interleaved import SAMPLINGS, job_on, record
 
 NAME = "reference_family"
 SEED = 20260712

@@ -26,14 +26,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from details.regret_arms import Contender, PairResult, measured_of, measured_plain, result_of, result_table
-from shared.common import finish, make_parser, one_thread
-from shared.configurations import configurations
-from shared.interleaved import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import SearchResult, search
+from details.regret_arms import Contender, PairResult, measured_of, measured_plain, result_of, result_table
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.units import Seconds
@@ -46,6 +43,9 @@ from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
+from shared.common import finish, make_parser, one_thread
+from shared.configurations import configurations
+from shared.interleaved import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
 
 NAME = "regret"
 SEED = 20260709

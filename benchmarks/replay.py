@@ -17,7 +17,6 @@ from itertools import combinations
 from time import perf_counter
 
 import numpy as np
-from shared.common import finish, make_parser, median, quantile
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, SURVIVAL_FLOORS, threshold_grid
 from calibrate.search.search import NUM_CURVE_BINS
@@ -39,6 +38,7 @@ from perfmodel.policies.policy import (
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.replay.compiled import lay_out
 from perfmodel.replay.replay import replay_batch
+from shared.common import finish, make_parser, median, quantile
 
 NAME = "replay"
 SEED = 20260708

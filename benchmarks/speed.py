@@ -28,10 +28,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shared import common
-from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
-from shared.transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
-
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
@@ -46,6 +42,9 @@ from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import exits_from_plan, requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.running.check_plan import check_plan_fits
+from shared import common
+from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
+from shared.transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
 NAME = "speed"
 SEED = 20260811

@@ -16,10 +16,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
-from shared.common import ROOT, finish, make_parser
-
 from perfmodel.core.console import print_out, table
 from perfmodel.core.units import Seconds, format_seconds
+from shared.common import ROOT, finish, make_parser
 
 HELP_BUDGET_S: Seconds = 0.15
 PLAN_BUDGET_S: Seconds = 0.5

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
-from shared import common  # noqa: F401 makes the checkout importable
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
@@ -16,6 +15,7 @@ from details.compiled_layers import CompiledLeanDecoder, PlainDecoder
 from perfmodel.core.units import Seconds, Tokens
 from s2d.model.decoder import Decoder
 from s2d.training.train_sorted import load_trainable
+from shared import common  # noqa: F401 makes the checkout importable
 
 Shape = tuple[int, Tokens]
 """Rows of a pass, and the tokens cached before it."""

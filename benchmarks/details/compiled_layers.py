@@ -9,7 +9,6 @@ Symbols: T new tokens, S cached and new, D hidden, F mlp, N heads, H head dim.
 from collections.abc import Callable
 
 import torch
-from shared import common  # noqa: F401 makes the checkout importable
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -18,6 +17,7 @@ from s2d.model.cache import Cache, Segment
 from s2d.model.decoder import Decoder
 from s2d.model.rotary import complex_rotations
 from s2d.model.weights import LayerWeights
+from shared import common  # noqa: F401 makes the checkout importable
 
 COMPILED_ROWS = (1, 5)
 """Passes of other widths, a prompt's among them, run as they are written: each width would be compiled apart."""

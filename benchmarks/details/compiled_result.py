@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from shared.common import median, quantile
-
 from details.compiled_arms import LEAN, LEAN_AGAIN, Arm, Shape
 from perfmodel.core.console import table
 from perfmodel.core.units import Seconds, format_seconds
+from shared.common import median, quantile
 
 CLEARLY = 0.10
 """Less time than the lean decoder's, as a share of it: what a second way to run layers would have to give."""

@@ -22,10 +22,6 @@ from device_check import (
     subjects,
 )
 from product_times import GEMV_ROWS, product_seconds
-from shared.captured_checks import captured_error, captured_texts, live_inputs
-from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from shared.logit_gaps import Lossless, gap_result
-from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
 from calibrate.planning.candidates import paper_policies
 from details.scale_models import acceptance_of, draft_of, tiny
@@ -47,6 +43,10 @@ from s2d.decoding.random_pair import random_pair
 from s2d.loading.memory import PairPlacement, TextLimits, cublas_workspace_bytes, memory_need
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.torch_device import device_key, engine_for
+from shared.captured_checks import captured_error, captured_texts, live_inputs
+from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.logit_gaps import Lossless, gap_result
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
 
 SEED = 20261124
 TARGET, ACCEPTANCE = "llama-2-7b", "vicuna-7b"
@@ -255,16 +255,8 @@ class Checks:
     def layer(self) -> Outcome:
         """One layer of draft and target with all kernels that run here; later checks use the fastest."""
         models = self.placement
-        least_bytes, num_turns = (MIB // 8, 2) if self.is_quick else (2 * MAX_CACHE_BYTES, 20)
-        trials = try_kernels(
-            models.target,
-            models.draft,
-            self.dtype,
-            str(self.device),
-            engine=self.engine,
-            least_bytes=least_bytes,
-            num_turns=num_turns,
-        )
+        min_weight_bytes, num_passes = (MIB // 8, 2) if self.is_quick else (2 * MAX_CACHE_BYTES, 20)
+        trials = try_kernels(models, min_weight_bytes=min_weight_bytes, num_passes=num_passes)
         depths = {"draft_layers": models.draft.exit_layers[-1], "target_layers": models.target.num_layers}
         self.kernels = fastest_kernels(trials, **depths)
         found = next(one for one in trials if one.kernels == self.kernels)

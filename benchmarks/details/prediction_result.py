@@ -4,9 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from shared.common import median, quantile
-from shared.interleaved import Arm, Models, speedup_of
-
 from calibrate.planning.candidates import rounds_by_document
 from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace
@@ -17,6 +14,8 @@ from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup, estimate, pass_seconds
 from perfmodel.replay.replay import block_lengths, replay, replay_prompts
 from perfmodel.replay.round_stats import RoundStats
+from shared.common import median, quantile
+from shared.interleaved import Arm, Models, speedup_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

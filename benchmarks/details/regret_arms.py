@@ -4,12 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.interleaved import Arm, speedup_of, tokens_per_s_of, workload_of
-
 from perfmodel.core.console import table
 from perfmodel.core.units import TokensPerS, format_signed_frac, format_speedup
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
+from shared.interleaved import Arm, speedup_of, tokens_per_s_of, workload_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from shared import common  # noqa: F401 makes the checkout importable
-
 from calibrate.inputs.acceptance import Acceptance, load_acceptance, shipped_pairs, shipped_path
 from perfmodel.core.errors import UnknownName, UserInputError
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from s2d.decoding.random_pair import with_layers
+from shared import common  # noqa: F401 makes the checkout importable
 
 TINY_LAYERS, TINY_SIZE, TINY_DRAFT_SIZE, TINY_HEAD_DIM = 24, 128, 32, 32
 TINY_VOCAB_FRAC = 1 / 64

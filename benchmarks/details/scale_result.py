@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.device_readings import Bandwidth, ExitCheck
-from shared.scripted import PLAIN, ScriptedArm
-
 from calibrate.inputs.acceptance import Acceptance
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import table
@@ -23,6 +20,8 @@ from perfmodel.replay.estimate import Speedup
 from perfmodel.replay.round_stats import sum_rounds
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.pair import ModelPair
+from shared.device_readings import Bandwidth, ExitCheck
+from shared.scripted import PLAIN, ScriptedArm
 
 PLAN, PAPER, AHEAD, SINGLE = "plan", "published thresholds", "published, running ahead", "best single exit"
 

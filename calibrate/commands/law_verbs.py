@@ -59,7 +59,7 @@ def _add_design(verbs: _Verbs) -> None:
     purpose = "find the tokens per round that drafts of one size, or one draft, need to beat plain decoding"
     parser = add_subcommand(verbs, "design", purpose, "s2d-plan design --target llama-2-70b --params 1.3e9 --engine eager")
     add = parser.add_argument
-    target_help = "a known model (docs/models.md), a config.json or its folder, or org/name on the Hugging Face hub"
+    target_help = "a known model (docs/reference/models.md), a config.json or its folder, or org/name on the Hugging Face hub"
     add("--target", metavar="NAME", required=True, help=target_help)
     size = parser.add_mutually_exclusive_group(required=True)
     size_help = "compare shapes with this many weights, embeddings and LM head included"

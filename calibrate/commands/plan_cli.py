@@ -82,7 +82,7 @@ def plan_parser() -> argparse.ArgumentParser:
 
 def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    target_help = "a known model (docs/models.md), a config.json or its folder, or org/name on the Hugging Face hub"
+    target_help = "a known model (docs/reference/models.md), a config.json or its folder, or org/name on the Hugging Face hub"
     add("--target", metavar="NAME", help=target_help)
     targets_help = "several targets, separated by commas: the best policy of one draft for each, and the best for all"
     add("--targets", metavar="NAMES", help=targets_help)

@@ -119,6 +119,6 @@ def _present_or_default() -> tuple[Hardware, Evidence, int | None]:
         except UnknownName:
             continue
         return hardware, Evidence(role="device", level="found", description=f"NVML sees {seen}", sha256=None), count
-    reason = f"NVML sees {seen}, in no table: docs/hardware.md" if seen else "no GPU found here"
+    reason = f"NVML sees {seen}, in no table: docs/reference/hardware.md" if seen else "no GPU found here"
     choice = Evidence(role="device", level="assumed", description=f"no --device given, {reason}", sha256=None)
     return find_hardware(DEFAULT_DEVICE), choice, None

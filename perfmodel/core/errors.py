@@ -74,7 +74,7 @@ class UnknownName(UserInputError):
         kind: what the name should be: `target`, `device` …
         given: the name as the user wrote it.
         known: the accepted names.
-        listed_in: where all accepted names are listed, such as `docs/models.md` or `s2d-run --help`.
+        listed_in: where all accepted names are listed, such as `docs/reference/models.md` or `s2d-run --help`.
         aliases: further accepted names, each with the known name that it stands for.
         otherwise: another way to say what was meant, such as `give a config: --target path/to/config.json`.
     """

@@ -186,5 +186,5 @@ def _memory_bytes() -> Bytes:
     except (AttributeError, ValueError, OSError) as err:
         raise UserInputError(
             "--device cpu: this system does not report how much memory it has. Describe the CPU in a file: --device "
-            "my-cpu.toml (docs/hardware.md)."
+            "my-cpu.toml (docs/reference/hardware.md)."
         ) from err

@@ -29,5 +29,7 @@ def find_hardware(name: str) -> Hardware:
             return hardware
     known = [hardware.name.casefold() for hardware in KNOWN_HARDWARE]
     aliases = {alias: hardware.name.casefold() for hardware in KNOWN_HARDWARE for alias in hardware.aliases}
-    otherwise = "describe it in a file: --device my-gpu.toml (docs/hardware.md), or plan for this machine's cpu: --device cpu"
-    raise UnknownName("device", name, known, aliases=aliases, listed_in="docs/hardware.md", otherwise=otherwise)
+    otherwise = (
+        "describe it in a file: --device my-gpu.toml (docs/reference/hardware.md), or plan for this machine's cpu: --device cpu"
+    )
+    raise UnknownName("device", name, known, aliases=aliases, listed_in="docs/reference/hardware.md", otherwise=otherwise)

@@ -131,7 +131,9 @@ class Hardware:
 
     def __post_init__(self) -> None:
         if self.reference_device not in DEVICES_WITH_COSTS:
-            raise UnknownName("reference_device", self.reference_device, DEVICES_WITH_COSTS, listed_in="docs/hardware.md")
+            raise UnknownName(
+                "reference_device", self.reference_device, DEVICES_WITH_COSTS, listed_in="docs/reference/hardware.md"
+            )
         if not self.name.strip() or not self.spec_source.strip():
             raise ValueError("name or spec_source is empty, expected a name and where the numbers are from")
         if not set(COMPUTE_DTYPES) & set(self.peak_flops_per_s):

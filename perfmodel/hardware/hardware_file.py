@@ -30,7 +30,7 @@ from perfmodel.hardware.hardware import SIMILARITY_ERROR_FRAC, Hardware
 
 HARDWARE_FILE_SUFFIXES = (".toml", ".json")
 
-_FIX = "docs/hardware.md has an example"
+_FIX = "docs/reference/hardware.md has an example"
 _NOT_IN_A_FILE = ("aliases", "num_threads")
 _INTEGER_KEYS = ("memory_bytes",)
 """Integers that a file may write as `48e9`, which TOML and JSON read as a float."""

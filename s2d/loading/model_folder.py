@@ -57,4 +57,4 @@ def _local_folder(name: str) -> Path | None:
     if REPOSITORY.fullmatch(name):
         return None
     otherwise = "give a folder with config.json and model.safetensors, or org/name"
-    raise UnknownName("model", name, known, listed_in="docs/models.md", otherwise=otherwise)
+    raise UnknownName("model", name, known, listed_in="docs/reference/models.md", otherwise=otherwise)

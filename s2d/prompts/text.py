@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from itertools import takewhile
 
 from transformers import PreTrainedTokenizerFast
 
@@ -131,8 +130,8 @@ class ContinuationText:
 
 def _num_shared_chars(text: str, other: str) -> int:
     """The length of the longest common prefix."""
-    shared = takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False))
-    return sum(1 for _ in shared)
+    pairs = zip(text, other, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(text), len(other)))
 
 
 def continuation_text(tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[int], tokens: Sequence[int]) -> str:

@@ -5,8 +5,8 @@ from dataclasses import replace
 import at_scale
 import pytest
 import torch
-from details.scale_models import acceptance_of, draft_of, tiny
 
+from details.scale_models import acceptance_of, draft_of, tiny
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import GIB
 from perfmodel.models.find_model import find_model

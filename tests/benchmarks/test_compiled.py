@@ -3,10 +3,10 @@
 import compiled
 import pytest
 import torch
+
 from details.compiled_arms import LEAN, LEAN_AGAIN, STATIC, Arm
 from details.compiled_layers import PlainDecoder
 from details.compiled_result import Found, Timing, result_of
-
 from perfmodel.core.console import run_command
 from tests.stubs import VOCAB_SIZE, TinySpec, tiny_model
 

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from field import BYTES_TOLERANCE, config_problems, refusal_outcome, says_why, stored_bytes, summed_up, text_problems
+
 from details.field_configs import ConfigCase, Storage
 from details.field_oracle import Counted, count
-from field import BYTES_TOLERANCE, config_problems, refusal_outcome, says_why, stored_bytes, summed_up, text_problems
 
 CONFIG = {
     "model_type": "llama",

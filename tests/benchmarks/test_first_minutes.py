@@ -5,11 +5,11 @@ from dataclasses import replace
 import first_minutes
 import pytest
 import torch
+
 from details import first_checks
 from details.first_checks import OK, SLOW, UNMEASURED, Checks, Outcome
-from shared import captured_checks
-
 from perfmodel.passes.kernels import STANDARD_KERNELS, parse_kernels
+from shared import captured_checks
 
 
 class FakeChecks:

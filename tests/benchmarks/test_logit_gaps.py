@@ -7,9 +7,9 @@ import pytest
 from device_check import LogitsError, result_of, tables
 from hypothesis import given
 from hypothesis import strategies as st
-from shared.logit_gaps import GAP_EDGES, STATED_GAP, Lossless, gap_histogram, gap_result
 
 from perfmodel.results.report import Divergence
+from shared.logit_gaps import GAP_EDGES, STATED_GAP, Lossless, gap_histogram, gap_result
 
 TEXTS = Lossless(
     pair="target with draft",

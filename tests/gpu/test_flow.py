@@ -9,7 +9,6 @@ from pathlib import Path
 import device_check
 import pytest
 import torch
-from shared.logit_gaps import STATED_GAP
 
 import s2d.model.check_kernels
 import s2d.model.cuda_graphs
@@ -29,6 +28,7 @@ from profiler.latency.measure_latency import measure_latency
 from s2d.commands.run_cli import main_run
 from s2d.decoding.pair import ModelPair
 from s2d.model.check_kernels import runnable_kernels
+from shared.logit_gaps import STATED_GAP
 from tests.gpu.conftest import POLICY, ROLES, Evidence, profile_argv, run_argv, short_measurements, with_drafting_policy
 from tests.profiler.conftest import Folders
 
@@ -170,7 +170,7 @@ def test_an_interrupted_profile_continues_with_the_recorded_kernels(
     short_measurements(monkeypatch)
     monkeypatch.setattr(kernel_trial, "try_kernels", lambda *_, **__: pytest.fail("kernels were timed again"))
     assert main_profile([*argv, "--budget", "3"]) == 0
-    assert "going on with the" in capsys.readouterr().err
+    assert "continuing with the" in capsys.readouterr().err
     for role in ROLES:
         profile = PROFILE_FILE.read(tmp_path / f"{role}.latency.json").record
         assert (profile.device, profile.kernel_trials) == (kept.device, kept.kernel_trials)

@@ -134,7 +134,7 @@ def test_an_unknown_gpu_is_named_and_the_default_is_assumed(
     with_gpus(monkeypatch, A6000)
     assert understood(capsys) == (
         "device 1 x A100-80GB-SXM, bf16, graph (assumed: no --device given, NVML sees 1 x NVIDIA RTX A6000, in no table: "
-        "docs/hardware.md)"
+        "docs/reference/hardware.md)"
     )
 
 
@@ -173,7 +173,8 @@ def test_a_bad_device_file_ends_with_2_and_one_message(tmp_path: Path, capsys: p
     assert main_plan(["--target", "vicuna-7b", "--device", str(path)]) == 2
     captured = capsys.readouterr()
     assert captured.err == (
-        f"s2d-plan: '{path}': device: unknown key 'memory_byte' (did you mean 'memory_bytes'?). docs/hardware.md has an "
+        f"s2d-plan: '{path}': device: unknown key 'memory_byte' (did you mean 'memory_bytes'?). docs/reference/hardware.md has "
+        "an "
         "example.\n"
     )
     assert captured.out == ""

@@ -96,12 +96,13 @@ def test_a_long_list_of_choices_is_not_printed(capsys: pytest.CaptureFixture[str
 
 
 def test_wrong_input_is_one_message_with_its_notes_and_code_two(capsys: pytest.CaptureFixture[str]) -> None:
-    error = UnknownName("device", "h100x", ["h100"], listed_in="docs/hardware.md")
+    error = UnknownName("device", "h100x", ["h100"], listed_in="docs/reference/hardware.md")
     error.add_note("while reading --profile cpu.json")
     assert run(raising(error)) == 2
     assert capsys.readouterr() == (
         "",
-        "s2d-test: unknown device 'h100x': did you mean 'h100'? docs/hardware.md lists all 1.\nwhile reading --profile cpu.json\n",
+        "s2d-test: unknown device 'h100x': did you mean 'h100'? docs/reference/hardware.md lists all 1.\n"
+        "while reading --profile cpu.json\n",
     )
 
 

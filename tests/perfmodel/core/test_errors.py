@@ -26,33 +26,38 @@ from perfmodel.core.errors import (
                 "target",
                 "llama-7b0",
                 ["llama-2-7b", "opt-7b"],
-                listed_in="docs/models.md",
+                listed_in="docs/reference/models.md",
                 otherwise="give a config: --target path/to/config.json",
             ),
-            "unknown target 'llama-7b0': did you mean 'llama-2-7b'? docs/models.md lists all 2. "
+            "unknown target 'llama-7b0': did you mean 'llama-2-7b'? docs/reference/models.md lists all 2. "
             "Or give a config: --target path/to/config.json.",
         ),
         (
-            UnknownName("device", "TPU", ["a100", "h100"], listed_in="docs/hardware.md"),
+            UnknownName("device", "TPU", ["a100", "h100"], listed_in="docs/reference/hardware.md"),
             "unknown device 'TPU': expected 'a100' or 'h100'.",
         ),
         (
             UnknownName(
-                "device", "H-100", ["a100-sxm", "h100-sxm"], listed_in="docs/hardware.md", aliases={"h100": "h100-sxm"}
+                "device",
+                "H-100",
+                ["a100-sxm", "h100-sxm"],
+                listed_in="docs/reference/hardware.md",
+                aliases={"h100": "h100-sxm"},
             ),
-            "unknown device 'H-100': did you mean 'h100-sxm'? docs/hardware.md lists all 2.",
+            "unknown device 'H-100': did you mean 'h100-sxm'? docs/reference/hardware.md lists all 2.",
         ),
-        (UnknownName("draft", "x", [], listed_in="docs/models.md"), "unknown draft 'x': no name is known."),
+        (UnknownName("draft", "x", [], listed_in="docs/reference/models.md"), "unknown draft 'x': no name is known."),
         (
-            UnknownName("target", "q", (f"m{i}" for i in range(20)), listed_in="docs/models.md"),
-            "unknown target 'q': docs/models.md lists all 20.",
-        ),
-        (
-            UnknownName("target", "llama-8b", (f"llama-{i}b" for i in range(1, 20)), listed_in="docs/models.md"),
-            "unknown target 'llama-8b': did you mean 'llama-8b', 'llama-9b' or 'llama-7b'? docs/models.md lists all 19.",
+            UnknownName("target", "q", (f"m{i}" for i in range(20)), listed_in="docs/reference/models.md"),
+            "unknown target 'q': docs/reference/models.md lists all 20.",
         ),
         (
-            UnknownName("target", "a\x1b[2J", ["b"], listed_in="docs/models.md"),
+            UnknownName("target", "llama-8b", (f"llama-{i}b" for i in range(1, 20)), listed_in="docs/reference/models.md"),
+            "unknown target 'llama-8b': did you mean 'llama-8b', 'llama-9b' or 'llama-7b'? "
+            "docs/reference/models.md lists all 19.",
+        ),
+        (
+            UnknownName("target", "a\x1b[2J", ["b"], listed_in="docs/reference/models.md"),
             "unknown target 'a\\x1b[2J': expected 'b'.",
         ),
         (BadFile("a.json", "the file is empty", "Make it again"), "'a.json': the file is empty. Make it again."),

@@ -41,8 +41,8 @@ def refusal(path: Path) -> str:
         read_hardware(path)
     message = str(caught.value)
     assert message.startswith(f"'{path}': ")
-    assert message.endswith(". docs/hardware.md has an example.")
-    return message.removeprefix(f"'{path}': ").removesuffix(". docs/hardware.md has an example.")
+    assert message.endswith(". docs/reference/hardware.md has an example.")
+    return message.removeprefix(f"'{path}': ").removesuffix(". docs/reference/hardware.md has an example.")
 
 
 def test_toml_and_json_files_give_the_same_device(tmp_path: Path) -> None:
