@@ -1,24 +1,20 @@
 """Traces: their files are read back as written, damaged files are refused, and subsets keep each prompt's positions."""
 
-import doctest
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
-from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from perfmodel.acceptance import trace as trace_module
 from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import TRACE_FILE, Trace, TracedPrompt, TraceHeader
 from perfmodel.core.errors import BadFile, BadPolicy, UserInputError
 from perfmodel.core.provenance import Provenance
-from perfmodel.policies import policy as policy_module
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.replay import block_lengths, replay, replay_prompts
@@ -205,11 +201,6 @@ def test_a_trace_from_arrays_is_replayed_by_hand_arithmetic() -> None:
     stats = replay(trace, policy)
     assert (stats.num_rounds, stats.num_tokens, stats.num_drafted, stats.num_accepted) == (4, 8, 6, 4.0)
     assert (stats.tokens_per_round, stats.accepted_frac, stats.exits_taken) == (2.0, 4 / 6, (4, 2))
-
-
-def test_the_examples_of_the_docstrings_are_true() -> None:
-    for module in (trace_module, policy_module):
-        assert doctest.testmod(module) == (0, mock.ANY)
 
 
 def test_the_prompts_of_a_trace_from_arrays_are_lengths_or_a_name_for_each_row() -> None:
