@@ -115,7 +115,7 @@ def profile(
         Mismatch: the folder holds an unfinished measurement of other models or settings.
 
     Example:
-        >>> measured = s2d.profile("ref-target-16", draft="ref-draft", device="cpu", num_prompts=2, budget_s=5, output="measured")
+        >>> measured = s2d.profile("ref-target-16", draft="ref-draft", output="measured", num_prompts=2, budget_s=5)
         >>> [path.name for path in measured.latency_paths], measured.trace_path.name
         (['draft.latency.json', 'target.latency.json'], 'trace.npz')
         >>> measured.trace.confidence.shape[1]  # exits

@@ -243,7 +243,7 @@ def test_a_trace_from_arrays_is_written_and_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["draft", "target"])
 def test_an_unknown_model_of_a_trace_from_arrays_is_named_where_it_is_needed(name: str) -> None:
     header = Trace.from_arrays([[0.5]], [[1]], exits=(6,)).header
-    message = f"the trace has no geometry of its {name}: expected one, .* Give {name}_model= to Trace.from_arrays"
+    message = f"the trace has no geometry of its {name}: expected one, .* Give {name}= to s2d.plan or {name}_model= to Trace"
     with pytest.raises(UserInputError, match=message):
         getattr(header, name)
     known = Trace.from_arrays([[0.5]], [[1]], exits=(6,), draft_model=MODEL, target_model=MODEL).header
