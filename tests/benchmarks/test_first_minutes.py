@@ -11,6 +11,8 @@ from details.first_checks import OK, SLOW, UNMEASURED, Checks, Outcome
 from perfmodel.passes.kernels import STANDARD_KERNELS, parse_kernels
 from shared import captured_checks
 
+pytestmark = pytest.mark.e2e
+
 
 class FakeChecks:
     """Some checks by name."""
@@ -58,7 +60,6 @@ def test_after_a_lost_device_the_rest_runs_in_another_process(monkeypatch) -> No
     assert [line.check for line in lines] == list("abcd")
 
 
-@pytest.mark.slow
 def test_another_process_gives_its_lines_or_failed_ones(tmp_path) -> None:
     args = first_minutes._parser().parse_args(["--quick", "-o", str(tmp_path)])
     (line,) = first_minutes.lines_in_new_process(args, ["gemv"])

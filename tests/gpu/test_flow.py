@@ -32,7 +32,7 @@ from shared.logit_gaps import STATED_GAP
 from tests.gpu.conftest import POLICY, ROLES, Evidence, profile_argv, run_argv, short_measurements, with_drafting_policy
 from tests.profiler.conftest import Folders
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.e2e, pytest.mark.gpu]
 
 
 def current_device(dtype: str, **changes: object) -> DeviceKey:
@@ -170,7 +170,7 @@ def test_an_interrupted_profile_continues_with_the_recorded_kernels(
     short_measurements(monkeypatch)
     monkeypatch.setattr(kernel_trial, "try_kernels", lambda *_, **__: pytest.fail("kernels were timed again"))
     assert main_profile([*argv, "--budget", "3"]) == 0
-    assert "going on with the" in capsys.readouterr().err
+    assert "continuing with the" in capsys.readouterr().err
     for role in ROLES:
         profile = PROFILE_FILE.read(tmp_path / f"{role}.latency.json").record
         assert (profile.device, profile.kernel_trials) == (kept.device, kept.kernel_trials)
@@ -226,7 +226,7 @@ def test_a_plan_whose_kernels_cannot_run_is_refused(
     assert main_run(run_argv(evidence.models, path)) == 2
     stderr = capsys.readouterr().err
     assert f"kernels {kernels.label} do not run on cuda in {evidence.dtype} with engine graph" in stderr
-    assert "Install the PyTorch that the plan's profile was taken with" in stderr
+    assert "Install the PyTorch of the plan's profile" in stderr
     assert [line.partition(":")[0] for line in stderr.splitlines()] == ["prompts", "s2d-run"]
 
 
