@@ -27,7 +27,7 @@ from calibrate.fit.fit_law import (
     FittedLaw,
     Observation,
     fit_law,
-    law_of_terms,
+    law_from_terms,
     leave_one_out_errors,
     leave_one_out_laws,
     pooled_abs_errors,
@@ -218,7 +218,7 @@ def _jackknife(laws: Sequence[Law]) -> Law:
     """Standard errors from n fits that each leave one group out: sqrt((n - 1) / n times the sum of squared deviations)."""
     factor = (len(laws) - 1) / len(laws)
     values = {term: np.array([getattr(law, term) for law in laws]) for term in LAW_TERMS}
-    return law_of_terms({term: float(np.sqrt(factor * np.sum((fits - fits.mean()) ** 2))) for term, fits in values.items()})
+    return law_from_terms({term: float(np.sqrt(factor * np.sum((fits - fits.mean()) ** 2))) for term, fits in values.items()})
 
 
 def _combined(layer_law: Law, reduce_law: Law) -> Law:

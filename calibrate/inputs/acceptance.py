@@ -10,7 +10,7 @@ import perfmodel
 from calibrate.inputs.draft import DraftName
 from calibrate.inputs.requests import PlanRequest
 from calibrate.inputs.target import Target
-from perfmodel.acceptance.splits import Split, half_of
+from perfmodel.acceptance.splits import Split, prompt_half
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
@@ -111,7 +111,7 @@ def load_acceptance(source: Path | Trace, split: Split = "all", category: str | 
         kept = [
             number
             for number, prompt in enumerate(prompts)
-            if category in (None, prompt.category) and split in ("all", half_of(prompt.name))
+            if category in (None, prompt.category) and split in ("all", prompt_half(prompt.name))
         ]
         if not kept:
             in_category = "" if category is None else f" of category {category!r}"

@@ -141,11 +141,11 @@ def _fit_agreement(header: TraceHeader, noise: Noise, published: PublishedMat) -
     agreed = np.empty(noise.confidence.shape, dtype=bool)
     for number, (policy, mat) in enumerate(zip(SINGLE_EXIT_POLICIES, published.single_exit, strict=True)):
 
-        def mat_of(cut: float, policy: Policy = policy) -> float:
+        def mat_at(cut: float, policy: Policy = policy) -> float:
             everywhere = np.repeat((noise.difficulty <= cut)[:, None], len(EXIT_LAYERS), axis=1)
             return mean_accepted_tokens(_trace(header, everywhere, np.zeros(everywhere.shape)), policy)
 
-        agreed[:, number] = noise.difficulty <= _solve(mat_of, mat, _CUT_RANGE)
+        agreed[:, number] = noise.difficulty <= _solve(mat_at, mat, _CUT_RANGE)
     return agreed
 
 

@@ -95,7 +95,7 @@ def batch_schedule(
         points.append(_best_point(options, at_batch, batch, context_tokens))
         if not points[-1].draft_tokens:
             break
-    stops = None if points[-1].draft_tokens else _first_without(options, at_batch, points, context_tokens)
+    stops = None if points[-1].draft_tokens else _break_even_batch(options, at_batch, points, context_tokens)
     return BatchSchedule(
         context_tokens=context_tokens,
         points=tuple(points),
@@ -159,7 +159,7 @@ def _best_point(options: Sequence[Option], at_batch: AtBatch, batch: int, contex
     return BatchPoint(batch=batch, exit_layer=best.exit_layer, draft_tokens=best.draft_tokens, speedup=speedup(best))
 
 
-def _first_without(options: Sequence[Option], at_batch: AtBatch, points: list[BatchPoint], context_tokens: Tokens) -> int:
+def _break_even_batch(options: Sequence[Option], at_batch: AtBatch, points: list[BatchPoint], context_tokens: Tokens) -> int:
     """The smallest batch at which no option pays, by bisection between the last two points."""
     high, (low, length) = points[-1].batch, (points[-2].batch, points[-2].draft_tokens) if len(points) > 1 else (0, 0)
     likely_first = sorted(options, key=lambda option: abs(option.draft_tokens - length))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from calibrate.pricing.pricing import Pricing
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.search import SearchResult
-from perfmodel.acceptance.splits import document_of
+from perfmodel.acceptance.splits import document_name
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
 from perfmodel.policies.policy import HeuristicLength, Policy
@@ -87,7 +87,7 @@ def rounds_by_document(trace: Trace, policies: Iterable[Policy | None]) -> dict[
     A bootstrap needs independent samples. Prompts that were cut from one document are not: their acceptance is similar.
     """
     distinct = list(dict.fromkeys(policies))
-    documents = [document_of(prompt.name) for prompt in trace.header.prompts]
+    documents = [document_name(prompt.name) for prompt in trace.header.prompts]
     replayed = iter(replay_batch(trace, distinct, by_prompt=True).stats())
     by_policy = {}
     for policy in distinct:

@@ -16,7 +16,7 @@ from calibrate.inputs.device import resolve_device
 from calibrate.inputs.draft import Draft, resolve_draft
 from calibrate.inputs.requests import DeviceRequest, check_counts
 from calibrate.inputs.target import Target, resolve_target
-from calibrate.planning.draft_geometries import geometries_of
+from calibrate.planning.draft_geometries import candidate_geometries
 from calibrate.pricing.datasheet import num_devices_for
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Bytes, Seconds, Tokens, format_bytes, format_number
@@ -251,7 +251,7 @@ def shapes_of_size(
     """
     target = setting.target
     head_vocab_size = with_reduced_head(target, draft_vocab).head_vocab_size
-    geometries = list(geometries_of(target, num_params, head_vocab_size))
+    geometries = list(candidate_geometries(target, num_params, head_vocab_size))
     if not geometries:
         raise UserInputError(
             f"--params {format_number(num_params)}: no draft with {target.name}'s {target.vocab_size} tokens has so few or so "

@@ -86,7 +86,7 @@ def price_by_profiles(
     device = _common_device(keys, request)
     by_role: dict[Role, dict[str, Stored[LatencyProfile]]] = {"target": {}, "draft": {}}
     for name, stored in profiles.items():
-        by_role[_role_of(name, stored.record, pair)][name] = stored
+        by_role[_profile_role(name, stored.record, pair)][name] = stored
     draft_role: Role = "target" if pair.draft.kind == "self" else "draft"
     target = _price("target", pair, by_role["target"], fit, context_tokens)
     draft = _price("draft", pair, by_role[draft_role], fit, context_tokens)
@@ -119,7 +119,7 @@ def select_profiles(pair: Pair, paths: Sequence[Path]) -> tuple[Path, ...]:
     for path in paths:
         profile = PROFILE_FILE.read(path).record
         try:
-            by_role[_role_of(path.name, profile, pair)][path] = profile
+            by_role[_profile_role(path.name, profile, pair)][path] = profile
         except Mismatch:
             continue
     partners = {"target": pair.draft.model.name, "draft": pair.target.name}
@@ -166,7 +166,7 @@ def _models(pair: Pair) -> dict[Role, _TracedModel]:
     }
 
 
-def _role_of(name: str, profile: LatencyProfile, pair: Pair) -> Role:
+def _profile_role(name: str, profile: LatencyProfile, pair: Pair) -> Role:
     """The model that a profile is of, by shape and, where both hashes are known, by weights.
 
     Raises:

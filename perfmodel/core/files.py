@@ -285,5 +285,5 @@ def _check_finite(name: str, array: np.ndarray) -> None:
     if array.dtype.kind not in "biufSU":
         raise ValueError(f"array {name!r} has dtype {array.dtype}, expected numbers or text")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"array {name!r} holds {array[place]} at {place}, expected finite numbers")
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"array {name!r} holds {array[index]} at {index}, expected finite numbers")

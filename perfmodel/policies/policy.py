@@ -153,15 +153,15 @@ class Policy:
             return cap
         return min(cap + 2, self.tokens) if num_accepted == num_drafted else max(cap - 1, 1)
 
-    def next_survival(self, survival: float, *, place: int, confidence: float) -> float:
+    def next_survival(self, survival: float, *, active_index: int, confidence: float) -> float:
         """Estimated probability that the target accepts the block and one more token.
 
         Args:
             survival: the estimate for the block so far; 1 for an empty block.
-            place: zero-based number, among the active exits, of the exit where the token left.
+            active_index: zero-based index, among the active exits, of the exit where the token left.
             confidence: the exit's confidence in it.
         """
-        return survival * self.stop.calibration[place](confidence) if isinstance(self.stop, SurvivalFloor) else survival
+        return survival * self.stop.calibration[active_index](confidence) if isinstance(self.stop, SurvivalFloor) else survival
 
     def stops(self, *, confidence: float, survival: float) -> bool:
         """Whether the block ends after a token; the token is kept.
