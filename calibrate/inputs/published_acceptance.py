@@ -59,8 +59,9 @@ CONFIDENCE_STEP = 2.0**-12
 """Confidences are rounded to it. This makes files smaller, and identical on machines whose exp differs in the last bit."""
 
 PUBLISHED_LENGTH = HeuristicLength(start=5)
+"""transformers' schedule, with which S2D's authors measured."""
 PUBLISHED_TOKENS = 64
-"""transformers' schedule has no cap. No accepted run in the authors' histograms is longer than this."""
+"""The schedule has no cap. No accepted run in the authors' histograms is longer than this."""
 
 _CUT_RANGE = (-2.0, 3.0)
 _LOGIT_RANGE = (-4.0, 4.0)

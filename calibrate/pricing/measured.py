@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from calibrate.inputs.device import same_device
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.pricing.pricing import Pair, Pricing, memory_needed, pair_weights, target_exits
 from perfmodel.core.errors import BadFile, Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.core.units import Tokens, format_bytes, format_frac
+from perfmodel.hardware.find_device import same_device
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
 from perfmodel.latency.latency_model import FittedLatency, LatencyModel, MeasuredLatency

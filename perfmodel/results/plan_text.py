@@ -307,8 +307,7 @@ def _round_text(rounds: RoundStats) -> str:
 
 
 def _passes_text(rounds: RoundStats, kind: PassKind) -> str:
-    passes = sum(count.num_passes for count in rounds.passes if count.kind == kind)
-    return f"{passes / rounds.num_rounds:.2f}"
+    return f"{rounds.num_passes(kind) / rounds.num_rounds:.2f}"
 
 
 def _memory_text(memory: Memory) -> str:
