@@ -1,6 +1,7 @@
-"""Figures of notebooks and benchmarks: each function draws one result on a matplotlib axis and returns the axis.
+"""Figures of notebooks and benchmarks.
 
-Measurements are points with whiskers, predictions are lines. The caller creates the axis, which needs the `notebooks` extra.
+Each function draws one result on a matplotlib axis and returns the axis. Measurements are points with whiskers, predictions
+are lines. The caller creates the axis, which needs the `notebooks` extra.
 """
 
 from __future__ import annotations

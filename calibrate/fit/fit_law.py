@@ -1,4 +1,4 @@
-"""Fit the coefficients of the latency law to observations, with standard errors and held-out errors.
+"""Fit the latency law to observations, with standard errors and held-out errors.
 
 Errors are relative: a draft's segment counts as much as a target's verify pass. The loss is robust (soft L1): an interrupted
 pass hardly changes the fit. Leaving out each model in turn gives the error on a model that the law was not fitted to.

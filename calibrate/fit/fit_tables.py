@@ -1,8 +1,9 @@
-"""Fit the latency law of a GPU to public tables of kernel times for one decoder layer and of all-reduces.
+"""Fit the latency law to public tables of GPU kernel times.
 
-The tables are excerpts from `microsoft/vidur`, data/profiling (MIT). They are not shipped; the fits are, as
-`perfmodel/evidence/*.latency-fit.json`. They time one decoder layer of Llama-2 in fp16, with attention over the cache timed
-separately, so the fit has no terms for the cache, the host and the head.
+One table times the kernels of one decoder layer, the other all-reduces. The tables are excerpts from `microsoft/vidur`,
+data/profiling (MIT). They are not shipped; the fits are, as `perfmodel/evidence/*.latency-fit.json`. The layers are those
+of Llama-2 in fp16, with attention over the cache timed separately. The fit therefore has no terms for the cache, the host and
+the head.
 
 Standard errors are jackknife errors, from leaving out each combination of model and tensor-parallel degree. Kernels of one
 shape have similar errors at all numbers of rows; the usual formula assumes independent errors and would give standard errors

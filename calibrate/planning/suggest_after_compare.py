@@ -48,7 +48,7 @@ class ComparedFiles:
     profiles: Mapping[Path, Stored[LatencyProfile]] = field(default_factory=dict)
     """Those that the plan was made with; empty if they were not given."""
     run_command: str = ""
-    """The command that made the report, from its provenance; empty if it is not known."""
+    """The command that made the report, from its provenance; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

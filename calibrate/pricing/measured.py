@@ -59,13 +59,13 @@ def price_by_profiles(
     sampling: Sampling,
     context_tokens: Tokens,
 ) -> Pricing:
-    """Measured prices: one profile of the target and one of the draft, from the same device. A self-draft needs one in all.
+    """Measured prices: one profile of the target and one of the draft, from the same device. A self-draft needs one only.
 
     Args:
         pair: the models.
         profile_paths: of both models.
         fit_path: a fit of the latency law on that device; prices a model without a profile.
-        request: what it fixes has to be what was measured.
+        request: its settings must agree with the measurement.
         sampling: of the plan.
         context_tokens: cached at the end of the output.
 
@@ -114,7 +114,7 @@ def price_by_profiles(
 
 
 def select_profiles(pair: Pair, paths: Sequence[Path]) -> tuple[Path, ...]:
-    """The profiles of a pair among profiles of many models; of one model's profiles, those taken beside its partner if any."""
+    """The profiles of a pair among those of many models. A model with several keeps those taken beside its partner, if any."""
     by_role: dict[Role, dict[Path, LatencyProfile]] = {"target": {}, "draft": {}}
     for path in paths:
         profile = PROFILE_FILE.read(path).record
@@ -167,10 +167,10 @@ def _models(pair: Pair) -> dict[Role, _TracedModel]:
 
 
 def _profile_role(name: str, profile: LatencyProfile, pair: Pair) -> Role:
-    """The model that a profile is of, by shape and, where both hashes are known, by weights.
+    """The role of a profile's model in a pair, by shape and, if both hashes are known, by weights.
 
     Raises:
-        Mismatch: it is of neither model.
+        Mismatch: the profile belongs to neither model.
     """
     fix = "Give profiles of the models that were traced"
     for role, model in _models(pair).items():
@@ -199,7 +199,7 @@ def _common_device(keys: Mapping[str, DeviceKey], request: DeviceRequest) -> Dev
 
     Args:
         keys: by file name.
-        request: what it fixes has to agree.
+        request: its settings must agree with the files.
 
     Raises:
         Mismatch: two files are of different devices, or the request is for another one.
@@ -284,17 +284,17 @@ def warn_of_pauses(name: str, profile: LatencyProfile) -> None:
 
 
 def _warn_of_scatter(latency: MeasuredLatency) -> None:
-    """Log that a profile scatters so much that its error was cut."""
+    """Log that a profile scatters so much that its error was capped."""
     if latency.error_frac >= WIDEST_ERROR_FRAC:
         _LOG.warning(
-            "the passes of %s scatter too much for a prediction (one sigma is cut at %s): profile again on a quiet machine",
+            "the passes of %s scatter too much for a prediction (one sigma is capped at %s): profile again on a quiet machine",
             latency.profile.model.name,
             format_frac(WIDEST_ERROR_FRAC),
         )
 
 
 def _warn_unless_beside(profile: LatencyProfile, pair: Pair) -> None:
-    """Log that a model was not timed beside its partner. Sharing caches with another model changes its seconds."""
+    """Log that a model was timed without its partner. Sharing caches with another model changes its seconds."""
     names = {pair.target.name, pair.draft.model.name}
     if pair.draft.kind == "separate" and profile.beside not in names:
         _LOG.warning(

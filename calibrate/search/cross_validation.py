@@ -1,4 +1,4 @@
-"""Cross-validation of the search: how much of a speedup is overfitted to the prompts, and how many prompts it needs.
+"""Cross-validate the search: overfitting, and the number of prompts it needs.
 
 Prompts are split into halves by document (`perfmodel/acceptance/splits.py`).
 """

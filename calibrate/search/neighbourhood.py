@@ -1,4 +1,4 @@
-"""Grids of thresholds, floors and draft lengths, and the neighbours of a policy: one setting moved along its grid.
+"""Neighbours of a policy: one threshold, floor or length moved along its grid.
 
 A threshold or floor lies in the middle of a wide gap between neighbouring confidences. Rounding differences between one-row
 and many-row passes then cannot change a decision.
@@ -19,7 +19,7 @@ from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, 
 
 MAX_DRAFT_TOKENS: Tokens = 12
 NUM_GRID_THRESHOLDS = 32
-"""Most values on a threshold's grid, spaced by quantiles of its exit's confidence."""
+"""Maximum number of values on a threshold's grid, spaced by quantiles of its exit's confidence."""
 SURVIVAL_FLOORS = tuple(number / 20 + 0.003 for number in range(1, 19))
 STRIDES = (1, 4)
 

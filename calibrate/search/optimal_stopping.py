@@ -1,8 +1,8 @@
-"""Policies without free thresholds, computed from calibrated confidences and known pass times by value iteration.
+"""Policies from calibrated confidences and pass times alone, by value iteration.
 
-The state is the survival S: the probability that the target accepts the whole block so far. One more token that agrees with
-probability a adds S a tokens and leaves the survival S a. Every segment, exit check and verified row takes seconds; a second
-is worth `rate` tokens, the policy's own tokens per second. The value of continuing a block is
+They have no free thresholds. The state is the survival S: the probability that the target accepts the whole block so far. One
+more token that agrees with probability a adds S a tokens and leaves the survival S a. Every segment, exit check and verified
+row takes seconds; a second is worth `rate` tokens, the policy's own tokens per second. The value of continuing a block is
 
     V(S) = max(0, E[max over exits of (S a + V(S a) - rate x seconds)])
 
@@ -45,10 +45,10 @@ class TokenCosts:
     row_s: Seconds
     """One more verified row, and its share of the host's bookkeeping."""
     max_tokens: Tokens
-    """Most tokens of a round that has evidence for all its passes."""
+    """Longest draft whose round has evidence for all its passes."""
 
     def down_to(self, exit_id: int, above: int = -1) -> Seconds:
-        """Seconds from below one exit, zero-based, to the answer of a deeper one."""
+        """Seconds from below an exit (zero-based; -1 for the embedding) to the answer of a deeper exit."""
         return sum(self.segment_s[above + 1 : exit_id + 1]) + self.exit_s[exit_id]
 
 

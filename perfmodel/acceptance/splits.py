@@ -1,4 +1,4 @@
-"""Split prompts into two halves by document, so that no plan is judged on the prompts it was fitted to."""
+"""Split prompts into two halves by document: one to fit a plan, one to test it."""
 
 import hashlib
 from typing import Literal

@@ -97,7 +97,7 @@ class Policy:
     thresholds: tuple[float, ...] = ()
     """One per active exit but the last."""
     tokens: int
-    """Most tokens drafted in a round (the engines' `num_speculative_tokens`)."""
+    """Maximum number of tokens drafted in a round (the engines' `num_speculative_tokens`)."""
     stop: StopRule | None = None
     """When a round drafts fewer tokens; None drafts `tokens` in every round."""
     confidence: Confidence = "max-prob"
@@ -144,11 +144,11 @@ class Policy:
 
     @property
     def first_cap(self) -> int:
-        """Most tokens to draft in a prompt's first round."""
+        """Maximum number of tokens to draft in a prompt's first round."""
         return self.stop.start if isinstance(self.stop, HeuristicLength) else self.tokens
 
     def next_cap(self, cap: int, *, num_drafted: int, num_accepted: int) -> int:
-        """Most tokens to draft after a round that could draft `cap`; a round that drafted nothing changes nothing."""
+        """Maximum number of tokens to draft after a round with the limit `cap`; a round without drafts changes nothing."""
         if not isinstance(self.stop, HeuristicLength) or not num_drafted:
             return cap
         return min(cap + 2, self.tokens) if num_accepted == num_drafted else max(cap - 1, 1)

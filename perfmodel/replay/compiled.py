@@ -1,4 +1,4 @@
-"""Compiled replay: lays a trace and its policies out as arrays, and counts their rounds in C (`native/`).
+"""Compiled replay: arrays of a trace and its policies, counted in C (`native/`).
 
 One policy along ten thousand positions takes about a tenth of a millisecond. The C code is tested against
 `perfmodel.replay.reference`. Constants are defined once: the C module exports the fields of its structs and the names of its
@@ -44,7 +44,7 @@ _RULE = np.dtype(list(zip(RULE_FIELDS, RULE_FORMATS, strict=True)))
 _KIND_NUMBERS = np.array(list(map(ENTRY_KINDS.index, NATIVE_ENTRY_KINDS)))
 """For every kind of entry in C, its index in `ENTRY_KINDS`."""
 _LENGTH_STEP = 16
-"""The padding of a layout is a multiple of this, so that the steps of a search share one layout."""
+"""The padding of a layout is a multiple of this: the steps of a search then share one layout."""
 
 
 def count_entries(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: bool, keep_blocks: bool) -> NDArray[Any]:

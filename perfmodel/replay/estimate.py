@@ -1,4 +1,4 @@
-"""Tokens per second and speedup, from counts of rounds and latency models: RoundStats + LatencyModels -> Speedup."""
+"""Predicted speed: counts of rounds and latency models -> tokens/s and speedup."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,7 @@
-"""Reference implementation of replay, token by token. The compiled version is tested against it.
+"""Reference implementation of replay, token by token.
 
-It runs where s2d was installed without a C compiler, hundreds of times slower.
+The compiled version is tested against it. The reference runs where s2d was
+installed without a C compiler, hundreds of times slower.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Replay: count what a policy would have done along the target's own text, from an acceptance trace.
+"""Replay: count the rounds of a policy along a recorded acceptance trace.
 
 Greedy decoding and shared noise are replayed exactly, block by block. Under the ratio test, acceptance is drawn once per
 position and shared by all policies. That is right in expectation, and noise does not hide differences between policies. After

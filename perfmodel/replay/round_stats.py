@@ -1,4 +1,7 @@
-"""Counts of rounds, predicted by replay or measured by a run. Both use the same record, so an error is a difference."""
+"""Counts of rounds, predicted by replay or measured by a run.
+
+Both use the same record, so an error is a difference.
+"""
 
 from collections import Counter
 from collections.abc import Iterable

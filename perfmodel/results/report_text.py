@@ -1,4 +1,4 @@
-"""A run report as text: speed, cost of a round, acceptance and exits, each beside its prediction."""
+"""A run report as text: measured speed, costs and acceptance, and the prediction."""
 
 from __future__ import annotations
 
