@@ -125,7 +125,7 @@ class Drafter:
             self._ladder.run(step.catch_up, tokens, clock)
             tokens.append(token)
             self.exits_taken[step.exit_index] += 1
-            survival = self._policy.next_survival(survival, place=step.active_index, confidence=confidence)
+            survival = self._policy.next_survival(survival, active_index=step.active_index, confidence=confidence)
             if token == self._eos_token_id or self._policy.stops(confidence=confidence, survival=survival):
                 break
         return tokens[num_known:]
