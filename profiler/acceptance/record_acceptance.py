@@ -276,7 +276,7 @@ def _field_text(header: TraceHeader, name: str) -> str:
 
 
 def record_acceptance(
-    trace_one: Callable[[int], PromptTrace],
+    trace_prompt: Callable[[int], PromptTrace],
     num_prompts: int,
     trace: Trace,
     *,
@@ -287,7 +287,7 @@ def record_acceptance(
     """Trace all prompts. Saves the trace periodically and at Ctrl-C.
 
     Args:
-        trace_one: traces the prompt with a zero-based index.
+        trace_prompt: traces the prompt with a zero-based index.
         num_prompts: the number of prompts.
         trace: an earlier, unfinished trace; its prompts are not traced again.
         save: saves an unfinished trace.
@@ -299,7 +299,7 @@ def record_acceptance(
     saved_s = clock()
     try:
         for index in range(first, num_prompts):
-            fresh.append(trace_one(index))
+            fresh.append(trace_prompt(index))
             on_prompt(fresh[-1].prompt)
             if clock() - saved_s >= SAVE_EVERY_S:
                 save_or_warn(partial(save, extended(trace, fresh)))

@@ -77,7 +77,7 @@ def profile_request(args: argparse.Namespace) -> ProfileRequest:
         exits=args.exits,
         confidence=args.confidence,
         share_draft=args.share_draft,
-        sampling=sampling_of(args),
+        sampling=sampling_from_flags(args),
         seed=args.seed,
         prompts=args.prompts,
         read_as=read_as(args, "prompt"),
@@ -97,7 +97,7 @@ def profile_request(args: argparse.Namespace) -> ProfileRequest:
     )
 
 
-def sampling_of(args: argparse.Namespace) -> Sampling:
+def sampling_from_flags(args: argparse.Namespace) -> Sampling:
     """The sampling settings of parsed flags; without --rule, shared noise above temperature 0.
 
     Raises:

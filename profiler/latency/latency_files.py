@@ -52,7 +52,7 @@ class LatencyFiles:
 
     Args:
         folder: holds `NAME.latency.json` of every profile, and during the measurement `NAME.latency.partial.json`.
-        profiles_of: turns a log into profiles by name.
+        make_profiles: turns a log into profiles by name.
         provenance: of the files.
         contention: of the measurement; None if it is not observed.
     """
@@ -60,17 +60,17 @@ class LatencyFiles:
     def __init__(
         self,
         folder: Path,
-        profiles_of: Callable[[PassLog], dict[str, LatencyProfile]],
+        make_profiles: Callable[[PassLog], dict[str, LatencyProfile]],
         provenance: Provenance,
         contention: Contention | None = None,
     ) -> None:
         self.folder = folder
-        self._profiles_of = profiles_of
+        self._make_profiles = make_profiles
         self._provenance = provenance
         self._contention = contention
         self._waited_fracs: list[Frac] = []
         """Those of earlier parts of the measurement."""
-        self._names = tuple(profiles_of(PassLog()))
+        self._names = tuple(make_profiles(PassLog()))
 
     @property
     def partial_paths(self) -> tuple[Path, ...]:
@@ -94,7 +94,7 @@ class LatencyFiles:
             Mismatch: they are from other models or another device.
         """
         log = PassLog()
-        expected = self._profiles_of(log)
+        expected = self._make_profiles(log)
         for path, requested in zip(self.partial_paths, expected.values(), strict=True):
             if not path.exists():
                 continue
@@ -129,7 +129,7 @@ class LatencyFiles:
         return self.paths
 
     def _write(self, log: PassLog, paths: tuple[Path, ...]) -> None:
-        profiles = self._profiles_of(log).values()
+        profiles = self._make_profiles(log).values()
         for path, record in zip(paths, profiles, strict=True):
             PROFILE_FILE.write(path, replace(record, waited_frac=self._waited_frac), self._provenance)
 

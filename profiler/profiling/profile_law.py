@@ -131,13 +131,13 @@ def run_law(
             print_err(f"warning: {warning}")
         paths = measurement.write()
     folder = shlex.quote(str(request.output))  # the shell expands the asterisk after it
-    following = f"s2d-plan fit {folder}/*.latency.json -o {folder}/law.fit.json"
+    fit_command = f"s2d-plan fit {folder}/*.latency.json -o {folder}/law.fit.json"
     show(f"wrote {len(paths)} profiles in {request.output}")
-    show(f"\nnext: {following}")
+    show(f"\nnext: {fit_command}")
     return LawProfiles(
         paths=paths,
         profiles=tuple(PROFILE_FILE.read(path).record for path in paths),
-        next_command=following,
+        next_command=fit_command,
         text="\n".join(parts),
     )
 

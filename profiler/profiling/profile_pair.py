@@ -178,14 +178,14 @@ def run_profile(
                 _measure_latency(job, files, request.budget_s, facts, show)
             latency_paths = files.paths
         trace = _record_trace(job, request.output, provenance, show) if request.measures_acceptance else None
-        following = next_command(request, ranks.num_ranks if ranks else 1)
-        show(f"\nnext: {following}")
+        suggestion = next_command(request, ranks.num_ranks if ranks else 1)
+        show(f"\nnext: {suggestion}")
         return Profile(
             latency_paths=latency_paths,
             latency=tuple(PROFILE_FILE.read(path).record for path in latency_paths),
             trace_path=None if trace is None else request.output / TRACE_NAME,
             trace=trace,
-            next_command=following,
+            next_command=suggestion,
             text="\n".join(parts),
         )
 
@@ -268,8 +268,8 @@ def _check_sharing(request: ProfileRequest, ranks: Ranks | None) -> None:
 
 
 def _latency_files(job: ProfilingJob, folder: Path, provenance: Provenance) -> LatencyFiles:
-    profiles_of = partial(pair_profiles, pair=job.pair, sampling=job.sampling, kernel_trials=job.kernel_trials)
-    return LatencyFiles(folder, profiles_of, provenance, Contention())
+    make_profiles = partial(pair_profiles, pair=job.pair, sampling=job.sampling, kernel_trials=job.kernel_trials)
+    return LatencyFiles(folder, make_profiles, provenance, Contention())
 
 
 def _is_latency_finished(request: ProfileRequest, files: LatencyFiles) -> bool:

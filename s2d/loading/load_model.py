@@ -22,7 +22,7 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.hub import CONFIG
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
-from s2d.loading.checkpoint import BadTensor, layer_of, open_weights, tensor_names, weights_sha256
+from s2d.loading.checkpoint import BadTensor, layer_index, open_weights, tensor_names, weights_sha256
 from s2d.loading.convert_weights import (
     Checkpoint,
     ShardLayer,
@@ -288,7 +288,7 @@ def export_exit(folder: PathLike, exit_layer: int, out: PathLike) -> None:
     config = first_layers_config(read_config_file(source / CONFIG), exit_layer)
     check_new_folder(out)
     with open_weights(source) as read:
-        tensors = {name: read(name).contiguous() for name in tensor_names(source) if layer_of(name) < exit_layer}
+        tensors = {name: read(name).contiguous() for name in tensor_names(source) if layer_index(name) < exit_layer}
     with atomic_folder(out) as destination:
         save_file(tensors, destination / "model.safetensors", metadata={"format": "pt"})
         (destination / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

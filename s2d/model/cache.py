@@ -35,7 +35,7 @@ class Segment:
     end: int
 
 
-def segments_of(segment_ends: tuple[int, ...]) -> tuple[Segment, ...]:
+def make_segments(segment_ends: tuple[int, ...]) -> tuple[Segment, ...]:
     """Segments that end after these layer counts. The first one starts at the embedding."""
     starts = (0, *segment_ends[:-1])
     return tuple(Segment(index=i, start=a, end=b) for i, (a, b) in enumerate(zip(starts, segment_ends, strict=True)))

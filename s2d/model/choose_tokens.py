@@ -66,7 +66,7 @@ def process_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
-def confidence_of(probs: Tensor, kind: Confidence) -> Tensor:
+def confidence_values(probs: Tensor, kind: Confidence) -> Tensor:
     """Confidence of distributions, from 0 to 1: [T, V] -> [T]."""
     if kind == "max-prob":
         return probs.amax(-1)
@@ -201,4 +201,4 @@ class ExitPredictor:
     def __call__(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """The token, int64 [T], and the confidence, float32 [T], for logits [T, V] after penalties."""
         logits = process_logits(logits, self.sampling)
-        return choose(logits, noise), confidence_of(probabilities(logits), self.confidence)
+        return choose(logits, noise), confidence_values(probabilities(logits), self.confidence)

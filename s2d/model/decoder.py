@@ -37,7 +37,7 @@ from s2d.model.attention import (
     rotate_real,
 )
 from s2d.model.buffers import PassBuffers, new_buffers
-from s2d.model.cache import Cache, LayerViews, Segment, segments_of
+from s2d.model.cache import Cache, LayerViews, Segment, make_segments
 from s2d.model.choose_tokens import ExitPredictor
 from s2d.model.host_copies import HostTokens, PendingPrediction, PredictionCopy
 from s2d.model.rotary import RotationTable, new_rotation_table
@@ -119,7 +119,7 @@ class Decoder:
         """An empty cache whose segments end after these layer counts."""
         return Cache(
             self.geometry,
-            segments_of(segment_ends),
+            make_segments(segment_ends),
             max_tokens,
             padding=self.padding(max_tokens),
             rotations=self._rotations_for(max_tokens),

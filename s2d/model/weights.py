@@ -54,7 +54,7 @@ def new_head(
     return new_matrix(inputs, head_stride(outputs), dtype, device)[:, :outputs]
 
 
-def layout_of(matrix: Tensor) -> WeightLayout:
+def matrix_layout(matrix: Tensor) -> WeightLayout:
     """The memory layout of a matrix made by `new_matrix`."""
     return "output-major" if matrix.stride(0) == 1 else "input-major"
 

@@ -81,10 +81,10 @@ class LeaderDecoder(Decoder):
 
     def _head_logits(self, states: Tensor) -> Tensor:
         """See `Decoder`. The rows must be the output of a pass, which every rank has."""
-        self._ranks.request_head(RowsRequest(HEAD, self._model_id, *self._location_of(states), len(states), self._stage))
+        self._ranks.request_head(RowsRequest(HEAD, self._model_id, *self._cache_location(states), len(states), self._stage))
         return self._ranks.gather_columns(super()._head_logits(states))[:, : self._num_head_tokens]
 
-    def _location_of(self, states: Tensor) -> tuple[int, int, int]:
+    def _cache_location(self, states: Tensor) -> tuple[int, int, int]:
         """Where rows are cached: id of the cache, index of the segment whose output they are, tokens before the first row."""
         for cache, cache_id in self._cache_ids.items():
             for segment_index, cached in enumerate(cache.states):
@@ -94,7 +94,7 @@ class LeaderDecoder(Decoder):
         raise AssertionError("exit logits need rows that a pass left in a cache: other ranks have no other rows")
 
     def _run_layers(self, x: Tensor, out: Tensor, segment: Segment, cache: Cache, start: int) -> None:
-        self._stage = self._stage_of(segment, cache, start)
+        self._stage = self._pass_stage(segment, cache, start)
         request = RowsRequest(PASS, self._model_id, self._cache_ids[cache], segment.index, start, len(x), self._stage)
         self._ranks.request_pass(request, x)
         super()._run_layers(x, out, segment, cache, start)
@@ -103,7 +103,7 @@ class LeaderDecoder(Decoder):
         super()._add(x, matrix, bias, residual, out)
         self._ranks.all_reduce(out)
 
-    def _stage_of(self, segment: Segment, cache: Cache, start: int) -> Stage:
+    def _pass_stage(self, segment: Segment, cache: Cache, start: int) -> Stage:
         """The stage of a pass. In a target that drafts for itself, all segments but the last one draft."""
         if start == 0:
             return Stage.PREFILL

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from perfmodel.models.geometry import ModelGeometry, check_degree
-from s2d.model.weights import PAD, LayerWeights, layout_of, new_head, new_matrix
+from s2d.model.weights import PAD, LayerWeights, matrix_layout, new_head, new_matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class Shard:
         num_columns = -(-whole.shape[1] // self.num_ranks)
         first = self.rank * num_columns
         own = whole[:, first : first + num_columns]
-        head = new_head(len(whole), num_columns, whole.dtype, whole.device, layout_of(whole)).zero_()
+        head = new_head(len(whole), num_columns, whole.dtype, whole.device, matrix_layout(whole)).zero_()
         head[:, : own.shape[1]] = own
         return head
 
@@ -94,7 +94,7 @@ class Shard:
         """This rank's chunk of every block of a matrix's columns, side by side."""
         chunks = self._chunks(whole, block_sizes)
         widths = [chunk.shape[1] for chunk in chunks]
-        out = new_matrix(len(whole), sum(widths), whole.dtype, whole.device, layout_of(whole))
+        out = new_matrix(len(whole), sum(widths), whole.dtype, whole.device, matrix_layout(whole))
         for columns, chunk in zip(out.split(widths, 1), chunks, strict=True):
             columns.copy_(chunk)
         return out
@@ -109,7 +109,7 @@ class Shard:
     def _rows(self, whole: Tensor) -> Tensor:
         """This rank's rows, with zeros for the padding of a residual row: [rows / R, D + PAD]."""
         own = whole.chunk(self.num_ranks)[self.rank]
-        rows = new_matrix(len(own), own.shape[1] + PAD, whole.dtype, whole.device, layout_of(whole))
+        rows = new_matrix(len(own), own.shape[1] + PAD, whole.dtype, whole.device, matrix_layout(whole))
         rows[:, : own.shape[1]] = own
         rows[:, own.shape[1] :] = 0
         return rows

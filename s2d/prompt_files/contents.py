@@ -75,7 +75,7 @@ class Chat:
             problem = f"the last message is of role {messages[-1].role!r}" if messages else "no message precedes the answer"
             raise BadRecord(f"{problem}: expected 'user', whose message the model answers")
         *before, last = messages
-        return Prompt(name=name, category=category, text=last.content, before=tuple(before))
+        return Prompt(name=name, category=category, text=last.content, earlier_messages=tuple(before))
 
     @property
     def training_text(self) -> str:
@@ -93,7 +93,7 @@ class Questions:
 
     def prompt(self, name: str, category: str) -> Prompt:
         """The first turn. The later ones follow the model's answers."""
-        return Prompt(name=name, category=category, text=self.turns[0], later=self.turns[1:])
+        return Prompt(name=name, category=category, text=self.turns[0], later_turns=self.turns[1:])
 
     @property
     def training_text(self) -> str:

@@ -114,11 +114,11 @@ def _check_format(path: PathLike, data: bytes, is_packed: bool) -> None:
 
 def _not_utf8(path: PathLike, data: bytes, err: UnicodeDecodeError, num_mark_bytes: Bytes, is_packed: bool) -> BadFile:
     start = num_mark_bytes + err.start
-    place = f"line {_line_at(data, start)}, byte offset {start}"
+    position = f"line {_line_at(data, start)}, byte offset {start}"
     is_utf8_before = not data[num_mark_bytes:start].isascii() or len(data) - start > 1
     if err.reason == "unexpected end of data" and is_utf8_before:
-        return BadFile(path, f"{place}: the file ends inside a UTF-8 character: it was truncated", "Fetch it again")
-    problem = f"{place}: byte 0x{data[start]:02x} is not UTF-8"
+        return BadFile(path, f"{position}: the file ends inside a UTF-8 character: it was truncated", "Fetch it again")
+    problem = f"{position}: byte 0x{data[start]:02x} is not UTF-8"
     encoding = _likely_encoding(data)
     if encoding is None:
         return BadFile(

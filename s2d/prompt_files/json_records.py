@@ -104,19 +104,19 @@ def _value(text: str, start: int) -> tuple[Any, int]:
     except BadRecord as err:
         raise err.at(start) from err
     except json.JSONDecodeError as err:
-        place = min(err.pos, len(text))
-        if (comma := _closing_comma(text, place)) is not None:
+        position = min(err.pos, len(text))
+        if (comma := _closing_comma(text, position)) is not None:
             raise BadRecord("not JSON (a comma before the closing bracket)", "Take the comma out", start=comma) from err
-        raise BadRecord(f"not JSON ({err.msg})", _JSON_FIX, start=place) from err
+        raise BadRecord(f"not JSON ({err.msg})", _JSON_FIX, start=position) from err
     except RecursionError as err:
         raise BadRecord("objects or arrays are nested too deeply", "Flatten the record", start=start) from err
 
 
-def _closing_comma(text: str, place: int) -> int | None:
-    """The position of a comma before a closing bracket, if it is the reason for the error at `place`."""
-    comma = text.rfind(",", 0, place + 1)
+def _closing_comma(text: str, position: int) -> int | None:
+    """The position of a comma before a closing bracket, if it is the reason for the error at `position`."""
+    comma = text.rfind(",", 0, position + 1)
     match = _CLOSING_COMMA.match(text, comma) if comma >= 0 else None
-    return comma if match and match.end() >= place else None
+    return comma if match and match.end() >= position else None
 
 
 def _end_of_space(text: str, start: int) -> int:

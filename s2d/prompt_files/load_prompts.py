@@ -11,25 +11,25 @@ from s2d.prompt_files.read_as import ReadAs
 from s2d.prompts.conversation import Prompt
 
 
-def load_prompts(path: Path | None, how: ReadAs, default: Path, *, first_turns: bool) -> tuple[Prompt, ...]:
+def load_prompts(path: Path | None, options: ReadAs, default: Path, *, first_turns: bool) -> tuple[Prompt, ...]:
     """Read the prompts of a file and print on stderr what they were read as.
 
     Args:
         path: the prompt file; None reads the default.
-        how: how to read it.
+        options: how to read it.
         default: the default file, about which nothing is printed.
         first_turns: whether only the first turns are used.
 
     Raises:
         BadFile: the file cannot be read.
     """
-    file = read_prompt_file(path or default, how)
+    file = read_prompt_file(path or default, options)
     if path is not None:
-        print_err(file.understood(first_turns=first_turns))
+        print_err(file.summary(first_turns=first_turns))
     return file.prompts
 
 
-def load_texts(paths: Sequence[Path], how: ReadAs) -> list[str]:
+def load_texts(paths: Sequence[Path], options: ReadAs) -> list[str]:
     """Read the training texts of all files and print what each was read as.
 
     Raises:
@@ -37,7 +37,7 @@ def load_texts(paths: Sequence[Path], how: ReadAs) -> list[str]:
     """
     texts: list[str] = []
     for path in paths:
-        file = read_text_file(path, how)
-        print_err(file.understood)
+        file = read_text_file(path, options)
+        print_err(file.summary)
         texts += file.texts
     return texts

@@ -45,7 +45,7 @@ def given_name(value: object, keys: Sequence[str]) -> GivenName | None:
     return GivenName(text=text if is_explicit else text.replace(":", "/"), is_explicit=is_explicit)
 
 
-def category_of(value: object) -> str:
+def record_category(value: object) -> str:
     """The category of a record, or the default category.
 
     Raises:
@@ -80,11 +80,11 @@ def unique_names(given: Sequence[GivenName | None], starts: Sequence[int]) -> li
     ]
 
 
-def _numbered(wanted: str, taken: set[str], num_seen: Counter[str]) -> str:
+def _numbered(base_name: str, taken: set[str], num_seen: Counter[str]) -> str:
     """The name, numbered if it is taken. Marks it as taken."""
     while True:
-        num_seen[wanted] += 1
-        name = wanted if num_seen[wanted] == 1 else f"{wanted}:{num_seen[wanted]}"
+        num_seen[base_name] += 1
+        name = base_name if num_seen[base_name] == 1 else f"{base_name}:{num_seen[base_name]}"
         if name not in taken:
             taken.add(name)
             return name

@@ -80,4 +80,4 @@ def special_tokens_note(
 
 
 def _texts(prompt: Prompt) -> tuple[str, ...]:
-    return (prompt.text, *prompt.later, *(message.content for message in prompt.before or ()))
+    return (prompt.text, *prompt.later_turns, *(message.content for message in prompt.earlier_messages or ()))

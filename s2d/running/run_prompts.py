@@ -109,7 +109,7 @@ def run_prompts(
         max_new_tokens=settings.max_new_tokens,
         plan_arm=plan_arm,
         plain_arm=plain_arm,
-        measured=speedup_of(plan_arm, plain_arm) if plain_arm else None,
+        measured=arm_speedup(plan_arm, plain_arm) if plain_arm else None,
         check=compare_outputs(pair, decoded, settings.sampling, *generations) if settings.check else None,
         adaptation=summarise_adaptation(selector.policies, generations[0]) if selector else None,
     )
@@ -180,7 +180,7 @@ def _warm_session(pair: ModelPair, max_tokens: Tokens, prompt: EncodedPrompt, ar
     return session
 
 
-def speedup_of(arm: Arm, plain: Arm) -> Speedup:
+def arm_speedup(arm: Arm, plain: Arm) -> Speedup:
     """The measured speedup of one arm over plain decoding of the same prompts."""
     decoded, decoded_plainly = (
         [Decoded(num_tokens=run.rounds.num_tokens, decode_s=run.decode_s) for run in measured.runs] for measured in (arm, plain)

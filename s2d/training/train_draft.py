@@ -24,7 +24,7 @@ from perfmodel.core.disk import PathLike, atomic_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
 from s2d.decoding.encode_prompts import EncodedPrompt
-from s2d.loading.checkpoint import layer_of, weights_sha256
+from s2d.loading.checkpoint import layer_index, weights_sha256
 from s2d.loading.exits import format_exits
 from s2d.loading.load_model import check_same_vocabulary, load_tokenizer
 from s2d.loading.model_folder import find_model, is_reference_model
@@ -186,7 +186,7 @@ def first_layers(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
         raise UserInputError(f"a draft of {num_layers} layers from a target of {depth}: give --exits up to {depth}")
     config = type(target.config).from_dict(first_layers_config(target.config.to_dict(), num_layers))
     draft = type(target)(config).float()
-    draft.load_state_dict({name: value for name, value in target.state_dict().items() if layer_of(name) < num_layers})
+    draft.load_state_dict({name: value for name, value in target.state_dict().items() if layer_index(name) < num_layers})
     return draft
 
 

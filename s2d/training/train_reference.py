@@ -167,11 +167,11 @@ def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batc
     """Batches of library text and of target-written text, one after the other. The teachers take turns."""
     written = [TEXTS_FILE.read(work / f"text-{name}.npz").record.token_ids for name in stage.teachers]
     rng = np.random.default_rng([stage.settings.seed, 5])
-    human = random_windows(tokens, stage.settings, 3)
+    library = random_windows(tokens, stage.settings, 3)
     rows = stage.settings.batch_sequences * stage.settings.sequence_tokens // written[0].shape[1]
     while True:
         for teacher, texts in enumerate(written):
-            yield Batch(token_ids=next(human), teacher=teacher)
+            yield Batch(token_ids=next(library), teacher=teacher)
             chosen = texts[rng.integers(0, len(texts), rows)].astype(np.int64)
             yield Batch(token_ids=torch.from_numpy(chosen), teacher=teacher)
 
@@ -269,9 +269,9 @@ def check_finished(work: Path, stage: Stage, max_steps: int | None) -> None:
         BadFile: the stage has no training record.
     """
     folder = work / stage.name
-    what = f"the finished stage {str(folder)!r}"
+    subject = f"the finished stage {str(folder)!r}"
     fix = f"Delete {str(folder)!r} to train it again, give another --work, or repeat the command that made it"
     if not (folder / TRAINING_NAME).exists():
         raise BadFile(folder, "this stage has no training record", fix)
     stored = TRAINING_FILE.read(folder / TRAINING_NAME).record
-    check_same_training(what, stored, stage_training(work, stage, max_steps), fix=fix)
+    check_same_training(subject, stored, stage_training(work, stage, max_steps), fix=fix)

@@ -14,7 +14,7 @@ from profiler.latency.profiling_job import ProfilingJob
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.decoding.process_logits import LogitsProcessor
-from s2d.model.choose_tokens import choose, confidence_of, gumbel_noise
+from s2d.model.choose_tokens import choose, confidence_values, gumbel_noise
 from s2d.model.finite import NotFinite
 from s2d.prompt_files.read import read_prompts
 from tests.profiler.conftest import Folders
@@ -60,7 +60,7 @@ def confidences_of_whole_passes(job: ProfilingJob, trace: Trace) -> dict[int, li
             logits = [
                 LogitsProcessor(job.sampling, len(first))(exit_logits[-1:], tokens, len(first)) for exit_logits in all_logits
             ]
-            values = [float(confidence_of(exit_logits.softmax(-1), "max-prob")) for exit_logits in logits]
+            values = [float(confidence_values(exit_logits.softmax(-1), "max-prob")) for exit_logits in logits]
             confidences.setdefault(len(tokens) - len(first), []).append(values)
             tokens.append(int(choose(logits[number], None if noise is None else noise[len(tokens)])))
     return confidences

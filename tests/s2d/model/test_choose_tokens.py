@@ -20,7 +20,7 @@ from s2d.model.choose_tokens import (
     ExitPredictor,
     NoiseTable,
     choose,
-    confidence_of,
+    confidence_values,
     gumbel_noise,
     new_noise_table,
     noise_bytes,
@@ -65,7 +65,7 @@ def test_any_top_p_keeps_the_most_likely_token() -> None:
 )
 def test_confidence_follows_its_definition(probs: list[float], max_prob: float, margin: float, entropy: float) -> None:
     row = torch.tensor([probs])
-    assert [float(confidence_of(row, kind)) for kind in CONFIDENCE_KINDS] == pytest.approx(
+    assert [float(confidence_values(row, kind)) for kind in CONFIDENCE_KINDS] == pytest.approx(
         [max_prob, margin, entropy], abs=1e-6
     )
 
