@@ -53,8 +53,8 @@ class LatencyFiles:
     Args:
         folder: holds `NAME.latency.json` of every profile, and during the measurement `NAME.latency.partial.json`.
         make_profiles: turns a log into profiles by name.
-        provenance: of the files.
-        contention: of the measurement; None if it is not observed.
+        provenance: written to the files.
+        contention: observes other programs during the measurement; None if nothing does.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LatencyFiles:
         self._provenance = provenance
         self._contention = contention
         self._waited_fracs: list[Frac] = []
-        """Those of earlier parts of the measurement."""
+        """Shares of waiting in earlier parts of the measurement, before interruptions."""
         self._names = tuple(make_profiles(PassLog()))
 
     @property
@@ -88,10 +88,10 @@ class LatencyFiles:
         return None if self._contention is None else self._contention.warning
 
     def resumed(self) -> PassLog:
-        """The passes of an unfinished measurement; an empty log if there are none.
+        """The passes of an unfinished measurement; an empty log if there is none.
 
         Raises:
-            Mismatch: they are from other models or another device.
+            Mismatch: the measurement was of other models or on another device.
         """
         log = PassLog()
         expected = self._make_profiles(log)
@@ -113,7 +113,7 @@ class LatencyFiles:
 
     @property
     def _waited_frac(self) -> Frac | None:
-        """The largest share of waiting of all parts of the measurement."""
+        """The largest share of waiting among all parts of the measurement."""
         now = None if self._contention is None else self._contention.waited_frac
         return max([*self._waited_fracs, *([] if now is None else [now])], default=None)
 

@@ -101,7 +101,7 @@ def profile_law(
 def run_law(
     request: LawRequest, *, command: Sequence[str] | None = None, on_text: Callable[[str], None] = lambda text: None
 ) -> LawProfiles:
-    """Measure what a request asks for; see `profile_law`.
+    """Carry out a request; see `profile_law`.
 
     Args:
         request: the shapes and settings.
@@ -172,7 +172,7 @@ class _Measurement:
     files: tuple[LatencyFiles, ...]
 
     def measure(self, request: LawRequest) -> None:
-        """Fill the logs. Saves them periodically, and at Ctrl-C."""
+        """Fill the logs. Save them periodically and at Ctrl-C."""
         progress, save = BudgetProgress("law", request.budget_s), PeriodicSave(self._write_partial)
 
         def on_sweep(spent_s: Seconds) -> None:
@@ -188,7 +188,7 @@ class _Measurement:
                 raise
 
     def warnings(self) -> list[str]:
-        """A busy machine, and pauses of a model's passes."""
+        """Warnings about a busy machine, and about pauses in a model's passes."""
         warnings = [self.files[0].contention_warning]
         for model, log in zip(self.models, self.logs, strict=True):
             paused = pauses_text(find_pauses(log.samples()).values())
@@ -239,7 +239,7 @@ def _prepare(request: LawRequest, grid: LawGrid, engine: EngineMode, command: Se
 
 
 def _choose_kernels(request: LawRequest, grid: LawGrid, engine: EngineMode) -> ChosenKernels:
-    """The kernels of all models; a trial uses the largest."""
+    """The kernels of all models, chosen by timing the largest."""
     largest, device = grid.geometries[-1], torch.device(request.device)
     draft = DraftGeometry(kind="separate", model=largest, exit_layers=(largest.num_layers,))
     placement = PairPlacement(target=largest, draft=draft, dtype=request.dtype, device=device, engine=engine)

@@ -1,4 +1,4 @@
-"""Profile a target and its draft: the seconds of their passes, and the acceptance at every exit."""
+"""Profile a target and its draft: pass times, and acceptance at every exit."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def run_profile(
     command: Sequence[str] | None = None,
     on_text: OnText = lambda text: None,
 ) -> Profile:
-    """Measure what a request asks for; see `profile`.
+    """Carry out a request; see `profile`.
 
     Args:
         request: the models and settings.
@@ -250,10 +250,10 @@ def next_command(request: ProfileRequest, num_processes: int = 1) -> str:
 
 
 def _choose_kernels(request: ProfileRequest, models: PairRequest, ranks: Ranks | None) -> ChosenKernels:
-    """The kernels of the pair; rank 0 of several processes times its share."""
+    """The kernels of the pair. With several processes, rank 0 times its shard."""
     placement = pair_placement(models, ranks)
     here = device_key(placement.device, placement.dtype, placement.engine, placement.target_ranks)
-    # A number of processes that cannot share the target is refused when it is loaded.
+    # If the target cannot be split over these processes, loading it raises the error.
     num_ranks = placement.target_ranks if placement.target_ranks in tensor_parallel_degrees(placement.target) else 1
     share = Shard(rank=0, num_ranks=num_ranks).geometry(placement.target)
     recorded = recorded_kernels(request.output, here)
@@ -264,7 +264,7 @@ def _check_sharing(request: ProfileRequest, ranks: Ranks | None) -> None:
     if request.share_draft and ranks is None:
         raise UserInputError("--share-draft: expected several processes to share it. Start s2d-profile with torchrun.")
     if request.share_draft and request.draft == SELF_DRAFT:
-        raise UserInputError("--share-draft: the processes always share a self-draft with its target. Leave it out.")
+        raise UserInputError("--share-draft: a self-draft is always shared with its target. Leave --share-draft out.")
 
 
 def _latency_files(job: ProfilingJob, folder: Path, provenance: Provenance) -> LatencyFiles:

@@ -37,7 +37,7 @@ class ProfileRequest:
     target: str
     """A model folder, a name of the reference family (`ref-target-16`), or `org/name` on the Hugging Face hub."""
     draft: str
-    """Likewise; `self` for the target's own first layers."""
+    """As for `target`; `self` means the target's own first layers."""
     what: Measurement = "all"
     output: Path = Path("profile")
     """The folder for the files. A repeated request continues an interrupted measurement there."""
@@ -185,14 +185,14 @@ def command_line(request: ProfileRequest) -> tuple[str, ...]:
 
 
 def _options(request: ProfileRequest) -> dict[str, object]:
-    """The options of a request by flag. Prompts that are not in a file become a placeholder."""
+    """The options of a request by flag. For prompts that are not in a file, the path is a placeholder."""
     sampling, prompts = request.sampling, request.prompts
     is_path = prompts is None or isinstance(prompts, str | os.PathLike)
     return {
         "--exits": request.exits and ",".join(map(str, request.exits)),
         "--confidence": request.confidence,
         "--share-draft": request.share_draft,
-        "--rule": "ratio" if sampling.rule == "ratio" else None,  # the others follow from the temperature
+        "--rule": "ratio" if sampling.rule == "ratio" else None,  # the other rules follow from the temperature
         "--temperature": sampling.temperature,
         "--top-k": sampling.top_k,
         "--top-p": sampling.top_p,

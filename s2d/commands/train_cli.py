@@ -1,4 +1,4 @@
-"""`s2d-train`: train, calibrate and reduce a nested draft, write its exits; train the reference family."""
+"""`s2d-train`: train, calibrate or reduce a nested draft; train the reference family."""
 
 from __future__ import annotations
 

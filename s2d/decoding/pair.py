@@ -1,4 +1,4 @@
-"""A target and its draft: load them together, name them, check their memory."""
+"""A target and its draft: load them together, and check their memory."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,10 +74,10 @@ class ModelPair:
 
         Args:
             text: the limits of the longest text. `max_tokens` beyond the context is cut to the context.
-            free_bytes: the free memory of a device; None asks the device.
+            free_bytes: returns the free memory of a device; None queries the device.
 
         Raises:
-            UserInputError: too little memory; names the need, its largest parts, and the free memory.
+            UserInputError: too little memory. The message states the need, its largest parts and the free memory.
         """
         target, draft = self.target.decoder, self.draft.decoder
         models = PairPlacement(
@@ -149,7 +149,7 @@ def load_pair(request: PairRequest, ranks: Ranks | None = None, *, free_bytes: F
     Args:
         request: which models, and how they compute.
         ranks: the processes started by torchrun, which share the target; None for one process.
-        free_bytes: the free memory of a device; None asks the device.
+        free_bytes: returns the free memory of a device; None queries the device.
 
     Raises:
         Mismatch: the tokenizers differ.

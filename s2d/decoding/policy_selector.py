@@ -28,7 +28,7 @@ class PolicySelector(Protocol):
         ...
 
     def start_text(self) -> None:
-        """Start a text, of which the draft has seen every token."""
+        """Start a text. The draft has processed every token of it."""
         ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:

@@ -15,7 +15,7 @@ from s2d.model.choose_tokens import apply_penalties, process_logits
 from s2d.model.host_copies import HostTokens
 
 _BLOCK_STEP: Tokens = 32
-"""Drafted tokens by which the triangle of ones grows."""
+"""The triangle of ones grows by this many drafted tokens."""
 
 
 class LogitsProcessor:
@@ -23,7 +23,7 @@ class LogitsProcessor:
 
     Penalties read only the U distinct tokens so far, not the vocabulary. Each of these has a column, in order of first
     occurrence. Known tokens are counted once, on the device. Drafted tokens count only in the rows after them and only in the
-    current call, so a rejected block needs no undo. A call sends one list to the device and waits for nothing.
+    current call, so nothing is undone when a block is rejected. A call sends one list to the device and waits for nothing.
 
     Args:
         sampling: penalties, temperature and cut-offs.

@@ -1,6 +1,6 @@
 """Replay a trace in a real run: every pass runs, but its results come from the trace.
 
-This times models with random weights under the acceptance of trained ones. Each pass runs, each exit check reads its
+Models with random weights are timed this way under the acceptance of trained models. Each pass runs, each exit check reads its
 result back to the host, and each verification decides. Only then are the results replaced by those of the trace. The rounds
 equal those of replay, also after the first mistake of a block.
 """

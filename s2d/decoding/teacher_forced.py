@@ -1,4 +1,4 @@
-"""Teacher forcing: the target's own text, and the draft's prediction of each token at every exit.
+"""Teacher forcing: the draft's prediction of each token of the target's text, at every exit.
 
 The target writes the text. Then one pass of the draft predicts its tokens.
 
@@ -52,7 +52,7 @@ def teacher_forced_text(
 
     Args:
         pair: target and draft.
-        session: of this pair.
+        session: a session of this pair.
         prompt_ids: the prompt.
         settings: how the target writes; its policy is None.
         confidence: the kind of confidence to compute.

@@ -160,7 +160,7 @@ class RatioVerifier:
 
     @property
     def predictor(self) -> ExitPredictor | None:
-        """See `Verifier`. None: tokens are drawn."""
+        """See `Verifier`. None, because tokens are drawn at random."""
         return None
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:

@@ -65,7 +65,7 @@ class CheckpointTensors:
         return BadFile(path, f"tensor {err.tensor!r} {err.problem}", err.fix)
 
     def check_all_layers_read(self, num_layers: int) -> None:
-        """Refuse layer tensors that nobody read: the checkpoint holds more than its config declares.
+        """Refuse layer tensors that were not read: the checkpoint holds more than its config declares.
 
         Args:
             num_layers: number of layers in the config.
@@ -84,7 +84,7 @@ class CheckpointTensors:
 
 
 def layer_index(name: str) -> int:
-    """Zero-based layer of a tensor, from its name; -1 for a tensor outside the layers."""
+    """The zero-based layer in a tensor's name; -1 for a tensor outside the layers."""
     parts = name.split(".")
     is_in_layer = parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdecimal()
     return int(parts[2]) if is_in_layer else -1

@@ -1,4 +1,4 @@
-"""Convert checkpoint weights to the decoder's layout: norm gains, scales and rotary interleaving merged in.
+"""Convert checkpoint weights to the decoder's layout, with norm gains and scales merged in.
 
 The arithmetic is float32, slice by slice, and each number is rounded once to the dtype of the result.
 Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens of a reduced head.

@@ -1,4 +1,4 @@
-"""From logits to distributions, tokens and confidence; random draws; noise shared by target and draft.
+"""Choose tokens: from logits to distributions, tokens and confidence; shared noise.
 
 Confidence depends on an exit's distribution only, never on the token sampled from it: testing the sampled token's own
 probability would change the distribution of the output.
@@ -27,8 +27,8 @@ def apply_penalties(logits: Tensor, sampling: Sampling, in_prompt: Tensor, num_w
     """Raw logits of some tokens after repetition, frequency and presence penalty, in vLLM's order: [T, U].
 
     Args:
-        logits: of U tokens, float32 [T, U].
-        sampling: has the penalties.
+        logits: logits of U tokens, float32 [T, U].
+        sampling: the settings with the penalties.
         in_prompt: whether the prompt contains a token, bool [U].
         num_written: how often a token was written before each row, float32 [T, U].
     """
@@ -79,7 +79,7 @@ def confidence_values(probs: Tensor, kind: Confidence) -> Tensor:
 def probabilities(logits: Tensor) -> Tensor:
     """Distributions of processed logits of any dtype: float32 [T, V].
 
-    Runs and traces both use this function, therefore a threshold means the same in both.
+    Runs and traces both use this function, so a threshold means the same in both.
     """
     return logits.softmax(-1, dtype=torch.float32)
 
@@ -87,13 +87,13 @@ def probabilities(logits: Tensor) -> Tensor:
 def sample_indices(weights: Tensor, uniform: Tensor) -> Tensor:
     """One index per row, with probability proportional to its weight, by inversion of the cumulative weights.
 
-    The block is found first and then the index inside it, which avoids a cumulative sum over V. Sums are float64: in float32
-    a token's probability would be off by 1e-7, which is as large as the smallest probabilities. An index of weight zero is
+    The search finds the block first and then the index inside it, which avoids a cumulative sum over V. Sums are float64: in
+    float32 a token's probability would be off by 1e-7, which is as large as the smallest probabilities. An index of weight zero is
     never returned.
 
     Args:
-        weights: not negative, at least one per row positive: [..., V].
-        uniform: one number per row, at least 0 and below 1: float64 [...].
+        weights: non-negative, with at least one positive weight per row: [..., V].
+        uniform: one number in [0, 1) per row: float64 [...].
 
     Returns:
         int64 [...], on the device of the weights. The host does not wait for it.
@@ -111,7 +111,7 @@ def sample_indices(weights: Tensor, uniform: Tensor) -> Tensor:
 def _first_index_above(weights: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """The first index whose cumulative weight exceeds a threshold, and the sum before it: [..., W], [..., 1] -> [..., 1].
 
-    Rounding can lead past the end or to a weight of zero, in about one draw of 1e13. The largest weight is returned then.
+    In about one draw of 1e13, rounding leads past the end or to a weight of zero. The index of the largest weight is returned then.
     """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     candidate = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=weights.shape[-1] - 1)
@@ -127,11 +127,11 @@ def noise_bytes(num_positions: Tokens, vocab_size: int) -> int:
 class NoiseTable:
     """Gumbel noise of one seed for the first absolute positions of a text, stored on a device.
 
-    Rows are generated one by one, therefore the noise of a position depends only on the seed and the vocabulary size. A longer
+    Rows are generated one by one, so the noise of a position depends only on the seed and the vocabulary size. A longer
     table starts with the rows of a shorter one, and texts of any length can share a table.
 
     Args:
-        seed: of the noise.
+        seed: the seed of the noise.
         vocab_size: V.
         device: where the table is stored.
     """
@@ -147,7 +147,7 @@ class NoiseTable:
         return len(self._rows)
 
     def grow(self, num_positions: Tokens) -> None:
-        """Generate the missing rows. This takes milliseconds per row, therefore call it before anything is timed."""
+        """Generate the missing rows. Call it before anything is timed: it takes milliseconds per row."""
         old = self._rows
         if num_positions <= len(old):
             return

@@ -12,7 +12,7 @@ from perfmodel.passes.kernels import Kernels
 
 
 def use_device(name: str) -> None:
-    """Make a device torch's current one: events and streams belong to it.
+    """Make a device torch's current device: new events and streams belong to it.
 
     Raises:
         UserInputError: the name is not cpu, cuda or cuda:N, or the machine has no such device.

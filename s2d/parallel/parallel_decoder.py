@@ -1,6 +1,6 @@
-"""A decoder split over several processes: rank 0 requests every pass and decides by its result, other ranks add their share.
+"""A decoder split over several processes, with one shard on each rank.
 
-A layer takes two sums over the ranks. They include the residual: rank 0 adds its share of a product to the residual, and the
+Rank 0 requests every pass and decides by its result; the other ranks add their share. A layer takes two sums over the ranks. They include the residual: rank 0 adds its share of a product to the residual, and the
 other ranks contribute the product alone. All ranks therefore have the same output rows of a pass. Each rank applies its columns
 of the head to them, and rank 0 gathers the logits. Everything that a pass depends on (its segment, the tokens before it, its
 rows) is sent by rank 0 with the pass. Ranks cannot diverge: exits taken, tokens drafted and blocks rolled back are implied by
@@ -40,10 +40,10 @@ class LeaderDecoder(Decoder):
     """Rank 0's shard of a decoder, with the whole embedding. Callers use it as if it were the whole decoder.
 
     Args:
-        geometry: of the shard.
-        weights: of the shard.
+        geometry: shapes of the shard.
+        weights: weights of the shard.
         ranks: receive the requests.
-        model_id: of the model in requests.
+        model_id: identifies the model in requests.
         num_head_tokens: U, tokens in the whole head.
     """
 
@@ -115,8 +115,8 @@ class WorkerDecoder(Decoder):
     """The shard of another rank: layers, no embedding, and columns of the head whose tokens only rank 0 knows.
 
     Args:
-        geometry: of the shard.
-        weights: of the shard.
+        geometry: shapes of the shard.
+        weights: weights of the shard.
         ranks: sum rows over all shards.
     """
 
@@ -185,7 +185,7 @@ class _WorkerModel:
 
     Args:
         request: names the model. The embedding is dropped: rank 0 has it.
-        ranks: of the job.
+        ranks: the ranks of the job.
     """
 
     def __init__(self, request: LoadRequest, ranks: Ranks) -> None:

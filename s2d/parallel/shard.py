@@ -1,8 +1,8 @@
-"""One rank's shard of a decoder: its heads, its part of the MLP and of the head, and rows as wide as the residual's.
+"""One rank's shard of a decoder: its attention heads, and its parts of MLP and LM head.
 
 The contribution of a layer to the residual is the sum of the contributions of the shards. In the matrices after a norm a shard
 has the columns of its heads and of its part of the MLP; in the matrices before the residual it has the same rows. The latter
-get columns of zeros for the padding of a row. Whole rows are then summed, which are contiguous in memory.
+get columns of zeros for the padding of a row. Sums then run over whole rows, which are contiguous in memory.
 
 The LM head is split by columns, equally many per rank, because rank 0 gathers the logits. If there is a remainder, the last
 shards are filled with zeros, and rank 0 removes their logits.
@@ -25,7 +25,7 @@ class Shard:
     """Which part of every layer a rank holds.
 
     Args:
-        rank: zero-based; the first one also adds the biases that follow the sum.
+        rank: zero-based. Rank 0 also adds the biases that follow the sum.
         num_ranks: R.
     """
 
@@ -36,7 +36,7 @@ class Shard:
         """Check that the layers of a model can be split evenly.
 
         Args:
-            geometry: of the whole model.
+            geometry: shapes of the whole model.
             fix: what to do otherwise, a sentence without its full stop.
 
         Raises:
@@ -57,8 +57,8 @@ class Shard:
         """The shard of one layer, copied.
 
         Args:
-            whole: weights of the layer, folded.
-            geometry: of the whole model.
+            whole: the converted weights of the layer.
+            geometry: shapes of the whole model.
         """
         g = geometry
         heads = (g.num_heads, g.num_kv_heads)
@@ -81,7 +81,7 @@ class Shard:
         """The shard of the head, copied: [D, U] -> [D, ceil(U / R)].
 
         Args:
-            whole: the head, folded.
+            whole: the converted head.
         """
         num_columns = -(-whole.shape[1] // self.num_ranks)
         first = self.rank * num_columns

@@ -128,7 +128,7 @@ def _not_utf8(path: PathLike, data: bytes, err: UnicodeDecodeError, num_mark_byt
 
 
 def _likely_encoding(data: bytes) -> str | None:
-    """Latin-1 or its Windows variant if most non-ASCII bytes stand alone, as accented letters do; None otherwise."""
+    """Latin-1 or its Windows variant if most non-ASCII bytes are isolated, as accented letters are; None otherwise."""
     runs = _HIGH_BYTES.findall(data[:_GUESS_BYTES]) or _HIGH_BYTES.findall(data)
     if 2 * sum(len(run) == 1 for run in runs) < len(runs):
         return None
@@ -142,7 +142,7 @@ def _convert(path: PathLike, encoding: str, is_packed: bool) -> str:
         command = f"gunzip -c {source} | iconv -f {encoding} -t utf-8 > {output}"
     else:
         command = f"iconv -f {encoding} -t utf-8 {source} > {output}"
-    return f"Convert it ({command}) and give the new file"  # in parentheses, so that no full stop follows the file name
+    return f"Convert it ({command}) and give the new file"  # in parentheses: a full stop must not follow the file name
 
 
 def _line_at(data: bytes, byte: int) -> int:

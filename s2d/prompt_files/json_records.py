@@ -13,7 +13,7 @@ from perfmodel.core.errors import quoted
 from s2d.prompt_files.problems import BadRecord
 
 MAX_DIGITS = 40
-"""The maximum length of an integer, longer than any in a prompt file."""
+"""The maximum length of an integer. Prompt files have no integers as long."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _JSON_START = re.compile(r"""[ \t\r\n]*(?:\{[ \t\r\n]*["}]|\[[ \t\r\n]*[\[{"\]])""")
@@ -40,7 +40,7 @@ def json_records(text: str) -> list[Record]:
     """The items of an array, or consecutive objects of one or more lines each.
 
     Raises:
-        BadRecord: not JSON, a repeated key in an object, too long an integer, too deep nesting, or text after an array.
+        BadRecord: not JSON, a repeated key in an object, an integer that is too long, too deep nesting, or text after an array.
     """
     start = _end_of_space(text, 0)
     return list(_items(text, start) if text[start] == "[" else _values(text, start))
@@ -60,7 +60,7 @@ def string_records(text: str) -> list[Record]:
 def items_of_object(record: Record) -> tuple[list[Record], list[str]]:
     """The items of the one array in an object such as `{"data": [...]}`, and the object's other keys.
 
-    All items have the position of the object, as JSON readers do not report theirs. If the object has no such array, or
+    All items have the position of the object, because the JSON reader does not report theirs. If the object has no such array, or
     several, it is itself the only record.
     """
     value = record.value

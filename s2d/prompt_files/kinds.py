@@ -50,7 +50,7 @@ def record_kind(value: object, options: ReadAs) -> Kind:
         options: how to read it. A chosen column holds its text.
 
     Raises:
-        BadRecord: the kind is unknown, or the record has several texts and none was chosen; lists its keys.
+        BadRecord: the kind is unknown, or the record has several texts and none was chosen. The error lists its keys.
     """
     if isinstance(value, str) and options.column is None:
         return STRINGS
@@ -130,7 +130,7 @@ def _batch_request(fields: Fields) -> Content:
 
 
 def _shared_conversation(fields: Fields, *, key: str) -> Content | None:
-    """A ShareGPT conversation; None if it is empty or without a user turn, as some in public files are."""
+    """A ShareGPT conversation; None if it is empty or has no user turn. Public files contain such conversations."""
     if fields[key] == []:
         return None
     chat = read_chat(key, fields[key])

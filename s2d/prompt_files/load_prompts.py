@@ -1,4 +1,4 @@
-"""Read the prompts and training texts of a command, and print what they were read as."""
+"""Read the prompts and training texts of a command, and print a summary of each file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from s2d.prompts.conversation import Prompt
 
 
 def load_prompts(path: Path | None, options: ReadAs, default: Path, *, first_turns: bool) -> tuple[Prompt, ...]:
-    """Read the prompts of a file and print on stderr what they were read as.
+    """Read the prompts of a file and print a summary of it on stderr.
 
     Args:
         path: the prompt file; None reads the default.
         options: how to read it.
-        default: the default file, about which nothing is printed.
+        default: the default file. Its summary is not printed.
         first_turns: whether only the first turns are used.
 
     Raises:
@@ -30,7 +30,7 @@ def load_prompts(path: Path | None, options: ReadAs, default: Path, *, first_tur
 
 
 def load_texts(paths: Sequence[Path], options: ReadAs) -> list[str]:
-    """Read the training texts of all files and print what each was read as.
+    """Read the training texts of all files and print a summary of each on stderr.
 
     Raises:
         BadFile: a file cannot be read.

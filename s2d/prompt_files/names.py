@@ -1,8 +1,8 @@
 """Names and categories of prompts: taken from the file, or generated.
 
 The name of a prompt decides its half (`perfmodel.acceptance.splits`), so a generated name depends only on the file's content. A
-colon in a name separates a document from a position in it. Ids in other people's files have no such meaning, so their colons
-become slashes. Records with the same id count as positions in one document and belong to one half.
+colon in a name separates a document from a position in it. In ids of other formats colons have no such meaning, so they become
+slashes. Records with the same id count as positions in one document and belong to one half.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from s2d.prompt_files.contents import Chat, Content
 from s2d.prompt_files.decode import read_text
 from s2d.prompt_files.json_records import Record
 from s2d.prompt_files.kinds import STRINGS, Kind, record_kind
-from s2d.prompt_files.names import GivenName, record_category, given_name, unique_names
+from s2d.prompt_files.names import GivenName, given_name, record_category, unique_names
 from s2d.prompt_files.problems import BadRecord, shown_keys
 from s2d.prompt_files.read_as import Form, ReadAs
 from s2d.prompt_files.records import Records, split_records
@@ -75,8 +75,8 @@ def read_prompt_file(path: PathLike, options: ReadAs = PROMPTS) -> PromptFile:
     """The prompts of a file in any format of docs/prompt-files.md, recognised by its content.
 
     Raises:
-        BadFile: the file is not UTF-8, of an unknown kind, of several kinds, damaged, or without a prompt; states where, and
-            how to correct it.
+        BadFile: the file is not UTF-8, of an unknown kind, of several kinds, damaged, or without a prompt. The error states the
+            position and a correction.
     """
     file = read_text(path)
     try:
@@ -98,7 +98,7 @@ def read_text_file(path: PathLike, options: ReadAs = TEXTS) -> TextFile:
     """The training texts of a file, with their answers. Plain text is one training text.
 
     Raises:
-        BadFile: as `read_prompt_file`.
+        BadFile: see `read_prompt_file`.
     """
     file = read_text(path)
     try:
@@ -166,9 +166,9 @@ def _checked(text: str, start: int) -> str:
 
 
 def _check_kinds(entries: Sequence[_Entry]) -> None:
-    """Refuse a mixture of kinds in a file, as two joined files would have.
+    """Refuse a mixture of kinds, which two joined files would have.
 
-    Records with our own keys (`text`, `messages`, `turns`) may be mixed.
+    Records with the keys `text`, `messages` and `turns` may be mixed.
     """
     for entry in entries:
         first = entries[0].kind

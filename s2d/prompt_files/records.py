@@ -1,4 +1,4 @@
-"""Split the text of a file into records: JSON, CSV, TSV or plain text, recognised by the content."""
+"""Split a file into records: JSON, CSV, TSV or plain text, recognised by the content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Records:
     plain: Form | None = None
     """How plain text was read; None for JSON and tables."""
     ignored: tuple[str, ...] = ()
-    """Keys beside the records."""
+    """Keys of the object around the records, which are not read."""
 
 
 def split_records(text: str, options: ReadAs) -> Records:
@@ -69,7 +69,7 @@ def _records(text: str, options: ReadAs) -> Records:
 
 
 def _from_json(records: list[Record], options: ReadAs) -> Records:
-    """JSON records. A single object that is not a record gives the items of its one array."""
+    """JSON records. If the file is one object that is not a record, the items of its only array."""
     if len(records) == 1 and isinstance(value := records[0].value, dict) and not _is_record(value, options):
         items, others = items_of_object(records[0])
         return Records(records=items, ignored=tuple(others))

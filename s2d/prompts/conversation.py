@@ -1,4 +1,4 @@
-"""Prompts: texts to continue, and conversations whose later turns follow the model's answers."""
+"""Prompts: texts to continue, and conversations of several turns."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ class Conversation:
 
     @property
     def name(self) -> str:
-        """The prompt's name. If the prompt has several turns, it ends in the number of the current turn, from 1: `81/2`."""
+        """The prompt's name. With several turns, the 1-based number of the current turn is appended: `81/2`."""
         return f"{self.prompt.name}/{len(self.answers) + 1}" if self.prompt.later_turns else self.prompt.name
 
     @property
@@ -85,7 +85,7 @@ def prompts_from_texts(prompts: Sequence[str | Prompt]) -> list[Prompt]:
     """Prompts as given; a plain text is named after its 1-based index.
 
     Raises:
-        UserInputError: there is none.
+        UserInputError: there are no prompts.
     """
     if not prompts:
         raise UserInputError("the list of prompts is empty: expected at least one. Give a text, or a prompt file.")

@@ -1,4 +1,4 @@
-"""What a run needs before any model is loaded: the request, the plan and the prompts."""
+"""The inputs of a run, read before any model is loaded: request, plan and prompts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RunRequest:
     target: str | None = None
     """A model folder or name; None takes the plan's."""
     draft: str | None = None
-    """Likewise; `self` for the target's own first layers."""
+    """As for `target`; `self` means the target's own first layers."""
     prompts: PathLike | Sequence[str | Prompt] | None = None
     """A prompt file, or the prompts themselves; None takes the held-out prompts of the reference family."""
     read_as: ReadAs = field(default_factory=lambda: ReadAs(use="prompt"))
@@ -71,11 +71,11 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedPlan:
-    """A plan and where it came from."""
+    """A plan, its name in messages, and its hash."""
 
     record: Plan
     name: str
-    """The plan in messages: `plan 'plan.json'`."""
+    """How messages refer to the plan: `plan 'plan.json'`."""
     sha256: str
     """The hash of its content."""
 
@@ -96,7 +96,7 @@ class NamedPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInputs:
-    """A plan that can run here as far as its file shows, and the prompts."""
+    """The prompts, and a plan that passed the checks that need no model."""
 
     plan: NamedPlan
     prompts: tuple[Prompt, ...]

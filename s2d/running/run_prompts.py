@@ -1,4 +1,4 @@
-"""Decode prompts under a policy and, on request, plainly; report what was measured."""
+"""Decode prompts under a policy and, on request, plainly; report the measurements."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -126,8 +126,8 @@ def run_arms(
 ) -> tuple[list[EncodedPrompt], list[list[Generation]]]:
     """Decode each prompt under each arm. The order of the arms alternates from text to text (A B, B A, …).
 
-    The turns of a conversation follow one another. All arms decode a turn after the answers of the first arm. The arms warm up
-    on the first prompt, unmeasured, and again when a conversation outgrows the caches.
+    The turns of a conversation are decoded in order. In all arms a turn follows the answers of the first arm. The arms warm up,
+    unmeasured, on the first prompt, and again when a conversation outgrows the caches.
 
     Args:
         pair: the models.
@@ -190,7 +190,7 @@ def arm_speedup(arm: Arm, plain: Arm) -> Speedup:
 
 
 def summarise_adaptation(policies: Sequence[Policy | None], generations: Sequence[Generation]) -> Adaptation:
-    """Rounds, tokens and seconds of each policy of a frontier, over texts in order."""
+    """Rounds, tokens and seconds of each policy of a frontier, over all texts in order."""
     rounds = [round_ for generation in generations for round_ in _policy_rounds(generation)]
     shares = []
     for policy in policies:

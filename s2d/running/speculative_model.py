@@ -236,7 +236,7 @@ class SpeculativeModel:
         """The session of earlier calls, or a larger one."""
         if self._session is None or self._session.max_tokens < num_tokens:
             self._session = None  # frees its caches before the larger ones are allocated
-            max_tokens = 1 << (num_tokens - 1).bit_length()  # a power of 2, so that few longer prompts allocate again
+            max_tokens = 1 << (num_tokens - 1).bit_length()  # a power of 2: few longer prompts allocate again
             num_tables = int(sampling.rule == "shared-noise")
             limits = TextLimits(max_tokens=max_tokens, prompt_tokens=num_tokens, num_noise_tables=num_tables)
             self.pair.check_memory(limits)

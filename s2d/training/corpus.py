@@ -1,4 +1,4 @@
-"""Training and held-out text from the Python standard library's sources, which every machine has."""
+"""Training and held-out text from the sources of the Python standard library."""
 
 import hashlib
 import sysconfig

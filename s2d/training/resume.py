@@ -1,4 +1,4 @@
-"""Save and resume an unfinished training: its state, its record and its losses."""
+"""Save and resume a training: its state, its record and its losses."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ def _check_losses(path: Path) -> None:
     """Refuse a file of losses that s2d-train did not write: resuming would drop its lines.
 
     Raises:
-        BadFile: the file is foreign.
+        BadFile: s2d-train did not write the file.
     """
     if not path.exists():
         return
@@ -63,7 +63,7 @@ def _check_losses(path: Path) -> None:
 
 
 def remove_training(folder: Path) -> None:
-    """Remove the files of an unfinished training, and the folder if it is empty then."""
+    """Remove the files of an unfinished training, and the folder if that empties it."""
     for name in (CHECKPOINT_NAME, _PARTIAL_NAME, LOSS_NAME):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""Train the reference family: run the stages of its recipe in a work folder, then package the models.
+"""Train the reference family: run the stages of its recipe, then package the models.
 
-A finished or unfinished stage in the work folder is reused only if this run would produce the same one.
+A finished or unfinished stage in the work folder is reused only if this run would produce the same stage.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TEXT_BATCHES = 4  # batches of 64 texts, for greedy and for sampled decoding eac
 TEXT_TEMPERATURE = 0.8
 
 StageProgress = Callable[[str, int], AbstractContextManager[Callable[[int, float], None]]]
-"""From the name and the steps of a stage to a context that yields the callback for every step."""
+"""Returns, for the name and number of steps of a stage, a context that yields the callback for each step."""
 
 
 def train_reference(
@@ -164,7 +164,7 @@ def corpus_and_tokenizer_sha256(work: Path) -> str:
 
 
 def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batch]:
-    """Batches of library text and of target-written text, one after the other. The teachers take turns."""
+    """Batches of library text and of target-written text, alternating. The teachers alternate too."""
     written = [TEXTS_FILE.read(work / f"text-{name}.npz").record.token_ids for name in stage.teachers]
     rng = np.random.default_rng([stage.settings.seed, 5])
     library = random_windows(tokens, stage.settings, 3)
@@ -228,7 +228,7 @@ def run_stages(work: Path, *, max_steps: int | None, progress: StageProgress) ->
 
     Args:
         work: the work folder.
-        max_steps: as for `train_stage`.
+        max_steps: see `train_stage`.
         progress: reports the progress of a stage.
     """
     for stage in STAGES:
@@ -265,7 +265,7 @@ def check_finished(work: Path, stage: Stage, max_steps: int | None) -> None:
     """Refuse a finished stage that this run would not reproduce.
 
     Raises:
-        Mismatch: with the facts that differ.
+        Mismatch: the stage differs. The error names every difference.
         BadFile: the stage has no training record.
     """
     folder = work / stage.name
