@@ -1,8 +1,8 @@
 """Record confidences off the target's path: the draft continues after some of its mistakes.
 
 First the whole text passes through the draft. Then, from the last mistake to the first, the cache is cropped before the
-mistake, the mistaken token is inserted, and the exit that made the mistake continues to draft from it, token by token. All exits
-predict each of these tokens.
+mistake, the mistaken token is inserted, and the exit that made the mistake continues to draft from it, token by token. All
+exits predict each of these tokens.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Each combination of `perfmodel.passes.kernels` that can run on the device gets a decoder, launched as the pair will be. A large
 model gets so many layers that no GPU cache holds its weights between two passes. The combinations are timed interleaved, in
-random order: a drifting clock affects all of them alike. The time of a combination is its median. All have the same weights, and
-their results are compared.
+random order: a drifting clock affects all of them alike. The time of a combination is its median. All have the same weights,
+and their results are compared.
 """
 
 from __future__ import annotations

@@ -139,9 +139,10 @@ def measure_latency(
 def _take_run(
     decode: Decode, run: ProfilingRun, texts: Sequence[Text], log: PassLog, rng: np.random.Generator
 ) -> Counter[PassKey]:
-    """Decode twice from one position, with the draft and plainly, in random order. Returns the counts of the drafting run's passes.
+    """Decode twice from one position, with the draft and plainly, in random order.
 
-    Plain decoding writes at most `RUN_TOKENS`: longer runs serve only to make backlogs.
+    Returns the counts of the passes with the draft. Plain decoding writes at most `RUN_TOKENS`, because
+    longer runs only serve to make backlogs.
     """
     prompt_ids = _start(texts, run, rng)
     passes: Counter[PassKey] = Counter()

@@ -68,7 +68,10 @@ class ProfilingJob:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether to measure running ahead. With CUDA graphs it hides the wait for an exit's prediction; otherwise it only costs time."""
+        """Whether to measure running ahead.
+
+        With CUDA graphs it hides the wait for an exit's prediction. Without them it only costs time.
+        """
         return self.pair.device_key.engine == "graph"
 
     def needed_passes(self) -> frozenset[PassKey]:

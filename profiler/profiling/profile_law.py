@@ -32,7 +32,7 @@ from profiler.machine.machine_facts import device_facts
 from profiler.profiling.profile_request import LawRequest
 from s2d.loading.load_model import LoadedModel
 from s2d.loading.memory import PairPlacement
-from s2d.model.torch_device import device_key, engine_for, use_device
+from s2d.model.torch_device import default_device, device_key, engine_for, use_device
 
 CPU_HIDDEN_SIZES, CPU_VOCAB_SIZE = (128, 256, 512), 2048
 CUDA_HIDDEN_SIZES, CUDA_VOCAB_SIZE = (1024, 2048, 4096), 32_000
@@ -91,7 +91,7 @@ def profile_law(
         output=Path(output),
         depths=tuple(depths),
         hidden_sizes=None if hidden_sizes is None else tuple(hidden_sizes),
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device or default_device(),
         dtype=dtype,
         budget_s=budget_s,
     )

@@ -50,7 +50,7 @@ from profiler.profiling.profile_text import (
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair, pair_placement
 from s2d.loading.exits import requested_exits
-from s2d.model.torch_device import device_key, engine_for, use_device
+from s2d.model.torch_device import default_device, device_key, engine_for, use_device
 from s2d.parallel.ranks import Ranks
 from s2d.parallel.shard import Shard
 from s2d.prompts.conversation import Prompt
@@ -130,7 +130,7 @@ def profile(
         prompts=prompts,
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device or default_device(),
         dtype=dtype,
         budget_s=budget_s,
     )

@@ -48,7 +48,7 @@ class LoadedModel:
     decoder: Decoder
     geometry: ModelGeometry
     exit_layers: tuple[int, ...]
-    """In a pair's draft, the exits that `s2d.loading.exits` finds; elsewhere those of the sidecar, or empty without a sidecar."""
+    """In a pair's draft, the exits that `s2d.loading.exits` finds; otherwise those of the sidecar; empty without a sidecar."""
     calibration: Calibration | None
     """The sidecar's calibration of these exits; None without one."""
     sha256: str

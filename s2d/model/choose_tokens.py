@@ -88,8 +88,8 @@ def sample_indices(weights: Tensor, uniform: Tensor) -> Tensor:
     """One index per row, with probability proportional to its weight, by inversion of the cumulative weights.
 
     The search finds the block first and then the index inside it, which avoids a cumulative sum over V. Sums are float64: in
-    float32 a token's probability would be off by 1e-7, which is as large as the smallest probabilities. An index of weight zero is
-    never returned.
+    float32 a token's probability would be off by 1e-7, which is as large as the smallest probabilities. An index of weight zero
+    is never returned.
 
     Args:
         weights: non-negative, with at least one positive weight per row: [..., V].
@@ -111,17 +111,12 @@ def sample_indices(weights: Tensor, uniform: Tensor) -> Tensor:
 def _first_index_above(weights: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """The first index whose cumulative weight exceeds a threshold, and the sum before it: [..., W], [..., 1] -> [..., 1].
 
-    In about one draw of 1e13, rounding leads past the end or to a weight of zero. The index of the largest weight is returned then.
+    In about one draw of 1e13, rounding leads past the end or to a weight of zero. Then the largest weight's index is returned.
     """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     candidate = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=weights.shape[-1] - 1)
     index = torch.where(weights.gather(-1, candidate) > 0, candidate, weights.argmax(-1, keepdim=True))
     return index, cumulative.gather(-1, index) - weights.gather(-1, index)
-
-
-def noise_bytes(num_positions: Tokens, vocab_size: int) -> int:
-    """Size of the shared noise for the first positions of a text."""
-    return num_positions * vocab_size * torch.float32.itemsize
 
 
 class NoiseTable:
@@ -171,11 +166,6 @@ def new_noise_table(sampling: Sampling, vocab_size: int, device: torch.device) -
         return None
     assert sampling.seed is not None
     return NoiseTable(sampling.seed, vocab_size, device)
-
-
-def gumbel_noise(seed: int, num_positions: Tokens, vocab_size: int) -> Tensor:
-    """The rows of a `NoiseTable` on the CPU: float32 [positions, V]."""
-    return NoiseTable(seed, vocab_size, torch.device("cpu")).rows(0, num_positions)
 
 
 def choose(logits: Tensor, noise: Tensor | None) -> Tensor:

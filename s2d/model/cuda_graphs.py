@@ -5,8 +5,8 @@ rows of the text and write where the text has no tokens yet. No row reads beyond
 overwritten before a row of the text reads them. Padding cannot leak, and is rolled back like a rejected block.
 
 Everything that a graph reads or writes must outlive it. Weights, buffers and exit checks live as long as the decoder. The
-cache, its table of rotations and its passes with their buffers live and die together. A graph holds addresses, not tensors,
-so every tensor needs another owner. A closure cannot be the owner: it is freed when the capture ends.
+cache, its table of rotations and its passes with their buffers live and die together. A graph holds addresses, not tensors, so
+every tensor needs another owner. A closure cannot be the owner: it is freed when the capture ends.
 
 Nothing is captured without a GPU: the same pass is called again, which tests its arithmetic. The captures themselves are tested
 on a simulated GPU (`tests/gpu_simulator`).
@@ -37,8 +37,8 @@ from s2d.model.host_copies import PendingPrediction, PredictionCopy
 from s2d.model.weights import DecoderWeights
 
 MIN_CONTEXT: Tokens = 256
-"""Contexts are this times 1, 1.25, 1.5 or 1.75 times a power of two. So at most a fifth of the positions that attention reads are
-unused, except in the shortest texts."""
+"""Contexts are this times 1, 1.25, 1.5 or 1.75 times a power of two. At most a fifth of the
+positions that attention reads are then unused, except in the shortest texts."""
 CONTEXTS_PER_DOUBLING = 4
 ALIGNED_TOKENS: Tokens = 64
 """The capacity of a cache is a multiple of this: scores of an odd length need slow kernels."""

@@ -1,8 +1,8 @@
 """Small copies between host and device that do not block the host.
 
-A copy from ordinary (pageable) memory blocks the host until the device has finished all earlier work. A copy from pinned
-memory does not, but its source must not change before the copy is done. So several pinned buffers are used in turn. Token ids,
-random numbers and predictions of exits are copied this way.
+A copy from ordinary (pageable) memory blocks the host until the device has finished all earlier work. A copy from pinned memory
+does not, but its source must not change before the copy is done. So several pinned buffers are used in turn. Token ids, random
+numbers and predictions of exits are copied this way.
 
 Symbols: T tokens.
 """

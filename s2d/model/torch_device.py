@@ -11,6 +11,11 @@ from perfmodel.passes.device_key import DeviceKey, EngineMode
 from perfmodel.passes.kernels import Kernels
 
 
+def default_device() -> str:
+    """Torch's name of the GPU if there is one, else of the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def use_device(name: str) -> None:
     """Make a device torch's current device: new events and streams belong to it.
 

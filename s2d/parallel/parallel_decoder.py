@@ -1,10 +1,10 @@
 """A decoder split over several processes, with one shard on each rank.
 
-Rank 0 requests every pass and decides by its result; the other ranks add their share. A layer takes two sums over the ranks. They include the residual: rank 0 adds its share of a product to the residual, and the
-other ranks contribute the product alone. All ranks therefore have the same output rows of a pass. Each rank applies its columns
-of the head to them, and rank 0 gathers the logits. Everything that a pass depends on (its segment, the tokens before it, its
-rows) is sent by rank 0 with the pass. Ranks cannot diverge: exits taken, tokens drafted and blocks rolled back are implied by
-the next pass.
+Rank 0 requests every pass and decides by its result; the other ranks add their share. A layer takes two sums over the ranks.
+They include the residual: rank 0 adds its share of a product to the residual, and the other ranks contribute the product alone.
+All ranks therefore have the same output rows of a pass. Each rank applies its columns of the head to them, and rank 0 gathers
+the logits. Everything that a pass depends on (its segment, the tokens before it, its rows) is sent by rank 0 with the pass.
+Ranks cannot diverge: exits taken, tokens drafted and blocks rolled back are implied by the next pass.
 """
 
 from dataclasses import replace

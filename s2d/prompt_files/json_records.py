@@ -60,8 +60,8 @@ def string_records(text: str) -> list[Record]:
 def items_of_object(record: Record) -> tuple[list[Record], list[str]]:
     """The items of the one array in an object such as `{"data": [...]}`, and the object's other keys.
 
-    All items have the position of the object, because the JSON reader does not report theirs. If the object has no such array, or
-    several, it is itself the only record.
+    All items have the position of the object, because the JSON reader does not report theirs. If the object has no such array,
+    or several, it is itself the only record.
     """
     value = record.value
     filled = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict | str)]

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from perfmodel.acceptance.splits import Split
 from perfmodel.core.console import print_err
+from perfmodel.core.disk import PathLike
+from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.read import read_prompt_file, read_text_file
 from s2d.prompt_files.read_as import ReadAs
-from s2d.prompts.conversation import Prompt
+from s2d.prompts.conversation import Prompt, prompts_from_texts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSource:
+    """The prompts of a request, and how to choose among those of a file."""
+
+    prompts: PathLike | Sequence[str | Prompt] | None
+    """A prompt file, or the prompts themselves, which are all used; None takes the default file."""
+    default: Path
+    read_as: ReadAs
+    split: Split
+    """The half of the file to use."""
+    num_prompts: int
+    """The maximum number of prompts from the file."""
+
+    def load(self, *, first_turns: bool) -> list[Prompt]:
+        """Read and choose the prompts.
+
+        Args:
+            first_turns: whether only the first turns are used.
+
+        Raises:
+            UserInputError: the file cannot be read, the half is empty, or there are no prompts.
+        """
+        if self.prompts is None or isinstance(self.prompts, str | os.PathLike):
+            path = None if self.prompts is None else Path(self.prompts)
+            return choose_prompts(
+                load_prompts(path, self.read_as, self.default, first_turns=first_turns), self.split, self.num_prompts
+            )
+        return prompts_from_texts(self.prompts)
 
 
 def load_prompts(path: Path | None, options: ReadAs, default: Path, *, first_turns: bool) -> tuple[Prompt, ...]:

@@ -18,10 +18,9 @@ from perfmodel.core.units import Tokens
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.results.plan import PLAN_FILE, Plan
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names
-from s2d.prompt_files.choose import choose_prompts
-from s2d.prompt_files.load_prompts import load_prompts
+from s2d.prompt_files.load_prompts import PromptSource
 from s2d.prompt_files.read_as import ReadAs
-from s2d.prompts.conversation import Prompt, check_texts, prompts_from_texts
+from s2d.prompts.conversation import Prompt, check_texts
 from s2d.prompts.special_tokens import SpecialTokens
 from s2d.running.check_plan import check_plan_runs
 
@@ -112,7 +111,14 @@ def read_run_inputs(request: RunRequest) -> RunInputs:
     plan = load_plan(request.plan)
     check_plan_runs(plan.name, plan.record)
     check_model_names(request.target, request.draft)
-    prompts = _prompts(request)
+    source = PromptSource(
+        prompts=request.prompts,
+        default=FAMILY_PROMPTS,
+        read_as=request.read_as,
+        split=request.split,
+        num_prompts=request.num_prompts,
+    )
+    prompts = source.load(first_turns=not request.chat)
     if not request.chat:
         check_texts(prompts)
     return RunInputs(plan=plan, prompts=tuple(prompts))
@@ -141,12 +147,3 @@ def lock_outputs(path: Path | None) -> Iterator[None]:
         if not is_locked:
             print_err(f"note: this file system has no file locks: do not let another s2d-run write to {path}")
         yield
-
-
-def _prompts(request: RunRequest) -> list[Prompt]:
-    """The given prompts, or those chosen from the file."""
-    if request.prompts is None or isinstance(request.prompts, str | os.PathLike):
-        path = None if request.prompts is None else Path(request.prompts)
-        prompts = load_prompts(path, request.read_as, FAMILY_PROMPTS, first_turns=not request.chat)
-        return choose_prompts(prompts, request.split, request.num_prompts)
-    return prompts_from_texts(request.prompts)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
@@ -25,7 +23,7 @@ from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy
 from s2d.loading.exits import requested_exits
 from s2d.loading.memory import TextLimits
-from s2d.model.torch_device import engine_for, use_device
+from s2d.model.torch_device import default_device, engine_for, use_device
 from s2d.prompts.conversation import Prompt
 from s2d.prompts.text import ContinuationText, Stop, continuation_text
 from s2d.running.run import run_loaded
@@ -111,7 +109,7 @@ def load(
         >>> print(completion)
         >>> completion.tokens_per_round, completion.acceptance
     """
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = device or default_device()
     use_device(name)
     request = PairRequest(
         target=target,

@@ -1,6 +1,7 @@
 r"""The recipe of the reference family: a nested draft, two targets and a tokenizer.
 
-The training text is the source code of the Python standard library. The folder of a stage is complete or absent, so a run can stop and resume. The stages:
+The training text is the source code of the Python standard library. The folder of a stage is complete or absent, so a run can
+stop and resume. The stages:
 
     tokenizer -> base-8 -> base-16 -> target-16 ---------------> text-16 --\
                               \-> target-32 -----------------> text-32 ---> draft

@@ -1,6 +1,7 @@
 """The record of a training: start weights, exits, text, teachers and settings.
 
-Equal records give equal weights. Every checkpoint and every trained model stores its record. A run resumes only from a state with the same record.
+Equal records give equal weights. Every checkpoint and every trained model stores its record. A run resumes only from a state
+with the same record.
 """
 
 from dataclasses import dataclass, fields, replace
