@@ -140,7 +140,7 @@ def _identity(profile: LatencyProfile) -> str:
     Prompts, the longest draft and new tokens are left out. They only decide which passes occur, and each pass is stored with
     its rows, cached tokens and index in the round, from which it is priced.
     """
-    beside = f" beside {profile.beside}" if profile.beside else ""
+    co_loaded = f", loaded with {profile.beside}" if profile.beside else ""
     weights = f"weights {profile.model_sha256[:12]}"
     processing = f" with {', '.join(profile.processing)}" if profile.processing else ""
-    return f"{profile.model.name} ({weights}){beside}, {profile.rule} decoding{processing} on {profile.device.label}"
+    return f"{profile.model.name} ({weights}){co_loaded}, {profile.rule} decoding{processing} on {profile.device.label}"

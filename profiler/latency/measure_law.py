@@ -33,7 +33,7 @@ from s2d.loading.load_model import LoadedModel, random_model
 from s2d.model.torch_device import device_key
 
 REPEATS_PER_VISIT = 4
-"""Repeats per visit to a model, of which the first is dropped."""
+"""Repeats per visit to a model. The first is dropped."""
 SWEEPS_PER_LOOP = 4
 """Sweeps over all models per measurement of the decoding loop."""
 LOOPED_MODELS = 2

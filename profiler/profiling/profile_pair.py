@@ -99,7 +99,7 @@ def profile(
 
     Args:
         target: a model folder, a name of the reference family (`ref-target-16`), or `org/name` on the Hugging Face hub.
-        draft: likewise. None: the target drafts for itself with its first layers.
+        draft: as for `target`. None: the target drafts for itself with its first layers.
         prompts: a prompt file, or the prompts themselves. None takes the prompts of the reference family.
         output: the folder for the files. A repeated call continues an interrupted measurement there.
         what: `latency`, `acceptance` or `all`.

@@ -47,7 +47,7 @@ def understood_text(job: ProfilingJob, facts: DeviceFacts, split: str) -> str:
 
 
 def kernels_text(kernels: Kernels, trials: Sequence[KernelTrial], draft: DraftGeometry, target: ModelGeometry) -> str:
-    """The kernels, and their gain over the standard ones if they were timed."""
+    """The kernels. If they were timed, also their gain over the standard kernels."""
     if not trials:
         return f"kernels  {kernels.label}"
     fastest = f"kernels  {kernels.label}, the fastest of {len(trials)}"

@@ -70,7 +70,7 @@ class Ladder:
             clock.lap("draft_prefill", segment.index, self._prompt_rows, 0)
 
     def push(self, run: SegmentRun, tokens: list[int], end: int) -> int:
-        """Run `tokens[:end]`, less the cached ones, through segments in one causal pass; returns the number cached before."""
+        """Run the uncached part of `tokens[:end]` through segments in one causal pass. Returns the number of cached tokens."""
         first = run[0].index
         cached = self.cache.lengths[first]
         states = self.decoder.embed(tokens[cached:end]) if first == 0 else self.cache.backlog(first, end)

@@ -41,7 +41,7 @@ def encode_prompts(
     """Encode prompts, including the tokens that the tokenizer adds at the start of a text.
 
     Args:
-        pair: the models, whose tokenizer and context apply.
+        pair: the models. Their tokenizer encodes the prompts, and their context limits the length.
         prompts: texts to continue, or user turns to answer.
         max_new_tokens: the number of tokens that must fit after each prompt.
         is_chat: whether to put each prompt into the tokenizer's chat template as a user turn, after the earlier messages of

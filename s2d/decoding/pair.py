@@ -70,7 +70,7 @@ class ModelPair:
         return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices, kernels=decoder.kernels)
 
     def check_memory(self, text: TextLimits, free_bytes: FreeBytes | None = None) -> None:
-        """Check that caches, tables and buffers fit in memory beside the weights.
+        """Check that caches, tables and buffers fit in the memory left by the weights.
 
         Args:
             text: the limits of the longest text. `max_tokens` beyond the context is cut to the context.

@@ -98,7 +98,7 @@ class AdaptivePolicy:
 
 
 class DriftFilter:
-    """A Gaussian estimate of one drift: logistic regression with an intercept only, whose evidence decays."""
+    """A Gaussian estimate of one drift: logistic regression on an intercept, with decaying evidence."""
 
     def __init__(self) -> None:
         self.mean = 0.0

@@ -26,7 +26,7 @@ from s2d.model.host_copies import PendingPrediction
 class ScriptedAcceptance:
     """The traced predictions and target tokens of one prompt.
 
-    Positions beyond the last traced one, which only rejected blocks reach, repeat the last.
+    Positions after the last traced position repeat it. Only rejected blocks reach them.
     """
 
     prompt_tokens: Tokens

@@ -21,7 +21,7 @@ RotateFunction = Callable[[PassBuffers, Any, Tensor, Tensor], None]
 
 
 class ScatterTarget(NamedTuple):
-    """Where a captured pass writes K and V of one layer: at positions that only the device knows."""
+    """Where a captured pass writes K and V of one layer: at positions that are stored on the device."""
 
     cached: Tensor  # [S, 2, K, H], the cache of the layer
     positions: Tensor  # int64 [T]

@@ -34,7 +34,7 @@ def apply_penalties(logits: Tensor, sampling: Sampling, in_prompt: Tensor, num_w
     """
     if sampling.repetition_penalty is not None:
         penalty = sampling.repetition_penalty
-        # Negative logits are multiplied and positive ones divided. For a penalty of at least 1 that is the smaller result.
+        # Negative logits are multiplied and positive logits divided. For a penalty of at least 1 that is the smaller value.
         extreme = torch.minimum if penalty >= 1 else torch.maximum
         repeated = extreme(logits * penalty, logits / penalty)
         logits = torch.where((num_written > 0).logical_or_(in_prompt), repeated, logits)

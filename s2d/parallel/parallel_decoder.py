@@ -37,7 +37,7 @@ _UNEVEN_SPLIT_FIX = {
 
 
 class LeaderDecoder(Decoder):
-    """Rank 0's shard of a decoder, with the whole embedding. Callers use it as if it were the whole decoder.
+    """Rank 0's shard of a decoder, with the whole embedding. Callers use it like a whole decoder.
 
     Args:
         geometry: shapes of the shard.
@@ -112,7 +112,7 @@ class LeaderDecoder(Decoder):
 
 
 class WorkerDecoder(Decoder):
-    """The shard of another rank: layers, no embedding, and columns of the head whose tokens only rank 0 knows.
+    """The shard of another rank: layers and columns of the head. Rank 0 has the embedding and the head's tokens.
 
     Args:
         geometry: shapes of the shard.

@@ -113,7 +113,7 @@ def _value(text: str, start: int) -> tuple[Any, int]:
 
 
 def _closing_comma(text: str, position: int) -> int | None:
-    """The position of a comma before a closing bracket, if it is the reason for the error at `position`."""
+    """The position of a comma before a closing bracket; None if no such comma causes the error at `position`."""
     comma = text.rfind(",", 0, position + 1)
     match = _CLOSING_COMMA.match(text, comma) if comma >= 0 else None
     return comma if match and match.end() >= position else None

@@ -23,6 +23,7 @@ class PromptSource:
     prompts: PathLike | Sequence[str | Prompt] | None
     """A prompt file, or the prompts themselves, which are all used; None takes the default file."""
     default: Path
+    """The default file, such as the prompts of the reference family."""
     read_as: ReadAs
     split: Split
     """The half of the file to use."""
@@ -40,9 +41,8 @@ class PromptSource:
         """
         if self.prompts is None or isinstance(self.prompts, str | os.PathLike):
             path = None if self.prompts is None else Path(self.prompts)
-            return choose_prompts(
-                load_prompts(path, self.read_as, self.default, first_turns=first_turns), self.split, self.num_prompts
-            )
+            prompts = load_prompts(path, self.read_as, self.default, first_turns=first_turns)
+            return choose_prompts(prompts, self.split, self.num_prompts)
         return prompts_from_texts(self.prompts)
 
 

@@ -85,7 +85,7 @@ def run_prompts(
         on_text: called with each text of the policy's arm.
 
     Raises:
-        UserInputError: a check under the ratio test, whose output depends on more than the seed and the target.
+        UserInputError: a check under the ratio test: its output depends on more than the seed and the target.
     """
     if settings.check and settings.sampling.rule == "ratio":
         raise UserInputError(

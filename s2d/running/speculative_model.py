@@ -87,7 +87,7 @@ def load(
 
     Args:
         target: a model folder, a name of the reference family (`ref-target-16`), or `org/name` on the Hugging Face hub.
-        draft: likewise. None: the target drafts for itself with its first layers.
+        draft: as for `target`. None: the target drafts for itself with its first layers.
         exits: the layers after which the draft may answer, rising. None takes those of its `s2d.json`, or its full depth.
         device: `cpu`, `cuda` or `cuda:1`. None takes the GPU if there is one.
         dtype: the number type of weights and caches: `fp32`, `bf16` or `fp16`.
@@ -204,7 +204,7 @@ class SpeculativeModel:
         return Completion(prompt=encoded, text=text, generation=generation)
 
     def run(self, plan: PathLike | Plan, **options: Any) -> RunReport | None:
-        """Run a plan over prompts, as `s2d-run` does, and report speed and acceptance beside the prediction.
+        """Run a plan over prompts, as `s2d-run` does, and compare speed and acceptance with the prediction.
 
         Args:
             plan: a plan or its file. It must be for these models and this device.

@@ -91,7 +91,7 @@ def calibrate_draft(
     Args:
         draft: a model folder, which gets an `s2d.json` if it has none, or a name of the reference family.
         targets: the models that it drafts for: folders, hub names, or names of the reference family.
-        prompts: a file with prompts that the draft was not trained on, of which the calibration half is used. None takes the
+        prompts: a file with prompts that the draft was not trained on. The calibration half of it is used. None takes the
             held-out prompts of the reference family.
         exits: exits of the draft; those of its sidecar, else its full depth, if None.
         max_new_tokens: tokens that each target writes after each prompt.
