@@ -91,7 +91,7 @@ def test_a_chat_answers_the_prompt_in_the_template(model: SpeculativeModel) -> N
     answer = model.generate("the cat", chat=True, max_new_tokens=12)
     assert answer.text == plain_text(model, "<user>the cat<assistant>")
     before = (Message(role="system", content="then"),)
-    conversation = Prompt(name="p", category="c", text="the cat", before=before)
+    conversation = Prompt(name="p", category="c", text="the cat", earlier_messages=before)
     assert model.generate(conversation, chat=True, max_new_tokens=12).text == plain_text(
         model, "<system>then<user>the cat<assistant>"
     )
