@@ -24,6 +24,8 @@ from tests.s2d.commands.test_run_cli import frontier_point
 from tests.s2d.conftest import POLICY
 from tests.stubs import generate
 
+pytestmark = pytest.mark.e2e
+
 NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=0.9, seed=4)
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 
