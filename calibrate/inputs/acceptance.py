@@ -6,12 +6,12 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import perfmodel
 from calibrate.inputs.draft import DraftName
 from calibrate.inputs.requests import PlanRequest
 from calibrate.inputs.target import Target
 from perfmodel.acceptance.splits import Split, prompt_half
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
+from perfmodel.core.disk import EVIDENCE_FOLDER
 from perfmodel.core.errors import Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
@@ -20,15 +20,13 @@ from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT, ModelGeometr
 from perfmodel.models.known_models import KNOWN_MODELS
 from perfmodel.results.plan import Evidence, EvidenceLevel
 
-EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
-"""Shipped traces, named DRAFT--TARGET.npz."""
-
 DEFAULT_PROMPT_TOKENS: Tokens = 512
 DEFAULT_OUTPUT_TOKENS: Tokens = 256
 
 SYNTHETIC_PREFIX = "synthetic-"
 """Prefix of prompt names in traces that were derived from published figures."""
 _SEPARATOR = "--"
+"""Shipped traces are named DRAFT--TARGET.npz."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
