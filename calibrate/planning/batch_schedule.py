@@ -28,7 +28,7 @@ LONG_CONTEXT_RATIO = 8
 """Ratio of the second context to the first, as far as the models' maximum context allows."""
 
 AtBatch = Callable[[int], tuple[LatencyModel, LatencyModel]]
-"""Batch -> latency models of draft and target with so many sequences in every pass."""
+"""Batch -> latency models of draft and target with this number of sequences in every pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,7 +94,7 @@ def with_own_profiles(requests: Sequence[PlanRequest]) -> list[PlanRequest]:
     """The same requests, each with the profiles of its own pair only.
 
     Args:
-        requests: each with a trace, and all with the same profiles, those of every pair.
+        requests: each with a trace; all list the profiles of all pairs.
 
     Raises:
         UserInputError: no pair uses one of the profiles.

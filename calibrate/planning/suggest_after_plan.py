@@ -40,7 +40,7 @@ def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Pa
 
     Args:
         plan: complete except for `next_command` and `notes`.
-        command: the one that made the plan, program first. None suggests a command without files of this machine.
+        command: the command line that made the plan, program first. None: suggest a command without files of this machine.
         output: where the plan was written.
     """
     if plan.has_assumed_head:

@@ -71,7 +71,7 @@ def learning_curve(scenario: Scenario, numbers: Sequence[int]) -> list[LearningP
 
     Args:
         scenario: a trace and its latency models.
-        numbers: of prompts. A number larger than a half stands for the whole half.
+        numbers: numbers of prompts to search on. A number larger than a half means the whole half.
 
     Raises:
         ValueError: a half of the prompts is empty.
