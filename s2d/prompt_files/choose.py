@@ -11,7 +11,7 @@ from s2d.prompts.conversation import Prompt
 
 
 def choose_prompts(prompts: Sequence[Prompt], split: Split, limit: int) -> list[Prompt]:
-    """Up to `limit` prompts of a half. Each is the next one from the least used category and its least used document.
+    """Up to `limit` prompts of a half. Each comes from the category used least so far, and in it from the document used least.
 
     Raises:
         UserInputError: the half is empty.
