@@ -53,7 +53,7 @@ def compare(
         Both errors as fractions of the measured speedup, the passes of each kind in seconds, and the next step.
 
     Raises:
-        Mismatch: the report is of another plan or device, or the profiles or the fit are not those of the plan.
+        Mismatch: the report is from another plan or device, or the plan was not made with these profiles or this fit.
         UserInputError: the report has no plain decoding.
         BadFile: a file cannot be read.
 
@@ -126,7 +126,7 @@ def load_pricing(plan: Plan, profiles: Sequence[Path], fit: Path | None) -> Pric
         plan's own mean seconds per pass are used instead.
 
     Raises:
-        Mismatch: the profiles or the fit are not those of the plan.
+        Mismatch: the plan was not made with these profiles or this fit.
     """
     latency: dict[str, Evidence] = {part.role: part for part in plan.evidence if part.role.endswith(" latency")}
     context_tokens = plan.workload.prompt_tokens + plan.workload.output_tokens

@@ -18,6 +18,7 @@ from calibrate.inputs.requests import DeviceRequest, check_counts
 from calibrate.inputs.target import Target, resolve_target
 from calibrate.planning.draft_geometries import candidate_geometries
 from calibrate.pricing.datasheet import num_devices_for
+from calibrate.pricing.draft_placement import drafted_token_s
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Bytes, Seconds, Tokens, format_bytes, format_number
 from perfmodel.hardware.hardware import Hardware
@@ -394,7 +395,7 @@ def draft_token_s(geometry: ModelGeometry, setting: DraftSetting) -> Seconds:
     """Time to draft one token on one device: one segment of all layers, and one exit check."""
     passes = PassSetting(model=geometry, exit_layers=(geometry.num_layers,), weights=setting.draft_weights(geometry))
     latency = RooflineLatency(passes, setting.hardware, setting.engine)
-    return latency.line("segment", 0, 1).at(setting.context_tokens) + latency.line("exit", 0, 1).at(setting.context_tokens)
+    return drafted_token_s(latency, 1, setting.context_tokens)
 
 
 def token_s_by_depth(shapes: Iterable[DraftShape]) -> dict[int, Seconds]:

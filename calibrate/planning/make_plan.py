@@ -129,7 +129,7 @@ def make_plan(request: PlanRequest) -> Plan:
     searched = search([scenario])
     chosen, runners_up = price_searched(searched, trace, pricing)
     is_traced = acceptance.evidence.level == "traced"
-    made = Plan(
+    plan_without_advice = Plan(
         target=header.target,
         target_sha256=header.target_sha256,
         draft=header.draft,
@@ -155,9 +155,9 @@ def make_plan(request: PlanRequest) -> Plan:
         evidence=(*pricing.evidence, acceptance.evidence),
         next_command="",
     )
-    release = None if request.target is None else release_note(request.target, made.target)
-    notes = (*(() if release is None else (release,)), *plan_notes(made))
-    return replace(made, next_command=next_command(made), notes=notes)
+    release = None if request.target is None else release_note(request.target, plan_without_advice.target)
+    notes = (*(() if release is None else (release,)), *plan_notes(plan_without_advice))
+    return replace(plan_without_advice, next_command=next_command(plan_without_advice), notes=notes)
 
 
 def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:

@@ -102,7 +102,7 @@ class TraceHeader:
         return _known(self.target_model, "target_model")
 
     def with_draft(self, draft: DraftGeometry, sha256: str | None) -> TraceHeader:
-        """The header of the same acceptance with another draft of as many exits."""
+        """The header of the same acceptance with another draft that has as many exits."""
         return replace(self, draft_kind=draft.kind, exit_layers=draft.exit_layers, draft_model=draft.model, draft_sha256=sha256)
 
 

@@ -100,7 +100,7 @@ def sentence_blocks(text: str, *, label: str = "") -> list[Block]:
 
     Args:
         text: `record a trace first: s2d-profile --target …`, for example.
-        label: stands before the text.
+        label: printed before the text.
     """
     prose, *command = _COMMAND_IN_PROSE.split(text, maxsplit=1)
     if not command:

@@ -15,6 +15,9 @@ from perfmodel.core.units import Bytes, format_bytes
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
+EVIDENCE_FOLDER = Path(__file__).parents[1] / "evidence"
+"""The shipped traces, fits and tables of published speeds."""
+
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _QUOTED_ERRNO = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """An error of the operating system as quoted by Rust libraries (safetensors, tokenizers) and by `shutil`."""

@@ -92,7 +92,7 @@ class UnknownName(UserInputError):
         given: the name as the user wrote it.
         known: the accepted names.
         listed_in: where all accepted names are listed, such as `docs/reference/models.md` or `s2d-run --help`.
-        aliases: further accepted names, each with the known name that it stands for.
+        aliases: further accepted names, each with its known name.
         otherwise: another way to give the object, such as `give a config: --target path/to/config.json`.
     """
 

@@ -181,7 +181,7 @@ def latency(
         UnknownName: no such model or device; lists the nearest names.
         UserInputError: the device does not compute in the dtype, has no such engine mode, or an argument is missing or
             contradicts the profile or the fit.
-        OutOfDomain: no link joins so many devices.
+        OutOfDomain: no link joins this many devices.
         BadPolicy: the exits are not layers of the model in rising order.
         BadFile: a file is not a latency profile or a fit.
 

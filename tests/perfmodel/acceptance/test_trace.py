@@ -147,12 +147,14 @@ def test_a_subset_keeps_the_positions_of_each_prompt() -> None:
 
 def test_a_subset_keeps_the_tokens_off_the_path_of_its_positions() -> None:
     trace = make_trace(TraceSpec(num_positions=[3, 5, 2]))
-    sure = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
-    trace = replace(trace, off_path=OffPath(position=np.array([9, 4, 1, 4], np.int32), exit=np.arange(4), confidence=sure))
+    confidence = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
+    trace = replace(
+        trace, off_path=OffPath(position=np.array([9, 4, 1, 4], np.int32), exit=np.arange(4), confidence=confidence)
+    )
     some = trace.subset([2, 0])
     assert some.off_path.position.tolist() == [1, 3]
     assert some.off_path.exit.tolist() == [0, 2]
-    np.testing.assert_array_equal(some.off_path.confidence, sure[[0, 2]])
+    np.testing.assert_array_equal(some.off_path.confidence, confidence[[0, 2]])
     assert trace.shortened(2).off_path.position.tolist() == [5, 3, 1, 3]
 
 
