@@ -27,7 +27,7 @@ from s2d.loading.memory import FreeBytes, PairPlacement, TextLimits, check_memor
 from s2d.loading.model_folder import find_model
 from s2d.model.torch_device import device_key
 from s2d.parallel.parallel_decoder import load_sharded
-from s2d.parallel.ranks import DRAFT, Ranks
+from s2d.parallel.ranks import DRAFT, TARGET, LoadRequest, Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,8 @@ def load_pair(request: PairRequest, ranks: Ranks | None = None, *, free_bytes: F
     fix = f"Use a device with more memory, {dtype_hint}a smaller model, or more processes that share the target (torchrun)."
     check_memory(memory_need(models, None, reads_files=True), models, free_bytes, fix=fix)
     load = partial(load_model, dtype=dtype, device=device, engine=request.engine, kernels=kernels)
-    target = load_sharded(target_folder, dtype, device, ranks, kernels=kernels) if ranks else load(target_folder)
+    load_request = LoadRequest(model_id=TARGET, folder=str(target_folder), dtype=dtype, device=device, kernels=kernels.label)
+    target = load_sharded(load_request, ranks) if ranks else load(target_folder)
     tokenizer = load_tokenizer(target_folder)
     draft = target
     if not request.is_self_draft:
@@ -171,7 +172,8 @@ def load_pair(request: PairRequest, ranks: Ranks | None = None, *, free_bytes: F
         check_same_vocabulary(load_tokenizer(draft_folder), tokenizer)
         num_tokens = target.decoder.vocab_size
         if ranks and request.shares_draft:
-            draft = load_sharded(draft_folder, dtype, device, ranks, kernels=kernels, model_id=DRAFT, num_tokens=num_tokens)
+            draft_request = replace(load_request, model_id=DRAFT, folder=str(draft_folder), num_tokens=num_tokens)
+            draft = load_sharded(draft_request, ranks)
         else:
             draft = with_target_vocab(load(draft_folder), num_tokens)
     draft = replace(draft, exit_layers=exits.layers, calibration=exits.calibration)

@@ -15,12 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Tokens
-from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, parse_kernels
+from perfmodel.passes.kernels import parse_kernels
 from s2d.loading.load_model import LoadedModel, load_model, with_target_vocab
 from s2d.loading.read_config import read_geometry
 from s2d.model.cache import Cache, Segment
@@ -134,50 +132,26 @@ class WorkerDecoder(Decoder):
         self._ranks.all_reduce(out)
 
 
-def load_sharded(
-    folder: PathLike,
-    dtype: Dtype,
-    device: str,
-    ranks: Ranks,
-    *,
-    kernels: Kernels = STANDARD_KERNELS,
-    model_id: int = TARGET,
-    num_tokens: Tokens | None = None,
-) -> LoadedModel:
-    """On rank 0: load a model folder on all ranks. Each rank keeps only its shard, and rank 0 also the embedding.
-
-    Args:
-        folder: the same on every machine.
-        dtype: to compute in.
-        device: `cpu`, or `cuda` for the GPU of each rank.
-        ranks: hold the shards.
-        kernels: of all ranks.
-        model_id: `TARGET` or `DRAFT`.
-        num_tokens: vocabulary size to convert the model to; None keeps its own.
+def load_sharded(request: LoadRequest, ranks: Ranks) -> LoadedModel:
+    """On rank 0: load a model on all ranks. Each rank keeps only its shard, and rank 0 also the embedding.
 
     Raises:
         UserInputError: the model cannot be split evenly, or the device has an index; otherwise as `load_model`.
     """
     shard = Shard(rank=ranks.rank, num_ranks=ranks.num_ranks)
-    shard.check(read_geometry(Path(folder)), fix=_UNEVEN_SPLIT_FIX[model_id])
-    if torch.device(device).index is not None:
-        raise UserInputError(f"--device {device}: expected cpu or cuda, because torchrun assigns each process its own GPU.")
-    request = LoadRequest(
-        model_id=model_id,
-        folder=str(folder),
-        dtype=dtype,
-        device=device,
-        kernels=kernels.label,
-        num_threads=torch.get_num_threads(),
-        num_tokens=num_tokens,
-    )
+    shard.check(read_geometry(Path(request.folder)), fix=_UNEVEN_SPLIT_FIX[request.model_id])
+    if torch.device(request.device).index is not None:
+        raise UserInputError(
+            f"--device {request.device}: expected cpu or cuda, because torchrun assigns each process its own GPU."
+        )
     ranks.request(request)
     model = _load(request, shard)
     ranks.barrier()
     whole = model.decoder.weights
     weights = replace(whole, head=shard.head(whole.head))
     geometry, num_head_tokens = shard.geometry(model.geometry), whole.head.shape[1]
-    return replace(model, decoder=LeaderDecoder(geometry, weights, ranks, model_id=model_id, num_head_tokens=num_head_tokens))
+    decoder = LeaderDecoder(geometry, weights, ranks, model_id=request.model_id, num_head_tokens=num_head_tokens)
+    return replace(model, decoder=decoder)
 
 
 def _load(request: LoadRequest, shard: Shard) -> LoadedModel:

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -56,15 +56,18 @@ class LoadRequest:
     """Load your shard of a model folder."""
 
     model_id: int
+    """`TARGET` or `DRAFT`."""
     folder: str
+    """The same on every machine."""
     dtype: Dtype
     device: str
-    """`cpu` or `cuda`."""
+    """`cpu`, or `cuda` for the GPU of each rank."""
     kernels: str
     """Label of the kernels."""
-    num_threads: int
-    num_tokens: Tokens | None
+    num_tokens: Tokens | None = None
     """Vocabulary size to convert the model to; None keeps its own."""
+    num_threads: int = field(default_factory=torch.get_num_threads)
+    """CPU threads of every rank: those of rank 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -226,7 +226,7 @@ def test_a_plan_whose_kernels_cannot_run_is_refused(
     assert main_run(run_argv(evidence.models, path)) == 2
     stderr = capsys.readouterr().err
     assert f"kernels {kernels.label} do not run on cuda in {evidence.dtype} with engine graph" in stderr
-    assert "Install the PyTorch that the plan's profile was taken with" in stderr
+    assert "Install the PyTorch of the plan's profile" in stderr
     assert [line.partition(":")[0] for line in stderr.splitlines()] == ["prompts", "s2d-run"]
 
 

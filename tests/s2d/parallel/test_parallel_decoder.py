@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from perfmodel.core.errors import UserInputError
+from perfmodel.passes.kernels import STANDARD_KERNELS
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.decoding.generate import Settings
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.load_model import load_model
 from s2d.loading.sidecar import Sidecar, write_sidecar
 from s2d.parallel.parallel_decoder import load_sharded, serve_requests
-from s2d.parallel.ranks import Ranks, join_ranks
+from s2d.parallel.ranks import TARGET, LoadRequest, Ranks, join_ranks
 from s2d.parallel.shard import Shard
 from tests.s2d.conftest import POLICY
 from tests.s2d.loading.test_load_model import byte_tokenizer
@@ -116,11 +117,14 @@ def test_two_processes_generate_the_text_of_a_single_one(ranks: Ranks, models: P
 
 
 def test_logits_of_two_processes_are_those_of_a_single_one_in_any_split_of_the_text(ranks: Ranks, models: Path) -> None:
-    single, sharded = load_model(models / "target", "fp32"), load_sharded(models / "target", "fp32", "cpu", ranks)
+    request = LoadRequest(
+        model_id=TARGET, folder=str(models / "target"), dtype="fp32", device="cpu", kernels=STANDARD_KERNELS.label
+    )
+    single, sharded = load_model(models / "target", "fp32"), load_sharded(request, ranks)
     tokens = some_tokens(110)
     expected, logits = (logits_in_pieces(model, (70, 1, 5, 3, 1, 30), tokens, (2, 5)) for model in (single, sharded))
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)
-    half = load_sharded(models / "target", "bf16", "cpu", ranks)
+    half = load_sharded(replace(request, dtype="bf16"), ranks)
     logits = logits_in_pieces(half, (70, 1, 5, 34), tokens, (2, 5))
     assert float((logits.float() - expected).abs().max() / expected.abs().max()) < 0.03
     with pytest.raises(AssertionError, match="rows that a pass left in a cache"):
