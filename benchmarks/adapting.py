@@ -48,8 +48,8 @@ from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy, PolicySelector
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.running.run_prompts import summarise_adaptation
-from shared.common import finish, make_parser, one_thread
-from shared.interleaved import evidence_of, job_of
+from shared.common import finish, make_parser, use_one_thread
+from shared.interleaved import measure_evidence, make_job
 
 NAME = "adapting"
 SEED = 20261121
@@ -86,7 +86,7 @@ class Planned:
 
 def planned(job: ProfilingJob, budget_s: Seconds) -> Planned:
     """The plan of a job's prompts."""
-    trace, models = evidence_of(job, budget_s)
+    trace, models = measure_evidence(job, budget_s)
     scenario = Scenario(trace, *models)
     found = search([scenario])
     others = [*(one.policy for one in found.families), found.optimal_stopping, *found.single_exits]
@@ -149,7 +149,7 @@ def priced_s(rounds: RoundStats, scenario: Scenario) -> Seconds:
 def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[Order], Planned]:
     """Plan on the calibration prompts, measure every order on the evaluation prompts."""
     job = partial(
-        job_of,
+        make_job,
         pair,
         prompts_path=prompts_path,
         max_new_tokens=size.max_new_tokens,
@@ -183,7 +183,7 @@ def overhead_s(frontier: Sequence[FrontierPoint]) -> Seconds:
 
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
-    one_thread()
+    use_one_thread()
     size = QUICK if args.quick else FULL
     pairs = [
         load_pair(PairRequest(target=target, draft="ref-draft", dtype="fp32", device="cpu"))

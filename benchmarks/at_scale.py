@@ -61,10 +61,10 @@ from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import fitting_layers, random_pair, with_layers
 from s2d.loading.memory import PairPlacement, TextLimits, free_device_bytes
 from s2d.model.torch_device import device_key, engine_for, use_device
-from shared.common import RESULTS, finish, make_parser, one_thread
-from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
-from shared.interleaved import Models, models_of
-from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of, turns_of
+from shared.common import RESULTS, finish, make_parser, use_one_thread
+from shared.device_readings import plain_bandwidth, datasheet_models, measure_exit_check, release_memory
+from shared.interleaved import Models, measured_models
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_from_half, profiling_steps
 
 NAME = "at_scale"
 SEED = 20261121
@@ -167,7 +167,7 @@ def found_of(args: argparse.Namespace) -> Found:
     trace = shortened(acceptance.trace, prompt_tokens=args.prompt_tokens, new_tokens=args.max_new_tokens)
     draft = draft_of(args.draft, target, trace.header.draft, is_tiny=args.quick)
     calibration, evaluation = (
-        texts_of(trace, half, vocab_size=target.vocab_size, most=most, seed=SEED)
+        texts_from_half(trace, half, vocab_size=target.vocab_size, most=most, seed=SEED)
         for half, most in (("calibration", None), ("evaluation", args.num_prompts))
     )
     max_tokens = max(prompt.prompt_tokens for prompt in trace.header.prompts) + trace.header.max_new_tokens
@@ -191,12 +191,12 @@ def found_of(args: argparse.Namespace) -> Found:
     print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}, {engine}")
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling
-    turns = turns_of(session, calibration, log, seed=SEED)
+    turns = profiling_steps(session, calibration, log, seed=SEED)
     policies: dict[str, Policy | None] = {PLAIN: None}
     if not args.plain_only:
         print_err(f"pass times, {args.budget:g} s")
         measure_latency(turns, args.budget)
-        policies = policies_of(plan, calibration, models_of(log, pair, sampling))
+        policies = policies_of(plan, calibration, measured_models(log, pair, sampling))
     print_err(f"measuring {', '.join(policies)}")
     between = turns.__next__ if len(log) else lambda: None
     arms = measure(session, evaluation, policies, num_repeats=args.repeats, rng=rng, between=between)
@@ -210,10 +210,10 @@ def found_of(args: argparse.Namespace) -> Found:
         kernel_trials=chosen.trials,
         arms=arms,
         measured={arm.name: arm.measured(arms[0]) for arm in arms},
-        predicted=predictions(arms, evaluation, models_of(log, pair, sampling)) if len(log) else {},
+        predicted=predictions(arms, evaluation, measured_models(log, pair, sampling)) if len(log) else {},
         by_datasheet=predictions(arms, evaluation, roofline) if (roofline := datasheet_models(pair)) else {},
-        bandwidth=bandwidth_of(pair, [run.rounds for run in arms[0].all_runs], arms[0].decode_s),
-        exit_check=exit_check_of(pair),
+        bandwidth=plain_bandwidth(pair, [run.rounds for run in arms[0].all_runs], arms[0].decode_s),
+        exit_check=measure_exit_check(pair),
     )
 
 
@@ -236,7 +236,7 @@ def run(args: argparse.Namespace) -> int:
     args.repeats, args.budget = args.repeats or size.num_repeats, args.budget or size.budget_s
     args.dtype = args.dtype or ("bf16" if args.device.startswith("cuda") else "fp32")
     use_device(args.device)
-    one_thread()
+    use_one_thread()
     found = found_of(args)
     facts = device_facts(found.pair.device)
     print_out(f"{found.pair.label}, random weights, {args.dtype} on {facts.label}\n\n{arms_table(found)}\n")

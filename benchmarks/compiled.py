@@ -232,7 +232,7 @@ def found_of(target: str, size: Size) -> Found:
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     check_compiler()
-    common.one_thread()
+    common.use_one_thread()
     size, facts = asked_size(args), device_facts(torch.device("cpu"))
     print_out(f"{facts.label}; seconds, and those over the lean decoder's")
     found = []

@@ -46,7 +46,7 @@ from s2d.model.torch_device import use_device
 from s2d.model.torch_dtypes import torch_dtype
 from s2d.prompt_files.read import read_prompts
 from s2d.running.compare_outputs import first_difference, logit_gaps
-from shared.common import RESULTS, finish, make_parser, one_thread
+from shared.common import RESULTS, finish, make_parser, use_one_thread
 from shared.logit_gaps import GAP_HEADERS, STATED_GAP, Lossless, gap_result
 from tests.stubs import TinySpec, loaded, tiny_llama
 
@@ -244,7 +244,7 @@ def run(args: argparse.Namespace) -> int:
     use_device(args.device)
     if args.cases < 1:
         raise UserInputError(f"--cases {args.cases}: expected at least 1.")
-    one_thread()
+    use_one_thread()
     errors, texts = logits_errors(args.device), lossless_of_all(args.device, QUICK_CASES if args.quick else args.cases)
     facts, result = device_facts(torch.device(args.device)), result_of(errors, texts)
     print_out(f"{facts.label}\n\n{tables(errors, texts)}")

@@ -40,7 +40,7 @@ from perfmodel.core.units import Seconds, format_bytes
 from profiler.machine.machine_facts import device_facts
 from s2d.loading.memory import free_device_bytes
 from s2d.model.torch_device import use_device
-from shared.common import RESULTS, finish, make_parser, one_thread
+from shared.common import RESULTS, finish, make_parser, use_one_thread
 
 NAME = "first_minutes"
 LIMIT_S: Seconds = 180.0
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     start_s = time.perf_counter()
     use_device(args.device)
-    one_thread()
+    use_one_thread()
     checks = Checks(args.device, is_quick=args.quick)
     facts, known = device_facts(checks.device), checks.all()
     for name in args.checks or ():

@@ -42,7 +42,7 @@ from s2d.decoding.random_pair import with_layers
 from s2d.loading.memory import free_device_bytes
 from s2d.model.torch_device import device_key, use_device
 from s2d.model.torch_dtypes import torch_dtype
-from shared.common import RESULTS, finish, make_parser, median, one_thread
+from shared.common import RESULTS, finish, make_parser, median, use_one_thread
 from shared.transformers_arms import CONSTANT_SETTINGS, HF_ASSISTED, HF_GENERATE, AssistedSetting, assistant_config
 
 NAME = "generate_at_scale"
@@ -243,7 +243,7 @@ def figures_table(figures: Sequence[dict[str, Any]]) -> str:
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
     use_device(args.device)
-    one_thread()
+    use_one_thread()
     device = torch.device(args.device)
     dtype: Dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
     prompt_tokens, new_tokens, repeats = (

@@ -40,7 +40,7 @@ from perfmodel.passes.passes import PassKind
 from profiler.latency.measure_law import LawGrid, law_models, law_profiles, measure_law
 from profiler.latency.pass_log import PassLog
 from s2d.loading.load_model import LoadedModel
-from shared.common import SHARED_DATA, finish, make_parser, one_thread
+from shared.common import SHARED_DATA, finish, make_parser, use_one_thread
 
 Result: TypeAlias = dict[str, float | None]
 
@@ -163,7 +163,7 @@ def kind_of(work: PassWork) -> PassKind:
 
 def cpu(grid: LawGrid, seconds: Seconds) -> Result:
     """Errors on this machine, printed."""
-    one_thread()
+    use_one_thread()
     profiles, noise = cpu_profiles(grid, seconds)
     # A round's bookkeeping is the host's, whatever the model.
     observations = [one for profile in profiles for one in observe(profile) if not one.work.num_rounds]

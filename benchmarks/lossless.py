@@ -72,7 +72,7 @@ def main() -> None:
     from details.lossless_simulated import simulated_cases  # which imports this module
 
     args = common.make_parser(__doc__ or "").parse_args()
-    common.one_thread()
+    common.use_one_thread()
     rng = random.Random(SEED)
     cases: Counter[tuple[str, str]] = Counter()
     mismatches: Counter[tuple[str, str]] = Counter()

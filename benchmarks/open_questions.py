@@ -31,8 +31,8 @@ from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
-from shared.common import finish, make_parser, one_thread, quantile
-from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
+from shared.common import finish, make_parser, use_one_thread, quantile
+from shared.interleaved import SAMPLINGS, measure_evidence, make_job, workload_name
 
 NAME = "open_questions"
 FAMILY_DRAFT = "ref-draft"
@@ -151,7 +151,7 @@ def together_frac(case: Scenario) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
-    one_thread()
+    use_one_thread()
     size = QUICK if args.quick else FULL
     pairs = [
         load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     answers = []
     for sampling in SAMPLINGS:
         for pair in pairs:
-            job = job_of(
+            job = make_job(
                 pair,
                 sampling,
                 "all",
@@ -171,10 +171,10 @@ def run(args: argparse.Namespace) -> int:
                 draft_cap=MAX_DRAFT_TOKENS,
                 seed=SEED,
             )
-            trace, models = evidence_of(job, size.budget_s)
+            trace, models = measure_evidence(job, size.budget_s)
             case = Scenario(trace, *models)
-            cases.setdefault(workload_of(sampling), []).append(case)
-            answers.append(answers_of(case, workload_of(sampling)))
+            cases.setdefault(workload_name(sampling), []).append(case)
+            answers.append(answers_of(case, workload_name(sampling)))
     shared = {workload: held_out_choices(of_targets) for workload, of_targets in cases.items()}
     print_out(answers_table(answers))
     print_out("\n" + choices_table(shared))

@@ -47,9 +47,9 @@ from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
-from shared.common import finish, make_parser, median, one_thread
+from shared.common import finish, make_parser, median, use_one_thread
 from shared.configurations import CAPS, configurations
-from shared.interleaved import SAMPLINGS, Models, for_pass_times, job_of, measure_once, models_of, record, warmed_up
+from shared.interleaved import SAMPLINGS, Models, with_long_texts, make_job, measure_once, measured_models, record, warm_up_arms
 
 NAME = "prediction"
 SEED = 20260706
@@ -122,25 +122,25 @@ def outcomes_of_pair(
 ) -> tuple[list[Outcome], list[Unpriced]]:
     """Profile and measure one pair under one sampling, in turns, and predict what was measured."""
     name = f"{pair.target.geometry.name} {sampling.label}"
-    job = partial(job_of, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=max(CAPS), seed=SEED)
+    job = partial(make_job, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=max(CAPS), seed=SEED)
     calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
     evaluation = replace(job("evaluation", prompts_path, num_prompts=size.num_prompts), num_mistakes=NUM_MISTAKES)
     session, rng, log = evaluation.session(), np.random.default_rng(seed), PassLog()
     traces = (record(calibration, calibration.session()), record(evaluation, session))
     print_err(f"{name}: first pass times")
-    turns = profiling_runs(for_pass_times(calibration), log)
+    turns = profiling_runs(with_long_texts(calibration), log)
     for number, coverage in enumerate(turns):
         if coverage.all_taken or number == size.first_turns:
             break
     if profile_first:
         deque(islice(turns, size.num_measurements), maxlen=0)
-    profiled = models_of(log, pair, sampling)
+    profiled = measured_models(log, pair, sampling)
     policies, unpriced = chosen_configurations(name, traces[0], profiled, number=size.configs_per_pair, seed=seed)
-    arms = warmed_up(evaluation, session, policies)
+    arms = warm_up_arms(evaluation, session, policies)
     for repeat in range(size.num_repeats):
         print_err(f"{name}: repeat {repeat + 1} of {size.num_repeats}")
         measure_once(evaluation, session, policies, arms, rng, between=(lambda: None) if profile_first else turns.__next__)
-    models = models_of(log, pair, sampling)
+    models = measured_models(log, pair, sampling)
     outcomes: list[Outcome] = []
     for policy, pair_of_arms in zip(policies, arms, strict=True):
         try:
@@ -173,7 +173,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
-    one_thread()
+    use_one_thread()
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
     outcomes: list[Outcome] = []

@@ -24,8 +24,8 @@ from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_c
 from perfmodel.core.units import format_frac
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.training.corpus import held_out_prompts
-from shared.common import finish, make_parser, one_thread
-from shared.interleaved import SAMPLINGS, job_on, record
+from shared.common import finish, make_parser, use_one_thread
+from shared.interleaved import SAMPLINGS, make_job_from_prompts, record
 
 NAME = "reference_family"
 SEED = 20260712
@@ -99,14 +99,16 @@ def figures_table(figures: list[ExitFigures]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
-    one_thread()
+    use_one_thread()
     prompts = held_out_prompts(4 if args.quick else PROMPTS_PER_CATEGORY)
     figures: list[ExitFigures] = []
     for target in TARGETS:
         pair = load_pair(PairRequest(target=target, draft="ref-draft", dtype="fp32", device="cpu"))
         for sampling in SAMPLINGS:
             print_err(f"{target}, {sampling.label}")
-            job = job_on(pair, sampling, prompts, max_new_tokens=MAX_NEW_TOKENS, draft_cap=DRAFT_TOKENS, seed=SEED)
+            job = make_job_from_prompts(
+                pair, sampling, prompts, max_new_tokens=MAX_NEW_TOKENS, draft_cap=DRAFT_TOKENS, seed=SEED
+            )
             figures += figures_of(record(job, job.session()))
     print_out(figures_table(figures))
     finish(

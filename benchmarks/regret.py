@@ -43,9 +43,9 @@ from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
-from shared.common import finish, make_parser, one_thread
+from shared.common import finish, make_parser, use_one_thread
 from shared.configurations import configurations
-from shared.interleaved import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
+from shared.interleaved import SAMPLINGS, Arm, Models, measure_evidence, make_job, measure_once, warm_up_arms
 
 NAME = "regret"
 SEED = 20260709
@@ -126,7 +126,7 @@ def contenders(trace: Trace, models: Models, size: Size) -> tuple[SearchResult, 
 def measured_arms(job: ProfilingJob, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
     """Plain and speculative arms of every policy."""
     session, rng = job.session(), np.random.default_rng(SEED)
-    arms = warmed_up(job, session, policies)
+    arms = warm_up_arms(job, session, policies)
     for _ in range(num_repeats):
         measure_once(job, session, policies, arms, rng)
     return arms
@@ -135,11 +135,11 @@ def measured_arms(job: ProfilingJob, policies: Sequence[Policy], num_repeats: in
 def result_of_pair(pair: Pair, sampling: Sampling, size: Size, prompts_path: Path) -> PairResult:
     """Plan on the calibration prompts, measure on the evaluation prompts."""
     name = f"{pair.target.geometry.name} {sampling.label}"
-    job = partial(job_of, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
+    job = partial(make_job, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
     calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
     evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts)
     print_err(f"{name}: pass times on {len(calibration.prompts)} calibration prompts, about {size.budget_s:.0f} s")
-    found, listed = contenders(*evidence_of(calibration, size.budget_s), size)
+    found, listed = contenders(*measure_evidence(calibration, size.budget_s), size)
     print_err(f"{name}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
     pairs_of_arms = measured_arms(evaluation, [one.policy for one in listed], size.num_repeats)
     arms = [measured_of(one, plain, arm) for one, (plain, arm) in zip(listed, pairs_of_arms, strict=True)]
@@ -150,7 +150,7 @@ def result_of_pair(pair: Pair, sampling: Sampling, size: Size, prompts_path: Pat
 
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
-    one_thread()
+    use_one_thread()
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
     pairs = [

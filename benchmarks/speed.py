@@ -43,7 +43,7 @@ from s2d.loading.exits import exits_from_plan, requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
 from s2d.running.check_plan import check_plan_fits
 from shared import common
-from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
+from shared.interleaved import SAMPLINGS, measure_evidence, make_job, workload_name
 from shared.transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
 NAME = "speed"
@@ -201,10 +201,10 @@ def measure(arms: dict[str, Write], job: ProfilingJob, num_repeats: int) -> dict
 
 def found_of(pair: Pair, sampling: Sampling, size: Size, plan: Plan | None, prompts_path: Path) -> Found:
     """Plan on the calibration prompts unless there is a plan, and time every arm on the evaluation prompts."""
-    job = partial(job_of, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
+    job = partial(make_job, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
     if plan is None:
         calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
-        trace, models = evidence_of(calibration, size.budget_s)
+        trace, models = measure_evidence(calibration, size.budget_s)
         found = search([Scenario(trace, *models)])
         rates = found.chosen.merit, found.families[0].merit
         chosen = Chosen(policy=found.chosen.policy, tokens_per_s=rates[0], plain_tokens_per_s=rates[1])
@@ -231,7 +231,7 @@ def speed_table(found: Found) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """The benchmark, its arguments parsed."""
-    common.one_thread()
+    common.use_one_thread()
     size = QUICK if args.quick else FULL
     plan = PLAN_FILE.read(args.plan).record if args.plan else None
     targets = (plan.target.name,) if plan else tuple(args.target or size.targets)
@@ -261,8 +261,8 @@ def run(args: argparse.Namespace) -> int:
 
 def result_of(found: Sequence[Found]) -> dict[str, object]:
     """Figures of every workload, and those of the first, which is the greedy one where both were measured, for all."""
-    names = dict.fromkeys(workload_of(one.sampling) for one in found)
-    by_workload = {name: summary([one for one in found if workload_of(one.sampling) == name]) for name in names}
+    names = dict.fromkeys(workload_name(one.sampling) for one in found)
+    by_workload = {name: summary([one for one in found if workload_name(one.sampling) == name]) for name in names}
     return {**next(iter(by_workload.values())), "by_workload": by_workload}
 
 

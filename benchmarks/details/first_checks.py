@@ -43,10 +43,10 @@ from s2d.decoding.random_pair import random_pair
 from s2d.loading.memory import PairPlacement, TextLimits, cublas_workspace_bytes, memory_need
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.torch_device import device_key, engine_for
-from shared.captured_checks import captured_error, captured_texts, live_inputs
-from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.captured_checks import captured_error, captured_texts, checked_capture_inputs
+from shared.device_readings import plain_bandwidth, datasheet_models, measure_exit_check, release_memory
 from shared.logit_gaps import Lossless, gap_result
-from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_from_half
 
 SEED = 20261124
 TARGET, ACCEPTANCE = "llama-2-7b", "vicuna-7b"
@@ -133,7 +133,7 @@ class Checks:
     def lossless(self) -> Outcome:
         """Texts of captured speculation against plain ones, and against teacher-forced logits kernel by kernel."""
         num_cases = 1 if self.is_quick else 4
-        with live_inputs():
+        with checked_capture_inputs():
             texts = [text for dtype in DTYPES for text in self._lossless_texts(dtype, num_cases)]
         found: dict[str, Any] = {**gap_result(texts, DTYPES)}
         mismatches, worst, beyond = (found[name] for name in ("num_mismatches", "worst_gap", "num_beyond_stated_gap"))
@@ -166,7 +166,7 @@ class Checks:
         """Traced texts to decode."""
         trace = acceptance_of(ACCEPTANCE, self.target).trace
         sizes = {"prompt_tokens": 32, "new_tokens": 16} if self.is_quick else {"prompt_tokens": 512, "new_tokens": 96}
-        return texts_of(
+        return texts_from_half(
             shortened(trace, **sizes),
             "evaluation",
             vocab_size=self.target.vocab_size,
@@ -345,7 +345,7 @@ class Checks:
 
     def exit_check(self) -> Outcome:
         """One exit check on an idle device."""
-        found, models = exit_check_of(self.pair), datasheet_models(self.pair)
+        found, models = measure_exit_check(self.pair), datasheet_models(self.pair)
         expected_s = models[0].line("exit", 0, 1).base_s if models else None
         return Outcome(
             verdict=_pace(found.check_s, expected_s),
@@ -361,7 +361,7 @@ class Checks:
     def plain(self) -> Outcome:
         """Plain decoding: tokens a second, and the share of the device's bandwidth that it reaches."""
         arm = self.arms[0]
-        bandwidth = bandwidth_of(self.pair, [run.rounds for run in arm.all_runs], arm.decode_s)
+        bandwidth = plain_bandwidth(self.pair, [run.rounds for run in arm.all_runs], arm.decode_s)
         tokens_per_s = arm.measured(arm).tokens_per_s
         expected = speed.tokens_per_s if (speed := self._by_datasheet(0)) else None
         return Outcome(

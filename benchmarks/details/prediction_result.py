@@ -15,7 +15,7 @@ from perfmodel.replay.estimate import Speedup, estimate, pass_seconds
 from perfmodel.replay.replay import block_lengths, replay, replay_prompts
 from perfmodel.replay.round_stats import RoundStats
 from shared.common import median, quantile
-from shared.interleaved import Arm, Models, speedup_of
+from shared.interleaved import Arm, Models, measured_ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Outcome:
     pair: str
     policy: Policy
     predicted: Speedup
-    told_off_path: Speedup | None
+    predicted_with_off_path: Speedup | None
     """The same from a trace that tells what is said off the path too; None where too little was recorded of that."""
     planned: Speedup
     """From the calibration prompts' trace: what a plan would have said."""
@@ -62,7 +62,9 @@ class Outcome:
     @property
     def told_off_path_error_frac(self) -> float | None:
         """The same where a second trace tells what is said there."""
-        return self.told_off_path.speedup.value / self.from_measured_rounds - 1 if self.told_off_path else None
+        return (
+            self.predicted_with_off_path.speedup.value / self.from_measured_rounds - 1 if self.predicted_with_off_path else None
+        )
 
     @property
     def is_predicted_right(self) -> bool:
@@ -131,7 +133,7 @@ def outcome(pair: str, policy: Policy, arms: tuple[Arm, Arm], traces: tuple[Trac
     seen = rounds_by_document(traces[0], [policy, None])
     planned = estimate(*models, seen[policy], seen[None])
     on_path = replace(traces[1], off_path=OffPath.empty(traces[1].confidence.shape[1]))
-    predicted, told_off_path = (
+    predicted, predicted_with_off_path = (
         estimate(*models, *(replay_prompts(trace, one) for one in (policy, None))) for trace in (on_path, traces[1])
     )
     replayed = replay(on_path, policy)
@@ -141,16 +143,16 @@ def outcome(pair: str, policy: Policy, arms: tuple[Arm, Arm], traces: tuple[Trac
         pair=pair,
         policy=policy,
         predicted=predicted,
-        told_off_path=told_off_path if traces[1].off_path.is_enough else None,
+        predicted_with_off_path=predicted_with_off_path if traces[1].off_path.is_enough else None,
         planned=planned,
-        measured=speedup_of(plain, speculative),
+        measured=measured_ratio(plain, speculative),
         from_measured_rounds=ran.num_tokens / priced_s(ran, models) / (ran_plain.num_tokens / priced_s(ran_plain, models)),
         acceptance_error_frac=replayed.tokens_per_round / ran.tokens_per_round - 1,
         num_other_blocks=sum(_accepted(blocks) != _accepted(expected[i]) for i, blocks in speculative.blocks.items()),
         noise_frac=plain.visits_s[0] / plain.visits_s[1] - 1,
         plain_change_frac=_plain_change_frac(plain, models),
         kind_errors_frac=_kind_errors_frac(speculative, models, _plain_change_frac(plain, models)),
-        half_frac=speedup_of(plain, speculative, [0]) / speedup_of(plain, speculative, [1]) - 1,
+        half_frac=measured_ratio(plain, speculative, [0]) / measured_ratio(plain, speculative, [1]) - 1,
     )
 
 

@@ -8,7 +8,7 @@ from perfmodel.core.console import table
 from perfmodel.core.units import TokensPerS, format_signed_frac, format_speedup
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
-from shared.interleaved import Arm, speedup_of, tokens_per_s_of, workload_of
+from shared.interleaved import Arm, measured_ratio, total_tokens_per_s, workload_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,16 +100,16 @@ def measured_of(contender: Contender, plain: Arm, speculative: Arm) -> Measured:
         policy=contender.policy,
         predicted=contender.predicted,
         predicted_tokens_per_s=contender.predicted_tokens_per_s,
-        tokens_per_s=tokens_per_s_of([speculative]),
-        plain_tokens_per_s=tokens_per_s_of([plain]),
-        speedup=speedup_of(plain, speculative),
-        by_visit=(speedup_of(plain, speculative, [0]), speedup_of(plain, speculative, [1])),
+        tokens_per_s=total_tokens_per_s([speculative]),
+        plain_tokens_per_s=total_tokens_per_s([plain]),
+        speedup=measured_ratio(plain, speculative),
+        by_visit=(measured_ratio(plain, speculative, [0]), measured_ratio(plain, speculative, [1])),
     )
 
 
 def measured_plain(arms: Sequence[Arm], predicted_tokens_per_s: TokensPerS) -> Measured:
     """Plain decoding as one more configuration: its speedup is 1 by definition, its rate that of all its runs."""
-    rate = tokens_per_s_of(arms)
+    rate = total_tokens_per_s(arms)
     return Measured(
         name="plain decoding",
         policy=None,
@@ -127,7 +127,7 @@ def result_table(results: Sequence[PairResult]) -> str:
     rows = [
         (
             found.target,
-            workload_of(found.sampling),
+            workload_name(found.sampling),
             "plan" if one is found.plan else one.name,
             one.policy.label if one.policy else "",
             format_speedup(one.predicted) if one.predicted else "",
@@ -165,5 +165,5 @@ def result_of(results: Sequence[PairResult]) -> dict[str, object]:
     """The figures of all, and of each workload alone."""
     by_workload: dict[str, list[PairResult]] = {}
     for one in results:
-        by_workload.setdefault(workload_of(one.sampling), []).append(one)
+        by_workload.setdefault(workload_name(one.sampling), []).append(one)
     return {**summary(results), "by_workload": {workload: summary(some) for workload, some in by_workload.items()}}
