@@ -31,8 +31,8 @@ from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
-from shared.common import finish, make_parser, use_one_thread, quantile
-from shared.interleaved import SAMPLINGS, measure_evidence, make_job, workload_name
+from shared.common import finish, make_parser, quantile, use_one_thread
+from shared.interleaved import SAMPLINGS, make_job, measure_evidence, workload_name
 
 NAME = "open_questions"
 FAMILY_DRAFT = "ref-draft"

@@ -1,18 +1,18 @@
-"""Is the plan the best one could have run?
+"""How much faster than the plan is the best configuration?
 
-For each target and each workload, greedy and sampled with shared noise, a plan is made from calibration prompts alone: pass
-times taken in situ and a trace, both decoded as the workload is, and the search. On the evaluation prompts it is then
-measured beside other configurations, each interleaved with plain decoding (A B B A): every exit alone at its best predicted
-length, the best of each family of policies, the published thresholds and length rule, and a spread of others. Figures are
-means over all targets and workloads, and under `by_workload` over the targets of one.
+For each target and workload (greedy, and sampled with shared noise), a plan is made from calibration prompts only: pass times
+measured in the running loop, a trace, and the search, all under the workload's sampling. On the evaluation prompts, the plan is
+measured beside other configurations, each interleaved with plain decoding (A B B A): each exit alone at its best predicted
+length, the best of each family of policies, the published thresholds and length rule, and a spread of others. The figures are
+means over all targets and workloads; those under `by_workload` are means over the targets.
 
-    regret             best measured over the plan's, less one; the best of many noisy measurements flatters itself, so
-                       that some of it is luck
-    regret, honest     the best is named by the first visits and both are compared on the second
-    rank correlation   Spearman's, predicted against measured speedups: of one target's and workload's configurations (a
-                       mean), where many are nearly alike, and of all of them together
+    regret             best measured speedup over the plan's, minus one. Part of it is luck: the maximum of many noisy
+                       measurements is too high
+    regret, honest     the first visits select the best configuration, and the second visits compare both
+    rank correlation   Spearman's, predicted against measured speedup: the mean over targets and workloads, each with many
+                       similar configurations, and over all configurations together
 
-The results file has what was predicted and measured of every configuration.
+The results file has the prediction and the measurement of every configuration.
 
 Example: python benchmarks/regret.py --quick
 """
@@ -45,7 +45,7 @@ from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from shared.common import finish, make_parser, use_one_thread
 from shared.configurations import configurations
-from shared.interleaved import SAMPLINGS, Arm, Models, measure_evidence, make_job, measure_once, warm_up_arms
+from shared.interleaved import SAMPLINGS, Arm, Models, make_job, measure_evidence, measure_once, warm_up_arms
 
 NAME = "regret"
 SEED = 20260709
@@ -53,7 +53,7 @@ SEED = 20260709
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much to measure."""
+    """Amount of measurement."""
 
     targets: tuple[str, ...]
     samplings: tuple[Sampling, ...]
@@ -63,7 +63,7 @@ class Size:
     num_repeats: int
     max_new_tokens: int
     budget_s: Seconds
-    """For the pass times of one target and workload."""
+    """For the pass times of one target and one workload."""
 
 
 FULL = Size(
@@ -89,42 +89,42 @@ QUICK = Size(
 
 
 def best_fixed_lengths(trace: Trace, models: Models) -> list[Policy]:
-    """Every exit alone at its best predicted length."""
+    """Each exit alone at its best predicted length."""
     best = []
     for layer in trace.header.exit_layers:
-        alone = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
-        batch = replay_batch(trace, alone)
-        best.append(alone[int((batch.num_tokens / batch.seconds(*models)).argmax())])
+        fixed = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
+        batch = replay_batch(trace, fixed)
+        best.append(fixed[int((batch.num_tokens / batch.seconds(*models)).argmax())])
     return best
 
 
 def published_thresholds(trace: Trace) -> Policy:
-    """All exits at .5 and +2/-1 from 5, as published but for the cap: passes of longer drafts are not measured."""
+    """All exits at 0.5 and +2/-1 from 5, as published, but with our cap. Passes of longer drafts are not measured."""
     layers = trace.header.exit_layers
     thresholds = (0.5,) * (len(layers) - 1)
     return Policy(exits=layers, thresholds=thresholds, tokens=MAX_DRAFT_TOKENS, stop=HeuristicLength(start=5))
 
 
 def contenders(trace: Trace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
-    """What the search found, and every configuration to measure, each once."""
-    found = search([Scenario(trace, *models)])
-    named = [("searched", one.policy) for one in found.families]
+    """The search result, and all distinct configurations to measure."""
+    result = search([Scenario(trace, *models)])
+    named = [("searched", family.policy) for family in result.families]
     named.append(("published thresholds", published_thresholds(trace)))
     named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, models)]
     named += [("other", policy) for policy in islice(configurations(trace, SEED), size.num_others)]
     batch = replay_batch(trace, [policy for _, policy in named])
     rates = batch.num_tokens / batch.seconds(*models)
-    plain_rate = found.families[0].merit
+    plain_rate = result.families[0].merit
     listed = [
         Contender(name=name, policy=policy, predicted_tokens_per_s=rate or None, predicted=rate / plain_rate if rate else None)
         for (name, policy), rate in zip(named, rates.tolist(), strict=True)
         if policy is not None
     ]
-    return found, list({one.policy: one for one in listed}.values())
+    return result, list({contender.policy: contender for contender in listed}.values())
 
 
 def measured_arms(job: ProfilingJob, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
-    """Plain and speculative arms of every policy."""
+    """A plain and a speculative arm of every policy."""
     session, rng = job.session(), np.random.default_rng(SEED)
     arms = warm_up_arms(job, session, policies)
     for _ in range(num_repeats):
@@ -133,23 +133,25 @@ def measured_arms(job: ProfilingJob, policies: Sequence[Policy], num_repeats: in
 
 
 def result_of_pair(pair: Pair, sampling: Sampling, size: Size, prompts_path: Path) -> PairResult:
-    """Plan on the calibration prompts, measure on the evaluation prompts."""
+    """Plan on the calibration prompts, and measure on the evaluation prompts."""
     name = f"{pair.target.geometry.name} {sampling.label}"
-    job = partial(make_job, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
-    calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
-    evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts)
+    new_job = partial(make_job, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
+    calibration = new_job("calibration", prompts_path, num_prompts=size.calibration_prompts)
+    evaluation = new_job("evaluation", prompts_path, num_prompts=size.num_prompts)
     print_err(f"{name}: pass times on {len(calibration.prompts)} calibration prompts, about {size.budget_s:.0f} s")
-    found, listed = contenders(*measure_evidence(calibration, size.budget_s), size)
+    search_result, listed = contenders(*measure_evidence(calibration, size.budget_s), size)
     print_err(f"{name}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
-    pairs_of_arms = measured_arms(evaluation, [one.policy for one in listed], size.num_repeats)
-    arms = [measured_of(one, plain, arm) for one, (plain, arm) in zip(listed, pairs_of_arms, strict=True)]
-    arms.append(measured_plain([plain for plain, _ in pairs_of_arms], found.families[0].merit))
-    plan = next(one for one in arms if one.policy == found.chosen.policy)
+    arm_pairs = measured_arms(evaluation, [contender.policy for contender in listed], size.num_repeats)
+    arms = [
+        measured_of(contender, plain, speculative) for contender, (plain, speculative) in zip(listed, arm_pairs, strict=True)
+    ]
+    arms.append(measured_plain([plain for plain, _ in arm_pairs], search_result.families[0].merit))
+    plan = next(arm for arm in arms if arm.policy == search_result.chosen.policy)
     return PairResult(target=pair.target.geometry.name, sampling=sampling, plan=plan, arms=tuple(arms))
 
 
 def run(args: argparse.Namespace) -> int:
-    """The benchmark, its arguments parsed."""
+    """Run the benchmark with parsed arguments."""
     use_one_thread()
     size = QUICK if args.quick else FULL
     prompts = args.prompts or FAMILY_PROMPTS
@@ -166,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
         libraries=("torch", "numpy"),
         device=device_facts(pairs[0].device).label,
         seed=SEED,
-        details={"measured": [one.as_json for one in results]},
+        details={"measured": [result.as_json for result in results]},
     )
     return 0
 

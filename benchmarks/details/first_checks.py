@@ -44,7 +44,7 @@ from s2d.loading.memory import PairPlacement, TextLimits, cublas_workspace_bytes
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.torch_device import device_key, engine_for
 from shared.captured_checks import captured_error, captured_texts, checked_capture_inputs
-from shared.device_readings import plain_bandwidth, datasheet_models, measure_exit_check, release_memory
+from shared.device_readings import datasheet_models, measure_exit_check, plain_bandwidth, release_memory
 from shared.logit_gaps import Lossless, gap_result
 from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_from_half
 

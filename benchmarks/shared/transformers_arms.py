@@ -68,8 +68,8 @@ def transformers_arm(
 ) -> Write:
     """One way to call `generate`.
 
-    An assistant reads its settings from its own generation_config, and a call changes some of them. They are therefore set again
-    before each call.
+    An assistant reads its settings from its own generation_config, and a call changes some of them. They are therefore set
+    again before each call.
     """
     options = {"max_new_tokens": job.max_new_tokens, **special_tokens(job.pair), **sampling_options(job.sampling)}
     options |= {"assistant_model": assistant} if assistant is not None else {}
