@@ -53,12 +53,12 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import Speedup
 from perfmodel.results.plan import PLAN_FILE, Plan
-from profiler.commands.profile_inputs import TRACE_NAME
 from profiler.latency.kernel_trial import choose_kernels, recorded_kernels
 from profiler.latency.latency_files import LatencyFiles, pair_profiles
 from profiler.latency.measure_latency import measure_latency
 from profiler.latency.pass_log import PassLog
 from profiler.machine.machine_facts import DeviceFacts, device_facts
+from profiler.profiling.profile_request import TRACE_NAME
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import fitting_layers, random_pair, with_layers
 from s2d.loading.memory import PairPlacement, TextLimits, free_device_bytes
@@ -178,10 +178,9 @@ def measure_pair(args: argparse.Namespace) -> ScaleResult:
     max_tokens = max(prompt.prompt_tokens for prompt in trace.header.prompts) + trace.header.max_new_tokens
     engine, device = engine_for(args.engine, args.device, 1), torch.device(args.device)
     recorded = recorded_kernels(args.output, device_key(device, args.dtype, engine))
-    min_bytes = QUICK_TRIAL_BYTES if args.quick else 2 * MAX_CACHE_BYTES
-    chosen = choose_kernels(
-        args.kernels, target, draft, args.dtype, args.device, engine=engine, recorded=recorded, least_bytes=min_bytes
-    )
+    min_weight_bytes = QUICK_TRIAL_BYTES if args.quick else 2 * MAX_CACHE_BYTES
+    models = PairPlacement(target=target, draft=draft, dtype=args.dtype, device=device, engine=engine)
+    chosen = choose_kernels(args.kernels, models, recorded=recorded, min_weight_bytes=min_weight_bytes)
     print_err(f"kernels {chosen.kernels.label}, {'measured' if chosen.trials else 'not measured'}")
     release_memory(device)
     text = TextLimits(
@@ -189,7 +188,6 @@ def measure_pair(args: argparse.Namespace) -> ScaleResult:
         prompt_tokens=max_tokens,
         num_noise_tables=int(trace.header.sampling.rule == "shared-noise"),
     )
-    models = PairPlacement(target=target, draft=draft, dtype=args.dtype, device=device, engine=engine)
     cut = with_layers(target, layers_of(args.layers, models, text))
     draft = replace(draft, model=cut) if draft.kind == "self" else draft
     pair = random_pair(replace(models, target=cut, draft=draft), text, kernels=chosen.kernels, seed=SEED)

@@ -20,14 +20,14 @@ from typing import TypeAlias
 
 import numpy as np
 
-from calibrate.fit.fit_latency import observe
+from calibrate.fit.fit_latency import profile_observations
 from calibrate.fit.fit_law import (
     Array,
     Observation,
-    errors_without,
     held_out_coverage,
     held_out_errors,
-    laws_without_each,
+    leave_one_out_errors,
+    leave_one_out_laws,
 )
 from calibrate.fit.fit_tables import FITTED_ROWS, LAYER_TABLE, LAYER_TERMS, TABLE_GPUS, layer_observations, table_hardware
 from calibrate.fit.validate import validate
@@ -72,16 +72,16 @@ def gpu_tables(folder: Path) -> tuple[Result, list[dict[str, float | str]]]:
     for gpu in TABLE_GPUS:
         observations = list(layer_observations(folder / LAYER_TABLE, gpu))
         fitted = [one for one in observations if one.work.rows in FITTED_ROWS]
-        laws = laws_without_each(fitted, launch_bound=False, among=LAYER_TERMS)
+        laws = leave_one_out_laws(fitted, launch_bound=False, allowed_terms=LAYER_TERMS)
         for name, (low, high) in GPU_BANDS.items():
             part = [one for one in observations if low <= one.work.rows <= high]
-            signed = np.concatenate(list(errors_without(laws, part).values()))
+            signed = np.concatenate(list(leave_one_out_errors(laws, part).values()))
             result[f"{gpu}_{name}_mape_frac"] = mape = float(np.abs(signed).mean())
             bias, worst = format_signed_frac(signed.mean()), format_frac(np.abs(signed).max())
             lines.append([gpu, f"{low} to {high}", str(len(signed)), format_frac(mape), bias, worst])
         counted = [one for one in observations if one.work.rows <= MAX_COUNTED_ROWS]
-        points.extend(shape_errors(table_hardware(gpu).name, counted, errors_without(laws, counted)))
-        covered.append(held_out_coverage(fitted, launch_bound=False, among=LAYER_TERMS))
+        points.extend(shape_errors(table_hardware(gpu).name, counted, leave_one_out_errors(laws, counted)))
+        covered.append(held_out_coverage(fitted, launch_bound=False, allowed_terms=LAYER_TERMS))
     print(table(lines, headers=["GPU", "rows", "passes", "mean error", "bias", "worst"]))
     mape_frac = float(np.mean([abs(point["error_frac"]) for point in points]))
     coverage_frac = float(np.mean(np.concatenate(covered)))
@@ -133,7 +133,7 @@ def profiles_of(models: Sequence[LoadedModel], logs: Sequence[PassLog]) -> list[
 
 def observations_of(models: Sequence[LoadedModel], logs: Sequence[PassLog]) -> list[Observation]:
     """Typical seconds of every shape."""
-    return [one for profile in profiles_of(models, logs) for one in observe(profile)]
+    return [one for profile in profiles_of(models, logs) for one in profile_observations(profile)]
 
 
 def noise_frac(early: Sequence[Observation], late: Sequence[Observation]) -> Frac:
@@ -166,7 +166,7 @@ def cpu(grid: LawGrid, seconds: Seconds) -> Result:
     use_one_thread()
     profiles, noise = cpu_profiles(grid, seconds)
     # A round's bookkeeping is the host's, whatever the model.
-    observations = [one for profile in profiles for one in observe(profile) if not one.work.num_rounds]
+    observations = [one for profile in profiles for one in profile_observations(profile) if not one.work.num_rounds]
     errors = held_out_errors(observations, launch_bound=False)
     lines = [
         [group, str(len(signed)), format_frac(np.abs(signed).mean()), format_signed_frac(signed.mean())]

@@ -2,10 +2,10 @@
 
 import s2d
 
-profile = s2d.profile("ref-target-16", draft="ref-draft", num_prompts=4, max_new_tokens=48, output="profile")
-plan = s2d.plan(trace=profile.trace, profiles=profile.latency_files)
+profile = s2d.profile("ref-target-16", draft="ref-draft", num_prompts=4, max_new_tokens=48, budget_s=10)
+plan = s2d.plan(trace=profile.trace, profiles=profile.latency_paths)
 print(plan)
 
 report = s2d.run(s2d.RunRequest(plan=plan, check=True, num_prompts=2, max_new_tokens=48))
 print(report)
-print(s2d.compare(plan, report, profiles=profile.latency_files))
+print(s2d.compare(plan, report, profiles=profile.latency_paths))

@@ -1,1 +1,1 @@
-"""From a device to evidence files: latency measured in the running loop, and acceptance traces."""
+"""Measure a device: latency profiles from the decoding loop, and acceptance traces."""

@@ -8,8 +8,8 @@ The public Python API. Everything that a command does, these names do in a few l
 >>> plan.save("plan.json")
 >>> s2d.latency("llama-2-70b", device="a100-80gb").verify(rows=6, context=768)  # seconds
 
-`plan`, `latency`, `replay` and `compare` need neither a GPU nor torch. `profile`, `load`, `run` and the training functions import
-torch when they are called. Results print as the commands print and show as HTML in a notebook.
+`plan`, `latency`, `replay` and `compare` need neither a GPU nor torch. `profile`, `load`, `run` and the training functions
+import torch when they are called. Results print as the commands print and show as HTML in a notebook.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from calibrate.planning.make_plan import plan
     from perfmodel.acceptance.trace import Trace
     from perfmodel.core.errors import S2DError, UserInputError
-    from perfmodel.core.provenance import TOOL_VERSION as __version__
+    from perfmodel.core.provenance import TOOL_VERSION as __version__  # noqa: N811
     from perfmodel.latency.model_latency import ModelLatency, latency
     from perfmodel.policies.policy import CalibrationCurve, ConfidenceFloor, HeuristicLength, Policy, SurvivalFloor
     from perfmodel.policies.sampling import Sampling
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from perfmodel.results.plan import Plan
     from perfmodel.results.report import RunReport
     from perfmodel.results.residuals import Residuals
-    from profiler.commands.profile_command import Profile, profile, profile_law
+    from profiler.profiling.profile_law import profile_law
+    from profiler.profiling.profile_pair import Profile, profile
     from s2d.loading.exits import write_exits
     from s2d.running.run import run
     from s2d.running.run_inputs import RunRequest
@@ -53,7 +54,8 @@ _MODULES = {
     "perfmodel.results.plan": ("Plan",),
     "perfmodel.results.report": ("RunReport",),
     "perfmodel.results.residuals": ("Residuals",),
-    "profiler.commands.profile_command": ("profile", "profile_law", "Profile"),
+    "profiler.profiling.profile_law": ("profile_law",),
+    "profiler.profiling.profile_pair": ("profile", "Profile"),
     "s2d.loading.exits": ("write_exits",),
     "s2d.running.run": ("run",),
     "s2d.running.run_inputs": ("RunRequest",),
@@ -106,10 +108,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import a public name from its module (PEP 562)."""
     if name == "__version__":
-        return import_module("perfmodel.core.provenance").TOOL_VERSION
-    if name not in _HOME:
+        value = import_module("perfmodel.core.provenance").TOOL_VERSION
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module 's2d' has no public name {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

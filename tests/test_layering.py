@@ -22,7 +22,7 @@ ROOMS = {
     ),
     "calibrate": ("inputs", "pricing", "search", "planning", "fit", "figures", "commands"),
     "s2d": ("model", "loading", "prompts", "prompt_files", "parallel", "decoding", "running", "training", "commands"),
-    "profiler": ("machine", "acceptance", "latency", "commands"),
+    "profiler": ("machine", "acceptance", "latency", "profiling", "commands"),
 }
 """The rooms of each package, lowest first: a room imports only from itself and from rooms before it."""
 PACKAGES_BELOW = {"perfmodel": (), "calibrate": ("perfmodel",), "s2d": ("perfmodel",), "profiler": ("s2d", "perfmodel")}

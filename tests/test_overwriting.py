@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 VERBS = {
     "s2d-plan": ((), ("validate",), ("design",), ("fit",)),
     "s2d-compare": ((),),
-    "s2d-profile": ((), ("law",)),
+    "s2d-profile": ((), ("latency",), ("acceptance",), ("law",)),
     "s2d-run": ((),),
     "s2d-train": (("draft",), ("calibrate",), ("exits",), ("trim",), ("reference",)),
 }
@@ -34,6 +34,8 @@ PATHS = {
     "s2d-plan fit": "FILE --tables > -o",
     "s2d-compare": "--plan --report --profile --fit > -o",
     "s2d-profile": "--prompts > -o",
+    "s2d-profile latency": "--prompts > -o",
+    "s2d-profile acceptance": "--prompts > -o",
     "s2d-profile law": "> -o",
     "s2d-run": "--plan --prompts > --outputs -o",
     "s2d-train draft": "--text > -o",

@@ -255,16 +255,8 @@ class Checks:
     def layer(self) -> Outcome:
         """One layer of draft and target with all kernels that run here; later checks use the fastest."""
         models = self.placement
-        least_bytes, num_turns = (MIB // 8, 2) if self.is_quick else (2 * MAX_CACHE_BYTES, 20)
-        trials = try_kernels(
-            models.target,
-            models.draft,
-            self.dtype,
-            str(self.device),
-            engine=self.engine,
-            least_bytes=least_bytes,
-            num_turns=num_turns,
-        )
+        min_weight_bytes, num_passes = (MIB // 8, 2) if self.is_quick else (2 * MAX_CACHE_BYTES, 20)
+        trials = try_kernels(models, min_weight_bytes=min_weight_bytes, num_passes=num_passes)
         depths = {"draft_layers": models.draft.exit_layers[-1], "target_layers": models.target.num_layers}
         self.kernels = fastest_kernels(trials, **depths)
         found = next(one for one in trials if one.kernels == self.kernels)

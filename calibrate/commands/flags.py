@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 def add_device_flags(group: argparse._ActionsContainer) -> None:
     """Add the flags that choose the device, its number and how it computes."""
     add = group.add_argument
-    device_help = "a known device, cpu, or a .toml or .json file (docs/reference/hardware.md; default: the GPU found here, else a100-80gb)"
+    device_help = (
+        "a known device (docs/reference/hardware.md), cpu, or a device file (default: the GPU found here, else a100-80gb)"
+    )
     add("--device", metavar="NAME", help=device_help)
     add("--num-devices", type=int, metavar="DEVICES", help="tensor-parallel degree (default: the fewest that hold the models)")
     add(

@@ -1,4 +1,4 @@
-"""LatencyProfile -> LatencyFit: the coefficients of the latency law (`perfmodel.passes.latency_law.Law`) from measured passes."""
+"""Fit the latency law (`perfmodel.passes.latency_law.Law`) to the measured passes of latency profiles."""
 
 import math
 from collections import defaultdict
@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from calibrate.fit.fit_law import Observation, fit_law, held_out_errors, pooled
+from calibrate.fit.fit_law import Observation, fit_law, held_out_errors, pooled_abs_errors
 from calibrate.pricing.measured import warn_of_pauses
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.core.stats import INTERVAL_FRAC
@@ -24,38 +24,38 @@ from perfmodel.passes.pauses import without_pauses
 _Sample: TypeAlias = tuple[int, int, Seconds]  # cached tokens, rows, seconds
 
 CONTEXT_BINS = 3
-"""Parts into which the passes of one shape are cut by cached tokens, so that the cache's cost shows."""
+"""Number of bins by cached tokens for the passes of one shape, to resolve the cost of the cache."""
 
 
 def fit_profiles(paths: Sequence[Path]) -> tuple[LatencyFit, dict[str, str]]:
-    """Fit the law to profiles read from files; and what was read: the hash of each file's body, by name.
+    """Fit the law to profiles in files; also returns the hash of each file's body by name.
 
     Raises:
-        BadFile: one is no latency profile.
-        Mismatch: they are of different devices, dtypes or engines.
-        UserInputError: hardly any passes.
+        BadFile: a file is not a latency profile.
+        Mismatch: the profiles have different devices, dtypes or engines.
+        UserInputError: there are too few passes.
     """
     stored = {path.name: PROFILE_FILE.read(path) for path in paths}
-    for name, one in stored.items():
-        warn_of_pauses(name, one.record)
-    return fit_latency([one.record for one in stored.values()]), {name: one.sha256 for name, one in stored.items()}
+    for name, file in stored.items():
+        warn_of_pauses(name, file.record)
+    return fit_latency([file.record for file in stored.values()]), {name: file.sha256 for name, file in stored.items()}
 
 
 def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
-    """Fit the law to profiles of one device.
+    """Fit the law to profiles from one device.
 
     Raises:
-        Mismatch: the profiles are of different devices, dtypes or engines.
-        BelowLowerBound: one is faster than its device can be.
-        UserInputError: no profile, or hardly any passes.
+        Mismatch: the profiles have different devices, dtypes or engines.
+        BelowLowerBound: a pass takes less than its device's lower bound.
+        UserInputError: there is no profile, or there are too few passes.
     """
     device = _common_device(profiles)
     for profile in profiles:
         check_profile(profile)
-    observations = [one for profile in profiles for one in observe(profile)]
+    observations = [observation for profile in profiles for observation in profile_observations(profile)]
     launch_bound = device.engine == "eager" and device.num_threads is None
     fitted = fit_law(observations, launch_bound=launch_bound)
-    errors = pooled(held_out_errors(observations, launch_bound=launch_bound))
+    errors = pooled_abs_errors(held_out_errors(observations, launch_bound=launch_bound))
     return LatencyFit(
         device=device,
         models=tuple(sorted({profile.model.name for profile in profiles})),
@@ -71,35 +71,37 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
     )
 
 
-def observe(profile: LatencyProfile) -> Iterator[Observation]:
-    """Typical seconds of every shape in a profile, in a few bins of cached tokens.
+def profile_observations(profile: LatencyProfile) -> Iterator[Observation]:
+    """Typical seconds of every pass shape in a profile, in bins by cached tokens.
 
-    But for passes that ran ahead: how much of a wait they hide, no term of a law says.
+    Leaves out passes that ran ahead: the law has no term for the waiting time that they hide.
     """
     setting = replace(profile.setting, pads_rows=profile.pads_rows)
     shapes: dict[tuple[PassKind, int, bool, int], list[_Sample]] = defaultdict(list)
-    for kind, stage, rows, cached, _, seconds in without_pauses(profile.samples):
+    for kind, stage, rows, cached, _, pass_s in without_pauses(profile.samples):
         if kind == "ahead":
             continue
         width = graph_width(rows) if profile.pads_rows else None
         near_rows = (width or 2 ** round(math.log2(rows))) if kind in PREFILL_KINDS else rows
-        shapes[kind, stage, width is None, near_rows].append((cached, rows, seconds))
+        shapes[kind, stage, width is None, near_rows].append((cached, rows, pass_s))
     for (kind, stage, _, _), passes in sorted(shapes.items()):
         for part in _bins(passes):
-            cached_of, rows_of, seconds_of = zip(*_undisturbed(part), strict=True)
-            cached_tokens = float(np.mean(cached_of))
-            at = setting if profile.model.window_tokens is None else replace(setting, context_tokens=round(cached_tokens))
+            cached_counts, row_counts, seconds = zip(*_second_quarter(part), strict=True)
+            cached_tokens = float(np.mean(cached_counts))
+            bin_setting = setting
+            if profile.model.window_tokens is not None:
+                bin_setting = replace(setting, context_tokens=round(cached_tokens))
             yield Observation(
                 group=profile.model.name,
-                work=at.work(kind, stage, round(np.mean(rows_of))),
+                work=bin_setting.work(kind, stage, round(np.mean(row_counts))),
                 cached_tokens=cached_tokens,
                 max_cached_tokens=profile.model.max_context_tokens,
-                seconds=float(np.mean(seconds_of)),
+                seconds=float(np.mean(seconds)),
             )
 
 
-def _undisturbed(passes: Sequence[_Sample]) -> list[_Sample]:
-    """The second quarter by seconds: a law tells what a pass takes, not how often something else got in its way."""
+def _second_quarter(passes: Sequence[_Sample]) -> list[_Sample]:
+    """The second quarter by seconds: the law describes undisturbed passes, not interruptions."""
     ordered = sorted(passes, key=lambda sample: sample[-1])
     return ordered[len(ordered) // 4 : len(ordered) // 2 + 1]
 
@@ -113,7 +115,7 @@ def _bins(passes: list[_Sample]) -> Iterator[list[_Sample]]:
 
 def _common_device(profiles: Sequence[LatencyProfile]) -> DeviceKey:
     if not profiles:
-        raise UserInputError("a latency fit needs at least one profile, got none. Make one with s2d-profile latency.")
+        raise UserInputError("a latency fit needs at least one profile, got none. Record one with s2d-profile latency.")
     first = profiles[0].device
     for profile in profiles[1:]:
         if profile.device != first:
@@ -127,16 +129,15 @@ def _common_device(profiles: Sequence[LatencyProfile]) -> DeviceKey:
 
 
 def _domain(profiles: Sequence[LatencyProfile], observations: Sequence[Observation]) -> FitDomain:
-    layered = [one.work for one in observations if one.work.num_layers]
+    layered = [observation.work for observation in observations if observation.work.num_layers]
     if not layered:
         raise UserInputError("a latency fit needs passes through layers, got none. Profile with s2d-profile latency.")
     samples = PassSamples.concat(profile.samples for profile in profiles)
-    widths = [sample.rows for sample in samples if sample.kind not in PREFILL_KINDS]
     layer_bytes = [work.weight_bytes / work.num_layers for work in layered]
     return FitDomain(
         min_layer_weight_bytes=min(layer_bytes),
         max_layer_weight_bytes=max(layer_bytes),
         max_layers=max(work.num_layers for work in layered),
-        max_rows=max(widths),
-        max_cached_tokens=round(max(one.cached_tokens for one in observations)),
+        max_rows=max(sample.rows for sample in samples if sample.kind not in PREFILL_KINDS),
+        max_cached_tokens=round(max(observation.cached_tokens for observation in observations)),
     )

@@ -1,11 +1,12 @@
-"""Public kernel tables -> LatencyFit: the law's coefficients of a GPU from times of one layer's kernels and of all-reduces.
+"""Fit the latency law of a GPU to public tables of kernel times for one decoder layer and of all-reduces.
 
-The tables are trimmed from `microsoft/vidur`, data/profiling (MIT), and stay where they are: only what is fitted to them
-ships, as `perfmodel/evidence/*.latency-fit.json`. They time one decoder layer of Llama-2 in fp16, attention over the cache
-apart, so the terms of the cache, the host and the head are not in the fit.
+The tables are excerpts from `microsoft/vidur`, data/profiling (MIT). They are not shipped; the fits are, as
+`perfmodel/evidence/*.latency-fit.json`. They time one decoder layer of Llama-2 in fp16, with attention over the cache timed
+separately, so the fit has no terms for the cache, the host and the head.
 
-Standard errors are jackknife ones, from leaving each model x tensor-parallel degree out: kernels of one shape err alike at
-all rows, and the usual formula, which takes them for independent, would have them up to twice too small.
+Standard errors are jackknife errors, from leaving out each combination of model and tensor-parallel degree. Kernels of one
+shape have similar errors at all numbers of rows; the usual formula assumes independent errors and would give standard errors
+that are up to twice too small.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from calibrate.fit.fit_law import (
     Array,
     FittedLaw,
     Observation,
-    errors_without,
     fit_law,
     law_of_terms,
-    laws_without_each,
-    pooled,
+    leave_one_out_errors,
+    leave_one_out_laws,
+    pooled_abs_errors,
 )
 from perfmodel.core.disk import read_bytes
 from perfmodel.core.errors import BadFile, UnknownName
@@ -49,34 +50,34 @@ from perfmodel.quantisation.weight_format import plain_format
 LAYER_TABLE, ALL_REDUCE_TABLE = "gpu_layer_times.csv", "gpu_all_reduce.csv"
 
 TABLE_GPUS = ("a100", "h100")
-"""As the tables call them: A100 80 GB and H100, both of a node whose GPUs a switch joins."""
+"""GPU names in the tables: A100 80 GB and H100, both in nodes with a switch between the GPUs."""
 TABLE_MODELS = {"Llama-2-7b-hf": "llama-2-7b", "Llama-2-70b-hf": "llama-2-70b"}
 TABLE_DTYPE: Dtype = "fp16"
 LAYER_OPERATORS = (
     "input_layernorm", "attn_pre_proj", "attn_rope", "attn_post_proj", "add",
     "post_attention_layernorm", "mlp_up_proj", "mlp_act", "mlp_down_proj", "add",
 )  # fmt: skip
-"""In the order they run; attention over the cache lies between the second and the third projection and was timed apart."""
+"""In execution order. Attention over the cache runs between the second and the third projection and was timed separately."""
 
 FITTED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Powers of two and what lies half-way, so that every scale of rows counts alike: the table's own steps of 8 would give
-passes of more than 64 rows three quarters of the weight. Kernels compute tiles of 64 or 128 rows, so above 64 some are full
-and some are half empty, as in use.
+"""Powers of two and values half-way between them, which weight every scale of rows equally. The table's own steps of 8 would
+give passes of more than 64 rows three quarters of the weight. Kernels compute tiles of 64 or 128 rows, so above 64 rows some
+tiles are full and some half empty, as in practice.
 """
 LAYER_TERMS = ("layer_s", "row_layer_s", "weight_byte_s", "flop_s")
-"""What the layer table shows. A step between one row and several does not stand out from its own error there."""
+"""Terms that the layer table determines. In it, the step from one row to several is within the measurement error."""
 ALL_REDUCE_TERMS = ("all_reduce_s", "link_byte_s")
 MAX_GPUS = 8
-"""One node. The table goes on to two."""
+"""GPUs in one node; the table also covers two nodes."""
 MIN_GROUPS = 3
-"""Models x degrees, or numbers of GPUs: one is left out, the others are fitted."""
+"""Smallest number of groups (model and degree, or number of GPUs) for leaving one out and fitting the others."""
 
-_FIX = "Give the folder that holds the public tables, untouched"
+_FIX = "Give the folder with the unmodified public tables"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
-    """One line of a table, with its place for messages."""
+class _Row:
+    """One row of a table, with its line number for messages."""
 
     path: Path
     number: int
@@ -86,7 +87,6 @@ class _Line:
         return self.cells[column] or ""
 
     def count(self, column: str) -> int:
-        """A whole number above 0."""
         text = self.text(column)
         if not text.isdecimal() or not int(text):
             raise self.error(column, "a whole number above 0")
@@ -107,50 +107,50 @@ class _Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fitted:
-    """A law with what leaving each group out tells of it."""
+    """A fitted law, its jackknife standard errors, and its held-out errors."""
 
     fitted: FittedLaw
     standard_error: Law
     errors: Array
-    """Sizes of the relative errors on what was left out."""
+    """Absolute relative errors on groups that were left out."""
 
 
 def fit_tables(folder: Path, gpu: str) -> tuple[LatencyFit, dict[str, str]]:
-    """Fit the law to the tables of one GPU; and what was read: the hash of each file, by name.
+    """Fit the law to the tables of one GPU; also returns the hash of each file by name.
 
-    The residual and the held-out errors are those of layers. All-reduces are fitted apart, and what they are off by stands in
-    the source.
+    The residual and the held-out errors are those of layers. All-reduces are fitted separately; the fit's source states their
+    errors.
 
     Raises:
         UnknownName: the tables have no such GPU.
-        BadFile: a table is missing, lacks a column, holds something else than a number, or too little of the GPU.
-        BelowLowerBound: a layer is faster than the GPU can be.
+        BadFile: a table is missing, lacks a column, has a bad value, or too few rows of the GPU.
+        BelowLowerBound: a layer takes less than the GPU's lower bound.
     """
     hardware, paths = table_hardware(gpu), (folder / LAYER_TABLE, folder / ALL_REDUCE_TABLE)
-    layers = [one for one in layer_observations(paths[0], gpu) if one.work.rows in FITTED_ROWS]
+    layers = [layer for layer in layer_observations(paths[0], gpu) if layer.work.rows in FITTED_ROWS]
     reduces = list(all_reduce_observations(paths[1], gpu))
-    of_layers, of_reduces = _fit(layers, LAYER_TERMS, paths[0]), _fit(reduces, ALL_REDUCE_TERMS, paths[1])
+    layer_fit, reduce_fit = _fit_groups(layers, LAYER_TERMS, paths[0]), _fit_groups(reduces, ALL_REDUCE_TERMS, paths[1])
     fit = LatencyFit(
         device=DeviceKey(device=hardware.name, num_devices=1, num_threads=None, dtype=TABLE_DTYPE, engine="graph"),
-        models=tuple(sorted({one.group.partition(" / ")[0] for one in layers})),
-        source=_source_text(gpu, of_reduces, len(reduces)),
+        models=tuple(sorted({layer.group.partition(" / ")[0] for layer in layers})),
+        source=_source_text(gpu, reduce_fit, len(reduces)),
         pads_rows=False,
-        law=_joined(of_layers.fitted.law, of_reduces.fitted.law),
-        standard_error=_joined(of_layers.standard_error, of_reduces.standard_error),
-        domain=_domain([one.work for one in layers]),
+        law=_combined(layer_fit.fitted.law, reduce_fit.fitted.law),
+        standard_error=_combined(layer_fit.standard_error, reduce_fit.standard_error),
+        domain=_domain([layer.work for layer in layers]),
         num_samples=len(layers),
-        residual_frac=of_layers.fitted.residual_frac,
-        held_out_error_frac=float(np.mean(of_layers.errors)),
-        held_out_90_frac=float(np.quantile(of_layers.errors, INTERVAL_FRAC)),
+        residual_frac=layer_fit.fitted.residual_frac,
+        held_out_error_frac=float(np.mean(layer_fit.errors)),
+        held_out_90_frac=float(np.quantile(layer_fit.errors, INTERVAL_FRAC)),
     )
     return fit, {path.name: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}
 
 
 def table_hardware(gpu: str) -> Hardware:
-    """The device of a GPU of the tables.
+    """The device of a GPU in the tables.
 
     Raises:
-        UnknownName: it has no such GPU.
+        UnknownName: the tables have no such GPU.
     """
     if gpu not in TABLE_GPUS:
         raise UnknownName("GPU of the public tables", gpu, TABLE_GPUS, listed_in="s2d-plan fit --help")
@@ -158,18 +158,18 @@ def table_hardware(gpu: str) -> Hardware:
 
 
 def layer_observations(path: Path, gpu: str) -> Iterator[Observation]:
-    """Kernel seconds of one decoder layer at each number of rows, attention over the cache apart."""
+    """Kernel seconds of one decoder layer at each number of rows, without attention over the cache."""
     hardware = table_hardware(gpu)
     columns = ("gpu", "model", "tensor_parallel", "rows", *(f"{operator}_s" for operator in set(LAYER_OPERATORS)))
-    for line in _lines(path, columns):
-        if line.text("gpu") != gpu:
+    for row in _rows(path, columns):
+        if row.text("gpu") != gpu:
             continue
-        if line.text("model") not in TABLE_MODELS:
-            raise line.error("model", " or ".join(TABLE_MODELS))
-        model, degree = find_model(TABLE_MODELS[line.text("model")]), line.count("tensor_parallel")
-        work = _kernel_work(model, rows=line.count("rows"), num_devices=degree)
-        seconds = sum(line.seconds(f"{operator}_s") for operator in LAYER_OPERATORS)
-        subject = f"line {line.number} of {path.name}, a layer of {model.name}"
+        if row.text("model") not in TABLE_MODELS:
+            raise row.error("model", " or ".join(TABLE_MODELS))
+        model, degree = find_model(TABLE_MODELS[row.text("model")]), row.count("tensor_parallel")
+        work = _kernel_work(model, rows=row.count("rows"), num_devices=degree)
+        seconds = sum(row.seconds(f"{operator}_s") for operator in LAYER_OPERATORS)
+        subject = f"line {row.number} of {path.name}, a layer of {model.name}"
         work_lower_bound(work, 0, hardware, plain_format(TABLE_DTYPE)).check(seconds, subject, hardware.name, fix=_FIX)
         yield Observation(
             group=f"{model.name} / {degree}",
@@ -181,49 +181,49 @@ def layer_observations(path: Path, gpu: str) -> Iterator[Observation]:
 
 
 def all_reduce_observations(path: Path, gpu: str) -> Iterator[Observation]:
-    """Seconds of one all-reduce of each size on 2, 4 and 8 GPUs that a switch joins."""
-    for line in _lines(path, ("node", "num_gpus", "size", "all_reduce_s")):
-        if line.text("node") == f"{gpu}_dgx" and (num_gpus := line.count("num_gpus")) <= MAX_GPUS:
-            sent_bytes = 2 * (num_gpus - 1) / num_gpus * line.count("size")
+    """Seconds of one all-reduce of each size on 2, 4 and 8 GPUs connected by a switch."""
+    for row in _rows(path, ("node", "num_gpus", "size", "all_reduce_s")):
+        if row.text("node") == f"{gpu}_dgx" and (num_gpus := row.count("num_gpus")) <= MAX_GPUS:
+            sent_bytes = 2 * (num_gpus - 1) / num_gpus * row.count("size")
             yield Observation(
                 group=f"{num_gpus} GPUs",
                 work=PassWork(num_all_reduces=1, link_bytes=sent_bytes),
                 cached_tokens=0.0,
                 max_cached_tokens=0,
-                seconds=line.seconds("all_reduce_s"),
+                seconds=row.seconds("all_reduce_s"),
             )
 
 
 def _kernel_work(model: ModelGeometry, *, rows: int, num_devices: int) -> PassWork:
-    """A layer's work on one of several devices, without all-reduces and attention, which are timed apart."""
+    """A layer's work on one of several devices, without all-reduces and attention, which are timed separately."""
     setting = PassSetting(model=model, weights=plain_format(TABLE_DTYPE), num_devices=num_devices)
     work = setting.layers_work(1, rows=rows)
     flops = matrix_flops(model.layer_params, rows) / num_devices
     return replace(work, num_passes=0, layer_flops=flops, num_all_reduces=0, link_bytes=0.0)
 
 
-def _fit(observations: Sequence[Observation], terms: Collection[str], path: Path) -> _Fitted:
-    groups = {one.group for one in observations}
+def _fit_groups(observations: Sequence[Observation], terms: Collection[str], path: Path) -> _Fitted:
+    groups = {observation.group for observation in observations}
     if len(groups) < MIN_GROUPS:
-        found = ", ".join(sorted(groups)) or "nothing"
-        raise BadFile(path, f"holds {found} of this GPU, expected {MIN_GROUPS} or more, to leave one out", _FIX)
-    laws = laws_without_each(observations, launch_bound=False, among=terms)
-    errors = pooled(errors_without(laws, observations))
+        content = ", ".join(sorted(groups)) or "nothing"
+        raise BadFile(path, f"has {content} for this GPU, expected {MIN_GROUPS} or more groups to leave one out", _FIX)
+    laws = leave_one_out_laws(observations, launch_bound=False, allowed_terms=terms)
+    errors = pooled_abs_errors(leave_one_out_errors(laws, observations))
     assert errors is not None
-    fitted = fit_law(observations, launch_bound=False, among=terms)
+    fitted = fit_law(observations, launch_bound=False, allowed_terms=terms)
     return _Fitted(fitted=fitted, standard_error=_jackknife(list(laws.values())), errors=errors)
 
 
 def _jackknife(laws: Sequence[Law]) -> Law:
-    """Standard errors: sqrt((n - 1) / n times the sum of squared deviations) of n fits that each leave one group out."""
-    share = (len(laws) - 1) / len(laws)
+    """Standard errors from n fits that each leave one group out: sqrt((n - 1) / n times the sum of squared deviations)."""
+    factor = (len(laws) - 1) / len(laws)
     values = {term: np.array([getattr(law, term) for law in laws]) for term in LAW_TERMS}
-    return law_of_terms({term: float(np.sqrt(share * np.sum((found - found.mean()) ** 2))) for term, found in values.items()})
+    return law_of_terms({term: float(np.sqrt(factor * np.sum((fits - fits.mean()) ** 2))) for term, fits in values.items()})
 
 
-def _joined(of_layers: Law, of_reduces: Law) -> Law:
-    """One law of two that share no term."""
-    return replace(of_layers, **{term: getattr(of_reduces, term) for term in ALL_REDUCE_TERMS})
+def _combined(layer_law: Law, reduce_law: Law) -> Law:
+    """The law with the layer terms of one fit and the all-reduce terms of the other."""
+    return replace(layer_law, **{term: getattr(reduce_law, term) for term in ALL_REDUCE_TERMS})
 
 
 def _domain(works: Sequence[PassWork]) -> FitDomain:
@@ -237,29 +237,29 @@ def _domain(works: Sequence[PassWork]) -> FitDomain:
     )
 
 
-def _source_text(gpu: str, of_reduces: _Fitted, num_reduces: int) -> str:
-    off, left_out = format_frac(of_reduces.fitted.residual_frac), format_frac(float(np.mean(of_reduces.errors)))
-    return (
+def _source_text(gpu: str, reduce_fit: _Fitted, num_reduces: int) -> str:
+    mean_error, held_out_error = format_frac(reduce_fit.fitted.residual_frac), format_frac(float(np.mean(reduce_fit.errors)))
+    return (  # the shipped fits contain this text
         f"kernels of one layer, attention apart, from microsoft/vidur data/profiling (MIT): {LAYER_TABLE}; and {num_reduces} "
-        f"all-reduces of node {gpu}_dgx, launch and waiting included: {ALL_REDUCE_TABLE}, mean error {off}, on a number of "
-        f"GPUs left out {left_out}"
+        f"all-reduces of node {gpu}_dgx, launch and waiting included: {ALL_REDUCE_TABLE}, mean error {mean_error}, "
+        f"on a number of GPUs left out {held_out_error}"
     )
 
 
-def _lines(path: Path, columns: Collection[str]) -> list[_Line]:
-    """The lines of a table with a header.
+def _rows(path: Path, columns: Collection[str]) -> list[_Row]:
+    """The rows of a table with a header.
 
     Raises:
-        BadFile: there is no such table, or it lacks one of the columns.
+        BadFile: the table is missing, or it lacks a column.
     """
     if not path.exists():
-        raise BadFile(path, "there is no such table", _FIX)
+        raise BadFile(path, "this table does not exist", _FIX)
     try:
         reader = csv.DictReader(io.StringIO(read_bytes(path).decode(), newline=""))
-        found = [_Line(path=path, number=reader.line_num, cells=cells) for cells in reader]
+        rows = [_Row(path=path, number=reader.line_num, cells=cells) for cells in reader]
     except (UnicodeDecodeError, csv.Error) as err:
-        raise BadFile(path, f"this is no table ({err})", _FIX) from err
+        raise BadFile(path, f"this is not a table ({err})", _FIX) from err
     missing = sorted(set(columns) - set(reader.fieldnames or ()))
     if missing:
         raise BadFile(path, f"it has no column {', '.join(missing)}", _FIX)
-    return found
+    return rows

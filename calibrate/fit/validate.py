@@ -1,4 +1,4 @@
-"""Published speeds -> Validation: what the law says of points that it was not made from, and of S2D's own table."""
+"""Validate the latency law on published speeds it was not fitted to, and on the speedups in the S2D paper."""
 
 from __future__ import annotations
 
@@ -31,52 +31,53 @@ from perfmodel.passes.passes import PassShape
 from perfmodel.policies.policy import Policy
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
-from perfmodel.quantisation.weight_schemes import PLAIN, Scheme, fractional_scheme, integer_scheme
+from perfmodel.quantisation.weight_schemes import PLAIN, Scheme, integer_scheme, mean_bits_scheme
 from perfmodel.results.validation import DeviceError, Explanation, PublishedPoint, PublishedSpeedup, Validation
 
 EVIDENCE = Path(perfmodel.__file__).parent / "evidence"
 POINTS = EVIDENCE / "published_points.csv"
 SPEEDUPS = EVIDENCE / "published_speedups.csv"
 
-EXPLAINED_DEVICES = ("a100-80gb", "h100", "v100", "rtx-4090")
-"""Where S2D's table may have been taken: its authors name no GPU. V100s served in their earlier work."""
-_GPT_FAST_INT4 = integer_scheme(4, 32, has_zeros=False, scale_bits=32)
-_TORCHAO_INT4 = integer_scheme(4, 64, has_zeros=False, scale_bits=32)
-_INT8_PER_ROW = integer_scheme(8, None, has_zeros=False)
-_MLC_INT4 = integer_scheme(4, 32, has_zeros=False)
+CANDIDATE_DEVICES = ("a100-80gb", "h100", "v100", "rtx-4090")
+"""GPUs that S2D's authors may have used for their table; they name none. Their earlier work used V100s."""
+_GPT_FAST_INT4 = integer_scheme(4, 32, has_zero_points=False, scale_bits=32)
+_TORCHAO_INT4 = integer_scheme(4, 64, has_zero_points=False, scale_bits=32)
+_INT8_PER_ROW = integer_scheme(8, None, has_zero_points=False)
+_MLC_INT4 = integer_scheme(4, 32, has_zero_points=False)
 PUBLISHED_FORMATS: Mapping[str, tuple[Scheme, Scheme, Scheme]] = {
     "gpt-fast int4": (_GPT_FAST_INT4, _GPT_FAST_INT4, PLAIN),
     "gpt-fast int8": (_INT8_PER_ROW, _INT8_PER_ROW, PLAIN),
     "torchao int4": (_TORCHAO_INT4, _TORCHAO_INT4, PLAIN),
     "torchao int8": (_INT8_PER_ROW, _INT8_PER_ROW, PLAIN),
     "mlc q4f16_1": (_MLC_INT4, _MLC_INT4, _MLC_INT4),
-    "exl2 4.0": (fractional_scheme("exl2", 4.0), fractional_scheme("exl2", 6.0), PLAIN),
+    "exl2 4.0": (mean_bits_scheme("exl2", 4.0), mean_bits_scheme("exl2", 6.0), PLAIN),
 }
-"""Layers, LM head and embedding of those who published speeds.
+"""Schemes of layers, LM head and embedding in the formats of published speeds.
 
-gpt-fast's and torchao's int4 have a scale and a zero point in bf16 per group of 32 and 64, their int8 a scale per row; both
-quantise every linear layer, the LM head among them (quantize.py of either). MLC's q4f16_1 has a scale in fp16 per 32 weights,
-in the tables too. EXL2 states mean bits, and its LM head has 6 unless asked otherwise.
+The int4 formats of gpt-fast and torchao have a bf16 scale and zero point per group of 32 and 64 weights; their int8 formats
+have a scale per row. Both quantise every linear layer, including the LM head (quantize.py of each project). MLC's q4f16_1 has
+an fp16 scale per 32 weights, also in the embedding and the LM head. EXL2 states mean bits, and its LM head has 6 bits by
+default.
 """
 ENGINES: tuple[EngineMode, ...] = ("eager", "graph")
 
 
 def validate() -> Validation:
-    """Predict everything published that ships with the package."""
+    """Predict all published speeds and speedups that ship with the package."""
     points = tuple(published_points())
-    explanations = [explained(device, engine) for device in EXPLAINED_DEVICES for engine in ENGINES]
+    explanations = [explain_speedups(device, engine) for device in CANDIDATE_DEVICES for engine in ENGINES]
     return Validation(
         points=points,
         devices=tuple(_device_errors(points)),
-        explanations=tuple(sorted(explanations, key=lambda one: one.mean_abs_error_frac)),
+        explanations=tuple(sorted(explanations, key=lambda explanation: explanation.mean_abs_error_frac)),
     )
 
 
 def published_points() -> Iterator[PublishedPoint]:
-    """Every published speed of plain decoding beside what the roofline of the device's row says.
+    """Every published speed of plain decoding, with the prediction of the device's roofline.
 
     Raises:
-        BelowLowerBound: a row is faster than its device can be; names its line.
+        BelowLowerBound: a row is faster than its device allows; the message names the line.
     """
     for number, row in enumerate(_rows(POINTS), start=2):
         role, _, note = row["role"].partition(": ")
@@ -85,7 +86,7 @@ def published_points() -> Iterator[PublishedPoint]:
         weights = published_format(row["weights"], model)
         setting = PassSetting(model=model, weights=weights, num_devices=num_devices, context_tokens=context_tokens)
         latency = RooflineLatency(setting, hardware, row["engine"])
-        least_s = _check_step(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
+        bound_s = _check_step(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
         yield PublishedPoint(
             model=model.name,
             device=hardware.name,
@@ -99,19 +100,19 @@ def published_points() -> Iterator[PublishedPoint]:
             published_tokens_per_s=float(row["tokens_per_s"]),
             predicted_tokens_per_s=1 / _step_s(latency, context_tokens),
             interval_frac=NORMAL_QUANTILE * latency.step_error_frac,
-            bound_tokens_per_s=1 / least_s,
+            bound_tokens_per_s=1 / bound_s,
         )
 
 
 def published_format(name: str, model: ModelGeometry) -> WeightFormat:
-    """How a published point stored its weights.
+    """The weight format of a published point.
 
     Args:
-        name: of a format in `PUBLISHED_FORMATS`, or a dtype of `--dtype`.
-        model: whose weights they are.
+        name: a name in `PUBLISHED_FORMATS`, or a dtype of `--dtype`.
+        model: the shapes of the model.
 
     Raises:
-        UserInputError: it is neither.
+        UserInputError: the name is neither.
     """
     if name in get_args(Dtype):
         return dtype_format(cast(Dtype, name), model)
@@ -124,17 +125,17 @@ def published_format(name: str, model: ModelGeometry) -> WeightFormat:
 def _check_step(
     number: int, tokens_per_s: TokensPerS, setting: PassSetting, context_tokens: Tokens, hardware: Hardware
 ) -> Seconds:
-    """Refuse a published step below its lower bound; returns the bound with nothing kept in caches."""
+    """Check a published step against its lower bound; returns the bound that assumes no data in caches."""
     source = f"line {number} of {POINTS.name}, {setting.model.name} on {setting.num_devices} x {hardware.name}"
     step = PassShape(kind="verify", stage=0, rows=1, cached_tokens=context_tokens)
-    fix = "Hold model, device, number of devices and dtype against the source, or leave the point out"
+    fix = "Check model, device, number of devices and dtype against the source, or remove the point"
     check_pass(1 / tokens_per_s, setting, step, hardware, source=source, fix=fix)
     bound = pass_lower_bound(setting, step, hardware)
     return max(bound.read_bytes / bound.bytes_per_s, bound.compute_s)
 
 
 def _step_s(latency: RooflineLatency, context_tokens: int) -> Seconds:
-    """One token of plain decoding: a verify of one row and a round."""
+    """Seconds for one token of plain decoding: a verify pass of one row and the cost per round."""
     return latency.line("verify", 0, 1).at(context_tokens) + latency.line("round", 0, 0).at(context_tokens)
 
 
@@ -154,8 +155,8 @@ def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
             )
 
 
-def explained(device: str, engine: EngineMode) -> Explanation:
-    """S2D's table by the datasheet of a device, fp16, on as few of them as hold the models."""
+def explain_speedups(device: str, engine: EngineMode) -> Explanation:
+    """S2D's speedups predicted from a device's datasheet, in fp16, on the smallest number of devices with enough memory."""
     resolved = resolve_device(DeviceRequest(device=device, dtype="fp16", engine=engine))
     speedups = []
     for row in _rows(SPEEDUPS):

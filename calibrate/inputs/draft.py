@@ -8,7 +8,7 @@ from pathlib import Path
 from calibrate.inputs.target import config_path, resolve_target
 from perfmodel.core.errors import UnknownName
 from perfmodel.core.units import Tokens
-from perfmodel.models.config_file import about_file, check_is_decoder, model_name, name_of_folder, read_config_file
+from perfmodel.models.config_file import check_is_decoder, folder_model_name, model_name, note_file_in_errors, read_config_file
 from perfmodel.models.find_model import find_draft
 from perfmodel.models.geometry import DraftGeometry, with_reduced_head
 from perfmodel.quantisation.weight_format import WeightFormat
@@ -26,7 +26,7 @@ class DraftName:
     @property
     def names(self) -> tuple[str | None, ...]:
         """Every name under which a trace may list it."""
-        return (self.text, self.known_name, name_of_folder(Path(self.text)))
+        return (self.text, self.known_name, folder_model_name(Path(self.text)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def resolve_draft_name(text: str) -> DraftName:
     path = config_path(text)
     if path is not None and path.is_file():
         config = read_config_file(path)
-        with about_file(path):
+        with note_file_in_errors(path):
             check_is_decoder(path, config, model_name(path, config))
     try:
         return DraftName(text=text, known_name=find_draft(text).model.name)

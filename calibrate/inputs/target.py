@@ -9,13 +9,11 @@ from pathlib import Path
 
 from perfmodel.core.errors import UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
-from perfmodel.models.config_file import about_file, check_is_decoder, model_name, read_config_file
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.models.hub import CONFIG, QUANTISATION_FILE, REPOSITORY, fetch_config, fetch_quantisation_file
+from perfmodel.models.hub import CONFIG, REPOSITORY, fetch_config, fetch_quantisation_file
 from perfmodel.models.known_models import KNOWN_MODELS
-from perfmodel.models.model_config import geometry_from_config, reading_note
-from perfmodel.quantisation.quantised_config import check_agreement, find_quantisation, stored_format
+from perfmodel.quantisation.config_reading import ConfigReading, read_model_config
 from perfmodel.quantisation.weight_format import WeightFormat
 
 _LOG = logging.getLogger(__name__)
@@ -62,17 +60,14 @@ def resolve_target(
         raise UnknownName("target", text, [model.name for model in KNOWN_MODELS], listed_in="docs/reference/models.md")
     path = config_path(text)
     if path is not None:
-        geometry = _read_geometry(path)
-        return Target(text=text, geometry=geometry, stored=_read_format(path, geometry) if reads_format else None)
+        return _read_target(text, read_model_config(path), reads_format=reads_format)
     try:
         return Target(text=text, geometry=find_model(text), stored=None)
     except UnknownName:
         if not REPOSITORY.fullmatch(text):
             raise
-    path = _fetch_config(text, fetch)
-    geometry = _read_geometry(path, repository=text)
-    stored = _read_format(path, geometry, lambda: fetch_quantisation(text)) if reads_format else None
-    return Target(text=text, geometry=geometry, stored=stored)
+    reading = read_model_config(_fetch_config(text, fetch), repository=text)
+    return _read_target(text, reading, lambda: fetch_quantisation(text), reads_format=reads_format)
 
 
 def config_path(text: str) -> Path | None:
@@ -97,44 +92,18 @@ def _fetch_config(repository: str, fetch: FetchConfig) -> Path:
         raise
 
 
-def _read_geometry(path: Path, repository: str | None = None) -> ModelGeometry:
-    """The geometry in a config.json, named by the file or by its repository."""
-    config = read_config_file(path)
-    name = repository.rpartition("/")[2] if repository else model_name(path, config)
-    origin = f"{repository} on the Hugging Face hub" if repository else name
-    with about_file(path):
-        check_is_decoder(path, config, name)
-        geometry = geometry_from_config(config, name, f"{CONFIG} of {origin}")
-    note = reading_note(config, name)
-    if note:
-        _LOG.info(note)
-    return geometry
-
-
-def _read_format(
-    path: Path, model: ModelGeometry, fetch_quantisation: Callable[[], Path | None] | None = None
-) -> WeightFormat | None:
-    """How the files of a model store its weights; None if plain.
-
-    Args:
-        path: its config.json; a hf_quant_config.json may lie beside it.
-        model: its shapes.
-        fetch_quantisation: downloads its hf_quant_config.json; None if its files are local.
+def _read_target(
+    text: str, reading: ConfigReading, fetch_quantisation: Callable[[], Path | None] | None = None, *, reads_format: bool
+) -> Target:
+    """The target in a config.json; logs what was left out or filled in.
 
     Raises:
-        BadFile: one of the files is not a JSON object.
-        UserInputError: the format is unknown, or the two files contradict each other.
+        BadFile: hf_quant_config.json is not a JSON object.
+        UserInputError: an unsupported model, weights in an unknown format, or files that contradict each other.
     """
-    config = read_config_file(path)
-    block_path: Path | None = path.with_name(QUANTISATION_FILE)
-    if block_path is not None and not block_path.is_file():
-        asks_hub = fetch_quantisation is not None and find_quantisation(config, None, model.name) is None
-        block_path = fetch_quantisation() if fetch_quantisation is not None and asks_hub else None
-    block = None if block_path is None else read_config_file(block_path)
-    with about_file(path):
-        quantisation = find_quantisation(config, block, model.name)
-        if quantisation is None:
-            return None
-        stored = stored_format(quantisation, model)
-        check_agreement(stored, block, model)
-    return stored
+    geometry = reading.geometry()
+    note = reading.note()
+    if note:
+        _LOG.info(note)
+    stored = reading.stored_format(geometry, fetch_quantisation) if reads_format else None
+    return Target(text=text, geometry=geometry, stored=stored)

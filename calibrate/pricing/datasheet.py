@@ -108,7 +108,7 @@ def num_devices_for(target: ModelGeometry, device: Device, needed_bytes: float) 
     if device.num_devices is None:
         return num_devices_to_fit(hardware, needed_bytes, degrees=tensor_parallel_degrees(target))
     fix = "Give one of these as --num-devices, or leave it out"
-    check_degree(target, device.num_devices, among="devices", fix=fix, max_degree=hardware.max_devices)
+    check_degree(target, device.num_devices, noun="devices", fix=fix, max_degree=hardware.max_devices)
     return device.num_devices
 
 

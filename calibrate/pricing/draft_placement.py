@@ -110,7 +110,7 @@ def _check_requested(draft: DraftGeometry, draft_num_devices: int, num_devices: 
             f"draft {draft.model.name} on {draft_num_devices} of {num_devices} devices: expected {expected}. Give "
             f"--draft-num-devices {allowed[0]}."
         )
-    check_degree(draft.model, draft_num_devices, among="devices", fix="Give --draft-num-devices 1")
+    check_degree(draft.model, draft_num_devices, noun="devices", fix="Give --draft-num-devices 1")
 
 
 def drafted_token_s(draft: LatencyModel, num_exits: int, context_tokens: Tokens) -> Seconds:

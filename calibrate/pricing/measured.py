@@ -92,8 +92,8 @@ def price_by_profiles(
     draft = _price("draft", pair, by_role[draft_role], fit, context_tokens)
     _check_num_devices(target.device, draft.device, device)
     fix = "Give profiles or a fit of as many devices, or leave both out"
-    check_degree(pair.target, device.num_devices, among="devices", fix=fix)
-    check_degree(pair.draft.model, draft.device.num_devices, among="devices", fix=fix)
+    check_degree(pair.target, device.num_devices, noun="devices", fix=fix)
+    check_degree(pair.draft.model, draft.device.num_devices, noun="devices", fix=fix)
     weights, capacity_bytes = pair_weights(pair.draft, pair.target, device.dtype), _capacity_bytes(device)
     memory = memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=capacity_bytes)
     if capacity_bytes is not None and memory.total_bytes > capacity_bytes:

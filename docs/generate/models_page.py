@@ -1,10 +1,10 @@
 """The tables of docs/reference/models.md: known models and covered families."""
 
 from docs.generate.marks import with_part
-from perfmodel.models.architectures import UNCOVERED
+from perfmodel.models.architectures import UNSUPPORTED_FEATURES
 from perfmodel.models.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
-from perfmodel.models.known_models import ALIASES, KNOWN, KNOWN_DRAFTS, KnownModel
-from perfmodel.models.model_roles import HEADS
+from perfmodel.models.known_models import ALIASES, KNOWN_DRAFTS, KNOWN_ROWS, KnownModel
+from perfmodel.models.model_roles import DRAFT_HEADS
 
 
 def with_model_tables(page: str) -> str:
@@ -16,9 +16,9 @@ def model_tables() -> str:
     """Every known model: its shapes, then its other names, its source, and who counted its weights."""
     shapes = ["| model | layers | hidden | MLP | heads / kv | head | vocabulary | tied | context | window | weights, M |"]
     shapes += ["|---|" + "---:|" * 6 + "---|" + "---:|" * 3]
-    shapes += [shape_row(known) for known in KNOWN]
+    shapes += [shape_row(known) for known in KNOWN_ROWS]
     sources = ["| model | also found as | from | published, M | counted in |", "|---|---|---|---:|---|"]
-    sources += [source_row(known) for known in KNOWN]
+    sources += [source_row(known) for known in KNOWN_ROWS]
     drafts = ["| nested draft | also found as | exits | from |", "|---|---|---|---|"]
     for draft in KNOWN_DRAFTS:
         exits = ", ".join(map(str, draft.exit_layers))
@@ -44,7 +44,7 @@ def shape_row(known: KnownModel) -> str:
 
 def source_row(known: KnownModel) -> str:
     name = known.geometry.name
-    cells = (name, aliases_of(name), known.geometry.source, millions(known.published_params), known.counted_in)
+    cells = (name, aliases_of(name), known.geometry.source, millions(known.published_params), known.count_source)
     return f"| {' | '.join(cells)} |"
 
 
@@ -57,17 +57,17 @@ def millions(num_params: int) -> str:
 
 
 def family_tables() -> str:
-    """What is covered and how it differs from a Llama; what is refused and how it is recognised."""
+    """Covered architectures and their differences from a Llama; refused features and how they are recognised."""
     covered = ["| architecture | model type | beyond a Llama | text decoder of |", "|---|---|---|---|"]
     covered += [
         f"| `{one.class_name}` | `{one.model_type}` | {beyond_a_llama(one)} | {', '.join(wrappers_of(one))} |"
         for one in ARCHITECTURES
     ]
     refused = ["| refused | why | recognised by these keys, or by name |", "|---|---|---|"]
-    refused += [f"| {one.what} | {one.why} | {', '.join(f'`{key}`' for key in one.keys)} |" for one in UNCOVERED]
-    for head in HEADS:
+    refused += [f"| {one.name} | {one.reason} | {', '.join(f'`{key}`' for key in one.keys)} |" for one in UNSUPPORTED_FEATURES]
+    for head in DRAFT_HEADS:
         marks = ", ".join(f"`{key}`" for key in head.keys)
-        refused.append(f"| {head.what} | it reads its target's hidden states | {marks} |")
+        refused.append(f"| {head.name} | it reads its target's hidden states | {marks} |")
     return "\n".join([*covered, "", *refused])
 
 

@@ -37,8 +37,8 @@ def prediction_text() -> str:
     errors = (result[f"{which}_abs_error_frac"] for which in ("median", "p95", "worst"))
     median, p95, worst = map(format_frac, errors)
     return (
-        f"{result['num_configs']} configurations on prompts that were not profiled ({kept['provenance']['device']}): median error "
-        f"of the speedup **{median}**, 95th percentile {p95}, worst {worst}, where plain decoding differs from itself by "
+        f"{result['num_configs']} configurations on prompts that were not profiled ({kept['provenance']['device']}): median "
+        f"error of the speedup **{median}**, 95th percentile {p95}, worst {worst}, where plain decoding differs from itself by "
         f"{format_frac(result['noise_frac'])}. The 90 % intervals held {format_frac(result['interval_coverage_frac'])} of the "
         f"measurements."
     )

@@ -1,8 +1,8 @@
 """The table of known devices, from vendors' documents that each row names.
 
 Peaks are dense. If a datasheet prints only the rate with sparsity, the table holds half of it, noted in the source. Link
-bandwidths are for one direction, half of the number for both directions in datasheets. docs/reference/hardware.md is generated from
-this table.
+bandwidths are for one direction, half of the number for both directions in datasheets. The table is the source of
+docs/reference/hardware.md.
 """
 
 from collections.abc import Mapping

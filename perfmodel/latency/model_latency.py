@@ -174,7 +174,7 @@ def latency(
     Args:
         model: a known target or draft by name, shapes, or a latency profile (a record or the path of its file). A profile is
             measured on its own device, so it takes no other argument.
-        device: a device by name (docs/reference/hardware.md), `cpu` for this machine's CPU, or a file that describes a device. Required
+        device: a name of docs/reference/hardware.md, `cpu` for this machine's CPU, or a file that describes a device. Required
             unless a profile or a fit is given.
         dtype: dtype of the weights; by default the device's.
         engine: `graph` or `eager`; by default `graph` if the device has it.
@@ -205,8 +205,8 @@ def latency(
         return _fitted(fit if isinstance(fit, LatencyFit) else FIT_FILE.read(fit).record, geometry, exit_layers)
     if device is None:
         raise UserInputError(
-            f"no device for {geometry.name!r}: expected device='a100-80gb' (docs/reference/hardware.md lists all), device='cpu', or a "
-            "fit. Give one of them."
+            f"no device for {geometry.name!r}: expected device='a100-80gb' (docs/reference/hardware.md lists all), "
+            "device='cpu', or a fit. Give one of them."
         )
     hardware = device if isinstance(device, Hardware) else find_device(device).hardware
     key = DeviceKey(
@@ -272,7 +272,7 @@ def _roofline(
 ) -> ModelLatency:
     hardware.compute_dtype(key.dtype)
     fix = "Give one of these as num_devices"
-    check_degree(model, key.num_devices, among="devices", fix=fix, max_degree=hardware.max_devices)
+    check_degree(model, key.num_devices, noun="devices", fix=fix, max_degree=hardware.max_devices)
     weights = dtype_format(key.dtype, model)
 
     @cache

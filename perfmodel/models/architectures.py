@@ -1,9 +1,10 @@
-"""The family of a decoder: the row of the table that a config.json belongs to, or why the latency law does not cover it.
+"""Find the architecture of a config.json, or explain why the latency law does not cover it.
 
-A config.json gives sizes, not arithmetic. Code alone says that Qwen2 adds biases to Q, K and V, and that Gemma 2 norms a layer
-four times and limits every other layer to a window. So a family is covered by its name, never by its keys
-(`perfmodel.models.known_architectures`): a name that is not in the table is refused however much its config looks like a Llama's.
-What the law would misprice is refused by name and by telltale keys, so that a new mixture of experts is refused as one.
+A config.json lists sizes but does not describe the computation. Only the model code shows that Qwen2 adds biases to Q, K and V,
+or that Gemma 2 has four norms per layer and a window in every other layer. An architecture is therefore recognised by its name
+in `perfmodel.models.known_architectures`, never by its keys. An unknown name is refused even if its config resembles a Llama's.
+Models that the law would misprice are refused by name and by characteristic keys. A new mixture of experts is thus recognised
+as one.
 """
 
 import re
@@ -15,27 +16,27 @@ from perfmodel.core.errors import UnknownName, UserInputError, quoted
 from perfmodel.models.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
 
 Config: TypeAlias = Mapping[str, Any]
-"""What is in a config.json."""
+"""The object in a config.json."""
 
 MODELS_PAGE = "docs/reference/models.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Uncovered:
-    """A kind of model that the law would misprice, and how it is told."""
+class UnsupportedFeature:
+    """A feature that the law would misprice, and how to recognise it."""
 
-    what: str
-    why: str
+    name: str
+    reason: str
     name_parts: tuple[str, ...]
-    """Found in `architectures` or `model_type`, in lower case and without separators."""
+    """Substrings of `architectures` or `model_type`, in lower case and without separators."""
     keys: tuple[str, ...]
-    """Present with a value that is neither empty, zero nor false."""
+    """Keys whose value is not empty, zero or false in such a config."""
 
 
-UNCOVERED: tuple[Uncovered, ...] = (
-    Uncovered(
-        what="a mixture of experts",
-        why="which weights a pass reads depends on its tokens",
+UNSUPPORTED_FEATURES: tuple[UnsupportedFeature, ...] = (
+    UnsupportedFeature(
+        name="a mixture of experts",
+        reason="the weights that a pass reads depend on its tokens",
         name_parts=("moe", "mixtral", "deepseek", "gptoss", "llama4", "dbrx", "grok", "arctic", "kimik", "jamba", "minimax"),
         keys=(
             "num_local_experts",
@@ -48,15 +49,15 @@ UNCOVERED: tuple[Uncovered, ...] = (
             "moe_intermediate_size",
         ),
     ),
-    Uncovered(
-        what="multi-head latent attention",
-        why="its cache holds compressed vectors instead of keys and values",
+    UnsupportedFeature(
+        name="multi-head latent attention",
+        reason="the cache holds compressed vectors instead of keys and values",
         name_parts=("deepseekv2", "deepseekv3", "minicpm3", "longcat"),
         keys=("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim"),
     ),
-    Uncovered(
-        what="a state-space or recurrent model, or a hybrid with one",
-        why="its state does not grow with the context",
+    UnsupportedFeature(
+        name="a state-space or recurrent model, or a hybrid with one",
+        reason="the state does not grow with the context",
         name_parts=(
             *("mamba", "jamba", "zamba", "bamba", "rwkv", "retnet", "hyena", "xlstm", "hymba", "nemotronh", "falconh1"),
             *("recurrentgemma", "lfm2", "plamo2", "phi4flash", "hybrid"),
@@ -67,39 +68,39 @@ UNCOVERED: tuple[Uncovered, ...] = (
             *("conv_L_cache", "attention_hidden_size", "rescale_every"),
         ),
     ),
-    Uncovered(
-        what="linear attention",
-        why="its state does not grow with the context",
+    UnsupportedFeature(
+        name="linear attention",
+        reason="the state does not grow with the context",
         name_parts=("qwen3next", "qwen35", "linear"),
         keys=("linear_num_value_heads", "linear_key_head_dim", "linear_conv_kernel_dim", "full_attention_interval"),
     ),
-    Uncovered(
-        what="layers that share keys and values",
-        why="its cache is smaller than its layers say",
+    UnsupportedFeature(
+        name="layers that share keys and values",
+        reason="the cache is smaller than the number of layers suggests",
         name_parts=("gemma3n", "gemma4", "yoco"),
         keys=("num_kv_shared_layers", "attention_k_eq_v", "cla_share_factor", "use_cla"),
     ),
-    Uncovered(
-        what="cross-attention layers",
-        why="they read what another encoder made, and a cache of its own",
+    UnsupportedFeature(
+        name="cross-attention layers",
+        reason="they read the output of another encoder and a separate cache",
         name_parts=("mllama",),
         keys=("cross_attention_layers", "cross_layer_interval", "cross_attn_every_n_layers"),
     ),
-    Uncovered(
-        what="block-sparse attention",
-        why="how much of its cache a layer reads depends on a pattern",
+    UnsupportedFeature(
+        name="block-sparse attention",
+        reason="the part of the cache that a layer reads depends on a pattern",
         name_parts=("phi3small",),
         keys=("blocksparse_block_size",),
     ),
-    Uncovered(
-        what="layers of different shapes",
-        why="one layer's price does not stand for the others",
+    UnsupportedFeature(
+        name="layers of different shapes",
+        reason="the cost of one layer does not represent the others",
         name_parts=("decilm", "nemotronnas", "openelm"),
         keys=("block_configs", "num_query_heads"),
     ),
-    Uncovered(
-        what="an encoder-decoder",
-        why="its decoder also reads what an encoder made",
+    UnsupportedFeature(
+        name="an encoder-decoder",
+        reason="the decoder also reads the output of an encoder",
         name_parts=("t5", "bart", "pegasus", "whisper", "marian", "encoderdecoder"),
         keys=("is_encoder_decoder", "num_decoder_layers", "decoder_layers", "encoder_layers"),
     ),
@@ -110,92 +111,92 @@ _TEXT_KEYS = ("text_config", "llm_config", "language_config")
 
 
 def decoder_config(config: Config) -> Config:
-    """The part of a config that describes the decoder: of a model that also sees or hears, that of its text.
+    """The part of a config that describes the decoder; the text decoder of a multimodal model.
 
-    Where that part leaves out its family, or whether its head is tied, the rest of the file says so.
+    If that part omits the architecture or whether the head is tied, the value comes from the rest of the file.
     """
     text = next((config[key] for key in _TEXT_KEYS if isinstance(config.get(key), Mapping)), None)
     if text is None:
         return config
-    wrapper = next((one for one in WRAPPERS if one.model_type == config.get("model_type")), None)
+    wrapper = next((known for known in WRAPPERS if known.model_type == config.get("model_type")), None)
     filled: dict[str, Any] = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
     if wrapper is not None:
-        named = {} if text.get("architectures") or text.get("model_type") else {"model_type": wrapper.text_model_type}
-        filled |= named | dict(wrapper.defaults)
+        if not text.get("architectures") and not text.get("model_type"):
+            filled["model_type"] = wrapper.text_model_type
+        filled |= wrapper.defaults
     return {**filled, **text}
 
 
 def find_architecture(config: Config, name: str) -> Architecture:
-    """The family of a decoder's config.
+    """The architecture of a decoder's config.
 
     Raises:
-        UserInputError: the law does not cover it; says what it is and by which keys.
-        UnknownName: it goes by a name that is not in the table, or the file has no name for it.
+        UserInputError: the law does not cover it; the message names the feature and the key.
+        UnknownName: its name is not in the table.
     """
-    given = architecture_name(config)
-    uncovered = "; ".join(uncovered_traits(config))
-    if uncovered:
+    requested = architecture_name(config)
+    features = "; ".join(unsupported_features(config))
+    if features:
         raise UserInputError(
-            f"model {quoted(name)}: the latency law does not cover {quoted(given)}, which has {uncovered}. Give a dense "
+            f"model {quoted(name)}: the latency law does not cover {quoted(requested)}, which has {features}. Give a dense "
             f"decoder of a family in {MODELS_PAGE}."
         )
     for architecture in ARCHITECTURES:
-        if given in (architecture.class_name, architecture.model_type, *architecture.other_names):
+        if requested in (architecture.class_name, architecture.model_type, *architecture.other_names):
             return architecture
-    otherwise = f"give a model of a covered family: sizes alone do not tell what the layers of {quoted(name)} compute"
-    known = [one.class_name for one in ARCHITECTURES]
-    raise UnknownName("architecture", given, known, listed_in=MODELS_PAGE, otherwise=otherwise)
+    otherwise = f"give a model of a covered family: sizes alone do not show what the layers of {quoted(name)} compute"
+    class_names = [architecture.class_name for architecture in ARCHITECTURES]
+    raise UnknownName("architecture", requested, class_names, listed_in=MODELS_PAGE, otherwise=otherwise)
 
 
 def architecture_name(config: Config) -> str:
-    """The class that a config names, else its model type.
+    """The class name in a config, or its model type if there is no class.
 
     Raises:
-        UserInputError: it has neither, or one that is no name.
+        UserInputError: the config has neither, or one of them is not a name.
     """
     names = architecture_names(config)
     if not names:
-        raise UserInputError("the config names neither architectures nor model_type. Give a model's whole config.json.")
+        raise UserInputError("the config names neither architectures nor model_type. Give the complete config.json of a model.")
     return names[0]
 
 
 def architecture_names(config: Config) -> list[str]:
-    """What a config calls its model: its classes, then its type."""
-    classes, model_type = _or_nothing(config.get("architectures"), []), _or_nothing(config.get("model_type"), "")
-    if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
+    """The class names in a config, then its model type."""
+    classes, model_type = _or_default(config.get("architectures"), []), _or_default(config.get("model_type"), "")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserInputError(f"architectures is {quoted(classes)}, expected a list of class names. Correct the config.json.")
     if not isinstance(model_type, str):
         raise UserInputError(f"model_type is {quoted(model_type)}, expected a name. Correct the config.json.")
     return [name for name in (*classes, model_type) if name]
 
 
-def _or_nothing(value: object, nothing: object) -> Any:
-    """A value, or what stands for null."""
-    return nothing if value is None else value
+def _or_default(value: object, default: object) -> Any:
+    """A value, or the default for null."""
+    return default if value is None else value
 
 
 def layer_types(config: Config) -> list[str]:
-    """What a config says of every layer; empty where it says nothing.
+    """The attention type of every layer; empty if the config does not list them.
 
     Raises:
-        UserInputError: it is no list of names.
+        UserInputError: the value is not a list of names.
     """
-    types = _or_nothing(config.get("layer_types"), [])
-    if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
+    types = _or_default(config.get("layer_types"), [])
+    if not isinstance(types, list) or not all(isinstance(layer_type, str) for layer_type in types):
         raise UserInputError(
             f"layer_types is {quoted(types)}, expected a list with one name per layer. Correct the config.json."
         )
     return types
 
 
-def uncovered_traits(config: Config) -> Iterator[str]:
-    """`a mixture of experts (num_experts = 128): which weights …`, for every kind that a config is of."""
+def unsupported_features(config: Config) -> Iterator[str]:
+    """`a mixture of experts (num_experts = 128): the weights …`, for each unsupported feature of a config."""
     names = [re.sub(r"[^a-z0-9]", "", name.casefold()) for name in architecture_names(config)]
-    for kind in UNCOVERED:
-        by_key = [f"{key} = {quoted(config[key])}" for key in kind.keys if config.get(key)]
-        by_name = any(part in name for part in kind.name_parts for name in names)
-        if by_key or by_name:
-            yield f"{kind.what}{f' ({by_key[0]})' if by_key else ''}: {kind.why}"
+    for feature in UNSUPPORTED_FEATURES:
+        matching_keys = [f"{key} = {quoted(config[key])}" for key in feature.keys if config.get(key)]
+        if matching_keys or any(part in name for part in feature.name_parts for name in names):
+            yield f"{feature.name}{f' ({matching_keys[0]})' if matching_keys else ''}: {feature.reason}"
     unknown = sorted(set(layer_types(config)) - set(KNOWN_LAYER_TYPES))
     if unknown:
         yield f"layers of type {', '.join(map(quoted, unknown[:3]))}: only full and sliding-window attention are priced"

@@ -1,4 +1,4 @@
-"""A model's config.json on disk: read strictly, checked for what it is, and the model's own name."""
+"""Read a config.json strictly, check that it describes a decoder, and find the model's name."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any, Final
 from perfmodel.core.codec import unique_keys
 from perfmodel.core.errors import BadFile, UserInputError, quoted
 from perfmodel.models.hub import CONFIG
-from perfmodel.models.model_roles import other_role
+from perfmodel.models.model_roles import unsupported_role
 
 SIDECAR_NAME: Final = "s2d.json"
-"""The file of a draft of ours that holds its exits."""
+"""The file in a nested draft's folder that lists its exits."""
 _ORG_AND_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOTS = "snapshots"
 _MAX_NAME_CHARS = 96
-_FIX = "Give a model's config.json, or the folder it is in"
+_FIX = "Give the config.json of a model, or its folder"
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """The object in a config.json.
 
     Raises:
-        BadFile: there is none, or it is no JSON object with each key once.
+        BadFile: the file is missing, or it is not a JSON object with unique keys.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
@@ -44,8 +44,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def about_file(path: Path) -> Iterator[None]:
-    """Add the file to every error about what is in it."""
+def note_file_in_errors(path: Path) -> Iterator[None]:
+    """Add the file's path to every error about its content."""
     try:
         yield
     except UserInputError as err:
@@ -54,46 +54,46 @@ def about_file(path: Path) -> Iterator[None]:
 
 
 def check_is_decoder(path: Path, config: Mapping[str, Any], name: str) -> None:
-    """Refuse a model that writes no text, and a head that drafts for another model.
+    """Refuse a model that generates no text, and a head that drafts for another model.
 
     Args:
-        path: the file, whose folder may hold the marks of sentence-transformers.
-        config: the object in it.
-        name: what the model calls itself.
+        path: the config file. Its folder may contain files of sentence-transformers, which mark an embedding model.
+        config: the object in the file.
+        name: the model's name.
 
     Raises:
-        UserInputError: it is one; says what it is and by which mark.
+        UserInputError: it is such a model; the message says which kind and how it was recognised.
     """
     folder = path.parent
-    beside = {one.name for one in folder.iterdir()} if path.name == CONFIG and folder.is_dir() else set()
-    role = other_role(config, name, beside)
+    folder_files = {file.name for file in folder.iterdir()} if path.name == CONFIG and folder.is_dir() else set()
+    role = unsupported_role(config, name, folder_files)
     if role:
         raise UserInputError(f"model {quoted(name)} is {role}. Give a whole language model.")
 
 
 def model_name(path: Path, config: Mapping[str, Any]) -> str:
-    """What the model of a config file calls itself, on one line and cut to a readable length.
+    """The name of the model in a config file, on one line and cut to a readable length.
 
-    The repository's name in the hub's cache, else the `_name_or_path` of its file where that is `org/name`, else the name of a
-    file that is not called config.json, else the folder's. A draft of ours (with an s2d.json) keeps its folder's name: its
-    file may still name the model it was made from.
+    In order: the repository's name if the file is in the hub's cache; `_name_or_path` if it has the form `org/name`; the file's
+    own name if that is not config.json; the folder's name. A nested draft (a folder with an s2d.json) keeps its folder's name,
+    because its config may still name the model it was made from.
     """
-    whole = path.resolve()
-    if whole.parent.parent.name == _SNAPSHOTS:  # models--ORG--NAME/snapshots/COMMIT/config.json
-        return _printable(whole.parent.parent.parent.name.rpartition("--")[2])
-    named = config.get("_name_or_path")
-    if isinstance(named, str) and _ORG_AND_NAME.fullmatch(named) and not (whole.parent / SIDECAR_NAME).is_file():
-        return _printable(named.rpartition("/")[2])
-    return _printable(whole.parent.name if path.name == CONFIG else path.stem)
+    resolved = path.resolve()
+    if resolved.parent.parent.name == _SNAPSHOTS:  # models--ORG--NAME/snapshots/COMMIT/config.json
+        return _printable(resolved.parent.parent.parent.name.rpartition("--")[2])
+    origin = config.get("_name_or_path")
+    if isinstance(origin, str) and _ORG_AND_NAME.fullmatch(origin) and not (resolved.parent / SIDECAR_NAME).is_file():
+        return _printable(origin.rpartition("/")[2])
+    return _printable(resolved.parent.name if path.name == CONFIG else path.stem)
 
 
 def _printable(name: str) -> str:
-    """A name without what a terminal would obey."""
+    """A name without terminal control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)[:_MAX_NAME_CHARS] or "?"
 
 
-def name_of_folder(folder: Path) -> str:
-    """What the model in a folder calls itself; the folder's name where it has no config.
+def folder_model_name(folder: Path) -> str:
+    """The name of the model in a folder; the folder's name if it has no config.
 
     Raises:
         BadFile: its config.json cannot be read.

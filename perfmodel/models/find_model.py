@@ -1,4 +1,4 @@
-"""Known targets and drafts by name or alias."""
+"""Find known targets and drafts by name or alias."""
 
 import re
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ def find_model(name: str) -> ModelGeometry:
     """A known target by name, alias, or the last part of its repository's name; case is ignored.
 
     Raises:
-        UnknownName: with near misses.
+        UnknownName: no such target; the message lists near misses.
     """
     by_name = {model.name: model for model in KNOWN_MODELS}
-    found = _look_up(by_name, ALIASES, name)
-    if found is None:
+    model = _look_up(by_name, ALIASES, name)
+    if model is None:
         otherwise = "give a config: --target path/to/config.json, or org/name on the Hugging Face hub"
         raise UnknownName("target", name, by_name, listed_in="docs/reference/models.md", otherwise=otherwise)
-    return found
+    return model
 
 
 def unpublished_note(draft: DraftGeometry) -> str | None:
-    """How to train a draft whose weights its authors did not publish, as a note that ends with the command; None for others."""
+    """A note with the command that trains a draft whose weights were not published; None for other drafts."""
     base = UNPUBLISHED_DRAFTS.get(draft.model.name)
     if base is None:
         return None
@@ -37,11 +37,11 @@ def unpublished_note(draft: DraftGeometry) -> str | None:
 
 
 def release_note(requested: str, understood: ModelGeometry) -> str | None:
-    """What a target's name was read as, and what else it may mean; None for a name that is exact.
+    """A note on how an ambiguous target name was resolved and on other releases; None for an exact name.
 
     Args:
-        requested: the name as it was given.
-        understood: the target it was read as.
+        requested: the name as given.
+        understood: the target that it was resolved to.
     """
     others = " or ".join(other_releases(requested, understood))
     if requested == understood.name or understood.name not in {model.name for model in KNOWN_MODELS}:
@@ -49,17 +49,17 @@ def release_note(requested: str, understood: ModelGeometry) -> str | None:
     return f"{requested!r} was read as {understood.name}" + (f"; other releases: --target {others}" if others else "")
 
 
-def other_releases(asked: str, understood: ModelGeometry) -> list[str]:
-    """Known targets that a name without a version may mean too: `llama-3.1-70b` for `llama-70b`.
+def other_releases(requested: str, understood: ModelGeometry) -> list[str]:
+    """Known targets that a name without a version may also mean: `llama-3.1-70b` for `llama-70b`.
 
     Args:
-        asked: the name as it was given.
-        understood: the target it was taken for; one that is not in the table has no others.
+        requested: the name as given.
+        understood: the target that it was resolved to; a target outside the table has no other releases.
     """
-    if _look_up({model.name: model for model in KNOWN_MODELS}, ALIASES, asked) != understood:
+    if _look_up({model.name: model for model in KNOWN_MODELS}, ALIASES, requested) != understood:
         return []
-    plain = _TUNING.sub("", dashed_name(asked.rpartition("/")[2]))
-    others = [model.name for model in KNOWN_MODELS if model.name != understood.name and _without_version(model.name) == plain]
+    plain = _TUNING.sub("", dashed_name(requested.rpartition("/")[2]))
+    others = [model.name for model in KNOWN_MODELS if model.name != understood.name and _VERSION.sub("", model.name) == plain]
     return sorted(others)
 
 
@@ -67,29 +67,23 @@ def find_draft(name: str) -> DraftGeometry:
     """A known nested draft by name or alias; case is ignored.
 
     Raises:
-        UnknownName: with near misses.
+        UnknownName: no such draft; the message lists near misses.
     """
     by_name = {draft.model.name: draft for draft in KNOWN_DRAFTS}
-    found = _look_up(by_name, ALIASES, name)
-    if found is None:
+    draft = _look_up(by_name, ALIASES, name)
+    if draft is None:
         raise UnknownName("draft", name, by_name, listed_in="docs/reference/models.md")
-    return found
+    return draft
 
 
 _TUNING = re.compile(r"-(hf|chat|instruct|it|pt|base)(?=-|$)")
-"""Parts of a name that tell how a model was tuned or stored: its shapes are its base's."""
-
-
+"""Parts of a name that say how a model was tuned or stored; its shapes are those of the base model."""
 _VERSION = re.compile(r"-v?\d+(\.\d+)*(?=-|$)")
-"""The part of a name that tells the release: `-3.1`, `-v0.3`, but not `-70b`."""
-
-
-def _without_version(name: str) -> str:
-    return _VERSION.sub("", name)
+"""The release in a name: `-3.1` or `-v0.3`, but not `-70b`."""
 
 
 def _look_up(known: Mapping[str, _Known], aliases: Mapping[str, str], name: str) -> _Known | None:
     whole = dashed_name(name.rpartition("/")[2])
     plain = _TUNING.sub("", whole)
     names = (whole, aliases.get(whole, whole), plain, aliases.get(plain, plain))
-    return next((known[one] for one in names if one in known), None)
+    return next((known[candidate] for candidate in names if candidate in known), None)

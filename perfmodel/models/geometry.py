@@ -1,7 +1,7 @@
-"""What a model is, as far as speed and memory care: its shapes.
+"""The shapes of a model, which determine its speed and memory.
 
-Symbols: L layers, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens the LM head can say, E exits, W window.
-The table of models is `perfmodel.models.known_models`, what a Hugging Face config.json says is read by `perfmodel.models.model_config`.
+Symbols: L layers, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens in the LM head, E exits, W window.
+`perfmodel.models.known_models` is the table of models. `perfmodel.models.model_config` reads a Hugging Face config.json.
 """
 
 import math
@@ -17,7 +17,7 @@ DraftKind = Literal["separate", "self"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelGeometry:
-    """The shapes of one dense decoder. What has a default is as in a Llama unless given."""
+    """The shapes of one dense decoder. Defaults are those of a Llama."""
 
     name: str
     num_layers: int
@@ -31,27 +31,27 @@ class ModelGeometry:
     max_context_tokens: int
     source: str
     gated_mlp: bool = True
-    """Gate, up and down; up and down only where it is false."""
+    """True: gate, up and down matrices. False: up and down only."""
     extra_layer_params: int = 0
-    """Norms and biases of one layer beyond two gains of the hidden size; below zero where it has fewer."""
+    """Weights in the norms and biases of one layer beyond two gains of the hidden size; negative if there are fewer."""
     embedding_size: int | None = None
-    """Width of the embedding where it is projected to the hidden size and back (OPT-350M); None where it is not."""
+    """Width of an embedding that is projected to the hidden size and back (OPT-350M); None without projections."""
     learned_positions: int = 0
-    """Rows of a learned table of positions; 0 where positions are rotary."""
+    """Rows of a learned table of positions; 0 for rotary positions."""
     window_tokens: Tokens | None = None
-    """What the windowed layers see of the context, W; None where there are none."""
+    """Tokens that a windowed layer attends to, W; None without windowed layers."""
     windowed_layers: int = 0
-    """Layers that see a window only, spread evenly."""
+    """Number of layers with sliding-window attention, spread evenly."""
     head_vocab_size: int | None = None
-    """Tokens the LM head can say, U; None where it is the whole vocabulary."""
+    """Tokens in a reduced LM head, U; None if the head covers the whole vocabulary."""
 
     def __post_init__(self) -> None:
         counts = (self.num_layers, self.hidden_size, self.intermediate_size, self.num_heads, self.num_kv_heads)
         sizes = (self.head_dim, self.vocab_size, self.max_context_tokens, self.embedding_size or 1, self.window_tokens or 1)
         if min(*counts, *sizes) < 1 or self.extra_layer_params < -2 * self.hidden_size or self.learned_positions < 0:
-            raise ValueError(f"geometry {self.name!r}: every size is at least 1, got {self!r}")
+            raise ValueError(f"geometry {self.name!r}: expected every size to be at least 1, got {self!r}")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"geometry {self.name!r}: {self.num_heads} heads do not share {self.num_kv_heads} kv heads")
+            raise ValueError(f"geometry {self.name!r}: {self.num_heads} heads cannot share {self.num_kv_heads} kv heads evenly")
         if not 0 <= self.windowed_layers <= self.num_layers or bool(self.windowed_layers) != (self.window_tokens is not None):
             problem = f"{self.windowed_layers} of {self.num_layers} layers with a window of {self.window_tokens} tokens"
             raise ValueError(f"geometry {self.name!r}: {problem}, expected both or neither")
@@ -61,7 +61,7 @@ class ModelGeometry:
 
     @property
     def layer_matrices(self) -> dict[str, tuple[int, int]]:
-        """Rows (out) and columns (in) of the matrices of one layer, by the names that checkpoints use."""
+        """Rows (outputs) and columns (inputs) of each matrix in one layer, by its name in checkpoints."""
         hidden, mlp = self.hidden_size, self.intermediate_size
         query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attn = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden), "o_proj": (hidden, query)}
@@ -71,24 +71,24 @@ class ModelGeometry:
 
     @property
     def layer_matrix_params(self) -> int:
-        """Weights of `layer_matrices`, added up here because every priced pass asks for them."""
+        """Weights of `layer_matrices`, computed directly because every priced pass needs the sum."""
         query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         mlp_matrices = 3 if self.gated_mlp else 2
         return self.hidden_size * (2 * query + 2 * key + mlp_matrices * self.intermediate_size)
 
     @property
     def layer_params(self) -> int:
-        """Weights of one layer: Q and O, K and V, up, down and perhaps gate, norms and biases."""
+        """Weights of one layer: Q, K, V and O, up, down and (if gated) gate, norms and biases."""
         return self.layer_matrix_params + 2 * self.hidden_size + self.extra_layer_params
 
     @property
     def num_head_tokens(self) -> Tokens:
-        """Tokens the LM head can say: U."""
+        """Tokens that the LM head covers: U."""
         return self.vocab_size if self.head_vocab_size is None else self.head_vocab_size
 
     @property
     def has_reduced_head(self) -> bool:
-        """Whether there are tokens that the LM head cannot say."""
+        """Whether the LM head covers less than the vocabulary."""
         return self.num_head_tokens < self.vocab_size
 
     @property
@@ -98,7 +98,7 @@ class ModelGeometry:
 
     @property
     def head_params(self) -> int:
-        """Weights read by one LM head call: U D, or where the embedding is narrower U times its width and the way there."""
+        """Weights read by one LM head call: U D; with a narrow embedding, U times its width plus the projection."""
         if self.embedding_size is None:
             return self.num_head_tokens * self.hidden_size
         return (self.num_head_tokens + self.hidden_size) * self.embedding_size
@@ -107,15 +107,15 @@ class ModelGeometry:
     def num_params(self) -> int:
         """All weights; a tied head is counted once.
 
-        A reduced head is never tied: the rows it reads are scattered over the embedding and are copied out of it, so both are
-        kept. The table that maps its tokens to the vocabulary's holds no weights.
+        A reduced head is never tied: its rows are scattered over the embedding and are copied, so both are stored. The table
+        that maps its tokens to the vocabulary is not counted as weights.
         """
         tables = self.embedding_params + (0 if self.has_tied_head else self.head_table_params)
         return self.num_layers * self.layer_params + tables + self.outer_params
 
     @property
     def embedding_width(self) -> int:
-        """Width of the embedding and of the rows of the LM head."""
+        """Width of the embedding and of each row in the LM head."""
         return self.embedding_size or self.hidden_size
 
     @property
@@ -130,56 +130,56 @@ class ModelGeometry:
 
     @property
     def head_table_params(self) -> int:
-        """Weights of the LM head's own table."""
+        """Weights of the LM head's table."""
         return self.num_head_tokens * self.embedding_width
 
     @property
     def outer_params(self) -> int:
-        """Weights outside layers and tables: the final norm, learned positions, projections of the embedding."""
+        """Weights outside layers, embedding and head: the final norm, learned positions, projections of the embedding."""
         projections = 2 * self.embedding_size * self.hidden_size if self.embedding_size else 0
         return projections + self.learned_positions * self.hidden_size + self.hidden_size
 
     @property
     def kv_values_per_token(self) -> int:
-        """Numbers written to the KV cache per token: 2 L K H."""
+        """Values written to the KV cache per token: 2 L K H."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     @property
     def windowed_frac(self) -> Frac:
-        """Share of the layers that see a window only."""
+        """Fraction of the layers with sliding-window attention."""
         return self.windowed_layers / self.num_layers
 
     @property
-    def fully_seen_tokens(self) -> Tokens:
-        """The longest text of which every layer sees all: the context, or the window where that is shorter."""
+    def full_attention_tokens(self) -> Tokens:
+        """The longest text that every layer attends to completely: the shorter of context and window."""
         return self.max_context_tokens if self.window_tokens is None else min(self.window_tokens, self.max_context_tokens)
 
-    def seen_tokens(self, context_tokens: float) -> float:
-        """Of the tokens in a context, how many a layer sees, in the mean over layers."""
+    def mean_attended_tokens(self, context_tokens: float) -> float:
+        """Number of tokens that a layer attends to in a given context, averaged over layers."""
         if self.window_tokens is None:
             return context_tokens
-        unseen = max(0.0, context_tokens - self.window_tokens)
-        return context_tokens - self.windowed_frac * unseen
+        outside_window = max(0.0, context_tokens - self.window_tokens)
+        return context_tokens - self.windowed_frac * outside_window
 
     @property
-    def departures(self) -> tuple[str, ...]:
-        """What sets it apart from a Llama, in words."""
-        found = {
+    def differences_from_llama(self) -> tuple[str, ...]:
+        """Features that a Llama does not have, in words."""
+        features = {
             "a plain MLP": not self.gated_mlp,
-            "further norms or biases": self.extra_layer_params > 0,
+            "additional norms or biases": self.extra_layer_params > 0,
             "fewer norms": self.extra_layer_params < 0,
             "projected embeddings": self.embedding_size is not None,
             "learned positions": self.learned_positions > 0,
             "layers with a window": self.windowed_layers > 0,
             "a reduced head": self.has_reduced_head,
         }
-        return tuple(what for what, is_so in found.items() if is_so)
+        return tuple(feature for feature, is_present in features.items() if is_present)
 
 
 SELF_DRAFT = "self"
-"""What commands take in the place of a draft's name: the target's own layers."""
+"""Draft name that stands for the target's own first layers."""
 REFERENCE_PREFIX = "ref-"
-"""Names of the reference family begin with it: `ref-draft`, `ref-target-16`."""
+"""Prefix of all names in the reference family: `ref-draft`, `ref-target-16`."""
 
 
 def same_shape(model: ModelGeometry, other: ModelGeometry) -> bool:
@@ -188,10 +188,10 @@ def same_shape(model: ModelGeometry, other: ModelGeometry) -> bool:
 
 
 def check_exit_layers(layers: tuple[int, ...]) -> None:
-    """Refuse what no model has as its exits.
+    """Check that a model can have these exits.
 
     Raises:
-        BadPolicy: none, or layer counts that do not rise from 1 or more.
+        BadPolicy: there are no exits, or their layer counts do not increase from 1 or more.
     """
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1:
         raise BadPolicy(f"exit layers {layers!r}", "rising layer counts, the first at least 1")
@@ -199,15 +199,15 @@ def check_exit_layers(layers: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftGeometry:
-    """A nested draft: one decoder and the layers after which it may answer.
+    """A nested draft: one decoder and the layers after which it may predict a token.
 
-    For a `self` draft, `model` is the target and the last exit lies above its last layer.
+    For a `self` draft, `model` is the target, and the last exit comes before the target's last layer.
     """
 
     kind: DraftKind
     model: ModelGeometry
     exit_layers: tuple[int, ...]
-    """Layer counts, rising; a separate draft's last exit is its depth."""
+    """Increasing layer counts; the last exit of a separate draft is its depth."""
 
     def __post_init__(self) -> None:
         layers, depth = self.exit_layers, self.model.num_layers
@@ -225,49 +225,49 @@ class DraftGeometry:
 
 
 def tensor_parallel_degrees(model: ModelGeometry) -> tuple[int, ...]:
-    """The numbers of devices that can share a model's layers, rising: those that divide its KV heads and its MLP units.
+    """Numbers of devices that can share each layer, increasing: the common divisors of KV heads and MLP units.
 
-    They divide the heads too, of which there are as many for every KV head. No KV head is held twice.
+    They also divide the heads, because every KV head serves the same number of heads. KV heads are never duplicated.
     """
     shared = math.gcd(model.num_kv_heads, model.intermediate_size)
     return tuple(degree for degree in range(1, shared + 1) if shared % degree == 0)
 
 
-def check_degree(model: ModelGeometry, degree: int, *, among: str, fix: str, max_degree: int | None = None) -> None:
-    """Refuse a number of devices that cannot share a model's layers evenly.
+def check_degree(model: ModelGeometry, degree: int, *, noun: str, fix: str, max_degree: int | None = None) -> None:
+    """Check that a number of devices can share a model's layers evenly.
 
     Args:
         model: the whole model.
-        degree: how many are to share it.
-        among: what they are, such as `devices`.
-        fix: what to do then, a whole sentence without its full stop.
-        max_degree: the most to name; None for all that the model allows.
+        degree: the number of devices.
+        noun: the word for them in the message, such as `devices`.
+        fix: advice for the message, a sentence without its full stop.
+        max_degree: the largest number to suggest; None for all that the model allows.
 
     Raises:
-        UserInputError: says which numbers can.
+        UserInputError: they cannot; the message lists the numbers that can.
     """
     degrees = tensor_parallel_degrees(model)
     if degree in degrees:
         return
     counts = {"KV head": model.num_kv_heads, "MLP unit": model.intermediate_size}
-    what, count = next((what, count) for what, count in counts.items() if degree < 1 or count % degree)
-    *others, last = (str(one) for one in degrees if one <= (max_degree or one))
+    part, count = next((part, count) for part, count in counts.items() if degree < 1 or count % degree)
+    *others, last = (str(allowed) for allowed in degrees if max_degree is None or allowed <= max_degree)
     expected = f"{', '.join(others)} or {last}" if others else last
-    parts = f"{count} {what}{'' if count == 1 else 's'}"
+    parts = f"{count} {part}{'' if count == 1 else 's'}"
     raise UserInputError(
-        f"model {model.name} has {parts}, which {degree} {among} cannot share evenly: expected {expected}. {fix}."
+        f"model {model.name} has {parts}, which {degree} {noun} cannot share evenly: expected {expected}. {fix}."
     )
 
 
 def with_reduced_head(model: ModelGeometry, draft_vocab: Tokens | None) -> ModelGeometry:
-    """A model whose LM head covers only its most frequent tokens.
+    """A model whose LM head covers only the most frequent tokens.
 
     Args:
-        model: with its own head.
-        draft_vocab: so many, as `--draft-vocab` gives them; None, or all of them, where the head is to be whole.
+        model: the model with its complete head.
+        draft_vocab: tokens in the reduced head (`--draft-vocab`); None, or the vocabulary size, keeps the complete head.
 
     Raises:
-        UserInputError: fewer than one, or more than there are.
+        UserInputError: fewer than one token, or more than the vocabulary.
     """
     if draft_vocab is None:
         return model

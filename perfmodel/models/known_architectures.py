@@ -1,7 +1,7 @@
-"""The table of decoder families: what their code does that no config says, and what it takes for keys a file leaves out.
+"""Table of decoder architectures: properties that no config states, and defaults for missing keys.
 
-Defaults are those of transformers' own classes (5.23), which a test compares with this table. So are weights: a small model of
-every row counts as many as transformers makes. Rows without a class there are proven by a published count.
+A test compares the defaults with those of the classes in transformers 5.23. It also builds a small model of every row in
+transformers and compares the number of weights. Rows without a class there are checked against a published count.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypedDict
 
 BiasRule: TypeAlias = bool | str
-"""Always, never, or as the key of this name says."""
+"""True: always. False: never. A text: as the config key of that name states."""
 QueryKeyNorm = Literal["none", "head", "head-with-bias", "whole"]
-"""Queries and keys are normed not at all, per head with one gain (and bias) for all heads, or with a gain for every number."""
+"""Norm of queries and keys: none, per head with one gain (and bias) shared by all heads, or with a gain for every element."""
 WindowRule = Literal["none", "all", "from-layer", "every-other", "all-but-every", "all-but-first-of"]
-"""Which layers see a window, where `layer_types` does not say.
+"""The layers with sliding-window attention if the config has no `layer_types`.
 
-`from-layer` is `max_window_layers`. `all-but-every` leaves out the last of every `sliding_window_pattern` layers, and
+`from-layer` starts at `max_window_layers`. `all-but-every` leaves out the last of every `sliding_window_pattern` layers,
 `all-but-first-of` the first.
 """
 Defaults: TypeAlias = Mapping[str, object]
@@ -23,38 +23,38 @@ Defaults: TypeAlias = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """One family; what is not given is as in a Llama."""
+    """One architecture; defaults are those of a Llama."""
 
     model_type: str
     class_name: str
     other_names: tuple[str, ...] = ()
-    """Further classes or model types whose text decoder has these layers and keys."""
-    is_text_of_more: bool = False
-    """Whether its own class also sees or hears."""
+    """Other classes or model types whose text decoder has the same layers and keys."""
+    is_multimodal: bool = False
+    """Whether its class also processes images or audio."""
     keys: Mapping[str, str] = field(default_factory=dict)
-    """The names of its keys where they are not Llama's."""
+    """Its names for keys that Llama calls differently, by Llama's name."""
     gated_mlp: bool = True
     mlp_divisor: int = 1
-    """Its `intermediate_size` is this many times that of one matrix."""
+    """`intermediate_size` divided by the size of one MLP matrix."""
     mlp_per_hidden: int | None = None
-    """Its MLP size over its hidden size, where the file gives none."""
+    """MLP size over hidden size if the file gives no MLP size."""
     norms_per_layer: int = 2
     norms_have_biases: bool = False
     parallel_key: str | None = None
-    """Where this key is true, attention and MLP share one norm."""
+    """Attention and MLP share one norm if this key is true."""
     query_key_norm: QueryKeyNorm = "none"
     query_key_norm_key: str | None = None
-    """Queries and keys are normed only where this key is true."""
+    """Queries and keys are normed only if this key is true."""
     qkv_bias: BiasRule = "attention_bias"
     attn_out_bias: BiasRule = "attention_bias"
     mlp_bias: BiasRule = "mlp_bias"
     activation_params: int = 0
-    """Trained numbers of one layer's activation."""
+    """Trained parameters in one layer's activation."""
     learned_position_offset: int | None = None
-    """Rows of its table of positions before the first one; None where positions are rotary."""
+    """Extra rows at the start of the position table; None for rotary positions."""
     windows: WindowRule = "none"
     defaults: Defaults = field(default_factory=dict)
-    """What transformers takes for keys that a file of this family leaves out, by Llama's names."""
+    """Values that transformers uses for missing keys, by Llama's names."""
 
 
 class _Biases(TypedDict):
@@ -73,7 +73,7 @@ _ALL_BIASES: _Biases = {"qkv_bias": True, "attn_out_bias": True, "mlp_bias": Tru
 def _sizes(
     hidden_size: int, mlp_size: int, layers: int, heads: int, vocab_size: int, context: int, **more: object
 ) -> dict[str, object]:
-    """Defaults of every size that a family's class has."""
+    """Default sizes of an architecture's class."""
     return {
         "hidden_size": hidden_size,
         "intermediate_size": mlp_size,
@@ -104,7 +104,7 @@ _CHATGLM_KEYS = {
 
 
 def _llamas() -> Iterator[Architecture]:
-    """Llama, and families that differ from it in biases, norms of heads, or windows."""
+    """Llama, and architectures that differ from it in biases, query and key norms, or windows."""
     llava = ("LlavaLlamaForCausalLM",)
     yield Architecture(
         model_type="llama", class_name="LlamaForCausalLM", other_names=llava, defaults=_sizes(4096, 11008, 32, 32, 32000, 2048)
@@ -184,7 +184,7 @@ def _llamas() -> Iterator[Architecture]:
 
 
 def _qwens() -> Iterator[Architecture]:
-    """Qwen 2 and later, with what follows them."""
+    """Qwen 2, its successors, and an architecture like Qwen 3."""
     yield Architecture(
         model_type="qwen2",
         class_name="Qwen2ForCausalLM",
@@ -215,7 +215,7 @@ def _qwens() -> Iterator[Architecture]:
             model_type=f"{model_type}_text",
             class_name=class_name,
             other_names=(model_type,),
-            is_text_of_more=True,
+            is_multimodal=True,
             **_QKV_BIASES,
             windows="from-layer",
             defaults=_QWEN2_VL,
@@ -224,7 +224,7 @@ def _qwens() -> Iterator[Architecture]:
         model_type="qwen3_vl_text",
         class_name="Qwen3VLForConditionalGeneration",
         other_names=("qwen3_vl",),
-        is_text_of_more=True,
+        is_multimodal=True,
         query_key_norm="head",
         mlp_bias=False,
         defaults=_sizes(4096, 22016, 32, 32, 151936, 128000, num_key_value_heads=32, head_dim=128),
@@ -239,6 +239,7 @@ def _qwens() -> Iterator[Architecture]:
 
 
 def _gemmas() -> Iterator[Architecture]:
+    """Gemma 1 to 3."""
     yield Architecture(
         model_type="gemma",
         class_name="GemmaForCausalLM",
@@ -274,7 +275,7 @@ def _gemmas() -> Iterator[Architecture]:
 
 
 def _others() -> Iterator[Architecture]:
-    """Families with gated MLPs and other norms, biases or windows."""
+    """Architectures with gated MLPs and different norms, biases or windows."""
     yield Architecture(
         model_type="phi3",
         class_name="Phi3ForCausalLM",
@@ -351,7 +352,7 @@ def _others() -> Iterator[Architecture]:
 
 
 def _plain_mlps() -> Iterator[Architecture]:
-    """Families whose MLP is two matrices."""
+    """Architectures with two MLP matrices."""
     yield Architecture(
         model_type="opt",
         class_name="OPTForCausalLM",
@@ -431,7 +432,7 @@ def _plain_mlps() -> Iterator[Architecture]:
 
 
 def _remote() -> Iterator[Architecture]:
-    """Families whose code is in their own repositories: their files give every size."""
+    """Architectures with code in their own repositories; their files give every size."""
     yield Architecture(
         model_type="qwen",
         class_name="QWenLMHeadModel",
@@ -471,12 +472,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (*_llamas(), *_qwens(), *_gemmas(), *_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wrapper:
-    """A model that also sees or hears, and the family of its text decoder where its `text_config` does not say."""
+    """A multimodal model, and the architecture of its text decoder if its `text_config` names none."""
 
     model_type: str
     text_model_type: str
     defaults: Defaults = field(default_factory=dict)
-    """What it takes instead of that family's own defaults."""
+    """Values that replace the defaults of that architecture."""
 
 
 _VOXTRAL = _sizes(3072, 8192, 30, 32, 131072, 131072, num_key_value_heads=8, head_dim=128)

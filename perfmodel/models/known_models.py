@@ -1,7 +1,7 @@
-"""The table of models: what stands in their config.json, and how many weights their publishers count.
+"""Table of known models: the shapes from their config.json, and their published number of weights.
 
-A row goes through the same reader as a user's file (`perfmodel.models.model_config`). The published count is no input to any price:
-it is there to prove the row, as a wrong size or a forgotten bias would show. docs/reference/models.md is made from this table.
+The same reader handles these rows and a user's file (`perfmodel.models.model_config`). The published count enters no price.
+It checks the row: a wrong size or a missing bias would change the count. docs/reference/models.md is generated from this table.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from perfmodel.models.model_config import geometry_from_config
 Shape: TypeAlias = tuple[int, int, int, int, int]
 """Layers, hidden size, MLP size, heads, kv heads."""
 Row: TypeAlias = tuple[str, str, Shape, int, dict[str, object]]
-"""Name, repository or what else the shape is from, shape, weights as published, what of its config its group does not share."""
+"""Name, repository or other source, shape, published number of weights, config keys that differ from the group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """One row."""
+    """One known model."""
 
     geometry: ModelGeometry
     published_params: int
-    """Weights as counted by others; a tied head once."""
-    counted_in: str
-    """Where that count stands."""
+    """Published number of weights; a tied head is counted once."""
+    count_source: str
+    """Source of that count."""
 
 
 _HUB = "the hub's count of its safetensors"
@@ -39,13 +39,13 @@ _NO_MORE: dict[str, object] = {}
 _TIED: dict[str, object] = {"tie_word_embeddings": True}
 
 
-def _rows(model_type: str, counted_in: str, shared: dict[str, object], *rows: Row) -> Iterator[KnownModel]:
-    """Models of one family; `shared` and each row's own part are keys of their config.json."""
+def _rows(model_type: str, count_source: str, shared: dict[str, object], *rows: Row) -> Iterator[KnownModel]:
+    """Models of one architecture; `shared` and the last item of each row are keys of their config.json."""
     for name, repository, shape, published_params, own in rows:
         config = {"model_type": model_type, **dict(zip(_SIZES, shape, strict=True)), **shared, **own}
         source = f"config.json of {repository} on the Hugging Face hub" if "/" in repository else repository
         geometry = geometry_from_config(config, name, source)
-        yield KnownModel(geometry=geometry, published_params=published_params, counted_in=counted_in)
+        yield KnownModel(geometry=geometry, published_params=published_params, count_source=count_source)
 
 
 def _keys(vocab_size: int, context_tokens: int, **more: object) -> dict[str, object]:
@@ -260,10 +260,10 @@ _OTHERS = (
 
 
 def _opt(name: str, shape: tuple[int, int, int], published_params: int, **own: object) -> Row:
-    """OPT of some layers, hidden size and heads; its MLP is four times as wide, its file's key for that is `ffn_dim`."""
+    """An OPT model by layers, hidden size and heads; its MLP size is four times the hidden size (key `ffn_dim`)."""
     layers, hidden, heads = shape
-    whole = (layers, hidden, 4 * hidden, heads, heads)
-    return name, f"facebook/{name}", whole, published_params, {"ffn_dim": 4 * hidden, **own}
+    full_shape = (layers, hidden, 4 * hidden, heads, heads)
+    return name, f"facebook/{name}", full_shape, published_params, {"ffn_dim": 4 * hidden, **own}
 
 
 _OPTS = tuple(
@@ -356,7 +356,7 @@ def _reference(name: str, num_layers: int) -> ModelGeometry:
 
 _FAMILY = "docs/reference-family.md"
 
-KNOWN: tuple[KnownModel, ...] = (
+KNOWN_ROWS: tuple[KnownModel, ...] = (
     *_LLAMAS,
     *_MISTRALS,
     *_QWENS,
@@ -364,10 +364,10 @@ KNOWN: tuple[KnownModel, ...] = (
     *_OTHERS,
     *_OPTS,
     *_DRAFTS,
-    KnownModel(geometry=_reference("ref-target-16", 16), published_params=3_280_000, counted_in=_FAMILY),
-    KnownModel(geometry=_reference("ref-target-32", 32), published_params=6_300_000, counted_in=_FAMILY),
+    KnownModel(geometry=_reference("ref-target-16", 16), published_params=3_280_000, count_source=_FAMILY),
+    KnownModel(geometry=_reference("ref-target-32", 32), published_params=6_300_000, count_source=_FAMILY),
 )
-KNOWN_MODELS: tuple[ModelGeometry, ...] = tuple(known.geometry for known in KNOWN)
+KNOWN_MODELS: tuple[ModelGeometry, ...] = tuple(known.geometry for known in KNOWN_ROWS)
 
 KNOWN_DRAFTS: tuple[DraftGeometry, ...] = (
     DraftGeometry(
@@ -384,7 +384,7 @@ KNOWN_DRAFTS: tuple[DraftGeometry, ...] = (
 )
 
 UNPUBLISHED_DRAFTS = {"s2d-vicuna-12": "vicuna-7b"}
-"""Nested drafts whose acceptance is published and whose weights are not, and the model whose first layers they are."""
+"""Nested drafts with published acceptance but unpublished weights, and the model whose first layers they use."""
 
 ALIASES: dict[str, str] = {
     "llama-7b": "llama-2-7b",
@@ -421,8 +421,8 @@ ALIASES: dict[str, str] = {
     "s2d": "s2d-vicuna-12",
     "s2d-vicuna-7b": "s2d-vicuna-12",
 }
-"""Other names of known models: of the same shapes, and where a name is open (`llama-70b`) the model S2D was tried on.
+"""Other names of known models with the same shapes. An ambiguous name (`llama-70b`) means the model of the S2D paper.
 
-What tells a tuned model from its base (`-hf`, `-chat`, `-instruct`, `-it`) is passed over before a name is looked up. A
-command prints the name it understood, which is that of the geometry found.
+Suffixes for tuned models (`-hf`, `-chat`, `-instruct`, `-it`) are removed before a name is looked up. Commands print the name
+of the model that was found.
 """

@@ -1,8 +1,9 @@
-"""A Hugging Face `config.json` as a geometry.
+"""Convert a Hugging Face `config.json` to a geometry.
 
-What a file leaves out has transformers' meaning: what its family's class takes (`perfmodel.models.known_architectures`), else as many
-kv heads as heads, heads that share the hidden size, an untied head, 2048 tokens of context. Rotary settings, scalings and soft
-caps change neither bytes nor FLOP. The vocabulary counts its padding, which is read too.
+A missing key has the value that transformers gives it: the default of the architecture's class
+(`perfmodel.models.known_architectures`). Without such a default there are as many kv heads as heads, the heads divide the
+hidden size, the head is untied, and the context is 2048 tokens. Rotary settings, scalings and soft caps change neither bytes
+nor FLOP. The vocabulary includes its padding, which is read too.
 """
 
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.known_architectures import Architecture, BiasRule
 
 MAX_COUNT = 10**9
-"""No size of a model is larger."""
+"""Upper limit for every size of a model."""
 MAX_LAYERS = 1000
-"""No model has more; a quantised one is read layer by layer."""
+"""Upper limit for the number of layers; the format of a quantised model is computed layer by layer."""
 
 _DEFAULT_CONTEXT_TOKENS: Tokens = 2048
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
@@ -25,20 +26,19 @@ _PATTERNS = ("_sliding_window_pattern", "sliding_window_pattern")
 
 
 def geometry_from_config(config: Config, name: str, source: str | None = None) -> ModelGeometry:
-    """The geometry in a config, of a multimodal one that of its text decoder.
+    """The geometry of the model in a config; the text decoder of a multimodal model.
 
     Args:
         config: the object in the file.
-        name: what to call the model.
-        source: where the file is from; `config.json of NAME` when None. What transformers fills in is added to it.
+        name: the model's name in the geometry.
+        source: origin of the file; `config.json of NAME` when None. Sizes that transformers fills in are appended.
 
     Raises:
-        UserInputError: a kind of model that the latency law does not cover, or a size that is missing or no count.
-        UnknownName: an architecture that is not in the table.
+        UserInputError: the latency law does not cover the model, or a size is missing or not a count.
+        UnknownName: the architecture is not in the table.
     """
-    decoder = decoder_config(config)
-    architecture = find_architecture(decoder, name)
-    keys = _Keys(decoder=decoder, architecture=architecture, name=name)
+    keys = _keys(config, name)
+    architecture = keys.architecture
     context_tokens = keys.count("max_position_embeddings", default=_DEFAULT_CONTEXT_TOKENS)
     embedding_size = keys.count("word_embed_proj_dim", default=keys.hidden)
     windowed_layers = _windowed_layers(keys, context_tokens)
@@ -54,7 +54,7 @@ def geometry_from_config(config: Config, name: str, source: str | None = None) -
         vocab_size=keys.count("vocab_size"),
         tied_embeddings=keys.flag("tie_word_embeddings"),
         max_context_tokens=context_tokens,
-        source=", ".join([source or f"config.json of {name}", *_remarks(keys, is_text=decoder is not config)]),
+        source=", ".join([source or f"config.json of {name}", *_source_remarks(keys)]),
         gated_mlp=architecture.gated_mlp,
         extra_layer_params=_extra_layer_params(keys),
         embedding_size=None if embedding_size == keys.hidden else embedding_size,
@@ -66,11 +66,13 @@ def geometry_from_config(config: Config, name: str, source: str | None = None) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Keys:
-    """What a decoder's config gives, by Llama's names, with its family's defaults for what it leaves out."""
+    """A decoder's config by Llama's key names, with the architecture's defaults for missing keys."""
 
     decoder: Config
     architecture: Architecture
     name: str
+    is_nested: bool
+    """Whether the decoder is one part of a larger config."""
 
     @property
     def hidden(self) -> int:
@@ -89,7 +91,7 @@ class _Keys:
 
     @property
     def kv_heads(self) -> int:
-        """Kv heads, which share the heads evenly."""
+        """Number of kv heads, which must divide the number of heads."""
         kv_heads = self.count("num_key_value_heads", default=self.heads)
         if self.heads % kv_heads:
             raise self._wrong("num_key_value_heads", f"a divisor of the {self.heads} heads")
@@ -101,22 +103,22 @@ class _Keys:
 
     @property
     def mlp(self) -> int:
-        """The MLP's size: columns of its up matrix."""
+        """The MLP's size: outputs of its up matrix."""
         factor = self.architecture.mlp_per_hidden
-        whole = self.count("intermediate_size", default=factor and factor * self.hidden)
-        if whole % self.architecture.mlp_divisor:
+        size = self.count("intermediate_size", default=factor and factor * self.hidden)
+        if size % self.architecture.mlp_divisor:
             raise self._wrong("intermediate_size", f"a multiple of {self.architecture.mlp_divisor}")
-        return whole // self.architecture.mlp_divisor
+        return size // self.architecture.mlp_divisor
 
     def file_key(self, key: str) -> str:
-        """What this family's files call a key."""
+        """The name of a key in files of this architecture."""
         return self.architecture.keys.get(key, key)
 
     def is_given(self, key: str) -> bool:
         return self.file_key(key) in self.decoder or key in self.decoder
 
     def value(self, key: str) -> object:
-        """What the file says, else the family's default, else None."""
+        """The value in the file, else the architecture's default, else None."""
         for written in (self.file_key(key), key):
             if written in self.decoder:
                 value: object = self.decoder[written]
@@ -124,28 +126,28 @@ class _Keys:
         return self.architecture.defaults.get(key)
 
     def count(self, key: str, *, default: int | None = None) -> int:
-        """A size; the default where the file has null or, like its family's class, nothing."""
+        """A size; the default if the file has null, or if neither the file nor the architecture has a value."""
         value = self.value(key)
         if value is None and default is not None:
             return default
         if value is None and not self.is_given(key):
             raise UserInputError(
                 f"model {quoted(self.name)}: its config leaves out {self.file_key(key)}, for which "
-                f"{self.architecture.model_type} has no default. Give the whole config.json of the model."
+                f"{self.architecture.model_type} has no default. Give the complete config.json of the model."
             )
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
             raise self._wrong(key, "a count from 1 to 10^9")
         return value
 
     def flag(self, key: str) -> bool:
-        """A switch; off where neither the file nor its family says."""
+        """A switch; false if neither the file nor the architecture has a value."""
         value = self.value(key)
         if value not in (None, True, False):
             raise self._wrong(key, "true or false")
         return bool(value)
 
     def applies(self, rule: BiasRule) -> bool:
-        """Whether a part has a bias."""
+        """Whether a matrix has a bias."""
         return rule if isinstance(rule, bool) else self.flag(rule)
 
     def _wrong(self, key: str, expected: str) -> UserInputError:
@@ -153,51 +155,51 @@ class _Keys:
         return UserInputError(f"model {quoted(self.name)}: {written} is {value}, expected {expected}. Correct its config.json.")
 
 
-def _remarks(keys: _Keys, *, is_text: bool) -> Iterator[str]:
-    """What a reader of a geometry should know of its file: which part was read, and which sizes it leaves out."""
-    if _is_part(keys, is_text=is_text):
-        yield "text decoder only"
-    if filled := _filled_text(keys):
-        yield f"with transformers' defaults of {keys.architecture.model_type}: {filled}"
-
-
-def _is_part(keys: _Keys, *, is_text: bool) -> bool:
-    """Whether the model also sees or hears."""
-    family = keys.architecture
-    return is_text or family.is_text_of_more or bool(set(family.other_names) & set(architecture_names(keys.decoder)))
-
-
-def _filled_text(keys: _Keys) -> str:
-    """`vocab_size 32000, num_attention_heads 32`: sizes that the file leaves out, as its family's class fills them."""
-    left_out = [key for key in _SIZES if not keys.is_given(key) and key in keys.architecture.defaults]
-    return ", ".join(f"{key} {keys.value(key)}" for key in left_out)
-
-
-def reading_note(config: Config, name: str) -> str | None:
-    """What to say of a config that was not read as a whole, or not from the file alone; None where there is nothing to say."""
+def _keys(config: Config, name: str) -> _Keys:
+    """The decoder's keys in a config."""
     decoder = decoder_config(config)
-    keys = _Keys(decoder=decoder, architecture=find_architecture(decoder, name), name=name)
-    filled = _filled_text(keys)
-    parts = [
-        *([f"only the text decoder of {name} is priced"] if _is_part(keys, is_text=decoder is not config) else []),
-        *(
-            [f"its config leaves out sizes, taken from transformers' {keys.architecture.model_type}: {filled}"]
-            if filled
-            else []
-        ),
-    ]
-    return "; ".join(parts) or None
+    return _Keys(decoder=decoder, architecture=find_architecture(decoder, name), name=name, is_nested=decoder is not config)
+
+
+def _source_remarks(keys: _Keys) -> Iterator[str]:
+    """Parts of a geometry's source: whether only a text decoder was read, and which sizes are defaults."""
+    if _is_multimodal(keys):
+        yield "text decoder only"
+    if defaults := _defaults_text(keys):
+        yield f"with transformers' defaults of {keys.architecture.model_type}: {defaults}"
+
+
+def _is_multimodal(keys: _Keys) -> bool:
+    """Whether the model also processes images or audio."""
+    architecture = keys.architecture
+    other_names = set(architecture.other_names) & set(architecture_names(keys.decoder))
+    return keys.is_nested or architecture.is_multimodal or bool(other_names)
+
+
+def _defaults_text(keys: _Keys) -> str:
+    """`vocab_size 32000, num_attention_heads 32`: sizes that the file omits, with the architecture's defaults."""
+    omitted = [key for key in _SIZES if not keys.is_given(key) and key in keys.architecture.defaults]
+    return ", ".join(f"{key} {keys.value(key)}" for key in omitted)
+
+
+def config_note(config: Config, name: str) -> str | None:
+    """A note that only the text decoder is priced, or that sizes are defaults; None if neither is the case."""
+    keys = _keys(config, name)
+    notes = [f"only the text decoder of {name} is priced"] if _is_multimodal(keys) else []
+    if defaults := _defaults_text(keys):
+        notes.append(f"its config leaves out sizes, taken from transformers' {keys.architecture.model_type}: {defaults}")
+    return "; ".join(notes) or None
 
 
 def _extra_layer_params(keys: _Keys) -> int:
-    """Norms and biases of one layer beyond two gains of the hidden size; below zero where it has fewer."""
+    """Weights in one layer's norms and biases beyond two gains of the hidden size; negative if there are fewer."""
     family, hidden, mlp = keys.architecture, keys.hidden, keys.mlp
     query, key = keys.heads * keys.head_dim, keys.kv_heads * keys.head_dim
     is_parallel = family.parallel_key is not None and keys.flag(family.parallel_key)
     gains = (1 if is_parallel else family.norms_per_layer) * (2 if family.norms_have_biases else 1)
     is_normed = family.query_key_norm_key is None or keys.flag(family.query_key_norm_key)
-    normed = {"none": 0, "head": 2 * keys.head_dim, "head-with-bias": 4 * keys.head_dim, "whole": query + key}
-    extra = (gains - 2) * hidden + (normed[family.query_key_norm] if is_normed else 0) + family.activation_params
+    norm_params = {"none": 0, "head": 2 * keys.head_dim, "head-with-bias": 4 * keys.head_dim, "whole": query + key}
+    extra = (gains - 2) * hidden + (norm_params[family.query_key_norm] if is_normed else 0) + family.activation_params
     if keys.applies(family.qkv_bias):
         extra += query + 2 * key
     if keys.applies(family.attn_out_bias):
@@ -208,7 +210,7 @@ def _extra_layer_params(keys: _Keys) -> int:
 
 
 def _windowed_layers(keys: _Keys, context_tokens: Tokens) -> int:
-    """How many layers see a window only; none where the window is as long as the context."""
+    """Number of layers with sliding-window attention; 0 if the window is as long as the context."""
     rule, num_layers = keys.architecture.windows, keys.num_layers
     types = layer_types(keys.decoder)
     if types and len(types) != num_layers:
@@ -218,13 +220,13 @@ def _windowed_layers(keys: _Keys, context_tokens: Tokens) -> int:
         return 0
     if rule == "none":
         raise UserInputError(
-            f"model {quoted(keys.name)}: use_sliding_window is true, which its family is not known to have. Set it to false if "
-            "its layers attend to everything."
+            f"model {quoted(keys.name)}: use_sliding_window is true, but its family is not known to have windows. Set it to "
+            "false if its layers attend to the whole context."
         )
     if keys.value("sliding_window") is None or keys.count("sliding_window") >= context_tokens:
         return 0
     if types:
-        return sum(one == "sliding_attention" for one in types)
+        return types.count("sliding_attention")
     match rule:
         case "all":
             return num_layers

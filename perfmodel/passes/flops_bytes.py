@@ -28,7 +28,7 @@ def kv_bytes_per_token(model: ModelGeometry, weights: WeightFormat) -> float:
 
 def kv_cache_bytes(model: ModelGeometry, weights: WeightFormat, context_tokens: Tokens) -> Bytes:
     """Bytes of one sequence's KV cache at a context. A layer with a window keeps at most its window."""
-    return round(model.seen_tokens(context_tokens) * kv_bytes_per_token(model, weights))
+    return round(model.mean_attended_tokens(context_tokens) * kv_bytes_per_token(model, weights))
 
 
 def matrix_flops(num_weights: float, rows: float) -> Flops:
@@ -142,7 +142,7 @@ class PassSetting:
         kv_bytes = num_layers / model.num_layers * self.batch * kv_bytes_per_token(model, weights) / num_devices
         token_flops = attn_flops(model, num_layers, batch_rows, 1) / num_devices
         flops = matrix_flops(num_layers * model.layer_params, batch_rows)
-        flops += attn_flops(model, num_layers, batch_rows, model.seen_tokens((rows + 1) / 2))
+        flops += attn_flops(model, num_layers, batch_rows, model.mean_attended_tokens((rows + 1) / 2))
         cached_frac, window_tokens = self._cache_reads()
         num_all_reduces, link_bytes = self._communication(num_layers, batch_rows, batch_head_rows)
         return PassWork(

@@ -1,4 +1,4 @@
-"""The weight format that a dtype stands for."""
+"""Find the weight format of a dtype given by `--dtype`."""
 
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
@@ -7,10 +7,10 @@ from perfmodel.quantisation.weight_format import FLOAT_DTYPES, QUANTISED_DTYPES,
 
 
 def dtype_format(dtype: Dtype, model: ModelGeometry) -> WeightFormat:
-    """The format of a model whose weights are asked for in a dtype.
+    """The format of a model's weights in a dtype.
 
-    `fp8`, `int8` and `int4` quantise the matrices of the layers alone, as checkpoints of these dtypes do; llama.cpp's types
-    quantise all matrices.
+    `fp8`, `int8` and `int4` quantise only the layers' matrices, as checkpoints in these dtypes do. llama.cpp's types quantise
+    all matrices.
     """
     if dtype in FLOAT_DTYPES:
         return plain_format(dtype)

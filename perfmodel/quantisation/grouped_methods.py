@@ -1,11 +1,11 @@
-"""Quantisation methods with schemes by group of modules: compressed-tensors, NVIDIA modelopt, AMD Quark."""
+"""Read quantisation methods with a scheme per group of modules: compressed-tensors, NVIDIA ModelOpt, AMD Quark."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from perfmodel.models.dtypes import Dtype
-from perfmodel.quantisation.module_names import by_glob, by_regex_or_name
-from perfmodel.quantisation.quantisation_block import HEAD, MAX_BITS, BlockReader, Read, Rules, plain_name
+from perfmodel.quantisation.module_names import glob_matcher, regex_matcher
+from perfmodel.quantisation.quantisation_block import HEAD, MAX_BITS, BlockReader, RuleReader, Rules, plain_name
 from perfmodel.quantisation.weight_schemes import (
     FLOAT32_BITS,
     FP8_PER_MATRIX,
@@ -19,33 +19,35 @@ from perfmodel.quantisation.weight_schemes import (
     Scheme,
     fp8_blocks,
     fp8_scheme,
-    int8_products,
+    int8_w8a8_scheme,
     integer_scheme,
 )
 
 _ALL_LINEAR = "Linear"
-"""The class that stands for every matrix of the layers, and for the LM head unless that is ignored."""
+"""Class name that means every matrix in the layers, and the LM head unless it is ignored."""
 
 
 def _compressed_tensors(reader: BlockReader) -> Rules:
-    """Groups of modules, by `Linear`, by name or by `re:` and a regex, each with a scheme of its own."""
-    groups = reader.below("config_groups")
+    """Groups of modules (`Linear`, names, or `re:` with a regex), each with its own scheme."""
+    groups = reader.section("config_groups")
     if not groups.block:
-        reader.wrong("config_groups", "at least one group of modules")
-    found = [(group.names("targets") or (_ALL_LINEAR,), _compressed_scheme(group)) for group in map(groups.below, groups.block)]
-    scheme = next((scheme for targets, scheme in found if _ALL_LINEAR in targets), PLAIN)
+        reader.reject("config_groups", "at least one group of modules")
+    schemes = [
+        (group.names("targets") or (_ALL_LINEAR,), _compressed_scheme(group)) for group in map(groups.section, groups.block)
+    ]
+    default = next((scheme for targets, scheme in schemes if _ALL_LINEAR in targets), PLAIN)
     return Rules(
-        label=_joined("compressed-tensors", [scheme for _, scheme in found]),
-        scheme=scheme,
-        kept=by_regex_or_name(reader.names("ignore") or ()),
-        others=tuple((by_regex_or_name(targets), scheme) for targets, scheme in found),
-        head=scheme,
+        label=_joined("compressed-tensors", [scheme for _, scheme in schemes]),
+        scheme=default,
+        unquantised=regex_matcher(reader.names("ignore") or ()),
+        overrides=tuple((regex_matcher(targets), scheme) for targets, scheme in schemes),
+        head=default,
         kv_cache=_cache_text(reader.get("kv_cache_scheme")),
     )
 
 
 def _cache_text(scheme: object) -> str | None:
-    """The dtype of a KV cache that a file names, as text or as a scheme of bits and type."""
+    """The dtype of the KV cache in a file, given as text or as bits and type."""
     if isinstance(scheme, str):
         return _known_cache(scheme.casefold())
     if isinstance(scheme, Mapping):
@@ -59,30 +61,30 @@ def _known_cache(name: str) -> str | None:
 
 
 def _compressed_scheme(group: BlockReader) -> Scheme:
-    """How one group's weights are stored; they are multiplied as stored where the activations have 8 bits too."""
-    weights, activations = group.below("weights"), group.below("input_activations")
-    bits, kind = weights.whole_bits("num_bits"), weights.text("type", "int")
+    """The scheme of one group; products use the stored type if the activations also have 8 bits."""
+    weights, activations = group.section("weights"), group.section("input_activations")
+    bits, kind = weights.integer_bits("num_bits"), weights.text("type", "int")
     activation_bits = activations.bits("num_bits", default=MAX_BITS) if activations.block else MAX_BITS
     if kind == "int":
-        return _compressed_integers(weights, bits, is_multiplied=bits == activation_bits == 8)
+        return _compressed_integers(weights, bits, has_int8_activations=bits == activation_bits == 8)
     if kind != "float" or bits not in (4, 8):
-        weights.wrong("type", "int, or a float of 4 or 8 bits")
+        weights.reject("type", "int, or a float of 4 or 8 bits")
     if bits == 4:
         return MXFP4 if weights.group("group_size") == MICROSCALING_GROUP else NVFP4
-    where, group_weights, scale_bits = _compressed_scales(weights)
-    return fp8_scheme(where, group=group_weights, scale_bits=scale_bits, multiplied=activation_bits == 8)
+    layout, group_weights, scale_bits = _compressed_scales(weights)
+    return fp8_scheme(layout, group=group_weights, scale_bits=scale_bits, computes_in_fp8=activation_bits == 8)
 
 
-def _compressed_integers(weights: BlockReader, bits: int, *, is_multiplied: bool) -> Scheme:
+def _compressed_integers(weights: BlockReader, bits: int, *, has_int8_activations: bool) -> Scheme:
     _, group_weights, scale_bits = _compressed_scales(weights)
-    if is_multiplied:
-        return int8_products(scale_bits)
-    has_zeros = not weights.flag("symmetric", default=True)
-    return integer_scheme(bits, group_weights, has_zeros=has_zeros, scale_bits=scale_bits)
+    if has_int8_activations:
+        return int8_w8a8_scheme(scale_bits)
+    has_zero_points = not weights.flag("symmetric", default=True)
+    return integer_scheme(bits, group_weights, has_zero_points=has_zero_points, scale_bits=scale_bits)
 
 
 def _compressed_scales(weights: BlockReader) -> tuple[str, int | None, float]:
-    """Where the scales are in words, the weights that share one (None: a row), and its bits."""
+    """The layout of the scales in words, the weights that share one (None: a row), and the bits of one scale."""
     strategy = weights.text("strategy", "group" if weights.get("group_size") else "tensor")
     if strategy == "tensor":
         return "a scale per matrix", 1, 0.0
@@ -90,7 +92,7 @@ def _compressed_scales(weights: BlockReader) -> tuple[str, int | None, float]:
         rows, columns = weights.block_shape("block_structure")
         return f"blocks of {rows} x {columns}", rows * columns, SCALE_BITS
     if strategy not in ("channel", "token", "group", "tensor_group"):
-        weights.wrong("strategy", "tensor, channel, group or block")
+        weights.reject("strategy", "tensor, channel, group or block")
     group = weights.group("group_size", default=None if strategy in ("channel", "token") else 128)
     return "a scale per row" if group is None else f"groups of {group}", group, SCALE_BITS
 
@@ -100,7 +102,7 @@ _MODELOPT_SCHEMES: Mapping[str, Scheme] = {
     "fp8-pb-wo": fp8_blocks(128, 128),
     "fp8-pb-real": fp8_blocks(128, 128),
     "fp8-per-channel-per-token": FP8_PER_ROW,
-    "int8-sq": int8_products(FLOAT32_BITS),
+    "int8-sq": int8_w8a8_scheme(FLOAT32_BITS),
     "nvfp4": NVFP4,
     "nvfp4-awq": NVFP4,
     "w4a16-nvfp4": NVFP4,
@@ -109,43 +111,41 @@ _MODELOPT_SCHEMES: Mapping[str, Scheme] = {
     "mxfp4": MXFP4,
     "mxfp8": MXFP8,
 }
-"""By `quant_algo`; per-row int8 is also W8A16."""
+"""Schemes by `quant_algo`."""
 _MODELOPT_GROUPED: Mapping[str, tuple[int, Dtype | None]] = {
     "w4a16-awq": (4, None),
     "w4a16": (4, None),
     "w4a8-awq": (4, "fp8"),
     "w8a16": (8, None),
 }
-"""Integers in groups: bits, and what they are multiplied in."""
+"""Integers in groups, by `quant_algo`: bits, and the type of the products (None: 16 bits)."""
 _MODELOPT_ALGORITHMS = (*_MODELOPT_SCHEMES, *_MODELOPT_GROUPED)
 
 
 def _modelopt(reader: BlockReader) -> Rules:
-    """`quant_algo` for all modules or for each (`quantized_layers`), or the groups of compressed-tensors.
+    """`quant_algo` for all modules or per module (`quantized_layers`), or the groups of compressed-tensors.
 
-    In a file of its own the block stands under `quantization`. A `quant_algo` of null quantises nothing but the KV cache.
+    In a separate file the block is under `quantization`. If `quant_algo` is null, only the KV cache is quantised.
     """
-    settings = reader.below("quantization") if reader.get("quantization") is not None else reader
+    settings = reader.section("quantization") if reader.get("quantization") is not None else reader
     is_plain = "quant_algo" in settings.block and settings.get("quant_algo") is None
     algorithm = "" if settings.get("quant_algo") is None else plain_name(settings.text("quant_algo"))
     if settings.get("config_groups") is not None and algorithm not in _MODELOPT_ALGORITHMS:
         return _modelopt_groups(settings)
-    others: dict[Scheme, list[str]] = {}
-    if algorithm == "mixed-precision":
-        others = _modelopt_mixed(settings)
-    scheme = PLAIN if is_plain or others else _modelopt_scheme(settings)
+    modules_by_scheme = _modelopt_mixed(settings) if algorithm == "mixed-precision" else {}
+    scheme = PLAIN if is_plain or modules_by_scheme else _modelopt_scheme(settings)
     return Rules(
-        label=_joined("ModelOpt", tuple(others) or (scheme,)),
+        label=_joined("ModelOpt", tuple(modules_by_scheme) or (scheme,)),
         scheme=scheme,
-        kept=by_glob(_excluded(settings)),
-        others=tuple((by_glob(names), own) for own, names in others.items()),
+        unquantised=glob_matcher(_excluded(settings)),
+        overrides=tuple((glob_matcher(names), own) for own, names in modules_by_scheme.items()),
         head=scheme,
         kv_cache=_cache_text(settings.get("kv_cache_quant_algo", "kv_cache_scheme")),
     )
 
 
 def _excluded(settings: BlockReader) -> tuple[str, ...]:
-    """Modules left in 16 bits: those listed, and the LM head where there is no list."""
+    """Modules stored in 16 bits: the listed ones, or the LM head if there is no list."""
     names = settings.names("exclude_modules", "ignore", "modules_to_not_convert")
     return (HEAD,) if names is None else names
 
@@ -155,27 +155,27 @@ def _joined(method: str, schemes: Sequence[Scheme]) -> str:
 
 
 def _modelopt_groups(settings: BlockReader) -> Rules:
-    """The groups of compressed-tensors, with globs in all lists."""
+    """The groups of compressed-tensors, with globs in every list."""
     rules = _compressed_tensors(settings)
-    groups = settings.below("config_groups")
-    targets = [groups.below(name).names("targets") or (_ALL_LINEAR,) for name in groups.block]
-    schemes = [scheme for _, scheme in rules.others]
+    groups = settings.section("config_groups")
+    targets = [groups.section(name).names("targets") or (_ALL_LINEAR,) for name in groups.block]
+    schemes = [scheme for _, scheme in rules.overrides]
     return replace(
         rules,
         label=_joined("ModelOpt", schemes),
-        kept=by_glob(_excluded(settings)),
-        others=tuple((by_glob(names), scheme) for names, scheme in zip(targets, schemes, strict=True)),
+        unquantised=glob_matcher(_excluded(settings)),
+        overrides=tuple((glob_matcher(names), scheme) for names, scheme in zip(targets, schemes, strict=True)),
     )
 
 
 def _modelopt_mixed(settings: BlockReader) -> dict[Scheme, list[str]]:
-    """`quantized_layers`: the modules named, by their scheme; all others have 16 bits."""
-    layers = settings.below("quantized_layers")
+    """The modules in `quantized_layers`, by scheme; all others have 16 bits."""
+    layers = settings.section("quantized_layers")
     if not layers.block:
-        settings.wrong("quantized_layers", "the modules and their quant_algo")
+        settings.reject("quantized_layers", "the modules and their quant_algo")
     names: dict[Scheme, list[str]] = {}
     for name in layers.block:
-        names.setdefault(_modelopt_scheme(layers.below(name)), []).append(name)
+        names.setdefault(_modelopt_scheme(layers.section(name)), []).append(name)
     return names
 
 
@@ -184,10 +184,10 @@ def _modelopt_scheme(settings: BlockReader) -> Scheme:
     if algorithm in _MODELOPT_GROUPED:
         bits, arithmetic = _MODELOPT_GROUPED[algorithm]
         group = settings.group("group_size", default=128) if bits == 4 else settings.group("group_size")
-        scheme = integer_scheme(bits, group, has_zeros=settings.flag("has_zero_point", default=False))
+        scheme = integer_scheme(bits, group, has_zero_points=settings.flag("has_zero_point", default=False))
         return replace(scheme, arithmetic=arithmetic)
     if algorithm not in _MODELOPT_SCHEMES:
-        settings.wrong("quant_algo", "FP8, NVFP4, W4A16_AWQ, W4A8_AWQ, INT8_SQ, MXFP8 or one of their relatives")
+        settings.reject("quant_algo", "FP8, NVFP4, W4A16_AWQ, W4A8_AWQ, INT8_SQ, MXFP8 or a similar algorithm")
     return _MODELOPT_SCHEMES[algorithm]
 
 
@@ -201,26 +201,26 @@ _QUARK_BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int3": 3, "int2": 
 
 
 def _quark(reader: BlockReader) -> Rules:
-    """`global_quant_config`, and settings of its own for modules by glob."""
-    scheme = _quark_scheme(reader.below("global_quant_config"))
-    own = reader.below("layer_quant_config")
-    others = tuple((by_glob((str(name),)), _quark_scheme(own.below(str(name)))) for name in own.block)
-    excluded = by_glob(reader.names("exclude") or ())
-    return Rules(label=f"Quark {scheme.label}", scheme=scheme, kept=excluded, others=others, head=scheme)
+    """`global_quant_config`, and settings for modules matched by glob."""
+    scheme = _quark_scheme(reader.section("global_quant_config"))
+    own = reader.section("layer_quant_config")
+    overrides = tuple((glob_matcher((str(name),)), _quark_scheme(own.section(str(name)))) for name in own.block)
+    excluded = glob_matcher(reader.names("exclude") or ())
+    return Rules(label=f"Quark {scheme.label}", scheme=scheme, unquantised=excluded, overrides=overrides, head=scheme)
 
 
 def _quark_scheme(settings: BlockReader) -> Scheme:
-    weights = settings.below("weight")
+    weights = settings.section("weight")
     kind = plain_name(weights.text("dtype", ""))
     by_row = weights.text("qscheme", "per_tensor") == "per_channel"
     if kind in _QUARK_KINDS:
         return FP8_PER_ROW if kind.startswith("fp8") and by_row else _QUARK_KINDS[kind]
     if kind not in _QUARK_BITS:
-        weights.wrong("dtype", "fp8_e4m3, fp4, int4, uint4 or int8")
-    bits, inputs = _QUARK_BITS[kind], settings.below("input_tensors")
+        weights.reject("dtype", "fp8_e4m3, fp4, int4, uint4 or int8")
+    bits, inputs = _QUARK_BITS[kind], settings.section("input_tensors")
     if bits == 8 and inputs.block and inputs.text("dtype", "") == "int8":
-        return int8_products(FLOAT32_BITS)
-    return integer_scheme(bits, weights.group("group_size"), has_zeros=not weights.flag("symmetric", default=True))
+        return int8_w8a8_scheme(FLOAT32_BITS)
+    return integer_scheme(bits, weights.group("group_size"), has_zero_points=not weights.flag("symmetric", default=True))
 
 
-GROUPED_METHODS: Mapping[str, Read] = {"compressed-tensors": _compressed_tensors, "modelopt": _modelopt, "quark": _quark}
+GROUPED_METHODS: Mapping[str, RuleReader] = {"compressed-tensors": _compressed_tensors, "modelopt": _modelopt, "quark": _quark}

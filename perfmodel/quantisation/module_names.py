@@ -1,7 +1,7 @@
-"""Which modules of a decoder the lists in a quantisation block name: by transformers' rule, by glob, by name or by regex.
+"""Match the module lists in a quantisation block: by transformers' rule, glob, name or regex.
 
-A module has several names: files of multimodal models, of GPT-2's kind and of fused projections call it otherwise. A list
-matches a module when it matches any of its names.
+A module has several names, because multimodal models, GPT-2 and models with fused projections use different ones. A list
+matches a module if it matches any of its names.
 """
 
 import fnmatch
@@ -11,8 +11,8 @@ from functools import cache
 
 from perfmodel.quantisation.module_regex import ModuleRegexes, UnreadablePattern
 
-Matches = Callable[[Sequence[str]], bool]
-"""Whether any of a module's names is matched."""
+ModuleMatcher = Callable[[Sequence[str]], bool]
+"""Returns whether any of a module's names matches a list."""
 
 _LAYERS = (
     "model.layers",
@@ -41,7 +41,7 @@ HEAD_NAMES = (
     "model.language_model.lm_head",
     "embed_out",
 )
-"""What files call the LM head."""
+"""Names of the LM head in files."""
 EMBEDDING_NAMES = (
     "model.embed_tokens",
     "language_model.model.embed_tokens",
@@ -51,77 +51,77 @@ EMBEDDING_NAMES = (
     "model.decoder.embed_tokens",
     "transformer.wte",
 )
-"""What files call the embedding."""
+"""Names of the embedding in files."""
 MAX_PATTERNS = 1000
-"""Of one list that are no plain names."""
+"""Upper limit for the globs or regexes in one list."""
 _IS_NAME = re.compile(r"[\w.-]*")
-_BORDER = r"(?:(?<=\.)|(?=\.|$))"
-"""Beside a dot, or at the end."""
+_NAME_BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
+"""Next to a dot, or at the end."""
 
 
 def layer_names(layer: int, module: str) -> tuple[str, ...]:
-    """What files call a module of a zero-based layer (`ModelGeometry.layer_matrices` has the modules)."""
+    """Names in files of a module in a zero-based layer (`ModelGeometry.layer_matrices` lists the modules)."""
     return tuple(f"{layers}.{layer}.{part}" for layers in _LAYERS for part in _PARTS[module])
 
 
-def by_transformers_rule(patterns: Sequence[str]) -> Matches:
-    """Names that transformers leaves unconverted: a name, regex or beginning up to a dot, or an ending.
+def transformers_matcher(patterns: Sequence[str]) -> ModuleMatcher:
+    """Match modules that transformers does not convert: by name, regex, prefix up to a dot, or suffix.
 
-    That of `transformers.quantizers.quantizers_utils.should_convert_module`.
+    Same rule as `transformers.quantizers.quantizers_utils.should_convert_module`.
 
     Raises:
-        UnreadablePattern: one of the patterns cannot be matched in bounded time.
+        UnreadablePattern: a pattern cannot be matched in bounded time.
     """
     plain = frozenset(pattern.strip(".") for pattern in patterns if _IS_NAME.fullmatch(pattern))
-    regexes = ModuleRegexes(_limited(pattern for pattern in patterns if not _IS_NAME.fullmatch(pattern)), _BORDER)
+    regexes = ModuleRegexes(_distinct(pattern for pattern in patterns if not _IS_NAME.fullmatch(pattern)), _NAME_BOUNDARY)
     endings = tuple(pattern for pattern in patterns if pattern)
 
     def matches(name: str) -> bool:
-        return name.endswith(endings) or bool(plain & _beginnings(name)) or regexes.match(name)
+        return name.endswith(endings) or bool(plain & _prefixes(name)) or regexes.match(name)
 
     return lambda names: any(map(matches, names))
 
 
-def by_glob(patterns: Sequence[str]) -> Matches:
-    """Names that a glob matches, and all modules inside a module that is named.
+def glob_matcher(patterns: Sequence[str]) -> ModuleMatcher:
+    """Match names by glob, and all modules inside a listed module.
 
     Raises:
-        UnreadablePattern: there are too many.
+        UnreadablePattern: there are too many patterns.
     """
     plain = frozenset(pattern for pattern in patterns if _IS_NAME.fullmatch(pattern))
     globs = [
         re.compile(fnmatch.translate(pattern))
-        for pattern in _limited(pattern for pattern in patterns if not _IS_NAME.fullmatch(pattern))
+        for pattern in _distinct(pattern for pattern in patterns if not _IS_NAME.fullmatch(pattern))
     ]
 
     def matches(name: str) -> bool:
-        return bool(plain & _beginnings(name)) or any(glob.match(name) for glob in globs)
+        return bool(plain & _prefixes(name)) or any(glob.match(name) for glob in globs)
 
     return lambda names: any(map(matches, names))
 
 
-def by_regex_or_name(patterns: Sequence[str]) -> Matches:
-    """Names that are listed, or that a regex after `re:` matches from the start: compressed-tensors' rule.
+def regex_matcher(patterns: Sequence[str]) -> ModuleMatcher:
+    """Match listed names, and names that a regex after `re:` matches from the start (the rule of compressed-tensors).
 
-    A class (`Linear`) names no module; the reader gives it its meaning.
+    A class such as `Linear` matches no module here; the caller interprets it.
 
     Raises:
-        UnreadablePattern: one of the regexes cannot be matched in bounded time.
+        UnreadablePattern: a regex cannot be matched in bounded time.
     """
     plain = frozenset(pattern for pattern in patterns if not pattern.startswith("re:"))
-    regexes = ModuleRegexes(_limited(pattern[3:] for pattern in patterns if pattern.startswith("re:")))
+    regexes = ModuleRegexes(_distinct(pattern[3:] for pattern in patterns if pattern.startswith("re:")))
     return lambda names: any(name in plain or regexes.match(name) for name in names)
 
 
 @cache
-def _beginnings(name: str) -> frozenset[str]:
-    """A name and the modules it lies in."""
+def _prefixes(name: str) -> frozenset[str]:
+    """A module's name and the names of all modules that contain it."""
     parts = name.split(".")
     return frozenset(".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
-def _limited(patterns: Iterable[str]) -> list[str]:
-    """The patterns of a list, each once."""
+def _distinct(patterns: Iterable[str]) -> list[str]:
+    """The distinct patterns of a list, up to `MAX_PATTERNS`."""
     distinct = list(dict.fromkeys(patterns))
     if len(distinct) > MAX_PATTERNS:
         raise UnreadablePattern(f"{len(distinct)} patterns, more than {MAX_PATTERNS}")

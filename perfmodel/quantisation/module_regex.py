@@ -1,4 +1,4 @@
-"""Regular expressions in lists of modules, matched in bounded time: files are not trusted, and `re` can take for ever."""
+"""Match regexes from untrusted files in bounded time, which `re` cannot guarantee."""
 
 import math
 import re
@@ -14,47 +14,47 @@ if TYPE_CHECKING:
 
 MAX_CHARS = 500
 MAX_REPEATS = 10_000
-"""The product of all counts in a pattern: `regex` takes memory for each."""
+"""Upper limit for the product of all repeat counts in a pattern, because `regex` allocates memory for each repeat."""
 BUDGET_S: Seconds = 2.0
-"""For all matches of one list."""
+"""Time limit for all matches of one list."""
 _COUNTS = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 
 
 class UnreadablePattern(ValueError):
-    """A pattern that cannot be matched in bounded time and memory."""
+    """The pattern cannot be matched in bounded time and memory."""
 
 
 class ModuleRegexes:
-    """Whether any of some regexes matches the beginning of a module's name.
+    """Tests whether any of several regexes matches the start of a module's name.
 
     Args:
-        patterns: as the file has them; one that is no regex is taken letter by letter.
-        ending: a regex that must match behind each of them.
+        patterns: the patterns in the file; an invalid regex is matched literally.
+        ending: a regex that must match after each of them.
 
     Raises:
-        UnreadablePattern: a pattern is too long, too deep, or repeats too often.
+        UnreadablePattern: a pattern is too long, nested too deeply, or repeats too often.
     """
 
     def __init__(self, patterns: Sequence[str], ending: str = "") -> None:
         self._compiled = [_compiled(pattern, ending) for pattern in patterns]
-        self._left_s = BUDGET_S
+        self._remaining_s = BUDGET_S
 
     def match(self, name: str) -> bool:
-        """Whether one of them matches.
+        """Whether any pattern matches a name.
 
         Raises:
-            UnreadablePattern: the matches of this list took too long.
+            UnreadablePattern: matching this list took longer than `BUDGET_S`.
         """
         start_s = time.perf_counter()
         try:
-            found = any(pattern.match(name, timeout=self._left_s) for pattern in self._compiled)
+            is_match = any(pattern.match(name, timeout=self._remaining_s) for pattern in self._compiled)
         except TimeoutError:
-            found = False
-            self._left_s = 0.0
-        self._left_s -= time.perf_counter() - start_s
-        if self._left_s <= 0:
+            is_match = False
+            self._remaining_s = 0.0
+        self._remaining_s -= time.perf_counter() - start_s
+        if self._remaining_s <= 0:
             raise UnreadablePattern(f"patterns that take more than {BUDGET_S:g} s to match")
-        return found
+        return is_match
 
 
 def _compiled(pattern: str, ending: str) -> "regex.Pattern[str]":

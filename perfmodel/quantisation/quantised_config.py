@@ -1,8 +1,8 @@
-"""The quantisation block of a checkpoint's files -> how its weights are stored.
+"""Find the quantisation block in a checkpoint's files and convert it to a weight format.
 
-Where the block stands: `quantization_config` in config.json (transformers, compressed-tensors, NVIDIA modelopt), of a
-multimodal config perhaps that of its text decoder; `quantization` (MLX); or `hf_quant_config.json` beside config.json
-(modelopt). A method that is in no table, or a block that lacks its bits, is refused: nothing is priced as 16 bits silently.
+The block is `quantization_config` in config.json (transformers, compressed-tensors, NVIDIA ModelOpt), possibly inside the text
+decoder's config of a multimodal model; `quantization` in config.json (MLX); or in a separate hf_quant_config.json (ModelOpt).
+An unknown method, or a block without its bits, is refused: quantised weights are never silently priced as 16 bits.
 """
 
 from collections.abc import Mapping
@@ -14,48 +14,48 @@ from perfmodel.models.architectures import decoder_config
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.quantisation.grouped_methods import GROUPED_METHODS
 from perfmodel.quantisation.module_regex import UnreadablePattern
-from perfmodel.quantisation.quantisation_block import Block, BlockReader, Quantisation, Read, plain_name
+from perfmodel.quantisation.quantisation_block import Block, BlockReader, Quantisation, RuleReader, plain_name
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 from perfmodel.quantisation.weight_only_methods import ONE_SCHEME_METHODS
 
-METHODS: Mapping[str, Read] = {**ONE_SCHEME_METHODS, **GROUPED_METHODS}
+METHODS: Mapping[str, RuleReader] = {**ONE_SCHEME_METHODS, **GROUPED_METHODS}
 """By `quant_method`, in lower case with dashes."""
-AGREEMENT_TOLERANCE = 0.02
-"""Relative difference in bytes up to which two blocks say the same: one may leave out what a scale takes."""
+SIZE_TOLERANCE_FRAC = 0.02
+"""Relative difference in bytes up to which two blocks agree; one of them may omit the size of a scale."""
 
 
-def find_quantisation(config: Block, beside: object, model_name: str) -> Quantisation | None:
-    """The quantisation block of a model's files; None where its weights are plain.
+def find_quantisation(config: Block, separate_file: object, model_name: str) -> Quantisation | None:
+    """The quantisation block in a model's files; None if its weights are not quantised.
 
     Args:
         config: the object in config.json.
-        beside: what hf_quant_config.json holds; None where there is no such file.
-        model_name: for messages.
+        separate_file: the content of hf_quant_config.json; None without such a file.
+        model_name: the name in messages.
 
     Raises:
-        UserInputError: the block is no object, or its method no text.
+        UserInputError: the block is not an object, or its method is not a text.
     """
     in_config = "quantization_config of its config.json"
     places = (
         ("quantization of its config.json", config.get("quantization")),
         (in_config, config.get("quantization_config")),
         (in_config, decoder_config(config).get("quantization_config")),
-        ("hf_quant_config.json beside its config.json", beside),
+        ("hf_quant_config.json next to its config.json", separate_file),
     )
-    where, block = next(((place, value) for place, value in places if value is not None), (None, None))
-    if where is None:
+    location, block = next(((place, value) for place, value in places if value is not None), (None, None))
+    if location is None:
         return None
-    found = Quantisation(model_name=model_name, where=where, method="", block={})
+    quantisation = Quantisation(model_name=model_name, location=location, method="", block={})
     if not isinstance(block, Mapping):
-        found.refuse(f"by {quoted(block)}, where an object is expected")
+        quantisation.refuse(f"by {quoted(block)}, where an object is expected")
     method = _method_of(block, is_mlx=block is config.get("quantization"))
     if not isinstance(method, str):
-        found.refuse(f"by {quoted(method)}, where the name of a method is expected")
-    return replace(found, method=plain_name(method), block=block)
+        quantisation.refuse(f"by {quoted(method)}, where the name of a method is expected")
+    return replace(quantisation, method=plain_name(method), block=block)
 
 
 def _method_of(block: Block, *, is_mlx: bool) -> object:
-    """The method that a block names, or is known by: MLX's and modelopt's do not name theirs."""
+    """The method of a block; MLX and ModelOpt blocks do not name it and are recognised by their keys."""
     if block.get("quant_method") is not None:
         return block["quant_method"]
     if "quant_algo" in block or isinstance(block.get("quantization"), Mapping):
@@ -64,40 +64,40 @@ def _method_of(block: Block, *, is_mlx: bool) -> object:
 
 
 def stored_format(quantisation: Quantisation, model: ModelGeometry) -> WeightFormat:
-    """How the weights of a model of some shapes are stored.
+    """The format in which a model's weights are stored.
 
     Raises:
-        UserInputError: the method is not known, or its block does not say how many bits a weight has.
+        UserInputError: the method is unknown, or its block does not state the bits per weight.
     """
     read = METHODS.get(quantisation.method)
     if read is None:
-        quantisation.refuse(f"by {quoted(quantisation.label)}, a method whose bits are not known")
+        quantisation.refuse(f"by {quoted(quantisation.label)}, a method with unknown bits per weight")
     try:
         return read(BlockReader(quantisation)).weight_format(model)
     except UnreadablePattern as err:
-        quantisation.refuse(f"by {quoted(quantisation.label)}, and a list of its modules has {err}")
+        quantisation.refuse(f"by {quoted(quantisation.label)}, and a list of modules has {err}")
 
 
-def check_agreement(first: WeightFormat, beside: object, model: ModelGeometry) -> None:
-    """Refuse a config.json and a file beside it that come to different bits; a second file that is not understood is ignored.
+def check_same_weight_bytes(stored: WeightFormat, separate_file: object, model: ModelGeometry) -> None:
+    """Check that config.json and hf_quant_config.json agree; a separate file that cannot be interpreted is ignored.
 
     Args:
-        first: read from the config.
-        beside: what hf_quant_config.json holds; None where there is no such file.
-        model: its shapes.
+        stored: the format read from config.json.
+        separate_file: the content of hf_quant_config.json; None without such a file.
+        model: the shapes of the model.
 
     Raises:
-        UserInputError: they contradict each other.
+        UserInputError: the two files give different sizes.
     """
     try:
-        second = find_quantisation({}, beside, model.name)
-        other = first if second is None else stored_format(second, model)
+        quantisation = find_quantisation({}, separate_file, model.name)
+        other = stored if quantisation is None else stored_format(quantisation, model)
     except UserInputError:
         return
-    sizes = model_weight_bytes(model, first), model_weight_bytes(model, other)
-    if abs(sizes[1] / sizes[0] - 1) > AGREEMENT_TOLERANCE:
+    sizes = model_weight_bytes(model, stored), model_weight_bytes(model, other)
+    if abs(sizes[1] / sizes[0] - 1) > SIZE_TOLERANCE_FRAC:
         raise UserInputError(
-            f"model {quoted(model.name)}: its config.json says {first.label}, {format_bytes(sizes[0])}, and "
-            f"hf_quant_config.json beside it {other.label}, {format_bytes(sizes[1])}. Remove the one that is wrong, or give "
-            "--dtype to overrule both."
+            f"model {quoted(model.name)}: its config.json declares {stored.label}, {format_bytes(sizes[0])}, but "
+            f"hf_quant_config.json next to it {other.label}, {format_bytes(sizes[1])}. Remove the wrong file, or give --dtype "
+            "to override both."
         )

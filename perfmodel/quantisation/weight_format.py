@@ -1,8 +1,8 @@
-"""How the weights of a model are stored: bits per weight of each part, and the kernels that read them.
+"""Weight formats: bits per weight of each part of a model, and the kernels that read it.
 
-A *format* covers a whole decoder: the matrices of its layers (`LayerShare`, of which a mixed checkpoint has several), norms and
-biases, the LM head, the embedding. Bits per weight include scales and zero points. A dtype that is asked for has a format too
-(`dtype_format`); the format of a quantised checkpoint is read from its files by `perfmodel.quantisation.quantised_config`.
+A *format* covers a whole decoder: the layers' matrices (one or more `LayerShare`s), norms and biases, the LM head, and the
+embedding. Bits per weight include scales and zero points. `dtype_format` gives the format of a dtype;
+`perfmodel.quantisation.quantised_config` reads the format of a quantised checkpoint from its files.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,38 +16,38 @@ from perfmodel.quantisation.weight_schemes import PLAIN, PLAIN_BITS, SCALE_BITS,
 
 BITS_PER_BYTE = 8
 FLOAT_DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16")
-"""Stored without scales: every part of the model has the same bits."""
+"""Dtypes without scales: every part of the model has the same bits."""
 INT4_GROUP = 128
-"""Weights per scale of `--dtype int4`: the group size of most AWQ and GPTQ checkpoints."""
+"""Weights per scale in `--dtype int4`, the group size of most AWQ and GPTQ checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerShare:
-    """Matrices of the layers that are stored alike, wherever they are."""
+    """All matrices in the layers with the same kernels and arithmetic."""
 
     frac: Frac
-    """Their share of the weights of all the layers' matrices."""
+    """Their share of all weights in the layers' matrices."""
     bits: float
-    """Per weight, in the mean."""
+    """Mean bits per weight."""
     kernels: WeightKernels
     arithmetic: Dtype | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFormat:
-    """How the weights of one model are stored."""
+    """The storage of one model's weights."""
 
     label: str
-    """`AWQ int4, groups of 128`, or the dtype of plain weights."""
+    """`AWQ int4, groups of 128`, or the dtype of unquantised weights."""
     layers: tuple[LayerShare, ...]
-    """Their shares add up to 1. Layers are taken to be alike: a part of them has the same shares."""
+    """Their shares add up to 1. Every layer is assumed to have the same shares."""
     other_bits: float
-    """Of norms, biases, learned positions and projections of the embedding."""
+    """Bits per weight of norms, biases, learned positions and projections of the embedding."""
     head_bits: float
     head_kernels: WeightKernels
     embedding_bits: float
     kv_cache: str | None = None
-    """The dtype of the KV cache that the checkpoint names; reported, not priced."""
+    """The checkpoint's KV cache dtype; reported, not priced."""
 
     def __post_init__(self) -> None:
         bits = (self.other_bits, self.head_bits, self.embedding_bits, *(share.bits for share in self.layers))
@@ -56,17 +56,17 @@ class WeightFormat:
 
     @property
     def layer_bits(self) -> float:
-        """Bits per weight of the layers' matrices, in the mean."""
+        """Mean bits per weight of the layers' matrices."""
         return fsum(share.frac * share.bits for share in self.layers)
 
     @property
     def is_plain(self) -> bool:
-        """Whether no part of it is quantised."""
+        """Whether no part is quantised."""
         return {self.head_kernels, *(share.kernels for share in self.layers)} <= set(FLOAT_DTYPES)
 
     @property
     def activation_bytes(self) -> float:
-        """Of one activation, and of one number of the KV cache: 16 bits beside quantised weights."""
+        """Bytes of one activation or KV cache value; 16 bits with quantised weights."""
         return DTYPE_BYTES["fp32"] if self.head_kernels == "fp32" else DTYPE_BYTES["fp16"]
 
     @property
@@ -88,9 +88,9 @@ def _bits_text(bits: float) -> str:
 
 
 def layers_bytes(model: ModelGeometry, weights: WeightFormat, num_layers: int) -> float:
-    """Bytes of some layers: matrices, norms and biases."""
-    others = model.layer_params - model.layer_matrix_params
-    return num_layers * (model.layer_matrix_params * weights.layer_bits + others * weights.other_bits) / BITS_PER_BYTE
+    """Bytes of a number of layers: matrices, norms and biases."""
+    other_params = model.layer_params - model.layer_matrix_params
+    return num_layers * (model.layer_matrix_params * weights.layer_bits + other_params * weights.other_bits) / BITS_PER_BYTE
 
 
 def head_bytes(model: ModelGeometry, weights: WeightFormat) -> float:
@@ -99,34 +99,34 @@ def head_bytes(model: ModelGeometry, weights: WeightFormat) -> float:
 
 
 def embedding_bytes(model: ModelGeometry, weights: WeightFormat) -> float:
-    """Bytes of the embedding, of which a pass reads a row per token."""
+    """Bytes of the embedding; a pass reads one row per token."""
     return model.embedding_params * weights.embedding_bits / BITS_PER_BYTE
 
 
 def model_weight_bytes(model: ModelGeometry, weights: WeightFormat) -> Bytes:
-    """Bytes of a whole model's weights; a tied head that is stored like the embedding is counted once."""
+    """Bytes of a model's weights; a tied head is counted once if it has the same bits as the embedding."""
     head = 0.0
     if not model.has_tied_head or weights.head_bits != weights.embedding_bits:
         head = model.head_table_params * weights.head_bits / BITS_PER_BYTE
-    others = model.outer_params * weights.other_bits / BITS_PER_BYTE
-    return round(layers_bytes(model, weights, model.num_layers) + embedding_bytes(model, weights) + head + others)
+    outer = model.outer_params * weights.other_bits / BITS_PER_BYTE
+    return round(layers_bytes(model, weights, model.num_layers) + embedding_bytes(model, weights) + head + outer)
 
 
 def plain_format(dtype: Dtype) -> WeightFormat:
-    """Every weight in one floating-point dtype."""
-    return even_format(dtype, dtype, DTYPE_BYTES[dtype] * BITS_PER_BYTE)
+    """The format with every weight in one floating-point dtype."""
+    return uniform_format(dtype, dtype, DTYPE_BYTES[dtype] * BITS_PER_BYTE)
 
 
-def even_format(label: str, dtype: Dtype, bits: float) -> WeightFormat:
-    """Every weight in as many bits, norms and embedding among them.
+def uniform_format(label: str, dtype: Dtype, bits: float) -> WeightFormat:
+    """The format with the same bits for every weight, including norms and embedding.
 
     Args:
-        label: what the format is called.
-        dtype: names the kernels that read it and the arithmetic.
-        bits: per weight.
+        label: the format's name.
+        dtype: selects the kernels and the arithmetic.
+        bits: bits per weight.
     """
     assert dtype in DTYPE_BYTES, dtype
-    kernels: WeightKernels = dtype  # type: ignore[assignment]  # the dtypes of DTYPE_BYTES have kernels of their own name
+    kernels: WeightKernels = dtype  # type: ignore[assignment]  # each dtype in DTYPE_BYTES has kernels of the same name
     share = LayerShare(frac=1.0, bits=bits, kernels=kernels, arithmetic=None if dtype in ("int8", "int4") else dtype)
     return WeightFormat(
         label=label, layers=(share,), other_bits=bits, head_bits=bits, head_kernels=kernels, embedding_bits=bits
@@ -136,24 +136,24 @@ def even_format(label: str, dtype: Dtype, bits: float) -> WeightFormat:
 def format_by_module(
     label: str,
     model: ModelGeometry,
-    scheme_of: Callable[[int, str], Scheme],
+    matrix_scheme: Callable[[int, str], Scheme],
     *,
     head: Scheme = PLAIN,
     embedding: Scheme = PLAIN,
     kv_cache: str | None = None,
 ) -> WeightFormat:
-    """A format from the scheme of every matrix.
+    """The format of a model from the scheme of each matrix.
 
     Args:
-        label: what the format is called.
-        model: whose matrices they are.
-        scheme_of: by zero-based layer and module (`q_proj`, see `ModelGeometry.layer_matrices`).
-        head: of the LM head.
-        embedding: of the embedding.
+        label: the format's name.
+        model: the shapes of the model.
+        matrix_scheme: the scheme by zero-based layer and module (`q_proj`, see `ModelGeometry.layer_matrices`).
+        head: the scheme of the LM head.
+        embedding: the scheme of the embedding.
         kv_cache: see `WeightFormat`.
     """
     matrices = (
-        (scheme_of(layer, module), rows * columns, columns)
+        (matrix_scheme(layer, module), rows * columns, columns)
         for layer in range(model.num_layers)
         for module, (rows, columns) in model.layer_matrices.items()
     )
@@ -169,7 +169,7 @@ def format_by_module(
 
 
 def _shares(matrices: Iterable[tuple[Scheme, int, int]]) -> tuple[LayerShare, ...]:
-    """Matrices as scheme, weights and columns, summed up by kernels and arithmetic; the largest share first."""
+    """Sum matrices (scheme, weights, columns) by kernels and arithmetic; the largest share first."""
     weights: dict[tuple[WeightKernels, Dtype | None], int] = {}
     bits: dict[tuple[WeightKernels, Dtype | None], float] = {}
     for scheme, count, columns in matrices:
@@ -186,7 +186,7 @@ def _shares(matrices: Iterable[tuple[Scheme, int, int]]) -> tuple[LayerShare, ..
 
 QUANTISED_DTYPES: dict[Dtype, Scheme] = {
     "fp8": fp8_scheme("a scale per row", group=None, scale_bits=SCALE_BITS),
-    "int8": integer_scheme(8, None, has_zeros=False),
-    "int4": integer_scheme(4, INT4_GROUP, has_zeros=True),
+    "int8": integer_scheme(8, None, has_zero_points=False),
+    "int4": integer_scheme(4, INT4_GROUP, has_zero_points=True),
 }
-"""What `--dtype` means for the layers' matrices."""
+"""Schemes of the layers' matrices by `--dtype`."""

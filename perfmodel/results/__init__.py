@@ -1,1 +1,1 @@
-"""Records that commands write: plans, portfolios, reports, residuals, validations."""
+"""Results of the commands as records and as text: plans, portfolios, reports, residuals, validations."""

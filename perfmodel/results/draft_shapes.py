@@ -1,4 +1,4 @@
-"""Draft shapes: how many tokens per round a draft of some shape or length needs to pay."""
+"""Draft shapes: the tokens per round that a draft of each shape or length needs to pay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DraftedTarget:
     weights: WeightFormat
     device: DeviceKey
     context_tokens: Tokens
-    """In the caches."""
+    """Tokens in the caches."""
     plain_token_s: Seconds
     """One token of plain decoding."""
 

@@ -1,4 +1,4 @@
-"""A plan: the configuration to run, what it is expected to do, and on what evidence."""
+"""A plan: the configuration to run, its predicted speed, and the evidence for both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ EvidenceLevel = Literal["roofline", "extrapolated", "fitted", "measured", "assum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is asked of the target."""
+    """The requests that the target serves."""
 
     batch: int
     prompt_tokens: Tokens
@@ -34,24 +34,24 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes on all devices together, at the end of the output."""
+    """Memory use of all devices together, at the end of the output."""
 
     target_weight_bytes: Bytes
     draft_weight_bytes: Bytes
     target_kv_bytes: Bytes
     draft_kv_bytes: Bytes
     capacity_bytes: Bytes | None
-    """None when the device's memory is not known."""
+    """None if the device's memory is unknown."""
 
     @property
     def total_bytes(self) -> Bytes:
-        """All of it."""
+        """Weights and caches of both models."""
         return self.target_weight_bytes + self.draft_weight_bytes + self.target_kv_bytes + self.draft_kv_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One thing a plan rests on: named by hash where it is a file, never copied."""
+    """One input of a plan. A file is identified by its hash and never copied."""
 
     role: EvidenceRole
     level: EvidenceLevel
@@ -61,7 +61,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One configuration and what is predicted of it."""
+    """One configuration and its prediction."""
 
     name: str
     """`plan`, `plain decoding`, `exit 6`, `paper thresholds` …"""
@@ -74,82 +74,82 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPoint:
-    """What to draft with so many sequences at a time."""
+    """What to draft at one batch size."""
 
     batch: int
     exit_layer: int | None
-    """The one exit that always answers; None where speculation does not pay."""
+    """The only exit in use; None if speculation does not pay."""
     draft_tokens: Tokens
-    """0 where speculation does not pay."""
+    """Draft length; 0 if speculation does not pay."""
     speedup: float
-    """Over plain decoding of the same batch."""
+    """Relative to plain decoding of the same batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSchedule:
-    """Draft length by batch size at one context, as serving engines take it."""
+    """Draft length by batch size at one context length, as serving engines accept it."""
 
     context_tokens: Tokens
-    """In every sequence's cache."""
+    """Tokens in the cache of every sequence."""
     points: tuple[BatchPoint, ...]
-    """Batches of 1, 2, 4, … and `max_batch`, up to the first at which speculation does not pay."""
+    """Batch sizes 1, 2, 4, … and `max_batch`, up to the first at which speculation does not pay."""
     max_batch: int
-    """The largest batch that was priced: no larger than memory holds."""
+    """The largest batch size that was priced. It is at most what memory holds."""
     stops_at_batch: int | None
-    """The smallest batch at which speculation does not pay; None where it pays up to `max_batch`."""
+    """The smallest batch size at which speculation does not pay; None if it pays up to `max_batch`."""
     fitting_batch: int | None
-    """The most sequences whose caches fit beside the weights: memory ends here. None: the memory is not known."""
+    """The largest batch size whose caches fit in memory beside the weights; None if the memory is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overfitting:
-    """The speedup of a search on prompts it has seen and on others: geometric means of two halves, each searched in turn."""
+    """Speedups on searched and on other prompts: geometric means over two halves, each searched and scored on both."""
 
     seen_speedup: float
     unseen_speedup: float
 
     @property
     def lost_frac(self) -> Frac:
-        """How much less the same policies give on other prompts."""
+        """Share of the speedup that the same policies lose on other prompts."""
         return 1 - self.unseen_speedup / self.seen_speedup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan(Printable):
-    """What to run. `chosen.policy` is None when not speculating is best."""
+    """The configuration to run. `chosen.policy` is None if plain decoding is fastest."""
 
     target: ModelGeometry
     target_sha256: str | None
-    """Hash of the target's weights where they were profiled; None where only the geometry is known."""
+    """Hash of the target's weights; None if only the geometry is known."""
     draft: DraftGeometry
     draft_name: str
     draft_sha256: str | None
     tokenizer_sha256: str | None
     target_weights: WeightFormat
-    """How they are stored, and priced."""
+    """Format in which the weights are stored and priced."""
     draft_weights: WeightFormat
     device: DeviceKey
     draft_num_devices: int
-    """All of the devices where they share the draft, as they do a self-draft; 1 where the first has it whole."""
+    """Number of devices that share the draft: all of them, as for a self-draft, or 1 if the first holds the whole draft."""
     workload: Workload
     chosen: Candidate
     runners_up: tuple[Candidate, ...]
     frontier: tuple[FrontierPoint, ...]
-    """What a run may move along, from cautious to bold; none where acceptance is not traced."""
+    """Policies for `s2d-run --adapt`, from the shortest to the longest drafts; empty without a trace."""
     batch_schedules: tuple[BatchSchedule, ...]
-    """At two contexts; none where only single sequences were measured."""
+    """At two context lengths; empty if only single sequences were measured."""
     overfitting: Overfitting | None
-    """None where acceptance is not traced, or the prompts have no two halves."""
+    """None without a trace, or if the prompts have no two halves."""
     memory: Memory
     evidence: tuple[Evidence, ...]
     next_command: str
-    """The command that would replace the weakest evidence by a measurement."""
+    """The command that replaces the weakest evidence with a measurement."""
     notes: tuple[str, ...] = ()
-    """What `next_command` cannot do, and how to make a draft that is not public. A note with a command ends with it."""
+    """Limits of `next_command`, and how to train a draft that is not public. A command in a note stands at its end."""
 
     @property
     def has_assumed_head(self) -> bool:
-        """Whether the draft's head is reduced in thought only: there are no weights to measure or run."""
+        """Whether the draft has a reduced head that nobody has made yet, so that it can be neither measured nor run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
 
     @property

@@ -1,4 +1,4 @@
-"""One draft where it serves several targets, or one target's several workloads: a policy of each one's own, or one for all."""
+"""A portfolio: one draft for several targets or categories of prompts, with one policy each or one for all."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ CHOICES: tuple[Choice, ...] = ("own", "single", "common", "robust")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One target, or one category of prompts, under every choice."""
+    """One target, or one category of prompts, with every choice of policy."""
 
     name: str
     target: str
     device: DeviceKey
     num_prompts: int
     own: Candidate
-    """Searched for this part alone: what its plan says."""
+    """Searched for this part alone, as in its own plan."""
     single: Candidate
-    """The best exit alone at its best fixed length, chosen for this part; plain decoding where no exit has a price."""
+    """The fastest single exit with the fastest fixed length for this part; plain decoding if no exit has evidence."""
     common: Candidate
     robust: Candidate
     evidence: tuple[Evidence, ...]
 
     def chosen(self, choice: Choice) -> Candidate:
-        """What a choice comes to here."""
-        found: Candidate = getattr(self, choice)
-        return found
+        """The candidate of one choice."""
+        candidate: Candidate = getattr(self, choice)
+        return candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """Geometric means of speedups, over the parts, on prompts that the policies were not searched on."""
+    """Geometric means over the parts of the speedups on prompts that the search did not see."""
 
     own: float
     single: float
@@ -55,32 +55,32 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portfolio(Printable):
-    """What one draft does for all parts."""
+    """One draft for all parts."""
 
     of: Literal["targets", "categories"]
     draft: DraftGeometry
     parts: tuple[Part, ...]
     common: Policy | None
-    """Of the highest geometric mean over the parts; None is not to speculate."""
+    """The policy with the highest geometric mean over the parts; None is plain decoding."""
     robust: Policy | None
-    """Of the highest worst speedup over the parts."""
+    """The policy whose smallest speedup over the parts is highest; None is plain decoding."""
     held_out: HeldOut | None
-    """Searched on one half of the prompts and scored on the other, both ways; None where a half would be empty."""
+    """Each half of the prompts is searched and the other scored; None if a half is empty."""
     nested_draft_bytes: Bytes
-    """Weights of the one draft."""
+    """Weights of this draft."""
     single_drafts_bytes: Bytes
-    """Weights of a draft of its own for every different exit chosen alone."""
+    """Weights of separate drafts, one for each different exit among the `single` choices."""
     next_command: str
     """The command that plans for the first part alone."""
     notes: tuple[str, ...] = ()
-    """How to make a draft that is not public."""
+    """How to train a draft that is not public."""
 
     def mean_speedup(self, choice: Choice) -> float:
-        """Geometric mean over the parts."""
+        """Geometric mean of the speedups over the parts."""
         return math.exp(_mean(math.log(part.chosen(choice).speedup.speedup.value) for part in self.parts))
 
     def worst_speedup(self, choice: Choice) -> float:
-        """The smallest over the parts."""
+        """The smallest speedup over the parts."""
         return min(part.chosen(choice).speedup.speedup.value for part in self.parts)
 
     @property
@@ -109,8 +109,8 @@ class Portfolio(Printable):
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return math.fsum(found) / len(found)
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)
 
 
 PORTFOLIO_FILE = FileFormat(

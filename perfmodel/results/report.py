@@ -1,4 +1,4 @@
-"""A run report: what executing a plan really did."""
+"""A run report: the measured execution of a plan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from perfmodel.results.plan import Candidate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRun:
-    """One prompt under one arm."""
+    """One prompt in one arm."""
 
     name: str
     category: str
@@ -28,7 +28,7 @@ class PromptRun:
     rounds: RoundStats
     prefill_s: Seconds
     decode_s: Seconds
-    """Wall time of the rounds, pauses of the process (`perfmodel.passes.pauses`) not counted; the arm's samples hold them."""
+    """Wall time of the rounds without pauses of the process (`perfmodel.passes.pauses`), which the arm's samples include."""
     distinct_6gram_frac: float
 
 
@@ -37,7 +37,7 @@ class Arm:
     """One configuration over all prompts."""
 
     policy: Policy | None
-    """The plan's, where the run moved along its frontier."""
+    """The plan's policy, also in an adaptive run."""
     runs: tuple[PromptRun, ...]
     samples: PassSamples
 
@@ -50,23 +50,23 @@ class Divergence:
     position: int
     """Zero-based among the emitted tokens."""
     gap: float
-    """Target logit of its own choice minus that of the emitted token, teacher-forced; near 0 is a near-tie."""
+    """The target's largest logit minus the logit of the emitted token, teacher-forced. Near 0, the two are almost tied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """The comparison with the plain target, token by token."""
+    """The token-by-token comparison with plain decoding."""
 
     num_prompts: int
     num_equal: int
     worst_gap: float
-    """Largest gap over every emitted token: 0 when each is the argmax of the target's teacher-forced logits."""
+    """Largest gap over all emitted tokens: 0 if each is the argmax of the target's teacher-forced logits."""
     divergences: tuple[Divergence, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyShare:
-    """What one policy did of a run that moved along its plan's frontier."""
+    """The part of an adaptive run that used one policy."""
 
     policy: Policy | None
     num_rounds: int
@@ -76,17 +76,17 @@ class PolicyShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adaptation:
-    """How a run moved along its plan's frontier."""
+    """Policies that an adaptive run used."""
 
     num_switches: int
-    """Rounds that followed another policy than the round before, of the text before where it was a text's first."""
+    """Rounds whose policy differs from that of the previous round, which may belong to the previous prompt."""
     shares: tuple[PolicyShare, ...]
-    """By policy, from cautious to bold; those that never ran too."""
+    """In the order of the plan's frontier, including policies that were never used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport(Printable):
-    """A plan's execution beside plain decoding of the same prompts."""
+    """The execution of a plan, and plain decoding of the same prompts."""
 
     plan_sha256: str | None
     target: ModelGeometry
@@ -98,16 +98,16 @@ class RunReport(Printable):
     max_new_tokens: Tokens
     plan_arm: Arm
     plain_arm: Arm | None
-    """None when plain decoding was not run."""
+    """None if plain decoding was not run."""
     measured: Speedup | None
     """None without the plain arm."""
     check: Check | None
     adaptation: Adaptation | None
-    """None when the plan's policy ran throughout."""
+    """None if the plan's policy was used throughout."""
     waited_frac: Frac | None = None
-    """Share of the run during which other programs had the processor; None where unknown."""
+    """Share of the run in which it waited for a processor that other programs used; None if unknown."""
     predicted: Candidate | None = None
-    """What the plan predicted; None where no plan was run."""
+    """The plan's prediction; None without a plan."""
 
     @property
     def inputs(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Residuals: predicted minus measured, split into what acceptance explains and what latency explains."""
+"""Residuals: predicted minus measured, split into an error of acceptance and an error of latency."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from perfmodel.passes.device_key import DeviceKey
 from perfmodel.passes.passes import PassKind
 
 Pricing = Literal["evidence", "plan"]
-"""How measured rounds were priced: shape by shape by the plan's latency evidence, or by its mean seconds per pass of a kind."""
+"""How the measured rounds were priced: each pass shape by the plan's latency evidence, or each kind of pass by its mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassResidual:
-    """All passes of a kind in one arm: their predicted and their measured seconds."""
+    """Predicted and measured seconds of all passes of one kind in one arm."""
 
     arm: Literal["plan", "plain"]
     kind: PassKind
@@ -33,16 +33,17 @@ class PassResidual:
 
     @property
     def error_frac(self) -> Frac:
-        """Of the measured seconds; above 0 where the prediction was too slow."""
+        """Error as a fraction of the measured seconds; positive if the prediction was too slow."""
         return (self.predicted_s - self.measured_s) / self.measured_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residuals(Printable):
-    """A plan held against what it did.
+    """The comparison of a plan with its measured run.
 
-    With S predicted, M measured and X the measured rounds priced as the plan prices: S - M = (S - X) + (X - M). The first
-    difference is due to the rounds alone, the second to the seconds alone; both are given as fractions of M.
+    S is the predicted speedup, M the measured one, and X that of the measured rounds at the plan's prices. Then
+    S - M = (S - X) + (X - M). The first difference comes from the rounds alone, the second from the seconds alone. Both are
+    given as fractions of M.
     """
 
     plan_sha256: str
@@ -53,7 +54,7 @@ class Residuals(Printable):
     measured_prompts: int
     predicted_speedup: float
     repriced_speedup: float
-    """X above."""
+    """X in the equation above."""
     measured_speedup: Interval
     predicted_tokens_per_round: float
     measured_tokens_per_round: float
@@ -61,21 +62,21 @@ class Residuals(Printable):
     measured_round_s: Seconds
     passes: tuple[PassResidual, ...]
     next_step: str
-    """What to measure again, or that nothing needs to be."""
+    """What to measure again, or a statement that nothing is needed."""
 
     @property
     def acceptance_error_frac(self) -> Frac:
-        """Error of the speedup because the rounds differ."""
+        """Error of the speedup from different rounds: (S - X) / M."""
         return (self.predicted_speedup - self.repriced_speedup) / self.measured_speedup.value
 
     @property
     def latency_error_frac(self) -> Frac:
-        """Error of the speedup because the same rounds took other seconds."""
+        """Error of the speedup from different seconds for the same rounds: (X - M) / M."""
         return (self.repriced_speedup - self.measured_speedup.value) / self.measured_speedup.value
 
     @property
     def total_error_frac(self) -> Frac:
-        """Error of the speedup: the sum of the two."""
+        """Error of the speedup: (S - M) / M, the sum of the two."""
         return (self.predicted_speedup - self.measured_speedup.value) / self.measured_speedup.value
 
     @property

@@ -1,4 +1,4 @@
-"""A validation: what the latency law says of speeds that others published."""
+"""A validation: the latency law compared with published speeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class PublishedPoint:
     device: str
     num_devices: int
     weights: str
-    """How they were stored: a dtype, or the format of whoever published it."""
+    """How the weights were stored: a dtype, or the publisher's own format."""
     engine: EngineMode
     context_tokens: Tokens
     role: PointRole
-    """`used`: the device's row took a number from it, so that it proves nothing."""
+    """`used`: a number of the device's row was derived from this point, so it is no evidence for the law."""
     note: str
     source: str
     published_tokens_per_s: TokensPerS
@@ -39,28 +39,28 @@ class PublishedPoint:
 
     @property
     def interval(self) -> Interval:
-        """Of the predicted tokens per second."""
+        """Interval of the predicted tokens per second."""
         return ratio_interval(self.predicted_tokens_per_s, below=self.interval_frac, above=self.interval_frac)
 
     @property
     def is_covered(self) -> bool:
-        """Whether the published speed lies within the interval of the predicted one."""
+        """Whether the published speed lies in the interval of the prediction."""
         return self.interval.low <= self.published_tokens_per_s <= self.interval.high
 
     @property
     def bound_error_frac(self) -> Frac:
-        """Of the seconds at the lower bound over the published ones, less one."""
+        """Seconds at the lower bound over published seconds, minus 1."""
         return self.published_tokens_per_s / self.bound_tokens_per_s - 1
 
     @property
     def error_frac(self) -> Frac:
-        """Of the predicted seconds over the published ones, less one."""
+        """Predicted seconds over published seconds, minus 1."""
         return self.published_tokens_per_s / self.predicted_tokens_per_s - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedSpeedup:
-    """One policy of S2D's own table, as published and as predicted from its published accepted tokens."""
+    """One policy of the S2D paper's table: its published speedup, and the prediction from its published accepted tokens."""
 
     target: str
     policy: str
@@ -70,13 +70,13 @@ class PublishedSpeedup:
 
     @property
     def error_frac(self) -> Frac:
-        """Predicted over published, less one."""
+        """Predicted over published speedup, minus 1."""
         return self.predicted / self.published - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """S2D's table, had it been taken on some device in some engine mode: neither was published."""
+    """The S2D paper's table predicted for one device and engine mode. The paper states neither."""
 
     device: str
     engine: EngineMode
@@ -84,8 +84,8 @@ class Explanation:
 
     @property
     def mean_abs_error_frac(self) -> Frac:
-        """How badly that explains the table."""
-        return sum(abs(one.error_frac) for one in self.speedups) / len(self.speedups)
+        """Mean absolute error over the rows of the table."""
+        return sum(abs(speedup.error_frac) for speedup in self.speedups) / len(self.speedups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,22 +97,22 @@ class DeviceError:
     num_points: int
     mape_frac: Frac
     mean_error_frac: Frac
-    """Signed: below 0, predictions are too fast."""
+    """Signed: negative if predictions are too fast."""
     covered_frac: Frac
     """Share of the points within their 90 % interval."""
     bound_mean_error_frac: Frac
-    """What a pure roofline errs by, signed."""
+    """Signed error of a pure roofline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation(Printable):
-    """All that others published, predicted."""
+    """All published speeds with their predictions."""
 
     points: tuple[PublishedPoint, ...]
     devices: tuple[DeviceError, ...]
     """Devices and engine modes with held-out points."""
     explanations: tuple[Explanation, ...]
-    """Best first."""
+    """Smallest error first."""
 
     def blocks(self, *, explain: bool = False) -> Sequence[Block]:
         """The answer of `s2d-plan validate` as blocks of text."""

@@ -1,1 +1,1 @@
-"""Acceptance traces, recorded along the target's own text."""
+"""Record acceptance traces along the target's own text."""

@@ -1,8 +1,8 @@
-"""Walk the target's own text and ask every exit of the draft what it would have said: prompts in, Trace out.
+"""Record a trace: the target writes, and every exit of the draft predicts each token of its text.
 
-The plain target writes; one teacher-forced pass of the draft over prompt and text answers for every position at once.
-Position t of the sequence is said by the logits after token t - 1, with the noise of position t. Behind some of its own
-mistakes the draft is asked once more: `profiler.acceptance.record_off_path`.
+One teacher-forced pass of the draft over prompt and text gives the predictions for all positions at once. The prediction for
+position t uses the logits after token t - 1 and the noise of position t. After some of its own mistakes the draft continues off
+the target's path: `profiler.acceptance.record_off_path`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from s2d.decoding.verify import make_verifier
 from s2d.model.choose_tokens import probabilities, sample_indices
 from s2d.model.finite import check_logits, naming_prompt
 
-_Refused = Callable[[Sequence[tuple[int, int]]], list[int]]
-"""Steps and exits to the tokens that are refused there."""
+_RefusedTokens = Callable[[Sequence[tuple[int, int]]], list[int]]
+"""Maps steps and exits to their refused tokens."""
 _COLUMNS = ("accept_prob", "confidence", "draft_token", "target_token")
 SAVE_EVERY_S: Seconds = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PromptTrace:
-    """One prompt's positions: N emitted tokens, E exits."""
+    """The trace of one prompt: N emitted tokens, E exits."""
 
     prompt: TracedPrompt
     confidence: NDArray[np.float32]  # [N, E]
@@ -51,19 +51,19 @@ class PromptTrace:
     target_token: NDArray[np.int32]  # [N]
     accept_prob: NDArray[np.float32]  # [N, E]
     off_path: OffPath
-    """Its positions are those of this prompt."""
+    """Its positions are relative to this prompt's first emitted token."""
 
 
 class ExitRecorder:
-    """Asks every exit of a pair's draft about the target's own text.
+    """Traces prompts: every exit of the draft predicts each token of the target's own text.
 
     Args:
         pair: target and draft.
-        session: of the pair, for the plain target's text.
-        sampling: how the target picks its tokens, and the draft with it.
+        session: decodes the text of the plain target.
+        sampling: how target and draft choose tokens.
         confidence: the kind of confidence to record.
-        max_new_tokens: to write after every prompt.
-        num_mistakes: in every text, behind which the draft is asked once more.
+        max_new_tokens: the maximum number of tokens after each prompt.
+        num_mistakes: mistakes per text after which the draft continues off the target's path.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class ExitRecorder:
         self._confidence = confidence
         self._max_new_tokens = max_new_tokens
         self._num_mistakes = num_mistakes
-        # One table for the target's text, for whole texts and for what is recorded behind mistakes.
+        # One table serves the target's text, the teacher-forced pass and the tokens off the path.
         self._noise = session.noise(sampling)
 
     @property
     def header(self) -> TraceHeader:
-        """What the trace is of, its prompts still missing."""
+        """The header of the trace, without prompts."""
         pair = self._pair
         return TraceHeader(
             draft_kind=pair.geometry.kind,
@@ -104,10 +104,10 @@ class ExitRecorder:
         )
 
     def trace(self, prompt: EncodedPrompt) -> PromptTrace:
-        """Let the target write after one prompt, then ask.
+        """Let the target write after one prompt, then let every exit predict its text.
 
         Raises:
-            NotFinite: logits of the target or the draft are not finite; names the prompt.
+            NotFinite: logits of the target or the draft are not finite; the message names the prompt.
         """
         with naming_prompt(prompt.name):
             return self._trace(prompt)
@@ -145,22 +145,24 @@ class ExitRecorder:
             off_path=self._off_path(prompt, list(forced.text), accepted.numpy(), refused),
         )
 
-    def _off_path(self, prompt: EncodedPrompt, text: list[int], accept_prob: NDArray[np.float32], refused: _Refused) -> OffPath:
-        """What is said behind some of the mistakes in a text.
+    def _off_path(
+        self, prompt: EncodedPrompt, text: list[int], accept_prob: NDArray[np.float32], refused: _RefusedTokens
+    ) -> OffPath:
+        """Confidences of all exits after some of the mistakes in a text.
 
         Args:
-            prompt: that it begins with.
-            text: prompt and what was written.
+            prompt: the start of the text.
+            text: the prompt and the tokens after it.
             accept_prob: [N, E].
-            refused: the refused tokens at some steps and exits.
+            refused: maps steps and exits to their refused tokens.
         """
         if not self._num_mistakes:
             return OffPath.empty(accept_prob.shape[1])
         verifier = make_verifier(self._sampling, self._confidence, self._pair.device, self._noise)
-        places = draw_mistakes(accept_prob, prompt.name, self._num_mistakes)
+        positions = draw_mistakes(accept_prob, prompt.name, self._num_mistakes)
         mistakes = [
-            Mistake(step=step, exit=number, token=token)
-            for (step, number), token in zip(places, refused(places) if places else [], strict=True)
+            Mistake(step=step, exit=exit_id, token=token)
+            for (step, exit_id), token in zip(positions, refused(positions) if positions else [], strict=True)
         ]
         return record_off_path(self._pair, verifier, text, len(prompt.token_ids), mistakes)
 
@@ -177,27 +179,27 @@ def _overlap(p: Tensor, q: Tensor) -> Tensor:
     return torch.minimum(p, q).sum(-1).clamp(0, 1)
 
 
-def _refused_choices(tokens: Tensor, places: Sequence[tuple[int, int]]) -> list[int]:
-    """Tokens that the exits choose at some steps and exits: of [N, E]."""
-    return [int(tokens[step, number]) for step, number in places]
+def _refused_choices(tokens: Tensor, positions: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens that exits chose, by step and exit: from [N, E]."""
+    return [int(tokens[step, exit_id]) for step, exit_id in positions]
 
 
-def _refused_samples(p: Tensor, qs: Sequence[Tensor], seed: int, places: Sequence[tuple[int, int]]) -> list[int]:
+def _refused_samples(p: Tensor, qs: Sequence[Tensor], seed: int, positions: Sequence[tuple[int, int]]) -> list[int]:
     """Samples of exits that the ratio test refuses, drawn from max(q - p, 0).
 
     Args:
-        p: the target's distributions, [N, V].
-        qs: those of the exits, E of [N, V].
+        p: distributions of the target, [N, V].
+        qs: distributions of the exits, E of [N, V].
         seed: of the draws.
-        places: steps and exits, at least one.
+        positions: steps and exits, at least one.
     """
-    excess = torch.stack([(qs[number][step] - p[step]).clamp_(min=0) for step, number in places])  # [places, V]
-    uniform = torch.rand(len(places), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    excess = torch.stack([(qs[exit_id][step] - p[step]).clamp_(min=0) for step, exit_id in positions])  # [positions, V]
+    uniform = torch.rand(len(positions), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return sample_indices(excess, uniform.to(excess.device)).tolist()
 
 
 def empty_trace(header: TraceHeader) -> Trace:
-    """A trace of no prompts."""
+    """A trace without prompts."""
     exits = len(header.exit_layers)
     return Trace(
         header=replace(header, prompts=()),
@@ -211,53 +213,55 @@ def empty_trace(header: TraceHeader) -> Trace:
 
 def extended(trace: Trace, traced: Sequence[PromptTrace]) -> Trace:
     """A trace with more prompts at its end."""
-    columns = {name: np.concatenate([getattr(trace, name), *(getattr(one, name) for one in traced)]) for name in _COLUMNS}
-    prompts = (*trace.header.prompts, *(one.prompt for one in traced))
-    starts = np.cumsum([len(trace.target_token), *(len(one.target_token) for one in traced)], dtype=np.int32)
-    positions = [one.off_path.position + start for one, start in zip(traced, starts[:-1], strict=True)]
+    parts: list[Trace | PromptTrace] = [trace, *traced]
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    prompts = (*trace.header.prompts, *(part.prompt for part in traced))
+    starts = np.cumsum([0, *(len(part.target_token) for part in parts)], dtype=np.int32)[1:-1]
+    positions = [part.off_path.position + start for part, start in zip(traced, starts, strict=True)]
     off_path = OffPath(
         position=np.concatenate([trace.off_path.position, *positions]),
-        exit=np.concatenate([trace.off_path.exit, *(one.off_path.exit for one in traced)]),
-        confidence=np.concatenate([trace.off_path.confidence, *(one.off_path.confidence for one in traced)]),
+        exit=np.concatenate([part.off_path.exit for part in parts]),
+        confidence=np.concatenate([part.off_path.confidence for part in parts]),
     )
     return Trace(header=replace(trace.header, prompts=prompts), **columns, off_path=off_path)
 
 
-def check_resumable(path: PathLike, kept: TraceHeader, wanted: TraceHeader, prompts: Sequence[EncodedPrompt]) -> None:
-    """Refuse to go on with a trace of other models, settings or prompts.
+def check_resumable(path: PathLike, kept: TraceHeader, requested: TraceHeader, prompts: Sequence[EncodedPrompt]) -> None:
+    """Refuse to continue a trace of other models, settings or prompts.
 
     Args:
-        path: where the kept trace is.
+        path: the unfinished trace.
         kept: its header.
-        wanted: the header of what is being recorded; its prompts do not matter.
-        prompts: to record, in order; the kept ones must be the first of them, as long as they were (a chat is longer).
+        requested: the header of this recording; its prompts do not matter.
+        prompts: to record, in order. Those of the unfinished trace must come first and have the same lengths, as a chat
+            template makes a prompt longer.
+
+    Raises:
+        Mismatch: the unfinished trace differs.
     """
     done = [(prompt.name, prompt.prompt_tokens) for prompt in kept.prompts]
-    was, now = _differing(kept, wanted)
+    made_for, given = _differing(kept, requested)
     if done != [(prompt.name, len(prompt.token_ids)) for prompt in prompts[: len(done)]]:
-        was.append(f"{len(done)} other prompts")
-        now.append(f"the {len(prompts)} of this run")
-    if was:
+        made_for.append(f"{len(done)} other prompts")
+        given.append(f"the {len(prompts)} of this run")
+    if made_for:
         raise Mismatch(
             f"the unfinished trace {str(path)!r}",
-            made_for=", ".join(was),
-            given=", ".join(now),
-            fix="Repeat the command that began it to go on, or delete it, or give another folder with -o",
+            made_for=", ".join(made_for),
+            given=", ".join(given),
+            fix="Repeat the original command to continue, or delete it, or give another folder with -o",
         )
 
 
-def _differing(kept: TraceHeader, wanted: TraceHeader) -> tuple[list[str], list[str]]:
-    """What two headers differ in besides their prompts: as it is in the one, and as it is in the other."""
-    different = [
-        field.name
-        for field in fields(TraceHeader)
-        if field.name != "prompts" and getattr(kept, field.name) != getattr(wanted, field.name)
-    ]
-    return [_named(kept, name) for name in different], [_named(wanted, name) for name in different]
+def _differing(kept: TraceHeader, requested: TraceHeader) -> tuple[list[str], list[str]]:
+    """The fields that differ between two headers, as text for each header. Prompts are left out."""
+    names = [field.name for field in fields(TraceHeader) if getattr(kept, field.name) != getattr(requested, field.name)]
+    shown = [name for name in names if name != "prompts"]
+    return [_field_text(kept, name) for name in shown], [_field_text(requested, name) for name in shown]
 
 
-def _named(header: TraceHeader, name: str) -> str:
-    """One field of a header in words."""
+def _field_text(header: TraceHeader, name: str) -> str:
+    """A field of a header as text."""
     value = getattr(header, name)
     match value:
         case tuple():
@@ -280,22 +284,22 @@ def record_acceptance(
     on_prompt: Callable[[TracedPrompt], None] = lambda prompt: None,
     clock: Callable[[], Seconds] = time.perf_counter,
 ) -> Trace:
-    """Trace prompt after prompt, saving now and then, and before Ctrl-C goes on its way.
+    """Trace all prompts. Saves the trace periodically and at Ctrl-C.
 
     Args:
-        trace_one: traces the prompt of a zero-based number.
-        num_prompts: how many there are.
-        trace: what was traced before: its prompts are not traced again.
-        save: keeps a trace that is not finished.
-        on_prompt: told of every prompt when it is done.
+        trace_one: traces the prompt with a zero-based index.
+        num_prompts: the number of prompts.
+        trace: an earlier, unfinished trace; its prompts are not traced again.
+        save: saves an unfinished trace.
+        on_prompt: called after each prompt.
         clock: a monotonic clock in seconds.
     """
     fresh: list[PromptTrace] = []
     first = len(trace.header.prompts)
     saved_s = clock()
     try:
-        for number in range(first, num_prompts):
-            fresh.append(trace_one(number))
+        for index in range(first, num_prompts):
+            fresh.append(trace_one(index))
             on_prompt(fresh[-1].prompt)
             if clock() - saved_s >= SAVE_EVERY_S:
                 save_or_warn(partial(save, extended(trace, fresh)))

@@ -1,8 +1,8 @@
-"""Let the draft go on after some of its mistakes, and ask every exit what it says there: the second, small trace.
+"""Record confidences off the target's path: after some of its mistakes the draft continues.
 
-The whole text goes through the draft once. Then, from the last mistake to the first, what comes after is forgotten, the
-mistaken token takes its place, and the draft goes on from it token by token, as the exit that made the mistake chooses; all
-exits are asked at each.
+First the whole text passes through the draft. Then, from the last mistake to the first, the cache is cropped before the
+mistake, the mistaken token is inserted, and the exit that made the mistake drafts on from it, token by token. All exits predict
+each of these tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from s2d.decoding.verify import Verifier
 from s2d.model.finite import check_confidence
 
 TOKENS_PER_MISTAKE: Tokens = 8
-"""As long as drafts are, mostly."""
+"""The length of most drafts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,25 +37,25 @@ class Mistake:
 
 
 def prompt_seed(prompt_name: str) -> int:
-    """What is recorded of a prompt does not depend on the prompts beside it."""
+    """The seed of a prompt's draws. It depends on the name only, so other prompts do not change the recording."""
     return zlib.crc32(prompt_name.encode())
 
 
-def draw_mistakes(accept_prob: NDArray[np.float32], name: str, most: int) -> list[tuple[int, int]]:
-    """Steps and exits of some of a prompt's mistakes, at most one a step: as likely as the token is refused.
+def draw_mistakes(accept_prob: NDArray[np.float32], name: str, max_mistakes: int) -> list[tuple[int, int]]:
+    """Draw steps and exits of mistakes, at most one per step, with the probability that the token is refused.
 
     Args:
         accept_prob: [N, E].
-        name: of the prompt.
-        most: of the mistakes.
+        name: the prompt's name.
+        max_mistakes: the maximum number of mistakes.
     """
-    refused = 1 - accept_prob[:-1].astype(np.float64)  # behind the last token nothing was written to compare with
+    refused = 1 - accept_prob[:-1].astype(np.float64)  # after the last token there is no text to compare with
     rng = np.random.default_rng(prompt_seed(name))
     by_step = refused.sum(axis=1)
-    number = min(most, int(np.count_nonzero(by_step)))
-    if not number:
+    num_mistakes = min(max_mistakes, int(np.count_nonzero(by_step)))
+    if not num_mistakes:
         return []
-    steps = np.sort(rng.choice(len(by_step), number, replace=False, p=by_step / by_step.sum()))
+    steps = np.sort(rng.choice(len(by_step), num_mistakes, replace=False, p=by_step / by_step.sum()))
     return [(step, int(rng.choice(refused.shape[1], p=refused[step] / by_step[step]))) for step in steps.tolist()]
 
 
@@ -63,21 +63,21 @@ def draw_mistakes(accept_prob: NDArray[np.float32], name: str, most: int) -> lis
 def record_off_path(
     pair: Pair, verifier: Verifier, text: Sequence[int], prompt_tokens: Tokens, mistakes: Sequence[Mistake]
 ) -> OffPath:
-    """What all exits say behind some mistakes; positions are steps of the written text.
+    """Predictions of all exits after some mistakes. Positions are steps of the written text.
 
     Args:
-        pair: whose draft.
-        verifier: how an exit answers.
-        text: prompt and what was written after it.
-        prompt_tokens: of it.
-        mistakes: in it, by rising steps.
+        pair: the models.
+        verifier: chooses the tokens of an exit.
+        text: the prompt and the tokens written after it.
+        prompt_tokens: the length of the prompt.
+        mistakes: mistakes in the text, in ascending order of their steps.
     """
     verifier.start(prompt_tokens, len(text))
     draft = pair.draft.decoder
     cache = draft.new_cache(pair.geometry.exit_layers, len(text))
     ladder = Ladder(draft, cache, 0)
 
-    def said_after(tokens: list[int]) -> Iterator[tuple[int, float]]:
+    def predictions_after(tokens: list[int]) -> Iterator[tuple[int, float]]:
         for segment in cache.segments:
             ladder.push((segment,), tokens, len(tokens))
             states = cache.states[segment.index][len(tokens) - 1 : len(tokens)]
@@ -87,20 +87,20 @@ def record_off_path(
     for segment in cache.segments:
         ladder.push((segment,), list(text), len(text) - 1)
     position: list[int] = []
-    number: list[int] = []
+    exit_id: list[int] = []
     confidence: list[list[float]] = []
     for mistake in reversed(mistakes):
         known = prompt_tokens + mistake.step
         cache.crop(known)
         tokens = [*text[:known], mistake.token]
         while len(tokens) < min(len(text), known + 1 + TOKENS_PER_MISTAKE) and tokens[-1] != pair.eos_token_id:
-            answers = list(said_after(tokens))
+            predictions = list(predictions_after(tokens))
             position.append(len(tokens) - prompt_tokens)
-            number.append(mistake.exit)
-            confidence.append([sure for _, sure in answers])
-            tokens.append(answers[mistake.exit][0])
+            exit_id.append(mistake.exit)
+            confidence.append([value for _, value in predictions])
+            tokens.append(predictions[mistake.exit][0])
     return OffPath(
         position=np.array(position, np.int32),
-        exit=np.array(number, np.int32),
+        exit=np.array(exit_id, np.int32),
         confidence=np.array(confidence, np.float32).reshape(-1, len(cache.segments)).clip(0, 1),
     )

@@ -1,1 +1,1 @@
-"""The command `s2d-profile`: its flags, inputs, steps and output."""
+"""The command line of `s2d-profile`."""

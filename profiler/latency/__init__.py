@@ -1,1 +1,1 @@
-"""Pass times, measured inside the running loop."""
+"""Measure pass times, inside the decoding loop and for the latency law."""

@@ -1,9 +1,8 @@
-"""Seconds of every pass, taken inside the running loop: real rounds over a grid of policies, plain decoding between them.
+"""Time all passes inside the decoding loop: real rounds over a grid of policies, with plain decoding between them.
 
-Each run takes one policy and one place in one text, and decodes an output's length twice from there: speculating and
-plainly, in random order. So both kinds of passes are spread over the same stretch of time, and a clock that drifts
-divides out of the speedup. The first run of all is warm-up and dropped; the cold rounds after each prompt are kept, as
-every real output has them too.
+Each run takes one policy and one position in a text, and decodes the length of an output twice from there: with the draft and
+plainly, in random order. So both kinds of passes cover the same period, and clock drift cancels in the speedup. The very first
+run is a warm-up and is dropped. The cold rounds after each prompt are kept, as every real output has them too.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from profiler.latency.pass_grid import RUN_TOKENS, PassKey, ProfilingRun
 from profiler.latency.pass_log import PassLog, missing_passes
 
 Decode = Callable[[Policy | None, Sequence[int], Tokens], PassSamples]
-"""Runs the runtime on token ids for so many new tokens, under a policy or plainly, and returns every pass it made."""
+"""Decodes new tokens after the given ones, under a policy or plainly, and returns all passes."""
 
 ENOUGH_SAMPLES = 200
-"""Samples after which a pass needs no more runs; common passes get hundreds."""
+"""A pass with this many samples needs no more runs. Common passes get hundreds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """A prompt and what the target wrote after it: runs start anywhere between, so that the context varies."""
+    """A prompt and the target's text after it. Runs start anywhere in that text, which varies the context length."""
 
     token_ids: tuple[int, ...]
     prompt_tokens: Tokens
@@ -38,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """How much of what a plan needs was measured."""
+    """How many of the needed passes have been measured."""
 
     all_taken: bool
     """Whether every run of the grid was taken."""
@@ -47,40 +46,40 @@ class Coverage:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to measure but more of the same."""
+        """Whether further runs would only add samples of covered passes."""
         return self.all_taken and not self.num_missing
 
 
 class ProfilingRuns:
-    """Chooses the next run of the grid: each once, then whichever adds most to what is still lacking.
+    """Chooses the next run of the grid: each run once, then the one that adds most samples of missing passes.
 
-    The first time those of one text come first, as they alone make long backlogs, the others in random order.
+    Runs with a fixed text come first, because only they make long backlogs. The others follow in random order.
     """
 
     def __init__(self, grid: Sequence[ProfilingRun], rng: np.random.Generator) -> None:
         self._rng = rng
-        shuffled = [int(place) for place in rng.permutation(len(grid))]
-        self._unseen = sorted(shuffled, key=lambda place: grid[place].text is not None)
-        self._made: defaultdict[int, Counter[PassKey]] = defaultdict(Counter)
+        shuffled = [int(index) for index in rng.permutation(len(grid))]
+        self._untaken = sorted(shuffled, key=lambda index: grid[index].text is not None)
+        self._passes: defaultdict[int, Counter[PassKey]] = defaultdict(Counter)
         self._num_runs = Counter(range(len(grid)))
 
     @property
     def all_taken(self) -> bool:
         """Whether every run was taken."""
-        return not self._unseen
+        return not self._untaken
 
-    def next(self, lacking: Collection[PassKey]) -> int:
-        """The place in the grid of the run to take now."""
-        if self._unseen:
-            return self._unseen.pop()
-        gains = {place: sum(self._made[place][key] for key in lacking) / runs for place, runs in self._num_runs.items()}
-        best = [place for place, gain in gains.items() if gain == max(gains.values())]
+    def next(self, missing: Collection[PassKey]) -> int:
+        """The index in the grid of the next run."""
+        if self._untaken:
+            return self._untaken.pop()
+        gains = {index: sum(self._passes[index][key] for key in missing) / runs for index, runs in self._num_runs.items()}
+        best = [index for index, gain in gains.items() if gain == max(gains.values())]
         return int(self._rng.choice(best))
 
-    def made(self, place: int, passes: Counter[PassKey]) -> None:
-        """Note which passes a run made."""
-        self._made[place].update(passes)
-        self._num_runs[place] += 1
+    def record(self, index: int, passes: Counter[PassKey]) -> None:
+        """Record the passes of a run."""
+        self._passes[index].update(passes)
+        self._num_runs[index] += 1
 
 
 def take_runs(
@@ -93,24 +92,24 @@ def take_runs(
     log: PassLog,
     rng: np.random.Generator,
 ) -> Iterator[Coverage]:
-    """Without end, say what the log covers and add a run's passes to it; a warm-up run, not kept, comes before.
+    """An endless iterator: yields the coverage of the log, then adds the passes of a run. Starts with a warm-up run.
 
     Args:
         decode: the runtime.
         grid: the runs to take.
-        texts: what to decode.
-        needed: the passes that must be covered.
-        enough_samples: of each.
-        log: may hold passes measured before; it is complete after every run, so that Ctrl-C loses one run at most.
-        rng: of order and places.
+        texts: the texts to decode.
+        needed: the passes to cover.
+        enough_samples: samples that a pass needs.
+        log: receives the passes, and may hold earlier ones. It is complete after each run, so Ctrl-C loses at most one run.
+        rng: draws the order and the positions.
     """
     _take_run(decode, grid[-1], texts, PassLog(), rng)
     runs = ProfilingRuns(grid, rng)
     while True:
-        lacking = missing_passes(log, needed, enough_samples)
-        yield Coverage(all_taken=runs.all_taken, num_missing=len(lacking))
-        place = runs.next(lacking)
-        runs.made(place, _take_run(decode, grid[place], texts, log, rng))
+        missing = missing_passes(log, needed, enough_samples)
+        yield Coverage(all_taken=runs.all_taken, num_missing=len(missing))
+        index = runs.next(missing)
+        runs.record(index, _take_run(decode, grid[index], texts, log, rng))
 
 
 def measure_latency(
@@ -120,12 +119,12 @@ def measure_latency(
     on_run: Callable[[Seconds, int], None] = lambda spent_s, num_missing: None,
     clock: Callable[[], Seconds] = time.perf_counter,
 ) -> None:
-    """Take runs until everything is covered, or the budget is spent.
+    """Take runs until all needed passes are covered or the budget is spent.
 
     Args:
-        runs: of `take_runs`.
-        budget_s: how long; the warm-up is not counted.
-        on_run: told before every run how long this has taken and how many needed passes still lack samples.
+        runs: from `take_runs`.
+        budget_s: the maximum duration without warm-up.
+        on_run: called before each run with the time spent and the number of needed passes with too few samples.
         clock: a monotonic clock in seconds.
     """
     start_s: Seconds | None = None
@@ -140,22 +139,22 @@ def measure_latency(
 def _take_run(
     decode: Decode, run: ProfilingRun, texts: Sequence[Text], log: PassLog, rng: np.random.Generator
 ) -> Counter[PassKey]:
-    """Decode twice from one place, speculating and plainly in random order; returns the passes of the former.
+    """Decode twice from one position, with the draft and plainly, in random order. Returns the number of passes with the draft.
 
-    Plainly never more than a usual run: a long one is there for its backlogs.
+    Plain decoding takes at most `RUN_TOKENS`, as long runs are only needed for their backlogs.
     """
     prompt_ids = _start(texts, run, rng)
-    made: Counter[PassKey] = Counter()
+    passes: Counter[PassKey] = Counter()
     for is_plain in rng.permutation([True, False]):
         if is_plain:
             log.add(decode(None, prompt_ids, min(run.new_tokens, RUN_TOKENS)))
         else:
-            made = log.add(decode(run.policy, prompt_ids, run.new_tokens))
-    return made
+            passes = log.add(decode(run.policy, prompt_ids, run.new_tokens))
+    return passes
 
 
 def _start(texts: Sequence[Text], run: ProfilingRun, rng: np.random.Generator) -> Sequence[int]:
-    """The prompt of the run's own text, or any text cut somewhere after its prompt, with room before its end."""
+    """The prompt of the run's text, or a random prefix of any text, with room for the run before its end."""
     if run.text is not None:
         text = texts[run.text]
         return text.token_ids[: text.prompt_tokens]

@@ -1,9 +1,9 @@
-"""Passes of small models with random weights, to fit the latency law to: many shapes, nobody's weights.
+"""Time small models with random weights in many shapes, to fit the latency law.
 
-The models take turns, so that a machine that drifts drifts for all of them. A turn of a model, at some rows behind some cached
-tokens, is a verification of the rows through all its layers, then the rows through its first half, an exit check, and the rows
-through its second half. The first turn of every visit finds the caches as another model left them and is dropped. What a
-round's bookkeeping takes does not depend on the model: it is taken from the running loop of the two smallest.
+The models are timed interleaved, so that drift of the machine affects all of them alike. One repeat of a model, with some rows
+after some cached tokens, is a verification of the rows through all layers, then the rows through the first half, an exit check,
+and the rows through the second half. The first repeat of each visit is dropped, because another model left the caches cold. The
+bookkeeping of a round does not depend on the model. It is measured in the decoding loop of the two smallest models.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from s2d.loading.load_model import LoadedModel, random_model
 from s2d.model.torch_device import device_key
 
 REPEATS_PER_VISIT = 4
-"""Of which the first is dropped."""
+"""Repeats per visit to a model, of which the first is dropped."""
 SWEEPS_PER_LOOP = 4
-"""Visits to all models between two looks at the running loop."""
+"""Sweeps over all models per measurement of the decoding loop."""
 LOOPED_MODELS = 2
-"""So many have rounds, so that one of them can tell the other's."""
+"""The number of models with rounds, so that the rounds of one can be predicted from the other."""
 LOOP_TOKENS: Tokens = 32
 GREEDY = Sampling(rule="greedy", temperature=0.0, top_k=None, top_p=None, seed=None)
 
@@ -46,10 +46,10 @@ OnSweep = Callable[[Seconds], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LawGrid:
-    """Which models are timed, and with every number of rows behind every number of cached tokens."""
+    """The models to time, and the rows and cached tokens of their passes."""
 
     shapes: tuple[tuple[int, int], ...]
-    """Layers and hidden size of every model."""
+    """The number of layers and the hidden size of each model."""
     rows: tuple[int, ...]
     cached_tokens: tuple[Tokens, ...]
     vocab_size: int
@@ -67,13 +67,13 @@ class LawGrid:
 
     @property
     def geometries(self) -> tuple[ModelGeometry, ...]:
-        """The models, the smallest first."""
+        """The models, smallest first."""
         by_size = sorted(set(self.shapes), key=lambda shape: shape[0] * shape[1] ** 2)
         return tuple(small_geometry(*shape, self.vocab_size, self.max_tokens) for shape in by_size)
 
     @property
     def max_tokens(self) -> Tokens:
-        """The longest text."""
+        """The length of the longest text."""
         return max(*self.cached_tokens, LOOP_TOKENS) + max(self.rows) + 1
 
 
@@ -81,7 +81,7 @@ HEAD_DIM = 64
 
 
 def small_geometry(num_layers: int, hidden_size: int, vocab_size: int, max_context_tokens: Tokens) -> ModelGeometry:
-    """A Llama of a given depth and width, its MLP two and a half times as wide."""
+    """A Llama of a given depth and width; its MLP is 2.5 times as wide."""
     return ModelGeometry(
         name=f"law-{num_layers}x{hidden_size}",
         num_layers=num_layers,
@@ -106,14 +106,15 @@ def law_models(
     kernels: Kernels = STANDARD_KERNELS,
     seed: int,
 ) -> tuple[LoadedModel, ...]:
-    """The grid's models, cut in the middle where they can be."""
+    """The models of the grid, each with an exit in the middle and at the end."""
     return tuple(
-        random_model(one, halves(one), dtype, device, engine=engine, kernels=kernels, seed=seed) for one in grid.geometries
+        random_model(geometry, half_exits(geometry), dtype, device, engine=engine, kernels=kernels, seed=seed)
+        for geometry in grid.geometries
     )
 
 
-def halves(geometry: ModelGeometry) -> tuple[int, ...]:
-    """Exits in the middle and at the end; of a single layer only the end."""
+def half_exits(geometry: ModelGeometry) -> tuple[int, ...]:
+    """Exits in the middle and at the end; a single layer has only the end."""
     return tuple(sorted({max(1, geometry.num_layers // 2), geometry.num_layers}))
 
 
@@ -127,39 +128,39 @@ def measure_law(
     on_sweep: OnSweep = lambda spent_s: None,
     clock: Callable[[], Seconds] = time.perf_counter,
 ) -> None:
-    """Time passes of all models into a log each, in sweeps over all of them, until the budget is spent; at least one sweep.
+    """Time passes of all models, in at least one sweep over all of them, until the budget is spent.
 
     Args:
-        models: of `law_models`, the smallest first.
+        models: from `law_models`, smallest first.
         grid: rows and cached tokens.
-        logs: one per model; may hold passes measured before, and are complete after every sweep.
-        budget_s: how long; the warm-up, every model at every number of rows once, is not counted.
-        rng: of order and shapes.
-        on_sweep: told after every sweep how long this has taken.
+        logs: one per model; may hold earlier passes, and are complete after each sweep.
+        budget_s: the duration without the warm-up, which runs each model once with each number of rows.
+        rng: draws the order and the shapes.
+        on_sweep: called after each sweep with the time spent.
         clock: a monotonic clock in seconds.
     """
     timed = [_TimedModel(model, grid, rng) for model in models]
-    for one in timed:
-        one.warm_up()
-    loops = [_Loop(model, grid) for model in models[:LOOPED_MODELS]]
+    for timed_model in timed:
+        timed_model.warm_up()
+    loops = [_DecodingLoop(model, grid) for model in models[:LOOPED_MODELS]]
     start_s = clock()
     for sweep in itertools.count():
-        found: list[list[PassSamples]] = [[] for _ in models]
-        for place in rng.permutation(len(models)):
-            found[place].extend(timed[place].visit())
+        samples: list[list[PassSamples]] = [[] for _ in models]
+        for index in rng.permutation(len(models)):
+            samples[index].extend(timed[index].visit())
         if sweep % SWEEPS_PER_LOOP == 0:
-            for turns, loop in zip(found, loops, strict=False):
-                turns.extend(loop.rounds())
-        for log, turns in zip(logs, found, strict=True):
-            for samples in turns:
-                log.add(samples)
+            for samples_of_model, loop in zip(samples, loops, strict=False):
+                samples_of_model.extend(loop.rounds())
+        for log, samples_of_model in zip(logs, samples, strict=True):
+            for repeat in samples_of_model:
+                log.add(repeat)
         on_sweep(clock() - start_s)
         if clock() - start_s >= budget_s:
             return
 
 
 class _TimedModel:
-    """One model, its caches, and how it is timed."""
+    """One model with its caches and clock."""
 
     def __init__(self, model: LoadedModel, grid: LawGrid, rng: np.random.Generator) -> None:
         self._decoder = model.decoder
@@ -175,19 +176,19 @@ class _TimedModel:
         self._clock = Clock(model.decoder.device)
 
     def warm_up(self) -> None:
-        """Every number of rows once."""
+        """Run each number of rows once."""
         for rows in self._grid.rows:
-            self._turn(rows, self._grid.cached_tokens[0])
+            self._repeat(rows, self._grid.cached_tokens[0])
 
     def visit(self) -> Iterator[PassSamples]:
-        """The passes of a few turns, each at rows and cached tokens of its own."""
-        for turn in range(REPEATS_PER_VISIT):
-            samples = self._turn(int(self._rng.choice(self._grid.rows)), int(self._rng.choice(self._grid.cached_tokens)))
-            if turn:
+        """The passes of a few repeats, each with random rows and cached tokens."""
+        for repeat in range(REPEATS_PER_VISIT):
+            samples = self._repeat(int(self._rng.choice(self._grid.rows)), int(self._rng.choice(self._grid.cached_tokens)))
+            if repeat:
                 yield samples
 
     @torch.inference_mode()
-    def _turn(self, rows: int, cached: Tokens) -> PassSamples:
+    def _repeat(self, rows: int, cached: Tokens) -> PassSamples:
         decoder, verifier, clock = self._decoder, self._verifier, self._clock
         self._whole.lengths = [cached]
         self._halves.lengths = [cached] * len(self._halves.segments)
@@ -206,22 +207,22 @@ class _TimedModel:
         return clock.samples()
 
 
-class _Loop:
-    """The running loop of one model that drafts for itself as if it were two."""
+class _DecodingLoop:
+    """The decoding loop of one model, which is both target and draft."""
 
     def __init__(self, model: LoadedModel, grid: LawGrid) -> None:
         self._session = Session(replace(model, exit_layers=()), model, grid.max_tokens)
         self._policies = [Policy(exits=(model.exit_layers[-1],), tokens=rows) for rows in grid.rows]
 
     def rounds(self) -> Iterator[PassSamples]:
-        """What rounds take beside their passes, plain ones and ones that draft."""
+        """The bookkeeping of rounds, plain ones and ones that draft."""
         for policy in (None, *self._policies):
             settings = Settings(policy=policy, sampling=GREEDY, max_new_tokens=LOOP_TOKENS, eos_token_id=None)
             yield self._session.generate([0], settings).samples.where(lambda sample: sample.kind == "round")
 
 
 def law_profiles(log: PassLog, model: LoadedModel, kernel_trials: tuple[KernelTrial, ...] = ()) -> dict[str, LatencyProfile]:
-    """One model's passes as a draft's and a target's profile, by the names of their files."""
+    """The passes of one model as a draft's and a target's profile, by file name."""
     profile = LatencyProfile(
         model=model.geometry,
         model_sha256=model.sha256,

@@ -1,8 +1,8 @@
-"""Which passes to time, and which policies make the runtime run them.
+"""The grid of a latency measurement: which passes to time, and the policies that make the runtime run them.
 
-A pass is timed where it runs: inside real rounds, after the passes that really come before it (a small draft timed alone
-sits in caches that the target empties in use). So a grid is a set of policies, spread over exit subsets, draft lengths
-and thresholds, such that together they run every shape a plan up to `draft_cap` can ask for.
+A pass is timed inside real rounds, after the passes that precede it in use. A small draft timed alone would find its weights in
+caches that the target empties in use. So a grid is a set of policies, spread over exit subsets, draft lengths and thresholds,
+that together run every pass shape of a plan with up to `draft_cap` drafted tokens.
 """
 
 from __future__ import annotations
@@ -24,36 +24,35 @@ from perfmodel.replay.replay import replay_prompts
 T = TypeVar("T")
 
 BACKLOG_MARGIN = 2
-"""A deeper segment meets up to draft_cap tokens of this round and the two that a fully accepted round leaves."""
+"""A deeper segment processes up to draft_cap tokens of its round and two left over from a fully accepted round."""
 MAX_SUBSETS = 31
-"""All subsets of up to five exits; a draft with more is covered by runs of neighbouring exits."""
+"""All subsets of five exits. With more exits, the grid takes only subsets of neighbouring exits."""
 LEAVE_FRACS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
-"""Shares of tokens that leave at a gated exit: high ones make the long backlogs of the exits below."""
+"""Shares of tokens that leave at a gated exit. High shares make long backlogs at later exits."""
 FLOOR_FRACS = (0.05, 0.15, 0.3)
-"""Shares of tokens after which a stop rule ends the block."""
+"""Shares of tokens at which the stop rule ends the block."""
 RUNS_PER_SUBSET = 5
 RUN_TOKENS: Tokens = 128
-"""As long as a real output: the first rounds after a prompt run with cold caches, and must weigh in the mean as much as they do
-in use."""
+"""The length of a real output. The first rounds after a prompt run with cold caches, and need the weight they have in use."""
 BACKLOG_FRACS = (1.0, 0.7, 0.5, 0.35, 0.25)
-"""Backlogs that long runs aim at, as shares of the longest: nothing forbids a plan that leaves early for a whole page."""
+"""Target backlogs of long runs, as shares of the longest: a plan may leave early for a whole page."""
 MAX_PUSHED = 8
-"""Most tokens of a long run that do not leave at once."""
+"""The maximum number of tokens in a long run that do not leave at the first exit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilingRun:
-    """One entry of the grid: decode so many new tokens under a policy."""
+    """One entry of the grid: a policy, and the tokens to decode under it."""
 
     policy: Policy
     new_tokens: Tokens
     text: int | None
-    """The text to decode, zero-based, from its prompt's end; None is any, from anywhere."""
+    """The zero-based index of the text to decode, from the end of its prompt; None for any text, from any position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class PassKey:
-    """A pass but for its cached tokens, which vary by themselves as text grows."""
+    """The shape of a pass without its cached tokens, which vary as the text grows."""
 
     kind: PassKind
     stage: int
@@ -61,19 +60,20 @@ class PassKey:
 
     @property
     def label(self) -> str:
-        """`segment 2 of 5 rows`, `verify of 4 rows`: as messages name it."""
+        """`segment 2 of 5 rows`, `verify of 4 rows`: for messages."""
         stage = f" {self.stage + 1}" if PASS_MODEL[self.kind] == "draft" else ""
         return f"{kind_label(self.kind)}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
 
 
 def needed_passes(num_exits: int, draft_cap: int, *, runs_ahead: bool) -> frozenset[PassKey]:
-    """Every pass that a plan of at most `draft_cap` drafted tokens is priced from.
+    """All passes needed to price plans with at most `draft_cap` drafted tokens.
 
-    Verify rows run to draft_cap + 1 (the lead comes first), segment 1 has one or two rows, later segments a backlog, or one or
-    two rows where tokens catch up at once. What runs ahead of an exit that every token comes to has one or two rows too.
+    Verification has 1 to draft_cap + 1 rows, as the bonus token comes first. Segment 1 has one or two rows. Later segments have
+    a backlog, or one or two rows where tokens catch up at once. The segment that runs ahead of an exit that all tokens reach
+    has one or two rows too.
 
     Args:
-        num_exits: of the draft.
+        num_exits: exits of the draft.
         draft_cap: the longest draft to cover.
         runs_ahead: whether plans may run ahead.
     """
@@ -92,7 +92,7 @@ def needed_passes(num_exits: int, draft_cap: int, *, runs_ahead: bool) -> frozen
 
 
 def exit_subsets(exit_layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The sets of active exits to run: all of them, or every run of neighbours where there would be too many."""
+    """The sets of active exits to run: all sets, or only neighbouring exits if there would be too many."""
     layers = tuple(exit_layers)
     if 2 ** len(layers) - 1 <= MAX_SUBSETS:
         return tuple(itertools.chain.from_iterable(itertools.combinations(layers, n + 1) for n in range(len(layers))))
@@ -100,13 +100,13 @@ def exit_subsets(exit_layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def run_grid(traces: Sequence[Trace], *, draft_cap: int, seed: int, runs_ahead: bool) -> tuple[ProfilingRun, ...]:
-    """The runs to take: one per text for long backlogs, then short ones spread over all a plan may ask for.
+    """The runs of a measurement: long ones for long backlogs, then short ones spread over all policies of a plan.
 
     Args:
-        traces: one per text, of that text alone; thresholds lie on the quantiles of their confidences.
+        traces: one trace per text; thresholds are quantiles of their confidences.
         draft_cap: the longest draft to cover.
-        seed: of the spread.
-        runs_ahead: whether every other policy of several exits is to run ahead.
+        seed: of the random spread.
+        runs_ahead: whether every other policy with several exits runs ahead.
     """
     header = traces[0].header
     run_tokens = min(RUN_TOKENS, header.max_new_tokens)
@@ -120,11 +120,11 @@ def run_grid(traces: Sequence[Trace], *, draft_cap: int, seed: int, runs_ahead: 
 
 
 def _long_runs(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRun]:
-    """ProfilingRuns in which all but a few tokens leave at one exit, so that these few push long backlogs through the later ones.
+    """Runs in which all but a few tokens leave at one exit. The few push long backlogs through the later segments.
 
-    Where the few lie decides how long a backlog grows, so candidates are replayed: for every exit but the last the one of
-    the longest backlog is taken, and for the first exit also those that come nearest to `BACKLOG_FRACS` of it. Running ahead,
-    the segment with the backlog is the one below the next exit, at which the few leave.
+    The positions of the few tokens decide the length of the backlogs, so candidates are replayed. For each exit but the last,
+    the candidate with the longest backlog is taken; for the first exit also those nearest to `BACKLOG_FRACS` of it. When
+    running ahead, the segment before the next exit has the backlog, and the few tokens leave at that exit.
     """
     chosen: list[ProfilingRun] = []
     exit_layers = traces[0].header.exit_layers
@@ -132,7 +132,7 @@ def _long_runs(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRu
     if runs_ahead:
         gates += [((gate, gate + 1, -1), True) for gate in range(len(exit_layers) - 2)]
     for exits, is_ahead in gates:
-        layers, gate = tuple(exit_layers[place] for place in exits), exits[0]
+        layers, gate = tuple(exit_layers[index] for index in exits), exits[0]
         runs = [run for text, trace in enumerate(traces) for run in _gated_runs(trace, text, layers, runs_ahead=is_ahead)]
         backlogs = np.array([longest_backlog(traces[run.text or 0], run.policy) for run in runs])
         for frac in BACKLOG_FRACS if gate == 0 and not is_ahead else (1.0,):
@@ -141,7 +141,7 @@ def _long_runs(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRu
 
 
 def _gated_runs(trace: Trace, text: int, layers: tuple[int, ...], *, runs_ahead: bool) -> Iterator[ProfilingRun]:
-    """Candidates: of the text's tokens, one to `MAX_PUSHED` do not leave at the first of some exits."""
+    """Candidates for long runs: 1 to `MAX_PUSHED` tokens of the text do not leave at the first of the exits."""
     num_tokens, gate = len(trace.target_token), trace.header.exit_layers.index(layers[0])
     for num_pushed in range(1, min(MAX_PUSHED, num_tokens) + 1):
         for draft_cap in (1, 2, 4):
@@ -156,7 +156,7 @@ def _gated_runs(trace: Trace, text: int, layers: tuple[int, ...], *, runs_ahead:
 
 
 def longest_backlog(trace: Trace, policy: Policy) -> Tokens:
-    """Rows of the widest pass through a later segment, by replay; 0 where there is none."""
+    """Rows of the widest pass through a later segment, from a replay; 0 without such a pass."""
     passes = itertools.chain.from_iterable(rounds.passes for rounds in replay_prompts(trace, policy))
     return max((count.rows for count in passes if count.kind in SEGMENT_KINDS and count.stage > 0), default=0)
 
@@ -164,10 +164,10 @@ def longest_backlog(trace: Trace, policy: Policy) -> Tokens:
 def _short_policies(
     exit_layers: Sequence[int], confidence: NDArray[np.float32], draft_cap: int, measure: Confidence, rng: np.random.Generator
 ) -> Iterator[Policy]:
-    """`RUNS_PER_SUBSET` policies for every set of exits, each length, gate and stop rule as often as any other."""
-    caps = _in_turn(rng, tuple(range(1, draft_cap + 1)))
-    leaves = _in_turn(rng, LEAVE_FRACS)
-    floors = _in_turn(rng, (None, None, *FLOOR_FRACS))
+    """`RUNS_PER_SUBSET` policies for each set of exits, with all lengths, gates and stop rules equally often."""
+    caps = _permutations(rng, tuple(range(1, draft_cap + 1)))
+    leaves = _permutations(rng, LEAVE_FRACS)
+    floors = _permutations(rng, (None, None, *FLOOR_FRACS))
     columns = {layer: confidence[:, column] for column, layer in enumerate(exit_layers)}
     for subset in exit_subsets(exit_layers):
         for _ in range(RUNS_PER_SUBSET):
@@ -181,15 +181,15 @@ def _short_policies(
 
 
 def threshold_leaving(confidence: NDArray[np.float32], leave_frac: float) -> float:
-    """A threshold that about this share of the confidences reaches: midway between two neighbouring distinct ones.
+    """A threshold that about this share of the confidences reaches.
 
-    Midway, so that rounding in the last bit cannot flip a decision.
+    It lies midway between two neighbouring distinct values, so rounding in the last bit cannot change a decision.
     """
     distinct = np.unique(confidence.astype(np.float64))
     if len(distinct) < 2:
         return 0.0
-    wanted = np.quantile(confidence.astype(np.float64), 1 - leave_frac)
-    upper = int(np.clip(np.searchsorted(distinct, wanted), 1, len(distinct) - 1))
+    quantile = np.quantile(confidence.astype(np.float64), 1 - leave_frac)
+    upper = int(np.clip(np.searchsorted(distinct, quantile), 1, len(distinct) - 1))
     return float((distinct[upper - 1] + distinct[upper]) / 2)
 
 
@@ -197,8 +197,8 @@ def _stop_rule(confidence: NDArray[np.float32], stop_frac: float | None) -> Conf
     return None if stop_frac is None else ConfidenceFloor(floor=threshold_leaving(confidence, 1 - stop_frac))
 
 
-def _in_turn(rng: np.random.Generator, choices: Sequence[T]) -> Iterator[T]:
-    """The choices for ever, each once before any comes again, every time in another order."""
+def _permutations(rng: np.random.Generator, choices: Sequence[T]) -> Iterator[T]:
+    """Endless random permutations of the choices."""
     while True:
-        for place in rng.permutation(len(choices)):
-            yield choices[place]
+        for index in rng.permutation(len(choices)):
+            yield choices[index]

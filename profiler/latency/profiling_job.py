@@ -1,21 +1,20 @@
-"""One measurement: which models, which prompts, how decoded, and the two things that can be measured of them."""
+"""A profiling job: the pair, prompts and settings of a measurement, and the measurement of its passes."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from perfmodel.core.console import save_or_warn
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.passes.kernels import KernelTrial
 from perfmodel.passes.passes import PassSamples
 from perfmodel.policies.policy import Confidence, Policy
 from perfmodel.policies.sampling import Sampling
 from profiler.acceptance.record_acceptance import ExitRecorder, empty_trace, extended
+from profiler.latency.budget import PeriodicSave
 from profiler.latency.measure_latency import Coverage, Text, measure_latency, take_runs
 from profiler.latency.pass_grid import PassKey, needed_passes, run_grid
 from profiler.latency.pass_log import PassLog
@@ -25,13 +24,12 @@ from s2d.decoding.pair import Pair
 from s2d.loading.memory import TextLimits
 
 MAX_LATENCY_PROMPTS = 8
-"""Prompts that latency is measured on: enough texts to start anywhere in."""
-SAVE_EVERY_S: Seconds = 15.0
+"""Latency is measured on this many prompts, with runs from many positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilingJob:
-    """Everything a measurement needs to know."""
+    """The models, prompts and settings of a measurement."""
 
     pair: Pair
     prompts: tuple[EncodedPrompt, ...]
@@ -41,19 +39,19 @@ class ProfilingJob:
     draft_cap: Tokens
     """The longest draft that latency covers."""
     seed: int
-    """Of the order of measuring."""
+    """The seed of the measuring order."""
     kernel_trials: tuple[KernelTrial, ...] = ()
-    """What the pair's kernels were chosen by; empty where nothing was timed."""
+    """The trials that chose the pair's kernels; empty if nothing was timed."""
     num_mistakes: int = 0
-    """In every text, behind which the draft is asked once more: see `perfmodel.acceptance.off_path_trace`."""
+    """Mistakes per text after which the draft continues off the target's path: see `perfmodel.acceptance.off_path_trace`."""
 
     def session(self) -> Session:
-        """Caches for the longest of these texts."""
+        """A session with caches for the longest text."""
         return self.pair.session(self.text_limits.max_tokens)
 
     @property
     def text_limits(self) -> TextLimits:
-        """The longest of these texts. Recording a trace asks models about whole texts, and has a noise table of its own."""
+        """The longest text, and the memory for recording a trace: logits of whole texts, and a second noise table."""
         longest = max(len(prompt.token_ids) for prompt in self.prompts)
         return TextLimits(
             max_tokens=longest + self.max_new_tokens,
@@ -63,34 +61,34 @@ class ProfilingJob:
         )
 
     def settings(self, policy: Policy | None, max_new_tokens: Tokens) -> Settings:
-        """How the runtime is to decode."""
+        """The settings of one decoding run."""
         return Settings(
             policy=policy, sampling=self.sampling, max_new_tokens=max_new_tokens, eos_token_id=self.pair.eos_token_id
         )
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether running ahead is measured: it hides a wait where passes are launched at once, and only costs elsewhere."""
+        """Whether to measure running ahead. It hides a wait if passes are launched as graphs, and is a cost otherwise."""
         return self.pair.device_key.engine == "graph"
 
     def needed_passes(self) -> frozenset[PassKey]:
-        """What a plan is priced from."""
+        """All passes needed to price plans."""
         return needed_passes(len(self.pair.geometry.exit_layers), self.draft_cap, runs_ahead=self.runs_ahead)
 
     def exit_recorder(self, session: Session) -> ExitRecorder:
-        """Asks the draft's exits about the target's text."""
+        """Records the predictions of the draft's exits along the target's text."""
         return ExitRecorder(self.pair, session, self.sampling, self.confidence, self.max_new_tokens, self.num_mistakes)
 
 
 def profiling_runs(job: ProfilingJob, log: PassLog) -> Iterator[Coverage]:
-    """Measure passes over the grid, on the first prompts, into a log: a run at a time, without end.
+    """Measure the passes of the grid on the first prompts, one run per iteration, without end.
 
-    The target writes after each of these prompts first: runs start anywhere in that text, and the grid's thresholds are
-    quantiles of what the exits say about it. ProfilingRuns of one text, which are long, are taken only for an empty log.
+    First the target writes after each of these prompts. Runs start anywhere in that text, and the thresholds of the grid are
+    quantiles of the exits' confidences along it. Long runs, which have a fixed text, are taken only for an empty log.
 
     Args:
-        job: what to measure.
-        log: may hold passes measured before.
+        job: the measurement.
+        log: receives the passes, and may hold earlier ones.
     """
     session = job.session()
     recorder = replace(job, num_mistakes=0).exit_recorder(session)
@@ -119,26 +117,23 @@ def fill_log(
     save: Callable[[PassLog], None] = lambda log: None,
     on_run: Callable[[Seconds, int], None] = lambda spent_s, num_missing: None,
 ) -> None:
-    """Measure passes until all that a plan needs are covered, or the budget is spent.
+    """Measure passes until all needed ones are covered or the budget is spent.
 
     Args:
-        job: what to measure.
-        log: may hold passes measured before.
-        budget_s: how long.
-        save: called with the log every `SAVE_EVERY_S`, between two runs, and once before Ctrl-C goes on its way.
-        on_run: told of progress.
+        job: the measurement.
+        log: receives the passes, and may hold earlier ones.
+        budget_s: the maximum duration.
+        save: called with the log periodically between runs, and at Ctrl-C.
+        on_run: called before each run with the time spent and the number of needed passes with too few samples.
     """
-    saved_s = time.perf_counter()
+    save_periodically = PeriodicSave(partial(save, log))
 
-    def tell(spent_s: Seconds, num_missing: int) -> None:
-        nonlocal saved_s
+    def on_run_and_save(spent_s: Seconds, num_missing: int) -> None:
         on_run(spent_s, num_missing)
-        if time.perf_counter() - saved_s >= SAVE_EVERY_S:
-            save_or_warn(partial(save, log))
-            saved_s = time.perf_counter()
+        save_periodically()
 
     try:
-        measure_latency(profiling_runs(job, log), budget_s, on_run=tell)
+        measure_latency(profiling_runs(job, log), budget_s, on_run=on_run_and_save)
     except KeyboardInterrupt:
         save(log)
         raise

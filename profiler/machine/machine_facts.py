@@ -1,40 +1,38 @@
-"""What machine this is: its processor, driver, clocks and power limit. Never its name.
+"""Facts about the device: processor, driver, clocks and power limit. The host name is never recorded.
 
-A GPU is asked through NVML (`nvidia-ml-py`) where that is installed, and through torch where it is not.
+Facts about a GPU come from NVML (`nvidia-ml-py`) if it is installed, otherwise from torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from perfmodel.core.units import GIGA, MEGA, MILLI, Bytes, Watts, format_bytes, format_number
 from s2d.model.torch_device import device_key
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """What a reader of a profile wants to know about the machine it was taken on."""
+    """The machine of a profile. None means unknown."""
 
     name: str
     """`NVIDIA H200`, or for a CPU its model name."""
-    num_threads: int | None
-    """Threads torch computes with; None on a GPU."""
-    driver: str | None
-    clock_hz: float | None
-    """Of the SMs, now; None where nobody says."""
-    max_clock_hz: float | None
-    power_limit_w: Watts | None
-    memory_bytes: Bytes | None
+    num_threads: int | None = None
+    """Threads that torch uses; None on a GPU."""
+    driver: str | None = None
+    clock_hz: float | None = None
+    """The current clock of the SMs."""
+    max_clock_hz: float | None = None
+    power_limit_w: Watts | None = None
+    memory_bytes: Bytes | None = None
 
     @property
     def label(self) -> str:
-        """`NVIDIA H200, 1.98 of 1.98 GHz, 700 W, 151 GB`: one line, unknown facts left out."""
+        """`NVIDIA H200, 1.98 of 1.98 GHz, 700 W, 151 GB`: one line without unknown facts."""
         clocks = (self.clock_hz, self.max_clock_hz)
         parts = [
             self.name,
@@ -47,17 +45,20 @@ class DeviceFacts:
 
 
 def device_facts(device: torch.device) -> DeviceFacts:
-    """Ask the machine about the device that torch computes on."""
+    """Facts about the device that torch computes on."""
     if device.type != "cuda":
-        return _cpu_facts()
-    with_nvml = _gpu_facts_from_nvml(device)
-    return with_nvml or _gpu_facts_from_torch(device)
+        key = device_key(torch.device("cpu"), "fp32", "eager")
+        return DeviceFacts(name=key.device, num_threads=key.num_threads)
+    properties = torch.cuda.get_device_properties(device)
+    from_torch = DeviceFacts(name=properties.name, memory_bytes=properties.total_memory)
+    handle = nvml_handle(device)
+    return from_torch if handle is None else _facts_from_nvml(handle, from_torch)
 
 
 def nvml_handle(device: torch.device) -> Any | None:
-    """NVML's handle of a torch CUDA device, found by UUID because the two number devices differently.
+    """NVML's handle of a CUDA device of torch, found by UUID because the two number devices differently.
 
-    None without `nvidia-ml-py`, without its driver, or where NVML does not list the device (a MIG slice).
+    None without `nvidia-ml-py` or its driver, or if NVML does not list the device (a MIG slice).
     """
     try:
         import pynvml
@@ -71,61 +72,31 @@ def nvml_handle(device: torch.device) -> Any | None:
         return None
 
 
-def _cpu_facts() -> DeviceFacts:
-    key = device_key(torch.device("cpu"), "fp32", "eager")
-    return DeviceFacts(
-        name=key.device,
-        num_threads=key.num_threads,
-        driver=None,
-        clock_hz=None,
-        max_clock_hz=None,
-        power_limit_w=None,
-        memory_bytes=None,
-    )
-
-
-def _gpu_facts_from_torch(device: torch.device) -> DeviceFacts:
-    found = torch.cuda.get_device_properties(device)
-    return DeviceFacts(
-        name=found.name,
-        num_threads=None,
-        driver=None,
-        clock_hz=None,
-        max_clock_hz=None,
-        power_limit_w=None,
-        memory_bytes=found.total_memory,
-    )
-
-
-def _gpu_facts_from_nvml(device: torch.device) -> DeviceFacts | None:
-    handle = nvml_handle(device)
-    if handle is None:
-        return None
+def _facts_from_nvml(handle: Any, from_torch: DeviceFacts) -> DeviceFacts:
     import pynvml
 
-    of_torch = _gpu_facts_from_torch(device)
-    sm = pynvml.NVML_CLOCK_SM
+    def read(function: Callable[..., Any], *arguments: Any) -> Any:
+        """A reading; None if this board or virtual GPU does not support it."""
+        try:
+            return function(*arguments)
+        except pynvml.NVMLError:
+            return None
+
+    name, driver = read(pynvml.nvmlDeviceGetName, handle), read(pynvml.nvmlSystemGetDriverVersion)
+    clock_mhz = read(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM)
+    max_clock_mhz = read(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM)
+    power_limit_mw = read(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    memory = read(pynvml.nvmlDeviceGetMemoryInfo, handle)
     return DeviceFacts(
-        name=_or_none(lambda: _text(pynvml.nvmlDeviceGetName(handle))) or of_torch.name,
-        num_threads=None,
-        driver=_or_none(lambda: _text(pynvml.nvmlSystemGetDriverVersion())),
-        clock_hz=_or_none(lambda: float(pynvml.nvmlDeviceGetClockInfo(handle, sm) * MEGA)),  # NVML: MHz
-        max_clock_hz=_or_none(lambda: float(pynvml.nvmlDeviceGetMaxClockInfo(handle, sm) * MEGA)),  # NVML: MHz
-        power_limit_w=_or_none(lambda: float(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) * MILLI)),  # NVML: mW
-        memory_bytes=_or_none(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)) or of_torch.memory_bytes,
+        name=from_torch.name if name is None else _text(name),
+        driver=None if driver is None else _text(driver),
+        clock_hz=None if clock_mhz is None else float(clock_mhz * MEGA),
+        max_clock_hz=None if max_clock_mhz is None else float(max_clock_mhz * MEGA),
+        power_limit_w=None if power_limit_mw is None else float(power_limit_mw * MILLI),
+        memory_bytes=from_torch.memory_bytes if memory is None else int(memory.total),
     )
 
 
-def _or_none(read: Callable[[], T]) -> T | None:
-    """A reading, or None: virtual GPUs and some boards do not support all of them."""
-    import pynvml
-
-    try:
-        return read()
-    except pynvml.NVMLError:
-        return None
-
-
-def _text(said: str | bytes) -> str:
-    """Older versions of `nvidia-ml-py` answer in bytes."""
-    return said.decode(errors="replace") if isinstance(said, bytes) else said
+def _text(value: str | bytes) -> str:
+    """A name from NVML; older versions of `nvidia-ml-py` return bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,4 +1,4 @@
-"""Energy of a stretch of work: a power sensor read in a thread that can be stopped, summed by the trapezoid rule."""
+"""Measure energy: a thread reads a power sensor, and the trapezoid rule sums the readings."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from perfmodel.core.units import MILLI, Joules, Seconds, Watts
 from profiler.machine.machine_facts import nvml_handle
 
 PowerSensor = Callable[[], Watts]
-"""Reads the power drawn now."""
+"""Returns the current power."""
 
 READ_EVERY_S: Seconds = 0.05
-"""NVML refreshes its reading 10 to 50 times a second: reading faster adds nothing."""
+"""NVML updates its reading 10 to 50 times a second; reading faster adds nothing."""
 MAX_GAP_S: Seconds = 10.0
-"""A longer time between two readings is a pause of the process or of the machine."""
+"""A longer gap between two readings is a pause of the process or the machine."""
 
 
 class EnergyMeter:
-    """Power integrated over time, while and after it runs.
+    """Integrates power over time.
 
-    A sensor that fails ends the readings and nothing else: what is measured beside it counts without its energy.
+    If the sensor fails, the readings end. The measurement itself continues without energy.
 
     Args:
-        sensor: read from another thread.
+        sensor: called from another thread.
         clock: a monotonic clock in seconds.
     """
 
@@ -35,9 +35,9 @@ class EnergyMeter:
         self._sensor = sensor
         self._clock = clock
         self.energy_j: Joules = 0.0
-        """Up to the last reading: of no use once the sensor has failed."""
+        """Energy up to the last reading; meaningless after a failure of the sensor."""
         self.failure: Exception | None = None
-        """What the sensor raised; None while it answers."""
+        """The error of the sensor; None while it works."""
         self._start_s = self._last_s = clock()
         self._last_w: Watts = 0.0
         try:
@@ -47,24 +47,24 @@ class EnergyMeter:
 
     @property
     def seconds(self) -> Seconds:
-        """Time covered so far."""
+        """Time covered by readings."""
         return self._last_s - self._start_s
 
     @property
     def mean_w(self) -> Watts | None:
-        """Mean power; None before any time has passed."""
+        """Mean power; None before time has passed."""
         return self.energy_j / self.seconds if self.seconds else None
 
     def read(self) -> None:
         """Add the energy since the last reading: the mean of both powers times the time between them.
 
-        After more than `MAX_GAP_S` without a reading nobody knows the power in between: neither energy nor time counts.
+        After a gap above `MAX_GAP_S` the power in between is unknown: neither its energy nor its time counts.
         """
         if self.failure is not None:
             return
         try:
             now_s, now_w = self._clock(), self._sensor()
-        except Exception as err:  # whatever a driver raises: the measurement goes on
+        except Exception as err:  # whatever the driver raises, the measurement continues
             self.failure = err
             return
         gap_s = now_s - self._last_s
@@ -77,9 +77,9 @@ class EnergyMeter:
 
 @contextmanager
 def measure_energy(sensor: PowerSensor | None, *, read_every_s: Seconds = READ_EVERY_S) -> Iterator[EnergyMeter | None]:
-    """Meter the energy of the body; None where there is no sensor.
+    """Meter the energy of the body; None without a sensor.
 
-    The thread ends with the body, however it ends, or with a sensor that fails (`EnergyMeter.failure`).
+    The thread ends with the body, also after an error, or when the sensor fails (`EnergyMeter.failure`).
     """
     if sensor is None:
         yield None
@@ -97,7 +97,7 @@ def measure_energy(sensor: PowerSensor | None, *, read_every_s: Seconds = READ_E
 
 
 def nvml_sensor(device: torch.device) -> PowerSensor | None:
-    """The power sensor of a GPU; None on a CPU, without `nvidia-ml-py`, or where the card has no sensor."""
+    """The power sensor of a GPU; None on a CPU, without `nvidia-ml-py`, or if the card has no sensor."""
     handle = nvml_handle(device) if device.type == "cuda" else None
     if handle is None:
         return None

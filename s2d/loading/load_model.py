@@ -164,9 +164,10 @@ def random_model(
     Raises:
         UserInputError: the model's layers differ from a Llama's. The shapes alone do not tell which norms and biases it has.
     """
-    if geometry.departures:
+    if geometry.differences_from_llama:
         raise UserInputError(
-            f"model {geometry.name!r} has {', '.join(geometry.departures)}, expected the layers of a Llama: random weights "
+            f"model {geometry.name!r} has {', '.join(geometry.differences_from_llama)}, expected the layers of a Llama: random "
+            "weights "
             "exist for these only. Give a model with such layers."
         )
     return LoadedModel(
@@ -257,7 +258,7 @@ def check_vocab_sizes(target: str, target_tokens: Tokens, draft: str, draft_toke
 def context_tokens(target: LoadedModel, draft: LoadedModel | None) -> Tokens:
     """The longest text that fits both models, with all of it visible to every layer."""
     models = (target, draft) if draft else (target,)
-    return min(model.geometry.fully_seen_tokens for model in models)
+    return min(model.geometry.full_attention_tokens for model in models)
 
 
 def save_draft(source: PathLike, out: PathLike, sidecar: Sidecar) -> None:

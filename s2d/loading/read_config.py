@@ -2,7 +2,7 @@
 
 The decoder computes every rotary type that transformers computes alike within a model's context: `dynamic` frequencies change
 only beyond `max_position_embeddings`, where the context ends. The decoder has no attention windows. If layers have a window, a
-text may be as long as the window, because up to there every layer attends to all tokens (`ModelGeometry.fully_seen_tokens`).
+text may be as long as the window: up to there every layer attends to all tokens (`ModelGeometry.full_attention_tokens`).
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from perfmodel.core.errors import BadFile, BadPolicy, UserInputError, one_line, quoted
-from perfmodel.models.architectures import architecture_name, find_architecture, uncovered_traits
-from perfmodel.models.config_file import about_file, check_is_decoder, name_of_folder, read_config_file
+from perfmodel.models.architectures import architecture_name, find_architecture, unsupported_features
+from perfmodel.models.config_file import check_is_decoder, folder_model_name, note_file_in_errors
 from perfmodel.models.geometry import REFERENCE_PREFIX, ModelGeometry
-from perfmodel.models.hub import CONFIG, QUANTISATION_FILE
+from perfmodel.models.hub import CONFIG
 from perfmodel.models.known_architectures import ARCHITECTURES
 from perfmodel.models.model_config import geometry_from_config
-from perfmodel.quantisation.quantised_config import find_quantisation
+from perfmodel.quantisation.config_reading import ConfigReading, read_model_config
 from s2d.loading.model_folder import FAMILY_FOLDER
 
 DecoderConfig: TypeAlias = LlamaConfig | MistralConfig | Qwen2Config | Qwen3Config
@@ -65,9 +65,10 @@ def read_config(folder: Path) -> DecoderConfig:
         BadFile: there is no config, or the decoder does not compute such a model exactly.
     """
     path = folder / CONFIG
-    raw = read_config_file(path)
-    _check_not_quantised(path, raw)
-    _check_family(path, raw)
+    reading = read_model_config(path)
+    raw = reading.config
+    _check_not_quantised(reading)
+    _check_family(reading)
     _check_numbers(path, raw)
     try:
         config = FAMILIES[raw["model_type"]].from_dict(raw)
@@ -84,35 +85,34 @@ def read_config(folder: Path) -> DecoderConfig:
     return config
 
 
-def _check_not_quantised(path: Path, raw: dict[str, Any]) -> None:
+def _check_not_quantised(reading: ConfigReading) -> None:
     """Refuse a model with quantised weights, which would be misread. The config or the file beside it declares them."""
-    beside = path.with_name(QUANTISATION_FILE)
-    fix = "Give the original model"
-    block = read_config_file(beside) if beside.is_file() else None
+    path, fix = reading.path, "Give the original model"
     try:
-        quantisation = find_quantisation(raw, block, path.parent.name)
+        quantisation = reading.quantisation()
+    except BadFile:  # the separate file is unreadable; the error already names it
+        raise
     except UserInputError as err:
         problem = "it declares quantised weights in an unknown way, expected plain numbers"
         raise BadFile(path, problem, fix) from err
     if quantisation is not None:
-        problem = f"its weights are stored quantised ({quantisation.label}, by {quantisation.where}), expected plain numbers"
+        problem = f"its weights are stored quantised ({quantisation.label}, by {quantisation.location}), expected plain numbers"
         raise BadFile(path, problem, fix)
 
 
-def _check_family(path: Path, raw: dict[str, Any]) -> None:
+def _check_family(reading: ConfigReading) -> None:
     """Refuse every architecture but those of `FAMILIES`, and models that bring their own code."""
-    folder_name = name_of_folder(path.parent)
-    with about_file(path):
-        check_is_decoder(path, raw, folder_name)
+    path, raw = reading.path, reading.config
+    with note_file_in_errors(path):
+        check_is_decoder(path, raw, reading.name)
         name, model_type = architecture_name(raw), raw.get("model_type")
-        traits = "; ".join(uncovered_traits(raw))
+        traits = "; ".join(unsupported_features(raw))
     fix = f"Give a dense model of {', '.join(CLASS_NAMES.values())}"
     if traits:
         raise BadFile(path, f"architecture {name!r} is not supported because of {traits}", fix)
     if model_type not in FAMILIES or name not in (model_type, CLASS_NAMES[model_type]):
         raise BadFile(path, f"architecture {quoted(name)} (model_type {quoted(model_type)}) is not supported", fix)
-    with about_file(path):
-        geometry_from_config(raw, folder_name)
+    reading.geometry()
     if raw.get("auto_map"):
         raise BadFile(path, f"architecture {name!r} brings its own code (auto_map), which s2d never runs", fix)
 
@@ -140,7 +140,7 @@ def config_geometry(config: DecoderConfig, folder: Path) -> ModelGeometry:
         config: the config of a model folder.
         folder: that folder, which names the model.
     """
-    name = name_of_folder(folder)
+    name = folder_model_name(folder)
     if folder.resolve().parent == FAMILY_FOLDER:
         name = REFERENCE_PREFIX + name
     return geometry_from_config(config.to_dict(), name, "its config.json")

@@ -42,7 +42,7 @@ class Shard:
         Raises:
             UserInputError: they cannot; the message lists the possible numbers of processes.
         """
-        check_degree(geometry, self.num_ranks, among="processes", fix=fix)
+        check_degree(geometry, self.num_ranks, noun="processes", fix=fix)
 
     def geometry(self, whole: ModelGeometry) -> ModelGeometry:
         """The geometry of the shard."""

@@ -1,6 +1,6 @@
 """Prompts: texts to continue, and conversations whose later turns follow the model's answers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -79,3 +79,17 @@ def check_texts(prompts: Iterable[Prompt]) -> None:
                 f"prompt {prompt.name!r} is a conversation: expected a text to continue. Give --chat, with which s2d-run and "
                 "s2d-profile put conversations into the tokenizer's chat template."
             )
+
+
+def prompts_from_texts(prompts: Sequence[str | Prompt]) -> list[Prompt]:
+    """Prompts as given; a plain text is named after its 1-based index.
+
+    Raises:
+        UserInputError: there is none.
+    """
+    if not prompts:
+        raise UserInputError("the list of prompts is empty: expected at least one. Give a text, or a prompt file.")
+    return [
+        Prompt(name=str(number), category="given", text=prompt) if isinstance(prompt, str) else prompt
+        for number, prompt in enumerate(prompts, start=1)
+    ]

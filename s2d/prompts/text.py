@@ -1,6 +1,5 @@
 """Decode new tokens to text while they arrive, and find stop strings in it."""
 
-import os
 import re
 from collections.abc import Sequence
 
@@ -131,7 +130,8 @@ class ContinuationText:
 
 def _num_shared_chars(text: str, other: str) -> int:
     """The length of the longest common prefix."""
-    return len(os.path.commonprefix([text, other]))
+    pairs = zip(text, other, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(text), len(other)))
 
 
 def continuation_text(tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[int], tokens: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from perfmodel.acceptance.splits import Split
@@ -20,7 +20,7 @@ from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names
 from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.load_prompts import load_prompts
 from s2d.prompt_files.read_as import ReadAs
-from s2d.prompts.conversation import Prompt, check_texts
+from s2d.prompts.conversation import Prompt, check_texts, prompts_from_texts
 from s2d.prompts.special_tokens import SpecialTokens
 from s2d.running.check_plan import check_plan_runs
 
@@ -38,7 +38,7 @@ class RunRequest:
     """Likewise; `self` for the target's own first layers."""
     prompts: PathLike | Sequence[str | Prompt] | None = None
     """A prompt file, or the prompts themselves; None takes the held-out prompts of the reference family."""
-    read_as: ReadAs = ReadAs(use="prompt")
+    read_as: ReadAs = field(default_factory=lambda: ReadAs(use="prompt"))
     """How to read the prompt file."""
     split: Split = "evaluation"
     """The half of the prompt file to use. Plans are fitted to the calibration half."""
@@ -148,9 +148,4 @@ def _prompts(request: RunRequest) -> list[Prompt]:
         path = None if request.prompts is None else Path(request.prompts)
         prompts = load_prompts(path, request.read_as, FAMILY_PROMPTS, first_turns=not request.chat)
         return choose_prompts(prompts, request.split, request.num_prompts)
-    if not request.prompts:
-        raise UserInputError("the list of prompts is empty: expected at least one. Give a text, or a prompt file.")
-    return [
-        Prompt(name=str(number), category="given", text=prompt) if isinstance(prompt, str) else prompt
-        for number, prompt in enumerate(request.prompts, start=1)
-    ]
+    return prompts_from_texts(request.prompts)

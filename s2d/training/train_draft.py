@@ -213,7 +213,7 @@ def _check_sequence_tokens(sequence_tokens: Tokens, num_tokens: Tokens, target_f
             f"the texts hold {num_tokens} training tokens and one training sequence takes {sequence_tokens + 1}: "
             "give more text with --text, or a smaller --sequence-tokens"
         )
-    context_tokens = read_geometry(target_folder).fully_seen_tokens
+    context_tokens = read_geometry(target_folder).full_attention_tokens
     if sequence_tokens > context_tokens:
         raise UserInputError(
             f"--sequence-tokens {sequence_tokens} is longer than the target's context of {context_tokens} tokens: "
@@ -244,7 +244,7 @@ def split_tokens(texts: Sequence[list[int]]) -> tuple[np.ndarray, list[int]]:
 
 def _calibrate(draft: Path, targets: tuple[str, ...], held_out: list[int], device: str) -> None:
     """Calibrate on prompts cut from the held-out tokens at equal distances."""
-    context_tokens = min(read_geometry(find_model(name)).fully_seen_tokens for name in (str(draft), *targets))
+    context_tokens = min(read_geometry(find_model(name)).full_attention_tokens for name in (str(draft), *targets))
     size = max(1, min(PROMPT_TOKENS, len(held_out), context_tokens // 2))
     num_prompts = max(1, min(MAX_PROMPTS, len(held_out) // size))
     starts = np.linspace(0, len(held_out) - size, num_prompts).astype(int).tolist()

@@ -109,7 +109,7 @@ def with_drafting_policy(plan: Path, to: Path) -> Path:
 
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time kernels on a single layer, twice, and count a second of budget per profiling run: simulated times mean nothing."""
-    monkeypatch.setattr(kernel_trial, "try_kernels", partial(kernel_trial.try_kernels, least_bytes=1, num_turns=2))
+    monkeypatch.setattr(kernel_trial, "try_kernels", partial(kernel_trial.try_kernels, num_passes=2))
     monkeypatch.setattr(
         profiling_job, "measure_latency", lambda *args, **options: measure_latency(*args, **options, clock=count().__next__)
     )

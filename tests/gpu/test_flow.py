@@ -170,7 +170,7 @@ def test_an_interrupted_profile_continues_with_the_recorded_kernels(
     short_measurements(monkeypatch)
     monkeypatch.setattr(kernel_trial, "try_kernels", lambda *_, **__: pytest.fail("kernels were timed again"))
     assert main_profile([*argv, "--budget", "3"]) == 0
-    assert "going on with the" in capsys.readouterr().err
+    assert "continuing with the" in capsys.readouterr().err
     for role in ROLES:
         profile = PROFILE_FILE.read(tmp_path / f"{role}.latency.json").record
         assert (profile.device, profile.kernel_trials) == (kept.device, kept.kernel_trials)

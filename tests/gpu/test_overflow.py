@@ -12,8 +12,8 @@ from torch import Tensor
 
 from perfmodel.models.geometry import DraftGeometry
 from perfmodel.policies.sampling import GREEDY
-from profiler.commands import profile_command
 from profiler.commands.profile_cli import main_profile
+from profiler.profiling import profile_pair
 from s2d.decoding.generate import Session
 from s2d.decoding.pair import ModelPair, Pair, load_pair
 from s2d.loading.load_model import LoadedModel
@@ -131,7 +131,7 @@ def test_a_trace_of_a_draft_that_overflows_is_refused(
     models: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        profile_command, "load_pair", lambda *args, **options: _with_overflowing_draft(load_pair(*args, **options))
+        profile_pair, "load_pair", lambda *args, **options: _with_overflowing_draft(load_pair(*args, **options))
     )
     argv = ["acceptance", *profile_argv(models, tmp_path / "out", "fp16"), "--device", "cpu"]
     assert main_profile(argv) == 2

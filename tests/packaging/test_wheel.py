@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,8 +48,8 @@ def run_in(python: Path, folder: Path, *command: str) -> subprocess.CompletedPro
 
 
 @pytest.fixture(scope="module")
-def clean(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield clean_environment(tmp_path_factory.mktemp("clean") / "venv", built[1])
+def clean(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clean_environment(tmp_path_factory.mktemp("clean") / "venv", built[1])
 
 
 def test_the_wheel_holds_the_compiled_replay_for_every_python_from_3_11_on(built: tuple[Path, Path]) -> None:
@@ -66,7 +65,8 @@ def test_wheel_and_source_hold_every_file_of_the_packages(built: tuple[Path, Pat
     ours = {name for name in listed if name.startswith(packages) and (ROOT / name).exists()}
     in_wheel = set(zipfile.ZipFile(built[1]).namelist())
     assert sorted(ours - in_wheel) == sorted(name for name in ours if "/native/" in name), "only the C sources stay out"
-    in_source = {name.partition("/")[2] for name in tarfile.open(built[0]).getnames()}
+    with tarfile.open(built[0]) as source:
+        in_source = {name.partition("/")[2] for name in source.getnames()}
     outside = {
         name for name in listed if name.startswith(("tests/", "docs/", "examples/")) or name in ("constraints.txt", "README.md")
     }

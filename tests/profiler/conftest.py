@@ -1,4 +1,4 @@
-"""A tiny target and draft on disk, as a user would give them."""
+"""A tiny target and draft on disk, in the form of user input."""
 
 import json
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""A runtime of known costs: rounds of a fixed shape per policy, seconds by formula."""
+"""A fake runtime with known costs: rounds of a fixed shape per policy, and seconds from a formula."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ SEGMENT_S, EXIT_S, VERIFY_S, VERIFY_ROW_S, ROUND_S = 1e-3, 0.2e-3, 8e-3, 0.1e-3,
 
 
 class FakeRuntime:
-    """Accepts everything; the first active exit keeps all tokens, so later segments never run, unless `deepens`."""
+    """Accepts all tokens. The first active exit keeps them, so later segments run only with `deepens_every`."""
 
     def __init__(self, *, deepens_every: int | None = None) -> None:
         self.calls: list[tuple[Policy | None, tuple[int, ...], int]] = []

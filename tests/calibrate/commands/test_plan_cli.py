@@ -130,4 +130,4 @@ def test_help_lists_the_verbs_and_each_verb_has_a_help(capsys: pytest.CaptureFix
         assert main_plan([verb, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: s2d-plan {verb} ")
     assert main_plan(["llama-70b"]) == 2
-    assert "invalid choice: 'llama-70b' (choose from" in capsys.readouterr().err
+    assert "argument VERB: unknown value 'llama-70b': expected 'validate', 'design' or 'fit'" in capsys.readouterr().err

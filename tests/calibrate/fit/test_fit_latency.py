@@ -1,9 +1,11 @@
+"""Fits of the latency law to profiles: a known law is recovered, and errors show noise and unsuitable models."""
+
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from calibrate.fit.fit_latency import fit_latency, observe
+from calibrate.fit.fit_latency import fit_latency, profile_observations
 from calibrate.fit.fit_law import fit_law, held_out_errors
 from perfmodel.core.errors import Mismatch, UserInputError
 from perfmodel.latency.latency_model import FittedLatency
@@ -64,7 +66,7 @@ def made_profile(
     device: DeviceKey = DEVICE,
     widths: tuple[int, ...] = (1, 2, 4, 8, 100),
 ) -> LatencyProfile:
-    """Passes that take what the law says, up to noise; of rows padded to the next of some widths on a GPU with graphs."""
+    """Passes with the times of a law plus noise; on a GPU with graphs, rows are padded to the captured widths."""
     rng = np.random.default_rng(seed)
     exits = (model.num_layers // 2,)
     is_padded = device.engine == "graph"
@@ -98,7 +100,7 @@ def exact_fit() -> LatencyFit:
     return fit_latency([made_profile(model) for model in MODELS])
 
 
-def test_a_law_that_holds_exactly_is_found_again(exact_fit: LatencyFit) -> None:
+def test_a_law_is_recovered_from_exact_passes(exact_fit: LatencyFit) -> None:
     assert exact_fit.residual_frac < 2e-3
     assert exact_fit.held_out_error_frac is not None
     assert exact_fit.held_out_error_frac < 0.01
@@ -107,7 +109,7 @@ def test_a_law_that_holds_exactly_is_found_again(exact_fit: LatencyFit) -> None:
     assert exact_fit.law.round_s == pytest.approx(TRUE_LAW.round_s, rel=0.05)
 
 
-def test_a_model_nobody_ran_is_priced_from_the_others(exact_fit: LatencyFit) -> None:
+def test_a_model_without_a_profile_is_priced_from_the_others(exact_fit: LatencyFit) -> None:
     unseen = geometry(20, 128)
     fitted = FittedLatency(exact_fit, unseen, (), context_tokens=300)
     setting = PassSetting(model=unseen, weights=plain_format("fp32"))
@@ -116,43 +118,50 @@ def test_a_model_nobody_ran_is_priced_from_the_others(exact_fit: LatencyFit) -> 
         assert fitted.line("verify", 0, rows).at(100) == pytest.approx(line.at(100), rel=0.02)
 
 
-def test_noise_shows_in_the_residual_and_in_the_standard_errors(exact_fit: LatencyFit) -> None:
+def test_noise_increases_the_residual_and_the_standard_errors(exact_fit: LatencyFit) -> None:
     noisy = fit_latency([made_profile(model, noise_frac=0.1, seed=i) for i, model in enumerate(MODELS)])
     assert 0.02 < noisy.residual_frac < 0.1
     assert noisy.standard_error.layer_s > 10 * exact_fit.standard_error.layer_s
     assert noisy.law.layer_s == pytest.approx(TRUE_LAW.layer_s, abs=4 * noisy.standard_error.layer_s)
 
 
-def test_a_model_that_breaks_the_law_shows_when_it_is_left_out() -> None:
+def test_a_model_that_violates_the_law_has_a_large_held_out_error() -> None:
     slow = replace(
         TRUE_LAW, layer_s=2 * TRUE_LAW.layer_s, weight_byte_s=2 * TRUE_LAW.weight_byte_s, head_byte_s=2 * TRUE_LAW.head_byte_s
     )
     profiles = [made_profile(model) for model in MODELS[:-1]] + [made_profile(MODELS[-1], slow)]
-    errors = held_out_errors([one for profile in profiles for one in observe(profile)], launch_bound=False)
+    errors = held_out_errors(
+        [observation for profile in profiles for observation in profile_observations(profile)], launch_bound=False
+    )
     means = {group: abs(np.mean(error)) for group, error in errors.items()}
     assert means[MODELS[-1].name] > 0.15
     assert means[MODELS[-1].name] > 5 * max(means[model.name] for model in MODELS if model.hidden_size <= 128)
 
 
-def test_terms_that_no_pass_shows_are_held_at_0(exact_fit: LatencyFit) -> None:
+def test_terms_that_no_pass_depends_on_are_0(exact_fit: LatencyFit) -> None:
     law = exact_fit.law
     assert (law.host_layer_s, law.all_reduce_s, law.link_byte_s) == (0.0, 0.0, 0.0)
 
 
-def test_one_width_alone_tells_nothing_of_rows() -> None:
-    observations = [one for model in MODELS for one in observe(made_profile(model)) if one.work.rows <= 1]
+def test_passes_of_one_row_do_not_identify_row_terms() -> None:
+    observations = [
+        observation
+        for model in MODELS
+        for observation in profile_observations(made_profile(model))
+        if observation.work.rows <= 1
+    ]
     law = fit_law(observations, launch_bound=False).law
     assert (law.row_layer_s, law.many_rows_layer_s, law.many_rows_byte_s, law.flop_s) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_a_fit_knows_what_it_covers(exact_fit: LatencyFit) -> None:
+def test_a_fit_states_its_models_and_its_domain(exact_fit: LatencyFit) -> None:
     assert exact_fit.models == tuple(sorted(model.name for model in MODELS))
     assert exact_fit.domain.max_layers == 24
     assert exact_fit.domain.max_rows == 8
     assert exact_fit.num_samples == sum(len(made_profile(model).samples) for model in MODELS)
 
 
-def test_a_single_model_leaves_nothing_to_hold_out() -> None:
+def test_a_fit_to_a_single_model_has_no_held_out_error() -> None:
     assert fit_latency([made_profile(MODELS[1])]).held_out_error_frac is None
 
 
@@ -162,16 +171,18 @@ def test_profiles_of_two_devices_are_not_fitted_together() -> None:
         fit_latency([made_profile(MODELS[0]), other])
 
 
-def test_nothing_to_fit_is_said_so() -> None:
+def test_a_fit_without_profiles_is_refused() -> None:
     with pytest.raises(UserInputError, match="needs at least one profile, got none"):
         fit_latency([])
 
 
-def test_layers_with_a_window_are_observed_at_the_context_they_ran_at() -> None:
+def test_windowed_layers_are_observed_at_their_measured_context() -> None:
     windowed = replace(MODELS[1], window_tokens=100, windowed_layers=8)
     whole = made_profile(MODELS[1])
     seen = {
-        one.cached_tokens: one.work for one in observe(replace(whole, model=windowed)) if one.work.kv_bytes_per_cached_token
+        one.cached_tokens: one.work
+        for one in profile_observations(replace(whole, model=windowed))
+        if one.work.kv_bytes_per_cached_token
     }
     for cached_tokens, work in seen.items():
         assert (work.window_kv_bytes > 0) == (round(cached_tokens) > 100)
@@ -179,10 +190,10 @@ def test_layers_with_a_window_are_observed_at_the_context_they_ran_at() -> None:
 
 GPU = DeviceKey(device="a made up GPU", num_devices=1, num_threads=None, dtype="fp32", engine="graph")
 PER_ROW_LAW = replace(TRUE_LAW, row_layer_s=20e-6, cache_bytes=0.0, far_byte_s=0.0)
-"""Rows cost much, so that padding shows."""
+"""A high cost per row, which makes padding visible."""
 
 
-def test_steps_of_padded_passes_are_fitted_and_priced_at_the_width_that_is_launched() -> None:
+def test_padded_passes_are_fitted_and_priced_at_the_launched_width() -> None:
     profiles = [made_profile(model, PER_ROW_LAW, device=GPU, widths=(1, 2, 3, 5, 6, 9, 12, 100)) for model in MODELS]
     fit = fit_latency(profiles)
     assert fit.pads_rows
@@ -198,5 +209,8 @@ def test_steps_of_padded_passes_are_fitted_and_priced_at_the_width_that_is_launc
 @pytest.mark.parametrize("device", [DEVICE, replace(GPU, engine="eager")])
 def test_passes_that_are_not_captured_are_not_padded(device: DeviceKey) -> None:
     assert not fit_latency([made_profile(MODELS[0], device=device)]).pads_rows
-    observed = {one.work.rows for one in observe(made_profile(MODELS[0], device=device, widths=(1, 3, 5, 100)))}
+    observed = {
+        observation.work.rows
+        for observation in profile_observations(made_profile(MODELS[0], device=device, widths=(1, 3, 5, 100)))
+    }
     assert observed == {0, 1, 3, 5, 100}

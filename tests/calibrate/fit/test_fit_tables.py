@@ -1,3 +1,5 @@
+"""Fits of the latency law to the public kernel tables, and the fits that ship with the package."""
+
 import csv
 import hashlib
 import subprocess
@@ -36,7 +38,7 @@ Row = dict[str, object]
 
 
 def layer_s(model: str, degree: int, rows: int) -> float:
-    """The law by hand: floor, rows, and reading and computing that overlap."""
+    """The law written out: floor, rows, and the overlap of reading and computing."""
     weights = find_model(TABLE_MODELS[model]).layer_params / degree
     reading_s, computing_s = BYTE_S * 2 * weights, FLOP_S * 2 * rows * weights
     return FLOOR_S + ROW_S * rows + (reading_s**3 + computing_s**3) ** (1 / 3)
@@ -77,22 +79,22 @@ def exact_fit(tmp_path_factory: pytest.TempPathFactory) -> LatencyFit:
     return fit_tables(write_tables(tmp_path_factory.mktemp("tables")), "a100")[0]
 
 
-def test_a_known_law_is_recovered_from_its_own_tables(exact_fit: LatencyFit) -> None:
+def test_a_known_law_is_recovered_from_its_tables(exact_fit: LatencyFit) -> None:
     law = exact_fit.law
-    found = (law.layer_s, law.row_layer_s, law.weight_byte_s, law.flop_s, law.all_reduce_s, law.link_byte_s)
-    assert found == pytest.approx((FLOOR_S, ROW_S, BYTE_S, FLOP_S, REDUCE_S, LINK_S), rel=1e-3)
+    coefficients = (law.layer_s, law.row_layer_s, law.weight_byte_s, law.flop_s, law.all_reduce_s, law.link_byte_s)
+    assert coefficients == pytest.approx((FLOOR_S, ROW_S, BYTE_S, FLOP_S, REDUCE_S, LINK_S), rel=1e-3)
     assert exact_fit.residual_frac < 1e-4
     assert exact_fit.held_out_error_frac is not None
     assert exact_fit.held_out_error_frac < 1e-4
 
 
-def test_terms_that_the_tables_do_not_show_are_0_and_so_is_their_error(exact_fit: LatencyFit) -> None:
+def test_terms_that_the_tables_do_not_determine_are_0_with_error_0(exact_fit: LatencyFit) -> None:
     others = {field.name for field in fields(Law)} - {*FITTED_TERMS, "head_byte_s", "head_flop_s"}
     assert {getattr(exact_fit.law, term) for term in others} == {0.0}
     assert {getattr(exact_fit.standard_error, term) for term in others} == {0.0}
 
 
-def test_the_fit_says_whose_it_is_and_what_it_covers(exact_fit: LatencyFit) -> None:
+def test_the_fit_states_its_device_models_and_domain(exact_fit: LatencyFit) -> None:
     assert (exact_fit.device.device, exact_fit.device.dtype, exact_fit.device.num_devices) == ("A100-80GB-SXM", "fp16", 1)
     assert exact_fit.models == ("llama-2-70b", "llama-2-7b")
     assert exact_fit.num_samples == 8 * len(FITTED_ROWS)
@@ -104,24 +106,21 @@ def test_the_fit_says_whose_it_is_and_what_it_covers(exact_fit: LatencyFit) -> N
         assert part in exact_fit.source
 
 
-def test_a_shape_that_breaks_the_law_shows_in_the_held_out_error_and_in_the_standard_errors(
-    exact_fit: LatencyFit, tmp_path: Path
-) -> None:
+def test_a_shape_that_violates_the_law_increases_held_out_and_standard_errors(exact_fit: LatencyFit, tmp_path: Path) -> None:
     layers = layer_rows()
     for row in layers:
         if (row["model"], row["tensor_parallel"]) == ("Llama-2-7b-hf", 8):
             row |= {column: 1.5 * float(str(row[column])) for column in OPERATOR_COLUMNS}
     fit, _ = fit_tables(write_tables(tmp_path, layers), "a100")
     assert fit.held_out_90_frac is not None
-    assert fit.held_out_90_frac > 0.2, "one shape in eight is left out and takes half as long again as predicted"
+    assert fit.held_out_90_frac > 0.2, "one shape in eight takes 50 % longer than predicted"
     assert fit.standard_error.layer_s > 1000 * exact_fit.standard_error.layer_s
     assert abs(fit.law.layer_s - FLOOR_S) < 2 * fit.standard_error.layer_s
 
 
-def test_other_gpus_nodes_and_rows_leave_the_fit_as_it_is(exact_fit: LatencyFit, tmp_path: Path) -> None:
-    wrong = {"gpu": "h100"}
+def test_other_gpus_nodes_and_rows_do_not_change_the_fit(exact_fit: LatencyFit, tmp_path: Path) -> None:
     layers = layer_rows() + [row | dict.fromkeys(OPERATOR_COLUMNS, 1.0) for row in layer_rows((40, 512))]
-    layers += [row | wrong | dict.fromkeys(OPERATOR_COLUMNS, 1.0) for row in layer_rows()]
+    layers += [row | {"gpu": "h100"} | dict.fromkeys(OPERATOR_COLUMNS, 1.0) for row in layer_rows()]
     reduces = all_reduce_rows()
     for other in ({"node": "a100_pairwise_nvlink"}, {"node": "h100_dgx"}, {"num_gpus": 16}):
         reduces += [row | other | {"all_reduce_s": 1.0} for row in all_reduce_rows()]
@@ -129,21 +128,21 @@ def test_other_gpus_nodes_and_rows_leave_the_fit_as_it_is(exact_fit: LatencyFit,
     assert fit == exact_fit
 
 
-def test_what_was_read_is_named_by_its_hash(tmp_path: Path) -> None:
+def test_the_fit_lists_the_hashes_of_its_tables(tmp_path: Path) -> None:
     _, inputs = fit_tables(write_tables(tmp_path), "a100")
     files = (tmp_path / LAYER_TABLE, tmp_path / ALL_REDUCE_TABLE)
     assert inputs == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def changed(table: list[Row], number: int, /, **cells: object) -> list[Row]:
-    return [row | cells if place == number else row for place, row in enumerate(table)]
+    return [row | cells if index == number else row for index, row in enumerate(table)]
 
 
 def without(rows: list[Row], column: str) -> list[Row]:
     return [{name: cell for name, cell in row.items() if name != column} for row in rows]
 
 
-FIX = r"Give the folder that holds the public tables, untouched\."
+FIX = r"Give the folder with the unmodified public tables\."
 BAD_LAYERS: dict[str, tuple[Callable[[], list[Row]], str]] = {
     "a missing column": (lambda: without(layer_rows(), "mlp_act_s"), rf"csv': it has no column mlp_act_s\. {FIX}"),
     "a word for a time": (
@@ -159,10 +158,10 @@ BAD_LAYERS: dict[str, tuple[Callable[[], list[Row]], str]] = {
         lambda: changed(layer_rows(), 0, model="GPT-3"),
         "line 2: model is 'GPT-3', expected Llama-2-7b-hf or Llama-2-70b-hf",
     ),
-    "another GPU": (lambda: [row | {"gpu": "v100"} for row in layer_rows()], "holds nothing of this GPU, expected 3 or more"),
+    "another GPU": (lambda: [row | {"gpu": "v100"} for row in layer_rows()], "has nothing for this GPU, expected 3 or more"),
     "two shapes": (
         lambda: [row for row in layer_rows() if row["model"] == "Llama-2-7b-hf" and row["tensor_parallel"] in (1, 2)],
-        "holds llama-2-7b / 1, llama-2-7b / 2 of this GPU, expected 3 or more, to leave one out",
+        "has llama-2-7b / 1, llama-2-7b / 2 for this GPU, expected 3 or more groups to leave one out",
     ),
 }
 
@@ -183,7 +182,7 @@ BAD_REDUCES: dict[str, tuple[Callable[[], list[Row]], str]] = {
     "no size": (lambda: changed(all_reduce_rows(), 2, size="4MiB"), "line 4: size is '4MiB', expected a whole number above 0"),
     "one number of GPUs": (
         lambda: [row | {"num_gpus": 2} for row in all_reduce_rows()],
-        "holds 2 GPUs of this GPU, expected 3 or more, to leave one out",
+        "has 2 GPUs for this GPU, expected 3 or more groups to leave one out",
     ),
 }
 
@@ -196,17 +195,17 @@ def test_a_bad_all_reduce_table_is_refused_in_one_message(case: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", [LAYER_TABLE, ALL_REDUCE_TABLE])
-def test_a_table_that_is_not_there_or_is_no_text_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_missing_or_binary_table_is_refused(name: str, tmp_path: Path) -> None:
     path = write_tables(tmp_path) / name
     path.write_bytes(b"gpu,rows\n\xff\xfe\n")
-    with pytest.raises(BadFile, match=rf"{name}': this is no table \(.*\)\. {FIX}"):
+    with pytest.raises(BadFile, match=rf"{name}': this is not a table \(.*\)\. {FIX}"):
         fit_tables(tmp_path, "a100")
     path.unlink()
-    with pytest.raises(BadFile, match=rf"{name}': there is no such table\. {FIX}"):
+    with pytest.raises(BadFile, match=rf"{name}': this table does not exist\. {FIX}"):
         fit_tables(tmp_path, "a100")
 
 
-def test_a_gpu_that_the_tables_do_not_time_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_gpu_outside_the_tables_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="unknown GPU of the public tables 'h100x': did you mean 'h100'"):
         fit_tables(tmp_path, "h100x")
 
@@ -222,28 +221,30 @@ def gpu(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_the_fits_in_the_box_are_whole_and_name_what_they_were_made_from(gpu: str) -> None:
+def test_shipped_fits_name_their_device_command_and_inputs(gpu: str) -> None:
     name = table_hardware(gpu).name
     stored = FIT_FILE.read(EVIDENCE / f"{name.casefold()}.latency-fit.json")
     assert stored.record.device.device == name
     command = f"s2d-plan fit --tables data --device {gpu} -o {name.casefold()}.latency-fit.json"
-    assert stored.provenance.command == command, "and no folder of the machine that made it"
+    assert stored.provenance.command == command, "without a folder of the machine that made it"
     assert {file: len(sha256) for file, sha256 in stored.provenance.inputs.items()} == {LAYER_TABLE: 64, ALL_REDUCE_TABLE: 64}
 
 
-def test_the_fits_in_the_box_are_as_sure_as_the_project_says(gpu: str) -> None:
+def test_shipped_fits_have_the_documented_errors(gpu: str) -> None:
     fit = shipped_fit(table_hardware(gpu).name)
-    reference_device = {term: getattr(fit.standard_error, term) / getattr(fit.law, term) for term in FITTED_TERMS}
-    assert all(error > 0 for error in reference_device.values())
-    assert reference_device["layer_s"] < 0.1
-    assert reference_device["weight_byte_s"] < 0.025
-    assert reference_device["flop_s"] < 0.1
+    relative_errors = {term: getattr(fit.standard_error, term) / getattr(fit.law, term) for term in FITTED_TERMS}
+    assert all(error > 0 for error in relative_errors.values())
+    assert relative_errors["layer_s"] < 0.1
+    assert relative_errors["weight_byte_s"] < 0.025
+    assert relative_errors["flop_s"] < 0.1
     assert fit.held_out_error_frac is not None
     assert fit.residual_frac < fit.held_out_error_frac < 0.05
-    assert fit.error_frac < kernel_costs(fit.device.device).error_frac, "a whole pass errs more than its layers' kernels"
+    assert fit.error_frac < kernel_costs(fit.device.device).error_frac, (
+        "a complete pass has a larger error than the kernels of its layers"
+    )
 
 
-def test_kernel_costs_are_the_coefficients_in_the_box(gpu: str) -> None:
+def test_kernel_costs_are_the_coefficients_of_the_shipped_fits(gpu: str) -> None:
     hardware = table_hardware(gpu)
     costs, law = kernel_costs(hardware.name), shipped_fit(hardware.name).law
     assert costs.layer_floor_s == law.layer_s
@@ -258,7 +259,7 @@ def test_kernel_costs_are_the_coefficients_in_the_box(gpu: str) -> None:
         assert costs.flops_frac == pytest.approx(fitted_frac, rel=2 * error_frac)
 
 
-def test_the_source_of_kernel_costs_gives_errors_and_standard_errors_of_the_fit() -> None:
+def test_the_source_of_kernel_costs_states_the_errors_of_the_fit() -> None:
     for part in (
         "floor 35.7 µs ± 8.7 %",
         "1.55 TB/s ± 1.5 %",
@@ -269,21 +270,21 @@ def test_the_source_of_kernel_costs_gives_errors_and_standard_errors_of_the_fit(
         assert part in kernel_costs("A100-80GB-SXM").source
 
 
-def test_the_page_on_devices_shows_the_fits_in_the_box() -> None:
+def test_the_hardware_page_shows_the_shipped_fits() -> None:
     fits = [shipped_fit(table_hardware(gpu).name) for gpu in TABLE_GPUS]
     page = HARDWARE_PAGE.read_text(encoding="utf-8")
     for term in ("layer_s", "row_layer_s", "all_reduce_s"):
-        found = [format_seconds(getattr(part, term)) for fit in fits for part in (fit.law, fit.standard_error)]
-        assert f"| {' | '.join(found)} |" in page
+        cells = [format_seconds(getattr(part, term)) for fit in fits for part in (fit.law, fit.standard_error)]
+        assert f"| {' | '.join(cells)} |" in page
     for term, format_rate in (("weight_byte_s", format_bytes_per_s), ("flop_s", format_flops_per_s)):
         values = [(getattr(fit.law, term), getattr(fit.standard_error, term)) for fit in fits]
-        found = [format_rate(rate) for value, error in values for rate in (1 / value, error / value**2)]
-        assert f"| {' | '.join(found)} |" in page
+        cells = [format_rate(rate) for value, error in values for rate in (1 / value, error / value**2)]
+        assert f"| {' | '.join(cells)} |" in page
     for name in ("residual_frac", "held_out_error_frac", "held_out_90_frac"):
         assert f"| {' | '.join(format_frac(getattr(fit, name)) for fit in fits)} |" in page
 
 
-def test_importing_the_table_of_devices_reads_no_fit() -> None:
+def test_importing_the_device_table_reads_no_fit() -> None:
     code = (
         "import perfmodel.hardware.known_hardware\n"
         "from perfmodel.hardware.kernel_efficiency import shipped_fit\n"
@@ -292,9 +293,9 @@ def test_importing_the_table_of_devices_reads_no_fit() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=EVIDENCE.parent.parent)
 
 
-@pytest.mark.skipif(not PUBLIC_TABLES.is_dir(), reason="the public tables are not here")
-def test_fitting_the_public_tables_again_gives_the_fits_in_the_box(gpu: str) -> None:
-    """To a thousandth of a standard error: the last digits are the optimizer's."""
+@pytest.mark.skipif(not PUBLIC_TABLES.is_dir(), reason="the public tables are not available")
+def test_fitting_the_public_tables_reproduces_the_shipped_fits(gpu: str) -> None:
+    """Up to a thousandth of a standard error, because the last digits depend on the optimiser."""
     again, inputs = fit_tables(PUBLIC_TABLES, gpu)
     stored = FIT_FILE.read(EVIDENCE / f"{table_hardware(gpu).name.casefold()}.latency-fit.json")
     assert inputs == stored.provenance.inputs
@@ -303,7 +304,7 @@ def test_fitting_the_public_tables_again_gives_the_fits_in_the_box(gpu: str) -> 
         error = getattr(shipped.standard_error, term)
         assert getattr(again.law, term) == pytest.approx(getattr(shipped.law, term), rel=1e-9, abs=1e-3 * error)
         assert getattr(again.standard_error, term) == pytest.approx(error, rel=1e-3)
-    found = (again.residual_frac, again.held_out_error_frac, again.held_out_90_frac)
-    assert found == pytest.approx((shipped.residual_frac, shipped.held_out_error_frac, shipped.held_out_90_frac), rel=1e-3)
-    told = dict.fromkeys(("law", "standard_error", "residual_frac", "held_out_error_frac", "held_out_90_frac"))
-    assert replace(again, **told) == replace(shipped, **told)
+    errors = (again.residual_frac, again.held_out_error_frac, again.held_out_90_frac)
+    assert errors == pytest.approx((shipped.residual_frac, shipped.held_out_error_frac, shipped.held_out_90_frac), rel=1e-3)
+    checked = dict.fromkeys(("law", "standard_error", "residual_frac", "held_out_error_frac", "held_out_90_frac"))
+    assert replace(again, **checked) == replace(shipped, **checked)

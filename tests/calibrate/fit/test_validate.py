@@ -1,4 +1,4 @@
-"""Published speeds, predicted."""
+"""Predictions of published speeds and speedups."""
 
 import math
 import statistics
@@ -20,8 +20,8 @@ def validation() -> Validation:
     return validate()
 
 
-def held_out_of(validation: Validation, device: DeviceError) -> list[PublishedPoint]:
-    """The points that a line of the summary is about."""
+def held_out_points(validation: Validation, device: DeviceError) -> list[PublishedPoint]:
+    """The held-out points behind one line of the summary."""
     key = (device.device, device.engine, "held-out")
     return [one for one in validation.points if (one.device, one.engine, one.role) == key]
 
@@ -31,12 +31,12 @@ def eager_points(validation: Validation, note: str = "") -> list[PublishedPoint]
 
 
 def host_layer_s(point: PublishedPoint) -> float:
-    """Seconds of a layer's launches, where they are all that a step takes besides a round's bookkeeping."""
+    """Launch seconds per layer, if a step takes nothing else but the cost per round."""
     costs = find_hardware(point.device).engine_costs("eager")
     return (1 / point.published_tokens_per_s - costs.sync_s - costs.round_s) / find_model(point.model).num_layers
 
 
-def test_launches_are_fitted_to_two_stacks_and_their_error_to_the_scatter_of_three(validation: Validation) -> None:
+def test_launch_costs_are_fitted_to_two_points_and_their_error_to_three(validation: Validation) -> None:
     fitted = [host_layer_s(one) for one in eager_points(validation, "launches per layer")]
     others = [host_layer_s(one) for one in eager_points(validation, "scatter of hosts")]
     costs = find_hardware("a100").engine_costs("eager")
@@ -46,7 +46,7 @@ def test_launches_are_fitted_to_two_stacks_and_their_error_to_the_scatter_of_thr
     assert costs.host_error_frac == pytest.approx(math.sqrt(math.fsum(squares) / (len(squares) - 1)), rel=0.05)
 
 
-def test_every_published_eager_speed_lies_in_its_interval_and_some_were_held_out(validation: Validation) -> None:
+def test_every_published_eager_speed_lies_in_its_interval(validation: Validation) -> None:
     points = eager_points(validation)
     assert len({one.device for one in points}) >= 4
     assert sum(one.role == "held-out" for one in points) >= 3
@@ -54,9 +54,9 @@ def test_every_published_eager_speed_lies_in_its_interval_and_some_were_held_out
     assert all(abs(one.error_frac) < 0.16 for one in points if one.note != "scatter of hosts")
 
 
-def test_points_that_proved_nothing_are_not_counted(validation: Validation) -> None:
+def test_only_held_out_points_are_counted(validation: Validation) -> None:
     for device in validation.devices:
-        held_out = held_out_of(validation, device)
+        held_out = held_out_points(validation, device)
         assert device.num_points == len(held_out)
         assert device.mape_frac == pytest.approx(sum(abs(one.error_frac) for one in held_out) / len(held_out))
     assert all(one.note for one in validation.points if one.role == "used")
@@ -69,18 +69,18 @@ def test_held_out_points_are_within_7_percent_on_the_a100(validation: Validation
     assert a100.mape_frac <= 0.07
 
 
-def test_intervals_are_honest_where_points_were_held_out(validation: Validation) -> None:
+def test_about_90_percent_of_held_out_points_lie_in_their_intervals(validation: Validation) -> None:
     [a100] = [one for one in validation.devices if (one.device, one.engine) == ("A100-80GB-SXM", "graph")]
     assert 0.85 <= a100.covered_frac <= 0.97
     for device in validation.devices:
-        held_out = held_out_of(validation, device)
+        held_out = held_out_points(validation, device)
         off = [abs(math.log(one.predicted_tokens_per_s / one.published_tokens_per_s)) for one in held_out]
         within = [size <= one.interval_frac for size, one in zip(off, held_out, strict=True)]
         assert device.covered_frac == sum(within) / len(within)
 
 
-def test_bytes_over_bandwidth_alone_are_far_too_fast(validation: Validation) -> None:
-    """About 40 % on these points: reference/planners.md, section 1; more where llama.cpp runs 14B on an A100."""
+def test_bytes_over_bandwidth_alone_predict_speeds_that_are_far_too_high(validation: Validation) -> None:
+    """About 40 % on these points (reference/planners.md, section 1), and more for llama.cpp with 14B on an A100."""
     for device in (one for one in validation.devices if one.engine == "graph"):
         assert -0.7 < device.bound_mean_error_frac < -0.25
     first = validation.points[0]
@@ -88,7 +88,7 @@ def test_bytes_over_bandwidth_alone_are_far_too_fast(validation: Validation) -> 
     assert first.bound_tokens_per_s == pytest.approx(2.039e12 / seven_billion_bf16_bytes, rel=0.01)
 
 
-def test_s2d_s_table_is_explained_by_bytes_better_than_by_launches(validation: Validation) -> None:
+def test_the_speedups_of_s2d_agree_better_with_graphs_than_with_eager_launches(validation: Validation) -> None:
     errors = {(one.device, one.engine): one.mean_abs_error_frac for one in validation.explanations}
     for device in {device for device, _ in errors}:
         assert errors[device, "graph"] < errors[device, "eager"]
@@ -96,22 +96,24 @@ def test_s2d_s_table_is_explained_by_bytes_better_than_by_launches(validation: V
     assert [one.mean_abs_error_frac for one in validation.explanations] == sorted(errors.values())
 
 
-def test_a_slower_prediction_has_a_positive_error_of_time(validation: Validation) -> None:
+def test_a_prediction_that_is_too_slow_has_a_positive_error(validation: Validation) -> None:
     for point in validation.points:
         assert (point.error_frac > 0) == (point.predicted_tokens_per_s < point.published_tokens_per_s)
 
 
-def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: Validation) -> None:
+def test_the_command_prints_and_writes_the_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: Validation
+) -> None:
     path = tmp_path / "validation.json"
     assert main_plan(["validate", "-o", str(path)]) == 0
-    assert "S2D's own speedups are explained best by" in capsys.readouterr().out
+    assert "explained best by" in capsys.readouterr().out
     assert VALIDATION_FILE.read(path).record == validation
 
 
 def test_a_published_point_below_the_lower_bound_is_refused_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Llama-2-70B at five times what an H200 can read, as one list of records has it (reference/planners.md, section 6)."""
+    """Llama-2-70B at five times the bandwidth of an H200, from a list of records (reference/planners.md, section 6)."""
     points = tmp_path / "points.csv"
     header, first = POINTS.read_text(encoding="utf-8").splitlines()[:2]
     points.write_text(
@@ -124,22 +126,22 @@ def test_a_published_point_below_the_lower_bound_is_refused_with_its_line(
         list(published_points())
 
 
-def test_the_rows_that_a_share_was_derived_from_are_exact(validation: Validation) -> None:
+def test_points_from_which_a_share_was_derived_are_predicted_exactly(validation: Validation) -> None:
     derived = [point for point in validation.points if "share" in point.note]
     assert len(derived) == 4
     for point in derived:
         assert point.error_frac == pytest.approx(0, abs=1e-3)
 
 
-def test_large_vocabularies_are_held_out_in_4_and_16_bits_and_lie_in_their_intervals(validation: Validation) -> None:
-    """Llama-3-8B Q4_K_M by llama.cpp: 111.74 tokens/s on an RTX 3090, 127.74 on an RTX 4090, missed by a head of 4 bits."""
+def test_held_out_models_with_large_vocabularies_lie_in_their_intervals(validation: Validation) -> None:
+    """Llama-3-8B Q4_K_M with llama.cpp: 111.74 tokens/s on an RTX 3090, 127.74 on an RTX 4090; a 4-bit head would miss both."""
     held_out = [one for one in validation.points if one.role == "held-out" and find_model(one.model).vocab_size > 100_000]
-    found = {(one.weights, one.device): one for one in held_out}
-    assert {device for weights, device in found if weights == "q4_k_m"} == {"RTX-3090", "RTX-4090"}
-    assert {device for weights, device in found if weights in ("fp16", "bf16")} == {"RTX-3090", "RTX-4090", "H100-SXM"}
+    formats = {(point.weights, point.device) for point in held_out}
+    assert {device for weights, device in formats if weights == "q4_k_m"} == {"RTX-3090", "RTX-4090"}
+    assert {device for weights, device in formats if weights in ("fp16", "bf16")} == {"RTX-3090", "RTX-4090", "H100-SXM"}
     assert all(one.is_covered for one in held_out)
 
 
-def test_a_format_that_is_neither_published_nor_a_dtype_is_refused() -> None:
+def test_an_unknown_weight_format_is_refused() -> None:
     with pytest.raises(UserInputError, match=r"weights 'awq': expected a dtype or one of gpt-fast int4, gpt-fast int8"):
         published_format("awq", find_model("llama-3-8b"))

@@ -173,7 +173,8 @@ def test_a_bad_device_file_ends_with_2_and_one_message(tmp_path: Path, capsys: p
     assert main_plan(["--target", "vicuna-7b", "--device", str(path)]) == 2
     captured = capsys.readouterr()
     assert captured.err == (
-        f"s2d-plan: '{path}': device: unknown key 'memory_byte' (did you mean 'memory_bytes'?). docs/reference/hardware.md has an "
+        f"s2d-plan: '{path}': device: unknown key 'memory_byte' (did you mean 'memory_bytes'?). docs/reference/hardware.md has "
+        "an "
         "example.\n"
     )
     assert captured.out == ""

@@ -136,7 +136,7 @@ def test_an_unreachable_quantisation_file_is_a_warning(
     with caplog.at_level(logging.WARNING):
         assert stored_text("org/mine", lambda _: config, fetch_quantisation_file) is None
     assert requests == ["cache org/mine hf_quant_config.json", "download org/mine hf_quant_config.json"]
-    assert "weights of 'org/mine' are taken as not quantised, but that could not be checked" in caplog.text
+    assert "weights of 'org/mine' are assumed not to be quantised, which could not be checked" in caplog.text
 
 
 def test_without_a_network_the_command_ends_with_2_and_one_sentence(
@@ -147,7 +147,7 @@ def test_without_a_network_the_command_ends_with_2_and_one_sentence(
     captured = capsys.readouterr()
     assert captured.out == ""
     message, near = captured.err.splitlines()
-    assert message.startswith("s2d-plan: no config of 'meta-llama/Llama-2-71b-hf': it is no known model, no folder here")
+    assert message.startswith("s2d-plan: no config of 'meta-llama/Llama-2-71b-hf': it is not a known model, a folder here")
     assert near == "Known models of that family: llama-2-70b, llama-3.1-70b, llama-3.3-70b."
 
 

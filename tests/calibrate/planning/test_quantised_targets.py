@@ -82,7 +82,7 @@ def test_an_unknown_method_is_refused_unless_a_dtype_is_given(tmp_path: Path, ca
     config = write_config(tmp_path / "mine", LLAMA_8B | {"quantization_config": {"quant_method": "qwq"}})
     code, out, err = design(capsys, config)
     assert (code, out) == (2, "")
-    assert err.startswith("s2d-plan: model 'mine' is stored quantised by 'qwq', a method whose bits are not known")
+    assert err.startswith("s2d-plan: model 'mine' is stored quantised by 'qwq', a method with unknown bits per weight")
     code, out, err = design(capsys, config, "--dtype", "q4_k_m")
     assert (code, err) == (0, "")
     assert "weights llama.cpp Q4_K_M, 4.8 bits; head 6.56 bits; embedding 4.5 bits" in out
@@ -170,5 +170,5 @@ def test_a_refused_block_names_its_file_and_files_that_disagree_are_refused(
     (config.parent / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}), encoding="utf-8")
     code, _, err = design(capsys, config)
     assert code == 2
-    assert "its config.json says AWQ int4, groups of 128, 5.73 GB, and hf_quant_config.json beside it ModelOpt fp8" in err
+    assert "its config.json declares AWQ int4, groups of 128, 5.73 GB, but hf_quant_config.json next to it ModelOpt fp8" in err
     assert design(capsys, config, "--dtype", "bf16")[0] == 0

@@ -16,7 +16,7 @@ from perfmodel.core.stats import Interval
 from perfmodel.results.plan import PLAN_FILE, Plan
 from perfmodel.results.report import REPORT_FILE, RunReport
 from perfmodel.results.residuals import PassResidual
-from profiler.commands.profile_cli import _parser as profile_parser
+from profiler.commands.profile_cli import profile_parser
 from s2d.commands.run_cli import run_parser
 from tests.calibrate.factories import (
     draft_profile,

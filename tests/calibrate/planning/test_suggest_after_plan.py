@@ -12,8 +12,7 @@ from calibrate.planning.suggest_after_plan import next_command, next_note, plan_
 from perfmodel.models.find_model import find_draft, find_model, unpublished_note
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.results.plan import EvidenceLevel, Plan
-from profiler.commands.profile_cli import _law_parser as law_parser
-from profiler.commands.profile_cli import _parser as profile_parser
+from profiler.commands.profile_cli import profile_parser
 from s2d.commands.run_cli import run_parser
 
 COMMAND = ("s2d-plan", "--target", "vicuna-7b")
@@ -33,7 +32,7 @@ def check_parses(command: str) -> None:
     """The command's own parser accepts it."""
     program, *words = command.split()
     if program == "s2d-profile":
-        law_parser().parse_args(words[1:]) if words[0] == "law" else profile_parser().parse_args(words)
+        profile_parser().parse_args(words)
     if program == "s2d-run":
         run_parser().parse_args(words)
 

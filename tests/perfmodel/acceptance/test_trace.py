@@ -98,7 +98,7 @@ def test_a_missing_column_is_refused(tmp_path: Path) -> None:
     columns = trace.columns
     del columns["accept_prob"]
     write_columns(path, trace, columns)
-    with pytest.raises(BadFile, match="it holds the arrays confidence, .*: expected accept_prob, confidence"):
+    with pytest.raises(BadFile, match=r"it holds the arrays confidence, .*: expected accept_prob, confidence"):
         TRACE_FILE.read(path)
 
 

@@ -101,7 +101,8 @@ def test_wrong_input_is_one_message_with_its_notes_and_code_two(capsys: pytest.C
     assert run(raising(error)) == 2
     assert capsys.readouterr() == (
         "",
-        "s2d-test: unknown device 'h100x': did you mean 'h100'? docs/reference/hardware.md lists all 1.\nwhile reading --profile cpu.json\n",
+        "s2d-test: unknown device 'h100x': did you mean 'h100'? docs/reference/hardware.md lists all 1.\n"
+        "while reading --profile cpu.json\n",
     )
 
 

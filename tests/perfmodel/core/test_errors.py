@@ -53,7 +53,8 @@ from perfmodel.core.errors import (
         ),
         (
             UnknownName("target", "llama-8b", (f"llama-{i}b" for i in range(1, 20)), listed_in="docs/reference/models.md"),
-            "unknown target 'llama-8b': did you mean 'llama-8b', 'llama-9b' or 'llama-7b'? docs/reference/models.md lists all 19.",
+            "unknown target 'llama-8b': did you mean 'llama-8b', 'llama-9b' or 'llama-7b'? "
+            "docs/reference/models.md lists all 19.",
         ),
         (
             UnknownName("target", "a\x1b[2J", ["b"], listed_in="docs/reference/models.md"),

@@ -91,7 +91,8 @@ def test_an_unknown_device_is_refused_with_the_nearest_names_and_aliases() -> No
     assert message.startswith("unknown device 'rtx-4900': did you mean 'rtx-4090'? ")
     assert f"docs/reference/hardware.md lists all {len(KNOWN_HARDWARE)}." in message
     assert message.endswith(
-        "Or describe it in a file: --device my-gpu.toml (docs/reference/hardware.md), or plan for this machine's cpu: --device cpu."
+        "Or describe it in a file: --device my-gpu.toml (docs/reference/hardware.md), or plan for this machine's cpu: "
+        "--device cpu."
     )
     with pytest.raises(UnknownName, match="did you mean 'v100-32gb-sxm2'"):
         find_hardware("v1000")

@@ -1,4 +1,4 @@
-"""A config.json on disk: what is refused before it is understood, and what its model is called."""
+"""A config.json on disk: unreadable files and the model's name."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from perfmodel.core.errors import BadFile
-from perfmodel.models.config_file import model_name, name_of_folder, read_config_file
+from perfmodel.models.config_file import folder_model_name, model_name, read_config_file
 
 UNREADABLE: list[tuple[bytes, str]] = [
     (b"", "this is not a readable config"),
@@ -22,7 +22,7 @@ UNREADABLE: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("content", "problem"), UNREADABLE, ids=[problem for _, problem in UNREADABLE])
-def test_a_file_that_is_no_config_is_refused_in_one_short_sentence(content: bytes, problem: str, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused_in_one_short_sentence(content: bytes, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(BadFile) as caught:
@@ -32,39 +32,40 @@ def test_a_file_that_is_no_config_is_refused_in_one_short_sentence(content: byte
     assert len(str(caught.value)) - len(str(path)) <= 300
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="there is no such file"):
         read_config_file(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize(
-    ("path", "config", "name"),
-    [
-        ("models/mine/config.json", {}, "mine"),
-        ("configs/qwen3-8b.json", {}, "qwen3-8b"),
-        ("models/mine/config.json", {"_name_or_path": "lmsys/vicuna-7b-v1.5"}, "vicuna-7b-v1.5"),
-        ("configs/x.json", {"_name_or_path": "lmsys/vicuna-7b-v1.5"}, "vicuna-7b-v1.5"),
-        ("models/mine/config.json", {"_name_or_path": "/home/ann/checkpoints/vicuna"}, "mine"),
-        ("models/mine/config.json", {"_name_or_path": "./vicuna"}, "mine"),
-        ("models/mine/config.json", {"_name_or_path": "vicuna"}, "mine"),
-        ("models/mine/config.json", {"_name_or_path": ["a/b"]}, "mine"),
-        ("hub/models--org--Their-7B/snapshots/0a1b2c/config.json", {"_name_or_path": "org/Base-7B"}, "Their-7B"),
-        ("models/a\x1b[2Jb/config.json", {}, "a?[2Jb"),
-        (f"models/{'x' * 200}/config.json", {}, "x" * 96),
-    ],
-)
-def test_a_model_is_called_what_it_calls_itself(path: str, config: dict[str, object], name: str, tmp_path: Path) -> None:
-    assert model_name(tmp_path / path, config) == name
+MODEL_NAMES: list[tuple[str, dict[str, object], str]] = [
+    ("models/mine/config.json", {}, "mine"),
+    ("configs/qwen3-8b.json", {}, "qwen3-8b"),
+    ("models/mine/config.json", {"_name_or_path": "lmsys/vicuna-7b-v1.5"}, "vicuna-7b-v1.5"),
+    ("configs/x.json", {"_name_or_path": "lmsys/vicuna-7b-v1.5"}, "vicuna-7b-v1.5"),
+    ("models/mine/config.json", {"_name_or_path": "/home/ann/checkpoints/vicuna"}, "mine"),
+    ("models/mine/config.json", {"_name_or_path": "./vicuna"}, "mine"),
+    ("models/mine/config.json", {"_name_or_path": "vicuna"}, "mine"),
+    ("models/mine/config.json", {"_name_or_path": ["a/b"]}, "mine"),
+    ("hub/models--org--Their-7B/snapshots/0a1b2c/config.json", {"_name_or_path": "org/Base-7B"}, "Their-7B"),
+    ("models/a\x1b[2Jb/config.json", {}, "a?[2Jb"),
+    (f"models/{'x' * 200}/config.json", {}, "x" * 96),
+]
 
 
-def test_a_draft_of_ours_keeps_its_folders_name(tmp_path: Path) -> None:
-    """Its file may still name the model it was made from."""
+def test_a_model_is_named_by_the_hub_cache_its_origin_its_file_or_its_folder(tmp_path: Path) -> None:
+    assert not [
+        (path, name, given) for path, config, name in MODEL_NAMES if (given := model_name(tmp_path / path, config)) != name
+    ]
+
+
+def test_a_nested_draft_is_named_by_its_folder(tmp_path: Path) -> None:
+    """Its config may still name the model it was made from."""
     config = {"_name_or_path": "lmsys/vicuna-7b-v1.5"}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert name_of_folder(tmp_path) == "vicuna-7b-v1.5"
+    assert folder_model_name(tmp_path) == "vicuna-7b-v1.5"
     (tmp_path / "s2d.json").write_text("{}", encoding="utf-8")
-    assert name_of_folder(tmp_path) == tmp_path.name
+    assert folder_model_name(tmp_path) == tmp_path.name
 
 
-def test_a_folder_without_a_config_has_its_own_name(tmp_path: Path) -> None:
-    assert name_of_folder(tmp_path / "nowhere") == "nowhere"
+def test_a_model_without_a_config_is_named_by_its_folder(tmp_path: Path) -> None:
+    assert folder_model_name(tmp_path / "nowhere") == "nowhere"

@@ -1,11 +1,11 @@
-"""The table of models: every row counts as many weights as its publisher, and the page shows what the code has."""
+"""The table of known models: weight counts match published ones, names resolve, and docs/reference/models.md is up to date."""
 
 import pytest
 
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.known_architectures import ARCHITECTURES
-from perfmodel.models.known_models import ALIASES, KNOWN, KNOWN_DRAFTS, KNOWN_MODELS, KnownModel
+from perfmodel.models.known_models import ALIASES, KNOWN_DRAFTS, KNOWN_MODELS, KNOWN_ROWS
 from perfmodel.passes.flops_bytes import kv_bytes_per_token
 from perfmodel.quantisation.weight_format import plain_format
 from tests.models_page import MODELS_PAGE, models_problems, with_model_tables
@@ -14,33 +14,36 @@ ROUNDED_COUNT = 0.02
 EXACT_COUNT = 1e-4
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.geometry.name)
-def test_every_row_counts_as_many_weights_as_its_publisher(known: KnownModel) -> None:
-    is_exact = known.published_params % 10_000 != 0
-    tolerance = EXACT_COUNT if is_exact else ROUNDED_COUNT
-    assert known.geometry.num_params == pytest.approx(known.published_params, rel=tolerance)
+def test_every_model_has_the_published_number_of_weights() -> None:
+    wrong = []
+    for known in KNOWN_ROWS:
+        is_exact = known.published_params % 10_000 != 0
+        tolerance = EXACT_COUNT if is_exact else ROUNDED_COUNT
+        if known.geometry.num_params != pytest.approx(known.published_params, rel=tolerance):
+            wrong.append(f"{known.geometry.name}: {known.geometry.num_params}, published {known.published_params}")
+    assert not wrong, "\n".join(wrong)
 
 
-def test_the_table_is_wide_enough_and_names_nothing_twice() -> None:
+def test_the_table_has_70_models_and_distinct_lower_case_names() -> None:
     names = [model.name for model in KNOWN_MODELS]
     assert len(names) == len(set(names)) >= 70
     assert all(name == name.casefold() for name in (*names, *ALIASES))
 
 
-def test_every_row_has_a_source_and_a_count_with_one() -> None:
-    assert all(known.geometry.source and known.counted_in for known in KNOWN)
+def test_every_model_and_every_count_has_a_source() -> None:
+    assert all(known.geometry.source and known.count_source for known in KNOWN_ROWS)
     assert all(draft.model.source for draft in KNOWN_DRAFTS)
 
 
-def test_every_alias_leads_to_something_known() -> None:
+def test_every_alias_names_a_known_model_and_is_not_itself_one() -> None:
     known = {model.name for model in KNOWN_MODELS} | {draft.model.name for draft in KNOWN_DRAFTS}
     assert set(ALIASES.values()) <= known
     assert not set(ALIASES) & known
 
 
-def test_families_with_rows_have_one_that_proves_their_count() -> None:
-    """Each family's own weights: were its biases or norms forgotten, the rows that are counted exactly would not agree."""
-    proven = {
+def test_one_model_of_each_architecture_has_the_exact_published_count() -> None:
+    """A missing bias or norm would change these counts by more than the tolerance."""
+    exact = {
         "LlamaForCausalLM": "llama-3.1-8b",
         "MistralForCausalLM": "mistral-7b-v0.1",
         "Qwen2ForCausalLM": "qwen2.5-7b",
@@ -54,30 +57,29 @@ def test_families_with_rows_have_one_that_proves_their_count() -> None:
         "SmolLM3ForCausalLM": "smollm3-3b",
         "Olmo2ForCausalLM": "olmo-2-7b",
     }
-    assert set(proven) <= {one.class_name for one in ARCHITECTURES}
-    counts = {known.geometry.name: known for known in KNOWN}
-    for name in proven.values():
-        known = counts[name]
-        assert known.geometry.num_params == pytest.approx(known.published_params, rel=2e-6)
+    assert set(exact) <= {architecture.class_name for architecture in ARCHITECTURES}
+    counts = {known.geometry.name: known for known in KNOWN_ROWS}
+    assert not [
+        name
+        for name in exact.values()
+        if counts[name].geometry.num_params != pytest.approx(counts[name].published_params, rel=2e-6)
+    ]
 
 
-@pytest.mark.parametrize(
-    ("name", "windowed_layers", "window_tokens"),
-    [("mistral-7b-v0.1", 32, 4096), ("gemma-2-2b", 13, 4096), ("gemma-3-1b", 22, 512), ("gemma-3-27b", 52, 1024)],
-)
-def test_windowed_layers_are_those_of_the_papers(name: str, windowed_layers: int, window_tokens: int) -> None:
+def test_windowed_layers_are_those_of_the_papers() -> None:
     """Mistral 7B (2310.06825): all. Gemma 2 (2408.00118): every other. Gemma 3 (2503.19786): 5 to 1, a local layer first."""
-    model = find_model(name)
-    assert (model.windowed_layers, model.window_tokens) == (windowed_layers, window_tokens)
+    published = {"mistral-7b-v0.1": (32, 4096), "gemma-2-2b": (13, 4096), "gemma-3-1b": (22, 512), "gemma-3-27b": (52, 1024)}
+    models = {name: find_model(name) for name in published}
+    assert {name: (model.windowed_layers, model.window_tokens) for name, model in models.items()} == published
 
 
-def test_a_window_as_long_as_the_context_is_none() -> None:
+def test_a_window_as_long_as_the_context_counts_as_none() -> None:
     assert find_model("phi-3.5-mini").windowed_layers == 0
     assert find_model("mistral-7b").windowed_layers == 0
 
 
 def test_the_wide_draft_has_37_percent_less_cache_than_the_deep_one() -> None:
-    """Decoding Speculative Decoding (2402.01528): 24 layers of 2048 against 12 of 2560, of nearly equal size."""
+    """Decoding Speculative Decoding (2402.01528): 24 layers of 2048 and 12 layers of 2560 have nearly the same size."""
     deep, wide = find_model("noft-1.3b"), find_model("noft-wide-1.3b")
     assert wide.num_params / deep.num_params == pytest.approx(0.991, abs=0.001)
     assert 1 - kv_bytes_per_token(wide, plain_format("fp16")) / kv_bytes_per_token(deep, plain_format("fp16")) == pytest.approx(
@@ -85,46 +87,45 @@ def test_the_wide_draft_has_37_percent_less_cache_than_the_deep_one() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("asked", "found"),
-    [
-        ("meta-llama/Llama-2-70b-chat-hf", "llama-2-70b"),
-        ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3-8b"),
-        ("meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
-        ("lmsys/vicuna-33b-v1.3", "vicuna-33b"),
-        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
-        ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2.5-0.5b"),
-        ("Qwen/Qwen3-8B-Base", "qwen3-8b"),
-        ("google/gemma-3-27b-it", "gemma-3-27b"),
-        ("microsoft/Phi-3-mini-4k-instruct", "phi-3-mini"),
-        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "tinyllama-1.1b"),
-        ("facebook/opt-66b", "opt-66b"),
-        ("JackFram/llama-68m", "vicuna-68m"),
-    ],
-)
-def test_a_repository_is_known_by_its_last_part_however_it_was_tuned(asked: str, found: str) -> None:
-    assert find_model(asked).name == found
+REPOSITORIES = [
+    ("meta-llama/Llama-2-70b-chat-hf", "llama-2-70b"),
+    ("meta-llama/Meta-Llama-3-8B-Instruct", "llama-3-8b"),
+    ("meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
+    ("lmsys/vicuna-33b-v1.3", "vicuna-33b"),
+    ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
+    ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2.5-0.5b"),
+    ("Qwen/Qwen3-8B-Base", "qwen3-8b"),
+    ("google/gemma-3-27b-it", "gemma-3-27b"),
+    ("microsoft/Phi-3-mini-4k-instruct", "phi-3-mini"),
+    ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "tinyllama-1.1b"),
+    ("facebook/opt-66b", "opt-66b"),
+    ("JackFram/llama-68m", "vicuna-68m"),
+]
 
 
-def test_every_name_finds_itself() -> None:
-    assert all(find_model(model.name) == model for model in KNOWN_MODELS)
-    assert all(find_draft(draft.model.name) == draft for draft in KNOWN_DRAFTS)
+def test_a_repository_of_a_base_or_tuned_model_is_found_by_its_last_part() -> None:
+    assert not [(repository, name) for repository, name in REPOSITORIES if find_model(repository).name != name]
 
 
-def test_opt_is_biased_everywhere_has_two_mlp_matrices_and_learned_positions() -> None:
+def test_every_name_finds_its_own_model() -> None:
+    assert not [model.name for model in KNOWN_MODELS if find_model(model.name) != model]
+    assert not [draft.model.name for draft in KNOWN_DRAFTS if find_draft(draft.model.name) != draft]
+
+
+def test_opt_has_biases_everywhere_two_mlp_matrices_and_learned_positions() -> None:
     model = find_model("opt-125m")
     matrices = 4 * 768**2 + 2 * 768 * 3072
     assert model.layer_params == matrices + 4 * 768 + 4 * 768 + 3072 + 768
     assert model.num_params == 12 * model.layer_params + 50272 * 768 + 2050 * 768 + 768
 
 
-def test_the_narrow_embedding_of_opt_350m_is_projected_twice_and_its_head_reads_both_steps() -> None:
+def test_the_narrow_embedding_of_opt_350m_has_two_projections_and_its_head_reads_one() -> None:
     model = find_model("opt-350m")
     assert model.head_params == 50272 * 512 + 512 * 1024
     assert model.num_params - 24 * model.layer_params == 50272 * 512 + 2 * 512 * 1024 + 2050 * 1024 + 1024
 
 
-def test_the_page_shows_every_model_as_the_code_has_it() -> None:
+def test_the_models_page_shows_the_table_of_models() -> None:
     page = MODELS_PAGE.read_text(encoding="utf-8")
     assert models_problems(page) == []
     assert all(page.count(f"| {model.name} |") == 2 for model in KNOWN_MODELS)
@@ -134,14 +135,14 @@ def test_the_page_shows_every_model_as_the_code_has_it() -> None:
     assert with_model_tables(changed) == page
 
 
-def test_only_a_llamas_layers_have_no_departures() -> None:
-    assert find_model("llama-3.1-8b").departures == find_model("mistral-7b").departures == ()
-    assert find_model("qwen2.5-7b").departures == ("further norms or biases",)
-    told = ("a plain MLP", "further norms or biases", "projected embeddings", "learned positions")
-    assert find_model("opt-350m").departures == told
+def test_only_models_with_the_layers_of_a_llama_have_no_differences() -> None:
+    assert find_model("llama-3.1-8b").differences_from_llama == find_model("mistral-7b").differences_from_llama == ()
+    assert find_model("qwen2.5-7b").differences_from_llama == ("additional norms or biases",)
+    differences = ("a plain MLP", "additional norms or biases", "projected embeddings", "learned positions")
+    assert find_model("opt-350m").differences_from_llama == differences
 
 
-def test_a_window_needs_layers_and_layers_with_one_need_its_length() -> None:
+def test_a_window_needs_windowed_layers_and_they_need_its_length() -> None:
     shapes = {field: getattr(find_model("gemma-2-2b"), field) for field in ModelGeometry.__dataclass_fields__}
     for change in ({"window_tokens": None}, {"windowed_layers": 0}, {"windowed_layers": 27}, {"extra_layer_params": -9999}):
         with pytest.raises(ValueError, match="gemma-2-2b"):

@@ -1,18 +1,16 @@
-"""Heads of other models, and models that write no text: recognised by class, key, file or name."""
+"""Draft heads and models that generate no text are recognised by class, key, file or name."""
 
 from typing import Any
 
-import pytest
-
 from perfmodel.models.known_architectures import ARCHITECTURES
 from perfmodel.models.known_models import KNOWN_MODELS
-from perfmodel.models.model_roles import HEADS, other_role
+from perfmodel.models.model_roles import DRAFT_HEADS, unsupported_role
 
 EAGLE_3 = "LlamaForCausalLMEagle3"
 CLASSIFIER = "LlamaForSequenceClassification"
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 100}
 
-HEAD_FILES: list[tuple[str, dict[str, Any], str]] = [
+HEADS: list[tuple[str, dict[str, Any], str]] = [
     (
         "head",
         {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": 32000},
@@ -47,7 +45,7 @@ HEAD_FILES: list[tuple[str, dict[str, Any], str]] = [
     ("head", {"architectures": ["Gemma4AssistantForCausalLM"]}, "an MTP head"),
     ("head", {"architectures": ["NewDraftModel"], "num_target_layers": 36}, "a draft head"),
 ]
-SILENT_FILES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
+NON_GENERATIVE: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     (
         "m",
         {"architectures": ["LlamaForSequenceClassification"]},
@@ -69,35 +67,36 @@ SILENT_FILES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "config", "what"), HEAD_FILES, ids=[str(what) for _, _, what in HEAD_FILES])
-def test_a_head_is_named_as_what_it_is(name: str, config: dict[str, Any], what: str) -> None:
-    role = other_role(LLAMA | config, name)
-    assert role is not None
-    assert role.startswith(what)
-    assert role.endswith("its target's hidden states: it is neither a target nor a draft that this version can price")
+def test_a_draft_head_is_named_by_its_kind() -> None:
+    wrong = []
+    for name, config, kind in HEADS:
+        role = unsupported_role(LLAMA | config, name) or ""
+        ending = "its target's hidden states: it is neither a target nor a draft that this version can price"
+        if not role.startswith(kind) or not role.endswith(ending):
+            wrong.append(f"{kind}: got {role}")
+    assert not wrong, "\n".join(wrong)
 
 
-def test_every_kind_of_head_has_a_file_that_shows_it() -> None:
-    assert all(any(what.startswith(head.what) for _, _, what in HEAD_FILES) for head in HEADS)
+def test_every_kind_of_head_has_an_example() -> None:
+    assert not [head.name for head in DRAFT_HEADS if not any(kind.startswith(head.name) for _, _, kind in HEADS)]
 
 
-@pytest.mark.parametrize(("name", "config", "beside", "what"), SILENT_FILES, ids=[what for *_, what in SILENT_FILES])
-def test_a_model_that_writes_no_text_is_named_as_such(
-    name: str, config: dict[str, Any], beside: tuple[str, ...], what: str
-) -> None:
-    role = other_role(LLAMA | config, name, beside)
-    assert role is not None
-    assert role.startswith(what)
-    assert role.endswith("it does not generate text, so it is neither a target nor a draft")
+def test_a_model_that_generates_no_text_is_named_by_its_kind() -> None:
+    wrong = []
+    for name, config, folder_files, kind in NON_GENERATIVE:
+        role = unsupported_role(LLAMA | config, name, folder_files) or ""
+        if not role.startswith(kind) or not role.endswith("it does not generate text, so it is neither a target nor a draft"):
+            wrong.append(f"{kind}: got {role}")
+    assert not wrong, "\n".join(wrong)
 
 
-def test_no_decoder_is_taken_for_another() -> None:
-    """Every covered class and type, every known name, a target with MTP layers, and words that only contain the marks."""
-    for one in ARCHITECTURES:
-        for name in (one.class_name, one.model_type, *one.other_names):
-            assert other_role({**LLAMA, "architectures": [name]}, "mine") is None, name
+def test_decoders_are_not_mistaken_for_heads_or_embedding_models() -> None:
+    """All covered classes and types, all known names, a target with MTP layers, and names that contain similar words."""
+    for row in ARCHITECTURES:
+        for name in (row.class_name, row.model_type, *row.other_names):
+            assert unsupported_role({**LLAMA, "architectures": [name]}, "mine") is None, name
     for known in KNOWN_MODELS:
-        assert other_role({**LLAMA, "architectures": ["LlamaForCausalLM"]}, known.name) is None
-    assert other_role({**LLAMA, "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}, "MiMo") is None
-    assert other_role({**LLAMA, "architectures": ["LlamaForCausalLM"]}, "embedded-rewards-7b", ("config.json",)) is None
-    assert other_role({**LLAMA, "num_hidden_layers": 32}, "Eagle-7B") is None
+        assert unsupported_role({**LLAMA, "architectures": ["LlamaForCausalLM"]}, known.name) is None
+    assert unsupported_role({**LLAMA, "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}, "MiMo") is None
+    assert unsupported_role({**LLAMA, "architectures": ["LlamaForCausalLM"]}, "embedded-rewards-7b", ("config.json",)) is None
+    assert unsupported_role({**LLAMA, "num_hidden_layers": 32}, "Eagle-7B") is None

@@ -57,7 +57,7 @@ def test_cache_reads_never_shrink_with_the_context_nor_exceed_those_of_full_laye
     windowed = kv_bytes_read(context, rows=rows, batch=batch)
     assert windowed <= kv_bytes_read(context, model=full, rows=rows, batch=batch)
     assert windowed <= kv_bytes_read(context + 1, rows=rows, batch=batch)
-    assert windowed == pytest.approx(batch * EVERY_OTHER.seen_tokens(context) * kv_bytes_per_token(EVERY_OTHER, BF16))
+    assert windowed == pytest.approx(batch * EVERY_OTHER.mean_attended_tokens(context) * kv_bytes_per_token(EVERY_OTHER, BF16))
 
 
 @given(st.integers(0, 8192), st.integers(0, 8192))

@@ -1,11 +1,11 @@
-"""Lists of module names, held against the libraries whose rules they follow."""
+"""Module lists match as in the libraries whose rules they follow."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from perfmodel.quantisation.module_names import by_glob, by_regex_or_name, by_transformers_rule, layer_names
+from perfmodel.quantisation.module_names import glob_matcher, layer_names, regex_matcher, transformers_matcher
 
 PARTS = ("model", "layers", "0", "1", "11", "mlp", "gate", "gate_proj", "self_attn", "q_proj", "lm_head", "language_model")
 NAMES = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map(".".join)
@@ -15,8 +15,8 @@ PATTERNS = NAMES | st.sampled_from(
 
 
 @given(NAMES, st.lists(PATTERNS, max_size=4))
-def test_a_module_is_skipped_where_transformers_skips_it(name: str, patterns: list[str]) -> None:
-    assert by_transformers_rule(patterns)([name]) != should_convert_module(name, patterns)
+def test_a_module_is_skipped_if_transformers_skips_it(name: str, patterns: list[str]) -> None:
+    assert transformers_matcher(patterns)([name]) != should_convert_module(name, patterns)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_a_module_is_skipped_where_transformers_skips_it(name: str, patterns: li
         ([], "lm_head", False),
     ],
 )
-def test_a_glob_names_a_module_or_one_that_holds_it(patterns: list[str], name: str, is_matched: bool) -> None:
-    assert by_glob(patterns)([name]) == is_matched
+def test_a_glob_matches_a_module_or_a_listed_parent(patterns: list[str], name: str, is_matched: bool) -> None:
+    assert glob_matcher(patterns)([name]) == is_matched
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_a_glob_names_a_module_or_one_that_holds_it(patterns: list[str], name: s
         (["Linear", "re:("], "model.layers.3.self_attn.q_proj", False),
     ],
 )
-def test_a_regex_follows_re_and_matches_from_the_start(patterns: list[str], name: str, is_matched: bool) -> None:
-    """A pattern that is no regex is taken letter by letter, and raises nothing."""
-    assert by_regex_or_name(patterns)([name]) == is_matched
+def test_a_regex_after_re_matches_from_the_start(patterns: list[str], name: str, is_matched: bool) -> None:
+    """An invalid regex is matched literally and raises nothing."""
+    assert regex_matcher(patterns)([name]) == is_matched
 
 
-def test_a_module_is_found_by_the_names_of_multimodal_and_fused_checkpoints() -> None:
+def test_a_module_matches_by_its_names_in_multimodal_and_fused_checkpoints() -> None:
     names = layer_names(7, "up_proj")
     for listed in ("model.layers.7.mlp.up_proj", "model.language_model.layers.7", "model.layers.7.mlp.gate_up_proj"):
-        assert by_transformers_rule([listed])(names)
-        assert not by_transformers_rule([listed])(layer_names(8, "up_proj"))
+        assert transformers_matcher([listed])(names)
+        assert not transformers_matcher([listed])(layer_names(8, "up_proj"))

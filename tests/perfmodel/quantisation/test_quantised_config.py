@@ -1,4 +1,4 @@
-"""Quantisation blocks of every method, read into bits."""
+"""Quantisation blocks of every method give the bits of the checkpoint."""
 
 import json
 import math
@@ -13,28 +13,32 @@ from transformers.utils import quantization_config as reference
 from perfmodel.core.errors import UserInputError
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.quantisation.quantised_config import METHODS, check_agreement, find_quantisation, stored_format
+from perfmodel.quantisation.quantised_config import METHODS, check_same_weight_bytes, find_quantisation, stored_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
 
 LLAMA_8B, LLAMA_70B, QWEN_8B = find_model("llama-3.1-8b"), find_model("llama-3.1-70b"), find_model("qwen3-8b")
 TINY = replace(find_model("ref-target-16"), num_layers=3, hidden_size=256, intermediate_size=512, num_heads=4, num_kv_heads=2)
 
 
-def read(block: Any, model: ModelGeometry = LLAMA_8B, *, key: str = "quantization_config", beside: Any = None) -> WeightFormat:
-    quantisation = find_quantisation({} if block is None else {key: block}, beside, model.name)
+def read(
+    block: Any, model: ModelGeometry = LLAMA_8B, *, key: str = "quantization_config", separate_file: Any = None
+) -> WeightFormat:
+    quantisation = find_quantisation({} if block is None else {key: block}, separate_file, model.name)
     assert quantisation is not None
     return stored_format(quantisation, model)
 
 
-def read_whole(config: Any, beside: Any) -> WeightFormat | None:
-    quantisation = find_quantisation(config, beside, "mine")
+def read_files(config: Any, separate_file: Any) -> WeightFormat | None:
+    quantisation = find_quantisation(config, separate_file, "mine")
     return None if quantisation is None else stored_format(quantisation, TINY)
 
 
-def group_of(bits: int, group: int | None, kind: str = "int", activations: int | None = None, **more: Any) -> dict[str, Any]:
+def tensor_group(
+    bits: int, group: int | None, kind: str = "int", activations: int | None = None, **overrides: Any
+) -> dict[str, Any]:
     """A group of compressed-tensors."""
-    strategy = more.pop("strategy", "channel" if group is None else "group")
-    weights = {"num_bits": bits, "type": kind, "strategy": strategy, "group_size": group, "symmetric": True, **more}
+    strategy = overrides.pop("strategy", "channel" if group is None else "group")
+    weights = {"num_bits": bits, "type": kind, "strategy": strategy, "group_size": group, "symmetric": True, **overrides}
     inputs = None if activations is None else {"num_bits": activations, "type": kind}
     return {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
 
@@ -44,7 +48,7 @@ def torchao(name: str, **data: Any) -> dict[str, Any]:
 
 
 ROW = 16 * (1 / 4096 * (1 - 0.2692) + 1 / 14336 * 0.2692)
-"""A 16-bit scale per row: 26.9 % of an 8B layer's weights are in its down projection, whose rows are longer."""
+"""Bits per weight of a 16-bit scale per row. The down projection, 26.9 % of an 8B layer, has longer rows."""
 LAST_LAYERS = [f"model.layers.{layer}.mlp.{part}_proj" for layer in (0, 31) for part in ("gate", "up", "down")]
 CASES: dict[str, tuple[Any, float, float, float, str | None]] = {
     # block, bits of the layers, of the head, of the embedding, arithmetic
@@ -139,7 +143,7 @@ CASES: dict[str, tuple[Any, float, float, float, str | None]] = {
     "torchao fp8": (torchao("Float8DynamicActivationFloat8WeightConfig"), 8 + 2 * ROW, 16, 16, "fp8"),
     "torchao by text": ({"quant_method": "torchao", "quant_type": "int8_weight_only"}, 8 + ROW, 16, 16, None),
     "compressed w4a16": (
-        {"quant_method": "compressed-tensors", "config_groups": {"group_0": group_of(4, 128)}, "ignore": ["lm_head"]},
+        {"quant_method": "compressed-tensors", "config_groups": {"group_0": tensor_group(4, 128)}, "ignore": ["lm_head"]},
         4.125,
         16,
         16,
@@ -148,7 +152,7 @@ CASES: dict[str, tuple[Any, float, float, float, str | None]] = {
     "compressed w8a8": (
         {
             "quant_method": "compressed-tensors",
-            "config_groups": {"group_0": group_of(8, None, "int", 8)},
+            "config_groups": {"group_0": tensor_group(8, None, "int", 8)},
             "ignore": ["lm_head"],
         },
         8 + ROW,
@@ -159,7 +163,7 @@ CASES: dict[str, tuple[Any, float, float, float, str | None]] = {
     "compressed fp8": (
         {
             "quant_method": "compressed-tensors",
-            "config_groups": {"g": group_of(8, None, "float", 8)},
+            "config_groups": {"g": tensor_group(8, None, "float", 8)},
             "ignore": ["re:.*lm_head"],
         },
         8 + ROW,
@@ -170,7 +174,7 @@ CASES: dict[str, tuple[Any, float, float, float, str | None]] = {
     "compressed nvfp4": (
         {
             "quant_method": "compressed-tensors",
-            "config_groups": {"g": group_of(4, 16, "float", 4, strategy="tensor_group")},
+            "config_groups": {"g": tensor_group(4, 16, "float", 4, strategy="tensor_group")},
             "ignore": ["lm_head"],
         },
         4.5,
@@ -182,8 +186,8 @@ CASES: dict[str, tuple[Any, float, float, float, str | None]] = {
         {
             "quant_method": "compressed-tensors",
             "config_groups": {
-                "attention": group_of(8, None) | {"targets": ["re:.*self_attn.*"]},
-                "mlp": group_of(4, 128) | {"targets": ["re:.*mlp.*"]},
+                "attention": tensor_group(8, None) | {"targets": ["re:.*self_attn.*"]},
+                "mlp": tensor_group(4, 128) | {"targets": ["re:.*mlp.*"]},
             },
             "ignore": ["lm_head"],
         },
@@ -225,14 +229,18 @@ CASES: dict[str, tuple[Any, float, float, float, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_block_is_read_into_its_bits(name: str) -> None:
-    block, layer_bits, head_bits, embedding_bits, arithmetic = CASES[name]
-    found = read(block)
-    assert found.layer_bits == pytest.approx(layer_bits, rel=1e-4)
-    assert (found.head_bits, found.embedding_bits) == pytest.approx((head_bits, embedding_bits))
-    assert found.layers[0].arithmetic == arithmetic
-    assert found.other_bits == 16
+def test_a_block_gives_the_bits_of_layers_head_and_embedding() -> None:
+    wrong = []
+    for name, (block, layer_bits, head_bits, embedding_bits, arithmetic) in CASES.items():
+        weights = read(block)
+        bits = (weights.head_bits, weights.embedding_bits, weights.other_bits)
+        if (
+            weights.layer_bits != pytest.approx(layer_bits, rel=1e-4)
+            or bits != pytest.approx((head_bits, embedding_bits, 16))
+            or weights.layers[0].arithmetic != arithmetic
+        ):
+            wrong.append(f"{name}: {weights}")
+    assert not wrong, "\n".join(wrong)
 
 
 MODELOPT: dict[str, tuple[dict[str, Any], float, float, str | None, str | None]] = {
@@ -261,15 +269,20 @@ MODELOPT: dict[str, tuple[dict[str, Any], float, float, str | None, str | None]]
 }
 
 
-@pytest.mark.parametrize("name", MODELOPT)
-def test_the_file_beside_a_config_that_says_nothing_is_read(name: str) -> None:
-    quantization, layer_bits, head_bits, arithmetic, kv_cache = MODELOPT[name]
-    found = read(None, beside={"producer": {"name": "modelopt"}, "quantization": quantization})
-    assert found.layer_bits == pytest.approx(layer_bits, rel=1e-4)
-    assert (found.head_bits, found.layers[0].arithmetic, found.kv_cache) == (pytest.approx(head_bits), arithmetic, kv_cache)
+def test_the_separate_file_of_modelopt_gives_the_bits() -> None:
+    wrong = []
+    for name, (quantization, layer_bits, head_bits, arithmetic, kv_cache) in MODELOPT.items():
+        weights = read(None, separate_file={"producer": {"name": "modelopt"}, "quantization": quantization})
+        if (
+            weights.layer_bits != pytest.approx(layer_bits, rel=1e-4)
+            or weights.head_bits != pytest.approx(head_bits)
+            or (weights.layers[0].arithmetic, weights.kv_cache) != (arithmetic, kv_cache)
+        ):
+            wrong.append(f"{name}: {weights}")
+    assert not wrong, "\n".join(wrong)
 
 
-def test_mlx_quantises_embedding_and_head_too_unless_named_apart() -> None:
+def test_mlx_quantises_embedding_and_head_unless_they_are_overridden() -> None:
     block = {"bits": 4, "group_size": 64, "model.layers.0.self_attn.q_proj": {"bits": 8, "group_size": 64}, "lm_head": False}
     both = read(block, key="quantization")
     assert (both.head_bits, both.embedding_bits) == (16, 4.5)
@@ -282,7 +295,7 @@ def test_mlx_quantises_embedding_and_head_too_unless_named_apart() -> None:
     assert model_weight_bytes(tied, plain) == pytest.approx(tied.num_params * 4.5 / 8, rel=1e-3)
 
 
-def test_the_text_decoder_s_block_of_a_multimodal_config_is_read() -> None:
+def test_the_block_in_the_text_config_of_a_multimodal_model_is_read() -> None:
     block = {"quant_method": "awq", "bits": 4}
     found = find_quantisation({"text_config": {"quantization_config": block}}, None, "mine")
     assert found is not None
@@ -298,14 +311,14 @@ def test_the_text_decoder_s_block_of_a_multimodal_config_is_read() -> None:
     ],
     ids=["hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4", "nvidia/Llama-3.1-70B-Instruct-FP8"],
 )
-def test_a_published_checkpoint_has_the_size_of_its_files(
+def test_a_published_checkpoint_has_the_size_of_its_published_files(
     model: ModelGeometry, block: dict[str, Any], published_bytes: float
 ) -> None:
     assert model_weight_bytes(model, read(block, model)) == pytest.approx(published_bytes, rel=2e-3)
 
 
 def tensor_bytes(model: ModelGeometry, matrix_bytes: Any) -> int:
-    """A checkpoint summed up tensor by tensor: matrices of the layers by a rule, all else in 16 bits."""
+    """Bytes of a checkpoint, tensor by tensor: the layers' matrices by a rule, all other weights in 16 bits."""
     layers = sum(matrix_bytes(rows, columns) for rows, columns in model.layer_matrices.values())
     return model.num_layers * layers + 2 * (model.num_params - model.num_layers * model.layer_matrix_params)
 
@@ -344,7 +357,9 @@ def gpt_oss_tensors(rows: int, columns: int) -> int:
     ],
     ids=["awq", "gptq", "fp8", "nf4", "mxfp4"],
 )
-def test_a_checkpoint_has_the_bytes_of_its_tensors(model: ModelGeometry, block: dict[str, Any], matrix_bytes: Any) -> None:
+def test_a_checkpoint_has_the_sum_of_the_bytes_of_its_tensors(
+    model: ModelGeometry, block: dict[str, Any], matrix_bytes: Any
+) -> None:
     assert model_weight_bytes(model, read(block, model)) == pytest.approx(tensor_bytes(model, matrix_bytes), rel=1e-5)
 
 
@@ -371,23 +386,24 @@ TRANSFORMERS: dict[str, Any] = {
 NEEDED = {"bitsandbytes": {"load_in_4bit": True}, "gptq": {"bits": 4}, "fp8": {"weight_block_size": [128, 128]}}
 
 
-@pytest.mark.parametrize("method", TRANSFORMERS)
-def test_what_a_block_leaves_out_has_transformers_defaults(method: str) -> None:
-    whole = json.loads(json.dumps(TRANSFORMERS[method].to_dict()))
-    assert whole["quant_method"] == method
-    assert read(whole) == read({"quant_method": method, **NEEDED.get(method, {})})
+def test_missing_keys_of_a_block_have_the_defaults_of_transformers() -> None:
+    blocks = {method: json.loads(json.dumps(config.to_dict())) for method, config in TRANSFORMERS.items()}
+    assert [block["quant_method"] for block in blocks.values()] == list(TRANSFORMERS)
+    assert not [
+        method for method, block in blocks.items() if read(block) != read({"quant_method": method, **NEEDED.get(method, {})})
+    ]
 
 
-def test_every_method_of_transformers_is_known_or_refused_by_name() -> None:
+def test_every_method_of_transformers_but_gguf_is_supported() -> None:
     unknown = {method.value.replace("_", "-") for method in reference.QuantizationMethod} - set(METHODS)
     assert unknown == {"gguf"}
 
 
 @pytest.mark.parametrize(
-    ("config", "beside", "problem"),
+    ("config", "separate_file", "problem"),
     [
-        ({"quantization_config": {"quant_method": "qwq"}}, None, "by 'qwq', a method whose bits are not known"),
-        ({"quantization_config": {}}, None, "by 'an unnamed method', a method whose bits are not known"),
+        ({"quantization_config": {"quant_method": "qwq"}}, None, "by 'qwq', a method with unknown bits per weight"),
+        ({"quantization_config": {}}, None, "by 'an unnamed method', a method with unknown bits per weight"),
         ({"quantization_config": "awq"}, None, "by 'awq', where an object is expected"),
         ({"quantization_config": {"quant_method": 3}}, None, "by 3, where the name of a method is expected"),
         (
@@ -408,14 +424,14 @@ def test_every_method_of_transformers_is_known_or_refused_by_name() -> None:
         (
             {"quantization_config": torchao("UIntXWeightOnlyConfig")},
             None,
-            "expected Int4WeightOnlyConfig, Int8WeightOnlyConfig, Float8WeightOnlyConfig or one of their relatives",
+            "expected Int4WeightOnlyConfig, Int8WeightOnlyConfig, Float8WeightOnlyConfig or a similar class",
         ),
         ({}, {"quantization": {"quant_algo": "FP3"}}, "and quantization.quant_algo is 'FP3', expected FP8, NVFP4"),
-        ({}, {"producer": {}}, "by 'an unnamed method', a method whose bits are not known"),
+        ({}, {"producer": {}}, "by 'an unnamed method', a method with unknown bits per weight"),
         (
             {"quantization_config": {"quant_method": "awq", "modules_to_not_convert": ["a{99999}"]}},
             None,
-            "by 'awq', and a list of its modules has the pattern 'a{99999}', which is too long, too nested, or repeats",
+            "by 'awq', and a list of modules has the pattern 'a{99999}', which is too long, too nested, or repeats",
         ),
         (
             {"quantization_config": torchao("IntxWeightOnlyConfig", weight_dtype={"_type": "torch.dtype", "_data": "fp6"})},
@@ -424,14 +440,14 @@ def test_every_method_of_transformers_is_known_or_refused_by_name() -> None:
         ),
     ],
 )
-def test_a_block_whose_bits_cannot_be_read_is_refused_in_one_sentence(config: Any, beside: Any, problem: str) -> None:
+def test_a_block_without_readable_bits_is_refused_in_one_sentence(config: Any, separate_file: Any, problem: str) -> None:
     with pytest.raises(UserInputError) as caught:
-        read_whole(config, beside)
-    said = str(caught.value)
-    assert said.startswith("model 'mine' is stored quantised by ")
-    assert problem in said
-    assert said.endswith(
-        "its bytes are not known. Give the --dtype that comes nearest, such as --dtype int4, to price it in that."
+        read_files(config, separate_file)
+    message = str(caught.value)
+    assert message.startswith("model 'mine' is stored quantised by ")
+    assert problem in message
+    assert message.endswith(
+        "its size in bytes is not known. Give the nearest --dtype, such as --dtype int4, to price it in that dtype."
     )
 
 
@@ -553,37 +569,37 @@ VALUES = st.recursive(
 @given(
     block=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8) | VALUES,
     method=st.sampled_from(sorted(METHODS)) | st.none() | LEAVES,
-    place=st.sampled_from(("quantization_config", "quantization", "text_config", "beside")),
+    place=st.sampled_from(("quantization_config", "quantization", "text_config", "separate file")),
 )
-def test_any_block_is_read_or_refused_and_never_a_fault(block: Any, method: Any, place: str) -> None:
+def test_any_block_is_read_or_refused_without_an_internal_error(block: Any, method: Any, place: str) -> None:
     if isinstance(block, dict) and method is not None:
         block = {**block, "quant_method": method}
-    config: dict[str, Any] = {} if place == "beside" else {place: block}
+    config: dict[str, Any] = {} if place == "separate file" else {place: block}
     if place == "text_config":
         config = {"text_config": {"quantization_config": block}}
     try:
-        found = read_whole(config, block if place == "beside" else None)
+        weights = read_files(config, block if place == "separate file" else None)
     except UserInputError:
         return
-    assert found is None or 0 < found.layer_bits <= 80
-    assert found is None or model_weight_bytes(TINY, found) > 0
+    assert weights is None or 0 < weights.layer_bits <= 80
+    assert weights is None or model_weight_bytes(TINY, weights) > 0
 
 
 @pytest.mark.parametrize("name", ["lm_head", "language_model.lm_head", "model.lm_head", "re:.*lm_head", "re:.*lm_head$"])
-def test_a_head_is_kept_by_whichever_name_a_multimodal_file_has_for_it(name: str) -> None:
-    groups = {"config_groups": {"group_0": group_of(8, None, "float", 8)}}
-    kept = read({"quant_method": "compressed-tensors", **groups, "ignore": [name]})
-    assert (kept.head_bits, kept.layer_bits < 9) == (16, True)
+def test_a_head_is_left_unquantised_by_any_of_its_names(name: str) -> None:
+    groups = {"config_groups": {"group_0": tensor_group(8, None, "float", 8)}}
+    weights = read({"quant_method": "compressed-tensors", **groups, "ignore": [name]})
+    assert (weights.head_bits, weights.layer_bits < 9) == (16, True)
     if not name.startswith("re:"):
         assert read({"quant_algo": "FP8", "exclude_modules": [name, "vision_tower*"]}).head_bits == 16
-        named = read({"group_size": 64, "bits": 4, name: {"group_size": 64, "bits": 8}}, key="quantization")
-        assert (named.head_bits, named.layer_bits) == (8.5, 4.5)
+        overridden = read({"group_size": 64, "bits": 4, name: {"group_size": 64, "bits": 8}}, key="quantization")
+        assert (overridden.head_bits, overridden.layer_bits) == (8.5, 4.5)
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens", "language_model.model.embed_tokens"])
-def test_an_embedding_named_apart_has_its_own_bits(name: str) -> None:
-    named = read({"group_size": 64, "bits": 4, name: {"group_size": 64, "bits": 8}}, key="quantization")
-    assert (named.embedding_bits, named.layer_bits, named.head_bits) == (8.5, 4.5, 4.5)
+def test_an_override_sets_the_bits_of_the_embedding(name: str) -> None:
+    overridden = read({"group_size": 64, "bits": 4, name: {"group_size": 64, "bits": 8}}, key="quantization")
+    assert (overridden.embedding_bits, overridden.layer_bits, overridden.head_bits) == (8.5, 4.5, 4.5)
 
 
 INTX = {"_type": "Int8DynamicActivationIntxWeightConfig", "_version": 1}
@@ -597,33 +613,33 @@ INT8_ROWS = {
 }
 
 
-def test_settings_of_torchao_for_modules_by_name_are_read() -> None:
+def test_torchao_settings_of_named_modules_are_read() -> None:
     by_name = {
         "_default": {**INTX, "_data": INT4_BY_32},
         "model.embed_tokens": {"_type": "IntxWeightOnlyConfig", "_version": 1, "_data": INT8_ROWS},
         r"re:model\.layers\.[0-7]\..*": None,
     }
     for kind, key in (("FqnToConfig", "fqn_to_config"), ("ModuleFqnToConfig", "module_fqn_to_config")):
-        found = read(torchao(kind, **{key: by_name}))
-        assert found.layer_bits == pytest.approx((8 * 16 + 24 * 4.5) / 32)
-        assert (found.embedding_bits, found.head_bits) == (pytest.approx(8 + 16 / 4096), 16)
+        weights = read(torchao(kind, **{key: by_name}))
+        assert weights.layer_bits == pytest.approx((8 * 16 + 24 * 4.5) / 32)
+        assert (weights.embedding_bits, weights.head_bits) == (pytest.approx(8 + 16 / 4096), 16)
     assert read(torchao("Int8DynamicActivationIntxWeightConfig", **INT4_BY_32)).layer_bits == 4.5
 
 
 def test_two_files_that_contradict_each_other_are_refused() -> None:
     stored = read({"quant_method": "awq", "bits": 4, "group_size": 128})
     with pytest.raises(UserInputError) as caught:
-        check_agreement(stored, {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}, LLAMA_8B)
+        check_same_weight_bytes(stored, {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}, LLAMA_8B)
     assert str(caught.value) == (
-        "model 'llama-3.1-8b': its config.json says AWQ int4, groups of 128, 5.73 GB, and hf_quant_config.json beside it "
-        "ModelOpt fp8, a scale per matrix, 9.08 GB. Remove the one that is wrong, or give --dtype to overrule both."
+        "model 'llama-3.1-8b': its config.json declares AWQ int4, groups of 128, 5.73 GB, but hf_quant_config.json "
+        "next to it ModelOpt fp8, a scale per matrix, 9.08 GB. Remove the wrong file, or give --dtype to override both."
     )
-    for beside in (
+    for separate_file in (
         None,
         {"quantization": {"quant_algo": "W4A16_AWQ", "group_size": 128}},
         {"quantization": {"quant_algo": "new"}},
     ):
-        check_agreement(stored, beside, LLAMA_8B)
+        check_same_weight_bytes(stored, separate_file, LLAMA_8B)
 
 
 @pytest.mark.parametrize(
@@ -636,7 +652,7 @@ def test_two_files_that_contradict_each_other_are_refused() -> None:
         {"quant_method": "awq", "modules_to_not_convert": ["(\x1b" * 5000]},
     ],
 )
-def test_a_refusal_is_short_and_printable_whatever_the_block_holds(block: Any) -> None:
+def test_a_refusal_of_any_block_is_short_and_printable(block: Any) -> None:
     with pytest.raises(UserInputError) as caught:
         read(block)
     assert len(str(caught.value)) <= 500

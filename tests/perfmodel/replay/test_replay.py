@@ -117,7 +117,7 @@ def test_replay_was_compiled() -> None:
 def test_the_compiled_module_names_the_kinds_and_fields_of_the_reference() -> None:
     assert _native.ENTRY_KINDS == ENTRY_KINDS
     assert _native.ENTRY_FIELDS == Entry._fields
-    assert set(_native.RULE_FIELDS) == set(compiled._rule(0, None))
+    assert set(compiled._rule(0, None)) == set(_native.RULE_FIELDS)
 
 
 @settings(max_examples=500)

@@ -1,4 +1,4 @@
-"""What a trace holds, on tiny real models; that the runtime does what it says is tests/s2d/decoding/test_replay_equals_runtime.py."""
+"""Traces of tiny real models. tests/s2d/decoding/test_replay_equals_runtime.py compares traces with the runtime."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ SAMPLED = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=None,
 RATIO = Sampling(rule="ratio", temperature=0.9, top_k=8, top_p=0.95, seed=3)
 
 
-def job_of(folders: Folders, sampling: Sampling) -> ProfilingJob:
+def make_job(folders: Folders, sampling: Sampling) -> ProfilingJob:
     pair = load_pair(PairRequest(target=str(folders.target), draft=str(folders.draft), dtype="fp32", device="cpu"))
     prompts = encode_prompts(pair, read_prompts(folders.prompts)[:3], max_new_tokens=40)
     return ProfilingJob(
@@ -46,7 +46,7 @@ def trace_of(job: ProfilingJob) -> Trace:
 
 
 def test_a_trace_holds_the_text_of_the_plain_target(folders: Folders) -> None:
-    job = job_of(folders, SAMPLED)
+    job = make_job(folders, SAMPLED)
     trace, session = trace_of(job), job.session()
     written = [session.generate(prompt.token_ids, job.settings(None, 40)).tokens for prompt in job.prompts]
     assert [tuple(trace.subset([i]).target_token) for i in range(3)] == written
@@ -54,9 +54,9 @@ def test_a_trace_holds_the_text_of_the_plain_target(folders: Folders) -> None:
     assert [prompt.prompt_tokens for prompt in trace.header.prompts] == [len(prompt.token_ids) for prompt in job.prompts]
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, RATIO], ids=lambda one: one.rule)
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, RATIO], ids=lambda sampling: sampling.rule)
 def test_a_shortened_trace_is_the_one_of_shorter_texts(folders: Folders, sampling: Sampling) -> None:
-    job = job_of(folders, sampling)
+    job = make_job(folders, sampling)
     short, expected = trace_of(job).shortened(9), trace_of(replace(job, max_new_tokens=9))
     assert short.header == expected.header
     assert (short.target_token == expected.target_token).all()
@@ -65,19 +65,19 @@ def test_a_shortened_trace_is_the_one_of_shorter_texts(folders: Folders, samplin
     assert short.accept_prob == pytest.approx(expected.accept_prob, rel=1e-5)
 
 
-def test_under_the_ratio_rule_acceptance_is_a_probability_and_sure_for_a_draft_that_is_the_target(folders: Folders) -> None:
-    trace = trace_of(job_of(folders, RATIO))
+def test_ratio_acceptance_is_a_probability_and_1_if_the_draft_is_the_target(folders: Folders) -> None:
+    trace = trace_of(make_job(folders, RATIO))
     assert 0 <= trace.accept_prob.min() < trace.accept_prob.max() <= 1
     assert ((trace.accept_prob != 0) & (trace.accept_prob != 1)).any()
-    job = job_of(folders, RATIO)
+    job = make_job(folders, RATIO)
     twin = replace(job.pair.target, exit_layers=(job.pair.target.geometry.num_layers,))
     geometry = replace(job.pair.geometry, model=twin.geometry, exit_layers=twin.exit_layers)
     same = trace_of(replace(job, pair=replace(job.pair, draft=twin, geometry=geometry)))
     assert same.accept_prob == pytest.approx(1.0, abs=1e-5)
 
 
-def test_an_interrupted_trace_goes_on_where_it_was_and_ends_the_same(folders: Folders) -> None:
-    job = job_of(folders, GREEDY)
+def test_an_interrupted_trace_continues_to_the_same_result(folders: Folders) -> None:
+    job = make_job(folders, GREEDY)
     recorder, kept = job.exit_recorder(job.session()), []
 
     def interrupted(number: int):
@@ -101,11 +101,11 @@ def test_an_interrupted_trace_goes_on_where_it_was_and_ends_the_same(folders: Fo
     assert (whole.confidence == expected.confidence).all()
 
 
-def test_a_trace_of_other_settings_or_prompts_is_not_gone_on_with(folders: Folders) -> None:
-    job = job_of(folders, GREEDY)
+def test_a_trace_of_other_settings_or_prompts_is_not_continued(folders: Folders) -> None:
+    job = make_job(folders, GREEDY)
     header, prompts = trace_of(job).header, job.prompts
     check_resumable("kept", replace(header, prompts=header.prompts[:2]), replace(header, prompts=()), prompts)
-    for changes, said in (
+    for changes, message in (
         ({"sampling": SAMPLED}, "made for sampling greedy, not for sampling shared-noise T=0.9 seed 3"),
         ({"max_new_tokens": 41}, "made for max_new_tokens 40, not for max_new_tokens 41"),
         (
@@ -117,7 +117,7 @@ def test_a_trace_of_other_settings_or_prompts_is_not_gone_on_with(folders: Folde
             "exit_layers 1/2/4, not for exit_layers 1/4",
         ),
     ):
-        with pytest.raises(Mismatch, match=f"unfinished trace 'kept' was .*{said}"):
+        with pytest.raises(Mismatch, match=f"unfinished trace 'kept' was .*{message}"):
             check_resumable("kept", header, replace(header, **changes), prompts)
     with pytest.raises(Mismatch, match="made for 3 other prompts, not for the 3 of this run"):
         check_resumable("kept", header, header, prompts[::-1])
@@ -126,8 +126,8 @@ def test_a_trace_of_other_settings_or_prompts_is_not_gone_on_with(folders: Folde
         check_resumable("kept", header, header, in_a_chat)
 
 
-def test_a_disk_that_is_full_for_a_while_loses_no_prompt(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
-    job = job_of(folders, GREEDY)
+def test_a_temporarily_full_disk_loses_no_prompt(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    job = make_job(folders, GREEDY)
     recorder = job.exit_recorder(job.session())
 
     def full(trace: Trace) -> None:
@@ -146,7 +146,7 @@ def test_a_disk_that_is_full_for_a_while_loses_no_prompt(folders: Folders, capsy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenLogits:
-    """A decoder whose exits say what is given: [E, N, V], for the N positions after each token of a text."""
+    """A decoder whose exits return given logits [E, N, V], for the N positions after each token of a text."""
 
     logits: torch.Tensor
 
@@ -179,9 +179,9 @@ def bf16_near_ties(num_exits: int, num_positions: int, vocab_size: int) -> torch
 
 @pytest.mark.parametrize("confidence", ["max-prob", "margin", "entropy"])
 @pytest.mark.parametrize(
-    "sampling", [GREEDY, SAMPLED, RATIO, replace(GREEDY, repetition_penalty=1.2)], ids=lambda one: one.label
+    "sampling", [GREEDY, SAMPLED, RATIO, replace(GREEDY, repetition_penalty=1.2)], ids=lambda sampling: sampling.label
 )
-def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(sampling: Sampling, confidence: Confidence) -> None:
+def test_trace_and_run_compute_the_same_confidences_from_bf16_logits(sampling: Sampling, confidence: Confidence) -> None:
     prompt, written, exits, vocab_size = (1, 2, 3), (10, 12, 11, 9, 10, 13), (0, 1), 50
     logits = bf16_near_ties(len(exits), len(prompt) + len(written), vocab_size)
     decoder = GivenLogits(logits=logits)
@@ -202,8 +202,8 @@ def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(samplin
     verifier.start(len(prompt), len(text))
     for step, number in np.ndindex(traced.confidence.shape):
         known = len(prompt) + step
-        token, sure = verifier.check_exit(decoder, torch.tensor([[number, known - 1]]), text[:known], known, number)()
-        assert sure == traced.confidence[step, number]
+        token, value = verifier.check_exit(decoder, torch.tensor([[number, known - 1]]), text[:known], known, number)()
+        assert value == traced.confidence[step, number]
         assert sampling.rule == "ratio" or token == traced.draft_token[step, number]
     if sampling is GREEDY and confidence == "max-prob":
         probs = logits[:, len(prompt) - 1 : -1].float().softmax(-1)
@@ -211,7 +211,7 @@ def test_of_the_same_bf16_logits_trace_and_run_read_the_same_confidences(samplin
         assert traced.confidence == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(
+def test_a_recording_reuses_the_noise_of_the_session_and_a_check_draws_it_once(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_rows: list[int] = []
@@ -223,7 +223,7 @@ def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(
         num_rows.append(len(table) - before)
 
     monkeypatch.setattr(NoiseTable, "grow", counted)
-    job = replace(job_of(folders, SAMPLED), num_mistakes=2)
+    job = replace(make_job(folders, SAMPLED), num_mistakes=2)
     session = job.session()
     plain = [session.generate(prompt.token_ids, job.settings(None, 40)) for prompt in job.prompts]
     longest = max(len(prompt.token_ids) + 40 for prompt in job.prompts)
@@ -231,7 +231,7 @@ def test_a_recording_draws_no_noise_of_its_own_and_a_check_draws_it_once(
     recorder = ExitRecorder(job.pair, session, SAMPLED, "max-prob", 40, num_mistakes=2)
     for prompt in job.prompts:
         recorder.trace(prompt)
-    assert sum(num_rows) == 0  # the table of the session serves the recording, and what is behind the mistakes
+    assert sum(num_rows) == 0  # the recording uses the table of the session
     num_rows.clear()
     check = compare_outputs(job.pair, job.prompts, SAMPLED, plain, plain)
     assert sum(num_rows) <= longest

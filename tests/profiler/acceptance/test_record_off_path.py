@@ -1,4 +1,4 @@
-"""Behind a mistake every exit says what a pass over the mistaken text says."""
+"""After a mistake every exit predicts what a pass over the mistaken text predicts."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ RATIO = Sampling(rule="ratio", temperature=0.9, top_k=8, top_p=0.95, seed=3)
 NEW_TOKENS, NUM_MISTAKES = 30, 3
 
 
-def job_of(folders: Folders, sampling: Sampling, draft: str | None = None) -> ProfilingJob:
+def make_job(folders: Folders, sampling: Sampling, draft: str | None = None) -> ProfilingJob:
     pair = replace(
         load_pair(PairRequest(target=str(folders.target), draft=draft or str(folders.draft), dtype="fp32", device="cpu")),
         eos_token_id=None,
@@ -47,45 +47,47 @@ def trace_of(job: ProfilingJob, *numbers: int) -> Trace:
     return extended(empty_trace(recorder.header), [recorder.trace(job.prompts[number]) for number in numbers])
 
 
-def told_by_whole_passes(job: ProfilingJob, trace: Trace) -> dict[int, list[list[float]]]:
-    """Confidences behind the mistakes of the first prompt, by step: a pass over the whole text for every token."""
+def confidences_of_whole_passes(job: ProfilingJob, trace: Trace) -> dict[int, list[list[float]]]:
+    """Confidences after the mistakes of the first prompt, by step, from a pass over the whole text for each token."""
     first = job.prompts[0].token_ids
     text, exits = [*first, *trace.target_token.tolist()], job.pair.geometry.exit_layers
     noise = gumbel_noise(job.sampling.seed, len(text), job.pair.draft.decoder.vocab_size) if job.sampling.seed else None
-    told: dict[int, list[list[float]]] = {}
+    confidences: dict[int, list[list[float]]] = {}
     for step, number in draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES):
         tokens = [*text[: len(first) + step], int(trace.draft_token[step, number])]
         for _ in range(min(TOKENS_PER_MISTAKE, NEW_TOKENS - 1 - step)):
-            said = job.pair.draft.decoder.all_exit_logits(tokens, exits)
-            logits = [LogitsProcessor(job.sampling, len(first))(one[-1:], tokens, len(first)) for one in said]
-            sure = [float(confidence_of(one.softmax(-1), "max-prob")) for one in logits]
-            told.setdefault(len(tokens) - len(first), []).append(sure)
+            all_logits = job.pair.draft.decoder.all_exit_logits(tokens, exits)
+            logits = [
+                LogitsProcessor(job.sampling, len(first))(exit_logits[-1:], tokens, len(first)) for exit_logits in all_logits
+            ]
+            values = [float(confidence_of(exit_logits.softmax(-1), "max-prob")) for exit_logits in logits]
+            confidences.setdefault(len(tokens) - len(first), []).append(values)
             tokens.append(int(choose(logits[number], None if noise is None else noise[len(tokens)])))
-    return told
+    return confidences
 
 
 @pytest.mark.parametrize("draft", [None, SELF_DRAFT])
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, PENALISED], ids=["greedy", "sampled", "penalised"])
-def test_what_is_recorded_is_what_passes_over_the_mistaken_text_say(
+def test_recorded_confidences_equal_those_of_passes_over_the_mistaken_text(
     folders: Folders, sampling: Sampling, draft: str | None
 ) -> None:
-    job = job_of(folders, sampling, draft)
+    job = make_job(folders, sampling, draft)
     trace = trace_of(job, 0)
-    told = told_by_whole_passes(job, trace)
-    assert len(trace.off_path) == sum(map(len, told.values())) > 0
-    for step, found in zip(trace.off_path.position.tolist(), trace.off_path.confidence.tolist(), strict=True):
-        assert any(found == pytest.approx(one, abs=1e-4) for one in told[step])
+    expected = confidences_of_whole_passes(job, trace)
+    assert len(trace.off_path) == sum(map(len, expected.values())) > 0
+    for step, recorded in zip(trace.off_path.position.tolist(), trace.off_path.confidence.tolist(), strict=True):
+        assert any(recorded == pytest.approx(values, abs=1e-4) for values in expected[step])
 
 
-def test_under_the_ratio_rule_a_refused_sample_is_gone_on_from(folders: Folders) -> None:
-    job = job_of(folders, RATIO)
+def test_under_the_ratio_rule_the_draft_continues_from_a_refused_sample(folders: Folders) -> None:
+    job = make_job(folders, RATIO)
     trace = trace_of(job, 0)
     assert 0 < len(trace.off_path) <= NUM_MISTAKES * TOKENS_PER_MISTAKE
     assert not np.isclose(trace.off_path.confidence, trace.confidence[trace.off_path.position]).all()
 
 
-def test_positions_are_those_of_the_whole_trace_and_the_same_whatever_prompts_are_beside(folders: Folders) -> None:
-    job = job_of(folders, SAMPLED)
+def test_positions_are_of_the_whole_trace_and_do_not_depend_on_other_prompts(folders: Folders) -> None:
+    job = make_job(folders, SAMPLED)
     both, alone = trace_of(job, 0, 1), trace_of(job, 1)
     of_second = both.subset([1]).off_path
     assert len(of_second) == len(alone.off_path) > 0
@@ -93,17 +95,17 @@ def test_positions_are_those_of_the_whole_trace_and_the_same_whatever_prompts_ar
     np.testing.assert_array_equal(of_second.confidence, alone.off_path.confidence)
 
 
-def test_an_end_of_text_ends_the_going_on(folders: Folders) -> None:
-    job = job_of(folders, SAMPLED)
-    found = trace_of(job, 0)
-    [(step, number), *_] = draw_mistakes(found.accept_prob, job.prompts[0].name, NUM_MISTAKES)
-    mistaken = int(found.draft_token[step, number])
+def test_an_end_of_text_ends_the_continuation(folders: Folders) -> None:
+    job = make_job(folders, SAMPLED)
+    trace = trace_of(job, 0)
+    [(step, number), *_] = draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES)
+    mistaken = int(trace.draft_token[step, number])
     ended = replace(job, pair=replace(job.pair, eos_token_id=mistaken))
-    assert mistaken not in found.target_token  # so that the text itself goes on as before
-    assert len(trace_of(ended, 0).off_path) < len(found.off_path)
+    assert mistaken not in trace.target_token  # otherwise the text itself would end
+    assert len(trace_of(ended, 0).off_path) < len(trace.off_path)
 
 
-def test_no_more_mistakes_are_drawn_than_there_are() -> None:
+def test_at_most_all_mistakes_are_drawn() -> None:
     never = np.ones((20, 3), np.float32)
     once = never.copy()
     once[4, 1] = 0
@@ -114,8 +116,8 @@ def test_no_more_mistakes_are_drawn_than_there_are() -> None:
     assert len({step for step, _ in draw_mistakes(1 - never, "a", 4)}) == 4
 
 
-def test_a_draft_whose_logits_are_not_finite_behind_a_mistake_alone_is_refused(folders: Folders) -> None:
-    job = job_of(folders, GREEDY)
+def test_logits_that_are_not_finite_only_after_a_mistake_are_refused(folders: Folders) -> None:
+    job = make_job(folders, GREEDY)
     trace = trace_of(job, 0)
     mistakes = draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES)
     text = {*job.prompts[0].token_ids, *trace.target_token.tolist()}

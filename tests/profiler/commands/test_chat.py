@@ -1,4 +1,4 @@
-"""What a trace takes of a chat: conversations whole, and of several turns the first."""
+"""Traces of chats: whole conversations, and the first of several user turns."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.stubs import EOS
 LINES = (
     {"question_id": 81, "category": "a", "turns": ["w6 w7", "w8"]},
     {
-        "name": "told",
+        "name": "chat",
         "category": "b",
         "messages": [{"role": "system", "content": "w9"}, {"role": "user", "content": "w10 w11"}],
     },
@@ -32,13 +32,13 @@ def test_a_chat_is_traced_up_to_its_first_answer(folders: Folders, tmp_path: Pat
     argv = ["acceptance", "--target", str(target), "--draft", str(folders.draft), "--prompts", str(prompts)]
     argv += ["--split", "all", "--max-new-tokens", "8", "--draft-cap", "3", "-o", str(out)]
     assert main_profile(argv) == 2
-    assert "prompt 'told' is a conversation: expected a text to continue. Give --chat" in capsys.readouterr().err
+    assert "prompt 'chat' is a conversation: expected a text to continue. Give --chat" in capsys.readouterr().err
     assert main_profile([*argv, "--chat"]) == 0
     traced = TRACE_FILE.read(out / "trace.npz").record.header.prompts
-    assert [(one.name, one.prompt_tokens) for one in traced] == [("81", 3), ("told", 4)]
+    assert [(prompt.name, prompt.prompt_tokens) for prompt in traced] == [("81", 3), ("chat", 4)]
 
 
-def test_the_text_of_special_tokens_is_noted_and_read_as_asked(
+def test_the_text_of_special_tokens_is_noted_and_read_as_requested(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
@@ -48,18 +48,7 @@ def test_the_text_of_special_tokens_is_noted_and_read_as_asked(
     for special_tokens, note in (("parse", "read as these tokens"), ("text", "read as text")):
         out = tmp_path / special_tokens
         argv = ["acceptance", "--target", str(folders.target), "--draft", str(folders.draft), "--prompts", str(prompts)]
-        argv += [
-            "--split",
-            "all",
-            "--max-new-tokens",
-            "8",
-            "--draft-cap",
-            "3",
-            "--special-tokens",
-            special_tokens,
-            "-o",
-            str(out),
-        ]
+        argv += ["--split", "all", "--max-new-tokens", "8", "--special-tokens", special_tokens, "-o", str(out)]
         assert main_profile(argv) == 0
         assert f"note: 1 of 1 prompts contains the text of special tokens ('{WORDS[EOS]}'), {note}" in capsys.readouterr().err
         stored = TRACE_FILE.read(out / "trace.npz")

@@ -1,4 +1,4 @@
-"""`s2d-profile`, from its arguments to its files."""
+"""`s2d-profile`, from its flags to its files."""
 
 import shlex
 import subprocess
@@ -18,13 +18,13 @@ from perfmodel.core.units import GIB
 from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.policies.sampling import Sampling
 from profiler.acceptance.record_acceptance import ExitRecorder, PromptTrace
-from profiler.commands import profile_command as command_module
 from profiler.commands.profile_cli import main_profile
-from profiler.commands.profile_inputs import family_prompts
 from profiler.latency import profiling_job as job_module
 from profiler.latency.latency_files import LatencyFiles
 from profiler.latency.measure_latency import measure_latency
 from profiler.latency.pass_log import PassLog
+from profiler.profiling import profile_pair
+from profiler.profiling.profile_request import family_prompts
 from s2d.decoding.encode_prompts import EncodedPrompt
 from s2d.decoding.generate import Session
 from s2d.loading.memory import CPU_WORKSPACE_BYTES
@@ -43,7 +43,7 @@ def read_profile(path: Path) -> LatencyProfile:
     return PROFILE_FILE.read(path).record
 
 
-def test_caches_that_do_not_fit_end_the_command_before_any_pass(
+def test_caches_that_do_not_fit_are_refused_before_any_pass(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     free = iter([GIB, CPU_WORKSPACE_BYTES])  # when weights are read, and before the session
@@ -55,7 +55,7 @@ def test_caches_that_do_not_fit_end_the_command_before_any_pass(
     assert "but cpu has 134 MB free. Give fewer --max-new-tokens or shorter prompts" in refused
 
 
-def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
+def test_one_command_writes_both_profiles_and_the_trace_and_prints_the_next_command(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "evidence"
@@ -75,7 +75,7 @@ def test_one_command_writes_both_profiles_and_the_trace_and_names_the_next(
     assert str(tmp_path.parent) not in (out / "draft.latency.json").read_text()
 
 
-def test_a_profile_of_a_busy_machine_says_so_and_keeps_it(
+def test_a_busy_machine_is_warned_about_and_recorded(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_contention, "thread_waited_s", perf_counter)  # never let run
@@ -85,14 +85,14 @@ def test_a_profile_of_a_busy_machine_says_so_and_keeps_it(
         assert read_profile(tmp_path / "evidence" / f"{name}.latency.json").waited_frac == pytest.approx(1.0, abs=0.01)
 
 
-def test_a_measurement_in_parts_keeps_the_waits_of_the_most_disturbed_one(tmp_path: Path) -> None:
+def test_a_continued_measurement_records_the_largest_share_of_waiting(tmp_path: Path) -> None:
     profile = target_profile()
 
     def profiles_of(log: PassLog) -> dict[str, LatencyProfile]:
         return {"target": profile}
 
     def part(waited_s: float) -> LatencyFiles:
-        """Ten seconds of measuring, of which so many were spent waiting."""
+        """Ten seconds of measuring with some seconds of waiting."""
         waits, times = iter((0.0, waited_s)), iter((0.0, 10.0))
         watched = Contention(waited_s=lambda: next(waits), clock=lambda: next(times))
         return LatencyFiles(tmp_path, profiles_of, provenance(), watched)
@@ -104,13 +104,13 @@ def test_a_measurement_in_parts_keeps_the_waits_of_the_most_disturbed_one(tmp_pa
     assert read_profile(path).waited_frac == 0.5
 
 
-def test_a_power_sensor_that_fails_costs_nothing_but_the_energy(
+def test_a_failing_power_sensor_only_leaves_out_the_energy(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing() -> float:
         raise OSError("the card fell off the bus")
 
-    monkeypatch.setattr(command_module, "nvml_sensor", lambda device: failing)
+    monkeypatch.setattr(profile_pair, "nvml_sensor", lambda device: failing)
     assert main_profile(["latency", *arguments(folders, tmp_path)]) == 0
     captured = capsys.readouterr()
     assert "warning: the power sensor failed (the card fell off the bus): energy is left out" in captured.err
@@ -118,8 +118,8 @@ def test_a_power_sensor_that_fails_costs_nothing_but_the_energy(
     assert len(read_profile(tmp_path / "draft.latency.json").samples)
 
 
-def test_a_self_draft_has_one_profile_with_every_pass_in_it(folders: Folders, tmp_path: Path) -> None:
-    argv = arguments(folders, tmp_path, "latency")
+def test_a_self_draft_has_one_profile_with_all_passes(folders: Folders, tmp_path: Path) -> None:
+    argv = ["latency", *arguments(folders, tmp_path)]
     argv[argv.index("--draft") + 1] = "self"
     assert main_profile(argv) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["target.latency.json"]
@@ -128,7 +128,7 @@ def test_a_self_draft_has_one_profile_with_every_pass_in_it(folders: Folders, tm
     assert set(profile.samples.kind) == {"segment", "exit", "verify", "round", "target_prefill"}
 
 
-def test_ctrl_c_keeps_the_passes_and_the_same_command_goes_on(
+def test_ctrl_c_keeps_the_passes_and_the_same_command_continues(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args, **settings) -> None:
@@ -136,31 +136,31 @@ def test_ctrl_c_keeps_the_passes_and_the_same_command_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job_module, "measure_latency", interrupted)
-    assert main_profile(arguments(folders, tmp_path, "latency")) == 130
+    assert main_profile(["latency", *arguments(folders, tmp_path)]) == 130
     kept = tmp_path / "draft.latency.partial.json"
     assert f"the partial result is in {str(kept)!r}" in capsys.readouterr().err
     num_kept = len(read_profile(kept).samples)
     assert num_kept > 0
     monkeypatch.undo()
-    argv = arguments(folders, tmp_path, "latency")
+    argv = ["latency", *arguments(folders, tmp_path)]
     argv[argv.index("--budget") + 1] = "0"
     assert main_profile(argv) == 0
-    assert "going on with the" in capsys.readouterr().err
+    assert "continuing with the" in capsys.readouterr().err
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["draft.latency.json", "target.latency.json"]
     assert len(read_profile(tmp_path / "draft.latency.json").samples) == num_kept
 
 
-def test_an_interrupted_trace_goes_on_and_latency_is_not_measured_twice(
+def test_an_interrupted_trace_continues_without_measuring_latency_again(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced: list[str] = []
-    ask = ExitRecorder.trace
+    trace_prompt = ExitRecorder.trace
 
     def second_interrupted(self: ExitRecorder, prompt: EncodedPrompt) -> PromptTrace:
         if traced.count(prompt.name) == 1 and prompt.name == "p2.txt:1":
             raise KeyboardInterrupt
         traced.append(prompt.name)
-        return ask(self, prompt)
+        return trace_prompt(self, prompt)
 
     monkeypatch.setattr(ExitRecorder, "trace", second_interrupted)
     assert main_profile(arguments(folders, tmp_path)) == 130
@@ -176,19 +176,19 @@ def test_an_interrupted_trace_goes_on_and_latency_is_not_measured_twice(
     assert not kept.exists()
 
 
-def test_a_kept_profile_of_another_pair_is_refused(
+def test_an_unfinished_profile_of_other_settings_is_refused(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main_profile(arguments(folders, tmp_path, "latency")) == 0
+    assert main_profile(["latency", *arguments(folders, tmp_path)]) == 0
     (tmp_path / "target.latency.json").rename(tmp_path / "target.latency.partial.json")
-    assert main_profile(arguments(folders, tmp_path, "latency", "--dtype", "bf16")) == 2
-    assert "in bf16" in (message := capsys.readouterr().err)
+    assert main_profile(["latency", *arguments(folders, tmp_path, "--dtype", "bf16")]) == 2
+    assert ", bf16, eager" in (message := capsys.readouterr().err)
     assert "delete it, or give another folder with -o" in message
 
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Fills the disk for files whose name has a word in it."""
+    """Fills the disk for files with a word in their name."""
 
     def fill(word: str) -> None:
         def write(path: Path, data: bytes) -> None:
@@ -204,16 +204,16 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 @pytest.mark.parametrize(
     ("what", "full", "table", "file"),
     [
-        ("latency", "latency", "quartiles apart", "draft.latency.json"),
+        ("latency", "latency", "IQR / median", "draft.latency.json"),
         ("acceptance", "trace", "mean confidence", "trace.npz"),
     ],
 )
-def test_a_full_disk_takes_the_file_and_not_the_table(
+def test_on_a_full_disk_the_table_is_still_printed(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], full_disk: Callable[[str], None], what: str,
     full: str, table: str, file: str,
 ) -> None:  # fmt: skip
     full_disk(full)
-    assert main_profile(arguments(folders, tmp_path, what)) == 2
+    assert main_profile([what, *arguments(folders, tmp_path)]) == 2
     shown = capsys.readouterr()
     assert table in shown.out
     assert "next:" not in shown.out
@@ -222,7 +222,7 @@ def test_a_full_disk_takes_the_file_and_not_the_table(
 
 
 @pytest.mark.parametrize("what", ["latency", "acceptance"])
-def test_ctrl_c_on_a_full_disk_shows_what_was_measured_and_keeps_what_was_kept(
+def test_ctrl_c_on_a_full_disk_prints_the_table_and_keeps_the_earlier_files(
     folders: Folders,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -230,65 +230,62 @@ def test_ctrl_c_on_a_full_disk_shows_what_was_measured_and_keeps_what_was_kept(
     full_disk: Callable[[str], None],
     what: str,
 ) -> None:
-    ask = ExitRecorder.trace
+    trace_prompt = ExitRecorder.trace
 
     def interrupted(*args, **settings) -> None:
         measure_latency(*args, **settings)
         raise KeyboardInterrupt
 
-    def ask_once_more(self: ExitRecorder, prompt: EncodedPrompt) -> PromptTrace:
-        if len(asked) == 1:
+    def interrupted_after_one(self: ExitRecorder, prompt: EncodedPrompt) -> PromptTrace:
+        if len(traced_names) == 1:
             raise KeyboardInterrupt
-        asked.append(prompt.name)
-        return ask(self, prompt)
+        traced_names.append(prompt.name)
+        return trace_prompt(self, prompt)
 
     monkeypatch.setattr(job_module, "measure_latency", interrupted)
     if what == "acceptance":
-        monkeypatch.setattr(ExitRecorder, "trace", ask_once_more)
-    asked: list[str] = []
-    assert main_profile(arguments(folders, tmp_path, what)) == 130
+        monkeypatch.setattr(ExitRecorder, "trace", interrupted_after_one)
+    traced_names: list[str] = []
+    assert main_profile([what, *arguments(folders, tmp_path)]) == 130
     kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert kept
     capsys.readouterr()
     full_disk("partial")
-    asked.clear()
-    assert main_profile(arguments(folders, tmp_path, what)) == 2
+    traced_names.clear()
+    assert main_profile([what, *arguments(folders, tmp_path)]) == 2
     shown = capsys.readouterr()
-    assert ("quartiles apart" if what == "latency" else "mean confidence") in shown.out
+    assert ("IQR / median" if what == "latency" else "mean confidence") in shown.out
     assert "no space left to write" in shown.err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_any_model_is_loaded(
+def test_an_output_that_is_a_file_is_refused_before_any_model_is_loaded(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_module, "load_pair", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(profile_pair, "load_pair", lambda *_: pytest.fail("loaded"))
     (tmp_path / "file").write_text("")
     assert main_profile(arguments(folders, tmp_path / "file")) == 2
     assert "this is a file, expected a folder" in capsys.readouterr().err
 
 
-def test_half_a_measurement_names_the_command_for_the_other_half(
+def test_the_next_command_measures_the_missing_half_and_then_plans(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "acceptance"
-    argv = ["-v", "acceptance", *arguments(folders, out)]
-    assert main_profile(argv) == 0
+    assert main_profile(["acceptance", *arguments(folders, out, "-v")]) == 0
     following = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
-    assert following == ["s2d-profile", "-v", "latency", *arguments(folders, out)]
+    assert following == ["s2d-profile", "latency", *arguments(folders, out)]
     assert main_profile(following[1:]) == 0
     following = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
     profiles = ["--profile", str(out / "draft.latency.json"), "--profile", str(out / "target.latency.json")]
     assert following == ["s2d-plan", *profiles, "--trace", str(out / "trace.npz"), "-o", str(out / "plan.json")]
 
 
-def test_what_is_said_off_the_path_is_recorded_where_it_is_asked_for(
-    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_off_path_tokens_are_recorded_on_request(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main_profile(["acceptance", *arguments(folders, tmp_path, "--off-path", "2")]) == 0
     recorded = len(TRACE_FILE.read(tmp_path / "trace.npz").record.off_path)
     assert recorded > 0
-    assert f"{recorded} tokens off the path" in capsys.readouterr().out
+    assert f"{recorded} tokens off the target's path" in capsys.readouterr().out
 
 
 def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders, tmp_path: Path) -> None:
@@ -314,7 +311,7 @@ def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--temperature", "0.8", "--rule", "greedy"], "greedy is temperature 0, and only it"),
+        (["--temperature", "0.8", "--rule", "greedy"], "greedy and temperature 0 go together"),
         (["--top-k", "5"], "greedy decoding takes no top_k"),
         (["--temperature", "-1"], "sampling flags: temperature -1.0: expected a number of at least 0"),
         (["--min-p", "0.1"], "greedy decoding takes no top_k, top_p, min_p or seed: expected a temperature above 0"),
@@ -330,7 +327,7 @@ def test_every_sampling_flag_reaches_the_trace_and_the_profiles(folders: Folders
         (["--target", "ref-target-99"], "unknown model 'ref-target-99'"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(
+def test_bad_input_is_refused_with_one_message(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], message: str
 ) -> None:
     assert main_profile([*arguments(folders, tmp_path / "out"), *extra]) == 2
@@ -338,20 +335,21 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_models_outside_the_box_need_prompts(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_that_are_not_shipped_need_prompts(folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--target", str(folders.target), "--draft", str(folders.draft), "-o", str(tmp_path)]
     assert main_profile(argv) == 2
     assert "its prompts must be given: --prompts FILE" in capsys.readouterr().err
 
 
-def test_a_model_of_the_box_given_by_its_folder_has_the_prompts_of_the_box(tmp_path: Path) -> None:
+def test_a_shipped_target_given_by_its_folder_has_the_shipped_prompts(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(FAMILY_FOLDER / "target-16")
     for target in ("ref-target-16", str(FAMILY_FOLDER / "target-16"), str(tmp_path / "link")):
         assert family_prompts(target) == FAMILY_PROMPTS
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys; from profiler.commands.profile_cli import main_profile; main_profile(['--help']); print('torch' in sys.modules)"
+    module = "import sys; from profiler.commands.profile_cli import main_profile"
+    code = f"{module}; main_profile(['--help']); print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1] == "False"
     assert "s2d-profile --target ref-target-16 --draft ref-draft" in shown

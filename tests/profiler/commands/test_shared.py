@@ -1,4 +1,4 @@
-"""Profiles of two processes, with the draft shared and not: what they are of, and that the plan made from them is run so."""
+"""Profiles of two processes, with and without a shared draft, and runs of the plans made from them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.s2d.parallel.test_parallel_decoder import torchrun_environment
 
 
 @pytest.mark.parametrize(("flags", "num_devices"), [((), 1), (("--share-draft",), 2)])
-def test_a_draft_is_planned_for_and_run_where_it_was_profiled(
+def test_a_plan_and_its_run_use_as_many_processes_as_the_profiles(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], num_devices: int
 ) -> None:
     pair, out, plan = write_pair(tmp_path, replace(TARGET, num_kv_heads=2)), tmp_path / "evidence", tmp_path / "plan.json"
@@ -33,12 +33,12 @@ def test_a_draft_is_planned_for_and_run_where_it_was_profiled(
     capsys.readouterr()
     with torchrun_environment():
         assert main_run(["--plan", str(plan), *models, "--split", "all", "--check"]) == 0
-    said = capsys.readouterr().out
-    assert f"exits 1/2/4 (the plan), {'' if num_devices == 2 else 'the target '}shared by 2 processes" in said
-    assert "4 of 4 outputs equal the plain target's" in said
+    shown = capsys.readouterr().out
+    assert f"exits 1/2/4 (the plan), {'' if num_devices == 2 else 'the target '}shared by 2 processes" in shown
+    assert "4 of 4 outputs equal the plain target's" in shown
 
 
-def test_sharing_without_others_or_of_a_self_draft_is_refused(
+def test_a_draft_cannot_be_shared_by_one_process_or_be_a_self_draft(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "evidence"
@@ -47,4 +47,4 @@ def test_sharing_without_others_or_of_a_self_draft_is_refused(
     assert not out.exists()
     with torchrun_environment():
         assert main_profile([*arguments(folders, out, "--share-draft"), "--draft", "self"]) == 2
-    assert "--share-draft: a self-draft is shared with its target in any case" in capsys.readouterr().err
+    assert "--share-draft: the processes always share a self-draft with its target" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Kernels timed in turns, chosen once, and kept in the profiles."""
+"""Kernels are timed interleaved, chosen once, and recorded in the profiles."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,12 @@ import profiler.latency.kernel_trial
 import s2d.model.decoder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import MIB, Seconds
-from perfmodel.models.geometry import DraftGeometry
+from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from profiler.latency.kernel_trial import ChosenKernels, choose_kernels, recorded_kernels, trial_model, try_kernels
 from s2d.decoding.clock import Clock
+from s2d.loading.memory import PairPlacement
 from s2d.model.buffers import PassBuffers
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.cuda_graphs import GraphDecoder
@@ -31,24 +32,29 @@ TRIALS = (
 HERE = replace(CPU, kernels=None)
 
 
-def chosen(asked: str | None, device: str = "cpu", recorded: ChosenKernels | None = None) -> ChosenKernels:
-    return choose_kernels(asked, TARGET, DRAFT, "fp32", device, engine="eager", recorded=recorded)
+def pair_on(device: str, target: ModelGeometry = TARGET, draft: DraftGeometry = DRAFT) -> PairPlacement:
+    engine = "graph" if device == "cuda" else "eager"
+    return PairPlacement(target=target, draft=draft, dtype="fp32", device=torch.device(device), engine=engine)
+
+
+def chosen(requested: str | None, device: str = "cpu", recorded: ChosenKernels | None = None) -> ChosenKernels:
+    return choose_kernels(requested, pair_on(device), recorded=recorded)
 
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Trials without any timing; the devices on which there were some."""
+    """Replaces the timing; lists the devices that were timed."""
     devices: list[str] = []
 
-    def trials(target, draft, dtype, device, **how) -> tuple[KernelTrial, ...]:
-        devices.append(device)
+    def trials(models: PairPlacement, **options) -> tuple[KernelTrial, ...]:
+        devices.append(str(models.device))
         return TRIALS
 
     monkeypatch.setattr(profiler.latency.kernel_trial, "try_kernels", trials)
     return devices
 
 
-def test_a_gpu_measures_and_a_cpu_does_so_on_request(timed: list[str]) -> None:
+def test_a_gpu_times_kernels_by_default_and_a_cpu_on_request(timed: list[str]) -> None:
     assert chosen(None) == ChosenKernels(kernels=STANDARD_KERNELS, trials=())
     assert chosen("standard", "cuda") == ChosenKernels(kernels=STANDARD_KERNELS, trials=())
     assert not timed
@@ -56,7 +62,7 @@ def test_a_gpu_measures_and_a_cpu_does_so_on_request(timed: list[str]) -> None:
     assert timed == ["cpu", "cuda"]
 
 
-def test_kernels_named_are_taken_unmeasured(timed: list[str]) -> None:
+def test_named_kernels_are_used_without_a_trial(timed: list[str]) -> None:
     assert chosen("input-major,products,fused") == ChosenKernels(kernels=FUSED, trials=())
     assert not timed
     with pytest.raises(UserInputError, match=r"--kernels: kernels 'fast': expected three names .*; or measured, or standard"):
@@ -67,14 +73,14 @@ def test_kernels_named_are_taken_unmeasured(timed: list[str]) -> None:
         chosen("input-major,varlen,fused")
 
 
-def test_what_an_earlier_profile_chose_is_not_measured_again(timed: list[str]) -> None:
+def test_the_measured_kernels_of_an_earlier_profile_are_not_timed_again(timed: list[str]) -> None:
     earlier = ChosenKernels(kernels=FUSED, trials=TRIALS)
     assert chosen("measured", recorded=earlier) == earlier
     assert chosen("standard", recorded=earlier).kernels == STANDARD_KERNELS
     assert not timed
 
 
-def test_what_an_earlier_profile_was_given_is_measured_on_request_alone(timed: list[str]) -> None:
+def test_the_given_kernels_of_an_earlier_profile_are_timed_only_on_request(timed: list[str]) -> None:
     given = ChosenKernels(kernels=STANDARD_KERNELS, trials=())
     assert chosen(None, "cuda", recorded=given) == given
     assert not timed
@@ -86,9 +92,9 @@ def profile_with(kernels: Kernels | None) -> LatencyProfile:
     return replace(profile, device=replace(profile.device, kernels=kernels), kernel_trials=TRIALS if kernels else ())
 
 
-def test_the_choice_is_read_from_finished_and_unfinished_profiles_of_this_device_alone(tmp_path: Path) -> None:
+def test_recorded_kernels_come_from_finished_and_unfinished_profiles_of_the_same_device(tmp_path: Path) -> None:
     assert recorded_kernels(tmp_path, HERE) is None
-    (tmp_path / "draft.latency.json").write_text("{", encoding="utf-8")  # reported where it is needed
+    (tmp_path / "draft.latency.json").write_text("{", encoding="utf-8")  # reported when the file is needed
     for name in ("target.latency.json", "target.latency.partial.json"):
         PROFILE_FILE.write(tmp_path / name, profile_with(FUSED), provenance())
         assert recorded_kernels(tmp_path, HERE) == ChosenKernels(kernels=FUSED, trials=TRIALS)
@@ -98,16 +104,16 @@ def test_the_choice_is_read_from_finished_and_unfinished_profiles_of_this_device
     assert recorded_kernels(tmp_path, HERE) is None
 
 
-def test_every_combination_that_can_run_is_timed_on_layers_of_both_shapes() -> None:
+def test_all_runnable_kernels_are_timed_on_both_layer_shapes() -> None:
     target = replace(TARGET, num_layers=3, hidden_size=64, intermediate_size=96, num_heads=2, num_kv_heads=1, head_dim=32)
     draft = DraftGeometry(kind="separate", model=replace(target, num_layers=2, hidden_size=32), exit_layers=(2,))
-    trials = try_kernels(target, draft, "fp32", "cpu", engine="eager", least_bytes=1, num_turns=2)
+    trials = try_kernels(pair_on("cpu", target, draft), min_weight_bytes=1, num_passes=2)
     assert [trial.kernels for trial in trials] == list(runnable_kernels("cpu", "fp32", "eager"))
     assert all(min(trial.draft_layer_s, trial.draft_head_s, trial.target_layer_s, trial.target_head_s) > 0 for trial in trials)
 
 
-def test_on_a_gpu_every_timed_pass_is_launched_behind_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NotingClock(Clock):
+def test_on_a_gpu_every_timed_pass_is_launched_after_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class RecordingClock(Clock):
         def start(self) -> None:
             acts.append("start")
             super().start()
@@ -117,20 +123,20 @@ def test_on_a_gpu_every_timed_pass_is_launched_behind_another_one(monkeypatch: p
             return super().lap_seconds()
 
     acts: list[str] = []
-    monkeypatch.setattr(profiler.latency.kernel_trial, "Clock", NotingClock)
+    monkeypatch.setattr(profiler.latency.kernel_trial, "Clock", RecordingClock)
     run = GraphDecoder.forward_segment
     monkeypatch.setattr(GraphDecoder, "forward_segment", lambda *args: (acts.append("pass"), run(*args))[1])
     target = replace(TARGET, num_layers=1, hidden_size=64, intermediate_size=96, num_heads=2, num_kv_heads=1, head_dim=32)
     draft = DraftGeometry(kind="separate", model=target, exit_layers=(1,))
     with simulated_gpu():
-        try_kernels(target, draft, "fp32", "cuda", engine="graph", least_bytes=1, num_turns=1)
+        try_kernels(pair_on("cuda", target, draft), min_weight_bytes=1, num_passes=1)
     reads = [place for place, act in enumerate(acts) if act == "read"]
     assert reads
     assert all(acts[place - 3 : place] == ["pass", "start", "pass"] for place in reads)
 
 
 @pytest.mark.parametrize("fault", ["wrong numbers", "an error"])
-def test_kernels_that_do_not_compute_the_same_are_not_chosen(fault: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_kernels_with_other_results_or_errors_are_left_out(fault: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def faulty(eps: float, x: Tensor, values: Tensor, b: PassBuffers) -> Tensor:
         if fault == "an error":
             raise RuntimeError("no kernel for this device\nand more about it")
@@ -139,15 +145,15 @@ def test_kernels_that_do_not_compute_the_same_are_not_chosen(fault: str, monkeyp
     monkeypatch.setattr(s2d.model.decoder, "_normed_fused", faulty)
     target = replace(TARGET, num_layers=2, hidden_size=64, intermediate_size=96, num_heads=2, num_kv_heads=1, head_dim=32)
     draft = DraftGeometry(kind="separate", model=target, exit_layers=(2,))
-    trials = try_kernels(target, draft, "fp32", "cpu", engine="eager", least_bytes=1, num_turns=1)
+    trials = try_kernels(pair_on("cpu", target, draft), min_weight_bytes=1, num_passes=1)
     assert {trial.kernels.norm for trial in trials} == {"two-step"}
-    talk = capsys.readouterr().err
-    expected = "do not run here (no kernel for this device)" if fault == "an error" else "% of the standard ones"
-    assert "warning: kernels input-major,products,fused" in talk
-    assert expected in talk
+    stderr = capsys.readouterr().err
+    expected = "do not run here (no kernel for this device)" if fault == "an error" else "% from the standard ones"
+    assert "warning: kernels input-major,products,fused" in stderr
+    assert expected in stderr
 
 
-def test_a_trial_has_as_many_layers_as_no_cache_holds() -> None:
+def test_a_trial_has_enough_layers_for_the_weight_size() -> None:
     layer_bytes = 2 * TARGET.layer_params
     assert trial_model(TARGET, "bf16", 2 * layer_bytes).num_layers == 2
     assert trial_model(TARGET, "bf16", 2 * layer_bytes + 1).num_layers == 3

@@ -1,4 +1,4 @@
-"""The measuring loop, on a runtime whose costs are known."""
+"""The measuring loop on a fake runtime with known costs."""
 
 from itertools import pairwise
 
@@ -42,36 +42,36 @@ def run(
     budget_s: float = 1e9,
     enough_samples: int = ENOUGH_SAMPLES,
 ) -> list[tuple]:
-    told: list[tuple] = []
+    events: list[tuple] = []
     rng = np.random.default_rng(0)
     runs = take_runs(runtime.decode, grid, TEXTS, needed=needed, enough_samples=enough_samples, log=log, rng=rng)
-    measure_latency(runs, budget_s, on_run=lambda *event: told.append(event), clock=runtime.clock)
-    return told
+    measure_latency(runs, budget_s, on_run=lambda *event: events.append(event), clock=runtime.clock)
+    return events
 
 
-def test_measuring_ends_when_every_policy_had_its_turn_and_every_pass_has_enough() -> None:
+def test_measuring_ends_after_all_policies_when_every_pass_has_enough_samples() -> None:
     runtime, log = FakeRuntime(), PassLog()
     needed = {verify_key(rows) for rows in (1, 2, 4, 6)}
-    told = run(runtime, profiling_runs(1, 3, 5), needed, log, enough_samples=30)
+    events = run(runtime, profiling_runs(1, 3, 5), needed, log, enough_samples=30)
     assert not missing_passes(log, needed, 30)
     assert {policy for policy, _, _ in runtime.calls} == {fixed(1), fixed(3), fixed(5), None}
-    assert told[-1][1] == 0
+    assert events[-1][1] == 0
 
 
-def test_measuring_ends_when_the_budget_is_spent_though_a_pass_never_comes() -> None:
+def test_measuring_ends_when_the_budget_is_spent_even_if_a_pass_never_occurs() -> None:
     runtime, log = FakeRuntime(), PassLog()
     run(runtime, profiling_runs(2), {verify_key(9)}, log, budget_s=2.0)
     assert 2.0 <= runtime.now_s < 3.0
     assert len(log) > 0
 
 
-def test_the_seconds_kept_are_the_runtime_s_own() -> None:
+def test_the_log_has_the_seconds_of_the_runtime() -> None:
     runtime, log = FakeRuntime(), PassLog()
     run(runtime, profiling_runs(3), {verify_key(4)}, log, enough_samples=5)
     assert set(log.seconds_by_key()[verify_key(4)]) == {VERIFY_S + 3 * VERIFY_ROW_S}
 
 
-def test_each_turn_decodes_from_one_place_with_and_without_a_draft_in_both_orders() -> None:
+def test_each_run_decodes_from_one_position_with_and_without_a_draft_in_both_orders() -> None:
     runtime = FakeRuntime()
     run(runtime, profiling_runs(*range(1, 13)), set(), PassLog())
     runs = list(zip(runtime.calls[::2], runtime.calls[1::2], strict=True))
@@ -81,7 +81,7 @@ def test_each_turn_decodes_from_one_place_with_and_without_a_draft_in_both_order
     assert all((first[0] is None) != (second[0] is None) for first, second in runs)
 
 
-def test_a_turn_starts_after_the_prompt_and_leaves_room_for_itself() -> None:
+def test_a_run_starts_after_the_prompt_and_leaves_room_for_its_tokens() -> None:
     runtime = FakeRuntime()
     run(runtime, profiling_runs(*[4] * 60, new_tokens=16), set(), PassLog())
     lengths = {len(prompt) for _, prompt, _ in runtime.calls}
@@ -90,7 +90,7 @@ def test_a_turn_starts_after_the_prompt_and_leaves_room_for_itself() -> None:
     assert len(lengths) >= 15
 
 
-def test_a_turn_of_one_text_comes_first_and_starts_at_the_end_of_its_prompt() -> None:
+def test_a_run_with_a_fixed_text_comes_first_and_starts_at_the_end_of_its_prompt() -> None:
     runtime = FakeRuntime()
     grid = [*profiling_runs(1, 2, 3), ProfilingRun(policy=fixed(1), new_tokens=60, text=1)]
     run(runtime, grid, set(), PassLog())
@@ -98,17 +98,17 @@ def test_a_turn_of_one_text_comes_first_and_starts_at_the_end_of_its_prompt() ->
     assert {(policy is None, new_tokens) for policy, _, new_tokens in runtime.calls[2:4]} == {(True, 60), (False, 60)}
 
 
-def test_after_the_first_time_the_policy_that_makes_what_is_lacking_is_chosen() -> None:
+def test_after_all_runs_the_one_that_adds_most_missing_passes_is_chosen() -> None:
     runs = ProfilingRuns(profiling_runs(1, 2, 3), np.random.default_rng(0))
     rare = PassKey(kind="segment", stage=2, rows=9)
     for _ in range(3):
-        place = runs.next({rare})
-        runs.made(place, {rare: 4} if place == 1 else {})  # type: ignore[arg-type]
+        index = runs.next({rare})
+        runs.record(index, {rare: 4} if index == 1 else {})  # type: ignore[arg-type]
     assert runs.all_taken
     assert [runs.next({rare}) for _ in range(5)] == [1] * 5
 
 
-def test_the_first_turn_is_warm_up_and_not_kept() -> None:
+def test_the_first_run_is_a_dropped_warm_up() -> None:
     runtime, log = FakeRuntime(), PassLog()
     run(runtime, profiling_runs(2), set(), log)
     assert len(runtime.calls) == 4
@@ -132,7 +132,7 @@ def test_a_profile_keeps_passes_in_the_order_they_ran() -> None:
     assert len(log.samples("target")) == 50 - len(log.samples("draft"))
 
 
-def test_a_pass_with_wide_quartiles_is_named_and_a_steady_one_is_not() -> None:
+def test_only_a_pass_with_a_wide_interquartile_range_is_unsteady() -> None:
     log = PassLog()
     log.add(PassSamples.from_passes(PassSample("verify", 0, 1, 0, 1, 1e-3 * (1 + number % 2)) for number in range(40)))
     log.add(PassSamples.from_passes([PassSample("verify", 0, 2, 0, 1, 1e-3)] * 40))
@@ -141,6 +141,6 @@ def test_a_pass_with_wide_quartiles_is_named_and_a_steady_one_is_not() -> None:
     assert unsteady.iqr_frac == pytest.approx(1 / 1.5)
 
 
-def test_lacking_passes_are_listed_with_their_neighbours_joined() -> None:
+def test_passes_are_listed_with_consecutive_rows_joined() -> None:
     keys = [PassKey(kind="segment", stage=2, rows=rows) for rows in (3, 9, 10, 11)] + [verify_key(13)]
     assert keys_label(keys) == "segment 3 of 3 rows, segment 3 of 9 to 11 rows, verify of 13 rows"

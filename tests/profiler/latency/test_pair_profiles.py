@@ -1,4 +1,4 @@
-"""The two latency profiles of a pair: whose passes each holds, and that a plan and a fit can be made from them."""
+"""The two latency profiles of a pair: their passes, and plans and fits made from them."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def profile(evidence: Path, role: str) -> LatencyProfile:
     return PROFILE_FILE.read(evidence / f"{role}.latency.json").record
 
 
-def test_each_file_of_a_pair_holds_the_passes_of_its_model_and_all_of_them(evidence: Path) -> None:
+def test_each_profile_of_a_pair_has_exactly_the_passes_of_its_model(evidence: Path) -> None:
     passes = {(role, sample.kind, sample.stage) for role in ("draft", "target") for sample in profile(evidence, role).samples}
     assert all(PASS_MODEL[kind] == role for role, kind, _ in passes)
     of_draft = {("draft", kind, stage) for kind in ("segment", "exit", "draft_prefill") for stage in SEGMENTS}
@@ -41,7 +41,7 @@ def test_each_file_of_a_pair_holds_the_passes_of_its_model_and_all_of_them(evide
 
 
 def on_gpu(evidence: Path, role: str, hardware: Hardware, folder: Path) -> Path:
-    """The profile as if this GPU had taken it; this machine's seconds are far above the hardware's lower bound."""
+    """The profile with the name of a GPU. The seconds of this machine are far above the GPU's lower bound."""
     envelope = json.loads((evidence / f"{role}.latency.json").read_text("utf-8"))
     envelope["body"]["device"] |= {"device": hardware.name, "num_threads": None, "engine": "graph"}
     path = folder / f"{role}.latency.json"
@@ -49,7 +49,7 @@ def on_gpu(evidence: Path, role: str, hardware: Hardware, folder: Path) -> Path:
     return path
 
 
-def test_a_pair_profiled_on_any_gpu_of_the_table_can_be_planned_for(evidence: Path, tmp_path: Path) -> None:
+def test_a_pair_profiled_on_any_known_gpu_can_be_planned(evidence: Path, tmp_path: Path) -> None:
     trace = evidence / "trace.npz"
     for hardware in KNOWN_HARDWARE:
         profiles = tuple(on_gpu(evidence, role, hardware, tmp_path) for role in ("draft", "target"))

@@ -40,7 +40,7 @@ def grid_of(seed: int, exits: tuple[int, ...] = EXITS, *, runs_ahead: bool = Fal
     return run_grid([trace.subset([text]) for text in range(4)], draft_cap=12, seed=seed, runs_ahead=runs_ahead)
 
 
-def test_the_needed_passes_are_the_shapes_a_round_can_ask_for() -> None:
+def test_the_needed_passes_are_all_shapes_of_a_round() -> None:
     needed = needed_passes(num_exits=2, draft_cap=3, runs_ahead=False)
     by_kind = {
         kind: sorted((key.stage, key.rows) for key in needed if key.kind == kind) for kind in ("verify", "exit", "segment")
@@ -58,15 +58,15 @@ def test_running_ahead_adds_one_or_two_rows_to_the_second_segment_and_backlogs_t
     assert added == [("ahead", 1, 1), ("ahead", 1, 2), *(("ahead", 2, rows) for rows in range(1, 6))]
 
 
-def test_catching_up_at_once_needs_no_pass_that_is_not_needed_anyway() -> None:
+def test_catching_up_at_once_adds_no_needed_pass() -> None:
     needed = needed_passes(num_exits=len(EXITS), draft_cap=12, runs_ahead=False)
     at_once = [replace(run.policy, catches_up_at_once=True) for run in grid_of(4) if run.policy.thresholds]
-    passes = [one for stats in replay_batch(TEXTS, at_once).stats() for one in stats.passes]
-    assert {one.rows for one in passes if one.kind == "segment"} == {1, 2}
-    assert {PassKey(kind=one.kind, stage=one.stage, rows=one.rows) for one in passes} <= needed
+    passes = [count for stats in replay_batch(TEXTS, at_once).stats() for count in stats.passes]
+    assert {count.rows for count in passes if count.kind == "segment"} == {1, 2}
+    assert {PassKey(kind=count.kind, stage=count.stage, rows=count.rows) for count in passes} <= needed
 
 
-def test_every_other_policy_of_several_exits_runs_ahead_where_it_may() -> None:
+def test_every_other_policy_with_several_exits_runs_ahead_on_request() -> None:
     waiting, running = grid_of(4), grid_of(4, runs_ahead=True)
     short, ahead = ([run.policy for run in grid if run.text is None] for grid in (waiting, running))
     assert [replace(policy, runs_ahead=False) for policy in ahead] == short
@@ -75,15 +75,15 @@ def test_every_other_policy_of_several_exits_runs_ahead_where_it_may() -> None:
     assert {policy.exits for policy in gated if policy.runs_ahead} == {policy.exits for policy in gated}
 
 
-def test_long_turns_push_backlogs_ahead_of_exits_too() -> None:
+def test_long_runs_push_backlogs_ahead_of_exits_too() -> None:
     long = [run for run in grid_of(0, runs_ahead=True) if run.text is not None and run.policy.runs_ahead]
     assert [run.policy.exits for run in long] == [(1, 2, 6), (2, 4, 6)]
     for run in long:
         rounds = replay_prompts(TEXTS.subset([run.text or 0]), run.policy)
-        assert max(count.rows for one in rounds for count in one.passes if count.kind == "ahead") > 80
+        assert max(count.rows for stats in rounds for count in stats.passes if count.kind == "ahead") > 80
 
 
-def test_every_set_of_four_exits_is_run_and_of_many_exits_every_run_of_neighbours() -> None:
+def test_all_sets_of_four_exits_are_run_and_of_many_exits_all_neighbours() -> None:
     assert len(set(exit_subsets(EXITS))) == 15
     many = exit_subsets(tuple(range(1, 9)))
     assert len(set(many)) == 36
@@ -100,7 +100,7 @@ def test_a_grid_covers_every_subset_every_length_and_every_gate() -> None:
     assert gates == set(LEAVE_FRACS)
 
 
-def test_long_turns_push_backlogs_nearly_as_long_as_a_text_through_every_later_segment() -> None:
+def test_long_runs_push_backlogs_nearly_as_long_as_a_text_through_every_later_segment() -> None:
     long = [run for run in grid_of(0) if run.text is not None]
     longest = {run.policy.exits: 0 for run in long}
     for run in long:
@@ -110,7 +110,7 @@ def test_long_turns_push_backlogs_nearly_as_long_as_a_text_through_every_later_s
     assert min(longest.values()) > 80
 
 
-def test_long_turns_push_shorter_backlogs_too() -> None:
+def test_long_runs_push_shorter_backlogs_too() -> None:
     first = [run for run in grid_of(0) if run.text is not None and run.policy.exits == (1, 6)]
     backlogs = [longest_backlog(TEXTS.subset([run.text or 0]), run.policy) for run in first]
     assert len(first) == len(BACKLOG_FRACS)
@@ -118,7 +118,7 @@ def test_long_turns_push_shorter_backlogs_too() -> None:
         assert backlog == pytest.approx(frac * max(backlogs), abs=8)
 
 
-def test_a_draft_of_one_exit_has_no_backlog_to_make() -> None:
+def test_a_draft_with_one_exit_has_no_long_runs() -> None:
     assert {run.policy.exits for run in grid_of(0, (6,))} == {(6,)}
     assert {run.new_tokens for run in grid_of(0, (6,))} == {120}
 
@@ -138,7 +138,7 @@ def test_a_threshold_lies_strictly_between_confidences(values: list[float], leav
         assert min(values) < threshold < max(values)
 
 
-def test_a_threshold_lets_the_share_asked_for_leave() -> None:
+def test_a_threshold_lets_the_requested_share_leave() -> None:
     confidence = (np.arange(100, dtype=np.float32) + 1) / 101
     for leave_frac in LEAVE_FRACS:
         assert (confidence >= threshold_leaving(confidence, leave_frac)).mean() == pytest.approx(leave_frac, abs=0.011)
@@ -153,7 +153,7 @@ def test_a_threshold_lets_the_share_asked_for_leave() -> None:
         (PassKey(kind="target_prefill", stage=0, rows=9), "target prefill of 9 rows"),
     ],
 )
-def test_a_pass_is_named_as_people_count(key: PassKey, label: str) -> None:
+def test_a_pass_is_named_with_a_1_based_stage(key: PassKey, label: str) -> None:
     assert key.label == label
 
 

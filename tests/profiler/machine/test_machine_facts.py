@@ -1,4 +1,4 @@
-"""What machine this is."""
+"""Facts about a CPU, and about a GPU with and without NVML."""
 
 import platform
 import sys
@@ -14,27 +14,22 @@ from profiler.machine.machine_facts import DeviceFacts, device_facts
 from profiler.machine.measure_energy import nvml_sensor
 
 
-def facts(**known: object) -> DeviceFacts:
-    unknown = dict.fromkeys(("num_threads", "driver", "clock_hz", "max_clock_hz", "power_limit_w", "memory_bytes"), None)
-    return DeviceFacts(**({"name": "a device"} | unknown | known))  # type: ignore[arg-type]
+def test_the_cpu_is_named_and_the_host_is_not() -> None:
+    facts = device_facts(torch.device("cpu"))
+    assert facts.name
+    assert platform.node() not in facts.label
+    assert facts.num_threads == torch.get_num_threads()
 
 
-def test_this_cpu_has_a_name_which_is_not_the_name_of_the_host() -> None:
-    found = device_facts(torch.device("cpu"))
-    assert found.name
-    assert platform.node() not in found.label
-    assert found.num_threads == torch.get_num_threads()
-
-
-def test_a_label_leaves_out_what_is_not_known() -> None:
-    assert facts().label == "a device"
-    assert facts(num_threads=1).label == "a device, 1 thread"
-    full = facts(clock_hz=1.2e9, max_clock_hz=1.98e9, power_limit_w=700.0, memory_bytes=151 * 10**9)
+def test_a_label_leaves_out_unknown_facts() -> None:
+    assert DeviceFacts(name="a device").label == "a device"
+    assert DeviceFacts(name="a device", num_threads=1).label == "a device, 1 thread"
+    full = DeviceFacts(name="a device", clock_hz=1.2e9, max_clock_hz=1.98e9, power_limit_w=700.0, memory_bytes=151 * 10**9)
     assert full.label == "a device, 1.20 of 1.98 GHz, 700 W, 151 GB"
 
 
 class NVMLError(Exception):
-    """What every call of NVML raises, whatever it does not support."""
+    """The error of a call that NVML does not support."""
 
 
 READINGS: dict[str, Any] = {
@@ -48,7 +43,6 @@ READINGS: dict[str, Any] = {
 }
 READ = DeviceFacts(
     name="NVIDIA H200",
-    num_threads=None,
     driver="570.1",
     clock_hz=1.2e9,
     max_clock_hz=1.98e9,
@@ -59,7 +53,7 @@ CUDA = torch.device("cuda")
 
 
 def fake_nvml(monkeypatch: pytest.MonkeyPatch, *, failing: str | None, **changed: Any) -> None:
-    """NVML in whose place nothing is, one call of which raises; torch knows the name and the memory."""
+    """Replace NVML by constants, with one call that fails. torch knows the name and the memory."""
 
     def call(name: str, reading: Any) -> Callable[..., Any]:
         def answer(*args: Any) -> Any:
@@ -77,7 +71,7 @@ def fake_nvml(monkeypatch: pytest.MonkeyPatch, *, failing: str | None, **changed
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 
-def test_a_gpu_is_asked_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_of_a_gpu_come_from_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvml(monkeypatch, failing=None)
     assert device_facts(CUDA) == READ
     fake_nvml(monkeypatch, failing=None, nvmlDeviceGetName=b"NVIDIA H200", nvmlSystemGetDriverVersion=b"570.1")
@@ -96,24 +90,22 @@ def test_a_gpu_is_asked_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
         ("nvmlDeviceGetPowerUsage", {}),
     ],
 )
-def test_a_reading_that_a_board_does_not_support_is_left_out(
-    failing: str, unknown: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsupported_readings_are_left_out(failing: str, unknown: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvml(monkeypatch, failing=failing)
-    found = device_facts(CUDA)
-    assert found == replace(READ, **unknown)
-    assert found.label
+    facts = device_facts(CUDA)
+    assert facts == replace(READ, **unknown)
+    assert facts.label
     assert (nvml_sensor(CUDA) is None) == (failing == "nvmlDeviceGetPowerUsage")
 
 
 @pytest.mark.parametrize("failing", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
-def test_without_a_driver_or_a_handle_torch_is_asked(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_or_a_handle_the_facts_come_from_torch(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvml(monkeypatch, failing=failing)
-    assert device_facts(CUDA) == facts(name="torch's name", memory_bytes=150 * 10**9)
+    assert device_facts(CUDA) == DeviceFacts(name="torch's name", memory_bytes=150 * 10**9)
     assert nvml_sensor(CUDA) is None
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_found_by_nvml_under_the_name_torch_gives_it() -> None:
+def test_nvml_and_torch_agree_on_the_name_of_a_gpu() -> None:
     device = torch.device("cuda")
     assert device_facts(device).name == torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""Power to joules, with a sensor that is not there."""
+"""Energy from readings of simulated power sensors."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ def clock_of(*seconds: float) -> Iterator[float]:
     return iter(seconds)
 
 
-def test_a_ramp_of_power_is_summed_by_the_trapezoid_rule() -> None:
+def test_energy_follows_the_trapezoid_rule() -> None:
     times, powers = clock_of(0.0, 2.0, 3.0), iter((10.0, 20.0, 40.0))
     meter = EnergyMeter(lambda: next(powers), clock=lambda: next(times))
     meter.read()
@@ -24,11 +24,11 @@ def test_a_ramp_of_power_is_summed_by_the_trapezoid_rule() -> None:
     assert meter.mean_w == pytest.approx(20.0)
 
 
-def test_a_meter_that_has_seen_no_time_pass_knows_no_mean_power() -> None:
+def test_mean_power_is_unknown_before_time_has_passed() -> None:
     assert EnergyMeter(lambda: 5.0, clock=lambda: 1.0).mean_w is None
 
 
-def test_constant_power_over_the_body_is_power_times_time_and_the_thread_ends() -> None:
+def test_energy_at_constant_power_is_power_times_time_and_the_thread_ends() -> None:
     before = threading.active_count()
     with measure_energy(lambda: 100.0, read_every_s=0.002) as meter:
         time.sleep(0.03)
@@ -57,7 +57,7 @@ def failing_after(num_readings: int) -> PowerSensor:
 
 
 @pytest.mark.parametrize("num_readings", [0, 1, 3])
-def test_a_sensor_that_fails_ends_the_readings_and_not_the_body(num_readings: int) -> None:
+def test_a_failing_sensor_ends_the_readings_and_not_the_body(num_readings: int) -> None:
     before, is_done = threading.active_count(), False
     with measure_energy(failing_after(num_readings), read_every_s=0.001) as meter:
         time.sleep(0.02)
@@ -68,20 +68,20 @@ def test_a_sensor_that_fails_ends_the_readings_and_not_the_body(num_readings: in
     assert str(meter.failure) == "the card fell off the bus"
 
 
-def test_a_sensor_that_fails_at_the_last_reading_is_known() -> None:
+def test_a_failure_at_the_last_reading_is_recorded() -> None:
     with measure_energy(failing_after(1), read_every_s=60) as meter:
         assert meter is not None
         assert meter.failure is None
     assert meter.failure is not None
 
 
-def test_without_a_sensor_nothing_is_metered() -> None:
+def test_there_is_no_meter_without_a_sensor() -> None:
     assert nvml_sensor(torch.device("cpu")) is None
     with measure_energy(None) as meter:
         assert meter is None
 
 
-def test_a_pause_between_two_readings_counts_neither_as_energy_nor_as_time() -> None:
+def test_a_pause_adds_neither_energy_nor_time() -> None:
     times, powers = clock_of(0.0, 1.0, 3601.0, 3602.0), iter((10.0, 10.0, 300.0, 10.0))
     meter = EnergyMeter(lambda: next(powers), clock=lambda: next(times))
     for _ in range(3):

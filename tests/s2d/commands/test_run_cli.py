@@ -15,7 +15,7 @@ from perfmodel.models.geometry import DraftGeometry
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
-from perfmodel.quantisation.weight_format import even_format
+from perfmodel.quantisation.weight_format import uniform_format
 from perfmodel.results.plan import PLAN_FILE, Evidence
 from perfmodel.results.report import REPORT_FILE
 from perfmodel.results.report_text import drift_text
@@ -166,7 +166,7 @@ def test_a_plan_for_an_assumed_head_is_refused_before_any_model_is_searched(fold
 
 
 def test_a_plan_for_quantised_weights_is_refused_before_any_model_is_searched(plan_file, capsys) -> None:
-    plan = plan_file(target_weights=even_format("AWQ int4, groups of 128", "int4", 4.16))
+    plan = plan_file(target_weights=uniform_format("AWQ int4, groups of 128", "int4", 4.16))
     assert main_run(["--plan", str(plan), "--target", "no-such-folder"]) == 2
     made_for = (
         "was made for target weights stored as AWQ int4, groups of 128, not for plain weights, the only kind that s2d runs"
@@ -275,7 +275,7 @@ def test_an_exit_is_exported_as_a_checkpoint(folders, plan_file, capsys) -> None
     assert main_run(["--draft", str(folders / "draft"), "--export-exit", "9", str(out)]) == 2
     assert "from 1 to the model's 4" in capsys.readouterr().err
     assert main_run(["--draft", str(folders / "draft"), "--export-exit", "2", str(out)]) == 2
-    assert "exit-2': exists already" in capsys.readouterr().err
+    assert "exit-2': this exists already" in capsys.readouterr().err
     assert main_run(["--export-exit", "2", str(out)]) == 2
 
 

@@ -52,7 +52,7 @@ def test_a_length_that_fills_the_context_alone_is_refused(pair: Pair, max_new_to
 
 def test_a_chat_prompt_is_put_into_the_tokenizers_template(pair: Pair) -> None:
     prompt = Prompt(name="a", category="c", text="the cat")
-    with pytest.raises(UserInputError, match="--chat: the tokenizer of .* has no chat template"):
+    with pytest.raises(UserInputError, match=r"--chat: the tokenizer of .* has no chat template"):
         encode_prompts(pair, [prompt], max_new_tokens=4, is_chat=True)
     pair.tokenizer.chat_template = TEMPLATE
     [chat] = encode_prompts(pair, [prompt], max_new_tokens=4, is_chat=True)

@@ -191,7 +191,7 @@ def test_the_text_ends_where_the_window_is_full(tmp_path: Path, family: str, win
     model, tokens = tiny_llama(TinySpec(family=family, settings=window)), some_tokens(26)
     model.save_pretrained(tmp_path)
     loaded_model = load_model(tmp_path, "fp32")
-    assert (loaded_model.geometry.max_context_tokens, loaded_model.geometry.fully_seen_tokens) == (160, 24)
+    assert (loaded_model.geometry.max_context_tokens, loaded_model.geometry.full_attention_tokens) == (160, 24)
     whole = load_model(tmp_path, "fp32").decoder.all_exit_logits(tokens[:24], (6,))[0]
     torch.testing.assert_close(whole, reference_logits(model, tokens)[:24], atol=5e-5, rtol=1e-5)
     unwindowed = tiny_llama(TinySpec(family=family, settings=(("sliding_window", None),)))

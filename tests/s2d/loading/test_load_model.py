@@ -108,7 +108,7 @@ def test_folders_are_written_completely_and_never_overwrite(tmp_path: Path, fold
     taken.mkdir()
     (taken / "mine").write_text("mine")
     for write in (lambda out: export_exit(folder, 4, out), lambda out: save_draft(folder, out, sidecar(2, 6))):
-        with pytest.raises(BadFile, match="taken': exists already"):
+        with pytest.raises(BadFile, match="taken': this exists already"):
             write(taken)
         with pytest.raises(BadFile, match="its folder does not exist"):
             write(tmp_path / "nowhere" / "out")

@@ -21,7 +21,7 @@ def test_an_unused_window_does_not_limit_the_context(tmp_path: Path, unused: dic
     tiny_llama(TinySpec(family="qwen2")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | unused))
-    assert read_geometry(tmp_path).fully_seen_tokens == 160
+    assert read_geometry(tmp_path).full_attention_tokens == 160
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -151,7 +151,7 @@ def test_unsupported_models_are_refused_by_name(tmp_path: Path, name: str) -> No
     [
         (
             '{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}',
-            r"\(modelopt, by hf_quant_config.json beside",
+            r"\(modelopt, by hf_quant_config.json next to",
         ),
         ("{", "hf_quant_config.json': this is not a readable config"),
     ],

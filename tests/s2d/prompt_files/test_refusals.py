@@ -63,7 +63,7 @@ REFUSALS: dict[str, tuple[str | bytes, str]] = {
     "gzip, flipped": (b"\x1f\x8b\x08" + bytes(range(40)), "a damaged gzip file ("),
     "broken line": (
         GOOD + '{"text": ',
-        "line 2, byte offset 26: not JSON (Expecting value). Write one object a line, such as ",
+        "line 2, byte offset 26: not JSON (Expecting value). Write one object per line, such as ",
     ),
     "broken word": (GOOD + "{broken", "line 2, byte offset 18: not JSON (Expecting property name enclosed in double quotes)"),
     "text behind a line": (GOOD + "so", "line 2, byte offset 17: not JSON (Expecting value)"),
@@ -397,6 +397,6 @@ def test_any_bytes_give_records_or_a_bad_file(
         try:
             records: Sequence = read()
         except BadFile as err:
-            assert str(err).isprintable()
+            assert str(err).isprintable()  # noqa: PT017
         else:
             assert records

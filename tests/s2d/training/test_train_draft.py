@@ -127,7 +127,7 @@ def interrupted(target: Path, text: Path, tmp_path: Path, monkeypatch, capsys) -
     with monkeypatch.context() as patch:
         patch.setattr(train_draft, "train_sorted", press_ctrl_c)
         assert main_train(command(target, text, tmp_path / "draft")) == 130
-    assert f"is kept in {str(tmp_path / 'draft.partial')!r}" in capsys.readouterr().err
+    assert f"the partial result is in {str(tmp_path / 'draft.partial')!r}" in capsys.readouterr().err
     return tmp_path / "draft"
 
 
@@ -168,7 +168,7 @@ def test_a_full_disk_at_the_end_keeps_the_training_and_leaves_no_partial_draft(t
         assert main_train(command(target, text, tmp_path / "draft")) == 2
     err = capsys.readouterr().err
     assert f"no space left to write {str(tmp_path / 'draft')!r}" in err
-    assert f"kept in {str(tmp_path / 'draft.partial')!r}: make room and repeat" in err
+    assert f"The partial result is in {str(tmp_path / 'draft.partial')!r}. Free some space and repeat" in err
     assert names_in(tmp_path) == ["draft.partial", "target", "text.txt"]
     assert main_train(command(target, text, tmp_path / "draft")) == 0
     assert "3/3" not in capsys.readouterr().err  # no step was taken again
@@ -216,7 +216,7 @@ def test_ctrl_c_before_the_first_step_reports_that_nothing_was_kept(target, text
 
     monkeypatch.setattr(train_draft, "load_trainable", interrupt)
     assert main_train(command(target, text, tmp_path / "draft")) == 130
-    assert "nothing was kept" in capsys.readouterr().err
+    assert "there is no partial result" in capsys.readouterr().err
     assert names_in(tmp_path) == ["target", "text.txt"]
 
 

@@ -1,3 +1,5 @@
+"""Tables and warnings of a profile."""
+
 from dataclasses import replace
 
 import pytest
@@ -5,8 +7,8 @@ import pytest
 from perfmodel.passes.kernels import STANDARD_KERNELS, KernelTrial
 from perfmodel.passes.passes import PassSample, PassSamples
 from perfmodel.policies.policy import CalibrationCurve
-from profiler.commands.profile_text import acceptance_text, kernels_text, latency_warnings, off_path_text
 from profiler.latency.pass_log import PassLog
+from profiler.profiling.profile_text import acceptance_text, kernels_text, latency_warnings, off_path_text
 from s2d.loading.sidecar import Calibration
 from tests.calibrate.factories import DRAFT, TARGET
 from tests.strategies import TraceSpec, make_trace
@@ -22,38 +24,38 @@ def calibration(kind: str) -> Calibration:
     return Calibration(confidence=kind, curves=curves, targets=("any",), num_positions=100)
 
 
-def test_a_calibration_that_came_with_the_draft_is_held_against_the_trace() -> None:
+def test_the_calibration_of_the_draft_is_compared_with_the_trace() -> None:
     header, _, *lines = acceptance_text(TRACE, calibration("max-prob")).splitlines()
-    assert header.endswith("ECE bare  ECE of the draft's calibration")
+    assert header.endswith("ECE, uncalibrated  ECE, calibrated")
     for line in lines:
-        *_, bare, _, calibrated, _ = line.split()
-        assert float(bare) > 8.0
+        *_, uncalibrated, _, calibrated, _ = line.split()
+        assert float(uncalibrated) > 8.0
         assert float(calibrated) < 5.0
 
 
-def test_one_that_does_not_hold_shows_it() -> None:
+def test_a_wrong_calibration_has_a_large_error() -> None:
     (wrong,) = (Calibration(confidence="max-prob", curves=(FLAT,) * 4, targets=("any",), num_positions=1),)
     last = acceptance_text(TRACE, wrong).splitlines()[-1]
     assert float(last.split()[-2]) > 20.0
 
 
-def test_nothing_is_shown_where_none_came_or_one_of_another_confidence() -> None:
+def test_no_error_is_shown_without_a_calibration_of_this_confidence() -> None:
     plain = acceptance_text(TRACE, None)
     assert "ECE" not in plain
     assert acceptance_text(TRACE, calibration("margin")) == plain
 
 
-def test_what_was_recorded_off_the_path_is_counted_and_said_to_be_too_few_where_it_is() -> None:
+def test_off_path_tokens_are_counted_and_too_few_are_reported() -> None:
     assert off_path_text(TRACE) == []
     many, few = (make_trace(TraceSpec(num_positions=[250], num_off_path=number)) for number in (4000, 40))
     [enough] = off_path_text(many)
-    assert enough.startswith("4000 tokens off the path, ")
-    assert enough.endswith("of them by the deepest exit")
-    [lacking] = off_path_text(few)
-    assert lacking.endswith("too few, 100 are needed, so the text's own confidences stand in")
+    assert enough.startswith("4000 tokens off the target's path, ")
+    assert enough.endswith("of them drafted by the deepest exit")
+    [too_few] = off_path_text(few)
+    assert too_few.endswith("too few, 100 are needed, so plans use the confidences of the text itself")
 
 
-def test_kernels_are_shown_with_what_they_gain_where_others_were_timed() -> None:
+def test_measured_kernels_are_shown_with_their_gain() -> None:
     fused = replace(STANDARD_KERNELS, norm="fused")
     seconds = {"draft_head_s": 0.0, "target_head_s": 0.0}
     trials = [
@@ -67,11 +69,11 @@ def test_kernels_are_shown_with_what_they_gain_where_others_were_timed() -> None
 
 
 @pytest.mark.parametrize("pause_s", [10.0, 36_000.0, 1e300])
-def test_a_paused_pass_is_warned_of_and_hides_no_other_warning(pause_s: float) -> None:
+def test_a_pause_is_warned_about_and_hides_no_other_warning(pause_s: float) -> None:
     unsteady = (4e-3, 5e-3, 6e-3) * 20
     log = PassLog()
     log.add(PassSamples.from_passes(PassSample("verify", 0, 1, 9, 1, seconds) for seconds in (*unsteady, pause_s)))
-    scatter, paused = latency_warnings(log, never=())
-    assert scatter.startswith("verify of 1 row: quartiles 40.0 % of the median apart over 61 samples")
+    scatter, paused = latency_warnings(log, unseen=())
+    assert scatter.startswith("verify of 1 row: interquartile range 40.0 % of the median, 61 samples")
     assert paused.startswith("1 verify pass of ")
     assert paused.endswith("was left out: was the process stopped, or the machine suspended?")

@@ -1,0 +1,1 @@
+"""Requests to profile a pair of models or the latency law, and their results."""
