@@ -44,12 +44,12 @@ from perfmodel.replay.round_stats import RoundStats
 from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import device_facts
 from s2d.decoding.generate import Generation, Session
-from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.decoding.pair import Pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy, PolicySelector
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.running.run_prompts import summarise_adaptation
 from shared.common import finish, make_parser, use_one_thread
-from shared.interleaved import make_job, measure_evidence
+from shared.interleaved import load_cpu_pair, make_job, measure_evidence
 
 NAME = "adapting"
 SEED = 20261121
@@ -185,10 +185,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the benchmark with parsed arguments."""
     use_one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [
-        load_pair(PairRequest(target=target, draft="ref-draft", dtype="fp32", device="cpu"))
-        for target in args.target or size.targets
-    ]
+    pairs = [load_cpu_pair(target) for target in args.target or size.targets]
     orders: list[Order] = []
     costs: list[Seconds] = []
     for pair in pairs:

@@ -63,7 +63,7 @@ from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import fitting_layers, random_pair, with_layers
 from s2d.loading.memory import PairPlacement, TextLimits, free_device_bytes
 from s2d.model.torch_device import device_key, engine_for, use_device
-from shared.common import RESULTS, finish, make_parser, use_one_thread
+from shared.common import RESULTS, add_device_flags, finish, make_parser, use_one_thread
 from shared.device_readings import datasheet_models, measure_exit_check, plain_bandwidth, release_memory
 from shared.interleaved import Models, measured_models
 from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, profiling_steps, shortened, texts_from_half
@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", metavar="N", help="keep the target's first N layers; fit: as many as fit in memory")
     add("--plan", type=Path, metavar="FILE", help="a plan from s2d-plan (default: search a policy)")
     add("--plain-only", action="store_true", help="measure plain decoding only")
-    add("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
+    add_device_flags(parser)
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="compute dtype (default: bf16 on a GPU, else fp32)")
     add("--engine", choices=("eager", "graph"), help="launch kernels one by one, or as CUDA graphs (default: graph on a GPU)")
     kernels_help = "measured, standard, or names as for s2d-profile (default: measured on a GPU, else standard)"
@@ -281,7 +281,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-prompts", type=int, metavar="N", help=f"maximum number of measured prompts (default: {FULL.num_prompts})")
     add("--repeats", type=int, metavar="N", help="repeats of every prompt, forward and reverse (default: 1)")
     add("--budget", type=float, metavar="SECONDS", help=f"duration of the latency measurement (default: {FULL.budget_s:g})")
-    add("-o", "--output", type=Path, default=RESULTS, metavar="FOLDER", help="folder for result and evidence")
     add_verbose_flag(parser)
     return parser
 

@@ -43,13 +43,22 @@ from perfmodel.replay.replay import replay
 from profiler.latency.pass_log import PassLog
 from profiler.latency.profiling_job import profiling_runs
 from profiler.machine.machine_facts import device_facts
-from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, PairRequest, load_pair
-from s2d.loading.exits import requested_exits
-from s2d.loading.model_folder import FAMILY_PROMPTS
+from s2d.decoding.pair import Pair
 from shared.common import finish, make_parser, median, use_one_thread
 from shared.configurations import CAPS, configurations
-from shared.interleaved import SAMPLINGS, Models, make_job, measure_once, measured_models, record, warm_up_arms, with_long_texts
+from shared.interleaved import (
+    SAMPLINGS,
+    Models,
+    Size,
+    add_pair_flags,
+    load_cpu_pair,
+    make_job,
+    measure_once,
+    measured_models,
+    record,
+    warm_up_arms,
+    with_long_texts,
+)
 
 NAME = "prediction"
 SEED = 20260706
@@ -58,16 +67,11 @@ NUM_MISTAKES = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """Amount of measurement."""
+class PredictionSize(Size):
+    """Amount of measurement, and the profiling before it."""
 
-    targets: tuple[str, ...]
     samplings: tuple[Sampling, ...]
     configs_per_pair: int
-    calibration_prompts: int
-    num_prompts: int
-    num_repeats: int
-    max_new_tokens: int
     first_runs: int | None
     """Profiling runs before the first measurement; None runs the whole grid once."""
 
@@ -77,7 +81,7 @@ class Size:
         return self.num_repeats * self.num_prompts * self.configs_per_pair
 
 
-FULL = Size(
+FULL = PredictionSize(
     targets=("ref-target-16", "ref-target-32"),
     samplings=SAMPLINGS,
     configs_per_pair=12,
@@ -87,7 +91,7 @@ FULL = Size(
     max_new_tokens=96,
     first_runs=None,
 )
-QUICK = Size(
+QUICK = PredictionSize(
     targets=("ref-target-16",),
     samplings=(GREEDY,),
     configs_per_pair=6,
@@ -118,7 +122,7 @@ def chosen_configurations(
 
 
 def outcomes_of_pair(
-    pair: Pair, sampling: Sampling, size: Size, prompts_path: Path, *, profile_first: bool, seed: int
+    pair: Pair, sampling: Sampling, size: PredictionSize, prompts_path: Path, *, profile_first: bool, seed: int
 ) -> tuple[list[Outcome], list[Unpriced]]:
     """Profile and measure one pair under one sampling, alternating, and predict the measured speedups."""
     name = f"{pair.target.geometry.name} {sampling.label}"
@@ -175,17 +179,14 @@ def run(args: argparse.Namespace) -> int:
     """Run the benchmark with parsed arguments."""
     use_one_thread()
     size = QUICK if args.quick else FULL
-    prompts = args.prompts or FAMILY_PROMPTS
     outcomes: list[Outcome] = []
     unpriced: list[Unpriced] = []
     for number, target in enumerate(args.target or size.targets):
-        pair = load_pair(
-            PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits))
-        )
+        pair = load_cpu_pair(target, args.draft, args.exits)
         for sampling in size.samplings:
             seed = SEED + 10 * number + (sampling.rule != "greedy")
             pair_outcomes, pair_unpriced = outcomes_of_pair(
-                pair, sampling, size, prompts, profile_first=args.profile_first, seed=seed
+                pair, sampling, size, args.prompts, profile_first=args.profile_first, seed=seed
             )
             outcomes, unpriced = outcomes + pair_outcomes, unpriced + pair_unpriced
     facts = device_facts(pair.device)
@@ -207,11 +208,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
-    parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
-    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
+    add_pair_flags(parser)
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw measured over predicted speedups to this file")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
     parser.add_argument("--profile-first", action="store_true", help="measure all pass times before the speedups")
     add_verbose_flag(parser)
     return parser

@@ -39,34 +39,37 @@ from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.replay import replay_batch
 from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import device_facts
-from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, PairRequest, load_pair
-from s2d.loading.exits import requested_exits
-from s2d.loading.model_folder import FAMILY_PROMPTS
+from s2d.decoding.pair import Pair
 from shared.common import finish, make_parser, use_one_thread
 from shared.configurations import configurations
-from shared.interleaved import SAMPLINGS, Arm, Models, make_job, measure_evidence, measure_once, warm_up_arms
+from shared.interleaved import (
+    SAMPLINGS,
+    Arm,
+    Models,
+    Size,
+    add_pair_flags,
+    load_cpu_pair,
+    make_job,
+    measure_evidence,
+    measure_once,
+    warm_up_arms,
+)
 
 NAME = "regret"
 SEED = 20260709
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """Amount of measurement."""
+class RegretSize(Size):
+    """Amount of measurement, and the budget for pass times."""
 
-    targets: tuple[str, ...]
     samplings: tuple[Sampling, ...]
-    calibration_prompts: int
     num_others: int
-    num_prompts: int
-    num_repeats: int
-    max_new_tokens: int
     budget_s: Seconds
     """For the pass times of one target and one workload."""
 
 
-FULL = Size(
+FULL = RegretSize(
     targets=("ref-target-16", "ref-target-32"),
     samplings=SAMPLINGS,
     calibration_prompts=60,
@@ -76,7 +79,7 @@ FULL = Size(
     max_new_tokens=96,
     budget_s=60.0,
 )
-QUICK = Size(
+QUICK = RegretSize(
     targets=("ref-target-16",),
     samplings=SAMPLINGS,
     calibration_prompts=12,
@@ -105,7 +108,7 @@ def published_thresholds(trace: Trace) -> Policy:
     return Policy(exits=layers, thresholds=thresholds, tokens=MAX_DRAFT_TOKENS, stop=HeuristicLength(start=5))
 
 
-def contenders(trace: Trace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
+def contenders(trace: Trace, models: Models, size: RegretSize) -> tuple[SearchResult, list[Contender]]:
     """The search result, and all distinct configurations to measure."""
     result = search([Scenario(trace, *models)])
     named = [("searched", family.policy) for family in result.families]
@@ -132,7 +135,7 @@ def measured_arms(job: ProfilingJob, policies: Sequence[Policy], num_repeats: in
     return arms
 
 
-def result_of_pair(pair: Pair, sampling: Sampling, size: Size, prompts_path: Path) -> PairResult:
+def result_of_pair(pair: Pair, sampling: Sampling, size: RegretSize, prompts_path: Path) -> PairResult:
     """Plan on the calibration prompts, and measure on the evaluation prompts."""
     name = f"{pair.target.geometry.name} {sampling.label}"
     new_job = partial(make_job, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
@@ -154,12 +157,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the benchmark with parsed arguments."""
     use_one_thread()
     size = QUICK if args.quick else FULL
-    prompts = args.prompts or FAMILY_PROMPTS
-    pairs = [
-        load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
-        for target in args.target or size.targets
-    ]
-    results = [result_of_pair(pair, sampling, size, prompts) for pair in pairs for sampling in size.samplings]
+    pairs = [load_cpu_pair(target, args.draft, args.exits) for target in args.target or size.targets]
+    results = [result_of_pair(pair, sampling, size, args.prompts) for pair in pairs for sampling in size.samplings]
     print_out(result_table(results))
     finish(
         NAME,
@@ -175,10 +174,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
-    parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
-    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
+    add_pair_flags(parser)
     add_verbose_flag(parser)
     return parser
 

@@ -39,13 +39,12 @@ from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.results.plan import PLAN_FILE, Plan
 from profiler.latency.profiling_job import ProfilingJob
-from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import exits_from_plan, requested_exits
-from s2d.loading.model_folder import FAMILY_PROMPTS, find_model
+from s2d.loading.model_folder import find_model
 from s2d.running.check_plan import check_plan_fits
 from shared import common
-from shared.interleaved import SAMPLINGS, make_job, measure_evidence, workload_name
+from shared.interleaved import SAMPLINGS, Size, add_pair_flags, make_job, measure_evidence, workload_name
 from shared.transformers_arms import HF_ASSISTED, HF_GENERATE, Write, transformers_arms
 
 NAME = "speed"
@@ -56,19 +55,14 @@ LEAN_CALLS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """Amount of measurement."""
+class SpeedSize(Size):
+    """Amount of measurement, and the budget for pass times."""
 
-    targets: tuple[str, ...]
-    calibration_prompts: int
-    num_prompts: int
-    num_repeats: int
-    max_new_tokens: int
     budget_s: Seconds
     """For the pass times of one workload."""
 
 
-FULL = Size(
+FULL = SpeedSize(
     targets=("ref-target-16", "ref-target-32"),
     calibration_prompts=60,
     num_prompts=8,
@@ -76,7 +70,7 @@ FULL = Size(
     max_new_tokens=96,
     budget_s=60.0,
 )
-QUICK = Size(
+QUICK = SpeedSize(
     targets=("ref-target-16",),
     calibration_prompts=12,
     num_prompts=2,
@@ -201,7 +195,7 @@ def measure(arms: dict[str, Write], job: ProfilingJob, num_repeats: int) -> dict
     return totals
 
 
-def measure_workload(pair: Pair, sampling: Sampling, size: Size, plan: Plan | None, prompts_path: Path) -> SpeedResult:
+def measure_workload(pair: Pair, sampling: Sampling, size: SpeedSize, plan: Plan | None, prompts_path: Path) -> SpeedResult:
     """Plan on the calibration prompts unless a plan is given, and time every arm on the evaluation prompts."""
     new_job = partial(make_job, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
     if plan is None:
@@ -246,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
             check_plan_fits(f"plan {str(args.plan)!r}", plan, pair)
         for sampling in samplings:
             print_err(f"{pair.label}, {sampling.label}")
-            result = measure_workload(pair, sampling, size, plan, args.prompts or FAMILY_PROMPTS)
+            result = measure_workload(pair, sampling, size, plan, args.prompts)
             print_out(f"{pair.label}, {sampling.label}\nplan: {result.plan_label}\n\n{speed_table(result)}\n")
             results.append(result)
     common.finish(
@@ -282,10 +276,7 @@ def summary(results: Sequence[SpeedResult]) -> dict[str, object]:
 def _parser() -> argparse.ArgumentParser:
     parser = common.make_parser(__doc__ or "")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="run this plan (default: make one per workload)")
-    parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
-    parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
-    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
+    add_pair_flags(parser)
     add_verbose_flag(parser)
     return parser
 

@@ -44,6 +44,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the device and for the folder of the result."""
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="FOLDER", help="folder for the result")
+
+
 def finish(
     name: str,
     *,

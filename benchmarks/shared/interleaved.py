@@ -1,5 +1,6 @@
 """Record evidence for predictions, and measure plain and speculative decoding interleaved."""
 
+import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,12 @@ from profiler.acceptance.record_acceptance import empty_trace, record_acceptance
 from profiler.latency.latency_files import pair_profiles
 from profiler.latency.pass_log import PassLog
 from profiler.latency.profiling_job import ProfilingJob, fill_log
+from s2d.commands.arguments import EXITS_HELP, layers
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.generate import Generation, Session
-from s2d.decoding.pair import ModelPair, Pair
+from s2d.decoding.pair import ModelPair, Pair, PairRequest, load_pair
+from s2d.loading.exits import requested_exits
+from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.prompt_files.choose import choose_prompts
 from s2d.prompt_files.read import read_prompts
 from s2d.prompts.conversation import Prompt
@@ -36,6 +40,18 @@ PASS_TIME_TOKENS: Tokens = 144
 
 Models = tuple[LatencyModel, LatencyModel]
 """Latency models of draft and target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Amount of measurement."""
+
+    targets: tuple[str, ...]
+    calibration_prompts: int
+    num_prompts: int
+    """Evaluation prompts."""
+    num_repeats: int
+    max_new_tokens: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +84,20 @@ class Arm:
         self.num_runs += 1
         for sample in generation.samples:
             self.kinds_s[sample.kind] += sample.seconds
+
+
+def add_pair_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose targets, draft, exits and prompts. All default to those of the reference family."""
+    add = parser.add_argument
+    add("--target", action="append", metavar="NAME", help="may be given again (default: the reference family's)")
+    add("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
+    add("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
+    add("--prompts", type=Path, default=FAMILY_PROMPTS, metavar="FILE", help="JSONL (default: the reference family's)")
+
+
+def load_cpu_pair(target: str, draft: str = "ref-draft", exits: tuple[int, ...] | None = None) -> Pair:
+    """A target and its draft in fp32 on the CPU."""
+    return load_pair(PairRequest(target=target, draft=draft, dtype="fp32", device="cpu", exits=requested_exits(exits)))
 
 
 def workload_name(sampling: Sampling) -> str:
