@@ -12,6 +12,8 @@ import pytest
 from calibrate.commands.plan_cli import main_plan
 from perfmodel.passes.latency_profile import PROFILE_FILE
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu_session.sh"
 STEPS = ("first", "check", "plain", "transformers", "law", "llama-3.1-8b")
@@ -46,7 +48,6 @@ def plan_from(folder: Path) -> dict:
     return json.loads((folder / "plan.json").read_text("utf-8"))["body"]
 
 
-@pytest.mark.e2e
 def test_a_tiny_session_runs_every_kind_of_step_and_keeps_its_evidence(tmp_path: Path) -> None:
     ran = session("--tiny", str(tmp_path), *STEPS)
     assert ran.returncode == 0, ran.stderr + ran.stdout
@@ -72,7 +73,6 @@ def test_a_tiny_session_runs_every_kind_of_step_and_keeps_its_evidence(tmp_path:
     assert {evidence["level"] for evidence in plan["evidence"]} == {"measured", "published"}
 
 
-@pytest.mark.e2e
 def test_a_tiny_session_runs_on_a_simulated_gpu_and_keeps_evidence_of_that_device(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.gpu_simulator "$@"\n', encoding="utf-8")

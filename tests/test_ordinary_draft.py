@@ -14,6 +14,8 @@ from s2d.commands.run_cli import main_run
 from tests.profiler.conftest import write_pair
 from tests.stubs import TinySpec
 
+pytestmark = pytest.mark.e2e
+
 TARGET = TinySpec(num_layers=6)
 
 

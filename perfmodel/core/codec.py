@@ -18,13 +18,13 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from perfmodel.core.errors import MAX_LISTED_NAMES, S2DError, quoted
-from perfmodel.core.near_names import near_keys
+from perfmodel.core.near_names import MAX_NEAR, near_keys, near_words
 
 T = TypeVar("T")
 
 KIND_KEY = "kind"
 
-_SCALARS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_SCALARS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 """The types without parts, as messages name them."""
 
 
@@ -172,9 +172,10 @@ def _decode_literal(data: Any, choices: tuple[Any, ...], where: str) -> Any:
     for choice in choices:
         if type(choice) is type(data) and choice == data:
             return choice
-    shown = ", ".join(map(repr, choices[:MAX_LISTED_NAMES]))
-    rest = f" or one of {len(choices) - MAX_LISTED_NAMES} more" if len(choices) > MAX_LISTED_NAMES else ""
-    raise DecodeError(where, f"expected one of {shown}{rest}, got {quoted(data)}")
+    is_long = len(choices) > MAX_LISTED_NAMES
+    examples = (near_words(str(data), map(str, choices)) or choices[:MAX_NEAR]) if is_long else choices
+    count = f"{len(choices)} values such as " if is_long else ""
+    raise DecodeError(where, f"expected one of {count}{', '.join(map(repr, examples))}, got {quoted(data)}")
 
 
 def _decode_tuple(data: Any, hint: Any, where: str) -> tuple[Any, ...]:

@@ -95,10 +95,6 @@ class FileFormat(Generic[T]):
         sha256 = hashlib.sha256(_canonical(contents.body)).hexdigest()
         return Stored(record=contents.record, provenance=contents.provenance, sha256=sha256)
 
-    def sha256(self, record: T) -> str:
-        """The hash of the record's content, as `read` returns it for its file."""
-        return hashlib.sha256(_canonical(encode_record(record))).hexdigest()
-
     def unreadable(self, path: PathLike, problem: str) -> BadFile:
         """The error for a file with this problem."""
         return BadFile(path, problem, f"Make it again with {self.made_with}")
@@ -208,7 +204,7 @@ def _read_contents(path: PathLike, file_format: FileFormat[Any]) -> _Contents:
 
 
 def record_sha256(record: object) -> str:
-    """The hash that names a record, whether or not it was written to a file."""
+    """The hash of a record's content, equal to the hash that `FileFormat.read` returns for its file."""
     return hashlib.sha256(_canonical(encode_record(record))).hexdigest()
 
 

@@ -12,6 +12,7 @@ from perfmodel.acceptance.splits import Split
 from perfmodel.core.console import print_err
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import UserInputError
+from perfmodel.core.files import record_sha256
 from perfmodel.core.lock import locked_file
 from perfmodel.core.units import Tokens
 from perfmodel.policies.frontier import FrontierPoint
@@ -124,7 +125,7 @@ def load_plan(plan: PathLike | Plan) -> NamedPlan:
         BadFile: the file is not a complete plan.
     """
     if isinstance(plan, Plan):
-        return NamedPlan(record=plan, name="the plan", sha256=PLAN_FILE.sha256(plan))
+        return NamedPlan(record=plan, name="the plan", sha256=record_sha256(plan))
     stored = PLAN_FILE.read(plan)
     return NamedPlan(record=stored.record, name=f"plan {os.fspath(plan)!r}", sha256=stored.sha256)
 

@@ -11,6 +11,8 @@ from details.first_checks import OK, SLOW, UNMEASURED, Checks, Outcome
 from perfmodel.passes.kernels import STANDARD_KERNELS, parse_kernels
 from shared import captured_checks
 
+pytestmark = pytest.mark.e2e
+
 
 class FakeChecks:
     """Checks by name."""
@@ -58,7 +60,6 @@ def test_after_the_device_is_lost_the_rest_runs_in_another_process(monkeypatch) 
     assert [line.check for line in lines] == list("abcd")
 
 
-@pytest.mark.e2e
 def test_another_process_returns_its_lines_or_failed_lines(tmp_path) -> None:
     args = first_minutes._parser().parse_args(["--quick", "-o", str(tmp_path)])
     (line,) = first_minutes.run_checks_in_new_process(args, ["gemv"])

@@ -11,8 +11,9 @@ from docs.generate.cli_page import subcommands
 from docs.generate.links import anchors, missing_targets
 from docs.generate.marks import with_part
 from docs.generate.tree import WIDTH, line, tree_text
-from perfmodel.hardware.hardware_file import hardware_from
+from perfmodel.hardware.hardware_file import decode_hardware
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
+from perfmodel.models.known_models import KNOWN_MODELS
 
 README_LINES = 150
 
@@ -86,7 +87,12 @@ def test_the_hardware_page_shows_every_device_twice() -> None:
     assert not [hardware.name for hardware in KNOWN_HARDWARE if page.count(f"\n| {hardware.name} |") != 2]
 
 
+def test_the_models_page_shows_every_model_twice() -> None:
+    page = (ROOT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+    assert not [model.name for model in KNOWN_MODELS if page.count(f"| {model.name} |") != 2]
+
+
 def test_the_example_of_the_hardware_page_is_a_device() -> None:
     page = (ROOT / "docs" / "reference" / "hardware.md").read_text(encoding="utf-8")
     example = page.partition("```toml\n")[2].partition("```")[0]
-    assert hardware_from(tomllib.loads(example)).name == "NVIDIA RTX A6000"
+    assert decode_hardware(tomllib.loads(example)).name == "NVIDIA RTX A6000"

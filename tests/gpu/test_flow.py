@@ -32,7 +32,7 @@ from shared.logit_gaps import STATED_GAP
 from tests.gpu.conftest import POLICY, ROLES, Evidence, profile_argv, run_argv, short_measurements, with_drafting_policy
 from tests.profiler.conftest import Folders
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.e2e, pytest.mark.gpu]
 
 
 def current_device(dtype: str, **changes: object) -> DeviceKey:

@@ -12,6 +12,8 @@ from tests.gpu.conftest import Evidence, used_bytes, without_garbage_collection
 from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, draft_on, target_on, texts_of, texts_on_the_cpu
 from tests.gpu_simulator import Simulator, simulated_gpu
 
+pytestmark = pytest.mark.e2e
+
 WORKSPACE_STREAMS = 3
 """The streams of the target and of the draft, and the default stream."""
 

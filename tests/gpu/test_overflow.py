@@ -25,6 +25,8 @@ from tests.gpu.conftest import profile_argv
 from tests.gpu.sessions import GATED, MAX_TOKENS, draft_on, settings_of, target_on
 from tests.profiler.conftest import Folders
 
+pytestmark = pytest.mark.e2e
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BAD = 7
 """A token with an infinite hidden state, as in a text that overflows."""

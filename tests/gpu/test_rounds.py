@@ -21,7 +21,7 @@ from s2d.model.host_copies import CudaFence
 from tests.gpu.sessions import DEEPEST, GATED, MAX_TOKENS, PROMPTS, draft_on, settings_of, target_on, texts_on_the_cpu
 from tests.gpu_simulator import Simulator
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.e2e, pytest.mark.gpu]
 PENALISED = replace(GREEDY, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.2)
 NOISE = Sampling(rule="shared-noise", temperature=0.8, top_k=None, top_p=0.95, seed=3)
 RATIO = replace(NOISE, rule="ratio")

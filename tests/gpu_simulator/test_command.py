@@ -9,6 +9,8 @@ import pytest
 
 from tests.gpu_simulator.__main__ import main
 
+pytestmark = pytest.mark.e2e
+
 PRINT_DEVICE = "import sys, torch; print(sys.argv, __name__, torch.ones(1, device='cuda').device, torch.cuda.get_device_name())"
 READ_EARLY = """
 import torch

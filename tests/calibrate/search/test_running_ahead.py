@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.fit.fit_latency import observe
+from calibrate.fit.fit_latency import profile_observations
 from calibrate.inputs.requests import PlanRequest
 from calibrate.planning.compare import compare
 from calibrate.planning.make_plan import make_plan
@@ -95,7 +95,7 @@ def test_a_run_that_runs_ahead_is_compared_kind_by_kind(tmp_path: Path) -> None:
 
 
 def test_no_law_is_fitted_to_passes_that_ran_ahead() -> None:
-    assert list(observe(profile_of(HIDDEN_S))) == list(observe(draft_profile()))
+    assert list(profile_observations(profile_of(HIDDEN_S))) == list(profile_observations(draft_profile()))
 
 
 def test_a_law_prices_running_ahead_with_its_wait_and_no_datasheet_recommends_it() -> None:

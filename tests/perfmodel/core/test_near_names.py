@@ -121,7 +121,7 @@ def test_no_long_list_is_printed() -> None:
             with pytest.raises(UnknownName) as caught:
                 find(name)
             assert len(str(caught.value)) <= 300
-            assert re.search(r"docs/(models|hardware)\.md lists all \d+\.", str(caught.value))
+            assert re.search(r"docs/reference/(models|hardware)\.md lists all \d+\.", str(caught.value))
             assert str(caught.value).isprintable()
 
 

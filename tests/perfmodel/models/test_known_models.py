@@ -8,7 +8,6 @@ from perfmodel.models.known_architectures import ARCHITECTURES
 from perfmodel.models.known_models import ALIASES, KNOWN_DRAFTS, KNOWN_MODELS, KNOWN_ROWS
 from perfmodel.passes.flops_bytes import kv_bytes_per_token
 from perfmodel.quantisation.weight_format import plain_format
-from tests.models_page import MODELS_PAGE, models_problems, with_model_tables
 
 ROUNDED_COUNT = 0.02
 EXACT_COUNT = 1e-4
@@ -123,16 +122,6 @@ def test_the_narrow_embedding_of_opt_350m_has_two_projections_and_its_head_reads
     model = find_model("opt-350m")
     assert model.head_params == 50272 * 512 + 512 * 1024
     assert model.num_params - 24 * model.layer_params == 50272 * 512 + 2 * 512 * 1024 + 2050 * 1024 + 1024
-
-
-def test_the_models_page_shows_the_table_of_models() -> None:
-    page = MODELS_PAGE.read_text(encoding="utf-8")
-    assert models_problems(page) == []
-    assert all(page.count(f"| {model.name} |") == 2 for model in KNOWN_MODELS)
-    changed = page.replace("| 11008 |", "| 11000 |")
-    assert models_problems(changed) != []
-    assert models_problems("a page without tables") != []
-    assert with_model_tables(changed) == page
 
 
 def test_only_models_with_the_layers_of_a_llama_have_no_differences() -> None:

@@ -116,7 +116,7 @@ def test_replay_was_compiled() -> None:
 
 def test_the_compiled_module_names_the_kinds_and_fields_of_the_reference() -> None:
     assert _native.ENTRY_KINDS == ENTRY_KINDS
-    assert _native.ENTRY_FIELDS == Entry._fields
+    assert Entry._fields == _native.ENTRY_FIELDS
     assert set(compiled._rule(0, None)) == set(_native.RULE_FIELDS)
 
 

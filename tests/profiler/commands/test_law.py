@@ -18,6 +18,8 @@ from profiler.latency.measure_law import LOOPED_MODELS, LawGrid, law_models, law
 from profiler.latency.pass_log import PassLog
 from profiler.profiling import profile_law
 
+pytestmark = pytest.mark.e2e
+
 GRID = LawGrid(shapes=((1, 64), (3, 64), (2, 128)), rows=(1, 2, 5), cached_tokens=(3, 9), vocab_size=32)
 SMALL = ["--depths", "1", "2", "--hidden-sizes", "64", "128", "--rows", "1", "2", "3", "--context-tokens", "4", "8"]
 

@@ -14,6 +14,8 @@ from tests.profiler.commands.test_profile_cli import arguments
 from tests.profiler.conftest import TARGET, Folders, write_pair
 from tests.s2d.parallel.test_parallel_decoder import torchrun_environment
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.mark.parametrize(("flags", "num_devices"), [((), 1), (("--share-draft",), 2)])
 def test_a_plan_and_its_run_use_as_many_processes_as_the_profiles(

@@ -15,6 +15,8 @@ from perfmodel.passes.passes import PASS_MODEL
 from profiler.commands.profile_cli import main_profile
 from tests.profiler.conftest import EXITS, Folders
 
+pytestmark = pytest.mark.e2e
+
 SEGMENTS = range(len(EXITS))
 
 

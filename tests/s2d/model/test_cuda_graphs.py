@@ -23,6 +23,8 @@ from tests.s2d.loading.test_families import SPECS
 from tests.s2d.model.test_decoder import some_tokens
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, generate, loaded, tiny_llama, tiny_model
 
+pytestmark = pytest.mark.e2e
+
 PIECES = (1, 3, 70, 1, 2, 5, 32, 17, 1, 9)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -17,6 +17,8 @@ from tests.s2d.decoding.test_generate import TARGET, fixed
 from tests.s2d.model.test_cuda_graphs import graphed
 from tests.stubs import TinySpec, loaded, tiny_llama
 
+pytestmark = pytest.mark.e2e
+
 PROMPT = [1, 2, 3, 4, 5]
 SETTINGS = Settings(policy=fixed((1, 4), 3), sampling=GREEDY, max_new_tokens=20, eos_token_id=None)
 PREDICTOR = ExitPredictor(sampling=GREEDY, confidence="max-prob")

@@ -28,6 +28,8 @@ from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.s2d.model.test_decoder import logits_in_pieces, some_tokens
 from tests.stubs import TinySpec, loaded, tiny_llama
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[3]
 TOKENIZER = byte_tokenizer()
 SPECS = {

@@ -21,6 +21,8 @@ from tests.s2d.parallel.failing_rank import NUM_LAYERS, STAGES
 from tests.s2d.parallel.test_parallel_decoder import ROOT, TOKENIZER
 from tests.stubs import TinySpec, tiny_llama
 
+pytestmark = pytest.mark.e2e
+
 ENDS_WITHIN_S = 30
 WAIT_S = 60
 STAGE_TEXT = {"sampling": "sampling (or drafting on rank 0 alone)"}
@@ -152,7 +154,6 @@ def test_rank_0_accepts_only_ranks_of_its_job(capsys: pytest.CaptureFixture[str]
     assert (failure.message, capsys.readouterr().err) == (message, f"s2d-run: {message}\n")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "stage", "how"), [(1, "verification", "killed, hanging"), (0, "sampling", "killed")])
 def test_under_torchrun_no_process_survives_if_a_rank(rank: int, stage: str, how: str, argv: list[str], tmp_path: Path) -> None:
     failed_at = tmp_path / "failed_at"

@@ -17,6 +17,8 @@ from s2d.parallel.ranks import PASS, Ranks, RowsRequest, join_ranks
 from tests.s2d.parallel.test_parallel_decoder import ROOT, TOKENIZER, torchrun_environment
 from tests.stubs import TinySpec, tiny_llama
 
+pytestmark = pytest.mark.e2e
+
 
 def test_rank_0_prints_the_error_of_another_rank(capsys: pytest.CaptureFixture[str]) -> None:
     def request_unknown_model(ranks: Ranks) -> int:

@@ -11,6 +11,8 @@ from profiler.commands.profile_cli import main_profile
 from s2d.commands.run_cli import main_run
 from s2d.commands.train_cli import main_train
 
+pytestmark = pytest.mark.e2e
+
 HEAVY = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 SCRIPT = """
 import sys, time

@@ -20,6 +20,8 @@ from s2d.running.run_prompts import RunSettings
 from tests.s2d.conftest import folders_with, run
 from tests.s2d.prompts.kinds_of_tokenizers import KINDS
 
+pytestmark = pytest.mark.e2e
+
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 TURNS = ("the cat", "the dog then", "and the")
 QUESTION = {"question_id": 81, "category": "writing", "turns": list(TURNS), "reference": ["so"]}

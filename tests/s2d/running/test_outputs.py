@@ -19,6 +19,8 @@ from s2d.running.outputs import Outputs
 from tests.s2d.conftest import ROUNDS, run
 from tests.s2d.loading.test_load_model import byte_tokenizer
 
+pytestmark = pytest.mark.e2e
+
 NAMES = ("a:1", "b:1", "c:1")
 RUN = "0123456789ab"
 GENERATION = Generation(

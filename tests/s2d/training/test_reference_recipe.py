@@ -25,6 +25,8 @@ from s2d.training.reference_recipe import STABLE, Stage, new_model, resize_model
 from s2d.training.train_reference import run_stage, run_stages
 from s2d.training.training_record import TRAINING_FILE, TRAINING_NAME
 
+pytestmark = pytest.mark.e2e
+
 
 def test_about_a_tenth_of_the_files_is_held_out_and_never_trained_on():
     held_out = held_out_files()

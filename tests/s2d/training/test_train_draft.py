@@ -18,6 +18,8 @@ from s2d.training.resume import CHECKPOINT_NAME
 from s2d.training.training_record import TRAINING_FILE, TRAINING_NAME
 from tests.stubs import TinySpec, tiny_llama
 
+pytestmark = pytest.mark.e2e
+
 RUST_NO_SPACE = "Error while serializing: I/O error: No space left on device (os error 28)"
 WORDS = [*"abcdefghijklmnopqrstuv", "<end>"]
 FEW_STEPS = ["--steps", "3", "--batch-sequences", "2", "--sequence-tokens", "16"]
