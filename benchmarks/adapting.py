@@ -35,6 +35,7 @@ from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from details.adapting_orders import Order, order_table, summary
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.policy import Policy
@@ -197,9 +198,7 @@ def run(args: argparse.Namespace) -> int:
         NAME,
         quick=args.quick,
         result={**summary(orders), "controller_round_s": math.fsum(costs) / len(costs)},
-        libraries=("torch", "numpy"),
-        device=device_facts(pairs[0].device).label,
-        seed=SEED,
+        provenance=make_provenance(libraries=("torch", "numpy"), device=device_facts(pairs[0].device).label, seed=SEED),
         details={"orders": [order.as_json for order in orders]},
     )
     return 0

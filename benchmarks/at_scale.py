@@ -246,13 +246,15 @@ def run(args: argparse.Namespace) -> int:
     print_out(readings_text(measured))
     finish(
         NAME if args.output == RESULTS else f"{NAME}.{args.target}{'.plain' if args.plain_only else ''}",
-        result=measured.as_json,
         quick=args.quick,
-        libraries=("torch", "numpy"),
-        device=facts.label,
-        driver=facts.driver,
-        seed=SEED,
-        inputs={"acceptance": measured.acceptance.evidence.sha256 or ""},
+        result=measured.as_json,
+        provenance=make_provenance(
+            libraries=("torch", "numpy"),
+            device=facts.label,
+            driver=facts.driver,
+            seed=SEED,
+            inputs={"acceptance": measured.acceptance.evidence.sha256 or ""},
+        ),
         details={"arms": measured.details(), "kernel_trials": [asdict(trial) for trial in measured.kernel_trials]},
         folder=args.output,
     )

@@ -36,6 +36,7 @@ from details.compiled_arms import LEAN, LEAN_AGAIN, SETTINGS, STATIC, TEXT_TOKEN
 from details.compiled_result import CompiledResult, Timing, compiled_table, result_of
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import UserInputError
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, format_seconds
 from perfmodel.policies.sampling import GREEDY
 from profiler.machine.machine_facts import device_facts
@@ -242,11 +243,9 @@ def run(args: argparse.Namespace) -> int:
             print_out(f"\n{compiled_table(results[-1])}")
     common.finish(
         NAME,
-        result=result_of(results),
         quick=args.quick,
-        libraries=("torch", "transformers"),
-        device=facts.label,
-        seed=SEED,
+        result=result_of(results),
+        provenance=make_provenance(libraries=("torch", "transformers"), device=facts.label, seed=SEED),
         details={"measured": [result.as_json for result in results]},
     )
     return 0

@@ -28,6 +28,7 @@ from lossless import random_policy
 
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.errors import UserInputError
+from perfmodel.core.provenance import make_provenance
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry, ModelGeometry, with_reduced_head
 from perfmodel.passes.device_key import EngineMode
@@ -251,12 +252,9 @@ def run(args: argparse.Namespace) -> int:
     print_out(f"{facts.label}\n\n{tables(errors, texts)}")
     finish(
         NAME,
-        result=result,
         quick=args.quick,
-        libraries=("torch", "transformers"),
-        device=facts.label,
-        driver=facts.driver,
-        seed=SEED,
+        result=result,
+        provenance=make_provenance(libraries=("torch", "transformers"), device=facts.label, driver=facts.driver, seed=SEED),
         details={"texts": [text.as_json for text in texts]},
         folder=args.output,
     )

@@ -37,6 +37,7 @@ from details.field_prompts import PromptCase
 from details.field_tokenizers import CORPUS, tokenizers
 from perfmodel.core.console import print_out, table
 from perfmodel.core.errors import UserInputError
+from perfmodel.core.provenance import make_provenance
 from perfmodel.models.dtypes import Dtype
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import model_weight_bytes
@@ -84,7 +85,7 @@ def main() -> None:
         NAME,
         quick=args.quick,
         result=count_verdicts(outcomes, real) | speeds(),
-        libraries=("transformers", "tokenizers", "torch"),
+        provenance=make_provenance(libraries=("transformers", "tokenizers", "torch")),
     )
 
 

@@ -36,6 +36,7 @@ import torch
 from details.first_checks import OK, SEED, SLOW, UNMEASURED, Checks, Outcome
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
 from perfmodel.core.errors import UnknownName
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, format_bytes
 from profiler.machine.machine_facts import device_facts
 from s2d.loading.memory import free_device_bytes
@@ -182,12 +183,9 @@ def run(args: argparse.Namespace) -> int:
     print_out(f"\n{len(result['failed'])} of {len(lines)} checks failed, {took_s:.0f} s")
     finish(
         NAME,
-        result=result,
         quick=args.quick,
-        libraries=("torch", "transformers"),
-        device=facts.label,
-        driver=facts.driver,
-        seed=SEED,
+        result=result,
+        provenance=make_provenance(libraries=("torch", "transformers"), device=facts.label, driver=facts.driver, seed=SEED),
         details={"lines": [line.as_json for line in lines]},
         folder=args.output,
     )

@@ -30,6 +30,7 @@ from details.scale_models import acceptance_of, draft_of, tiny
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
 from perfmodel.core.errors import UserInputError
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import GIB, Frac, Seconds, Tokens, format_bytes, format_frac, format_number, format_speedup
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_model
@@ -279,13 +280,15 @@ def run(args: argparse.Namespace) -> int:
     }
     finish(
         NAME,
-        result=result,
         quick=args.quick,
-        libraries=("torch", "transformers"),
-        device=facts.label,
-        driver=facts.driver,
-        seed=SEED,
-        inputs={"acceptance": acceptance.evidence.sha256 or ""},
+        result=result,
+        provenance=make_provenance(
+            libraries=("torch", "transformers"),
+            device=facts.label,
+            driver=facts.driver,
+            seed=SEED,
+            inputs={"acceptance": acceptance.evidence.sha256 or ""},
+        ),
         details={"one_token_s": one_token, "arms": figures},
         folder=args.output,
     )

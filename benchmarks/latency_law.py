@@ -32,6 +32,7 @@ from calibrate.fit.fit_law import (
 from calibrate.fit.fit_tables import FITTED_ROWS, LAYER_TABLE, LAYER_TERMS, TABLE_GPUS, layer_observations, table_hardware
 from calibrate.fit.validate import validate
 from perfmodel.core.console import run_command, table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Frac, Seconds, format_frac, format_signed_frac
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.passes.flops_bytes import PassWork
@@ -210,9 +211,7 @@ def main() -> int:
             NAME,
             quick=args.quick,
             result=result,
-            libraries=("numpy", "scipy", "torch"),
-            device=device,
-            seed=SEED,
+            provenance=make_provenance(libraries=("numpy", "scipy", "torch"), device=device, seed=SEED),
             details={"gpu_errors": gpu_errors},
         )
         return 0

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 from perfmodel.core.console import table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds
 from perfmodel.policies.policy import (
     CalibrationCurve,
@@ -107,7 +108,12 @@ def main() -> None:
         "simulated_cases": simulated.total(),
         "simulated_mismatches": different.total(),
     }
-    common.finish("lossless", quick=args.quick, result=result, libraries=("torch", "transformers"), seed=SEED)
+    common.finish(
+        "lossless",
+        quick=args.quick,
+        result=result,
+        provenance=make_provenance(libraries=("torch", "transformers"), seed=SEED),
+    )
 
 
 def total_for_rule(counts: Counter[tuple[str, str]], rule: str) -> int:

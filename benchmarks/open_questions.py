@@ -23,6 +23,7 @@ from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, threshold_grid
 from calibrate.search.scenario import Scenario, rates_by_scenario
 from calibrate.search.search import SearchResult, search
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, Tokens, format_frac, format_speedup
 from perfmodel.policies.policy import Policy
 from perfmodel.results.portfolio import CHOICES, HeldOut
@@ -194,9 +195,7 @@ def run(args: argparse.Namespace) -> int:
         NAME if args.draft == FAMILY_DRAFT else f"{NAME}_{Path(args.draft).name}",
         quick=args.quick,
         result=result,
-        libraries=("torch", "numpy"),
-        device=device_facts(pairs[0].device).label,
-        seed=SEED,
+        provenance=make_provenance(libraries=("torch", "numpy"), device=device_facts(pairs[0].device).label, seed=SEED),
     )
     return 0
 

@@ -37,6 +37,7 @@ from details.prediction_result import Outcome, Unpriced, outcome, outcome_table,
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import OutOfDomain
+from perfmodel.core.provenance import make_provenance
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.replay import replay
@@ -196,9 +197,7 @@ def run(args: argparse.Namespace) -> int:
         NAME,
         quick=args.quick,
         result=result_of(outcomes, unpriced),
-        libraries=("torch", "numpy"),
-        device=facts.label,
-        seed=SEED,
+        provenance=make_provenance(libraries=("torch", "numpy"), device=facts.label, seed=SEED),
         details=details,
     )
     if args.figure is not None:  # last, because a changed figure makes the checkout dirty

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from calibrate.fit.fit_acceptance import ExitCalibration, accepted_at_lengths, calibrate_exits
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import format_frac
 from s2d.training.corpus import held_out_prompts
 from shared.common import finish, make_parser, use_one_thread
@@ -114,8 +115,7 @@ def run(args: argparse.Namespace) -> int:
         NAME,
         quick=args.quick,
         result={"num_prompts": len(prompts), "exits": [row.as_json for row in figures]},
-        libraries=("torch",),
-        seed=SEED,
+        provenance=make_provenance(libraries=("torch",), seed=SEED),
     )
     return 0
 

@@ -33,6 +33,7 @@ from calibrate.search.search import SearchResult, search
 from details.regret_arms import Contender, PairResult, measured_of, measured_plain, result_of, result_table
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds
 from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import Sampling
@@ -164,9 +165,7 @@ def run(args: argparse.Namespace) -> int:
         NAME,
         quick=args.quick,
         result=result_of(results),
-        libraries=("torch", "numpy"),
-        device=device_facts(pairs[0].device).label,
-        seed=SEED,
+        provenance=make_provenance(libraries=("torch", "numpy"), device=device_facts(pairs[0].device).label, seed=SEED),
         details={"measured": [result.as_json for result in results]},
     )
     return 0

@@ -24,6 +24,7 @@ from perfmodel.acceptance.confidence_curves import fit_curve
 from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.passes import Line, PassKind
@@ -184,7 +185,12 @@ def run(args: argparse.Namespace) -> int:
         "num_exits": len(EXIT_LAYERS),
         "num_prompts": NUM_PROMPTS,
     }
-    finish(NAME, quick=args.quick, result=result, libraries=("numpy",), seed=SEED)
+    finish(
+        NAME,
+        quick=args.quick,
+        result=result,
+        provenance=make_provenance(libraries=("numpy",), seed=SEED),
+    )
     return 0
 
 

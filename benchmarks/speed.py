@@ -34,6 +34,7 @@ from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command, table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, TokensPerS, format_number, format_speedup
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
@@ -247,8 +248,7 @@ def run(args: argparse.Namespace) -> int:
         NAME,
         quick=args.quick,
         result=result_of(results),
-        libraries=("torch", "transformers"),
-        seed=SEED,
+        provenance=make_provenance(libraries=("torch", "transformers"), seed=SEED),
         details={"measured": [result.as_json for result in results]},
     )
     return 0

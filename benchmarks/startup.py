@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from perfmodel.core.console import print_out, table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, format_seconds
 from shared.common import ROOT, finish, make_parser
 
@@ -59,7 +60,12 @@ def main() -> None:
         "fastest_numpy_s": min(numpy_s),
         "num_runs": num_runs,
     }
-    finish("startup", quick=quick, result=result, libraries=("numpy",))
+    finish(
+        "startup",
+        quick=quick,
+        result=result,
+        provenance=make_provenance(libraries=("numpy",)),
+    )
 
 
 def elapsed_s(code: Sequence[str], environment: Mapping[str, str]) -> Seconds:

@@ -33,6 +33,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from perfmodel.core.cpu_contention import Contention  # noqa: E402 needs the path above
+from perfmodel.core.disk import write_atomically  # noqa: E402
+from perfmodel.core.provenance import Provenance  # noqa: E402
 
 _CONTENTION = Contention()
 
@@ -53,13 +55,9 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
 def finish(
     name: str,
     *,
-    result: Mapping[str, Any],
     quick: bool,
-    libraries: Iterable[str] = (),
-    device: str | None = None,
-    driver: str | None = None,
-    seed: int | None = None,
-    inputs: Mapping[str, str] | None = None,
+    result: Mapping[str, Any],
+    provenance: Provenance,
     details: Mapping[str, Any] | None = None,
     folder: Path = RESULTS,
 ) -> None:
@@ -67,20 +65,12 @@ def finish(
 
     Args:
         name: the name of the script without `.py`.
-        result: the figures of the run. NaN and infinity are refused; None means not measured.
         quick: writes to a separate file, apart from full runs.
-        libraries: distributions whose versions may change the numbers, such as `torch`.
-        device: the device of the run, such as `NVIDIA H200`.
-        driver: the version of its driver.
-        seed: the seed of all random numbers.
-        inputs: SHA-256 of input files, by role.
+        result: the figures of the run. NaN and infinity are refused; None means not measured.
+        provenance: how the result was made.
         details: the measurements behind the result; only written to the file.
         folder: the folder of the file.
     """
-    from perfmodel.core.disk import write_atomically
-    from perfmodel.core.provenance import make_provenance
-
-    provenance = make_provenance(libraries=libraries, device=device, driver=driver, seed=seed, inputs=inputs)
     provenance = replace(provenance, git_commit=commit_ignoring_results(ROOT))
     kept = {"benchmark": name, "provenance": asdict(provenance), "result": dict(result), "details": dict(details or {})}
     kept["waited_frac"] = _CONTENTION.waited_frac
