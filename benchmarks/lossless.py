@@ -93,7 +93,11 @@ def main() -> None:
             break
     rules = ("greedy", "shared-noise")
     rows = [
-        [name, *(f"{mismatches[name, rule]} of {cases[name, rule]}" for rule in rules), f"{accepted[name] / drafted[name]:.2f}"]
+        [
+            name,
+            *(f"{mismatches[name, rule]} of {cases[name, rule]}" for rule in rules),
+            f"{accepted[name] / drafted[name]:.2f}" if drafted[name] else "",
+        ]
         for name in sorted({subject.name for subject in subjects})
     ]
     print(table(rows, headers=["mismatches", *rules, "accepted share"]))
