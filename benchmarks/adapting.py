@@ -40,7 +40,7 @@ from perfmodel.core.units import Seconds
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
-from perfmodel.replay.estimate import model_of
+from perfmodel.replay.estimate import model_for
 from perfmodel.replay.round_stats import RoundStats
 from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import device_facts
@@ -142,7 +142,7 @@ def priced_s(rounds: RoundStats, scenario: Scenario) -> Seconds:
         line = scenario.line(count.kind, count.stage, count.rows)
         seconds += count.num_passes * line.base_s + count.cached_tokens_sum * line.per_token_s
     for count in rounds.cold_passes:
-        model = model_of(count.kind, scenario.draft, scenario.target)
+        model = model_for(count.kind, scenario.draft, scenario.target)
         seconds += count.num_passes * model.cold_s(count.kind, count.stage, count.place)
     return seconds
 

@@ -8,7 +8,7 @@ from perfmodel.core.console import table
 from perfmodel.core.units import TokensPerS, format_signed_frac, format_speedup
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
-from shared.interleaved import Arm, measured_ratio, total_tokens_per_s, workload_name
+from shared.interleaved import Arm, arm_speedup, total_tokens_per_s, workload_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +102,8 @@ def measured_of(contender: Contender, plain: Arm, speculative: Arm) -> Measured:
         predicted_tokens_per_s=contender.predicted_tokens_per_s,
         tokens_per_s=total_tokens_per_s([speculative]),
         plain_tokens_per_s=total_tokens_per_s([plain]),
-        speedup=measured_ratio(plain, speculative),
-        by_visit=(measured_ratio(plain, speculative, [0]), measured_ratio(plain, speculative, [1])),
+        speedup=arm_speedup(plain, speculative),
+        by_visit=(arm_speedup(plain, speculative, [0]), arm_speedup(plain, speculative, [1])),
     )
 
 

@@ -205,7 +205,7 @@ def total_tokens_per_s(arms: Sequence[Arm]) -> TokensPerS:
     return tokens / sum(sum(arm.visits_s) for arm in arms)
 
 
-def measured_ratio(plain: Arm, speculative: Arm, visits: Sequence[int] = (0, 1)) -> float:
+def arm_speedup(plain: Arm, speculative: Arm, visits: Sequence[int] = (0, 1)) -> float:
     """Measured speedup: the ratio of tokens per second, over both visits or some."""
     plain_s, speculative_s = (sum(arm.visits_s[visit] for visit in visits) for arm in (plain, speculative))
     return speculative.all_rounds.num_tokens / plain.all_rounds.num_tokens * plain_s / speculative_s

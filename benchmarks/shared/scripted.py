@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from perfmodel.acceptance.splits import Half, half_of
+from perfmodel.acceptance.splits import Half, prompt_half
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
@@ -112,7 +112,7 @@ def texts_from_half(trace: Trace, half: Half, *, vocab_size: int, max_prompts: i
     Raises:
         UserInputError: the trace has no prompt in that half, or has tokens beyond the vocabulary.
     """
-    numbers = [number for number, prompt in enumerate(trace.header.prompts) if half_of(prompt.name) == half][:max_prompts]
+    numbers = [number for number, prompt in enumerate(trace.header.prompts) if prompt_half(prompt.name) == half][:max_prompts]
     if not numbers:
         raise UserInputError(
             f"--acceptance: none of the {len(trace.header.prompts)} prompts is in the {half} half. Trace more prompts."

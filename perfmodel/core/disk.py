@@ -1,4 +1,4 @@
-"""Reads and writes files, whole or not at all; every failure is a message that names the fix."""
+"""Reads and writes files, whole or not at all; every error names a fix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +18,11 @@ PathLike: TypeAlias = str | os.PathLike[str]
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _QUOTED_ERRNO = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """An error of the operating system as quoted by Rust libraries (safetensors, tokenizers) and by `shutil`."""
+
+
+def as_paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
+    """One path or several as a tuple."""
+    return (Path(paths),) if isinstance(paths, str | os.PathLike) else tuple(map(Path, paths))
 
 
 def write_atomically(path: PathLike, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Residuals: predicted minus measured, split into an error of acceptance and an error of latency."""
+"""Residuals: predicted minus measured, split into acceptance and latency errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,6 +89,15 @@ class Residuals(Printable):
         from perfmodel.results.residuals_text import residuals_blocks
 
         return residuals_blocks(self, explain=explain)
+
+    @staticmethod
+    def load(path: PathLike) -> "Residuals":
+        """Read a comparison from a file by `save` or `s2d-compare -o`.
+
+        Raises:
+            BadFile: the file is not a complete comparison.
+        """
+        return RESIDUALS_FILE.read(path).record
 
     def save(self, path: PathLike) -> None:
         """Write the residuals as a file, whole or not at all.

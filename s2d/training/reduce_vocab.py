@@ -1,7 +1,7 @@
-"""Reduce a draft's LM head to the most frequent tokens: exit checks read less, and the output stays the target's.
+"""Reduce a draft's LM head to the most frequent tokens, which makes exit checks faster.
 
-Frequency-ranked draft vocabularies come from FR-Spec (arXiv 2502.14856). Few tokens of a vocabulary make up most of a text, and
-the draft would have mispredicted most of the rare tokens that its head lacks.
+The output stays the target's. Frequency-ranked draft vocabularies come from FR-Spec (arXiv 2502.14856). A few tokens of the
+vocabulary make up most of a text, and the draft would have mispredicted most of the rare tokens that its head lacks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.blocks import Block, Command, Paragraph, Printable
-from perfmodel.core.disk import PathLike
+from perfmodel.core.disk import PathLike, as_paths
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens, format_frac
 from s2d.loading.exits import find_exits, requested_exits
@@ -25,7 +25,7 @@ from s2d.loading.model_folder import find_model
 from s2d.loading.read_config import read_geometry
 from s2d.loading.sidecar import Sidecar
 from s2d.prompt_files.read_as import Form
-from s2d.training.requests import ReduceVocabRequest, as_paths
+from s2d.training.requests import ReduceVocabRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +54,13 @@ def reduce_vocab(
     num_tokens: Tokens,
     text: PathLike | Sequence[PathLike],
     output: PathLike,
-    exits: tuple[int, ...] | None = None,
+    exits: Sequence[int] | None = None,
     text_format: Form = "auto",
     text_column: str | None = None,
 ) -> ReducedDraft:
     """Copy a draft with an LM head for its most frequent tokens, completely or not at all.
 
-    Confidence curves are not copied: the confidence of a reduced head is another one.
+    Confidence curves are not copied: a reduced head changes the confidence.
 
     Args:
         draft: a model folder, `org/name` on the Hugging Face hub, or a name of the reference family.
@@ -85,7 +85,7 @@ def reduce_vocab(
         num_tokens=num_tokens,
         text=as_paths(text),
         output=Path(output),
-        exits=exits,
+        exits=None if exits is None else tuple(exits),
         text_format=text_format,
         text_column=text_column,
     )
@@ -118,10 +118,10 @@ def token_counts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], vocab
 
 
 def frequent_tokens(counts: np.ndarray, required: Sequence[int], num_tokens: Tokens) -> tuple[int, ...]:
-    """Ids of the most frequent tokens, rising. Of equally frequent ones the lower id wins.
+    """Ids of the most frequent tokens, rising. Among equally frequent tokens lower ids come first.
 
     Args:
-        counts: occurrences of every token of the vocabulary. [V].
+        counts: occurrences of every token of the vocabulary: [V].
         required: tokens that must be included, such as those that end a text.
         num_tokens: how many to choose.
 
