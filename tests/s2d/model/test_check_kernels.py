@@ -21,6 +21,8 @@ from tests.s2d.loading.test_families import SPECS
 from tests.s2d.model.test_decoder import some_tokens
 from tests.stubs import TinySpec, loaded, tiny_llama
 
+pytestmark = pytest.mark.e2e
+
 KERNELS = runnable_kernels("cpu", "fp32", "eager")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -259,6 +259,7 @@ def test_the_confidence_of_bf16_logits_is_that_of_a_float32_softmax(kind: Confid
     assert [float(predictor(row[None], None)[1]) for row in logits] == confidence.tolist()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("penalty", [{}, PENALTY], ids=["no penalties", "penalties"])
 @pytest.mark.parametrize("kind", ["separate", "self"])
 def test_speculation_with_ratio_sampling_keeps_the_targets_distribution(kind: str, penalty: dict[str, float]) -> None:

@@ -17,6 +17,8 @@ from s2d.training.calibrate_draft import ExitAgreement, calibrate_draft, exit_ag
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
 
+pytestmark = pytest.mark.e2e
+
 EXITS = (2, 4)
 
 

@@ -22,6 +22,8 @@ from s2d.training.reduce_vocab import ReducedDraft, frequent_tokens, reduce_head
 from s2d.training.requests import ReduceVocabRequest
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, generate, tiny_llama, tiny_model
 
+pytestmark = pytest.mark.e2e
+
 WORDS = [*"abcdefghijklmnopqrstuv", "<end>"]
 END = WORDS.index("<end>")
 TEXT = "b " * 9 + "d " * 5 + "a " * 3 + "c " * 3 + "v "
