@@ -86,7 +86,7 @@ def run_request(args: argparse.Namespace) -> RunRequest:
         UserInputError: no plan is given.
     """
     if args.plan is None:
-        raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan writes one")
+        raise UserInputError("nothing to run: give a plan with --plan FILE. s2d-plan writes one.")
     is_text = args.prompt is not None
     return RunRequest(
         plan=args.plan,
