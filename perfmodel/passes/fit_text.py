@@ -25,7 +25,7 @@ _TIMES: dict[str, str] = {
     "sync_s": "waiting for a result",
     "round_s": "bookkeeping per round",
     "round_row_s": "bookkeeping per drafted token",
-    "layer_s": "one layer at least",
+    "layer_s": "one layer, minimum",
     "row_layer_s": "one layer, per row",
     "many_rows_layer_s": "one layer, with several rows",
     "host_layer_s": "launching a layer",
@@ -78,7 +78,7 @@ def _understood(fit: LatencyFit, *, explain: bool) -> list[tuple[str, str]]:
     more = f" and {len(fit.models) - len(shown)} more" if len(shown) < len(fit.models) else ""
     facts = [
         ("device", fit.device.label),
-        ("passes", f"{fit.num_samples} of {len(fit.models)} models, {fit.source}"),
+        ("passes", f"{fit.num_samples} of {len(fit.models)} model{'s' if len(fit.models) > 1 else ''}, {fit.source}"),
         ("models", ", ".join(shown) + more),
         ("covered", f"layers of {layer}, {size}"),
         ("error", f"{format_frac(fit.residual_frac)} on the fitted passes (mean)"),

@@ -29,7 +29,7 @@ held out  4.3 % on a model left out of the fit (mean); 90 % of its passes within
 
 term                      fitted  standard error
 ------------------  ------------  --------------
-one layer at least       60.0 µs         2.00 µs
+one layer, minimum       60.0 µs         2.00 µs
 reading weights        10.0 GB/s       1.00 GB/s
 matrix products     50.0 GFLOP/s    2.50 GFLOP/s"""
 
