@@ -39,7 +39,7 @@ from perfmodel.core.units import Seconds
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
-from perfmodel.replay.estimate import model_of
+from perfmodel.replay.estimate import model_for
 from perfmodel.replay.round_stats import RoundStats
 from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import device_facts
@@ -141,7 +141,7 @@ def priced_s(rounds: RoundStats, scenario: Scenario) -> Seconds:
         line = scenario.line(one.kind, one.stage, one.rows)
         seconds += one.num_passes * line.base_s + one.cached_tokens_sum * line.per_token_s
     for one in rounds.cold_passes:
-        model = model_of(one.kind, scenario.draft, scenario.target)
+        model = model_for(one.kind, scenario.draft, scenario.target)
         seconds += one.num_passes * model.cold_s(one.kind, one.stage, one.place)
     return seconds
 

@@ -1,1 +1,1 @@
-"""From evidence to decisions: latency fits, confidence calibration, policy search, comparison of plan and run."""
+"""Decisions from evidence: fits, calibration, policy search, and plan against run."""

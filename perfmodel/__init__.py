@@ -1,1 +1,1 @@
-"""The nouns and the arithmetic of sorted speculative decoding: records, files, formulas, and nothing that needs a GPU."""
+"""Records, files and formulas of sorted speculative decoding; nothing needs a GPU."""

@@ -15,7 +15,7 @@ from perfmodel.replay.estimate import Speedup, estimate, pass_seconds
 from perfmodel.replay.replay import block_lengths, replay, replay_prompts
 from perfmodel.replay.round_stats import RoundStats
 from shared.common import median, quantile
-from shared.interleaved import Arm, Models, speedup_of
+from shared.interleaved import Arm, Models, arm_speedup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,14 +143,14 @@ def outcome(pair: str, policy: Policy, arms: tuple[Arm, Arm], traces: tuple[Trac
         predicted=predicted,
         told_off_path=told_off_path if traces[1].off_path.is_enough else None,
         planned=planned,
-        measured=speedup_of(plain, speculative),
+        measured=arm_speedup(plain, speculative),
         from_measured_rounds=ran.num_tokens / priced_s(ran, models) / (ran_plain.num_tokens / priced_s(ran_plain, models)),
         acceptance_error_frac=replayed.tokens_per_round / ran.tokens_per_round - 1,
         num_other_blocks=sum(_accepted(blocks) != _accepted(expected[i]) for i, blocks in speculative.blocks.items()),
         noise_frac=plain.visits_s[0] / plain.visits_s[1] - 1,
         plain_change_frac=_plain_change_frac(plain, models),
         kind_errors_frac=_kind_errors_frac(speculative, models, _plain_change_frac(plain, models)),
-        half_frac=speedup_of(plain, speculative, [0]) / speedup_of(plain, speculative, [1]) - 1,
+        half_frac=arm_speedup(plain, speculative, [0]) / arm_speedup(plain, speculative, [1]) - 1,
     )
 
 

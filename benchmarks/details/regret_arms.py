@@ -8,7 +8,7 @@ from perfmodel.core.console import table
 from perfmodel.core.units import TokensPerS, format_signed_frac, format_speedup
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
-from shared.interleaved import Arm, speedup_of, tokens_per_s_of, workload_of
+from shared.interleaved import Arm, arm_speedup, tokens_per_s_of, workload_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +102,8 @@ def measured_of(contender: Contender, plain: Arm, speculative: Arm) -> Measured:
         predicted_tokens_per_s=contender.predicted_tokens_per_s,
         tokens_per_s=tokens_per_s_of([speculative]),
         plain_tokens_per_s=tokens_per_s_of([plain]),
-        speedup=speedup_of(plain, speculative),
-        by_visit=(speedup_of(plain, speculative, [0]), speedup_of(plain, speculative, [1])),
+        speedup=arm_speedup(plain, speculative),
+        by_visit=(arm_speedup(plain, speculative, [0]), arm_speedup(plain, speculative, [1])),
     )
 
 

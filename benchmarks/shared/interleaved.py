@@ -170,7 +170,7 @@ def tokens_per_s_of(arms: Sequence[Arm]) -> TokensPerS:
     return tokens / sum(sum(arm.visits_s) for arm in arms)
 
 
-def speedup_of(plain: Arm, speculative: Arm, visits: Sequence[int] = (0, 1)) -> float:
+def arm_speedup(plain: Arm, speculative: Arm, visits: Sequence[int] = (0, 1)) -> float:
     """Ratio of tokens per second, over both visits or some."""
     plain_s, speculative_s = (sum(arm.visits_s[visit] for visit in visits) for arm in (plain, speculative))
     return speculative.all_rounds.num_tokens / plain.all_rounds.num_tokens * plain_s / speculative_s

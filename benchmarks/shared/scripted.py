@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
-from perfmodel.acceptance.splits import Half, half_of
+from perfmodel.acceptance.splits import Half, prompt_half
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
@@ -103,7 +103,7 @@ def texts_of(trace: Trace, half: Half, *, vocab_size: int, most: int | None, see
     Raises:
         UserInputError: the trace has no prompt in that half, or tokens that the models do not know.
     """
-    numbers = [number for number, prompt in enumerate(trace.header.prompts) if half_of(prompt.name) == half][:most]
+    numbers = [number for number, prompt in enumerate(trace.header.prompts) if prompt_half(prompt.name) == half][:most]
     if not numbers:
         raise UserInputError(
             f"--acceptance: none of its {len(trace.header.prompts)} prompts is of the {half} half: trace more."

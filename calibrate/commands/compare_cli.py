@@ -1,4 +1,7 @@
-"""`s2d-compare`: predicted beside measured. Parses first, imports what does the work after."""
+"""`s2d-compare`: compare a plan with the report of its run.
+
+Flags are parsed first; the modules that do the work are imported afterwards.
+"""
 
 from __future__ import annotations
 

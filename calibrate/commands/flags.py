@@ -1,4 +1,4 @@
-"""Flags that several commands share, and the requests behind them."""
+"""Flags that several commands share, and the requests made from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def add_device_flags(group: argparse._ActionsContainer) -> None:
-    """Add the flags that choose the device, its number and how it computes."""
+    """Add the flags for the device, the number of devices, the dtype and the engine."""
     add = group.add_argument
     device_help = (
         "a known device (docs/reference/hardware.md), cpu, or a device file (default: the GPU found here, else a100-80gb)"

@@ -1,4 +1,4 @@
-"""`s2d-plan validate`, `design` and `fit`: the questions about the latency law alone."""
+"""`s2d-plan validate`, `design` and `fit`: the verbs about the latency law alone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _add_design(verbs: _Verbs) -> None:
     size.add_argument("--params", type=float, metavar="WEIGHTS", help=size_help)
     draft_help = "compare draft lengths of this draft: named as a target is, or a known draft"
     size.add_argument("--draft", metavar="NAME", help=draft_help)
-    vocab_help = "size of the draft's LM head: the most frequent tokens (default: the whole vocabulary)"
+    vocab_help = "assume an LM head of the most frequent TOKENS tokens (default: the whole vocabulary)"
     add("--draft-vocab", type=int, metavar="TOKENS", help=vocab_help)
     tokens_help = "drafted tokens per round (default: 5 with --params, 1 to 12 with --draft)"
     add("--draft-tokens", type=int, metavar="TOKENS", help=tokens_help)
@@ -80,10 +80,10 @@ def _add_fit(verbs: _Verbs) -> None:
     purpose = "fit the latency law to profiles of one device, to price models that were not profiled"
     parser = add_subcommand(verbs, "fit", purpose, "s2d-plan fit law/*.latency.json -o my-device.fit.json")
     add = parser.add_argument
-    add("profiles", type=Path, metavar="FILE", nargs="*", help="latency profiles, best by s2d-profile law")
+    add("profiles", type=Path, metavar="FILE", nargs="*", help="latency profiles, preferably from s2d-profile law")
     tables_help = "fit public kernel tables instead: the folder of gpu_layer_times.csv and gpu_all_reduce.csv"
     add("--tables", type=Path, metavar="DIR", help=tables_help)
-    add("--device", metavar="NAME", help="GPU of these tables: a100 or h100")
+    add("--device", metavar="NAME", help="GPU to select in the tables: a100 or h100")
     add_common_flags(parser, result="fit")
 
 

@@ -1,4 +1,7 @@
-"""`s2d-plan`: what to run, and how fast it is predicted to be. Parses first, imports what does the work after."""
+"""`s2d-plan`: choose the configuration to run, and predict its speed.
+
+Flags are parsed first; the modules that do the work are imported afterwards.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class PlanFlags:
     """For one target and the first trace."""
     traces: tuple[Path, ...]
     targets: tuple[str, ...]
-    """Several; empty where `request` names one or a trace does."""
+    """Several targets; empty if `request` or a trace names the target."""
     by_category: bool
     answer: AnswerOptions
     command: tuple[str, ...]
@@ -201,7 +204,7 @@ def _print_plan(flags: PlanFlags, plan: Plan, command: Sequence[str], comparison
     Args:
         flags: of the command.
         plan: the result.
-        command: makes this plan.
+        command: the one that makes this plan.
         comparison: what to print before the plan.
     """
     from calibrate.planning.suggest_after_plan import next_command

@@ -1,6 +1,7 @@
-"""Figures of notebooks and benchmarks: each function draws one result on a matplotlib axis and returns the axis.
+"""Figures of notebooks and benchmarks.
 
-Measurements are points with whiskers, predictions are lines. The caller creates the axis, which needs the `notebooks` extra.
+Each function draws one result on a matplotlib axis and returns the axis. Measurements are points with whiskers, predictions
+are lines. The caller creates the axis, which needs the `notebooks` extra.
 """
 
 from __future__ import annotations
@@ -79,12 +80,12 @@ def exit_costs(costs: Sequence[ExitCost], axis: Axes) -> Axes:
     """Parts of the time of a drafted token, by the exit where it leaves."""
     labels = [f"exit {cost.exit_layer}" for cost in costs]
     below = [0.0] * len(costs)
-    parts = {"layers": "layers_s", "overhead and launches": "floor_s", "LM head at each exit": "checks_s"}
+    parts = {"layers": "layers_s", "overhead and launches": "overhead_s", "LM head at each exit": "checks_s"}
     for color, (label, field) in zip(COLORS, parts.items(), strict=False):
         sizes = [getattr(cost, field) / MILLI for cost in costs]
         axis.bar(labels, sizes, bottom=below, color=color, label=label, width=0.6)
         below = [low + size for low, size in zip(below, sizes, strict=True)]
-    shares = " / ".join(f"{100 * cost.floor_frac:.0f} %" for cost in costs)
+    shares = " / ".join(f"{100 * cost.overhead_frac:.0f} %" for cost in costs)
     axis.set(ylabel="time of a drafted token (ms)")
     axis.set_title(f"Overhead takes {shares}")
     axis.legend(frameon=False, fontsize=8)
@@ -135,7 +136,7 @@ def landscape(speedups: Sequence[Sequence[float]], rows: Sequence[float], column
     return axis
 
 
-def worth_of_exits(speedups: Mapping[str, float], axis: Axes) -> Axes:
+def speedup_by_exits(speedups: Mapping[str, float], axis: Axes) -> Axes:
     """The best predicted speedup with each set of active exits, best on top."""
     ordered = sorted(speedups.items(), key=lambda item: item[1])
     axis.barh([name for name, _ in ordered], [speedup for _, speedup in ordered], color=COLORS[0], height=0.6)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.acceptance.confidence_curves import choose_curve, expected_calibration_error
-from perfmodel.acceptance.splits import document_of
+from perfmodel.acceptance.splits import document_name
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.stats import INTERVAL_FRAC, Interval, resample_counts
 from perfmodel.core.units import Floats, Frac, Tokens
@@ -84,7 +84,7 @@ def area_under_curve(confidence: Floats, agreement: Floats) -> float | None:
 
 def accepted_at_lengths(trace: Trace, exit_layer: int, lengths: Sequence[Tokens]) -> tuple[Interval, ...]:
     """Mean accepted tokens per round of a single exit at fixed draft lengths, with bootstrap intervals over documents."""
-    names = [document_of(prompt.name) for prompt in trace.header.prompts]
+    names = [document_name(prompt.name) for prompt in trace.header.prompts]
     _, document_ids = np.unique(names, return_inverse=True)
     intervals = []
     for length in lengths:

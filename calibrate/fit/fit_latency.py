@@ -1,4 +1,7 @@
-"""Fit the latency law (`perfmodel.passes.latency_law.Law`) to the measured passes of latency profiles."""
+"""Fit the latency law to the passes in latency profiles.
+
+The law is `perfmodel.passes.latency_law.Law`.
+"""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Fit the coefficients of the latency law to observations, with standard errors and held-out errors.
+"""Fit the latency law to observations, with standard errors and held-out errors.
 
 Errors are relative: a draft's segment counts as much as a target's verify pass. The loss is robust (soft L1): an interrupted
 pass hardly changes the fit. Leaving out each model in turn gives the error on a model that the law was not fitted to.
@@ -239,10 +239,10 @@ def _scales(observations: Sequence[Observation], measured: Array, *, launch_boun
 
 def _law(terms: Sequence[str], values: Array) -> Law:
     """The law with the given terms; the others are 0."""
-    return law_of_terms({term: float(value) for term, value in zip(terms, values, strict=True)})
+    return law_from_terms({term: float(value) for term, value in zip(terms, values, strict=True)})
 
 
-def law_of_terms(values: Mapping[str, float]) -> Law:
+def law_from_terms(values: Mapping[str, float]) -> Law:
     """The law with the given terms; the others are 0, and the head has the rates of the layers."""
     terms = dict.fromkeys(LAW_TERMS, 0.0) | dict(values)
     return Law(**terms, **{tied: terms[term] for tied, term in _TIED_TERMS.items()})

@@ -1,8 +1,9 @@
-"""Fit the latency law of a GPU to public tables of kernel times for one decoder layer and of all-reduces.
+"""Fit the latency law to public tables of GPU kernel times.
 
-The tables are excerpts from `microsoft/vidur`, data/profiling (MIT). They are not shipped; the fits are, as
-`perfmodel/evidence/*.latency-fit.json`. They time one decoder layer of Llama-2 in fp16, with attention over the cache timed
-separately, so the fit has no terms for the cache, the host and the head.
+One table times the kernels of one decoder layer, the other all-reduces. The tables are excerpts from `microsoft/vidur`,
+data/profiling (MIT). They are not shipped; the fits are, as `perfmodel/evidence/*.latency-fit.json`. The layers are those
+of Llama-2 in fp16, with attention over the cache timed separately. The fit therefore has no terms for the cache, the host and
+the head.
 
 Standard errors are jackknife errors, from leaving out each combination of model and tensor-parallel degree. Kernels of one
 shape have similar errors at all numbers of rows; the usual formula assumes independent errors and would give standard errors
@@ -27,7 +28,7 @@ from calibrate.fit.fit_law import (
     FittedLaw,
     Observation,
     fit_law,
-    law_of_terms,
+    law_from_terms,
     leave_one_out_errors,
     leave_one_out_laws,
     pooled_abs_errors,
@@ -218,7 +219,7 @@ def _jackknife(laws: Sequence[Law]) -> Law:
     """Standard errors from n fits that each leave one group out: sqrt((n - 1) / n times the sum of squared deviations)."""
     factor = (len(laws) - 1) / len(laws)
     values = {term: np.array([getattr(law, term) for law in laws]) for term in LAW_TERMS}
-    return law_of_terms({term: float(np.sqrt(factor * np.sum((fits - fits.mean()) ** 2))) for term, fits in values.items()})
+    return law_from_terms({term: float(np.sqrt(factor * np.sum((fits - fits.mean()) ** 2))) for term, fits in values.items()})
 
 
 def _combined(layer_law: Law, reduce_law: Law) -> Law:

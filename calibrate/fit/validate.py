@@ -1,4 +1,7 @@
-"""Validate the latency law on published speeds it was not fitted to, and on the speedups in the S2D paper."""
+"""Validate the latency law on published speeds, and on the S2D paper's speedups.
+
+The law was not fitted to these speeds, except those marked as used.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ POINTS = EVIDENCE / "published_points.csv"
 SPEEDUPS = EVIDENCE / "published_speedups.csv"
 
 CANDIDATE_DEVICES = ("a100-80gb", "h100", "v100", "rtx-4090")
-"""GPUs that S2D's authors may have used for their table; they name none. Their earlier work used V100s."""
+"""GPUs that S2D's authors may have used for their table. The paper names none; their earlier work used V100s."""
 _GPT_FAST_INT4 = integer_scheme(4, 32, has_zero_points=False, scale_bits=32)
 _TORCHAO_INT4 = integer_scheme(4, 64, has_zero_points=False, scale_bits=32)
 _INT8_PER_ROW = integer_scheme(8, None, has_zero_points=False)
@@ -112,7 +115,7 @@ def published_format(name: str, model: ModelGeometry) -> WeightFormat:
         model: the shapes of the model.
 
     Raises:
-        UserInputError: the name is neither.
+        UserInputError: no such name.
     """
     if name in get_args(Dtype):
         return dtype_format(cast(Dtype, name), model)

@@ -10,7 +10,7 @@ import perfmodel
 from calibrate.inputs.draft import DraftName
 from calibrate.inputs.requests import PlanRequest
 from calibrate.inputs.target import Target
-from perfmodel.acceptance.splits import Split, half_of
+from perfmodel.acceptance.splits import Split, prompt_half
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
 from perfmodel.core.errors import Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
@@ -27,7 +27,7 @@ DEFAULT_PROMPT_TOKENS: Tokens = 512
 DEFAULT_OUTPUT_TOKENS: Tokens = 256
 
 SYNTHETIC_PREFIX = "synthetic-"
-"""Names of the prompts of a trace that was derived from published figures begin with it."""
+"""Prefix of prompt names in traces that were derived from published figures."""
 _SEPARATOR = "--"
 
 
@@ -51,7 +51,7 @@ def resolve_acceptance(request: PlanRequest, target: Target | None, draft: Draft
     """The trace of a request, checked against its target and draft, at the requested lengths and head.
 
     Args:
-        request: its trace, or a target with a shipped trace; its prompts, lengths and head.
+        request: names a trace, or a target with a shipped trace; may fix prompts, lengths and head.
         target: the requested target; None takes the trace's.
         draft: the requested draft; None takes the trace's.
 
@@ -111,7 +111,7 @@ def load_acceptance(source: Path | Trace, split: Split = "all", category: str | 
         kept = [
             number
             for number, prompt in enumerate(prompts)
-            if category in (None, prompt.category) and split in ("all", half_of(prompt.name))
+            if category in (None, prompt.category) and split in ("all", prompt_half(prompt.name))
         ]
         if not kept:
             in_category = "" if category is None else f" of category {category!r}"
@@ -196,7 +196,7 @@ def with_draft_vocab(acceptance: Acceptance, draft_vocab: Tokens | None) -> Acce
     The evidence states the assumption. Such a draft has no known weights, so it has no hash.
 
     Raises:
-        UserInputError: the vocabulary does not have so many tokens, or the head is the target's own.
+        UserInputError: the vocabulary has fewer tokens, or the draft uses the target's head.
     """
     header = acceptance.trace.header
     if draft_vocab is None:
@@ -222,10 +222,10 @@ def with_draft_vocab(acceptance: Acceptance, draft_vocab: Tokens | None) -> Acce
 
 
 def check_target(acceptance: Acceptance, target: ModelGeometry) -> None:
-    """Refuse a trace whose target has other shapes.
+    """Refuse a trace whose target has shapes other than the requested target.
 
     Raises:
-        Mismatch: it has.
+        Mismatch: the shapes differ.
     """
     header = acceptance.trace.header
     traced = header.target
@@ -239,10 +239,10 @@ def check_target(acceptance: Acceptance, target: ModelGeometry) -> None:
 
 
 def check_draft(acceptance: Acceptance, draft: DraftName | None) -> None:
-    """Refuse a trace of another draft than the requested one.
+    """Refuse a trace that was not recorded with the requested draft.
 
     Raises:
-        Mismatch: it is of another.
+        Mismatch: the trace is of another draft.
     """
     header = acceptance.trace.header
     traced = SELF_DRAFT if header.draft_kind == "self" else header.draft.model.name
@@ -271,11 +271,11 @@ def find_shipped_path(target: Target, draft: DraftName | None) -> Path:
     """The shipped trace of a target that is known by name.
 
     Args:
-        target: its shapes alone, from a config, do not identify its weights.
-        draft: None takes the first draft that has a trace for this target.
+        target: the target. Shapes from a config do not identify weights, so such a target has no shipped trace.
+        draft: the requested draft; None takes the first that has a trace for this target.
 
     Raises:
-        UserInputError: there is none. The message has the command that records one.
+        UserInputError: there is no such trace. The message contains the command that records one.
     """
     name, draft_text = target.geometry.name, None if draft is None else draft.text
     if target.geometry not in KNOWN_MODELS:

@@ -1,4 +1,4 @@
-"""Resolve a device: the one requested, or the GPU of this machine, or the default."""
+"""Resolve a device: the requested device, the GPU of this machine, or the default."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from calibrate.inputs.find_gpus import present_gpus
 from calibrate.inputs.requests import DeviceRequest
-from perfmodel.core.errors import UnknownName, UserInputError
-from perfmodel.hardware.cpu import CPU_NAME, cpu_hardware, read_cpu
+from perfmodel.core.errors import UnknownName
+from perfmodel.hardware.find_device import find_device
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.models.dtypes import Dtype
@@ -24,22 +24,22 @@ class Device:
 
     hardware: Hardware
     sha256: str | None
-    """Of the user's file that describes it; None for a device of the table."""
+    """Hash of the user's device file; None for a device in the table and for this machine's CPU."""
     dtype: Dtype
-    """The one requested, or the device's default."""
+    """The requested dtype, or the device's default."""
     engine: EngineMode
     num_devices: int | None
-    """The number requested; None where the models decide it."""
+    """The requested number; None: the fewest that hold the models."""
     draft_num_devices: int | None
-    """As above."""
+    """The requested number; None: the number that drafts faster."""
     choice: Evidence | None
-    """How it was chosen; None if it was requested by name."""
+    """Why it was chosen; None if the user named it."""
     num_present: int | None
-    """GPUs of its kind in this machine; None if it was not chosen for being here."""
+    """GPUs of this kind in this machine; None if the device was not chosen because it is present."""
 
 
 def resolve_device(request: DeviceRequest) -> Device:
-    """The requested device with all that was left open filled in, except the numbers of devices.
+    """The requested device with defaults filled in, except the numbers of devices.
 
     Raises:
         UnknownName: no such device.
@@ -50,7 +50,8 @@ def resolve_device(request: DeviceRequest) -> Device:
     if request.device is None:
         hardware, choice, num_present = _present_or_default()
     else:
-        hardware, sha256 = named_device(request.device)
+        named = find_device(request.device)
+        hardware, sha256 = named.hardware, named.sha256
     dtype, engine = request.dtype or hardware.default_dtype, request.engine or hardware.default_engine
     hardware.compute_dtype(dtype)
     hardware.engine_costs(engine)
@@ -64,49 +65,6 @@ def resolve_device(request: DeviceRequest) -> Device:
         choice=choice,
         num_present=num_present,
     )
-
-
-def named_device(name: str) -> tuple[Hardware, str | None]:
-    """A device by its name in the table, this machine's CPU, or a file that describes it, with the file's hash.
-
-    Raises:
-        UnknownName: no such device.
-        BadFile: the file does not describe a device.
-    """
-    from perfmodel.hardware.hardware_file import is_hardware_file, read_hardware
-
-    if is_hardware_file(name):
-        described = read_hardware(name)
-        return described.hardware, described.sha256
-    try:
-        return find_hardware(name), None
-    except UnknownName:
-        cpu = _this_cpu(name)
-        if cpu is None:
-            raise
-        return cpu, None
-
-
-def same_device(name: str, other: str) -> bool:
-    """Whether two names mean one kind of device: by spelling, by the table, by a file, or as this machine's CPU."""
-    if name.casefold() == other.casefold():
-        return True
-    try:
-        hardware, _ = named_device(name)
-    except UnknownName:
-        return False
-    return other.casefold() in hardware.names
-
-
-def _this_cpu(name: str) -> Hardware | None:
-    """This machine's CPU, by `cpu` or by its own name, which profiles and plans keep; None for another name."""
-    if name.casefold() == CPU_NAME:
-        return cpu_hardware(read_cpu())
-    try:
-        cpu = read_cpu()
-    except UserInputError:
-        return None
-    return cpu_hardware(cpu) if name.casefold() == cpu.name.casefold() else None
 
 
 def _present_or_default() -> tuple[Hardware, Evidence, int | None]:

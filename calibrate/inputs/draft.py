@@ -1,4 +1,4 @@
-"""Resolve a draft: the names that a trace may know it by, or its shapes and weight format."""
+"""Resolve a draft: the names under which a trace may list it, or its shapes and weight format."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def resolve_draft(text: str, draft_vocab: Tokens | None, *, reads_format: bool) 
 
     Args:
         text: a draft's name, or anything that `resolve_target` takes.
-        draft_vocab: vocabulary of its LM head; None for the whole one.
+        draft_vocab: tokens in its LM head; None for the whole vocabulary.
         reads_format: whether to read how its files store the weights.
 
     Raises:
-        UserInputError: anything that `resolve_target` raises, or a head with no such number of tokens.
+        UserInputError: anything that `resolve_target` raises, or more head tokens than the vocabulary has.
     """
     try:
         geometry, stored = find_draft(text), None

@@ -59,8 +59,9 @@ CONFIDENCE_STEP = 2.0**-12
 """Confidences are rounded to it. This makes files smaller, and identical on machines whose exp differs in the last bit."""
 
 PUBLISHED_LENGTH = HeuristicLength(start=5)
+"""transformers' schedule, with which S2D's authors measured."""
 PUBLISHED_TOKENS = 64
-"""transformers' schedule has no cap. No accepted run in the authors' histograms is longer than this."""
+"""The schedule has no cap. No accepted run in the authors' histograms is longer than this."""
 
 _CUT_RANGE = (-2.0, 3.0)
 _LOGIT_RANGE = (-4.0, 4.0)
@@ -141,11 +142,11 @@ def _fit_agreement(header: TraceHeader, noise: Noise, published: PublishedMat) -
     agreed = np.empty(noise.confidence.shape, dtype=bool)
     for number, (policy, mat) in enumerate(zip(SINGLE_EXIT_POLICIES, published.single_exit, strict=True)):
 
-        def mat_of(cut: float, policy: Policy = policy) -> float:
+        def mat_at(cut: float, policy: Policy = policy) -> float:
             everywhere = np.repeat((noise.difficulty <= cut)[:, None], len(EXIT_LAYERS), axis=1)
             return mean_accepted_tokens(_trace(header, everywhere, np.zeros(everywhere.shape)), policy)
 
-        agreed[:, number] = noise.difficulty <= _solve(mat_of, mat, _CUT_RANGE)
+        agreed[:, number] = noise.difficulty <= _solve(mat_at, mat, _CUT_RANGE)
     return agreed
 
 

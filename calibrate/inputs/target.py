@@ -26,7 +26,7 @@ FetchQuantisationFile = Callable[[str], Path | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A target as it was requested and as it was found."""
+    """A target: the request, and the shapes and weight format that it resolves to."""
 
     text: str
     """The request: a path, a name or `org/name`."""

@@ -1,9 +1,9 @@
 """Draft length by batch size, and the batch at which speculation stops paying.
 
-In a batch, every weight is read once for all sequences. Verifying K + 1 rows per sequence therefore soon costs arithmetic that
-plain decoding does not need. KV caches are read once for all rows of a sequence, which keeps paying. The longer the context,
-the larger is the batch at which speculation stops paying. Sequences are accepted at different lengths but draft in step, so a
-schedule is for one exit alone and a fixed draft length.
+In a batch, every weight is read once for all sequences. From some batch size on, verifying K + 1 rows per sequence is limited
+by arithmetic that plain decoding does not need. A KV cache is read once for all rows of its sequence, which saves reads at any
+batch size: the longer the context, the larger the batch at which speculation stops paying. Sequences draft in step, although
+their accepted lengths differ. A schedule is therefore for one exit alone and a fixed draft length.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def batch_schedules(trace: Trace, pricing: Pricing, *, context_tokens: Tokens) -
 
 
 def _fitting_batch(trace: Trace, pricing: Pricing, context_tokens: Tokens) -> int | None:
-    """The most sequences whose caches fit beside the weights, at least the plan's own; None if the memory is not known."""
+    """Largest batch whose caches fit beside the weights, at least the plan's 1; None if the memory is unknown."""
     header, capacity_bytes = trace.header, pricing.memory.capacity_bytes
     if capacity_bytes is None:
         return None
@@ -86,7 +86,7 @@ def batch_schedule(
         options: exits and draft lengths to choose from.
         at_batch: prices.
         context_tokens: in the cache of every sequence.
-        fitting_batch: the most sequences whose caches fit in memory; larger batches are left out. None: not known.
+        fitting_batch: largest batch whose caches fit in memory; larger batches are left out. None: unknown.
         max_batch: the largest batch to price if memory allows.
     """
     largest = max_batch if fitting_batch is None else min(max_batch, fitting_batch)
@@ -95,7 +95,7 @@ def batch_schedule(
         points.append(_best_point(options, at_batch, batch, context_tokens))
         if not points[-1].draft_tokens:
             break
-    stops = None if points[-1].draft_tokens else _first_without(options, at_batch, points, context_tokens)
+    stops = None if points[-1].draft_tokens else _break_even_batch(options, at_batch, points, context_tokens)
     return BatchSchedule(
         context_tokens=context_tokens,
         points=tuple(points),
@@ -159,7 +159,7 @@ def _best_point(options: Sequence[Option], at_batch: AtBatch, batch: int, contex
     return BatchPoint(batch=batch, exit_layer=best.exit_layer, draft_tokens=best.draft_tokens, speedup=speedup(best))
 
 
-def _first_without(options: Sequence[Option], at_batch: AtBatch, points: list[BatchPoint], context_tokens: Tokens) -> int:
+def _break_even_batch(options: Sequence[Option], at_batch: AtBatch, points: list[BatchPoint], context_tokens: Tokens) -> int:
     """The smallest batch at which no option pays, by bisection between the last two points."""
     high, (low, length) = points[-1].batch, (points[-2].batch, points[-2].draft_tokens) if len(points) > 1 else (0, 0)
     likely_first = sorted(options, key=lambda option: abs(option.draft_tokens - length))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
+from calibrate.inputs.published_acceptance import PUBLISHED_LENGTH, PUBLISHED_TOKENS
 from calibrate.pricing.pricing import Pricing
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from calibrate.search.search import SearchResult
-from perfmodel.acceptance.splits import document_of
+from perfmodel.acceptance.splits import document_name
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
-from perfmodel.policies.policy import HeuristicLength, Policy
+from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import estimate
 from perfmodel.replay.replay import replay_batch
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
@@ -26,9 +27,6 @@ DERIVED_NAME = "costs alone"
 """The policy that the costs imply; none of its thresholds was searched."""
 
 PAPER_THRESHOLD = 0.5
-PAPER_LENGTH = HeuristicLength(start=5)
-PAPER_TOKENS = 64
-"""transformers' schedule, as in the published S2D runs. It has no cap; the longest accepted run reported is below this one."""
 
 
 def price_searched(searched: SearchResult, trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
@@ -87,7 +85,7 @@ def rounds_by_document(trace: Trace, policies: Iterable[Policy | None]) -> dict[
     A bootstrap needs independent samples. Prompts that were cut from one document are not: their acceptance is similar.
     """
     distinct = list(dict.fromkeys(policies))
-    documents = [document_of(prompt.name) for prompt in trace.header.prompts]
+    documents = [document_name(prompt.name) for prompt in trace.header.prompts]
     replayed = iter(replay_batch(trace, distinct, by_prompt=True).stats())
     by_policy = {}
     for policy in distinct:
@@ -108,5 +106,5 @@ def paper_policies(trace: Trace) -> list[Policy]:
     if len(layers) < 2 or trace.header.confidence != "max-prob":
         return []
     thresholds = (PAPER_THRESHOLD,) * (len(layers) - 1)
-    caps = (PAPER_TOKENS, MAX_DRAFT_TOKENS)
-    return [Policy(exits=layers, thresholds=thresholds, tokens=cap, stop=PAPER_LENGTH) for cap in caps]
+    caps = (PUBLISHED_TOKENS, MAX_DRAFT_TOKENS)
+    return [Policy(exits=layers, thresholds=thresholds, tokens=cap, stop=PUBLISHED_LENGTH) for cap in caps]

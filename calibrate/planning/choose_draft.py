@@ -19,7 +19,7 @@ from perfmodel.results.plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedDraft:
-    """One draft: what was requested for it, and its plan."""
+    """One draft: its request and its plan."""
 
     request: PlanRequest
     plan: Plan

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
-from calibrate.inputs.device import resolve_device, same_device
+from calibrate.inputs.device import resolve_device
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.suggest_after_compare import DEFAULT_REPORT_PATH, ComparedFiles, Errors, next_step
 from calibrate.planning.suggest_after_plan import DEFAULT_PLAN_PATH
@@ -20,11 +20,12 @@ from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored, record_sha256
 from perfmodel.core.units import Seconds
+from perfmodel.hardware.find_device import same_device
 from perfmodel.passes.latency_profile import PROFILE_FILE
 from perfmodel.passes.passes import PASS_KINDS, PassKind
 from perfmodel.passes.pauses import without_pauses
 from perfmodel.replay.estimate import pass_seconds
-from perfmodel.replay.round_stats import RoundStats, sum_rounds
+from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.plan import PLAN_FILE, Candidate, Evidence, Plan
 from perfmodel.results.report import REPORT_FILE, Arm, RunReport
 from perfmodel.results.residuals import PassResidual, Residuals
@@ -65,7 +66,7 @@ def compare(
     profile_paths = [Path(path) for path in profiles]
     pricing = load_pricing(plan_record, profile_paths, None if fit is None else Path(fit))
     plain_arm = _check(plan_record, plan_sha256, report_record)
-    rounds, plain = _arm_rounds(report_record.plan_arm), _arm_rounds(plain_arm)
+    rounds, plain = report_record.plan_arm.rounds, plain_arm.rounds
     priced, plain_priced = _price(plan_record, rounds, pricing), _price_plain(plan_record, plain, pricing)
     total_s, plain_total_s = math.fsum(priced.values()), math.fsum(plain_priced.values())
     passes = (
@@ -121,7 +122,7 @@ def load_pricing(plan: Plan, profiles: Sequence[Path], fit: Path | None) -> Pric
 
     Returns:
         None if those files were not given, or if the plan's device was described in a file, which a plan only names. The
-        plan's own mean seconds per pass then have to do.
+        plan's own mean seconds per pass are used instead.
 
     Raises:
         Mismatch: the profiles or the fit are not those of the plan.
@@ -181,10 +182,6 @@ def _check(plan: Plan, plan_sha256: str, report: RunReport) -> Arm:
     return report.plain_arm
 
 
-def _arm_rounds(arm: Arm) -> RoundStats:
-    return sum_rounds(run.rounds for run in arm.runs)
-
-
 def _price(plan: Plan, rounds: RoundStats, pricing: Pricing | None) -> dict[PassKind, Seconds]:
     """Seconds of the measured rounds at the plan's prices."""
     if pricing is not None:
@@ -207,15 +204,10 @@ def _price_by_means(candidate: Candidate, rounds: RoundStats) -> dict[PassKind, 
     predicted = candidate.rounds
     priced: dict[PassKind, Seconds] = {}
     for kind, round_s in candidate.speedup.round_cost.by_kind.items():
-        measured_passes, predicted_passes = num_passes(rounds, kind), num_passes(predicted, kind)
+        measured_passes, predicted_passes = rounds.num_passes(kind), predicted.num_passes(kind)
         if measured_passes and predicted_passes:
             priced[kind] = measured_passes * round_s * predicted.num_rounds / predicted_passes
     return priced
-
-
-def num_passes(rounds: RoundStats, kind: PassKind) -> int:
-    """Passes of a kind, of all stages and rows."""
-    return sum(count.num_passes for count in rounds.passes if count.kind == kind)
 
 
 def _pass_residuals(
@@ -228,7 +220,7 @@ def _pass_residuals(
     residuals, samples = [], without_pauses(arm.samples)
     for kind in PASS_KINDS:
         measured = [seconds for sample, seconds in zip(samples.kind, samples.seconds, strict=True) if sample == kind]
-        passes = num_passes(rounds, kind)
+        passes = rounds.num_passes(kind)
         if measured and kind in priced:
             measured_s = math.fsum(measured) / len(measured) * passes
             part = PassResidual(arm=name, kind=kind, num_passes=passes, predicted_s=priced[kind], measured_s=measured_s)

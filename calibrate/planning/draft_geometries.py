@@ -18,7 +18,7 @@ PARAMS_TOLERANCE = 0.02
 """Relative difference up to which two shapes count as of one size."""
 
 
-def geometries_of(target: ModelGeometry, num_params: int, head_vocab_size: int | None) -> Iterator[ModelGeometry]:
+def candidate_geometries(target: ModelGeometry, num_params: int, head_vocab_size: int | None) -> Iterator[ModelGeometry]:
     """Llama-like drafts of a size with the target's vocabulary, over depths, widths and MLP sizes.
 
     Depth and MLP ratio determine the width, which is rounded to whole heads. The size of the MLP then makes up for the

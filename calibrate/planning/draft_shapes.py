@@ -1,7 +1,7 @@
 """Latency of drafts of one size in other shapes, and the tokens per round they need.
 
 The latency of a draft, and so its depth, decides the gain from speculation ("Decoding Speculative Decoding", arXiv
-2402.01528). A layer costs its launches or its overhead whatever its width, so of two drafts with equally many weights the
+2402.01528). A layer costs its launches or its overhead at any width, so of two drafts with equally many weights the
 shallower is faster. The latency law does not predict how much agreement a shallower draft loses. Every shape therefore has a
 break-even: the tokens per round it needs to beat plain decoding, and to keep up with the fastest shape. A given draft has a
 break-even at every draft length. A round of K drafted tokens yields at most K + 1 tokens, so a larger break-even is impossible.
@@ -16,7 +16,7 @@ from calibrate.inputs.device import resolve_device
 from calibrate.inputs.draft import Draft, resolve_draft
 from calibrate.inputs.requests import DeviceRequest, check_counts
 from calibrate.inputs.target import Target, resolve_target
-from calibrate.planning.draft_geometries import geometries_of
+from calibrate.planning.draft_geometries import candidate_geometries
 from calibrate.pricing.datasheet import num_devices_for
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Bytes, Seconds, Tokens, format_bytes, format_number
@@ -45,7 +45,7 @@ class ShapesRequest:
     target: str | ModelGeometry
     """A name, a path or `org/name` as for a plan, or shapes."""
     draft_vocab: Tokens | None = None
-    """Vocabulary of the draft's LM head. None: the whole one."""
+    """Tokens in the draft's LM head. None: the whole vocabulary."""
     context_tokens: Tokens = DEFAULT_CONTEXT_TOKENS
     """Cached tokens."""
     device: DeviceRequest = field(default_factory=DeviceRequest)
@@ -99,7 +99,7 @@ def draft_shapes(
     Args:
         target: a name, a path or `org/name` as for a plan, or a `ModelGeometry`.
         params: weights of the draft, embeddings and LM head included.
-        draft_vocab: vocabulary of the draft's LM head, in tokens. None: the whole one.
+        draft_vocab: tokens in the draft's LM head. None: the whole vocabulary.
         draft_tokens: drafted in a round.
         context_tokens: cached tokens.
         device: a known name, `cpu`, or a `.toml` or `.json` file. None: the GPU of this machine, else an A100.
@@ -247,11 +247,11 @@ def shapes_of_size(
     """Every shape of a size.
 
     Raises:
-        UserInputError: no shape has that size, or the vocabulary does not have so many tokens.
+        UserInputError: no shape has that size, or the vocabulary has fewer tokens than the head.
     """
     target = setting.target
     head_vocab_size = with_reduced_head(target, draft_vocab).head_vocab_size
-    geometries = list(geometries_of(target, num_params, head_vocab_size))
+    geometries = list(candidate_geometries(target, num_params, head_vocab_size))
     if not geometries:
         raise UserInputError(
             f"--params {format_number(num_params)}: no draft with {target.name}'s {target.vocab_size} tokens has so few or so "

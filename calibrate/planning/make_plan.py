@@ -1,4 +1,4 @@
-"""From a request to a plan: resolve the evidence, price, search, write the plan down."""
+"""Make a plan: resolve the evidence, price passes, search for the fastest policy."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class ComparedFiles:
     profiles: Mapping[Path, Stored[LatencyProfile]] = field(default_factory=dict)
     """Those that the plan was made with; empty if they were not given."""
     run_command: str = ""
-    """The command that made the report, from its provenance; empty if it is not known."""
+    """The command that made the report, from its provenance; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +80,8 @@ def next_step(errors: Errors, plan: Plan, report: RunReport, files: ComparedFile
     if errors.is_in_interval and errors.larger_frac <= explained:
         return f"nothing: both errors are within {format_frac(explained)}, which the intervals of plan and run explain"
     if abs(errors.acceptance_frac) >= abs(errors.latency_frac):
-        return f"most of the error is in the acceptance: {_acceptance_again(plan, report.max_new_tokens, files)}"
-    return _quiet_again(plan, report, files) or _latency_again(errors, plan, files)
+        return f"most of the error is in the acceptance: {_record_acceptance_again(plan, report.max_new_tokens, files)}"
+    return _repeat_on_quiet_machine(plan, report, files) or _measure_latency_again(errors, plan, files)
 
 
 def explained_frac(predicted: Interval, measured: Interval) -> Frac:
@@ -98,7 +98,7 @@ def worst_pass(passes: Sequence[PassResidual]) -> PassResidual | None:
     return max(passes, key=lambda part: abs(part.predicted_s - part.measured_s) / arm_s[part.arm], default=None)
 
 
-def _quiet_again(plan: Plan, report: RunReport, files: ComparedFiles) -> str | None:
+def _repeat_on_quiet_machine(plan: Plan, report: RunReport, files: ComparedFiles) -> str | None:
     """How to repeat the measurement that other programs disturbed most; None if none was disturbed."""
     waited = [stored.record.waited_frac for stored in files.profiles.values()]
     profile_frac = max((frac for frac in waited if frac is not None), default=0.0)
@@ -106,23 +106,23 @@ def _quiet_again(plan: Plan, report: RunReport, files: ComparedFiles) -> str | N
     if max(profile_frac, run_frac) < BUSY_FRAC:
         return None
     if profile_frac >= run_frac:
-        what, command = "profile", _profile_again(plan, files)
+        what, command = "profile", _profile_latency_command(plan, files)
     else:
-        more = _words(_flags_of(files.run_command, _RUN_FLAGS))
+        more = _words(_parse_flags(files.run_command, _RUN_FLAGS))
         what, command = "run", run_plan_command(plan, files.plan, files.report, more=more)
     share = format_frac(max(profile_frac, run_frac))
     return f"{what} again on a quiet machine, as {share} of the {what}'s processor time went to other programs: {command}"
 
 
-def _latency_again(errors: Errors, plan: Plan, files: ComparedFiles) -> str:
+def _measure_latency_again(errors: Errors, plan: Plan, files: ComparedFiles) -> str:
     worst = worst_pass(errors.passes)
     kind = "" if worst is None else f", mostly in {worst.arm} {worst.kind} passes ({format_signed_frac(worst.error_frac)})"
     is_measured = any(part.level == "measured" for part in plan.evidence)
     unknown = " (give --profile to see whether the profile was disturbed)" if is_measured and not files.profiles else ""
-    return f"most of the error is in the seconds{kind}{unknown}: {_profile_again(plan, files)}"
+    return f"most of the error is in the seconds{kind}{unknown}: {_profile_latency_command(plan, files)}"
 
 
-def _acceptance_again(plan: Plan, run_tokens: Tokens, files: ComparedFiles) -> str:
+def _record_acceptance_again(plan: Plan, run_tokens: Tokens, files: ComparedFiles) -> str:
     """How to get the acceptance of texts as long as those that were run: longer texts repeat themselves more.
 
     A recorded trace also holds shorter texts; published evidence does not.
@@ -140,7 +140,7 @@ def _acceptance_again(plan: Plan, run_tokens: Tokens, files: ComparedFiles) -> s
     return f"record it on prompts like those that were run{length}: {command}"
 
 
-def _profile_again(plan: Plan, files: ComparedFiles) -> str:
+def _profile_latency_command(plan: Plan, files: ComparedFiles) -> str:
     more = _words(_repeated_flags(files))
     return profile_command(plan, latency=True, acceptance=False, folder=_folder(files), more=more)
 
@@ -159,11 +159,11 @@ def _repeated_flags(files: ComparedFiles) -> dict[str, str | None]:
     """Flags of the commands that made the profiles, except those that a plan holds."""
     flags: dict[str, str | None] = {}
     for stored in files.profiles.values():
-        flags |= _flags_of(stored.provenance.command, _PROFILE_FLAGS)
+        flags |= _parse_flags(stored.provenance.command, _PROFILE_FLAGS)
     return flags
 
 
-def _flags_of(command: str, names: Sequence[str]) -> dict[str, str | None]:
+def _parse_flags(command: str, names: Sequence[str]) -> dict[str, str | None]:
     """Some flags of a command with their values, and its switches with None."""
     try:
         words = [part for word in shlex.split(command) for part in word.split("=", 1)]

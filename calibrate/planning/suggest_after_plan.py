@@ -151,8 +151,8 @@ def run_plan_command(plan: Plan, path: Path, report: Path, more: Sequence[str] =
     """
     check = [] if plan.workload.sampling.rule == "ratio" else ["--check"]  # the ratio test cannot be compared by token
     folders = {"--target": model_folder(plan.target.name), "--draft": draft_argument(plan.draft)}
-    found_by_plan = (plan.target.name, plan.draft.model.name, SELF_DRAFT)
-    models = [word for flag, folder in folders.items() if folder not in found_by_plan for word in (flag, folder)]
+    names_in_plan = (plan.target.name, plan.draft.model.name, SELF_DRAFT)
+    models = [word for flag, folder in folders.items() if folder not in names_in_plan for word in (flag, folder)]
     prompts = [] if "--prompts" in more else prompts_flags(plan.target.name)
     run = ["s2d-run", "--plan", str(path), *models, *prompts, *more, *check, "-o", str(report)]
     return shlex.join(torchrun_command(run, plan.device.num_devices))

@@ -68,7 +68,7 @@ def choose_draft_devices(
     *,
     requested: int | None,
 ) -> int:
-    """The number of devices for a draft: the requested one, or of 1 and all, the one that fits and drafts a token faster.
+    """The number of devices for a draft: the requested number, else 1 or all, whichever fits and drafts a token faster.
 
     If neither fits, the pair cannot run. It is then priced with a shared draft, or with a whole one if the draft cannot be
     shared.
@@ -78,7 +78,7 @@ def choose_draft_devices(
         memory: of the pair, all devices together.
         latency_on: number of devices -> latency model of the draft.
         context_tokens: at which the token is drafted.
-        requested: None leaves it open.
+        requested: None: choose the number.
 
     Raises:
         UserInputError: the runtime cannot place the draft on the requested number.

@@ -23,7 +23,7 @@ class ExitCost:
     exit_layer: int
     layers_s: Seconds
     """Reading weights and caches, and arithmetic: the segments without their overhead."""
-    floor_s: Seconds
+    overhead_s: Seconds
     """Overhead of layers, launches and synchronisation, independent of the bytes read."""
     checks_s: Seconds
     """Reading the LM head at every active exit."""
@@ -31,12 +31,12 @@ class ExitCost:
     @property
     def token_s(self) -> Seconds:
         """Time of the whole token."""
-        return self.layers_s + self.floor_s + self.checks_s
+        return self.layers_s + self.overhead_s + self.checks_s
 
     @property
-    def floor_frac(self) -> Frac:
+    def overhead_frac(self) -> Frac:
         """Share of overhead: more bandwidth would not shorten it."""
-        return self.floor_s / self.token_s
+        return self.overhead_s / self.token_s
 
 
 def exit_costs(
@@ -66,13 +66,13 @@ def exit_costs(
 def _exit_cost(
     law: Law, exit_layer: int, segments: Sequence[PassWork], checks: Sequence[PassWork], context_tokens: Tokens
 ) -> ExitCost:
-    no_overhead = without_floors(law)
+    no_overhead = without_overhead(law)
     layers_s, checks_s = (_seconds(no_overhead, works, context_tokens) for works in (segments, checks))
     whole_s = _seconds(law, (*segments, *checks), context_tokens)
-    return ExitCost(exit_layer=exit_layer, layers_s=layers_s, floor_s=whole_s - layers_s - checks_s, checks_s=checks_s)
+    return ExitCost(exit_layer=exit_layer, layers_s=layers_s, overhead_s=whole_s - layers_s - checks_s, checks_s=checks_s)
 
 
-def without_floors(law: Law) -> Law:
+def without_overhead(law: Law) -> Law:
     """The same law with prices for bytes and FLOP only."""
     return replace(law, pass_s=0.0, sync_s=0.0, layer_s=0.0, row_layer_s=0.0, many_rows_layer_s=0.0, host_layer_s=0.0)
 

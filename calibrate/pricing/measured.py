@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from calibrate.inputs.device import same_device
 from calibrate.inputs.requests import DeviceRequest
 from calibrate.pricing.pricing import Pair, Pricing, memory_needed, pair_weights, target_exits
 from perfmodel.core.errors import BadFile, Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored
 from perfmodel.core.units import Tokens, format_bytes, format_frac
+from perfmodel.hardware.find_device import same_device
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.kernel_efficiency import WIDEST_ERROR_FRAC
 from perfmodel.latency.latency_model import FittedLatency, LatencyModel, MeasuredLatency
@@ -59,13 +59,13 @@ def price_by_profiles(
     sampling: Sampling,
     context_tokens: Tokens,
 ) -> Pricing:
-    """Measured prices: one profile of the target and one of the draft, from the same device. A self-draft needs one in all.
+    """Measured prices: one profile of the target and one of the draft, from the same device. A self-draft needs one only.
 
     Args:
         pair: the models.
         profile_paths: of both models.
         fit_path: a fit of the latency law on that device; prices a model without a profile.
-        request: what it fixes has to be what was measured.
+        request: its settings must agree with the measurement.
         sampling: of the plan.
         context_tokens: cached at the end of the output.
 
@@ -86,7 +86,7 @@ def price_by_profiles(
     device = _common_device(keys, request)
     by_role: dict[Role, dict[str, Stored[LatencyProfile]]] = {"target": {}, "draft": {}}
     for name, stored in profiles.items():
-        by_role[_role_of(name, stored.record, pair)][name] = stored
+        by_role[_profile_role(name, stored.record, pair)][name] = stored
     draft_role: Role = "target" if pair.draft.kind == "self" else "draft"
     target = _price("target", pair, by_role["target"], fit, context_tokens)
     draft = _price("draft", pair, by_role[draft_role], fit, context_tokens)
@@ -114,12 +114,12 @@ def price_by_profiles(
 
 
 def select_profiles(pair: Pair, paths: Sequence[Path]) -> tuple[Path, ...]:
-    """The profiles of a pair among profiles of many models; of one model's profiles, those taken beside its partner if any."""
+    """The profiles of a pair among those of many models. A model with several keeps those taken beside its partner, if any."""
     by_role: dict[Role, dict[Path, LatencyProfile]] = {"target": {}, "draft": {}}
     for path in paths:
         profile = PROFILE_FILE.read(path).record
         try:
-            by_role[_role_of(path.name, profile, pair)][path] = profile
+            by_role[_profile_role(path.name, profile, pair)][path] = profile
         except Mismatch:
             continue
     partners = {"target": pair.draft.model.name, "draft": pair.target.name}
@@ -166,11 +166,11 @@ def _models(pair: Pair) -> dict[Role, _TracedModel]:
     }
 
 
-def _role_of(name: str, profile: LatencyProfile, pair: Pair) -> Role:
-    """The model that a profile is of, by shape and, where both hashes are known, by weights.
+def _profile_role(name: str, profile: LatencyProfile, pair: Pair) -> Role:
+    """The role of a profile's model in a pair, by shape and, if both hashes are known, by weights.
 
     Raises:
-        Mismatch: it is of neither model.
+        Mismatch: the profile belongs to neither model.
     """
     fix = "Give profiles of the models that were traced"
     for role, model in _models(pair).items():
@@ -199,7 +199,7 @@ def _common_device(keys: Mapping[str, DeviceKey], request: DeviceRequest) -> Dev
 
     Args:
         keys: by file name.
-        request: what it fixes has to agree.
+        request: its settings must agree with the files.
 
     Raises:
         Mismatch: two files are of different devices, or the request is for another one.
@@ -284,17 +284,17 @@ def warn_of_pauses(name: str, profile: LatencyProfile) -> None:
 
 
 def _warn_of_scatter(latency: MeasuredLatency) -> None:
-    """Log that a profile scatters so much that its error was cut."""
+    """Log that a profile scatters so much that its error was capped."""
     if latency.error_frac >= WIDEST_ERROR_FRAC:
         _LOG.warning(
-            "the passes of %s scatter too much for a prediction (one sigma is cut at %s): profile again on a quiet machine",
+            "the passes of %s scatter too much for a prediction (one sigma is capped at %s): profile again on a quiet machine",
             latency.profile.model.name,
             format_frac(WIDEST_ERROR_FRAC),
         )
 
 
 def _warn_unless_beside(profile: LatencyProfile, pair: Pair) -> None:
-    """Log that a model was not timed beside its partner. Sharing caches with another model changes its seconds."""
+    """Log that a model was timed without its partner. Sharing caches with another model changes its seconds."""
     names = {pair.target.name, pair.draft.model.name}
     if pair.draft.kind == "separate" and profile.beside not in names:
         _LOG.warning(

@@ -1,4 +1,4 @@
-"""A pair of models, how their weights are stored, and what their passes cost on one device."""
+"""Pricing: a pair of models, their weight formats, and the cost of their passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-validation of the search: how much of a speedup is overfitted to the prompts, and how many prompts it needs.
+"""Cross-validate the search: overfitting, and the number of prompts it needs.
 
 Prompts are split into halves by document (`perfmodel/acceptance/splits.py`).
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
-from perfmodel.acceptance.splits import HALVES, half_of
+from perfmodel.acceptance.splits import HALVES, prompt_half
 from perfmodel.policies.policy import Policy
 from perfmodel.results.plan import Overfitting
 
@@ -21,7 +21,9 @@ def split_halves(scenarios: Sequence[Scenario]) -> tuple[list[Scenario], list[Sc
     halves: tuple[list[Scenario], list[Scenario]] = ([], [])
     for scenario in scenarios:
         for half, subsets in zip(HALVES, halves, strict=True):
-            prompts = [number for number, prompt in enumerate(scenario.trace.header.prompts) if half_of(prompt.name) == half]
+            prompts = [
+                number for number, prompt in enumerate(scenario.trace.header.prompts) if prompt_half(prompt.name) == half
+            ]
             if not prompts:
                 return None
             subsets.append(scenario.subset(prompts))

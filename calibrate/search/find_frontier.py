@@ -1,4 +1,7 @@
-"""Find the frontier: the policies that an adaptive run may switch between, with their predicted seconds per round."""
+"""Find the policies between which an adaptive run switches.
+
+Each is stored with its predicted seconds per round.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ from perfmodel.replay.estimate import PassLatency, line_or_infinity
 from perfmodel.replay.replay import replay_batch
 
 SHORT_DRAFTS = (1, 2, 4)
-"""Draft lengths that are also tried with each exit alone. The search optimises for the mean text; these lead on harder ones."""
+"""Draft lengths that are also tried with each exit alone. The search optimises for the mean text; these win on harder ones."""
 
 
 def find_frontier(scenario: Scenario, chosen: Policy | None, others: Iterable[Policy | None]) -> tuple[FrontierPoint, ...]:
     """Plain decoding, the chosen policy, and every candidate that is the fastest at some drift of acceptance.
 
-    Candidates are the other policies and short drafts of each exit. Left out are policies with longer drafts than the search
-    tries, and policies that need a pass without evidence. The order is from the point that leads at the lowest acceptance to
-    the one that leads at the highest.
+    Candidates are the other policies and short drafts of each exit. Policies with longer drafts than the
+    search tries are left out, and so are policies that need a pass without evidence. The points are sorted from the fastest at
+    the lowest acceptance to the fastest at the highest.
     """
     candidates = dict.fromkeys((None, chosen, *others, *_short_drafts(scenario)))
     extended = with_long_backlogs(scenario)
@@ -46,7 +49,7 @@ def _short_drafts(scenario: Scenario) -> list[Policy]:
 def with_long_backlogs(scenario: Scenario) -> Scenario:
     """The scenario, with each segment pass that is wider than the evidence priced as the widest pass that has evidence.
 
-    A switch of policies can leave a long backlog to a segment, a few times in a text at most.
+    A switch of policies can leave a long backlog to a segment. This happens a few times per text at most.
     """
     return replace(scenario, draft=_LongBacklogs(scenario.draft))
 
@@ -105,5 +108,5 @@ def _catch_up_s(scenario: Scenario, policy: Policy) -> Seconds:
 
 
 def _shares(counts: Sequence[float]) -> tuple[Frac, ...]:
-    """Each count over the one before it, with half a round added to both so that no share is exactly 0 or 1."""
+    """Each count over the one before it, with half a round added to both: no share is exactly 0 or 1."""
     return tuple((count + 0.5) / (before + 1) for before, count in pairwise(counts))

@@ -1,4 +1,4 @@
-"""Grids of thresholds, floors and draft lengths, and the neighbours of a policy: one setting moved along its grid.
+"""Neighbours of a policy: one threshold, floor or length moved along its grid.
 
 A threshold or floor lies in the middle of a wide gap between neighbouring confidences. Rounding differences between one-row
 and many-row passes then cannot change a decision.
@@ -19,12 +19,12 @@ from perfmodel.policies.policy import ConfidenceFloor, HeuristicLength, Policy, 
 
 MAX_DRAFT_TOKENS: Tokens = 12
 NUM_GRID_THRESHOLDS = 32
-"""Most values on a threshold's grid, spaced by quantiles of its exit's confidence."""
+"""Maximum number of values on a threshold's grid, spaced by quantiles of its exit's confidence."""
 SURVIVAL_FLOORS = tuple(number / 20 + 0.003 for number in range(1, 19))
 STRIDES = (1, 4)
 
 Setting: TypeAlias = int | Literal["tokens", "floor"]
-"""A setting of a policy: a threshold, by its place among the policy's, the draft length, or the stop rule's floor."""
+"""A setting of a policy: a threshold, by its index among the policy's, the draft length, or the stop rule's floor."""
 ThresholdGrids: TypeAlias = Mapping[int, Sequence[float]]
 """By exit layer, the rising values that thresholds and confidence floors may take."""
 
@@ -37,8 +37,8 @@ def threshold_grid(confidence: NDArray[np.floating], *, num_values: int = NUM_GR
     for low, high in pairwise(edges.tolist()):
         gaps = np.diff(ordered[low : high + 1])
         if len(gaps) and gaps.max() > 0:
-            place = low + int(gaps.argmax())
-            values.add(float((ordered[place] + ordered[place + 1]) / 2))
+            index = low + int(gaps.argmax())
+            values.add(float((ordered[index] + ordered[index + 1]) / 2))
     return tuple(sorted(values))
 
 
@@ -63,9 +63,9 @@ def _grids(policy: Policy, grids: ThresholdGrids) -> dict[Setting, Sequence[floa
 
 def _nearby(grid: Sequence[float], value: float) -> list[float]:
     """Values of a rising grid that lie one stride above or below a value."""
-    place = sum(lower < value for lower in grid)
-    places = [place + direction * stride for stride in STRIDES for direction in (-1, 1)]
-    return [grid[i] for i in places if 0 <= i < len(grid)]
+    index = sum(lower < value for lower in grid)
+    indices = [index + direction * stride for stride in STRIDES for direction in (-1, 1)]
+    return [grid[i] for i in indices if 0 <= i < len(grid)]
 
 
 def _value(policy: Policy, setting: Setting) -> float:

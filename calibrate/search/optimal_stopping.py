@@ -1,8 +1,8 @@
-"""Policies without free thresholds, computed from calibrated confidences and known pass times by value iteration.
+"""Policies from calibrated confidences and pass times alone, by value iteration.
 
-The state is the survival S: the probability that the target accepts the whole block so far. One more token that agrees with
-probability a adds S a tokens and leaves the survival S a. Every segment, exit check and verified row takes seconds; a second
-is worth `rate` tokens, the policy's own tokens per second. The value of continuing a block is
+They have no free thresholds. The state is the survival S: the probability that the target accepts the whole block so far. One
+more token that agrees with probability a adds S a tokens and leaves the survival S a. Every segment, exit check and verified
+row takes seconds; a second is worth `rate` tokens, the policy's own tokens per second. The value of continuing a block is
 
     V(S) = max(0, E[max over exits of (S a + V(S a) - rate x seconds)])
 
@@ -45,10 +45,10 @@ class TokenCosts:
     row_s: Seconds
     """One more verified row, and its share of the host's bookkeeping."""
     max_tokens: Tokens
-    """Most tokens of a round that has evidence for all its passes."""
+    """Longest draft whose round has evidence for all its passes."""
 
     def down_to(self, exit_id: int, above: int = -1) -> Seconds:
-        """Seconds from below one exit, zero-based, to the answer of a deeper one."""
+        """Seconds from below an exit (zero-based; -1 for the embedding) to the answer of a deeper exit."""
         return sum(self.segment_s[above + 1 : exit_id + 1]) + self.exit_s[exit_id]
 
 
@@ -105,8 +105,8 @@ def optimal_policies(
     if not value.any():
         return
     stop = SurvivalFloor(floor=float(SURVIVALS[np.argmax(value > 0)]), calibration=tuple(curves))
-    places = [int(np.abs(SURVIVALS - survival).argmin()) for survival in THRESHOLDS_AT]
-    for thresholds in dict.fromkeys(tuple(_thresholds(bins, value, rate, place)) for place in places):
+    survival_ids = [int(np.abs(SURVIVALS - survival).argmin()) for survival in THRESHOLDS_AT]
+    for thresholds in dict.fromkeys(tuple(_thresholds(bins, value, rate, survival_id)) for survival_id in survival_ids):
         if all(0 < threshold < 1 for threshold in thresholds):
             yield Policy(
                 exits=tuple(exits), thresholds=thresholds, tokens=costs.max_tokens, stop=stop, confidence=header.confidence
@@ -118,16 +118,16 @@ def _exit_bins(scenario: Scenario, costs: TokenCosts, exit_ids: Sequence[int]) -
     edges = _even_edges(confidence)
     bins = [np.searchsorted(edge, column, side="right") for edge, column in zip(edges, confidence.T, strict=True)]
     exits = []
-    for number, bin_of in enumerate(bins):
-        count = np.bincount(bin_of, minlength=NUM_BINS)
+    for number, bin_ids in enumerate(bins):
+        count = np.bincount(bin_ids, minlength=NUM_BINS)
         divisor = np.maximum(count, 1)
         is_last = number == len(exit_ids) - 1
-        pairs = None if is_last else np.bincount(bin_of * NUM_BINS + bins[number + 1], minlength=NUM_BINS**2)
+        pairs = None if is_last else np.bincount(bin_ids * NUM_BINS + bins[number + 1], minlength=NUM_BINS**2)
         exits.append(
             _ExitBins(
                 edges=edges[number],
-                share=count / len(bin_of),
-                agreement=np.bincount(bin_of, agreement[:, number], minlength=NUM_BINS) / divisor,
+                share=count / len(bin_ids),
+                agreement=np.bincount(bin_ids, agreement[:, number], minlength=NUM_BINS) / divisor,
                 transition=None if pairs is None else pairs.reshape(NUM_BINS, NUM_BINS) / divisor[:, None],
                 to_next_s=0.0 if is_last else costs.down_to(exit_ids[number + 1], exit_ids[number]),
             )
@@ -138,8 +138,8 @@ def _exit_bins(scenario: Scenario, costs: TokenCosts, exit_ids: Sequence[int]) -
 def _even_edges(confidence: NDArray[np.floating]) -> Floats:
     """Edges of bins of equal mass, midway between neighbouring confidences: [P, L] -> [L, B - 1]."""
     ordered = np.sort(confidence.astype(np.float64), axis=0)
-    places = np.arange(1, NUM_BINS) * len(ordered) // NUM_BINS
-    edges: Floats = (ordered[np.maximum(places - 1, 0)] + ordered[places]).T / 2
+    ranks = np.arange(1, NUM_BINS) * len(ordered) // NUM_BINS
+    edges: Floats = (ordered[np.maximum(ranks - 1, 0)] + ordered[ranks]).T / 2
     return edges
 
 
@@ -156,28 +156,28 @@ def _gains(exits: Sequence[_ExitBins], value: Floats, rate: TokensPerS) -> list[
     """Expected tokens gained by the best choice from each exit on, by survival and bin. [S, B] each."""
     gains: list[Floats] = []
     for bins in reversed(exits):
-        leaving = _gain_of_leaving(bins, value)
-        gains.append(leaving if bins.transition is None else np.maximum(leaving, _gain_of_continuing(bins, gains[-1], rate)))
+        leaving = _leaving_gain(bins, value)
+        gains.append(leaving if bins.transition is None else np.maximum(leaving, _continuing_gain(bins, gains[-1], rate)))
     return gains[::-1]
 
 
-def _gain_of_leaving(bins: _ExitBins, value: Floats) -> Floats:
+def _leaving_gain(bins: _ExitBins, value: Floats) -> Floats:
     survival = np.outer(SURVIVALS, bins.agreement)
     on_grid = np.log(np.maximum(survival, MIN_SURVIVAL))
     return survival + np.interp(on_grid, np.log(SURVIVALS), value) * (survival >= MIN_SURVIVAL)
 
 
-def _gain_of_continuing(bins: _ExitBins, deeper: Floats, rate: TokensPerS) -> Floats:
+def _continuing_gain(bins: _ExitBins, deeper: Floats, rate: TokensPerS) -> Floats:
     assert bins.transition is not None
     gain: Floats = deeper @ bins.transition.T - rate * bins.to_next_s
     return gain
 
 
-def _thresholds(exits: Sequence[_ExitBins], value: Floats, rate: TokensPerS, place: int) -> Iterator[float]:
+def _thresholds(exits: Sequence[_ExitBins], value: Floats, rate: TokensPerS, survival_id: int) -> Iterator[float]:
     """The best threshold of each exit but the last, at one survival: tokens leave in the bins above it."""
     gains = _gains(exits, value, rate)
     for bins, deeper in zip(exits[:-1], gains[1:], strict=True):
-        leaving = _gain_of_leaving(bins, value)[place] * bins.share
-        continuing = _gain_of_continuing(bins, deeper, rate)[place] * bins.share
+        leaving = _leaving_gain(bins, value)[survival_id] * bins.share
+        continuing = _continuing_gain(bins, deeper, rate)[survival_id] * bins.share
         total = np.append(0.0, np.cumsum(continuing)) + np.append(np.cumsum(leaving[::-1])[::-1], 0.0)  # [B + 1]
         yield float([0.0, *bins.edges, 1.0][int(total.argmax())])

@@ -11,13 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-from perfmodel.acceptance.splits import document_of
+from perfmodel.acceptance.splits import document_name
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.stats import resample_counts
 from perfmodel.core.units import Floats, Seconds
 from perfmodel.passes.passes import Line, PassKind
 from perfmodel.policies.policy import Policy
-from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_of
+from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_for
 from perfmodel.replay.replay import replay_batch
 
 Objective = Literal["mean", "worst"]
@@ -34,7 +34,7 @@ class Scenario:
 
     def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         """Seconds of a warm pass; infinity where there is no evidence."""
-        return line_or_infinity(model_of(kind, self.draft, self.target), kind, stage, rows)
+        return line_or_infinity(model_for(kind, self.draft, self.target), kind, stage, rows)
 
     def pass_s(self, kind: PassKind, stage: int, rows: int) -> Seconds:
         """Seconds of a warm pass at the mean context, halfway through each output; infinity where there is no evidence."""
@@ -55,7 +55,7 @@ class Scenario:
         """
         batch = replay_batch(self.trace, policies, by_prompt=True)
         by_prompt = batch.seconds(self.draft, self.target).reshape(len(policies), -1)
-        documents = [document_of(prompt.name) for prompt in self.trace.header.prompts]
+        documents = [document_name(prompt.name) for prompt in self.trace.header.prompts]
         is_of_document = np.array([[name == document for name in documents] for document in dict.fromkeys(documents)])
         rates: Floats = 1 / (by_prompt @ is_of_document.T @ resample_counts(len(is_of_document)).T)
         return rates

@@ -172,10 +172,10 @@ class _Candidates:
         def merit(policy: Policy) -> float:
             return self._scored[policy].merit
 
-        climbing, found = _best_by_exits(scored, NUM_STARTS), list(scored)
+        climbing, results = _best_by_exits(scored, NUM_STARTS), list(scored)
         for _ in range(MAX_STEPS):
             groups = [neighbours(policy, self.grids) for policy in climbing]
-            found += self.score(neighbour for group in groups for neighbour in group)
+            results += self.score(neighbour for group in groups for neighbour in group)
             higher = [max([policy, *group], key=merit) for policy, group in zip(climbing, groups, strict=True)]
             best = max(map(merit, higher), default=0.0)
             climbing = [
@@ -185,7 +185,7 @@ class _Candidates:
             ]
             if not climbing:
                 break
-        return found
+        return results
 
 
 def _fixed_lengths(candidates: _Candidates) -> list[Policy]:

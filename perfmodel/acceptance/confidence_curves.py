@@ -1,8 +1,8 @@
-"""Calibration curves: the probability that the target agrees, as a function of an exit's confidence.
+"""Calibration curves: how often the target agrees, by the confidence of an exit.
 
 A curve is an isotonic regression over bins of equal mass; the number of bins is chosen by cross-validation. With few texts, a
-temperature and an offset are used instead, where they are clearly better on unseen texts. A draft can bring curves of its own
-(`s2d/training/calibrate_draft.py`), and a trace gives others (`calibrate/fit/fit_acceptance.py`).
+temperature and an offset are used instead if they are clearly better on unseen texts. A calibrated draft stores its own curves
+(`s2d/training/calibrate_draft.py`); `calibrate/fit/fit_acceptance.py` fits curves to a trace.
 
 Shapes: P positions.
 """
@@ -115,7 +115,7 @@ def fit_curve(confidence: Floats, agreement: Floats, *, num_bins: int) -> Calibr
     Args:
         confidence: by position. [P].
         agreement: 1 where the target agreed, else 0; under the ratio test, the acceptance probability. [P].
-        num_bins: most knots of the curve.
+        num_bins: maximum number of knots of the curve.
     """
     order = np.argsort(confidence, kind="stable")
     pooled: list[tuple[int, float, float]] = []  # positions, mean confidence, mean agreement

@@ -1,7 +1,7 @@
-"""Confidences off the text's path: what a draft predicts after a token that the target rejects.
+"""Confidences after a rejected token, where the draft has left the target's text.
 
 The tokens after a rejected one are unknown until a draft has generated them. So a second, small trace is recorded: after some
-rejected tokens of every prompt, the exit that made the mistake continues by itself, and every exit's confidence in each
+rejected tokens of every prompt, the exit that made the mistake continues alone, and every exit's confidence in each
 token is recorded. Acceptance does not depend on it, because everything after a rejected token is rejected. The draft's cost
 does: exits are less confident there, the deep ones above all, so tokens leave deeper and blocks stop sooner.
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_RECORDED = 100
-"""Fewest tokens for each exit; quantiles of fewer are noise."""
+"""Minimum number of tokens for each exit; quantiles of fewer are noise."""
 _LEVELS = np.linspace(0, 1, 21)
 
 

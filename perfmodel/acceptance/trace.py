@@ -1,4 +1,4 @@
-"""Acceptance traces: the predictions of every exit of a draft, at every position of the target's own text.
+"""Acceptance traces: what each exit predicts at each position of the target's text.
 
 Positions are the tokens the target emitted. At each position, every exit predicts the next token from the true prefix. The
 ladder of exits is exact, so no policy changes these predictions, and any policy can be replayed on them. Tokens drafted after
@@ -366,7 +366,7 @@ def _check_values(trace: Trace) -> None:
 
 
 def distinct_ngram_frac(tokens: Sequence[int], size: int = 6) -> Frac:
-    """Distinct n-grams over all n-grams; 1 when none repeats, or when the text is shorter than one."""
+    """Distinct n-grams over all n-grams; 1 if none repeats, or if the text is shorter than `size` tokens."""
     grams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
 

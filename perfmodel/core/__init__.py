@@ -1,1 +1,1 @@
-"""Shared ground: units, errors, files, the console, and statistics."""
+"""Foundations: units, errors, files, the console, and statistics."""

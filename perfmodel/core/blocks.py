@@ -1,4 +1,4 @@
-"""Blocks of text: facts, tables, paragraphs and commands, rendered for a terminal or a notebook."""
+"""Blocks of text for a terminal or a notebook: facts, tables, paragraphs, commands."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def without_flag(command: Sequence[str], *names: str) -> list[str]:
 
 
 def print_out(text: str = "", *, end: str = "\n") -> None:
-    """Print a part of the result and flush it, so that a pipe receives streamed text at once."""
+    """Print a part of the result and flush it: a pipe receives streamed text at once."""
     print(text, end=end, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes files, whole or not at all; every failure is a message that names the fix."""
+"""Reads and writes files, whole or not at all; every error names a fix."""
 
 from __future__ import annotations
 

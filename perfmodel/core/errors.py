@@ -76,7 +76,7 @@ class UnknownName(UserInputError):
         known: the accepted names.
         listed_in: where all accepted names are listed, such as `docs/reference/models.md` or `s2d-run --help`.
         aliases: further accepted names, each with the known name that it stands for.
-        otherwise: another way to say what was meant, such as `give a config: --target path/to/config.json`.
+        otherwise: another way to give the object, such as `give a config: --target path/to/config.json`.
     """
 
     def __init__(

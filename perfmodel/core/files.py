@@ -1,4 +1,6 @@
-"""Read and write every file of ours: one envelope, checked strictly, written whole or not at all.
+"""Read and write the project's files: one envelope, checked strictly.
+
+Files are written whole or not at all.
 
 JSON:   {"schema": "s2d/plan", "version": 1, "provenance": {…}, "body": {…}}, keys sorted, floats exact, newline at the end.
 Arrays: a `.npz` archive. Its member `header.json` is that envelope, its other members are `NAME.npy`.
@@ -188,7 +190,7 @@ class _Contents:
 
 
 def _read_contents(path: PathLike, file_format: FileFormat[Any]) -> _Contents:
-    """Read and check a file of either form. Both forms are understood, so that a file of the other form is named."""
+    """Read and check a file of either form. Both are parsed, because the message for the wrong form names its schema."""
     data = read_bytes(path)
     members = _archive_members(path, data, file_format) if data.startswith(_ZIP_MAGIC) else {_HEADER_MEMBER: data}
     if _HEADER_MEMBER not in members:
@@ -285,5 +287,5 @@ def _check_finite(name: str, array: np.ndarray) -> None:
     if array.dtype.kind not in "biufSU":
         raise ValueError(f"array {name!r} has dtype {array.dtype}, expected numbers or text")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"array {name!r} holds {array[place]} at {place}, expected finite numbers")
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"array {name!r} holds {array[index]} at {index}, expected finite numbers")

@@ -1,4 +1,4 @@
-"""Known names that are close in meaning to an unknown one: the same family and the nearest size.
+"""Known names that are near an unknown one: same family, nearest size.
 
 `llama-7b0` is near `llama-2-7b`, which has its family and size. `opt-7b` is not near `gpt-7b`, and `fp8` is not near `fp16`:
 one letter or one digit makes another model, device or number format. Keys of our own files are compared by spelling alone.

@@ -1,4 +1,4 @@
-"""Commands on several devices: torchrun starts one process per device and sets the variables below."""
+"""Commands on several devices: torchrun starts one process per device."""
 
 import os
 from collections.abc import Sequence

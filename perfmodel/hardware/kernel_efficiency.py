@@ -113,7 +113,7 @@ _CPU_ENGINES: dict[EngineMode, EngineCosts] = {
 }
 
 WIDEST_ERROR_FRAC: Frac = 0.5
-"""Error of a device of which nothing similar was measured. One standard deviation is a factor of 1.6 either way."""
+"""Error on a device to which no measured device is similar. One standard deviation is a factor of 1.6 either way."""
 
 _CPU_COSTS = KernelCosts(
     memory_bytes_per_s=24 * GB,

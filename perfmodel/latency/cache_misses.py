@@ -63,7 +63,7 @@ def _place_extras(
             matrix[p, p] += counts[p]
             for q in cell:
                 matrix[p, q] -= counts[p] * counts[q] / num_passes
-    # A place that shares no cell with another place has a zero row: its extra cannot be told from its cell's mean.
+    # A place that shares no cell with another place has a zero row: its extra cannot be separated from its cell's mean.
     solvable = [p for p in places if p != reference and matrix[p, p] > 0.5]
     extras = dict.fromkeys(places, 0.0)
     for _ in range(_NUM_SWEEPS):

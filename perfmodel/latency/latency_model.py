@@ -97,7 +97,7 @@ class _LawLatency:
 
 
 class RooflineLatency(_LawLatency):
-    """A model that nobody measured, on a device with a datasheet.
+    """A model that was not measured, on a device with a datasheet.
 
     The errors of launching (the host's) and of kernels (the device's) are independent. The longer of the two times decides
     which error a pass has; where they are about equal, either may.
@@ -140,8 +140,8 @@ class FittedLatency(_LawLatency):
     """A model that was not measured, on a device where other models were.
 
     A model outside the fit's domain is priced too, at level `extrapolated`: its error grows by the fit's own error with every
-    doubling outside, up to that of a device that nobody measured (both assumed). A fitted price below the hardware lower bound
-    is refused.
+    doubling outside, up to the error on a device without measurements (both assumed). A fitted price below the hardware lower
+    bound is refused.
 
     Args:
         context_tokens: cached tokens at which the model is priced.

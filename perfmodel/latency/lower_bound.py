@@ -159,7 +159,7 @@ def check_pass(seconds: Seconds, setting: PassSetting, shape: PassShape, hardwar
 def check_profile(profile: LatencyProfile) -> None:
     """Refuse a profile in which the median pass of some shape is below its lower bound; devices outside the table pass.
 
-    The bound is taken at the fewest cached tokens of the shape, so that no correct pass is refused.
+    The bound is taken at the fewest cached tokens of the shape: no correct pass is refused.
 
     Raises:
         BelowLowerBound: names the shape.

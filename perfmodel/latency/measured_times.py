@@ -109,7 +109,7 @@ class MeasuredTimes:
         key = (kind, stage, rows)
         if key not in self._lines:
             self._check_rows(kind, stage, rows)
-            self._lines[key] = _line_of_rows(self._knots[kind, stage], rows, self._width(kind, rows))
+            self._lines[key] = _interpolated_line(self._knots[kind, stage], rows, self._width(kind, rows))
         return self._lines[key]
 
     def cold_s(self, kind: PassKind, stage: int, place: int) -> Seconds:
@@ -228,7 +228,7 @@ def _merge(first: Knot, second: Knot) -> Knot:
     )
 
 
-def _line_of_rows(by_width: _KnotsByWidth, rows: int, width: int) -> Line:
+def _interpolated_line(by_width: _KnotsByWidth, rows: int, width: int) -> Line:
     """Seconds of a pass: from the knots of its width, or between the knots of other widths if its own was not measured."""
     if width == _NOT_PADDED and width in by_width:
         return _interpolated(by_width[width], rows)

@@ -197,11 +197,11 @@ def latency(
     if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".json")):
         model = PROFILE_FILE.read(model).record
     if isinstance(model, LatencyProfile):
-        _refuse("a latency profile", {**fixed, "exits": exits, "fit": fit}, numbers)
+        _refuse_fixed("a latency profile", {**fixed, "exits": exits, "fit": fit}, numbers)
         return _measured(model)
     geometry, exit_layers = _shapes(model, exits)
     if fit is not None:
-        _refuse("a fit", fixed, numbers)
+        _refuse_fixed("a fit", fixed, numbers)
         return _fitted(fit if isinstance(fit, LatencyFit) else FIT_FILE.read(fit).record, geometry, exit_layers)
     if device is None:
         raise UserInputError(
@@ -219,7 +219,7 @@ def latency(
     return _roofline(geometry, exit_layers, hardware, key, batch)
 
 
-def _refuse(evidence: str, arguments: Mapping[str, object], numbers: Mapping[str, int]) -> None:
+def _refuse_fixed(evidence: str, arguments: Mapping[str, object], numbers: Mapping[str, int]) -> None:
     """Refuse arguments that a profile or a fit fixes."""
     given = [name for name, value in arguments.items() if value is not None]
     given += [name for name, value in numbers.items() if value != 1]

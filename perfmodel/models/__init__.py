@@ -1,1 +1,1 @@
-"""What a model is: shapes, number types, configs, and the table of known models."""
+"""Models: shapes, number types, configs, and the table of known models."""

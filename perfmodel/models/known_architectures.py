@@ -1,4 +1,4 @@
-"""Table of decoder architectures: properties that no config states, and defaults for missing keys.
+"""Table of decoder architectures: what no config states, and defaults.
 
 A test compares the defaults with those of the classes in transformers 5.23. It also builds a small model of every row in
 transformers and compares the number of weights. Rows without a class there are checked against a published count.

@@ -1,4 +1,4 @@
-"""Table of known models: the shapes from their config.json, and their published number of weights.
+"""Table of known models: shapes from config.json, and published weight counts.
 
 The same reader handles these rows and a user's file (`perfmodel.models.model_config`). The published count enters no price.
 It checks the row: a wrong size or a missing bias would change the count. docs/reference/models.md is generated from this table.

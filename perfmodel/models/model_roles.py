@@ -1,7 +1,8 @@
-"""Recognise models that are neither targets nor supported drafts: models that generate no text, and draft heads.
+"""Recognise models that are neither targets nor supported drafts.
 
-Both look like decoders in most keys of their config.json. They are recognised by their class, by keys that only they have, by
-files next to the config, and finally by the model's name, which is the only difference between Qwen3-Embedding and Qwen3.
+These are models that generate no text, and draft heads. Both look like decoders in most keys of their config.json. They are
+recognised by their class, by keys that only they have, by files next to the config, and finally by the model's name, which is
+the only difference between Qwen3-Embedding and Qwen3.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A fit of the latency law as text: its coefficients, their errors, its accuracy and the shapes it covers."""
+"""A fit of the latency law as text: coefficients, errors, and covered shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIMES: dict[str, str] = {
     "sync_s": "waiting for a result",
     "round_s": "bookkeeping per round",
     "round_row_s": "bookkeeping per drafted token",
-    "layer_s": "one layer, minimum",
+    "layer_s": "one layer, fixed part",
     "row_layer_s": "one layer, per row",
     "many_rows_layer_s": "one layer, with several rows",
     "host_layer_s": "launching a layer",
@@ -60,7 +60,7 @@ def fit_blocks(fit: LatencyFit, *, explain: bool) -> list[Block]:
     if explain and fit.standard_error.cache_bytes:
         sizes = fit.law.cache_bytes, fit.standard_error.cache_bytes
         rows.append(["weights that stay in the caches", *map(format_bytes, sizes)])
-    blocks: list[Block] = [Facts(_understood(fit, explain=explain)), Table(rows, ["term", "fitted", "standard error"])]
+    blocks: list[Block] = [Facts(_fit_facts(fit, explain=explain)), Table(rows, ["term", "fitted", "standard error"])]
     if fit.held_out_error_frac is None or fit.held_out_90_frac is None:
         sigma = format_number(100 * fit.error_frac)
         blocks += sentence_blocks(
@@ -70,7 +70,7 @@ def fit_blocks(fit: LatencyFit, *, explain: bool) -> list[Block]:
     return blocks
 
 
-def _understood(fit: LatencyFit, *, explain: bool) -> list[tuple[str, str]]:
+def _fit_facts(fit: LatencyFit, *, explain: bool) -> list[tuple[str, str]]:
     domain = fit.domain
     layer = f"{format_bytes(domain.min_layer_weight_bytes)} to {format_bytes(domain.max_layer_weight_bytes)}"
     size = f"up to {domain.max_layers} layers, {domain.max_rows} rows and {domain.max_cached_tokens} cached tokens"

@@ -5,8 +5,8 @@ heads, H head dim, V vocab, W window. A multiply and an add are two FLOP. Activa
 the floor per layer includes them.
 
 A layer with a window reads min(S, W) cached tokens, but every price is linear in S. A model with such layers is therefore
-priced at a context: below the window each layer reads every cached token; above it, windowed layers read W tokens whatever S
-is. The price is exact at that context and on its side of the window, and never too low.
+priced at a context: below the window each layer reads every cached token; above it, windowed layers read W tokens at any
+S. The price is exact at that context and on its side of the window, and never too low.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class PassWork:
     kv_bytes_per_cached_token: float = 0.0
     attn_flops_per_cached_token: float = 0.0
     window_kv_bytes: float = 0.0
-    """KV cache of layers whose window is shorter than the context: read whatever the number of cached tokens."""
+    """KV cache of layers whose window is shorter than the context: read at any number of cached tokens."""
     window_attn_flops: float = 0.0
     num_all_reduces: int = 0
     """Two for each layer. Sending the rows out and gathering the logits take as long as one each."""

@@ -1,4 +1,4 @@
-"""Kernels: alternative implementations in the runtime, and the trials that choose the fastest.
+"""Alternative kernels of the runtime, and the trials that choose among them.
 
 All alternatives compute the same numbers up to rounding. The fastest one depends on the GPU, its libraries and the model's
 shapes. `s2d-profile` therefore times them on the device and records the fastest; a plan from that profile runs with it.

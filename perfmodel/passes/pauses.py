@@ -97,7 +97,7 @@ def _ratio_text(ratio: float) -> str:
 
 
 def _medians(samples: PassSamples) -> dict[tuple[PassKind, int], tuple[int, Seconds]]:
-    """Median rows and seconds by kind and stage; the lower of two values, so that a pause among two passes is detected."""
+    """Median rows and seconds by kind and stage; of two values the lower, which detects a pause in one of two passes."""
     groups: defaultdict[tuple[PassKind, int], list[PassSample]] = defaultdict(list)
     for sample in samples:
         groups[sample.kind, sample.stage].append(sample)

@@ -1,1 +1,1 @@
-"""Policies of a draft (exits, thresholds, draft lengths, stop rules), the frontier, and sampling settings."""
+"""Policies (exits, thresholds, lengths, stop rules), the frontier, and sampling."""

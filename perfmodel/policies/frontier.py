@@ -1,4 +1,4 @@
-"""The frontier: the policies that are the fastest on some text, and their predicted speed as the text drifts.
+"""The frontier: policies that are fastest on some text, and their speed under drift.
 
 Two drifts describe how a text differs, for one policy, from the text of its plan. Each is added to the log odds of an event,
 and both are 0 on the plan's text:

@@ -97,7 +97,7 @@ class Policy:
     thresholds: tuple[float, ...] = ()
     """One per active exit but the last."""
     tokens: int
-    """Most tokens drafted in a round (the engines' `num_speculative_tokens`)."""
+    """Maximum number of tokens drafted in a round (the engines' `num_speculative_tokens`)."""
     stop: StopRule | None = None
     """When a round drafts fewer tokens; None drafts `tokens` in every round."""
     confidence: Confidence = "max-prob"
@@ -144,24 +144,24 @@ class Policy:
 
     @property
     def first_cap(self) -> int:
-        """Most tokens to draft in a prompt's first round."""
+        """Maximum number of tokens to draft in a prompt's first round."""
         return self.stop.start if isinstance(self.stop, HeuristicLength) else self.tokens
 
     def next_cap(self, cap: int, *, num_drafted: int, num_accepted: int) -> int:
-        """Most tokens to draft after a round that could draft `cap`; a round that drafted nothing changes nothing."""
+        """Maximum number of tokens to draft after a round with the limit `cap`; a round without drafts changes nothing."""
         if not isinstance(self.stop, HeuristicLength) or not num_drafted:
             return cap
         return min(cap + 2, self.tokens) if num_accepted == num_drafted else max(cap - 1, 1)
 
-    def next_survival(self, survival: float, *, place: int, confidence: float) -> float:
+    def next_survival(self, survival: float, *, active_index: int, confidence: float) -> float:
         """Estimated probability that the target accepts the block and one more token.
 
         Args:
             survival: the estimate for the block so far; 1 for an empty block.
-            place: zero-based number, among the active exits, of the exit where the token left.
+            active_index: zero-based index, among the active exits, of the exit where the token left.
             confidence: the exit's confidence in it.
         """
-        return survival * self.stop.calibration[place](confidence) if isinstance(self.stop, SurvivalFloor) else survival
+        return survival * self.stop.calibration[active_index](confidence) if isinstance(self.stop, SurvivalFloor) else survival
 
     def stops(self, *, confidence: float, survival: float) -> bool:
         """Whether the block ends after a token; the token is kept.

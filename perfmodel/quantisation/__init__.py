@@ -1,1 +1,1 @@
-"""How the weights of a model are stored: formats, schemes, and the quantisation blocks of checkpoints."""
+"""Storage of weights: formats, schemes, and the quantisation blocks of checkpoints."""

@@ -1,4 +1,4 @@
-"""Read quantisation methods with a scheme per group of modules: compressed-tensors, NVIDIA ModelOpt, AMD Quark."""
+"""Read compressed-tensors, NVIDIA ModelOpt and AMD Quark: a scheme per group."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -118,7 +118,7 @@ _MODELOPT_GROUPED: Mapping[str, tuple[int, Dtype | None]] = {
     "w4a8-awq": (4, "fp8"),
     "w8a16": (8, None),
 }
-"""Integers in groups, by `quant_algo`: bits, and the type of the products (None: 16 bits)."""
+"""Integers by `quant_algo`: bits and product type (None: 16 bits). W8A16 without a group size has a scale per row."""
 _MODELOPT_ALGORITHMS = (*_MODELOPT_SCHEMES, *_MODELOPT_GROUPED)
 
 

@@ -1,4 +1,4 @@
-"""Match the module lists in a quantisation block: by transformers' rule, glob, name or regex.
+"""Match the module lists of a quantisation block, by name, glob or regex.
 
 A module has several names, because multimodal models, GPT-2 and models with fused projections use different ones. A list
 matches a module if it matches any of its names.

@@ -71,13 +71,13 @@ class Rules:
         return format_by_module(
             self.label,
             model,
-            lambda layer, module: self._scheme_of(layer_names(layer, module), self.scheme),
-            head=self._scheme_of(HEAD_NAMES, PLAIN if self.head is None else self.head),
+            lambda layer, module: self._matrix_scheme(layer_names(layer, module), self.scheme),
+            head=self._matrix_scheme(HEAD_NAMES, PLAIN if self.head is None else self.head),
             embedding=self.embedding,
             kv_cache=self.kv_cache,
         )
 
-    def _scheme_of(self, names: tuple[str, ...], default: Scheme) -> Scheme:
+    def _matrix_scheme(self, names: tuple[str, ...], default: Scheme) -> Scheme:
         if self.unquantised(names):
             return PLAIN
         return next((scheme for matches, scheme in self.overrides if matches(names)), default)

@@ -36,25 +36,25 @@ def find_quantisation(config: Block, separate_file: object, model_name: str) -> 
         UserInputError: the block is not an object, or its method is not a text.
     """
     in_config = "quantization_config of its config.json"
-    places = (
+    locations = (
         ("quantization of its config.json", config.get("quantization")),
         (in_config, config.get("quantization_config")),
         (in_config, decoder_config(config).get("quantization_config")),
         ("hf_quant_config.json next to its config.json", separate_file),
     )
-    location, block = next(((place, value) for place, value in places if value is not None), (None, None))
+    location, block = next(((location, value) for location, value in locations if value is not None), (None, None))
     if location is None:
         return None
     quantisation = Quantisation(model_name=model_name, location=location, method="", block={})
     if not isinstance(block, Mapping):
         quantisation.refuse(f"by {quoted(block)}, where an object is expected")
-    method = _method_of(block, is_mlx=block is config.get("quantization"))
+    method = _method_name(block, is_mlx=block is config.get("quantization"))
     if not isinstance(method, str):
         quantisation.refuse(f"by {quoted(method)}, where the name of a method is expected")
     return replace(quantisation, method=plain_name(method), block=block)
 
 
-def _method_of(block: Block, *, is_mlx: bool) -> object:
+def _method_name(block: Block, *, is_mlx: bool) -> object:
     """The method of a block; MLX and ModelOpt blocks do not name it and are recognised by their keys."""
     if block.get("quant_method") is not None:
         return block["quant_method"]

@@ -1,4 +1,7 @@
-"""Read torchao's quantisation block: config objects by class name, for all modules or for named ones."""
+"""Read torchao's quantisation block: config objects by class name.
+
+One object is for all modules, or one for each named module.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,6 +1,6 @@
-"""Read quantisation methods with one scheme for all modules except listed ones: transformers', exllama's and MLX's.
+"""Read quantisation methods with one scheme for all modules but listed ones.
 
-Defaults are those of transformers' `quantization_config` classes.
+They are those of transformers, exllama and MLX. Defaults are those of transformers' `quantization_config` classes.
 """
 
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""Replay: the rounds, passes and accepted tokens of any policy along a trace, and their speed."""
+"""Replay: rounds, passes and accepted tokens of a policy along a trace."""

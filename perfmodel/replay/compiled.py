@@ -1,4 +1,4 @@
-"""Compiled replay: lays a trace and its policies out as arrays, and counts their rounds in C (`native/`).
+"""Compiled replay: arrays of a trace and its policies, counted in C (`native/`).
 
 One policy along ten thousand positions takes about a tenth of a millisecond. The C code is tested against
 `perfmodel.replay.reference`. Constants are defined once: the C module exports the fields of its structs and the names of its
@@ -42,18 +42,18 @@ _ENTRY = np.dtype([(name, np.int64) for name in ENTRY_FIELDS])
 _RULE = np.dtype(list(zip(RULE_FIELDS, RULE_FORMATS, strict=True)))
 """A policy, as the C code reads it."""
 _KIND_NUMBERS = np.array(list(map(ENTRY_KINDS.index, NATIVE_ENTRY_KINDS)))
-"""For every kind of entry in C, its place in `ENTRY_KINDS`."""
+"""For every kind of entry in C, its index in `ENTRY_KINDS`."""
 _LENGTH_STEP = 16
-"""The padding of a layout is a multiple of this, so that the steps of a search share one layout."""
+"""The padding of a layout is a multiple of this: the steps of a search then share one layout."""
 
 
 def count_entries(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: bool, keep_blocks: bool) -> NDArray[Any]:
-    """The entries of `perfmodel.replay.reference.count_entries` as an array; kinds are places in `ENTRY_KINDS`."""
+    """The entries of `perfmodel.replay.reference.count_entries` as an array; kinds are indices in `ENTRY_KINDS`."""
     layout = lay_out(trace, _padded_length(policies))
-    order = sorted(range(len(policies)), key=lambda place: _exit_settings(policies[place]))  # equal settings share work
-    ordered = [policies[place] for place in order]
+    order = sorted(range(len(policies)), key=lambda number: _exit_settings(policies[number]))  # equal settings share work
+    ordered = [policies[number] for number in order]
     groups_per_policy = len(trace.header.prompts) if by_prompt else 1
-    rules = [_rule(place * groups_per_policy, policy) for place, policy in zip(order, ordered, strict=True)]
+    rules = [_rule(number * groups_per_policy, policy) for number, policy in zip(order, ordered, strict=True)]
     active, thresholds = _active_exits(layout, ordered)
     curve_numbers, agreement = _curves(layout, ordered)
     counted = run(
@@ -88,7 +88,7 @@ class TraceLayout:
     is_self_draft: bool
     exit_layers: tuple[int, ...]
     confidence: NDArray[np.float32]  # [E, C]
-    off_path: NDArray[np.float32] | None  # [E, C]; confidences off the path; None where those on the path stand in
+    off_path: NDArray[np.float32] | None  # [E, C]; confidences off the path; None: those on the path are used
     accepted: Bools  # [E, C]
     ends_text: Bools  # [E, C]; whether the exit drafts an end-of-text token
     room: NDArray[np.int32]  # [C]; most tokens of a block that begins here: one fewer than may still be emitted
@@ -170,10 +170,10 @@ def _active_exits(layout: TraceLayout, policies: Sequence[Policy | None]) -> tup
     """Zero-based active exits of each policy, and their thresholds; the first of each row are in use. [Q, E] each."""
     active = np.zeros((len(policies), len(layout.exit_layers)), np.int64)
     thresholds = np.zeros(active.shape)
-    for place, policy in enumerate(policies):
+    for row, policy in enumerate(policies):
         if policy is not None:
-            active[place, : len(policy.exits)] = [layout.exit_layers.index(layer) for layer in policy.exits]
-            thresholds[place, : len(policy.thresholds)] = policy.thresholds
+            active[row, : len(policy.exits)] = [layout.exit_layers.index(layer) for layer in policy.exits]
+            thresholds[row, : len(policy.thresholds)] = policy.thresholds
     return active, thresholds
 
 
@@ -184,8 +184,8 @@ def _curves(layout: TraceLayout, policies: Sequence[Policy | None]) -> tuple[Cou
     for row, policy in enumerate(policies):
         if policy and isinstance(policy.stop, SurvivalFloor):
             exit_ids = map(layout.exit_layers.index, policy.exits)
-            for place, exit_and_curve in enumerate(zip(exit_ids, policy.stop.calibration, strict=True)):
-                by_policy[row, place] = numbers.setdefault(exit_and_curve, len(numbers))
+            for active_index, exit_and_curve in enumerate(zip(exit_ids, policy.stop.calibration, strict=True)):
+                by_policy[row, active_index] = numbers.setdefault(exit_and_curve, len(numbers))
     num_sides = 1 if layout.off_path is None else 2
     agreement = np.empty((len(numbers), num_sides, layout.num_columns))
     for number, (exit_id, curve) in enumerate(numbers):

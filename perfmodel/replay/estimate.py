@@ -1,4 +1,4 @@
-"""Tokens per second and speedup, from counts of rounds and latency models: RoundStats + LatencyModels -> Speedup."""
+"""Predicted speed: counts of rounds and latency models -> tokens/s and speedup."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ class PassLatency(Protocol):
         ...
 
 
-def model_of(kind: PassKind, draft: PassLatency | None, target: PassLatency) -> PassLatency:
+def model_for(kind: PassKind, draft: PassLatency | None, target: PassLatency) -> PassLatency:
     """The latency model that prices passes of a kind."""
     return draft if draft is not None and PASS_MODEL[kind] == "draft" else target
 
@@ -138,12 +138,12 @@ def pass_seconds(draft: PassLatency | None, target: PassLatency, rounds: RoundSt
     for count in rounds.passes:
         if count.kind in PREFILL_KINDS:
             continue
-        model = model_of(count.kind, draft, target)
+        model = model_for(count.kind, draft, target)
         base_s, per_token_s = model.line(count.kind, count.stage, count.rows)
         cost_s = base_s * count.num_passes + per_token_s * count.cached_tokens_sum
         seconds[count.kind] = seconds.get(count.kind, 0.0) + cost_s
     for cold in rounds.cold_passes:
-        model = model_of(cold.kind, draft, target)
+        model = model_for(cold.kind, draft, target)
         seconds[cold.kind] += cold.num_passes * model.cold_s(cold.kind, cold.stage, cold.place)
     return seconds
 

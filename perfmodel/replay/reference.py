@@ -1,6 +1,7 @@
-"""Reference implementation of replay, token by token. The compiled version is tested against it.
+"""Reference implementation of replay, token by token.
 
-It runs where s2d was installed without a C compiler, hundreds of times slower.
+The compiled version is tested against it. The reference runs where s2d was
+installed without a C compiler, hundreds of times slower.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def _draft_block(
     survival, exits_taken, is_on_path = 1.0, [], True
     for drafted in range(cap):
         step, segment = emitted + drafted, 0
-        for place, exit_id in enumerate(active):
+        for active_index, exit_id in enumerate(active):
             while segment <= exit_id:
                 segments.run(segment, known + drafted)
                 segment += 1
@@ -208,14 +209,14 @@ def _draft_block(
             else:
                 segments.counter.run("exit", exit_id, 1)
             confidence = predictions.confidence(prompt, step, exit_id, is_on_path=is_on_path)
-            if exit_id == active[-1] or confidence >= policy.thresholds[place]:
+            if exit_id == active[-1] or confidence >= policy.thresholds[active_index]:
                 break
         if policy.catches_up_at_once:
             for deeper in range(segment, active[-1] + 1):
                 segments.run(deeper, known + drafted)
         exits_taken.append(exit_id)
         is_on_path &= predictions.is_accepted(prompt, step, exit_id)
-        survival = policy.next_survival(survival, place=place, confidence=confidence)
+        survival = policy.next_survival(survival, active_index=active_index, confidence=confidence)
         if predictions.ends_text(prompt, step, exit_id) or policy.stops(confidence=confidence, survival=survival):
             break
     return exits_taken

@@ -1,4 +1,4 @@
-"""Replay: count what a policy would have done along the target's own text, from an acceptance trace.
+"""Replay: count the rounds of a policy along a recorded acceptance trace.
 
 Greedy decoding and shared noise are replayed exactly, block by block. Under the ratio test, acceptance is drawn once per
 position and shared by all policies. That is right in expectation, and noise does not hide differences between policies. After
@@ -27,7 +27,7 @@ from perfmodel.core.units import Floats
 from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
 from perfmodel.policies.policy import Policy
 from perfmodel.replay import reference
-from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_of
+from perfmodel.replay.estimate import PassLatency, line_or_infinity, model_for
 from perfmodel.replay.reference import COLD_KINDS, ENTRY_KINDS, ROUND_PASS_KINDS, Entry, EntryKind
 from perfmodel.replay.round_stats import RoundStats
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 Counts: TypeAlias = NDArray[np.int64]
 Entries: TypeAlias = NDArray[Any]
-"""[N]; the fields of `perfmodel.replay.reference.Entry`, a kind by its place in `ENTRY_KINDS`, group after group."""
+"""[N]; the fields of `perfmodel.replay.reference.Entry`, a kind by its index in `ENTRY_KINDS`, group after group."""
 
 _ENTRY = np.dtype([(name, np.int64) for name in Entry._fields])
 _KIND_NUMBER: dict[EntryKind, int] = {kind: number for number, kind in enumerate(ENTRY_KINDS)}
@@ -87,10 +87,10 @@ class ReplayBatch:
         is_present = np.zeros(int(passes.max(initial=0)) + 1, np.bool_)
         is_present[passes] = True
         base_s, per_token_s = np.zeros((2, len(is_present)))
-        for one_pass in np.flatnonzero(is_present).tolist():
-            kind_and_stage, size = divmod(one_pass, num_sizes)
+        for pass_number in np.flatnonzero(is_present).tolist():
+            kind_and_stage, size = divmod(pass_number, num_sizes)
             kind, stage = divmod(kind_and_stage, self.num_exits)
-            base_s[one_pass], per_token_s[one_pass] = lines[kind](stage, size)
+            base_s[pass_number], per_token_s[pass_number] = lines[kind](stage, size)
         cost_s = entries["number"] * base_s[passes] + entries["cached"] * per_token_s[passes]
         total_s: Floats = np.bincount(entries["group"], cost_s, len(self.num_tokens)).astype(np.float64)
         return total_s
@@ -215,17 +215,17 @@ def _check(trace: Trace, policy: Policy) -> None:
 
 def _warm_line(kind: PassKind, draft: PassLatency | None, target: PassLatency) -> Callable[[int, int], Line]:
     """(stage, rows) -> seconds of a warm pass."""
-    model = model_of(kind, draft, target)
+    model = model_for(kind, draft, target)
     return lambda stage, rows: line_or_infinity(model, kind, stage, rows)
 
 
 def _cold_line(kind: PassKind, draft: PassLatency | None, target: PassLatency) -> Callable[[int, int], Line]:
     """(stage, place) -> extra seconds of a cold pass."""
-    model = model_of(kind, draft, target)
+    model = model_for(kind, draft, target)
     return lambda stage, place: Line(model.cold_s(kind, stage, place), 0.0)
 
 
 def _by_position(rounds: Sequence[tuple[int, int]], drafted: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """Entry i: rounds of at least i + 1 tokens, from (tokens, rounds) pairs; as long as the longest draft."""
     longest = max((tokens for tokens, _ in drafted), default=0)
-    return tuple(sum(number for tokens, number in rounds if tokens > place) for place in range(longest))
+    return tuple(sum(number for tokens, number in rounds if tokens > position) for position in range(longest))

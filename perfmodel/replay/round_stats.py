@@ -1,4 +1,7 @@
-"""Counts of rounds, predicted by replay or measured by a run. Both use the same record, so an error is a difference."""
+"""Counts of rounds, predicted by replay or measured by a run.
+
+Both use the same record, so an error is a difference.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from perfmodel.core.units import format_frac
-from perfmodel.passes.passes import ColdCount, PassCount, PassName
+from perfmodel.passes.passes import ColdCount, PassCount, PassKind, PassName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,10 @@ class RoundStats:
     def accepted_frac(self) -> float | None:
         """Share of the drafted tokens that was accepted; None when nothing was drafted."""
         return self.num_accepted / self.num_drafted if self.num_drafted else None
+
+    def num_passes(self, kind: PassKind) -> int:
+        """Passes of a kind, of all stages and rows."""
+        return sum(count.num_passes for count in self.passes if count.kind == kind)
 
     def __str__(self) -> str:
         share = "" if self.accepted_frac is None else f" ({format_frac(self.accepted_frac)})"

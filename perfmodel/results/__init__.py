@@ -1,1 +1,1 @@
-"""Results of the commands as records and as text: plans, portfolios, reports, residuals, validations."""
+"""Results as records and as text: plans, portfolios, reports, residuals, validations."""

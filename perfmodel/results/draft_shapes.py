@@ -1,4 +1,4 @@
-"""Draft shapes: the tokens per round that a draft of each shape or length needs to pay."""
+"""Draft shapes and lengths: the tokens per round that each needs to pay."""
 
 from __future__ import annotations
 

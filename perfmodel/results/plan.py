@@ -149,7 +149,7 @@ class Plan(Printable):
 
     @property
     def has_assumed_head(self) -> bool:
-        """Whether the draft has a reduced head that nobody has made yet, so that it can be neither measured nor run."""
+        """Whether the draft has a reduced head that has not been made yet. Such a draft can be neither measured nor run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
 
     @property

@@ -1,4 +1,4 @@
-"""A plan as text: what was understood, what to run, the prediction, how sure it is, and the next command."""
+"""A plan as text: request, policy, prediction, evidence, and next command."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _summary(plan: Plan) -> list[Block]:
     answer += [("batches", _batches_text(plan.batch_schedules[:1]))] if plan.batch_schedules else []
     notes = [*cautions(plan), *(short_note(note).partition(". ")[0] for note in plan.notes)]
     remarks = [Facts([("note" if number == 0 else "", note) for number, note in enumerate(notes)], LABEL_CHARS)]
-    return [Facts(_understood(plan), LABEL_CHARS), Facts(answer, LABEL_CHARS), *(remarks if notes else [])]
+    return [Facts(_request_facts(plan), LABEL_CHARS), Facts(answer, LABEL_CHARS), *(remarks if notes else [])]
 
 
 def _details(plan: Plan) -> list[Block]:
@@ -117,7 +117,7 @@ def _details(plan: Plan) -> list[Block]:
         facts = [("plan", "speculate"), *policy_facts(policy), ("prediction", _prediction_text(plan))]
     remarks = [*([_overfitting_text(plan.overfitting)] if plan.overfitting else []), *cautions(plan)]
     return [
-        Facts([*_understood(plan), *evidence_facts(plan.evidence)]),
+        Facts([*_request_facts(plan), *evidence_facts(plan.evidence)]),
         Facts(facts),
         *map(Paragraph, remarks),
         _round_table(plan.chosen),
@@ -128,7 +128,7 @@ def _details(plan: Plan) -> list[Block]:
     ]
 
 
-def _understood(plan: Plan) -> list[tuple[str, str]]:
+def _request_facts(plan: Plan) -> list[tuple[str, str]]:
     work = plan.workload
     lengths = f"{work.prompt_tokens} prompt tokens, {work.output_tokens} output tokens"
     return [
@@ -333,8 +333,7 @@ def _round_text(rounds: RoundStats) -> str:
 
 
 def _passes_text(rounds: RoundStats, kind: PassKind) -> str:
-    passes = sum(count.num_passes for count in rounds.passes if count.kind == kind)
-    return f"{passes / rounds.num_rounds:.2f}"
+    return f"{rounds.num_passes(kind) / rounds.num_rounds:.2f}"
 
 
 def _memory_text(memory: Memory) -> str:

@@ -1,4 +1,7 @@
-"""A portfolio: one draft for several targets or categories of prompts, with one policy each or one for all."""
+"""A portfolio: one draft for several targets or categories of prompts.
+
+Each part has a policy of its own, or all parts share one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A portfolio as text: the best policy of each target or category, and the cost of one policy for all."""
+"""A portfolio as text: a policy for each part, and the cost of one for all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def portfolio_blocks(portfolio: Portfolio, *, explain: bool) -> list[Block]:
         portfolio: the result.
         explain: whether to add all choices, their policies and the memory.
     """
-    blocks: list[Block] = [Facts(_understood(portfolio)), _parts_table(portfolio, explain=explain)]
+    blocks: list[Block] = [Facts(_request_facts(portfolio)), _parts_table(portfolio, explain=explain)]
     blocks += [_choices_table(portfolio)] if explain else []
     blocks.append(Paragraph(_verdict(portfolio)))
     if explain:
@@ -42,7 +42,7 @@ def portfolio_blocks(portfolio: Portfolio, *, explain: bool) -> list[Block]:
     return [*blocks, *([Command(portfolio.next_command)] if portfolio.next_command else [])]
 
 
-def _understood(portfolio: Portfolio) -> list[tuple[str, str]]:
+def _request_facts(portfolio: Portfolio) -> list[tuple[str, str]]:
     facts = [("draft", draft_label(portfolio.draft))]
     if portfolio.of == "categories":
         first = portfolio.parts[0]

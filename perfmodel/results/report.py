@@ -14,7 +14,7 @@ from perfmodel.passes.passes import PassSamples
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.estimate import Speedup
-from perfmodel.replay.round_stats import RoundStats
+from perfmodel.replay.round_stats import RoundStats, sum_rounds
 from perfmodel.results.plan import Candidate
 
 
@@ -40,6 +40,11 @@ class Arm:
     """The plan's policy, also in an adaptive run."""
     runs: tuple[PromptRun, ...]
     samples: PassSamples
+
+    @property
+    def rounds(self) -> RoundStats:
+        """Counts over all prompts."""
+        return sum_rounds(run.rounds for run in self.runs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A run report as text: speed, cost of a round, acceptance and exits, each beside its prediction."""
+"""A run report as text: measured speed, costs and acceptance, and the prediction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from perfmodel.core.units import (
 )
 from perfmodel.passes.passes import PASS_KINDS, PREFILL_KINDS
 from perfmodel.passes.pauses import kind_seconds
-from perfmodel.replay.round_stats import RoundStats, sum_rounds
+from perfmodel.replay.round_stats import RoundStats
 from perfmodel.results.plan_text import PASS_NAMES, interval_text, policy_label
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def report_blocks(report: RunReport, *, explain: bool) -> list[Block]:
         report: the result.
         explain: whether to add the cost of a round, acceptance by position, exits, and the policies of an adapting run.
     """
-    rounds, predicted = _rounds(report.plan_arm), report.predicted
+    rounds, predicted = report.plan_arm.rounds, report.predicted
     blocks: list[Block] = [_rates_table(report, rounds), Paragraph(_accepted_text(report.plan_arm, rounds))]
     if explain:
         blocks.append(_costs_table(report.plan_arm, rounds, predicted))
@@ -63,10 +63,6 @@ def drift_text(report: RunReport, plan: Plan) -> str | None:
         f"plain decoding reaches {format_rate(measured)} here, {format_rate(profiled)} by the plan's profile. If the prompts "
         "have similar lengths, the machine was or is under load, and another plan may be faster. Profile again"
     )
-
-
-def _rounds(arm: Arm) -> RoundStats:
-    return sum_rounds(run.rounds for run in arm.runs)
 
 
 def _rates_table(report: RunReport, rounds: RoundStats) -> Table:

@@ -1,4 +1,4 @@
-"""Residuals: predicted minus measured, split into an error of acceptance and an error of latency."""
+"""Residuals: predicted minus measured, split into acceptance and latency errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

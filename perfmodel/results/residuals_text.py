@@ -1,4 +1,4 @@
-"""Residuals as text: predicted beside measured, and the part of the error due to acceptance and to latency."""
+"""Residuals as text: predicted, measured, and the error from each source."""
 
 from __future__ import annotations
 

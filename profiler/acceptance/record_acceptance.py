@@ -1,4 +1,4 @@
-"""Record a trace: the target writes, and every exit of the draft predicts each token of its text.
+"""Record a trace: the draft's prediction of each token of the target's text, at every exit.
 
 One teacher-forced pass of the draft over prompt and text gives the predictions for all positions at once. The prediction for
 position t uses the logits after token t - 1 and the noise of position t. After some of its own mistakes the draft continues off
@@ -36,7 +36,7 @@ from s2d.model.choose_tokens import probabilities, sample_indices
 from s2d.model.finite import check_logits, naming_prompt
 
 _RefusedTokens = Callable[[Sequence[tuple[int, int]]], list[int]]
-"""Maps steps and exits to their refused tokens."""
+"""Returns the refused token for each pair of step and exit."""
 _COLUMNS = ("accept_prob", "confidence", "draft_token", "target_token")
 SAVE_EVERY_S: Seconds = 10.0
 
@@ -154,7 +154,7 @@ class ExitRecorder:
             prompt: the start of the text.
             text: the prompt and the tokens after it.
             accept_prob: [N, E].
-            refused: maps steps and exits to their refused tokens.
+            refused: returns the refused token for each pair of step and exit.
         """
         if not self._num_mistakes:
             return OffPath.empty(accept_prob.shape[1])
@@ -180,7 +180,7 @@ def _overlap(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _refused_choices(tokens: Tensor, positions: Sequence[tuple[int, int]]) -> list[int]:
-    """The tokens that exits chose, by step and exit: from [N, E]."""
+    """The token that the exit chose, for each pair of step and exit."""
     return [int(tokens[step, exit_id]) for step, exit_id in positions]
 
 
@@ -190,8 +190,8 @@ def _refused_samples(p: Tensor, qs: Sequence[Tensor], seed: int, positions: Sequ
     Args:
         p: distributions of the target, [N, V].
         qs: distributions of the exits, E of [N, V].
-        seed: of the draws.
-        positions: steps and exits, at least one.
+        seed: the seed of the draws.
+        positions: pairs of step and exit, at least one.
     """
     excess = torch.stack([(qs[exit_id][step] - p[step]).clamp_(min=0) for step, exit_id in positions])  # [positions, V]
     uniform = torch.rand(len(positions), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -233,8 +233,8 @@ def check_resumable(path: PathLike, kept: TraceHeader, requested: TraceHeader, p
         path: the unfinished trace.
         kept: its header.
         requested: the header of this recording; its prompts do not matter.
-        prompts: to record, in order. Those of the unfinished trace must come first and have the same lengths, as a chat
-            template makes a prompt longer.
+        prompts: the prompts to record, in order. Those of the unfinished trace must come first and have the same lengths: a
+            chat template makes a prompt longer.
 
     Raises:
         Mismatch: the unfinished trace differs.
@@ -276,7 +276,7 @@ def _field_text(header: TraceHeader, name: str) -> str:
 
 
 def record_acceptance(
-    trace_one: Callable[[int], PromptTrace],
+    trace_prompt: Callable[[int], PromptTrace],
     num_prompts: int,
     trace: Trace,
     *,
@@ -284,10 +284,10 @@ def record_acceptance(
     on_prompt: Callable[[TracedPrompt], None] = lambda prompt: None,
     clock: Callable[[], Seconds] = time.perf_counter,
 ) -> Trace:
-    """Trace all prompts. Saves the trace periodically and at Ctrl-C.
+    """Trace all prompts. Save the trace periodically and at Ctrl-C.
 
     Args:
-        trace_one: traces the prompt with a zero-based index.
+        trace_prompt: traces the prompt with this zero-based index.
         num_prompts: the number of prompts.
         trace: an earlier, unfinished trace; its prompts are not traced again.
         save: saves an unfinished trace.
@@ -299,7 +299,7 @@ def record_acceptance(
     saved_s = clock()
     try:
         for index in range(first, num_prompts):
-            fresh.append(trace_one(index))
+            fresh.append(trace_prompt(index))
             on_prompt(fresh[-1].prompt)
             if clock() - saved_s >= SAVE_EVERY_S:
                 save_or_warn(partial(save, extended(trace, fresh)))

@@ -1,8 +1,8 @@
-"""Record confidences off the target's path: after some of its mistakes the draft continues.
+"""Record confidences off the target's path: the draft continues after some of its mistakes.
 
 First the whole text passes through the draft. Then, from the last mistake to the first, the cache is cropped before the
-mistake, the mistaken token is inserted, and the exit that made the mistake drafts on from it, token by token. All exits predict
-each of these tokens.
+mistake, the mistaken token is inserted, and the exit that made the mistake continues to draft from it, token by token. All
+exits predict each of these tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from s2d.decoding.verify import Verifier
 from s2d.model.finite import check_confidence
 
 TOKENS_PER_MISTAKE: Tokens = 8
-"""The length of most drafts."""
+"""Tokens drafted after each mistake: the length of most drafts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

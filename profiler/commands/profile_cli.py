@@ -61,7 +61,7 @@ def profile_parser() -> argparse.ArgumentParser:
 
 
 def profile_request(args: argparse.Namespace) -> ProfileRequest:
-    """The request of parsed flags.
+    """The request that the flags describe.
 
     Raises:
         UserInputError: a model is missing, a count is out of range, or sampling flags contradict each other.
@@ -77,7 +77,7 @@ def profile_request(args: argparse.Namespace) -> ProfileRequest:
         exits=args.exits,
         confidence=args.confidence,
         share_draft=args.share_draft,
-        sampling=sampling_of(args),
+        sampling=sampling_from_flags(args),
         seed=args.seed,
         prompts=args.prompts,
         read_as=read_as(args, "prompt"),
@@ -97,8 +97,8 @@ def profile_request(args: argparse.Namespace) -> ProfileRequest:
     )
 
 
-def sampling_of(args: argparse.Namespace) -> Sampling:
-    """The sampling settings of parsed flags; without --rule, shared noise above temperature 0.
+def sampling_from_flags(args: argparse.Namespace) -> Sampling:
+    """The sampling settings that the flags describe; without --rule, shared noise above temperature 0.
 
     Raises:
         UserInputError: they contradict each other.
@@ -121,7 +121,7 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 
 def law_request(args: argparse.Namespace) -> LawRequest:
-    """The request of the parsed flags of `law`.
+    """The request that the flags of `law` describe.
 
     Raises:
         UserInputError: a number is out of range.
@@ -143,7 +143,7 @@ def law_request(args: argparse.Namespace) -> LawRequest:
 
 
 def _run(args: argparse.Namespace, *, given: Sequence[str], ranks: Ranks | None) -> int:
-    """Turn the flags into a request, and measure it."""
+    """Turn the flags into a request and carry it out."""
     command = torchrun_command((PROG, *given), num_processes())
     if args.verb is not None and given[0] != args.verb:
         raise UserInputError(f"options before the verb {args.verb!r}: expected them after it. Put {args.verb!r} first.")
@@ -167,8 +167,8 @@ def _add_pair_flags(parser: argparse.ArgumentParser, *, are_required: bool) -> N
     """Add the flags of a pair's profile.
 
     Args:
-        parser: of the command or a verb.
-        are_required: whether argparse requires the models. It cannot for the command itself, where a verb replaces them.
+        parser: the parser of the command or of a verb.
+        are_required: whether argparse requires the models. It cannot in the parser of the command, as a verb has its own flags.
     """
     files = OutputFolder((*PROFILE_FILES, TRACE_NAME, PARTIAL_TRACE_NAME))
     output_help = "folder for the files (default: profile)"

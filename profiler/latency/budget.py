@@ -40,7 +40,7 @@ class BudgetProgress:
 
 
 class PeriodicSave:
-    """Saves if the last save is `SAVE_EVERY_S` ago. A full disk is a warning, and the measurement continues.
+    """Saves if `SAVE_EVERY_S` have passed since the last save. On a full disk it warns, and the measurement continues.
 
     Args:
         save: saves the measurement so far.

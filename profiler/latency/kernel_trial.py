@@ -1,9 +1,9 @@
-"""Find the fastest kernels on this device: random layers of a pair's shapes, timed with all of them.
+"""Find the fastest kernels on this device by timing random layers with a pair's shapes.
 
 Each combination of `perfmodel.passes.kernels` that can run on the device gets a decoder, launched as the pair will be. A large
 model gets so many layers that no GPU cache holds its weights between two passes. The combinations are timed interleaved, in
-random order, so that a drifting clock affects all of them alike. The time of a combination is its median. All have the same
-weights, so that their results can be compared.
+random order: a drifting clock affects all of them alike. The time of a combination is its median. All have the same weights,
+and their results are compared.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def try_kernels(
 
     Args:
         models: the pair, and how it computes.
-        min_weight_bytes: size of the layers of a trial.
+        min_weight_bytes: minimum size of the timed layers, unless the model is smaller.
         num_passes: timed passes of each candidate.
     """
     draft_s, target_s = (
@@ -132,7 +132,7 @@ def try_kernels(
 
 
 def trial_model(model: ModelGeometry, dtype: Dtype, min_weight_bytes: Bytes) -> ModelGeometry:
-    """A Llama with the head and layer shape of a model, and enough layers for a size of their weights."""
+    """A Llama with the head and layer shapes of a model. It has enough layers for `min_weight_bytes`, or all."""
     layer_bytes = model.layer_params * DTYPE_BYTES[dtype]
     return ModelGeometry(
         name=f"layers of {model.name}",
@@ -150,7 +150,7 @@ def trial_model(model: ModelGeometry, dtype: Dtype, min_weight_bytes: Bytes) -> 
 
 
 def _median_seconds(passes: dict[Kernels, _TrialPass], num_passes: int) -> dict[Kernels, tuple[Seconds, Seconds]]:
-    """Median seconds of one layer, and of the head, with each of the kernels."""
+    """Median seconds of one layer and of the head, for each combination of kernels."""
     rng = np.random.default_rng(SEED)
     seconds: dict[Kernels, list[tuple[Seconds, Seconds]]] = {kernels: [] for kernels in passes}
     order = list(passes)
@@ -164,7 +164,7 @@ def _median_seconds(passes: dict[Kernels, _TrialPass], num_passes: int) -> dict[
 
 
 def _trial_passes(model: ModelGeometry, rows: Tokens, models: PairPlacement) -> dict[Kernels, _TrialPass]:
-    """A pass for each of the kernels that run on the device, the standard ones first. All have the same weights.
+    """A pass for each combination of kernels that runs on the device, the standard ones first. All have the same weights.
 
     Kernels that PyTorch refuses, or that compute something else, are left out with a warning.
     """

@@ -52,25 +52,25 @@ class LatencyFiles:
 
     Args:
         folder: holds `NAME.latency.json` of every profile, and during the measurement `NAME.latency.partial.json`.
-        profiles_of: turns a log into profiles by name.
-        provenance: of the files.
-        contention: of the measurement; None if it is not observed.
+        make_profiles: turns a log into profiles by name.
+        provenance: written to the files.
+        contention: observes other programs during the measurement; None if nothing does.
     """
 
     def __init__(
         self,
         folder: Path,
-        profiles_of: Callable[[PassLog], dict[str, LatencyProfile]],
+        make_profiles: Callable[[PassLog], dict[str, LatencyProfile]],
         provenance: Provenance,
         contention: Contention | None = None,
     ) -> None:
         self.folder = folder
-        self._profiles_of = profiles_of
+        self._make_profiles = make_profiles
         self._provenance = provenance
         self._contention = contention
         self._waited_fracs: list[Frac] = []
-        """Those of earlier parts of the measurement."""
-        self._names = tuple(profiles_of(PassLog()))
+        """Shares of waiting in earlier parts of the measurement, before interruptions."""
+        self._names = tuple(make_profiles(PassLog()))
 
     @property
     def partial_paths(self) -> tuple[Path, ...]:
@@ -88,13 +88,13 @@ class LatencyFiles:
         return None if self._contention is None else self._contention.warning
 
     def resumed(self) -> PassLog:
-        """The passes of an unfinished measurement; an empty log if there are none.
+        """The passes of an unfinished measurement; an empty log if there is none.
 
         Raises:
-            Mismatch: they are from other models or another device.
+            Mismatch: the measurement was of other models or on another device.
         """
         log = PassLog()
-        expected = self._profiles_of(log)
+        expected = self._make_profiles(log)
         for path, requested in zip(self.partial_paths, expected.values(), strict=True):
             if not path.exists():
                 continue
@@ -113,7 +113,7 @@ class LatencyFiles:
 
     @property
     def _waited_frac(self) -> Frac | None:
-        """The largest share of waiting of all parts of the measurement."""
+        """The largest share of waiting among all parts of the measurement."""
         now = None if self._contention is None else self._contention.waited_frac
         return max([*self._waited_fracs, *([] if now is None else [now])], default=None)
 
@@ -129,7 +129,7 @@ class LatencyFiles:
         return self.paths
 
     def _write(self, log: PassLog, paths: tuple[Path, ...]) -> None:
-        profiles = self._profiles_of(log).values()
+        profiles = self._make_profiles(log).values()
         for path, record in zip(paths, profiles, strict=True):
             PROFILE_FILE.write(path, replace(record, waited_frac=self._waited_frac), self._provenance)
 
@@ -140,7 +140,7 @@ def _identity(profile: LatencyProfile) -> str:
     Prompts, the longest draft and new tokens are left out. They only decide which passes occur, and each pass is stored with
     its rows, cached tokens and index in the round, from which it is priced.
     """
-    beside = f" beside {profile.beside}" if profile.beside else ""
+    co_loaded = f", loaded with {profile.beside}" if profile.beside else ""
     weights = f"weights {profile.model_sha256[:12]}"
     processing = f" with {', '.join(profile.processing)}" if profile.processing else ""
-    return f"{profile.model.name} ({weights}){beside}, {profile.rule} decoding{processing} on {profile.device.label}"
+    return f"{profile.model.name} ({weights}){co_loaded}, {profile.rule} decoding{processing} on {profile.device.label}"

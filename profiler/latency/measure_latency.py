@@ -1,8 +1,8 @@
-"""Time all passes inside the decoding loop: real rounds over a grid of policies, with plain decoding between them.
+"""Time all passes inside the decoding loop, over a grid of policies and plain decoding.
 
 Each run takes one policy and one position in a text, and decodes the length of an output twice from there: with the draft and
 plainly, in random order. So both kinds of passes cover the same period, and clock drift cancels in the speedup. The very first
-run is a warm-up and is dropped. The cold rounds after each prompt are kept, as every real output has them too.
+run is a warm-up and is dropped. The cold rounds after each prompt are kept, because every real output has them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from profiler.latency.pass_grid import RUN_TOKENS, PassKey, ProfilingRun
 from profiler.latency.pass_log import PassLog, missing_passes
 
 Decode = Callable[[Policy | None, Sequence[int], Tokens], PassSamples]
-"""Decodes new tokens after the given ones, under a policy or plainly, and returns all passes."""
+"""Decodes new tokens after the given ones, under a policy or plainly (None), and returns all passes."""
 
 ENOUGH_SAMPLES = 200
-"""A pass with this many samples needs no more runs. Common passes get hundreds."""
+"""Samples that a pass needs. Common passes get hundreds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ def take_runs(
     log: PassLog,
     rng: np.random.Generator,
 ) -> Iterator[Coverage]:
-    """An endless iterator: yields the coverage of the log, then adds the passes of a run. Starts with a warm-up run.
+    """Endlessly yield the coverage of the log, then add the passes of a run to it. Starts with a warm-up run.
 
     Args:
         decode: the runtime.
@@ -139,9 +139,10 @@ def measure_latency(
 def _take_run(
     decode: Decode, run: ProfilingRun, texts: Sequence[Text], log: PassLog, rng: np.random.Generator
 ) -> Counter[PassKey]:
-    """Decode twice from one position, with the draft and plainly, in random order. Returns the number of passes with the draft.
+    """Decode twice from one position, with the draft and plainly, in random order.
 
-    Plain decoding takes at most `RUN_TOKENS`, as long runs are only needed for their backlogs.
+    Returns the counts of the passes with the draft. Plain decoding writes at most `RUN_TOKENS`, because
+    longer runs only serve to make backlogs.
     """
     prompt_ids = _start(texts, run, rng)
     passes: Counter[PassKey] = Counter()

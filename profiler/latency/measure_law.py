@@ -1,6 +1,6 @@
 """Time small models with random weights in many shapes, to fit the latency law.
 
-The models are timed interleaved, so that drift of the machine affects all of them alike. One repeat of a model, with some rows
+The models are timed interleaved: drift of the machine affects all of them alike. One repeat of a model, with some rows
 after some cached tokens, is a verification of the rows through all layers, then the rows through the first half, an exit check,
 and the rows through the second half. The first repeat of each visit is dropped, because another model left the caches cold. The
 bookkeeping of a round does not depend on the model. It is measured in the decoding loop of the two smallest models.
@@ -24,7 +24,7 @@ from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassSamples
 from perfmodel.policies.policy import Policy
-from perfmodel.policies.sampling import Sampling
+from perfmodel.policies.sampling import GREEDY
 from profiler.latency.pass_log import PassLog
 from s2d.decoding.clock import Clock
 from s2d.decoding.generate import Session, Settings
@@ -33,13 +33,12 @@ from s2d.loading.load_model import LoadedModel, random_model
 from s2d.model.torch_device import device_key
 
 REPEATS_PER_VISIT = 4
-"""Repeats per visit to a model, of which the first is dropped."""
+"""Repeats per visit to a model. The first is dropped."""
 SWEEPS_PER_LOOP = 4
 """Sweeps over all models per measurement of the decoding loop."""
 LOOPED_MODELS = 2
-"""The number of models with rounds, so that the rounds of one can be predicted from the other."""
+"""The number of models with a decoding loop. With two, the rounds of one can be predicted from the other."""
 LOOP_TOKENS: Tokens = 32
-GREEDY = Sampling(rule="greedy", temperature=0.0, top_k=None, top_p=None, seed=None)
 
 OnSweep = Callable[[Seconds], None]
 
@@ -61,7 +60,7 @@ class LawGrid:
                 raise ValueError(f"{name}: got {values!r}, expected numbers of at least 1")
         for _, hidden_size in self.shapes:
             if hidden_size % HEAD_DIM:
-                raise ValueError(f"hidden size {hidden_size} is no multiple of {HEAD_DIM}, which a head is wide")
+                raise ValueError(f"hidden size {hidden_size}: expected a multiple of {HEAD_DIM}, the head dimension")
         if self.vocab_size < 2:
             raise ValueError(f"vocab_size is {self.vocab_size}, expected at least 2")
 
@@ -128,7 +127,7 @@ def measure_law(
     on_sweep: OnSweep = lambda spent_s: None,
     clock: Callable[[], Seconds] = time.perf_counter,
 ) -> None:
-    """Time passes of all models, in at least one sweep over all of them, until the budget is spent.
+    """Time passes of all models until the budget is spent, in at least one sweep over all of them.
 
     Args:
         models: from `law_models`, smallest first.
@@ -215,14 +214,14 @@ class _DecodingLoop:
         self._policies = [Policy(exits=(model.exit_layers[-1],), tokens=rows) for rows in grid.rows]
 
     def rounds(self) -> Iterator[PassSamples]:
-        """The bookkeeping of rounds, plain ones and ones that draft."""
+        """The `round` passes (bookkeeping on the host) of plain and of drafting rounds."""
         for policy in (None, *self._policies):
             settings = Settings(policy=policy, sampling=GREEDY, max_new_tokens=LOOP_TOKENS, eos_token_id=None)
             yield self._session.generate([0], settings).samples.where(lambda sample: sample.kind == "round")
 
 
 def law_profiles(log: PassLog, model: LoadedModel, kernel_trials: tuple[KernelTrial, ...] = ()) -> dict[str, LatencyProfile]:
-    """The passes of one model as a draft's and a target's profile, by file name."""
+    """The passes of one model as the profile of a draft and of a target, by file name."""
     profile = LatencyProfile(
         model=model.geometry,
         model_sha256=model.sha256,

@@ -1,8 +1,8 @@
-"""The grid of a latency measurement: which passes to time, and the policies that make the runtime run them.
+"""Choose the passes to time, and a grid of policies that run them.
 
 A pass is timed inside real rounds, after the passes that precede it in use. A small draft timed alone would find its weights in
-caches that the target empties in use. So a grid is a set of policies, spread over exit subsets, draft lengths and thresholds,
-that together run every pass shape of a plan with up to `draft_cap` drafted tokens.
+caches that the target evicts in use. A grid is therefore a set of policies, spread over exit subsets, draft lengths and
+thresholds. Together they run every pass shape of a plan with up to `draft_cap` drafted tokens.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ FLOOR_FRACS = (0.05, 0.15, 0.3)
 """Shares of tokens at which the stop rule ends the block."""
 RUNS_PER_SUBSET = 5
 RUN_TOKENS: Tokens = 128
-"""The length of a real output. The first rounds after a prompt run with cold caches, and need the weight they have in use."""
+"""The length of a real output. The first rounds after a prompt run with cold caches, and get the same share as in use."""
 BACKLOG_FRACS = (1.0, 0.7, 0.5, 0.35, 0.25)
-"""Target backlogs of long runs, as shares of the longest: a plan may leave early for a whole page."""
+"""Backlogs wanted from long runs, as shares of the longest. Under a plan, tokens may leave early for a whole page."""
 MAX_PUSHED = 8
-"""The maximum number of tokens in a long run that do not leave at the first exit."""
+"""The maximum number of tokens in a long run that continue past the first exit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class PassKey:
 
     @property
     def label(self) -> str:
-        """`segment 2 of 5 rows`, `verify of 4 rows`: for messages. Exits count from 1, as segments do; they are not layers."""
+        """The pass in messages: `segment 2 of 5 rows`, `exit check 2 of 1 row`. Exits count from 1, as segments do."""
         stage = f" {self.stage + 1}" if PASS_MODEL[self.kind] == "draft" else ""
         kind = "exit check" if self.kind == "exit" else kind_label(self.kind)
         return f"{kind}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
@@ -106,7 +106,7 @@ def run_grid(traces: Sequence[Trace], *, draft_cap: int, seed: int, runs_ahead: 
     Args:
         traces: one trace per text; thresholds are quantiles of their confidences.
         draft_cap: the longest draft to cover.
-        seed: of the random spread.
+        seed: the seed of the random choices.
         runs_ahead: whether every other policy with several exits runs ahead.
     """
     header = traces[0].header
@@ -121,7 +121,7 @@ def run_grid(traces: Sequence[Trace], *, draft_cap: int, seed: int, runs_ahead: 
 
 
 def _long_runs(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRun]:
-    """Runs in which all but a few tokens leave at one exit. The few push long backlogs through the later segments.
+    """Runs in which all but a few tokens leave at one exit. These few push long backlogs through the later segments.
 
     The positions of the few tokens decide the length of the backlogs, so candidates are replayed. For each exit but the last,
     the candidate with the longest backlog is taken; for the first exit also those nearest to `BACKLOG_FRACS` of it. When
@@ -142,7 +142,7 @@ def _long_runs(traces: Sequence[Trace], *, runs_ahead: bool) -> list[ProfilingRu
 
 
 def _gated_runs(trace: Trace, text: int, layers: tuple[int, ...], *, runs_ahead: bool) -> Iterator[ProfilingRun]:
-    """Candidates for long runs: 1 to `MAX_PUSHED` tokens of the text do not leave at the first of the exits."""
+    """Candidates for long runs: 1 to `MAX_PUSHED` tokens of the text continue past the first of these exits."""
     num_tokens, gate = len(trace.target_token), trace.header.exit_layers.index(layers[0])
     for num_pushed in range(1, min(MAX_PUSHED, num_tokens) + 1):
         for draft_cap in (1, 2, 4):

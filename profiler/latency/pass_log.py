@@ -1,4 +1,4 @@
-"""A log of passes in the order they ran, thinned evenly, and its missing and unsteady passes."""
+"""A log of passes in the order they ran, thinned evenly; its missing and unsteady passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perfmodel.passes.passes import PASS_MODEL, PREFILL_KINDS, PassModel, PassSa
 from profiler.latency.pass_grid import PassKey
 
 MAX_SAMPLES_PER_PASS = 1500
-"""More samples are thinned evenly in time, which keeps a profile at a few megabytes."""
+"""More samples are thinned evenly in time: a profile stays at a few megabytes."""
 WIDE_IQR_FRAC: Frac = 0.1
 MIN_SAMPLES_FOR_IQR = 8
 MIN_SHARE_TO_WARN: Frac = 0.005
@@ -69,9 +69,8 @@ class UnsteadyPass:
 def unsteady_passes(log: PassLog) -> list[UnsteadyPass]:
     """Passes whose interquartile range is above `WIDE_IQR_FRAC` of the median, by total time, longest first."""
     seconds = log.seconds_by_key()
-    taken_s = {
-        key: len(values) * float(np.median(values)) for key, values in seconds.items()
-    }  # the median limits the weight of a pause
+    # The median limits the weight of a pause.
+    taken_s = {key: len(values) * float(np.median(values)) for key, values in seconds.items()}
     total_s = sum(taken_s.values())
     unsteady = []
     for key, values in sorted(seconds.items(), key=lambda item: -taken_s[item[0]]):

@@ -1,4 +1,4 @@
-"""A profiling job: the pair, prompts and settings of a measurement, and the measurement of its passes."""
+"""A profiling job: the pair, prompts and settings of a measurement; measure its passes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ProfilingJob:
     confidence: Confidence
     max_new_tokens: Tokens
     draft_cap: Tokens
-    """The longest draft that latency covers."""
+    """The longest draft whose passes are measured."""
     seed: int
     """The seed of the measuring order."""
     kernel_trials: tuple[KernelTrial, ...] = ()
@@ -68,7 +68,10 @@ class ProfilingJob:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether to measure running ahead. It hides a wait if passes are launched as graphs, and is a cost otherwise."""
+        """Whether to measure running ahead.
+
+        With CUDA graphs it hides the wait for an exit's prediction. Without them it only costs time.
+        """
         return self.pair.device_key.engine == "graph"
 
     def needed_passes(self) -> frozenset[PassKey]:
@@ -76,12 +79,12 @@ class ProfilingJob:
         return needed_passes(len(self.pair.geometry.exit_layers), self.draft_cap, runs_ahead=self.runs_ahead)
 
     def exit_recorder(self, session: Session) -> ExitRecorder:
-        """Records the predictions of the draft's exits along the target's text."""
+        """The recorder of the exits' predictions along the target's text."""
         return ExitRecorder(self.pair, session, self.sampling, self.confidence, self.max_new_tokens, self.num_mistakes)
 
 
 def profiling_runs(job: ProfilingJob, log: PassLog) -> Iterator[Coverage]:
-    """Measure the passes of the grid on the first prompts, one run per iteration, without end.
+    """Measure the passes of the grid on the first prompts, one run per iteration, endlessly.
 
     First the target writes after each of these prompts. Runs start anywhere in that text, and the thresholds of the grid are
     quantiles of the exits' confidences along it. Long runs, which have a fixed text, are taken only for an empty log.

@@ -1,6 +1,6 @@
-"""Facts about the device: processor, driver, clocks and power limit. The host name is never recorded.
+"""Facts about the device: processor, driver, clocks and power limit.
 
-Facts about a GPU come from NVML (`nvidia-ml-py`) if it is installed, otherwise from torch.
+The host name is never recorded. Facts about a GPU come from NVML (`nvidia-ml-py`) if it is installed, otherwise from torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DeviceFacts:
 
     @property
     def label(self) -> str:
-        """`NVIDIA H200, 1.98 of 1.98 GHz, 700 W, 151 GB`: one line without unknown facts."""
+        """The known facts on one line: `NVIDIA H200, 1.98 of 1.98 GHz, 700 W, 151 GB`."""
         clocks = (self.clock_hz, self.max_clock_hz)
         parts = [
             self.name,
@@ -56,7 +56,7 @@ def device_facts(device: torch.device) -> DeviceFacts:
 
 
 def nvml_handle(device: torch.device) -> Any | None:
-    """NVML's handle of a CUDA device of torch, found by UUID because the two number devices differently.
+    """NVML's handle of a CUDA device, found by UUID because torch and NVML number devices differently.
 
     None without `nvidia-ml-py` or its driver, or if NVML does not list the device (a MIG slice).
     """

@@ -24,7 +24,7 @@ MAX_GAP_S: Seconds = 10.0
 class EnergyMeter:
     """Integrates power over time.
 
-    If the sensor fails, the readings end. The measurement itself continues without energy.
+    If the sensor fails, the readings end. The latency measurement continues without energy.
 
     Args:
         sensor: called from another thread.
@@ -77,9 +77,9 @@ class EnergyMeter:
 
 @contextmanager
 def measure_energy(sensor: PowerSensor | None, *, read_every_s: Seconds = READ_EVERY_S) -> Iterator[EnergyMeter | None]:
-    """Meter the energy of the body; None without a sensor.
+    """Measure the energy that the `with` block uses; yields None without a sensor.
 
-    The thread ends with the body, also after an error, or when the sensor fails (`EnergyMeter.failure`).
+    The thread ends with the block, also after an error, or when the sensor fails (`EnergyMeter.failure`).
     """
     if sensor is None:
         yield None

@@ -32,7 +32,7 @@ from profiler.machine.machine_facts import device_facts
 from profiler.profiling.profile_request import LawRequest
 from s2d.loading.load_model import LoadedModel
 from s2d.loading.memory import PairPlacement
-from s2d.model.torch_device import device_key, engine_for, use_device
+from s2d.model.torch_device import default_device, device_key, engine_for, use_device
 
 CPU_HIDDEN_SIZES, CPU_VOCAB_SIZE = (128, 256, 512), 2048
 CUDA_HIDDEN_SIZES, CUDA_VOCAB_SIZE = (1024, 2048, 4096), 32_000
@@ -91,7 +91,7 @@ def profile_law(
         output=Path(output),
         depths=tuple(depths),
         hidden_sizes=None if hidden_sizes is None else tuple(hidden_sizes),
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device or default_device(),
         dtype=dtype,
         budget_s=budget_s,
     )
@@ -101,7 +101,7 @@ def profile_law(
 def run_law(
     request: LawRequest, *, command: Sequence[str] | None = None, on_text: Callable[[str], None] = lambda text: None
 ) -> LawProfiles:
-    """Measure what a request asks for; see `profile_law`.
+    """Carry out a request; see `profile_law`.
 
     Args:
         request: the shapes and settings.
@@ -131,13 +131,13 @@ def run_law(
             print_err(f"warning: {warning}")
         paths = measurement.write()
     folder = shlex.quote(str(request.output))  # the shell expands the asterisk after it
-    following = f"s2d-plan fit {folder}/*.latency.json -o {folder}/law.fit.json"
+    fit_command = f"s2d-plan fit {folder}/*.latency.json -o {folder}/law.fit.json"
     show(f"wrote {len(paths)} profiles in {request.output}")
-    show(f"\nnext: {following}")
+    show(f"\nnext: {fit_command}")
     return LawProfiles(
         paths=paths,
         profiles=tuple(PROFILE_FILE.read(path).record for path in paths),
-        next_command=following,
+        next_command=fit_command,
         text="\n".join(parts),
     )
 
@@ -172,7 +172,7 @@ class _Measurement:
     files: tuple[LatencyFiles, ...]
 
     def measure(self, request: LawRequest) -> None:
-        """Fill the logs. Saves them periodically, and at Ctrl-C."""
+        """Fill the logs. Save them periodically and at Ctrl-C."""
         progress, save = BudgetProgress("law", request.budget_s), PeriodicSave(self._write_partial)
 
         def on_sweep(spent_s: Seconds) -> None:
@@ -188,7 +188,7 @@ class _Measurement:
                 raise
 
     def warnings(self) -> list[str]:
-        """A busy machine, and pauses of a model's passes."""
+        """Warnings about a busy machine, and about pauses in a model's passes."""
         warnings = [self.files[0].contention_warning]
         for model, log in zip(self.models, self.logs, strict=True):
             paused = pauses_text(find_pauses(log.samples()).values())
@@ -239,7 +239,7 @@ def _prepare(request: LawRequest, grid: LawGrid, engine: EngineMode, command: Se
 
 
 def _choose_kernels(request: LawRequest, grid: LawGrid, engine: EngineMode) -> ChosenKernels:
-    """The kernels of all models; a trial uses the largest."""
+    """The kernels of all models, chosen by timing the largest."""
     largest, device = grid.geometries[-1], torch.device(request.device)
     draft = DraftGeometry(kind="separate", model=largest, exit_layers=(largest.num_layers,))
     placement = PairPlacement(target=largest, draft=draft, dtype=request.dtype, device=device, engine=engine)

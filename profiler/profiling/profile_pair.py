@@ -1,4 +1,4 @@
-"""Profile a target and its draft: the seconds of their passes, and the acceptance at every exit."""
+"""Profile a target and its draft: pass times, and acceptance at every exit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from profiler.profiling.profile_text import (
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair, pair_placement
 from s2d.loading.exits import requested_exits
-from s2d.model.torch_device import device_key, engine_for, use_device
+from s2d.model.torch_device import default_device, device_key, engine_for, use_device
 from s2d.parallel.ranks import Ranks
 from s2d.parallel.shard import Shard
 from s2d.prompts.conversation import Prompt
@@ -99,7 +99,7 @@ def profile(
 
     Args:
         target: a model folder, a name of the reference family (`ref-target-16`), or `org/name` on the Hugging Face hub.
-        draft: likewise. None: the target drafts for itself with its first layers.
+        draft: as for `target`. None: the target drafts for itself with its first layers.
         prompts: a prompt file, or the prompts themselves. None takes the prompts of the reference family.
         output: the folder for the files. A repeated call continues an interrupted measurement there.
         what: `latency`, `acceptance` or `all`.
@@ -130,7 +130,7 @@ def profile(
         prompts=prompts,
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device or default_device(),
         dtype=dtype,
         budget_s=budget_s,
     )
@@ -145,7 +145,7 @@ def run_profile(
     command: Sequence[str] | None = None,
     on_text: OnText = lambda text: None,
 ) -> Profile:
-    """Measure what a request asks for; see `profile`.
+    """Carry out a request; see `profile`.
 
     Args:
         request: the models and settings.
@@ -178,14 +178,14 @@ def run_profile(
                 _measure_latency(job, files, request.budget_s, facts, show)
             latency_paths = files.paths
         trace = _record_trace(job, request.output, provenance, show) if request.measures_acceptance else None
-        following = next_command(request, ranks.num_ranks if ranks else 1)
-        show(f"\nnext: {following}")
+        suggestion = next_command(request, ranks.num_ranks if ranks else 1)
+        show(f"\nnext: {suggestion}")
         return Profile(
             latency_paths=latency_paths,
             latency=tuple(PROFILE_FILE.read(path).record for path in latency_paths),
             trace_path=None if trace is None else request.output / TRACE_NAME,
             trace=trace,
-            next_command=following,
+            next_command=suggestion,
             text="\n".join(parts),
         )
 
@@ -250,10 +250,10 @@ def next_command(request: ProfileRequest, num_processes: int = 1) -> str:
 
 
 def _choose_kernels(request: ProfileRequest, models: PairRequest, ranks: Ranks | None) -> ChosenKernels:
-    """The kernels of the pair; rank 0 of several processes times its share."""
+    """The kernels of the pair. With several processes, rank 0 times its shard."""
     placement = pair_placement(models, ranks)
     here = device_key(placement.device, placement.dtype, placement.engine, placement.target_ranks)
-    # A number of processes that cannot share the target is refused when it is loaded.
+    # If the target cannot be split over these processes, loading it raises the error.
     num_ranks = placement.target_ranks if placement.target_ranks in tensor_parallel_degrees(placement.target) else 1
     share = Shard(rank=0, num_ranks=num_ranks).geometry(placement.target)
     recorded = recorded_kernels(request.output, here)
@@ -264,12 +264,12 @@ def _check_sharing(request: ProfileRequest, ranks: Ranks | None) -> None:
     if request.share_draft and ranks is None:
         raise UserInputError("--share-draft: expected several processes to share it. Start s2d-profile with torchrun.")
     if request.share_draft and request.draft == SELF_DRAFT:
-        raise UserInputError("--share-draft: the processes always share a self-draft with its target. Leave it out.")
+        raise UserInputError("--share-draft: a self-draft is always shared with its target. Leave --share-draft out.")
 
 
 def _latency_files(job: ProfilingJob, folder: Path, provenance: Provenance) -> LatencyFiles:
-    profiles_of = partial(pair_profiles, pair=job.pair, sampling=job.sampling, kernel_trials=job.kernel_trials)
-    return LatencyFiles(folder, profiles_of, provenance, Contention())
+    make_profiles = partial(pair_profiles, pair=job.pair, sampling=job.sampling, kernel_trials=job.kernel_trials)
+    return LatencyFiles(folder, make_profiles, provenance, Contention())
 
 
 def _is_latency_finished(request: ProfileRequest, files: LatencyFiles) -> bool:

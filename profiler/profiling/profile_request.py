@@ -17,10 +17,9 @@ from perfmodel.passes.device_key import EngineMode
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, is_reference_model
-from s2d.prompt_files.choose import choose_prompts
-from s2d.prompt_files.load_prompts import load_prompts
+from s2d.prompt_files.load_prompts import PromptSource
 from s2d.prompt_files.read_as import ReadAs
-from s2d.prompts.conversation import Prompt, check_texts, prompts_from_texts
+from s2d.prompts.conversation import Prompt, check_texts
 from s2d.prompts.special_tokens import SpecialTokens
 
 PROG = "s2d-profile"
@@ -37,7 +36,7 @@ class ProfileRequest:
     target: str
     """A model folder, a name of the reference family (`ref-target-16`), or `org/name` on the Hugging Face hub."""
     draft: str
-    """Likewise; `self` for the target's own first layers."""
+    """As for `target`; `self` means the target's own first layers."""
     what: Measurement = "all"
     output: Path = Path("profile")
     """The folder for the files. A repeated request continues an interrupted measurement there."""
@@ -150,13 +149,14 @@ def read_profile_prompts(request: ProfileRequest) -> tuple[Prompt, ...]:
         UserInputError: a model does not exist, a file cannot be read, or a prompt is a conversation and `chat` is false.
     """
     check_model_names(request.target, request.draft)
-    if request.prompts is None or isinstance(request.prompts, str | os.PathLike):
-        path = None if request.prompts is None else Path(request.prompts)
-        default = FAMILY_PROMPTS if path is not None else family_prompts(request.target)
-        prompts = load_prompts(path, request.read_as, default, first_turns=True)
-        chosen: Sequence[Prompt] = choose_prompts(prompts, request.split, request.num_prompts)
-    else:
-        chosen = prompts_from_texts(request.prompts)
+    source = PromptSource(
+        prompts=request.prompts,
+        default=family_prompts(request.target) if request.prompts is None else FAMILY_PROMPTS,
+        read_as=request.read_as,
+        split=request.split,
+        num_prompts=request.num_prompts,
+    )
+    chosen = source.load(first_turns=True)
     if not request.chat:
         check_texts(chosen)
     return tuple(prompt.first_turn for prompt in chosen)
@@ -185,14 +185,14 @@ def command_line(request: ProfileRequest) -> tuple[str, ...]:
 
 
 def _options(request: ProfileRequest) -> dict[str, object]:
-    """The options of a request by flag. Prompts that are not in a file become a placeholder."""
+    """The options of a request by flag. For prompts that are not in a file, the path is a placeholder."""
     sampling, prompts = request.sampling, request.prompts
     is_path = prompts is None or isinstance(prompts, str | os.PathLike)
     return {
         "--exits": request.exits and ",".join(map(str, request.exits)),
         "--confidence": request.confidence,
         "--share-draft": request.share_draft,
-        "--rule": "ratio" if sampling.rule == "ratio" else None,  # the others follow from the temperature
+        "--rule": "ratio" if sampling.rule == "ratio" else None,  # the other rules follow from the temperature
         "--temperature": sampling.temperature,
         "--top-k": sampling.top_k,
         "--top-p": sampling.top_p,

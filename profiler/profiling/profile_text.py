@@ -1,4 +1,4 @@
-"""Text of a pair's profile: models and device, tables of latency and acceptance, and warnings."""
+"""The text of a pair's profile: models, device, latency, acceptance and warnings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from profiler.machine.measure_energy import EnergyMeter
 from s2d.loading.sidecar import Calibration
 
 SHOWN_ROWS = {"segment": (1, 2, 4, 8), "exit": (1,), "ahead": (1, 2), "verify": (1, 2, 4, 6, 8, 12), "round": (0, 4, 8)}
-"""Numbers of rows in the latency table; the files hold all."""
+"""Numbers of rows in the latency table. The files hold all of them."""
 MAX_WARNINGS = 4
 LOOPING_FRAC: Frac = 0.5
 """A text with a smaller share of distinct 6-grams repeats itself."""
@@ -47,7 +47,7 @@ def understood_text(job: ProfilingJob, facts: DeviceFacts, split: str) -> str:
 
 
 def kernels_text(kernels: Kernels, trials: Sequence[KernelTrial], draft: DraftGeometry, target: ModelGeometry) -> str:
-    """The kernels, and their gain over the standard ones if they were timed."""
+    """The kernels. If they were timed, also their gain over the standard kernels."""
     if not trials:
         return f"kernels  {kernels.label}"
     fastest = f"kernels  {kernels.label}, the fastest of {len(trials)}"
@@ -131,7 +131,7 @@ def energy_text(meter: EnergyMeter, facts: DeviceFacts) -> str:
 
 
 def latency_warnings(log: PassLog, unseen: Collection[PassKey]) -> list[str]:
-    """The weak places of a latency measurement: scattered, paused and unseen passes."""
+    """Weaknesses of a latency measurement: scattered, paused and unmeasured passes."""
     unsteady = unsteady_passes(log)
     warnings = [
         f"{scattered.key.label}: interquartile range {format_frac(scattered.iqr_frac)} of the median, "

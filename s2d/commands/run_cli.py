@@ -1,4 +1,4 @@
-"""`s2d-run`: parse the flags, then import what does the work."""
+"""`s2d-run`: parse the flags into a request, then import the code that runs it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def run_request(args: argparse.Namespace) -> RunRequest:
 
 
 def export_request(args: argparse.Namespace) -> ExportRequest:
-    """The exit that the flags export.
+    """The exit to export.
 
     Raises:
         UserInputError: the layer count is not a number, or no model is given.

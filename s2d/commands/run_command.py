@@ -77,12 +77,12 @@ def next_step(request: RunRequest, options: AnswerOptions, command: Sequence[str
         return f"; next: {shlex.join(['s2d-compare', '--plan', str(request.plan), '--report', str(options.output)])}"
     if sampling.rule == "ratio":  # --check does not apply
         return ""
-    # Without --outputs: with it nothing would be left to decode.
+    # Without --outputs: the file already contains every output.
     return f"; next, to measure the speedup: {shlex.join([*without_flag(command, '--outputs'), '--check'])}"
 
 
 def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], settings: RunSettings) -> str:
-    """What is about to run."""
+    """The models, device, policy, sampling and prompts of a run."""
     policy = policy_label(plan.chosen.policy)
     if settings.frontier:
         policy = f"adapting, along the {len(settings.frontier)} policies of the plan's frontier"
@@ -99,7 +99,7 @@ def understood_text(pair: Pair, plan: Plan, prompts: Sequence[EncodedPrompt], se
 
 
 class PromptStreams:
-    """Prints the name of each prompt and its new text as it is accepted. However a run ends, the text's line is completed."""
+    """Prints the name of each prompt and its new text as it is accepted. The last line is completed even if the run fails."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""`s2d-train`: train, calibrate and reduce a nested draft, write its exits; train the reference family."""
+"""`s2d-train`: train, calibrate or reduce a nested draft; train the reference family."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from s2d.commands.arguments import EXITS_HELP, add_special_tokens_flag, frac, la
 from s2d.prompt_files.read_as import add_read_flags
 from s2d.training.requests import CalibrateDraftRequest, ReduceVocabRequest, TrainDraftRequest, TrainReferenceRequest
 
-TRAIN = "s2d-train"
+PROG = "s2d-train"
 DEVICE_HELP = "torch's name of the device: cpu, cuda, cuda:1 (default: cpu)"
 
 
 def main_train(argv: Sequence[str] | None = None) -> int:
     """`s2d-train`: train, calibrate and reduce a nested draft, or train the reference family."""
     parser = make_parser(
-        TRAIN,
+        PROG,
         "Train drafts by sorted fine-tuning, so that every exit can predict tokens; train the reference family.",
         "s2d-train draft --target path/to/llama --exits 6,9,12 --text chats.jsonl --teacher path/to/llama -o my-draft",
     )

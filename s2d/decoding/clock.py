@@ -1,4 +1,4 @@
-"""Times passes as consecutive laps without gaps: CUDA events on a GPU, `perf_counter` elsewhere."""
+"""Time passes as consecutive laps without gaps: CUDA events on a GPU, else `perf_counter`."""
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -17,7 +17,7 @@ class Clock:
     """Divides time into consecutive laps, each tagged with its passes.
 
     On a GPU a lap is the time between two events on the device's stream, idle time included. Reading the laps synchronises.
-    Events are reused: creating one takes the host as long as a kernel launch.
+    Events are reused, because creating an event takes the host as long as a kernel launch.
 
     Args:
         device: the device that runs the passes.
@@ -48,7 +48,7 @@ class Clock:
         """End a lap of several passes that were launched as one.
 
         Args:
-            passes: in the order they ran.
+            passes: the passes of the lap, in the order they ran.
             shares: each pass's share of the lap's seconds. They sum to 1.
         """
         now = self._mark()
@@ -58,7 +58,7 @@ class Clock:
         self.tags.extend(passes)
 
     def skip(self) -> None:
-        """Exclude the time since the last lap, which the caller used."""
+        """Exclude the time since the last lap: the caller spent it."""
         self._last = self._mark()
         self._marks.append(self._last)
 

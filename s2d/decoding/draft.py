@@ -28,19 +28,19 @@ class Step:
     ahead: Segment | None
     """The segment to launch before the exit's prediction is read; None launches nothing."""
     catch_up: SegmentRun
-    """The segments through which a token that leaves here runs at once."""
+    """The deeper segments that a token leaving here runs through at once."""
 
 
 class Ladder:
     """A decoder and its cache, run segment by segment.
 
     Each segment processes its backlog when it is next needed: the tokens that deeper segments have not seen yet. Several
-    policies may therefore take turns on one ladder.
+    policies can therefore share one ladder, round by round.
 
     Args:
         decoder: the draft, or the target of a self-draft.
         cache: a cache whose segments end at the draft's exits.
-        prompt_rows: the number of prompt tokens without the last one, which leads the first round.
+        prompt_rows: the number of prompt tokens less 1. The last prompt token belongs to the first round.
     """
 
     def __init__(self, decoder: Decoder, cache: Cache, prompt_rows: int) -> None:
@@ -70,7 +70,7 @@ class Ladder:
             clock.lap("draft_prefill", segment.index, self._prompt_rows, 0)
 
     def push(self, run: SegmentRun, tokens: list[int], end: int) -> int:
-        """Run `tokens[:end]`, less the cached ones, through segments in one causal pass; returns the number cached before."""
+        """Run the uncached part of `tokens[:end]` through segments in one causal pass. Returns the number of cached tokens."""
         first = run[0].index
         cached = self.cache.lengths[first]
         states = self.decoder.embed(tokens[cached:end]) if first == 0 else self.cache.backlog(first, end)
@@ -111,7 +111,7 @@ class Drafter:
         """Draft up to `cap` tokens and append them to `tokens`.
 
         Args:
-            tokens: the known tokens, the lead last.
+            tokens: the known tokens.
             cap: the maximum number of tokens.
             clock: receives a lap for each segment pass and exit check.
 
@@ -125,7 +125,7 @@ class Drafter:
             self._ladder.run(step.catch_up, tokens, clock)
             tokens.append(token)
             self.exits_taken[step.exit_index] += 1
-            survival = self._policy.next_survival(survival, place=step.active_index, confidence=confidence)
+            survival = self._policy.next_survival(survival, active_index=step.active_index, confidence=confidence)
             if token == self._eos_token_id or self._policy.stops(confidence=confidence, survival=survival):
                 break
         return tokens[num_known:]
@@ -135,7 +135,7 @@ class Drafter:
         self.cap = self._policy.next_cap(self.cap, num_drafted=num_drafted, num_accepted=num_accepted)
 
     def _next_token(self, tokens: list[int], num_known: int, clock: Clock) -> tuple[int, float, Step]:
-        """Climb until the confidence of an exit reaches its threshold: the token, its confidence, and the step it left at."""
+        """Check exits, shallowest first, until a confidence reaches its threshold: the token, its confidence and its step."""
         for step in self._steps:
             self._ladder.run(step.run, tokens, clock)
             token, confidence = self._check_exit(step, tokens, num_known, clock)

@@ -41,9 +41,9 @@ def encode_prompts(
     """Encode prompts, including the tokens that the tokenizer adds at the start of a text.
 
     Args:
-        pair: the models, whose tokenizer and context apply.
+        pair: the models. Their tokenizer encodes the prompts, and their context limits the length.
         prompts: texts to continue, or user turns to answer.
-        max_new_tokens: the length that must remain free after each prompt.
+        max_new_tokens: the number of tokens that must fit after each prompt.
         is_chat: whether to put each prompt into the tokenizer's chat template as a user turn, after the earlier messages of
             its conversation. Later turns are encoded once the model has answered.
         special_tokens: how to read the text of special tokens in a prompt. Those of the template are always special.
@@ -122,7 +122,7 @@ class ConversationEncoder:
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], special_tokens: SpecialTokens) -> list[int]:
-    """Messages in the tokenizer's chat template, which adds all special tokens."""
+    """The token ids of messages in the tokenizer's chat template. The template adds all special tokens."""
     if special_tokens == "parse":
         text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         return text_ids(tokenizer, text, "parse", adds_special_tokens=False)

@@ -1,7 +1,7 @@
-"""The decoding loop, plain and speculative: rounds of draft, verify, roll back, until the text ends.
+"""The decoding loop, plain and speculative: rounds of draft, verify and roll back.
 
-Plain decoding is the same loop without drafting. The known tokens are x[0..t) and the lead is x[t-1]. At the start of a round
-the target's cache holds x[0..t-1).
+Plain decoding is the same loop without drafting. The known tokens are x[0..t). At the start of a round the target's cache holds
+x[0..t-1): the last known token x[t-1] is the first row of the verification.
 """
 
 from collections import Counter
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """The new tokens of one text, and every pass that produced them."""
+    """The new tokens of one text, and all passes that produced them."""
 
     tokens: tuple[int, ...]
     """The new tokens, without the prompt."""
@@ -59,9 +59,9 @@ class Generation:
     policies: tuple[Policy | None, ...]
     """The policy of each round."""
     prefill_s: Seconds
-    """Passes over the prompt: through the target, and through those draft segments that were needed."""
+    """Time of passes over the prompt: through the target, and through the draft segments that were needed."""
     decode_s: Seconds
-    """The rounds. Excludes pauses of the process and the time that the caller spends on the tokens."""
+    """Time of the rounds. Excludes pauses of the process and the time that the caller spends on the tokens."""
     samples: PassSamples
 
 
@@ -231,7 +231,7 @@ class _Run:
         )
 
     def _prefill(self, clock: Clock) -> None:
-        """Run the prompt through the target, except its last token, which leads the first round."""
+        """Run the prompt through the target, except its last token, which belongs to the first round."""
         rows = self._prompt_tokens - 1
         if not rows:
             return
@@ -241,7 +241,7 @@ class _Run:
         clock.lap("target_prefill", 0, rows, 0)
 
     def _round(self, clock: Clock, on_tokens: OnTokens | None) -> bool:
-        """Draft, verify, roll back; returns whether the text has ended."""
+        """Draft, verify and roll back. Returns whether the text has ended."""
         tokens = self._tokens
         num_known, index = len(tokens), self._selector.index
         drafter = self._drafters[index]
@@ -271,7 +271,7 @@ class _Run:
         return is_last
 
     def _verify(self, tokens: list[int], num_known: int, clock: Clock) -> Tensor:
-        """The target's logits after the lead and each drafted token: [G + 1, V].
+        """The target's logits after the last known token and each drafted token: [G + 1, V].
 
         With a self-draft, the target starts from the draft's deepest states and runs only the layers after its last exit.
         """
@@ -293,10 +293,10 @@ class _Run:
         return (tokens, has_ended) if num_kept is None else (tokens[:num_kept], True)
 
     def _check_finite(self, logits: Tensor) -> None:
-        """Check that the target's numbers were finite over the whole text: once, after everything that is timed.
+        """Check once, after everything that is timed, that the target's states and logits were finite over the whole text.
 
         Args:
-            logits: those of the kept tokens of the last round: [kept, V].
+            logits: the logits of the last round's kept tokens: [kept, V].
 
         Raises:
             NotFinite: the states behind a token are not finite, or these logits are not.

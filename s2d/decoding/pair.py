@@ -1,4 +1,4 @@
-"""A target and its draft: load them together, name them, check their memory."""
+"""A target and its draft: load them together, and check their memory."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,14 +70,14 @@ class ModelPair:
         return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices, kernels=decoder.kernels)
 
     def check_memory(self, text: TextLimits, free_bytes: FreeBytes | None = None) -> None:
-        """Check that caches, tables and buffers fit in memory beside the weights.
+        """Check that caches, tables and buffers fit in the memory left by the weights.
 
         Args:
             text: the limits of the longest text. `max_tokens` beyond the context is cut to the context.
-            free_bytes: the free memory of a device; None asks the device.
+            free_bytes: returns the free memory of a device; None queries the device.
 
         Raises:
-            UserInputError: too little memory; names the need, its largest parts, and the free memory.
+            UserInputError: too little memory. The message states the need, its largest parts and the free memory.
         """
         target, draft = self.target.decoder, self.draft.decoder
         models = PairPlacement(
@@ -149,7 +149,7 @@ def load_pair(request: PairRequest, ranks: Ranks | None = None, *, free_bytes: F
     Args:
         request: which models, and how they compute.
         ranks: the processes started by torchrun, which share the target; None for one process.
-        free_bytes: the free memory of a device; None asks the device.
+        free_bytes: returns the free memory of a device; None queries the device.
 
     Raises:
         Mismatch: the tokenizers differ.

@@ -28,7 +28,7 @@ class PolicySelector(Protocol):
         ...
 
     def start_text(self) -> None:
-        """Start a text, of which the draft has seen every token."""
+        """Start a text. The draft has processed every token of it."""
         ...
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:
@@ -98,7 +98,7 @@ class AdaptivePolicy:
 
 
 class DriftFilter:
-    """A Gaussian estimate of one drift: logistic regression with an intercept only, whose evidence decays."""
+    """A Gaussian estimate of one drift: logistic regression on an intercept, with decaying evidence."""
 
     def __init__(self) -> None:
         self.mean = 0.0

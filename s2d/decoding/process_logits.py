@@ -15,7 +15,7 @@ from s2d.model.choose_tokens import apply_penalties, process_logits
 from s2d.model.host_copies import HostTokens
 
 _BLOCK_STEP: Tokens = 32
-"""Drafted tokens by which the triangle of ones grows."""
+"""The triangle of ones grows by this many drafted tokens."""
 
 
 class LogitsProcessor:
@@ -23,7 +23,7 @@ class LogitsProcessor:
 
     Penalties read only the U distinct tokens so far, not the vocabulary. Each of these has a column, in order of first
     occurrence. Known tokens are counted once, on the device. Drafted tokens count only in the rows after them and only in the
-    current call, so a rejected block needs no undo. A call sends one list to the device and waits for nothing.
+    current call, so nothing is undone when a block is rejected. A call sends one list to the device and waits for nothing.
 
     Args:
         sampling: penalties, temperature and cut-offs.
@@ -39,7 +39,7 @@ class LogitsProcessor:
         self._num_sent = 0  # tokens whose ids are on the device
         # Created with the first logits: [V], of which the first U are in use.
         self._ids = self._in_prompt = self._num_emitted = torch.empty(0)
-        self._one = torch.empty(0)  # [1]
+        self._ones = torch.empty(0)  # [1]
         self._triangle = torch.empty(0)  # [n, n], ones below the diagonal
 
     def __call__(self, logits: Tensor, text: Sequence[int], num_known: Tokens) -> Tensor:
@@ -74,11 +74,11 @@ class LogitsProcessor:
         self._ids = logits.new_zeros(vocab_size, dtype=torch.int64)
         self._in_prompt = logits.new_zeros(vocab_size, dtype=torch.bool)
         self._num_emitted = logits.new_zeros(vocab_size)
-        self._one = logits.new_ones(1)
-        self._columns_of(prompt)
+        self._ones = logits.new_ones(1)
+        self._columns_for(prompt)
         self._in_prompt[: len(self._columns)] = True
 
-    def _columns_of(self, tokens: Sequence[int]) -> list[int]:
+    def _columns_for(self, tokens: Sequence[int]) -> list[int]:
         """The column of each token. A new token gets the next column."""
         return [self._columns.setdefault(token, len(self._columns)) for token in tokens]
 
@@ -90,9 +90,9 @@ class LogitsProcessor:
             block: the K drafted tokens. The last row comes after all of them, the row before it after one fewer, and so on.
             num_rows: T, at most K + 1.
         """
-        known_columns, block_columns = self._send(self._columns_of(known), self._columns_of(block))
+        known_columns, block_columns = self._send(self._columns_for(known), self._columns_for(block))
         if known:
-            self._num_emitted.index_add_(0, known_columns, self._one.expand(len(known)))
+            self._num_emitted.index_add_(0, known_columns, self._ones.expand(len(known)))
         counts = self._num_emitted[: len(self._columns)].expand(num_rows, -1)
         if not block:
             return counts
@@ -114,5 +114,5 @@ class LogitsProcessor:
         """1 where a row comes after a drafted token, else 0: a view, float32 [T, K]."""
         if len(self._triangle) <= num_drafted:
             size = num_drafted + _BLOCK_STEP - num_drafted % _BLOCK_STEP
-            self._triangle = self._one.new_ones(size, size).tril_(-1)
+            self._triangle = self._ones.new_ones(size, size).tril_(-1)
         return self._triangle[num_drafted + 1 - num_rows : num_drafted + 1, :num_drafted]

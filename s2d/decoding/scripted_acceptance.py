@@ -1,6 +1,6 @@
 """Replay a trace in a real run: every pass runs, but its results come from the trace.
 
-This times models with random weights under the acceptance of trained ones. Each pass runs, each exit check reads its
+Models with random weights are timed this way under the acceptance of trained models. Each pass runs, each exit check reads its
 result back to the host, and each verification decides. Only then are the results replaced by those of the trace. The rounds
 equal those of replay, also after the first mistake of a block.
 """
@@ -26,7 +26,7 @@ from s2d.model.host_copies import PendingPrediction
 class ScriptedAcceptance:
     """The traced predictions and target tokens of one prompt.
 
-    Positions beyond the last traced one, which only rejected blocks reach, repeat the last.
+    Positions after the last traced position repeat it. Only rejected blocks reach them.
     """
 
     prompt_tokens: Tokens

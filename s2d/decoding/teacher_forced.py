@@ -1,4 +1,4 @@
-"""Teacher forcing: the target's own text, and the draft's prediction of each token at every exit.
+"""Teacher forcing: the draft's prediction of each token of the target's text, at every exit.
 
 The target writes the text. Then one pass of the draft predicts its tokens.
 
@@ -18,7 +18,7 @@ from perfmodel.policies.sampling import Sampling
 from s2d.decoding.generate import Session, Settings
 from s2d.decoding.pair import Pair
 from s2d.decoding.process_logits import LogitsProcessor
-from s2d.model.choose_tokens import NoiseTable, choose, confidence_of, probabilities
+from s2d.model.choose_tokens import NoiseTable, choose, confidence_values, probabilities
 from s2d.model.finite import NotFinite, is_finite
 
 
@@ -52,7 +52,7 @@ def teacher_forced_text(
 
     Args:
         pair: target and draft.
-        session: of this pair.
+        session: a session of this pair.
         prompt_ids: the prompt.
         settings: how the target writes; its policy is None.
         confidence: the kind of confidence to compute.
@@ -66,7 +66,9 @@ def teacher_forced_text(
     logits = pair.draft.decoder.all_exit_logits(text[:-1], pair.geometry.exit_layers)
     exits = tuple(processed_along(text, first, exit_logits, settings.sampling) for exit_logits in logits)  # E of [N, V]
     noise_rows = noise.rows(first, len(text)) if noise is not None else None
-    confidences = torch.stack([confidence_of(probabilities(exit_logits), confidence) for exit_logits in exits], dim=1)  # [N, E]
+    confidences = torch.stack(
+        [confidence_values(probabilities(exit_logits), confidence) for exit_logits in exits], dim=1
+    )  # [N, E]
     if not is_finite(confidences):
         raise NotFinite("draft", pair.draft.decoder)
     return TeacherForcedText(

@@ -18,7 +18,7 @@ from s2d.model.choose_tokens import (
     ExitPredictor,
     NoiseTable,
     choose,
-    confidence_of,
+    confidence_values,
     new_noise_table,
     probabilities,
     sample_indices,
@@ -160,7 +160,7 @@ class RatioVerifier:
 
     @property
     def predictor(self) -> ExitPredictor | None:
-        """See `Verifier`. None: tokens are drawn."""
+        """See `Verifier`. None, because tokens are drawn at random."""
         return None
 
     def start(self, prompt_tokens: Tokens, max_tokens: Tokens) -> None:
@@ -175,7 +175,9 @@ class RatioVerifier:
         """See `Verifier`. The ratio test uses the distribution of the exit checked last at each position."""
         probs = probabilities(self._processor(decoder.exit_logits(states), text, num_known))  # [1, V]
         self._draft_probs[len(text) - num_known :] = [probs[0]]
-        return decoder.send_prediction(sample_indices(probs, self._uniforms.take(1)), confidence_of(probs, self._confidence))
+        return decoder.send_prediction(
+            sample_indices(probs, self._uniforms.take(1)), confidence_values(probs, self._confidence)
+        )
 
     def verify(self, logits: Tensor, text: Sequence[int], num_known: Tokens) -> Verification:
         """See `Verifier`."""

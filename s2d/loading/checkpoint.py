@@ -65,7 +65,7 @@ class CheckpointTensors:
         return BadFile(path, f"tensor {err.tensor!r} {err.problem}", err.fix)
 
     def check_all_layers_read(self, num_layers: int) -> None:
-        """Refuse layer tensors that nobody read: the checkpoint holds more than its config declares.
+        """Refuse layer tensors that were not read: the checkpoint holds more than its config declares.
 
         Args:
             num_layers: number of layers in the config.
@@ -73,18 +73,18 @@ class CheckpointTensors:
         Raises:
             BadFile: names the first unread tensor.
         """
-        unread = sorted(name for name in self._unread if layer_of(name) >= 0 and not name.endswith(_IGNORED_IN_LAYERS))
+        unread = sorted(name for name in self._unread if layer_index(name) >= 0 and not name.endswith(_IGNORED_IN_LAYERS))
         if not unread:
             return
         problem, fix = f"tensor {unread[0]!r} does not belong to the model in config.json", REFETCH
-        if layer_of(unread[0]) >= num_layers:
+        if layer_index(unread[0]) >= num_layers:
             problem = f"{problem}, which has num_hidden_layers {num_layers}"
             fix = f"Correct the config.json; s2d-run --export-exit {num_layers} then writes the first {num_layers} layers alone"
         raise BadFile(self._files[unread[0]][1], problem, fix)
 
 
-def layer_of(name: str) -> int:
-    """Zero-based layer of a tensor, from its name; -1 for a tensor outside the layers."""
+def layer_index(name: str) -> int:
+    """The zero-based layer in a tensor's name; -1 for a tensor outside the layers."""
     parts = name.split(".")
     is_in_layer = parts[:2] == ["model", "layers"] and len(parts) > 2 and parts[2].isdecimal()
     return int(parts[2]) if is_in_layer else -1

@@ -1,4 +1,4 @@
-"""Convert checkpoint weights to the decoder's layout: norm gains, scales and rotary interleaving merged in.
+"""Convert checkpoint weights to the decoder's layout, with norm gains and scales merged in.
 
 The arithmetic is float32, slice by slice, and each number is rounded once to the dtype of the result.
 Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens of a reduced head.
@@ -21,7 +21,7 @@ from s2d.loading.read_config import DecoderConfig, LayerExtras, layer_extras
 from s2d.model.finite import count_non_finite
 from s2d.model.rotary import Rotary
 from s2d.model.torch_dtypes import dtype_fix, dtype_label
-from s2d.model.weights import DecoderWeights, LayerWeights, layout_of, new_embedding, new_head, new_matrix
+from s2d.model.weights import DecoderWeights, LayerWeights, matrix_layout, new_embedding, new_head, new_matrix
 
 ShardLayer = Callable[[LayerWeights, ModelGeometry], LayerWeights]
 """Cuts the share of one process out of a layer of a model of this geometry."""
@@ -258,7 +258,7 @@ def with_reduced_head(weights: DecoderWeights, token_ids: Sequence[int]) -> Deco
         token_ids: the tokens of the new head, rising.
     """
     tokens = torch.tensor(token_ids, device=weights.head.device)
-    return replace(weights, head=_columns_of(weights.head, tokens), head_token_ids=tokens)
+    return replace(weights, head=_copy_columns(weights.head, tokens), head_token_ids=tokens)
 
 
 def with_vocab_size(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeights:
@@ -274,7 +274,7 @@ def with_vocab_size(weights: DecoderWeights, num_tokens: Tokens) -> DecoderWeigh
     embedding = new_embedding(num_tokens, width, weights.norm_eps, head.dtype, head.device)
     embedding[:shared] = weights.embedding[:shared]
     embedding[shared:, :width] = 0
-    head = _columns_of(head, kept.nonzero()[:, 0])
+    head = _copy_columns(head, kept.nonzero()[:, 0])
     return replace(weights, embedding=embedding, head=head, head_token_ids=token_ids[kept])
 
 
@@ -356,9 +356,9 @@ def _interleave(heads: Tensor) -> Tensor:
     return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def _columns_of(head: Tensor, columns: Tensor) -> Tensor:
+def _copy_columns(head: Tensor, columns: Tensor) -> Tensor:
     """A copy of some columns of a head: [D, V] -> [D, U]."""
-    chosen = new_head(len(head), len(columns), head.dtype, head.device, layout_of(head))
+    chosen = new_head(len(head), len(columns), head.dtype, head.device, matrix_layout(head))
     num_rows = max(1, CONVERT_BYTES // (head.element_size() * max(1, len(columns))))
     for target, source in zip(chosen.split(num_rows), head.split(num_rows), strict=True):
         target.copy_(source.index_select(1, columns))

@@ -1,4 +1,4 @@
-"""The exits of a draft: those of a flag or a plan, else those of its sidecar, else its full depth."""
+"""Find the exits of a draft: from a flag or a plan, else its sidecar, else its full depth."""
 
 import logging
 import os
@@ -79,7 +79,7 @@ def find_exits(folder: Path, num_layers: int, requested: RequestedExits | None, 
         folder: folder of the draft; that of the target for a self-draft.
         num_layers: depth of the model in the folder.
         requested: exits that override the sidecar.
-        is_self: whether the draft is the target's own first layers. Its full depth is no exit then.
+        is_self: whether the draft is the target's own first layers. The full depth is then not an exit.
 
     Raises:
         BadPolicy: the model does not have an exit.
@@ -164,7 +164,7 @@ def write_exits(draft: PathLike, exits: Sequence[int], *, overwrite: bool = Fals
 
 
 def _unchecked_exits(sidecar: Sidecar | None, num_layers: int, requested: RequestedExits | None) -> DraftExits:
-    """The exits by precedence, whether the model has them or not."""
+    """The exits by precedence. Does not check that the model has them."""
     if requested is None and sidecar is None:
         return DraftExits(layers=(num_layers,), source="full depth", calibration=None)
     if requested is None:

@@ -1,4 +1,4 @@
-"""Load a Hugging Face folder of the Llama family as a decoder; write a draft or an exit as such a folder.
+"""Load a Hugging Face folder of the Llama family as a decoder; write drafts and exits.
 
 Only safetensors and only the architectures of `s2d.loading.read_config` are read, and no remote code runs. The exits of a draft
 are in its sidecar `s2d.json`.
@@ -22,7 +22,7 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.hub import CONFIG
 from perfmodel.passes.device_key import EngineMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
-from s2d.loading.checkpoint import BadTensor, layer_of, open_weights, tensor_names, weights_sha256
+from s2d.loading.checkpoint import BadTensor, layer_index, open_weights, tensor_names, weights_sha256
 from s2d.loading.convert_weights import (
     Checkpoint,
     ShardLayer,
@@ -48,7 +48,7 @@ class LoadedModel:
     decoder: Decoder
     geometry: ModelGeometry
     exit_layers: tuple[int, ...]
-    """For the draft of a pair the exits that `s2d.loading.exits` finds, else those of the sidecar; empty without a sidecar."""
+    """In a pair's draft, the exits that `s2d.loading.exits` finds; otherwise those of the sidecar; empty without a sidecar."""
     calibration: Calibration | None
     """The sidecar's calibration of these exits; None without one."""
     sha256: str
@@ -162,13 +162,12 @@ def random_model(
     """A model of a given shape with random weights, to time shapes without a checkpoint.
 
     Raises:
-        UserInputError: the model's layers differ from a Llama's. The shapes alone do not tell which norms and biases it has.
+        UserInputError: the model's layers differ from a Llama's. Its norms and biases do not follow from the shapes.
     """
     if geometry.differences_from_llama:
         raise UserInputError(
             f"model {geometry.name!r} has {', '.join(geometry.differences_from_llama)}, expected the layers of a Llama: random "
-            "weights "
-            "exist for these only. Give a model with such layers."
+            "weights exist for these only. Give a model with such layers."
         )
     return LoadedModel(
         decoder=DECODERS[engine](geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed, kernels=kernels)),
@@ -203,7 +202,7 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def check_same_vocabulary(draft: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast) -> None:
-    """Refuse a draft whose token ids stand for other tokens than the target's.
+    """Refuse a draft whose token ids denote other tokens than the target's.
 
     Raises:
         Mismatch: names the first token that differs.
@@ -256,7 +255,7 @@ def check_vocab_sizes(target: str, target_tokens: Tokens, draft: str, draft_toke
 
 
 def context_tokens(target: LoadedModel, draft: LoadedModel | None) -> Tokens:
-    """The longest text that fits both models, with all of it visible to every layer."""
+    """The longest text that fits both models. Every layer attends to all of it."""
     models = (target, draft) if draft else (target,)
     return min(model.geometry.full_attention_tokens for model in models)
 
@@ -288,7 +287,7 @@ def export_exit(folder: PathLike, exit_layer: int, out: PathLike) -> None:
     config = first_layers_config(read_config_file(source / CONFIG), exit_layer)
     check_new_folder(out)
     with open_weights(source) as read:
-        tensors = {name: read(name).contiguous() for name in tensor_names(source) if layer_of(name) < exit_layer}
+        tensors = {name: read(name).contiguous() for name in tensor_names(source) if layer_index(name) < exit_layer}
     with atomic_folder(out) as destination:
         save_file(tensors, destination / "model.safetensors", metadata={"format": "pt"})
         (destination / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Compute the device memory of a pair of models from its shapes, and check that it is free before loading.
+"""Compute the device memory of a pair from its shapes, and check it before loading.
 
-Every figure is an upper bound of what the runtime allocates for weights, caches, tables, buffers and graphs. Weights, caches
+Every figure is an upper bound of the runtime's allocations for weights, caches, tables, buffers and graphs. Weights, caches
 and tables are exact element counts. Buffers and graphs are counted for the widest passes.
 
 Symbols: T rows of a pass, S positions of a cache, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens of the
@@ -139,7 +139,7 @@ class MemoryNeed:
 
 
 def memory_need(models: PairPlacement, text: TextLimits | None, *, reads_files: bool) -> MemoryNeed:
-    """Memory of a pair for plain and for speculative decoding. The target of a self-draft has one cache for each.
+    """Memory of a pair for plain and speculative decoding. The target of a self-draft has a cache for each of the two.
 
     Args:
         models: the pair.
@@ -180,7 +180,7 @@ def check_memory(need: MemoryNeed, models: PairPlacement, free_bytes: FreeBytes 
         need: the memory it needs.
         models: the pair and its device.
         free_bytes: free memory of a device; `free_device_bytes` when None.
-        fix: what to do about it.
+        fix: advice at the end of the message.
 
     Raises:
         UserInputError: with the needed memory, its largest parts and the free memory.
@@ -280,9 +280,8 @@ class _ModelShare:
         rotated = 2 * rows * (self._heads + 2 * self._kv_heads) * model.head_dim
         is_grouped = self._heads != self._kv_heads
         attention = 2 * rows * width + (2 * positions * width if is_grouped else 0)
-        mask = (
-            0 if self._models.device.type == "cuda" else rows * positions
-        )  # one byte per element, for a prompt after cached tokens
+        # One byte per element, for a prompt after cached tokens.
+        mask = 0 if self._models.device.type == "cuda" else rows * positions
         return rows * self._row_bytes + (states + rotated + attention) * self._bytes + mask
 
     def trace_bytes(self, tokens: Tokens) -> Bytes:

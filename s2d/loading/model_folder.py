@@ -1,4 +1,7 @@
-"""Find a model folder by name: the reference family, a local folder, or the Hugging Face hub. Imports no torch."""
+"""Find a model folder: in the reference family, on disk, or on the Hugging Face hub.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the config.json of a model folder; refuse by name what the decoder does not compute exactly.
+"""Read the config.json of a model; refuse features that the decoder does not compute exactly.
 
 The decoder computes every rotary type that transformers computes alike within a model's context: `dynamic` frequencies change
 only beyond `max_position_embeddings`, where the context ends. The decoder has no attention windows. If layers have a window, a
@@ -86,7 +86,7 @@ def read_config(folder: Path) -> DecoderConfig:
 
 
 def _check_not_quantised(reading: ConfigReading) -> None:
-    """Refuse a model with quantised weights, which would be misread. The config or the file beside it declares them."""
+    """Refuse a model with quantised weights, declared in its config or in a separate file: they would be misread."""
     path, fix = reading.path, "Give the original model"
     try:
         quantisation = reading.quantisation()
@@ -150,7 +150,7 @@ def read_geometry(folder: Path) -> ModelGeometry:
     """The shapes in the config of a model folder.
 
     Raises:
-        BadFile: as for `read_config`.
+        BadFile: see `read_config`.
     """
     return config_geometry(read_config(folder), folder)
 

@@ -1,4 +1,4 @@
-"""The sidecar `s2d.json` of a model folder: its exits and the calibration of their confidence."""
+"""The sidecar `s2d.json` of a model folder: exits and calibration of their confidence."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,9 @@ class Sidecar:
     norm: Literal["shared-final-norm"]
     """Every exit uses the model's final norm and head."""
     calibration: Calibration | None
-    """None without a fit."""
+    """None if none was fitted."""
     head_token_ids: tuple[int, ...] | None = None
-    """Rising ids of the tokens in its LM head; None for the whole vocabulary."""
+    """Ids of the tokens in its LM head, in ascending order; None for the whole vocabulary."""
 
     def __post_init__(self) -> None:
         layers = self.exit_layers

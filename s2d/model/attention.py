@@ -21,7 +21,7 @@ RotateFunction = Callable[[PassBuffers, Any, Tensor, Tensor], None]
 
 
 class ScatterTarget(NamedTuple):
-    """Where a captured pass writes K and V of one layer: at positions that only the device knows."""
+    """Where a captured pass writes K and V of one layer: at positions that are stored on the device."""
 
     cached: Tensor  # [S, 2, K, H], the cache of the layer
     positions: Tensor  # int64 [T]
@@ -106,7 +106,7 @@ def attend_fused(buffers: PassBuffers, key: Tensor, value: Tensor, cached_tokens
 
     On a GPU no dense mask is built either. A mask or grouped heads can make PyTorch choose a kernel that does store the
     scores: flash attention accepts no mask, and the memory-efficient kernel, the only fused one in fp32, accepts no grouped
-    heads. Therefore causality is a flag, and in fp32 each KV head is repeated for its group.
+    heads. So causality is a flag, and in fp32 each KV head is repeated for its group.
 
     Args:
         buffers: hold Q, already scaled.

@@ -1,4 +1,4 @@
-"""Cache of one text: keys and values per layer, and hidden states that deeper segments have not processed yet.
+"""Cache of one text: keys and values per layer, and the backlog of each segment.
 
 Ladder: a token that left at an exit has no KV in deeper layers. The cache keeps its hidden state at that exit. When a deeper
 segment is needed, all states that it has not processed (its backlog, always a contiguous suffix) go through it in one causal
@@ -35,7 +35,7 @@ class Segment:
     end: int
 
 
-def segments_of(segment_ends: tuple[int, ...]) -> tuple[Segment, ...]:
+def make_segments(segment_ends: tuple[int, ...]) -> tuple[Segment, ...]:
     """Segments that end after these layer counts. The first one starts at the embedding."""
     starts = (0, *segment_ends[:-1])
     return tuple(Segment(index=i, start=a, end=b) for i, (a, b) in enumerate(zip(starts, segment_ends, strict=True)))
@@ -45,8 +45,8 @@ class Cache:
     """Preallocated KV and hidden states of one decoder for one text, with a length per segment.
 
     Args:
-        geometry: of the decoder.
-        segments: from the embedding to the deepest layer that will ever run.
+        geometry: shapes of the decoder.
+        segments: the segments from the embedding to the deepest layer that will run.
         max_tokens: S, the longest text that fits.
         padding: components after the D of a hidden state, [S, PAD].
         rotations: table for at least S positions.

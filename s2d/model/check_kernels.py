@@ -15,8 +15,8 @@ def runnable_kernels(device: torch.device | str, dtype: Dtype, engine: EngineMod
     """All combinations that can run, the standard one first.
 
     Args:
-        device: torch's name of it.
-        dtype: to compute in.
+        device: the device, or torch's name of it.
+        dtype: the dtype of the computation.
         engine: how passes are launched.
     """
     has_varlen = torch.device(device).type == "cuda" and dtype != "fp32" and engine == "graph" and _torch_has_varlen()

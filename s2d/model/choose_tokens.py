@@ -1,4 +1,4 @@
-"""From logits to distributions, tokens and confidence; random draws; noise shared by target and draft.
+"""Choose tokens: from logits to distributions, tokens and confidence; shared noise.
 
 Confidence depends on an exit's distribution only, never on the token sampled from it: testing the sampled token's own
 probability would change the distribution of the output.
@@ -27,14 +27,14 @@ def apply_penalties(logits: Tensor, sampling: Sampling, in_prompt: Tensor, num_w
     """Raw logits of some tokens after repetition, frequency and presence penalty, in vLLM's order: [T, U].
 
     Args:
-        logits: of U tokens, float32 [T, U].
-        sampling: has the penalties.
+        logits: logits of U tokens, float32 [T, U].
+        sampling: the settings with the penalties.
         in_prompt: whether the prompt contains a token, bool [U].
         num_written: how often a token was written before each row, float32 [T, U].
     """
     if sampling.repetition_penalty is not None:
         penalty = sampling.repetition_penalty
-        # Negative logits are multiplied and positive ones divided. For a penalty of at least 1 that is the smaller result.
+        # Negative logits are multiplied and positive logits divided. For a penalty of at least 1 that is the smaller value.
         extreme = torch.minimum if penalty >= 1 else torch.maximum
         repeated = extreme(logits * penalty, logits / penalty)
         logits = torch.where((num_written > 0).logical_or_(in_prompt), repeated, logits)
@@ -66,7 +66,7 @@ def process_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
-def confidence_of(probs: Tensor, kind: Confidence) -> Tensor:
+def confidence_values(probs: Tensor, kind: Confidence) -> Tensor:
     """Confidence of distributions, from 0 to 1: [T, V] -> [T]."""
     if kind == "max-prob":
         return probs.amax(-1)
@@ -79,7 +79,7 @@ def confidence_of(probs: Tensor, kind: Confidence) -> Tensor:
 def probabilities(logits: Tensor) -> Tensor:
     """Distributions of processed logits of any dtype: float32 [T, V].
 
-    Runs and traces both use this function, therefore a threshold means the same in both.
+    Runs and traces both use this function, so a threshold means the same in both.
     """
     return logits.softmax(-1, dtype=torch.float32)
 
@@ -87,13 +87,13 @@ def probabilities(logits: Tensor) -> Tensor:
 def sample_indices(weights: Tensor, uniform: Tensor) -> Tensor:
     """One index per row, with probability proportional to its weight, by inversion of the cumulative weights.
 
-    The block is found first and then the index inside it, which avoids a cumulative sum over V. Sums are float64: in float32
-    a token's probability would be off by 1e-7, which is as large as the smallest probabilities. An index of weight zero is
-    never returned.
+    The search finds the block first and then the index inside it, which avoids a cumulative sum over V. Sums are float64: in
+    float32 a token's probability would be off by 1e-7, which is as large as the smallest probabilities. An index of weight zero
+    is never returned.
 
     Args:
-        weights: not negative, at least one per row positive: [..., V].
-        uniform: one number per row, at least 0 and below 1: float64 [...].
+        weights: non-negative, with at least one positive weight per row: [..., V].
+        uniform: one number in [0, 1) per row: float64 [...].
 
     Returns:
         int64 [...], on the device of the weights. The host does not wait for it.
@@ -111,7 +111,7 @@ def sample_indices(weights: Tensor, uniform: Tensor) -> Tensor:
 def _first_index_above(weights: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """The first index whose cumulative weight exceeds a threshold, and the sum before it: [..., W], [..., 1] -> [..., 1].
 
-    Rounding can lead past the end or to a weight of zero, in about one draw of 1e13. The largest weight is returned then.
+    In about one draw of 1e13, rounding leads past the end or to a weight of zero. Then the largest weight's index is returned.
     """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     candidate = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=weights.shape[-1] - 1)
@@ -119,19 +119,14 @@ def _first_index_above(weights: Tensor, threshold: Tensor) -> tuple[Tensor, Tens
     return index, cumulative.gather(-1, index) - weights.gather(-1, index)
 
 
-def noise_bytes(num_positions: Tokens, vocab_size: int) -> int:
-    """Size of the shared noise for the first positions of a text."""
-    return num_positions * vocab_size * torch.float32.itemsize
-
-
 class NoiseTable:
     """Gumbel noise of one seed for the first absolute positions of a text, stored on a device.
 
-    Rows are generated one by one, therefore the noise of a position depends only on the seed and the vocabulary size. A longer
+    Rows are generated one by one, so the noise of a position depends only on the seed and the vocabulary size. A longer
     table starts with the rows of a shorter one, and texts of any length can share a table.
 
     Args:
-        seed: of the noise.
+        seed: the seed of the noise.
         vocab_size: V.
         device: where the table is stored.
     """
@@ -147,7 +142,7 @@ class NoiseTable:
         return len(self._rows)
 
     def grow(self, num_positions: Tokens) -> None:
-        """Generate the missing rows. This takes milliseconds per row, therefore call it before anything is timed."""
+        """Generate the missing rows. Call it before anything is timed: it takes milliseconds per row."""
         old = self._rows
         if num_positions <= len(old):
             return
@@ -173,11 +168,6 @@ def new_noise_table(sampling: Sampling, vocab_size: int, device: torch.device) -
     return NoiseTable(sampling.seed, vocab_size, device)
 
 
-def gumbel_noise(seed: int, num_positions: Tokens, vocab_size: int) -> Tensor:
-    """The rows of a `NoiseTable` on the CPU: float32 [positions, V]."""
-    return NoiseTable(seed, vocab_size, torch.device("cpu")).rows(0, num_positions)
-
-
 def choose(logits: Tensor, noise: Tensor | None) -> Tensor:
     """The token of each row: the argmax of the processed logits, plus the noise of the position if noise is shared.
 
@@ -201,4 +191,4 @@ class ExitPredictor:
     def __call__(self, logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """The token, int64 [T], and the confidence, float32 [T], for logits [T, V] after penalties."""
         logits = process_logits(logits, self.sampling)
-        return choose(logits, noise), confidence_of(probabilities(logits), self.confidence)
+        return choose(logits, noise), confidence_values(probabilities(logits), self.confidence)

@@ -1,12 +1,12 @@
-"""Captured passes: CUDA graphs for a few widths and contexts, each launched as one however many kernels it has.
+"""Captured passes: CUDA graphs for a few widths and contexts, each with a single launch.
 
 A captured pass reads its positions on the device, and is padded to the next captured width. The padding rows stand after the
-rows of the text and write where the text has no tokens yet. No row reads beyond its own position, therefore these positions are
+rows of the text and write where the text has no tokens yet. No row reads beyond its own position, so these positions are
 overwritten before a row of the text reads them. Padding cannot leak, and is rolled back like a rejected block.
 
 Everything that a graph reads or writes must outlive it. Weights, buffers and exit checks live as long as the decoder. The
-cache, its table of rotations and its passes with their buffers live and die together. A graph holds addresses, not tensors,
-therefore every tensor needs another owner. A closure cannot be the owner, because it dies when the capture ends.
+cache, its table of rotations and its passes with their buffers live and die together. A graph holds addresses, not tensors, so
+every tensor needs another owner. A closure cannot be the owner: it is freed when the capture ends.
 
 Nothing is captured without a GPU: the same pass is called again, which tests its arithmetic. The captures themselves are tested
 on a simulated GPU (`tests/gpu_simulator`).
@@ -37,8 +37,8 @@ from s2d.model.host_copies import PendingPrediction, PredictionCopy
 from s2d.model.weights import DecoderWeights
 
 MIN_CONTEXT: Tokens = 256
-"""Contexts are this times 1, 1.25, 1.5 or 1.75 times a power of two. At most a fifth of the positions that attention reads are
-therefore unused, except in the shortest texts."""
+"""Contexts are this times 1, 1.25, 1.5 or 1.75 times a power of two. At most a fifth of the
+positions that attention reads are then unused, except in the shortest texts."""
 CONTEXTS_PER_DOUBLING = 4
 ALIGNED_TOKENS: Tokens = 64
 """The capacity of a cache is a multiple of this: scores of an odd length need slow kernels."""
@@ -64,8 +64,8 @@ class GraphDecoder(Decoder):
     """A decoder whose short passes and exit checks are captured.
 
     Args:
-        geometry: of the model.
-        weights: folded by `s2d.loading.load_model`.
+        geometry: shapes of the model.
+        weights: converted by `s2d.loading.convert_weights`.
     """
 
     engine: EngineMode = "graph"
@@ -144,7 +144,7 @@ class GraphDecoder(Decoder):
         The function is called a few times, captured, and launched once: the first launch of a graph uploads it.
 
         Args:
-            compute: all of its tensors must stay alive while the result is used. The function itself need not.
+            compute: the function. All of its tensors must stay alive while the result is used; the function itself need not.
             cache: the capture shares the memory pool of its passes; None for an exit check.
         """
         if self._side_stream is None:
@@ -177,7 +177,7 @@ class GraphDecoder(Decoder):
             states: [R, D + PAD]; not modified.
             out: [R, D + PAD], receives the output of the last segment.
             run: segments of the cache.
-            cache: of this decoder.
+            cache: a cache of this decoder.
             captured: how far the rows attend.
         """
         attention, extent = self._attention_at(positions, captured)
@@ -201,7 +201,7 @@ class GraphDecoder(Decoder):
         return attend, torch.zeros(is_later.shape, dtype=self.dtype, device=self.device).masked_fill_(is_later, -torch.inf)
 
     def _scatter_targets(self, positions: Tensor, rows: LayerViews) -> tuple[ScatterTarget, ...]:
-        """Where the layers of a segment write. They share a staging buffer."""
+        """Where the layers of a segment write K and V. They share a staging buffer."""
         staging = rows[0].new_empty(len(positions), *rows[0].shape[1:])
         staging_view = torch.view_as_complex(staging.unflatten(-1, (-1, 2))) if self._is_complex else staging
         return tuple(ScatterTarget(cached, positions, staging, staging_view) for cached in rows)
@@ -241,7 +241,7 @@ class _CapturedPass:
 
     Args:
         decoder: runs the pass.
-        cache: of a text; it owns the pass.
+        cache: the cache of a text. It owns the pass.
         run: segments of the cache.
         rows: R.
         context: S.

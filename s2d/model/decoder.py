@@ -1,14 +1,15 @@
-"""The decoder: a Llama-family model over a static cache, with as few tensor operations per layer as exactness allows.
+"""The decoder: a Llama-family model over a static cache, with few operations per layer.
 
-At hidden size 128 the time of a layer is the launch cost of its operations, not memory traffic. Therefore operations are saved:
+At hidden size 128 the time of a layer is the launch cost of its operations, not memory traffic. A layer therefore uses as few
+operations as exactness allows:
 
     norm      the residual row has one more component, sqrt(D eps), which makes its length sqrt(D) times its RMS. The norm is
-              two operations; sqrt(D) and the norm's gain are folded into the next matrix
+              two operations; sqrt(D) and the norm's gain are merged into the next matrix
     rotary    the two halves of a head are interleaved in the weights. One complex product then rotates K, copies V and writes
               both to the cache
     residual  added by the matrix product
     biases    of Q, K, V and of the MLP's first half added by the matrix product, in families that have them
-    Q, K      normed per head in families that do this, with the scale of the scores folded into the gain
+    Q, K      normed per head in families that do this, with the scale of the scores merged into the gain
 
 Symbols: T new tokens, S cached and new, D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens in the head.
 """
@@ -37,7 +38,7 @@ from s2d.model.attention import (
     rotate_real,
 )
 from s2d.model.buffers import PassBuffers, new_buffers
-from s2d.model.cache import Cache, LayerViews, Segment, segments_of
+from s2d.model.cache import Cache, LayerViews, Segment, make_segments
 from s2d.model.choose_tokens import ExitPredictor
 from s2d.model.host_copies import HostTokens, PendingPrediction, PredictionCopy
 from s2d.model.rotary import RotationTable, new_rotation_table
@@ -51,8 +52,8 @@ Span: TypeAlias = tuple[
     LayerViews | tuple[ScatterTarget, ...], LayerViews, LayerViews, Tensor, Tensor, RotateFunction, AttendFunction, Any
 ]
 """Positions of a pass in its text. Per layer: where K and V are written, the keys and the values to attend to. For all layers:
-rotation factors for Q, those for K and V, the rotation, the attention and its extent. A plain tuple: every pass makes one, and
-field access of a record would cost as much as a tensor operation."""
+rotation factors for Q, those for K and V, the rotation, the attention and its extent. Every pass makes a span. It is a
+plain tuple, because field access of a record would cost as much as a tensor operation."""
 SegmentRun: TypeAlias = tuple[Segment, ...]
 """Consecutive segments that have processed the same tokens."""
 MASK_STEP: Tokens = 1024
@@ -63,8 +64,8 @@ class Decoder:
     """A Llama-family decoder over a static cache. All exits share the final norm and the LM head.
 
     Args:
-        geometry: of the model.
-        weights: folded by `s2d.loading.load_model`.
+        geometry: shapes of the model.
+        weights: converted by `s2d.loading.convert_weights`.
     """
 
     engine: EngineMode = "eager"
@@ -88,7 +89,7 @@ class Decoder:
         # With this as one more component, the length of a head is sqrt(H) times its RMS.
         self._head_eps_length = torch.tensor(math.sqrt(geometry.head_dim * weights.norm_eps), device=self.device)
         self._rotate: RotateFunction = rotate_complex if self._is_complex else rotate_real
-        # No bound methods: they would make a cycle, and a decoder in a cycle keeps its weights until the next collection.
+        # Not a bound method: it would make a reference cycle, which keeps the weights until the next garbage collection.
         self._normed: NormFunction = (
             partial(_normed_fused, weights.norm_eps) if weights.kernels.norm == "fused" else _normed_in_two_steps
         )
@@ -119,7 +120,7 @@ class Decoder:
         """An empty cache whose segments end after these layer counts."""
         return Cache(
             self.geometry,
-            segments_of(segment_ends),
+            make_segments(segment_ends),
             max_tokens,
             padding=self.padding(max_tokens),
             rotations=self._rotations_for(max_tokens),
@@ -138,16 +139,16 @@ class Decoder:
         """Prepare the short passes of a text that grows from `begin_tokens` to `end_tokens`, before anything is timed.
 
         Args:
-            cache: of this decoder, without a text.
+            cache: a cache of this decoder, without a text.
             begin_tokens: length before the first pass.
             end_tokens: length after the last pass.
-            runs: segments that a pass goes through; each segment alone when None.
-            predictor: of the exits; None if no exit is evaluated, or not in a form that can be prepared.
-            widths: those of `perfmodel.passes.passes.GRAPH_ROW_WIDTHS` that passes will have; all when None.
+            runs: the segments of each pass; None prepares each segment alone.
+            predictor: predicts at the exits; None if no exit is checked, or if the check cannot be prepared.
+            widths: the widths of the passes, from `perfmodel.passes.passes.GRAPH_ROW_WIDTHS`; None prepares all.
         """
 
     def split_run(self, run: SegmentRun, cache: Cache) -> Sequence[SegmentRun]:
-        """Split segments into runs of which each is launched as one pass."""
+        """Split segments into runs. Each run is launched as one pass."""
         return [(segment,) for segment in run]
 
     def padding(self, rows: int) -> Tensor:
@@ -174,8 +175,8 @@ class Decoder:
 
         Args:
             states: [T, D + PAD], the rows at the segment's next T positions; not modified.
-            segment: of the cache.
-            cache: of this decoder.
+            segment: a segment of the cache.
+            cache: a cache of this decoder.
 
         Returns:
             [T, D + PAD], a view of the states in the cache.
@@ -208,7 +209,7 @@ class Decoder:
         Args:
             states: [1, D + PAD].
             predictor: applied to the logits.
-            noise: of the position, [1, V], if noise is shared.
+            noise: the noise of the position, [1, V]; None unless noise is shared.
         """
         return self.send_prediction(*predictor(self.exit_logits(states), noise))
 

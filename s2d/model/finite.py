@@ -20,11 +20,11 @@ Role = Literal["target", "draft"]
 
 
 class NotFinite(UserInputError):
-    """The logits of a model are not finite, therefore its tokens and its acceptance mean nothing.
+    """The logits of a model are not finite, so its tokens and its acceptance are meaningless.
 
     Args:
-        role: of the model.
-        decoder: of the model.
+        role: whether the model is the target or the draft.
+        decoder: the decoder of the model.
         prompt: name of the decoded prompt; None if unknown.
     """
 
@@ -55,8 +55,8 @@ def check_logits(logits: Tensor, role: Role, decoder: Decoder) -> None:
 
     Args:
         logits: [T, V], at least one row.
-        role: of the model that computed them.
-        decoder: of that model.
+        role: whether the target or the draft computed them.
+        decoder: the decoder that computed them.
 
     Raises:
         NotFinite: a logit is NaN or +inf, or all logits of a row are -inf.
@@ -66,12 +66,12 @@ def check_logits(logits: Tensor, role: Role, decoder: Decoder) -> None:
 
 
 def check_states(states: Tensor, role: Role, decoder: Decoder) -> None:
-    """Check that hidden states are finite, because their logits are not otherwise. The host waits for them.
+    """Check that hidden states are finite: otherwise their logits are not. The host waits for them.
 
     Args:
         states: [T, D + PAD].
-        role: of the model that computed them.
-        decoder: of that model.
+        role: whether the target or the draft computed them.
+        decoder: the decoder that computed them.
 
     Raises:
         NotFinite: a number is NaN or infinite.
@@ -95,12 +95,12 @@ def is_finite(numbers: Tensor) -> bool:
     """Whether all numbers are finite. Reads them once, without a copy; the host waits.
 
     Args:
-        numbers: of any shape, at least one.
+        numbers: a tensor of any shape with at least one element.
     """
     low, high = torch.stack(torch.aminmax(numbers)).tolist()  # both are NaN if any number is
     return math.isfinite(low) and math.isfinite(high)
 
 
 def count_non_finite(numbers: Tensor) -> int:
-    """How many numbers are NaN or infinite. If none is, they are read once, without a copy."""
+    """The number of NaN or infinite elements. If there are none, the tensor is read once, without a copy."""
     return 0 if is_finite(numbers) else int((~numbers.isfinite()).sum())

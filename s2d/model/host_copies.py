@@ -1,7 +1,8 @@
-"""Small copies between host and device that do not stop the host: token ids, random numbers, predictions of exits.
+"""Small copies between host and device that do not block the host.
 
-A copy from ordinary (pageable) memory blocks the host until the device has finished all earlier work. A copy from pinned
-memory does not, but its source must not change before the copy is done. Therefore several pinned buffers are used in turn.
+A copy from ordinary (pageable) memory blocks the host until the device has finished all earlier work. A copy from pinned memory
+does not, but its source must not change before the copy is done. So several pinned buffers are used in turn. Token ids, random
+numbers and predictions of exits are copied this way.
 
 Symbols: T tokens.
 """
@@ -56,11 +57,11 @@ class _PinnedBuffer:
 class PinnedRing:
     """Copies one-dimensional host tensors to a device through a ring of pinned buffers.
 
-    Before a buffer is reused, its last copy is waited for. This costs no time unless NUM_BUFFERS copies are in progress.
+    Before a buffer is reused, the host waits for its last copy. This takes no time unless all buffers have copies in progress.
 
     Args:
         device: destination of the copies.
-        dtype: of the copied tensors.
+        dtype: dtype of the copied tensors.
         num_buffers: how many copies may be in progress.
         new_buffer: makes a buffer for a number of items.
         new_fence: makes the fence of a buffer.
@@ -125,8 +126,8 @@ class Uniforms:
 
     Args:
         device: where they are used.
-        seed: of the first sequence.
-        block: generate at least this many at a time.
+        seed: seed of the first sequence.
+        block: minimum number to generate at a time.
     """
 
     def __init__(self, device: torch.device, seed: int, block: int = 1024) -> None:

@@ -40,9 +40,9 @@ def new_rotation_table(rotary: Rotary, num_positions: int, dtype: torch.dtype, d
     """A table for the first positions.
 
     Args:
-        rotary: of the model.
+        rotary: the angles of the model.
         num_positions: S.
-        dtype: in which the decoder computes. fp32 rotates by complex products, half precision by real ones.
+        dtype: the dtype of the decoder. fp32 rotates by complex products, half precision by real ones.
         device: where the table is stored.
     """
     rotation = complex_rotations(rotary, num_positions)

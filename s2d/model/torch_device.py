@@ -11,8 +11,13 @@ from perfmodel.passes.device_key import DeviceKey, EngineMode
 from perfmodel.passes.kernels import Kernels
 
 
+def default_device() -> str:
+    """Torch's name of the GPU if there is one, else of the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def use_device(name: str) -> None:
-    """Make a device torch's current one: events and streams belong to it.
+    """Make a device torch's current device: new events and streams belong to it.
 
     Raises:
         UserInputError: the name is not cpu, cuda or cuda:N, or the machine has no such device.

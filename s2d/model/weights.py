@@ -1,4 +1,4 @@
-"""Weights of a decoder as its arithmetic uses them, with gains, scales and rotary interleaving folded in.
+"""Weights of a decoder in its own layout, with gains and scales merged in.
 
 Symbols: D hidden, F mlp, N heads, K kv heads, H head dim, V vocab, U tokens in the head.
 """
@@ -13,7 +13,7 @@ from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, WeightLayout
 from s2d.model.rotary import Rotary
 
 PAD = 16
-"""Components appended to a residual row: sqrt(D eps) and zeros, so that rows stay aligned."""
+"""Components appended to a residual row: sqrt(D eps), and zeros that keep rows aligned."""
 ROW_ALIGNMENT = 16
 """Rows of a matrix start at multiples of 16 numbers: 32 bytes in half precision. Products with unaligned rows are slow."""
 _HEAD_ALIGNMENT = 64
@@ -38,7 +38,7 @@ def new_matrix(
 ) -> Tensor:
     """Uninitialised memory for a matrix that is applied from the right: [inputs, outputs].
 
-    Every matrix of a decoder is made by this function, which alone decides the memory layout.
+    Every matrix of a decoder is allocated here: only this function decides the memory layout.
     """
     if layout == "output-major":
         return torch.empty(outputs, row_stride(inputs), dtype=dtype, device=device)[:, :inputs].t()
@@ -54,7 +54,7 @@ def new_head(
     return new_matrix(inputs, head_stride(outputs), dtype, device)[:, :outputs]
 
 
-def layout_of(matrix: Tensor) -> WeightLayout:
+def matrix_layout(matrix: Tensor) -> WeightLayout:
     """The memory layout of a matrix made by `new_matrix`."""
     return "output-major" if matrix.stride(0) == 1 else "input-major"
 
@@ -92,7 +92,7 @@ class DecoderWeights:
 
     embedding: Tensor  # [V, D + PAD], the components after D already set
     layers: tuple[LayerWeights, ...]
-    head: Tensor  # [D, U], the final norm's gain folded in; shared by every exit
+    head: Tensor  # [D, U], the final norm's gain merged in; shared by every exit
     head_token_ids: Tensor | None = None  # int64 [U], tokens of the head's columns; None if they are the vocabulary in order
     rotary: Rotary
     norm_eps: float

@@ -1,10 +1,10 @@
-"""A decoder split over several processes: rank 0 requests every pass and decides by its result, other ranks add their share.
+"""A decoder split over several processes, with one shard on each rank.
 
-A layer takes two sums over the ranks. They include the residual: rank 0 adds its share of a product to the residual, and the
-other ranks contribute the product alone. All ranks therefore have the same output rows of a pass. Each rank applies its columns
-of the head to them, and rank 0 gathers the logits. Everything that a pass depends on (its segment, the tokens before it, its
-rows) is sent by rank 0 with the pass. Ranks cannot diverge: exits taken, tokens drafted and blocks rolled back are implied by
-the next pass.
+Rank 0 requests every pass and decides by its result; the other ranks add their share. A layer takes two sums over the ranks.
+They include the residual: rank 0 adds its share of a product to the residual, and the other ranks contribute the product alone.
+All ranks therefore have the same output rows of a pass. Each rank applies its columns of the head to them, and rank 0 gathers
+the logits. Everything that a pass depends on (its segment, the tokens before it, its rows) is sent by rank 0 with the pass.
+Ranks cannot diverge: exits taken, tokens drafted and blocks rolled back are implied by the next pass.
 """
 
 from dataclasses import replace
@@ -37,13 +37,13 @@ _UNEVEN_SPLIT_FIX = {
 
 
 class LeaderDecoder(Decoder):
-    """Rank 0's shard of a decoder, with the whole embedding. Callers use it as if it were the whole decoder.
+    """Rank 0's shard of a decoder, with the whole embedding. Callers use it like a whole decoder.
 
     Args:
-        geometry: of the shard.
-        weights: of the shard.
+        geometry: shapes of the shard.
+        weights: weights of the shard.
         ranks: receive the requests.
-        model_id: of the model in requests.
+        model_id: identifies the model in requests.
         num_head_tokens: U, tokens in the whole head.
     """
 
@@ -81,10 +81,10 @@ class LeaderDecoder(Decoder):
 
     def _head_logits(self, states: Tensor) -> Tensor:
         """See `Decoder`. The rows must be the output of a pass, which every rank has."""
-        self._ranks.request_head(RowsRequest(HEAD, self._model_id, *self._location_of(states), len(states), self._stage))
+        self._ranks.request_head(RowsRequest(HEAD, self._model_id, *self._cache_location(states), len(states), self._stage))
         return self._ranks.gather_columns(super()._head_logits(states))[:, : self._num_head_tokens]
 
-    def _location_of(self, states: Tensor) -> tuple[int, int, int]:
+    def _cache_location(self, states: Tensor) -> tuple[int, int, int]:
         """Where rows are cached: id of the cache, index of the segment whose output they are, tokens before the first row."""
         for cache, cache_id in self._cache_ids.items():
             for segment_index, cached in enumerate(cache.states):
@@ -94,7 +94,7 @@ class LeaderDecoder(Decoder):
         raise AssertionError("exit logits need rows that a pass left in a cache: other ranks have no other rows")
 
     def _run_layers(self, x: Tensor, out: Tensor, segment: Segment, cache: Cache, start: int) -> None:
-        self._stage = self._stage_of(segment, cache, start)
+        self._stage = self._pass_stage(segment, cache, start)
         request = RowsRequest(PASS, self._model_id, self._cache_ids[cache], segment.index, start, len(x), self._stage)
         self._ranks.request_pass(request, x)
         super()._run_layers(x, out, segment, cache, start)
@@ -103,7 +103,7 @@ class LeaderDecoder(Decoder):
         super()._add(x, matrix, bias, residual, out)
         self._ranks.all_reduce(out)
 
-    def _stage_of(self, segment: Segment, cache: Cache, start: int) -> Stage:
+    def _pass_stage(self, segment: Segment, cache: Cache, start: int) -> Stage:
         """The stage of a pass. In a target that drafts for itself, all segments but the last one draft."""
         if start == 0:
             return Stage.PREFILL
@@ -112,11 +112,11 @@ class LeaderDecoder(Decoder):
 
 
 class WorkerDecoder(Decoder):
-    """The shard of another rank: layers, no embedding, and columns of the head whose tokens only rank 0 knows.
+    """The shard of another rank: layers and columns of the head. Rank 0 has the embedding and the head's tokens.
 
     Args:
-        geometry: of the shard.
-        weights: of the shard.
+        geometry: shapes of the shard.
+        weights: weights of the shard.
         ranks: sum rows over all shards.
     """
 
@@ -185,7 +185,7 @@ class _WorkerModel:
 
     Args:
         request: names the model. The embedding is dropped: rank 0 has it.
-        ranks: of the job.
+        ranks: the ranks of the job.
     """
 
     def __init__(self, request: LoadRequest, ranks: Ranks) -> None:

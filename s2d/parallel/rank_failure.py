@@ -1,4 +1,4 @@
-"""Failure handling across ranks: if one rank fails, the whole job ends with one error message.
+"""Failures across ranks: if one rank fails, the whole job ends with one error message.
 
 Every other rank keeps a TCP connection to rank 0, and a thread in each process monitors its end. A rank that fails sends its
 error. A killed process closes its connection. A lost machine stops answering the kernel's keep-alive probes. Rank 0 prints the
@@ -104,7 +104,7 @@ class RankMonitor:
     """Monitors the other ranks in its own thread.
 
     Args:
-        rank: of this process.
+        rank: the rank of this process.
         prog: name of the command, printed before messages.
     """
 
@@ -220,7 +220,7 @@ class RankMonitor:
         # Rank 0 runs on the machine where the ranks meet.
         peer = self._add_peer(socket.create_connection((os.environ["MASTER_ADDR"], int(port))), 0)
         _send(peer, f"{token} {self._rank}")
-        # After this answer rank 0 knows that it must tell this rank when the job ends.
+        # From this answer on, rank 0 notifies this rank when the job ends.
         answer = peer.connection.recv(len(_ACCEPTED) + 1, socket.MSG_WAITALL)
         if answer.decode() != f"{_ACCEPTED}\n":
             raise ConnectionError("rank 0 ended before all ranks had connected")
@@ -344,7 +344,7 @@ def monitored_ranks(rank: int, store: Store, prog: str) -> Iterator[RankMonitor]
     """Monitor the other ranks inside the `with` block.
 
     Args:
-        rank: of this process.
+        rank: the rank of this process.
         store: shared by all ranks.
         prog: name of the command.
     """

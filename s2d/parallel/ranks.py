@@ -1,4 +1,4 @@
-"""Processes started together by torchrun: rank 0 runs the program and sends requests to the other ranks.
+"""Processes started by torchrun: rank 0 runs the program and sends requests to the others.
 
 Requests are small and travel between hosts over gloo, where a rank may wait for hours. Rows stay on the devices and use a
 process group of their own (NCCL on GPUs), where all ranks work at the same time and a wait of minutes is an error. Requests are
@@ -90,10 +90,10 @@ class Ranks:
     """This process as one rank of a group.
 
     Args:
-        rank: of this process; rank 0 leads.
+        rank: the rank of this process. Rank 0 runs the program.
         num_ranks: size of the group.
         rows_group: process group for rows.
-        monitor: of the other ranks.
+        monitor: monitors the other ranks.
     """
 
     def __init__(self, rank: int, num_ranks: int, rows_group: dist.ProcessGroup, monitor: RankMonitor) -> None:
@@ -128,7 +128,7 @@ class Ranks:
         self.has_stopped = request is None
 
     def next_request(self) -> Request | None:
-        """On other ranks: wait for the next request; None to stop. Rows of a pass must then be received."""
+        """On other ranks: wait for the next request; None means stop. After a `PASS` request, receive its rows."""
         numbers = torch.empty(len(RowsRequest._fields), dtype=torch.int64)
         dist.broadcast(numbers, 0)
         request = RowsRequest(*numbers.tolist())

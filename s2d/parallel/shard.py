@@ -1,8 +1,8 @@
-"""One rank's shard of a decoder: its heads, its part of the MLP and of the head, and rows as wide as the residual's.
+"""One rank's shard of a decoder: its attention heads, and its parts of MLP and LM head.
 
 The contribution of a layer to the residual is the sum of the contributions of the shards. In the matrices after a norm a shard
 has the columns of its heads and of its part of the MLP; in the matrices before the residual it has the same rows. The latter
-get columns of zeros for the padding of a row. Whole rows are then summed, which are contiguous in memory.
+get columns of zeros for the padding of a row. Sums then run over whole rows, which are contiguous in memory.
 
 The LM head is split by columns, equally many per rank, because rank 0 gathers the logits. If there is a remainder, the last
 shards are filled with zeros, and rank 0 removes their logits.
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from perfmodel.models.geometry import ModelGeometry, check_degree
-from s2d.model.weights import PAD, LayerWeights, layout_of, new_head, new_matrix
+from s2d.model.weights import PAD, LayerWeights, matrix_layout, new_head, new_matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Shard:
     """Which part of every layer a rank holds.
 
     Args:
-        rank: zero-based; the first one also adds the biases that follow the sum.
+        rank: zero-based. Rank 0 also adds the biases that follow the sum.
         num_ranks: R.
     """
 
@@ -36,7 +36,7 @@ class Shard:
         """Check that the layers of a model can be split evenly.
 
         Args:
-            geometry: of the whole model.
+            geometry: shapes of the whole model.
             fix: what to do otherwise, a sentence without its full stop.
 
         Raises:
@@ -57,8 +57,8 @@ class Shard:
         """The shard of one layer, copied.
 
         Args:
-            whole: weights of the layer, folded.
-            geometry: of the whole model.
+            whole: the converted weights of the layer.
+            geometry: shapes of the whole model.
         """
         g = geometry
         heads = (g.num_heads, g.num_kv_heads)
@@ -81,12 +81,12 @@ class Shard:
         """The shard of the head, copied: [D, U] -> [D, ceil(U / R)].
 
         Args:
-            whole: the head, folded.
+            whole: the converted head.
         """
         num_columns = -(-whole.shape[1] // self.num_ranks)
         first = self.rank * num_columns
         own = whole[:, first : first + num_columns]
-        head = new_head(len(whole), num_columns, whole.dtype, whole.device, layout_of(whole)).zero_()
+        head = new_head(len(whole), num_columns, whole.dtype, whole.device, matrix_layout(whole)).zero_()
         head[:, : own.shape[1]] = own
         return head
 
@@ -94,7 +94,7 @@ class Shard:
         """This rank's chunk of every block of a matrix's columns, side by side."""
         chunks = self._chunks(whole, block_sizes)
         widths = [chunk.shape[1] for chunk in chunks]
-        out = new_matrix(len(whole), sum(widths), whole.dtype, whole.device, layout_of(whole))
+        out = new_matrix(len(whole), sum(widths), whole.dtype, whole.device, matrix_layout(whole))
         for columns, chunk in zip(out.split(widths, 1), chunks, strict=True):
             columns.copy_(chunk)
         return out
@@ -109,7 +109,7 @@ class Shard:
     def _rows(self, whole: Tensor) -> Tensor:
         """This rank's rows, with zeros for the padding of a residual row: [rows / R, D + PAD]."""
         own = whole.chunk(self.num_ranks)[self.rank]
-        rows = new_matrix(len(own), own.shape[1] + PAD, whole.dtype, whole.device, layout_of(whole))
+        rows = new_matrix(len(own), own.shape[1] + PAD, whole.dtype, whole.device, matrix_layout(whole))
         rows[:, : own.shape[1]] = own
         rows[:, own.shape[1] :] = 0
         return rows

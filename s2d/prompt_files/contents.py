@@ -1,4 +1,4 @@
-"""The contents of a record, a text or a conversation, as a prompt and as a training text."""
+"""The contents of a record (a text or a conversation), as a prompt and as a training text."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Chat:
 
     messages: tuple[Message, ...]
     ignored: frozenset[str] = frozenset()
-    """Keys of messages, or beside the messages, that were not read."""
+    """Keys that were not read, of messages and of the object around them."""
 
     @property
     def ends_in_answer(self) -> bool:
@@ -63,7 +63,7 @@ class Chat:
         return bool(self.messages) and self.messages[-1].role == "assistant"
 
     def prompt(self, name: str, category: str) -> Prompt:
-        """The conversation up to the user's last turn, without its answer in the file.
+        """The conversation up to the last user turn, without its answer in the file.
 
         Raises:
             BadRecord: the last message before the answer is not the user's.
@@ -75,7 +75,7 @@ class Chat:
             problem = f"the last message is of role {messages[-1].role!r}" if messages else "no message precedes the answer"
             raise BadRecord(f"{problem}: expected 'user', whose message the model answers")
         *before, last = messages
-        return Prompt(name=name, category=category, text=last.content, before=tuple(before))
+        return Prompt(name=name, category=category, text=last.content, earlier_messages=tuple(before))
 
     @property
     def training_text(self) -> str:
@@ -93,7 +93,7 @@ class Questions:
 
     def prompt(self, name: str, category: str) -> Prompt:
         """The first turn. The later ones follow the model's answers."""
-        return Prompt(name=name, category=category, text=self.turns[0], later=self.turns[1:])
+        return Prompt(name=name, category=category, text=self.turns[0], later_turns=self.turns[1:])
 
     @property
     def training_text(self) -> str:
@@ -112,7 +112,7 @@ def read_chat(where: str, value: object) -> Chat:
         value: the value.
 
     Raises:
-        BadRecord: the value is not a list of messages; names the message.
+        BadRecord: the value is not a list of messages. The error names the first bad message.
     """
     if not isinstance(value, list) or not value:
         raise BadRecord(f"{where}: expected a list of {_MESSAGE}, at least one, not {quoted(value)}")
@@ -140,7 +140,7 @@ def read_turns(where: str, value: object) -> Questions:
     """A list of texts.
 
     Raises:
-        BadRecord: the value is not one.
+        BadRecord: the value is not a list of texts.
     """
     if not isinstance(value, list) or not value or not all(isinstance(turn, str) for turn in value):
         raise BadRecord(f"{where}: expected a list of texts, at least one, not {quoted(value)}")

@@ -114,11 +114,11 @@ def _check_format(path: PathLike, data: bytes, is_packed: bool) -> None:
 
 def _not_utf8(path: PathLike, data: bytes, err: UnicodeDecodeError, num_mark_bytes: Bytes, is_packed: bool) -> BadFile:
     start = num_mark_bytes + err.start
-    place = f"line {_line_at(data, start)}, byte offset {start}"
+    position = f"line {_line_at(data, start)}, byte offset {start}"
     is_utf8_before = not data[num_mark_bytes:start].isascii() or len(data) - start > 1
     if err.reason == "unexpected end of data" and is_utf8_before:
-        return BadFile(path, f"{place}: the file ends inside a UTF-8 character: it was truncated", "Fetch it again")
-    problem = f"{place}: byte 0x{data[start]:02x} is not UTF-8"
+        return BadFile(path, f"{position}: the file ends inside a UTF-8 character: it was truncated", "Fetch it again")
+    problem = f"{position}: byte 0x{data[start]:02x} is not UTF-8"
     encoding = _likely_encoding(data)
     if encoding is None:
         return BadFile(
@@ -128,7 +128,7 @@ def _not_utf8(path: PathLike, data: bytes, err: UnicodeDecodeError, num_mark_byt
 
 
 def _likely_encoding(data: bytes) -> str | None:
-    """Latin-1 or its Windows variant if most non-ASCII bytes stand alone, as accented letters do; None otherwise."""
+    """Latin-1 or its Windows variant if most non-ASCII bytes are isolated, as accented letters are; None otherwise."""
     runs = _HIGH_BYTES.findall(data[:_GUESS_BYTES]) or _HIGH_BYTES.findall(data)
     if 2 * sum(len(run) == 1 for run in runs) < len(runs):
         return None
@@ -142,7 +142,7 @@ def _convert(path: PathLike, encoding: str, is_packed: bool) -> str:
         command = f"gunzip -c {source} | iconv -f {encoding} -t utf-8 > {output}"
     else:
         command = f"iconv -f {encoding} -t utf-8 {source} > {output}"
-    return f"Convert it ({command}) and give the new file"  # in parentheses, so that no full stop follows the file name
+    return f"Convert it ({command}) and give the new file"  # in parentheses: a full stop must not follow the file name
 
 
 def _line_at(data: bytes, byte: int) -> int:

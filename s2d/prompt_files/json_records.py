@@ -13,7 +13,7 @@ from perfmodel.core.errors import quoted
 from s2d.prompt_files.problems import BadRecord
 
 MAX_DIGITS = 40
-"""The maximum length of an integer, longer than any in a prompt file."""
+"""The maximum length of an integer. Prompt files have no integers as long."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _JSON_START = re.compile(r"""[ \t\r\n]*(?:\{[ \t\r\n]*["}]|\[[ \t\r\n]*[\[{"\]])""")
@@ -40,7 +40,7 @@ def json_records(text: str) -> list[Record]:
     """The items of an array, or consecutive objects of one or more lines each.
 
     Raises:
-        BadRecord: not JSON, a repeated key in an object, too long an integer, too deep nesting, or text after an array.
+        BadRecord: not JSON, a repeated key in an object, an integer that is too long, too deep nesting, or text after an array.
     """
     start = _end_of_space(text, 0)
     return list(_items(text, start) if text[start] == "[" else _values(text, start))
@@ -60,8 +60,8 @@ def string_records(text: str) -> list[Record]:
 def items_of_object(record: Record) -> tuple[list[Record], list[str]]:
     """The items of the one array in an object such as `{"data": [...]}`, and the object's other keys.
 
-    All items have the position of the object, as JSON readers do not report theirs. If the object has no such array, or
-    several, it is itself the only record.
+    All items have the position of the object, because the JSON reader does not report theirs. If the object has no such array,
+    or several, it is itself the only record.
     """
     value = record.value
     filled = [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict | str)]
@@ -104,19 +104,19 @@ def _value(text: str, start: int) -> tuple[Any, int]:
     except BadRecord as err:
         raise err.at(start) from err
     except json.JSONDecodeError as err:
-        place = min(err.pos, len(text))
-        if (comma := _closing_comma(text, place)) is not None:
+        position = min(err.pos, len(text))
+        if (comma := _closing_comma(text, position)) is not None:
             raise BadRecord("not JSON (a comma before the closing bracket)", "Take the comma out", start=comma) from err
-        raise BadRecord(f"not JSON ({err.msg})", _JSON_FIX, start=place) from err
+        raise BadRecord(f"not JSON ({err.msg})", _JSON_FIX, start=position) from err
     except RecursionError as err:
         raise BadRecord("objects or arrays are nested too deeply", "Flatten the record", start=start) from err
 
 
-def _closing_comma(text: str, place: int) -> int | None:
-    """The position of a comma before a closing bracket, if it is the reason for the error at `place`."""
-    comma = text.rfind(",", 0, place + 1)
+def _closing_comma(text: str, position: int) -> int | None:
+    """The position of a comma before a closing bracket; None if no such comma causes the error at `position`."""
+    comma = text.rfind(",", 0, position + 1)
     match = _CLOSING_COMMA.match(text, comma) if comma >= 0 else None
-    return comma if match and match.end() >= place else None
+    return comma if match and match.end() >= position else None
 
 
 def _end_of_space(text: str, start: int) -> int:

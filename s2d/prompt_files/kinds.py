@@ -28,7 +28,7 @@ class Kind:
     """A record is of this kind if all of these are present and not null."""
     read: Callable[[Any], Content | None]
     """Reads the contents; None for an empty record, as in some public files. Raises BadRecord."""
-    also: frozenset[str] = frozenset()
+    extra_keys: frozenset[str] = frozenset()
     """Further keys that belong to the kind."""
     answers: frozenset[str] = frozenset()
     """Keys of the answer, which only training reads."""
@@ -38,42 +38,42 @@ class Kind:
 
     def ignored_keys(self, fields: Fields, *, with_answers: bool) -> set[str]:
         """The keys of a record that are not read."""
-        known = {*self.keys, *self.also, *NAME_KEYS, "category"} | (self.answers if with_answers else set())
+        known = {*self.keys, *self.extra_keys, *NAME_KEYS, "category"} | (self.answers if with_answers else set())
         return set(fields) - known
 
 
-def kind_of(value: object, how: ReadAs) -> Kind:
+def record_kind(value: object, options: ReadAs) -> Kind:
     """The kind of a record.
 
     Args:
         value: the record.
-        how: how to read it. A chosen column holds its text.
+        options: how to read it. A chosen column holds its text.
 
     Raises:
-        BadRecord: the kind is unknown, or the record has several texts and none was chosen; lists its keys.
+        BadRecord: the kind is unknown, or the record has several texts and none was chosen. The error lists its keys.
     """
-    if isinstance(value, str) and how.column is None:
+    if isinstance(value, str) and options.column is None:
         return STRINGS
     if not isinstance(value, dict):
-        expected = "an object" if how.column else "an object or a text"
+        expected = "an object" if options.column else "an object or a text"
         raise BadRecord(f"a record that is {quoted(value)}, expected {expected}")
     keys = shown_keys(value)
-    if how.column is not None:
-        if value.get(how.column) is None:
+    if options.column is not None:
+        if value.get(options.column) is None:
             raise BadRecord(
-                f"there is no {quoted(how.column)}; its keys are {keys}", f"Choose one of these with {how.column_flag}"
+                f"there is no {quoted(options.column)}; its keys are {keys}", f"Choose one of these with {options.column_flag}"
             )
-        return _single(how.column)
+        return _single(options.column)
     kind = recognised(value)
     if kind is None and (nulls := [key for key in EXPECTED_KEYS if key in value and value[key] is None]):
         raise BadRecord(f"{nulls[0]} is null, expected a value", "Write the missing value, or leave the record out")
     if kind is None:
-        fix = f"Choose the one that holds the text with {how.column_flag}, or rename it"
+        fix = f"Choose the one that holds the text with {options.column_flag}, or rename it"
         raise BadRecord(f"no known key holds a text; its keys are {keys}, expected one of {', '.join(EXPECTED_KEYS)}", fix)
     texts = [key for key in SINGLE_KEYS if value.get(key) is not None]
     if len(texts) > 1 and kind.keys[-1] in SINGLE_KEYS:
         problem = f"several keys hold a text ({' and '.join(texts)}), expected one"
-        raise BadRecord(problem, f"Choose one with {how.column_flag}")
+        raise BadRecord(problem, f"Choose one with {options.column_flag}")
     return kind
 
 
@@ -130,7 +130,7 @@ def _batch_request(fields: Fields) -> Content:
 
 
 def _shared_conversation(fields: Fields, *, key: str) -> Content | None:
-    """A ShareGPT conversation; None if it is empty or without a user turn, as some in public files are."""
+    """A ShareGPT conversation; None if it is empty or has no user turn. Public files contain such conversations."""
     if fields[key] == []:
         return None
     chat = read_chat(key, fields[key])
@@ -156,7 +156,7 @@ KINDS: tuple[Kind, ...] = (
         label="OpenAI batch requests",
         keys=("custom_id", "body"),
         read=_batch_request,
-        also=frozenset({"method", "url"}),
+        extra_keys=frozenset({"method", "url"}),
     ),
     Kind(
         label="conversations under messages",
@@ -179,7 +179,7 @@ KINDS: tuple[Kind, ...] = (
         label="Alpaca instructions",
         keys=("instruction",),
         read=partial(_instruction, answers={"output": "\n\n", "response": "\n\n"}),
-        also=frozenset({"input", "context"}),
+        extra_keys=frozenset({"input", "context"}),
         answers=frozenset({"output", "response"}),
     ),
     Kind(

@@ -1,8 +1,8 @@
 """Names and categories of prompts: taken from the file, or generated.
 
 The name of a prompt decides its half (`perfmodel.acceptance.splits`), so a generated name depends only on the file's content. A
-colon in a name separates a document from a position in it. Ids in other people's files have no such meaning, so their colons
-become slashes. Records with the same id count as positions in one document and belong to one half.
+colon in a name separates a document from a position in it. In ids of other formats colons have no such meaning, so they become
+slashes. Records with the same id count as positions in one document and belong to one half.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def given_name(value: object, keys: Sequence[str]) -> GivenName | None:
     return GivenName(text=text if is_explicit else text.replace(":", "/"), is_explicit=is_explicit)
 
 
-def category_of(value: object) -> str:
+def record_category(value: object) -> str:
     """The category of a record, or the default category.
 
     Raises:
@@ -80,11 +80,11 @@ def unique_names(given: Sequence[GivenName | None], starts: Sequence[int]) -> li
     ]
 
 
-def _numbered(wanted: str, taken: set[str], num_seen: Counter[str]) -> str:
+def _numbered(base_name: str, taken: set[str], num_seen: Counter[str]) -> str:
     """The name, numbered if it is taken. Marks it as taken."""
     while True:
-        num_seen[wanted] += 1
-        name = wanted if num_seen[wanted] == 1 else f"{wanted}:{num_seen[wanted]}"
+        num_seen[base_name] += 1
+        name = base_name if num_seen[base_name] == 1 else f"{base_name}:{num_seen[base_name]}"
         if name not in taken:
             taken.add(name)
             return name

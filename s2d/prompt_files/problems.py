@@ -33,7 +33,7 @@ class BadRecord(ValueError):
 
 
 def shown_keys(keys: Iterable[object]) -> str:
-    """Keys or columns as a message lists them, cut to the length of a quoted value."""
+    """Keys or columns as text for a message, cut to the length of a quoted value."""
     return truncated(
         ", ".join(str(key) if _WORD.fullmatch(str(key)) else quoted(key) for key in keys) or "none", MAX_QUOTED_CHARS
     )

@@ -11,11 +11,11 @@ from perfmodel.core.errors import BadFile
 from s2d.prompt_files.contents import Chat, Content
 from s2d.prompt_files.decode import read_text
 from s2d.prompt_files.json_records import Record
-from s2d.prompt_files.kinds import STRINGS, Kind, kind_of
-from s2d.prompt_files.names import GivenName, category_of, given_name, unique_names
+from s2d.prompt_files.kinds import STRINGS, Kind, record_kind
+from s2d.prompt_files.names import GivenName, given_name, record_category, unique_names
 from s2d.prompt_files.problems import BadRecord, shown_keys
 from s2d.prompt_files.read_as import Form, ReadAs
-from s2d.prompt_files.records import Records, records_of
+from s2d.prompt_files.records import Records, split_records
 from s2d.prompts.conversation import Prompt
 
 PROMPTS = ReadAs(use="prompt")
@@ -34,13 +34,13 @@ class PromptFile:
     notes: tuple[str, ...]
     """The parts that were not read."""
 
-    def understood(self, *, first_turns: bool) -> str:
+    def summary(self, *, first_turns: bool) -> str:
         """A summary line: `prompts: 80 of questions.jsonl (MT-Bench questions, first turns; ignored: reference)`.
 
         Args:
             first_turns: whether only the first turns are used.
         """
-        ending = ", first turns" if first_turns and any(prompt.later for prompt in self.prompts) else ""
+        ending = ", first turns" if first_turns and any(prompt.later_turns for prompt in self.prompts) else ""
         return f"prompts: {self.source} ({'; '.join((self.label + ending, *self.notes))})"
 
 
@@ -49,7 +49,7 @@ class TextFile:
     """The training texts of a file."""
 
     texts: tuple[str, ...]
-    understood: str
+    summary: str
     """The summary line."""
 
 
@@ -66,76 +66,76 @@ class _Entry:
     """Keys that are not read. A dot marks keys inside messages."""
 
 
-def read_prompts(path: PathLike, how: ReadAs = PROMPTS) -> list[Prompt]:
+def read_prompts(path: PathLike, options: ReadAs = PROMPTS) -> list[Prompt]:
     """The prompts of a file; see `read_prompt_file`."""
-    return list(read_prompt_file(path, how).prompts)
+    return list(read_prompt_file(path, options).prompts)
 
 
-def read_prompt_file(path: PathLike, how: ReadAs = PROMPTS) -> PromptFile:
+def read_prompt_file(path: PathLike, options: ReadAs = PROMPTS) -> PromptFile:
     """The prompts of a file in any format of docs/prompt-files.md, recognised by its content.
 
     Raises:
-        BadFile: the file is not UTF-8, of an unknown kind, of several kinds, damaged, or without a prompt; states where, and
-            how to correct it.
+        BadFile: the file is not UTF-8, of an unknown kind, of several kinds, damaged, or without a prompt. The error states the
+            position and a correction.
     """
     file = read_text(path)
     try:
-        records = records_of(file.text, how)
-        entries = list(_entries(records, how))
+        records = split_records(file.text, options)
+        entries = list(_entries(records, options))
         _check_kinds(entries)
         names = unique_names([entry.name for entry in entries], [entry.start for entry in entries])
         prompts = [_prompt(entry, name) for entry, name in zip(entries, names, strict=True)]
     except BadRecord as err:
         raise file.bad_file(err) from err
     _check_any(path, prompts)
-    label = _label(records.plain, how, entries)
+    label = _label(records.plain, options, entries)
     if any(isinstance(entry.content, Chat) and entry.content.ends_in_answer for entry in entries):
         label += ", last answers dropped"
     return PromptFile(prompts=tuple(prompts), source=_source(path, entries), label=label, notes=_notes(records, entries))
 
 
-def read_text_file(path: PathLike, how: ReadAs = TEXTS) -> TextFile:
+def read_text_file(path: PathLike, options: ReadAs = TEXTS) -> TextFile:
     """The training texts of a file, with their answers. Plain text is one training text.
 
     Raises:
-        BadFile: as `read_prompt_file`.
+        BadFile: see `read_prompt_file`.
     """
     file = read_text(path)
     try:
-        records = records_of(file.text, how)
-        entries = list(_entries(records, how))
+        records = split_records(file.text, options)
+        entries = list(_entries(records, options))
         _check_kinds(entries)
         texts = [_checked(entry.content.training_text, entry.start) for entry in entries]
     except BadRecord as err:
         raise file.bad_file(err) from err
     _check_any(path, texts)
-    summary = "; ".join((_label(records.plain, how, entries), *_notes(records, entries)))
-    return TextFile(texts=tuple(texts), understood=f"texts: {_source(path, entries)} ({summary})")
+    summary = "; ".join((_label(records.plain, options, entries), *_notes(records, entries)))
+    return TextFile(texts=tuple(texts), summary=f"texts: {_source(path, entries)} ({summary})")
 
 
-def _entries(records: Records, how: ReadAs) -> Iterator[_Entry]:
+def _entries(records: Records, options: ReadAs) -> Iterator[_Entry]:
     for record in records.records:
         try:
-            entry = _entry(record, how)
+            entry = _entry(record, options)
         except BadRecord as err:
             raise err.at(record.start) from err
         if entry is not None:
             yield entry
 
 
-def _entry(record: Record, how: ReadAs) -> _Entry | None:
+def _entry(record: Record, options: ReadAs) -> _Entry | None:
     """The entry of a record; None if the record is empty."""
-    kind = kind_of(record.value, how)
+    kind = record_kind(record.value, options)
     content = kind.read(record.value)
     if content is None:
         return None
-    ignored = set() if kind is STRINGS else kind.ignored_keys(record.value, with_answers=how.use == "text")
+    ignored = set() if kind is STRINGS else kind.ignored_keys(record.value, with_answers=options.use == "text")
     return _Entry(
         start=record.start,
         kind=kind,
         content=content,
         name=given_name(record.value, kind.name_keys),
-        category=category_of(record.value),
+        category=record_category(record.value),
         ignored=content.ignored | ignored,
     )
 
@@ -145,8 +145,8 @@ def _prompt(entry: _Entry, name: str) -> Prompt:
         prompt = entry.content.prompt(name, entry.category)
     except BadRecord as err:
         raise err.at(entry.start) from err
-    messages = (message.content for message in prompt.before or ())
-    for text in (prompt.name, prompt.category, prompt.text, *messages, *prompt.later):
+    messages = (message.content for message in prompt.earlier_messages or ())
+    for text in (prompt.name, prompt.category, prompt.text, *messages, *prompt.later_turns):
         _checked(text, entry.start)
     return prompt
 
@@ -166,9 +166,9 @@ def _checked(text: str, start: int) -> str:
 
 
 def _check_kinds(entries: Sequence[_Entry]) -> None:
-    """Refuse a mixture of kinds in a file, as two joined files would have.
+    """Refuse a mixture of kinds, which two joined files would have.
 
-    Records with our own keys (`text`, `messages`, `turns`) may be mixed.
+    Records with the keys `text`, `messages` and `turns` may be mixed.
     """
     for entry in entries:
         first = entries[0].kind
@@ -182,9 +182,9 @@ def _check_any(path: PathLike, contents: Sequence[object]) -> None:
         raise BadFile(path, "every conversation is empty, expected at least one with a user turn", "Give another file")
 
 
-def _label(plain: Form | None, how: ReadAs, entries: Sequence[_Entry]) -> str:
+def _label(plain: Form | None, options: ReadAs, entries: Sequence[_Entry]) -> str:
     if plain is not None:
-        return f"plain text, one {how.use} per line" if plain == "lines" else "plain text, the whole file"
+        return f"plain text, one {options.use} per line" if plain == "lines" else "plain text, the whole file"
     return " and ".join(dict.fromkeys(entry.kind.label for entry in entries))
 
 

@@ -1,4 +1,4 @@
-"""Options for reading a file whose content leaves its format open, and their two flags."""
+"""Options for reading a file whose format is ambiguous, and their two flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Split the text of a file into records: JSON, CSV, TSV or plain text, recognised by the content."""
+"""Split a file into records: JSON, CSV, TSV or plain text, recognised by the content."""
 
 from __future__ import annotations
 
@@ -27,67 +27,67 @@ class Records:
     plain: Form | None = None
     """How plain text was read; None for JSON and tables."""
     ignored: tuple[str, ...] = ()
-    """Keys beside the records."""
+    """Keys of the object around the records, which are not read."""
 
 
-def records_of(text: str, how: ReadAs) -> Records:
+def split_records(text: str, options: ReadAs) -> Records:
     """The records of a file's text, at least one.
 
     Raises:
         BadRecord: the text looks like JSON or a table but cannot be read as one, or lacks the chosen column.
     """
     try:
-        records = _split(text, how)
+        records = _records(text, options)
     except BadRecord as err:
-        fix = f"{err.fix}; or give {how.format_flag} {how.plain_form}, if this is plain text"
+        fix = f"{err.fix}; or give {options.format_flag} {options.plain_form}, if this is plain text"
         raise BadRecord(err.problem, fix, start=err.start) from err
     if not records.records:
         raise BadRecord("the file has no record, expected at least one", "Give a file with texts in it")
     return records
 
 
-def _split(text: str, how: ReadAs) -> Records:
-    if how.form != "auto":
-        return _plain(text, how)
+def _records(text: str, options: ReadAs) -> Records:
+    if options.form != "auto":
+        return _from_plain_text(text, options)
     if is_json(text):
-        return _of_json(json_records(text), how)
-    rows = table_records(text, TEXT_KEYS, how.column)
+        return _from_json(json_records(text), options)
+    rows = table_records(text, TEXT_KEYS, options.column)
     if rows is not None:
         return Records(records=rows)
     if strings := string_records(text):
         return Records(records=strings)
-    if how.column is not None:
-        problem = f"there is no column {quoted(how.column)} in the first line, which is {quoted(text.splitlines()[0])}"
-        raise BadRecord(problem, f"Leave {how.column_flag} out")
+    if options.column is not None:
+        problem = f"there is no column {quoted(options.column)} in the first line, which is {quoted(text.splitlines()[0])}"
+        raise BadRecord(problem, f"Leave {options.column_flag} out")
     if 2 * len(_OBJECT_LINE.findall(text)) > len(_LINE.findall(text)):
         problem = f"most lines are JSON objects, but the file begins with {quoted(text.splitlines()[0])}"
         raise BadRecord(problem, "Remove the lines that are not JSON", start=0)
     if 2 * len(_PYTHON_LINE.findall(text)) > len(_LINE.findall(text)):
         problem = "most lines are Python dictionaries with keys in single quotes: expected JSON"
         raise BadRecord(problem, "Write each line with json.dumps", start=0)
-    return _plain(text, how)
+    return _from_plain_text(text, options)
 
 
-def _of_json(records: list[Record], how: ReadAs) -> Records:
-    """JSON records. A single object that is not a record gives the items of its one array."""
-    if len(records) == 1 and isinstance(value := records[0].value, dict) and not _is_record(value, how):
+def _from_json(records: list[Record], options: ReadAs) -> Records:
+    """JSON records. If the file is one object that is not a record, the items of its only array."""
+    if len(records) == 1 and isinstance(value := records[0].value, dict) and not _is_record(value, options):
         items, others = items_of_object(records[0])
         return Records(records=items, ignored=tuple(others))
     return Records(records=records)
 
 
-def _is_record(value: dict[str, object], how: ReadAs) -> bool:
-    if how.column is not None:
-        return how.column in value
+def _is_record(value: dict[str, object], options: ReadAs) -> bool:
+    if options.column is not None:
+        return options.column in value
     return recognised(value) is not None
 
 
-def _plain(text: str, how: ReadAs) -> Records:
+def _from_plain_text(text: str, options: ReadAs) -> Records:
     """Plain text as records: each line that is not blank, or the whole text."""
-    if how.plain_form == "lines":
+    if options.plain_form == "lines":
         return Records(records=list(_lines(text)), plain="lines")
     whole = text.replace("\r\n", "\n").replace("\r", "\n")
-    if how.use == "prompt":
+    if options.use == "prompt":
         whole = whole.rstrip("\n")  # added by an editor
     return Records(records=[Record(value=whole, start=0)], plain="file")
 

@@ -54,7 +54,7 @@ def table_records(text: str, known: frozenset[str], column: str | None) -> list[
 
 
 def _header(text: str) -> tuple[str, list[str]] | None:
-    """The delimiter that gives most column names in the first line, and the names; None if the line has other content."""
+    """The delimiter that gives the most column names in the first line, and the names; None if the line is not a header."""
     line = io.StringIO(text, newline="").readline()
     candidates: list[tuple[str, list[str]]] = []
     for delimiter in _DELIMITERS:

@@ -1,4 +1,4 @@
-"""Prompts: texts to continue, and conversations whose later turns follow the model's answers."""
+"""Prompts: texts to continue, and conversations of several turns."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,15 +25,15 @@ class Prompt:
     name: str
     category: str
     text: str
-    before: tuple[Message, ...] | None = None
+    earlier_messages: tuple[Message, ...] | None = None
     """The messages before the text in a conversation; None for a plain text."""
-    later: tuple[str, ...] = ()
+    later_turns: tuple[str, ...] = ()
     """The later user turns of a chat. Each follows the model's answer to the turn before it."""
 
     @property
     def first_turn(self) -> "Prompt":
         """The prompt without its later turns."""
-        return replace(self, later=())
+        return replace(self, later_turns=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +45,19 @@ class Conversation:
 
     @property
     def name(self) -> str:
-        """The prompt's name. If the prompt has several turns, it ends in the number of the current turn, from 1: `81/2`."""
-        return f"{self.prompt.name}/{len(self.answers) + 1}" if self.prompt.later else self.prompt.name
+        """The prompt's name. With several turns, the 1-based number of the current turn is appended: `81/2`."""
+        return f"{self.prompt.name}/{len(self.answers) + 1}" if self.prompt.later_turns else self.prompt.name
 
     @property
     def num_later(self) -> int:
         """The number of turns after the current one."""
-        return len(self.prompt.later) - len(self.answers)
+        return len(self.prompt.later_turns) - len(self.answers)
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """All messages so far. The last is the user turn to answer."""
-        turns = [Message(role="user", content=text) for text in (self.prompt.text, *self.prompt.later)]
-        messages = list(self.prompt.before or ())
+        turns = [Message(role="user", content=text) for text in (self.prompt.text, *self.prompt.later_turns)]
+        messages = list(self.prompt.earlier_messages or ())
         for turn, answer in zip(turns, self.answers, strict=False):
             messages += [turn, Message(role="assistant", content=answer)]
         return (*messages, turns[len(self.answers)])
@@ -74,7 +74,7 @@ def check_texts(prompts: Iterable[Prompt]) -> None:
         UserInputError: a prompt is a conversation.
     """
     for prompt in prompts:
-        if prompt.before is not None:
+        if prompt.earlier_messages is not None:
             raise UserInputError(
                 f"prompt {prompt.name!r} is a conversation: expected a text to continue. Give --chat, with which s2d-run and "
                 "s2d-profile put conversations into the tokenizer's chat template."
@@ -85,7 +85,7 @@ def prompts_from_texts(prompts: Sequence[str | Prompt]) -> list[Prompt]:
     """Prompts as given; a plain text is named after its 1-based index.
 
     Raises:
-        UserInputError: there is none.
+        UserInputError: there are no prompts.
     """
     if not prompts:
         raise UserInputError("the list of prompts is empty: expected at least one. Give a text, or a prompt file.")

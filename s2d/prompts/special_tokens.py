@@ -1,4 +1,4 @@
-"""Read the text of special tokens in a prompt, such as `</s>`, as these tokens or as ordinary text."""
+"""Read special tokens in the text of a prompt (`</s>`) as tokens or as ordinary text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def text_ids(
     as_text = special_tokens == "text"
 
     def encode(*, adds: bool) -> list[int]:
-        # Not verbose: the tokenizer would warn about a length that is checked later.
+        # verbose would warn about the length, which is checked later.
         options = {"add_special_tokens": adds, "split_special_tokens": as_text, "verbose": False}
         return list(tokenizer(text, **options)["input_ids"])
 
@@ -64,7 +64,7 @@ def cannot_be_text(name: str) -> str:
 def special_tokens_note(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt], special_tokens: SpecialTokens
 ) -> str | None:
-    """A note about prompts that contain the text of special tokens; None if none does."""
+    """A note about prompts that contain the text of special tokens; None if there are no such prompts."""
     names = special_token_ids(tokenizer)
     contained = [[name for name in names if any(name in text for text in _texts(prompt))] for prompt in prompts]
     num_prompts = sum(map(bool, contained))
@@ -80,4 +80,4 @@ def special_tokens_note(
 
 
 def _texts(prompt: Prompt) -> tuple[str, ...]:
-    return (prompt.text, *prompt.later, *(message.content for message in prompt.before or ()))
+    return (prompt.text, *prompt.later_turns, *(message.content for message in prompt.earlier_messages or ()))

@@ -1,4 +1,4 @@
-"""Decode new tokens to text while they arrive, and find stop strings in it."""
+"""Decode new tokens to text as they arrive, and find stop strings in it."""
 
 import re
 from collections.abc import Sequence

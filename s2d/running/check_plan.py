@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def check_plan_runs(name: str, plan: Plan) -> None:
-    """Check what the plan alone decides, before any model is loaded.
+    """Check everything that depends on the plan alone, before any model is loaded.
 
     Args:
-        name: the plan in messages: `plan 'plan.json'`.
+        name: how messages refer to the plan: `plan 'plan.json'`.
         plan: the plan.
 
     Raises:
@@ -49,12 +49,12 @@ def check_plan_fits(name: str, plan: Plan, pair: Pair) -> None:
     """Check that the models, the tokenizer and the device are those of the plan.
 
     Args:
-        name: the plan in messages: `plan 'plan.json'`.
+        name: how messages refer to the plan: `plan 'plan.json'`.
         plan: the plan.
         pair: the loaded models.
 
     Raises:
-        Mismatch: names what differs.
+        Mismatch: one of these differs. The error names it.
     """
     fix = "Give the models of the plan, or plan again for these"
     models = (("target", plan.target, pair.target.geometry), ("draft", plan.draft.model, pair.draft.geometry))

@@ -1,8 +1,8 @@
-"""The JSONL file of finished outputs, with which an interrupted run continues.
+"""The JSONL file of finished outputs. An interrupted run continues after them.
 
-Each line names its run, so that outputs of two plans, or of two ways to decode, never share a file. The last line of a run
-that was killed may be incomplete: it is dropped, and its prompt is decoded again. A file with any other content is left
-unchanged. The README lists the fields of a line.
+Each line names its run: outputs of two plans, or of two ways to decode, never share a file. If a run was killed, the last line
+may be incomplete: it is dropped, and its prompt is decoded again. A file with any other content is left unchanged.
+docs/guide/run-a-plan.md lists the fields of a line.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Outputs:
 
     Args:
         path: the file, created with the first output.
-        run: identifies what is run and how.
+        run: identifies the plan, the models and the way of decoding.
         tokenizer: the tokenizer of target and draft.
         exit_layers: all exits of the draft.
 
@@ -58,14 +58,14 @@ class Outputs:
         self._texts = self._read_texts()
 
     def missing(self, prompts: Sequence[EncodedPrompt], next_turn: NextTurn) -> tuple[tuple[EncodedPrompt, ...], int]:
-        """The prompts without an output. Another prompt of the same name is another prompt.
+        """The prompts without an output. Prompts with the same name but other tokens are different prompts.
 
         Args:
             prompts: the prompts to decode.
             next_turn: continues a conversation after a kept answer.
 
         Returns:
-            the first turn of each prompt without an output, if it has one, and the number of kept outputs.
+            for each unfinished prompt the first turn without an output, and the number of kept outputs.
         """
         missing, num_kept = [], 0
         for prompt in prompts:

@@ -1,4 +1,4 @@
-"""Run a plan: load its models, decode the prompts, keep the outputs, report what was measured."""
+"""Run a plan: load its models, decode the prompts, write the outputs, make the report."""
 
 import hashlib
 from contextlib import nullcontext
@@ -97,7 +97,7 @@ def load_plan_pair(request: RunRequest, plan: NamedPlan, ranks: Ranks | None = N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRun:
-    """The report of a run, and what may have disturbed it."""
+    """The report of a run, and warnings about disturbances."""
 
     report: RunReport
     warnings: tuple[str, ...]
@@ -108,10 +108,10 @@ class FinishedRun:
             print_err(f"warning: {warning}")
 
     def check_outputs(self) -> None:
-        """Check that all outputs equal the plain target's, which must hold in full precision.
+        """Check that in full precision all outputs equal those of plain decoding.
 
         Raises:
-            RuntimeError: an output differs in fp32. This is a fault of s2d.
+            RuntimeError: an output differs in fp32. This is a bug in s2d.
         """
         check = self.report.check
         if check is not None and self.report.device.dtype == "fp32" and check.num_equal != check.num_prompts:
@@ -127,7 +127,7 @@ class PreparedRun:
     pair: Pair
     settings: RunSettings
     prompts: tuple[EncodedPrompt, ...]
-    """The prompts without an output so far. A conversation stands at its first turn without one."""
+    """The prompts without an output so far; of a conversation, its first turn without an output."""
     conversations: ConversationEncoder
     outputs: Outputs | None
 

@@ -1,4 +1,4 @@
-"""What a run needs before any model is loaded: the request, the plan and the prompts."""
+"""The inputs of a run, read before any model is loaded: request, plan and prompts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from perfmodel.core.units import Tokens
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.results.plan import PLAN_FILE, Plan
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names
-from s2d.prompt_files.choose import choose_prompts
-from s2d.prompt_files.load_prompts import load_prompts
+from s2d.prompt_files.load_prompts import PromptSource
 from s2d.prompt_files.read_as import ReadAs
-from s2d.prompts.conversation import Prompt, check_texts, prompts_from_texts
+from s2d.prompts.conversation import Prompt, check_texts
 from s2d.prompts.special_tokens import SpecialTokens
 from s2d.running.check_plan import check_plan_runs
 
@@ -36,7 +35,7 @@ class RunRequest:
     target: str | None = None
     """A model folder or name; None takes the plan's."""
     draft: str | None = None
-    """Likewise; `self` for the target's own first layers."""
+    """As for `target`; `self` means the target's own first layers."""
     prompts: PathLike | Sequence[str | Prompt] | None = None
     """A prompt file, or the prompts themselves; None takes the held-out prompts of the reference family."""
     read_as: ReadAs = field(default_factory=lambda: ReadAs(use="prompt"))
@@ -71,11 +70,11 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedPlan:
-    """A plan and where it came from."""
+    """A plan, its name in messages, and its hash."""
 
     record: Plan
     name: str
-    """The plan in messages: `plan 'plan.json'`."""
+    """How messages refer to the plan: `plan 'plan.json'`."""
     sha256: str
     """The hash of its content."""
 
@@ -96,7 +95,7 @@ class NamedPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInputs:
-    """A plan that can run here as far as its file shows, and the prompts."""
+    """The prompts, and a plan that passed the checks that need no model."""
 
     plan: NamedPlan
     prompts: tuple[Prompt, ...]
@@ -112,7 +111,14 @@ def read_run_inputs(request: RunRequest) -> RunInputs:
     plan = load_plan(request.plan)
     check_plan_runs(plan.name, plan.record)
     check_model_names(request.target, request.draft)
-    prompts = _prompts(request)
+    source = PromptSource(
+        prompts=request.prompts,
+        default=FAMILY_PROMPTS,
+        read_as=request.read_as,
+        split=request.split,
+        num_prompts=request.num_prompts,
+    )
+    prompts = source.load(first_turns=not request.chat)
     if not request.chat:
         check_texts(prompts)
     return RunInputs(plan=plan, prompts=tuple(prompts))
@@ -141,12 +147,3 @@ def lock_outputs(path: Path | None) -> Iterator[None]:
         if not is_locked:
             print_err(f"note: this file system has no file locks: do not let another s2d-run write to {path}")
         yield
-
-
-def _prompts(request: RunRequest) -> list[Prompt]:
-    """The given prompts, or those chosen from the file."""
-    if request.prompts is None or isinstance(request.prompts, str | os.PathLike):
-        path = None if request.prompts is None else Path(request.prompts)
-        prompts = load_prompts(path, request.read_as, FAMILY_PROMPTS, first_turns=not request.chat)
-        return choose_prompts(prompts, request.split, request.num_prompts)
-    return prompts_from_texts(request.prompts)

@@ -1,4 +1,4 @@
-"""Decode prompts under a policy and, on request, plainly; report what was measured."""
+"""Decode prompts under a policy and, on request, plainly; report the measurements."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +85,7 @@ def run_prompts(
         on_text: called with each text of the policy's arm.
 
     Raises:
-        UserInputError: a check under the ratio test, whose output depends on more than the seed and the target.
+        UserInputError: a check under the ratio test: its output depends on more than the seed and the target.
     """
     if settings.check and settings.sampling.rule == "ratio":
         raise UserInputError(
@@ -109,7 +109,7 @@ def run_prompts(
         max_new_tokens=settings.max_new_tokens,
         plan_arm=plan_arm,
         plain_arm=plain_arm,
-        measured=speedup_of(plan_arm, plain_arm) if plain_arm else None,
+        measured=arm_speedup(plan_arm, plain_arm) if plain_arm else None,
         check=compare_outputs(pair, decoded, settings.sampling, *generations) if settings.check else None,
         adaptation=summarise_adaptation(selector.policies, generations[0]) if selector else None,
     )
@@ -126,8 +126,8 @@ def run_arms(
 ) -> tuple[list[EncodedPrompt], list[list[Generation]]]:
     """Decode each prompt under each arm. The order of the arms alternates from text to text (A B, B A, …).
 
-    The turns of a conversation follow one another. All arms decode a turn after the answers of the first arm. The arms warm up
-    on the first prompt, unmeasured, and again when a conversation outgrows the caches.
+    The turns of a conversation are decoded in order. In all arms a turn follows the answers of the first arm. The arms warm up,
+    unmeasured, on the first prompt, and again when a conversation outgrows the caches.
 
     Args:
         pair: the models.
@@ -180,7 +180,7 @@ def _warm_session(pair: ModelPair, max_tokens: Tokens, prompt: EncodedPrompt, ar
     return session
 
 
-def speedup_of(arm: Arm, plain: Arm) -> Speedup:
+def arm_speedup(arm: Arm, plain: Arm) -> Speedup:
     """The measured speedup of one arm over plain decoding of the same prompts."""
     decoded, decoded_plainly = (
         [Decoded(num_tokens=run.rounds.num_tokens, decode_s=run.decode_s) for run in measured.runs] for measured in (arm, plain)
@@ -190,7 +190,7 @@ def speedup_of(arm: Arm, plain: Arm) -> Speedup:
 
 
 def summarise_adaptation(policies: Sequence[Policy | None], generations: Sequence[Generation]) -> Adaptation:
-    """Rounds, tokens and seconds of each policy of a frontier, over texts in order."""
+    """Rounds, tokens and seconds of each policy of a frontier, over all texts in order."""
     rounds = [round_ for generation in generations for round_ in _policy_rounds(generation)]
     shares = []
     for policy in policies:

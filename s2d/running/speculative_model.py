@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
@@ -25,7 +23,7 @@ from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy
 from s2d.loading.exits import requested_exits
 from s2d.loading.memory import TextLimits
-from s2d.model.torch_device import engine_for, use_device
+from s2d.model.torch_device import default_device, engine_for, use_device
 from s2d.prompts.conversation import Prompt
 from s2d.prompts.text import ContinuationText, Stop, continuation_text
 from s2d.running.run import run_loaded
@@ -89,7 +87,7 @@ def load(
 
     Args:
         target: a model folder, a name of the reference family (`ref-target-16`), or `org/name` on the Hugging Face hub.
-        draft: likewise. None: the target drafts for itself with its first layers.
+        draft: as for `target`. None: the target drafts for itself with its first layers.
         exits: the layers after which the draft may answer, rising. None takes those of its `s2d.json`, or its full depth.
         device: `cpu`, `cuda` or `cuda:1`. None takes the GPU if there is one.
         dtype: the number type of weights and caches: `fp32`, `bf16` or `fp16`.
@@ -111,7 +109,7 @@ def load(
         >>> print(completion)
         >>> completion.tokens_per_round, completion.acceptance
     """
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = device or default_device()
     use_device(name)
     request = PairRequest(
         target=target,
@@ -206,7 +204,7 @@ class SpeculativeModel:
         return Completion(prompt=encoded, text=text, generation=generation)
 
     def run(self, plan: PathLike | Plan, **options: Any) -> RunReport | None:
-        """Run a plan over prompts, as `s2d-run` does, and report speed and acceptance beside the prediction.
+        """Run a plan over prompts, as `s2d-run` does, and compare speed and acceptance with the prediction.
 
         Args:
             plan: a plan or its file. It must be for these models and this device.
@@ -236,7 +234,7 @@ class SpeculativeModel:
         """The session of earlier calls, or a larger one."""
         if self._session is None or self._session.max_tokens < num_tokens:
             self._session = None  # frees its caches before the larger ones are allocated
-            max_tokens = 1 << (num_tokens - 1).bit_length()  # a power of 2, so that few longer prompts allocate again
+            max_tokens = 1 << (num_tokens - 1).bit_length()  # a power of 2: few longer prompts allocate again
             num_tables = int(sampling.rule == "shared-noise")
             limits = TextLimits(max_tokens=max_tokens, prompt_tokens=num_tokens, num_noise_tables=num_tables)
             self.pair.check_memory(limits)

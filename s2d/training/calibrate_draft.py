@@ -1,6 +1,6 @@
-"""Calibrate a draft: fit how often the target agrees with each exit, as a function of the exit's confidence.
+"""Calibrate a draft: fit the target's agreement with each exit as a function of confidence.
 
-The texts are the target's own greedy texts, as in use. On other texts an exit agrees less often. The draft must not have been
+The texts are the target's own greedy texts, as in use: on other texts an exit agrees less often. The draft must not have been
 trained on the prompts.
 
 Shapes: N written tokens of one text, E exits, P positions of all texts.
@@ -91,7 +91,7 @@ def calibrate_draft(
     Args:
         draft: a model folder, which gets an `s2d.json` if it has none, or a name of the reference family.
         targets: the models that it drafts for: folders, hub names, or names of the reference family.
-        prompts: a file with prompts that the draft was not trained on, of which the calibration half is used. None takes the
+        prompts: a file with prompts that the draft was not trained on. The calibration half of it is used. None takes the
             held-out prompts of the reference family.
         exits: exits of the draft; those of its sidecar, else its full depth, if None.
         max_new_tokens: tokens that each target writes after each prompt.
@@ -135,7 +135,7 @@ def calibrate(
     """Calibrate a draft on prompts that are already read: see `calibrate_draft`.
 
     Args:
-        request: the draft and its targets. The file of prompts is not used.
+        request: the draft and its targets. Its file of prompts is not read.
         prompts: texts, or token ids.
         on_prompt: called with the name of every finished prompt.
     """

@@ -1,4 +1,4 @@
-"""Training and held-out text from the Python standard library's sources, which every machine has."""
+"""Training and held-out text from the sources of the Python standard library."""
 
 import hashlib
 import sysconfig
@@ -14,8 +14,8 @@ EXCLUDED_FOLDERS = frozenset(
 HELD_OUT_ONE_IN = 10
 PROMPT_CHARS = 240
 PROMPT_CATEGORIES = ("module", "class", "function", "docstring", "body")
-_MAX_TURNS = 4
-"""Passes over the files: each takes at most one prompt of each category per file."""
+_MAX_SWEEPS = 4
+"""Sweeps over the files. Each takes at most one prompt of each category from a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +74,8 @@ def held_out_prompts(num_per_category: int) -> list[Prompt]:
     files.sort(key=lambda file: hashlib.sha256(file.path.encode()).hexdigest())
     by_category: dict[str, list[Prompt]] = {category: [] for category in PROMPT_CATEGORIES}
     used: set[tuple[str, int]] = set()
-    for turn in range(_MAX_TURNS):
-        for number, file in enumerate(files, start=turn * len(files)):
+    for sweep in range(_MAX_SWEEPS):
+        for number, file in enumerate(files, start=sweep * len(files)):
             lines = file.text.splitlines(keepends=True)
             for category, prompts in by_category.items():
                 end = _cut_line(lines, category, number)
@@ -85,7 +85,7 @@ def held_out_prompts(num_per_category: int) -> list[Prompt]:
     fewest, category = min((len(prompts), category) for category, prompts in by_category.items())
     if fewest < num_per_category:
         raise ValueError(f"{num_per_category} prompts of each category: the held-out files hold {fewest} of {category!r}.")
-    return [prompt for turn in zip(*by_category.values(), strict=True) for prompt in turn]
+    return [prompt for group in zip(*by_category.values(), strict=True) for prompt in group]
 
 
 def _cut_line(lines: list[str], category: str, number: int) -> int | None:

@@ -78,7 +78,7 @@ def stage_record(work: Path, stage: Stage) -> dict[str, object]:
 
 @torch.inference_mode()
 def held_out_losses(work: Path, stage: Stage, num_windows: int = 32) -> dict[str, float]:
-    """Cross-entropy of every exit on held-out text, in nats per token. all models get the same random_windows."""
+    """Cross-entropy of every exit on held-out text, in nats per token. All models get the same windows."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     ids = tokenizer("".join(file.text for file in held_out_files()), add_special_tokens=False, verbose=False)["input_ids"]
     settings = replace(STABLE, batch_sequences=num_windows, seed=0)

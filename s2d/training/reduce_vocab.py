@@ -1,7 +1,7 @@
-"""Reduce a draft's LM head to the most frequent tokens: exit checks read less, and the output stays the target's.
+"""Reduce a draft's LM head to the most frequent tokens, which makes exit checks faster.
 
-Frequency-ranked draft vocabularies come from FR-Spec (arXiv 2502.14856). Few tokens of a vocabulary make up most of a text, and
-the draft would have mispredicted most of the rare tokens that its head lacks.
+The output stays the target's. Frequency-ranked draft vocabularies come from FR-Spec (arXiv 2502.14856). A few tokens of the
+vocabulary make up most of a text, and the draft would have mispredicted most of the rare tokens that its head lacks.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def reduce_vocab(
 ) -> ReducedDraft:
     """Copy a draft with an LM head for its most frequent tokens, completely or not at all.
 
-    Confidence curves are not copied: the confidence of a reduced head is another one.
+    Confidence curves are not copied: a reduced head changes the confidence.
 
     Args:
         draft: a model folder, `org/name` on the Hugging Face hub, or a name of the reference family.
@@ -118,10 +118,10 @@ def token_counts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], vocab
 
 
 def frequent_tokens(counts: np.ndarray, required: Sequence[int], num_tokens: Tokens) -> tuple[int, ...]:
-    """Ids of the most frequent tokens, rising. Of equally frequent ones the lower id wins.
+    """Ids of the most frequent tokens, rising. Among equally frequent tokens lower ids come first.
 
     Args:
-        counts: occurrences of every token of the vocabulary. [V].
+        counts: occurrences of every token of the vocabulary: [V].
         required: tokens that must be included, such as those that end a text.
         num_tokens: how many to choose.
 
@@ -130,7 +130,7 @@ def frequent_tokens(counts: np.ndarray, required: Sequence[int], num_tokens: Tok
     """
     lowest = max(1, len(set(required)))
     if not lowest <= num_tokens <= len(counts):
-        expected = f"from {lowest}, the special tokens, to {len(counts)}, the vocabulary"
+        expected = f"from {lowest} (the special tokens) to {len(counts)} (the vocabulary)"
         raise UserInputError(f"--tokens {num_tokens}: expected {expected}.")
     rank = counts.astype(np.float64)
     rank[list(required)] = np.inf

@@ -1,6 +1,7 @@
-r"""The recipe of the reference family: a nested draft, two targets and a tokenizer, from the standard library's sources.
+r"""The recipe of the reference family: a nested draft, two targets and a tokenizer.
 
-The folder of a stage is complete or absent, so a run can stop and resume. The stages:
+The training text is the source code of the Python standard library. The folder of a stage is complete or absent, so a run can
+stop and resume. The stages:
 
     tokenizer -> base-8 -> base-16 -> target-16 ---------------> text-16 --\
                               \-> target-32 -----------------> text-32 ---> draft
@@ -61,7 +62,7 @@ class Stage:
 
     @property
     def exit_layers(self) -> tuple[int, ...]:
-        """The trained exits: those of the draft, or the early ones of a target and its depth."""
+        """The trained exits: those of the draft, or a target's early exits and its depth."""
         return DRAFT_EXITS if self.teachers else (*(e for e in TARGET_EXITS if e < self.num_layers), self.num_layers)
 
 

@@ -1,4 +1,4 @@
-"""Requests of s2d-train: checked, and their files read, before torch is imported."""
+"""Requests of s2d-train. They are checked, and their files read, before torch is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Save and resume an unfinished training: its state, its record and its losses."""
+"""Save and resume a training: its state, its record and its losses."""
 
 import contextlib
 import json
@@ -51,19 +51,19 @@ def _check_losses(path: Path) -> None:
     """Refuse a file of losses that s2d-train did not write: resuming would drop its lines.
 
     Raises:
-        BadFile: the file is foreign.
+        BadFile: s2d-train did not write the file.
     """
     if not path.exists():
         return
     *lines, last = read_bytes(path).decode("utf-8", errors="replace").split("\n")
     is_incomplete_loss = last.startswith(_LOSS_BEGIN) or _LOSS_BEGIN.startswith(last)
-    if not is_incomplete_loss or any(_step_of(line) == math.inf for line in lines):
+    if not is_incomplete_loss or any(_loss_step(line) == math.inf for line in lines):
         problem = "these are not the losses of an unfinished training"
         raise BadFile(path, problem, "Move the file away, or give another folder with -o")
 
 
 def remove_training(folder: Path) -> None:
-    """Remove the files of an unfinished training, and the folder if it is empty then."""
+    """Remove the files of an unfinished training, and the folder if that empties it."""
     for name in (CHECKPOINT_NAME, _PARTIAL_NAME, LOSS_NAME):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -137,7 +137,7 @@ def keep_losses_before(first_step: int, folder: Path) -> None:
     """Drop the losses of steps after the last checkpoint, which a resumed run repeats."""
     path = folder / LOSS_NAME
     lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
-    write_atomically(path, "".join(line for line in lines if _step_of(line) < first_step).encode())
+    write_atomically(path, "".join(line for line in lines if _loss_step(line) < first_step).encode())
 
 
 def log_loss(record: dict[str, object], folder: Path) -> None:
@@ -151,7 +151,7 @@ def log_loss(record: dict[str, object], folder: Path) -> None:
         log.write(json.dumps(record) + "\n")
 
 
-def _step_of(line: str) -> float:
+def _loss_step(line: str) -> float:
     """The step of a line of losses; infinity for an incomplete line, which is never kept."""
     try:
         return int(json.loads(line)["step"])

@@ -24,7 +24,7 @@ from perfmodel.core.disk import PathLike, atomic_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
 from s2d.decoding.encode_prompts import EncodedPrompt
-from s2d.loading.checkpoint import layer_of, weights_sha256
+from s2d.loading.checkpoint import layer_index, weights_sha256
 from s2d.loading.exits import format_exits
 from s2d.loading.load_model import check_same_vocabulary, load_tokenizer
 from s2d.loading.model_folder import find_model, is_reference_model
@@ -39,7 +39,7 @@ from s2d.training.train_sorted import Batch, load_trainable, random_windows, tra
 from s2d.training.training_record import TrainingRecord, TrainSettings, write_training
 
 HELD_OUT_ONE_IN = 20
-"""One text in so many is left out of the training and used for the calibration."""
+"""One text in 20 is left out of the training and used for the calibration."""
 PROMPT_TOKENS: Tokens = 64
 NEW_TOKENS: Tokens = 64
 MAX_PROMPTS = 32
@@ -89,7 +89,7 @@ def train_draft(
         exits: rising layer counts; the last is the depth of the draft.
         text: files with the training text. About a twentieth is left out for the calibration.
         output: the folder to make.
-        teachers: targets to distil from, in turns. Without teachers the draft learns from the text alone.
+        teachers: targets to distil from, alternating. Without teachers the draft learns from the text alone.
         distill_frac: weight of the distillation in the loss.
         steps: optimizer steps.
         batch_sequences: sequences per step.
@@ -186,7 +186,7 @@ def first_layers(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
         raise UserInputError(f"a draft of {num_layers} layers from a target of {depth}: give --exits up to {depth}")
     config = type(target.config).from_dict(first_layers_config(target.config.to_dict(), num_layers))
     draft = type(target)(config).float()
-    draft.load_state_dict({name: value for name, value in target.state_dict().items() if layer_of(name) < num_layers})
+    draft.load_state_dict({name: value for name, value in target.state_dict().items() if layer_index(name) < num_layers})
     return draft
 
 
@@ -230,7 +230,7 @@ def _tokenized(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list
 def split_tokens(texts: Sequence[list[int]]) -> tuple[np.ndarray, list[int]]:
     """Tokens to train on, int32 [num_tokens], and tokens held out for the calibration, each as one sequence.
 
-    Every twentieth text is held out. Of fewer than twenty texts the last twentieth of each is held out.
+    Every twentieth text is held out. With fewer than twenty texts, the last twentieth of each is held out.
     """
     if len(texts) >= HELD_OUT_ONE_IN:
         kept = [ids for number, ids in enumerate(texts, start=1) if number % HELD_OUT_ONE_IN]
@@ -254,6 +254,6 @@ def _calibrate(draft: Path, targets: tuple[str, ...], held_out: list[int], devic
 
 
 def _batches(tokens: np.ndarray, settings: TrainSettings, num_teachers: int) -> Iterator[Batch]:
-    """Random windows of the text. The teachers take turns."""
+    """Random windows of the text. The teachers alternate."""
     for number, ids in enumerate(random_windows(tokens, settings, 1)):
         yield Batch(token_ids=ids, teacher=number % num_teachers if num_teachers else None)

@@ -1,6 +1,6 @@
-"""Train the reference family: run the stages of its recipe in a work folder, then package the models.
+"""Train the reference family: run the stages of its recipe, then package the models.
 
-A finished or unfinished stage in the work folder is reused only if this run would produce the same one.
+A finished or unfinished stage in the work folder is reused only if this run would produce the same stage.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TEXT_BATCHES = 4  # batches of 64 texts, for greedy and for sampled decoding eac
 TEXT_TEMPERATURE = 0.8
 
 StageProgress = Callable[[str, int], AbstractContextManager[Callable[[int, float], None]]]
-"""From the name and the steps of a stage to a context that yields the callback for every step."""
+"""Returns, for the name and number of steps of a stage, a context that yields the callback for each step."""
 
 
 def train_reference(
@@ -164,14 +164,14 @@ def corpus_and_tokenizer_sha256(work: Path) -> str:
 
 
 def draft_batches(work: Path, tokens: np.ndarray, stage: Stage) -> Iterator[Batch]:
-    """Batches of library text and of target-written text, one after the other. The teachers take turns."""
+    """Batches of library text and of target-written text, alternating. The teachers alternate too."""
     written = [TEXTS_FILE.read(work / f"text-{name}.npz").record.token_ids for name in stage.teachers]
     rng = np.random.default_rng([stage.settings.seed, 5])
-    human = random_windows(tokens, stage.settings, 3)
+    library = random_windows(tokens, stage.settings, 3)
     rows = stage.settings.batch_sequences * stage.settings.sequence_tokens // written[0].shape[1]
     while True:
         for teacher, texts in enumerate(written):
-            yield Batch(token_ids=next(human), teacher=teacher)
+            yield Batch(token_ids=next(library), teacher=teacher)
             chosen = texts[rng.integers(0, len(texts), rows)].astype(np.int64)
             yield Batch(token_ids=torch.from_numpy(chosen), teacher=teacher)
 
@@ -228,7 +228,7 @@ def run_stages(work: Path, *, max_steps: int | None, progress: StageProgress) ->
 
     Args:
         work: the work folder.
-        max_steps: as for `train_stage`.
+        max_steps: see `train_stage`.
         progress: reports the progress of a stage.
     """
     for stage in STAGES:
@@ -265,13 +265,13 @@ def check_finished(work: Path, stage: Stage, max_steps: int | None) -> None:
     """Refuse a finished stage that this run would not reproduce.
 
     Raises:
-        Mismatch: with the facts that differ.
+        Mismatch: the stage differs. The error names every difference.
         BadFile: the stage has no training record.
     """
     folder = work / stage.name
-    what = f"the finished stage {str(folder)!r}"
+    subject = f"the finished stage {str(folder)!r}"
     fix = f"Delete {str(folder)!r} to train it again, give another --work, or repeat the command that made it"
     if not (folder / TRAINING_NAME).exists():
         raise BadFile(folder, "this stage has no training record", fix)
     stored = TRAINING_FILE.read(folder / TRAINING_NAME).record
-    check_same_training(what, stored, stage_training(work, stage, max_steps), fix=fix)
+    check_same_training(subject, stored, stage_training(work, stage, max_steps), fix=fix)

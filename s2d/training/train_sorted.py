@@ -99,7 +99,7 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor, teacher: Tensor | None
         log_probs = nn.functional.log_softmax(exit_logit.float(), dim=-1)
         loss = nn.functional.nll_loss(log_probs.flatten(0, 1), labels.flatten())
         if teacher is not None:
-            # Models with one tokenizer may pad it to different sizes. Padding is no token.
+            # Models with the same tokenizer may pad it to different sizes. Padding entries are not tokens.
             shared = min(teacher.shape[-1], log_probs.shape[-1])
             teacher_log_probs = nn.functional.log_softmax(teacher[..., :shared].float(), dim=-1)
             divergence = nn.functional.kl_div(log_probs[..., :shared], teacher_log_probs, log_target=True, reduction="none")
@@ -132,8 +132,8 @@ def train_sorted(
 
     The state is saved every few minutes and at the end. The caller removes it after the model is saved.
 
-    With `all_exits` every exit is in every loss, as published. Without, a loss has the last exit and one other drawn at random,
-    which costs less and keeps most of a target's quality (LayerSkip's rotational curriculum, with random draws).
+    With `all_exits` every exit is in every loss, as published. Otherwise a loss has the last exit and one other exit drawn at
+    random, which takes less time and keeps most of a target's quality (LayerSkip's rotational curriculum, with random draws).
 
     Args:
         model: a model with its start weights.
@@ -183,7 +183,7 @@ def train_sorted(
 
 @contextmanager
 def finish_step_before_interrupt() -> Iterator[Callable[[], bool]]:
-    """Delay Ctrl-C to the end of a step; a second Ctrl-C interrupts at once. Yields a function: was Ctrl-C pressed?"""
+    """Delay Ctrl-C to the end of a step. A second Ctrl-C interrupts at once. Yields a function: whether Ctrl-C was pressed."""
     pressed = False
 
     def remember(number: int, frame: FrameType | None) -> None:

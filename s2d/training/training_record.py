@@ -1,6 +1,7 @@
-"""The record of a training: start weights, exits, text, teachers and settings. Equal records give equal weights.
+"""The record of a training: start weights, exits, text, teachers and settings.
 
-Every checkpoint and every trained model stores its record. A run resumes only from a state with the same record.
+Equal records give equal weights. Every checkpoint and every trained model stores its record. A run resumes only from a state
+with the same record.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -71,11 +72,11 @@ class TrainingRecord:
         )
 
 
-def check_same_training(what: str, stored: TrainingRecord, expected: TrainingRecord, *, fix: str) -> None:
+def check_same_training(subject: str, stored: TrainingRecord, expected: TrainingRecord, *, fix: str) -> None:
     """Refuse the result of another training.
 
     Args:
-        what: the result, for the message.
+        subject: the result, as the message names it.
         stored: the record stored with it.
         expected: the record of this training.
         fix: what to do now, as a sentence without its full stop.
@@ -86,7 +87,7 @@ def check_same_training(what: str, stored: TrainingRecord, expected: TrainingRec
     pairs = [pair for pair in zip(stored.facts, expected.facts, strict=True) if pair[0] != pair[1]]
     if pairs:
         made_for, given = (", ".join(side) for side in zip(*pairs, strict=True))
-        raise Mismatch(what, made_for=made_for, given=given, fix=fix)
+        raise Mismatch(subject, made_for=made_for, given=given, fix=fix)
 
 
 TRAINING_FILE = FileFormat(

@@ -61,7 +61,7 @@ def test_links_to_missing_files_and_headings_are_found(tmp_path: Path) -> None:
 
 
 def test_subcommands_are_read_from_the_help() -> None:
-    verbs = "verbs (--help shows more):\n  VERB\n    latency             measure\n                        only\n    law                 fit\n\nend"
+    verbs = "verbs:\n  VERB\n    latency             measure\n                        only\n    law                 fit\n\nend"
     assert subcommands(verbs) == ["latency", "law"]
     assert subcommands("usage: s2d-plan [-h] [--rule {greedy,ratio}]\n\ntext") == []
 

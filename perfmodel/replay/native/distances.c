@@ -1,4 +1,4 @@
-/* Distances along all columns under one policy, so that rounds do not have to look at every token. */
+/* Distances along all columns under one policy, computed once so that rounds can skip tokens. */
 #include <math.h>
 #include <string.h>
 
@@ -6,10 +6,10 @@
 
 #define FAR (1 << 30) /* longer than any trace */
 
-/* The number where the condition, 0 or 1, holds, otherwise 0. It has no branch, which the processor would often mispredict. */
+/* The number if the condition is 1, else 0. There is no branch, because the processor would often mispredict it. */
 static inline int32_t number_if(int condition, int32_t number) { return number & -(int32_t)condition; }
 
-/* The smallest float that is not below a double: a float reaches the one if and only if it reaches the other. */
+/* The smallest float that is not below a double. A float is at least this number if and only if it is at least the double. */
 static float float_from(double number) {
     float nearest = (float)number;
     return nearest < number ? nextafterf(nearest, INFINITY) : nearest;
@@ -19,9 +19,9 @@ static void find_exit_levels(const Replay *replay, int side) {
     const TraceLayout *layout = replay->layout;
     uint8_t *exit_level = replay->sides[side].exit_level;
     memset(exit_level, 0, (size_t)layout->num_columns);
-    for (int64_t place = replay->rule->num_active - 2; place >= 0; place--) {
-        const float *confidence = layout->confidence[side] + replay->active[place] * layout->num_columns;
-        float threshold = float_from(replay->threshold[place]);
+    for (int64_t level = replay->rule->num_active - 2; level >= 0; level--) {
+        const float *confidence = layout->confidence[side] + replay->active[level] * layout->num_columns;
+        float threshold = float_from(replay->threshold[level]);
         for (int64_t column = 0; column < layout->num_columns; column++) {
             uint8_t goes_on = confidence[column] < threshold;
             exit_level[column] = (uint8_t)((exit_level[column] + 1) & -goes_on);

@@ -18,7 +18,7 @@ void emit(Output *out, Entry entry) {
     out->entries[out->length++] = entry;
 }
 
-static int64_t level_of(const Replay *replay, int64_t segment) {
+static int64_t segment_level(const Replay *replay, int64_t segment) {
     int64_t level = 0;
     while (level < replay->rule->num_active && replay->active[level] < segment) level++;
     return level;
@@ -26,13 +26,14 @@ static int64_t level_of(const Replay *replay, int64_t segment) {
 
 /* Whether a segment is launched for every token that arrives at the active exit above it, before the exit's answer is read. */
 static int runs_ahead(const Replay *replay, int64_t segment) {
-    int64_t level = level_of(replay, segment);
-    return replay->rule->runs_ahead && segment && level < replay->rule->num_active && level_of(replay, segment - 1) < level;
+    int64_t level = segment_level(replay, segment);
+    return replay->rule->runs_ahead && segment && level < replay->rule->num_active &&
+           segment_level(replay, segment - 1) < level;
 }
 
-/* The level whose passes a segment has. */
-static int64_t source_of(const Replay *replay, int64_t segment) {
-    int64_t level = level_of(replay, segment);
+/* The level whose passes are those of the segment. */
+static int64_t source_level(const Replay *replay, int64_t segment) {
+    int64_t level = segment_level(replay, segment);
     if (runs_ahead(replay, segment)) return level - 1; /* it runs for every token that arrives at the exit above it */
     return replay->rule->catches_up_at_once && level < replay->rule->num_active ? 0 : level;
 }
@@ -58,8 +59,8 @@ static void emit_passes(Output *out, Entry entry, const Passes *drafting, const 
 
 /* Cold passes: of n passes in a round, one at each of the places 1 to n, up to P.
  *
- * `rounds_by_passes`: rounds by their number of passes, P or more together; NULL where no round has any. `is_pushed`: every
- * round has one more pass, the push of a self draft's verification.
+ * `rounds_by_passes`: rounds by their number of passes, P or more together; NULL if no round has any. `is_pushed`: every
+ * round has one more pass, the one that a self draft's verification adds.
  */
 static void emit_cold(const Replay *replay, Output *out, Entry entry, const int64_t *rounds_by_passes, int is_pushed,
                       int64_t num_rounds) {
@@ -80,7 +81,7 @@ static void emit_segments(const Replay *replay, int64_t group, Output *out, int6
     int is_ahead = kind == AHEAD || kind == COLD_AHEAD, is_cold = kind == COLD_AHEAD || kind == COLD_SEGMENT;
     int is_pushed = replay->layout->is_self_draft && replay->rule->num_active && !is_ahead;
     for (int64_t segment = 0; segment < replay->layout->num_exits; segment++) {
-        int64_t level = source_of(replay, segment);
+        int64_t level = source_level(replay, segment);
         int drafts = level < replay->rule->num_active && runs_ahead(replay, segment) == is_ahead;
         Entry entry = {group, kind, segment, 0, 0, 0};
         if (is_cold) {

@@ -84,40 +84,40 @@ enum {
 };
 
 /* Whether two policies have the same active exits and thresholds. */
-static int have_same_exits(const Py_buffer *given, int64_t num_exits, int64_t a, int64_t b) {
-    const Rule *rules = given[RULES].buf;
-    const int64_t *active = given[ACTIVE].buf;
-    const double *thresholds = given[THRESHOLDS].buf;
+static int have_same_exits(const Py_buffer *buffers, int64_t num_exits, int64_t a, int64_t b) {
+    const Rule *rules = buffers[RULES].buf;
+    const int64_t *active = buffers[ACTIVE].buf;
+    const double *thresholds = buffers[THRESHOLDS].buf;
     if (rules[a].num_active != rules[b].num_active) return 0;
-    for (int64_t place = 0; place < rules[a].num_active; place++) {
-        int64_t in_a = a * num_exits + place, in_b = b * num_exits + place;
+    for (int64_t level = 0; level < rules[a].num_active; level++) {
+        int64_t in_a = a * num_exits + level, in_b = b * num_exits + level;
         if (active[in_a] != active[in_b] || thresholds[in_a] != thresholds[in_b]) return 0;
     }
     return 1;
 }
 
-static void begin_policy(Replay *replay, const Py_buffer *given, int64_t policy) {
-    const Rule *rules = given[RULES].buf;
+static void begin_policy(Replay *replay, const Py_buffer *buffers, int64_t policy) {
+    const Rule *rules = buffers[RULES].buf;
     int64_t num_exits = replay->layout->num_exits, num_columns = replay->layout->num_columns;
-    const int64_t *curve = (const int64_t *)given[CURVE_NUMBERS].buf + policy * num_exits;
-    int same_exits = policy && have_same_exits(given, num_exits, policy - 1, policy);
+    const int64_t *curve = (const int64_t *)buffers[CURVE_NUMBERS].buf + policy * num_exits;
+    int same_exits = policy && have_same_exits(buffers, num_exits, policy - 1, policy);
     int same_stops = same_exits && rules[policy - 1].confidence_floor == rules[policy].confidence_floor;
     replay->rule = &rules[policy];
-    replay->active = (const int64_t *)given[ACTIVE].buf + policy * num_exits;
-    replay->threshold = (const double *)given[THRESHOLDS].buf + policy * num_exits;
-    for (int64_t place = 0; replay->rule->survival_floor > 0 && place < replay->rule->num_active; place++) {
+    replay->active = (const int64_t *)buffers[ACTIVE].buf + policy * num_exits;
+    replay->threshold = (const double *)buffers[THRESHOLDS].buf + policy * num_exits;
+    for (int64_t level = 0; replay->rule->survival_floor > 0 && level < replay->rule->num_active; level++) {
         for (int side = 0; side < replay->num_sides; side++) {
-            int64_t row = curve[place] * replay->num_sides + side;
-            replay->sides[side].agreement[place] = (const double *)given[AGREEMENT].buf + row * num_columns;
+            int64_t row = curve[level] * replay->num_sides + side;
+            replay->sides[side].agreement[level] = (const double *)buffers[AGREEMENT].buf + row * num_columns;
         }
     }
     if (replay->rule->num_active) find_distances(replay, same_exits, same_stops);
 }
 
-static void run_policies(const TraceLayout *layout, Replay *replay, const Py_buffer *given, Output *out) {
-    int64_t num_policies = given[RULES].len / (int64_t)sizeof(Rule);
+static void run_policies(const TraceLayout *layout, Replay *replay, const Py_buffer *buffers, Output *out) {
+    int64_t num_policies = buffers[RULES].len / (int64_t)sizeof(Rule);
     for (int64_t policy = 0; policy < num_policies; policy++) {
-        begin_policy(replay, given, policy);
+        begin_policy(replay, buffers, policy);
         for (int64_t prompt = 0; prompt < layout->num_prompts; prompt++) {
             int64_t group = replay->rule->first_group + (layout->by_prompt ? prompt : 0);
             run_prompt(replay, prompt, group, out);
@@ -128,7 +128,7 @@ static void run_policies(const TraceLayout *layout, Replay *replay, const Py_buf
 }
 
 static PyObject *run(PyObject *module, PyObject *args) {
-    Py_buffer given[NUM_BUFFERS] = {{0}};
+    Py_buffer buffers[NUM_BUFFERS] = {{0}};
     TraceLayout layout = {0};
     Replay replay = {0};
     Output out = {0};
@@ -137,32 +137,32 @@ static PyObject *run(PyObject *module, PyObject *args) {
     long long num_cold_places;
     (void)module;
     if (!PyArg_ParseTuple(args, "pppLy*y*y*y*y*y*z*y*y*y*y*y*y*", &layout.is_self_draft, &layout.by_prompt, &layout.keep_blocks,
-                          &num_cold_places, &given[RULES], &given[ACTIVE], &given[THRESHOLDS], &given[CURVE_NUMBERS],
-                          &given[AGREEMENT], &given[CONFIDENCE], &given[OFF_PATH_CONFIDENCE], &given[ACCEPTED_TOKENS],
-                          &given[ENDS_TEXT], &given[ROOM], &given[BEGIN], &given[END], &given[KNOWN])) {
+                          &num_cold_places, &buffers[RULES], &buffers[ACTIVE], &buffers[THRESHOLDS], &buffers[CURVE_NUMBERS],
+                          &buffers[AGREEMENT], &buffers[CONFIDENCE], &buffers[OFF_PATH_CONFIDENCE], &buffers[ACCEPTED_TOKENS],
+                          &buffers[ENDS_TEXT], &buffers[ROOM], &buffers[BEGIN], &buffers[END], &buffers[KNOWN])) {
         return NULL;
     }
     layout.num_cold_places = num_cold_places;
-    layout.num_columns = given[ROOM].len / (int64_t)sizeof *layout.room;
-    layout.num_prompts = given[BEGIN].len / (int64_t)sizeof *layout.begin;
-    layout.num_exits = layout.num_columns ? given[ACCEPTED_TOKENS].len / layout.num_columns : 0;
-    layout.confidence[ON_PATH] = given[CONFIDENCE].buf;
-    layout.confidence[OFF_PATH] = given[OFF_PATH_CONFIDENCE].buf;
-    layout.accepted = given[ACCEPTED_TOKENS].buf;
-    layout.ends_text = given[ENDS_TEXT].buf;
-    layout.room = given[ROOM].buf;
-    layout.begin = given[BEGIN].buf;
-    layout.end = given[END].buf;
-    layout.known = given[KNOWN].buf;
+    layout.num_columns = buffers[ROOM].len / (int64_t)sizeof *layout.room;
+    layout.num_prompts = buffers[BEGIN].len / (int64_t)sizeof *layout.begin;
+    layout.num_exits = layout.num_columns ? buffers[ACCEPTED_TOKENS].len / layout.num_columns : 0;
+    layout.confidence[ON_PATH] = buffers[CONFIDENCE].buf;
+    layout.confidence[OFF_PATH] = buffers[OFF_PATH_CONFIDENCE].buf;
+    layout.accepted = buffers[ACCEPTED_TOKENS].buf;
+    layout.ends_text = buffers[ENDS_TEXT].buf;
+    layout.room = buffers[ROOM].buf;
+    layout.begin = buffers[BEGIN].buf;
+    layout.end = buffers[END].buf;
+    layout.known = buffers[KNOWN].buf;
     Py_BEGIN_ALLOW_THREADS
     if (make_replay(&replay, &layout, &memory)) {
-        run_policies(&layout, &replay, given, &out);
+        run_policies(&layout, &replay, buffers, &out);
     } else {
         out.is_out_of_memory = 1;
     }
     free_all(memory);
     Py_END_ALLOW_THREADS
-    for (int i = 0; i < NUM_BUFFERS; i++) PyBuffer_Release(&given[i]);
+    for (int i = 0; i < NUM_BUFFERS; i++) PyBuffer_Release(&buffers[i]);
     if (out.is_out_of_memory) {
         PyErr_NoMemory();
     } else {

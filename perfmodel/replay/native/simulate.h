@@ -1,11 +1,11 @@
 /* Replay of policies along a trace: every round and every pass in it, counted. The reference implementation is
  * perfmodel/replay/reference.py.
  *
- * What an exit predicts at a column does not depend on the policy's past. Neither does the column where a block stops, or the
- * tokens that reach a deeper exit. So there are two steps. distances.c scans all columns once, back to front: the distance from
- * each column to the next rejected token, the next stop, and the next token that arrives at each exit. rounds.c then goes
- * round by round, in jumps of these distances. entries.c turns the counts into entries; module.c is called from
- * perfmodel/replay/compiled.py.
+ * The prediction of an exit at a column does not depend on earlier rounds. Neither does the column where a block stops, nor the
+ * tokens that reach a deeper exit. The work is therefore split in two. distances.c scans all columns once, from back to
+ * front, and finds the distance from each column to the next rejected token, the next stop, and the next token that arrives
+ * at each exit. rounds.c then goes round by round, in jumps of these distances. entries.c turns the counts into entries;
+ * module.c is called from perfmodel/replay/compiled.py.
  *
  * Letters: C columns, E exits, L active exits, M prompts, P places of a round that can be cold, Q policies.
  *
@@ -112,7 +112,7 @@ typedef struct {
     const Rule *rule;
     const int64_t *active;   /* [L]; zero-based active exits */
     const double *threshold; /* [L - 1] */
-    int num_sides;           /* 1 where the trace has no confidences off the path: those on the path stand in */
+    int num_sides;           /* 1 if the trace has no confidences off the path: those on the path are used */
     Side sides[NUM_SIDES];
     int32_t *to_rejection;         /* [C]; accepted tokens from here on before the first rejected one */
     int64_t *processed;            /* [E + 1]; by level, column up to which its segments have run */

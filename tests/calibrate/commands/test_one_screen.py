@@ -12,6 +12,8 @@ from perfmodel.results.plan import PLAN_FILE
 from perfmodel.results.report import REPORT_FILE
 from tests.calibrate.factories import draft_profile, make_report, make_trace, provenance, write_evidence, write_profile
 
+pytestmark = pytest.mark.e2e
+
 SCREEN_LINES, SCREEN_CHARS = 24, 100
 QUESTIONS = (
     ("--target", "llama-70b"),

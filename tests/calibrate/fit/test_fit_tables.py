@@ -29,7 +29,7 @@ from perfmodel.models.find_model import find_model
 from perfmodel.passes.latency_law import FIT_FILE, LatencyFit, Law
 
 PUBLIC_TABLES = Path(__file__).parents[4] / "shared" / "data"
-HARDWARE_PAGE = Path(__file__).parents[3] / "docs" / "hardware.md"
+HARDWARE_PAGE = Path(__file__).parents[3] / "docs" / "reference" / "hardware.md"
 OPERATOR_COLUMNS = [f"{operator}_s" for operator in dict.fromkeys(LAYER_OPERATORS)]
 FLOOR_S, ROW_S, BYTE_S, FLOP_S, REDUCE_S, LINK_S = 30e-6, 1e-7, 6e-13, 5e-15, 40e-6, 1e-11
 FITTED_TERMS = (*LAYER_TERMS, *ALL_REDUCE_TERMS)

@@ -10,11 +10,12 @@ import pytest
 from calibrate.commands.plan_cli import main_plan
 from calibrate.inputs import device as module
 from calibrate.inputs import find_gpus
-from calibrate.inputs.device import resolve_device, same_device
+from calibrate.inputs.device import resolve_device
 from calibrate.inputs.find_gpus import Gpu, present_gpus, visible_gpus
 from calibrate.inputs.requests import DeviceRequest
 from perfmodel.core.units import GB
-from perfmodel.hardware.cpu import Cpu, cpu_hardware, read_cpu
+from perfmodel.hardware import find_device
+from perfmodel.hardware.cpu import Cpu
 from perfmodel.results.plan import PLAN_FILE
 
 L4, A6000 = "NVIDIA L4", "NVIDIA RTX A6000"
@@ -147,7 +148,7 @@ def test_a_named_device_needs_no_explanation_and_no_driver(
 
 def test_this_machines_cpu_can_be_planned_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     cpu = Cpu(name="A CPU", vendor="", family="", num_cores=8, clock_hz=3e9, flags=frozenset({"avx2"}), memory_bytes=64 * GB)
-    monkeypatch.setattr(module, "read_cpu", lambda: cpu)
+    monkeypatch.setattr(find_device, "read_cpu", lambda: cpu)
     assert understood(capsys, "--device", "cpu") == "device 1 x A CPU, 8 threads, fp32, eager"
     assert main_plan(["--target", "vicuna-7b", "--device", "cpu", "--explain"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -178,13 +179,3 @@ def test_a_bad_device_file_ends_with_2_and_one_message(tmp_path: Path, capsys: p
         "example.\n"
     )
     assert captured.out == ""
-
-
-def test_two_names_of_a_device_agree_by_table_by_file_and_as_the_cpu(tmp_path: Path) -> None:
-    path = tmp_path / "my-gpu.json"
-    path.write_text(json.dumps(MY_GPU), encoding="utf-8")
-    assert same_device("h200", "NVIDIA H200")
-    assert same_device(str(path), A6000)
-    assert same_device("cpu", cpu_hardware(read_cpu()).name)
-    assert not same_device("h200", "NVIDIA H100 80GB HBM3")
-    assert not same_device("a TPU", "NVIDIA H200")

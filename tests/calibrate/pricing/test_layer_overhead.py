@@ -1,6 +1,6 @@
 import pytest
 
-from calibrate.pricing.layer_overhead import exit_costs, without_floors
+from calibrate.pricing.layer_overhead import exit_costs, without_overhead
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.latency.roofline_law import roofline_law
@@ -39,11 +39,11 @@ def test_the_head_read_at_each_exit_is_bytes_over_bandwidth() -> None:
 def test_launches_are_most_of_an_eager_draft_and_little_of_a_captured_one() -> None:
     eager = exit_costs(DRAFT, A100, "bf16", "eager", context_tokens=CONTEXT)[0]
     graph = exit_costs(DRAFT, A100, "bf16", "graph", context_tokens=CONTEXT)[0]
-    assert eager.floor_frac > 0.5 > 0.25 > graph.floor_frac > 0.1
+    assert eager.overhead_frac > 0.5 > 0.25 > graph.overhead_frac > 0.1
 
 
 def test_without_floors_bytes_and_flop_keep_their_price() -> None:
     law = roofline_law(A100, plain_format("bf16"), "eager", 1)
-    bare = without_floors(law)
+    bare = without_overhead(law)
     assert (bare.weight_byte_s, bare.flop_s, bare.kv_byte_s) == (law.weight_byte_s, law.flop_s, law.kv_byte_s)
     assert (bare.layer_s, bare.host_layer_s, bare.pass_s, bare.sync_s) == (0, 0, 0, 0)

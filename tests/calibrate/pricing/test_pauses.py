@@ -152,7 +152,7 @@ def test_the_error_of_a_drifting_device_is_cut_at_that_of_an_unmeasured_one(
     wild = replace(profile, samples=PassSamples.from_passes(drifting))
     assert MeasuredLatency(wild).error_frac == WIDEST_ERROR_FRAC
     found, warning = planned(tmp_path, [wild, draft_profile()], capsys)
-    assert "the passes of ref-target-16 scatter too much for a prediction (one sigma is cut at 50.0 %)" in warning
+    assert "the passes of ref-target-16 scatter too much for a prediction (one sigma is capped at 50.0 %)" in warning
     assert found["high"] <= WIDEST_FACTOR * found["value"]
 
 

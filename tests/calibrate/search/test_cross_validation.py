@@ -7,7 +7,7 @@ import pytest
 from calibrate.search.cross_validation import learning_curve, log_speedups, overfitting, split_halves
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
-from perfmodel.acceptance.splits import half_of
+from perfmodel.acceptance.splits import prompt_half
 from perfmodel.core.errors import BadPolicy
 from perfmodel.policies.policy import Policy
 from tests.calibrate.search.test_scenario import make_scenario
@@ -19,7 +19,7 @@ def test_the_halves_share_no_prompt_and_leave_none_out() -> None:
     assert halves is not None
     names = [{prompt.name for prompt in half[0].trace.header.prompts} for half in halves]
     assert not names[0] & names[1]
-    assert [half_of(name) for name in sorted(names[0])] == ["calibration"] * len(names[0])
+    assert [prompt_half(name) for name in sorted(names[0])] == ["calibration"] * len(names[0])
     assert sum(map(len, names)) == 12
 
 

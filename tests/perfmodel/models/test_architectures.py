@@ -14,6 +14,8 @@ from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.known_architectures import ARCHITECTURES, WRAPPERS, Architecture
 from perfmodel.models.model_config import geometry_from_config
 
+pytestmark = pytest.mark.e2e
+
 REMOTE = ("qwen", "baichuan", "chatglm", "internlm2", "exaone", "mimo")
 """Architectures with code in their own repositories."""
 SIZES: dict[str, object] = {

@@ -27,11 +27,11 @@ covered   layers of 200 kB to 2.00 MB, up to 2 layers, 16 rows and 320 cached to
 error     3.1 % on the fitted passes (mean)
 held out  4.3 % on a model left out of the fit (mean); 90 % of its passes within 8.7 %
 
-term                      fitted  standard error
-------------------  ------------  --------------
-one layer, minimum       60.0 µs         2.00 µs
-reading weights        10.0 GB/s       1.00 GB/s
-matrix products     50.0 GFLOP/s    2.50 GFLOP/s"""
+term                         fitted  standard error
+---------------------  ------------  --------------
+one layer, fixed part       60.0 µs         2.00 µs
+reading weights           10.0 GB/s       1.00 GB/s
+matrix products        50.0 GFLOP/s    2.50 GFLOP/s"""
 
 
 def rows(text: str) -> dict[str, list[str]]:

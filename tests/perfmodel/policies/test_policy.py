@@ -114,10 +114,10 @@ def test_a_confidence_floor_stops_below_its_floor_and_not_at_it() -> None:
 def test_a_survival_floor_multiplies_the_calibrated_confidences_of_the_exits_where_tokens_left() -> None:
     other = CalibrationCurve(confidence=(0.0, 1.0), agreement=(0.0, 1.0))
     policy = replace(TWO_EXITS, stop=SurvivalFloor(floor=0.3, calibration=(CURVE, other)))
-    survival = policy.next_survival(1.0, place=0, confidence=0.4)
+    survival = policy.next_survival(1.0, active_index=0, confidence=0.4)
     assert survival == pytest.approx(0.7)
     assert not policy.stops(confidence=0.0, survival=survival)
-    survival = policy.next_survival(survival, place=1, confidence=0.4)
+    survival = policy.next_survival(survival, active_index=1, confidence=0.4)
     assert survival == pytest.approx(0.28)
     assert policy.stops(confidence=1.0, survival=survival)
 

@@ -89,14 +89,14 @@ def test_an_interrupted_trace_continues_to_the_same_result(folders: Folders) -> 
         record_acceptance(interrupted, 3, empty_trace(recorder.header), save=kept.append)
     (partial,) = kept
     assert len(partial.header.prompts) == 2
-    asked: list[int] = []
+    traced: list[int] = []
 
     def rest(number: int):
-        asked.append(number)
+        traced.append(number)
         return recorder.trace(job.prompts[number])
 
     whole, expected = record_acceptance(rest, 3, partial, save=lambda trace: None), trace_of(job)
-    assert asked == [2]
+    assert traced == [2]
     assert whole.header == expected.header
     assert (whole.confidence == expected.confidence).all()
 

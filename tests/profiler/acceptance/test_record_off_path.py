@@ -14,7 +14,7 @@ from profiler.latency.profiling_job import ProfilingJob
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair
 from s2d.decoding.process_logits import LogitsProcessor
-from s2d.model.choose_tokens import choose, confidence_of, gumbel_noise
+from s2d.model.choose_tokens import NoiseTable, choose, confidence_values
 from s2d.model.finite import NotFinite
 from s2d.prompt_files.read import read_prompts
 from tests.profiler.conftest import Folders
@@ -51,7 +51,8 @@ def confidences_of_whole_passes(job: ProfilingJob, trace: Trace) -> dict[int, li
     """Confidences after the mistakes of the first prompt, by step, from a pass over the whole text for each token."""
     first = job.prompts[0].token_ids
     text, exits = [*first, *trace.target_token.tolist()], job.pair.geometry.exit_layers
-    noise = gumbel_noise(job.sampling.seed, len(text), job.pair.draft.decoder.vocab_size) if job.sampling.seed else None
+    table = NoiseTable(job.sampling.seed, job.pair.draft.decoder.vocab_size, job.pair.device) if job.sampling.seed else None
+    noise = table.rows(0, len(text)) if table else None
     confidences: dict[int, list[list[float]]] = {}
     for step, number in draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES):
         tokens = [*text[: len(first) + step], int(trace.draft_token[step, number])]
@@ -60,7 +61,7 @@ def confidences_of_whole_passes(job: ProfilingJob, trace: Trace) -> dict[int, li
             logits = [
                 LogitsProcessor(job.sampling, len(first))(exit_logits[-1:], tokens, len(first)) for exit_logits in all_logits
             ]
-            values = [float(confidence_of(exit_logits.softmax(-1), "max-prob")) for exit_logits in logits]
+            values = [float(confidence_values(exit_logits.softmax(-1), "max-prob")) for exit_logits in logits]
             confidences.setdefault(len(tokens) - len(first), []).append(values)
             tokens.append(int(choose(logits[number], None if noise is None else noise[len(tokens)])))
     return confidences

@@ -41,7 +41,7 @@ def test_a_grid_has_every_model_once_smallest_first() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shapes": ((2, 100),)}, "hidden size 100 is no multiple of 64"),
+        ({"shapes": ((2, 100),)}, "hidden size 100: expected a multiple of 64"),
         ({"shapes": ((0, 64),)}, r"shapes: got \(0, 64\), expected numbers of at least 1"),
         ({"rows": ()}, r"rows: got \(\), expected numbers of at least 1"),
         ({"vocab_size": 1}, "vocab_size is 1, expected at least 2"),
@@ -138,7 +138,7 @@ def test_continuing_with_other_models_is_refused(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--hidden-sizes", "100"], "hidden size 100 is no multiple of 64"),
+        (["--hidden-sizes", "100"], "hidden size 100: expected a multiple of 64"),
         (["--rows", "0"], "rows: got (0,), expected numbers of at least 1"),
         (["--device", "cuda"], "torch finds no CUDA device here"),
         (["--threads", "0"], "expected at least 1"),

@@ -32,6 +32,8 @@ from s2d.loading.model_folder import FAMILY_FOLDER, FAMILY_PROMPTS
 from tests.calibrate.factories import provenance, target_profile
 from tests.profiler.conftest import EXITS, Folders
 
+pytestmark = pytest.mark.e2e
+
 
 def arguments(folders: Folders, out: Path, *extra: str) -> list[str]:
     models = ["--target", str(folders.target), "--draft", str(folders.draft), "--prompts", str(folders.prompts)]

@@ -49,4 +49,4 @@ def test_a_draft_cannot_be_shared_by_one_process_or_be_a_self_draft(
     assert not out.exists()
     with torchrun_environment():
         assert main_profile([*arguments(folders, out, "--share-draft"), "--draft", "self"]) == 2
-    assert "--share-draft: the processes always share a self-draft with its target" in capsys.readouterr().err
+    assert "--share-draft: a self-draft is always shared with its target" in capsys.readouterr().err

@@ -9,6 +9,8 @@ from perfmodel.passes.latency_profile import PROFILE_FILE
 from profiler.profiling.profile_law import profile_law
 from profiler.profiling.profile_pair import profile
 
+pytestmark = pytest.mark.e2e
+
 
 def test_a_profile_of_the_reference_family_has_the_contents_of_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -28,6 +28,8 @@ from s2d.loading.load_model import load_model
 from tests.s2d.conftest import POLICY, run
 from tests.s2d.loading.test_load_model import byte_tokenizer
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[3]
 
 

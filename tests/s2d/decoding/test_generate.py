@@ -161,7 +161,7 @@ def test_a_draft_catches_up_in_one_pass_on_tokens_decoded_without_it() -> None:
     accepted = generation.blocks[0][1]
     assert (
         draft_passes == [1] * 3 + [1 + accepted + 3] * 3
-    )  # three segments: first the lead, then all tokens up to the new lead
+    )  # three segments: first the last known token, then all tokens up to the new one
     assert generation.policies[:5] == (drafting, None, None, None, drafting)
 
 

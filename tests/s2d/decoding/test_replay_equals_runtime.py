@@ -50,6 +50,8 @@ from s2d.prompt_files.read import read_prompts
 from tests.strategies import segment_orders
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
+pytestmark = pytest.mark.e2e
+
 SHARED_NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=12, top_p=0.95, seed=11)
 PENALISED = replace(SHARED_NOISE, min_p=0.02, repetition_penalty=1.2, presence_penalty=0.3)
 PENALISED_GREEDY = replace(GREEDY, repetition_penalty=1.2, frequency_penalty=0.2)

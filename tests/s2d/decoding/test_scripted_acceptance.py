@@ -18,6 +18,8 @@ from s2d.decoding.verify import ExactVerifier
 from s2d.loading.load_model import random_model
 from tests.strategies import TraceSpec, make_trace, policies, tiny_geometry, traces
 
+pytestmark = pytest.mark.e2e
+
 MAX_TOKENS = 96
 EXITS = (1, 2, 4, 6)
 POLICY = Policy(exits=(1, 6), thresholds=(0.5,), tokens=4)

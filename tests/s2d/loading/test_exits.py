@@ -62,8 +62,8 @@ def test_a_flag_overrides_the_sidecar_and_the_sidecar_the_full_depth(
 ) -> None:
     if sidecar:
         write_sidecar(tmp_path, sidecar)
-    found = find_exits(tmp_path, DEPTH, exits, is_self=False)
-    assert (found.layers, found.label, curve_starts(found)) == (layers, label, starts)
+    actual = find_exits(tmp_path, DEPTH, exits, is_self=False)
+    assert (actual.layers, actual.label, curve_starts(actual)) == (layers, label, starts)
 
 
 def test_dropped_curves_are_named_in_one_line(tmp_path: Path) -> None:

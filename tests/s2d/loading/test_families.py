@@ -22,6 +22,8 @@ from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.s2d.model.test_decoder import logits_in_pieces, reference_logits, some_tokens
 from tests.stubs import EOS, ROPES, VOCAB_SIZE, TinySpec, generate, loaded, tiny_llama, tiny_model
 
+pytestmark = pytest.mark.e2e
+
 PIECES = (70, 5, 3, 64, 1, 1, 1)
 SPECS = {
     "llama, two kv heads for six": TinySpec(hidden_size=48, num_heads=6, num_kv_heads=2, head_dim=8),

@@ -15,11 +15,13 @@ from s2d.loading.load_model import LoadedModel, load_model, with_target_vocab
 from s2d.model.check_kernels import check_kernels, runnable_kernels
 from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.decoder import Decoder
-from s2d.model.weights import layout_of
+from s2d.model.weights import matrix_layout
 from s2d.parallel.shard import Shard
 from tests.s2d.loading.test_families import SPECS
 from tests.s2d.model.test_decoder import some_tokens
 from tests.stubs import TinySpec, loaded, tiny_llama
+
+pytestmark = pytest.mark.e2e
 
 KERNELS = runnable_kernels("cpu", "fp32", "eager")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -53,7 +55,7 @@ def test_weights_can_be_converted_for_other_kernels(tmp_path: Path) -> None:
     standard = loaded_with(folder, STANDARD_KERNELS)
     for kernels in KERNELS:
         converted = with_kernels(standard.decoder.weights, kernels)
-        assert layout_of(converted.layers[0].qkv) == layout_of(converted.head) == kernels.weight_layout
+        assert matrix_layout(converted.layers[0].qkv) == matrix_layout(converted.head) == kernels.weight_layout
         model = replace(standard, decoder=Decoder(standard.geometry, converted))
         torch.testing.assert_close(logits_of(model), logits_of(loaded_with(folder, kernels)), atol=5e-5, rtol=1e-5)
 
@@ -81,7 +83,7 @@ def test_a_layout_holds_for_every_matrix_of_models_shards_and_other_vocabularies
     sharded = shard.layer(whole.layers[0], model.geometry)
     other = with_target_vocab(model, model.geometry.vocab_size + 5).decoder.weights
     matrices = [getattr(layer, name) for layer in (*whole.layers, sharded) for name in ("qkv", "attn_out", "gate_up", "down")]
-    assert {layout_of(matrix) for matrix in [*matrices, whole.head, shard.head(whole.head), other.head]} == {layout}
+    assert {matrix_layout(matrix) for matrix in [*matrices, whole.head, shard.head(whole.head), other.head]} == {layout}
 
 
 @pytest.mark.parametrize("device", DEVICES)

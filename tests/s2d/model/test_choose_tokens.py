@@ -20,10 +20,8 @@ from s2d.model.choose_tokens import (
     ExitPredictor,
     NoiseTable,
     choose,
-    confidence_of,
-    gumbel_noise,
+    confidence_values,
     new_noise_table,
-    noise_bytes,
     probabilities,
     process_logits,
     sample_indices,
@@ -39,6 +37,10 @@ NEAR_ONE = 1 - 2.0**-53
 CONFIDENCE_KINDS: tuple[Confidence, ...] = ("max-prob", "margin", "entropy")
 
 PENALTY = {"min_p": 0.02, "repetition_penalty": 1.2, "frequency_penalty": 0.02}
+
+
+def gumbel_noise(seed: int, num_positions: int, vocab_size: int) -> torch.Tensor:
+    return NoiseTable(seed, vocab_size, CPU).rows(0, num_positions)
 
 
 def sampling(**changes: object) -> Sampling:
@@ -65,7 +67,7 @@ def test_any_top_p_keeps_the_most_likely_token() -> None:
 )
 def test_confidence_follows_its_definition(probs: list[float], max_prob: float, margin: float, entropy: float) -> None:
     row = torch.tensor([probs])
-    assert [float(confidence_of(row, kind)) for kind in CONFIDENCE_KINDS] == pytest.approx(
+    assert [float(confidence_values(row, kind)) for kind in CONFIDENCE_KINDS] == pytest.approx(
         [max_prob, margin, entropy], abs=1e-6
     )
 
@@ -89,7 +91,6 @@ def test_a_growing_noise_table_holds_the_numbers_of_one_generated_at_once(sizes:
         assert torch.equal(table.rows(size // 3, size), expected[size // 3 : size])
     assert len(table) == max(sizes)
     assert torch.equal(gumbel_noise(5, max(sizes), vocab_size), expected)
-    assert noise_bytes(max(sizes), vocab_size) == expected.nbytes
 
 
 @torch.inference_mode()
@@ -258,6 +259,7 @@ def test_the_confidence_of_bf16_logits_is_that_of_a_float32_softmax(kind: Confid
     assert [float(predictor(row[None], None)[1]) for row in logits] == confidence.tolist()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("penalty", [{}, PENALTY], ids=["no penalties", "penalties"])
 @pytest.mark.parametrize("kind", ["separate", "self"])
 def test_speculation_with_ratio_sampling_keeps_the_targets_distribution(kind: str, penalty: dict[str, float]) -> None:

@@ -30,6 +30,8 @@ from s2d.running.run_prompts import run_arms
 from tests.s2d.conftest import run
 from tests.stubs import ROPES, TinySpec, tiny_llama
 
+pytestmark = pytest.mark.e2e
+
 NAN, INF = float("nan"), float("inf")
 NORM, EMBEDDING, DOWN = "model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"
 Tensors = dict[str, Tensor]

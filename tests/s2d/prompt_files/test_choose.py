@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from perfmodel.acceptance.splits import SPLITS, Split, document_of
+from perfmodel.acceptance.splits import SPLITS, Split, document_name
 from perfmodel.core.errors import UserInputError
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.prompt_files.choose import choose_prompts
@@ -41,7 +41,7 @@ def test_the_next_prompt_is_from_the_least_used_category_then_the_least_used_doc
 def test_a_few_family_prompts_are_balanced_over_categories_and_from_different_documents(split: Split) -> None:
     prompts = read_prompts(FAMILY_PROMPTS)
     for number in (5, 8, 12):
-        assert len({document_of(prompt.name) for prompt in choose_prompts(prompts, split, number)}) == number
+        assert len({document_name(prompt.name) for prompt in choose_prompts(prompts, split, number)}) == number
     for number in (8, 24, 50):
         counts = Counter(prompt.category for prompt in choose_prompts(prompts, split, number))
         assert len(counts) == 5
@@ -51,7 +51,7 @@ def test_a_few_family_prompts_are_balanced_over_categories_and_from_different_do
 def test_twenty_four_family_prompts_cover_every_document_of_their_half() -> None:
     prompts = read_prompts(FAMILY_PROMPTS)
     for half in ("calibration", "evaluation"):
-        few, whole = ({document_of(prompt.name) for prompt in choose_prompts(prompts, half, number)} for number in (24, 1000))
+        few, whole = ({document_name(prompt.name) for prompt in choose_prompts(prompts, half, number)} for number in (24, 1000))
         assert few == whole
 
 

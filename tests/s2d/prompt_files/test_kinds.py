@@ -44,8 +44,8 @@ def sharegpt(*messages: Message) -> list[dict]:
 
 
 PARTS = [{"type": "text", "text": "café?"}, {"type": "text", "text": "yes"}]
-CHAT = prompt("1", ASKED.content, before=(SYSTEM,))
-LONGER = prompt("2", "So?", before=(ASKED, ANSWERED))
+CHAT = prompt("1", ASKED.content, earlier_messages=(SYSTEM,))
+LONGER = prompt("2", "So?", earlier_messages=(ASKED, ANSWERED))
 SO = Message(role="user", content="So?")
 CHAT_TEXTS = ["Be brief.\ncafé?\nyes\nNo.", "café?\nyes\nNo.\nSo?"]
 
@@ -61,7 +61,7 @@ CASES = {
             {"name": "a", "category": "c", "messages": openai(SYSTEM, ASKED)},
             {"name": "b", "category": "c", "messages": openai(SO)},
         ],
-        prompts=[prompt("a", ASKED.content, "c", before=(SYSTEM,)), prompt("b", "So?", "c", before=())],
+        prompts=[prompt("a", ASKED.content, "c", earlier_messages=(SYSTEM,)), prompt("b", "So?", "c", earlier_messages=())],
         texts=["Be brief.\ncafé?\nyes", "So?"],
         label="conversations under messages",
     ),
@@ -121,7 +121,7 @@ CASES = {
             {"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": PARTS}]},
             {"messages": [{"role": "user", "content": ["So?"]}]},
         ],
-        prompts=[CHAT, prompt("2", "So?", before=())],
+        prompts=[CHAT, prompt("2", "So?", earlier_messages=())],
         texts=["Be brief.\ncafé?\nyes", "So?"],
         label="conversations under messages",
     ),
@@ -130,7 +130,10 @@ CASES = {
             {"id": "x_0", "conversations": sharegpt(SYSTEM, ASKED, ANSWERED)},
             {"id": "x_1", "conversations": sharegpt(ASKED, ANSWERED, SO)},
         ],
-        prompts=[prompt("x_0", ASKED.content, before=(SYSTEM,)), prompt("x_1", "So?", before=(ASKED, ANSWERED))],
+        prompts=[
+            prompt("x_0", ASKED.content, earlier_messages=(SYSTEM,)),
+            prompt("x_1", "So?", earlier_messages=(ASKED, ANSWERED)),
+        ],
         texts=CHAT_TEXTS,
         label="ShareGPT conversations",
     ),
@@ -139,7 +142,7 @@ CASES = {
             {"custom_id": "a:1", "method": "POST", "url": "/v1", "body": {"model": "m", "messages": openai(SYSTEM, ASKED)}},
             {"custom_id": "a:2", "method": "POST", "url": "/v1", "body": {"model": "m", "prompt": "Once"}},
         ],
-        prompts=[prompt("a/1", ASKED.content, before=(SYSTEM,)), prompt("a/2", "Once")],
+        prompts=[prompt("a/1", ASKED.content, earlier_messages=(SYSTEM,)), prompt("a/2", "Once")],
         texts=["Be brief.\ncafé?\nyes", "Once"],
         label="OpenAI batch requests",
     ),
@@ -157,7 +160,7 @@ CASES = {
             {"question_id": 81, "category": "writing", "turns": ["first", "second"]},
             {"question_id": 82, "category": "math", "turns": ["only"]},
         ],
-        prompts=[prompt("81", "first", "writing", later=("second",)), prompt("82", "only", "math")],
+        prompts=[prompt("81", "first", "writing", later_turns=("second",)), prompt("82", "only", "math")],
         texts=["first\nsecond", "only"],
         label="MT-Bench questions",
     ),
@@ -319,20 +322,20 @@ def test_kinds_with_our_own_keys_may_be_mixed(tmp_path: Path) -> None:
 def test_one_line_summarises_what_was_read_and_what_was_not(tmp_path: Path, records: list, understood: str) -> None:
     path = tmp_path / "file.json"
     path.write_text(json.dumps(records), encoding="utf-8")
-    assert read_prompt_file(path).understood(first_turns=True) == understood
+    assert read_prompt_file(path).summary(first_turns=True) == understood
 
 
 def test_the_summary_mentions_first_turns_only_if_the_later_ones_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"question_id": 1, "turns": ["a", "b"]}), encoding="utf-8")
-    assert read_prompt_file(path).understood(first_turns=False) == "prompts: 1 of q.jsonl (MT-Bench questions)"
-    assert read_text_file(path).understood == "texts: 1 of q.jsonl (MT-Bench questions)"
+    assert read_prompt_file(path).summary(first_turns=False) == "prompts: 1 of q.jsonl (MT-Bench questions)"
+    assert read_text_file(path).summary == "texts: 1 of q.jsonl (MT-Bench questions)"
 
 
 def test_the_list_of_ignored_keys_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "wide.jsonl"
     path.write_text(json.dumps({"text": "a"} | {f"column_{number}": number for number in range(200)}), encoding="utf-8")
-    assert len(read_prompt_file(path).understood(first_turns=True)) < 160
+    assert len(read_prompt_file(path).summary(first_turns=True)) < 160
 
 
 def test_answers_that_are_not_texts_are_ignored_and_listed(tmp_path: Path) -> None:
@@ -346,4 +349,4 @@ def test_answers_that_are_not_texts_are_ignored_and_listed(tmp_path: Path) -> No
         assert len(read_prompts(path)) == 1
         file = read_text_file(path)
         assert file.texts == (text,)
-        assert re.search(r"; ignored: (answer|output|completion)\)$", file.understood)
+        assert re.search(r"; ignored: (answer|output|completion)\)$", file.summary)

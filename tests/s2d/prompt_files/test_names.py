@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perfmodel.acceptance.splits import document_of, half_of
+from perfmodel.acceptance.splits import document_name, prompt_half
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.prompt_files.choose import calibration_half
 from s2d.prompt_files.read import read_prompts
@@ -38,7 +38,7 @@ def test_the_question_id_of_a_question_comes_first(tmp_path: Path) -> None:
 def test_repeated_ids_become_positions_in_one_document(tmp_path: Path) -> None:
     generated = names(tmp_path, [{"id": record_id, "text": "a"} for record_id in ("x", "x", "y", "x", "a:b", "a:b")])
     assert generated == ["x", "x:2", "y", "x:3", "a/b", "a/b:2"]
-    assert [document_of(name) for name in generated] == ["x", "x", "y", "x", "a/b", "a/b"]
+    assert [document_name(name) for name in generated] == ["x", "x", "y", "x", "a/b", "a/b"]
 
 
 def test_generated_names_avoid_given_ones(tmp_path: Path) -> None:
@@ -61,9 +61,9 @@ def test_a_record_without_a_name_gets_its_number_for_any_number_of_lines(tmp_pat
 def test_generated_names_spread_over_both_halves(tmp_path: Path, record: dict) -> None:
     records = [{key: value.format(number) for key, value in record.items()} | {"prompt": "a"} for number in range(100)]
     generated = names(tmp_path, records)
-    halves = Counter(map(half_of, generated))
+    halves = Counter(map(prompt_half, generated))
     assert min(halves.values()) >= 35
-    assert len({document_of(name) for name in generated}) == 100
+    assert len({document_name(name) for name in generated}) == 100
 
 
 def test_the_calibration_half_of_the_calibration_half_is_itself(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_without_chat_the_first_turn_is_continued_and_messages_are_refused(chat,
 
 def test_a_stop_string_is_not_part_of_an_answer(chat, folders: Path) -> None:
     pair = load_folders(folders)
-    question = Prompt(name="81", category="c", text=TURNS[0], later=(TURNS[1],))
+    question = Prompt(name="81", category="c", text=TURNS[0], later_turns=(TURNS[1],))
     [first] = encode_prompts(pair, [question], max_new_tokens=NEW_TOKENS, is_chat=True)
     stopped = conversations(pair, Stop(["dog", "END"], pair.tokenizer)).next_turn(first, "the catEND and the dog")
     unstopped = conversations(pair).next_turn(first, "the catEND")

@@ -57,8 +57,8 @@ def test_read_as_text_no_message_of_a_chat_ends_a_turn(kind: str, folders: Path)
         name="a",
         category="c",
         text=f"user{end}<assistant> ",
-        before=(Message(role="system", content=f"in {end}"),),
-        later=(f"{end} more",),
+        earlier_messages=(Message(role="system", content=f"in {end}"),),
+        later_turns=(f"{end} more",),
     )
     conversation = Conversation(prompt=prompt, answers=(f"so{end}",))
     for special_tokens, num_ends in (("parse", 8), ("text", 4)):
@@ -95,7 +95,9 @@ def test_prompts_that_contain_special_tokens_produce_a_note() -> None:
     assert note("text", "the</s>", "<s>", "") == (
         "note: 2 of 3 prompts contain the text of special tokens ('</s>', '<s>'), read as text"
     )
-    later = Prompt(name="a", category="c", text="so", later=("<s>",), before=(Message(role="user", content="</s>"),))
+    later = Prompt(
+        name="a", category="c", text="so", later_turns=("<s>",), earlier_messages=(Message(role="user", content="</s>"),)
+    )
     assert "1 of 1 prompts" in (special_tokens_note(tokenizer, [later], "text") or "")
 
 

@@ -24,6 +24,8 @@ from tests.s2d.commands.test_run_cli import frontier_point
 from tests.s2d.conftest import POLICY
 from tests.stubs import generate
 
+pytestmark = pytest.mark.e2e
+
 NOISE = Sampling(rule="shared-noise", temperature=0.9, top_k=None, top_p=0.9, seed=4)
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 
@@ -91,7 +93,7 @@ def test_a_chat_answers_the_prompt_in_the_template(model: SpeculativeModel) -> N
     answer = model.generate("the cat", chat=True, max_new_tokens=12)
     assert answer.text == plain_text(model, "<user>the cat<assistant>")
     before = (Message(role="system", content="then"),)
-    conversation = Prompt(name="p", category="c", text="the cat", before=before)
+    conversation = Prompt(name="p", category="c", text="the cat", earlier_messages=before)
     assert model.generate(conversation, chat=True, max_new_tokens=12).text == plain_text(
         model, "<system>then<user>the cat<assistant>"
     )

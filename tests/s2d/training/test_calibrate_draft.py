@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfmodel.acceptance.splits import half_of
+from perfmodel.acceptance.splits import prompt_half
 from s2d.commands.train_cli import main_train
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair
@@ -16,6 +16,8 @@ from s2d.prompt_files.read import read_prompts
 from s2d.training.calibrate_draft import ExitAgreement, calibrate_draft, exit_agreement, fit_calibration
 from tests.s2d.loading.test_load_model import byte_tokenizer
 from tests.stubs import TinySpec, tiny_llama
+
+pytestmark = pytest.mark.e2e
 
 EXITS = (2, 4)
 
@@ -91,7 +93,7 @@ def test_calibrating_from_python_equals_the_command_and_prints_the_same(folders:
     assert read_sidecar(draft) == sidecar
     assert f"{calibrated}\n" == printed
     assert calibrated.exits.calibration == sidecar.calibration
-    assert names == [name for name in (f"file-{number}:1" for number in range(8)) if half_of(name) == "calibration"]
+    assert names == [name for name in (f"file-{number}:1" for number in range(8)) if prompt_half(name) == "calibration"]
 
 
 def test_prompts_must_be_given_for_models_outside_the_reference_family(folders: Path, capsys) -> None:

@@ -22,6 +22,8 @@ from s2d.training.reduce_vocab import ReducedDraft, frequent_tokens, reduce_head
 from s2d.training.requests import ReduceVocabRequest
 from tests.stubs import EOS, VOCAB_SIZE, TinySpec, generate, tiny_llama, tiny_model
 
+pytestmark = pytest.mark.e2e
+
 WORDS = [*"abcdefghijklmnopqrstuv", "<end>"]
 END = WORDS.index("<end>")
 TEXT = "b " * 9 + "d " * 5 + "a " * 3 + "c " * 3 + "v "
@@ -146,7 +148,7 @@ def test_invalid_numbers_of_tokens_are_refused_and_nothing_is_written(draft, tmp
     assert main_train(flags) == 2
     assert (
         "is not a whole number of at least 1" in (err := capsys.readouterr().err)
-        or "expected from 1, the special tokens, to 23" in err
+        or "expected from 1 (the special tokens) to 23" in err
     )
     assert not (tmp_path / "trimmed").exists()
 

@@ -15,6 +15,8 @@ from s2d.training.train_sorted import Batch, exit_logits, exit_losses, random_wi
 from s2d.training.training_record import TrainingRecord, TrainSettings
 from tests.stubs import TinySpec, tiny_llama
 
+pytestmark = pytest.mark.e2e
+
 SETTINGS = TrainSettings(
     steps=12,
     warmup_steps=2,
