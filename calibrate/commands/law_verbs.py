@@ -156,7 +156,9 @@ def answer_fit(flags: FitFlags, options: AnswerOptions, *, command: Sequence[str
     from perfmodel.passes.latency_law import FIT_FILE
 
     if bool(flags.profiles) == (flags.tables is not None) or (flags.tables is None) != (flags.device is None):
-        raise UserInputError("s2d-plan fit needs profiles, or --tables DIR with --device NAME: give one of the two.")
+        raise UserInputError(
+            "nothing to fit, or too much: expected profiles, or --tables DIR with --device NAME. Give one of the two."
+        )
     if flags.tables is not None and flags.device is not None:
         fit, inputs = fit_tables(flags.tables, flags.device)
     else:

@@ -77,8 +77,8 @@ def next_note(plan: Plan) -> str | None:
             )
         return None
     problem = (
-        f"s2d-profile and s2d-run cannot run these models on {measured.label}: they do not fit in memory"
-        f"{_split_text(plan)}, with {format_frac(MEMORY_HEADROOM_FRAC)} of it kept free."
+        f"too large for s2d-profile and s2d-run, which keep {format_frac(MEMORY_HEADROOM_FRAC)} of the memory free. "
+        f"The models do not fit on {measured.label}{_split_text(plan)}."
     )
     if _is_fitted(plan):
         return f"{problem} Only the device's latency law can be measured, and this plan uses it."

@@ -114,6 +114,15 @@ def short_note(note: str) -> str:
     return f"{prose} (--explain shows the command)" if command else prose
 
 
+def leading_clauses(text: str, max_chars: int) -> str:
+    """The clauses at the start of a fact that fit on a line. A first clause that does not fit ends with an ellipsis."""
+    if len(text) <= max_chars:
+        return text
+    starts = (text[: match.start()] for match in re.finditer("[,;] ", text[: max_chars + 1]))
+    whole = [start for start in starts if start.count("(") == start.count(")")]
+    return whole[-1] if whole else textwrap.shorten(text, max_chars, placeholder=" …")
+
+
 def _block_text(block: Block) -> str:
     match block:
         case Facts():

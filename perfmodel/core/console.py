@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 from perfmodel.core.disk import NO_SPACE_ERRNOS, check_writable, find_os_error
 from perfmodel.core.errors import Interrupted, MissingExtra, OutOfSpace, S2DError, UserInputError, names_hint, quoted
-from perfmodel.core.near_names import near_words
+from perfmodel.core.near_names import near_keys, near_words
 from perfmodel.core.overwriting import check_outputs, output_file
 from perfmodel.core.units import Seconds, format_duration, format_frac
 
@@ -125,13 +125,43 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         help_command = f"{self.prog} --help"
         hint = "" if help_command in message else f" See {help_command}."
-        self.exit(UserInputError.exit_code, f"{self.prog}: {message.rstrip('.')}.{hint}\n")
+        stop = "" if message.endswith((".", "?")) else "."
+        self.exit(UserInputError.exit_code, f"{self.prog}: {message}{stop}{hint}\n")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse, after refusing unknown options: argparse would take the value of such an option for a verb."""
+        words = sys.argv[1:] if args is None else list(args)
+        self._check_options(words)
+        return super().parse_known_args(words, namespace)
+
+    def _check_options(self, words: Sequence[str]) -> None:
+        """Refuse an unknown option up to the verb, whose parser checks the rest."""
+        verbs = self._verbs()
+        for word in words:
+            if word == "--" or word in verbs:
+                return
+            option = word.partition("=")[0]
+            if not option.startswith("--") or " " in option or option in self._option_string_actions:
+                continue
+            owner = next((verb for verb, parser in verbs.items() if option in parser._option_string_actions), None)
+            if owner is not None:
+                self.error(f"{option} is an option of the verb {owner!r}: expected it after the verb")
+            near = [f"did you mean {near!r}?" for near in near_keys(option, self._option_string_actions)[:1]]
+            self.error(": ".join([f"unknown option {quoted(option)}", *near]))
+
+    def _verbs(self) -> dict[str, argparse.ArgumentParser]:
+        actions = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return next((action.choices for action in actions), {})
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            names = [str(choice) for choice in action.choices]
-            hint = names_hint(names, near_words(str(value), names), f"{self.prog} --help")
+        if action.choices is None or value in action.choices:
+            return
+        names = [str(choice) for choice in action.choices]
+        hint = names_hint(names, near_words(str(value), names), f"{self.prog} --help")
+        if not isinstance(action, argparse._SubParsersAction):
             raise argparse.ArgumentError(action, f"unknown value {quoted(value)}: {hint}")
+        target = f" A target is given as --target {value}." if "--target" in self._option_string_actions else ""
+        self.error(f"unknown verb {quoted(value)}: {hint}{target}")
 
 
 def make_parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:

@@ -33,7 +33,7 @@ def unpublished_note(draft: DraftGeometry) -> str | None:
         return None
     exits = ",".join(map(str, draft.exit_layers))
     models = f"--target path/to/{base} --exits {exits} --text chats.jsonl -o path/to/{draft.model.name}"
-    return f"no S2D draft is public; to make one: s2d-train draft {models}"
+    return f"no S2D draft is public; train one: s2d-train draft {models}"
 
 
 def release_note(requested: str, understood: ModelGeometry) -> str | None:
@@ -43,10 +43,11 @@ def release_note(requested: str, understood: ModelGeometry) -> str | None:
         requested: the name as given.
         understood: the target that it was resolved to.
     """
-    others = " or ".join(other_releases(requested, understood))
+    *names, last = other_releases(requested, understood) or [""]
+    others = f"{', '.join(names)} or {last}" if names else last
     if requested == understood.name or understood.name not in {model.name for model in KNOWN_MODELS}:
-        return f"other releases of {understood.name}: --target {others}" if others else None
-    return f"{requested!r} was read as {understood.name}" + (f"; other releases: --target {others}" if others else "")
+        return f"other releases of {understood.name}: {others}" if others else None
+    return f"{requested!r} was read as {understood.name}" + (f", not {others}" if others else "")
 
 
 def other_releases(requested: str, understood: ModelGeometry) -> list[str]:

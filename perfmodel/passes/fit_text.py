@@ -78,7 +78,7 @@ def _fit_facts(fit: LatencyFit, *, explain: bool) -> list[tuple[str, str]]:
     more = f" and {len(fit.models) - len(shown)} more" if len(shown) < len(fit.models) else ""
     facts = [
         ("device", fit.device.label),
-        ("passes", f"{fit.num_samples} of {len(fit.models)} models, {fit.source}"),
+        ("passes", f"{fit.num_samples} of {len(fit.models)} model{'s' if len(fit.models) > 1 else ''}, {fit.source}"),
         ("models", ", ".join(shown) + more),
         ("covered", f"layers of {layer}, {size}"),
         ("error", f"{format_frac(fit.residual_frac)} on the fitted passes (mean)"),

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from perfmodel.core.blocks import PAGE_CHARS, Block, Command, Facts, Paragraph, Table, sentence_blocks, short_note
+from perfmodel.core.blocks import (
+    PAGE_CHARS,
+    Block,
+    Command,
+    Facts,
+    Paragraph,
+    Table,
+    leading_clauses,
+    sentence_blocks,
+    short_note,
+)
 from perfmodel.core.stats import WIDEST_FACTOR, Interval
 from perfmodel.core.units import (
     GIGA,
@@ -38,6 +47,8 @@ PASS_NAMES: dict[PassKind, str] = {
     "target_prefill": "target prefill",
 }
 LABEL_CHARS = len("acceptance")
+_VALUE_CHARS = PAGE_CHARS - LABEL_CHARS - len("  ")
+"""Width of a line of the summary after its label."""
 PLAIN_TOLERANCE = 1.05
 """Plain decoding rates that differ by more come from different machines, or from one machine under different load."""
 
@@ -90,17 +101,12 @@ def _summary(plan: Plan) -> list[Block]:
     """One screen: request, plan and prediction, each in a few lines."""
     chosen = plan.chosen
     answer = [("plan", _plan_text(plan)), *([] if chosen.policy is None else [("prediction", _prediction_text(plan))])]
-    answer += [(role, _one_line(text)) for role, text in evidence_facts(plan.evidence, is_short=True)]
+    answer += [(role, leading_clauses(text, _VALUE_CHARS)) for role, text in evidence_facts(plan.evidence, is_short=True)]
     answer.append(("memory", _memory_text(plan.memory)))
     answer += [("batches", _batches_text(plan.batch_schedules[:1]))] if plan.batch_schedules else []
     notes = [*cautions(plan), *(short_note(note).partition(". ")[0] for note in plan.notes)]
     remarks = [Facts([("note" if number == 0 else "", note) for number, note in enumerate(notes)], LABEL_CHARS)]
     return [Facts(_request_facts(plan), LABEL_CHARS), Facts(answer, LABEL_CHARS), *(remarks if notes else [])]
-
-
-def _one_line(value: str) -> str:
-    """As much of a fact as fits its line."""
-    return textwrap.shorten(value, PAGE_CHARS - LABEL_CHARS - 2, placeholder=" …")
 
 
 def _details(plan: Plan) -> list[Block]:
@@ -156,8 +162,14 @@ def evidence_facts(evidence: Sequence[Evidence], *, is_short: bool = False) -> l
     if draft.description != target.description:
         if not is_short:
             return list(texts.items())
-        latency += f"; {target.description}"
+        latency = _joined_text(latency, target.description)
     return [("latency", latency), *((role, text) for role, text in texts.items() if not role.endswith(" latency"))]
+
+
+def _joined_text(draft: str, target: str) -> str:
+    """The evidence for both models on one line: in full, or the first clause of each."""
+    joined = f"{draft}; {target}"
+    return joined if len(joined) <= _VALUE_CHARS else ", ".join(text.partition(", ")[0] for text in (draft, target))
 
 
 def origin_text(evidence: Sequence[Evidence]) -> str:
@@ -206,7 +218,21 @@ def _plan_text(plan: Plan) -> str:
     if policy is None:
         plain = format_rate(plan.chosen.speedup.plain_tokens_per_s)
         return f"do not speculate: no configuration is predicted to beat plain decoding ({plain})"
-    return f"speculate: {policy.label}"
+    return f"speculate: {_policy_text(policy)}"
+
+
+def _policy_text(policy: Policy) -> str:
+    """A policy in words: `exits 6/12 at confidence .68; draft at most 8 tokens; stop when …`."""
+    thresholds = "/".join(f"{threshold:.2f}".removeprefix("0") for threshold in policy.thresholds)
+    exits = f"exit{'s' if thresholds else ''} {'/'.join(map(str, policy.exits))}"
+    order = "running ahead" if policy.runs_ahead else "catching up at once" if policy.catches_up_at_once else ""
+    parts = [
+        f"{exits} at confidence {thresholds}" if thresholds else exits,
+        order,
+        f"draft {_length_text(policy)}",
+        f"stop {_stop_text(policy.stop)}" if isinstance(policy.stop, ConfidenceFloor | SurvivalFloor) else "",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _prediction_text(plan: Plan) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _CHOICE_NAMES: dict[Choice, str] = {
     "own": "a policy for each",
-    "single": "one exit for each",
+    "single": "a single exit for each",
     "common": "one policy for all",
     "robust": "the best worst case",
 }
@@ -114,8 +114,8 @@ def _verdict(portfolio: Portfolio) -> str:
     own, single, common = (_mean_speedup(portfolio, choice) for choice in ("own", "single", "common"))
     where = ", on prompts that the policies were not searched on" if portfolio.held_out else ""
     text = (
-        f"In the geometric mean{where}, a policy for each {each} is predicted to give {_gain_text(own / single - 1)} one exit "
-        f"for each, and {_gain_text(own / common - 1)} one policy for all."
+        f"In the geometric mean{where}, a policy for each {each} is predicted to give {_gain_text(own / single - 1)} a "
+        f"single exit for each, and {_gain_text(own / common - 1)} one policy for all."
     )
     if portfolio.held_out and own <= common:
         text += " The separate policies are overfitted to these prompts: run one policy for all."

@@ -117,7 +117,7 @@ def sampling_from_flags(args: argparse.Namespace) -> Sampling:
             frequency_penalty=args.frequency_penalty,
         )
     except ValueError as err:
-        raise UserInputError(f"sampling flags: {err}") from err
+        raise UserInputError(f"sampling flags: {err}.") from err
 
 
 def law_request(args: argparse.Namespace) -> LawRequest:

@@ -60,9 +60,10 @@ class PassKey:
 
     @property
     def label(self) -> str:
-        """The pass in messages: `segment 2 of 5 rows`, `verify of 4 rows`."""
+        """The pass in messages: `segment 2 of 5 rows`, `exit check 2 of 1 row`. Exits count from 1, as segments do."""
         stage = f" {self.stage + 1}" if PASS_MODEL[self.kind] == "draft" else ""
-        return f"{kind_label(self.kind)}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
+        kind = "exit check" if self.kind == "exit" else kind_label(self.kind)
+        return f"{kind}{stage} of {self.rows} row{'s' if self.rows != 1 else ''}"
 
 
 def needed_passes(num_exits: int, draft_cap: int, *, runs_ahead: bool) -> frozenset[PassKey]:

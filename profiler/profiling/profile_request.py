@@ -86,12 +86,12 @@ class ProfileRequest:
         }
         for flag, count in counts.items():
             if count < 1:
-                raise UserInputError(f"{flag} {count}: expected at least 1")
+                raise UserInputError(f"{flag} {count}: expected at least 1.")
         if self.what not in get_args(Measurement):
             expected = ", ".join(map(repr, get_args(Measurement)))
             raise UserInputError(f"what is {self.what!r}: expected one of {expected}.")
         if self.num_mistakes < 0:
-            raise UserInputError(f"--off-path {self.num_mistakes}: expected 0 mistakes or more")
+            raise UserInputError(f"--off-path {self.num_mistakes}: expected 0 mistakes or more.")
         check_budget(self.budget_s)
 
     @property
@@ -131,7 +131,7 @@ class LawRequest:
 
     def __post_init__(self) -> None:
         if self.threads < 1:
-            raise UserInputError(f"--threads {self.threads}: expected at least 1")
+            raise UserInputError(f"--threads {self.threads}: expected at least 1.")
         check_budget(self.budget_s)
 
 
@@ -142,7 +142,7 @@ def check_budget(budget_s: Seconds) -> None:
         UserInputError: it is negative.
     """
     if not budget_s >= 0:
-        raise UserInputError(f"--budget {budget_s:g}: expected 0 seconds or more")
+        raise UserInputError(f"--budget {budget_s:g}: expected 0 seconds or more.")
 
 
 def read_profile_prompts(request: ProfileRequest) -> tuple[Prompt, ...]:

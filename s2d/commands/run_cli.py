@@ -86,7 +86,7 @@ def run_request(args: argparse.Namespace) -> RunRequest:
         UserInputError: no plan is given.
     """
     if args.plan is None:
-        raise UserInputError("nothing to run: give a plan with --plan FILE; s2d-plan writes one")
+        raise UserInputError("nothing to run: give a plan with --plan FILE. s2d-plan writes one.")
     is_text = args.prompt is not None
     return RunRequest(
         plan=args.plan,
@@ -117,7 +117,7 @@ def export_request(args: argparse.Namespace) -> ExportRequest:
         raise UserInputError(f"--export-exit {layers!r}: expected a layer count and a folder, as in --export-exit 4 exit-4")
     model = args.draft or (PLAN_FILE.read(args.plan).record.draft_name if args.plan else None)
     if model is None:
-        raise UserInputError("--export-exit needs a model: give --draft DIR, or a plan")
+        raise UserInputError("--export-exit needs a model: give --draft DIR or --plan FILE.")
     return ExportRequest(model=model, exit_layer=int(layers), folder=Path(folder))
 
 

@@ -34,7 +34,9 @@ def main_train(argv: Sequence[str] | None = None) -> int:
         "Train drafts by sorted fine-tuning, so that every exit can predict tokens; train the reference family.",
         "s2d-train draft --target path/to/llama --exits 6,9,12 --text chats.jsonl --teacher path/to/llama -o my-draft",
     )
-    verbs = parser.add_subparsers(dest="command", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", title="verbs (--help after a verb shows its options)"
+    )
     for verb, (purpose, example, add_flags, run) in _VERBS.items():
         verb_parser = add_subcommand(verbs, verb, purpose, example)
         add_flags(verb_parser)

@@ -130,7 +130,7 @@ def frequent_tokens(counts: np.ndarray, required: Sequence[int], num_tokens: Tok
     """
     lowest = max(1, len(set(required)))
     if not lowest <= num_tokens <= len(counts):
-        expected = f"from {lowest}, the special tokens, to {len(counts)}, the vocabulary"
+        expected = f"from {lowest} (the special tokens) to {len(counts)} (the vocabulary)"
         raise UserInputError(f"--tokens {num_tokens}: expected {expected}.")
     rank = counts.astype(np.float64)
     rank[list(required)] = np.inf

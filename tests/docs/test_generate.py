@@ -60,8 +60,9 @@ def test_links_to_missing_files_and_headings_are_found(tmp_path: Path) -> None:
     assert anchors("# One two\n## Three\n") == {"one-two", "three"}
 
 
-def test_subcommands_are_read_from_the_usage() -> None:
-    assert subcommands("usage: s2d-profile [-h] {latency,acceptance} ...\n\ntext {a,b} ...") == ["latency", "acceptance"]
+def test_subcommands_are_read_from_the_help() -> None:
+    verbs = "verbs:\n  VERB\n    latency             measure\n                        only\n    law                 fit\n\nend"
+    assert subcommands(verbs) == ["latency", "law"]
     assert subcommands("usage: s2d-plan [-h] [--rule {greedy,ratio}]\n\ntext") == []
 
 

@@ -129,5 +129,18 @@ def test_help_lists_the_verbs_and_each_verb_has_a_help(capsys: pytest.CaptureFix
         assert f"\n    {verb} " in shown
         assert main_plan([verb, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"usage: s2d-plan {verb} ")
-    assert main_plan(["llama-70b"]) == 2
-    assert "argument VERB: unknown value 'llama-70b': expected 'validate', 'design' or 'fit'" in capsys.readouterr().err
+
+
+def test_an_unknown_verb_or_option_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    near = {
+        (
+            "llama-70b",
+        ): "unknown verb 'llama-70b': expected 'validate', 'design' or 'fit'. A target is given as --target llama-70b.",
+        ("--targett", "llama-70b"): "unknown option '--targett': did you mean '--target'?",
+        ("--params", "3e9", "design"): "--params is an option of the verb 'design': expected it after the verb.",
+    }
+    for command, message in near.items():
+        assert main_plan(list(command)) == 2
+        assert capsys.readouterr().err == f"s2d-plan: {message} See s2d-plan --help.\n"
+    assert main_plan(["validate", "--device", "h100"]) == 2
+    assert capsys.readouterr().err == "s2d-plan validate: unknown option '--device'. See s2d-plan validate --help.\n"

@@ -181,7 +181,7 @@ def test_the_text_has_every_choice_and_a_next_command_that_works(
     lines = shown.splitlines()
     assert any(line.startswith("a policy for each") and format_speedup(shipped.mean_speedup("own")) in line for line in lines)
     assert any(line.startswith("the best worst case") for line in lines)
-    assert "no S2D draft is public; to make one: s2d-train draft " in unfolded(shown)
+    assert "no S2D draft is public; train one: s2d-train draft " in unfolded(shown)
     following = shlex.split(lines[-1].removeprefix("next: "))
     assert following == ["s2d-plan", "--dtype", "fp16", "--target", "vicuna-7b", "-o", "plan.json"]
 

@@ -55,11 +55,11 @@ def test_models_that_do_not_ship_are_profiled_on_prompts_to_fill_in(vicuna: Plan
 
 def test_a_plan_keeps_a_note_on_how_to_train_a_draft_that_is_not_public(vicuna: Plan) -> None:
     line = (
-        "no S2D draft is public; to make one: s2d-train draft --target path/to/vicuna-7b --exits 6,9,12 --text chats.jsonl "
+        "no S2D draft is public; train one: s2d-train draft --target path/to/vicuna-7b --exits 6,9,12 --text chats.jsonl "
         "-o path/to/s2d-vicuna-12"
     )
     assert plan_notes(vicuna) == (line,)
-    assert vicuna.notes == ("other releases of vicuna-7b: --target vicuna-7b-v1.3", line)
+    assert vicuna.notes == ("other releases of vicuna-7b: vicuna-7b-v1.3", line)
     assert plan_notes(with_levels(vicuna, "roofline", "traced")) == ()
     assert unpublished_note(find_draft("ref-draft")) is None
 
@@ -84,9 +84,9 @@ def test_for_models_that_cannot_run_only_the_latency_law_can_be_measured() -> No
     assert plan.next_command == "s2d-profile law --device cuda --dtype bf16 -o law"
     check_parses(plan.next_command)
     assert next_note(plan) == (
-        "s2d-profile and s2d-run cannot run these models on 2 x A100-80GB-SXM, bf16, eager: they do not fit in memory, even "
-        "split evenly, with 10.0 % of it kept free. s2d-profile law measures the device's latency law instead, and s2d-plan "
-        "--fit plans with it."
+        "too large for s2d-profile and s2d-run, which keep 10.0 % of the memory free. The models do not fit on "
+        "2 x A100-80GB-SXM, bf16, eager, even split evenly. s2d-profile law measures the device's latency law instead, and "
+        "s2d-plan --fit plans with it."
     )
     fitted = with_levels(plan, "extrapolated", "published")
     assert next_command(fitted) == ""

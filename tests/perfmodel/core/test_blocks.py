@@ -4,7 +4,18 @@ import shlex
 
 import pytest
 
-from perfmodel.core.blocks import PAGE_CHARS, Command, Facts, Paragraph, Table, as_html, as_text, sentence_blocks, short_note
+from perfmodel.core.blocks import (
+    PAGE_CHARS,
+    Command,
+    Facts,
+    Paragraph,
+    Table,
+    as_html,
+    as_text,
+    leading_clauses,
+    sentence_blocks,
+    short_note,
+)
 
 LONG = "word " * 60
 
@@ -77,3 +88,13 @@ def test_html_shows_every_block_and_escapes_it() -> None:
     assert f"<p>t</p><table>{head}{row}</table>" in shown
     assert "<p>p</p>" in shown
     assert "<pre>c &gt; d</pre>" in shown
+
+
+def test_a_long_fact_is_cut_between_clauses_and_outside_brackets() -> None:
+    for text, cut in {
+        "short, all of it": "short, all of it",
+        "first clause, second; third clause": "first clause, second",
+        "first (one, two, three) clause; second": "first (one, two, three) …",
+        "only one clause that is too long": "only one clause that is …",
+    }.items():
+        assert leading_clauses(text, 25) == cut

@@ -76,8 +76,18 @@ def test_help_ends_with_code_zero_and_shows_the_example(capsys: pytest.CaptureFi
 
 
 def test_an_unknown_option_is_one_line_and_code_two(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(raising(AssertionError()), "--jsn") == 2
-    assert capsys.readouterr().err == "s2d-test: unrecognized arguments: --jsn. See s2d-test --help.\n"
+    for option, hint in (("--jsn", ": did you mean '--json'?"), ("--jsn=1", ": did you mean '--json'?"), ("--frog", ".")):
+        assert run(raising(AssertionError()), option) == 2
+        message = f"s2d-test: unknown option {option.removesuffix('=1')!r}{hint} See s2d-test --help.\n"
+        assert capsys.readouterr().err == message
+    assert run(raising(AssertionError()), "-z") == 2
+    assert capsys.readouterr().err == "s2d-test: unrecognized arguments: -z. See s2d-test --help.\n"
+
+
+def test_words_after_a_double_dash_are_not_options() -> None:
+    parser = make_parser("s2d-test", "Test.", "s2d-test -- --a")
+    parser.add_argument("words", nargs="*")
+    assert parser.parse_args(["--", "--frog"]).words == ["--frog"]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
             Evidence(role="acceptance", level=level, description="4 prompts", sha256=None),
         ),
         next_command="s2d-profile …",
-        notes=("No engine of ours runs this. Plan again.", "no S2D draft is public; to make one: s2d-train draft"),
+        notes=("No engine of ours runs this. Plan again.", "no S2D draft is public; train one: s2d-train draft"),
     )
 
 
@@ -135,7 +135,8 @@ draft       s2d-vicuna-12, 12 layers, 2.69 billion weights, exits at 6/9/12; spl
 device      2 x H200-SXM, bf16, graph
 workload    batch 1, 512 prompt tokens, 256 output tokens, greedy
 
-plan        speculate: exits 6/12 at .60, up to 6 tokens, stop below 0.30
+plan        speculate: exits 6/12 at confidence .60; draft at most 6 tokens; stop after a token of
+            confidence below 0.300
 prediction  40.0 tokens/s, 2.00x plain decoding's 20.0 tokens/s (90 % interval 1.80x to 2.20x)
 latency     roofline: a datasheet
 acceptance  traced: 4 prompts
@@ -143,7 +144,7 @@ memory      144 GB of 282 GB (51.2 %)
 batches     pays below batch 2 at 768 tokens of context
 
 note        No engine of ours runs this
-            no S2D draft is public; to make one (--explain shows the command)
+            no S2D draft is public; train one (--explain shows the command)
 
 next: s2d-profile …"""
 
@@ -197,7 +198,7 @@ batch  at 768 tokens of context  at 4096 tokens of context
 
 No engine of ours runs this. Plan again.
 
-no S2D draft is public; to make one:
+no S2D draft is public; train one:
 
   s2d-train draft
 
@@ -255,11 +256,11 @@ def test_the_batches_that_pay_are_those_that_fit_and_were_tried(
         ("llama-2-70b", None),
         (
             "llama-70b",
-            "'llama-70b' was read as llama-2-70b; other releases: --target llama-3-70b or llama-3.1-70b or llama-3.3-70b",
+            "'llama-70b' was read as llama-2-70b, not llama-3-70b, llama-3.1-70b or llama-3.3-70b",
         ),
-        ("llama-7b", "'llama-7b' was read as llama-2-7b; other releases: --target llama-1-7b"),
-        ("mistral-7b", "'mistral-7b' was read as mistral-7b-v0.3; other releases: --target mistral-7b-v0.1 or mistral-7b-v0.2"),
-        ("vicuna-13b", "other releases of vicuna-13b: --target vicuna-13b-v1.3"),
+        ("llama-7b", "'llama-7b' was read as llama-2-7b, not llama-1-7b"),
+        ("mistral-7b", "'mistral-7b' was read as mistral-7b-v0.3, not mistral-7b-v0.1 or mistral-7b-v0.2"),
+        ("vicuna-13b", "other releases of vicuna-13b: vicuna-13b-v1.3"),
         ("llama-30b", "'llama-30b' was read as llama-1-33b"),
         ("meta-llama/Llama-2-70b-chat-hf", "'meta-llama/Llama-2-70b-chat-hf' was read as llama-2-70b"),
     ],

@@ -169,10 +169,10 @@ def test_draft_lengths_show_what_each_needs() -> None:
             DraftLength(draft_tokens=tokens, round_s=0.06, break_even_tokens=needed, can_pay=needed < tokens + 1)
             for tokens, needed in ((1, 2.5), (2, 1.4))
         ),
-        notes=("no S2D draft is public; to make one: s2d-train draft",),
+        notes=("no S2D draft is public; train one: s2d-train draft",),
     )
     lines = squeezed(str(lengths))
-    assert "note    no S2D draft is public; to make one (--explain shows the command)" in str(lengths)
+    assert "note    no S2D draft is public; train one (--explain shows the command)" in str(lengths)
     assert ["1", "60.0", "ms", "impossible", "(at", "most", "2)", "2"] in lines
     assert ["2", "60.0", "ms", "1.40", "3"] in lines
     assert "Only 2 can: a round of K drafted tokens yields at most K + 1." in " ".join(str(lengths).split())

@@ -148,7 +148,7 @@ def test_invalid_numbers_of_tokens_are_refused_and_nothing_is_written(draft, tmp
     assert main_train(flags) == 2
     assert (
         "is not a whole number of at least 1" in (err := capsys.readouterr().err)
-        or "expected from 1, the special tokens, to 23" in err
+        or "expected from 1 (the special tokens) to 23" in err
     )
     assert not (tmp_path / "trimmed").exists()
 
