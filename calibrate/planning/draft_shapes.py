@@ -115,7 +115,7 @@ def draft_shapes(
         UserInputError: an unknown name, a number below 1, or a size that no shape has.
 
     Example:
-        >>> fastest = draft_shapes("llama-2-70b", params=1.3e9, device="h100").shapes[0]
+        >>> fastest = s2d.draft_shapes("llama-2-70b", params=1.3e9, device="h100").shapes[0]
         >>> fastest.can_pay
         True
     """
@@ -158,7 +158,7 @@ def draft_lengths(
         UserInputError: an unknown name, or a number below 1.
 
     Example:
-        >>> draft_lengths("llama-3.1-70b", draft="llama-3.2-1b", device="h100").lengths[0].can_pay
+        >>> s2d.draft_lengths("llama-3.1-70b", draft="llama-3.2-1b", device="h100").lengths[0].can_pay
         True
     """
     device_request = DeviceRequest(device=device, num_devices=num_devices, dtype=dtype, engine=engine)
@@ -197,6 +197,8 @@ def make_draft_lengths(request: ShapesRequest, draft: str, lengths: Iterable[Tok
         UserInputError: see `draft_lengths`.
     """
     lengths = tuple(lengths)
+    if not lengths:
+        raise UserInputError("no draft length is given: expected at least one, such as lengths=(4, 8).")
     for length in lengths:
         check_counts({"--draft-tokens": length})
     target = _resolve_target(request)

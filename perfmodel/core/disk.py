@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +21,11 @@ EVIDENCE_FOLDER = Path(__file__).parents[1] / "evidence"
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _QUOTED_ERRNO = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """An error of the operating system as quoted by Rust libraries (safetensors, tokenizers) and by `shutil`."""
+
+
+def as_paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
+    """One path or several as a tuple."""
+    return (Path(paths),) if isinstance(paths, str | os.PathLike) else tuple(map(Path, paths))
 
 
 def write_atomically(path: PathLike, data: bytes) -> None:
