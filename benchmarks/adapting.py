@@ -1,19 +1,19 @@
-"""What is moving along the frontier worth, where acceptance shifts?
+"""How much does an adaptive run gain where the acceptance of the text changes?
 
-For each target a plan and its frontier are made from calibration prompts, decoded greedily. Texts after evaluation prompts are
-of two kinds, on which the draft does differently well:
+For each target, a plan and its frontier are made from greedily decoded calibration prompts. The evaluation texts are of two
+kinds, with different acceptance:
 
     easy   greedy, as planned
-    hard   at temperature 1.5, with noise that target and draft share: the plan knows nothing of it
+    hard   at temperature 1.5, with noise shared by target and draft; the plan does not know about it
 
-A controller goes, from a new start each, through three orders of them: *blocks* (half of the easy, all of the hard, the other
-half), *alternating* (in turns) and *as planned* (the easy alone: what adapting costs where there is nothing to adapt to).
-Whatever it decodes, every policy of the frontier decodes right before or after, kept throughout, in random order.
+A controller, restarted each time, runs through three orders of these texts: *blocks* (half of the easy texts, all hard ones,
+the other half), *alternating* (easy and hard in turn) and *as planned* (only easy ones, which shows the cost of adapting where
+nothing changes). Each text is also decoded with every fixed policy of the frontier, in random order next to the controller.
 
-    regret        1 - controller / best fixed, in tokens/s over an order, the best of the frontier named in hindsight; below 0
-                  the controller beats them all. The interval is a bootstrap over texts, all arms of a text drawn together
-    priced        the same regret with the passes that really ran priced by the profile, which leaves the machine's noise out
-    over phases   controller / the best fixed policy of each kind of text: an oracle, which no fixed policy can be
+    regret        1 - controller / best fixed policy, in tokens/s over an order. The best policy is known only afterwards. Below
+                  0, the controller is faster than all of them. The interval is a bootstrap over texts, all arms together
+    priced        the regret with the passes that ran priced by the profile, which excludes the noise of the machine
+    over phases   controller / the best fixed policy of each kind of text, an oracle that no fixed policy can be
 
 Example: python benchmarks/adapting.py --quick
 """
@@ -35,6 +35,7 @@ from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from details.adapting_orders import Order, order_table, summary
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds
 from perfmodel.policies.frontier import FrontierPoint
 from perfmodel.policies.policy import Policy
@@ -44,28 +45,28 @@ from perfmodel.replay.round_stats import RoundStats
 from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import device_facts
 from s2d.decoding.generate import Generation, Session
-from s2d.decoding.pair import Pair, PairRequest, load_pair
+from s2d.decoding.pair import Pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy, PolicySelector
 from s2d.loading.model_folder import FAMILY_PROMPTS
 from s2d.running.run_prompts import summarise_adaptation
-from shared.common import finish, make_parser, one_thread
-from shared.interleaved import evidence_of, job_of
+from shared.common import finish, make_parser, use_one_thread
+from shared.interleaved import load_cpu_pair, make_job, measure_evidence
 
 NAME = "adapting"
 SEED = 20261121
 HARD = Sampling(rule="shared-noise", temperature=1.5, top_k=None, top_p=None, seed=SEED)
 Text = tuple[ProfilingJob, int]
-"""A prompt of a job, by number; the job's sampling is the text's kind."""
+"""A job and the number of its prompt. The sampling of the job is the kind of the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much to measure."""
+    """Amount of measurement."""
 
     targets: tuple[str, ...]
     calibration_prompts: int
     num_prompts: int
-    """Of each kind; an even number."""
+    """Number per kind; even."""
     max_new_tokens: int
     budget_s: Seconds
     """For the pass times of one target."""
@@ -77,7 +78,7 @@ QUICK = Size(targets=("ref-target-16",), calibration_prompts=8, num_prompts=2, m
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Planned:
-    """What a plan made from calibration prompts would run, and may move along."""
+    """A plan from calibration prompts: its policy and its frontier."""
 
     policy: Policy | None
     frontier: tuple[FrontierPoint, ...]
@@ -85,17 +86,17 @@ class Planned:
 
 
 def planned(job: ProfilingJob, budget_s: Seconds) -> Planned:
-    """The plan of a job's prompts."""
-    trace, models = evidence_of(job, budget_s)
+    """Plan for the prompts of a job."""
+    trace, models = measure_evidence(job, budget_s)
     scenario = Scenario(trace, *models)
-    found = search([scenario])
-    others = [*(one.policy for one in found.families), found.optimal_stopping, *found.single_exits]
-    frontier = find_frontier(scenario, found.chosen.policy, others)
-    return Planned(policy=found.chosen.policy, frontier=frontier, scenario=with_long_backlogs(scenario))
+    result = search([scenario])
+    others = [*(family.policy for family in result.families), result.optimal_stopping, *result.single_exits]
+    frontier = find_frontier(scenario, result.chosen.policy, others)
+    return Planned(policy=result.chosen.policy, frontier=frontier, scenario=with_long_backlogs(scenario))
 
 
 def orders_of(easy: ProfilingJob, hard: ProfilingJob) -> dict[str, list[Text]]:
-    """Texts in the order that a controller meets them, by the order's name."""
+    """Texts in the order in which a controller decodes them, by the name of the order."""
     first, second = ([(job, number) for number in range(len(job.prompts))] for job in (easy, hard))
     half = len(first) // 2
     alternating = [text for pair in zip(first, second, strict=True) for text in pair]
@@ -103,15 +104,15 @@ def orders_of(easy: ProfilingJob, hard: ProfilingJob) -> dict[str, list[Text]]:
 
 
 def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) -> Order:
-    """Decode an order under a new controller and, text by text, under every policy of its frontier; the plan's comes twice."""
+    """Decode an order with a new controller and with every policy of its frontier, text by text. The plan's runs twice."""
     fixed, rng = [point.policy for point in plan.frontier], np.random.default_rng(SEED)
-    pilots: list[PolicySelector] = [AdaptivePolicy(plan.frontier), *map(FixedPolicy, fixed), FixedPolicy(plan.policy)]
-    runs: list[list[Generation]] = [[] for _ in pilots]
+    selectors: list[PolicySelector] = [AdaptivePolicy(plan.frontier), *map(FixedPolicy, fixed), FixedPolicy(plan.policy)]
+    runs: list[list[Generation]] = [[] for _ in selectors]
     for text in texts:
-        for arm in rng.permutation(len(pilots)):
-            runs[arm].append(decoded(session, text, pilots[arm]))
+        for arm in rng.permutation(len(selectors)):
+            runs[arm].append(decoded(session, text, selectors[arm]))
     for other in runs[1:]:
-        if [one.tokens for one in other] != [one.tokens for one in runs[0]]:
+        if [generation.tokens for generation in other] != [generation.tokens for generation in runs[0]]:
             raise RuntimeError(f"{name}: a policy and the controller wrote different texts")
     return Order(
         target=session.target.geometry.name,
@@ -119,49 +120,49 @@ def measured(name: str, texts: Sequence[Text], session: Session, plan: Planned) 
         plan=fixed.index(plan.policy),
         policies=tuple(policy.label if policy else "plain decoding" for policy in fixed),
         is_hard=np.array([job.sampling == HARD for job, _ in texts]),
-        num_tokens=sum(len(one.tokens) for one in runs[0]),
-        controller_s=np.array([one.decode_s for one in runs[0]]),
-        fixed_s=np.array([[one.decode_s for one in run] for run in runs[1:-1]]),
-        plan_again_s=np.array([one.decode_s for one in runs[-1]]),
-        priced_s=np.array([[priced_s(one.rounds, plan.scenario) for one in run] for run in runs[:-1]]),
+        num_tokens=sum(len(generation.tokens) for generation in runs[0]),
+        controller_s=np.array([generation.decode_s for generation in runs[0]]),
+        fixed_s=np.array([[generation.decode_s for generation in run] for run in runs[1:-1]]),
+        plan_again_s=np.array([generation.decode_s for generation in runs[-1]]),
+        priced_s=np.array([[priced_s(generation.rounds, plan.scenario) for generation in run] for run in runs[:-1]]),
         adaptation=summarise_adaptation(fixed, runs[0]),
     )
 
 
 def decoded(session: Session, text: Text, selector: PolicySelector) -> Generation:
-    """One text under one selector."""
+    """Decode one text with a policy selector."""
     job, number = text
     return session.generate(job.prompts[number].token_ids, job.settings(None, job.max_new_tokens), selector=selector)
 
 
 def priced_s(rounds: RoundStats, scenario: Scenario) -> Seconds:
-    """What the passes of some rounds cost by a profile."""
+    """Seconds of the passes of some rounds by the profile."""
     seconds = 0.0
-    for one in rounds.passes:
-        line = scenario.line(one.kind, one.stage, one.rows)
-        seconds += one.num_passes * line.base_s + one.cached_tokens_sum * line.per_token_s
-    for one in rounds.cold_passes:
-        model = model_for(one.kind, scenario.draft, scenario.target)
-        seconds += one.num_passes * model.cold_s(one.kind, one.stage, one.place)
+    for count in rounds.passes:
+        line = scenario.line(count.kind, count.stage, count.rows)
+        seconds += count.num_passes * line.base_s + count.cached_tokens_sum * line.per_token_s
+    for count in rounds.cold_passes:
+        model = model_for(count.kind, scenario.draft, scenario.target)
+        seconds += count.num_passes * model.cold_s(count.kind, count.stage, count.place)
     return seconds
 
 
 def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[Order], Planned]:
-    """Plan on the calibration prompts, measure every order on the evaluation prompts."""
-    job = partial(
-        job_of,
+    """Plan on the calibration prompts, and measure every order on the evaluation prompts."""
+    new_job = partial(
+        make_job,
         pair,
         prompts_path=prompts_path,
         max_new_tokens=size.max_new_tokens,
         draft_cap=MAX_DRAFT_TOKENS,
         seed=SEED,
     )
-    calibration = job(GREEDY, "calibration", num_prompts=size.calibration_prompts)
+    calibration = new_job(GREEDY, "calibration", num_prompts=size.calibration_prompts)
     print_err(
-        f"{pair.target.geometry.name}: plan on {len(calibration.prompts)} prompts, about {size.budget_s:.0f} s and a trace"
+        f"{pair.target.geometry.name}: plan on {len(calibration.prompts)} prompts, about {size.budget_s:.0f} s plus a trace"
     )
     plan = planned(calibration, size.budget_s)
-    easy, hard = (job(sampling, "evaluation", num_prompts=size.num_prompts) for sampling in (GREEDY, HARD))
+    easy, hard = (new_job(sampling, "evaluation", num_prompts=size.num_prompts) for sampling in (GREEDY, HARD))
     session = easy.session()
     for point in plan.frontier:
         decoded(session, (easy, 0), FixedPolicy(point.policy))
@@ -170,7 +171,7 @@ def orders_of_target(pair: Pair, size: Size, prompts_path: Path) -> tuple[list[O
 
 
 def overhead_s(frontier: Sequence[FrontierPoint]) -> Seconds:
-    """Of the controller in one round, mean over many."""
+    """Mean time of the controller per round."""
     controller, rng, number = AdaptivePolicy(frontier), np.random.default_rng(SEED), 20_000
     kept = rng.geometric(0.3, number).tolist()
     start = time.perf_counter()
@@ -182,28 +183,23 @@ def overhead_s(frontier: Sequence[FrontierPoint]) -> Seconds:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The benchmark, its arguments parsed."""
-    one_thread()
+    """Run the benchmark with parsed arguments."""
+    use_one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [
-        load_pair(PairRequest(target=target, draft="ref-draft", dtype="fp32", device="cpu"))
-        for target in args.target or size.targets
-    ]
+    pairs = [load_cpu_pair(target) for target in args.target or size.targets]
     orders: list[Order] = []
     costs: list[Seconds] = []
     for pair in pairs:
-        found, plan = orders_of_target(pair, size, args.prompts or FAMILY_PROMPTS)
-        orders += found
+        target_orders, plan = orders_of_target(pair, size, args.prompts or FAMILY_PROMPTS)
+        orders += target_orders
         costs.append(overhead_s(plan.frontier))
     print_out(order_table(orders))
     finish(
         NAME,
         quick=args.quick,
         result={**summary(orders), "controller_round_s": math.fsum(costs) / len(costs)},
-        libraries=("torch", "numpy"),
-        device=device_facts(pairs[0].device).label,
-        seed=SEED,
-        details={"orders": [one.as_json for one in orders]},
+        provenance=make_provenance(libraries=("torch", "numpy"), device=device_facts(pairs[0].device).label, seed=SEED),
+        details={"orders": [order.as_json for order in orders]},
     )
     return 0
 

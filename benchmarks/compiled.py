@@ -1,15 +1,16 @@
-"""Would torch.compile make the decoder's passes faster than the lean decoder is as it stands?
+"""Would torch.compile make the passes of the decoder faster?
 
-For both targets of the reference family, fp32, on one thread, one pass of all layers is timed for one row and for five, at
-several context lengths: the lean decoder (twice, which tells the noise), torch.compile of it as it is, the same layers in
-plain operations (eager, and compiled with symbolic lengths and with static shapes, inductor's C++ backend), and transformers'
-own module, eager and compiled. Arms take turns in random order; the first passes of a turn find the caches full of another
-arm's weights and are dropped. Compiling is not counted and told apart (`compile_s`; kernels are kept in one temporary folder,
-so that an arm finds those of the arms before it). Then whole texts are written by the plain loop with each arm's passes in
-place of the lean decoder's. Every pass's logits must equal the lean decoder's to fp32's accuracy, every text token by token.
+For both targets of the reference family, in fp32, on one thread, one pass of all layers is timed for one row and for five
+rows, at several context lengths. The arms are the lean decoder (twice, which shows the noise), torch.compile of the lean
+decoder, the same layers in plain operations (eager, and compiled with dynamic and with static shapes, inductor's C++ backend),
+and the module of transformers, eager and compiled. Arms alternate in random order. The first passes of an arm find the caches
+full of another arm's weights and are dropped. The compile time is reported separately (`compile_s`). Compiled kernels are kept
+in one temporary folder, so later arms reuse those of earlier arms. Then the plain loop writes whole texts with each arm's
+passes instead of the lean decoder's. All logits must equal the lean decoder's within fp32 accuracy, and all texts must be
+identical.
 
-A ratio is the arm's seconds over the lean decoder's of the same turn, the median over turns; below 1 is faster.
-`clearly_faster` lists settings at least 10 % faster on every pass of one row and in the loop, at every target.
+A ratio is the arm's seconds over the lean decoder's of the same run, the median over runs; below 1 is faster. `clearly_faster`
+lists the settings that are at least 10 % faster on every pass of one row and in the loop, at every target.
 
 Example: python benchmarks/compiled.py --quick
 """
@@ -32,9 +33,10 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 
 from details.compiled_arms import LEAN, LEAN_AGAIN, SETTINGS, STATIC, TEXT_TOKENS, Arm, Passes, Setting, Shape, arm_of
-from details.compiled_result import Found, Timing, found_table, result_of
+from details.compiled_result import CompiledResult, Timing, compiled_table, result_of
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import UserInputError
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, format_seconds
 from perfmodel.policies.sampling import GREEDY
 from profiler.machine.machine_facts import device_facts
@@ -49,18 +51,18 @@ NAME = "compiled"
 SEED = 20261121
 PROMPT_TOKENS = 48
 DROPPED_PASSES = 4
-"""Of every turn."""
+"""Per run of an arm."""
 MAX_ERROR_FRAC = 1e-4
-"""RMS of what logits differ by, over their own."""
+"""RMS of the difference of logits, over their own RMS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much to measure."""
+    """Amount of measurement."""
 
     targets: tuple[str, ...]
     num_layers: int | None
-    """The target's first ones; all of them when None."""
+    """First layers of the target to keep; None keeps all."""
     settings: tuple[Setting, ...]
     rows: tuple[int, ...]
     contexts: tuple[int, ...]
@@ -71,7 +73,7 @@ class Size:
 
     @property
     def shapes(self) -> list[Shape]:
-        """Every pass that is timed."""
+        """Every timed pass."""
         return list(product(self.rows, self.contexts))
 
 
@@ -100,7 +102,7 @@ QUICK = Size(
 
 
 def check_compiler() -> None:
-    """Refuse to measure without what torch.compile needs on a CPU.
+    """Check that the compiler that torch.compile needs on a CPU exists.
 
     Raises:
         UserInputError: there is no C++ compiler.
@@ -108,14 +110,13 @@ def check_compiler() -> None:
     name = os.environ.get("CXX", "g++")
     if shutil.which(name) is None:
         raise UserInputError(
-            f"no C++ compiler {name!r} here: torch.compile writes C++ for a CPU and expects one to build it with. Install g++, "
-            "or name another in CXX."
+            f"no C++ compiler {name!r}: torch.compile needs one on a CPU. Install g++, or name another in CXX."
         )
 
 
 @contextmanager
 def kernels_in_a_temporary_folder() -> Iterator[None]:
-    """Kernels are gone afterwards; headers compiled once stay in inductor's shared folder. One g++ runs at a time."""
+    """Keep compiled kernels in a temporary folder; precompiled headers stay in inductor's own. One g++ runs at a time."""
     variable = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(variable)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, inductor_config.patch(compile_threads=1):
@@ -129,14 +130,14 @@ def kernels_in_a_temporary_folder() -> Iterator[None]:
 
 
 def text_of(target: str) -> list[int]:
-    """Tokens of the family's prompts, one after another."""
+    """Tokens of the reference family's prompts, concatenated."""
     tokenizer = load_tokenizer(find_model(target))
     pieces = (tokenizer(prompt.text, add_special_tokens=False)["input_ids"] for prompt in read_prompts(FAMILY_PROMPTS))
     return list(chain.from_iterable(pieces))[:TEXT_TOKENS]
 
 
 def first_layers(model: LoadedModel, num_layers: int | None) -> LoadedModel:
-    """A model of fewer layers, or the whole of it."""
+    """The model with its first layers only; None keeps all."""
     if num_layers is None:
         return model
     geometry = replace(model.geometry, num_layers=num_layers)
@@ -145,7 +146,7 @@ def first_layers(model: LoadedModel, num_layers: int | None) -> LoadedModel:
 
 
 def in_turns(runs: Mapping[str, Callable[[], list[Seconds]]], num_turns: int, rng: random.Random) -> list[Timing]:
-    """Seconds of every arm, the lean decoder among them, in a new random order every turn."""
+    """Seconds of every arm, including the lean decoder, in a new random order each time."""
     turns: dict[str, list[list[Seconds]]] = {name: [] for name in runs}
     order = list(runs)
     for _ in range(num_turns):
@@ -157,27 +158,27 @@ def in_turns(runs: Mapping[str, Callable[[], list[Seconds]]], num_turns: int, rn
 
 @torch.inference_mode()
 def time_passes(arms: Sequence[Arm], shape: Shape, size: Size, rng: random.Random) -> list[Timing]:
-    """One shape by every arm that runs it, once each is known to say what the lean decoder says.
+    """Time one shape with every arm that supports it, after a check against the lean decoder's logits.
 
     Raises:
-        RuntimeError: one does not.
+        RuntimeError: an arm's logits differ.
     """
     rows, context = shape
-    able = {arm.setting.name: arm.passes for arm in arms if arm.passes and arm.runs(rows)}
-    for passes in able.values():
+    passes_by_arm = {arm.setting.name: arm.passes for arm in arms if arm.passes and arm.runs(rows)}
+    for passes in passes_by_arm.values():
         passes.begin(rows, context)
-    said = {name: passes.logits(passes.run()) for name, passes in able.items()}
-    expected = said[LEAN.name]
-    for name, logits in said.items():
+    logits_by_arm = {name: passes.logits(passes.run()) for name, passes in passes_by_arm.items()}
+    expected = logits_by_arm[LEAN.name]
+    for name, logits in logits_by_arm.items():
         error_frac = float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt())
         if not error_frac <= MAX_ERROR_FRAC:
             raise RuntimeError(f"{name}, {rows} rows after {context} tokens: logits off by {error_frac:.1e} of their size")
-    runs = {name: partial(seconds_of, passes, shape, size.passes_per_turn) for name, passes in able.items()}
+    runs = {name: partial(run_s, passes, shape, size.passes_per_turn) for name, passes in passes_by_arm.items()}
     return in_turns(runs, size.num_turns, rng)
 
 
-def seconds_of(passes: Passes, shape: Shape, num_passes: int) -> list[Seconds]:
-    """One turn of an arm."""
+def run_s(passes: Passes, shape: Shape, num_passes: int) -> list[Seconds]:
+    """Time one run of an arm."""
     seconds = []
     passes.begin(*shape)
     for _ in range(DROPPED_PASSES + num_passes):
@@ -189,37 +190,37 @@ def seconds_of(passes: Passes, shape: Shape, num_passes: int) -> list[Seconds]:
 
 
 def time_loops(model: LoadedModel, arms: Sequence[Arm], text: Sequence[int], size: Size, rng: random.Random) -> list[Timing]:
-    """Plain decoding with every arm's passes.
+    """Time plain decoding with every arm's passes.
 
     Raises:
-        RuntimeError: one writes something else than the lean decoder.
+        RuntimeError: an arm writes a different text than the lean decoder.
     """
     settings = Settings(policy=None, sampling=GREEDY, max_new_tokens=size.new_tokens, eos_token_id=None)
-    able = {arm.setting.name: arm.decoder for arm in arms if arm.decoder and arm.runs(1)}
-    sessions = {name: Session(replace(model, decoder=decoder), None, TEXT_TOKENS) for name, decoder in able.items()}
+    decoders = {arm.setting.name: arm.decoder for arm in arms if arm.decoder and arm.runs(1)}
+    sessions = {name: Session(replace(model, decoder=decoder), None, TEXT_TOKENS) for name, decoder in decoders.items()}
     written = {name: session.generate(text[:PROMPT_TOKENS], settings).tokens for name, session in sessions.items()}
-    other = [name for name, tokens in written.items() if tokens != written[LEAN.name]]
-    if other:
-        raise RuntimeError(f"{', '.join(other)}: the plain loop wrote another text than with the lean decoder")
+    different = [name for name, tokens in written.items() if tokens != written[LEAN.name]]
+    if different:
+        raise RuntimeError(f"{', '.join(different)}: the plain loop wrote a different text than with the lean decoder")
 
-    def turn_of(session: Session) -> list[Seconds]:
+    def decode_once(session: Session) -> list[Seconds]:
         return [session.generate(text[:PROMPT_TOKENS], settings).decode_s]
 
-    return in_turns({name: partial(turn_of, session) for name, session in sessions.items()}, size.loop_turns, rng)
+    return in_turns({name: partial(decode_once, session) for name, session in sessions.items()}, size.loop_turns, rng)
 
 
-def found_of(target: str, size: Size) -> Found:
+def measure_target(target: str, size: Size) -> CompiledResult:
     """Compile everything for one target, then time it."""
     model, text = first_layers(load_model(find_model(target), "fp32"), size.num_layers), text_of(target)
     arms, rng = [arm_of(model.decoder, setting) for setting in size.settings], random.Random(SEED)
     for arm in arms:
         arm.warm_up(target, text, size.shapes)
-        told = arm.failure or (f"compiled in {format_seconds(arm.compile_s)}" if arm.setting.is_compiled else "ready")
-        print_err(f"{target}, {arm.setting.name}: {told}")
+        state = arm.failure or (f"compiled in {format_seconds(arm.compile_s)}" if arm.setting.is_compiled else "ready")
+        print_err(f"{target}, {arm.setting.name}: {state}")
     num_graphs = counters["stats"]["unique_graphs"]
     passes = {shape: time_passes(arms, shape, size, rng) for shape in size.shapes}
     loops = time_loops(model, arms, text, size, rng)
-    return Found(
+    return CompiledResult(
         target=target,
         arms=arms,
         passes=passes,
@@ -230,32 +231,30 @@ def found_of(target: str, size: Size) -> Found:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The benchmark, its arguments parsed."""
+    """Run the benchmark with parsed arguments."""
     check_compiler()
-    common.one_thread()
-    size, facts = asked_size(args), device_facts(torch.device("cpu"))
-    print_out(f"{facts.label}; seconds, and those over the lean decoder's")
-    found = []
+    common.use_one_thread()
+    size, facts = requested_size(args), device_facts(torch.device("cpu"))
+    print_out(f"{facts.label}; seconds, and their ratio to the lean decoder's")
+    results = []
     with kernels_in_a_temporary_folder():
         for target in size.targets:
-            found.append(found_of(target, size))
-            print_out(f"\n{found_table(found[-1])}")
+            results.append(measure_target(target, size))
+            print_out(f"\n{compiled_table(results[-1])}")
     common.finish(
         NAME,
-        result=result_of(found),
         quick=args.quick,
-        libraries=("torch", "transformers"),
-        device=facts.label,
-        seed=SEED,
-        details={"measured": [one.as_json for one in found]},
+        result=result_of(results),
+        provenance=make_provenance(libraries=("torch", "transformers"), device=facts.label, seed=SEED),
+        details={"measured": [result.as_json for result in results]},
     )
     return 0
 
 
-def asked_size(args: argparse.Namespace) -> Size:
-    """A quick or full run, cut to the targets, settings and widths that are asked for."""
+def requested_size(args: argparse.Namespace) -> Size:
+    """A quick or full run, limited to the requested targets, settings and widths."""
     size = QUICK if args.quick else FULL
-    chosen = [one for one in SETTINGS if one.name in (args.setting or ())]
+    chosen = [setting for setting in SETTINGS if setting.name in (args.setting or ())]
     return replace(
         size,
         targets=tuple(args.target or size.targets),
@@ -266,10 +265,10 @@ def asked_size(args: argparse.Namespace) -> Size:
 
 def _parser() -> argparse.ArgumentParser:
     parser = common.make_parser(__doc__ or "")
-    names = [one.name for one in SETTINGS if one not in (LEAN, LEAN_AGAIN)]
+    names = [setting.name for setting in SETTINGS if setting not in (LEAN, LEAN_AGAIN)]
     parser.add_argument("--target", action="append", choices=FULL.targets, help="may be given again (default: both)")
-    told = f"besides the lean decoder; may be given again (default: all): {'; '.join(names)}"
-    parser.add_argument("--setting", action="append", choices=names, metavar="NAME", help=told)
+    setting_help = f"besides the lean decoder; may be given again (default: all): {'; '.join(names)}"
+    parser.add_argument("--setting", action="append", choices=names, metavar="NAME", help=setting_help)
     parser.add_argument("--rows", action="append", type=int, choices=FULL.rows, help="may be given again (default: both)")
     add_verbose_flag(parser)
     return parser

@@ -1,14 +1,14 @@
-"""Are the files that people have read right, or refused well?
+"""Are real-world model and data files read correctly, or refused with a good message?
 
-    configs     model folders of many kinds, quantised ones among them: shapes and bytes against what transformers builds
-    prompts     prompt files in the formats of public data sets: the texts that users say in them
-    text        tokenizers of four kinds: the text of a continuation against transformers' decode of the whole
-    real        config.json files that are not shipped, where `--data` has a folder configs: against transformers too
+    configs     synthetic model folders of many kinds, also quantised: shapes and bytes against the models of transformers
+    prompts     prompt files in the formats of public data sets: the users' texts in them
+    text        tokenizers of four kinds: the text of a continuation against a decode of the whole text by transformers
+    real        config.json files that are not shipped, if `--data` has a folder configs: also against transformers
 
-A folder or file is *right* when every answer equals the oracle's. It is *refused well* when the command ends with exit code 2
-and one message that names what was found. Anything else is *wrong*. A real file that transformers cannot build is *not
-checked*. Published speeds of plain decoding are counted apart, without those that a coefficient was fitted to: one in ten of
-their 90 % intervals may miss.
+A folder or file is *right* if every answer equals the oracle's. It is *refused well* if the command ends with exit code 2 and
+one message that names the reason in the file. Anything else is *wrong*. A real file that transformers cannot build is *not
+checked*. Published speeds of plain decoding are counted separately, without those used for a fit: one in ten of their 90 %
+intervals may miss.
 
 Example: python benchmarks/field.py --quick --data ../shared/data
 """
@@ -37,6 +37,7 @@ from details.field_prompts import PromptCase
 from details.field_tokenizers import CORPUS, tokenizers
 from perfmodel.core.console import print_out, table
 from perfmodel.core.errors import UserInputError
+from perfmodel.core.provenance import make_provenance
 from perfmodel.models.dtypes import Dtype
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import model_weight_bytes
@@ -46,42 +47,45 @@ from shared.common import SHARED_DATA, finish, make_parser
 
 NAME = "field"
 BYTES_TOLERANCE = 0.002
-"""Scales of partly filled groups, and whether zero points are packed, make so much difference."""
+"""Effect of the scales of partly filled groups, and of the packing of zero points."""
 MAX_MESSAGE_CHARS = 600
 TEXT_TOLERANCE = 0.005
-"""Three digits are shown."""
+"""The text shows three digits."""
 WEIGHTS_TOLERANCE = 1e-5
 """Biases of the last norm and of the LM head are not counted (docs/reference/models.md)."""
 SMALL_DRAFT = ("--params", "20e6", "--device", "h100")
 REAL_DRAFT = ("--params", "300e6", "--device", "h200")
-"""Eight of which hold the largest."""
+"""Eight of these devices hold the largest model."""
 
 Verdict = Literal["right", "refused well", "wrong", "not checked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of one file."""
+    """The outcome for one file."""
 
     part: str
     name: str
     verdict: Verdict
     why: str = ""
-    """Of a wrong one."""
+    """The reason for the verdict."""
 
 
 def main() -> None:
     args = _arguments()
     outcomes = [*config_outcomes(), *prompt_outcomes(), *text_outcomes(every=5 if args.quick else 1)]
     real = list(real_outcomes(args.data / "configs"))
-    parts = list(dict.fromkeys(one.part for one in [*outcomes, *real]))
-    rows = [_row(part, [one for one in [*outcomes, *real] if one.part == part]) for part in parts]
+    parts = list(dict.fromkeys(outcome.part for outcome in [*outcomes, *real]))
+    rows = [_row(part, [outcome for outcome in [*outcomes, *real] if outcome.part == part]) for part in parts]
     print_out(table(rows, headers=["part", "files", "right", "refused well", "wrong", "not checked"]))
-    for one in [*outcomes, *real]:
-        if one.verdict == "wrong":
-            print_out(f"wrong: {one.part} {one.name}: {one.why}")
+    for outcome in [*outcomes, *real]:
+        if outcome.verdict == "wrong":
+            print_out(f"wrong: {outcome.part} {outcome.name}: {outcome.why}")
     finish(
-        NAME, quick=args.quick, result=summed_up(outcomes, real) | speeds(), libraries=("transformers", "tokenizers", "torch")
+        NAME,
+        quick=args.quick,
+        result=count_verdicts(outcomes, real) | speeds(),
+        provenance=make_provenance(libraries=("transformers", "tokenizers", "torch")),
     )
 
 
@@ -91,35 +95,35 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def summed_up(outcomes: Sequence[Outcome], real: Sequence[Outcome]) -> dict[str, int]:
-    """The last line: counts of the synthetic files, then of the real ones."""
+def count_verdicts(outcomes: Sequence[Outcome], real: Sequence[Outcome]) -> dict[str, int]:
+    """Counts of verdicts: of the synthetic files, then of the real ones."""
 
-    def number(among: Sequence[Outcome], verdict: Verdict) -> int:
-        return sum(one.verdict == verdict for one in among)
+    def count_of(group: Sequence[Outcome], verdict: Verdict) -> int:
+        return sum(outcome.verdict == verdict for outcome in group)
 
     return {
         "num_files": len(outcomes),
-        "num_right": number(outcomes, "right"),
-        "num_refused_well": number(outcomes, "refused well"),
-        "num_wrong": number(outcomes, "wrong"),
+        "num_right": count_of(outcomes, "right"),
+        "num_refused_well": count_of(outcomes, "refused well"),
+        "num_wrong": count_of(outcomes, "wrong"),
         "num_real_files": len(real),
-        "num_real_right": number(real, "right"),
-        "num_real_refused_well": number(real, "refused well"),
-        "num_real_wrong": number(real, "wrong"),
-        "num_real_not_checked": number(real, "not checked"),
+        "num_real_right": count_of(real, "right"),
+        "num_real_refused_well": count_of(real, "refused well"),
+        "num_real_wrong": count_of(real, "wrong"),
+        "num_real_not_checked": count_of(real, "not checked"),
     }
 
 
 def _row(part: str, outcomes: Sequence[Outcome]) -> list[str]:
     verdicts: tuple[Verdict, ...] = ("right", "refused well", "wrong", "not checked")
-    return [part, str(len(outcomes)), *(str(sum(one.verdict == verdict for one in outcomes)) for verdict in verdicts)]
+    return [part, str(len(outcomes)), *(str(sum(outcome.verdict == verdict for outcome in outcomes)) for verdict in verdicts)]
 
 
 def config_outcomes() -> Iterator[Outcome]:
-    """Every synthetic model folder."""
+    """Outcomes of all synthetic model folders."""
     with tempfile.TemporaryDirectory() as folder:
         for case in (*READ_CONFIGS, *REFUSED_CONFIGS):
-            path = Path(folder) / case.name / case.place
+            path = Path(folder) / case.name / case.subfolder
             path.mkdir(parents=True)
             for name, content in case.files.items():
                 (path / name).write_text(json.dumps(content), encoding="utf-8")
@@ -141,21 +145,21 @@ def design(path: Path, flags: Sequence[str]) -> tuple[int, str, str]:
 
 
 def text_problems(case: ConfigCase, text: str, counted: Counted) -> list[str]:
-    """What a person reads about a folder that is not the oracle's: its name and weights, and that it is quantised."""
+    """Errors in the printed name, number of weights and quantisation of a folder."""
     shown = re.search(r"^target +(\S+), \d+ layers, ([\d.]+) (b|m)illion weights", text)
     problems = []
     if shown is None or shown[1] != (case.named or case.name):
         problems.append(f"no line of the target's name in {text[:80]!r}")
     elif abs(float(shown[2]) * (1e9 if shown[3] == "b" else 1e6) / counted.num_params - 1) > TEXT_TOLERANCE:
         problems.append(f"{shown[2]} {shown[3]}illion weights shown, expected {counted.num_params}")
-    is_told = re.search(r"^weights +\S", text, re.MULTILINE) is not None
-    if is_told != (case.storage is not None):
+    is_named = re.search(r"^weights +\S", text, re.MULTILINE) is not None
+    if is_named != (case.storage is not None):
         problems.append("quantised weights are not named" if case.storage else "plain weights are called quantised")
     return problems
 
 
 def config_problems(case: ConfigCase, path: Path, counted: Counted) -> list[str]:
-    """How the answer for a folder differs from the oracle's."""
+    """Differences between our answer for a folder and the oracle's."""
     target = resolve_target(str(path), reads_format=not case.dtype)
     geometry, dtype = target.geometry, cast(Dtype, case.dtype or "bf16")
     weights = target.stored or dtype_format(dtype, geometry)
@@ -166,14 +170,14 @@ def config_problems(case: ConfigCase, path: Path, counted: Counted) -> list[str]
     if not is_close(geometry.num_params, counted.num_params):
         problems.append(f"{geometry.num_params} weights, expected {counted.num_params}")
     if geometry.kv_values_per_token != counted.kv_values_per_token:
-        problems.append(f"{geometry.kv_values_per_token} cached numbers a token, expected {counted.kv_values_per_token}")
+        problems.append(f"{geometry.kv_values_per_token} KV values per token, expected {counted.kv_values_per_token}")
     if geometry.name != (case.named or case.name):
         problems.append(f"called {geometry.name!r}, expected {case.named or case.name!r}")
     return problems
 
 
 def is_close(num_weights: int, expected: int) -> bool:
-    """Whether a number of weights is right."""
+    """Whether a number of weights is right, within the tolerance."""
     return abs(num_weights / expected - 1) <= WEIGHTS_TOLERANCE
 
 
@@ -193,7 +197,7 @@ def _bits(name: str, is_matrix: bool, storage: Storage) -> float:
 
 
 def refusal_outcome(part: str, name: str, code: int, message: str, words: Sequence[str]) -> Outcome:
-    """Whether a refusal is one message that has all of some words."""
+    """The outcome of a refusal: exit code 2, and one short message with all the given words."""
     problems = [f"exit code {code}, expected 2"] if code != 2 else []
     problems += [f"{word!r} is not in the message" for word in words if word.casefold() not in message.casefold()]
     problems += [f"a message of {len(message)} characters"] if len(message) > MAX_MESSAGE_CHARS else []
@@ -202,12 +206,12 @@ def refusal_outcome(part: str, name: str, code: int, message: str, words: Sequen
 
 
 def answer_outcome(part: str, name: str, problems: Sequence[str]) -> Outcome:
-    """Right where there is no problem."""
+    """The outcome of an answer: right without problems."""
     return Outcome(part=part, name=name, verdict="wrong" if problems else "right", why="; ".join(problems))
 
 
 def prompt_outcomes() -> Iterator[Outcome]:
-    """Every prompt file."""
+    """Outcomes of all prompt files."""
     with tempfile.TemporaryDirectory() as folder:
         for case in (*READ_PROMPTS, *REFUSED_PROMPTS):
             path = Path(folder) / case.name
@@ -225,10 +229,10 @@ def _prompt_outcome(case: PromptCase, path: Path) -> Outcome:
 
 
 def text_outcomes(*, every: int) -> Iterator[Outcome]:
-    """Every kind of tokenizer, with and without clean-up.
+    """Outcomes of all kinds of tokenizers, with and without clean-up.
 
     Args:
-        every: texts are cut after so many tokens, twice as many …, and continued token by token.
+        every: texts are cut at multiples of this number of tokens and continued token by token.
     """
     for clean_up in (False, True):
         for kind, tokenizer in tokenizers(clean_up=clean_up).items():
@@ -246,23 +250,23 @@ def text_outcomes(*, every: int) -> Iterator[Outcome]:
 
 
 def _difference(prompt: str, whole: str) -> str:
-    """What a whole text has beyond what it shares with its beginning."""
-    shared = next((place for place, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), None)
+    """The part of a whole text after what it has in common with the prompt."""
+    shared = next((index for index, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), None)
     return whole[min(len(prompt), len(whole)) if shared is None else shared :]
 
 
 def speeds() -> dict[str, int]:
-    """How many published speeds nothing was fitted to, and how many of them lie within their interval."""
+    """The number of published speeds not used for a fit, and how many lie in their intervals."""
     held_out = [point for point in validate().points if point.role == "held-out"]
     return {"num_speeds": len(held_out), "num_speeds_in_interval": sum(point.is_covered for point in held_out)}
 
 
 def real_outcomes(folder: Path) -> Iterator[Outcome]:
-    """Real config.json files, each held against transformers where both read it."""
+    """Outcomes of real config.json files, compared with transformers where both can read them."""
     for path in sorted(folder.glob("*.json")):
         code, _, message = design(path, REAL_DRAFT)
-        blames_file = "config.json" in message and "Correct " in message  # every real file is right as it is
-        if code == 2 and len(message) <= MAX_MESSAGE_CHARS and not blames_file and says_why(message, path):
+        blames_file = "config.json" in message and "Correct " in message  # real files are correct
+        if code == 2 and len(message) <= MAX_MESSAGE_CHARS and not blames_file and names_a_reason(message, path):
             yield Outcome(part="real", name=path.stem, verdict="refused well")
         elif code:
             yield Outcome(part="real", name=path.stem, verdict="wrong", why=f"exit code {code}: {message.strip()}")
@@ -270,8 +274,8 @@ def real_outcomes(folder: Path) -> Iterator[Outcome]:
             yield _real_answer(path)
 
 
-def says_why(message: str, path: Path) -> bool:
-    """Whether a refusal names what stands in the file: a key with its value, a class or a type; or the model's own name."""
+def names_a_reason(message: str, path: Path) -> bool:
+    """Whether a refusal names something in the file: a key with its value, a class or a type, or the name of the model."""
     config = json.loads(path.read_text(encoding="utf-8"))
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     names = {str(name) for part in parts for name in [*(part.get("architectures") or []), part.get("model_type")] if name}
@@ -283,7 +287,7 @@ def _real_answer(path: Path) -> Outcome:
     geometry = resolve_target(str(path), reads_format=False).geometry
     try:
         counted = count(json.loads(path.read_text(encoding="utf-8")))
-    except Exception:  # whatever transformers raises of a model that it does not know
+    except Exception:  # transformers raises various errors for models it does not know
         return Outcome(part="real", name=path.stem, verdict="not checked")
     answer, expected = (geometry.num_params, geometry.kv_values_per_token), (counted.num_params, counted.kv_values_per_token)
     is_right = is_close(answer[0], expected[0]) and answer[1] == expected[1]

@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# One session on a GPU: all that is to be measured there, in an order that loses least when time runs out.
+# All measurements of one GPU session, the most important first in case time runs out.
 #
 #   benchmarks/gpu_session.sh [--tiny] FOLDER [PART|STEP...]
 #
-# Both parts together take less than 15 minutes of device time, and each less than the ten minutes of one call. Without a part
-# both run. A step that fails or runs over its limit does not stop the others. FOLDER gets the result, the log and the evidence
-# files of every step, and summary.txt, which is also printed last.
+# Both parts together take less than 15 minutes, and each takes less than ten minutes. Without a part or step, both parts run. A
+# step that fails or exceeds its limit does not stop the others. FOLDER gets the result, the log and the evidence files of every
+# step, and summary.txt, which is also printed at the end.
 #
 #   part 1          s     what
-#     first       160     correctness, memory, and the speed of every part of a 7B pass: a verdict a line
-#     7b          155     the plan under traced acceptance, Vicuna-7B (the shapes of Llama-2-7B), beside its prediction
-#     13b         140     Llama-2-13B, under the acceptance of Vicuna-7B
+#     first       160     correctness, memory, and the speed of every part of a 7B pass: one verdict per line
+#     7b          155     Vicuna-7B (the shapes of Llama-2-7B) with traced acceptance: the plan and its prediction
+#     13b         140     Llama-2-13B, with the acceptance of Vicuna-7B
 #   part 2
 #     law          90     the latency law of this device, measured on small models
-#     law-fit      10     fitted to them
-#     70b         165     Llama-2-70B, cut to as many layers as the device holds, which the result names
-#     transformers 65     generate and assisted generation of 7B, agreement by construction (see the script)
-#     check        60     logits against transformers, losslessness and gaps in bf16 of all pairs under both engines
+#     law-fit      10     its fit
+#     70b         165     Llama-2-70B, cut to as many layers as fit; the result names the number
+#     transformers 65     generate and assisted generation of 7B, with constructed agreement (see the script)
+#     check        60     logits against transformers; losslessness, and gaps in bf16, for all pairs and both engines
 #   by name
-#     plain        60     plain decoding of 7B alone
-#     llama-3.1-8b 170    with its own first 12 layers as the draft, under the acceptance of Vicuna-7B
-#     llama-3.1-70b 300   with the first 12 layers of Llama-3.1-8B as the draft, under the acceptance of Llama-2-70B
+#     plain        60     plain decoding of 7B only
+#     llama-3.1-8b 170    with its own first 12 layers as draft and the acceptance of Vicuna-7B
+#     llama-3.1-70b 300   with the first 12 layers of Llama-3.1-8B as draft and the acceptance of Llama-2-70B
 #
-# s is the limit in seconds, after which a step is stopped: 455 s for part 1, 390 s for part 2, 845 s in all.
+# s is the time limit of a step in seconds: 455 s for part 1, 390 s for part 2, 845 s in all.
 #
-# --tiny runs the same commands with tiny models, which shows that they run and nothing else. DEVICE is torch's name of the
+# --tiny runs the same commands with tiny models, which only shows that they run. DEVICE is torch's name of the
 # device (default: cuda, with --tiny cpu), PYTHON the interpreter (default: python).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -41,15 +41,15 @@ fi
 folder=$1
 shift
 known="1 2 first 7b 13b law 70b transformers check plain llama-3.1-8b llama-3.1-70b"
-for one in $known; do
-    if [[ $folder == "$one" ]]; then
-        echo "'$folder' is the name of a part or a step: expected a folder first. Give ./$folder for a folder of that name." >&2
+for name in $known; do
+    if [[ $folder == "$name" ]]; then
+        echo "'$folder' is the name of a part or step: expected a folder first. For a folder of that name, give ./$folder." >&2
         exit 2
     fi
 done
-for one in "$@"; do
-    if [[ " $known " != *" $one "* ]]; then
-        echo "unknown part or step '$one': expected 1, 2 or a step; benchmarks/gpu_session.sh alone lists them." >&2
+for name in "$@"; do
+    if [[ " $known " != *" $name "* ]]; then
+        echo "unknown part or step '$name': expected 1, 2 or a step; benchmarks/gpu_session.sh alone lists them." >&2
         exit 2
     fi
 done
@@ -59,19 +59,19 @@ python=${PYTHON:-python}
 device=${DEVICE:-$([[ $tiny ]] && echo cpu || echo cuda)}
 dtype=$([[ $device == cpu ]] && echo fp32 || echo bf16)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-built=perfmodel/replay/_native.abi3.so # installing compiles it, and nothing may have been installed here since it changed
+built=perfmodel/replay/_native.abi3.so # installation compiles it, but the source may be newer than the last installation
 if [[ ! -e $built || -n $(find perfmodel/replay/native -newer "$built") ]]; then
     headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-    cc -O3 -shared -fPIC -I"$headers" perfmodel/replay/native/*.c -o "$built" || echo "replay is not compiled" >&2
+    cc -O3 -shared -fPIC -I"$headers" perfmodel/replay/native/*.c -o "$built" || echo "replay could not be compiled" >&2
 fi
 all_ok=yes
 steps=()
 
-# step NAME LIMIT_S COMMAND...: keeps its result in NAME.txt and its talk in NAME.log, and adds a line to the summary.
+# step NAME LIMIT_S COMMAND...: writes stdout to NAME.txt and stderr to NAME.log, and adds a line to the summary.
 step() {
     local name=$1 limit_s=$2 started=$SECONDS status outcome
     shift 2
-    if [[ $tiny ]]; then limit_s=600; fi # whatever runs it is slow
+    if [[ $tiny ]]; then limit_s=600; fi # test machines are slow
     echo "--- $name" >&2
     timeout -k 10 "$limit_s" "$@" >"$folder/$name.txt" 2>"$folder/$name.log"
     status=$?
@@ -86,7 +86,7 @@ step() {
     steps+=("$name")
 }
 
-# command MODULE FUNCTION: how python runs one of the project's commands without its being installed.
+# command_of MODULE FUNCTION: Python code that runs one of the project's commands without installation.
 command_of() { echo "import sys; from $1 import $2; sys.exit($2(sys.argv[1:]))"; }
 
 # at_scale NAME LIMIT_S BUDGET_S FLAGS...
@@ -124,8 +124,8 @@ law() {
 
 run() {
     case $1 in
-        1) for one in first 7b 13b; do run "$one"; done ;;
-        2) for one in law 70b transformers check; do run "$one"; done ;;
+        1) for member in first 7b 13b; do run "$member"; done ;;
+        2) for member in law 70b transformers check; do run "$member"; done ;;
         first | check | transformers | law) "$1" ;;
         7b) at_scale 7b 155 45 --target vicuna-7b --num-prompts 4 ;;
         13b) at_scale 13b 140 35 --target llama-2-13b --acceptance vicuna-7b --num-prompts 3 ;;
@@ -138,8 +138,8 @@ run() {
     esac
 }
 
-for one in "${@:-1 2}"; do
-    for each in $one; do run "$each"; done
+for names in "${@:-1 2}"; do
+    for name in $names; do run "$name"; done
 done
 for name in "${steps[@]}"; do
     printf '\n=== %s\n' "$name"

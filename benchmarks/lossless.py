@@ -1,13 +1,14 @@
-"""Does speculation ever write anything but the target's own text?
+"""Does speculation ever write a text that the target would not write?
 
-Random tiny networks of every architecture that the runtime runs and, where it is installed, the reference family, under
-random exits, thresholds, stop rules, lengths and prompts, with drafts of their own, alike, unlike and with a reduced head: the
-plain target's tokens against the speculative ones, greedily and with shared noise, half of the cases with penalties, in fp32.
-Captured CUDA graphs are compared too: on a simulated GPU (tests/gpu_simulator), against the plain text of the CPU.
+Covers random tiny networks of every architecture of the runtime and, if installed, the reference family, under random exits,
+thresholds, stop rules, lengths and prompts. The drafts are the target's own layers, similar and different models, and models
+with a reduced head. The tokens of the plain target are compared with those of speculation, greedily and with shared noise,
+half of the cases with penalties, in fp32. Captured CUDA graphs run on a simulated GPU (tests/gpu_simulator) and are compared
+with the plain text of the CPU.
 
 Prints one row per kind of model, then the JSON line with `num_cases`, `num_mismatches` (greedy), `sampling_cases`,
 `sampling_mismatches` (shared noise), `simulated_cases` and `simulated_mismatches` (both rules, on the simulated GPU).
-`device_check.py` shows what bf16 does to near-ties.
+`device_check.py` shows the effect of bf16 on near-ties.
 
     python benchmarks/lossless.py [--quick]
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 from perfmodel.core.console import table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds
 from perfmodel.policies.policy import (
     CalibrationCurve,
@@ -41,7 +43,7 @@ from tests.stubs import EOS, VOCAB_SIZE, TinySpec, tiny_model
 
 SEED = 20260801
 FULL_CASES = 2000
-"""Of each rule, over all kinds of models."""
+"""Cases per rule, over all kinds of models."""
 SIMULATED_CASES = 300
 QUICK_SIMULATED_CASES = 6
 QUICK_S: Seconds = 18.0
@@ -59,7 +61,7 @@ MAX_CAP = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A pair under test, with prompts it may be given and the end-of-text token."""
+    """A tested pair, its prompts and the end-of-text token."""
 
     name: str
     session: Session
@@ -69,10 +71,10 @@ class Subject:
 
 
 def main() -> None:
-    from details.lossless_simulated import simulated_cases  # which imports this module
+    from details.lossless_simulated import simulated_cases  # it imports this module
 
     args = common.make_parser(__doc__ or "").parse_args()
-    common.one_thread()
+    common.use_one_thread()
     rng = random.Random(SEED)
     cases: Counter[tuple[str, str]] = Counter()
     mismatches: Counter[tuple[str, str]] = Counter()
@@ -87,11 +89,15 @@ def main() -> None:
             mismatches[subject.name, sampling.rule] += not equal
             drafted[subject.name] += sum(block[0] for block in blocks)
             accepted[subject.name] += sum(block[1] for block in blocks)
-        if enough(sum(cases.values()) // 2, time.perf_counter() - start_s, quick=args.quick):
+        if is_enough(sum(cases.values()) // 2, time.perf_counter() - start_s, quick=args.quick):
             break
     rules = ("greedy", "shared-noise")
     rows = [
-        [name, *(f"{mismatches[name, rule]} of {cases[name, rule]}" for rule in rules), f"{accepted[name] / drafted[name]:.2f}"]
+        [
+            name,
+            *(f"{mismatches[name, rule]} of {cases[name, rule]}" for rule in rules),
+            f"{accepted[name] / drafted[name]:.2f}" if drafted[name] else "",
+        ]
         for name in sorted({subject.name for subject in subjects})
     ]
     print(table(rows, headers=["mismatches", *rules, "accepted share"]))
@@ -99,36 +105,41 @@ def main() -> None:
     simulated_rows = [[name, f"{different[name]} of {number}"] for name, number in sorted(simulated.items())]
     print(table(simulated_rows, headers=["on the simulated GPU", "mismatches"]))
     result = {
-        "num_cases": of_rule(cases, "greedy"),
-        "num_mismatches": of_rule(mismatches, "greedy"),
-        "sampling_cases": of_rule(cases, "shared-noise"),
-        "sampling_mismatches": of_rule(mismatches, "shared-noise"),
+        "num_cases": total_for_rule(cases, "greedy"),
+        "num_mismatches": total_for_rule(mismatches, "greedy"),
+        "sampling_cases": total_for_rule(cases, "shared-noise"),
+        "sampling_mismatches": total_for_rule(mismatches, "shared-noise"),
         "simulated_cases": simulated.total(),
         "simulated_mismatches": different.total(),
     }
-    common.finish("lossless", quick=args.quick, result=result, libraries=("torch", "transformers"), seed=SEED)
+    common.finish(
+        "lossless",
+        quick=args.quick,
+        result=result,
+        provenance=make_provenance(libraries=("torch", "transformers"), seed=SEED),
+    )
 
 
-def of_rule(counts: Counter[tuple[str, str]], rule: str) -> int:
-    """Over all kinds of models."""
-    return sum(number for (_, found), number in counts.items() if found == rule)
+def total_for_rule(counts: Counter[tuple[str, str]], rule: str) -> int:
+    """Total over all kinds of models."""
+    return sum(number for (_, case_rule), number in counts.items() if case_rule == rule)
 
 
-def enough(num_cases: int, spent_s: Seconds, *, quick: bool) -> bool:
-    """A full run counts cases; a quick one looks at the time."""
-    return spent_s > QUICK_S if quick else num_cases >= FULL_CASES
+def is_enough(num_cases: int, elapsed_s: Seconds, *, quick: bool) -> bool:
+    """Whether to stop: after a number of cases, or after a time in a quick run."""
+    return elapsed_s > QUICK_S if quick else num_cases >= FULL_CASES
 
 
 def tiny_subjects(rng: random.Random) -> Iterator[Subject]:
     """Random networks of several shapes and families, with every kind of draft."""
     for spec in TINY_SHAPES:
-        target, alike = tiny_model(spec, TINY_EXITS), tiny_model(replace(spec, num_layers=4), TINY_EXITS)
-        said = sorted(rng.sample(range(VOCAB_SIZE), VOCAB_SIZE // 2))
-        reduced = Decoder(alike.geometry, with_reduced_head(alike.decoder.weights, said))
+        target, similar = tiny_model(spec, TINY_EXITS), tiny_model(replace(spec, num_layers=4), TINY_EXITS)
+        kept = sorted(rng.sample(range(VOCAB_SIZE), VOCAB_SIZE // 2))
+        reduced = Decoder(similar.geometry, with_reduced_head(similar.decoder.weights, kept))
         drafts = {
-            "draft of the first layers": alike,
-            "the same with a reduced head": replace(alike, decoder=reduced),
-            "unlike draft": tiny_model(TinySpec(num_layers=4, seed=spec.seed + 10), TINY_EXITS),
+            "draft of the first layers": similar,
+            "the same with a reduced head": replace(similar, decoder=reduced),
+            "different draft": tiny_model(TinySpec(num_layers=4, seed=spec.seed + 10), TINY_EXITS),
             "its own layers": None,
         }
         for kind, draft in drafts.items():
@@ -139,7 +150,7 @@ def tiny_subjects(rng: random.Random) -> Iterator[Subject]:
 
 
 def family_subjects() -> Iterator[Subject]:
-    """The reference family, both targets, with its draft and by themselves."""
+    """Both targets of the reference family, with its draft and drafting for themselves."""
     if not FAMILY_PROMPTS.is_file():
         return
     draft = load_model(FAMILY_FOLDER / "draft", "fp32")
@@ -168,7 +179,7 @@ def random_noise(rng: random.Random) -> Sampling:
 
 
 def penalised(sampling: Sampling, rng: random.Random) -> Sampling:
-    """Half of the time as it is."""
+    """The same sampling, in half of the cases with random penalties."""
     if rng.random() < 0.5:
         return sampling
     return replace(
@@ -182,7 +193,7 @@ def penalised(sampling: Sampling, rng: random.Random) -> Sampling:
 def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> Policy:
     exits = tuple(sorted(rng.sample(exit_layers, rng.randint(1, len(exit_layers)))))
     cap = rng.randint(1, MAX_CAP)
-    order = rng.choice(("when asked", "ahead", "at once")) if len(exits) > 1 else None
+    order = rng.choice(("on demand", "ahead", "at once")) if len(exits) > 1 else None
     curve = CalibrationCurve(confidence=(0.0, 0.5, 1.0), agreement=(0.2, 0.8, 1.0))
     rules: list[StopRule | None] = [
         None,
@@ -202,16 +213,18 @@ def random_policy(exit_layers: tuple[int, ...], rng: random.Random) -> Policy:
 
 
 def one_case(subject: Subject, sampling: Sampling, rng: random.Random) -> tuple[bool, tuple[tuple[int, int], ...]]:
-    """Whether one prompt under one random policy gives the plain target's tokens, and the blocks it took."""
+    """Whether one prompt under one random policy gives the plain target's tokens, and the blocks of the run."""
     prompt = rng.choice(subject.prompts)
     eos = rng.choice([None, subject.eos_token_id])
     new_tokens = rng.randint(1, subject.max_new_tokens)
     policy = random_policy(subject.session.exit_layers, rng)
-    plain, found = (
-        subject.session.generate(prompt, Settings(policy=one, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos))
-        for one in (None, policy)
+    plain, speculative = (
+        subject.session.generate(
+            prompt, Settings(policy=arm_policy, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos)
+        )
+        for arm_policy in (None, policy)
     )
-    return plain.tokens == found.tokens, found.blocks
+    return plain.tokens == speculative.tokens, speculative.blocks
 
 
 if __name__ == "__main__":

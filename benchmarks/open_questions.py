@@ -1,10 +1,10 @@
-"""What the paper leaves open, answered on the reference family: docs/open-questions.md quotes this script.
+"""Answers to questions that the paper leaves open, on the reference family.
 
-How many exits are worth looking at, and which? How much do thresholds matter? What changes with a deeper target? Is a policy
-for each target worth having? Should deeper layers catch up at once, or when they are asked? Every workload is profiled and
-traced here; policies are searched on one half of the documents and scored by exact replay on the other, both ways (geometric
-means), so that no answer is fitted to the prompts it is told of.
-Predicted, not run: `prediction.py` and `regret.py` say how far such predictions are from runs.
+How many exits are worth checking, and which? How much do thresholds matter? What changes with a deeper target? Is a policy for
+each target worth having? Should deeper layers catch up at once, or when they are needed? Every workload is profiled and traced
+here. Policies are searched on one half of the documents and scored by exact replay on the other half, both ways (geometric
+means), so no answer is fitted to its own prompts. All speedups are predicted; `prediction.py` and `regret.py` measure how far
+such predictions are from runs. docs/open-questions.md quotes the results.
 
 Example: python benchmarks/open_questions.py --quick
 """
@@ -23,29 +23,28 @@ from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS, threshold_grid
 from calibrate.search.scenario import Scenario, rates_by_scenario
 from calibrate.search.search import SearchResult, search
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, Tokens, format_frac, format_speedup
 from perfmodel.policies.policy import Policy
 from perfmodel.results.portfolio import CHOICES, HeldOut
 from profiler.machine.machine_facts import device_facts
 from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import PairRequest, load_pair
-from s2d.loading.exits import requested_exits
 from s2d.loading.model_folder import FAMILY_PROMPTS
-from shared.common import finish, make_parser, one_thread, quantile
-from shared.interleaved import SAMPLINGS, evidence_of, job_of, workload_of
+from shared.common import finish, make_parser, quantile, use_one_thread
+from shared.interleaved import SAMPLINGS, load_cpu_pair, make_job, measure_evidence, workload_name
 
 NAME = "open_questions"
 FAMILY_DRAFT = "ref-draft"
 SEED = 20260721
 NEAR_FRAC = 0.01
-"""Settings this near to the best are as good as it."""
+"""Settings within this distance of the best count as equally good."""
 TOGETHER_QUANTILE = 0.95
-"""Of pairs of passes: the rarest are measured seldom, and noise is largest where one looks for the largest."""
+"""Quantile over pairs of passes. The maximum would be dominated by the noise of rare passes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much is traced."""
+    """Amount of tracing."""
 
     targets: tuple[str, ...]
     num_prompts: int
@@ -59,109 +58,113 @@ QUICK = Size(targets=("ref-target-16", "ref-target-32"), num_prompts=10, max_new
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """Of one target and one sampling."""
+    """The answers for one target and one sampling."""
 
     workload: str
     depth: int
     """Layers of the target."""
     by_number: tuple[float | None, ...]
-    """Held-out speedup where at most 1, 2, ... exits may be looked at."""
-    alone: dict[int, float | None]
-    """Of each exit alone, by its layer count, with the best length rule met; None where that has no price on unseen prompts."""
+    """Held-out speedup with at most 1, 2, ... active exits."""
+    by_exit: dict[int, float | None]
+    """Held-out speedup of each single exit, by its layer, with its best length rule; None without a price on unseen prompts."""
     best_exits: tuple[int, ...]
-    """Of the best policy met, on all prompts."""
+    """Exits of the best policy, on all prompts."""
     near_frac: float | None
-    """Share of a threshold's grid within NEAR_FRAC of the best threshold; None where no two exits have a price."""
+    """Share of a threshold's grid within NEAR_FRAC of the best threshold; None if no two exits have a price."""
     together_frac: float
-    """Two passes of a segment as one; see `together_frac`."""
+    """Cost of two passes of a segment as one; see `together_frac`."""
 
     @property
     def label(self) -> str:
-        """The key of a result."""
+        """The key in the result."""
         return f"{self.workload}, {self.depth} layers"
 
 
-def answers_of(case: Scenario, workload: str) -> Answers:
-    """The questions about one case."""
-    header = case.trace.header
-    halves = split_halves([case])
-    assert halves is not None, "the prompts of the family are of both halves"
+def answers_of(scenario: Scenario, workload: str) -> Answers:
+    """Answer the questions for one scenario."""
+    header = scenario.trace.header
+    halves = split_halves([scenario])
+    assert halves is not None, "the prompts of the family cover both halves"
     numbers = range(1, len(header.exit_layers) + 1)
     logs: dict[int, list[float]] = {number: [] for number in numbers}
-    alone: dict[int, list[float]] = {layer: [] for layer in header.exit_layers}
+    by_exit: dict[int, list[float]] = {layer: [] for layer in header.exit_layers}
     for (seen,), (unseen,) in (halves, halves[::-1]):
-        found = search([seen])
+        result = search([seen])
         for number in numbers:
-            logs[number] += log_speedups(unseen, [best_of(found, number)])
-        for layer in alone:
-            alone[layer] += log_speedups(unseen, [best_at(found, (layer,))])
-    best = search([case]).by_exits[0].policy
+            logs[number] += log_speedups(unseen, [best_with_at_most(result, number)])
+        for layer in by_exit:
+            by_exit[layer] += log_speedups(unseen, [best_with_exits(result, (layer,))])
+    best = search([scenario]).by_exits[0].policy
     assert best is not None
     return Answers(
         workload=workload,
         depth=header.target.num_layers,
         by_number=tuple(mean_speedup(logs[number]) for number in numbers),
-        alone={layer: mean_speedup(found) for layer, found in alone.items()},
+        by_exit={layer: mean_speedup(layer_logs) for layer, layer_logs in by_exit.items()},
         best_exits=best.exits,
-        near_frac=near_frac(case),
-        together_frac=together_frac(case),
+        near_frac=near_frac(scenario),
+        together_frac=together_frac(scenario),
     )
 
 
 def mean_speedup(logs: Sequence[float]) -> float | None:
-    """Geometric mean; None where one has no price."""
+    """Geometric mean; None if any speedup has no price."""
     return math.exp(math.fsum(logs) / len(logs)) if all(map(math.isfinite, logs)) else None
 
 
-def best_of(found: SearchResult, most_exits: int) -> Policy | None:
-    """The best that was met with so few exits."""
-    return next((one.policy for one in found.by_exits if one.policy and len(one.policy.exits) <= most_exits), None)
+def best_with_at_most(result: SearchResult, max_exits: int) -> Policy | None:
+    """The best policy with at most `max_exits` exits."""
+    return next(
+        (candidate.policy for candidate in result.by_exits if candidate.policy and len(candidate.policy.exits) <= max_exits),
+        None,
+    )
 
 
-def best_at(found: SearchResult, layers: tuple[int, ...]) -> Policy | None:
-    """The best that was met with these exits."""
-    return next((one.policy for one in found.by_exits if one.policy and one.policy.exits == layers), None)
+def best_with_exits(result: SearchResult, layers: tuple[int, ...]) -> Policy | None:
+    """The best policy with exactly these exits."""
+    return next(
+        (candidate.policy for candidate in result.by_exits if candidate.policy and candidate.policy.exits == layers), None
+    )
 
 
-def near_frac(case: Scenario) -> float | None:
-    """How flat the best policy of two exits is in its threshold."""
-    found = search([case])
-    best = next((one.policy for one in found.by_exits if one.policy and len(one.policy.exits) == 2), None)
+def near_frac(scenario: Scenario) -> float | None:
+    """Share of thresholds that are nearly as good as the best, for the best policy of two exits."""
+    result = search([scenario])
+    best = next(
+        (candidate.policy for candidate in result.by_exits if candidate.policy and len(candidate.policy.exits) == 2), None
+    )
     if best is None:
         return None
-    column = case.trace.header.exit_layers.index(best.exits[0])
-    cuts = threshold_grid(case.trace.confidence[:, column])
-    rates = rates_by_scenario([case], [replace(best, thresholds=(cut,)) for cut in cuts])[:, 0]
+    column = scenario.trace.header.exit_layers.index(best.exits[0])
+    thresholds = threshold_grid(scenario.trace.confidence[:, column])
+    rates = rates_by_scenario([scenario], [replace(best, thresholds=(threshold,)) for threshold in thresholds])[:, 0]
     return float((rates >= (1 - NEAR_FRAC) * rates.max()).mean())
 
 
-def together_frac(case: Scenario) -> float:
-    """Seconds of two passes of a segment run as one, over those of both, in nineteen of twenty pairs at most.
+def together_frac(scenario: Scenario) -> float:
+    """The time of two passes of a segment run as one, over the time of both: the 95 % quantile over pairs.
 
-    Below 1, catching up when a deeper layer is asked is never dearer than catching up at once.
+    Below 1, catching up when a deeper layer is needed never costs more than catching up at once.
     """
-    found = []
-    for stage in range(len(case.trace.header.exit_layers)):
-        by_rows = {rows: case.pass_s("segment", stage, rows) for rows in range(1, MAX_DRAFT_TOKENS + 2)}
+    ratios = []
+    for stage in range(len(scenario.trace.header.exit_layers)):
+        by_rows = {rows: scenario.pass_s("segment", stage, rows) for rows in range(1, MAX_DRAFT_TOKENS + 2)}
         pass_s = {rows: seconds for rows, seconds in by_rows.items() if math.isfinite(seconds)}
         pairs = ((a, b) for a, b in product(pass_s, repeat=2) if a + b in pass_s)
-        found += [pass_s[a + b] / (pass_s[a] + pass_s[b]) for a, b in pairs]
-    return quantile(found, TOGETHER_QUANTILE)
+        ratios += [pass_s[a + b] / (pass_s[a] + pass_s[b]) for a, b in pairs]
+    return quantile(ratios, TOGETHER_QUANTILE)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The benchmark, its arguments parsed."""
-    one_thread()
+    """Run the benchmark with parsed arguments."""
+    use_one_thread()
     size = QUICK if args.quick else FULL
-    pairs = [
-        load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
-        for target in size.targets
-    ]
-    cases: dict[str, list[Scenario]] = {}
+    pairs = [load_cpu_pair(target, args.draft, args.exits) for target in size.targets]
+    scenarios: dict[str, list[Scenario]] = {}
     answers = []
     for sampling in SAMPLINGS:
         for pair in pairs:
-            job = job_of(
+            job = make_job(
                 pair,
                 sampling,
                 "all",
@@ -171,58 +174,58 @@ def run(args: argparse.Namespace) -> int:
                 draft_cap=MAX_DRAFT_TOKENS,
                 seed=SEED,
             )
-            trace, models = evidence_of(job, size.budget_s)
-            case = Scenario(trace, *models)
-            cases.setdefault(workload_of(sampling), []).append(case)
-            answers.append(answers_of(case, workload_of(sampling)))
-    shared = {workload: held_out_choices(of_targets) for workload, of_targets in cases.items()}
+            trace, models = measure_evidence(job, size.budget_s)
+            scenario = Scenario(trace, *models)
+            scenarios.setdefault(workload_name(sampling), []).append(scenario)
+            answers.append(answers_of(scenario, workload_name(sampling)))
+    shared = {workload: held_out_choices(target_scenarios) for workload, target_scenarios in scenarios.items()}
     print_out(answers_table(answers))
     print_out("\n" + choices_table(shared))
     result = {
-        "held_out_speedup_by_number_of_exits": {one.label: list(one.by_number) for one in answers},
+        "held_out_speedup_by_number_of_exits": {answer.label: list(answer.by_number) for answer in answers},
         "held_out_speedup_of_exits_alone": {
-            one.label: {str(n): speedup for n, speedup in one.alone.items()} for one in answers
+            answer.label: {str(n): speedup for n, speedup in answer.by_exit.items()} for answer in answers
         },
-        "best_exits": {one.label: list(one.best_exits) for one in answers},
-        "thresholds_near_best_frac": {one.label: one.near_frac for one in answers},
-        "two_passes_as_one_frac": {one.label: one.together_frac for one in answers},
-        "held_out_speedup_by_choice": {workload: one and asdict(one) for workload, one in shared.items()},
+        "best_exits": {answer.label: list(answer.best_exits) for answer in answers},
+        "thresholds_near_best_frac": {answer.label: answer.near_frac for answer in answers},
+        "two_passes_as_one_frac": {answer.label: answer.together_frac for answer in answers},
+        "held_out_speedup_by_choice": {workload: answer and asdict(answer) for workload, answer in shared.items()},
     }
     finish(
         NAME if args.draft == FAMILY_DRAFT else f"{NAME}_{Path(args.draft).name}",
         quick=args.quick,
         result=result,
-        libraries=("torch", "numpy"),
-        device=device_facts(pairs[0].device).label,
-        seed=SEED,
+        provenance=make_provenance(libraries=("torch", "numpy"), device=device_facts(pairs[0].device).label, seed=SEED),
     )
     return 0
 
 
 def answers_table(answers: Sequence[Answers]) -> str:
-    """A line per workload."""
+    """A row per workload."""
     numbers = range(1, len(answers[0].by_number) + 1)
-    layers = list(answers[0].alone)
+    layers = list(answers[0].by_exit)
     rows = [
         [
-            one.workload,
-            str(one.depth),
-            *("" if speedup is None else format_speedup(speedup) for speedup in (*one.alone.values(), *one.by_number)),
-            "/".join(map(str, one.best_exits)),
-            "" if one.near_frac is None else format_frac(one.near_frac),
-            format_frac(one.together_frac),
+            answer.workload,
+            str(answer.depth),
+            *("" if speedup is None else format_speedup(speedup) for speedup in (*answer.by_exit.values(), *answer.by_number)),
+            "/".join(map(str, answer.best_exits)),
+            "" if answer.near_frac is None else format_frac(answer.near_frac),
+            format_frac(answer.together_frac),
         ]
-        for one in answers
+        for answer in answers
     ]
     headers = ["text", "layers", *(f"exit {layer} alone" for layer in layers), *(f"at most {n}" for n in numbers)]
-    headers += ["best exits", f"cuts within {NEAR_FRAC:.0%}", "two passes as one"]
+    headers += ["best exits", f"thresholds within {NEAR_FRAC:.0%}", "two passes as one"]
     return table(rows, headers=headers, align="l" + "r" * (len(headers) - 1))
 
 
 def choices_table(shared: Mapping[str, HeldOut | None]) -> str:
-    """One draft at all targets: geometric means over them."""
+    """One draft for all targets: geometric means over them."""
     rows = [
-        [workload, *(format_speedup(getattr(one, choice)) for choice in CHOICES)] for workload, one in shared.items() if one
+        [workload, *(format_speedup(getattr(held_out, choice)) for choice in CHOICES)]
+        for workload, held_out in shared.items()
+        if held_out
     ]
     headers = ["all targets", "a policy for each", "one exit for each", "one policy for all", "the best worst case"]
     return table(rows, headers=headers, align="lrrrr")
@@ -230,7 +233,7 @@ def choices_table(shared: Mapping[str, HeldOut | None]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    draft_help = f"whose exits are asked about; the results of another have its name in theirs (default: {FAMILY_DRAFT})"
+    draft_help = f"draft to study; results of another draft have its name in their file name (default: {FAMILY_DRAFT})"
     parser.add_argument("--draft", default=FAMILY_DRAFT, metavar="NAME", help=draft_help)
     parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     add_verbose_flag(parser)

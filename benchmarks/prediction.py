@@ -1,22 +1,22 @@
-"""Is the predicted speedup the measured one?
+"""How well do predicted speedups match measured speedups?
 
-For every pair of target and sampling, configurations (exit subsets, thresholds on quantiles of confidence, lengths, stop
-rules) are measured on evaluation prompts, each interleaved with plain decoding (A B B A), and predicted from the replay of a
-trace and from pass times. These are taken in situ on calibration prompts: the profiler's first round over its grid before,
-then one of its turns before every measurement, so that the error is the model's and not that of a machine that changed
-meanwhile; with --profile-first as many turns are taken before anything is measured.
+For every target and sampling, the benchmark measures configurations (exits, thresholds at quantiles of the confidence, draft
+lengths and stop rules) on evaluation prompts, each interleaved with plain decoding (A B B A). It predicts the same speedups
+from a replayed trace and from pass times. Pass times are measured in the running loop on calibration prompts: the profiler's
+whole grid first, then one of its runs before every measurement. The error is therefore that of the model, not that of a
+machine that changed meanwhile. With --profile-first, the same number of profiling runs precedes all measurements.
 
-Configurations are chosen on calibration evidence alone. One that needs a pass nobody profiled cannot be priced: it is passed
-over where the calibration prompts show it, and left unscored where only the measurement does. Both are `num_unpriced`, and
-are named in the results file.
+Configurations are chosen from calibration evidence only. A configuration that needs an unprofiled pass has no price. If the
+calibration prompts show this, it is skipped; if only the measurement shows it, it is not scored. Both cases count as
+`num_unpriced` and are listed in the results file.
 
-    error        predicted over measured speedup, less one
-    acceptance   replayed over measured tokens per round, less one: 0 when every block is the same
-    off path     what of it is due to the text's own confidences standing in behind a block's first mistake; "told" is the same
-                 where a second trace tells what is said there
-    latency      the same speedup priced from the passes that really ran: what is left when acceptance is known
-    noise        plain decoding against itself, first against second visit, over the same stretch of time
-    change       plain decoding against its own pass times: far from 0, the machine was not the one profiled
+    error        predicted over measured speedup, minus one
+    acceptance   replayed over measured tokens per round, minus one; 0 if all blocks are identical
+    off path     the part of the error from replaying the text's own confidences after the first mistake of a block; "told" is
+                 the same with a second trace that recorded the confidences there
+    latency      the error if the rounds are known: the speedup priced from the passes that ran
+    noise        plain decoding against itself, first against second visit, over the same period
+    change       plain decoding against its own pass times; far from 0, the machine changed after it was profiled
 
 Example: python benchmarks/prediction.py --quick
 """
@@ -37,47 +37,52 @@ from details.prediction_result import Outcome, Unpriced, outcome, outcome_table,
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
 from perfmodel.core.errors import OutOfDomain
+from perfmodel.core.provenance import make_provenance
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.replay import replay
 from profiler.latency.pass_log import PassLog
 from profiler.latency.profiling_job import profiling_runs
 from profiler.machine.machine_facts import device_facts
-from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, PairRequest, load_pair
-from s2d.loading.exits import requested_exits
-from s2d.loading.model_folder import FAMILY_PROMPTS
-from shared.common import finish, make_parser, median, one_thread
+from s2d.decoding.pair import Pair
+from shared.common import finish, make_parser, median, use_one_thread
 from shared.configurations import CAPS, configurations
-from shared.interleaved import SAMPLINGS, Models, for_pass_times, job_of, measure_once, models_of, record, warmed_up
+from shared.interleaved import (
+    SAMPLINGS,
+    Models,
+    Size,
+    add_pair_flags,
+    load_cpu_pair,
+    make_job,
+    measure_once,
+    measured_models,
+    record,
+    warm_up_arms,
+    with_long_texts,
+)
 
 NAME = "prediction"
 SEED = 20260706
 NUM_MISTAKES = 96
-"""Of the draft in every evaluated text, behind which it is asked once more."""
+"""Draft mistakes per evaluated text after which the draft continues off the path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """How much to measure."""
+class PredictionSize(Size):
+    """Amount of measurement, and the profiling before it."""
 
-    targets: tuple[str, ...]
     samplings: tuple[Sampling, ...]
     configs_per_pair: int
-    calibration_prompts: int
-    num_prompts: int
-    num_repeats: int
-    max_new_tokens: int
-    first_turns: int | None
-    """Of the profiler, before anything is measured; None is its grid once."""
+    first_runs: int | None
+    """Profiling runs before the first measurement; None runs the whole grid once."""
 
     @property
     def num_measurements(self) -> int:
-        """Of one pair: each configuration and prompt as often as is repeated."""
+        """The number of measurements of one pair."""
         return self.num_repeats * self.num_prompts * self.configs_per_pair
 
 
-FULL = Size(
+FULL = PredictionSize(
     targets=("ref-target-16", "ref-target-32"),
     samplings=SAMPLINGS,
     configs_per_pair=12,
@@ -85,9 +90,9 @@ FULL = Size(
     num_prompts=6,
     num_repeats=3,
     max_new_tokens=96,
-    first_turns=None,
+    first_runs=None,
 )
-QUICK = Size(
+QUICK = PredictionSize(
     targets=("ref-target-16",),
     samplings=(GREEDY,),
     configs_per_pair=6,
@@ -95,14 +100,14 @@ QUICK = Size(
     num_prompts=3,
     num_repeats=2,
     max_new_tokens=64,
-    first_turns=40,
+    first_runs=40,
 )
 
 
 def chosen_configurations(
     pair: str, trace: Trace, models: Models, *, number: int, seed: int
 ) -> tuple[list[Policy], list[Unpriced]]:
-    """Configurations to measure, and those passed over on the way because the calibration evidence cannot price them."""
+    """Configurations to measure, and those skipped because the calibration evidence cannot price them."""
     policies: list[Policy] = []
     unpriced: list[Unpriced] = []
     for policy in configurations(trace, seed):
@@ -118,29 +123,29 @@ def chosen_configurations(
 
 
 def outcomes_of_pair(
-    pair: Pair, sampling: Sampling, size: Size, prompts_path: Path, *, profile_first: bool, seed: int
+    pair: Pair, sampling: Sampling, size: PredictionSize, prompts_path: Path, *, profile_first: bool, seed: int
 ) -> tuple[list[Outcome], list[Unpriced]]:
-    """Profile and measure one pair under one sampling, in turns, and predict what was measured."""
+    """Profile and measure one pair under one sampling, alternating, and predict the measured speedups."""
     name = f"{pair.target.geometry.name} {sampling.label}"
-    job = partial(job_of, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=max(CAPS), seed=SEED)
-    calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
-    evaluation = replace(job("evaluation", prompts_path, num_prompts=size.num_prompts), num_mistakes=NUM_MISTAKES)
+    new_job = partial(make_job, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=max(CAPS), seed=SEED)
+    calibration = new_job("calibration", prompts_path, num_prompts=size.calibration_prompts)
+    evaluation = replace(new_job("evaluation", prompts_path, num_prompts=size.num_prompts), num_mistakes=NUM_MISTAKES)
     session, rng, log = evaluation.session(), np.random.default_rng(seed), PassLog()
     traces = (record(calibration, calibration.session()), record(evaluation, session))
     print_err(f"{name}: first pass times")
-    turns = profiling_runs(for_pass_times(calibration), log)
-    for number, coverage in enumerate(turns):
-        if coverage.all_taken or number == size.first_turns:
+    profiling = profiling_runs(with_long_texts(calibration), log)
+    for number, coverage in enumerate(profiling):
+        if coverage.all_taken or number == size.first_runs:
             break
     if profile_first:
-        deque(islice(turns, size.num_measurements), maxlen=0)
-    profiled = models_of(log, pair, sampling)
+        deque(islice(profiling, size.num_measurements), maxlen=0)
+    profiled = measured_models(log, pair, sampling)
     policies, unpriced = chosen_configurations(name, traces[0], profiled, number=size.configs_per_pair, seed=seed)
-    arms = warmed_up(evaluation, session, policies)
+    arms = warm_up_arms(evaluation, session, policies)
     for repeat in range(size.num_repeats):
         print_err(f"{name}: repeat {repeat + 1} of {size.num_repeats}")
-        measure_once(evaluation, session, policies, arms, rng, between=(lambda: None) if profile_first else turns.__next__)
-    models = models_of(log, pair, sampling)
+        measure_once(evaluation, session, policies, arms, rng, between=(lambda: None) if profile_first else profiling.__next__)
+    models = measured_models(log, pair, sampling)
     outcomes: list[Outcome] = []
     for policy, pair_of_arms in zip(policies, arms, strict=True):
         try:
@@ -151,7 +156,7 @@ def outcomes_of_pair(
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    """The figure of README.md."""
+    """Draw the figure of README.md."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,57 +165,51 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(6, 5), layout="constrained")
     points = [
         PredictedPoint(
-            pair=one.pair,
-            predicted=one.predicted.speedup.value,
-            measured=one.measured,
-            measured_noise_frac=abs(one.half_frac) / 2,
+            pair=result.pair,
+            predicted=result.predicted.speedup.value,
+            measured=result.measured,
+            measured_noise_frac=abs(result.half_frac) / 2,
         )
-        for one in outcomes
+        for result in outcomes
     ]
-    predicted_against_measured(points, axis, median_error_frac=median(abs(one.error_frac) for one in outcomes))
+    predicted_against_measured(points, axis, median_error_frac=median(abs(result.error_frac) for result in outcomes))
     figure.savefig(path, dpi=120)
 
 
 def run(args: argparse.Namespace) -> int:
-    """The benchmark, its arguments parsed."""
-    one_thread()
+    """Run the benchmark with parsed arguments."""
+    use_one_thread()
     size = QUICK if args.quick else FULL
-    prompts = args.prompts or FAMILY_PROMPTS
     outcomes: list[Outcome] = []
     unpriced: list[Unpriced] = []
     for number, target in enumerate(args.target or size.targets):
-        pair = load_pair(
-            PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits))
-        )
+        pair = load_cpu_pair(target, args.draft, args.exits)
         for sampling in size.samplings:
             seed = SEED + 10 * number + (sampling.rule != "greedy")
-            found = outcomes_of_pair(pair, sampling, size, prompts, profile_first=args.profile_first, seed=seed)
-            outcomes, unpriced = outcomes + found[0], unpriced + found[1]
+            pair_outcomes, pair_unpriced = outcomes_of_pair(
+                pair, sampling, size, args.prompts, profile_first=args.profile_first, seed=seed
+            )
+            outcomes, unpriced = outcomes + pair_outcomes, unpriced + pair_unpriced
     facts = device_facts(pair.device)
     print_out(outcome_table(outcomes, unpriced))
-    details = {"configs": [one.as_json for one in outcomes], "unpriced": [one.as_json for one in unpriced]}
+    details = {"configs": [result.as_json for result in outcomes], "unpriced": [result.as_json for result in unpriced]}
     finish(
         NAME,
         quick=args.quick,
         result=result_of(outcomes, unpriced),
-        libraries=("torch", "numpy"),
-        device=facts.label,
-        seed=SEED,
+        provenance=make_provenance(libraries=("torch", "numpy"), device=facts.label, seed=SEED),
         details=details,
     )
-    if args.figure is not None:  # last: a figure that has changed makes the checkout dirty
+    if args.figure is not None:  # last, because a changed figure makes the checkout dirty
         draw(outcomes, args.figure)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
-    parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
-    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw measured over predicted speedups here")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
-    parser.add_argument("--profile-first", action="store_true", help="take all pass times before anything is measured")
+    add_pair_flags(parser)
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw measured over predicted speedups to this file")
+    parser.add_argument("--profile-first", action="store_true", help="measure all pass times before the speedups")
     add_verbose_flag(parser)
     return parser
 

@@ -1,4 +1,4 @@
-"""Seconds of single products, over more matrices than any cache holds, launched as the runtime launches its passes."""
+"""Time single matrix products over more matrices than any cache holds, launched like the runtime's passes."""
 
 from dataclasses import replace
 
@@ -18,22 +18,22 @@ from shared.common import median
 
 SEED = 20261124
 GEMV_ROWS = (1, 4, 8)
-TURNS = 10
+NUM_RUNS = 10
 
 
 @torch.inference_mode()
 def product_seconds(
-    device: torch.device, dtype: Dtype, shape: tuple[int, int], layout: WeightLayout, least_bytes: Bytes
+    device: torch.device, dtype: Dtype, shape: tuple[int, int], layout: WeightLayout, min_bytes: Bytes
 ) -> list[Seconds]:
-    """Median seconds of one product, for each of `GEMV_ROWS`; matrices in turn, launched as the runtime does."""
+    """Median seconds of one product for each of `GEMV_ROWS`. The matrices take turns, launched like the runtime's passes."""
     inputs, outputs = shape
     size = DTYPE_BYTES[dtype]
-    number = int(-(-least_bytes // (inputs * outputs * size)))
+    number = int(-(-min_bytes // (inputs * outputs * size)))
     generator = torch.Generator(device).manual_seed(SEED)
     matrices = [
         new_matrix(inputs, outputs, torch_dtype(dtype), device, layout).normal_(generator=generator) for _ in range(number)
     ]
-    launcher, clock, found = _launcher(device, dtype), Clock(device), []
+    launcher, clock, medians = _launcher(device, dtype), Clock(device), []
     for rows in GEMV_ROWS:
         x = torch.randn(rows, inputs, generator=generator, device=device, dtype=torch_dtype(dtype))
         out = torch.empty(rows, outputs, dtype=torch_dtype(dtype), device=device)
@@ -42,18 +42,18 @@ def product_seconds(
             for matrix in matrices:
                 torch.mm(x, matrix, out=out)
 
-        launch, taken = launcher.capture(multiply), []
-        for _ in range(TURNS):
-            launch()  # keeps the device busy while the host launches what is timed
+        launch, samples = launcher.capture(multiply), []
+        for _ in range(NUM_RUNS):
+            launch()  # keeps the device busy while the host launches the timed work
             clock.start()
             launch()
             clock.lap("verify", 0, rows, 0)
-            taken += clock.lap_seconds()
-        found.append(median(taken) / number)
-    return found
+            samples += clock.lap_seconds()
+        medians.append(median(samples) / number)
+    return medians
 
 
 def _launcher(device: torch.device, dtype: Dtype) -> GraphDecoder:
-    """A decoder of one tiny layer, for the way it captures."""
+    """A decoder with one tiny layer, used for its captures."""
     geometry = replace(RANDOM_TARGET, num_layers=1, vocab_size=2)
     return GraphDecoder(geometry, random_weights(geometry, torch_dtype(dtype), str(device), seed=SEED))

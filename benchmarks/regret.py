@@ -1,18 +1,18 @@
-"""Is the plan the best one could have run?
+"""How much faster than the plan is the best configuration?
 
-For each target and each workload, greedy and sampled with shared noise, a plan is made from calibration prompts alone: pass
-times taken in situ and a trace, both decoded as the workload is, and the search. On the evaluation prompts it is then
-measured beside other configurations, each interleaved with plain decoding (A B B A): every exit alone at its best predicted
-length, the best of each family of policies, the published thresholds and length rule, and a spread of others. Figures are
-means over all targets and workloads, and under `by_workload` over the targets of one.
+For each target and workload (greedy, and sampled with shared noise), a plan is made from calibration prompts only: pass times
+measured in the running loop, a trace, and the search, all under the workload's sampling. On the evaluation prompts, the plan is
+measured beside other configurations, each interleaved with plain decoding (A B B A): each exit alone at its best predicted
+length, the best of each family of policies, the published thresholds and length rule, and a spread of others. The figures are
+means over all targets and workloads; those under `by_workload` are means over the targets.
 
-    regret             best measured over the plan's, less one; the best of many noisy measurements flatters itself, so
-                       that some of it is luck
-    regret, honest     the best is named by the first visits and both are compared on the second
-    rank correlation   Spearman's, predicted against measured speedups: of one target's and workload's configurations (a
-                       mean), where many are nearly alike, and of all of them together
+    regret             best measured speedup over the plan's, minus one. Part of it is luck: the maximum of many noisy
+                       measurements is too high
+    regret, honest     the first visits select the best configuration, and the second visits compare both
+    rank correlation   Spearman's, predicted against measured speedup: the mean over targets and workloads, each with many
+                       similar configurations, and over all configurations together
 
-The results file has what was predicted and measured of every configuration.
+The results file has the prediction and the measurement of every configuration.
 
 Example: python benchmarks/regret.py --quick
 """
@@ -33,40 +33,44 @@ from calibrate.search.search import SearchResult, search
 from details.regret_arms import Contender, PairResult, measured_of, measured_plain, result_of, result_table
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.console import add_verbose_flag, print_err, print_out, run_command
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds
 from perfmodel.policies.policy import HeuristicLength, Policy
 from perfmodel.policies.sampling import Sampling
 from perfmodel.replay.replay import replay_batch
 from profiler.latency.profiling_job import ProfilingJob
 from profiler.machine.machine_facts import device_facts
-from s2d.commands.arguments import EXITS_HELP, layers
-from s2d.decoding.pair import Pair, PairRequest, load_pair
-from s2d.loading.exits import requested_exits
-from s2d.loading.model_folder import FAMILY_PROMPTS
-from shared.common import finish, make_parser, one_thread
+from s2d.decoding.pair import Pair
+from shared.common import finish, make_parser, use_one_thread
 from shared.configurations import configurations
-from shared.interleaved import SAMPLINGS, Arm, Models, evidence_of, job_of, measure_once, warmed_up
+from shared.interleaved import (
+    SAMPLINGS,
+    Arm,
+    Models,
+    Size,
+    add_pair_flags,
+    load_cpu_pair,
+    make_job,
+    measure_evidence,
+    measure_once,
+    warm_up_arms,
+)
 
 NAME = "regret"
 SEED = 20260709
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """How much to measure."""
+class RegretSize(Size):
+    """Amount of measurement, and the budget for pass times."""
 
-    targets: tuple[str, ...]
     samplings: tuple[Sampling, ...]
-    calibration_prompts: int
     num_others: int
-    num_prompts: int
-    num_repeats: int
-    max_new_tokens: int
     budget_s: Seconds
-    """For the pass times of one target and workload."""
+    """For the pass times of one target and one workload."""
 
 
-FULL = Size(
+FULL = RegretSize(
     targets=("ref-target-16", "ref-target-32"),
     samplings=SAMPLINGS,
     calibration_prompts=60,
@@ -76,7 +80,7 @@ FULL = Size(
     max_new_tokens=96,
     budget_s=60.0,
 )
-QUICK = Size(
+QUICK = RegretSize(
     targets=("ref-target-16",),
     samplings=SAMPLINGS,
     calibration_prompts=12,
@@ -89,94 +93,87 @@ QUICK = Size(
 
 
 def best_fixed_lengths(trace: Trace, models: Models) -> list[Policy]:
-    """Every exit alone at its best predicted length."""
+    """Each exit alone at its best predicted length."""
     best = []
     for layer in trace.header.exit_layers:
-        alone = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
-        batch = replay_batch(trace, alone)
-        best.append(alone[int((batch.num_tokens / batch.seconds(*models)).argmax())])
+        fixed = [Policy(exits=(layer,), tokens=tokens) for tokens in range(1, MAX_DRAFT_TOKENS + 1)]
+        batch = replay_batch(trace, fixed)
+        best.append(fixed[int((batch.num_tokens / batch.seconds(*models)).argmax())])
     return best
 
 
 def published_thresholds(trace: Trace) -> Policy:
-    """All exits at .5 and +2/-1 from 5, as published but for the cap: passes of longer drafts are not measured."""
+    """All exits at 0.5 and +2/-1 from 5, as published, but with our cap. Passes of longer drafts are not measured."""
     layers = trace.header.exit_layers
     thresholds = (0.5,) * (len(layers) - 1)
     return Policy(exits=layers, thresholds=thresholds, tokens=MAX_DRAFT_TOKENS, stop=HeuristicLength(start=5))
 
 
-def contenders(trace: Trace, models: Models, size: Size) -> tuple[SearchResult, list[Contender]]:
-    """What the search found, and every configuration to measure, each once."""
-    found = search([Scenario(trace, *models)])
-    named = [("searched", one.policy) for one in found.families]
+def contenders(trace: Trace, models: Models, size: RegretSize) -> tuple[SearchResult, list[Contender]]:
+    """The search result, and all distinct configurations to measure."""
+    result = search([Scenario(trace, *models)])
+    named = [("searched", family.policy) for family in result.families]
     named.append(("published thresholds", published_thresholds(trace)))
     named += [("one exit, fixed length", policy) for policy in best_fixed_lengths(trace, models)]
     named += [("other", policy) for policy in islice(configurations(trace, SEED), size.num_others)]
     batch = replay_batch(trace, [policy for _, policy in named])
     rates = batch.num_tokens / batch.seconds(*models)
-    plain_rate = found.families[0].merit
+    plain_rate = result.families[0].merit
     listed = [
         Contender(name=name, policy=policy, predicted_tokens_per_s=rate or None, predicted=rate / plain_rate if rate else None)
         for (name, policy), rate in zip(named, rates.tolist(), strict=True)
         if policy is not None
     ]
-    return found, list({one.policy: one for one in listed}.values())
+    return result, list({contender.policy: contender for contender in listed}.values())
 
 
 def measured_arms(job: ProfilingJob, policies: Sequence[Policy], num_repeats: int) -> list[tuple[Arm, Arm]]:
-    """Plain and speculative arms of every policy."""
+    """A plain and a speculative arm of every policy."""
     session, rng = job.session(), np.random.default_rng(SEED)
-    arms = warmed_up(job, session, policies)
+    arms = warm_up_arms(job, session, policies)
     for _ in range(num_repeats):
         measure_once(job, session, policies, arms, rng)
     return arms
 
 
-def result_of_pair(pair: Pair, sampling: Sampling, size: Size, prompts_path: Path) -> PairResult:
-    """Plan on the calibration prompts, measure on the evaluation prompts."""
+def result_of_pair(pair: Pair, sampling: Sampling, size: RegretSize, prompts_path: Path) -> PairResult:
+    """Plan on the calibration prompts, and measure on the evaluation prompts."""
     name = f"{pair.target.geometry.name} {sampling.label}"
-    job = partial(job_of, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
-    calibration = job("calibration", prompts_path, num_prompts=size.calibration_prompts)
-    evaluation = job("evaluation", prompts_path, num_prompts=size.num_prompts)
+    new_job = partial(make_job, pair, sampling, max_new_tokens=size.max_new_tokens, draft_cap=MAX_DRAFT_TOKENS, seed=SEED)
+    calibration = new_job("calibration", prompts_path, num_prompts=size.calibration_prompts)
+    evaluation = new_job("evaluation", prompts_path, num_prompts=size.num_prompts)
     print_err(f"{name}: pass times on {len(calibration.prompts)} calibration prompts, about {size.budget_s:.0f} s")
-    found, listed = contenders(*evidence_of(calibration, size.budget_s), size)
+    search_result, listed = contenders(*measure_evidence(calibration, size.budget_s), size)
     print_err(f"{name}: {len(listed)} configurations on {len(evaluation.prompts)} evaluation prompts")
-    pairs_of_arms = measured_arms(evaluation, [one.policy for one in listed], size.num_repeats)
-    arms = [measured_of(one, plain, arm) for one, (plain, arm) in zip(listed, pairs_of_arms, strict=True)]
-    arms.append(measured_plain([plain for plain, _ in pairs_of_arms], found.families[0].merit))
-    plan = next(one for one in arms if one.policy == found.chosen.policy)
+    arm_pairs = measured_arms(evaluation, [contender.policy for contender in listed], size.num_repeats)
+    arms = [
+        measured_of(contender, plain, speculative) for contender, (plain, speculative) in zip(listed, arm_pairs, strict=True)
+    ]
+    arms.append(measured_plain([plain for plain, _ in arm_pairs], search_result.families[0].merit))
+    plan = next(arm for arm in arms if arm.policy == search_result.chosen.policy)
     return PairResult(target=pair.target.geometry.name, sampling=sampling, plan=plan, arms=tuple(arms))
 
 
 def run(args: argparse.Namespace) -> int:
-    """The benchmark, its arguments parsed."""
-    one_thread()
+    """Run the benchmark with parsed arguments."""
+    use_one_thread()
     size = QUICK if args.quick else FULL
-    prompts = args.prompts or FAMILY_PROMPTS
-    pairs = [
-        load_pair(PairRequest(target=target, draft=args.draft, dtype="fp32", device="cpu", exits=requested_exits(args.exits)))
-        for target in args.target or size.targets
-    ]
-    results = [result_of_pair(pair, sampling, size, prompts) for pair in pairs for sampling in size.samplings]
+    pairs = [load_cpu_pair(target, args.draft, args.exits) for target in args.target or size.targets]
+    results = [result_of_pair(pair, sampling, size, args.prompts) for pair in pairs for sampling in size.samplings]
     print_out(result_table(results))
     finish(
         NAME,
         quick=args.quick,
         result=result_of(results),
-        libraries=("torch", "numpy"),
-        device=device_facts(pairs[0].device).label,
-        seed=SEED,
-        details={"measured": [one.as_json for one in results]},
+        provenance=make_provenance(libraries=("torch", "numpy"), device=device_facts(pairs[0].device).label, seed=SEED),
+        details={"measured": [result.as_json for result in results]},
     )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    parser.add_argument("--target", action="append", metavar="NAME", help="may be given again (default: the family's)")
-    parser.add_argument("--draft", default="ref-draft", metavar="NAME", help="default: ref-draft")
-    parser.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL (default: the family's)")
+    add_pair_flags(parser)
     add_verbose_flag(parser)
     return parser
 

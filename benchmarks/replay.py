@@ -1,12 +1,12 @@
-"""How many policies a second can be replayed and priced on a trace of 10,000 positions and 4 exits?
+"""How many policies per second can be replayed and priced on a trace of 10,000 positions and 4 exits?
 
-One core. What is timed is what a search does with its candidates: `replay_batch`, which counts every pass with its rows and
-cached tokens, backlog included, and `seconds`, which prices them; the replayed trace is laid out anew in every repetition.
+Runs on one core. The timed work is that of a search on its candidates: `replay_batch`, which counts all passes with their rows
+and cached tokens, including the backlog, and `seconds`, which prices them. The trace is laid out again in every repetition.
 
-The mixture: all 15 subsets of the exits equally often, 4 of them of a single exit; all four length rules in equal parts, caps
-from 1 to 12; thresholds and floors drawn from `calibrate/search/neighbourhood.py`, survival curves fitted as in a search. Two
-policies in a row differ in their length rule alone: on a climb a search moves lengths about as often as thresholds. The
-trace is made up from a fixed seed, some texts ending by themselves and some at the limit.
+The mixture has all 15 subsets of the exits equally often, 4 of them with a single exit. It has all four length rules in equal
+parts, with caps from 1 to 12. Thresholds and floors come from `calibrate/search/neighbourhood.py`; survival curves are fitted
+as in a search. Two policies in a row differ only in their length rule, because a search changes lengths about as often as
+thresholds. The trace is synthetic, from a fixed seed. Some texts end with a stop token, others at the limit.
 
 Example: python benchmarks/replay.py --quick
 """
@@ -24,6 +24,7 @@ from perfmodel.acceptance.confidence_curves import fit_curve
 from perfmodel.acceptance.off_path_trace import OffPath
 from perfmodel.acceptance.trace import Trace, TracedPrompt, TraceHeader
 from perfmodel.core.console import add_verbose_flag, print_out, run_command, table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.passes.passes import Line, PassKind
@@ -44,7 +45,7 @@ NAME = "replay"
 SEED = 20260708
 EXIT_LAYERS = (1, 2, 4, 6)
 AGREEMENT = (0.55, 0.65, 0.75, 0.85)
-"""By exit; a confidence of 1 raises it by 0.2 and one of 0 lowers it as much."""
+"""By exit. A confidence of 1 raises it by 0.2, a confidence of 0 lowers it by 0.2."""
 NUM_PROMPTS = 64
 NUM_POSITIONS = 10_000
 NUM_POLICIES = 512
@@ -52,7 +53,7 @@ EOS = 0
 
 
 def synthetic_trace(rng: np.random.Generator) -> Trace:
-    """Texts of nearly equal length whose exits agree the more often the surer they are."""
+    """Texts of nearly equal length. Exits agree more often where their confidence is higher."""
     shape = (NUM_POSITIONS, len(EXIT_LAYERS))
     confidence = rng.random(shape, np.float32)
     agrees = rng.random(shape) < np.array(AGREEMENT) + 0.4 * (confidence - 0.5)
@@ -104,10 +105,10 @@ def _header(num_positions: list[int]) -> TraceHeader:
 
 
 def mixed_policies(rng: np.random.Generator, trace: Trace, number: int) -> list[Policy]:
-    """Policies over every exit subset in turn; thresholds, floors and caps drawn at random from a search's grids."""
+    """Policies over all exit subsets in turn, with random thresholds, floors and caps from the search grids."""
     subsets = [subset for size in range(1, 5) for subset in combinations(EXIT_LAYERS, size)]
     confidence, agreement = trace.confidence.T.astype(np.float64), trace.accept_prob.T.astype(np.float64)
-    cuts = {layer: threshold_grid(of_exit) for layer, of_exit in zip(EXIT_LAYERS, confidence, strict=True)}
+    cuts = {layer: threshold_grid(values) for layer, values in zip(EXIT_LAYERS, confidence, strict=True)}
     curves = {
         layer: fit_curve(*evidence, num_bins=NUM_CURVE_BINS)
         for layer, *evidence in zip(EXIT_LAYERS, confidence, agreement, strict=True)
@@ -137,7 +138,7 @@ def _length(
 
 
 class AnyLatency:
-    """Made-up pass times: replay takes as long with any others."""
+    """Synthetic pass times. They do not affect the time of replay."""
 
     def line(self, kind: PassKind, stage: int, rows: int) -> Line:
         return Line(1e-4 * (1 + rows) + 1e-5 * stage, 1e-7 * len(kind))
@@ -150,7 +151,7 @@ LATENCY = AnyLatency()
 
 
 def replay_and_price_s(trace: Trace, policies: list[Policy]) -> float:
-    """Seconds to replay and price all the policies once."""
+    """Seconds to replay and price all policies once."""
     lay_out.cache_clear()
     begin = perf_counter()
     seconds = replay_batch(trace, policies).seconds(LATENCY, LATENCY)
@@ -160,7 +161,7 @@ def replay_and_price_s(trace: Trace, policies: list[Policy]) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The benchmark, its arguments parsed."""
+    """Run the benchmark with parsed arguments."""
     rng = np.random.default_rng(SEED)
     trace = synthetic_trace(rng)
     policies = mixed_policies(rng, trace, NUM_POLICIES)
@@ -171,8 +172,8 @@ def run(args: argparse.Namespace) -> int:
         for name, group in (("all", policies), ("one exit", single))
     }
     rows = [
-        (name, f"{median(found):.0f}", f"{quantile(found, 0.25):.0f}", f"{quantile(found, 0.75):.0f}")
-        for name, found in rates.items()
+        (name, f"{median(values):.0f}", f"{quantile(values, 0.25):.0f}", f"{quantile(values, 0.75):.0f}")
+        for name, values in rates.items()
     ]
     print_out(table(rows, headers=("policies", "per second", "lower quartile", "upper quartile"), align="lrrr"))
     result = {
@@ -184,7 +185,12 @@ def run(args: argparse.Namespace) -> int:
         "num_exits": len(EXIT_LAYERS),
         "num_prompts": NUM_PROMPTS,
     }
-    finish(NAME, quick=args.quick, result=result, libraries=("numpy",), seed=SEED)
+    finish(
+        NAME,
+        quick=args.quick,
+        result=result,
+        provenance=make_provenance(libraries=("numpy",), seed=SEED),
+    )
     return 0
 
 

@@ -1,9 +1,9 @@
-"""How long a person waits for an answer that needs no GPU: `s2d-plan --help` and `s2d-plan --target llama-70b`.
+"""How long does a person wait for an answer without a GPU: `s2d-plan --help` and `s2d-plan --target llama-70b`?
 
-Each command runs in a fresh interpreter, from the command line to the exit of the process, several times; the median counts.
-A first run is dropped: Python keeps the bytecode it compiles then, unless it is told not to.
-Heavy imports are those found loaded after a plan: an answer from shipped evidence must need none of them. Taking turns with
-plans, Python starts and imports numpy and does nothing else: the part that is not ours, and how fast the machine was.
+Each command runs several times in a fresh interpreter, from the command line to the exit of the process; the median counts. The
+first run is dropped, because Python writes its bytecode cache then. Heavy imports are modules loaded after a plan that shipped
+evidence does not need. Alternating with the plans, Python also starts, imports numpy and exits. This shows the time that is not
+ours, and the speed of the machine.
 
     python benchmarks/startup.py [--quick]
 """
@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from perfmodel.core.console import print_out, table
+from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, format_seconds
 from shared.common import ROOT, finish, make_parser
 
@@ -40,12 +41,12 @@ def main() -> None:
         codes = {"s2d-plan --help": (_RUN + _EXIT, *HELP), "s2d-plan --target llama-70b": (_RUN + _EXIT, *PLAN)}
         codes["import numpy"] = (_IMPORT_NUMPY,)
         for code in codes.values():
-            seconds_of(code, environment)  # the first run reads everything from disk and keeps its bytecode
-        runs = [[seconds_of(code, environment) for code in codes.values()] for _ in range(num_runs)]
+            elapsed_s(code, environment)  # the first run reads from disk and writes the bytecode cache
+        runs = [[elapsed_s(code, environment) for code in codes.values()] for _ in range(num_runs)]
         help_s, plan_s, numpy_s = map(list, zip(*runs, strict=True))
     heavy = sorted(modules_after(PLAN) & set(HEAVY))
     budgets = (HELP_BUDGET_S, PLAN_BUDGET_S, None)
-    rows = [row(*one) for one in zip(codes, (help_s, plan_s, numpy_s), budgets, strict=True)]
+    rows = [row(*columns) for columns in zip(codes, (help_s, plan_s, numpy_s), budgets, strict=True)]
     print_out(table(rows, headers=["command", "median", "fastest", "slowest", "budget"]))
     print_out(f"\nheavy imports after a plan: {', '.join(heavy) or 'none'}")
     result = {
@@ -59,11 +60,16 @@ def main() -> None:
         "fastest_numpy_s": min(numpy_s),
         "num_runs": num_runs,
     }
-    finish("startup", quick=quick, result=result, libraries=("numpy",))
+    finish(
+        "startup",
+        quick=quick,
+        result=result,
+        provenance=make_provenance(libraries=("numpy",)),
+    )
 
 
-def seconds_of(code: Sequence[str], environment: Mapping[str, str]) -> Seconds:
-    """Wall time of some code and its arguments in a fresh interpreter, start and exit included."""
+def elapsed_s(code: Sequence[str], environment: Mapping[str, str]) -> Seconds:
+    """Wall time of code with arguments in a fresh interpreter, including start and exit."""
     start_s = time.perf_counter()
     command = [sys.executable, "-c", *code]
     subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
@@ -71,14 +77,14 @@ def seconds_of(code: Sequence[str], environment: Mapping[str, str]) -> Seconds:
 
 
 def modules_after(arguments: Sequence[str]) -> set[str]:
-    """Modules loaded when the command has answered."""
+    """Modules loaded after the command has answered."""
     command = [sys.executable, "-c", _RUN + _LIST_MODULES, *arguments]
     return set(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stderr.split())
 
 
 def row(name: str, seconds: Sequence[Seconds], budget_s: Seconds | None) -> list[str]:
-    told = map(format_seconds, (statistics.median(seconds), min(seconds), max(seconds)))
-    return [name, *told, "" if budget_s is None else format_seconds(budget_s)]
+    texts = map(format_seconds, (statistics.median(seconds), min(seconds), max(seconds)))
+    return [name, *texts, "" if budget_s is None else format_seconds(budget_s)]
 
 
 if __name__ == "__main__":

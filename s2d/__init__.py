@@ -13,6 +13,7 @@ import torch when they are called. Results print as the commands print and show 
 """
 
 from importlib import import_module
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def __getattr__(name: str) -> object:
         value = import_module("perfmodel.core.provenance").TOOL_VERSION
     elif name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
+        if isinstance(value, FunctionType):
+            value = import_module("perfmodel.core.errors").with_python_errors(value)
     else:
         raise AttributeError(f"module 's2d' has no public name {name!r}")
     globals()[name] = value

@@ -1,4 +1,4 @@
-"""What all tests share: no time limits in hypothesis, and a GPU for those that are marked so."""
+"""Shared by all tests: hypothesis without time limits, and a GPU for tests marked `gpu`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from tests.gpu_simulator import Simulator
 
-settings.register_profile("without a clock", deadline=None)
-settings.load_profile("without a clock")
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True)
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator | None]:
-    """The device of a test marked `gpu`: a real one with None, else the simulator, whose list of problems must stay empty."""
+    """The device of a test marked `gpu`: None for a real GPU, otherwise the simulator. Its list of problems must stay empty."""
     if request.node.get_closest_marker("gpu") is None:
         yield None
         return

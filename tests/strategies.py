@@ -1,4 +1,4 @@
-"""Hypothesis strategies and makers for traces and policies, shared by all test folders."""
+"""Hypothesis strategies and factories for traces and policies, shared by all test folders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,40 +41,40 @@ def tiny_geometry(num_layers: int, name: str = "tiny") -> ModelGeometry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSpec:
-    """What a made-up trace is like; its numbers follow from the seed."""
+    """Properties of a synthetic trace. Its numbers follow from the seed."""
 
     num_positions: Sequence[int]
     exit_layers: tuple[int, ...] = (1, 2, 4, 6)
     agreement: tuple[float, ...] = (0.55, 0.65, 0.75, 0.85)
-    """By exit: how often it says the target's token."""
+    """Share of positions where each exit predicts the target's token."""
     max_new_tokens: int = 64
     kind: DraftKind = "separate"
     rule: AcceptanceRule = "greedy"
     eos_token_id: int | None = None
     seed: int = 0
     num_confidences: int = 1000
-    """Distinct confidences: few of them make ties with thresholds."""
+    """Distinct confidences. A small number causes ties with thresholds."""
     num_off_path: int = 0
-    """Tokens recorded off the path, where exits are less sure."""
+    """Tokens recorded off the path, where confidences are lower."""
 
 
 def make_trace(spec: TraceSpec) -> Trace:
-    """A trace whose confidences are informative: an exit agrees more often where it is surer."""
+    """A trace with informative confidences: an exit agrees more often where its confidence is higher."""
     rng = np.random.default_rng(spec.seed)
     shape = (sum(spec.num_positions), len(spec.exit_layers))
     target = rng.integers(1, 8, shape[0])
-    sure = rng.random(shape)
-    agrees = rng.random(shape) < np.clip(np.array(spec.agreement) + 0.4 * (sure - 0.5), 0, 1)
+    certainty = rng.random(shape)
+    agrees = rng.random(shape) < np.clip(np.array(spec.agreement) + 0.4 * (certainty - 0.5), 0, 1)
     if spec.agreement == (1.0,) * shape[1]:
         agrees[:] = True
     ends = np.cumsum(spec.num_positions) - 1
     cut_short = np.array(spec.num_positions) < spec.max_new_tokens
     if spec.eos_token_id is not None:
         target[ends[cut_short]] = spec.eos_token_id
-    other = (target[:, None] + rng.integers(1, 8, shape)) % 8
-    draft = np.where(agrees, target[:, None], other)
+    different = (target[:, None] + rng.integers(1, 8, shape)) % 8
+    draft = np.where(agrees, target[:, None], different)
     accept = agrees.astype(np.float32) if spec.rule != "ratio" else rng.random(shape, np.float32)
-    confidence = (np.round(sure * spec.num_confidences) / spec.num_confidences).astype(np.float32)
+    confidence = (np.round(certainty * spec.num_confidences) / spec.num_confidences).astype(np.float32)
     position = rng.integers(0, shape[0], spec.num_off_path).astype(np.int32)
     lower = confidence[position] * rng.random((spec.num_off_path, shape[1]))
     return Trace(
@@ -122,7 +122,7 @@ def _header(spec: TraceSpec) -> TraceHeader:
 
 @st.composite
 def traces(draw: st.DrawFn) -> Trace:
-    """Small traces of both kinds of draft and all acceptance rules; texts cut short end in EOS, longer ones at the limit."""
+    """Small traces with both kinds of draft and all acceptance rules. Shortened texts end with EOS, the others at the limit."""
     num_exits = draw(st.integers(1, 4))
     max_new_tokens = draw(st.integers(1, 30))
     num_positions = draw(st.lists(st.integers(1, max_new_tokens), min_size=1, max_size=4))
@@ -148,7 +148,7 @@ penalties = st.fixed_dictionaries(
         "frequency_penalty": st.sampled_from([None, 0.4]),
     }
 )
-"""Of a `Sampling`, by field."""
+"""Penalties of a `Sampling`, by field."""
 
 fractions = st.integers(0, 20).map(lambda twentieths: twentieths / 20)
 
@@ -176,14 +176,14 @@ def stop_rules(draw: st.DrawFn, num_active: int, tokens: int) -> StopRule | None
 
 
 segment_orders = st.sampled_from((None, "ahead", "at once"))
-"""Of a policy of several exits: segments run when a token comes, ahead of an exit's answer, or for every token at once."""
+"""Order of segments for several exits: on demand, ahead of the exit's answer, or for every token at once."""
 
 
 @st.composite
 def policies(
     draw: st.DrawFn, exit_layers: tuple[int, ...], *, confidence: Confidence = "max-prob", largest_cap: int = 9
 ) -> Policy:
-    """Any policy over some of these exits."""
+    """Any policy with some of these exits."""
     exits = tuple(sorted(draw(st.sets(st.sampled_from(exit_layers), min_size=1))))
     order = draw(segment_orders) if len(exits) > 1 else None
     tokens = draw(st.integers(1, largest_cap))
@@ -200,7 +200,7 @@ def policies(
 
 @st.composite
 def traces_with_policies(draw: st.DrawFn, *, most: int = 4) -> tuple[Trace, list[Policy | None]]:
-    """A trace and some policies for it, plain decoding among them."""
+    """A trace and policies for it, which may include plain decoding."""
     trace = draw(traces())
     exit_layers = trace.header.exit_layers
     return trace, draw(st.lists(st.none() | policies(exit_layers), min_size=1, max_size=most))

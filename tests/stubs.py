@@ -45,10 +45,10 @@ ROPES: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinySpec:
-    """A tiny Llama or one of its relatives; the same spec is the same model, and a shallower one is its first layers."""
+    """A tiny Llama or a related family. Equal specs give equal models, and a shallower spec gives the first layers."""
 
     family: str = "llama"
-    """A `model_type` that the runtime runs."""
+    """A `model_type` that the runtime supports."""
     settings: tuple[tuple[str, object], ...] = ()
     """Further keys of the family's config."""
 
@@ -64,12 +64,12 @@ class TinySpec:
     """A key of `ROPES`."""
     context_tokens: int = 160
     update_scale: float = 0.12
-    """Size of a layer's update: small ones leave shallow exits agreeing with the last."""
+    """Size of a layer's update. With small updates, shallow exits agree with the last one."""
     seed: int = 0
 
 
 def tiny_llama(spec: TinySpec) -> PreTrainedModel:
-    """The model as transformers runs it."""
+    """The model in transformers."""
     config = FAMILIES[spec.family](
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
@@ -88,7 +88,7 @@ def tiny_llama(spec: TinySpec) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            # Seeded by name, so that the first layers do not depend on how many follow.
+            # Seeded by name: the first layers do not depend on the number of layers.
             generator = torch.Generator().manual_seed(spec.seed * 1000 + sum(name.encode()) + 7 * len(name))
             noise = torch.randn(weight.shape, generator=generator)
             is_gain, is_layer = weight.ndim == 1 and "norm" in name, ".layers." in name
@@ -99,7 +99,7 @@ def tiny_llama(spec: TinySpec) -> PreTrainedModel:
 def loaded(
     model: PreTrainedModel, exit_layers: tuple[int, ...] = (), dtype: Dtype = "fp32", device: str = "cpu"
 ) -> LoadedModel:
-    """A transformers model as our runtime runs it, without a file between."""
+    """A transformers model converted to our runtime, without a file."""
     geometry = config_geometry(model.config, Path("tiny"))
     checkpoint = Checkpoint(read=model.state_dict().__getitem__, config=model.config, geometry=geometry)
     weights = convert_weights(checkpoint, torch_dtype(dtype), device)
@@ -116,12 +116,12 @@ def loaded(
 
 @functools.cache
 def tiny_model(spec: TinySpec, exit_layers: tuple[int, ...] = ()) -> LoadedModel:
-    """A tiny model ready to run, made once."""
+    """A tiny model for our runtime, cached."""
     return loaded(tiny_llama(spec), exit_layers)
 
 
 def contrary(model: LoadedModel) -> LoadedModel:
-    """A draft that always says what its model thinks least likely."""
+    """A draft that always predicts the token that its model considers least likely."""
     weights = model.decoder.weights
     return replace(model, decoder=Decoder(model.geometry, replace(weights, head=-weights.head)))
 
@@ -135,7 +135,7 @@ def generate(
     on_tokens: OnTokens | None = None,
     **settings: Any,
 ) -> Generation:
-    """Decode one prompt in a session of its own."""
+    """Decode one prompt in a new session."""
     decoding = Settings(**settings)
     session = Session(target, draft, len(prompt_ids) + decoding.max_new_tokens)
     return session.generate(prompt_ids, decoding, clock=clock, on_tokens=on_tokens)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.inputs.acceptance import EVIDENCE_FOLDER
 from perfmodel.acceptance.trace import TRACE_FILE
+from perfmodel.core.disk import EVIDENCE_FOLDER
 from perfmodel.core.errors import BadFile
 from perfmodel.core.files import ArraysFormat, FileFormat
 from perfmodel.passes.latency_law import FIT_FILE

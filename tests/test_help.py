@@ -1,4 +1,4 @@
-"""The help of every command and verb: a purpose and an example that parses."""
+"""The help of every command and subcommand has a purpose and an example that parses."""
 
 import argparse
 import shlex
@@ -11,15 +11,15 @@ PARSED = 7
 
 
 def test_every_help_has_a_purpose_and_an_example_that_parses(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    real = argparse.ArgumentParser.parse_args
+    parse_args = argparse.ArgumentParser.parse_args
 
     def parse_only(parser: argparse.ArgumentParser, *args: object) -> argparse.Namespace:
-        real(parser, *args)
+        parse_args(parser, *args)
         raise SystemExit(PARSED)
 
     wrong = []
-    for command, (main, verb) in commands().items():
-        assert main([*verb, "--help"]) == 0
+    for command, (main, subcommand) in commands().items():
+        assert main([*subcommand, "--help"]) == 0
         shown, _, example = capsys.readouterr().out.partition("\nexample:\n")
         program, *argv = shlex.split(example)
         with monkeypatch.context() as patch:

@@ -48,7 +48,7 @@ def test_any_model_is_profiled_planned_run_and_compared_as_a_draft(
     assert PLAN_FILE.read(plan).record.draft.exit_layers == layers
     capsys.readouterr()
 
-    with_policy = _drafting(plan, layers)
+    with_policy = _with_policy(plan, layers)
     assert main_run(["--plan", str(with_policy), *models, *prompts, "--num-prompts", "2", "--check", "-o", str(report)]) == 0
     shown = capsys.readouterr().out
     assert f"exits {'/'.join(map(str, layers))} (the plan)" in shown
@@ -59,8 +59,8 @@ def test_any_model_is_profiled_planned_run_and_compared_as_a_draft(
     assert main_compare(["--plan", str(with_policy), "--report", str(report)]) == 0
 
 
-def _drafting(path: Path, layers: tuple[int, ...]) -> Path:
-    """The same plan with a policy that looks at every exit, whether or not that is fast."""
+def _with_policy(path: Path, layers: tuple[int, ...]) -> Path:
+    """The same plan with a policy that uses every exit, whether or not it is fast."""
     raw = json.loads(path.read_text())
     policy = {
         "exits": layers,

@@ -1,4 +1,4 @@
-"""No command overwrites its own input: every output of every command, held against every input that it could be."""
+"""No command overwrites its own input: checks every output of every command against every possible input."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ from tests.s2d.prompts.kinds_of_tokenizers import tokenizer_of
 from tests.stubs import TinySpec, tiny_llama
 
 ROOT = Path(__file__).parent.parent
-VERBS = {
+SUBCOMMANDS = {
     "s2d-plan": ((), ("validate",), ("design",), ("fit",)),
     "s2d-compare": ((),),
     "s2d-profile": ((), ("latency",), ("acceptance",), ("law",)),
@@ -44,45 +44,46 @@ PATHS = {
     "s2d-train trim": "--text > -o",
     "s2d-train reference": "> -o --work",
 }
-"""What every command reads > writes, of the arguments that are paths and nothing else."""
+"""The path arguments of every command: read > written."""
 CONTENT = "worth keeping"
 Main = Callable[[Sequence[str]], int]
 
 
 def commands() -> dict[str, tuple[Main, tuple[str, ...]]]:
-    """Every command that is installed, and its verb."""
+    """Every installed command and its subcommand."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
-    assert scripts.keys() == VERBS.keys()
-    found = {}
-    for script, place in scripts.items():
-        module, _, name = place.partition(":")
-        for verb in VERBS[script]:
-            found[" ".join((script, *verb))] = (getattr(import_module(module), name), verb)
-    return found
+    assert scripts.keys() == SUBCOMMANDS.keys()
+    entries = {}
+    for script, entry_point in scripts.items():
+        module, _, name = entry_point.partition(":")
+        for subcommand in SUBCOMMANDS[script]:
+            entries[" ".join((script, *subcommand))] = (getattr(import_module(module), name), subcommand)
+    return entries
 
 
-def actions_of(command: str, monkeypatch: pytest.MonkeyPatch) -> list[argparse.Action]:
+def parser_actions(command: str, monkeypatch: pytest.MonkeyPatch) -> list[argparse.Action]:
     """The arguments of a command's parser."""
-    main, verb = commands()[command]
-    seen: list[argparse.ArgumentParser] = []
+    main, subcommand = commands()[command]
+    parsers: list[argparse.ArgumentParser] = []
     real = argparse.ArgumentParser.parse_args
 
     def spy(parser: argparse.ArgumentParser, *args: object) -> argparse.Namespace:
-        seen.append(parser)
+        parsers.append(parser)
         return real(parser, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", spy)
-        assert main([*verb, "--help"]) == 0
-    [parser] = seen
+        assert main([*subcommand, "--help"]) == 0
+    [parser] = parsers
     actions = []
     for action in parser._actions:
         if not isinstance(action, argparse._SubParsersAction):
             actions.append(action)
             continue
-        assert set(action.choices) == {name for names in VERBS[parser.prog] for name in names}, "a verb is missing in VERBS"
-        if verb:
-            return action.choices[verb[0]]._actions
+        known = {name for names in SUBCOMMANDS[parser.prog] for name in names}
+        assert set(action.choices) == known, "a subcommand is missing in SUBCOMMANDS"
+        if subcommand:
+            return action.choices[subcommand[0]]._actions
     return actions
 
 
@@ -90,7 +91,7 @@ def is_output(action: argparse.Action) -> bool:
     return action.type is output_file or isinstance(action.type, OutputFolder)
 
 
-def could_be_a_file(action: argparse.Action) -> bool:
+def may_be_a_file(action: argparse.Action) -> bool:
     is_named = action.type in (Path, None) and action.choices is None and action.nargs != 0
     return is_named and action.metavar != "TEXT"
 
@@ -99,7 +100,7 @@ def label(action: argparse.Action) -> str:
     return action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
 
 
-def some_value(action: argparse.Action) -> str:
+def any_value(action: argparse.Action) -> str:
     if action.choices:
         return str(next(iter(action.choices)))
     for value in ("1", "1,2", "0.5"):
@@ -108,7 +109,7 @@ def some_value(action: argparse.Action) -> str:
         except (argparse.ArgumentTypeError, ValueError):
             continue
         return value
-    raise AssertionError(f"{label(action)}: give a value that it takes")
+    raise AssertionError(f"{label(action)}: give a value that it accepts")
 
 
 def given(action: argparse.Action, value: str) -> list[str]:
@@ -116,65 +117,65 @@ def given(action: argparse.Action, value: str) -> list[str]:
     return [*action.option_strings[:1], *values]
 
 
-def argv_of(actions: Sequence[argparse.Action], chosen: dict[str, str]) -> list[str]:
-    """A command line with chosen values, and some value of whatever else is required."""
+def command_line(actions: Sequence[argparse.Action], chosen: dict[str, str]) -> list[str]:
+    """A command line with the chosen values, and any value for other required arguments."""
     argv: list[str] = []
     for action in actions:
         if label(action) in chosen:
             argv += given(action, chosen[label(action)])
         elif action.required and action.option_strings:
-            argv += given(action, some_value(action))
+            argv += given(action, any_value(action))
     return argv
 
 
-def test_every_path_of_every_command_is_known_as_read_or_written(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    found = {}
+def test_every_path_argument_is_known_as_read_or_written(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    paths = {}
     for command in commands():
-        actions = actions_of(command, monkeypatch)
+        actions = parser_actions(command, monkeypatch)
         written = [label(action) for action in actions if is_output(action)]
         read = [label(action) for action in actions if action.type is Path]
-        found[command] = " ".join([*read, ">", *written])
-        stray = [label(one) for one in actions if one.dest in ("output", "outputs", "work") and not is_output(one)]
-        assert not stray, f"{command}: {stray} are written, so their type is output_file or OutputFolder"
-    assert found == PATHS
+        paths[command] = " ".join([*read, ">", *written])
+        stray = [label(action) for action in actions if action.dest in ("output", "outputs", "work") and not is_output(action)]
+        assert not stray, f"{command}: {stray} are written: their type must be output_file or OutputFolder"
+    assert paths == PATHS
 
 
 @pytest.mark.parametrize("link", ["the file itself", "a symbolic link", "a hard link"])
 def test_no_command_overwrites_a_file_that_it_reads(link: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     wrong, num_cases = [], 0
-    for command, (main, verb) in commands().items():
-        actions = actions_of(command, monkeypatch)
+    for command, (main, subcommand) in commands().items():
+        actions = parser_actions(command, monkeypatch)
         for output in filter(is_output, actions):
-            for read in filter(could_be_a_file, actions):
+            for read in filter(may_be_a_file, actions):
                 if output.type is not output_file and not output.type.written:
                     continue  # a new folder
-                place = tmp_path / f"case-{num_cases}"
-                chosen, source = chosen_names(output, read, place, link)
-                before = sorted(place.rglob("*"))
-                code = main([*verb, *argv_of(actions, chosen)])
-                said = capsys.readouterr().err
-                kept = source.read_text() == CONTENT and sorted(place.rglob("*")) == before
+                folder = tmp_path / f"case-{num_cases}"
+                chosen, source = chosen_names(output, read, folder, link)
+                before = sorted(folder.rglob("*"))
+                code = main([*subcommand, *command_line(actions, chosen)])
+                message = capsys.readouterr().err
+                is_unchanged = source.read_text() == CONTENT and sorted(folder.rglob("*")) == before
                 num_cases += 1
-                if not (code == 2 and kept and f"would overwrite {label(read)}" in said):
-                    wrong.append(f"{command} {label(output)} = {label(read)}: {code}, {said}")
+                if not (code == 2 and is_unchanged and f"would overwrite {label(read)}" in message):
+                    wrong.append(f"{command} {label(output)} = {label(read)}: {code}, {message}")
     assert not wrong
     assert num_cases > 20
 
 
-def chosen_names(output: argparse.Action, read: argparse.Action, place: Path, link: str) -> tuple[dict[str, str], Path]:
-    """An input, and an output under which it would be written over; the input's own file."""
-    place.mkdir()
-    source, name = place / "input.json", place / "input.json"
+def chosen_names(output: argparse.Action, read: argparse.Action, case_folder: Path, link: str) -> tuple[dict[str, str], Path]:
+    """The names of an input and of an output that would overwrite it, and the file of the input."""
+    case_folder.mkdir()
+    source, name = case_folder / "input.json", case_folder / "input.json"
     if isinstance(output.type, OutputFolder):
-        folder = place / f"out{output.type.suffix}"
+        folder = case_folder / f"out{output.type.suffix}"
         folder.mkdir()
         source = name = folder / output.type.written[0].replace("*", "x")
     source.write_text(CONTENT)
     if link != "the file itself":
-        name = place / "link.json"
+        name = case_folder / "link.json"
         name.symlink_to(source) if link == "a symbolic link" else os.link(source, name)
-    written = place / "out" if isinstance(output.type, OutputFolder) else source
+    written = case_folder / "out" if isinstance(output.type, OutputFolder) else source
     return {label(output): str(written), label(read): str(name)}, source
 
 
@@ -204,7 +205,7 @@ def test_every_file_of_the_shipped_models_counts_as_read() -> None:
         assert {file for pattern in MODEL_FILES for file in folder.glob(pattern)} == set(folder.iterdir())
 
 
-def test_every_file_that_transformers_writes_of_a_model_counts_as_read(tmp_path: Path) -> None:
+def test_every_model_file_that_transformers_writes_counts_as_read(tmp_path: Path) -> None:
     tokenizer = tokenizer_of("llama_2")
     tiny_llama(TinySpec(vocab_size=len(tokenizer))).save_pretrained(tmp_path, max_shard_size="20KB")
     with_templates = copy(tokenizer)
@@ -216,7 +217,7 @@ def test_every_file_that_transformers_writes_of_a_model_counts_as_read(tmp_path:
     assert covered == written
 
 
-def test_of_a_list_with_commas_every_part_is_read_and_prose_is_no_file(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_every_part_of_a_comma_list_is_read_and_text_is_not_a_file(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.json").touch()
     assert folder_command("--targets", "b.json,a.json", "-o", "a.json") == 2
@@ -224,7 +225,7 @@ def test_of_a_list_with_commas_every_part_is_read_and_prose_is_no_file(tmp_path:
     assert folder_command("--target", "a.json", "-o", "b.json") == 0
 
 
-def test_two_outputs_are_two_files(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_two_outputs_must_be_different_files(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert folder_command("-o", "a.json", "--outputs", "./a.json") == 2
     assert (
@@ -237,7 +238,7 @@ def test_two_outputs_are_two_files(tmp_path: Path, monkeypatch, capsys) -> None:
     assert main_run(["--plan", "plan.json", "--outputs", "x.json", "-o", "x.json"]) == 2
 
 
-def test_prompts_may_lie_in_the_folder_of_a_profile(tmp_path: Path, capsys) -> None:
+def test_prompts_may_be_in_the_folder_of_a_profile(tmp_path: Path, capsys) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.touch()
     assert main_profile(["--target", "nowhere", "--draft", "nowhere", "--prompts", str(prompts), "-o", str(tmp_path)]) == 2
@@ -246,7 +247,7 @@ def test_prompts_may_lie_in_the_folder_of_a_profile(tmp_path: Path, capsys) -> N
     assert "would overwrite" not in capsys.readouterr().err
 
 
-def test_a_value_that_cannot_be_a_path_is_none() -> None:
+def test_a_value_that_cannot_be_a_path_is_ignored() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--target")
     parser.add_argument("-o", type=output_file)

@@ -1,4 +1,4 @@
-"""Texts in an order under a controller and under fixed policies: what adapting.py says of each order, and what it says of all.
+"""Results of adapting.py: the controller and the fixed policies on an order of texts, a table, and the summary.
 
 Letters: A policies of the frontier, T texts.
 """
@@ -20,12 +20,12 @@ MEANS = ("regret_frac", "priced_regret_frac", "over_plan", "over_phases", "over_
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Order:
-    """One target's texts in one order; all arms wrote the same tokens."""
+    """The texts of one target in one order. All arms wrote the same tokens."""
 
     target: str
     name: str
     plan: int
-    """The plan's place among the policies."""
+    """Index of the plan's policy."""
     policies: tuple[str, ...]
     """The frontier, from cautious to bold."""
     is_hard: NDArray[np.bool_]  # [T]
@@ -33,28 +33,28 @@ class Order:
     controller_s: Floats  # [T]
     fixed_s: Floats  # [A, T]
     plan_again_s: Floats  # [T]; the plan's policy measured a second time
-    priced_s: Floats  # [1 + A, T]; by the profile, the controller first
+    priced_s: Floats  # [1 + A, T]; priced by the profile, the controller first
     adaptation: Adaptation
 
     @property
     def best(self) -> int:
-        """The fastest policy of the order, in hindsight."""
+        """Index of the fastest policy of the order, known only afterwards."""
         return int(self.fixed_s.sum(axis=1).argmin())
 
     @property
     def regret_frac(self) -> float:
-        """1 - controller / best fixed, in tokens/s."""
+        """1 - controller / best fixed policy, in tokens/s."""
         return float(1 - self.fixed_s[self.best].sum() / self.controller_s.sum())
 
     @property
     def priced_regret_frac(self) -> float:
-        """The same of the passes that ran, priced by the profile; the best policy is that of these seconds."""
+        """The regret in priced seconds of the passes that ran; the best policy is the best in these seconds."""
         controller_s, *fixed_s = self.priced_s.sum(axis=1).tolist()
         return 1 - min(fixed_s) / controller_s
 
     @property
     def regret_interval(self) -> tuple[float, float]:
-        """Of texts drawn anew, the best policy being that of all of them."""
+        """Bootstrap interval over texts. The best policy is that of all texts."""
         drawn = np.array(resample_counts(len(self.controller_s)))  # [R, T]
         regrets = 1 - drawn @ self.fixed_s[self.best] / (drawn @ self.controller_s)
         low, high = np.quantile(regrets, [(1 - INTERVAL_FRAC) / 2, (1 + INTERVAL_FRAC) / 2]).tolist()
@@ -68,18 +68,18 @@ class Order:
 
     @property
     def over_phases(self) -> float:
-        """Speed over that of the best policy of each kind of text."""
+        """Speed over that of the best policy for each kind of text."""
         kinds = [kind for kind in (self.is_hard, ~self.is_hard) if kind.any()]
         return math.fsum(self.fixed_s[:, kind].sum(axis=1).min() for kind in kinds) / float(self.controller_s.sum())
 
     @property
     def noise_frac(self) -> float:
-        """How much the plan's policy differs from itself."""
+        """Difference between the two measurements of the plan's policy."""
         return float(abs(self.plan_again_s.sum() / self.fixed_s[self.plan].sum() - 1))
 
     @property
     def as_json(self) -> dict[str, object]:
-        """Every arm's tokens/s, over all texts and over those of a kind."""
+        """Tokens/s of every arm, over all texts and over those of a kind."""
         return {
             "target": self.target,
             "order": self.name,
@@ -93,13 +93,13 @@ class Order:
             "plan_again_s": self.plan_again_s.tolist(),
             "priced_s": self.priced_s.tolist(),
             "num_switches": self.adaptation.num_switches,
-            "controller_share_of_time": [one.decode_s / float(self.controller_s.sum()) for one in self.adaptation.shares],
+            "controller_share_of_time": [share.decode_s / float(self.controller_s.sum()) for share in self.adaptation.shares],
             **figures(self),
         }
 
 
 def figures(order: Order) -> dict[str, float]:
-    """What is said of one order."""
+    """The figures of one order."""
     low, high = order.regret_interval
     return {
         "regret_frac": order.regret_frac,
@@ -113,22 +113,22 @@ def figures(order: Order) -> dict[str, float]:
 
 
 def order_table(orders: Sequence[Order]) -> str:
-    """A line per order: its best fixed policy, and the controller beside it."""
+    """A row per order: its best fixed policy, and the controller."""
     rows = []
-    for one in orders:
-        low, high = one.regret_interval
-        off = sum(share.decode_s for share in one.adaptation.shares if share.policy is None) / one.controller_s.sum()
+    for order in orders:
+        low, high = order.regret_interval
+        off = sum(share.decode_s for share in order.adaptation.shares if share.policy is None) / order.controller_s.sum()
         rows.append(
             (
-                one.target,
-                one.name,
-                one.policies[one.best],
-                format_signed_frac(one.regret_frac),
+                order.target,
+                order.name,
+                order.policies[order.best],
+                format_signed_frac(order.regret_frac),
                 f"{format_signed_frac(low)} to {format_signed_frac(high)}",
-                format_signed_frac(one.priced_regret_frac),
-                format_speedup(one.over_plan),
-                format_speedup(one.over_phases),
-                str(one.adaptation.num_switches),
+                format_signed_frac(order.priced_regret_frac),
+                format_speedup(order.over_plan),
+                format_speedup(order.over_phases),
+                str(order.adaptation.num_switches),
                 format_frac(off),
             )
         )
@@ -148,16 +148,16 @@ def order_table(orders: Sequence[Order]) -> str:
 
 
 def summary(orders: Sequence[Order]) -> dict[str, object]:
-    """Means over targets of each order, and over the two that shift."""
+    """Means over targets by order, and over the two orders that change."""
 
-    def mean(some: Sequence[Order]) -> dict[str, float]:
-        found = [figures(one) for one in some]
-        return {key: math.fsum(one[key] for one in found) / len(found) for key in MEANS}
+    def mean(orders: Sequence[Order]) -> dict[str, float]:
+        figures_by_order = [figures(order) for order in orders]
+        return {key: math.fsum(order[key] for order in figures_by_order) / len(figures_by_order) for key in MEANS}
 
-    shifting = [one for one in orders if one.is_hard.any()]
+    shifting = [order for order in orders if order.is_hard.any()]
     return {
         **mean(shifting),
-        "worst_regret_frac": max(one.regret_frac for one in orders),
-        "noise_frac": math.fsum(one.noise_frac for one in orders) / len(orders),
-        "by_order": {f"{one.target} {one.name}": figures(one) for one in orders},
+        "worst_regret_frac": max(order.regret_frac for order in orders),
+        "noise_frac": math.fsum(order.noise_frac for order in orders) / len(orders),
+        "by_order": {f"{order.target} {order.name}": figures(order) for order in orders},
     }

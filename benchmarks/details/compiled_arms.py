@@ -1,4 +1,4 @@
-"""One way to run a pass: the lean decoder, its layers compiled under one setting, or transformers' own module."""
+"""Arms of compiled.py: the lean decoder, its layers compiled with some settings, or the module of transformers."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,28 +18,28 @@ from s2d.training.train_sorted import load_trainable
 from shared import common  # noqa: F401 makes the checkout importable
 
 Shape = tuple[int, Tokens]
-"""Rows of a pass, and the tokens cached before it."""
+"""Rows of a pass, and cached tokens before it."""
 TEXT_TOKENS = 256
-"""The longest text, and so the length of every static cache."""
+"""Length of the longest text and of every static cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What runs the layers, and how it is compiled."""
+    """The module that runs the layers, and how it is compiled."""
 
     name: str
     layers: Literal["lean", "plain", "sums", "transformers"]
     is_compiled: bool
     dynamic: bool = False
-    """Whether lengths are symbols, or the whole cache is looked at in every pass."""
+    """Whether lengths are symbolic; otherwise every pass attends to the whole static cache."""
     mode: str | None = None
     config: Mapping[str, object] = field(default_factory=dict)
-    """Of inductor, besides."""
+    """Further options of inductor."""
     rows: tuple[int, ...] = (1, 5)
 
-    def compiled(self, what: Callable[..., Any]) -> Callable[..., Any]:
-        """What `torch.compile` makes of it, or the thing itself."""
-        return torch.compile(what, dynamic=self.dynamic, mode=self.mode) if self.is_compiled else what
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function compiled by `torch.compile`, or unchanged."""
+        return torch.compile(function, dynamic=self.dynamic, mode=self.mode) if self.is_compiled else function
 
 
 LEAN = Setting(name="lean", layers="lean", is_compiled=False)
@@ -70,23 +70,23 @@ SETTINGS = (
 
 
 class Passes(Protocol):
-    """One arm's passes along a text, at whatever place of it."""
+    """Passes of one arm along a text, at any position."""
 
     def begin(self, rows: int, context_tokens: Tokens) -> None:
-        """Make ready for passes of so many rows after so many tokens."""
+        """Prepare for passes of `rows` rows after `context_tokens` tokens."""
 
     def run(self) -> Tensor:
-        """One pass: what is timed."""
+        """One pass: the timed part."""
 
     def rewind(self) -> None:
-        """Back to where it was before the pass."""
+        """Restore the state before the pass."""
 
     def logits(self, states: Tensor) -> Tensor:
-        """What the model says after a pass's rows: [T, V]."""
+        """Logits after the rows of a pass: [T, V]."""
 
 
 class DecoderPasses:
-    """Passes of all layers of a decoder of ours, from residual rows to residual rows."""
+    """Passes of all layers of our decoder, from hidden states to hidden states."""
 
     def __init__(self, decoder: Decoder, text: Sequence[int]) -> None:
         self._decoder = decoder
@@ -115,7 +115,7 @@ class DecoderPasses:
 
 
 class TransformersPasses:
-    """Passes of transformers' own module, its embedding and final norm included."""
+    """Passes of the module of transformers, including its embedding and final norm."""
 
     def __init__(self, model: PreTrainedModel, text: Sequence[int], setting: Setting) -> None:
         self._model = model
@@ -154,25 +154,25 @@ class TransformersPasses:
 
 @dataclass(slots=True, kw_only=True)
 class Arm:
-    """A setting at one target."""
+    """A setting for one target."""
 
     setting: Setting
     decoder: Decoder | None
-    """None for transformers."""
+    """None for the module of transformers."""
     passes: Passes | None = None
     compile_s: Seconds = 0.0
-    """Of the first pass of every shape."""
+    """Total time of the first pass of every shape."""
     num_graphs: int = 0
     failure: str | None = None
-    """What the compiler said where it gave up."""
+    """The error message of the compiler; None if it succeeded."""
 
     def runs(self, rows: int) -> bool:
-        """Whether it can be measured at such a width."""
+        """Whether the arm supports passes of this width."""
         return self.failure is None and rows in self.setting.rows
 
     @torch.inference_mode()
     def warm_up(self, target: str, text: Sequence[int], shapes: Sequence[Shape]) -> None:
-        """Run a pass of every shape, which compiles what is to be compiled."""
+        """Run a pass of every shape, which compiles it."""
         graphs = counters["stats"]["unique_graphs"]
         try:
             with inductor_config.patch(dict(self.setting.config)):
@@ -183,7 +183,7 @@ class Arm:
                 for rows, context in shapes:
                     if self.runs(rows):
                         self._first_pass(rows, context)
-        except Exception as err:  # a compiler gives up in whatever way it likes, and that is a finding
+        except Exception as err:  # any exception of the compiler is a result
             if not self.setting.is_compiled:
                 raise
             self.failure = " ".join(f"{type(err).__name__}: {err}".splitlines()[:2])
@@ -199,7 +199,7 @@ class Arm:
 
 
 def arm_of(lean: Decoder, setting: Setting) -> Arm:
-    """A setting for a decoder's weights, nothing compiled yet."""
+    """An arm for a decoder's weights, not compiled yet."""
     if setting.layers == "transformers":
         return Arm(setting=setting, decoder=None)
     if setting.layers == "lean":

@@ -1,7 +1,8 @@
-"""A decoder's layers as torch.compile likes them: plain operations that allocate what they return, over a static cache.
+"""The layers of a decoder in operations that suit torch.compile: they return new tensors and use a static cache.
 
-The lean decoder's arithmetic (s2d/model/decoder.py) without what a compiler cannot fuse: no `out=`, no views of one buffer, no complex
-numbers. A head's components are turned in halves and not in pairs, so that they are read in one piece.
+The arithmetic of the lean decoder (s2d/model/decoder.py) without operations that a compiler cannot fuse: no `out=`, no views
+of one buffer, no complex numbers. Rotary embedding pairs the components of a head by halves, so each half is read
+contiguously.
 
 Symbols: T new tokens, S cached and new, D hidden, F mlp, N heads, H head dim.
 """
@@ -20,16 +21,16 @@ from s2d.model.weights import LayerWeights
 from shared import common  # noqa: F401 makes the checkout importable
 
 COMPILED_ROWS = (1, 5)
-"""Passes of other widths, a prompt's among them, run as they are written: each width would be compiled apart."""
+"""Compiled widths. Other widths, for example the prompt's, run eagerly, because each width would be compiled separately."""
 
 
 class PlainLayers(torch.nn.Module):
-    """All layers of a decoder of the reference family: a KV head for every head, no biases, no norms of heads.
+    """All layers of a decoder of the reference family: as many KV heads as heads, no biases, no norms of heads.
 
     Args:
-        decoder: whose layers.
-        max_tokens: the longest text.
-        by_sums: write the products of a single row as sums, which leaves nothing to a library and everything to the compiler.
+        decoder: the decoder with the layers.
+        max_tokens: the length of the longest text.
+        by_sums: compute the products of a single row as sums, so the compiler and no library generates them.
     """
 
     def __init__(self, decoder: Decoder, max_tokens: int, *, by_sums: bool) -> None:
@@ -46,12 +47,12 @@ class PlainLayers(torch.nn.Module):
         self._by_sums = by_sums
 
     def forward(self, states: Tensor, positions: Tensor, end: int) -> Tensor:
-        """Push rows through all layers and keep their KV.
+        """Run rows through all layers and store their KV.
 
         Args:
             states: [T, D].
             positions: int64 [T].
-            end: S, of which a row sees those up to its own position.
+            end: S. A row attends to positions up to its own.
 
         Returns:
             [T, D].
@@ -70,7 +71,7 @@ class PlainLayers(torch.nn.Module):
         return states
 
     def _normed(self, states: Tensor) -> Tensor:
-        """Rows over their RMS, sqrt(D) left to the matrix that follows."""
+        """Rows over their RMS. The factor sqrt(D) is part of the next matrix."""
         return states * torch.rsqrt(states.square().sum(-1, keepdim=True) + self._squared_floor)
 
     def _product(self, rows: Tensor, matrix: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class PlainLayers(torch.nn.Module):
         return rows @ matrix
 
     def _attended(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Attention: [T, N, H] over a [N, S, H] each -> [T, N H]."""
+        """Attention: [T, N, H] over [N, S, H] keys and values -> [T, N H]."""
         if self._by_sums and len(q) == 1:
             scores = (q[0][:, None] * keys).sum(-1) + mask  # [N, S]
             return (scores.softmax(-1)[:, :, None] * values).sum(1).flatten()[None]
@@ -88,7 +89,7 @@ class PlainLayers(torch.nn.Module):
 
 
 class _PlainLayer(torch.nn.Module):
-    """One layer's matrices, and its cache."""
+    """The matrices and the cache of one layer."""
 
     def __init__(self, weights: LayerWeights, geometry: ModelGeometry, max_tokens: int, *, by_sums: bool) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class _PlainLayer(torch.nn.Module):
             "down": weights.down,
         }
         for name, matrix in matrices.items():
-            # What is summed up lies in one piece.
+            # Summed values are contiguous.
             stored = matrix.mT.contiguous().mT if by_sums else matrix.contiguous()
             self.register_parameter(name, torch.nn.Parameter(stored, requires_grad=False))
         for name in ("keys", "values"):
@@ -107,27 +108,29 @@ class _PlainLayer(torch.nn.Module):
 
 
 def _in_halves(qkv: Tensor, geometry: ModelGeometry) -> Tensor:
-    """Columns of Q and K from pairs back to halves, which undoes what `s2d.loading.convert_weights` does for complex products: [D, 3 N H]."""
+    """Columns of Q and K reordered from pairs to halves: [D, 3 N H]. This undoes the order of `s2d.loading.convert_weights` for
+    complex products.
+    """
     heads = qkv.unflatten(1, (3, -1, geometry.head_dim)).clone()
     heads[:, :2] = heads[:, :2].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
     return heads.flatten(1)
 
 
 def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Every head turned by its row's angles: [T, 2, N, H]."""
+    """Heads rotated by the angles of their rows: [T, 2, N, H]."""
     first, second = heads.chunk(2, -1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
 
 
 class PlainDecoder(Decoder):
-    """A decoder whose layers are `PlainLayers`. They hold one text: it has one cache.
+    """A decoder whose layers are `PlainLayers`. It has a single cache, for one text.
 
     Args:
-        decoder: whose weights.
-        max_tokens: the longest text.
+        decoder: the decoder with the weights.
+        max_tokens: the length of the longest text.
         by_sums: see `PlainLayers`.
-        compiled: what is made of the layers for passes of `COMPILED_ROWS`.
-        is_static: attend over the whole cache and mask what is not there yet, so that every pass has the same shapes.
+        compiled: compiles the layers for passes of `COMPILED_ROWS`.
+        is_static: attend over the whole cache with a mask, so every pass has the same shapes.
     """
 
     def __init__(
@@ -154,11 +157,11 @@ class PlainDecoder(Decoder):
 
 
 class CompiledLeanDecoder(Decoder):
-    """The lean decoder as it is, its passes of `COMPILED_ROWS` compiled.
+    """The lean decoder, with its passes of `COMPILED_ROWS` compiled.
 
     Args:
-        decoder: whose weights.
-        compiled: what is made of running the layers.
+        decoder: the decoder with the weights.
+        compiled: compiles the function that runs the layers.
     """
 
     def __init__(self, decoder: Decoder, compiled: Callable[[Callable[..., None]], Callable[..., None]]) -> None:

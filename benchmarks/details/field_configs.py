@@ -1,7 +1,7 @@
-"""Model folders of the kinds that people have, small and synthetic, each with the right answer: what field.py asks of configs.
+"""Synthetic model folders for field.py, each with the right answer.
 
-A readable folder has an oracle that is not ours: transformers builds the model without memory, and its weights are counted
-there. Bytes of quantised weights are summed up over its matrices at the bits that the format is known to take.
+The oracle for a readable folder is transformers: it builds the model without memory, and its weights are counted. The bytes of
+quantised weights are summed over its matrices with the published bits of the format.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ _SIZES: Json = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """How a format stores weights, by its publisher's description."""
+    """Bits of stored weights, as the publisher of the format describes them."""
 
     linear_bits: float
-    """Of a weight of the layers' matrices, with its part of scales and zero points."""
+    """Bits per weight of the layers' matrices, including scales and zero points."""
     head_bits: float = 16.0
     embedding_bits: float = 16.0
     own_bits: Mapping[str, float] = field(default_factory=dict)
-    """Parts of the names of matrices with bits of their own; the first that a name has holds."""
+    """Other bits, by a part of the name of matrices. The first part found in a name applies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +41,15 @@ class ConfigCase:
     files: Mapping[str, Json]
     """JSON files of the folder, by name."""
     storage: Storage | None = None
-    """Of a folder that is read; 16 bits for all when None."""
+    """Storage of a readable folder; None means 16 bits for all weights."""
     refused: tuple[str, ...] = ()
-    """Words of which each must be in the refusal; empty for a folder that is read."""
+    """Words that the refusal must contain; empty for a readable folder."""
     named: str | None = None
-    """What the target must be called; the folder's name when None."""
+    """Expected name of the target; None expects the name of the folder."""
     dtype: str | None = None
-    """Asked for with `--dtype`."""
-    place: str = ""
-    """The folder below the one of the case's name."""
+    """Value for `--dtype`."""
+    subfolder: str = ""
+    """Subfolder with the files."""
 
 
 def _llama(**keys: object) -> dict[str, object]:
@@ -409,7 +409,7 @@ READ = (
             own_bits={f"layers.{n}.{p}_proj": 6.5625 for n in (0, 3, 6, 9, 10, 11) for p in ("self_attn.v", "mlp.down")},
         ),
     ),
-    _config("hub-cache", _llama(), place="models--some-org--Some-Llama-2B/snapshots/0a1b2c", named="Some-Llama-2B"),
+    _config("hub-cache", _llama(), subfolder="models--some-org--Some-Llama-2B/snapshots/0a1b2c", named="Some-Llama-2B"),
 )
 
 _MOE: Json = {**_llama(), "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 8}

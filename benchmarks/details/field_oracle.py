@@ -1,7 +1,6 @@
-"""What transformers makes of a config.json: weights and KV values, counted on a model without memory.
+"""The oracle of field.py: weights and KV values of the model that transformers builds from a config.json.
 
-transformers knows every family's layers and defaults, and nothing of this project. It is the oracle that field.py holds
-`s2d-plan` against.
+transformers knows the layers and defaults of every family, and does not depend on this project.
 """
 
 from collections.abc import Mapping
@@ -16,12 +15,12 @@ _OUR_KEYS = ("quantization_config", "quantization", "_name_or_path", "architectu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """One text decoder."""
+    """The counts of one text decoder."""
 
     params_by_name: Mapping[str, tuple[int, bool]]
-    """Number of weights of every parameter, and whether it is a matrix of the layers or the head; a tied head once."""
+    """Number of weights per parameter, and whether it is a matrix of the layers or the head. A tied head counts once."""
     kv_values_per_token: int
-    """Keys and values that every token adds to the cache, all layers together."""
+    """Keys and values that a token adds to the cache, over all layers."""
 
     @property
     def num_params(self) -> int:
@@ -30,8 +29,8 @@ class Counted:
 
 
 def count(config: Mapping[str, Any]) -> Counted:
-    """Build the text decoder of a config and count it."""
-    logging.set_verbosity_error()  # of token ids beyond a small vocabulary
+    """Build the text decoder of a config without memory and count it."""
+    logging.set_verbosity_error()  # about token ids beyond a small vocabulary
     keys = {key: value for key, value in config.items() if key not in _OUR_KEYS}
     whole = AutoConfig.for_model(**keys)
     text = whole.get_text_config()
@@ -47,7 +46,7 @@ def count(config: Mapping[str, Any]) -> Counted:
 
 
 def _params(module: torch.nn.Module, prefix: str) -> dict[str, tuple[int, bool]]:
-    linear = {f"{name}.weight".lstrip(".") for name, one in module.named_modules() if isinstance(one, torch.nn.Linear)}
+    linear = {f"{name}.weight".lstrip(".") for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)}
     return {prefix + name: (weight.numel(), name in linear) for name, weight in module.named_parameters()}
 
 

@@ -1,4 +1,4 @@
-"""Prompt and text files of the kinds that people have, each with the right reading: what field.py asks of data files."""
+"""Prompt and text files for field.py in common formats, each with the right reading."""
 
 import gzip
 import json
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ONE, TWO = "Name three primes.", "Où est la gare ?\nRéponds."
-"""Texts of two prompts: one plain, one with letters beyond ASCII and two lines."""
+"""Two prompts: plain text, and two lines with non-ASCII letters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +17,11 @@ class PromptCase:
     """Of the file."""
     data: bytes
     prompts: tuple[str, ...] = ()
-    """What users say in it, in order: the first turn of each; empty for a file that is refused."""
+    """The users' first turns, in order; empty for a file that is refused."""
     refused: tuple[str, ...] = ()
-    """Words of which each must be in the refusal."""
+    """Words that the refusal must contain."""
     column: str | None = None
-    """The key or column that is asked for; None to let it be found."""
+    """The requested key or column; None to detect it."""
 
 
 def _lines(rows: Sequence[object]) -> bytes:

@@ -1,4 +1,4 @@
-"""Tokenizers of the kinds that models have, trained on a few lines: what field.py asks of a continuation's text."""
+"""Tokenizers for field.py of the four common kinds, trained on a few lines."""
 
 from collections.abc import Mapping
 
@@ -11,16 +11,16 @@ CORPUS = (
     "Où est la gare ? Réponds en une phrase. Ça va ?",
     "naïve café, 東京タワー, Ελλάδα, привет, 🙂👩‍🚀 and ﬁne ligatures",
 )
-"""Also what texts are cut from: code, punctuation that clean-up moves, accents, scripts and emoji."""
+"""Training and test texts: code, punctuation that clean-up changes, accents, scripts and emoji."""
 
 _SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def tokenizers(*, clean_up: bool) -> Mapping[str, PreTrainedTokenizerFast]:
-    """One of each kind.
+    """One tokenizer of each kind.
 
     Args:
-        clean_up: whether decoding moves blanks before punctuation, as some tokenizer_config.json files ask.
+        clean_up: whether decoding removes spaces before punctuation, as some tokenizer_config.json files request.
     """
     made = {
         "byte-level BPE": _byte_level(),
@@ -30,14 +30,14 @@ def tokenizers(*, clean_up: bool) -> Mapping[str, PreTrainedTokenizerFast]:
     }
     return {
         name: PreTrainedTokenizerFast(
-            tokenizer_object=one,
+            tokenizer_object=tokenizer,
             unk_token="<unk>",
             bos_token="<s>",
             eos_token="</s>",
             clean_up_tokenization_spaces=clean_up,
             clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output=clean_up,
         )
-        for name, one in made.items()
+        for name, tokenizer in made.items()
     }
 
 
@@ -52,14 +52,14 @@ def _byte_level() -> Tokenizer:
 
 
 def _byte_fallback() -> Tokenizer:
-    """As Llama 2's: a blank before the text, blanks as ▁, bytes of letters that are in no merge, one blank less in the text."""
+    """Like Llama 2: a space before the text, spaces as ▁, bytes for letters without a merge; decoding drops the first space."""
     vocabulary = {token: number for number, token in enumerate((*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))))}
     learned = Tokenizer(models.BPE(unk_token="<unk>"))
     learned.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     learned.train_from_iterator(CORPUS[:3], trainers.BpeTrainer(vocab_size=300, show_progress=False))
     for token in learned.get_vocab():
         vocabulary.setdefault(token, len(vocabulary))
-    merges = [tuple(one) for one in _merges(learned)]
+    merges = [tuple(merge) for merge in _merges(learned)]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = learned.normalizer
     tokenizer.decoder = decoders.Sequence(
@@ -71,7 +71,9 @@ def _byte_fallback() -> Tokenizer:
 def _merges(tokenizer: Tokenizer) -> list[list[str]]:
     import json
 
-    return [one.split(" ") if isinstance(one, str) else one for one in json.loads(tokenizer.to_str())["model"]["merges"]]
+    return [
+        merge.split(" ") if isinstance(merge, str) else merge for merge in json.loads(tokenizer.to_str())["model"]["merges"]
+    ]
 
 
 def _unigram() -> Tokenizer:

@@ -1,6 +1,6 @@
-"""The checks of first_minutes.py: each returns what it measured beside what was expected, and needs none of the others.
+"""The checks of first_minutes.py. Each returns a measured and an expected value, and depends on no other check.
 
-The pair of 7B is built once, by the first check that asks for it.
+The 7B pair is built once, by the first check that needs it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,40 +43,40 @@ from s2d.decoding.random_pair import random_pair
 from s2d.loading.memory import PairPlacement, TextLimits, cublas_workspace_bytes, memory_need
 from s2d.model.check_kernels import runnable_kernels
 from s2d.model.torch_device import device_key, engine_for
-from shared.captured_checks import captured_error, captured_texts, live_inputs
-from shared.device_readings import bandwidth_of, datasheet_models, exit_check_of, release_memory
+from shared.captured_checks import captured_error, captured_texts, checked_capture_inputs
+from shared.device_readings import datasheet_models, measure_exit_check, plain_bandwidth, release_memory
 from shared.logit_gaps import Lossless, gap_result
-from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_of
+from shared.scripted import PLAIN, ScriptedArm, Texts, measure, predict, shortened, texts_from_half
 
 SEED = 20261124
 TARGET, ACCEPTANCE = "llama-2-7b", "vicuna-7b"
 OK, WRONG, SLOW, UNMEASURED = "ok", "failed: wrong result", "slower than expected", "not measured"
 SLOW_FACTOR = 1.25
-"""Times the datasheet's prediction."""
+"""Ratio to the datasheet's prediction."""
 GEMV_SHAPES = ((4096, 12288), (4096, 4096), (4096, 22016), (11008, 4096), (4096, 32000))
-"""Inputs and outputs of Llama-2-7B's matrices: QKV, attention's output, gate and up, down, head."""
+"""Inputs and outputs of the matrices of Llama-2-7B: QKV, attention output, gate and up, down, head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one check found."""
+    """The outcome of one check."""
 
     verdict: str
     """One of `OK`, `WRONG`, `SLOW` and `UNMEASURED`."""
     measured: str
     expected: str = ""
     figures: dict[str, float | str | None]
-    """For the result, in SI units."""
+    """Figures for the result, in SI units."""
     rows: Sequence[Sequence[str]] = ()
-    """A table that is printed at the end, its headers first."""
+    """A table to print at the end, with its headers first."""
 
 
 class Checks:
     """All checks on one device.
 
     Args:
-        device: torch's name for it.
-        is_quick: tiny shapes, which show only that the checks run.
+        device: torch's name of the device.
+        is_quick: use tiny shapes, which only show that the checks run.
     """
 
     def __init__(self, device: str, *, is_quick: bool) -> None:
@@ -85,10 +85,10 @@ class Checks:
         self.dtype: Dtype = "bf16" if self.device.type == "cuda" else "fp32"
         self.engine: EngineMode = engine_for(None, device, 1)
         self.kernels = STANDARD_KERNELS
-        """Of the pair of 7B: the fastest once `layer` has run."""
+        """Kernels of the 7B pair; the fastest after `layer` has run."""
 
     def all(self) -> dict[str, Callable[[], Outcome]]:
-        """Checks by name, in the order to run them: correctness first, but that the memory is that of the fastest kernels."""
+        """Checks by name, in the order to run them: correctness first. `memory` depends on the kernels from `layer`."""
         return {
             "captures": self.captures,
             "logits": self.logits,
@@ -107,40 +107,40 @@ class Checks:
     def captures(self) -> Outcome:
         """Logits and texts of captured passes, with all kernels, against passes launched kernel by kernel in fp32."""
         worst = {dtype: captured_error(self.device, dtype, is_quick=self.is_quick) for dtype in DTYPES}
-        num_texts, num_other = captured_texts(self.device, num_texts=2 if self.is_quick else 6)
-        is_right = all(one.error_frac <= one.limit_frac for one in worst.values()) and not num_other
+        num_texts, num_different = captured_texts(self.device, num_texts=2 if self.is_quick else 6)
+        is_right = all(capture.error_frac <= capture.limit_frac for capture in worst.values()) and not num_different
         return Outcome(
             verdict=OK if is_right else WRONG,
-            measured=f"{num_other} of {num_texts} texts differ; logits' error "
-            + ", ".join(f"{one.error_frac:.1e} in {dtype} ({one.kernels.label})" for dtype, one in worst.items()),
-            expected="0; " + ", ".join(f"{one.limit_frac:.1e}" for one in worst.values()),
-            figures={"captured_texts_that_differ": num_other}
-            | {f"captured_logits_error_frac_{dtype}": one.error_frac for dtype, one in worst.items()},
+            measured=f"{num_different} of {num_texts} texts differ; logits' error "
+            + ", ".join(f"{capture.error_frac:.1e} in {dtype} ({capture.kernels.label})" for dtype, capture in worst.items()),
+            expected="0; " + ", ".join(f"{capture.limit_frac:.1e}" for capture in worst.values()),
+            figures={"captured_texts_that_differ": num_different}
+            | {f"captured_logits_error_frac_{dtype}": capture.error_frac for dtype, capture in worst.items()},
         )
 
     def logits(self) -> Outcome:
-        """Of random Llamas, against transformers."""
+        """Logits of random Llamas, against transformers."""
         errors = logits_errors(str(self.device))
-        worst = {dtype: max(one.ours_frac for one in errors if one.dtype == dtype) for dtype in DTYPES}
-        theirs = max(one.transformers_frac for one in errors if one.dtype == "bf16")
+        worst = {dtype: max(error.ours_frac for error in errors if error.dtype == dtype) for dtype in DTYPES}
+        theirs = max(error.transformers_frac for error in errors if error.dtype == "bf16")
         return Outcome(
-            verdict=OK if all(one.is_right for one in errors) else WRONG,
+            verdict=OK if all(error.is_within_limit for error in errors) else WRONG,
             measured="error " + ", ".join(f"{frac:.1e} in {dtype}" for dtype, frac in worst.items()),
             expected=f"{MAX_FP32_ERROR_FRAC:.0e}, {MAX_BF16_OVER_TRANSFORMERS:g} x transformers' {theirs:.1e}",
             figures={f"logits_error_frac_{dtype}": frac for dtype, frac in worst.items()},
         )
 
     def lossless(self) -> Outcome:
-        """Texts of captured speculation against plain ones, and against teacher-forced logits kernel by kernel."""
+        """Texts of captured speculation against plain texts, and against teacher-forced logits kernel by kernel."""
         num_cases = 1 if self.is_quick else 4
-        with live_inputs():
+        with checked_capture_inputs():
             texts = [text for dtype in DTYPES for text in self._lossless_texts(dtype, num_cases)]
-        found: dict[str, Any] = {**gap_result(texts, DTYPES)}
-        mismatches, worst, beyond = (found[name] for name in ("num_mismatches", "worst_gap", "num_beyond_stated_gap"))
+        gaps: dict[str, Any] = {**gap_result(texts, DTYPES)}
+        mismatches, worst, beyond = (gaps[name] for name in ("num_mismatches", "worst_gap", "num_beyond_stated_gap"))
         is_right = not mismatches["fp32"] and worst["fp32"] <= MAX_FP32_GAP and not any(beyond.values())
         return Outcome(
             verdict=OK if is_right else WRONG,
-            measured=f"{mismatches['fp32']} of {sum(one.num_cases for one in texts) // 2} texts in fp32 differ, "
+            measured=f"{mismatches['fp32']} of {sum(text.num_cases for text in texts) // 2} texts in fp32 differ, "
             f"{sum(beyond.values())} tokens beyond the stated gap; worst gap in bf16 {worst['bf16']:.2g}",
             expected="0, 0",
             figures={"lossless_mismatches_fp32": mismatches["fp32"], "lossless_worst_gap_bf16": worst["bf16"]},
@@ -158,7 +158,7 @@ class Checks:
 
     @cached_property
     def target(self) -> ModelGeometry:
-        """Llama-2-7B, or a tiny one."""
+        """Llama-2-7B, or a tiny version."""
         return tiny(find_model(TARGET)) if self.is_quick else find_model(TARGET)
 
     @cached_property
@@ -166,32 +166,32 @@ class Checks:
         """Traced texts to decode."""
         trace = acceptance_of(ACCEPTANCE, self.target).trace
         sizes = {"prompt_tokens": 32, "new_tokens": 16} if self.is_quick else {"prompt_tokens": 512, "new_tokens": 96}
-        return texts_of(
+        return texts_from_half(
             shortened(trace, **sizes),
             "evaluation",
             vocab_size=self.target.vocab_size,
-            most=1 if self.is_quick else 2,
+            max_prompts=1 if self.is_quick else 2,
             seed=SEED,
         )
 
     @cached_property
     def placement(self) -> PairPlacement:
-        """The pair, before it is built."""
+        """The pair before it is built."""
         draft = draft_of(None, self.target, self.texts.trace.header.draft, is_tiny=self.is_quick)
         return PairPlacement(target=self.target, draft=draft, dtype=self.dtype, device=self.device, engine=self.engine)
 
     @property
     def text_limits(self) -> TextLimits:
-        """Of the longest text."""
+        """Limits of the longest text."""
         header = self.texts.trace.header
         prompt_tokens = max(prompt.prompt_tokens for prompt in header.prompts)
-        most = prompt_tokens + header.max_new_tokens
+        max_tokens = prompt_tokens + header.max_new_tokens
         noise = int(header.sampling.rule == "shared-noise")
-        return TextLimits(max_tokens=most, prompt_tokens=prompt_tokens, num_noise_tables=noise)
+        return TextLimits(max_tokens=max_tokens, prompt_tokens=prompt_tokens, num_noise_tables=noise)
 
     @cached_property
     def pair(self) -> ModelPair:
-        """Random weights."""
+        """The pair, with random weights."""
         return random_pair(self.placement, self.text_limits, kernels=self.kernels, seed=SEED)
 
     @cached_property
@@ -205,7 +205,7 @@ class Checks:
 
     @cached_property
     def memory_used(self) -> tuple[Bytes, Bytes]:
-        """What the pair and its session took at most, and what cuBLAS keeps of it; asked once, before anything else of it."""
+        """Peak memory of the pair and its session, and cuBLAS's part of it. Measured once, when the pair is first used."""
         torch.cuda.synchronize(self.device)
         release_memory(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -219,12 +219,12 @@ class Checks:
         return max(by_torch, by_driver), allocated - torch.cuda.memory_allocated(self.device)
 
     def memory(self) -> Outcome:
-        """The most that the pair, its session and its graphs took, against what was counted from shapes."""
+        """Peak memory of the pair, its session and its graphs, against the prediction from shapes."""
         need = memory_need(self.placement, self.text_limits, reads_files=False)
         expected = f"at most {format_bytes(need.total_bytes)}"
         if self.device.type == "cpu":
             assert self.arms
-            return Outcome(verdict=UNMEASURED, measured="a CPU counts none", expected=expected, figures={})
+            return Outcome(verdict=UNMEASURED, measured="not counted on a CPU", expected=expected, figures={})
         used, _ = self.memory_used
         return Outcome(
             verdict=OK if used <= need.total_bytes else "failed: more than predicted",
@@ -234,7 +234,7 @@ class Checks:
         )
 
     def workspaces(self) -> Outcome:
-        """What cuBLAS keeps for the streams of the pair."""
+        """Memory that cuBLAS keeps for the streams of the pair."""
         if self.device.type == "cpu":
             return Outcome(verdict=UNMEASURED, measured="a CPU has none", figures={})
         (_, kept), limit = self.memory_used, cublas_workspace_bytes(self.device)
@@ -249,41 +249,41 @@ class Checks:
 
     @property
     def hardware(self) -> Hardware | None:
-        """The device's datasheet; None for a CPU and a device in no table."""
+        """The device's datasheet; None for a CPU and for a device in no table."""
         return known_accelerator(device_key(self.device, self.dtype, self.engine))
 
     def layer(self) -> Outcome:
-        """One layer of draft and target with all kernels that run here; later checks use the fastest."""
+        """One layer of draft and target with all kernels that run on the device; later checks use the fastest."""
         models = self.placement
         min_weight_bytes, num_passes = (MIB // 8, 2) if self.is_quick else (2 * MAX_CACHE_BYTES, 20)
         trials = try_kernels(models, min_weight_bytes=min_weight_bytes, num_passes=num_passes)
         depths = {"draft_layers": models.draft.exit_layers[-1], "target_layers": models.target.num_layers}
         self.kernels = fastest_kernels(trials, **depths)
-        found = next(one for one in trials if one.kernels == self.kernels)
-        standard_s = next((one.target_layer_s for one in trials if one.kernels == STANDARD_KERNELS), None)
-        timed = {one.kernels for one in trials}
-        left_out = [one.label for one in runnable_kernels(self.device, self.dtype, self.engine) if one not in timed]
+        fastest = next(trial for trial in trials if trial.kernels == self.kernels)
+        standard_s = next((trial.target_layer_s for trial in trials if trial.kernels == STANDARD_KERNELS), None)
+        timed = {trial.kernels for trial in trials}
+        left_out = [kernels.label for kernels in runnable_kernels(self.device, self.dtype, self.engine) if kernels not in timed]
         expected_s = self._layer_s()
         rows = [
             (
-                one.kernels.label,
+                trial.kernels.label,
                 *(
                     f"{seconds * 1e6:.1f} µs"
-                    for seconds in (one.draft_layer_s, one.draft_head_s, one.target_layer_s, one.target_head_s)
+                    for seconds in (trial.draft_layer_s, trial.draft_head_s, trial.target_layer_s, trial.target_head_s)
                 ),
-                "fastest" if one is found else "",
+                "fastest" if trial is fastest else "",
             )
-            for one in trials
+            for trial in trials
         ]
         return Outcome(
-            verdict=_pace(found.target_layer_s, expected_s),
-            measured=f"{format_seconds(found.target_layer_s)} with {self.kernels.label}"
+            verdict=_pace(fastest.target_layer_s, expected_s),
+            measured=f"{format_seconds(fastest.target_layer_s)} with {self.kernels.label}"
             + (f", {STANDARD_KERNELS.label} {format_seconds(standard_s)}" if standard_s else "")
-            + (f"; fail or compute something else: {' '.join(left_out)}" if left_out else ""),
+            + (f"; failed or wrong: {' '.join(left_out)}" if left_out else ""),
             expected=format_seconds(expected_s) if expected_s else "",
             figures={
                 "kernels": self.kernels.label,
-                "layer_s": found.target_layer_s,
+                "layer_s": fastest.target_layer_s,
                 "standard_layer_s": standard_s,
                 "datasheet_layer_s": expected_s,
                 "kernels_left_out": " ".join(left_out),
@@ -292,24 +292,24 @@ class Checks:
         )
 
     def _layer_s(self) -> Seconds | None:
-        """A layer of a verification by the datasheet: what one more layer adds."""
+        """Datasheet time that one more layer adds to a verification."""
         if self.hardware is None:
             return None
         deep, flat = (replace(self.target, num_layers=number) for number in (2, 1))
         seconds = [
-            RooflineLatency(PassSetting(model=one, weights=plain_format(self.dtype)), self.hardware, self.engine)
+            RooflineLatency(PassSetting(model=geometry, weights=plain_format(self.dtype)), self.hardware, self.engine)
             .line("verify", 0, 5)
             .at(CACHED_TOKENS)
-            for one in (deep, flat)
+            for geometry in (deep, flat)
         ]
         return seconds[0] - seconds[1]
 
     def gemv(self) -> Outcome:
-        """Products of few rows with matrices that no cache holds, in both layouts."""
-        divisor, least_bytes = (32, MIB) if self.is_quick else (1, 2 * MAX_CACHE_BYTES)
+        """Products of few rows in both layouts, with no matrix in a cache."""
+        divisor, min_bytes = (32, MIB) if self.is_quick else (1, 2 * MAX_CACHE_BYTES)
         shapes = [(inputs // divisor, outputs // divisor) for inputs, outputs in GEMV_SHAPES]
         timed = {
-            (shape, layout): product_seconds(self.device, self.dtype, shape, layout, least_bytes)
+            (shape, layout): product_seconds(self.device, self.dtype, shape, layout, min_bytes)
             for shape in shapes
             for layout in get_args(WeightLayout)
         }
@@ -337,23 +337,23 @@ class Checks:
 
     def exit_check(self) -> Outcome:
         """One exit check on an idle device."""
-        found, models = exit_check_of(self.pair), datasheet_models(self.pair)
+        check, models = measure_exit_check(self.pair), datasheet_models(self.pair)
         expected_s = models[0].line("exit", 0, 1).base_s if models else None
         return Outcome(
-            verdict=_pace(found.check_s, expected_s),
-            measured=f"{format_seconds(found.check_s)}, of which choosing and reading {format_seconds(found.reading_s)}",
+            verdict=_pace(check.check_s, expected_s),
+            measured=f"{format_seconds(check.check_s)}, of which choosing and reading {format_seconds(check.reading_s)}",
             expected=format_seconds(expected_s) if expected_s else "",
             figures={
-                "exit_check_s": found.check_s,
-                "exit_check_reading_s": found.reading_s,
+                "exit_check_s": check.check_s,
+                "exit_check_reading_s": check.reading_s,
                 "datasheet_exit_check_s": expected_s,
             },
         )
 
     def plain(self) -> Outcome:
-        """Plain decoding: tokens a second, and the share of the device's bandwidth that it reaches."""
+        """Plain decoding: tokens/s, and the share of the device's bandwidth."""
         arm = self.arms[0]
-        bandwidth = bandwidth_of(self.pair, [run.rounds for run in arm.all_runs], arm.decode_s)
+        bandwidth = plain_bandwidth(self.pair, [run.rounds for run in arm.all_runs], arm.decode_s)
         tokens_per_s = arm.measured(arm).tokens_per_s
         expected = speed.tokens_per_s if (speed := self._by_datasheet(0)) else None
         return Outcome(
@@ -370,13 +370,13 @@ class Checks:
         )
 
     def published(self) -> Outcome:
-        """Speculation under the published thresholds over plain decoding; its rounds are the replayed ones, or it raises."""
+        """Speculation with the published thresholds over plain decoding. Raises an error if its rounds differ from replay."""
         plain, arm = self.arms
-        found, expected = arm.measured(plain), self._by_datasheet(1)
-        ratio = found.speedup.value
+        speedup, expected = arm.measured(plain), self._by_datasheet(1)
+        ratio = speedup.speedup.value
         return Outcome(
             verdict=_pace(1 / ratio, 1 / expected.speedup.value if expected else None),
-            measured=f"{format_speedup(ratio)} of plain, {format_number(found.tokens_per_s)} tokens/s",
+            measured=f"{format_speedup(ratio)} of plain, {format_number(speedup.tokens_per_s)} tokens/s",
             expected=format_speedup(expected.speedup.value) if expected else "",
             figures={
                 "published_over_plain": ratio,
@@ -384,9 +384,9 @@ class Checks:
             },
         )
 
-    def _by_datasheet(self, place: int) -> Speedup | None:
+    def _by_datasheet(self, arm_number: int) -> Speedup | None:
         models = datasheet_models(self.pair)
-        return predict(self.arms[place].policy, self.texts, models) if models else None
+        return predict(self.arms[arm_number].policy, self.texts, models) if models else None
 
 
 def _pace(seconds: float, expected_s: float | None) -> str:
@@ -394,6 +394,6 @@ def _pace(seconds: float, expected_s: float | None) -> str:
 
 
 def _rate_text(bytes_per_s: float, sheet: float | None) -> str:
-    """`3.9 TB/s (81 %)`."""
+    """For example `3.9 TB/s (81 %)`."""
     share = f" ({format_frac(bytes_per_s / sheet)})" if sheet else ""
     return f"{bytes_per_s / 1e9:,.3g} GB/s{share}"

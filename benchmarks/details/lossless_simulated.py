@@ -1,7 +1,7 @@
-"""The part of lossless.py that runs captured CUDA graphs: on the simulated GPU, against the plain text of the CPU.
+"""The part of lossless.py with captured CUDA graphs, on the simulated GPU, against the plain text of the CPU.
 
 Both sides have the same random weights. The CPU writes the target's text token by token, kernel by kernel. The simulated GPU
-replays exactly what its captures recorded, in memory that the simulator poisons: see tests/gpu_simulator.
+replays exactly the recorded operations of its captures, in memory that the simulator poisons: see tests/gpu_simulator.
 """
 
 import random
@@ -26,17 +26,17 @@ from tests.stubs import EOS, VOCAB_SIZE, TinySpec, loaded, tiny_llama, tiny_mode
 
 KINDS = ("its own layers", "separate draft", "reduced head")
 CASES_PER_SESSION = 17
-"""Cases that share captured passes: captures cost most of the time."""
+"""Cases that share captured passes, because captures take most of the time."""
 SHORTEST_CONTEXT = 16
-"""Of a captured pass, so that short texts grow through several."""
+"""Shortest context of captured passes. It is small so that short texts use several."""
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 20, 40
 
-Scenario = tuple[list[int], Settings]
+Case = tuple[list[int], Settings]
 """A prompt, and how to decode it plainly."""
 
 
 def simulated_cases(rng: random.Random, num_cases: int) -> tuple[Counter[str], Counter[str]]:
-    """By kind of draft, the cases, and the mismatches with the problems that the simulator listed."""
+    """Cases by kind of draft, and mismatches including the problems listed by the simulator."""
     cases: Counter[str] = Counter()
     mismatches: Counter[str] = Counter()
     per_session = min(CASES_PER_SESSION, -(-num_cases // len(KINDS)))
@@ -49,32 +49,32 @@ def simulated_cases(rng: random.Random, num_cases: int) -> tuple[Counter[str], C
     return cases, mismatches
 
 
-def random_cases(rng: random.Random, number: int) -> Iterator[Scenario]:
-    """Prompts, lengths and sampling, greedy and with shared noise in turn."""
-    for place in range(number):
-        sampling = penalised(random_noise(rng) if place % 2 else GREEDY, rng)
+def random_cases(rng: random.Random, number: int) -> Iterator[Case]:
+    """Random prompts, lengths and sampling; greedy and shared noise alternate."""
+    for case_number in range(number):
+        sampling = penalised(random_noise(rng) if case_number % 2 else GREEDY, rng)
         prompt = rng.choices(range(VOCAB_SIZE), k=rng.randint(1, MAX_PROMPT_TOKENS))
         new_tokens = rng.randint(1, MAX_NEW_TOKENS)
         eos = rng.choice([None, EOS])
         yield prompt, Settings(policy=None, sampling=sampling, max_new_tokens=new_tokens, eos_token_id=eos)
 
 
-def num_mismatches(spec: TinySpec, kind: str, cases: list[Scenario], rng: random.Random) -> int:
-    """Cases in which the simulated GPU and the CPU write different texts, plus the problems that the simulator listed."""
+def num_mismatches(spec: TinySpec, kind: str, cases: list[Case], rng: random.Random) -> int:
+    """The number of texts that differ between the simulated GPU and the CPU, plus the problems listed by the simulator."""
     plain = Session(tiny_model(spec, TINY_EXITS), None, MAX_PROMPT_TOKENS + MAX_NEW_TOKENS)
     expected = [plain.generate(prompt, settings).tokens for prompt, settings in cases]
     with simulated_gpu() as simulator:
         session = graph_session(spec, kind, rng)
         policies = [random_policy(session.exit_layers, rng) for _ in cases]
-        found = [
+        simulated = [
             session.generate(prompt, replace(settings, policy=policy)).tokens
             for (prompt, settings), policy in zip(cases, policies, strict=True)
         ]
-    return sum(a != b for a, b in zip(found, expected, strict=True)) + len(simulator.problems)
+    return sum(a != b for a, b in zip(simulated, expected, strict=True)) + len(simulator.problems)
 
 
 def graph_session(spec: TinySpec, kind: str, rng: random.Random) -> Session:
-    """A session on the simulated GPU with captured passes, and with random kernels out of those that run in fp32."""
+    """A session on the simulated GPU with captured passes and random kernels that run in fp32."""
     kernels = rng.choice(runnable_kernels("cuda", "fp32", "graph"))
     target = graphed(loaded(tiny_llama(spec), TINY_EXITS, "fp32", "cuda"), kernels)
     draft = None
@@ -88,5 +88,5 @@ def graph_session(spec: TinySpec, kind: str, rng: random.Random) -> Session:
 
 
 def graphed(model: LoadedModel, kernels: Kernels) -> LoadedModel:
-    """The same model with captured passes and some kernels."""
+    """The model with captured passes and the given kernels."""
     return replace(model, decoder=GraphDecoder(model.geometry, with_kernels(model.decoder.weights, kernels)))

@@ -1,4 +1,4 @@
-"""Which shapes are built at scale, whose acceptance they are given, and the same in small for any CPU."""
+"""Shapes and acceptance for at_scale.py, and tiny versions of models that run on any CPU."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ TINY_CONTEXT_TOKENS = 256
 
 
 def tiny(model: ModelGeometry, *, hidden_size: int = TINY_SIZE) -> ModelGeometry:
-    """A model so narrow that any CPU runs it: as deep, up to a limit, and with its own kind of heads and vocabulary."""
+    """A narrow version of a model that runs on any CPU. It keeps the depth, up to a limit, and the kind of heads."""
     num_heads = hidden_size // TINY_HEAD_DIM
     return replace(
         model,
@@ -29,15 +29,15 @@ def tiny(model: ModelGeometry, *, hidden_size: int = TINY_SIZE) -> ModelGeometry
         head_dim=TINY_HEAD_DIM,
         vocab_size=round(model.vocab_size * TINY_VOCAB_FRAC),
         max_context_tokens=TINY_CONTEXT_TOKENS,
-        source="cut down to run on any CPU",
+        source="reduced to run on any CPU",
     )
 
 
 def acceptance_of(given: str | None, target: ModelGeometry) -> Acceptance:
-    """A trace by file, or the one in the box of a target: the pair's own where none is given.
+    """Acceptance from a trace file, or the shipped trace of a target; by default that of the pair's own target.
 
     Raises:
-        UserInputError: there is none in the box.
+        UserInputError: no such trace is shipped.
     """
     if given is not None and Path(given).suffix == ".npz":
         return load_acceptance(Path(given), "all")
@@ -48,14 +48,14 @@ def acceptance_of(given: str | None, target: ModelGeometry) -> Acceptance:
     shipped = {name: shipped_path(draft, name) for draft, name in shipped_pairs()}
     if wanted not in shipped:
         raise UserInputError(
-            f"no acceptance trace of {wanted!r} is in the box: expected --acceptance with {' or '.join(sorted(shipped))}, "
-            "whose agreement then stands in for the target's, or with a trace.npz of s2d-profile."
+            f"no acceptance trace of {wanted!r} is shipped: expected --acceptance with {' or '.join(sorted(shipped))}, "
+            "whose acceptance then replaces the target's, or with a trace.npz of s2d-profile."
         )
     return load_acceptance(shipped[wanted], "all")
 
 
 def draft_of(given: str | None, target: ModelGeometry, traced: DraftGeometry, *, is_tiny: bool) -> DraftGeometry:
-    """The traced exits on the first layers of a known model, or on the traced draft; a self-draft is the target's own."""
+    """The traced exits on the first layers of a known model, or on the traced draft. A self-draft uses the target's layers."""
     if traced.kind == "self":
         return replace(traced, model=target)
     model = traced.model

@@ -1,4 +1,4 @@
-"""What at_scale.py says of one pair: its arms, predicted and measured, and the device's readings."""
+"""Results of at_scale.py: predicted and measured arms of one pair, and readings of the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,33 +27,33 @@ PLAN, PAPER, AHEAD, SINGLE = "plan", "published thresholds", "published, running
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What was measured of a pair."""
+class ScaleResult:
+    """The measurements of a pair."""
 
     pair: ModelPair
     acceptance: Acceptance
     stands_in: bool
     """Whether the trace is of another target or draft."""
     is_whole: bool
-    """Whether the target was built in its full size."""
+    """Whether the target was built at full size."""
     trace: Trace
-    """What exits and target said, in the lengths that were decoded."""
+    """The acceptance, in the decoded lengths."""
     log: PassLog
-    """Pass times; empty where plain decoding alone was measured."""
+    """Pass times; empty if only plain decoding was measured."""
     kernel_trials: tuple[KernelTrial, ...]
-    """What the kernels were chosen by; empty where they were given."""
+    """The trials behind the choice of kernels; empty if the kernels were given."""
     arms: Sequence[ScriptedArm]
     measured: dict[str, Speedup]
     predicted: dict[str, Speedup]
-    """Without those that need a pass nobody profiled."""
+    """Without arms that need an unprofiled pass."""
     by_datasheet: dict[str, Speedup]
-    """The same by roofline alone; none for a device in no table."""
+    """Predictions from the datasheet; empty for a device in no table."""
     bandwidth: Bandwidth
     exit_check: ExitCheck
 
     @property
     def noise_frac(self) -> float:
-        """Plain decoding, forward over backward turns, less one."""
+        """Plain decoding, forward over reverse runs, minus one."""
         forwards, backwards = (sum(run.decode_s for runs in self.arms[0].runs for run in runs[turn::2]) for turn in (0, 1))
         return abs(forwards / backwards - 1)
 
@@ -91,10 +91,10 @@ class Found:
         }
 
     def errors_frac(self) -> dict[str, float]:
-        """Predicted over measured speedup, less one, by arm."""
+        """Predicted over measured speedup, minus one, by arm."""
         return {
-            name: said.speedup.value / self.measured[name].speedup.value - 1
-            for name, said in self.predicted.items()
+            name: predicted.speedup.value / self.measured[name].speedup.value - 1
+            for name, predicted in self.predicted.items()
             if name != PLAIN
         }
 
@@ -120,42 +120,42 @@ def _speed_json(speed: Speedup | None) -> dict[str, float] | None:
     return {"tokens_per_s": speed.tokens_per_s, "speedup": ratio.value, "low": ratio.low, "high": ratio.high}
 
 
-def arms_table(found: Found) -> str:
-    """A line per arm."""
+def arms_table(result: ScaleResult) -> str:
+    """A row per arm."""
     rows = []
-    errors = found.errors_frac()
-    for arm in found.arms:
-        ratio = found.measured[arm.name].speedup
-        said = found.predicted.get(arm.name)
+    errors = result.errors_frac()
+    for arm in result.arms:
+        ratio = result.measured[arm.name].speedup
+        predicted = result.predicted.get(arm.name)
         rows.append(
             (
                 arm.name,
                 arm.policy.label if arm.policy else "",
-                format_number(found.measured[arm.name].tokens_per_s),
+                format_number(result.measured[arm.name].tokens_per_s),
                 format_speedup(ratio.value),
                 format_interval(ratio.low, ratio.high, format_speedup) if arm.policy else "",
-                format_number(said.tokens_per_s) if said else "",
-                format_speedup(said.speedup.value) if said else "",
+                format_number(predicted.tokens_per_s) if predicted else "",
+                format_speedup(predicted.speedup.value) if predicted else "",
                 format_signed_frac(errors[arm.name]) if arm.name in errors else "",
-                format_number(found.by_datasheet[arm.name].tokens_per_s) if arm.name in found.by_datasheet else "",
+                format_number(result.by_datasheet[arm.name].tokens_per_s) if arm.name in result.by_datasheet else "",
             )
         )
     headers = ("arm", "policy", "tokens/s", "ratio", "90 % interval", "predicted", "ratio", "error of ratio", "by datasheet")
     return table(rows, headers=headers, align="llrrrrrrr")
 
 
-def readings_text(found: Found) -> str:
-    """Bandwidth, exit check, noise, and what the acceptance is worth."""
-    bandwidth, check = found.bandwidth, found.exit_check
+def readings_text(result: ScaleResult) -> str:
+    """Bandwidth, exit check, kernels, noise, and the source of the acceptance."""
+    bandwidth, check = result.bandwidth, result.exit_check
     share = bandwidth.datasheet_frac
-    of_sheet = f", {format_frac(share)} of the datasheet's" if share is not None else " (no datasheet to hold it against)"
-    stands_in = ", which stands in for the target's" if found.stands_in else ""
+    of_sheet = f", {format_frac(share)} of the datasheet's" if share is not None else " (no datasheet to compare with)"
+    stands_in = ", used instead of the target's" if result.stands_in else ""
     return "\n".join(
         [
             f"plain decoding reads {format_bytes_per_s(bandwidth.bytes_per_s)}{of_sheet}",
             f"exit check {format_seconds(check.check_s)}, of which choosing and reading {format_seconds(check.reading_s)}",
-            f"kernels {found.pair.target.decoder.kernels.label}",
-            f"noise {format_frac(found.noise_frac)}: plain decoding against itself",
-            f"acceptance{stands_in}: {found.acceptance.evidence.description}",
+            f"kernels {result.pair.target.decoder.kernels.label}",
+            f"noise {format_frac(result.noise_frac)}: plain decoding against itself",
+            f"acceptance{stands_in}: {result.acceptance.evidence.description}",
         ]
     )

@@ -1,1 +1,1 @@
-"""What several benchmarks use."""
+"""Code used by several benchmarks."""

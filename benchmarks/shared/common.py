@@ -1,14 +1,14 @@
-"""What every benchmark shares: its flags, the table first, and the JSON object that ends it.
+"""Flags, output and result files shared by all benchmarks.
 
-A benchmark is `python benchmarks/NAME.py [--quick]`. Its last line of stdout is one JSON object, which is also kept with
-its provenance in benchmarks/results/NAME.json, or NAME.quick.json. Importing this module makes the checkout importable
-without installing it.
+A benchmark is run as `python benchmarks/NAME.py [--quick]`. It prints a table, then one JSON object as the last line of stdout.
+The same object is written with its provenance to benchmarks/results/NAME.json, or NAME.quick.json with --quick. Importing this
+module makes the checkout importable without installation.
 
-`waited_frac` is the share of its time that the benchmark stood ready to run while other programs had the processors.
+`waited_frac` is the share of the run during which the benchmark was ready to run but other programs used the processors.
 
-Provenance names the commit that ran, with `-dirty` when tracked files differed from it. What lies under benchmarks/results/
-is not looked at, since no benchmark reads it: benchmarks that run one after another would each see the results of those
-before as changes. Nothing else is left out, README's figure included: draw it last.
+The provenance names the commit, with `-dirty` if tracked files differ from it. Changes under benchmarks/results/ do not count,
+because no benchmark reads them. Otherwise, of several benchmarks in a row, each would be `-dirty` because of the results of the
+previous ones. All other tracked files count, including the figure of README: draw it last.
 """
 
 import argparse
@@ -25,57 +25,53 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent
 RESULTS = BENCHMARKS / "results"
 SHARED_DATA = ROOT.parent / "shared" / "data"
-"""Public tables that are read in place and not shipped; --data names another folder."""
+"""Public tables that are not shipped. --data names another folder."""
 QUICK_S = 50.0
-"""`--quick` ends within this many seconds on two cores."""
+"""The maximum duration of a `--quick` run on two cores."""
 
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from perfmodel.core.cpu_contention import Contention  # noqa: E402 importable only now
+from perfmodel.core.cpu_contention import Contention  # noqa: E402 needs the path above
+from perfmodel.core.disk import write_atomically  # noqa: E402
+from perfmodel.core.provenance import Provenance  # noqa: E402
 
 _CONTENTION = Contention()
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser that has `--quick`; pass the module's docstring."""
+    """A parser with `--quick`. Pass the docstring of the module."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"a smaller run that ends within {QUICK_S:.0f} s")
+    parser.add_argument("--quick", action="store_true", help=f"a smaller run of at most {QUICK_S:.0f} s")
     return parser
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the device and for the folder of the result."""
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="FOLDER", help="folder for the result")
 
 
 def finish(
     name: str,
     *,
-    result: Mapping[str, Any],
     quick: bool,
-    libraries: Iterable[str] = (),
-    device: str | None = None,
-    driver: str | None = None,
-    seed: int | None = None,
-    inputs: Mapping[str, str] | None = None,
+    result: Mapping[str, Any],
+    provenance: Provenance,
     details: Mapping[str, Any] | None = None,
     folder: Path = RESULTS,
 ) -> None:
-    """End a benchmark: keep the result with its provenance, then print it as the last line of stdout.
+    """Write the result and its provenance to a file, then print the result as the last line of stdout.
 
     Args:
-        name: the script's name without `.py`.
-        result: the keys of DESIGN §9 and any others; NaN and infinity are refused, None means not measured.
-        quick: keeps the result apart from that of a full run.
-        libraries: distributions whose versions could change the numbers, such as `torch`.
-        device: what ran, such as `NVIDIA H200`.
-        driver: its driver's version.
-        seed: the seed of everything random.
-        inputs: SHA-256 of what went in, by role.
-        details: what the result was summed up from; kept in the file only.
-        folder: where the file goes.
+        name: the name of the script without `.py`.
+        quick: writes to a separate file, apart from full runs.
+        result: the figures of the run. NaN and infinity are refused; None means not measured.
+        provenance: how the result was made.
+        details: the measurements behind the result; only written to the file.
+        folder: the folder of the file.
     """
-    from perfmodel.core.disk import write_atomically
-    from perfmodel.core.provenance import make_provenance
-
-    provenance = make_provenance(libraries=libraries, device=device, driver=driver, seed=seed, inputs=inputs)
-    provenance = replace(provenance, git_commit=commit_but_for_results(ROOT))
+    provenance = replace(provenance, git_commit=commit_ignoring_results(ROOT))
     kept = {"benchmark": name, "provenance": asdict(provenance), "result": dict(result), "details": dict(details or {})}
     kept["waited_frac"] = _CONTENTION.waited_frac
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,8 +80,8 @@ def finish(
     print(json.dumps(dict(result), allow_nan=False), flush=True)
 
 
-def commit_but_for_results(root: Path) -> str | None:
-    """A checkout's commit, with `-dirty` when a tracked file outside benchmarks/results/ differs; None where there is none."""
+def commit_ignoring_results(root: Path) -> str | None:
+    """The commit of a checkout, with `-dirty` if a tracked file outside benchmarks/results/ differs. None without git."""
 
     def git(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
@@ -102,20 +98,20 @@ def commit_but_for_results(root: Path) -> str | None:
     return f"{commit}-dirty" if changed.stdout else commit
 
 
-def one_thread() -> None:
-    """Run torch on one CPU thread: at these sizes two are no faster and far noisier."""
+def use_one_thread() -> None:
+    """Run torch on one CPU thread. For these small models, two threads are no faster and much noisier."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """The value below which a share of the values lies, interpolated between neighbours."""
+    """The value below which the given share of the values lies, interpolated linearly."""
     ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    rank = share * (len(ordered) - 1)
+    lower = math.floor(rank)
+    upper = min(lower + 1, len(ordered) - 1)
+    return ordered[lower] + (ordered[upper] - ordered[lower]) * (rank - lower)
 
 
 def median(values: Iterable[float]) -> float:

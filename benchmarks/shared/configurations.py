@@ -1,4 +1,4 @@
-"""Configurations to verifier predictions on: spread over exit subsets, lengths, thresholds and stop rules."""
+"""Configurations to measure predictions on, spread over exits, lengths, thresholds and stop rules."""
 
 from collections.abc import Iterator
 from itertools import cycle
@@ -17,18 +17,20 @@ SURVIVAL_FLOORS = (0.3, 0.5, 0.7)
 
 
 def configurations(trace: Trace, seed: int) -> Iterator[Policy]:
-    """Policies without end, spread over exit subsets, lengths, thresholds and stop rules, thresholds on quantiles of a trace.
+    """An endless sequence of policies, spread over exit subsets, lengths, thresholds and stop rules.
+
+    Thresholds are quantiles of the confidences in a trace.
 
     Args:
-        trace: of calibration prompts.
-        seed: of the spread.
+        trace: a trace of the calibration prompts.
+        seed: the seed of the spread.
     """
     rng = np.random.default_rng(seed)
-    curves = {found.exit_layer: found.curve for found in calibrate_exits(trace)}
+    curves = {exit.exit_layer: exit.curve for exit in calibrate_exits(trace)}
     columns = dict(zip(trace.header.exit_layers, trace.confidence.T, strict=True))
     subsets = exit_subsets(trace.header.exit_layers)
-    for kind, place in zip(cycle(range(4)), _spread(rng, len(subsets)), strict=False):
-        subset, cap = subsets[place], int(rng.choice(CAPS))
+    for kind, subset_number in zip(cycle(range(4)), _shuffled_cycles(rng, len(subsets)), strict=False):
+        subset, cap = subsets[subset_number], int(rng.choice(CAPS))
         last = columns[subset[-1]]
         rules: tuple[StopRule | None, ...] = (
             None,
@@ -43,7 +45,7 @@ def configurations(trace: Trace, seed: int) -> Iterator[Policy]:
         yield Policy(exits=subset, thresholds=gates, tokens=cap, stop=rules[kind], confidence=trace.header.confidence)
 
 
-def _spread(rng: np.random.Generator, number: int) -> Iterator[int]:
-    """Every number in turn for ever, each time in another order."""
+def _shuffled_cycles(rng: np.random.Generator, number: int) -> Iterator[int]:
+    """All numbers below `number`, again and again, each time in a new random order."""
     while True:
-        yield from (int(place) for place in rng.permutation(number))
+        yield from map(int, rng.permutation(number))

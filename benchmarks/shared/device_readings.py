@@ -1,4 +1,4 @@
-"""What is to be told of a device: its bandwidth in plain decoding, its exit checks, and what its datasheet would predict."""
+"""Measure a device: memory bandwidth in plain decoding, the time of an exit check, and datasheet predictions."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -26,36 +26,38 @@ NUM_WARM_UPS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidth:
-    """Bytes of weights and cache that plain decoding reads a second."""
+    """Bytes of weights and KV cache that plain decoding reads per second."""
 
     bytes_per_token: float
     bytes_per_s: BytesPerS
     datasheet_bytes_per_s: BytesPerS | None
-    """None for a CPU, whose bandwidth no datasheet of ours tells, and for a device in no table."""
+    """None for a CPU and for a device that is in no table."""
 
     @property
     def datasheet_frac(self) -> Frac | None:
-        """Share of the datasheet's that is reached."""
+        """Share of the datasheet's bandwidth."""
         return None if self.datasheet_bytes_per_s is None else self.bytes_per_s / self.datasheet_bytes_per_s
 
 
-def bandwidth_of(pair: ModelPair, rounds: Sequence[RoundStats], decode_s: Seconds) -> Bandwidth:
-    """What plain rounds read, each all weights but the embedding and all that is cached, over the seconds they took."""
+def plain_bandwidth(pair: ModelPair, rounds: Sequence[RoundStats], decode_s: Seconds) -> Bandwidth:
+    """Bandwidth of plain rounds. A round reads all weights except the embedding, and the whole KV cache."""
     key = pair.device_key
     setting = PassSetting(model=pair.target.geometry, weights=plain_format(key.dtype))
     work = setting.work("verify", 0, 1)
-    passes = [one for prompt in rounds for one in prompt.passes if one.kind == "verify"]
-    read = sum(one.num_passes * work.weight_bytes + one.cached_tokens_sum * work.kv_bytes_per_cached_token for one in passes)
+    counts = [count for prompt in rounds for count in prompt.passes if count.kind == "verify"]
+    num_passes = sum(count.num_passes for count in counts)
+    cached_tokens = sum(count.cached_tokens_sum for count in counts)
+    read_bytes = num_passes * work.weight_bytes + cached_tokens * work.kv_bytes_per_cached_token
     hardware = known_accelerator(key)
     return Bandwidth(
-        bytes_per_token=read / sum(one.num_passes for one in passes),
-        bytes_per_s=read / decode_s,
+        bytes_per_token=read_bytes / num_passes,
+        bytes_per_s=read_bytes / decode_s,
         datasheet_bytes_per_s=hardware.memory_bytes_per_s if hardware else None,
     )
 
 
 def datasheet_models(pair: ModelPair) -> Models | None:
-    """Seconds of draft and target by the device's datasheet, in eager execution; None where no row tells of it."""
+    """Latency models of draft and target from the device's datasheet. None if the device is in no table."""
     key = pair.device_key
     hardware = known_accelerator(key)
     if hardware is None:
@@ -69,22 +71,22 @@ def datasheet_models(pair: ModelPair) -> Models | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitCheck:
-    """One exit check on a device that is idle before it."""
+    """The time of one exit check on a device that is idle before it."""
 
     check_s: Seconds
-    """Norm, head, softmax, and token and confidence read on the host."""
+    """Norm, head and softmax, until the host has read token and confidence."""
     head_s: Seconds
-    """Norm and head alone, until the device is done."""
+    """Norm and head only, until the device is done."""
 
     @property
     def reading_s(self) -> Seconds:
-        """What choosing, and reading on the host, add to the head."""
+        """Time to choose a token and to read it on the host."""
         return self.check_s - self.head_s
 
 
 @torch.inference_mode()
-def exit_check_of(pair: ModelPair) -> ExitCheck:
-    """Medians of many checks of the draft's first exit, with and without the reading in turns."""
+def measure_exit_check(pair: ModelPair) -> ExitCheck:
+    """Median times of many checks of the draft's first exit, alternating with its norm and head only."""
     decoder = pair.draft.decoder
     verifier, states = make_verifier(GREEDY, "max-prob", decoder.device), decoder.embed([1])
     verifier.start(1, 2)
@@ -95,27 +97,27 @@ def exit_check_of(pair: ModelPair) -> ExitCheck:
     def head() -> None:
         decoder.exit_logits(states)
 
-    found: dict[Callable[[], None], list[Seconds]] = {check: [], head: []}
+    times: dict[Callable[[], None], list[Seconds]] = {check: [], head: []}
     for number in range(NUM_WARM_UPS + NUM_CHECKS):
-        for act, seconds in found.items():
-            took_s = _seconds_of(act, decoder.device)
+        for action, seconds in times.items():
+            elapsed_s = _elapsed_s(action, decoder.device)
             if number >= NUM_WARM_UPS:
-                seconds.append(took_s)
-    return ExitCheck(check_s=common.median(found[check]), head_s=common.median(found[head]))
+                seconds.append(elapsed_s)
+    return ExitCheck(check_s=common.median(times[check]), head_s=common.median(times[head]))
 
 
-def _seconds_of(act: Callable[[], None], device: torch.device) -> Seconds:
-    """From an idle device until it is idle again."""
+def _elapsed_s(action: Callable[[], None], device: torch.device) -> Seconds:
+    """The time of an action, from an idle device until it is idle again."""
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     synchronise()
     start_s = perf_counter()
-    act()
+    action()
     synchronise()
     return perf_counter() - start_s
 
 
 def release_memory(device: torch.device) -> None:
-    """Give the device what nothing uses any more: at the edge, fragments are missed."""
+    """Return unused memory to the device. Models that nearly fill it need the fragments."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

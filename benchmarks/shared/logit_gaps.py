@@ -1,4 +1,4 @@
-"""How far below the target's own choice emitted tokens lie, held against the gap that is allowed in half precision."""
+"""How far emitted tokens lie below the target's largest logit, compared with the gap allowed in half precision."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,24 +9,24 @@ from perfmodel.results.report import Divergence
 from shared import common  # noqa: F401 makes the checkout importable
 
 STATED_GAP = 0.5
-"""In logits: a token that far below the largest is exp(-0.5) = 0.61 times as likely as the target's own choice. Stated before
-it was measured."""
+"""In logits. A token this far below the largest logit is exp(-0.5) = 0.61 times as likely as the target's own choice. The limit
+was stated before the measurement."""
 GAP_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, STATED_GAP)
 GAP_LABELS = ("0", *(f"<={edge:g}" for edge in GAP_EDGES[1:]), f">{STATED_GAP:g}")
-GAP_HEADERS = ("pair", "dtype", "engine", "other texts", "accepted", *(f"gap {label}" for label in GAP_LABELS), "worst")
+GAP_HEADERS = ("pair", "dtype", "engine", "different texts", "accepted", *(f"gap {label}" for label in GAP_LABELS), "worst")
 
 
 def gap_histogram(gaps: Sequence[float]) -> dict[str, int]:
-    """Tokens by gap: 0, then up to each edge, then beyond the stated gap, where what is no number belongs too."""
+    """The number of tokens by gap: 0, up to each edge, and above the stated gap. NaN counts as above."""
     counts = [0] * len(GAP_LABELS)
     for gap in gaps:
-        counts[next((place for place, edge in enumerate(GAP_EDGES) if gap <= edge), len(GAP_EDGES))] += 1
+        counts[next((number for number, edge in enumerate(GAP_EDGES) if gap <= edge), len(GAP_EDGES))] += 1
     return dict(zip(GAP_LABELS, counts, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lossless:
-    """Texts of one pair in one dtype under one engine, written plainly and speculatively."""
+    """The texts of one pair in one dtype under one engine, decoded plainly and speculatively."""
 
     pair: str
     dtype: Dtype
@@ -35,13 +35,13 @@ class Lossless:
     num_drafted: int
     num_accepted: int
     divergences: Sequence[Divergence]
-    """Where texts first differ, one for each that does."""
+    """The first difference of each text that differs."""
     gaps: Sequence[float]
-    """Of every token that speculation emitted."""
+    """One gap for every token emitted by speculation."""
 
     @property
     def as_json(self) -> dict[str, object]:
-        """Everything but the single gaps."""
+        """Everything except the individual gaps."""
         return {
             "pair": self.pair,
             "dtype": self.dtype,
@@ -49,14 +49,14 @@ class Lossless:
             "num_cases": self.num_cases,
             "num_drafted": self.num_drafted,
             "num_accepted": self.num_accepted,
-            "divergences": [asdict(one) for one in self.divergences],
+            "divergences": [asdict(divergence) for divergence in self.divergences],
             "gap_histogram": gap_histogram(self.gaps),
             "worst_gap": max(self.gaps),
         }
 
     @property
     def as_row(self) -> list[str]:
-        """Its line in the table of `GAP_HEADERS`."""
+        """The row for a table with `GAP_HEADERS`."""
         return [
             self.pair,
             self.dtype,
@@ -69,20 +69,20 @@ class Lossless:
 
 
 def gap_result(texts: Sequence[Lossless], dtypes: Sequence[Dtype]) -> dict[str, dict[str, object]]:
-    """By dtype, over all pairs and engines: what was written otherwise, and how far off it was."""
-    found: dict[str, dict[str, object]] = {}
+    """Mismatches and gaps by dtype, over all pairs and engines."""
+    result: dict[str, dict[str, object]] = {}
     for dtype in dtypes:
-        some = [one for one in texts if one.dtype == dtype]
-        gaps = [gap for one in some for gap in one.gaps]
+        of_dtype = [text for text in texts if text.dtype == dtype]
+        gaps = [gap for text in of_dtype for gap in text.gaps]
         histogram = gap_histogram(gaps)
         figures = {
-            "num_cases": sum(one.num_cases for one in some),
-            "num_mismatches": sum(len(one.divergences) for one in some),
+            "num_cases": sum(text.num_cases for text in of_dtype),
+            "num_mismatches": sum(len(text.divergences) for text in of_dtype),
             "num_tokens": len(gaps),
             "num_beyond_stated_gap": histogram[GAP_LABELS[-1]],
             "worst_gap": max(gaps),
             "gap_histogram": histogram,
         }
         for name, figure in figures.items():
-            found.setdefault(name, {})[dtype] = figure
-    return found
+            result.setdefault(name, {})[dtype] = figure
+    return result

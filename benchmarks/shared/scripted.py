@@ -1,4 +1,4 @@
-"""Models with random weights under the acceptance of a trace: their texts, their pass times, and their arms, interleaved."""
+"""Decode with random weights while acceptance follows a trace: texts, pass times and interleaved arms."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,26 +30,26 @@ PLAIN = "plain"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Texts:
-    """Traced prompts of one half: the trace, and random tokens of each prompt's length."""
+    """The traced prompts of one half: the trace, and random tokens of the same prompt lengths."""
 
     trace: Trace
     prompts: tuple[tuple[int, ...], ...]
 
     @cached_property
     def scripts(self) -> tuple[ScriptedAcceptance, ...]:
-        """What is said after each prompt."""
+        """The scripted acceptance after each prompt."""
         return scripts_from_trace(self.trace)
 
     @cached_property
     def whole(self) -> tuple[Text, ...]:
-        """Each prompt and the text that follows it."""
+        """Each prompt with the text that follows it."""
         return tuple(
             Text(token_ids=(*prompt, *script.target_tokens), prompt_tokens=len(prompt))
             for prompt, script in zip(self.prompts, self.scripts, strict=True)
         )
 
     def script_after(self, token_ids: Sequence[int]) -> ScriptedAcceptance:
-        """The script of the text that begins with these tokens; whole prompts of random tokens tell texts apart."""
+        """The script of the text that starts with these tokens. The random prompts identify the texts."""
         known = tuple(token_ids)
         return next(
             script
@@ -58,7 +58,7 @@ class Texts:
         )
 
     def settings(self, policy: Policy | None, script: ScriptedAcceptance, new_tokens: Tokens) -> Settings:
-        """How one of them is decoded."""
+        """Settings to decode one of the texts."""
         return Settings(
             policy=policy,
             sampling=self.trace.header.sampling,
@@ -69,26 +69,28 @@ class Texts:
 
 
 def shortened(trace: Trace, *, prompt_tokens: Tokens | None, new_tokens: Tokens | None) -> Trace:
-    """A trace of the same texts ended sooner, after prompts of another length; as it was where None is given.
+    """A trace of the same texts, cut short and with prompts of another length. None keeps the traced length.
 
     Raises:
-        UserInputError: longer texts than were traced, or no tokens at all.
+        UserInputError: texts longer than traced, or without tokens.
     """
     header = trace.header
-    most = new_tokens or header.max_new_tokens
-    if not 1 <= most <= header.max_new_tokens:
-        raise UserInputError(f"--max-new-tokens {most}: expected from 1 to the {header.max_new_tokens} that were traced.")
+    max_tokens = new_tokens or header.max_new_tokens
+    if not 1 <= max_tokens <= header.max_new_tokens:
+        raise UserInputError(f"--max-new-tokens {max_tokens}: expected 1 to {header.max_new_tokens}, the traced length.")
     if prompt_tokens is not None and prompt_tokens < 1:
         raise UserInputError(f"--prompt-tokens {prompt_tokens}: expected at least 1.")
     lengths = np.array([prompt.num_positions for prompt in header.prompts])
     starts = np.cumsum(lengths) - lengths
-    kept = np.concatenate([start + np.arange(min(length, most)) for start, length in zip(starts, lengths, strict=True)])
+    kept = np.concatenate([start + np.arange(min(length, max_tokens)) for start, length in zip(starts, lengths, strict=True)])
     prompts = tuple(
-        replace(one, num_positions=min(one.num_positions, most), prompt_tokens=prompt_tokens or one.prompt_tokens)
-        for one in header.prompts
+        replace(
+            prompt, num_positions=min(prompt.num_positions, max_tokens), prompt_tokens=prompt_tokens or prompt.prompt_tokens
+        )
+        for prompt in header.prompts
     )
     return Trace(
-        header=replace(header, max_new_tokens=most, prompts=prompts),
+        header=replace(header, max_new_tokens=max_tokens, prompts=prompts),
         confidence=trace.confidence[kept],
         draft_token=trace.draft_token[kept],
         target_token=trace.target_token[kept],
@@ -97,30 +99,37 @@ def shortened(trace: Trace, *, prompt_tokens: Tokens | None, new_tokens: Tokens 
     )
 
 
-def texts_of(trace: Trace, half: Half, *, vocab_size: int, most: int | None, seed: int) -> Texts:
-    """The prompts of one half, at most so many, with tokens of their own.
+def texts_from_half(trace: Trace, half: Half, *, vocab_size: int, max_prompts: int | None, seed: int) -> Texts:
+    """The prompts of one half of a trace, with random tokens.
+
+    Args:
+        trace: acceptance.
+        half: calibration or evaluation.
+        vocab_size: of the models.
+        max_prompts: None takes all prompts.
+        seed: for the tokens.
 
     Raises:
-        UserInputError: the trace has no prompt in that half, or tokens that the models do not know.
+        UserInputError: the trace has no prompt in that half, or has tokens beyond the vocabulary.
     """
-    numbers = [number for number, prompt in enumerate(trace.header.prompts) if prompt_half(prompt.name) == half][:most]
+    numbers = [number for number, prompt in enumerate(trace.header.prompts) if prompt_half(prompt.name) == half][:max_prompts]
     if not numbers:
         raise UserInputError(
-            f"--acceptance: none of its {len(trace.header.prompts)} prompts is of the {half} half: trace more."
+            f"--acceptance: none of the {len(trace.header.prompts)} prompts is in the {half} half. Trace more prompts."
         )
     largest = max(int(trace.draft_token.max()), int(trace.target_token.max()))
     if largest >= vocab_size:
         raise UserInputError(
-            f"--acceptance: it holds token {largest}, and --target has a vocabulary of {vocab_size}: give a trace or a target "
-            "of the other's vocabulary."
+            f"--acceptance: the trace contains token {largest}, beyond the {vocab_size} tokens of --target. Give a trace and "
+            "a target with the same vocabulary."
         )
     part, rng = trace.subset(numbers), np.random.default_rng([seed, half == "calibration"])
-    prompts = tuple(tuple(rng.integers(vocab_size, size=one.prompt_tokens).tolist()) for one in part.header.prompts)
+    prompts = tuple(tuple(rng.integers(vocab_size, size=prompt.prompt_tokens).tolist()) for prompt in part.header.prompts)
     return Texts(trace=part, prompts=prompts)
 
 
-def turns_of(session: Session, texts: Texts, log: PassLog, *, seed: int) -> Iterator[Coverage]:
-    """Take pass times inside the running loop over the profiler's grid, under the texts' scripts: a turn at a time."""
+def profiling_steps(session: Session, texts: Texts, log: PassLog, *, seed: int) -> Iterator[Coverage]:
+    """Measure pass times inside the running loop over the profiler's grid, with scripted acceptance. Yields after each run."""
     header = texts.trace.header
     traces = [texts.trace.subset([number]) for number in range(len(header.prompts))]
 
@@ -139,7 +148,7 @@ def turns_of(session: Session, texts: Texts, log: PassLog, *, seed: int) -> Iter
 
 @dataclass(slots=True, kw_only=True)
 class ScriptedArm:
-    """One configuration and its runs: by prompt, in the order they were made."""
+    """One configuration and its runs by prompt, in the order of measurement."""
 
     name: str
     policy: Policy | None
@@ -147,30 +156,30 @@ class ScriptedArm:
 
     @property
     def all_runs(self) -> list[Generation]:
-        """Of every prompt."""
+        """The runs of all prompts."""
         return [run for runs in self.runs for run in runs]
 
     @property
     def decode_s(self) -> Seconds:
-        """Of all rounds."""
+        """Total time of all rounds."""
         return sum(run.decode_s for run in self.all_runs)
 
     def decoded(self) -> list[Decoded]:
-        """By prompt."""
+        """Tokens and seconds by prompt."""
         return [
             Decoded(num_tokens=sum(run.rounds.num_tokens for run in runs), decode_s=sum(run.decode_s for run in runs))
             for runs in self.runs
         ]
 
     def measured(self, plain: "ScriptedArm") -> Speedup:
-        """Against plain decoding of the same prompts; its interval draws prompts, both arms of one together."""
+        """Speedup over plain decoding of the same prompts. The bootstrap draws prompts, with both arms of each together."""
         seconds = kind_seconds(PassSamples.concat(run.samples for run in self.all_runs))
         cost = mean_round_cost(seconds, num_rounds=sum_rounds(run.rounds for run in self.all_runs).num_rounds)
         return measured_speedup(self.decoded(), plain.decoded(), cost)
 
 
 def predict(policy: Policy | None, texts: Texts, models: Models) -> Speedup:
-    """A configuration by replay and pass times.
+    """Predict a configuration from replay and pass times.
 
     Raises:
         OutOfDomain: it needs a pass that was not profiled.
@@ -187,36 +196,36 @@ def measure(
     rng: np.random.Generator,
     between: Callable[[], object],
 ) -> list[ScriptedArm]:
-    """Every arm on every prompt, in a random order and then backwards; each arm warms up once, unmeasured.
+    """Run every arm on every prompt, in a random order and then in reverse. Each arm warms up once without measurement.
 
     Args:
-        session: holds prompt and text.
-        texts: what to decode.
-        policies: by the names of their arms; None is plain decoding.
-        num_repeats: of all of it.
-        rng: of the order.
+        session: decodes the texts.
+        texts: the texts to decode.
+        policies: by arm name; None is plain decoding.
+        num_repeats: the number of repeats of the whole measurement.
+        rng: for the order.
         between: called before every prompt.
 
     Raises:
-        RuntimeError: a run's rounds are not the replayed ones.
+        RuntimeError: the rounds of a run differ from the replayed rounds.
     """
     arms = [ScriptedArm(name=name, policy=policy, runs=[[] for _ in texts.prompts]) for name, policy in policies.items()]
     expected = {arm.name: (replay_prompts(texts.trace, arm.policy), block_lengths(texts.trace, arm.policy)) for arm in arms}
 
     def run(arm: ScriptedArm, number: int) -> Generation:
         script = texts.scripts[number]
-        found = session.generate(texts.prompts[number], texts.settings(arm.policy, script, script.max_new_tokens))
+        generation = session.generate(texts.prompts[number], texts.settings(arm.policy, script, script.max_new_tokens))
         rounds, blocks = expected[arm.name]
-        if (found.rounds, found.blocks) != (rounds[number], blocks[number]):
-            raise RuntimeError(f"{arm.name}, prompt {number}: its rounds are not the replayed ones")
-        return found
+        if (generation.rounds, generation.blocks) != (rounds[number], blocks[number]):
+            raise RuntimeError(f"{arm.name}, prompt {number}: its rounds differ from the replayed rounds")
+        return generation
 
     for arm in arms:
         run(arm, 0)
     for _ in range(num_repeats):
         for number in range(len(texts.prompts)):
             between()
-            order = [arms[place] for place in rng.permutation(len(arms))]
+            order = [arms[index] for index in rng.permutation(len(arms))]
             for arm in (*order, *reversed(order)):
                 arm.runs[number].append(run(arm, number))
     return arms

@@ -1,4 +1,4 @@
-"""transformers as an arm of a benchmark: `generate`, and its assisted generation over a grid of settings."""
+"""transformers as arms of a benchmark: `generate`, and assisted generation over a grid of settings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ CONSTANT_LENGTHS = (3, 5, 8)
 HEURISTIC_START = 5
 
 Write = Callable[[EncodedPrompt], list[int]]
-"""One arm: the new tokens after a prompt."""
+"""An arm: returns the new tokens after a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssistedSetting:
-    """What an assistant's generation_config is given; None leaves transformers' default."""
+    """Settings for the generation_config of an assistant. None keeps the default of transformers."""
 
     name: str
     num_assistant_tokens: int | None
@@ -46,7 +46,7 @@ ASSISTED_SETTINGS = (
 
 
 def transformers_arms(job: ProfilingJob, exits_folder: Path) -> dict[str, Write]:
-    """`generate`, and assisted generation over the grid of exits and settings."""
+    """`generate`, and assisted generation over a grid of exits and settings."""
     target = load_trainable(job.pair.target.folder)
     arms = {HF_GENERATE: transformers_arm(job, target)}
     for layer in job.pair.geometry.exit_layers:
@@ -66,8 +66,11 @@ def transformers_arm(
     assistant: PreTrainedModel | None = None,
     setting: AssistedSetting | None = None,
 ) -> Write:
-    """One way to call `generate`. An assistant's settings are read from its own generation_config, and some are changed
-    by a call, so they are set anew before each."""
+    """One way to call `generate`.
+
+    An assistant reads its settings from its own generation_config, and a call changes some of them. They are therefore set
+    again before each call.
+    """
     options = {"max_new_tokens": job.max_new_tokens, **special_tokens(job.pair), **sampling_options(job.sampling)}
     options |= {"assistant_model": assistant} if assistant is not None else {}
 
@@ -84,14 +87,14 @@ def transformers_arm(
 
 
 def sampling_options(sampling: Sampling) -> dict[str, bool | float | None]:
-    """What `generate` is told, its own defaults for top-k and top-p switched off.
+    """Options for `generate`, with its own defaults for top-k and top-p switched off.
 
     Raises:
-        UserInputError: a penalty that it does not have.
+        UserInputError: a penalty that transformers does not have.
     """
     if sampling.presence_penalty or sampling.frequency_penalty:
         raise UserInputError(
-            f"{sampling.label}: generate of transformers has no such penalty. Give a plan with repetition alone."
+            f"{sampling.label}: transformers has only a repetition penalty. Give a plan without the other penalties."
         )
     penalty = sampling.repetition_penalty
     if sampling.rule == "greedy":

@@ -204,7 +204,7 @@ def _print_plan(flags: PlanFlags, plan: Plan, command: Sequence[str], comparison
     Args:
         flags: of the command.
         plan: the result.
-        command: the one that makes this plan.
+        command: the command line that makes this plan.
         comparison: what to print before the plan.
     """
     from calibrate.planning.suggest_after_plan import next_command

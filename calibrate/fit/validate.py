@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import perfmodel
 from calibrate.inputs.acceptance import load_acceptance, shipped_path
 from calibrate.inputs.device import resolve_device
 from calibrate.inputs.published_acceptance import DRAFT, PUBLISHED_LENGTH, PUBLISHED_TOKENS
@@ -18,6 +17,7 @@ from calibrate.inputs.requests import DeviceRequest
 from calibrate.planning.candidates import price_candidates
 from calibrate.pricing.datasheet import price_by_datasheet
 from calibrate.pricing.pricing import pair_weights
+from perfmodel.core.disk import EVIDENCE_FOLDER
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.stats import NORMAL_QUANTILE
 from perfmodel.core.units import Seconds, Tokens, TokensPerS
@@ -37,9 +37,8 @@ from perfmodel.quantisation.weight_format import WeightFormat, format_by_module
 from perfmodel.quantisation.weight_schemes import PLAIN, Scheme, integer_scheme, mean_bits_scheme
 from perfmodel.results.validation import DeviceError, Explanation, PublishedPoint, PublishedSpeedup, Validation
 
-EVIDENCE = Path(perfmodel.__file__).parent / "evidence"
-POINTS = EVIDENCE / "published_points.csv"
-SPEEDUPS = EVIDENCE / "published_speedups.csv"
+POINTS = EVIDENCE_FOLDER / "published_points.csv"
+SPEEDUPS = EVIDENCE_FOLDER / "published_speedups.csv"
 
 CANDIDATE_DEVICES = ("a100-80gb", "h100", "v100", "rtx-4090")
 """GPUs that S2D's authors may have used for their table. The paper names none; their earlier work used V100s."""

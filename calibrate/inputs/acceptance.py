@@ -6,12 +6,12 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import perfmodel
 from calibrate.inputs.draft import DraftName
 from calibrate.inputs.requests import PlanRequest
 from calibrate.inputs.target import Target
 from perfmodel.acceptance.splits import Split, prompt_half
 from perfmodel.acceptance.trace import TRACE_FILE, Trace
+from perfmodel.core.disk import EVIDENCE_FOLDER
 from perfmodel.core.errors import Mismatch, OutOfDomain, UnknownName, UserInputError
 from perfmodel.core.near_names import near_models
 from perfmodel.core.units import Tokens
@@ -20,15 +20,13 @@ from perfmodel.models.geometry import REFERENCE_PREFIX, SELF_DRAFT, ModelGeometr
 from perfmodel.models.known_models import KNOWN_MODELS
 from perfmodel.results.plan import Evidence, EvidenceLevel
 
-EVIDENCE_FOLDER = Path(perfmodel.__path__[0]) / "evidence"
-"""Shipped traces, named DRAFT--TARGET.npz."""
-
 DEFAULT_PROMPT_TOKENS: Tokens = 512
 DEFAULT_OUTPUT_TOKENS: Tokens = 256
 
 SYNTHETIC_PREFIX = "synthetic-"
 """Prefix of prompt names in traces that were derived from published figures."""
 _SEPARATOR = "--"
+"""Shipped traces are named DRAFT--TARGET.npz."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,7 +54,7 @@ def resolve_acceptance(request: PlanRequest, target: Target | None, draft: Draft
         draft: the requested draft; None takes the trace's.
 
     Raises:
-        UserInputError: there is no such evidence, no prompt is left, or the trace is of another target or draft.
+        UserInputError: there is no such evidence, no prompt is left, or the trace was recorded with another target or draft.
         OutOfDomain: prompt and output exceed the target's context.
     """
     if request.trace is not None:
@@ -86,7 +84,7 @@ def resolve_acceptance(request: PlanRequest, target: Target | None, draft: Draft
 
 
 def load_acceptance(source: Path | Trace, split: Split = "all", category: str | None = None) -> Acceptance:
-    """All prompts of a trace, or those of one half or one category.
+    """A trace with all of its prompts, or only those in one half or category.
 
     Args:
         source: a file, or a trace in memory.
@@ -147,7 +145,7 @@ def _evidence(trace: Trace, sha256: str | None, selection: str) -> Evidence:
 
 
 def with_models(trace: Trace, target: Target | None, draft: DraftName | None) -> Trace:
-    """A trace from arrays with the geometries that the request names, where it has none of its own."""
+    """The trace; geometries that a trace from arrays lacks come from the request."""
     header = trace.header
     if header.target_model is None and target is not None:
         header = replace(header, target_model=target.geometry)
@@ -242,7 +240,7 @@ def check_draft(acceptance: Acceptance, draft: DraftName | None) -> None:
     """Refuse a trace that was not recorded with the requested draft.
 
     Raises:
-        Mismatch: the trace is of another draft.
+        Mismatch: it was recorded with another draft.
     """
     header = acceptance.trace.header
     traced = SELF_DRAFT if header.draft_kind == "self" else header.draft.model.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from perfmodel.acceptance.splits import Split
 from perfmodel.core.errors import UserInputError
@@ -72,6 +72,9 @@ class PlanRequest:
     def __post_init__(self) -> None:
         lengths = {"--prompt-tokens": self.prompt_tokens, "--output-tokens": self.output_tokens}
         check_counts({"--batch": self.batch, **lengths})
+        if self.prompts_split not in get_args(Split):
+            expected = ", ".join(map(repr, get_args(Split)))
+            raise UserInputError(f"--prompts-split {self.prompts_split!r}: expected one of {expected}.")
         if self.batch != 1:
             raise UserInputError(
                 f"--batch {self.batch}: only --batch 1 is predicted. In a larger batch each sequence has its own exits and "

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
+from calibrate.pricing.draft_placement import drafted_token_s
 from calibrate.pricing.pricing import Pricing, memory_needed
 from calibrate.search.neighbourhood import MAX_DRAFT_TOKENS
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.hardware.hardware import MEMORY_HEADROOM_FRAC
 from perfmodel.latency.latency_model import LatencyModel
-from perfmodel.passes.passes import PassKind
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.replay import replay_batch
 from perfmodel.results.plan import BatchPoint, BatchSchedule
@@ -28,7 +28,7 @@ LONG_CONTEXT_RATIO = 8
 """Ratio of the second context to the first, as far as the models' maximum context allows."""
 
 AtBatch = Callable[[int], tuple[LatencyModel, LatencyModel]]
-"""Batch -> latency models of draft and target with so many sequences in every pass."""
+"""Batch -> latency models of draft and target with this number of sequences in every pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,16 +132,14 @@ def _speedups(at_batch: AtBatch, batch: int, context_tokens: Tokens) -> Callable
     """Option -> its speedup over plain decoding of the same batch."""
     draft, target = at_batch(batch)
 
-    def pass_s(model: LatencyModel, kind: PassKind, stage: int, rows: int) -> Seconds:
-        return model.line(kind, stage, rows).at(context_tokens)
-
     @cache
     def token_s(last: int) -> Seconds:
-        return sum(pass_s(draft, "segment", stage, 1) for stage in range(last + 1)) + pass_s(draft, "exit", last, 1)
+        return drafted_token_s(draft, last + 1, context_tokens)
 
     @cache
     def verify_s(draft_tokens: Tokens) -> Seconds:
-        return pass_s(target, "verify", 0, draft_tokens + 1) + pass_s(target, "round", 0, draft_tokens)
+        verify, host = target.line("verify", 0, draft_tokens + 1), target.line("round", 0, draft_tokens)
+        return verify.at(context_tokens) + host.at(context_tokens)
 
     def speedup(option: Option) -> float:
         round_s = option.draft_tokens * token_s(option.stage) + verify_s(option.draft_tokens)

@@ -16,7 +16,7 @@ from calibrate.planning.suggest_after_plan import DEFAULT_PLAN_PATH
 from calibrate.pricing.datasheet import price_by_datasheet
 from calibrate.pricing.measured import price_by_profiles
 from calibrate.pricing.pricing import PairWeights, Pricing
-from perfmodel.core.disk import PathLike
+from perfmodel.core.disk import PathLike, as_paths
 from perfmodel.core.errors import Mismatch, UnknownName, UserInputError
 from perfmodel.core.files import Stored, record_sha256
 from perfmodel.core.units import Seconds
@@ -36,7 +36,7 @@ Given: TypeAlias = T | Stored[T] | PathLike
 
 
 def compare(
-    plan: Given[Plan], report: Given[RunReport], profiles: Sequence[PathLike] = (), fit: PathLike | None = None
+    plan: Given[Plan], report: Given[RunReport], profiles: PathLike | Sequence[PathLike] = (), fit: PathLike | None = None
 ) -> Residuals:
     """Split the error of a plan's speedup into the error of its acceptance and the error of its seconds.
 
@@ -53,17 +53,18 @@ def compare(
         Both errors as fractions of the measured speedup, the passes of each kind in seconds, and the next step.
 
     Raises:
-        Mismatch: the report is of another plan or device, or the profiles or the fit are not those of the plan.
+        Mismatch: the report is from another plan or device, or the plan was not made with these profiles or this fit.
         UserInputError: the report has no plain decoding.
         BadFile: a file cannot be read.
 
     Example:
-        >>> compare("plan.json", "report.json").acceptance_error_frac  # doctest: +SKIP
-        0.012
+        >>> residuals = s2d.compare("plan.json", "report.json")
+        >>> residuals.predicted_prompts, residuals.measured_prompts
+        (2, 2)
     """
     plan_record, plan_sha256, _ = _load(plan, PLAN_FILE.read)
     report_record, report_sha256, run_command = _load(report, REPORT_FILE.read)
-    profile_paths = [Path(path) for path in profiles]
+    profile_paths = as_paths(profiles)
     pricing = load_pricing(plan_record, profile_paths, None if fit is None else Path(fit))
     plain_arm = _check(plan_record, plan_sha256, report_record)
     rounds, plain = report_record.plan_arm.rounds, plain_arm.rounds
@@ -125,7 +126,7 @@ def load_pricing(plan: Plan, profiles: Sequence[Path], fit: Path | None) -> Pric
         plan's own mean seconds per pass are used instead.
 
     Raises:
-        Mismatch: the profiles or the fit are not those of the plan.
+        Mismatch: the plan was not made with these profiles or this fit.
     """
     latency: dict[str, Evidence] = {part.role: part for part in plan.evidence if part.role.endswith(" latency")}
     context_tokens = plan.workload.prompt_tokens + plan.workload.output_tokens

@@ -18,6 +18,7 @@ from calibrate.inputs.requests import DeviceRequest, check_counts
 from calibrate.inputs.target import Target, resolve_target
 from calibrate.planning.draft_geometries import candidate_geometries
 from calibrate.pricing.datasheet import num_devices_for
+from calibrate.pricing.draft_placement import drafted_token_s
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Bytes, Seconds, Tokens, format_bytes, format_number
 from perfmodel.hardware.hardware import Hardware
@@ -114,7 +115,7 @@ def draft_shapes(
         UserInputError: an unknown name, a number below 1, or a size that no shape has.
 
     Example:
-        >>> fastest = draft_shapes("llama-2-70b", params=1.3e9, device="h100").shapes[0]
+        >>> fastest = s2d.draft_shapes("llama-2-70b", params=1.3e9, device="h100").shapes[0]
         >>> fastest.can_pay
         True
     """
@@ -157,7 +158,7 @@ def draft_lengths(
         UserInputError: an unknown name, or a number below 1.
 
     Example:
-        >>> draft_lengths("llama-3.1-70b", draft="llama-3.2-1b", device="h100").lengths[0].can_pay
+        >>> s2d.draft_lengths("llama-3.1-70b", draft="llama-3.2-1b", device="h100").lengths[0].can_pay
         True
     """
     device_request = DeviceRequest(device=device, num_devices=num_devices, dtype=dtype, engine=engine)
@@ -196,6 +197,8 @@ def make_draft_lengths(request: ShapesRequest, draft: str, lengths: Iterable[Tok
         UserInputError: see `draft_lengths`.
     """
     lengths = tuple(lengths)
+    if not lengths:
+        raise UserInputError("no draft length is given: expected at least one, such as lengths=(4, 8).")
     for length in lengths:
         check_counts({"--draft-tokens": length})
     target = _resolve_target(request)
@@ -392,7 +395,7 @@ def draft_token_s(geometry: ModelGeometry, setting: DraftSetting) -> Seconds:
     """Time to draft one token on one device: one segment of all layers, and one exit check."""
     passes = PassSetting(model=geometry, exit_layers=(geometry.num_layers,), weights=setting.draft_weights(geometry))
     latency = RooflineLatency(passes, setting.hardware, setting.engine)
-    return latency.line("segment", 0, 1).at(setting.context_tokens) + latency.line("exit", 0, 1).at(setting.context_tokens)
+    return drafted_token_s(latency, 1, setting.context_tokens)
 
 
 def token_s_by_depth(shapes: Iterable[DraftShape]) -> dict[int, Seconds]:

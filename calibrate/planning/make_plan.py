@@ -25,7 +25,7 @@ from calibrate.search.find_frontier import find_frontier
 from calibrate.search.scenario import Scenario
 from calibrate.search.search import search
 from perfmodel.acceptance.splits import Split
-from perfmodel.core.disk import PathLike
+from perfmodel.core.disk import PathLike, as_paths
 from perfmodel.core.units import Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import release_note
@@ -39,10 +39,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def plan(
-    target: str | None = None,
+    target: PathLike | None = None,
     *,
-    draft: str | None = None,
-    device: str | None = None,
+    draft: PathLike | None = None,
+    device: PathLike | None = None,
     num_devices: int | None = None,
     draft_num_devices: int | None = None,
     dtype: Dtype | None = None,
@@ -51,7 +51,7 @@ def plan(
     prompt_tokens: Tokens | None = None,
     output_tokens: Tokens | None = None,
     trace: PathLike | Trace | None = None,
-    profiles: Sequence[PathLike] = (),
+    profiles: PathLike | Sequence[PathLike] = (),
     fit: PathLike | None = None,
     prompts_split: Split = "all",
     category: str | None = None,
@@ -72,7 +72,8 @@ def plan(
         batch: sequences decoded at a time; only 1 is predicted.
         prompt_tokens: length of a prompt, in tokens. None takes the mean over the trace.
         output_tokens: tokens to generate. None takes the length at which the trace was recorded.
-        trace: acceptance recorded by `s2d-profile`, as a file or in memory. None takes a shipped trace.
+        trace: acceptance recorded by `s2d-profile`, as a file or in memory. None takes a shipped trace. A trace from arrays
+            has no models of its own, so `target` and `draft` name them.
         profiles: latency profiles by `s2d-profile`: one of the target and one of the draft. Empty prices by datasheet.
         fit: a fit by `s2d-plan fit`, which prices a model that has no profile.
         prompts_split: `calibration` or `evaluation` plans on one half of the trace's prompts; `all` on all of them.
@@ -80,30 +81,34 @@ def plan(
         draft_vocab: vocabulary of an assumed reduced LM head of the draft, in tokens. None keeps the head.
 
     Returns:
-        The plan: `chosen.policy` (None means: do not speculate), `chosen.speedup` in tokens/s with a 90 % interval,
-        `runners_up`, `memory` in bytes, `evidence` and `next_command`.
+        The plan: `policy` (None means: do not speculate), `speedup` over plain decoding with its 90 % interval,
+        `tokens_per_s`, `runners_up`, `memory` in bytes, `evidence` and `next_command`.
 
     Raises:
         UserInputError: a name, file or number that cannot be used, or evidence that does not fit together.
         OutOfDomain: lengths beyond the target's context, or models that no number of devices holds.
 
     Example:
-        >>> made = plan("llama-70b", device="h100")
-        >>> made.chosen.speedup.speedup.value > 1
-        True
+        >>> made = s2d.plan("llama-70b", device="h100")
+        >>> made.policy.exits, made.speedup.value > 1, made.tokens_per_s > 70
+        ((6, 9, 12), True, True)
     """
     return make_plan(
         PlanRequest(
-            target=target,
-            draft=draft,
+            target=None if target is None else os.fspath(target),
+            draft=None if draft is None else os.fspath(draft),
             draft_vocab=draft_vocab,
             trace=Path(trace) if isinstance(trace, (str, os.PathLike)) else trace,
             prompts_split=prompts_split,
             category=category,
-            profiles=tuple(map(Path, profiles)),
+            profiles=as_paths(profiles),
             fit=None if fit is None else Path(fit),
             device=DeviceRequest(
-                device=device, num_devices=num_devices, draft_num_devices=draft_num_devices, dtype=dtype, engine=engine
+                device=None if device is None else os.fspath(device),
+                num_devices=num_devices,
+                draft_num_devices=draft_num_devices,
+                dtype=dtype,
+                engine=engine,
             ),
             batch=batch,
             prompt_tokens=prompt_tokens,
@@ -124,7 +129,7 @@ def make_plan(request: PlanRequest) -> Plan:
     searched = search([scenario])
     chosen, runners_up = price_searched(searched, trace, pricing)
     is_traced = acceptance.evidence.level == "traced"
-    made = Plan(
+    plan_without_advice = Plan(
         target=header.target,
         target_sha256=header.target_sha256,
         draft=header.draft,
@@ -150,9 +155,9 @@ def make_plan(request: PlanRequest) -> Plan:
         evidence=(*pricing.evidence, acceptance.evidence),
         next_command="",
     )
-    release = None if request.target is None else release_note(request.target, made.target)
-    notes = (*(() if release is None else (release,)), *plan_notes(made))
-    return replace(made, next_command=next_command(made), notes=notes)
+    release = None if request.target is None else release_note(request.target, plan_without_advice.target)
+    notes = (*(() if release is None else (release,)), *plan_notes(plan_without_advice))
+    return replace(plan_without_advice, next_command=next_command(plan_without_advice), notes=notes)
 
 
 def gather_evidence(request: PlanRequest) -> tuple[Acceptance, Pricing]:

@@ -1,7 +1,7 @@
 """Compare a policy for each target or category of prompts with one policy for all.
 
-Each part has the policy of its own plan. Two alternatives stand beside it: the best exit alone for each part, which needs no
-nested exits, and one policy for all parts, the best in the mean or in the worst case.
+Each part has the policy of its own plan. Two alternatives are compared with it: the best exit alone for each part, which needs
+no nested exits, and one policy for all parts, the best in the mean or in the worst case.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def with_own_profiles(requests: Sequence[PlanRequest]) -> list[PlanRequest]:
     """The same requests, each with the profiles of its own pair only.
 
     Args:
-        requests: each with a trace, and all with the same profiles, those of every pair.
+        requests: each with a trace; all list the profiles of all pairs.
 
     Raises:
         UserInputError: no pair uses one of the profiles.

@@ -106,12 +106,12 @@ def _repeat_on_quiet_machine(plan: Plan, report: RunReport, files: ComparedFiles
     if max(profile_frac, run_frac) < BUSY_FRAC:
         return None
     if profile_frac >= run_frac:
-        what, command = "profile", _profile_latency_command(plan, files)
+        subject, command = "profile", _profile_latency_command(plan, files)
     else:
         more = _words(_parse_flags(files.run_command, _RUN_FLAGS))
-        what, command = "run", run_plan_command(plan, files.plan, files.report, more=more)
+        subject, command = "run", run_plan_command(plan, files.plan, files.report, more=more)
     share = format_frac(max(profile_frac, run_frac))
-    return f"{what} again on a quiet machine, as {share} of the {what}'s processor time went to other programs: {command}"
+    return f"{subject} again on a quiet machine, as {share} of the {subject}'s processor time went to other programs: {command}"
 
 
 def _measure_latency_again(errors: Errors, plan: Plan, files: ComparedFiles) -> str:

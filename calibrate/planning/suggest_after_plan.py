@@ -40,7 +40,7 @@ def next_command(plan: Plan, *, command: Sequence[str] | None = None, output: Pa
 
     Args:
         plan: complete except for `next_command` and `notes`.
-        command: the one that made the plan, program first. None suggests a command without files of this machine.
+        command: the command line that made the plan, program first. None: suggest a command without files of this machine.
         output: where the plan was written.
     """
     if plan.has_assumed_head:
@@ -170,7 +170,7 @@ def profile_command(
         folder: where the files go.
         more: further flags. Prompts among them replace those that the target needs.
     """
-    what = [] if latency and acceptance else ["latency"] if latency else ["acceptance"]
+    parts = [] if latency and acceptance else ["latency"] if latency else ["acceptance"]
     models = ["--target", model_folder(plan.target.name), "--draft", draft_argument(plan.draft)]
     sampling = _sampling_flags(plan.workload.sampling)
     policy = plan.chosen.policy
@@ -179,7 +179,7 @@ def profile_command(
     shared = ["--share-draft"] if plan.draft.kind == "separate" and plan.draft_num_devices > 1 else []
     prompts = [] if "--prompts" in more else prompts_flags(plan.target.name)
     flags = [*models, *shared, *prompts, *sampling, *_device_flags(plan.device), *more, "-o", str(folder)]
-    return shlex.join(torchrun_command(["s2d-profile", *what, *flags], plan.device.num_devices))
+    return shlex.join(torchrun_command(["s2d-profile", *parts, *flags], plan.device.num_devices))
 
 
 def draft_argument(draft: DraftGeometry) -> str:

@@ -61,7 +61,7 @@ def _share_bytes(embedding_bytes: float, model_bytes: Bytes, num_shares: int) ->
 
 
 def choose_draft_devices(
-    whole: Placement,
+    placement: Placement,
     memory: Memory,
     latency_on: Callable[[int], LatencyModel],
     context_tokens: Tokens,
@@ -74,7 +74,7 @@ def choose_draft_devices(
     shared.
 
     Args:
-        whole: the pair with the whole draft on the first device.
+        placement: the pair with the whole draft on the first device.
         memory: of the pair, all devices together.
         latency_on: number of devices -> latency model of the draft.
         context_tokens: at which the token is drafted.
@@ -84,17 +84,17 @@ def choose_draft_devices(
         UserInputError: the runtime cannot place the draft on the requested number.
     """
     if requested is not None:
-        _check_requested(whole.draft, requested, whole.num_devices)
+        _check_requested(placement.draft, requested, placement.num_devices)
         return requested
-    if whole.draft.kind == "self" or whole.num_devices == 1:
-        return whole.num_devices
-    fitting = [number for number in (1, whole.num_devices) if replace(whole, draft_num_devices=number).fits(memory)]
-    exits = len(whole.draft.exit_layers)
-    can_share = whole.num_devices in tensor_parallel_degrees(whole.draft.model)
+    if placement.draft.kind == "self" or placement.num_devices == 1:
+        return placement.num_devices
+    fitting = [number for number in (1, placement.num_devices) if replace(placement, draft_num_devices=number).fits(memory)]
+    exits = len(placement.draft.exit_layers)
+    can_share = placement.num_devices in tensor_parallel_degrees(placement.draft.model)
     return min(
         fitting,
         key=lambda number: drafted_token_s(latency_on(number), exits, context_tokens),
-        default=whole.num_devices if can_share else 1,
+        default=placement.num_devices if can_share else 1,
     )
 
 

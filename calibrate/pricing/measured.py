@@ -71,7 +71,7 @@ def price_by_profiles(
 
     Raises:
         BelowLowerBound: a profile, or a price by the fit, is faster than the device can be.
-        Mismatch: a profile is of another model, weights or device than the trace, the other profile or the request.
+        Mismatch: a profile's model, weights or device differ from the trace, the other profile or the request.
         UserInputError: a profile is missing or given twice, or the models do not fit in the device's memory.
     """
     profiles = {path.name: PROFILE_FILE.read(path) for path in profile_paths}

@@ -52,7 +52,7 @@ class PriceAtBatch(Protocol):
     """Prices of larger batches."""
 
     def __call__(self, batch: int, *, context_tokens: Tokens) -> tuple[LatencyModel, LatencyModel]:
-        """Latency models of draft and target with so many sequences in every pass, at a context."""
+        """Latency models of draft and target with this number of sequences in every pass, at a context."""
         ...
 
 

@@ -71,7 +71,7 @@ def learning_curve(scenario: Scenario, numbers: Sequence[int]) -> list[LearningP
 
     Args:
         scenario: a trace and its latency models.
-        numbers: of prompts. A number larger than a half stands for the whole half.
+        numbers: numbers of prompts to search on. A number larger than a half means the whole half.
 
     Raises:
         ValueError: a half of the prompts is empty.
@@ -88,9 +88,9 @@ def _learning_point(number: int, ways: Sequence[tuple[Scenario, Scenario, Policy
     """A point of the curve from (half searched on, other half, best policy of the other half), both ways."""
     on_seen, on_unseen, best_on_unseen = 0.0, 0.0, 0.0
     for seen, unseen, best in ways:
-        few = seen.subset(range(min(number, len(seen.trace.header.prompts))))
-        policy = search([few]).chosen.policy
-        [log_seen] = log_speedups(few, [policy])
+        sample = seen.subset(range(min(number, len(seen.trace.header.prompts))))
+        policy = search([sample]).chosen.policy
+        [log_seen] = log_speedups(sample, [policy])
         log_unseen, log_best = log_speedups(unseen, [policy, best])
         on_seen, on_unseen, best_on_unseen = on_seen + log_seen, on_unseen + log_unseen, best_on_unseen + log_best
     return LearningPoint(

@@ -76,7 +76,7 @@ def resampled_rates(scenarios: Sequence[Scenario], policies: Sequence[Policy | N
 
 
 def merits(rates: Floats, plain: Floats, objective: Objective) -> Floats:
-    """The objective's value of tokens/s by scenario, given those of plain decoding. Reduces the last axis, [..., B]."""
+    """The objective's value from tokens/s by scenario and the tokens/s of plain decoding. Reduces the last axis, [..., B]."""
     if objective == "worst":
         worst: Floats = (rates / plain).min(axis=-1)
         return worst

@@ -35,7 +35,7 @@ def section(title: str, text: str) -> str:
 
 def subcommands(text: str) -> list[str]:
     """The verbs listed in the help."""
-    return re.findall(r"^    ([a-z]+)\b", text.partition("\n  VERB\n")[2].partition("\n\n")[0], re.MULTILINE)
+    return re.findall(r"^ {4}([a-z-]+)", text.partition("\n  VERB\n")[2].partition("\n\n")[0], re.MULTILINE)
 
 
 def help_text(entry: str, subcommand: tuple[str, ...]) -> str:

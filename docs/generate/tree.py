@@ -10,7 +10,7 @@ from docs.generate.marks import with_part
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("perfmodel", "calibrate", "s2d", "profiler", "examples", "notebooks", "benchmarks")
 SUFFIXES = (".py", ".c", ".h", ".ipynb", ".sh")
-WIDTH = 100
+WIDTH = 120
 NAME_WIDTH = 28
 
 

@@ -13,15 +13,18 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Any, Self
+from numbers import Integral
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfmodel.acceptance.off_path_trace import OffPath
-from perfmodel.core.errors import UserInputError
+from perfmodel.core.disk import PathLike
+from perfmodel.core.errors import BadPolicy, BadValue, UserInputError, one_line
 from perfmodel.core.files import ArraysFormat, FileFormat
-from perfmodel.core.units import Frac, Tokens
+from perfmodel.core.provenance import make_provenance
+from perfmodel.core.units import Frac, Tokens, format_frac
 from perfmodel.models.geometry import DraftGeometry, DraftKind, ModelGeometry, check_exit_layers
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY, Sampling
@@ -99,7 +102,7 @@ class TraceHeader:
         return _known(self.target_model, "target_model")
 
     def with_draft(self, draft: DraftGeometry, sha256: str | None) -> TraceHeader:
-        """The header of the same acceptance with another draft of as many exits."""
+        """The header of the same acceptance with another draft that has as many exits."""
         return replace(self, draft_kind=draft.kind, exit_layers=draft.exit_layers, draft_model=draft.model, draft_sha256=sha256)
 
 
@@ -107,20 +110,23 @@ def _known(model: ModelGeometry | None, name: str) -> ModelGeometry:
     if model is None:
         role = name.removesuffix("_model")
         raise UserInputError(
-            f"the trace has no geometry of its {role}: expected one, which seconds and memory depend on. Give {name}= to "
-            "Trace.from_arrays, or record a trace with s2d-profile acceptance."
+            f"the trace has no geometry of its {role}: expected one, which seconds and memory depend on. Give {role}= to "
+            f"s2d.plan or {name}= to Trace.from_arrays, or record a trace with s2d-profile acceptance."
         )
     return model
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Trace:
     """The predictions of every exit at every position of the target's own text.
 
     Example:
-        >>> trace = Trace.from_arrays([[0.9, 0.8], [0.2, 0.7]], [[True, True], [False, True]], exits=(6, 12))
-        >>> trace.header.exit_layers, len(trace.header.prompts)
-        ((6, 12), 1)
+        >>> trace = s2d.Trace.from_arrays([[0.9, 0.8], [0.2, 0.7]], [[True, True], [False, True]], exits=(6, 12))
+        >>> trace
+        Trace(2 positions of 1 prompt, greedy, exits 6/12 agree 50.0 %/100.0 %)
+        >>> trace.save("own.npz")
+        >>> s2d.Trace.load("own.npz").header == trace.header
+        True
     """
 
     header: TraceHeader
@@ -146,6 +152,30 @@ class Trace:
         for name, column in self.columns.items():
             if column.shape != expected[name]:
                 raise ValueError(f"trace column {name}: shape {column.shape}, expected {expected[name]}")
+
+    def __repr__(self) -> str:
+        header = self.header
+        prompts = f"{len(header.prompts)} prompt{'s' if len(header.prompts) != 1 else ''}"
+        exits = ("exit " if len(header.exit_layers) == 1 else "exits ") + "/".join(map(str, header.exit_layers))
+        agreement = "/".join(map(format_frac, self.accept_prob.mean(axis=0).tolist())) if len(self.target_token) else "none"
+        return f"Trace({len(self.target_token)} positions of {prompts}, {header.sampling.label}, {exits} agree {agreement})"
+
+    @staticmethod
+    def load(path: PathLike) -> Trace:
+        """Read a trace from a file by `save` or `s2d-profile`.
+
+        Raises:
+            BadFile: the file is not a complete trace.
+        """
+        return TRACE_FILE.read(path).record
+
+    def save(self, path: PathLike) -> None:
+        """Write the trace as a file (`.npz`), whole or not at all.
+
+        Raises:
+            UserInputError: the file cannot be written.
+        """
+        TRACE_FILE.write(path, self, make_provenance(argv=("Trace.save",)))
 
     @classmethod
     def from_arrays(
@@ -183,37 +213,43 @@ class Trace:
             target_model: the target's geometry, to price its passes; None is unknown.
 
         Raises:
-            ValueError: shapes that do not fit each other, or a value outside its range.
+            BadValue: shapes that do not fit each other, or a value outside its range.
+            BadPolicy: the exits are not rising layer counts.
 
         Example:
-            >>> from perfmodel.policies.policy import Policy
-            >>> from perfmodel.replay.replay import replay
-            >>> trace = Trace.from_arrays([[0.9], [0.8], [0.7], [0.6]], [[1], [1], [0], [1]], exits=(6,))
-            >>> replay(trace, Policy(exits=(6,), tokens=2)).tokens_per_round
+            >>> trace = s2d.Trace.from_arrays([[0.9], [0.8], [0.7], [0.6]], [[1], [1], [0], [1]], exits=(6,))
+            >>> s2d.replay(trace, s2d.Policy(exits=(6,), tokens=2)).tokens_per_round
             2.0
         """
+        exits = _layers(exits)
+        if confidence_measure not in get_args(Confidence):
+            expected = ", ".join(map(repr, get_args(Confidence)))
+            raise BadValue(f"confidence_measure is {confidence_measure!r}, expected one of {expected}")
         by_exit = _fractions("confidence", confidence, len(exits))
         accept_prob = _fractions("agrees", agrees, len(exits))
         if by_exit.shape != accept_prob.shape:
-            raise ValueError(f"agrees has shape {accept_prob.shape}, expected {by_exit.shape}, the shape of confidence")
+            raise BadValue(f"agrees has shape {accept_prob.shape}, expected {by_exit.shape}, the shape of confidence")
         if sampling.rule != "ratio" and not np.isin(accept_prob, (0, 1)).all():
-            raise ValueError(
+            raise BadValue(
                 f"agrees holds values between 0 and 1 under rule {sampling.rule!r}, expected 0 or 1. Acceptance probabilities "
                 'need sampling=Sampling(rule="ratio", ...).'
             )
         runs = _prompt_runs(prompts, len(by_exit))
-        known_tokens = [prompt_tokens] * len(runs) if isinstance(prompt_tokens, int) else list(prompt_tokens)
+        lengths_given = [prompt_tokens] * len(runs) if isinstance(prompt_tokens, int | np.integer) else prompt_tokens
+        known_tokens = [int(tokens) for tokens in lengths_given]
         if len(known_tokens) != len(runs):
-            raise ValueError(f"prompt_tokens has {len(known_tokens)} entries, expected one for each of the {len(runs)} prompts")
+            raise BadValue(f"prompt_tokens has {len(known_tokens)} entries, expected one for each of the {len(runs)} prompts")
+        if min(known_tokens) < 1:
+            raise BadValue(f"prompt_tokens holds {min(known_tokens)}, expected at least 1 token in each prompt")
         lengths = np.array([length for _, length in runs])
         limit = int(lengths.max()) if max_new_tokens is None else max_new_tokens
         if limit < lengths.max():
-            raise ValueError(f"max_new_tokens is {limit}, expected at least {lengths.max()}, the length of the longest text")
+            raise BadValue(f"max_new_tokens is {limit}, expected at least {lengths.max()}, the length of the longest text")
         target_token = np.full(len(by_exit), TARGET_TOKEN, np.int32)
         target_token[(np.cumsum(lengths) - 1)[lengths < limit]] = END_TOKEN
         header = TraceHeader(
             draft_kind=draft_kind,
-            exit_layers=tuple(exits),
+            exit_layers=exits,
             draft_model=draft_model,
             draft_sha256=None,
             target_model=target_model,
@@ -314,17 +350,30 @@ class Trace:
 
 def _fractions(name: str, values: ArrayLike, num_exits: int) -> NDArray[np.float32]:
     """An array of [P, E] numbers from 0 to 1."""
-    array = np.asarray(values, np.float32)
+    try:
+        array = np.asarray(values, np.float32)
+    except (TypeError, ValueError) as err:
+        raise BadValue(f"{name} is not an array of numbers ({one_line(err)}), expected [P, {num_exits}]") from err
     if array.ndim != 2 or not len(array) or array.shape[1] != num_exits:
-        raise ValueError(
+        raise BadValue(
             f"{name} has shape {array.shape}, expected (P, {num_exits}): a row for each position, a column for each exit"
         )
     if np.isnan(array).any():
         row, column = np.argwhere(np.isnan(array))[0].tolist()
-        raise ValueError(f"{name} is NaN in row {row}, column {column}: expected numbers from 0 to 1")
+        raise BadValue(f"{name} is NaN in row {row}, column {column}: expected numbers from 0 to 1")
     if array.min() < 0 or array.max() > 1:
-        raise ValueError(f"{name} holds values from {array.min():g} to {array.max():g}, expected 0 to 1")
+        raise BadValue(f"{name} holds values from {array.min():g} to {array.max():g}, expected 0 to 1")
     return array
+
+
+def _layers(exits: Sequence[int]) -> tuple[int, ...]:
+    """The exits as integers."""
+    layers = tuple(exits) if isinstance(exits, Iterable) else (exits,)
+    if not all(isinstance(layer, Integral) for layer in layers):
+        raise BadPolicy(f"exits {exits!r}", "rising layer counts")
+    layers = tuple(map(int, layers))
+    check_exit_layers(layers)
+    return layers
 
 
 def _prompt_runs(prompts: Sequence[int] | Sequence[str] | None, num_positions: int) -> list[tuple[str, int]]:
@@ -334,14 +383,18 @@ def _prompt_runs(prompts: Sequence[int] | Sequence[str] | None, num_positions: i
     if all(isinstance(entry, str) for entry in prompts):
         runs = [(str(name), len(list(rows))) for name, rows in groupby(prompts)]
         if len(prompts) != num_positions:
-            raise ValueError(f"prompts has {len(prompts)} names, expected one for each of the {num_positions} rows")
+            raise BadValue(f"prompts has {len(prompts)} names, expected one for each of the {num_positions} rows")
         if len({name for name, _ in runs}) != len(runs):
             repeated = next(name for number, (name, _) in enumerate(runs) if name in {other for other, _ in runs[:number]})
-            raise ValueError(f"prompts: rows of {repeated!r} do not follow each other, expected each prompt's rows together")
+            raise BadValue(f"prompts: rows of {repeated!r} do not follow each other, expected each prompt's rows together")
         return runs
+    if not all(isinstance(entry, Integral) for entry in prompts):
+        raise BadValue(
+            "prompts holds other values than integers, or strings only: expected the rows of each prompt or its names"
+        )
     lengths = [int(length) for length in prompts]
     if min(lengths, default=0) < 1 or sum(lengths) != num_positions:
-        raise ValueError(
+        raise BadValue(
             f"prompts has lengths that add up to {sum(lengths)}, the shortest {min(lengths, default=0)}: expected at least 1 "
             f"each, and {num_positions} in all, the rows of confidence"
         )

@@ -100,7 +100,7 @@ def sentence_blocks(text: str, *, label: str = "") -> list[Block]:
 
     Args:
         text: `record a trace first: s2d-profile --target …`, for example.
-        label: stands before the text.
+        label: printed before the text.
     """
     prose, *command = _COMMAND_IN_PROSE.split(text, maxsplit=1)
     if not command:
@@ -184,10 +184,8 @@ def _command_text(block: Command) -> str:
 def _block_html(block: Block) -> str:
     match block:
         case Facts():
-            rows = "".join(
-                f"<tr><th>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>" for label, value in block.pairs
-            )
-            return f"<table>{rows}</table>"
+            rows = (_row_html(pair, "ll", first="th") for pair in block.pairs)
+            return f"<table>{''.join(rows)}</table>"
         case Table():
             return _table_html(block)
         case Paragraph():
@@ -198,6 +196,15 @@ def _block_html(block: Block) -> str:
 
 def _table_html(block: Table) -> str:
     title = f"<p>{html.escape(block.title)}</p>" if block.title else ""
-    head = "".join(f"<th>{html.escape(header)}</th>" for header in block.headers)
-    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in block.rows)
-    return f"{title}<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    align = block.align or "l" + "r" * (len(block.headers) - 1)
+    head = _row_html(block.headers, align, first="th", other="th")
+    return f"{title}<table>{head}{''.join(_row_html(row, align) for row in block.rows)}</table>"
+
+
+def _row_html(cells: Sequence[str], align: str, *, first: str = "td", other: str = "td") -> str:
+    """A row whose cells are aligned as in the text; notebooks would align all to the right."""
+    tags = [first, *[other] * (len(cells) - 1)]
+    sides = ["right" if letter == "r" else "left" for letter in align]
+    columns = zip(tags, sides, cells, strict=True)
+    shown = (f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>' for tag, side, cell in columns)
+    return f"<tr>{''.join(shown)}</tr>"

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,9 +15,17 @@ from perfmodel.core.units import Bytes, format_bytes
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
+EVIDENCE_FOLDER = Path(__file__).parents[1] / "evidence"
+"""The shipped traces, fits and tables of published speeds."""
+
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _QUOTED_ERRNO = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """An error of the operating system as quoted by Rust libraries (safetensors, tokenizers) and by `shutil`."""
+
+
+def as_paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
+    """One path or several as a tuple."""
+    return (Path(paths),) if isinstance(paths, str | os.PathLike) else tuple(map(Path, paths))
 
 
 def write_atomically(path: PathLike, data: bytes) -> None:

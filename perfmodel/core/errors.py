@@ -5,6 +5,7 @@ S2DError                  1    a fault of this project, or the base of the error
 └── UserInputError        2    an input that cannot be used
     ├── UnknownName            no such target, device, draft …: names the three nearest
     ├── BadFile                missing, truncated, of another schema or version, or with an unknown key
+    ├── BadValue               a value passed from Python: also a ValueError
     ├── BadPolicy              exits, thresholds or a stop rule that no draft can follow
     ├── Mismatch               made for another model, device or tokenizer
     ├── OutOfDomain            a shape that the evidence does not cover
@@ -18,9 +19,12 @@ A message states what was wrong, what was expected and how to fix it, in this or
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import ParamSpec, TypeVar
 
 from perfmodel.core.near_names import near_models, near_words
 
@@ -34,6 +38,19 @@ _BOUNDED_REPR = reprlib.Repr()
 """A value from a file may be megabytes long. This repr stops at the lengths below."""
 _BOUNDED_REPR.maxstring = _BOUNDED_REPR.maxother = _BOUNDED_REPR.maxlong = MAX_QUOTED_CHARS
 _BOUNDED_REPR.maxlevel = 3
+_COMMAND_OR_FLAG = re.compile(r"(?:s2d-[a-z]+|torchrun) (?:(?![.,;:)](?:\s|$)).)*|(?<![\w-])--([a-z][a-z-]*[a-z])")
+"""A command up to the next punctuation mark, or a flag outside a command, whose name is the group."""
+_ARGUMENTS = {
+    "budget": "budget_s",
+    "off-path": "num_mistakes",
+    "profile": "profiles",
+    "teacher": "teachers",
+    "tokens": "num_tokens",
+}
+"""Arguments of Python functions whose names are not those of their flags."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class S2DError(Exception):
@@ -75,7 +92,7 @@ class UnknownName(UserInputError):
         given: the name as the user wrote it.
         known: the accepted names.
         listed_in: where all accepted names are listed, such as `docs/reference/models.md` or `s2d-run --help`.
-        aliases: further accepted names, each with the known name that it stands for.
+        aliases: further accepted names, each with its known name.
         otherwise: another way to give the object, such as `give a config: --target path/to/config.json`.
     """
 
@@ -106,6 +123,10 @@ class BadFile(UserInputError):
 
     def __init__(self, path: str | os.PathLike[str], problem: str, fix: str) -> None:
         super().__init__(f"{os.fspath(path)!r}: {problem}. {fix}.")
+
+
+class BadValue(UserInputError, ValueError):
+    """A value from Python that is out of range or of the wrong shape or type."""
 
 
 class BadPolicy(UserInputError):
@@ -190,6 +211,29 @@ class OutOfSpace(UserInputError):
             f"no space left to write {os.fspath(path)!r}: nothing was written, and the old file is unchanged. "
             "Free some space, or give another path with -o."
         )
+
+
+def in_python_words(message: str) -> str:
+    """A message with the names of arguments instead of flags. Commands in it stay as they are."""
+    return _COMMAND_OR_FLAG.sub(lambda match: _argument(match[1]) if match[1] else match[0], message)
+
+
+def with_python_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """The function for callers in Python: its messages name arguments, not the flags of a command."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except UserInputError as err:
+            err.args = (in_python_words(str(err)), *err.args[1:])
+            raise
+
+    return call
+
+
+def _argument(flag: str) -> str:
+    return _ARGUMENTS.get(flag, flag.replace("-", "_"))
 
 
 def quoted(value: object) -> str:

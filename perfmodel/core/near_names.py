@@ -46,8 +46,8 @@ def near_words(given: str, known: Iterable[str]) -> tuple[str, ...]:
     A name may have further parts: `h100` is near `h100-80gb-pcie`. Words without numbers may hold a typo. At most three.
     """
     names = list(known)
-    same = [name for name in names if _is_near(given, name, digits_off=0)]
-    return tuple((same or [name for name in names if _is_near(given, name, digits_off=1)])[:MAX_NEAR])
+    equal = [name for name in names if _is_near(given, name, digits_off=0)]
+    return tuple((equal or [name for name in names if _is_near(given, name, digits_off=1)])[:MAX_NEAR])
 
 
 def near_keys(given: str, known: Iterable[str]) -> tuple[str, ...]:

@@ -235,10 +235,10 @@ class Hardware:
         return engines[engine]
 
     def link_between(self, num_devices: int) -> Link | None:
-        """The fastest link that joins so many devices; None for a single device.
+        """The fastest link that joins this number of devices; None for a single device.
 
         Raises:
-            OutOfDomain: no link joins so many.
+            OutOfDomain: no link joins this many.
         """
         if num_devices == 1:
             return None

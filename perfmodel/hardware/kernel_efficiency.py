@@ -9,8 +9,8 @@ the A100 and the H100 come from the shipped fits, which `calibrate.fit.fit_table
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
+from perfmodel.core.disk import EVIDENCE_FOLDER
 from perfmodel.core.units import (
     GB,
     MICRO,
@@ -34,8 +34,6 @@ A100_BYTES_PER_S: BytesPerS = 2039 * GB
 A100_BF16_FLOPS_PER_S: FlopsPerS = 312 * TERA
 H100_BYTES_PER_S: BytesPerS = 3350 * GB
 """From the datasheets; `perfmodel.hardware.known_hardware` has the sources."""
-
-EVIDENCE = Path(__file__).parents[1] / "evidence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +136,7 @@ def shipped_fit(name: str) -> LatencyFit:
     Raises:
         BadFile: the file is missing or damaged.
     """
-    return FIT_FILE.read(EVIDENCE / f"{name.casefold()}.latency-fit.json").record
+    return FIT_FILE.read(EVIDENCE_FOLDER / f"{name.casefold()}.latency-fit.json").record
 
 
 _A100_SHARES: Mapping[WeightKernels, Frac] = {"int8": 0.6689, "int4": 0.5786, "gguf": 0.6544}

@@ -104,7 +104,7 @@ class RooflineLatency(_LawLatency):
 
     Raises:
         UserInputError: the device has no such engine mode.
-        OutOfDomain: no link joins so many devices.
+        OutOfDomain: no link joins this many devices.
     """
 
     __slots__ = ("_launch_bound_frac", "error_frac", "host_error_frac")

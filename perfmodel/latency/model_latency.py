@@ -145,6 +145,9 @@ class ModelLatency(Printable):
         if rows < (0 if kind == "round" else 1) or context < 0:
             expected = "expected at least 1 row and 0 cached tokens"
             raise UserInputError(f"a {kind_label(kind)} pass of {rows} rows over {context} cached tokens: {expected}.")
+        if kind in ("segment", "exit", "draft_prefill") and not 0 <= stage < len(self.exits):
+            expected = f"expected 0 to {len(self.exits) - 1}" if self.exits else "expected a draft. Give exits= to s2d.latency"
+            raise UserInputError(f"stage {stage} of {self.model.name!r}, which has {len(self.exits)} exits: {expected}.")
         return self.at_context(context).line(kind, stage, rows).at(context)
 
 
@@ -160,16 +163,6 @@ def latency(
     fit: PathLike | LatencyFit | None = None,
 ) -> ModelLatency:
     """Seconds of a model's passes from a datasheet, a fit or a profile.
-
-    ```python
-    cost = latency("llama-2-7b", device="a100-80gb")
-    cost.verify(rows=6, context=768)              # seconds
-    cost.plain(context=768)
-    draft = latency("s2d-vicuna-12", device="a100-80gb")
-    draft.segment(stage=0, context=768) + draft.exit_check(stage=0)
-    latency("target.latency.json").plain(context=768)     # measured by s2d-profile
-    print(cost)
-    ```
 
     Args:
         model: a known target or draft by name, shapes, or a latency profile (a record or the path of its file). A profile is
@@ -188,9 +181,18 @@ def latency(
         UnknownName: no such model or device; lists the nearest names.
         UserInputError: the device does not compute in the dtype, has no such engine mode, or an argument is missing or
             contradicts the profile or the fit.
-        OutOfDomain: no link joins so many devices.
+        OutOfDomain: no link joins this many devices.
         BadPolicy: the exits are not layers of the model in rising order.
         BadFile: a file is not a latency profile or a fit.
+
+    Example:
+        >>> cost = s2d.latency("llama-2-7b", device="a100-80gb")
+        >>> f"{cost.verify(rows=6, context=768):.4f} {cost.plain(context=768):.4f}"  # seconds
+        '0.0103 0.0103'
+        >>> draft = s2d.latency("s2d-vicuna-12", device="a100-80gb")
+        >>> draft_s = draft.segment(stage=0, context=768) + draft.exit_check(stage=0)
+        >>> s2d.latency("profile/target.latency.json").level  # measured by s2d-profile
+        'measured'
     """
     fixed = {"device": device, "dtype": dtype, "engine": engine}
     numbers = {"num_devices": num_devices, "batch": batch}
@@ -203,6 +205,8 @@ def latency(
     if fit is not None:
         _refuse_fixed("a fit", fixed, numbers)
         return _fitted(fit if isinstance(fit, LatencyFit) else FIT_FILE.read(fit).record, geometry, exit_layers)
+    if batch < 1:
+        raise UserInputError(f"batch {batch}: expected at least 1.")
     if device is None:
         raise UserInputError(
             f"no device for {geometry.name!r}: expected device='a100-80gb' (docs/reference/hardware.md lists all), "

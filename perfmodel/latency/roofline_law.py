@@ -13,7 +13,7 @@ def roofline_law(hardware: Hardware, weights: WeightFormat, engine: EngineMode, 
 
     Raises:
         UserInputError: the device has no such engine mode.
-        OutOfDomain: no link joins so many devices.
+        OutOfDomain: no link joins this many devices.
     """
     costs, host, link = hardware.costs, hardware.engine_costs(engine), hardware.link_between(num_devices)
     activations = hardware.activation_dtype(weights)

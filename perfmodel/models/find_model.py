@@ -78,7 +78,7 @@ def find_draft(name: str) -> DraftGeometry:
 
 
 _TUNING = re.compile(r"-(hf|chat|instruct|it|pt|base)(?=-|$)")
-"""Parts of a name that say how a model was tuned or stored; its shapes are those of the base model."""
+"""Parts of a name for how a model was tuned or stored; its shapes equal the base model's."""
 _VERSION = re.compile(r"-v?\d+(\.\d+)*(?=-|$)")
 """The release in a name: `-3.1` or `-v0.3`, but not `-70b`."""
 

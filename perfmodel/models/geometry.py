@@ -177,7 +177,7 @@ class ModelGeometry:
 
 
 SELF_DRAFT = "self"
-"""Draft name that stands for the target's own first layers."""
+"""Draft name for the target's own first layers."""
 REFERENCE_PREFIX = "ref-"
 """Prefix of all names in the reference family: `ref-draft`, `ref-target-16`."""
 

@@ -59,7 +59,7 @@ class PassWork:
     head_bytes: float = 0.0
     """Weights of the LM head, where it runs."""
     model_bytes: float = 0.0
-    """All weights of the model but its embedding. The caches see as many bytes before the same weights are read again."""
+    """All weights but the embedding: what passes through the caches before the same weights are read again."""
     layer_flops: float = 0.0
     """Matrices of the layers, and attention among the rows."""
     head_flops: float = 0.0

@@ -83,7 +83,7 @@ class Line(NamedTuple):
     """For each cached token."""
 
     def at(self, cached_tokens: float) -> Seconds:
-        """Seconds of one pass over so many cached tokens."""
+        """Seconds of one pass over this number of cached tokens."""
         return self.base_s + self.per_token_s * cached_tokens
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from numbers import Integral, Real
+from typing import Literal, TypeAlias, get_args
 
 from perfmodel.core.errors import BadPolicy
 
@@ -88,7 +89,7 @@ class Policy:
     active exit always answers. Other exits are not evaluated and cost nothing.
 
     Example:
-        >>> Policy(exits=(6, 12), thresholds=(0.68,), tokens=12).label
+        >>> s2d.Policy(exits=(6, 12), thresholds=(0.68,), tokens=12).label
         'exits 6/12 at .68, 12 tokens'
     """
 
@@ -109,16 +110,24 @@ class Policy:
     drafted. Otherwise a segment catches up when a later token reaches it, in a wider pass. The tokens are the same."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "exits", tuple(self.exits))
-        object.__setattr__(self, "thresholds", tuple(self.thresholds))
-        if not self.exits or list(self.exits) != sorted(set(self.exits)):
+        for name in ("exits", "thresholds"):
+            values = getattr(self, name)
+            if isinstance(values, (int, float, str)):
+                raise BadPolicy(f"{name} {values!r}", f"a sequence, such as {name}=({values!r},)")
+            object.__setattr__(self, name, tuple(values))
+        is_layers = all(isinstance(layer, Integral) and layer >= 1 for layer in self.exits)
+        if not self.exits or not is_layers or list(self.exits) != sorted(set(self.exits)):
             raise BadPolicy(f"exits {self.exits!r}", "at least one exit, rising layer counts")
         if len(self.thresholds) != len(self.exits) - 1:
             given = f"{len(self.thresholds)} thresholds for {len(self.exits)} exits"
             raise BadPolicy(given, "one for every exit but the last, which always answers")
         for layer, threshold in zip(self.exits, self.thresholds, strict=False):
-            if not 0 <= threshold <= 1:
+            if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
                 raise BadPolicy(f"threshold {threshold!r} of exit {layer}", "a number from 0 to 1")
+        if self.confidence not in get_args(Confidence):
+            raise BadPolicy(f"confidence {self.confidence!r}", f"{', '.join(map(repr, get_args(Confidence)))}")
+        if self.stop is not None and not isinstance(self.stop, StopRule):
+            raise BadPolicy(f"stop {self.stop!r}", "a stop rule, such as ConfidenceFloor(floor=0.5), or None")
         self._check_pass_order()
         self._check_length()
 
@@ -132,7 +141,7 @@ class Policy:
             raise BadPolicy("running ahead and catching up at once", "at most one of them")
 
     def _check_length(self) -> None:
-        if self.tokens < 1:
+        if not isinstance(self.tokens, Integral) or self.tokens < 1:
             raise BadPolicy(f"{self.tokens!r} tokens per round", "at least 1 (plain decoding has no policy: None)")
         match self.stop:
             case ConfidenceFloor(floor=floor) | SurvivalFloor(floor=floor) if not 0 <= floor <= 1:

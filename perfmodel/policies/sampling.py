@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from perfmodel.core.errors import BadValue
 
 AcceptanceRule = Literal["greedy", "ratio", "shared-noise"]
 """`greedy`: accept a token that equals the target's argmax. `ratio`: accept with probability min(1, p/q), else draw from
@@ -19,13 +21,17 @@ class Sampling:
 
     Penalties change the raw logits of every position, at the exits too, according to the tokens before it, drafted tokens
     included. Temperature, top-k, top-p and min-p follow, in transformers' order.
+
+    Example:
+        >>> s2d.Sampling(rule="shared-noise", temperature=0.8, top_p=0.95, seed=0).label
+        'shared-noise T=0.8 top-p 0.95'
     """
 
     rule: AcceptanceRule
     temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int | None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
     min_p: float | None = None
     """Drop tokens whose probability is below this share of the largest one."""
     repetition_penalty: float | None = None
@@ -36,26 +42,28 @@ class Sampling:
     """Subtracted once for each time a token is in the output (OpenAI, vLLM)."""
 
     def __post_init__(self) -> None:
+        if self.rule not in get_args(AcceptanceRule):
+            raise BadValue(f"rule {self.rule!r}: expected {', '.join(map(repr, get_args(AcceptanceRule)))}")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature {self.temperature!r}: expected a number of at least 0")
+            raise BadValue(f"temperature {self.temperature!r}: expected a number of at least 0")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k {self.top_k!r}: expected at least 1 token")
+            raise BadValue(f"top_k {self.top_k!r}: expected at least 1 token")
         if (self.rule == "greedy") != (self.temperature == 0):
-            raise ValueError(f"rule {self.rule!r} with temperature {self.temperature!r}: greedy and temperature 0 go together")
+            raise BadValue(f"rule {self.rule!r} with temperature {self.temperature!r}: greedy and temperature 0 go together")
         if self.rule == "greedy" and (self.top_k, self.top_p, self.min_p, self.seed) != (None, None, None, None):
-            raise ValueError("greedy decoding takes no top_k, top_p, min_p or seed: expected a temperature above 0 with them")
+            raise BadValue("greedy decoding takes no top_k, top_p, min_p or seed: expected a temperature above 0 with them")
         if self.rule != "greedy" and self.seed is None:
-            raise ValueError(f"rule {self.rule!r} needs a seed, which makes the run repeatable")
+            raise BadValue(f"rule {self.rule!r} needs a seed, which makes the run repeatable")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p!r}: expected above 0 and at most 1")
+            raise BadValue(f"top_p {self.top_p!r}: expected above 0 and at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p {self.min_p!r}: expected from 0 to 1")
+            raise BadValue(f"min_p {self.min_p!r}: expected from 0 to 1")
         if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(f"repetition_penalty {self.repetition_penalty!r}: expected a number above 0, where 1 is none")
+            raise BadValue(f"repetition_penalty {self.repetition_penalty!r}: expected a number above 0, where 1 is none")
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             if value is not None and not -MAX_PENALTY <= value <= MAX_PENALTY:
-                raise ValueError(f"{name} {value!r}: expected from {-MAX_PENALTY:g} to {MAX_PENALTY:g}, where 0 is none")
+                raise BadValue(f"{name} {value!r}: expected from {-MAX_PENALTY:g} to {MAX_PENALTY:g}, where 0 is none")
 
     @property
     def has_penalties(self) -> bool:

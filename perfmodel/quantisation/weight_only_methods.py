@@ -1,6 +1,6 @@
 """Read quantisation methods with one scheme for all modules but listed ones.
 
-They are those of transformers, exllama and MLX. Defaults are those of transformers' `quantization_config` classes.
+The methods are from transformers, exllama and MLX. Defaults are from transformers' `quantization_config` classes.
 """
 
 from collections.abc import Mapping

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfmodel.acceptance.trace import Trace
-from perfmodel.core.errors import BadPolicy
+from perfmodel.core.errors import BadPolicy, BadValue, quoted
 from perfmodel.core.units import Floats
 from perfmodel.passes.passes import ColdCount, Line, PassCount, PassKind
 from perfmodel.policies.policy import Policy
@@ -133,20 +133,41 @@ class ReplayBatch:
 
 
 def replay(trace: Trace, policy: Policy | None) -> RoundStats:
-    """Counts of a policy's rounds over all prompts of a trace, as one record. `None` is plain decoding.
+    """Counts of a policy's rounds over all prompts of a trace, as one record.
+
+    Args:
+        trace: predictions of every exit along the target's text: `Trace.from_arrays`, `Trace.load` or `Profile.trace`.
+        policy: which exits draft how many tokens. None is plain decoding.
+
+    Returns:
+        Tokens, rounds, accepted tokens and passes; `tokens_per_round` is their ratio.
 
     Raises:
         BadPolicy: the policy uses an exit that the traced draft does not have, or another confidence measure.
+
+    Example:
+        >>> trace = s2d.Trace.from_arrays([[0.9], [0.8], [0.7], [0.6]], [[1], [1], [0], [1]], exits=(6,))
+        >>> print(s2d.replay(trace, s2d.Policy(exits=(6,), tokens=2)))
+        2.00 tokens per round: 4 tokens in 2 rounds; 2 of 2 drafted tokens accepted (100.0 %)
     """
     [stats] = replay_batch(trace, [policy]).stats()
     return stats
 
 
 def replay_prompts(trace: Trace, policy: Policy | None) -> tuple[RoundStats, ...]:
-    """The same by prompt: one record for each, in the order of the trace.
+    """Counts of a policy's rounds by prompt: one record for each, in the order of the trace.
+
+    Args:
+        trace: as for `replay`.
+        policy: as for `replay`.
 
     Raises:
         BadPolicy: the policy uses an exit that the traced draft does not have, or another confidence measure.
+
+    Example:
+        >>> trace = s2d.Trace.from_arrays([[0.9], [0.8], [0.7], [0.6]], [[1], [1], [0], [1]], exits=(6,), prompts=[3, 1])
+        >>> [rounds.num_rounds for rounds in s2d.replay_prompts(trace, s2d.Policy(exits=(6,), tokens=2))]
+        [1, 1]
     """
     return replay_batch(trace, [policy], by_prompt=True).stats()
 
@@ -162,6 +183,8 @@ def replay_batch(trace: Trace, policies: Sequence[Policy | None], *, by_prompt: 
     Raises:
         BadPolicy: a policy uses an exit that the traced draft does not have, or another confidence measure.
     """
+    if not isinstance(trace, Trace):
+        raise BadValue(f"trace is {quoted(trace)}: expected a Trace, such as Trace.load('trace.npz')")
     num_tokens = [prompt.num_positions for prompt in trace.header.prompts]
     by_group = num_tokens if by_prompt else [sum(num_tokens)]
     return ReplayBatch(
@@ -205,6 +228,8 @@ def _warn_not_compiled() -> None:
 
 
 def _check(trace: Trace, policy: Policy) -> None:
+    if not isinstance(policy, Policy):
+        raise BadPolicy(f"a {type(policy).__name__}", "a Policy, such as plan.policy, or None for plain decoding")
     header = trace.header
     unknown = [layer for layer in policy.exits if layer not in header.exit_layers]
     if unknown:

@@ -8,6 +8,7 @@ from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import FileFormat
 from perfmodel.core.provenance import make_provenance
+from perfmodel.core.stats import Interval
 from perfmodel.core.units import Bytes, Frac, Tokens
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
@@ -148,6 +149,21 @@ class Plan(Printable):
     """Limits of `next_command`, and how to train a draft that is not public. A command in a note stands at its end."""
 
     @property
+    def policy(self) -> Policy | None:
+        """The chosen policy; None means: do not speculate."""
+        return self.chosen.policy
+
+    @property
+    def speedup(self) -> Interval:
+        """Predicted speed over plain decoding, with its 90 % interval."""
+        return self.chosen.speedup.speedup
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Predicted tokens per second."""
+        return self.chosen.speedup.tokens_per_s
+
+    @property
     def has_assumed_head(self) -> bool:
         """Whether the draft has a reduced head that has not been made yet. Such a draft can be neither measured nor run."""
         return self.draft.model.has_reduced_head and self.draft_sha256 is None
@@ -162,6 +178,15 @@ class Plan(Printable):
         from perfmodel.results.plan_text import plan_blocks
 
         return plan_blocks(self, explain=explain)
+
+    @staticmethod
+    def load(path: PathLike) -> "Plan":
+        """Read a plan from a file by `save` or `s2d-plan -o`.
+
+        Raises:
+            BadFile: the file is not a complete plan.
+        """
+        return PLAN_FILE.read(path).record
 
     def save(self, path: PathLike) -> None:
         """Write the plan as a file, whole or not at all.

@@ -86,8 +86,8 @@ def drafts_blocks(plans: Sequence[Plan]) -> list[Block]:
 
 def _drafts_verdict(plans: Sequence[Plan]) -> str:
     first, second = (plan.chosen.speedup for plan in plans[:2])
-    lead = format_speedup(first.speedup.value / second.speedup.value)
-    text = f"By speedup, {plans[0].draft.model.name} is predicted to be {lead} as fast as the next draft."
+    ratio = format_speedup(first.speedup.value / second.speedup.value)
+    text = f"By speedup, {plans[0].draft.model.name} is predicted to be {ratio} as fast as the next draft."
     plain = [plan.chosen.speedup.plain_tokens_per_s for plan in plans]
     if max(plain) > PLAIN_TOLERANCE * min(plain):
         rates = format_rate(min(plain)), format_rate(max(plain))

@@ -7,6 +7,7 @@ from perfmodel.core.blocks import Block, Printable
 from perfmodel.core.disk import PathLike
 from perfmodel.core.files import FileFormat
 from perfmodel.core.provenance import make_provenance
+from perfmodel.core.stats import Interval
 from perfmodel.core.units import Frac, Seconds, Tokens
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
 from perfmodel.passes.device_key import DeviceKey
@@ -115,6 +116,11 @@ class RunReport(Printable):
     """The plan's prediction; None without a plan."""
 
     @property
+    def speedup(self) -> Interval | None:
+        """Measured speed over plain decoding, with its 90 % interval; None without plain decoding."""
+        return None if self.measured is None else self.measured.speedup
+
+    @property
     def inputs(self) -> dict[str, str]:
         """SHA-256 of the plan and the models, by role."""
         plan = {} if self.plan_sha256 is None else {"plan": self.plan_sha256}
@@ -125,6 +131,15 @@ class RunReport(Printable):
         from perfmodel.results.report_text import report_blocks
 
         return report_blocks(self, explain=explain)
+
+    @staticmethod
+    def load(path: PathLike) -> "RunReport":
+        """Read a report from a file by `save` or `s2d-run -o`.
+
+        Raises:
+            BadFile: the file is not a complete report.
+        """
+        return REPORT_FILE.read(path).record
 
     def save(self, path: PathLike) -> None:
         """Write the report as a file, whole or not at all.

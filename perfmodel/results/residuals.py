@@ -90,6 +90,15 @@ class Residuals(Printable):
 
         return residuals_blocks(self, explain=explain)
 
+    @staticmethod
+    def load(path: PathLike) -> "Residuals":
+        """Read a comparison from a file by `save` or `s2d-compare -o`.
+
+        Raises:
+            BadFile: the file is not a complete comparison.
+        """
+        return RESIDUALS_FILE.read(path).record
+
     def save(self, path: PathLike) -> None:
         """Write the residuals as a file, whole or not at all.
 

@@ -81,9 +81,7 @@ def profile_law(
         Mismatch: the folder holds an unfinished measurement of other models or settings.
 
     Example:
-        >>> from profiler.profiling.profile_law import profile_law
-        >>> law = profile_law(device="cpu", depths=(1, 2), hidden_sizes=(64, 128), budget_s=2)
-        >>> print(law)
+        >>> law = s2d.profile_law(device="cpu", depths=(1, 2), hidden_sizes=(64, 128), budget_s=2)
         >>> law.next_command
         's2d-plan fit law/*.latency.json -o law/law.fit.json'
     """

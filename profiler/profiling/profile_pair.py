@@ -115,11 +115,11 @@ def profile(
         Mismatch: the folder holds an unfinished measurement of other models or settings.
 
     Example:
-        >>> from profiler.profiling.profile_pair import profile
-        >>> measured = profile("ref-target-16", draft="ref-draft", device="cpu", num_prompts=2, budget_s=5)
-        >>> print(measured)
-        >>> measured.trace.accept_prob.mean(axis=0)
-        >>> [(path.name, len(part.samples)) for path, part in zip(measured.latency_paths, measured.latency)]
+        >>> measured = s2d.profile("ref-target-16", draft="ref-draft", output="measured", num_prompts=2, budget_s=5)
+        >>> [path.name for path in measured.latency_paths], measured.trace_path.name
+        (['draft.latency.json', 'target.latency.json'], 'trace.npz')
+        >>> measured.trace.confidence.shape[1]  # exits
+        4
     """
     request = ProfileRequest(
         target=target,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from perfmodel.acceptance.splits import Split
 from perfmodel.core.disk import PathLike
@@ -87,6 +87,9 @@ class ProfileRequest:
         for flag, count in counts.items():
             if count < 1:
                 raise UserInputError(f"{flag} {count}: expected at least 1.")
+        if self.what not in get_args(Measurement):
+            expected = ", ".join(map(repr, get_args(Measurement)))
+            raise UserInputError(f"what is {self.what!r}: expected one of {expected}.")
         if self.num_mistakes < 0:
             raise UserInputError(f"--off-path {self.num_mistakes}: expected 0 mistakes or more.")
         check_budget(self.budget_s)

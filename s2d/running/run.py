@@ -3,15 +3,18 @@
 import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from perfmodel.core.console import keep_progress, print_err
 from perfmodel.core.cpu_contention import Contention
+from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import Mismatch
 from perfmodel.models.geometry import SELF_DRAFT
 from perfmodel.passes.kernels import STANDARD_KERNELS
 from perfmodel.passes.pauses import pauses_text
+from perfmodel.results.plan import Plan
 from perfmodel.results.report import RunReport
 from perfmodel.results.report_text import drift_text
 from s2d.decoding.encode_prompts import ConversationEncoder, EncodedPrompt, encode_prompts
@@ -30,22 +33,27 @@ from s2d.running.run_inputs import NamedPlan, RunInputs, RunRequest, lock_output
 from s2d.running.run_prompts import OnPrompt, RunSettings, paused_passes, run_prompts
 
 
-def run(request: RunRequest) -> RunReport | None:
+def run(plan: RunRequest | Plan | PathLike, **options: Any) -> RunReport | None:
     """Run a plan, as `s2d-run` does. Notes and warnings go to stderr.
 
+    Args:
+        plan: a plan, its file, or a complete request.
+        options: fields of `RunRequest`: `prompts`, `check`, `num_prompts`, `max_new_tokens`, `outputs` and others.
+
     Returns:
-        the report; None if the outputs file already contains an output for every selected prompt.
+        The report: `speedup` (None without `check`), tokens/s and acceptance beside the prediction. None if the outputs file
+        already contains an output for every selected prompt.
 
     Raises:
         UserInputError: an input is missing, cannot be read, or does not fit the others.
+        Mismatch: the plan is for other models or another device.
 
     Example:
-        >>> from s2d.running.run import run
-        >>> from s2d.running.run_inputs import RunRequest
-        >>> report = run(RunRequest(plan="plan.json", check=True))
-        >>> print(report)
-        >>> report.measured.speedup.value
+        >>> report = s2d.run("plan.json", prompts=["import os", "def main("], check=True, max_new_tokens=16)
+        >>> report.check.num_equal, report.speedup.value > 0
+        (2, True)
     """
+    request = replace(plan, **options) if isinstance(plan, RunRequest) else RunRequest(plan=plan, **options)
     inputs = read_run_inputs(request)
     with lock_outputs(request.outputs):
         return run_loaded(request, inputs, load_plan_pair(request, inputs.plan))

@@ -58,6 +58,12 @@ class RunRequest:
     outputs: Path | None = None
     """A JSONL file of finished outputs. A repeated run continues after those it contains."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if self.outputs is not None:
+            object.__setattr__(self, "outputs", Path(self.outputs))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfmodel.core.disk import PathLike
-from perfmodel.core.errors import UserInputError
+from perfmodel.core.errors import BadPolicy, BadValue, UserInputError, quoted, with_python_errors
 from perfmodel.core.units import Frac, Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import SELF_DRAFT
@@ -24,6 +24,7 @@ from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy
 from s2d.loading.exits import requested_exits
 from s2d.loading.memory import TextLimits
 from s2d.model.torch_device import default_device, engine_for, use_device
+from s2d.model.torch_dtypes import TORCH_DTYPES
 from s2d.prompts.conversation import Prompt
 from s2d.prompts.text import ContinuationText, Stop, continuation_text
 from s2d.running.run import run_loaded
@@ -99,16 +100,18 @@ def load(
         BadPolicy: the draft has no such exits.
 
     Example:
-        >>> from perfmodel.policies.policy import Policy
-        >>> from s2d.running.speculative_model import load
-        >>> model = load("ref-target-16", draft="ref-draft", device="cpu")
+        >>> model = s2d.load("ref-target-16", draft="ref-draft", device="cpu")
         >>> model
         ref-target-16 with ref-draft, exits 1/2/4/6 (s2d.json)
-        >>> policy = Policy(exits=(2, 6), thresholds=(0.5,), tokens=6)
+        >>> policy = s2d.Policy(exits=(2, 6), thresholds=(0.5,), tokens=6)
         >>> completion = model.generate("def read_lines(path):", policy=policy, max_new_tokens=32)
-        >>> print(completion)
-        >>> completion.tokens_per_round, completion.acceptance
+        >>> len(completion.tokens), completion.tokens_per_round > 1
+        (32, True)
     """
+    if dtype not in TORCH_DTYPES:
+        raise BadValue(f"dtype {dtype!r}: expected one of {', '.join(map(repr, TORCH_DTYPES))}.")
+    if isinstance(exits, int):
+        raise BadPolicy(f"exits {exits!r}", f"a sequence, such as exits=({exits},)")
     name = device or default_device()
     use_device(name)
     request = PairRequest(
@@ -136,6 +139,7 @@ class SpeculativeModel:
     def __repr__(self) -> str:
         return self.pair.label
 
+    @with_python_errors
     def generate(
         self,
         prompt: str | Prompt,
@@ -145,7 +149,7 @@ class SpeculativeModel:
         adapt: bool = False,
         max_new_tokens: Tokens = DEFAULT_NEW_TOKENS,
         sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         chat: bool = False,
         stream: Callable[[str], object] | None = None,
     ) -> Completion:
@@ -160,7 +164,7 @@ class SpeculativeModel:
             adapt: change the policy while running, along the plan's frontier.
             max_new_tokens: the maximum length of the new text.
             sampling: how tokens are chosen. None takes the plan's, or greedy decoding.
-            stop: strings that end the text.
+            stop: a string, or several, that end the text.
             chat: put the prompt into the tokenizer's chat template as a user turn, and answer it.
             stream: receives the text in pieces while it is generated: `sys.stdout.write`, for example.
 
@@ -169,8 +173,10 @@ class SpeculativeModel:
             BadPolicy: the draft lacks an exit of the policy.
 
         Example:
-            >>> model = load("ref-target-16", draft="ref-draft", device="cpu")
-            >>> print(model.generate("import os", plan="plan.json", max_new_tokens=32))
+            >>> model = s2d.load("ref-target-16", draft="ref-draft", device="cpu")
+            >>> fast = model.generate("import os", plan="plan.json", max_new_tokens=16)
+            >>> fast.text == model.generate("import os", max_new_tokens=16).text
+            True
         """
         if plan is not None and policy is not None:
             raise UserInputError("plan and policy are both given: expected one of them. Leave one out.")
@@ -183,6 +189,10 @@ class SpeculativeModel:
             named = load_plan(plan)
             sampling = sampling or named.record.workload.sampling
             selector = AdaptivePolicy(named.frontier) if adapt else FixedPolicy(named.record.chosen.policy)
+        if not isinstance(prompt, str | Prompt):
+            raise BadValue(f"prompt is {quoted(prompt)}: expected one text. Call generate for each, or run for several.")
+        if policy is not None and not isinstance(policy, Policy):
+            raise BadPolicy(f"a {type(policy).__name__}", "a Policy, such as plan.policy, or None for plain decoding")
         if isinstance(prompt, str):
             prompt = Prompt(name="prompt", category="given", text=prompt)
         [encoded] = encode_prompts(self.pair, [prompt.first_turn], max_new_tokens=max_new_tokens, is_chat=chat)
@@ -191,7 +201,7 @@ class SpeculativeModel:
             sampling=sampling or GREEDY,
             max_new_tokens=max_new_tokens,
             eos_token_id=self.pair.eos_token_id,
-            stop=Stop(stop, self.pair.tokenizer) if stop else None,
+            stop=Stop((stop,) if isinstance(stop, str) else stop, self.pair.tokenizer) if stop else None,
         )
         session = self._session_for(len(encoded.token_ids) + max_new_tokens, settings.sampling)
         streamed = _Stream(stream, ContinuationText(self.pair.tokenizer, encoded.token_ids)) if stream else None
@@ -203,6 +213,7 @@ class SpeculativeModel:
         text = continuation_text(self.pair.tokenizer, encoded.token_ids, generation.tokens)
         return Completion(prompt=encoded, text=text, generation=generation)
 
+    @with_python_errors
     def run(self, plan: PathLike | Plan, **options: Any) -> RunReport | None:
         """Run a plan over prompts, as `s2d-run` does, and compare speed and acceptance with the prediction.
 
@@ -218,9 +229,10 @@ class SpeculativeModel:
             Mismatch: the plan is for other models or another device.
 
         Example:
-            >>> model = load("ref-target-16", draft="ref-draft", device="cpu")
-            >>> report = model.run("plan.json", prompts=["import os", "def main("], max_new_tokens=32, check=True)
-            >>> print(report)
+            >>> model = s2d.load("ref-target-16", draft="ref-draft", device="cpu")
+            >>> report = model.run("plan.json", prompts=["import os", "def main("], max_new_tokens=16, check=True)
+            >>> report.check.num_equal
+            2
         """
         if loaded := options.keys() & {"target", "draft"}:
             raise UserInputError(f"{', '.join(sorted(loaded))} given: expected none, as these models are loaded. Leave it out.")

@@ -41,7 +41,7 @@ from s2d.model.torch_device import use_device
 from s2d.prompt_files.read_as import Form
 from s2d.prompts.conversation import Prompt
 from s2d.prompts.special_tokens import SpecialTokens, special_tokens_note
-from s2d.training.requests import CalibrateDraftRequest
+from s2d.training.requests import CalibrateDraftRequest, as_names
 
 CONFIDENCE: Confidence = "max-prob"
 NUM_FOLDS = 4
@@ -78,7 +78,7 @@ def calibrate_draft(
     *,
     targets: PathLike | Sequence[PathLike],
     prompts: PathLike | None = None,
-    exits: tuple[int, ...] | None = None,
+    exits: Sequence[int] | None = None,
     max_new_tokens: Tokens = 128,
     special_tokens: SpecialTokens = "parse",
     device: str = "cpu",
@@ -112,11 +112,9 @@ def calibrate_draft(
     """
     request = CalibrateDraftRequest(
         draft=os.fspath(draft),
-        targets=(os.fspath(targets),)
-        if isinstance(targets, str | os.PathLike)
-        else tuple(os.fspath(target) for target in targets),
+        targets=as_names(targets),
         prompts=None if prompts is None else Path(prompts),
-        exits=exits,
+        exits=None if exits is None else tuple(exits),
         max_new_tokens=max_new_tokens,
         special_tokens=special_tokens,
         device=device,

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from perfmodel.core.blocks import Block, Command, Paragraph, Printable
-from perfmodel.core.disk import PathLike
+from perfmodel.core.disk import PathLike, as_paths
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens, format_frac
 from s2d.loading.exits import find_exits, requested_exits
@@ -25,7 +25,7 @@ from s2d.loading.model_folder import find_model
 from s2d.loading.read_config import read_geometry
 from s2d.loading.sidecar import Sidecar
 from s2d.prompt_files.read_as import Form
-from s2d.training.requests import ReduceVocabRequest, as_paths
+from s2d.training.requests import ReduceVocabRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def reduce_vocab(
     num_tokens: Tokens,
     text: PathLike | Sequence[PathLike],
     output: PathLike,
-    exits: tuple[int, ...] | None = None,
+    exits: Sequence[int] | None = None,
     text_format: Form = "auto",
     text_column: str | None = None,
 ) -> ReducedDraft:
@@ -85,7 +85,7 @@ def reduce_vocab(
         num_tokens=num_tokens,
         text=as_paths(text),
         output=Path(output),
-        exits=exits,
+        exits=None if exits is None else tuple(exits),
         text_format=text_format,
         text_column=text_column,
     )

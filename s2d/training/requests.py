@@ -153,9 +153,9 @@ class TrainReferenceRequest:
         return self.work or self.output.with_name(self.output.name + ".work")
 
 
-def as_paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
-    """One path or several as a tuple."""
-    return (Path(paths),) if isinstance(paths, str | os.PathLike) else tuple(map(Path, paths))
+def as_names(models: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
+    """One model or several, by name or folder, as a tuple."""
+    return (os.fspath(models),) if isinstance(models, str | os.PathLike) else tuple(os.fspath(model) for model in models)
 
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:

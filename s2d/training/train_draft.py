@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from perfmodel.core.blocks import Block, Command, Paragraph, Printable
-from perfmodel.core.disk import PathLike, atomic_folder
+from perfmodel.core.disk import PathLike, as_paths, atomic_folder
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Frac, Tokens
 from s2d.decoding.encode_prompts import EncodedPrompt
@@ -33,7 +33,7 @@ from s2d.loading.sidecar import Sidecar, write_sidecar
 from s2d.model.torch_device import use_device
 from s2d.prompt_files.read_as import Form
 from s2d.training.calibrate_draft import calibrate
-from s2d.training.requests import CalibrateDraftRequest, TrainDraftRequest, as_paths
+from s2d.training.requests import CalibrateDraftRequest, TrainDraftRequest, as_names
 from s2d.training.resume import LOSS_NAME, remove_training, training_folder
 from s2d.training.train_sorted import Batch, load_trainable, random_windows, train_sorted
 from s2d.training.training_record import TrainingRecord, TrainSettings, write_training
@@ -67,7 +67,7 @@ def train_draft(
     exits: Sequence[int],
     text: PathLike | Sequence[PathLike],
     output: PathLike,
-    teachers: Sequence[PathLike] = (),
+    teachers: PathLike | Sequence[PathLike] = (),
     distill_frac: Frac = 0.9,
     steps: int = 1000,
     batch_sequences: int = 8,
@@ -123,7 +123,7 @@ def train_draft(
         exits=tuple(exits),
         text=as_paths(text),
         output=Path(output),
-        teachers=tuple(os.fspath(teacher) for teacher in teachers),
+        teachers=as_names(teachers),
         distill_frac=distill_frac,
         steps=steps,
         batch_sequences=batch_sequences,

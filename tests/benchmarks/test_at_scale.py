@@ -1,4 +1,4 @@
-"""What at_scale.py keeps of a pair: as many layers as fit, and acceptance as a trace of it."""
+"""at_scale.py: it keeps as many layers as fit, and labels the acceptance with its pair."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ TEXT = TextLimits(max_tokens=576, prompt_tokens=576, num_noise_tables=0)
 
 
 @pytest.mark.parametrize("free_bytes", [20 * GIB, 79 * GIB, 200 * GIB])
-def test_as_many_layers_are_kept_as_the_device_holds(monkeypatch, free_bytes: int) -> None:
+def test_as_many_layers_are_kept_as_fit_in_memory(monkeypatch, free_bytes: int) -> None:
     monkeypatch.setattr(at_scale, "free_device_bytes", lambda device: free_bytes)
     kept = at_scale.layers_of("fit", MODELS, TEXT)
 
@@ -40,7 +40,7 @@ def test_layers_are_a_number_or_fit() -> None:
         at_scale.layers_of("most", MODELS, TEXT)
 
 
-def test_a_published_trace_stays_one_and_a_recorded_one_takes_the_weights_of_the_pair() -> None:
+def test_a_published_trace_has_no_hashes_and_a_recorded_trace_takes_those_of_the_pair() -> None:
     target = tiny(TARGET)
     draft = draft_of(None, target, TRACE.header.draft, is_tiny=True)
     models = PairPlacement(target=target, draft=draft, dtype="fp32", device=torch.device("cpu"), engine="eager")

@@ -1,10 +1,10 @@
-"""Verdicts of benchmarks/field.py: a wrong answer and a bad refusal count as wrong."""
+"""field.py: a wrong answer and a bad refusal count as wrong."""
 
 import json
 from pathlib import Path
 
 import pytest
-from field import BYTES_TOLERANCE, config_problems, refusal_outcome, says_why, stored_bytes, summed_up, text_problems
+from field import BYTES_TOLERANCE, config_problems, count_verdicts, names_a_reason, refusal_outcome, stored_bytes, text_problems
 
 from details.field_configs import ConfigCase, Storage
 from details.field_oracle import Counted, count
@@ -38,7 +38,7 @@ def test_the_oracle_counts_every_weight_of_a_llama() -> None:
     assert counted.kv_values_per_token == 2 * 2 * 2 * 16
 
 
-def test_bytes_are_summed_up_part_by_part() -> None:
+def test_bytes_are_summed_over_parameters() -> None:
     counted = Counted(
         params_by_name={
             "model.embed_tokens.weight": (100, False),
@@ -58,7 +58,7 @@ def test_bytes_are_summed_up_part_by_part() -> None:
     [
         (CASE, CONFIG, None),
         (CASE, CONFIG | {"intermediate_size": 129}, "weights, expected"),
-        (CASE, CONFIG | {"num_key_value_heads": 4}, "cached numbers a token, expected"),
+        (CASE, CONFIG | {"num_key_value_heads": 4}, "KV values per token, expected"),
         (OTHER_NAME, CONFIG, "called 'mine', expected 'yours'"),
         (
             ConfigCase(name="mine", files={}, storage=Storage(linear_bits=16 * (1 + 3 * BYTES_TOLERANCE))),
@@ -67,12 +67,12 @@ def test_bytes_are_summed_up_part_by_part() -> None:
         ),
     ],
 )
-def test_an_answer_that_is_not_the_oracles_is_wrong(
+def test_an_answer_that_differs_from_the_oracle_is_wrong(
     case: ConfigCase, config: dict[str, object], problem: str | None, folder: Path
 ) -> None:
     problems = config_problems(case, folder, count(config))
     assert bool(problems) == (problem is not None)
-    assert problem is None or any(problem in one for one in problems)
+    assert problem is None or any(problem in found for found in problems)
 
 
 QUANTISED = ConfigCase(name="mine", files={}, storage=Storage(linear_bits=4))
@@ -91,14 +91,14 @@ SHOWN = "target  mine, 2 layers, 0.86 billion weights, on 1 x H100\nplain   9 to
         (CASE, "", "no line of the target's name"),
     ],
 )
-def test_a_text_that_tells_a_person_otherwise_is_wrong(case: ConfigCase, text: str, problem: str | None) -> None:
+def test_a_text_with_a_wrong_name_size_or_quantisation_is_wrong(case: ConfigCase, text: str, problem: str | None) -> None:
     problems = text_problems(case, text, Counted(params_by_name={"all": (860_000_000, True)}, kv_values_per_token=1))
     assert len(problems) == (problem is not None)
     assert problem is None or problem in problems[0]
 
 
 @pytest.mark.parametrize(
-    ("message", "is_told"),
+    ("message", "is_named"),
     [
         ("a mixture of experts (num_experts = 8)", True),
         ("the latency law does not cover 'NewForCausalLM'", True),
@@ -106,10 +106,10 @@ def test_a_text_that_tells_a_person_otherwise_is_wrong(case: ConfigCase, text: s
         ("cannot be read", False),
     ],
 )
-def test_a_refusal_names_what_is_in_the_file(message: str, is_told: bool, tmp_path: Path) -> None:
+def test_a_good_refusal_names_something_in_the_file(message: str, is_named: bool, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"architectures": ["NewForCausalLM"], "num_experts": 8}), encoding="utf-8")
-    assert says_why(message, path) == is_told
+    assert names_a_reason(message, path) == is_named
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_refusal_names_what_is_in_the_file(message: str, is_told: bool, tmp_pa
         (2, "EAGLE-3 " * 200, "wrong"),
     ],
 )
-def test_a_refusal_has_its_exit_code_and_says_what_was_found(code: int, message: str, verdict: str) -> None:
+def test_a_good_refusal_has_exit_code_2_and_a_short_message_with_the_reason(code: int, message: str, verdict: str) -> None:
     outcome = refusal_outcome("configs", "mine", code, message, ("eagle-3",))
     assert outcome.verdict == verdict
-    assert summed_up([outcome], [])["num_wrong"] == (verdict == "wrong")
+    assert count_verdicts([outcome], [])["num_wrong"] == (verdict == "wrong")

@@ -1,4 +1,4 @@
-"""The first minutes on a device: a check that fails costs only itself, and wrong kernels are found."""
+"""first_minutes.py: a failed check does not stop the others, and wrong kernels are found."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 
 
 class FakeChecks:
-    """Some checks by name."""
+    """Checks by name."""
 
     device = torch.device("cpu")
 
@@ -34,8 +34,8 @@ def broken() -> Outcome:
     raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
 
-def test_a_check_that_raises_is_a_failed_line_and_the_others_go_on(capsys) -> None:
-    lines = first_minutes.lines_of(FakeChecks(bad=broken, fine=good), ["bad", "fine"], lambda names: [])
+def test_a_check_that_raises_is_a_failed_line_and_the_others_continue(capsys) -> None:
+    lines = first_minutes.run_checks(FakeChecks(bad=broken, fine=good), ["bad", "fine"], lambda names: [])
     assert [line.is_failed for line in lines] == [True, False]
     verdict = "failed: RuntimeError: CUDA error: an illegal memory access was encountered"
     assert lines[0].outcome.verdict == verdict
@@ -47,32 +47,32 @@ def test_a_check_that_raises_is_a_failed_line_and_the_others_go_on(capsys) -> No
     assert result["ones"] == 1
 
 
-def test_after_a_lost_device_the_rest_runs_in_another_process(monkeypatch) -> None:
+def test_after_the_device_is_lost_the_rest_runs_in_another_process(monkeypatch) -> None:
     monkeypatch.setattr(first_minutes, "is_lost", lambda device: True)
-    asked = []
+    names_run = []
 
     def in_new_process(names):
-        asked.extend(names)
-        return [first_minutes.line_after(name, good) for name in names]
+        names_run.extend(names)
+        return [first_minutes.run_check(name, good) for name in names]
 
-    lines = first_minutes.lines_of(FakeChecks(a=good, b=broken, c=good, d=good), list("abcd"), in_new_process)
-    assert asked == ["c", "d"]
+    lines = first_minutes.run_checks(FakeChecks(a=good, b=broken, c=good, d=good), list("abcd"), in_new_process)
+    assert names_run == ["c", "d"]
     assert [line.check for line in lines] == list("abcd")
 
 
-def test_another_process_gives_its_lines_or_failed_ones(tmp_path) -> None:
+def test_another_process_returns_its_lines_or_failed_lines(tmp_path) -> None:
     args = first_minutes._parser().parse_args(["--quick", "-o", str(tmp_path)])
-    (line,) = first_minutes.lines_in_new_process(args, ["gemv"])
+    (line,) = first_minutes.run_checks_in_new_process(args, ["gemv"])
     assert (line.check, line.outcome.verdict) == ("gemv", OK)
     assert line.outcome.rows
     args.device = "cuda:99"
     args.output = tmp_path / "other"
-    (lost,) = first_minutes.lines_in_new_process(args, ["gemv"])
+    (lost,) = first_minutes.run_checks_in_new_process(args, ["gemv"])
     assert lost.outcome.verdict == "failed: exit code 2"
 
 
-def test_figures_that_are_no_numbers_are_left_out_of_the_result() -> None:
-    line = first_minutes.line_after("a", lambda: replace(good(), figures={"error_frac": float("nan"), "kernels": "x"}))
+def test_nan_figures_are_left_out_of_the_result() -> None:
+    line = first_minutes.run_check("a", lambda: replace(good(), figures={"error_frac": float("nan"), "kernels": "x"}))
     assert line.outcome.figures == {"error_frac": None, "kernels": "x"}
 
 
@@ -86,9 +86,9 @@ def test_kernels_that_fail_do_not_hide_the_others(monkeypatch) -> None:
 
     monkeypatch.setattr(captured_checks, "block_logits", refuses)
     monkeypatch.setattr(first_checks, "captured_texts", lambda device, num_texts: (0, 0))
-    found = Checks("cpu", is_quick=True).captures()
-    assert found.verdict == first_checks.WRONG
-    assert "inf in fp32 (input-major,products,fused)" in found.measured
+    outcome = Checks("cpu", is_quick=True).captures()
+    assert outcome.verdict == first_checks.WRONG
+    assert "inf in fp32 (input-major,products,fused)" in outcome.measured
 
 
 @pytest.mark.parametrize(("verdict", "is_failed"), [(OK, False), (SLOW, False), (UNMEASURED, False), ("failed: x", True)])
@@ -96,7 +96,7 @@ def test_only_failures_count_as_failed(verdict: str, is_failed: bool) -> None:
     outcome = Outcome(verdict=verdict, measured="", figures={})
     line = first_minutes.Line(check="a", took_s=0.0, outcome=outcome)
     assert line.is_failed == is_failed
-    assert first_minutes.line_of(line.as_json) == replace(line, outcome=replace(outcome, rows=[]))
+    assert first_minutes.line_from_json(line.as_json) == replace(line, outcome=replace(outcome, rows=[]))
 
 
 def test_converted_weights_give_the_same_logits_and_wrong_ones_are_found(monkeypatch) -> None:
@@ -106,24 +106,24 @@ def test_converted_weights_give_the_same_logits_and_wrong_ones_are_found(monkeyp
     convert = captured_checks.with_kernels
 
     def forgets_the_scale(weights, kernels, dtype=None):
-        found = convert(weights, kernels, dtype)
-        return replace(found, head=found.head * 1.05) if kernels.weight_layout == "output-major" else found
+        converted = convert(weights, kernels, dtype)
+        return replace(converted, head=converted.head * 1.05) if kernels.weight_layout == "output-major" else converted
 
     monkeypatch.setattr(captured_checks, "with_kernels", forgets_the_scale)
-    found = checks.captures()
-    assert found.verdict == first_checks.WRONG
-    assert "output-major" in found.measured
+    outcome = checks.captures()
+    assert outcome.verdict == first_checks.WRONG
+    assert "output-major" in outcome.measured
 
 
-def test_the_fastest_kernels_are_those_of_the_pair() -> None:
+def test_the_pair_uses_the_fastest_kernels() -> None:
     checks = Checks("cpu", is_quick=True)
     assert checks.kernels == STANDARD_KERNELS
-    found = checks.layer()
-    assert checks.kernels == parse_kernels(found.figures["kernels"])
+    outcome = checks.layer()
+    assert checks.kernels == parse_kernels(outcome.figures["kernels"])
     assert checks.pair.target.decoder.kernels == checks.kernels
 
 
-def test_seconds_beyond_the_datasheets_are_slow_and_without_a_datasheet_nothing_is() -> None:
+def test_times_above_the_datasheet_limit_are_slow_and_without_a_datasheet_none_is() -> None:
     assert first_checks._pace(1.3, 1.0) == SLOW
     assert first_checks._pace(1.2, 1.0) == OK
     assert first_checks._pace(1e9, None) == OK

@@ -1,4 +1,4 @@
-"""What device_check.py says of tokens that are not the target's own choice."""
+"""device_check.py: how tokens that are not the target's first choice are counted."""
 
 import math
 from dataclasses import replace
@@ -25,31 +25,31 @@ IN_FP32 = replace(TEXTS, dtype="fp32", divergences=(), gaps=(0.0,))
 RIGHT = [LogitsError(hidden_size=32, dtype=dtype, ours_frac=1e-6, transformers_frac=1e-6) for dtype in ("fp32", "bf16")]
 
 
-def test_a_gap_on_an_edge_is_within_it_and_one_just_above_is_not() -> None:
+def test_a_gap_on_an_edge_is_within_it_and_a_gap_just_above_is_not() -> None:
     assert gap_histogram([0.0, 0.01, 0.5]) == {"0": 1, "<=0.01": 1, "<=0.03": 0, "<=0.1": 0, "<=0.3": 0, "<=0.5": 1, ">0.5": 0}
     above = [math.nextafter(edge, math.inf) for edge in (0.0, 0.01, 0.5)]
     assert gap_histogram(above) == {"0": 0, "<=0.01": 1, "<=0.03": 1, "<=0.1": 0, "<=0.3": 0, "<=0.5": 0, ">0.5": 1}
 
 
 @given(st.lists(st.floats(min_value=0, allow_nan=False) | st.sampled_from(GAP_EDGES)))
-def test_every_token_is_counted_once_below_the_first_edge_that_holds_it(gaps: list[float]) -> None:
+def test_every_token_is_counted_once_in_the_first_bin_that_fits(gaps: list[float]) -> None:
     counts = list(gap_histogram(gaps).values())
-    assert [sum(counts[: place + 1]) for place in range(len(GAP_EDGES))] == [sum(g <= edge for g in gaps) for edge in GAP_EDGES]
+    assert [sum(counts[: index + 1]) for index in range(len(GAP_EDGES))] == [sum(g <= edge for g in gaps) for edge in GAP_EDGES]
     assert sum(counts) == len(gaps)
 
 
-def test_what_is_no_number_is_beyond_the_stated_gap() -> None:
+def test_nan_and_infinity_are_beyond_the_stated_gap() -> None:
     assert gap_histogram([math.nan, math.inf])[f">{STATED_GAP:g}"] == 2
 
 
-def test_pairs_are_summed_up_by_dtype() -> None:
-    found = gap_result([TEXTS, replace(TEXTS, gaps=(0.7,)), IN_FP32], ("fp32", "bf16"))
-    assert found["num_cases"] == {"fp32": 3, "bf16": 6}
-    assert found["num_mismatches"] == {"fp32": 0, "bf16": 2}
-    assert found["num_tokens"] == {"fp32": 1, "bf16": 4}
-    assert found["num_beyond_stated_gap"] == {"fp32": 0, "bf16": 1}
-    assert found["worst_gap"] == {"fp32": 0.0, "bf16": 0.7}
-    assert found["gap_histogram"]["bf16"]["<=0.03"] == 1
+def test_pairs_are_summed_by_dtype() -> None:
+    result = gap_result([TEXTS, replace(TEXTS, gaps=(0.7,)), IN_FP32], ("fp32", "bf16"))
+    assert result["num_cases"] == {"fp32": 3, "bf16": 6}
+    assert result["num_mismatches"] == {"fp32": 0, "bf16": 2}
+    assert result["num_tokens"] == {"fp32": 1, "bf16": 4}
+    assert result["num_beyond_stated_gap"] == {"fp32": 0, "bf16": 1}
+    assert result["worst_gap"] == {"fp32": 0.0, "bf16": 0.7}
+    assert result["gap_histogram"]["bf16"]["<=0.03"] == 1
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_pairs_are_summed_up_by_dtype() -> None:
         ((replace(IN_FP32, gaps=(0.01,)), TEXTS), False),
     ],
 )
-def test_another_text_is_wrong_in_fp32_and_a_token_beyond_the_stated_gap_in_bf16(texts, is_correct: bool) -> None:
+def test_a_different_text_is_wrong_in_fp32_and_a_token_beyond_the_stated_gap_in_bf16(texts, is_correct: bool) -> None:
     assert result_of(RIGHT, texts)["is_correct"] is is_correct
 
 

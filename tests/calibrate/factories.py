@@ -174,12 +174,12 @@ def make_arm(policy: Policy | None, trace: Trace, seconds: dict[PassKind, float]
             name=prompt.name,
             category=prompt.category,
             prompt_tokens=prompt.prompt_tokens,
-            rounds=one,
+            rounds=counts,
             prefill_s=seconds["target_prefill"],
-            decode_s=math.fsum(count.num_passes * seconds[count.kind] for count in one.passes),
+            decode_s=math.fsum(count.num_passes * seconds[count.kind] for count in counts.passes),
             distinct_6gram_frac=0.9,
         )
-        for prompt, one in zip(trace.header.prompts, rounds, strict=True)
+        for prompt, counts in zip(trace.header.prompts, rounds, strict=True)
     )
     return Arm(policy=policy, runs=runs, samples=samples_of(rounds, seconds))
 

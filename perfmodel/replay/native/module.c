@@ -1,5 +1,5 @@
-/* The Python module perfmodel.replay._native: takes the arrays of perfmodel/replay/compiled.py and returns all entries as
- * bytes.
+/* The Python module perfmodel.replay._native: arrays in, entries out.
+ * It takes the arrays of perfmodel/replay/compiled.py and returns all entries as bytes.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000 /* one build works with every Python from 3.11 on */

@@ -1,4 +1,4 @@
-/* The rounds of one policy: the length of each block, its accepted tokens, and the passes it needs. */
+/* The rounds of one policy: length, accepted tokens and passes of each block. */
 #include "simulate.h"
 
 /* Tokens of a block that begins at a column and may have up to `cap`. */

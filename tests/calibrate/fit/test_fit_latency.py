@@ -180,9 +180,9 @@ def test_windowed_layers_are_observed_at_their_measured_context() -> None:
     windowed = replace(MODELS[1], window_tokens=100, windowed_layers=8)
     whole = made_profile(MODELS[1])
     seen = {
-        one.cached_tokens: one.work
-        for one in profile_observations(replace(whole, model=windowed))
-        if one.work.kv_bytes_per_cached_token
+        observation.cached_tokens: observation.work
+        for observation in profile_observations(replace(whole, model=windowed))
+        if observation.work.kv_bytes_per_cached_token
     }
     for cached_tokens, work in seen.items():
         assert (work.window_kv_bytes > 0) == (round(cached_tokens) > 100)

@@ -22,9 +22,10 @@ from calibrate.fit.fit_tables import (
     fit_tables,
     table_hardware,
 )
+from perfmodel.core.disk import EVIDENCE_FOLDER
 from perfmodel.core.errors import BadFile, BelowLowerBound, UnknownName
 from perfmodel.core.units import format_bytes_per_s, format_flops_per_s, format_frac, format_seconds
-from perfmodel.hardware.kernel_efficiency import EVIDENCE, kernel_costs, shipped_fit
+from perfmodel.hardware.kernel_efficiency import kernel_costs, shipped_fit
 from perfmodel.models.find_model import find_model
 from perfmodel.passes.latency_law import FIT_FILE, LatencyFit, Law
 
@@ -223,7 +224,7 @@ def gpu(request: pytest.FixtureRequest) -> str:
 
 def test_shipped_fits_name_their_device_command_and_inputs(gpu: str) -> None:
     name = table_hardware(gpu).name
-    stored = FIT_FILE.read(EVIDENCE / f"{name.casefold()}.latency-fit.json")
+    stored = FIT_FILE.read(EVIDENCE_FOLDER / f"{name.casefold()}.latency-fit.json")
     assert stored.record.device.device == name
     command = f"s2d-plan fit --tables data --device {gpu} -o {name.casefold()}.latency-fit.json"
     assert stored.provenance.command == command, "without a folder of the machine that made it"
@@ -290,14 +291,14 @@ def test_importing_the_device_table_reads_no_fit() -> None:
         "from perfmodel.hardware.kernel_efficiency import shipped_fit\n"
         "assert shipped_fit.cache_info().currsize == 0"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=EVIDENCE.parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=EVIDENCE_FOLDER.parent.parent)
 
 
 @pytest.mark.skipif(not PUBLIC_TABLES.is_dir(), reason="the public tables are not available")
 def test_fitting_the_public_tables_reproduces_the_shipped_fits(gpu: str) -> None:
     """Up to a thousandth of a standard error, because the last digits depend on the optimiser."""
     again, inputs = fit_tables(PUBLIC_TABLES, gpu)
-    stored = FIT_FILE.read(EVIDENCE / f"{table_hardware(gpu).name.casefold()}.latency-fit.json")
+    stored = FIT_FILE.read(EVIDENCE_FOLDER / f"{table_hardware(gpu).name.casefold()}.latency-fit.json")
     assert inputs == stored.provenance.inputs
     shipped = stored.record
     for term in FITTED_TERMS:

@@ -23,11 +23,11 @@ def validation() -> Validation:
 def held_out_points(validation: Validation, device: DeviceError) -> list[PublishedPoint]:
     """The held-out points behind one line of the summary."""
     key = (device.device, device.engine, "held-out")
-    return [one for one in validation.points if (one.device, one.engine, one.role) == key]
+    return [point for point in validation.points if (point.device, point.engine, point.role) == key]
 
 
 def eager_points(validation: Validation, note: str = "") -> list[PublishedPoint]:
-    return [one for one in validation.points if one.engine == "eager" and note in one.note]
+    return [point for point in validation.points if point.engine == "eager" and note in point.note]
 
 
 def host_layer_s(point: PublishedPoint) -> float:
@@ -37,51 +37,51 @@ def host_layer_s(point: PublishedPoint) -> float:
 
 
 def test_launch_costs_are_fitted_to_two_points_and_their_error_to_three(validation: Validation) -> None:
-    fitted = [host_layer_s(one) for one in eager_points(validation, "launches per layer")]
-    others = [host_layer_s(one) for one in eager_points(validation, "scatter of hosts")]
+    fitted = [host_layer_s(point) for point in eager_points(validation, "launches per layer")]
+    others = [host_layer_s(point) for point in eager_points(validation, "scatter of hosts")]
     costs = find_hardware("a100").engine_costs("eager")
     assert (len(fitted), len(others)) == (2, 1)
     assert costs.host_layer_s == pytest.approx(statistics.geometric_mean(fitted), rel=0.01)
-    squares = [math.log(one / costs.host_layer_s) ** 2 for one in fitted + others]
+    squares = [math.log(seconds / costs.host_layer_s) ** 2 for seconds in fitted + others]
     assert costs.host_error_frac == pytest.approx(math.sqrt(math.fsum(squares) / (len(squares) - 1)), rel=0.05)
 
 
 def test_every_published_eager_speed_lies_in_its_interval(validation: Validation) -> None:
     points = eager_points(validation)
-    assert len({one.device for one in points}) >= 4
-    assert sum(one.role == "held-out" for one in points) >= 3
-    assert all(one.is_covered for one in points)
-    assert all(abs(one.error_frac) < 0.16 for one in points if one.note != "scatter of hosts")
+    assert len({point.device for point in points}) >= 4
+    assert sum(point.role == "held-out" for point in points) >= 3
+    assert all(point.is_covered for point in points)
+    assert all(abs(point.error_frac) < 0.16 for point in points if point.note != "scatter of hosts")
 
 
 def test_only_held_out_points_are_counted(validation: Validation) -> None:
     for device in validation.devices:
         held_out = held_out_points(validation, device)
         assert device.num_points == len(held_out)
-        assert device.mape_frac == pytest.approx(sum(abs(one.error_frac) for one in held_out) / len(held_out))
-    assert all(one.note for one in validation.points if one.role == "used")
-    assert all(one.source for one in validation.points)
+        assert device.mape_frac == pytest.approx(sum(abs(point.error_frac) for point in held_out) / len(held_out))
+    assert all(point.note for point in validation.points if point.role == "used")
+    assert all(point.source for point in validation.points)
 
 
 def test_held_out_points_are_within_7_percent_on_the_a100(validation: Validation) -> None:
-    [a100] = [one for one in validation.devices if (one.device, one.engine) == ("A100-80GB-SXM", "graph")]
+    [a100] = [error for error in validation.devices if (error.device, error.engine) == ("A100-80GB-SXM", "graph")]
     assert a100.num_points >= 10
     assert a100.mape_frac <= 0.07
 
 
 def test_about_90_percent_of_held_out_points_lie_in_their_intervals(validation: Validation) -> None:
-    [a100] = [one for one in validation.devices if (one.device, one.engine) == ("A100-80GB-SXM", "graph")]
+    [a100] = [error for error in validation.devices if (error.device, error.engine) == ("A100-80GB-SXM", "graph")]
     assert 0.85 <= a100.covered_frac <= 0.97
     for device in validation.devices:
         held_out = held_out_points(validation, device)
-        off = [abs(math.log(one.predicted_tokens_per_s / one.published_tokens_per_s)) for one in held_out]
-        within = [size <= one.interval_frac for size, one in zip(off, held_out, strict=True)]
+        off = [abs(math.log(point.predicted_tokens_per_s / point.published_tokens_per_s)) for point in held_out]
+        within = [size <= point.interval_frac for size, point in zip(off, held_out, strict=True)]
         assert device.covered_frac == sum(within) / len(within)
 
 
 def test_bytes_over_bandwidth_alone_predict_speeds_that_are_far_too_high(validation: Validation) -> None:
     """About 40 % on these points (reference/planners.md, section 1), and more for llama.cpp with 14B on an A100."""
-    for device in (one for one in validation.devices if one.engine == "graph"):
+    for device in (error for error in validation.devices if error.engine == "graph"):
         assert -0.7 < device.bound_mean_error_frac < -0.25
     first = validation.points[0]
     seven_billion_bf16_bytes = 2 * 6.61e9 + 105 * 524_288
@@ -89,11 +89,13 @@ def test_bytes_over_bandwidth_alone_predict_speeds_that_are_far_too_high(validat
 
 
 def test_the_speedups_of_s2d_agree_better_with_graphs_than_with_eager_launches(validation: Validation) -> None:
-    errors = {(one.device, one.engine): one.mean_abs_error_frac for one in validation.explanations}
+    errors = {
+        (explanation.device, explanation.engine): explanation.mean_abs_error_frac for explanation in validation.explanations
+    }
     for device in {device for device, _ in errors}:
         assert errors[device, "graph"] < errors[device, "eager"]
     assert min(errors.values()) < 0.05
-    assert [one.mean_abs_error_frac for one in validation.explanations] == sorted(errors.values())
+    assert [explanation.mean_abs_error_frac for explanation in validation.explanations] == sorted(errors.values())
 
 
 def test_a_prediction_that_is_too_slow_has_a_positive_error(validation: Validation) -> None:
@@ -135,11 +137,13 @@ def test_points_from_which_a_share_was_derived_are_predicted_exactly(validation:
 
 def test_held_out_models_with_large_vocabularies_lie_in_their_intervals(validation: Validation) -> None:
     """Llama-3-8B Q4_K_M with llama.cpp: 111.74 tokens/s on an RTX 3090, 127.74 on an RTX 4090; a 4-bit head would miss both."""
-    held_out = [one for one in validation.points if one.role == "held-out" and find_model(one.model).vocab_size > 100_000]
+    held_out = [
+        point for point in validation.points if point.role == "held-out" and find_model(point.model).vocab_size > 100_000
+    ]
     formats = {(point.weights, point.device) for point in held_out}
     assert {device for weights, device in formats if weights == "q4_k_m"} == {"RTX-3090", "RTX-4090"}
     assert {device for weights, device in formats if weights in ("fp16", "bf16")} == {"RTX-3090", "RTX-4090", "H100-SXM"}
-    assert all(one.is_covered for one in held_out)
+    assert all(point.is_covered for point in held_out)
 
 
 def test_an_unknown_weight_format_is_refused() -> None:

@@ -54,9 +54,11 @@ def test_every_point_is_the_fastest_option_and_the_schedule_ends_where_none_pays
 
 
 def test_the_batch_at_which_it_stops_is_the_smallest_one() -> None:
-    found = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=None)
-    assert found.stops_at_batch is not None
-    best = [max(speedup(batch, tokens) for tokens in (1, 2, 4)) for batch in (found.stops_at_batch - 1, found.stops_at_batch)]
+    schedule = batch_schedule(OPTIONS, at_batch, context_tokens=10, fitting_batch=None)
+    assert schedule.stops_at_batch is not None
+    best = [
+        max(speedup(batch, tokens) for tokens in (1, 2, 4)) for batch in (schedule.stops_at_batch - 1, schedule.stops_at_batch)
+    ]
     assert best[0] > 1 >= best[1]
 
 

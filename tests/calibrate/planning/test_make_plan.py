@@ -1,6 +1,5 @@
 """From evidence to a plan: checks, choices and the messages of refusals."""
 
-import doctest
 import json
 import re
 from dataclasses import replace
@@ -13,8 +12,6 @@ import pytest
 from calibrate.inputs.acceptance import Acceptance, at_lengths, load_acceptance, shipped_path
 from calibrate.inputs.requests import DeviceRequest, PlanRequest
 from calibrate.inputs.target import resolve_target
-from calibrate.planning import draft_shapes as draft_shapes_module
-from calibrate.planning import make_plan as make_plan_module
 from calibrate.planning.candidates import DERIVED_NAME, PAPER_NAME, PLAIN_NAME, rounds_by_document
 from calibrate.planning.make_plan import make_plan
 from calibrate.planning.make_plan import plan as public_plan
@@ -350,8 +347,3 @@ def test_a_trace_from_arrays_is_planned_with_the_models_that_the_request_names()
         public_plan("vicuna-7b", trace=arrays, device="h100")
     own = Trace.from_arrays(confidence, agrees, exits=(6, 9, 12), draft_kind="self")
     assert public_plan("vicuna-7b", draft="self", trace=own, device="h100").draft.model == find_model("vicuna-7b")
-
-
-def test_the_examples_in_the_docstrings_of_public_functions_run() -> None:
-    for module in (make_plan_module, draft_shapes_module):
-        assert doctest.testmod(module).failed == 0

@@ -60,7 +60,7 @@ def test_the_plan_keeps_the_head_and_states_its_assumption_on_acceptance(whole: 
 
 
 def test_every_single_exit_becomes_faster_and_plain_decoding_stays(whole: Plan, reduced: Plan) -> None:
-    before, after = ({one.name: one.speedup for one in plan.runners_up} for plan in (whole, reduced))
+    before, after = ({candidate.name: candidate.speedup for candidate in plan.runners_up} for plan in (whole, reduced))
     assert all(after[f"exit {layer}"].speedup.value > before[f"exit {layer}"].speedup.value for layer in (6, 9, 12))
     assert after["plain decoding"] == before["plain decoding"]
     assert reduced.chosen.speedup.speedup.value > whole.chosen.speedup.speedup.value

@@ -91,9 +91,9 @@ def test_a_plan_is_the_same_with_one_paused_pass_and_names_it(
         replace(profile, samples=with_pause(profile.samples, kind, pause_s)) if kind in profile.samples.kind else profile
         for profile in steady
     ]
-    found, warning = planned(tmp_path, paused, capsys)
-    assert found == {end: SAME(value, rel=0.02) for end, value in expected.items()}
-    assert found["high"] - found["low"] == SAME(expected["high"] - expected["low"], rel=0.05)
+    interval, warning = planned(tmp_path, paused, capsys)
+    assert interval == {end: SAME(value, rel=0.02) for end, value in expected.items()}
+    assert interval["high"] - interval["low"] == SAME(expected["high"] - expected["low"], rel=0.05)
     assert f"1 {kind.replace('_', ' ')} pass of " in warning
     assert "was the process stopped" in warning
 
@@ -102,18 +102,18 @@ def test_a_plan_is_the_same_with_one_paused_pass_and_names_it(
 def test_a_paused_pass_does_not_change_the_price_of_a_rare_pass(pause_s: float) -> None:
     steady = with_rare_width(scattered(target_profile()), "verify")
     paused = replace(steady, samples=with_pause(steady.samples, "verify", pause_s))
-    expected, found = (MeasuredLatency(profile) for profile in (steady, paused))
-    assert found.line("verify", 0, 14).base_s == SAME(expected.line("verify", 0, 14).base_s, rel=0.03)
-    assert found.error_frac == SAME(expected.error_frac, rel=0.1)
+    expected, actual = (MeasuredLatency(profile) for profile in (steady, paused))
+    assert actual.line("verify", 0, 14).base_s == SAME(expected.line("verify", 0, 14).base_s, rel=0.03)
+    assert actual.error_frac == SAME(expected.error_frac, rel=0.1)
 
 
 @pytest.mark.parametrize("pause_s", [10.0, 1e300])
 def test_a_paused_pass_does_not_change_a_fit(pause_s: float) -> None:
     profiles = [with_rare_width(made_profile(model, noise_frac=0.02), "verify") for model in MODELS[:2]]
     paused = [replace(profile, samples=with_pause(profile.samples, "verify", pause_s)) for profile in profiles]
-    expected, found = fit_latency(profiles), fit_latency(paused)
-    assert found.error_frac == SAME(expected.error_frac, rel=0.1)
-    assert found.law.layer_s == SAME(expected.law.layer_s, rel=0.05)
+    expected, actual = fit_latency(profiles), fit_latency(paused)
+    assert actual.error_frac == SAME(expected.error_frac, rel=0.1)
+    assert actual.law.layer_s == SAME(expected.law.layer_s, rel=0.05)
 
 
 @pytest.mark.parametrize("pause_s", PAUSES_S)
@@ -128,11 +128,11 @@ def test_a_paused_pass_does_not_change_a_comparison(pause_s: float, tmp_path: Pa
 
     assert report.plain_arm is not None
     paused = replace(report, plan_arm=paused_arm(report.plan_arm), plain_arm=paused_arm(report.plain_arm))
-    expected, found = (
+    expected, actual = (
         compare(plan, Stored(record=measured, provenance=provenance(), sha256="d" * 64), profiles)
         for measured in (report, paused)
     )
-    assert [part.error_frac for part in found.passes] == SAME([part.error_frac for part in expected.passes], abs=1e-6)
+    assert [part.error_frac for part in actual.passes] == SAME([part.error_frac for part in expected.passes], abs=1e-6)
 
 
 def test_a_short_stall_counts_no_more_than_ten_passes() -> None:
@@ -151,9 +151,9 @@ def test_the_error_of_a_drifting_device_is_cut_at_that_of_an_unmeasured_one(
     drifting = (p._replace(seconds=p.seconds * (9.0 if index < number // 12 else 0.02)) for index, p in enumerate(shuffled))
     wild = replace(profile, samples=PassSamples.from_passes(drifting))
     assert MeasuredLatency(wild).error_frac == WIDEST_ERROR_FRAC
-    found, warning = planned(tmp_path, [wild, draft_profile()], capsys)
+    interval, warning = planned(tmp_path, [wild, draft_profile()], capsys)
     assert "the passes of ref-target-16 scatter too much for a prediction (one sigma is capped at 50.0 %)" in warning
-    assert found["high"] <= WIDEST_FACTOR * found["value"]
+    assert interval["high"] <= WIDEST_FACTOR * interval["value"]
 
 
 def test_no_interval_is_wider_than_a_factor_of_ten_on_either_side() -> None:
@@ -166,5 +166,5 @@ def test_no_interval_is_wider_than_a_factor_of_ten_on_either_side() -> None:
 
 def test_a_measured_speedup_of_extreme_seconds_has_an_interval() -> None:
     runs, plain = ([Decoded(num_tokens=10, decode_s=pass_s) for pass_s in each] for each in ((1.0, 1e300), (2.0, 2.0)))
-    found = measured_speedup(runs, plain, mean_round_cost({"verify": 1.0}, num_rounds=1)).speedup
-    assert found.high == SAME(WIDEST_FACTOR * found.value)
+    interval = measured_speedup(runs, plain, mean_round_cost({"verify": 1.0}, num_rounds=1)).speedup
+    assert interval.high == SAME(WIDEST_FACTOR * interval.value)

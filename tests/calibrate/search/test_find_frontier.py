@@ -65,8 +65,8 @@ def test_policies_without_evidence_or_with_longer_drafts_than_the_search_tries_a
 def test_a_plan_from_a_trace_has_a_frontier_and_its_file_keeps_it(tmp_path: Path) -> None:
     TRACE_FILE.write(tmp_path / "trace.npz", TRACE, provenance())
     profiles = tuple(
-        write_profile(tmp_path / f"{name}.latency.json", one)
-        for name, one in (("target", target_profile()), ("draft", draft_profile()))
+        write_profile(tmp_path / f"{name}.latency.json", profile)
+        for name, profile in (("target", target_profile()), ("draft", draft_profile()))
     )
     plan = make_plan(PlanRequest(trace=tmp_path / "trace.npz", profiles=profiles))
     assert {None, plan.chosen.policy} <= {point.policy for point in plan.frontier}

@@ -55,13 +55,13 @@ def test_resamples_are_of_documents_and_shared_by_all_policies() -> None:
 
 
 def test_a_common_policy_is_at_most_as_fast_in_each_scenario_as_that_scenarios_own() -> None:
-    sure, unsure = make_scenario(0.97), make_scenario(0.2)
-    own = [search([scenario]).chosen.policy for scenario in (sure, unsure)]
-    common = search([sure, unsure]).chosen
-    apart = rates_by_scenario([sure, unsure], own)
-    assert common.tokens_per_s[0] <= apart[0, 0] * 1.005
-    assert common.tokens_per_s[1] <= apart[1, 1] * 1.005
-    best_alone = merits(apart, np.ones(2), "mean").max()
+    confident, unconfident = make_scenario(0.97), make_scenario(0.2)
+    own = [search([scenario]).chosen.policy for scenario in (confident, unconfident)]
+    common = search([confident, unconfident]).chosen
+    separate = rates_by_scenario([confident, unconfident], own)
+    assert common.tokens_per_s[0] <= separate[0, 0] * 1.005
+    assert common.tokens_per_s[1] <= separate[1, 1] * 1.005
+    best_alone = merits(separate, np.ones(2), "mean").max()
     assert common.merit >= best_alone * 0.999
 
 

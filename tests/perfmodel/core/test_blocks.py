@@ -82,8 +82,10 @@ def test_prose_that_ends_with_a_command_keeps_the_command_whole() -> None:
 
 def test_html_shows_every_block_and_escapes_it() -> None:
     shown = as_html([Facts([("a", "<b>")]), Table([["x", "&"]], ["h", "i"], title="t"), Paragraph("p"), Command("c > d")])
-    assert "<tr><th>a</th><td>&lt;b&gt;</td></tr>" in shown
-    assert "<p>t</p><table><tr><th>h</th><th>i</th></tr><tr><td>x</td><td>&amp;</td></tr></table>" in shown
+    left, right = 'style="text-align: left"', 'style="text-align: right"'
+    assert f"<tr><th {left}>a</th><td {left}>&lt;b&gt;</td></tr>" in shown
+    head, row = f"<tr><th {left}>h</th><th {right}>i</th></tr>", f"<tr><td {left}>x</td><td {right}>&amp;</td></tr>"
+    assert f"<p>t</p><table>{head}{row}</table>" in shown
     assert "<p>p</p>" in shown
     assert "<pre>c &gt; d</pre>" in shown
 

@@ -18,8 +18,8 @@ def this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_is_looked_up_in_the_table_first() -> None:
-    found = find_device("a100")
-    assert (found.hardware, found.sha256) == (find_hardware("a100"), None)
+    device = find_device("a100")
+    assert (device.hardware, device.sha256) == (find_hardware("a100"), None)
 
 
 def test_this_cpu_is_found_as_cpu_and_by_its_own_name() -> None:
@@ -30,10 +30,10 @@ def test_this_cpu_is_found_as_cpu_and_by_its_own_name() -> None:
 
 
 def test_a_device_of_a_file_comes_with_the_hash_of_the_file(tmp_path: Path) -> None:
-    found = find_device(str(written(tmp_path, TOML)))
-    assert found.hardware.name == "NVIDIA RTX A6000"
-    assert found.sha256 is not None
-    assert len(found.sha256) == 64
+    device = find_device(str(written(tmp_path, TOML)))
+    assert device.hardware.name == "NVIDIA RTX A6000"
+    assert device.sha256 is not None
+    assert len(device.sha256) == 64
 
 
 def test_names_of_one_device_are_the_same_device(tmp_path: Path) -> None:

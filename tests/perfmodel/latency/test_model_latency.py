@@ -1,6 +1,5 @@
 """The public `latency` function prices the passes of a model from a datasheet, a fit or a profile."""
 
-import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,13 +141,3 @@ def test_a_latency_prints_its_model_device_evidence_and_a_few_prices() -> None:
         "exit check",
     ]
     assert "llama-2-7b, 32 layers" in latency("llama-2-7b", device="a100")._repr_html_()
-
-
-def test_the_example_in_the_documentation_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    PROFILE_FILE.write(tmp_path / "target.latency.json", target_profile(), make_provenance(argv=("test",)))
-    monkeypatch.chdir(tmp_path)
-    _, example, _ = inspect.cleandoc(latency.__doc__ or "").split("```")
-    exec(example.removeprefix("python\n"), {"latency": latency})
-    assert "llama-2-7b, 32 layers" in capsys.readouterr().out

@@ -297,9 +297,9 @@ def test_mlx_quantises_embedding_and_head_unless_they_are_overridden() -> None:
 
 def test_the_block_in_the_text_config_of_a_multimodal_model_is_read() -> None:
     block = {"quant_method": "awq", "bits": 4}
-    found = find_quantisation({"text_config": {"quantization_config": block}}, None, "mine")
-    assert found is not None
-    assert found.method == "awq"
+    quantisation = find_quantisation({"text_config": {"quantization_config": block}}, None, "mine")
+    assert quantisation is not None
+    assert quantisation.method == "awq"
     assert find_quantisation({"text_config": {"num_hidden_layers": 4}, "quantization_config": None}, None, "mine") is None
 
 

@@ -74,11 +74,11 @@ def plainly(num_tokens: int) -> RoundStats:
 
 
 def test_a_speedup_is_the_ratio_of_total_tokens_over_total_seconds_to_that_of_plain_decoding() -> None:
-    found = estimate(DRAFT, TARGET, [drafted(30)], [plainly(30)])
-    assert found.tokens_per_s == 30 / (40 * 1.5 + 10 * 10.5)
-    assert found.plain_tokens_per_s == 1 / 10.5
-    assert found.speedup.value == pytest.approx(30 * 10.5 / 165)
-    assert found.round_cost == RoundCost(segment_s=4.0, exit_s=2.0, ahead_s=0.0, verify_s=10.0, round_s=0.5)
+    result = estimate(DRAFT, TARGET, [drafted(30)], [plainly(30)])
+    assert result.tokens_per_s == 30 / (40 * 1.5 + 10 * 10.5)
+    assert result.plain_tokens_per_s == 1 / 10.5
+    assert result.speedup.value == pytest.approx(30 * 10.5 / 165)
+    assert result.round_cost == RoundCost(segment_s=4.0, exit_s=2.0, ahead_s=0.0, verify_s=10.0, round_s=0.5)
 
 
 def test_cached_tokens_cost_seconds_and_prefill_is_left_out() -> None:
@@ -95,27 +95,27 @@ def test_cold_passes_cost_extra_seconds() -> None:
 
 
 def test_a_long_prompt_weighs_more_than_a_short_one() -> None:
-    found = measured_speedup(
+    result = measured_speedup(
         [Decoded(num_tokens=10, decode_s=1.0), Decoded(num_tokens=1000, decode_s=1000.0)],
         [Decoded(num_tokens=10, decode_s=10.0), Decoded(num_tokens=1000, decode_s=1000.0)],
         COST,
     )
-    assert found.speedup.value == pytest.approx(1010 / 1001)
+    assert result.speedup.value == pytest.approx(1010 / 1001)
 
 
 def test_plain_decoding_against_itself_is_exactly_1() -> None:
     target = ConstantLatency({"verify": 10.0, "round": 0.5}, error_frac=0.2)
-    found = estimate(None, target, [plainly(30), plainly(50)], [plainly(30), plainly(50)])
-    assert (found.speedup.low, found.speedup.value, found.speedup.high) == (1.0, 1.0, 1.0)
+    result = estimate(None, target, [plainly(30), plainly(50)], [plainly(30), plainly(50)])
+    assert (result.speedup.low, result.speedup.value, result.speedup.high) == (1.0, 1.0, 1.0)
 
 
 def test_with_equal_prompts_only_the_latency_errors_widen_the_interval() -> None:
-    draft, target = (ConstantLatency(one.seconds, error_frac=0.1) for one in (DRAFT, TARGET))
-    found = estimate(draft, target, [drafted(30)] * 5, [plainly(30)] * 5).speedup
+    draft, target = (ConstantLatency(model.seconds, error_frac=0.1) for model in (DRAFT, TARGET))
+    interval = estimate(draft, target, [drafted(30)] * 5, [plainly(30)] * 5).speedup
     draft_share = 60 / 165
     sigma = math.hypot(draft_share * 0.1, (1 - draft_share) * 0.1, 0.1)
-    assert math.log(found.high / found.value) == pytest.approx(1.645 * sigma, rel=1e-3)
-    assert math.log(found.value / found.low) == pytest.approx(1.645 * sigma, rel=1e-3)
+    assert math.log(interval.high / interval.value) == pytest.approx(1.645 * sigma, rel=1e-3)
+    assert math.log(interval.value / interval.low) == pytest.approx(1.645 * sigma, rel=1e-3)
 
 
 def test_unequal_prompts_widen_the_interval() -> None:
@@ -128,16 +128,16 @@ def test_unequal_prompts_widen_the_interval() -> None:
 def test_the_interval_shrinks_with_the_root_of_the_number_of_prompts() -> None:
     def width(copies: int) -> float:
         tokens = [20, 40] * copies
-        found = estimate(DRAFT, TARGET, [drafted(n) for n in tokens], [plainly(n) for n in tokens]).speedup
-        return math.log(found.high / found.low)
+        interval = estimate(DRAFT, TARGET, [drafted(n) for n in tokens], [plainly(n) for n in tokens]).speedup
+        return math.log(interval.high / interval.low)
 
     assert width(8) / width(32) == pytest.approx(2.0, rel=0.2)
 
 
 @given(st.lists(st.integers(10, 50), min_size=1, max_size=12))
 def test_the_value_lies_inside_its_interval(tokens: list[int]) -> None:
-    found = estimate(DRAFT, TARGET, [drafted(n) for n in tokens], [plainly(n) for n in tokens]).speedup
-    assert found.low <= found.value <= found.high
+    interval = estimate(DRAFT, TARGET, [drafted(n) for n in tokens], [plainly(n) for n in tokens]).speedup
+    assert interval.low <= interval.value <= interval.high
 
 
 def test_an_estimate_is_repeatable() -> None:
@@ -150,8 +150,8 @@ def test_a_measured_speedup_is_paired_by_prompt() -> None:
     """Prompts of very unequal lengths, each exactly twice as fast: the ratio does not vary."""
     plain = [Decoded(num_tokens=n, decode_s=n * 0.1) for n in (10, 100, 1000)]
     plan = [Decoded(num_tokens=n, decode_s=n * 0.05) for n in (10, 100, 1000)]
-    found = measured_speedup(plan, plain, COST).speedup
-    assert (found.low, found.value, found.high) == pytest.approx((2.0, 2.0, 2.0))
+    interval = measured_speedup(plan, plain, COST).speedup
+    assert (interval.low, interval.value, interval.high) == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_arms_of_different_prompts_are_refused() -> None:
@@ -178,8 +178,8 @@ def test_60_prompts_are_estimated_in_milliseconds() -> None:
 
 def half_width(draft: ConstantLatency, target: ConstantLatency) -> float:
     """Half the width of the logarithm of the interval, as a standard deviation."""
-    found = estimate(draft, target, [drafted(30)] * 3, [plainly(30)] * 3).speedup
-    return math.log(found.high / found.value) / NORMAL_QUANTILE
+    interval = estimate(draft, target, [drafted(30)] * 3, [plainly(30)] * 3).speedup
+    return math.log(interval.high / interval.value) / NORMAL_QUANTILE
 
 
 def test_the_host_error_cancels_where_launches_limit_draft_and_target_equally() -> None:

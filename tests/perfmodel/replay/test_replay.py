@@ -272,7 +272,7 @@ def test_when_catching_up_at_once_every_segment_has_the_passes_of_the_first() ->
     trace = make_trace(TraceSpec(num_positions=[40, 25]))
     when_needed = Policy(exits=(1, 4), thresholds=(0.5,), tokens=4)
     lazy, at_once = (
-        sum_rounds(replay_prompts(trace, one)) for one in (when_needed, replace(when_needed, catches_up_at_once=True))
+        sum_rounds(replay_prompts(trace, policy)) for policy in (when_needed, replace(when_needed, catches_up_at_once=True))
     )
     for name in ("num_rounds", "num_drafted", "num_accepted", "exits_taken"):
         assert getattr(at_once, name) == getattr(lazy, name)

@@ -52,7 +52,7 @@ def confidences_of_whole_passes(job: ProfilingJob, trace: Trace) -> dict[int, li
     first = job.prompts[0].token_ids
     text, exits = [*first, *trace.target_token.tolist()], job.pair.geometry.exit_layers
     table = NoiseTable(job.sampling.seed, job.pair.draft.decoder.vocab_size, job.pair.device) if job.sampling.seed else None
-    noise = table.rows(0, len(text)) if table else None
+    noise = table.rows(0, len(text)) if table is not None else None
     confidences: dict[int, list[list[float]]] = {}
     for step, number in draw_mistakes(trace.accept_prob, job.prompts[0].name, NUM_MISTAKES):
         tokens = [*text[: len(first) + step], int(trace.draft_token[step, number])]

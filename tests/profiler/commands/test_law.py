@@ -9,7 +9,7 @@ import pytest
 
 from calibrate.commands.plan_cli import main_plan
 from calibrate.fit.fit_latency import fit_profiles
-from perfmodel.hardware.kernel_efficiency import EVIDENCE
+from perfmodel.core.disk import EVIDENCE_FOLDER
 from perfmodel.passes.latency_law import FIT_FILE
 from perfmodel.passes.latency_profile import PROFILE_FILE
 from perfmodel.passes.passes import PassSamples
@@ -153,5 +153,5 @@ def test_impossible_requests_are_refused_before_any_file_is_written(
 
 
 def test_a_fit_to_kernels_only_is_refused_for_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main_plan(["--target", "llama-70b", "--fit", str(EVIDENCE / "a100-80gb-sxm.latency-fit.json")]) == 2
+    assert main_plan(["--target", "llama-70b", "--fit", str(EVIDENCE_FOLDER / "a100-80gb-sxm.latency-fit.json")]) == 2
     assert "fitted to kernels without a cache" in capsys.readouterr().err

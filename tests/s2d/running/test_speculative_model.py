@@ -1,6 +1,5 @@
 """The Python API: load, generate, run."""
 
-import doctest
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,14 +8,11 @@ from pathlib import Path
 import pytest
 
 from perfmodel.core.errors import BadPolicy, Mismatch, UserInputError
-from perfmodel.core.provenance import make_provenance
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.results.plan import PLAN_FILE
 from s2d.prompts.conversation import Message, Prompt
 from s2d.prompts.text import continuation_text
-from s2d.running import run as run_module
-from s2d.running import speculative_model
 from s2d.running.run import run
 from s2d.running.run_inputs import RunRequest
 from s2d.running.speculative_model import SpeculativeModel, load
@@ -166,32 +162,3 @@ def test_a_request_loads_its_models_and_runs(folders: Path, plan_file: Callable[
     assert report is not None
     assert report.check is not None
     assert report.check.num_equal == 1
-
-
-def test_the_examples_of_the_docstrings_run(
-    plan_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = load("ref-target-16", draft="ref-draft", device="cpu")
-    pair, plan = model.pair, PLAN_FILE.read(plan_file()).record
-    ours = {
-        "target": pair.target.geometry,
-        "target_sha256": pair.target.sha256,
-        "draft": pair.geometry,
-        "draft_name": "ref-draft",
-        "draft_sha256": pair.draft.sha256,
-        "tokenizer_sha256": pair.tokenizer_sha256,
-        "device": pair.device_key,
-    }
-    plan = replace(plan, **ours)
-    monkeypatch.chdir(tmp_path)
-    PLAN_FILE.write("plan.json", plan, make_provenance(argv=("test",)))
-    examples = [
-        test
-        for module in (speculative_model, run_module)
-        for test in doctest.DocTestFinder(exclude_empty=True).find(module, globs=dict(vars(module)))
-        if test.examples
-    ]
-    assert len(examples) == 4
-    for test in examples:
-        for example in test.examples:
-            exec(compile(example.source, test.name, "single"), test.globs)
