@@ -34,13 +34,8 @@ def section(title: str, text: str) -> str:
 
 
 def subcommands(text: str) -> list[str]:
-    """The choices of a positional `{a,b}` in the usage lines, or the list under `VERB`."""
-    usage = text.partition("\n\n")[0]
-    if usage.endswith(" VERB ..."):
-        verbs = text.partition("\n  VERB\n")[2].partition("\n\n")[0]
-        return re.findall(r"^ {4}([a-z-]+)", verbs, re.MULTILINE)
-    choices = re.search(r"(?<!\S)\{([a-z,-]+)\} \.\.\.", usage)
-    return choices[1].split(",") if choices else []
+    """The verbs listed in the help."""
+    return re.findall(r"^ {4}([a-z-]+)", text.partition("\n  VERB\n")[2].partition("\n\n")[0], re.MULTILINE)
 
 
 def help_text(entry: str, subcommand: tuple[str, ...]) -> str:

@@ -66,11 +66,6 @@ def test_subcommands_are_read_from_the_help() -> None:
     assert subcommands("usage: s2d-plan [-h] [--rule {greedy,ratio}]\n\ntext") == []
 
 
-def test_verbs_are_read_from_their_list() -> None:
-    verbs = "verbs:\n  VERB\n    fit    fit the law\n           to profiles\n    design  find shapes\n\nexample:\n  s2d-plan"
-    assert subcommands(f"usage: s2d-plan [-h]\n                VERB ...\n\ntext\n\n{verbs}") == ["fit", "design"]
-
-
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
