@@ -134,7 +134,7 @@ def test_the_command_equals_the_function_and_prints_the_covered_part_of_the_text
     assert "its head has 4 tokens, 81.0 % of the text" in " ".join(out.split())
     assert load_model(tmp_path / "trimmed", "fp32").geometry.num_head_tokens == 4
     result = reduce_vocab(draft, num_tokens=4, text=text, output=tmp_path / "again")
-    assert f"{result}\n" == out.replace("trimmed", "again")
+    assert str(result).split() == out.replace("trimmed", "again").split(), "lines are folded by the length of the path"
     assert read_sidecar(tmp_path / "again") == read_sidecar(tmp_path / "trimmed")
     assert main_train([*flags, "--tokens", "4"]) == 2
     assert "exists already" in capsys.readouterr().err
