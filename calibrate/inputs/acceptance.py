@@ -220,7 +220,7 @@ def with_draft_vocab(acceptance: Acceptance, draft_vocab: Tokens | None) -> Acce
 
 
 def check_target(acceptance: Acceptance, target: ModelGeometry) -> None:
-    """Refuse a trace whose target has shapes other than the requested target.
+    """Refuse a trace of a target with other shapes than the requested one.
 
     Raises:
         Mismatch: the shapes differ.
