@@ -62,7 +62,7 @@ from profiler.profiling.profile_request import TRACE_NAME
 from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import fitting_layers, random_pair, with_layers
 from s2d.loading.memory import PairPlacement, TextLimits, free_device_bytes
-from s2d.model.torch_device import device_key, engine_for, use_device
+from s2d.model.torch_device import device_key, mode_for, use_device
 from shared.common import RESULTS, add_device_flags, finish, make_parser, use_one_thread
 from shared.device_readings import datasheet_models, measure_exit_check, plain_bandwidth, release_memory
 from shared.interleaved import Models, measured_models
@@ -176,10 +176,10 @@ def measure_pair(args: argparse.Namespace) -> ScaleResult:
         for half, max_prompts in (("calibration", None), ("evaluation", args.num_prompts))
     )
     max_tokens = max(prompt.prompt_tokens for prompt in trace.header.prompts) + trace.header.max_new_tokens
-    engine, device = engine_for(args.engine, args.device, 1), torch.device(args.device)
-    recorded = recorded_kernels(args.output, device_key(device, args.dtype, engine))
+    mode, device = mode_for(args.mode, args.device, 1), torch.device(args.device)
+    recorded = recorded_kernels(args.output, device_key(device, args.dtype, mode))
     min_weight_bytes = QUICK_TRIAL_BYTES if args.quick else 2 * MAX_CACHE_BYTES
-    models = PairPlacement(target=target, draft=draft, dtype=args.dtype, device=device, engine=engine)
+    models = PairPlacement(target=target, draft=draft, dtype=args.dtype, device=device, mode=mode)
     chosen = choose_kernels(args.kernels, models, recorded=recorded, min_weight_bytes=min_weight_bytes)
     print_err(f"kernels {chosen.kernels.label}, {'measured' if chosen.trials else 'not measured'}")
     release_memory(device)
@@ -191,7 +191,7 @@ def measure_pair(args: argparse.Namespace) -> ScaleResult:
     cut = with_layers(target, layers_of(args.layers, models, text))
     draft = replace(draft, model=cut) if draft.kind == "self" else draft
     pair = random_pair(replace(models, target=cut, draft=draft), text, kernels=chosen.kernels, seed=SEED)
-    print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}, {engine}")
+    print_err(f"{pair.label}, random weights, {args.dtype} on {args.device}, {mode}")
     session, rng = pair.session(max_tokens), np.random.default_rng(SEED)
     log, sampling = PassLog(), trace.header.sampling
     profiling = profiling_steps(session, calibration, log, seed=SEED)
@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plain-only", action="store_true", help="measure plain decoding only")
     add_device_flags(parser)
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="compute dtype (default: bf16 on a GPU, else fp32)")
-    add("--engine", choices=("eager", "graph"), help="launch kernels one by one, or as CUDA graphs (default: graph on a GPU)")
+    add("--mode", choices=("eager", "graph"), help="launch kernels one by one, or as CUDA graphs (default: graph on a GPU)")
     kernels_help = "measured, standard, or names as for s2d-profile (default: measured on a GPU, else standard)"
     add("--kernels", metavar="NAMES", help=kernels_help)
     add("--prompt-tokens", type=int, metavar="TOKENS", help=f"default: {FULL.prompt_tokens}")

@@ -7,7 +7,7 @@
                 layers), and a random model that drafts for itself. In fp32 all tokens must be equal
     gaps        in bf16, passes of one row and of several rows may round a near-tie differently. A histogram shows how far the
                 logit of each emitted token lies below the largest of the teacher-forced target. None may exceed the stated gap
-    engines     all checks kernel by kernel and with graphs. The tokens of both are compared with the same teacher-forced
+    modes     all checks kernel by kernel and with graphs. The tokens of both are compared with the same teacher-forced
                 logits, computed kernel by kernel. On a CPU, passes are not captured, but padded to the same widths
 
 The last line has `is_correct`: no fp32 mismatch, every fp32 token the target's largest except for rounding, no token beyond
@@ -31,7 +31,7 @@ from perfmodel.core.errors import UserInputError
 from perfmodel.core.provenance import make_provenance
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry, ModelGeometry, with_reduced_head
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.policies.sampling import GREEDY
 from perfmodel.results.report import Divergence
 from profiler.machine.machine_facts import device_facts
@@ -148,7 +148,7 @@ def lossless(pair: ModelPair, dtype: Dtype, prompts: Sequence[Sequence[int]], nu
     return Lossless(
         pair=pair.label,
         dtype=dtype,
-        engine=pair.device_key.engine,
+        mode=pair.device_key.mode,
         num_cases=num_cases,
         num_drafted=drafted,
         num_accepted=accepted,
@@ -157,28 +157,28 @@ def lossless(pair: ModelPair, dtype: Dtype, prompts: Sequence[Sequence[int]], nu
     )
 
 
-def subjects(dtype: Dtype, device: str, engine: EngineMode, num_prompts: int) -> Iterator[Subject]:
+def subjects(dtype: Dtype, device: str, mode: LaunchMode, num_prompts: int) -> Iterator[Subject]:
     """Both targets of the reference family with every kind of draft, then a random model that drafts for itself."""
     texts = [prompt.text for prompt in read_prompts(FAMILY_PROMPTS)[:num_prompts]]
     for target in TARGETS:
-        whole = load_pair(PairRequest(target=target, draft="ref-draft", dtype=dtype, device=device, engine=engine))
+        whole = load_pair(PairRequest(target=target, draft="ref-draft", dtype=dtype, device=device, mode=mode))
         prompts = [whole.tokenizer(text, add_special_tokens=False)["input_ids"][:PROMPT_TOKENS] for text in texts]
         for pair in (
             whole,
             with_half_a_head(whole),
-            load_pair(PairRequest(target=target, draft=SELF_DRAFT, dtype=dtype, device=device, engine=engine)),
+            load_pair(PairRequest(target=target, draft=SELF_DRAFT, dtype=dtype, device=device, mode=mode)),
         ):
             yield pair, prompts
-    yield random_subject(dtype, device, engine, num_prompts)
+    yield random_subject(dtype, device, mode, num_prompts)
 
 
-def random_subject(dtype: Dtype, device: str, engine: EngineMode, num_prompts: int) -> Subject:
+def random_subject(dtype: Dtype, device: str, mode: LaunchMode, num_prompts: int) -> Subject:
     """A random model that drafts for itself."""
     rng = random.Random(SEED)
     prompts = [[rng.randrange(RANDOM_TARGET.vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(num_prompts)]
     draft = DraftGeometry(kind="self", model=RANDOM_TARGET, exit_layers=(4, 6, 7))
     max_tokens = PROMPT_TOKENS + NEW_TOKENS
-    models = PairPlacement(target=RANDOM_TARGET, draft=draft, dtype=dtype, device=torch.device(device), engine=engine)
+    models = PairPlacement(target=RANDOM_TARGET, draft=draft, dtype=dtype, device=torch.device(device), mode=mode)
     text = TextLimits(max_tokens=max_tokens, prompt_tokens=max_tokens, num_noise_tables=0)
     return random_pair(models, text, seed=SEED), prompts
 
@@ -188,17 +188,17 @@ def with_half_a_head(pair: ModelPair) -> ModelPair:
     kept = range(0, pair.target.geometry.vocab_size, 2)
     whole = pair.geometry.model
     model = replace(with_reduced_head(whole, len(kept)), name=f"{whole.name} with half a head")
-    decoder = DECODERS[pair.draft.decoder.engine](model, convert_weights.with_reduced_head(pair.draft.decoder.weights, kept))
+    decoder = DECODERS[pair.draft.decoder.mode](model, convert_weights.with_reduced_head(pair.draft.decoder.weights, kept))
     draft = replace(pair.draft, geometry=model, decoder=decoder)
     return replace(pair, draft=draft, geometry=replace(pair.geometry, model=model))
 
 
 def lossless_of_all(device: str, num_cases: int) -> list[Lossless]:
-    """All pairs in every dtype under every engine."""
+    """All pairs in every dtype under every mode."""
     results = []
-    for dtype, engine in product(DTYPES, DECODERS):
-        for pair, prompts in subjects(dtype, device, engine, num_cases):
-            print_err(f"{dtype}, {engine}, {pair.label}")
+    for dtype, mode in product(DTYPES, DECODERS):
+        for pair, prompts in subjects(dtype, device, mode, num_cases):
+            print_err(f"{dtype}, {mode}, {pair.label}")
             results.append(lossless(pair, dtype, prompts, num_cases))
     return results
 

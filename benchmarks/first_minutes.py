@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
         if name not in known:
             raise UnknownName("check", name, known, listed_in="--help", otherwise="leave --checks out to run all")
     shapes = "tiny shapes: this only shows that the checks run" if args.quick else "shapes of Llama-2-7B"
-    print_out(f"{facts.label}, {checks.dtype}, {checks.engine}, {shapes}")
+    print_out(f"{facts.label}, {checks.dtype}, {checks.mode}, {shapes}")
     print_out(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {format_bytes(free_device_bytes(checks.device))} free\n")
     lines = run_checks(checks, args.checks or list(known), lambda names: run_checks_in_new_process(args, names))
     took_s = time.perf_counter() - start_s

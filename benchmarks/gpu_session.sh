@@ -16,7 +16,7 @@
 #     law-fit      10     its fit
 #     70b         165     Llama-2-70B, cut to as many layers as fit; the result names the number
 #     transformers 65     generate and assisted generation of 7B, with constructed agreement (see the script)
-#     check        60     logits against transformers; losslessness, and gaps in bf16, for all pairs and both engines
+#     check        60     logits against transformers; losslessness, and gaps in bf16, for all pairs and both modes
 #   by name
 #     plain        60     plain decoding of 7B only
 #     llama-3.1-8b 170    with its own first 12 layers as draft and the acceptance of Vicuna-7B

@@ -105,7 +105,7 @@ def published() -> Result:
     """Print errors on published speeds, like `s2d-plan validate`."""
     validation = validate()
     print(validation.explain())
-    errors = {device.device: device.mape_frac for device in validation.devices if device.engine == "graph"}
+    errors = {device.device: device.mape_frac for device in validation.devices if device.mode == "graph"}
     held_out = [point for point in validation.points if point.role == "held-out"]
     return {
         "published_mape_frac": errors[find_hardware("a100").name],

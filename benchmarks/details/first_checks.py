@@ -32,7 +32,7 @@ from perfmodel.latency.lower_bound import MAX_CACHE_BYTES, known_accelerator
 from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.kernels import STANDARD_KERNELS, WeightLayout, fastest_kernels
 from perfmodel.quantisation.weight_format import plain_format
@@ -42,7 +42,7 @@ from s2d.decoding.pair import ModelPair
 from s2d.decoding.random_pair import random_pair
 from s2d.loading.memory import PairPlacement, TextLimits, cublas_workspace_bytes, memory_need
 from s2d.model.check_kernels import runnable_kernels
-from s2d.model.torch_device import device_key, engine_for
+from s2d.model.torch_device import device_key, mode_for
 from shared.captured_checks import captured_error, captured_texts, checked_capture_inputs
 from shared.device_readings import datasheet_models, measure_exit_check, plain_bandwidth, release_memory
 from shared.logit_gaps import Lossless, gap_result
@@ -83,7 +83,7 @@ class Checks:
         self.device = torch.device(device)
         self.is_quick = is_quick
         self.dtype: Dtype = "bf16" if self.device.type == "cuda" else "fp32"
-        self.engine: EngineMode = engine_for(None, device, 1)
+        self.mode: LaunchMode = mode_for(None, device, 1)
         self.kernels = STANDARD_KERNELS
         """Kernels of the 7B pair; the fastest after `layer` has run."""
 
@@ -178,7 +178,7 @@ class Checks:
     def placement(self) -> PairPlacement:
         """The pair before it is built."""
         draft = draft_of(None, self.target, self.texts.trace.header.draft, is_tiny=self.is_quick)
-        return PairPlacement(target=self.target, draft=draft, dtype=self.dtype, device=self.device, engine=self.engine)
+        return PairPlacement(target=self.target, draft=draft, dtype=self.dtype, device=self.device, mode=self.mode)
 
     @property
     def text_limits(self) -> TextLimits:
@@ -250,7 +250,7 @@ class Checks:
     @property
     def hardware(self) -> Hardware | None:
         """The device's datasheet; None for a CPU and for a device in no table."""
-        return known_accelerator(device_key(self.device, self.dtype, self.engine))
+        return known_accelerator(device_key(self.device, self.dtype, self.mode))
 
     def layer(self) -> Outcome:
         """One layer of draft and target with all kernels that run on the device; later checks use the fastest."""
@@ -262,7 +262,7 @@ class Checks:
         fastest = next(trial for trial in trials if trial.kernels == self.kernels)
         standard_s = next((trial.target_layer_s for trial in trials if trial.kernels == STANDARD_KERNELS), None)
         timed = {trial.kernels for trial in trials}
-        left_out = [kernels.label for kernels in runnable_kernels(self.device, self.dtype, self.engine) if kernels not in timed]
+        left_out = [kernels.label for kernels in runnable_kernels(self.device, self.dtype, self.mode) if kernels not in timed]
         expected_s = self._layer_s()
         rows = [
             (
@@ -297,7 +297,7 @@ class Checks:
             return None
         deep, flat = (replace(self.target, num_layers=number) for number in (2, 1))
         seconds = [
-            RooflineLatency(PassSetting(model=geometry, weights=plain_format(self.dtype)), self.hardware, self.engine)
+            RooflineLatency(PassSetting(model=geometry, weights=plain_format(self.dtype)), self.hardware, self.mode)
             .line("verify", 0, 5)
             .at(CACHED_TOKENS)
             for geometry in (deep, flat)

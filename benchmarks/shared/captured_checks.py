@@ -17,7 +17,7 @@ import s2d.model.cuda_graphs
 from perfmodel.core.console import print_err
 from perfmodel.core.units import Frac
 from perfmodel.models.dtypes import Dtype
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from perfmodel.policies.sampling import GREEDY
 from s2d.decoding.generate import Session, Settings
@@ -93,9 +93,9 @@ def captured_texts(device: torch.device, *, num_texts: int) -> tuple[int, int]:
     weights = random_weights(RANDOM_TARGET, torch.float32, str(device), seed=SEED)
     rng, num_different = random.Random(SEED), 0
 
-    def session(engine: EngineMode) -> Session:
+    def session(mode: LaunchMode) -> Session:
         model = LoadedModel(
-            decoder=DECODERS[engine](RANDOM_TARGET, weights),
+            decoder=DECODERS[mode](RANDOM_TARGET, weights),
             geometry=RANDOM_TARGET,
             exit_layers=(4, 6),
             calibration=None,

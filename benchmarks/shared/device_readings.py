@@ -66,7 +66,7 @@ def datasheet_models(pair: ModelPair) -> Models | None:
     weights = plain_format(hardware.compute_dtype(key.dtype))
     drafting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=weights)
     verifying = PassSetting(model=pair.target.geometry, exit_layers=target_exits(draft), weights=weights)
-    return RooflineLatency(drafting, hardware, key.engine), RooflineLatency(verifying, hardware, key.engine)
+    return RooflineLatency(drafting, hardware, key.mode), RooflineLatency(verifying, hardware, key.mode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from perfmodel.models.dtypes import Dtype
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.results.report import Divergence
 from shared import common  # noqa: F401 makes the checkout importable
 
@@ -13,7 +13,7 @@ STATED_GAP = 0.5
 was stated before the measurement."""
 GAP_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, STATED_GAP)
 GAP_LABELS = ("0", *(f"<={edge:g}" for edge in GAP_EDGES[1:]), f">{STATED_GAP:g}")
-GAP_HEADERS = ("pair", "dtype", "engine", "different texts", "accepted", *(f"gap {label}" for label in GAP_LABELS), "worst")
+GAP_HEADERS = ("pair", "dtype", "mode", "different texts", "accepted", *(f"gap {label}" for label in GAP_LABELS), "worst")
 
 
 def gap_histogram(gaps: Sequence[float]) -> dict[str, int]:
@@ -26,11 +26,11 @@ def gap_histogram(gaps: Sequence[float]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lossless:
-    """The texts of one pair in one dtype under one engine, decoded plainly and speculatively."""
+    """The texts of one pair in one dtype under one mode, decoded plainly and speculatively."""
 
     pair: str
     dtype: Dtype
-    engine: EngineMode
+    mode: LaunchMode
     num_cases: int
     num_drafted: int
     num_accepted: int
@@ -45,7 +45,7 @@ class Lossless:
         return {
             "pair": self.pair,
             "dtype": self.dtype,
-            "engine": self.engine,
+            "mode": self.mode,
             "num_cases": self.num_cases,
             "num_drafted": self.num_drafted,
             "num_accepted": self.num_accepted,
@@ -60,7 +60,7 @@ class Lossless:
         return [
             self.pair,
             self.dtype,
-            self.engine,
+            self.mode,
             f"{len(self.divergences)} of {self.num_cases}",
             f"{self.num_accepted} of {self.num_drafted}",
             *map(str, gap_histogram(self.gaps).values()),
@@ -69,7 +69,7 @@ class Lossless:
 
 
 def gap_result(texts: Sequence[Lossless], dtypes: Sequence[Dtype]) -> dict[str, dict[str, object]]:
-    """Mismatches and gaps by dtype, over all pairs and engines."""
+    """Mismatches and gaps by dtype, over all pairs and modes."""
     result: dict[str, dict[str, object]] = {}
     for dtype in dtypes:
         of_dtype = [text for text in texts if text.dtype == dtype]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def add_device_flags(group: argparse._ActionsContainer) -> None:
-    """Add the flags for the device, the number of devices, the dtype and the engine."""
+    """Add the flags for the device, the number of devices, the dtype and the mode."""
     add = group.add_argument
     device_help = (
         "a known device (docs/reference/hardware.md), cpu, or a device file (default: the GPU found here, else a100-80gb)"
@@ -23,7 +23,7 @@ def add_device_flags(group: argparse._ActionsContainer) -> None:
         help="type of the weights (default: a target's as its files store it; otherwise bf16, or what the device supports)",
     )
     add(
-        "--engine",
+        "--mode",
         choices=("eager", "graph"),
         help="launch kernels one by one, or as CUDA graphs (default: graph; eager on a CPU)",
     )
@@ -34,5 +34,5 @@ def device_request(args: argparse.Namespace) -> DeviceRequest:
     from calibrate.inputs.requests import DeviceRequest
 
     return DeviceRequest(
-        device=args.device, num_devices=args.num_devices, draft_num_devices=None, dtype=args.dtype, engine=args.engine
+        device=args.device, num_devices=args.num_devices, draft_num_devices=None, dtype=args.dtype, mode=args.mode
     )

@@ -57,7 +57,7 @@ def add_law_verbs(verbs: _Verbs) -> None:
 
 def _add_design(verbs: _Verbs) -> None:
     purpose = "find the tokens per round that drafts of one size, or one draft, need to beat plain decoding"
-    parser = add_subcommand(verbs, "design", purpose, "s2d-plan design --target llama-2-70b --params 1.3e9 --engine eager")
+    parser = add_subcommand(verbs, "design", purpose, "s2d-plan design --target llama-2-70b --params 1.3e9 --mode eager")
     add = parser.add_argument
     target_help = "a known model (docs/reference/models.md), a config.json or its folder, or org/name on the Hugging Face hub"
     add("--target", metavar="NAME", required=True, help=target_help)

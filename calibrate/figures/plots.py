@@ -64,13 +64,13 @@ def held_out_errors(points: Sequence[ShapeError], axis: Axes, *, interval_frac: 
 
 
 def depth_effect(token_s: Mapping[str, Mapping[int, Seconds]], axis: Axes) -> Axes:
-    """Time of a drafted token by depth, for drafts of one size; one line per engine mode."""
-    for color, (engine, by_depth) in zip(COLORS, token_s.items(), strict=False):
+    """Time of a drafted token by depth, for drafts of one size; one line per launch mode."""
+    for color, (mode, by_depth) in zip(COLORS, token_s.items(), strict=False):
         depths = sorted(by_depth)
-        axis.plot(depths, [by_depth[depth] / MILLI for depth in depths], marker="o", markersize=4, color=color, label=engine)
+        axis.plot(depths, [by_depth[depth] / MILLI for depth in depths], marker="o", markersize=4, color=color, label=mode)
     axis.set(xlabel="layers, with the same number of weights", ylabel="time of a drafted token (ms)", ylim=(0, None))
-    ratios = {engine: by_depth[max(by_depth)] / by_depth[min(by_depth)] for engine, by_depth in token_s.items()}
-    labels = ", ".join(f"{ratio:.1f}x {engine}" for engine, ratio in ratios.items())
+    ratios = {mode: by_depth[max(by_depth)] / by_depth[min(by_depth)] for mode, by_depth in token_s.items()}
+    labels = ", ".join(f"{ratio:.1f}x {mode}" for mode, ratio in ratios.items())
     axis.set_title(f"Deepest over shallowest: {labels}")
     axis.legend(frameon=False, fontsize=8)
     return axis

@@ -35,7 +35,7 @@ def fit_profiles(paths: Sequence[Path]) -> tuple[LatencyFit, dict[str, str]]:
 
     Raises:
         BadFile: a file is not a latency profile.
-        Mismatch: the profiles have different devices, dtypes or engines.
+        Mismatch: the profiles have different devices, dtypes or modes.
         UserInputError: there are too few passes.
     """
     stored = {path.name: PROFILE_FILE.read(path) for path in paths}
@@ -48,7 +48,7 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
     """Fit the law to profiles from one device.
 
     Raises:
-        Mismatch: the profiles have different devices, dtypes or engines.
+        Mismatch: the profiles have different devices, dtypes or modes.
         BelowLowerBound: a pass takes less than its device's lower bound.
         UserInputError: there is no profile, or there are too few passes.
     """
@@ -56,7 +56,7 @@ def fit_latency(profiles: Sequence[LatencyProfile]) -> LatencyFit:
     for profile in profiles:
         check_profile(profile)
     observations = [observation for profile in profiles for observation in profile_observations(profile)]
-    launch_bound = device.engine == "eager" and device.num_threads is None
+    launch_bound = device.mode == "eager" and device.num_threads is None
     fitted = fit_law(observations, launch_bound=launch_bound)
     errors = pooled_abs_errors(held_out_errors(observations, launch_bound=launch_bound))
     return LatencyFit(
@@ -126,7 +126,7 @@ def _common_device(profiles: Sequence[LatencyProfile]) -> DeviceKey:
                 f"the profile of {profile.model.name}",
                 made_for=repr(profile.device),
                 given=repr(first),
-                fix="Fit the profiles of one device, dtype and engine at a time",
+                fix="Fit the profiles of one device, dtype and mode at a time",
             )
     return first
 

@@ -132,7 +132,7 @@ def fit_tables(folder: Path, gpu: str) -> tuple[LatencyFit, dict[str, str]]:
     reduces = list(all_reduce_observations(paths[1], gpu))
     layer_fit, reduce_fit = _fit_groups(layers, LAYER_TERMS, paths[0]), _fit_groups(reduces, ALL_REDUCE_TERMS, paths[1])
     fit = LatencyFit(
-        device=DeviceKey(device=hardware.name, num_devices=1, num_threads=None, dtype=TABLE_DTYPE, engine="graph"),
+        device=DeviceKey(device=hardware.name, num_devices=1, num_threads=None, dtype=TABLE_DTYPE, mode="graph"),
         models=tuple(sorted({layer.group.partition(" / ")[0] for layer in layers})),
         source=_source_text(gpu, reduce_fit, len(reduces)),
         pads_rows=False,

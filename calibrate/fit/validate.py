@@ -28,7 +28,7 @@ from perfmodel.latency.lower_bound import check_pass, pass_lower_bound
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.passes import PassShape
 from perfmodel.policies.policy import Policy
@@ -61,13 +61,13 @@ have a scale per row. Both quantise every linear layer, including the LM head (q
 an fp16 scale per 32 weights, also in the embedding and the LM head. EXL2 states mean bits, and its LM head has 6 bits by
 default.
 """
-ENGINES: tuple[EngineMode, ...] = ("eager", "graph")
+MODES: tuple[LaunchMode, ...] = ("eager", "graph")
 
 
 def validate() -> Validation:
     """Predict all published speeds and speedups that ship with the package."""
     points = tuple(published_points())
-    explanations = [explain_speedups(device, engine) for device in CANDIDATE_DEVICES for engine in ENGINES]
+    explanations = [explain_speedups(device, mode) for device in CANDIDATE_DEVICES for mode in MODES]
     return Validation(
         points=points,
         devices=tuple(_device_errors(points)),
@@ -87,14 +87,14 @@ def published_points() -> Iterator[PublishedPoint]:
         model, context_tokens = find_model(row["model"]), int(row["context_tokens"])
         weights = published_format(row["weights"], model)
         setting = PassSetting(model=model, weights=weights, num_devices=num_devices, context_tokens=context_tokens)
-        latency = RooflineLatency(setting, hardware, row["engine"])
+        latency = RooflineLatency(setting, hardware, row["mode"])
         bound_s = _check_step(number, float(row["tokens_per_s"]), setting, context_tokens, hardware)
         yield PublishedPoint(
             model=model.name,
             device=hardware.name,
             num_devices=num_devices,
             weights=row["weights"],
-            engine=row["engine"],
+            mode=row["mode"],
             context_tokens=context_tokens,
             role="used" if role == "used" else "held-out",
             note=note,
@@ -142,13 +142,13 @@ def _step_s(latency: RooflineLatency, context_tokens: int) -> Seconds:
 
 
 def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
-    for device, engine in dict.fromkeys((point.device, point.engine) for point in points):
-        held_out = [point for point in points if (point.device, point.engine, point.role) == (device, engine, "held-out")]
+    for device, mode in dict.fromkeys((point.device, point.mode) for point in points):
+        held_out = [point for point in points if (point.device, point.mode, point.role) == (device, mode, "held-out")]
         if held_out:
             errors = [point.error_frac for point in held_out]
             yield DeviceError(
                 device=device,
-                engine=engine,
+                mode=mode,
                 num_points=len(errors),
                 mape_frac=sum(map(abs, errors)) / len(errors),
                 mean_error_frac=sum(errors) / len(errors),
@@ -157,9 +157,9 @@ def _device_errors(points: tuple[PublishedPoint, ...]) -> Iterator[DeviceError]:
             )
 
 
-def explain_speedups(device: str, engine: EngineMode) -> Explanation:
+def explain_speedups(device: str, mode: LaunchMode) -> Explanation:
     """S2D's speedups predicted from a device's datasheet, in fp16, on the smallest number of devices with enough memory."""
-    resolved = resolve_device(DeviceRequest(device=device, dtype="fp16", engine=engine))
+    resolved = resolve_device(DeviceRequest(device=device, dtype="fp16", mode=mode))
     speedups = []
     for row in _rows(SPEEDUPS):
         acceptance = load_acceptance(shipped_path(DRAFT, row["target"]), "all")
@@ -182,7 +182,7 @@ def explain_speedups(device: str, engine: EngineMode) -> Explanation:
                 predicted=predicted.speedup.speedup.value,
             )
         )
-    return Explanation(device=find_hardware(device).name, engine=engine, speedups=tuple(speedups))
+    return Explanation(device=find_hardware(device).name, mode=mode, speedups=tuple(speedups))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

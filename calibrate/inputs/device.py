@@ -12,7 +12,7 @@ from perfmodel.hardware.find_device import find_device
 from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.models.dtypes import Dtype
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.results.plan import Evidence
 
 DEFAULT_DEVICE = "a100-80gb"
@@ -27,7 +27,7 @@ class Device:
     """Hash of the user's device file; None for a device in the table and for this machine's CPU."""
     dtype: Dtype
     """The requested dtype, or the device's default."""
-    engine: EngineMode
+    mode: LaunchMode
     num_devices: int | None
     """The requested number; None: the fewest that hold the models."""
     draft_num_devices: int | None
@@ -44,7 +44,7 @@ def resolve_device(request: DeviceRequest) -> Device:
     Raises:
         UnknownName: no such device.
         BadFile: the file does not describe a device.
-        UserInputError: the device does not compute in the dtype, or has no such engine mode.
+        UserInputError: the device does not compute in the dtype, or has no such launch mode.
     """
     choice, num_present, sha256 = None, None, None
     if request.device is None:
@@ -52,14 +52,14 @@ def resolve_device(request: DeviceRequest) -> Device:
     else:
         named = find_device(request.device)
         hardware, sha256 = named.hardware, named.sha256
-    dtype, engine = request.dtype or hardware.default_dtype, request.engine or hardware.default_engine
+    dtype, mode = request.dtype or hardware.default_dtype, request.mode or hardware.default_mode
     hardware.compute_dtype(dtype)
-    hardware.engine_costs(engine)
+    hardware.launch_costs(mode)
     return Device(
         hardware=hardware,
         sha256=sha256,
         dtype=dtype,
-        engine=engine,
+        mode=mode,
         num_devices=request.num_devices,
         draft_num_devices=request.draft_num_devices,
         choice=choice,

@@ -10,7 +10,7 @@ from perfmodel.acceptance.splits import Split
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Tokens
 from perfmodel.models.dtypes import Dtype
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 
 if TYPE_CHECKING:
     from perfmodel.acceptance.trace import Trace
@@ -32,7 +32,7 @@ class DeviceRequest:
     """1 or `num_devices`. None: the number that drafts faster."""
     dtype: Dtype | None = None
     """Of the weights. None: a target as its files store it, other models in the device's default dtype."""
-    engine: EngineMode | None = None
+    mode: LaunchMode | None = None
     """None: the device's default mode."""
 
     def __post_init__(self) -> None:

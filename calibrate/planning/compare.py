@@ -135,7 +135,7 @@ def load_pricing(plan: Plan, profiles: Sequence[Path], fit: Path | None) -> Pric
         num_devices=plan.device.num_devices,
         draft_num_devices=plan.draft_num_devices,
         dtype=plan.device.dtype,
-        engine=plan.device.engine,
+        mode=plan.device.mode,
     )
     if not profiles and fit is None:
         if any(part.level != "roofline" for part in latency.values()):

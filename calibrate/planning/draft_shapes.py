@@ -26,7 +26,7 @@ from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import unpublished_note
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry, with_reduced_head
-from perfmodel.passes.device_key import DeviceKey, EngineMode
+from perfmodel.passes.device_key import DeviceKey, LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting, kv_bytes_per_token, kv_cache_bytes
 from perfmodel.quantisation.dtype_format import dtype_format
 from perfmodel.quantisation.weight_format import WeightFormat, model_weight_bytes
@@ -64,7 +64,7 @@ class DraftSetting:
     num_devices: int
     dtype: Dtype
     """Of models that are not stored otherwise."""
-    engine: EngineMode
+    mode: LaunchMode
     context_tokens: Tokens
     stored_target: WeightFormat | None = None
     """How the files of the target store it. None: plain."""
@@ -91,7 +91,7 @@ def draft_shapes(
     device: str | None = None,
     num_devices: int | None = None,
     dtype: Dtype | None = None,
-    engine: EngineMode | None = None,
+    mode: LaunchMode | None = None,
 ) -> DraftShapes:
     """Drafts of one size in several shapes: time per drafted token, and tokens per round needed to beat plain decoding.
 
@@ -106,7 +106,7 @@ def draft_shapes(
         device: a known name, `cpu`, or a `.toml` or `.json` file. None: the GPU of this machine, else an A100.
         num_devices: tensor-parallel degree of the target; the draft runs on one device. None: the fewest that hold the target.
         dtype: of the weights. None: as the files store them, else the device's default.
-        engine: `eager` or `graph`. None: the device's default.
+        mode: `eager` or `graph`. None: the device's default.
 
     Returns:
         Every shape, fastest first; times in seconds.
@@ -119,7 +119,7 @@ def draft_shapes(
         >>> fastest.can_pay
         True
     """
-    device_request = DeviceRequest(device=device, num_devices=num_devices, dtype=dtype, engine=engine)
+    device_request = DeviceRequest(device=device, num_devices=num_devices, dtype=dtype, mode=mode)
     request = ShapesRequest(target=target, draft_vocab=draft_vocab, context_tokens=context_tokens, device=device_request)
     return make_draft_shapes(request, params, draft_tokens)
 
@@ -134,7 +134,7 @@ def draft_lengths(
     device: str | None = None,
     num_devices: int | None = None,
     dtype: Dtype | None = None,
-    engine: EngineMode | None = None,
+    mode: LaunchMode | None = None,
 ) -> DraftLengths:
     """One draft at several draft lengths: time of a round, and tokens per round needed to beat plain decoding.
 
@@ -149,7 +149,7 @@ def draft_lengths(
         device: as for `draft_shapes`.
         num_devices: as for `draft_shapes`.
         dtype: as for `draft_shapes`.
-        engine: as for `draft_shapes`.
+        mode: as for `draft_shapes`.
 
     Returns:
         Every draft length in the order given; times in seconds.
@@ -161,7 +161,7 @@ def draft_lengths(
         >>> s2d.draft_lengths("llama-3.1-70b", draft="llama-3.2-1b", device="h100").lengths[0].can_pay
         True
     """
-    device_request = DeviceRequest(device=device, num_devices=num_devices, dtype=dtype, engine=engine)
+    device_request = DeviceRequest(device=device, num_devices=num_devices, dtype=dtype, mode=mode)
     request = ShapesRequest(target=target, draft_vocab=draft_vocab, context_tokens=context_tokens, device=device_request)
     return make_draft_lengths(request, draft, lengths)
 
@@ -225,7 +225,7 @@ def _resolve_setting(request: ShapesRequest, target: Target, draft: Draft | None
         hardware=device.hardware,
         num_devices=num_devices_for(target.geometry, device, needed_bytes),
         dtype=device.dtype,
-        engine=device.engine,
+        mode=device.mode,
         context_tokens=request.context_tokens,
         stored_target=target.stored,
         stored_draft=None if draft is None else draft.stored,
@@ -321,7 +321,7 @@ def _drafted_target(setting: DraftSetting) -> DraftedTarget:
         num_devices=setting.num_devices,
         num_threads=None,
         dtype=setting.dtype,
-        engine=setting.engine,
+        mode=setting.mode,
     )
     return DraftedTarget(
         model=setting.target,
@@ -386,7 +386,7 @@ def _target_s(setting: DraftSetting, *, draft_tokens: Tokens) -> Seconds:
         num_devices=setting.num_devices,
         context_tokens=setting.context_tokens,
     )
-    target = RooflineLatency(passes, setting.hardware, setting.engine)
+    target = RooflineLatency(passes, setting.hardware, setting.mode)
     verify, host = target.line("verify", 0, draft_tokens + 1), target.line("round", 0, draft_tokens)
     return verify.at(setting.context_tokens) + host.at(setting.context_tokens)
 
@@ -394,7 +394,7 @@ def _target_s(setting: DraftSetting, *, draft_tokens: Tokens) -> Seconds:
 def draft_token_s(geometry: ModelGeometry, setting: DraftSetting) -> Seconds:
     """Time to draft one token on one device: one segment of all layers, and one exit check."""
     passes = PassSetting(model=geometry, exit_layers=(geometry.num_layers,), weights=setting.draft_weights(geometry))
-    latency = RooflineLatency(passes, setting.hardware, setting.engine)
+    latency = RooflineLatency(passes, setting.hardware, setting.mode)
     return drafted_token_s(latency, 1, setting.context_tokens)
 
 

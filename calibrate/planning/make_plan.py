@@ -29,7 +29,7 @@ from perfmodel.core.disk import PathLike, as_paths
 from perfmodel.core.units import Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import release_note
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.results.plan import Plan, Workload
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plan(
     num_devices: int | None = None,
     draft_num_devices: int | None = None,
     dtype: Dtype | None = None,
-    engine: EngineMode | None = None,
+    mode: LaunchMode | None = None,
     batch: int = 1,
     prompt_tokens: Tokens | None = None,
     output_tokens: Tokens | None = None,
@@ -68,7 +68,7 @@ def plan(
         num_devices: tensor-parallel degree of the target. None takes the fewest devices that hold the models.
         draft_num_devices: 1 or `num_devices`. None takes the number that drafts faster.
         dtype: of the weights. None prices a target as its files store it and other models in the device's default dtype.
-        engine: `eager` or `graph`. None takes the device's default.
+        mode: `eager` or `graph`. None takes the device's default.
         batch: sequences decoded at a time; only 1 is predicted.
         prompt_tokens: length of a prompt, in tokens. None takes the mean over the trace.
         output_tokens: tokens to generate. None takes the length at which the trace was recorded.
@@ -108,7 +108,7 @@ def plan(
                 num_devices=num_devices,
                 draft_num_devices=draft_num_devices,
                 dtype=dtype,
-                engine=engine,
+                mode=mode,
             ),
             batch=batch,
             prompt_tokens=prompt_tokens,

@@ -95,7 +95,7 @@ def measured_key(planned: DeviceKey) -> DeviceKey:
     """The device as the runtime uses it: in a dtype that it computes in, and eagerly if there are several."""
     default: Dtype = "bf16" if planned.num_threads is None else "fp32"
     dtype = planned.dtype if planned.dtype in PROFILED_DTYPES else default
-    return replace(planned, engine=planned.engine if planned.num_devices == 1 else "eager", dtype=dtype)
+    return replace(planned, mode=planned.mode if planned.num_devices == 1 else "eager", dtype=dtype)
 
 
 def _latency_levels(plan: Plan) -> set[str]:
@@ -207,5 +207,5 @@ def _device_flags(planned: DeviceKey) -> list[str]:
     threads = planned.num_threads
     device = ["--device", "cuda"] if threads is None else ["--threads", str(threads)] if threads > 1 else []
     measured = measured_key(planned)
-    launches_eagerly = threads is None and measured.num_devices == 1 and measured.engine == "eager"
-    return [*device, "--dtype", measured.dtype, *(["--engine", "eager"] if launches_eagerly else [])]
+    launches_eagerly = threads is None and measured.num_devices == 1 and measured.mode == "eager"
+    return [*device, "--dtype", measured.dtype, *(["--mode", "eager"] if launches_eagerly else [])]

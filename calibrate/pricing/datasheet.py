@@ -12,7 +12,7 @@ from perfmodel.core.units import Tokens, format_bytes, format_frac
 from perfmodel.hardware.hardware import Hardware, num_devices_to_fit
 from perfmodel.latency.latency_model import LatencyModel, RooflineLatency
 from perfmodel.models.geometry import ModelGeometry, check_degree, tensor_parallel_degrees
-from perfmodel.passes.device_key import DeviceKey, EngineMode
+from perfmodel.passes.device_key import DeviceKey, LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.quantisation.weight_format import WeightFormat
 from perfmodel.results.plan import Evidence, EvidenceRole, Memory
@@ -34,7 +34,7 @@ def price_by_datasheet(pair: Pair, device: Device, weights: PairWeights, *, cont
         OutOfDomain: no number of these devices holds the models.
         UserInputError: the models do not fit on the requested number of devices, or cannot be shared by it.
     """
-    hardware, engine = device.hardware, device.engine
+    hardware, mode = device.hardware, device.mode
     memory = memory_needed(pair.draft, pair.target, weights, context_tokens=context_tokens, capacity_bytes=None)
     target_cuts = target_exits(pair.draft)
     num_devices = num_devices_for(pair.target, device, memory.total_bytes)
@@ -50,7 +50,7 @@ def price_by_datasheet(pair: Pair, device: Device, weights: PairWeights, *, cont
             num_devices=degree,
             context_tokens=context_tokens,
         )
-        return RooflineLatency(setting, hardware, engine)
+        return RooflineLatency(setting, hardware, mode)
 
     draft_num_devices = choose_draft_devices(
         Placement(
@@ -76,7 +76,7 @@ def price_by_datasheet(pair: Pair, device: Device, weights: PairWeights, *, cont
             num_devices=num_devices,
             context_tokens=context_tokens,
         )
-        return draft_latency(draft_num_devices, batch, context_tokens), RooflineLatency(setting, hardware, engine)
+        return draft_latency(draft_num_devices, batch, context_tokens), RooflineLatency(setting, hardware, mode)
 
     draft, target = at_batch(1, context_tokens=context_tokens)
     return Pricing(
@@ -87,7 +87,7 @@ def price_by_datasheet(pair: Pair, device: Device, weights: PairWeights, *, cont
             num_devices=num_devices,
             num_threads=hardware.num_threads,
             dtype=device.dtype,
-            engine=engine,
+            mode=mode,
         ),
         draft_num_devices=draft_num_devices,
         weights=weights,
@@ -126,7 +126,7 @@ def _check_fits(target: ModelGeometry, memory: Memory, hardware: Hardware, num_d
 def _evidence(device: Device, num_devices: int) -> tuple[Evidence, ...]:
     """How the device was chosen, unless it was requested by name, and the source of its prices."""
     roles: tuple[EvidenceRole, ...] = ("draft latency", "target latency")
-    text = _datasheet_text(device.hardware, device.engine)
+    text = _datasheet_text(device.hardware, device.mode)
     latency = tuple(Evidence(role=role, level="roofline", description=text, sha256=device.sha256) for role in roles)
     if device.choice is None:
         return latency
@@ -136,9 +136,9 @@ def _evidence(device: Device, num_devices: int) -> tuple[Evidence, ...]:
     return (replace(device.choice, description=description), *latency)
 
 
-def _datasheet_text(hardware: Hardware, engine: EngineMode) -> str:
+def _datasheet_text(hardware: Hardware, mode: LaunchMode) -> str:
     """Sources of a row of the device table, with its error: a datasheet and kernel times, or facts read from a CPU."""
-    host_error_frac = hardware.engine_costs(engine).host_error_frac
+    host_error_frac = hardware.launch_costs(mode).host_error_frac
     error = f"± {format_frac(hardware.error_frac)} (one sigma)"
     error += f"; where launches bind, the host's speed ± {format_frac(host_error_frac)}" if host_error_frac else ""
     if hardware.num_threads is not None:

@@ -10,7 +10,7 @@ from perfmodel.hardware.hardware import Hardware
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import DraftGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting, PassWork
 from perfmodel.passes.latency_law import Law
 from perfmodel.quantisation.dtype_format import dtype_format
@@ -40,7 +40,7 @@ class ExitCost:
 
 
 def exit_costs(
-    draft: DraftGeometry, hardware: Hardware, dtype: Dtype, engine: EngineMode, *, context_tokens: Tokens
+    draft: DraftGeometry, hardware: Hardware, dtype: Dtype, mode: LaunchMode, *, context_tokens: Tokens
 ) -> tuple[ExitCost, ...]:
     """Price of a drafted token at every exit of a draft on one device.
 
@@ -48,11 +48,11 @@ def exit_costs(
         draft: its shapes and exits.
         hardware: the device, whose datasheet gives the prices.
         dtype: of the weights.
-        engine: how kernels are launched.
+        mode: how kernels are launched.
         context_tokens: cached when the token is drafted.
     """
     weights = dtype_format(dtype, draft.model)
-    law = roofline_law(hardware, weights, engine, 1)
+    law = roofline_law(hardware, weights, mode, 1)
     setting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=weights, context_tokens=context_tokens)
     stages = range(len(draft.exit_layers))
     segments = [setting.work("segment", stage, 1) for stage in stages]

@@ -208,12 +208,12 @@ def _common_device(keys: Mapping[str, DeviceKey], request: DeviceRequest) -> Dev
     for name, other in others:
         if replace(other, num_devices=key.num_devices) != key:
             made_for, given = other.label, f"{key.label} as {first_name!r}"
-            fix = "Seconds of two devices cannot be added: profile both models on the same device, dtype and engine"
+            fix = "Seconds of two devices cannot be added: profile both models on the same device, dtype and mode"
             raise Mismatch(repr(name), made_for=made_for, given=given, fix=fix)
     flags: dict[str, tuple[object, object]] = {
         "--num-devices": (request.num_devices, key.num_devices),
         "--dtype": (request.dtype, key.dtype),
-        "--engine": (request.engine, key.engine),
+        "--mode": (request.mode, key.mode),
     }
     if request.device is not None and not same_device(request.device, key.device):
         flags["--device"] = (request.device, key.device)

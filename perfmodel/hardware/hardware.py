@@ -33,15 +33,15 @@ from perfmodel.core.units import (
 from perfmodel.hardware.kernel_efficiency import (
     DEVICES_WITH_COSTS,
     WIDEST_ERROR_FRAC,
-    EngineCosts,
     KernelCosts,
+    LaunchCosts,
     kernel_costs,
 )
 from perfmodel.models.dtypes import DTYPE_BYTES, Dtype, WeightKernels
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.quantisation.weight_format import WeightFormat
 
-DEFAULT_ENGINE: EngineMode = "graph"
+DEFAULT_MODE: LaunchMode = "graph"
 """A decoding loop built for speed uses captured graphs."""
 
 MEMORY_HEADROOM_FRAC: Frac = 0.1
@@ -187,10 +187,10 @@ class Hardware:
         return next(dtype for dtype in COMPUTE_DTYPES if dtype in self.peak_flops_per_s)
 
     @property
-    def default_engine(self) -> EngineMode:
+    def default_mode(self) -> LaunchMode:
         """Graphs if the device has them."""
-        engines = self.costs.engines
-        return DEFAULT_ENGINE if DEFAULT_ENGINE in engines else next(iter(engines))
+        modes = self.costs.modes
+        return DEFAULT_MODE if DEFAULT_MODE in modes else next(iter(modes))
 
     @property
     def max_devices(self) -> int:
@@ -222,17 +222,17 @@ class Hardware:
         head = weights.head_kernels
         return head if head in COMPUTE_DTYPES and head in self.peak_flops_per_s else self.default_dtype
 
-    def engine_costs(self, engine: EngineMode) -> EngineCosts:
-        """Host costs in an engine mode.
+    def launch_costs(self, mode: LaunchMode) -> LaunchCosts:
+        """Host costs in a launch mode.
 
         Raises:
             UserInputError: the device has no such mode.
         """
-        engines = self.costs.engines
-        if engine not in engines:
-            known = ", ".join(engines)
-            raise UserInputError(f"{self.name} has no {engine} mode: it has {known}. Give --engine {self.default_engine}.")
-        return engines[engine]
+        modes = self.costs.modes
+        if mode not in modes:
+            known = ", ".join(modes)
+            raise UserInputError(f"{self.name} has no {mode} mode: it has {known}. Give --mode {self.default_mode}.")
+        return modes[mode]
 
     def link_between(self, num_devices: int) -> Link | None:
         """The fastest link that joins this number of devices; None for a single device.

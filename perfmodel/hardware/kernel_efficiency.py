@@ -25,7 +25,7 @@ from perfmodel.core.units import (
     format_seconds,
 )
 from perfmodel.models.dtypes import WeightKernels
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.latency_law import FIT_FILE, LatencyFit
 
 A100, H100 = "A100-80GB-SXM", "H100-SXM"
@@ -37,8 +37,8 @@ H100_BYTES_PER_S: BytesPerS = 3350 * GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineCosts:
-    """Host costs of driving a device in one engine mode."""
+class LaunchCosts:
+    """Host costs of driving a device in one launch mode."""
 
     host_layer_s: Seconds
     """Launching the kernels of one layer. Hidden if the kernels take longer; 0 if a graph is replayed."""
@@ -71,14 +71,14 @@ class KernelCosts:
     """Kernel time of a layer for each row, besides its matrix products."""
     attn_floor_s: Seconds
     """Kernel time of a layer's attention over an empty cache."""
-    engines: Mapping[EngineMode, EngineCosts]
+    modes: Mapping[LaunchMode, LaunchCosts]
     error_frac: Frac
     """One standard deviation of the relative error of a predicted pass on that device."""
     source: str
 
 
-_GPU_ENGINES: dict[EngineMode, EngineCosts] = {
-    "graph": EngineCosts(
+_GPU_MODES: dict[LaunchMode, LaunchCosts] = {
+    "graph": LaunchCosts(
         host_layer_s=0.0,
         host_error_frac=0.0,
         pass_s=10 * MICRO,
@@ -86,7 +86,7 @@ _GPU_ENGINES: dict[EngineMode, EngineCosts] = {
         round_s=50 * MICRO,
         source="assumed: one graph launch, one small copy to the host, a lean loop",
     ),
-    "eager": EngineCosts(
+    "eager": LaunchCosts(
         host_layer_s=690 * MICRO,
         host_error_frac=0.4,
         pass_s=0.0,
@@ -99,8 +99,8 @@ _GPU_ENGINES: dict[EngineMode, EngineCosts] = {
     ),
 }
 
-_CPU_ENGINES: dict[EngineMode, EngineCosts] = {
-    "eager": EngineCosts(
+_CPU_MODES: dict[LaunchMode, LaunchCosts] = {
+    "eager": LaunchCosts(
         host_layer_s=0.0,
         host_error_frac=0.0,
         pass_s=0.0,
@@ -121,7 +121,7 @@ _CPU_COSTS = KernelCosts(
     layer_floor_s=50 * MICRO,
     row_layer_s=0.0,
     attn_floor_s=10 * MICRO,
-    engines=_CPU_ENGINES,
+    modes=_CPU_MODES,
     error_frac=WIDEST_ERROR_FRAC,
     source="assumed after this project's runtime on two Zen 4 cores: a small layer in cache takes 60 to 75 µs, six rows "
     "reach a third of the peak; the bandwidth is already what is reached; int8 and int4 shares as on the A100, of 16 bit; "
@@ -161,7 +161,7 @@ def _a100_costs() -> KernelCosts:
         layer_floor_s=fit.law.layer_s,
         row_layer_s=fit.law.row_layer_s,
         attn_floor_s=10 * MICRO,
-        engines=_GPU_ENGINES,
+        modes=_GPU_MODES,
         error_frac=0.08,
         source=f"{_fitted_text(fit)}; int8 and int4 shares from gpt-fast's Llama-2-7B rows, "
         "gguf share and time per layer from llama.cpp's Llama-3.1-8B and Qwen2.5-72B; the attention floor is assumed",
@@ -180,7 +180,7 @@ def _h100_costs() -> KernelCosts:
         layer_floor_s=fit.law.layer_s,
         row_layer_s=fit.law.row_layer_s,
         attn_floor_s=7.4 * MICRO,
-        engines=_GPU_ENGINES,
+        modes=_GPU_MODES,
         error_frac=0.10,
         source=f"{_fitted_text(fit)}; the fitted compute rate is too uncertain, so 0.68 of the peak is assumed; int8, int4 and "
         "gguf shares and the attention floor are assumed after the A100's",

@@ -22,7 +22,7 @@ from perfmodel.latency.lower_bound import check_line, known_accelerator
 from perfmodel.latency.measured_times import MeasuredTimes
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting, PassWork
 from perfmodel.passes.latency_law import LatencyFit, Law
 from perfmodel.passes.latency_profile import LatencyProfile
@@ -103,16 +103,16 @@ class RooflineLatency(_LawLatency):
     which error a pass has; where they are about equal, either may.
 
     Raises:
-        UserInputError: the device has no such engine mode.
+        UserInputError: the device has no such launch mode.
         OutOfDomain: no link joins this many devices.
     """
 
     __slots__ = ("_launch_bound_frac", "error_frac", "host_error_frac")
 
-    def __init__(self, setting: PassSetting, hardware: Hardware, engine: EngineMode) -> None:
-        super().__init__(roofline_law(hardware, setting.weights, engine, setting.num_devices), setting)
+    def __init__(self, setting: PassSetting, hardware: Hardware, mode: LaunchMode) -> None:
+        super().__init__(roofline_law(hardware, setting.weights, mode, setting.num_devices), setting)
         self.error_frac: Frac = hardware.error_frac
-        host_error_frac = hardware.engine_costs(engine).host_error_frac
+        host_error_frac = hardware.launch_costs(mode).host_error_frac
         plain_step = replace(setting, exit_layers=()).work("verify", 0, 1)
         host_s, kernels_s = self._law.host_and_kernels_s(plain_step, cached_tokens=setting.context_tokens or 0)
         self._launch_bound_frac = chance_longer(host_s, kernels_s, math.hypot(host_error_frac, self.error_frac))

@@ -15,7 +15,7 @@ from perfmodel.latency.latency_model import FittedLatency, LatencyLevel, Latency
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import ModelGeometry, check_degree
-from perfmodel.passes.device_key import DeviceKey, EngineMode
+from perfmodel.passes.device_key import DeviceKey, LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_law import FIT_FILE, LatencyFit
 from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
@@ -156,7 +156,7 @@ def latency(
     *,
     device: str | Hardware | None = None,
     dtype: Dtype | None = None,
-    engine: EngineMode | None = None,
+    mode: LaunchMode | None = None,
     num_devices: int = 1,
     batch: int = 1,
     exits: Sequence[int] | None = None,
@@ -170,16 +170,16 @@ def latency(
         device: a name of docs/reference/hardware.md, `cpu` for this machine's CPU, or a file that describes a device. Required
             unless a profile or a fit is given.
         dtype: dtype of the weights; by default the device's.
-        engine: `graph` or `eager`; by default `graph` if the device has it.
+        mode: `graph` or `eager`; by default `graph` if the device has it.
         num_devices: tensor-parallel degree. Memory is not checked.
         batch: sequences in every pass.
         exits: layers after which a draft has exits; by default those of a known draft, and none for a target.
         fit: a fit of the latency law to other models on a device (a record or the path of its file, from `s2d-plan fit`). It
-            is made for its own device, dtype, engine and number of devices.
+            is made for its own device, dtype, mode and number of devices.
 
     Raises:
         UnknownName: no such model or device; lists the nearest names.
-        UserInputError: the device does not compute in the dtype, has no such engine mode, or an argument is missing or
+        UserInputError: the device does not compute in the dtype, has no such launch mode, or an argument is missing or
             contradicts the profile or the fit.
         OutOfDomain: no link joins this many devices.
         BadPolicy: the exits are not layers of the model in rising order.
@@ -194,7 +194,7 @@ def latency(
         >>> s2d.latency("profile/target.latency.json").level  # measured by s2d-profile
         'measured'
     """
-    fixed = {"device": device, "dtype": dtype, "engine": engine}
+    fixed = {"device": device, "dtype": dtype, "mode": mode}
     numbers = {"num_devices": num_devices, "batch": batch}
     if isinstance(model, Path) or (isinstance(model, str) and model.endswith(".json")):
         model = PROFILE_FILE.read(model).record
@@ -218,7 +218,7 @@ def latency(
         num_devices=num_devices,
         num_threads=hardware.num_threads,
         dtype=hardware.default_dtype if dtype is None else dtype,
-        engine=hardware.default_engine if engine is None else engine,
+        mode=hardware.default_mode if mode is None else mode,
     )
     return _roofline(geometry, exit_layers, hardware, key, batch)
 
@@ -289,7 +289,7 @@ def _roofline(
             num_devices=key.num_devices,
             context_tokens=context,
         )
-        return RooflineLatency(setting, hardware, key.engine)
+        return RooflineLatency(setting, hardware, key.mode)
 
     at_context(0)
     return ModelLatency(

@@ -3,19 +3,19 @@
 from perfmodel.core.units import Seconds
 from perfmodel.hardware.hardware import Hardware
 from perfmodel.models.dtypes import Dtype, WeightKernels
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.latency_law import Law
 from perfmodel.quantisation.weight_format import WeightFormat
 
 
-def roofline_law(hardware: Hardware, weights: WeightFormat, engine: EngineMode, num_devices: int) -> Law:
+def roofline_law(hardware: Hardware, weights: WeightFormat, mode: LaunchMode, num_devices: int) -> Law:
     """The law's coefficients on a device of the table, for weights of some format.
 
     Raises:
-        UserInputError: the device has no such engine mode.
+        UserInputError: the device has no such launch mode.
         OutOfDomain: no link joins this many devices.
     """
-    costs, host, link = hardware.costs, hardware.engine_costs(engine), hardware.link_between(num_devices)
+    costs, host, link = hardware.costs, hardware.launch_costs(mode), hardware.link_between(num_devices)
     activations = hardware.activation_dtype(weights)
 
     def byte_s(kernels: WeightKernels) -> Seconds:

@@ -6,7 +6,7 @@ from typing import Literal
 from perfmodel.models.dtypes import Dtype
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 
-EngineMode = Literal["eager", "graph"]
+LaunchMode = Literal["eager", "graph"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class DeviceKey:
     num_threads: int | None
     """Threads of a CPU run; None on a GPU."""
     dtype: Dtype
-    engine: EngineMode
+    mode: LaunchMode
     kernels: Kernels | None = None
     """Kernels of the runtime; None for seconds that this runtime did not measure."""
 
@@ -28,4 +28,4 @@ class DeviceKey:
         """`2 x A100-80GB-SXM, bf16, graph`; threads are named on a CPU, kernels where they are not the standard ones."""
         threads = "" if self.num_threads is None else f", {self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
         kernels = "" if self.kernels in (None, STANDARD_KERNELS) else f", {self.kernels.label}"
-        return f"{self.num_devices} x {self.device}{threads}, {self.dtype}, {self.engine}{kernels}"
+        return f"{self.num_devices} x {self.device}{threads}, {self.dtype}, {self.mode}{kernels}"

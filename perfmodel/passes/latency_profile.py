@@ -59,7 +59,7 @@ class LatencyProfile:
     @property
     def pads_rows(self) -> bool:
         """Whether passes through layers ran at `graph_width` rows. The runtime captures passes on a GPU only."""
-        return self.device.engine == "graph" and self.device.num_threads is None
+        return self.device.mode == "graph" and self.device.num_threads is None
 
 
 PROFILE_FILE = FileFormat(record=LatencyProfile, schema="s2d/latency-profile", made_with="s2d-profile latency")

@@ -10,7 +10,7 @@ from perfmodel.core.files import FileFormat
 from perfmodel.core.provenance import make_provenance
 from perfmodel.core.stats import Interval, ratio_interval
 from perfmodel.core.units import Frac, Tokens, TokensPerS
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 
 PointRole = Literal["held-out", "used"]
 
@@ -24,7 +24,7 @@ class PublishedPoint:
     num_devices: int
     weights: str
     """How the weights were stored: a dtype, or the publisher's own format."""
-    engine: EngineMode
+    mode: LaunchMode
     context_tokens: Tokens
     role: PointRole
     """`used`: a number of the device's row was derived from this point, so it is no evidence for the law."""
@@ -76,10 +76,10 @@ class PublishedSpeedup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """The S2D paper's table predicted for one device and engine mode. The paper states neither."""
+    """The S2D paper's table predicted for one device and launch mode. The paper states neither."""
 
     device: str
-    engine: EngineMode
+    mode: LaunchMode
     speedups: tuple[PublishedSpeedup, ...]
 
     @property
@@ -90,10 +90,10 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceError:
-    """The held-out points of one device in one engine mode."""
+    """The held-out points of one device in one launch mode."""
 
     device: str
-    engine: EngineMode
+    mode: LaunchMode
     num_points: int
     mape_frac: Frac
     mean_error_frac: Frac
@@ -110,7 +110,7 @@ class Validation(Printable):
 
     points: tuple[PublishedPoint, ...]
     devices: tuple[DeviceError, ...]
-    """Devices and engine modes with held-out points."""
+    """Devices and launch modes with held-out points."""
     explanations: tuple[Explanation, ...]
     """Smallest error first."""
 

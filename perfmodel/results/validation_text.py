@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from perfmodel.results.validation import Explanation, PublishedPoint, Validation
 
 SHOWN_EXPLANATIONS = 3
-"""Devices and engine modes beside which S2D's table is printed."""
+"""Devices and launch modes beside which S2D's table is printed."""
 
 
 def validation_blocks(validation: Validation, *, explain: bool) -> list[Block]:
@@ -42,7 +42,7 @@ def validation_blocks(validation: Validation, *, explain: bool) -> list[Block]:
 def _points_table(points: tuple[PublishedPoint, ...], sources: list[str]) -> Table:
     rows = [
         [
-            f"{point.model}, {point.weights}, {point.engine}",
+            f"{point.model}, {point.weights}, {point.mode}",
             f"{point.num_devices} x {point.device}",
             format_number(point.published_tokens_per_s),
             format_number(point.predicted_tokens_per_s),
@@ -63,7 +63,7 @@ def _points_table(points: tuple[PublishedPoint, ...], sources: list[str]) -> Tab
 def _devices_table(validation: Validation) -> Table:
     rows = [
         [
-            f"{error.device}, {error.engine}",
+            f"{error.device}, {error.mode}",
             str(error.num_points),
             format_frac(error.mape_frac),
             format_signed_frac(error.mean_error_frac),
@@ -72,7 +72,7 @@ def _devices_table(validation: Validation) -> Table:
         ]
         for error in validation.devices
     ]
-    headers = ["device and engine", "points", "mean |error|", "mean error", "in 90 % interval", "lower bound's mean error"]
+    headers = ["device and mode", "points", "mean |error|", "mean error", "in 90 % interval", "lower bound's mean error"]
     used = sum(point.role == "used" for point in validation.points)
     title = (
         f"{len(validation.points) - used} published speeds of plain decoding that the law did not use ({used} more were used): "
@@ -82,10 +82,10 @@ def _devices_table(validation: Validation) -> Table:
 
 
 def _hypothesis_text(best: Explanation, *, explain: bool) -> str:
-    """Which device and engine S2D's own table fits best, and on what assumptions."""
+    """Which device and mode S2D's own table fits best, and on what assumptions."""
     text = (
-        f"S2D's own speedups are explained best by {best.device} with engine {best.engine}: mean absolute error "
-        f"{format_frac(best.mean_abs_error_frac)}. The paper gives neither its GPU nor its engine."
+        f"S2D's own speedups are explained best by {best.device} with mode {best.mode}: mean absolute error "
+        f"{format_frac(best.mean_abs_error_frac)}. The paper gives neither its GPU nor its mode."
     )
     if not explain:
         return text
@@ -96,7 +96,7 @@ def _hypothesis_text(best: Explanation, *, explain: bool) -> str:
 
 
 def _explanations_table(explanations: tuple[Explanation, ...]) -> Table:
-    """S2D's table beside its prediction for some devices and engines, the best explanation first."""
+    """S2D's table beside its prediction for some devices and modes, the best explanation first."""
     first = explanations[0]
     rows = [
         [
@@ -107,4 +107,4 @@ def _explanations_table(explanations: tuple[Explanation, ...]) -> Table:
         for row, speedup in enumerate(first.speedups)
     ]
     rows.append(["mean absolute error", "", *(format_frac(other.mean_abs_error_frac) for other in explanations)])
-    return Table(rows, ["S2D's table", "published", *(f"{other.device} {other.engine}" for other in explanations)])
+    return Table(rows, ["S2D's table", "published", *(f"{other.device} {other.mode}" for other in explanations)])

@@ -89,7 +89,7 @@ def profile_request(args: argparse.Namespace) -> ProfileRequest:
         num_mistakes=args.off_path,
         device=args.device,
         dtype=args.dtype,
-        engine=args.engine,
+        mode=args.mode,
         kernels=args.kernels,
         threads=args.threads,
         draft_cap=args.draft_cap,
@@ -135,7 +135,7 @@ def law_request(args: argparse.Namespace) -> LawRequest:
         seed=args.seed,
         device=args.device,
         dtype=args.dtype,
-        engine=args.engine,
+        mode=args.mode,
         kernels=args.kernels,
         threads=args.threads,
         budget_s=args.budget,
@@ -272,8 +272,8 @@ def _add_device(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", default="cpu", metavar="NAME", help="torch's name: cpu, cuda, cuda:1 (default: cpu)")
     dtype_help = "number type of weights and caches (default: fp32)"
     group.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help=dtype_help)
-    engine_help = "launch kernels one by one, or as CUDA graphs (default: graph on one GPU, else eager)"
-    group.add_argument("--engine", choices=("eager", "graph"), help=engine_help)
+    mode_help = "launch kernels one by one, or as CUDA graphs (default: graph on one GPU, else eager)"
+    group.add_argument("--mode", choices=("eager", "graph"), help=mode_help)
     kernels_help = (
         "measured: time all kernels that run here and use the fastest; standard; or three names such as "
         "output-major,varlen,fused (default: measured on a GPU, else standard)"

@@ -83,7 +83,7 @@ def choose_kernels(
         kernels = parse_kernels(choice)
     except ValueError as err:
         raise UserInputError(f"--kernels: {err}; or measured, or standard.") from err
-    check_kernels(kernels, models.device, models.dtype, models.engine, fix="Give one of these with --kernels, or leave it out.")
+    check_kernels(kernels, models.device, models.dtype, models.mode, fix="Give one of these with --kernels, or leave it out.")
     return ChosenKernels(kernels=kernels, trials=())
 
 
@@ -172,12 +172,12 @@ def _trial_passes(model: ModelGeometry, rows: Tokens, models: PairPlacement) -> 
     standard = random_weights(model, torch_dtype(dtype), device, seed=SEED)
     converted = {STANDARD_KERNELS: standard}
     passes: dict[Kernels, _TrialPass] = {}
-    for kernels in runnable_kernels(models.device, dtype, models.engine):
+    for kernels in runnable_kernels(models.device, dtype, models.mode):
         layout = replace(kernels, attention=STANDARD_KERNELS.attention)  # weights do not depend on the attention kernel
         if layout not in converted:
             converted[layout] = with_kernels(standard, layout)
         try:
-            candidate = _TrialPass(DECODERS[models.engine](model, replace(converted[layout], kernels=kernels)), rows)
+            candidate = _TrialPass(DECODERS[models.mode](model, replace(converted[layout], kernels=kernels)), rows)
             error_frac = candidate.error_frac(passes[STANDARD_KERNELS]) if passes else 0.0
         except (RuntimeError, TypeError, ValueError) as err:  # PyTorch refuses a device, a dtype or an argument
             if kernels == STANDARD_KERNELS:

@@ -19,7 +19,7 @@ import torch
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels, KernelTrial
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassSamples
@@ -101,13 +101,13 @@ def law_models(
     dtype: Dtype,
     device: str,
     *,
-    engine: EngineMode = "eager",
+    mode: LaunchMode = "eager",
     kernels: Kernels = STANDARD_KERNELS,
     seed: int,
 ) -> tuple[LoadedModel, ...]:
     """The models of the grid, each with an exit in the middle and at the end."""
     return tuple(
-        random_model(geometry, half_exits(geometry), dtype, device, engine=engine, kernels=kernels, seed=seed)
+        random_model(geometry, half_exits(geometry), dtype, device, mode=mode, kernels=kernels, seed=seed)
         for geometry in grid.geometries
     )
 
@@ -227,7 +227,7 @@ def law_profiles(log: PassLog, model: LoadedModel, kernel_trials: tuple[KernelTr
         model_sha256=model.sha256,
         exit_layers=model.exit_layers,
         beside=None,
-        device=device_key(model.decoder.device, model.dtype, model.decoder.engine, kernels=model.decoder.kernels),
+        device=device_key(model.decoder.device, model.dtype, model.decoder.mode, kernels=model.decoder.kernels),
         rule=GREEDY.rule,
         processing=GREEDY.processing,
         samples=log.samples("draft"),

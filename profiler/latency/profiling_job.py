@@ -72,7 +72,7 @@ class ProfilingJob:
 
         With CUDA graphs it hides the wait for an exit's prediction. Without them it only costs time.
         """
-        return self.pair.device_key.engine == "graph"
+        return self.pair.device_key.mode == "graph"
 
     def needed_passes(self) -> frozenset[PassKey]:
         """All passes needed to price plans."""

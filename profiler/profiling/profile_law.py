@@ -20,7 +20,7 @@ from perfmodel.core.provenance import make_provenance
 from perfmodel.core.units import Seconds, format_seconds
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import DraftGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.latency_profile import PROFILE_FILE, LatencyProfile
 from perfmodel.passes.pauses import find_pauses, pauses_text
 from profiler.latency.budget import BudgetProgress, PeriodicSave
@@ -32,7 +32,7 @@ from profiler.machine.machine_facts import device_facts
 from profiler.profiling.profile_request import LawRequest
 from s2d.loading.load_model import LoadedModel
 from s2d.loading.memory import PairPlacement
-from s2d.model.torch_device import default_device, device_key, engine_for, use_device
+from s2d.model.torch_device import default_device, device_key, mode_for, use_device
 
 CPU_HIDDEN_SIZES, CPU_VOCAB_SIZE = (128, 256, 512), 2048
 CUDA_HIDDEN_SIZES, CUDA_VOCAB_SIZE = (1024, 2048, 4096), 32_000
@@ -107,7 +107,7 @@ def run_law(
         on_text: receives each part of the text as soon as it is known.
     """
     use_device(request.device)
-    grid, engine = law_grid(request), engine_for(request.engine, request.device, 1)
+    grid, mode = law_grid(request), mode_for(request.mode, request.device, 1)
     torch.set_num_threads(request.threads)
     parts: list[str] = []
 
@@ -116,7 +116,7 @@ def run_law(
         on_text(text)
 
     with writable_folder(request.output):
-        measurement = _prepare(request, grid, engine, command)
+        measurement = _prepare(request, grid, mode, command)
         show(measurement.title)
         if num_passes := sum(map(len, measurement.logs)):
             print_err(f"continuing with the {num_passes} passes in {request.output}")
@@ -212,10 +212,10 @@ class _Measurement:
         return table(lines, headers=["model", "passes", "1 row", f"{widest} rows"])
 
 
-def _prepare(request: LawRequest, grid: LawGrid, engine: EngineMode, command: Sequence[str] | None) -> _Measurement:
+def _prepare(request: LawRequest, grid: LawGrid, mode: LaunchMode, command: Sequence[str] | None) -> _Measurement:
     """Make the models, and read the passes of an unfinished measurement."""
-    chosen = _choose_kernels(request, grid, engine)
-    models = law_models(grid, request.dtype, request.device, engine=engine, kernels=chosen.kernels, seed=request.seed)
+    chosen = _choose_kernels(request, grid, mode)
+    models = law_models(grid, request.dtype, request.device, mode=mode, kernels=chosen.kernels, seed=request.seed)
     facts = device_facts(models[0].decoder.device)
     provenance = make_provenance(
         argv=command, device=facts.label, driver=facts.driver, libraries=("torch", "numpy"), seed=request.seed
@@ -228,7 +228,7 @@ def _prepare(request: LawRequest, grid: LawGrid, engine: EngineMode, command: Se
     names = [model.geometry.name for model in models]
     title = names[0] if len(names) == 1 else f"{len(names)} models, {names[0]} to {names[-1]},"
     return _Measurement(
-        title=f"{title} on {facts.label}, {request.dtype}, {engine}",
+        title=f"{title} on {facts.label}, {request.dtype}, {mode}",
         grid=grid,
         models=models,
         logs=tuple(file.resumed() for file in files),
@@ -236,10 +236,10 @@ def _prepare(request: LawRequest, grid: LawGrid, engine: EngineMode, command: Se
     )
 
 
-def _choose_kernels(request: LawRequest, grid: LawGrid, engine: EngineMode) -> ChosenKernels:
+def _choose_kernels(request: LawRequest, grid: LawGrid, mode: LaunchMode) -> ChosenKernels:
     """The kernels of all models, chosen by timing the largest."""
     largest, device = grid.geometries[-1], torch.device(request.device)
     draft = DraftGeometry(kind="separate", model=largest, exit_layers=(largest.num_layers,))
-    placement = PairPlacement(target=largest, draft=draft, dtype=request.dtype, device=device, engine=engine)
-    recorded = recorded_kernels(request.output, device_key(device, request.dtype, engine))
+    placement = PairPlacement(target=largest, draft=draft, dtype=request.dtype, device=device, mode=mode)
+    recorded = recorded_kernels(request.output, device_key(device, request.dtype, mode))
     return choose_kernels(request.kernels, placement, recorded=recorded)

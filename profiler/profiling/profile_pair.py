@@ -50,7 +50,7 @@ from profiler.profiling.profile_text import (
 from s2d.decoding.encode_prompts import encode_prompts
 from s2d.decoding.pair import PairRequest, load_pair, pair_placement
 from s2d.loading.exits import requested_exits
-from s2d.model.torch_device import default_device, device_key, engine_for, use_device
+from s2d.model.torch_device import default_device, device_key, mode_for, use_device
 from s2d.parallel.ranks import Ranks
 from s2d.parallel.shard import Shard
 from s2d.prompts.conversation import Prompt
@@ -196,14 +196,14 @@ def load_job(request: ProfileRequest, prompts: Sequence[Prompt], ranks: Ranks | 
     Raises:
         UserInputError: the models, or their caches for the longest text, do not fit in the device's memory.
     """
-    engine = engine_for(request.engine, request.device, ranks.num_ranks if ranks else 1)
+    mode = mode_for(request.mode, request.device, ranks.num_ranks if ranks else 1)
     models = PairRequest(
         target=request.target,
         draft=request.draft,
         dtype=request.dtype,
         device=request.device,
         exits=requested_exits(request.exits),
-        engine=engine,
+        mode=mode,
         shares_draft=request.share_draft,
     )
     chosen = _choose_kernels(request, models, ranks)
@@ -252,7 +252,7 @@ def next_command(request: ProfileRequest, num_processes: int = 1) -> str:
 def _choose_kernels(request: ProfileRequest, models: PairRequest, ranks: Ranks | None) -> ChosenKernels:
     """The kernels of the pair. With several processes, rank 0 times its shard."""
     placement = pair_placement(models, ranks)
-    here = device_key(placement.device, placement.dtype, placement.engine, placement.target_ranks)
+    here = device_key(placement.device, placement.dtype, placement.mode, placement.target_ranks)
     # If the target cannot be split over these processes, loading it raises the error.
     num_ranks = placement.target_ranks if placement.target_ranks in tensor_parallel_degrees(placement.target) else 1
     share = Shard(rank=0, num_ranks=num_ranks).geometry(placement.target)

@@ -13,7 +13,7 @@ from perfmodel.core.disk import PathLike
 from perfmodel.core.errors import UserInputError
 from perfmodel.core.units import Seconds, Tokens
 from perfmodel.models.dtypes import Dtype
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.policies.policy import Confidence
 from perfmodel.policies.sampling import GREEDY, Sampling
 from s2d.loading.model_folder import FAMILY_PROMPTS, check_model_names, is_reference_model
@@ -66,7 +66,7 @@ class ProfileRequest:
     device: str = "cpu"
     """torch's name: `cpu`, `cuda`, `cuda:1`."""
     dtype: Dtype = "fp32"
-    engine: EngineMode | None = None
+    mode: LaunchMode | None = None
     """How passes are launched; None takes graphs on a single GPU, eager elsewhere."""
     kernels: str | None = None
     """`measured`, `standard` or the label of some kernels; None takes `measured` on a GPU, else `standard`."""
@@ -123,7 +123,7 @@ class LawRequest:
     """The seed of weights and order."""
     device: str = "cpu"
     dtype: Dtype = "fp32"
-    engine: EngineMode | None = None
+    mode: LaunchMode | None = None
     kernels: str | None = None
     threads: int = 1
     budget_s: Seconds = 120.0
@@ -215,7 +215,7 @@ def _options(request: ProfileRequest) -> dict[str, object]:
         "--off-path": request.num_mistakes,
         "--device": request.device,
         "--dtype": request.dtype,
-        "--engine": request.engine,
+        "--mode": request.mode,
         "--kernels": request.kernels,
         "--threads": request.threads,
         "--draft-cap": request.draft_cap,

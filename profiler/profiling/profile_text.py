@@ -37,7 +37,7 @@ def understood_text(job: ProfilingJob, facts: DeviceFacts, split: str) -> str:
     lengths = [len(prompt.token_ids) for prompt in job.prompts]
     return "\n".join(
         [
-            f"models   {job.pair.label}, {dtype}, batch 1, {job.pair.device_key.engine}",
+            f"models   {job.pair.label}, {dtype}, batch 1, {job.pair.device_key.mode}",
             f"device   {facts.label}",
             kernels_text(job.pair.target.decoder.kernels, job.kernel_trials, job.pair.geometry, job.pair.target.geometry),
             f"prompts  {len(job.prompts)}{half}, {min(lengths)} to {max(lengths)} tokens, "

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from perfmodel.core.units import Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import SELF_DRAFT, DraftGeometry, DraftKind
-from perfmodel.passes.device_key import DeviceKey, EngineMode
+from perfmodel.passes.device_key import DeviceKey, LaunchMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.decoding.generate import Session
 from s2d.loading.exits import DraftExits, RequestedExits, find_exits, format_exits
@@ -67,7 +67,7 @@ class ModelPair:
 
     def _device_key(self, model: LoadedModel) -> DeviceKey:
         decoder = model.decoder
-        return device_key(self.device, self.target.dtype, decoder.engine, decoder.num_devices, kernels=decoder.kernels)
+        return device_key(self.device, self.target.dtype, decoder.mode, decoder.num_devices, kernels=decoder.kernels)
 
     def check_memory(self, text: TextLimits, free_bytes: FreeBytes | None = None) -> None:
         """Check that caches, tables and buffers fit in the memory left by the weights.
@@ -85,7 +85,7 @@ class ModelPair:
             draft=self.geometry,
             dtype=self.target.dtype,
             device=self.device,
-            engine=target.engine,
+            mode=target.mode,
             target_ranks=target.num_devices,
             draft_ranks=draft.num_devices,
         )
@@ -126,7 +126,7 @@ class PairRequest:
     """torch's name: `cpu`, `cuda`, `cuda:1`."""
     exits: RequestedExits | None = None
     """The draft's exits; None takes those of its folder, or its full depth."""
-    engine: EngineMode = "eager"
+    mode: LaunchMode = "eager"
     """How passes are launched. Several processes launch eagerly."""
     kernels: Kernels = STANDARD_KERNELS
     shares_draft: bool = False
@@ -162,7 +162,7 @@ def load_pair(request: PairRequest, ranks: Ranks | None = None, *, free_bytes: F
     dtype_hint = "--dtype bf16, " if dtype == "fp32" else ""
     fix = f"Use a device with more memory, {dtype_hint}a smaller model, or more processes that share the target (torchrun)."
     check_memory(memory_need(models, None, reads_files=True), models, free_bytes, fix=fix)
-    load = partial(load_model, dtype=dtype, device=device, engine=request.engine, kernels=kernels)
+    load = partial(load_model, dtype=dtype, device=device, mode=request.mode, kernels=kernels)
     load_request = LoadRequest(model_id=TARGET, folder=str(target_folder), dtype=dtype, device=device, kernels=kernels.label)
     target = load_sharded(load_request, ranks) if ranks else load(target_folder)
     tokenizer = load_tokenizer(target_folder)
@@ -206,7 +206,7 @@ def pair_placement(request: PairRequest, ranks: Ranks | None = None) -> PairPlac
         draft=DraftGeometry(kind=kind, model=model, exit_layers=draft_exits(request).layers),
         dtype=request.dtype,
         device=torch.device(request.device),
-        engine=request.engine,
+        mode=request.mode,
         target_ranks=num_ranks,
         draft_ranks=num_ranks if request.is_self_draft or request.shares_draft else 1,
     )

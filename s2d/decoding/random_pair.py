@@ -22,7 +22,7 @@ def random_pair(
     """Build both models on the device, layer by layer.
 
     Args:
-        models: the shapes, dtype, device and engine. The target has the shape of a Llama.
+        models: the shapes, dtype, device and mode. The target has the shape of a Llama.
         text: the limits of the longest text.
         seed: the seed of the weights.
         kernels: the kernels of both models.
@@ -39,11 +39,11 @@ def random_pair(
     fix += f", or fewer of the target's layers: --layers {num_layers}." if num_layers else "."
     check_memory(memory_need(models, text, reads_files=False), models, free_bytes, fix=fix)
     exits = draft.exit_layers if draft.kind == "self" else ()
-    target_model = random_model(target, exits, dtype, device, engine=models.engine, kernels=kernels, seed=seed)
+    target_model = random_model(target, exits, dtype, device, mode=models.mode, kernels=kernels, seed=seed)
     draft_model = target_model
     if draft.kind == "separate":
         draft_model = random_model(
-            draft.model, draft.exit_layers, dtype, device, engine=models.engine, kernels=kernels, seed=seed + 1
+            draft.model, draft.exit_layers, dtype, device, mode=models.mode, kernels=kernels, seed=seed + 1
         )
     return ModelPair(target=target_model, draft=draft_model, geometry=draft, device=models.device)
 

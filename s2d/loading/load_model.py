@@ -20,7 +20,7 @@ from perfmodel.models.config_file import read_config_file
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.hub import CONFIG
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.kernels import STANDARD_KERNELS, Kernels
 from s2d.loading.checkpoint import BadTensor, layer_index, open_weights, tensor_names, weights_sha256
 from s2d.loading.convert_weights import (
@@ -38,7 +38,7 @@ from s2d.model.cuda_graphs import GraphDecoder
 from s2d.model.decoder import Decoder
 from s2d.model.torch_dtypes import torch_dtype
 
-DECODERS: dict[EngineMode, type[Decoder]] = {"eager": Decoder, "graph": GraphDecoder}
+DECODERS: dict[LaunchMode, type[Decoder]] = {"eager": Decoder, "graph": GraphDecoder}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def load_model(
     dtype: Dtype,
     device: str = "cpu",
     *,
-    engine: EngineMode = "eager",
+    mode: LaunchMode = "eager",
     kernels: Kernels = STANDARD_KERNELS,
     shard_layer: ShardLayer = lambda layer, geometry: layer,
 ) -> LoadedModel:
@@ -87,7 +87,7 @@ def load_model(
         folder: holds config.json and model.safetensors, or shards with their index.
         dtype: the dtype of the computation. The stored dtype may differ.
         device: torch's name of the device.
-        engine: how passes are launched.
+        mode: how passes are launched.
         kernels: the implementations of its operations.
         shard_layer: keeps this process's share of every layer. The geometry stays that of the whole model.
 
@@ -116,7 +116,7 @@ def load_model(
         weights = with_reduced_head(weights, head_tokens)
         sha256 = hashlib.sha256(f"{sha256} saying {head_tokens!r}".encode()).hexdigest()
     return LoadedModel(
-        decoder=DECODERS[engine](geometry, weights),
+        decoder=DECODERS[mode](geometry, weights),
         geometry=geometry,
         exit_layers=exit_layers,
         calibration=sidecar.calibration if sidecar else None,
@@ -146,7 +146,7 @@ def with_target_vocab(draft: LoadedModel, num_tokens: Tokens) -> LoadedModel:
     if draft.decoder.vocab_size == num_tokens:
         return draft
     weights = with_vocab_size(draft.decoder.weights, num_tokens)
-    return replace(draft, decoder=DECODERS[draft.decoder.engine](draft.geometry, weights))
+    return replace(draft, decoder=DECODERS[draft.decoder.mode](draft.geometry, weights))
 
 
 def random_model(
@@ -155,7 +155,7 @@ def random_model(
     dtype: Dtype,
     device: str = "cpu",
     *,
-    engine: EngineMode = "eager",
+    mode: LaunchMode = "eager",
     kernels: Kernels = STANDARD_KERNELS,
     seed: int,
 ) -> LoadedModel:
@@ -170,7 +170,7 @@ def random_model(
             "weights exist for these only. Give a model with such layers."
         )
     return LoadedModel(
-        decoder=DECODERS[engine](geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed, kernels=kernels)),
+        decoder=DECODERS[mode](geometry, random_weights(geometry, torch_dtype(dtype), device, seed=seed, kernels=kernels)),
         geometry=geometry,
         exit_layers=exit_layers,
         calibration=None,

@@ -19,7 +19,7 @@ from perfmodel.core.units import MIB, Bytes, Tokens, format_bytes
 from perfmodel.hardware.cpu import read_cpu
 from perfmodel.models.dtypes import DTYPE_BYTES, Dtype
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.passes import GRAPH_ROW_WIDTHS
 from s2d.loading.convert_weights import CONVERT_BYTES
 from s2d.model.attention import MIN_FUSED_ROWS
@@ -52,7 +52,7 @@ class PairPlacement:
     draft: DraftGeometry
     dtype: Dtype
     device: torch.device
-    engine: EngineMode
+    mode: LaunchMode
     target_ranks: int = 1
     """Processes that share the target evenly. The first one's share is counted."""
     draft_ranks: int = 1
@@ -169,7 +169,7 @@ def memory_need(models: PairPlacement, text: TextLimits | None, *, reads_files: 
         logit_bytes=(models.number_bytes + _LOGIT_BYTES) * models.target.vocab_size * min(MIN_FUSED_ROWS, positions),
         noise_bytes=4 * text.num_noise_tables * text.max_tokens * models.target.vocab_size,
         trace_bytes=sum(share.trace_bytes(text.max_tokens) for share in forced),
-        graph_bytes=sum(share.graph_bytes(ends, positions) for share, ends in caches) if models.engine == "graph" else 0,
+        graph_bytes=sum(share.graph_bytes(ends, positions) for share, ends in caches) if models.mode == "graph" else 0,
     )
 
 
@@ -334,7 +334,7 @@ class _ModelShare:
 
 def _cache_positions(models: PairPlacement, max_tokens: Tokens) -> Tokens:
     """Positions of a cache for texts up to this length."""
-    return padded_cache_tokens(max_tokens) if models.engine == "graph" else max_tokens
+    return padded_cache_tokens(max_tokens) if models.mode == "graph" else max_tokens
 
 
 def _workspace_bytes(device: torch.device) -> Bytes:

@@ -27,7 +27,7 @@ from torch import Tensor
 from perfmodel.core.console import print_err
 from perfmodel.core.units import Tokens
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.passes import GRAPH_ROW_WIDTHS, graph_width
 from s2d.model.attention import ScatterTarget, VarlenLengths, attend, attend_varlen, with_scatter
 from s2d.model.cache import Cache, LayerViews, Segment
@@ -68,7 +68,7 @@ class GraphDecoder(Decoder):
         weights: converted by `s2d.loading.convert_weights`.
     """
 
-    engine: EngineMode = "graph"
+    mode: LaunchMode = "graph"
 
     def __init__(self, geometry: ModelGeometry, weights: DecoderWeights) -> None:
         super().__init__(geometry, weights)

@@ -25,7 +25,7 @@ from torch.nn.functional import silu
 
 from perfmodel.core.units import Tokens
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.kernels import Kernels
 from s2d.model.attention import (
     MIN_FUSED_ROWS,
@@ -68,7 +68,7 @@ class Decoder:
         weights: converted by `s2d.loading.convert_weights`.
     """
 
-    engine: EngineMode = "eager"
+    mode: LaunchMode = "eager"
     """How passes are launched."""
     _adds_padded_rows = False
     """Whether products that are added to the residual have the width of padded rows, D + PAD."""

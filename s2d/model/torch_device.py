@@ -7,7 +7,7 @@ import torch
 from perfmodel.core.errors import UserInputError
 from perfmodel.hardware.cpu import this_cpu_name
 from perfmodel.models.dtypes import Dtype
-from perfmodel.passes.device_key import DeviceKey, EngineMode
+from perfmodel.passes.device_key import DeviceKey, LaunchMode
 from perfmodel.passes.kernels import Kernels
 
 
@@ -38,7 +38,7 @@ def use_device(name: str) -> None:
         torch.cuda.set_device(index)
 
 
-def engine_for(requested: EngineMode | None, device: str, num_devices: int) -> EngineMode:
+def mode_for(requested: LaunchMode | None, device: str, num_devices: int) -> LaunchMode:
     """How passes are launched. If nothing is requested: as graphs on a single GPU, eagerly elsewhere.
 
     Raises:
@@ -47,12 +47,12 @@ def engine_for(requested: EngineMode | None, device: str, num_devices: int) -> E
     has_graphs = torch.device(device).type == "cuda" and num_devices == 1
     if requested == "graph" and not has_graphs:
         where = "a CPU" if num_devices == 1 else f"{num_devices} devices"
-        raise UserInputError(f"engine graph on {where}: expected eager, because CUDA graphs need one GPU. Use --engine eager.")
+        raise UserInputError(f"mode graph on {where}: expected eager, because CUDA graphs need one GPU. Use --mode eager.")
     return requested or ("graph" if has_graphs else "eager")
 
 
 def device_key(
-    device: torch.device, dtype: Dtype, engine: EngineMode, num_devices: int = 1, *, kernels: Kernels | None = None
+    device: torch.device, dtype: Dtype, mode: LaunchMode, num_devices: int = 1, *, kernels: Kernels | None = None
 ) -> DeviceKey:
     """The key of times measured on this machine, on one or several devices of the same kind."""
     is_cuda = device.type == "cuda"
@@ -61,6 +61,6 @@ def device_key(
         num_devices=num_devices,
         num_threads=None if is_cuda else torch.get_num_threads(),
         dtype=dtype,
-        engine=engine,
+        mode=mode,
         kernels=kernels,
     )

@@ -22,7 +22,7 @@ from s2d.decoding.generate import Generation
 from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.loading.exits import exits_from_plan
 from s2d.model.check_kernels import check_kernels
-from s2d.model.torch_device import engine_for
+from s2d.model.torch_device import mode_for
 from s2d.model.torch_dtypes import TORCH_DTYPES
 from s2d.parallel.ranks import Ranks
 from s2d.prompts.special_tokens import special_tokens_note
@@ -87,16 +87,16 @@ def load_plan_pair(request: RunRequest, plan: NamedPlan, ranks: Ranks | None = N
         fix = "Profile this device with s2d-profile and plan again with --profile"
         raise Mismatch(plan.name, made_for=key.label, given="this machine, which has no CUDA device", fix=fix)
     device, kernels = "cuda" if is_gpu else "cpu", key.kernels or STANDARD_KERNELS
-    engine = engine_for(key.engine, device, key.num_devices)
+    mode = mode_for(key.mode, device, key.num_devices)
     fix = "Install the PyTorch of the plan's profile, or profile and plan again here."
-    check_kernels(kernels, device, key.dtype, engine, fix=fix)
+    check_kernels(kernels, device, key.dtype, mode, fix=fix)
     pair_request = PairRequest(
         target=request.target or record.target.name,
         draft=request.draft or (SELF_DRAFT if record.draft.kind == "self" else record.draft_name),
         dtype=key.dtype,
         device=device,
         exits=exits_from_plan(record),
-        engine=engine,
+        mode=mode,
         kernels=kernels,
         shares_draft=record.draft_num_devices > 1,
     )

@@ -11,7 +11,7 @@ from perfmodel.core.errors import BadPolicy, BadValue, UserInputError, quoted, w
 from perfmodel.core.units import Frac, Tokens
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.geometry import SELF_DRAFT
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import GREEDY, Sampling
 from perfmodel.replay.round_stats import RoundStats
@@ -23,7 +23,7 @@ from s2d.decoding.pair import Pair, PairRequest, load_pair
 from s2d.decoding.policy_selector import AdaptivePolicy, FixedPolicy
 from s2d.loading.exits import requested_exits
 from s2d.loading.memory import TextLimits
-from s2d.model.torch_device import default_device, engine_for, use_device
+from s2d.model.torch_device import default_device, mode_for, use_device
 from s2d.model.torch_dtypes import TORCH_DTYPES
 from s2d.prompts.conversation import Prompt
 from s2d.prompts.text import ContinuationText, Stop, continuation_text
@@ -82,7 +82,7 @@ def load(
     exits: Sequence[int] | None = None,
     device: str | None = None,
     dtype: Dtype = "fp32",
-    engine: EngineMode | None = None,
+    mode: LaunchMode | None = None,
 ) -> SpeculativeModel:
     """Load a target and its draft.
 
@@ -92,7 +92,7 @@ def load(
         exits: the layers after which the draft may answer, rising. None takes those of its `s2d.json`, or its full depth.
         device: `cpu`, `cuda` or `cuda:1`. None takes the GPU if there is one.
         dtype: the number type of weights and caches: `fp32`, `bf16` or `fp16`.
-        engine: how passes are launched: `eager`, or as a captured CUDA `graph`. None takes `graph` on a GPU.
+        mode: how passes are launched: `eager`, or as a captured CUDA `graph`. None takes `graph` on a GPU.
 
     Raises:
         UserInputError: a model does not exist, cannot be read, or does not fit in memory; or a self-draft has no exits.
@@ -120,7 +120,7 @@ def load(
         dtype=dtype,
         device=name,
         exits=requested_exits(None if exits is None else tuple(exits)),
-        engine=engine_for(engine, name, 1),
+        mode=mode_for(mode, name, 1),
     )
     return SpeculativeModel(load_pair(request))
 

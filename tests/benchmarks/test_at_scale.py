@@ -16,7 +16,7 @@ from s2d.loading.memory import PairPlacement, TextLimits, memory_need
 TARGET = find_model("llama-2-70b")
 TRACE = acceptance_of(None, TARGET).trace
 DRAFT = draft_of(None, TARGET, TRACE.header.draft, is_tiny=False)
-MODELS = PairPlacement(target=TARGET, draft=DRAFT, dtype="bf16", device=torch.device("cuda"), engine="graph")
+MODELS = PairPlacement(target=TARGET, draft=DRAFT, dtype="bf16", device=torch.device("cuda"), mode="graph")
 TEXT = TextLimits(max_tokens=576, prompt_tokens=576, num_noise_tables=0)
 
 
@@ -43,7 +43,7 @@ def test_layers_are_a_number_or_fit() -> None:
 def test_a_published_trace_has_no_hashes_and_a_recorded_trace_takes_those_of_the_pair() -> None:
     target = tiny(TARGET)
     draft = draft_of(None, target, TRACE.header.draft, is_tiny=True)
-    models = PairPlacement(target=target, draft=draft, dtype="fp32", device=torch.device("cpu"), engine="eager")
+    models = PairPlacement(target=target, draft=draft, dtype="fp32", device=torch.device("cpu"), mode="eager")
     pair = random_pair(models, TextLimits(max_tokens=8, prompt_tokens=8, num_noise_tables=0), seed=0)
     published = at_scale.trace_for(TRACE, pair).header
     assert (published.target, published.draft) == (target, draft)

@@ -14,7 +14,7 @@ from shared.logit_gaps import GAP_EDGES, STATED_GAP, Lossless, gap_histogram, ga
 TEXTS = Lossless(
     pair="target with draft",
     dtype="bf16",
-    engine="graph",
+    mode="graph",
     num_cases=3,
     num_drafted=9,
     num_accepted=6,

@@ -26,7 +26,7 @@ from perfmodel.results.report import Arm, PromptRun, RunReport
 
 TARGET, DRAFT = find_model("ref-target-16"), find_draft("ref-draft")
 TARGET_SHA256, DRAFT_SHA256 = "a" * 64, "b" * 64
-CPU = DeviceKey(device="a CPU", num_devices=1, num_threads=1, dtype="fp32", engine="eager", kernels=STANDARD_KERNELS)
+CPU = DeviceKey(device="a CPU", num_devices=1, num_threads=1, dtype="fp32", mode="eager", kernels=STANDARD_KERNELS)
 SECONDS: dict[PassKind, float] = {
     "segment": 1e-4,
     "exit": 5e-5,

@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.gpu]
 
 
 def current_device(dtype: str, **changes: object) -> DeviceKey:
-    fields = {"num_devices": 1, "num_threads": None, "engine": "graph", "kernels": STANDARD_KERNELS}
+    fields = {"num_devices": 1, "num_threads": None, "mode": "graph", "kernels": STANDARD_KERNELS}
     return DeviceKey(device=torch.cuda.get_device_name(), dtype=dtype, **fields | changes)
 
 
@@ -201,7 +201,7 @@ def test_requested_kernels_are_used_by_profile_plan_and_run(
     [
         ("bf16", "output-major,flash,fused", "expected three names joined by commas: input-major or output-major, products or"),
         ("bf16", "fastest", "; or measured, or standard."),
-        ("fp32", "output-major,varlen,fused", "kernels output-major,varlen,fused do not run on cuda in fp32 with engine graph"),
+        ("fp32", "output-major,varlen,fused", "kernels output-major,varlen,fused do not run on cuda in fp32 with mode graph"),
     ],
 )
 def test_kernels_that_cannot_run_end_with_a_single_message_and_exit_code_2(
@@ -225,7 +225,7 @@ def test_a_plan_whose_kernels_cannot_run_is_refused(
     monkeypatch.setattr(s2d.model.check_kernels, "_torch_has_varlen", lambda: False)
     assert main_run(run_argv(evidence.models, path)) == 2
     stderr = capsys.readouterr().err
-    assert f"kernels {kernels.label} do not run on cuda in {evidence.dtype} with engine graph" in stderr
+    assert f"kernels {kernels.label} do not run on cuda in {evidence.dtype} with mode graph" in stderr
     assert "Install the PyTorch of the plan's profile" in stderr
     assert [line.partition(":")[0] for line in stderr.splitlines()] == ["prompts", "s2d-run"]
 

@@ -19,7 +19,7 @@ QUESTIONS = (
     ("--target", "llama-70b"),
     ("--target", "llama-70b", "--device", "h100"),
     ("--target", "llama-70b", "--draft-vocab", "8192"),
-    ("--target", "vicuna-7b", "--device", "rtx-4090", "--engine", "eager", "--dtype", "q4_k_m"),
+    ("--target", "vicuna-7b", "--device", "rtx-4090", "--mode", "eager", "--dtype", "q4_k_m"),
     ("--target", "vicuna-7b", "--device", "cpu", "--dtype", "int8"),
     ("--targets", "vicuna-7b,llama-2-70b"),
     ("design", "--target", "llama-2-70b", "--params", "1.3e9"),

@@ -18,7 +18,7 @@ from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.passes.passes import PassKind, PassSample, PassSamples
 from perfmodel.quantisation.weight_format import plain_format
 
-DEVICE = DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", engine="eager")
+DEVICE = DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", mode="eager")
 TRUE_LAW = Law(
     pass_s=20e-6,
     sync_s=15e-6,
@@ -69,7 +69,7 @@ def made_profile(
     """Passes with the times of a law plus noise; on a GPU with graphs, rows are padded to the captured widths."""
     rng = np.random.default_rng(seed)
     exits = (model.num_layers // 2,)
-    is_padded = device.engine == "graph"
+    is_padded = device.mode == "graph"
     setting = PassSetting(
         model=model, exit_layers=exits, weights=plain_format("fp32"), batch=1, num_devices=1, pads_rows=is_padded
     )
@@ -167,7 +167,7 @@ def test_a_fit_to_a_single_model_has_no_held_out_error() -> None:
 
 def test_profiles_of_two_devices_are_not_fitted_together() -> None:
     other = replace(made_profile(MODELS[1]), device=replace(DEVICE, dtype="bf16"))
-    with pytest.raises(Mismatch, match="Fit the profiles of one device, dtype and engine at a time"):
+    with pytest.raises(Mismatch, match="Fit the profiles of one device, dtype and mode at a time"):
         fit_latency([made_profile(MODELS[0]), other])
 
 
@@ -188,7 +188,7 @@ def test_windowed_layers_are_observed_at_their_measured_context() -> None:
         assert (work.window_kv_bytes > 0) == (round(cached_tokens) > 100)
 
 
-GPU = DeviceKey(device="a made up GPU", num_devices=1, num_threads=None, dtype="fp32", engine="graph")
+GPU = DeviceKey(device="a made up GPU", num_devices=1, num_threads=None, dtype="fp32", mode="graph")
 PER_ROW_LAW = replace(TRUE_LAW, row_layer_s=20e-6, cache_bytes=0.0, far_byte_s=0.0)
 """A high cost per row, which makes padding visible."""
 
@@ -206,7 +206,7 @@ def test_padded_passes_are_fitted_and_priced_at_the_launched_width() -> None:
         assert fitted.line("verify", 0, rows).at(100) == pytest.approx(line.at(100), rel=0.02)
 
 
-@pytest.mark.parametrize("device", [DEVICE, replace(GPU, engine="eager")])
+@pytest.mark.parametrize("device", [DEVICE, replace(GPU, mode="eager")])
 def test_passes_that_are_not_captured_are_not_padded(device: DeviceKey) -> None:
     assert not fit_latency([made_profile(MODELS[0], device=device)]).pads_rows
     observed = {

@@ -22,24 +22,24 @@ def validation() -> Validation:
 
 def held_out_points(validation: Validation, device: DeviceError) -> list[PublishedPoint]:
     """The held-out points behind one line of the summary."""
-    key = (device.device, device.engine, "held-out")
-    return [point for point in validation.points if (point.device, point.engine, point.role) == key]
+    key = (device.device, device.mode, "held-out")
+    return [point for point in validation.points if (point.device, point.mode, point.role) == key]
 
 
 def eager_points(validation: Validation, note: str = "") -> list[PublishedPoint]:
-    return [point for point in validation.points if point.engine == "eager" and note in point.note]
+    return [point for point in validation.points if point.mode == "eager" and note in point.note]
 
 
 def host_layer_s(point: PublishedPoint) -> float:
     """Launch seconds per layer, if a step takes nothing else but the cost per round."""
-    costs = find_hardware(point.device).engine_costs("eager")
+    costs = find_hardware(point.device).launch_costs("eager")
     return (1 / point.published_tokens_per_s - costs.sync_s - costs.round_s) / find_model(point.model).num_layers
 
 
 def test_launch_costs_are_fitted_to_two_points_and_their_error_to_three(validation: Validation) -> None:
     fitted = [host_layer_s(point) for point in eager_points(validation, "launches per layer")]
     others = [host_layer_s(point) for point in eager_points(validation, "scatter of hosts")]
-    costs = find_hardware("a100").engine_costs("eager")
+    costs = find_hardware("a100").launch_costs("eager")
     assert (len(fitted), len(others)) == (2, 1)
     assert costs.host_layer_s == pytest.approx(statistics.geometric_mean(fitted), rel=0.01)
     squares = [math.log(seconds / costs.host_layer_s) ** 2 for seconds in fitted + others]
@@ -64,13 +64,13 @@ def test_only_held_out_points_are_counted(validation: Validation) -> None:
 
 
 def test_held_out_points_are_within_7_percent_on_the_a100(validation: Validation) -> None:
-    [a100] = [error for error in validation.devices if (error.device, error.engine) == ("A100-80GB-SXM", "graph")]
+    [a100] = [error for error in validation.devices if (error.device, error.mode) == ("A100-80GB-SXM", "graph")]
     assert a100.num_points >= 10
     assert a100.mape_frac <= 0.07
 
 
 def test_about_90_percent_of_held_out_points_lie_in_their_intervals(validation: Validation) -> None:
-    [a100] = [error for error in validation.devices if (error.device, error.engine) == ("A100-80GB-SXM", "graph")]
+    [a100] = [error for error in validation.devices if (error.device, error.mode) == ("A100-80GB-SXM", "graph")]
     assert 0.85 <= a100.covered_frac <= 0.97
     for device in validation.devices:
         held_out = held_out_points(validation, device)
@@ -81,7 +81,7 @@ def test_about_90_percent_of_held_out_points_lie_in_their_intervals(validation: 
 
 def test_bytes_over_bandwidth_alone_predict_speeds_that_are_far_too_high(validation: Validation) -> None:
     """About 40 % on these points (reference/planners.md, section 1), and more for llama.cpp with 14B on an A100."""
-    for device in (error for error in validation.devices if error.engine == "graph"):
+    for device in (error for error in validation.devices if error.mode == "graph"):
         assert -0.7 < device.bound_mean_error_frac < -0.25
     first = validation.points[0]
     seven_billion_bf16_bytes = 2 * 6.61e9 + 105 * 524_288
@@ -90,7 +90,7 @@ def test_bytes_over_bandwidth_alone_predict_speeds_that_are_far_too_high(validat
 
 def test_the_speedups_of_s2d_agree_better_with_graphs_than_with_eager_launches(validation: Validation) -> None:
     errors = {
-        (explanation.device, explanation.engine): explanation.mean_abs_error_frac for explanation in validation.explanations
+        (explanation.device, explanation.mode): explanation.mean_abs_error_frac for explanation in validation.explanations
     }
     for device in {device for device, _ in errors}:
         assert errors[device, "graph"] < errors[device, "eager"]

@@ -23,7 +23,7 @@ from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting, kv_bytes_per_token
 from perfmodel.passes.passes import PassKind
 from perfmodel.quantisation.weight_format import plain_format
@@ -34,7 +34,7 @@ SETTING = DraftSetting(
     hardware=find_hardware("a100-80gb"),
     num_devices=2,
     dtype="fp16",
-    engine="eager",
+    mode="eager",
     context_tokens=768,
 )
 
@@ -54,17 +54,17 @@ def test_the_wide_draft_keeps_37_percent_less_cache_per_token() -> None:
     )
 
 
-@pytest.mark.parametrize(("engine", "low", "high"), [("eager", 1.9, 2.05), ("graph", 1.15, 1.35)])
+@pytest.mark.parametrize(("mode", "low", "high"), [("eager", 1.9, 2.05), ("graph", 1.15, 1.35)])
 def test_half_the_layers_halve_a_latency_of_launches_and_save_only_the_overhead_of_one_of_bytes(
-    engine: EngineMode, low: float, high: float
+    mode: LaunchMode, low: float, high: float
 ) -> None:
-    deep_s, wide_s = (draft_token_s(model, replace(SETTING, engine=engine)) for model in (DEEP, WIDE))
+    deep_s, wide_s = (draft_token_s(model, replace(SETTING, mode=mode)) for model in (DEEP, WIDE))
     assert low < deep_s / wide_s < high
 
 
-@pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_latency_is_linear_in_depth_at_a_fixed_size(engine: EngineMode) -> None:
-    frontier = shapes_of_size(replace(SETTING, engine=engine), NUM_PARAMS).frontier
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_latency_is_linear_in_depth_at_a_fixed_size(mode: LaunchMode) -> None:
+    frontier = shapes_of_size(replace(SETTING, mode=mode), NUM_PARAMS).frontier
     depths = np.array([shape.geometry.num_layers for shape in frontier], float)
     seconds = np.array([shape.token_s for shape in frontier])
     deep = depths >= 6  # a shallower draft is so wide that its head counts
@@ -115,7 +115,7 @@ def test_a_wrong_call_gets_one_clear_error(flags: list[str], message: str, capsy
     assert message in capsys.readouterr().err
 
 
-LAUNCH_BOUND = replace(SETTING, target=find_model("smollm2-1.7b"), num_devices=1, engine="eager")
+LAUNCH_BOUND = replace(SETTING, target=find_model("smollm2-1.7b"), num_devices=1, mode="eager")
 """24 layers, each as long as its launches: a draft of 30 layers takes 30 / 24 of the target's step for every token."""
 
 
@@ -129,7 +129,7 @@ def test_a_draft_deeper_than_its_target_cannot_pay_if_launches_dominate(drafted:
 
 @pytest.mark.parametrize("drafted", [1, 3, 5, 12])
 def test_a_round_takes_its_drafted_tokens_and_one_verification(drafted: int) -> None:
-    setting, draft = replace(SETTING, engine="graph"), find_model("llama-160m")
+    setting, draft = replace(SETTING, mode="graph"), find_model("llama-160m")
     passes = PassSetting(model=setting.target, weights=plain_format("fp16"), num_devices=2, context_tokens=768)
     target = RooflineLatency(passes, setting.hardware, "graph")
 
@@ -151,7 +151,7 @@ def test_a_shape_can_pay_if_a_round_yields_more_than_its_break_even() -> None:
     assert all(shape.can_pay == (shape.break_even_tokens < 6) for shape in shapes)
 
 
-SMOL = ("--target", "smollm2-1.7b", "--engine", "eager", "--device", "a100-80gb")
+SMOL = ("--target", "smollm2-1.7b", "--mode", "eager", "--device", "a100-80gb")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from tests.calibrate.planning.test_draft_shapes import SETTING
 
 TOKENS = 8192
 REQUEST = PlanRequest(target="llama-70b", device=DeviceRequest(device="a100-80gb"))
-LLAMA_3, NUM_PARAMS = replace(SETTING, target=find_model("llama-3.1-70b"), engine="graph"), 1_300_000_000
+LLAMA_3, NUM_PARAMS = replace(SETTING, target=find_model("llama-3.1-70b"), mode="graph"), 1_300_000_000
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,9 @@ def test_models_that_do_not_ship_are_profiled_on_prompts_to_fill_in(vicuna: Plan
     assert vicuna.next_command == f"s2d-profile {models} --device cuda --dtype bf16 -o profile"
     check_parses(vicuna.next_command)
     assert next_note(vicuna) is None
-    eager = replace(vicuna, device=replace(vicuna.device, engine="eager"))
+    eager = replace(vicuna, device=replace(vicuna.device, mode="eager"))
     assert next_note(eager) is None
-    assert next_command(eager) == f"s2d-profile {models} --device cuda --dtype bf16 --engine eager -o profile"
+    assert next_command(eager) == f"s2d-profile {models} --device cuda --dtype bf16 --mode eager -o profile"
     check_parses(next_command(eager))
 
 
@@ -102,7 +102,7 @@ def test_several_devices_are_measured_and_run_under_torchrun() -> None:
     assert shared.startswith(f"{profile} --share-draft --prompts")
     check_parses(shared.partition("--no-python ")[2])
     assert "2 x H100-SXM, bf16, eager" in (next_note(plan) or "")
-    measured = with_levels(replace(plan, device=replace(plan.device, engine="eager")), "measured", "traced")
+    measured = with_levels(replace(plan, device=replace(plan.device, mode="eager")), "measured", "traced")
     assert next_note(measured) is None
     assert next_command(measured).startswith("torchrun --nproc-per-node 2 --no-python s2d-run --plan plan.json")
     older = replace(plan, device=replace(plan.device, num_devices=3))  # a number that cannot share the target
@@ -117,7 +117,7 @@ def test_a_dtype_that_the_runtime_lacks_is_replaced_by_one_that_it_has() -> None
 
 
 def test_a_cpu_is_measured_with_its_threads(vicuna: Plan) -> None:
-    on_cpu = replace(vicuna, device=replace(vicuna.device, num_threads=4, dtype="int8", engine="eager"))
+    on_cpu = replace(vicuna, device=replace(vicuna.device, num_threads=4, dtype="int8", mode="eager"))
     assert next_command(on_cpu).endswith(" --threads 4 --dtype fp32 -o profile")
 
 

@@ -5,7 +5,7 @@ from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.find_model import find_draft
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.passes import PassKind
 from perfmodel.quantisation.weight_format import plain_format
@@ -14,14 +14,14 @@ DRAFT, A100 = find_draft("s2d-vicuna-12"), find_hardware("a100")
 CONTEXT = 768
 
 
-@pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_the_parts_of_a_drafted_token_add_up_to_its_price(engine: EngineMode) -> None:
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_the_parts_of_a_drafted_token_add_up_to_its_price(mode: LaunchMode) -> None:
     setting = PassSetting(
         model=DRAFT.model, exit_layers=DRAFT.exit_layers, weights=plain_format("bf16"), context_tokens=CONTEXT
     )
-    latency = RooflineLatency(setting, A100, engine)
+    latency = RooflineLatency(setting, A100, mode)
     expected = 0.0
-    for stage, cost in enumerate(exit_costs(DRAFT, A100, "bf16", engine, context_tokens=CONTEXT)):
+    for stage, cost in enumerate(exit_costs(DRAFT, A100, "bf16", mode, context_tokens=CONTEXT)):
         kinds: tuple[PassKind, ...] = ("segment", "exit")
         expected += sum(latency.line(kind, stage, 1).at(CONTEXT) for kind in kinds)
         assert cost.exit_layer == DRAFT.exit_layers[stage]

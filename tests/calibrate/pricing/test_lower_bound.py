@@ -15,7 +15,7 @@ from tests.calibrate.factories import at_device, draft_profile, target_profile, 
 def on_an_a100(profile: LatencyProfile, *, faster: float) -> LatencyProfile:
     """The same passes, faster by a factor, on an A100."""
     samples = replace(profile.samples, seconds=tuple(seconds / faster for seconds in profile.samples.seconds))
-    a100 = at_device(profile, device="NVIDIA A100-SXM4-80GB", num_threads=None, dtype="bf16", engine="graph")
+    a100 = at_device(profile, device="NVIDIA A100-SXM4-80GB", num_threads=None, dtype="bf16", mode="graph")
     return replace(a100, samples=samples)
 
 

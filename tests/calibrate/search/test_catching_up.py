@@ -14,7 +14,7 @@ from perfmodel.core.files import Stored
 from perfmodel.hardware.known_hardware import KNOWN_HARDWARE
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_draft
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_profile import LatencyProfile
 from perfmodel.quantisation.weight_format import plain_format
@@ -101,16 +101,16 @@ def test_a_run_that_catches_up_at_once_is_compared_without_an_extra_error(tmp_pa
     assert abs(residuals.latency_error_frac) < 0.01
 
 
-@pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_no_datasheet_prices_a_wide_pass_above_one_row_passes(engine: EngineMode) -> None:
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_no_datasheet_prices_a_wide_pass_above_one_row_passes(mode: LaunchMode) -> None:
     draft = find_draft("s2d")
     num_priced = 0
     for hardware in KNOWN_HARDWARE:
         try:
             weights = plain_format(hardware.compute_dtype("bf16"))
             setting = PassSetting(model=draft.model, exit_layers=draft.exit_layers, weights=weights)
-            latency = RooflineLatency(setting, hardware, engine)
-        except UserInputError:  # a device without this dtype or engine
+            latency = RooflineLatency(setting, hardware, mode)
+        except UserInputError:  # a device without this dtype or mode
             continue
         num_priced += 1
         for stage, rows in ((1, 2), (1, 12), (2, 2), (2, 12)):

@@ -88,9 +88,9 @@ def test_the_labels_of_a_cpu_name_its_missing_measurement() -> None:
     assert hardware.error_frac == 0.5
     assert hardware.kernels_label == "nothing measured: s2d-profile latency gives real numbers"
     assert hardware.spec_source == "estimated from 4 cores at 2.00 GHz, 32 fp32 FLOP per core and cycle, bandwidth assumed"
-    assert (hardware.default_engine, hardware.max_devices, hardware.num_threads) == ("eager", 1, 4)
-    with pytest.raises(UserInputError, match=r"A CPU has no graph mode: it has eager. Give --engine eager."):
-        hardware.engine_costs("graph")
+    assert (hardware.default_mode, hardware.max_devices, hardware.num_threads) == ("eager", 1, 4)
+    with pytest.raises(UserInputError, match=r"A CPU has no graph mode: it has eager. Give --mode eager."):
+        hardware.launch_costs("graph")
 
 
 def test_this_machine_can_be_read() -> None:

@@ -21,7 +21,7 @@ from perfmodel.latency.latency_model import FittedLatency, LatencyModel, Measure
 from perfmodel.latency.roofline_law import roofline_law
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import ModelGeometry
-from perfmodel.passes.device_key import DeviceKey, EngineMode
+from perfmodel.passes.device_key import DeviceKey, LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_law import FIT_FILE, UNTESTED_ERROR_FRAC, FitDomain, LatencyFit, Law
 from perfmodel.passes.latency_profile import LatencyProfile
@@ -32,7 +32,7 @@ from perfmodel.quantisation.weight_format import WeightFormat, plain_format
 A100 = find_hardware("a100")
 BF16 = plain_format("bf16")
 LLAMA_7B, LLAMA_70B = find_model("llama-2-7b"), find_model("llama-2-70b")
-DEVICE = DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", engine="eager")
+DEVICE = DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", mode="eager")
 KINDS: tuple[PassKind, ...] = ("segment", "exit", "verify", "round")
 
 Row = tuple[PassKind, int, int, int, float]
@@ -47,7 +47,7 @@ def roofline(
     model: ModelGeometry,
     weights: WeightFormat = BF16,
     hardware: Hardware = A100,
-    engine: EngineMode = "graph",
+    mode: LaunchMode = "graph",
     *,
     exits: tuple[int, ...] = (),
     num_devices: int = 1,
@@ -56,7 +56,7 @@ def roofline(
     setting = PassSetting(
         model=model, exit_layers=exits, weights=weights, num_devices=num_devices, context_tokens=context_tokens
     )
-    return RooflineLatency(setting, hardware, engine)
+    return RooflineLatency(setting, hardware, mode)
 
 
 def step_s(latency: RooflineLatency, cached_tokens: float = 100) -> float:
@@ -102,9 +102,9 @@ def test_gpt_fast_on_a100_is_priced_within_7_percent(model, num_devices: int, we
 
 
 def test_in_eager_mode_a_small_model_costs_its_launches_and_a_large_one_its_bytes() -> None:
-    launches_s = 32 * A100.engine_costs("eager").host_layer_s
-    assert step_s(roofline(LLAMA_7B, engine="eager"), 500) == pytest.approx(launches_s + 520e-6)
-    eager, graph = (roofline(LLAMA_70B, engine=engine) for engine in ("eager", "graph"))
+    launches_s = 32 * A100.launch_costs("eager").host_layer_s
+    assert step_s(roofline(LLAMA_7B, mode="eager"), 500) == pytest.approx(launches_s + 520e-6)
+    eager, graph = (roofline(LLAMA_70B, mode=mode) for mode in ("eager", "graph"))
     assert pass_s(eager, "verify", 1) == pytest.approx(pass_s(graph, "verify", 1), rel=1e-3)
 
 
@@ -124,11 +124,11 @@ def test_verifying_64_rows_on_a100_costs_about_as_much_as_1_row_and_256_rows_twi
     st.integers(1, 512),
     st.integers(0, 4096),
 )
-def test_a_pass_is_never_faster_than_its_bytes_or_its_flop(hardware, engine, num_devices, rows, cached) -> None:
+def test_a_pass_is_never_faster_than_its_bytes_or_its_flop(hardware, mode, num_devices, rows, cached) -> None:
     num_devices, dtype = min(num_devices, hardware.max_devices), hardware.default_dtype
     setting = PassSetting(model=LLAMA_7B, weights=dtype_format(dtype, LLAMA_7B), num_devices=num_devices)
     work = setting.work("verify", 0, rows)
-    seconds = pass_s(RooflineLatency(setting, hardware, engine), "verify", rows, cached)
+    seconds = pass_s(RooflineLatency(setting, hardware, mode), "verify", rows, cached)
     moved_bytes = work.weight_bytes + cached * work.kv_bytes_per_cached_token
     assert seconds >= moved_bytes / hardware.memory_bytes_per_s
     assert seconds >= work.flops / hardware.peak_flops_per_s[dtype]
@@ -294,7 +294,7 @@ def test_a_fit_refuses_passes_far_wider_than_those_it_has_seen() -> None:
         pass_s(fitted, "verify", 17)
 
 
-GPU = DeviceKey(device="a made up GPU", num_devices=1, num_threads=None, dtype="bf16", engine="graph")
+GPU = DeviceKey(device="a made up GPU", num_devices=1, num_threads=None, dtype="bf16", mode="graph")
 STEPS_S = {1: 1e-3, 2: 1.1e-3, 4: 2e-3, 8: 4e-3, 16: 5e-3, 32: 9e-3}
 
 
@@ -369,12 +369,12 @@ def test_every_coefficient_is_checked_by_its_name() -> None:
                 replace(LAW, **{term: value})
 
 
-def priced(model: str, engine: EngineMode, device: str = "a100") -> RooflineLatency:
-    return roofline(find_model(model), hardware=find_hardware(device), engine=engine, context_tokens=500)
+def priced(model: str, mode: LaunchMode, device: str = "a100") -> RooflineLatency:
+    return roofline(find_model(model), hardware=find_hardware(device), mode=mode, context_tokens=500)
 
 
 def test_a_launch_bound_step_has_the_hosts_error_and_a_kernel_bound_step_the_devices() -> None:
-    host_frac, device_frac = A100.engine_costs("eager").host_error_frac, A100.error_frac
+    host_frac, device_frac = A100.launch_costs("eager").host_error_frac, A100.error_frac
     assert priced("llama-2-7b", "graph").step_error_frac == device_frac
     assert priced("vicuna-68m", "eager").step_error_frac == pytest.approx(host_frac, rel=0.01)
     between = priced("llama-2-13b", "eager").step_error_frac

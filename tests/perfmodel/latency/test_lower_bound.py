@@ -27,7 +27,7 @@ from perfmodel.models.dtypes import Dtype, WeightKernels
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import ModelGeometry
 from perfmodel.models.known_models import KNOWN_MODELS
-from perfmodel.passes.device_key import DeviceKey, EngineMode
+from perfmodel.passes.device_key import DeviceKey, LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting
 from perfmodel.passes.latency_law import FitDomain, LatencyFit
 from perfmodel.passes.latency_profile import LatencyProfile
@@ -37,7 +37,7 @@ from perfmodel.quantisation.weight_format import plain_format
 
 A100, H100 = find_hardware("a100"), find_hardware("h100")
 LLAMA_7B, LLAMA_70B, DRAFT = find_model("llama-2-7b"), find_model("llama-2-70b"), find_draft("s2d-vicuna-12")
-ON_A100 = DeviceKey(device="NVIDIA A100-SXM4-80GB", num_devices=1, num_threads=None, dtype="bf16", engine="graph")
+ON_A100 = DeviceKey(device="NVIDIA A100-SXM4-80GB", num_devices=1, num_threads=None, dtype="bf16", mode="graph")
 VERIFY = PassShape(kind="verify", stage=0, rows=1, cached_tokens=100)
 WEIGHT_BYTES_7B = 2 * (LLAMA_7B.num_params - LLAMA_7B.vocab_size * LLAMA_7B.hidden_size - LLAMA_7B.hidden_size)
 BOUND_7B_S = (WEIGHT_BYTES_7B + 100 * 2**19 - 288 * MIB) / (2039 * GB)
@@ -155,7 +155,7 @@ def test_a_profile_filed_under_too_wide_a_dtype_is_refused() -> None:
 
 
 def test_a_cpu_and_a_device_outside_the_table_are_not_checked() -> None:
-    cpu = DeviceKey(device="AMD EPYC 9354", num_devices=1, num_threads=2, dtype="fp32", engine="eager")
+    cpu = DeviceKey(device="AMD EPYC 9354", num_devices=1, num_threads=2, dtype="fp32", mode="eager")
     unknown = replace(ON_A100, device="NVIDIA GeForce RTX 3090 Ti")
     assert (known_accelerator(cpu), known_accelerator(unknown), known_accelerator(ON_A100)) == (None, None, A100)
     assert known_accelerator(replace(ON_A100, num_threads=1)) is None
@@ -222,7 +222,7 @@ def test_no_row_exceeds_its_datasheet() -> None:
     hardware=st.sampled_from(KNOWN_HARDWARE),
     model=st.sampled_from(KNOWN_MODELS),
     dtype=st.sampled_from(get_args(Dtype)),
-    engine=st.sampled_from(("eager", "graph")),
+    mode=st.sampled_from(("eager", "graph")),
     kind=st.sampled_from(("segment", "exit", "verify", "target_prefill", "round")),
     rows=st.integers(1, 4096),
     num_devices=st.sampled_from((1, 2, 4, 8)),
@@ -233,7 +233,7 @@ def test_a_roofline_is_never_below_the_lower_bound(
     hardware: Hardware,
     model: ModelGeometry,
     dtype: Dtype,
-    engine: EngineMode,
+    mode: LaunchMode,
     kind: PassKind,
     rows: int,
     num_devices: int,
@@ -247,7 +247,7 @@ def test_a_roofline_is_never_below_the_lower_bound(
     setting = PassSetting(
         model=model, exit_layers=exits, weights=dtype_format(dtype, model), batch=batch, num_devices=num_devices
     )
-    roofline = RooflineLatency(replace(setting, context_tokens=context_tokens), hardware, engine)
+    roofline = RooflineLatency(replace(setting, context_tokens=context_tokens), hardware, mode)
     for cached_tokens in (0, context_tokens // 2, context_tokens):
         shape = PassShape(kind=kind, stage=0, rows=rows, cached_tokens=cached_tokens)
         assert roofline.line(kind, 0, rows).at(cached_tokens) >= pass_lower_bound(setting, shape, hardware).seconds * (1 - 1e-9)

@@ -34,8 +34,8 @@ def test_a_known_model_is_priced_by_the_roofline_of_its_device() -> None:
     assert (cost.level, cost.error_frac) == ("roofline", 0.08)
 
 
-def test_device_dtype_engine_degree_and_batch_are_those_of_the_caller() -> None:
-    cost = latency(LLAMA_7B, device=find_hardware("h100"), dtype="int4", engine="eager", num_devices=2, batch=4)
+def test_device_dtype_mode_degree_and_batch_are_those_of_the_caller() -> None:
+    cost = latency(LLAMA_7B, device=find_hardware("h100"), dtype="int4", mode="eager", num_devices=2, batch=4)
     setting = PassSetting(model=LLAMA_7B, weights=dtype_format("int4", LLAMA_7B), num_devices=2, batch=4, context_tokens=100)
     roofline = RooflineLatency(setting, find_hardware("h100"), "eager")
     assert cost.verify(rows=3, context=100) == roofline.line("verify", 0, 3).at(100)

@@ -11,7 +11,7 @@ from perfmodel.hardware.find_hardware import find_hardware
 from perfmodel.latency.latency_model import RooflineLatency
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import with_reduced_head
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.passes.flops_bytes import PassSetting, PassWork
 from perfmodel.quantisation.weight_format import plain_format
 
@@ -38,14 +38,14 @@ def test_the_cost_of_an_exit_check_is_proportional_to_the_tokens_in_the_head(tok
     assert replace(reduced, **head_terms) == whole
 
 
-@pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_only_exit_checks_become_faster_and_their_host_sync_stays(engine: EngineMode) -> None:
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_only_exit_checks_become_faster_and_their_host_sync_stays(mode: LaunchMode) -> None:
     tokens = 8192
-    whole, reduced = (RooflineLatency(head_setting(head_tokens), A100, engine) for head_tokens in (None, tokens))
+    whole, reduced = (RooflineLatency(head_setting(head_tokens), A100, mode) for head_tokens in (None, tokens))
     for stage in range(3):
         assert reduced.line("segment", stage, 1) == whole.line("segment", stage, 1)
         (reduced_s, _), (whole_s, _) = (latency.line("exit", stage, 1) for latency in (reduced, whole))
-        sync_s = A100.engine_costs(engine).sync_s
+        sync_s = A100.launch_costs(mode).sync_s
         assert reduced_s - sync_s == pytest.approx((whole_s - sync_s) * tokens / VOCAB)
     assert reduced.line("draft_prefill", 0, 64) == whole.line("draft_prefill", 0, 64)
 

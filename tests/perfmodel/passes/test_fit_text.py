@@ -5,7 +5,7 @@ from perfmodel.passes.latency_law import FitDomain, LatencyFit, Law
 
 NOTHING = Law(**dict.fromkeys(Law.__dataclass_fields__, 0.0))
 FIT = LatencyFit(
-    device=DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", engine="eager"),
+    device=DeviceKey(device="made up", num_devices=1, num_threads=1, dtype="fp32", mode="eager"),
     models=("law-1x64", "law-2x64"),
     source="s2d-profile on this device",
     pads_rows=False,

@@ -81,7 +81,7 @@ def make_plan(chosen: Candidate, *runners_up: Candidate, level: EvidenceLevel = 
         tokenizer_sha256=None,
         target_weights=plain_format("bf16"),
         draft_weights=plain_format("bf16"),
-        device=DeviceKey(device="H200-SXM", num_devices=2, num_threads=None, dtype="bf16", engine="graph"),
+        device=DeviceKey(device="H200-SXM", num_devices=2, num_threads=None, dtype="bf16", mode="graph"),
         draft_num_devices=2,
         workload=Workload(batch=1, prompt_tokens=512, output_tokens=256, sampling=GREEDY),
         chosen=chosen,

@@ -16,7 +16,7 @@ from perfmodel.results.plan import Candidate
 from perfmodel.results.report import Adaptation, Arm, Check, Divergence, PolicyShare, PromptRun, RunReport
 from perfmodel.results.residuals import PassResidual, Residuals
 
-CPU = DeviceKey(device="a CPU", num_devices=1, num_threads=2, dtype="fp32", engine="eager")
+CPU = DeviceKey(device="a CPU", num_devices=1, num_threads=2, dtype="fp32", mode="eager")
 RESIDUALS = Residuals(
     plan_sha256="a" * 64,
     report_sha256="b" * 64,

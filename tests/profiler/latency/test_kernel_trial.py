@@ -33,8 +33,8 @@ HERE = replace(CPU, kernels=None)
 
 
 def pair_on(device: str, target: ModelGeometry = TARGET, draft: DraftGeometry = DRAFT) -> PairPlacement:
-    engine = "graph" if device == "cuda" else "eager"
-    return PairPlacement(target=target, draft=draft, dtype="fp32", device=torch.device(device), engine=engine)
+    mode = "graph" if device == "cuda" else "eager"
+    return PairPlacement(target=target, draft=draft, dtype="fp32", device=torch.device(device), mode=mode)
 
 
 def chosen(requested: str | None, device: str = "cpu", recorded: ChosenKernels | None = None) -> ChosenKernels:
@@ -69,7 +69,7 @@ def test_named_kernels_are_used_without_a_trial(timed: list[str]) -> None:
         chosen("fast")
     with pytest.raises(UserInputError, match="--kernels: kernels '': expected three names"):
         chosen("")
-    with pytest.raises(UserInputError, match="do not run on cpu in fp32 with engine eager"):
+    with pytest.raises(UserInputError, match="do not run on cpu in fp32 with mode eager"):
         chosen("input-major,varlen,fused")
 
 

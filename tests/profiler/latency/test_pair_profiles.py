@@ -45,7 +45,7 @@ def test_each_profile_of_a_pair_has_exactly_the_passes_of_its_model(evidence: Pa
 def on_gpu(evidence: Path, role: str, hardware: Hardware, folder: Path) -> Path:
     """The profile with the name of a GPU. The seconds of this machine are far above the GPU's lower bound."""
     envelope = json.loads((evidence / f"{role}.latency.json").read_text("utf-8"))
-    envelope["body"]["device"] |= {"device": hardware.name, "num_threads": None, "engine": "graph"}
+    envelope["body"]["device"] |= {"device": hardware.name, "num_threads": None, "mode": "graph"}
     path = folder / f"{role}.latency.json"
     path.write_text(json.dumps(envelope), encoding="utf-8")
     return path

@@ -24,7 +24,7 @@ DRAFTS = (SEPARATE, SELF)
 
 
 def placement(target: ModelGeometry, draft: DraftGeometry, dtype: Dtype = "fp32") -> PairPlacement:
-    return PairPlacement(target=target, draft=draft, dtype=dtype, device=torch.device("cpu"), engine="eager")
+    return PairPlacement(target=target, draft=draft, dtype=dtype, device=torch.device("cpu"), mode="eager")
 
 
 def limits(max_tokens: int = MAX_TOKENS) -> TextLimits:

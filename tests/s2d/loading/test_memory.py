@@ -18,7 +18,7 @@ from perfmodel.core.units import MIB
 from perfmodel.models.dtypes import Dtype
 from perfmodel.models.find_model import find_draft, find_model
 from perfmodel.models.geometry import DraftGeometry, ModelGeometry
-from perfmodel.passes.device_key import EngineMode
+from perfmodel.passes.device_key import LaunchMode
 from perfmodel.policies.policy import Policy
 from perfmodel.policies.sampling import Sampling
 from s2d.decoding.generate import Session, Settings
@@ -58,15 +58,15 @@ DRAFTS = {
 POLICY = Policy(exits=EXITS, thresholds=(0.5,), tokens=4)
 
 
-def need_of(draft: DraftGeometry, dtype: Dtype, engine: EngineMode = "eager") -> MemoryNeed:
-    models = PairPlacement(target=TARGET, draft=draft, dtype=dtype, device=CPU, engine=engine)
+def need_of(draft: DraftGeometry, dtype: Dtype, mode: LaunchMode = "eager") -> MemoryNeed:
+    models = PairPlacement(target=TARGET, draft=draft, dtype=dtype, device=CPU, mode=mode)
     text = TextLimits(max_tokens=MAX_TOKENS, prompt_tokens=PROMPT_TOKENS, num_noise_tables=1)
     return memory_need(models, text, reads_files=False)
 
 
-def decoded(draft: DraftGeometry, dtype: Dtype, engine: EngineMode) -> tuple[ModelPair, Session]:
+def decoded(draft: DraftGeometry, dtype: Dtype, mode: LaunchMode) -> tuple[ModelPair, Session]:
     """A pair after plain and speculative decoding of a long and a short prompt."""
-    models = PairPlacement(target=TARGET, draft=draft, dtype=dtype, device=CPU, engine=engine)
+    models = PairPlacement(target=TARGET, draft=draft, dtype=dtype, device=CPU, mode=mode)
     text = TextLimits(max_tokens=MAX_TOKENS, prompt_tokens=MAX_TOKENS, num_noise_tables=0)
     pair = random_pair(models, text, seed=0)
     session = pair.session(MAX_TOKENS)
@@ -105,12 +105,12 @@ def matrices_of(weights: DecoderWeights) -> Iterator[Tensor]:
     yield from (tensor for tensor in tensors if tensor is not None)
 
 
-@pytest.mark.parametrize("engine", ["eager", "graph"])
+@pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", DRAFTS)
-def test_the_memory_kept_after_decoding_is_within_the_count(kind: str, dtype: Dtype, engine: EngineMode) -> None:
-    pair, session = decoded(DRAFTS[kind], dtype, engine)
-    need = need_of(DRAFTS[kind], dtype, engine)
+def test_the_memory_kept_after_decoding_is_within_the_count(kind: str, dtype: Dtype, mode: LaunchMode) -> None:
+    pair, session = decoded(DRAFTS[kind], dtype, mode)
+    need = need_of(DRAFTS[kind], dtype, mode)
     models = {id(model): model for model in (pair.target, pair.draft)}.values()
     assert num_bytes(matrix for model in models for matrix in matrices_of(model.decoder.weights)) == need.weight_bytes
     kept = num_bytes(reachable_tensors(session, pair))
@@ -157,7 +157,7 @@ def test_weights_of_every_family_are_counted_from_its_config(spec: TinySpec, tmp
     tiny_llama(spec).save_pretrained(tmp_path)
     model = load_model(tmp_path, "bf16")
     draft = DraftGeometry(kind="self", model=model.geometry, exit_layers=(2,))
-    models = PairPlacement(target=model.geometry, draft=draft, dtype="bf16", device=CPU, engine="eager")
+    models = PairPlacement(target=model.geometry, draft=draft, dtype="bf16", device=CPU, mode="eager")
     actual, counted = num_bytes(matrices_of(model.decoder.weights)), memory_need(models, None, reads_files=True).weight_bytes
     assert actual <= counted <= 1.02 * actual
 
@@ -171,7 +171,7 @@ def test_the_share_of_the_first_rank_is_counted(num_ranks: int) -> None:
     whole = convert_weights(checkpoint, torch.float32, "cpu", shard.layer)
     draft = DraftGeometry(kind="self", model=geometry, exit_layers=(2,))
     models = PairPlacement(
-        target=geometry, draft=draft, dtype="fp32", device=CPU, engine="eager", target_ranks=num_ranks, draft_ranks=num_ranks
+        target=geometry, draft=draft, dtype="fp32", device=CPU, mode="eager", target_ranks=num_ranks, draft_ranks=num_ranks
     )
     actual = num_bytes(matrices_of(replace(whole, head=shard.head(whole.head))))
     text = TextLimits(max_tokens=64, prompt_tokens=32, num_noise_tables=0)
@@ -187,7 +187,7 @@ def test_the_share_of_the_first_rank_is_counted(num_ranks: int) -> None:
 def test_tables_graphs_and_workspaces_are_counted_on_a_gpu() -> None:
     target = find_model("llama-2-7b")
     models = PairPlacement(
-        target=target, draft=find_draft("s2d-vicuna-12"), dtype="bf16", device=torch.device("cuda"), engine="graph"
+        target=target, draft=find_draft("s2d-vicuna-12"), dtype="bf16", device=torch.device("cuda"), mode="graph"
     )
     text = TextLimits(max_tokens=4000, prompt_tokens=3000, num_noise_tables=1)
     need = memory_need(models, text, reads_files=False)
@@ -206,7 +206,7 @@ def test_tables_graphs_and_workspaces_are_counted_on_a_gpu() -> None:
 
 
 def test_traces_and_checks_need_the_logits_of_whole_texts() -> None:
-    models = PairPlacement(target=TARGET, draft=DRAFTS["separate"], dtype="fp32", device=CPU, engine="eager")
+    models = PairPlacement(target=TARGET, draft=DRAFTS["separate"], dtype="fp32", device=CPU, mode="eager")
     text = TextLimits(max_tokens=MAX_TOKENS, prompt_tokens=PROMPT_TOKENS, num_noise_tables=0)
     draft, both = (
         memory_need(models, replace(text, teacher_forced=roles), reads_files=False).trace_bytes
@@ -231,7 +231,7 @@ def test_free_memory_of_the_cpu_is_positive() -> None:
 
 def weights_need(folders: Path) -> MemoryNeed:
     pair = load_pair(PairRequest(target=str(folders / "target"), draft=str(folders / "draft"), dtype="fp32", device="cpu"))
-    models = PairPlacement(target=pair.target.geometry, draft=pair.geometry, dtype="fp32", device=CPU, engine="eager")
+    models = PairPlacement(target=pair.target.geometry, draft=pair.geometry, dtype="fp32", device=CPU, mode="eager")
     return memory_need(models, None, reads_files=True)
 
 

@@ -105,7 +105,7 @@ def test_on_a_gpu_products_accumulate_in_full_precision() -> None:
 def test_varlen_attention_needs_captured_passes_in_half_precision() -> None:
     varlen = replace(STANDARD_KERNELS, attention="varlen")
     assert varlen in runnable_kernels("cuda", "bf16", "graph")
-    for device, dtype, engine in (("cpu", "bf16", "graph"), ("cuda", "fp32", "graph"), ("cuda", "bf16", "eager")):
-        assert varlen not in runnable_kernels(device, dtype, engine)
+    for device, dtype, mode in (("cpu", "bf16", "graph"), ("cuda", "fp32", "graph"), ("cuda", "bf16", "eager")):
+        assert varlen not in runnable_kernels(device, dtype, mode)
         with pytest.raises(UserInputError, match=r"kernels input-major,varlen,two-step do not run on .* Plan again\."):
-            check_kernels(varlen, device, dtype, engine, fix="Plan again.")
+            check_kernels(varlen, device, dtype, mode, fix="Plan again.")

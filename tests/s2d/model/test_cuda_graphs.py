@@ -17,7 +17,7 @@ from s2d.decoding.generate import Session, Settings
 from s2d.loading.load_model import LoadedModel
 from s2d.model.choose_tokens import ExitPredictor
 from s2d.model.cuda_graphs import GraphDecoder, padded_cache_tokens, padded_context
-from s2d.model.torch_device import engine_for
+from s2d.model.torch_device import mode_for
 from tests.s2d.decoding.test_generate import TARGET, fixed, policies, samplings
 from tests.s2d.loading.test_families import SPECS
 from tests.s2d.model.test_decoder import some_tokens
@@ -145,14 +145,14 @@ def test_preparing_again_captures_only_new_passes() -> None:
 
 
 def test_a_single_gpu_uses_graphs_unless_eager_is_requested() -> None:
-    assert engine_for(None, "cpu", 1) == "eager"
-    assert engine_for(None, "cuda:1", 1) == "graph"
-    assert engine_for(None, "cuda", 2) == "eager"
-    assert engine_for("eager", "cuda", 1) == "eager"
-    assert engine_for("graph", "cuda", 1) == "graph"
+    assert mode_for(None, "cpu", 1) == "eager"
+    assert mode_for(None, "cuda:1", 1) == "graph"
+    assert mode_for(None, "cuda", 2) == "eager"
+    assert mode_for("eager", "cuda", 1) == "eager"
+    assert mode_for("graph", "cuda", 1) == "graph"
 
 
 def test_graphs_are_refused_without_a_single_gpu() -> None:
     for device, num_devices, where in (("cpu", 1, "a CPU"), ("cuda", 2, "2 devices")):
         with pytest.raises(UserInputError, match=f"graph on {where}: expected eager"):
-            engine_for("graph", device, num_devices)
+            mode_for("graph", device, num_devices)
