@@ -1,0 +1,1 @@
+"""Read what engines and their benchmark tools print about speculation."""

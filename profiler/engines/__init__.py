@@ -1,0 +1,1 @@
+"""Profile engines by running them: plain, and with a few draft lengths."""

@@ -1,0 +1,1 @@
+"""Run engines: their environments, their checkpoints, and sessions with them."""

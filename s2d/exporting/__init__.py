@@ -1,0 +1,1 @@
+"""Export a plan: everything that an engine needs to serve it."""
