@@ -58,14 +58,21 @@ S2D = Engine(
             note="the whole policy stands in the plan: exits, thresholds, length and stop rule",
             source=_S2D_CLI,
         ),
-        EngineOption(role="dtype", name="s2d-run --dtype", default="the checkpoint's", note="of both models", source=_S2D_CLI),
         EngineOption(
-            role="acceptance-rule",
-            name="s2d-run --rule",
-            default="ratio",
-            note="above temperature 0: ratio or shared-noise",
+            role="dtype",
+            name="s2d-profile --dtype",
+            default="the checkpoint's",
+            note="of both models; a plan runs in the type that was measured",
             source=_S2D_CLI,
         ),
+        EngineOption(
+            role="acceptance-rule",
+            name="s2d-profile --rule",
+            default="greedy",
+            note="above temperature 0: ratio or shared-noise; a plan runs with the rule that was measured",
+            source=_S2D_CLI,
+        ),
+        EngineOption(role="threads", name="s2d-profile --threads", default="torch's", note="of a CPU run", source=_S2D_CLI),
     ),
     metrics=(
         EngineMetric(
