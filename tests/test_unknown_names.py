@@ -18,6 +18,7 @@ from perfmodel.models.find_model import find_draft
 from profiler.commands.profile_cli import main_profile
 from s2d.commands.engines_cli import main_engines
 from s2d.commands.train_cli import main_train
+from s2d.engines.environments import engine_python
 from s2d.model.torch_dtypes import torch_dtype
 from tests.calibrate.factories import make_trace, provenance
 from tests.test_layering import MODULES
@@ -55,6 +56,7 @@ BY_FUNCTION: dict[str, Run] = {
     "draft": lambda _: find_draft("frog"),
     "reference_device": lambda _: replace(KNOWN_HARDWARE[0], reference_device="frog"),
     "dtype": lambda _: torch_dtype("frog"),
+    "engine to install": lambda _: engine_python("frog"),
 }
 
 
