@@ -184,8 +184,10 @@ def read_engine_prompts(request: EngineProfileRequest) -> tuple[Prompt, ...]:
 
 
 def next_command(request: EngineProfileRequest) -> str:
-    """The command that plans with the profile."""
-    return shlex.join(["s2d-plan", "--engine", request.row.name, "--engine-profile", os.fspath(request.file)])
+    """The commands that record the acceptance of the same pair, and plan with both."""
+    trace = ["s2d-profile", "acceptance", "--target", request.target, "--draft", request.draft, "-o", "profile"]
+    plan = ["s2d-plan", "--profile", os.fspath(request.file), "--trace", "profile/trace.npz", "-o", "plan.json"]
+    return f"{shlex.join(trace)} && {shlex.join(plan)}"
 
 
 def _check_lengths(engine: Engine, lengths: Sequence[Tokens]) -> None:
