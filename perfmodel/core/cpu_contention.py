@@ -89,7 +89,8 @@ class TreeContention:
 
     def _waits_s(self) -> dict[str, Seconds]:
         """Seconds that each thread has waited since it started; empty if the system does not count them."""
-        members, waits_s = [self._process], {}
+        members: list[int] = [self._process]
+        waits_s: dict[str, Seconds] = {}
         try:
             while members:
                 for thread in (self._proc / str(members.pop()) / "task").glob("*"):
