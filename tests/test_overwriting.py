@@ -26,7 +26,7 @@ SUBCOMMANDS = {
     "s2d-profile": ((), ("latency",), ("acceptance",), ("law",), ("engine",)),
     "s2d-run": ((),),
     "s2d-train": (("draft",), ("calibrate",), ("exits",), ("trim",), ("reference",)),
-    "s2d-engines": (("list",), ("show",)),
+    "s2d-engines": (("list",), ("show",), ("install",), ("convert",)),
 }
 PATHS = {
     "s2d-plan": "--trace --profile --fit > -o",
@@ -47,6 +47,8 @@ PATHS = {
     "s2d-train reference": "> -o --work",
     "s2d-engines list": ">",
     "s2d-engines show": ">",
+    "s2d-engines install": "> --folder",
+    "s2d-engines convert": "> OUT",
 }
 """The path arguments of every command: read > written."""
 CONTENT = "worth keeping"
