@@ -33,7 +33,7 @@ OPENVINO_FORMATS = {"f32": "fp32", "bf16": "fp16", "f16": "fp16", "int8": "int8"
 """Of optimum-intel. bf16 is a precision of OpenVINO's arithmetic, not of its files: bf16 runs on weights stored as fp16."""
 MLX_BITS = {"int8": "8", "int4": "4"}
 LLAMA_QUANTIZE = ("q6_k", "q5_k_m", "q4_k_m")
-"""Types that only llama.cpp's own program writes."""
+"""Types that only llama.cpp's own program writes. Matrices whose rows are no multiple of 256 get other types from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
