@@ -12,6 +12,7 @@ from calibrate.search.search import SearchResult
 from perfmodel.acceptance.splits import document_name
 from perfmodel.acceptance.trace import Trace
 from perfmodel.core.errors import OutOfDomain
+from perfmodel.engines.round_shape import with_round_shape
 from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import estimate
 from perfmodel.replay.replay import replay_batch
@@ -67,13 +68,16 @@ def price_candidates(policies: Mapping[str, Policy | None], trace: Trace, pricin
     Raises:
         OutOfDomain: the latency evidence does not cover a pass that a policy needs.
     """
-    rounds = rounds_by_document(trace, [None, *policies.values()])
+    by_policy = rounds_by_document(trace, [None, *policies.values()])
+    rounds = {
+        policy: [with_round_shape(stats, pricing.round_shape) for stats in documents] for policy, documents in by_policy.items()
+    }
     return tuple(
         Candidate(
             name=name,
             policy=policy,
             rounds=sum_rounds(rounds[policy]),
-            speedup=estimate(pricing.draft, pricing.target, rounds[policy], rounds[None]),
+            speedup=estimate(*pricing.models_for(policy), rounds[policy], rounds[None]),
         )
         for name, policy in policies.items()
     )
