@@ -57,6 +57,10 @@ class PlanFlags:
             raise UserInputError("--by-category plans for every category, --category for one: give one of the two.")
         if self.targets and self.traces:
             raise UserInputError("a trace names its target: leave --targets out, and give --trace once for every target.")
+        if self.request.engine is not None and (self.by_category or self.targets):
+            raise UserInputError("--engine plans for one target and all prompts: leave --targets and --by-category out.")
+        if self.request.engine == "all" and len(self.traces) > 1:
+            raise UserInputError("--engine all compares engines with one draft: give --trace once.")
         if self.request.target is not None and (self.targets or len(self.traces) > 1):
             given = "--targets" if self.targets else "several traces"
             raise UserInputError(f"--target names one target, {given} several: leave --target out.")
@@ -102,7 +106,14 @@ def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
     add("--category", metavar="NAME", help="plan for the trace's prompts of this category (default: all categories)")
     by_category_help = "the best policy for every category of the trace's prompts, and the best for all"
     add("--by-category", action="store_true", help=by_category_help)
-    profile_help = "latency measured by s2d-profile; once for every model (default: predicted from a datasheet)"
+    engine_help = (
+        "the engine that executes the plan (s2d-engines list), or all to compare engines (default: the profile's, else s2d, the "
+        "bundled runtime)"
+    )
+    add("--engine", metavar="NAME", help=engine_help)
+    profile_help = (
+        "latency measured by s2d-profile; once for every model, or once for every engine (default: predicted from a datasheet)"
+    )
     add("--profile", type=Path, metavar="FILE", action="append", default=[], help=profile_help)
     add("--fit", type=Path, metavar="FILE", help="written by s2d-plan fit: prices a model that was not profiled")
 
@@ -145,6 +156,7 @@ def _plan_flags(args: argparse.Namespace, command: tuple[str, ...]) -> PlanFlags
         category=args.category,
         profiles=tuple(args.profile),
         fit=args.fit,
+        engine=args.engine,
         device=device_request(args),
         batch=args.batch,
         prompt_tokens=args.prompt_tokens,
@@ -162,7 +174,9 @@ def _plan_flags(args: argparse.Namespace, command: tuple[str, ...]) -> PlanFlags
 
 
 def _answer(flags: PlanFlags) -> None:
-    if len(flags.traces) > 1:
+    if flags.request.engine == "all":
+        _answer_engines(flags)
+    elif len(flags.traces) > 1:
         from calibrate.planning.choose_draft import have_one_target
         from calibrate.planning.make_portfolio import with_own_profiles
 
@@ -179,6 +193,25 @@ def _answer(flags: PlanFlags) -> None:
         from calibrate.planning.make_plan import make_plan
 
         _print_plan(flags, make_plan(flags.request), flags.command)
+
+
+def _answer_engines(flags: PlanFlags) -> None:
+    """Plan for every engine, and put the plans side by side."""
+    from calibrate.planning.plan_engines import command_for_engine, plan_engines
+    from perfmodel.core.provenance import make_provenance
+    from perfmodel.results.engine_plans import ENGINE_PLANS_FILE
+
+    options = flags.answer
+    plans = plan_engines(flags.request)
+    command = command_for_engine(plans, flags.request, [word for word in flags.command if word != "--explain"])
+    printed = replace(plans, next_command=command)
+    print_answer(
+        options,
+        plans,
+        ENGINE_PLANS_FILE,
+        partial(make_provenance, argv=flags.command, inputs=plans.inputs),
+        text=lambda: printed.explain() if options.explain else str(printed),
+    )
 
 
 def _answer_drafts(flags: PlanFlags, requests: Sequence[PlanRequest]) -> None:

@@ -13,7 +13,7 @@ length solvable: what it does not determine, it predicts with a large error.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -45,7 +45,7 @@ EXIT_ERROR_FRAC: Frac = 0.03
 VERIFY_PRIOR = (1.5, 3.0)
 """Mean and standard deviation of a verification in plain steps, where a profile does not determine it."""
 _NUM_ITERATIONS = 30
-"""Of the block that the draft reads again, whose seconds depend on the verification's."""
+"""For passes in which the draft reads a block, whose seconds depend on the verification's."""
 _SMALLEST_VERIFY = 0.05
 
 
@@ -64,8 +64,8 @@ def fit_engine(profile: EngineProfile, trace: Trace | None, engine: Engine) -> E
     observed = observe(profile, trace)
     if not observed.runs:
         raise UserInputError(
-            f"the profile of {profile.setting.label} holds no run with a draft of fixed length: expected at least one exit at one "
-            "length. Profile again: s2d-profile engine."
+            f"the profile of {profile.setting.label} holds no run with a draft of fixed length: expected at least one exit at "
+            "one length. Profile again: s2d-profile engine."
         )
     solved = _Solution(observed, engine.round_shape)
     step_s, overhead = observed.plain_s, solved.overhead_steps
@@ -127,7 +127,7 @@ class _Solution:
         self.exits = tuple(sorted({run.exit_layer for run in observed.runs}))
         self.num_unknowns = len(self.rows) + 3 + len(self.exits)
         self.values: Floats = np.ones(self.num_unknowns)
-        for _ in range(_NUM_ITERATIONS if shape.rereads_block else 1):
+        for _ in range(_NUM_ITERATIONS if shape.rereads_block or shape.starts_with_block else 1):
             self.values, self.leverage = _solve(list(self._equations()), self._bounded)
         self._num_free = float(np.sum(self.leverage[: len(observed.runs)]))
 
@@ -232,18 +232,28 @@ class _Solution:
 
     def _draft(self, run: Observation) -> Floats:
         """Coefficients of the draft in a run's round."""
-        num_passes = run.drafted_per_round
+        num_passes, wide_passes = run.drafted_per_round, 0.0
         if self.shape.rereads_block:
-            known, weights = _hat_weights((1, *self.rows), run.drafted_per_round + 1)
-            num_passes += known + float(weights @ self.values[: len(self.rows)])
+            num_passes += self._wide_pass(run.drafted_per_round + 1)
+        elif self.shape.starts_with_block:
+            wide_passes = self._wide_pass(run.drafted_per_round + 2) - 1
         elif self.shape.catches_up_apart:
             num_passes += run.full_frac
         coefficients = self._pass(run.exit_layer, num_passes)
+        coefficients[len(self.rows) + 1] += wide_passes * run.exit_layer
         coefficients[len(self.rows) + 2] = run.exit_layer
         return coefficients
 
+    def _wide_pass(self, rows: float) -> float:
+        """Seconds of a draft pass of several rows over those of one row: the same as in the target, as last solved."""
+        knots, steps = [1, *self.rows], [1.0, *self.verify_steps]
+        if rows > knots[-1]:
+            slope = (steps[-1] - steps[-2]) / (knots[-1] - knots[-2])
+            return steps[-1] + max(0.0, slope) * (rows - knots[-1])
+        return float(np.interp(rows, knots, steps))
+
     def _pass(self, exit_layer: int, num_passes: float) -> Floats:
-        """Coefficients of some draft passes."""
+        """Coefficients of some draft passes of one row."""
         coefficients: Floats = np.zeros(self.num_unknowns)
         first = len(self.rows)
         coefficients[first : first + 2] = num_passes, num_passes * exit_layer
@@ -258,9 +268,8 @@ def _hat_weights(knots: Sequence[int], rows: float) -> tuple[float, Floats]:
     return float(weights[0]), weights[1:]
 
 
-def _slope(alone: dict[int, float] | object) -> float | None:
+def _slope(alone: Mapping[int, float]) -> float | None:
     """Seconds that a layer adds to an exit decoded alone; None with one exit, or if deeper exits take no longer."""
-    assert isinstance(alone, dict)
     if len(alone) < 2:
         return None
     slope = float(np.polyfit(list(alone), list(alone.values()), 1)[0])

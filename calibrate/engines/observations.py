@@ -63,7 +63,8 @@ def observe(profile: EngineProfile, trace: Trace | None) -> Observations:
 
     Args:
         profile: of an engine.
-        trace: acceptance of the profile's prompts; counts the rounds of an engine that reports neither rounds nor accepted tokens.
+        trace: acceptance of the profile's prompts; counts the rounds of an engine that reports neither rounds nor accepted
+            tokens.
 
     Raises:
         UserInputError: the rounds of a run are unknown.
@@ -169,8 +170,8 @@ def _prompt_rounds(run: EngineRun, calls: Iterable[EngineCall], replayed: RoundS
         return fmean(known)
     if replayed is None:
         raise UserInputError(
-            f"exit {run.exit_layer} with {run.draft_tokens} tokens: the engine reports neither rounds nor accepted tokens, and no "
-            "trace of these prompts counts them. Give --trace, recorded on the profile's prompts: s2d-profile acceptance."
+            f"exit {run.exit_layer} with {run.draft_tokens} tokens: the engine reports neither rounds nor accepted tokens, and "
+            "no trace of these prompts counts them. Give --trace, recorded on the profile's prompts: s2d-profile acceptance."
         )
     return float(replayed.num_rounds)
 

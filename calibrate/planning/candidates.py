@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from calibrate.inputs.published_acceptance import PUBLISHED_LENGTH, PUBLISHED_TOKENS
 from calibrate.pricing.pricing import Pricing
@@ -17,7 +18,7 @@ from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import estimate
 from perfmodel.replay.replay import replay_batch
 from perfmodel.replay.round_stats import RoundStats, sum_rounds
-from perfmodel.results.plan import Candidate
+from perfmodel.results.plan import Candidate, Evidence, EvidenceLevel, EvidenceRole
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,6 +43,21 @@ def price_searched(searched: SearchResult, trace: Trace, pricing: Pricing) -> tu
     chosen, *alternatives = price_candidates(policies, trace, pricing)
     alternatives += price_paper(trace, pricing)
     return chosen, tuple(sorted(alternatives, key=lambda candidate: candidate.speedup.tokens_per_s, reverse=True))
+
+
+def price_engine_searched(searched: SearchResult, trace: Trace, pricing: Pricing) -> tuple[Candidate, tuple[Candidate, ...]]:
+    """The chosen configuration of a search for an engine, plain decoding, and each exit alone, fastest first."""
+    policies = {PLAN_NAME: searched.chosen.policy, PLAIN_NAME: None}
+    policies |= {f"exit {policy.exits[0]}": policy for policy in searched.single_exits}
+    chosen, *alternatives = price_candidates(policies, trace, pricing)
+    return chosen, tuple(sorted(alternatives, key=lambda candidate: candidate.speedup.tokens_per_s, reverse=True))
+
+
+def levelled_evidence(pricing: Pricing, policy: Policy | None) -> tuple[Evidence, ...]:
+    """The evidence for the prices of a policy: extrapolated where the policy lies outside of what was measured."""
+    draft, target = pricing.models_for(policy)
+    levels: dict[EvidenceRole, EvidenceLevel] = {"draft latency": draft.level, "target latency": target.level}
+    return tuple(replace(part, level=levels.get(part.role, part.level)) for part in pricing.evidence)
 
 
 def price_paper(trace: Trace, pricing: Pricing) -> Sequence[Candidate]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from perfmodel.core.units import Tokens
 from perfmodel.engines.engine import RoundShape
+from perfmodel.engines.engine_profile import EngineSetting
 from perfmodel.engines.round_shape import DEFAULT_SHAPE
 from perfmodel.latency.latency_model import LatencyModel
 from perfmodel.models.dtypes import Dtype
@@ -85,6 +86,8 @@ class Pricing:
     """Passes of a round of the engine, where they differ from those of the bundled runtime."""
     for_policy: PriceForPolicy | None = None
     """None: the error of the prices is the same for all policies."""
+    engine_setting: EngineSetting | None = None
+    """How the engine was profiled; None if it was not."""
 
     def models_for(self, policy: Policy | None) -> tuple[LatencyModel, LatencyModel]:
         """Latency models of draft and target for a policy."""

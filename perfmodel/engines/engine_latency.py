@@ -84,8 +84,9 @@ class EngineDraftLatency(_EngineLatency):
         return layers[stage + 1] - layers[stage]
 
     def _factor(self, rows: int) -> float:
-        """A wide pass over a pass of one row: as in the target where the block is read again, else 1, as a draft pass is mean."""
-        return self.fit.verify_s(rows) / self.fit.plain_s if self.fit.round_shape.rereads_block else 1.0
+        """A wide pass over one of one row: as in the target if the draft reads a block, else 1, as fitted passes are mean."""
+        shape = self.fit.round_shape
+        return self.fit.verify_s(rows) / self.fit.plain_s if shape.rereads_block or shape.starts_with_block else 1.0
 
 
 class EngineTargetLatency(_EngineLatency):

@@ -1,8 +1,8 @@
 """The passes of an engine's round, from the passes of the bundled runtime's round.
 
-Replay counts the passes of the bundled runtime. An engine accepts the same tokens in the same rounds, but its draft may read them
-in other passes (`RoundShape`). In the bundled runtime, the first draft pass after a fully accepted block has two rows, because the
-block's last token was drafted but not read yet.
+Replay counts the passes of the bundled runtime. An engine accepts the same tokens in the same rounds, but its draft may read
+them in other passes (`RoundShape`). In the bundled runtime, the first draft pass after a fully accepted block has two rows,
+because the block's last token was drafted but not read yet.
 """
 
 from collections import Counter
@@ -31,9 +31,11 @@ def with_round_shape(rounds: RoundStats, shape: RoundShape) -> RoundStats:
         return rounds
     if len(stages) > 1:
         raise ValueError(f"a round shape holds for one exit alone, and tokens left at {len(stages)} exits")
-    counts, cached = _apart(rounds, stages[0], keeps_first_row=shape.catches_up_apart and not shape.rereads_block)
+    counts, cached = _apart(rounds, stages[0], keeps_first_row=shape.catches_up_apart)
     if shape.rereads_block:
         _add_rereading(rounds, stages[0], counts, cached)
+    elif shape.starts_with_block:
+        _widen_first_passes(rounds, stages[0], counts, cached)
     return replace(rounds, passes=pass_counts(counts, cached))
 
 
@@ -74,6 +76,17 @@ def _add_rereading(rounds: RoundStats, stage: int, counts: Counter[PassName], ca
             counts["segment", segment, passes.rows] += passes.num_passes
             cached["segment", segment, passes.rows] += passes.cached_tokens_sum
         counts["exit", stage, passes.rows] += passes.num_passes
+
+
+def _widen_first_passes(rounds: RoundStats, stage: int, counts: Counter[PassName], cached: Counter[PassName]) -> None:
+    """Let the first draft pass of each round read a block and the new token; its exit check stays one row."""
+    for passes in _verifications(rounds):
+        for segment in range(stage + 1):
+            for rows, sign in ((1, -1), (passes.rows + 1, 1)):
+                counts["segment", segment, rows] += sign * passes.num_passes
+                cached["segment", segment, rows] += sign * passes.cached_tokens_sum
+            if not counts["segment", segment, 1]:
+                del counts["segment", segment, 1]
 
 
 def _verifications(rounds: RoundStats) -> list[PassCount]:

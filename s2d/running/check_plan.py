@@ -21,8 +21,8 @@ def check_plan_runs(name: str, plan: Plan) -> None:
         plan: the plan.
 
     Raises:
-        Mismatch: the plan is for another engine, the draft's reduced head is assumed, the target's weights are quantised, or the number of processes differs
-            from the number of devices.
+        Mismatch: the plan is for another engine, the draft's reduced head is assumed, the target's weights are quantised, or
+            the number of processes differs from the number of devices.
     """
     if plan.engine != "s2d":
         fix = "Serve it with that engine: s2d-plan export --plan FILE -o FOLDER. Or plan again without --engine"

@@ -46,15 +46,18 @@ class SimulatedEngine:
 
     def draft_s(self, exit_layer: int, rounds: RoundStats) -> float:
         """Seconds of all draft passes. A block that is read again costs as much more as it does in the target."""
-        single_s = self.draft_pass_s + self.draft_layer_s * exit_layer
-        shaped = with_round_shape(rounds, self.shape)
-        passes = sum(
-            part.num_passes * (self.verify_steps(part.rows) if part.rows > 1 else 1.0)
-            for part in shaped.passes
-            if part.kind == "exit"
-        )
+        heads, layers = self._passes("exit", rounds), self._passes("segment", rounds)
         drafting = rounds.drafted_by_position[0] if rounds.drafted_by_position else 0
-        return passes * single_s + drafting * self.cold_layer_s * exit_layer
+        return heads * self.draft_pass_s + (layers * self.draft_layer_s + drafting * self.cold_layer_s) * exit_layer
+
+    def _passes(self, kind: str, rounds: RoundStats) -> float:
+        """Passes through an exit, or through the first segment, in passes of one row."""
+        is_wide = self.shape.rereads_block or self.shape.starts_with_block
+        return sum(
+            part.num_passes * (self.verify_steps(part.rows) if is_wide else 1.0)
+            for part in with_round_shape(rounds, self.shape).passes
+            if part.kind == kind and (kind == "exit" or part.stage == 0)
+        )
 
     def verify_s(self, rounds: RoundStats) -> float:
         """Seconds of all verifications."""
@@ -71,14 +74,19 @@ class SimulatedEngine:
 
     def speedup(self, trace: Trace, exit_layer: int, tokens: int) -> float:
         """The true speedup of a configuration on a trace."""
-        rounds, plain = (
-            replay_prompts(trace, policy) for policy in (Policy(exits=(exit_layer,), tokens=tokens), None)
-        )
+        rounds, plain = (replay_prompts(trace, policy) for policy in (Policy(exits=(exit_layer,), tokens=tokens), None))
         spent = sum(self.decode_s(exit_layer, stats) for stats in rounds)
         return sum(self.decode_s(None, stats) for stats in plain) / spent
 
     def profile(
-        self, trace: Trace, exits: Sequence[int], lengths: Sequence[int], *, repeats: int = 2, alone: Sequence[int] = (), seed: int = 0
+        self,
+        trace: Trace,
+        exits: Sequence[int],
+        lengths: Sequence[int],
+        *,
+        repeats: int = 2,
+        alone: Sequence[int] = (),
+        seed: int = 0,
     ) -> EngineProfile:
         """A profile of the engine on the prompts of a trace; the first token of each comes from the prompt's pass."""
         rng, header = np.random.default_rng(seed), trace.header
@@ -92,9 +100,7 @@ class SimulatedEngine:
                 for prompt, stats in by_prompt
                 for _ in range(repeats)
             ]
-            return EngineRun(
-                exit_layer=exit_layer, draft_tokens=tokens, floor=None, is_draft_alone=False, calls=tuple(calls)
-            )
+            return EngineRun(exit_layer=exit_layer, draft_tokens=tokens, floor=None, is_draft_alone=False, calls=tuple(calls))
 
         def alone_run(exit_layer: int) -> EngineRun:
             single_s = self.draft_pass_s + self.draft_layer_s * exit_layer
