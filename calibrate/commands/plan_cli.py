@@ -58,7 +58,7 @@ class PlanFlags:
         if self.targets and self.traces:
             raise UserInputError("a trace names its target: leave --targets out, and give --trace once for every target.")
         if self.request.engine is not None and (self.by_category or self.targets):
-            raise UserInputError("--engine plans for one target and all prompts: leave --targets and --by-category out.")
+            raise UserInputError("--engine plans for one target and all prompts: leave --targets, --by-category out.")
         if self.request.engine == "all" and len(self.traces) > 1:
             raise UserInputError("--engine all compares engines with one draft: give --trace once.")
         if self.request.target is not None and (self.targets or len(self.traces) > 1):
