@@ -64,22 +64,23 @@ def test_every_exit_is_predicted_at_and_between_the_profiled_lengths(shape: Roun
 @given(
     shape=st.sampled_from(SHAPES),
     steps=st.lists(st.floats(0.0, 2.5), min_size=2, max_size=2),
-    costs=st.tuples(*(st.floats(1e-5, 2e-4) for _ in range(4))),
+    costs=st.tuples(*(st.floats(1e-5, 2e-4) for _ in range(3))),
+    cold=st.floats(0.0, 2.0),
     has_timers=st.booleans(),
 )
 @settings(max_examples=8, deadline=None)
 def test_any_curve_with_knots_at_the_profiled_lengths_is_recovered(
-    shape: RoundShape, steps: list[float], costs: tuple[float, ...], has_timers: bool
+    shape: RoundShape, steps: list[float], costs: tuple[float, ...], cold: float, has_timers: bool
 ) -> None:
-    """Rising verification curves, flat to as steep as one row each."""
+    """Rising verification curves, flat to as steep as one row each; a cold layer takes up to three times as long."""
     knots = np.cumsum([1.0, *(step + 0.02 for step in steps)])
     simulated = SimulatedEngine(
         shape=shape,
         verify_steps=lambda rows: float(np.interp(rows, (1, 4, 9), knots)),
         draft_pass_s=costs[0],
         draft_layer_s=costs[1],
-        cold_layer_s=costs[2],
-        overhead_s=costs[3],
+        cold_layer_s=cold * costs[1],
+        overhead_s=costs[2],
         timers=has_timers,
     )
     fit = fit_engine(profile_of(simulated), TRACE, simulated.engine)
