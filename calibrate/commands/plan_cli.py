@@ -107,8 +107,8 @@ def _add_evidence_flags(group: argparse._ArgumentGroup) -> None:
     by_category_help = "the best policy for every category of the trace's prompts, and the best for all"
     add("--by-category", action="store_true", help=by_category_help)
     engine_help = (
-        "the engine that executes the plan (s2d-engines list), or all to compare engines (default: the profile's, else s2d, the "
-        "bundled runtime)"
+        "the engine that executes the plan (s2d-engines list), or all to compare engines (default: the profile's, else s2d, "
+        "the bundled runtime)"
     )
     add("--engine", metavar="NAME", help=engine_help)
     profile_help = (

@@ -141,4 +141,3 @@ class SimulatedEngine:
             draft_s=self.draft_s(exit_layer or 0, rounds) * noise if is_timed else None,
             verify_s=self.verify_s(rounds) * noise if is_timed else None,
         )
-

@@ -130,9 +130,7 @@ def test_seconds_of_a_disturbed_minute_cancel_in_the_speedup() -> None:
 def test_rounds_come_from_accepted_tokens_or_from_replay_if_the_engine_does_not_count_them() -> None:
     simulated = SimulatedEngine(shape=RoundShape(rereads_block=True))
     counted = profile_of(simulated)
-    runs = tuple(
-        replace(run, calls=tuple(replace(call, num_rounds=None) for call in run.calls)) for run in counted.runs
-    )
+    runs = tuple(replace(run, calls=tuple(replace(call, num_rounds=None) for call in run.calls)) for run in counted.runs)
     accepted_only = observe(replace(counted, runs=runs), None)
     for run, other in zip(observe(counted, None).runs, accepted_only.runs, strict=True):
         assert run.num_rounds == other.num_rounds

@@ -68,7 +68,9 @@ def test_a_profile_names_the_engine_and_its_seconds_price_the_plan(planned: Plan
 def test_the_chosen_length_is_within_three_percent_of_the_best_true_one(planned: Plan) -> None:
     policy = planned.policy
     assert policy is not None
-    true = {(layer, tokens): LLAMA_CPP.speedup(make_trace(), layer, tokens) for layer in (1, 2, 4, 6) for tokens in range(1, 13)}
+    true = {
+        (layer, tokens): LLAMA_CPP.speedup(make_trace(), layer, tokens) for layer in (1, 2, 4, 6) for tokens in range(1, 13)
+    }
     assert true[policy.exits[0], policy.tokens] > 0.97 * max(true.values())
 
 
@@ -121,9 +123,7 @@ def test_a_draft_that_reads_its_block_again_is_worth_less() -> None:
 
 def test_only_an_engine_that_takes_lengths_by_batch_gets_a_schedule_of_its_exit() -> None:
     device = DeviceRequest(device="h100")
-    vllm, llama_cpp = (
-        make_plan(PlanRequest(target="vicuna-7b", engine=name, device=device)) for name in ("vllm", "llama.cpp")
-    )
+    vllm, llama_cpp = (make_plan(PlanRequest(target="vicuna-7b", engine=name, device=device)) for name in ("vllm", "llama.cpp"))
     assert vllm.policy is not None
     exits = {point.exit_layer for schedule in vllm.batch_schedules for point in schedule.points}
     assert exits <= {vllm.policy.exits[0], None}
@@ -139,7 +139,7 @@ def test_the_bundled_runtime_is_the_default_and_its_name_changes_nothing() -> No
 def test_an_engine_that_does_not_run_on_the_device_is_refused() -> None:
     with pytest.raises(UserInputError, match=r"OpenVINO GenAI does not run on H100-SXM: expected a CPU \(--device cpu\)"):
         make_plan(PlanRequest(target="llama-70b", engine="openvino", device=DeviceRequest(device="h100")))
-    with pytest.raises(UserInputError, match="TensorRT-LLM does not run on .*: expected a GPU"):
+    with pytest.raises(UserInputError, match=r"TensorRT-LLM does not run on .*: expected a GPU"):
         make_plan(PlanRequest(target="vicuna-7b", engine="tensorrt-llm", device=DeviceRequest(device="cpu")))
 
 
@@ -170,15 +170,13 @@ def test_the_targets_own_layers_are_no_draft_for_an_engine(tmp_path: Path) -> No
     header = make_trace().header
     own = replace(header, draft_kind="self", draft_model=header.target_model, draft_sha256=header.target_sha256)
     trace = write_trace(tmp_path / "self.npz", replace(make_trace(), header=own))
-    with pytest.raises(UserInputError, match="serves a draft as a model of its own. Write the layers as one"):
+    with pytest.raises(UserInputError, match=r"serves a draft as a model of its own\. Write the layers as one"):
         make_plan(PlanRequest(trace=trace, engine="llama.cpp"))
 
 
 def test_files_that_contradict_each_other_or_the_request_are_refused(trace: Path, profile: Path, tmp_path: Path) -> None:
     bundled = write_profile(tmp_path / "target.latency.json", target_profile())
-    other = write_engine_profile(
-        tmp_path / "ort.json", ENGINE_PROFILE_FILE.read(profile).record, engine="onnxruntime"
-    )
+    other = write_engine_profile(tmp_path / "ort.json", ENGINE_PROFILE_FILE.read(profile).record, engine="onnxruntime")
     quantised = write_engine_profile(tmp_path / "q8.json", ENGINE_PROFILE_FILE.read(profile).record, weights="q8_0")
     cases: tuple[tuple[dict[str, object], str], ...] = (
         ({"engine": "vllm", "profiles": (profile,)}, "'llama.json' was made for engine llama.cpp, not for engine vllm"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from perfmodel.core.errors import OutOfDomain, UserInputError
 from perfmodel.engines.engine import RoundShape
-from perfmodel.engines.engine_fit import ENGINE_FIT_FILE, EngineFit, FittedRun, VerifyPoint
+from perfmodel.engines.engine_fit import EngineFit, FittedRun, VerifyPoint
 from perfmodel.engines.engine_latency import EngineDraftLatency, EngineTargetLatency, engine_latencies
 from perfmodel.engines.round_shape import with_round_shape
 from perfmodel.engines.weight_words import find_dtype, weights_dtype
@@ -16,7 +16,7 @@ from perfmodel.policies.policy import Policy
 from perfmodel.replay.estimate import pass_seconds
 from perfmodel.replay.replay import replay
 from tests.calibrate.engines.simulate_engine import SETTING
-from tests.calibrate.factories import make_trace, provenance
+from tests.calibrate.factories import make_trace
 
 TRACE = make_trace()
 LAYERS = TRACE.header.exit_layers
@@ -81,8 +81,7 @@ def test_a_block_that_is_read_again_costs_as_much_more_as_in_the_target() -> Non
     expected_s = sum(part.num_passes * FIT.draft_s(4) * FIT.verify_s(part.rows) / FIT.plain_s for part in wide)
     pairs = [part for part in rounds.passes if part.kind == "segment" and part.rows == 2]
     replaced_s = sum(
-        part.num_passes * FIT.draft_layer_s * ((0, *LAYERS)[part.stage + 1] - (0, *LAYERS)[part.stage])
-        for part in pairs
+        part.num_passes * FIT.draft_layer_s * ((0, *LAYERS)[part.stage + 1] - (0, *LAYERS)[part.stage]) for part in pairs
     ) * (FIT.verify_s(2) / FIT.plain_s - 1)
     assert added_s == pytest.approx(expected_s - replaced_s)
 
@@ -130,11 +129,6 @@ def test_no_engine_runs_ahead_or_has_profiled_prompts() -> None:
     for latency, kind in ((EngineDraftLatency(FIT), "ahead"), (EngineTargetLatency(FIT), "target_prefill")):
         with pytest.raises(OutOfDomain):
             latency.line(kind, 0, 1)  # type: ignore[arg-type]
-
-
-def test_a_fit_is_read_as_it_was_written(tmp_path) -> None:
-    ENGINE_FIT_FILE.write(tmp_path / "fit.json", FIT, provenance())
-    assert ENGINE_FIT_FILE.read(tmp_path / "fit.json").record == FIT
 
 
 def test_words_for_weights_name_number_types() -> None:
