@@ -71,6 +71,19 @@ def test_a_floor_is_used_only_if_the_engine_compares_the_confidence_of_the_trace
     assert stop_of(replace(TRANSFORMERS, floor=broken)) is None
 
 
+def test_a_floor_of_llama_cpp_drops_its_token() -> None:
+    rng = np.random.default_rng(0)
+    is_right = TRACE.accept_prob > 0.5
+    confidence = np.where(is_right, 0.9, 0.15) + 0.05 * rng.random(is_right.shape)
+    header = replace(TRACE.header, confidence="top10-prob")
+    sure = replace(TRACE, header=header, confidence=confidence.astype(np.float32))
+    pricing = by_datasheet(ENGINES["llama.cpp"], sure)
+    policy = search_engine(engine_scenario(sure, pricing), ENGINES["llama.cpp"], pricing).chosen.policy
+    assert policy is not None
+    assert isinstance(policy.stop, ConfidenceFloor)
+    assert not policy.stop.keeps_token
+
+
 def profiled() -> Pricing:
     """Prices by the fit of a profile of exits 1 and 4 at 3 and 8 tokens."""
 
