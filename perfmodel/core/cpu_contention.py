@@ -59,3 +59,44 @@ def thread_waited_s(path: Path = _SCHEDSTAT) -> Seconds | None:
         return int(path.read_text().split()[1]) * NANO
     except (OSError, ValueError, IndexError):
         return None
+
+
+class TreeContention:
+    """The share of time since its creation in which a process and its descendants waited for a processor.
+
+    Threads wait side by side, and a computation waits for its slowest thread. The share is that of the thread which waited
+    longest.
+
+    Args:
+        process: its id.
+        proc: where the system shows its processes.
+        clock: a monotonic clock in seconds.
+    """
+
+    def __init__(self, process: int, *, proc: Path = Path("/proc"), clock: Callable[[], Seconds] = time.perf_counter) -> None:
+        self._process, self._proc, self._clock = process, proc, clock
+        self._at_start_s = self._waits_s()
+        self._start_s = clock()
+
+    @property
+    def waited_frac(self) -> Frac | None:
+        """The share; None if the system does not count waits, or if no time has passed."""
+        elapsed_s, waits_s = self._clock() - self._start_s, self._waits_s()
+        if not waits_s or elapsed_s <= 0:
+            return None
+        longest_s = max(waited_s - self._at_start_s.get(thread, 0.0) for thread, waited_s in waits_s.items())
+        return min(1.0, longest_s / elapsed_s)
+
+    def _waits_s(self) -> dict[str, Seconds]:
+        """Seconds that each thread has waited since it started; empty if the system does not count them."""
+        members: list[int] = [self._process]
+        waits_s: dict[str, Seconds] = {}
+        try:
+            while members:
+                for thread in (self._proc / str(members.pop()) / "task").glob("*"):
+                    members += map(int, (thread / "children").read_text().split())
+                    waited_s = thread_waited_s(thread / "schedstat")
+                    waits_s |= {} if waited_s is None else {thread.name: waited_s}
+        except OSError:  # the system does not show children, or the process has just ended
+            return {}
+        return waits_s
