@@ -25,7 +25,7 @@ def find_model(name: str) -> Path:
         UnknownName: the name is none of these.
         UserInputError: the hub cannot be reached, or does not provide the model.
     """
-    folder = _local_folder(name)
+    folder = local_folder(name)
     return fetch_folder(name) if folder is None else folder
 
 
@@ -37,7 +37,7 @@ def check_model_names(*names: str | None) -> None:
     """
     for name in names:
         if name not in (None, SELF_DRAFT):
-            _local_folder(name)
+            local_folder(name)
 
 
 def is_reference_model(name: str) -> bool:
@@ -46,11 +46,11 @@ def is_reference_model(name: str) -> bool:
     Raises:
         UnknownName: there is no such model.
     """
-    folder = _local_folder(name)
+    folder = local_folder(name)
     return folder is not None and folder.resolve().parent == FAMILY_FOLDER.resolve()
 
 
-def _local_folder(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
     """The local folder of a model; None for a model of the hub."""
     known = {REFERENCE_PREFIX + path.parent.name: path.parent for path in sorted(FAMILY_FOLDER.glob("*/config.json"))}
     if name in known:
