@@ -211,7 +211,7 @@ def _add_models(group: argparse._ArgumentGroup, *, are_required: bool) -> None:
     group.add_argument("--exits", type=layers, metavar="LAYERS", help=EXITS_HELP)
     group.add_argument(
         "--confidence",
-        choices=("max-prob", "margin", "entropy"),
+        choices=("max-prob", "margin", "entropy", "top10-prob"),
         default="max-prob",
         help="confidence of an exit in its token (default: max-prob)",
     )
